@@ -1,0 +1,2 @@
+//! The `yurt-net` command.
+fn main() {}

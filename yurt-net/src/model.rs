@@ -1,0 +1,240 @@
+//! The part of Kubernetes' and OpenYurt's objects that decides where Service traffic goes.
+//!
+//! Pure. Built by `source::decode`, read by `policy`. The vocabulary is Kubernetes'; optional fields
+//! already carry their API defaults, and nothing that no rule reads is kept.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+/// Namespace and name of a namespaced object; sorts bytewise by namespace, then name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NamespacedName {
+    /// `metadata.namespace`; `default` where the manifest has none.
+    pub namespace: String,
+    /// `metadata.name`.
+    pub name: String,
+}
+
+impl NamespacedName {
+    /// Joins the two parts.
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        Self {
+            namespace: namespace.into(),
+            name: name.into(),
+        }
+    }
+}
+
+impl fmt::Display for NamespacedName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Transport protocol of a port. Order and spelling are the API's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Protocol {
+    /// SCTP: listed in the table, enforced by nobody here.
+    Sctp,
+    /// TCP.
+    Tcp,
+    /// UDP.
+    Udp,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sctp => "SCTP",
+            Self::Tcp => "TCP",
+            Self::Udp => "UDP",
+        })
+    }
+}
+
+/// A v1 Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Identity.
+    pub name: NamespacedName,
+    /// `spec.type`.
+    pub service_type: ServiceType,
+    /// `spec.clusterIPs` (or `clusterIP`); empty when headless (`None`) or not yet allocated.
+    pub cluster_ips: Vec<IpAddr>,
+    /// `spec.externalIPs`.
+    pub external_ips: Vec<IpAddr>,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
+    pub load_balancer_ips: Vec<IpAddr>,
+    /// `spec.ports`.
+    pub ports: Vec<ServicePort>,
+    /// Annotation `openyurt.io/topologyKeys`, as written; `None` when absent.
+    pub topology_keys: Option<String>,
+    /// Label `service.kubernetes.io/service-proxy-name` is present: another proxy serves it.
+    pub is_proxied_elsewhere: bool,
+}
+
+/// `spec.type` of a Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ServiceType {
+    /// The default.
+    ClusterIp,
+    /// Also on a port of every node.
+    NodePort,
+    /// Also on the ingress addresses.
+    LoadBalancer,
+    /// A DNS alias: nothing to proxy.
+    ExternalName,
+}
+
+/// One entry of `spec.ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServicePort {
+    /// Name; "" when the only port has none.
+    pub name: String,
+    /// Protocol, default TCP.
+    pub protocol: Protocol,
+    /// Port of the ClusterIP and of the external addresses, 1 to 65535.
+    pub port: u16,
+    /// Port on the node; 0 when there is none.
+    pub node_port: u16,
+}
+
+/// Family of the addresses in a slice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AddressFamily {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl From<IpAddr> for AddressFamily {
+    fn from(address: IpAddr) -> Self {
+        if address.is_ipv4() {
+            Self::V4
+        } else {
+            Self::V6
+        }
+    }
+}
+
+/// A discovery.k8s.io/v1 EndpointSlice. FQDN slices are not decoded: kube-proxy ignores them too.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointSlice {
+    /// Identity.
+    pub name: NamespacedName,
+    /// Label `kubernetes.io/service-name`; slices without it are not decoded.
+    pub service: String,
+    /// `addressType`.
+    pub family: AddressFamily,
+    /// Ports that have a name and a number other than 0 (kube-proxy endpointslicecache.go).
+    pub ports: Vec<EndpointPort>,
+    /// Endpoints.
+    pub endpoints: Vec<Endpoint>,
+}
+
+/// One entry of a slice's `ports`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndpointPort {
+    /// Name; "" for an unnamed port.
+    pub name: String,
+    /// Protocol, default TCP.
+    pub protocol: Protocol,
+    /// Port of the Pod, 1 to 65535.
+    pub port: u16,
+}
+
+/// One entry of a slice's `endpoints`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// `addresses[0]`: the only one that kube-proxy uses.
+    pub address: IpAddr,
+    /// `nodeName`.
+    pub node_name: Option<Arc<str>>,
+    /// `conditions.ready`, default true.
+    pub is_ready: bool,
+}
+
+/// A v1 Node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// `metadata.name`.
+    pub name: String,
+    /// `metadata.labels`.
+    pub labels: BTreeMap<String, String>,
+    /// `status.addresses` of type InternalIP, in order.
+    pub internal_ips: Vec<IpAddr>,
+    /// `status.addresses` of type ExternalIP, in order.
+    pub external_ips: Vec<IpAddr>,
+    /// `spec.podCIDRs` (or `podCIDR`).
+    pub pod_cidrs: Vec<IpNetwork>,
+}
+
+/// An apps.openyurt.io NodePool (v1beta1, v1beta2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodePool {
+    /// `metadata.name`.
+    pub name: String,
+    /// `status.nodes`.
+    pub nodes: Vec<String>,
+}
+
+/// An apps.openyurt.io/v1alpha1 NodeBucket: a part of the members of a large pool.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeBucket {
+    /// `metadata.name`.
+    pub name: String,
+    /// Label `openyurt.io/pool-name`.
+    pub pool: String,
+    /// `nodes[].name`.
+    pub nodes: Vec<String>,
+}
+
+/// A networking.k8s.io ServiceCIDR (v1, v1beta1): addresses that ClusterIPs are allocated from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    /// `metadata.name`.
+    pub name: String,
+    /// `spec.cidrs`.
+    pub cidrs: Vec<IpNetwork>,
+}
+
+/// Everything a source knows at one moment: whole or absent, never a half list.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Services.
+    pub services: BTreeMap<NamespacedName, Arc<Service>>,
+    /// EndpointSlices.
+    pub slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
+    /// Nodes by name; a source may hold only the own one.
+    pub nodes: BTreeMap<String, Arc<Node>>,
+    /// NodePools by name.
+    pub pools: BTreeMap<String, Arc<NodePool>>,
+    /// NodeBuckets by name.
+    pub buckets: BTreeMap<String, Arc<NodeBucket>>,
+    /// ServiceCIDRs by name.
+    pub service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
+    /// Objects that the source had to leave out or to keep in an older version.
+    pub rejections: Vec<Rejection>,
+}
+
+/// One object that is wrong, and why. It costs only itself: the rest of the table still ships.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Rejection {
+    /// Kind as written; "" when the document could not be read that far.
+    pub kind: String,
+    /// Namespace; "" when cluster scoped or unknown.
+    pub namespace: String,
+    /// Name; "" when unknown.
+    pub name: String,
+    /// `web.yaml#3`: path relative to the source, document from 1; "" for an apiserver.
+    pub source: String,
+    /// What is wrong and what to do about it.
+    pub reason: String,
+}
