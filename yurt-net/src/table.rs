@@ -40,6 +40,13 @@ pub struct ClusterPrefixes {
     pub are_service_cidrs: bool,
 }
 
+impl ClusterPrefixes {
+    /// Whether `address` is inside one of the prefixes.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(address))
+    }
+}
+
 /// One port of one Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServiceEntry {
