@@ -1,0 +1,71 @@
+//! Embeds the eBPF object, so that the agent is one file.
+//!
+//! A debug build without the object gets an empty stand-in: `cargo check`, `clippy` and the tests
+//! of everything above the kernel need no BPF tool. A release build without it is an error.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Another object than the one `cargo xtask build-ebpf` leaves.
+const OVERRIDE: &str = "YURT_EBPF_OBJECT";
+
+fn main() -> ExitCode {
+    match embed() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(message) => {
+            println!("cargo::error={message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn embed() -> Result<(), String> {
+    println!("cargo::rerun-if-env-changed={OVERRIDE}");
+    let chosen = env::var_os(OVERRIDE).map(PathBuf::from);
+    let object = match &chosen {
+        Some(path) => path.clone(),
+        None => Path::new(&variable("CARGO_MANIFEST_DIR")?).join("../target/bpf/yurt-ebpf.o"),
+    };
+    watch(&object)?;
+
+    let bytes = match fs::read(&object) {
+        Ok(bytes) if bytes.starts_with(b"\x7fELF") => bytes,
+        Ok(_) => return Err(format!("{} is not an ELF object", object.display())),
+        Err(error) if chosen.is_some() => {
+            return Err(format!("{OVERRIDE}={}: {error}", object.display()));
+        }
+        Err(_) if variable("PROFILE")? != "release" => Vec::new(),
+        Err(error) => {
+            return Err(format!(
+                "no eBPF object for a release build ({}: {error}); run `cargo xtask build-ebpf`, \
+                 or `cargo xtask build` for both",
+                object.display()
+            ));
+        }
+    };
+    let embedded = Path::new(&variable("OUT_DIR")?).join("yurt-ebpf.o");
+    fs::write(&embedded, bytes).map_err(|error| format!("{}: {error}", embedded.display()))
+}
+
+/// Has this script run again when the object comes, changes or goes.
+///
+/// Cargo takes a watched file that does not exist for one that always changes, and would rebuild
+/// the agent every time; so it is the directory that is watched, which holds nothing else.
+fn watch(object: &Path) -> Result<(), String> {
+    let watched = match object.parent() {
+        Some(dir) if !object.exists() => {
+            fs::create_dir_all(dir).map_err(|error| format!("{}: {error}", dir.display()))?;
+            dir
+        }
+        _ => object,
+    };
+    println!("cargo::rerun-if-changed={}", watched.display());
+    Ok(())
+}
+
+fn variable(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("{name} is not set; build with cargo"))
+}
