@@ -1,5 +1,8 @@
-//! The library half of the kernel side: the map ABI and the pure code that both sides share.
+//! The library half of the kernel side: the map ABI and the pure decision code that both sides share.
 //!
 //! The binary half (`main.rs`) holds the programs. One crate, no features: the split is by `target_arch = "bpf"`, so
 //! that `cargo check` and `clippy` type-check the kernel code on a machine without any BPF tool.
 #![cfg_attr(target_arch = "bpf", no_std)]
+
+pub mod abi;
+pub mod select;

@@ -1,4 +1,23 @@
 //! The eBPF programs.
+//!
+//! `sock.rs` holds the socket path: each program is one call that cannot fail. See `maps.rs` for every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
+
+mod maps;
+mod sock;
+
+/// Reading the licence is how the kernel decides which helpers a program may call.
+#[cfg(target_arch = "bpf")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// A loop without end: the verifier refuses it, so a program that could panic never loads.
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

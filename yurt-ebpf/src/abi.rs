@@ -1,0 +1,460 @@
+//! The layout of every map: the contract between the programs, the agent, and pins of earlier agents.
+//!
+//! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
+//! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
+//! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
+//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`]: the numbers are part of the pin paths.
+
+#[cfg(not(target_arch = "bpf"))]
+extern crate alloc;
+
+/// Version of the table maps: `yurt_conf`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
+pub const TABLE_ABI: u32 = 1;
+/// Version of the state maps, which outlive tables: `yurt_revsk`, `yurt_peer`, `yurt_netns`, `yurt_count`.
+pub const STATE_ABI: u32 = 1;
+
+/// Most prefixes of one family in a [`PrefixSet`].
+pub const MAX_PREFIXES: usize = 16;
+/// Destinations of one unconnected UDP socket that keep their backend.
+pub const UDP_PEERS: usize = 8;
+
+/// Who may use a frontend entry: this node and its Pods.
+pub const SCOPE_INTERNAL: u8 = 0;
+/// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are refused.
+pub const SCOPE_ADDRESS: u8 = 1;
+
+/// Flag of a [`FrontendValue`]: only for sockets in the node's own network namespace (NodePorts on loopback).
+pub const FRONTEND_NODE_ONLY: u8 = 1;
+
+/// [`PrefixSet::flags`]: the prefixes are ServiceCIDRs, so an unallocated address inside is refused.
+pub const PREFIXES_ARE_SERVICE_CIDRS: u32 = 1;
+
+/// [`Conf::socket_lb`]: sockets of every process on the node are served.
+pub const SOCKET_LB_ALL: u32 = 0;
+/// [`Conf::socket_lb`]: only sockets in the node's own network namespace are (for meshes and VM Pods).
+pub const SOCKET_LB_HOST: u32 = 1;
+/// [`Conf::socket_lb`]: nobody is.
+pub const SOCKET_LB_OFF: u32 = 2;
+
+/// [`NetnsRow::class`]: a Pod whose sockets are left alone.
+pub const NETNS_OPT_OUT: u32 = 1;
+
+/// Key of `yurt_fe4`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct FrontendKey4 {
+    /// Address.
+    pub addr: [u8; 4],
+    /// Port, 0 for [`SCOPE_ADDRESS`].
+    pub port_be: [u8; 2],
+    /// IANA protocol number; 0 for [`SCOPE_ADDRESS`].
+    pub protocol: u8,
+    /// `SCOPE_*`.
+    pub scope: u8,
+}
+
+/// Key of `yurt_fe6`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct FrontendKey6 {
+    /// Address.
+    pub addr: [u8; 16],
+    /// Port, 0 for [`SCOPE_ADDRESS`].
+    pub port_be: [u8; 2],
+    /// IANA protocol number; 0 for [`SCOPE_ADDRESS`].
+    pub protocol: u8,
+    /// `SCOPE_*`.
+    pub scope: u8,
+    /// Zero.
+    pub pad: [u8; 4],
+}
+
+/// Value of `yurt_fe4` and `yurt_fe6`: service index (bits 0-31), key fingerprint (32-55), flags (56-63).
+///
+/// The kernel may hand a hash element to another key while a reader looks at it. The fingerprint tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct FrontendValue(pub u64);
+
+impl FrontendValue {
+    /// Packs the parts; `fingerprint` has 24 bits.
+    pub const fn new(service: u32, fingerprint: u32, flags: u8) -> Self {
+        Self(service as u64 | (fingerprint as u64 & 0xff_ffff) << 32 | (flags as u64) << 56)
+    }
+
+    /// Index into `yurt_svc`.
+    #[inline(always)]
+    pub const fn service(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// See [`FrontendKey4::fingerprint`].
+    #[inline(always)]
+    pub const fn fingerprint(self) -> u32 {
+        (self.0 >> 32) as u32 & 0xff_ffff
+    }
+
+    /// `FRONTEND_*`.
+    #[inline(always)]
+    pub const fn flags(self) -> u8 {
+        (self.0 >> 56) as u8
+    }
+}
+
+/// The publish word of a service: one atomic store switches every new connection from one endpoint set to the next.
+///
+/// First slot (bits 0-23), number of slots (24-39), generation (40-55), flags (56-63, none yet). The generation grows
+/// with every publish, so that a word that is equal means a set that is equal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct PublishWord(pub u64);
+
+impl PublishWord {
+    /// Largest slot index that fits.
+    pub const MAX_BASE: u32 = (1 << 24) - 1;
+
+    /// Packs the parts; `base` has 24 bits.
+    pub const fn new(base: u32, count: u16, generation: u16) -> Self {
+        Self(base as u64 & 0xff_ffff | (count as u64) << 24 | (generation as u64) << 40)
+    }
+
+    /// First slot.
+    #[inline(always)]
+    pub const fn base(self) -> u32 {
+        self.0 as u32 & 0xff_ffff
+    }
+
+    /// Number of slots; 0 refuses.
+    #[inline(always)]
+    pub const fn count(self) -> u16 {
+        (self.0 >> 24) as u16
+    }
+
+    /// Counts publishes of this index, wrapping.
+    #[inline(always)]
+    pub const fn generation(self) -> u16 {
+        (self.0 >> 40) as u16
+    }
+}
+
+/// Value of `yurt_svc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct ServiceRow {
+    /// [`PublishWord`].
+    pub word: u64,
+    /// Session affinity timeout, seconds; 0 = none.
+    pub affinity_s: u32,
+    /// Zero.
+    pub pad: u32,
+}
+
+/// Value of `yurt_slot`: an IPv4 backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Backend4 {
+    /// Address.
+    pub addr: [u8; 4],
+    /// Port.
+    pub port_be: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Value of `yurt_be6`: an IPv6 backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Backend6 {
+    /// Address.
+    pub addr: [u8; 16],
+    /// Port.
+    pub port_be: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+/// The one value of `yurt_conf`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Conf {
+    /// Cookie of the node's own network namespace.
+    pub node_netns: u64,
+    /// `SOCKET_LB_*`.
+    pub socket_lb: u32,
+    /// Number of entries in `yurt_netns`; 0 spares the lookup.
+    pub netns_rows: u32,
+    /// Which of `prefixes` is in force; the other one is written before it is switched.
+    pub active_prefixes: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Double buffer.
+    pub prefixes: [PrefixSet; 2],
+}
+
+/// Where ClusterIPs come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct PrefixSet {
+    /// Valid entries of `v4`.
+    pub v4_len: u32,
+    /// Valid entries of `v6`.
+    pub v6_len: u32,
+    /// `PREFIXES_*`.
+    pub flags: u32,
+    /// Zero.
+    pub pad: u32,
+    /// IPv4 prefixes.
+    pub v4: [Prefix4; MAX_PREFIXES],
+    /// IPv6 prefixes.
+    pub v6: [Prefix6; MAX_PREFIXES],
+}
+
+/// An IPv4 prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(4))]
+pub struct Prefix4 {
+    /// Network address.
+    pub addr: [u8; 4],
+    /// Network mask.
+    pub mask: [u8; 4],
+}
+
+/// An IPv6 prefix.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Prefix6 {
+    /// Network address.
+    pub addr: [u8; 16],
+    /// Network mask.
+    pub mask: [u8; 16],
+}
+
+/// Value of `yurt_revsk`, one for each UDP socket that has dialled a Service: what `recvmsg` and `getpeername` show.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct UdpPeers {
+    /// Counts sends; orders `used`.
+    pub clock: u32,
+    /// Zero.
+    pub pad: u32,
+    /// Destinations, in no order.
+    pub peers: [UdpPeer; UDP_PEERS],
+}
+
+/// One Service address that a UDP socket has sent to. IPv4 addresses are IPv4-mapped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct UdpPeer {
+    /// The address that the client dialled.
+    pub vip: [u8; 16],
+    /// The backend that it got.
+    pub backend: [u8; 16],
+    /// The [`PublishWord`] under which the backend was last seen in the set.
+    pub word: u64,
+    /// Port of `vip`.
+    pub vip_port_be: [u8; 2],
+    /// Port of `backend`.
+    pub backend_port_be: [u8; 2],
+    /// `clock` of the last send; 0 = not shown any more: the socket has since dialled the backend itself.
+    pub used: u32,
+}
+
+/// Value of `yurt_peer`, indexed by socket cookie: what `getpeername` shows for a TCP socket. Lossy on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct TcpPeer {
+    /// The address that the client dialled; IPv4 addresses are IPv4-mapped.
+    pub vip: [u8; 16],
+    /// Binds `vip` to the socket's cookie and its real peer, so that torn and foreign entries are told apart.
+    pub tag: u64,
+    /// Port of `vip`.
+    pub vip_port_be: [u8; 2],
+    /// Zero.
+    pub pad: [u8; 6],
+}
+
+/// Value of `yurt_netns`, by network namespace cookie: what the hooks must know of a client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct NetnsRow {
+    /// `NETNS_*`.
+    pub class: u32,
+    /// The Pod's IPv4 address; zero when it has none.
+    pub addr4: [u8; 4],
+    /// The Pod's IPv6 address; zero when it has none.
+    pub addr6: [u8; 16],
+}
+
+/// Index into `yurt_count`: a verdict and its reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counter {
+    /// A new flow went to a backend.
+    Forward = 0,
+    /// Refused: the Service has no endpoint that may take it.
+    RefuseNoEndpoint = 1,
+    /// Refused: a port that this ClusterIP does not have.
+    RefuseUnknownPort = 2,
+    /// Refused: an address inside a ServiceCIDR that no Service has.
+    RefuseUnallocated = 3,
+    /// Refused: the table changed twice under the reader, or holds what it must not.
+    RefuseInconsistent = 4,
+    /// A datagram kept the backend of an earlier one.
+    UdpKept = 5,
+}
+
+/// Number of counters, and a name for each as `status` prints it.
+pub const COUNTERS: [&str; 6] = [
+    "forward",
+    "refuse_no_endpoint",
+    "refuse_unknown_port",
+    "refuse_unallocated",
+    "refuse_inconsistent",
+    "udp_kept",
+];
+
+const fn mix(value: u64) -> u64 {
+    // The finaliser of MurmurHash3, without its last xor-shift.
+    let value = (value ^ value >> 33).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    (value ^ value >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
+}
+
+/// The two halves of an address, for comparisons that need no `memcmp`.
+#[inline(always)]
+pub(crate) const fn words(addr: &[u8; 16]) -> (u64, u64) {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+    (
+        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+    )
+}
+
+impl FrontendKey4 {
+    /// 24 bits that bind a value to this key.
+    #[inline(always)]
+    pub const fn fingerprint(&self) -> u32 {
+        let Self {
+            addr,
+            port_be,
+            protocol,
+            scope,
+        } = *self;
+        let rest =
+            (u16::from_ne_bytes(port_be) as u64) << 16 | (protocol as u64) << 8 | scope as u64;
+        (mix((u32::from_ne_bytes(addr) as u64) << 32 | rest) >> 40) as u32
+    }
+}
+
+impl FrontendKey6 {
+    /// 24 bits that bind a value to this key.
+    #[inline(always)]
+    pub const fn fingerprint(&self) -> u32 {
+        let Self {
+            addr,
+            port_be,
+            protocol,
+            scope,
+            pad: _,
+        } = *self;
+        let (high, low) = words(&addr);
+        let rest =
+            (u16::from_ne_bytes(port_be) as u64) << 16 | (protocol as u64) << 8 | scope as u64;
+        (mix(mix(high) ^ mix(low).rotate_left(23) ^ rest) >> 40) as u32
+    }
+}
+
+impl TcpPeer {
+    /// An entry for the socket `cookie`, which dialled `vip` and is connected to `peer`.
+    #[inline(always)]
+    pub const fn new(cookie: u64, vip: [u8; 16], vip_port_be: [u8; 2], peer: [u8; 16]) -> Self {
+        let tag = Self::tag(cookie, &vip, vip_port_be, &peer);
+        Self {
+            vip,
+            tag,
+            vip_port_be,
+            pad: [0; 6],
+        }
+    }
+
+    /// Whether this entry was written for `cookie` and `peer`, and whole.
+    #[inline(always)]
+    pub const fn is_of(&self, cookie: u64, peer: &[u8; 16]) -> bool {
+        self.tag == Self::tag(cookie, &self.vip, self.vip_port_be, peer)
+    }
+
+    #[inline(always)]
+    const fn tag(cookie: u64, vip: &[u8; 16], port_be: [u8; 2], peer: &[u8; 16]) -> u64 {
+        let (vip_high, vip_low) = words(vip);
+        let (peer_high, peer_low) = words(peer);
+        let port = u16::from_ne_bytes(port_be) as u64;
+        let vip = mix(vip_low ^ port << 24) ^ vip_high.rotate_left(17);
+        // Never 0, which is what an empty entry holds.
+        (cookie ^ vip ^ mix(peer_low ^ peer_high.rotate_left(29))) | 1 << 63
+    }
+}
+
+/// `::ffff:a.b.c.d`, the form in which state maps keep IPv4 addresses.
+#[inline(always)]
+pub const fn mapped(addr: [u8; 4]) -> [u8; 16] {
+    let [a, b, c, d] = addr;
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+macro_rules! pods {
+    ($($(#[$doc:meta])* $type:ident: $size:literal { $($field:ident),* })*) => {
+        $(const _: () = assert!(size_of::<$type>() == $size);)*
+        $(
+            #[cfg(not(target_arch = "bpf"))]
+            // SAFETY: `repr(C)`, integers and byte arrays only, and the fields fill the size: no implicit padding.
+            unsafe impl aya::Pod for $type {}
+        )*
+
+        /// Every type that is in a map, field by field, as text: what a change of the ABI changes.
+        #[cfg(not(target_arch = "bpf"))]
+        pub fn layout() -> alloc::string::String {
+            use core::fmt::Write as _;
+            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}\n");
+            $(
+                let _ = writeln!(text, "\n{}: {} bytes", stringify!($type), size_of::<$type>());
+                $(
+                    let size = size_of_field(|value: &$type| &value.$field);
+                    let offset = core::mem::offset_of!($type, $field);
+                    let _ = writeln!(text, "  {offset:4} {size:4} {}", stringify!($field));
+                )*
+            )*
+            text
+        }
+
+        #[cfg(test)]
+        mod layout_tests {
+            #[test]
+            fn fields_fill_every_type_so_that_no_padding_is_left_to_chance() {
+                $(
+                    let fields = 0 $(+ super::size_of_field(|value: &super::$type| &value.$field))*;
+                    assert_eq!(fields, size_of::<super::$type>(), stringify!($type));
+                )*
+            }
+        }
+    };
+}
+
+#[cfg(not(target_arch = "bpf"))]
+const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
+    size_of::<F>()
+}
+
+pods! {
+    FrontendKey4: 8 { addr, port_be, protocol, scope }
+    FrontendKey6: 24 { addr, port_be, protocol, scope, pad }
+    ServiceRow: 16 { word, affinity_s, pad }
+    Backend4: 8 { addr, port_be, pad }
+    Backend6: 24 { addr, port_be, pad }
+    Conf: 1336 { node_netns, socket_lb, netns_rows, active_prefixes, pad, prefixes }
+    PrefixSet: 656 { v4_len, v6_len, flags, pad, v4, v6 }
+    Prefix4: 8 { addr, mask }
+    Prefix6: 32 { addr, mask }
+    UdpPeers: 392 { clock, pad, peers }
+    UdpPeer: 48 { vip, backend, word, vip_port_be, backend_port_be, used }
+    TcpPeer: 32 { vip, tag, vip_port_be, pad }
+    NetnsRow: 24 { class, addr4, addr6 }
+}

@@ -1,0 +1,65 @@
+//! Every map, and the switches that the agent sets before it loads the programs.
+//!
+//! Capacities here are defaults; the agent's flags override them.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::SkStorage;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+
+use yurt_ebpf::abi::{
+    Backend4, Backend6, COUNTERS, Conf, FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer,
+    UdpPeers,
+};
+
+// The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
+
+/// (address, port, protocol, scope) -> `FrontendValue`: the only hash lookup of a decision.
+#[map(name = "yurt_fe4")]
+pub(crate) static FE4: HashMap<FrontendKey4, u64> = HashMap::with_max_entries(20480, 0);
+/// See `FE4`.
+#[map(name = "yurt_fe6")]
+pub(crate) static FE6: HashMap<FrontendKey6, u64> = HashMap::with_max_entries(8192, 0);
+/// Service index -> the publish word.
+#[map(name = "yurt_svc")]
+pub(crate) static SVC: Array<ServiceRow> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
+/// IPv4 backends: one contiguous sorted range for each endpoint set.
+#[map(name = "yurt_slot")]
+pub(crate) static SLOT: Array<Backend4> = Array::with_max_entries(65536, BPF_F_MMAPABLE);
+/// IPv6 backends, likewise.
+#[map(name = "yurt_be6")]
+pub(crate) static BE6: Array<Backend6> = Array::with_max_entries(8192, BPF_F_MMAPABLE);
+/// Configuration that changes at run time.
+#[map(name = "yurt_conf")]
+pub(crate) static CONF: Array<Conf> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// What `getpeername` shows for a TCP socket, by cookie.
+#[map(name = "yurt_peer")]
+pub(crate) static PEER: Array<TcpPeer> = Array::with_max_entries(16384, 0);
+/// What `recvmsg` and `getpeername` show for a UDP socket.
+#[btf_map(name = "yurt_revsk")]
+pub(crate) static REVSK: SkStorage<UdpPeers> = SkStorage::new();
+/// What the hooks must know of a client, by network namespace cookie.
+#[map(name = "yurt_netns")]
+pub(crate) static NETNS: HashMap<u64, NetnsRow> = HashMap::with_max_entries(512, 0);
+/// Verdicts by reason.
+#[map(name = "yurt_count")]
+pub(crate) static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS.len() as u32, 0);
+
+/// 1 where `bpf_set_retval` works in these hooks (about kernel 6.1): then a refusal is `ECONNREFUSED`, else `EPERM`.
+/// Frozen before the load, so that old kernels never see the call.
+#[unsafe(no_mangle)]
+static HAS_SET_RETVAL: u32 = 1;
+/// Number of entries in `yurt_peer` minus one; a power of two minus one.
+#[unsafe(no_mangle)]
+static PEER_MASK: u32 = 16384 - 1;
+
+pub(crate) fn has_set_retval() -> bool {
+    // SAFETY: a read of an initialised static; volatile, so that it is not folded to the default.
+    unsafe { core::ptr::read_volatile(&raw const HAS_SET_RETVAL) != 0 }
+}
+
+pub(crate) fn peer_mask() -> u32 {
+    // SAFETY: as above.
+    unsafe { core::ptr::read_volatile(&raw const PEER_MASK) }
+}

@@ -1,0 +1,353 @@
+//! Which backend a new flow gets: the decision of every hook, without the hook.
+//!
+//! Pure and `no_std`: runs in the kernel over the maps and in tests over anything that implements [`Tables`].
+//! One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one value: a reader
+//! sees all of one endpoint set or all of another. What cannot be made sense of is refused: a packet never leaves
+//! towards a virtual address.
+
+use crate::abi::{
+    Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FrontendKey4, FrontendKey6,
+    FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS, UDP_PEERS, UdpPeer,
+    UdpPeers, words,
+};
+
+/// The table as a reader sees it. Every call is one map lookup or one helper.
+pub trait Tables {
+    /// `yurt_fe4`.
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue>;
+    /// `yurt_fe6`.
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue>;
+    /// The first word of `yurt_svc`, loaded at once.
+    fn publish_word(&self, service: u32) -> Option<PublishWord>;
+    /// `yurt_slot`.
+    fn backend4(&self, slot: u32) -> Option<Backend4>;
+    /// `yurt_be6`.
+    fn backend6(&self, slot: u32) -> Option<Backend6>;
+    /// `yurt_conf`.
+    fn conf(&self) -> Option<&Conf>;
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Whether the client is in the node's own network namespace.
+    fn is_in_node_netns(&self) -> bool;
+}
+
+/// Whose address it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolved {
+    /// Nobody's: not our business.
+    Pass,
+    /// A Service's, but not to be reached.
+    Refuse(Counter),
+    /// A Service's.
+    Service(PublishWord),
+}
+
+impl FrontendKey4 {
+    #[inline(always)]
+    fn address_only(&self) -> Self {
+        Self {
+            addr: self.addr,
+            port_be: [0; 2],
+            protocol: 0,
+            scope: SCOPE_ADDRESS,
+        }
+    }
+}
+
+impl FrontendKey6 {
+    #[inline(always)]
+    fn address_only(&self) -> Self {
+        Self {
+            addr: self.addr,
+            port_be: [0; 2],
+            protocol: 0,
+            scope: SCOPE_ADDRESS,
+            pad: [0; 4],
+        }
+    }
+}
+
+/// Resolves an IPv4 destination.
+#[inline(always)]
+pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
+    // NodePorts answer on all of 127.0.0.0/8; they are kept under 127.0.0.1. (In words: bytes cost instructions.)
+    let addr = u32::from_be_bytes(key.addr);
+    let addr = if addr >> 24 == 127 { 0x7f00_0001 } else { addr };
+    let key = FrontendKey4 {
+        addr: addr.to_be_bytes(),
+        ..*key
+    };
+    let fingerprint = key.fingerprint();
+    let Some(mut value) = tables.frontend4(&key) else {
+        return miss4(tables, &key).into();
+    };
+    if value.fingerprint() != fingerprint {
+        // The element was reused while we looked: the key is new, gone or moved. Look once more.
+        let Some(again) = tables.frontend4(&key) else {
+            return miss4(tables, &key).into();
+        };
+        if again.fingerprint() != fingerprint {
+            return Resolved::Refuse(Counter::RefuseInconsistent);
+        }
+        value = again;
+    }
+    hit(tables, value)
+}
+
+/// Resolves an IPv6 destination (not an IPv4-mapped one).
+#[inline(always)]
+pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
+    let fingerprint = key.fingerprint();
+    let Some(mut value) = tables.frontend6(key) else {
+        return miss6(tables, key).into();
+    };
+    if value.fingerprint() != fingerprint {
+        let Some(again) = tables.frontend6(key) else {
+            return miss6(tables, key).into();
+        };
+        if again.fingerprint() != fingerprint {
+            return Resolved::Refuse(Counter::RefuseInconsistent);
+        }
+        value = again;
+    }
+    hit(tables, value)
+}
+
+#[inline(always)]
+fn hit<T: Tables>(tables: &T, value: FrontendValue) -> Resolved {
+    if value.flags() & FRONTEND_NODE_ONLY != 0 && !tables.is_in_node_netns() {
+        return Resolved::Pass;
+    }
+    match tables.publish_word(value.service()) {
+        Some(word) if word.count() > 0 => Resolved::Service(word),
+        Some(_) => Resolved::Refuse(Counter::RefuseNoEndpoint),
+        None => Resolved::Refuse(Counter::RefuseInconsistent),
+    }
+}
+
+/// What an address is that no frontend has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Miss {
+    Foreign,
+    UnknownPort,
+    Unallocated,
+}
+
+impl From<Miss> for Resolved {
+    #[inline(always)]
+    fn from(miss: Miss) -> Self {
+        match miss {
+            Miss::Foreign => Self::Pass,
+            Miss::UnknownPort => Self::Refuse(Counter::RefuseUnknownPort),
+            Miss::Unallocated => Self::Refuse(Counter::RefuseUnallocated),
+        }
+    }
+}
+
+#[inline(never)]
+fn miss4<T: Tables>(tables: &T, key: &FrontendKey4) -> Miss {
+    let Some(conf) = tables.conf() else {
+        return Miss::Foreign;
+    };
+    let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
+    let addr = u32::from_ne_bytes(key.addr);
+    let is_inside =
+        set.v4.iter().take(set.v4_len as usize).any(|prefix| {
+            addr & u32::from_ne_bytes(prefix.mask) == u32::from_ne_bytes(prefix.addr)
+        });
+    if !is_inside {
+        return Miss::Foreign;
+    }
+    inside(tables.frontend4(&key.address_only()), set.flags)
+}
+
+#[inline(never)]
+fn miss6<T: Tables>(tables: &T, key: &FrontendKey6) -> Miss {
+    let Some(conf) = tables.conf() else {
+        return Miss::Foreign;
+    };
+    let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
+    let addr = words(&key.addr);
+    let is_inside = set.v6.iter().take(set.v6_len as usize).any(|prefix| {
+        let mask = words(&prefix.mask);
+        (addr.0 & mask.0, addr.1 & mask.1) == words(&prefix.addr)
+    });
+    if !is_inside {
+        return Miss::Foreign;
+    }
+    inside(tables.frontend6(&key.address_only()), set.flags)
+}
+
+#[inline(always)]
+fn inside(known: Option<FrontendValue>, flags: u32) -> Miss {
+    if known.is_some() {
+        Miss::UnknownPort
+    } else if flags & PREFIXES_ARE_SERVICE_CIDRS != 0 {
+        Miss::Unallocated
+    } else {
+        Miss::Foreign
+    }
+}
+
+/// A slot of the set, each equally likely to within 2^-16.
+#[inline(always)]
+pub fn random_slot<T: Tables>(tables: &T, word: PublishWord) -> u32 {
+    let offset = (u64::from(tables.random()) * u64::from(word.count())) >> 32;
+    word.base() + offset as u32
+}
+
+/// Whether `backend` is in the set: binary search, for the agent writes every range sorted by address and port.
+#[inline(never)]
+pub fn contains4<T: Tables>(tables: &T, word: PublishWord, backend: &Backend4) -> bool {
+    let order = |b: &Backend4| {
+        u64::from(u32::from_be_bytes(b.addr)) << 16 | u64::from(u16::from_be_bytes(b.port_be))
+    };
+    let wanted = order(backend);
+    search(word, |slot| {
+        Some(order(&tables.backend4(slot)?).cmp(&wanted))
+    })
+}
+
+/// See [`contains4`].
+#[inline(never)]
+pub fn contains6<T: Tables>(tables: &T, word: PublishWord, backend: &Backend6) -> bool {
+    let order = |b: &Backend6| {
+        let (high, low) = words(&b.addr);
+        (
+            u64::from_be(high),
+            u64::from_be(low),
+            u16::from_be_bytes(b.port_be),
+        )
+    };
+    let wanted = order(backend);
+    search(word, |slot| {
+        Some(order(&tables.backend6(slot)?).cmp(&wanted))
+    })
+}
+
+#[inline(always)]
+fn search(word: PublishWord, compare: impl Fn(u32) -> Option<core::cmp::Ordering>) -> bool {
+    let (mut low, mut high) = (0u32, u32::from(word.count()));
+    // A range has at most 2^16 - 1 slots.
+    for _ in 0..16 {
+        if low >= high {
+            return false;
+        }
+        let middle = (low + high) / 2;
+        match compare(word.base() + middle) {
+            Some(core::cmp::Ordering::Equal) => return true,
+            Some(core::cmp::Ordering::Less) => low = middle + 1,
+            Some(core::cmp::Ordering::Greater) => high = middle,
+            None => return false,
+        }
+    }
+    false
+}
+
+// === impl UdpPeers ===
+//
+// Searches are subprograms of their own that return an index: inlined eight times over they would fill the programs,
+// and a returned reference is something that the verifier cannot follow.
+
+/// "Not there", as an index into `UdpPeers::peers`.
+const NOWHERE: u32 = UDP_PEERS as u32;
+
+#[inline(always)]
+fn same(a: &[u8; 16], a_port: [u8; 2], b: &[u8; 16], b_port: [u8; 2]) -> bool {
+    u16::from_ne_bytes(a_port) == u16::from_ne_bytes(b_port) && words(a) == words(b)
+}
+
+impl UdpPeers {
+    /// The entry of a destination, for the sticky choice of an unconnected socket.
+    #[inline(always)]
+    pub fn find(&mut self, vip: &[u8; 16], vip_port_be: [u8; 2]) -> Option<&mut UdpPeer> {
+        let index = self.position_of_vip(vip, vip_port_be);
+        (index != NOWHERE).then(|| &mut self.peers[index as usize & (UDP_PEERS - 1)])
+    }
+
+    #[inline(never)]
+    fn position_of_vip(&self, vip: &[u8; 16], vip_port_be: [u8; 2]) -> u32 {
+        let mut index = 0;
+        for peer in &self.peers {
+            if same(&peer.vip, peer.vip_port_be, vip, vip_port_be) {
+                return index;
+            }
+            index += 1;
+        }
+        NOWHERE
+    }
+
+    /// The next tick of the clock; never 0.
+    #[inline(always)]
+    pub fn tick(&mut self) -> u32 {
+        self.clock = match self.clock.wrapping_add(1) {
+            0 => 1,
+            clock => clock,
+        };
+        self.clock
+    }
+
+    /// Remembers a destination in place of itself, else of the one unused for longest.
+    #[inline(never)]
+    pub fn remember(&mut self, new: &UdpPeer) {
+        let now = self.tick();
+        let (mut victim, mut age) = (0, 0);
+        for index in 0..UDP_PEERS {
+            let peer = &self.peers[index];
+            if same(&peer.vip, peer.vip_port_be, &new.vip, new.vip_port_be) {
+                victim = index;
+                break;
+            }
+            let is_free = u16::from_ne_bytes(peer.vip_port_be) == 0;
+            let idle = if is_free {
+                u32::MAX
+            } else {
+                now.wrapping_sub(peer.used)
+            };
+            if idle > age {
+                (victim, age) = (index, idle);
+            }
+        }
+        let peer = &mut self.peers[victim & (UDP_PEERS - 1)];
+        *peer = *new;
+        peer.used = now;
+    }
+
+    /// The address to show for a datagram from `from`: the one last sent to through that backend.
+    #[inline(always)]
+    pub fn shown(&self, from: &[u8; 16], from_port_be: [u8; 2]) -> Option<([u8; 16], [u8; 2])> {
+        let index = self.position_of_backend(from, from_port_be);
+        if index == NOWHERE {
+            return None;
+        }
+        let peer = &self.peers[index as usize & (UDP_PEERS - 1)];
+        Some((peer.vip, peer.vip_port_be))
+    }
+
+    #[inline(never)]
+    fn position_of_backend(&self, from: &[u8; 16], from_port_be: [u8; 2]) -> u32 {
+        let (mut best, mut best_idle) = (NOWHERE, u32::MAX);
+        let mut index = 0;
+        for peer in &self.peers {
+            if peer.used != 0 && same(&peer.backend, peer.backend_port_be, from, from_port_be) {
+                let idle = self.clock.wrapping_sub(peer.used);
+                if idle < best_idle {
+                    (best, best_idle) = (index, idle);
+                }
+            }
+            index += 1;
+        }
+        best
+    }
+
+    /// The socket dialled `to` itself: its answers show `to` until a Service is dialled again.
+    #[inline(never)]
+    pub fn dialled_directly(&mut self, to: &[u8; 16], to_port_be: [u8; 2]) {
+        for peer in &mut self.peers {
+            if same(&peer.backend, peer.backend_port_be, to, to_port_be) {
+                peer.used = 0;
+            }
+        }
+    }
+}

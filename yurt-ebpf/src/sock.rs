@@ -1,0 +1,517 @@
+//! The socket path: cgroup hooks that choose a backend once for each connection, and never touch a packet.
+//!
+//! `connect` and `sendmsg` write the backend over the destination. `recvmsg` and `getpeername` write the address that
+//! the client dialled over the backend. The kernel holds the socket's lock in all of them. An IPv6 socket that dials
+//! an IPv4-mapped address comes through the IPv6 hooks and is served from the IPv4 table.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
+};
+use aya_ebpf::macros::cgroup_sock_addr;
+use aya_ebpf::programs::SockAddrContext;
+
+use yurt_ebpf::abi::{
+    Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue, NETNS_OPT_OUT,
+    PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
+};
+use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, random_slot, resolve4, resolve6};
+
+use crate::maps::{
+    BE6, CONF, COUNT, FE4, FE6, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
+};
+
+/// What a hook of these types returns for "go on".
+const ALLOW: i32 = 1;
+/// What it returns for "the call fails", with the value set by `bpf_set_retval`, else with `EPERM`.
+const DENY: i32 = 0;
+
+const IPPROTO_TCP: u32 = 6;
+const IPPROTO_UDP: u32 = 17;
+const ECONNREFUSED: i32 = 111;
+
+#[cgroup_sock_addr(connect4)]
+fn yurt_connect4(ctx: SockAddrContext) -> i32 {
+    dial4(&ctx, Call::Connect)
+}
+
+#[cgroup_sock_addr(connect6)]
+fn yurt_connect6(ctx: SockAddrContext) -> i32 {
+    dial6(&ctx, Call::Connect)
+}
+
+#[cgroup_sock_addr(sendmsg4)]
+fn yurt_sendmsg4(ctx: SockAddrContext) -> i32 {
+    dial4(&ctx, Call::Sendmsg)
+}
+
+#[cgroup_sock_addr(sendmsg6)]
+fn yurt_sendmsg6(ctx: SockAddrContext) -> i32 {
+    dial6(&ctx, Call::Sendmsg)
+}
+
+#[cgroup_sock_addr(recvmsg4)]
+fn yurt_recvmsg4(ctx: SockAddrContext) -> i32 {
+    let sock = Sock(&ctx);
+    if let Some((vip, port_be)) = sock.udp_shown(&mapped(sock.addr4())) {
+        let [.., a, b, c, d] = vip;
+        sock.set4([a, b, c, d], port_be);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(recvmsg6)]
+fn yurt_recvmsg6(ctx: SockAddrContext) -> i32 {
+    let sock = Sock(&ctx);
+    if let Some((vip, port_be)) = sock.udp_shown(&sock.addr6()) {
+        sock.set6(&vip, port_be);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername4)]
+fn yurt_getpeer4(ctx: SockAddrContext) -> i32 {
+    let sock = Sock(&ctx);
+    if let Some((vip, port_be)) = sock.peer_shown(&mapped(sock.addr4())) {
+        let [.., a, b, c, d] = vip;
+        sock.set4([a, b, c, d], port_be);
+    }
+    ALLOW
+}
+
+#[cgroup_sock_addr(getpeername6)]
+fn yurt_getpeer6(ctx: SockAddrContext) -> i32 {
+    let sock = Sock(&ctx);
+    if let Some((vip, port_be)) = sock.peer_shown(&sock.addr6()) {
+        sock.set6(&vip, port_be);
+    }
+    ALLOW
+}
+
+/// The two ways to dial: `sendmsg` may be one of many on its socket, so it keeps its backend.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Call {
+    Connect,
+    Sendmsg,
+}
+
+#[inline(always)]
+fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
+    let sock = Sock(ctx);
+    let protocol = sock.protocol();
+    if !sock.is_served(protocol) {
+        return ALLOW;
+    }
+    let addr = sock.addr4();
+    match sock.choose4(addr, protocol, call) {
+        Choice::Backend(backend) => {
+            sock.set4(backend.addr, backend.port_be);
+            ALLOW
+        }
+        Choice::Refuse(reason) => refuse(reason),
+        Choice::Pass => {
+            sock.dialled_directly(protocol, &mapped(addr));
+            ALLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
+    let sock = Sock(ctx);
+    let protocol = sock.protocol();
+    if !sock.is_served(protocol) {
+        return ALLOW;
+    }
+    let addr = sock.addr6();
+    let [head @ .., a, b, c, d] = addr;
+    let choice = if head == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
+        match sock.choose4([a, b, c, d], protocol, call) {
+            Choice::Backend(backend) => {
+                sock.set6(&mapped(backend.addr), backend.port_be);
+                return ALLOW;
+            }
+            Choice::Refuse(reason) => Choice::Refuse(reason),
+            Choice::Pass => Choice::Pass,
+        }
+    } else {
+        sock.choose6(addr, protocol, call)
+    };
+    match choice {
+        Choice::Backend(backend) => {
+            sock.set6(&backend.addr, backend.port_be);
+            ALLOW
+        }
+        Choice::Refuse(reason) => refuse(reason),
+        Choice::Pass => {
+            sock.dialled_directly(protocol, &addr);
+            ALLOW
+        }
+    }
+}
+
+/// What becomes of a destination.
+enum Choice<B> {
+    Pass,
+    Refuse(Counter),
+    Backend(B),
+}
+
+#[inline(always)]
+fn refuse(reason: Counter) -> i32 {
+    count(reason);
+    if has_set_retval() {
+        // SAFETY: a helper without pointers. Its own failure leaves EPERM, which refuses too.
+        unsafe { bpf_set_retval(-ECONNREFUSED) };
+    }
+    DENY
+}
+
+#[inline(always)]
+fn count(counter: Counter) {
+    if let Some(value) = COUNT.get_ptr_mut(counter as u32) {
+        // SAFETY: this CPU's value of a per-CPU array.
+        unsafe { *value += 1 };
+    }
+}
+
+/// The socket that a hook runs for. The kernel allows only whole-word access to the context.
+struct Sock<'a>(&'a SockAddrContext);
+
+impl Sock<'_> {
+    #[inline(always)]
+    fn protocol(&self) -> u32 {
+        // SAFETY: the context is valid while the program runs.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).protocol) }
+    }
+
+    #[inline(always)]
+    fn addr4(&self) -> [u8; 4] {
+        // SAFETY: as above.
+        unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_ip4) }.to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn addr6(&self) -> [u8; 16] {
+        let word = |index: usize| {
+            // SAFETY: as above; `index` is below 4.
+            unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_ip6[index]) }
+        };
+        let [a, b, c, d] = [word(0), word(1), word(2), word(3)].map(u32::to_ne_bytes);
+        [
+            a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3], c[0], c[1], c[2], c[3], d[0], d[1],
+            d[2], d[3],
+        ]
+    }
+
+    #[inline(always)]
+    fn port_be(&self) -> [u8; 2] {
+        // SAFETY: as above. The port is the low half of the word, in network order.
+        let word = unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).user_port) };
+        (word as u16).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn set_port(&self, port_be: [u8; 2]) {
+        let word = u32::from(u16::from_ne_bytes(port_be));
+        // SAFETY: as above; the field is writable in these hooks.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0.sock_addr).user_port, word) };
+    }
+
+    #[inline(always)]
+    fn set4(&self, addr: [u8; 4], port_be: [u8; 2]) {
+        let word = u32::from_ne_bytes(addr);
+        // SAFETY: as above.
+        unsafe { core::ptr::write_volatile(&raw mut (*self.0.sock_addr).user_ip4, word) };
+        self.set_port(port_be);
+    }
+
+    #[inline(always)]
+    fn set6(&self, addr: &[u8; 16], port_be: [u8; 2]) {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
+        for (index, bytes) in [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]]
+            .into_iter()
+            .enumerate()
+        {
+            let word = u32::from_ne_bytes(bytes);
+            // SAFETY: as above; `index` is below 4.
+            unsafe {
+                core::ptr::write_volatile(&raw mut (*self.0.sock_addr).user_ip6[index], word)
+            };
+        }
+        self.set_port(port_be);
+    }
+
+    #[inline(always)]
+    fn netns_cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn cookie(&self) -> u64 {
+        // SAFETY: the helper takes the context.
+        unsafe { bpf_get_socket_cookie(self.0.as_ptr()) }
+    }
+
+    /// Whether Services are for this socket at all.
+    #[inline(always)]
+    fn is_served(&self, protocol: u32) -> bool {
+        if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+            return false;
+        }
+        let Some(conf) = CONF.get(0) else {
+            return false;
+        };
+        if conf.netns_rows != 0 {
+            // SAFETY: the row is copied at once.
+            if let Some(class) = unsafe { NETNS.get(&self.netns_cookie()) }.map(|row| row.class)
+                && class == NETNS_OPT_OUT
+            {
+                return false;
+            }
+        }
+        match conf.socket_lb {
+            SOCKET_LB_ALL => true,
+            SOCKET_LB_HOST => self.is_in_node_netns(),
+            _ => false,
+        }
+    }
+
+    #[inline(always)]
+    fn choose4(&self, addr: [u8; 4], protocol: u32, call: Call) -> Choice<Backend4> {
+        let port_be = self.port_be();
+        let key = FrontendKey4 {
+            addr,
+            port_be,
+            protocol: protocol as u8,
+            scope: SCOPE_INTERNAL,
+        };
+        let word = match resolve4(self, &key) {
+            Resolved::Pass => return Choice::Pass,
+            Resolved::Refuse(reason) => return Choice::Refuse(reason),
+            Resolved::Service(word) => word,
+        };
+        let vip = mapped(addr);
+        if call == Call::Sendmsg {
+            let kept = self.kept(&vip, port_be, word, |addr, port_be| {
+                let [.., a, b, c, d] = *addr;
+                contains4(
+                    self,
+                    word,
+                    &Backend4 {
+                        addr: [a, b, c, d],
+                        port_be,
+                        pad: [0; 2],
+                    },
+                )
+            });
+            if let Some((addr, port_be)) = kept {
+                let [.., a, b, c, d] = addr;
+                return Choice::Backend(Backend4 {
+                    addr: [a, b, c, d],
+                    port_be,
+                    pad: [0; 2],
+                });
+            }
+        }
+        let Some(backend) = self.backend4(random_slot(self, word)) else {
+            return Choice::Refuse(Counter::RefuseInconsistent);
+        };
+        self.remember(
+            protocol,
+            vip,
+            port_be,
+            mapped(backend.addr),
+            backend.port_be,
+            word,
+        );
+        count(Counter::Forward);
+        Choice::Backend(backend)
+    }
+
+    #[inline(always)]
+    fn choose6(&self, addr: [u8; 16], protocol: u32, call: Call) -> Choice<Backend6> {
+        let port_be = self.port_be();
+        let key = FrontendKey6 {
+            addr,
+            port_be,
+            protocol: protocol as u8,
+            scope: SCOPE_INTERNAL,
+            pad: [0; 4],
+        };
+        let word = match resolve6(self, &key) {
+            Resolved::Pass => return Choice::Pass,
+            Resolved::Refuse(reason) => return Choice::Refuse(reason),
+            Resolved::Service(word) => word,
+        };
+        if call == Call::Sendmsg {
+            let kept = self.kept(&addr, port_be, word, |addr, port_be| {
+                contains6(
+                    self,
+                    word,
+                    &Backend6 {
+                        addr: *addr,
+                        port_be,
+                        pad: [0; 6],
+                    },
+                )
+            });
+            if let Some((addr, port_be)) = kept {
+                return Choice::Backend(Backend6 {
+                    addr,
+                    port_be,
+                    pad: [0; 6],
+                });
+            }
+        }
+        let Some(backend) = self.backend6(random_slot(self, word)) else {
+            return Choice::Refuse(Counter::RefuseInconsistent);
+        };
+        self.remember(protocol, addr, port_be, backend.addr, backend.port_be, word);
+        count(Counter::Forward);
+        Choice::Backend(backend)
+    }
+
+    /// The backend that earlier datagrams of this socket to `vip` went to, while it is in the set.
+    #[inline(always)]
+    fn kept(
+        &self,
+        vip: &[u8; 16],
+        vip_port_be: [u8; 2],
+        word: PublishWord,
+        is_in_set: impl Fn(&[u8; 16], [u8; 2]) -> bool,
+    ) -> Option<([u8; 16], [u8; 2])> {
+        // SAFETY: the storage lives as long as the socket, whose lock we hold.
+        let peers = unsafe { REVSK.get_ptr_mut(self.0).as_mut() }?;
+        let now = peers.tick();
+        let peer = peers.find(vip, vip_port_be)?;
+        let (backend, port_be) = (peer.backend, peer.backend_port_be);
+        if peer.word != word.0 {
+            if !is_in_set(&backend, port_be) {
+                return None;
+            }
+            peer.word = word.0;
+        }
+        peer.used = now;
+        count(Counter::UdpKept);
+        Some((backend, port_be))
+    }
+
+    /// Notes what the client dialled, for `recvmsg` and `getpeername`.
+    #[inline(always)]
+    fn remember(
+        &self,
+        protocol: u32,
+        vip: [u8; 16],
+        vip_port_be: [u8; 2],
+        backend: [u8; 16],
+        backend_port_be: [u8; 2],
+        word: PublishWord,
+    ) {
+        if protocol == IPPROTO_UDP {
+            // SAFETY: as in `kept`.
+            if let Some(peers) = unsafe { REVSK.get_or_insert_ptr_mut(self.0, None).as_mut() } {
+                let word = word.0;
+                peers.remember(&UdpPeer {
+                    vip,
+                    backend,
+                    word,
+                    vip_port_be,
+                    backend_port_be,
+                    used: 0,
+                });
+            }
+        } else {
+            let cookie = self.cookie();
+            if let Some(entry) = PEER.get_ptr_mut(cookie as u32 & peer_mask()) {
+                // SAFETY: a value of an array map. Two CPUs may write it at once: the tag tells a torn entry.
+                unsafe { *entry = TcpPeer::new(cookie, vip, vip_port_be, backend) };
+            }
+        }
+    }
+
+    /// A UDP socket dialled something that is no Service: perhaps the backend of one.
+    #[inline(always)]
+    fn dialled_directly(&self, protocol: u32, to: &[u8; 16]) {
+        if protocol != IPPROTO_UDP {
+            return;
+        }
+        // SAFETY: as in `kept`.
+        if let Some(peers) = unsafe { REVSK.get_ptr_mut(self.0).as_mut() } {
+            peers.dialled_directly(to, self.port_be());
+        }
+    }
+
+    #[inline(always)]
+    fn udp_shown(&self, from: &[u8; 16]) -> Option<([u8; 16], [u8; 2])> {
+        // SAFETY: as in `kept`.
+        unsafe { REVSK.get_ptr_mut(self.0).as_ref() }?.shown(from, self.port_be())
+    }
+
+    #[inline(always)]
+    fn peer_shown(&self, peer: &[u8; 16]) -> Option<([u8; 16], [u8; 2])> {
+        if self.protocol() == IPPROTO_UDP {
+            return self.udp_shown(peer);
+        }
+        let cookie = self.cookie();
+        let entry = *PEER.get(cookie as u32 & peer_mask())?;
+        entry
+            .is_of(cookie, peer)
+            .then_some((entry.vip, entry.vip_port_be))
+    }
+}
+
+impl Tables for Sock<'_> {
+    #[inline(always)]
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
+        // SAFETY: the value is one word, loaded at once; its fingerprint tells whether the element was reused.
+        unsafe {
+            FE4.get_ptr(key)
+                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
+        }
+    }
+
+    #[inline(always)]
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
+        // SAFETY: as above.
+        unsafe {
+            FE6.get_ptr(key)
+                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
+        }
+    }
+
+    #[inline(always)]
+    fn publish_word(&self, service: u32) -> Option<PublishWord> {
+        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
+        SVC.get_ptr(service)
+            .map(|row| unsafe { PublishWord(core::ptr::read_volatile(&raw const (*row).word)) })
+    }
+
+    #[inline(always)]
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        SLOT.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        BE6.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn conf(&self) -> Option<&Conf> {
+        CONF.get(0)
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn is_in_node_netns(&self) -> bool {
+        CONF.get(0)
+            .is_some_and(|conf| conf.node_netns == self.netns_cookie())
+    }
+}
