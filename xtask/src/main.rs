@@ -1,2 +1,61 @@
-//! The front door of the project.
-fn main() {}
+//! The front door of the project: `cargo xtask VERB`.
+//!
+//! A verb is a file. Each prints the plain commands that it runs, so that nobody needs this program
+//! to know what it does.
+
+mod bench;
+mod build;
+mod build_ebpf;
+mod check;
+mod demo;
+mod setup;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+/// Builds, checks, tests and shows yurt-net.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+enum Verb {
+    /// Install the tools that are missing (apt, cargo), or say what to install.
+    Setup(setup::Args),
+    /// Build the eBPF object, with the first toolchain that works.
+    BuildEbpf,
+    /// Build the eBPF object and the agent that embeds it (release).
+    Build,
+    /// Format, layering, ABI document, lints.
+    Check(check::Args),
+    /// Everything that must pass.
+    Test(test::Args),
+    /// Show service closure in a lab of network namespaces (root).
+    Demo(demo::Args),
+    /// Measure, as ratios against direct traffic (root).
+    Bench(bench::Args),
+}
+
+fn run() -> Result<()> {
+    match Verb::parse() {
+        Verb::Setup(args) => setup::run(&args),
+        Verb::BuildEbpf => build_ebpf::run(),
+        Verb::Build => build::run(),
+        Verb::Check(args) => check::run(&args),
+        Verb::Test(args) => test::run(&args),
+        Verb::Demo(args) => demo::run(args),
+        Verb::Bench(args) => bench::run(args),
+    }
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The chain on one line: a back trace says nothing about a missing tool.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! `build-ebpf`: the kernel's half, with the first toolchain that works.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{Line, root, say};
+
+/// Debian's rustc: `rustc-web` ships a prebuilt core for BPF, so neither nightly nor build-std.
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const TARGET: &str = "bpfel-unknown-none";
+/// The oldest linker that reads the bitcode of the compilers above.
+const LINKER_AT_LEAST: (u32, u32) = (0, 13);
+
+/// A way to compile for BPF.
+#[derive(Debug)]
+pub(crate) struct Toolchain {
+    name: &'static str,
+    version: String,
+    cargo: Line,
+}
+
+/// Builds, and says with what, where to, and which bytes.
+pub(crate) fn run() -> Result<()> {
+    let toolchain = toolchain()?;
+    linker()?;
+    say(format_args!(
+        "build-ebpf: {} ({})",
+        toolchain.name, toolchain.version
+    ));
+    let Toolchain { cargo, .. } = toolchain;
+    // A target directory of its own: another compiler would throw the host's cache away.
+    cargo
+        .args(["-p", "yurt-ebpf", "--bin", "yurt-ebpf"])
+        .args(["--target", TARGET, "--profile", "bpf"])
+        .args(["--target-dir", "target/bpf-build"])
+        .run()?;
+    let built = root().join(format!("target/bpf-build/{TARGET}/bpf/yurt-ebpf"));
+    let object = object_path();
+    publish(&built, &object)?;
+
+    let size = fs::metadata(&object)?.len();
+    let sum = Line::new("sha256sum").arg(&object).output();
+    let sum = sum.as_deref().ok().and_then(|line| line.split(' ').next());
+    let name = object.strip_prefix(root()).unwrap_or(&object).display();
+    say(format_args!(
+        "build-ebpf: {name}, {size} bytes, sha256 {}",
+        sum.unwrap_or("unknown (no sha256sum)")
+    ));
+    Ok(())
+}
+
+/// Where the agent's build script looks for the object.
+fn object_path() -> PathBuf {
+    root().join("target/bpf/yurt-ebpf.o")
+}
+
+/// The first toolchain that can compile for BPF, or why none can.
+pub(crate) fn toolchain() -> Result<Toolchain> {
+    let flags = "-C debuginfo=2 -C link-arg=--btf";
+    let debian = match debian_version() {
+        Ok(version) => {
+            return Ok(Toolchain {
+                name: "Debian's rustc-web",
+                version,
+                // Its version is Debian's choice, not ours: what matters is that it compiles.
+                cargo: Line::new("cargo build --ignore-rust-version")
+                    .env("RUSTC", DEBIAN_RUSTC)
+                    .env("RUSTC_BOOTSTRAP", "1")
+                    .env("RUSTFLAGS", flags),
+            });
+        }
+        Err(why) => why,
+    };
+    let nightly = match nightly_version() {
+        Ok(version) => {
+            return Ok(Toolchain {
+                name: "nightly with rust-src",
+                version,
+                cargo: Line::new("cargo +nightly build -Z build-std=core").env("RUSTFLAGS", flags),
+            });
+        }
+        Err(why) => why,
+    };
+    bail!(
+        "no Rust toolchain for BPF. Debian's: {debian:#}. Nightly: {nightly:#}. \
+         Run `cargo xtask setup`, or install one of: the Debian packages rustc-web and \
+         libstd-rust-web-dev-bpf; `rustup toolchain install nightly --component rust-src`"
+    )
+}
+
+fn debian_version() -> Result<String> {
+    if !Path::new(DEBIAN_RUSTC).exists() {
+        bail!("no {DEBIAN_RUSTC}");
+    }
+    let library = Line::new(DEBIAN_RUSTC)
+        .args(["--print", "target-libdir", "--target", TARGET])
+        .output()?;
+    if !Path::new(library.trim()).is_dir() {
+        bail!("{DEBIAN_RUSTC} has no core library for {TARGET}");
+    }
+    let version = Line::new(DEBIAN_RUSTC).arg("--version").output()?;
+    Ok(version.trim().to_owned())
+}
+
+fn nightly_version() -> Result<String> {
+    let sysroot = Line::new("rustc +nightly --print sysroot").output()?;
+    let core = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library/core");
+    if !core.is_dir() {
+        bail!("no rust-src");
+    }
+    let version = Line::new("rustc +nightly --version").output()?;
+    Ok(version.trim().to_owned())
+}
+
+/// The version of the BPF linker, when there is one that will do.
+pub(crate) fn linker() -> Result<String> {
+    let install = "run `cargo xtask setup`, or install the Debian package llvm-22-dev and then \
+                   `LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \
+                   --no-default-features --features llvm-22`";
+    let Ok(version) = Line::new("bpf-linker --version").output() else {
+        bail!("bpf-linker is missing or does not start; {install}");
+    };
+    if parse_version(&version).is_none_or(|found| found < LINKER_AT_LEAST) {
+        bail!(
+            "bpf-linker 0.13 or newer is needed, found `{}`; {install}",
+            version.trim()
+        );
+    }
+    Ok(version)
+}
+
+/// Major and minor of `name 1.2.3`.
+fn parse_version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split_whitespace().nth(1)?.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+/// Replaces the object at once, and only when it differs: its time stamp rebuilds the agent.
+fn publish(built: &Path, object: &Path) -> Result<()> {
+    let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if !bytes.starts_with(b"\x7fELF") {
+        bail!("{} is not an ELF object", built.display());
+    }
+    if fs::read(object).is_ok_and(|old| old == bytes) {
+        return Ok(());
+    }
+    let dir = object.parent().context("the object has no directory")?;
+    let write = || {
+        fs::create_dir_all(dir)?;
+        let staged = dir.join("yurt-ebpf.o.new");
+        fs::write(&staged, &bytes)?;
+        fs::rename(&staged, object)
+    };
+    write().with_context(|| format!("cannot write {}", object.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_linker_is_told_from_a_newer_one() {
+        assert!(parse_version("bpf-linker 0.9.15\n") < Some(LINKER_AT_LEAST));
+        assert!(parse_version("bpf-linker 0.13.0\n") >= Some(LINKER_AT_LEAST));
+        assert!(parse_version("bpf-linker 1.0.0-rc1") >= Some(LINKER_AT_LEAST));
+        assert_eq!(parse_version("what"), None);
+    }
+}

@@ -1,0 +1,70 @@
+//! `check`: format, layering, ABI document, lints; cheapest first.
+
+mod layering;
+mod paths;
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::shell::{Line, root, say};
+
+/// Options of `check`.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Write the ABI document anew instead of comparing it.
+    #[arg(long)]
+    bless: bool,
+}
+
+/// The members of the workspace.
+const MEMBERS: &[&str] = &["tests", "xtask", "yurt-ebpf", "yurt-net"];
+
+/// Runs every check, and stops at the first that fails.
+pub(crate) fn run(_args: &Args) -> Result<()> {
+    Line::new("cargo fmt --all --check").run()?;
+    layering()?;
+    Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()
+}
+
+fn layering() -> Result<()> {
+    let mut files = Vec::new();
+    for member in MEMBERS {
+        collect(&root().join(member), &mut files)?;
+    }
+    let violations = layering::violations(&files);
+    for violation in &violations {
+        say(violation);
+    }
+    if !violations.is_empty() {
+        bail!("layering: {} violations", violations.len());
+    }
+    say(format_args!("check: layering of {} files", files.len()));
+    Ok(())
+}
+
+/// Every Rust file below `dir`, in order of name, with its path from the workspace root.
+fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
+    let list = || -> std::io::Result<Vec<_>> {
+        fs::read_dir(dir)?
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect()
+    };
+    let mut entries = list().with_context(|| format!("cannot list {}", dir.display()))?;
+    entries.sort();
+    for path in entries {
+        if path.is_dir() {
+            collect(&path, files)?;
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = fs::read_to_string(&path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
+            let name = path.strip_prefix(root()).unwrap_or(&path);
+            files.push(layering::File {
+                name: name.display().to_string(),
+                text,
+            });
+        }
+    }
+    Ok(())
+}

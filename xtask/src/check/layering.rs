@@ -1,0 +1,354 @@
+//! Which file may know what: the pure core stays pure, each edge has one owner.
+
+use std::fmt;
+
+use super::paths::{Mention, mentions};
+
+/// A source file.
+pub(crate) struct File {
+    /// Path from the workspace root.
+    pub(crate) name: String,
+    /// Contents.
+    pub(crate) text: String,
+}
+
+/// A broken rule.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    place: String,
+    rule: String,
+    remedy: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            place,
+            rule,
+            remedy,
+        } = self;
+        write!(f, "{place}: {rule}; {remedy}")
+    }
+}
+
+/// Pure files: values in, values out. A name that ends in `/` stands for all below it.
+const PURE: &[&str] = &[
+    "yurt-ebpf/src/abi.rs",
+    "yurt-ebpf/src/packet.rs",
+    "yurt-ebpf/src/select.rs",
+    "yurt-net/src/dataplane/memory.rs",
+    "yurt-net/src/model.rs",
+    "yurt-net/src/plan.rs",
+    "yurt-net/src/plan/",
+    "yurt-net/src/policy.rs",
+    "yurt-net/src/policy/",
+    "yurt-net/src/table.rs",
+    "yurt-net/src/table/",
+];
+
+/// What a pure file must not mention. A leading `*` matches at any depth of the path.
+const IMPURE: &[&str] = &[
+    "aya",
+    "aya_ebpf",
+    "k8s_openapi",
+    "kube",
+    "netlink_packet_route",
+    "rtnetlink",
+    "std::fs",
+    "std::net::TcpListener",
+    "std::net::TcpStream",
+    "std::net::UdpSocket",
+    "tokio",
+    "*::Instant::now",
+    "*::SystemTime::now",
+];
+
+/// A library that only some files may use.
+struct Edge {
+    libraries: &'static [&'static str],
+    owners: &'static [&'static str],
+    remedy: &'static str,
+}
+
+const EDGES: &[Edge] = &[
+    Edge {
+        libraries: &["aya"],
+        owners: &[
+            "yurt-net/src/dataplane/bpf.rs",
+            "yurt-net/src/dataplane/bpf/",
+        ],
+        remedy: "the kernel is reached through `dataplane`",
+    },
+    Edge {
+        libraries: &["rtnetlink", "netlink_packet_route"],
+        owners: &["yurt-net/src/node.rs"],
+        remedy: "addresses and links are read from `node::NodeView`",
+    },
+    Edge {
+        libraries: &["kube"],
+        owners: &["yurt-net/src/source/kube.rs"],
+        remedy: "the API is read through `source`; a module of that name is `self::kube`",
+    },
+    Edge {
+        libraries: &["k8s_openapi"],
+        owners: &["yurt-net/src/source/decode.rs"],
+        remedy: "objects are `model`'s types after `source::decode`",
+    },
+];
+
+/// The exceptions: file, and what it may mention all the same.
+const EXCEPTIONS: &[(&str, &str)] = &[
+    // The maps' types are shared with the programs, and only their crate can say that they are Pod.
+    ("yurt-ebpf/src/abi.rs", "aya::Pod"),
+];
+
+const MAX_LINES: usize = 650;
+const BANNED_NAMES: &[&str] = &["common", "helpers", "manager", "misc", "utils"];
+/// Written in halves, so that this file holds none.
+const MARKERS: &[&str] = &[
+    concat!("TO", "DO"),
+    concat!("FIX", "ME"),
+    concat!("XX", "X"),
+];
+
+/// Everything in these files that breaks a rule.
+pub(crate) fn violations(files: &[File]) -> Vec<Violation> {
+    files.iter().flat_map(file_violations).collect()
+}
+
+fn file_violations(file: &File) -> Vec<Violation> {
+    let mut found = Vec::new();
+    let mut report = |line: usize, rule: String, remedy: &str| {
+        found.push(Violation {
+            place: format!("{}:{line}", file.name),
+            rule,
+            remedy: remedy.to_owned(),
+        });
+    };
+
+    for part in file.name.trim_end_matches(".rs").split('/') {
+        if BANNED_NAMES.contains(&part) {
+            let rule = format!("`{part}` is not a name");
+            report(1, rule, "say what the module is about");
+        }
+    }
+    for (index, line) in file.text.lines().enumerate() {
+        if let Some(marker) = bare_marker(line) {
+            let rule = format!("bare {marker}");
+            let remedy = format!("do it, or name its issue: {marker}(#12)");
+            report(index + 1, rule, &remedy);
+        }
+    }
+    let name = file.name.as_str();
+    if is_test(name) {
+        return found;
+    }
+    let lines = file.text.lines().count();
+    if lines > MAX_LINES {
+        let rule = format!("{lines} lines, more than {MAX_LINES}");
+        report(
+            lines,
+            rule,
+            "split it by concern, or move its tests to tests.rs",
+        );
+    }
+    // The tests and this program are no part of what is layered.
+    if !name.starts_with("yurt-net/src/") && !name.starts_with("yurt-ebpf/src/") {
+        return found;
+    }
+    for mention in mentions(&file.text) {
+        let Mention { line, segments } = &mention;
+        let is_excepted = |&(of, path): &(&str, &str)| of == name && matches(path, segments);
+        if EXCEPTIONS.iter().any(is_excepted) {
+            continue;
+        }
+        let path = segments.join("::");
+        if is_among(name, PURE) && IMPURE.iter().any(|pattern| matches(pattern, segments)) {
+            let rule = format!("a pure file mentions {path}");
+            report(
+                *line,
+                rule,
+                "take the value as a parameter, or move this to an edge",
+            );
+            continue;
+        }
+        for edge in EDGES {
+            let is_edge = edge
+                .libraries
+                .iter()
+                .any(|library| matches(library, segments));
+            if is_edge && !is_among(name, edge.owners) {
+                let rule = format!("{path} outside {}", edge.owners.join(", "));
+                report(*line, rule, edge.remedy);
+            }
+        }
+    }
+    found
+}
+
+fn is_test(name: &str) -> bool {
+    name.ends_with("/tests.rs") || name.ends_with("/proptests.rs")
+}
+
+fn is_among(name: &str, places: &[&str]) -> bool {
+    places.iter().any(|place| match place.strip_suffix('/') {
+        Some(_) => name.starts_with(place),
+        None => name == *place,
+    })
+}
+
+/// Whether the path is, or lies below, what the pattern names; a glob import counts as all it holds.
+fn matches(pattern: &str, segments: &[String]) -> bool {
+    let wanted: Vec<&str> = pattern.trim_start_matches("*::").split("::").collect();
+    if pattern.starts_with('*') {
+        return segments
+            .windows(wanted.len())
+            .any(|window| window == wanted);
+    }
+    match segments.split_last() {
+        Some((last, parents)) if last == "*" && parents.len() < wanted.len() => {
+            !parents.is_empty()
+                && wanted.starts_with(&parents.iter().map(String::as_str).collect::<Vec<_>>())
+        }
+        _ => segments.len() >= wanted.len() && segments.iter().zip(&wanted).all(|(a, b)| a == b),
+    }
+}
+
+/// The marker of work left undone in this line, unless it names an issue.
+fn bare_marker(line: &str) -> Option<&'static str> {
+    let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
+    MARKERS.iter().copied().find(|marker| {
+        line.match_indices(marker).any(|(at, _)| {
+            let after = &line[at + marker.len()..];
+            let is_whole =
+                !is_word(line[..at].chars().next_back()) && !is_word(after.chars().next());
+            is_whole && !after.starts_with("(#")
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(name: &str, text: &str) -> Vec<String> {
+        let file = File {
+            name: name.to_owned(),
+            text: text.to_owned(),
+        };
+        violations(&[file])
+            .iter()
+            .map(Violation::to_string)
+            .collect()
+    }
+
+    #[track_caller]
+    fn assert_found(name: &str, text: &str, part: &str) {
+        let found = found(name, text);
+        assert!(found.len() == 1 && found[0].contains(part), "{found:?}");
+    }
+
+    #[test]
+    fn a_library_outside_its_owner_is_a_violation() {
+        assert_found(
+            "yurt-net/src/agent.rs",
+            "\nuse aya::Ebpf;\n",
+            "yurt-net/src/agent.rs:2: aya::Ebpf outside",
+        );
+        assert_found(
+            "yurt-net/src/agent.rs",
+            "use rtnetlink::new_connection;\n",
+            "NodeView",
+        );
+        assert_found(
+            "yurt-net/src/source/mod.rs",
+            "fn f() { kube::Client::x() }\n",
+            "self::kube",
+        );
+        assert_found(
+            "yurt-net/src/model.rs",
+            "use k8s_openapi::*;\n",
+            "pure file",
+        );
+        assert_eq!(
+            found("yurt-net/src/dataplane/bpf.rs", "use aya::Ebpf;\n"),
+            [""; 0]
+        );
+        assert_eq!(
+            found(
+                "yurt-net/src/source/mod.rs",
+                "mod kube;\nuse self::kube::Kube;\n"
+            ),
+            [""; 0]
+        );
+        assert_eq!(found("tests/src/lib.rs", "use aya::Ebpf;\n"), [""; 0]);
+    }
+
+    #[test]
+    fn a_pure_file_knows_no_clock_no_file_and_no_socket() {
+        for text in [
+            "use std::fs;\n",
+            "use std::{fmt, fs::File};\n",
+            "use tokio::sync::watch;\n",
+            "use std::net::{IpAddr, TcpStream};\n",
+            "fn f() { let _ = std::time::Instant::now(); }\n",
+            "use std::time::Instant;\nconst F: fn() -> Instant = Instant::now;\n",
+            "use std::net::*;\n",
+        ] {
+            assert_found(
+                "yurt-net/src/policy/topology.rs",
+                text,
+                "a pure file mentions",
+            );
+        }
+        let fine =
+            "use std::net::IpAddr;\nuse std::time::Instant;\nuse std::fmt::*;\n// Instant::now()\n";
+        assert_eq!(found("yurt-net/src/plan.rs", fine), [""; 0]);
+        assert_eq!(
+            found(
+                "yurt-net/src/agent.rs",
+                "use std::fs;\nuse tokio::time::sleep;\n"
+            ),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn the_abi_may_say_pod_and_nothing_else_of_aya() {
+        assert_eq!(
+            found("yurt-ebpf/src/abi.rs", "unsafe impl aya::Pod for Key {}\n"),
+            [""; 0]
+        );
+        assert_found(
+            "yurt-ebpf/src/abi.rs",
+            "use aya::maps::HashMap;\n",
+            "a pure file mentions",
+        );
+        assert_eq!(
+            found("yurt-ebpf/src/sock.rs", "use aya_ebpf::EbpfContext;\n"),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn size_names_and_markers_are_judged_in_every_member() {
+        let long = "\n".repeat(MAX_LINES + 1);
+        assert_found("tests/src/lib.rs", &long, "651 lines");
+        assert_eq!(found("yurt-net/src/plan/tests.rs", &long), [""; 0]);
+        assert_found("tests/src/utils.rs", "", "`utils` is not a name");
+        assert_found("tests/src/helpers/a.rs", "", "`helpers` is not a name");
+        let marker = MARKERS[0];
+        assert_found(
+            "xtask/src/main.rs",
+            &format!("// {marker}: later\n"),
+            "xtask/src/main.rs:1: bare",
+        );
+        assert_eq!(
+            found(
+                "xtask/src/main.rs",
+                &format!("// {marker}(#12): later\n// {marker}S\n")
+            ),
+            [""; 0]
+        );
+    }
+}

@@ -1,0 +1,277 @@
+//! `setup`: what is missing is installed where that can be done, and named where not.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::build_ebpf;
+use crate::shell::{Line, find_program, is_root, root, say};
+
+/// Options of `setup`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Also fetch the old kernel on which the tests load every program (not installed).
+    #[arg(long)]
+    kernel: bool,
+}
+
+/// Something a verb cannot do without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// Runs the tests.
+    Nextest,
+    /// Compile and link for BPF.
+    Ebpf,
+    /// The lab of namespaces.
+    Lab,
+    /// Boots the old kernel.
+    Qemu,
+}
+
+/// Where a tool comes from.
+enum Origin {
+    Apt(&'static [&'static str]),
+    Cargo(fn() -> Line),
+}
+
+/// One row of what there is to install.
+struct Tool {
+    need: Need,
+    name: &'static str,
+    purpose: &'static str,
+    origin: Origin,
+    is_present: fn() -> bool,
+}
+
+/// In the order of installation: apt's are needed to build cargo's.
+const TOOLS: &[Tool] = &[
+    Tool {
+        need: Need::Ebpf,
+        name: "a Rust toolchain for BPF",
+        purpose: "compiles the eBPF programs",
+        origin: Origin::Apt(&["rustc-web", "libstd-rust-web-dev-bpf"]),
+        is_present: || build_ebpf::toolchain().is_ok(),
+    },
+    Tool {
+        need: Need::Ebpf,
+        name: "LLVM 22",
+        purpose: "bpf-linker is built against it",
+        origin: Origin::Apt(&["llvm-22-dev"]),
+        is_present: || has_linker() || Path::new(LLVM).join("bin/llvm-config").exists(),
+    },
+    Tool {
+        need: Need::Ebpf,
+        name: "a C++ compiler",
+        purpose: "bpf-linker is linked with its library",
+        origin: Origin::Apt(&["g++"]),
+        is_present: || has_linker() || find_program("c++").is_some(),
+    },
+    Tool {
+        need: Need::Lab,
+        name: "ip",
+        purpose: "builds the lab of namespaces",
+        origin: Origin::Apt(&["iproute2"]),
+        is_present: || find_program("ip").is_some(),
+    },
+    Tool {
+        need: Need::Qemu,
+        name: "qemu-system-x86_64",
+        purpose: "boots the old kernel",
+        origin: Origin::Apt(&["qemu-system-x86"]),
+        is_present: || find_program("qemu-system-x86_64").is_some(),
+    },
+    Tool {
+        need: Need::Qemu,
+        name: "a static busybox",
+        purpose: "is the user land of the old kernel",
+        origin: Origin::Apt(&["busybox-static"]),
+        is_present: has_static_busybox,
+    },
+    Tool {
+        need: Need::Ebpf,
+        name: "bpf-linker",
+        purpose: "links the eBPF programs",
+        origin: Origin::Cargo(|| {
+            Line::new("cargo install bpf-linker --version 0.13.0 --no-default-features")
+                .args(["--features", "llvm-22", "--force"])
+                .env("LLVM_PREFIX", LLVM)
+        }),
+        is_present: has_linker,
+    },
+    Tool {
+        need: Need::Nextest,
+        name: "cargo-nextest",
+        purpose: "runs the tests, each in its own process",
+        origin: Origin::Cargo(|| {
+            Line::new("cargo install cargo-nextest --version 0.9.143 --locked")
+        }),
+        is_present: || find_program("cargo-nextest").is_some(),
+    },
+];
+
+const LLVM: &str = "/usr/lib/llvm-22";
+
+/// Installs everything that any verb needs.
+pub(crate) fn run(args: &Args) -> Result<()> {
+    ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;
+    if args.kernel {
+        let kernel = old_kernel()?;
+        say(format_args!("setup: old kernel at {}", kernel.display()));
+    }
+    say("setup: nothing is missing");
+    Ok(())
+}
+
+/// Installs what these needs lack; silent and quick when that is nothing.
+pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
+    let is_missing = |tool: &&Tool| needs.contains(&tool.need) && !(tool.is_present)();
+    let missing: Vec<&Tool> = TOOLS.iter().filter(is_missing).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    for Tool { name, purpose, .. } in &missing {
+        say(format_args!("setup: missing: {name} ({purpose})"));
+    }
+    let packages: Vec<&str> = missing
+        .iter()
+        .filter_map(|tool| match tool.origin {
+            Origin::Apt(packages) => Some(packages),
+            Origin::Cargo(_) => None,
+        })
+        .flatten()
+        .copied()
+        .collect();
+    if !packages.is_empty() {
+        apt_install(&packages)?;
+    }
+    for tool in &missing {
+        if let Origin::Cargo(line) = tool.origin {
+            say(format_args!(
+                "setup: building {}, which takes some minutes",
+                tool.name
+            ));
+            line().run()?;
+        }
+    }
+    match missing.iter().find(|tool| !(tool.is_present)()) {
+        None => Ok(()),
+        Some(tool) if matches!(tool.origin, Origin::Cargo(_)) => bail!(
+            "{} was installed but does not start; is cargo's bin directory on PATH?",
+            tool.name
+        ),
+        Some(tool) => bail!("{} is still missing after its installation", tool.name),
+    }
+}
+
+fn apt_install(packages: &[&str]) -> Result<()> {
+    let packages = packages.join(" ");
+    if find_program("apt-get").is_none() {
+        bail!("there is no apt-get here; install what these Debian packages hold: {packages}");
+    }
+    if !is_root() {
+        bail!("not root; run: sudo apt-get install {packages}");
+    }
+    apt_update()?;
+    Line::new("apt-get install -y --no-install-recommends")
+        .args(packages.split(' '))
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .run()
+        .with_context(|| format!("cannot install the Debian packages {packages}"))
+}
+
+fn apt_update() -> Result<()> {
+    Line::new("apt-get update").run()
+}
+
+fn has_linker() -> bool {
+    build_ebpf::linker().is_ok()
+}
+
+/// A dynamic one does not start in an initramfs. `ldd` fails on a static program.
+fn has_static_busybox() -> bool {
+    find_program("busybox").is_some_and(|file| Line::new("ldd").arg(file).output().is_err())
+}
+
+/// The image of Debian's 6.1 cloud kernel, fetched but not installed.
+///
+/// It is the oldest kernel that Debian still maintains in the release that the project builds on.
+pub(crate) fn old_kernel() -> Result<PathBuf> {
+    let dir = root().join("target/kernels/6.1");
+    let image = dir.join("vmlinuz");
+    if image.exists() {
+        return Ok(image);
+    }
+    say("setup: missing: Debian's 6.1 kernel (the tests load every program on it)");
+    if find_program("apt-get").is_none() {
+        bail!(
+            "there is no apt-get here; unpack vmlinuz of Debian's linux-image-6.1.0-*-cloud-amd64 \
+             as {}",
+            image.display()
+        );
+    }
+    // A list that is out of date names packages that are gone from the mirror.
+    fetch_kernel(&dir, &image).or_else(|error| {
+        if !is_root() {
+            return Err(error.context("not root; run `sudo apt-get update` and try again"));
+        }
+        say(format_args!("setup: {error:#}; trying with new lists"));
+        apt_update()?;
+        fetch_kernel(&dir, &image)
+    })?;
+    Ok(image)
+}
+
+fn fetch_kernel(dir: &Path, image: &Path) -> Result<()> {
+    let listed = Line::new("apt-cache search --names-only")
+        .arg("^linux-image-6\\.1\\.0-[0-9]+-cloud-amd64$")
+        .output()?;
+    let package = newest_kernel(&listed)
+        .context("apt knows no linux-image-6.1.0-*-cloud-amd64; Debian 12's archive has it")?;
+
+    let download = dir.join("download");
+    let _ = fs::remove_dir_all(&download);
+    fs::create_dir_all(&download)?;
+    // Root's downloads are otherwise handed to a user who cannot write here.
+    Line::new("apt-get download -o APT::Sandbox::User=root")
+        .arg(package)
+        .dir(&download)
+        .run()?;
+    let archive = fs::read_dir(&download)?
+        .find_map(|entry| entry.ok().map(|entry| entry.path()))
+        .context("apt-get download left no file")?;
+    Line::new("dpkg-deb -x").arg(archive).arg(&download).run()?;
+    let version = package.trim_start_matches("linux-image-");
+    fs::rename(download.join(format!("boot/vmlinuz-{version}")), image)
+        .with_context(|| format!("{package} holds no kernel image"))?;
+    fs::remove_dir_all(&download)?;
+    Ok(())
+}
+
+/// The package with the highest ABI number in what `apt-cache search` lists.
+fn newest_kernel(listed: &str) -> Option<&str> {
+    let names = listed
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    names.max_by_key(|name| {
+        let number = name.trim_start_matches("linux-image-6.1.0-").split('-');
+        number.take(1).find_map(|digits| digits.parse::<u32>().ok())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_newest_kernel_is_the_highest_number_not_the_last_word() {
+        let listed = "linux-image-6.1.0-100-cloud-amd64 - Linux 6.1 (signed)\n\
+                      linux-image-6.1.0-56-cloud-amd64 - Linux 6.1 (signed)\n\
+                      linux-image-6.1.0-9-cloud-amd64 - Linux 6.1 (signed)\n";
+        assert_eq!(
+            newest_kernel(listed),
+            Some("linux-image-6.1.0-100-cloud-amd64")
+        );
+        assert_eq!(newest_kernel(""), None);
+    }
+}

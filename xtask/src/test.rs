@@ -1,0 +1,59 @@
+//! `test`: everything that must pass, cheapest first.
+
+use anyhow::Result;
+use clap::ValueEnum;
+
+use crate::setup::{self, Need};
+use crate::shell::{Line, require_root, say};
+use crate::{build, check};
+
+/// Options of `test`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Which tests.
+    #[arg(value_enum, default_value_t = Rings::All)]
+    rings: Rings,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rings {
+    /// What needs neither root nor a BPF tool: seconds.
+    Unit,
+    /// What needs the kernel: the verifier, the lab, restarts.
+    Root,
+    /// `check`, both of the above, and the documentation.
+    All,
+}
+
+/// Runs the chosen rings. The last line on the screen is the test runner's summary.
+pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
+    if rings == Rings::Unit {
+        setup::ensure(&[Need::Nextest])?;
+        return unit("default");
+    }
+    // Said at once, not after ten minutes; and never a silent skip.
+    require_root("this test run")?;
+    setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;
+    let kernel = setup::old_kernel()?;
+    if rings == Rings::All {
+        check::run(&check::Args::default())?;
+        unit("ci")?;
+        Line::new("cargo doc --workspace --no-deps")
+            .env("RUSTDOCFLAGS", "-D warnings")
+            .run()?;
+    }
+    let agent = build::agent()?;
+    say("test: the tests that need root");
+    // Becoming the runner leaves Ctrl-C to it: it ends its tests and they clean up.
+    match Line::new("cargo nextest run --workspace -P root")
+        .env("YURT_NET_BIN", agent)
+        .env("YURT_OLD_KERNEL", kernel)
+        .exec()? {}
+}
+
+fn unit(profile: &str) -> Result<()> {
+    Line::new("cargo nextest run --workspace -P")
+        .arg(profile)
+        .run()?;
+    Line::new("cargo test --workspace --doc --quiet").run()
+}
