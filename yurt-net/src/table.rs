@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use crate::model::{Protocol, Rejection};
 
+/// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
+pub const MAX_PREFIXES: usize = 16;
+
 /// The whole table of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTable {
@@ -161,8 +164,6 @@ pub struct Dropped {
 /// Rules that drop an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DropReason {
-    /// `conditions.ready` is false.
-    NotReady,
     /// Closure to this node: it runs on another one.
     OtherNode {
         /// The endpoint's node.
@@ -184,6 +185,8 @@ pub enum DropReason {
         /// This node's pool.
         pool: Arc<str>,
     },
+    /// `conditions.ready` is false. Last: of two copies of an endpoint the ready one speaks.
+    NotReady,
 }
 
 impl fmt::Display for DropReason {
