@@ -1,8 +1,15 @@
 //! The node agent of yurt-net, as a library: the binary, the lab and the benchmarks use the same code.
 
+pub mod agent;
 pub mod cli;
+pub mod config;
+pub mod control;
 pub mod dataplane;
 pub mod model;
+pub mod node;
 pub mod plan;
 pub mod policy;
+pub mod selftest;
+pub mod source;
+pub mod status;
 pub mod table;

@@ -58,7 +58,7 @@ impl OwnAddresses {
 }
 
 /// A new connection, or the first datagram.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Flow {
     /// Who dials.
     pub from: IpAddr,

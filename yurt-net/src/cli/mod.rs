@@ -1,4 +1,6 @@
 //! The verbs of the command line: thin, except for what prints.
 
+pub mod check;
 pub mod explain;
 pub mod show;
+pub mod verbs;

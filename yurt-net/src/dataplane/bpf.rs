@@ -181,15 +181,7 @@ impl BpfDataplane {
             table: dir.clone(),
             state: state.clone(),
         };
-        // Kernels before about 6.1 reject the call to bpf_set_retval in these programs; then it is left out.
-        let (programs, sizes, has_set_retval) = match load(&options, peers, &pins, true) {
-            Ok((programs, sizes)) => (programs, sizes, true),
-            Err(DataplaneError::Program { .. }) => {
-                let (programs, sizes) = load(&options, peers, &pins, false)?;
-                (programs, sizes, false)
-            }
-            Err(error) => return Err(error),
-        };
+        let (programs, sizes, has_set_retval) = load_either(&options.capacity, peers, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
         let count = open_map(&state, "yurt_count")?;
         let is_staged = !is_adopted;
@@ -334,6 +326,18 @@ pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
     }
     fs::remove_dir(&root).map_err(at("remove", &root))?;
     Ok(true)
+}
+
+/// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
+/// refusal is `ECONNREFUSED`.
+pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
+    if OBJECT.is_empty() {
+        return Err(DataplaneError::NoPrograms);
+    }
+    sys::raise_memlock();
+    let capacity =
+        Capacity { frontends4: 1, frontends6: 1, services: 1, slots4: 512, slots6: 512 };
+    load_either(&capacity, 512, None).map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
 }
 
 /// Whether `path` is the mount point of a bpf file system, or a directory of one.
@@ -489,24 +493,43 @@ struct Pins {
 
 type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
 
+/// Loads the programs with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
+/// about 6.1. The last value says which.
+fn load_either(
+    capacity: &Capacity,
+    peers: u32,
+    pins: Option<&Pins>,
+) -> Result<(Vec<LoadedProgram>, Vec<ProgramSize>, bool), DataplaneError> {
+    match load(capacity, peers, pins, true) {
+        Ok((programs, sizes)) => Ok((programs, sizes, true)),
+        // If that was not the reason, the second error says what is.
+        Err(DataplaneError::Program { .. }) => {
+            load(capacity, peers, pins, false).map(|(programs, sizes)| (programs, sizes, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// Loads the programs against the maps that are pinned; makes and pins those that are not.
 fn load(
-    options: &Options,
+    capacity: &Capacity,
     peers: u32,
-    pins: &Pins,
+    pins: Option<&Pins>,
     has_set_retval: bool,
 ) -> Result<Loaded, DataplaneError> {
-    let capacity = &options.capacity;
     let mut loader = EbpfLoader::new();
     for (name, info) in table_maps(capacity) {
-        loader
-            .map_pin_path(name, pins.table.join(name))
-            .map_max_entries(name, info.max_entries);
+        loader.map_max_entries(name, info.max_entries);
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.table.join(name));
+        }
     }
     for (name, info) in state_maps(peers) {
-        loader.map_pin_path(name, pins.state.join(name));
         if info.max_entries > 0 {
             loader.map_max_entries(name, info.max_entries);
+        }
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.state.join(name));
         }
     }
     let has_set_retval = u32::from(has_set_retval);

@@ -1,0 +1,196 @@
+//! `check`: can this machine run the agent, and are Services really translated?
+#![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
+
+use std::fs;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::agent::chain;
+use crate::config::{self, CheckArgs, Output, PlaceArgs};
+use crate::control::{Request, ask};
+use crate::dataplane::bpf;
+use crate::selftest;
+
+/// Links that outlive the agent.
+const OLDEST_KERNEL: (u32, u32) = (5, 10);
+
+/// One line of the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Finding {
+    check: &'static str,
+    result: Outcome,
+    /// What was seen.
+    detail: String,
+    /// What to do; "" when nothing.
+    remedy: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Ok,
+    /// Works, but not as it could.
+    Warning,
+    Failed,
+}
+
+impl Finding {
+    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
+        Self { check, result: Outcome::Ok, detail: detail.into(), remedy: String::new() }
+    }
+
+    fn new(check: &'static str, result: Outcome, detail: impl Into<String>, remedy: &str) -> Self {
+        Self { check, result, detail: detail.into(), remedy: remedy.to_owned() }
+    }
+}
+
+/// Runs every check; true when none failed.
+pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
+    let findings = findings(&args.place).await;
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&findings)?),
+        Output::Table => {
+            for Finding { check, result, detail, remedy } in &findings {
+                let mark = match result {
+                    Outcome::Ok => "ok     ",
+                    Outcome::Warning => "WARNING",
+                    Outcome::Failed => "FAILED ",
+                };
+                println!("{mark}  {check:<12} {detail}");
+                if !remedy.is_empty() {
+                    println!("         {:<12} -> {remedy}", "");
+                }
+            }
+        }
+    }
+    Ok(findings.iter().all(|finding| finding.result != Outcome::Failed))
+}
+
+async fn findings(place: &PlaceArgs) -> Vec<Finding> {
+    let mut findings = vec![kernel(), permissions()];
+    let is_root = findings.iter().all(|finding| finding.result != Outcome::Failed);
+    let cgroup = config::cgroup(place);
+    findings.push(match &cgroup {
+        Ok(path) => cgroup_directory(path),
+        Err(error) => Finding::new("cgroup2", Outcome::Failed, chain(error), ""),
+    });
+    findings.push(bpffs(&place.bpffs));
+    if is_root {
+        findings.extend(programs());
+    }
+    findings.push(agent(place).await);
+    if let Ok(cgroup) = &cgroup
+        && place.bpffs.join("yurt-net/links").is_dir()
+    {
+        findings.push(self_test(cgroup).await);
+    }
+    findings
+}
+
+fn kernel() -> Finding {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
+    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    if version < OLDEST_KERNEL {
+        let (major, minor) = OLDEST_KERNEL;
+        let remedy = format!("needs Linux {major}.{minor} or later");
+        return Finding::new("kernel", Outcome::Failed, release, &remedy);
+    }
+    Finding::ok("kernel", release)
+}
+
+/// Effective capabilities: `CapEff:` in `/proc/self/status`, a hexadecimal bit set.
+fn permissions() -> Finding {
+    const CAP_NET_ADMIN: u64 = 1 << 12;
+    const CAP_SYS_ADMIN: u64 = 1 << 21;
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
+        .unwrap_or_default();
+    let missing: Vec<&str> = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")]
+        .into_iter()
+        .filter(|(bit, _)| effective & bit == 0)
+        .map(|(_, name)| name)
+        .collect();
+    if missing.is_empty() {
+        return Finding::ok("permissions", "CAP_NET_ADMIN and CAP_SYS_ADMIN");
+    }
+    let detail = format!("{} missing", missing.join(" and "));
+    let remedy = "run as root; in a container, privileged: true";
+    Finding::new("permissions", Outcome::Failed, detail, remedy)
+}
+
+fn cgroup_directory(path: &Path) -> Finding {
+    let detail = path.display().to_string();
+    if path.join("cgroup.procs").exists() {
+        return Finding::ok("cgroup2", detail);
+    }
+    let remedy = "not a cgroup v2 directory: pass one with --cgroup";
+    Finding::new("cgroup2", Outcome::Failed, detail, remedy)
+}
+
+fn bpffs(path: &Path) -> Finding {
+    match bpf::check_bpffs(path) {
+        Ok(()) => Finding::ok("bpffs", path.display().to_string()),
+        Err(error) => {
+            let remedy = format!("mount -t bpf bpf {}, or pass --bpffs", path.display());
+            Finding::new("bpffs", Outcome::Failed, chain(&error), &remedy)
+        }
+    }
+}
+
+fn programs() -> Vec<Finding> {
+    let (sizes, has_set_retval) = match bpf::trial() {
+        Ok(loaded) => loaded,
+        Err(error) => {
+            let remedy = "the kernel rejects the programs: it needs CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL";
+            return vec![Finding::new("programs", Outcome::Failed, chain(&error), remedy)];
+        }
+    };
+    let largest = sizes.iter().map(|program| program.verified).max().unwrap_or_default();
+    let detail = format!("{} load, the largest verifies in {largest} instructions", sizes.len());
+    let refusal = if has_set_retval {
+        Finding::ok("refusals", "a Service without endpoints fails with ECONNREFUSED")
+    } else {
+        Finding::new(
+            "refusals",
+            Outcome::Warning,
+            "a Service without endpoints fails with EPERM: no bpf_set_retval in these hooks",
+            "ECONNREFUSED needs Linux 6.1 or later",
+        )
+    };
+    vec![Finding::ok("programs", detail), refusal]
+}
+
+async fn agent(place: &PlaceArgs) -> Finding {
+    match ask(&place.state_dir, &Request::Status).await {
+        Ok(status) => {
+            let pid = status.get("pid").and_then(serde_json::Value::as_u64).unwrap_or_default();
+            let is_ready = status.get("ready").and_then(serde_json::Value::as_bool);
+            if is_ready == Some(true) {
+                Finding::ok("agent", format!("ready (pid {pid})"))
+            } else {
+                let remedy = "see its log for the reason";
+                Finding::new("agent", Outcome::Warning, format!("not ready (pid {pid})"), remedy)
+            }
+        }
+        Err(error) => {
+            let remedy = "start it: yurt-net run";
+            Finding::new("agent", Outcome::Warning, chain(&error), remedy)
+        }
+    }
+}
+
+async fn self_test(cgroup: &Path) -> Finding {
+    match selftest::run(cgroup).await {
+        Ok(()) => Finding::ok("self-test", "a connect from another cgroup is translated"),
+        Err(error) => {
+            let remedy = "start the agent, which attaches its programs again; check --cgroup";
+            Finding::new("self-test", Outcome::Failed, chain(&error), remedy)
+        }
+    }
+}

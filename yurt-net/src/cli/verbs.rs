@@ -1,0 +1,130 @@
+//! `plan`, `explain`, `status` and `cleanup`.
+#![expect(clippy::print_stdout, reason = "what these verbs print is their result")]
+
+use std::io::IsTerminal as _;
+use std::time::{Duration, Instant};
+
+use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
+use super::show::{Paint, plan_json, plan_table};
+use crate::config::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
+use crate::control::{ControlError, Request, ask};
+use crate::dataplane::DataplaneError;
+use crate::dataplane::bpf;
+use crate::model::Snapshot;
+use crate::policy::{Memo, Memory, NodeView, compile};
+use crate::source::file::FileSource;
+use crate::source::{SourceError, SourceSpec};
+use crate::status::Status;
+use crate::table::ServiceTable;
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum VerbError {
+    /// The source.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The agent.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+    /// The kernel.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// JSON in or out.
+    #[error("convert to or from JSON")]
+    Json(#[from] serde_json::Error),
+    /// `status --wait`.
+    #[error("not ready after {} ms", waited.as_millis())]
+    NotReady {
+        /// For how long.
+        waited: Duration,
+        /// What the last try said.
+        #[source]
+        source: Option<ControlError>,
+    },
+}
+
+fn paint() -> Paint {
+    if std::io::stdout().is_terminal() { Paint::Ansi } else { Paint::Plain }
+}
+
+fn load(source: &SourceSpec) -> Result<Snapshot, SourceError> {
+    let SourceSpec::File(path) = source;
+    FileSource::new(path).load()
+}
+
+fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
+    let config = policy.config(node);
+    let view = NodeView::default();
+    compile(snapshot, &config, &view, &Memory::default(), &mut Memo::default()).table
+}
+
+/// `plan`.
+pub fn plan(args: &PlanArgs) -> Result<(), VerbError> {
+    let snapshot = load(&args.source)?;
+    let table = table(&snapshot, &args.node, &args.policy);
+    match args.output {
+        Output::Table => print!("{}", plan_table(&table, paint())),
+        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table))?),
+    }
+    Ok(())
+}
+
+/// `explain`.
+pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
+    let flow =
+        Flow { from: args.from, to: args.to.address, protocol: args.to.protocol };
+    let explanation: Explanation = match (&args.source, &args.node) {
+        (Some(source), Some(node)) => {
+            let snapshot = load(source)?;
+            let table = table(&snapshot, node, &args.policy);
+            explain_flow(&table, &OwnAddresses::new(&snapshot, node), flow)
+        }
+        _ => {
+            let answer = ask(&args.place.state_dir, &Request::Explain(flow)).await?;
+            serde_json::from_value(answer)?
+        }
+    };
+    match args.output {
+        Output::Table => print!("{explanation}"),
+        Output::Json => println!("{}", serde_json::to_string(&explanation)?),
+    }
+    Ok(())
+}
+
+/// `status`.
+pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
+    let started = Instant::now();
+    let status: Status = loop {
+        let answer = ask(&args.place.state_dir, &Request::Status).await;
+        let Some(wait) = args.wait else { break serde_json::from_value(answer?)? };
+        let source = match answer {
+            Ok(answer) => {
+                let status: Status = serde_json::from_value(answer)?;
+                if status.ready {
+                    break status;
+                }
+                None
+            }
+            Err(error) => Some(error),
+        };
+        if started.elapsed() >= wait {
+            return Err(VerbError::NotReady { waited: wait, source });
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    match args.output {
+        Output::Table => print!("{}", status.table()),
+        Output::Json => println!("{}", serde_json::to_string(&status)?),
+    }
+    Ok(())
+}
+
+/// `cleanup`.
+pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
+    let had_any = bpf::cleanup(&args.place.bpffs)?;
+    let socket = args.place.state_dir.join("agent.sock");
+    // Only a killed agent leaves it; gone is gone.
+    let _ = std::fs::remove_file(socket);
+    println!("{}", if had_any { "removed all maps, programs and links" } else { "nothing to remove" });
+    Ok(())
+}

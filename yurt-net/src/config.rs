@@ -1,0 +1,406 @@
+//! The command line, and where things are on a machine.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnetwork::IpNetwork;
+
+use crate::dataplane::bpf::SocketLb;
+use crate::model::Protocol;
+use crate::plan::Capacity;
+use crate::policy::{ClosureFailure, PolicyConfig};
+use crate::source::SourceSpec;
+
+/// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
+#[derive(Parser)]
+#[command(name = "yurt-net", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Verbs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serve this node: follow the source, keep the kernel's maps in step. Stopping it changes nothing for clients.
+    Run(RunArgs),
+    /// Print the table that a node would have. Needs no root and no kernel support.
+    Plan(PlanArgs),
+    /// Print the verdict for one flow, and why. From the running agent, or from a source.
+    Explain(ExplainArgs),
+    /// Print how the running agent is.
+    Status(StatusArgs),
+    /// Check that this machine can run the agent, and that Services are really translated.
+    Check(CheckArgs),
+    /// Remove every pin of yurt-net, and with them its programs and maps. Services stop working.
+    Cleanup(CleanupArgs),
+    /// Self-test child: dials the probe address from its own cgroup.
+    #[command(hide = true)]
+    Probe,
+}
+
+/// Where the agent keeps things.
+#[derive(Args, Clone, Debug)]
+pub struct PlaceArgs {
+    /// Directory of the agent's socket and files.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Mount point of a bpf file system.
+    #[arg(long, default_value = "/sys/fs/bpf", value_name = "DIR")]
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory whose processes are served [default: the root of the mounted hierarchy].
+    #[arg(long, value_name = "DIR")]
+    pub cgroup: Option<PathBuf>,
+}
+
+/// What decides where traffic may go.
+#[derive(Args, Clone, Debug)]
+pub struct PolicyArgs {
+    /// This node's pool; wins over the Node's label.
+    #[arg(long, value_name = "NAME")]
+    pub nodepool: Option<String>,
+    /// Label of a Node that names its pool.
+    #[arg(long, default_value = "apps.openyurt.io/nodepool", value_name = "KEY")]
+    pub nodepool_label: String,
+    /// Endpoints of closed Services on nodes of which nothing is known.
+    #[arg(long, default_value = "last-known", value_enum)]
+    pub closure_failure: ClosureFailureArg,
+    /// Prefix that ClusterIPs are allocated from; repeatable. Unallocated addresses inside are refused.
+    #[arg(long, value_name = "CIDR")]
+    pub service_cidr: Vec<IpNetwork>,
+}
+
+/// See [`ClosureFailure`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ClosureFailureArg {
+    /// Inside if they were when that was last known, else outside.
+    LastKnown,
+    /// Inside.
+    Open,
+    /// Outside.
+    Closed,
+}
+
+impl PolicyArgs {
+    /// The policy of `node`.
+    pub fn config(&self, node: &str) -> PolicyConfig {
+        PolicyConfig {
+            node: node.to_owned(),
+            nodepool: self.nodepool.clone(),
+            pool_label: self.nodepool_label.clone(),
+            closure_failure: match self.closure_failure {
+                ClosureFailureArg::LastKnown => ClosureFailure::LastKnown,
+                ClosureFailureArg::Open => ClosureFailure::Open,
+                ClosureFailureArg::Closed => ClosureFailure::Closed,
+            },
+            service_cidrs: self.service_cidr.clone(),
+        }
+    }
+}
+
+/// Form of what is printed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people.
+    #[default]
+    Table,
+    /// For programs: the contract.
+    Json,
+}
+
+/// Form of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, else JSON.
+    #[default]
+    Auto,
+    /// Lines for people.
+    Text,
+    /// One object a line.
+    Json,
+}
+
+/// `run`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Name of this node, as the Node object has it.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// file:PATH, a file or a directory of Kubernetes manifests, followed for changes.
+    #[arg(long, value_name = "SRC")]
+    pub source: SourceSpec,
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Policy.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Whose sockets are served.
+    #[arg(long, value_enum, default_value = "all")]
+    pub socket_lb: SocketLb,
+    /// IPv4 frontends: addresses and ports of Services, and a ClusterIP each without a known service CIDR. 80 bytes.
+    #[arg(long, default_value_t = 20480, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frontends4: u32,
+    /// IPv6 frontends. 96 bytes.
+    #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_frontends6: u32,
+    /// Service ports, for each family. 16 bytes.
+    #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_services: u32,
+    /// IPv4 endpoints, and room for those of the largest change. 8 bytes.
+    #[arg(long, default_value_t = 65536, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_slots4: u32,
+    /// IPv6 endpoints, likewise. 24 bytes.
+    #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub max_slots6: u32,
+    /// TCP sockets whose getpeername shows the Service; an older one may show its backend. 32 bytes.
+    #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    pub peers: u32,
+    /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
+    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
+    pub drift_interval: u64,
+    /// Form of the log.
+    #[arg(long, value_enum, default_value = "auto")]
+    pub log_format: LogFormat,
+}
+
+impl RunArgs {
+    /// The capacity flags.
+    pub fn capacity(&self) -> Capacity {
+        Capacity {
+            frontends4: self.max_frontends4,
+            frontends6: self.max_frontends6,
+            services: self.max_services,
+            slots4: self.max_slots4,
+            slots6: self.max_slots6,
+        }
+    }
+}
+
+/// `plan`.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// Name of the node.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// file:PATH, a file or a directory of Kubernetes manifests.
+    #[arg(long, value_name = "SRC")]
+    pub source: SourceSpec,
+    /// Policy.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Address of the client.
+    #[arg(long, value_name = "ADDR")]
+    pub from: IpAddr,
+    /// What it dials: ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP.
+    #[arg(long, value_name = "ADDR:PORT/PROTO")]
+    pub to: Destination,
+    /// Name of the node; with --source.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", requires = "source")]
+    pub node: Option<String>,
+    /// Ask this source instead of the running agent.
+    #[arg(long, value_name = "SRC", requires = "node")]
+    pub source: Option<SourceSpec>,
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Policy; with --source.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// Address, port and protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Destination {
+    /// Address and port.
+    pub address: std::net::SocketAddr,
+    /// Protocol.
+    pub protocol: Protocol,
+}
+
+impl std::str::FromStr for Destination {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP";
+        let (address, protocol) = text.rsplit_once('/').ok_or(EXPECTED)?;
+        let address = address.parse().map_err(|_: std::net::AddrParseError| EXPECTED)?;
+        let protocol = match protocol.to_ascii_uppercase().as_str() {
+            "TCP" => Protocol::Tcp,
+            "UDP" => Protocol::Udp,
+            "SCTP" => Protocol::Sctp,
+            _ => return Err(EXPECTED),
+        };
+        Ok(Self { address, protocol })
+    }
+}
+
+/// `status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Wait at most this long until the first table is applied, as 10s or 500ms.
+    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    pub wait: Option<Duration>,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `cleanup`.
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+}
+
+fn parse_duration(text: &str) -> Result<Duration, &'static str> {
+    const EXPECTED: &str = "expected a time such as 10s or 500ms";
+    let (number, is_millis) = match text.strip_suffix("ms") {
+        Some(number) => (number, true),
+        None => (text.strip_suffix('s').unwrap_or(text), false),
+    };
+    let number: u64 = number.parse().map_err(|_: std::num::ParseIntError| EXPECTED)?;
+    Ok(if is_millis { Duration::from_millis(number) } else { Duration::from_secs(number) })
+}
+
+/// A machine that is not set up for the agent.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// `/proc` cannot be read.
+    #[error("read /proc/self/mountinfo")]
+    Mounts(#[source] io::Error),
+    /// Nothing to attach to.
+    #[error("no cgroup2 file system is mounted: mount one (mount -t cgroup2 none DIR) and pass --cgroup DIR")]
+    NoCgroup,
+    /// Attached there, the programs would serve nobody but the agent.
+    #[error(
+        "{} shows only the part {root} of the cgroup hierarchy (a private cgroup namespace), which serves nobody else: \
+         mount the host's /sys/fs/cgroup into the container, or pass its path with --cgroup", mount_point.display()
+    )]
+    PrivateCgroup {
+        /// Where it is mounted.
+        mount_point: PathBuf,
+        /// The part of the hierarchy.
+        root: String,
+    },
+}
+
+/// The cgroup to attach to: as told, else the root of the mounted cgroup2 hierarchy.
+pub fn cgroup(place: &PlaceArgs) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = &place.cgroup {
+        return Ok(path.clone());
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(ConfigError::Mounts)?;
+    find_cgroup(&mounts)
+}
+
+/// Finds the mount in a `/proc/self/mountinfo`: `36 35 0:30 ROOT MOUNT-POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS`.
+fn find_cgroup(mountinfo: &str) -> Result<PathBuf, ConfigError> {
+    let mut partial = None;
+    for line in mountinfo.lines() {
+        let Some((head, tail)) = line.split_once(" - ") else { continue };
+        if tail.split(' ').next() != Some("cgroup2") {
+            continue;
+        }
+        let mut fields = head.split(' ').skip(3);
+        let (Some(root), Some(mount_point)) = (fields.next(), fields.next()) else { continue };
+        let mount_point = unescape(mount_point);
+        if root == "/" {
+            return Ok(mount_point);
+        }
+        partial.get_or_insert((mount_point, root.to_owned()));
+    }
+    Err(match partial {
+        Some((mount_point, root)) => ConfigError::PrivateCgroup { mount_point, root },
+        None => ConfigError::NoCgroup,
+    })
+}
+
+/// The kernel writes blanks and backslashes in paths as `\040`.
+fn unescape(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = match rest {
+            [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] => {
+                Some((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'))
+            }
+            _ => None,
+        };
+        bytes.push(octal.unwrap_or(*first));
+        rest = if octal.is_some() { &rest[4..] } else { tail };
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_root_of_the_hierarchy_is_found_beside_partial_mounts() {
+        let mounts = "30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      41 30 0:40 /kubepods/x /mnt/part rw - cgroup2 cgroup2 rw\n\
+                      42 30 0:40 / /sys/fs/cgroup/unified\\040two rw shared:9 - cgroup2 cgroup2 rw\n";
+        assert_eq!(find_cgroup(mounts).unwrap(), PathBuf::from("/sys/fs/cgroup/unified two"));
+    }
+
+    #[test]
+    fn a_private_cgroup_namespace_is_refused_with_the_remedy() {
+        let mounts = "42 30 0:40 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let error = find_cgroup(mounts).unwrap_err().to_string();
+        assert!(error.contains("mount the host's /sys/fs/cgroup"), "{error}");
+        assert!(matches!(find_cgroup(""), Err(ConfigError::NoCgroup)));
+    }
+
+    #[test]
+    fn destinations_are_read_in_both_families() {
+        let v4: Destination = "10.96.0.10:80/tcp".parse().unwrap();
+        assert_eq!((v4.address.port(), v4.protocol), (80, Protocol::Tcp));
+        let v6: Destination = "[fd00::10]:53/UDP".parse().unwrap();
+        assert_eq!((v6.address.to_string().as_str(), v6.protocol), ("[fd00::10]:53", Protocol::Udp));
+        for bad in ["10.96.0.10:80", "10.96.0.10/TCP", "fd00::10:53/UDP", "1.2.3.4:1/ICMP"] {
+            assert!(bad.parse::<Destination>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_in_seconds_and_milliseconds() {
+        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
+        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
+        assert!(parse_duration("soon").is_err());
+    }
+}

@@ -1,0 +1,165 @@
+//! What this machine knows of its own addresses, followed for changes.
+//!
+//! The only user of rtnetlink. NodePorts answer on addresses that are really on an interface; at the edge they come
+//! and go with modems and DHCP.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+
+use crate::policy::NodeView;
+
+/// Talking to the kernel about addresses and routes.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// No socket.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
+    /// A dump.
+    #[error("list {what} of this machine")]
+    List {
+        /// Addresses or routes.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+/// Reads and follows addresses. Its connection is a task of the runtime that made it.
+pub struct NodeWatch {
+    handle: Handle,
+    events: tokio::sync::mpsc::Receiver<()>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl NodeWatch {
+    /// Subscribes; changes from here on are not missed.
+    pub fn new() -> Result<Self, NodeError> {
+        let groups = [
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        let (connection, handle, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Open)?;
+        let (sender, events) = tokio::sync::mpsc::channel(1);
+        let connection = tokio::spawn(connection);
+        let relay = tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                // One pending event says as much as many.
+                let _ = sender.try_send(());
+            }
+        });
+        Ok(Self { handle, events, tasks: [connection, relay] })
+    }
+
+    /// Waits for a change, and until a burst of them is over. Cancel safe.
+    pub async fn changed(&mut self) {
+        if self.events.recv().await.is_none() {
+            // The socket is gone, which only happens at exit: nothing will ever change.
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+
+    /// Addresses on interfaces, and the sources of the default routes.
+    pub async fn view(&self) -> Result<NodeView, NodeError> {
+        let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
+        let mut addresses = self.handle.address().get().execute();
+        let listing = |source| NodeError::List { what: "addresses", source };
+        while let Some(message) = addresses.try_next().await.map_err(listing)? {
+            // On a point-to-point link, `Address` is the peer and `Local` is ours.
+            let local = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+            let address = message.attributes.iter().find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+            by_interface.extend(local.or(address).map(|address| (message.header.index, address)));
+        }
+        let routes4 = self.routes(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?;
+        let routes6 = self.routes(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?;
+        let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
+        let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
+        let local_addresses: BTreeSet<IpAddr> =
+            by_interface.into_iter().map(|(_, address)| address).collect();
+        Ok(NodeView {
+            local_addresses: Some(local_addresses),
+            default_source: (
+                source4.and_then(|address| match address {
+                    IpAddr::V4(address) => Some(address),
+                    IpAddr::V6(_) => None,
+                }),
+                source6.and_then(|address| match address {
+                    IpAddr::V6(address) => Some(address),
+                    IpAddr::V4(_) => None,
+                }),
+            ),
+        })
+    }
+
+    async fn routes(&self, filter: RouteMessage) -> Result<Vec<RouteMessage>, NodeError> {
+        let routes = self.handle.route().get(filter).execute();
+        let listing = |source| NodeError::List { what: "routes", source };
+        routes.try_collect().await.map_err(listing)
+    }
+}
+
+impl Drop for NodeWatch {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// The source address of the default route with the least metric: its preferred one, else one of its interface.
+fn default_source(
+    routes: &[RouteMessage],
+    by_interface: &[(u32, IpAddr)],
+    is_family: fn(&IpAddr) -> bool,
+) -> Option<IpAddr> {
+    let default = routes
+        .iter()
+        .filter(|route| route.header.destination_prefix_length == 0)
+        .filter_map(|route| {
+            let (mut interface, mut metric, mut source) = (None, 0, None);
+            for attribute in &route.attributes {
+                match attribute {
+                    RouteAttribute::Oif(index) => interface = Some(*index),
+                    RouteAttribute::Priority(priority) => metric = *priority,
+                    RouteAttribute::PrefSource(RouteAddress::Inet(address)) => {
+                        source = Some(IpAddr::V4(*address));
+                    }
+                    RouteAttribute::PrefSource(RouteAddress::Inet6(address)) => {
+                        source = Some(IpAddr::V6(*address));
+                    }
+                    _ => {}
+                }
+            }
+            Some((metric, interface?, source))
+        })
+        .min()?;
+    let (_, interface, preferred) = default;
+    let is_global = |address: &IpAddr| match address {
+        IpAddr::V4(address) => !address.is_link_local(),
+        IpAddr::V6(address) => !address.is_unicast_link_local(),
+    };
+    preferred.or_else(|| {
+        by_interface
+            .iter()
+            .filter(|(index, address)| *index == interface && is_family(address))
+            .map(|(_, address)| *address)
+            .find(is_global)
+    })
+}

@@ -1,0 +1,215 @@
+//! How the agent is: what `status` prints, and the numbers that become metrics.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::dataplane::bpf::BpfDataplane;
+use crate::model::Rejection;
+use crate::plan::{Capacity, FullMap, Refused};
+use crate::selftest;
+
+/// All of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Process of the agent.
+    pub pid: u32,
+    /// This node.
+    pub node: String,
+    /// Its pool; "" = none.
+    pub pool: String,
+    /// The first table is applied, and the programs are attached.
+    pub ready: bool,
+    /// The pins of an earlier agent were taken over at start.
+    pub adopted: bool,
+    /// Where the table comes from.
+    pub source: String,
+    /// The source could not be read since; the last good state is in force.
+    pub source_error: Option<String>,
+    /// Service ports in the table.
+    pub services: usize,
+    /// Tables applied since the start.
+    pub applied: u64,
+    /// Writes for the last of them.
+    pub last_writes: usize,
+    /// Use of the maps.
+    pub maps: Vec<MapUsage>,
+    /// Service ports that did not fit.
+    pub refused: Vec<RefusedService>,
+    /// Objects that are wrong.
+    pub rejections: Vec<Rejection>,
+    /// Verdicts since the maps were made.
+    pub counters: BTreeMap<String, u64>,
+    /// Map writes that somebody else's changes made necessary.
+    pub drift_writes: usize,
+    /// Programs that had to be attached again.
+    pub drift_links: usize,
+    /// A refused call fails with ECONNREFUSED; else with EPERM, because this kernel cannot say more.
+    pub refuses_with_econnrefused: bool,
+    /// Whether a process in another cgroup is served.
+    pub self_test: SelfTest,
+    /// Programs, and the instructions that the verifier looked at.
+    pub programs: BTreeMap<String, u32>,
+}
+
+/// Use of one map.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapUsage {
+    /// Name.
+    pub map: String,
+    /// Entries in use.
+    pub used: u32,
+    /// Entries that fit.
+    pub capacity: u32,
+}
+
+impl MapUsage {
+    /// One for each table map.
+    pub fn all(used: &Capacity, capacity: &Capacity) -> Vec<Self> {
+        [
+            (FullMap::Frontends4, used.frontends4, capacity.frontends4),
+            (FullMap::Frontends6, used.frontends6, capacity.frontends6),
+            (FullMap::Services, used.services, capacity.services),
+            (FullMap::Slots4, used.slots4, capacity.slots4),
+            (FullMap::Slots6, used.slots6, capacity.slots6),
+        ]
+        .map(|(map, used, capacity)| Self { map: map.to_string(), used, capacity })
+        .to_vec()
+    }
+}
+
+/// A service port that does not fit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedService {
+    /// `namespace/name:port`.
+    pub service: String,
+    /// The map that is full.
+    pub map: String,
+    /// The flag that makes it larger.
+    pub flag: String,
+    /// It serves some of its endpoints; else it is left out whole.
+    pub has_some: bool,
+}
+
+impl From<&Refused> for RefusedService {
+    fn from(refused: &Refused) -> Self {
+        let Refused { service, map, has_some } = refused;
+        Self {
+            service: service.to_string(),
+            map: map.to_string(),
+            flag: map.flag().to_owned(),
+            has_some: *has_some,
+        }
+    }
+}
+
+/// Whether Services are translated for a process in another cgroup.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "result")]
+pub enum SelfTest {
+    /// Not tried yet.
+    #[default]
+    Pending,
+    /// They are.
+    Passed,
+    /// They are not meant to be: `--socket-lb off`.
+    Skipped,
+    /// They are not.
+    Failed {
+        /// What was seen instead.
+        reason: String,
+    },
+}
+
+impl SelfTest {
+    /// Runs it, with a child in a cgroup of its own below `cgroup`.
+    pub async fn run(cgroup: &Path) -> Self {
+        match selftest::run(cgroup).await {
+            Ok(()) => Self::Passed,
+            Err(error) => Self::Failed { reason: crate::agent::chain(&error) },
+        }
+    }
+}
+
+impl Status {
+    /// An agent that has done nothing yet.
+    pub fn new(node: &str, dataplane: &BpfDataplane) -> Self {
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            node: node.to_owned(),
+            refuses_with_econnrefused: dataplane.has_set_retval(),
+            programs: dataplane
+                .programs()
+                .iter()
+                .map(|program| (program.name.to_owned(), program.verified))
+                .collect(),
+            ..Self::default()
+        }
+    }
+
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write_table(&mut text);
+        text
+    }
+
+    fn write_table(&self, out: &mut String) -> std::fmt::Result {
+        let or_none = |text: &str| if text.is_empty() { "(none)".to_owned() } else { text.to_owned() };
+        let yes = |value: bool| if value { "yes" } else { "no" };
+        writeln!(out, "node          {}", self.node)?;
+        writeln!(out, "pool          {}", or_none(&self.pool))?;
+        writeln!(out, "ready         {}", yes(self.ready))?;
+        writeln!(out, "agent         {} (pid {})", self.version, self.pid)?;
+        let adopted = if self.adopted { "taken over from an earlier agent" } else { "new" };
+        writeln!(out, "maps          {adopted}")?;
+        writeln!(out, "source        {}", self.source)?;
+        if let Some(error) = &self.source_error {
+            writeln!(out, "              ! {error}; the last good state is in force")?;
+        }
+        let self_test = match &self.self_test {
+            SelfTest::Pending => "pending".to_owned(),
+            SelfTest::Passed => "passed: a process in another cgroup is served".to_owned(),
+            SelfTest::Skipped => "skipped: --socket-lb is off".to_owned(),
+            SelfTest::Failed { reason } => format!("FAILED: {reason}"),
+        };
+        writeln!(out, "self-test     {self_test}")?;
+        let errno = if self.refuses_with_econnrefused { "ECONNREFUSED" } else { "EPERM (old kernel)" };
+        writeln!(out, "refusals      {errno}")?;
+        writeln!(out, "service ports {}", self.services)?;
+        writeln!(out, "tables        {} applied, {} writes for the last", self.applied, self.last_writes)?;
+        let (writes, links) = (self.drift_writes, self.drift_links);
+        writeln!(out, "drift         {writes} writes and {links} programs repaired")?;
+        writeln!(out, "\nMAP         USED  CAPACITY")?;
+        for MapUsage { map, used, capacity } in &self.maps {
+            writeln!(out, "{map:<10} {used:>5}  {capacity:>8}")?;
+        }
+        writeln!(out, "\nVERDICT              COUNT")?;
+        for (name, count) in &self.counters {
+            writeln!(out, "{name:<20} {count:>5}")?;
+        }
+        if !self.refused.is_empty() {
+            writeln!(out, "\nDOES NOT FIT")?;
+            for RefusedService { service, map, flag, has_some } in &self.refused {
+                let what = if *has_some { "incomplete" } else { "left out" };
+                writeln!(out, "{service}  {what}: {map} is full, raise {flag}")?;
+            }
+        }
+        if !self.rejections.is_empty() {
+            writeln!(out, "\nREJECTED")?;
+            for Rejection { kind, namespace, name, source, reason } in &self.rejections {
+                let slash = if namespace.is_empty() { "" } else { "/" };
+                writeln!(out, "{kind} {namespace}{slash}{name} ({source}): {reason}")?;
+            }
+        }
+        Ok(())
+    }
+}
