@@ -20,7 +20,9 @@ fn main() -> ExitCode {
     let is_run = matches!(cli.command, Command::Run(_));
     start_log(format, if is_run { "info" } else { "warn" });
     // One thread: the work is small, and every further thread costs memory.
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(dispatch(&cli.command)),
         Err(error) => Err(error.into()),
@@ -28,7 +30,10 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            #[expect(clippy::print_stderr, reason = "the last word of a command that failed")]
+            #[expect(
+                clippy::print_stderr,
+                reason = "the last word of a command that failed"
+            )]
             {
                 eprintln!("error: {}", agent::chain(error.as_ref()));
             }
@@ -47,7 +52,11 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Probe => selftest::probe()?,
         Command::Check(args) => {
             let is_ok = cli::check::check(args).await?;
-            return Ok(if is_ok { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+            return Ok(if is_ok {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -56,14 +65,18 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
 /// Logs to stderr: stdout belongs to results. `RUST_LOG` overrides the level.
 fn start_log(format: LogFormat, level: &str) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let is_text = match format {
         LogFormat::Auto => std::io::stderr().is_terminal(),
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
     if is_text {
-        log.with_target(false).with_ansi(std::io::stderr().is_terminal()).init();
+        log.with_target(false)
+            .with_ansi(std::io::stderr().is_terminal())
+            .init();
     } else {
         log.json().flatten_event(true).init();
     }

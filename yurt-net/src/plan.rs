@@ -210,6 +210,7 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         new_rows: [0; 2],
         deletes: BTreeSet::new(),
         claimed: BTreeSet::new(),
+        rows_by_index: BTreeMap::new(),
         refused: BTreeMap::new(),
         has_retired: false,
     };
@@ -235,8 +236,9 @@ struct Planner<'a> {
     /// Those of `puts` that are not in the image yet, by family: the peak counts them.
     new_rows: [usize; 2],
     deletes: BTreeSet<FrontendKey>,
-    /// Service indices that a unit of this plan holds; only kept when not `is_delta`.
+    /// Service indices that a unit of this plan holds; only kept when not `is_delta`, as is the next field.
     claimed: BTreeSet<u32>,
+    rows_by_index: BTreeMap<u32, Vec<FrontendKey>>,
     refused: BTreeMap<ServiceKey, Refused>,
     has_retired: bool,
 }
@@ -254,6 +256,11 @@ impl Planner<'_> {
             // Nothing is known of the rows but what they say: all of them go, unless a unit asks for them below.
             self.deletes = self.image.frontends.keys().copied().collect();
             self.image.addresses.clear();
+            for key in self.image.frontends.keys() {
+                if let Some(index) = self.image.service_of(key) {
+                    self.rows_by_index.entry(index).or_default().push(*key);
+                }
+            }
         }
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
         let (present, absent): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(old, new)| {
@@ -427,7 +434,10 @@ impl Planner<'_> {
         self.image.rows(family) + self.new_rows[family as usize]
     }
 
-    /// After an adoption: the index that the rows of this unit already point to.
+    /// Not knowing how the image came about: the index that rows of this unit point to already.
+    ///
+    /// Not one that rows of others point to as well: until those rows are gone and their readers done, their clients
+    /// would get backends of a service that they did not dial.
     fn adoptable(&self, unit: &Unit) -> Option<u32> {
         if self.is_delta {
             return None;
@@ -435,7 +445,12 @@ impl Planner<'_> {
         unit.rows.iter().find_map(|(row, _)| {
             let index = self.image.service_of(row)?;
             let service = self.image.services.get(&index)?;
-            (service.family == unit.family && !self.claimed.contains(&index)).then_some(index)
+            let is_free = service.family == unit.family && !self.claimed.contains(&index);
+            let is_ours_alone = || {
+                let rows = self.rows_by_index.get(&index).map(Vec::as_slice).unwrap_or_default();
+                rows.iter().all(|other| unit.rows.iter().any(|(row, _)| row == other))
+            };
+            (is_free && is_ours_alone()).then_some(index)
         })
     }
 

@@ -65,6 +65,26 @@ impl MemoryDataplane {
         }
         Ok(())
     }
+
+    /// Overwrites entries of every map behind the planner's back; `seed` says which, and with what.
+    pub fn damage(&mut self, seed: [u32; 6]) {
+        let [a, b, c, d, e, f] = seed;
+        let nth = |number: u32, length: usize| number as usize % length.max(1);
+        let length = self.fe4.len();
+        if let Some(value) = self.fe4.values_mut().nth(nth(a, length)) {
+            *value = u64::from(b) << 32 | u64::from(c);
+        }
+        let length = self.fe6.len();
+        if let Some(key) = self.fe6.keys().nth(nth(b, length)).copied() {
+            self.fe6.remove(&key);
+        }
+        let length = self.svc.len().min(8);
+        self.svc[nth(d, length)].word = u64::from(e) << 32 | u64::from(f);
+        let length = self.slot.len().min(16);
+        self.slot[nth(e, length)] = Backend4 { addr: f.to_ne_bytes(), ..Backend4::default() };
+        self.be6[nth(f, length)] = Backend6::default();
+        self.conf.active_prefixes ^= a & 1;
+    }
 }
 
 impl Dataplane for MemoryDataplane {

@@ -1,1 +1,448 @@
+//! Plans against the code that the kernel runs: after every single write, what does a client get?
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use yurt_ebpf::abi::{FrontendKey4, FrontendKey6, PublishWord, SCOPE_INTERNAL};
+use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6};
+
+use super::*;
+use crate::dataplane::Dataplane;
+use crate::dataplane::memory::MemoryDataplane;
+
+const ROOMY: Capacity =
+    Capacity { frontends4: 256, frontends6: 256, services: 64, slots4: 256, slots6: 256 };
+
+/// What a client gets at an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Answer {
+    Pass,
+    Refuse,
+    Backends(Vec<SocketAddr>),
+}
+
+type Dialled = (IpAddr, u16, Protocol);
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolved {
+    let (port_be, protocol) = (port.to_be_bytes(), protocol_number(protocol));
+    let scope = SCOPE_INTERNAL;
+    match address {
+        IpAddr::V4(addr) => {
+            resolve4(maps, &FrontendKey4 { addr: addr.octets(), port_be, protocol, scope })
+        }
+        IpAddr::V6(addr) => {
+            let (addr, pad) = (addr.octets(), [0; 4]);
+            resolve6(maps, &FrontendKey6 { addr, port_be, protocol, scope, pad })
+        }
+    }
+}
+
+fn backends(maps: &MemoryDataplane, is_v4: bool, word: PublishWord) -> Vec<SocketAddr> {
+    (word.base()..word.base() + u32::from(word.count()))
+        .map(|slot| {
+            if is_v4 {
+                let backend = Tables::backend4(maps, slot).unwrap();
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            } else {
+                let backend = Tables::backend6(maps, slot).unwrap();
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            }
+        })
+        .collect()
+}
+
+fn answer(maps: &MemoryDataplane, dialled: Dialled) -> Answer {
+    match resolve(maps, dialled) {
+        Resolved::Pass => Answer::Pass,
+        Resolved::Refuse(_) => Answer::Refuse,
+        Resolved::Service(word) => Answer::Backends(backends(maps, dialled.0.is_ipv4(), word)),
+    }
+}
+
+/// The service whose frontend it is.
+fn owner(table: &ServiceTable, (address, port, protocol): Dialled) -> Option<&ServiceEntry> {
+    let is_dialled = |frontend: &Frontend| {
+        let is_loopback = frontend.kind == FrontendKind::NodePort
+            && address.is_loopback()
+            && address.is_ipv4() == frontend.address.is_ipv4();
+        frontend.port == port && (frontend.address == address || is_loopback)
+    };
+    let mut entries = table.services.iter().filter(|entry| entry.key.protocol == protocol);
+    entries.find(|entry| entry.frontends.iter().any(is_dialled)).map(|entry| &**entry)
+}
+
+fn endpoints(entry: &ServiceEntry, address: IpAddr) -> Answer {
+    match &*entry.endpoints(address).selected {
+        [] => Answer::Refuse,
+        selected => Answer::Backends(selected.to_vec()),
+    }
+}
+
+/// What the endpoints are now of the service whose frontend it was: for the moment until its row goes or moves.
+fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Option<Answer> {
+    let key = &owner(old, dialled)?.key;
+    let entry = new.services.iter().find(|entry| entry.key == *key)?;
+    Some(endpoints(entry, dialled.0))
+}
+
+/// What the table says a client gets.
+fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
+    let address = dialled.0;
+    if let Some(entry) = owner(table, dialled) {
+        return endpoints(entry, address);
+    }
+    let is_known = table.services.iter().flat_map(|entry| &entry.frontends).any(|frontend| {
+        frontend.kind == FrontendKind::ClusterIp && frontend.address == address
+    });
+    let prefixes = &table.cluster_prefixes;
+    if prefixes.contain(address) && (is_known || prefixes.are_service_cidrs) {
+        Answer::Refuse
+    } else {
+        Answer::Pass
+    }
+}
+
+/// Everything that the generated tables can mention, and a little more.
+fn universe() -> Vec<Dialled> {
+    let mut all = Vec::new();
+    for protocol in [Protocol::Tcp, Protocol::Udp] {
+        for service in 0..7u8 {
+            for port in [80, 81] {
+                all.push((cluster_ip4(service), port, protocol));
+                all.push((cluster_ip6(service), port, protocol));
+            }
+            let node_port = 30000 + u16::from(service);
+            for address in ["192.0.2.1", "127.0.0.1", "::1", "2001:db8::1"] {
+                all.push((address.parse().unwrap(), node_port, protocol));
+            }
+        }
+        all.push(("203.0.113.1".parse().unwrap(), 80, protocol));
+    }
+    all
+}
+
+fn cluster_ip4(service: u8) -> IpAddr {
+    Ipv4Addr::new(10, 96, 0, service).into()
+}
+
+fn cluster_ip6(service: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(service)).into()
+}
+
+fn entry(
+    service: u8,
+    protocol: Protocol,
+    has_node_port: bool,
+    has_external: bool,
+    endpoints: &BTreeSet<u8>,
+) -> Arc<ServiceEntry> {
+    let mut frontends = vec![
+        Frontend { kind: FrontendKind::ClusterIp, address: cluster_ip4(service), port: 80 },
+        Frontend { kind: FrontendKind::ClusterIp, address: cluster_ip6(service), port: 80 },
+    ];
+    if has_external {
+        let address = "203.0.113.1".parse().unwrap();
+        frontends.push(Frontend { kind: FrontendKind::ExternalIp, address, port: 80 });
+    }
+    if has_node_port {
+        for address in ["192.0.2.1", "2001:db8::1"] {
+            let (kind, address) = (FrontendKind::NodePort, address.parse().unwrap());
+            frontends.push(Frontend { kind, address, port: 30000 + u16::from(service) });
+        }
+    }
+    let set = |address: fn(u8) -> IpAddr| EndpointSet {
+        selected: endpoints.iter().map(|id| SocketAddr::new(address(*id), 8080)).collect(),
+        dropped: Vec::new(),
+    };
+    Arc::new(ServiceEntry {
+        key: ServiceKey {
+            namespace: "default".to_owned(),
+            name: format!("s{service}"),
+            port: String::new(),
+            protocol,
+        },
+        closure: Closure::Pool,
+        frontends,
+        v4: set(|id| Ipv4Addr::new(10, 244, 0, id).into()),
+        v6: set(|id| Ipv6Addr::new(0xfd00, 244, 0, 0, 0, 0, 0, u16::from(id)).into()),
+    })
+}
+
+fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
+    let one = (any::<bool>(), any::<bool>(), proptest::collection::btree_set(1..7u8, 0..5));
+    let all = proptest::collection::btree_map((0..6u8, any::<bool>()), one, 0..8);
+    (all, 0..6u8).prop_map(|(all, external)| {
+        let mut entries: Vec<_> = all
+            .iter()
+            .map(|(&(service, is_tcp), (has_node_port, has_external, endpoints))| {
+                let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
+                // One service at most has the external address, as the compiler sees to.
+                let has_external = *has_external && service == external;
+                entry(service, protocol, *has_node_port, has_external, endpoints)
+            })
+            .collect();
+        entries.sort_by(|a, b| a.key.cmp(&b.key));
+        entries
+    })
+}
+
+fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
+    let table = (entries(), any::<bool>(), any::<bool>());
+    proptest::collection::vec(table, 1..=count).prop_map(|tables| {
+        let mut before: BTreeMap<ServiceKey, Arc<ServiceEntry>> = BTreeMap::new();
+        tables
+            .into_iter()
+            .map(|(services, are_service_cidrs, is_wide)| {
+                // What is equal keeps its `Arc`, as it does in the compiler.
+                let services: Vec<_> = services
+                    .into_iter()
+                    .map(|entry| match before.get(&entry.key) {
+                        Some(old) if *old == entry => old.clone(),
+                        _ => entry,
+                    })
+                    .collect();
+                before =
+                    services.iter().map(|entry| (entry.key.clone(), entry.clone())).collect();
+                let v4 = if is_wide { "10.96.0.0/16" } else { "10.96.0.0/29" };
+                let prefixes = vec![v4.parse().unwrap(), "fd00::/125".parse().unwrap()];
+                ServiceTable {
+                    services,
+                    cluster_prefixes: ClusterPrefixes { prefixes, are_service_cidrs },
+                    ..ServiceTable::default()
+                }
+            })
+            .collect()
+    })
+}
+
+fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable) -> Vec<Refused> {
+    let mut refused = Vec::new();
+    for _ in 0..3 {
+        let planned = plan(table, image);
+        maps.apply(&planned).unwrap();
+        refused.clone_from(&planned.refused);
+        if refused.is_empty() || !planned.has_retired {
+            break;
+        }
+    }
+    refused
+}
+
+fn assert_yields(maps: &MemoryDataplane, table: &ServiceTable) {
+    for dialled in universe() {
+        assert_eq!(answer(maps, dialled), expected(table, dialled), "{dialled:?}");
+    }
+}
+
+/// A reader that looked before and acts later: between two loads, programs can be interrupted for long.
+struct Reader {
+    dialled: Dialled,
+    /// The services whose frontend it was before and after the plan in which the reader looked.
+    owners: Vec<ServiceKey>,
+    /// The value of the frontend row.
+    service: Option<u32>,
+    /// The publish word, and the set that it stood for.
+    word: Option<(PublishWord, Vec<SocketAddr>)>,
+}
+
+fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
+    universe()
+        .into_iter()
+        .map(|dialled| {
+            let (port_be, protocol) = (dialled.1.to_be_bytes(), protocol_number(dialled.2));
+            let scope = SCOPE_INTERNAL;
+            let value = match dialled.0 {
+                IpAddr::V4(addr) => {
+                    let addr = addr.octets();
+                    maps.frontend4(&FrontendKey4 { addr, port_be, protocol, scope })
+                }
+                IpAddr::V6(addr) => {
+                    let (addr, pad) = (addr.octets(), [0; 4]);
+                    maps.frontend6(&FrontendKey6 { addr, port_be, protocol, scope, pad })
+                }
+            };
+            let word = match resolve(maps, dialled) {
+                Resolved::Service(word) => {
+                    Some((word, backends(maps, dialled.0.is_ipv4(), word)))
+                }
+                _ => None,
+            };
+            let owners = tables.into_iter().filter_map(|table| owner(table, dialled));
+            let owners = owners.map(|entry| entry.key.clone()).collect();
+            Reader { dialled, owners, service: value.map(|value| value.service()), word }
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    #[test]
+    fn applying_the_plan_yields_the_table(tables in tables(6)) {
+        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut image = MapImage::empty(ROOMY);
+        for table in &tables {
+            prop_assert_eq!(settle(&mut maps, &mut image, table), vec![]);
+            assert_yields(&maps, table);
+            prop_assert!(maps.observe().unwrap().is_same_content(&image));
+        }
+    }
+
+    #[test]
+    fn plan_of_equal_is_empty(tables in tables(3)) {
+        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut image = MapImage::empty(ROOMY);
+        for table in &tables {
+            settle(&mut maps, &mut image, table);
+            prop_assert_eq!(plan(table, &mut image).ops, vec![]);
+            // An agent that starts anew, and reads the maps, finds nothing to do either.
+            prop_assert_eq!(plan(table, &mut maps.observe().unwrap()).ops, vec![]);
+        }
+    }
+
+    #[test]
+    fn every_prefix_is_safe_and_any_crash_point_converges(tables in tables(4)) {
+        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut image = MapImage::empty(ROOMY);
+        let mut old = ServiceTable::default();
+        for new in &tables {
+            let planned = plan(new, &mut image);
+            let mut stopped = maps.clone();
+            for op in &planned.ops {
+                for dialled in universe() {
+                    let seen = answer(&stopped, dialled);
+                    let (before, after) = (expected(&old, dialled), expected(new, dialled));
+                    // A frontend that comes or goes may be refused meanwhile; one that stays is one of both, whole.
+                    let is_both = matches!(before, Answer::Backends(_))
+                        && matches!(after, Answer::Backends(_));
+                    prop_assert!(
+                        seen == before
+                            || seen == after
+                            || Some(&seen) == of_old_owner(&old, new, dialled).as_ref()
+                            || (!is_both && seen == Answer::Refuse),
+                        "before {:?}: {:?} gets {:?}, neither {:?} nor {:?}",
+                        op, dialled, seen, before, after
+                    );
+                }
+                let mut restarted = stopped.clone();
+                let mut found = restarted.observe().unwrap();
+                settle(&mut restarted, &mut found, new);
+                assert_yields(&restarted, new);
+                let one = Plan { ops: vec![op.clone()], ..Plan::default() };
+                stopped.apply(&one).unwrap();
+            }
+            maps.apply(&planned).unwrap();
+            old = new.clone();
+        }
+    }
+
+    #[test]
+    fn a_reader_that_was_interrupted_never_sees_the_set_of_another_service(tables in tables(5)) {
+        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut image = MapImage::empty(ROOMY);
+        // Readers, and the sets that their service has had since.
+        let mut waiting: Vec<(Reader, Vec<Answer>)> = Vec::new();
+        let mut old = ServiceTable::default();
+        for new in &tables {
+            let sets = |reader: &Reader, table: &ServiceTable| {
+                let of_owners = table.services.iter().filter(|entry| reader.owners.contains(&entry.key));
+                let sets = of_owners.map(|entry| endpoints(entry, reader.dialled.0));
+                sets.collect::<Vec<_>>()
+            };
+            for (reader, allowed) in &mut waiting {
+                allowed.extend(sets(reader, new));
+            }
+            for op in &plan(new, &mut image).ops {
+                waiting.extend(readers(&maps, [&old, new]).into_iter().map(|reader| {
+                    let allowed = [sets(&reader, &old), sets(&reader, new)].concat();
+                    (reader, allowed)
+                }));
+                maps.apply(&Plan { ops: vec![op.clone()], ..Plan::default() }).unwrap();
+                if *op == Op::Grace {
+                    waiting.clear();
+                }
+                for (reader, allowed) in &waiting {
+                    let is_v4 = reader.dialled.0.is_ipv4();
+                    if let Some((word, set)) = &reader.word {
+                        prop_assert_eq!(&backends(&maps, is_v4, *word), set);
+                    }
+                    if let Some(service) = reader.service {
+                        let word = maps.publish_word(service).unwrap();
+                        let seen = match word.count() {
+                            0 => Answer::Refuse,
+                            _ => Answer::Backends(backends(&maps, is_v4, word)),
+                        };
+                        prop_assert!(
+                            seen == Answer::Refuse || allowed.contains(&seen),
+                            "{:?} gets {:?}", reader.dialled, seen
+                        );
+                    }
+                }
+            }
+            old = new.clone();
+        }
+    }
+
+    #[test]
+    fn a_full_map_costs_whole_services_and_never_closure(
+        tables in tables(5),
+        frontends4 in 3..16u32,
+        slots4 in 1..12u32,
+        services in 3..12u32,
+    ) {
+        let capacity = Capacity { frontends4, slots4, services, ..ROOMY };
+        let mut maps = MemoryDataplane::new(capacity);
+        let mut image = MapImage::empty(capacity);
+        for table in &tables {
+            // `apply` fails when a map would overflow.
+            let refused = settle(&mut maps, &mut image, table);
+            let names: BTreeSet<_> = refused.iter().map(|refused| &refused.service).collect();
+            for dialled in universe() {
+                let (seen, wanted) = (answer(&maps, dialled), expected(table, dialled));
+                let owner = table.services.iter().find(|entry| {
+                    entry.key.protocol == dialled.2
+                        && entry.frontends.iter().any(|f| f.address == dialled.0 && f.port == dialled.1)
+                });
+                let is_refused = owner.is_some_and(|entry| names.contains(&entry.key));
+                match (&seen, &wanted) {
+                    (Answer::Backends(seen), Answer::Backends(wanted)) => {
+                        prop_assert!(seen.iter().all(|backend| wanted.contains(backend)));
+                        prop_assert!(is_refused || names.len() > 0 || seen == wanted);
+                    }
+                    (Answer::Backends(seen), _) => {
+                        // Loopback rows have no owner above; nobody else may be served by what is gone.
+                        prop_assert!(dialled.0.is_loopback(), "{:?} still gets {:?}", dialled, seen);
+                    }
+                    _ => {}
+                }
+                if names.is_empty() {
+                    prop_assert_eq!(seen, wanted);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_damaged_is_found_and_mended(tables in tables(2), damage in any::<[u32; 6]>()) {
+        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut image = MapImage::empty(ROOMY);
+        for table in &tables {
+            settle(&mut maps, &mut image, table);
+        }
+        maps.damage(damage);
+        let mut found = maps.observe().unwrap();
+        let table = tables.last().unwrap();
+        settle(&mut maps, &mut found, table);
+        assert_yields(&maps, table);
+    }
+}

@@ -1,1 +1,164 @@
+//! Single plans, spelled out.
 
+use super::*;
+use crate::dataplane::Dataplane;
+use crate::dataplane::memory::MemoryDataplane;
+
+const CAPACITY: Capacity =
+    Capacity { frontends4: 16, frontends6: 16, services: 8, slots4: 8, slots6: 8 };
+
+fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
+    let address: IpAddr = address.parse().unwrap();
+    let selected: Arc<[SocketAddr]> =
+        backends.iter().map(|backend| backend.parse().unwrap()).collect();
+    Arc::new(ServiceEntry {
+        key: ServiceKey {
+            namespace: "default".to_owned(),
+            name: name.to_owned(),
+            port: String::new(),
+            protocol: Protocol::Tcp,
+        },
+        closure: Closure::None,
+        frontends: vec![Frontend { kind: FrontendKind::ClusterIp, address, port: 80 }],
+        v4: EndpointSet { selected, dropped: Vec::new() },
+        v6: EndpointSet::default(),
+    })
+}
+
+fn table(services: &[&Arc<ServiceEntry>]) -> ServiceTable {
+    let prefixes = vec!["10.96.0.0/24".parse().unwrap()];
+    ServiceTable {
+        services: services.iter().map(|entry| (*entry).clone()).collect(),
+        cluster_prefixes: ClusterPrefixes { prefixes, are_service_cidrs: true },
+        ..ServiceTable::default()
+    }
+}
+
+/// The self-test's rows are in every table: they are there before the plans of a test.
+fn start() -> (MemoryDataplane, MapImage) {
+    let mut maps = MemoryDataplane::new(CAPACITY);
+    let mut image = MapImage::empty(CAPACITY);
+    maps.apply(&plan(&table(&[]), &mut image)).unwrap();
+    (maps, image)
+}
+
+fn kinds(plan: &Plan) -> Vec<&'static str> {
+    plan.ops
+        .iter()
+        .map(|op| match op {
+            Op::Grace => "grace",
+            Op::SetPrefixes(_) => "prefixes",
+            Op::WriteSlots { .. } => "slots",
+            Op::Publish { .. } => "publish",
+            Op::PutFrontend(..) => "put",
+            Op::DeleteFrontend(_) => "delete",
+        })
+        .collect()
+}
+
+#[test]
+fn a_new_service_shows_its_frontend_last_and_a_deleted_one_just_loses_it() {
+    let (_, mut image) = start();
+    let web = service("web", "10.96.0.10", &["10.244.0.1:80", "10.244.0.2:80"]);
+    let added = plan(&table(&[&web]), &mut image);
+    assert_eq!(kinds(&added), ["slots", "publish", "put"]);
+    let removed = plan(&table(&[]), &mut image);
+    assert_eq!(kinds(&removed), ["delete"]);
+}
+
+#[test]
+fn changed_endpoints_are_new_slots_and_one_publish() {
+    let (_, mut image) = start();
+    plan(&table(&[&service("web", "10.96.0.10", &["10.244.0.1:80"])]), &mut image);
+    let changed = service("web", "10.96.0.10", &["10.244.0.2:80"]);
+    assert_eq!(kinds(&plan(&table(&[&changed]), &mut image)), ["slots", "publish"]);
+}
+
+#[test]
+fn space_that_readers_may_still_see_is_used_again_only_after_a_grace_period() {
+    let (mut maps, mut image) = start();
+    // Seven slots of eight are free, and each set is copied before the old one goes.
+    for round in 0..4 {
+        let backend = format!("10.244.0.{round}:80");
+        let set = [backend.as_str(), "10.244.1.1:80", "10.244.1.2:80"];
+        let planned = plan(&table(&[&service("web", "10.96.0.10", &set)]), &mut image);
+        let has_grace = planned.ops.first() == Some(&Op::Grace);
+        assert_eq!(has_grace, round >= 2, "round {round}: {:?}", planned.ops);
+        assert_eq!(planned.refused, []);
+        maps.apply(&planned).unwrap();
+    }
+}
+
+#[test]
+fn a_swap_at_full_capacity_happens_in_two_plans() {
+    let (mut maps, mut image) = start();
+    let seven: Vec<String> = (1..=7).map(|id| format!("10.244.0.{id}:80")).collect();
+    let seven: Vec<&str> = seven.iter().map(String::as_str).collect();
+    maps.apply(&plan(&table(&[&service("a", "10.96.0.10", &seven)]), &mut image)).unwrap();
+    let wanted = table(&[&service("b", "10.96.0.11", &seven)]);
+    let first = plan(&wanted, &mut image);
+    maps.apply(&first).unwrap();
+    assert_eq!(first.refused.len(), 1);
+    assert!(first.has_retired);
+    let second = plan(&wanted, &mut image);
+    maps.apply(&second).unwrap();
+    assert_eq!(second.refused, []);
+    assert_eq!(second.ops.first(), Some(&Op::Grace));
+}
+
+#[test]
+fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by_name_win() {
+    let (mut maps, mut image) = start();
+    let services: Vec<_> = (0..20)
+        .map(|id| service(&format!("s{id:02}"), &format!("10.96.0.{id}"), &["10.244.0.1:80"]))
+        .collect();
+    let all = table(&services.iter().collect::<Vec<_>>());
+    let planned = plan(&all, &mut image);
+    maps.apply(&planned).unwrap();
+    // Eight service indices, two of them the self-test's; eight slots, one of them the self-test's.
+    let refused: Vec<_> = planned.refused.iter().map(|refused| refused.service.name.as_str()).collect();
+    assert_eq!(refused.len(), 14);
+    assert_eq!(refused.first(), Some(&"s06"));
+    assert!(planned.refused.iter().all(|refused| refused.map == FullMap::Services));
+    let observed = maps.observe().unwrap();
+    assert!(observed.is_same_content(&image));
+    assert_eq!(observed.services().len(), 8);
+    // Room again: the next ones enter.
+    let fewer = table(&services[10..].iter().collect::<Vec<_>>());
+    for _ in 0..2 {
+        maps.apply(&plan(&fewer, &mut image)).unwrap();
+    }
+    assert_eq!(maps.observe().unwrap().services().len(), 8);
+    assert!(image.frontends().keys().any(|key| key.address == "10.96.0.10".parse::<IpAddr>().unwrap()));
+}
+
+#[test]
+fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdrawn() {
+    let (mut maps, mut image) = start();
+    let old = ["10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80"];
+    maps.apply(&plan(&table(&[&service("web", "10.96.0.10", &old)]), &mut image)).unwrap();
+    let grown: Vec<String> = (2..=9).map(|id| format!("10.244.0.{id}:80")).collect();
+    let grown: Vec<&str> = grown.iter().map(String::as_str).collect();
+    let planned = plan(&table(&[&service("web", "10.96.0.10", &grown)]), &mut image);
+    maps.apply(&planned).unwrap();
+    assert!(planned.refused[0].has_some);
+    let kept: Vec<_> = maps
+        .observe()
+        .unwrap()
+        .services()
+        .values()
+        .filter_map(|service| service.backends.clone())
+        .find(|backends| backends.len() > 1)
+        .unwrap()
+        .to_vec();
+    assert_eq!(kept, ["10.244.0.2:80".parse().unwrap(), "10.244.0.3:80".parse().unwrap()]);
+}
+
+#[test]
+fn a_frontend_that_moves_between_services_is_overwritten_not_removed() {
+    let (_, mut image) = start();
+    let old = table(&[&service("a", "10.96.0.10", &["10.244.0.1:80"])]);
+    plan(&old, &mut image);
+    let moved = plan(&table(&[&service("b", "10.96.0.10", &["10.244.0.2:80"])]), &mut image);
+    assert_eq!(kinds(&moved), ["slots", "publish", "put"]);
+}
