@@ -4,6 +4,10 @@
 //! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
 //! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
 //! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`]: the numbers are part of the pin paths.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "fields are cut out of packed words"
+)]
 
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;
@@ -40,7 +44,7 @@ pub const SOCKET_LB_OFF: u32 = 2;
 pub const NETNS_OPT_OUT: u32 = 1;
 
 /// Key of `yurt_fe4`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct FrontendKey4 {
     /// Address.
@@ -54,7 +58,7 @@ pub struct FrontendKey4 {
 }
 
 /// Key of `yurt_fe6`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct FrontendKey6 {
     /// Address.
@@ -303,8 +307,10 @@ pub enum Counter {
     UdpKept = 5,
 }
 
-/// Number of counters, and a name for each as `status` prints it.
-pub const COUNTERS: [&str; 6] = [
+/// Number of counters.
+pub const COUNTERS: u32 = COUNTER_NAMES.len() as u32;
+/// A name for each counter, as `status` prints it.
+pub const COUNTER_NAMES: [&str; 6] = [
     "forward",
     "refuse_no_endpoint",
     "refuse_unknown_port",

@@ -44,7 +44,7 @@ pub(crate) static REVSK: SkStorage<UdpPeers> = SkStorage::new();
 pub(crate) static NETNS: HashMap<u64, NetnsRow> = HashMap::with_max_entries(512, 0);
 /// Verdicts by reason.
 #[map(name = "yurt_count")]
-pub(crate) static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS.len() as u32, 0);
+pub(crate) static COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
 
 /// 1 where `bpf_set_retval` works in these hooks (about kernel 6.1): then a refusal is `ECONNREFUSED`, else `EPERM`.
 /// Frozen before the load, so that old kernels never see the call.

@@ -4,6 +4,10 @@
 //! One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one value: a reader
 //! sees all of one endpoint set or all of another. What cannot be made sense of is refused: a packet never leaves
 //! towards a virtual address.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "numbers are cut out of packed words"
+)]
 
 use crate::abi::{
     Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FrontendKey4, FrontendKey6,
@@ -268,12 +272,11 @@ impl UdpPeers {
 
     #[inline(never)]
     fn position_of_vip(&self, vip: &[u8; 16], vip_port_be: [u8; 2]) -> u32 {
-        let mut index = 0;
-        for peer in &self.peers {
+        for index in 0..NOWHERE {
+            let peer = &self.peers[index as usize];
             if same(&peer.vip, peer.vip_port_be, vip, vip_port_be) {
                 return index;
             }
-            index += 1;
         }
         NOWHERE
     }
@@ -328,15 +331,14 @@ impl UdpPeers {
     #[inline(never)]
     fn position_of_backend(&self, from: &[u8; 16], from_port_be: [u8; 2]) -> u32 {
         let (mut best, mut best_idle) = (NOWHERE, u32::MAX);
-        let mut index = 0;
-        for peer in &self.peers {
+        for index in 0..NOWHERE {
+            let peer = &self.peers[index as usize];
             if peer.used != 0 && same(&peer.backend, peer.backend_port_be, from, from_port_be) {
                 let idle = self.clock.wrapping_sub(peer.used);
                 if idle < best_idle {
                     (best, best_idle) = (index, idle);
                 }
             }
-            index += 1;
         }
         best
     }

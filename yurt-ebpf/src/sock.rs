@@ -3,6 +3,10 @@
 //! `connect` and `sendmsg` write the backend over the destination. `recvmsg` and `getpeername` write the address that
 //! the client dialled over the backend. The kernel holds the socket's lock in all of them. An IPv6 socket that dials
 //! an IPv4-mapped address comes through the IPv6 hooks and is served from the IPv4 table.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "the context keeps small fields in whole words"
+)]
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
@@ -265,7 +269,7 @@ impl Sock<'_> {
         };
         if conf.netns_rows != 0 {
             // SAFETY: the row is copied at once.
-            if let Some(class) = unsafe { NETNS.get(&self.netns_cookie()) }.map(|row| row.class)
+            if let Some(class) = unsafe { NETNS.get(self.netns_cookie()) }.map(|row| row.class)
                 && class == NETNS_OPT_OUT
             {
                 return false;

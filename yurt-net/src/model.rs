@@ -222,6 +222,22 @@ pub struct Snapshot {
     pub service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     /// Objects that the source had to leave out or to keep in an older version.
     pub rejections: Vec<Rejection>,
+    /// Where objects were read (`Rejection::source`), by kind and name; empty for an apiserver.
+    pub origins: BTreeMap<(&'static str, NamespacedName), Arc<str>>,
+}
+
+impl Snapshot {
+    /// A rejection of one of these objects for what only the whole snapshot shows.
+    pub fn reject(&self, kind: &'static str, object: &NamespacedName, reason: String) -> Rejection {
+        let source = self.origins.get(&(kind, object.clone()));
+        Rejection {
+            kind: kind.to_owned(),
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+            source: source.map(|origin| origin.to_string()).unwrap_or_default(),
+            reason,
+        }
+    }
 }
 
 /// One object that is wrong, and why. It costs only itself: the rest of the table still ships.

@@ -13,6 +13,9 @@ use serde::Serialize;
 
 use crate::model::{Protocol, Rejection};
 
+/// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
+pub const MAX_PREFIXES: usize = 16;
+
 /// The whole table of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTable {
@@ -38,6 +41,13 @@ pub struct ClusterPrefixes {
     /// True when they are the cluster's ServiceCIDRs: an unallocated address inside is refused. False when they
     /// only cover the known ClusterIPs: just the unknown ports of known ClusterIPs are.
     pub are_service_cidrs: bool,
+}
+
+impl ClusterPrefixes {
+    /// Whether `address` is inside one of the prefixes.
+    pub fn contain(&self, address: IpAddr) -> bool {
+        self.prefixes.iter().any(|prefix| prefix.contains(address))
+    }
 }
 
 /// One port of one Service.
@@ -154,8 +164,6 @@ pub struct Dropped {
 /// Rules that drop an endpoint.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum DropReason {
-    /// `conditions.ready` is false.
-    NotReady,
     /// Closure to this node: it runs on another one.
     OtherNode {
         /// The endpoint's node.
@@ -177,6 +185,8 @@ pub enum DropReason {
         /// This node's pool.
         pool: Arc<str>,
     },
+    /// `conditions.ready` is false. Last: of two copies of an endpoint the ready one speaks.
+    NotReady,
 }
 
 impl fmt::Display for DropReason {

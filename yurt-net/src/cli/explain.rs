@@ -1,0 +1,251 @@
+//! The verdict for one flow, and why, in words.
+//!
+//! Pure. In: `ServiceTable`, `OwnAddresses`, a flow. Out: `Explanation`. Rules in order: (1) the client is internal when it is
+//! this node or one of its Pods; (2) the row of the frontend, as `plan` prints it; (3) on loopback, the node's own
+//! NodePorts; (4) a known ClusterIP with an unknown port is refused, and so is an unallocated address inside a
+//! ServiceCIDR (pkg/proxy/nftables/proxier.go drops the latter; a refusal tells the client at once); (5) all else passes.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+
+use super::show::Row;
+use crate::model::{Protocol, Snapshot};
+use crate::table::{Dropped, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
+
+/// The addresses by which a client is told to be of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnAddresses {
+    /// Of the node itself.
+    pub node: BTreeSet<IpAddr>,
+    /// The node's `podCIDRs`.
+    pub pod_cidrs: Vec<IpNetwork>,
+    /// Of endpoints on this node.
+    pub endpoints: BTreeSet<IpAddr>,
+}
+
+impl OwnAddresses {
+    /// Collects them from what a source knows.
+    pub fn new(snapshot: &Snapshot, node: &str) -> Self {
+        let mut own = Self::default();
+        if let Some(node) = snapshot.nodes.get(node) {
+            own.node
+                .extend(node.internal_ips.iter().chain(&node.external_ips));
+            own.pod_cidrs.clone_from(&node.pod_cidrs);
+        }
+        let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
+        let local = endpoints.filter(|e| e.node_name.as_deref() == Some(node));
+        own.endpoints = local.map(|endpoint| endpoint.address).collect();
+        own
+    }
+
+    fn is_node(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.node.contains(&address)
+    }
+
+    fn is_internal(&self, address: IpAddr) -> bool {
+        self.is_node(address)
+            || self
+                .pod_cidrs
+                .iter()
+                .any(|network| network.contains(address))
+            || self.endpoints.contains(&address)
+    }
+}
+
+/// A new connection, or the first datagram.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Who dials.
+    pub from: IpAddr,
+    /// What is dialled.
+    pub to: SocketAddr,
+    /// Transport protocol.
+    pub protocol: Protocol,
+}
+
+/// What happens to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowVerdict {
+    /// To one of the endpoints.
+    Forward,
+    /// Refused at once.
+    Refuse,
+    /// Silently dropped.
+    Drop,
+    /// None of ours.
+    Pass,
+}
+
+impl fmt::Display for FlowVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Refuse => "refuse",
+            Self::Drop => "drop",
+            Self::Pass => "pass",
+        })
+    }
+}
+
+/// The object that `explain -o json` prints. Names and order of the fields are a contract.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// What happens.
+    pub verdict: FlowVerdict,
+    /// Sorted; empty unless `forward`.
+    pub endpoints: Vec<SocketAddr>,
+    /// The endpoint sees this node's address instead of the client's.
+    pub masquerade: bool,
+    /// `ns/name:port`; "" when it is no service port's.
+    pub service: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for Explanation {
+    /// For people: the verdict, its reason, and where it goes.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}: {}", self.verdict, self.reason)?;
+        if !self.service.is_empty() {
+            writeln!(f, "  service     {}", self.service)?;
+        }
+        for endpoint in &self.endpoints {
+            writeln!(f, "  endpoint    {endpoint}")?;
+        }
+        if self.masquerade {
+            writeln!(f, "  masquerade  yes: endpoints see this node's address")?;
+        }
+        Ok(())
+    }
+}
+
+/// See the module.
+pub fn explain(table: &ServiceTable, own: &OwnAddresses, flow: Flow) -> Explanation {
+    // An IPv6 socket dials IPv4 by mapped addresses, and the kernel side decides on what they stand for.
+    let from = flow.from.to_canonical();
+    let to = SocketAddr::new(flow.to.ip().to_canonical(), flow.to.port());
+    let scope = match own.is_internal(from) {
+        true => Scope::Internal,
+        false => Scope::External,
+    };
+    let found = table.services.iter().find_map(|entry| {
+        let is_dialled = |f: &&_| dials(f, to, from, own);
+        let frontend = entry.frontends.iter().find(is_dialled)?;
+        (entry.key.protocol == flow.protocol).then_some((entry, frontend))
+    });
+    if let Some((entry, frontend)) = found {
+        let row = Row::new(entry, frontend, scope);
+        return Explanation {
+            verdict: match row.verdict {
+                Verdict::Forward => FlowVerdict::Forward,
+                Verdict::Refuse => FlowVerdict::Refuse,
+            },
+            endpoints: row.endpoints.to_vec(),
+            masquerade: row.masquerade,
+            service: entry.key.to_string(),
+            reason: row_reason(table, entry, &row),
+        };
+    }
+    let (verdict, reason) = no_frontend(table, to, flow.protocol);
+    Explanation {
+        verdict,
+        endpoints: Vec::new(),
+        masquerade: false,
+        service: String::new(),
+        reason,
+    }
+}
+
+/// NodePorts also answer on loopback, to sockets of the node itself: a Pod's loopback is the Pod's.
+fn dials(
+    frontend: &crate::table::Frontend,
+    to: SocketAddr,
+    from: IpAddr,
+    own: &OwnAddresses,
+) -> bool {
+    let is_node_port = frontend.kind == FrontendKind::NodePort;
+    let by_loopback = is_node_port
+        && to.ip().is_loopback()
+        && to.is_ipv4() == frontend.address.is_ipv4()
+        && (own.is_node(from) || from == frontend.address);
+    frontend.port == to.port() && (frontend.address == to.ip() || by_loopback)
+}
+
+fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> String {
+    let client = match row.scope {
+        Scope::Internal => "this node or one of its Pods",
+        Scope::External => "outside this node",
+    };
+    let dropped = &entry.endpoints(row.address).dropped;
+    let closure = match entry.closure {
+        crate::table::Closure::None => "no closure".to_owned(),
+        crate::table::Closure::Node => format!("closed to node {}", table.node),
+        crate::table::Closure::Pool => format!("closed to pool {}", table.pool),
+    };
+    let fate = match (row.verdict, dropped.as_slice()) {
+        (Verdict::Forward, []) => format!("any of {} endpoints", row.endpoints.len()),
+        (Verdict::Forward, dropped) => format!(
+            "any of {} endpoints, {} others may not take it",
+            row.endpoints.len(),
+            dropped.len()
+        ),
+        (Verdict::Refuse, []) => "it has no endpoints".to_owned(),
+        (Verdict::Refuse, dropped) => format!("none of its endpoints may take it{}", why(dropped)),
+    };
+    let sctp = match entry.key.protocol {
+        Protocol::Sctp => "; SCTP is listed only, nothing enforces it",
+        Protocol::Tcp | Protocol::Udp => "",
+    };
+    let kind = row.kind;
+    format!(
+        "{kind} of {}, {closure}, client is {client}: {fate}{sctp}",
+        entry.key
+    )
+}
+
+/// The reasons of a few dropped endpoints.
+fn why(dropped: &[Dropped]) -> String {
+    let few = dropped.iter().take(3);
+    let mut text: String = few
+        .map(|d| format!("; {}: {}", d.endpoint, d.reason))
+        .collect();
+    if dropped.len() > 3 {
+        text += &format!("; and {} more", dropped.len() - 3);
+    }
+    text
+}
+
+/// The address and port are no frontend.
+fn no_frontend(table: &ServiceTable, to: SocketAddr, protocol: Protocol) -> (FlowVerdict, String) {
+    let address = to.ip();
+    let owner = table.services.iter().find(|entry| {
+        let mut frontends = entry.frontends.iter();
+        frontends.any(|f| f.kind == FrontendKind::ClusterIp && f.address == address)
+    });
+    if let Some(owner) = owner {
+        let (namespace, name) = (&owner.key.namespace, &owner.key.name);
+        let port = to.port();
+        let reason = format!(
+            "{address} is the ClusterIP of {namespace}/{name}, which has no port {port}/{protocol}"
+        );
+        return (FlowVerdict::Refuse, reason);
+    }
+    let prefixes = &table.cluster_prefixes;
+    let inside = prefixes.prefixes.iter().find(|p| p.contains(address));
+    match inside.filter(|_| prefixes.are_service_cidrs) {
+        Some(cidr) => (
+            FlowVerdict::Refuse,
+            format!("{address} is in the service CIDR {cidr} and belongs to no Service"),
+        ),
+        None => (
+            FlowVerdict::Pass,
+            format!("{to}/{protocol} is no frontend of any Service: it goes its way untouched"),
+        ),
+    }
+}

@@ -1,0 +1,4 @@
+//! The verbs of the command line: thin, except for what prints.
+
+pub mod explain;
+pub mod show;

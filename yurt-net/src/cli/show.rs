@@ -1,0 +1,275 @@
+//! What `yurt-net plan` prints.
+//!
+//! Pure. In: `ServiceTable`. Out: the JSON of the contract (docs/architecture.md), or a table to read. Every frontend has
+//! a row for clients of this node, which the socket path answers, and one for everybody else, whom the packet path
+//! answers; only the latter are masqueraded, as kube-proxy does under the Cluster policy (pkg/proxy/iptables/proxier.go).
+#![forbid(unsafe_code)]
+
+use std::fmt::{self, Write as _};
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use crate::model::{Protocol, Rejection};
+use crate::table::{
+    Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
+};
+
+/// Endpoints of one row in the table for people; the JSON lists all.
+const SHOWN_ENDPOINTS: usize = 4;
+
+/// The object that `plan -o json` prints. Names and order of the fields are a contract.
+#[derive(Debug, Serialize)]
+pub struct PlanJson<'a> {
+    node: &'a str,
+    pool: &'a str,
+    zone: &'a str,
+    services: Vec<ServiceJson<'a>>,
+    rejections: &'a [Rejection],
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceJson<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    port: &'a str,
+    protocol: Protocol,
+    closure: Closure,
+    /// Seconds; 0 = no affinity.
+    affinity_seconds: u32,
+    frontends: Vec<Row<'a>>,
+}
+
+/// One frontend for one scope.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Row<'a> {
+    pub(super) kind: FrontendKind,
+    pub(super) address: IpAddr,
+    pub(super) port: u16,
+    pub(super) scope: Scope,
+    pub(super) verdict: Verdict,
+    pub(super) endpoints: &'a [SocketAddr],
+    pub(super) masquerade: bool,
+    /// What enforces the row.
+    pub(super) path: Path,
+    /// Clients that a LoadBalancer admits; empty = all.
+    source_ranges: [&'a str; 0],
+    dropped: Vec<DroppedJson>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Path {
+    Socket,
+    Packet,
+}
+
+#[derive(Debug, Serialize)]
+struct DroppedJson {
+    endpoint: SocketAddr,
+    reason: String,
+}
+
+impl<'a> Row<'a> {
+    pub(super) fn new(entry: &'a ServiceEntry, frontend: &Frontend, scope: Scope) -> Self {
+        let set = entry.endpoints(frontend.address);
+        let dropped = set.dropped.iter().map(|dropped| DroppedJson {
+            endpoint: dropped.endpoint,
+            reason: dropped.reason.to_string(),
+        });
+        Self {
+            kind: frontend.kind,
+            address: frontend.address,
+            port: frontend.port,
+            scope,
+            verdict: entry.verdict(frontend.address),
+            endpoints: &set.selected,
+            masquerade: scope == Scope::External,
+            path: match scope {
+                Scope::Internal => Path::Socket,
+                Scope::External => Path::Packet,
+            },
+            source_ranges: [],
+            dropped: dropped.collect(),
+        }
+    }
+}
+
+/// See `PlanJson`.
+pub fn plan_json(table: &ServiceTable) -> PlanJson<'_> {
+    let services = table.services.iter().map(|entry| ServiceJson {
+        namespace: &entry.key.namespace,
+        name: &entry.key.name,
+        port: &entry.key.port,
+        protocol: entry.key.protocol,
+        closure: entry.closure,
+        affinity_seconds: 0,
+        frontends: rows(entry).collect(),
+    });
+    PlanJson {
+        node: &table.node,
+        pool: &table.pool,
+        zone: &table.zone,
+        services: services.collect(),
+        rejections: &table.rejections,
+    }
+}
+
+fn rows(entry: &ServiceEntry) -> impl Iterator<Item = Row<'_>> {
+    entry.frontends.iter().flat_map(move |frontend| {
+        [Scope::Internal, Scope::External].map(|scope| Row::new(entry, frontend, scope))
+    })
+}
+
+/// Whether the output is a terminal that shows colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Paint {
+    /// Text alone.
+    Plain,
+    /// ANSI escapes for bold, dim and red.
+    Ansi,
+}
+
+impl Paint {
+    fn wrap(self, code: &str, text: impl fmt::Display) -> String {
+        match self {
+            Self::Plain => text.to_string(),
+            Self::Ansi => format!("\x1b[{code}m{text}\x1b[0m"),
+        }
+    }
+
+    fn bold(self, text: impl fmt::Display) -> String {
+        self.wrap("1", text)
+    }
+
+    fn dim(self, text: impl fmt::Display) -> String {
+        self.wrap("2", text)
+    }
+
+    fn red(self, text: impl fmt::Display) -> String {
+        self.wrap("31", text)
+    }
+}
+
+/// The table for people.
+pub fn plan_table(table: &ServiceTable, paint: Paint) -> String {
+    let mut text = String::new();
+    // A String takes every write.
+    let _infallible = write_table(&mut text, table, paint);
+    text
+}
+
+fn write_table(out: &mut String, table: &ServiceTable, paint: Paint) -> fmt::Result {
+    let or_none = |name: &str| if name.is_empty() { "none" } else { name }.to_owned();
+    writeln!(
+        out,
+        "node {}   pool {}   zone {}   service ports {}   rejections {}",
+        paint.bold(&table.node),
+        paint.bold(or_none(&table.pool)),
+        or_none(&table.zone),
+        table.services.len(),
+        table.rejections.len(),
+    )?;
+    let address_width = frontend_width(table);
+    for entry in &table.services {
+        writeln!(
+            out,
+            "\n{}   {}   closure {}",
+            paint.bold(service_name(entry)),
+            entry.key.protocol,
+            entry.closure
+        )?;
+        for frontend in &entry.frontends {
+            write_frontend(out, entry, frontend, address_width, paint)?;
+        }
+        for dropped in entry.v4.dropped.iter().chain(&entry.v6.dropped) {
+            let Dropped { endpoint, reason } = dropped;
+            writeln!(
+                out,
+                "  {}",
+                paint.dim(format!("dropped {endpoint}: {reason}"))
+            )?;
+        }
+    }
+    if !table.rejections.is_empty() {
+        writeln!(out, "\n{}", paint.bold("rejections"))?;
+    }
+    for rejection in &table.rejections {
+        writeln!(out, "  {}", paint.red(rejection_line(rejection)))?;
+    }
+    Ok(())
+}
+
+/// One line where both scopes have the same fate, as they do without a traffic policy.
+fn write_frontend(
+    out: &mut String,
+    entry: &ServiceEntry,
+    frontend: &Frontend,
+    address_width: usize,
+    paint: Paint,
+) -> fmt::Result {
+    let address = SocketAddr::new(frontend.address, frontend.port).to_string();
+    let kind = frontend.kind.to_string();
+    let fate = match entry.verdict(frontend.address) {
+        Verdict::Forward => endpoint_list(&entry.endpoints(frontend.address).selected),
+        Verdict::Refuse => paint.red("refuse"),
+    };
+    writeln!(out, "  {kind:<12}  {address:<address_width$}  -> {fate}")
+}
+
+fn frontend_width(table: &ServiceTable) -> usize {
+    let frontends = table.services.iter().flat_map(|entry| &entry.frontends);
+    let widths = frontends.map(|f| SocketAddr::new(f.address, f.port).to_string().len());
+    widths.max().unwrap_or(0)
+}
+
+fn endpoint_list(endpoints: &[SocketAddr]) -> String {
+    let mut shown: Vec<String> = endpoints
+        .iter()
+        .take(SHOWN_ENDPOINTS)
+        .map(SocketAddr::to_string)
+        .collect();
+    if let Some(more) = endpoints
+        .len()
+        .checked_sub(SHOWN_ENDPOINTS)
+        .filter(|more| *more > 0)
+    {
+        shown.push(format!("{more} more"));
+    }
+    shown.join(", ")
+}
+
+/// `ns/name`, with the port's name when it has one.
+fn service_name(entry: &ServiceEntry) -> String {
+    let key = &entry.key;
+    match key.port.is_empty() {
+        true => format!("{}/{}", key.namespace, key.name),
+        false => key.to_string(),
+    }
+}
+
+fn rejection_line(rejection: &Rejection) -> String {
+    let Rejection {
+        kind,
+        namespace,
+        name,
+        source,
+        reason,
+    } = rejection;
+    let mut object = match namespace.is_empty() {
+        true => name.clone(),
+        false => format!("{namespace}/{name}"),
+    };
+    if !kind.is_empty() {
+        object = format!("{kind} {object}");
+    }
+    let object = object.trim();
+    match (object.is_empty(), source.is_empty()) {
+        (true, true) => reason.clone(),
+        (true, false) => format!("{source}: {reason}"),
+        (false, true) => format!("{object}: {reason}"),
+        (false, false) => format!("{source}: {object}: {reason}"),
+    }
+}

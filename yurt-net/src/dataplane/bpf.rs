@@ -1,0 +1,752 @@
+//! The kernel: maps, programs and links, pinned so that they outlive the agent.
+//!
+//! ```text
+//! <bpffs>/yurt-net/           locked (flock) by the one agent that serves the node
+//!     v1/                     table maps, by table ABI
+//!     v1.next/                table maps that are being filled, before anything uses them
+//!     state-v1/               state maps, by state ABI
+//!     links/                  one link for each program
+//! ```
+//!
+//! `open` adopts table maps that are whole and of the wanted capacities; otherwise it makes new ones, which replace the
+//! old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
+//! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::linux::fs::MetadataExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use aya::programs::{CgroupSockAddr, ProgramError};
+use aya::{EbpfError, EbpfLoader};
+use yurt_ebpf::abi::{
+    self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, PrefixSet, PublishWord, ServiceRow,
+};
+
+use super::sys::{self, MapInfo, MappedArray};
+use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Write, decode, raw_value};
+use crate::plan::{Capacity, MapImage, Op, Plan};
+
+/// The programs, or nothing in a debug build without the BPF tools.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
+
+/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
+const HOOKS: [(&str, u32); 8] = [
+    ("yurt_recvmsg4", 19),
+    ("yurt_recvmsg6", 20),
+    ("yurt_getpeer4", 29),
+    ("yurt_getpeer6", 30),
+    ("yurt_connect4", 10),
+    ("yurt_connect6", 11),
+    ("yurt_sendmsg4", 14),
+    ("yurt_sendmsg6", 15),
+];
+
+const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+
+/// How the dataplane is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Mount point of a bpf file system.
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory; its processes, and those below, are served.
+    pub cgroup: PathBuf,
+    /// Entries of the table maps.
+    pub capacity: Capacity,
+    /// TCP sockets whose `getpeername` shows the Service; rounded up to a power of two.
+    pub peers: u32,
+    /// Whose sockets are served.
+    pub socket_lb: SocketLb,
+}
+
+/// Whose sockets are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SocketLb {
+    /// Every process of the node and its Pods.
+    #[default]
+    All,
+    /// Only processes in the node's own network namespace: for meshes and VM Pods.
+    Host,
+    /// None.
+    Off,
+}
+
+/// A program as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramSize {
+    /// Name.
+    pub name: &'static str,
+    /// Instructions that the verifier looked at; 0 below kernel 5.16.
+    pub verified: u32,
+    /// Size after translation, bytes.
+    pub translated: u32,
+}
+
+struct LoadedProgram {
+    name: &'static str,
+    attach_type: u32,
+    fd: OwnedFd,
+    id: u32,
+}
+
+/// The table maps in use.
+struct Table {
+    capacity: Capacity,
+    fe4: OwnedFd,
+    fe6: OwnedFd,
+    svc: MappedArray<ServiceRow>,
+    slot: MappedArray<Backend4>,
+    be6: MappedArray<Backend6>,
+    conf: MappedArray<Conf>,
+}
+
+/// The kernel's side of the agent.
+pub struct BpfDataplane {
+    options: Options,
+    root: PathBuf,
+    _lock: File,
+    table: Table,
+    count: OwnedFd,
+    programs: Vec<LoadedProgram>,
+    sizes: Vec<ProgramSize>,
+    has_set_retval: bool,
+    /// The table is in `v1.next` still.
+    is_staged: bool,
+}
+
+fn at<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DataplaneError + 'a {
+    move |source| DataplaneError::Path {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+fn on_map(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Map {
+        operation,
+        map,
+        source,
+    }
+}
+
+impl BpfDataplane {
+    /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
+    pub fn open(options: Options) -> Result<Self, DataplaneError> {
+        if OBJECT.is_empty() {
+            return Err(DataplaneError::NoPrograms);
+        }
+        sys::raise_memlock();
+        check_bpffs(&options.bpffs)?;
+        let root = options.bpffs.join("yurt-net");
+        create_dir(&root)?;
+        let lock = lock(&root)?;
+        check_abi(&root)?;
+        let links = root.join("links");
+        let state = root.join(format!("state-v{}", abi::STATE_ABI));
+        let current = root.join(format!("v{}", abi::TABLE_ABI));
+        let next = root.join(format!("v{}.next", abi::TABLE_ABI));
+        for dir in [&links, &state] {
+            create_dir(dir)?;
+        }
+        remove_dir(&next)?;
+        let peers = options.peers.max(1).next_power_of_two();
+        let wanted = table_maps(&options.capacity);
+        let is_adopted = wanted
+            .iter()
+            .all(|(name, info)| is_pinned_as(&current.join(name), info));
+        let dir = if is_adopted { &current } else { &next };
+        create_dir(dir)?;
+        for (name, info) in state_maps(peers) {
+            // State that cannot be kept is lost, and harmless: old sockets show their backend.
+            let path = state.join(name);
+            if !is_pinned_as(&path, &info) && path.exists() {
+                fs::remove_file(&path).map_err(at("remove", &path))?;
+            }
+        }
+        let pins = Pins {
+            table: dir.clone(),
+            state: state.clone(),
+        };
+        // Kernels before about 6.1 reject the call to bpf_set_retval in these programs; then it is left out.
+        let (programs, sizes, has_set_retval) = match load(&options, peers, &pins, true) {
+            Ok((programs, sizes)) => (programs, sizes, true),
+            Err(DataplaneError::Program { .. }) => {
+                let (programs, sizes) = load(&options, peers, &pins, false)?;
+                (programs, sizes, false)
+            }
+            Err(error) => return Err(error),
+        };
+        let table = Table::open(options.capacity, dir)?;
+        let count = open_map(&state, "yurt_count")?;
+        let is_staged = !is_adopted;
+        let dataplane = Self {
+            options,
+            root,
+            _lock: lock,
+            table,
+            count,
+            programs,
+            sizes,
+            has_set_retval,
+            is_staged,
+        };
+        dataplane.write_switches()?;
+        Ok(dataplane)
+    }
+
+    /// The pins of an earlier agent were taken over.
+    pub fn is_adopted(&self) -> bool {
+        !self.is_staged
+    }
+
+    /// A refusal is `ECONNREFUSED`; otherwise `EPERM`, for this kernel lacks `bpf_set_retval` in these hooks.
+    pub fn has_set_retval(&self) -> bool {
+        self.has_set_retval
+    }
+
+    /// What the verifier said of the programs.
+    pub fn programs(&self) -> &[ProgramSize] {
+        &self.sizes
+    }
+
+    /// Puts the programs and the table into service: to be called once the table holds what it should.
+    pub fn activate(&mut self) -> Result<(), DataplaneError> {
+        self.repair()?;
+        if self.is_staged {
+            let current = self.root.join(format!("v{}", abi::TABLE_ABI));
+            let next = self.root.join(format!("v{}.next", abi::TABLE_ABI));
+            remove_dir(&current)?;
+            fs::rename(&next, &current).map_err(at("rename", &next))?;
+            self.is_staged = false;
+        }
+        Ok(())
+    }
+
+    /// Attaches what is not attached, swaps in what is not ours; returns the names of the programs concerned.
+    pub fn repair(&self) -> Result<Vec<&'static str>, DataplaneError> {
+        let path = &self.options.cgroup;
+        let cgroup = File::open(path).map_err(at("open cgroup", path))?;
+        let cgroup_id = cgroup.metadata().map_err(at("open cgroup", path))?.st_ino();
+        let mut repaired = Vec::new();
+        for program in &self.programs {
+            if self.repair_link(program, cgroup.as_fd(), cgroup_id)? {
+                repaired.push(program.name);
+            }
+        }
+        Ok(repaired)
+    }
+
+    fn repair_link(
+        &self,
+        program: &LoadedProgram,
+        cgroup: BorrowedFd<'_>,
+        cgroup_id: u64,
+    ) -> Result<bool, DataplaneError> {
+        let failed = |operation| {
+            move |source| DataplaneError::Link {
+                operation,
+                program: program.name,
+                source,
+            }
+        };
+        let pin = self.root.join("links").join(program.name);
+        if let Ok(link) = sys::object_get(&pin) {
+            let info = sys::link_info(link.as_fd()).map_err(failed("inspect link of"))?;
+            let is_in_place = info.link_type == sys::LINK_TYPE_CGROUP
+                && info.attach_type == program.attach_type
+                && info.cgroup_id == cgroup_id;
+            if is_in_place && info.prog_id == program.id {
+                return Ok(false);
+            }
+            if is_in_place {
+                sys::link_update(link.as_fd(), program.fd.as_fd()).map_err(failed("swap"))?;
+                return Ok(true);
+            }
+        }
+        // Attach first: two programs translate no worse than one, and none would not translate at all.
+        let link = sys::link_create(program.fd.as_fd(), cgroup, program.attach_type)
+            .map_err(failed("attach"))?;
+        match fs::remove_file(&pin) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(at("remove", &pin)(error));
+            }
+            _ => {}
+        }
+        sys::object_pin(link.as_fd(), &pin).map_err(failed("pin link of"))?;
+        Ok(true)
+    }
+
+    /// Verdicts so far, summed over the CPUs, in the order of [`abi::COUNTER_NAMES`].
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
+        let mut per_cpu = vec![0u64; possible_cpus()?];
+        let mut counters = BTreeMap::new();
+        for (index, name) in (0u32..).zip(abi::COUNTER_NAMES) {
+            sys::map_lookup(self.count.as_fd(), &index, &mut per_cpu)
+                .map_err(on_map("read", "yurt_count"))?;
+            counters.insert(name, per_cpu.iter().sum());
+        }
+        Ok(counters)
+    }
+
+    fn write_switches(&self) -> Result<(), DataplaneError> {
+        let cookie = sys::netns_cookie().map_err(DataplaneError::NetnsCookie)?;
+        let socket_lb = match self.options.socket_lb {
+            SocketLb::All => abi::SOCKET_LB_ALL,
+            SocketLb::Host => abi::SOCKET_LB_HOST,
+            SocketLb::Off => abi::SOCKET_LB_OFF,
+        };
+        let conf = self.table.conf_entry()?;
+        // SAFETY: a valid entry of our mapping; each field is one aligned word.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*conf).node_netns).store(cookie, Ordering::Release);
+            AtomicU32::from_ptr(&raw mut (*conf).socket_lb).store(socket_lb, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Removes every pin, and with them the programs and maps. Refused while an agent runs. True when there was any.
+pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
+    check_bpffs(bpffs)?;
+    let root = bpffs.join("yurt-net");
+    if !root.exists() {
+        return Ok(false);
+    }
+    let _lock = lock(&root)?;
+    // Programs go before the maps that they read.
+    remove_dir(&root.join("links"))?;
+    for entry in fs::read_dir(&root).map_err(at("read", &root))? {
+        remove_dir(&entry.map_err(at("read", &root))?.path())?;
+    }
+    fs::remove_dir(&root).map_err(at("remove", &root))?;
+    Ok(true)
+}
+
+/// Whether `path` is the mount point of a bpf file system, or a directory of one.
+pub fn check_bpffs(path: &Path) -> Result<(), DataplaneError> {
+    let c_path = std::ffi::CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| at("stat", path)(io::Error::other(error)))?;
+    // SAFETY: plain data that statfs fills.
+    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a NUL-terminated path and a valid buffer.
+    if unsafe { libc::statfs(c_path.as_ptr(), &raw mut stat) } != 0 {
+        return Err(at("stat", path)(io::Error::last_os_error()));
+    }
+    if stat.f_type != BPF_FS_MAGIC {
+        return Err(DataplaneError::NotBpffs {
+            path: path.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+fn create_dir(path: &Path) -> Result<(), DataplaneError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            Err(at("create", path)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a directory of pins; one that is not there is no error.
+fn remove_dir(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn lock(root: &Path) -> Result<File, DataplaneError> {
+    let file = File::open(root).map_err(at("open", root))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::Error(error)) => Err(at("lock", root)(error)),
+        Err(TryLockError::WouldBlock) => Err(DataplaneError::InUse {
+            path: root.to_owned(),
+            pid: holder(&file),
+        }),
+    }
+}
+
+/// The process that holds the lock: `1: FLOCK ADVISORY WRITE 4242 00:2a:17 0 EOF` in `/proc/locks`.
+fn holder(file: &File) -> String {
+    let inode = file
+        .metadata()
+        .map(|metadata| metadata.st_ino())
+        .unwrap_or_default();
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    locks
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| fields.get(1) == Some(&"FLOCK"))
+        .find(|fields| {
+            let id = fields.get(5).and_then(|id| id.rsplit(':').next());
+            id == Some(inode.to_string().as_str())
+        })
+        .and_then(|fields| fields.get(4).map(|pid| (*pid).to_owned()))
+        .unwrap_or_else(|| "unknown".to_owned())
+}
+
+/// Refuses pins of a newer agent. Those of an older ABI would be migrated here; there is none yet.
+fn check_abi(root: &Path) -> Result<(), DataplaneError> {
+    for entry in fs::read_dir(root).map_err(at("read", root))? {
+        let entry = entry.map_err(at("read", root))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let version = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
+        let is_unknown = version("v").is_some_and(|version| version > abi::TABLE_ABI)
+            || version("state-v").is_some_and(|version| version > abi::STATE_ABI);
+        if is_unknown {
+            return Err(DataplaneError::UnknownAbi { path: entry.path() });
+        }
+    }
+    Ok(())
+}
+
+fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    MapInfo {
+        map_type,
+        id: 0,
+        key_size: size(size_of::<K>()),
+        value_size: size(size_of::<V>()),
+        max_entries,
+        map_flags,
+    }
+}
+
+fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 6] {
+    let array = BPF_MAP_TYPE_ARRAY;
+    [
+        ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
+        (
+            "yurt_fe4",
+            info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
+        ),
+        (
+            "yurt_fe6",
+            info::<FrontendKey6, u64>(BPF_MAP_TYPE_HASH, capacity.frontends6, 0),
+        ),
+        (
+            "yurt_svc",
+            info::<u32, ServiceRow>(array, capacity.services, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_slot",
+            info::<u32, Backend4>(array, capacity.slots4, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_be6",
+            info::<u32, Backend6>(array, capacity.slots6, BPF_F_MMAPABLE),
+        ),
+    ]
+}
+
+fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
+    let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
+    [
+        (
+            "yurt_peer",
+            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
+        ),
+        ("yurt_revsk", storage),
+        (
+            "yurt_netns",
+            info::<u64, abi::NetnsRow>(BPF_MAP_TYPE_HASH, 512, 0),
+        ),
+        (
+            "yurt_count",
+            info::<u32, u64>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::COUNTERS, 0),
+        ),
+    ]
+}
+
+fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
+    sys::object_get(path)
+        .and_then(|map| sys::map_info(map.as_fd()))
+        .is_ok_and(|found| MapInfo { id: 0, ..found } == *wanted)
+}
+
+struct Pins {
+    table: PathBuf,
+    state: PathBuf,
+}
+
+type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
+
+/// Loads the programs against the maps that are pinned; makes and pins those that are not.
+fn load(
+    options: &Options,
+    peers: u32,
+    pins: &Pins,
+    has_set_retval: bool,
+) -> Result<Loaded, DataplaneError> {
+    let capacity = &options.capacity;
+    let mut loader = EbpfLoader::new();
+    for (name, info) in table_maps(capacity) {
+        loader
+            .map_pin_path(name, pins.table.join(name))
+            .map_max_entries(name, info.max_entries);
+    }
+    for (name, info) in state_maps(peers) {
+        loader.map_pin_path(name, pins.state.join(name));
+        if info.max_entries > 0 {
+            loader.map_max_entries(name, info.max_entries);
+        }
+    }
+    let has_set_retval = u32::from(has_set_retval);
+    let peer_mask = peers - 1;
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("PEER_MASK", &peer_mask, true);
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|error: EbpfError| DataplaneError::Load(Box::new(error)))?;
+    let mut programs = Vec::with_capacity(HOOKS.len());
+    let mut sizes = Vec::with_capacity(HOOKS.len());
+    for (name, attach_type) in HOOKS {
+        let program = object
+            .program_mut(name)
+            .ok_or(DataplaneError::Missing { name })?;
+        let failed = |source: ProgramError| DataplaneError::Program {
+            program: name,
+            source: Box::new(source),
+        };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        let info = program.info().map_err(failed)?;
+        sizes.push(ProgramSize {
+            name,
+            verified: info.verified_instruction_count().unwrap_or_default(),
+            translated: info.size_translated().unwrap_or_default(),
+        });
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| DataplaneError::Link {
+            operation: "keep",
+            program: name,
+            source,
+        })?;
+        programs.push(LoadedProgram {
+            name,
+            attach_type,
+            fd,
+            id: info.id(),
+        });
+    }
+    Ok((programs, sizes))
+}
+
+fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+    sys::object_get(&dir.join(name)).map_err(on_map("open", name))
+}
+
+fn map_array<T: Copy>(
+    dir: &Path,
+    name: &'static str,
+    length: u32,
+) -> Result<MappedArray<T>, DataplaneError> {
+    let map = open_map(dir, name)?;
+    MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
+}
+
+/// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.
+fn possible_cpus() -> Result<usize, DataplaneError> {
+    let path = Path::new("/sys/devices/system/cpu/possible");
+    let text = fs::read_to_string(path).map_err(at("read", path))?;
+    let last = text
+        .trim()
+        .rsplit([',', '-'])
+        .next()
+        .and_then(|last| last.parse::<usize>().ok());
+    Ok(last.map_or(1, |last| last + 1))
+}
+
+// === impl Table ===
+
+impl Table {
+    fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            capacity,
+            fe4: open_map(dir, "yurt_fe4")?,
+            fe6: open_map(dir, "yurt_fe6")?,
+            svc: map_array(dir, "yurt_svc", capacity.services)?,
+            slot: map_array(dir, "yurt_slot", capacity.slots4)?,
+            be6: map_array(dir, "yurt_be6", capacity.slots6)?,
+            conf: map_array(dir, "yurt_conf", 1)?,
+        })
+    }
+
+    fn conf_entry(&self) -> Result<*mut Conf, DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_conf",
+            index: 0,
+        };
+        Ok(self.conf.entry(0).ok_or(out_of_bounds)?.as_ptr())
+    }
+}
+
+impl RawTable for Table {
+    fn row(&self, service: u32) -> Option<ServiceRow> {
+        self.svc.read(service)
+    }
+
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        self.slot.read(slot)
+    }
+
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        self.be6.read(slot)
+    }
+
+    fn conf(&self) -> Option<Conf> {
+        self.conf.read(0)
+    }
+}
+
+impl Write for Table {
+    fn grace(&mut self) -> Result<(), DataplaneError> {
+        sys::wait_for_readers().map_err(DataplaneError::Grace)
+    }
+
+    fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
+        let conf = self.conf_entry()?;
+        // SAFETY: a valid entry of our mapping. The inactive half is read by nobody, and the switch is one word.
+        unsafe {
+            let active = AtomicU32::from_ptr(&raw mut (*conf).active_prefixes);
+            let next = (active.load(Ordering::Relaxed) & 1) ^ 1;
+            (&raw mut (*conf).prefixes[next as usize]).write_volatile(set);
+            active.store(next, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_slot",
+            index: slot,
+        };
+        self.slot
+            .write(slot, backend)
+            .then_some(())
+            .ok_or(out_of_bounds)
+    }
+
+    fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_be6",
+            index: slot,
+        };
+        self.be6
+            .write(slot, backend)
+            .then_some(())
+            .ok_or(out_of_bounds)
+    }
+
+    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_svc",
+            index: service,
+        };
+        let row = self.svc.entry(service).ok_or(out_of_bounds)?.as_ptr();
+        // SAFETY: a valid, aligned word of our mapping. Release: the slots are there before the word that shows them.
+        unsafe { AtomicU64::from_ptr(&raw mut (*row).word) }.store(word.0, Ordering::Release);
+        Ok(())
+    }
+
+    fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
+        match key {
+            RawKey::V4(key) => sys::map_update(self.fe4.as_fd(), &[key], &[value])
+                .map_err(on_map("write", "yurt_fe4")),
+            RawKey::V6(key) => sys::map_update(self.fe6.as_fd(), &[key], &[value])
+                .map_err(on_map("write", "yurt_fe6")),
+        }
+    }
+
+    fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError> {
+        match key {
+            RawKey::V4(key) => {
+                sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))
+            }
+            RawKey::V6(key) => {
+                sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))
+            }
+        }
+    }
+}
+
+impl Table {
+    /// Writes a run of new rows with one call for each family.
+    fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+        let (mut keys4, mut values4) =
+            (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
+        let (mut keys6, mut values6) = (Vec::new(), Vec::new());
+        for op in ops {
+            let Op::PutFrontend(key, row) = op else {
+                continue;
+            };
+            let raw = RawKey::from(key);
+            let value = raw_value(&raw, row);
+            match raw {
+                RawKey::V4(key) => {
+                    keys4.push(key);
+                    values4.push(value);
+                }
+                RawKey::V6(key) => {
+                    keys6.push(key);
+                    values6.push(value);
+                }
+            }
+        }
+        sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
+        sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
+    }
+}
+
+impl Dataplane for BpfDataplane {
+    fn observe(&self) -> Result<MapImage, DataplaneError> {
+        let rows4 = sys::map_entries::<FrontendKey4, u64>(self.table.fe4.as_fd())
+            .map_err(on_map("read", "yurt_fe4"))?;
+        let rows6 = sys::map_entries::<FrontendKey6, u64>(self.table.fe6.as_fd())
+            .map_err(on_map("read", "yurt_fe6"))?;
+        if self.is_staged && rows4.is_empty() && rows6.is_empty() {
+            // Nobody reads these maps yet: nothing to wait for before they are written.
+            return Ok(MapImage::empty(self.table.capacity));
+        }
+        Ok(decode(self.table.capacity, &rows4, &rows6, &self.table))
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let total = plan.ops.len();
+        let mut applied = 0;
+        for run in plan
+            .ops
+            .chunk_by(|a, b| matches!((a, b), (Op::PutFrontend(..), Op::PutFrontend(..))))
+        {
+            let result = match run {
+                [op] => self.table.write(op),
+                run => self.table.put_all(run),
+            };
+            result.map_err(|source| ApplyError {
+                applied,
+                total,
+                source,
+            })?;
+            applied += run.len();
+        }
+        Ok(())
+    }
+}

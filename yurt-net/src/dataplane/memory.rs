@@ -1,0 +1,246 @@
+//! The maps in memory, written by the same plans and read by the same code as the kernel's: for tests.
+//!
+//! `apply` can be made to stop between any two writes, and `resolve4` and `resolve6` of `yurt_ebpf::select` run on it
+//! as they run in the kernel.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use yurt_ebpf::abi::{
+    Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, FrontendValue, PrefixSet, PublishWord,
+    ServiceRow,
+};
+use yurt_ebpf::select::Tables;
+
+use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Write, decode};
+use crate::plan::{Capacity, MapImage, Plan};
+
+type Key4 = ([u8; 4], [u8; 2], u8, u8);
+type Key6 = ([u8; 16], [u8; 2], u8, u8);
+
+/// Map contents.
+#[derive(Clone, Debug)]
+pub struct MemoryDataplane {
+    capacity: Capacity,
+    fe4: BTreeMap<Key4, u64>,
+    fe6: BTreeMap<Key6, u64>,
+    svc: Vec<ServiceRow>,
+    slot: Vec<Backend4>,
+    be6: Vec<Backend6>,
+    conf: Box<Conf>,
+    /// Grace periods so far.
+    pub graces: usize,
+    /// Next answers of [`Tables::random`].
+    pub random: Cell<u32>,
+    /// Whether readers are in the node's network namespace.
+    pub is_in_node_netns: bool,
+}
+
+impl MemoryDataplane {
+    /// Empty maps.
+    pub fn new(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            fe4: BTreeMap::new(),
+            fe6: BTreeMap::new(),
+            svc: vec![ServiceRow::default(); capacity.services as usize],
+            slot: vec![Backend4::default(); capacity.slots4 as usize],
+            be6: vec![Backend6::default(); capacity.slots6 as usize],
+            conf: Box::default(),
+            graces: 0,
+            random: Cell::new(0),
+            is_in_node_netns: true,
+        }
+    }
+
+    /// Applies the first `count` writes of a plan: an agent that was killed there.
+    pub fn apply_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), ApplyError> {
+        for (applied, op) in plan.ops.iter().take(count).enumerate() {
+            let total = plan.ops.len();
+            self.write(op).map_err(|source| ApplyError {
+                applied,
+                total,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+}
+
+impl Dataplane for MemoryDataplane {
+    fn observe(&self) -> Result<MapImage, DataplaneError> {
+        let rows4: Vec<_> = self
+            .fe4
+            .iter()
+            .map(|(&(addr, port_be, protocol, scope), value)| {
+                (
+                    FrontendKey4 {
+                        addr,
+                        port_be,
+                        protocol,
+                        scope,
+                    },
+                    *value,
+                )
+            })
+            .collect();
+        let rows6: Vec<_> = self
+            .fe6
+            .iter()
+            .map(|(&(addr, port_be, protocol, scope), value)| {
+                (
+                    FrontendKey6 {
+                        addr,
+                        port_be,
+                        protocol,
+                        scope,
+                        pad: [0; 4],
+                    },
+                    *value,
+                )
+            })
+            .collect();
+        Ok(decode(self.capacity, &rows4, &rows6, self))
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        self.apply_prefix(plan, plan.ops.len())
+    }
+}
+
+fn key4(key: &FrontendKey4) -> Key4 {
+    (key.addr, key.port_be, key.protocol, key.scope)
+}
+
+fn key6(key: &FrontendKey6) -> Key6 {
+    (key.addr, key.port_be, key.protocol, key.scope)
+}
+
+impl Write for MemoryDataplane {
+    fn grace(&mut self) -> Result<(), DataplaneError> {
+        self.graces += 1;
+        Ok(())
+    }
+
+    fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
+        let next = self.conf.active_prefixes ^ 1;
+        self.conf.prefixes[next as usize] = set;
+        self.conf.active_prefixes = next;
+        Ok(())
+    }
+
+    fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_slot",
+            index: slot,
+        };
+        *self.slot.get_mut(slot as usize).ok_or(out_of_bounds)? = backend;
+        Ok(())
+    }
+
+    fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_be6",
+            index: slot,
+        };
+        *self.be6.get_mut(slot as usize).ok_or(out_of_bounds)? = backend;
+        Ok(())
+    }
+
+    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_svc",
+            index: service,
+        };
+        self.svc
+            .get_mut(service as usize)
+            .ok_or(out_of_bounds)?
+            .word = word.0;
+        Ok(())
+    }
+
+    fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
+        let full = |map| DataplaneError::Map {
+            operation: "write",
+            map,
+            source: std::io::Error::from_raw_os_error(libc::E2BIG),
+        };
+        match key {
+            RawKey::V4(key) => {
+                let is_new = self.fe4.insert(key4(&key), value).is_none();
+                if is_new && self.fe4.len() > self.capacity.frontends4 as usize {
+                    return Err(full("yurt_fe4"));
+                }
+            }
+            RawKey::V6(key) => {
+                let is_new = self.fe6.insert(key6(&key), value).is_none();
+                if is_new && self.fe6.len() > self.capacity.frontends6 as usize {
+                    return Err(full("yurt_fe6"));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError> {
+        match key {
+            RawKey::V4(key) => self.fe4.remove(&key4(&key)),
+            RawKey::V6(key) => self.fe6.remove(&key6(&key)),
+        };
+        Ok(())
+    }
+}
+
+impl RawTable for MemoryDataplane {
+    fn row(&self, service: u32) -> Option<ServiceRow> {
+        self.svc.get(service as usize).copied()
+    }
+
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        self.slot.get(slot as usize).copied()
+    }
+
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        self.be6.get(slot as usize).copied()
+    }
+
+    fn conf(&self) -> Option<Conf> {
+        Some(*self.conf)
+    }
+}
+
+impl Tables for MemoryDataplane {
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
+        self.fe4.get(&key4(key)).copied().map(FrontendValue)
+    }
+
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
+        self.fe6.get(&key6(key)).copied().map(FrontendValue)
+    }
+
+    fn publish_word(&self, service: u32) -> Option<PublishWord> {
+        self.svc
+            .get(service as usize)
+            .map(|row| PublishWord(row.word))
+    }
+
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        self.slot.get(slot as usize).copied()
+    }
+
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        self.be6.get(slot as usize).copied()
+    }
+
+    fn conf(&self) -> Option<&Conf> {
+        Some(&self.conf)
+    }
+
+    fn random(&self) -> u32 {
+        self.random.get()
+    }
+
+    fn is_in_node_netns(&self) -> bool {
+        self.is_in_node_netns
+    }
+}

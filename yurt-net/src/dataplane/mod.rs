@@ -1,0 +1,451 @@
+//! The kernel's maps, seen and written. The trait is cut at what the agent needs: observe, apply.
+//!
+//! This file is the boundary between the proxy's vocabulary (`plan`) and the kernel's (`yurt_ebpf::abi`): byte orders
+//! and packed words exist only from here on. `bpf` holds the real maps, `memory` the same in memory for tests.
+
+pub mod bpf;
+pub mod memory;
+mod sys;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use yurt_ebpf::abi;
+
+use crate::model::{AddressFamily, Protocol};
+use crate::plan::{
+    Capacity, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServiceImage,
+};
+use crate::table::ClusterPrefixes;
+
+/// Where plans go.
+pub trait Dataplane {
+    /// Reads the maps.
+    fn observe(&self) -> Result<MapImage, DataplaneError>;
+
+    /// Writes a plan, in order. On an error, what was written stays: observe and plan again.
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError>;
+}
+
+/// A plan that was applied in part.
+#[derive(Debug, thiserror::Error)]
+#[error("apply write {applied} of {total}")]
+pub struct ApplyError {
+    /// Writes that landed.
+    pub applied: usize,
+    /// Writes of the plan.
+    pub total: usize,
+    /// Why the next one did not.
+    #[source]
+    pub source: DataplaneError,
+}
+
+/// What can go wrong with maps, programs and links.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The embedded object is the stub of a debug build.
+    #[error("this binary was built without the eBPF programs: run `cargo xtask build`")]
+    NoPrograms,
+    /// `--bpffs` is not one.
+    #[error("{} is not a bpf file system: mount one there (mount -t bpf bpf {0})", path.display())]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory or pin.
+    #[error("{operation} {}", path.display())]
+    Path {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent is at work.
+    #[error(
+        "{} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first", path.display()
+    )]
+    InUse {
+        /// The pin directory.
+        path: PathBuf,
+        /// Who, as far as `/proc/locks` tells.
+        pid: String,
+    },
+    /// A pin directory of an agent that is newer than this one.
+    #[error(
+        "{} was made by a newer yurt-net: run that version, or remove all pins with its `yurt-net cleanup`", path.display()
+    )]
+    UnknownAbi {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The object could not be loaded.
+    #[error("load the eBPF object")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program was rejected.
+    #[error("load program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's words.
+        #[source]
+        source: Box<aya::programs::ProgramError>,
+    },
+    /// The object lacks something: it was built from other sources.
+    #[error("the eBPF object has no {name}")]
+    Missing {
+        /// Program or map.
+        name: &'static str,
+    },
+    /// A map call.
+    #[error("{operation} map {map}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// On which map.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A link call.
+    #[error("{operation} {program}")]
+    Link {
+        /// What was tried.
+        operation: &'static str,
+        /// Which program's link.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A write that a plan for these maps cannot hold.
+    #[error("entry {index} is beyond the end of map {map}")]
+    OutOfBounds {
+        /// The map.
+        map: &'static str,
+        /// The entry.
+        index: u32,
+    },
+    /// The grace period could not be waited for.
+    #[error("wait for running programs")]
+    Grace(#[source] io::Error),
+    /// The network namespace has no cookie.
+    #[error("read the cookie of the network namespace")]
+    NetnsCookie(#[source] io::Error),
+}
+
+// === Encoding: plan -> abi ===
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+/// Port, protocol and scope of a key.
+fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
+    match port {
+        KeyPort::Any => ([0; 2], 0, abi::SCOPE_ADDRESS),
+        KeyPort::Port(protocol, port) => (
+            port.to_be_bytes(),
+            protocol_number(protocol),
+            abi::SCOPE_INTERNAL,
+        ),
+    }
+}
+
+/// A row's key in the map of its family.
+#[derive(Clone, Copy, Debug)]
+enum RawKey {
+    V4(abi::FrontendKey4),
+    V6(abi::FrontendKey6),
+}
+
+impl From<&FrontendKey> for RawKey {
+    fn from(key: &FrontendKey) -> Self {
+        let (port_be, protocol, scope) = key_parts(key.port);
+        match key.address {
+            IpAddr::V4(addr) => Self::V4(abi::FrontendKey4 {
+                addr: addr.octets(),
+                port_be,
+                protocol,
+                scope,
+            }),
+            IpAddr::V6(addr) => Self::V6(abi::FrontendKey6 {
+                addr: addr.octets(),
+                port_be,
+                protocol,
+                scope,
+                pad: [0; 4],
+            }),
+        }
+    }
+}
+
+impl RawKey {
+    fn fingerprint(&self) -> u32 {
+        match self {
+            Self::V4(key) => key.fingerprint(),
+            Self::V6(key) => key.fingerprint(),
+        }
+    }
+}
+
+fn raw_value(key: &RawKey, row: &FrontendRow) -> u64 {
+    let flags = if row.is_node_only {
+        abi::FRONTEND_NODE_ONLY
+    } else {
+        0
+    };
+    abi::FrontendValue::new(row.service, key.fingerprint(), flags).0
+}
+
+fn backend4(backend: &SocketAddr) -> Option<abi::Backend4> {
+    let SocketAddr::V4(backend) = backend else {
+        return None;
+    };
+    let port_be = backend.port().to_be_bytes();
+    Some(abi::Backend4 {
+        addr: backend.ip().octets(),
+        port_be,
+        pad: [0; 2],
+    })
+}
+
+fn backend6(backend: &SocketAddr) -> Option<abi::Backend6> {
+    let SocketAddr::V6(backend) = backend else {
+        return None;
+    };
+    let port_be = backend.port().to_be_bytes();
+    Some(abi::Backend6 {
+        addr: backend.ip().octets(),
+        port_be,
+        pad: [0; 6],
+    })
+}
+
+/// At most [`abi::MAX_PREFIXES`] of each family; the compiler of the table keeps to that.
+fn prefix_set(prefixes: &ClusterPrefixes) -> abi::PrefixSet {
+    let mut set = abi::PrefixSet::default();
+    if prefixes.are_service_cidrs {
+        set.flags = abi::PREFIXES_ARE_SERVICE_CIDRS;
+    }
+    for prefix in &prefixes.prefixes {
+        match prefix {
+            IpNetwork::V4(prefix) => {
+                if let Some(place) = set.v4.get_mut(set.v4_len as usize) {
+                    let (addr, mask) = (prefix.network().octets(), prefix.mask().octets());
+                    *place = abi::Prefix4 { addr, mask };
+                    set.v4_len += 1;
+                }
+            }
+            IpNetwork::V6(prefix) => {
+                if let Some(place) = set.v6.get_mut(set.v6_len as usize) {
+                    let (addr, mask) = (prefix.network().octets(), prefix.mask().octets());
+                    *place = abi::Prefix6 { addr, mask };
+                    set.v6_len += 1;
+                }
+            }
+        }
+    }
+    set
+}
+
+// === Decoding: abi -> plan ===
+
+/// The table maps, as [`decode`] reads them.
+trait RawTable {
+    fn row(&self, service: u32) -> Option<abi::ServiceRow>;
+    fn backend4(&self, slot: u32) -> Option<abi::Backend4>;
+    fn backend6(&self, slot: u32) -> Option<abi::Backend6>;
+    fn conf(&self) -> Option<abi::Conf>;
+}
+
+/// Makes an image of whatever the maps hold; what no plan would have written is marked as such.
+fn decode(
+    capacity: Capacity,
+    rows4: &[(abi::FrontendKey4, u64)],
+    rows6: &[(abi::FrontendKey6, u64)],
+    table: &impl RawTable,
+) -> MapImage {
+    let mut observed = Observed::default();
+    for (key, value) in rows4 {
+        let abi::FrontendKey4 {
+            addr,
+            port_be,
+            protocol,
+            scope,
+        } = *key;
+        let family = AddressFamily::V4;
+        let row = (
+            addr.into(),
+            port_be,
+            protocol,
+            scope,
+            key.fingerprint(),
+            *value,
+        );
+        decode_row(capacity, family, row, table, &mut observed);
+    }
+    for (key, value) in rows6 {
+        let abi::FrontendKey6 {
+            addr,
+            port_be,
+            protocol,
+            scope,
+            pad: _,
+        } = *key;
+        let family = AddressFamily::V6;
+        let row = (
+            addr.into(),
+            port_be,
+            protocol,
+            scope,
+            key.fingerprint(),
+            *value,
+        );
+        decode_row(capacity, family, row, table, &mut observed);
+    }
+    for index in 0..capacity.services {
+        if let Some(row) = table.row(index) {
+            let generation = abi::PublishWord(row.word).generation();
+            if generation != 0 {
+                observed.generations.insert(index, generation);
+            }
+        }
+    }
+    observed.prefixes = table
+        .conf()
+        .map(|conf| decode_prefixes(&conf))
+        .unwrap_or_default();
+    MapImage::observed(capacity, observed)
+}
+
+/// Address, port, protocol, scope, fingerprint of the key, value.
+type RawRow = (IpAddr, [u8; 2], u8, u8, u32, u64);
+
+fn decode_row(
+    capacity: Capacity,
+    family: AddressFamily,
+    (address, port_be, protocol, scope, fingerprint, value): RawRow,
+    table: &impl RawTable,
+    observed: &mut Observed,
+) {
+    let port = match (scope, protocol) {
+        (abi::SCOPE_ADDRESS, _) => KeyPort::Any,
+        (_, 6) => KeyPort::Port(Protocol::Tcp, u16::from_be_bytes(port_be)),
+        (_, 17) => KeyPort::Port(Protocol::Udp, u16::from_be_bytes(port_be)),
+        (_, _) => KeyPort::Port(Protocol::Sctp, u16::from_be_bytes(port_be)),
+    };
+    let value = abi::FrontendValue(value);
+    let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
+    let is_ours = value.fingerprint() == fingerprint;
+    let service = if is_ours { value.service() } else { u32::MAX };
+    observed.frontends.insert(
+        FrontendKey { address, port },
+        FrontendRow {
+            service,
+            is_node_only,
+        },
+    );
+    if port == KeyPort::Any || service >= capacity.services {
+        return;
+    }
+    observed
+        .services
+        .entry(service)
+        .or_insert_with(|| decode_service(family, service, table));
+}
+
+fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> ServiceImage {
+    let word = abi::PublishWord(table.row(index).unwrap_or_default().word);
+    let slots = word.base()..word.base() + u32::from(word.count());
+    let backends: Option<Vec<SocketAddr>> = slots
+        .map(|slot| match family {
+            AddressFamily::V4 => table.backend4(slot).map(|backend| {
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            }),
+            AddressFamily::V6 => table.backend6(slot).map(|backend| {
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            }),
+        })
+        .collect();
+    // Readers search the range by halves: it must be sorted.
+    let backends = backends
+        .filter(|backends| backends.is_sorted_by(|a, b| a < b))
+        .map(Arc::from);
+    ServiceImage {
+        family,
+        base: word.base(),
+        backends,
+    }
+}
+
+fn decode_prefixes(conf: &abi::Conf) -> ClusterPrefixes {
+    let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
+    let v4 = set
+        .v4
+        .iter()
+        .take(set.v4_len as usize)
+        .filter_map(|prefix| {
+            IpNetwork::with_netmask(IpAddr::from(prefix.addr), IpAddr::from(prefix.mask)).ok()
+        });
+    let v6 = set
+        .v6
+        .iter()
+        .take(set.v6_len as usize)
+        .filter_map(|prefix| {
+            IpNetwork::with_netmask(IpAddr::from(prefix.addr), IpAddr::from(prefix.mask)).ok()
+        });
+    ClusterPrefixes {
+        prefixes: v4.chain(v6).collect(),
+        are_service_cidrs: set.flags & abi::PREFIXES_ARE_SERVICE_CIDRS != 0,
+    }
+}
+
+/// Where the writes of a plan end up; `Op` by `Op`.
+trait Write {
+    fn grace(&mut self) -> Result<(), DataplaneError>;
+    fn prefixes(&mut self, set: abi::PrefixSet) -> Result<(), DataplaneError>;
+    fn backend4(&mut self, slot: u32, backend: abi::Backend4) -> Result<(), DataplaneError>;
+    fn backend6(&mut self, slot: u32, backend: abi::Backend6) -> Result<(), DataplaneError>;
+    fn publish(&mut self, service: u32, word: abi::PublishWord) -> Result<(), DataplaneError>;
+    fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError>;
+    fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError>;
+
+    fn write(&mut self, op: &Op) -> Result<(), DataplaneError> {
+        match op {
+            Op::Grace => self.grace(),
+            Op::SetPrefixes(prefixes) => self.prefixes(prefix_set(prefixes)),
+            Op::WriteSlots { base, backends } => {
+                for (slot, backend) in (*base..).zip(backends.iter()) {
+                    if let Some(backend) = backend4(backend) {
+                        self.backend4(slot, backend)?;
+                    } else if let Some(backend) = backend6(backend) {
+                        self.backend6(slot, backend)?;
+                    }
+                }
+                Ok(())
+            }
+            Op::Publish {
+                service,
+                base,
+                count,
+                generation,
+            } => self.publish(*service, abi::PublishWord::new(*base, *count, *generation)),
+            Op::PutFrontend(key, row) => {
+                let key = RawKey::from(key);
+                self.put(key, raw_value(&key, row))
+            }
+            Op::DeleteFrontend(key) => self.delete(key.into()),
+        }
+    }
+}

@@ -1,0 +1,437 @@
+//! The few `bpf(2)` calls that aya 0.14 does not have: batches, memory-mapped arrays, and links that outlive us.
+//!
+//! Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
+//! the rest counts as zero.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::ptr::NonNull;
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// `BPF_LINK_TYPE_CGROUP`.
+pub(super) const LINK_TYPE_CGROUP: u32 = 3;
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+    // SAFETY: every caller passes the structure of its command, and the pointers in it outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attr),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn raw(fd: BorrowedFd<'_>) -> u32 {
+    fd.as_raw_fd().cast_unsigned()
+}
+
+fn address<T: ?Sized>(value: &T) -> u64 {
+    std::ptr::from_ref(value).cast::<u8>().addr() as u64
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    pathname: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Opens a pinned object.
+pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    owned(bpf(
+        BPF_OBJ_GET,
+        &mut ObjectAttr {
+            pathname: address(path.as_c_str()),
+            fd: 0,
+            flags: 0,
+        },
+    )?)
+}
+
+/// Pins an object.
+pub(super) fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let pathname = address(path.as_c_str());
+    bpf(
+        BPF_OBJ_PIN,
+        &mut ObjectAttr {
+            pathname,
+            fd: raw(fd),
+            flags: 0,
+        },
+    )
+    .map(drop)
+}
+
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
+    let mut value = T::default();
+    let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
+    let info = std::ptr::from_mut(&mut value).addr() as u64;
+    bpf(
+        BPF_OBJ_GET_INFO_BY_FD,
+        &mut InfoAttr {
+            fd: raw(fd),
+            length,
+            info,
+        },
+    )?;
+    Ok(value)
+}
+
+/// The head of `struct bpf_map_info`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct MapInfo {
+    pub(super) map_type: u32,
+    pub(super) id: u32,
+    pub(super) key_size: u32,
+    pub(super) value_size: u32,
+    pub(super) max_entries: u32,
+    pub(super) map_flags: u32,
+}
+
+/// Describes a map.
+pub(super) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+    info(fd)
+}
+
+/// The head of `struct bpf_link_info`, for a cgroup link.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct LinkInfo {
+    pub(super) link_type: u32,
+    pub(super) id: u32,
+    pub(super) prog_id: u32,
+    pad: u32,
+    /// 0 once the link is detached or its cgroup is gone.
+    pub(super) cgroup_id: u64,
+    pub(super) attach_type: u32,
+    tail: u32,
+}
+
+/// Describes a link.
+pub(super) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+    info(fd)
+}
+
+#[repr(C)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches a program to a cgroup; detached when the last reference to the link, its pin, goes.
+pub(super) fn link_create(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let (prog_fd, target_fd) = (raw(program), raw(cgroup));
+    owned(bpf(
+        BPF_LINK_CREATE,
+        &mut LinkCreateAttr {
+            prog_fd,
+            target_fd,
+            attach_type,
+            flags: 0,
+        },
+    )?)
+}
+
+#[repr(C)]
+struct LinkUpdateAttr {
+    link_fd: u32,
+    new_prog_fd: u32,
+    flags: u32,
+    old_prog_fd: u32,
+}
+
+/// Swaps the program of a link: no call goes without one.
+pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+    let (link_fd, new_prog_fd) = (raw(link), raw(program));
+    bpf(
+        BPF_LINK_UPDATE,
+        &mut LinkUpdateAttr {
+            link_fd,
+            new_prog_fd,
+            flags: 0,
+            old_prog_fd: 0,
+        },
+    )
+    .map(drop)
+}
+
+#[repr(C)]
+struct ElementAttr {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl ElementAttr {
+    fn new<K>(map: BorrowedFd<'_>, key: &K) -> Self {
+        Self {
+            map_fd: raw(map),
+            pad: 0,
+            key: address(key),
+            value: 0,
+            flags: 0,
+        }
+    }
+}
+
+/// Adds or overwrites entries; `keys` and `values` are of the same length. In one call where the kernel can (5.6).
+///
+/// The types must be those that the map was made with.
+pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    #[repr(C)]
+    struct BatchAttr {
+        in_batch: u64,
+        out_batch: u64,
+        keys: u64,
+        values: u64,
+        count: u32,
+        map_fd: u32,
+        elem_flags: u64,
+        flags: u64,
+    }
+    if keys.len() > 1 {
+        let mut attr = BatchAttr {
+            in_batch: 0,
+            out_batch: 0,
+            keys: address(keys),
+            values: address(values),
+            count: u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?,
+            map_fd: raw(map),
+            elem_flags: 0,
+            flags: 0,
+        };
+        match bpf(BPF_MAP_UPDATE_BATCH, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+            result => return result.map(drop),
+        }
+    }
+    for (key, value) in keys.iter().zip(values) {
+        bpf(
+            BPF_MAP_UPDATE_ELEM,
+            &mut ElementAttr {
+                value: address(value),
+                ..ElementAttr::new(map, key)
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Removes an entry; one that is not there is no error.
+pub(super) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    match bpf(BPF_MAP_DELETE_ELEM, &mut ElementAttr::new(map, key)) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result.map(drop),
+    }
+}
+
+/// Looks an entry up. `V` must have the size of the map's values, for all possible CPUs if it is a per-CPU map.
+pub(super) fn map_lookup<K, V: Copy>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    value: &mut [V],
+) -> io::Result<bool> {
+    let value = value.as_mut_ptr().addr() as u64;
+    match bpf(
+        BPF_MAP_LOOKUP_ELEM,
+        &mut ElementAttr {
+            value,
+            ..ElementAttr::new(map, key)
+        },
+    ) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        result => result.map(|_| true),
+    }
+}
+
+/// All entries of a hash. Entries that come or go meanwhile may be seen or not.
+pub(super) fn map_entries<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    let mut previous: Option<K> = None;
+    // A key that is deleted under the walk makes the kernel start over: bounded, duplicates are harmless.
+    for _ in 0..u32::from(u16::MAX) * 64 {
+        let mut key = K::default();
+        let mut attr = ElementAttr::new(map, &key);
+        attr.key = previous.as_ref().map_or(0, address);
+        attr.value = std::ptr::from_mut(&mut key).addr() as u64;
+        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            result => result?,
+        };
+        let mut value = [V::default()];
+        if map_lookup(map, &key, &mut value)? {
+            entries.push((key, value[0]));
+        }
+        previous = Some(key);
+    }
+    Ok(entries)
+}
+
+/// An array map in our memory. Stores are seen by programs at once.
+#[derive(Debug)]
+pub(super) struct MappedArray<T> {
+    base: NonNull<T>,
+    length: u32,
+}
+
+// SAFETY: the mapping belongs to the process, not to a thread.
+unsafe impl<T> Send for MappedArray<T> {}
+
+impl<T: Copy> MappedArray<T> {
+    /// Maps a map that was made with `BPF_F_MMAPABLE`, values of `T` and `length` entries.
+    pub(super) fn new(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
+        // SAFETY: a new mapping; the kernel checks the length against the map's.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                Self::bytes(length),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_raw_fd(),
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
+        Ok(Self { base, length })
+    }
+
+    fn bytes(length: u32) -> usize {
+        // Values are padded to 8 bytes; every type in these maps has that size already.
+        length as usize * size_of::<T>()
+    }
+
+    /// Pointer to an entry; `None` beyond the end.
+    pub(super) fn entry(&self, index: u32) -> Option<NonNull<T>> {
+        // SAFETY: below `length`, so inside the mapping.
+        (index < self.length).then(|| unsafe { self.base.add(index as usize) })
+    }
+
+    /// Reads an entry that programs do not write.
+    pub(super) fn read(&self, index: u32) -> Option<T> {
+        // SAFETY: a valid entry, and any bytes are a valid `T`: it is an ABI type.
+        self.entry(index)
+            .map(|entry| unsafe { entry.read_volatile() })
+    }
+
+    /// Writes an entry that no program reads at the moment. False beyond the end.
+    pub(super) fn write(&self, index: u32, value: T) -> bool {
+        // SAFETY: a valid entry of our own mapping.
+        self.entry(index)
+            .map(|entry| unsafe { entry.write_volatile(value) })
+            .is_some()
+    }
+}
+
+impl<T> Drop for MappedArray<T> {
+    fn drop(&mut self) {
+        let bytes = self.length as usize * size_of::<T>();
+        // SAFETY: mapped by `new` with this length, and no pointer into it outlives self.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+/// Waits until every program that runs now has ended: `synchronize_rcu` in the kernel, about 10 ms.
+pub(super) fn wait_for_readers() -> io::Result<()> {
+    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
+    // SAFETY: no pointers.
+    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    // Not on kernels booted with nohz_full (EINVAL) or built without it (ENOSYS). Programs of these types run for
+    // microseconds and cannot sleep: a second is as good.
+    match error.raw_os_error() {
+        Some(libc::EINVAL | libc::ENOSYS) => {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+            Ok(())
+        }
+        _ => Err(error),
+    }
+}
+
+/// The cookie of the network namespace that this thread is in (5.14), else the one of the first namespace.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    const SO_NETNS_COOKIE: libc::c_int = 71;
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: `cookie` and `length` are valid for writes of their sizes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        return Ok(cookie);
+    }
+    let error = io::Error::last_os_error();
+    // Older kernels number namespaces from 1, and the node's own one is the first.
+    if error.raw_os_error() == Some(libc::ENOPROTOOPT) {
+        Ok(1)
+    } else {
+        Err(error)
+    }
+}
+
+/// Lets maps be made on kernels that count them as locked memory (before 5.11).
+pub(super) fn raise_memlock() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid structure. Failure shows later, as EPERM from the call that needed it.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}

@@ -1,0 +1,732 @@
+//! From the table that should be in the kernel and the maps as they are, to the writes between them.
+//!
+//! Pure. In: `ServiceTable`, `MapImage`. Out: `Plan`, an ordered list of writes, and the image as it is after them.
+//!
+//! Every prefix of a plan is safe: whatever was written when the agent was killed, a lookup finds a valid backend of
+//! the old set or of the new one, or is refused, and planning again from there converges. The order that gives this:
+//!
+//! 1. slots, into ranges that no reader can see,
+//! 2. publish words, each one atomic store,
+//! 3. new and moved frontends, 4. frontends that are gone.
+//!
+//! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
+//! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole.
+
+mod image;
+#[cfg(test)]
+mod proptests;
+mod space;
+#[cfg(test)]
+mod tests;
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+pub use image::{Capacity, MapImage, Observed, ServiceImage};
+
+use crate::model::{AddressFamily, Protocol};
+use crate::table::{
+    Closure, ClusterPrefixes, EndpointSet, Frontend, FrontendKind, ServiceEntry, ServiceKey,
+    ServiceTable, Verdict,
+};
+
+/// Key of a frontend row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FrontendKey {
+    /// Address.
+    pub address: IpAddr,
+    /// What the row is for.
+    pub port: KeyPort,
+}
+
+/// The port part of a row's key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyPort {
+    /// The address is a known ClusterIP: ports of it that have no row are refused.
+    Any,
+    /// A frontend's port, TCP or UDP.
+    Port(Protocol, u16),
+}
+
+/// Value of a frontend row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FrontendRow {
+    /// Service index; 0 in a row for [`KeyPort::Any`].
+    pub service: u32,
+    /// Only for sockets in the node's own network namespace.
+    pub is_node_only: bool,
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Wait until no program runs that started before.
+    Grace,
+    /// Replace the prefixes; a switch of one word.
+    SetPrefixes(ClusterPrefixes),
+    /// Write a range that nobody can see yet.
+    WriteSlots {
+        /// First slot.
+        base: u32,
+        /// Backends of one family, sorted by address and port; never empty.
+        backends: Arc<[SocketAddr]>,
+    },
+    /// Switch a service to a range: one atomic store.
+    Publish {
+        /// Index.
+        service: u32,
+        /// First slot.
+        base: u32,
+        /// Number of slots; 0 refuses.
+        count: u16,
+        /// One more than the last one of this index, wrapping.
+        generation: u16,
+    },
+    /// Add or overwrite a row.
+    PutFrontend(FrontendKey, FrontendRow),
+    /// Remove a row.
+    DeleteFrontend(FrontendKey),
+}
+
+/// Ordered writes, and what had to be left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// To be applied in this order.
+    pub ops: Vec<Op>,
+    /// Service ports that do not fit, sorted.
+    pub refused: Vec<Refused>,
+    /// True when space was retired that a further plan can use: worth planning again if something was refused.
+    pub has_retired: bool,
+}
+
+/// A service port that does not fit into a map.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Refused {
+    /// Which one.
+    pub service: ServiceKey,
+    /// The map that is full.
+    pub map: FullMap,
+    /// What it still has: nothing, or a set that is valid but not complete.
+    pub has_some: bool,
+}
+
+/// Maps that can be full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub enum FullMap {
+    /// IPv4 frontends.
+    #[serde(rename = "yurt_fe4")]
+    Frontends4,
+    /// IPv6 frontends.
+    #[serde(rename = "yurt_fe6")]
+    Frontends6,
+    /// Services.
+    #[serde(rename = "yurt_svc")]
+    Services,
+    /// IPv4 backends.
+    #[serde(rename = "yurt_slot")]
+    Slots4,
+    /// IPv6 backends.
+    #[serde(rename = "yurt_be6")]
+    Slots6,
+}
+
+impl FullMap {
+    /// The flag that makes it larger.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Frontends4 => "--max-frontends4",
+            Self::Frontends6 => "--max-frontends6",
+            Self::Services => "--max-services",
+            Self::Slots4 => "--max-slots4",
+            Self::Slots6 => "--max-slots6",
+        }
+    }
+}
+
+impl fmt::Display for FullMap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Frontends4 => "yurt_fe4",
+            Self::Frontends6 => "yurt_fe6",
+            Self::Services => "yurt_svc",
+            Self::Slots4 => "yurt_slot",
+            Self::Slots6 => "yurt_be6",
+        })
+    }
+}
+
+/// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of loopback.
+pub const PROBE_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
+/// See [`PROBE_V4`]; an address of the discard prefix of RFC 6666.
+pub const PROBE_V6: SocketAddr =
+    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9)), 9);
+
+/// The service behind [`PROBE_V4`] and [`PROBE_V6`]; it sorts before all others.
+fn probe() -> Arc<ServiceEntry> {
+    let frontend = |at: SocketAddr| Frontend {
+        kind: FrontendKind::ExternalIp,
+        address: at.ip(),
+        port: at.port(),
+    };
+    let loopback = |address: IpAddr| EndpointSet {
+        selected: Arc::new([SocketAddr::new(address, 9)]),
+        dropped: Vec::new(),
+    };
+    Arc::new(ServiceEntry {
+        key: ServiceKey {
+            namespace: String::new(),
+            name: "yurt-net-probe".to_owned(),
+            port: String::new(),
+            protocol: Protocol::Udp,
+        },
+        closure: Closure::None,
+        frontends: vec![frontend(PROBE_V4), frontend(PROBE_V6)],
+        v4: loopback(Ipv4Addr::LOCALHOST.into()),
+        v6: loopback(Ipv6Addr::LOCALHOST.into()),
+    })
+}
+
+/// Plans the writes that turn `image` into `table`, and leaves `image` as it is after them.
+///
+/// If applying fails part way, `image` is wrong: observe again.
+pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
+    let mut desired = Vec::with_capacity(table.services.len() + 1);
+    desired.push(image.probe.get_or_insert_with(probe).clone());
+    desired.extend(table.services.iter().cloned());
+
+    let mut planner = Planner {
+        is_delta: image.table.is_some() && image.prefixes == table.cluster_prefixes,
+        prefixes: &table.cluster_prefixes,
+        image,
+        grace: false,
+        slots: Vec::new(),
+        publishes: Vec::new(),
+        puts: BTreeMap::new(),
+        new_rows: [0; 2],
+        deletes: BTreeSet::new(),
+        claimed: BTreeSet::new(),
+        refused: BTreeMap::new(),
+        has_retired: false,
+    };
+    planner.run(desired)
+}
+
+/// One family of one service port, as the maps see it.
+struct Unit {
+    family: AddressFamily,
+    rows: Vec<(FrontendKey, bool)>,
+    backends: Arc<[SocketAddr]>,
+}
+
+struct Planner<'a> {
+    /// The image was planned from `image.table`: what has the same `Arc` there is not looked at.
+    is_delta: bool,
+    prefixes: &'a ClusterPrefixes,
+    image: &'a mut MapImage,
+    grace: bool,
+    slots: Vec<Op>,
+    publishes: Vec<Op>,
+    puts: BTreeMap<FrontendKey, FrontendRow>,
+    /// Those of `puts` that are not in the image yet, by family: the peak counts them.
+    new_rows: [usize; 2],
+    deletes: BTreeSet<FrontendKey>,
+    /// Service indices that a unit of this plan holds; only kept when not `is_delta`.
+    claimed: BTreeSet<u32>,
+    refused: BTreeMap<ServiceKey, Refused>,
+    has_retired: bool,
+}
+
+impl Planner<'_> {
+    fn run(&mut self, desired: Vec<Arc<ServiceEntry>>) -> Plan {
+        let old_prefixes = self.image.prefixes.clone();
+        let before = self.image.table.take().unwrap_or_default();
+        let changes = if self.is_delta {
+            changes(&before, &desired)
+        } else {
+            all_new(&desired)
+        };
+        if !self.is_delta {
+            // Nothing is known of the rows but what they say: all of them go, unless a unit asks for them below.
+            self.deletes = self.image.frontends.keys().copied().collect();
+            self.image.addresses.clear();
+        }
+        // Those that are there keep their place before new ones take any: a full map keeps what it has.
+        let (present, absent): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(old, new)| {
+            old.is_some() || new.as_deref().is_some_and(|entry| self.is_present(entry))
+        });
+        for (old, new) in present.iter().chain(&absent) {
+            self.change(old.as_deref(), new.as_deref());
+        }
+        let is_complete = self.refused.is_empty();
+        let plan = self.finish(&old_prefixes);
+        // A delta starts from a table that is wholly there.
+        self.image.table = is_complete.then_some(desired);
+        plan
+    }
+
+    fn finish(&mut self, old_prefixes: &ClusterPrefixes) -> Plan {
+        let mut ops = Vec::with_capacity(
+            2 + self.slots.len() + self.publishes.len() + self.puts.len() + self.deletes.len(),
+        );
+        let is_new_prefixes = old_prefixes != self.prefixes;
+        if self.grace || (is_new_prefixes && !self.image.is_prefix_buffer_free) {
+            ops.push(Op::Grace);
+            self.image.end_grace();
+        }
+        ops.append(&mut self.slots);
+        ops.append(&mut self.publishes);
+        for (key, row) in std::mem::take(&mut self.puts) {
+            self.image.insert_row(key, row);
+            ops.push(Op::PutFrontend(key, row));
+        }
+        if is_new_prefixes {
+            // After the rows of new ClusterIPs, before those of old ones go.
+            self.image.prefixes = self.prefixes.clone();
+            self.image.is_prefix_buffer_free = false;
+            ops.push(Op::SetPrefixes(self.prefixes.clone()));
+        }
+        for key in std::mem::take(&mut self.deletes) {
+            self.image.remove_row(&key);
+            ops.push(Op::DeleteFrontend(key));
+        }
+        if !self.is_delta {
+            self.has_retired |= self.image.retire_unclaimed(&self.claimed);
+        }
+        self.image.seal_retired();
+        let refused = std::mem::take(&mut self.refused).into_values().collect();
+        Plan {
+            ops,
+            refused,
+            has_retired: self.has_retired,
+        }
+    }
+
+    fn change(&mut self, old: Option<&ServiceEntry>, new: Option<&ServiceEntry>) {
+        for family in [AddressFamily::V4, AddressFamily::V6] {
+            let old_unit = old.and_then(|entry| unit(entry, family, self.prefixes));
+            let new_unit = new.and_then(|entry| unit(entry, family, self.prefixes));
+            let key = old.or(new).map(|entry| &entry.key);
+            let index = match &old_unit {
+                Some(unit) => unit
+                    .rows
+                    .first()
+                    .and_then(|(key, _)| self.image.service_of(key)),
+                None => None,
+            };
+            let kept = match (new_unit, key) {
+                (Some(unit), Some(key)) => self.place(key, index, &unit).then_some(unit),
+                _ => {
+                    if let Some(index) = index {
+                        self.retire_service(index);
+                    }
+                    None
+                }
+            };
+            if let Some(old_unit) = old_unit {
+                for (row, _) in old_unit.rows {
+                    let is_kept = kept
+                        .as_ref()
+                        .is_some_and(|unit| unit.rows.iter().any(|(key, _)| *key == row));
+                    // Another service may have taken the row over in this plan.
+                    if !is_kept && !self.puts.contains_key(&row) {
+                        self.delete(row);
+                    }
+                }
+            }
+        }
+        self.change_addresses(old, new);
+    }
+
+    /// Whether rows of this service are there already (and were not planned from its last version).
+    fn is_present(&self, entry: &ServiceEntry) -> bool {
+        [AddressFamily::V4, AddressFamily::V6]
+            .into_iter()
+            .any(|family| {
+                unit(entry, family, self.prefixes).is_some_and(|unit| {
+                    unit.rows
+                        .iter()
+                        .any(|(row, _)| self.image.frontends.contains_key(row))
+                })
+            })
+    }
+
+    /// Programs a unit, in the place that it has (`index`) or in a new one. False when it has none afterwards.
+    fn place(&mut self, key: &ServiceKey, index: Option<u32>, unit: &Unit) -> bool {
+        let index = index.or_else(|| self.adoptable(unit));
+        if let Some(index) = index
+            && !self.is_delta
+        {
+            self.claimed.insert(index);
+        }
+        let is_new = |row: &FrontendKey| {
+            !self.image.frontends.contains_key(row) && !self.puts.contains_key(row)
+        };
+        let needed = unit.rows.iter().filter(|(row, _)| is_new(row)).count();
+        if self.rows_of(unit.family) + needed > self.image.capacity.frontends(unit.family) {
+            self.refuse(key, FullMap::frontends(unit.family), index.is_some());
+            let Some(index) = index else { return false };
+            // What is present stays, with the endpoints that are right now.
+            self.set_backends(key, index, unit);
+            for (row, _) in &unit.rows {
+                if self.image.service_of(row) == Some(index) {
+                    self.deletes.remove(row);
+                }
+            }
+            return true;
+        }
+        let index = match index {
+            Some(index) => {
+                self.set_backends(key, index, unit);
+                index
+            }
+            None => match self.new_service(key, unit) {
+                Some(index) => index,
+                None => return false,
+            },
+        };
+        for &(row, is_node_only) in &unit.rows {
+            self.put(
+                row,
+                FrontendRow {
+                    service: index,
+                    is_node_only,
+                },
+            );
+        }
+        true
+    }
+
+    fn put(&mut self, key: FrontendKey, row: FrontendRow) {
+        self.deletes.remove(&key);
+        let present = self.image.frontends.get(&key);
+        if present == Some(&row) {
+            self.puts.remove(&key);
+            return;
+        }
+        let is_new = present.is_none();
+        if self.puts.insert(key, row).is_none() && is_new {
+            self.new_rows[slot(key.address)] += 1;
+        }
+    }
+
+    fn delete(&mut self, key: FrontendKey) {
+        if self.puts.remove(&key).is_some() && !self.image.frontends.contains_key(&key) {
+            self.new_rows[slot(key.address)] -= 1;
+        } else {
+            self.deletes.insert(key);
+        }
+    }
+
+    /// Rows that there will be at the peak: puts precede deletes.
+    fn rows_of(&self, family: AddressFamily) -> usize {
+        self.image.rows(family) + self.new_rows[family as usize]
+    }
+
+    /// After an adoption: the index that the rows of this unit already point to.
+    fn adoptable(&self, unit: &Unit) -> Option<u32> {
+        if self.is_delta {
+            return None;
+        }
+        unit.rows.iter().find_map(|(row, _)| {
+            let index = self.image.service_of(row)?;
+            let service = self.image.services.get(&index)?;
+            (service.family == unit.family && !self.claimed.contains(&index)).then_some(index)
+        })
+    }
+
+    fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
+        let Some(index) = self.with_grace(|image| image.indices.take(1)) else {
+            self.refuse(key, FullMap::Services, false);
+            return None;
+        };
+        if !self.is_delta {
+            self.claimed.insert(index);
+        }
+        let base = if unit.backends.is_empty() {
+            Some(0)
+        } else {
+            self.write_slots(unit.family, &unit.backends)
+        };
+        let Some(base) = base else {
+            self.image.indices.free(index, 1);
+            self.claimed.remove(&index);
+            self.refuse(key, FullMap::slots(unit.family), false);
+            return None;
+        };
+        self.image.services.insert(
+            index,
+            ServiceImage {
+                family: unit.family,
+                base,
+                backends: Some(Arc::from([])),
+            },
+        );
+        self.publish(index, base, unit.backends.clone());
+        Some(index)
+    }
+
+    /// Gives an existing service the backends of `unit`.
+    ///
+    /// When there is no room for them it gets those of its old ones that are still right, else none: a full map may
+    /// cost capacity, never closure.
+    fn set_backends(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
+        let Some(service) = self.image.services.get(&index) else {
+            return;
+        };
+        let (old_base, old) = (service.base, service.backends.clone());
+        if old.as_ref() == Some(&unit.backends) {
+            return;
+        }
+        if unit.backends.is_empty() {
+            self.publish(index, 0, unit.backends.clone());
+        } else if let Some(base) = self.write_slots(unit.family, &unit.backends) {
+            self.publish(index, base, unit.backends.clone());
+        } else {
+            let old_backends = old.as_deref().unwrap_or_default();
+            let still_right: Arc<[SocketAddr]> = old_backends
+                .iter()
+                .copied()
+                .filter(|backend| unit.backends.binary_search(backend).is_ok())
+                .collect();
+            self.refuse(key, FullMap::slots(unit.family), !still_right.is_empty());
+            if still_right.len() == old_backends.len() {
+                return;
+            }
+            let base = match still_right.is_empty() {
+                true => Some(0),
+                false => self.write_slots(unit.family, &still_right),
+            };
+            match base {
+                Some(base) => self.publish(index, base, still_right),
+                None => self.publish(index, 0, Arc::from([])),
+            }
+        }
+        if let Some(old) = old
+            && !old.is_empty()
+        {
+            self.has_retired = true;
+            self.image.slots(unit.family).retire(old_base, length(&old));
+        }
+    }
+
+    fn write_slots(&mut self, family: AddressFamily, backends: &Arc<[SocketAddr]>) -> Option<u32> {
+        let count = length(backends);
+        let base = self.with_grace(|image| image.slots(family).take(count))?;
+        self.slots.push(Op::WriteSlots {
+            base,
+            backends: backends.clone(),
+        });
+        Some(base)
+    }
+
+    fn publish(&mut self, index: u32, base: u32, backends: Arc<[SocketAddr]>) {
+        let generation = self.image.next_generation(index);
+        // More than 65,535 endpoints of one service: the rest take no traffic.
+        let count = u16::try_from(backends.len()).unwrap_or(u16::MAX);
+        self.publishes.push(Op::Publish {
+            service: index,
+            base,
+            count,
+            generation,
+        });
+        if let Some(service) = self.image.services.get_mut(&index) {
+            service.base = base;
+            service.backends = Some(backends);
+        }
+    }
+
+    fn retire_service(&mut self, index: u32) {
+        self.has_retired = true;
+        self.image.retire_service(index);
+    }
+
+    /// Takes space; if there is none, what was retired by earlier plans becomes free by a grace period.
+    fn with_grace(&mut self, take: impl Fn(&mut MapImage) -> Option<u32>) -> Option<u32> {
+        take(self.image).or_else(|| {
+            if !self.image.has_sealed() {
+                return None;
+            }
+            self.grace = true;
+            self.image.end_grace();
+            take(self.image)
+        })
+    }
+
+    fn refuse(&mut self, service: &ServiceKey, map: FullMap, has_some: bool) {
+        self.refused
+            .entry(service.clone())
+            .or_insert_with(|| Refused {
+                service: service.clone(),
+                map,
+                has_some,
+            });
+    }
+
+    /// Keeps the rows that say which ClusterIPs are known.
+    fn change_addresses(&mut self, old: Option<&ServiceEntry>, new: Option<&ServiceEntry>) {
+        for address in old
+            .into_iter()
+            .flat_map(|entry| known_addresses(entry, self.prefixes))
+        {
+            let Some(users) = self.image.addresses.get_mut(&address) else {
+                continue;
+            };
+            *users -= 1;
+            if *users == 0 {
+                self.image.addresses.remove(&address);
+                self.delete(FrontendKey {
+                    address,
+                    port: KeyPort::Any,
+                });
+            }
+        }
+        let Some(new) = new else { return };
+        for address in known_addresses(new, self.prefixes) {
+            let key = FrontendKey {
+                address,
+                port: KeyPort::Any,
+            };
+            let family = AddressFamily::from(address);
+            let is_new = !self.image.frontends.contains_key(&key) && !self.puts.contains_key(&key);
+            if is_new && self.rows_of(family) >= self.image.capacity.frontends(family) {
+                self.refuse(&new.key, FullMap::frontends(family), true);
+                continue;
+            }
+            *self.image.addresses.entry(address).or_default() += 1;
+            self.put(
+                key,
+                FrontendRow {
+                    service: 0,
+                    is_node_only: false,
+                },
+            );
+        }
+    }
+}
+
+impl FullMap {
+    fn frontends(family: AddressFamily) -> Self {
+        match family {
+            AddressFamily::V4 => Self::Frontends4,
+            AddressFamily::V6 => Self::Frontends6,
+        }
+    }
+
+    fn slots(family: AddressFamily) -> Self {
+        match family {
+            AddressFamily::V4 => Self::Slots4,
+            AddressFamily::V6 => Self::Slots6,
+        }
+    }
+}
+
+/// Index of an address' family in arrays of two.
+fn slot(address: IpAddr) -> usize {
+    AddressFamily::from(address) as usize
+}
+
+fn length(backends: &[SocketAddr]) -> u32 {
+    u32::try_from(backends.len()).unwrap_or(u32::MAX)
+}
+
+type Change = (Option<Arc<ServiceEntry>>, Option<Arc<ServiceEntry>>);
+
+/// What differs between two sorted tables, old and new.
+fn changes(before: &[Arc<ServiceEntry>], after: &[Arc<ServiceEntry>]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return changes,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
+                old.next();
+                new.next();
+                continue;
+            }
+            (Some(a), Some(b)) => a.key.cmp(&b.key),
+        };
+        let removed = if order.is_le() {
+            old.next().cloned()
+        } else {
+            None
+        };
+        let added = if order.is_ge() {
+            new.next().cloned()
+        } else {
+            None
+        };
+        changes.push((removed, added));
+    }
+}
+
+fn all_new(after: &[Arc<ServiceEntry>]) -> Vec<Change> {
+    after
+        .iter()
+        .map(|entry| (None, Some(entry.clone())))
+        .collect()
+}
+
+/// The rows and backends of one family; `None` when no row is needed.
+fn unit(entry: &ServiceEntry, family: AddressFamily, prefixes: &ClusterPrefixes) -> Option<Unit> {
+    let protocol = entry.key.protocol;
+    if protocol == Protocol::Sctp {
+        return None;
+    }
+    let is_ours = |frontend: &&Frontend| AddressFamily::from(frontend.address) == family;
+    let mut rows = Vec::new();
+    for frontend in entry.frontends.iter().filter(is_ours) {
+        let port = KeyPort::Port(protocol, frontend.port);
+        // A ClusterIP without endpoints is refused by what is known of its address.
+        let is_refused_by_address = frontend.kind == FrontendKind::ClusterIp
+            && entry.verdict(frontend.address) == Verdict::Refuse
+            && prefixes.contain(frontend.address);
+        if !is_refused_by_address {
+            rows.push((
+                FrontendKey {
+                    address: frontend.address,
+                    port,
+                },
+                false,
+            ));
+        }
+        if frontend.kind == FrontendKind::NodePort {
+            let address = match family {
+                AddressFamily::V4 => Ipv4Addr::LOCALHOST.into(),
+                AddressFamily::V6 => Ipv6Addr::LOCALHOST.into(),
+            };
+            let loopback = (FrontendKey { address, port }, true);
+            if !rows.contains(&loopback) {
+                rows.push(loopback);
+            }
+        }
+    }
+    let backends = match family {
+        AddressFamily::V4 => entry.v4.selected.clone(),
+        AddressFamily::V6 => entry.v6.selected.clone(),
+    };
+    (!rows.is_empty()).then_some(Unit {
+        family,
+        rows,
+        backends,
+    })
+}
+
+/// The ClusterIPs that need a row of their own to be known.
+fn known_addresses<'a>(
+    entry: &'a ServiceEntry,
+    prefixes: &'a ClusterPrefixes,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    entry
+        .frontends
+        .iter()
+        .filter(|frontend| frontend.kind == FrontendKind::ClusterIp)
+        .map(|frontend| frontend.address)
+        .filter(|address| !prefixes.are_service_cidrs && prefixes.contain(*address))
+}

@@ -1,0 +1,284 @@
+//! The maps as the planner sees them: what they hold, and what of their space may be written.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use super::space::Space;
+use super::{FrontendKey, FrontendRow, KeyPort};
+use crate::model::AddressFamily;
+use crate::table::{ClusterPrefixes, ServiceEntry};
+
+/// Entries that each map holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacity {
+    /// `yurt_fe4`.
+    pub frontends4: u32,
+    /// `yurt_fe6`.
+    pub frontends6: u32,
+    /// `yurt_svc`.
+    pub services: u32,
+    /// `yurt_slot`.
+    pub slots4: u32,
+    /// `yurt_be6`.
+    pub slots6: u32,
+}
+
+impl Capacity {
+    /// Frontend rows of a family.
+    pub fn frontends(&self, family: AddressFamily) -> usize {
+        (match family {
+            AddressFamily::V4 => self.frontends4,
+            AddressFamily::V6 => self.frontends6,
+        }) as usize
+    }
+}
+
+/// One published service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServiceImage {
+    /// Which slots `base` points into.
+    pub family: AddressFamily,
+    /// First slot; 0 when there are no backends.
+    pub base: u32,
+    /// The backends in the range; `None` when the range is not what a plan writes (damaged, overlapping, unsorted).
+    pub backends: Option<Arc<[SocketAddr]>>,
+}
+
+/// The content of the table maps.
+#[derive(Clone, Debug)]
+pub struct MapImage {
+    pub(super) capacity: Capacity,
+    pub(super) frontends: BTreeMap<FrontendKey, FrontendRow>,
+    row_counts: [usize; 2],
+    /// Published services by index.
+    pub(super) services: BTreeMap<u32, ServiceImage>,
+    /// Last generation of each index that was ever published.
+    generations: BTreeMap<u32, u16>,
+    pub(super) prefixes: ClusterPrefixes,
+    /// The inactive half of the prefixes is read by nobody.
+    pub(super) is_prefix_buffer_free: bool,
+    pub(super) indices: Space,
+    slots4: Space,
+    slots6: Space,
+    /// Users of each [`KeyPort::Any`] row.
+    pub(super) addresses: BTreeMap<IpAddr, u32>,
+    /// The table that this image was planned from, when all of it is in.
+    pub(super) table: Option<Vec<Arc<ServiceEntry>>>,
+    pub(super) probe: Option<Arc<ServiceEntry>>,
+}
+
+/// A map image as read from the maps; see [`MapImage::observed`].
+#[derive(Clone, Debug, Default)]
+pub struct Observed {
+    /// Rows. One whose value cannot be right (fingerprint, index) has a service index beyond the capacity.
+    pub frontends: BTreeMap<FrontendKey, FrontendRow>,
+    /// Services that rows point to.
+    pub services: BTreeMap<u32, ServiceImage>,
+    /// The generation of every index.
+    pub generations: BTreeMap<u32, u16>,
+    /// The prefixes in force.
+    pub prefixes: ClusterPrefixes,
+}
+
+impl MapImage {
+    /// Maps that were just made.
+    pub fn empty(capacity: Capacity) -> Self {
+        Self {
+            capacity,
+            frontends: BTreeMap::new(),
+            row_counts: [0; 2],
+            services: BTreeMap::new(),
+            generations: BTreeMap::new(),
+            prefixes: ClusterPrefixes::default(),
+            is_prefix_buffer_free: true,
+            indices: Space::new(capacity.services),
+            slots4: Space::new(capacity.slots4),
+            slots6: Space::new(capacity.slots6),
+            addresses: BTreeMap::new(),
+            table: None,
+            probe: None,
+        }
+    }
+
+    /// Maps that somebody else has written: an agent before this one, perhaps in the middle of a plan.
+    pub fn observed(capacity: Capacity, observed: Observed) -> Self {
+        let Observed {
+            frontends,
+            mut services,
+            generations,
+            prefixes,
+        } = observed;
+        services.retain(|index, _| *index < capacity.services);
+        let mut image = Self {
+            generations,
+            prefixes,
+            ..Self::empty(capacity)
+        };
+        image.is_prefix_buffer_free = false;
+        for key in frontends.keys() {
+            image.row_counts[super::slot(key.address)] += 1;
+        }
+        image.frontends = frontends;
+        image.indices = Space::around(capacity.services, services.keys().map(|index| (*index, 1)));
+        image.slots4 = used(&mut services, AddressFamily::V4, capacity.slots4);
+        image.slots6 = used(&mut services, AddressFamily::V6, capacity.slots6);
+        image.services = services;
+        image
+    }
+
+    /// Whether both hold the same rows, services and prefixes.
+    pub fn is_same_content(&self, other: &Self) -> bool {
+        self.frontends == other.frontends
+            && self.services == other.services
+            && self.prefixes == other.prefixes
+    }
+
+    /// Rows of each family, services, and slots in use, as `status` shows them.
+    pub fn usage(&self) -> Capacity {
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        let slots = |family| {
+            let of_family = self
+                .services
+                .values()
+                .filter(|service| service.family == family);
+            count(
+                of_family
+                    .filter_map(|service| Some(service.backends.as_ref()?.len()))
+                    .sum(),
+            )
+        };
+        Capacity {
+            frontends4: count(self.row_counts[0]),
+            frontends6: count(self.row_counts[1]),
+            services: count(self.services.len()),
+            slots4: slots(AddressFamily::V4),
+            slots6: slots(AddressFamily::V6),
+        }
+    }
+
+    /// How much fits.
+    pub fn capacity(&self) -> Capacity {
+        self.capacity
+    }
+
+    /// Rows, for the tests and for `status`.
+    pub fn frontends(&self) -> &BTreeMap<FrontendKey, FrontendRow> {
+        &self.frontends
+    }
+
+    /// Published services, by index.
+    pub fn services(&self) -> &BTreeMap<u32, ServiceImage> {
+        &self.services
+    }
+
+    pub(super) fn rows(&self, family: AddressFamily) -> usize {
+        self.row_counts[family as usize]
+    }
+
+    pub(super) fn insert_row(&mut self, key: FrontendKey, row: FrontendRow) {
+        if self.frontends.insert(key, row).is_none() {
+            self.row_counts[super::slot(key.address)] += 1;
+        }
+    }
+
+    pub(super) fn remove_row(&mut self, key: &FrontendKey) {
+        if self.frontends.remove(key).is_some() {
+            self.row_counts[super::slot(key.address)] -= 1;
+        }
+    }
+
+    /// The service that a frontend row points to.
+    pub(super) fn service_of(&self, key: &FrontendKey) -> Option<u32> {
+        match key.port {
+            KeyPort::Any => None,
+            KeyPort::Port(..) => self.frontends.get(key).map(|row| row.service),
+        }
+    }
+
+    pub(super) fn slots(&mut self, family: AddressFamily) -> &mut Space {
+        match family {
+            AddressFamily::V4 => &mut self.slots4,
+            AddressFamily::V6 => &mut self.slots6,
+        }
+    }
+
+    pub(super) fn next_generation(&mut self, index: u32) -> u16 {
+        let generation = self.generations.entry(index).or_default();
+        *generation = generation.wrapping_add(1);
+        *generation
+    }
+
+    pub(super) fn retire_service(&mut self, index: u32) {
+        let Some(service) = self.services.remove(&index) else {
+            return;
+        };
+        self.indices.retire(index, 1);
+        if let Some(backends) = service.backends
+            && !backends.is_empty()
+        {
+            self.slots(service.family)
+                .retire(service.base, super::length(&backends));
+        }
+    }
+
+    /// Retires every service that is not in `claimed`; true when there was one.
+    pub(super) fn retire_unclaimed(&mut self, claimed: &BTreeSet<u32>) -> bool {
+        let gone: Vec<u32> = self
+            .services
+            .keys()
+            .copied()
+            .filter(|index| !claimed.contains(index))
+            .collect();
+        for index in &gone {
+            self.retire_service(*index);
+        }
+        !gone.is_empty()
+    }
+
+    pub(super) fn has_sealed(&self) -> bool {
+        [&self.indices, &self.slots4, &self.slots6]
+            .into_iter()
+            .any(Space::has_sealed)
+    }
+
+    pub(super) fn end_grace(&mut self) {
+        self.is_prefix_buffer_free = true;
+        for space in [&mut self.indices, &mut self.slots4, &mut self.slots6] {
+            space.end_grace();
+        }
+    }
+
+    pub(super) fn seal_retired(&mut self) {
+        for space in [&mut self.indices, &mut self.slots4, &mut self.slots6] {
+            space.seal();
+        }
+    }
+}
+
+/// The space around the ranges of a family. A range that overlaps an earlier one is nobody's: its service is marked.
+fn used(services: &mut BTreeMap<u32, ServiceImage>, family: AddressFamily, capacity: u32) -> Space {
+    let mut ranges: Vec<(u32, u32, u32)> = services
+        .iter()
+        .filter(|(_, service)| service.family == family)
+        .filter_map(|(index, service)| {
+            let length = super::length(service.backends.as_ref()?);
+            (length > 0).then_some((service.base, length, *index))
+        })
+        .collect();
+    ranges.sort_unstable();
+    let mut end = 0;
+    ranges.retain(|&(base, length, index)| {
+        let is_whole = base >= end && base.checked_add(length).is_some_and(|end| end <= capacity);
+        if is_whole {
+            end = base + length;
+        } else if let Some(service) = services.get_mut(&index) {
+            service.backends = None;
+        }
+        is_whole
+    });
+    Space::around(
+        capacity,
+        ranges.into_iter().map(|(base, length, _)| (base, length)),
+    )
+}

@@ -1,0 +1,139 @@
+//! Space in an array map: extents that are used, free, or retired and perhaps still read.
+
+use std::collections::BTreeMap;
+
+/// Allocator of contiguous ranges of `0..capacity`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Space {
+    /// Base to length; neighbours are merged.
+    free: BTreeMap<u32, u32>,
+    /// Retired by earlier plans: free after a grace period.
+    sealed: Vec<(u32, u32)>,
+    /// Retired by the plan that is being made.
+    retired: Vec<(u32, u32)>,
+}
+
+impl Space {
+    /// All of it free.
+    pub(super) fn new(capacity: u32) -> Self {
+        let free = if capacity == 0 {
+            BTreeMap::new()
+        } else {
+            BTreeMap::from([(0, capacity)])
+        };
+        Self {
+            free,
+            sealed: Vec::new(),
+            retired: Vec::new(),
+        }
+    }
+
+    /// What lies between the `used` extents, which are sorted and do not overlap. Somebody may still read it.
+    pub(super) fn around(capacity: u32, used: impl Iterator<Item = (u32, u32)>) -> Self {
+        let mut sealed = Vec::new();
+        let mut next = 0;
+        for (base, length) in used {
+            if base > next {
+                sealed.push((next, base - next));
+            }
+            next = base + length;
+        }
+        if capacity > next {
+            sealed.push((next, capacity - next));
+        }
+        Self {
+            free: BTreeMap::new(),
+            sealed,
+            retired: Vec::new(),
+        }
+    }
+
+    /// The first free extent that is long enough; its start is taken.
+    pub(super) fn take(&mut self, length: u32) -> Option<u32> {
+        let (&base, &found) = self.free.iter().find(|&(_, &found)| found >= length)?;
+        self.free.remove(&base);
+        if found > length {
+            self.free.insert(base + length, found - length);
+        }
+        Some(base)
+    }
+
+    /// Gives a range back that no reader has seen.
+    pub(super) fn free(&mut self, mut base: u32, mut length: u32) {
+        if let Some((&before, &before_length)) = self.free.range(..base).next_back()
+            && before + before_length == base
+        {
+            self.free.remove(&before);
+            base = before;
+            length += before_length;
+        }
+        if let Some(after_length) = self.free.remove(&(base + length)) {
+            length += after_length;
+        }
+        self.free.insert(base, length);
+    }
+
+    /// Gives a range back that readers may still see.
+    pub(super) fn retire(&mut self, base: u32, length: u32) {
+        self.retired.push((base, length));
+    }
+
+    /// The plan is made: what it retired is free after the next grace period.
+    pub(super) fn seal(&mut self) {
+        self.sealed.append(&mut self.retired);
+    }
+
+    /// Whether a grace period would free anything.
+    pub(super) fn has_sealed(&self) -> bool {
+        !self.sealed.is_empty()
+    }
+
+    /// A grace period has passed since the last `seal`.
+    pub(super) fn end_grace(&mut self) {
+        for (base, length) in std::mem::take(&mut self.sealed) {
+            self.free(base, length);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn retired_space_is_free_only_after_a_grace_period_of_a_later_plan() {
+        let mut space = Space::new(4);
+        assert_eq!(space.take(4), Some(0));
+        space.retire(0, 4);
+        space.end_grace();
+        assert_eq!(space.take(1), None, "retired by this very plan");
+        space.seal();
+        assert_eq!(space.take(1), None, "no grace period yet");
+        space.end_grace();
+        assert_eq!(space.take(4), Some(0));
+    }
+
+    #[test]
+    fn neighbours_merge_so_that_what_was_taken_in_parts_can_be_taken_whole() {
+        let mut space = Space::new(6);
+        for base in [0, 2, 4] {
+            assert_eq!(space.take(2), Some(base));
+        }
+        space.free(0, 2);
+        space.free(4, 2);
+        assert_eq!(space.take(3), None);
+        space.free(2, 2);
+        assert_eq!(space.take(6), Some(0));
+    }
+
+    #[test]
+    fn the_gaps_between_adopted_extents_are_sealed() {
+        let mut space = Space::around(10, [(1, 2), (3, 1), (6, 2)].into_iter());
+        assert_eq!(space.take(1), None);
+        space.end_grace();
+        assert_eq!(space.take(2), Some(4));
+        assert_eq!(space.take(2), Some(8));
+        assert_eq!(space.take(1), Some(0));
+        assert_eq!(space.take(1), None);
+    }
+}

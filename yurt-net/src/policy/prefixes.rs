@@ -1,0 +1,193 @@
+//! The few prefixes that ClusterIPs come from.
+//!
+//! Pure. In: `--service-cidr`, ServiceCIDRs, the known ClusterIPs. Out: `ClusterPrefixes`, at most `MAX_PREFIXES` a family.
+//! Rules in order: (1) the flag; (2) else the ServiceCIDRs; both with the ClusterIPs outside them as exact prefixes;
+//! (3) where there are none, or all that does not fit, prefixes that cover what is known, and unallocated addresses
+//! inside are left alone. Reference: KEP-1880; pkg/proxy/nftables/proxier.go, which drops only inside ServiceCIDRs.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use crate::model::{AddressFamily, NamespacedName, Rejection, Snapshot};
+use crate::table::{ClusterPrefixes, MAX_PREFIXES};
+
+/// A cover is not split below this many bits of host part: 256 neighbours are narrow enough, every prefix
+/// costs each miss a comparison, and the cover stays put while Services come and go.
+const COVER_HOST_BITS: u8 = 8;
+
+/// A prefix of either family, its address left-aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Block {
+    base: u128,
+    length: u8,
+}
+
+impl Block {
+    fn new(network: IpNetwork) -> Self {
+        let base = match network.network() {
+            IpAddr::V4(v4) => u128::from(v4.to_bits()) << 96,
+            IpAddr::V6(v6) => v6.to_bits(),
+        };
+        Self {
+            base,
+            length: network.prefix(),
+        }
+    }
+
+    fn network(self, family: AddressFamily) -> Option<IpNetwork> {
+        let address = match family {
+            AddressFamily::V4 => {
+                let [a, b, c, d, ..] = self.base.to_be_bytes();
+                IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+            }
+            AddressFamily::V6 => IpAddr::V6(Ipv6Addr::from_bits(self.base)),
+        };
+        IpNetwork::new(address, self.length).ok()
+    }
+
+    /// The `length` leading bits that `self` and `other` share.
+    fn common(self, other: Self) -> Self {
+        let length = u8::try_from((self.base ^ other.base).leading_zeros()).unwrap_or(128);
+        let length = length.min(self.length).min(other.length);
+        let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or(0);
+        Self {
+            base: self.base & mask,
+            length,
+        }
+    }
+
+    fn contains(self, other: Self) -> bool {
+        self.length <= other.length && self.common(other) == self
+    }
+
+    /// Addresses inside, as a measure to compare.
+    fn size(self) -> f64 {
+        f64::from(128 - self.length).exp2()
+    }
+}
+
+/// Sorts, drops what is inside another prefix, and joins two halves of one.
+fn aggregate(mut blocks: Vec<Block>) -> Vec<Block> {
+    blocks.sort_unstable();
+    let mut joined: Vec<Block> = Vec::new();
+    for mut block in blocks {
+        if joined.last().is_some_and(|last| last.contains(block)) {
+            continue;
+        }
+        while let Some(last) = joined.last().copied() {
+            let parent = last.common(block);
+            if last.length != block.length || parent.length + 1 != block.length {
+                break;
+            }
+            joined.pop();
+            block = parent;
+        }
+        joined.push(block);
+    }
+    joined
+}
+
+/// At most `limit` prefixes around the disjoint, sorted `blocks`: starts with the one that covers all, and
+/// splits the one where a split frees most, so that no prefix is wider than what it covers needs.
+fn cover(blocks: &[Block], limit: usize, address_bits: u8) -> Vec<Block> {
+    let around = |part: &[Block]| match part {
+        [] => None,
+        [only] => Some(*only),
+        [first, .., last] => Some(first.common(*last)),
+    };
+    let split = |part: &[Block]| -> Option<(usize, f64)> {
+        let whole = around(part).filter(|_| part.len() > 1)?;
+        if whole.length >= address_bits - COVER_HOST_BITS {
+            return None;
+        }
+        let bit = 1u128 << (127 - whole.length);
+        let middle = part.partition_point(|block| block.base & bit == 0);
+        let (low, high) = part.split_at(middle);
+        Some((
+            middle,
+            whole.size() - around(low)?.size() - around(high)?.size(),
+        ))
+    };
+    let mut parts = vec![blocks];
+    while parts.len() < limit {
+        let splits = parts.iter().enumerate();
+        let splits = splits.filter_map(|(at, part)| split(part).map(|(m, freed)| (at, m, freed)));
+        let best = splits.reduce(|best, next| if next.2 > best.2 { next } else { best });
+        let Some((at, middle, _)) = best else { break };
+        let (low, high) = parts[at].split_at(middle);
+        parts.splice(at..=at, [low, high]);
+    }
+    parts.into_iter().filter_map(around).collect()
+}
+
+/// See the module.
+pub(super) fn cluster_prefixes(
+    flag: &[IpNetwork],
+    snapshot: &Snapshot,
+    cluster_ips: &[IpAddr],
+    rejections: &mut Vec<Rejection>,
+) -> ClusterPrefixes {
+    let objects = snapshot.service_cidrs.values();
+    let mut object_name = String::new();
+    let given: Vec<IpNetwork> = match flag {
+        [] => {
+            object_name = snapshot
+                .service_cidrs
+                .keys()
+                .next_back()
+                .cloned()
+                .unwrap_or_default();
+            objects
+                .flat_map(|object| object.cidrs.iter().copied())
+                .collect()
+        }
+        flag => flag.to_vec(),
+    };
+    let families = [(AddressFamily::V4, 32), (AddressFamily::V6, 128)].map(|(family, bits)| {
+        let is_ours = |network: &IpNetwork| AddressFamily::from(network.ip()) == family;
+        let given: Vec<Block> = given
+            .iter()
+            .copied()
+            .filter(is_ours)
+            .map(Block::new)
+            .collect();
+        let given = aggregate(given);
+        let known = cluster_ips
+            .iter()
+            .map(|&ip| IpNetwork::from(ip))
+            .filter(is_ours);
+        let mut all: Vec<Block> = known.map(Block::new).collect();
+        all.extend(&given);
+        (family, bits, given.len(), aggregate(all))
+    });
+    let fits = |(_, _, _, all): &(_, _, _, Vec<Block>)| all.len() <= MAX_PREFIXES;
+    let are_service_cidrs = !given.is_empty() && families.iter().all(fits);
+    if !given.is_empty() && !are_service_cidrs {
+        let too_many = families
+            .iter()
+            .any(|(_, _, given, _)| *given > MAX_PREFIXES);
+        let what = match too_many {
+            true => format!("more than {MAX_PREFIXES} service CIDRs of one family"),
+            false => "many ClusterIPs are outside the service CIDRs".to_owned(),
+        };
+        rejections.push(snapshot.reject(
+            "ServiceCIDR",
+            &NamespacedName::new("", object_name),
+            format!("{what}: connections to unallocated ClusterIPs are not refused"),
+        ));
+    }
+    let mut prefixes = Vec::new();
+    for (family, bits, _, all) in families {
+        let kept = match are_service_cidrs {
+            true => all,
+            false => cover(&all, MAX_PREFIXES, bits),
+        };
+        prefixes.extend(kept.into_iter().filter_map(|block| block.network(family)));
+    }
+    ClusterPrefixes {
+        prefixes,
+        are_service_cidrs,
+    }
+}
