@@ -1,5 +1,6 @@
 //! `check`: format, layering, ABI document, lints; cheapest first.
 
+mod abi;
 mod layering;
 mod paths;
 
@@ -22,9 +23,10 @@ pub(crate) struct Args {
 const MEMBERS: &[&str] = &["tests", "xtask", "yurt-ebpf", "yurt-net"];
 
 /// Runs every check, and stops at the first that fails.
-pub(crate) fn run(_args: &Args) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     Line::new("cargo fmt --all --check").run()?;
     layering()?;
+    abi::check(args.bless)?;
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()
 }
 

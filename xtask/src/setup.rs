@@ -167,10 +167,13 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
 fn apt_install(packages: &[&str]) -> Result<()> {
     let packages = packages.join(" ");
     if find_program("apt-get").is_none() {
-        bail!("there is no apt-get here; install what these Debian packages hold: {packages}");
+        bail!(
+            "there is no apt-get here; install what these Debian packages hold, then run \
+             `cargo xtask setup` again: {packages}"
+        );
     }
     if !is_root() {
-        bail!("not root; run: sudo apt-get install {packages}");
+        bail!("not root; run `sudo apt-get install {packages}`, then `cargo xtask setup` again");
     }
     apt_update()?;
     Line::new("apt-get install -y --no-install-recommends")

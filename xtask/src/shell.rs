@@ -147,7 +147,7 @@ impl Line {
     fn not_started(&self) -> String {
         let program = self.words.first().map(|word| word.to_string_lossy());
         let program = program.unwrap_or_default();
-        format!("cannot run `{program}`; is it installed? `cargo xtask setup` says what is missing")
+        format!("cannot run `{program}` (if it is missing, `cargo xtask setup` installs it)")
     }
 }
 

@@ -52,8 +52,8 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
 }
 
 fn unit(profile: &str) -> Result<()> {
+    Line::new("cargo test --workspace --doc --quiet").run()?;
     Line::new("cargo nextest run --workspace -P")
         .arg(profile)
-        .run()?;
-    Line::new("cargo test --workspace --doc --quiet").run()
+        .run()
 }
