@@ -195,3 +195,78 @@ fn too_many_service_cidrs_are_covered_and_rejected() {
     assert_eq!((found.len(), are_service_cidrs), (MAX_PREFIXES, false));
     assert_eq!(world.rejections().len(), 1);
 }
+
+#[test]
+fn the_default_route_stands_in_for_an_absent_node_and_adds_no_family_to_a_known_one() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = vec![port("http", 80, 30080)];
+        service.cluster_ips.push(ip("fd00:96::10"));
+    });
+    world.view.local_addresses = Some([ip("192.0.2.11"), ip("2001:db8::77")].into());
+    world.view.default_source = (
+        Some([192, 0, 2, 77].into()),
+        Some("2001:db8::77".parse().unwrap()),
+    );
+    let known = frontends(only(&world.compile()));
+    assert_eq!(known[2..], ["NodePort 192.0.2.11:30080"]);
+    world.snapshot.nodes.clear();
+    let absent = frontends(only(&world.compile()));
+    assert_eq!(
+        absent[2..],
+        ["NodePort 192.0.2.77:30080", "NodePort [2001:db8::77]:30080"]
+    );
+    // `plan` looks at no machine, so there the addresses are unknown.
+    world.view = Default::default();
+    assert_eq!(frontends(only(&world.compile())).len(), 2);
+}
+
+#[test]
+fn a_single_stack_service_has_no_node_port_in_the_other_family() {
+    let mut world = World::web(None);
+    world.node("a1", None, |node| {
+        node.internal_ips = vec![ip("2001:db8::11")]
+    });
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    assert_eq!(
+        frontends(only(&world.compile())),
+        ["ClusterIP 10.96.0.10:80"]
+    );
+}
+
+#[test]
+fn two_halves_of_a_service_cidr_are_one_prefix_and_a_part_of_one_is_none() {
+    let mut world = World::web(None);
+    world.service_cidr("low", &["10.96.0.0/25", "10.96.0.64/26"]);
+    world.service_cidr("high", &["10.96.0.128/25"]);
+    assert_eq!(
+        prefixes(&mut world),
+        (vec!["10.96.0.0/24".to_owned()], true)
+    );
+}
+
+#[test]
+fn many_cluster_ips_outside_the_service_cidrs_switch_refusing_off_and_say_so() {
+    let mut world = World::web(None);
+    world.service_cidr("wrong", &["172.16.0.0/24"]);
+    for n in 0..20 {
+        let cluster_ip = ip(&format!("10.{}.0.1", n * 2));
+        world.service(&format!("s{n}"), |service| {
+            service.cluster_ips = vec![cluster_ip]
+        });
+    }
+    let (found, are_service_cidrs) = prefixes(&mut world);
+    assert!(found.len() <= MAX_PREFIXES);
+    assert!(!are_service_cidrs);
+    assert_eq!(
+        world.rejections(),
+        [
+            "ServiceCIDR wrong: many ClusterIPs are outside the service CIDRs: \
+          connections to unallocated ClusterIPs are not refused"
+        ]
+    );
+}
