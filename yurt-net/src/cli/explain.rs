@@ -15,7 +15,9 @@ use serde::{Deserialize, Serialize};
 
 use super::show::Row;
 use crate::model::{Protocol, Snapshot};
-use crate::table::{Dropped, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
+use crate::table::{
+    Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
+};
 
 /// The addresses by which a client is told to be of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -163,12 +165,7 @@ pub fn explain(table: &ServiceTable, own: &OwnAddresses, flow: Flow) -> Explanat
 }
 
 /// NodePorts also answer on loopback, to sockets of the node itself: a Pod's loopback is the Pod's.
-fn dials(
-    frontend: &crate::table::Frontend,
-    to: SocketAddr,
-    from: IpAddr,
-    own: &OwnAddresses,
-) -> bool {
+fn dials(frontend: &Frontend, to: SocketAddr, from: IpAddr, own: &OwnAddresses) -> bool {
     let is_node_port = frontend.kind == FrontendKind::NodePort;
     let by_loopback = is_node_port
         && to.ip().is_loopback()
@@ -184,17 +181,20 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
     };
     let dropped = &entry.endpoints(row.address).dropped;
     let closure = match entry.closure {
-        crate::table::Closure::None => "no closure".to_owned(),
-        crate::table::Closure::Node => format!("closed to node {}", table.node),
-        crate::table::Closure::Pool => format!("closed to pool {}", table.pool),
+        Closure::None => "no closure".to_owned(),
+        Closure::Node => format!("closed to node {}", table.node),
+        Closure::Pool => format!("closed to pool {}", table.pool),
     };
     let fate = match (row.verdict, dropped.as_slice()) {
-        (Verdict::Forward, []) => format!("any of {} endpoints", row.endpoints.len()),
-        (Verdict::Forward, dropped) => format!(
-            "any of {} endpoints, {} others may not take it",
-            row.endpoints.len(),
-            dropped.len()
-        ),
+        (Verdict::Forward, []) => format!("endpoints {}", row.endpoints.len()),
+        (Verdict::Forward, dropped) => {
+            format!(
+                "endpoints {}, left out {}{}",
+                row.endpoints.len(),
+                dropped.len(),
+                why(dropped)
+            )
+        }
         (Verdict::Refuse, []) => "it has no endpoints".to_owned(),
         (Verdict::Refuse, dropped) => format!("none of its endpoints may take it{}", why(dropped)),
     };
@@ -249,3 +249,6 @@ fn no_frontend(table: &ServiceTable, to: SocketAddr, protocol: Protocol) -> (Flo
         ),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -202,7 +202,7 @@ fn write_table(out: &mut String, table: &ServiceTable, paint: Paint) -> fmt::Res
     Ok(())
 }
 
-/// One line where both scopes have the same fate, as they do without a traffic policy.
+/// One line for both scopes where they have the same fate, as they do without a traffic policy.
 fn write_frontend(
     out: &mut String,
     entry: &ServiceEntry,
@@ -212,11 +212,20 @@ fn write_frontend(
 ) -> fmt::Result {
     let address = SocketAddr::new(frontend.address, frontend.port).to_string();
     let kind = frontend.kind.to_string();
-    let fate = match entry.verdict(frontend.address) {
-        Verdict::Forward => endpoint_list(&entry.endpoints(frontend.address).selected),
-        Verdict::Refuse => paint.red("refuse"),
+    let line = |scope: &str, row: &Row<'_>| {
+        let fate = match row.verdict {
+            Verdict::Forward => format!("forward -> {}", endpoint_list(row.endpoints)),
+            Verdict::Refuse => paint.red("refuse"),
+        };
+        format!("  {kind:<12}  {address:<address_width$}  {scope:<18}  {fate}")
     };
-    writeln!(out, "  {kind:<12}  {address:<address_width$}  -> {fate}")
+    let internal = Row::new(entry, frontend, Scope::Internal);
+    let external = Row::new(entry, frontend, Scope::External);
+    if (internal.verdict, internal.endpoints) == (external.verdict, external.endpoints) {
+        return writeln!(out, "{}", line("internal, external", &internal));
+    }
+    writeln!(out, "{}", line("internal", &internal))?;
+    writeln!(out, "{}", line("external", &external))
 }
 
 fn frontend_width(table: &ServiceTable) -> usize {
@@ -273,3 +282,6 @@ fn rejection_line(rejection: &Rejection) -> String {
         (false, false) => format!("{source}: {object}: {reason}"),
     }
 }
+
+#[cfg(test)]
+mod tests;

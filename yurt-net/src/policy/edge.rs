@@ -194,3 +194,6 @@ pub(super) fn conflicts(entries: &[Arc<ServiceEntry>]) -> Vec<Lost> {
     lost.dedup();
     lost
 }
+
+#[cfg(test)]
+mod tests;

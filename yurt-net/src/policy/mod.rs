@@ -7,6 +7,8 @@
 #![forbid(unsafe_code)]
 
 mod edge;
+#[cfg(test)]
+pub(crate) mod fixtures;
 mod prefixes;
 #[cfg(test)]
 mod proptests;
@@ -289,7 +291,8 @@ fn compile_service(
             v4: set(Ipv4Addr::UNSPECIFIED.into()),
             v6: set(Ipv6Addr::UNSPECIFIED.into()),
         };
-        entries.push(keep_equal(&old_entries, entry));
+        // What was shown goes first: it is what the last table holds.
+        entries.push(keep_equal(old_shown.iter().chain(&old_entries), entry));
     }
     Remembered {
         service: service.clone(),
@@ -300,8 +303,11 @@ fn compile_service(
     }
 }
 
-fn keep_equal(old: &[Arc<ServiceEntry>], entry: ServiceEntry) -> Arc<ServiceEntry> {
-    match old.iter().find(|old| ***old == entry) {
+fn keep_equal<'a>(
+    old: impl IntoIterator<Item = &'a Arc<ServiceEntry>>,
+    entry: ServiceEntry,
+) -> Arc<ServiceEntry> {
+    match old.into_iter().find(|old| ***old == entry) {
         Some(old) => old.clone(),
         None => Arc::new(entry),
     }

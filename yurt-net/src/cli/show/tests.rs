@@ -1,0 +1,96 @@
+//! What `plan` prints, to the letter.
+
+use super::{Paint, plan_json, plan_table};
+use crate::model::ServiceType;
+use crate::policy::fixtures::{World, ip, port};
+
+fn world() -> World {
+    let mut world = World::web(Some("openyurt.io/nodepool"));
+    world.pool("hangzhou", &["a1", "a2"]);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    world.service("idle", |service| {
+        service.cluster_ips = vec![ip("fd00:96::20")];
+        service.ports = vec![port("", 53, 0)];
+        service.topology_keys = Some("rack".to_owned());
+    });
+    world
+}
+
+#[test]
+fn json_is_the_contract() {
+    let mut world = World::web(Some("openyurt.io/nodepool"));
+    world.pool("hangzhou", &["a1"]);
+    world.slice(
+        "web-1",
+        "web",
+        &[("10.1.0.2", Some("a1")), ("10.2.0.2", Some("b1"))],
+    );
+    let table = world.compile();
+    let dropped =
+        r#"[{"endpoint":"10.2.0.2:8080","reason":"closure: node b1 is not in pool hangzhou"}]"#;
+    let row = |scope, masquerade, path| {
+        format!(
+            r#"{{"kind":"ClusterIP","address":"10.96.0.10","port":80,"scope":"{scope}","verdict":"forward","endpoints":["10.1.0.2:8080"],"masquerade":{masquerade},"path":"{path}","sourceRanges":[],"dropped":{dropped}}}"#
+        )
+    };
+    let internal = row("internal", false, "socket");
+    let external = row("external", true, "packet");
+    assert_eq!(
+        serde_json::to_string(&plan_json(&table)).unwrap(),
+        format!(
+            r#"{{"node":"a1","pool":"hangzhou","zone":"","services":[{{"namespace":"default","name":"web","port":"http","protocol":"TCP","closure":"pool","affinitySeconds":0,"frontends":[{internal},{external}]}}],"rejections":[]}}"#
+        )
+    );
+}
+
+#[test]
+fn refuse_has_no_endpoints_and_addresses_have_no_brackets() {
+    let mut world = world();
+    let json = serde_json::to_value(plan_json(&world.compile())).unwrap();
+    let row = &json["services"][0]["frontends"][0];
+    assert_eq!(row["address"], "fd00:96::20");
+    assert_eq!(row["verdict"], "refuse");
+    assert_eq!(row["endpoints"], serde_json::json!([]));
+    let rejection = &json["rejections"][0];
+    let keys: Vec<_> = rejection.as_object().unwrap().keys().collect();
+    assert_eq!(keys.len(), 5);
+    assert_eq!(rejection["kind"], "Service");
+}
+
+#[test]
+fn the_table_reads_well() {
+    let mut world = world();
+    let text = plan_table(&world.compile(), Paint::Plain);
+    let expected = "\
+node a1   pool hangzhou   zone none   service ports 2   rejections 1
+
+default/idle   TCP   closure none
+  ClusterIP     [fd00:96::20]:53  internal, external  refuse
+
+default/web:http   TCP   closure pool
+  ClusterIP     10.96.0.10:80     internal, external  forward -> 10.1.0.2:8080, 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  internal, external  forward -> 10.1.0.2:8080, 10.1.1.2:8080
+  dropped 10.2.0.2:8080: closure: node b1 is not in pool hangzhou
+
+rejections
+  Service default/idle: annotation openyurt.io/topologyKeys: unknown value \"rack\"";
+    assert!(text.starts_with(expected), "{text}");
+    assert!(!text.contains('\x1b'));
+    assert!(plan_table(&world.compile(), Paint::Ansi).contains("\x1b[2mdropped"));
+}
+
+#[test]
+fn long_endpoint_lists_are_cut_in_the_table_and_whole_in_json() {
+    let mut world = World::web(None);
+    let addresses: Vec<String> = (1..=10).map(|n| format!("10.1.0.{n}")).collect();
+    let endpoints: Vec<_> = addresses.iter().map(|a| (a.as_str(), Some("a1"))).collect();
+    world.slice("web-1", "web", &endpoints);
+    let table = world.compile();
+    assert!(plan_table(&table, Paint::Plain).contains("10.1.0.4:8080, 6 more\n"));
+    let json = serde_json::to_value(plan_json(&table)).unwrap();
+    let listed = &json["services"][0]["frontends"][0]["endpoints"];
+    assert_eq!(listed.as_array().map(Vec::len), Some(10));
+}

@@ -1,0 +1,241 @@
+//! Small clusters for tests.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::{ClosureFailure, Compiled, Memo, Memory, NodeView, PolicyConfig, compile};
+use crate::model::{
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
+    NodePool, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
+};
+use crate::table::{ServiceEntry, ServiceTable};
+
+/// A cluster as seen from the node `a1`.
+pub(crate) struct World {
+    pub(crate) snapshot: Snapshot,
+    pub(crate) config: PolicyConfig,
+    pub(crate) view: NodeView,
+    pub(crate) memory: Memory,
+    pub(crate) memo: Memo,
+}
+
+pub(crate) fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+impl World {
+    /// Nothing but the node `a1` of pool `hangzhou`, with the address 192.0.2.11.
+    pub(crate) fn new() -> Self {
+        let mut world = Self::empty();
+        world.node("a1", Some("hangzhou"), |node| {
+            node.internal_ips = vec![ip("192.0.2.11")];
+            node.pod_cidrs = vec!["10.1.0.0/24".parse().unwrap()];
+        });
+        world
+    }
+
+    /// Not even that.
+    pub(crate) fn empty() -> Self {
+        Self {
+            snapshot: Snapshot::default(),
+            config: PolicyConfig::new("a1"),
+            view: NodeView::default(),
+            memory: Memory::default(),
+            memo: Memo::default(),
+        }
+    }
+
+    /// `default/web`, 10.96.0.10:80, with an endpoint on `a1`, one on `a2` and one on `b1`, closed by `keys`.
+    pub(crate) fn web(keys: Option<&str>) -> Self {
+        let mut world = Self::new();
+        world.service("web", |service| {
+            service.topology_keys = keys.map(str::to_owned)
+        });
+        world.slice(
+            "web-1",
+            "web",
+            &[
+                ("10.1.0.2", Some("a1")),
+                ("10.1.1.2", Some("a2")),
+                ("10.2.0.2", Some("b1")),
+            ],
+        );
+        world
+    }
+
+    pub(crate) fn node(&mut self, name: &str, pool: Option<&str>, edit: impl FnOnce(&mut Node)) {
+        let labels = pool.map(|pool| (super::POOL_LABEL.to_owned(), pool.to_owned()));
+        let mut node = Node {
+            name: name.to_owned(),
+            labels: labels.into_iter().collect(),
+            internal_ips: Vec::new(),
+            external_ips: Vec::new(),
+            pod_cidrs: Vec::new(),
+        };
+        edit(&mut node);
+        self.snapshot.nodes.insert(name.to_owned(), Arc::new(node));
+    }
+
+    pub(crate) fn pool(&mut self, name: &str, nodes: &[&str]) {
+        let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+        let pool = NodePool {
+            name: name.to_owned(),
+            nodes,
+        };
+        self.snapshot.pools.insert(name.to_owned(), Arc::new(pool));
+    }
+
+    pub(crate) fn bucket(&mut self, name: &str, pool: &str, nodes: &[&str]) {
+        let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
+        let bucket = NodeBucket {
+            name: name.to_owned(),
+            pool: pool.to_owned(),
+            nodes,
+        };
+        self.snapshot
+            .buckets
+            .insert(name.to_owned(), Arc::new(bucket));
+    }
+
+    pub(crate) fn service_cidr(&mut self, name: &str, cidrs: &[&str]) {
+        let cidr = ServiceCidr {
+            name: name.to_owned(),
+            cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
+        };
+        self.snapshot
+            .service_cidrs
+            .insert(name.to_owned(), Arc::new(cidr));
+    }
+
+    /// Adds or edits a Service of the namespace `default`; new ones are 10.96.0.10:80, port `http`.
+    pub(crate) fn service(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
+        let name = NamespacedName::new("default", name);
+        let old = self.snapshot.services.get(&name);
+        let mut service = match old {
+            Some(old) => Service::clone(old),
+            None => Service {
+                name: name.clone(),
+                service_type: ServiceType::ClusterIp,
+                cluster_ips: vec![ip("10.96.0.10")],
+                external_ips: Vec::new(),
+                load_balancer_ips: Vec::new(),
+                ports: vec![port("http", 80, 0)],
+                topology_keys: None,
+                is_proxied_elsewhere: false,
+            },
+        };
+        edit(&mut service);
+        self.snapshot.services.insert(name, Arc::new(service));
+    }
+
+    /// Adds a slice with the port `http` 8080 and ready endpoints.
+    pub(crate) fn slice(&mut self, name: &str, service: &str, endpoints: &[(&str, Option<&str>)]) {
+        self.slice_with(name, service, endpoints, |_| ());
+    }
+
+    pub(crate) fn slice_with(
+        &mut self,
+        name: &str,
+        service: &str,
+        endpoints: &[(&str, Option<&str>)],
+        edit: impl FnOnce(&mut EndpointSlice),
+    ) {
+        let name = NamespacedName::new("default", name);
+        let endpoints: Vec<Endpoint> = endpoints
+            .iter()
+            .map(|&(address, node)| Endpoint {
+                address: ip(address),
+                node_name: node.map(Arc::from),
+                is_ready: true,
+            })
+            .collect();
+        let mut slice = EndpointSlice {
+            name: name.clone(),
+            service: service.to_owned(),
+            family: endpoints
+                .first()
+                .map_or(AddressFamily::V4, |e| AddressFamily::from(e.address)),
+            ports: vec![EndpointPort {
+                name: "http".to_owned(),
+                protocol: Protocol::Tcp,
+                port: 8080,
+            }],
+            endpoints,
+        };
+        edit(&mut slice);
+        self.snapshot.slices.insert(name, Arc::new(slice));
+    }
+
+    pub(crate) fn fail(mut self, closure_failure: ClosureFailure) -> Self {
+        self.config.closure_failure = closure_failure;
+        self
+    }
+
+    /// Compiles as the agent does: memo and memory stay.
+    pub(crate) fn compile(&mut self) -> ServiceTable {
+        let Compiled { table, memory } = compile(
+            &self.snapshot,
+            &self.config,
+            &self.view,
+            &self.memory,
+            &mut self.memo,
+        );
+        self.memory = memory;
+        table
+    }
+
+    /// Selected IPv4 endpoints of the only service port.
+    pub(crate) fn selected(&mut self) -> Vec<String> {
+        selected(only(&self.compile()))
+    }
+
+    /// Reasons for which endpoints of the only service port were dropped.
+    pub(crate) fn dropped(&mut self) -> Vec<String> {
+        let table = self.compile();
+        let dropped = &only(&table).v4.dropped;
+        dropped
+            .iter()
+            .map(|d| format!("{} {}", d.endpoint, d.reason))
+            .collect()
+    }
+
+    /// `kind name: reason` of each rejection.
+    pub(crate) fn rejections(&mut self) -> Vec<String> {
+        let rejections = self.compile().rejections.into_iter();
+        rejections
+            .map(|r| format!("{} {}: {}", r.kind, r.name, r.reason))
+            .collect()
+    }
+}
+
+pub(crate) fn port(name: &str, port: u16, node_port: u16) -> ServicePort {
+    ServicePort {
+        name: name.to_owned(),
+        protocol: Protocol::Tcp,
+        port,
+        node_port,
+    }
+}
+
+pub(crate) fn only(table: &ServiceTable) -> &ServiceEntry {
+    assert_eq!(table.services.len(), 1, "{:?}", table.services);
+    &table.services[0]
+}
+
+pub(crate) fn selected(entry: &ServiceEntry) -> Vec<String> {
+    entry.v4.selected.iter().map(ToString::to_string).collect()
+}
+
+/// `Kind address:port` of each frontend.
+pub(crate) fn frontends(entry: &ServiceEntry) -> Vec<String> {
+    let frontends = entry.frontends.iter();
+    frontends
+        .map(|f| {
+            format!(
+                "{} {}",
+                f.kind,
+                std::net::SocketAddr::new(f.address, f.port)
+            )
+        })
+        .collect()
+}
