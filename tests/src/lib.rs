@@ -1,1 +1,4 @@
-//! The lab: nodes as namespaces.
+//! What the tests and the demo of yurt-net share: a lab of nodes and Pods made of
+//! namespaces.
+
+pub mod lab;
