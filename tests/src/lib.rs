@@ -1,4 +1,5 @@
-//! What the tests and the demo of yurt-net share: a lab of nodes and Pods made of
-//! namespaces.
+//! What the tests and the demo of yurt-net share: a lab of nodes and Pods made of namespaces, and
+//! the table that shows who answered whom.
 
 pub mod lab;
+pub mod matrix;
