@@ -185,9 +185,11 @@ impl Inventory {
             let ours = membership
                 .windows(cgroup.len())
                 .any(|w| w == cgroup.as_bytes());
-            // Pids are used again, but not for our children before we reaped them.
-            let is_child = self.processes.contains(&pid) && parent(pid) == Some(process::id());
-            if ours || is_child {
+            // Pids are used again, but not for our children before we reaped them. A dead
+            // process that is no child of ours waits for its own parent.
+            let (state, parent) = state_and_parent(pid).unwrap_or_default();
+            let is_child = parent == process::id();
+            if (ours && (is_child || state != 'Z')) || (is_child && self.processes.contains(&pid)) {
                 found.push(format!("process {pid}"));
             }
             for holder in ["ns", "fd", "task"] {
@@ -220,10 +222,11 @@ impl Inventory {
     }
 }
 
-fn parent(pid: u32) -> Option<u32> {
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_whitespace().nth(1)?.parse().ok()
+    let mut fields = after_name.split_whitespace();
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -253,9 +256,7 @@ mod tests {
     fn a_process_is_known_by_its_start_time() {
         assert!(start_time(process::id()).is_some());
         assert_eq!(start_time(u32::MAX), None);
-        assert_eq!(
-            parent(process::id()),
-            Some(std::os::unix::process::parent_id())
-        );
+        let (_, parent) = state_and_parent(process::id()).unwrap();
+        assert_eq!(parent, std::os::unix::process::parent_id());
     }
 }
