@@ -311,3 +311,16 @@ fn manifests_are_replaced_at_once_on_every_node() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn the_first_connect_across_nodes_loses_no_packet() -> Result<()> {
+    let lab = Lab::new()?;
+    let client = lab.node("edge-1")?.pod("client")?;
+    let server = lab.node("edge-2")?.pod("server")?.serve_tcp(80)?;
+    for to in [server.at4(80), server.at6(80)] {
+        let took = client.attempt(Tcp, &to)?.took;
+        // A lost packet is sent again after a second.
+        assert!(took < Duration::from_millis(900), "{to}: {took:?}");
+    }
+    Ok(())
+}

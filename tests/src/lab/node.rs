@@ -73,21 +73,25 @@ impl Node {
     }
 
     fn make_devices(&self, others: &[Self]) -> Result<()> {
-        let wire = &self.0.place.core.wire;
         let n = self.0.index;
+        // The bridge's end goes up first: the other way round the kernel lets it forward only when
+        // it next looks at changed carriers, up to a second later.
+        self.0.place.core.wire.ip(&format!(
+            "link add node{n} type veth peer name eth0 netns {}\n\
+             link set node{n} master wire0 up\n",
+            self.netns().path()
+        ))?;
         let mut batch = format!(
             "link set lo up\n\
              link add br0 type bridge stp_state 0 mcast_snooping 0\n\
              link set br0 up\n\
              addr add {}/24 dev br0\n\
              addr add {}/64 dev br0 nodad\n\
-             link add eth0 type veth peer name node{n} netns {}\n\
              link set eth0 up\n\
              addr add {}/24 dev eth0\n\
              addr add {}/64 dev eth0 nodad\n",
             pod4(n, 1),
             pod6(n, 1),
-            wire.path(),
             self.ip4(),
             self.ip6(),
         );
@@ -101,8 +105,7 @@ impl Node {
             batch += &other.route_to_pods();
             other.0.place.netns.ip(&self.route_to_pods())?;
         }
-        self.0.place.netns.ip(&batch)?;
-        wire.ip(&format!("link set node{n} master wire0 up\n"))
+        self.0.place.netns.ip(&batch)
     }
 
     /// The `ip` lines that lead other nodes to this one's Pods.
