@@ -1,0 +1,71 @@
+//! The part of the cgroup v2 tree that a lab owns.
+//!
+//! A cgroup is the one thing a lab makes that the kernel does not take away with the process that
+//! made it, so it is named after that process and removed by four hands: `Drop`, the signal thread,
+//! the reaper process, and the next lab.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+
+const EMPTY_WITHIN: Duration = Duration::from_secs(5);
+
+/// The mount point of the cgroup v2 hierarchy, wherever this machine keeps it.
+pub fn mount_point() -> Result<PathBuf> {
+    let mounts = fs::read_to_string("/proc/thread-self/mounts").context("read mounts")?;
+    mounts
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find(|fields| fields.get(2) == Some(&"cgroup2"))
+        .and_then(|fields| fields.get(1).map(PathBuf::from))
+        .context("no cgroup2 is mounted; `mount -t cgroup2 none /sys/fs/cgroup` makes one")
+}
+
+/// Kills every process below `path`, then removes `path` and what is below it. A cgroup that is
+/// not there is fine.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::write(path.join("cgroup.kill"), "1") {
+        Err(e) if is_gone(&e) && !path.exists() => return Ok(()),
+        other => other.with_context(|| format!("kill the processes of {}", path.display()))?,
+    }
+    let deadline = Instant::now() + EMPTY_WITHIN;
+    loop {
+        match remove_children_first(path) {
+            Ok(()) => return Ok(()),
+            Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(e) => bail!("remove cgroup {}: {e}", path.display()),
+        }
+    }
+}
+
+fn remove_children_first(path: &Path) -> io::Result<()> {
+    let entries = match fs::read_dir(path) {
+        Err(e) if is_gone(&e) => return Ok(()),
+        other => other?,
+    };
+    for entry in entries {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            remove_children_first(&entry.path())?;
+        }
+    }
+    match fs::remove_dir(path) {
+        Err(e) if !is_gone(&e) => Err(e),
+        _ => Ok(()),
+    }
+}
+
+/// Another hand was faster: it is not there, or its files belong to nothing any more.
+fn is_gone(e: &io::Error) -> bool {
+    [Some(libc::ENOENT), Some(libc::ENODEV)].contains(&e.raw_os_error())
+}

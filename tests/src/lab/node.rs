@@ -1,0 +1,306 @@
+//! A node of the lab.
+
+use std::fs;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Output;
+use std::sync::Arc;
+use std::sync::OnceLock;
+use std::sync::atomic::AtomicU8;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+
+use super::Core;
+use super::Manifests;
+use super::Netns;
+use super::agent;
+use super::agent::Agent;
+use super::place::Place;
+use super::pod::Pod;
+use super::pod4;
+use super::pod6;
+use super::wire4;
+use super::wire6;
+
+const MANIFESTS: &str = "cluster.yaml";
+const FIRST_POD: u8 = 10;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A node: a network namespace that routes for its Pods, a cgroup subtree, a bpffs, and the
+/// directories of an agent. Clones are the same node.
+#[derive(Clone, Debug)]
+pub struct Node(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    name: String,
+    index: u8,
+    place: Place,
+    dir: PathBuf,
+    next_pod: AtomicU8,
+    host: OnceLock<Pod>,
+}
+
+impl Node {
+    pub(super) fn new(core: &Arc<Core>, name: &str, index: u8, others: &[Self]) -> Result<Self> {
+        let dir = core.remains.dir().join(name);
+        let cgroup = core.remains.cgroup().join(name);
+        core.make_cgroup(&cgroup)?;
+        let node = Self(Arc::new(Parts {
+            name: name.to_owned(),
+            index,
+            place: Place {
+                core: Arc::clone(core),
+                netns: core.netns(Netns::router)?,
+                cgroup,
+            },
+            dir,
+            next_pod: AtomicU8::new(FIRST_POD),
+            host: OnceLock::new(),
+        }));
+        for dir in [node.bpffs(), node.state_dir(), node.manifests_dir()] {
+            fs::create_dir_all(&dir).with_context(|| format!("make {}", dir.display()))?;
+        }
+        core.mount_bpffs(&node.bpffs())?;
+        node.make_devices(others)?;
+        Ok(node)
+    }
+
+    fn make_devices(&self, others: &[Self]) -> Result<()> {
+        let n = self.0.index;
+        // The bridge's end goes up first: the other way round the kernel lets it forward only when
+        // it next looks at changed carriers, up to a second later.
+        self.0.place.core.wire.ip(&format!(
+            "link add node{n} type veth peer name eth0 netns {}\n\
+             link set node{n} master wire0 up\n",
+            self.netns().path()
+        ))?;
+        let mut batch = format!(
+            "link set lo up\n\
+             link add br0 type bridge stp_state 0 mcast_snooping 0\n\
+             link set br0 up\n\
+             addr add {}/24 dev br0\n\
+             addr add {}/64 dev br0 nodad\n\
+             link set eth0 up\n\
+             addr add {}/24 dev eth0\n\
+             addr add {}/64 dev eth0 nodad\n",
+            pod4(n, 1),
+            pod6(n, 1),
+            self.ip4(),
+            self.ip6(),
+        );
+        // What no route knows leaves by the wire, as a real node's does, and ends there in silence.
+        batch += &format!(
+            "route add default via {}\nroute add default via {}\n",
+            wire4(254),
+            wire6(254)
+        );
+        for other in others {
+            batch += &other.route_to_pods();
+            other.0.place.netns.ip(&self.route_to_pods())?;
+        }
+        self.0.place.netns.ip(&batch)
+    }
+
+    /// The `ip` lines that lead other nodes to this one's Pods.
+    fn route_to_pods(&self) -> String {
+        format!(
+            "route add {}/24 via {}\nroute add {}/64 via {}\n",
+            pod4(self.0.index, 0),
+            self.ip4(),
+            pod6(self.0.index, 0),
+            self.ip6()
+        )
+    }
+
+    /// Adds a Pod: a network namespace on the node's bridge, with an IPv4 and an IPv6 address.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        let host = self.0.next_pod.fetch_add(1, Ordering::Relaxed);
+        self.make_pod(name, host)
+            .with_context(|| format!("make Pod {name} on {}", self.name()))
+    }
+
+    fn make_pod(&self, name: &str, host: u8) -> Result<Pod> {
+        let n = self.0.index;
+        let (ip4, ip6) = (pod4(n, host), pod6(n, host));
+        let core = &self.0.place.core;
+        let netns = core.netns(Netns::host)?;
+        self.0.place.netns.ip(&format!(
+            "link add pod{host} type veth peer name eth0 netns {}\n\
+             link set pod{host} master br0 up\n",
+            netns.path()
+        ))?;
+        netns.ip(&format!(
+            "link set lo up\n\
+             link set eth0 up\n\
+             addr add {ip4}/24 dev eth0\n\
+             addr add {ip6}/64 dev eth0 nodad\n\
+             route add default via {}\n\
+             route add default via {}\n",
+            pod4(n, 1),
+            pod6(n, 1)
+        ))?;
+        let cgroup = self.0.place.cgroup.join(name);
+        core.make_cgroup(&cgroup)?;
+        let place = Place {
+            core: Arc::clone(core),
+            netns,
+            cgroup,
+        };
+        Pod::new(name, self.name(), place, ip4, ip6)
+    }
+
+    /// A process on the node itself, as a Pod with `hostNetwork: true` is.
+    pub fn host(&self) -> Result<Pod> {
+        if let Some(host) = self.0.host.get() {
+            return Ok(host.clone());
+        }
+        let place = self.child_place("host")?;
+        let pod = Pod::new("host", self.name(), place, self.ip4(), self.ip6())?;
+        Ok(self.0.host.get_or_init(|| pod).clone())
+    }
+
+    /// A place in the node's own network namespace, in a cgroup below the node's.
+    fn child_place(&self, name: &str) -> Result<Place> {
+        let place = Place {
+            cgroup: self.0.place.cgroup.join(name),
+            ..self.0.place.clone()
+        };
+        if !place.cgroup.exists() {
+            place.core.make_cgroup(&place.cgroup)?;
+        }
+        Ok(place)
+    }
+
+    /// Replaces the node's manifests, all at once.
+    pub fn apply(&self, manifests: &Manifests) -> Result<()> {
+        manifests
+            .write_to(&self.manifests_dir().join(MANIFESTS))
+            .with_context(|| format!("write the manifests of {}", self.name()))
+    }
+
+    /// Starts an agent for this node. `--node`, `--source` and the directories are given; it is
+    /// not waited for.
+    pub fn start_agent(&self, extra: &[&str]) -> Result<Agent> {
+        let place = self.child_place("agent")?;
+        let mut command = self.agent_command(&place)?;
+        command.args(["run", "--node", self.name(), "--source"]);
+        command.arg(self.source()).args(self.agent_flags());
+        command.args(extra);
+        Agent::start(&place, command, self)
+    }
+
+    /// Waits until the agent has applied its first table.
+    pub fn wait_ready(&self) -> Result<()> {
+        let output = self.yurt_net(&["status", "--wait", "10s"])?;
+        if !output.status.success() {
+            return Err(agent::failed(&output))
+                .with_context(|| format!("wait for the agent\n{}", self.agent_log()))
+                .with_context(|| self.name().to_owned());
+        }
+        Ok(())
+    }
+
+    /// Runs a subcommand of the agent's program on the node, with the flags that say which node
+    /// and which directories, and returns what it printed.
+    pub fn yurt_net(&self, arguments: &[&str]) -> Result<Output> {
+        let place = self.child_place("agent")?;
+        let mut command = self.agent_command(&place)?;
+        command.args(arguments);
+        match arguments.first() {
+            Some(&"plan") => {
+                command.args(["--node", self.name(), "--source"]);
+                command.arg(self.source());
+            }
+            Some(&("status" | "explain" | "check" | "monitor" | "cleanup")) => {
+                command.args(self.agent_flags());
+            }
+            _ => {}
+        }
+        place.output(command, PATIENCE)
+    }
+
+    fn agent_command(&self, place: &Place) -> Result<Command> {
+        place.command(&agent::program()?)
+    }
+
+    fn source(&self) -> String {
+        format!("file:{}", self.manifests_dir().display())
+    }
+
+    fn agent_flags(&self) -> Vec<String> {
+        [
+            ("--state-dir", self.state_dir()),
+            ("--bpffs", self.bpffs()),
+            ("--cgroup", self.cgroup().to_owned()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
+        .collect()
+    }
+
+    /// What the node's agents have logged.
+    pub fn agent_log(&self) -> String {
+        fs::read_to_string(self.agent_log_path()).unwrap_or_default()
+    }
+
+    pub(super) fn agent_log_path(&self) -> PathBuf {
+        self.0.dir.join("agent.log")
+    }
+
+    /// Its name in the cluster.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// Its address on the wire.
+    pub fn ip4(&self) -> Ipv4Addr {
+        wire4(self.0.index)
+    }
+
+    /// Its address on the wire.
+    pub fn ip6(&self) -> Ipv6Addr {
+        wire6(self.0.index)
+    }
+
+    /// The network that its Pods are in, such as `10.244.1.0/24`.
+    pub fn pod_cidr4(&self) -> String {
+        format!("{}/24", pod4(self.0.index, 0))
+    }
+
+    /// The network that its Pods are in.
+    pub fn pod_cidr6(&self) -> String {
+        format!("{}/64", pod6(self.0.index, 0))
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.0.place.netns
+    }
+
+    /// The cgroup that all its processes are below.
+    pub fn cgroup(&self) -> &Path {
+        &self.0.place.cgroup
+    }
+
+    /// Its own BPF file system.
+    pub fn bpffs(&self) -> PathBuf {
+        self.0.dir.join("bpffs")
+    }
+
+    /// The agent's state directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.0.dir.join("state")
+    }
+
+    /// The directory that the agent's source reads.
+    pub fn manifests_dir(&self) -> PathBuf {
+        self.0.dir.join("manifests")
+    }
+}

@@ -1,0 +1,325 @@
+//! A Pod of the lab, and what its processes can be told to do.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+
+use super::Netns;
+use super::place::Place;
+use super::protocol::Attempt;
+use super::protocol::DatagramReply;
+use super::protocol::Proto;
+use super::protocol::Reply;
+use super::protocol::Request;
+use super::protocol::Tally;
+use super::worker::Worker;
+
+/// How long a call on a socket may take before it counts as a time-out.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
+
+/// A Pod: a network namespace, a cgroup, and one process. Clones are the same Pod.
+#[derive(Clone, Debug)]
+pub struct Pod(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    name: String,
+    node: String,
+    ip4: Ipv4Addr,
+    ip6: Ipv6Addr,
+    place: Place,
+    worker: Worker,
+}
+
+impl Pod {
+    pub(super) fn new(
+        name: &str,
+        node: &str,
+        place: Place,
+        ip4: Ipv4Addr,
+        ip6: Ipv6Addr,
+    ) -> Result<Self> {
+        let worker = Worker::start(&place)?;
+        Ok(Self(Arc::new(Parts {
+            name: name.to_owned(),
+            node: node.to_owned(),
+            ip4,
+            ip6,
+            place,
+            worker,
+        })))
+    }
+
+    /// Serves TCP on all addresses: answers the Pod's name, then echoes lines.
+    pub fn serve_tcp(&self, port: u16) -> Result<Self> {
+        self.serve(Proto::Tcp, None, port)
+    }
+
+    /// Serves UDP on all addresses: answers the Pod's name and the payload.
+    pub fn serve_udp(&self, port: u16) -> Result<Self> {
+        self.serve(Proto::Udp, None, port)
+    }
+
+    /// Serves on one address.
+    pub fn serve_at(&self, proto: Proto, addr: IpAddr, port: u16) -> Result<Self> {
+        self.serve(proto, Some(addr), port)
+    }
+
+    fn serve(&self, proto: Proto, addr: Option<IpAddr>, port: u16) -> Result<Self> {
+        let name = self.0.name.clone();
+        let request = Request::Serve {
+            proto,
+            addr,
+            port,
+            name,
+        };
+        match self.call(&request)? {
+            Reply::Done => Ok(self.clone()),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Connects by TCP and returns who answered.
+    pub fn get(&self, to: &str) -> Result<String> {
+        let attempt = self.attempt(Proto::Tcp, to)?;
+        match (attempt.answer, attempt.failure) {
+            (Some(answer), _) => Ok(answer),
+            (None, Some(failure)) => {
+                Err(failure).with_context(|| format!("{} connects to {to}", self.0.name))
+            }
+            (None, None) => bail!("{} heard nothing from {to}", self.0.name),
+        }
+    }
+
+    /// Connects once and tells everything about it. Failing to connect is no error here.
+    pub fn attempt(&self, proto: Proto, to: &str) -> Result<Attempt> {
+        let to = parse(to)?;
+        let timeout = TIMEOUT;
+        match self.call(&Request::Attempt { proto, to, timeout })? {
+            Reply::Attempt(attempt) => Ok(attempt),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Connects `count` times, one after the other, and counts the answers and the errors.
+    pub fn connect_many(&self, proto: Proto, to: &str, count: u32) -> Result<Tally> {
+        let request = Request::Connect {
+            proto,
+            to: parse(to)?,
+            count,
+            timeout: TIMEOUT,
+        };
+        match self.call(&request)? {
+            Reply::Tally(tally) => Ok(tally),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends one datagram to each address from one unconnected socket, waiting for each reply
+    /// before the next, or with `overlapping` sending all before the first receive.
+    pub fn datagrams(&self, to: &[&str], overlapping: bool) -> Result<Vec<DatagramReply>> {
+        let request = Request::Datagrams {
+            to: to.iter().map(|to| parse(to)).collect::<Result<_>>()?,
+            overlapping,
+            timeout: TIMEOUT,
+        };
+        match self.call(&request)? {
+            Reply::Datagrams(replies) => Ok(replies),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Opens a connection and keeps it.
+    pub fn hold(&self, proto: Proto, to: &str) -> Result<Connection> {
+        let request = Request::Hold {
+            proto,
+            to: parse(to)?,
+            timeout: TIMEOUT,
+        };
+        match self.call(&request)? {
+            Reply::Held { handle, attempt } => {
+                if let (None, Some(failure)) = (&attempt.answer, &attempt.failure) {
+                    return Err(failure.clone())
+                        .with_context(|| format!("{} connects to {to}", self.0.name));
+                }
+                Ok(Connection {
+                    pod: self.clone(),
+                    handle,
+                    attempt,
+                })
+            }
+            other => unexpected(&other),
+        }
+    }
+
+    /// Connects again and again in the background, on `threads` threads with a pause in between.
+    pub fn start_traffic(
+        &self,
+        proto: Proto,
+        to: &str,
+        threads: u32,
+        pause: Duration,
+    ) -> Result<Traffic> {
+        let request = Request::StartTraffic {
+            proto,
+            to: parse(to)?,
+            threads,
+            pause,
+            timeout: TIMEOUT,
+        };
+        match self.call(&request)? {
+            Reply::Started { handle } => Ok(Traffic {
+                pod: self.clone(),
+                handle,
+            }),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Runs a program in the Pod to its end and returns what it printed.
+    pub fn output(&self, program: &str, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command(program)?;
+        command.args(arguments);
+        self.0.place.output(command, COMMAND_PATIENCE)
+    }
+
+    /// A command that runs in the Pod and dies with the thread that starts it.
+    pub fn command(&self, program: &str) -> Result<Command> {
+        self.0.place.command(Path::new(program))
+    }
+
+    /// Ends the Pod's process, as when its container is killed: its connections end, its ports
+    /// refuse, its address stays.
+    pub fn kill(&self) -> Result<()> {
+        self.0.worker.kill()
+    }
+
+    /// Its name, which its servers answer.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    /// The name of its node.
+    pub fn node(&self) -> &str {
+        &self.0.node
+    }
+
+    /// Its address.
+    pub fn ip4(&self) -> Ipv4Addr {
+        self.0.ip4
+    }
+
+    /// Its address.
+    pub fn ip6(&self) -> Ipv6Addr {
+        self.0.ip6
+    }
+
+    /// `address:port` by IPv4.
+    pub fn at4(&self, port: u16) -> String {
+        SocketAddr::from((self.0.ip4, port)).to_string()
+    }
+
+    /// `[address]:port` by IPv6.
+    pub fn at6(&self, port: u16) -> String {
+        SocketAddr::from((self.0.ip6, port)).to_string()
+    }
+
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
+        &self.0.place.netns
+    }
+
+    /// Its cgroup, below its node's.
+    pub fn cgroup(&self) -> &Path {
+        &self.0.place.cgroup
+    }
+
+    fn call(&self, request: &Request) -> Result<Reply> {
+        self.0
+            .worker
+            .call(request)
+            .with_context(|| format!("Pod {} on {}", self.0.name, self.0.node))
+    }
+}
+
+/// A connection that a Pod keeps open.
+#[derive(Debug)]
+#[must_use = "closed when dropped"]
+pub struct Connection {
+    pod: Pod,
+    handle: u64,
+    attempt: Attempt,
+}
+
+impl Connection {
+    /// How opening it went.
+    pub fn opened(&self) -> &Attempt {
+        &self.attempt
+    }
+
+    /// Sends a message and waits for it to come back.
+    pub fn ping(&self) -> Result<Attempt> {
+        let handle = self.handle;
+        match self.pod.call(&Request::Ping { handle })? {
+            Reply::Attempt(attempt) => Ok(attempt),
+            other => unexpected(&other),
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let handle = self.handle;
+        // Where there is no worker any more there is no connection either.
+        let _ = self.pod.call(&Request::Close { handle });
+    }
+}
+
+/// Background connects of a Pod. They go on until stopped or until the lab ends.
+#[derive(Debug)]
+#[must_use = "what it counted is told by `stop`"]
+pub struct Traffic {
+    pod: Pod,
+    handle: u64,
+}
+
+impl Traffic {
+    /// What it has seen until now.
+    pub fn peek(&self) -> Result<Tally> {
+        let handle = self.handle;
+        self.tally(&Request::PeekTraffic { handle })
+    }
+
+    /// Ends it; every connect that was begun is counted.
+    pub fn stop(self) -> Result<Tally> {
+        let handle = self.handle;
+        self.tally(&Request::StopTraffic { handle })
+    }
+
+    fn tally(&self, request: &Request) -> Result<Tally> {
+        match self.pod.call(request)? {
+            Reply::Tally(tally) => Ok(tally),
+            other => unexpected(&other),
+        }
+    }
+}
+
+fn parse(to: &str) -> Result<SocketAddr> {
+    to.parse()
+        .with_context(|| format!("{to:?} is no address and port"))
+}
+
+fn unexpected<T>(reply: &Reply) -> Result<T> {
+    bail!("the worker answered a different question: {reply:?}")
+}

@@ -1,0 +1,269 @@
+//! What the lab and a Pod's worker process say to each other: one JSON object a line, one reply a
+//! request, in order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+/// Transport protocol of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Proto {
+    /// A stream.
+    Tcp,
+    /// Datagrams.
+    Udp,
+}
+
+/// A request to a worker.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Request {
+    /// Serve until the worker ends. TCP: the name on accept, then every line back. UDP: the
+    /// name, a space, and the payload.
+    Serve {
+        /// Protocol.
+        proto: Proto,
+        /// Address to bind, both families when absent.
+        addr: Option<IpAddr>,
+        /// Port to bind.
+        port: u16,
+        /// What to answer.
+        name: String,
+    },
+    /// Connect `count` times, one after the other, and read an answer each time.
+    Connect {
+        /// Protocol.
+        proto: Proto,
+        /// Where to; an IPv4-mapped IPv6 address makes an IPv6 socket.
+        to: SocketAddr,
+        /// How many times.
+        count: u32,
+        /// Patience for each call.
+        timeout: Duration,
+    },
+    /// Connect once and tell everything about it.
+    Attempt {
+        /// Protocol.
+        proto: Proto,
+        /// Where to.
+        to: SocketAddr,
+        /// Patience for each call.
+        timeout: Duration,
+    },
+    /// From one unconnected UDP socket, send to each address in turn.
+    Datagrams {
+        /// Destinations, in order.
+        to: Vec<SocketAddr>,
+        /// Send all before the first receive, instead of one question at a time.
+        overlapping: bool,
+        /// Patience for each reply.
+        timeout: Duration,
+    },
+    /// Open a connection and keep it.
+    Hold {
+        /// Protocol.
+        proto: Proto,
+        /// Where to.
+        to: SocketAddr,
+        /// Patience for each call.
+        timeout: Duration,
+    },
+    /// Exchange one message on a kept connection.
+    Ping {
+        /// From [`Reply::Held`].
+        handle: u64,
+    },
+    /// Close a kept connection.
+    Close {
+        /// From [`Reply::Held`].
+        handle: u64,
+    },
+    /// Connect again and again in the background.
+    StartTraffic {
+        /// Protocol.
+        proto: Proto,
+        /// Where to.
+        to: SocketAddr,
+        /// Threads that do so.
+        threads: u32,
+        /// Pause between two connects of a thread.
+        pause: Duration,
+        /// Patience for each call.
+        timeout: Duration,
+    },
+    /// What background traffic has seen until now.
+    PeekTraffic {
+        /// From [`Reply::Started`].
+        handle: u64,
+    },
+    /// End background traffic.
+    StopTraffic {
+        /// From [`Reply::Started`].
+        handle: u64,
+    },
+}
+
+impl Request {
+    /// The longest time a worker takes for this. A batch of connects that does not fit counts what
+    /// it left out as `NOT_TRIED`.
+    pub fn budget(&self) -> Duration {
+        let calls = match self {
+            Self::Serve { .. } | Self::Close { .. } | Self::PeekTraffic { .. } => 0,
+            Self::Connect { .. } => return Duration::from_secs(60),
+            Self::Datagrams { to, .. } => u32::try_from(to.len()).unwrap_or(u32::MAX),
+            _ => 3,
+        };
+        match self {
+            Self::Attempt { timeout, .. }
+            | Self::Hold { timeout, .. }
+            | Self::Datagrams { timeout, .. } => timeout.saturating_mul(calls),
+            _ => Duration::from_secs(30),
+        }
+    }
+}
+
+/// A call on a socket that failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// `connect`, `send` or `recv`.
+    pub call: String,
+    /// The error's name, such as `ECONNREFUSED`.
+    pub errno: String,
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.call, self.errno)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// One connect, all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Who answered.
+    pub answer: Option<String>,
+    /// What getpeername says after the answer.
+    pub peer: Option<SocketAddr>,
+    /// The call that failed.
+    pub failure: Option<Failure>,
+    /// From the first call to the answer or the failure.
+    pub took: Duration,
+}
+
+impl Attempt {
+    /// The name of the error, if there was one.
+    pub fn errno(&self) -> Option<&str> {
+        self.failure.as_ref().map(|f| f.errno.as_str())
+    }
+
+    /// Who answered, if somebody did.
+    pub fn answer(&self) -> Option<&str> {
+        self.answer.as_deref()
+    }
+}
+
+/// Many connects, counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tally {
+    /// Connects by who answered.
+    pub answers: BTreeMap<String, u64>,
+    /// Failures by the name of the error.
+    pub errors: BTreeMap<String, u64>,
+    /// Failures by the call that failed.
+    pub failed_calls: BTreeMap<String, u64>,
+    /// The slowest connect, answer included.
+    pub slowest: Duration,
+}
+
+impl Tally {
+    /// Counts one attempt.
+    pub fn add(&mut self, attempt: Attempt) {
+        self.slowest = self.slowest.max(attempt.took);
+        if let Some(answer) = attempt.answer {
+            *self.answers.entry(answer).or_default() += 1;
+        } else if let Some(failure) = attempt.failure {
+            *self.errors.entry(failure.errno).or_default() += 1;
+            *self.failed_calls.entry(failure.call).or_default() += 1;
+        }
+    }
+
+    /// Adds the counts of another.
+    pub fn merge(&mut self, other: Self) {
+        self.slowest = self.slowest.max(other.slowest);
+        for (mine, theirs) in [
+            (&mut self.answers, other.answers),
+            (&mut self.errors, other.errors),
+            (&mut self.failed_calls, other.failed_calls),
+        ] {
+            for (name, count) in theirs {
+                *mine.entry(name).or_default() += count;
+            }
+        }
+    }
+
+    /// Connects that were answered.
+    pub fn answered(&self) -> u64 {
+        self.answers.values().sum()
+    }
+
+    /// Connects that failed, in whatever way.
+    pub fn failed(&self) -> u64 {
+        self.errors.values().sum()
+    }
+
+    /// All connects.
+    pub fn connects(&self) -> u64 {
+        self.answered() + self.failed()
+    }
+
+    /// Failures of this name.
+    pub fn error(&self, errno: &str) -> u64 {
+        self.errors.get(errno).copied().unwrap_or_default()
+    }
+}
+
+/// What became of one datagram.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatagramReply {
+    /// Where it was sent.
+    pub to: SocketAddr,
+    /// Who answered.
+    pub answer: Option<String>,
+    /// The source address that recvmsg showed with the answer.
+    pub from: Option<SocketAddr>,
+    /// The call that failed.
+    pub failure: Option<Failure>,
+}
+
+/// A worker's reply.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum Reply {
+    /// Nothing to tell.
+    Done,
+    /// To `Connect`, `PeekTraffic` and `StopTraffic`.
+    Tally(Tally),
+    /// To `Attempt` and `Ping`.
+    Attempt(Attempt),
+    /// To `Datagrams`, in the order of the destinations.
+    Datagrams(Vec<DatagramReply>),
+    /// To `Hold`.
+    Held {
+        /// For `Ping` and `Close`; 0 where the attempt failed.
+        handle: u64,
+        /// How it went.
+        attempt: Attempt,
+    },
+    /// To `StartTraffic`.
+    Started {
+        /// For `PeekTraffic` and `StopTraffic`.
+        handle: u64,
+    },
+    /// The request made no sense or the machine refused it.
+    Error(String),
+}
