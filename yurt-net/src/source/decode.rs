@@ -1,0 +1,296 @@
+//! Kubernetes manifests to `model`: the text of one file in, its objects and its Rejections out.
+//!
+//! Pure. A document is taken whole or not at all; inside a document of kind `List` each item stands for
+//! itself. An object of a kind or version that no rule reads is left out with a debug line; an object that is
+//! wrong becomes a `Rejection` that names it, its document (`web.yaml#3`) and the field.
+//!
+//! Documents are counted from 1; one of only blanks and comments is not counted, as kubectl skips it.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+use serde::de::DeserializeSeed;
+use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+
+use crate::model::{EndpointSlice, Node, NodeBucket, NodePool, Rejection, Service, ServiceCidr};
+
+mod kinds;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod value;
+
+use stream::{Found, Top};
+
+/// How a file is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Documents separated by `---`.
+    Yaml,
+    /// One value, or several one after the other.
+    Json,
+}
+
+/// One decoded object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A v1 Service.
+    Service(Arc<Service>),
+    /// A discovery.k8s.io/v1 EndpointSlice.
+    EndpointSlice(Arc<EndpointSlice>),
+    /// A v1 Node.
+    Node(Arc<Node>),
+    /// An apps.openyurt.io NodePool.
+    NodePool(Arc<NodePool>),
+    /// An apps.openyurt.io NodeBucket.
+    NodeBucket(Arc<NodeBucket>),
+    /// A networking.k8s.io ServiceCIDR.
+    ServiceCidr(Arc<ServiceCidr>),
+}
+
+/// Kind, namespace ("" when cluster scoped) and name: no two objects of a snapshot share it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ObjectId<'a> {
+    /// Kind as the API spells it.
+    pub kind: &'a str,
+    /// `metadata.namespace`.
+    pub namespace: &'a str,
+    /// `metadata.name`.
+    pub name: &'a str,
+}
+
+impl Object {
+    /// What tells it from all others.
+    pub fn id(&self) -> ObjectId<'_> {
+        let (kind, namespace, name) = match self {
+            Self::Service(service) => (
+                "Service",
+                service.name.namespace.as_str(),
+                &service.name.name,
+            ),
+            Self::EndpointSlice(slice) => (
+                "EndpointSlice",
+                slice.name.namespace.as_str(),
+                &slice.name.name,
+            ),
+            Self::Node(node) => ("Node", "", &node.name),
+            Self::NodePool(pool) => ("NodePool", "", &pool.name),
+            Self::NodeBucket(bucket) => ("NodeBucket", "", &bucket.name),
+            Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
+        };
+        ObjectId {
+            kind,
+            namespace,
+            name,
+        }
+    }
+}
+
+/// An object and the document that it came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// The object.
+    pub object: Object,
+    /// Its document, from 1.
+    pub document: usize,
+}
+
+/// What the text of one file says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decoded {
+    /// In the order of the text.
+    pub objects: Vec<Located>,
+    /// What is wrong. One without a `name` is about a document that could not be attributed: any object may
+    /// have been in it.
+    pub rejections: Vec<Rejection>,
+}
+
+/// Node names, each kept once: a slice repeats them for every endpoint.
+#[derive(Debug, Default)]
+pub struct Names(BTreeSet<Arc<str>>);
+
+impl Names {
+    fn intern(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.0.get(name) {
+            return Arc::clone(known);
+        }
+        let new: Arc<str> = name.into();
+        self.0.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Forgets the names that no object holds any more.
+    pub fn prune(&mut self) {
+        self.0.retain(|name| Arc::strong_count(name) > 1);
+    }
+}
+
+/// Decodes the text of one file; `path` is what Rejections call it.
+pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Decoded {
+    let mut decoded = Decoded::default();
+    match format {
+        Format::Yaml => decode_yaml(text, path, names, &mut decoded),
+        Format::Json => decode_json(text, path, names, &mut decoded),
+    }
+    decoded.objects.shrink_to_fit();
+    decoded.rejections.shrink_to_fit();
+    decoded
+}
+
+fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded) {
+    for (document, number) in stream::documents(text).zip(1..) {
+        let mut found = Found::default();
+        let result = serde_saphyr::with_deserializer_from_str_with_options(
+            document.text,
+            yaml_options(),
+            |yaml| Top::document(names, &mut found).deserialize(yaml),
+        );
+        match result {
+            Ok(()) => decoded.take(found, path, number),
+            Err(error) => {
+                let reason = yaml_reason(&error, document.lines_before);
+                decoded.refuse_document(path, number, reason);
+            }
+        }
+    }
+}
+
+/// The parser's limits are made for configuration files; a `List` of a whole cluster passes them all. What
+/// still holds is the nesting depth, which guards the stack, and the limits on aliases, which guard
+/// against documents that grow when they are read.
+fn yaml_options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            max_events: usize::MAX,
+            max_nodes: usize::MAX,
+            max_total_scalar_bytes: usize::MAX,
+            max_total_comment_bytes: usize::MAX,
+        },
+        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+        emit_comments: false,
+        with_snippet: false,
+        // A field given twice is found by us, so that it costs its object and not the document.
+        duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        non_finite_float_policy: NonFiniteFloatPolicy::AsString,
+    }
+}
+
+fn decode_json(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded) {
+    let mut json =
+        serde_json::Deserializer::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
+    for number in 1.. {
+        if json.end().is_ok() {
+            break;
+        }
+        let mut found = Found::default();
+        match Top::document(names, &mut found).deserialize(&mut json) {
+            Ok(()) => decoded.take(found, path, number),
+            Err(error) => {
+                // Where the next value would start cannot be told any more.
+                decoded.refuse_document(path, number, format!("cannot be read: {error}"));
+                break;
+            }
+        }
+    }
+}
+
+/// One line: the parser's own words, which count lines from the start of the document.
+fn yaml_reason(error: &serde_saphyr::Error, lines_before: usize) -> String {
+    if matches!(
+        error.without_snippet(),
+        serde_saphyr::Error::MultipleDocuments { .. }
+    ) {
+        return "cannot be read: something follows the end of the document: begin the next one with ---".to_owned();
+    }
+    let message = error.without_snippet().to_string();
+    let mut reason = format!(
+        "cannot be read: {}",
+        message.lines().next().unwrap_or_default()
+    );
+    if let (Some(location), true) = (error.location(), lines_before > 0) {
+        let line = usize::try_from(location.line()).unwrap_or_default();
+        reason.push_str(&format!(" (line {} of the file)", lines_before + line));
+    }
+    reason
+}
+
+impl<'a, 'de> Top<'a, 'de> {
+    fn document(names: &'a mut Names, found: &'a mut Found<'de>) -> Self {
+        Self {
+            names,
+            found,
+            index: None,
+        }
+    }
+}
+
+impl Decoded {
+    fn take(&mut self, found: Found<'_>, path: &str, document: usize) {
+        self.objects.extend(
+            found
+                .objects
+                .into_iter()
+                .map(|object| Located { object, document }),
+        );
+        self.rejections
+            .extend(found.refusals.into_iter().map(|refusal| Rejection {
+                kind: refusal.kind,
+                namespace: refusal.namespace,
+                name: refusal.name,
+                source: format!("{path}#{document}"),
+                reason: refusal.reason,
+            }));
+    }
+
+    fn refuse_document(&mut self, path: &str, document: usize, reason: String) {
+        self.rejections.push(Rejection {
+            kind: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+            source: format!("{path}#{document}"),
+            reason,
+        });
+    }
+}
+
+/// Parses an address as Kubernetes does: the parts of an IPv4 address are decimal even with leading zeros
+/// (`010.096.000.010` is 10.96.0.10), and an IPv4-mapped IPv6 address is that IPv4 address.
+pub fn parse_address(text: &str) -> Option<IpAddr> {
+    if !text.contains(':') {
+        return parse_ipv4(text).map(IpAddr::V4);
+    }
+    let address: IpAddr = match text.rsplit_once(':') {
+        Some((head, tail)) if tail.contains('.') => {
+            format!("{head}:{}", parse_ipv4(tail)?).parse().ok()?
+        }
+        _ => text.parse().ok()?,
+    };
+    Some(address.to_canonical())
+}
+
+fn parse_ipv4(text: &str) -> Option<Ipv4Addr> {
+    let mut octets = [0; 4];
+    let mut parts = text.split('.');
+    for octet in &mut octets {
+        *octet = parse_decimal(parts.next()?)?;
+    }
+    parts.next().is_none().then(|| Ipv4Addr::from(octets))
+}
+
+/// Digits only: `u8::from_str` alone would take a sign.
+fn parse_decimal(text: &str) -> Option<u8> {
+    text.bytes()
+        .all(|byte| byte.is_ascii_digit())
+        .then(|| text.parse().ok())?
+}
+
+/// Parses a prefix as Kubernetes does: leading zeros are fine, bits behind the prefix are cleared.
+pub fn parse_cidr(text: &str) -> Option<IpNetwork> {
+    let (address, length) = text.split_once('/')?;
+    let network = IpNetwork::new(parse_address(address)?, parse_decimal(length)?).ok()?;
+    IpNetwork::new(network.network(), network.prefix()).ok()
+}

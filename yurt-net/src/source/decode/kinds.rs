@@ -1,0 +1,519 @@
+//! The kinds that decide where Service traffic goes, field by field.
+//!
+//! Each function is the whole list of what is read of its kind, with the API's defaults.
+
+use std::net::IpAddr;
+
+use super::value::Keep::{self, All, Fields};
+use super::value::{Value, Wrong, at, boolean, each, entries, text};
+use super::{Names, Object, parse_address, parse_cidr};
+use crate::model::{
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
+    NodePool, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
+};
+
+#[cfg(test)]
+mod tests;
+
+const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
+const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+const SERVICE_NAME: &str = "kubernetes.io/service-name";
+const HEADLESS: &str = "service.kubernetes.io/headless";
+const POOL_NAME: &str = "openyurt.io/pool-name";
+
+/// Every field of every kind that is read: the rest is not even kept while parsing.
+pub(super) static ROOT: Keep = Fields(&[
+    ("apiVersion", All),
+    ("kind", All),
+    (
+        "metadata",
+        Fields(&[
+            ("namespace", All),
+            ("name", All),
+            ("labels", All),
+            ("annotations", Fields(&[(TOPOLOGY_KEYS, All)])),
+        ]),
+    ),
+    (
+        "spec",
+        Fields(&[
+            // Service
+            ("type", All),
+            ("clusterIP", All),
+            ("clusterIPs", All),
+            ("externalIPs", All),
+            (
+                "ports",
+                Fields(&[
+                    ("name", All),
+                    ("protocol", All),
+                    ("port", All),
+                    ("nodePort", All),
+                ]),
+            ),
+            // Node
+            ("podCIDR", All),
+            ("podCIDRs", All),
+            // ServiceCIDR
+            ("cidrs", All),
+        ]),
+    ),
+    (
+        "status",
+        Fields(&[
+            // Service
+            (
+                "loadBalancer",
+                Fields(&[("ingress", Fields(&[("ip", All), ("ipMode", All)]))]),
+            ),
+            // Node
+            ("addresses", Fields(&[("type", All), ("address", All)])),
+            // NodePool
+            ("nodes", All),
+        ]),
+    ),
+    // EndpointSlice
+    ("addressType", All),
+    (
+        "ports",
+        Fields(&[("name", All), ("protocol", All), ("port", All)]),
+    ),
+    (
+        "endpoints",
+        Fields(&[
+            ("addresses", All),
+            ("nodeName", All),
+            ("conditions", Fields(&[("ready", All)])),
+        ]),
+    ),
+    // NodeBucket
+    ("nodes", Fields(&[("name", All)])),
+]);
+
+/// An object that is left out, with as much of its identity as could be read.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) kind: String,
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) reason: String,
+}
+
+impl Refusal {
+    /// Says which item of a list an object is that has no name to find it by.
+    pub(super) fn within_item(mut self, index: Option<usize>) -> Self {
+        if let (Some(index), true) = (index, self.name.is_empty()) {
+            self.reason.insert_str(0, &format!("items[{index}]: "));
+        }
+        self
+    }
+}
+
+/// A kind that is read.
+#[derive(Clone, Copy)]
+enum Known {
+    Service,
+    EndpointSlice,
+    Node,
+    NodePool,
+    NodeBucket,
+    ServiceCidr,
+}
+
+impl Known {
+    /// The kind, and the API versions it is read in.
+    fn of(kind: &str) -> Option<(Self, &'static [&'static str])> {
+        Some(match kind {
+            "Service" => (Self::Service, &["v1"]),
+            "EndpointSlice" => (Self::EndpointSlice, &["discovery.k8s.io/v1"]),
+            "Node" => (Self::Node, &["v1"]),
+            "NodePool" => (
+                Self::NodePool,
+                &["apps.openyurt.io/v1beta1", "apps.openyurt.io/v1beta2"],
+            ),
+            "NodeBucket" => (Self::NodeBucket, &["apps.openyurt.io/v1alpha1"]),
+            "ServiceCIDR" => (
+                Self::ServiceCidr,
+                &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
+            ),
+            _ => return None,
+        })
+    }
+
+    fn is_namespaced(self) -> bool {
+        matches!(self, Self::Service | Self::EndpointSlice)
+    }
+}
+
+/// Decodes one object; `None` when nothing reads it.
+pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Object>, Refusal> {
+    let mut refusal = Refusal {
+        kind: String::new(),
+        namespace: String::new(),
+        name: String::new(),
+        reason: String::new(),
+    };
+    decode(value, names, &mut refusal).map_err(|wrong| {
+        refusal.reason = wrong.to_string();
+        refusal
+    })
+}
+
+/// Decodes one object and notes in `identity` what it has learnt of it on the way.
+fn decode(
+    value: &Value<'_>,
+    names: &mut Names,
+    identity: &mut Refusal,
+) -> Result<Option<Object>, Wrong> {
+    let kind = at(value, "kind", |kind| {
+        required(kind, "the kind of the object")
+    })?;
+    kind.clone_into(&mut identity.kind);
+    let Some((known, versions)) = Known::of(kind) else {
+        tracing::debug!(kind, "no rule reads this kind: object ignored");
+        return Ok(None);
+    };
+    let metadata = |key: &str| at(value, "metadata", |metadata| at(metadata, key, text));
+    let version = at(value, "apiVersion", text);
+    if let Ok(Some(version)) = version
+        && !versions.contains(&version)
+    {
+        tracing::debug!(
+            kind,
+            version,
+            "this version of the kind is not read: object ignored"
+        );
+        return Ok(None);
+    }
+    if known.is_namespaced() {
+        // First the name, then the namespace: an object is known by both or by neither.
+        let name = metadata("name").ok().flatten().unwrap_or_default();
+        let namespace = metadata("namespace")?.filter(|namespace| !namespace.is_empty());
+        name.clone_into(&mut identity.name);
+        namespace
+            .unwrap_or("default")
+            .clone_into(&mut identity.namespace);
+    } else {
+        metadata("name")
+            .ok()
+            .flatten()
+            .unwrap_or_default()
+            .clone_into(&mut identity.name);
+    }
+    at(value, "metadata", |metadata| {
+        at(metadata, "name", |name| {
+            required(name, "the name of the object")
+        })
+    })?;
+    at(value, "apiVersion", |version| {
+        required(version, "the API version of the object")
+    })?;
+
+    let name = || NamespacedName::new(identity.namespace.as_str(), identity.name.as_str());
+    Ok(match known {
+        Known::Service => Some(Object::Service(service(value, name())?.into())),
+        Known::EndpointSlice => {
+            slice(value, name, names)?.map(|slice| Object::EndpointSlice(slice.into()))
+        }
+        Known::Node => Some(Object::Node(node(value, name().name)?.into())),
+        Known::NodePool => Some(Object::NodePool(
+            NodePool {
+                name: name().name,
+                nodes: at(value, "status", |status| {
+                    at(status, "nodes", |nodes| {
+                        each(nodes, |node| {
+                            Ok(required(node, "the name of a node")?.to_owned())
+                        })
+                    })
+                })?,
+            }
+            .into(),
+        )),
+        Known::NodeBucket => Some(Object::NodeBucket(
+            NodeBucket {
+                name: name().name,
+                pool: label(value, POOL_NAME, |pool| {
+                    required(pool, "the name of the bucket's pool")
+                })?
+                .to_owned(),
+                nodes: at(value, "nodes", |nodes| {
+                    each(nodes, |node| {
+                        at(node, "name", |name| {
+                            Ok(required(name, "the name of a node")?.to_owned())
+                        })
+                    })
+                })?,
+            }
+            .into(),
+        )),
+        Known::ServiceCidr => Some(Object::ServiceCidr(
+            ServiceCidr {
+                name: name().name,
+                cidrs: at(value, "spec", |spec| {
+                    at(spec, "cidrs", |cidrs| each(cidrs, cidr))
+                })?,
+            }
+            .into(),
+        )),
+    })
+}
+
+fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
+    let annotation = |key: &str| {
+        at(value, "metadata", |m| {
+            at(m, "annotations", |all| at(all, key, text))
+        })
+    };
+    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(str::to_owned);
+    let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
+    let load_balancer_ips = at(value, "status", |status| {
+        at(status, "loadBalancer", |balancer| {
+            at(balancer, "ingress", |all| each(all, ingress_ip))
+        })
+    })?;
+    at(value, "spec", |spec| {
+        let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
+        if cluster_ips.is_empty() {
+            cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);
+        }
+        Ok(Service {
+            name,
+            service_type: at(spec, "type", service_type)?,
+            cluster_ips: cluster_ips.into_iter().flatten().collect(),
+            external_ips: at(spec, "externalIPs", |all| each(all, address))?,
+            load_balancer_ips: load_balancer_ips.into_iter().flatten().collect(),
+            ports: at(spec, "ports", |ports| each(ports, service_port))?,
+            topology_keys,
+            is_proxied_elsewhere,
+        })
+    })
+}
+
+fn service_type(value: &Value<'_>) -> Result<ServiceType, Wrong> {
+    match text(value)? {
+        None | Some("" | "ClusterIP") => Ok(ServiceType::ClusterIp),
+        Some("NodePort") => Ok(ServiceType::NodePort),
+        Some("LoadBalancer") => Ok(ServiceType::LoadBalancer),
+        Some("ExternalName") => Ok(ServiceType::ExternalName),
+        Some(_) => Err(Wrong::new(
+            "ClusterIP, NodePort, LoadBalancer or ExternalName",
+            value,
+        )),
+    }
+}
+
+/// Headless ("None") and not yet allocated ("") are no address.
+fn cluster_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
+    match text(value)? {
+        None | Some("" | "None") => Ok(None),
+        Some(_) => address(value).map(Some),
+    }
+}
+
+/// kube-proxy short-circuits only addresses whose mode is absent or VIP; a host name is none.
+fn ingress_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
+    let is_vip = at(value, "ipMode", text)?.is_none_or(|mode| mode == "VIP");
+    at(value, "ip", |ip| match text(ip)? {
+        Some(ip_text) if is_vip && !ip_text.is_empty() => address(ip).map(Some),
+        _ => Ok(None),
+    })
+}
+
+fn service_port(value: &Value<'_>) -> Result<ServicePort, Wrong> {
+    Ok(ServicePort {
+        name: at(value, "name", text)?.unwrap_or_default().to_owned(),
+        protocol: at(value, "protocol", protocol)?,
+        port: at(value, "port", |port| match port_number(port)? {
+            0 => Err(Wrong::new("a port from 1 to 65535", port)),
+            number => Ok(number),
+        })?,
+        node_port: at(value, "nodePort", port_number)?,
+    })
+}
+
+/// Slices that kube-proxy does not watch or use are `None`.
+fn slice(
+    value: &Value<'_>,
+    name: impl FnOnce() -> NamespacedName,
+    names: &mut Names,
+) -> Result<Option<EndpointSlice>, Wrong> {
+    let service = label(value, SERVICE_NAME, text)?.filter(|service| !service.is_empty());
+    let is_headless = label(value, HEADLESS, |label| Ok(*label != Value::Null))?;
+    let (Some(service), false) = (service, is_headless) else {
+        tracing::debug!(slice = %name(), "no Service to proxy for: EndpointSlice ignored");
+        return Ok(None);
+    };
+    let Some(family) = at(value, "addressType", address_type)? else {
+        tracing::debug!(slice = %name(), "names instead of addresses: EndpointSlice ignored");
+        return Ok(None);
+    };
+    let ports = at(value, "ports", |ports| each(ports, endpoint_port))?;
+    let endpoints = at(value, "endpoints", |all| {
+        each(all, |one| endpoint(one, family, names))
+    })?;
+    Ok(Some(EndpointSlice {
+        name: name(),
+        service: service.to_owned(),
+        family,
+        ports: ports.into_iter().flatten().collect(),
+        endpoints: endpoints
+            .into_iter()
+            .flatten()
+            .collect::<Vec<_>>()
+            .into_boxed_slice()
+            .into_vec(),
+    }))
+}
+
+fn address_type(value: &Value<'_>) -> Result<Option<AddressFamily>, Wrong> {
+    match text(value)? {
+        Some("IPv4") => Ok(Some(AddressFamily::V4)),
+        Some("IPv6") => Ok(Some(AddressFamily::V6)),
+        Some("FQDN") => Ok(None),
+        _ => Err(Wrong::new("IPv4, IPv6 or FQDN", value)),
+    }
+}
+
+/// kube-proxy skips a port without a name and a port without a number, each of them null or absent; the
+/// empty name is one.
+fn endpoint_port(value: &Value<'_>) -> Result<Option<EndpointPort>, Wrong> {
+    let name = at(value, "name", text)?;
+    let protocol = at(value, "protocol", protocol)?;
+    let port = at(value, "port", port_number)?;
+    Ok(name.filter(|_| port != 0).map(|name| EndpointPort {
+        name: name.to_owned(),
+        protocol,
+        port,
+    }))
+}
+
+/// An endpoint without addresses is no endpoint; of several addresses kube-proxy uses the first.
+fn endpoint(
+    value: &Value<'_>,
+    family: AddressFamily,
+    names: &mut Names,
+) -> Result<Option<Endpoint>, Wrong> {
+    let mut first = None;
+    at(value, "addresses", |all| {
+        let mut is_first = true;
+        each(all, |one| {
+            if std::mem::take(&mut is_first) {
+                first = Some(address_of(one, family)?);
+            }
+            Ok(())
+        })
+    })?;
+    let node_name = at(value, "nodeName", text)?.filter(|node| !node.is_empty());
+    let is_ready = at(value, "conditions", |conditions| {
+        at(conditions, "ready", boolean)
+    })?
+    .unwrap_or(true);
+    Ok(first.map(|address| Endpoint {
+        address,
+        node_name: node_name.map(|node| names.intern(node)),
+        is_ready,
+    }))
+}
+
+fn node(value: &Value<'_>, name: String) -> Result<Node, Wrong> {
+    let labels = at(value, "metadata", |metadata| {
+        at(metadata, "labels", |labels| {
+            let mut all = std::collections::BTreeMap::new();
+            for (key, label) in entries(labels)? {
+                let label = text(label).map_err(|wrong| wrong.within_field(key))?;
+                all.insert(key.to_owned(), label.unwrap_or_default().to_owned());
+            }
+            Ok(all)
+        })
+    })?;
+    let addresses = |of_type: &str| {
+        let addresses = at(value, "status", |status| {
+            at(status, "addresses", |all| {
+                each(all, |one| node_address(one, of_type))
+            })
+        })?;
+        Ok(addresses.into_iter().flatten().collect())
+    };
+    let pod_cidrs = at(value, "spec", |spec| {
+        let cidrs = at(spec, "podCIDRs", |all| each(all, cidr))?;
+        if !cidrs.is_empty() {
+            return Ok(cidrs);
+        }
+        at(spec, "podCIDR", |one| match text(one)? {
+            None | Some("") => Ok(Vec::new()),
+            Some(_) => Ok(vec![cidr(one)?]),
+        })
+    })?;
+    Ok(Node {
+        name,
+        labels,
+        internal_ips: addresses("InternalIP")?,
+        external_ips: addresses("ExternalIP")?,
+        pod_cidrs,
+    })
+}
+
+fn node_address(value: &Value<'_>, of_type: &str) -> Result<Option<IpAddr>, Wrong> {
+    if at(value, "type", text)? != Some(of_type) {
+        return Ok(None);
+    }
+    at(value, "address", address).map(Some)
+}
+
+fn label<'v, 'de, T>(
+    value: &'v Value<'de>,
+    key: &str,
+    read: impl FnOnce(&'v Value<'de>) -> Result<T, Wrong>,
+) -> Result<T, Wrong> {
+    at(value, "metadata", |metadata| {
+        at(metadata, "labels", |labels| at(labels, key, read))
+    })
+}
+
+fn required<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
+    text(value)?
+        .filter(|text| !text.is_empty())
+        .ok_or_else(|| Wrong::new(expected, value))
+}
+
+fn address(value: &Value<'_>) -> Result<IpAddr, Wrong> {
+    text(value)?
+        .and_then(parse_address)
+        .ok_or_else(|| Wrong::new("an IP address", value))
+}
+
+fn address_of(value: &Value<'_>, family: AddressFamily) -> Result<IpAddr, Wrong> {
+    let expected = match family {
+        AddressFamily::V4 => "an IPv4 address",
+        AddressFamily::V6 => "an IPv6 address",
+    };
+    let address = text(value)?.and_then(parse_address);
+    address
+        .filter(|address| AddressFamily::from(*address) == family)
+        .ok_or_else(|| Wrong::new(expected, value))
+}
+
+fn cidr(value: &Value<'_>) -> Result<ipnetwork::IpNetwork, Wrong> {
+    text(value)?
+        .and_then(parse_cidr)
+        .ok_or_else(|| Wrong::new("a prefix like 10.96.0.0/12", value))
+}
+
+fn protocol(value: &Value<'_>) -> Result<Protocol, Wrong> {
+    match text(value)? {
+        None | Some("" | "TCP") => Ok(Protocol::Tcp),
+        Some("UDP") => Ok(Protocol::Udp),
+        Some("SCTP") => Ok(Protocol::Sctp),
+        Some(_) => Err(Wrong::new("TCP, UDP or SCTP", value)),
+    }
+}
+
+/// 0 when there is none.
+fn port_number(value: &Value<'_>) -> Result<u16, Wrong> {
+    let number = match value {
+        Value::Null => Some(0),
+        Value::Int(number) => u16::try_from(*number).ok(),
+        _ => None,
+    };
+    number.ok_or_else(|| Wrong::new("a port up to 65535", value))
+}

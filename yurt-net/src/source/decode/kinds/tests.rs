@@ -1,0 +1,359 @@
+use super::super::tests::{objects, rejections, yaml};
+use super::super::{Decoded, Located};
+use super::*;
+
+use ipnetwork::IpNetwork;
+use std::sync::Arc;
+
+fn service(text: &str) -> Arc<Service> {
+    let decoded = yaml(&format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\n{text}"
+    ));
+    match decoded.objects.as_slice() {
+        [
+            Located {
+                object: Object::Service(service),
+                ..
+            },
+        ] => Arc::clone(service),
+        _ => panic!("{text}: {decoded:?}"),
+    }
+}
+
+fn slice(text: &str) -> Arc<EndpointSlice> {
+    let decoded = yaml(&slice_text(text));
+    match decoded.objects.as_slice() {
+        [
+            Located {
+                object: Object::EndpointSlice(slice),
+                ..
+            },
+        ] => Arc::clone(slice),
+        _ => panic!("{text}: {decoded:?}"),
+    }
+}
+
+fn slice_text(text: &str) -> String {
+    format!(
+        "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+         metadata: {{name: web-x, labels: {{kubernetes.io/service-name: web}}}}\n{text}"
+    )
+}
+
+fn addresses(texts: &[&str]) -> Vec<IpAddr> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn a_service_is_decoded_with_every_field_that_a_rule_reads() {
+    let decoded = yaml(
+        "apiVersion: v1
+kind: Service
+metadata:
+  name: web
+  namespace: shop
+  labels: {service.kubernetes.io/service-proxy-name: ''}
+  annotations:
+    openyurt.io/topologyKeys: openyurt.io/nodepool
+    other: ignored
+spec:
+  type: LoadBalancer
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10, 'fd00::10']
+  externalIPs: [192.0.2.7]
+  selector: {app: web}
+  ports:
+  - {name: http, port: 80, targetPort: 8080, nodePort: 30080}
+  - {name: dns, port: 53, protocol: UDP}
+status:
+  loadBalancer:
+    ingress:
+    - {ip: 198.51.100.1}
+    - {ip: 198.51.100.2, ipMode: VIP}
+    - {ip: 198.51.100.3, ipMode: Proxy}
+    - {hostname: lb.example}
+",
+    );
+    assert_eq!(rejections(&decoded), [] as [&str; 0]);
+    let [located] = decoded.objects.as_slice() else {
+        panic!("{decoded:?}")
+    };
+    let Object::Service(service) = &located.object else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(service.name.to_string(), "shop/web");
+    assert_eq!(service.service_type, ServiceType::LoadBalancer);
+    assert_eq!(service.cluster_ips, addresses(&["10.96.0.10", "fd00::10"]));
+    assert_eq!(service.external_ips, addresses(&["192.0.2.7"]));
+    assert_eq!(
+        service.load_balancer_ips,
+        addresses(&["198.51.100.1", "198.51.100.2"])
+    );
+    assert_eq!(
+        service.topology_keys.as_deref(),
+        Some("openyurt.io/nodepool")
+    );
+    assert!(service.is_proxied_elsewhere);
+    let ports: Vec<_> = service
+        .ports
+        .iter()
+        .map(|p| (p.name.as_str(), p.protocol, p.port, p.node_port))
+        .collect();
+    assert_eq!(
+        ports,
+        [
+            ("http", Protocol::Tcp, 80, 30080),
+            ("dns", Protocol::Udp, 53, 0)
+        ]
+    );
+}
+
+#[test]
+fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
+    let bare = service("spec: {ports: [{port: 80}]}");
+    assert_eq!(bare.name.namespace, "default");
+    assert_eq!(bare.service_type, ServiceType::ClusterIp);
+    assert_eq!(bare.ports[0].protocol, Protocol::Tcp);
+    assert_eq!(
+        (bare.ports[0].name.as_str(), bare.ports[0].node_port),
+        ("", 0)
+    );
+    assert_eq!(bare.topology_keys, None);
+    assert!(!bare.is_proxied_elsewhere);
+    for no_address in [
+        "spec: {clusterIP: None}",
+        "spec: {clusterIP: ''}",
+        "spec: {clusterIPs: [None]}",
+        "spec:",
+    ] {
+        assert_eq!(
+            service(no_address).cluster_ips,
+            [] as [IpAddr; 0],
+            "{no_address}"
+        );
+    }
+    assert_eq!(
+        service("spec: {clusterIP: 10.96.0.1}").cluster_ips,
+        addresses(&["10.96.0.1"])
+    );
+}
+
+#[test]
+fn a_slice_keeps_what_kube_proxy_keeps() {
+    let slice = slice(
+        "ports:
+- {name: http, port: 8080}
+- {name: '', port: 9090, protocol: UDP}
+- {name: null, port: 1}
+- {port: 2}
+- {name: zero, port: 0}
+- {name: nil}
+endpoints:
+- {addresses: [10.1.0.2, ignored], nodeName: a}
+- {addresses: [10.1.0.3], nodeName: '', conditions: {ready: false}}
+- {addresses: [10.1.0.4], nodeName: a, conditions: {ready: null}}
+- {addresses: []}
+",
+    );
+    assert_eq!(
+        (slice.service.as_str(), slice.family),
+        ("web", AddressFamily::V4)
+    );
+    let ports: Vec<_> = slice
+        .ports
+        .iter()
+        .map(|p| (p.name.as_str(), p.protocol, p.port))
+        .collect();
+    assert_eq!(
+        ports,
+        [("http", Protocol::Tcp, 8080), ("", Protocol::Udp, 9090)]
+    );
+    let endpoints: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|e| (e.address.to_string(), e.node_name.as_deref(), e.is_ready))
+        .collect();
+    assert_eq!(
+        endpoints,
+        [
+            ("10.1.0.2".to_owned(), Some("a"), true),
+            ("10.1.0.3".to_owned(), None, false),
+            ("10.1.0.4".to_owned(), Some("a"), true)
+        ]
+    );
+    let name = |index: usize| slice.endpoints[index].node_name.clone().unwrap();
+    assert!(Arc::ptr_eq(&name(0), &name(2)), "a node name is kept once");
+}
+
+#[test]
+fn slices_that_serve_no_service_are_left_out_silently() {
+    for metadata in [
+        "{name: x}",
+        "{name: x, labels: {kubernetes.io/service-name: ''}}",
+        "{name: x, labels: {kubernetes.io/service-name: web, service.kubernetes.io/headless: ''}}",
+    ] {
+        let text =
+            format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {metadata}\n");
+        assert_eq!(yaml(&text), Decoded::default(), "{metadata}");
+    }
+    let names = slice_text("endpoints: [{addresses: [a.example]}]").replace("IPv4", "FQDN");
+    assert_eq!(yaml(&names), Decoded::default());
+}
+
+#[test]
+fn nodes_pools_buckets_and_service_cidrs_are_decoded() {
+    let decoded = yaml(
+        "apiVersion: v1
+kind: Node
+metadata: {name: a, labels: {apps.openyurt.io/nodepool: hangzhou, other: ''}}
+spec: {podCIDR: 10.1.0.0/24, podCIDRs: [10.1.0.0/24, 'fd01::1/64']}
+status:
+  addresses:
+  - {type: Hostname, address: a}
+  - {type: InternalIP, address: 192.0.2.11}
+  - {type: ExternalIP, address: 198.51.100.11}
+  - {type: InternalIP, address: 'fd02::11'}
+---
+{apiVersion: apps.openyurt.io/v1beta1, kind: NodePool, metadata: {name: hangzhou}, status: {nodes: [a, b]}}
+---
+{apiVersion: apps.openyurt.io/v1beta2, kind: NodePool, metadata: {name: empty}}
+---
+apiVersion: apps.openyurt.io/v1alpha1
+kind: NodeBucket
+metadata: {name: hangzhou-1, labels: {openyurt.io/pool-name: hangzhou}}
+nodes: [{name: a}, {name: b}]
+---
+{apiVersion: networking.k8s.io/v1beta1, kind: ServiceCIDR, metadata: {name: k}, spec: {cidrs: [010.096.0.1/12]}}
+",
+    );
+    assert_eq!(rejections(&decoded), [] as [&str; 0]);
+    let objects: Vec<&Object> = decoded
+        .objects
+        .iter()
+        .map(|located| &located.object)
+        .collect();
+    let [
+        Object::Node(node),
+        Object::NodePool(pool),
+        Object::NodePool(empty),
+        Object::NodeBucket(bucket),
+        Object::ServiceCidr(cidr),
+    ] = objects.as_slice()
+    else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(node.labels["apps.openyurt.io/nodepool"], "hangzhou");
+    assert_eq!(node.labels.len(), 2);
+    assert_eq!(node.internal_ips, addresses(&["192.0.2.11", "fd02::11"]));
+    assert_eq!(node.external_ips, addresses(&["198.51.100.11"]));
+    assert_eq!(
+        node.pod_cidrs,
+        [
+            "10.1.0.0/24".parse().unwrap(),
+            "fd01::/64".parse::<IpNetwork>().unwrap()
+        ]
+    );
+    assert_eq!(pool.nodes, ["a", "b"]);
+    assert_eq!((empty.name.as_str(), empty.nodes.len()), ("empty", 0));
+    assert_eq!((bucket.pool.as_str(), bucket.nodes.len()), ("hangzhou", 2));
+    assert_eq!(cidr.cidrs, ["10.96.0.0/12".parse::<IpNetwork>().unwrap()]);
+}
+
+#[test]
+fn kinds_and_versions_that_no_rule_reads_are_ignored() {
+    for (version, kind) in [
+        ("v1", "ConfigMap"),
+        ("v1", "Endpoints"),
+        ("discovery.k8s.io/v1beta1", "EndpointSlice"),
+        ("serving.knative.dev/v1", "Service"),
+        ("apps.openyurt.io/v1alpha1", "NodePool"),
+        ("example.com/v1", "AllowList"),
+    ] {
+        let text = format!(
+            "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{ports: 7}}\n"
+        );
+        assert_eq!(yaml(&text), Decoded::default(), "{version} {kind}");
+    }
+}
+
+#[test]
+fn what_is_wrong_with_an_object_is_said_with_its_field() {
+    let service = |rest: &str| {
+        format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {rest}")
+    };
+    for (text, expected) in [
+        (
+            service("{ports: [{port: 80}, {port: 70000}]}"),
+            "Service default/web web.yaml#1: spec.ports[1].port: expected a port up to 65535, found 70000",
+        ),
+        (
+            service("{ports: [{name: http}]}"),
+            "Service default/web web.yaml#1: spec.ports[0].port: expected a port from 1 to 65535, found nothing",
+        ),
+        (
+            service("{ports: [{port: http}]}"),
+            "Service default/web web.yaml#1: spec.ports[0].port: expected a port up to 65535, found \"http\"",
+        ),
+        (
+            service("{ports: [{port: 80, nodePort: -1}]}"),
+            "Service default/web web.yaml#1: spec.ports[0].nodePort: expected a port up to 65535, found -1",
+        ),
+        (
+            service("{ports: [{port: 80, port: 81}]}"),
+            "Service default/web web.yaml#1: spec.ports[0].port: expected a port up to 65535, found the field twice",
+        ),
+        (
+            service("{ports: [{port: 80, protocol: tcp}]}"),
+            "Service default/web web.yaml#1: spec.ports[0].protocol: expected TCP, UDP or SCTP, found \"tcp\"",
+        ),
+        (
+            service("{ports: {port: 80}}"),
+            "Service default/web web.yaml#1: spec.ports: expected a list, found an object",
+        ),
+        (
+            service("{externalIPs: [192.0.2.256]}"),
+            "Service default/web web.yaml#1: spec.externalIPs[0]: expected an IP address, found \"192.0.2.256\"",
+        ),
+        (
+            service("{type: Nodeport}"),
+            "Service default/web web.yaml#1: spec.type: expected ClusterIP, NodePort, LoadBalancer or ExternalName, \
+             found \"Nodeport\"",
+        ),
+        (
+            slice_text("endpoints: [{addresses: ['fd00::1']}]"),
+            "EndpointSlice default/web-x web.yaml#1: endpoints[0].addresses[0]: expected an IPv4 address, \
+             found \"fd00::1\"",
+        ),
+        (
+            slice_text("endpoints: [{addresses: [10.0.0.1], conditions: {ready: perhaps}}]"),
+            "EndpointSlice default/web-x web.yaml#1: endpoints[0].conditions.ready: expected true or false, \
+             found \"perhaps\"",
+        ),
+        (
+            "apiVersion: v1\nkind: Node\nmetadata: {name: a, labels: {tier/x: 1}}".to_owned(),
+            "Node /a web.yaml#1: metadata.labels[tier/x]: expected a string (in quotes), found 1",
+        ),
+        (
+            "apiVersion: apps.openyurt.io/v1alpha1\nkind: NodeBucket\nmetadata: {name: a}"
+                .to_owned(),
+            "NodeBucket /a web.yaml#1: metadata.labels[openyurt.io/pool-name]: expected the name of the bucket's \
+             pool, found nothing",
+        ),
+        (
+            "kind: Service\nmetadata: {name: web}".to_owned(),
+            "Service default/web web.yaml#1: apiVersion: expected the API version of the object, found nothing",
+        ),
+        (
+            "apiVersion: v1\nkind: Service\nmetadata: {namespace: shop}".to_owned(),
+            "Service shop/ web.yaml#1: metadata.name: expected the name of the object, found nothing",
+        ),
+        (
+            "apiVersion: v1\nmetadata: {name: web}".to_owned(),
+            " / web.yaml#1: kind: expected the kind of the object, found nothing",
+        ),
+    ] {
+        let decoded = yaml(&text);
+        assert_eq!(rejections(&decoded), [expected], "{text}");
+        assert_eq!(objects(&decoded), [] as [&str; 0], "{text}");
+    }
+}

@@ -1,0 +1,216 @@
+//! From text to documents, and from a document to its objects, one at a time.
+//!
+//! A `List` of ten thousand Services is one document. Its items are turned into model objects while the
+//! parser walks over them, so memory is that of one item, whatever the size of the list.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use super::kinds::{self, ROOT, Refusal};
+use super::value::{Key, Pick, Value, at, put, text};
+use super::{Names, Object};
+
+/// One YAML document of a file.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Document<'a> {
+    /// The text, with its `---` line if it has one.
+    pub(super) text: &'a str,
+    /// Lines of the file before it.
+    pub(super) lines_before: usize,
+}
+
+/// Splits a file at the lines that start with `---`, as YAML and kubectl do. A document of only blanks,
+/// comments and directives is none, and is not counted.
+pub(super) fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
+    let mut rest = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut lines_before = 0;
+    std::iter::from_fn(move || {
+        while !rest.is_empty() {
+            let (document, lines, has_content) = take_document(rest);
+            let found = Document {
+                text: document,
+                lines_before,
+            };
+            rest = &rest[document.len()..];
+            lines_before += lines;
+            if has_content {
+                return Some(found);
+            }
+        }
+        None
+    })
+}
+
+/// The first document of `text`, its number of lines, and whether there is anything in it.
+fn take_document(text: &str) -> (&str, usize, bool) {
+    let (mut end, mut lines, mut has_content) = (0, 0, false);
+    for line in text.split_inclusive('\n') {
+        let after_marker = marker(line, "---");
+        if after_marker.is_some() && lines > 0 {
+            break;
+        }
+        end += line.len();
+        lines += 1;
+        has_content = has_content || {
+            let content = after_marker
+                .or(marker(line, "..."))
+                .unwrap_or(line)
+                .trim_start();
+            !(content.is_empty() || content.starts_with('#') || line.starts_with('%'))
+        };
+    }
+    (&text[..end], lines, has_content)
+}
+
+/// What follows a document marker on its line; `None` when the line has none.
+fn marker<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
+    line.strip_prefix(marker)
+        .filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
+}
+
+/// What a document held.
+#[derive(Default)]
+pub(super) struct Found<'de> {
+    pub(super) objects: Vec<Object>,
+    pub(super) refusals: Vec<Refusal>,
+    /// Items that name no kind: a `ServiceList` says it once for all, perhaps after the items.
+    kindless: Vec<(usize, Value<'de>)>,
+}
+
+impl Found<'_> {
+    fn add(&mut self, decoded: Result<Option<Object>, Refusal>) {
+        match decoded {
+            Ok(Some(object)) => self.objects.push(object),
+            Ok(None) => {}
+            Err(refusal) => self.refusals.push(refusal),
+        }
+    }
+}
+
+/// Reads one object, or the objects of a list, into `found`.
+pub(super) struct Top<'a, 'de> {
+    pub(super) names: &'a mut Names,
+    pub(super) found: &'a mut Found<'de>,
+    /// Position in the list that this is an item of.
+    pub(super) index: Option<usize>,
+}
+
+impl<'de> DeserializeSeed<'de> for Top<'_, 'de> {
+    type Value = ();
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Top<'_, 'de> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a Kubernetes object")
+    }
+
+    /// `null`: kubectl skips it too.
+    fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
+        let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::new();
+        let mut items = None;
+        while let Some(key) = map.next_key_seed(Key)? {
+            if key == "items" {
+                let names = &mut *self.names;
+                items = Some(map.next_value_seed(Items { names })?);
+            } else if let Some(keep) = ROOT.field(&key) {
+                put(&mut fields, key, map.next_value_seed(Pick(keep))?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        let object = Value::Map(fields);
+        let kind = at(&object, "kind", text).ok().flatten();
+        match (kind.and_then(|kind| kind.strip_suffix("List")), items) {
+            (Some(item_kind), Some(items)) => self.list(item_kind, &object, items),
+            _ if kind.is_none() && self.index.is_some() => {
+                self.found
+                    .kindless
+                    .push((self.index.unwrap_or_default(), object));
+            }
+            _ => {
+                let decoded = kinds::object(&object, self.names);
+                self.found
+                    .add(decoded.map_err(|refusal| refusal.within_item(self.index)));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'de> Top<'_, 'de> {
+    /// Takes over the items of a list of `kind` ("" for a mixed `List`).
+    fn list(self, kind: &str, list: &Value<'de>, items: Found<'de>) {
+        self.found.objects.extend(items.objects);
+        self.found.refusals.extend(items.refusals);
+        let api_version = at(list, "apiVersion", text).ok().flatten();
+        for (index, mut item) in items.kindless {
+            if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
+                put(fields, "kind".into(), Value::Text(kind.to_owned().into()));
+                // An item that names its version keeps it.
+                let has_version = fields.iter().any(|(key, _)| key == "apiVersion");
+                if let (Some(version), false) = (api_version, has_version) {
+                    put(
+                        fields,
+                        "apiVersion".into(),
+                        Value::Text(version.to_owned().into()),
+                    );
+                }
+            }
+            let decoded = kinds::object(&item, self.names);
+            self.found
+                .add(decoded.map_err(|refusal| refusal.within_item(Some(index))));
+        }
+    }
+}
+
+/// The `items` of a list.
+struct Items<'a> {
+    names: &'a mut Names,
+}
+
+impl<'de> DeserializeSeed<'de> for Items<'_> {
+    type Value = Found<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Items<'_> {
+    type Value = Found<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of Kubernetes objects")
+    }
+
+    fn visit_unit<E>(self) -> Result<Found<'de>, E> {
+        Ok(Found::default())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Found<'de>, A::Error> {
+        let mut found = Found::default();
+        for index in 0.. {
+            let item = Top {
+                names: &mut *self.names,
+                found: &mut found,
+                index: Some(index),
+            };
+            if seq.next_element_seed(item)?.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+}

@@ -1,0 +1,375 @@
+use std::fmt::Write as _;
+
+use proptest::prelude::*;
+
+use super::*;
+
+pub(super) fn yaml(text: &str) -> Decoded {
+    decode(text, Format::Yaml, "web.yaml", &mut Names::default())
+}
+
+fn json(text: &str) -> Decoded {
+    decode(text, Format::Json, "web.json", &mut Names::default())
+}
+
+/// `Kind namespace/name in document`, one for each object.
+pub(super) fn objects(decoded: &Decoded) -> Vec<String> {
+    let line = |located: &Located| {
+        let ObjectId {
+            kind,
+            namespace,
+            name,
+        } = located.object.id();
+        format!("{kind} {namespace}/{name} in {}", located.document)
+    };
+    decoded.objects.iter().map(line).collect()
+}
+
+/// `Kind namespace/name source: reason`, one for each Rejection.
+pub(super) fn rejections(decoded: &Decoded) -> Vec<String> {
+    let line = |r: &Rejection| {
+        format!(
+            "{} {}/{} {}: {}",
+            r.kind, r.namespace, r.name, r.source, r.reason
+        )
+    };
+    decoded.rejections.iter().map(line).collect()
+}
+
+const NODE: &str = "apiVersion: v1\nkind: Node\nmetadata: {name: NAME}\n";
+
+fn node(name: &str) -> String {
+    NODE.replace("NAME", name)
+}
+
+#[test]
+fn documents_are_split_at_their_markers_and_counted_where_they_hold_something() {
+    for (text, expected) in [
+        ("", vec![]),
+        ("# nothing\n---\n\n---\n  # here\n", vec![]),
+        ("NODE", vec![1]),
+        ("\u{feff}NODE", vec![1]),
+        ("---\nNODE---\n# blank\n---\nNODE", vec![1, 2]),
+        ("--- # first\nNODE--- \nNODE...\n---\nNODE", vec![1, 2, 3]),
+        ("%YAML 1.2\n---\nNODE", vec![1]),
+        ("kind: Foo\n---\r\nNODE", vec![2]),
+        ("kind: Foo\ntext: |\n  ---\n  kind: Bar\n---\nNODE", vec![2]),
+        ("kind: Foo\nname: ---x\n---x: y\n---\nNODE", vec![2]),
+        (
+            "--- {apiVersion: v1, kind: Node, metadata: {name: a}}\n---\nNODE",
+            vec![1, 2],
+        ),
+        (
+            "{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}}",
+            vec![1],
+        ),
+    ] {
+        let decoded = yaml(&text.replace("NODE", &node("a")));
+        assert_eq!(decoded.rejections, [], "{text}");
+        assert_eq!(
+            decoded
+                .objects
+                .iter()
+                .map(|o| o.document)
+                .collect::<Vec<_>>(),
+            expected,
+            "{text}"
+        );
+    }
+}
+
+#[test]
+fn a_broken_document_costs_only_itself() {
+    for broken in [
+        "a: [1,\n",
+        "a: b: c\n",
+        "*nowhere\n",
+        "just text\n",
+        "- a\n",
+        "a: 1\n...\nb: 2\n",
+        "'",
+    ] {
+        let decoded = yaml(&format!("{}---\n{broken}\n---\n{}", node("a"), node("b")));
+        assert_eq!(
+            objects(&decoded),
+            ["Node /a in 1", "Node /b in 3"],
+            "{broken:?}"
+        );
+        let [rejection] = decoded.rejections.as_slice() else {
+            panic!("{broken:?}: {decoded:?}")
+        };
+        assert_eq!(
+            (rejection.source.as_str(), rejection.name.as_str()),
+            ("web.yaml#2", ""),
+            "{broken:?}"
+        );
+        assert!(
+            rejection.reason.starts_with("cannot be read: "),
+            "{rejection:?}"
+        );
+    }
+}
+
+#[test]
+fn a_syntax_error_is_located_in_the_file() {
+    let decoded = yaml(&format!("{}---\na: [1,\n", node("a")));
+    let reason = &decoded.rejections[0].reason;
+    assert!(reason.contains("(line 5 of the file)"), "{reason}");
+}
+
+#[test]
+fn a_list_is_read_item_by_item_wherever_its_kind_stands() {
+    let items = "items:
+- {apiVersion: v1, kind: Node, metadata: {name: a}}
+- {apiVersion: v1, kind: Service, metadata: {name: bad}, spec: {ports: [{port: none}, 7]}}
+- {apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{ports: [1]}]}}
+- {apiVersion: v1, kind: Service, spec: {}}
+-
+- {apiVersion: v1, kind: Service, metadata: {name: web}}
+";
+    let head = "apiVersion: v1\nkind: List\n";
+    for text in [format!("{head}{items}"), format!("{items}{head}")] {
+        let decoded = yaml(&text);
+        assert_eq!(
+            objects(&decoded),
+            ["Node /a in 1", "Service default/web in 1"]
+        );
+        assert_eq!(
+            rejections(&decoded),
+            [
+                "Service default/bad web.yaml#1: spec.ports[0].port: expected a port up to 65535, found \"none\"",
+                "Service default/ web.yaml#1: items[3]: metadata.name: expected the name of the object, found nothing",
+            ]
+        );
+    }
+}
+
+#[test]
+fn items_of_a_typed_list_inherit_kind_and_version() {
+    let items = r#""items": [{"metadata": {"name": "a"}}, {"metadata": {}}]"#;
+    let head = r#""kind": "NodeList", "apiVersion": "v1""#;
+    for text in [
+        format!("{{{head}, {items}}}"),
+        format!("{{{items}, {head}}}"),
+    ] {
+        let decoded = json(&text);
+        assert_eq!(objects(&decoded), ["Node /a in 1"]);
+        assert_eq!(decoded.rejections.len(), 1, "{decoded:?}");
+    }
+    let slices = r#"{"kind": "EndpointSliceList", "apiVersion": "discovery.k8s.io/v1", "items": [
+        {"metadata": {"name": "x", "labels": {"kubernetes.io/service-name": "w"}}, "addressType": "IPv6"}]}"#;
+    assert_eq!(objects(&json(slices)), ["EndpointSlice default/x in 1"]);
+    assert_eq!(
+        json(r#"{"kind": "PodList", "apiVersion": "v1", "items": [{"metadata": {}}, {}]}"#),
+        Decoded::default()
+    );
+    assert_eq!(
+        json(r#"{"kind": "List", "apiVersion": "v1", "items": null}"#),
+        Decoded::default()
+    );
+}
+
+#[test]
+fn a_list_within_a_list_is_read_too() {
+    let decoded = yaml(&format!(
+        "kind: List\nitems:\n- kind: List\n  items:\n  - {}",
+        "{apiVersion: v1, kind: Node, metadata: {name: a}}\n"
+    ));
+    assert_eq!(objects(&decoded), ["Node /a in 1"]);
+}
+
+#[test]
+fn only_lists_have_items() {
+    let text = "items: [{apiVersion: v1, kind: Node, metadata: {name: a}}]\nkind: Bundle\napiVersion: x/v1\n";
+    assert_eq!(yaml(text), Decoded::default());
+}
+
+#[test]
+fn a_list_cut_off_in_the_middle_is_not_taken_at_all() {
+    let item = r#"{"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"}}"#;
+    let decoded = json(&format!(
+        r#"{{"kind": "List", "items": [{item}, {{"kind": "No"#
+    ));
+    assert_eq!(decoded.objects, []);
+    assert_eq!(decoded.rejections.len(), 1);
+}
+
+#[test]
+fn json_files_hold_one_value_or_several() {
+    let node = |name: &str| {
+        format!(r#"{{"metadata": {{"name": "{name}"}}, "kind": "Node", "apiVersion": "v1"}}"#)
+    };
+    for between in ["", " ", "\n", "\r\n\n"] {
+        let decoded = json(&format!("{}{between}{}\n", node("a"), node("b")));
+        assert_eq!(objects(&decoded), ["Node /a in 1", "Node /b in 2"]);
+    }
+    let decoded = json(&format!("{}{{]{}", node("a"), node("b")));
+    assert_eq!(objects(&decoded), ["Node /a in 1"]);
+    assert_eq!(decoded.rejections[0].source, "web.json#2");
+    assert_eq!(json(" \n"), Decoded::default());
+}
+
+#[test]
+fn a_list_larger_than_the_parsers_own_limits_is_read() {
+    // About 280,000 nodes: a default budget stops at 250,000.
+    let mut text = String::from("items:\n");
+    for index in 0..28_000 {
+        writeln!(
+            text,
+            "- {{apiVersion: v1, kind: Node, metadata: {{name: n{index}}}}}"
+        )
+        .unwrap();
+    }
+    text.push_str("kind: List\n");
+    let decoded = yaml(&text);
+    assert_eq!(decoded.rejections, []);
+    assert_eq!(decoded.objects.len(), 28_000);
+}
+
+#[test]
+fn aliases_are_followed_but_do_not_multiply() {
+    let text = "apiVersion: v1\nkind: Node\nmetadata: {name: &n a, labels: {l: *n}}\n";
+    assert_eq!(objects(&yaml(text)), ["Node /a in 1"]);
+    let mut bomb = String::from(
+        "kind: Node\nmetadata:\n  labels:\n    a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n",
+    );
+    for level in 1..9 {
+        let alias = format!("*a{}", level - 1);
+        writeln!(
+            bomb,
+            "    a{level}: &a{level} [{}]",
+            vec![alias; 10].join(", ")
+        )
+        .unwrap();
+    }
+    assert_eq!(yaml(&bomb).rejections.len(), 1);
+}
+
+#[test]
+fn deep_nesting_is_refused_and_does_not_exhaust_the_stack() {
+    for text in [
+        "[".repeat(100_000),
+        "{a: ".repeat(100_000),
+        "- ".repeat(100_000),
+    ] {
+        assert_eq!(yaml(&text).rejections.len(), 1);
+        assert_eq!(yaml(&format!("kind: X\nspec: {text}")).rejections.len(), 1);
+    }
+    assert_eq!(json(&r#"{"a":"#.repeat(100_000)).rejections.len(), 1);
+}
+
+#[test]
+fn addresses_are_read_as_kubernetes_reads_them() {
+    for (text, expected) in [
+        ("10.96.0.10", Some("10.96.0.10")),
+        ("010.096.000.010", Some("10.96.0.10")),
+        ("0000010.1.1.1", Some("10.1.1.1")),
+        ("fd00::1", Some("fd00::1")),
+        ("::ffff:010.0.0.1", Some("10.0.0.1")),
+        ("64:ff9b::010.0.0.1", Some("64:ff9b::a00:1")),
+        ("256.0.0.1", None),
+        ("10.0.0", None),
+        ("10.0.0.1.1", None),
+        ("10.0.0.+1", None),
+        ("10.0..1", None),
+        (" 10.0.0.1", None),
+        ("fe80::1%eth0", None),
+        ("", None),
+        (":", None),
+        ("None", None),
+    ] {
+        assert_eq!(
+            parse_address(text),
+            expected.map(|e| e.parse().unwrap()),
+            "{text:?}"
+        );
+    }
+}
+
+#[test]
+fn prefixes_are_masked_and_may_have_leading_zeros() {
+    assert_eq!(
+        parse_cidr("010.096.1.1/012"),
+        Some("10.96.0.0/12".parse().unwrap())
+    );
+    assert_eq!(
+        parse_cidr("fd00::1/108"),
+        Some("fd00::/108".parse().unwrap())
+    );
+    for wrong in [
+        "10.0.0.0",
+        "10.0.0.0/33",
+        "10.0.0.0/-1",
+        "10.0.0.0/",
+        "fd00::/129",
+        "/8",
+    ] {
+        assert_eq!(parse_cidr(wrong), None, "{wrong}");
+    }
+}
+
+#[test]
+fn names_that_nobody_holds_are_forgotten() {
+    let mut names = Names::default();
+    let kept = names.intern("a");
+    names.intern("b");
+    names.prune();
+    assert_eq!(names.0.iter().collect::<Vec<_>>(), [&kept]);
+}
+
+/// Text that gets far into the decoder: pieces of real manifests, cut and joined at random.
+fn manifest_pieces() -> impl Strategy<Value = String> {
+    const PIECES: &[&str] = &[
+        "apiVersion: v1\n",
+        "kind: Service\n",
+        "kind: List\n",
+        "kind: Node\n",
+        "items:\n",
+        "- ",
+        "  ",
+        "\n",
+        "---\n",
+        "metadata:\n",
+        "name: a\n",
+        "{",
+        "}",
+        "[",
+        "]",
+        ": ",
+        ",",
+        "\"",
+        "'",
+        "&a ",
+        "*a",
+        "<<: ",
+        "!!binary ",
+        "|\n",
+        "spec: {ports: [{port: 80}]}\n",
+        "\u{feff}",
+        "\t",
+        "# c\n",
+        "...\n",
+        "%YAML 1.2\n",
+        "? ",
+        "é",
+        "\0",
+        "\r",
+    ];
+    prop::collection::vec(prop::sample::select(PIECES), 0..40).prop_map(|pieces| pieces.concat())
+}
+
+proptest! {
+    #[test]
+    fn decoding_never_panics_and_every_line_is_accounted_for(text in prop_oneof![any::<String>(), manifest_pieces()]) {
+        yaml(&text);
+        json(&text);
+        let whole = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let split: usize = stream::documents(&text).map(|document| document.text.len()).sum();
+        prop_assert!(split <= whole.len());
+    }
+
+    #[test]
+    fn addresses_survive_printing(address: IpAddr) {
+        prop_assert_eq!(parse_address(&address.to_string()), Some(address.to_canonical()));
+    }
+}

@@ -1,0 +1,322 @@
+//! One foreign object, reduced to the fields that some rule reads, and typed access that can say what is wrong where.
+//!
+//! Why not typed structs: a serde error in the middle of a `List` leaves the parser in the middle of that
+//! item, so one bad port would cost every object after it. A tree accepts any item; what is wrong is found
+//! afterwards, object by object, with its field path. `Keep` prunes while parsing, so a Node with a hundred
+//! images or an object with megabytes of annotations costs no memory.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// Which fields of an object are kept. Lists pass it on to their elements.
+#[derive(Debug)]
+pub(super) enum Keep {
+    /// Everything below.
+    All,
+    /// These fields; the rest is skipped unseen.
+    Fields(&'static [(&'static str, Keep)]),
+}
+
+impl Keep {
+    /// How to read field `key`; `None` when nobody does.
+    pub(super) fn field(&self, key: &str) -> Option<&'static Keep> {
+        match self {
+            Self::All => Some(&Keep::All),
+            Self::Fields(fields) => fields
+                .iter()
+                .find(|(name, _)| *name == key)
+                .map(|(_, keep)| keep),
+        }
+    }
+}
+
+/// A value of YAML or JSON; strings borrow from the text where they can.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value<'de> {
+    Null,
+    Bool(bool),
+    Int(i64),
+    /// A number that no field can hold, or binary data: only its description matters.
+    Other(&'static str),
+    Text(Cow<'de, str>),
+    List(Vec<Value<'de>>),
+    Map(Vec<(Cow<'de, str>, Value<'de>)>),
+    /// A field that was given twice: nobody can say which one was meant.
+    Twice,
+}
+
+const NULL: &Value<'static> = &Value::Null;
+
+/// What is wrong with a field.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wrong {
+    path: String,
+    expected: &'static str,
+    found: String,
+}
+
+impl Wrong {
+    pub(super) fn new(expected: &'static str, found: &Value<'_>) -> Self {
+        Self {
+            path: String::new(),
+            expected,
+            found: found.to_string(),
+        }
+    }
+
+    fn within(mut self, step: &str) -> Self {
+        if !self.path.is_empty() && !self.path.starts_with('[') {
+            self.path.insert(0, '.');
+        }
+        self.path.insert_str(0, step);
+        self
+    }
+
+    pub(super) fn within_field(self, key: &str) -> Self {
+        if key.contains(['.', '/']) {
+            self.within(&format!("[{key}]"))
+        } else {
+            self.within(key)
+        }
+    }
+
+    pub(super) fn within_index(self, index: usize) -> Self {
+        self.within(&format!("[{index}]"))
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            path,
+            expected,
+            found,
+        } = self;
+        write!(f, "{path}: expected {expected}, found {found}")
+    }
+}
+
+/// Enough of a text to recognise it in a log line.
+const SHOWN_CHARS: usize = 64;
+
+impl fmt::Display for Value<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Null => f.write_str("nothing"),
+            Self::Bool(value) => write!(f, "{value}"),
+            Self::Int(value) => write!(f, "{value}"),
+            Self::Other(what) => f.write_str(what),
+            Self::Text(text) => match text.char_indices().nth(SHOWN_CHARS) {
+                Some((end, _)) => write!(f, "{:?}...", &text[..end]),
+                None => write!(f, "{text:?}"),
+            },
+            Self::List(_) => f.write_str("a list"),
+            Self::Map(_) => f.write_str("an object"),
+            Self::Twice => f.write_str("the field twice"),
+        }
+    }
+}
+
+/// Reads field `key` of `value`; an absent field and a field of an absent object are `Null`.
+pub(super) fn at<'v, 'de, T>(
+    value: &'v Value<'de>,
+    key: &str,
+    read: impl FnOnce(&'v Value<'de>) -> Result<T, Wrong>,
+) -> Result<T, Wrong> {
+    let field = match value {
+        Value::Null => NULL,
+        Value::Map(fields) => fields
+            .iter()
+            .find(|(name, _)| name == key)
+            .map_or(NULL, |(_, value)| value),
+        other => return Err(Wrong::new("an object", other)),
+    };
+    read(field).map_err(|wrong| wrong.within_field(key))
+}
+
+/// Reads each element; an absent list is empty.
+pub(super) fn each<'v, 'de, T>(
+    value: &'v Value<'de>,
+    mut read: impl FnMut(&'v Value<'de>) -> Result<T, Wrong>,
+) -> Result<Vec<T>, Wrong> {
+    let elements = match value {
+        Value::Null => return Ok(Vec::new()),
+        Value::List(elements) => elements,
+        other => return Err(Wrong::new("a list", other)),
+    };
+    let mut all = Vec::with_capacity(elements.len());
+    for (index, element) in elements.iter().enumerate() {
+        all.push(read(element).map_err(|wrong| wrong.within_index(index))?);
+    }
+    Ok(all)
+}
+
+/// Reads each entry of an object; an absent one is empty.
+pub(super) fn entries<'v, 'de>(
+    value: &'v Value<'de>,
+) -> Result<impl Iterator<Item = (&'v str, &'v Value<'de>)>, Wrong> {
+    let fields: &[(Cow<'de, str>, Value<'de>)] = match value {
+        Value::Null => &[],
+        Value::Map(fields) => fields,
+        other => return Err(Wrong::new("an object", other)),
+    };
+    Ok(fields.iter().map(|(key, value)| (key.as_ref(), value)))
+}
+
+/// A string, or nothing.
+pub(super) fn text<'v>(value: &'v Value<'_>) -> Result<Option<&'v str>, Wrong> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Text(text) => Ok(Some(text)),
+        Value::Bool(_) | Value::Int(_) | Value::Other(_) => {
+            Err(Wrong::new("a string (in quotes)", value))
+        }
+        other => Err(Wrong::new("a string", other)),
+    }
+}
+
+/// A boolean, or nothing.
+pub(super) fn boolean(value: &Value<'_>) -> Result<Option<bool>, Wrong> {
+    match value {
+        Value::Null => Ok(None),
+        Value::Bool(value) => Ok(Some(*value)),
+        other => Err(Wrong::new("true or false", other)),
+    }
+}
+
+/// Builds a `Value` of what `Keep` keeps.
+pub(super) struct Pick(pub(super) &'static Keep);
+
+impl<'de> DeserializeSeed<'de> for Pick {
+    type Value = Value<'de>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Pick {
+    type Value = Value<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value<'de>, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_none<E>(self) -> Result<Value<'de>, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_some<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value<'de>, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value<'de>, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value<'de>, E> {
+        Ok(Value::Int(value))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value<'de>, E> {
+        Ok(i64::try_from(value).map_or(Value::Other("a huge number"), Value::Int))
+    }
+
+    fn visit_i128<E>(self, value: i128) -> Result<Value<'de>, E> {
+        Ok(i64::try_from(value).map_or(Value::Other("a huge number"), Value::Int))
+    }
+
+    fn visit_u128<E>(self, value: u128) -> Result<Value<'de>, E> {
+        Ok(i64::try_from(value).map_or(Value::Other("a huge number"), Value::Int))
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Value<'de>, E> {
+        Ok(Value::Other("a fractional number"))
+    }
+
+    fn visit_bytes<E>(self, _: &[u8]) -> Result<Value<'de>, E> {
+        Ok(Value::Other("binary data"))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Owned(value.to_owned())))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Owned(value)))
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Value<'de>, E> {
+        Ok(Value::Text(Cow::Borrowed(value)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value<'de>, A::Error> {
+        let mut elements = Vec::new();
+        while let Some(element) = seq.next_element_seed(Pick(self.0))? {
+            elements.push(element);
+        }
+        Ok(Value::List(elements))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value<'de>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some(key) = map.next_key_seed(Key)? {
+            match self.0.field(&key) {
+                Some(keep) => put(&mut fields, key, map.next_value_seed(Pick(keep))?),
+                None => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(Value::Map(fields))
+    }
+}
+
+/// Adds a field; the second one of a name makes both unusable.
+pub(super) fn put<'de>(
+    fields: &mut Vec<(Cow<'de, str>, Value<'de>)>,
+    key: Cow<'de, str>,
+    value: Value<'de>,
+) {
+    match fields.iter_mut().find(|(name, _)| *name == key) {
+        Some((_, earlier)) => *earlier = Value::Twice,
+        None => fields.push((key, value)),
+    }
+}
+
+/// The key of a field, as written.
+pub(super) struct Key;
+
+impl<'de> DeserializeSeed<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+        deserializer.deserialize_str(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Key {
+    type Value = Cow<'de, str>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a field name")
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Owned(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Owned(value))
+    }
+
+    fn visit_borrowed_str<E>(self, value: &'de str) -> Result<Cow<'de, str>, E> {
+        Ok(Cow::Borrowed(value))
+    }
+}
