@@ -304,9 +304,8 @@ impl Agent {
             }
             for (map, services) in by_map {
                 let first = refused.iter().find(|service| service.map == map);
-                let (first, flag) =
-                    first.map_or(("", ""), |first| (first.service.as_str(), first.flag));
-                error!(map, services, first, flag, "map full: these service ports are left out");
+                let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
+                error!(map, services, first, flag, "map full: these service ports do not fit");
             }
         }
         self.status.refused = refused;
@@ -319,7 +318,8 @@ impl Agent {
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             Request::Explain(flow) => {
-                let own = OwnAddresses::new(&self.snapshot, &self.config.node);
+                let mut own = OwnAddresses::new(&self.snapshot, &self.config.node);
+                own.node.extend(self.view.local_addresses.iter().flatten());
                 serde_json::to_value(explain(&self.table, &own, flow))
             }
         };
@@ -336,7 +336,8 @@ impl Agent {
         status.services = self.table.services.len();
         status.rejections.clone_from(&self.table.rejections);
         status.maps = MapUsage::all(&usage, &capacity);
-        status.counters = self.dataplane.counters()?;
+        let counters = self.dataplane.counters()?;
+        status.counters = counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
         Ok(())
     }
 }

@@ -242,7 +242,7 @@ impl std::str::FromStr for Destination {
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str = "expected ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP";
         let (address, protocol) = text.rsplit_once('/').ok_or(EXPECTED)?;
-        let address = address.parse().map_err(|_: std::net::AddrParseError| EXPECTED)?;
+        let address = address.parse().ok().ok_or(EXPECTED)?;
         let protocol = match protocol.to_ascii_uppercase().as_str() {
             "TCP" => Protocol::Tcp,
             "UDP" => Protocol::Udp,
@@ -292,7 +292,7 @@ fn parse_duration(text: &str) -> Result<Duration, &'static str> {
         Some(number) => (number, true),
         None => (text.strip_suffix('s').unwrap_or(text), false),
     };
-    let number: u64 = number.parse().map_err(|_: std::num::ParseIntError| EXPECTED)?;
+    let number: u64 = number.parse().ok().ok_or(EXPECTED)?;
     Ok(if is_millis { Duration::from_millis(number) } else { Duration::from_secs(number) })
 }
 

@@ -241,7 +241,7 @@ impl Snapshot {
 }
 
 /// One object that is wrong, and why. It costs only itself: the rest of the table still ships.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rejection {
     /// Kind as written; "" when the document could not be read that far.
     pub kind: String,

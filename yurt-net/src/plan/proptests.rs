@@ -417,7 +417,7 @@ proptest! {
                 match (&seen, &wanted) {
                     (Answer::Backends(seen), Answer::Backends(wanted)) => {
                         prop_assert!(seen.iter().all(|backend| wanted.contains(backend)));
-                        prop_assert!(is_refused || names.len() > 0 || seen == wanted);
+                        prop_assert!(is_refused || !names.is_empty() || seen == wanted);
                     }
                     (Answer::Backends(seen), _) => {
                         // Loopback rows have no owner above; nobody else may be served by what is gone.
