@@ -35,7 +35,11 @@ pub(crate) fn run() -> Result<()> {
         .args(["-p", "yurt-ebpf", "--bin", "yurt-ebpf"])
         .args(["--target", TARGET, "--profile", "bpf"])
         .args(["--target-dir", "target/bpf-build"])
-        .run()?;
+        .run()
+        .context(
+            "build-ebpf (where the linker says `Invalid record`, its LLVM is older than the \
+             compiler's: build bpf-linker against that one, or use Debian's rustc-web)",
+        )?;
     let built = root().join(format!("target/bpf-build/{TARGET}/bpf/yurt-ebpf"));
     let object = object_path();
     publish(&built, &object)?;
@@ -110,8 +114,10 @@ fn nightly_version() -> Result<String> {
     if !core.is_dir() {
         bail!("no rust-src");
     }
-    let version = Line::new("rustc +nightly --version").output()?;
-    Ok(version.trim().to_owned())
+    // With its LLVM, which must not be newer than the linker's.
+    let about = Line::new("rustc +nightly --version --verbose").output()?;
+    let is_told = |line: &&str| line.starts_with("rustc ") || line.starts_with("LLVM version");
+    Ok(about.lines().filter(is_told).collect::<Vec<_>>().join(", "))
 }
 
 /// The version of the BPF linker, when there is one that will do.
