@@ -73,7 +73,11 @@ pub enum AgentError {
 pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let io = |operation, path: &PathBuf| {
         let path = path.clone();
-        move |source| AgentError::Io { operation, path, source }
+        move |source| AgentError::Io {
+            operation,
+            path,
+            source,
+        }
     };
     let mut terminate =
         signal(SignalKind::terminate()).map_err(io("handle", &PathBuf::from("SIGTERM")))?;
@@ -111,9 +115,17 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         SocketLb::All | SocketLb::Host => SelfTest::run(&cgroup).await,
     };
     if let SelfTest::Failed { reason } = &agent.status.self_test {
-        error!(reason, "self-test: a process in another cgroup is not served");
+        error!(
+            reason,
+            "self-test: a process in another cgroup is not served"
+        );
     }
-    info!(node = agent.config.node, pool = agent.table.pool, adopted = agent.is_adopted, "ready");
+    info!(
+        node = agent.config.node,
+        pool = agent.table.pool,
+        adopted = agent.is_adopted,
+        "ready"
+    );
 
     let drift_interval = match args.drift_interval {
         0 => NEVER,
@@ -239,7 +251,10 @@ impl Agent {
 
     fn try_sync(&mut self) {
         if let Err(error) = self.sync() {
-            error!(error = chain(&error), "apply: clients keep what was written; trying again");
+            error!(
+                error = chain(&error),
+                "apply: clients keep what was written; trying again"
+            );
         }
     }
 
@@ -261,7 +276,10 @@ impl Agent {
     /// Compares the kernel with what it should hold, and mends what somebody else has changed.
     fn repair(&mut self) {
         if let Err(error) = self.try_repair() {
-            error!(error = chain(&error), "drift: could not be repaired; trying again");
+            error!(
+                error = chain(&error),
+                "drift: could not be repaired; trying again"
+            );
         }
     }
 
@@ -269,7 +287,10 @@ impl Agent {
         let programs = self.dataplane.repair()?;
         if !programs.is_empty() {
             self.status.drift_links += programs.len();
-            warn!(programs = programs.join(","), "drift: programs were detached or replaced");
+            warn!(
+                programs = programs.join(","),
+                "drift: programs were detached or replaced"
+            );
         }
         let observed = self.dataplane.observe()?;
         if observed.is_same_content(&self.image) {
@@ -289,7 +310,13 @@ impl Agent {
     fn report_rejections(&self, rejections: &[Rejection]) {
         for rejection in rejections {
             if self.table.rejections.binary_search(rejection).is_err() {
-                let Rejection { kind, namespace, name, source, reason } = rejection;
+                let Rejection {
+                    kind,
+                    namespace,
+                    name,
+                    source,
+                    reason,
+                } = rejection;
                 warn!(kind, namespace, name, source, reason, "rejected");
             }
         }
@@ -305,7 +332,10 @@ impl Agent {
             for (map, services) in by_map {
                 let first = refused.iter().find(|service| service.map == map);
                 let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
-                error!(map, services, first, flag, "map full: these service ports do not fit");
+                error!(
+                    map,
+                    services, first, flag, "map full: these service ports do not fit"
+                );
             }
         }
         self.status.refused = refused;
@@ -337,7 +367,10 @@ impl Agent {
         status.rejections.clone_from(&self.table.rejections);
         status.maps = MapUsage::all(&usage, &capacity);
         let counters = self.dataplane.counters()?;
-        status.counters = counters.iter().map(|(name, count)| ((*name).to_owned(), *count)).collect();
+        status.counters = counters
+            .iter()
+            .map(|(name, count)| ((*name).to_owned(), *count))
+            .collect();
         Ok(())
     }
 }

@@ -240,7 +240,8 @@ impl std::str::FromStr for Destination {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "expected ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP";
+        const EXPECTED: &str =
+            "expected ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP";
         let (address, protocol) = text.rsplit_once('/').ok_or(EXPECTED)?;
         let address = address.parse().ok().ok_or(EXPECTED)?;
         let protocol = match protocol.to_ascii_uppercase().as_str() {
@@ -293,7 +294,11 @@ fn parse_duration(text: &str) -> Result<Duration, &'static str> {
         None => (text.strip_suffix('s').unwrap_or(text), false),
     };
     let number: u64 = number.parse().ok().ok_or(EXPECTED)?;
-    Ok(if is_millis { Duration::from_millis(number) } else { Duration::from_secs(number) })
+    Ok(if is_millis {
+        Duration::from_millis(number)
+    } else {
+        Duration::from_secs(number)
+    })
 }
 
 /// A machine that is not set up for the agent.
@@ -303,7 +308,9 @@ pub enum ConfigError {
     #[error("read /proc/self/mountinfo")]
     Mounts(#[source] io::Error),
     /// Nothing to attach to.
-    #[error("no cgroup2 file system is mounted: mount one (mount -t cgroup2 none DIR) and pass --cgroup DIR")]
+    #[error(
+        "no cgroup2 file system is mounted: mount one (mount -t cgroup2 none DIR) and pass --cgroup DIR"
+    )]
     NoCgroup,
     /// Attached there, the programs would serve nobody but the agent.
     #[error(
@@ -331,12 +338,16 @@ pub fn cgroup(place: &PlaceArgs) -> Result<PathBuf, ConfigError> {
 fn find_cgroup(mountinfo: &str) -> Result<PathBuf, ConfigError> {
     let mut partial = None;
     for line in mountinfo.lines() {
-        let Some((head, tail)) = line.split_once(" - ") else { continue };
+        let Some((head, tail)) = line.split_once(" - ") else {
+            continue;
+        };
         if tail.split(' ').next() != Some("cgroup2") {
             continue;
         }
         let mut fields = head.split(' ').skip(3);
-        let (Some(root), Some(mount_point)) = (fields.next(), fields.next()) else { continue };
+        let (Some(root), Some(mount_point)) = (fields.next(), fields.next()) else {
+            continue;
+        };
         let mount_point = unescape(mount_point);
         if root == "/" {
             return Ok(mount_point);
@@ -375,7 +386,10 @@ mod tests {
         let mounts = "30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
                       41 30 0:40 /kubepods/x /mnt/part rw - cgroup2 cgroup2 rw\n\
                       42 30 0:40 / /sys/fs/cgroup/unified\\040two rw shared:9 - cgroup2 cgroup2 rw\n";
-        assert_eq!(find_cgroup(mounts).unwrap(), PathBuf::from("/sys/fs/cgroup/unified two"));
+        assert_eq!(
+            find_cgroup(mounts).unwrap(),
+            PathBuf::from("/sys/fs/cgroup/unified two")
+        );
     }
 
     #[test]
@@ -391,8 +405,16 @@ mod tests {
         let v4: Destination = "10.96.0.10:80/tcp".parse().unwrap();
         assert_eq!((v4.address.port(), v4.protocol), (80, Protocol::Tcp));
         let v6: Destination = "[fd00::10]:53/UDP".parse().unwrap();
-        assert_eq!((v6.address.to_string().as_str(), v6.protocol), ("[fd00::10]:53", Protocol::Udp));
-        for bad in ["10.96.0.10:80", "10.96.0.10/TCP", "fd00::10:53/UDP", "1.2.3.4:1/ICMP"] {
+        assert_eq!(
+            (v6.address.to_string().as_str(), v6.protocol),
+            ("[fd00::10]:53", Protocol::Udp)
+        );
+        for bad in [
+            "10.96.0.10:80",
+            "10.96.0.10/TCP",
+            "fd00::10:53/UDP",
+            "1.2.3.4:1/ICMP",
+        ] {
             assert!(bad.parse::<Destination>().is_err(), "{bad}");
         }
     }

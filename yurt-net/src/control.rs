@@ -74,17 +74,25 @@ pub fn serve(path: &Path, calls: mpsc::Sender<Call>) -> io::Result<Server> {
             }
         }
     });
-    Ok(Server { task, path: path.to_owned() })
+    Ok(Server {
+        task,
+        path: path.to_owned(),
+    })
 }
 
 async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
     let (read, mut write) = stream.into_split();
     let mut line = String::new();
-    BufReader::new(read.take(MAX_REQUEST_BYTES)).read_line(&mut line).await?;
+    BufReader::new(read.take(MAX_REQUEST_BYTES))
+        .read_line(&mut line)
+        .await?;
     let answer = match serde_json::from_str(&line) {
         Ok(request) => {
             let (reply, answer) = oneshot::channel();
-            calls.send(Call { request, reply }).await.map_err(io::Error::other)?;
+            calls
+                .send(Call { request, reply })
+                .await
+                .map_err(io::Error::other)?;
             answer.await.map_err(io::Error::other)?
         }
         Err(error) => error_reply(&format!("unknown request: {error}")),
@@ -129,7 +137,9 @@ pub async fn ask(state_dir: &Path, request: &Request) -> Result<serde_json::Valu
     let answer = answer.map_err(|source| ControlError::NoAgent { path, source })?;
     let answer: serde_json::Value = serde_json::from_str(&answer).map_err(ControlError::Answer)?;
     match answer.get("error").and_then(serde_json::Value::as_str) {
-        Some(reason) => Err(ControlError::Refused { reason: reason.to_owned() }),
+        Some(reason) => Err(ControlError::Refused {
+            reason: reason.to_owned(),
+        }),
         None => Ok(answer),
     }
 }

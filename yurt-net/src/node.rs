@@ -58,7 +58,11 @@ impl NodeWatch {
                 let _ = sender.try_send(());
             }
         });
-        Ok(Self { handle, events, tasks: [connection, relay] })
+        Ok(Self {
+            handle,
+            events,
+            tasks: [connection, relay],
+        })
     }
 
     /// Waits for a change, and until a burst of them is over. Cancel safe.
@@ -74,25 +78,44 @@ impl NodeWatch {
     pub async fn view(&self) -> Result<NodeView, NodeError> {
         let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
         let mut addresses = self.handle.address().get().execute();
-        let listing = |source| NodeError::List { what: "addresses", source };
+        let listing = |source| NodeError::List {
+            what: "addresses",
+            source,
+        };
         while let Some(message) = addresses.try_next().await.map_err(listing)? {
             // On a point-to-point link, `Address` is the peer and `Local` is ours.
-            let local = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-            let address = message.attributes.iter().find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
-            by_interface.extend(local.or(address).map(|address| (message.header.index, address)));
+            let local = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Local(address) => Some(*address),
+                    _ => None,
+                });
+            let address = message
+                .attributes
+                .iter()
+                .find_map(|attribute| match attribute {
+                    AddressAttribute::Address(address) => Some(*address),
+                    _ => None,
+                });
+            by_interface.extend(
+                local
+                    .or(address)
+                    .map(|address| (message.header.index, address)),
+            );
         }
-        let routes4 = self.routes(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?;
-        let routes6 = self.routes(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?;
+        let routes4 = self
+            .routes(RouteMessageBuilder::<Ipv4Addr>::new().build())
+            .await?;
+        let routes6 = self
+            .routes(RouteMessageBuilder::<Ipv6Addr>::new().build())
+            .await?;
         let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
         let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
-        let local_addresses: BTreeSet<IpAddr> =
-            by_interface.into_iter().map(|(_, address)| address).collect();
+        let local_addresses: BTreeSet<IpAddr> = by_interface
+            .into_iter()
+            .map(|(_, address)| address)
+            .collect();
         Ok(NodeView {
             local_addresses: Some(local_addresses),
             default_source: (
@@ -110,7 +133,10 @@ impl NodeWatch {
 
     async fn routes(&self, filter: RouteMessage) -> Result<Vec<RouteMessage>, NodeError> {
         let routes = self.handle.route().get(filter).execute();
-        let listing = |source| NodeError::List { what: "routes", source };
+        let listing = |source| NodeError::List {
+            what: "routes",
+            source,
+        };
         routes.try_collect().await.map_err(listing)
     }
 }

@@ -447,8 +447,13 @@ impl Planner<'_> {
             let service = self.image.services.get(&index)?;
             let is_free = service.family == unit.family && !self.claimed.contains(&index);
             let is_ours_alone = || {
-                let rows = self.rows_by_index.get(&index).map(Vec::as_slice).unwrap_or_default();
-                rows.iter().all(|other| unit.rows.iter().any(|(row, _)| row == other))
+                let rows = self
+                    .rows_by_index
+                    .get(&index)
+                    .map(Vec::as_slice)
+                    .unwrap_or_default();
+                rows.iter()
+                    .all(|other| unit.rows.iter().any(|(row, _)| row == other))
             };
             (is_free && is_ours_alone()).then_some(index)
         })

@@ -49,7 +49,11 @@ pub async fn run(cgroup: &Path) -> Result<(), SelfTestError> {
     let dir = cgroup.join(format!("yurt-net-selftest-{}", std::process::id()));
     let at = |operation| {
         let path = dir.clone();
-        move |source| SelfTestError::Cgroup { operation, path, source }
+        move |source| SelfTestError::Cgroup {
+            operation,
+            path,
+            source,
+        }
     };
     match fs::create_dir(&dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -125,14 +129,18 @@ fn dial(probe: SocketAddr, bind: &str, table: &str) -> Result<(), String> {
         Ok(()) => "was not translated".to_owned(),
         Err(error) => format!("failed: {error}"),
     };
-    Err(format!("a UDP connect to the probe address {probe} from another cgroup {outcome}"))
+    Err(format!(
+        "a UDP connect to the probe address {probe} from another cgroup {outcome}"
+    ))
 }
 
 /// The remote address of a socket in `/proc/net/udp` or `udp6`: `sl local rem st tx:rx tr:when retrnsmt uid timeout inode`.
 fn remote_of(sockets: &str, inode: u64) -> Option<IpAddr> {
     let inode = inode.to_string();
     let line = sockets.lines().skip(1).find(|line| {
-        line.split_whitespace().nth(9).is_some_and(|field| field == inode)
+        line.split_whitespace()
+            .nth(9)
+            .is_some_and(|field| field == inode)
     })?;
     let (address, _) = line.split_whitespace().nth(2)?.split_once(':')?;
     // Words of four bytes, each printed as a number of this machine's byte order.

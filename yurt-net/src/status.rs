@@ -78,7 +78,11 @@ impl MapUsage {
             (FullMap::Slots4, used.slots4, capacity.slots4),
             (FullMap::Slots6, used.slots6, capacity.slots6),
         ]
-        .map(|(map, used, capacity)| Self { map: map.to_string(), used, capacity })
+        .map(|(map, used, capacity)| Self {
+            map: map.to_string(),
+            used,
+            capacity,
+        })
         .to_vec()
     }
 }
@@ -99,7 +103,11 @@ pub struct RefusedService {
 
 impl From<&Refused> for RefusedService {
     fn from(refused: &Refused) -> Self {
-        let Refused { service, map, has_some } = refused;
+        let Refused {
+            service,
+            map,
+            has_some,
+        } = refused;
         Self {
             service: service.to_string(),
             map: map.to_string(),
@@ -132,7 +140,9 @@ impl SelfTest {
     pub async fn run(cgroup: &Path) -> Self {
         match selftest::run(cgroup).await {
             Ok(()) => Self::Passed,
-            Err(error) => Self::Failed { reason: crate::agent::chain(&error) },
+            Err(error) => Self::Failed {
+                reason: crate::agent::chain(&error),
+            },
         }
     }
 }
@@ -163,17 +173,30 @@ impl Status {
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
-        let or_none = |text: &str| if text.is_empty() { "(none)".to_owned() } else { text.to_owned() };
+        let or_none = |text: &str| {
+            if text.is_empty() {
+                "(none)".to_owned()
+            } else {
+                text.to_owned()
+            }
+        };
         let yes = |value: bool| if value { "yes" } else { "no" };
         writeln!(out, "node          {}", self.node)?;
         writeln!(out, "pool          {}", or_none(&self.pool))?;
         writeln!(out, "ready         {}", yes(self.ready))?;
         writeln!(out, "agent         {} (pid {})", self.version, self.pid)?;
-        let adopted = if self.adopted { "taken over from an earlier agent" } else { "new" };
+        let adopted = if self.adopted {
+            "taken over from an earlier agent"
+        } else {
+            "new"
+        };
         writeln!(out, "maps          {adopted}")?;
         writeln!(out, "source        {}", self.source)?;
         if let Some(error) = &self.source_error {
-            writeln!(out, "              ! {error}; the last good state is in force")?;
+            writeln!(
+                out,
+                "              ! {error}; the last good state is in force"
+            )?;
         }
         let self_test = match &self.self_test {
             SelfTest::Pending => "pending".to_owned(),
@@ -182,14 +205,30 @@ impl Status {
             SelfTest::Failed { reason } => format!("FAILED: {reason}"),
         };
         writeln!(out, "self-test     {self_test}")?;
-        let errno = if self.refuses_with_econnrefused { "ECONNREFUSED" } else { "EPERM (old kernel)" };
+        let errno = if self.refuses_with_econnrefused {
+            "ECONNREFUSED"
+        } else {
+            "EPERM (old kernel)"
+        };
         writeln!(out, "refusals      {errno}")?;
         writeln!(out, "service ports {}", self.services)?;
-        writeln!(out, "tables        {} applied, {} writes for the last", self.applied, self.last_writes)?;
+        writeln!(
+            out,
+            "tables        {} applied, {} writes for the last",
+            self.applied, self.last_writes
+        )?;
         let (writes, links) = (self.drift_writes, self.drift_links);
-        writeln!(out, "drift         {writes} writes and {links} programs repaired")?;
+        writeln!(
+            out,
+            "drift         {writes} writes and {links} programs repaired"
+        )?;
         writeln!(out, "\nMAP         USED  CAPACITY")?;
-        for MapUsage { map, used, capacity } in &self.maps {
+        for MapUsage {
+            map,
+            used,
+            capacity,
+        } in &self.maps
+        {
             writeln!(out, "{map:<10} {used:>5}  {capacity:>8}")?;
         }
         writeln!(out, "\nVERDICT              COUNT")?;
@@ -198,14 +237,27 @@ impl Status {
         }
         if !self.refused.is_empty() {
             writeln!(out, "\nDOES NOT FIT")?;
-            for RefusedService { service, map, flag, has_some } in &self.refused {
+            for RefusedService {
+                service,
+                map,
+                flag,
+                has_some,
+            } in &self.refused
+            {
                 let what = if *has_some { "incomplete" } else { "left out" };
                 writeln!(out, "{service}  {what}: {map} is full, raise {flag}")?;
             }
         }
         if !self.rejections.is_empty() {
             writeln!(out, "\nREJECTED")?;
-            for Rejection { kind, namespace, name, source, reason } in &self.rejections {
+            for Rejection {
+                kind,
+                namespace,
+                name,
+                source,
+                reason,
+            } in &self.rejections
+            {
                 let slash = if namespace.is_empty() { "" } else { "/" };
                 writeln!(out, "{kind} {namespace}{slash}{name} ({source}): {reason}")?;
             }

@@ -37,11 +37,21 @@ enum Outcome {
 
 impl Finding {
     fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self { check, result: Outcome::Ok, detail: detail.into(), remedy: String::new() }
+        Self {
+            check,
+            result: Outcome::Ok,
+            detail: detail.into(),
+            remedy: String::new(),
+        }
     }
 
     fn new(check: &'static str, result: Outcome, detail: impl Into<String>, remedy: &str) -> Self {
-        Self { check, result, detail: detail.into(), remedy: remedy.to_owned() }
+        Self {
+            check,
+            result,
+            detail: detail.into(),
+            remedy: remedy.to_owned(),
+        }
     }
 }
 
@@ -51,7 +61,13 @@ pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
     match args.output {
         Output::Json => println!("{}", serde_json::to_string(&findings)?),
         Output::Table => {
-            for Finding { check, result, detail, remedy } in &findings {
+            for Finding {
+                check,
+                result,
+                detail,
+                remedy,
+            } in &findings
+            {
                 let mark = match result {
                     Outcome::Ok => "ok     ",
                     Outcome::Warning => "WARNING",
@@ -64,12 +80,16 @@ pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
             }
         }
     }
-    Ok(findings.iter().all(|finding| finding.result != Outcome::Failed))
+    Ok(findings
+        .iter()
+        .all(|finding| finding.result != Outcome::Failed))
 }
 
 async fn findings(place: &PlaceArgs) -> Vec<Finding> {
     let mut findings = vec![kernel(), permissions()];
-    let is_root = findings.iter().all(|finding| finding.result != Outcome::Failed);
+    let is_root = findings
+        .iter()
+        .all(|finding| finding.result != Outcome::Failed);
     let cgroup = config::cgroup(place);
     findings.push(match &cgroup {
         Ok(path) => cgroup_directory(path),
@@ -91,8 +111,13 @@ async fn findings(place: &PlaceArgs) -> Vec<Finding> {
 fn kernel() -> Finding {
     let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let release = release.trim();
-    let mut numbers = release.split(['.', '-', '+']).map_while(|part| part.parse::<u32>().ok());
-    let version = (numbers.next().unwrap_or_default(), numbers.next().unwrap_or_default());
+    let mut numbers = release
+        .split(['.', '-', '+'])
+        .map_while(|part| part.parse::<u32>().ok());
+    let version = (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    );
     if version < OLDEST_KERNEL {
         let (major, minor) = OLDEST_KERNEL;
         let remedy = format!("needs Linux {major}.{minor} or later");
@@ -111,11 +136,14 @@ fn permissions() -> Finding {
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok())
         .unwrap_or_default();
-    let missing: Vec<&str> = [(CAP_NET_ADMIN, "CAP_NET_ADMIN"), (CAP_SYS_ADMIN, "CAP_SYS_ADMIN")]
-        .into_iter()
-        .filter(|(bit, _)| effective & bit == 0)
-        .map(|(_, name)| name)
-        .collect();
+    let missing: Vec<&str> = [
+        (CAP_NET_ADMIN, "CAP_NET_ADMIN"),
+        (CAP_SYS_ADMIN, "CAP_SYS_ADMIN"),
+    ]
+    .into_iter()
+    .filter(|(bit, _)| effective & bit == 0)
+    .map(|(_, name)| name)
+    .collect();
     if missing.is_empty() {
         return Finding::ok("permissions", "CAP_NET_ADMIN and CAP_SYS_ADMIN");
     }
@@ -148,13 +176,28 @@ fn programs() -> Vec<Finding> {
         Ok(loaded) => loaded,
         Err(error) => {
             let remedy = "the kernel rejects the programs: it needs CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL";
-            return vec![Finding::new("programs", Outcome::Failed, chain(&error), remedy)];
+            return vec![Finding::new(
+                "programs",
+                Outcome::Failed,
+                chain(&error),
+                remedy,
+            )];
         }
     };
-    let largest = sizes.iter().map(|program| program.verified).max().unwrap_or_default();
-    let detail = format!("{} load, the largest verifies in {largest} instructions", sizes.len());
+    let largest = sizes
+        .iter()
+        .map(|program| program.verified)
+        .max()
+        .unwrap_or_default();
+    let detail = format!(
+        "{} load, the largest verifies in {largest} instructions",
+        sizes.len()
+    );
     let refusal = if has_set_retval {
-        Finding::ok("refusals", "a Service without endpoints fails with ECONNREFUSED")
+        Finding::ok(
+            "refusals",
+            "a Service without endpoints fails with ECONNREFUSED",
+        )
     } else {
         Finding::new(
             "refusals",
@@ -169,13 +212,21 @@ fn programs() -> Vec<Finding> {
 async fn agent(place: &PlaceArgs) -> Finding {
     match ask(&place.state_dir, &Request::Status).await {
         Ok(status) => {
-            let pid = status.get("pid").and_then(serde_json::Value::as_u64).unwrap_or_default();
+            let pid = status
+                .get("pid")
+                .and_then(serde_json::Value::as_u64)
+                .unwrap_or_default();
             let is_ready = status.get("ready").and_then(serde_json::Value::as_bool);
             if is_ready == Some(true) {
                 Finding::ok("agent", format!("ready (pid {pid})"))
             } else {
                 let remedy = "see its log for the reason";
-                Finding::new("agent", Outcome::Warning, format!("not ready (pid {pid})"), remedy)
+                Finding::new(
+                    "agent",
+                    Outcome::Warning,
+                    format!("not ready (pid {pid})"),
+                    remedy,
+                )
             }
         }
         Err(error) => {

@@ -1,5 +1,8 @@
 //! `plan`, `explain`, `status` and `cleanup`.
-#![expect(clippy::print_stdout, reason = "what these verbs print is their result")]
+#![expect(
+    clippy::print_stdout,
+    reason = "what these verbs print is their result"
+)]
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
@@ -44,7 +47,11 @@ pub enum VerbError {
 }
 
 fn paint() -> Paint {
-    if std::io::stdout().is_terminal() { Paint::Ansi } else { Paint::Plain }
+    if std::io::stdout().is_terminal() {
+        Paint::Ansi
+    } else {
+        Paint::Plain
+    }
 }
 
 fn load(source: &SourceSpec) -> Result<Snapshot, SourceError> {
@@ -55,7 +62,14 @@ fn load(source: &SourceSpec) -> Result<Snapshot, SourceError> {
 fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
     let config = policy.config(node);
     let view = NodeView::default();
-    compile(snapshot, &config, &view, &Memory::default(), &mut Memo::default()).table
+    compile(
+        snapshot,
+        &config,
+        &view,
+        &Memory::default(),
+        &mut Memo::default(),
+    )
+    .table
 }
 
 /// `plan`.
@@ -71,8 +85,11 @@ pub fn plan(args: &PlanArgs) -> Result<(), VerbError> {
 
 /// `explain`.
 pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
-    let flow =
-        Flow { from: args.from, to: args.to.address, protocol: args.to.protocol };
+    let flow = Flow {
+        from: args.from,
+        to: args.to.address,
+        protocol: args.to.protocol,
+    };
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
             let snapshot = load(source)?;
@@ -96,7 +113,9 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
     let started = Instant::now();
     let status: Status = loop {
         let answer = ask(&args.place.state_dir, &Request::Status).await;
-        let Some(wait) = args.wait else { break serde_json::from_value(answer?)? };
+        let Some(wait) = args.wait else {
+            break serde_json::from_value(answer?)?;
+        };
         let source = match answer {
             Ok(answer) => {
                 let status: Status = serde_json::from_value(answer)?;
@@ -108,7 +127,10 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
             Err(error) => Some(error),
         };
         if started.elapsed() >= wait {
-            return Err(VerbError::NotReady { waited: wait, source });
+            return Err(VerbError::NotReady {
+                waited: wait,
+                source,
+            });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
@@ -125,6 +147,13 @@ pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let socket = args.place.state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
     let _ = std::fs::remove_file(socket);
-    println!("{}", if had_any { "removed all maps, programs and links" } else { "nothing to remove" });
+    println!(
+        "{}",
+        if had_any {
+            "removed all maps, programs and links"
+        } else {
+            "nothing to remove"
+        }
+    );
     Ok(())
 }

@@ -3,7 +3,7 @@
 //! ```text
 //! <bpffs>/yurt-net/           locked (flock) by the one agent that serves the node
 //!     v1/                     table maps, by table ABI
-//!     v1.next/                table maps that are being filled, before anything uses them
+//!     v1-next/                table maps that are being filled, before anything uses them
 //!     state-v1/               state maps, by state ABI
 //!     links/                  one link for each program
 //! ```
@@ -120,7 +120,7 @@ pub struct BpfDataplane {
     programs: Vec<LoadedProgram>,
     sizes: Vec<ProgramSize>,
     has_set_retval: bool,
-    /// The table is in `v1.next` still.
+    /// The table is in `v1-next` still.
     is_staged: bool,
 }
 
@@ -158,7 +158,7 @@ impl BpfDataplane {
         let links = root.join("links");
         let state = root.join(format!("state-v{}", abi::STATE_ABI));
         let current = root.join(format!("v{}", abi::TABLE_ABI));
-        let next = root.join(format!("v{}.next", abi::TABLE_ABI));
+        let next = root.join(format!("v{}-next", abi::TABLE_ABI));
         for dir in [&links, &state] {
             create_dir(dir)?;
         }
@@ -220,7 +220,7 @@ impl BpfDataplane {
         self.repair()?;
         if self.is_staged {
             let current = self.root.join(format!("v{}", abi::TABLE_ABI));
-            let next = self.root.join(format!("v{}.next", abi::TABLE_ABI));
+            let next = self.root.join(format!("v{}-next", abi::TABLE_ABI));
             remove_dir(&current)?;
             fs::rename(&next, &current).map_err(at("rename", &next))?;
             self.is_staged = false;
@@ -335,8 +335,13 @@ pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
         return Err(DataplaneError::NoPrograms);
     }
     sys::raise_memlock();
-    let capacity =
-        Capacity { frontends4: 1, frontends6: 1, services: 1, slots4: 512, slots6: 512 };
+    let capacity = Capacity {
+        frontends4: 1,
+        frontends6: 1,
+        services: 1,
+        slots4: 512,
+        slots6: 512,
+    };
     load_either(&capacity, 512, None).map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
 }
 

@@ -81,7 +81,10 @@ impl MemoryDataplane {
         let length = self.svc.len().min(8);
         self.svc[nth(d, length)].word = u64::from(e) << 32 | u64::from(f);
         let length = self.slot.len().min(16);
-        self.slot[nth(e, length)] = Backend4 { addr: f.to_ne_bytes(), ..Backend4::default() };
+        self.slot[nth(e, length)] = Backend4 {
+            addr: f.to_ne_bytes(),
+            ..Backend4::default()
+        };
         self.be6[nth(f, length)] = Backend6::default();
         self.conf.active_prefixes ^= a & 1;
     }

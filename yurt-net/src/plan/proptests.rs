@@ -12,8 +12,13 @@ use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
 
-const ROOMY: Capacity =
-    Capacity { frontends4: 256, frontends6: 256, services: 64, slots4: 256, slots6: 256 };
+const ROOMY: Capacity = Capacity {
+    frontends4: 256,
+    frontends6: 256,
+    services: 64,
+    slots4: 256,
+    slots6: 256,
+};
 
 /// What a client gets at an address.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,12 +42,27 @@ fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolv
     let (port_be, protocol) = (port.to_be_bytes(), protocol_number(protocol));
     let scope = SCOPE_INTERNAL;
     match address {
-        IpAddr::V4(addr) => {
-            resolve4(maps, &FrontendKey4 { addr: addr.octets(), port_be, protocol, scope })
-        }
+        IpAddr::V4(addr) => resolve4(
+            maps,
+            &FrontendKey4 {
+                addr: addr.octets(),
+                port_be,
+                protocol,
+                scope,
+            },
+        ),
         IpAddr::V6(addr) => {
             let (addr, pad) = (addr.octets(), [0; 4]);
-            resolve6(maps, &FrontendKey6 { addr, port_be, protocol, scope, pad })
+            resolve6(
+                maps,
+                &FrontendKey6 {
+                    addr,
+                    port_be,
+                    protocol,
+                    scope,
+                    pad,
+                },
+            )
         }
     }
 }
@@ -77,8 +97,13 @@ fn owner(table: &ServiceTable, (address, port, protocol): Dialled) -> Option<&Se
             && address.is_ipv4() == frontend.address.is_ipv4();
         frontend.port == port && (frontend.address == address || is_loopback)
     };
-    let mut entries = table.services.iter().filter(|entry| entry.key.protocol == protocol);
-    entries.find(|entry| entry.frontends.iter().any(is_dialled)).map(|entry| &**entry)
+    let mut entries = table
+        .services
+        .iter()
+        .filter(|entry| entry.key.protocol == protocol);
+    entries
+        .find(|entry| entry.frontends.iter().any(is_dialled))
+        .map(|entry| &**entry)
 }
 
 fn endpoints(entry: &ServiceEntry, address: IpAddr) -> Answer {
@@ -101,9 +126,11 @@ fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
     if let Some(entry) = owner(table, dialled) {
         return endpoints(entry, address);
     }
-    let is_known = table.services.iter().flat_map(|entry| &entry.frontends).any(|frontend| {
-        frontend.kind == FrontendKind::ClusterIp && frontend.address == address
-    });
+    let is_known = table
+        .services
+        .iter()
+        .flat_map(|entry| &entry.frontends)
+        .any(|frontend| frontend.kind == FrontendKind::ClusterIp && frontend.address == address);
     let prefixes = &table.cluster_prefixes;
     if prefixes.contain(address) && (is_known || prefixes.are_service_cidrs) {
         Answer::Refuse
@@ -147,21 +174,40 @@ fn entry(
     endpoints: &BTreeSet<u8>,
 ) -> Arc<ServiceEntry> {
     let mut frontends = vec![
-        Frontend { kind: FrontendKind::ClusterIp, address: cluster_ip4(service), port: 80 },
-        Frontend { kind: FrontendKind::ClusterIp, address: cluster_ip6(service), port: 80 },
+        Frontend {
+            kind: FrontendKind::ClusterIp,
+            address: cluster_ip4(service),
+            port: 80,
+        },
+        Frontend {
+            kind: FrontendKind::ClusterIp,
+            address: cluster_ip6(service),
+            port: 80,
+        },
     ];
     if has_external {
         let address = "203.0.113.1".parse().unwrap();
-        frontends.push(Frontend { kind: FrontendKind::ExternalIp, address, port: 80 });
+        frontends.push(Frontend {
+            kind: FrontendKind::ExternalIp,
+            address,
+            port: 80,
+        });
     }
     if has_node_port {
         for address in ["192.0.2.1", "2001:db8::1"] {
             let (kind, address) = (FrontendKind::NodePort, address.parse().unwrap());
-            frontends.push(Frontend { kind, address, port: 30000 + u16::from(service) });
+            frontends.push(Frontend {
+                kind,
+                address,
+                port: 30000 + u16::from(service),
+            });
         }
     }
     let set = |address: fn(u8) -> IpAddr| EndpointSet {
-        selected: endpoints.iter().map(|id| SocketAddr::new(address(*id), 8080)).collect(),
+        selected: endpoints
+            .iter()
+            .map(|id| SocketAddr::new(address(*id), 8080))
+            .collect(),
         dropped: Vec::new(),
     };
     Arc::new(ServiceEntry {
@@ -179,17 +225,23 @@ fn entry(
 }
 
 fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
-    let one = (any::<bool>(), any::<bool>(), proptest::collection::btree_set(1..7u8, 0..5));
+    let one = (
+        any::<bool>(),
+        any::<bool>(),
+        proptest::collection::btree_set(1..7u8, 0..5),
+    );
     let all = proptest::collection::btree_map((0..6u8, any::<bool>()), one, 0..8);
     (all, 0..6u8).prop_map(|(all, external)| {
         let mut entries: Vec<_> = all
             .iter()
-            .map(|(&(service, is_tcp), (has_node_port, has_external, endpoints))| {
-                let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
-                // One service at most has the external address, as the compiler sees to.
-                let has_external = *has_external && service == external;
-                entry(service, protocol, *has_node_port, has_external, endpoints)
-            })
+            .map(
+                |(&(service, is_tcp), (has_node_port, has_external, endpoints))| {
+                    let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
+                    // One service at most has the external address, as the compiler sees to.
+                    let has_external = *has_external && service == external;
+                    entry(service, protocol, *has_node_port, has_external, endpoints)
+                },
+            )
             .collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         entries
@@ -211,13 +263,22 @@ fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
                         _ => entry,
                     })
                     .collect();
-                before =
-                    services.iter().map(|entry| (entry.key.clone(), entry.clone())).collect();
-                let v4 = if is_wide { "10.96.0.0/16" } else { "10.96.0.0/29" };
+                before = services
+                    .iter()
+                    .map(|entry| (entry.key.clone(), entry.clone()))
+                    .collect();
+                let v4 = if is_wide {
+                    "10.96.0.0/16"
+                } else {
+                    "10.96.0.0/29"
+                };
                 let prefixes = vec![v4.parse().unwrap(), "fd00::/125".parse().unwrap()];
                 ServiceTable {
                     services,
-                    cluster_prefixes: ClusterPrefixes { prefixes, are_service_cidrs },
+                    cluster_prefixes: ClusterPrefixes {
+                        prefixes,
+                        are_service_cidrs,
+                    },
                     ..ServiceTable::default()
                 }
             })
@@ -240,7 +301,11 @@ fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable
 
 fn assert_yields(maps: &MemoryDataplane, table: &ServiceTable) {
     for dialled in universe() {
-        assert_eq!(answer(maps, dialled), expected(table, dialled), "{dialled:?}");
+        assert_eq!(
+            answer(maps, dialled),
+            expected(table, dialled),
+            "{dialled:?}"
+        );
     }
 }
 
@@ -264,22 +329,36 @@ fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
             let value = match dialled.0 {
                 IpAddr::V4(addr) => {
                     let addr = addr.octets();
-                    maps.frontend4(&FrontendKey4 { addr, port_be, protocol, scope })
+                    maps.frontend4(&FrontendKey4 {
+                        addr,
+                        port_be,
+                        protocol,
+                        scope,
+                    })
                 }
                 IpAddr::V6(addr) => {
                     let (addr, pad) = (addr.octets(), [0; 4]);
-                    maps.frontend6(&FrontendKey6 { addr, port_be, protocol, scope, pad })
+                    maps.frontend6(&FrontendKey6 {
+                        addr,
+                        port_be,
+                        protocol,
+                        scope,
+                        pad,
+                    })
                 }
             };
             let word = match resolve(maps, dialled) {
-                Resolved::Service(word) => {
-                    Some((word, backends(maps, dialled.0.is_ipv4(), word)))
-                }
+                Resolved::Service(word) => Some((word, backends(maps, dialled.0.is_ipv4(), word))),
                 _ => None,
             };
             let owners = tables.into_iter().filter_map(|table| owner(table, dialled));
             let owners = owners.map(|entry| entry.key.clone()).collect();
-            Reader { dialled, owners, service: value.map(|value| value.service()), word }
+            Reader {
+                dialled,
+                owners,
+                service: value.map(|value| value.service()),
+                word,
+            }
         })
         .collect()
 }

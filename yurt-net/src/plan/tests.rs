@@ -4,13 +4,20 @@ use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
 
-const CAPACITY: Capacity =
-    Capacity { frontends4: 16, frontends6: 16, services: 8, slots4: 8, slots6: 8 };
+const CAPACITY: Capacity = Capacity {
+    frontends4: 16,
+    frontends6: 16,
+    services: 8,
+    slots4: 8,
+    slots6: 8,
+};
 
 fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
     let address: IpAddr = address.parse().unwrap();
-    let selected: Arc<[SocketAddr]> =
-        backends.iter().map(|backend| backend.parse().unwrap()).collect();
+    let selected: Arc<[SocketAddr]> = backends
+        .iter()
+        .map(|backend| backend.parse().unwrap())
+        .collect();
     Arc::new(ServiceEntry {
         key: ServiceKey {
             namespace: "default".to_owned(),
@@ -19,8 +26,15 @@ fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
             protocol: Protocol::Tcp,
         },
         closure: Closure::None,
-        frontends: vec![Frontend { kind: FrontendKind::ClusterIp, address, port: 80 }],
-        v4: EndpointSet { selected, dropped: Vec::new() },
+        frontends: vec![Frontend {
+            kind: FrontendKind::ClusterIp,
+            address,
+            port: 80,
+        }],
+        v4: EndpointSet {
+            selected,
+            dropped: Vec::new(),
+        },
         v6: EndpointSet::default(),
     })
 }
@@ -29,7 +43,10 @@ fn table(services: &[&Arc<ServiceEntry>]) -> ServiceTable {
     let prefixes = vec!["10.96.0.0/24".parse().unwrap()];
     ServiceTable {
         services: services.iter().map(|entry| (*entry).clone()).collect(),
-        cluster_prefixes: ClusterPrefixes { prefixes, are_service_cidrs: true },
+        cluster_prefixes: ClusterPrefixes {
+            prefixes,
+            are_service_cidrs: true,
+        },
         ..ServiceTable::default()
     }
 }
@@ -69,9 +86,15 @@ fn a_new_service_shows_its_frontend_last_and_a_deleted_one_just_loses_it() {
 #[test]
 fn changed_endpoints_are_new_slots_and_one_publish() {
     let (_, mut image) = start();
-    plan(&table(&[&service("web", "10.96.0.10", &["10.244.0.1:80"])]), &mut image);
+    plan(
+        &table(&[&service("web", "10.96.0.10", &["10.244.0.1:80"])]),
+        &mut image,
+    );
     let changed = service("web", "10.96.0.10", &["10.244.0.2:80"]);
-    assert_eq!(kinds(&plan(&table(&[&changed]), &mut image)), ["slots", "publish"]);
+    assert_eq!(
+        kinds(&plan(&table(&[&changed]), &mut image)),
+        ["slots", "publish"]
+    );
 }
 
 #[test]
@@ -94,7 +117,11 @@ fn a_swap_at_full_capacity_happens_in_two_plans() {
     let (mut maps, mut image) = start();
     let seven: Vec<String> = (1..=7).map(|id| format!("10.244.0.{id}:80")).collect();
     let seven: Vec<&str> = seven.iter().map(String::as_str).collect();
-    maps.apply(&plan(&table(&[&service("a", "10.96.0.10", &seven)]), &mut image)).unwrap();
+    maps.apply(&plan(
+        &table(&[&service("a", "10.96.0.10", &seven)]),
+        &mut image,
+    ))
+    .unwrap();
     let wanted = table(&[&service("b", "10.96.0.11", &seven)]);
     let first = plan(&wanted, &mut image);
     maps.apply(&first).unwrap();
@@ -110,16 +137,31 @@ fn a_swap_at_full_capacity_happens_in_two_plans() {
 fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by_name_win() {
     let (mut maps, mut image) = start();
     let services: Vec<_> = (0..20)
-        .map(|id| service(&format!("s{id:02}"), &format!("10.96.0.{id}"), &["10.244.0.1:80"]))
+        .map(|id| {
+            service(
+                &format!("s{id:02}"),
+                &format!("10.96.0.{id}"),
+                &["10.244.0.1:80"],
+            )
+        })
         .collect();
     let all = table(&services.iter().collect::<Vec<_>>());
     let planned = plan(&all, &mut image);
     maps.apply(&planned).unwrap();
     // Eight service indices, two of them the self-test's; eight slots, one of them the self-test's.
-    let refused: Vec<_> = planned.refused.iter().map(|refused| refused.service.name.as_str()).collect();
+    let refused: Vec<_> = planned
+        .refused
+        .iter()
+        .map(|refused| refused.service.name.as_str())
+        .collect();
     assert_eq!(refused.len(), 14);
     assert_eq!(refused.first(), Some(&"s06"));
-    assert!(planned.refused.iter().all(|refused| refused.map == FullMap::Services));
+    assert!(
+        planned
+            .refused
+            .iter()
+            .all(|refused| refused.map == FullMap::Services)
+    );
     let observed = maps.observe().unwrap();
     assert!(observed.is_same_content(&image));
     assert_eq!(observed.services().len(), 8);
@@ -129,14 +171,23 @@ fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by
         maps.apply(&plan(&fewer, &mut image)).unwrap();
     }
     assert_eq!(maps.observe().unwrap().services().len(), 8);
-    assert!(image.frontends().keys().any(|key| key.address == "10.96.0.10".parse::<IpAddr>().unwrap()));
+    assert!(
+        image
+            .frontends()
+            .keys()
+            .any(|key| key.address == "10.96.0.10".parse::<IpAddr>().unwrap())
+    );
 }
 
 #[test]
 fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdrawn() {
     let (mut maps, mut image) = start();
     let old = ["10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80"];
-    maps.apply(&plan(&table(&[&service("web", "10.96.0.10", &old)]), &mut image)).unwrap();
+    maps.apply(&plan(
+        &table(&[&service("web", "10.96.0.10", &old)]),
+        &mut image,
+    ))
+    .unwrap();
     let grown: Vec<String> = (2..=9).map(|id| format!("10.244.0.{id}:80")).collect();
     let grown: Vec<&str> = grown.iter().map(String::as_str).collect();
     let planned = plan(&table(&[&service("web", "10.96.0.10", &grown)]), &mut image);
@@ -151,7 +202,13 @@ fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdraw
         .find(|backends| backends.len() > 1)
         .unwrap()
         .to_vec();
-    assert_eq!(kept, ["10.244.0.2:80".parse().unwrap(), "10.244.0.3:80".parse().unwrap()]);
+    assert_eq!(
+        kept,
+        [
+            "10.244.0.2:80".parse().unwrap(),
+            "10.244.0.3:80".parse().unwrap()
+        ]
+    );
 }
 
 #[test]
@@ -159,6 +216,9 @@ fn a_frontend_that_moves_between_services_is_overwritten_not_removed() {
     let (_, mut image) = start();
     let old = table(&[&service("a", "10.96.0.10", &["10.244.0.1:80"])]);
     plan(&old, &mut image);
-    let moved = plan(&table(&[&service("b", "10.96.0.10", &["10.244.0.2:80"])]), &mut image);
+    let moved = plan(
+        &table(&[&service("b", "10.96.0.10", &["10.244.0.2:80"])]),
+        &mut image,
+    );
     assert_eq!(kinds(&moved), ["slots", "publish", "put"]);
 }
