@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 pub mod decode;
+pub mod file;
 
 /// The value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,14 +79,6 @@ pub enum SourceError {
     NotAFile {
         /// The path given to `file:`.
         path: PathBuf,
-    },
-    /// The kernel hands out no inotify instance.
-    #[error("starting to watch source {}", path.display())]
-    Watch {
-        /// The path given to `file:`.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
     },
 }
 

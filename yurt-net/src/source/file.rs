@@ -1,0 +1,349 @@
+//! `file:PATH`: a file or a directory of manifests, read whole and followed for changes.
+//!
+//! `load` is blocking I/O of the length of one look at the tree, plus the reading of what has changed in it.
+//! Files that have not changed are not read again, and an object that says the same as before keeps its
+//! `Arc`, so that everything compiled from it stays valid.
+//!
+//! What is broken never shrinks the snapshot: an object that became invalid, and every object of a file or
+//! document that cannot be read any more, stays as it was last good, with a `Rejection`. Only what is absent
+//! from files that could be read is gone. A load is of one moment: if the tree changes while it is read, it is
+//! read again, so the swap of a ConfigMap's `..data` link shows as a whole.
+//!
+//! `changed` needs no task and no thread of its own: it runs inside the caller's `select!` and may be
+//! cancelled there at any time. inotify tells it when to look; every few seconds it looks anyway, which
+//! also covers lost events, network file systems and a source that is deleted and made anew.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, UNIX_EPOCH};
+
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::SourceError;
+use super::decode::{self, Format, Names};
+use crate::model::Snapshot;
+
+mod merge;
+mod scan;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use merge::Manifest;
+use scan::{Scan, Stamp, State};
+use watch::Watch;
+
+/// No events for this long: whoever changed the tree has finished.
+const SETTLED_AFTER: Duration = Duration::from_millis(100);
+/// A tree that never settles is read after this long all the same; `load` looks after itself.
+const SETTLED_AT_LAST: Duration = Duration::from_secs(10);
+/// A writer that does nothing for this long, and keeps its file open, is not waited for.
+const WRITER_PATIENCE: Duration = Duration::from_secs(5);
+/// How often the tree is looked at without any event.
+const POLL_EVERY: Duration = Duration::from_secs(5);
+
+/// How often a tree that changes while it is read is read again.
+const LOAD_ATTEMPTS: usize = 10;
+const LOAD_PAUSE: Duration = Duration::from_millis(20);
+
+/// Larger than the manifests of any cluster.
+const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+
+/// The source `file:PATH`.
+pub struct FileSource {
+    root: PathBuf,
+    /// By path relative to the root: what the last load made of each file.
+    files: BTreeMap<OsString, Manifest>,
+    names: Names,
+    /// The tree of the last load; `None` when it failed.
+    seen: Option<Scan>,
+    /// The last load may have missed something that no later scan will show.
+    is_unsettled: bool,
+    /// Something has happened since the last load.
+    is_dirty: bool,
+    watch: Watching,
+    next_poll: Option<Instant>,
+}
+
+enum Watching {
+    NotYet,
+    On(Box<Watch>),
+    /// inotify is not to be had: there is polling only.
+    Impossible,
+}
+
+/// What reading a file came to.
+enum Reading {
+    Text(String),
+    /// It changed between the scan and the end of the reading.
+    Changed,
+    Failed(io::Error),
+}
+
+impl FileSource {
+    /// A source that has read nothing yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            root: path.into(),
+            files: BTreeMap::new(),
+            names: Names::default(),
+            seen: None,
+            is_unsettled: false,
+            is_dirty: false,
+            watch: Watching::NotYet,
+            next_poll: None,
+        }
+    }
+
+    /// Reads the tree. An error changes nothing: the last good snapshot stays in force, and the next load
+    /// still knows the last good objects.
+    pub fn load(&mut self) -> Result<Snapshot, SourceError> {
+        self.is_dirty = false;
+        let result = self.try_load();
+        if result.is_err() {
+            self.seen = None;
+            self.is_unsettled = false;
+        }
+        result
+    }
+
+    fn try_load(&mut self) -> Result<Snapshot, SourceError> {
+        let mut fresh = BTreeMap::new();
+        let mut scan = Scan::take(&self.root)?;
+        for attempt in 1.. {
+            if let Watching::On(watch) = &mut self.watch {
+                watch.set(&self.root, &scan.directories);
+            }
+            let is_last = attempt == LOAD_ATTEMPTS;
+            let has_changed = self.read(&scan, &mut fresh, is_last)?;
+            let after = Scan::take(&self.root)?;
+            if is_last || (!has_changed && after == scan) {
+                self.is_dirty |= after != scan;
+                break;
+            }
+            scan = after;
+            thread::sleep(LOAD_PAUSE);
+        }
+        self.is_unsettled = fresh.values().any(|file: &Manifest| file.is_provisional);
+        let snapshot = merge::merge(&mut self.files, &scan, fresh);
+        self.names.prune();
+        self.seen = Some(scan);
+        Ok(snapshot)
+    }
+
+    /// Reads the files of `scan` that neither the last load nor an earlier attempt has read. True when one of
+    /// them changed meanwhile; the last attempt takes that for an unreadable file.
+    fn read(
+        &mut self,
+        scan: &Scan,
+        fresh: &mut BTreeMap<OsString, Manifest>,
+        is_last: bool,
+    ) -> Result<bool, SourceError> {
+        let mut has_changed = false;
+        for (name, state) in &scan.entries {
+            let stamp = match state {
+                State::File(stamp) => stamp,
+                State::Unreadable(reason) => {
+                    fresh.insert(name.clone(), Manifest::unreadable(name, reason));
+                    continue;
+                }
+            };
+            let is_known = |file: &Manifest| file.stamp == Some(*stamp);
+            if fresh.get(name).is_some_and(is_known)
+                || self
+                    .files
+                    .get(name)
+                    .is_some_and(|file| is_known(file) && !file.is_provisional)
+            {
+                continue;
+            }
+            fresh.remove(name);
+            let path = if scan.is_single_file {
+                self.root.clone()
+            } else {
+                self.root.join(name)
+            };
+            let file = match read_file(&path, *stamp) {
+                Reading::Text(text) => self.decode(name, *stamp, &text),
+                Reading::Changed if is_last => Manifest {
+                    is_provisional: true,
+                    ..Manifest::unreadable(name, "cannot be read: it changes all the time")
+                },
+                Reading::Changed => {
+                    has_changed = true;
+                    continue;
+                }
+                Reading::Failed(source) if scan.is_single_file => {
+                    return Err(SourceError::Read { path, source });
+                }
+                Reading::Failed(error) => Manifest {
+                    // A change of permissions shows in the next scan, the end of an I/O error does not.
+                    is_provisional: error.kind() != io::ErrorKind::PermissionDenied,
+                    ..Manifest::unreadable(name, &format!("cannot be read: {error}"))
+                },
+            };
+            fresh.insert(name.clone(), file);
+        }
+        Ok(has_changed)
+    }
+
+    fn decode(&mut self, name: &OsStr, stamp: Stamp, text: &str) -> Manifest {
+        let format = scan::format_of(name).unwrap_or(Format::Yaml);
+        let decoded = decode::decode(text, format, &name.to_string_lossy(), &mut self.names);
+        Manifest {
+            stamp: Some(stamp),
+            is_provisional: stamp.is_recent(unix_seconds()),
+            objects: decoded.objects,
+            rejections: decoded.rejections,
+            held: Vec::new(),
+        }
+    }
+
+    /// Waits until the tree differs from what the last load saw and has settled. Safe to cancel; ready at once
+    /// again until the next `load`. Must be called inside a tokio runtime with I/O and time.
+    pub async fn changed(&mut self) {
+        if let Watching::NotYet = self.watch {
+            self.start_watch();
+        }
+        loop {
+            if !self.is_dirty {
+                self.wait().await;
+            }
+            if self.is_dirty {
+                self.settle().await;
+                self.is_dirty = self.differs();
+                if self.is_dirty {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn start_watch(&mut self) {
+        match Watch::start() {
+            Ok(mut watch) => {
+                let directories = self.seen.as_ref().map(|seen| seen.directories.clone());
+                watch.set(&self.root, &directories.unwrap_or_default());
+                self.watch = Watching::On(Box::new(watch));
+            }
+            Err(error) => {
+                tracing::warn!(path = %self.root.display(), %error, "source is polled only: changes take longer");
+                self.watch = Watching::Impossible;
+            }
+        }
+        // What happened before there was a watch.
+        self.is_dirty |= self.tree_differs();
+    }
+
+    /// Waits for an event or the next poll.
+    async fn wait(&mut self) {
+        let next_poll = *self
+            .next_poll
+            .get_or_insert_with(|| Instant::now() + POLL_EVERY);
+        tokio::select! {
+            matters = events(&mut self.watch) => self.is_dirty |= matters,
+            () = sleep_until(next_poll) => {
+                self.next_poll = None;
+                self.is_dirty |= !self.is_being_written() && self.differs();
+            }
+        }
+    }
+
+    /// Waits until nothing happens any more, by the events and by the tree itself.
+    async fn settle(&mut self) {
+        let deadline = Instant::now() + SETTLED_AT_LAST;
+        let mut before = Scan::take(&self.root).ok();
+        while Instant::now() < deadline {
+            let is_quiet = timeout(SETTLED_AFTER, events(&mut self.watch))
+                .await
+                .is_err();
+            if is_quiet && !self.is_being_written() {
+                let after = Scan::take(&self.root).ok();
+                if after == before {
+                    break;
+                }
+                before = after;
+            }
+        }
+    }
+
+    fn is_being_written(&self) -> bool {
+        match &self.watch {
+            Watching::On(watch) => watch
+                .written_at
+                .is_some_and(|at| at.elapsed() < WRITER_PATIENCE),
+            Watching::NotYet | Watching::Impossible => false,
+        }
+    }
+
+    /// Also true when the tree alone cannot tell.
+    fn differs(&self) -> bool {
+        self.is_unsettled || self.tree_differs()
+    }
+
+    fn tree_differs(&self) -> bool {
+        Scan::take(&self.root).ok() != self.seen
+    }
+}
+
+/// Events of the watch; never any when there is none.
+async fn events(watching: &mut Watching) -> bool {
+    let Watching::On(watch) = watching else {
+        return std::future::pending().await;
+    };
+    match watch.events().await {
+        Ok(matters) => matters,
+        Err(error) => {
+            tracing::warn!(%error, "source is polled only: changes take longer");
+            *watching = Watching::Impossible;
+            true
+        }
+    }
+}
+
+/// Reads a file that must be the one with this stamp, before and after.
+fn read_file(path: &Path, stamp: Stamp) -> Reading {
+    let read = || -> io::Result<Option<Vec<u8>>> {
+        let mut file = File::open(path)?;
+        if Stamp::from(&file.metadata()?) != stamp {
+            return Ok(None);
+        }
+        if stamp.size > MAX_FILE_BYTES {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(stamp.size).unwrap_or_default() + 1);
+        (&mut file).take(stamp.size + 1).read_to_end(&mut bytes)?;
+        Ok((Stamp::from(&file.metadata()?) == stamp).then_some(bytes))
+    };
+    match read() {
+        Ok(Some(bytes)) => match String::from_utf8(bytes) {
+            Ok(text) => Reading::Text(text),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                Reading::Failed(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("byte {at} is not UTF-8"),
+                ))
+            }
+        },
+        Ok(None) => Reading::Changed,
+        // Gone since the scan: the next one will not show it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Changed,
+        Err(error) => Reading::Failed(error),
+    }
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "file times can only be compared with the clock that made them"
+)]
+fn unix_seconds() -> i64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
+}

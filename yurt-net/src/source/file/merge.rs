@@ -1,0 +1,261 @@
+//! From the files of a load to one snapshot: equal objects, the identity of unchanged ones, the last good ones.
+//!
+//! Pure: what was read and what was known before go in, a whole snapshot comes out.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::path::Path;
+use std::sync::Arc;
+
+use super::scan::{Scan, Stamp};
+use crate::model::{Rejection, Snapshot};
+use crate::source::decode::{Located, Object, ObjectId};
+
+/// What is known of one file.
+#[derive(Clone, Debug)]
+pub(super) struct Manifest {
+    /// The file that `objects` and `rejections` were read from; `None` when it cannot be read.
+    pub(super) stamp: Option<Stamp>,
+    /// To be read again by the next load even if the stamp stays the same.
+    pub(super) is_provisional: bool,
+    pub(super) objects: Vec<Located>,
+    pub(super) rejections: Vec<Rejection>,
+    /// Last good versions of objects that are in this file no longer in a valid form.
+    pub(super) held: Vec<Located>,
+}
+
+impl Manifest {
+    pub(super) fn unreadable(name: &OsStr, reason: &str) -> Self {
+        Self {
+            stamp: None,
+            is_provisional: false,
+            objects: Vec::new(),
+            rejections: vec![Rejection {
+                kind: String::new(),
+                namespace: String::new(),
+                name: String::new(),
+                source: name.to_string_lossy().into_owned(),
+                reason: reason.to_owned(),
+            }],
+            held: Vec::new(),
+        }
+    }
+
+    /// Any object may be in the part that could not be read.
+    fn may_hide_objects(&self) -> bool {
+        self.rejections
+            .iter()
+            .any(|rejection| rejection.name.is_empty())
+    }
+}
+
+fn id(rejection: &Rejection) -> ObjectId<'_> {
+    ObjectId {
+        kind: &rejection.kind,
+        namespace: &rejection.namespace,
+        name: &rejection.name,
+    }
+}
+
+/// Makes `files` what `scan` and the `fresh` readings say, and the snapshot of it.
+pub(super) fn merge(
+    files: &mut BTreeMap<OsString, Manifest>,
+    scan: &Scan,
+    mut fresh: BTreeMap<OsString, Manifest>,
+) -> Snapshot {
+    let old = std::mem::take(files);
+    let before = last_good(&old);
+    for name in scan.entries.keys() {
+        let file = match fresh.remove(name) {
+            Some(mut file) => {
+                for located in &mut file.objects {
+                    keep_identity(located, &before);
+                }
+                Some(file)
+            }
+            None => old.get(name).cloned().map(|file| Manifest {
+                held: Vec::new(),
+                ..file
+            }),
+        };
+        // A file that vanished between two attempts is in neither.
+        files.extend(file.map(|file| (name.clone(), file)));
+    }
+
+    let mut snapshot = Snapshot::default();
+    let mut winners = BTreeMap::new();
+    for (name, file) in &*files {
+        for located in &file.objects {
+            match winners.get(&located.object.id()) {
+                None => {
+                    winners.insert(located.object.id(), (name, located.document));
+                    insert(&mut snapshot, &located.object);
+                }
+                Some(winner) => snapshot.rejections.push(duplicate(name, located, *winner)),
+            }
+        }
+    }
+
+    let blamed: BTreeMap<ObjectId<'_>, &OsString> = files
+        .iter()
+        .flat_map(|(name, file)| {
+            file.rejections
+                .iter()
+                .map(move |rejection| (id(rejection), name))
+        })
+        .collect();
+    let mut held: Vec<(OsString, Located)> = Vec::new();
+    for (id, (origin, located)) in &before {
+        if winners.contains_key(id) {
+            continue;
+        }
+        let holder = blamed
+            .get(id)
+            .copied()
+            .or_else(|| hiding_place(files, origin));
+        held.extend(holder.map(|holder| (holder.clone(), (*located).clone())));
+    }
+    for (holder, located) in held {
+        insert(&mut snapshot, &located.object);
+        if let Some(file) = files.get_mut(&holder) {
+            file.held.push(located);
+        }
+    }
+
+    for file in files.values() {
+        let kept = |rejection: &Rejection| Rejection {
+            reason: format!("{}{}", rejection.reason, what_is_kept(file, rejection)),
+            ..rejection.clone()
+        };
+        snapshot.rejections.extend(file.rejections.iter().map(kept));
+    }
+    snapshot.rejections.sort();
+    snapshot
+}
+
+/// The objects of the last snapshot, and the file that each was last found in.
+fn last_good(
+    files: &BTreeMap<OsString, Manifest>,
+) -> BTreeMap<ObjectId<'_>, (&OsString, &Located)> {
+    let mut all = BTreeMap::new();
+    for (name, file) in files {
+        for located in &file.objects {
+            all.entry(located.object.id()).or_insert((name, located));
+        }
+    }
+    for (name, file) in files {
+        for located in &file.held {
+            all.entry(located.object.id()).or_insert((name, located));
+        }
+    }
+    all
+}
+
+/// An object that says what it said before is the same object.
+fn keep_identity(located: &mut Located, before: &BTreeMap<ObjectId<'_>, (&OsString, &Located)>) {
+    if let Some((_, known)) = before.get(&located.object.id())
+        && known.object == located.object
+    {
+        located.object = known.object.clone();
+    }
+}
+
+/// The unreadable part of the source that an object from file `origin` may still be in: the file, a document
+/// of it, or a directory above.
+fn hiding_place<'a>(
+    files: &'a BTreeMap<OsString, Manifest>,
+    origin: &OsStr,
+) -> Option<&'a OsString> {
+    Path::new(origin)
+        .ancestors()
+        .filter_map(|path| files.get_key_value(path.as_os_str()))
+        .find(|(_, file)| file.may_hide_objects())
+        .map(|(name, _)| name)
+}
+
+fn duplicate(name: &OsStr, located: &Located, (winner, document): (&OsString, usize)) -> Rejection {
+    let ObjectId {
+        kind,
+        namespace,
+        name: object,
+    } = located.object.id();
+    Rejection {
+        kind: kind.to_owned(),
+        namespace: namespace.to_owned(),
+        name: object.to_owned(),
+        source: format!("{}#{}", name.to_string_lossy(), located.document),
+        reason: format!(
+            "the same object is in {}#{document}, which comes first and is used: remove one of them",
+            winner.to_string_lossy()
+        ),
+    }
+}
+
+/// How many objects a Rejection names.
+const NAMED: usize = 3;
+
+/// What the operator has to know about a Rejection beyond its reason.
+fn what_is_kept(file: &Manifest, rejection: &Rejection) -> String {
+    if !rejection.name.is_empty() {
+        let is_kept = file
+            .held
+            .iter()
+            .any(|located| located.object.id() == id(rejection));
+        return if is_kept {
+            "; the last good version is kept"
+        } else {
+            ""
+        }
+        .to_owned();
+    }
+    let is_blamed = |id_: ObjectId<'_>| file.rejections.iter().any(|other| id(other) == id_);
+    let kept: Vec<ObjectId<'_>> = file
+        .held
+        .iter()
+        .map(|located| located.object.id())
+        .filter(|id| !is_blamed(*id))
+        .collect();
+    if kept.is_empty() {
+        return String::new();
+    }
+    let names: Vec<String> = kept.iter().take(NAMED).map(ToString::to_string).collect();
+    let more = match kept.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    format!(
+        "; the last good version is kept of {}{more}",
+        names.join(", ")
+    )
+}
+
+fn insert(snapshot: &mut Snapshot, object: &Object) {
+    match object {
+        Object::Service(service) => {
+            snapshot
+                .services
+                .insert(service.name.clone(), Arc::clone(service));
+        }
+        Object::EndpointSlice(slice) => {
+            snapshot
+                .slices
+                .insert(slice.name.clone(), Arc::clone(slice));
+        }
+        Object::Node(node) => {
+            snapshot.nodes.insert(node.name.clone(), Arc::clone(node));
+        }
+        Object::NodePool(pool) => {
+            snapshot.pools.insert(pool.name.clone(), Arc::clone(pool));
+        }
+        Object::NodeBucket(bucket) => {
+            snapshot
+                .buckets
+                .insert(bucket.name.clone(), Arc::clone(bucket));
+        }
+        Object::ServiceCidr(cidr) => {
+            snapshot
+                .service_cidrs
+                .insert(cidr.name.clone(), Arc::clone(cidr));
+        }
+    }
+}
