@@ -47,7 +47,7 @@ const WRITER_PATIENCE: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_secs(5);
 
 /// How often a tree that changes while it is read is read again.
-const LOAD_ATTEMPTS: usize = 5;
+const LOAD_ATTEMPTS: usize = 10;
 const LOAD_PAUSE: Duration = Duration::from_millis(20);
 
 /// Larger than the manifests of any cluster.

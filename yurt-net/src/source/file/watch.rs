@@ -155,7 +155,9 @@ impl Watch {
         if target.only.is_some() && target.only.as_deref() != name {
             return false;
         }
-        let is_manifest = name.is_some_and(|name| format_of(name).is_some());
+        // A single file may have any name.
+        let is_manifest =
+            target.only.is_some() || name.is_some_and(|name| format_of(name).is_some());
         let is_written = event.mask.contains(EventMask::MODIFY)
             || event.mask.contains(EventMask::CREATE)
                 && name.is_some_and(|name| is_new_regular_file(&target.directory.join(name)));
