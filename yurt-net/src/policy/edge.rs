@@ -167,23 +167,26 @@ pub(super) struct Lost {
     pub(super) port: u16,
 }
 
-/// The frontends that more than one entry claims. Entries are in the table's order, so the lower index wins.
+/// The frontends that more than one entry claims. A ClusterIP wins, because the cluster gave it and an external address
+/// is whatever somebody wrote (CVE-2020-8554); else the lower index, for entries are in the table's order.
 pub(super) fn conflicts(entries: &[Arc<ServiceEntry>]) -> Vec<Lost> {
-    let mut claims: Vec<(IpAddr, u16, Protocol, usize)> = Vec::new();
+    let mut claims: Vec<(IpAddr, u16, Protocol, bool, usize)> = Vec::new();
     for (index, entry) in entries.iter().enumerate() {
-        let frontends = entry.frontends.iter();
-        claims.extend(frontends.map(|f| (f.address, f.port, entry.key.protocol, index)));
+        claims.extend(entry.frontends.iter().map(|f| {
+            let is_given = f.kind != FrontendKind::ClusterIp;
+            (f.address, f.port, entry.key.protocol, is_given, index)
+        }));
     }
     claims.sort_unstable();
     let mut lost = Vec::new();
     for group in claims.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)) {
-        let winner = group[0].3;
+        let winner = group[0].4;
         lost.extend(
             group
                 .iter()
-                .filter(|claim| claim.3 != winner)
+                .filter(|claim| claim.4 != winner)
                 .map(|claim| Lost {
-                    loser: claim.3,
+                    loser: claim.4,
                     winner,
                     address: claim.0,
                     port: claim.1,

@@ -384,8 +384,9 @@ fn settle_conflicts(services: &mut [Remembered]) -> Vec<(NamespacedName, String)
                 let protocol = entry.key.protocol;
                 let endpoint = SocketAddr::new(loss.address, loss.port);
                 let winner = &entries[loss.winner].key;
-                let reason =
-                    format!("{endpoint}/{protocol} belongs to {winner}, which sorts first");
+                let reason = format!(
+                    "{endpoint}/{protocol} belongs to {winner} (a ClusterIP, or first by name)"
+                );
                 reasons.push((remembered.service.name.clone(), reason));
             }
             shown.push(match pruned == **entry {

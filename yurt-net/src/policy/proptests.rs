@@ -376,8 +376,8 @@ proptest! {
         edits.iter().for_each(|edit| apply(&mut world, edit));
         let before = world.compile();
         world.service("zulu", |service| {
-            service.cluster_ips = vec![ip("10.96.0.1")];
-            service.external_ips = vec![ip("127.0.0.1")];
+            service.cluster_ips = vec![ip("10.96.0.99")];
+            service.external_ips = vec![ip("127.0.0.1"), ip("10.96.0.1")];
             service.topology_keys = Some("rack".to_owned());
         });
         let name = NamespacedName::new("default", victim);

@@ -101,27 +101,51 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
 #[test]
 fn of_two_services_with_one_frontend_the_first_by_name_keeps_it() {
     let mut world = World::web(None);
+    let shared = || vec![ip("203.0.113.1")];
+    world.service("web", |service| service.external_ips = shared());
+    world.service("api", |service| {
+        service.cluster_ips = vec![ip("10.96.0.20")];
+        service.external_ips = shared();
+    });
+    let table = world.compile();
+    assert_eq!(
+        frontends(&table.services[0]),
+        ["ClusterIP 10.96.0.20:80", "ExternalIP 203.0.113.1:80"]
+    );
+    assert_eq!(frontends(&table.services[1]), ["ClusterIP 10.96.0.10:80"]);
+    assert_eq!(
+        world.rejections(),
+        [
+            "Service web: 203.0.113.1:80/TCP belongs to default/api:http (a ClusterIP, or first by name)"
+        ]
+    );
+}
+
+#[test]
+fn nobody_takes_a_cluster_ip_over_by_naming_it_as_an_external_address() {
+    let mut world = World::web(None);
     world.service("api", |service| {
         service.cluster_ips = vec![ip("10.96.0.20")];
         service.external_ips = vec![ip("10.96.0.10")];
     });
     let table = world.compile();
-    assert_eq!(
-        frontends(&table.services[0]),
-        ["ClusterIP 10.96.0.20:80", "ExternalIP 10.96.0.10:80"]
-    );
-    assert_eq!(frontends(&table.services[1]), [""; 0]);
+    assert_eq!(frontends(&table.services[0]), ["ClusterIP 10.96.0.20:80"]);
+    assert_eq!(frontends(&table.services[1]), ["ClusterIP 10.96.0.10:80"]);
     assert_eq!(
         world.rejections(),
-        ["Service web: 10.96.0.10:80/TCP belongs to default/api:http, which sorts first"]
+        [
+            "Service api: 10.96.0.10:80/TCP belongs to default/web:http (a ClusterIP, or first by name)"
+        ]
     );
     // And gets it back when the other one lets go.
     let again = world.compile();
-    assert!(Arc::ptr_eq(&table.services[1], &again.services[1]));
-    world.service("api", |service| service.external_ips.clear());
+    assert!(Arc::ptr_eq(&table.services[0], &again.services[0]));
+    world.service("web", |service| {
+        service.cluster_ips = vec![ip("10.96.0.11")]
+    });
     assert_eq!(
-        frontends(&world.compile().services[1]),
-        ["ClusterIP 10.96.0.10:80"]
+        frontends(&world.compile().services[0]),
+        ["ClusterIP 10.96.0.20:80", "ExternalIP 10.96.0.10:80"]
     );
     assert_eq!(world.rejections(), [""; 0]);
 }

@@ -377,11 +377,12 @@ fn address_type(value: &Value<'_>) -> Result<Option<AddressFamily>, Wrong> {
 /// kube-proxy skips a port without a name and a port without a number, each of them null or absent; the
 /// empty name is one.
 fn endpoint_port(value: &Value<'_>) -> Result<Option<EndpointPort>, Wrong> {
-    let name = at(value, "name", text)?;
+    // The apiserver fills a missing name in with "" (pkg/apis/discovery/v1/defaults.go), so no proxy ever sees one.
+    let name = at(value, "name", text)?.unwrap_or_default().to_owned();
     let protocol = at(value, "protocol", protocol)?;
     let port = at(value, "port", port_number)?;
-    Ok(name.filter(|_| port != 0).map(|name| EndpointPort {
-        name: name.to_owned(),
+    Ok((port != 0).then_some(EndpointPort {
+        name,
         protocol,
         port,
     }))

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::scan::{Scan, Stamp};
-use crate::model::{Rejection, Snapshot};
+use crate::model::{NamespacedName, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
 
 /// What is known of one file.
@@ -89,7 +89,7 @@ pub(super) fn merge(
             match winners.get(&located.object.id()) {
                 None => {
                     winners.insert(located.object.id(), (name, located.document));
-                    insert(&mut snapshot, &located.object);
+                    insert(&mut snapshot, name, located);
                 }
                 Some(winner) => snapshot.rejections.push(duplicate(name, located, *winner)),
             }
@@ -116,7 +116,7 @@ pub(super) fn merge(
         held.extend(holder.map(|holder| (holder.clone(), (*located).clone())));
     }
     for (holder, located) in held {
-        insert(&mut snapshot, &located.object);
+        insert(&mut snapshot, &holder, &located);
         if let Some(file) = files.get_mut(&holder) {
             file.held.push(located);
         }
@@ -229,8 +229,19 @@ fn what_is_kept(file: &Manifest, rejection: &Rejection) -> String {
     )
 }
 
-fn insert(snapshot: &mut Snapshot, object: &Object) {
-    match object {
+fn insert(snapshot: &mut Snapshot, file: &OsStr, located: &Located) {
+    // Only these kinds can turn out wrong later, when the whole is looked at.
+    let origin = match &located.object {
+        Object::Service(service) => Some(("Service", service.name.clone())),
+        Object::Node(node) => Some(("Node", NamespacedName::new("", &node.name))),
+        Object::ServiceCidr(cidr) => Some(("ServiceCIDR", NamespacedName::new("", &cidr.name))),
+        Object::EndpointSlice(_) | Object::NodePool(_) | Object::NodeBucket(_) => None,
+    };
+    if let Some(id) = origin {
+        let origin = format!("{}#{}", file.to_string_lossy(), located.document);
+        snapshot.origins.insert(id, origin.into());
+    }
+    match &located.object {
         Object::Service(service) => {
             snapshot
                 .services

@@ -166,7 +166,12 @@ endpoints:
         .collect();
     assert_eq!(
         ports,
-        [("http", Protocol::Tcp, 8080), ("", Protocol::Udp, 9090)]
+        [
+            ("http", Protocol::Tcp, 8080),
+            ("", Protocol::Udp, 9090),
+            ("", Protocol::Tcp, 1),
+            ("", Protocol::Tcp, 2)
+        ]
     );
     let endpoints: Vec<_> = slice
         .endpoints
