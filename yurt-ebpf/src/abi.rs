@@ -239,9 +239,9 @@ pub struct Prefix6 {
 pub struct UdpPeers {
     /// Counts sends; orders `used`.
     pub clock: u32,
-    /// Zero.
-    pub pad: u32,
-    /// Destinations, in no order.
+    /// Counts destinations; the low bits say which entry was filled last.
+    pub next: u32,
+    /// Destinations.
     pub peers: [UdpPeer; UDP_PEERS],
 }
 
@@ -459,7 +459,7 @@ pods! {
     PrefixSet: 656 { v4_len, v6_len, flags, pad, v4, v6 }
     Prefix4: 8 { addr, mask }
     Prefix6: 32 { addr, mask }
-    UdpPeers: 392 { clock, pad, peers }
+    UdpPeers: 392 { clock, next, peers }
     UdpPeer: 48 { vip, backend, word, vip_port_be, backend_port_be, used }
     TcpPeer: 32 { vip, tag, vip_port_be, pad }
     NetnsRow: 24 { class, addr4, addr6 }

@@ -201,16 +201,30 @@ pub fn random_slot<T: Tables>(tables: &T, word: PublishWord) -> u32 {
     word.base() + offset as u32
 }
 
-/// Whether `backend` is in the set: binary search, for the agent writes every range sorted by address and port.
+// Whether a backend is in a set: binary search, for the agent writes every range sorted by address and port.
+//
+// BPF has no instruction that turns a comparison into a number, so each comparison is a branch, which the verifier
+// follows both ways, sixteen times over. Subtraction has a borrow instead, and no branch.
+
+/// 1 if `a` is less than `b + borrow`, else 0.
+#[inline(always)]
+const fn borrow(a: u64, b: u64, borrow: u64) -> u64 {
+    let difference = a.wrapping_sub(b).wrapping_sub(borrow);
+    ((!a & b) | ((!a | b) & difference)) >> 63
+}
+
+/// Whether `backend` is in the set.
 #[inline(never)]
 pub fn contains4<T: Tables>(tables: &T, word: PublishWord, backend: &Backend4) -> bool {
     let order = |b: &Backend4| {
         u64::from(u32::from_be_bytes(b.addr)) << 16 | u64::from(u16::from_be_bytes(b.port_be))
     };
     let wanted = order(backend);
-    search(word, |slot| {
-        Some(order(&tables.backend4(slot)?).cmp(&wanted))
-    })
+    let slot = lower_bound(word, |slot| {
+        Some(borrow(order(&tables.backend4(slot)?), wanted, 0))
+    });
+    slot.and_then(|slot| tables.backend4(slot))
+        .is_some_and(|b| order(&b) == wanted)
 }
 
 /// See [`contains4`].
@@ -221,32 +235,35 @@ pub fn contains6<T: Tables>(tables: &T, word: PublishWord, backend: &Backend6) -
         (
             u64::from_be(high),
             u64::from_be(low),
-            u16::from_be_bytes(b.port_be),
+            u64::from(u16::from_be_bytes(b.port_be)),
         )
     };
-    let wanted = order(backend);
-    search(word, |slot| {
-        Some(order(&tables.backend6(slot)?).cmp(&wanted))
-    })
+    let (high, low, port) = order(backend);
+    let slot = lower_bound(word, |slot| {
+        let (h, l, p) = order(&tables.backend6(slot)?);
+        Some(borrow(h, high, borrow(l, low, borrow(p, port, 0))))
+    });
+    slot.and_then(|slot| tables.backend6(slot))
+        .is_some_and(|b| order(&b) == (high, low, port))
 }
 
+/// The first slot of the set that is not less; `None` when all are, or when one cannot be read.
 #[inline(always)]
-fn search(word: PublishWord, compare: impl Fn(u32) -> Option<core::cmp::Ordering>) -> bool {
-    let (mut low, mut high) = (0u32, u32::from(word.count()));
-    // A range has at most 2^16 - 1 slots.
-    for _ in 0..16 {
-        if low >= high {
-            return false;
-        }
-        let middle = (low + high) / 2;
-        match compare(word.base() + middle) {
-            Some(core::cmp::Ordering::Equal) => return true,
-            Some(core::cmp::Ordering::Less) => low = middle + 1,
-            Some(core::cmp::Ordering::Greater) => high = middle,
-            None => return false,
-        }
+fn lower_bound(word: PublishWord, is_less: impl Fn(u32) -> Option<u64>) -> Option<u32> {
+    let count = u64::from(word.count());
+    // How many are known to be less; a range has at most 2^16 - 1 slots.
+    let mut less = 0u64;
+    let mut step = 1u64 << 15;
+    while step > 0 {
+        let probe = less + step;
+        let is_beyond = borrow(count, probe, 0);
+        // Beyond the end, look at the first slot instead, and ignore it.
+        let offset = (probe - 1) & is_beyond.wrapping_sub(1);
+        let is_right = is_less(word.base() + offset as u32)? & (is_beyond ^ 1);
+        less += step & 0u64.wrapping_sub(is_right);
+        step >>= 1;
     }
-    false
+    (less < count).then_some(word.base() + less as u32)
 }
 
 // === impl UdpPeers ===
@@ -291,28 +308,18 @@ impl UdpPeers {
         self.clock
     }
 
-    /// Remembers a destination in place of itself, else of the one unused for longest.
-    #[inline(never)]
+    /// Remembers a destination in place of itself, else of the one that was remembered first.
+    #[inline(always)]
     pub fn remember(&mut self, new: &UdpPeer) {
         let now = self.tick();
-        let (mut victim, mut age) = (0, 0);
-        for index in 0..UDP_PEERS {
-            let peer = &self.peers[index];
-            if same(&peer.vip, peer.vip_port_be, &new.vip, new.vip_port_be) {
-                victim = index;
-                break;
-            }
-            let is_free = u16::from_ne_bytes(peer.vip_port_be) == 0;
-            let idle = if is_free {
-                u32::MAX
-            } else {
-                now.wrapping_sub(peer.used)
-            };
-            if idle > age {
-                (victim, age) = (index, idle);
-            }
-        }
-        let peer = &mut self.peers[victim & (UDP_PEERS - 1)];
+        let known = self.position_of_vip(&new.vip, new.vip_port_be);
+        let index = if known == NOWHERE {
+            self.next = self.next.wrapping_add(1);
+            self.next
+        } else {
+            known
+        };
+        let peer = &mut self.peers[index as usize & (UDP_PEERS - 1)];
         *peer = *new;
         peer.used = now;
     }
@@ -353,3 +360,6 @@ impl UdpPeers {
         }
     }
 }
+
+#[cfg(all(test, not(target_arch = "bpf")))]
+mod tests;

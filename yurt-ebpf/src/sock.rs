@@ -161,6 +161,15 @@ enum Choice<B> {
     Backend(B),
 }
 
+/// The backend that a UDP socket used last.
+enum Last {
+    None,
+    /// The set is still the one that it was chosen from.
+    InForce([u8; 16], [u8; 2]),
+    /// The set has changed since: it may be in the new one or not.
+    OfAnotherSet([u8; 16], [u8; 2]),
+}
+
 #[inline(always)]
 fn refuse(reason: Counter) -> i32 {
     count(reason);
@@ -297,30 +306,25 @@ impl Sock<'_> {
             Resolved::Service(word) => word,
         };
         let vip = mapped(addr);
-        if call == Call::Sendmsg {
-            let kept = self.kept(&vip, port_be, word, |addr, port_be| {
-                let [.., a, b, c, d] = *addr;
-                contains4(
-                    self,
-                    word,
-                    &Backend4 {
-                        addr: [a, b, c, d],
-                        port_be,
-                        pad: [0; 2],
-                    },
-                )
-            });
-            if let Some((addr, port_be)) = kept {
-                let [.., a, b, c, d] = addr;
-                return Choice::Backend(Backend4 {
-                    addr: [a, b, c, d],
-                    port_be,
-                    pad: [0; 2],
-                });
+        let backend4 = |addr: [u8; 16], port_be| {
+            let [.., a, b, c, d] = addr;
+            Backend4 {
+                addr: [a, b, c, d],
+                port_be,
+                pad: [0; 2],
             }
-        }
-        let Some(backend) = self.backend4(random_slot(self, word)) else {
-            return Choice::Refuse(Counter::RefuseInconsistent);
+        };
+        let kept = match self.last_backend(call, &vip, port_be, word) {
+            Last::InForce(addr, port_be) => return Choice::Backend(backend4(addr, port_be)),
+            Last::OfAnotherSet(addr, port_be) => Some(backend4(addr, port_be)),
+            Last::None => None,
+        };
+        let backend = match kept {
+            Some(backend) if contains4(self, word, &backend) => backend,
+            _ => match self.backend4(random_slot(self, word)) {
+                Some(backend) => backend,
+                None => return Choice::Refuse(Counter::RefuseInconsistent),
+            },
         };
         self.remember(
             protocol,
@@ -349,57 +353,61 @@ impl Sock<'_> {
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
             Resolved::Service(word) => word,
         };
-        if call == Call::Sendmsg {
-            let kept = self.kept(&addr, port_be, word, |addr, port_be| {
-                contains6(
-                    self,
-                    word,
-                    &Backend6 {
-                        addr: *addr,
-                        port_be,
-                        pad: [0; 6],
-                    },
-                )
-            });
-            if let Some((addr, port_be)) = kept {
+        let kept = match self.last_backend(call, &addr, port_be, word) {
+            Last::InForce(addr, port_be) => {
                 return Choice::Backend(Backend6 {
                     addr,
                     port_be,
                     pad: [0; 6],
                 });
             }
-        }
-        let Some(backend) = self.backend6(random_slot(self, word)) else {
-            return Choice::Refuse(Counter::RefuseInconsistent);
+            Last::OfAnotherSet(addr, port_be) => Some(Backend6 {
+                addr,
+                port_be,
+                pad: [0; 6],
+            }),
+            Last::None => None,
+        };
+        let backend = match kept {
+            Some(backend) if contains6(self, word, &backend) => backend,
+            _ => match self.backend6(random_slot(self, word)) {
+                Some(backend) => backend,
+                None => return Choice::Refuse(Counter::RefuseInconsistent),
+            },
         };
         self.remember(protocol, addr, port_be, backend.addr, backend.port_be, word);
         count(Counter::Forward);
         Choice::Backend(backend)
     }
 
-    /// The backend that earlier datagrams of this socket to `vip` went to, while it is in the set.
+    /// Where earlier datagrams of this socket to `vip` went; a connection always chooses anew.
     #[inline(always)]
-    fn kept(
+    fn last_backend(
         &self,
+        call: Call,
         vip: &[u8; 16],
         vip_port_be: [u8; 2],
         word: PublishWord,
-        is_in_set: impl Fn(&[u8; 16], [u8; 2]) -> bool,
-    ) -> Option<([u8; 16], [u8; 2])> {
+    ) -> Last {
+        if call == Call::Connect {
+            return Last::None;
+        }
         // SAFETY: the storage lives as long as the socket, whose lock we hold.
-        let peers = unsafe { REVSK.get_ptr_mut(self.0).as_mut() }?;
+        let Some(peers) = (unsafe { REVSK.get_ptr_mut(self.0).as_mut() }) else {
+            return Last::None;
+        };
         let now = peers.tick();
-        let peer = peers.find(vip, vip_port_be)?;
-        let (backend, port_be) = (peer.backend, peer.backend_port_be);
+        let Some(peer) = peers.find(vip, vip_port_be) else {
+            return Last::None;
+        };
         if peer.word != word.0 {
-            if !is_in_set(&backend, port_be) {
-                return None;
-            }
-            peer.word = word.0;
+            // Noted again once it is known to be in the set. (To hold on to the entry until then would have the
+            // verifier search the set once for each entry.)
+            return Last::OfAnotherSet(peer.backend, peer.backend_port_be);
         }
         peer.used = now;
         count(Counter::UdpKept);
-        Some((backend, port_be))
+        Last::InForce(peer.backend, peer.backend_port_be)
     }
 
     /// Notes what the client dialled, for `recvmsg` and `getpeername`.
@@ -414,7 +422,7 @@ impl Sock<'_> {
         word: PublishWord,
     ) {
         if protocol == IPPROTO_UDP {
-            // SAFETY: as in `kept`.
+            // SAFETY: as in `last_backend`.
             if let Some(peers) = unsafe { REVSK.get_or_insert_ptr_mut(self.0, None).as_mut() } {
                 let word = word.0;
                 peers.remember(&UdpPeer {
@@ -441,7 +449,7 @@ impl Sock<'_> {
         if protocol != IPPROTO_UDP {
             return;
         }
-        // SAFETY: as in `kept`.
+        // SAFETY: as in `last_backend`.
         if let Some(peers) = unsafe { REVSK.get_ptr_mut(self.0).as_mut() } {
             peers.dialled_directly(to, self.port_be());
         }
@@ -449,7 +457,7 @@ impl Sock<'_> {
 
     #[inline(always)]
     fn udp_shown(&self, from: &[u8; 16]) -> Option<([u8; 16], [u8; 2])> {
-        // SAFETY: as in `kept`.
+        // SAFETY: as in `last_backend`.
         unsafe { REVSK.get_ptr_mut(self.0).as_ref() }?.shown(from, self.port_be())
     }
 

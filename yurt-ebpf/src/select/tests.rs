@@ -1,0 +1,396 @@
+//! The decision over tables made up here. What whole plans do to readers is tested with the planner.
+
+use std::cell::Cell;
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::abi::{Prefix4, Prefix6, SCOPE_INTERNAL, TcpPeer, mapped};
+
+#[derive(Default)]
+struct Fake {
+    /// Answers to lookups of the frontend, one after the other; the last one stays.
+    frontend: Vec<Option<FrontendValue>>,
+    lookups: Cell<usize>,
+    address: Option<FrontendValue>,
+    word: Option<PublishWord>,
+    backends4: Vec<Backend4>,
+    backends6: Vec<Backend6>,
+    conf: Conf,
+    random: u32,
+    is_in_node_netns: bool,
+}
+
+impl Fake {
+    fn answer(&self, scope: u8) -> Option<FrontendValue> {
+        if scope == SCOPE_ADDRESS {
+            return self.address;
+        }
+        let number = self.lookups.get();
+        self.lookups.set(number + 1);
+        *self.frontend.get(number).or(self.frontend.last())?
+    }
+}
+
+impl Tables for Fake {
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
+        self.answer(key.scope)
+    }
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
+        self.answer(key.scope)
+    }
+    fn publish_word(&self, service: u32) -> Option<PublishWord> {
+        self.word.filter(|_| service == 7)
+    }
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        self.backends4.get(slot as usize).copied()
+    }
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        self.backends6.get(slot as usize).copied()
+    }
+    fn conf(&self) -> Option<&Conf> {
+        Some(&self.conf)
+    }
+    fn random(&self) -> u32 {
+        self.random
+    }
+    fn is_in_node_netns(&self) -> bool {
+        self.is_in_node_netns
+    }
+}
+
+const KEY: FrontendKey4 = FrontendKey4 {
+    addr: [10, 96, 0, 10],
+    port_be: [0, 80],
+    protocol: 6,
+    scope: SCOPE_INTERNAL,
+};
+
+fn value(key: &FrontendKey4) -> FrontendValue {
+    FrontendValue::new(7, key.fingerprint(), 0)
+}
+
+fn foreign() -> FrontendValue {
+    value(&FrontendKey4 {
+        addr: [10, 96, 0, 11],
+        ..KEY
+    })
+}
+
+fn with_prefix(flags: u32) -> Fake {
+    let mut fake = Fake {
+        frontend: vec![None],
+        ..Fake::default()
+    };
+    // The half that is not in force must not matter.
+    fake.conf.prefixes[0].v4_len = 1;
+    fake.conf.active_prefixes = 1;
+    fake.conf.prefixes[1].flags = flags;
+    fake.conf.prefixes[1].v4_len = 1;
+    fake.conf.prefixes[1].v4[0] = Prefix4 {
+        addr: [10, 96, 0, 0],
+        mask: [255, 255, 0, 0],
+    };
+    fake.conf.prefixes[1].v6_len = 2;
+    let mut addr = [0; 16];
+    addr[0] = 0xfd;
+    let mut mask = [0; 16];
+    mask[..8].fill(255);
+    fake.conf.prefixes[1].v6[1] = Prefix6 { addr, mask };
+    fake.conf.prefixes[1].v6[0] = Prefix6 {
+        addr: [1; 16],
+        mask: [255; 16],
+    };
+    fake
+}
+
+#[test]
+fn a_hit_costs_one_lookup_and_hands_out_the_word() {
+    let word = PublishWord::new(3, 2, 9);
+    let fake = Fake {
+        frontend: vec![Some(value(&KEY))],
+        word: Some(word),
+        ..Fake::default()
+    };
+    assert_eq!(resolve4(&fake, &KEY), Resolved::Service(word));
+    assert_eq!(fake.lookups.get(), 1);
+}
+
+#[test]
+fn a_reused_element_is_looked_up_once_more_then_refused() {
+    let word = Some(PublishWord::new(3, 2, 9));
+    let once = Fake {
+        frontend: vec![Some(foreign()), Some(value(&KEY))],
+        word,
+        ..Fake::default()
+    };
+    assert!(matches!(resolve4(&once, &KEY), Resolved::Service(_)));
+    let twice = Fake {
+        frontend: vec![Some(foreign())],
+        word,
+        ..Fake::default()
+    };
+    assert_eq!(
+        resolve4(&twice, &KEY),
+        Resolved::Refuse(Counter::RefuseInconsistent)
+    );
+    assert_eq!(twice.lookups.get(), 2);
+    let gone = Fake {
+        frontend: vec![Some(foreign()), None],
+        word,
+        ..Fake::default()
+    };
+    assert_eq!(resolve4(&gone, &KEY), Resolved::Pass);
+}
+
+#[test]
+fn an_empty_set_refuses_and_an_index_beyond_the_map_never_passes() {
+    let frontend = vec![Some(value(&KEY))];
+    let empty = Fake {
+        frontend: frontend.clone(),
+        word: Some(PublishWord::new(0, 0, 1)),
+        ..Fake::default()
+    };
+    assert_eq!(
+        resolve4(&empty, &KEY),
+        Resolved::Refuse(Counter::RefuseNoEndpoint)
+    );
+    let beyond = Fake {
+        frontend,
+        word: None,
+        ..Fake::default()
+    };
+    assert_eq!(
+        resolve4(&beyond, &KEY),
+        Resolved::Refuse(Counter::RefuseInconsistent)
+    );
+}
+
+#[test]
+fn inside_the_prefixes_known_addresses_are_refused_and_others_only_in_a_service_cidr() {
+    let mut fake = with_prefix(0);
+    assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+    fake.address = Some(FrontendValue::new(0, 0, 0));
+    assert_eq!(
+        resolve4(&fake, &KEY),
+        Resolved::Refuse(Counter::RefuseUnknownPort)
+    );
+    let outside = FrontendKey4 {
+        addr: [10, 97, 0, 10],
+        ..KEY
+    };
+    assert_eq!(resolve4(&fake, &outside), Resolved::Pass);
+
+    let fake = with_prefix(PREFIXES_ARE_SERVICE_CIDRS);
+    assert_eq!(
+        resolve4(&fake, &KEY),
+        Resolved::Refuse(Counter::RefuseUnallocated)
+    );
+    assert_eq!(resolve4(&fake, &outside), Resolved::Pass);
+    let mut addr = [0; 16];
+    (addr[0], addr[15]) = (0xfd, 9);
+    let key = FrontendKey6 {
+        addr,
+        port_be: [0, 80],
+        protocol: 6,
+        scope: 0,
+        pad: [0; 4],
+    };
+    assert_eq!(
+        resolve6(&fake, &key),
+        Resolved::Refuse(Counter::RefuseUnallocated)
+    );
+    addr[7] = 1;
+    assert_eq!(
+        resolve6(&fake, &FrontendKey6 { addr, ..key }),
+        Resolved::Pass
+    );
+}
+
+#[test]
+fn loopback_node_ports_are_for_the_node_alone_on_all_of_127() {
+    let key = FrontendKey4 {
+        addr: [127, 0, 0, 1],
+        ..KEY
+    };
+    let frontend = FrontendValue::new(7, key.fingerprint(), FRONTEND_NODE_ONLY);
+    let word = PublishWord::new(0, 1, 1);
+    let mut fake = Fake {
+        frontend: vec![Some(frontend)],
+        word: Some(word),
+        ..Fake::default()
+    };
+    let dialled = FrontendKey4 {
+        addr: [127, 1, 2, 3],
+        ..KEY
+    };
+    assert_eq!(resolve4(&fake, &dialled), Resolved::Pass);
+    fake.is_in_node_netns = true;
+    assert_eq!(resolve4(&fake, &dialled), Resolved::Service(word));
+}
+
+#[test]
+fn every_slot_is_equally_likely() {
+    let word = PublishWord::new(100, 3, 1);
+    let mut counts = [0u32; 3];
+    for step in 0..30_000u32 {
+        let fake = Fake {
+            random: step * (u32::MAX / 30_000),
+            ..Fake::default()
+        };
+        counts[(random_slot(&fake, word) - 100) as usize] += 1;
+    }
+    assert!(
+        counts.iter().all(|count| count.abs_diff(10_000) <= 1),
+        "{counts:?}"
+    );
+    let last = Fake {
+        random: u32::MAX,
+        ..Fake::default()
+    };
+    assert_eq!(random_slot(&last, word), 102);
+}
+
+fn peer(id: u8, backend: u8) -> UdpPeer {
+    UdpPeer {
+        vip: mapped([10, 96, 0, id]),
+        backend: mapped([10, 244, 0, backend]),
+        word: 1,
+        vip_port_be: [0, 53],
+        backend_port_be: [0, 5],
+        used: 0,
+    }
+}
+
+fn shown(peers: &UdpPeers, backend: u8) -> Option<u8> {
+    peers
+        .shown(&mapped([10, 244, 0, backend]), [0, 5])
+        .map(|(vip, _)| vip[15])
+}
+
+#[test]
+fn a_reply_shows_the_address_last_sent_to_through_that_backend() {
+    let mut peers = UdpPeers::default();
+    peers.remember(&peer(1, 9));
+    peers.remember(&peer(2, 9));
+    assert_eq!(shown(&peers, 9), Some(2));
+    let now = peers.tick();
+    peers.find(&mapped([10, 96, 0, 1]), [0, 53]).unwrap().used = now;
+    assert_eq!(shown(&peers, 9), Some(1));
+    assert_eq!(shown(&peers, 8), None);
+    peers.dialled_directly(&mapped([10, 244, 0, 9]), [0, 5]);
+    assert_eq!(
+        shown(&peers, 9),
+        None,
+        "the backend itself was dialled last"
+    );
+    peers.remember(&peer(2, 9));
+    assert_eq!(shown(&peers, 9), Some(2));
+}
+
+#[test]
+fn the_order_of_sends_survives_the_wrap_of_the_clock() {
+    let mut peers = UdpPeers {
+        clock: u32::MAX - 1,
+        ..UdpPeers::default()
+    };
+    peers.remember(&peer(1, 9));
+    peers.remember(&peer(2, 9));
+    assert!(peers.clock < 10);
+    assert_eq!(shown(&peers, 9), Some(2));
+}
+
+#[test]
+fn eight_destinations_are_kept_and_the_ninth_takes_the_place_of_the_first() {
+    let mut peers = UdpPeers::default();
+    for id in 1..=8 {
+        peers.remember(&peer(id, id));
+    }
+    peers.remember(&peer(3, 33));
+    for id in [1, 2, 4, 8] {
+        assert_eq!(shown(&peers, id), Some(id));
+    }
+    assert_eq!((shown(&peers, 3), shown(&peers, 33)), (None, Some(3)));
+    peers.remember(&peer(9, 9));
+    assert_eq!(
+        (shown(&peers, 1), shown(&peers, 2), shown(&peers, 9)),
+        (None, Some(2), Some(9))
+    );
+}
+
+#[test]
+fn an_entry_of_another_socket_another_peer_or_half_written_is_not_shown() {
+    let (vip, peer) = (mapped([10, 96, 0, 10]), mapped([10, 244, 0, 1]));
+    let entry = TcpPeer::new(42, vip, [0, 80], peer);
+    assert!(entry.is_of(42, &peer));
+    assert!(!entry.is_of(43, &peer));
+    assert!(!entry.is_of(42, &mapped([10, 244, 0, 2])));
+    assert!(
+        !TcpPeer {
+            vip: mapped([10, 96, 0, 11]),
+            ..entry
+        }
+        .is_of(42, &peer)
+    );
+    assert!(
+        !TcpPeer {
+            vip_port_be: [0, 81],
+            ..entry
+        }
+        .is_of(42, &peer)
+    );
+    assert!(!TcpPeer::default().is_of(0, &[0; 16]));
+}
+
+proptest! {
+    #[test]
+    fn the_search_finds_what_is_in_the_set_and_nothing_else(
+        set in proptest::collection::btree_set((0..40u8, 0..3u8), 1..300),
+        wanted in (0..40u8, 0..3u8),
+        before in 0..5usize,
+        after in 0..3usize,
+    ) {
+        let set: BTreeSet<(u8, u8)> = set;
+        let backend4 = |&(id, port): &(u8, u8)| Backend4 {
+            addr: [id % 3 * 100, 0, 0, id], port_be: [0, port], pad: [0; 2],
+        };
+        let backend6 = |&(id, port): &(u8, u8)| {
+            let mut addr = [id % 2 * 255; 16];
+            addr[15] = id;
+            Backend6 { addr, port_be: [port, 0], pad: [0; 6] }
+        };
+        let mut four: Vec<Backend4> = set.iter().map(backend4).collect();
+        four.sort_by_key(|b| (b.addr, b.port_be));
+        let mut six: Vec<Backend6> = set.iter().map(backend6).collect();
+        six.sort_by_key(|b| (b.addr, b.port_be));
+        // Neighbours hold what is wanted, and must not be looked at.
+        let count = u16::try_from(set.len()).unwrap();
+        let around4 = |n| vec![backend4(&wanted); n];
+        let around6 = |n| vec![backend6(&wanted); n];
+        let fake = Fake {
+            backends4: [around4(before), four, around4(after)].concat(),
+            backends6: [around6(before), six, around6(after)].concat(),
+            ..Fake::default()
+        };
+        let word = PublishWord::new(u32::try_from(before).unwrap(), count, 1);
+        prop_assert_eq!(contains4(&fake, word, &backend4(&wanted)), set.contains(&wanted));
+        prop_assert_eq!(contains6(&fake, word, &backend6(&wanted)), set.contains(&wanted));
+    }
+
+    #[test]
+    fn borrowing_is_comparing(a in any::<u64>(), b in any::<u64>(), is_borrowed in any::<bool>()) {
+        let lent = u64::from(is_borrowed);
+        let is_less = u128::from(a) < u128::from(b) + u128::from(lent);
+        prop_assert_eq!(borrow(a, b, lent), u64::from(is_less));
+        prop_assert_eq!(borrow(a, a, lent), lent);
+    }
+
+    #[test]
+    fn packed_words_keep_their_parts(base in 0..1u32 << 24, count: u16, generation: u16, svc: u32, flags: u8) {
+        let word = PublishWord::new(base, count, generation);
+        prop_assert_eq!((word.base(), word.count(), word.generation()), (base, count, generation));
+        let value = FrontendValue::new(svc, u32::MAX, flags);
+        prop_assert_eq!((value.service(), value.fingerprint(), value.flags()), (svc, 0xff_ffff, flags));
+    }
+}
