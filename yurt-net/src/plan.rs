@@ -13,183 +13,26 @@
 //! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole.
 
 mod image;
+mod op;
 #[cfg(test)]
 mod proptests;
 mod space;
 #[cfg(test)]
 mod tests;
+mod unit;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use serde::Serialize;
-
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
+pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused};
+pub use unit::{PROBE_V4, PROBE_V6};
+use unit::{Unit, known_addresses, probe, unit};
 
-use crate::model::{AddressFamily, Protocol};
-use crate::table::{
-    Closure, ClusterPrefixes, EndpointSet, Frontend, FrontendKind, ServiceEntry, ServiceKey,
-    ServiceTable, Verdict,
-};
-
-/// Key of a frontend row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FrontendKey {
-    /// Address.
-    pub address: IpAddr,
-    /// What the row is for.
-    pub port: KeyPort,
-}
-
-/// The port part of a row's key.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum KeyPort {
-    /// The address is a known ClusterIP: ports of it that have no row are refused.
-    Any,
-    /// A frontend's port, TCP or UDP.
-    Port(Protocol, u16),
-}
-
-/// Value of a frontend row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FrontendRow {
-    /// Service index; 0 in a row for [`KeyPort::Any`].
-    pub service: u32,
-    /// Only for sockets in the node's own network namespace.
-    pub is_node_only: bool,
-}
-
-/// One write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
-    /// Wait until no program runs that started before.
-    Grace,
-    /// Replace the prefixes; a switch of one word.
-    SetPrefixes(ClusterPrefixes),
-    /// Write a range that nobody can see yet.
-    WriteSlots {
-        /// First slot.
-        base: u32,
-        /// Backends of one family, sorted by address and port; never empty.
-        backends: Arc<[SocketAddr]>,
-    },
-    /// Switch a service to a range: one atomic store.
-    Publish {
-        /// Index.
-        service: u32,
-        /// First slot.
-        base: u32,
-        /// Number of slots; 0 refuses.
-        count: u16,
-        /// One more than the last one of this index, wrapping.
-        generation: u16,
-    },
-    /// Add or overwrite a row.
-    PutFrontend(FrontendKey, FrontendRow),
-    /// Remove a row.
-    DeleteFrontend(FrontendKey),
-}
-
-/// Ordered writes, and what had to be left out.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// To be applied in this order.
-    pub ops: Vec<Op>,
-    /// Service ports that do not fit, sorted.
-    pub refused: Vec<Refused>,
-    /// True when space was retired that a further plan can use: worth planning again if something was refused.
-    pub has_retired: bool,
-}
-
-/// A service port that does not fit into a map.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Refused {
-    /// Which one.
-    pub service: ServiceKey,
-    /// The map that is full.
-    pub map: FullMap,
-    /// What it still has: nothing, or a set that is valid but not complete.
-    pub has_some: bool,
-}
-
-/// Maps that can be full.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub enum FullMap {
-    /// IPv4 frontends.
-    #[serde(rename = "yurt_fe4")]
-    Frontends4,
-    /// IPv6 frontends.
-    #[serde(rename = "yurt_fe6")]
-    Frontends6,
-    /// Services.
-    #[serde(rename = "yurt_svc")]
-    Services,
-    /// IPv4 backends.
-    #[serde(rename = "yurt_slot")]
-    Slots4,
-    /// IPv6 backends.
-    #[serde(rename = "yurt_be6")]
-    Slots6,
-}
-
-impl FullMap {
-    /// The flag that makes it larger.
-    pub fn flag(self) -> &'static str {
-        match self {
-            Self::Frontends4 => "--max-frontends4",
-            Self::Frontends6 => "--max-frontends6",
-            Self::Services => "--max-services",
-            Self::Slots4 => "--max-slots4",
-            Self::Slots6 => "--max-slots6",
-        }
-    }
-}
-
-impl fmt::Display for FullMap {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Frontends4 => "yurt_fe4",
-            Self::Frontends6 => "yurt_fe6",
-            Self::Services => "yurt_svc",
-            Self::Slots4 => "yurt_slot",
-            Self::Slots6 => "yurt_be6",
-        })
-    }
-}
-
-/// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of loopback.
-pub const PROBE_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
-/// See [`PROBE_V4`]; an address of the discard prefix of RFC 6666.
-pub const PROBE_V6: SocketAddr =
-    SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9)), 9);
-
-/// The service behind [`PROBE_V4`] and [`PROBE_V6`]; it sorts before all others.
-fn probe() -> Arc<ServiceEntry> {
-    let frontend = |at: SocketAddr| Frontend {
-        kind: FrontendKind::ExternalIp,
-        address: at.ip(),
-        port: at.port(),
-    };
-    let loopback = |address: IpAddr| EndpointSet {
-        selected: Arc::new([SocketAddr::new(address, 9)]),
-        dropped: Vec::new(),
-    };
-    Arc::new(ServiceEntry {
-        key: ServiceKey {
-            namespace: String::new(),
-            name: "yurt-net-probe".to_owned(),
-            port: String::new(),
-            protocol: Protocol::Udp,
-        },
-        closure: Closure::None,
-        frontends: vec![frontend(PROBE_V4), frontend(PROBE_V6)],
-        v4: loopback(Ipv4Addr::LOCALHOST.into()),
-        v6: loopback(Ipv6Addr::LOCALHOST.into()),
-    })
-}
+use crate::model::AddressFamily;
+use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
 
 /// Plans the writes that turn `image` into `table`, and leaves `image` as it is after them.
 ///
@@ -215,13 +58,6 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         has_retired: false,
     };
     planner.run(desired)
-}
-
-/// One family of one service port, as the maps see it.
-struct Unit {
-    family: AddressFamily,
-    rows: Vec<(FrontendKey, bool)>,
-    backends: Arc<[SocketAddr]>,
 }
 
 struct Planner<'a> {
@@ -629,22 +465,6 @@ impl Planner<'_> {
     }
 }
 
-impl FullMap {
-    fn frontends(family: AddressFamily) -> Self {
-        match family {
-            AddressFamily::V4 => Self::Frontends4,
-            AddressFamily::V6 => Self::Frontends6,
-        }
-    }
-
-    fn slots(family: AddressFamily) -> Self {
-        match family {
-            AddressFamily::V4 => Self::Slots4,
-            AddressFamily::V6 => Self::Slots6,
-        }
-    }
-}
-
 /// Index of an address' family in arrays of two.
 fn slot(address: IpAddr) -> usize {
     AddressFamily::from(address) as usize
@@ -691,62 +511,4 @@ fn all_new(after: &[Arc<ServiceEntry>]) -> Vec<Change> {
         .iter()
         .map(|entry| (None, Some(entry.clone())))
         .collect()
-}
-
-/// The rows and backends of one family; `None` when no row is needed.
-fn unit(entry: &ServiceEntry, family: AddressFamily, prefixes: &ClusterPrefixes) -> Option<Unit> {
-    let protocol = entry.key.protocol;
-    if protocol == Protocol::Sctp {
-        return None;
-    }
-    let is_ours = |frontend: &&Frontend| AddressFamily::from(frontend.address) == family;
-    let mut rows = Vec::new();
-    for frontend in entry.frontends.iter().filter(is_ours) {
-        let port = KeyPort::Port(protocol, frontend.port);
-        // A ClusterIP without endpoints is refused by what is known of its address.
-        let is_refused_by_address = frontend.kind == FrontendKind::ClusterIp
-            && entry.verdict(frontend.address) == Verdict::Refuse
-            && prefixes.contain(frontend.address);
-        if !is_refused_by_address {
-            rows.push((
-                FrontendKey {
-                    address: frontend.address,
-                    port,
-                },
-                false,
-            ));
-        }
-        if frontend.kind == FrontendKind::NodePort {
-            let address = match family {
-                AddressFamily::V4 => Ipv4Addr::LOCALHOST.into(),
-                AddressFamily::V6 => Ipv6Addr::LOCALHOST.into(),
-            };
-            let loopback = (FrontendKey { address, port }, true);
-            if !rows.contains(&loopback) {
-                rows.push(loopback);
-            }
-        }
-    }
-    let backends = match family {
-        AddressFamily::V4 => entry.v4.selected.clone(),
-        AddressFamily::V6 => entry.v6.selected.clone(),
-    };
-    (!rows.is_empty()).then_some(Unit {
-        family,
-        rows,
-        backends,
-    })
-}
-
-/// The ClusterIPs that need a row of their own to be known.
-fn known_addresses<'a>(
-    entry: &'a ServiceEntry,
-    prefixes: &'a ClusterPrefixes,
-) -> impl Iterator<Item = IpAddr> + 'a {
-    entry
-        .frontends
-        .iter()
-        .filter(|frontend| frontend.kind == FrontendKind::ClusterIp)
-        .map(|frontend| frontend.address)
-        .filter(|address| !prefixes.are_service_cidrs && prefixes.contain(*address))
 }

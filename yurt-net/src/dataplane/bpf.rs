@@ -12,6 +12,9 @@
 //! old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
 //! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
+mod load;
+mod table;
+
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -21,37 +24,15 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use aya::programs::{CgroupSockAddr, ProgramError};
-use aya::{EbpfError, EbpfLoader};
-use yurt_ebpf::abi::{
-    self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, PrefixSet, PublishWord, ServiceRow,
-};
+use yurt_ebpf::abi::{self, FrontendKey4, FrontendKey6};
 
-use super::sys::{self, MapInfo, MappedArray};
-use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Write, decode, raw_value};
+use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
+pub use self::load::{ProgramSize, trial};
+use self::table::{Table, open_map};
+use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
 use crate::plan::{Capacity, MapImage, Op, Plan};
 
-/// The programs, or nothing in a debug build without the BPF tools.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
-
-/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
-const HOOKS: [(&str, u32); 8] = [
-    ("yurt_recvmsg4", 19),
-    ("yurt_recvmsg6", 20),
-    ("yurt_getpeer4", 29),
-    ("yurt_getpeer6", 30),
-    ("yurt_connect4", 10),
-    ("yurt_connect6", 11),
-    ("yurt_sendmsg4", 14),
-    ("yurt_sendmsg6", 15),
-];
-
-const BPF_MAP_TYPE_HASH: u32 = 1;
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
-const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
-const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
-const BPF_F_NO_PREALLOC: u32 = 1;
-const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// How the dataplane is set up.
@@ -79,35 +60,6 @@ pub enum SocketLb {
     Host,
     /// None.
     Off,
-}
-
-/// A program as the kernel has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProgramSize {
-    /// Name.
-    pub name: &'static str,
-    /// Instructions that the verifier looked at; 0 below kernel 5.16.
-    pub verified: u32,
-    /// Size after translation, bytes.
-    pub translated: u32,
-}
-
-struct LoadedProgram {
-    name: &'static str,
-    attach_type: u32,
-    fd: OwnedFd,
-    id: u32,
-}
-
-/// The table maps in use.
-struct Table {
-    capacity: Capacity,
-    fe4: OwnedFd,
-    fe6: OwnedFd,
-    svc: MappedArray<ServiceRow>,
-    slot: MappedArray<Backend4>,
-    be6: MappedArray<Backend6>,
-    conf: MappedArray<Conf>,
 }
 
 /// The kernel's side of the agent.
@@ -146,9 +98,7 @@ fn on_map(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> D
 impl BpfDataplane {
     /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
     pub fn open(options: Options) -> Result<Self, DataplaneError> {
-        if OBJECT.is_empty() {
-            return Err(DataplaneError::NoPrograms);
-        }
+        load::object()?;
         sys::raise_memlock();
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");
@@ -328,23 +278,6 @@ pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
     Ok(true)
 }
 
-/// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
-/// refusal is `ECONNREFUSED`.
-pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
-    if OBJECT.is_empty() {
-        return Err(DataplaneError::NoPrograms);
-    }
-    sys::raise_memlock();
-    let capacity = Capacity {
-        frontends4: 1,
-        frontends6: 1,
-        services: 1,
-        slots4: 512,
-        slots6: 512,
-    };
-    load_either(&capacity, 512, None).map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
-}
-
 /// Whether `path` is the mount point of a bpf file system, or a directory of one.
 pub fn check_bpffs(path: &Path) -> Result<(), DataplaneError> {
     let c_path = std::ffi::CString::new(path.as_os_str().as_bytes())
@@ -427,170 +360,6 @@ fn check_abi(root: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
-    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
-    MapInfo {
-        map_type,
-        id: 0,
-        key_size: size(size_of::<K>()),
-        value_size: size(size_of::<V>()),
-        max_entries,
-        map_flags,
-    }
-}
-
-fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 6] {
-    let array = BPF_MAP_TYPE_ARRAY;
-    [
-        ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
-        (
-            "yurt_fe4",
-            info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
-        ),
-        (
-            "yurt_fe6",
-            info::<FrontendKey6, u64>(BPF_MAP_TYPE_HASH, capacity.frontends6, 0),
-        ),
-        (
-            "yurt_svc",
-            info::<u32, ServiceRow>(array, capacity.services, BPF_F_MMAPABLE),
-        ),
-        (
-            "yurt_slot",
-            info::<u32, Backend4>(array, capacity.slots4, BPF_F_MMAPABLE),
-        ),
-        (
-            "yurt_be6",
-            info::<u32, Backend6>(array, capacity.slots6, BPF_F_MMAPABLE),
-        ),
-    ]
-}
-
-fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
-    let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
-    [
-        (
-            "yurt_peer",
-            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
-        ),
-        ("yurt_revsk", storage),
-        (
-            "yurt_netns",
-            info::<u64, abi::NetnsRow>(BPF_MAP_TYPE_HASH, 512, 0),
-        ),
-        (
-            "yurt_count",
-            info::<u32, u64>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::COUNTERS, 0),
-        ),
-    ]
-}
-
-fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
-    sys::object_get(path)
-        .and_then(|map| sys::map_info(map.as_fd()))
-        .is_ok_and(|found| MapInfo { id: 0, ..found } == *wanted)
-}
-
-struct Pins {
-    table: PathBuf,
-    state: PathBuf,
-}
-
-type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
-
-/// Loads the programs with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
-/// about 6.1. The last value says which.
-fn load_either(
-    capacity: &Capacity,
-    peers: u32,
-    pins: Option<&Pins>,
-) -> Result<(Vec<LoadedProgram>, Vec<ProgramSize>, bool), DataplaneError> {
-    match load(capacity, peers, pins, true) {
-        Ok((programs, sizes)) => Ok((programs, sizes, true)),
-        // If that was not the reason, the second error says what is.
-        Err(DataplaneError::Program { .. }) => {
-            load(capacity, peers, pins, false).map(|(programs, sizes)| (programs, sizes, false))
-        }
-        Err(error) => Err(error),
-    }
-}
-
-/// Loads the programs against the maps that are pinned; makes and pins those that are not.
-fn load(
-    capacity: &Capacity,
-    peers: u32,
-    pins: Option<&Pins>,
-    has_set_retval: bool,
-) -> Result<Loaded, DataplaneError> {
-    let mut loader = EbpfLoader::new();
-    for (name, info) in table_maps(capacity) {
-        loader.map_max_entries(name, info.max_entries);
-        if let Some(pins) = pins {
-            loader.map_pin_path(name, pins.table.join(name));
-        }
-    }
-    for (name, info) in state_maps(peers) {
-        if info.max_entries > 0 {
-            loader.map_max_entries(name, info.max_entries);
-        }
-        if let Some(pins) = pins {
-            loader.map_pin_path(name, pins.state.join(name));
-        }
-    }
-    let has_set_retval = u32::from(has_set_retval);
-    let peer_mask = peers - 1;
-    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    loader.override_global("PEER_MASK", &peer_mask, true);
-    let mut object = loader
-        .load(OBJECT)
-        .map_err(|error: EbpfError| DataplaneError::Load(Box::new(error)))?;
-    let mut programs = Vec::with_capacity(HOOKS.len());
-    let mut sizes = Vec::with_capacity(HOOKS.len());
-    for (name, attach_type) in HOOKS {
-        let program = object
-            .program_mut(name)
-            .ok_or(DataplaneError::Missing { name })?;
-        let failed = |source: ProgramError| DataplaneError::Program {
-            program: name,
-            source: Box::new(source),
-        };
-        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
-        let info = program.info().map_err(failed)?;
-        sizes.push(ProgramSize {
-            name,
-            verified: info.verified_instruction_count().unwrap_or_default(),
-            translated: info.size_translated().unwrap_or_default(),
-        });
-        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|source| DataplaneError::Link {
-            operation: "keep",
-            program: name,
-            source,
-        })?;
-        programs.push(LoadedProgram {
-            name,
-            attach_type,
-            fd,
-            id: info.id(),
-        });
-    }
-    Ok((programs, sizes))
-}
-
-fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
-    sys::object_get(&dir.join(name)).map_err(on_map("open", name))
-}
-
-fn map_array<T: Copy>(
-    dir: &Path,
-    name: &'static str,
-    length: u32,
-) -> Result<MappedArray<T>, DataplaneError> {
-    let map = open_map(dir, name)?;
-    MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
-}
-
 /// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.
 fn possible_cpus() -> Result<usize, DataplaneError> {
     let path = Path::new("/sys/devices/system/cpu/possible");
@@ -601,147 +370,6 @@ fn possible_cpus() -> Result<usize, DataplaneError> {
         .next()
         .and_then(|last| last.parse::<usize>().ok());
     Ok(last.map_or(1, |last| last + 1))
-}
-
-// === impl Table ===
-
-impl Table {
-    fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
-        Ok(Self {
-            capacity,
-            fe4: open_map(dir, "yurt_fe4")?,
-            fe6: open_map(dir, "yurt_fe6")?,
-            svc: map_array(dir, "yurt_svc", capacity.services)?,
-            slot: map_array(dir, "yurt_slot", capacity.slots4)?,
-            be6: map_array(dir, "yurt_be6", capacity.slots6)?,
-            conf: map_array(dir, "yurt_conf", 1)?,
-        })
-    }
-
-    fn conf_entry(&self) -> Result<*mut Conf, DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_conf",
-            index: 0,
-        };
-        Ok(self.conf.entry(0).ok_or(out_of_bounds)?.as_ptr())
-    }
-}
-
-impl RawTable for Table {
-    fn row(&self, service: u32) -> Option<ServiceRow> {
-        self.svc.read(service)
-    }
-
-    fn backend4(&self, slot: u32) -> Option<Backend4> {
-        self.slot.read(slot)
-    }
-
-    fn backend6(&self, slot: u32) -> Option<Backend6> {
-        self.be6.read(slot)
-    }
-
-    fn conf(&self) -> Option<Conf> {
-        self.conf.read(0)
-    }
-}
-
-impl Write for Table {
-    fn grace(&mut self) -> Result<(), DataplaneError> {
-        sys::wait_for_readers().map_err(DataplaneError::Grace)
-    }
-
-    fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
-        let conf = self.conf_entry()?;
-        // SAFETY: a valid entry of our mapping. The inactive half is read by nobody, and the switch is one word.
-        unsafe {
-            let active = AtomicU32::from_ptr(&raw mut (*conf).active_prefixes);
-            let next = (active.load(Ordering::Relaxed) & 1) ^ 1;
-            (&raw mut (*conf).prefixes[next as usize]).write_volatile(set);
-            active.store(next, Ordering::Release);
-        }
-        Ok(())
-    }
-
-    fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_slot",
-            index: slot,
-        };
-        self.slot
-            .write(slot, backend)
-            .then_some(())
-            .ok_or(out_of_bounds)
-    }
-
-    fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_be6",
-            index: slot,
-        };
-        self.be6
-            .write(slot, backend)
-            .then_some(())
-            .ok_or(out_of_bounds)
-    }
-
-    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_svc",
-            index: service,
-        };
-        let row = self.svc.entry(service).ok_or(out_of_bounds)?.as_ptr();
-        // SAFETY: a valid, aligned word of our mapping. Release: the slots are there before the word that shows them.
-        unsafe { AtomicU64::from_ptr(&raw mut (*row).word) }.store(word.0, Ordering::Release);
-        Ok(())
-    }
-
-    fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
-        match key {
-            RawKey::V4(key) => sys::map_update(self.fe4.as_fd(), &[key], &[value])
-                .map_err(on_map("write", "yurt_fe4")),
-            RawKey::V6(key) => sys::map_update(self.fe6.as_fd(), &[key], &[value])
-                .map_err(on_map("write", "yurt_fe6")),
-        }
-    }
-
-    fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError> {
-        match key {
-            RawKey::V4(key) => {
-                sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))
-            }
-            RawKey::V6(key) => {
-                sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))
-            }
-        }
-    }
-}
-
-impl Table {
-    /// Writes a run of new rows with one call for each family.
-    fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
-        let (mut keys4, mut values4) =
-            (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
-        let (mut keys6, mut values6) = (Vec::new(), Vec::new());
-        for op in ops {
-            let Op::PutFrontend(key, row) = op else {
-                continue;
-            };
-            let raw = RawKey::from(key);
-            let value = raw_value(&raw, row);
-            match raw {
-                RawKey::V4(key) => {
-                    keys4.push(key);
-                    values4.push(value);
-                }
-                RawKey::V6(key) => {
-                    keys6.push(key);
-                    values6.push(value);
-                }
-            }
-        }
-        sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
-        sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
-    }
 }
 
 impl Dataplane for BpfDataplane {

@@ -43,6 +43,9 @@ pub struct ApplyError {
     pub source: DataplaneError,
 }
 
+/// The loader's words: its types stay in `bpf`.
+pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
 /// What can go wrong with maps, programs and links.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
@@ -86,7 +89,7 @@ pub enum DataplaneError {
     },
     /// The object could not be loaded.
     #[error("load the eBPF object")]
-    Load(#[source] Box<aya::EbpfError>),
+    Load(#[source] LoadError),
     /// A program was rejected.
     #[error("load program {program}")]
     Program {
@@ -94,7 +97,7 @@ pub enum DataplaneError {
         program: &'static str,
         /// The verifier's words.
         #[source]
-        source: Box<aya::programs::ProgramError>,
+        source: LoadError,
     },
     /// The object lacks something: it was built from other sources.
     #[error("the eBPF object has no {name}")]

@@ -11,6 +11,8 @@ use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6};
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
+use crate::model::Protocol;
+use crate::table::{Closure, EndpointSet, Frontend, FrontendKind};
 
 const ROOMY: Capacity = Capacity {
     frontends4: 256,

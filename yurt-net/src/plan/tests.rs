@@ -3,6 +3,8 @@
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
+use crate::model::Protocol;
+use crate::table::{Closure, EndpointSet, Frontend, FrontendKind};
 
 const CAPACITY: Capacity = Capacity {
     frontends4: 16,

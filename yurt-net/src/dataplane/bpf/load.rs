@@ -1,0 +1,226 @@
+//! From the embedded object to programs in the kernel, with the maps that they use.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use aya::EbpfLoader;
+use aya::programs::{CgroupSockAddr, ProgramError};
+use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
+
+use crate::dataplane::DataplaneError;
+use crate::dataplane::sys::{self, MapInfo};
+use crate::plan::Capacity;
+
+/// The programs, or nothing in a debug build without the BPF tools.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
+
+/// The object, if this binary has one.
+pub(super) fn object() -> Result<&'static [u8], DataplaneError> {
+    if OBJECT.is_empty() {
+        Err(DataplaneError::NoPrograms)
+    } else {
+        Ok(OBJECT)
+    }
+}
+
+/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
+const HOOKS: [(&str, u32); 8] = [
+    ("yurt_recvmsg4", 19),
+    ("yurt_recvmsg6", 20),
+    ("yurt_getpeer4", 29),
+    ("yurt_getpeer6", 30),
+    ("yurt_connect4", 10),
+    ("yurt_connect6", 11),
+    ("yurt_sendmsg4", 14),
+    ("yurt_sendmsg6", 15),
+];
+
+const BPF_MAP_TYPE_HASH: u32 = 1;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// A program as the kernel has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramSize {
+    /// Name.
+    pub name: &'static str,
+    /// Instructions that the verifier looked at; 0 below kernel 5.16.
+    pub verified: u32,
+    /// Size after translation, bytes.
+    pub translated: u32,
+}
+
+pub(super) struct LoadedProgram {
+    pub(super) name: &'static str,
+    pub(super) attach_type: u32,
+    pub(super) fd: OwnedFd,
+    pub(super) id: u32,
+}
+
+/// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
+/// refusal is `ECONNREFUSED`.
+pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
+    sys::raise_memlock();
+    let capacity = Capacity {
+        frontends4: 1,
+        frontends6: 1,
+        services: 1,
+        slots4: 512,
+        slots6: 512,
+    };
+    load_either(&capacity, 512, None).map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
+}
+
+fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    MapInfo {
+        map_type,
+        id: 0,
+        key_size: size(size_of::<K>()),
+        value_size: size(size_of::<V>()),
+        max_entries,
+        map_flags,
+    }
+}
+
+pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 6] {
+    let array = BPF_MAP_TYPE_ARRAY;
+    [
+        ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
+        (
+            "yurt_fe4",
+            info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
+        ),
+        (
+            "yurt_fe6",
+            info::<FrontendKey6, u64>(BPF_MAP_TYPE_HASH, capacity.frontends6, 0),
+        ),
+        (
+            "yurt_svc",
+            info::<u32, ServiceRow>(array, capacity.services, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_slot",
+            info::<u32, Backend4>(array, capacity.slots4, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_be6",
+            info::<u32, Backend6>(array, capacity.slots6, BPF_F_MMAPABLE),
+        ),
+    ]
+}
+
+pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
+    let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
+    [
+        (
+            "yurt_peer",
+            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
+        ),
+        ("yurt_revsk", storage),
+        (
+            "yurt_netns",
+            info::<u64, abi::NetnsRow>(BPF_MAP_TYPE_HASH, 512, 0),
+        ),
+        (
+            "yurt_count",
+            info::<u32, u64>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::COUNTERS, 0),
+        ),
+    ]
+}
+
+pub(super) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
+    sys::object_get(path)
+        .and_then(|map| sys::map_info(map.as_fd()))
+        .is_ok_and(|found| MapInfo { id: 0, ..found } == *wanted)
+}
+
+pub(super) struct Pins {
+    pub(super) table: PathBuf,
+    pub(super) state: PathBuf,
+}
+
+type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
+
+/// Loads the programs with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
+/// about 6.1. The last value says which.
+pub(super) fn load_either(
+    capacity: &Capacity,
+    peers: u32,
+    pins: Option<&Pins>,
+) -> Result<(Vec<LoadedProgram>, Vec<ProgramSize>, bool), DataplaneError> {
+    match load(capacity, peers, pins, true) {
+        Ok((programs, sizes)) => Ok((programs, sizes, true)),
+        // If that was not the reason, the second error says what is.
+        Err(DataplaneError::Program { .. }) => {
+            load(capacity, peers, pins, false).map(|(programs, sizes)| (programs, sizes, false))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Loads the programs against the maps that are pinned; makes and pins those that are not.
+fn load(
+    capacity: &Capacity,
+    peers: u32,
+    pins: Option<&Pins>,
+    has_set_retval: bool,
+) -> Result<Loaded, DataplaneError> {
+    let object = object()?;
+    let mut loader = EbpfLoader::new();
+    for (name, info) in table_maps(capacity) {
+        loader.map_max_entries(name, info.max_entries);
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.table.join(name));
+        }
+    }
+    for (name, info) in state_maps(peers) {
+        if info.max_entries > 0 {
+            loader.map_max_entries(name, info.max_entries);
+        }
+        if let Some(pins) = pins {
+            loader.map_pin_path(name, pins.state.join(name));
+        }
+    }
+    let has_set_retval = u32::from(has_set_retval);
+    let peer_mask = peers - 1;
+    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
+    loader.override_global("PEER_MASK", &peer_mask, true);
+    let mut object = loader
+        .load(object)
+        .map_err(|error| DataplaneError::Load(Box::new(error)))?;
+    let mut programs = Vec::with_capacity(HOOKS.len());
+    let mut sizes = Vec::with_capacity(HOOKS.len());
+    for (name, attach_type) in HOOKS {
+        let program = object
+            .program_mut(name)
+            .ok_or(DataplaneError::Missing { name })?;
+        let failed = |source: ProgramError| DataplaneError::Program {
+            program: name,
+            source: Box::new(source),
+        };
+        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
+        program.load().map_err(failed)?;
+        let info = program.info().map_err(failed)?;
+        sizes.push(ProgramSize {
+            name,
+            verified: info.verified_instruction_count().unwrap_or_default(),
+            translated: info.size_translated().unwrap_or_default(),
+        });
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        let fd = fd.map_err(|source| DataplaneError::Link {
+            operation: "keep",
+            program: name,
+            source,
+        })?;
+        programs.push(LoadedProgram {
+            name,
+            attach_type,
+            fd,
+            id: info.id(),
+        });
+    }
+    Ok((programs, sizes))
+}

@@ -1,0 +1,175 @@
+//! The table maps: hashes by system call, arrays in our memory.
+
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use yurt_ebpf::abi::{Backend4, Backend6, Conf, PrefixSet, PublishWord, ServiceRow};
+
+use super::on_map;
+use crate::dataplane::sys::{self, MappedArray};
+use crate::dataplane::{DataplaneError, RawKey, RawTable, Write, raw_value};
+use crate::plan::{Capacity, Op};
+
+/// The table maps in use.
+pub(super) struct Table {
+    pub(super) capacity: Capacity,
+    pub(super) fe4: OwnedFd,
+    pub(super) fe6: OwnedFd,
+    pub(super) svc: MappedArray<ServiceRow>,
+    pub(super) slot: MappedArray<Backend4>,
+    pub(super) be6: MappedArray<Backend6>,
+    pub(super) conf: MappedArray<Conf>,
+}
+
+pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+    sys::object_get(&dir.join(name)).map_err(on_map("open", name))
+}
+
+fn map_array<T: Copy>(
+    dir: &Path,
+    name: &'static str,
+    length: u32,
+) -> Result<MappedArray<T>, DataplaneError> {
+    let map = open_map(dir, name)?;
+    MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
+}
+
+impl Table {
+    pub(super) fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
+        Ok(Self {
+            capacity,
+            fe4: open_map(dir, "yurt_fe4")?,
+            fe6: open_map(dir, "yurt_fe6")?,
+            svc: map_array(dir, "yurt_svc", capacity.services)?,
+            slot: map_array(dir, "yurt_slot", capacity.slots4)?,
+            be6: map_array(dir, "yurt_be6", capacity.slots6)?,
+            conf: map_array(dir, "yurt_conf", 1)?,
+        })
+    }
+
+    pub(super) fn conf_entry(&self) -> Result<*mut Conf, DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_conf",
+            index: 0,
+        };
+        Ok(self.conf.entry(0).ok_or(out_of_bounds)?.as_ptr())
+    }
+}
+
+impl RawTable for Table {
+    fn row(&self, service: u32) -> Option<ServiceRow> {
+        self.svc.read(service)
+    }
+
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        self.slot.read(slot)
+    }
+
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        self.be6.read(slot)
+    }
+
+    fn conf(&self) -> Option<Conf> {
+        self.conf.read(0)
+    }
+}
+
+impl Write for Table {
+    fn grace(&mut self) -> Result<(), DataplaneError> {
+        sys::wait_for_readers().map_err(DataplaneError::Grace)
+    }
+
+    fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
+        let conf = self.conf_entry()?;
+        // SAFETY: a valid entry of our mapping. The inactive half is read by nobody, and the switch is one word.
+        unsafe {
+            let active = AtomicU32::from_ptr(&raw mut (*conf).active_prefixes);
+            let next = (active.load(Ordering::Relaxed) & 1) ^ 1;
+            (&raw mut (*conf).prefixes[next as usize]).write_volatile(set);
+            active.store(next, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_slot",
+            index: slot,
+        };
+        self.slot
+            .write(slot, backend)
+            .then_some(())
+            .ok_or(out_of_bounds)
+    }
+
+    fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_be6",
+            index: slot,
+        };
+        self.be6
+            .write(slot, backend)
+            .then_some(())
+            .ok_or(out_of_bounds)
+    }
+
+    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_svc",
+            index: service,
+        };
+        let row = self.svc.entry(service).ok_or(out_of_bounds)?.as_ptr();
+        // SAFETY: a valid, aligned word of our mapping. Release: the slots are there before the word that shows them.
+        unsafe { AtomicU64::from_ptr(&raw mut (*row).word) }.store(word.0, Ordering::Release);
+        Ok(())
+    }
+
+    fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
+        match key {
+            RawKey::V4(key) => sys::map_update(self.fe4.as_fd(), &[key], &[value])
+                .map_err(on_map("write", "yurt_fe4")),
+            RawKey::V6(key) => sys::map_update(self.fe6.as_fd(), &[key], &[value])
+                .map_err(on_map("write", "yurt_fe6")),
+        }
+    }
+
+    fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError> {
+        match key {
+            RawKey::V4(key) => {
+                sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))
+            }
+            RawKey::V6(key) => {
+                sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))
+            }
+        }
+    }
+}
+
+impl Table {
+    /// Writes a run of new rows with one call for each family.
+    pub(super) fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+        let (mut keys4, mut values4) =
+            (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
+        let (mut keys6, mut values6) = (Vec::new(), Vec::new());
+        for op in ops {
+            let Op::PutFrontend(key, row) = op else {
+                continue;
+            };
+            let raw = RawKey::from(key);
+            let value = raw_value(&raw, row);
+            match raw {
+                RawKey::V4(key) => {
+                    keys4.push(key);
+                    values4.push(value);
+                }
+                RawKey::V6(key) => {
+                    keys6.push(key);
+                    values6.push(value);
+                }
+            }
+        }
+        sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
+        sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
+    }
+}
