@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use super::value::Keep::{self, All, Fields};
 use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
+
 use crate::model::{
     AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
     NodePool, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
@@ -42,6 +43,9 @@ pub(super) static ROOT: Keep = Fields(&[
             ("clusterIP", All),
             ("clusterIPs", All),
             ("externalIPs", All),
+            ("sessionAffinity", All),
+            ("internalTrafficPolicy", All),
+            ("externalTrafficPolicy", All),
             (
                 "ports",
                 Fields(&[
@@ -276,6 +280,7 @@ fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
         if cluster_ips.is_empty() {
             cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);
         }
+        log_what_is_not_served(spec, &name)?;
         Ok(Service {
             name,
             service_type: at(spec, "type", service_type)?,
@@ -287,6 +292,28 @@ fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
             is_proxied_elsewhere,
         })
     })
+}
+
+/// Fields that are not acted upon yet: the Service is served as if they had their defaults.
+fn log_what_is_not_served(spec: &Value<'_>, name: &NamespacedName) -> Result<(), Wrong> {
+    let defaults = [
+        ("sessionAffinity", "None"),
+        ("internalTrafficPolicy", "Cluster"),
+        ("externalTrafficPolicy", "Cluster"),
+    ];
+    let mut ignored = Vec::new();
+    for (field, default) in defaults {
+        if let Some(value) = at(spec, field, text)?
+            && !value.is_empty()
+            && value != default
+        {
+            ignored.push(format!("{field}: {value}"));
+        }
+    }
+    if !ignored.is_empty() {
+        tracing::debug!(service = %name, fields = ignored.join(", "), "not acted upon yet");
+    }
+    Ok(())
 }
 
 fn service_type(value: &Value<'_>) -> Result<ServiceType, Wrong> {
