@@ -1,5 +1,6 @@
-//! What the tests and the demo of yurt-net share: a lab of nodes and Pods made of namespaces, and
-//! the table that shows who answered whom.
+//! What the tests, the demo and the bench of yurt-net share: a lab of nodes and Pods made of
+//! namespaces, the table that shows who answered whom, and the measures of the bench.
 
+pub mod bench;
 pub mod lab;
 pub mod matrix;

@@ -1,0 +1,136 @@
+//! The few `bpf(2)` calls that the bench needs itself: a program that does nothing, and what maps cost.
+
+use std::ffi::CString;
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use anyhow::Context;
+use anyhow::Result;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+
+/// `connect4`, `sendmsg4`, `recvmsg4` and `getpeername4` of `enum bpf_attach_type`.
+const HOOKS: [u32; 4] = [10, 14, 19, 29];
+
+/// `r0 = 1; exit`: go on.
+const GO_ON: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
+
+/// Attaches a program that does nothing to every IPv4 hook that yurt-net uses. Gone with the descriptors.
+pub fn attach_empty_hooks(cgroup: &Path) -> Result<Vec<OwnedFd>> {
+    let cgroup = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
+    HOOKS
+        .into_iter()
+        .map(|hook| {
+            let program =
+                load(hook).with_context(|| format!("load an empty program for {hook}"))?;
+            attach(&program, &cgroup, hook).with_context(|| format!("attach to hook {hook}"))
+        })
+        .collect()
+}
+
+/// The head of the attributes, up to the last one that is used.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+fn load(hook: u32) -> io::Result<OwnedFd> {
+    let mut attr = LoadAttr {
+        prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        insn_cnt: 2,
+        insns: GO_ON.as_ptr().addr() as u64,
+        license: c"GPL".as_ptr().addr() as u64,
+        expected_attach_type: hook,
+        ..LoadAttr::default()
+    };
+    bpf(BPF_PROG_LOAD, &mut attr)
+}
+
+#[repr(C)]
+struct LinkAttr {
+    prog_fd: u32,
+    target_fd: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+fn attach(program: &OwnedFd, cgroup: &File, hook: u32) -> io::Result<OwnedFd> {
+    let mut attr = LinkAttr {
+        prog_fd: program.as_raw_fd().cast_unsigned(),
+        target_fd: cgroup.as_raw_fd().cast_unsigned(),
+        attach_type: hook,
+        flags: 0,
+    };
+    bpf(BPF_LINK_CREATE, &mut attr)
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    pathname: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// Bytes of kernel memory behind every map that is pinned below `dir`, by name.
+pub fn map_memory(dir: &Path) -> Result<Vec<(String, u64)>> {
+    let mut maps = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("read {}", dir.display()))? {
+        let path = entry?.path();
+        if path.is_dir() {
+            maps.extend(map_memory(&path)?);
+            continue;
+        }
+        let c_path = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = ObjectAttr {
+            pathname: c_path.as_ptr().addr() as u64,
+            fd: 0,
+            flags: 0,
+        };
+        let pin = bpf(BPF_OBJ_GET, &mut attr).with_context(|| path.display().to_string())?;
+        let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pin.as_raw_fd()))?;
+        let field = |name: &str| {
+            let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim().parse::<u64>().ok()
+        };
+        // Links have no such fields.
+        if let (Some(_), Some(bytes)) = (field("map_type:"), field("memlock:")) {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            maps.push((name.into_owned(), bytes));
+        }
+    }
+    maps.sort();
+    Ok(maps)
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
+    let attr = std::ptr::from_mut(attr);
+    // SAFETY: callers pass the structure of their command; what it points to outlives the call.
+    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}

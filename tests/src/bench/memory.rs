@@ -1,0 +1,154 @@
+//! What an agent and its maps take.
+
+use std::fs;
+use std::thread;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::bail;
+
+use super::Options;
+use super::bpf;
+use super::report::Claim;
+use super::report::Measure;
+use super::universe;
+use crate::lab::Lab;
+use crate::lab::Manifests;
+use crate::lab::Node;
+
+/// Name of the measure.
+pub const NAME: &str = "memory";
+
+const ENDPOINTS: usize = 10;
+const STEADY_FOR: Duration = Duration::from_secs(2);
+const STEADY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Takes it, on a node of its own.
+pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
+    let node = lab.node(NAME)?;
+    let mut claims = Vec::new();
+    let sizes: &[(usize, Option<f64>)] = match options.quick {
+        true => &[(1000, Some(12.0))],
+        false => &[(1000, Some(12.0)), (10_000, None)],
+    };
+    for &(services, target) in sizes {
+        let manifests = manifests(&node, services);
+        let runs = (0..options.rounds(3))
+            .map(|_| run(&node, &manifests))
+            .collect::<Result<Vec<_>>>()?;
+        let of = |field: fn(&Run) -> f64| runs.iter().map(field).collect();
+        let what = |name| format!("{name}, {services} x {ENDPOINTS}");
+        let resident = Claim::new(
+            what("resident, steady"),
+            "MB",
+            of(|run| run.process.resident),
+        );
+        claims.push(match target {
+            Some(target) => resident.at_most(target),
+            None => resident,
+        });
+        let told = [
+            ("  of which its own pages", of(|run| run.process.anonymous)),
+            ("  of which shared maps", of(|run| run.process.shared)),
+            ("resident, peak", of(|run| run.process.peak)),
+            ("kernel memory of the maps", of(|run| run.maps)),
+        ];
+        for (name, rounds) in told {
+            claims.push(Claim::new(what(name), "MB", rounds));
+        }
+    }
+    Ok(Measure {
+        name: NAME,
+        title: "Memory of an agent that follows a file",
+        method: "/proc/PID/status of a real agent once it is ready and no longer changes, and what \
+                 fdinfo says of every pinned map; services x endpoints, default flags; MB = 10^6 bytes. \
+                 Every round is an agent that starts on an empty node.",
+        unit: "",
+        series: Vec::new(),
+        claims,
+    })
+}
+
+/// Services of ten endpoints each.
+fn manifests(node: &Node, services: usize) -> Manifests {
+    let mut manifests = Manifests::new();
+    manifests.node(node).pool("bench");
+    for index in 0..services {
+        let service = manifests.service(&universe::service_name(index));
+        service.cluster_ip(&universe::cluster_ip(index).to_string());
+        service.port(80, 8080);
+        for n in 0..ENDPOINTS {
+            let ip = universe::endpoint_ip(index * ENDPOINTS + n);
+            service.add_endpoint(ip.into(), Some(node.name()), true);
+        }
+    }
+    manifests
+}
+
+/// Megabytes.
+struct Run {
+    process: Process,
+    maps: f64,
+}
+
+fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
+    let agent = universe::start_agent(node, manifests)?;
+    let process = steady(agent.pid())?;
+    let maps = bpf::map_memory(&node.bpffs().join("yurt-net"))?;
+    let bytes: u64 = maps.iter().map(|(_, bytes)| bytes).sum();
+    agent.kill9()?;
+    let cleanup = node.yurt_net(&["cleanup"])?;
+    if !cleanup.status.success() {
+        bail!("cleanup: {}", String::from_utf8_lossy(&cleanup.stderr));
+    }
+    Ok(Run {
+        process,
+        maps: f64::from(u32::try_from(bytes)?) / 1e6,
+    })
+}
+
+/// Megabytes of a process.
+#[derive(Clone, Copy, PartialEq)]
+struct Process {
+    resident: f64,
+    anonymous: f64,
+    shared: f64,
+    peak: f64,
+}
+
+impl Process {
+    fn read(pid: u32) -> Result<Self> {
+        let path = format!("/proc/{pid}/status");
+        let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kibibytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
+            let kibibytes: Option<f64> = kibibytes.and_then(|number| number.parse().ok());
+            let kibibytes = kibibytes.with_context(|| format!("no {name} in {path}"))?;
+            anyhow::Ok(kibibytes * 1024.0 / 1e6)
+        };
+        Ok(Self {
+            resident: field("VmRSS:")?,
+            anonymous: field("RssAnon:")?,
+            shared: field("RssShmem:")?,
+            peak: field("VmHWM:")?,
+        })
+    }
+}
+
+/// Waits until nothing has changed for a while.
+fn steady(pid: u32) -> Result<Process> {
+    let deadline = Instant::now() + STEADY_WITHIN;
+    let mut since = Instant::now();
+    let mut last = Process::read(pid)?;
+    while since.elapsed() < STEADY_FOR && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(100));
+        let now = Process::read(pid)?;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    Ok(last)
+}

@@ -1,0 +1,108 @@
+//! The bench: speed and size, as ratios and bounds that are measured in one run.
+//!
+//! | measure | compares |
+//! |---|---|
+//! | [`latency`] | what clients wait for, between [universes](universe) that all exist at once |
+//! | [`flips`] | who answers while endpoint sets are exchanged, with who may |
+//! | [`publish`] | the time from a compiled table to the maps, with a bound |
+//! | [`memory`] | an agent's memory, with a bound |
+//!
+//! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
+//! do. Two universes without any hook tell how far to trust them.
+
+pub mod bpf;
+pub mod flips;
+pub mod latency;
+pub mod memory;
+pub mod plot;
+pub mod publish;
+pub mod report;
+pub mod sockets;
+pub mod stats;
+pub mod tables;
+pub mod universe;
+pub mod worker;
+
+use anyhow::Result;
+
+use crate::lab::Lab;
+use report::Measure;
+use worker::Batch;
+use worker::Op;
+
+/// How much is done.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// A smoke test: numbers, but none that count.
+    pub quick: bool,
+    /// Names of measures; all when empty.
+    pub only: Vec<String>,
+}
+
+impl Options {
+    /// Whether a measure is wanted.
+    pub fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|only| only == name)
+    }
+
+    fn rounds(&self, full: usize) -> usize {
+        if self.quick {
+            full.div_ceil(50).max(3)
+        } else {
+            full
+        }
+    }
+
+    fn services(&self) -> usize {
+        if self.quick { 200 } else { 10_000 }
+    }
+
+    fn batch(&self, op: Op, samples: u32, repeats: u32) -> Batch {
+        Batch {
+            op,
+            warm_ups: 20,
+            samples: if self.quick { samples / 10 } else { samples },
+            repeats,
+        }
+    }
+}
+
+/// The names of all measures.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let others = [flips::NAME, publish::NAME, memory::NAME];
+    latency::NAMES.into_iter().chain(others)
+}
+
+/// Takes every measure that is wanted, and hands each one over when it is there. `progress` hears what is next.
+pub fn run(
+    lab: &Lab,
+    options: &Options,
+    mut progress: impl FnMut(&str),
+    mut done: impl FnMut(Measure) -> Result<()>,
+) -> Result<()> {
+    let latencies: Vec<_> = latency::NAMES
+        .into_iter()
+        .filter(|name| options.wants(name))
+        .collect();
+    if !latencies.is_empty() {
+        progress("universes");
+        let mut universes = latency::Universes::new(lab, options)?;
+        for name in latencies {
+            progress(name);
+            done(universes.measure(name, options)?)?;
+        }
+    }
+    type Take = fn(&Lab, &Options) -> Result<Measure>;
+    let others: [(&str, Take); 3] = [
+        (flips::NAME, flips::measure),
+        (publish::NAME, publish::measure),
+        (memory::NAME, memory::measure),
+    ];
+    for (name, take) in others {
+        if options.wants(name) {
+            progress(name);
+            done(take(lab, options)?)?;
+        }
+    }
+    Ok(())
+}
