@@ -7,7 +7,9 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::{agent, cli, selftest};
 
@@ -18,7 +20,14 @@ fn main() -> ExitCode {
         _ => LogFormat::Text,
     };
     let is_run = matches!(cli.command, Command::Run(_));
-    start_log(format, if is_run { "info" } else { "warn" });
+    start_log(
+        format,
+        if is_run {
+            LevelFilter::INFO
+        } else {
+            LevelFilter::WARN
+        },
+    );
     // One thread: the work is small, and every further thread costs memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -62,22 +71,25 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs to stderr: stdout belongs to results. `RUST_LOG` overrides the level.
-fn start_log(format: LogFormat, level: &str) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+/// Logs to stderr: stdout belongs to results. `RUST_LOG` overrides the level, as `debug` or `yurt_net::plan=trace,info`.
+fn start_log(format: LogFormat, level: LevelFilter) {
+    let filter = std::env::var("RUST_LOG")
+        .ok()
+        .and_then(|directives| directives.parse().ok());
+    let filter: Targets = filter.unwrap_or_else(|| Targets::new().with_default(level));
+    let is_terminal = std::io::stderr().is_terminal();
     let is_text = match format {
-        LogFormat::Auto => std::io::stderr().is_terminal(),
+        LogFormat::Auto => is_terminal,
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    if is_text {
-        log.with_target(false)
-            .with_ansi(std::io::stderr().is_terminal())
-            .init();
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let layer = if is_text {
+        layer.with_target(false).with_ansi(is_terminal).boxed()
     } else {
-        log.json().flatten_event(true).init();
-    }
+        layer.json().flatten_event(true).boxed()
+    };
+    tracing_subscriber::registry()
+        .with(layer.with_filter(filter))
+        .init();
 }

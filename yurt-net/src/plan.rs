@@ -38,10 +38,6 @@ use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
 ///
 /// If applying fails part way, `image` is wrong: observe again.
 pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
-    let mut desired = Vec::with_capacity(table.services.len() + 1);
-    desired.push(image.probe.get_or_insert_with(probe).clone());
-    desired.extend(table.services.iter().cloned());
-
     let mut planner = Planner {
         is_delta: image.table.is_some() && image.prefixes == table.cluster_prefixes,
         prefixes: &table.cluster_prefixes,
@@ -57,7 +53,7 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         refused: BTreeMap::new(),
         has_retired: false,
     };
-    planner.run(desired)
+    planner.run(&table.services)
 }
 
 struct Planner<'a> {
@@ -80,14 +76,26 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn run(&mut self, desired: Vec<Arc<ServiceEntry>>) -> Plan {
+    fn run(&mut self, desired: &[Arc<ServiceEntry>]) -> Plan {
         let old_prefixes = self.image.prefixes.clone();
-        let before = self.image.table.take().unwrap_or_default();
+        let mut table = self.image.table.take().unwrap_or_default();
         let changes = if self.is_delta {
-            changes(&before, &desired)
+            changes(&table, desired)
         } else {
-            all_new(&desired)
+            all_new(desired)
         };
+        let is_same_length = self.is_delta && changes.iter().all(Change::is_replacement);
+        if is_same_length {
+            // A table is long and a change short: clones of what did not change would be most of the work.
+            for Change { at, new, .. } in &changes {
+                if let Some(new) = new {
+                    table[*at] = new.clone();
+                }
+            }
+        } else {
+            table.clear();
+            table.extend_from_slice(desired);
+        }
         if !self.is_delta {
             // Nothing is known of the rows but what they say: all of them go, unless a unit asks for them below.
             self.deletes = self.image.frontends.keys().copied().collect();
@@ -99,16 +107,17 @@ impl Planner<'_> {
             }
         }
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
-        let (present, absent): (Vec<_>, Vec<_>) = changes.into_iter().partition(|(old, new)| {
-            old.is_some() || new.as_deref().is_some_and(|entry| self.is_present(entry))
-        });
-        for (old, new) in present.iter().chain(&absent) {
+        let (present, absent): (Vec<_>, Vec<_>) =
+            changes.into_iter().partition(|Change { old, new, .. }| {
+                old.is_some() || new.as_deref().is_some_and(|entry| self.is_present(entry))
+            });
+        for Change { old, new, .. } in present.iter().chain(&absent) {
             self.change(old.as_deref(), new.as_deref());
         }
         let is_complete = self.refused.is_empty();
         let plan = self.finish(&old_prefixes);
         // A delta starts from a table that is wholly there.
-        self.image.table = is_complete.then_some(desired);
+        self.image.table = is_complete.then_some(table);
         plan
     }
 
@@ -474,41 +483,54 @@ fn length(backends: &[SocketAddr]) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
 
-type Change = (Option<Arc<ServiceEntry>>, Option<Arc<ServiceEntry>>);
+/// A service port that is not what it was.
+struct Change {
+    /// Its place in the new table, where it is in both.
+    at: usize,
+    old: Option<Arc<ServiceEntry>>,
+    new: Option<Arc<ServiceEntry>>,
+}
 
-/// What differs between two sorted tables, old and new.
+impl Change {
+    fn is_replacement(&self) -> bool {
+        self.old.is_some() && self.new.is_some()
+    }
+}
+
+/// What differs between two sorted tables.
 fn changes(before: &[Arc<ServiceEntry>], after: &[Arc<ServiceEntry>]) -> Vec<Change> {
     let mut changes = Vec::new();
-    let (mut old, mut new) = (before.iter().peekable(), after.iter().peekable());
+    let (mut old, mut at) = (0, 0);
     loop {
-        let order = match (old.peek(), new.peek()) {
+        let order = match (before.get(old), after.get(at)) {
             (None, None) => return changes,
             (Some(_), None) => Ordering::Less,
             (None, Some(_)) => Ordering::Greater,
             (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
-                old.next();
-                new.next();
+                (old, at) = (old + 1, at + 1);
                 continue;
             }
             (Some(a), Some(b)) => a.key.cmp(&b.key),
         };
-        let removed = if order.is_le() {
-            old.next().cloned()
-        } else {
-            None
-        };
-        let added = if order.is_ge() {
-            new.next().cloned()
-        } else {
-            None
-        };
-        changes.push((removed, added));
+        let (is_old, is_new) = (order.is_le(), order.is_ge());
+        changes.push(Change {
+            at,
+            old: before.get(old).filter(|_| is_old).cloned(),
+            new: after.get(at).filter(|_| is_new).cloned(),
+        });
+        old += usize::from(is_old);
+        at += usize::from(is_new);
     }
 }
 
+/// Every service port, and the self-test's, which is in the maps before and after all others.
 fn all_new(after: &[Arc<ServiceEntry>]) -> Vec<Change> {
-    after
-        .iter()
-        .map(|entry| (None, Some(entry.clone())))
+    std::iter::once(probe())
+        .chain(after.iter().cloned())
+        .map(|entry| Change {
+            at: 0,
+            old: None,
+            new: Some(entry),
+        })
         .collect()
 }

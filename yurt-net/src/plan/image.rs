@@ -65,7 +65,6 @@ pub struct MapImage {
     pub(super) addresses: BTreeMap<IpAddr, u32>,
     /// The table that this image was planned from, when all of it is in.
     pub(super) table: Option<Vec<Arc<ServiceEntry>>>,
-    pub(super) probe: Option<Arc<ServiceEntry>>,
 }
 
 /// A map image as read from the maps; see [`MapImage::observed`].
@@ -97,7 +96,6 @@ impl MapImage {
             slots6: Space::new(capacity.slots6),
             addresses: BTreeMap::new(),
             table: None,
-            probe: None,
         }
     }
 
