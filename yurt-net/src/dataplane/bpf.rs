@@ -24,7 +24,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use yurt_ebpf::abi::{self, FrontendKey4, FrontendKey6};
+use yurt_ebpf::abi;
 
 use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial};
@@ -374,10 +374,7 @@ fn possible_cpus() -> Result<usize, DataplaneError> {
 
 impl Dataplane for BpfDataplane {
     fn observe(&self) -> Result<MapImage, DataplaneError> {
-        let rows4 = sys::map_entries::<FrontendKey4, u64>(self.table.fe4.as_fd())
-            .map_err(on_map("read", "yurt_fe4"))?;
-        let rows6 = sys::map_entries::<FrontendKey6, u64>(self.table.fe6.as_fd())
-            .map_err(on_map("read", "yurt_fe6"))?;
+        let (rows4, rows6) = self.table.rows()?;
         if self.is_staged && rows4.is_empty() && rows6.is_empty() {
             // Nobody reads these maps yet: nothing to wait for before they are written.
             return Ok(MapImage::empty(self.table.capacity));

@@ -4,12 +4,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use yurt_ebpf::abi::{Backend4, Backend6, Conf, PrefixSet, PublishWord, ServiceRow};
+use yurt_ebpf::abi::{
+    Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, PrefixSet, PublishWord, ServiceRow,
+};
 
 use super::on_map;
 use crate::dataplane::sys::{self, MappedArray};
-use crate::dataplane::{DataplaneError, RawKey, RawTable, Write, raw_value};
+use crate::dataplane::{
+    DataplaneError, RawKey, RawTable, Write, is_written4, is_written6, raw_value,
+};
 use crate::plan::{Capacity, Op};
+
+/// Rows of both families: key and value.
+pub(super) type Rows = (Vec<(FrontendKey4, u64)>, Vec<(FrontendKey6, u64)>);
 
 /// The table maps in use.
 pub(super) struct Table {
@@ -147,6 +154,21 @@ impl Write for Table {
 }
 
 impl Table {
+    /// All rows. Those that no agent writes are removed on the way: no plan could name them.
+    pub(super) fn rows(&self) -> Result<Rows, DataplaneError> {
+        let mut rows4 = sys::map_entries::<FrontendKey4, u64>(self.fe4.as_fd())
+            .map_err(on_map("read", "yurt_fe4"))?;
+        let mut rows6 = sys::map_entries::<FrontendKey6, u64>(self.fe6.as_fd())
+            .map_err(on_map("read", "yurt_fe6"))?;
+        for (key, _) in rows4.extract_if(.., |(key, _)| !is_written4(key)) {
+            sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))?;
+        }
+        for (key, _) in rows6.extract_if(.., |(key, _)| !is_written6(key)) {
+            sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))?;
+        }
+        Ok((rows4, rows6))
+    }
+
     /// Writes a run of new rows with one call for each family.
     pub(super) fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
         let (mut keys4, mut values4) =
