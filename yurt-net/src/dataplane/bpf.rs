@@ -375,11 +375,13 @@ fn possible_cpus() -> Result<usize, DataplaneError> {
 impl Dataplane for BpfDataplane {
     fn observe(&self) -> Result<MapImage, DataplaneError> {
         let (rows4, rows6) = self.table.rows()?;
+        let first_generation = self.table.first_generation;
         if self.is_staged && rows4.is_empty() && rows6.is_empty() {
             // Nobody reads these maps yet: nothing to wait for before they are written.
-            return Ok(MapImage::empty(self.table.capacity));
+            return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
         }
-        Ok(decode(self.table.capacity, &rows4, &rows6, &self.table))
+        let image = decode(self.table.capacity, &rows4, &rows6, &self.table);
+        Ok(image.counting_from(first_generation))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

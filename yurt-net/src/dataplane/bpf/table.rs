@@ -27,6 +27,8 @@ pub(super) struct Table {
     pub(super) slot: MappedArray<Backend4>,
     pub(super) be6: MappedArray<Backend6>,
     pub(super) conf: MappedArray<Conf>,
+    /// Where these maps start to count generations.
+    pub(super) first_generation: u16,
 }
 
 pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
@@ -42,8 +44,17 @@ fn map_array<T: Copy>(
     MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
 }
 
+/// A start for the generations of a map, other than those of the maps before it: the kernel numbers maps, and this
+/// constant (2^16 over the golden ratio) keeps the starts of the next two hundred far apart.
+fn first_generation(map_id: u32) -> u16 {
+    let [a, b, ..] = map_id.wrapping_mul(40_503).to_le_bytes();
+    u16::from_le_bytes([a, b])
+}
+
 impl Table {
     pub(super) fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
+        let svc = sys::map_info(open_map(dir, "yurt_svc")?.as_fd());
+        let svc = svc.map_err(on_map("inspect", "yurt_svc"))?;
         Ok(Self {
             capacity,
             fe4: open_map(dir, "yurt_fe4")?,
@@ -52,6 +63,7 @@ impl Table {
             slot: map_array(dir, "yurt_slot", capacity.slots4)?,
             be6: map_array(dir, "yurt_be6", capacity.slots6)?,
             conf: map_array(dir, "yurt_conf", 1)?,
+            first_generation: first_generation(svc.id),
         })
     }
 
@@ -193,5 +205,22 @@ impl Table {
         }
         sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
         sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_made_after_each_other_count_generations_from_far_apart() {
+        let start = first_generation(4242);
+        for later in 1..200 {
+            let distance = first_generation(4242 + later).wrapping_sub(start);
+            assert!(
+                (200..=u16::MAX - 200).contains(&distance),
+                "{later}: {distance}"
+            );
+        }
     }
 }
