@@ -55,6 +55,7 @@ use anyhow::anyhow;
 use anyhow::bail;
 
 pub use agent::Agent;
+pub use agent::program as agent_program;
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::Node;

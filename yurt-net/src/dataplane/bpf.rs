@@ -27,7 +27,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use yurt_ebpf::abi;
 
 use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
-pub use self::load::{ProgramSize, trial};
+pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::{Table, open_map};
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
 use crate::plan::{Capacity, MapImage, Op, Plan};
