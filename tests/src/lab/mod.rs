@@ -61,6 +61,7 @@ pub use netns::Netns;
 pub use node::Node;
 pub use pod::Connection;
 pub use pod::Pod;
+pub use pod::Socket;
 pub use pod::Traffic;
 pub use protocol::Attempt;
 pub use protocol::Proto;
