@@ -13,6 +13,11 @@ const TARGET: &str = "bpfel-unknown-none";
 /// The oldest linker that reads the bitcode of the compilers above.
 const LINKER_AT_LEAST: (u32, u32) = (0, 13);
 
+/// Debug info becomes BTF. Blocks stay in the order of the source: in LLVM's own order some loops fall through to their
+/// head, and the verifier of Linux 6.1 takes a loop only where it jumps there ("back-edge from insn ..").
+const RUSTFLAGS: &str =
+    "-C debuginfo=2 -C link-arg=--btf -C link-arg=--llvm-args=-disable-block-placement";
+
 /// A way to compile for BPF.
 #[derive(Debug)]
 pub(crate) struct Toolchain {
@@ -62,7 +67,6 @@ fn object_path() -> PathBuf {
 
 /// The first toolchain that can compile for BPF, or why none can.
 pub(crate) fn toolchain() -> Result<Toolchain> {
-    let flags = "-C debuginfo=2 -C link-arg=--btf";
     let debian = match debian_version() {
         Ok(version) => {
             return Ok(Toolchain {
@@ -72,7 +76,7 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
                 cargo: Line::new("cargo build --ignore-rust-version")
                     .env("RUSTC", DEBIAN_RUSTC)
                     .env("RUSTC_BOOTSTRAP", "1")
-                    .env("RUSTFLAGS", flags),
+                    .env("RUSTFLAGS", RUSTFLAGS),
             });
         }
         Err(why) => why,
@@ -82,7 +86,8 @@ pub(crate) fn toolchain() -> Result<Toolchain> {
             return Ok(Toolchain {
                 name: "nightly with rust-src",
                 version,
-                cargo: Line::new("cargo +nightly build -Z build-std=core").env("RUSTFLAGS", flags),
+                cargo: Line::new("cargo +nightly build -Z build-std=core")
+                    .env("RUSTFLAGS", RUSTFLAGS),
             });
         }
         Err(why) => why,

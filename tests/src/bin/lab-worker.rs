@@ -9,6 +9,7 @@ use std::io;
 use std::io::BufRead;
 use std::io::Read;
 use std::io::Write;
+use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -62,6 +63,7 @@ fn serve() -> Result<()> {
 struct Worker {
     last_handle: u64,
     connections: BTreeMap<u64, Connection>,
+    sockets: BTreeMap<u64, UdpSocket>,
     traffic: BTreeMap<u64, Traffic>,
 }
 
@@ -111,6 +113,23 @@ impl Worker {
                 overlapping,
                 timeout,
             } => Reply::Datagrams(sockets::datagrams(&to, overlapping, timeout)?),
+            Request::OpenSocket { like, timeout } => {
+                let handle = self.next_handle();
+                let socket = sockets::open_socket(like, timeout)?;
+                self.sockets.insert(handle, socket);
+                Reply::Started { handle }
+            }
+            Request::SendTo { handle, to } => {
+                let socket = self.sockets.get(&handle).context("no such socket")?;
+                Reply::Sent(sockets::send_to(socket, to))
+            }
+            Request::Receive { handle } => {
+                let socket = self.sockets.get(&handle).context("no such socket")?;
+                let received = sockets::receive_from(socket);
+                let from = received.as_ref().ok().map(|(_, from)| *from);
+                let answer = received.map(|(answer, _)| answer);
+                Reply::Received { answer, from }
+            }
             Request::Hold { proto, to, timeout } => {
                 let start = Instant::now();
                 let result = Connection::open(proto, to, timeout);
@@ -128,6 +147,7 @@ impl Worker {
             }
             Request::Close { handle } => {
                 self.connections.remove(&handle);
+                self.sockets.remove(&handle);
                 Reply::Done
             }
             Request::StartTraffic {

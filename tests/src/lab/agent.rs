@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The agent's program: `$YURT_NET_BIN`, else `release/yurt-net` in the target directory that this
 /// program was built in.
-pub(super) fn program() -> Result<PathBuf> {
+pub fn program() -> Result<PathBuf> {
     let path = match std::env::var_os(PROGRAM) {
         Some(path) => PathBuf::from(path),
         None => std::env::current_exe()

@@ -55,11 +55,13 @@ use anyhow::anyhow;
 use anyhow::bail;
 
 pub use agent::Agent;
+pub use agent::program as agent_program;
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::Node;
 pub use pod::Connection;
 pub use pod::Pod;
+pub use pod::Socket;
 pub use pod::Traffic;
 pub use protocol::Attempt;
 pub use protocol::Proto;

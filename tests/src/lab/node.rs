@@ -188,10 +188,15 @@ impl Node {
     /// Starts an agent for this node. `--node`, `--source` and the directories are given; it is
     /// not waited for.
     pub fn start_agent(&self, extra: &[&str]) -> Result<Agent> {
+        self.start_agent_serving(self.cgroup(), extra)
+    }
+
+    /// As [`Self::start_agent`], for an agent that serves another cgroup than all of the node's.
+    pub fn start_agent_serving(&self, cgroup: &Path, extra: &[&str]) -> Result<Agent> {
         let place = self.child_place("agent")?;
         let mut command = self.agent_command(&place)?;
         command.args(["run", "--node", self.name(), "--source"]);
-        command.arg(self.source()).args(self.agent_flags());
+        command.arg(self.source()).args(self.agent_flags(cgroup));
         command.args(extra);
         Agent::start(&place, command, self)
     }
@@ -219,7 +224,7 @@ impl Node {
                 command.arg(self.source());
             }
             Some(&("status" | "explain" | "check" | "monitor" | "cleanup")) => {
-                command.args(self.agent_flags());
+                command.args(self.agent_flags(self.cgroup()));
             }
             _ => {}
         }
@@ -234,11 +239,11 @@ impl Node {
         format!("file:{}", self.manifests_dir().display())
     }
 
-    fn agent_flags(&self) -> Vec<String> {
+    fn agent_flags(&self, cgroup: &Path) -> Vec<String> {
         [
             ("--state-dir", self.state_dir()),
             ("--bpffs", self.bpffs()),
-            ("--cgroup", self.cgroup().to_owned()),
+            ("--cgroup", cgroup.to_owned()),
         ]
         .into_iter()
         .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])

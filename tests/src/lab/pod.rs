@@ -140,6 +140,18 @@ impl Pod {
         }
     }
 
+    /// Opens an unconnected UDP socket, for the family of the address `like`, and keeps it.
+    pub fn socket(&self, like: &str) -> Result<Socket> {
+        let (like, timeout) = (parse(like)?, TIMEOUT);
+        match self.call(&Request::OpenSocket { like, timeout })? {
+            Reply::Started { handle } => Ok(Socket {
+                pod: self.clone(),
+                handle,
+            }),
+            other => unexpected(&other),
+        }
+    }
+
     /// Opens a connection and keeps it.
     pub fn hold(&self, proto: Proto, to: &str) -> Result<Connection> {
         let request = Request::Hold {
@@ -282,6 +294,51 @@ impl Drop for Connection {
     fn drop(&mut self) {
         let handle = self.handle;
         // Where there is no worker any more there is no connection either.
+        let _ = self.pod.call(&Request::Close { handle });
+    }
+}
+
+/// An unconnected UDP socket that a Pod keeps open.
+#[derive(Debug)]
+#[must_use = "closed when dropped"]
+pub struct Socket {
+    pod: Pod,
+    handle: u64,
+}
+
+impl Socket {
+    /// Sends one datagram.
+    pub fn send(&self, to: &str) -> Result<()> {
+        let (handle, to) = (self.handle, parse(to)?);
+        match self.pod.call(&Request::SendTo { handle, to })? {
+            Reply::Sent(None) => Ok(()),
+            Reply::Sent(Some(failure)) => Err(failure).with_context(|| format!("send to {to}")),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Receives one answer: who gave it, and the address that it seems to come from.
+    pub fn receive(&self) -> Result<(String, SocketAddr)> {
+        let handle = self.handle;
+        match self.pod.call(&Request::Receive { handle })? {
+            Reply::Received { answer, from } => {
+                Ok((answer?, from.context("an answer from nowhere")?))
+            }
+            other => unexpected(&other),
+        }
+    }
+
+    /// Sends, and receives the answer.
+    pub fn ask(&self, to: &str) -> Result<(String, SocketAddr)> {
+        self.send(to)?;
+        self.receive()
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        let handle = self.handle;
+        // Where there is no worker any more there is no socket either.
         let _ = self.pod.call(&Request::Close { handle });
     }
 }

@@ -63,6 +63,25 @@ pub enum Request {
         /// Patience for each reply.
         timeout: Duration,
     },
+    /// Open an unconnected UDP socket and keep it.
+    OpenSocket {
+        /// An address of the family that it is for.
+        like: SocketAddr,
+        /// Patience for each reply.
+        timeout: Duration,
+    },
+    /// Send a datagram from a kept socket.
+    SendTo {
+        /// From [`Reply::Started`].
+        handle: u64,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Receive on a kept socket.
+    Receive {
+        /// From [`Reply::Started`].
+        handle: u64,
+    },
     /// Open a connection and keep it.
     Hold {
         /// Protocol.
@@ -259,10 +278,19 @@ pub enum Reply {
         /// How it went.
         attempt: Attempt,
     },
-    /// To `StartTraffic`.
+    /// To `StartTraffic` and `OpenSocket`.
     Started {
-        /// For `PeekTraffic` and `StopTraffic`.
+        /// For what else is asked of it.
         handle: u64,
+    },
+    /// To `SendTo`.
+    Sent(Option<Failure>),
+    /// To `Receive`.
+    Received {
+        /// Who answered, or the call that failed.
+        answer: Result<String, Failure>,
+        /// The source address that recvmsg showed.
+        from: Option<SocketAddr>,
     },
     /// The request made no sense or the machine refused it.
     Error(String),

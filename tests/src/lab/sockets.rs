@@ -275,6 +275,25 @@ fn receive(socket: &UdpSocket, replies: &mut [DatagramReply], index: usize) {
     }
 }
 
+/// An unconnected UDP socket for the family of `like`.
+pub fn open_socket(like: SocketAddr, timeout: Duration) -> Result<UdpSocket, Failure> {
+    udp_socket(like, timeout).map_err(at("bind"))
+}
+
+/// Sends one datagram.
+pub fn send_to(socket: &UdpSocket, to: SocketAddr) -> Option<Failure> {
+    socket.send_to(b"ping", to).err().map(at("send"))
+}
+
+/// Receives one answer of a server: who it is, and where it seems to come from.
+pub fn receive_from(socket: &UdpSocket) -> Result<(String, SocketAddr), Failure> {
+    let mut buffer = [0; LONGEST_DATAGRAM];
+    let (length, from) = socket.recv_from(&mut buffer).map_err(at("recv"))?;
+    let answer = String::from_utf8_lossy(&buffer[..length]);
+    let name = answer.split(' ').next().unwrap_or_default().to_owned();
+    Ok((name, from))
+}
+
 fn udp_socket(to: SocketAddr, timeout: Duration) -> io::Result<UdpSocket> {
     let any = match to {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),

@@ -24,10 +24,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use yurt_ebpf::abi::{self, FrontendKey4, FrontendKey6};
+use yurt_ebpf::abi;
 
 use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
-pub use self::load::{ProgramSize, trial};
+pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::{Table, open_map};
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
 use crate::plan::{Capacity, MapImage, Op, Plan};
@@ -374,15 +374,14 @@ fn possible_cpus() -> Result<usize, DataplaneError> {
 
 impl Dataplane for BpfDataplane {
     fn observe(&self) -> Result<MapImage, DataplaneError> {
-        let rows4 = sys::map_entries::<FrontendKey4, u64>(self.table.fe4.as_fd())
-            .map_err(on_map("read", "yurt_fe4"))?;
-        let rows6 = sys::map_entries::<FrontendKey6, u64>(self.table.fe6.as_fd())
-            .map_err(on_map("read", "yurt_fe6"))?;
+        let (rows4, rows6) = self.table.rows()?;
+        let first_generation = self.table.first_generation;
         if self.is_staged && rows4.is_empty() && rows6.is_empty() {
             // Nobody reads these maps yet: nothing to wait for before they are written.
-            return Ok(MapImage::empty(self.table.capacity));
+            return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
         }
-        Ok(decode(self.table.capacity, &rows4, &rows6, &self.table))
+        let image = decode(self.table.capacity, &rows4, &rows6, &self.table);
+        Ok(image.counting_from(first_generation))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

@@ -8,11 +8,11 @@ pub mod memory;
 mod sys;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
+use ipnetwork::{IpNetwork, Ipv4Network};
 use yurt_ebpf::abi;
 
 use crate::model::{AddressFamily, Protocol};
@@ -332,6 +332,27 @@ fn decode(
     MapImage::observed(capacity, observed)
 }
 
+fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
+    match (scope, protocol) {
+        (abi::SCOPE_ADDRESS, _) => KeyPort::Any,
+        (_, 6) => KeyPort::Port(Protocol::Tcp, u16::from_be_bytes(port_be)),
+        (_, 17) => KeyPort::Port(Protocol::Udp, u16::from_be_bytes(port_be)),
+        (_, _) => KeyPort::Port(Protocol::Sctp, u16::from_be_bytes(port_be)),
+    }
+}
+
+/// Whether an agent writes such a key: what else there is has no [`FrontendKey`] that leads back to it.
+fn is_written4(key: &abi::FrontendKey4) -> bool {
+    let parts = (key.port_be, key.protocol, key.scope);
+    key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
+}
+
+/// See [`is_written4`].
+fn is_written6(key: &abi::FrontendKey6) -> bool {
+    let parts = (key.port_be, key.protocol, key.scope);
+    key.pad == [0; 4] && key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
+}
+
 /// Address, port, protocol, scope, fingerprint of the key, value.
 type RawRow = (IpAddr, [u8; 2], u8, u8, u32, u64);
 
@@ -342,12 +363,7 @@ fn decode_row(
     table: &impl RawTable,
     observed: &mut Observed,
 ) {
-    let port = match (scope, protocol) {
-        (abi::SCOPE_ADDRESS, _) => KeyPort::Any,
-        (_, 6) => KeyPort::Port(Protocol::Tcp, u16::from_be_bytes(port_be)),
-        (_, 17) => KeyPort::Port(Protocol::Udp, u16::from_be_bytes(port_be)),
-        (_, _) => KeyPort::Port(Protocol::Sctp, u16::from_be_bytes(port_be)),
-    };
+    let port = key_port(port_be, protocol, scope);
     let value = abi::FrontendValue(value);
     let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
     let is_ours = value.fingerprint() == fingerprint;
@@ -394,24 +410,22 @@ fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> S
 
 fn decode_prefixes(conf: &abi::Conf) -> ClusterPrefixes {
     let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
-    let v4 = set
-        .v4
-        .iter()
-        .take(set.v4_len as usize)
-        .filter_map(|prefix| {
-            IpNetwork::with_netmask(IpAddr::from(prefix.addr), IpAddr::from(prefix.mask)).ok()
-        });
-    let v6 = set
-        .v6
-        .iter()
-        .take(set.v6_len as usize)
-        .filter_map(|prefix| {
-            IpNetwork::with_netmask(IpAddr::from(prefix.addr), IpAddr::from(prefix.mask)).ok()
-        });
+    let v4 = set.v4.iter().take(set.v4_len as usize);
+    let v6 = set.v6.iter().take(set.v6_len as usize);
+    let prefixes = v4
+        .map(|prefix| decode_prefix(prefix.addr.into(), prefix.mask.into()))
+        .chain(v6.map(|prefix| decode_prefix(prefix.addr.into(), prefix.mask.into())))
+        .collect();
     ClusterPrefixes {
-        prefixes: v4.chain(v6).collect(),
+        prefixes,
         are_service_cidrs: set.flags & abi::PREFIXES_ARE_SERVICE_CIDRS != 0,
     }
+}
+
+/// A mask that is none shows as a prefix that no table has, and is so replaced.
+fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
+    IpNetwork::with_netmask(address, mask)
+        .unwrap_or(IpNetwork::V4(Ipv4Network::from(Ipv4Addr::UNSPECIFIED)))
 }
 
 /// Where the writes of a plan end up; `Op` by `Op`.
@@ -450,5 +464,43 @@ trait Write {
             }
             Op::DeleteFrontend(key) => self.delete(key.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_no_agent_writes_is_told_from_those_that_it_does() {
+        let key = |port, protocol, scope| abi::FrontendKey4 {
+            addr: [10, 96, 0, 10],
+            port_be: [0, port],
+            protocol,
+            scope,
+        };
+        for (port, protocol, scope) in [(80, 6, 0), (80, 17, 0), (80, 132, 0), (0, 0, 1)] {
+            assert!(is_written4(&key(port, protocol, scope)));
+        }
+        for (port, protocol, scope) in [(80, 99, 0), (80, 6, 7), (80, 6, 1), (0, 6, 1), (0, 0, 0)] {
+            assert!(!is_written4(&key(port, protocol, scope)));
+        }
+        let padded = abi::FrontendKey6 {
+            protocol: 6,
+            pad: [0, 0, 0, 1],
+            ..abi::FrontendKey6::default()
+        };
+        assert!(!is_written6(&padded));
+    }
+
+    #[test]
+    fn a_prefix_with_a_mask_that_is_none_is_not_overlooked() {
+        let mut conf = abi::Conf::default();
+        conf.prefixes[0].v4_len = 1;
+        conf.prefixes[0].v4[0] = abi::Prefix4 {
+            addr: [10, 0, 0, 0],
+            mask: [0xff, 0, 0xff, 0],
+        };
+        assert_ne!(decode_prefixes(&conf), ClusterPrefixes::default());
     }
 }

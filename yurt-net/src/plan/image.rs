@@ -55,6 +55,8 @@ pub struct MapImage {
     pub(super) services: BTreeMap<u32, ServiceImage>,
     /// Last generation of each index that was ever published.
     generations: BTreeMap<u32, u16>,
+    /// Generation of an index that was never published.
+    first_generation: u16,
     pub(super) prefixes: ClusterPrefixes,
     /// The inactive half of the prefixes is read by nobody.
     pub(super) is_prefix_buffer_free: bool,
@@ -89,6 +91,7 @@ impl MapImage {
             row_counts: [0; 2],
             services: BTreeMap::new(),
             generations: BTreeMap::new(),
+            first_generation: 0,
             prefixes: ClusterPrefixes::default(),
             is_prefix_buffer_free: true,
             indices: Space::new(capacity.services),
@@ -123,6 +126,16 @@ impl MapImage {
         image.slots6 = used(&mut services, AddressFamily::V6, capacity.slots6);
         image.services = services;
         image
+    }
+
+    /// Counts the generations of indices that were never published from here on.
+    ///
+    /// Sockets outlive maps, and what they remember is a publish word: were every map to count from 0, a word of new
+    /// maps could be the one of another set in old maps.
+    #[must_use]
+    pub fn counting_from(mut self, generation: u16) -> Self {
+        self.first_generation = generation;
+        self
     }
 
     /// Whether both hold the same rows, services and prefixes.
@@ -202,7 +215,8 @@ impl MapImage {
     }
 
     pub(super) fn next_generation(&mut self, index: u32) -> u16 {
-        let generation = self.generations.entry(index).or_default();
+        let first = self.first_generation;
+        let generation = self.generations.entry(index).or_insert(first);
         *generation = generation.wrapping_add(1);
         *generation
     }

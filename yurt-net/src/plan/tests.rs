@@ -224,3 +224,19 @@ fn a_frontend_that_moves_between_services_is_overwritten_not_removed() {
     );
     assert_eq!(kinds(&moved), ["slots", "publish", "put"]);
 }
+
+#[test]
+fn new_maps_go_on_counting_generations_where_they_are_told_to() {
+    let web = service("web", "10.96.0.10", &["10.1.0.2:8080"]);
+    let mut image = MapImage::empty(CAPACITY).counting_from(u16::MAX - 1);
+    let planned = plan(&table(&[&web]), &mut image);
+    let generations = planned.ops.iter().filter_map(|op| match op {
+        Op::Publish { generation, .. } => Some(*generation),
+        _ => None,
+    });
+    assert!(
+        generations
+            .into_iter()
+            .all(|generation| generation == u16::MAX)
+    );
+}

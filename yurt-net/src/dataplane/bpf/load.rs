@@ -63,15 +63,24 @@ pub(super) struct LoadedProgram {
 /// refusal is `ECONNREFUSED`.
 pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
     sys::raise_memlock();
-    let capacity = Capacity {
-        frontends4: 1,
-        frontends6: 1,
-        services: 1,
-        slots4: 512,
-        slots6: 512,
-    };
-    load_either(&capacity, 512, None).map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
+    load_either(&TRIAL_CAPACITY, TRIAL_PEERS, None)
+        .map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
 }
+
+/// As [`trial`], but with `bpf_set_retval` or without it, whatever this kernel has.
+pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
+    sys::raise_memlock();
+    load(&TRIAL_CAPACITY, TRIAL_PEERS, None, has_set_retval).map(|(_, sizes)| sizes)
+}
+
+const TRIAL_PEERS: u32 = 512;
+const TRIAL_CAPACITY: Capacity = Capacity {
+    frontends4: 1,
+    frontends6: 1,
+    services: 1,
+    slots4: 512,
+    slots6: 512,
+};
 
 fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
     let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);

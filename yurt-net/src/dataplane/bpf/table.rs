@@ -4,12 +4,19 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use yurt_ebpf::abi::{Backend4, Backend6, Conf, PrefixSet, PublishWord, ServiceRow};
+use yurt_ebpf::abi::{
+    Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, PrefixSet, PublishWord, ServiceRow,
+};
 
 use super::on_map;
 use crate::dataplane::sys::{self, MappedArray};
-use crate::dataplane::{DataplaneError, RawKey, RawTable, Write, raw_value};
+use crate::dataplane::{
+    DataplaneError, RawKey, RawTable, Write, is_written4, is_written6, raw_value,
+};
 use crate::plan::{Capacity, Op};
+
+/// Rows of both families: key and value.
+pub(super) type Rows = (Vec<(FrontendKey4, u64)>, Vec<(FrontendKey6, u64)>);
 
 /// The table maps in use.
 pub(super) struct Table {
@@ -20,6 +27,8 @@ pub(super) struct Table {
     pub(super) slot: MappedArray<Backend4>,
     pub(super) be6: MappedArray<Backend6>,
     pub(super) conf: MappedArray<Conf>,
+    /// Where these maps start to count generations.
+    pub(super) first_generation: u16,
 }
 
 pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
@@ -35,8 +44,17 @@ fn map_array<T: Copy>(
     MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
 }
 
+/// A start for the generations of a map, other than those of the maps before it: the kernel numbers maps, and this
+/// constant (2^16 over the golden ratio) keeps the starts of the next two hundred far apart.
+fn first_generation(map_id: u32) -> u16 {
+    let [a, b, ..] = map_id.wrapping_mul(40_503).to_le_bytes();
+    u16::from_le_bytes([a, b])
+}
+
 impl Table {
     pub(super) fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
+        let svc = sys::map_info(open_map(dir, "yurt_svc")?.as_fd());
+        let svc = svc.map_err(on_map("inspect", "yurt_svc"))?;
         Ok(Self {
             capacity,
             fe4: open_map(dir, "yurt_fe4")?,
@@ -45,6 +63,7 @@ impl Table {
             slot: map_array(dir, "yurt_slot", capacity.slots4)?,
             be6: map_array(dir, "yurt_be6", capacity.slots6)?,
             conf: map_array(dir, "yurt_conf", 1)?,
+            first_generation: first_generation(svc.id),
         })
     }
 
@@ -147,6 +166,21 @@ impl Write for Table {
 }
 
 impl Table {
+    /// All rows. Those that no agent writes are removed on the way: no plan could name them.
+    pub(super) fn rows(&self) -> Result<Rows, DataplaneError> {
+        let mut rows4 = sys::map_entries::<FrontendKey4, u64>(self.fe4.as_fd())
+            .map_err(on_map("read", "yurt_fe4"))?;
+        let mut rows6 = sys::map_entries::<FrontendKey6, u64>(self.fe6.as_fd())
+            .map_err(on_map("read", "yurt_fe6"))?;
+        for (key, _) in rows4.extract_if(.., |(key, _)| !is_written4(key)) {
+            sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))?;
+        }
+        for (key, _) in rows6.extract_if(.., |(key, _)| !is_written6(key)) {
+            sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))?;
+        }
+        Ok((rows4, rows6))
+    }
+
     /// Writes a run of new rows with one call for each family.
     pub(super) fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
         let (mut keys4, mut values4) =
@@ -171,5 +205,22 @@ impl Table {
         }
         sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
         sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_made_after_each_other_count_generations_from_far_apart() {
+        let start = first_generation(4242);
+        for later in 1..200 {
+            let distance = first_generation(4242 + later).wrapping_sub(start);
+            assert!(
+                (200..=u16::MAX - 200).contains(&distance),
+                "{later}: {distance}"
+            );
+        }
     }
 }

@@ -1,0 +1,179 @@
+//! What is taken away under a running agent: links, its cgroup, its directory, its socket.
+
+use std::fs;
+use std::os::unix::fs::FileTypeExt as _;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use yurt_net_tests::lab::{Pod, agent_program, cgroup};
+
+use crate::kernel::Object;
+use crate::world::{CAPACITY, World, flags};
+
+const HOOKS: [&str; 8] = [
+    "yurt_recvmsg4",
+    "yurt_recvmsg6",
+    "yurt_getpeer4",
+    "yurt_getpeer6",
+    "yurt_connect4",
+    "yurt_connect6",
+    "yurt_sendmsg4",
+    "yurt_sendmsg6",
+];
+
+#[test]
+fn programs_that_were_detached_are_attached_again_while_the_agent_runs() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, client, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let _agent = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
+    let links = world.node.bpffs().join("yurt-net/links");
+    for hook in HOOKS {
+        Object::open(&links.join(hook))?.detach()?;
+    }
+    world.wait_for("the repair", || {
+        Ok(world.status()?.drift_links >= HOOKS.len())
+    })?;
+    world.expect(10, &[a, b], false)?;
+    let socket = client.socket("10.96.0.10:80")?;
+    assert_eq!(socket.ask("10.96.0.10:80")?.1, "10.96.0.10:80".parse()?);
+    assert_eq!(world.status()?.drift_links, HOOKS.len());
+
+    // A pin that is gone takes its link along.
+    fs::remove_file(links.join("yurt_connect4"))?;
+    world.wait_for("the repair", || {
+        Ok(world.status()?.drift_links > HOOKS.len())
+    })?;
+    world.expect(10, &[a, b], false)
+}
+
+#[test]
+fn programs_that_were_detached_while_no_agent_ran_are_attached_again_at_the_next_start()
+-> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    world.start_ready(&CAPACITY, &[])?.kill9()?;
+    for hook in HOOKS {
+        Object::open(&world.node.bpffs().join("yurt-net/links").join(hook))?.detach()?;
+    }
+    world.start_ready(&CAPACITY, &[])?;
+    assert!(world.status()?.adopted);
+    world.expect(10, &[a, b], false)
+}
+
+/// The process of a Pod, moved to another cgroup.
+fn move_to(pod: &Pod, cgroup: &std::path::Path) -> Result<()> {
+    for from in [pod.cgroup(), cgroup] {
+        let pids = fs::read_to_string(from.join("cgroup.procs"))?;
+        for pid in pids.lines() {
+            fs::write(cgroup.join("cgroup.procs"), pid)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_that_was_removed_and_made_again_is_served_again() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, client, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let served = world.node.cgroup().join("served");
+    fs::create_dir(&served)?;
+    let flags = flags(&CAPACITY);
+    let mut flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    flags.extend(["--drift-interval", "1"]);
+    let agent = world.node.start_agent_serving(&served, &flags)?;
+    world.wait_ready(&agent)?;
+    move_to(client, &served)?;
+    world.expect(10, &[a, b], false)?;
+
+    let outside = world.node.cgroup().join("outside");
+    fs::create_dir(&outside)?;
+    let worker = fs::read_to_string(served.join("cgroup.procs"))?;
+    fs::write(outside.join("cgroup.procs"), worker.trim())?;
+    cgroup::remove(&served)?;
+    fs::create_dir(&served)?;
+    fs::write(served.join("cgroup.procs"), worker.trim())?;
+    world.wait_for("the repair", || {
+        Ok(world.status()?.drift_links >= HOOKS.len())
+    })?;
+    world.expect(10, &[a, b], false)
+}
+
+#[test]
+fn services_outlive_the_agents_own_cgroup() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    world.start_ready(&CAPACITY, &[])?.kill9()?;
+    cgroup::remove(&world.node.cgroup().join("agent"))?;
+    world.expect(10, &[a, b], false)
+}
+
+#[test]
+fn a_private_cgroup_namespace_is_refused_with_the_remedy() -> Result<()> {
+    let world = World::new()?;
+    let program = agent_program()?.display().to_string();
+    let bpffs = world.node.bpffs().display().to_string();
+    let host = world.node.host()?;
+    let arguments = ["--cgroup", program.as_str(), "check", "--bpffs", &bpffs];
+    let output = host.output("/usr/bin/unshare", &arguments)?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(said.contains("FAILED   cgroup2"), "{said}");
+    assert!(said.contains("mount the host's /sys/fs/cgroup"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_state_directory_that_is_deleted_costs_the_socket_and_nothing_else() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, c, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    fs::remove_dir_all(world.node.state_dir())?;
+    assert!(world.status().is_err());
+    world.node.apply(&world.web([b, c]))?;
+    world.converges(10, &[b, c])?;
+    assert_eq!(agent.terminate()?.code(), Some(0));
+    world.start_ready(&CAPACITY, &[])?;
+    world.expect(10, &[b, c], false)
+}
+
+#[test]
+fn the_socket_of_a_dead_agent_is_replaced() -> Result<()> {
+    let world = World::new()?;
+    world.node.apply(&world.web([&world.a]))?;
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    agent.kill9()?;
+    let socket = world.node.state_dir().join("agent.sock");
+    assert!(fs::metadata(&socket)?.file_type().is_socket());
+    assert!(world.status().is_err());
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    assert_eq!(world.status()?.pid, agent.pid());
+    // Even where something else lies in its place.
+    agent.kill9()?;
+    fs::remove_file(&socket)?;
+    fs::write(&socket, "not a socket")?;
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    assert_eq!(world.status()?.pid, agent.pid());
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_is_refused_and_named_and_the_first_goes_on() -> Result<()> {
+    let world = World::new()?;
+    world.node.apply(&world.web([&world.a]))?;
+    let first = world.start_ready(&CAPACITY, &[])?;
+    let pins = world.pins()?;
+    let second = world.start(&CAPACITY, &[])?;
+    assert_eq!(second.wait(Duration::from_secs(10))?.code(), Some(1));
+    let log = world.node.agent_log();
+    let named = format!("pid {}", first.pid());
+    assert!(log.contains(&named), "{named} in {log}");
+    let status = world.status().context("the first agent's socket")?;
+    assert_eq!(status.pid, first.pid());
+    assert_eq!(world.pins()?, pins);
+    world.expect(10, &[&world.a], false)
+}

@@ -1,0 +1,12 @@
+//! Restarts: whatever happens to the agent, and whatever it finds when it starts, clients go on being served.
+//!
+//! Real sockets on a node of the lab, whose agent is killed, started with other flags, or has its pins damaged. Needs
+//! root.
+
+mod capacity;
+mod damage;
+mod drift;
+mod kernel;
+mod kills;
+mod prefixes;
+mod world;

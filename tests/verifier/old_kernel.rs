@@ -1,0 +1,145 @@
+//! Debian's 6.1 kernel, booted under qemu with nothing in it but busybox and the agent.
+//!
+//! Every program is loaded there, a Service is served, and one without endpoints is refused. No network, no disk: the
+//! agent and its manifests are in the initramfs, and what happens is read from the serial console.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use yurt_net_tests::lab;
+
+use crate::cpio::Archive;
+
+/// Names the kernel to boot instead of the one that `cargo xtask setup --kernel` fetches.
+const KERNEL: &str = "YURT_OLD_KERNEL";
+const REMEDY: &str = "run `cargo xtask setup --kernel`";
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const INIT: &str = include_str!("init.sh");
+const MANIFESTS: &str = include_str!("old_kernel.yaml");
+
+#[test]
+fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()> {
+    let console = boot(&initramfs()?)?;
+    // The last lines are what an engineer wants to see of a failure.
+    let said = |line: &str| console.lines().any(|said| said.trim_end() == line);
+    assert!(
+        said("YURT done"),
+        "the guest did not get to its end:\n{console}"
+    );
+    for line in [
+        "YURT check ok",
+        "YURT ready",
+        "YURT served tcp4: hello",
+        "YURT refused",
+    ] {
+        assert!(said(line), "no {line:?} in:\n{console}");
+    }
+    eprintln!("{console}");
+    Ok(())
+}
+
+fn boot(initramfs: &[u8]) -> Result<String> {
+    let kernel = kernel()?;
+    let dir = tempfile::tempdir()?;
+    let [initrd, console] = ["initrd", "console"].map(|name| dir.path().join(name));
+    fs::write(&initrd, initramfs)?;
+    let mut qemu = Command::new("qemu-system-x86_64")
+        .args([
+            "-accel",
+            "tcg",
+            "-m",
+            "512",
+            "-nographic",
+            "-no-reboot",
+            "-nic",
+            "none",
+        ])
+        .args([OsStr::new("-kernel"), kernel.as_os_str()])
+        .args([OsStr::new("-initrd"), initrd.as_os_str()])
+        .args(["-append", "console=ttyS0 panic=-1 quiet"])
+        .stdin(Stdio::null())
+        .stdout(File::create(&console)?)
+        .stderr(File::create(dir.path().join("stderr"))?)
+        .spawn()
+        .with_context(|| format!("start qemu-system-x86_64; {REMEDY}"))?;
+    let deadline = Instant::now() + PATIENCE;
+    let status = loop {
+        if let Some(status) = qemu.try_wait()? {
+            break Some(status);
+        }
+        if Instant::now() > deadline {
+            qemu.kill()?;
+            qemu.wait()?;
+            break None;
+        }
+        thread::sleep(Duration::from_millis(20));
+    };
+    let said = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
+    match status {
+        Some(status) if status.success() => Ok(said),
+        Some(status) => {
+            let complaint = fs::read_to_string(dir.path().join("stderr"))?;
+            bail!("qemu: {status}\n{complaint}\n{said}")
+        }
+        None => bail!("the guest still runs after {PATIENCE:?}:\n{said}"),
+    }
+}
+
+fn kernel() -> Result<PathBuf> {
+    let path = match std::env::var_os(KERNEL) {
+        Some(path) => PathBuf::from(path),
+        None => Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/kernels/6.1/vmlinuz"),
+    };
+    ensure!(path.is_file(), "no kernel at {}; {REMEDY}", path.display());
+    Ok(path)
+}
+
+/// Busybox, the agent and the libraries that it is linked with, at the paths that they have here.
+fn initramfs() -> Result<Vec<u8>> {
+    let mut archive = Archive::new();
+    for directory in ["bin", "dev", "proc", "sys", "run", "manifests"] {
+        archive.directory(directory);
+    }
+    let busybox = ["/usr/bin/busybox", "/bin/busybox"]
+        .into_iter()
+        .find(|path| Path::new(path).exists())
+        .with_context(|| format!("no busybox; {REMEDY}"))?;
+    archive.file("bin/busybox", &fs::read(busybox)?);
+    let agent = lab::agent_program()?;
+    archive.file("bin/yurt-net", &fs::read(&agent)?);
+    let mut directories = Vec::new();
+    for library in libraries(&agent)? {
+        for directory in Path::new(&library).ancestors().skip(1) {
+            let directory = directory.display().to_string();
+            if directory != "/" && !directories.contains(&directory) {
+                directories.push(directory);
+            }
+        }
+        directories.sort();
+    }
+    for directory in &directories {
+        archive.directory(directory);
+    }
+    for library in libraries(&agent)? {
+        archive.file(&library, &fs::read(&library)?);
+    }
+    archive.file("manifests/cluster.yaml", MANIFESTS.as_bytes());
+    archive.file("init", INIT.as_bytes());
+    Ok(archive.finish())
+}
+
+/// What `ldd` lists: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)`, and the loader by its path.
+fn libraries(program: &Path) -> Result<Vec<String>> {
+    let output = Command::new("ldd").arg(program).output().context("ldd")?;
+    Ok(String::from_utf8(output.stdout)?
+        .lines()
+        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
+        .map(str::to_owned)
+        .collect())
+}
