@@ -51,7 +51,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
         });
         let told = [
             ("  of which its own pages", of(|run| run.process.anonymous)),
-            ("  of which shared maps", of(|run| run.process.shared)),
+            ("  of which programs and libraries", of(|run| run.files)),
+            ("  of which mapped maps", of(|run| run.mapped)),
             ("resident, peak", of(|run| run.process.peak)),
             ("kernel memory of the maps", of(|run| run.maps)),
         ];
@@ -90,12 +91,15 @@ fn manifests(node: &Node, services: usize) -> Manifests {
 /// Megabytes.
 struct Run {
     process: Process,
+    files: f64,
+    mapped: f64,
     maps: f64,
 }
 
 fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
     let agent = universe::start_agent(node, manifests)?;
     let process = steady(agent.pid())?;
+    let [files, mapped] = file_pages(agent.pid())?;
     let maps = bpf::map_memory(&node.bpffs().join("yurt-net"))?;
     let bytes: u64 = maps.iter().map(|(_, bytes)| bytes).sum();
     agent.kill9()?;
@@ -105,6 +109,8 @@ fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
     }
     Ok(Run {
         process,
+        files,
+        mapped,
         maps: f64::from(u32::try_from(bytes)?) / 1e6,
     })
 }
@@ -114,7 +120,6 @@ fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
 struct Process {
     resident: f64,
     anonymous: f64,
-    shared: f64,
     peak: f64,
 }
 
@@ -132,10 +137,36 @@ impl Process {
         Ok(Self {
             resident: field("VmRSS:")?,
             anonymous: field("RssAnon:")?,
-            shared: field("RssShmem:")?,
             peak: field("VmHWM:")?,
         })
     }
+}
+
+/// Megabytes of what is mapped from files, and of the kernel's maps in the process's memory.
+fn file_pages(pid: u32) -> Result<[f64; 2]> {
+    let path = format!("/proc/{pid}/smaps");
+    let smaps = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+    let [mut files, mut mapped] = [0.0; 2];
+    let mut name = "";
+    for line in smaps.lines() {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields.as_slice() {
+            // 5581c000-5582d000 r-xp 00012000 08:01 4242 /usr/bin/yurt-net
+            [range, _, _, _, _, rest @ ..] if range.contains('-') => {
+                name = rest.first().copied().unwrap_or_default();
+            }
+            ["Rss:", kibibytes, "kB"] => {
+                let size = kibibytes.parse::<f64>()? * 1024.0 / 1e6;
+                match name {
+                    _ if name.contains("bpf") => mapped += size,
+                    _ if name.starts_with('/') => files += size,
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok([files, mapped])
 }
 
 /// Waits until nothing has changed for a while.

@@ -85,11 +85,8 @@ pub fn run(
         .filter(|name| options.wants(name))
         .collect();
     if !latencies.is_empty() {
-        progress("universes");
-        let mut universes = latency::Universes::new(lab, options)?;
-        for name in latencies {
-            progress(name);
-            done(universes.measure(name, options)?)?;
+        for measure in latency::measure(lab, options, &latencies, &mut progress)? {
+            done(measure)?;
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;

@@ -78,6 +78,13 @@ fn quantile(sorted: &[f64], at: f64) -> f64 {
 pub struct Random(pub u64);
 
 impl Random {
+    /// Puts a series into another order.
+    pub fn shuffle<T>(&mut self, series: &mut [T]) {
+        for end in (1..series.len()).rev() {
+            series.swap(end, self.below(end + 1));
+        }
+    }
+
     /// A number below `bound`; 0 when that is 0.
     #[expect(
         clippy::cast_possible_truncation,

@@ -49,6 +49,7 @@ pub enum Between {
 pub struct Universe {
     worker: Worker,
     _hooks: Vec<OwnedFd>,
+    agent: Option<Agent>,
     /// Hold their network namespaces.
     _pods: [Pod; 2],
 }
@@ -63,6 +64,7 @@ impl Universe {
         // A server that is not bound to one address answers from its first.
         let mut dial_udp = direct[0];
         let mut hooks = Vec::new();
+        let mut agent = None;
         match between {
             Between::Nothing => {}
             Between::EmptyHooks => hooks = bpf::attach_empty_hooks(node.cgroup())?,
@@ -84,7 +86,7 @@ impl Universe {
                 udp.cluster_ip(&cluster_ip(count).to_string());
                 udp.udp_port(SERVICE_PORT, SERVER_PORT);
                 udp.add_endpoint((*dial_udp.ip()).into(), Some(node.name()), true);
-                start_agent(&node, &manifests)?;
+                agent = Some(start_agent(&node, &manifests)?);
                 dial_udp = SocketAddrV4::new(cluster_ip(count), SERVICE_PORT);
                 dial = vec![SocketAddrV4::new(cluster_ip(middle), SERVICE_PORT)];
             }
@@ -100,6 +102,7 @@ impl Universe {
         Ok(Self {
             worker: Worker::start(&client, &Task::Batches(ends))?,
             _hooks: hooks,
+            agent,
             _pods: [client, server],
         })
     }
@@ -107,6 +110,15 @@ impl Universe {
     /// Runs a batch; nanoseconds of each sample.
     pub fn run(&mut self, batch: Batch) -> Result<Vec<f64>> {
         self.worker.call(batch)
+    }
+}
+
+impl Drop for Universe {
+    fn drop(&mut self) {
+        // The lab would end it too, later: by then it would have disturbed others.
+        if let Some(agent) = self.agent.take() {
+            let _ = agent.kill9();
+        }
     }
 }
 
