@@ -28,6 +28,8 @@ pub(crate) fn agent() -> Result<PathBuf> {
 pub(crate) fn exec_in_lab(program: &str, args: Vec<String>) -> Result<()> {
     setup::ensure(&[Need::Ebpf, Need::Lab])?;
     let agent = agent()?;
+    // The lab runs its worker from beside the program.
+    Line::new("cargo build --release -p yurt-net-tests --bins").run()?;
     let line = Line::new("cargo run --release -p yurt-net-tests --bin").arg(program);
     match line
         .arg("--")

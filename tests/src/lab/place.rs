@@ -27,6 +27,7 @@ use anyhow::bail;
 use super::Core;
 use super::netns;
 use super::netns::Netns;
+use super::signals;
 
 /// A network namespace and a cgroup of a lab.
 #[derive(Clone, Debug)]
@@ -51,6 +52,7 @@ impl Place {
         let parent = process::id();
         let enter = move || {
             die_with(parent)?;
+            signals::unblock()?;
             // 0 is the writer itself.
             (&procs).write_all(b"0")?;
             netns::enter(netns.raw_fd())

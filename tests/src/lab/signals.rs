@@ -1,5 +1,6 @@
 //! Ctrl-C and SIGTERM remove every lab of this process before it ends.
 
+use std::io;
 use std::process;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -30,6 +31,19 @@ pub(super) fn register(core: &Arc<Core>) {
 /// Whether a signal came and the labs are going: errors that follow are of no interest.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
+}
+
+/// Undoes the blocking for this thread: to be called in a child before it becomes another program, which would
+/// inherit it and never hear of SIGTERM.
+pub(super) fn unblock() -> io::Result<()> {
+    // SAFETY: a zeroed sigset_t is a valid one, and sigemptyset initializes it anyway.
+    let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the pointers are to that live set; a null old set is allowed.
+    let result = unsafe {
+        libc::sigemptyset(&raw mut none);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP remove all labs and end the process with 130. To be called
