@@ -114,7 +114,10 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
         }
         Choice::Refuse(reason) => refuse(reason),
         Choice::Pass => {
-            sock.dialled_directly(protocol, &mapped(addr));
+            // Not for what a connected socket sends to where it is connected.
+            if call == Call::Connect || !sock.is_mapped_peer(addr) {
+                sock.dialled_directly(protocol, &mapped(addr));
+            }
             ALLOW
         }
     }
@@ -441,6 +444,27 @@ impl Sock<'_> {
                 unsafe { *entry = TcpPeer::new(cookie, vip, vip_port_be, backend) };
             }
         }
+    }
+
+    /// Whether this is an IPv6 socket that is connected to an IPv4-mapped `addr`. Its plain sends come through
+    /// `sendmsg4` with the address of its peer, as if the program had named it.
+    #[inline(always)]
+    fn is_mapped_peer(&self, addr: [u8; 4]) -> bool {
+        const AF_INET6: u32 = 10;
+        const TCP_ESTABLISHED: u32 = 1;
+        // SAFETY: the kernel sets the pointer to the socket of the call, which outlives the program.
+        let (family, state, peer) = unsafe {
+            let sk = (*self.0.sock_addr).__bindgen_anon_1.sk;
+            if sk.is_null() {
+                return false;
+            }
+            (
+                core::ptr::read_volatile(&raw const (*sk).family),
+                core::ptr::read_volatile(&raw const (*sk).state),
+                core::ptr::read_volatile(&raw const (*sk).dst_ip4),
+            )
+        };
+        family == AF_INET6 && state == TCP_ESTABLISHED && peer == u32::from_ne_bytes(addr)
     }
 
     /// A UDP socket dialled something that is no Service: perhaps the backend of one.

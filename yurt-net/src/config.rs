@@ -331,7 +331,14 @@ pub fn cgroup(place: &PlaceArgs) -> Result<PathBuf, ConfigError> {
         return Ok(path.clone());
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(ConfigError::Mounts)?;
-    find_cgroup(&mounts)
+    let mount_point = find_cgroup(&mounts)?;
+    // A mount made inside a private cgroup namespace calls its own part "/" too, but only the hierarchy's
+    // real root has no events.
+    if mount_point.join("cgroup.events").exists() {
+        let root = "of a private cgroup namespace".to_owned();
+        return Err(ConfigError::PrivateCgroup { mount_point, root });
+    }
+    Ok(mount_point)
 }
 
 /// Finds the mount in a `/proc/self/mountinfo`: `36 35 0:30 ROOT MOUNT-POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS`.

@@ -15,6 +15,9 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
 use crate::policy::NodeView;
 
+/// Addresses seldom change alone.
+const BURST: Duration = Duration::from_millis(100);
+
 /// Talking to the kernel about addresses and routes.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
@@ -36,6 +39,8 @@ pub enum NodeError {
 pub struct NodeWatch {
     handle: Handle,
     events: tokio::sync::mpsc::Receiver<()>,
+    /// Something has changed; the burst is taken to be over then.
+    due: Option<tokio::time::Instant>,
     tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
@@ -61,17 +66,24 @@ impl NodeWatch {
         Ok(Self {
             handle,
             events,
+            due: None,
             tasks: [connection, relay],
         })
     }
 
     /// Waits for a change, and until a burst of them is over. Cancel safe.
     pub async fn changed(&mut self) {
-        if self.events.recv().await.is_none() {
-            // The socket is gone, which only happens at exit: nothing will ever change.
-            std::future::pending::<()>().await;
+        if self.due.is_none() {
+            if self.events.recv().await.is_none() {
+                // The socket is gone, which only happens at exit: nothing will ever change.
+                std::future::pending::<()>().await;
+            }
+            self.due = Some(tokio::time::Instant::now() + BURST);
         }
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        if let Some(due) = self.due {
+            tokio::time::sleep_until(due).await;
+            self.due = None;
+        }
     }
 
     /// Addresses on interfaces, and the sources of the default routes.

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, UNIX_EPOCH};
 
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until};
 
 use super::SourceError;
 use super::decode::{self, Format, Names};
@@ -67,6 +67,18 @@ pub struct FileSource {
     is_dirty: bool,
     watch: Watching,
     next_poll: Option<Instant>,
+    /// Kept here, so that a wait that is cancelled goes on where it was.
+    settling: Option<Settling>,
+}
+
+/// How far the wait for the end of a change has come.
+struct Settling {
+    /// It is given up then.
+    deadline: Instant,
+    /// Without another event the tree is looked at then.
+    quiet_at: Instant,
+    /// The tree at the last look.
+    before: Option<Scan>,
 }
 
 enum Watching {
@@ -96,6 +108,7 @@ impl FileSource {
             is_dirty: false,
             watch: Watching::NotYet,
             next_poll: None,
+            settling: None,
         }
     }
 
@@ -255,20 +268,35 @@ impl FileSource {
 
     /// Waits until nothing happens any more, by the events and by the tree itself.
     async fn settle(&mut self) {
-        let deadline = Instant::now() + SETTLED_AT_LAST;
-        let mut before = Scan::take(&self.root).ok();
-        while Instant::now() < deadline {
-            let is_quiet = timeout(SETTLED_AFTER, events(&mut self.watch))
-                .await
-                .is_err();
-            if is_quiet && !self.is_being_written() {
-                let after = Scan::take(&self.root).ok();
-                if after == before {
-                    break;
+        loop {
+            let now = Instant::now();
+            let root = &self.root;
+            let settling = self.settling.get_or_insert_with(|| Settling {
+                deadline: now + SETTLED_AT_LAST,
+                quiet_at: now + SETTLED_AFTER,
+                before: Scan::take(root).ok(),
+            });
+            if now >= settling.deadline {
+                break;
+            }
+            tokio::select! {
+                biased;
+                _ = events(&mut self.watch) => {}
+                () = sleep_until(settling.quiet_at) => {
+                    if !self.is_being_written() {
+                        let after = Scan::take(&self.root).ok();
+                        let before = self.settling.as_mut().map(|settling| &mut settling.before);
+                        if before.is_some_and(|before| std::mem::replace(before, after.clone()) == after) {
+                            break;
+                        }
+                    }
                 }
-                before = after;
+            }
+            if let Some(settling) = &mut self.settling {
+                settling.quiet_at = Instant::now() + SETTLED_AFTER;
             }
         }
+        self.settling = None;
     }
 
     fn is_being_written(&self) -> bool {

@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 
 use proptest::prelude::*;
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use super::*;
 use crate::model::{NamespacedName, Rejection, Service};

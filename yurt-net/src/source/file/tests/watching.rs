@@ -30,6 +30,22 @@ async fn the_swap_of_a_config_map_is_seen_as_a_whole() {
     }
 }
 
+#[tokio::test]
+async fn a_wait_that_is_cancelled_again_and_again_still_sees_a_change() {
+    let mut lab = Lab::new(&[("a.yaml", &service("a", 1))]);
+    lab.load();
+    lab.stays_quiet(Duration::from_millis(150)).await;
+    lab.rename("a.yaml", &service("a", 2));
+    let is_seen = async {
+        while timeout(Duration::from_millis(10), lab.source.changed())
+            .await
+            .is_err()
+        {}
+    };
+    let within = timeout(Duration::from_secs(3), is_seen).await;
+    assert!(within.is_ok(), "every cancelled wait began anew");
+}
+
 /// What happened, and how.
 type Change = (&'static str, fn(&Lab));
 
