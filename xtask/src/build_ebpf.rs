@@ -47,7 +47,7 @@ pub(crate) fn run() -> Result<()> {
         )?;
     let built = root().join(format!("target/bpf-build/{TARGET}/bpf/yurt-ebpf"));
     let object = object_path();
-    publish(&built, &object)?;
+    publish(&strip(built)?, &object)?;
 
     let size = fs::metadata(&object)?.len();
     let sum = Line::new("sha256sum").arg(&object).output();
@@ -58,6 +58,30 @@ pub(crate) fn run() -> Result<()> {
         sum.unwrap_or("unknown (no sha256sum)")
     ));
     Ok(())
+}
+
+/// Leaves the debug information out, which is four fifths of the object and of no use to the kernel; BTF stays.
+fn strip(built: PathBuf) -> Result<PathBuf> {
+    let objcopy = [
+        "/usr/lib/llvm-22/bin/llvm-objcopy",
+        "llvm-objcopy-22",
+        "llvm-objcopy",
+    ]
+    .into_iter()
+    .find(|tool| Line::new(tool).arg("--version").output().is_ok());
+    let Some(objcopy) = objcopy else {
+        say(
+            "build-ebpf: no llvm-objcopy (Debian: llvm-22): the object keeps its debug information",
+        );
+        return Ok(built);
+    };
+    let stripped = built.with_extension("stripped");
+    Line::new(objcopy)
+        .arg("--strip-debug")
+        .arg(&built)
+        .arg(&stripped)
+        .run()?;
+    Ok(stripped)
 }
 
 /// Where the agent's build script looks for the object.

@@ -43,7 +43,11 @@ pub(super) fn unblock() -> io::Result<()> {
         libc::sigemptyset(&raw mut none);
         libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut())
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(result)) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::from_raw_os_error(result))
+    }
 }
 
 /// From now on SIGINT, SIGTERM and SIGHUP remove all labs and end the process with 130. To be called

@@ -135,7 +135,7 @@ impl BpfDataplane {
         let table = Table::open(options.capacity, dir)?;
         let count = open_map(&state, "yurt_count")?;
         let is_staged = !is_adopted;
-        let dataplane = Self {
+        Ok(Self {
             options,
             root,
             _lock: lock,
@@ -145,9 +145,7 @@ impl BpfDataplane {
             sizes,
             has_set_retval,
             is_staged,
-        };
-        dataplane.write_switches()?;
-        Ok(dataplane)
+        })
     }
 
     /// The pins of an earlier agent were taken over.
@@ -178,8 +176,11 @@ impl BpfDataplane {
         Ok(())
     }
 
-    /// Attaches what is not attached, swaps in what is not ours; returns the names of the programs concerned.
+    /// Attaches what is not attached, swaps in what is not ours, sets the switches again; returns the names of the
+    /// programs concerned.
     pub fn repair(&self) -> Result<Vec<&'static str>, DataplaneError> {
+        create_dir(&self.root.join("links"))?;
+        self.write_switches()?;
         let path = &self.options.cgroup;
         let cgroup = File::open(path).map_err(at("open cgroup", path))?;
         let cgroup_id = cgroup.metadata().map_err(at("open cgroup", path))?.st_ino();
