@@ -25,7 +25,7 @@ pub(crate) static FE6: HashMap<FrontendKey6, u64> = HashMap::with_max_entries(81
 pub(crate) static SVC: Array<ServiceRow> = Array::with_max_entries(16384, BPF_F_MMAPABLE);
 /// IPv4 backends: one contiguous sorted range for each endpoint set.
 #[map(name = "yurt_slot")]
-pub(crate) static SLOT: Array<Backend4> = Array::with_max_entries(65536, BPF_F_MMAPABLE);
+pub(crate) static SLOT: Array<Backend4> = Array::with_max_entries(32768, BPF_F_MMAPABLE);
 /// IPv6 backends, likewise.
 #[map(name = "yurt_be6")]
 pub(crate) static BE6: Array<Backend6> = Array::with_max_entries(8192, BPF_F_MMAPABLE);

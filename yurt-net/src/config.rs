@@ -155,7 +155,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_services: u32,
     /// IPv4 endpoints, and room for those of the largest change. 8 bytes.
-    #[arg(long, default_value_t = 65536, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    #[arg(long, default_value_t = 32768, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub max_slots4: u32,
     /// IPv6 endpoints, likewise. 24 bytes.
     #[arg(long, default_value_t = 8192, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
