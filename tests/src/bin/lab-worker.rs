@@ -24,6 +24,7 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use yurt_net_tests::lab::Remains;
+use yurt_net_tests::lab::probe;
 use yurt_net_tests::lab::protocol::Reply;
 use yurt_net_tests::lab::protocol::Request;
 use yurt_net_tests::lab::protocol::Tally;
@@ -65,6 +66,7 @@ struct Worker {
     connections: BTreeMap<u64, Connection>,
     sockets: BTreeMap<u64, UdpSocket>,
     traffic: BTreeMap<u64, Traffic>,
+    udp_sockets: BTreeMap<u64, probe::UdpSocket>,
 }
 
 struct Traffic {
@@ -129,6 +131,25 @@ impl Worker {
                 let from = received.as_ref().ok().map(|(_, from)| *from);
                 let answer = received.map(|(answer, _)| answer);
                 Reply::Received { answer, from }
+            }
+            Request::Dial { proto, to, count } => {
+                let mut tally = Tally::default();
+                for _ in 0..count {
+                    tally.add(probe::dial(proto, to));
+                }
+                Reply::Tally(tally)
+            }
+            Request::DialOther { kind, to } => Reply::Attempt(probe::dial_other(kind, to)),
+            Request::OpenUdp { is_v6, timeout } => {
+                let handle = self.next_handle();
+                let socket = probe::UdpSocket::open(is_v6, timeout)?;
+                self.udp_sockets.insert(handle, socket);
+                Reply::Started { handle }
+            }
+            Request::UseUdp { handle, steps } => {
+                let socket = self.udp_sockets.get_mut(&handle);
+                let socket = socket.context("no such socket")?;
+                Reply::Udp(steps.iter().map(|step| socket.step(*step)).collect())
             }
             Request::Hold { proto, to, timeout } => {
                 let start = Instant::now();

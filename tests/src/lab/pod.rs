@@ -18,10 +18,13 @@ use super::Netns;
 use super::place::Place;
 use super::protocol::Attempt;
 use super::protocol::DatagramReply;
+use super::protocol::OtherSocket;
 use super::protocol::Proto;
 use super::protocol::Reply;
 use super::protocol::Request;
 use super::protocol::Tally;
+use super::protocol::UdpOutcome;
+use super::protocol::UdpStep;
 use super::worker::Worker;
 
 /// How long a call on a socket may take before it counts as a time-out.
@@ -145,6 +148,37 @@ impl Pod {
         let (like, timeout) = (parse(like)?, TIMEOUT);
         match self.call(&Request::OpenSocket { like, timeout })? {
             Reply::Started { handle } => Ok(Socket {
+                pod: self.clone(),
+                handle,
+            }),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Dials `count` times and counts the addresses that the sockets really lead to, whatever
+    /// getpeername says of it. Nobody need be there.
+    pub fn dial(&self, proto: Proto, to: &str, count: u32) -> Result<Tally> {
+        let to = parse(to)?;
+        match self.call(&Request::Dial { proto, to, count })? {
+            Reply::Tally(tally) => Ok(tally),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Connects a socket that is neither TCP nor UDP.
+    pub fn dial_other(&self, kind: OtherSocket, to: &str) -> Result<Attempt> {
+        let to = parse(to)?;
+        match self.call(&Request::DialOther { kind, to })? {
+            Reply::Attempt(attempt) => Ok(attempt),
+            other => unexpected(&other),
+        }
+    }
+
+    /// An unconnected UDP socket that stays open; `is_v6` for both families.
+    pub fn udp_socket(&self, is_v6: bool) -> Result<UdpSocket> {
+        let timeout = TIMEOUT;
+        match self.call(&Request::OpenUdp { is_v6, timeout })? {
+            Reply::Started { handle } => Ok(UdpSocket {
                 pod: self.clone(),
                 handle,
             }),
@@ -340,6 +374,29 @@ impl Drop for Socket {
         let handle = self.handle;
         // Where there is no worker any more there is no socket either.
         let _ = self.pod.call(&Request::Close { handle });
+    }
+}
+
+/// A UDP socket of a Pod, open until the Pod ends.
+#[derive(Debug)]
+pub struct UdpSocket {
+    pod: Pod,
+    handle: u64,
+}
+
+impl UdpSocket {
+    /// Does these things one after the other.
+    pub fn run(&self, steps: &[UdpStep]) -> Result<Vec<UdpOutcome>> {
+        let (handle, steps) = (self.handle, steps.to_vec());
+        match self.pod.call(&Request::UseUdp { handle, steps })? {
+            Reply::Udp(outcomes) => Ok(outcomes),
+            other => unexpected(&other),
+        }
+    }
+
+    /// Asks at one address `count` times.
+    pub fn ask(&self, to: &str, count: usize) -> Result<Vec<UdpOutcome>> {
+        self.run(&vec![UdpStep::Ask(parse(to)?); count])
     }
 }
 

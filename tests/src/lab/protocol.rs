@@ -19,6 +19,32 @@ pub enum Proto {
     Udp,
 }
 
+/// A socket that no Service is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OtherSocket {
+    /// ICMP echo requests; sends one and waits for its reply.
+    Icmp,
+    /// Raw IP with the protocol number of TCP.
+    RawTcp,
+    /// Raw IP with the protocol number of UDP.
+    RawUdp,
+}
+
+/// What to do with a UDP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum UdpStep {
+    /// Send to this address and wait for the answer.
+    Ask(SocketAddr),
+    /// Send to this address and wait for nothing.
+    SendTo(SocketAddr),
+    /// Connect.
+    Connect(SocketAddr),
+    /// Send on the connected socket and wait for the answer.
+    AskConnected,
+    /// getpeername.
+    Peer,
+}
+
 /// A request to a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Request {
@@ -82,6 +108,37 @@ pub enum Request {
         /// From [`Reply::Started`].
         handle: u64,
     },
+    /// Dial `count` times without waiting for anybody at the other end, and ask the kernel, not getpeername,
+    /// where each socket then leads.
+    Dial {
+        /// Protocol.
+        proto: Proto,
+        /// Where to.
+        to: SocketAddr,
+        /// How many times.
+        count: u32,
+    },
+    /// Connect a socket that is neither TCP nor UDP, and tell what getpeername says.
+    DialOther {
+        /// What kind of socket.
+        kind: OtherSocket,
+        /// Where to.
+        to: SocketAddr,
+    },
+    /// Open an unconnected UDP socket and keep it.
+    OpenUdp {
+        /// For both families, as most programs have it today.
+        is_v6: bool,
+        /// Patience for each call.
+        timeout: Duration,
+    },
+    /// Do these things with it.
+    UseUdp {
+        /// From [`Reply::Started`].
+        handle: u64,
+        /// One after the other, also after failures.
+        steps: Vec<UdpStep>,
+    },
     /// Open a connection and keep it.
     Hold {
         /// Protocol.
@@ -132,7 +189,7 @@ impl Request {
     pub fn budget(&self) -> Duration {
         let calls = match self {
             Self::Serve { .. } | Self::Close { .. } | Self::PeekTraffic { .. } => 0,
-            Self::Connect { .. } => return Duration::from_secs(60),
+            Self::Connect { .. } | Self::UseUdp { .. } => return Duration::from_secs(60),
             Self::Datagrams { to, .. } => u32::try_from(to.len()).unwrap_or(u32::MAX),
             _ => 3,
         };
@@ -247,6 +304,17 @@ impl Tally {
     }
 }
 
+/// What became of a step with a UDP socket.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UdpOutcome {
+    /// Who answered.
+    pub answer: Option<String>,
+    /// The source that recvmsg showed, or what getpeername said.
+    pub shown: Option<SocketAddr>,
+    /// The call that failed.
+    pub failure: Option<Failure>,
+}
+
 /// What became of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatagramReply {
@@ -265,9 +333,9 @@ pub struct DatagramReply {
 pub enum Reply {
     /// Nothing to tell.
     Done,
-    /// To `Connect`, `PeekTraffic` and `StopTraffic`.
+    /// To `Connect`, `PeekTraffic` and `StopTraffic`; to `Dial`, where the answers are addresses.
     Tally(Tally),
-    /// To `Attempt` and `Ping`.
+    /// To `Attempt`, `Ping` and `DialOther`.
     Attempt(Attempt),
     /// To `Datagrams`, in the order of the destinations.
     Datagrams(Vec<DatagramReply>),
@@ -278,7 +346,9 @@ pub enum Reply {
         /// How it went.
         attempt: Attempt,
     },
-    /// To `StartTraffic` and `OpenSocket`.
+    /// To `UseUdp`, in the order of the steps.
+    Udp(Vec<UdpOutcome>),
+    /// To `StartTraffic`, `OpenSocket` and `OpenUdp`.
     Started {
         /// For what else is asked of it.
         handle: u64,

@@ -1,0 +1,54 @@
+//! The node's own addresses come and go.
+
+use anyhow::Result;
+use anyhow::ensure;
+use yurt_net_tests::lab::Node;
+use yurt_net_tests::lab::Proto::Tcp;
+
+use crate::world::World;
+use crate::world::eventually;
+use crate::world::rejections;
+use crate::world::status;
+
+/// Asks for the status without pause, which must not keep the agent from anything.
+fn wait_until_missing(node: &Node, is_missing: bool) -> Result<()> {
+    eventually(node, || {
+        let status = status(node)?;
+        let told = rejections(&status);
+        let is_told = told
+            .iter()
+            .any(|reason| reason.contains("is on no interface"));
+        ensure!(is_told == is_missing, "{status}");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_that_goes_and_comes_back_is_noticed_while_the_status_is_asked_for_all_the_time()
+-> Result<()> {
+    let mut world = World::single()?;
+    let backend = world.backend(0, "backend")?;
+    let web = world.manifests.service("web");
+    web.cluster_ip("10.96.0.10")
+        .node_port(Tcp, 80, 8080, 30080)
+        .endpoints([&backend]);
+    world.start(0, &[])?;
+    let node = world.node(0)?;
+    let own = format!("{}:30080", node.ip4());
+    let host = node.host()?;
+    let leads_to_backend = || -> Result<bool> {
+        let tally = host.dial(Tcp, &own, 1)?;
+        Ok(tally.answers.contains_key(&backend.at4(8080)))
+    };
+    assert!(leads_to_backend()?);
+    for _ in 0..3 {
+        node.netns()
+            .ip(&format!("addr del {}/24 dev eth0\n", node.ip4()))?;
+        wait_until_missing(node, true)?;
+        node.netns()
+            .ip(&format!("addr add {}/24 dev eth0\n", node.ip4()))?;
+        wait_until_missing(node, false)?;
+        assert!(leads_to_backend()?);
+    }
+    Ok(())
+}

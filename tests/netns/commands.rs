@@ -1,0 +1,214 @@
+//! The command line against a running agent.
+
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Result;
+use serde_json::Value;
+use yurt_net_tests::lab::Proto::Tcp;
+use yurt_net_tests::lab::agent_program;
+
+use crate::kernel;
+use crate::world::World;
+use crate::world::explain;
+use crate::world::json;
+use crate::world::said;
+use crate::world::status;
+
+const NOBODY: u32 = 65534;
+
+/// Names in a directory.
+fn entries(dir: &Path) -> Result<BTreeSet<OsString>> {
+    fs::read_dir(dir)?
+        .map(|entry| Ok(entry?.file_name()))
+        .collect()
+}
+
+fn with_services() -> Result<World> {
+    let mut world = World::new(&[("edge-1", "hangzhou"), ("edge-2", "beijing")])?;
+    let backend = world.backend(0, "backend")?;
+    let foreign = world.backend(1, "foreign")?;
+    let web = world.manifests.service("web");
+    web.cluster_ip("10.96.0.10").cluster_ip("fd00:96::10");
+    web.node_port(Tcp, 80, 8080, 30080)
+        .topology_keys("openyurt.io/nodepool")
+        .endpoints([&backend, &foreign]);
+    let empty = world.manifests.service("empty");
+    empty.cluster_ip("10.96.0.11").port(80, 8080);
+    Ok(world)
+}
+
+#[test]
+fn status_waits_until_the_agent_is_ready_and_not_longer_than_told() -> Result<()> {
+    let mut world = with_services()?;
+    let output = world.node(0)?.yurt_net(&["status", "--wait", "100ms"])?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains("no agent answers"),
+        "{}",
+        said(&output)
+    );
+    world.start(0, &[])?;
+    let status = json(
+        &world
+            .node(0)?
+            .yurt_net(&["status", "--wait", "10s", "-o", "json"])?,
+    )?;
+    assert_eq!(
+        (&status["ready"], &status["pool"]),
+        (&true.into(), &"hangzhou".into())
+    );
+    assert!(world.node(0)?.agent_log().contains("ready"));
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_on_the_same_bpffs_ends_with_one_and_names_the_first() -> Result<()> {
+    let mut world = with_services()?;
+    let first = world.start(0, &[])?;
+    let second = world.node(0)?.start_agent(&[])?;
+    let ended = second.wait(Duration::from_secs(10))?;
+    let log = world.node(0)?.agent_log();
+    assert_eq!(ended.code(), Some(1), "{log}");
+    let last = log.lines().last().unwrap_or_default();
+    assert!(last.contains(&first.pid().to_string()), "{last}");
+    assert!(first.is_running());
+    assert_eq!(status(world.node(0)?)?["pid"], first.pid());
+    Ok(())
+}
+
+#[test]
+fn cleanup_is_refused_while_an_agent_runs_and_then_removes_what_is_ours_and_nothing_else()
+-> Result<()> {
+    let mut world = with_services()?;
+    kernel::pin_foreign_map(&world.node(0)?.bpffs().join("foreign"))?;
+    let before = entries(&world.node(0)?.bpffs())?;
+    let agent = world.start(0, &[])?;
+    let node = world.node(0)?;
+    let client = node.pod("client")?;
+    let output = node.yurt_net(&["cleanup"])?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(
+        said(&output).contains(&agent.pid().to_string()),
+        "{}",
+        said(&output)
+    );
+    assert_eq!(client.get("10.96.0.10:80")?, "backend");
+
+    agent.terminate()?;
+    assert_eq!(client.get("10.96.0.10:80")?, "backend");
+    let output = node.yurt_net(&["cleanup"])?;
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(entries(&node.bpffs())?, before);
+    let start = std::time::Instant::now();
+    // The kernel detaches a moment after the last reference has gone.
+    while !client
+        .dial(Tcp, "10.96.0.10:80", 1)?
+        .answers
+        .contains_key("10.96.0.10:80")
+    {
+        assert!(start.elapsed() < Duration::from_secs(5), "still translated");
+    }
+    let again = node.yurt_net(&["cleanup"])?;
+    assert!(
+        said(&again).contains("nothing to remove"),
+        "{}",
+        said(&again)
+    );
+    Ok(())
+}
+
+#[test]
+fn explain_says_the_same_from_the_agent_and_from_its_source() -> Result<()> {
+    let mut world = with_services()?;
+    world.start(0, &[])?;
+    let node = world.node(0)?;
+    let pod = node.pod("client")?.ip4().to_string();
+    let own = format!("{}:30080/TCP", node.ip4());
+    let source = format!("file:{}", node.manifests_dir().display());
+    for (from, to, verdict) in [
+        (pod.as_str(), "10.96.0.10:80/TCP", "forward"),
+        ("192.0.2.200", "10.96.0.10:80/TCP", "forward"),
+        ("127.0.0.1", "127.0.0.1:30080/TCP", "forward"),
+        (&pod, "127.0.0.1:30080/TCP", "pass"),
+        (&pod, &own, "forward"),
+        (&pod, "10.96.0.11:80/TCP", "refuse"),
+        (&pod, "10.96.0.10:81/TCP", "refuse"),
+        (&pod, "10.96.0.10:80/UDP", "refuse"),
+        (&pod, "10.96.0.99:80/TCP", "pass"),
+        (&pod, "10.244.1.10:8080/TCP", "pass"),
+    ] {
+        let live = explain(node, from, to)?;
+        let arguments = [
+            "explain", "--from", from, "--to", to, "-o", "json", "--node", "edge-1", "--source",
+            &source,
+        ];
+        let offline = json(&node.yurt_net(&arguments)?)?;
+        assert_eq!(live["verdict"], verdict, "{from} {to}: {live}");
+        assert_eq!(live, offline, "{from} {to}");
+    }
+    let live = explain(node, &pod, "10.96.0.10:80/TCP")?;
+    assert_eq!(live["service"], "default/web:tcp-80");
+    assert_eq!(live["endpoints"], Value::from(vec!["10.244.1.10:8080"]));
+    Ok(())
+}
+
+#[test]
+fn plan_needs_no_privileges() -> Result<()> {
+    let world = with_services()?;
+    let dir = tempfile::tempdir()?;
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755))?;
+    let (program, manifests) = (dir.path().join("yurt-net"), dir.path().join("cluster.yaml"));
+    fs::copy(agent_program()?, &program)?;
+    fs::write(&manifests, world.manifests.to_yaml())?;
+    let output = Command::new(&program)
+        .args(["plan", "--node", "edge-1", "-o", "json", "--source"])
+        .arg(format!("file:{}", manifests.display()))
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()?;
+    let plan = json(&output)?;
+    assert_eq!(plan["pool"], "hangzhou");
+    assert_eq!(plan["services"][1]["name"], "web", "{plan}");
+    assert_eq!(plan["services"][1]["closure"], "pool", "{plan}");
+    Ok(())
+}
+
+#[test]
+fn bad_usage_ends_with_two_and_an_absent_source_with_one() -> Result<()> {
+    let world = with_services()?;
+    let node = world.node(0)?;
+    for (arguments, code) in [
+        (vec!["run", "--no-such-flag"], 2),
+        (vec!["run", "--node", "edge-1", "--source", "nonsense"], 2),
+        (vec!["plan", "--closure-failure", "maybe"], 2),
+        (
+            vec!["explain", "--from", "10.0.0.1", "--to", "10.96.0.10"],
+            2,
+        ),
+        (vec!["no-such-verb"], 2),
+    ] {
+        let output = node.yurt_net(&arguments)?;
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{arguments:?}: {}",
+            said(&output)
+        );
+    }
+    fs::remove_dir_all(node.manifests_dir())?;
+    let ended = node.start_agent(&[])?.wait(Duration::from_secs(10))?;
+    assert_eq!(ended.code(), Some(1), "{}", node.agent_log());
+    assert!(
+        node.agent_log().contains("manifests"),
+        "{}",
+        node.agent_log()
+    );
+    Ok(())
+}

@@ -1,0 +1,23 @@
+//! The real agent and real sockets, in a lab of namespaces. Needs root.
+
+#[path = "../cases/case.rs"]
+mod case;
+
+mod addresses;
+mod capacity;
+mod capture;
+mod choice;
+mod closure;
+mod commands;
+mod drift;
+mod files;
+mod frontends;
+mod golden;
+mod kernel;
+mod peers;
+mod refusal;
+mod restart;
+mod selftest;
+mod udp;
+mod untouched;
+mod world;
