@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use anyhow::Result;
+use anyhow::ensure;
 use yurt_net_tests::lab::Connection;
 use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Pod;
@@ -14,6 +15,7 @@ use yurt_net_tests::lab::Traffic;
 use crate::kernel;
 use crate::world::World;
 use crate::world::all_answered;
+use crate::world::eventually;
 use crate::world::names;
 use crate::world::status;
 use crate::world::who_answers;
@@ -44,11 +46,14 @@ impl Load {
         Ok(load)
     }
 
-    fn stop(self) -> Result<()> {
+    fn stop(self, node: &Node) -> Result<()> {
         for traffic in self.traffic {
-            let tally = traffic.stop()?;
-            all_answered(&tally)?;
-            assert!(tally.connects() > 100, "{tally:?}");
+            eventually(node, || {
+                let tally = traffic.peek()?;
+                ensure!(tally.connects() > 100, "{tally:?}");
+                Ok(())
+            })?;
+            all_answered(&traffic.stop()?)?;
         }
         for connection in &self.held {
             let attempt = connection.ping()?;
@@ -96,7 +101,7 @@ fn killing_and_starting_the_agent_under_load_fails_no_connect_and_writes_nothing
         assert_eq!(status["adopted"], true, "{status}");
         assert_eq!(status["lastWrites"], 0, "{status}");
     }
-    load.stop()
+    load.stop(node)
 }
 
 #[test]
@@ -112,7 +117,7 @@ fn terminating_the_agent_ends_it_with_zero_and_detaches_nothing() -> Result<()> 
     assert_eq!(who_answers(&client, VIP)?, names(["a", "b"]));
     restart(node)?;
     assert_eq!(kernel::pins(&node.bpffs().join("yurt-net"))?, before);
-    load.stop()
+    load.stop(node)
 }
 
 #[test]
@@ -148,7 +153,7 @@ fn an_agent_with_other_map_sizes_takes_over_without_a_failed_connect() -> Result
     node.wait_ready()?;
     assert_eq!(status(node)?["adopted"], false);
     assert_eq!(who_answers(&client, VIP)?, names(["a", "b"]));
-    load.stop()
+    load.stop(node)
 }
 
 #[test]
@@ -172,5 +177,5 @@ fn endpoints_that_flap_a_hundred_times_under_load_fail_no_connect() -> Result<()
             assert!(!tally.answers.contains_key(withdrawn.name()), "{tally:?}");
         }
     }
-    load.stop()
+    load.stop(world.node(0)?)
 }
