@@ -251,12 +251,13 @@ fn closure_failure_decides_about_nodes_of_which_nothing_is_known() -> Result<()>
         wait_for_answers(&stage, &without_pool, flag)?;
         if flag == "last-known" {
             // A change elsewhere compiles anew; what was known is known still.
+            let before = applied(node)?;
             side_file(
                 node,
                 "more.yaml",
                 Some(&node_pool("v1beta2", "edge-1").replace("hangzhou", "x")),
             )?;
-            std::thread::sleep(Duration::from_millis(300));
+            wait_for_applied(node, before)?;
             assert_eq!(stage.answered_by()?, without_pool);
         }
     }
