@@ -207,7 +207,7 @@ pub struct ExplainArgs {
     /// Address of the client.
     #[arg(long, value_name = "ADDR")]
     pub from: IpAddr,
-    /// What it dials: ADDR:PORT/PROTO, as 10.96.0.10:80/TCP or [fd00::10]:53/UDP.
+    /// What it dials, as `10.96.0.10:80/TCP` or `[fd00::10]:53/UDP`.
     #[arg(long, value_name = "ADDR:PORT/PROTO")]
     pub to: Destination,
     /// Name of the node; with --source.
