@@ -175,7 +175,8 @@ fn programs() -> Vec<Finding> {
     let (sizes, has_set_retval) = match bpf::trial() {
         Ok(loaded) => loaded,
         Err(error) => {
-            let remedy = "the kernel rejects the programs: it needs CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL";
+            let remedy =
+                "see the reason above; the kernel needs CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL";
             return vec![Finding::new(
                 "programs",
                 Outcome::Failed,

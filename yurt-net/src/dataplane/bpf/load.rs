@@ -179,7 +179,7 @@ fn load(
 ) -> Result<Loaded, DataplaneError> {
     let object = object()?;
     let mut loader = EbpfLoader::new();
-    // The programs use no type of the kernel: its BTF would cost megabytes to parse.
+    // The programs use no type of the kernel.
     loader.btf(None);
     for (name, info) in table_maps(capacity) {
         loader.map_max_entries(name, info.max_entries);
