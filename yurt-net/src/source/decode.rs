@@ -151,6 +151,50 @@ pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Deco
     decoded
 }
 
+/// Decodes one object of an apiserver; `None` when nothing reads it. `kind` and `api_version` are what its list or watch is
+/// of: the items of a list do not say it.
+pub fn item(
+    json: &[u8],
+    kind: &str,
+    api_version: &str,
+    names: &mut Names,
+) -> Result<Option<Object>, Rejection> {
+    let mut found = Found::default();
+    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    let item = Top {
+        names,
+        found: &mut found,
+        index: Some(0),
+    };
+    let parsed = item.deserialize(&mut deserializer);
+    let refused = |kind, namespace, name, reason| Rejection {
+        kind,
+        namespace,
+        name,
+        source: String::new(),
+        reason,
+    };
+    if let Err(error) = parsed.and_then(|()| deserializer.end()) {
+        let reason = format!("cannot be read: {error}");
+        return Err(refused(
+            kind.to_owned(),
+            String::new(),
+            String::new(),
+            reason,
+        ));
+    }
+    found.settle(kind, Some(api_version), names);
+    match found.refusals.pop() {
+        Some(refusal) => Err(refused(
+            refusal.kind,
+            refusal.namespace,
+            refusal.name,
+            refusal.reason,
+        )),
+        None => Ok(found.objects.pop()),
+    }
+}
+
 fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded) {
     for (document, number) in stream::documents(text).zip(1..) {
         let mut found = Found::default();

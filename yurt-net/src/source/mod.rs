@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 pub mod decode;
 pub mod file;
+pub mod kube;
+mod objects;
 
 /// The value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -87,6 +87,26 @@ impl Found<'_> {
             Err(refusal) => self.refusals.push(refusal),
         }
     }
+
+    /// Decodes the items that did not say what they are: objects of `kind` ("" = nobody knows).
+    pub(super) fn settle(&mut self, kind: &str, api_version: Option<&str>, names: &mut Names) {
+        for (index, mut item) in std::mem::take(&mut self.kindless) {
+            if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
+                put(fields, "kind".into(), Value::Text(kind.to_owned().into()));
+                // An item that names its version keeps it.
+                let has_version = fields.iter().any(|(key, _)| key == "apiVersion");
+                if let (Some(version), false) = (api_version, has_version) {
+                    put(
+                        fields,
+                        "apiVersion".into(),
+                        Value::Text(version.to_owned().into()),
+                    );
+                }
+            }
+            let decoded = kinds::object(&item, names);
+            self.add(decoded.map_err(|refusal| refusal.within_item(Some(index))));
+        }
+    }
 }
 
 /// Reads one object, or the objects of a list, into `found`.
@@ -151,27 +171,14 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
 
 impl<'de> Top<'_, 'de> {
     /// Takes over the items of a list of `kind` ("" for a mixed `List`).
-    fn list(self, kind: &str, list: &Value<'de>, items: Found<'de>) {
+    fn list(self, kind: &str, list: &Value<'de>, mut items: Found<'de>) {
+        items.settle(
+            kind,
+            at(list, "apiVersion", text).ok().flatten(),
+            self.names,
+        );
         self.found.objects.extend(items.objects);
         self.found.refusals.extend(items.refusals);
-        let api_version = at(list, "apiVersion", text).ok().flatten();
-        for (index, mut item) in items.kindless {
-            if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
-                put(fields, "kind".into(), Value::Text(kind.to_owned().into()));
-                // An item that names its version keeps it.
-                let has_version = fields.iter().any(|(key, _)| key == "apiVersion");
-                if let (Some(version), false) = (api_version, has_version) {
-                    put(
-                        fields,
-                        "apiVersion".into(),
-                        Value::Text(version.to_owned().into()),
-                    );
-                }
-            }
-            let decoded = kinds::object(&item, self.names);
-            self.found
-                .add(decoded.map_err(|refusal| refusal.within_item(Some(index))));
-        }
     }
 }
 

@@ -5,11 +5,11 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::scan::{Scan, Stamp};
 use crate::model::{NamespacedName, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
+use crate::source::objects;
 
 /// What is known of one file.
 #[derive(Clone, Debug)]
@@ -241,32 +241,5 @@ fn insert(snapshot: &mut Snapshot, file: &OsStr, located: &Located) {
         let origin = format!("{}#{}", file.to_string_lossy(), located.document);
         snapshot.origins.insert(id, origin.into());
     }
-    match &located.object {
-        Object::Service(service) => {
-            snapshot
-                .services
-                .insert(service.name.clone(), Arc::clone(service));
-        }
-        Object::EndpointSlice(slice) => {
-            snapshot
-                .slices
-                .insert(slice.name.clone(), Arc::clone(slice));
-        }
-        Object::Node(node) => {
-            snapshot.nodes.insert(node.name.clone(), Arc::clone(node));
-        }
-        Object::NodePool(pool) => {
-            snapshot.pools.insert(pool.name.clone(), Arc::clone(pool));
-        }
-        Object::NodeBucket(bucket) => {
-            snapshot
-                .buckets
-                .insert(bucket.name.clone(), Arc::clone(bucket));
-        }
-        Object::ServiceCidr(cidr) => {
-            snapshot
-                .service_cidrs
-                .insert(cidr.name.clone(), Arc::clone(cidr));
-        }
-    }
+    objects::put(snapshot, &located.object);
 }

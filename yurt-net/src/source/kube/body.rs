@@ -1,0 +1,393 @@
+//! The bodies of the API's answers, piece by piece as they arrive: gunzip, the items of a list, the lines of a watch.
+//!
+//! Pure. A list of ten thousand Services is never in memory whole: each item is handed out as soon as its last byte is
+//! here, and what is outside the items is kept and parsed at the end.
+#![forbid(unsafe_code)]
+
+use std::io::{self, Write as _};
+
+use flate2::write::MultiGzDecoder;
+use memchr::{memchr, memchr2, memchr3};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// No object of an apiserver is larger: etcd refuses 1.5 MB.
+const MAX_ITEM_BYTES: usize = 16 << 20;
+/// A list says little outside its items.
+const MAX_ENVELOPE_BYTES: usize = 64 << 10;
+
+/// Why a body is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum BodyError {
+    #[error("the answer cannot be decompressed")]
+    Gzip(#[source] io::Error),
+    #[error("an object in the answer is larger than {MAX_ITEM_BYTES} bytes")]
+    TooLarge,
+    #[error("the answer ends before its end")]
+    Cut,
+    #[error("the answer is no list: it has {found:?} between its items")]
+    NoItem { found: char },
+    #[error("the answer is no list")]
+    NoList,
+    #[error("the answer is not JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// Undoes `Content-Encoding: gzip`, or nothing.
+pub(super) enum Inflate {
+    Identity,
+    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+}
+
+impl Inflate {
+    pub(super) fn new(is_gzip: bool) -> Self {
+        match is_gzip {
+            true => Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
+            false => Self::Identity,
+        }
+    }
+
+    /// Passes on what `bytes` stand for.
+    pub(super) fn push(
+        &mut self,
+        bytes: &[u8],
+        sink: impl FnOnce(&[u8]) -> Result<(), BodyError>,
+    ) -> Result<(), BodyError> {
+        match self {
+            Self::Identity => sink(bytes),
+            Self::Gzip(decoder) => {
+                decoder.write_all(bytes).map_err(BodyError::Gzip)?;
+                let result = sink(decoder.get_ref());
+                decoder.get_mut().clear();
+                result
+            }
+        }
+    }
+
+    /// Says whether all has arrived, and passes on the last of it.
+    pub(super) fn finish(
+        self,
+        sink: impl FnOnce(&[u8]) -> Result<(), BodyError>,
+    ) -> Result<(), BodyError> {
+        match self {
+            Self::Identity => Ok(()),
+            Self::Gzip(decoder) => sink(&decoder.finish().map_err(BodyError::Gzip)?),
+        }
+    }
+}
+
+/// The end of a list.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct ListEnd {
+    /// Where a watch goes on.
+    pub(super) version: String,
+    /// There is more, to be had with this token.
+    pub(super) next_page: Option<String>,
+}
+
+/// Takes a list apart.
+#[derive(Debug, Default)]
+pub(super) struct ListScanner {
+    /// All but the items: JSON too, with an empty list of items.
+    envelope: Vec<u8>,
+    /// The begin of an item whose end has not arrived.
+    item: Vec<u8>,
+    place: Place,
+    /// Open braces.
+    depth: u32,
+    is_in_string: bool,
+    /// In a string, after a backslash.
+    is_escaped: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Place {
+    #[default]
+    BeforeItems,
+    BetweenItems,
+    InItem,
+    AfterItems,
+}
+
+impl ListScanner {
+    /// Takes the next bytes, and hands out each item that ends in them.
+    pub(super) fn push(
+        &mut self,
+        mut bytes: &[u8],
+        mut sink: impl FnMut(&[u8]),
+    ) -> Result<(), BodyError> {
+        while !bytes.is_empty() {
+            bytes = match self.place {
+                Place::BeforeItems => self.before_items(bytes)?,
+                Place::BetweenItems => self.between_items(bytes)?,
+                Place::InItem => self.in_item(bytes, &mut sink)?,
+                Place::AfterItems => {
+                    self.keep(bytes)?;
+                    &[]
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Says whether the list is whole.
+    pub(super) fn finish(self) -> Result<ListEnd, BodyError> {
+        #[derive(Deserialize)]
+        struct Envelope {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        #[serde(rename_all = "camelCase")]
+        struct Metadata {
+            resource_version: Option<String>,
+            #[serde(rename = "continue")]
+            next_page: Option<String>,
+        }
+        match self.place {
+            Place::AfterItems => {}
+            Place::BetweenItems | Place::InItem => return Err(BodyError::Cut),
+            Place::BeforeItems => {
+                return Err(
+                    match serde_json::from_slice::<serde_json::Value>(&self.envelope) {
+                        Ok(_) => BodyError::NoList,
+                        Err(error) if error.is_eof() => BodyError::Cut,
+                        Err(error) => error.into(),
+                    },
+                );
+            }
+        }
+        let envelope: Envelope = match serde_json::from_slice(&self.envelope) {
+            Err(error) if error.is_eof() => return Err(BodyError::Cut),
+            result => result?,
+        };
+        Ok(ListEnd {
+            version: envelope.metadata.resource_version.unwrap_or_default(),
+            next_page: envelope
+                .metadata
+                .next_page
+                .filter(|token| !token.is_empty()),
+        })
+    }
+
+    fn keep(&mut self, bytes: &[u8]) -> Result<(), BodyError> {
+        if self.envelope.len() + bytes.len() > MAX_ENVELOPE_BYTES {
+            return Err(BodyError::NoList);
+        }
+        self.envelope.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn before_items<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], BodyError> {
+        for (index, &byte) in bytes.iter().enumerate() {
+            if self.is_in_string {
+                self.in_string(byte);
+                continue;
+            }
+            match byte {
+                b'"' => self.is_in_string = true,
+                b'{' => self.depth += 1,
+                b'}' => self.depth = self.depth.saturating_sub(1),
+                b'[' if self.depth == 1 => {
+                    let (before, after) = bytes.split_at(index);
+                    self.keep(before)?;
+                    let is_items = self.ends_with_items_key();
+                    self.keep(b"[")?;
+                    if is_items {
+                        self.place = Place::BetweenItems;
+                    }
+                    return Ok(after.get(1..).unwrap_or_default());
+                }
+                _ => {}
+            }
+        }
+        self.keep(bytes)?;
+        Ok(&[])
+    }
+
+    fn ends_with_items_key(&self) -> bool {
+        let text = self.envelope.trim_ascii_end();
+        text.strip_suffix(b":").is_some_and(|text| {
+            let text = text.trim_ascii_end();
+            text.ends_with(b"\"items\"") && !text.ends_with(b"\\\"items\"")
+        })
+    }
+
+    fn between_items<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], BodyError> {
+        let begin = bytes
+            .iter()
+            .position(|byte| !byte.is_ascii_whitespace() && *byte != b',');
+        let Some(begin) = begin else { return Ok(&[]) };
+        let bytes = &bytes[begin..];
+        match bytes[0] {
+            b'{' => {
+                self.place = Place::InItem;
+                self.depth = 0;
+                Ok(bytes)
+            }
+            b']' => {
+                self.place = Place::AfterItems;
+                Ok(bytes)
+            }
+            other => Err(BodyError::NoItem {
+                found: char::from(other),
+            }),
+        }
+    }
+
+    /// An item ends with the brace that closes its first one.
+    fn in_item<'a>(
+        &mut self,
+        bytes: &'a [u8],
+        sink: &mut impl FnMut(&[u8]),
+    ) -> Result<&'a [u8], BodyError> {
+        let mut at = 0;
+        while at < bytes.len() {
+            let rest = &bytes[at..];
+            if self.is_escaped {
+                self.is_escaped = false;
+                at += 1;
+                continue;
+            }
+            if self.is_in_string {
+                let Some(found) = memchr2(b'"', b'\\', rest) else {
+                    break;
+                };
+                at += found + 1;
+                self.in_string(rest[found]);
+                continue;
+            }
+            let Some(found) = memchr3(b'{', b'}', b'"', rest) else {
+                break;
+            };
+            at += found + 1;
+            match rest[found] {
+                b'"' => self.is_in_string = true,
+                b'{' => self.depth += 1,
+                _ => self.depth -= 1,
+            }
+            if self.depth == 0 && !self.is_in_string {
+                let (end, after) = bytes.split_at(at);
+                if self.item.is_empty() {
+                    sink(end);
+                } else {
+                    self.item.extend_from_slice(end);
+                    sink(&self.item);
+                    self.item.clear();
+                }
+                self.place = Place::BetweenItems;
+                return Ok(after);
+            }
+        }
+        if self.item.len() + bytes.len() > MAX_ITEM_BYTES {
+            return Err(BodyError::TooLarge);
+        }
+        self.item.extend_from_slice(bytes);
+        Ok(&[])
+    }
+
+    fn in_string(&mut self, byte: u8) {
+        match byte {
+            _ if self.is_escaped => self.is_escaped = false,
+            b'\\' => self.is_escaped = true,
+            b'"' => self.is_in_string = false,
+            _ => {}
+        }
+    }
+}
+
+/// Takes a watch apart into its lines.
+#[derive(Debug, Default)]
+pub(super) struct LineScanner {
+    line: Vec<u8>,
+}
+
+impl LineScanner {
+    /// Takes the next bytes, and hands out each line that ends in them.
+    pub(super) fn push<E: From<BodyError>>(
+        &mut self,
+        mut bytes: &[u8],
+        mut sink: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        while let Some(end) = memchr(b'\n', bytes) {
+            let (head, rest) = bytes.split_at(end);
+            if self.line.is_empty() {
+                sink(head)?;
+            } else {
+                self.line.extend_from_slice(head);
+                sink(&std::mem::take(&mut self.line))?;
+            }
+            bytes = &rest[1..];
+        }
+        if self.line.len() + bytes.len() > MAX_ITEM_BYTES {
+            return Err(BodyError::TooLarge.into());
+        }
+        self.line.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// One line of a watch.
+#[derive(Debug)]
+pub(super) enum WatchEvent<'a> {
+    /// ADDED or MODIFIED.
+    Put {
+        object: &'a RawValue,
+        version: String,
+    },
+    /// DELETED, with the last state of the object.
+    Delete {
+        object: &'a RawValue,
+        version: String,
+    },
+    /// BOOKMARK: nothing happened until here.
+    Bookmark { version: String },
+    /// ERROR, with the Status.
+    Error { code: u16, message: String },
+    /// A type that nobody knows yet.
+    Unknown { kind: String },
+}
+
+/// Reads one line of a watch.
+pub(super) fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
+    #[derive(Deserialize)]
+    struct Line<'a> {
+        #[serde(rename = "type")]
+        kind: String,
+        #[serde(borrow)]
+        object: &'a RawValue,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default)]
+    struct Object {
+        metadata: Option<Metadata>,
+        code: Option<u16>,
+        message: Option<String>,
+    }
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Metadata {
+        resource_version: Option<String>,
+    }
+    let Line { kind, object } = serde_json::from_slice(line)?;
+    let Object {
+        metadata,
+        code,
+        message,
+    } = serde_json::from_str(object.get())?;
+    let version = metadata
+        .and_then(|meta| meta.resource_version)
+        .unwrap_or_default();
+    Ok(match kind.as_str() {
+        "ADDED" | "MODIFIED" => WatchEvent::Put { object, version },
+        "DELETED" => WatchEvent::Delete { object, version },
+        "BOOKMARK" => WatchEvent::Bookmark { version },
+        "ERROR" => WatchEvent::Error {
+            code: code.unwrap_or_default(),
+            message: message.unwrap_or_default(),
+        },
+        _ => WatchEvent::Unknown { kind },
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,160 @@
+//! Bodies cut anywhere say the same as whole ones.
+
+use std::io::Write as _;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use proptest::prelude::*;
+
+use super::*;
+
+/// Pretty and tricky: braces and quotes in strings, an `items` of its own, whitespace everywhere.
+const LIST: &str = r#" { "kind": "ServiceList", "labels": ["items", {"items": [1]}],
+  "metadata": {"resourceVersion": "42", "items": [{"a": 1}], "continue": ""},
+  "items" : [ {"a":"}{\"\\", "b": {"items":[{}]}} ,{"c":[{"d":"\\\\\""}]}
+  ,{} ], "apiVersion": "v1" } "#;
+
+const ITEMS: [&str; 3] = [
+    r#"{"a":"}{\"\\", "b": {"items":[{}]}}"#,
+    r#"{"c":[{"d":"\\\\\""}]}"#,
+    "{}",
+];
+
+fn scan<'a>(
+    chunks: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<(Vec<String>, ListEnd), BodyError> {
+    let mut scanner = ListScanner::default();
+    let mut items = Vec::new();
+    for chunk in chunks {
+        scanner.push(chunk, |item| {
+            items.push(String::from_utf8_lossy(item).into_owned());
+        })?;
+    }
+    Ok((items, scanner.finish()?))
+}
+
+#[test]
+fn items_are_found_wherever_the_body_is_cut() {
+    for first in 0..LIST.len() {
+        for second in first..LIST.len() {
+            let chunks = [&LIST[..first], &LIST[first..second], &LIST[second..]];
+            let (items, end) = scan(chunks.map(str::as_bytes)).unwrap();
+            assert_eq!(items, ITEMS);
+            assert_eq!(end.version, "42");
+            assert_eq!(end.next_page, None);
+        }
+    }
+}
+
+#[test]
+fn a_list_that_ends_early_is_no_list() {
+    let end = LIST.trim_end().len();
+    for cut in 0..end {
+        let result = scan([&LIST.as_bytes()[..cut]]);
+        assert!(result.is_err(), "cut at {cut}: {result:?}");
+    }
+}
+
+#[test]
+fn what_is_no_list_is_refused() {
+    for body in [
+        r#"{"kind":"Status","code":403}"#,
+        "<html>captive portal</html>",
+        r#"{"metadata":{},"items":[1]}"#,
+        r#"{"metadata":{},"items":[null]}"#,
+        "",
+        "[]",
+    ] {
+        assert!(scan([body.as_bytes()]).is_err(), "{body}");
+    }
+}
+
+#[test]
+fn an_empty_list_is_a_list() {
+    let (items, end) =
+        scan([br#"{"metadata":{"resourceVersion":"7","continue":"x"},"items":[]}"#.as_slice()])
+            .unwrap();
+    assert!(items.is_empty());
+    assert_eq!(
+        end,
+        ListEnd {
+            version: "7".to_owned(),
+            next_page: Some("x".to_owned())
+        }
+    );
+}
+
+#[test]
+fn a_gzip_body_is_the_same_as_a_plain_one_and_a_cut_one_is_an_error() {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+    encoder.write_all(LIST.as_bytes()).unwrap();
+    let gzip = encoder.finish().unwrap();
+    let inflate = |gzip: &[u8]| -> Result<Vec<u8>, BodyError> {
+        let mut inflate = Inflate::new(true);
+        let mut text = Vec::new();
+        for chunk in gzip.chunks(7) {
+            inflate.push(chunk, |bytes| {
+                text.extend_from_slice(bytes);
+                Ok(())
+            })?;
+        }
+        inflate.finish(|bytes| {
+            text.extend_from_slice(bytes);
+            Ok(())
+        })?;
+        Ok(text)
+    };
+    assert_eq!(inflate(&gzip).unwrap(), LIST.as_bytes());
+    for cut in 1..gzip.len() {
+        assert!(inflate(&gzip[..cut]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
+fn watch_lines_are_told_apart() {
+    let lines = concat!(
+        r#"{"type":"ADDED","object":{"metadata":{"resourceVersion":"1"},"x":1}}"#,
+        "\n",
+        r#"{"type":"BOOKMARK","object":{"kind":"Service","metadata":{"resourceVersion":"9"}}}"#,
+        "\n",
+        r#"{"type":"ERROR","object":{"kind":"Status","code":410,"message":"too old"}}"#,
+        "\n{\"type\":\"ADD"
+    );
+    for chunk in 1..20 {
+        let mut scanner = LineScanner::default();
+        let mut seen = Vec::new();
+        for bytes in lines.as_bytes().chunks(chunk) {
+            scanner
+                .push(bytes, |line| -> Result<(), BodyError> {
+                    seen.push(match watch_event(line)? {
+                        WatchEvent::Put { version, .. } => format!("put {version}"),
+                        WatchEvent::Bookmark { version } => format!("bookmark {version}"),
+                        WatchEvent::Error { code, .. } => format!("error {code}"),
+                        other => format!("{other:?}"),
+                    });
+                    Ok(())
+                })
+                .unwrap();
+        }
+        assert_eq!(seen, ["put 1", "bookmark 9", "error 410"]);
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_body_makes_the_scanners_panic(chunks in proptest::collection::vec(
+        proptest::string::string_regex(r#"[\{\}\[\]":,\\ items0a\n]{0,12}"#).unwrap(), 0..12))
+    {
+        let mut lists = ListScanner::default();
+        let mut lines = LineScanner::default();
+        let mut is_over = false;
+        for chunk in &chunks {
+            is_over |= is_over || lists.push(chunk.as_bytes(), |_| {}).is_err();
+            lines.push(chunk.as_bytes(), |line| -> Result<(), BodyError> {
+                let _ignored = watch_event(line);
+                Ok(())
+            }).unwrap();
+        }
+        let _ignored = lists.finish();
+    }
+}

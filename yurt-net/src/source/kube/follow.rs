@@ -1,0 +1,302 @@
+//! How one resource is followed: LIST once, WATCH from there, and what to do when something fails.
+//!
+//! Pure: outcomes go in, the next request and the wait before it come out. What it is made for is YurtHub without its
+//! cloud: a resourceVersion may go backwards, a watch may say nothing for an hour and then end, a list may come from
+//! files of last week. So a version is opaque, an end is no error, and any doubt ends in a LIST.
+//!
+//! | outcome | next |
+//! |---|---|
+//! | list | watch from its version |
+//! | list held back | watch for [`CONFIRM_AFTER`], then list again |
+//! | watch ended, or silent | watch from the last version |
+//! | 410, 504, or an answer that makes no sense | list |
+//! | 429, 5xx, no connection, during a watch | the same watch, later; after [`WATCHES_IN_DOUBT`] of them, list |
+//! | anything during a list | list, later |
+//! | 404 | the next API version; after the last, list, much later |
+//! | 401, 403 | list, much later for what is optional |
+#![forbid(unsafe_code)]
+
+use std::time::Duration;
+
+/// A list that was held back is asked for again after this long.
+pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
+/// Failed watches in a row until the version itself is doubted.
+const WATCHES_IN_DOUBT: u32 = 5;
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+const LONGEST_WAIT: Duration = Duration::from_secs(30);
+/// For what this cluster does not have, or this node may not read.
+const WAIT_FOR_RIGHTS: Duration = Duration::from_secs(300);
+/// A watch that lived this long was no failure, whatever its end.
+const WATCH_WORKED: Duration = Duration::from_secs(5);
+
+/// What to ask for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Request {
+    /// All of it.
+    List,
+    /// What changes from this version on; no longer than `limit` where there is one.
+    Watch {
+        version: String,
+        limit: Option<Duration>,
+    },
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failure {
+    /// No connection, or it broke.
+    Transport,
+    /// Nothing came for too long.
+    Silence,
+    /// The answer makes no sense.
+    Garbage,
+    /// The version is too old (410).
+    Expired,
+    /// An HTTP status, with Retry-After where it said so.
+    Status(u16, Option<Duration>),
+}
+
+/// The state of one resource.
+#[derive(Debug)]
+pub(super) struct Follower {
+    next: Request,
+    failures: u32,
+    /// Which of the resource's API versions is asked for.
+    api_version: usize,
+    api_versions: usize,
+    is_required: bool,
+}
+
+impl Follower {
+    /// Starts with a list, or where an earlier agent's watch was.
+    pub(super) fn new(version: Option<String>, api_versions: usize, is_required: bool) -> Self {
+        let next = match version {
+            Some(version) => Request::Watch {
+                version,
+                limit: None,
+            },
+            None => Request::List,
+        };
+        Self {
+            next,
+            failures: 0,
+            api_version: 0,
+            api_versions,
+            is_required,
+        }
+    }
+
+    pub(super) fn next(&self) -> &Request {
+        &self.next
+    }
+
+    /// Index of the API version to ask for.
+    pub(super) fn api_version(&self) -> usize {
+        self.api_version
+    }
+
+    /// A whole list has arrived, and is used or held back.
+    pub(super) fn listed(&mut self, version: String, is_held: bool) {
+        self.failures = 0;
+        self.next = if version.is_empty() {
+            // Nothing to watch from: a cache that knows no version is asked again.
+            Request::List
+        } else {
+            Request::Watch {
+                version,
+                limit: is_held.then_some(CONFIRM_AFTER),
+            }
+        };
+    }
+
+    /// An event or a bookmark has arrived.
+    pub(super) fn advanced(&mut self, to: String) {
+        self.failures = 0;
+        if let Request::Watch { version, .. } = &mut self.next
+            && !to.is_empty()
+        {
+            *version = to;
+        }
+    }
+
+    /// The watch has ended without an error after `lived`. Returns the wait before the next request.
+    pub(super) fn ended(&mut self, lived: Duration) -> Duration {
+        if let Request::Watch { limit: Some(_), .. } = self.next {
+            self.next = Request::List;
+            return Duration::ZERO;
+        }
+        if lived >= WATCH_WORKED {
+            self.failures = 0;
+            return Duration::ZERO;
+        }
+        // YurtHub ends watches at once while its cache is being built.
+        self.back_off()
+    }
+
+    /// The request has failed. Returns the wait before the next one.
+    pub(super) fn failed(&mut self, failure: Failure) -> Duration {
+        let is_watch = matches!(self.next, Request::Watch { .. });
+        match failure {
+            Failure::Expired => {
+                self.next = Request::List;
+                // Once at once: an expired version is how a normal relist begins.
+                match self.failures {
+                    0 => {
+                        self.failures = 1;
+                        Duration::ZERO
+                    }
+                    _ => self.back_off(),
+                }
+            }
+            // A watch of a version from the future times out like that.
+            Failure::Status(504, _) | Failure::Garbage | Failure::Status(400, _) => {
+                self.next = Request::List;
+                self.back_off()
+            }
+            Failure::Silence if is_watch => self.ended(WATCH_WORKED),
+            Failure::Status(404, _) => {
+                self.next = Request::List;
+                self.api_version = (self.api_version + 1) % self.api_versions;
+                match (self.api_version, self.is_required) {
+                    (0, false) => WAIT_FOR_RIGHTS,
+                    (0, true) => self.back_off(),
+                    _ => Duration::ZERO,
+                }
+            }
+            Failure::Status(401 | 403, _) if !self.is_required => {
+                self.next = Request::List;
+                WAIT_FOR_RIGHTS
+            }
+            Failure::Status(_, retry_after) => {
+                let wait = self.back_off();
+                self.doubt();
+                wait.max(retry_after.unwrap_or_default().min(LONGEST_WAIT))
+            }
+            Failure::Transport | Failure::Silence => {
+                let wait = self.back_off();
+                self.doubt();
+                wait
+            }
+        }
+    }
+
+    fn doubt(&mut self) {
+        if self.failures > WATCHES_IN_DOUBT {
+            self.next = Request::List;
+        }
+    }
+
+    /// Doubles with each failure in a row.
+    fn back_off(&mut self) -> Duration {
+        let wait = FIRST_WAIT * 2u32.saturating_pow(self.failures.min(10));
+        self.failures = self.failures.saturating_add(1);
+        wait.min(LONGEST_WAIT)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watching(version: &str) -> Follower {
+        Follower::new(Some(version.to_owned()), 1, true)
+    }
+
+    fn watched(follower: &Follower) -> Option<&str> {
+        match follower.next() {
+            Request::Watch { version, .. } => Some(version),
+            Request::List => None,
+        }
+    }
+
+    #[test]
+    fn a_watch_goes_on_from_the_last_version_even_if_that_went_backwards() {
+        let mut follower = Follower::new(None, 1, true);
+        assert_eq!(*follower.next(), Request::List);
+        follower.listed("100".to_owned(), false);
+        follower.advanced("101".to_owned());
+        assert_eq!(follower.ended(Duration::from_secs(300)), Duration::ZERO);
+        assert_eq!(watched(&follower), Some("101"));
+        follower.listed("7".to_owned(), false);
+        assert_eq!(watched(&follower), Some("7"));
+    }
+
+    #[test]
+    fn an_expired_version_is_listed_at_once_and_only_once() {
+        let mut follower = watching("1");
+        assert_eq!(follower.failed(Failure::Expired), Duration::ZERO);
+        assert_eq!(*follower.next(), Request::List);
+        assert!(follower.failed(Failure::Expired) > Duration::ZERO);
+    }
+
+    #[test]
+    fn a_gap_of_the_hub_costs_no_list_and_a_long_one_does() {
+        let mut follower = watching("5");
+        for _ in 0..WATCHES_IN_DOUBT {
+            follower.failed(Failure::Status(502, None));
+            assert_eq!(watched(&follower), Some("5"));
+        }
+        follower.failed(Failure::Transport);
+        assert_eq!(*follower.next(), Request::List);
+    }
+
+    #[test]
+    fn waits_double_up_to_half_a_minute_and_respect_retry_after() {
+        let mut follower = Follower::new(None, 1, true);
+        let waits: Vec<_> = (0..9)
+            .map(|_| follower.failed(Failure::Status(503, None)).as_millis())
+            .collect();
+        assert_eq!(
+            waits,
+            [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]
+        );
+        let mut follower = Follower::new(None, 1, true);
+        let retry_after = Some(Duration::from_secs(3));
+        assert_eq!(
+            follower.failed(Failure::Status(429, retry_after)),
+            Duration::from_secs(3)
+        );
+    }
+
+    #[test]
+    fn a_resource_that_is_not_there_is_asked_for_in_each_version_and_then_rarely() {
+        let mut follower = Follower::new(None, 2, false);
+        let missing = Failure::Status(404, None);
+        assert_eq!(follower.failed(missing), Duration::ZERO);
+        assert_eq!(follower.api_version(), 1);
+        assert_eq!(follower.failed(missing), WAIT_FOR_RIGHTS);
+        assert_eq!(follower.api_version(), 0);
+        // What everything depends on is asked for again soon.
+        assert!(Follower::new(None, 1, true).failed(missing) < WAIT_FOR_RIGHTS);
+    }
+
+    #[test]
+    fn a_list_that_is_held_back_is_asked_for_again_after_ten_seconds() {
+        let mut follower = Follower::new(None, 1, true);
+        follower.listed("3".to_owned(), true);
+        assert_eq!(
+            *follower.next(),
+            Request::Watch {
+                version: "3".to_owned(),
+                limit: Some(CONFIRM_AFTER)
+            }
+        );
+        assert_eq!(follower.ended(CONFIRM_AFTER), Duration::ZERO);
+        assert_eq!(*follower.next(), Request::List);
+    }
+
+    #[test]
+    fn a_silent_watch_is_renewed_without_a_list() {
+        let mut follower = watching("8");
+        assert_eq!(follower.failed(Failure::Silence), Duration::ZERO);
+        assert_eq!(watched(&follower), Some("8"));
+    }
+
+    #[test]
+    fn a_watch_that_ends_at_once_is_not_repeated_at_once() {
+        let mut follower = watching("8");
+        let first = follower.ended(Duration::from_millis(1));
+        let second = follower.ended(Duration::from_millis(1));
+        assert!(Duration::ZERO < first && first < second);
+    }
+}

@@ -1,0 +1,215 @@
+//! What is asked of an apiserver: one LIST and WATCH shape for each resource, for ever.
+//!
+//! Pure. The shapes are fixed because YurtHub caches one list shape for each component and resource, and refuses every
+//! other one while it is offline (openyurt pkg/yurthub/cachemanager `CanCacheFor`). Services and EndpointSlices come
+//! whole: what is not served is sorted out by the policy.
+#![forbid(unsafe_code)]
+
+use std::fmt::{self, Write as _};
+
+/// A resource that is followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Resource {
+    /// v1 Services.
+    Services,
+    /// discovery.k8s.io EndpointSlices.
+    EndpointSlices,
+    /// The own v1 Node.
+    Nodes,
+    /// networking.k8s.io ServiceCIDRs.
+    ServiceCidrs,
+    /// The own apps.openyurt.io NodePool.
+    NodePools,
+    /// The apps.openyurt.io NodeBuckets of the own pool.
+    NodeBuckets,
+    /// The network.openyurt.io PoolServices of the own pool.
+    PoolServices,
+}
+
+impl Resource {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Services,
+        Self::EndpointSlices,
+        Self::Nodes,
+        Self::ServiceCidrs,
+        Self::NodePools,
+        Self::NodeBuckets,
+        Self::PoolServices,
+    ];
+
+    /// Its name in the API's paths; also in `status` and in the checkpoint.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Services => "services",
+            Self::EndpointSlices => "endpointslices",
+            Self::Nodes => "nodes",
+            Self::ServiceCidrs => "servicecidrs",
+            Self::NodePools => "nodepools",
+            Self::NodeBuckets => "nodebuckets",
+            Self::PoolServices => "poolservices",
+        }
+    }
+
+    /// The kind of its objects: the items of a list do not say it.
+    pub(super) const fn kind(self) -> &'static str {
+        match self {
+            Self::Services => "Service",
+            Self::EndpointSlices => "EndpointSlice",
+            Self::Nodes => "Node",
+            Self::ServiceCidrs => "ServiceCIDR",
+            Self::NodePools => "NodePool",
+            Self::NodeBuckets => "NodeBucket",
+            Self::PoolServices => "PoolService",
+        }
+    }
+
+    /// The API versions that are read, best first: an older cluster may serve only a later one.
+    pub(super) const fn api_versions(self) -> &'static [&'static str] {
+        match self {
+            Self::Services | Self::Nodes => &["v1"],
+            Self::EndpointSlices => &["discovery.k8s.io/v1"],
+            Self::ServiceCidrs => &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
+            Self::NodePools => &["apps.openyurt.io/v1beta2", "apps.openyurt.io/v1beta1"],
+            Self::NodeBuckets => &["apps.openyurt.io/v1alpha1"],
+            Self::PoolServices => &["network.openyurt.io/v1alpha1"],
+        }
+    }
+
+    /// Without it there is no table. The others may be missing in a cluster, or not be ours to read.
+    pub(super) const fn is_required(self) -> bool {
+        matches!(self, Self::Services | Self::EndpointSlices)
+    }
+
+    /// What is asked for depends on the pool.
+    pub(super) const fn is_of_pool(self) -> bool {
+        matches!(
+            self,
+            Self::NodePools | Self::NodeBuckets | Self::PoolServices
+        )
+    }
+
+    /// YurtHub's own rights do not reach these (its ClusterRole `yurt-hub`): the ServiceAccount's token goes along.
+    pub(super) const fn needs_token_at_hub(self) -> bool {
+        matches!(
+            self,
+            Self::NodeBuckets | Self::PoolServices | Self::ServiceCidrs
+        )
+    }
+
+    /// The selector of the one shape; `name` is the node's or the pool's.
+    fn selector(self, name: &str) -> Option<(&'static str, String)> {
+        match self {
+            Self::Services | Self::EndpointSlices | Self::ServiceCidrs => None,
+            Self::Nodes | Self::NodePools => {
+                Some(("fieldSelector", format!("metadata.name={name}")))
+            }
+            Self::NodeBuckets | Self::PoolServices => {
+                Some(("labelSelector", format!("openyurt.io/pool-name={name}")))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Resource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One resource as it is asked for on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub(super) resource: Resource,
+    /// The node or the pool that it is about; "" where it is about everything.
+    pub(super) name: String,
+}
+
+impl Shape {
+    /// The path and query of a LIST that any cache may answer; `page` continues an earlier one.
+    pub(super) fn list(&self, api_version: &str, page: Option<&str>) -> String {
+        let mut uri = self.base(api_version);
+        match page {
+            Some(token) => uri += &format!("continue={}", escape(token)),
+            None => uri += "resourceVersion=0",
+        }
+        uri
+    }
+
+    /// The path and query of a WATCH from `version`, which the server ends after `seconds`.
+    pub(super) fn watch(&self, api_version: &str, version: &str, seconds: u64) -> String {
+        let mut uri = self.base(api_version);
+        uri += &format!(
+            "watch=true&allowWatchBookmarks=true&resourceVersion={}&timeoutSeconds={seconds}",
+            escape(version)
+        );
+        uri
+    }
+
+    /// Ends with `?` or `&`.
+    fn base(&self, api_version: &str) -> String {
+        let root = if api_version.contains('/') {
+            "apis"
+        } else {
+            "api"
+        };
+        let mut uri = format!("/{root}/{api_version}/{}?", self.resource);
+        if let Some((key, selector)) = self.resource.selector(&self.name) {
+            uri += &format!("{key}={}&", escape(&selector));
+        }
+        uri
+    }
+}
+
+/// Percent-encodes all but the unreserved characters of RFC 3986.
+fn escape(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            escaped.push(char::from(byte));
+        } else {
+            // A String takes every write.
+            let _infallible = write!(escaped, "%{byte:02X}");
+        }
+    }
+    escaped
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_resource_has_one_list_shape() {
+        let shape = |resource, name: &str| Shape {
+            resource,
+            name: name.to_owned(),
+        };
+        let list =
+            |resource: Resource, name| shape(resource, name).list(resource.api_versions()[0], None);
+        assert_eq!(
+            list(Resource::Services, ""),
+            "/api/v1/services?resourceVersion=0"
+        );
+        assert_eq!(
+            list(Resource::EndpointSlices, ""),
+            "/apis/discovery.k8s.io/v1/endpointslices?resourceVersion=0"
+        );
+        assert_eq!(
+            list(Resource::Nodes, "edge-1"),
+            "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1&resourceVersion=0"
+        );
+        assert_eq!(
+            list(Resource::NodeBuckets, "hangzhou"),
+            "/apis/apps.openyurt.io/v1alpha1/nodebuckets?labelSelector=openyurt.io%2Fpool-name%3Dhangzhou&resourceVersion=0"
+        );
+        assert_eq!(
+            shape(Resource::Services, "").watch("v1", "7", 300),
+            "/api/v1/services?watch=true&allowWatchBookmarks=true&resourceVersion=7&timeoutSeconds=300"
+        );
+        assert_eq!(
+            shape(Resource::Services, "").list("v1", Some("a/b=")),
+            "/api/v1/services?continue=a%2Fb%3D"
+        );
+    }
+}

@@ -1,0 +1,382 @@
+//! What is known of the cluster: lists and events go in, one whole snapshot is there.
+//!
+//! Pure; `now` is the time since the source was started. Two rules keep it from shrinking for a wrong reason:
+//!
+//! - A list takes effect when its last byte has arrived, never before. An object that cannot be decoded keeps its last
+//!   good version.
+//! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
+//!   may be half written, or rebuilt from files. It takes effect when the next list says the same, when an event shows
+//!   that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::resource::Resource;
+use crate::model::{NamespacedName, Rejection, Snapshot};
+use crate::source::decode::{self, Names, Object, ObjectId};
+use crate::source::objects;
+
+/// A list is held back no longer than this.
+const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// Objects of one resource by name.
+type Objects = BTreeMap<NamespacedName, Object>;
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct ClusterState {
+    snapshot: Snapshot,
+    names: Names,
+    /// Answers come from a cache, which may be older than what is known.
+    is_cache: bool,
+    known: BTreeMap<Resource, Known>,
+}
+
+/// What is known of one resource.
+#[derive(Debug, Default)]
+struct Known {
+    /// A list that is arriving.
+    arriving: List,
+    held: Option<Held>,
+    /// A list or a watch has succeeded since the start.
+    is_confirmed: bool,
+    /// What it was asked for has changed: the next list says something else than the last one.
+    is_renewed: bool,
+    failure: Option<String>,
+    rejections: BTreeMap<NamespacedName, Rejection>,
+    version: String,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct List {
+    objects: Objects,
+    rejections: BTreeMap<NamespacedName, Rejection>,
+}
+
+#[derive(Debug)]
+struct Held {
+    list: List,
+    version: String,
+    since: Duration,
+}
+
+/// A list that is held back, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldList {
+    /// Of what.
+    pub resource: &'static str,
+    /// Objects that stay in force.
+    pub have: usize,
+    /// Objects that the list has.
+    pub offered: usize,
+}
+
+/// What became of a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listed {
+    /// It is in force; whether that changed anything.
+    Used { has_changed: bool },
+    /// It is held back.
+    Held,
+}
+
+impl ClusterState {
+    /// Starts from what an earlier agent knew.
+    pub(super) fn new(seed: Snapshot, versions: &BTreeMap<String, String>, is_cache: bool) -> Self {
+        let known = Resource::ALL.map(|resource| {
+            let known = Known {
+                version: versions.get(resource.name()).cloned().unwrap_or_default(),
+                ..Known::default()
+            };
+            (resource, known)
+        });
+        Self {
+            snapshot: seed,
+            names: Names::default(),
+            is_cache,
+            known: known.into(),
+        }
+    }
+
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// The version that a watch would go on from; `None` where a list comes first.
+    pub(super) fn version(&self, resource: Resource) -> Option<String> {
+        let known = self.known.get(&resource)?;
+        (!known.version.is_empty()).then(|| known.version.clone())
+    }
+
+    /// All of them, for the next agent.
+    pub(super) fn versions(&self) -> BTreeMap<String, String> {
+        let known = self.known.iter();
+        let known = known.filter(|(_, known)| !known.version.is_empty());
+        known
+            .map(|(resource, known)| (resource.name().to_owned(), known.version.clone()))
+            .collect()
+    }
+
+    /// A list or a watch of it has succeeded since the start.
+    pub(super) fn is_confirmed(&self, resource: Resource) -> bool {
+        self.known.get(&resource).is_some_and(|k| k.is_confirmed)
+    }
+
+    /// It has been asked for, with or without success.
+    pub(super) fn is_settled(&self, resource: Resource) -> bool {
+        let known = self.known.get(&resource);
+        known.is_some_and(|k| k.is_confirmed || k.failure.is_some())
+    }
+
+    /// Why the last request failed; `None` when it did not.
+    pub(super) fn failures(&self) -> impl Iterator<Item = (Resource, &str)> {
+        self.known
+            .iter()
+            .filter_map(|(resource, known)| Some((*resource, known.failure.as_deref()?)))
+    }
+
+    /// The lists that are held back.
+    pub(super) fn held(&self) -> impl Iterator<Item = HeldList> {
+        self.known.iter().filter_map(|(resource, known)| {
+            let held = known.held.as_ref()?;
+            Some(HeldList {
+                resource: resource.name(),
+                have: objects::count(&self.snapshot, resource.kind()),
+                offered: held.list.objects.len(),
+            })
+        })
+    }
+
+    /// Objects of it in force.
+    pub(super) fn count(&self, resource: Resource) -> usize {
+        objects::count(&self.snapshot, resource.kind())
+    }
+
+    /// From now on it is asked for in another shape: fewer objects will be no sign of a broken cache.
+    pub(super) fn renew(&mut self, resource: Resource) {
+        let known = self.known.entry(resource).or_default();
+        known.is_renewed = true;
+        known.held = None;
+        known.version.clear();
+    }
+
+    /// The next item of the list that is arriving.
+    pub(super) fn item(&mut self, resource: Resource, api_version: &str, json: &[u8]) {
+        let decoded = decode::item(json, resource.kind(), api_version, &mut self.names);
+        let list = &mut self.known.entry(resource).or_default().arriving;
+        match decoded {
+            Ok(None) => {}
+            Ok(Some(object)) => {
+                let old = objects::get(&self.snapshot, object.id());
+                let name = NamespacedName::new(object.id().namespace, object.id().name);
+                // The old one of two equal objects: nothing compiled from it has to be compiled again.
+                let object = old.filter(|old| *old == object).unwrap_or(object);
+                list.objects.insert(name, object);
+            }
+            Err(rejection) => {
+                let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
+                let id = ObjectId {
+                    kind: resource.kind(),
+                    namespace: &rejection.namespace,
+                    name: &rejection.name,
+                };
+                let old = objects::get(&self.snapshot, id);
+                let rejection = keeping(rejection, old.is_some());
+                if let Some(old) = old {
+                    list.objects.insert(name.clone(), old);
+                }
+                list.rejections.insert(name, rejection);
+            }
+        }
+    }
+
+    /// The list that was arriving will not be whole.
+    pub(super) fn abandon_list(&mut self, resource: Resource) {
+        self.known.entry(resource).or_default().arriving = List::default();
+    }
+
+    /// The list that was arriving is whole.
+    pub(super) fn listed(&mut self, resource: Resource, version: &str, now: Duration) -> Listed {
+        let have = self.count(resource);
+        let known = self.known.entry(resource).or_default();
+        let list = std::mem::take(&mut known.arriving);
+        let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
+        if is_suspect {
+            let held = known.held.take();
+            let is_confirmed = held.as_ref().is_some_and(|held| held.list == list);
+            let since = held.map_or(now, |held| held.since);
+            if !is_confirmed && now.saturating_sub(since) < LONGEST_HOLD {
+                known.held = Some(Held {
+                    list,
+                    version: version.to_owned(),
+                    since,
+                });
+                return Listed::Held;
+            }
+        }
+        let has_changed = self.use_list(resource, list, version);
+        Listed::Used { has_changed }
+    }
+
+    fn use_list(&mut self, resource: Resource, list: List, version: &str) -> bool {
+        let known = self.known.entry(resource).or_default();
+        known.held = None;
+        known.is_renewed = false;
+        known.is_confirmed = true;
+        known.failure = None;
+        version.clone_into(&mut known.version);
+        let has_new_rejections = known.rejections != list.rejections;
+        known.rejections = list.rejections;
+        let has_changed = objects::replace(&mut self.snapshot, resource.kind(), &list.objects);
+        drop(list.objects);
+        self.names.prune();
+        if has_new_rejections {
+            self.collect_rejections();
+        }
+        has_changed || has_new_rejections
+    }
+
+    /// Uses the lists that were held back long enough; true when that changed something.
+    pub(super) fn release(&mut self, now: Duration) -> bool {
+        let mut has_changed = false;
+        for resource in Resource::ALL {
+            let is_due = |held: &Held| now.saturating_sub(held.since) >= LONGEST_HOLD;
+            if self
+                .known
+                .get(&resource)
+                .is_some_and(|k| k.held.as_ref().is_some_and(is_due))
+            {
+                has_changed |= self.use_held(resource);
+            }
+        }
+        has_changed
+    }
+
+    /// When [`Self::release`] has something to do.
+    pub(super) fn release_at(&self) -> Option<Duration> {
+        let held = self.known.values().filter_map(|known| known.held.as_ref());
+        held.map(|held| held.since + LONGEST_HOLD).min()
+    }
+
+    fn use_held(&mut self, resource: Resource) -> bool {
+        let held = self.known.entry(resource).or_default().held.take();
+        held.is_some_and(|held| self.use_list(resource, held.list, &held.version))
+    }
+
+    /// A watch from a known version was accepted.
+    pub(super) fn watching(&mut self, resource: Resource) {
+        let known = self.known.entry(resource).or_default();
+        known.is_confirmed |= known.held.is_none();
+        known.failure = None;
+    }
+
+    /// A request has failed: all that is known stays.
+    pub(super) fn failed(&mut self, resource: Resource, why: String) {
+        self.known.entry(resource).or_default().failure = Some(why);
+    }
+
+    /// Nothing has happened up to this version.
+    pub(super) fn bookmark(&mut self, resource: Resource, version: &str) {
+        let known = self.known.entry(resource).or_default();
+        if known.held.is_none() {
+            version.clone_into(&mut known.version);
+        }
+    }
+
+    /// An object was added or modified; true when that changed something.
+    pub(super) fn put(
+        &mut self,
+        resource: Resource,
+        api_version: &str,
+        json: &[u8],
+        version: &str,
+    ) -> bool {
+        // An event shows that the cache is alive.
+        let mut has_changed = self.use_held(resource);
+        self.bookmark(resource, version);
+        match decode::item(json, resource.kind(), api_version, &mut self.names) {
+            Ok(Some(object)) => {
+                let name = NamespacedName::new(object.id().namespace, object.id().name);
+                has_changed |= self.forgive(resource, &name);
+                has_changed | objects::put(&mut self.snapshot, &object)
+            }
+            // It says nothing to us any more, as a slice without its service name.
+            Ok(None) => has_changed | self.remove(resource, json),
+            Err(rejection) => {
+                let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
+                let id = ObjectId {
+                    kind: resource.kind(),
+                    namespace: &rejection.namespace,
+                    name: &rejection.name,
+                };
+                let is_known = objects::get(&self.snapshot, id).is_some();
+                let known = self.known.entry(resource).or_default();
+                known.rejections.insert(name, keeping(rejection, is_known));
+                self.collect_rejections();
+                true
+            }
+        }
+    }
+
+    /// An object was deleted; true when that changed something.
+    pub(super) fn delete(&mut self, resource: Resource, json: &[u8], version: &str) -> bool {
+        let has_changed = self.use_held(resource);
+        self.bookmark(resource, version);
+        has_changed | self.remove(resource, json)
+    }
+
+    fn remove(&mut self, resource: Resource, json: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Named {
+            metadata: Metadata,
+        }
+        #[derive(Deserialize)]
+        struct Metadata {
+            #[serde(default)]
+            namespace: String,
+            name: String,
+        }
+        let Ok(Named { metadata }) = serde_json::from_slice(json) else {
+            return false;
+        };
+        let id = ObjectId {
+            kind: resource.kind(),
+            namespace: &metadata.namespace,
+            name: &metadata.name,
+        };
+        let has_changed = objects::remove(&mut self.snapshot, id);
+        let name = NamespacedName::new(metadata.namespace, metadata.name);
+        has_changed | self.forgive(resource, &name)
+    }
+
+    /// Forgets a rejection; true when there was one.
+    fn forgive(&mut self, resource: Resource, name: &NamespacedName) -> bool {
+        let known = self.known.entry(resource).or_default();
+        let was_rejected = known.rejections.remove(name).is_some();
+        if was_rejected {
+            self.collect_rejections();
+        }
+        was_rejected
+    }
+
+    fn collect_rejections(&mut self) {
+        let all = self
+            .known
+            .values()
+            .flat_map(|known| known.rejections.values());
+        self.snapshot.rejections = all.cloned().collect();
+    }
+}
+
+fn keeping(mut rejection: Rejection, is_known: bool) -> Rejection {
+    if is_known {
+        rejection.reason += "; the last good version is kept";
+    }
+    rejection
+}
+
+#[cfg(test)]
+mod tests;

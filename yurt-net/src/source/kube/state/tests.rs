@@ -1,0 +1,229 @@
+//! Nothing is lost because of an error, and a list is whole or absent.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+const V1: &str = "v1";
+
+fn live() -> ClusterState {
+    ClusterState::new(Snapshot::default(), &BTreeMap::new(), false)
+}
+
+fn cache() -> ClusterState {
+    ClusterState::new(Snapshot::default(), &BTreeMap::new(), true)
+}
+
+fn service(name: &str, port: i64) -> Value {
+    json!({
+        "metadata": {"namespace": "default", "name": name, "resourceVersion": "1"},
+        "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": port}]},
+    })
+}
+
+fn list(state: &mut ClusterState, names: &[&str], at: u64) -> Listed {
+    for name in names {
+        let json = service(name, 80).to_string();
+        state.item(Resource::Services, V1, json.as_bytes());
+    }
+    state.listed(Resource::Services, "5", Duration::from_secs(at))
+}
+
+fn put(state: &mut ClusterState, object: &Value) -> bool {
+    state.put(Resource::Services, V1, object.to_string().as_bytes(), "6")
+}
+
+fn names(state: &ClusterState) -> Vec<&str> {
+    let services = state.snapshot().services.keys();
+    services.map(|name| name.name.as_str()).collect()
+}
+
+#[test]
+fn a_list_shows_when_it_is_whole_and_takes_away_what_it_does_not_have() {
+    let mut state = live();
+    list(&mut state, &["a", "b", "c"], 0);
+    state.item(
+        Resource::Services,
+        V1,
+        service("d", 80).to_string().as_bytes(),
+    );
+    assert_eq!(names(&state), ["a", "b", "c"]);
+    state.abandon_list(Resource::Services);
+    assert_eq!(
+        list(&mut state, &["b"], 1),
+        Listed::Used { has_changed: true }
+    );
+    assert_eq!(names(&state), ["b"]);
+}
+
+#[test]
+fn an_equal_object_keeps_its_identity() {
+    let mut state = live();
+    list(&mut state, &["a", "b"], 0);
+    let before = state.snapshot().services.values().next().cloned().unwrap();
+    assert_eq!(
+        list(&mut state, &["a", "b"], 1),
+        Listed::Used { has_changed: false }
+    );
+    assert!(!put(&mut state, &service("a", 80)));
+    let after = state.snapshot().services.values().next().unwrap();
+    assert!(std::sync::Arc::ptr_eq(&before, after));
+}
+
+#[test]
+fn an_object_that_became_invalid_keeps_its_last_good_version() {
+    let mut state = live();
+    list(&mut state, &["a", "b"], 0);
+    assert!(put(&mut state, &service("a", 99_999)));
+    assert_eq!(names(&state), ["a", "b"]);
+    let rejection = &state.snapshot().rejections[0];
+    assert_eq!(
+        (rejection.name.as_str(), rejection.source.as_str()),
+        ("a", "")
+    );
+    assert!(
+        rejection.reason.contains("the last good version is kept"),
+        "{}",
+        rejection.reason
+    );
+    // Also when it comes again in a list.
+    state.item(
+        Resource::Services,
+        V1,
+        service("a", 99_999).to_string().as_bytes(),
+    );
+    state.listed(Resource::Services, "7", Duration::ZERO);
+    assert_eq!(names(&state), ["a"]);
+    assert_eq!(state.snapshot().rejections.len(), 1);
+    // And it is forgiven when it is mended, or gone.
+    assert!(put(&mut state, &service("a", 81)));
+    assert_eq!(state.snapshot().rejections, []);
+}
+
+#[test]
+fn a_new_object_that_is_invalid_costs_only_itself() {
+    let mut state = live();
+    put(&mut state, &service("bad", 0));
+    put(&mut state, &service("good", 80));
+    assert_eq!(names(&state), ["good"]);
+    assert_eq!(state.snapshot().rejections.len(), 1);
+    let gone = service("bad", 0).to_string();
+    assert!(state.delete(Resource::Services, gone.as_bytes(), "8"));
+    assert_eq!(state.snapshot().rejections, []);
+}
+
+#[test]
+fn an_empty_list_from_a_cache_is_held_until_the_next_one_says_the_same() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &[], 100), Listed::Held);
+    assert_eq!(names(&state), ["a", "b", "c"]);
+    assert_eq!(
+        state.held().collect::<Vec<_>>(),
+        [HeldList {
+            resource: "services",
+            have: 3,
+            offered: 0
+        }]
+    );
+    assert_eq!(
+        list(&mut state, &[], 110),
+        Listed::Used { has_changed: true }
+    );
+    assert_eq!(names(&state), [""; 0]);
+}
+
+#[test]
+fn a_list_from_a_cache_that_is_under_half_is_held_and_a_half_one_is_not() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c", "d"], 0);
+    assert_eq!(
+        list(&mut state, &["a", "b"], 1),
+        Listed::Used { has_changed: true }
+    );
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &["a"], 1), Listed::Held);
+    // A list that is whole again wins at once.
+    assert_eq!(
+        list(&mut state, &["a", "b", "c"], 2),
+        Listed::Used { has_changed: false }
+    );
+    assert_eq!(state.held().count(), 0);
+}
+
+#[test]
+fn lists_of_a_cache_that_differ_are_held_for_a_minute_at_most() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c", "d", "e"], 0);
+    assert_eq!(list(&mut state, &["a"], 10), Listed::Held);
+    assert_eq!(list(&mut state, &["b"], 20), Listed::Held);
+    assert_eq!(state.release_at(), Some(Duration::from_secs(70)));
+    assert!(!state.release(Duration::from_secs(69)));
+    assert!(state.release(Duration::from_secs(70)));
+    assert_eq!(names(&state), ["b"]);
+    assert_eq!(state.release_at(), None);
+}
+
+#[test]
+fn an_event_confirms_a_list_that_is_held() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &["a"], 1), Listed::Held);
+    assert!(put(&mut state, &service("z", 80)));
+    assert_eq!(names(&state), ["a", "z"]);
+}
+
+#[test]
+fn a_live_list_is_believed_at_once() {
+    let mut state = live();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &[], 1), Listed::Used { has_changed: true });
+    assert_eq!(names(&state), [""; 0]);
+}
+
+#[test]
+fn the_first_list_of_another_pool_is_believed() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    state.renew(Resource::Services);
+    assert_eq!(state.version(Resource::Services), None);
+    assert_eq!(list(&mut state, &[], 1), Listed::Used { has_changed: true });
+}
+
+#[test]
+fn what_an_earlier_agent_knew_is_there_until_a_list_says_otherwise() {
+    let mut earlier = live();
+    list(&mut earlier, &["a", "b"], 0);
+    let seed = earlier.snapshot().clone();
+    let mut state = ClusterState::new(seed, &earlier.versions(), false);
+    assert_eq!(names(&state), ["a", "b"]);
+    assert_eq!(state.version(Resource::Services).as_deref(), Some("5"));
+    assert_eq!(state.version(Resource::Nodes), None);
+    assert!(!state.is_confirmed(Resource::Services));
+    state.failed(Resource::Services, "no answer".to_owned());
+    assert_eq!(names(&state), ["a", "b"]);
+    state.watching(Resource::Services);
+    assert!(state.is_confirmed(Resource::Services));
+    assert_eq!(state.failures().count(), 0);
+}
+
+#[test]
+fn a_slice_that_loses_its_service_is_gone() {
+    let mut state = live();
+    let mut slice = json!({
+        "kind": "EndpointSlice", "apiVersion": "discovery.k8s.io/v1",
+        "metadata": {"namespace": "default", "name": "a-1", "labels": {"kubernetes.io/service-name": "a"}},
+        "addressType": "IPv4", "endpoints": [], "ports": [],
+    });
+    let version = "discovery.k8s.io/v1";
+    let resource = Resource::EndpointSlices;
+    assert!(state.put(resource, version, slice.to_string().as_bytes(), "1"));
+    assert_eq!(state.count(resource), 1);
+    slice["metadata"]["labels"] = json!({});
+    assert!(state.put(resource, version, slice.to_string().as_bytes(), "2"));
+    assert_eq!(state.count(resource), 0);
+}

@@ -1,0 +1,111 @@
+//! The objects of a snapshot by kind: one place that knows which map holds which.
+//!
+//! Pure.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::decode::{Object, ObjectId};
+use crate::model::{NamespacedName, Snapshot};
+
+/// Puts an object into the snapshot; true when that changed it. An equal object leaves the old one, so that all that
+/// was compiled from it stays valid.
+pub(super) fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
+    fn put<K: Ord, T: PartialEq>(all: &mut BTreeMap<K, Arc<T>>, name: K, object: &Arc<T>) -> bool {
+        if all.get(&name).is_some_and(|old| old == object) {
+            return false;
+        }
+        all.insert(name, Arc::clone(object));
+        true
+    }
+    match object {
+        Object::Service(o) => put(&mut snapshot.services, o.name.clone(), o),
+        Object::EndpointSlice(o) => put(&mut snapshot.slices, o.name.clone(), o),
+        Object::Node(o) => put(&mut snapshot.nodes, o.name.clone(), o),
+        Object::NodePool(o) => put(&mut snapshot.pools, o.name.clone(), o),
+        Object::NodeBucket(o) => put(&mut snapshot.buckets, o.name.clone(), o),
+        Object::ServiceCidr(o) => put(&mut snapshot.service_cidrs, o.name.clone(), o),
+    }
+}
+
+/// Removes an object; true when it was there.
+pub(super) fn remove(snapshot: &mut Snapshot, id: ObjectId<'_>) -> bool {
+    let named = || NamespacedName::new(id.namespace, id.name);
+    match id.kind {
+        "Service" => snapshot.services.remove(&named()).is_some(),
+        "EndpointSlice" => snapshot.slices.remove(&named()).is_some(),
+        "Node" => snapshot.nodes.remove(id.name).is_some(),
+        "NodePool" => snapshot.pools.remove(id.name).is_some(),
+        "NodeBucket" => snapshot.buckets.remove(id.name).is_some(),
+        "ServiceCIDR" => snapshot.service_cidrs.remove(id.name).is_some(),
+        _ => false,
+    }
+}
+
+/// The object of this name.
+pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
+    let named = || NamespacedName::new(id.namespace, id.name);
+    match id.kind {
+        "Service" => snapshot
+            .services
+            .get(&named())
+            .cloned()
+            .map(Object::Service),
+        "EndpointSlice" => {
+            let slice = snapshot.slices.get(&named()).cloned();
+            slice.map(Object::EndpointSlice)
+        }
+        "Node" => snapshot.nodes.get(id.name).cloned().map(Object::Node),
+        "NodePool" => snapshot.pools.get(id.name).cloned().map(Object::NodePool),
+        "NodeBucket" => snapshot
+            .buckets
+            .get(id.name)
+            .cloned()
+            .map(Object::NodeBucket),
+        "ServiceCIDR" => {
+            let cidr = snapshot.service_cidrs.get(id.name).cloned();
+            cidr.map(Object::ServiceCidr)
+        }
+        _ => None,
+    }
+}
+
+/// The objects of one kind that the snapshot holds.
+pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
+    match kind {
+        "Service" => snapshot.services.len(),
+        "EndpointSlice" => snapshot.slices.len(),
+        "Node" => snapshot.nodes.len(),
+        "NodePool" => snapshot.pools.len(),
+        "NodeBucket" => snapshot.buckets.len(),
+        "ServiceCIDR" => snapshot.service_cidrs.len(),
+        _ => 0,
+    }
+}
+
+/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind.
+pub(super) fn replace(
+    snapshot: &mut Snapshot,
+    kind: &str,
+    objects: &BTreeMap<NamespacedName, Object>,
+) -> bool {
+    let is_kept = |name: &str| objects.contains_key(&NamespacedName::new("", name));
+    let before = count(snapshot, kind);
+    match kind {
+        "Service" => snapshot
+            .services
+            .retain(|name, _| objects.contains_key(name)),
+        "EndpointSlice" => snapshot.slices.retain(|name, _| objects.contains_key(name)),
+        "Node" => snapshot.nodes.retain(|name, _| is_kept(name)),
+        "NodePool" => snapshot.pools.retain(|name, _| is_kept(name)),
+        "NodeBucket" => snapshot.buckets.retain(|name, _| is_kept(name)),
+        "ServiceCIDR" => snapshot.service_cidrs.retain(|name, _| is_kept(name)),
+        _ => {}
+    }
+    let mut has_changed = count(snapshot, kind) != before;
+    for object in objects.values() {
+        has_changed |= put(snapshot, object);
+    }
+    has_changed
+}
