@@ -21,6 +21,8 @@
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::Snapshot;
 
 mod codec;
@@ -123,7 +125,8 @@ pub struct Found {
 }
 
 /// For status and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Stats {
     /// Bytes handed to the file system, also in vain.
     pub bytes_written: u64,
@@ -145,6 +148,8 @@ pub struct Saver<D = Directory> {
     saved: Option<Saved>,
     /// The name that `checkpoint` takes when it is replaced.
     aside: String,
+    /// The name of `checkpoint` may not be on the medium: whoever gave it may have been killed before it was.
+    is_name_loose: bool,
     stats: Stats,
 }
 
@@ -171,6 +176,7 @@ impl<D: Disk> Saver<D> {
             disk,
             saved: None,
             aside: OLD.to_owned(),
+            is_name_loose: true,
             stats: Stats::default(),
         };
         let mut found = Found::default();
@@ -324,6 +330,9 @@ impl<D: Disk> Saver<D> {
             changes.try_for_each(|change| encoder.record(change))?;
             encoder.finish(provenance)
         })?;
+        if self.is_name_loose {
+            self.sync_names()?;
+        }
         Ok(Some(end))
     }
 
@@ -353,9 +362,8 @@ impl<D: Disk> Saver<D> {
             .rename(NEW, CURRENT)
             .map_err(self.error("rename", NEW))?;
         OLD.clone_into(&mut self.aside);
-        self.disk
-            .sync()
-            .map_err(self.error("sync the directory of", CURRENT))?;
+        self.is_name_loose = true;
+        self.sync_names()?;
         self.stats.whole_writes += 1;
         self.saved = Some(Saved {
             contents,
@@ -364,6 +372,13 @@ impl<D: Disk> Saver<D> {
             end,
         });
         Ok(true)
+    }
+
+    fn sync_names(&mut self) -> Result<(), CheckpointError> {
+        let error = self.error("sync the directory of", CURRENT);
+        self.disk.sync().map_err(error)?;
+        self.is_name_loose = false;
+        Ok(())
     }
 
     /// Writes to a file and returns when that is on the medium.

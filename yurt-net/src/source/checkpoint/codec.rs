@@ -321,3 +321,13 @@ impl<R: Read> Decoder<R> {
         Ok(read == length)
     }
 }
+
+#[cfg(test)]
+impl<W: Write> Encoder<W> {
+    /// A frame of any bytes.
+    pub(super) fn raw_frame(mut self, records: &[u8]) -> io::Result<W> {
+        self.records = records.to_vec();
+        self.frame()?;
+        Ok(self.out)
+    }
+}

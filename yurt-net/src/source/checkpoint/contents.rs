@@ -22,7 +22,8 @@ pub struct Provenance {
     pub source: String,
     /// When it was last known to be what the source says, in seconds since 1970.
     pub synced_at: u64,
-    /// For each resource, where its watch goes on.
+    /// For each resource, where its watch goes on: versions of the very moment of the snapshot, or of one before. Later
+    /// ones would make the next agent miss what lies between.
     pub resource_versions: BTreeMap<String, String>,
 }
 
