@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 /// Namespace and name of a namespaced object; sorts bytewise by namespace, then name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// `metadata.namespace`; `default` where the manifest has none.
     pub namespace: String,
@@ -59,7 +59,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A v1 Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Identity.
     pub name: NamespacedName,
@@ -80,7 +80,7 @@ pub struct Service {
 }
 
 /// `spec.type` of a Service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {
     /// The default.
     ClusterIp,
@@ -93,7 +93,7 @@ pub enum ServiceType {
 }
 
 /// One entry of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; "" when the only port has none.
     pub name: String,
@@ -106,7 +106,7 @@ pub struct ServicePort {
 }
 
 /// Family of the addresses in a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum AddressFamily {
     /// IPv4.
     V4,
@@ -125,7 +125,7 @@ impl From<IpAddr> for AddressFamily {
 }
 
 /// A discovery.k8s.io/v1 EndpointSlice. FQDN slices are not decoded: kube-proxy ignores them too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Identity.
     pub name: NamespacedName,
@@ -140,7 +140,7 @@ pub struct EndpointSlice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name; "" for an unnamed port.
     pub name: String,
@@ -151,7 +151,7 @@ pub struct EndpointPort {
 }
 
 /// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// `addresses[0]`: the only one that kube-proxy uses.
     pub address: IpAddr,
@@ -162,7 +162,7 @@ pub struct Endpoint {
 }
 
 /// A v1 Node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `metadata.name`.
     pub name: String,
@@ -177,7 +177,7 @@ pub struct Node {
 }
 
 /// An apps.openyurt.io NodePool (v1beta1, v1beta2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodePool {
     /// `metadata.name`.
     pub name: String,
@@ -186,7 +186,7 @@ pub struct NodePool {
 }
 
 /// An apps.openyurt.io/v1alpha1 NodeBucket: a part of the members of a large pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeBucket {
     /// `metadata.name`.
     pub name: String,
@@ -197,7 +197,7 @@ pub struct NodeBucket {
 }
 
 /// A networking.k8s.io ServiceCIDR (v1, v1beta1): addresses that ClusterIPs are allocated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {
     /// `metadata.name`.
     pub name: String,

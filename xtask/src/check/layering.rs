@@ -42,6 +42,9 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan/",
     "yurt-net/src/policy.rs",
     "yurt-net/src/policy/",
+    "yurt-net/src/source/checkpoint/codec.rs",
+    "yurt-net/src/source/checkpoint/contents.rs",
+    "yurt-net/src/source/checkpoint/pace.rs",
     "yurt-net/src/table.rs",
     "yurt-net/src/table/",
 ];
@@ -93,6 +96,11 @@ const EDGES: &[Edge] = &[
         libraries: &["k8s_openapi"],
         owners: &["yurt-net/src/source/decode.rs"],
         remedy: "objects are `model`'s types after `source::decode`",
+    },
+    Edge {
+        libraries: &["crc32fast", "lz4_flex", "postcard"],
+        owners: &["yurt-net/src/source/checkpoint/codec.rs"],
+        remedy: "what is on disk is written and read by `source::checkpoint`",
     },
 ];
 

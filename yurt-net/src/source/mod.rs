@@ -7,6 +7,7 @@ use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+pub mod checkpoint;
 pub mod decode;
 pub mod file;
 pub mod kube;

@@ -1,0 +1,333 @@
+//! The bytes of a checkpoint. Pure: a writer in, or a reader.
+//!
+//! ```text
+//! header   "YURT-NET"  version u32   crc u32                            little endian; the same in every version
+//! frame*   length u32  crc u32       length bytes: size u32, LZ4 block
+//! ```
+//!
+//! A frame unpacks to records (postcard), as many as fill it. `Record::Synced` ends a state and its frame. The first
+//! state is the whole, every later one what had changed since: together they are the journal, and one file holds both,
+//! so that a journal can never be taken for that of another snapshot.
+//!
+//! Each checksum covers *all* bytes of the file before it, other checksums aside (a CRC over its own value says nothing
+//! any more). So a frame counts only behind the very bytes that it was written behind, and what reading gives is
+//! always a state that was saved: the last one before the first flaw.
+//!
+//! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
+//! on to it. No older version is read, as there is none yet.
+
+#![forbid(unsafe_code)]
+
+use std::io::{self, Read, Write};
+
+use crc32fast::Hasher;
+
+use super::contents::{Names, Provenance, Record};
+use crate::model::Snapshot;
+
+/// To be raised with every change of what `model` or `Record` look like.
+pub(super) const VERSION: u32 = 1;
+
+const MAGIC: &[u8; 8] = b"YURT-NET";
+/// A frame is closed when its records have this many bytes: what reading and writing needs of memory, about twice.
+const FRAME_BYTES: usize = 64 * 1024;
+/// LZ4 cannot unpack a byte to more.
+const MAX_RATIO: usize = 255;
+
+/// What keeps a file from being read, or from being read further.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Flaw {
+    /// Not a checkpoint at all.
+    #[error("is not a checkpoint")]
+    Foreign,
+    /// Of another version.
+    #[error("is of version {0}")]
+    Version(u32),
+    /// It ends before a state does: the writing of that state was interrupted.
+    #[error("ends unfinished after byte {0}")]
+    Torn(u64),
+    /// It is not what was written.
+    #[error("is damaged after byte {0}")]
+    Damaged(u64),
+    /// It cannot be read.
+    #[error("cannot be read")]
+    Read(#[from] io::Error),
+}
+
+/// The end of the last state of a file: what a writer needs to go on there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct End {
+    /// Bytes up to here.
+    pub(super) length: u64,
+    /// Of all of them that are no checksum.
+    crc: u32,
+}
+
+impl End {
+    /// The end after these bytes and their checksum.
+    fn after(self, bytes: [&[u8]; 2]) -> Self {
+        let mut hasher = Hasher::new_with_initial(self.crc);
+        let mut length = self.length + 4;
+        for part in bytes {
+            hasher.update(part);
+            length = length.saturating_add(u64::try_from(part.len()).unwrap_or(u64::MAX));
+        }
+        Self {
+            length,
+            crc: hasher.finalize(),
+        }
+    }
+}
+
+/// Writes states.
+pub(super) struct Encoder<W> {
+    out: W,
+    end: End,
+    records: Vec<u8>,
+}
+
+impl<W: Write> Encoder<W> {
+    /// Begins a file.
+    pub(super) fn begin(mut out: W) -> io::Result<Self> {
+        let version = VERSION.to_le_bytes();
+        let end = End::default().after([MAGIC, &version]);
+        out.write_all(&[MAGIC.as_slice(), &version, &end.crc.to_le_bytes()].concat())?;
+        Ok(Self::resume(out, end))
+    }
+
+    /// Goes on behind the last state of a file.
+    pub(super) fn resume(out: W, end: End) -> Self {
+        Self {
+            out,
+            end,
+            records: Vec::new(),
+        }
+    }
+
+    /// Adds a record to the state that is being written.
+    pub(super) fn record(&mut self, record: &Record) -> io::Result<()> {
+        let records = std::mem::take(&mut self.records);
+        self.records = postcard::to_extend(record, records).map_err(io::Error::other)?;
+        if self.records.len() >= FRAME_BYTES {
+            self.frame()?;
+        }
+        Ok(())
+    }
+
+    /// Ends the state, and hands everything to the writer below.
+    pub(super) fn finish(mut self, provenance: &Provenance) -> io::Result<(W, End)> {
+        self.record(&Record::Synced(provenance.clone()))?;
+        if !self.records.is_empty() {
+            self.frame()?;
+        }
+        self.out.flush()?;
+        Ok((self.out, self.end))
+    }
+
+    fn frame(&mut self) -> io::Result<()> {
+        let packed = lz4_flex::block::compress_prepend_size(&self.records);
+        self.records.clear();
+        let length = u32::try_from(packed.len())
+            .map_err(io::Error::other)?
+            .to_le_bytes();
+        self.end = self.end.after([&length, &packed]);
+        self.out.write_all(&length)?;
+        self.out.write_all(&self.end.crc.to_le_bytes())?;
+        self.out.write_all(&packed)
+    }
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub(super) struct Replayed {
+    /// The last state before the flaw.
+    pub(super) state: Option<(Snapshot, Provenance)>,
+    /// Where the first state ends.
+    pub(super) base: u64,
+    /// Where the last one does.
+    pub(super) end: End,
+    /// Why there is no more, unless that is the end of the file.
+    pub(super) flaw: Option<Flaw>,
+}
+
+/// Reads a file up to its end or its first flaw.
+pub(super) fn replay(input: impl Read) -> Replayed {
+    let mut decoder = Decoder {
+        input,
+        names: Names::default(),
+        end: End::default(),
+        buffer: Vec::new(),
+        records: Vec::new(),
+        snapshot: Snapshot::default(),
+        provenance: Provenance::default(),
+        pending: Vec::new(),
+        replayed: Replayed::default(),
+    };
+    let flaw = decoder.run().err();
+    let mut replayed = decoder.replayed;
+    if replayed.base > 0 {
+        replayed.state = Some((decoder.snapshot, decoder.provenance));
+    }
+    replayed.flaw = flaw;
+    replayed
+}
+
+struct Decoder<R> {
+    input: R,
+    names: Names,
+    /// Of the last frame.
+    end: End,
+    /// The frame, packed and unpacked.
+    buffer: Vec<u8>,
+    records: Vec<u8>,
+    snapshot: Snapshot,
+    provenance: Provenance,
+    /// Of a state that has not ended, unless it is the first: before that has ended, nothing counts.
+    pending: Vec<Record>,
+    replayed: Replayed,
+}
+
+impl<R: Read> Decoder<R> {
+    fn run(&mut self) -> Result<(), Flaw> {
+        self.header()?;
+        while self.frame()? {
+            self.records()?;
+        }
+        // Between states nothing is torn.
+        if self.end == self.replayed.end && self.replayed.base > 0 {
+            return Ok(());
+        }
+        Err(Flaw::Torn(self.replayed.end.length))
+    }
+
+    fn header(&mut self) -> Result<(), Flaw> {
+        let torn = Flaw::Torn(0);
+        if !self.read(MAGIC.len())? {
+            let is_ours = MAGIC.starts_with(&self.buffer);
+            return Err(if is_ours { torn } else { Flaw::Foreign });
+        }
+        if self.buffer != MAGIC {
+            // A file that was never written, but has its length.
+            let is_blank = self.buffer.iter().all(|&byte| byte == 0);
+            return Err(if is_blank { torn } else { Flaw::Foreign });
+        }
+        let Some(version) = self.number()? else {
+            return Err(torn);
+        };
+        let end = End::default().after([MAGIC, &version.to_le_bytes()]);
+        let Some(crc) = self.number()? else {
+            return Err(torn);
+        };
+        if crc != end.crc {
+            return Err(Flaw::Damaged(0));
+        }
+        if version != VERSION {
+            return Err(Flaw::Version(version));
+        }
+        self.end = end;
+        Ok(())
+    }
+
+    /// Reads and unpacks a frame; false at the end of the file.
+    fn frame(&mut self) -> Result<bool, Flaw> {
+        let torn = Flaw::Torn(self.replayed.end.length);
+        let damaged = Flaw::Damaged(self.replayed.end.length);
+        let Some(length) = self.number()? else {
+            return if self.buffer.is_empty() {
+                Ok(false)
+            } else {
+                Err(torn)
+            };
+        };
+        if length == 0 {
+            // No frame is empty. The file has got its length, and not its bytes.
+            return Err(torn);
+        }
+        let Some(crc) = self.number()? else {
+            return Err(torn);
+        };
+        let size = usize::try_from(length).unwrap_or(usize::MAX);
+        if !self.read(size)? {
+            return Err(torn);
+        }
+        let end = self.end.after([&length.to_le_bytes(), &self.buffer]);
+        if end.crc != crc {
+            return Err(damaged);
+        }
+        let Ok((unpacked, packed)) = lz4_flex::block::uncompressed_size(&self.buffer) else {
+            return Err(damaged);
+        };
+        if unpacked > packed.len().saturating_mul(MAX_RATIO) {
+            return Err(damaged);
+        }
+        self.records.resize(unpacked, 0);
+        match lz4_flex::block::decompress_into(packed, &mut self.records) {
+            Ok(size) if size == unpacked => {}
+            Ok(_) | Err(_) => return Err(damaged),
+        }
+        self.end = end;
+        Ok(true)
+    }
+
+    fn records(&mut self) -> Result<(), Flaw> {
+        let kept = self.replayed.end.length;
+        let damaged = || Flaw::Damaged(kept);
+        let mut rest = self.records.as_slice();
+        while !rest.is_empty() {
+            let Ok((mut record, after)) = postcard::take_from_bytes::<Record>(rest) else {
+                return Err(damaged());
+            };
+            rest = after;
+            self.names.share(&mut record);
+            let is_end = matches!(record, Record::Synced(_));
+            if is_end && !rest.is_empty() {
+                return Err(damaged());
+            }
+            if self.replayed.base > 0 {
+                self.pending.push(record);
+            } else {
+                record.apply(&mut self.snapshot, &mut self.provenance);
+            }
+            if is_end {
+                for record in self.pending.drain(..) {
+                    record.apply(&mut self.snapshot, &mut self.provenance);
+                }
+                self.replayed.end = self.end;
+                if self.replayed.base == 0 {
+                    self.replayed.base = self.end.length;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Four bytes; `None` when there are fewer.
+    fn number(&mut self) -> io::Result<Option<u32>> {
+        self.read(4)?;
+        let bytes: Option<[u8; 4]> = self.buffer.as_slice().try_into().ok();
+        Ok(bytes.map(u32::from_le_bytes))
+    }
+
+    /// Fills the buffer with so many bytes; false when there are fewer. A length that makes no sense costs no
+    /// memory: the buffer grows with what is there.
+    fn read(&mut self, length: usize) -> io::Result<bool> {
+        self.buffer.clear();
+        let limit = u64::try_from(length).unwrap_or(u64::MAX);
+        let read = self
+            .input
+            .by_ref()
+            .take(limit)
+            .read_to_end(&mut self.buffer)?;
+        Ok(read == length)
+    }
+}
+
+#[cfg(test)]
+impl<W: Write> Encoder<W> {
+    /// A frame of any bytes.
+    pub(super) fn raw_frame(mut self, records: &[u8]) -> io::Result<W> {
+        self.records = records.to_vec();
+        self.frame()?;
+        Ok(self.out)
+    }
+}

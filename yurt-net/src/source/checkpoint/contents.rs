@@ -1,0 +1,180 @@
+//! What a checkpoint keeps of a `Snapshot`, and the difference between two of them. Pure.
+//!
+//! `rejections` and `origins` are not kept: they are findings about input that is gone by the time a checkpoint is
+//! read, and the next live read finds them again. An object that is kept in an older version is kept like any other.
+
+#![forbid(unsafe_code)]
+
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{
+    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, Service, ServiceCidr, Snapshot,
+};
+
+/// Where a snapshot came from, and how far it had been followed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The `--source` that it came from.
+    pub source: String,
+    /// When it was last known to be what the source says, in seconds since 1970.
+    pub synced_at: u64,
+    /// For each resource, where its watch goes on: versions of the very moment of the snapshot, or of one before. Later
+    /// ones would make the next agent miss what lies between.
+    pub resource_versions: BTreeMap<String, String>,
+}
+
+/// What happened to one object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Edit<K, T> {
+    /// It is new, or says something else.
+    Put(Arc<T>),
+    /// It is gone.
+    Delete(K),
+}
+
+/// One line for each kind of object: the field of `Snapshot`, its type, its key. The order is part of the format:
+/// a new kind goes last, and takes a new `VERSION`.
+macro_rules! kinds {
+    ($($field:ident: $object:ident by $key:ty,)*) => {
+        /// The objects of a snapshot, in the order of their names: cheap to take from the snapshot and to hold.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        pub struct Contents {
+            $($field: Vec<Arc<$object>>,)*
+        }
+
+        /// The smallest part of a checkpoint.
+        #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub(super) enum Record {
+            /// The end of a state: with it, all that came before counts.
+            Synced(Provenance),
+            $(
+                #[doc = concat!("About a ", stringify!($object), ".")]
+                $object(Edit<$key, $object>),
+            )*
+        }
+
+        impl Contents {
+            /// What a checkpoint keeps of this snapshot.
+            pub fn of(snapshot: &Snapshot) -> Self {
+                let Snapshot { $($field,)* rejections: _, origins: _ } = snapshot;
+                Self {
+                    $($field: $field.values().map(Arc::clone).collect(),)*
+                }
+            }
+
+            /// How many objects there are.
+            pub fn len(&self) -> usize {
+                let Self { $($field,)* } = self;
+                0 $(+ $field.len())*
+            }
+
+            /// What leads from these contents to `new`.
+            pub(super) fn changes(&self, new: &Self) -> Vec<Record> {
+                let mut changes = Vec::new();
+                $(
+                    compare(&self.$field, &new.$field, |object| &object.name, |edit| {
+                        changes.push(Record::$object(edit));
+                    });
+                )*
+                changes
+            }
+
+            /// What leads from nothing to these contents.
+            pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+                std::iter::empty()
+                    $(.chain(self.$field.iter().map(|object| Record::$object(Edit::Put(Arc::clone(object))))))*
+            }
+        }
+
+        impl Record {
+            /// Does to the snapshot what was done to the one that was saved.
+            pub(super) fn apply(self, snapshot: &mut Snapshot, provenance: &mut Provenance) {
+                match self {
+                    Self::Synced(synced) => *provenance = synced,
+                    $(
+                        Self::$object(Edit::Put(object)) => {
+                            snapshot.$field.insert(object.name.clone(), object);
+                        }
+                        Self::$object(Edit::Delete(name)) => {
+                            snapshot.$field.remove(&name);
+                        }
+                    )*
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    services: Service by NamespacedName,
+    slices: EndpointSlice by NamespacedName,
+    nodes: Node by String,
+    pools: NodePool by String,
+    buckets: NodeBucket by String,
+    service_cidrs: ServiceCidr by String,
+}
+
+impl Contents {
+    /// Whether there is nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Both lists are sorted by name. Identity is asked first: what a source did not touch has the `Arc` it had before.
+fn compare<K: Ord + Clone, T: PartialEq>(
+    old: &[Arc<T>],
+    new: &[Arc<T>],
+    name: impl Fn(&T) -> &K,
+    mut emit: impl FnMut(Edit<K, T>),
+) {
+    let mut old = old.iter().peekable();
+    let mut new = new.iter().peekable();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (Some(was), Some(is)) if Arc::ptr_eq(was, is) => Ordering::Equal,
+            (Some(was), Some(is)) => name(was).cmp(name(is)),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return,
+        };
+        let was = old.next_if(|_| order.is_le());
+        let is = new.next_if(|_| order.is_ge());
+        match (was, is) {
+            (Some(was), None) => emit(Edit::Delete(name(was).clone())),
+            (Some(was), Some(is)) if Arc::ptr_eq(was, is) || was == is => {}
+            (_, Some(is)) => emit(Edit::Put(Arc::clone(is))),
+            (None, None) => return,
+        }
+    }
+}
+
+/// Names of nodes, each kept once: slices repeat them for every endpoint.
+#[derive(Default)]
+pub(super) struct Names(BTreeSet<Arc<str>>);
+
+impl Names {
+    /// Lets the record share the names that are known already.
+    pub(super) fn share(&mut self, record: &mut Record) {
+        let Record::EndpointSlice(Edit::Put(slice)) = record else {
+            return;
+        };
+        // Just decoded: nobody else has it.
+        let endpoints = Arc::get_mut(slice).map(|slice| &mut slice.endpoints);
+        for endpoint in endpoints.into_iter().flatten() {
+            let Some(name) = &mut endpoint.node_name else {
+                continue;
+            };
+            match self.0.get(name) {
+                Some(known) => *name = Arc::clone(known),
+                None => {
+                    self.0.insert(Arc::clone(name));
+                }
+            }
+        }
+    }
+}
