@@ -1,10 +1,12 @@
 //! The running agent: one loop that compiles what the sources say and keeps the maps in step.
 //!
-//! One thread, three kinds of tasks:
+//! One thread, and one more while the disk is written to:
 //!
 //! | task | waits for | does |
 //! |---|---|---|
-//! | the loop (`Agent::run`) | source, addresses, drift timer, retry timer, requests, signals | everything else |
+//! | the loop (`run`) | sources, addresses, drift timer, retry timer, requests, signals | everything else |
+//! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
+//! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
 //! | netlink (in `NodeWatch`) | the kernel | tells the loop that an address changed |
 //!
@@ -12,11 +14,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::cli::explain::{OwnAddresses, explain};
@@ -28,14 +31,17 @@ use crate::model::{Rejection, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::plan::{MapImage, Plan, Refused, plan};
 use crate::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
-use crate::source::file::FileSource;
-use crate::source::{SourceError, SourceSpec};
+use crate::source::checkpoint::{Keeper, Saver};
+use crate::source::preferred::{Origin, Sources};
+use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, RefusedService, SelfTest, Status};
 use crate::table::ServiceTable;
 
 /// Plans in a row for one table: the first frees space that the second may need.
 const PLANS_PER_TABLE: usize = 3;
 const RETRY: Duration = Duration::from_secs(1);
+/// How long adopted maps are left alone while only the checkpoint has something to say.
+const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why the agent does not start, or stops.
@@ -89,10 +95,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
 
     let mut watch = NodeWatch::new()?;
     let view = watch.view().await?;
-    let SourceSpec::File(path) = &args.source;
-    let mut source = FileSource::new(path);
-    let snapshot = source.load()?;
-
+    // It takes the lock that makes this agent the only one, and the only writer of the checkpoint.
     let dataplane = BpfDataplane::open(Options {
         bpffs: args.place.bpffs.clone(),
         cgroup: cgroup.clone(),
@@ -100,71 +103,65 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         peers: args.peers,
         socket_lb: args.socket_lb,
     })?;
+    let (saver, found) = Saver::open(state_dir.join("checkpoint"));
+    for problem in &found.problems {
+        warn!(
+            problem = chain(problem),
+            "checkpoint: not all of it can be used"
+        );
+    }
+    let checkpoint_synced_at = found.loaded.as_ref().map(|l| l.provenance.synced_at);
+    let scope = args.policy.scope(&args.node);
+    let sources = Sources::start(&args.source, scope, found.loaded)?;
     let (sender, mut requests) = mpsc::channel(16);
     let socket = state_dir.join("agent.sock");
     let server = control::serve(&socket, sender).map_err(io("listen on", &socket))?;
 
-    let mut agent = Agent::new(args.policy.config(&args.node), view, snapshot, dataplane)?;
-    agent.status.source = format!("file:{}", path.display());
-    agent.sync()?;
-    agent.dataplane.activate()?;
-    agent.status.ready = true;
-    agent.status.adopted = agent.is_adopted;
-    agent.status.self_test = match args.socket_lb {
-        SocketLb::Off => SelfTest::Skipped,
-        SocketLb::All | SocketLb::Host => SelfTest::run(&cgroup).await,
-    };
-    if let SelfTest::Failed { reason } = &agent.status.self_test {
-        error!(
-            reason,
-            "self-test: a process in another cgroup is not served"
-        );
-    }
-    info!(
-        node = agent.config.node,
-        pool = agent.table.pool,
-        adopted = agent.is_adopted,
-        "ready"
-    );
-
+    let config = args.policy.config(&args.node);
+    let mut agent = Agent::new(config, view, sources, Keeper::new(saver), dataplane)?;
+    agent.status.checkpoint_synced_at = checkpoint_synced_at;
     let drift_interval = match args.drift_interval {
         0 => NEVER,
         seconds => Duration::from_secs(seconds),
     };
-    let mut next_drift = tokio::time::Instant::now() + drift_interval;
+    let mut next_drift = Instant::now() + drift_interval;
     loop {
+        let boot = agent.boot_at();
+        let retry = agent.retry_at;
         tokio::select! {
-            () = source.changed() => match source.load() {
-                Ok(snapshot) => {
-                    agent.status.source_error = None;
-                    agent.snapshot = snapshot;
+            () = sleep_until(boot.unwrap_or_else(Instant::now)), if boot.is_some() => {
+                agent.become_ready(args.socket_lb, &cgroup).await?;
+            }
+            () = agent.sources.changed() => {
+                if agent.status.ready {
                     agent.try_sync();
                 }
-                Err(error) => {
-                    let error = chain(&error);
-                    warn!(error, "source: keeping the last good state");
-                    agent.status.source_error = Some(error);
-                }
-            },
+            }
             () = watch.changed() => match watch.view().await {
                 Ok(view) if view == agent.view => {}
                 Ok(view) => {
                     agent.view = view;
-                    agent.try_sync();
+                    if agent.status.ready {
+                        agent.try_sync();
+                    }
                 }
                 Err(error) => warn!(error = chain(&error), "addresses: keeping the last known"),
             },
-            () = tokio::time::sleep_until(next_drift) => {
-                next_drift = tokio::time::Instant::now() + drift_interval;
-                agent.repair();
+            () = sleep_until(next_drift) => {
+                next_drift = Instant::now() + drift_interval;
+                if agent.status.ready {
+                    agent.repair();
+                }
             }
-            () = tokio::time::sleep(RETRY), if agent.is_retry_due => agent.try_sync(),
+            () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
+            () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => agent.answer(request),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
     drop(server);
+    agent.save_all().await;
     info!("stopping: clients go on being served by what is in the kernel");
     Ok(())
 }
@@ -172,12 +169,15 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
 struct Agent {
     config: PolicyConfig,
     view: NodeView,
-    snapshot: Snapshot,
+    sources: Sources,
+    keeper: Keeper,
+    started: Instant,
     dataplane: BpfDataplane,
     is_adopted: bool,
-    /// The maps as they are; wrong, and to be read again, while `is_retry_due`.
+    /// The maps as they are; wrong, and to be read again, while there is a `retry_at`.
     image: MapImage,
-    is_retry_due: bool,
+    /// The last attempt to write failed: when to try again.
+    retry_at: Option<Instant>,
     memory: Memory,
     memo: Memo,
     table: ServiceTable,
@@ -188,7 +188,8 @@ impl Agent {
     fn new(
         config: PolicyConfig,
         view: NodeView,
-        snapshot: Snapshot,
+        sources: Sources,
+        keeper: Keeper,
         dataplane: BpfDataplane,
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
@@ -197,9 +198,11 @@ impl Agent {
             is_adopted: dataplane.is_adopted(),
             config,
             view,
-            snapshot,
+            sources,
+            keeper,
+            started: Instant::now(),
             image,
-            is_retry_due: false,
+            retry_at: None,
             dataplane,
             memory: Memory::default(),
             memo: Memo::default(),
@@ -208,14 +211,63 @@ impl Agent {
         })
     }
 
+    /// When to write the first table; `None`: not before a source answers, or it is written.
+    ///
+    /// Maps that an earlier agent left are newer than its checkpoint, by a minute at most: they are not overwritten with
+    /// it before the sources had their time.
+    fn boot_at(&self) -> Option<Instant> {
+        match self.sources.origin() {
+            _ if self.status.ready => None,
+            Origin::None => None,
+            Origin::Checkpoint if self.is_adopted => Some(self.started + ADOPTED_PATIENCE),
+            Origin::Checkpoint | Origin::File | Origin::Live | Origin::Hub => Some(self.started),
+        }
+    }
+
+    /// Writes the first table and attaches the programs.
+    async fn become_ready(&mut self, socket_lb: SocketLb, cgroup: &Path) -> Result<(), AgentError> {
+        self.sync()?;
+        self.dataplane.activate()?;
+        self.status.ready = true;
+        self.status.adopted = self.is_adopted;
+        self.status.self_test = match socket_lb {
+            SocketLb::Off => SelfTest::Skipped,
+            SocketLb::All | SocketLb::Host => SelfTest::run(cgroup).await,
+        };
+        if let SelfTest::Failed { reason } = &self.status.self_test {
+            error!(
+                reason,
+                "self-test: a process in another cgroup is not served"
+            );
+        }
+        let source = self.sources.status(unix_seconds());
+        if source.provenance == Origin::Checkpoint {
+            warn!(
+                source = source.source,
+                age_seconds = source.age_seconds,
+                "serving from the checkpoint: no source has answered yet"
+            );
+        }
+        info!(
+            node = self.config.node,
+            pool = self.table.pool,
+            adopted = self.is_adopted,
+            "ready"
+        );
+        Ok(())
+    }
+
     /// Compiles the snapshot and writes what differs.
     fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
-        if self.is_retry_due {
+        let Some(snapshot) = self.sources.snapshot() else {
+            return Ok(());
+        };
+        if self.retry_at.is_some() {
             self.image = self.dataplane.observe()?;
         }
         let compiled = compile(
-            &self.snapshot,
+            snapshot,
             &self.config,
             &self.view,
             &self.memory,
@@ -224,11 +276,12 @@ impl Agent {
         self.memory = compiled.memory;
         self.report_rejections(&compiled.table.rejections);
         self.table = compiled.table;
-        self.is_retry_due = true;
+        self.retry_at = Some(Instant::now() + RETRY);
         let (writes, refused) = self.write_table()?;
-        self.is_retry_due = false;
+        self.retry_at = None;
         self.report_refused(refused);
         let took = started.elapsed();
+        self.keeper.changed();
         self.status.applied += 1;
         self.status.last_writes = writes;
         // What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
@@ -247,6 +300,22 @@ impl Agent {
             );
         }
         Ok(())
+    }
+
+    /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
+    fn save(&mut self) {
+        let provenance = self.sources.provenance(unix_seconds());
+        match (self.sources.snapshot(), provenance) {
+            (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
+            _ => self.keeper.skip(),
+        }
+    }
+
+    async fn save_all(&mut self) {
+        let provenance = self.sources.provenance(unix_seconds());
+        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), provenance) {
+            self.keeper.finish(snapshot, provenance).await;
+        }
     }
 
     fn try_sync(&mut self) {
@@ -297,9 +366,9 @@ impl Agent {
             return Ok(());
         }
         self.image = observed;
-        self.is_retry_due = true;
+        self.retry_at = Some(Instant::now() + RETRY);
         let (writes, refused) = self.write_table()?;
-        self.is_retry_due = false;
+        self.retry_at = None;
         self.report_refused(refused);
         self.status.drift_writes += writes;
         warn!(writes, "drift: maps were changed behind our back");
@@ -348,7 +417,9 @@ impl Agent {
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             Request::Explain(flow) => {
-                let mut own = OwnAddresses::new(&self.snapshot, &self.config.node);
+                let empty = Snapshot::default();
+                let snapshot = self.sources.snapshot().unwrap_or(&empty);
+                let mut own = OwnAddresses::new(snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
                 serde_json::to_value(explain(&self.table, &own, flow))
             }
@@ -362,6 +433,8 @@ impl Agent {
     fn fill_status(&mut self) -> Result<(), DataplaneError> {
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
+        status.source = self.sources.status(unix_seconds());
+        status.checkpoint = self.keeper.stats().into();
         status.pool.clone_from(&self.table.pool);
         status.services = self.table.services.len();
         status.rejections.clone_from(&self.table.rejections);

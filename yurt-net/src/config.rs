@@ -16,6 +16,7 @@ use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureFailure, PolicyConfig};
 use crate::source::SourceSpec;
+use crate::source::kube::Scope;
 
 /// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
 #[derive(Parser)]
@@ -89,6 +90,15 @@ pub enum ClosureFailureArg {
 }
 
 impl PolicyArgs {
+    /// What sources ask for on behalf of `node`.
+    pub fn scope(&self, node: &str) -> Scope {
+        Scope {
+            node: node.to_owned(),
+            pool: self.nodepool.clone(),
+            pool_label: self.nodepool_label.clone(),
+        }
+    }
+
     /// The policy of `node`.
     pub fn config(&self, node: &str) -> PolicyConfig {
         PolicyConfig {
@@ -133,9 +143,10 @@ pub struct RunArgs {
     /// Name of this node, as the Node object has it.
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node: String,
-    /// file:PATH, a file or a directory of Kubernetes manifests, followed for changes.
-    #[arg(long, value_name = "SRC")]
-    pub source: SourceSpec,
+    /// Where Services come from; repeatable, in order of preference. kube: (kubeconfig or ServiceAccount), kube:URL,
+    /// yurthub:, yurthub:URL, or file:PATH (a file or a directory of Kubernetes manifests). Followed for changes.
+    #[arg(long, value_name = "SRC", required = true)]
+    pub source: Vec<SourceSpec>,
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
@@ -190,7 +201,7 @@ pub struct PlanArgs {
     /// Name of the node.
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     pub node: String,
-    /// file:PATH, a file or a directory of Kubernetes manifests.
+    /// kube:, kube:URL, yurthub:, yurthub:URL, or file:PATH (a file or a directory of Kubernetes manifests).
     #[arg(long, value_name = "SRC")]
     pub source: SourceSpec,
     /// Policy.

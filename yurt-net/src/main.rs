@@ -54,7 +54,7 @@ fn main() -> ExitCode {
 async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
         Command::Run(args) => agent::run(args).await?,
-        Command::Plan(args) => cli::verbs::plan(args)?,
+        Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,
         Command::Cleanup(args) => cli::verbs::cleanup(args)?,

@@ -10,6 +10,8 @@ use crate::dataplane::bpf::BpfDataplane;
 use crate::model::Rejection;
 use crate::plan::{Capacity, FullMap, Refused};
 use crate::selftest;
+use crate::source::checkpoint::Stats;
+use crate::source::preferred::{Origin, SourceStatus};
 
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -28,9 +30,12 @@ pub struct Status {
     /// The pins of an earlier agent were taken over at start.
     pub adopted: bool,
     /// Where the table comes from.
-    pub source: String,
-    /// The source could not be read since; the last good state is in force.
-    pub source_error: Option<String>,
+    #[serde(flatten)]
+    pub source: SourceStatus,
+    /// Seconds since 1970 when the checkpoint that the agent booted from was true; `None` = there was none.
+    pub checkpoint_synced_at: Option<u64>,
+    /// The checkpoint on disk.
+    pub checkpoint: CheckpointStatus,
     /// Service ports in the table.
     pub services: usize,
     /// Tables applied since the start.
@@ -55,6 +60,31 @@ pub struct Status {
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
     pub programs: BTreeMap<String, u32>,
+}
+
+/// What was written to disk since the start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckpointStatus {
+    /// Bytes handed to the file system.
+    pub bytes_written: u64,
+    /// Saves.
+    pub writes: u64,
+    /// Saves that failed.
+    pub errors: u64,
+    /// Why the last one failed; `None` = it did not.
+    pub last_error: Option<String>,
+}
+
+impl From<&Stats> for CheckpointStatus {
+    fn from(stats: &Stats) -> Self {
+        Self {
+            bytes_written: stats.bytes_written,
+            writes: stats.writes,
+            errors: stats.errors,
+            last_error: stats.last_error.clone(),
+        }
+    }
 }
 
 /// Use of one map.
@@ -172,6 +202,53 @@ impl Status {
         text
     }
 
+    fn write_source(&self, out: &mut String) -> std::fmt::Result {
+        let SourceStatus {
+            source,
+            provenance,
+            age_seconds,
+            source_error,
+            held_lists,
+            received,
+        } = &self.source;
+        let what = match provenance {
+            Origin::None => "nothing yet".to_owned(),
+            Origin::File => "manifests".to_owned(),
+            Origin::Live | Origin::Hub => format!("heard of {age_seconds} s ago"),
+            Origin::Checkpoint => {
+                format!("CHECKPOINT of {age_seconds} s ago; no source has answered since the start")
+            }
+        };
+        writeln!(out, "source        {source} ({what})")?;
+        if let Some(error) = source_error {
+            writeln!(
+                out,
+                "              ! {error}; the last good state is in force"
+            )?;
+        }
+        for held in held_lists {
+            writeln!(out, "              ! held back: {held}")?;
+        }
+        if !received.is_empty() {
+            let bytes: u64 = received.values().map(|received| received.bytes).sum();
+            let objects: u64 = received.values().map(|received| received.objects).sum();
+            writeln!(out, "received      {objects} objects, {bytes} bytes")?;
+        }
+        let CheckpointStatus {
+            bytes_written,
+            writes,
+            last_error,
+            ..
+        } = &self.checkpoint;
+        if *writes > 0 {
+            writeln!(out, "checkpoint    {writes} writes, {bytes_written} bytes")?;
+        }
+        if let Some(error) = last_error {
+            writeln!(out, "checkpoint    NOT SAVED: {error}")?;
+        }
+        Ok(())
+    }
+
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
         let or_none = |text: &str| {
             if text.is_empty() {
@@ -191,13 +268,7 @@ impl Status {
             "new"
         };
         writeln!(out, "maps          {adopted}")?;
-        writeln!(out, "source        {}", self.source)?;
-        if let Some(error) = &self.source_error {
-            writeln!(
-                out,
-                "              ! {error}; the last good state is in force"
-            )?;
-        }
+        self.write_source(out)?;
         let self_test = match &self.self_test {
             SelfTest::Pending => "pending".to_owned(),
             SelfTest::Passed => "passed: a process in another cgroup is served".to_owned(),

@@ -7,6 +7,8 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
 use super::show::{Paint, plan_json, plan_table};
 use crate::config::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
@@ -15,10 +17,13 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::Snapshot;
 use crate::policy::{Memo, Memory, NodeView, compile};
-use crate::source::file::FileSource;
-use crate::source::{SourceError, SourceSpec};
+use crate::source::preferred::Sources;
+use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
 use crate::table::ServiceTable;
+
+/// An apiserver behind a slow link may need this long for all of its Services.
+const SOURCE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +31,14 @@ pub enum VerbError {
     /// The source.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// A source that has to be asked.
+    #[error("source {spec} did not answer within {} s: {why}", SOURCE_TIMEOUT.as_secs())]
+    NoAnswer {
+        /// The source.
+        spec: String,
+        /// What was tried last.
+        why: String,
+    },
     /// The agent.
     #[error(transparent)]
     Control(#[from] ControlError),
@@ -54,9 +67,26 @@ fn paint() -> Paint {
     }
 }
 
-fn load(source: &SourceSpec) -> Result<Snapshot, SourceError> {
-    let SourceSpec::File(path) = source;
-    FileSource::new(path).load()
+/// Reads a source once.
+async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Snapshot, VerbError> {
+    let specs = std::slice::from_ref(source);
+    let mut sources = Sources::start(specs, policy.scope(node), None)?;
+    let answered = timeout(SOURCE_TIMEOUT, async {
+        while sources.snapshot().is_none() {
+            sources.changed().await;
+        }
+    });
+    let is_answered = answered.await.is_ok();
+    match sources.snapshot() {
+        Some(snapshot) if is_answered => Ok(snapshot.clone()),
+        _ => Err(VerbError::NoAnswer {
+            spec: source.to_string(),
+            why: sources
+                .status(unix_seconds())
+                .source_error
+                .unwrap_or_default(),
+        }),
+    }
 }
 
 fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
@@ -73,8 +103,8 @@ fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
 }
 
 /// `plan`.
-pub fn plan(args: &PlanArgs) -> Result<(), VerbError> {
-    let snapshot = load(&args.source)?;
+pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
+    let snapshot = load(&args.source, &args.node, &args.policy).await?;
     let table = table(&snapshot, &args.node, &args.policy);
     match args.output {
         Output::Table => print!("{}", plan_table(&table, paint())),
@@ -92,7 +122,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
     };
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
-            let snapshot = load(source)?;
+            let snapshot = load(source, node, &args.policy).await?;
             let table = table(&snapshot, node, &args.policy);
             explain_flow(&table, &OwnAddresses::new(&snapshot, node), flow)
         }

@@ -28,6 +28,7 @@ use crate::model::Snapshot;
 mod codec;
 mod contents;
 mod disk;
+mod keeper;
 mod pace;
 #[cfg(test)]
 mod proptests;
@@ -39,6 +40,7 @@ use contents::Record;
 
 pub use contents::{Contents, Provenance};
 pub use disk::{Directory, Disk};
+pub use keeper::Keeper;
 pub use pace::{Occasion, Pace};
 
 const CURRENT: &str = "checkpoint";

@@ -19,12 +19,12 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::SourceError;
 use super::decode::{self, Format, Names};
+use super::{SourceError, unix_seconds};
 use crate::model::Snapshot;
 
 mod merge;
@@ -209,7 +209,7 @@ impl FileSource {
         let decoded = decode::decode(text, format, &name.to_string_lossy(), &mut self.names);
         Manifest {
             stamp: Some(stamp),
-            is_provisional: stamp.is_recent(unix_seconds()),
+            is_provisional: stamp.is_recent(i64::try_from(unix_seconds()).unwrap_or(i64::MAX)),
             objects: decoded.objects,
             rejections: decoded.rejections,
             held: Vec::new(),
@@ -363,15 +363,4 @@ fn read_file(path: &Path, stamp: Stamp) -> Reading {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Changed,
         Err(error) => Reading::Failed(error),
     }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "file times can only be compared with the clock that made them"
-)]
-fn unix_seconds() -> i64 {
-    let since = std::time::SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
 }

@@ -227,6 +227,12 @@ impl KubeSource {
         self.is_synced
     }
 
+    /// What a table needs is being followed at present.
+    pub fn answers(&self) -> bool {
+        let mut failures = self.state.failures();
+        self.connection.is_some() && failures.all(|(resource, _)| !resource.is_required())
+    }
+
     /// Where watches go on, by resource.
     pub fn versions(&self) -> BTreeMap<String, String> {
         self.state.versions()

@@ -3,33 +3,88 @@
 //! A source hands out whole snapshots only. What it cannot reach at all is an error that leaves the caller's
 //! last good state alone; what is wrong with one object is a `Rejection` inside the snapshot.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use http::Uri;
+
+use self::kube::Api;
 
 pub mod checkpoint;
 pub mod decode;
 pub mod file;
 pub mod kube;
 mod objects;
+pub mod preferred;
 
-/// The value of `--source`.
+/// Seconds since 1970, by the clock of the machine: 0 if that is before.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is on disk can only be compared with the clock of the machine"
+)]
+pub fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// One value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SourceSpec {
     /// `file:PATH`: a file or a directory of manifests.
     File(PathBuf),
+    /// `kube:`, `kube:URL`, `yurthub:` or `yurthub:URL`: an apiserver, or the cache in front of it.
+    Kube(Api),
 }
 
 impl FromStr for SourceSpec {
     type Err = SpecError;
 
     fn from_str(spec: &str) -> Result<Self, SpecError> {
-        match spec.strip_prefix("file:") {
-            Some("") => Err(SpecError::NoPath),
-            Some(path) => Ok(Self::File(PathBuf::from(path))),
-            None => Err(SpecError::Unsupported {
-                spec: spec.to_owned(),
-            }),
+        let url = |url: &str| -> Result<Option<Uri>, SpecError> {
+            if url.is_empty() {
+                return Ok(None);
+            }
+            let parsed: Option<Uri> = url.parse().ok();
+            let is_usable = |url: &Uri| {
+                matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
+            };
+            match parsed.filter(is_usable) {
+                Some(url) => Ok(Some(url)),
+                None => Err(SpecError::BadUrl {
+                    spec: spec.to_owned(),
+                }),
+            }
+        };
+        if let Some(path) = spec.strip_prefix("file:") {
+            return match path {
+                "" => Err(SpecError::NoPath),
+                path => Ok(Self::File(PathBuf::from(path))),
+            };
+        }
+        if let Some(rest) = spec.strip_prefix("kube:") {
+            return Ok(Self::Kube(url(rest)?.map_or(Api::Inferred, Api::Server)));
+        }
+        if let Some(rest) = spec.strip_prefix("yurthub:") {
+            return Ok(Self::Kube(Api::Hub(url(rest)?)));
+        }
+        Err(SpecError::Unsupported {
+            spec: spec.to_owned(),
+        })
+    }
+}
+
+/// As it is given on the command line; in checkpoints too.
+impl fmt::Display for SourceSpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file:{}", path.display()),
+            Self::Kube(Api::Inferred) => f.write_str("kube:"),
+            Self::Kube(Api::Server(url)) => write!(f, "kube:{url}"),
+            Self::Kube(Api::Hub(None)) => f.write_str("yurthub:"),
+            Self::Kube(Api::Hub(Some(url))) => write!(f, "yurthub:{url}"),
         }
     }
 }
@@ -39,7 +94,7 @@ impl FromStr for SourceSpec {
 pub enum SpecError {
     /// No known scheme.
     #[error(
-        "source {spec:?} is not supported: expected file:PATH, a file or directory of manifests"
+        "source {spec:?} is not known: expected file:PATH, kube:, kube:URL, yurthub: or yurthub:URL"
     )]
     Unsupported {
         /// As given.
@@ -48,6 +103,12 @@ pub enum SpecError {
     /// `file:` alone.
     #[error("source \"file:\" names no path: expected file:PATH, a file or directory of manifests")]
     NoPath,
+    /// What follows `kube:` or `yurthub:`.
+    #[error("source {spec:?} has no usable URL: expected for example kube:https://192.0.2.1:6443")]
+    BadUrl {
+        /// As given.
+        spec: String,
+    },
 }
 
 /// A source that could not be read as a whole. The last good snapshot stays in force.
@@ -90,21 +151,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_file_sources_are_understood_and_the_error_says_so() {
-        assert_eq!(
-            "file:/etc/manifests".parse(),
-            Ok(SourceSpec::File(PathBuf::from("/etc/manifests")))
-        );
-        assert_eq!("file:".parse::<SourceSpec>(), Err(SpecError::NoPath));
+    fn a_source_is_read_as_it_is_written() {
         for spec in [
-            "",
+            "file:/etc/manifests",
             "kube:",
-            "yurthub:http://127.0.0.1",
-            "/etc/manifests",
-            "File:x",
+            "kube:https://192.0.2.1:6443/",
+            "yurthub:",
+            "yurthub:http://127.0.0.1:10261/",
         ] {
-            let error = spec.parse::<SourceSpec>().unwrap_err();
-            assert!(error.to_string().contains("file:PATH"), "{error}");
+            assert_eq!(spec.parse::<SourceSpec>().unwrap().to_string(), spec);
+        }
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_understood_is_told_what_is_expected() {
+        assert_eq!("file:".parse::<SourceSpec>(), Err(SpecError::NoPath));
+        for (spec, expected) in [
+            ("", "file:PATH, kube:, kube:URL, yurthub: or yurthub:URL"),
+            ("/etc/manifests", "file:PATH"),
+            ("File:x", "file:PATH"),
+            ("kube:192.0.2.1", "kube:https://"),
+            ("yurthub:ftp://192.0.2.1", "kube:https://"),
+        ] {
+            let error = spec.parse::<SourceSpec>().unwrap_err().to_string();
+            assert!(error.contains(expected), "{spec}: {error}");
         }
     }
 }

@@ -1,0 +1,377 @@
+//! The sources in order of preference, and which of them is in charge ([`charge`] has the rules).
+//!
+//! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there is
+//! one, and else there is none: nothing is written to the kernel then.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::{FutureExt as _, LocalBoxFuture, pending, select_all};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::checkpoint::{Loaded, Provenance};
+use super::file::FileSource;
+use super::kube::{Api, KubeSource, Scope};
+use super::{SourceError, SourceSpec};
+use crate::agent::chain;
+use crate::model::Snapshot;
+
+mod charge;
+
+use charge::{Act, Charge};
+
+/// How often the state of a source that only fails is looked at.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// See the module.
+pub struct Sources {
+    specs: Vec<SourceSpec>,
+    scope: Scope,
+    active: Vec<Option<Source>>,
+    charge: Charge,
+    started: Instant,
+    /// What the agent booted from; dropped when a source takes charge.
+    checkpoint: Option<Loaded>,
+}
+
+enum Source {
+    File(Box<FollowedFile>),
+    Kube(Box<KubeSource>),
+}
+
+struct FollowedFile {
+    source: FileSource,
+    /// The last good one.
+    snapshot: Snapshot,
+    has_loaded: bool,
+    error: Option<String>,
+}
+
+/// Where the snapshot in force comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// There is none yet.
+    #[default]
+    None,
+    /// From an apiserver.
+    Live,
+    /// From YurtHub, which may be answering from its cache.
+    Hub,
+    /// From manifests.
+    File,
+    /// From the checkpoint: no source has answered since the start.
+    Checkpoint,
+}
+
+/// For status and metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceStatus {
+    /// The source in charge, as given; that of the checkpoint while none is.
+    pub source: String,
+    /// What the snapshot in force is.
+    pub provenance: Origin,
+    /// Seconds since the source in charge was last heard of, or since the checkpoint was true.
+    pub age_seconds: u64,
+    /// What fails at present; what was known before is in force.
+    pub source_error: Option<String>,
+    /// Lists of a cache that are held back.
+    pub held_lists: Vec<String>,
+    /// What was received since the start, by resource.
+    pub received: BTreeMap<String, ReceivedStatus>,
+}
+
+/// See [`super::kube::Received`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceivedStatus {
+    /// Bytes of bodies on the wire.
+    pub bytes: u64,
+    /// Objects in lists and events.
+    pub objects: u64,
+    /// Lists asked for.
+    pub lists: u64,
+    /// Watches asked for.
+    pub watches: u64,
+}
+
+impl Sources {
+    /// Starts the first source. A file that cannot be read is an error if it is the only source.
+    pub fn start(
+        specs: &[SourceSpec],
+        scope: Scope,
+        checkpoint: Option<Loaded>,
+    ) -> Result<Self, SourceError> {
+        let mut sources = Self {
+            specs: specs.to_vec(),
+            scope,
+            active: specs.iter().map(|_| None).collect(),
+            charge: Charge::new(specs.len()),
+            started: Instant::now(),
+            checkpoint,
+        };
+        if let [SourceSpec::File(path)] = specs {
+            // Bad usage shows at once.
+            let mut source = FileSource::new(path);
+            let snapshot = source.load()?;
+            sources.charge.decide(Duration::ZERO);
+            sources.active[0] = Some(Source::File(Box::new(FollowedFile {
+                source,
+                snapshot,
+                has_loaded: true,
+                error: None,
+            })));
+        }
+        sources.decide();
+        Ok(sources)
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Option<&Snapshot> {
+        match self.in_charge() {
+            Some((_, source)) => Some(source.snapshot()),
+            None => self.checkpoint.as_ref().map(|loaded| &loaded.snapshot),
+        }
+    }
+
+    /// What the snapshot in force is.
+    pub fn origin(&self) -> Origin {
+        match self.in_charge() {
+            Some((SourceSpec::File(_), _)) => Origin::File,
+            Some((SourceSpec::Kube(Api::Hub(_)), _)) => Origin::Hub,
+            Some((SourceSpec::Kube(_), _)) => Origin::Live,
+            None if self.checkpoint.is_some() => Origin::Checkpoint,
+            None => Origin::None,
+        }
+    }
+
+    /// The source in charge answers from YurtHub; before there is one, the checkpoint did.
+    pub fn is_hub(&self) -> bool {
+        match (self.origin(), &self.checkpoint) {
+            (Origin::Checkpoint, Some(loaded)) => loaded.provenance.source.starts_with("yurthub:"),
+            (origin, _) => origin == Origin::Hub,
+        }
+    }
+
+    /// What a checkpoint says of the snapshot in force; `None` when it is not worth one: manifests are on disk already.
+    /// `now` is in seconds since 1970.
+    pub fn provenance(&self, now: u64) -> Option<Provenance> {
+        let (spec, source) = self.in_charge()?;
+        let Source::Kube(source) = source else {
+            return None;
+        };
+        let silence = source.silence().unwrap_or_default();
+        Some(Provenance {
+            source: spec.to_string(),
+            synced_at: now.saturating_sub(silence.as_secs()),
+            resource_versions: source.versions(),
+        })
+    }
+
+    /// For status and metrics; `now` is in seconds since 1970.
+    pub fn status(&self, now: u64) -> SourceStatus {
+        let mut status = SourceStatus {
+            provenance: self.origin(),
+            ..SourceStatus::default()
+        };
+        if let Some((spec, source)) = self.in_charge() {
+            status.source = spec.to_string();
+            status.age_seconds = source.silence().unwrap_or_default().as_secs();
+        } else if let Some(loaded) = &self.checkpoint {
+            status.source.clone_from(&loaded.provenance.source);
+            status.age_seconds = now.saturating_sub(loaded.provenance.synced_at);
+        }
+        for (spec, source) in self.specs.iter().zip(&self.active) {
+            let Some(source) = source else { continue };
+            if let Some(error) = source.error() {
+                let text = status.source_error.get_or_insert_default();
+                let separator = if text.is_empty() { "" } else { "; " };
+                *text += &match self.specs.len() {
+                    1 => error,
+                    _ => format!("{separator}{spec}: {error}"),
+                };
+            }
+            let Source::Kube(source) = source else {
+                continue;
+            };
+            status.held_lists.extend(source.held().iter().map(|held| {
+                format!(
+                    "{}: a list of {} instead of {}, until it is confirmed",
+                    held.resource, held.offered, held.have
+                )
+            }));
+            for (resource, received) in source.received() {
+                let sum = status.received.entry(resource.to_owned()).or_default();
+                sum.bytes += received.bytes;
+                sum.objects += received.objects;
+                sum.lists += received.lists;
+                sum.watches += received.watches;
+            }
+        }
+        status
+    }
+
+    /// Waits until the snapshot in force has changed. Safe to cancel.
+    pub async fn changed(&mut self) {
+        loop {
+            let decide_at = self.charge.decide_at().map(|at| self.started + at);
+            let in_charge = self.charge.in_charge();
+            let mut waits: Vec<LocalBoxFuture<'_, ()>> = Vec::with_capacity(self.active.len() + 1);
+            for source in &mut self.active {
+                waits.push(match source {
+                    Some(source) => source.changed().boxed_local(),
+                    None => pending().boxed_local(),
+                });
+            }
+            let look = Instant::now() + LOOK;
+            waits.push(
+                sleep_until(decide_at.map_or(look, |at| at.max(Instant::now()).min(look)))
+                    .boxed_local(),
+            );
+            let (_, which, _) = select_all(waits).await;
+            self.decide();
+            if self.charge.in_charge() != in_charge || Some(which) == in_charge {
+                return;
+            }
+        }
+    }
+
+    fn in_charge(&self) -> Option<(&SourceSpec, &Source)> {
+        let index = self.charge.in_charge()?;
+        Some((self.specs.get(index)?, self.active.get(index)?.as_ref()?))
+    }
+
+    fn decide(&mut self) {
+        let before = self.charge.in_charge();
+        loop {
+            let now = self.started.elapsed();
+            for (index, source) in self.active.iter().enumerate() {
+                if let Some(source) = source {
+                    self.charge.report(index, source.is_good(), now);
+                }
+            }
+            let acts = self.charge.decide(now);
+            if acts.is_empty() {
+                break;
+            }
+            for act in acts {
+                self.act(act);
+            }
+        }
+        let after = self.charge.in_charge();
+        if before != after
+            && let Some(spec) = after.and_then(|index| self.specs.get(index))
+        {
+            info!(source = %spec, "source: in charge");
+            self.checkpoint = None;
+        }
+    }
+
+    fn act(&mut self, act: Act) {
+        let (index, source) = match act {
+            Act::Stop(index) => (index, None),
+            Act::Start(index) => {
+                let Some(spec) = self.specs.get(index) else {
+                    return;
+                };
+                if self.active.get(index).is_some_and(Option::is_some) {
+                    return;
+                }
+                if index > 0 {
+                    warn!(source = %spec, "source: asked too, because no earlier one answers");
+                }
+                (index, Some(self.source(spec)))
+            }
+        };
+        if let Some(place) = self.active.get_mut(index) {
+            *place = source;
+        }
+    }
+
+    fn source(&self, spec: &SourceSpec) -> Source {
+        match spec {
+            SourceSpec::File(path) => {
+                let mut file = FollowedFile {
+                    source: FileSource::new(path),
+                    snapshot: Snapshot::default(),
+                    has_loaded: false,
+                    error: None,
+                };
+                file.load();
+                Source::File(Box::new(file))
+            }
+            SourceSpec::Kube(api) => {
+                // What is known already guards against a cache that has lost half of it.
+                let seed = self.snapshot().cloned().unwrap_or_default();
+                let loaded = self.checkpoint.as_ref().map(|loaded| &loaded.provenance);
+                let same = loaded.filter(|provenance| provenance.source == spec.to_string());
+                let versions = same.map(|provenance| provenance.resource_versions.clone());
+                Source::Kube(Box::new(KubeSource::new(
+                    api.clone(),
+                    self.scope.clone(),
+                    seed,
+                    &versions.unwrap_or_default(),
+                )))
+            }
+        }
+    }
+}
+
+impl Source {
+    async fn changed(&mut self) {
+        match self {
+            Self::File(file) => {
+                file.source.changed().await;
+                file.load();
+            }
+            Self::Kube(source) => source.changed().await,
+        }
+    }
+
+    fn snapshot(&self) -> &Snapshot {
+        match self {
+            Self::File(file) => &file.snapshot,
+            Self::Kube(source) => source.snapshot(),
+        }
+    }
+
+    fn is_good(&self) -> bool {
+        match self {
+            Self::File(file) => file.has_loaded && file.error.is_none(),
+            Self::Kube(source) => source.is_synced() && source.answers(),
+        }
+    }
+
+    fn error(&self) -> Option<String> {
+        match self {
+            Self::File(file) => file.error.clone(),
+            Self::Kube(source) => source.error(),
+        }
+    }
+
+    fn silence(&self) -> Option<Duration> {
+        match self {
+            Self::File(_) => None,
+            Self::Kube(source) => source.silence(),
+        }
+    }
+}
+
+impl FollowedFile {
+    fn load(&mut self) {
+        match self.source.load() {
+            Ok(snapshot) => {
+                self.snapshot = snapshot;
+                self.has_loaded = true;
+                self.error = None;
+            }
+            Err(error) => {
+                let error = chain(&error);
+                warn!(error, "source: keeping the last good state");
+                self.error = Some(error);
+            }
+        }
+    }
+}
