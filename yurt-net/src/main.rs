@@ -76,7 +76,11 @@ fn start_log(format: LogFormat, level: LevelFilter) {
     let filter = std::env::var("RUST_LOG")
         .ok()
         .and_then(|directives| directives.parse().ok());
-    let filter: Targets = filter.unwrap_or_else(|| Targets::new().with_default(level));
+    let filter: Targets = filter.unwrap_or_else(|| {
+        // Each failed request is an error to it; here it is one of many tries, and said once.
+        let quiet = ("kube_client", LevelFilter::OFF);
+        Targets::new().with_default(level).with_targets([quiet])
+    });
     let is_terminal = std::io::stderr().is_terminal();
     let is_text = match format {
         LogFormat::Auto => is_terminal,

@@ -23,7 +23,9 @@ use crate::status::Status;
 use crate::table::ServiceTable;
 
 /// An apiserver behind a slow link may need this long for all of its Services.
-const SOURCE_TIMEOUT: Duration = Duration::from_secs(60);
+const SOURCE_PATIENCE: Duration = Duration::from_secs(120);
+const FAILING_PATIENCE: Duration = Duration::from_secs(5);
+const SOURCE_LOOK: Duration = Duration::from_millis(500);
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -32,7 +34,7 @@ pub enum VerbError {
     #[error(transparent)]
     Source(#[from] SourceError),
     /// A source that has to be asked.
-    #[error("source {spec} did not answer within {} s: {why}", SOURCE_TIMEOUT.as_secs())]
+    #[error("source {spec} gives no answer: {why}")]
     NoAnswer {
         /// The source.
         spec: String,
@@ -71,21 +73,30 @@ fn paint() -> Paint {
 async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Snapshot, VerbError> {
     let specs = std::slice::from_ref(source);
     let mut sources = Sources::start(specs, policy.scope(node), None)?;
-    let answered = timeout(SOURCE_TIMEOUT, async {
-        while sources.snapshot().is_none() {
-            sources.changed().await;
+    if let Some(snapshot) = sources.snapshot() {
+        return Ok(snapshot.clone());
+    }
+    if let Some(snapshot) = sources.snapshot() {
+        return Ok(snapshot.clone());
+    }
+    let started = Instant::now();
+    loop {
+        // It is waited for as long as it may still be at it, and not longer than a few tries if it only fails.
+        let _elapsed = timeout(SOURCE_LOOK, sources.changed()).await;
+        if let Some(snapshot) = sources.snapshot() {
+            return Ok(snapshot.clone());
         }
-    });
-    let is_answered = answered.await.is_ok();
-    match sources.snapshot() {
-        Some(snapshot) if is_answered => Ok(snapshot.clone()),
-        _ => Err(VerbError::NoAnswer {
-            spec: source.to_string(),
-            why: sources
-                .status(unix_seconds())
-                .source_error
-                .unwrap_or_default(),
-        }),
+        let error = sources.status(unix_seconds()).source_error;
+        let patience = match error {
+            Some(_) => FAILING_PATIENCE,
+            None => SOURCE_PATIENCE,
+        };
+        if started.elapsed() >= patience {
+            return Err(VerbError::NoAnswer {
+                spec: source.to_string(),
+                why: error.unwrap_or_else(|| "not all of it has arrived".to_owned()),
+            });
+        }
     }
 }
 

@@ -250,12 +250,14 @@ impl KubeSource {
 
     /// What fails at present, on one line.
     pub fn error(&self) -> Option<String> {
-        let mut text = self.config_error.clone().unwrap_or_default();
+        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (resource, why) in self.state.failures() {
-            let separator = if text.is_empty() { "" } else { "; " };
-            text += &format!("{separator}{resource}: {why}");
+            by_reason.entry(why).or_default().push(resource.name());
         }
-        (!text.is_empty()).then_some(text)
+        let reasons = by_reason.iter();
+        let reasons = reasons.map(|(why, resources)| format!("{}: {why}", resources.join(", ")));
+        let all: Vec<String> = self.config_error.iter().cloned().chain(reasons).collect();
+        (!all.is_empty()).then(|| all.join("; "))
     }
 
     /// What was received, by resource.
@@ -471,7 +473,9 @@ impl KubeSource {
                 if is_list {
                     state.abandon_list(resource);
                 }
-                let is_new = state.failures().all(|(failed, _)| failed != resource);
+                let is_new = state
+                    .failures()
+                    .all(|(failed, reason)| failed != resource && reason != why);
                 if is_new {
                     tracing::warn!(%resource, why, "source: keeping what is known");
                 }
@@ -572,12 +576,12 @@ fn client(mut config: Config) -> Result<Client, ClientError> {
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
 enum RequestError {
-    #[error("no answer")]
-    Send(#[source] Box<kube::Error>),
+    #[error("no answer: {}", root(.0))]
+    Send(Box<kube::Error>),
     #[error("no answer within {} s", .0.as_secs())]
     Silence(Duration),
-    #[error("the answer broke off")]
-    Broken(#[source] Box<kube::Error>),
+    #[error("the answer broke off: {}", root(.0))]
+    Broken(Box<kube::Error>),
     #[error("{status}")]
     Status {
         status: StatusCode,
@@ -852,6 +856,15 @@ impl Task {
         let sent = self.sender.send(update).await;
         sent.map_err(|_closed| RequestError::Gone)
     }
+}
+
+/// The innermost cause: the layers above it only say that there was one.
+fn root(error: &kube::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(deeper) = cause.source() {
+        cause = deeper;
+    }
+    cause.to_string()
 }
 
 fn count(counter: &AtomicU64, by: u64) {

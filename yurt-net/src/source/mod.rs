@@ -82,11 +82,16 @@ impl fmt::Display for SourceSpec {
         match self {
             Self::File(path) => write!(f, "file:{}", path.display()),
             Self::Kube(Api::Inferred) => f.write_str("kube:"),
-            Self::Kube(Api::Server(url)) => write!(f, "kube:{url}"),
+            Self::Kube(Api::Server(url)) => write!(f, "kube:{}", shown(url)),
             Self::Kube(Api::Hub(None)) => f.write_str("yurthub:"),
-            Self::Kube(Api::Hub(Some(url))) => write!(f, "yurthub:{url}"),
+            Self::Kube(Api::Hub(Some(url))) => write!(f, "yurthub:{}", shown(url)),
         }
     }
+}
+
+/// Without the slash that the parser adds.
+fn shown(url: &Uri) -> String {
+    url.to_string().trim_end_matches('/').to_owned()
 }
 
 /// A `--source` that cannot be understood: bad usage, known before anything is read.
@@ -155,9 +160,9 @@ mod tests {
         for spec in [
             "file:/etc/manifests",
             "kube:",
-            "kube:https://192.0.2.1:6443/",
+            "kube:https://192.0.2.1:6443",
             "yurthub:",
-            "yurthub:http://127.0.0.1:10261/",
+            "yurthub:http://127.0.0.1:10261",
         ] {
             assert_eq!(spec.parse::<SourceSpec>().unwrap().to_string(), spec);
         }
