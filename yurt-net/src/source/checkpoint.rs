@@ -8,8 +8,8 @@
 //! | `checkpoint.damaged`, `.foreign`, `.v7` | what was found as `checkpoint` and could not be used |
 //!
 //! A change appends the objects that differ, and the versions up to which the source has been followed. When what
-//! was appended outgrows the snapshot, everything is written anew: new file, fsync, rename, fsync of the directory.
-//! After an error the end of the file is uncertain, so the next save writes everything anew too.
+//! was appended outgrows half of the snapshot, everything is written anew: new file, fsync, rename, fsync of the
+//! directory. After an error the end of the file is uncertain, so the next save writes everything anew too.
 //!
 //! Loading changes nothing on disk. A file that cannot be used stays until a good one takes its place, and is set
 //! aside then, under its own name: a newer agent finds its own checkpoint again after a downgrade, and so does an older
@@ -49,7 +49,8 @@ const OLD: &str = "checkpoint.old";
 
 /// One write to a file: as large as a frame.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// A journal up to this size is not worth a new file, however small the snapshot is.
+/// A journal up to this size is not worth a new file, however small the snapshot is. For a large one the limit is half
+/// of the snapshot: boot waits while it is replayed, and writing anew is no more than a quarter of all writing then.
 const JOURNAL_BYTES: u64 = 256 * 1024;
 
 /// What is wrong with a checkpoint, or with the disk it is on. The agent goes on without.
@@ -296,7 +297,7 @@ impl<D: Disk> Saver<D> {
             return Ok(false);
         }
         let journal = saved.end.length - saved.base;
-        let is_outgrown = journal > saved.base.max(JOURNAL_BYTES);
+        let is_outgrown = journal > JOURNAL_BYTES.max(saved.base / 2);
         // More than half: nearly as much as everything, and then what it replaces.
         if is_outgrown || changes.len() > contents.len() / 2 + 16 {
             return self.replace(contents, provenance);

@@ -570,7 +570,12 @@ fn on_a_file_system_a_directory_that_cannot_be_made_is_an_error_until_it_can() {
     assert!(save(&mut saver, &(snapshot, provenance)));
 }
 
-/// 10,000 Services, the i-th with 2 to 10 endpoints, or all with the same number.
+fn address(base: u32, i: usize) -> std::net::IpAddr {
+    let offset = u32::try_from(i & 0xffff).unwrap();
+    std::net::Ipv4Addr::from_bits(base + offset).into()
+}
+
+/// So many Services, the i-th with so many endpoints on some of 40 nodes.
 fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
     let mut snapshot = cluster();
     let service = Arc::clone(snapshot.services.first_key_value().unwrap().1);
@@ -581,12 +586,16 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
     for i in 0..services {
         let mut service = (*service).clone();
         service.name = NamespacedName::new(format!("team-{}", i % 50), format!("service-{i:05}"));
-        service.cluster_ips = vec![std::net::Ipv4Addr::from_bits(0x0a60_0000 + i as u32).into()];
+        service.cluster_ips = vec![address(0x0a60_0000, i)];
         service.external_ips.clear();
         service.load_balancer_ips.clear();
         service.ports.truncate(1);
         let mut slice = (*slice).clone();
-        slice.name = NamespacedName::new(&service.name.namespace, format!("service-{i:05}-x7k2p"));
+        let suffix = i.wrapping_mul(2_654_435_761) & 0xf_ffff;
+        slice.name = NamespacedName::new(
+            &service.name.namespace,
+            format!("{}-{suffix:05x}", service.name.name),
+        );
         slice.service.clone_from(&service.name.name);
         slice.ports.truncate(1);
         let endpoint = slice.endpoints[0].clone();
@@ -594,15 +603,13 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
         for e in 0..endpoints(i) {
             let mut endpoint = endpoint.clone();
             let mix = (i * 10 + e).wrapping_mul(2_654_435_761) >> 7;
-            endpoint.address =
-                std::net::Ipv4Addr::from_bits(0x0af4_0000 + (mix as u32 & 0xffff)).into();
+            endpoint.address = address(0x0af4_0000, mix);
             endpoint.node_name = Some(Arc::clone(&nodes[mix % nodes.len()]));
             slice.endpoints.push(endpoint);
         }
-        snapshot
-            .services
-            .insert(service.name.clone(), Arc::new(service));
-        snapshot.slices.insert(slice.name.clone(), Arc::new(slice));
+        let (name, slice_name) = (service.name.clone(), slice.name.clone());
+        snapshot.services.insert(name, Arc::new(service));
+        snapshot.slices.insert(slice_name, Arc::new(slice));
     }
     snapshot
 }
@@ -622,8 +629,7 @@ fn churn(disk: impl Disk, seconds: u32) -> Stats {
         let slice = snapshot.slices.get_mut(name).unwrap();
         // A Pod of it moves.
         let endpoint = &mut Arc::make_mut(slice).endpoints[0];
-        endpoint.address =
-            std::net::Ipv4Addr::from_bits(0x0af4_0000 + (second * 7 & 0xffff)).into();
+        endpoint.address = address(0x0af4_0000, second as usize * 7);
         pace.changed(now);
         pace.moved(now);
         if let Some(occasion) = pace.begin(now) {
@@ -694,5 +700,32 @@ fn ten_thousand_services_of_ten_endpoints_are_saved_and_loaded_in_time() {
              {cloned:?}, with one change saved {:?}",
             started.elapsed() - cloned
         );
+    }
+    // The longest journal.
+    let mut changed = snapshot;
+    let whole_writes = saver.stats().whole_writes;
+    let slices: Vec<_> = changed.slices.keys().cloned().collect();
+    for (round, slices) in (5..).zip(slices.chunks(60).cycle()) {
+        for slice in slices {
+            let slice = Arc::make_mut(changed.slices.get_mut(slice).unwrap());
+            slice.endpoints.rotate_left(1);
+        }
+        let started = Instant::now();
+        let (_, found) = Saver::open(directory.path());
+        let loaded = started.elapsed();
+        let bytes = fs::metadata(directory.path().join(CURRENT)).unwrap().len();
+        drop(found);
+        let started = Instant::now();
+        let contents = Contents::of(&changed);
+        saver
+            .save(contents, &provenance(round), Occasion::Changes)
+            .unwrap();
+        if saver.stats().whole_writes > whole_writes {
+            let saved = started.elapsed();
+            eprintln!(
+                "load of {bytes} bytes with the longest journal {loaded:?}; then saved in {saved:?}"
+            );
+            break;
+        }
     }
 }
