@@ -5,6 +5,7 @@ use std::io::BufReader;
 use std::io::ErrorKind;
 use std::io::Read;
 use std::io::Write;
+use std::net::SocketAddr;
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -29,17 +30,26 @@ pub(crate) struct Answer {
 
 /// Asks, and reads the head of the answer.
 pub(crate) fn ask(http: &Endpoint, path: &str, headers: &[(&str, &str)]) -> Result<Answer> {
-    ask_within(PATIENCE, http, path, headers)
+    exchange(PATIENCE, http.address(), path, headers)
+}
+
+/// The same of a server in another process.
+pub(crate) fn ask_at(address: SocketAddr, path: &str) -> Result<Answer> {
+    exchange(PATIENCE, address, path, &[])
 }
 
 /// The same, if it comes in time.
-pub(crate) fn ask_within(
+pub(crate) fn ask_within(patience: Duration, http: &Endpoint, path: &str) -> Result<Answer> {
+    exchange(patience, http.address(), path, &[])
+}
+
+fn exchange(
     patience: Duration,
-    http: &Endpoint,
+    address: SocketAddr,
     path: &str,
     headers: &[(&str, &str)],
 ) -> Result<Answer> {
-    let mut stream = TcpStream::connect(http.address())?;
+    let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(patience))?;
     let mut request = format!("GET {path} HTTP/1.1\r\nhost: fake\r\n");
     for (name, value) in headers {

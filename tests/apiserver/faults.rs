@@ -91,7 +91,7 @@ fn silence_before_and_after_the_head() -> Result<()> {
     let mut answer = ask(api.http(), SERVICES, &[])?;
     assert_eq!(answer.part()?.map(|part| part.len()), Some(20));
     assert!(answer.is_silent()?);
-    assert!(ask_within(Duration::from_millis(150), api.http(), SERVICES, &[]).is_err());
+    assert!(ask_within(Duration::from_millis(150), api.http(), SERVICES).is_err());
     let last = api.http().requests().pop();
     assert_eq!(last.and_then(|exchange| exchange.status), None);
     Ok(())

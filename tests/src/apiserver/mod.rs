@@ -2,16 +2,10 @@
 //! way. A server runs on a thread and a runtime of its own, and ends when it is dropped.
 //!
 //! ```
-//! use serde_json::json;
-//! use yurt_net_tests::apiserver::{Fault, FakeApiserver, On, Resource};
+//! use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, objects};
 //!
 //! let api = FakeApiserver::start()?;
-//! api.put(json!({
-//!     "apiVersion": "apps.openyurt.io/v1beta2",
-//!     "kind": "NodePool",
-//!     "metadata": {"name": "hangzhou"},
-//!     "status": {"nodes": ["edge-a1"]},
-//! }))?;
+//! api.put(objects::node_pool("hangzhou", &["edge-a1"]))?;
 //! // The first list is told to come again, the second one breaks after ten bytes.
 //! let lists = On::list(Resource::NodePools);
 //! api.http().fail_next(lists, [Fault::Status(429), Fault::Cut(10)]);
@@ -21,10 +15,13 @@
 
 mod api;
 mod call;
+mod directory;
 mod endpoint;
 mod fault;
 mod journal;
+pub mod objects;
 mod resource;
+mod scale;
 mod selector;
 mod server;
 mod store;
@@ -32,9 +29,11 @@ mod watch;
 
 pub use api::Settings;
 pub use call::Verb;
+pub use directory::Directory;
 pub use endpoint::Endpoint;
 pub use fault::Fault;
 pub use fault::On;
 pub use journal::Exchange;
 pub use resource::Resource;
+pub use scale::Scale;
 pub use server::FakeApiserver;

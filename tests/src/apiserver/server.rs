@@ -42,12 +42,14 @@ impl FakeApiserver {
 
     /// The same, with other settings.
     pub fn with(settings: Settings) -> Result<Self> {
-        Self::listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), settings)
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Self::listen(address, settings, Vec::new())
     }
 
-    /// Where one says.
-    pub fn listen(address: SocketAddr, settings: Settings) -> Result<Self> {
+    /// Where one says, with objects that are there before anybody can ask.
+    pub fn listen(address: SocketAddr, settings: Settings, objects: Vec<Value>) -> Result<Self> {
         let api = Arc::new(Api::new(settings));
+        api.change(|store| store.replace_all(objects))?;
         let http = Endpoint::start(address, Arc::clone(&api))?;
         Ok(Self { api, http })
     }
