@@ -1,6 +1,7 @@
-//! What the tests, the demo and the bench of yurt-net share: a lab of nodes and Pods made of
+//! What the tests, the demo and the bench of yurt-net share: a scripted apiserver, a lab of nodes and Pods made of
 //! namespaces, the table that shows who answered whom, and the measures of the bench.
 
+pub mod apiserver;
 pub mod bench;
 pub mod lab;
 pub mod matrix;
