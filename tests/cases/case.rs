@@ -96,7 +96,9 @@ impl Case {
         let Command::Plan(PlanArgs { policy, source, .. }) = cli.command else {
             bail!("not a plan");
         };
-        let SourceSpec::File(path) = source;
+        let SourceSpec::File(path) = source else {
+            unreachable!("cases are files");
+        };
         let snapshot = FileSource::new(path).load()?;
         let (view, memory) = (NodeView::default(), Memory::default());
         let config = policy.config(&self.node);

@@ -103,7 +103,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         peers: args.peers,
         socket_lb: args.socket_lb,
     })?;
-    let (saver, found) = Saver::open(state_dir.join("checkpoint"));
+    let (saver, found) = Saver::open(state_dir.join("snapshot"));
     for problem in &found.problems {
         warn!(
             problem = chain(problem),

@@ -96,8 +96,9 @@ impl Follower {
     }
 
     /// A whole list has arrived, and is used or held back.
+    ///
+    /// Failures still count: a list whose version cannot be watched must not be repeated at full speed.
     pub(super) fn listed(&mut self, version: String, is_held: bool) {
-        self.failures = 0;
         self.next = if version.is_empty() {
             // Nothing to watch from: a cache that knows no version is asked again.
             Request::List
@@ -227,6 +228,22 @@ mod tests {
         assert_eq!(follower.failed(Failure::Expired), Duration::ZERO);
         assert_eq!(*follower.next(), Request::List);
         assert!(follower.failed(Failure::Expired) > Duration::ZERO);
+    }
+
+    #[test]
+    fn lists_whose_version_is_expired_again_and_again_come_ever_more_slowly() {
+        let mut follower = watching("1");
+        let waits: Vec<_> = (0..4)
+            .map(|_| {
+                let wait = follower.failed(Failure::Expired);
+                follower.listed("2".to_owned(), false);
+                wait.as_millis()
+            })
+            .collect();
+        assert_eq!(waits, [0, 1000, 2000, 4000]);
+        // An event ends it.
+        follower.advanced("3".to_owned());
+        assert_eq!(follower.failed(Failure::Expired), Duration::ZERO);
     }
 
     #[test]

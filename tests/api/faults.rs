@@ -1,0 +1,196 @@
+//! What can go wrong on the way.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, Settings};
+
+use crate::followed::{Followed, services};
+use crate::{cluster, cluster_with, kube, web, yurthub};
+
+fn lists() -> On {
+    On::list(Resource::Services)
+}
+
+/// A change arrives although this happens to the next lists, and nothing goes missing meanwhile.
+fn survives(faults: impl IntoIterator<Item = Fault>) -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("all services", |s| services(s) == ["a", "b", "c"])?;
+    relists(&api, &mut followed, faults)
+}
+
+fn relists(
+    api: &FakeApiserver,
+    followed: &mut Followed,
+    faults: impl IntoIterator<Item = Fault>,
+) -> Result<()> {
+    api.http().fail_next(lists(), faults);
+    api.put_all(web("d", 9))?;
+    api.compact();
+    api.expire_watches(Resource::Services);
+    followed.all_the_while(Duration::from_millis(300), "a, b and c are there", |s| {
+        ["a", "b", "c"]
+            .iter()
+            .all(|name| services(s).contains(name))
+    })?;
+    followed.until("the new service", |s| services(s) == ["a", "b", "c", "d"])?;
+    // The event may have come before its watch was ended: the lists do come.
+    followed.until_status("all of it happened", |_| api.http().pending_faults() == 0)?;
+    followed.until("the new service", |s| services(s) == ["a", "b", "c", "d"])
+}
+
+#[test]
+fn a_list_that_breaks_off_anywhere_loses_nothing() -> Result<()> {
+    for bytes in [0, 1, 40, 100, 700, 1500] {
+        survives([Fault::Cut(bytes)])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_is_no_list_loses_nothing() -> Result<()> {
+    let portal = || Fault::Body("text/html", b"<html>log in first</html>".to_vec());
+    survives([portal()])?;
+    survives([Fault::Body("application/json", b"{}".to_vec())])?;
+    let empty = br#"{"kind":"Status","items":null}"#.to_vec();
+    survives([Fault::Body("application/json", empty)])
+}
+
+#[test]
+fn errors_of_the_server_lose_nothing() -> Result<()> {
+    for status in [429, 500, 502, 503, 504, 401, 403, 404, 410] {
+        survives([Fault::Status(status)])?;
+    }
+    survives([Fault::Reset, Fault::Close])
+}
+
+#[test]
+fn a_live_list_that_is_empty_is_believed_at_once() -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("all services", |s| services(s).len() == 3)?;
+    api.http().fail_next(lists(), [Fault::EmptyList]);
+    api.expire_watches(Resource::Services);
+    followed.until("none", |s| services(s).is_empty())
+}
+
+#[test]
+fn an_empty_list_of_a_cache_is_held_back_visibly_until_it_is_confirmed() -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    let mut followed = Followed::start(&[yurthub(&api)])?;
+    followed.until("all services", |s| services(s).len() == 3)?;
+    api.http().fail_next(lists(), [Fault::EmptyList]);
+    api.expire_watches(Resource::Services);
+    followed.until_status("it is held back", |status| !status.held_lists.is_empty())?;
+    followed.all_the_while(Duration::from_secs(2), "all services stay", |s| {
+        services(s).len() == 3
+    })?;
+    // The next list, ten seconds later, has them again.
+    followed.until_status("it is forgotten", |status| status.held_lists.is_empty())?;
+    followed.until("all services", |s| services(s).len() == 3)
+}
+
+#[test]
+fn a_version_may_go_backwards() -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    api.advance(5000);
+    api.put_all(web("c2", 8))?;
+    let mut followed = Followed::start(&[yurthub(&api)])?;
+    followed.until("all services", |s| services(s).len() == 4)?;
+    api.rewind(100);
+    api.put_all(web("d", 9))?;
+    followed.until("what came after", |s| services(s).len() == 5)
+}
+
+#[test]
+fn watches_that_end_all_the_time_lose_no_event() -> Result<()> {
+    let api = cluster(&["a"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    for last in 10..20 {
+        api.end_all_watches();
+        api.put_all(web(&format!("b{last}"), last))?;
+        followed.follow(Duration::from_millis(30))?;
+    }
+    followed.until("all services", |s| {
+        services(s).len() == 11 && s.slices.len() == 11
+    })?;
+    let lists = api.http().requests_on(lists());
+    ensure!(lists.len() == 1, "{} lists", lists.len());
+    Ok(())
+}
+
+#[test]
+fn a_server_that_goes_away_takes_nothing_with_it() -> Result<()> {
+    let api = cluster(&["a", "b"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("both services", |s| services(s) == ["a", "b"])?;
+    api.http().stop();
+    followed.all_the_while(Duration::from_secs(2), "both services stay", |s| {
+        services(s) == ["a", "b"]
+    })?;
+    followed.until_status("it is said", |status| status.source_error.is_some())?;
+    api.put_all(web("c", 3))?;
+    api.http().restart()?;
+    followed.until("the third one", |s| services(s) == ["a", "b", "c"])?;
+    followed.until_status("all is well", |status| status.source_error.is_none())
+}
+
+#[test]
+fn garbage_in_a_watch_leads_to_a_list() -> Result<()> {
+    let api = cluster(&["a"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    api.http().wait_until(Duration::from_secs(5), |http| {
+        http.open_watches(Resource::Services) == 1
+    })?;
+    api.inject(Resource::Services, "{\"type\":\"ADDED\",\"object\":\n");
+    api.put_all(web("b", 2))?;
+    followed.until("both", |s| services(s) == ["a", "b"])?;
+    ensure!(api.http().requests_on(lists()).len() == 2);
+    Ok(())
+}
+
+#[test]
+fn events_that_come_twice_or_out_of_order_come_to_the_same() -> Result<()> {
+    let api = cluster(&["a"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    api.pause(Resource::Services);
+    api.put_all(web("b", 2))?;
+    followed.until("its slice comes first", |s| {
+        s.slices.len() == 2 && s.services.len() == 1
+    })?;
+    api.resume(Resource::Services);
+    followed.until("then the service", |s| services(s) == ["a", "b"])?;
+    api.repeat_last_event(Resource::Services);
+    api.bookmark(Resource::Services);
+    api.put_all(web("c", 3))?;
+    followed.until("and the next", |s| services(s) == ["a", "b", "c"])
+}
+
+#[test]
+fn a_silent_future_version_is_left_after_the_hub_has_ended_the_watch() -> Result<()> {
+    // As a hub whose cache is older than the checkpoint.
+    let settings = Settings {
+        is_future_watch_silent: true,
+        ..Settings::default()
+    };
+    let api = cluster_with(settings, &["a", "b"])?;
+    let mut first = Followed::start(&[yurthub(&api)])?;
+    first.until("both services", |s| services(s) == ["a", "b"])?;
+    let mut checkpoint = first.checkpoint()?;
+    for version in checkpoint.provenance.resource_versions.values_mut() {
+        *version = "99999".to_owned();
+    }
+    drop(first);
+    let mut followed = Followed::from(&[yurthub(&api)], Some(checkpoint))?;
+    followed.all_the_while(Duration::from_secs(1), "both services stay", |s| {
+        services(s) == ["a", "b"]
+    })?;
+    api.put_all(web("c", 3))?;
+    api.expire_watches(Resource::Services);
+    api.expire_watches(Resource::EndpointSlices);
+    followed.until("the third one", |s| services(s) == ["a", "b", "c"])
+}
