@@ -27,7 +27,7 @@ use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{Rejection, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::plan::{MapImage, Plan, Refused, plan};
-use crate::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
+use crate::policy::{Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::source::file::FileSource;
 use crate::source::{SourceError, SourceSpec};
 use crate::status::{MapUsage, RefusedService, SelfTest, Status};
@@ -350,7 +350,9 @@ impl Agent {
             Request::Explain(flow) => {
                 let mut own = OwnAddresses::new(&self.snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
-                serde_json::to_value(explain(&self.table, &own, flow))
+                let (snapshot, config) = (&self.snapshot, &self.config);
+                let reasons = Reasons::new(snapshot, config, &self.view, &self.memory);
+                serde_json::to_value(explain(&self.table, &reasons, &own, flow))
             }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
-use crate::policy::{ClosureFailure, PolicyConfig};
+use crate::policy::{ClosureFailure, PolicyConfig, ViaHub};
 use crate::source::SourceSpec;
 
 /// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
@@ -75,6 +75,26 @@ pub struct PolicyArgs {
     /// Prefix that ClusterIPs are allocated from; repeatable. Unallocated addresses inside are refused.
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<IpNetwork>,
+    /// Lead default/kubernetes to YurtHub on this node [auto: while the source in charge is a YurtHub].
+    #[arg(long, default_value = "auto", value_enum)]
+    pub kubernetes_via_hub: ViaHubArg,
+    /// As OpenYurt: where nodeport.openyurt.io/listen or svc.openyurt.io/discard takes frontends away, take the whole Service.
+    #[arg(long)]
+    pub compat_drop_service: bool,
+    /// As OpenYurt: serve a Service's load balancer addresses of every pool, whatever its PoolServices say.
+    #[arg(long)]
+    pub compat_all_vips: bool,
+}
+
+/// See [`ViaHub`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ViaHubArg {
+    /// While the source in charge is a YurtHub.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// See [`ClosureFailure`].
@@ -101,6 +121,14 @@ impl PolicyArgs {
                 ClosureFailureArg::Closed => ClosureFailure::Closed,
             },
             service_cidrs: self.service_cidr.clone(),
+            kubernetes_via_hub: match self.kubernetes_via_hub {
+                ViaHubArg::Auto => ViaHub::Auto,
+                ViaHubArg::On => ViaHub::On,
+                ViaHubArg::Off => ViaHub::Off,
+            },
+            is_source_hub: false,
+            compat_drop_service: self.compat_drop_service,
+            compat_all_vips: self.compat_all_vips,
         }
     }
 }

@@ -12,7 +12,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 /// Namespace and name of a namespaced object; sorts bytewise by namespace, then name.
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// `metadata.namespace`; `default` where the manifest has none.
     pub namespace: String,
@@ -59,7 +59,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A v1 Service.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Identity.
     pub name: NamespacedName,
@@ -73,14 +73,27 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
+    /// `spec.internalTrafficPolicy`: for clients of the ClusterIP.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`: for clients elsewhere that dial any other address.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` of a Service with `sessionAffinity: ClientIP`, in seconds,
+    /// 1 to 86400; 0 = no affinity.
+    pub affinity_seconds: u32,
+    /// `spec.loadBalancerSourceRanges`, as written.
+    pub source_ranges: Vec<IpNetwork>,
     /// Annotation `openyurt.io/topologyKeys`, as written; `None` when absent.
     pub topology_keys: Option<String>,
+    /// Annotation `nodeport.openyurt.io/listen`, as written; `None` when absent.
+    pub listen: Option<String>,
+    /// Annotation `svc.openyurt.io/discard` is `true`.
+    pub is_discarded: bool,
     /// Label `service.kubernetes.io/service-proxy-name` is present: another proxy serves it.
     pub is_proxied_elsewhere: bool,
 }
 
 /// `spec.type` of a Service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ServiceType {
     /// The default.
     ClusterIp,
@@ -92,8 +105,27 @@ pub enum ServiceType {
     ExternalName,
 }
 
+/// Which endpoints a Service's clients may be led to, before closure and readiness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// The default: those of all nodes.
+    #[default]
+    Cluster,
+    /// Those on this node.
+    Local,
+}
+
+impl fmt::Display for TrafficPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+        })
+    }
+}
+
 /// One entry of `spec.ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; "" when the only port has none.
     pub name: String,
@@ -106,7 +138,7 @@ pub struct ServicePort {
 }
 
 /// Family of the addresses in a slice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum AddressFamily {
     /// IPv4.
     V4,
@@ -125,7 +157,7 @@ impl From<IpAddr> for AddressFamily {
 }
 
 /// A discovery.k8s.io/v1 EndpointSlice. FQDN slices are not decoded: kube-proxy ignores them too.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointSlice {
     /// Identity.
     pub name: NamespacedName,
@@ -133,14 +165,16 @@ pub struct EndpointSlice {
     pub service: String,
     /// `addressType`.
     pub family: AddressFamily,
+    /// Label `service.kubernetes.io/headless` is present: kube-proxy does not watch it.
+    pub is_headless: bool,
     /// Ports that have a name and a number other than 0 (kube-proxy endpointslicecache.go).
-    pub ports: Vec<EndpointPort>,
+    pub ports: Box<[EndpointPort]>,
     /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name; "" for an unnamed port.
     pub name: String,
@@ -150,19 +184,34 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One entry of a slice's `endpoints`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// One entry of a slice's `endpoints`. There are a hundred thousand of them: 48 bytes each.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// `addresses[0]`: the only one that kube-proxy uses.
     pub address: IpAddr,
-    /// `nodeName`.
-    pub node_name: Option<Arc<str>>,
     /// `conditions.ready`, default true.
     pub is_ready: bool,
+    /// `conditions.serving`, default true.
+    pub is_serving: bool,
+    /// `conditions.terminating`, default false.
+    pub is_terminating: bool,
+    /// `nodeName`.
+    pub node_name: Option<Arc<str>>,
+    /// `hints`; most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// For whom the controller means an endpoint (KEP-2433, KEP-3015).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hints {
+    /// `forZones[].name`.
+    pub zones: Box<[Arc<str>]>,
+    /// `forNodes[].name`.
+    pub nodes: Box<[Arc<str>]>,
 }
 
 /// A v1 Node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `metadata.name`.
     pub name: String,
@@ -177,7 +226,7 @@ pub struct Node {
 }
 
 /// An apps.openyurt.io NodePool (v1beta1, v1beta2).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodePool {
     /// `metadata.name`.
     pub name: String,
@@ -186,7 +235,7 @@ pub struct NodePool {
 }
 
 /// An apps.openyurt.io/v1alpha1 NodeBucket: a part of the members of a large pool.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeBucket {
     /// `metadata.name`.
     pub name: String,
@@ -197,12 +246,25 @@ pub struct NodeBucket {
 }
 
 /// A networking.k8s.io ServiceCIDR (v1, v1beta1): addresses that ClusterIPs are allocated from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {
     /// `metadata.name`.
     pub name: String,
     /// `spec.cidrs`.
     pub cidrs: Vec<IpNetwork>,
+}
+
+/// A network.openyurt.io/v1alpha1 PoolService: what a LoadBalancer Service has in one pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolService {
+    /// Identity.
+    pub name: NamespacedName,
+    /// Label `openyurt.io/service-name`: a Service of the same namespace.
+    pub service: String,
+    /// Label `openyurt.io/pool-name`.
+    pub pool: String,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
+    pub load_balancer_ips: Vec<IpAddr>,
 }
 
 /// Everything a source knows at one moment: whole or absent, never a half list.
@@ -218,6 +280,8 @@ pub struct Snapshot {
     pub pools: BTreeMap<String, Arc<NodePool>>,
     /// NodeBuckets by name.
     pub buckets: BTreeMap<String, Arc<NodeBucket>>,
+    /// PoolServices of every pool: one of another pool says that a Service's addresses are shared out.
+    pub pool_services: BTreeMap<NamespacedName, Arc<PoolService>>,
     /// ServiceCIDRs by name.
     pub service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     /// Objects that the source had to leave out or to keep in an older version.

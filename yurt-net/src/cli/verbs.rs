@@ -14,7 +14,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::Snapshot;
-use crate::policy::{Memo, Memory, NodeView, compile};
+use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::source::file::FileSource;
 use crate::source::{SourceError, SourceSpec};
 use crate::status::Status;
@@ -59,26 +59,25 @@ fn load(source: &SourceSpec) -> Result<Snapshot, SourceError> {
     FileSource::new(path).load()
 }
 
-fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
+/// The table of a node, and why it is so.
+fn table<'a>(
+    snapshot: &'a Snapshot,
+    node: &str,
+    policy: &PolicyArgs,
+) -> (ServiceTable, Reasons<'a>) {
     let config = policy.config(node);
-    let view = NodeView::default();
-    compile(
-        snapshot,
-        &config,
-        &view,
-        &Memory::default(),
-        &mut Memo::default(),
-    )
-    .table
+    let (view, memory) = (NodeView::default(), Memory::default());
+    let table = compile(snapshot, &config, &view, &memory, &mut Memo::default()).table;
+    (table, Reasons::new(snapshot, &config, &view, &memory))
 }
 
 /// `plan`.
 pub fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let snapshot = load(&args.source)?;
-    let table = table(&snapshot, &args.node, &args.policy);
+    let (table, reasons) = table(&snapshot, &args.node, &args.policy);
     match args.output {
-        Output::Table => print!("{}", plan_table(&table, paint())),
-        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table))?),
+        Output::Table => print!("{}", plan_table(&table, &reasons, paint())),
+        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table, &reasons))?),
     }
     Ok(())
 }
@@ -93,8 +92,9 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
             let snapshot = load(source)?;
-            let table = table(&snapshot, node, &args.policy);
-            explain_flow(&table, &OwnAddresses::new(&snapshot, node), flow)
+            let (table, reasons) = table(&snapshot, node, &args.policy);
+            let own = OwnAddresses::new(&snapshot, node);
+            explain_flow(&table, &reasons, &own, flow)
         }
         _ => {
             let answer = ask(&args.place.state_dir, &Request::Explain(flow)).await?;

@@ -12,7 +12,7 @@ use proptest::sample::select;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{EndpointSlice, NamespacedName, ServiceType, Snapshot};
-use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+use crate::table::{Scope, ServiceEntry, ServiceKey, ServiceTable};
 
 const SERVICES: [&str; 3] = ["alpha", "beta", "gamma"];
 const NODES: [&str; 4] = ["a1", "a2", "b1", "c1"];
@@ -190,11 +190,9 @@ fn table_of(world: &World, snapshot: &Snapshot) -> ServiceTable {
 }
 
 fn all_selected(entry: &ServiceEntry) -> BTreeSet<SocketAddr> {
-    entry
-        .v4
-        .selected
-        .iter()
-        .chain(entry.v6.selected.iter())
+    let sets = [&entry.v4, &entry.v6];
+    sets.iter()
+        .flat_map(|set| set.cluster.iter().chain(set.local.iter()))
         .copied()
         .collect()
 }
@@ -336,9 +334,16 @@ proptest! {
                     .collect();
                 prop_assert!(all_selected(entry).is_subset(&ready));
                 for set in [&entry.v4, &entry.v6] {
-                    prop_assert!(set.selected.is_sorted_by(|a, b| a < b));
-                    prop_assert!(set.dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
-                    prop_assert!(set.dropped.iter().all(|d| !set.selected.contains(&d.endpoint)));
+                    prop_assert!(set.cluster.is_sorted_by(|a, b| a < b));
+                    prop_assert!(set.local.is_sorted_by(|a, b| a < b));
+                }
+                for frontend in &entry.frontends {
+                    for scope in [Scope::Internal, Scope::External] {
+                        let selected = entry.endpoints(frontend, scope);
+                        let dropped = world.reasons().why(entry, frontend, scope).dropped;
+                        prop_assert!(dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
+                        prop_assert!(dropped.iter().all(|d| !selected.contains(&d.endpoint)));
+                    }
                 }
             }
         }
@@ -359,7 +364,7 @@ proptest! {
                 let name = NamespacedName::new("default", format!("{number:020}"));
                 let alone = EndpointSlice {
                     name: name.clone(),
-                    endpoints: vec![endpoint.clone()],
+                    endpoints: Box::new([endpoint.clone()]),
                     ..EndpointSlice::clone(slice)
                 };
                 sliced.slices.insert(name, Arc::new(alone));

@@ -272,7 +272,7 @@ fn a_moved_node_a_new_annotation_and_a_new_pool_take_effect_at_once() {
 }
 
 #[test]
-fn an_endpoint_that_is_not_ready_is_dropped_for_that_wherever_it_runs() {
+fn the_closure_is_named_before_the_readiness() {
     let mut world = World::web(HOSTNAME);
     world.slice_with(
         "web-1",
@@ -286,7 +286,10 @@ fn an_endpoint_that_is_not_ready_is_dropped_for_that_wherever_it_runs() {
     );
     assert_eq!(
         world.dropped(),
-        ["10.1.0.2:8080 not ready", "10.2.0.2:8080 not ready"]
+        [
+            "10.1.0.2:8080 not ready",
+            "10.2.0.2:8080 closure: node b1 is not this node"
+        ]
     );
 }
 
@@ -337,11 +340,12 @@ fn each_slice_has_its_own_number_for_a_port() {
         &[("10.1.0.2", None), ("10.1.0.9", None)],
         |slice| {
             slice.ports[0].port = 9090;
-            slice.ports.push(EndpointPort {
+            let second = EndpointPort {
                 name: "http".to_owned(),
                 protocol: Protocol::Tcp,
                 port: 9091,
-            });
+            };
+            slice.ports = Box::new([slice.ports[0].clone(), second]);
         },
     );
     let selected = world.selected();
@@ -360,12 +364,12 @@ fn each_family_has_its_own_endpoints_and_only_where_the_service_has_a_cluster_ip
         service.external_ips = vec![ip("2001:db8::1")]
     });
     let table = world.compile();
-    assert!(only(&table).v6.selected.is_empty());
+    assert!(only(&table).v6.cluster.is_empty());
     assert_eq!(frontends(only(&table)), ["ClusterIP 10.96.0.10:80"]);
     world.service("web", |service| service.cluster_ips.push(ip("fd00:96::10")));
     let table = world.compile();
     assert_eq!(
-        only(&table).v6.selected[..],
+        only(&table).v6.cluster[..],
         ["[fd00:1::2]:8080".parse().unwrap()]
     );
     assert_eq!(

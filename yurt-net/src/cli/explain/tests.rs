@@ -26,7 +26,8 @@ fn ask(world: &mut World, from: &str, to: &str, protocol: Protocol) -> Explanati
         to: to.parse().unwrap(),
         protocol,
     };
-    explain(&world.compile(), &own, flow)
+    let table = world.compile();
+    explain(&table, &world.reasons(), &own, flow)
 }
 
 fn tcp(from: &str, to: &str) -> Explanation {
@@ -38,7 +39,7 @@ fn a_flow_to_a_frontend_goes_to_its_endpoints() {
     let found = tcp("10.1.0.9", "10.96.0.10:80");
     assert_eq!(
         serde_json::to_string(&found).unwrap(),
-        r#"{"verdict":"forward","endpoints":["10.1.0.2:8080","10.1.1.2:8080"],"masquerade":false,"service":"default/web:http","reason":"ClusterIP of default/web:http, closed to pool hangzhou, client is this node or one of its Pods: endpoints 2, left out 1; 10.2.0.2:8080: closure: node b1 is not in pool hangzhou"}"#
+        r#"{"verdict":"forward","endpoints":["10.1.0.2:8080","10.1.1.2:8080"],"masquerade":false,"service":"default/web:http","reason":"ClusterIP of default/web:http, closed to pool hangzhou, client is this node or one of its Pods: endpoints 2 (ready), left out 1; 10.2.0.2:8080: closure: node b1 is not in pool hangzhou"}"#
     );
 }
 

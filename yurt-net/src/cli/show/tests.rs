@@ -19,6 +19,20 @@ fn world() -> World {
     world
 }
 
+fn json(world: &mut World) -> String {
+    let table = world.compile();
+    serde_json::to_string(&plan_json(&table, &world.reasons())).unwrap()
+}
+
+fn value(world: &mut World) -> serde_json::Value {
+    serde_json::from_str(&json(world)).unwrap()
+}
+
+fn text(world: &mut World, paint: Paint) -> String {
+    let table = world.compile();
+    plan_table(&table, &world.reasons(), paint)
+}
+
 #[test]
 fn json_is_the_contract() {
     let mut world = World::web(Some("openyurt.io/nodepool"));
@@ -28,7 +42,6 @@ fn json_is_the_contract() {
         "web",
         &[("10.1.0.2", Some("a1")), ("10.2.0.2", Some("b1"))],
     );
-    let table = world.compile();
     let dropped =
         r#"[{"endpoint":"10.2.0.2:8080","reason":"closure: node b1 is not in pool hangzhou"}]"#;
     let row = |scope, masquerade, path| {
@@ -39,7 +52,7 @@ fn json_is_the_contract() {
     let internal = row("internal", false, "socket");
     let external = row("external", true, "packet");
     assert_eq!(
-        serde_json::to_string(&plan_json(&table)).unwrap(),
+        json(&mut world),
         format!(
             r#"{{"node":"a1","pool":"hangzhou","zone":"","services":[{{"namespace":"default","name":"web","port":"http","protocol":"TCP","closure":"pool","affinitySeconds":0,"frontends":[{internal},{external}]}}],"rejections":[]}}"#
         )
@@ -49,7 +62,7 @@ fn json_is_the_contract() {
 #[test]
 fn refuse_has_no_endpoints_and_addresses_have_no_brackets() {
     let mut world = world();
-    let json = serde_json::to_value(plan_json(&world.compile())).unwrap();
+    let json = value(&mut world);
     let row = &json["services"][0]["frontends"][0];
     assert_eq!(row["address"], "fd00:96::20");
     assert_eq!(row["verdict"], "refuse");
@@ -63,7 +76,7 @@ fn refuse_has_no_endpoints_and_addresses_have_no_brackets() {
 #[test]
 fn the_table_reads_well() {
     let mut world = world();
-    let text = plan_table(&world.compile(), Paint::Plain);
+    let text = text(&mut world, Paint::Plain);
     let expected = "\
 node a1   pool hangzhou   zone none   service ports 2   rejections 1
 
@@ -79,7 +92,7 @@ rejections
   Service default/idle: annotation openyurt.io/topologyKeys: unknown value \"rack\"";
     assert!(text.starts_with(expected), "{text}");
     assert!(!text.contains('\x1b'));
-    assert!(plan_table(&world.compile(), Paint::Ansi).contains("\x1b[2mdropped"));
+    assert!(self::text(&mut world, Paint::Ansi).contains("\x1b[2mdropped"));
 }
 
 #[test]
@@ -88,9 +101,8 @@ fn long_endpoint_lists_are_cut_in_the_table_and_whole_in_json() {
     let addresses: Vec<String> = (1..=10).map(|n| format!("10.1.0.{n}")).collect();
     let endpoints: Vec<_> = addresses.iter().map(|a| (a.as_str(), Some("a1"))).collect();
     world.slice("web-1", "web", &endpoints);
-    let table = world.compile();
-    assert!(plan_table(&table, Paint::Plain).contains("10.1.0.4:8080, 6 more\n"));
-    let json = serde_json::to_value(plan_json(&table)).unwrap();
+    assert!(text(&mut world, Paint::Plain).contains("10.1.0.4:8080, 6 more\n"));
+    let json = value(&mut world);
     let listed = &json["services"][0]["frontends"][0]["endpoints"];
     assert_eq!(listed.as_array().map(Vec::len), Some(10));
 }
