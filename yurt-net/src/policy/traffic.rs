@@ -207,3 +207,6 @@ impl<'a> Categories<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

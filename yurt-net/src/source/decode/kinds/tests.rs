@@ -252,7 +252,7 @@ fn conditions_and_hints_of_an_endpoint_have_the_defaults_of_the_api() {
 
 #[test]
 fn a_hundred_thousand_endpoints_fit_a_small_board() {
-    assert_eq!(size_of::<crate::model::Endpoint>(), 48);
+    assert_eq!(size_of::<Endpoint>(), 48);
 }
 
 #[test]
@@ -393,7 +393,7 @@ status:
     assert_eq!(
         rejections(&decoded),
         [
-            "PoolService default/stray: metadata.labels[openyurt.io/service-name]: expected the name of a Service, found nothing"
+            "PoolService default/stray web.yaml#2: metadata.labels[openyurt.io/service-name]: expected the name of a Service, found nothing"
         ]
     );
 }
