@@ -454,16 +454,15 @@ fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
     world.config.kubernetes_via_hub = ViaHub::On;
     assert_eq!(https(&mut world), ["169.254.2.1:10268"]);
     // A hub that sees an empty slice still is there; other slices are left as they are.
-    world.slice("kubernetes", "kubernetes", &[]);
-    world.slice_with(
-        "kubernetes-2",
-        "kubernetes",
-        &[("192.0.2.9", None)],
-        |slice| {
+    for (slice, endpoints) in [
+        ("kubernetes", &[][..]),
+        ("kubernetes-2", &[("192.0.2.9", None)]),
+    ] {
+        world.slice_with(slice, "kubernetes", endpoints, |slice| {
             slice.ports[0].name = "https".to_owned();
-        },
-    );
-    assert_eq!(https(&mut world), ["192.0.2.9:8080"]);
+        });
+    }
+    assert_eq!(https(&mut world), ["169.254.2.1:10268", "192.0.2.9:8080"]);
 }
 
 #[test]
