@@ -183,14 +183,15 @@ pub(crate) fn rows(service: &Value) -> Result<Vec<Row>> {
         let is_same = ["verdict", "endpoints", "dropped"]
             .iter()
             .all(|field| internal[field] == external[field]);
+        let are_themselves = external["masquerade"] == false && external["verdict"] == "forward";
         let mut others = String::new();
-        if !is_same || external["masquerade"] == false {
+        if !is_same || are_themselves {
             others = format!(
                 "{} {}",
                 text(&external["verdict"]),
                 list(&external["endpoints"]).join(", ")
             );
-            if external["masquerade"] == false {
+            if are_themselves {
                 others += " as themselves";
             }
         }

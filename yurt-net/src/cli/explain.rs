@@ -193,17 +193,18 @@ fn dials(frontend: &Frontend, to: SocketAddr, from: IpAddr, own: &OwnAddresses) 
 }
 
 /// Whether the source ranges admit a client. A request of this node to an address of the load balancer that it carries
-/// itself has that address as its source too, so whoever admits the node admits it (pkg/proxy/iptables/proxier.go).
+/// itself has that address as its source, so who admits the node admits it (pkg/proxy/iptables/proxier.go); and who asks
+/// from loopback does not know yet by which of its addresses the node will dial.
 fn admits(row: &Row<'_>, from: IpAddr, own: &OwnAddresses) -> bool {
     let contain = |address: IpAddr| {
         row.source_ranges
             .iter()
             .any(|range| range.contains(address))
     };
-    let is_itself = own.is_node(from) || from == row.address;
+    let is_this_node = from.is_loopback() || from == row.address;
     row.source_ranges.is_empty()
         || contain(from)
-        || (is_itself && own.node.iter().any(|address| contain(*address)))
+        || (is_this_node && own.node.iter().any(|address| contain(*address)))
 }
 
 fn range_reason(entry: &ServiceEntry, row: &Row<'_>, from: IpAddr) -> String {

@@ -1,7 +1,7 @@
 //! What `plan` prints, to the letter.
 
 use super::{Paint, plan_json, plan_table};
-use crate::model::ServiceType;
+use crate::model::{ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, ip, port};
 
 fn world() -> World {
@@ -105,4 +105,58 @@ fn long_endpoint_lists_are_cut_in_the_table_and_whole_in_json() {
     let json = value(&mut world);
     let listed = &json["services"][0]["frontends"][0]["endpoints"];
     assert_eq!(listed.as_array().map(Vec::len), Some(10));
+}
+
+/// Two policies, affinity, source ranges, and an endpoint on this node and on another one.
+fn local() -> World {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = vec![ip("203.0.113.9")];
+        service.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+        service.internal_policy = TrafficPolicy::Local;
+        service.external_policy = TrafficPolicy::Local;
+        service.affinity_seconds = 10_800;
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    world.slice("web-1", "web", &[("10.1.1.2", Some("a2"))]);
+    world
+}
+
+#[test]
+fn policies_affinity_and_source_ranges_are_in_the_table() {
+    let text = text(&mut local(), Paint::Plain);
+    let expected = "\
+default/web:http   TCP   closure none   internal policy Local   external policy Local   affinity 10800 s
+  ClusterIP     10.96.0.10:80     internal, external  drop
+  LoadBalancer  203.0.113.9:80    internal            forward -> 10.1.1.2:8080   only from 198.51.100.0/24
+  LoadBalancer  203.0.113.9:80    external            drop   only from 198.51.100.0/24
+  NodePort      192.0.2.11:30080  internal            forward -> 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  external            drop
+  dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
+";
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
+fn each_row_has_its_own_verdict_path_ranges_and_dropped_endpoints() {
+    let json = value(&mut local());
+    let service = &json["services"][0];
+    assert_eq!(service["affinitySeconds"], 10_800);
+    let rows = service["frontends"].as_array().unwrap();
+    assert_eq!(rows.len(), 6);
+    let row = |kind: &str, scope: &str| {
+        let mut all = rows.iter();
+        all.find(|row| row["kind"] == kind && row["scope"] == scope)
+            .unwrap()
+            .to_string()
+    };
+    assert_eq!(
+        row("LoadBalancer", "internal"),
+        r#"{"kind":"LoadBalancer","address":"203.0.113.9","port":80,"scope":"internal","verdict":"forward","endpoints":["10.1.1.2:8080"],"masquerade":false,"path":"socket","sourceRanges":["198.51.100.0/24"],"dropped":[]}"#
+    );
+    assert_eq!(
+        row("NodePort", "external"),
+        r#"{"kind":"NodePort","address":"192.0.2.11","port":30080,"scope":"external","verdict":"drop","endpoints":[],"masquerade":false,"path":"packet","sourceRanges":[],"dropped":[{"endpoint":"10.1.1.2:8080","reason":"traffic policy Local: node a2 is not this node"}]}"#
+    );
 }
