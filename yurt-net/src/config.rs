@@ -460,4 +460,32 @@ mod tests {
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert!(parse_duration("soon").is_err());
     }
+
+    #[test]
+    fn run_plan_and_explain_take_the_same_policy() {
+        let flags = [
+            "--kubernetes-via-hub=off",
+            "--compat-drop-service",
+            "--compat-all-vips",
+        ];
+        let source = ["--node", "a1", "--source", "file:x"];
+        let flow = ["--from", "10.1.0.2", "--to", "10.96.0.10:80/TCP"];
+        for (verb, more) in [("run", &[][..]), ("plan", &[]), ("explain", &flow)] {
+            let parse = |flags: &[&str]| {
+                let head = ["yurt-net", verb];
+                let all = head.iter().chain(&source).chain(more).chain(flags);
+                match Cli::try_parse_from(all).unwrap().command {
+                    Command::Run(args) => args.policy,
+                    Command::Plan(args) => args.policy,
+                    Command::Explain(args) => args.policy,
+                    _ => unreachable!(),
+                }
+                .config("a1")
+            };
+            assert_eq!(parse(&[]), PolicyConfig::new("a1"), "{verb}");
+            let config = parse(&flags);
+            assert_eq!(config.kubernetes_via_hub, ViaHub::Off);
+            assert!(config.compat_drop_service && config.compat_all_vips);
+        }
+    }
 }
