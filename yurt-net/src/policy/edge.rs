@@ -24,12 +24,13 @@ use crate::table::{Frontend, FrontendKind, ServiceEntry};
 
 /// Whether this proxy serves the Service at all (kube-proxy's `ShouldSkipService` and label selector).
 pub(super) fn is_served(service: &Service, environment: &Environment) -> bool {
-    let is_dropped = || is_discarded(service) || !is_listened_to(service, environment);
-    service.service_type != ServiceType::ExternalName
-        && !service.cluster_ips.is_empty()
-        && !service.is_proxied_elsewhere
-        && !is_of_the_cloud(service)
-        && !(environment.compat_drop_service && is_dropped())
+    let is_never_served = service.service_type == ServiceType::ExternalName
+        || service.cluster_ips.is_empty()
+        || service.is_proxied_elsewhere
+        || is_of_the_cloud(service);
+    let is_dropped = environment.compat_drop_service
+        && (is_discarded(service) || !is_listened_to(service, environment));
+    !is_never_served && !is_dropped
 }
 
 /// The ClusterIP Service that OpenYurt's discardcloudservice keeps from every edge node.
