@@ -22,6 +22,7 @@ use yurt_net::config::PlanArgs;
 use yurt_net::policy::Memo;
 use yurt_net::policy::Memory;
 use yurt_net::policy::NodeView;
+use yurt_net::policy::Reasons;
 use yurt_net::policy::compile;
 use yurt_net::source::SourceSpec;
 use yurt_net::source::file::FileSource;
@@ -103,7 +104,8 @@ impl Case {
         let (view, memory) = (NodeView::default(), Memory::default());
         let config = policy.config(&self.node);
         let table = compile(&snapshot, &config, &view, &memory, &mut Memo::default()).table;
-        Ok(serde_json::to_value(plan_json(&table))?)
+        let reasons = Reasons::new(&snapshot, &config, &view, &memory);
+        Ok(serde_json::to_value(plan_json(&table, &reasons))?)
     }
 }
 
@@ -136,6 +138,10 @@ pub(crate) struct Row {
     pub(crate) kind: String,
     pub(crate) verdict: String,
     pub(crate) endpoints: Vec<String>,
+    /// What clients elsewhere get; "" when it is the same, masqueraded.
+    others: String,
+    /// Whom a load balancer admits; none = all.
+    ranges: Vec<String>,
     dropped: Vec<String>,
 }
 
@@ -153,7 +159,7 @@ fn socket_address(row: &Value) -> Result<String> {
     Ok(std::net::SocketAddr::new(address, u16::try_from(port)?).to_string())
 }
 
-/// The rows of one service port for clients of the node. Those for others differ in what serves them alone.
+/// The rows of one service port for clients of the node, each with what differs for others.
 pub(crate) fn rows(service: &Value) -> Result<Vec<Row>> {
     let all: Vec<_> = items(&service["frontends"]).collect();
     let mut rows = Vec::new();
@@ -161,23 +167,45 @@ pub(crate) fn rows(service: &Value) -> Result<Vec<Row>> {
         let [internal, external] = pair else {
             bail!("a frontend has a row for each scope: {pair:?}");
         };
-        let mut expected = (*internal).clone();
-        ensure!(internal["scope"] == "internal" && internal["path"] == "socket");
+        let path = match &*text(&service["protocol"]) {
+            "SCTP" => "packet",
+            _ => "socket",
+        };
+        ensure!(internal["scope"] == "internal" && internal["path"] == path);
+        ensure!(external["scope"] == "external" && external["path"] == "packet");
         ensure!(internal["masquerade"] == false);
-        expected["scope"] = "external".into();
-        expected["path"] = "packet".into();
-        expected["masquerade"] = true.into();
-        ensure!(**external == expected, "{external} is not {expected}");
-        let dropped = items(&internal["dropped"]);
+        for same in ["kind", "address", "port", "sourceRanges"] {
+            ensure!(internal[same] == external[same], "{same} of {external}");
+        }
+        let list = |value: &Value| items(value).map(text).collect::<Vec<_>>();
+        let dropped = [internal, external]
+            .into_iter()
+            .flat_map(|row| items(&row["dropped"]))
+            .map(|it| format!("{}: {}", text(&it["endpoint"]), text(&it["reason"])));
+        let is_same = ["verdict", "endpoints", "dropped"]
+            .iter()
+            .all(|field| internal[field] == external[field]);
+        let are_themselves = external["masquerade"] == false && external["verdict"] == "forward";
+        let mut others = String::new();
+        if !is_same || are_themselves {
+            others = format!(
+                "{} {}",
+                text(&external["verdict"]),
+                list(&external["endpoints"]).join(", ")
+            );
+            if are_themselves {
+                others += " as themselves";
+            }
+        }
         rows.push(Row {
             protocol: text(&service["protocol"]),
             to: socket_address(internal)?,
             kind: text(&internal["kind"]),
             verdict: text(&internal["verdict"]),
-            endpoints: items(&internal["endpoints"]).map(text).collect(),
-            dropped: dropped
-                .map(|it| format!("{}: {}", text(&it["endpoint"]), text(&it["reason"])))
-                .collect(),
+            endpoints: list(&internal["endpoints"]),
+            others: others.split_whitespace().collect::<Vec<_>>().join(" "),
+            ranges: list(&internal["sourceRanges"]),
+            dropped: dropped.collect(),
         });
     }
     Ok(rows)
@@ -190,10 +218,15 @@ pub(crate) fn essence(plan: &Value) -> Result<String> {
     for service in items(&plan["services"]) {
         let [namespace, name, port, protocol, closure] =
             ["namespace", "name", "port", "protocol", "closure"].map(|key| text(&service[key]));
-        writeln!(
+        write!(
             out,
             "{namespace}/{name}:{port} {protocol} closure {closure}"
         )?;
+        match service["affinitySeconds"].as_u64() {
+            Some(0) => writeln!(out)?,
+            Some(seconds) => writeln!(out, " affinity {seconds}")?,
+            None => bail!("affinitySeconds of {service}"),
+        }
         let mut dropped = Vec::new();
         for row in rows(service)? {
             ensure!(row.protocol == protocol);
@@ -202,9 +235,17 @@ pub(crate) fn essence(plan: &Value) -> Result<String> {
                 kind,
                 verdict,
                 endpoints,
+                others,
+                ranges,
                 ..
             } = &row;
-            let line = format!("  {kind} {to} {verdict} {}", endpoints.join(", "));
+            let mut line = format!("  {kind} {to} {verdict} {}", endpoints.join(", "));
+            if !others.is_empty() {
+                line = format!("{}; others {others}", line.trim_end());
+            }
+            if !ranges.is_empty() {
+                line = format!("{}; only from {}", line.trim_end(), ranges.join(", "));
+            }
             writeln!(out, "{}", line.trim_end())?;
             dropped.extend(row.dropped);
         }

@@ -30,7 +30,7 @@ use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{Rejection, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::plan::{MapImage, Plan, Refused, plan};
-use crate::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
+use crate::policy::{Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
@@ -266,6 +266,7 @@ impl Agent {
         if self.retry_at.is_some() {
             self.image = self.dataplane.observe()?;
         }
+        self.config.is_source_hub = self.sources.is_hub();
         let compiled = compile(
             snapshot,
             &self.config,
@@ -421,7 +422,8 @@ impl Agent {
                 let snapshot = self.sources.snapshot().unwrap_or(&empty);
                 let mut own = OwnAddresses::new(snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
-                serde_json::to_value(explain(&self.table, &own, flow))
+                let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
+                serde_json::to_value(explain(&self.table, &reasons, &own, flow))
             }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
-use crate::policy::{ClosureFailure, PolicyConfig};
+use crate::policy::{ClosureFailure, PolicyConfig, ViaHub};
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 
@@ -76,6 +76,26 @@ pub struct PolicyArgs {
     /// Prefix that ClusterIPs are allocated from; repeatable. Unallocated addresses inside are refused.
     #[arg(long, value_name = "CIDR")]
     pub service_cidr: Vec<IpNetwork>,
+    /// Lead default/kubernetes to YurtHub on this node [auto: while the source in charge is a YurtHub].
+    #[arg(long, default_value = "auto", value_enum)]
+    pub kubernetes_via_hub: ViaHubArg,
+    /// As OpenYurt: where nodeport.openyurt.io/listen or svc.openyurt.io/discard takes frontends away, take the whole Service.
+    #[arg(long)]
+    pub compat_drop_service: bool,
+    /// As OpenYurt: serve a Service's load balancer addresses of every pool, whatever its PoolServices say.
+    #[arg(long)]
+    pub compat_all_vips: bool,
+}
+
+/// See [`ViaHub`].
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum ViaHubArg {
+    /// While the source in charge is a YurtHub.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// See [`ClosureFailure`].
@@ -111,6 +131,14 @@ impl PolicyArgs {
                 ClosureFailureArg::Closed => ClosureFailure::Closed,
             },
             service_cidrs: self.service_cidr.clone(),
+            kubernetes_via_hub: match self.kubernetes_via_hub {
+                ViaHubArg::Auto => ViaHub::Auto,
+                ViaHubArg::On => ViaHub::On,
+                ViaHubArg::Off => ViaHub::Off,
+            },
+            is_source_hub: false,
+            compat_drop_service: self.compat_drop_service,
+            compat_all_vips: self.compat_all_vips,
         }
     }
 }
@@ -442,5 +470,33 @@ mod tests {
         assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
         assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
         assert!(parse_duration("soon").is_err());
+    }
+
+    #[test]
+    fn run_plan_and_explain_take_the_same_policy() {
+        let flags = [
+            "--kubernetes-via-hub=off",
+            "--compat-drop-service",
+            "--compat-all-vips",
+        ];
+        let source = ["--node", "a1", "--source", "file:x"];
+        let flow = ["--from", "10.1.0.2", "--to", "10.96.0.10:80/TCP"];
+        for (verb, more) in [("run", &[][..]), ("plan", &[]), ("explain", &flow)] {
+            let parse = |flags: &[&str]| {
+                let head = ["yurt-net", verb];
+                let all = head.iter().chain(&source).chain(more).chain(flags);
+                match Cli::try_parse_from(all).unwrap().command {
+                    Command::Run(args) => args.policy,
+                    Command::Plan(args) => args.policy,
+                    Command::Explain(args) => args.policy,
+                    _ => unreachable!(),
+                }
+                .config("a1")
+            };
+            assert_eq!(parse(&[]), PolicyConfig::new("a1"), "{verb}");
+            let config = parse(&flags);
+            assert_eq!(config.kubernetes_via_hub, ViaHub::Off);
+            assert!(config.compat_drop_service && config.compat_all_vips);
+        }
     }
 }

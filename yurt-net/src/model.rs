@@ -73,8 +73,21 @@ pub struct Service {
     pub load_balancer_ips: Vec<IpAddr>,
     /// `spec.ports`.
     pub ports: Vec<ServicePort>,
+    /// `spec.internalTrafficPolicy`: for clients of the ClusterIP.
+    pub internal_policy: TrafficPolicy,
+    /// `spec.externalTrafficPolicy`: for clients elsewhere that dial any other address.
+    pub external_policy: TrafficPolicy,
+    /// `spec.sessionAffinityConfig.clientIP.timeoutSeconds` of a Service with `sessionAffinity: ClientIP`, in seconds,
+    /// 1 to 86400; 0 = no affinity.
+    pub affinity_seconds: u32,
+    /// `spec.loadBalancerSourceRanges`, as written.
+    pub source_ranges: Vec<IpNetwork>,
     /// Annotation `openyurt.io/topologyKeys`, as written; `None` when absent.
     pub topology_keys: Option<String>,
+    /// Annotation `nodeport.openyurt.io/listen`, as written; `None` when absent.
+    pub listen: Option<String>,
+    /// Annotation `svc.openyurt.io/discard` is `true`.
+    pub is_discarded: bool,
     /// Label `service.kubernetes.io/service-proxy-name` is present: another proxy serves it.
     pub is_proxied_elsewhere: bool,
 }
@@ -90,6 +103,25 @@ pub enum ServiceType {
     LoadBalancer,
     /// A DNS alias: nothing to proxy.
     ExternalName,
+}
+
+/// Which endpoints a Service's clients may be led to, before closure and readiness.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum TrafficPolicy {
+    /// The default: those of all nodes.
+    #[default]
+    Cluster,
+    /// Those on this node.
+    Local,
+}
+
+impl fmt::Display for TrafficPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cluster => "Cluster",
+            Self::Local => "Local",
+        })
+    }
 }
 
 /// One entry of `spec.ports`.
@@ -133,10 +165,12 @@ pub struct EndpointSlice {
     pub service: String,
     /// `addressType`.
     pub family: AddressFamily,
+    /// Label `service.kubernetes.io/headless` is present: kube-proxy does not watch it.
+    pub is_headless: bool,
     /// Ports that have a name and a number other than 0 (kube-proxy endpointslicecache.go).
-    pub ports: Vec<EndpointPort>,
+    pub ports: Box<[EndpointPort]>,
     /// Endpoints.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: Box<[Endpoint]>,
 }
 
 /// One entry of a slice's `ports`.
@@ -150,15 +184,30 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One entry of a slice's `endpoints`.
+/// One entry of a slice's `endpoints`. There are a hundred thousand of them: 48 bytes each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// `addresses[0]`: the only one that kube-proxy uses.
     pub address: IpAddr,
-    /// `nodeName`.
-    pub node_name: Option<Arc<str>>,
     /// `conditions.ready`, default true.
     pub is_ready: bool,
+    /// `conditions.serving`, default true.
+    pub is_serving: bool,
+    /// `conditions.terminating`, default false.
+    pub is_terminating: bool,
+    /// `nodeName`.
+    pub node_name: Option<Arc<str>>,
+    /// `hints`; most endpoints have none.
+    pub hints: Option<Box<Hints>>,
+}
+
+/// For whom the controller means an endpoint (KEP-2433, KEP-3015).
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Hints {
+    /// `forZones[].name`.
+    pub zones: Box<[Arc<str>]>,
+    /// `forNodes[].name`.
+    pub nodes: Box<[Arc<str>]>,
 }
 
 /// A v1 Node.
@@ -205,6 +254,19 @@ pub struct ServiceCidr {
     pub cidrs: Vec<IpNetwork>,
 }
 
+/// A network.openyurt.io/v1alpha1 PoolService: what a LoadBalancer Service has in one pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolService {
+    /// Identity.
+    pub name: NamespacedName,
+    /// Label `openyurt.io/service-name`: a Service of the same namespace.
+    pub service: String,
+    /// Label `openyurt.io/pool-name`.
+    pub pool: String,
+    /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
+    pub load_balancer_ips: Vec<IpAddr>,
+}
+
 /// Everything a source knows at one moment: whole or absent, never a half list.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Snapshot {
@@ -218,6 +280,8 @@ pub struct Snapshot {
     pub pools: BTreeMap<String, Arc<NodePool>>,
     /// NodeBuckets by name.
     pub buckets: BTreeMap<String, Arc<NodeBucket>>,
+    /// PoolServices of every pool: one of another pool says that a Service's addresses are shared out.
+    pub pool_services: BTreeMap<NamespacedName, Arc<PoolService>>,
     /// ServiceCIDRs by name.
     pub service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
     /// Objects that the source had to leave out or to keep in an older version.

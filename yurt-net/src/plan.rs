@@ -29,7 +29,7 @@ use std::sync::Arc;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused};
 pub use unit::{PROBE_V4, PROBE_V6};
-use unit::{Unit, known_addresses, probe, unit};
+use unit::{Unit, known_addresses, probe, units};
 
 use crate::model::AddressFamily;
 use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
@@ -159,39 +159,46 @@ impl Planner<'_> {
     }
 
     fn change(&mut self, old: Option<&ServiceEntry>, new: Option<&ServiceEntry>) {
+        let Some(key) = old.or(new).map(|entry| &entry.key) else {
+            return;
+        };
         for family in [AddressFamily::V4, AddressFamily::V6] {
-            let old_unit = old.and_then(|entry| unit(entry, family, self.prefixes));
-            let new_unit = new.and_then(|entry| unit(entry, family, self.prefixes));
-            let key = old.or(new).map(|entry| &entry.key);
-            let index = match &old_unit {
-                Some(unit) => unit
-                    .rows
-                    .first()
-                    .and_then(|(key, _)| self.image.service_of(key)),
-                None => None,
+            let units_of = |entry: Option<&ServiceEntry>| {
+                entry.map(|entry| units(entry, family, self.prefixes))
             };
-            let kept = match (new_unit, key) {
-                (Some(unit), Some(key)) => self.place(key, index, &unit).then_some(unit),
-                _ => {
-                    if let Some(index) = index {
-                        self.retire_service(index);
-                    }
-                    None
-                }
-            };
-            if let Some(old_unit) = old_unit {
-                for (row, _) in old_unit.rows {
-                    let is_kept = kept
-                        .as_ref()
-                        .is_some_and(|unit| unit.rows.iter().any(|(key, _)| *key == row));
-                    // Another service may have taken the row over in this plan.
-                    if !is_kept && !self.puts.contains_key(&row) {
-                        self.delete(row);
-                    }
-                }
+            let old_units = units_of(old).unwrap_or_default();
+            let new_units = units_of(new).unwrap_or_default();
+            for (old_unit, new_unit) in old_units.into_iter().zip(new_units) {
+                self.change_unit(key, old_unit, new_unit);
             }
         }
         self.change_addresses(old, new);
+    }
+
+    fn change_unit(&mut self, key: &ServiceKey, old_unit: Option<Unit>, new_unit: Option<Unit>) {
+        let old_rows = old_unit.map(|unit| unit.rows).unwrap_or_default();
+        let index = match &*old_rows {
+            [(row, _), ..] => self.image.service_of(row),
+            [] => None,
+        };
+        let kept = match new_unit {
+            Some(unit) => self.place(key, index, &unit).then_some(unit),
+            None => {
+                if let Some(index) = index {
+                    self.retire_service(index);
+                }
+                None
+            }
+        };
+        for (row, _) in old_rows {
+            let is_kept = kept
+                .as_ref()
+                .is_some_and(|unit| unit.rows.iter().any(|(key, _)| *key == row));
+            // Another unit or service may have taken the row over in this plan.
+            if !is_kept && !self.puts.contains_key(&row) {
+                self.delete(row);
+            }
+        }
     }
 
     /// Whether rows of this service are there already (and were not planned from its last version).
@@ -199,11 +206,11 @@ impl Planner<'_> {
         [AddressFamily::V4, AddressFamily::V6]
             .into_iter()
             .any(|family| {
-                unit(entry, family, self.prefixes).is_some_and(|unit| {
-                    unit.rows
-                        .iter()
-                        .any(|(row, _)| self.image.frontends.contains_key(row))
-                })
+                let units = units(entry, family, self.prefixes).into_iter();
+                units
+                    .flatten()
+                    .flat_map(|unit| unit.rows)
+                    .any(|(row, _)| self.image.frontends.contains_key(&row))
             })
     }
 

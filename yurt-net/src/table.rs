@@ -1,6 +1,8 @@
 //! The compiled table: what every Service frontend of this node does, and why.
 //!
-//! Pure. Built by `policy::compile`, shown by `plan` and `explain`, written to the kernel by `plan::plan`.
+//! Pure. Built by `policy::compile`, shown by `plan` and `explain`, written to the kernel by `plan::plan`. It holds what
+//! may be used; why the rest may not, `policy::Reasons` finds out again when somebody asks.
+//!
 //! Services that did not change keep their `Arc` from one table to the next, so comparing two tables
 //! costs one pointer comparison for each service port.
 
@@ -11,7 +13,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use crate::model::{Protocol, Rejection};
+use crate::model::{Protocol, Rejection, TrafficPolicy};
 
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
 pub const MAX_PREFIXES: usize = 16;
@@ -57,6 +59,14 @@ pub struct ServiceEntry {
     pub key: ServiceKey,
     /// The closure in force.
     pub closure: Closure,
+    /// Which endpoints clients of the ClusterIP are led to.
+    pub internal_policy: TrafficPolicy,
+    /// Which endpoints clients outside this node are led to that dial any other frontend.
+    pub external_policy: TrafficPolicy,
+    /// How long a client stays with its endpoint after its last new connection, over all frontends; 0 = not at all.
+    pub affinity_seconds: u32,
+    /// Clients that the LoadBalancer frontends admit, sorted. A family of which there is none admits all.
+    pub source_ranges: Arc<[IpNetwork]>,
     /// Frontends, sorted by kind, address, port.
     pub frontends: Vec<Frontend>,
     /// Endpoints of each family.
@@ -143,67 +153,25 @@ impl fmt::Display for FrontendKind {
     }
 }
 
-/// The endpoints of one service port in one family.
+/// The endpoints of one service port in one family, inside its closure. Each list is sorted by address, then port, without
+/// duplicates; kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
-    /// May take traffic: sorted by address, then port, without duplicates.
-    pub selected: Arc<[SocketAddr]>,
-    /// May not, and the rule that says so; sorted.
-    pub dropped: Vec<Dropped>,
+    /// Under the policy Cluster; empty when no frontend has it.
+    pub cluster: Arc<[SocketAddr]>,
+    /// Under the policy Local; empty when no frontend has it.
+    pub local: Arc<[SocketAddr]>,
+    /// Some endpoint is usable on some node: who gets none of them here is dropped, not refused.
+    pub has_any: bool,
 }
 
 /// An endpoint that takes no traffic here.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Dropped {
     /// Its address and port.
     pub endpoint: SocketAddr,
-    /// The first rule that dropped it.
-    pub reason: DropReason,
-}
-
-/// Rules that drop an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DropReason {
-    /// Closure to this node: it runs on another one.
-    OtherNode {
-        /// The endpoint's node.
-        node: Arc<str>,
-    },
-    /// Closure to the pool: its node is not a member.
-    OtherPool {
-        /// The endpoint's node.
-        node: Arc<str>,
-        /// This node's pool.
-        pool: Arc<str>,
-    },
-    /// Closure: the endpoint has no `nodeName`, so it belongs to no node and no pool.
-    NoNodeName,
-    /// Closure to the pool: nothing says who its members are.
-    UnknownMembership {
-        /// The endpoint's node.
-        node: Arc<str>,
-        /// This node's pool.
-        pool: Arc<str>,
-    },
-    /// `conditions.ready` is false. Last: of two copies of an endpoint the ready one speaks.
-    NotReady,
-}
-
-impl fmt::Display for DropReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::NotReady => f.write_str("not ready"),
-            Self::OtherNode { node } => write!(f, "closure: node {node} is not this node"),
-            Self::OtherPool { node, pool } => {
-                write!(f, "closure: node {node} is not in pool {pool}")
-            }
-            Self::NoNodeName => f.write_str("closure: the endpoint has no nodeName"),
-            Self::UnknownMembership { node, pool } => write!(
-                f,
-                "closure: nothing says whether node {node} is in pool {pool} (no Node, NodeBucket or NodePool)"
-            ),
-        }
-    }
+    /// The first rule that dropped it, in words.
+    pub reason: String,
 }
 
 /// Who dials: a process on this node or in one of its Pods, or somebody outside.
@@ -216,19 +184,57 @@ pub enum Scope {
     External,
 }
 
+impl fmt::Display for Scope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Internal => "internal",
+            Self::External => "external",
+        })
+    }
+}
+
 /// What happens to a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// To one of the endpoints, each equally likely.
     Forward,
-    /// `ECONNREFUSED`: there is no endpoint that may take it.
+    /// `ECONNREFUSED`: there is no endpoint that may take it, on any node.
     Refuse,
+    /// Silence: the policy is Local, and the usable endpoints are on other nodes.
+    Drop,
+}
+
+impl EndpointSet {
+    /// Endpoints under the policy Cluster alone.
+    pub fn cluster(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
+        let cluster: Arc<[SocketAddr]> = endpoints.into_iter().collect();
+        Self {
+            has_any: !cluster.is_empty(),
+            cluster,
+            local: Arc::default(),
+        }
+    }
 }
 
 impl ServiceEntry {
-    /// The endpoints that answer at `address`.
-    pub fn endpoints(&self, address: IpAddr) -> &EndpointSet {
+    /// A service port without a frontend, an endpoint, or anything that is not the default.
+    pub fn new(key: ServiceKey) -> Self {
+        Self {
+            key,
+            closure: Closure::None,
+            internal_policy: TrafficPolicy::Cluster,
+            external_policy: TrafficPolicy::Cluster,
+            affinity_seconds: 0,
+            source_ranges: Arc::default(),
+            frontends: Vec::new(),
+            v4: EndpointSet::default(),
+            v6: EndpointSet::default(),
+        }
+    }
+
+    /// The endpoints of a family.
+    pub fn set(&self, address: IpAddr) -> &EndpointSet {
         if address.is_ipv4() {
             &self.v4
         } else {
@@ -236,12 +242,50 @@ impl ServiceEntry {
         }
     }
 
-    /// The verdict at `address`.
-    pub fn verdict(&self, address: IpAddr) -> Verdict {
-        if self.endpoints(address).selected.is_empty() {
-            Verdict::Refuse
-        } else {
-            Verdict::Forward
+    /// The policy of a frontend for clients of `scope`. Those of this node that dial an external address are led as if they
+    /// had gone out to the load balancer and come back: to any endpoint (pkg/proxy/iptables/proxier.go).
+    pub fn policy(&self, kind: FrontendKind, scope: Scope) -> TrafficPolicy {
+        match (kind, scope) {
+            (FrontendKind::ClusterIp, _) => self.internal_policy,
+            (_, Scope::Internal) => TrafficPolicy::Cluster,
+            (_, Scope::External) => self.external_policy,
         }
+    }
+
+    /// The endpoints of a frontend for clients of `scope`.
+    pub fn endpoints(&self, frontend: &Frontend, scope: Scope) -> &Arc<[SocketAddr]> {
+        let set = self.set(frontend.address);
+        match self.policy(frontend.kind, scope) {
+            TrafficPolicy::Cluster => &set.cluster,
+            TrafficPolicy::Local => &set.local,
+        }
+    }
+
+    /// The verdict at a frontend for clients of `scope`; the source ranges come before it.
+    pub fn verdict(&self, frontend: &Frontend, scope: Scope) -> Verdict {
+        if !self.endpoints(frontend, scope).is_empty() {
+            Verdict::Forward
+        } else if self.set(frontend.address).has_any {
+            Verdict::Drop
+        } else {
+            Verdict::Refuse
+        }
+    }
+
+    /// Whether endpoints see this node's address instead of the client's. Sockets of this node dial the endpoint
+    /// themselves; of the others, those that the policy Local keeps on this node need no way back over it.
+    pub fn is_masqueraded(&self, kind: FrontendKind, scope: Scope) -> bool {
+        let is_kept_here = kind != FrontendKind::ClusterIp
+            && self.policy(kind, Scope::External) == TrafficPolicy::Local;
+        scope == Scope::External && !is_kept_here
+    }
+
+    /// The clients that a frontend admits, sorted; none = all.
+    pub fn admitted(&self, frontend: &Frontend) -> impl Iterator<Item = &IpNetwork> {
+        let is_ours = |range: &&IpNetwork| range.is_ipv4() == frontend.address.is_ipv4();
+        let is_limited = frontend.kind == FrontendKind::LoadBalancer;
+        self.source_ranges
+            .iter()
+            .filter(move |range| is_limited && is_ours(range))
     }
 }

@@ -10,7 +10,6 @@ use yurt_net::dataplane::bpf::Options;
 use yurt_net::dataplane::bpf::SocketLb;
 use yurt_net::model::Protocol;
 use yurt_net::plan::Capacity;
-use yurt_net::table::Closure;
 use yurt_net::table::ClusterPrefixes;
 use yurt_net::table::EndpointSet;
 use yurt_net::table::Frontend;
@@ -68,24 +67,20 @@ pub fn service(index: usize, version: usize) -> Arc<ServiceEntry> {
 
 /// A Service with these backends, which are sorted.
 pub fn entry(name: &str, at: SocketAddrV4, backends: &[SocketAddrV4]) -> Arc<ServiceEntry> {
+    let key = ServiceKey {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        port: "http".to_owned(),
+        protocol: Protocol::Tcp,
+    };
     Arc::new(ServiceEntry {
-        key: ServiceKey {
-            namespace: "default".to_owned(),
-            name: name.to_owned(),
-            port: "http".to_owned(),
-            protocol: Protocol::Tcp,
-        },
-        closure: Closure::None,
         frontends: vec![Frontend {
             kind: FrontendKind::ClusterIp,
             address: (*at.ip()).into(),
             port: at.port(),
         }],
-        v4: EndpointSet {
-            selected: backends.iter().copied().map(SocketAddr::V4).collect(),
-            dropped: Vec::new(),
-        },
-        v6: EndpointSet::default(),
+        v4: EndpointSet::cluster(backends.iter().copied().map(SocketAddr::V4)),
+        ..ServiceEntry::new(key)
     })
 }
 

@@ -1,9 +1,10 @@
 //! The verdict for one flow, and why, in words.
 //!
-//! Pure. In: `ServiceTable`, `OwnAddresses`, a flow. Out: `Explanation`. Rules in order: (1) the client is internal when it is
-//! this node or one of its Pods; (2) the row of the frontend, as `plan` prints it; (3) on loopback, the node's own
-//! NodePorts; (4) a known ClusterIP with an unknown port is refused, and so is an unallocated address inside a
-//! ServiceCIDR (pkg/proxy/nftables/proxier.go drops the latter; a refusal tells the client at once); (5) all else passes.
+//! Pure. In: `ServiceTable`, `Reasons`, `OwnAddresses`, a flow. Out: `Explanation`. Rules in order: (1) the client is
+//! internal when it is this node or one of its Pods; (2) a load balancer drops whom its source ranges do not admit; (3) the
+//! row of the frontend, as `plan` prints it; (4) on loopback, the node's own NodePorts; (5) a known ClusterIP with an
+//! unknown port is refused, and so is an unallocated address inside a ServiceCIDR (pkg/proxy/nftables/proxier.go drops the
+//! latter; a refusal tells the client at once); (6) all else passes.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -14,7 +15,8 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 use super::show::Row;
-use crate::model::{Protocol, Snapshot};
+use crate::model::{Protocol, Snapshot, TrafficPolicy};
+use crate::policy::Reasons;
 use crate::table::{
     Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
 };
@@ -128,7 +130,12 @@ impl fmt::Display for Explanation {
 }
 
 /// See the module.
-pub fn explain(table: &ServiceTable, own: &OwnAddresses, flow: Flow) -> Explanation {
+pub fn explain(
+    table: &ServiceTable,
+    reasons: &Reasons<'_>,
+    own: &OwnAddresses,
+    flow: Flow,
+) -> Explanation {
     // An IPv6 socket dials IPv4 by mapped addresses, and the kernel side decides on what they stand for.
     let from = flow.from.to_canonical();
     let to = SocketAddr::new(flow.to.ip().to_canonical(), flow.to.port());
@@ -142,16 +149,27 @@ pub fn explain(table: &ServiceTable, own: &OwnAddresses, flow: Flow) -> Explanat
         (entry.key.protocol == flow.protocol).then_some((entry, frontend))
     });
     if let Some((entry, frontend)) = found {
-        let row = Row::new(entry, frontend, scope);
+        let row = Row::new(entry, reasons, frontend, scope);
+        let is_admitted = admits(&row, from, own);
+        let verdict = match row.verdict {
+            _ if !is_admitted => FlowVerdict::Drop,
+            Verdict::Forward => FlowVerdict::Forward,
+            Verdict::Refuse => FlowVerdict::Refuse,
+            Verdict::Drop => FlowVerdict::Drop,
+        };
+        let is_forwarded = verdict == FlowVerdict::Forward;
         return Explanation {
-            verdict: match row.verdict {
-                Verdict::Forward => FlowVerdict::Forward,
-                Verdict::Refuse => FlowVerdict::Refuse,
+            verdict,
+            endpoints: match is_forwarded {
+                true => row.endpoints.to_vec(),
+                false => Vec::new(),
             },
-            endpoints: row.endpoints.to_vec(),
-            masquerade: row.masquerade,
+            masquerade: row.masquerade && is_forwarded,
             service: entry.key.to_string(),
-            reason: row_reason(table, entry, &row),
+            reason: match is_admitted {
+                true => row_reason(table, entry, &row),
+                false => range_reason(entry, &row, from),
+            },
         };
     }
     let (verdict, reason) = no_frontend(table, to, flow.protocol);
@@ -174,37 +192,66 @@ fn dials(frontend: &Frontend, to: SocketAddr, from: IpAddr, own: &OwnAddresses) 
     frontend.port == to.port() && (frontend.address == to.ip() || by_loopback)
 }
 
+/// Whether the source ranges admit a client. A request of this node to an address of the load balancer that it carries
+/// itself has that address as its source, so who admits the node admits it (pkg/proxy/iptables/proxier.go); and who asks
+/// from loopback does not know yet by which of its addresses the node will dial.
+fn admits(row: &Row<'_>, from: IpAddr, own: &OwnAddresses) -> bool {
+    let contain = |address: IpAddr| {
+        row.source_ranges
+            .iter()
+            .any(|range| range.contains(address))
+    };
+    let is_this_node = from.is_loopback() || from == row.address;
+    row.source_ranges.is_empty()
+        || contain(from)
+        || (is_this_node && own.node.iter().any(|address| contain(*address)))
+}
+
+fn range_reason(entry: &ServiceEntry, row: &Row<'_>, from: IpAddr) -> String {
+    let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
+    format!(
+        "{} of {}: the client {from} is in none of its source ranges {}",
+        row.kind,
+        entry.key,
+        ranges.join(", ")
+    )
+}
+
 fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> String {
     let client = match row.scope {
         Scope::Internal => "this node or one of its Pods",
         Scope::External => "outside this node",
     };
-    let dropped = &entry.endpoints(row.address).dropped;
     let closure = match entry.closure {
         Closure::None => "no closure".to_owned(),
         Closure::Node => format!("closed to node {}", table.node),
         Closure::Pool => format!("closed to pool {}", table.pool),
     };
-    let fate = match (row.verdict, dropped.as_slice()) {
-        (Verdict::Forward, []) => format!("endpoints {}", row.endpoints.len()),
-        (Verdict::Forward, dropped) => {
-            format!(
-                "endpoints {}, left out {}{}",
-                row.endpoints.len(),
-                dropped.len(),
-                why(dropped)
-            )
+    let policy = match entry.policy(row.kind, row.scope) {
+        TrafficPolicy::Cluster => "",
+        TrafficPolicy::Local => ", traffic policy Local",
+    };
+    let count = row.endpoints.len();
+    let fate = match (row.verdict, row.dropped.len()) {
+        (Verdict::Forward, 0) => format!("endpoints {count} ({})", row.kept),
+        (Verdict::Forward, left) => format!("endpoints {count} ({}), left out {left}", row.kept),
+        (Verdict::Refuse, 0) => "it has no endpoints".to_owned(),
+        (Verdict::Refuse, _) => "none of its endpoints may take it".to_owned(),
+        (Verdict::Drop, _) => "all that may take it are on other nodes".to_owned(),
+    };
+    let affinity = match (row.verdict, entry.affinity_seconds) {
+        (Verdict::Forward, seconds @ 1..) => {
+            format!(", each client stays with one for {seconds} s")
         }
-        (Verdict::Refuse, []) => "it has no endpoints".to_owned(),
-        (Verdict::Refuse, dropped) => format!("none of its endpoints may take it{}", why(dropped)),
+        _ => String::new(),
     };
     let sctp = match entry.key.protocol {
         Protocol::Sctp => "; SCTP is listed only, nothing enforces it",
         Protocol::Tcp | Protocol::Udp => "",
     };
-    let kind = row.kind;
+    let (kind, why) = (row.kind, why(&row.dropped));
     format!(
-        "{kind} of {}, {closure}, client is {client}: {fate}{sctp}",
+        "{kind} of {}, {closure}{policy}, client is {client}: {fate}{affinity}{why}{sctp}",
         entry.key
     )
 }

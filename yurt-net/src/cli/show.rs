@@ -1,16 +1,19 @@
 //! What `yurt-net plan` prints.
 //!
-//! Pure. In: `ServiceTable`. Out: the JSON of the contract (docs/architecture.md), or a table to read. Every frontend has
-//! a row for clients of this node, which the socket path answers, and one for everybody else, whom the packet path
-//! answers; only the latter are masqueraded, as kube-proxy does under the Cluster policy (pkg/proxy/iptables/proxier.go).
+//! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of the contract (docs/architecture.md), or a table to read. Every
+//! frontend has a row for clients of this node, which the socket path answers, and one for everybody else, whom the packet
+//! path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use crate::model::{Protocol, Rejection};
+use crate::model::{Protocol, Rejection, TrafficPolicy};
+use crate::policy::Reasons;
 use crate::table::{
     Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
 };
@@ -55,8 +58,11 @@ pub(super) struct Row<'a> {
     /// What enforces the row.
     pub(super) path: Path,
     /// Clients that a LoadBalancer admits; empty = all.
-    source_ranges: [&'a str; 0],
-    dropped: Vec<DroppedJson>,
+    pub(super) source_ranges: Vec<&'a IpNetwork>,
+    pub(super) dropped: Vec<Dropped>,
+    /// What the endpoints have in common, in words.
+    #[serde(skip)]
+    pub(super) kept: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -66,47 +72,44 @@ pub(super) enum Path {
     Packet,
 }
 
-#[derive(Debug, Serialize)]
-struct DroppedJson {
-    endpoint: SocketAddr,
-    reason: String,
-}
-
 impl<'a> Row<'a> {
-    pub(super) fn new(entry: &'a ServiceEntry, frontend: &Frontend, scope: Scope) -> Self {
-        let set = entry.endpoints(frontend.address);
-        let dropped = set.dropped.iter().map(|dropped| DroppedJson {
-            endpoint: dropped.endpoint,
-            reason: dropped.reason.to_string(),
-        });
+    pub(super) fn new(
+        entry: &'a ServiceEntry,
+        reasons: &Reasons<'_>,
+        frontend: &Frontend,
+        scope: Scope,
+    ) -> Self {
+        let why = reasons.why(entry, frontend, scope);
         Self {
             kind: frontend.kind,
             address: frontend.address,
             port: frontend.port,
             scope,
-            verdict: entry.verdict(frontend.address),
-            endpoints: &set.selected,
-            masquerade: scope == Scope::External,
-            path: match scope {
-                Scope::Internal => Path::Socket,
-                Scope::External => Path::Packet,
+            verdict: entry.verdict(frontend, scope),
+            endpoints: entry.endpoints(frontend, scope),
+            masquerade: entry.is_masqueraded(frontend.kind, scope),
+            path: match (scope, entry.key.protocol) {
+                (Scope::Internal, Protocol::Tcp | Protocol::Udp) => Path::Socket,
+                // No hook sees an SCTP socket.
+                (Scope::External, _) | (Scope::Internal, Protocol::Sctp) => Path::Packet,
             },
-            source_ranges: [],
-            dropped: dropped.collect(),
+            source_ranges: entry.admitted(frontend).collect(),
+            dropped: why.dropped,
+            kept: why.kept,
         }
     }
 }
 
 /// See `PlanJson`.
-pub fn plan_json(table: &ServiceTable) -> PlanJson<'_> {
+pub fn plan_json<'a>(table: &'a ServiceTable, reasons: &Reasons<'_>) -> PlanJson<'a> {
     let services = table.services.iter().map(|entry| ServiceJson {
         namespace: &entry.key.namespace,
         name: &entry.key.name,
         port: &entry.key.port,
         protocol: entry.key.protocol,
         closure: entry.closure,
-        affinity_seconds: 0,
-        frontends: rows(entry).collect(),
+        affinity_seconds: entry.affinity_seconds,
+        frontends: rows(entry, reasons).collect(),
     });
     PlanJson {
         node: &table.node,
@@ -117,9 +120,9 @@ pub fn plan_json(table: &ServiceTable) -> PlanJson<'_> {
     }
 }
 
-fn rows(entry: &ServiceEntry) -> impl Iterator<Item = Row<'_>> {
+fn rows<'a>(entry: &'a ServiceEntry, reasons: &Reasons<'_>) -> impl Iterator<Item = Row<'a>> {
     entry.frontends.iter().flat_map(move |frontend| {
-        [Scope::Internal, Scope::External].map(|scope| Row::new(entry, frontend, scope))
+        [Scope::Internal, Scope::External].map(|scope| Row::new(entry, reasons, frontend, scope))
     })
 }
 
@@ -154,14 +157,19 @@ impl Paint {
 }
 
 /// The table for people.
-pub fn plan_table(table: &ServiceTable, paint: Paint) -> String {
+pub fn plan_table(table: &ServiceTable, reasons: &Reasons<'_>, paint: Paint) -> String {
     let mut text = String::new();
     // A String takes every write.
-    let _infallible = write_table(&mut text, table, paint);
+    let _infallible = write_table(&mut text, table, reasons, paint);
     text
 }
 
-fn write_table(out: &mut String, table: &ServiceTable, paint: Paint) -> fmt::Result {
+fn write_table(
+    out: &mut String,
+    table: &ServiceTable,
+    reasons: &Reasons<'_>,
+    paint: Paint,
+) -> fmt::Result {
     let or_none = |name: &str| if name.is_empty() { "none" } else { name }.to_owned();
     writeln!(
         out,
@@ -176,16 +184,18 @@ fn write_table(out: &mut String, table: &ServiceTable, paint: Paint) -> fmt::Res
     for entry in &table.services {
         writeln!(
             out,
-            "\n{}   {}   closure {}",
+            "\n{}   {}   closure {}{}",
             paint.bold(service_name(entry)),
             entry.key.protocol,
-            entry.closure
+            entry.closure,
+            traffic(entry),
         )?;
-        for frontend in &entry.frontends {
-            write_frontend(out, entry, frontend, address_width, paint)?;
+        let rows: Vec<Row<'_>> = rows(entry, reasons).collect();
+        for pair in rows.chunks(2) {
+            write_frontend(out, pair, address_width, paint)?;
         }
-        for dropped in entry.v4.dropped.iter().chain(&entry.v6.dropped) {
-            let Dropped { endpoint, reason } = dropped;
+        let dropped: BTreeSet<&Dropped> = rows.iter().flat_map(|row| &row.dropped).collect();
+        for Dropped { endpoint, reason } in dropped {
             writeln!(
                 out,
                 "  {}",
@@ -202,30 +212,54 @@ fn write_table(out: &mut String, table: &ServiceTable, paint: Paint) -> fmt::Res
     Ok(())
 }
 
-/// One line for both scopes where they have the same fate, as they do without a traffic policy.
+/// What a Service asks for beyond the defaults.
+fn traffic(entry: &ServiceEntry) -> String {
+    let mut text = String::new();
+    for (whom, policy) in [
+        ("internal", entry.internal_policy),
+        ("external", entry.external_policy),
+    ] {
+        if policy == TrafficPolicy::Local {
+            text += &format!("   {whom} policy Local");
+        }
+    }
+    if entry.affinity_seconds > 0 {
+        text += &format!("   affinity {} s", entry.affinity_seconds);
+    }
+    text
+}
+
+/// The rows of one frontend: one line for both scopes where they have the same fate.
 fn write_frontend(
     out: &mut String,
-    entry: &ServiceEntry,
-    frontend: &Frontend,
+    rows: &[Row<'_>],
     address_width: usize,
     paint: Paint,
 ) -> fmt::Result {
-    let address = SocketAddr::new(frontend.address, frontend.port).to_string();
-    let kind = frontend.kind.to_string();
     let line = |scope: &str, row: &Row<'_>| {
-        let fate = match row.verdict {
+        let address = SocketAddr::new(row.address, row.port).to_string();
+        let kind = row.kind.to_string();
+        let mut fate = match row.verdict {
             Verdict::Forward => format!("forward -> {}", endpoint_list(row.endpoints)),
             Verdict::Refuse => paint.red("refuse"),
+            Verdict::Drop => paint.red("drop"),
         };
+        if !row.source_ranges.is_empty() {
+            let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
+            fate += &format!("   only from {}", ranges.join(", "));
+        }
         format!("  {kind:<12}  {address:<address_width$}  {scope:<18}  {fate}")
     };
-    let internal = Row::new(entry, frontend, Scope::Internal);
-    let external = Row::new(entry, frontend, Scope::External);
-    if (internal.verdict, internal.endpoints) == (external.verdict, external.endpoints) {
-        return writeln!(out, "{}", line("internal, external", &internal));
+    match rows {
+        [internal, external]
+            if (internal.verdict, internal.endpoints) == (external.verdict, external.endpoints) =>
+        {
+            writeln!(out, "{}", line("internal, external", internal))
+        }
+        rows => rows
+            .iter()
+            .try_for_each(|row| writeln!(out, "{}", line(&row.scope.to_string(), row))),
     }
-    writeln!(out, "{}", line("internal", &internal))?;
-    writeln!(out, "{}", line("external", &external))
 }
 
 fn frontend_width(table: &ServiceTable) -> usize {

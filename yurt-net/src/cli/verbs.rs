@@ -16,7 +16,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::Snapshot;
-use crate::policy::{Memo, Memory, NodeView, compile};
+use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
@@ -76,9 +76,6 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Sn
     if let Some(snapshot) = sources.snapshot() {
         return Ok(snapshot.clone());
     }
-    if let Some(snapshot) = sources.snapshot() {
-        return Ok(snapshot.clone());
-    }
     let started = Instant::now();
     loop {
         // It is waited for as long as it may still be at it, and not longer than a few tries if it only fails.
@@ -100,26 +97,25 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Sn
     }
 }
 
-fn table(snapshot: &Snapshot, node: &str, policy: &PolicyArgs) -> ServiceTable {
+/// The table of a node, and why it is so.
+fn table<'a>(
+    snapshot: &'a Snapshot,
+    node: &str,
+    policy: &PolicyArgs,
+) -> (ServiceTable, Reasons<'a>) {
     let config = policy.config(node);
-    let view = NodeView::default();
-    compile(
-        snapshot,
-        &config,
-        &view,
-        &Memory::default(),
-        &mut Memo::default(),
-    )
-    .table
+    let (view, memory) = (NodeView::default(), Memory::default());
+    let table = compile(snapshot, &config, &view, &memory, &mut Memo::default()).table;
+    (table, Reasons::new(snapshot, &config, &view, &memory))
 }
 
 /// `plan`.
 pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let snapshot = load(&args.source, &args.node, &args.policy).await?;
-    let table = table(&snapshot, &args.node, &args.policy);
+    let (table, reasons) = table(&snapshot, &args.node, &args.policy);
     match args.output {
-        Output::Table => print!("{}", plan_table(&table, paint())),
-        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table))?),
+        Output::Table => print!("{}", plan_table(&table, &reasons, paint())),
+        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table, &reasons))?),
     }
     Ok(())
 }
@@ -134,8 +130,9 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
             let snapshot = load(source, node, &args.policy).await?;
-            let table = table(&snapshot, node, &args.policy);
-            explain_flow(&table, &OwnAddresses::new(&snapshot, node), flow)
+            let (table, reasons) = table(&snapshot, node, &args.policy);
+            let own = OwnAddresses::new(&snapshot, node);
+            explain_flow(&table, &reasons, &own, flow)
         }
         _ => {
             let answer = ask(&args.place.state_dir, &Request::Explain(flow)).await?;

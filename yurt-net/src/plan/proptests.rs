@@ -11,8 +11,8 @@ use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6};
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
-use crate::model::Protocol;
-use crate::table::{Closure, EndpointSet, Frontend, FrontendKind};
+use crate::model::{Protocol, TrafficPolicy};
+use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 
 const ROOMY: Capacity = Capacity {
     frontends4: 256,
@@ -91,9 +91,12 @@ fn answer(maps: &MemoryDataplane, dialled: Dialled) -> Answer {
     }
 }
 
-/// The service whose frontend it is.
-fn owner(table: &ServiceTable, (address, port, protocol): Dialled) -> Option<&ServiceEntry> {
-    let is_dialled = |frontend: &Frontend| {
+/// The service whose frontend it is, and the frontend's policy.
+fn owner(
+    table: &ServiceTable,
+    (address, port, protocol): Dialled,
+) -> Option<(&ServiceEntry, TrafficPolicy)> {
+    let is_dialled = |frontend: &&Frontend| {
         let is_loopback = frontend.kind == FrontendKind::NodePort
             && address.is_loopback()
             && address.is_ipv4() == frontend.address.is_ipv4();
@@ -103,30 +106,35 @@ fn owner(table: &ServiceTable, (address, port, protocol): Dialled) -> Option<&Se
         .services
         .iter()
         .filter(|entry| entry.key.protocol == protocol);
-    entries
-        .find(|entry| entry.frontends.iter().any(is_dialled))
-        .map(|entry| &**entry)
+    entries.find_map(|entry| {
+        let frontend = entry.frontends.iter().find(is_dialled)?;
+        Some((&**entry, entry.policy(frontend.kind, Scope::Internal)))
+    })
 }
 
-fn endpoints(entry: &ServiceEntry, address: IpAddr) -> Answer {
-    match &*entry.endpoints(address).selected {
-        [] => Answer::Refuse,
-        selected => Answer::Backends(selected.to_vec()),
+fn endpoints(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> Answer {
+    let set = entry.set(address);
+    match (policy, &*set.cluster, &*set.local) {
+        (TrafficPolicy::Cluster, [], _) | (TrafficPolicy::Local, _, []) => Answer::Refuse,
+        (TrafficPolicy::Cluster, some, _) | (TrafficPolicy::Local, _, some) => {
+            Answer::Backends(some.to_vec())
+        }
     }
 }
 
 /// What the endpoints are now of the service whose frontend it was: for the moment until its row goes or moves.
 fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Option<Answer> {
-    let key = &owner(old, dialled)?.key;
-    let entry = new.services.iter().find(|entry| entry.key == *key)?;
-    Some(endpoints(entry, dialled.0))
+    let (entry, policy) = owner(old, dialled)?;
+    let mut services = new.services.iter();
+    let entry = services.find(|now| now.key == entry.key)?;
+    Some(endpoints(entry, dialled.0, policy))
 }
 
 /// What the table says a client gets.
 fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
     let address = dialled.0;
-    if let Some(entry) = owner(table, dialled) {
-        return endpoints(entry, address);
+    if let Some((entry, policy)) = owner(table, dialled) {
+        return endpoints(entry, address, policy);
     }
     let is_known = table
         .services
@@ -173,6 +181,7 @@ fn entry(
     protocol: Protocol,
     has_node_port: bool,
     has_external: bool,
+    internal_policy: TrafficPolicy,
     endpoints: &BTreeSet<u8>,
 ) -> Arc<ServiceEntry> {
     let mut frontends = vec![
@@ -205,24 +214,25 @@ fn entry(
             });
         }
     }
-    let set = |address: fn(u8) -> IpAddr| EndpointSet {
-        selected: endpoints
-            .iter()
-            .map(|id| SocketAddr::new(address(*id), 8080))
-            .collect(),
-        dropped: Vec::new(),
+    let set = |address: fn(u8) -> IpAddr| {
+        let at = |id: &u8| SocketAddr::new(address(*id), 8080);
+        EndpointSet {
+            local: endpoints.iter().filter(|id| *id % 2 == 0).map(at).collect(),
+            ..EndpointSet::cluster(endpoints.iter().map(at))
+        }
+    };
+    let key = ServiceKey {
+        namespace: "default".to_owned(),
+        name: format!("s{service}"),
+        port: String::new(),
+        protocol,
     };
     Arc::new(ServiceEntry {
-        key: ServiceKey {
-            namespace: "default".to_owned(),
-            name: format!("s{service}"),
-            port: String::new(),
-            protocol,
-        },
-        closure: Closure::Pool,
+        internal_policy,
         frontends,
         v4: set(|id| Ipv4Addr::new(10, 244, 0, id).into()),
         v6: set(|id| Ipv6Addr::new(0xfd00, 244, 0, 0, 0, 0, 0, u16::from(id)).into()),
+        ..ServiceEntry::new(key)
     })
 }
 
@@ -230,6 +240,7 @@ fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
     let one = (
         any::<bool>(),
         any::<bool>(),
+        proptest::sample::select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]),
         proptest::collection::btree_set(1..7u8, 0..5),
     );
     let all = proptest::collection::btree_map((0..6u8, any::<bool>()), one, 0..8);
@@ -237,11 +248,18 @@ fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
         let mut entries: Vec<_> = all
             .iter()
             .map(
-                |(&(service, is_tcp), (has_node_port, has_external, endpoints))| {
+                |(&(service, is_tcp), (has_node_port, has_external, policy, endpoints))| {
                     let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
                     // One service at most has the external address, as the compiler sees to.
                     let has_external = *has_external && service == external;
-                    entry(service, protocol, *has_node_port, has_external, endpoints)
+                    entry(
+                        service,
+                        protocol,
+                        *has_node_port,
+                        has_external,
+                        *policy,
+                        endpoints,
+                    )
                 },
             )
             .collect();
@@ -353,7 +371,9 @@ fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
                 Resolved::Service(word) => Some((word, backends(maps, dialled.0.is_ipv4(), word))),
                 _ => None,
             };
-            let owners = tables.into_iter().filter_map(|table| owner(table, dialled));
+            let owners = tables
+                .into_iter()
+                .filter_map(|table| Some(owner(table, dialled)?.0));
             let owners = owners.map(|entry| entry.key.clone()).collect();
             Reader {
                 dialled,
@@ -437,7 +457,10 @@ proptest! {
         for new in &tables {
             let sets = |reader: &Reader, table: &ServiceTable| {
                 let of_owners = table.services.iter().filter(|entry| reader.owners.contains(&entry.key));
-                let sets = of_owners.map(|entry| endpoints(entry, reader.dialled.0));
+                let sets = of_owners.flat_map(|entry| {
+                    [TrafficPolicy::Cluster, TrafficPolicy::Local]
+                        .map(|policy| endpoints(entry, reader.dialled.0, policy))
+                });
                 sets.collect::<Vec<_>>()
             };
             for (reader, allowed) in &mut waiting {

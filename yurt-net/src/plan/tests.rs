@@ -4,7 +4,7 @@ use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
 use crate::model::Protocol;
-use crate::table::{Closure, EndpointSet, Frontend, FrontendKind};
+use crate::table::{EndpointSet, Frontend, FrontendKind};
 
 const CAPACITY: Capacity = Capacity {
     frontends4: 16,
@@ -16,28 +16,20 @@ const CAPACITY: Capacity = Capacity {
 
 fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
     let address: IpAddr = address.parse().unwrap();
-    let selected: Arc<[SocketAddr]> = backends
-        .iter()
-        .map(|backend| backend.parse().unwrap())
-        .collect();
+    let key = ServiceKey {
+        namespace: "default".to_owned(),
+        name: name.to_owned(),
+        port: String::new(),
+        protocol: Protocol::Tcp,
+    };
     Arc::new(ServiceEntry {
-        key: ServiceKey {
-            namespace: "default".to_owned(),
-            name: name.to_owned(),
-            port: String::new(),
-            protocol: Protocol::Tcp,
-        },
-        closure: Closure::None,
         frontends: vec![Frontend {
             kind: FrontendKind::ClusterIp,
             address,
             port: 80,
         }],
-        v4: EndpointSet {
-            selected,
-            dropped: Vec::new(),
-        },
-        v6: EndpointSet::default(),
+        v4: EndpointSet::cluster(backends.iter().map(|backend| backend.parse().unwrap())),
+        ..ServiceEntry::new(key)
     })
 }
 

@@ -4,36 +4,53 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::{FrontendKey, KeyPort};
-use crate::model::{AddressFamily, Protocol};
+use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
-    Closure, ClusterPrefixes, EndpointSet, Frontend, FrontendKind, ServiceEntry, ServiceKey,
-    Verdict,
+    ClusterPrefixes, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, Verdict,
 };
 
-/// One family of one service port, as the maps see it.
+/// The frontends of one family of one service port that share their endpoints, as the maps see them.
 pub(super) struct Unit {
     pub(super) family: AddressFamily,
     pub(super) rows: Vec<(FrontendKey, bool)>,
     pub(super) backends: Arc<[SocketAddr]>,
 }
 
-/// The rows and backends of one family; `None` when no row is needed.
-pub(super) fn unit(
+/// The units of one family: the frontends under the policy Cluster, and those under Local. A frontend whose policy changes
+/// moves from one to the other, so no reader sees the endpoints of a policy that it is not under.
+///
+/// Sockets of this node dial, so these are the endpoints for the scope internal. A set that is empty because what is
+/// usable is elsewhere (`Verdict::Drop`) is refused as one with no endpoint is.
+pub(super) fn units(
     entry: &ServiceEntry,
     family: AddressFamily,
+    prefixes: &ClusterPrefixes,
+) -> [Option<Unit>; 2] {
+    [TrafficPolicy::Cluster, TrafficPolicy::Local]
+        .map(|policy| unit(entry, family, policy, prefixes))
+}
+
+/// The rows and backends of the frontends with this policy; `None` when no row is needed.
+fn unit(
+    entry: &ServiceEntry,
+    family: AddressFamily,
+    policy: TrafficPolicy,
     prefixes: &ClusterPrefixes,
 ) -> Option<Unit> {
     let protocol = entry.key.protocol;
     if protocol == Protocol::Sctp {
         return None;
     }
-    let is_ours = |frontend: &&Frontend| AddressFamily::from(frontend.address) == family;
+    let is_ours = |frontend: &&Frontend| {
+        AddressFamily::from(frontend.address) == family
+            && entry.policy(frontend.kind, Scope::Internal) == policy
+    };
     let mut rows = Vec::new();
     for frontend in entry.frontends.iter().filter(is_ours) {
         let port = KeyPort::Port(protocol, frontend.port);
         // A ClusterIP without endpoints is refused by what is known of its address.
         let is_refused_by_address = frontend.kind == FrontendKind::ClusterIp
-            && entry.verdict(frontend.address) == Verdict::Refuse
+            && entry.verdict(frontend, Scope::Internal) == Verdict::Refuse
             && prefixes.contain(frontend.address);
         if !is_refused_by_address {
             rows.push((
@@ -55,9 +72,13 @@ pub(super) fn unit(
             }
         }
     }
-    let backends = match family {
-        AddressFamily::V4 => entry.v4.selected.clone(),
-        AddressFamily::V6 => entry.v6.selected.clone(),
+    let set = match family {
+        AddressFamily::V4 => &entry.v4,
+        AddressFamily::V6 => &entry.v6,
+    };
+    let backends = match policy {
+        TrafficPolicy::Cluster => set.cluster.clone(),
+        TrafficPolicy::Local => set.local.clone(),
     };
     (!rows.is_empty()).then_some(Unit {
         family,
@@ -92,20 +113,17 @@ pub(super) fn probe() -> Arc<ServiceEntry> {
         address: at.ip(),
         port: at.port(),
     };
-    let loopback = |address: IpAddr| EndpointSet {
-        selected: Arc::new([SocketAddr::new(address, 9)]),
-        dropped: Vec::new(),
+    let loopback = |address: IpAddr| EndpointSet::cluster([SocketAddr::new(address, 9)]);
+    let key = ServiceKey {
+        namespace: String::new(),
+        name: "yurt-net-probe".to_owned(),
+        port: String::new(),
+        protocol: Protocol::Udp,
     };
     Arc::new(ServiceEntry {
-        key: ServiceKey {
-            namespace: String::new(),
-            name: "yurt-net-probe".to_owned(),
-            port: String::new(),
-            protocol: Protocol::Udp,
-        },
-        closure: Closure::None,
         frontends: vec![frontend(PROBE_V4), frontend(PROBE_V6)],
         v4: loopback(Ipv4Addr::LOCALHOST.into()),
         v6: loopback(Ipv6Addr::LOCALHOST.into()),
+        ..ServiceEntry::new(key)
     })
 }

@@ -2,25 +2,106 @@
 //!
 //! Pure. In: a `Service`, the own `Node`, `NodeView`. Out: its `Frontend`s, conflicts, and the prefixes of the ClusterIPs.
 //! Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP always,
-//! LoadBalancer and NodePort by type; (3) a NodePort is on the node's primary address of each family; (4) of two Services
-//! with one address, port and protocol the first by name keeps it. Reference: kubernetes/kubernetes
-//! pkg/proxy/serviceport.go and pkg/proxy/util/utils.go. Differs: there, the rules of both Services exist.
+//! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
+//! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
+//! address of each family; (5) of two Services with one address, port and protocol the first by name keeps it.
+//! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
+//! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
+//! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
 #![forbid(unsafe_code)]
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{NodeView, PolicyConfig};
+use ipnetwork::IpNetwork;
+
+use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
-    AddressFamily, NamespacedName, Protocol, Rejection, Service, ServicePort, ServiceType, Snapshot,
+    AddressFamily, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
+    ServiceType, Snapshot,
 };
 use crate::table::{Frontend, FrontendKind, ServiceEntry};
 
 /// Whether this proxy serves the Service at all (kube-proxy's `ShouldSkipService` and label selector).
-pub(super) fn is_served(service: &Service) -> bool {
-    service.service_type != ServiceType::ExternalName
-        && !service.cluster_ips.is_empty()
-        && !service.is_proxied_elsewhere
+pub(super) fn is_served(service: &Service, environment: &Environment) -> bool {
+    let is_never_served = service.service_type == ServiceType::ExternalName
+        || service.cluster_ips.is_empty()
+        || service.is_proxied_elsewhere
+        || is_of_the_cloud(service);
+    let is_dropped = environment.compat_drop_service
+        && (is_discarded(service) || !is_listened_to(service, environment));
+    !is_never_served && !is_dropped
+}
+
+/// The ClusterIP Service that OpenYurt's discardcloudservice keeps from every edge node.
+fn is_of_the_cloud(service: &Service) -> bool {
+    (&*service.name.namespace, &*service.name.name)
+        == ("kube-system", "x-tunnel-server-internal-svc")
+}
+
+/// Annotation `svc.openyurt.io/discard`: edge nodes are to reach the real load balancer (openyurt#447).
+fn is_discarded(service: &Service) -> bool {
+    service.service_type == ServiceType::LoadBalancer && service.is_discarded
+}
+
+/// Annotation `nodeport.openyurt.io/listen`: whether this pool is to have the NodePorts, and the load balancer.
+fn is_listened_to(service: &Service, environment: &Environment) -> bool {
+    let has_node_ports = matches!(
+        service.service_type,
+        ServiceType::NodePort | ServiceType::LoadBalancer
+    );
+    match (&service.listen, environment.topology.pool()) {
+        (None, _) | (_, "") => true,
+        (Some(listen), pool) => !has_node_ports || listens(listen, pool),
+    }
+}
+
+/// The grammar: pools separated by commas, `-pool` for one that is left out, `*` for those not named. Of several entries of
+/// one name the first counts, whatever its sign.
+fn listens(listen: &str, pool: &str) -> bool {
+    let first = |wanted: &str| {
+        let mut entries = listen.split(',').map(str::trim);
+        entries.find(|entry| entry.strip_prefix('-').unwrap_or(entry) == wanted)
+    };
+    match first(pool) {
+        Some(entry) => entry == pool,
+        None => first("*") == Some("*"),
+    }
+}
+
+/// The addresses of a Service's load balancer that this node serves.
+fn balanced<'a>(
+    service: &'a Service,
+    pool_services: &[&'a Arc<PoolService>],
+    environment: &Environment,
+) -> Vec<IpAddr> {
+    if service.service_type != ServiceType::LoadBalancer
+        || is_discarded(service)
+        || !is_listened_to(service, environment)
+    {
+        return Vec::new();
+    }
+    if pool_services.is_empty() || environment.compat_all_vips {
+        return service.load_balancer_ips.clone();
+    }
+    let pool = environment.topology.pool();
+    let ours = pool_services.iter().filter(|object| object.pool == pool);
+    ours.flat_map(|object| object.load_balancer_ips.iter().copied())
+        .collect()
+}
+
+/// `spec.loadBalancerSourceRanges`, sorted; a family with a prefix of length 0 admits all, and has none here
+/// (kube-proxy `newBaseServiceInfo`).
+pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
+    let is_open = |is_v4: bool| {
+        let mut ranges = service.source_ranges.iter();
+        ranges.any(|range| range.prefix() == 0 && range.is_ipv4() == is_v4)
+    };
+    let ranges = service.source_ranges.iter().copied();
+    let mut ranges: Vec<IpNetwork> = ranges.filter(|r| !is_open(r.is_ipv4())).collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    ranges.into()
 }
 
 /// The addresses that NodePorts are served on: at most one of each family.
@@ -75,19 +156,19 @@ impl ServiceAddresses {
     /// Collects them; `refused` gets what is wrong with those that are left out.
     pub(super) fn new(
         service: &Service,
-        node_addresses: &[IpAddr],
+        pool_services: &[&Arc<PoolService>],
+        environment: &Environment,
         refused: &mut Vec<String>,
     ) -> Self {
-        let is_balanced = service.service_type == ServiceType::LoadBalancer;
-        let has_node_ports = is_balanced || service.service_type == ServiceType::NodePort;
-        let balanced: &[IpAddr] = match is_balanced {
-            true => &service.load_balancer_ips,
-            false => &[],
-        };
+        let has_node_ports = matches!(
+            service.service_type,
+            ServiceType::NodePort | ServiceType::LoadBalancer
+        ) && is_listened_to(service, environment);
+        let balanced = balanced(service, pool_services, environment);
         let kinds = [
             (FrontendKind::ClusterIp, service.cluster_ips.as_slice()),
             (FrontendKind::ExternalIp, service.external_ips.as_slice()),
-            (FrontendKind::LoadBalancer, balanced),
+            (FrontendKind::LoadBalancer, balanced.as_slice()),
         ];
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
@@ -99,7 +180,7 @@ impl ServiceAddresses {
                 }
             }
         }
-        let node = node_addresses.iter().copied();
+        let node = environment.node_addresses.iter().copied();
         let node = node.filter(|&address| has_node_ports && has_family(service, address));
         Self {
             fixed,

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{ClosureFailure, Compiled, Memo, Memory, NodeView, PolicyConfig, compile};
+use super::{ClosureFailure, Compiled, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::model::{
     AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
-    NodePool, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
+    NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
+    TrafficPolicy,
 };
-use crate::table::{ServiceEntry, ServiceTable};
+use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 
 /// A cluster as seen from the node `a1`.
 pub(crate) struct World {
@@ -107,6 +108,18 @@ impl World {
             .insert(name.to_owned(), Arc::new(cidr));
     }
 
+    /// The addresses that a Service's load balancer has in a pool.
+    pub(crate) fn pool_service(&mut self, service: &str, pool: &str, ips: &[&str]) {
+        let name = NamespacedName::new("default", format!("{service}-{pool}"));
+        let object = PoolService {
+            name: name.clone(),
+            service: service.to_owned(),
+            pool: pool.to_owned(),
+            load_balancer_ips: ips.iter().map(|address| ip(address)).collect(),
+        };
+        self.snapshot.pool_services.insert(name, Arc::new(object));
+    }
+
     /// Adds or edits a Service of the namespace `default`; new ones are 10.96.0.10:80, port `http`.
     pub(crate) fn service(&mut self, name: &str, edit: impl FnOnce(&mut Service)) {
         let name = NamespacedName::new("default", name);
@@ -120,7 +133,13 @@ impl World {
                 external_ips: Vec::new(),
                 load_balancer_ips: Vec::new(),
                 ports: vec![port("http", 80, 0)],
+                internal_policy: TrafficPolicy::Cluster,
+                external_policy: TrafficPolicy::Cluster,
+                affinity_seconds: 0,
+                source_ranges: Vec::new(),
                 topology_keys: None,
+                listen: None,
+                is_discarded: false,
                 is_proxied_elsewhere: false,
             },
         };
@@ -145,8 +164,11 @@ impl World {
             .iter()
             .map(|&(address, node)| Endpoint {
                 address: ip(address),
-                node_name: node.map(Arc::from),
                 is_ready: true,
+                is_serving: true,
+                is_terminating: false,
+                node_name: node.map(Arc::from),
+                hints: None,
             })
             .collect();
         let mut slice = EndpointSlice {
@@ -155,12 +177,13 @@ impl World {
             family: endpoints
                 .first()
                 .map_or(AddressFamily::V4, |e| AddressFamily::from(e.address)),
-            ports: vec![EndpointPort {
+            is_headless: false,
+            ports: Box::new([EndpointPort {
                 name: "http".to_owned(),
                 protocol: Protocol::Tcp,
                 port: 8080,
-            }],
-            endpoints,
+            }]),
+            endpoints: endpoints.into(),
         };
         edit(&mut slice);
         self.snapshot.slices.insert(name, Arc::new(slice));
@@ -184,19 +207,23 @@ impl World {
         table
     }
 
+    pub(crate) fn reasons(&self) -> Reasons<'_> {
+        Reasons::new(&self.snapshot, &self.config, &self.view, &self.memory)
+    }
+
     /// Selected IPv4 endpoints of the only service port.
     pub(crate) fn selected(&mut self) -> Vec<String> {
         selected(only(&self.compile()))
     }
 
-    /// Reasons for which endpoints of the only service port were dropped.
+    /// Reasons for which the first frontend of the only service port drops IPv4 endpoints.
     pub(crate) fn dropped(&mut self) -> Vec<String> {
         let table = self.compile();
-        let dropped = &only(&table).v4.dropped;
-        dropped
-            .iter()
-            .map(|d| format!("{} {}", d.endpoint, d.reason))
-            .collect()
+        let entry = only(&table);
+        let why = self
+            .reasons()
+            .why(entry, &entry.frontends[0], Scope::Internal);
+        why.dropped.iter().map(words).collect()
     }
 
     /// `kind name: reason` of each rejection.
@@ -222,8 +249,38 @@ pub(crate) fn only(table: &ServiceTable) -> &ServiceEntry {
     &table.services[0]
 }
 
+/// What clients of this node get from the first frontend.
 pub(crate) fn selected(entry: &ServiceEntry) -> Vec<String> {
-    entry.v4.selected.iter().map(ToString::to_string).collect()
+    let endpoints = entry.endpoints(&entry.frontends[0], Scope::Internal);
+    endpoints.iter().map(ToString::to_string).collect()
+}
+
+pub(crate) fn words(dropped: &Dropped) -> String {
+    format!("{} {}", dropped.endpoint, dropped.reason)
+}
+
+/// `Kind scope verdict endpoints` of each kind of frontend and scope.
+pub(crate) fn rows(entry: &ServiceEntry) -> Vec<String> {
+    let mut rows = Vec::new();
+    for frontend in &entry.frontends {
+        for scope in [Scope::Internal, Scope::External] {
+            let endpoints = entry.endpoints(frontend, scope);
+            let endpoints: Vec<String> = endpoints.iter().map(|e| e.ip().to_string()).collect();
+            let masquerade = match entry.is_masqueraded(frontend.kind, scope) {
+                true => " masquerade",
+                false => "",
+            };
+            let row = format!(
+                "{} {scope}{masquerade} {:?} {}",
+                frontend.kind,
+                entry.verdict(frontend, scope),
+                endpoints.join(" ")
+            );
+            rows.push(row.trim_end().to_owned());
+        }
+    }
+    rows.dedup();
+    rows
 }
 
 /// `Kind address:port` of each frontend.

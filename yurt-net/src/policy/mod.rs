@@ -1,22 +1,25 @@
 //! From a whole snapshot of the cluster to the table of this node.
 //!
 //! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never fails.
-//! Rules in order, for each Service: (1) its frontends, `edge`; (2) slice ports of equal name and protocol; (3) ready;
-//! (4) closure, `topology`; then (5) conflicts between Services. Reference: kubernetes/kubernetes
-//! pkg/proxy/endpointslicecache.go. `Memo` only saves time: the result is the same with an empty one.
+//! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: closure (`topology`), then
+//! kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time: the result is
+//! the same with an empty one.
 #![forbid(unsafe_code)]
 
 mod edge;
+mod endpoints;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod prefixes;
 #[cfg(test)]
 mod proptests;
+mod reasons;
 #[cfg(test)]
 mod tests;
 mod topology;
+mod traffic;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::iter::Peekable;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -24,11 +27,13 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use self::edge::ServiceAddresses;
+use self::endpoints::{all_seen, endpoint_set};
+pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
-use crate::model::{EndpointSlice, NamespacedName, Service, ServicePort, Snapshot};
-use crate::table::{
-    Closure, DropReason, Dropped, EndpointSet, ServiceEntry, ServiceKey, ServiceTable,
+use crate::model::{
+    EndpointSlice, NamespacedName, PoolService, Rejection, Service, ServicePort, Snapshot,
 };
+use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
 pub const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
@@ -49,6 +54,14 @@ pub struct PolicyConfig {
     pub closure_failure: ClosureFailure,
     /// `--service-cidr`: where ClusterIPs come from; empty = ask the ServiceCIDR objects.
     pub service_cidrs: Vec<IpNetwork>,
+    /// `--kubernetes-via-hub`: endpoints of default/kubernetes.
+    pub kubernetes_via_hub: ViaHub,
+    /// The source in charge is a YurtHub: the agent keeps it right.
+    pub is_source_hub: bool,
+    /// `--compat-drop-service`: a Service whose NodePorts or load balancer are not for this node is not served at all.
+    pub compat_drop_service: bool,
+    /// `--compat-all-vips`: the load balancer's addresses of every pool are served.
+    pub compat_all_vips: bool,
 }
 
 impl PolicyConfig {
@@ -60,6 +73,10 @@ impl PolicyConfig {
             pool_label: POOL_LABEL.to_owned(),
             closure_failure: ClosureFailure::default(),
             service_cidrs: Vec::new(),
+            kubernetes_via_hub: ViaHub::default(),
+            is_source_hub: false,
+            compat_drop_service: false,
+            compat_all_vips: false,
         }
     }
 }
@@ -74,6 +91,18 @@ pub enum ClosureFailure {
     Open,
     /// Outside.
     Closed,
+}
+
+/// `--kubernetes-via-hub`: whether Pods that dial default/kubernetes reach YurtHub in place of the apiserver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ViaHub {
+    /// While the source in charge is a YurtHub.
+    #[default]
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 /// What this machine knows of its own addresses; empty where there is no machine, as for `plan`.
@@ -118,7 +147,39 @@ pub struct Memo {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Environment {
     topology: Topology,
+    /// `topology.kubernetes.io/zone` of this node; "" when it has none.
+    zone: String,
     node_addresses: Vec<IpAddr>,
+    is_behind_hub: bool,
+    compat_drop_service: bool,
+    compat_all_vips: bool,
+}
+
+impl Environment {
+    fn new(
+        snapshot: &Snapshot,
+        config: &PolicyConfig,
+        view: &NodeView,
+        memory: &Memory,
+        rejections: &mut Vec<Rejection>,
+    ) -> (Self, Memory) {
+        let (topology, memory) = Topology::resolve(snapshot, config, memory, rejections);
+        let node = snapshot.nodes.get(&config.node);
+        let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
+        let environment = Self {
+            topology,
+            zone: zone.cloned().unwrap_or_default(),
+            node_addresses: edge::node_addresses(snapshot, config, view, rejections),
+            is_behind_hub: match config.kubernetes_via_hub {
+                ViaHub::Auto => config.is_source_hub,
+                ViaHub::On => true,
+                ViaHub::Off => false,
+            },
+            compat_drop_service: config.compat_drop_service,
+            compat_all_vips: config.compat_all_vips,
+        };
+        (environment, memory)
+    }
 }
 
 /// One Service, what it was compiled from and to. It holds its inputs, so their addresses are not used again
@@ -127,6 +188,7 @@ struct Environment {
 struct Remembered {
     service: Arc<Service>,
     slices: Vec<Arc<EndpointSlice>>,
+    pool_services: Vec<Arc<PoolService>>,
     /// With every frontend that the Service asks for.
     entries: Vec<Arc<ServiceEntry>>,
     /// Without those that another Service has: what the table shows.
@@ -144,11 +206,7 @@ pub fn compile(
     memo: &mut Memo,
 ) -> Compiled {
     let mut rejections = snapshot.rejections.clone();
-    let (topology, memory) = Topology::resolve(snapshot, config, memory, &mut rejections);
-    let environment = Environment {
-        node_addresses: edge::node_addresses(snapshot, config, view, &mut rejections),
-        topology,
-    };
+    let (environment, memory) = Environment::new(snapshot, config, view, memory, &mut rejections);
     let is_same = memo.environment.as_ref() == Some(&environment);
     let mut services = compile_services(snapshot, &environment, is_same, &mut memo.services);
     let conflicts = settle_conflicts(&mut services);
@@ -172,12 +230,10 @@ pub fn compile(
     rejections.sort_unstable();
     rejections.dedup();
 
-    let node = snapshot.nodes.get(&config.node);
-    let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
     let table = ServiceTable {
         node: config.node.clone(),
         pool: environment.topology.pool().to_owned(),
-        zone: zone.cloned().unwrap_or_default(),
+        zone: environment.zone.clone(),
         services: services
             .iter()
             .flat_map(|s| s.shown.iter().cloned())
@@ -202,16 +258,22 @@ fn compile_services(
     let mut index: Vec<(&str, &str, &Arc<EndpointSlice>)> = snapshot
         .slices
         .values()
+        .filter(|slice| !slice.is_headless)
         .map(|slice| (&*slice.name.namespace, &*slice.service, slice))
         .collect();
     // Stable: the slices of one Service stay in the order of their names.
     index.sort_by_key(|&(namespace, service, _)| (namespace, service));
     let mut index = index.into_iter().peekable();
     let mut memo = std::mem::take(memo).into_iter().peekable();
+    let mut pool_services: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for object in snapshot.pool_services.values() {
+        let name = (&*object.name.namespace, &*object.service);
+        pool_services.entry(name).or_default().push(object);
+    }
 
     let mut compiled = Vec::with_capacity(snapshot.services.len());
     for service in snapshot.services.values() {
-        if !edge::is_served(service) {
+        if !edge::is_served(service, environment) {
             continue;
         }
         let name = (&*service.name.namespace, &*service.name.name);
@@ -220,9 +282,17 @@ fn compile_services(
             std::iter::from_fn(|| index.next_if(|slice| (slice.0, slice.1) == name))
                 .map(|slice| slice.2)
                 .collect();
+        let pools = pool_services.remove(&name).unwrap_or_default();
         compiled.push(match take_remembered(&mut memo, &service.name) {
-            Some(old) if is_same_environment && is_from(&old, service, &slices) => old,
-            old => compile_service(service, &slices, environment, old),
+            Some(old)
+                if is_same_environment
+                    && Arc::ptr_eq(&old.service, service)
+                    && is_same(&old.slices, &slices)
+                    && is_same(&old.pool_services, &pools) =>
+            {
+                old
+            }
+            old => compile_service(service, &slices, &pools, environment, old),
         });
     }
     compiled
@@ -237,27 +307,24 @@ fn take_remembered(
 }
 
 /// Identity, not equality: sources keep the `Arc` of what did not change.
-fn is_from(old: &Remembered, service: &Arc<Service>, slices: &[&Arc<EndpointSlice>]) -> bool {
-    Arc::ptr_eq(&old.service, service)
-        && old.slices.len() == slices.len()
-        && old
-            .slices
-            .iter()
-            .zip(slices)
-            .all(|(old, new)| Arc::ptr_eq(old, new))
+fn is_same<T>(old: &[Arc<T>], new: &[&Arc<T>]) -> bool {
+    old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(old, new))
 }
 
 fn compile_service(
     service: &Arc<Service>,
     slices: &[&Arc<EndpointSlice>],
+    pool_services: &[&Arc<PoolService>],
     environment: &Environment,
     old: Option<Remembered>,
 ) -> Remembered {
-    let topology = &environment.topology;
     let mut reasons = Vec::new();
-    let (closure, unknown_key) = topology.closure(service.topology_keys.as_deref());
+    let topology_keys = service.topology_keys.as_deref();
+    let (closure, unknown_key) = environment.topology.closure(topology_keys);
     reasons.extend(unknown_key);
-    let addresses = ServiceAddresses::new(service, &environment.node_addresses, &mut reasons);
+    let addresses = ServiceAddresses::new(service, pool_services, environment, &mut reasons);
+    let source_ranges = edge::source_ranges(service);
+    let seen = all_seen(slices, environment);
 
     let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
     ports.sort_by_key(|port| (&port.name, port.protocol));
@@ -280,16 +347,19 @@ fn compile_service(
             ));
             continue;
         }
-        let set = |any: IpAddr| match edge::has_family(service, any) {
-            true => endpoint_set(port, any, closure, slices, topology),
-            false => EndpointSet::default(),
-        };
+        let frontends = addresses.frontends(port);
+        let set =
+            |any: IpAddr| endpoint_set(service, port, any, closure, &seen, &frontends, environment);
         let entry = ServiceEntry {
             key,
             closure,
-            frontends: addresses.frontends(port),
+            internal_policy: service.internal_policy,
+            external_policy: service.external_policy,
+            affinity_seconds: service.affinity_seconds,
+            source_ranges: source_ranges.clone(),
             v4: set(Ipv4Addr::UNSPECIFIED.into()),
             v6: set(Ipv6Addr::UNSPECIFIED.into()),
+            frontends,
         };
         // What was shown goes first: it is what the last table holds.
         entries.push(keep_equal(old_shown.iter().chain(&old_entries), entry));
@@ -297,6 +367,7 @@ fn compile_service(
     Remembered {
         service: service.clone(),
         slices: slices.iter().map(|&slice| slice.clone()).collect(),
+        pool_services: pool_services.iter().map(|&object| object.clone()).collect(),
         entries,
         shown: old_shown,
         reasons,
@@ -310,46 +381,6 @@ fn keep_equal<'a>(
     match old.into_iter().find(|old| ***old == entry) {
         Some(old) => old.clone(),
         None => Arc::new(entry),
-    }
-}
-
-/// The endpoints of one port in the family of `any`. Copies in several slices are one endpoint, and the best
-/// of them speaks: while a Pod moves from slice to slice it is in both, or in one with older conditions.
-fn endpoint_set(
-    port: &ServicePort,
-    any: IpAddr,
-    closure: Closure,
-    slices: &[&Arc<EndpointSlice>],
-    topology: &Topology,
-) -> EndpointSet {
-    let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == any.into()) {
-        // Each slice has its own number for the same port name: Pods may resolve a named targetPort differently.
-        let mut ports = slice.ports.iter();
-        while let Some(slice_port) =
-            ports.find(|p| p.name == port.name && p.protocol == port.protocol)
-        {
-            let endpoints = slice.endpoints.iter();
-            for endpoint in endpoints.filter(|e| e.address.is_ipv4() == any.is_ipv4()) {
-                let reason = match endpoint.is_ready {
-                    true => topology.outside(closure, endpoint),
-                    false => Some(DropReason::NotReady),
-                };
-                found.push((SocketAddr::new(endpoint.address, slice_port.port), reason));
-            }
-        }
-    }
-    // `None` sorts first, and `NotReady` last.
-    found.sort_unstable();
-    found.dedup_by(|next, kept| next.0 == kept.0);
-    let selected = found.iter().filter(|(_, reason)| reason.is_none());
-    let selected = selected.map(|(endpoint, _)| *endpoint).collect();
-    let dropped = found
-        .into_iter()
-        .filter_map(|(endpoint, reason)| reason.map(|reason| Dropped { endpoint, reason }));
-    EndpointSet {
-        selected,
-        dropped: dropped.collect(),
     }
 }
 

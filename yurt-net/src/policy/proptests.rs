@@ -11,8 +11,10 @@ use proptest::sample::select;
 
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
-use crate::model::{EndpointSlice, NamespacedName, ServiceType, Snapshot};
-use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+use crate::model::{
+    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, TrafficPolicy,
+};
+use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
 const SERVICES: [&str; 3] = ["alpha", "beta", "gamma"];
 const NODES: [&str; 4] = ["a1", "a2", "b1", "c1"];
@@ -26,17 +28,40 @@ const KEYS: [Option<&str>; 6] = [
     Some("kubernetes.io/zone"),
 ];
 
-/// One endpoint: address, node, readiness, of which family.
-type Member = (u8, Option<&'static str>, bool);
+const ZONES: [&str; 2] = ["z1", "z2"];
+const LISTENS: [Option<&str>; 5] = [
+    None,
+    Some("*"),
+    Some("hangzhou"),
+    Some("-hangzhou,*"),
+    Some("beijing"),
+];
+const POLICIES: [TrafficPolicy; 2] = [TrafficPolicy::Cluster, TrafficPolicy::Local];
+
+/// One endpoint.
+#[derive(Clone, Debug)]
+struct Member {
+    address: u8,
+    node: Option<&'static str>,
+    /// `ready`, `serving`, `terminating`.
+    conditions: (bool, bool, bool),
+    zones: Vec<&'static str>,
+    nodes: Vec<&'static str>,
+}
 
 #[derive(Clone, Debug)]
 enum Edit {
     Service(&'static str, Option<ServiceShape>),
     Slice(u8, Option<SliceShape>),
-    /// `None` = no such Node, `Some(None)` = a Node without the label.
-    Node(&'static str, Option<Option<&'static str>>),
+    /// `None` = no such Node; else its pool and zone.
+    Node(
+        &'static str,
+        Option<(Option<&'static str>, Option<&'static str>)>,
+    ),
     Pool(&'static str, Option<Vec<&'static str>>),
     Bucket(u8, Option<(&'static str, Vec<&'static str>)>),
+    /// The address of a Service in a pool.
+    PoolService(&'static str, &'static str, Option<u8>),
 }
 
 #[derive(Clone, Debug)]
@@ -46,6 +71,11 @@ struct ServiceShape {
     external: Option<u8>,
     is_dual_stack: bool,
     node_port: u16,
+    internal: TrafficPolicy,
+    external_policy: TrafficPolicy,
+    is_balanced: bool,
+    listen: Option<&'static str>,
+    is_discarded: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -59,23 +89,48 @@ struct SliceShape {
 fn edit() -> impl Strategy<Value = Edit> {
     let nodes = || vec(select(&NODES[..]), 0..4);
     let service = (
-        select(&KEYS[..]),
-        0u8..6,
-        of(0u8..6),
-        any::<bool>(),
-        0u16..3,
+        (
+            select(&KEYS[..]),
+            0u8..6,
+            of(0u8..6),
+            any::<bool>(),
+            0u16..3,
+        ),
+        (select(&POLICIES[..]), select(&POLICIES[..]), any::<bool>()),
+        (select(&LISTENS[..]), prop::bool::weighted(0.1)),
     );
-    let service =
-        service.prop_map(
-            |(keys, address, external, is_dual_stack, node_port)| ServiceShape {
-                keys,
-                address,
-                external,
-                is_dual_stack,
-                node_port,
-            },
-        );
-    let member = (0u8..6, of(select(&NODES[..])), prop::bool::weighted(0.8));
+    let service = service.prop_map(|(addresses, traffic, openyurt)| ServiceShape {
+        keys: addresses.0,
+        address: addresses.1,
+        external: addresses.2,
+        is_dual_stack: addresses.3,
+        node_port: addresses.4,
+        internal: traffic.0,
+        external_policy: traffic.1,
+        is_balanced: traffic.2,
+        listen: openyurt.0,
+        is_discarded: openyurt.1,
+    });
+    let conditions = prop_oneof![
+        3 => Just((true, true, false)),
+        1 => Just((false, true, true)),
+        1 => any::<(bool, bool, bool)>(),
+    ];
+    let member = (
+        (0u8..6, of(select(&NODES[..])), conditions),
+        (vec(select(&ZONES[..]), 0..3), vec(select(&NODES[..]), 0..3)),
+        prop::bool::weighted(0.7),
+    );
+    let member = member.prop_map(|((address, node, conditions), hints, is_hinted)| {
+        let (zones, nodes) = if is_hinted { hints } else { Default::default() };
+        Member {
+            address,
+            node,
+            conditions,
+            zones,
+            nodes,
+        }
+    });
     let slice = (
         select(&SERVICES[..]),
         8080u16..8082,
@@ -92,8 +147,10 @@ fn edit() -> impl Strategy<Value = Edit> {
         3 => (select(&SERVICES[..]), prop::option::weighted(0.9, service))
             .prop_map(|(name, shape)| Edit::Service(name, shape)),
         4 => (0u8..6, prop::option::weighted(0.9, slice)).prop_map(|(id, s)| Edit::Slice(id, s)),
-        2 => (select(&NODES[..]), prop::option::weighted(0.6, of(select(&POOLS[..]))))
-            .prop_map(|(name, pool)| Edit::Node(name, pool)),
+        2 => (select(&NODES[..]), prop::option::weighted(0.6, (of(select(&POOLS[..])), of(select(&ZONES[..])))))
+            .prop_map(|(name, labels)| Edit::Node(name, labels)),
+        1 => (select(&SERVICES[..]), select(&POOLS[..]), of(0u8..4))
+            .prop_map(|(service, pool, address)| Edit::PoolService(service, pool, address)),
         2 => (select(&POOLS[..]), prop::option::weighted(0.7, nodes()))
             .prop_map(|(name, nodes)| Edit::Pool(name, nodes)),
         1 => (0u8..3, of((select(&POOLS[..]), nodes()))).prop_map(|(id, b)| Edit::Bucket(id, b)),
@@ -118,7 +175,15 @@ fn apply(world: &mut World, edit: &Edit) {
             }
             let external = shape.external.iter();
             service.external_ips = external.map(|n| ip(&format!("10.96.0.{n}"))).collect();
-            service.service_type = ServiceType::NodePort;
+            service.service_type = match shape.is_balanced {
+                true => ServiceType::LoadBalancer,
+                false => ServiceType::NodePort,
+            };
+            service.load_balancer_ips = vec![ip(&format!("203.0.113.{}", shape.address))];
+            service.internal_policy = shape.internal;
+            service.external_policy = shape.external_policy;
+            service.listen = shape.listen.map(str::to_owned);
+            service.is_discarded = shape.is_discarded;
             service.ports = vec![port("http", 80, shape.node_port)];
         }),
         Edit::Slice(id, None) => {
@@ -131,29 +196,46 @@ fn apply(world: &mut World, edit: &Edit) {
             let addresses: Vec<String> = shape
                 .members
                 .iter()
-                .map(|m| format!("{prefix}{}", m.0))
+                .map(|m| format!("{prefix}{}", m.address))
                 .collect();
             let members = addresses.iter().zip(&shape.members);
             let members: Vec<_> = members
-                .map(|(address, m)| (address.as_str(), m.1))
+                .map(|(address, m)| (address.as_str(), m.node))
                 .collect();
             world.slice_with(&format!("slice-{id}"), shape.service, &members, |slice| {
                 slice.ports[0].port = shape.port;
                 for (endpoint, member) in slice.endpoints.iter_mut().zip(&shape.members) {
-                    endpoint.is_ready = member.2;
+                    let (is_ready, is_serving, is_terminating) = member.conditions;
+                    endpoint.is_ready = is_ready;
+                    endpoint.is_serving = is_serving;
+                    endpoint.is_terminating = is_terminating;
+                    let hints = Hints {
+                        zones: member.zones.iter().copied().map(Arc::from).collect(),
+                        nodes: member.nodes.iter().copied().map(Arc::from).collect(),
+                    };
+                    endpoint.hints = (hints != Hints::default()).then(|| hints.into());
                 }
             });
         }
         Edit::Node(name, None) => {
             snapshot.nodes.remove(*name);
         }
-        Edit::Node(name, Some(pool)) => world.node(name, *pool, |node| {
+        Edit::Node(name, Some((pool, zone))) => world.node(name, *pool, |node| {
             node.internal_ips = vec![ip("192.0.2.11"), ip("fd00:2::11")];
+            let zone = zone.map(|zone| (super::ZONE_LABEL.to_owned(), zone.to_owned()));
+            node.labels.extend(zone);
         }),
         Edit::Pool(name, None) => {
             snapshot.pools.remove(*name);
         }
         Edit::Pool(name, Some(nodes)) => world.pool(name, nodes),
+        Edit::PoolService(service, pool, None) => {
+            let name = NamespacedName::new("default", format!("{service}-{pool}"));
+            snapshot.pool_services.remove(&name);
+        }
+        Edit::PoolService(service, pool, Some(address)) => {
+            world.pool_service(service, pool, &[&format!("203.0.113.{address}")]);
+        }
         Edit::Bucket(id, None) => {
             snapshot.buckets.remove(&format!("bucket-{id}"));
         }
@@ -163,19 +245,25 @@ fn apply(world: &mut World, edit: &Edit) {
     }
 }
 
-prop_compose! {
-    /// A cluster that knows this node, with an operator's choices.
-    fn start()(
-        failure in select(&[ClosureFailure::LastKnown, ClosureFailure::Open, ClosureFailure::Closed][..]),
-        flag in prop::option::weighted(0.2, select(&POOLS[..])),
-    ) -> (ClosureFailure, Option<&'static str>) {
-        (failure, flag)
-    }
+/// What an operator chooses: `--closure-failure`, `--nodepool`, `--compat-drop-service` and `--compat-all-vips`.
+type Start = (ClosureFailure, Option<&'static str>, [bool; 2]);
+
+fn start() -> impl Strategy<Value = Start> {
+    use ClosureFailure::{Closed, LastKnown, Open};
+    (
+        select(&[LastKnown, Open, Closed][..]),
+        prop::option::weighted(0.2, select(&POOLS[..])),
+        [prop::bool::weighted(0.2), prop::bool::weighted(0.2)],
+    )
 }
 
-fn world((failure, flag): (ClosureFailure, Option<&'static str>)) -> World {
+fn world((failure, flag, compat): Start) -> World {
     let mut world = World::new().fail(failure);
     world.config.nodepool = flag.map(str::to_owned);
+    [
+        world.config.compat_drop_service,
+        world.config.compat_all_vips,
+    ] = compat;
     world
 }
 
@@ -187,24 +275,6 @@ fn table_of(world: &World, snapshot: &Snapshot) -> ServiceTable {
         ..
     } = world;
     compile(snapshot, config, view, memory, &mut Memo::default()).table
-}
-
-fn all_selected(entry: &ServiceEntry) -> BTreeSet<SocketAddr> {
-    entry
-        .v4
-        .selected
-        .iter()
-        .chain(entry.v6.selected.iter())
-        .copied()
-        .collect()
-}
-
-fn by_key(table: &ServiceTable) -> BTreeMap<&ServiceKey, &ServiceEntry> {
-    table
-        .services
-        .iter()
-        .map(|entry| (&entry.key, &**entry))
-        .collect()
 }
 
 /// OpenYurt's filter, written as YurtHub runs it: slice by slice, endpoint by endpoint, with what it gets wrong put
@@ -292,53 +362,131 @@ impl Filter<'_> {
         }
     }
 
-    fn selected(&self) -> BTreeMap<String, BTreeSet<SocketAddr>> {
+    /// What YurtHub leaves of a Service's endpoints in the family of `any`, and of two copies the one that kube-proxy takes.
+    fn endpoints(&self, service: &Service, any: IpAddr) -> BTreeMap<SocketAddr, &Endpoint> {
         let snapshot = &self.past[self.past.len() - 1];
-        let mut selected = BTreeMap::new();
-        for service in snapshot.services.values() {
-            let kept: &mut BTreeSet<_> = selected.entry(service.name.name.clone()).or_default();
-            for slice in snapshot
-                .slices
-                .values()
-                .filter(|s| s.service == service.name.name)
-            {
-                for endpoint in slice.endpoints.iter().filter(|e| e.is_ready) {
-                    let has_family = |ip: &IpAddr| ip.is_ipv4() == endpoint.address.is_ipv4();
-                    let keys = service.topology_keys.as_deref();
-                    if service.cluster_ips.iter().any(has_family)
-                        && self.keeps(keys, endpoint.node_name.as_deref())
-                    {
-                        kept.insert(SocketAddr::new(endpoint.address, slice.ports[0].port));
-                    }
+        let keys = service.topology_keys.as_deref();
+        let mut copies: BTreeMap<SocketAddr, Vec<&Endpoint>> = BTreeMap::new();
+        for slice in snapshot.slices.values() {
+            for endpoint in &slice.endpoints {
+                let at = SocketAddr::new(endpoint.address, slice.ports[0].port);
+                if slice.service == service.name.name
+                    && at.is_ipv4() == any.is_ipv4()
+                    && self.keeps(keys, endpoint.node_name.as_deref())
+                {
+                    copies.entry(at).or_default().push(endpoint);
                 }
             }
         }
-        selected
+        let rank = |e: &&Endpoint| {
+            let is_worse = [e.is_terminating, !e.is_ready, !e.is_serving];
+            let is_elsewhere = e.node_name.as_deref() != Some("a1");
+            (is_worse, is_elsewhere, e.hints.clone(), e.node_name.clone())
+        };
+        copies
+            .into_iter()
+            .filter_map(|(at, copies)| Some((at, copies.into_iter().min_by_key(rank)?)))
+            .collect()
+    }
+
+    fn zone(&self) -> Option<&str> {
+        let node = self.past[self.past.len() - 1].nodes.get("a1")?;
+        node.labels.get(super::ZONE_LABEL).map(String::as_str)
+    }
+
+    /// What a row does: kube-proxy's rules for packets, one at a time, asked for one client.
+    fn row(
+        &self,
+        service: &Service,
+        frontend: &Frontend,
+        scope: Scope,
+    ) -> (Verdict, Vec<SocketAddr>, bool) {
+        let endpoints = self.endpoints(service, frontend.address);
+        let ready: BTreeMap<_, _> = endpoints.iter().filter(|(_, e)| e.is_ready).collect();
+        let lingering: BTreeMap<_, _> = endpoints
+            .iter()
+            .filter(|(_, e)| !e.is_ready && e.is_serving && e.is_terminating)
+            .collect();
+        let is_here = |e: &Endpoint| e.node_name.as_deref() == Some("a1");
+        let local = |all: &BTreeMap<&SocketAddr, &&Endpoint>| -> Vec<SocketAddr> {
+            let here = all.iter().filter(|(_, e)| is_here(e));
+            here.map(|(at, _)| **at).collect()
+        };
+        let is_internal = scope == Scope::Internal;
+        let (is_local, is_masqueraded) = match (frontend.kind, service.external_policy) {
+            (FrontendKind::ClusterIp, _) => (
+                service.internal_policy == TrafficPolicy::Local,
+                !is_internal,
+            ),
+            (_, TrafficPolicy::Local) => (!is_internal, false),
+            (_, TrafficPolicy::Cluster) => (false, !is_internal),
+        };
+        let selected = if ready.is_empty() && lingering.is_empty() {
+            return (Verdict::Refuse, Vec::new(), is_masqueraded);
+        } else if is_local && !local(&ready).is_empty() {
+            local(&ready)
+        } else if is_local {
+            local(&lingering)
+        } else if ready.is_empty() {
+            lingering.keys().map(|at| **at).collect()
+        } else {
+            let hinted = |list: fn(&Hints) -> &[Arc<str>], wanted: Option<&str>| {
+                let list_of = |e: &Endpoint| {
+                    e.hints
+                        .as_deref()
+                        .map(|h| list(h).to_vec())
+                        .unwrap_or_default()
+                };
+                let is_meant = |e: &Endpoint| list_of(e).iter().any(|name| Some(&**name) == wanted);
+                let meant: Vec<SocketAddr> = ready
+                    .iter()
+                    .filter(|(_, e)| is_meant(e))
+                    .map(|(at, _)| **at)
+                    .collect();
+                let has_unhinted = ready.values().any(|e| list_of(e).is_empty());
+                (!has_unhinted && !meant.is_empty()).then_some(meant)
+            };
+            hinted(|h| &h.nodes, Some("a1"))
+                .or_else(|| hinted(|h| &h.zones, self.zone()))
+                .unwrap_or_else(|| ready.keys().map(|at| **at).collect())
+        };
+        match selected.is_empty() {
+            true => (Verdict::Drop, selected, is_masqueraded),
+            false => (Verdict::Forward, selected, is_masqueraded),
+        }
     }
 }
 
 proptest! {
     #[test]
-    fn every_backend_is_an_eligible_endpoint(
+    fn every_endpoint_is_selected_or_dropped_for_a_reason(
         start in start(), edits in vec(edit(), 1..30)
     ) {
         let mut world = world(start);
         for edit in &edits {
             apply(&mut world, edit);
             let table = world.compile();
+            let reasons = world.reasons();
             for entry in &table.services {
                 let slices = world.snapshot.slices.values();
-                let ready: BTreeSet<SocketAddr> = slices
+                let all: BTreeSet<SocketAddr> = slices
                     .filter(|slice| slice.service == entry.key.name)
                     .flat_map(|slice| slice.endpoints.iter().map(|e| (e, slice.ports[0].port)))
-                    .filter(|(endpoint, _)| endpoint.is_ready)
                     .map(|(endpoint, port)| SocketAddr::new(endpoint.address, port))
                     .collect();
-                prop_assert!(all_selected(entry).is_subset(&ready));
-                for set in [&entry.v4, &entry.v6] {
-                    prop_assert!(set.selected.is_sorted_by(|a, b| a < b));
-                    prop_assert!(set.dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
-                    prop_assert!(set.dropped.iter().all(|d| !set.selected.contains(&d.endpoint)));
+                for frontend in &entry.frontends {
+                    for scope in [Scope::Internal, Scope::External] {
+                        let why = reasons.why(entry, frontend, scope);
+                        let selected = entry.endpoints(frontend, scope);
+                        prop_assert!(selected.is_sorted_by(|a, b| a < b));
+                        prop_assert!(why.dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
+                        prop_assert_eq!(why.kept.is_empty(), selected.is_empty());
+                        let mut named: Vec<SocketAddr> = why.dropped.iter().map(|d| d.endpoint).collect();
+                        named.extend(&**selected);
+                        named.sort();
+                        let of_family = all.iter().filter(|at| at.is_ipv4() == frontend.address.is_ipv4());
+                        prop_assert!(of_family.eq(&named), "{:?} {:?}", all, named);
+                    }
                 }
             }
         }
@@ -359,7 +507,7 @@ proptest! {
                 let name = NamespacedName::new("default", format!("{number:020}"));
                 let alone = EndpointSlice {
                     name: name.clone(),
-                    endpoints: vec![endpoint.clone()],
+                    endpoints: Box::new([endpoint.clone()]),
                     ..EndpointSlice::clone(slice)
                 };
                 sliced.slices.insert(name, Arc::new(alone));
@@ -396,24 +544,6 @@ proptest! {
     }
 
     #[test]
-    fn topology_never_widens_eligibility(start in start(), edits in vec(edit(), 1..30)) {
-        let mut world = world(start);
-        for edit in &edits {
-            apply(&mut world, edit);
-            let closed = world.compile();
-            let mut open = world.snapshot.clone();
-            for service in open.services.values_mut() {
-                Arc::make_mut(service).topology_keys = None;
-            }
-            let open = table_of(&world, &open);
-            let open = by_key(&open);
-            for entry in &closed.services {
-                prop_assert!(all_selected(entry).is_subset(&all_selected(open[&entry.key])));
-            }
-        }
-    }
-
-    #[test]
     fn memoised_compile_equals_fresh_compile(start in start(), edits in vec(edit(), 1..40)) {
         let mut world = world(start);
         let mut last = ServiceTable::default();
@@ -432,20 +562,71 @@ proptest! {
     }
 
     #[test]
-    fn openyurts_filter_put_right_equals_compile(start in start(), edits in vec(edit(), 1..40)) {
+    fn kube_proxy_behind_openyurts_filter_put_right_does_the_same(
+        start in start(), edits in vec(edit(), 1..40)
+    ) {
         let mut world = world(start);
         let mut past = vec![];
         for edit in &edits {
             apply(&mut world, edit);
             past.push(world.snapshot.clone());
             let filter = Filter { past: &past, failure: start.0, flag: start.1 };
-            let table = world.compile();
-            let compiled: BTreeMap<String, BTreeSet<SocketAddr>> = table
-                .services
-                .iter()
-                .map(|entry| (entry.key.name.clone(), all_selected(entry)))
+            for entry in &world.compile().services {
+                let name = NamespacedName::new("default", entry.key.name.as_str());
+                let service = &world.snapshot.services[&name];
+                for frontend in &entry.frontends {
+                    for scope in [Scope::Internal, Scope::External] {
+                        let row = (
+                            entry.verdict(frontend, scope),
+                            entry.endpoints(frontend, scope).to_vec(),
+                            entry.is_masqueraded(frontend.kind, scope),
+                        );
+                        prop_assert_eq!(filter.row(service, frontend, scope), row);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn frontends_are_those_that_the_service_its_pool_and_its_annotations_give(
+        start in start(), edits in vec(edit(), 1..30)
+    ) {
+        let mut world = world(start);
+        edits.iter().for_each(|edit| apply(&mut world, edit));
+        let table = world.compile();
+        let [is_dropping, has_all_vips] = start.2;
+        for service in world.snapshot.services.values() {
+            let own = table.services.iter().filter(|entry| entry.key.name == service.name.name);
+            let kinds = |wanted| own.clone().flat_map(|e| &e.frontends).filter(move |f| f.kind == wanted);
+            let is_isolated = match (service.listen.as_deref(), &*table.pool) {
+                (None | Some("*"), _) | (_, "") => false,
+                (Some("-hangzhou,*"), pool) => pool == "hangzhou",
+                (Some(listed), pool) => listed != pool,
+            };
+            let is_balanced = service.service_type == ServiceType::LoadBalancer;
+            let is_discarded = is_balanced && service.is_discarded;
+            prop_assert_eq!(own.clone().count() == 0, is_dropping && (is_isolated || is_discarded));
+            if is_isolated {
+                prop_assert_eq!(kinds(FrontendKind::NodePort).count(), 0);
+            }
+            if is_isolated || is_discarded || !is_balanced {
+                prop_assert_eq!(kinds(FrontendKind::LoadBalancer).count(), 0);
+            }
+            let shared_out: Vec<_> = world
+                .snapshot
+                .pool_services
+                .values()
+                .filter(|object| object.service == service.name.name)
                 .collect();
-            prop_assert_eq!(filter.selected(), compiled);
+            for frontend in kinds(FrontendKind::LoadBalancer) {
+                let is_ours = shared_out.iter().any(|object| {
+                    object.pool == table.pool && object.load_balancer_ips.contains(&frontend.address)
+                });
+                let is_plain = service.load_balancer_ips.contains(&frontend.address)
+                    && (shared_out.is_empty() || has_all_vips);
+                prop_assert!(is_plain || (is_ours && !has_all_vips));
+            }
         }
     }
 
@@ -461,6 +642,7 @@ proptest! {
                     Edit::Node(name, _) => format!("node {name}"),
                     Edit::Pool(name, _) => format!("pool {name}"),
                     Edit::Bucket(id, _) => format!("bucket {id}"),
+                    Edit::PoolService(service, pool, _) => format!("{service} in {pool}"),
                 };
                 last.insert(object, edit);
             }
@@ -474,7 +656,7 @@ proptest! {
             other => other,
         };
         let tables = [&edits.0, &edits.1].map(|edits| {
-            let mut world = world((failure, start.1));
+            let mut world = world((failure, start.1, start.2));
             for edit in edits {
                 apply(&mut world, edit);
                 world.compile();

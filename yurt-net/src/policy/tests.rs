@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use super::ClosureFailure::{Closed, LastKnown, Open};
-use super::fixtures::{World, frontends, ip, only, selected};
-use crate::model::{EndpointPort, Protocol, Service, ServiceType};
+use super::ViaHub;
+use super::fixtures::{World, frontends, ip, only, port, selected};
+use crate::model::{EndpointPort, Protocol, Service, ServicePort, ServiceType};
 use crate::table::Closure;
 
 const HOSTNAME: Option<&str> = Some("kubernetes.io/hostname");
@@ -272,7 +273,7 @@ fn a_moved_node_a_new_annotation_and_a_new_pool_take_effect_at_once() {
 }
 
 #[test]
-fn an_endpoint_that_is_not_ready_is_dropped_for_that_wherever_it_runs() {
+fn the_closure_is_named_before_the_readiness() {
     let mut world = World::web(HOSTNAME);
     world.slice_with(
         "web-1",
@@ -286,7 +287,10 @@ fn an_endpoint_that_is_not_ready_is_dropped_for_that_wherever_it_runs() {
     );
     assert_eq!(
         world.dropped(),
-        ["10.1.0.2:8080 not ready", "10.2.0.2:8080 not ready"]
+        [
+            "10.1.0.2:8080 not ready",
+            "10.2.0.2:8080 closure: node b1 is not this node"
+        ]
     );
 }
 
@@ -337,11 +341,12 @@ fn each_slice_has_its_own_number_for_a_port() {
         &[("10.1.0.2", None), ("10.1.0.9", None)],
         |slice| {
             slice.ports[0].port = 9090;
-            slice.ports.push(EndpointPort {
+            let second = EndpointPort {
                 name: "http".to_owned(),
                 protocol: Protocol::Tcp,
                 port: 9091,
-            });
+            };
+            slice.ports = Box::new([slice.ports[0].clone(), second]);
         },
     );
     let selected = world.selected();
@@ -360,12 +365,12 @@ fn each_family_has_its_own_endpoints_and_only_where_the_service_has_a_cluster_ip
         service.external_ips = vec![ip("2001:db8::1")]
     });
     let table = world.compile();
-    assert!(only(&table).v6.selected.is_empty());
+    assert!(only(&table).v6.cluster.is_empty());
     assert_eq!(frontends(only(&table)), ["ClusterIP 10.96.0.10:80"]);
     world.service("web", |service| service.cluster_ips.push(ip("fd00:96::10")));
     let table = world.compile();
     assert_eq!(
-        only(&table).v6.selected[..],
+        only(&table).v6.cluster[..],
         ["[fd00:1::2]:8080".parse().unwrap()]
     );
     assert_eq!(
@@ -416,4 +421,129 @@ fn a_changed_slice_recompiles_its_service_and_an_equal_result_keeps_its_arc() {
     let after = world.compile();
     assert!(Arc::ptr_eq(&before.services[0], &after.services[0]));
     assert!(!Arc::ptr_eq(&before.services[1], &after.services[1]));
+}
+
+#[test]
+fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
+    let mut world = World::new();
+    world.service("kubernetes", |service| {
+        service.ports = vec![port("https", 443, 0), port("other", 444, 0)];
+    });
+    world.slice_with(
+        "kubernetes",
+        "kubernetes",
+        &[("192.0.2.1", None)],
+        |slice| {
+            let named = |name: &str, port| EndpointPort {
+                name: name.to_owned(),
+                protocol: Protocol::Tcp,
+                port,
+            };
+            slice.ports = Box::new([named("other", 6444), named("https", 6443)]);
+        },
+    );
+    let https = |world: &mut World| selected(&world.compile().services[0]);
+    assert_eq!(https(&mut world), ["192.0.2.1:6443"]);
+    world.config.is_source_hub = true;
+    assert_eq!(https(&mut world), ["169.254.2.1:10268"]);
+    let table = world.compile();
+    assert_eq!(selected(&table.services[1]), ["169.254.2.1:6444"]);
+    world.config.kubernetes_via_hub = ViaHub::Off;
+    assert_eq!(https(&mut world), ["192.0.2.1:6443"]);
+    world.config.is_source_hub = false;
+    world.config.kubernetes_via_hub = ViaHub::On;
+    assert_eq!(https(&mut world), ["169.254.2.1:10268"]);
+    // A hub that sees an empty slice still is there; other slices are left as they are.
+    for (slice, endpoints) in [
+        ("kubernetes", &[][..]),
+        ("kubernetes-2", &[("192.0.2.9", None)]),
+    ] {
+        world.slice_with(slice, "kubernetes", endpoints, |slice| {
+            slice.ports[0].name = "https".to_owned();
+        });
+    }
+    assert_eq!(https(&mut world), ["169.254.2.1:10268", "192.0.2.9:8080"]);
+}
+
+#[test]
+fn an_ipv6_cluster_has_the_hub_at_its_ipv6_address() {
+    let mut world = World::new();
+    world.config.kubernetes_via_hub = ViaHub::On;
+    world.service("kubernetes", |service| {
+        service.cluster_ips = vec![ip("fd00:96::1")];
+        service.ports = vec![port("https", 443, 0)];
+    });
+    world.slice_with(
+        "kubernetes",
+        "kubernetes",
+        &[("fd00:1::1", None)],
+        |slice| {
+            slice.ports[0].name = "https".to_owned();
+        },
+    );
+    assert_eq!(world.selected(), ["[fd00::2:1]:10268"]);
+    assert_eq!(world.dropped(), [""; 0]);
+}
+
+#[test]
+fn slices_of_headless_services_are_no_endpoints() {
+    let mut world = World::web(None);
+    world.slice_with("web-2", "web", &[("10.9.0.1", Some("a1"))], |slice| {
+        slice.is_headless = true;
+    });
+    assert_eq!(world.selected().len(), 3);
+    assert_eq!(world.dropped(), [""; 0]);
+}
+
+#[test]
+fn a_port_in_two_protocols_and_ports_of_two_names_are_services_of_their_own() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        let udp = |name, number| ServicePort {
+            protocol: Protocol::Udp,
+            ..port(name, number, 0)
+        };
+        service.ports = vec![udp("dns", 53), port("dns", 53, 0), port("http", 80, 0)];
+        service.affinity_seconds = 60;
+    });
+    let table = world.compile();
+    let found: Vec<_> = table
+        .services
+        .iter()
+        .map(|entry| (&*entry.key.port, entry.key.protocol, selected(entry).len()))
+        .collect();
+    assert_eq!(
+        found,
+        [
+            ("dns", Protocol::Tcp, 0),
+            ("dns", Protocol::Udp, 0),
+            ("http", Protocol::Tcp, 3)
+        ]
+    );
+    assert!(
+        table
+            .services
+            .iter()
+            .all(|entry| entry.affinity_seconds == 60)
+    );
+}
+
+#[test]
+fn a_changed_pool_service_recompiles_its_service_alone() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = vec![ip("203.0.113.1")];
+    });
+    world.service("api", |service| {
+        service.cluster_ips = vec![ip("10.96.0.20")]
+    });
+    let before = world.compile();
+    world.pool_service("web", "hangzhou", &["203.0.113.2"]);
+    let after = world.compile();
+    assert!(Arc::ptr_eq(&before.services[0], &after.services[0]));
+    assert_eq!(
+        frontends(&after.services[1]),
+        ["ClusterIP 10.96.0.10:80", "LoadBalancer 203.0.113.2:80"]
+    );
 }

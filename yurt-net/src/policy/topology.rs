@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use super::{ClosureFailure, Memory, PolicyConfig};
 use crate::model::{Endpoint, NamespacedName, Rejection, Snapshot};
-use crate::table::{Closure, DropReason};
+use crate::table::Closure;
 
 /// The pool of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,19 @@ enum OwnPool {
 enum Member {
     Yes,
     No,
+    Unknown,
+}
+
+/// Why an endpoint is outside a closure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outside {
+    /// Closure to this node: it runs on another one.
+    OtherNode,
+    /// Closure to the pool: its node is not a member.
+    OtherPool,
+    /// It belongs to no node and no pool.
+    NoNodeName,
+    /// Closure to the pool: nothing says who its members are.
     Unknown,
 }
 
@@ -177,23 +190,44 @@ impl Topology {
         }
     }
 
+    /// This node.
+    pub(super) fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The endpoint runs on this node.
+    pub(super) fn is_here(&self, endpoint: &Endpoint) -> bool {
+        endpoint.node_name.as_deref() == Some(&*self.node)
+    }
+
     /// Why an endpoint is outside the closure; `None` when it is inside.
-    pub(super) fn outside(&self, closure: Closure, endpoint: &Endpoint) -> Option<DropReason> {
+    pub(super) fn outside(&self, closure: Closure, endpoint: &Endpoint) -> Option<Outside> {
         let node = match (closure, &endpoint.node_name) {
             (Closure::None, _) => return None,
-            (Closure::Node | Closure::Pool, None) => return Some(DropReason::NoNodeName),
+            (Closure::Node | Closure::Pool, None) => return Some(Outside::NoNodeName),
             (Closure::Node, Some(node)) if **node == *self.node => return None,
-            (Closure::Node, Some(node)) => {
-                return Some(DropReason::OtherNode { node: node.clone() });
-            }
-            (Closure::Pool, Some(node)) => node.clone(),
+            (Closure::Node, Some(_)) => return Some(Outside::OtherNode),
+            (Closure::Pool, Some(node)) => node,
         };
-        let pool = || self.pool().into();
-        match self.member(&node) {
+        match self.member(node) {
             Member::Yes => None,
-            Member::No => Some(DropReason::OtherPool { node, pool: pool() }),
+            Member::No => Some(Outside::OtherPool),
             Member::Unknown if self.failure == ClosureFailure::Open => None,
-            Member::Unknown => Some(DropReason::UnknownMembership { node, pool: pool() }),
+            Member::Unknown => Some(Outside::Unknown),
+        }
+    }
+
+    /// The same in words.
+    pub(super) fn describe(&self, outside: Outside, endpoint: &Endpoint) -> String {
+        let node = endpoint.node_name.as_deref().unwrap_or_default();
+        let pool = self.pool();
+        match outside {
+            Outside::OtherNode => format!("closure: node {node} is not this node"),
+            Outside::OtherPool => format!("closure: node {node} is not in pool {pool}"),
+            Outside::NoNodeName => "closure: the endpoint has no nodeName".to_owned(),
+            Outside::Unknown => format!(
+                "closure: nothing says whether node {node} is in pool {pool} (no Node, NodeBucket or NodePool)"
+            ),
         }
     }
 }

@@ -17,7 +17,9 @@ use ipnetwork::IpNetwork;
 use serde::de::DeserializeSeed;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
-use crate::model::{EndpointSlice, Node, NodeBucket, NodePool, Rejection, Service, ServiceCidr};
+use crate::model::{
+    EndpointSlice, Node, NodeBucket, NodePool, PoolService, Rejection, Service, ServiceCidr,
+};
 
 mod kinds;
 mod stream;
@@ -49,6 +51,8 @@ pub enum Object {
     NodePool(Arc<NodePool>),
     /// An apps.openyurt.io NodeBucket.
     NodeBucket(Arc<NodeBucket>),
+    /// A network.openyurt.io PoolService.
+    PoolService(Arc<PoolService>),
     /// A networking.k8s.io ServiceCIDR.
     ServiceCidr(Arc<ServiceCidr>),
 }
@@ -90,6 +94,11 @@ impl Object {
             Self::Node(node) => ("Node", "", &node.name),
             Self::NodePool(pool) => ("NodePool", "", &pool.name),
             Self::NodeBucket(bucket) => ("NodeBucket", "", &bucket.name),
+            Self::PoolService(pool_service) => (
+                "PoolService",
+                pool_service.name.namespace.as_str(),
+                &pool_service.name.name,
+            ),
             Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
         };
         ObjectId {
@@ -119,7 +128,7 @@ pub struct Decoded {
     pub rejections: Vec<Rejection>,
 }
 
-/// Node names, each kept once: a slice repeats them for every endpoint.
+/// Names of nodes and zones, each kept once: a slice repeats them for every endpoint.
 #[derive(Debug, Default)]
 pub struct Names(BTreeSet<Arc<str>>);
 

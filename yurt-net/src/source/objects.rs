@@ -25,6 +25,7 @@ pub(super) fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
         Object::Node(o) => put(&mut snapshot.nodes, o.name.clone(), o),
         Object::NodePool(o) => put(&mut snapshot.pools, o.name.clone(), o),
         Object::NodeBucket(o) => put(&mut snapshot.buckets, o.name.clone(), o),
+        Object::PoolService(o) => put(&mut snapshot.pool_services, o.name.clone(), o),
         Object::ServiceCidr(o) => put(&mut snapshot.service_cidrs, o.name.clone(), o),
     }
 }
@@ -38,6 +39,7 @@ pub(super) fn remove(snapshot: &mut Snapshot, id: ObjectId<'_>) -> bool {
         "Node" => snapshot.nodes.remove(id.name).is_some(),
         "NodePool" => snapshot.pools.remove(id.name).is_some(),
         "NodeBucket" => snapshot.buckets.remove(id.name).is_some(),
+        "PoolService" => snapshot.pool_services.remove(&named()).is_some(),
         "ServiceCIDR" => snapshot.service_cidrs.remove(id.name).is_some(),
         _ => false,
     }
@@ -63,6 +65,10 @@ pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
             .get(id.name)
             .cloned()
             .map(Object::NodeBucket),
+        "PoolService" => {
+            let pool_service = snapshot.pool_services.get(&named()).cloned();
+            pool_service.map(Object::PoolService)
+        }
         "ServiceCIDR" => {
             let cidr = snapshot.service_cidrs.get(id.name).cloned();
             cidr.map(Object::ServiceCidr)
@@ -79,6 +85,7 @@ pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
         "Node" => snapshot.nodes.len(),
         "NodePool" => snapshot.pools.len(),
         "NodeBucket" => snapshot.buckets.len(),
+        "PoolService" => snapshot.pool_services.len(),
         "ServiceCIDR" => snapshot.service_cidrs.len(),
         _ => 0,
     }
@@ -100,6 +107,9 @@ pub(super) fn replace(
         "Node" => snapshot.nodes.retain(|name, _| is_kept(name)),
         "NodePool" => snapshot.pools.retain(|name, _| is_kept(name)),
         "NodeBucket" => snapshot.buckets.retain(|name, _| is_kept(name)),
+        "PoolService" => snapshot
+            .pool_services
+            .retain(|name, _| objects.contains_key(name)),
         "ServiceCIDR" => snapshot.service_cidrs.retain(|name, _| is_kept(name)),
         _ => {}
     }

@@ -1,7 +1,7 @@
 //! The verdict of every kind of flow.
 
 use super::{Explanation, Flow, FlowVerdict, OwnAddresses, explain};
-use crate::model::{Protocol, ServiceType};
+use crate::model::{Protocol, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, ip, port};
 
 fn world() -> World {
@@ -26,7 +26,8 @@ fn ask(world: &mut World, from: &str, to: &str, protocol: Protocol) -> Explanati
         to: to.parse().unwrap(),
         protocol,
     };
-    explain(&world.compile(), &own, flow)
+    let table = world.compile();
+    explain(&table, &world.reasons(), &own, flow)
 }
 
 fn tcp(from: &str, to: &str) -> Explanation {
@@ -38,7 +39,7 @@ fn a_flow_to_a_frontend_goes_to_its_endpoints() {
     let found = tcp("10.1.0.9", "10.96.0.10:80");
     assert_eq!(
         serde_json::to_string(&found).unwrap(),
-        r#"{"verdict":"forward","endpoints":["10.1.0.2:8080","10.1.1.2:8080"],"masquerade":false,"service":"default/web:http","reason":"ClusterIP of default/web:http, closed to pool hangzhou, client is this node or one of its Pods: endpoints 2, left out 1; 10.2.0.2:8080: closure: node b1 is not in pool hangzhou"}"#
+        r#"{"verdict":"forward","endpoints":["10.1.0.2:8080","10.1.1.2:8080"],"masquerade":false,"service":"default/web:http","reason":"ClusterIP of default/web:http, closed to pool hangzhou, client is this node or one of its Pods: endpoints 2 (ready), left out 1; 10.2.0.2:8080: closure: node b1 is not in pool hangzhou"}"#
     );
 }
 
@@ -125,6 +126,115 @@ fn a_refusal_says_which_rule_dropped_the_endpoints() {
     let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
     assert!(
         found.reason.ends_with("it has no endpoints"),
+        "{}",
+        found.reason
+    );
+}
+
+#[test]
+fn both_scopes_have_their_policy_their_endpoints_and_the_reason() {
+    let mut world = world();
+    world.service("web", |service| {
+        service.topology_keys = None;
+        service.external_policy = TrafficPolicy::Local;
+        service.affinity_seconds = 60;
+    });
+    let pod = ask(&mut world, "10.1.0.9", "192.0.2.11:30080", Protocol::Tcp);
+    assert_eq!(
+        pod.reason,
+        "NodePort of default/web:http, no closure, client is this node or one of its Pods: endpoints 3 (ready), \
+         each client stays with one for 60 s"
+    );
+    let other = ask(
+        &mut world,
+        "198.51.100.1",
+        "192.0.2.11:30080",
+        Protocol::Tcp,
+    );
+    assert_eq!(
+        (other.verdict, other.masquerade, other.endpoints.len()),
+        (FlowVerdict::Forward, false, 1)
+    );
+    assert_eq!(
+        other.reason,
+        "NodePort of default/web:http, no closure, traffic policy Local, client is outside this node: \
+         endpoints 1 (ready on this node), left out 2, each client stays with one for 60 s; \
+         10.1.1.2:8080: traffic policy Local: node a2 is not this node; \
+         10.2.0.2:8080: traffic policy Local: node b1 is not this node"
+    );
+    world.slice("web-1", "web", &[("10.2.0.2", Some("b1"))]);
+    let other = ask(
+        &mut world,
+        "198.51.100.1",
+        "192.0.2.11:30080",
+        Protocol::Tcp,
+    );
+    assert_eq!(
+        (other.verdict, other.masquerade),
+        (FlowVerdict::Drop, false)
+    );
+    assert!(
+        other.reason.ends_with(
+            "all that may take it are on other nodes; \
+             10.2.0.2:8080: traffic policy Local: node b1 is not this node"
+        ),
+        "{}",
+        other.reason
+    );
+}
+
+#[test]
+fn a_load_balancer_drops_clients_outside_its_source_ranges_pods_too() {
+    let mut world = world();
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = vec![ip("203.0.113.1")];
+        service.source_ranges = vec![
+            "192.0.2.0/24".parse().unwrap(),
+            "10.9.0.0/16".parse().unwrap(),
+        ];
+    });
+    for (from, verdict) in [
+        ("192.0.2.11", FlowVerdict::Forward),
+        ("10.9.0.1", FlowVerdict::Forward),
+        ("::ffff:10.9.0.1", FlowVerdict::Forward),
+        // The node itself, whose address is inside.
+        ("127.0.0.1", FlowVerdict::Forward),
+        ("203.0.113.1", FlowVerdict::Forward),
+        ("10.1.0.9", FlowVerdict::Drop),
+        ("198.51.100.1", FlowVerdict::Drop),
+    ] {
+        let found = ask(&mut world, from, "203.0.113.1:80", Protocol::Tcp);
+        assert_eq!(found.verdict, verdict, "{from}: {}", found.reason);
+        let by_node_port = ask(&mut world, from, "192.0.2.11:30080", Protocol::Tcp);
+        assert_eq!(by_node_port.verdict, FlowVerdict::Forward, "{from}");
+    }
+    let found = ask(&mut world, "10.1.0.9", "203.0.113.1:80", Protocol::Tcp);
+    assert_eq!(found.endpoints, []);
+    assert_eq!(
+        found.reason,
+        "LoadBalancer of default/web:http: the client 10.1.0.9 is in none of its source ranges 10.9.0.0/16, 192.0.2.0/24"
+    );
+    world.service("web", |service| {
+        service.source_ranges = vec!["10.9.0.0/16".parse().unwrap()]
+    });
+    for from in ["127.0.0.1", "203.0.113.1", "192.0.2.11"] {
+        let found = ask(&mut world, from, "203.0.113.1:80", Protocol::Tcp);
+        assert_eq!(found.verdict, FlowVerdict::Drop, "{from}");
+    }
+}
+
+#[test]
+fn sctp_is_explained_as_what_nothing_enforces() {
+    let mut world = world();
+    world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
+    world.slice_with("web-1", "web", &[("10.1.0.2", Some("a1"))], |slice| {
+        slice.ports[0].protocol = Protocol::Sctp;
+    });
+    let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Sctp);
+    assert_eq!(found.verdict, FlowVerdict::Forward);
+    assert!(
+        found.reason.ends_with("nothing enforces it"),
         "{}",
         found.reason
     );

@@ -1,7 +1,7 @@
 //! What `plan` prints, to the letter.
 
 use super::{Paint, plan_json, plan_table};
-use crate::model::ServiceType;
+use crate::model::{ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, ip, port};
 
 fn world() -> World {
@@ -19,6 +19,20 @@ fn world() -> World {
     world
 }
 
+fn json(world: &mut World) -> String {
+    let table = world.compile();
+    serde_json::to_string(&plan_json(&table, &world.reasons())).unwrap()
+}
+
+fn value(world: &mut World) -> serde_json::Value {
+    serde_json::from_str(&json(world)).unwrap()
+}
+
+fn text(world: &mut World, paint: Paint) -> String {
+    let table = world.compile();
+    plan_table(&table, &world.reasons(), paint)
+}
+
 #[test]
 fn json_is_the_contract() {
     let mut world = World::web(Some("openyurt.io/nodepool"));
@@ -28,7 +42,6 @@ fn json_is_the_contract() {
         "web",
         &[("10.1.0.2", Some("a1")), ("10.2.0.2", Some("b1"))],
     );
-    let table = world.compile();
     let dropped =
         r#"[{"endpoint":"10.2.0.2:8080","reason":"closure: node b1 is not in pool hangzhou"}]"#;
     let row = |scope, masquerade, path| {
@@ -39,7 +52,7 @@ fn json_is_the_contract() {
     let internal = row("internal", false, "socket");
     let external = row("external", true, "packet");
     assert_eq!(
-        serde_json::to_string(&plan_json(&table)).unwrap(),
+        json(&mut world),
         format!(
             r#"{{"node":"a1","pool":"hangzhou","zone":"","services":[{{"namespace":"default","name":"web","port":"http","protocol":"TCP","closure":"pool","affinitySeconds":0,"frontends":[{internal},{external}]}}],"rejections":[]}}"#
         )
@@ -49,7 +62,7 @@ fn json_is_the_contract() {
 #[test]
 fn refuse_has_no_endpoints_and_addresses_have_no_brackets() {
     let mut world = world();
-    let json = serde_json::to_value(plan_json(&world.compile())).unwrap();
+    let json = value(&mut world);
     let row = &json["services"][0]["frontends"][0];
     assert_eq!(row["address"], "fd00:96::20");
     assert_eq!(row["verdict"], "refuse");
@@ -63,7 +76,7 @@ fn refuse_has_no_endpoints_and_addresses_have_no_brackets() {
 #[test]
 fn the_table_reads_well() {
     let mut world = world();
-    let text = plan_table(&world.compile(), Paint::Plain);
+    let text = text(&mut world, Paint::Plain);
     let expected = "\
 node a1   pool hangzhou   zone none   service ports 2   rejections 1
 
@@ -79,7 +92,7 @@ rejections
   Service default/idle: annotation openyurt.io/topologyKeys: unknown value \"rack\"";
     assert!(text.starts_with(expected), "{text}");
     assert!(!text.contains('\x1b'));
-    assert!(plan_table(&world.compile(), Paint::Ansi).contains("\x1b[2mdropped"));
+    assert!(self::text(&mut world, Paint::Ansi).contains("\x1b[2mdropped"));
 }
 
 #[test]
@@ -88,9 +101,52 @@ fn long_endpoint_lists_are_cut_in_the_table_and_whole_in_json() {
     let addresses: Vec<String> = (1..=10).map(|n| format!("10.1.0.{n}")).collect();
     let endpoints: Vec<_> = addresses.iter().map(|a| (a.as_str(), Some("a1"))).collect();
     world.slice("web-1", "web", &endpoints);
-    let table = world.compile();
-    assert!(plan_table(&table, Paint::Plain).contains("10.1.0.4:8080, 6 more\n"));
-    let json = serde_json::to_value(plan_json(&table)).unwrap();
+    assert!(text(&mut world, Paint::Plain).contains("10.1.0.4:8080, 6 more\n"));
+    let json = value(&mut world);
     let listed = &json["services"][0]["frontends"][0]["endpoints"];
     assert_eq!(listed.as_array().map(Vec::len), Some(10));
+}
+
+/// Two policies, affinity, source ranges, and an endpoint on this node and on another one.
+fn local() -> World {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = vec![ip("203.0.113.9")];
+        service.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+        service.internal_policy = TrafficPolicy::Local;
+        service.external_policy = TrafficPolicy::Local;
+        service.affinity_seconds = 10_800;
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    world.slice("web-1", "web", &[("10.1.1.2", Some("a2"))]);
+    world
+}
+
+#[test]
+fn policies_affinity_and_source_ranges_are_in_the_table() {
+    let text = text(&mut local(), Paint::Plain);
+    let expected = "\
+default/web:http   TCP   closure none   internal policy Local   external policy Local   affinity 10800 s
+  ClusterIP     10.96.0.10:80     internal, external  drop
+  LoadBalancer  203.0.113.9:80    internal            forward -> 10.1.1.2:8080   only from 198.51.100.0/24
+  LoadBalancer  203.0.113.9:80    external            drop   only from 198.51.100.0/24
+  NodePort      192.0.2.11:30080  internal            forward -> 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  external            drop
+  dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
+";
+    assert!(text.ends_with(expected), "{text}");
+}
+
+#[test]
+fn each_row_has_its_own_verdict_path_ranges_and_dropped_endpoints() {
+    let json = json(&mut local());
+    assert!(json.contains(r#""affinitySeconds":10800,"#), "{json}");
+    assert_eq!(json.matches(r#"{"kind":"#).count(), 6);
+    for row in [
+        r#"{"kind":"LoadBalancer","address":"203.0.113.9","port":80,"scope":"internal","verdict":"forward","endpoints":["10.1.1.2:8080"],"masquerade":false,"path":"socket","sourceRanges":["198.51.100.0/24"],"dropped":[]}"#,
+        r#"{"kind":"NodePort","address":"192.0.2.11","port":30080,"scope":"external","verdict":"drop","endpoints":[],"masquerade":false,"path":"packet","sourceRanges":[],"dropped":[{"endpoint":"10.1.1.2:8080","reason":"traffic policy Local: node a2 is not this node"}]}"#,
+    ] {
+        assert!(json.contains(row), "{json}");
+    }
 }

@@ -1,10 +1,14 @@
 //! Frontends, their conflicts, and the prefixes of ClusterIPs.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use crate::model::{Protocol, Service, ServiceType};
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use crate::model::{NamespacedName, Protocol, Service, ServiceType};
 use crate::policy::fixtures::{World, frontends, ip, only, port};
-use crate::table::MAX_PREFIXES;
+use crate::table::{Frontend, MAX_PREFIXES};
 
 #[test]
 fn the_type_decides_which_frontends_there_are() {
@@ -293,4 +297,232 @@ fn many_cluster_ips_outside_the_service_cidrs_switch_refusing_off_and_say_so() {
           connections to unallocated ClusterIPs are not refused"
         ]
     );
+}
+
+/// `web` as a load balancer with a NodePort and an external address.
+fn balanced() -> World {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.external_ips = vec![ip("198.51.100.7")];
+        service.load_balancer_ips = vec![ip("203.0.113.1"), ip("203.0.113.2")];
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    world
+}
+
+const CLUSTER_IP: &str = "ClusterIP 10.96.0.10:80";
+const EXTERNAL_IP: &str = "ExternalIP 198.51.100.7:80";
+const BALANCED: [&str; 2] = ["LoadBalancer 203.0.113.1:80", "LoadBalancer 203.0.113.2:80"];
+const NODE_PORT: &str = "NodePort 192.0.2.11:30080";
+
+fn all_frontends(world: &mut World) -> Vec<String> {
+    let table = world.compile();
+    table
+        .services
+        .iter()
+        .flat_map(|entry| frontends(entry))
+        .collect()
+}
+
+#[test]
+fn the_listen_grammar_is_openyurts() {
+    for (listen, pool, is_kept) in [
+        ("foo", "foo", true),
+        ("foo", "bar", false),
+        ("-foo", "foo", false),
+        ("-foo", "bar", false),
+        ("*", "foo", true),
+        ("-foo,*", "foo", false),
+        ("-foo,*", "bar", true),
+        ("*,-foo", "foo", false),
+        // The first of two entries of a name counts.
+        ("foo,-foo", "foo", true),
+        ("-foo,foo", "foo", false),
+        ("-*,*", "foo", false),
+        ("*,-*", "foo", true),
+        // Blanks around entries, not inside them.
+        (" foo ,\t-bar", "foo", true),
+        ("- foo", "foo", false),
+        ("- foo,foo", "foo", true),
+        // Entries without a name are none.
+        ("", "foo", false),
+        (" ", "foo", false),
+        (",-,,", "foo", false),
+        (",-,*", "foo", true),
+        // One sign only.
+        ("--foo", "foo", false),
+        ("--foo,foo", "foo", true),
+        ("foo bar", "foo", false),
+        ("Foo", "foo", false),
+    ] {
+        assert_eq!(super::listens(listen, pool), is_kept, "{listen:?} {pool}");
+    }
+}
+
+/// `getNodePoolConfiguration` and `isNodePoolEnabled` of nodeportisolation/filter.go, as sets.
+fn listens_by_sets(listen: &str, pool: &str) -> bool {
+    let (mut names, mut entries) = (BTreeSet::new(), BTreeSet::new());
+    for entry in listen.split(',') {
+        let entry = entry.trim();
+        let name = entry.strip_prefix('-').unwrap_or(entry);
+        if !name.is_empty() && names.insert(name.to_owned()) {
+            entries.insert(entry.to_owned());
+        }
+    }
+    if entries.contains(pool) {
+        return true;
+    }
+    !entries.contains(&format!("-{pool}")) && entries.contains("*")
+}
+
+proptest! {
+    #[test]
+    fn listening_is_what_openyurts_sets_say(
+        listen in "([-* ,]|foo|bar|f){0,8}",
+        pool in select(&["foo", "bar", "f"][..]),
+    ) {
+        prop_assert_eq!(super::listens(&listen, pool), listens_by_sets(&listen, pool));
+    }
+}
+
+#[test]
+fn a_pool_that_is_not_listened_to_keeps_the_cluster_ip() {
+    let mut world = balanced();
+    let listen = |world: &mut World, value: Option<&str>| {
+        world.service("web", |service| service.listen = value.map(str::to_owned));
+        all_frontends(world)
+    };
+    let all = [&[CLUSTER_IP, EXTERNAL_IP][..], &BALANCED, &[NODE_PORT]].concat();
+    assert_eq!(listen(&mut world, None), all);
+    assert_eq!(listen(&mut world, Some("hangzhou")), all);
+    assert_eq!(
+        listen(&mut world, Some("beijing")),
+        [CLUSTER_IP, EXTERNAL_IP]
+    );
+    assert_eq!(world.rejections(), [""; 0]);
+    world.config.compat_drop_service = true;
+    assert_eq!(listen(&mut world, Some("beijing")), [""; 0]);
+    assert_eq!(listen(&mut world, Some("*")), all);
+    // A node in no pool listens, as without OpenYurt.
+    world.node("a1", None, |node| {
+        node.internal_ips = vec![ip("192.0.2.11")]
+    });
+    assert_eq!(listen(&mut world, Some("beijing")), all);
+}
+
+#[test]
+fn listening_means_nothing_to_a_service_without_node_ports() {
+    let mut world = World::web(None);
+    world.config.compat_drop_service = true;
+    world.service("web", |service| {
+        service.external_ips = vec![ip("198.51.100.7")];
+        service.listen = Some("beijing".to_owned());
+    });
+    assert_eq!(all_frontends(&mut world), [CLUSTER_IP, EXTERNAL_IP]);
+}
+
+#[test]
+fn a_discarded_load_balancer_keeps_all_but_its_own_addresses() {
+    let mut world = balanced();
+    world.service("web", |service| service.is_discarded = true);
+    assert_eq!(
+        all_frontends(&mut world),
+        [CLUSTER_IP, EXTERNAL_IP, NODE_PORT]
+    );
+    world.config.compat_drop_service = true;
+    assert_eq!(all_frontends(&mut world), [""; 0]);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort
+    });
+    assert_eq!(
+        all_frontends(&mut world),
+        [CLUSTER_IP, EXTERNAL_IP, NODE_PORT]
+    );
+}
+
+#[test]
+fn the_clouds_tunnel_is_served_on_no_edge_node() {
+    let mut world = World::web(None);
+    let name = NamespacedName::new("kube-system", "x-tunnel-server-internal-svc");
+    let mut service = Service::clone(world.snapshot.services.values().next().unwrap());
+    service.name = name.clone();
+    service.cluster_ips = vec![ip("10.96.0.77")];
+    world.snapshot.services.insert(name, Arc::new(service));
+    assert_eq!(all_frontends(&mut world), [CLUSTER_IP]);
+}
+
+#[test]
+fn pool_services_share_a_load_balancers_addresses_out() {
+    let mut world = balanced();
+    let balanced = |world: &mut World| {
+        let mut all = all_frontends(world);
+        all.retain(|frontend| frontend.starts_with("LoadBalancer"));
+        all
+    };
+    assert_eq!(balanced(&mut world), BALANCED);
+    world.pool_service("web", "beijing", &["203.0.113.2"]);
+    assert_eq!(balanced(&mut world), [""; 0]);
+    world.pool_service("web", "hangzhou", &["203.0.113.1", "203.0.113.3"]);
+    assert_eq!(
+        balanced(&mut world),
+        ["LoadBalancer 203.0.113.1:80", "LoadBalancer 203.0.113.3:80"]
+    );
+    // That of another Service says nothing.
+    world.service("api", |service| {
+        service.cluster_ips = vec![ip("10.96.0.20")]
+    });
+    world.pool_service("api", "hangzhou", &["203.0.113.9"]);
+    assert_eq!(balanced(&mut world).len(), 2);
+    world.config.compat_all_vips = true;
+    assert_eq!(balanced(&mut world), BALANCED);
+    world.config.compat_all_vips = false;
+    world.snapshot.pool_services.clear();
+    assert_eq!(balanced(&mut world), BALANCED);
+}
+
+#[test]
+fn a_node_in_no_pool_has_none_of_the_addresses_that_are_shared_out() {
+    let mut world = balanced();
+    world.pool_service("web", "hangzhou", &["203.0.113.1"]);
+    world.node("a1", None, |node| {
+        node.internal_ips = vec![ip("192.0.2.11")]
+    });
+    assert_eq!(
+        all_frontends(&mut world),
+        [CLUSTER_IP, EXTERNAL_IP, NODE_PORT]
+    );
+}
+
+#[test]
+fn source_ranges_are_those_of_the_family_and_a_zero_prefix_admits_all() {
+    let mut world = balanced();
+    let mut admitted = |ranges: &[&str]| {
+        world.service("web", |service| {
+            service.cluster_ips = vec![ip("10.96.0.10"), ip("fd00:96::10")];
+            service.load_balancer_ips = vec![ip("203.0.113.1"), ip("2001:db8::1")];
+            service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        });
+        let table = world.compile();
+        let entry = only(&table);
+        let of =
+            |f: &Frontend| -> Vec<String> { entry.admitted(f).map(ToString::to_string).collect() };
+        let mut all: Vec<String> = entry
+            .frontends
+            .iter()
+            .map(|f| format!("{} {}", f.kind, of(f).join(" ")))
+            .collect();
+        all.retain(|line| !line.ends_with(' '));
+        all
+    };
+    assert_eq!(admitted(&[]), [""; 0]);
+    assert_eq!(
+        admitted(&["198.51.100.0/24", "10.0.0.0/8", "198.51.100.0/24"]),
+        ["LoadBalancer 10.0.0.0/8 198.51.100.0/24"]
+    );
+    assert_eq!(
+        admitted(&["10.0.0.0/8", "0.0.0.0/0", "fd00::/8"]),
+        ["LoadBalancer fd00::/8"]
+    );
+    assert_eq!(admitted(&["0.0.0.0/0", "::/0"]), [""; 0]);
 }

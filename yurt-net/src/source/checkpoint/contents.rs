@@ -12,7 +12,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, Service, ServiceCidr, Snapshot,
+    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Service, ServiceCidr,
+    Snapshot,
 };
 
 /// Where a snapshot came from, and how far it had been followed.
@@ -116,6 +117,7 @@ kinds! {
     pools: NodePool by String,
     buckets: NodeBucket by String,
     service_cidrs: ServiceCidr by String,
+    pool_services: PoolService by NamespacedName,
 }
 
 impl Contents {

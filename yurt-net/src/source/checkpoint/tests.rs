@@ -122,7 +122,8 @@ fn change_slice(snapshot: &mut Snapshot, name: &str, endpoints: usize) {
         .slices
         .get_mut(&NamespacedName::new("shop", name))
         .unwrap();
-    Arc::make_mut(slice).endpoints.truncate(endpoints);
+    let slice = Arc::make_mut(slice);
+    slice.endpoints = slice.endpoints.iter().take(endpoints).cloned().collect();
 }
 
 fn save<D: Disk>(saver: &mut Saver<D>, (snapshot, provenance): &(Snapshot, Provenance)) -> bool {
@@ -597,16 +598,16 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
             format!("{}-{suffix:05x}", service.name.name),
         );
         slice.service.clone_from(&service.name.name);
-        slice.ports.truncate(1);
+        slice.ports = slice.ports.iter().take(1).cloned().collect();
         let endpoint = slice.endpoints[0].clone();
-        slice.endpoints.clear();
-        for e in 0..endpoints(i) {
+        let endpoints = (0..endpoints(i)).map(|e| {
             let mut endpoint = endpoint.clone();
             let mix = (i * 10 + e).wrapping_mul(2_654_435_761) >> 7;
             endpoint.address = address(0x0af4_0000, mix);
             endpoint.node_name = Some(Arc::clone(&nodes[mix % nodes.len()]));
-            slice.endpoints.push(endpoint);
-        }
+            endpoint
+        });
+        slice.endpoints = endpoints.collect();
         let (name, slice_name) = (service.name.clone(), slice.name.clone());
         snapshot.services.insert(name, Arc::new(service));
         snapshot.slices.insert(slice_name, Arc::new(slice));

@@ -4,23 +4,31 @@
 
 use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
 use super::value::Keep::{self, All, Fields};
 use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
-    NodePool, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, NamespacedName, Node, NodeBucket,
+    NodePool, Protocol, ServiceCidr,
 };
 
+mod service;
 #[cfg(test)]
 mod tests;
 
+use service::{pool_service, service};
+
 const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
+const LISTEN: &str = "nodeport.openyurt.io/listen";
+const DISCARD: &str = "svc.openyurt.io/discard";
 const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const POOL_NAME: &str = "openyurt.io/pool-name";
+const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
 
 /// Every field of every kind that is read: the rest is not even kept while parsing.
 pub(super) static ROOT: Keep = Fields(&[
@@ -32,7 +40,10 @@ pub(super) static ROOT: Keep = Fields(&[
             ("namespace", All),
             ("name", All),
             ("labels", All),
-            ("annotations", Fields(&[(TOPOLOGY_KEYS, All)])),
+            (
+                "annotations",
+                Fields(&[(TOPOLOGY_KEYS, All), (LISTEN, All), (DISCARD, All)]),
+            ),
         ]),
     ),
     (
@@ -44,6 +55,11 @@ pub(super) static ROOT: Keep = Fields(&[
             ("clusterIPs", All),
             ("externalIPs", All),
             ("sessionAffinity", All),
+            (
+                "sessionAffinityConfig",
+                Fields(&[("clientIP", Fields(&[("timeoutSeconds", All)]))]),
+            ),
+            ("loadBalancerSourceRanges", All),
             ("internalTrafficPolicy", All),
             ("externalTrafficPolicy", All),
             (
@@ -65,7 +81,7 @@ pub(super) static ROOT: Keep = Fields(&[
     (
         "status",
         Fields(&[
-            // Service
+            // Service, PoolService
             (
                 "loadBalancer",
                 Fields(&[("ingress", Fields(&[("ip", All), ("ipMode", All)]))]),
@@ -87,7 +103,17 @@ pub(super) static ROOT: Keep = Fields(&[
         Fields(&[
             ("addresses", All),
             ("nodeName", All),
-            ("conditions", Fields(&[("ready", All)])),
+            (
+                "conditions",
+                Fields(&[("ready", All), ("serving", All), ("terminating", All)]),
+            ),
+            (
+                "hints",
+                Fields(&[
+                    ("forZones", Fields(&[("name", All)])),
+                    ("forNodes", Fields(&[("name", All)])),
+                ]),
+            ),
         ]),
     ),
     // NodeBucket
@@ -121,6 +147,7 @@ enum Known {
     Node,
     NodePool,
     NodeBucket,
+    PoolService,
     ServiceCidr,
 }
 
@@ -136,6 +163,7 @@ impl Known {
                 &["apps.openyurt.io/v1beta1", "apps.openyurt.io/v1beta2"],
             ),
             "NodeBucket" => (Self::NodeBucket, &["apps.openyurt.io/v1alpha1"]),
+            "PoolService" => (Self::PoolService, &["network.openyurt.io/v1alpha1"]),
             "ServiceCIDR" => (
                 Self::ServiceCidr,
                 &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
@@ -145,7 +173,10 @@ impl Known {
     }
 
     fn is_namespaced(self) -> bool {
-        matches!(self, Self::Service | Self::EndpointSlice)
+        matches!(
+            self,
+            Self::Service | Self::EndpointSlice | Self::PoolService
+        )
     }
 }
 
@@ -250,6 +281,7 @@ fn decode(
             }
             .into(),
         )),
+        Known::PoolService => Some(Object::PoolService(pool_service(value, name())?.into())),
         Known::ServiceCidr => Some(Object::ServiceCidr(
             ServiceCidr {
                 name: name().name,
@@ -262,103 +294,7 @@ fn decode(
     })
 }
 
-fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
-    let annotation = |key: &str| {
-        at(value, "metadata", |m| {
-            at(m, "annotations", |all| at(all, key, text))
-        })
-    };
-    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(str::to_owned);
-    let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
-    let load_balancer_ips = at(value, "status", |status| {
-        at(status, "loadBalancer", |balancer| {
-            at(balancer, "ingress", |all| each(all, ingress_ip))
-        })
-    })?;
-    at(value, "spec", |spec| {
-        let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
-        if cluster_ips.is_empty() {
-            cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);
-        }
-        log_what_is_not_served(spec, &name)?;
-        Ok(Service {
-            name,
-            service_type: at(spec, "type", service_type)?,
-            cluster_ips: cluster_ips.into_iter().flatten().collect(),
-            external_ips: at(spec, "externalIPs", |all| each(all, address))?,
-            load_balancer_ips: load_balancer_ips.into_iter().flatten().collect(),
-            ports: at(spec, "ports", |ports| each(ports, service_port))?,
-            topology_keys,
-            is_proxied_elsewhere,
-        })
-    })
-}
-
-/// Fields that are not acted upon yet: the Service is served as if they had their defaults.
-fn log_what_is_not_served(spec: &Value<'_>, name: &NamespacedName) -> Result<(), Wrong> {
-    let defaults = [
-        ("sessionAffinity", "None"),
-        ("internalTrafficPolicy", "Cluster"),
-        ("externalTrafficPolicy", "Cluster"),
-    ];
-    let mut ignored = Vec::new();
-    for (field, default) in defaults {
-        if let Some(value) = at(spec, field, text)?
-            && !value.is_empty()
-            && value != default
-        {
-            ignored.push(format!("{field}: {value}"));
-        }
-    }
-    if !ignored.is_empty() {
-        tracing::debug!(service = %name, fields = ignored.join(", "), "not acted upon yet");
-    }
-    Ok(())
-}
-
-fn service_type(value: &Value<'_>) -> Result<ServiceType, Wrong> {
-    match text(value)? {
-        None | Some("" | "ClusterIP") => Ok(ServiceType::ClusterIp),
-        Some("NodePort") => Ok(ServiceType::NodePort),
-        Some("LoadBalancer") => Ok(ServiceType::LoadBalancer),
-        Some("ExternalName") => Ok(ServiceType::ExternalName),
-        Some(_) => Err(Wrong::new(
-            "ClusterIP, NodePort, LoadBalancer or ExternalName",
-            value,
-        )),
-    }
-}
-
-/// Headless ("None") and not yet allocated ("") are no address.
-fn cluster_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
-    match text(value)? {
-        None | Some("" | "None") => Ok(None),
-        Some(_) => address(value).map(Some),
-    }
-}
-
-/// kube-proxy short-circuits only addresses whose mode is absent or VIP; a host name is none.
-fn ingress_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
-    let is_vip = at(value, "ipMode", text)?.is_none_or(|mode| mode == "VIP");
-    at(value, "ip", |ip| match text(ip)? {
-        Some(ip_text) if is_vip && !ip_text.is_empty() => address(ip).map(Some),
-        _ => Ok(None),
-    })
-}
-
-fn service_port(value: &Value<'_>) -> Result<ServicePort, Wrong> {
-    Ok(ServicePort {
-        name: at(value, "name", text)?.unwrap_or_default().to_owned(),
-        protocol: at(value, "protocol", protocol)?,
-        port: at(value, "port", |port| match port_number(port)? {
-            0 => Err(Wrong::new("a port from 1 to 65535", port)),
-            number => Ok(number),
-        })?,
-        node_port: at(value, "nodePort", port_number)?,
-    })
-}
-
-/// Slices that kube-proxy does not watch or use are `None`.
+/// Slices of no Service, and of names instead of addresses, are `None`.
 fn slice(
     value: &Value<'_>,
     name: impl FnOnce() -> NamespacedName,
@@ -366,7 +302,7 @@ fn slice(
 ) -> Result<Option<EndpointSlice>, Wrong> {
     let service = label(value, SERVICE_NAME, text)?.filter(|service| !service.is_empty());
     let is_headless = label(value, HEADLESS, |label| Ok(*label != Value::Null))?;
-    let (Some(service), false) = (service, is_headless) else {
+    let Some(service) = service else {
         tracing::debug!(slice = %name(), "no Service to proxy for: EndpointSlice ignored");
         return Ok(None);
     };
@@ -382,13 +318,9 @@ fn slice(
         name: name(),
         service: service.to_owned(),
         family,
+        is_headless,
         ports: ports.into_iter().flatten().collect(),
-        endpoints: endpoints
-            .into_iter()
-            .flatten()
-            .collect::<Vec<_>>()
-            .into_boxed_slice()
-            .into_vec(),
+        endpoints: endpoints.into_iter().flatten().collect(),
     }))
 }
 
@@ -432,14 +364,36 @@ fn endpoint(
         })
     })?;
     let node_name = at(value, "nodeName", text)?.filter(|node| !node.is_empty());
-    let is_ready = at(value, "conditions", |conditions| {
-        at(conditions, "ready", boolean)
-    })?
-    .unwrap_or(true);
+    let condition = |name: &str| {
+        at(value, "conditions", |conditions| {
+            at(conditions, name, boolean)
+        })
+    };
+    let (ready, serving) = (condition("ready")?, condition("serving")?);
+    let terminating = condition("terminating")?;
+    let hints = at(value, "hints", |hints| {
+        let mut named = |field| {
+            at(hints, field, |all| {
+                each(all, |one| {
+                    at(one, "name", |name| {
+                        Ok(names.intern(required(name, "the name of a zone or node")?))
+                    })
+                })
+            })
+        };
+        Ok(Hints {
+            zones: named("forZones")?.into(),
+            nodes: named("forNodes")?.into(),
+        })
+    })?;
+    let is_hinted = hints != Hints::default();
     Ok(first.map(|address| Endpoint {
         address,
+        is_ready: ready.unwrap_or(true),
+        is_serving: serving.unwrap_or(true),
+        is_terminating: terminating.unwrap_or(false),
         node_name: node_name.map(|node| names.intern(node)),
-        is_ready,
+        hints: is_hinted.then(|| hints.into()),
     }))
 }
 
@@ -521,7 +475,7 @@ fn address_of(value: &Value<'_>, family: AddressFamily) -> Result<IpAddr, Wrong>
         .ok_or_else(|| Wrong::new(expected, value))
 }
 
-fn cidr(value: &Value<'_>) -> Result<ipnetwork::IpNetwork, Wrong> {
+fn cidr(value: &Value<'_>) -> Result<IpNetwork, Wrong> {
     text(value)?
         .and_then(parse_cidr)
         .ok_or_else(|| Wrong::new("a prefix like 10.96.0.0/12", value))

@@ -235,7 +235,10 @@ fn insert(snapshot: &mut Snapshot, file: &OsStr, located: &Located) {
         Object::Service(service) => Some(("Service", service.name.clone())),
         Object::Node(node) => Some(("Node", NamespacedName::new("", &node.name))),
         Object::ServiceCidr(cidr) => Some(("ServiceCIDR", NamespacedName::new("", &cidr.name))),
-        Object::EndpointSlice(_) | Object::NodePool(_) | Object::NodeBucket(_) => None,
+        Object::EndpointSlice(_)
+        | Object::NodePool(_)
+        | Object::NodeBucket(_)
+        | Object::PoolService(_) => None,
     };
     if let Some(id) = origin {
         let origin = format!("{}#{}", file.to_string_lossy(), located.document);

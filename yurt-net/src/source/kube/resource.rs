@@ -22,7 +22,7 @@ pub enum Resource {
     NodePools,
     /// The apps.openyurt.io NodeBuckets of the own pool.
     NodeBuckets,
-    /// The network.openyurt.io PoolServices of the own pool.
+    /// network.openyurt.io PoolServices, of all pools.
     PoolServices,
 }
 
@@ -83,10 +83,7 @@ impl Resource {
 
     /// What is asked for depends on the pool.
     pub(super) const fn is_of_pool(self) -> bool {
-        matches!(
-            self,
-            Self::NodePools | Self::NodeBuckets | Self::PoolServices
-        )
+        matches!(self, Self::NodePools | Self::NodeBuckets)
     }
 
     /// YurtHub's own rights do not reach these (its ClusterRole `yurt-hub`): the ServiceAccount's token goes along.
@@ -100,13 +97,12 @@ impl Resource {
     /// The selector of the one shape; `name` is the node's or the pool's.
     fn selector(self, name: &str) -> Option<(&'static str, String)> {
         match self {
-            Self::Services | Self::EndpointSlices | Self::ServiceCidrs => None,
+            // A Service that is shared out to other pools only must not look as if it was shared out to none.
+            Self::Services | Self::EndpointSlices | Self::ServiceCidrs | Self::PoolServices => None,
             Self::Nodes | Self::NodePools => {
                 Some(("fieldSelector", format!("metadata.name={name}")))
             }
-            Self::NodeBuckets | Self::PoolServices => {
-                Some(("labelSelector", format!("openyurt.io/pool-name={name}")))
-            }
+            Self::NodeBuckets => Some(("labelSelector", format!("openyurt.io/pool-name={name}"))),
         }
     }
 }

@@ -1,6 +1,7 @@
 use super::super::tests::{objects, rejections, yaml};
 use super::super::{Decoded, Located};
 use super::*;
+use crate::model::{Service, ServiceType, TrafficPolicy};
 
 use ipnetwork::IpNetwork;
 use std::sync::Arc;
@@ -195,7 +196,6 @@ fn slices_that_serve_no_service_are_left_out_silently() {
     for metadata in [
         "{name: x}",
         "{name: x, labels: {kubernetes.io/service-name: ''}}",
-        "{name: x, labels: {kubernetes.io/service-name: web, service.kubernetes.io/headless: ''}}",
     ] {
         let text =
             format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {metadata}\n");
@@ -203,6 +203,199 @@ fn slices_that_serve_no_service_are_left_out_silently() {
     }
     let names = slice_text("endpoints: [{addresses: [a.example]}]").replace("IPv4", "FQDN");
     assert_eq!(yaml(&names), Decoded::default());
+}
+
+#[test]
+fn the_slices_of_headless_services_are_kept_and_told_apart() {
+    let labels = "labels: {kubernetes.io/service-name: web";
+    let text = slice_text("endpoints: []");
+    assert!(text.contains(labels), "{text}");
+    let headless = format!("{labels}, service.kubernetes.io/headless: ''");
+    for (text, is_headless) in [
+        (text.clone(), false),
+        (text.replace(labels, &headless), true),
+    ] {
+        let decoded = yaml(&text);
+        let [located] = decoded.objects.as_slice() else {
+            panic!("{decoded:?}")
+        };
+        let Object::EndpointSlice(slice) = &located.object else {
+            panic!("{decoded:?}")
+        };
+        assert_eq!(slice.is_headless, is_headless);
+    }
+}
+
+#[test]
+fn conditions_and_hints_of_an_endpoint_have_the_defaults_of_the_api() {
+    let slice = slice(
+        "endpoints:
+- {addresses: [10.1.0.1]}
+- {addresses: [10.1.0.2], conditions: {ready: null, serving: null, terminating: null}, hints: {}}
+- {addresses: [10.1.0.3], conditions: {ready: false, serving: false, terminating: true}, hints: {forZones: []}}
+- addresses: [10.1.0.4]
+  hints: {forZones: [{name: z1}, {name: z2}], forNodes: [{name: a}]}
+",
+    );
+    let conditions: Vec<_> = slice
+        .endpoints
+        .iter()
+        .map(|e| (e.is_ready, e.is_serving, e.is_terminating))
+        .collect();
+    let usual = (true, true, false);
+    assert_eq!(conditions, [usual, usual, (false, false, true), usual]);
+    let hints = slice.endpoints[3].hints.as_deref().unwrap();
+    assert_eq!(*hints.zones, ["z1".into(), "z2".into()]);
+    assert_eq!(*hints.nodes, ["a".into()]);
+    assert!(slice.endpoints[..3].iter().all(|e| e.hints.is_none()));
+}
+
+#[test]
+fn a_hundred_thousand_endpoints_fit_a_small_board() {
+    assert_eq!(size_of::<Endpoint>(), 48);
+}
+
+#[test]
+fn traffic_policies_affinity_and_source_ranges_are_read() {
+    let service = service(
+        "spec:
+  internalTrafficPolicy: Local
+  externalTrafficPolicy: Local
+  sessionAffinity: ClientIP
+  sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
+  externalIPs: ['', ' ', 192.0.2.7]
+  loadBalancerSourceRanges: [' 203.0.113.9/24 ', '', '010.0.0.0/8', 'fd00::/8']
+",
+    );
+    assert_eq!(service.internal_policy, TrafficPolicy::Local);
+    assert_eq!(service.external_policy, TrafficPolicy::Local);
+    assert_eq!(service.affinity_seconds, 60);
+    assert_eq!(service.external_ips, addresses(&["192.0.2.7"]));
+    let ranges: Vec<_> = service
+        .source_ranges
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(ranges, ["203.0.113.0/24", "10.0.0.0/8", "fd00::/8"]);
+}
+
+#[test]
+fn affinity_lasts_three_hours_unless_said_and_a_day_at_most() {
+    for (spec, seconds) in [
+        ("{}", 0),
+        (
+            "{sessionAffinity: None, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}",
+            0,
+        ),
+        ("{sessionAffinity: ClientIP}", 10_800),
+        (
+            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: null}}",
+            10_800,
+        ),
+        (
+            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 1}}}",
+            1,
+        ),
+        (
+            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86400}}}",
+            86_400,
+        ),
+    ] {
+        assert_eq!(
+            service(&format!("spec: {spec}")).affinity_seconds,
+            seconds,
+            "{spec}"
+        );
+    }
+}
+
+#[test]
+fn what_the_api_does_not_admit_is_a_rejection_of_the_service() {
+    let affinity = "sessionAffinity: ClientIP, sessionAffinityConfig";
+    for (spec, reason) in [
+        (
+            "internalTrafficPolicy: local",
+            "expected Cluster or Local, found \"local\"",
+        ),
+        (
+            "externalTrafficPolicy: None",
+            "expected Cluster or Local, found \"None\"",
+        ),
+        (
+            "sessionAffinity: Cookie",
+            "expected None or ClientIP, found \"Cookie\"",
+        ),
+        (
+            &format!("{affinity}: {{clientIP: {{timeoutSeconds: 0}}}}"),
+            "seconds from 1 to 86400, found 0",
+        ),
+        (
+            &format!("{affinity}: {{clientIP: {{timeoutSeconds: 86401}}}}"),
+            "seconds from 1 to 86400",
+        ),
+        (
+            &format!("{affinity}: {{clientIP: {{timeoutSeconds: '5'}}}}"),
+            "seconds from 1 to 86400",
+        ),
+        (
+            "loadBalancerSourceRanges: [192.0.2.1]",
+            "expected a prefix like 203.0.113.0/24",
+        ),
+    ] {
+        let decoded = yaml(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\nspec: {{{spec}}}"
+        ));
+        assert_eq!(decoded.objects, []);
+        let rejections = rejections(&decoded);
+        assert!(rejections[0].contains(reason), "{rejections:?}");
+    }
+}
+
+#[test]
+fn openyurts_annotations_and_pool_services_are_read() {
+    let service = |annotations: &str| {
+        let decoded = yaml(&format!(
+            "{{apiVersion: v1, kind: Service, metadata: {{name: web, annotations: {{{annotations}}}}}, spec: {{}}}}"
+        ));
+        match decoded.objects.into_iter().next().unwrap().object {
+            Object::Service(service) => service,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(service("").listen, None);
+    let listen = service("nodeport.openyurt.io/listen: ''").listen.clone();
+    assert_eq!(listen.as_deref(), Some(""));
+    assert!(service("svc.openyurt.io/discard: 'true'").is_discarded);
+    assert!(!service("svc.openyurt.io/discard: 'True'").is_discarded);
+    let decoded = yaml(
+        "apiVersion: network.openyurt.io/v1alpha1
+kind: PoolService
+metadata:
+  name: web-hangzhou
+  namespace: shop
+  labels: {openyurt.io/service-name: web, openyurt.io/pool-name: hangzhou}
+status:
+  loadBalancer:
+    ingress: [{ip: 198.51.100.1}, {ip: 198.51.100.2, ipMode: Proxy}, {hostname: a.example}]
+---
+{apiVersion: network.openyurt.io/v1alpha1, kind: PoolService, metadata: {name: stray}}
+",
+    );
+    let [located] = decoded.objects.as_slice() else {
+        panic!("{decoded:?}")
+    };
+    let Object::PoolService(found) = &located.object else {
+        panic!("{decoded:?}")
+    };
+    assert_eq!(found.name.to_string(), "shop/web-hangzhou");
+    assert_eq!((&*found.service, &*found.pool), ("web", "hangzhou"));
+    assert_eq!(found.load_balancer_ips, addresses(&["198.51.100.1"]));
+    assert_eq!(
+        rejections(&decoded),
+        [
+            "PoolService default/stray web.yaml#2: metadata.labels[openyurt.io/service-name]: expected the name of a Service, found nothing"
+        ]
+    );
 }
 
 #[test]

@@ -1,0 +1,108 @@
+//! Why an endpoint takes traffic here, or does not.
+//!
+//! Pure. In: what `compile` had. Out: for a frontend and a scope the rule that kept endpoints, and each endpoint that was
+//! dropped with the first rule that did it. The table holds none of this: a node of one pool sees the endpoints of
+//! all others, and the running agent would hold a reason for each. It is found again by the same code when somebody asks.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::endpoints::{all_seen, candidates};
+use super::traffic::Categories;
+use super::{Environment, Memory, NodeView, PolicyConfig};
+use crate::model::{EndpointSlice, NamespacedName, Snapshot};
+use crate::table::{Dropped, Frontend, Scope, ServiceEntry};
+
+/// Answers for one snapshot.
+#[derive(Clone, Debug)]
+pub struct Reasons<'a> {
+    snapshot: &'a Snapshot,
+    environment: Environment,
+    slices: BTreeMap<(&'a str, &'a str), Vec<&'a Arc<EndpointSlice>>>,
+}
+
+/// The answer for one frontend and scope.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Why {
+    /// What the endpoints that take traffic have in common; "" when there are none.
+    pub kept: String,
+    /// The others, sorted.
+    pub dropped: Vec<Dropped>,
+}
+
+impl<'a> Reasons<'a> {
+    /// The arguments are those that `compile` had; its `Memory` may be the one that it returned.
+    pub fn new(
+        snapshot: &'a Snapshot,
+        config: &PolicyConfig,
+        view: &NodeView,
+        memory: &Memory,
+    ) -> Self {
+        let (environment, _) = Environment::new(snapshot, config, view, memory, &mut Vec::new());
+        let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        for slice in snapshot.slices.values().filter(|slice| !slice.is_headless) {
+            let name = (&*slice.name.namespace, &*slice.service);
+            slices.entry(name).or_default().push(slice);
+        }
+        Self {
+            snapshot,
+            environment,
+            slices,
+        }
+    }
+
+    /// Why the endpoints of a frontend are what they are for clients of `scope`.
+    pub fn why(&self, entry: &ServiceEntry, frontend: &Frontend, scope: Scope) -> Why {
+        let key = &entry.key;
+        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let Some(service) = self.snapshot.services.get(&name) else {
+            return Why::default();
+        };
+        let mut ports = service.ports.iter();
+        let Some(port) = ports.find(|p| p.name == key.port && p.protocol == key.protocol) else {
+            return Why::default();
+        };
+        let slices = self.slices.get(&(&*key.namespace, &*key.name));
+        let slices = all_seen(slices.map_or(&[][..], Vec::as_slice), &self.environment);
+        let topology = &self.environment.topology;
+        let mut outside = Vec::new();
+        let candidates = candidates(
+            port,
+            frontend.address,
+            entry.closure,
+            &slices,
+            &self.environment,
+            |at, endpoint, reason| outside.push((at, topology.describe(reason, endpoint))),
+        );
+        let categories = Categories::new(&candidates, topology.node(), &self.environment.zone);
+        let policy = entry.policy(frontend.kind, scope);
+        let mut has_kept = false;
+        let mut dropped = Vec::new();
+        for candidate in &candidates {
+            match categories.against(candidate, policy) {
+                None => has_kept = true,
+                Some(rule) => dropped.push(Dropped {
+                    endpoint: candidate.at,
+                    reason: categories.describe(rule, candidate),
+                }),
+            }
+        }
+        outside.retain(|(at, _)| {
+            candidates
+                .binary_search_by(|candidate| candidate.at.cmp(at))
+                .is_err()
+        });
+        let outside = outside.into_iter();
+        dropped.extend(outside.map(|(endpoint, reason)| Dropped { endpoint, reason }));
+        dropped.sort_unstable();
+        dropped.dedup_by(|next, kept| next.endpoint == kept.endpoint);
+        Why {
+            kept: match has_kept {
+                true => categories.kept(policy),
+                false => String::new(),
+            },
+            dropped,
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Services, and what OpenYurt says about them in one pool.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use super::{
+    DISCARD, LISTEN, POOL_NAME, POOL_SERVICE_OF, PROXY_NAME, TOPOLOGY_KEYS, address, label,
+    port_number, protocol, required,
+};
+use crate::model::{NamespacedName, PoolService, Service, ServicePort, ServiceType, TrafficPolicy};
+use crate::source::decode::parse_cidr;
+use crate::source::decode::value::{Value, Wrong, at, each, text};
+
+/// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
+const AFFINITY_DEFAULT: u32 = 10_800;
+const AFFINITY_MAX: u32 = 86_400;
+
+pub(super) fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
+    let annotation = |key: &str| {
+        at(value, "metadata", |m| {
+            at(m, "annotations", |all| at(all, key, text))
+        })
+    };
+    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(str::to_owned);
+    let listen = annotation(LISTEN)?.map(str::to_owned);
+    let is_discarded = annotation(DISCARD)? == Some("true");
+    let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
+    let load_balancer_ips = load_balancer_ips(value)?;
+    at(value, "spec", |spec| {
+        let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
+        if cluster_ips.is_empty() {
+            cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);
+        }
+        let external_ips = at(spec, "externalIPs", |all| each(all, external_ip))?;
+        let source_ranges = at(spec, "loadBalancerSourceRanges", |all| {
+            each(all, source_range)
+        })?;
+        Ok(Service {
+            name,
+            service_type: at(spec, "type", service_type)?,
+            cluster_ips: cluster_ips.into_iter().flatten().collect(),
+            external_ips: external_ips.into_iter().flatten().collect(),
+            load_balancer_ips,
+            ports: at(spec, "ports", |ports| each(ports, service_port))?,
+            internal_policy: at(spec, "internalTrafficPolicy", traffic_policy)?,
+            external_policy: at(spec, "externalTrafficPolicy", traffic_policy)?,
+            affinity_seconds: affinity_seconds(spec)?,
+            source_ranges: source_ranges.into_iter().flatten().collect(),
+            topology_keys,
+            listen,
+            is_discarded,
+            is_proxied_elsewhere,
+        })
+    })
+}
+
+pub(super) fn pool_service(value: &Value<'_>, name: NamespacedName) -> Result<PoolService, Wrong> {
+    let of_label = |key, expected| label(value, key, |text| required(text, expected));
+    Ok(PoolService {
+        name,
+        service: of_label(POOL_SERVICE_OF, "the name of a Service")?.to_owned(),
+        pool: of_label(POOL_NAME, "the name of a NodePool")?.to_owned(),
+        load_balancer_ips: load_balancer_ips(value)?,
+    })
+}
+
+fn load_balancer_ips(value: &Value<'_>) -> Result<Vec<IpAddr>, Wrong> {
+    let ips = at(value, "status", |status| {
+        at(status, "loadBalancer", |balancer| {
+            at(balancer, "ingress", |all| each(all, ingress_ip))
+        })
+    })?;
+    Ok(ips.into_iter().flatten().collect())
+}
+
+/// 0 = none.
+fn affinity_seconds(spec: &Value<'_>) -> Result<u32, Wrong> {
+    let is_sticky = at(spec, "sessionAffinity", |affinity| match text(affinity)? {
+        None | Some("" | "None") => Ok(false),
+        Some("ClientIP") => Ok(true),
+        Some(_) => Err(Wrong::new("None or ClientIP", affinity)),
+    })?;
+    if !is_sticky {
+        return Ok(0);
+    }
+    at(spec, "sessionAffinityConfig", |config| {
+        at(config, "clientIP", |client| {
+            at(client, "timeoutSeconds", |seconds| match seconds {
+                Value::Null => Ok(AFFINITY_DEFAULT),
+                Value::Int(number) => u32::try_from(*number)
+                    .ok()
+                    .filter(|number| (1..=AFFINITY_MAX).contains(number))
+                    .ok_or_else(|| Wrong::new("seconds from 1 to 86400", seconds)),
+                _ => Err(Wrong::new("seconds from 1 to 86400", seconds)),
+            })
+        })
+    })
+}
+
+fn traffic_policy(value: &Value<'_>) -> Result<TrafficPolicy, Wrong> {
+    match text(value)? {
+        None | Some("" | "Cluster") => Ok(TrafficPolicy::Cluster),
+        Some("Local") => Ok(TrafficPolicy::Local),
+        Some(_) => Err(Wrong::new("Cluster or Local", value)),
+    }
+}
+
+/// The API's validation lets blanks through, around a prefix and alone; kube-proxy trims and skips them.
+fn source_range(value: &Value<'_>) -> Result<Option<IpNetwork>, Wrong> {
+    match text(value)?.map(str::trim) {
+        None | Some("") => Ok(None),
+        Some(range) => parse_cidr(range)
+            .map(Some)
+            .ok_or_else(|| Wrong::new("a prefix like 203.0.113.0/24", value)),
+    }
+}
+
+/// The API's validation did not always see these; kube-proxy skips blanks without a word.
+fn external_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
+    match text(value)?.map(str::trim) {
+        None | Some("") => Ok(None),
+        Some(_) => address(value).map(Some),
+    }
+}
+
+fn service_type(value: &Value<'_>) -> Result<ServiceType, Wrong> {
+    match text(value)? {
+        None | Some("" | "ClusterIP") => Ok(ServiceType::ClusterIp),
+        Some("NodePort") => Ok(ServiceType::NodePort),
+        Some("LoadBalancer") => Ok(ServiceType::LoadBalancer),
+        Some("ExternalName") => Ok(ServiceType::ExternalName),
+        Some(_) => Err(Wrong::new(
+            "ClusterIP, NodePort, LoadBalancer or ExternalName",
+            value,
+        )),
+    }
+}
+
+/// Headless ("None") and not yet allocated ("") are no address.
+fn cluster_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
+    match text(value)? {
+        None | Some("" | "None") => Ok(None),
+        Some(_) => address(value).map(Some),
+    }
+}
+
+/// kube-proxy short-circuits only addresses whose mode is absent or VIP; a host name is none.
+fn ingress_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
+    let is_vip = at(value, "ipMode", text)?.is_none_or(|mode| mode == "VIP");
+    at(value, "ip", |ip| match text(ip)? {
+        Some(ip_text) if is_vip && !ip_text.is_empty() => address(ip).map(Some),
+        _ => Ok(None),
+    })
+}
+
+fn service_port(value: &Value<'_>) -> Result<ServicePort, Wrong> {
+    Ok(ServicePort {
+        name: at(value, "name", text)?.unwrap_or_default().to_owned(),
+        protocol: at(value, "protocol", protocol)?,
+        port: at(value, "port", |port| match port_number(port)? {
+            0 => Err(Wrong::new("a port from 1 to 65535", port)),
+            number => Ok(number),
+        })?,
+        node_port: at(value, "nodePort", port_number)?,
+    })
+}
