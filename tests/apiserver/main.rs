@@ -3,6 +3,7 @@
 mod client;
 mod command;
 mod faults;
+mod hub;
 mod lists;
 mod watches;
 

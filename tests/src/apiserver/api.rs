@@ -109,7 +109,7 @@ impl Api {
         self.changed.subscribe()
     }
 
-    pub(super) async fn answer(self: &Arc<Self>, call: &Call) -> Answer {
+    pub(super) async fn respond(self: &Arc<Self>, call: &Call) -> Answer {
         let Some(target) = &call.target else {
             return self.other(call);
         };
@@ -354,7 +354,7 @@ impl Api {
         let uri = format!("{}?resourceVersion=0", resource.path());
         let request = http::Request::get(uri).header(header::ACCEPT_ENCODING, "gzip");
         if let Ok(request) = request.body(()) {
-            self.answer(&Call::new(&request.into_parts().0)).await;
+            self.respond(&Call::new(&request.into_parts().0)).await;
         }
     }
 }

@@ -23,7 +23,7 @@ use super::watch::line;
 
 impl Answers for Api {
     async fn answer(self: Arc<Self>, call: Call) -> Answer {
-        Self::answer(&self, &call).await
+        self.respond(&call).await
     }
 }
 
@@ -57,6 +57,10 @@ impl FakeApiserver {
     /// What goes wrong, and what was asked.
     pub fn http(&self) -> &Endpoint {
         &self.http
+    }
+
+    pub(super) fn api(&self) -> &Arc<Api> {
+        &self.api
     }
 
     /// Creates or replaces an object; its version. One that says the same as before stays as it is, without an

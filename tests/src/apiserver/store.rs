@@ -238,6 +238,25 @@ impl Table {
         self.bodies.clear();
         self.push(Entry::Event(event), history);
     }
+    /// Changes after a version; `None` when they are not all known.
+    pub(super) fn events_after(&self, version: u64) -> Option<Vec<Event>> {
+        if version < self.oldest || version > self.version {
+            return None;
+        }
+        let events = self.log.iter().filter_map(|entry| match entry {
+            Entry::Event(event) if event.version > version => Some(event.clone()),
+            _ => None,
+        });
+        Some(events.collect())
+    }
+
+    /// Holds these objects from now on, and knows nothing of how they came about.
+    pub(super) fn reset(&mut self, objects: BTreeMap<Key, Arc<Object>>, version: u64) {
+        self.objects = objects;
+        self.version = version;
+        self.bodies.clear();
+        self.compact(version);
+    }
 }
 
 /// All resources.
