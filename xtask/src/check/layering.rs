@@ -45,6 +45,12 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",
     "yurt-net/src/source/checkpoint/pace.rs",
+    "yurt-net/src/source/kube/body.rs",
+    "yurt-net/src/source/kube/follow.rs",
+    "yurt-net/src/source/kube/resource.rs",
+    "yurt-net/src/source/kube/state.rs",
+    "yurt-net/src/source/objects.rs",
+    "yurt-net/src/source/preferred/charge.rs",
     "yurt-net/src/table.rs",
     "yurt-net/src/table/",
 ];
@@ -89,7 +95,10 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["kube"],
-        owners: &["yurt-net/src/source/kube.rs"],
+        owners: &[
+            "yurt-net/src/source/kube/connection.rs",
+            "yurt-net/src/source/kube/task.rs",
+        ],
         remedy: "the API is read through `source`; a module of that name is `self::kube`",
     },
     Edge {

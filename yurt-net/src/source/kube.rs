@@ -7,52 +7,34 @@
 //! they keep many times what is needed here.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, RETRY_AFTER, USER_AGENT};
-use http::{Request as HttpRequest, Response, StatusCode, Uri};
-use http_body_util::BodyExt as _;
-use kube::client::Body;
-use kube::config::KubeConfigOptions;
-use kube::{Client, Config};
-use tokio::sync::{mpsc, oneshot};
+use http::Uri;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until};
 
 use crate::agent::chain;
 use crate::model::Snapshot;
 
 mod body;
+mod connection;
 mod follow;
 mod resource;
 mod state;
+mod task;
 
-use body::{BodyError, Inflate, LineScanner, ListScanner, WatchEvent};
-use follow::{Failure, Follower, Request};
+use connection::Connection;
+use follow::Follower;
 use resource::Shape;
 use state::{ClusterState, Listed};
+use task::{Counters, News, Task, Update};
 
 pub use resource::Resource;
 pub use state::HeldList;
 
-/// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
-const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
-const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// From the request to the headers of the answer; a large list over a slow link begins late.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Between two pieces of a list.
-const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a dead
-/// connection, or a hub without its cloud. To ask again costs a few hundred bytes.
-const WATCH_SILENCE: Duration = Duration::from_secs(150);
-/// How long one watch lives; spread, so that a fleet does not come back in one moment.
-const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// What is optional is not waited for longer than this once Services and slices are here.
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
 /// A source that cannot be configured (no kubeconfig yet) is tried again after this long.
@@ -101,30 +83,6 @@ pub struct Received {
     pub watches: u64,
 }
 
-#[derive(Debug, Default)]
-struct Counters {
-    bytes: AtomicU64,
-    objects: AtomicU64,
-    lists: AtomicU64,
-    watches: AtomicU64,
-}
-
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-enum ClientError {
-    #[error("no kubeconfig can be used ({kubeconfig}) and no ServiceAccount ({in_cluster})")]
-    Infer {
-        kubeconfig: String,
-        in_cluster: String,
-    },
-    #[error("configuring the client for {url}")]
-    Build {
-        url: String,
-        #[source]
-        source: Box<kube::Error>,
-    },
-}
-
 /// The source `kube:` or `yurthub:`.
 pub struct KubeSource {
     api: Api,
@@ -145,44 +103,6 @@ pub struct KubeSource {
     updates: mpsc::Receiver<Update>,
     counters: BTreeMap<Resource, Arc<Counters>>,
     last_contact: Option<Instant>,
-}
-
-/// From a task to the source.
-struct Update {
-    resource: Resource,
-    /// Which of the resource's tasks it is from: a replaced one may have left something behind.
-    generation: u64,
-    news: News,
-}
-
-enum News {
-    /// The next items of a list.
-    Items {
-        api_version: &'static str,
-        items: Vec<Bytes>,
-    },
-    /// The list is whole. Answered with whether it is held back.
-    Listed {
-        version: String,
-        is_held: oneshot::Sender<bool>,
-    },
-    Watching,
-    Put {
-        api_version: &'static str,
-        object: Bytes,
-        version: String,
-    },
-    Delete {
-        object: Bytes,
-        version: String,
-    },
-    Bookmark {
-        version: String,
-    },
-    Failed {
-        why: String,
-        is_list: bool,
-    },
 }
 
 impl KubeSource {
@@ -484,389 +404,4 @@ impl KubeSource {
             }
         }
     }
-}
-
-/// Clients of one API.
-struct Connection {
-    /// Tried in turn.
-    servers: Vec<Client>,
-    /// Index of the one in use.
-    current: AtomicUsize,
-    /// The same with the ServiceAccount's token, for what YurtHub may not read by its own rights.
-    with_token: Vec<Client>,
-}
-
-impl Connection {
-    async fn new(api: &Api) -> Result<Self, ClientError> {
-        let token = Path::new(SERVICE_ACCOUNT_TOKEN);
-        let has_token = token.exists();
-        let token = has_token.then(|| token.to_owned());
-        let (servers, with_token) = match api {
-            Api::Inferred => {
-                // In-cluster comes second, as for kubectl; it reads the address from the environment, without DNS.
-                let options = KubeConfigOptions::default();
-                let config = match Config::from_kubeconfig(&options).await {
-                    Ok(config) => config,
-                    Err(kubeconfig) => {
-                        Config::incluster_env().map_err(|in_cluster| ClientError::Infer {
-                            kubeconfig: chain(&kubeconfig),
-                            in_cluster: chain(&in_cluster),
-                        })?
-                    }
-                };
-                (vec![client(config)?], Vec::new())
-            }
-            Api::Server(url) => (vec![client(config(url.clone(), token))?], Vec::new()),
-            Api::Hub(url) => {
-                let urls = match url {
-                    Some(url) => vec![url.clone()],
-                    None => YURTHUB.map(Uri::from_static).to_vec(),
-                };
-                let clients = |token: Option<PathBuf>| {
-                    let configs = urls.iter().map(|url| config(url.clone(), token.clone()));
-                    configs.map(client).collect::<Result<Vec<_>, _>>()
-                };
-                let with_token = match token {
-                    Some(token) => clients(Some(token))?,
-                    None => Vec::new(),
-                };
-                (clients(None)?, with_token)
-            }
-        };
-        Ok(Self {
-            servers,
-            current: AtomicUsize::new(0),
-            with_token,
-        })
-    }
-
-    fn client(&self, resource: Resource) -> Option<&Client> {
-        let clients = match resource.needs_token_at_hub() && !self.with_token.is_empty() {
-            true => &self.with_token,
-            false => &self.servers,
-        };
-        clients.get(self.current.load(Ordering::Relaxed) % clients.len())
-    }
-
-    /// Goes to the next server, after the one in use could not be reached.
-    fn rotate(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-fn config(url: Uri, token_file: Option<PathBuf>) -> Config {
-    let mut config = Config::new(url);
-    config.auth_info.token_file = token_file.map(|path| path.display().to_string());
-    config
-}
-
-fn client(mut config: Config) -> Result<Client, ClientError> {
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Silence is judged here, by what was asked for.
-    config.read_timeout = None;
-    config.default_retry = false;
-    config.proxy_url = None;
-    let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|source| ClientError::Build {
-        url,
-        source: Box::new(source),
-    })
-}
-
-/// Why a request came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum RequestError {
-    #[error("no answer: {}", root(.0))]
-    Send(Box<kube::Error>),
-    #[error("no answer within {} s", .0.as_secs())]
-    Silence(Duration),
-    #[error("the answer broke off: {}", root(.0))]
-    Broken(Box<kube::Error>),
-    #[error("{status}")]
-    Status {
-        status: StatusCode,
-        retry_after: Option<Duration>,
-    },
-    #[error("the version is too old: {message}")]
-    Expired { message: String },
-    #[error("the watch failed with {code}: {message}")]
-    Watch { code: u16, message: String },
-    #[error(transparent)]
-    Body(#[from] BodyError),
-    #[error("the source has gone")]
-    Gone,
-}
-
-impl RequestError {
-    fn failure(&self) -> Failure {
-        match self {
-            Self::Send(_) | Self::Broken(_) | Self::Gone => Failure::Transport,
-            Self::Silence(_) => Failure::Silence,
-            Self::Status {
-                status: StatusCode::GONE,
-                ..
-            }
-            | Self::Expired { .. } => Failure::Expired,
-            Self::Status {
-                status,
-                retry_after,
-            } => Failure::Status(status.as_u16(), *retry_after),
-            Self::Watch { code, .. } => Failure::Status(*code, None),
-            Self::Body(BodyError::Cut) => Failure::Transport,
-            Self::Body(_) => Failure::Garbage,
-        }
-    }
-}
-
-/// Follows one resource until it is dropped.
-struct Task {
-    generation: u64,
-    follower: Follower,
-    shape: Shape,
-    connection: Arc<Connection>,
-    sender: mpsc::Sender<Update>,
-    counters: Arc<Counters>,
-}
-
-impl Task {
-    async fn run(mut self) {
-        loop {
-            let request = self.follower.next().clone();
-            let started = Instant::now();
-            let result = match &request {
-                Request::List => self.list().await,
-                Request::Watch { version, limit } => self.watch(version, *limit).await,
-            };
-            let wait = match result {
-                Ok(()) if request == Request::List => Duration::ZERO,
-                Ok(()) => self.follower.ended(started.elapsed()),
-                Err(RequestError::Gone) => return,
-                Err(error) => {
-                    if matches!(error, RequestError::Send(_)) {
-                        self.connection.rotate();
-                    }
-                    let failure = error.failure();
-                    let wait = self.follower.failed(failure);
-                    let is_normal = match failure {
-                        Failure::Expired | Failure::Silence => request != Request::List,
-                        // Another version of the API is asked for first.
-                        Failure::Status(404, _) => self.follower.api_version() != 0,
-                        _ => false,
-                    };
-                    if !is_normal {
-                        let news = News::Failed {
-                            why: chain(&error),
-                            is_list: request == Request::List,
-                        };
-                        if self.tell(news).await.is_err() {
-                            return;
-                        }
-                    }
-                    wait
-                }
-            };
-            sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
-        }
-    }
-
-    fn api_version(&self) -> &'static str {
-        let versions = self.shape.resource.api_versions();
-        versions.get(self.follower.api_version()).unwrap_or(&"")
-    }
-
-    async fn list(&mut self) -> Result<(), RequestError> {
-        let api_version = self.api_version();
-        let mut page: Option<String> = None;
-        let version = loop {
-            let uri = self.shape.list(api_version, page.as_deref());
-            count(&self.counters.lists, 1);
-            let response = self.get(&uri, "gzip").await?;
-            let is_gzip = response
-                .headers()
-                .get(CONTENT_ENCODING)
-                .is_some_and(|encoding| encoding == "gzip");
-            let mut inflate = Inflate::new(is_gzip);
-            let mut scanner = ListScanner::default();
-            let mut body = response.into_body();
-            while let Some(chunk) = self.chunk(&mut body, LIST_SILENCE).await? {
-                let mut items = Vec::new();
-                inflate.push(&chunk, |bytes| {
-                    scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
-                })?;
-                self.tell_items(api_version, items).await?;
-            }
-            let mut items = Vec::new();
-            inflate.finish(|bytes| {
-                scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
-            })?;
-            self.tell_items(api_version, items).await?;
-            let end = scanner.finish()?;
-            match end.next_page {
-                Some(next) => page = Some(next),
-                None => break end.version,
-            }
-        };
-        let (sender, receiver) = oneshot::channel();
-        let news = News::Listed {
-            version: version.clone(),
-            is_held: sender,
-        };
-        self.tell(news).await?;
-        let is_held = receiver.await.map_err(|_closed| RequestError::Gone)?;
-        self.follower.listed(version, is_held);
-        Ok(())
-    }
-
-    async fn watch(&mut self, version: &str, limit: Option<Duration>) -> Result<(), RequestError> {
-        let api_version = self.api_version();
-        let seconds = match limit {
-            Some(limit) => limit.as_secs(),
-            None => fastrand::u64(WATCH_SECONDS),
-        };
-        let uri = self.shape.watch(api_version, version, seconds);
-        count(&self.counters.watches, 1);
-        // A server that does not end the watch in time is not waited for.
-        let end = Instant::now() + Duration::from_secs(seconds + 15);
-        let response = self.get(&uri, "identity").await?;
-        self.tell(News::Watching).await?;
-        let mut lines = LineScanner::default();
-        let mut body = response.into_body();
-        loop {
-            let chunk = match timeout_at(end, self.chunk(&mut body, WATCH_SILENCE)).await {
-                Ok(chunk) => chunk?,
-                Err(_elapsed) => None,
-            };
-            let Some(chunk) = chunk else { return Ok(()) };
-            let mut news = Vec::new();
-            let mut failed = None;
-            lines.push(&chunk, |line| -> Result<(), BodyError> {
-                if failed.is_some() || line.trim_ascii().is_empty() {
-                    return Ok(());
-                }
-                match body::watch_event(line)? {
-                    WatchEvent::Put { object, version } => news.push(News::Put {
-                        api_version,
-                        object: Bytes::copy_from_slice(object.get().as_bytes()),
-                        version,
-                    }),
-                    WatchEvent::Delete { object, version } => news.push(News::Delete {
-                        object: Bytes::copy_from_slice(object.get().as_bytes()),
-                        version,
-                    }),
-                    WatchEvent::Bookmark { version } => news.push(News::Bookmark { version }),
-                    WatchEvent::Error { code: 410, message } => {
-                        failed = Some(RequestError::Expired { message });
-                    }
-                    WatchEvent::Error { code, message } => {
-                        failed = Some(RequestError::Watch { code, message });
-                    }
-                    WatchEvent::Unknown { kind } => {
-                        tracing::debug!(kind, "an event of this type is not known: ignored");
-                    }
-                }
-                Ok(())
-            })?;
-            for event in news {
-                if let News::Put { version, .. }
-                | News::Delete { version, .. }
-                | News::Bookmark { version } = &event
-                {
-                    self.follower.advanced(version.clone());
-                }
-                if !matches!(event, News::Bookmark { .. }) {
-                    count(&self.counters.objects, 1);
-                }
-                self.tell(event).await?;
-            }
-            if let Some(error) = failed {
-                return Err(error);
-            }
-        }
-    }
-
-    async fn get(&self, uri: &str, encoding: &str) -> Result<Response<Body>, RequestError> {
-        let request = HttpRequest::get(uri)
-            .header(ACCEPT, "application/json")
-            .header(ACCEPT_ENCODING, encoding)
-            .header(USER_AGENT, concat!("yurt-net/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-            .map_err(|error| RequestError::Send(Box::new(kube::Error::HttpError(error))))?;
-        let Some(client) = self.connection.client(self.shape.resource) else {
-            return Err(RequestError::Gone);
-        };
-        let response = timeout(ANSWER_TIMEOUT, client.send(request))
-            .await
-            .map_err(|_elapsed| RequestError::Silence(ANSWER_TIMEOUT))?
-            .map_err(|error| RequestError::Send(Box::new(error)))?;
-        let status = response.status();
-        if status == StatusCode::OK {
-            return Ok(response);
-        }
-        let retry_after = response.headers().get(RETRY_AFTER);
-        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-        Err(RequestError::Status {
-            status,
-            retry_after: retry_after.map(Duration::from_secs),
-        })
-    }
-
-    /// The next piece of a body; `None` at its end.
-    async fn chunk(
-        &self,
-        body: &mut Body,
-        silence: Duration,
-    ) -> Result<Option<Bytes>, RequestError> {
-        loop {
-            let frame = timeout(silence, body.frame())
-                .await
-                .map_err(|_elapsed| RequestError::Silence(silence))?;
-            let Some(frame) = frame else { return Ok(None) };
-            let frame = frame.map_err(|error| RequestError::Broken(Box::new(error)))?;
-            if let Ok(data) = frame.into_data() {
-                count(
-                    &self.counters.bytes,
-                    u64::try_from(data.len()).unwrap_or_default(),
-                );
-                return Ok(Some(data));
-            }
-        }
-    }
-
-    async fn tell_items(
-        &self,
-        api_version: &'static str,
-        items: Vec<Bytes>,
-    ) -> Result<(), RequestError> {
-        if items.is_empty() {
-            return Ok(());
-        }
-        count(
-            &self.counters.objects,
-            u64::try_from(items.len()).unwrap_or_default(),
-        );
-        self.tell(News::Items { api_version, items }).await
-    }
-
-    async fn tell(&self, news: News) -> Result<(), RequestError> {
-        let update = Update {
-            resource: self.shape.resource,
-            generation: self.generation,
-            news,
-        };
-        let sent = self.sender.send(update).await;
-        sent.map_err(|_closed| RequestError::Gone)
-    }
-}
-
-/// The innermost cause: the layers above it only say that there was one.
-fn root(error: &kube::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
-}
-
-fn count(counter: &AtomicU64, by: u64) {
-    counter.fetch_add(by, Ordering::Relaxed);
 }
