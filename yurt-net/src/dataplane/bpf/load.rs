@@ -94,10 +94,14 @@ fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
     }
 }
 
-pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 6] {
+pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 7] {
     let array = BPF_MAP_TYPE_ARRAY;
     [
         ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
+        (
+            "yurt_filter",
+            info::<u32, u64>(array, abi::FILTER_WORDS, BPF_F_MMAPABLE),
+        ),
         (
             "yurt_fe4",
             info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
