@@ -158,7 +158,9 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 next_drift = tokio::time::Instant::now() + drift_interval;
                 agent.repair();
             }
-            () = tokio::time::sleep(RETRY), if agent.is_retry_due => agent.try_sync(),
+            () = tokio::time::sleep_until(agent.retry_at.unwrap_or(next_drift)), if agent.retry_at.is_some() => {
+                agent.try_sync();
+            }
             Some(request) = requests.recv() => agent.answer(request),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -175,9 +177,9 @@ struct Agent {
     snapshot: Snapshot,
     dataplane: BpfDataplane,
     is_adopted: bool,
-    /// The maps as they are; wrong, and to be read again, while `is_retry_due`.
+    /// The maps as they are; wrong, and to be read again, while `retry_at` is set.
     image: MapImage,
-    is_retry_due: bool,
+    retry_at: Option<tokio::time::Instant>,
     memory: Memory,
     memo: Memo,
     table: ServiceTable,
@@ -199,7 +201,7 @@ impl Agent {
             view,
             snapshot,
             image,
-            is_retry_due: false,
+            retry_at: None,
             dataplane,
             memory: Memory::default(),
             memo: Memo::default(),
@@ -211,7 +213,7 @@ impl Agent {
     /// Compiles the snapshot and writes what differs.
     fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
-        if self.is_retry_due {
+        if self.retry_at.replace(retry_time()).is_some() {
             self.image = self.dataplane.observe()?;
         }
         let compiled = compile(
@@ -224,9 +226,8 @@ impl Agent {
         self.memory = compiled.memory;
         self.report_rejections(&compiled.table.rejections);
         self.table = compiled.table;
-        self.is_retry_due = true;
         let (writes, refused) = self.write_table()?;
-        self.is_retry_due = false;
+        self.retry_at = None;
         self.report_refused(refused);
         let took = started.elapsed();
         self.status.applied += 1;
@@ -297,9 +298,9 @@ impl Agent {
             return Ok(());
         }
         self.image = observed;
-        self.is_retry_due = true;
+        self.retry_at = Some(retry_time());
         let (writes, refused) = self.write_table()?;
-        self.is_retry_due = false;
+        self.retry_at = None;
         self.report_refused(refused);
         self.status.drift_writes += writes;
         warn!(writes, "drift: maps were changed behind our back");
@@ -373,6 +374,11 @@ impl Agent {
             .collect();
         Ok(())
     }
+}
+
+/// When to try again what is tried now.
+fn retry_time() -> tokio::time::Instant {
+    tokio::time::Instant::now() + RETRY
 }
 
 /// An error and its causes on one line.

@@ -233,15 +233,17 @@ impl Planner<'_> {
 
     /// Whether rows of this service are there already (and were not planned from its last version).
     fn is_present(&self, entry: &ServiceEntry) -> bool {
-        [AddressFamily::V4, AddressFamily::V6]
-            .into_iter()
-            .any(|family| {
-                unit(entry, family, self.prefixes).is_some_and(|unit| {
-                    unit.rows
-                        .iter()
-                        .any(|(row, _)| self.image.frontends.contains_key(row))
-                })
-            })
+        let has_row = |family| {
+            let unit = unit(entry, family, self.prefixes);
+            let rows = unit.iter().flat_map(|unit| &unit.rows);
+            rows.into_iter()
+                .any(|(row, _)| self.image.frontends.contains_key(row))
+        };
+        // New maps are filled at once: whoever looks for ten thousand services in them does everything twice.
+        !self.image.frontends.is_empty()
+            && [AddressFamily::V4, AddressFamily::V6]
+                .into_iter()
+                .any(has_row)
     }
 
     /// Programs a unit, in the place that it has (`index`) or in a new one. False when it has none afterwards.
