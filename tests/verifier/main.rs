@@ -20,8 +20,8 @@ const CAPS: [(&str, u32, u32); 8] = [
     ("yurt_recvmsg6", 2810, 1670),
     ("yurt_getpeer4", 2990, 2360),
     ("yurt_getpeer6", 3310, 4010),
-    ("yurt_connect4", 8250, 9920),
-    ("yurt_connect6", 17660, 17300),
+    ("yurt_connect4", 9790, 10630),
+    ("yurt_connect6", 22580, 19040),
     ("yurt_sendmsg4", 17340, 11570),
     ("yurt_sendmsg6", 36040, 21750),
 ];

@@ -12,13 +12,15 @@
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;
 
-/// Version of the table maps: `yurt_conf`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
+/// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
 pub const TABLE_ABI: u32 = 1;
 /// Version of the state maps, which outlive tables: `yurt_revsk`, `yurt_peer`, `yurt_netns`, `yurt_count`.
 pub const STATE_ABI: u32 = 1;
 
 /// Most prefixes of one family in a [`PrefixSet`].
 pub const MAX_PREFIXES: usize = 16;
+/// Words of `yurt_filter`: 32 KiB, in which 20,000 addresses leave one address in forty to be looked up in vain.
+pub const FILTER_WORDS: u32 = 1 << 12;
 /// Destinations of one unconnected UDP socket that keep their backend.
 pub const UDP_PEERS: usize = 8;
 
@@ -275,6 +277,49 @@ pub struct TcpPeer {
     pub vip_port_be: [u8; 2],
     /// Zero.
     pub pad: [u8; 6],
+}
+
+/// Where an address is in `yurt_filter`: an address that lacks one of these bits has no row in `yurt_fe4` or `yurt_fe6`.
+///
+/// Both bits are in one word, so that a reader loads once and a writer stores at once. Which bits they are is part of
+/// the layout: programs of an earlier agent go on reading what this one writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FilterPlace {
+    /// Index of the word, below [`FILTER_WORDS`].
+    pub word: u32,
+    /// Two bits of it, or one.
+    pub bits: u64,
+}
+
+impl FilterPlace {
+    /// Of an IPv4 address, as a number.
+    #[inline(always)]
+    pub const fn of4(addr: u32) -> Self {
+        Self::of(addr as u64)
+    }
+
+    /// Of an IPv6 address.
+    #[inline(always)]
+    pub const fn of6(addr: &[u8; 16]) -> Self {
+        let (high, low) = words(addr);
+        Self::of(u64::from_be(low) ^ u64::from_be(high).rotate_left(32))
+    }
+
+    /// Whether all of it is set in `word`.
+    #[inline(always)]
+    pub const fn is_in(self, word: u64) -> bool {
+        word & self.bits == self.bits
+    }
+
+    #[inline(always)]
+    const fn of(addr: u64) -> Self {
+        // Fibonacci hashing: neighbours, which ClusterIPs are, fall far apart; the best bits are the highest.
+        let hash = addr.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self {
+            word: (hash >> 52) as u32,
+            bits: 1 << (hash >> 46 & 63) | 1 << (hash >> 40 & 63),
+        }
+    }
 }
 
 /// Value of `yurt_netns`, by network namespace cookie: what the hooks must know of a client.

@@ -8,8 +8,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, COUNTERS, Conf, FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer,
-    UdpPeers,
+    Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, NetnsRow,
+    ServiceRow, TcpPeer, UdpPeers,
 };
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
@@ -20,6 +20,9 @@ pub(crate) static FE4: HashMap<FrontendKey4, u64> = HashMap::with_max_entries(20
 /// See `FE4`.
 #[map(name = "yurt_fe6")]
 pub(crate) static FE6: HashMap<FrontendKey6, u64> = HashMap::with_max_entries(8192, 0);
+/// Which addresses have rows in `FE4` or `FE6`, so that others need no look there.
+#[map(name = "yurt_filter")]
+pub(crate) static FILTER: Array<u64> = Array::with_max_entries(FILTER_WORDS, BPF_F_MMAPABLE);
 /// Service index -> the publish word.
 #[map(name = "yurt_svc")]
 pub(crate) static SVC: Array<ServiceRow> = Array::with_max_entries(16384, BPF_F_MMAPABLE);

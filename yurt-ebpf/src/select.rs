@@ -10,13 +10,15 @@
 )]
 
 use crate::abi::{
-    Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FrontendKey4, FrontendKey6,
+    Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FilterPlace, FrontendKey4, FrontendKey6,
     FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS, UDP_PEERS, UdpPeer,
     UdpPeers, words,
 };
 
 /// The table as a reader sees it. Every call is one map lookup or one helper.
 pub trait Tables {
+    /// `yurt_filter`.
+    fn filter(&self, word: u32) -> Option<u64>;
     /// `yurt_fe4`.
     fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue>;
     /// `yurt_fe6`.
@@ -81,6 +83,9 @@ pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
         addr: addr.to_be_bytes(),
         ..*key
     };
+    if !may_have_rows(tables, FilterPlace::of4(addr)) {
+        return unknown4(tables, &key);
+    }
     let fingerprint = key.fingerprint();
     let Some(mut value) = tables.frontend4(&key) else {
         return miss4(tables, &key).into();
@@ -101,6 +106,9 @@ pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
 /// Resolves an IPv6 destination (not an IPv4-mapped one).
 #[inline(always)]
 pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
+    if !may_have_rows(tables, FilterPlace::of6(&key.addr)) {
+        return unknown6(tables, key);
+    }
     let fingerprint = key.fingerprint();
     let Some(mut value) = tables.frontend6(key) else {
         return miss6(tables, key).into();
@@ -115,6 +123,14 @@ pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
         value = again;
     }
     hit(tables, value)
+}
+
+/// Whether the hash is worth a look: most connects are to no Service, and a miss in a large hash is dear.
+#[inline(always)]
+fn may_have_rows<T: Tables>(tables: &T, place: FilterPlace) -> bool {
+    tables
+        .filter(place.word)
+        .is_none_or(|word| place.is_in(word))
 }
 
 #[inline(always)]
@@ -147,6 +163,34 @@ impl From<Miss> for Resolved {
             Miss::Unallocated => Self::Refuse(Counter::RefuseUnallocated),
         }
     }
+}
+
+/// An address that the filter turns away: not even scanned where unallocated addresses are left alone.
+#[inline(always)]
+fn unknown4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
+    if are_service_cidrs(tables) {
+        miss4(tables, key).into()
+    } else {
+        Resolved::Pass
+    }
+}
+
+/// See [`unknown4`].
+#[inline(always)]
+fn unknown6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
+    if are_service_cidrs(tables) {
+        miss6(tables, key).into()
+    } else {
+        Resolved::Pass
+    }
+}
+
+#[inline(always)]
+fn are_service_cidrs<T: Tables>(tables: &T) -> bool {
+    tables.conf().is_some_and(|conf| {
+        let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
+        set.flags & PREFIXES_ARE_SERVICE_CIDRS != 0
+    })
 }
 
 #[inline(never)]

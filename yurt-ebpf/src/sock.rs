@@ -22,7 +22,7 @@ use yurt_ebpf::abi::{
 use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, random_slot, resolve4, resolve6};
 
 use crate::maps::{
-    BE6, CONF, COUNT, FE4, FE6, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
+    BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
 };
 
 /// What a hook of these types returns for "go on".
@@ -499,6 +499,14 @@ impl Sock<'_> {
 }
 
 impl Tables for Sock<'_> {
+    #[inline(always)]
+    fn filter(&self, word: u32) -> Option<u64> {
+        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
+        FILTER
+            .get_ptr(word)
+            .map(|word| unsafe { core::ptr::read_volatile(word) })
+    }
+
     #[inline(always)]
     fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
         // SAFETY: the value is one word, loaded at once; its fingerprint tells whether the element was reused.

@@ -263,7 +263,7 @@ impl Agent {
         let Some(snapshot) = self.sources.snapshot() else {
             return Ok(());
         };
-        if self.retry_at.is_some() {
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
         }
         self.config.is_source_hub = self.sources.is_hub();
@@ -277,7 +277,6 @@ impl Agent {
         self.memory = compiled.memory;
         self.report_rejections(&compiled.table.rejections);
         self.table = compiled.table;
-        self.retry_at = Some(Instant::now() + RETRY);
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);

@@ -7,11 +7,15 @@
 //!
 //! 1. slots, into ranges that no reader can see,
 //! 2. publish words, each one atomic store,
-//! 3. new and moved frontends, 4. frontends that are gone.
+//! 3. the filter, grown by the addresses of new frontends,
+//! 4. new and moved frontends,
+//! 5. prefixes, 6. frontends that are gone,
+//! 7. the filter without their addresses.
 //!
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
 //! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole.
 
+mod filter;
 mod image;
 mod op;
 #[cfg(test)]
@@ -26,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+pub use filter::Filter;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused};
 pub use unit::{PROBE_V4, PROBE_V6};
@@ -132,6 +137,7 @@ impl Planner<'_> {
         }
         ops.append(&mut self.slots);
         ops.append(&mut self.publishes);
+        self.grow_filter(&mut ops);
         for (key, row) in std::mem::take(&mut self.puts) {
             self.image.insert_row(key, row);
             ops.push(Op::PutFrontend(key, row));
@@ -142,9 +148,17 @@ impl Planner<'_> {
             self.image.is_prefix_buffer_free = false;
             ops.push(Op::SetPrefixes(self.prefixes.clone()));
         }
+        let may_shrink = !self.is_delta || !self.deletes.is_empty();
         for key in std::mem::take(&mut self.deletes) {
             self.image.remove_row(&key);
             ops.push(Op::DeleteFrontend(key));
+        }
+        if may_shrink {
+            // Addresses share bits: only all that are left tell which ones are needed.
+            let mut left = Filter::default();
+            let addresses = self.image.frontends.keys().map(|key| key.address);
+            addresses.for_each(|address| left.insert(address));
+            self.set_filter(left, &mut ops);
         }
         if !self.is_delta {
             self.has_retired |= self.image.retire_unclaimed(&self.claimed);
@@ -156,6 +170,29 @@ impl Planner<'_> {
             refused,
             has_retired: self.has_retired,
         }
+    }
+
+    /// No row is there before its address is let through: a reader that knows nothing of it passes, as it should.
+    fn grow_filter(&mut self, ops: &mut Vec<Op>) {
+        if self.is_delta && self.puts.is_empty() {
+            return;
+        }
+        let mut grown = self.image.filter.clone();
+        let new = self.puts.keys();
+        let present = self.image.frontends.keys().filter(|_| !self.is_delta);
+        let addresses = new.chain(present).map(|key| key.address);
+        addresses.for_each(|address| grown.insert(address));
+        self.set_filter(grown, ops);
+    }
+
+    fn set_filter(&mut self, filter: Filter, ops: &mut Vec<Op>) {
+        let changes = self.image.filter.changes(&filter);
+        ops.extend(
+            changes
+                .into_iter()
+                .map(|(word, bits)| Op::SetFilter { word, bits }),
+        );
+        self.image.filter = filter;
     }
 
     fn change(&mut self, old: Option<&ServiceEntry>, new: Option<&ServiceEntry>) {
@@ -203,15 +240,16 @@ impl Planner<'_> {
 
     /// Whether rows of this service are there already (and were not planned from its last version).
     fn is_present(&self, entry: &ServiceEntry) -> bool {
-        [AddressFamily::V4, AddressFamily::V6]
-            .into_iter()
-            .any(|family| {
-                let units = units(entry, family, self.prefixes).into_iter();
-                units
-                    .flatten()
-                    .flat_map(|unit| unit.rows)
-                    .any(|(row, _)| self.image.frontends.contains_key(&row))
-            })
+        let has_row = |family| {
+            let units = units(entry, family, self.prefixes).into_iter();
+            let mut rows = units.flatten().flat_map(|unit| unit.rows);
+            rows.any(|(row, _)| self.image.frontends.contains_key(&row))
+        };
+        // New maps are filled at once: whoever looks for ten thousand services in them does everything twice.
+        !self.image.frontends.is_empty()
+            && [AddressFamily::V4, AddressFamily::V6]
+                .into_iter()
+                .any(has_row)
     }
 
     /// Programs a unit, in the place that it has (`index`) or in a new one. False when it has none afterwards.

@@ -29,7 +29,7 @@ pub const CAPACITY: Capacity = Capacity {
     frontends4: 20_480,
     frontends6: 8192,
     services: 16_384,
-    slots4: 65_536,
+    slots4: 32_768,
     slots6: 8192,
 };
 

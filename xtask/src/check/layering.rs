@@ -59,6 +59,7 @@ const PURE: &[&str] = &[
 const IMPURE: &[&str] = &[
     "aya",
     "aya_ebpf",
+    "aya_obj",
     "k8s_openapi",
     "kube",
     "netlink_packet_route",
@@ -81,7 +82,7 @@ struct Edge {
 
 const EDGES: &[Edge] = &[
     Edge {
-        libraries: &["aya"],
+        libraries: &["aya", "aya_obj"],
         owners: &[
             "yurt-net/src/dataplane/bpf.rs",
             "yurt-net/src/dataplane/bpf/",

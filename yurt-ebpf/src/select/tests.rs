@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::*;
-use crate::abi::{Prefix4, Prefix6, SCOPE_INTERNAL, TcpPeer, mapped};
+use crate::abi::{FILTER_WORDS, Prefix4, Prefix6, SCOPE_INTERNAL, TcpPeer, mapped};
 
 #[derive(Default)]
 struct Fake {
@@ -20,6 +20,8 @@ struct Fake {
     conf: Conf,
     random: u32,
     is_in_node_netns: bool,
+    /// The word of every place; else all bits are set.
+    filter: Option<u64>,
 }
 
 impl Fake {
@@ -34,6 +36,9 @@ impl Fake {
 }
 
 impl Tables for Fake {
+    fn filter(&self, _: u32) -> Option<u64> {
+        self.filter.or(Some(u64::MAX))
+    }
     fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
         self.answer(key.scope)
     }
@@ -103,6 +108,51 @@ fn with_prefix(flags: u32) -> Fake {
         mask: [255; 16],
     };
     fake
+}
+
+#[test]
+fn an_address_outside_the_filter_and_the_prefixes_costs_no_lookup() {
+    let fake = Fake {
+        filter: Some(0),
+        ..with_prefix(0)
+    };
+    let elsewhere = FrontendKey4 {
+        addr: [192, 0, 2, 1],
+        ..KEY
+    };
+    assert_eq!(resolve4(&fake, &elsewhere), Resolved::Pass);
+    let elsewhere = FrontendKey6::default();
+    assert_eq!(resolve6(&fake, &elsewhere), Resolved::Pass);
+    assert_eq!(fake.lookups.get(), 0);
+}
+
+#[test]
+fn an_unallocated_address_is_refused_whatever_the_filter_says() {
+    for filter in [None, Some(0)] {
+        let fake = Fake {
+            filter,
+            ..with_prefix(PREFIXES_ARE_SERVICE_CIDRS)
+        };
+        assert_eq!(
+            resolve4(&fake, &KEY),
+            Resolved::Refuse(Counter::RefuseUnallocated)
+        );
+    }
+}
+
+#[test]
+fn addresses_of_a_service_network_spread_over_the_filter() {
+    let mut words = vec![0u64; FILTER_WORDS as usize];
+    let cluster_ip = |index: u32| 0x0a60_0000 + index;
+    for place in (0..20_000).map(|index| FilterPlace::of4(cluster_ip(index))) {
+        words[place.word as usize] |= place.bits;
+    }
+    let pods = (0..10_000).map(|index| 0x0af4_0000 + index);
+    let in_vain = pods
+        .map(FilterPlace::of4)
+        .filter(|place| place.is_in(words[place.word as usize]))
+        .count();
+    assert!(in_vain < 500, "{in_vain} of 10,000");
 }
 
 #[test]

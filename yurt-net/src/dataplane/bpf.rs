@@ -13,6 +13,7 @@
 //! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
 mod load;
+mod object;
 mod table;
 
 use std::collections::BTreeMap;
@@ -69,6 +70,8 @@ pub struct BpfDataplane {
     _lock: File,
     table: Table,
     count: OwnedFd,
+    /// Values of an entry of `count`.
+    cpus: usize,
     programs: Vec<LoadedProgram>,
     sizes: Vec<ProgramSize>,
     has_set_retval: bool,
@@ -141,6 +144,7 @@ impl BpfDataplane {
             _lock: lock,
             table,
             count,
+            cpus: possible_cpus()?,
             programs,
             sizes,
             has_set_retval,
@@ -235,7 +239,7 @@ impl BpfDataplane {
 
     /// Verdicts so far, summed over the CPUs, in the order of [`abi::COUNTER_NAMES`].
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
-        let mut per_cpu = vec![0u64; possible_cpus()?];
+        let mut per_cpu = vec![0u64; self.cpus];
         let mut counters = BTreeMap::new();
         for (index, name) in (0u32..).zip(abi::COUNTER_NAMES) {
             sys::map_lookup(self.count.as_fd(), &index, &mut per_cpu)

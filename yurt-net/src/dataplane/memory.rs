@@ -7,13 +7,13 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, FrontendValue, PrefixSet, PublishWord,
-    ServiceRow,
+    Backend4, Backend6, Conf, FILTER_WORDS, FilterPlace, FrontendKey4, FrontendKey6, FrontendValue,
+    PrefixSet, PublishWord, ServiceRow,
 };
 use yurt_ebpf::select::Tables;
 
 use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Write, decode};
-use crate::plan::{Capacity, MapImage, Plan};
+use crate::plan::{Capacity, Filter, MapImage, Plan};
 
 type Key4 = ([u8; 4], [u8; 2], u8, u8);
 type Key6 = ([u8; 16], [u8; 2], u8, u8);
@@ -28,6 +28,7 @@ pub struct MemoryDataplane {
     slot: Vec<Backend4>,
     be6: Vec<Backend6>,
     conf: Box<Conf>,
+    filter: Vec<u64>,
     /// Grace periods so far.
     pub graces: usize,
     /// Next answers of [`Tables::random`].
@@ -47,6 +48,7 @@ impl MemoryDataplane {
             slot: vec![Backend4::default(); capacity.slots4 as usize],
             be6: vec![Backend6::default(); capacity.slots6 as usize],
             conf: Box::default(),
+            filter: vec![0; FILTER_WORDS as usize],
             graces: 0,
             random: Cell::new(0),
             is_in_node_netns: true,
@@ -87,6 +89,12 @@ impl MemoryDataplane {
         };
         self.be6[nth(f, length)] = Backend6::default();
         self.conf.active_prefixes ^= a & 1;
+        let length = self.fe4.len();
+        if let Some((addr, ..)) = self.fe4.keys().nth(nth(c, length)) {
+            let place = FilterPlace::of4(u32::from_be_bytes(*addr));
+            self.filter[place.word as usize] = 0;
+        }
+        self.filter[nth(d, FILTER_WORDS as usize)] = u64::from(a);
     }
 }
 
@@ -149,6 +157,15 @@ impl Write for MemoryDataplane {
         let next = self.conf.active_prefixes ^ 1;
         self.conf.prefixes[next as usize] = set;
         self.conf.active_prefixes = next;
+        Ok(())
+    }
+
+    fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_filter",
+            index: word,
+        };
+        *self.filter.get_mut(word as usize).ok_or(out_of_bounds)? = bits;
         Ok(())
     }
 
@@ -230,9 +247,17 @@ impl RawTable for MemoryDataplane {
     fn conf(&self) -> Option<Conf> {
         Some(*self.conf)
     }
+
+    fn filter(&self) -> Filter {
+        self.filter.clone().into()
+    }
 }
 
 impl Tables for MemoryDataplane {
+    fn filter(&self, word: u32) -> Option<u64> {
+        self.filter.get(word as usize).copied()
+    }
+
     fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
         self.fe4.get(&key4(key)).copied().map(FrontendValue)
     }

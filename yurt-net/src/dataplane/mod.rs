@@ -17,7 +17,7 @@ use yurt_ebpf::abi;
 
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{
-    Capacity, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServiceImage,
+    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServiceImage,
 };
 use crate::table::ClusterPrefixes;
 
@@ -270,6 +270,7 @@ trait RawTable {
     fn backend4(&self, slot: u32) -> Option<abi::Backend4>;
     fn backend6(&self, slot: u32) -> Option<abi::Backend6>;
     fn conf(&self) -> Option<abi::Conf>;
+    fn filter(&self) -> Filter;
 }
 
 /// Makes an image of whatever the maps hold; what no plan would have written is marked as such.
@@ -329,6 +330,7 @@ fn decode(
         .conf()
         .map(|conf| decode_prefixes(&conf))
         .unwrap_or_default();
+    observed.filter = table.filter();
     MapImage::observed(capacity, observed)
 }
 
@@ -432,6 +434,7 @@ fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
 trait Write {
     fn grace(&mut self) -> Result<(), DataplaneError>;
     fn prefixes(&mut self, set: abi::PrefixSet) -> Result<(), DataplaneError>;
+    fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError>;
     fn backend4(&mut self, slot: u32, backend: abi::Backend4) -> Result<(), DataplaneError>;
     fn backend6(&mut self, slot: u32, backend: abi::Backend6) -> Result<(), DataplaneError>;
     fn publish(&mut self, service: u32, word: abi::PublishWord) -> Result<(), DataplaneError>;
@@ -442,6 +445,7 @@ trait Write {
         match op {
             Op::Grace => self.grace(),
             Op::SetPrefixes(prefixes) => self.prefixes(prefix_set(prefixes)),
+            Op::SetFilter { word, bits } => self.filter(*word, *bits),
             Op::WriteSlots { base, backends } => {
                 for (slot, backend) in (*base..).zip(backends.iter()) {
                     if let Some(backend) = backend4(backend) {

@@ -1,7 +1,9 @@
-//! The few `bpf(2)` calls that aya 0.14 does not have: batches, memory-mapped arrays, and links that outlive us.
+//! The `bpf(2)` calls that the agent makes. aya's are for programs that live with the process; ours outlive it.
 //!
 //! Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
 //! the rest counts as zero.
+
+mod load;
 
 use std::ffi::CString;
 use std::io;
@@ -10,6 +12,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 
+pub(super) use self::load::{
+    MapTypes, ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, program_info,
+    program_load,
+};
+
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
@@ -17,6 +24,7 @@ const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -218,21 +226,34 @@ impl ElementAttr {
     }
 }
 
+#[repr(C)]
+struct BatchAttr {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Writes an entry of an array, whatever its type; `value` has the size of the map's values.
+pub(super) fn map_write_bytes(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> io::Result<()> {
+    bpf(
+        BPF_MAP_UPDATE_ELEM,
+        &mut ElementAttr {
+            value: address(value),
+            ..ElementAttr::new(map, &index)
+        },
+    )
+    .map(drop)
+}
+
 /// Adds or overwrites entries; `keys` and `values` are of the same length. In one call where the kernel can (5.6).
 ///
 /// The types must be those that the map was made with.
 pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
-    #[repr(C)]
-    struct BatchAttr {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map_fd: u32,
-        elem_flags: u64,
-        flags: u64,
-    }
     if keys.len() > 1 {
         let mut attr = BatchAttr {
             in_batch: 0,
@@ -290,6 +311,54 @@ pub(super) fn map_lookup<K, V: Copy>(
 
 /// All entries of a hash. Entries that come or go meanwhile may be seen or not.
 pub(super) fn map_entries<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+) -> io::Result<Vec<(K, V)>> {
+    match map_entries_in_batches(map) {
+        // Not in kernels before 5.6.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => map_entries_one_by_one(map),
+        result => result,
+    }
+}
+
+fn map_entries_in_batches<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+) -> io::Result<Vec<(K, V)>> {
+    let mut entries = Vec::new();
+    let mut room = 256;
+    // A hash numbers its buckets.
+    let mut cursor: Option<u32> = None;
+    loop {
+        let (mut keys, mut values) = (vec![K::default(); room], vec![V::default(); room]);
+        let mut next = 0u32;
+        let mut attr = BatchAttr {
+            in_batch: cursor.as_ref().map_or(0, address),
+            out_batch: std::ptr::from_mut(&mut next).addr() as u64,
+            keys: keys.as_mut_ptr().addr() as u64,
+            values: values.as_mut_ptr().addr() as u64,
+            count: u32::try_from(room).map_err(io::Error::other)?,
+            map_fd: raw(map),
+            elem_flags: 0,
+            flags: 0,
+        };
+        let is_last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // More entries in one bucket than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
+        if is_last {
+            return Ok(entries);
+        }
+        cursor = Some(next);
+    }
+}
+
+fn map_entries_one_by_one<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::space::Space;
-use super::{FrontendKey, FrontendRow, KeyPort};
+use super::{Filter, FrontendKey, FrontendRow, KeyPort};
 use crate::model::AddressFamily;
 use crate::table::{ClusterPrefixes, ServiceEntry};
 
@@ -58,6 +58,8 @@ pub struct MapImage {
     /// Generation of an index that was never published.
     first_generation: u16,
     pub(super) prefixes: ClusterPrefixes,
+    /// Of the addresses in `frontends`.
+    pub(super) filter: Filter,
     /// The inactive half of the prefixes is read by nobody.
     pub(super) is_prefix_buffer_free: bool,
     pub(super) indices: Space,
@@ -80,6 +82,8 @@ pub struct Observed {
     pub generations: BTreeMap<u32, u16>,
     /// The prefixes in force.
     pub prefixes: ClusterPrefixes,
+    /// The filter.
+    pub filter: Filter,
 }
 
 impl MapImage {
@@ -93,6 +97,7 @@ impl MapImage {
             generations: BTreeMap::new(),
             first_generation: 0,
             prefixes: ClusterPrefixes::default(),
+            filter: Filter::default(),
             is_prefix_buffer_free: true,
             indices: Space::new(capacity.services),
             slots4: Space::new(capacity.slots4),
@@ -109,11 +114,13 @@ impl MapImage {
             mut services,
             generations,
             prefixes,
+            filter,
         } = observed;
         services.retain(|index, _| *index < capacity.services);
         let mut image = Self {
             generations,
             prefixes,
+            filter,
             ..Self::empty(capacity)
         };
         image.is_prefix_buffer_free = false;
@@ -138,11 +145,12 @@ impl MapImage {
         self
     }
 
-    /// Whether both hold the same rows, services and prefixes.
+    /// Whether both hold the same rows, services, prefixes and filter.
     pub fn is_same_content(&self, other: &Self) -> bool {
         self.frontends == other.frontends
             && self.services == other.services
             && self.prefixes == other.prefixes
+            && self.filter == other.filter
     }
 
     /// Rows of each family, services, and slots in use, as `status` shows them.
@@ -181,6 +189,11 @@ impl MapImage {
     /// Published services, by index.
     pub fn services(&self) -> &BTreeMap<u32, ServiceImage> {
         &self.services
+    }
+
+    /// The filter, for the tests.
+    pub fn filter(&self) -> &Filter {
+        &self.filter
     }
 
     pub(super) fn rows(&self, family: AddressFamily) -> usize {

@@ -43,6 +43,13 @@ pub enum Op {
     Grace,
     /// Replace the prefixes; a switch of one word.
     SetPrefixes(ClusterPrefixes),
+    /// Replace a word of the filter: one atomic store.
+    SetFilter {
+        /// Index.
+        word: u32,
+        /// All of it.
+        bits: u64,
+    },
     /// Write a range that nobody can see yet.
     WriteSlots {
         /// First slot.

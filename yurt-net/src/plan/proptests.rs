@@ -329,6 +329,16 @@ fn assert_yields(maps: &MemoryDataplane, table: &ServiceTable) {
     }
 }
 
+/// Every row is seen, and nothing else costs a look.
+fn assert_filter_is_exact(maps: &MemoryDataplane) {
+    let found = maps.observe().unwrap();
+    let mut exact = Filter::default();
+    for key in found.frontends().keys() {
+        exact.insert(key.address);
+    }
+    assert_eq!(*found.filter(), exact);
+}
+
 /// A reader that looked before and acts later: between two loads, programs can be interrupted for long.
 struct Reader {
     dialled: Dialled,
@@ -396,6 +406,7 @@ proptest! {
             prop_assert_eq!(settle(&mut maps, &mut image, table), vec![]);
             assert_yields(&maps, table);
             prop_assert!(maps.observe().unwrap().is_same_content(&image));
+            assert_filter_is_exact(&maps);
         }
     }
 
@@ -437,8 +448,13 @@ proptest! {
                 }
                 let mut restarted = stopped.clone();
                 let mut found = restarted.observe().unwrap();
+                // A reader that the filter turns away looks no further.
+                for key in found.frontends().keys() {
+                    prop_assert!(found.filter().lets_through(key.address), "before {:?}: {:?}", op, key);
+                }
                 settle(&mut restarted, &mut found, new);
                 assert_yields(&restarted, new);
+                assert_filter_is_exact(&restarted);
                 let one = Plan { ops: vec![op.clone()], ..Plan::default() };
                 stopped.apply(&one).unwrap();
             }
@@ -548,5 +564,6 @@ proptest! {
         let table = tables.last().unwrap();
         settle(&mut maps, &mut found, table);
         assert_yields(&maps, table);
+        assert_filter_is_exact(&maps);
     }
 }

@@ -59,6 +59,7 @@ fn kinds(plan: &Plan) -> Vec<&'static str> {
         .map(|op| match op {
             Op::Grace => "grace",
             Op::SetPrefixes(_) => "prefixes",
+            Op::SetFilter { .. } => "filter",
             Op::WriteSlots { .. } => "slots",
             Op::Publish { .. } => "publish",
             Op::PutFrontend(..) => "put",
@@ -72,9 +73,9 @@ fn a_new_service_shows_its_frontend_last_and_a_deleted_one_just_loses_it() {
     let (_, mut image) = start();
     let web = service("web", "10.96.0.10", &["10.244.0.1:80", "10.244.0.2:80"]);
     let added = plan(&table(&[&web]), &mut image);
-    assert_eq!(kinds(&added), ["slots", "publish", "put"]);
+    assert_eq!(kinds(&added), ["slots", "publish", "filter", "put"]);
     let removed = plan(&table(&[]), &mut image);
-    assert_eq!(kinds(&removed), ["delete"]);
+    assert_eq!(kinds(&removed), ["delete", "filter"]);
 }
 
 #[test]

@@ -64,7 +64,8 @@ impl Block {
 
     /// Addresses inside, as a measure to compare.
     fn size(self) -> f64 {
-        f64::from(128 - self.length).exp2()
+        // A power of two by its exponent: `exp2` would have every agent map the C library's mathematics.
+        f64::from_bits(u64::from(1023 + 128 - u16::from(self.length)) << 52)
     }
 }
 

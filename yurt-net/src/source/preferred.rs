@@ -1,4 +1,4 @@
-//! The sources in order of preference, and which of them is in charge ([`charge`] has the rules).
+//! The sources in order of preference, and which of them is in charge (`charge` has the rules).
 //!
 //! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there is
 //! one, and else there is none: nothing is written to the kernel then.

@@ -1,12 +1,12 @@
 //! From the embedded object to programs in the kernel, with the maps that they use.
 
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use aya::EbpfLoader;
-use aya::programs::{CgroupSockAddr, ProgramError};
 use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
 
+use super::object::{MapPlan, Object};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::sys::{self, MapInfo};
 use crate::plan::Capacity;
@@ -94,10 +94,14 @@ fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
     }
 }
 
-pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 6] {
+pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 7] {
     let array = BPF_MAP_TYPE_ARRAY;
     [
         ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
+        (
+            "yurt_filter",
+            info::<u32, u64>(array, abi::FILTER_WORDS, BPF_F_MMAPABLE),
+        ),
         (
             "yurt_fe4",
             info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
@@ -177,60 +181,46 @@ fn load(
     pins: Option<&Pins>,
     has_set_retval: bool,
 ) -> Result<Loaded, DataplaneError> {
-    let object = object()?;
-    let mut loader = EbpfLoader::new();
-    // The programs use no type of the kernel.
-    loader.btf(None);
+    let mut plans = BTreeMap::new();
     for (name, info) in table_maps(capacity) {
-        loader.map_max_entries(name, info.max_entries);
-        if let Some(pins) = pins {
-            loader.map_pin_path(name, pins.table.join(name));
-        }
+        let pin = pins.map(|pins| pins.table.join(name));
+        let max_entries = info.max_entries;
+        plans.insert(name, MapPlan { max_entries, pin });
     }
     for (name, info) in state_maps(peers) {
-        if info.max_entries > 0 {
-            loader.map_max_entries(name, info.max_entries);
-        }
-        if let Some(pins) = pins {
-            loader.map_pin_path(name, pins.state.join(name));
-        }
+        let pin = pins.map(|pins| pins.state.join(name));
+        let max_entries = info.max_entries;
+        plans.insert(name, MapPlan { max_entries, pin });
     }
-    let has_set_retval = u32::from(has_set_retval);
-    let peer_mask = peers - 1;
-    loader.override_global("HAS_SET_RETVAL", &has_set_retval, true);
-    loader.override_global("PEER_MASK", &peer_mask, true);
-    let mut object = loader
-        .load(object)
-        .map_err(|error| DataplaneError::Load(Box::new(error)))?;
+    let switches = [
+        ("HAS_SET_RETVAL", u32::from(has_set_retval)),
+        ("PEER_MASK", peers - 1),
+    ];
+    let object = Object::new(object()?, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
-        let program = object
-            .program_mut(name)
-            .ok_or(DataplaneError::Missing { name })?;
-        let failed = |source: ProgramError| DataplaneError::Program {
+        let loaded = object.load(name, attach_type);
+        let fd = loaded.ok_or(DataplaneError::Missing { name })?;
+        let fd = fd.map_err(|source| DataplaneError::Program {
             program: name,
             source: Box::new(source),
-        };
-        let program: &mut CgroupSockAddr = program.try_into().map_err(failed)?;
-        program.load().map_err(failed)?;
-        let info = program.info().map_err(failed)?;
-        sizes.push(ProgramSize {
-            name,
-            verified: info.verified_instruction_count().unwrap_or_default(),
-            translated: info.size_translated().unwrap_or_default(),
-        });
-        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|source| DataplaneError::Link {
-            operation: "keep",
+        })?;
+        let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
+            operation: "inspect",
             program: name,
             source,
         })?;
+        sizes.push(ProgramSize {
+            name,
+            verified: info.verified,
+            translated: info.translated,
+        });
         programs.push(LoadedProgram {
             name,
             attach_type,
             fd,
-            id: info.id(),
+            id: info.id,
         });
     }
     Ok((programs, sizes))

@@ -5,7 +5,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, PrefixSet, PublishWord, ServiceRow,
+    Backend4, Backend6, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, PrefixSet, PublishWord,
+    ServiceRow,
 };
 
 use super::on_map;
@@ -13,7 +14,7 @@ use crate::dataplane::sys::{self, MappedArray};
 use crate::dataplane::{
     DataplaneError, RawKey, RawTable, Write, is_written4, is_written6, raw_value,
 };
-use crate::plan::{Capacity, Op};
+use crate::plan::{Capacity, Filter, Op};
 
 /// Rows of both families: key and value.
 pub(super) type Rows = (Vec<(FrontendKey4, u64)>, Vec<(FrontendKey6, u64)>);
@@ -27,6 +28,7 @@ pub(super) struct Table {
     pub(super) slot: MappedArray<Backend4>,
     pub(super) be6: MappedArray<Backend6>,
     pub(super) conf: MappedArray<Conf>,
+    pub(super) filter: MappedArray<u64>,
     /// Where these maps start to count generations.
     pub(super) first_generation: u16,
 }
@@ -63,6 +65,7 @@ impl Table {
             slot: map_array(dir, "yurt_slot", capacity.slots4)?,
             be6: map_array(dir, "yurt_be6", capacity.slots6)?,
             conf: map_array(dir, "yurt_conf", 1)?,
+            filter: map_array(dir, "yurt_filter", FILTER_WORDS)?,
             first_generation: first_generation(svc.id),
         })
     }
@@ -92,6 +95,11 @@ impl RawTable for Table {
     fn conf(&self) -> Option<Conf> {
         self.conf.read(0)
     }
+
+    fn filter(&self) -> Filter {
+        let words = (0..FILTER_WORDS).map_while(|word| self.filter.read(word));
+        words.collect::<Vec<_>>().into()
+    }
 }
 
 impl Write for Table {
@@ -108,6 +116,17 @@ impl Write for Table {
             (&raw mut (*conf).prefixes[next as usize]).write_volatile(set);
             active.store(next, Ordering::Release);
         }
+        Ok(())
+    }
+
+    fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError> {
+        let out_of_bounds = DataplaneError::OutOfBounds {
+            map: "yurt_filter",
+            index: word,
+        };
+        let word = self.filter.entry(word).ok_or(out_of_bounds)?.as_ptr();
+        // SAFETY: a valid, aligned word of our mapping.
+        unsafe { AtomicU64::from_ptr(word) }.store(bits, Ordering::Release);
         Ok(())
     }
 
