@@ -197,13 +197,15 @@ impl KubeSource {
             .collect()
     }
 
-    /// Waits until the snapshot or what is said about it has changed. Safe to cancel. Must be called inside a tokio
+    /// Waits until the snapshot has changed, or whether the source is synced and answers. Safe to cancel. Must be called inside a tokio
     /// runtime.
     pub async fn changed(&mut self) {
         loop {
             if self.connection.is_none() {
                 self.connect().await;
+                continue;
             }
+            let was_good = self.is_synced && self.answers();
             let deadline = self.deadline();
             let first = tokio::select! {
                 update = self.updates.recv() => update,
@@ -216,10 +218,9 @@ impl KubeSource {
                 has_changed |= self.take(taken);
                 update = self.updates.try_recv().ok();
             }
-            let was_synced = self.is_synced;
             self.follow_pool();
             self.is_synced = self.is_synced || self.is_complete();
-            if has_changed || was_synced != self.is_synced {
+            if has_changed || was_good != (self.is_synced && self.answers()) {
                 return;
             }
         }
@@ -231,9 +232,11 @@ impl KubeSource {
         let release = self.state.release_at().map(|at| self.started + at);
         let patience = self.required_since.filter(|_| !self.is_synced);
         let patience = patience.map(|since| since + OPTIONAL_PATIENCE);
-        let config = self.connection.is_none().then_some(self.next_attempt);
-        let all = [release, patience, config];
-        all.into_iter().flatten().min().unwrap_or(far)
+        [release, patience]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or(far)
     }
 
     fn is_complete(&mut self) -> bool {
@@ -363,7 +366,7 @@ impl KubeSource {
                 match listed {
                     Listed::Used { has_changed } => has_changed,
                     Listed::Held => {
-                        for held in state.held() {
+                        for held in state.held().filter(|h| h.resource == resource.name()) {
                             tracing::warn!(
                                 resource = held.resource,
                                 have = held.have,

@@ -22,9 +22,6 @@ mod charge;
 
 use charge::{Act, Charge};
 
-/// How often the state of a source that only fails is looked at.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// See the module.
 pub struct Sources {
     specs: Vec<SourceSpec>,
@@ -216,7 +213,8 @@ impl Sources {
     /// Waits until the snapshot in force has changed. Safe to cancel.
     pub async fn changed(&mut self) {
         loop {
-            let decide_at = self.charge.decide_at().map(|at| self.started + at);
+            let now = self.started.elapsed();
+            let decide_at = self.charge.decide_at(now).map(|at| self.started + at);
             let in_charge = self.charge.in_charge();
             let mut waits: Vec<LocalBoxFuture<'_, ()>> = Vec::with_capacity(self.active.len() + 1);
             for source in &mut self.active {
@@ -225,11 +223,10 @@ impl Sources {
                     None => pending().boxed_local(),
                 });
             }
-            let look = Instant::now() + LOOK;
-            waits.push(
-                sleep_until(decide_at.map_or(look, |at| at.max(Instant::now()).min(look)))
-                    .boxed_local(),
-            );
+            waits.push(match decide_at {
+                Some(at) => sleep_until(at).boxed_local(),
+                None => pending().boxed_local(),
+            });
             let (_, which, _) = select_all(waits).await;
             self.decide();
             if self.charge.in_charge() != in_charge || Some(which) == in_charge {

@@ -110,15 +110,16 @@ impl Charge {
         acts
     }
 
-    /// When [`Self::decide`] may come to something else although nothing is reported.
-    pub(super) fn decide_at(&self) -> Option<Duration> {
+    /// When [`Self::decide`] may come to something else although nothing is reported: after `now`, for what was due
+    /// until then is decided.
+    pub(super) fn decide_at(&self, now: Duration) -> Option<Duration> {
         let is_alone = self.sources.iter().skip(1).all(|s| *s == Standing::Idle);
         let waits = self.sources.iter().filter_map(|standing| match standing {
             Standing::Idle => None,
             Standing::Bad(since) => Some(*since + PATIENCE),
             Standing::Good(since) => (!is_alone).then(|| *since + REST),
         });
-        waits.min()
+        waits.filter(|at| *at > now).min()
     }
 }
 
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!(charge.decide(at(1)), []);
         assert_eq!(charge.in_charge(), Some(0));
         assert_eq!(charge.decide(at(1000)), []);
-        assert_eq!(charge.decide_at(), None);
+        assert_eq!(charge.decide_at(at(1000)), None);
     }
 
     #[test]
@@ -147,7 +148,7 @@ mod tests {
         let mut charge = Charge::new(2);
         charge.decide(at(0));
         charge.report(0, false, at(1));
-        assert_eq!(charge.decide_at(), Some(PATIENCE));
+        assert_eq!(charge.decide_at(at(1)), Some(PATIENCE));
         assert_eq!(charge.decide(at(9)), []);
         assert_eq!(charge.decide(at(10)), [Act::Start(1)]);
         charge.report(1, true, at(12));
@@ -158,6 +159,17 @@ mod tests {
         assert_eq!(charge.in_charge(), Some(0));
         assert_eq!(charge.decide(at(49)), []);
         assert_eq!(charge.decide(at(50)), [Act::Stop(1)]);
+    }
+
+    #[test]
+    fn a_source_that_stays_away_is_not_decided_about_again_and_again() {
+        for sources in [1, 2] {
+            let mut charge = Charge::new(sources);
+            charge.decide(at(0));
+            charge.decide(at(10));
+            charge.decide(at(20));
+            assert_eq!(charge.decide_at(at(20)), None, "{sources} sources");
+        }
     }
 
     #[test]
