@@ -435,7 +435,7 @@ impl Agent {
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
         status.source = self.sources.status(unix_seconds());
-        status.checkpoint = self.keeper.stats().into();
+        status.checkpoint.clone_from(self.keeper.stats());
         status.pool.clone_from(&self.table.pool);
         status.services = self.table.services.len();
         status.rejections.clone_from(&self.table.rejections);

@@ -35,7 +35,7 @@ pub struct Status {
     /// Seconds since 1970 when the checkpoint that the agent booted from was true; `None` = there was none.
     pub checkpoint_synced_at: Option<u64>,
     /// The checkpoint on disk.
-    pub checkpoint: CheckpointStatus,
+    pub checkpoint: Stats,
     /// Service ports in the table.
     pub services: usize,
     /// Tables applied since the start.
@@ -60,31 +60,6 @@ pub struct Status {
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
     pub programs: BTreeMap<String, u32>,
-}
-
-/// What was written to disk since the start.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct CheckpointStatus {
-    /// Bytes handed to the file system.
-    pub bytes_written: u64,
-    /// Saves.
-    pub writes: u64,
-    /// Saves that failed.
-    pub errors: u64,
-    /// Why the last one failed; `None` = it did not.
-    pub last_error: Option<String>,
-}
-
-impl From<&Stats> for CheckpointStatus {
-    fn from(stats: &Stats) -> Self {
-        Self {
-            bytes_written: stats.bytes_written,
-            writes: stats.writes,
-            errors: stats.errors,
-            last_error: stats.last_error.clone(),
-        }
-    }
 }
 
 /// Use of one map.
@@ -234,7 +209,7 @@ impl Status {
             let objects: u64 = received.values().map(|received| received.objects).sum();
             writeln!(out, "received      {objects} objects, {bytes} bytes")?;
         }
-        let CheckpointStatus {
+        let Stats {
             bytes_written,
             writes,
             last_error,

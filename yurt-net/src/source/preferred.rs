@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
 use super::file::FileSource;
-use super::kube::{Api, KubeSource, Scope};
+use super::kube::{Api, KubeSource, Received, Scope};
 use super::{SourceError, SourceSpec};
 use crate::agent::chain;
 use crate::model::Snapshot;
@@ -78,20 +78,7 @@ pub struct SourceStatus {
     /// Lists of a cache that are held back.
     pub held_lists: Vec<String>,
     /// What was received since the start, by resource.
-    pub received: BTreeMap<String, ReceivedStatus>,
-}
-
-/// See [`super::kube::Received`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ReceivedStatus {
-    /// Bytes of bodies on the wire.
-    pub bytes: u64,
-    /// Objects in lists and events.
-    pub objects: u64,
-    /// Lists asked for.
-    pub lists: u64,
-    /// Watches asked for.
-    pub watches: u64,
+    pub received: BTreeMap<String, Received>,
 }
 
 impl Sources {

@@ -61,16 +61,15 @@ impl Keeper {
 
     /// Starts to save what `snapshot` says, if it is time.
     pub fn begin(&mut self, snapshot: &Snapshot, provenance: Provenance) {
-        let Some(occasion) = self.pace.begin(Instant::now()) else {
-            return;
-        };
-        self.start(snapshot, provenance, occasion);
+        if self.pace.begin(Instant::now()) {
+            self.start(snapshot, provenance, Occasion::Changes);
+        }
     }
 
     /// There is nothing worth saving.
     pub fn skip(&mut self) {
-        if self.pace.begin(Instant::now()).is_some() {
-            self.pace.saved(false);
+        if self.pace.begin(Instant::now()) {
+            self.pace.saved();
         }
     }
 
@@ -105,8 +104,8 @@ impl Keeper {
         self.stats = saver.stats().clone();
         self.saver = Some(saver);
         match result {
-            Ok(has_written) => {
-                self.pace.saved(has_written);
+            Ok(_has_written) => {
+                self.pace.saved();
                 if had_error {
                     info!("checkpoint: saved again");
                 }

@@ -5,11 +5,9 @@
 //! under changes without end there is one save a minute, 1,440 a day of about 32 KB. Nothing changes, nothing is
 //! written.
 //!
-//! That watches have moved on, with nothing new in them, is saved with the next change and when the agent stops;
-//! alone only after ten minutes. A watch of *all* objects of a kind can go on from any old version as long as no
-//! object has changed, and then it was saved; what a long rest costs is the own Node, once. But the list behind a
-//! checkpoint may have been made anew meanwhile, by an apiserver that restarted, and `synced_at` would tell an
-//! operator of days without a link that there were not.
+//! That watches have moved on, with nothing new in them, is saved with the next change and when the agent stops, never
+//! alone. A watch of *all* objects of a kind can go on from any old version as long as no object has changed, and
+//! then it was saved; what a long rest costs is the own Node, once.
 
 #![forbid(unsafe_code)]
 
@@ -19,8 +17,6 @@ use std::time::{Duration, Instant};
 const SETTLE: Duration = Duration::from_secs(2);
 /// From one save of changes to the next.
 const EVERY: Duration = Duration::from_secs(60);
-/// From any save to one of versions alone.
-const VERSIONS_EVERY: Duration = Duration::from_secs(10 * 60);
 /// From a failure to the next attempt; doubled each time, because a full disk pays for each attempt too.
 const RETRY: Duration = Duration::from_secs(30);
 const RETRY_AT_MOST: Duration = Duration::from_secs(10 * 60);
@@ -38,7 +34,6 @@ pub enum Occasion {
 #[derive(Debug, Default)]
 pub struct Pace {
     changed: Option<Instant>,
-    moved: Option<Instant>,
     attempted: Option<Instant>,
     failures: u32,
 }
@@ -49,50 +44,32 @@ impl Pace {
         self.changed.get_or_insert(now);
     }
 
-    /// Versions have moved on.
-    pub fn moved(&mut self, now: Instant) {
-        self.moved.get_or_insert(now);
-    }
-
     /// When to call `begin`; `None`: not before something happens.
     pub fn due(&self) -> Option<Instant> {
-        let changed = self.changed.map(|at| self.not_before(at + SETTLE, EVERY));
-        let moved = self
-            .moved
-            .map(|at| self.not_before(at + VERSIONS_EVERY, VERSIONS_EVERY));
-        changed.into_iter().chain(moved).min()
+        self.changed.map(|at| self.not_before(at + SETTLE))
     }
 
-    fn not_before(&self, at: Instant, interval: Duration) -> Instant {
+    fn not_before(&self, at: Instant) -> Instant {
         let pause = match self.failures.checked_sub(1) {
-            None => interval,
+            None => EVERY,
             Some(before) => RETRY_AT_MOST.min(RETRY * 2u32.saturating_pow(before)),
         };
         self.attempted.map_or(at, |last| at.max(last + pause))
     }
 
-    /// What is to be saved now, if anything is. From then on it counts as saved, until `failed` says otherwise.
-    pub fn begin(&mut self, now: Instant) -> Option<Occasion> {
-        if self.due().is_none_or(|due| now < due) {
-            return None;
+    /// Whether to save now. From then on what changed counts as saved, until `failed` says otherwise.
+    pub fn begin(&mut self, now: Instant) -> bool {
+        let is_due = self.due().is_some_and(|due| due <= now);
+        if is_due {
+            self.changed = None;
+            self.attempted = Some(now);
         }
-        let occasion = match self.changed.take() {
-            Some(_) => Occasion::Changes,
-            None => {
-                self.moved = None;
-                Occasion::Everything
-            }
-        };
-        self.attempted = Some(now);
-        Some(occasion)
+        is_due
     }
 
-    /// The save has ended well; `has_written`: everything is on disk, versions too.
-    pub fn saved(&mut self, has_written: bool) {
+    /// The save has ended well.
+    pub fn saved(&mut self) {
         self.failures = 0;
-        if has_written {
-            self.moved = None;
-        }
     }
 
     /// It has failed: it is tried again.
@@ -117,8 +94,8 @@ mod tests {
         for second in 0..300 {
             let now = start + SECOND * second;
             pace.changed(now);
-            if pace.begin(now).is_some() {
-                pace.saved(true);
+            if pace.begin(now) {
+                pace.saved();
                 saves.push(second);
             }
         }
@@ -131,50 +108,10 @@ mod tests {
         let mut pace = Pace::default();
         assert_eq!(pace.due(), None);
         pace.changed(start);
-        assert_eq!(pace.begin(start + SECOND), None);
-        assert_eq!(pace.begin(start + SECOND * 2), Some(Occasion::Changes));
-        pace.saved(true);
+        assert!(!pace.begin(start + SECOND));
+        assert!(pace.begin(start + SECOND * 2));
+        pace.saved();
         assert_eq!(pace.due(), None);
-    }
-
-    #[test]
-    fn versions_alone_are_saved_every_ten_minutes_and_otherwise_with_a_change() {
-        let start = Instant::now();
-        let mut pace = Pace::default();
-        let mut saves = Vec::new();
-        for minute in 0..60 {
-            let now = start + SECOND * 60 * minute;
-            pace.moved(now);
-            if minute == 25 {
-                pace.changed(now - SECOND * 2);
-            }
-            if let Some(occasion) = pace.begin(now) {
-                pace.saved(true);
-                saves.push((minute, occasion == Occasion::Changes));
-            }
-        }
-        let expected = [
-            (10, false),
-            (21, false),
-            (25, true),
-            (36, false),
-            (47, false),
-            (58, false),
-        ];
-        assert_eq!(saves, expected);
-    }
-
-    #[test]
-    fn a_save_that_wrote_nothing_leaves_the_versions_due() {
-        let start = Instant::now();
-        let mut pace = Pace::default();
-        pace.moved(start);
-        pace.changed(start);
-        assert_eq!(pace.begin(start + SECOND * 2), Some(Occasion::Changes));
-        pace.saved(false);
-        let due = start + SECOND * 2 + VERSIONS_EVERY;
-        assert_eq!(pace.due(), Some(due));
-        assert_eq!(pace.begin(due), Some(Occasion::Everything));
     }
 
     #[test]
@@ -187,13 +124,13 @@ mod tests {
             let due = pace.due().unwrap();
             waits.push((due - now).as_secs());
             now = due;
-            assert!(pace.begin(now).is_some());
+            assert!(pace.begin(now));
             pace.failed(now);
         }
         assert_eq!(waits, [2, 30, 60, 120, 240, 480, 600]);
         now = pace.due().unwrap();
-        assert!(pace.begin(now).is_some());
-        pace.saved(true);
+        assert!(pace.begin(now));
+        pace.saved();
         assert_eq!(pace.due(), None);
         pace.changed(now);
         assert_eq!(pace.due(), Some(now + EVERY));
