@@ -14,6 +14,7 @@ mod files;
 mod frontends;
 mod golden;
 mod kernel;
+mod namespaces;
 mod peers;
 mod refusal;
 mod restart;

@@ -31,6 +31,7 @@ use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, tab
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::{Table, open_map};
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
+use crate::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
 
 /// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
@@ -250,7 +251,9 @@ impl BpfDataplane {
     }
 
     fn write_switches(&self) -> Result<(), DataplaneError> {
-        let cookie = sys::netns_cookie().map_err(DataplaneError::NetnsCookie)?;
+        let cookie = netns::cookie().map_err(DataplaneError::NetnsCookie)?;
+        // Kernels that do not tell number namespaces from 1, and the node's own one is the first.
+        let cookie = cookie.unwrap_or(1);
         let socket_lb = match self.options.socket_lb {
             SocketLb::All => abi::SOCKET_LB_ALL,
             SocketLb::Host => abi::SOCKET_LB_HOST,

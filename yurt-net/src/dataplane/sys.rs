@@ -467,34 +467,6 @@ pub(super) fn wait_for_readers() -> io::Result<()> {
     }
 }
 
-/// The cookie of the network namespace that this thread is in (5.14), else the one of the first namespace.
-pub(super) fn netns_cookie() -> io::Result<u64> {
-    const SO_NETNS_COOKIE: libc::c_int = 71;
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: `cookie` and `length` are valid for writes of their sizes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        return Ok(cookie);
-    }
-    let error = io::Error::last_os_error();
-    // Older kernels number namespaces from 1, and the node's own one is the first.
-    if error.raw_os_error() == Some(libc::ENOPROTOOPT) {
-        Ok(1)
-    } else {
-        Err(error)
-    }
-}
-
 /// Lets maps be made on kernels that count them as locked memory (before 5.11).
 pub(super) fn raise_memlock() {
     let unlimited = libc::rlimit {

@@ -1,0 +1,168 @@
+//! The network namespaces of this machine: which there are, and how to do something inside one.
+//!
+//! A namespace is found where a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as container
+//! runtimes and iproute2 do); each counts once, by its inode. One that only a file descriptor or a thread keeps is not found.
+//! To see those of Pods the agent must see their processes (`hostPID: true`). Sources: `namespaces(7)`, `setns(2)`.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::linux::fs::MetadataExt as _;
+use std::path::Path;
+
+/// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
+const NSFS_MAGIC: i64 = 0x6e73_6673;
+/// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, since Linux 5.14.
+const SO_NETNS_COOKIE: libc::c_int = 71;
+
+/// A network namespace. It lives at least as long as this value, which holds it open.
+#[derive(Debug)]
+pub struct Netns {
+    inode: u64,
+    file: File,
+}
+
+impl Netns {
+    /// The one that the calling thread is in.
+    pub fn current() -> io::Result<Self> {
+        Self::open(Path::new("/proc/thread-self/ns/net"))
+    }
+
+    /// The one that a file stands for: `/proc/<pid>/ns/net`, or a name in `/run/netns`.
+    ///
+    /// Fails with `InvalidInput` when the file is none: what is left of a name after its namespace went.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let file = File::open(path)?;
+        // SAFETY: plain data that fstatfs fills.
+        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
+        // SAFETY: an open file and a valid buffer.
+        if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        if stat.f_type != NSFS_MAGIC {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a namespace",
+            ));
+        }
+        let inode = file.metadata()?.st_ino();
+        Ok(Self { inode, file })
+    }
+
+    /// Identity: no two namespaces that exist at the same time have the same one. `lsns -t net` prints it.
+    pub fn inode(&self) -> u64 {
+        self.inode
+    }
+
+    /// Moves the calling thread in. Needs `CAP_SYS_ADMIN`.
+    fn enter(&self) -> io::Result<()> {
+        // SAFETY: a call without pointers.
+        match unsafe { libc::setns(self.file.as_raw_fd(), libc::CLONE_NEWNET) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+/// All of them, that of the calling thread first. What goes away while we look is left out.
+///
+/// Fails when `/proc` cannot be read. Costs one `stat` for each process.
+pub fn all() -> io::Result<Vec<Netns>> {
+    let mut found = vec![Netns::current()?];
+    let mut seen = BTreeSet::from([found[0].inode]);
+    let processes = fs::read_dir("/proc")?.flatten();
+    let is_process = |name: &str| name.bytes().all(|byte| byte.is_ascii_digit());
+    let of_processes = processes
+        .filter(|entry| entry.file_name().to_str().is_some_and(is_process))
+        .map(|entry| entry.path().join("ns/net"));
+    // Not there on a machine that has bound no name.
+    let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
+    for path in of_processes.chain(names.map(|entry| entry.path())) {
+        // A look at the inode first: to open each process's would cost more, and most are in the same few.
+        let is_known = fs::metadata(&path).is_ok_and(|metadata| seen.contains(&metadata.st_ino()));
+        if is_known {
+            continue;
+        }
+        if let Ok(netns) = Netns::open(&path)
+            && seen.insert(netns.inode)
+        {
+            found.push(netns);
+        }
+    }
+    Ok(found)
+}
+
+/// Does something inside each namespace, one after the other, and returns what came of it in the same order; an error for
+/// one that could not be entered. The thread is one of its own: the caller stays where it is, and waits.
+///
+/// Sockets belong to the namespace that they were opened in, and stay there.
+pub fn inside<T: Send>(
+    namespaces: &[Netns],
+    mut visit: impl FnMut(&Netns) -> T + Send,
+) -> io::Result<Vec<io::Result<T>>> {
+    std::thread::scope(|scope| {
+        let walk = move || {
+            let visits = namespaces.iter();
+            visits
+                .map(|netns| netns.enter().map(|()| visit(netns)))
+                .collect()
+        };
+        let thread = std::thread::Builder::new().name("netns".to_owned());
+        let joined = thread.spawn_scoped(scope, walk)?.join();
+        joined.map_err(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// The cookie of the namespace that the calling thread is in, as `bpf_get_netns_cookie` gives it to programs: never used
+/// twice while the machine is up. `None` on kernels that do not tell (before 5.14).
+pub fn cookie() -> io::Result<Option<u64>> {
+    // Not bound: in a namespace whose loopback is down there is no address to bind to.
+    // SAFETY: a call without pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel has just opened it for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: `cookie` and `length` are valid for writes of their sizes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_NETNS_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        return Ok(Some(cookie));
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        error => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_namespace_is_first_and_each_is_there_once() {
+        let all = all().unwrap();
+        let own = fs::metadata("/proc/self/ns/net").unwrap().st_ino();
+        assert_eq!(all[0].inode(), own);
+        let inodes: BTreeSet<u64> = all.iter().map(Netns::inode).collect();
+        assert_eq!(inodes.len(), all.len());
+    }
+
+    #[test]
+    fn what_is_left_of_a_name_is_no_namespace() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let error = Netns::open(file.path()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+}
