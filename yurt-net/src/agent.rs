@@ -1,12 +1,13 @@
 //! The running agent: one loop that compiles what the sources say and keeps the maps in step.
 //!
-//! One thread, and one more while the disk is written to:
+//! One thread, one more while the disk is written to, and one while sockets are looked at:
 //!
 //! | task | waits for | does |
 //! |---|---|---|
 //! | the loop (`run`) | sources, addresses, drift timer, retry timer, requests, signals | everything else |
 //! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
 //! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
+//! | a scan (in `Scanner`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
 //! | netlink (in `NodeWatch`) | the kernel | tells the loop that an address changed |
 //!
@@ -26,11 +27,15 @@ use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use crate::dataplane::sockets::{self, Event, Found, Outcome, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
-use crate::model::{Rejection, Snapshot};
+use crate::model::{Protocol, Rejection, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::plan::{MapImage, Plan, Refused, plan};
-use crate::policy::{Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
+use crate::policy::{
+    ClosureEstablished, Fate, Flow, Judge, Memo, Memory, NodeView, PolicyConfig, Reasons, Standing,
+    compile, has_lost,
+};
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
@@ -118,7 +123,15 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let server = control::serve(&socket, sender).map_err(io("listen on", &socket))?;
 
     let config = args.policy.config(&args.node);
-    let mut agent = Agent::new(config, view, sources, Keeper::new(saver), dataplane)?;
+    let established = args.closure_established;
+    let mut agent = Agent::new(
+        config,
+        view,
+        sources,
+        Keeper::new(saver),
+        dataplane,
+        established,
+    )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
     let drift_interval = match args.drift_interval {
         0 => NEVER,
@@ -154,6 +167,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 }
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
+            event = agent.scanner.next() => match event {
+                Event::Found(found) => agent.judge(found),
+                Event::Done(outcome) => agent.report_scan(outcome),
+            },
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => agent.answer(request),
             _ = terminate.recv() => break,
@@ -181,6 +198,12 @@ struct Agent {
     memory: Memory,
     memo: Memo,
     table: ServiceTable,
+    established: ClosureEstablished,
+    scanner: Scanner,
+    /// Established flows may have lost their backend since the last scan; at first, while no agent was there.
+    is_scan_due: bool,
+    /// Established flows whose backends new flows do not go to.
+    watched: Vec<Flow>,
     status: Status,
 }
 
@@ -191,9 +214,17 @@ impl Agent {
         sources: Sources,
         keeper: Keeper,
         dataplane: BpfDataplane,
+        established: ClosureEstablished,
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
-        let status = Status::new(&config.node, &dataplane);
+        let mut status = Status::new(&config.node, &dataplane);
+        if let Err(error) = sockets::support() {
+            let reason = chain(&error);
+            warn!(reason, "sockets that outlive their endpoint are not ended");
+            status.sockets.unsupported = Some(reason);
+        }
+        let with_tcp = established == ClosureEstablished::Reset;
+        let scanner = Scanner::new(dataplane.socket_maps()?, with_tcp);
         Ok(Self {
             is_adopted: dataplane.is_adopted(),
             config,
@@ -207,6 +238,10 @@ impl Agent {
             memory: Memory::default(),
             memo: Memo::default(),
             table: ServiceTable::default(),
+            established,
+            scanner,
+            is_scan_due: true,
+            watched: Vec::new(),
             status,
         })
     }
@@ -276,10 +311,14 @@ impl Agent {
         );
         self.memory = compiled.memory;
         self.report_rejections(&compiled.table.rejections);
+        let with_tcp = self.established == ClosureEstablished::Reset;
+        let is_looked_at = |protocol| protocol == Protocol::Udp || with_tcp;
+        self.is_scan_due |= has_lost(&self.table, &compiled.table, is_looked_at);
         self.table = compiled.table;
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);
+        self.scan_if_due();
         let took = started.elapsed();
         self.keeper.changed();
         self.status.applied += 1;
@@ -300,6 +339,90 @@ impl Agent {
             );
         }
         Ok(())
+    }
+
+    /// Looks at the established sockets, where one may have lost its backend. Not for what a checkpoint says: it may be older
+    /// than the sockets.
+    fn scan_if_due(&mut self) {
+        let is_hearsay = self.sources.origin() == Origin::Checkpoint;
+        if is_hearsay || self.status.sockets.unsupported.is_some() {
+            return;
+        }
+        if !self.is_scan_due && !self.watched.is_empty() {
+            let mut fates = self.fates(&self.watched).into_iter();
+            self.is_scan_due = fates.any(|(_, fate)| fate == Fate::End);
+        }
+        if std::mem::take(&mut self.is_scan_due) {
+            self.scanner.start();
+        }
+    }
+
+    fn fates(&self, flows: &[Flow]) -> Vec<(Standing, Fate)> {
+        let Some(snapshot) = self.sources.snapshot() else {
+            return Vec::new();
+        };
+        let judge = Judge {
+            snapshot,
+            config: &self.config,
+            view: &self.view,
+            memory: &self.memory,
+            table: &self.table,
+        };
+        let standings = judge.standings(flows).into_iter().zip(flows);
+        standings
+            .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.established)))
+            .collect()
+    }
+
+    /// Says which of the flows that a scan found are to be ended.
+    fn judge(&mut self, found: Found) {
+        let judged = self.fates(&found.flows);
+        let judged = found.flows.iter().zip(judged);
+        let mut doomed = BTreeMap::new();
+        self.watched.clear();
+        for (flow, (standing, fate)) in judged {
+            match fate {
+                Fate::Keep => {}
+                Fate::Watch => self.watched.push(*flow),
+                Fate::End => {
+                    debug!(?flow, ?standing, "ending the sockets of a flow");
+                    doomed.insert(*flow, standing);
+                }
+            }
+        }
+        found.end(doomed);
+    }
+
+    fn report_scan(&mut self, outcome: Outcome) {
+        let Outcome {
+            ended,
+            sockets: seen,
+            took,
+            error,
+        } = outcome;
+        let outside = ended.get(&Standing::OutsideClosure).copied();
+        let outside = outside.unwrap_or_default();
+        let withdrawn = ended.values().sum::<u64>() - outside;
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if withdrawn + outside > 0 {
+            info!(
+                withdrawn,
+                outside, seen, took_ms, "ended sockets whose endpoint went"
+            );
+        }
+        let error = error.map(|error| chain(&error));
+        if let Some(error) = error.as_ref()
+            && self.status.sockets.last_error.as_ref() != Some(error)
+        {
+            warn!(error, "not all sockets could be looked at");
+        }
+        let status = &mut self.status.sockets;
+        status.scans += 1;
+        status.last_seen = seen;
+        status.last_scan_ms = took_ms;
+        status.last_error = error;
+        status.ended_withdrawn += withdrawn;
+        status.ended_outside_closure += outside;
     }
 
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.

@@ -14,7 +14,7 @@ use ipnetwork::IpNetwork;
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
-use crate::policy::{ClosureFailure, PolicyConfig, ViaHub};
+use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 
@@ -184,6 +184,10 @@ pub struct RunArgs {
     /// Whose sockets are served.
     #[arg(long, value_enum, default_value = "all")]
     pub socket_lb: SocketLb,
+    /// What happens to established flows, TCP too, to an endpoint that serves but is outside the closure by now: keep them,
+    /// or reset them. New flows never go there. UDP sockets whose endpoint is gone are ended either way.
+    #[arg(long, value_enum, default_value = "keep")]
+    pub closure_established: ClosureEstablished,
     /// IPv4 frontends: addresses and ports of Services, and a ClusterIP each without a known service CIDR. 80 bytes.
     #[arg(long, default_value_t = 20480, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_frontends4: u32,

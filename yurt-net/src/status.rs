@@ -56,6 +56,8 @@ pub struct Status {
     pub drift_links: usize,
     /// A refused call fails with ECONNREFUSED; else with EPERM, because this kernel cannot say more.
     pub refuses_with_econnrefused: bool,
+    /// Established sockets whose backend went.
+    pub sockets: Sockets,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
@@ -120,6 +122,26 @@ impl From<&Refused> for RefusedService {
             has_some: *has_some,
         }
     }
+}
+
+/// Looks at established sockets, and their ends.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Sockets {
+    /// Why this kernel does not end sockets; `None` = it does.
+    pub unsupported: Option<String>,
+    /// Looks so far.
+    pub scans: u64,
+    /// Sockets of Services seen by the last one.
+    pub last_seen: usize,
+    /// How long it took, in milliseconds.
+    pub last_scan_ms: u64,
+    /// What went wrong in it.
+    pub last_error: Option<String>,
+    /// UDP sockets ended because their endpoint was withdrawn.
+    pub ended_withdrawn: u64,
+    /// Sockets ended because their endpoint is outside the closure: `--closure-established=reset`.
+    pub ended_outside_closure: u64,
 }
 
 /// Whether Services are translated for a process in another cgroup.
@@ -224,6 +246,30 @@ impl Status {
         Ok(())
     }
 
+    fn write_sockets(&self, out: &mut String) -> std::fmt::Result {
+        let Sockets {
+            unsupported,
+            scans,
+            last_scan_ms,
+            last_error,
+            ended_withdrawn,
+            ended_outside_closure,
+            ..
+        } = &self.sockets;
+        match unsupported {
+            Some(reason) => writeln!(out, "sockets       NOT ENDED: {reason}")?,
+            None => writeln!(
+                out,
+                "sockets       {ended_withdrawn} ended (endpoint withdrawn), {ended_outside_closure} (outside the closure); \
+                 {scans} scans, {last_scan_ms} ms for the last"
+            )?,
+        }
+        if let Some(error) = last_error {
+            writeln!(out, "              ! the last scan is not whole: {error}")?;
+        }
+        Ok(())
+    }
+
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
         let or_none = |text: &str| {
             if text.is_empty() {
@@ -257,6 +303,7 @@ impl Status {
             "EPERM (old kernel)"
         };
         writeln!(out, "refusals      {errno}")?;
+        self.write_sockets(out)?;
         writeln!(out, "service ports {}", self.services)?;
         writeln!(
             out,

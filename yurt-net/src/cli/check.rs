@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::agent::chain;
 use crate::config::{self, CheckArgs, Output, PlaceArgs};
 use crate::control::{Request, ask};
-use crate::dataplane::bpf;
+use crate::dataplane::{bpf, sockets};
 use crate::selftest;
 
 /// Links that outlive the agent.
@@ -98,6 +98,7 @@ async fn findings(place: &PlaceArgs) -> Vec<Finding> {
     findings.push(bpffs(&place.bpffs));
     if is_root {
         findings.extend(programs());
+        findings.push(stale_sockets());
     }
     findings.push(agent(place).await);
     if let Ok(cgroup) = &cgroup
@@ -208,6 +209,16 @@ fn programs() -> Vec<Finding> {
         )
     };
     vec![Finding::ok("programs", detail), refusal]
+}
+
+fn stale_sockets() -> Finding {
+    match sockets::support() {
+        Ok(()) => Finding::ok("sockets", "UDP sockets whose endpoint went are ended"),
+        Err(error) => {
+            let remedy = "until then clients with connected UDP sockets must notice by themselves";
+            Finding::new("sockets", Outcome::Warning, chain(&error), remedy)
+        }
+    }
 }
 
 async fn agent(place: &PlaceArgs) -> Finding {

@@ -30,6 +30,7 @@ use yurt_ebpf::abi;
 use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::{Table, open_map};
+use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
 use crate::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
@@ -248,6 +249,16 @@ impl BpfDataplane {
             counters.insert(name, per_cpu.iter().sum());
         }
         Ok(counters)
+    }
+
+    /// What tells whose a socket is.
+    pub fn socket_maps(&self) -> Result<SocketMaps, DataplaneError> {
+        let state = self.root.join(format!("state-v{}", abi::STATE_ABI));
+        Ok(SocketMaps {
+            udp: open_map(&state, "yurt_revsk")?,
+            tcp: open_map(&state, "yurt_peer")?,
+            tcp_entries: self.options.peers.max(1).next_power_of_two(),
+        })
     }
 
     fn write_switches(&self) -> Result<(), DataplaneError> {

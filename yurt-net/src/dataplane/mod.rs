@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod memory;
+pub mod sockets;
 mod sys;
 
 use std::io;

@@ -8,6 +8,7 @@
 
 mod edge;
 mod endpoints;
+mod established;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod prefixes;
@@ -28,6 +29,7 @@ use ipnetwork::IpNetwork;
 
 use self::edge::ServiceAddresses;
 use self::endpoints::{all_seen, endpoint_set};
+pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing, has_lost};
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
 use crate::model::{

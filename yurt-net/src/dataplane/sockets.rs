@@ -1,0 +1,318 @@
+//! Established sockets on the whole node: what they dialled, and the end of those whose backend went.
+//!
+//! A UDP socket is told by its own storage (`yurt_revsk`): its peer must be a backend that a program chose for it. A TCP socket
+//! is told by its entry in `yurt_peer`, which binds cookie, Service and peer; an entry that another socket has overwritten
+//! leaves its flow alone. Addresses alone never count: whoever dialled a Pod itself is left alone. One case cannot be told:
+//! a UDP socket connected to a Pod itself, that later sends to a Service and gets the same Pod, passes for the Service's.
+//!
+//! A scan runs in a thread of its own, off the loop: it looks into every network namespace, asks the loop for the fate of what
+//! it found, and ends what has none. A scan that falls due while one runs is remembered, once.
+
+mod diag;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use yurt_ebpf::abi::{TcpPeer, UdpPeers};
+
+use self::diag::{Diag, Query, Socket};
+use super::sys;
+use crate::model::Protocol;
+use crate::netns;
+use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::policy::{Flow, Standing};
+
+/// For a call that chose its backend just before the table changed and is not in the kernel's tables yet.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Why sockets are not ended here.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsupported {
+    /// Neither looked at.
+    #[error(
+        "this kernel does not tell of UDP sockets: it needs CONFIG_INET_UDP_DIAG (module udp_diag)"
+    )]
+    NoDiag,
+    /// Looked at, but not told whose they are.
+    #[error("this kernel does not tell what belongs to a socket: it needs Linux 5.8 or later")]
+    NoStorages,
+    /// Told, but not ended.
+    #[error("this kernel cannot end sockets: it was built without CONFIG_INET_DIAG_DESTROY")]
+    NoDestroy,
+    /// It cannot even be asked.
+    #[error("ask the kernel for its sockets")]
+    Io(#[from] io::Error),
+}
+
+/// Whether this kernel does what a scan needs.
+pub fn support() -> Result<(), Unsupported> {
+    let mut diag = Diag::open()?;
+    match diag.has_storages() {
+        Ok(true) => {}
+        Ok(false) => return Err(Unsupported::NoStorages),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+            return Err(Unsupported::NoDiag);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    match diag.can_destroy()? {
+        true => Ok(()),
+        false => Err(Unsupported::NoDestroy),
+    }
+}
+
+/// The maps that tell whose a socket is.
+#[derive(Debug)]
+pub struct SocketMaps {
+    /// `yurt_revsk`.
+    pub udp: OwnedFd,
+    /// `yurt_peer`.
+    pub tcp: OwnedFd,
+    /// Entries of `yurt_peer`, a power of two.
+    pub tcp_entries: u32,
+}
+
+/// Something that the loop must see to.
+#[derive(Debug)]
+pub enum Event {
+    /// Which of these flows are to be ended?
+    Found(Found),
+    /// The scan is over.
+    Done(Outcome),
+}
+
+/// Flows of sockets on this node, each once, sorted. Dropping it ends nothing.
+#[derive(Debug)]
+pub struct Found {
+    /// The flows.
+    pub flows: Vec<Flow>,
+    answer: blocking::Sender<BTreeMap<Flow, Standing>>,
+}
+
+impl Found {
+    /// The flows whose sockets are to be ended, and why.
+    pub fn end(self, flows: BTreeMap<Flow, Standing>) {
+        // The thread waits; were it gone there would be nothing to end.
+        let _ = self.answer.send(flows);
+    }
+}
+
+/// What a scan did.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Sockets ended, by how their backends stood.
+    pub ended: BTreeMap<Standing, u64>,
+    /// Sockets of Services that were looked at.
+    pub sockets: usize,
+    /// How long it took, waiting for the loop included.
+    pub took: Duration,
+    /// What went wrong; the rest was done.
+    pub error: Option<io::Error>,
+}
+
+/// Starts scans, one at a time.
+#[derive(Debug)]
+pub struct Scanner {
+    maps: Arc<SocketMaps>,
+    with_tcp: bool,
+    is_running: bool,
+    is_due: bool,
+    sender: mpsc::UnboundedSender<Event>,
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Scanner {
+    /// One that looks at UDP sockets, and at TCP sockets if wanted.
+    pub fn new(maps: SocketMaps, with_tcp: bool) -> Self {
+        let (sender, events) = mpsc::unbounded_channel();
+        Self {
+            maps: Arc::new(maps),
+            with_tcp,
+            is_running: false,
+            is_due: false,
+            sender,
+            events,
+        }
+    }
+
+    /// Starts a scan, or another one after the one that runs.
+    pub fn start(&mut self) {
+        if self.is_running {
+            self.is_due = true;
+            return;
+        }
+        (self.is_running, self.is_due) = (true, false);
+        let (maps, with_tcp, sender) = (self.maps.clone(), self.with_tcp, self.sender.clone());
+        let thread = std::thread::Builder::new().name("sockets".to_owned());
+        let scan = move || {
+            let started = Instant::now();
+            std::thread::sleep(SETTLE);
+            let mut outcome = Outcome::default();
+            outcome.error = scan(&maps, with_tcp, &sender, &mut outcome).err();
+            outcome.took = started.elapsed();
+            // No receiver: the agent ends.
+            let _ = sender.send(Event::Done(outcome));
+        };
+        if let Err(error) = thread.spawn(scan) {
+            let error = Some(error);
+            let _ = self.sender.send(Event::Done(Outcome {
+                error,
+                ..Outcome::default()
+            }));
+        }
+    }
+
+    /// What a scan has to say; waits for ever when none runs. Safe to cancel.
+    pub async fn next(&mut self) -> Event {
+        match self.events.recv().await {
+            Some(event) => {
+                if matches!(event, Event::Done(_)) {
+                    self.is_running = false;
+                    if self.is_due {
+                        self.start();
+                    }
+                }
+                event
+            }
+            // We hold a sender ourselves.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// A socket of a Service, and the inode of its namespace.
+struct Owned {
+    netns: u64,
+    flow: Flow,
+    socket: Socket,
+}
+
+fn scan(
+    maps: &SocketMaps,
+    with_tcp: bool,
+    sender: &mpsc::UnboundedSender<Event>,
+    outcome: &mut Outcome,
+) -> io::Result<()> {
+    let namespaces = netns::all()?;
+    let visits = netns::inside(&namespaces, |netns| look(maps, with_tcp, netns.inode()))?;
+    let mut owned = Vec::new();
+    let mut result = Ok(());
+    for visit in visits {
+        match visit.flatten() {
+            Ok(found) => owned.extend(found),
+            Err(error) => result = Err(error),
+        }
+    }
+    outcome.sockets = owned.len();
+    let flows: BTreeSet<Flow> = owned.iter().map(|owned| owned.flow).collect();
+    let (answer, verdict) = blocking::channel();
+    let flows = flows.into_iter().collect();
+    // No receiver, no verdict: the agent ends.
+    let _ = sender.send(Event::Found(Found { flows, answer }));
+    let doomed = verdict.recv().unwrap_or_default();
+    if doomed.is_empty() {
+        return result;
+    }
+    let ended = &mut outcome.ended;
+    let visits = netns::inside(&namespaces, |netns| {
+        let mut diag = Diag::open()?;
+        for owned in owned.iter().filter(|owned| owned.netns == netns.inode()) {
+            if let Some(standing) = doomed.get(&owned.flow)
+                && diag.destroy(number(owned.flow.protocol), &owned.socket)?
+            {
+                *ended.entry(*standing).or_default() += 1;
+            }
+        }
+        Ok(())
+    })?;
+    visits
+        .into_iter()
+        .fold(result, |result, visit| result.and(visit.flatten()))
+}
+
+fn number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+        Protocol::Sctp => 132,
+    }
+}
+
+/// The sockets of Services in the namespace that this thread is in.
+fn look(maps: &SocketMaps, with_tcp: bool, netns: u64) -> io::Result<Vec<Owned>> {
+    let mut diag = Diag::open()?;
+    let mut found = Vec::new();
+    // An IPv4-mapped socket is one of AF_INET6.
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        for (protocol, storage) in [
+            (Protocol::Udp, Some(maps.udp.as_fd())),
+            (Protocol::Tcp, None),
+        ] {
+            if protocol == Protocol::Tcp && !with_tcp {
+                continue;
+            }
+            let protocol_number = number(protocol);
+            let sockets = diag.connected(Query {
+                family,
+                protocol: protocol_number,
+                storage,
+            })?;
+            for mut socket in sockets {
+                let frontend = match protocol {
+                    Protocol::Udp => socket
+                        .storage
+                        .take()
+                        .and_then(|v| udp_frontend(&v, &socket)),
+                    Protocol::Tcp | Protocol::Sctp => tcp_frontend(maps, &socket)?,
+                };
+                if let Some(frontend) = frontend.filter(|f| ![PROBE_V4, PROBE_V6].contains(f)) {
+                    let backend = address(socket.peer, socket.peer_port_be);
+                    let flow = Flow {
+                        protocol,
+                        frontend,
+                        backend,
+                    };
+                    found.push(Owned {
+                        netns,
+                        flow,
+                        socket,
+                    });
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// What a UDP socket dialled to be connected where it is; `None`: the peer itself.
+fn udp_frontend(value: &[u8], socket: &Socket) -> Option<SocketAddr> {
+    if value.len() != size_of::<UdpPeers>() {
+        return None;
+    }
+    // SAFETY: as many bytes as the type has, and any bytes are a valid value of it: integers and byte arrays only.
+    let peers = unsafe { value.as_ptr().cast::<UdpPeers>().read_unaligned() };
+    let (vip, port_be) = peers.shown(&socket.peer, socket.peer_port_be)?;
+    Some(address(vip, port_be))
+}
+
+/// What a TCP socket dialled; `None`: the peer itself, or nothing says any more.
+fn tcp_frontend(maps: &SocketMaps, socket: &Socket) -> io::Result<Option<SocketAddr>> {
+    let mask = u64::from(maps.tcp_entries.saturating_sub(1));
+    let index = u32::try_from(socket.cookie & mask).map_err(io::Error::other)?;
+    let mut entry = [TcpPeer::default()];
+    let is_there = sys::map_lookup(maps.tcp.as_fd(), &index, &mut entry)?;
+    let [entry] = entry;
+    let is_its = is_there && entry.is_of(socket.cookie, &socket.peer);
+    Ok(is_its.then(|| address(entry.vip, entry.vip_port_be)))
+}
+
+fn address(address: [u8; 16], port_be: [u8; 2]) -> SocketAddr {
+    let address = IpAddr::V6(Ipv6Addr::from(address)).to_canonical();
+    SocketAddr::new(address, u16::from_be_bytes(port_be))
+}

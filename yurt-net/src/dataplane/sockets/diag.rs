@@ -1,0 +1,395 @@
+//! The kernel's socket diagnosis: which sockets a namespace has, what a program stored with them, and the end of one.
+//!
+//! Wire format: `netlink(7)`, `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. A dump leaves the size of
+//! its pieces to the reader: at most 32 KiB of sockets into a buffer of that size or more, and a socket that does not fit
+//! makes the kernel grow the piece (net/ipv4/inet_diag.c, `__inet_diag_dump`), so nothing is cut off here.
+
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
+const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
+const INET_DIAG_SK_BPF_STORAGES: u16 = 21;
+const SK_DIAG_BPF_STORAGE: u16 = 1;
+const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_ACK: u16 = 0x4;
+const NLM_F_DUMP: u16 = 0x300;
+/// The high bits of an attribute's type are flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+const NLA_F_NESTED: u16 = 0x8000;
+
+/// `struct nlmsghdr`.
+const HEADER: usize = 16;
+/// `struct inet_diag_req_v2` up to `id`.
+const REQUEST_HEAD: usize = 8;
+/// `struct inet_diag_sockid`.
+const SOCKID: usize = 48;
+/// `struct inet_diag_msg`.
+const MESSAGE: usize = 72;
+const BUFFER: usize = 64 << 10;
+
+/// TCP states, as bits: what is connected or about to be.
+pub(super) const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 8;
+
+/// Which sockets.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Query<'a> {
+    /// `AF_INET` or `AF_INET6`.
+    pub(super) family: u8,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub(super) protocol: u8,
+    /// The socket storage to return.
+    pub(super) storage: Option<BorrowedFd<'a>>,
+}
+
+/// A socket.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Socket {
+    pub(super) family: u8,
+    /// `struct inet_diag_sockid`, to be handed back.
+    id: [u8; SOCKID],
+    /// Never given to another one.
+    pub(super) cookie: u64,
+    /// What it is connected to; IPv4 addresses are IPv4-mapped.
+    pub(super) peer: [u8; 16],
+    pub(super) peer_port_be: [u8; 2],
+    /// The value in the storage that was asked for.
+    pub(super) storage: Option<Vec<u8>>,
+}
+
+/// A connection to the diagnosis of the namespace that it was opened in.
+#[derive(Debug)]
+pub(super) struct Diag {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+    sequence: u32,
+}
+
+impl Diag {
+    pub(super) fn open() -> io::Result<Self> {
+        const NETLINK_SOCK_DIAG: libc::c_int = 4;
+        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
+        // SAFETY: a call without pointers.
+        let socket = unsafe { libc::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) };
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just opened it for us.
+        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+        let buffer = vec![0; BUFFER];
+        Ok(Self {
+            socket,
+            buffer,
+            sequence: 0,
+        })
+    }
+
+    /// All connected sockets.
+    pub(super) fn connected(&mut self, query: Query<'_>) -> io::Result<Vec<Socket>> {
+        let storage = query.storage.map(|map| map.as_raw_fd().cast_unsigned());
+        let attributes = storage.map(storage_request).unwrap_or_default();
+        let mut body = request(query.family, query.protocol, CONNECTED, &[0; SOCKID]);
+        body.extend(attributes);
+        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body)?;
+        let mut sockets = Vec::new();
+        loop {
+            let length = self.receive()?;
+            for message in Messages(&self.buffer[..length]) {
+                let (kind, sequence, body) = message?;
+                if sequence != self.sequence {
+                    continue;
+                }
+                match kind {
+                    NLMSG_DONE | NLMSG_ERROR => return errno(body).map(|()| sockets),
+                    _ => sockets.extend(parse(body)),
+                }
+            }
+        }
+    }
+
+    /// Whether the kernel takes the storage of a socket into a dump (since 5.8). `NotFound`: it has no diagnosis of UDP.
+    pub(super) fn has_storages(&mut self) -> io::Result<bool> {
+        let (family, protocol) = (libc::AF_INET as u8, libc::IPPROTO_UDP as u8);
+        let mut body = request(family, protocol, CONNECTED, &[0; SOCKID]);
+        // No such file: who knows the attribute complains.
+        body.extend(storage_request(u32::MAX));
+        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body)?;
+        loop {
+            let length = self.receive()?;
+            for message in Messages(&self.buffer[..length]) {
+                let (kind, sequence, body) = message?;
+                if sequence != self.sequence || !matches!(kind, NLMSG_DONE | NLMSG_ERROR) {
+                    continue;
+                }
+                return match errno(body) {
+                    Ok(()) => Ok(false),
+                    Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(true),
+                    Err(error) => Err(error),
+                };
+            }
+        }
+    }
+
+    /// Ends a socket: what waits on it, and its next call, fails with `ECONNABORTED`. False when it is gone already.
+    pub(super) fn destroy(&mut self, protocol: u8, socket: &Socket) -> io::Result<bool> {
+        match self.try_destroy(socket.family, protocol, &socket.id) {
+            // Another socket has its addresses now, or none.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
+                Ok(false)
+            }
+            result => result.map(|()| true),
+        }
+    }
+
+    /// Whether the kernel ends sockets (`CONFIG_INET_DIAG_DESTROY`).
+    pub(super) fn can_destroy(&mut self) -> io::Result<bool> {
+        // No socket has port 0.
+        let (family, protocol) = (libc::AF_INET as u8, libc::IPPROTO_UDP as u8);
+        match self.try_destroy(family, protocol, &[0; SOCKID]) {
+            Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
+            result => result.map(|()| true),
+        }
+    }
+
+    fn try_destroy(&mut self, family: u8, protocol: u8, id: &[u8; SOCKID]) -> io::Result<()> {
+        let body = request(family, protocol, CONNECTED, id);
+        self.send(SOCK_DESTROY, NLM_F_ACK, &body)?;
+        loop {
+            let length = self.receive()?;
+            for message in Messages(&self.buffer[..length]) {
+                let (kind, sequence, body) = message?;
+                if kind == NLMSG_ERROR && sequence == self.sequence {
+                    return errno(body);
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+        self.sequence += 1;
+        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
+        let mut message = Vec::with_capacity(HEADER + body.len());
+        message.extend(length.to_ne_bytes());
+        message.extend(kind.to_ne_bytes());
+        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
+        message.extend(self.sequence.to_ne_bytes());
+        message.extend(0u32.to_ne_bytes());
+        message.extend(body);
+        // SAFETY: the message is valid for reads of its length.
+        let sent = unsafe {
+            let fd = self.socket.as_raw_fd();
+            libc::send(fd, message.as_ptr().cast(), message.len(), 0)
+        };
+        if sent < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        loop {
+            // With MSG_TRUNC the kernel returns the whole length, also of what did not fit.
+            // SAFETY: the buffer is valid for writes of its length.
+            let received = unsafe {
+                let (fd, buffer) = (self.socket.as_raw_fd(), self.buffer.as_mut_ptr());
+                libc::recv(fd, buffer.cast(), self.buffer.len(), libc::MSG_TRUNC)
+            };
+            match usize::try_from(received) {
+                Ok(length) if length <= self.buffer.len() => return Ok(length),
+                Ok(_) => return Err(io::Error::other("a piece of a socket dump is too long")),
+                Err(_) => match io::Error::last_os_error() {
+                    error if error.kind() == io::ErrorKind::Interrupted => {}
+                    error => return Err(error),
+                },
+            }
+        }
+    }
+}
+
+/// `struct inet_diag_req_v2`.
+fn request(family: u8, protocol: u8, states: u32, id: &[u8; SOCKID]) -> Vec<u8> {
+    let mut body = vec![family, protocol, 0, 0];
+    body.extend(states.to_ne_bytes());
+    body.extend(id);
+    debug_assert_eq!(body.len(), REQUEST_HEAD + SOCKID);
+    body
+}
+
+/// The attribute that asks for what a map holds of each socket.
+fn storage_request(map: u32) -> Vec<u8> {
+    let mut attribute = Vec::new();
+    let nested = INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED;
+    for (length, kind) in [(12u16, nested), (8, SK_DIAG_BPF_STORAGE_REQ_MAP_FD)] {
+        attribute.extend(length.to_ne_bytes());
+        attribute.extend(kind.to_ne_bytes());
+    }
+    attribute.extend(map.to_ne_bytes());
+    attribute
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+/// The messages of one piece: type, sequence number, body.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = io::Result<(u16, u32, &'a [u8])>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let take = || {
+            let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
+            let body = self.0.get(HEADER..length)?;
+            let rest = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+            Some(((u16_at(self.0, 4)?, u32_at(self.0, 8)?, body), rest))
+        };
+        let Some((message, rest)) = take() else {
+            self.0 = &[];
+            return Some(Err(io::Error::other("a netlink message is cut off")));
+        };
+        self.0 = rest;
+        Some(Ok(message))
+    }
+}
+
+/// The result in an error message, and in the end of a dump: a negated errno, or 0.
+fn errno(body: &[u8]) -> io::Result<()> {
+    match u32_at(body, 0).map(u32::cast_signed) {
+        None => Err(io::Error::other("a netlink result is cut off")),
+        Some(0..) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(errno.wrapping_neg())),
+    }
+}
+
+/// The attributes in a body: type without flags, value.
+fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(bytes, 0)?);
+        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
+        let value = bytes.get(4..length)?;
+        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// `struct inet_diag_msg` and its attributes; `None` for what is none.
+fn parse(body: &[u8]) -> Option<Socket> {
+    let family = *body.first()?;
+    let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;
+    let peer: [u8; 16] = id[20..36].try_into().ok()?;
+    let peer = match i32::from(family) {
+        libc::AF_INET => yurt_ebpf::abi::mapped(peer[..4].try_into().ok()?),
+        libc::AF_INET6 => peer,
+        _ => return None,
+    };
+    let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
+    let storage = attributes(body.get(MESSAGE..)?)
+        .filter(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
+        .flat_map(|(_, nested)| attributes(nested))
+        .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
+        .flat_map(|(_, nested)| attributes(nested))
+        .find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE)
+        .map(|(_, value)| value.to_vec());
+    Some(Socket {
+        family,
+        id,
+        cookie: u64::from(high) << 32 | u64::from(low),
+        peer,
+        peer_port_be: [id[2], id[3]],
+        storage,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
+        let mut bytes = u16::try_from(4 + value.len())
+            .unwrap()
+            .to_ne_bytes()
+            .to_vec();
+        bytes.extend(kind.to_ne_bytes());
+        bytes.extend(value);
+        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        bytes
+    }
+
+    fn message(family: u8, dst: &[u8], attributes: &[u8]) -> Vec<u8> {
+        let mut body = vec![0; MESSAGE];
+        body[0] = family;
+        body[6..8].copy_from_slice(&[0x1f, 0x90]);
+        body[24..24 + dst.len()].copy_from_slice(dst);
+        body[44..48].copy_from_slice(&7u32.to_ne_bytes());
+        body[48..52].copy_from_slice(&1u32.to_ne_bytes());
+        body.extend(attributes);
+        body
+    }
+
+    #[test]
+    fn a_socket_is_read_with_its_peer_its_cookie_and_what_is_stored() {
+        let value = attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[1, 2, 3, 4, 5]);
+        let one = attribute(
+            SK_DIAG_BPF_STORAGE,
+            &[attribute(2, &[9; 4]), value].concat(),
+        );
+        let all = attribute(INET_DIAG_SK_BPF_STORAGES | NLA_F_NESTED, &one);
+        let extra = [attribute(8, &[0]), all].concat();
+        let socket = parse(&message(2, &[10, 1, 0, 2], &extra)).unwrap();
+        assert_eq!(socket.peer, yurt_ebpf::abi::mapped([10, 1, 0, 2]));
+        assert_eq!(u16::from_be_bytes(socket.peer_port_be), 8080);
+        assert_eq!(socket.cookie, 1 << 32 | 7);
+        assert_eq!(socket.storage, Some(vec![1, 2, 3, 4, 5]));
+        let v6: Vec<u8> = (1..=16).collect();
+        let socket = parse(&message(10, &v6, &[])).unwrap();
+        assert_eq!((&socket.peer[..], socket.storage), (&v6[..], None));
+    }
+
+    #[test]
+    fn what_is_cut_off_anywhere_is_no_panic_and_no_other_socket() {
+        let value = attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[1; 8]);
+        let one = attribute(SK_DIAG_BPF_STORAGE, &value);
+        let whole = message(
+            2,
+            &[10, 1, 0, 2],
+            &attribute(INET_DIAG_SK_BPF_STORAGES, &one),
+        );
+        let socket = parse(&whole).unwrap();
+        for length in 0..whole.len() {
+            if let Some(cut) = parse(&whole[..length]) {
+                assert_eq!((cut.id, cut.storage), (socket.id, None), "{length}");
+            }
+        }
+        let mut piece = (HEADER as u32 + 4).to_ne_bytes().to_vec();
+        piece.extend([NLMSG_ERROR.to_ne_bytes(), [0; 2]].concat());
+        piece.extend([3u32.to_ne_bytes(), [0; 4], (-95i32).to_ne_bytes()].concat());
+        let messages: Vec<_> = Messages(&piece).map(Result::unwrap).collect();
+        let (kind, sequence, body) = messages[0];
+        assert_eq!((messages.len(), kind, sequence), (1, NLMSG_ERROR, 3));
+        assert_eq!(
+            errno(body).unwrap_err().raw_os_error(),
+            Some(libc::EOPNOTSUPP)
+        );
+        for length in 1..piece.len() {
+            assert!(
+                Messages(&piece[..length]).next().unwrap().is_err(),
+                "{length}"
+            );
+        }
+    }
+}

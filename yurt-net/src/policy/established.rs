@@ -1,0 +1,241 @@
+//! What becomes of flows that were established before the table changed.
+//!
+//! Pure. In: the table, the snapshot that it was compiled from, and flows: what a client dialled and the backend that it got.
+//! Out: how the backend stands with the Service now, and from that the fate of the flow. Rules in order: (1) the backend is
+//! among the endpoints of the frontend; (2) it is a serving endpoint of the Service inside the closure, which traffic policy,
+//! hints or readier ones keep new flows from: as for kube-proxy, that is no reason to end old ones; (3) it is a serving
+//! endpoint outside the closure; (4) it is none. Reference: kubernetes/kubernetes pkg/proxy/conntrack/cleanup.go.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::endpoints::{all_seen, candidates};
+use super::{Environment, Memory, NodeView, PolicyConfig};
+use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
+use crate::table::{EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
+
+/// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClosureEstablished {
+    /// They live on until they end by themselves.
+    #[default]
+    Keep,
+    /// They are ended, TCP too.
+    Reset,
+}
+
+/// What a client dialled, and the backend that it got. IPv4 addresses are plain, never IPv4-mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// The frontend.
+    pub frontend: SocketAddr,
+    /// The endpoint.
+    pub backend: SocketAddr,
+}
+
+/// How a backend stands with the Service whose frontend was dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// New flows go there.
+    InForce,
+    /// It serves inside the closure, but new flows go to others.
+    Serving,
+    /// It serves outside the closure.
+    OutsideClosure,
+    /// It does not serve the Service any more, or nothing here has the frontend.
+    Withdrawn,
+}
+
+/// What is done with a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Nothing, and nothing later without another change of the table.
+    Keep,
+    /// Nothing yet: the end of its backend will show in no table.
+    Watch,
+    /// It is ended.
+    End,
+}
+
+impl Standing {
+    /// The fate of a flow whose backend stands like that. TCP notices a dead peer by itself: what is withdrawn is left to it.
+    pub fn fate(self, protocol: Protocol, mode: ClosureEstablished) -> Fate {
+        match (self, mode) {
+            (Self::InForce, _) => Fate::Keep,
+            (Self::Serving, _) => Fate::Watch,
+            (Self::OutsideClosure, ClosureEstablished::Keep) => Fate::Watch,
+            (Self::OutsideClosure, ClosureEstablished::Reset) => Fate::End,
+            (Self::Withdrawn, _) if protocol == Protocol::Udp => Fate::End,
+            (Self::Withdrawn, _) => Fate::Keep,
+        }
+    }
+}
+
+/// Whether flows of a protocol may have lost their backend from one table to the next.
+pub fn has_lost(old: &ServiceTable, new: &ServiceTable, of: impl Fn(Protocol) -> bool) -> bool {
+    let mut new = new.services.iter().peekable();
+    old.services.iter().any(|old| {
+        while new.next_if(|new| new.key < old.key).is_some() {}
+        match new.next_if(|new| new.key == old.key) {
+            _ if !of(old.key.protocol) => false,
+            None => true,
+            Some(new) => !Arc::ptr_eq(old, new) && has_lost_some(old, new),
+        }
+    })
+}
+
+/// Too often rather than not often enough: whoever asks looks at the flows next.
+fn has_lost_some(old: &ServiceEntry, new: &ServiceEntry) -> bool {
+    let is_less = |old: &EndpointSet, new: &EndpointSet| {
+        let lacks = |old: &[SocketAddr], new: &[SocketAddr]| {
+            old.iter()
+                .any(|backend| new.binary_search(backend).is_err())
+        };
+        lacks(&old.cluster, &new.cluster) || lacks(&old.local, &new.local)
+    };
+    old.internal_policy != new.internal_policy
+        || is_less(&old.v4, &new.v4)
+        || is_less(&old.v6, &new.v6)
+        || old.frontends.iter().any(|f| !new.frontends.contains(f))
+}
+
+/// Judges flows over one snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Judge<'a> {
+    /// As `compile` had it.
+    pub snapshot: &'a Snapshot,
+    /// As `compile` had it.
+    pub config: &'a PolicyConfig,
+    /// As `compile` had it.
+    pub view: &'a NodeView,
+    /// As `compile` had it, or returned it.
+    pub memory: &'a Memory,
+    /// What `compile` made of them.
+    pub table: &'a ServiceTable,
+}
+
+impl Judge<'_> {
+    /// How the backend of each flow stands, in the order of the flows.
+    pub fn standings(&self, flows: &[Flow]) -> Vec<Standing> {
+        let entries = self.entries(flows);
+        let mut doubtful = BTreeSet::new();
+        for flow in flows {
+            if let Some((entry, kind)) = entries.get(&dialled(flow))
+                && !is_in_force(entry, *kind, flow)
+            {
+                doubtful.insert((&*entry.key.namespace, &*entry.key.name));
+            }
+        }
+        // Most looks find nothing that is not in force: only then are the slices gone through.
+        let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        let mut environment = None;
+        if !doubtful.is_empty() {
+            for slice in self.snapshot.slices.values().filter(|s| !s.is_headless) {
+                let name = (&*slice.name.namespace, &*slice.service);
+                if doubtful.contains(&name) {
+                    slices.entry(name).or_default().push(slice);
+                }
+            }
+            let (config, view) = (self.config, self.view);
+            let rejections = &mut Vec::new();
+            let made = Environment::new(self.snapshot, config, view, self.memory, rejections);
+            environment = Some(made.0);
+        }
+        let stand = |flow: &Flow| {
+            let (entry, kind) = entries.get(&dialled(flow))?;
+            if is_in_force(entry, *kind, flow) {
+                return Some(Standing::InForce);
+            }
+            let name = (&*entry.key.namespace, &*entry.key.name);
+            let slices = slices.get(&name)?;
+            self.out_of_force(entry, flow, slices, environment.as_ref()?)
+        };
+        let stand = |flow| stand(flow).unwrap_or(Standing::Withdrawn);
+        flows.iter().map(stand).collect()
+    }
+
+    /// How a backend stands that is not in force; `None`: it does not serve.
+    fn out_of_force(
+        &self,
+        entry: &ServiceEntry,
+        flow: &Flow,
+        slices: &[&Arc<EndpointSlice>],
+        environment: &Environment,
+    ) -> Option<Standing> {
+        let key = &entry.key;
+        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let mut ports = self.snapshot.services.get(&name)?.ports.iter();
+        let port = ports.find(|p| p.name == key.port && p.protocol == key.protocol)?;
+        let is_usable = |endpoint: &Endpoint| endpoint.is_ready || endpoint.is_serving;
+        let slices = all_seen(slices, environment);
+        let mut is_outside = false;
+        let inside = candidates(
+            port,
+            flow.backend.ip(),
+            entry.closure,
+            &slices,
+            environment,
+            |at, endpoint, _| is_outside |= at == flow.backend && is_usable(endpoint),
+        );
+        let mut inside = inside.iter().filter(|c| c.at == flow.backend);
+        if inside.any(|candidate| is_usable(candidate.endpoint)) {
+            Some(Standing::Serving)
+        } else {
+            is_outside.then_some(Standing::OutsideClosure)
+        }
+    }
+
+    /// Who has the frontends that were dialled: one walk over the table for all of them.
+    fn entries(&self, flows: &[Flow]) -> BTreeMap<Dialled, (&ServiceEntry, FrontendKind)> {
+        let wanted: BTreeSet<Dialled> = flows.iter().map(dialled).collect();
+        let mut found = BTreeMap::new();
+        for entry in &self.table.services {
+            for frontend in &entry.frontends {
+                // Loopback NodePorts follow from the others and are not listed.
+                let loopback = match (frontend.kind, frontend.address) {
+                    (FrontendKind::NodePort, IpAddr::V4(_)) => Some(Ipv4Addr::LOCALHOST.into()),
+                    (FrontendKind::NodePort, IpAddr::V6(_)) => Some(Ipv6Addr::LOCALHOST.into()),
+                    _ => None,
+                };
+                for address in std::iter::once(frontend.address).chain(loopback) {
+                    let dialled = (entry.key.protocol, SocketAddr::new(address, frontend.port));
+                    if wanted.contains(&dialled) {
+                        found.insert(dialled, (&**entry, frontend.kind));
+                    }
+                }
+            }
+        }
+        found
+    }
+}
+
+type Dialled = (Protocol, SocketAddr);
+
+/// What was dialled; all of 127.0.0.0/8 is 127.0.0.1, as for the programs.
+fn dialled(flow: &Flow) -> Dialled {
+    let address = match flow.frontend.ip() {
+        IpAddr::V4(address) if address.is_loopback() => Ipv4Addr::LOCALHOST.into(),
+        address => address,
+    };
+    (
+        flow.protocol,
+        SocketAddr::new(address, flow.frontend.port()),
+    )
+}
+
+fn is_in_force(entry: &ServiceEntry, kind: FrontendKind, flow: &Flow) -> bool {
+    let frontend = Frontend {
+        kind,
+        address: flow.frontend.ip(),
+        port: flow.frontend.port(),
+    };
+    let endpoints = entry.endpoints(&frontend, Scope::Internal);
+    endpoints.binary_search(&flow.backend).is_ok()
+}
+
+#[cfg(test)]
+mod tests;

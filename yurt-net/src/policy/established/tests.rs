@@ -1,0 +1,149 @@
+//! Rules as tables, and the invariant over random clusters.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::model::{EndpointSlice, TrafficPolicy};
+use crate::policy::fixtures::{World, ip};
+
+fn flow(frontend: &str, backend: &str) -> Flow {
+    Flow {
+        protocol: Protocol::Tcp,
+        frontend: frontend.parse().unwrap(),
+        backend: backend.parse().unwrap(),
+    }
+}
+
+fn standings(world: &mut World, flows: &[(&str, &str)]) -> Vec<Standing> {
+    let table = world.compile();
+    let flows: Vec<Flow> = flows.iter().map(|(f, b)| flow(f, b)).collect();
+    let judge = Judge {
+        snapshot: &world.snapshot,
+        config: &world.config,
+        view: &world.view,
+        memory: &world.memory,
+        table: &table,
+    };
+    judge.standings(&flows)
+}
+
+fn edit_slice(world: &mut World, edit: impl FnOnce(&mut EndpointSlice)) {
+    let slice = world.snapshot.slices.values_mut().next().unwrap();
+    edit(Arc::make_mut(slice));
+}
+
+const VIP: &str = "10.96.0.10:80";
+const HERE: (&str, &str) = (VIP, "10.1.0.2:8080");
+const NEIGHBOUR: (&str, &str) = (VIP, "10.1.1.2:8080");
+
+#[test]
+fn a_backend_stands_by_its_service_its_port_and_the_address_that_was_dialled() {
+    use Standing::{InForce, Withdrawn};
+    let mut world = World::web(None);
+    for (flow, expected) in [
+        (HERE, InForce),
+        (NEIGHBOUR, InForce),
+        ((VIP, "10.1.0.9:8080"), Withdrawn),
+        ((VIP, "10.1.0.2:9090"), Withdrawn),
+        (("10.96.0.10:81", "10.1.0.2:8080"), Withdrawn),
+        (("10.96.0.11:80", "10.1.0.2:8080"), Withdrawn),
+    ] {
+        assert_eq!(standings(&mut world, &[flow]), [expected], "{flow:?}");
+    }
+    let slice = world.snapshot.slices.keys().next().unwrap().clone();
+    world.snapshot.slices.remove(&slice);
+    assert_eq!(standings(&mut world, &[HERE]), [Withdrawn]);
+}
+
+#[test]
+fn a_terminating_backend_serves_until_it_says_otherwise() {
+    let mut world = World::web(None);
+    edit_slice(&mut world, |slice| {
+        slice.endpoints[0].is_ready = false;
+        slice.endpoints[0].is_terminating = true;
+    });
+    let expected = [Standing::Serving, Standing::InForce];
+    assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
+    edit_slice(&mut world, |slice| slice.endpoints[0].is_serving = false);
+    let expected = [Standing::Withdrawn, Standing::InForce];
+    assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
+}
+
+#[test]
+fn a_backend_that_the_traffic_policy_leaves_out_serves() {
+    let mut world = World::web(None);
+    world.service("web", |s| s.internal_policy = TrafficPolicy::Local);
+    let expected = [Standing::InForce, Standing::Serving];
+    assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
+}
+
+#[test]
+fn a_backend_in_another_pool_is_outside_the_closure_and_not_withdrawn() {
+    let mut world = World::web(Some("kubernetes.io/hostname"));
+    let expected = [Standing::InForce, Standing::OutsideClosure];
+    assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
+    edit_slice(&mut world, |slice| {
+        for endpoint in &mut slice.endpoints {
+            endpoint.is_ready = false;
+            endpoint.is_serving = false;
+        }
+    });
+    let expected = [Standing::Withdrawn; 2];
+    assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
+}
+
+#[test]
+fn a_node_port_is_known_on_all_of_loopback() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = crate::model::ServiceType::NodePort;
+        service.ports[0].node_port = 30080;
+    });
+    let flows = [
+        ("127.0.0.1:30080", "10.1.0.2:8080"),
+        ("127.9.9.9:30080", "10.1.0.2:8080"),
+        ("192.0.2.11:30080", "10.1.0.2:8080"),
+    ];
+    assert_eq!(standings(&mut world, &flows), [Standing::InForce; 3]);
+}
+
+#[test]
+fn only_udp_is_ended_for_a_withdrawn_backend_and_only_reset_ends_what_serves_elsewhere() {
+    use ClosureEstablished::{Keep, Reset};
+    use Fate::{End, Watch};
+    for (standing, protocol, keep, reset) in [
+        (Standing::InForce, Protocol::Tcp, Fate::Keep, Fate::Keep),
+        (Standing::InForce, Protocol::Udp, Fate::Keep, Fate::Keep),
+        (Standing::Serving, Protocol::Tcp, Watch, Watch),
+        (Standing::Serving, Protocol::Udp, Watch, Watch),
+        (Standing::OutsideClosure, Protocol::Tcp, Watch, End),
+        (Standing::OutsideClosure, Protocol::Udp, Watch, End),
+        (Standing::Withdrawn, Protocol::Tcp, Fate::Keep, Fate::Keep),
+        (Standing::Withdrawn, Protocol::Udp, End, End),
+    ] {
+        let what = format!("{standing:?} {protocol}");
+        assert_eq!(standing.fate(protocol, Keep), keep, "{what}");
+        assert_eq!(standing.fate(protocol, Reset), reset, "{what}");
+    }
+}
+
+#[test]
+fn a_table_has_lost_what_an_older_one_had_and_nothing_by_growing() {
+    let always = |_| true;
+    let mut world = World::web(None);
+    let whole = world.compile();
+    edit_slice(&mut world, |slice| slice.endpoints[0].is_ready = false);
+    let less = world.compile();
+    assert!(has_lost(&whole, &less, always));
+    assert!(!has_lost(&whole, &less, |protocol| protocol == Protocol::Udp));
+    assert!(!has_lost(&less, &whole, always));
+    assert!(!has_lost(&whole, &whole, always));
+    world.service("web", |service| {
+        service.cluster_ips = vec![ip("10.96.0.11")]
+    });
+    assert!(has_lost(&less, &world.compile(), always));
+    world.snapshot.services.clear();
+    let nothing = world.compile();
+    assert!(has_lost(&less, &nothing, always));
+    assert!(!has_lost(&nothing, &less, always));
+}
