@@ -10,6 +10,7 @@ mod choice;
 mod closure;
 mod commands;
 mod drift;
+mod established;
 mod files;
 mod frontends;
 mod golden;

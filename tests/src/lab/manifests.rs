@@ -186,6 +186,8 @@ struct Endpoint {
     address: IpAddr,
     node: Option<String>,
     ready: bool,
+    /// Terminating, and still serving.
+    terminating: bool,
 }
 
 /// A Service and its endpoints.
@@ -266,7 +268,21 @@ impl ServiceObject {
             address: ip,
             node: node.map(str::to_owned),
             ready,
+            terminating: false,
         });
+        self
+    }
+
+    /// Adds the endpoints of a Pod that is terminating and still serves.
+    pub fn terminating(&mut self, pod: &Pod) -> &mut Self {
+        for address in [IpAddr::from(pod.ip4()), IpAddr::from(pod.ip6())] {
+            self.endpoints.push(Endpoint {
+                address,
+                node: Some(pod.node().to_owned()),
+                ready: false,
+                terminating: true,
+            });
+        }
         self
     }
 
@@ -343,8 +359,10 @@ impl ServiceObject {
                 let _ = writeln!(
                     endpoints,
                     "- addresses: [{address:?}]\n  conditions:\n    ready: {ready}\n    \
-                     serving: {ready}\n    terminating: false",
-                    ready = endpoint.ready
+                     serving: {serving}\n    terminating: {terminating}",
+                    ready = endpoint.ready,
+                    serving = endpoint.ready || endpoint.terminating,
+                    terminating = endpoint.terminating,
                 );
                 if let Some(node) = &endpoint.node {
                     let _ = writeln!(endpoints, "  nodeName: {node}");

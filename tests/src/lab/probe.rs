@@ -254,6 +254,14 @@ impl UdpSocket {
                 sent.map_err(at("send"))?;
                 self.hear(&message)
             }
+            UdpStep::Receive => {
+                let received = self.socket.recv_from(&mut [0; LONGEST_DATAGRAM]);
+                let (_, from) = received.map_err(at("recv"))?;
+                Ok(UdpOutcome {
+                    shown: Some(from),
+                    ..UdpOutcome::default()
+                })
+            }
             UdpStep::Peer => Ok(UdpOutcome {
                 shown: Some(self.socket.peer_addr().map_err(at("getpeername"))?),
                 ..UdpOutcome::default()

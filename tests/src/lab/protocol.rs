@@ -41,6 +41,8 @@ pub enum UdpStep {
     Connect(SocketAddr),
     /// Send on the connected socket and wait for the answer.
     AskConnected,
+    /// Wait for whatever comes.
+    Receive,
     /// getpeername.
     Peer,
 }

@@ -9,6 +9,7 @@
 //! it found, and ends what has none. A scan that falls due while one runs is remembered, once.
 
 mod diag;
+mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
-use self::diag::{Diag, Query, Socket};
+use self::diag::{Diag, Socket};
 use super::sys;
 use crate::model::Protocol;
 use crate::netns;
@@ -34,15 +35,12 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Why sockets are not ended here.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupported {
-    /// Neither looked at.
+    /// Not even looked at.
     #[error(
         "this kernel does not tell of UDP sockets: it needs CONFIG_INET_UDP_DIAG (module udp_diag)"
     )]
     NoDiag,
-    /// Looked at, but not told whose they are.
-    #[error("this kernel does not tell what belongs to a socket: it needs Linux 5.8 or later")]
-    NoStorages,
-    /// Told, but not ended.
+    /// Looked at, but not ended.
     #[error("this kernel cannot end sockets: it was built without CONFIG_INET_DIAG_DESTROY")]
     NoDestroy,
     /// It cannot even be asked.
@@ -53,13 +51,11 @@ pub enum Unsupported {
 /// Whether this kernel does what a scan needs.
 pub fn support() -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
-    match diag.has_storages() {
-        Ok(true) => {}
-        Ok(false) => return Err(Unsupported::NoStorages),
+    match diag.connected(libc::AF_INET as u8, number(Protocol::Udp)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Err(Unsupported::NoDiag);
         }
-        Err(error) => return Err(error.into()),
+        result => drop(result?),
     }
     match diag.can_destroy()? {
         true => Ok(()),
@@ -186,11 +182,17 @@ impl Scanner {
     }
 }
 
-/// A socket of a Service, and the inode of its namespace.
-struct Owned {
+/// A connected socket, and the inode of its namespace.
+struct Connected {
     netns: u64,
-    flow: Flow,
+    protocol: Protocol,
     socket: Socket,
+}
+
+/// A socket of a Service.
+struct Owned {
+    flow: Flow,
+    connected: Connected,
 }
 
 fn scan(
@@ -200,13 +202,36 @@ fn scan(
     outcome: &mut Outcome,
 ) -> io::Result<()> {
     let namespaces = netns::all()?;
-    let visits = netns::inside(&namespaces, |netns| look(maps, with_tcp, netns.inode()))?;
-    let mut owned = Vec::new();
+    let visits = netns::inside(&namespaces, |netns| look(with_tcp, netns.inode()))?;
+    let mut connected = Vec::new();
     let mut result = Ok(());
     for visit in visits {
         match visit.flatten() {
-            Ok(found) => owned.extend(found),
+            Ok(found) => connected.extend(found),
             Err(error) => result = Err(error),
+        }
+    }
+    let of_udp = connected.iter().filter(|c| c.protocol == Protocol::Udp);
+    let wanted = of_udp.map(|c| (c.socket.inode, c.socket.cookie)).collect();
+    let (peers, problem) = storage::values(maps.udp.as_fd(), wanted)?;
+    result = result.and(problem);
+    let mut owned = Vec::new();
+    for connected in connected {
+        let socket = &connected.socket;
+        let frontend = match connected.protocol {
+            Protocol::Udp => peers
+                .get(&socket.cookie)
+                .and_then(|p| udp_frontend(p, socket)),
+            Protocol::Tcp | Protocol::Sctp => tcp_frontend(maps, socket)?,
+        };
+        // The self-test's child is none of ours.
+        if let Some(frontend) = frontend.filter(|f| ![PROBE_V4, PROBE_V6].contains(f)) {
+            let flow = Flow {
+                protocol: connected.protocol,
+                frontend,
+                backend: address(socket.peer, socket.peer_port_be),
+            };
+            owned.push(Owned { flow, connected });
         }
     }
     outcome.sockets = owned.len();
@@ -222,9 +247,9 @@ fn scan(
     let ended = &mut outcome.ended;
     let visits = netns::inside(&namespaces, |netns| {
         let mut diag = Diag::open()?;
-        for owned in owned.iter().filter(|owned| owned.netns == netns.inode()) {
+        for owned in owned.iter().filter(|o| o.connected.netns == netns.inode()) {
             if let Some(standing) = doomed.get(&owned.flow)
-                && diag.destroy(number(owned.flow.protocol), &owned.socket)?
+                && diag.destroy(number(owned.flow.protocol), &owned.connected.socket)?
             {
                 *ended.entry(*standing).or_default() += 1;
             }
@@ -244,59 +269,30 @@ fn number(protocol: Protocol) -> u8 {
     }
 }
 
-/// The sockets of Services in the namespace that this thread is in.
-fn look(maps: &SocketMaps, with_tcp: bool, netns: u64) -> io::Result<Vec<Owned>> {
+/// The connected sockets in the namespace that this thread is in.
+fn look(with_tcp: bool, netns: u64) -> io::Result<Vec<Connected>> {
     let mut diag = Diag::open()?;
     let mut found = Vec::new();
-    // An IPv4-mapped socket is one of AF_INET6.
-    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
-        for (protocol, storage) in [
-            (Protocol::Udp, Some(maps.udp.as_fd())),
-            (Protocol::Tcp, None),
-        ] {
-            if protocol == Protocol::Tcp && !with_tcp {
-                continue;
-            }
-            let protocol_number = number(protocol);
-            let sockets = diag.connected(Query {
-                family,
-                protocol: protocol_number,
-                storage,
-            })?;
-            for mut socket in sockets {
-                let frontend = match protocol {
-                    Protocol::Udp => socket
-                        .storage
-                        .take()
-                        .and_then(|v| udp_frontend(&v, &socket)),
-                    Protocol::Tcp | Protocol::Sctp => tcp_frontend(maps, &socket)?,
-                };
-                if let Some(frontend) = frontend.filter(|f| ![PROBE_V4, PROBE_V6].contains(f)) {
-                    let backend = address(socket.peer, socket.peer_port_be);
-                    let flow = Flow {
-                        protocol,
-                        frontend,
-                        backend,
-                    };
-                    found.push(Owned {
-                        netns,
-                        flow,
-                        socket,
-                    });
-                }
-            }
+    let protocols: &[Protocol] = match with_tcp {
+        true => &[Protocol::Udp, Protocol::Tcp],
+        false => &[Protocol::Udp],
+    };
+    for &protocol in protocols {
+        // An IPv4-mapped socket is one of AF_INET6.
+        for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+            let sockets = diag.connected(family, number(protocol))?.into_iter();
+            found.extend(sockets.map(|socket| Connected {
+                netns,
+                protocol,
+                socket,
+            }));
         }
     }
     Ok(found)
 }
 
 /// What a UDP socket dialled to be connected where it is; `None`: the peer itself.
-fn udp_frontend(value: &[u8], socket: &Socket) -> Option<SocketAddr> {
-    if value.len() != size_of::<UdpPeers>() {
-        return None;
-    }
-    // SAFETY: as many bytes as the type has, and any bytes are a valid value of it: integers and byte arrays only.
-    let peers = unsafe { value.as_ptr().cast::<UdpPeers>().read_unaligned() };
+fn udp_frontend(peers: &UdpPeers, socket: &Socket) -> Option<SocketAddr> {
     let (vip, port_be) = peers.shown(&socket.peer, socket.peer_port_be)?;
     Some(address(vip, port_be))
 }

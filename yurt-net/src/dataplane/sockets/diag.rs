@@ -1,28 +1,20 @@
-//! The kernel's socket diagnosis: which sockets a namespace has, what a program stored with them, and the end of one.
+//! The kernel's socket diagnosis: which sockets a namespace has, and the end of one.
 //!
-//! Wire format: `netlink(7)`, `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. A dump leaves the size of
-//! its pieces to the reader: at most 32 KiB of sockets into a buffer of that size or more, and a socket that does not fit
-//! makes the kernel grow the piece (net/ipv4/inet_diag.c, `__inet_diag_dump`), so nothing is cut off here.
+//! Wire format: `netlink(7)`, `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. It can also return what a
+//! program stored with a socket (`INET_DIAG_REQ_SK_BPF_STORAGES`), but not of UDP: `inet_sk_diag_fill` ends before it gets
+//! there when a socket has no connection (net/ipv4/inet_diag.c). `storage` has another way.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
-const INET_DIAG_REQ_SK_BPF_STORAGES: u16 = 2;
-const SK_DIAG_BPF_STORAGE_REQ_MAP_FD: u16 = 1;
-const INET_DIAG_SK_BPF_STORAGES: u16 = 21;
-const SK_DIAG_BPF_STORAGE: u16 = 1;
-const SK_DIAG_BPF_STORAGE_MAP_VALUE: u16 = 3;
 
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_ACK: u16 = 0x4;
 const NLM_F_DUMP: u16 = 0x300;
-/// The high bits of an attribute's type are flags.
-const NLA_TYPE_MASK: u16 = 0x3fff;
-const NLA_F_NESTED: u16 = 0x8000;
 
 /// `struct nlmsghdr`.
 const HEADER: usize = 16;
@@ -37,17 +29,6 @@ const BUFFER: usize = 64 << 10;
 /// TCP states, as bits: what is connected or about to be.
 pub(super) const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 8;
 
-/// Which sockets.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Query<'a> {
-    /// `AF_INET` or `AF_INET6`.
-    pub(super) family: u8,
-    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
-    pub(super) protocol: u8,
-    /// The socket storage to return.
-    pub(super) storage: Option<BorrowedFd<'a>>,
-}
-
 /// A socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Socket {
@@ -59,8 +40,8 @@ pub(super) struct Socket {
     /// What it is connected to; IPv4 addresses are IPv4-mapped.
     pub(super) peer: [u8; 16],
     pub(super) peer_port_be: [u8; 2],
-    /// The value in the storage that was asked for.
-    pub(super) storage: Option<Vec<u8>>,
+    /// Of its file; 0 when it has none any more.
+    pub(super) inode: u32,
 }
 
 /// A connection to the diagnosis of the namespace that it was opened in.
@@ -90,12 +71,9 @@ impl Diag {
         })
     }
 
-    /// All connected sockets.
-    pub(super) fn connected(&mut self, query: Query<'_>) -> io::Result<Vec<Socket>> {
-        let storage = query.storage.map(|map| map.as_raw_fd().cast_unsigned());
-        let attributes = storage.map(storage_request).unwrap_or_default();
-        let mut body = request(query.family, query.protocol, CONNECTED, &[0; SOCKID]);
-        body.extend(attributes);
+    /// All connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`). `NotFound`: the kernel has no diagnosis of it.
+    pub(super) fn connected(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Socket>> {
+        let body = request(family, protocol, CONNECTED, &[0; SOCKID]);
         self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body)?;
         let mut sockets = Vec::new();
         loop {
@@ -109,29 +87,6 @@ impl Diag {
                     NLMSG_DONE | NLMSG_ERROR => return errno(body).map(|()| sockets),
                     _ => sockets.extend(parse(body)),
                 }
-            }
-        }
-    }
-
-    /// Whether the kernel takes the storage of a socket into a dump (since 5.8). `NotFound`: it has no diagnosis of UDP.
-    pub(super) fn has_storages(&mut self) -> io::Result<bool> {
-        let (family, protocol) = (libc::AF_INET as u8, libc::IPPROTO_UDP as u8);
-        let mut body = request(family, protocol, CONNECTED, &[0; SOCKID]);
-        // No such file: who knows the attribute complains.
-        body.extend(storage_request(u32::MAX));
-        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body)?;
-        loop {
-            let length = self.receive()?;
-            for message in Messages(&self.buffer[..length]) {
-                let (kind, sequence, body) = message?;
-                if sequence != self.sequence || !matches!(kind, NLMSG_DONE | NLMSG_ERROR) {
-                    continue;
-                }
-                return match errno(body) {
-                    Ok(()) => Ok(false),
-                    Err(error) if error.raw_os_error() == Some(libc::EBADF) => Ok(true),
-                    Err(error) => Err(error),
-                };
             }
         }
     }
@@ -222,18 +177,6 @@ fn request(family: u8, protocol: u8, states: u32, id: &[u8; SOCKID]) -> Vec<u8> 
     body
 }
 
-/// The attribute that asks for what a map holds of each socket.
-fn storage_request(map: u32) -> Vec<u8> {
-    let mut attribute = Vec::new();
-    let nested = INET_DIAG_REQ_SK_BPF_STORAGES | NLA_F_NESTED;
-    for (length, kind) in [(12u16, nested), (8, SK_DIAG_BPF_STORAGE_REQ_MAP_FD)] {
-        attribute.extend(length.to_ne_bytes());
-        attribute.extend(kind.to_ne_bytes());
-    }
-    attribute.extend(map.to_ne_bytes());
-    attribute
-}
-
 fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
@@ -276,18 +219,7 @@ fn errno(body: &[u8]) -> io::Result<()> {
     }
 }
 
-/// The attributes in a body: type without flags, value.
-fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
-    std::iter::from_fn(move || {
-        let length = usize::from(u16_at(bytes, 0)?);
-        let kind = u16_at(bytes, 2)? & NLA_TYPE_MASK;
-        let value = bytes.get(4..length)?;
-        bytes = bytes.get(length.next_multiple_of(4)..).unwrap_or_default();
-        Some((kind, value))
-    })
-}
-
-/// `struct inet_diag_msg` and its attributes; `None` for what is none.
+/// `struct inet_diag_msg`; `None` for what is none.
 fn parse(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;
@@ -298,20 +230,13 @@ fn parse(body: &[u8]) -> Option<Socket> {
         _ => return None,
     };
     let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
-    let storage = attributes(body.get(MESSAGE..)?)
-        .filter(|(kind, _)| *kind == INET_DIAG_SK_BPF_STORAGES)
-        .flat_map(|(_, nested)| attributes(nested))
-        .filter(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE)
-        .flat_map(|(_, nested)| attributes(nested))
-        .find(|(kind, _)| *kind == SK_DIAG_BPF_STORAGE_MAP_VALUE)
-        .map(|(_, value)| value.to_vec());
     Some(Socket {
         family,
         id,
         cookie: u64::from(high) << 32 | u64::from(low),
         peer,
         peer_port_be: [id[2], id[3]],
-        storage,
+        inode: u32_at(body, MESSAGE - 4)?,
     })
 }
 
@@ -319,61 +244,62 @@ fn parse(body: &[u8]) -> Option<Socket> {
 mod tests {
     use super::*;
 
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let mut bytes = u16::try_from(4 + value.len())
-            .unwrap()
-            .to_ne_bytes()
-            .to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
-
-    fn message(family: u8, dst: &[u8], attributes: &[u8]) -> Vec<u8> {
+    fn message(family: u8, dst: &[u8]) -> Vec<u8> {
         let mut body = vec![0; MESSAGE];
         body[0] = family;
         body[6..8].copy_from_slice(&[0x1f, 0x90]);
         body[24..24 + dst.len()].copy_from_slice(dst);
         body[44..48].copy_from_slice(&7u32.to_ne_bytes());
         body[48..52].copy_from_slice(&1u32.to_ne_bytes());
-        body.extend(attributes);
+        body[68..].copy_from_slice(&99u32.to_ne_bytes());
         body
     }
 
     #[test]
-    fn a_socket_is_read_with_its_peer_its_cookie_and_what_is_stored() {
-        let value = attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[1, 2, 3, 4, 5]);
-        let one = attribute(
-            SK_DIAG_BPF_STORAGE,
-            &[attribute(2, &[9; 4]), value].concat(),
-        );
-        let all = attribute(INET_DIAG_SK_BPF_STORAGES | NLA_F_NESTED, &one);
-        let extra = [attribute(8, &[0]), all].concat();
-        let socket = parse(&message(2, &[10, 1, 0, 2], &extra)).unwrap();
+    fn a_socket_is_read_with_its_peer_its_cookie_and_its_inode() {
+        let socket = parse(&message(2, &[10, 1, 0, 2])).unwrap();
         assert_eq!(socket.peer, yurt_ebpf::abi::mapped([10, 1, 0, 2]));
         assert_eq!(u16::from_be_bytes(socket.peer_port_be), 8080);
-        assert_eq!(socket.cookie, 1 << 32 | 7);
-        assert_eq!(socket.storage, Some(vec![1, 2, 3, 4, 5]));
+        assert_eq!((socket.cookie, socket.inode), (1 << 32 | 7, 99));
         let v6: Vec<u8> = (1..=16).collect();
-        let socket = parse(&message(10, &v6, &[])).unwrap();
-        assert_eq!((&socket.peer[..], socket.storage), (&v6[..], None));
+        assert_eq!(parse(&message(10, &v6)).unwrap().peer[..], v6);
+        assert_eq!(parse(&message(1, &v6)), None);
+    }
+
+    #[test]
+    fn a_connected_socket_is_found_by_this_kernel_and_an_unconnected_one_is_not() {
+        use std::net::UdpSocket;
+        for (family, local, mapped_local) in [
+            (libc::AF_INET as u8, "127.0.0.1:0", "127.0.0.1:0"),
+            (libc::AF_INET6 as u8, "[::ffff:127.0.0.1]:0", "127.0.0.1:0"),
+        ] {
+            let target = UdpSocket::bind(mapped_local).unwrap().local_addr().unwrap();
+            let socket = UdpSocket::bind(local).unwrap();
+            let find = || {
+                let sockets = Diag::open().unwrap().connected(family, 17).unwrap();
+                let port_be = target.port().to_be_bytes();
+                sockets
+                    .into_iter()
+                    .filter(|s| s.peer_port_be == port_be)
+                    .count()
+            };
+            assert_eq!(find(), 0, "{local}");
+            match family == libc::AF_INET as u8 {
+                true => socket.connect(target).unwrap(),
+                false => {
+                    let mapped = std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped();
+                    socket.connect((mapped, target.port())).unwrap();
+                }
+            }
+            assert_eq!(find(), 1, "{local}");
+        }
     }
 
     #[test]
     fn what_is_cut_off_anywhere_is_no_panic_and_no_other_socket() {
-        let value = attribute(SK_DIAG_BPF_STORAGE_MAP_VALUE, &[1; 8]);
-        let one = attribute(SK_DIAG_BPF_STORAGE, &value);
-        let whole = message(
-            2,
-            &[10, 1, 0, 2],
-            &attribute(INET_DIAG_SK_BPF_STORAGES, &one),
-        );
-        let socket = parse(&whole).unwrap();
+        let whole = message(2, &[10, 1, 0, 2]);
         for length in 0..whole.len() {
-            if let Some(cut) = parse(&whole[..length]) {
-                assert_eq!((cut.id, cut.storage), (socket.id, None), "{length}");
-            }
+            assert_eq!(parse(&whole[..length]), None, "{length}");
         }
         let mut piece = (HEADER as u32 + 4).to_ne_bytes().to_vec();
         piece.extend([NLMSG_ERROR.to_ne_bytes(), [0; 2]].concat());

@@ -1,0 +1,133 @@
+//! What a program stored with sockets of other processes.
+//!
+//! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it open
+//! (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for the time of one look. Its cookie tells that it is the one that is meant.
+//! A socket that no process has in its table of files, or that may not be borrowed, is not found.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+
+use yurt_ebpf::abi::UdpPeers;
+
+use crate::dataplane::sys;
+
+/// The values of a storage for the sockets of these inodes and cookies, by cookie. Costs a `readlink` for every open file of
+/// the machine; the last problem comes along with what was found.
+pub(super) fn values(
+    map: BorrowedFd<'_>,
+    mut wanted: BTreeMap<u32, u64>,
+) -> io::Result<(BTreeMap<u64, UdpPeers>, io::Result<()>)> {
+    let (mut found, mut result) = (BTreeMap::new(), Ok(()));
+    if wanted.is_empty() {
+        return Ok((found, result));
+    }
+    for process in fs::read_dir("/proc")?.flatten() {
+        let name = process.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // Gone meanwhile.
+        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
+            continue;
+        };
+        let mut pidfd = None;
+        for file in files.flatten() {
+            let name = file.file_name();
+            let inode = fs::read_link(file.path())
+                .ok()
+                .and_then(|link| inode(link.to_str()?));
+            let (Some(inode), Some(fd)) = (inode, name.to_str().and_then(|fd| fd.parse().ok()))
+            else {
+                continue;
+            };
+            let Some(cookie) = wanted.get(&inode) else {
+                continue;
+            };
+            match look(map, pid, &mut pidfd, fd) {
+                Ok((of, value)) if of == *cookie => {
+                    found.extend(value.map(|value| (of, value)));
+                    wanted.remove(&inode);
+                }
+                // Closed meanwhile, or another one by now.
+                Ok(_) => {}
+                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
+                Err(error) => result = Err(error),
+            }
+        }
+    }
+    Ok((found, result))
+}
+
+/// `socket:[1234]`.
+fn inode(link: &str) -> Option<u32> {
+    link.strip_prefix("socket:[")?
+        .strip_suffix(']')?
+        .parse()
+        .ok()
+}
+
+/// The cookie of a process's socket, and what is stored with it.
+fn look(
+    map: BorrowedFd<'_>,
+    pid: i32,
+    pidfd: &mut Option<OwnedFd>,
+    fd: RawFd,
+) -> io::Result<(u64, Option<UdpPeers>)> {
+    let pidfd = match pidfd {
+        Some(pidfd) => pidfd,
+        // SAFETY: a call without pointers.
+        None => pidfd.insert(owned(unsafe {
+            libc::syscall(libc::SYS_pidfd_open, pid, 0)
+        })?),
+    };
+    // SAFETY: as above.
+    let socket = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
+    let cookie = cookie(socket.as_fd())?;
+    let mut value = [UdpPeers::default()];
+    let is_there = sys::map_lookup(map, &socket.as_raw_fd(), &mut value)?;
+    let [value] = value;
+    Ok((cookie, is_there.then_some(value)))
+}
+
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let fd = i32::try_from(result).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just opened it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: `cookie` and `length` are valid for writes of their sizes.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_COOKIE,
+            std::ptr::from_mut(&mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match result {
+        0 => Ok(cookie),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_socket_has_the_inode_of_one() {
+        assert_eq!(inode("socket:[1234]"), Some(1234));
+        for other in ["pipe:[1234]", "/dev/null", "socket:[x]", "socket:[12"] {
+            assert_eq!(inode(other), None, "{other}");
+        }
+    }
+}
