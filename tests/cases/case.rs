@@ -103,7 +103,9 @@ impl Case {
         let snapshot = FileSource::new(path).load()?;
         let (view, memory) = (NodeView::default(), Memory::default());
         let config = policy.config(&self.node);
-        let table = compile(&snapshot, &config, &view, &memory, &mut Memo::default()).table;
+        let table = compile(&snapshot, &config, &view, &memory, &mut Memo::default())
+            .table
+            .clone();
         let reasons = Reasons::new(&snapshot, &config, &view, &memory);
         Ok(serde_json::to_value(plan_json(&table, &reasons))?)
     }

@@ -218,7 +218,11 @@ impl World {
             config.service_cidrs.push(cidr.parse()?);
         }
         let (view, memory) = (NodeView::default(), Memory::default());
-        Ok(compile(&snapshot, &config, &view, &memory, &mut Memo::default()).table)
+        Ok(
+            compile(&snapshot, &config, &view, &memory, &mut Memo::default())
+                .table
+                .clone(),
+        )
     }
 
     /// Plans the table of `manifests` into the maps, as an agent does. Also leaves the manifests on the node.

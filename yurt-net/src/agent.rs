@@ -35,7 +35,6 @@ use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, RefusedService, SelfTest, Status};
-use crate::table::ServiceTable;
 
 /// Plans in a row for one table: the first frees space that the second may need.
 const PLANS_PER_TABLE: usize = 3;
@@ -151,6 +150,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 next_drift = Instant::now() + drift_interval;
                 if agent.status.ready {
                     agent.repair();
+                    give_back_memory();
                 }
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
@@ -179,8 +179,8 @@ struct Agent {
     /// The last attempt to write failed: when to try again.
     retry_at: Option<Instant>,
     memory: Memory,
+    /// With the table that should be in force.
     memo: Memo,
-    table: ServiceTable,
     status: Status,
 }
 
@@ -206,7 +206,6 @@ impl Agent {
             dataplane,
             memory: Memory::default(),
             memo: Memo::default(),
-            table: ServiceTable::default(),
             status,
         })
     }
@@ -229,6 +228,7 @@ impl Agent {
         self.sync()?;
         self.dataplane.activate()?;
         self.status.ready = true;
+        give_back_memory();
         self.status.adopted = self.is_adopted;
         self.status.self_test = match socket_lb {
             SocketLb::Off => SelfTest::Skipped,
@@ -250,7 +250,7 @@ impl Agent {
         }
         info!(
             node = self.config.node,
-            pool = self.table.pool,
+            pool = self.memo.table().pool,
             adopted = self.is_adopted,
             "ready"
         );
@@ -275,8 +275,7 @@ impl Agent {
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        self.report_rejections(&compiled.table.rejections);
-        self.table = compiled.table;
+        report_rejections(&compiled.new_rejections);
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);
@@ -284,18 +283,17 @@ impl Agent {
         self.keeper.changed();
         self.status.applied += 1;
         self.status.last_writes = writes;
-        // What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
-        // SAFETY: a call without pointers.
-        unsafe { libc::malloc_trim(0) };
-        if writes > 0 || !self.status.ready {
-            let usage = self.image.usage();
+        let services = self.memo.table().services.len();
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if self.status.ready {
+            // Logs are on flash, and there may be a hundred changes a second.
+            debug!(services, writes, took_us, "applied");
+        } else {
             info!(
-                services = self.table.services.len(),
-                frontends = usage.frontends4 + usage.frontends6,
-                endpoints = usage.slots4 + usage.slots6,
+                services,
                 writes,
-                took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                pool = self.table.pool,
+                took_us,
+                pool = self.memo.table().pool,
                 "applied"
             );
         }
@@ -332,7 +330,7 @@ impl Agent {
         let mut writes = 0;
         let mut planned = Plan::default();
         for _ in 0..PLANS_PER_TABLE {
-            planned = plan(&self.table, &mut self.image);
+            planned = plan(self.memo.table(), &mut self.image);
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
             if planned.refused.is_empty() || !planned.has_retired {
@@ -375,22 +373,6 @@ impl Agent {
         Ok(())
     }
 
-    /// One line for each rejection that is new.
-    fn report_rejections(&self, rejections: &[Rejection]) {
-        for rejection in rejections {
-            if self.table.rejections.binary_search(rejection).is_err() {
-                let Rejection {
-                    kind,
-                    namespace,
-                    name,
-                    source,
-                    reason,
-                } = rejection;
-                warn!(kind, namespace, name, source, reason, "rejected");
-            }
-        }
-    }
-
     fn report_refused(&mut self, refused: Vec<Refused>) {
         let refused: Vec<RefusedService> = refused.iter().map(RefusedService::from).collect();
         if !refused.is_empty() && refused != self.status.refused {
@@ -422,7 +404,7 @@ impl Agent {
                 let mut own = OwnAddresses::new(snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
                 let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
-                serde_json::to_value(explain(&self.table, &reasons, &own, flow))
+                serde_json::to_value(explain(self.memo.table(), &reasons, &own, flow))
             }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
@@ -436,9 +418,9 @@ impl Agent {
         let status = &mut self.status;
         status.source = self.sources.status(unix_seconds());
         status.checkpoint.clone_from(self.keeper.stats());
-        status.pool.clone_from(&self.table.pool);
-        status.services = self.table.services.len();
-        status.rejections.clone_from(&self.table.rejections);
+        status.pool.clone_from(&self.memo.table().pool);
+        status.services = self.memo.table().services.len();
+        status.rejections.clone_from(&self.memo.table().rejections);
         status.maps = MapUsage::all(&usage, &capacity);
         let counters = self.dataplane.counters()?;
         status.counters = counters
@@ -446,6 +428,26 @@ impl Agent {
             .map(|(name, count)| ((*name).to_owned(), *count))
             .collect();
         Ok(())
+    }
+}
+
+/// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
+fn give_back_memory() {
+    // SAFETY: a call without pointers.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// One line for each.
+fn report_rejections(rejections: &[Rejection]) {
+    for rejection in rejections {
+        let Rejection {
+            kind,
+            namespace,
+            name,
+            source,
+            reason,
+        } = rejection;
+        warn!(kind, namespace, name, source, reason, "rejected");
     }
 }
 

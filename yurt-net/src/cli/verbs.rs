@@ -105,7 +105,9 @@ fn table<'a>(
 ) -> (ServiceTable, Reasons<'a>) {
     let config = policy.config(node);
     let (view, memory) = (NodeView::default(), Memory::default());
-    let table = compile(snapshot, &config, &view, &memory, &mut Memo::default()).table;
+    let table = compile(snapshot, &config, &view, &memory, &mut Memo::default())
+        .table
+        .clone();
     (table, Reasons::new(snapshot, &config, &view, &memory))
 }
 

@@ -70,9 +70,9 @@ fn listens(listen: &str, pool: &str) -> bool {
 }
 
 /// The addresses of a Service's load balancer that this node serves.
-fn balanced<'a>(
-    service: &'a Service,
-    pool_services: &[&'a Arc<PoolService>],
+fn balanced(
+    service: &Service,
+    pool_services: &[Arc<PoolService>],
     environment: &Environment,
 ) -> Vec<IpAddr> {
     if service.service_type != ServiceType::LoadBalancer
@@ -156,7 +156,7 @@ impl ServiceAddresses {
     /// Collects them; `refused` gets what is wrong with those that are left out.
     pub(super) fn new(
         service: &Service,
-        pool_services: &[&Arc<PoolService>],
+        pool_services: &[Arc<PoolService>],
         environment: &Environment,
         refused: &mut Vec<String>,
     ) -> Self {

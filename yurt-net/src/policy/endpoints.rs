@@ -49,11 +49,11 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
 
 /// The slices of a Service as the policy reads them.
 pub(super) fn all_seen<'a>(
-    slices: &[&'a Arc<EndpointSlice>],
+    slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
     environment: &Environment,
 ) -> Vec<Cow<'a, EndpointSlice>> {
     slices
-        .iter()
+        .into_iter()
         .map(|slice| seen(slice, environment))
         .collect()
 }

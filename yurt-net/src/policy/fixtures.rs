@@ -196,7 +196,7 @@ impl World {
 
     /// Compiles as the agent does: memo and memory stay.
     pub(crate) fn compile(&mut self) -> ServiceTable {
-        let Compiled { table, memory } = compile(
+        let Compiled { table, memory, .. } = compile(
             &self.snapshot,
             &self.config,
             &self.view,
@@ -204,7 +204,7 @@ impl World {
             &mut self.memo,
         );
         self.memory = memory;
-        table
+        table.clone()
     }
 
     pub(crate) fn reasons(&self) -> Reasons<'_> {
