@@ -289,10 +289,11 @@ struct Fresh {
 }
 
 impl Fresh {
-    fn claims(self, of: &str, start: Option<f64>, resident: f64) -> [Claim; 3] {
+    fn claims(self, of: &str, start: Option<f64>, resident: f64) -> [Claim; 4] {
         let Self { starts, processes } = self;
         let started = Claim::new(format!("start to programmed, {of}"), "ms", starts);
         let rss = processes.iter().map(|p| p.resident).collect();
+        let own = processes.iter().map(|p| p.anonymous).collect();
         let peak = processes.iter().map(|p| p.peak / p.resident).collect();
         [
             match start {
@@ -300,6 +301,7 @@ impl Fresh {
                 None => started,
             },
             Claim::new(format!("resident, {of}"), "MB", rss).at_most(resident),
+            Claim::new("  of which its own pages", "MB", own),
             Claim::new(format!("  peak / steady, {of}"), "", peak).at_most(1.4),
         ]
     }
@@ -323,7 +325,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     thread::sleep(CALM);
     let written = open.status()?["checkpoint"]["lastWriteMs"].as_f64();
     let written = written.context("no checkpoint")?;
-    let rest = open.load(seconds, None)?;
+    // As long as it takes for one look at the maps.
+    let rest = open.load(seconds * 3, None)?;
     let events = open.events(if options.quick { 20 } else { 500 })?;
     let storm = open.load(seconds, Some(Order::Storm(STORM_PER_SECOND, seconds)))?;
     let Summary { p99, .. } = Summary::of(&events);

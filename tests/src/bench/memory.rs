@@ -119,7 +119,7 @@ fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
 #[derive(Clone, Copy, PartialEq)]
 pub(super) struct Process {
     pub(super) resident: f64,
-    anonymous: f64,
+    pub(super) anonymous: f64,
     pub(super) peak: f64,
 }
 

@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::endpoints::shared;
 use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
     AddressFamily, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
@@ -101,7 +102,7 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     let mut ranges: Vec<IpNetwork> = ranges.filter(|r| !is_open(r.is_ipv4())).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    ranges.into()
+    shared(ranges)
 }
 
 /// The addresses that NodePorts are served on: at most one of each family.

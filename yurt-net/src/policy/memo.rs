@@ -120,6 +120,13 @@ impl Memo {
         let Self {
             inputs, services, ..
         } = self;
+        if services.is_empty() {
+            // A map that is made at once has no gaps in it, as one has that grows.
+            let names = snapshot.services.keys();
+            *services = names
+                .map(|name| (name.clone(), Remembered::default()))
+                .collect();
+        }
         let mut stale = Stale {
             names: BTreeSet::new(),
             is_endpoints_only: true,
@@ -217,7 +224,11 @@ impl<T> Step<'_, T> {
     fn repeat(&self, list: &mut Vec<Arc<T>>) {
         match self {
             Self::Gone(object) => list.retain(|other| !Arc::ptr_eq(other, object)),
-            Self::Came(object) => list.push(Arc::clone(object)),
+            Self::Came(object) => {
+                // Most Services have one slice.
+                list.reserve_exact(1);
+                list.push(Arc::clone(object));
+            }
         }
     }
 }

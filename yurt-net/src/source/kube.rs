@@ -40,6 +40,8 @@ pub use state::HeldList;
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
 /// A source that cannot be configured (no kubeconfig yet) is tried again after this long.
 const CONFIG_RETRY: Duration = Duration::from_secs(10);
+/// Events that wait; also pieces of lists, which are tens of kilobytes.
+const QUEUE: usize = 32;
 /// Events taken up in one go.
 const BATCH: usize = 1024;
 
@@ -114,7 +116,7 @@ impl KubeSource {
         seed: Snapshot,
         versions: &BTreeMap<String, String>,
     ) -> Self {
-        let (sender, updates) = mpsc::channel(64);
+        let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
         Self {
             state: ClusterState::new(seed, versions, api.is_cache()),

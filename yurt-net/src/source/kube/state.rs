@@ -230,8 +230,7 @@ impl ClusterState {
         version.clone_into(&mut known.version);
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
-        let has_changed = objects::replace(&mut self.snapshot, resource.kind(), &list.objects);
-        drop(list.objects);
+        let has_changed = objects::replace(&mut self.snapshot, resource.kind(), list.objects);
         self.names.prune();
         if has_new_rejections {
             self.collect_rejections();
