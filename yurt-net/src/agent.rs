@@ -260,15 +260,13 @@ impl Agent {
     /// Compiles the snapshot and writes what differs.
     fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
-        let Some(snapshot) = self.sources.snapshot() else {
+        self.config.is_source_hub = self.sources.is_hub();
+        let Some((snapshot, touched)) = self.sources.take_up() else {
             return Ok(());
         };
-        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
-            self.image = self.dataplane.observe()?;
-        }
-        self.config.is_source_hub = self.sources.is_hub();
         let compiled = compile(
             snapshot,
+            &touched,
             &self.config,
             &self.view,
             &self.memory,
@@ -276,6 +274,9 @@ impl Agent {
         );
         self.memory = compiled.memory;
         report_rejections(&compiled.new_rejections);
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
+            self.image = self.dataplane.observe()?;
+        }
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);

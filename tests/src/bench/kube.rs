@@ -48,7 +48,7 @@ const PAUSE: Duration = Duration::from_millis(1);
 const CALM: Duration = Duration::from_secs(4);
 const STORM_PER_SECOND: u32 = 100;
 /// Room for all endpoints of ten thousand Services and for the ranges that wait for a grace period.
-const SLOTS: &str = "--max-slots4=262144";
+const MANY_SLOTS: &str = "--max-slots4=262144";
 
 /// What the apiserver's process serves.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -67,6 +67,14 @@ impl Cluster {
             topology_keys: self.topology_keys.clone(),
             ..Scale::default()
         }
+    }
+
+    /// Those of an agent that are not the defaults.
+    fn flags(&self) -> &'static [&'static str] {
+        // A pool has an eighth of the endpoints.
+        let is_open = self.topology_keys.is_none();
+        let is_large = is_open && self.services * self.endpoints > tables::CAPACITY.slots4 as usize;
+        if is_large { &[MANY_SLOTS] } else { &[] }
     }
 }
 
@@ -175,7 +183,8 @@ impl Setting {
     fn start(&self) -> Result<(Agent, f64)> {
         let started = Instant::now();
         let name = self.cluster.scale().node_name(0);
-        let agent = self.node.start_agent_from(&self.source, &name, &[SLOTS])?;
+        let flags = self.cluster.flags();
+        let agent = self.node.start_agent_from(&self.source, &name, flags)?;
         // The maps get their name when the programs use them.
         let maps = self.node.bpffs().join("yurt-net/v1");
         self.wait(&agent, || Ok(maps.exists()))?;
@@ -233,6 +242,7 @@ impl Setting {
 
     /// Microseconds from an event on the wire to another publish word.
     fn events(&mut self, count: usize) -> Result<Vec<f64>> {
+        let _gentle = Gentle::new()?;
         let words = PublishWords::open(&self.node.bpffs(), tables::CAPACITY.services as usize)?;
         let mut times = Vec::with_capacity(count);
         for number in 0..count {
@@ -271,6 +281,32 @@ impl Setting {
         let carried = self.server.call::<u64>(&Order::Carried)? - before;
         Ok((agent, f64::from(u32::try_from(carried)?) / 1e3))
     }
+}
+
+/// This thread runs only where nothing else wants to: a reader that spins must not keep the agent from a processor.
+struct Gentle;
+
+impl Gentle {
+    fn new() -> Result<Self> {
+        schedule(libc::SCHED_IDLE)?;
+        Ok(Self)
+    }
+}
+
+impl Drop for Gentle {
+    fn drop(&mut self) {
+        // It worked for the other class, and what is left to do is not timed.
+        let _ = schedule(libc::SCHED_OTHER);
+    }
+}
+
+fn schedule(class: libc::c_int) -> Result<()> {
+    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: valid parameters; 0 is the calling thread.
+    if unsafe { libc::sched_setscheduler(0, class, &raw const parameters) } != 0 {
+        return Err(io::Error::last_os_error()).context("set the scheduling class");
+    }
+    Ok(())
 }
 
 fn remove_dir(path: &Path) -> Result<()> {

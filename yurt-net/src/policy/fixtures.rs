@@ -7,7 +7,7 @@ use super::{ClosureFailure, Compiled, Memo, Memory, NodeView, PolicyConfig, Reas
 use crate::model::{
     AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
     NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
-    TrafficPolicy,
+    Touched, TrafficPolicy,
 };
 use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 
@@ -198,6 +198,7 @@ impl World {
     pub(crate) fn compile(&mut self) -> ServiceTable {
         let Compiled { table, memory, .. } = compile(
             &self.snapshot,
+            &Touched::Anything,
             &self.config,
             &self.view,
             &self.memory,

@@ -2,7 +2,7 @@
 //!
 //! Pure. In: the snapshot. Out: the objects that are others than before; the Services that these concern, compiled again;
 //! the table in step with them. Rules in order: (1) an object is another one when its `Arc` is, so finding out costs a
-//! walk over pointers, and nothing is looked into; (2) slices move endpoints, nothing else: the entries of their Services
+//! walk over pointers, and not even that where the source says which slices it has touched; (2) slices move endpoints, nothing else: the entries of their Services
 //! are exchanged where they stand; (3) after anything else conflicts, prefixes and rejections are settled anew.
 #![forbid(unsafe_code)]
 
@@ -14,7 +14,7 @@ use super::edge::{self, ServiceAddresses};
 use super::endpoints::{all_seen, endpoint_set};
 use super::{Environment, prefixes};
 use crate::model::{
-    EndpointSlice, NamespacedName, PoolService, Rejection, Service, ServicePort, Snapshot,
+    EndpointSlice, NamespacedName, PoolService, Rejection, Service, ServicePort, Snapshot, Touched,
 };
 use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
 
@@ -73,10 +73,11 @@ impl Memo {
     pub(super) fn update(
         &mut self,
         snapshot: &Snapshot,
+        touched: &Touched,
         environment: Environment,
         rejections: &[Rejection],
     ) -> Vec<Rejection> {
-        let stale = self.take_up(snapshot);
+        let stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
         let is_same_environment = self.environment.as_ref() == Some(&environment);
         let is_settled = is_same_environment
@@ -116,7 +117,7 @@ impl Memo {
     }
 
     /// Takes the objects up that are others than before.
-    fn take_up(&mut self, snapshot: &Snapshot) -> Stale {
+    fn take_up(&mut self, snapshot: &Snapshot, touched: &Touched) -> Stale {
         let Self {
             inputs, services, ..
         } = self;
@@ -131,28 +132,36 @@ impl Memo {
             names: BTreeSet::new(),
             is_endpoints_only: true,
         };
-        step(&mut inputs.services, &snapshot.services, |step| {
-            let service = step.object();
-            stale.is_endpoints_only = false;
-            stale.names.insert(service.name.clone());
-            let remembered = services.entry(service.name.clone()).or_default();
-            remembered.service = step.came().cloned();
-        });
-        step(&mut inputs.pool_services, &snapshot.pool_services, |step| {
-            let object = step.object();
-            let owner = NamespacedName::new(&*object.name.namespace, &*object.service);
-            stale.is_endpoints_only = false;
-            stale.names.insert(owner.clone());
-            step.repeat(&mut services.entry(owner).or_default().pool_services);
-        });
-        step(&mut inputs.slices, &snapshot.slices, |step| {
+        if *touched == Touched::Anything {
+            step_all(&mut inputs.services, &snapshot.services, |step| {
+                let service = step.object();
+                stale.is_endpoints_only = false;
+                stale.names.insert(service.name.clone());
+                let remembered = services.entry(service.name.clone()).or_default();
+                remembered.service = step.came().cloned();
+            });
+            step_all(&mut inputs.pool_services, &snapshot.pool_services, |step| {
+                let object = step.object();
+                let owner = NamespacedName::new(&*object.name.namespace, &*object.service);
+                stale.is_endpoints_only = false;
+                stale.names.insert(owner.clone());
+                step.repeat(&mut services.entry(owner).or_default().pool_services);
+            });
+        }
+        let take_slice = |step: Step<'_, EndpointSlice>| {
             let slice = step.object();
             if !slice.is_headless {
                 let owner = NamespacedName::new(&*slice.name.namespace, &*slice.service);
                 stale.names.insert(owner.clone());
                 step.repeat(&mut services.entry(owner).or_default().slices);
             }
-        });
+        };
+        match touched {
+            Touched::Slices(names) => {
+                step_named(&mut inputs.slices, &snapshot.slices, names, take_slice);
+            }
+            Touched::Anything => step_all(&mut inputs.slices, &snapshot.slices, take_slice),
+        }
         stale
     }
 
@@ -258,7 +267,7 @@ impl Named for PoolService {
 /// Brings `known`, which is sorted by name, in step with `now`, and tells each step on the way.
 ///
 /// Identity, not equality: sources keep the `Arc` of what did not change.
-fn step<T: Named>(
+fn step_all<T: Named>(
     known: &mut Vec<Arc<T>>,
     now: &BTreeMap<NamespacedName, Arc<T>>,
     mut tell: impl FnMut(Step<'_, T>),
@@ -293,6 +302,32 @@ fn step<T: Named>(
     if has_moved {
         known.clear();
         known.extend(now.values().cloned());
+    }
+}
+
+/// The same where only these names may have changed.
+fn step_named<T: Named>(
+    known: &mut Vec<Arc<T>>,
+    now: &BTreeMap<NamespacedName, Arc<T>>,
+    names: &BTreeSet<NamespacedName>,
+    mut tell: impl FnMut(Step<'_, T>),
+) {
+    for name in names {
+        let place = known.binary_search_by(|object| object.name().cmp(name));
+        match (place, now.get(name)) {
+            (Ok(at), Some(new)) if Arc::ptr_eq(&known[at], new) => {}
+            (Ok(at), Some(new)) => {
+                tell(Step::Gone(&known[at]));
+                tell(Step::Came(new));
+                known[at] = Arc::clone(new);
+            }
+            (Ok(at), None) => tell(Step::Gone(&known.remove(at))),
+            (Err(at), Some(new)) => {
+                tell(Step::Came(new));
+                known.insert(at, Arc::clone(new));
+            }
+            (Err(_), None) => {}
+        }
     }
 }
 

@@ -29,7 +29,7 @@ pub use self::memo::Memo;
 use self::prefixes::GivenCidrs;
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
-use crate::model::{Rejection, Snapshot};
+use crate::model::{Rejection, Snapshot, Touched};
 use crate::table::ServiceTable;
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
@@ -176,8 +176,11 @@ impl Environment {
 }
 
 /// Compiles the table of one node.
+///
+/// `touched` is what may differ from the snapshot that `memo` has seen last; `Touched::Anything` is always right.
 pub fn compile<'m>(
     snapshot: &Snapshot,
+    touched: &Touched,
     config: &PolicyConfig,
     view: &NodeView,
     memory: &Memory,
@@ -185,7 +188,7 @@ pub fn compile<'m>(
 ) -> Compiled<'m> {
     let mut rejections = Vec::new();
     let (environment, memory) = Environment::new(snapshot, config, view, memory, &mut rejections);
-    let new_rejections = memo.update(snapshot, environment, &rejections);
+    let new_rejections = memo.update(snapshot, touched, environment, &rejections);
     Compiled {
         table: memo.table(),
         new_rejections,

@@ -12,7 +12,8 @@ use proptest::sample::select;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{
-    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, TrafficPolicy,
+    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, Touched,
+    TrafficPolicy,
 };
 use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
@@ -297,6 +298,24 @@ fn set_aside(world: &mut World, aside: &Aside) {
     }
 }
 
+/// As a source says it.
+fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
+    let edits = edits.iter().map(|edit| match edit {
+        Edit::Slice(id, _) => Some(*id),
+        _ => None,
+    });
+    let aside = aside.map(|aside| match aside {
+        Aside::Headless(id) => Some(*id),
+        _ => None,
+    });
+    let ids: Option<Vec<u8>> = edits.chain(aside).collect();
+    let name = |id| NamespacedName::new("default", format!("slice-{id}"));
+    match ids {
+        Some(ids) => Touched::Slices(ids.into_iter().map(name).collect()),
+        None => Touched::Anything,
+    }
+}
+
 /// What an operator chooses: `--closure-failure`, `--nodepool`, `--compat-drop-service` and `--compat-all-vips`.
 type Start = (ClosureFailure, Option<&'static str>, [bool; 2]);
 
@@ -327,9 +346,16 @@ fn table_of(world: &World, snapshot: &Snapshot) -> ServiceTable {
         ..
     } = world;
     let mut memo = Memo::default();
-    compile(snapshot, config, view, memory, &mut memo)
-        .table
-        .clone()
+    compile(
+        snapshot,
+        &Touched::Anything,
+        config,
+        view,
+        memory,
+        &mut memo,
+    )
+    .table
+    .clone()
 }
 
 /// OpenYurt's filter, written as YurtHub runs it: slice by slice, endpoint by endpoint, with what it gets wrong put
@@ -609,9 +635,10 @@ proptest! {
             if let Some(aside) = aside {
                 set_aside(&mut world, aside);
             }
+            let touched = touched(edits, aside.as_ref());
             let fresh = table_of(&world, &world.snapshot);
             let World { snapshot, config, view, memory, memo, .. } = &mut world;
-            let compiled = compile(snapshot, config, view, memory, memo);
+            let compiled = compile(snapshot, &touched, config, view, memory, memo);
             prop_assert_eq!(&fresh, compiled.table);
             let new = fresh.rejections.iter().filter(|r| !last.rejections.contains(r));
             prop_assert!(new.eq(&compiled.new_rejections));

@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::chain;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, Touched};
 
 mod body;
 mod connection;
@@ -143,6 +143,11 @@ impl KubeSource {
     /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
     pub fn snapshot(&self) -> &Snapshot {
         self.state.snapshot()
+    }
+
+    /// What may differ from the snapshot at the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        self.state.take_touched()
     }
 
     /// Everything that a table needs has been read since the start.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::resource::Resource;
-use crate::model::{NamespacedName, Rejection, Snapshot};
+use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
 use crate::source::decode::{self, Names, Object, ObjectId};
 use crate::source::objects;
 
@@ -29,6 +29,7 @@ type Objects = BTreeMap<NamespacedName, Object>;
 #[derive(Debug)]
 pub(super) struct ClusterState {
     snapshot: Snapshot,
+    touched: Touched,
     names: Names,
     /// Answers come from a cache, which may be older than what is known.
     is_cache: bool,
@@ -95,6 +96,7 @@ impl ClusterState {
         });
         Self {
             snapshot: seed,
+            touched: Touched::Anything,
             names: Names::default(),
             is_cache,
             known: known.into(),
@@ -103,6 +105,11 @@ impl ClusterState {
 
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// What may differ from the snapshot at the last call.
+    pub(super) fn take_touched(&mut self) -> Touched {
+        self.touched.take()
     }
 
     /// The version that a watch would go on from; `None` where a list comes first.
@@ -231,6 +238,7 @@ impl ClusterState {
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
         let has_changed = objects::replace(&mut self.snapshot, resource.kind(), list.objects);
+        self.touched = Touched::Anything;
         self.names.prune();
         if has_new_rejections {
             self.collect_rejections();
@@ -300,6 +308,7 @@ impl ClusterState {
             Ok(Some(object)) => {
                 let name = NamespacedName::new(object.id().namespace, object.id().name);
                 has_changed |= self.forgive(resource, &name);
+                self.touch(resource, name);
                 has_changed | objects::put(&mut self.snapshot, &object)
             }
             // It says nothing to us any more, as a slice without its service name.
@@ -348,7 +357,16 @@ impl ClusterState {
         };
         let has_changed = objects::remove(&mut self.snapshot, id);
         let name = NamespacedName::new(metadata.namespace, metadata.name);
-        has_changed | self.forgive(resource, &name)
+        let has_changed = has_changed | self.forgive(resource, &name);
+        self.touch(resource, name);
+        has_changed
+    }
+
+    fn touch(&mut self, resource: Resource, name: NamespacedName) {
+        match resource {
+            Resource::EndpointSlices => self.touched.slice(name),
+            _ => self.touched = Touched::Anything,
+        }
     }
 
     /// Forgets a rejection; true when there was one.
