@@ -103,6 +103,11 @@ impl Followed {
         Ok(())
     }
 
+    /// EndpointSlices in force.
+    pub(crate) fn slices(&self) -> usize {
+        self.sources.snapshot().map_or(0, |s| s.slices.len())
+    }
+
     pub(crate) fn status(&self) -> SourceStatus {
         self.sources.status(yurt_net::source::unix_seconds())
     }

@@ -1,5 +1,6 @@
 //! Ring 3: the sources `kube:` and `yurthub:` against a scripted apiserver. Whatever it does, nothing is lost.
 
+mod bursts;
 mod faults;
 mod followed;
 mod following;
