@@ -3,6 +3,7 @@
 mod faults;
 mod followed;
 mod following;
+mod hub;
 mod preference;
 
 use std::net::{IpAddr, Ipv4Addr};
