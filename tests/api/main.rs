@@ -4,6 +4,7 @@ mod bursts;
 mod faults;
 mod followed;
 mod following;
+mod hub;
 mod preference;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -306,9 +306,12 @@ impl KubeSource {
         }
         let is_first = self.pool.is_none();
         self.pool.clone_from(&pool);
+        // An earlier agent may have asked for another pool: what it knew of that is no beginning for this one.
+        let mut known = self.state.snapshot().pools.keys();
+        let is_seeded = is_first && known.all(|name| Some(&**name) == self.pool.as_deref());
         for resource in Resource::ALL {
             if resource.is_of_pool() {
-                if !is_first {
+                if !is_seeded {
                     self.state.renew(resource);
                 }
                 self.follow(resource, pool.clone().unwrap_or_default());

@@ -5,8 +5,8 @@
 //! - A list takes effect when its last byte has arrived, never before. An object that cannot be decoded keeps its last
 //!   good version.
 //! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
-//!   may be half written, or rebuilt from files. It takes effect when the next list says the same, when an event shows
-//!   that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
+//!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later, when an
+//!   event shows that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::follow::CONFIRM_AFTER;
 use super::resource::Resource;
 use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
 use crate::source::decode::{self, Names, Object, ObjectId};
@@ -62,6 +63,8 @@ struct Held {
     list: List,
     version: String,
     since: Duration,
+    /// Lists have said just this since.
+    unchanged_since: Duration,
 }
 
 /// A list that is held back, for people.
@@ -213,13 +216,16 @@ impl ClusterState {
         let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
         if is_suspect {
             let held = known.held.take();
-            let is_confirmed = held.as_ref().is_some_and(|held| held.list == list);
-            let since = held.map_or(now, |held| held.since);
+            let same = held.as_ref().filter(|held| held.list == list);
+            let unchanged_since = same.map_or(now, |held| held.unchanged_since);
+            let since = held.as_ref().map_or(now, |held| held.since);
+            let is_confirmed = now.saturating_sub(unchanged_since) >= CONFIRM_AFTER;
             if !is_confirmed && now.saturating_sub(since) < LONGEST_HOLD {
                 known.held = Some(Held {
                     list,
                     version: version.to_owned(),
                     since,
+                    unchanged_since,
                 });
                 return Listed::Held;
             }

@@ -141,6 +141,22 @@ fn an_empty_list_from_a_cache_is_held_until_the_next_one_says_the_same() {
 }
 
 #[test]
+fn a_cache_that_says_the_same_twice_in_a_moment_confirms_nothing() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &[], 100), Listed::Held);
+    assert_eq!(list(&mut state, &[], 101), Listed::Held);
+    // Something else in between: the ten seconds begin anew.
+    assert_eq!(list(&mut state, &["a"], 105), Listed::Held);
+    assert_eq!(list(&mut state, &[], 111), Listed::Held);
+    assert_eq!(names(&state), ["a", "b", "c"]);
+    assert_eq!(
+        list(&mut state, &[], 121),
+        Listed::Used { has_changed: true }
+    );
+}
+
+#[test]
 fn a_list_from_a_cache_that_is_under_half_is_held_and_a_half_one_is_not() {
     let mut state = cache();
     list(&mut state, &["a", "b", "c", "d"], 0);
