@@ -148,8 +148,9 @@ fn garbage_in_a_watch_leads_to_a_list() -> Result<()> {
     let api = cluster(&["a"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("the service", |s| services(s) == ["a"])?;
-    api.http().wait_until(Duration::from_secs(5), |http| {
-        http.open_watches(Resource::Services) == 1
+    // Followed meanwhile: a client that nobody drives opens no watch.
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
     })?;
     api.inject(Resource::Services, "{\"type\":\"ADDED\",\"object\":\n");
     api.put_all(web("b", 2))?;
