@@ -70,6 +70,9 @@ fn a_live_list_that_is_empty_is_believed_at_once() -> Result<()> {
     let api = cluster(&["a", "b", "c"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("all services", |s| services(s).len() == 3)?;
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
     api.http().fail_next(lists(), [Fault::EmptyList]);
     api.expire_watches(Resource::Services);
     followed.until("none", |s| services(s).is_empty())
@@ -80,6 +83,9 @@ fn an_empty_list_of_a_cache_is_held_back_visibly_until_it_is_confirmed() -> Resu
     let api = cluster(&["a", "b", "c"])?;
     let mut followed = Followed::start(&[yurthub(&api)])?;
     followed.until("all services", |s| services(s).len() == 3)?;
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
     api.http().fail_next(lists(), [Fault::EmptyList]);
     api.expire_watches(Resource::Services);
     followed.until_status("it is held back", |status| !status.held_lists.is_empty())?;
@@ -142,8 +148,9 @@ fn garbage_in_a_watch_leads_to_a_list() -> Result<()> {
     let api = cluster(&["a"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("the service", |s| services(s) == ["a"])?;
-    api.http().wait_until(Duration::from_secs(5), |http| {
-        http.open_watches(Resource::Services) == 1
+    // Followed meanwhile: a client that nobody drives opens no watch.
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
     })?;
     api.inject(Resource::Services, "{\"type\":\"ADDED\",\"object\":\n");
     api.put_all(web("b", 2))?;

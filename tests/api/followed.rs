@@ -28,13 +28,22 @@ impl Followed {
 
     /// The same after a restart.
     pub(crate) fn from(specs: &[String], checkpoint: Option<Loaded>) -> Result<Self> {
+        Self::with(None, specs, checkpoint)
+    }
+
+    /// The same with `--nodepool`.
+    pub(crate) fn in_pool(pool: &str, specs: &[String], checkpoint: Loaded) -> Result<Self> {
+        Self::with(Some(pool.to_owned()), specs, Some(checkpoint))
+    }
+
+    fn with(pool: Option<String>, specs: &[String], checkpoint: Option<Loaded>) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
         let specs: Result<Vec<SourceSpec>, _> = specs.iter().map(|spec| spec.parse()).collect();
         let scope = Scope {
             node: NODE.to_owned(),
-            pool: None,
+            pool,
             pool_label: yurt_net::policy::POOL_LABEL.to_owned(),
         };
         let sources = {
@@ -101,6 +110,11 @@ impl Followed {
             let _elapsed = timeout(time, sources.changed()).await;
         });
         Ok(())
+    }
+
+    /// EndpointSlices in force.
+    pub(crate) fn slices(&self) -> usize {
+        self.sources.snapshot().map_or(0, |s| s.slices.len())
     }
 
     pub(crate) fn status(&self) -> SourceStatus {

@@ -1,8 +1,10 @@
 //! Ring 3: the sources `kube:` and `yurthub:` against a scripted apiserver. Whatever it does, nothing is lost.
 
+mod bursts;
 mod faults;
 mod followed;
 mod following;
+mod hub;
 mod preference;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -19,6 +19,7 @@ use yurt_net::cli::show::plan_json;
 use yurt_net::config::Cli;
 use yurt_net::config::Command;
 use yurt_net::config::PlanArgs;
+use yurt_net::model::Touched;
 use yurt_net::policy::Memo;
 use yurt_net::policy::Memory;
 use yurt_net::policy::NodeView;
@@ -103,7 +104,16 @@ impl Case {
         let snapshot = FileSource::new(path).load()?;
         let (view, memory) = (NodeView::default(), Memory::default());
         let config = policy.config(&self.node);
-        let table = compile(&snapshot, &config, &view, &memory, &mut Memo::default()).table;
+        let table = compile(
+            &snapshot,
+            &Touched::Anything,
+            &config,
+            &view,
+            &memory,
+            &mut Memo::default(),
+        )
+        .table
+        .clone();
         let reasons = Reasons::new(&snapshot, &config, &view, &memory);
         Ok(serde_json::to_value(plan_json(&table, &reasons))?)
     }

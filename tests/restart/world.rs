@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use yurt_net::dataplane::Dataplane;
 use yurt_net::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use yurt_net::model::Touched;
 use yurt_net::plan::{Capacity, Plan, plan};
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
 use yurt_net::source::file::FileSource;
@@ -218,7 +219,16 @@ impl World {
             config.service_cidrs.push(cidr.parse()?);
         }
         let (view, memory) = (NodeView::default(), Memory::default());
-        Ok(compile(&snapshot, &config, &view, &memory, &mut Memo::default()).table)
+        Ok(compile(
+            &snapshot,
+            &Touched::Anything,
+            &config,
+            &view,
+            &memory,
+            &mut Memo::default(),
+        )
+        .table
+        .clone())
     }
 
     /// Plans the table of `manifests` into the maps, as an agent does. Also leaves the manifests on the node.

@@ -34,13 +34,12 @@ use crate::node::{NodeError, NodeWatch};
 use crate::plan::{MapImage, Plan, Refused, plan};
 use crate::policy::{
     ClosureEstablished, Fate, Flow, Judge, Memo, Memory, NodeView, PolicyConfig, Reasons, Standing,
-    compile, has_lost,
+    compile,
 };
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, RefusedService, SelfTest, Status};
-use crate::table::ServiceTable;
 
 /// Plans in a row for one table: the first frees space that the second may need.
 const PLANS_PER_TABLE: usize = 3;
@@ -164,6 +163,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 next_drift = Instant::now() + drift_interval;
                 if agent.status.ready {
                     agent.repair();
+                    give_back_memory();
                 }
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
@@ -196,8 +196,8 @@ struct Agent {
     /// The last attempt to write failed: when to try again.
     retry_at: Option<Instant>,
     memory: Memory,
+    /// With the table that should be in force.
     memo: Memo,
-    table: ServiceTable,
     established: ClosureEstablished,
     scanner: Scanner,
     /// Established flows may have lost their backend since the last scan; at first, while no agent was there.
@@ -237,7 +237,6 @@ impl Agent {
             dataplane,
             memory: Memory::default(),
             memo: Memo::default(),
-            table: ServiceTable::default(),
             established,
             scanner,
             is_scan_due: true,
@@ -264,6 +263,7 @@ impl Agent {
         self.sync()?;
         self.dataplane.activate()?;
         self.status.ready = true;
+        give_back_memory();
         self.status.adopted = self.is_adopted;
         self.status.self_test = match socket_lb {
             SocketLb::Off => SelfTest::Skipped,
@@ -285,7 +285,7 @@ impl Agent {
         }
         info!(
             node = self.config.node,
-            pool = self.table.pool,
+            pool = self.memo.table().pool,
             adopted = self.is_adopted,
             "ready"
         );
@@ -295,26 +295,26 @@ impl Agent {
     /// Compiles the snapshot and writes what differs.
     fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
-        let Some(snapshot) = self.sources.snapshot() else {
+        self.config.is_source_hub = self.sources.is_hub();
+        let Some((snapshot, touched)) = self.sources.take_up() else {
             return Ok(());
         };
-        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
-            self.image = self.dataplane.observe()?;
-        }
-        self.config.is_source_hub = self.sources.is_hub();
         let compiled = compile(
             snapshot,
+            &touched,
             &self.config,
             &self.view,
             &self.memory,
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        self.report_rejections(&compiled.table.rejections);
+        report_rejections(&compiled.new_rejections);
         let with_tcp = self.established == ClosureEstablished::Reset;
-        let is_looked_at = |protocol| protocol == Protocol::Udp || with_tcp;
-        self.is_scan_due |= has_lost(&self.table, &compiled.table, is_looked_at);
-        self.table = compiled.table;
+        let mut lost = compiled.lost.into_iter();
+        self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
+            self.image = self.dataplane.observe()?;
+        }
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);
@@ -323,18 +323,17 @@ impl Agent {
         self.keeper.changed();
         self.status.applied += 1;
         self.status.last_writes = writes;
-        // What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
-        // SAFETY: a call without pointers.
-        unsafe { libc::malloc_trim(0) };
-        if writes > 0 || !self.status.ready {
-            let usage = self.image.usage();
+        let services = self.memo.table().services.len();
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if self.status.ready {
+            // Logs are on flash, and there may be a hundred changes a second.
+            debug!(services, writes, took_us, "applied");
+        } else {
             info!(
-                services = self.table.services.len(),
-                frontends = usage.frontends4 + usage.frontends6,
-                endpoints = usage.slots4 + usage.slots6,
+                services,
                 writes,
-                took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
-                pool = self.table.pool,
+                took_us,
+                pool = self.memo.table().pool,
                 "applied"
             );
         }
@@ -366,7 +365,7 @@ impl Agent {
             config: &self.config,
             view: &self.view,
             memory: &self.memory,
-            table: &self.table,
+            table: self.memo.table(),
         };
         let standings = judge.standings(flows).into_iter().zip(flows);
         standings
@@ -455,7 +454,7 @@ impl Agent {
         let mut writes = 0;
         let mut planned = Plan::default();
         for _ in 0..PLANS_PER_TABLE {
-            planned = plan(&self.table, &mut self.image);
+            planned = plan(self.memo.table(), &mut self.image);
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
             if planned.refused.is_empty() || !planned.has_retired {
@@ -498,22 +497,6 @@ impl Agent {
         Ok(())
     }
 
-    /// One line for each rejection that is new.
-    fn report_rejections(&self, rejections: &[Rejection]) {
-        for rejection in rejections {
-            if self.table.rejections.binary_search(rejection).is_err() {
-                let Rejection {
-                    kind,
-                    namespace,
-                    name,
-                    source,
-                    reason,
-                } = rejection;
-                warn!(kind, namespace, name, source, reason, "rejected");
-            }
-        }
-    }
-
     fn report_refused(&mut self, refused: Vec<Refused>) {
         let refused: Vec<RefusedService> = refused.iter().map(RefusedService::from).collect();
         if !refused.is_empty() && refused != self.status.refused {
@@ -545,7 +528,7 @@ impl Agent {
                 let mut own = OwnAddresses::new(snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
                 let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
-                serde_json::to_value(explain(&self.table, &reasons, &own, flow))
+                serde_json::to_value(explain(self.memo.table(), &reasons, &own, flow))
             }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
@@ -559,9 +542,9 @@ impl Agent {
         let status = &mut self.status;
         status.source = self.sources.status(unix_seconds());
         status.checkpoint.clone_from(self.keeper.stats());
-        status.pool.clone_from(&self.table.pool);
-        status.services = self.table.services.len();
-        status.rejections.clone_from(&self.table.rejections);
+        status.pool.clone_from(&self.memo.table().pool);
+        status.services = self.memo.table().services.len();
+        status.rejections.clone_from(&self.memo.table().rejections);
         status.maps = MapUsage::all(&usage, &capacity);
         let counters = self.dataplane.counters()?;
         status.counters = counters
@@ -569,6 +552,26 @@ impl Agent {
             .map(|(name, count)| ((*name).to_owned(), *count))
             .collect();
         Ok(())
+    }
+}
+
+/// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
+fn give_back_memory() {
+    // SAFETY: a call without pointers.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// One line for each.
+fn report_rejections(rejections: &[Rejection]) {
+    for rejection in rejections {
+        let Rejection {
+            kind,
+            namespace,
+            name,
+            source,
+            reason,
+        } = rejection;
+        warn!(kind, namespace, name, source, reason, "rejected");
     }
 }
 

@@ -3,7 +3,7 @@
 //! Pure. Built by `source::decode`, read by `policy`. The vocabulary is Kubernetes'; optional fields
 //! already carry their API defaults, and nothing that no rule reads is kept.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -301,6 +301,31 @@ impl Snapshot {
             source: source.map(|origin| origin.to_string()).unwrap_or_default(),
             reason,
         }
+    }
+}
+
+/// What may differ from the snapshot that was looked at before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Touched {
+    /// These EndpointSlices, and rejections.
+    Slices(BTreeSet<NamespacedName>),
+    /// Nobody knows.
+    #[default]
+    Anything,
+}
+
+impl Touched {
+    /// A slice may differ.
+    pub fn slice(&mut self, name: NamespacedName) {
+        if let Self::Slices(names) = self {
+            names.insert(name);
+        }
+    }
+
+    /// What may differ now; from then on nothing does.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::Slices(BTreeSet::new()))
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Exchange {
     pub status: Option<u16>,
     /// Of the body, as it was sent: compressed, without what frames it.
     pub body_bytes: u64,
+    /// When the last of them was handed to the socket.
+    pub sent_at: Option<Instant>,
     /// The answer may still go on.
     pub is_open: bool,
 }
@@ -118,6 +120,7 @@ impl Journal {
             resource: call.target.as_ref().map(|target| target.resource),
             status: None,
             body_bytes: 0,
+            sent_at: None,
             is_open: true,
         };
         let mut exchanges = self.exchanges();
@@ -150,7 +153,10 @@ impl Open {
 
     pub(super) fn sent(&self, bytes: usize) {
         let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
-        self.note(|exchange| exchange.body_bytes += bytes);
+        self.note(|exchange| {
+            exchange.body_bytes += bytes;
+            exchange.sent_at = Some(Instant::now());
+        });
     }
 }
 

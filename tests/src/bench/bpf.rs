@@ -9,6 +9,9 @@ use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -121,6 +124,65 @@ pub fn map_memory(dir: &Path) -> Result<Vec<(String, u64)>> {
     }
     maps.sort();
     Ok(maps)
+}
+
+/// The publish words of a pinned `yurt_svc`, as a program would see them.
+#[derive(Debug)]
+pub struct PublishWords {
+    rows: NonNull<ServiceRow>,
+    count: usize,
+}
+
+/// As the maps' layout has it; only the word is looked at.
+#[repr(C)]
+struct ServiceRow {
+    word: AtomicU64,
+    _rest: u64,
+}
+
+impl PublishWords {
+    /// Opens the map below the `bpffs` of an agent; it has `count` entries.
+    pub fn open(bpffs: &Path, count: usize) -> Result<Self> {
+        let path = bpffs.join("yurt-net/v1/yurt_svc");
+        let c_path = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = ObjectAttr {
+            pathname: c_path.as_ptr().addr() as u64,
+            fd: 0,
+            flags: 0,
+        };
+        let map = bpf(BPF_OBJ_GET, &mut attr).with_context(|| path.display().to_string())?;
+        let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
+        let length = count * size_of::<ServiceRow>();
+        // SAFETY: a new mapping at an address of the kernel's choice.
+        let rows = unsafe {
+            let null = std::ptr::null_mut();
+            libc::mmap(null, length, protection, flags, map.as_raw_fd(), 0)
+        };
+        if rows == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error()).context("map yurt_svc into memory");
+        }
+        let rows = NonNull::new(rows.cast()).context("a mapping at address 0")?;
+        Ok(Self { rows, count })
+    }
+
+    /// All of them.
+    pub fn read(&self) -> impl Iterator<Item = u64> + '_ {
+        // SAFETY: the mapping has this many rows, and lives as long as `self`; others write to atomic words only.
+        let rows = unsafe { std::slice::from_raw_parts(self.rows.as_ptr(), self.count) };
+        rows.iter().map(|row| row.word.load(Ordering::Relaxed))
+    }
+}
+
+impl Drop for PublishWords {
+    fn drop(&mut self) {
+        // SAFETY: our own mapping, which nothing borrows any more.
+        unsafe {
+            libc::munmap(
+                self.rows.as_ptr().cast(),
+                self.count * size_of::<ServiceRow>(),
+            )
+        };
+    }
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {

@@ -117,10 +117,10 @@ fn run(node: &Node, manifests: &Manifests) -> Result<Run> {
 
 /// Megabytes of a process.
 #[derive(Clone, Copy, PartialEq)]
-struct Process {
-    resident: f64,
-    anonymous: f64,
-    peak: f64,
+pub(super) struct Process {
+    pub(super) resident: f64,
+    pub(super) anonymous: f64,
+    pub(super) peak: f64,
 }
 
 impl Process {
@@ -170,7 +170,7 @@ fn file_pages(pid: u32) -> Result<[f64; 2]> {
 }
 
 /// Waits until nothing has changed for a while.
-fn steady(pid: u32) -> Result<Process> {
+pub(super) fn steady(pid: u32) -> Result<Process> {
     let deadline = Instant::now() + STEADY_WITHIN;
     let mut since = Instant::now();
     let mut last = Process::read(pid)?;

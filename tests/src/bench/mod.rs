@@ -6,12 +6,14 @@
 //! | [`flips`] | who answers while endpoint sets are exchanged, with who may |
 //! | [`publish`] | the time from a compiled table to the maps, with a bound |
 //! | [`memory`] | an agent's memory, with a bound |
+//! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
 //! do. Two universes without any hook tell how far to trust them.
 
 pub mod bpf;
 pub mod flips;
+pub mod kube;
 pub mod latency;
 pub mod memory;
 pub mod plot;
@@ -69,7 +71,7 @@ impl Options {
 
 /// The names of all measures.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let others = [flips::NAME, publish::NAME, memory::NAME];
+    let others = [flips::NAME, publish::NAME, memory::NAME, kube::NAME];
     latency::NAMES.into_iter().chain(others)
 }
 
@@ -90,10 +92,11 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 3] = [
+    let others: [(&str, Take); 4] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
+        (kube::NAME, kube::measure),
     ];
     for (name, take) in others {
         if options.wants(name) {

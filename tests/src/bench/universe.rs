@@ -109,7 +109,7 @@ impl Universe {
 
     /// Runs a batch; nanoseconds of each sample.
     pub fn run(&mut self, batch: Batch) -> Result<Vec<f64>> {
-        self.worker.call(batch)
+        self.worker.call(&batch)
     }
 }
 
@@ -213,11 +213,20 @@ impl Worker {
         })
     }
 
-    fn call(&mut self, batch: Batch) -> Result<Vec<f64>> {
-        let line = serde_json::to_string(&batch)?;
-        let stdin = self.stdin.as_mut().context("the worker was stopped")?;
-        writeln!(stdin, "{line}").context("the worker has ended")?;
+    /// Tells it something, and waits for its reply.
+    pub fn call<T: serde::de::DeserializeOwned>(
+        &mut self,
+        request: &impl serde::Serialize,
+    ) -> Result<T> {
+        self.tell(request)?;
         self.reply()
+    }
+
+    /// Tells it something.
+    pub fn tell(&mut self, request: &impl serde::Serialize) -> Result<()> {
+        let line = serde_json::to_string(request)?;
+        let stdin = self.stdin.as_mut().context("the worker was stopped")?;
+        writeln!(stdin, "{line}").context("the worker has ended")
     }
 
     /// The next line that it prints.
@@ -230,12 +239,19 @@ impl Worker {
     }
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
+impl Worker {
+    /// Ends it.
+    pub fn end(&mut self) {
         drop(self.stdin.take());
         // One that connects until told is told now; one that has ended does not mind.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 

@@ -22,6 +22,8 @@ use serde::Deserialize;
 use serde::Serialize;
 
 use super::flips;
+use super::kube;
+use super::kube::Cluster;
 use super::sockets::Address;
 use super::sockets::Socket;
 
@@ -39,6 +41,8 @@ pub enum Task {
         /// The file that says which epoch it is.
         epochs: PathBuf,
     },
+    /// Is an apiserver, and changes its cluster as told on stdin.
+    Apiserver(Cluster),
 }
 
 /// Both ends of every connection.
@@ -93,6 +97,7 @@ pub fn run(task: &str) -> Result<()> {
             writeln!(io::stdout(), "{}", serde_json::to_string(&tally)?)?;
             Ok(())
         }
+        Task::Apiserver(cluster) => kube::serve(&cluster),
     }
 }
 

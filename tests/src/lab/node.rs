@@ -29,6 +29,7 @@ use super::wire4;
 use super::wire6;
 
 const MANIFESTS: &str = "cluster.yaml";
+const AGENT: &str = "agent";
 const FIRST_POD: u8 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -193,10 +194,25 @@ impl Node {
 
     /// As [`Self::start_agent`], for an agent that serves another cgroup than all of the node's.
     pub fn start_agent_serving(&self, cgroup: &Path, extra: &[&str]) -> Result<Agent> {
-        let place = self.child_place("agent")?;
+        self.start_agent_of(self.name(), &self.source(), cgroup, extra)
+    }
+
+    /// As [`Self::start_agent`], for an agent that follows another source, as a Node of that cluster.
+    pub fn start_agent_from(&self, source: &str, name: &str, extra: &[&str]) -> Result<Agent> {
+        self.start_agent_of(name, source, self.cgroup(), extra)
+    }
+
+    fn start_agent_of(
+        &self,
+        name: &str,
+        source: &str,
+        cgroup: &Path,
+        extra: &[&str],
+    ) -> Result<Agent> {
+        let place = self.child_place(AGENT)?;
         let mut command = self.agent_command(&place)?;
-        command.args(["run", "--node", self.name(), "--source"]);
-        command.arg(self.source()).args(self.agent_flags(cgroup));
+        command.args(["run", "--node", name, "--source", source]);
+        command.args(self.agent_flags(cgroup));
         command.args(extra);
         Agent::start(&place, command, self)
     }
@@ -215,7 +231,7 @@ impl Node {
     /// Runs a subcommand of the agent's program on the node, with the flags that say which node
     /// and which directories, and returns what it printed.
     pub fn yurt_net(&self, arguments: &[&str]) -> Result<Output> {
-        let place = self.child_place("agent")?;
+        let place = self.child_place(AGENT)?;
         let mut command = self.agent_command(&place)?;
         command.args(arguments);
         match arguments.first() {
@@ -292,6 +308,17 @@ impl Node {
     /// The cgroup that all its processes are below.
     pub fn cgroup(&self) -> &Path {
         &self.0.place.cgroup
+    }
+
+    /// Processor time of its agents and of the subcommands that were run, so far.
+    pub fn agent_cpu_time(&self) -> Result<Duration> {
+        let path = self.0.place.cgroup.join(AGENT).join("cpu.stat");
+        let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let usage = text
+            .lines()
+            .find_map(|line| line.strip_prefix("usage_usec "));
+        let usage = usage.with_context(|| format!("no usage_usec in {}", path.display()))?;
+        Ok(Duration::from_micros(usage.parse()?))
     }
 
     /// Its own BPF file system.

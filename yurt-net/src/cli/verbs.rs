@@ -15,7 +15,7 @@ use crate::config::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, Stat
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, Touched};
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
@@ -105,7 +105,16 @@ fn table<'a>(
 ) -> (ServiceTable, Reasons<'a>) {
     let config = policy.config(node);
     let (view, memory) = (NodeView::default(), Memory::default());
-    let table = compile(snapshot, &config, &view, &memory, &mut Memo::default()).table;
+    let table = compile(
+        snapshot,
+        &Touched::Anything,
+        &config,
+        &view,
+        &memory,
+        &mut Memo::default(),
+    )
+    .table
+    .clone();
     (table, Reasons::new(snapshot, &config, &view, &memory))
 }
 

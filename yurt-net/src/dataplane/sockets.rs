@@ -51,7 +51,7 @@ pub enum Unsupported {
 /// Whether this kernel does what a scan needs.
 pub fn support() -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
-    match diag.connected(libc::AF_INET as u8, number(Protocol::Udp)) {
+    match diag.connected(diag::AF_INET, number(Protocol::Udp)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Err(Unsupported::NoDiag);
         }
@@ -279,7 +279,7 @@ fn look(with_tcp: bool, netns: u64) -> io::Result<Vec<Connected>> {
     };
     for &protocol in protocols {
         // An IPv4-mapped socket is one of AF_INET6.
-        for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        for family in [diag::AF_INET, diag::AF_INET6] {
             let sockets = diag.connected(family, number(protocol))?.into_iter();
             found.extend(sockets.map(|socket| Connected {
                 netns,

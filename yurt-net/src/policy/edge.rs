@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
+use super::endpoints::shared;
 use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
     AddressFamily, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
@@ -70,9 +71,9 @@ fn listens(listen: &str, pool: &str) -> bool {
 }
 
 /// The addresses of a Service's load balancer that this node serves.
-fn balanced<'a>(
-    service: &'a Service,
-    pool_services: &[&'a Arc<PoolService>],
+fn balanced(
+    service: &Service,
+    pool_services: &[Arc<PoolService>],
     environment: &Environment,
 ) -> Vec<IpAddr> {
     if service.service_type != ServiceType::LoadBalancer
@@ -101,7 +102,7 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     let mut ranges: Vec<IpNetwork> = ranges.filter(|r| !is_open(r.is_ipv4())).collect();
     ranges.sort_unstable();
     ranges.dedup();
-    ranges.into()
+    shared(ranges)
 }
 
 /// The addresses that NodePorts are served on: at most one of each family.
@@ -156,7 +157,7 @@ impl ServiceAddresses {
     /// Collects them; `refused` gets what is wrong with those that are left out.
     pub(super) fn new(
         service: &Service,
-        pool_services: &[&Arc<PoolService>],
+        pool_services: &[Arc<PoolService>],
         environment: &Environment,
         refused: &mut Vec<String>,
     ) -> Self {

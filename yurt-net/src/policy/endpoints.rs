@@ -49,11 +49,11 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
 
 /// The slices of a Service as the policy reads them.
 pub(super) fn all_seen<'a>(
-    slices: &[&'a Arc<EndpointSlice>],
+    slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
     environment: &Environment,
 ) -> Vec<Cow<'a, EndpointSlice>> {
     slices
-        .iter()
+        .into_iter()
         .map(|slice| seen(slice, environment))
         .collect()
 }
@@ -107,6 +107,14 @@ pub(super) fn candidates<'a>(
     found
 }
 
+/// The empty list is one for all.
+pub(super) fn shared<T>(list: Vec<T>) -> Arc<[T]> {
+    match list.is_empty() {
+        true => Arc::default(),
+        false => list.into(),
+    }
+}
+
 /// The endpoints of one port in the family of `any`, for the frontends that it has.
 pub(super) fn endpoint_set(
     service: &Service,
@@ -129,7 +137,8 @@ pub(super) fn endpoint_set(
         let selected = candidates
             .iter()
             .filter(|candidate| categories.against(candidate, policy).is_none());
-        selected.map(|candidate| candidate.at).collect()
+        let selected: Vec<SocketAddr> = selected.map(|candidate| candidate.at).collect();
+        shared(selected)
     };
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || has_external;
     let uses_local = service.internal_policy == TrafficPolicy::Local

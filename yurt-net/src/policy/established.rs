@@ -75,21 +75,25 @@ impl Standing {
     }
 }
 
-/// Whether flows of a protocol may have lost their backend from one table to the next.
-pub fn has_lost(old: &ServiceTable, new: &ServiceTable, of: impl Fn(Protocol) -> bool) -> bool {
-    let mut new = new.services.iter().peekable();
-    old.services.iter().any(|old| {
+/// Protocols whose flows may have lost their backend from one table to the next. Both are sorted.
+pub(super) fn lost(old: &[Arc<ServiceEntry>], new: &[Arc<ServiceEntry>]) -> BTreeSet<Protocol> {
+    let mut new = new.iter().peekable();
+    let mut lost = BTreeSet::new();
+    for old in old {
         while new.next_if(|new| new.key < old.key).is_some() {}
-        match new.next_if(|new| new.key == old.key) {
-            _ if !of(old.key.protocol) => false,
+        let is_less = match new.next_if(|new| new.key == old.key) {
             None => true,
-            Some(new) => !Arc::ptr_eq(old, new) && has_lost_some(old, new),
+            Some(new) => !Arc::ptr_eq(old, new) && has_lost(old, new),
+        };
+        if is_less {
+            lost.insert(old.key.protocol);
         }
-    })
+    }
+    lost
 }
 
-/// Too often rather than not often enough: whoever asks looks at the flows next.
-fn has_lost_some(old: &ServiceEntry, new: &ServiceEntry) -> bool {
+/// The same of one service port. Too often rather than not often enough: whoever asks looks at the flows next.
+pub(super) fn has_lost(old: &ServiceEntry, new: &ServiceEntry) -> bool {
     let is_less = |old: &EndpointSet, new: &EndpointSet| {
         let lacks = |old: &[SocketAddr], new: &[SocketAddr]| {
             old.iter()
@@ -171,7 +175,7 @@ impl Judge<'_> {
         let mut ports = self.snapshot.services.get(&name)?.ports.iter();
         let port = ports.find(|p| p.name == key.port && p.protocol == key.protocol)?;
         let is_usable = |endpoint: &Endpoint| endpoint.is_ready || endpoint.is_serving;
-        let slices = all_seen(slices, environment);
+        let slices = all_seen(slices.iter().copied(), environment);
         let mut is_outside = false;
         let inside = candidates(
             port,

@@ -1,13 +1,14 @@
 //! Small clusters for tests.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{ClosureFailure, Compiled, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
+use super::{ClosureFailure, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::model::{
     AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
     NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
-    TrafficPolicy,
+    Touched, TrafficPolicy,
 };
 use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 
@@ -18,6 +19,8 @@ pub(crate) struct World {
     pub(crate) view: NodeView,
     pub(crate) memory: Memory,
     pub(crate) memo: Memo,
+    /// What the last compile said.
+    pub(crate) lost: BTreeSet<Protocol>,
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -43,6 +46,7 @@ impl World {
             view: NodeView::default(),
             memory: Memory::default(),
             memo: Memo::default(),
+            lost: BTreeSet::new(),
         }
     }
 
@@ -196,15 +200,17 @@ impl World {
 
     /// Compiles as the agent does: memo and memory stay.
     pub(crate) fn compile(&mut self) -> ServiceTable {
-        let Compiled { table, memory } = compile(
+        let compiled = compile(
             &self.snapshot,
+            &Touched::Anything,
             &self.config,
             &self.view,
             &self.memory,
             &mut self.memo,
         );
-        self.memory = memory;
-        table
+        self.memory = compiled.memory;
+        self.lost = compiled.lost;
+        compiled.table.clone()
     }
 
     pub(crate) fn reasons(&self) -> Reasons<'_> {

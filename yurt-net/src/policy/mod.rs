@@ -2,8 +2,8 @@
 //!
 //! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never fails.
 //! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: closure (`topology`), then
-//! kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time: the result is
-//! the same with an empty one.
+//! kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time (`memo`): the
+//! table is the same with an empty one.
 #![forbid(unsafe_code)]
 
 mod edge;
@@ -11,6 +11,7 @@ mod endpoints;
 mod established;
 #[cfg(test)]
 pub(crate) mod fixtures;
+mod memo;
 mod prefixes;
 #[cfg(test)]
 mod proptests;
@@ -20,22 +21,18 @@ mod tests;
 mod topology;
 mod traffic;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::iter::Peekable;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use self::edge::ServiceAddresses;
-use self::endpoints::{all_seen, endpoint_set};
-pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing, has_lost};
+pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
+pub use self::memo::Memo;
+use self::prefixes::GivenCidrs;
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
-use crate::model::{
-    EndpointSlice, NamespacedName, PoolService, Rejection, Service, ServicePort, Snapshot,
-};
-use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+use crate::model::{Protocol, Rejection, Snapshot, Touched};
+use crate::table::ServiceTable;
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
 pub const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
@@ -129,29 +126,26 @@ pub struct Memory {
 
 /// What compile returns.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compiled {
-    /// The table.
-    pub table: ServiceTable,
+pub struct Compiled<'m> {
+    /// The table, which is in the memo.
+    pub table: &'m ServiceTable,
+    /// Those of its rejections that the table of the memo did not have before, sorted.
+    pub new_rejections: Vec<Rejection>,
+    /// Protocols whose established flows may have lost their backend: a frontend or an endpoint of the last table is gone.
+    pub lost: BTreeSet<Protocol>,
     /// For the next compile.
     pub memory: Memory,
 }
 
-/// The results of the last compile. A Service whose inputs are the same objects is not compiled again, and an
-/// entry that comes out equal keeps its `Arc`.
-#[derive(Clone, Debug, Default)]
-pub struct Memo {
-    environment: Option<Environment>,
-    /// Sorted by name.
-    services: Vec<Remembered>,
-}
-
-/// What every Service depends on.
+/// What every Service depends on, and the table as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Environment {
     topology: Topology,
     /// `topology.kubernetes.io/zone` of this node; "" when it has none.
     zone: String,
     node_addresses: Vec<IpAddr>,
+    /// Where ClusterIPs come from.
+    service_cidrs: GivenCidrs,
     is_behind_hub: bool,
     compat_drop_service: bool,
     compat_all_vips: bool,
@@ -172,6 +166,7 @@ impl Environment {
             topology,
             zone: zone.cloned().unwrap_or_default(),
             node_addresses: edge::node_addresses(snapshot, config, view, rejections),
+            service_cidrs: GivenCidrs::new(&config.service_cidrs, snapshot),
             is_behind_hub: match config.kubernetes_via_hub {
                 ViaHub::Auto => config.is_source_hub,
                 ViaHub::On => true,
@@ -184,250 +179,24 @@ impl Environment {
     }
 }
 
-/// One Service, what it was compiled from and to. It holds its inputs, so their addresses are not used again
-/// while they stand for them.
-#[derive(Clone, Debug)]
-struct Remembered {
-    service: Arc<Service>,
-    slices: Vec<Arc<EndpointSlice>>,
-    pool_services: Vec<Arc<PoolService>>,
-    /// With every frontend that the Service asks for.
-    entries: Vec<Arc<ServiceEntry>>,
-    /// Without those that another Service has: what the table shows.
-    shown: Vec<Arc<ServiceEntry>>,
-    /// Reasons of rejections of the Service.
-    reasons: Vec<String>,
-}
-
 /// Compiles the table of one node.
-pub fn compile(
+///
+/// `touched` is what may differ from the snapshot that `memo` has seen last; `Touched::Anything` is always right.
+pub fn compile<'m>(
     snapshot: &Snapshot,
+    touched: &Touched,
     config: &PolicyConfig,
     view: &NodeView,
     memory: &Memory,
-    memo: &mut Memo,
-) -> Compiled {
-    let mut rejections = snapshot.rejections.clone();
+    memo: &'m mut Memo,
+) -> Compiled<'m> {
+    let mut rejections = Vec::new();
     let (environment, memory) = Environment::new(snapshot, config, view, memory, &mut rejections);
-    let is_same = memo.environment.as_ref() == Some(&environment);
-    let mut services = compile_services(snapshot, &environment, is_same, &mut memo.services);
-    let conflicts = settle_conflicts(&mut services);
-
-    let mut cluster_ips = Vec::new();
-    for remembered in &services {
-        let name = &remembered.service.name;
-        let reasons = remembered.reasons.iter().cloned();
-        rejections.extend(reasons.map(|reason| snapshot.reject("Service", name, reason)));
-        cluster_ips.extend(&remembered.service.cluster_ips);
+    let (new_rejections, lost) = memo.update(snapshot, touched, environment, &rejections);
+    Compiled {
+        table: memo.table(),
+        new_rejections,
+        lost,
+        memory,
     }
-    for (loser, reason) in conflicts {
-        rejections.push(snapshot.reject("Service", &loser, reason));
-    }
-    let cluster_prefixes = prefixes::cluster_prefixes(
-        &config.service_cidrs,
-        snapshot,
-        &cluster_ips,
-        &mut rejections,
-    );
-    rejections.sort_unstable();
-    rejections.dedup();
-
-    let table = ServiceTable {
-        node: config.node.clone(),
-        pool: environment.topology.pool().to_owned(),
-        zone: environment.zone.clone(),
-        services: services
-            .iter()
-            .flat_map(|s| s.shown.iter().cloned())
-            .collect(),
-        cluster_prefixes,
-        rejections,
-    };
-    *memo = Memo {
-        environment: Some(environment),
-        services,
-    };
-    Compiled { table, memory }
-}
-
-/// Joins Services with their slices and with what is remembered of them: all three are walked in the order of names.
-fn compile_services(
-    snapshot: &Snapshot,
-    environment: &Environment,
-    is_same_environment: bool,
-    memo: &mut Vec<Remembered>,
-) -> Vec<Remembered> {
-    let mut index: Vec<(&str, &str, &Arc<EndpointSlice>)> = snapshot
-        .slices
-        .values()
-        .filter(|slice| !slice.is_headless)
-        .map(|slice| (&*slice.name.namespace, &*slice.service, slice))
-        .collect();
-    // Stable: the slices of one Service stay in the order of their names.
-    index.sort_by_key(|&(namespace, service, _)| (namespace, service));
-    let mut index = index.into_iter().peekable();
-    let mut memo = std::mem::take(memo).into_iter().peekable();
-    let mut pool_services: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for object in snapshot.pool_services.values() {
-        let name = (&*object.name.namespace, &*object.service);
-        pool_services.entry(name).or_default().push(object);
-    }
-
-    let mut compiled = Vec::with_capacity(snapshot.services.len());
-    for service in snapshot.services.values() {
-        if !edge::is_served(service, environment) {
-            continue;
-        }
-        let name = (&*service.name.namespace, &*service.name.name);
-        while index.next_if(|slice| (slice.0, slice.1) < name).is_some() {}
-        let slices: Vec<_> =
-            std::iter::from_fn(|| index.next_if(|slice| (slice.0, slice.1) == name))
-                .map(|slice| slice.2)
-                .collect();
-        let pools = pool_services.remove(&name).unwrap_or_default();
-        compiled.push(match take_remembered(&mut memo, &service.name) {
-            Some(old)
-                if is_same_environment
-                    && Arc::ptr_eq(&old.service, service)
-                    && is_same(&old.slices, &slices)
-                    && is_same(&old.pool_services, &pools) =>
-            {
-                old
-            }
-            old => compile_service(service, &slices, &pools, environment, old),
-        });
-    }
-    compiled
-}
-
-fn take_remembered(
-    memo: &mut Peekable<impl Iterator<Item = Remembered>>,
-    name: &NamespacedName,
-) -> Option<Remembered> {
-    while memo.next_if(|old| old.service.name < *name).is_some() {}
-    memo.next_if(|old| old.service.name == *name)
-}
-
-/// Identity, not equality: sources keep the `Arc` of what did not change.
-fn is_same<T>(old: &[Arc<T>], new: &[&Arc<T>]) -> bool {
-    old.len() == new.len() && old.iter().zip(new).all(|(old, new)| Arc::ptr_eq(old, new))
-}
-
-fn compile_service(
-    service: &Arc<Service>,
-    slices: &[&Arc<EndpointSlice>],
-    pool_services: &[&Arc<PoolService>],
-    environment: &Environment,
-    old: Option<Remembered>,
-) -> Remembered {
-    let mut reasons = Vec::new();
-    let topology_keys = service.topology_keys.as_deref();
-    let (closure, unknown_key) = environment.topology.closure(topology_keys);
-    reasons.extend(unknown_key);
-    let addresses = ServiceAddresses::new(service, pool_services, environment, &mut reasons);
-    let source_ranges = edge::source_ranges(service);
-    let seen = all_seen(slices, environment);
-
-    let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
-    ports.sort_by_key(|port| (&port.name, port.protocol));
-    let (old_entries, old_shown) = match old {
-        Some(old) => (old.entries, old.shown),
-        None => Default::default(),
-    };
-    let mut entries: Vec<Arc<ServiceEntry>> = Vec::with_capacity(ports.len());
-    for port in ports {
-        let key = ServiceKey {
-            namespace: service.name.namespace.clone(),
-            name: service.name.name.clone(),
-            port: port.name.clone(),
-            protocol: port.protocol,
-        };
-        if entries.last().is_some_and(|last| last.key == key) {
-            reasons.push(format!(
-                "port {:?} with {} is there twice: the later one is left out",
-                key.port, key.protocol
-            ));
-            continue;
-        }
-        let frontends = addresses.frontends(port);
-        let set =
-            |any: IpAddr| endpoint_set(service, port, any, closure, &seen, &frontends, environment);
-        let entry = ServiceEntry {
-            key,
-            closure,
-            internal_policy: service.internal_policy,
-            external_policy: service.external_policy,
-            affinity_seconds: service.affinity_seconds,
-            source_ranges: source_ranges.clone(),
-            v4: set(Ipv4Addr::UNSPECIFIED.into()),
-            v6: set(Ipv6Addr::UNSPECIFIED.into()),
-            frontends,
-        };
-        // What was shown goes first: it is what the last table holds.
-        entries.push(keep_equal(old_shown.iter().chain(&old_entries), entry));
-    }
-    Remembered {
-        service: service.clone(),
-        slices: slices.iter().map(|&slice| slice.clone()).collect(),
-        pool_services: pool_services.iter().map(|&object| object.clone()).collect(),
-        entries,
-        shown: old_shown,
-        reasons,
-    }
-}
-
-fn keep_equal<'a>(
-    old: impl IntoIterator<Item = &'a Arc<ServiceEntry>>,
-    entry: ServiceEntry,
-) -> Arc<ServiceEntry> {
-    match old.into_iter().find(|old| ***old == entry) {
-        Some(old) => old.clone(),
-        None => Arc::new(entry),
-    }
-}
-
-/// Takes from each service port the frontends that an earlier one has; returns losers with the reason.
-fn settle_conflicts(services: &mut [Remembered]) -> Vec<(NamespacedName, String)> {
-    let entries: Vec<_> = services
-        .iter()
-        .flat_map(|s| s.entries.iter().cloned())
-        .collect();
-    let lost = edge::conflicts(&entries);
-    let mut reasons = Vec::with_capacity(lost.len());
-    let mut losses = lost.iter().peekable();
-    let mut first = 0;
-    for remembered in services {
-        let range = first..first + remembered.entries.len();
-        first = range.end;
-        if losses.peek().is_none_or(|loss| loss.loser >= range.end) {
-            let mut pairs = remembered.shown.iter().zip(&remembered.entries);
-            let is_same = pairs.all(|(shown, entry)| Arc::ptr_eq(shown, entry));
-            if !is_same || remembered.shown.len() != remembered.entries.len() {
-                remembered.shown.clone_from(&remembered.entries);
-            }
-            continue;
-        }
-        let mut shown = Vec::with_capacity(range.len());
-        for (index, entry) in range.zip(&remembered.entries) {
-            let mut pruned = ServiceEntry::clone(entry);
-            while let Some(loss) = losses.next_if(|loss| loss.loser == index) {
-                pruned
-                    .frontends
-                    .retain(|f| (f.address, f.port) != (loss.address, loss.port));
-                let protocol = entry.key.protocol;
-                let endpoint = SocketAddr::new(loss.address, loss.port);
-                let winner = &entries[loss.winner].key;
-                let reason = format!(
-                    "{endpoint}/{protocol} belongs to {winner} (a ClusterIP, or first by name)"
-                );
-                reasons.push((remembered.service.name.clone(), reason));
-            }
-            shown.push(match pruned == **entry {
-                true => entry.clone(),
-                false => keep_equal(&remembered.shown, pruned),
-            });
-        }
-        remembered.shown = shown;
-    }
-    reasons
 }

@@ -123,32 +123,42 @@ fn cover(blocks: &[Block], limit: usize, address_bits: u8) -> Vec<Block> {
     parts.into_iter().filter_map(around).collect()
 }
 
+/// What somebody has said about where ClusterIPs come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct GivenCidrs {
+    cidrs: Vec<IpNetwork>,
+    /// The object to complain about; "" for a flag.
+    object: String,
+}
+
+impl GivenCidrs {
+    /// The flag, else the ServiceCIDRs.
+    pub(super) fn new(flag: &[IpNetwork], snapshot: &Snapshot) -> Self {
+        let objects = &snapshot.service_cidrs;
+        match flag {
+            [] => Self {
+                cidrs: objects.values().flat_map(|o| o.cidrs.clone()).collect(),
+                object: objects.keys().next_back().cloned().unwrap_or_default(),
+            },
+            flag => Self {
+                cidrs: flag.to_vec(),
+                object: String::new(),
+            },
+        }
+    }
+}
+
 /// See the module.
 pub(super) fn cluster_prefixes(
-    flag: &[IpNetwork],
+    given: &GivenCidrs,
     snapshot: &Snapshot,
     cluster_ips: &[IpAddr],
     rejections: &mut Vec<Rejection>,
 ) -> ClusterPrefixes {
-    let objects = snapshot.service_cidrs.values();
-    let mut object_name = String::new();
-    let given: Vec<IpNetwork> = match flag {
-        [] => {
-            object_name = snapshot
-                .service_cidrs
-                .keys()
-                .next_back()
-                .cloned()
-                .unwrap_or_default();
-            objects
-                .flat_map(|object| object.cidrs.iter().copied())
-                .collect()
-        }
-        flag => flag.to_vec(),
-    };
+    let GivenCidrs { cidrs, object } = given;
     let families = [(AddressFamily::V4, 32), (AddressFamily::V6, 128)].map(|(family, bits)| {
         let is_ours = |network: &IpNetwork| AddressFamily::from(network.ip()) == family;
-        let given: Vec<Block> = given
+        let given: Vec<Block> = cidrs
             .iter()
             .copied()
             .filter(is_ours)
@@ -164,8 +174,8 @@ pub(super) fn cluster_prefixes(
         (family, bits, given.len(), aggregate(all))
     });
     let fits = |(_, _, _, all): &(_, _, _, Vec<Block>)| all.len() <= MAX_PREFIXES;
-    let are_service_cidrs = !given.is_empty() && families.iter().all(fits);
-    if !given.is_empty() && !are_service_cidrs {
+    let are_service_cidrs = !cidrs.is_empty() && families.iter().all(fits);
+    if !cidrs.is_empty() && !are_service_cidrs {
         let too_many = families
             .iter()
             .any(|(_, _, given, _)| *given > MAX_PREFIXES);
@@ -175,7 +185,7 @@ pub(super) fn cluster_prefixes(
         };
         rejections.push(snapshot.reject(
             "ServiceCIDR",
-            &NamespacedName::new("", object_name),
+            &NamespacedName::new("", object.as_str()),
             format!("{what}: connections to unallocated ClusterIPs are not refused"),
         ));
     }

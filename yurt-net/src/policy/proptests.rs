@@ -9,10 +9,12 @@ use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::established::lost;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{
-    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, TrafficPolicy,
+    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, Touched,
+    TrafficPolicy,
 };
 use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
@@ -245,6 +247,76 @@ fn apply(world: &mut World, edit: &Edit) {
     }
 }
 
+/// What only the memo has to notice: the other properties have no use for it.
+#[derive(Clone, Debug)]
+enum Aside {
+    Headless(u8),
+    Cidr(u8, bool),
+    /// The source says something of an object, and where another one was read.
+    Said(&'static str, bool, &'static str),
+    LocalAddress(u8),
+}
+
+fn aside() -> impl Strategy<Value = Aside> {
+    prop_oneof![
+        2 => (0u8..6).prop_map(Aside::Headless),
+        1 => (0u8..2, any::<bool>()).prop_map(|(id, is_there)| Aside::Cidr(id, is_there)),
+        1 => (select(&SERVICES[..]), any::<bool>(), select(&["", "a.yaml#1", "b.yaml#2"][..]))
+            .prop_map(|(name, is_wrong, origin)| Aside::Said(name, is_wrong, origin)),
+        1 => (11u8..13).prop_map(Aside::LocalAddress),
+    ]
+}
+
+fn set_aside(world: &mut World, aside: &Aside) {
+    match *aside {
+        Aside::Headless(id) => {
+            let name = NamespacedName::new("default", format!("slice-{id}"));
+            if let Some(slice) = world.snapshot.slices.get_mut(&name) {
+                let slice = Arc::make_mut(slice);
+                slice.is_headless = !slice.is_headless;
+            }
+        }
+        Aside::Cidr(id, true) => {
+            world.service_cidr(&format!("c{id}"), &[&format!("10.{}.0.0/16", 95 + id)]);
+        }
+        Aside::Cidr(id, false) => {
+            world.snapshot.service_cidrs.remove(&format!("c{id}"));
+        }
+        Aside::Said(name, is_wrong, origin) => {
+            let name = NamespacedName::new("default", name);
+            let snapshot = &mut world.snapshot;
+            let rejection = snapshot.reject("Service", &name, "is wrong".to_owned());
+            snapshot.rejections.retain(|other| other.name != name.name);
+            snapshot.rejections.extend(is_wrong.then_some(rejection));
+            snapshot.origins.remove(&("Service", name.clone()));
+            if !origin.is_empty() {
+                snapshot.origins.insert(("Service", name), origin.into());
+            }
+        }
+        Aside::LocalAddress(last) => {
+            world.view.local_addresses = Some([ip(&format!("192.0.2.{last}"))].into());
+        }
+    }
+}
+
+/// As a source says it.
+fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
+    let edits = edits.iter().map(|edit| match edit {
+        Edit::Slice(id, _) => Some(*id),
+        _ => None,
+    });
+    let aside = aside.map(|aside| match aside {
+        Aside::Headless(id) => Some(*id),
+        _ => None,
+    });
+    let ids: Option<Vec<u8>> = edits.chain(aside).collect();
+    let name = |id| NamespacedName::new("default", format!("slice-{id}"));
+    match ids {
+        Some(ids) => Touched::Slices(ids.into_iter().map(name).collect()),
+        None => Touched::Anything,
+    }
+}
+
 /// What an operator chooses: `--closure-failure`, `--nodepool`, `--compat-drop-service` and `--compat-all-vips`.
 type Start = (ClosureFailure, Option<&'static str>, [bool; 2]);
 
@@ -274,7 +346,17 @@ fn table_of(world: &World, snapshot: &Snapshot) -> ServiceTable {
         memory,
         ..
     } = world;
-    compile(snapshot, config, view, memory, &mut Memo::default()).table
+    let mut memo = Memo::default();
+    compile(
+        snapshot,
+        &Touched::Anything,
+        config,
+        view,
+        memory,
+        &mut memo,
+    )
+    .table
+    .clone()
 }
 
 /// OpenYurt's filter, written as YurtHub runs it: slice by slice, endpoint by endpoint, with what it gets wrong put
@@ -544,20 +626,31 @@ proptest! {
     }
 
     #[test]
-    fn memoised_compile_equals_fresh_compile(start in start(), edits in vec(edit(), 1..40)) {
+    fn memoised_compile_equals_fresh_compile(
+        start in start(), batches in vec((vec(edit(), 1..4), of(aside())), 1..30)
+    ) {
         let mut world = world(start);
         let mut last = ServiceTable::default();
-        for edit in &edits {
-            apply(&mut world, edit);
+        for (edits, aside) in &batches {
+            edits.iter().for_each(|edit| apply(&mut world, edit));
+            if let Some(aside) = aside {
+                set_aside(&mut world, aside);
+            }
+            let touched = touched(edits, aside.as_ref());
             let fresh = table_of(&world, &world.snapshot);
-            let memoised = world.compile();
-            prop_assert_eq!(&fresh, &memoised);
-            let last_entries: Vec<_> = last.services.iter().collect();
-            for entry in &memoised.services {
-                let old = last_entries.iter().find(|old| old == &&entry);
+            let World { snapshot, config, view, memory, memo, .. } = &mut world;
+            let compiled = compile(snapshot, &touched, config, view, memory, memo);
+            prop_assert_eq!(&fresh, compiled.table);
+            let new = fresh.rejections.iter().filter(|r| !last.rejections.contains(r));
+            prop_assert!(new.eq(&compiled.new_rejections));
+            prop_assert_eq!(lost(&last.services, &compiled.table.services), compiled.lost);
+            for entry in &compiled.table.services {
+                let old = last.services.iter().find(|old| *old == entry);
                 prop_assert!(old.is_none_or(|old| Arc::ptr_eq(old, entry)));
             }
-            last = memoised;
+            *memory = compiled.memory;
+            last = fresh;
+            last.services.clone_from(&world.memo.table().services);
         }
     }
 

@@ -64,7 +64,7 @@ impl<'a> Reasons<'a> {
             return Why::default();
         };
         let slices = self.slices.get(&(&*key.namespace, &*key.name));
-        let slices = all_seen(slices.map_or(&[][..], Vec::as_slice), &self.environment);
+        let slices = all_seen(slices.into_iter().flatten().copied(), &self.environment);
         let topology = &self.environment.topology;
         let mut outside = Vec::new();
         let candidates = candidates(

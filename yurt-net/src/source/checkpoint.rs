@@ -20,6 +20,7 @@
 
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::PathBuf;
+use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
@@ -137,6 +138,8 @@ pub struct Stats {
     pub writes: u64,
     /// Of these, saves of everything.
     pub whole_writes: u64,
+    /// Milliseconds that the last of them took, until it was on the medium.
+    pub last_write_ms: u64,
     /// Saves that failed.
     pub errors: u64,
     /// Why, until a save succeeds.
@@ -259,11 +262,16 @@ impl<D: Disk> Saver<D> {
         provenance: &Provenance,
         occasion: Occasion,
     ) -> Result<bool, CheckpointError> {
+        let started = Instant::now();
         let saved = self.saved.take();
         let result = self.try_save(saved, contents, provenance, occasion);
         match &result {
             Ok(has_written) => {
-                self.stats.writes += u64::from(*has_written);
+                if *has_written {
+                    let took = started.elapsed().as_millis();
+                    self.stats.last_write_ms = u64::try_from(took).unwrap_or(u64::MAX);
+                    self.stats.writes += 1;
+                }
                 self.stats.last_error = None;
             }
             Err(error) => {

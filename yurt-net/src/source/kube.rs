@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::chain;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, Touched};
 
 mod body;
 mod connection;
@@ -40,6 +40,8 @@ pub use state::HeldList;
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
 /// A source that cannot be configured (no kubeconfig yet) is tried again after this long.
 const CONFIG_RETRY: Duration = Duration::from_secs(10);
+/// Events that wait; also pieces of lists, which are tens of kilobytes.
+const QUEUE: usize = 32;
 /// Events taken up in one go.
 const BATCH: usize = 1024;
 
@@ -114,7 +116,7 @@ impl KubeSource {
         seed: Snapshot,
         versions: &BTreeMap<String, String>,
     ) -> Self {
-        let (sender, updates) = mpsc::channel(64);
+        let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
         Self {
             state: ClusterState::new(seed, versions, api.is_cache()),
@@ -141,6 +143,11 @@ impl KubeSource {
     /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
     pub fn snapshot(&self) -> &Snapshot {
         self.state.snapshot()
+    }
+
+    /// What may differ from the snapshot at the last call.
+    pub fn take_touched(&mut self) -> Touched {
+        self.state.take_touched()
     }
 
     /// Everything that a table needs has been read since the start.
@@ -299,9 +306,12 @@ impl KubeSource {
         }
         let is_first = self.pool.is_none();
         self.pool.clone_from(&pool);
+        // An earlier agent may have asked for another pool: what it knew of that is no beginning for this one.
+        let mut known = self.state.snapshot().pools.keys();
+        let is_seeded = is_first && known.all(|name| Some(&**name) == self.pool.as_deref());
         for resource in Resource::ALL {
             if resource.is_of_pool() {
-                if !is_first {
+                if !is_seeded {
                     self.state.renew(resource);
                 }
                 self.follow(resource, pool.clone().unwrap_or_default());

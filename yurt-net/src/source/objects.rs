@@ -91,31 +91,57 @@ pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
     }
 }
 
-/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind.
+/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind, and those that
+/// say what the snapshot's say are the snapshot's.
 pub(super) fn replace(
     snapshot: &mut Snapshot,
     kind: &str,
-    objects: &BTreeMap<NamespacedName, Object>,
+    objects: BTreeMap<NamespacedName, Object>,
 ) -> bool {
-    let is_kept = |name: &str| objects.contains_key(&NamespacedName::new("", name));
-    let before = count(snapshot, kind);
+    /// A map that is made at once has no gaps in it, as one has that grows.
+    fn replace<K: Ord, T>(
+        all: &mut BTreeMap<K, Arc<T>>,
+        objects: BTreeMap<NamespacedName, Object>,
+        name: impl Fn(NamespacedName) -> K,
+        of_kind: impl Fn(Object) -> Option<Arc<T>>,
+    ) -> bool {
+        let objects = objects.into_iter();
+        let objects = objects.filter_map(|(key, object)| Some((name(key), of_kind(object)?)));
+        let old = std::mem::replace(all, objects.collect());
+        !old.values()
+            .map(Arc::as_ptr)
+            .eq(all.values().map(Arc::as_ptr))
+    }
+    /// `Object::Kind` to what it holds.
+    macro_rules! of_kind {
+        ($kind:ident) => {
+            |object| match object {
+                Object::$kind(object) => Some(object),
+                _ => None,
+            }
+        };
+    }
+    let whole = |name: NamespacedName| name;
+    let alone = |name: NamespacedName| name.name;
     match kind {
-        "Service" => snapshot
-            .services
-            .retain(|name, _| objects.contains_key(name)),
-        "EndpointSlice" => snapshot.slices.retain(|name, _| objects.contains_key(name)),
-        "Node" => snapshot.nodes.retain(|name, _| is_kept(name)),
-        "NodePool" => snapshot.pools.retain(|name, _| is_kept(name)),
-        "NodeBucket" => snapshot.buckets.retain(|name, _| is_kept(name)),
-        "PoolService" => snapshot
-            .pool_services
-            .retain(|name, _| objects.contains_key(name)),
-        "ServiceCIDR" => snapshot.service_cidrs.retain(|name, _| is_kept(name)),
-        _ => {}
+        "Service" => replace(&mut snapshot.services, objects, whole, of_kind!(Service)),
+        "EndpointSlice" => replace(
+            &mut snapshot.slices,
+            objects,
+            whole,
+            of_kind!(EndpointSlice),
+        ),
+        "Node" => replace(&mut snapshot.nodes, objects, alone, of_kind!(Node)),
+        "NodePool" => replace(&mut snapshot.pools, objects, alone, of_kind!(NodePool)),
+        "NodeBucket" => replace(&mut snapshot.buckets, objects, alone, of_kind!(NodeBucket)),
+        "PoolService" => {
+            let pool_services = &mut snapshot.pool_services;
+            replace(pool_services, objects, whole, of_kind!(PoolService))
+        }
+        "ServiceCIDR" => {
+            let cidrs = &mut snapshot.service_cidrs;
+            replace(cidrs, objects, alone, of_kind!(ServiceCidr))
+        }
+        _ => false,
     }
-    let mut has_changed = count(snapshot, kind) != before;
-    for object in objects.values() {
-        has_changed |= put(snapshot, object);
-    }
-    has_changed
 }

@@ -16,7 +16,7 @@ use super::file::FileSource;
 use super::kube::{Api, KubeSource, Received, Scope};
 use super::{SourceError, SourceSpec};
 use crate::agent::chain;
-use crate::model::Snapshot;
+use crate::model::{Snapshot, Touched};
 
 mod charge;
 
@@ -31,6 +31,8 @@ pub struct Sources {
     started: Instant,
     /// What the agent booted from; dropped when a source takes charge.
     checkpoint: Option<Loaded>,
+    /// The snapshot in force is not of the source that it was of.
+    is_other: bool,
 }
 
 enum Source {
@@ -95,6 +97,7 @@ impl Sources {
             charge: Charge::new(specs.len()),
             started: Instant::now(),
             checkpoint,
+            is_other: true,
         };
         if let [SourceSpec::File(path)] = specs {
             // Bad usage shows at once.
@@ -118,6 +121,21 @@ impl Sources {
             Some((_, source)) => Some(source.snapshot()),
             None => self.checkpoint.as_ref().map(|loaded| &loaded.snapshot),
         }
+    }
+
+    /// The snapshot in force, and what may differ from the one at the last call.
+    pub fn take_up(&mut self) -> Option<(&Snapshot, Touched)> {
+        let in_charge = self.charge.in_charge();
+        let source = in_charge.and_then(|index| self.active.get_mut(index)?.as_mut());
+        let touched = match source {
+            Some(Source::Kube(source)) => source.take_touched(),
+            Some(Source::File(_)) | None => Touched::Anything,
+        };
+        let touched = match std::mem::take(&mut self.is_other) {
+            true => Touched::Anything,
+            false => touched,
+        };
+        Some((self.snapshot()?, touched))
     }
 
     /// What the snapshot in force is.
@@ -250,6 +268,7 @@ impl Sources {
         {
             info!(source = %spec, "source: in charge");
             self.checkpoint = None;
+            self.is_other = true;
         }
     }
 

@@ -7,6 +7,11 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
+/// As the kernel's requests have them: `libc` has them in the width of `socket(2)`.
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
+const IPPROTO_UDP: u8 = 17;
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const SOCK_DESTROY: u16 = 21;
 
@@ -105,8 +110,7 @@ impl Diag {
     /// Whether the kernel ends sockets (`CONFIG_INET_DIAG_DESTROY`).
     pub(super) fn can_destroy(&mut self) -> io::Result<bool> {
         // No socket has port 0.
-        let (family, protocol) = (libc::AF_INET as u8, libc::IPPROTO_UDP as u8);
-        match self.try_destroy(family, protocol, &[0; SOCKID]) {
+        match self.try_destroy(AF_INET, IPPROTO_UDP, &[0; SOCKID]) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
             result => result.map(|()| true),
@@ -224,9 +228,9 @@ fn parse(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;
     let peer: [u8; 16] = id[20..36].try_into().ok()?;
-    let peer = match i32::from(family) {
-        libc::AF_INET => yurt_ebpf::abi::mapped(peer[..4].try_into().ok()?),
-        libc::AF_INET6 => peer,
+    let peer = match family {
+        AF_INET => yurt_ebpf::abi::mapped(peer[..4].try_into().ok()?),
+        AF_INET6 => peer,
         _ => return None,
     };
     let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
@@ -270,8 +274,8 @@ mod tests {
     fn a_connected_socket_is_found_by_this_kernel_and_an_unconnected_one_is_not() {
         use std::net::UdpSocket;
         for (family, local, mapped_local) in [
-            (libc::AF_INET as u8, "127.0.0.1:0", "127.0.0.1:0"),
-            (libc::AF_INET6 as u8, "[::ffff:127.0.0.1]:0", "127.0.0.1:0"),
+            (AF_INET, "127.0.0.1:0", "127.0.0.1:0"),
+            (AF_INET6, "[::ffff:127.0.0.1]:0", "127.0.0.1:0"),
         ] {
             let target = UdpSocket::bind(mapped_local).unwrap().local_addr().unwrap();
             let socket = UdpSocket::bind(local).unwrap();
@@ -284,7 +288,7 @@ mod tests {
                     .count()
             };
             assert_eq!(find(), 0, "{local}");
-            match family == libc::AF_INET as u8 {
+            match family == AF_INET {
                 true => socket.connect(target).unwrap(),
                 false => {
                     let mapped = std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped();
@@ -301,7 +305,7 @@ mod tests {
         for length in 0..whole.len() {
             assert_eq!(parse(&whole[..length]), None, "{length}");
         }
-        let mut piece = (HEADER as u32 + 4).to_ne_bytes().to_vec();
+        let mut piece = 20u32.to_ne_bytes().to_vec();
         piece.extend([NLMSG_ERROR.to_ne_bytes(), [0; 2]].concat());
         piece.extend([3u32.to_ne_bytes(), [0; 4], (-95i32).to_ne_bytes()].concat());
         let messages: Vec<_> = Messages(&piece).map(Result::unwrap).collect();

@@ -7,7 +7,7 @@
 //! | outcome | next |
 //! |---|---|
 //! | list | watch from its version |
-//! | list held back | watch for [`CONFIRM_AFTER`], then list again |
+//! | list held back | watch for [`CONFIRM_AFTER`], then list again; sooner if the watch ends sooner |
 //! | watch ended, or silent | watch from the last version |
 //! | 410, 504, or an answer that makes no sense | list |
 //! | 429, 5xx, no connection, during a watch | the same watch, later; after [`WATCHES_IN_DOUBT`] of them, list |
@@ -122,8 +122,15 @@ impl Follower {
 
     /// The watch has ended without an error after `lived`. Returns the wait before the next request.
     pub(super) fn ended(&mut self, lived: Duration) -> Duration {
-        if let Request::Watch { limit: Some(_), .. } = self.next {
+        if let Request::Watch {
+            limit: Some(limit), ..
+        } = self.next
+        {
             self.next = Request::List;
+            if lived < limit.mul_f64(0.9) {
+                // What was waited for may be over. If it is not, the same again at once would confirm nothing.
+                return self.back_off();
+            }
             return Duration::ZERO;
         }
         if lived >= WATCH_WORKED {
@@ -300,6 +307,18 @@ mod tests {
         );
         assert_eq!(follower.ended(CONFIRM_AFTER), Duration::ZERO);
         assert_eq!(*follower.next(), Request::List);
+    }
+
+    #[test]
+    fn lists_that_are_held_back_come_ever_more_slowly_while_their_watches_end_at_once() {
+        let mut follower = Follower::new(None, 1, true);
+        let waits = [0, 0, 0].map(|_| {
+            follower.listed("3".to_owned(), true);
+            let wait = follower.ended(Duration::from_secs(1));
+            assert_eq!(*follower.next(), Request::List);
+            wait.as_millis()
+        });
+        assert_eq!(waits, [500, 1000, 2000]);
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! - A list takes effect when its last byte has arrived, never before. An object that cannot be decoded keeps its last
 //!   good version.
 //! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
-//!   may be half written, or rebuilt from files. It takes effect when the next list says the same, when an event shows
-//!   that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
+//!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later, when an
+//!   event shows that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -14,8 +14,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::follow::CONFIRM_AFTER;
 use super::resource::Resource;
-use crate::model::{NamespacedName, Rejection, Snapshot};
+use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
 use crate::source::decode::{self, Names, Object, ObjectId};
 use crate::source::objects;
 
@@ -29,6 +30,7 @@ type Objects = BTreeMap<NamespacedName, Object>;
 #[derive(Debug)]
 pub(super) struct ClusterState {
     snapshot: Snapshot,
+    touched: Touched,
     names: Names,
     /// Answers come from a cache, which may be older than what is known.
     is_cache: bool,
@@ -61,6 +63,8 @@ struct Held {
     list: List,
     version: String,
     since: Duration,
+    /// Lists have said just this since.
+    unchanged_since: Duration,
 }
 
 /// A list that is held back, for people.
@@ -95,6 +99,7 @@ impl ClusterState {
         });
         Self {
             snapshot: seed,
+            touched: Touched::Anything,
             names: Names::default(),
             is_cache,
             known: known.into(),
@@ -103,6 +108,11 @@ impl ClusterState {
 
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
+    }
+
+    /// What may differ from the snapshot at the last call.
+    pub(super) fn take_touched(&mut self) -> Touched {
+        self.touched.take()
     }
 
     /// The version that a watch would go on from; `None` where a list comes first.
@@ -206,13 +216,16 @@ impl ClusterState {
         let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
         if is_suspect {
             let held = known.held.take();
-            let is_confirmed = held.as_ref().is_some_and(|held| held.list == list);
-            let since = held.map_or(now, |held| held.since);
+            let same = held.as_ref().filter(|held| held.list == list);
+            let unchanged_since = same.map_or(now, |held| held.unchanged_since);
+            let since = held.as_ref().map_or(now, |held| held.since);
+            let is_confirmed = now.saturating_sub(unchanged_since) >= CONFIRM_AFTER;
             if !is_confirmed && now.saturating_sub(since) < LONGEST_HOLD {
                 known.held = Some(Held {
                     list,
                     version: version.to_owned(),
                     since,
+                    unchanged_since,
                 });
                 return Listed::Held;
             }
@@ -230,8 +243,8 @@ impl ClusterState {
         version.clone_into(&mut known.version);
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
-        let has_changed = objects::replace(&mut self.snapshot, resource.kind(), &list.objects);
-        drop(list.objects);
+        let has_changed = objects::replace(&mut self.snapshot, resource.kind(), list.objects);
+        self.touched = Touched::Anything;
         self.names.prune();
         if has_new_rejections {
             self.collect_rejections();
@@ -301,6 +314,7 @@ impl ClusterState {
             Ok(Some(object)) => {
                 let name = NamespacedName::new(object.id().namespace, object.id().name);
                 has_changed |= self.forgive(resource, &name);
+                self.touch(resource, name);
                 has_changed | objects::put(&mut self.snapshot, &object)
             }
             // It says nothing to us any more, as a slice without its service name.
@@ -349,7 +363,16 @@ impl ClusterState {
         };
         let has_changed = objects::remove(&mut self.snapshot, id);
         let name = NamespacedName::new(metadata.namespace, metadata.name);
-        has_changed | self.forgive(resource, &name)
+        let has_changed = has_changed | self.forgive(resource, &name);
+        self.touch(resource, name);
+        has_changed
+    }
+
+    fn touch(&mut self, resource: Resource, name: NamespacedName) {
+        match resource {
+            Resource::EndpointSlices => self.touched.slice(name),
+            _ => self.touched = Touched::Anything,
+        }
     }
 
     /// Forgets a rejection; true when there was one.

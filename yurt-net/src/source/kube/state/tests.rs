@@ -1,8 +1,12 @@
 //! Nothing is lost because of an error, and a list is whole or absent.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
+use proptest::collection::vec;
+use proptest::option::of;
+use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 use serde_json::{Value, json};
 
 use super::*;
@@ -70,7 +74,7 @@ fn an_equal_object_keeps_its_identity() {
     );
     assert!(!put(&mut state, &service("a", 80)));
     let after = state.snapshot().services.values().next().unwrap();
-    assert!(std::sync::Arc::ptr_eq(&before, after));
+    assert!(Arc::ptr_eq(&before, after));
 }
 
 #[test]
@@ -134,6 +138,22 @@ fn an_empty_list_from_a_cache_is_held_until_the_next_one_says_the_same() {
         Listed::Used { has_changed: true }
     );
     assert_eq!(names(&state), [""; 0]);
+}
+
+#[test]
+fn a_cache_that_says_the_same_twice_in_a_moment_confirms_nothing() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &[], 100), Listed::Held);
+    assert_eq!(list(&mut state, &[], 101), Listed::Held);
+    // Something else in between: the ten seconds begin anew.
+    assert_eq!(list(&mut state, &["a"], 105), Listed::Held);
+    assert_eq!(list(&mut state, &[], 111), Listed::Held);
+    assert_eq!(names(&state), ["a", "b", "c"]);
+    assert_eq!(
+        list(&mut state, &[], 121),
+        Listed::Used { has_changed: true }
+    );
 }
 
 #[test]
@@ -226,4 +246,89 @@ fn a_slice_that_loses_its_service_is_gone() {
     slice["metadata"]["labels"] = json!({});
     assert!(state.put(resource, version, slice.to_string().as_bytes(), "2"));
     assert_eq!(state.count(resource), 0);
+}
+
+/// One thing that a source hears.
+#[derive(Clone, Debug)]
+enum Heard {
+    /// A slice, its Service (`None`: it has lost it), and the last part of its endpoint's address (over 255: no address).
+    Slice(u8, Option<u8>, u16),
+    SliceGone(u8),
+    SliceList(Vec<u8>),
+    Service(u8, u16),
+    Release,
+}
+
+fn heard() -> impl Strategy<Value = Heard> {
+    prop_oneof![
+        6 => (0u8..5, of(0u8..3), 250u16..258).prop_map(|(id, of, ip)| Heard::Slice(id, of, ip)),
+        2 => (0u8..5).prop_map(Heard::SliceGone),
+        1 => vec(0u8..5, 0..5).prop_map(Heard::SliceList),
+        1 => (0u8..3, 80u16..82).prop_map(|(id, port)| Heard::Service(id, port)),
+        1 => Just(Heard::Release),
+    ]
+}
+
+fn slice(id: u8, of: Option<u8>, ip: u16) -> String {
+    let labels = of.map(|of| json!({"kubernetes.io/service-name": format!("s{of}")}));
+    json!({
+        "metadata": {"namespace": "default", "name": format!("slice-{id}"), "labels": labels},
+        "addressType": "IPv4",
+        "ports": [{"name": "http", "port": 8080}],
+        "endpoints": [{"addresses": [format!("10.0.0.{ip}")]}],
+    })
+    .to_string()
+}
+
+fn hear(state: &mut ClusterState, heard: &Heard, now: Duration) {
+    const SLICES: Resource = Resource::EndpointSlices;
+    let api_version = SLICES.api_versions()[0];
+    match heard {
+        Heard::Slice(id, of, ip) => {
+            state.put(SLICES, api_version, slice(*id, *of, *ip).as_bytes(), "7");
+        }
+        Heard::SliceGone(id) => {
+            state.delete(SLICES, slice(*id, Some(0), 1).as_bytes(), "8");
+        }
+        Heard::SliceList(ids) => {
+            for id in ids {
+                state.item(SLICES, api_version, slice(*id, Some(0), 1).as_bytes());
+            }
+            state.listed(SLICES, "9", now);
+        }
+        Heard::Service(id, port) => {
+            put(state, &service(&format!("s{id}"), i64::from(*port)));
+        }
+        Heard::Release => {
+            state.release(now);
+        }
+    }
+}
+
+proptest! {
+    /// What the compiler is told must never be less than what differs: it looks at nothing else.
+    #[test]
+    fn whatever_differs_was_touched(
+        is_cache in any::<bool>(), batches in vec(vec(heard(), 1..4), 1..30)
+    ) {
+        let mut state = if is_cache { cache() } else { live() };
+        prop_assert_eq!(state.take_touched(), Touched::Anything);
+        for (second, batch) in (0u64..).step_by(20).zip(&batches) {
+            let before = state.snapshot().clone();
+            for heard in batch {
+                hear(&mut state, heard, Duration::from_secs(second));
+            }
+            let Touched::Slices(touched) = state.take_touched() else {
+                continue;
+            };
+            let after = state.snapshot();
+            prop_assert_eq!(&before.services, &after.services);
+            let names = before.slices.keys().chain(after.slices.keys());
+            for name in names.filter(|name| !touched.contains(name)) {
+                let [old, new] = [&before, after].map(|snapshot| snapshot.slices.get(name));
+                let is_same = matches!((old, new), (Some(old), Some(new)) if Arc::ptr_eq(old, new));
+                prop_assert!(is_same, "{name} differs and was not touched");
+            }
+        }
+    }
 }

@@ -1,0 +1,489 @@
+//! What the last compile read and what came of it, so that the next one does only what is new.
+//!
+//! Pure. In: the snapshot. Out: the objects that are others than before; the Services that these concern, compiled again;
+//! the table in step with them. Rules in order: (1) an object is another one when its `Arc` is, so finding out costs a
+//! walk over pointers, and not even that where the source says which slices it has touched; (2) slices move endpoints, nothing else: the entries of their Services
+//! are exchanged where they stand; (3) after anything else conflicts, prefixes and rejections are settled anew.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use super::edge::{self, ServiceAddresses};
+use super::endpoints::{all_seen, endpoint_set};
+use super::{Environment, established, prefixes};
+use crate::model::{
+    EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
+    Snapshot, Touched,
+};
+use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+
+/// See the module. An entry that comes out equal keeps its `Arc`.
+#[derive(Clone, Debug, Default)]
+pub struct Memo {
+    environment: Option<Environment>,
+    /// Rejections of the snapshot and of the environment.
+    given: Vec<Rejection>,
+    /// The snapshot said where its objects were read.
+    has_origins: bool,
+    inputs: Inputs,
+    /// All names that a Service, a slice or a PoolService speaks of.
+    services: BTreeMap<NamespacedName, Remembered>,
+    table: ServiceTable,
+}
+
+/// The objects of the last compile in the order of their names. They are held, so their addresses are not used again
+/// while they stand for them.
+#[derive(Clone, Debug, Default)]
+struct Inputs {
+    services: Vec<Arc<Service>>,
+    slices: Vec<Arc<EndpointSlice>>,
+    pool_services: Vec<Arc<PoolService>>,
+}
+
+/// One Service, what it was compiled from and to.
+#[derive(Clone, Debug, Default)]
+struct Remembered {
+    service: Option<Arc<Service>>,
+    /// In any order, as are the next ones; those of headless Services are not here.
+    slices: Vec<Arc<EndpointSlice>>,
+    pool_services: Vec<Arc<PoolService>>,
+    /// With every frontend that the Service asks for; none when it is not served.
+    entries: Vec<Arc<ServiceEntry>>,
+    /// Without those that another Service has: what the table shows.
+    shown: Vec<Arc<ServiceEntry>>,
+    /// Reasons of rejections of the Service.
+    reasons: Vec<String>,
+}
+
+/// The Services that are concerned, and how.
+struct Stale {
+    names: BTreeSet<NamespacedName>,
+    /// Only slices are others.
+    is_endpoints_only: bool,
+}
+
+impl Memo {
+    /// The table of the last compile.
+    pub fn table(&self) -> &ServiceTable {
+        &self.table
+    }
+
+    /// Brings the table in step; returns the rejections that it did not have before, and the protocols whose established
+    /// flows may have lost their backend.
+    pub(super) fn update(
+        &mut self,
+        snapshot: &Snapshot,
+        touched: &Touched,
+        environment: Environment,
+        rejections: &[Rejection],
+    ) -> (Vec<Rejection>, BTreeSet<Protocol>) {
+        let mut lost = BTreeSet::new();
+        let stale = self.take_up(snapshot, touched);
+        let given = snapshot.rejections.iter().chain(rejections);
+        let is_same_environment = self.environment.as_ref() == Some(&environment);
+        let is_settled = is_same_environment
+            && stale.is_endpoints_only
+            && self.given.iter().eq(given.clone())
+            // Where objects were read is known for files only, and those are read anew as a whole.
+            && snapshot.origins.is_empty()
+            && !self.has_origins;
+        self.has_origins = !snapshot.origins.is_empty();
+        if !is_settled {
+            self.given = given.cloned().collect();
+        }
+        let environment = self.environment.insert(environment);
+        if !is_same_environment {
+            for remembered in self.services.values_mut() {
+                remembered.compile(environment);
+            }
+        }
+        for name in &stale.names {
+            let Some(remembered) = self.services.get_mut(name) else {
+                continue;
+            };
+            if is_same_environment {
+                remembered.compile(environment);
+            }
+            if is_settled {
+                remembered.show_in_place(&mut self.table.services, &mut lost);
+            }
+            if remembered.is_void() {
+                self.services.remove(name);
+            }
+        }
+        if is_settled {
+            return (Vec::new(), lost);
+        }
+        let old = std::mem::take(&mut self.table.services);
+        let new_rejections = self.settle(snapshot);
+        (
+            new_rejections,
+            established::lost(&old, &self.table.services),
+        )
+    }
+
+    /// Takes the objects up that are others than before.
+    fn take_up(&mut self, snapshot: &Snapshot, touched: &Touched) -> Stale {
+        let Self {
+            inputs, services, ..
+        } = self;
+        if services.is_empty() {
+            // A map that is made at once has no gaps in it, as one has that grows.
+            let names = snapshot.services.keys();
+            *services = names
+                .map(|name| (name.clone(), Remembered::default()))
+                .collect();
+        }
+        let mut stale = Stale {
+            names: BTreeSet::new(),
+            is_endpoints_only: true,
+        };
+        if *touched == Touched::Anything {
+            step_all(&mut inputs.services, &snapshot.services, |step| {
+                let service = step.object();
+                stale.is_endpoints_only = false;
+                stale.names.insert(service.name.clone());
+                let remembered = services.entry(service.name.clone()).or_default();
+                remembered.service = step.came().cloned();
+            });
+            step_all(&mut inputs.pool_services, &snapshot.pool_services, |step| {
+                let object = step.object();
+                let owner = NamespacedName::new(&*object.name.namespace, &*object.service);
+                stale.is_endpoints_only = false;
+                stale.names.insert(owner.clone());
+                step.repeat(&mut services.entry(owner).or_default().pool_services);
+            });
+        }
+        let take_slice = |step: Step<'_, EndpointSlice>| {
+            let slice = step.object();
+            if !slice.is_headless {
+                let owner = NamespacedName::new(&*slice.name.namespace, &*slice.service);
+                stale.names.insert(owner.clone());
+                step.repeat(&mut services.entry(owner).or_default().slices);
+            }
+        };
+        match touched {
+            Touched::Slices(names) => {
+                step_named(&mut inputs.slices, &snapshot.slices, names, take_slice);
+            }
+            Touched::Anything => step_all(&mut inputs.slices, &snapshot.slices, take_slice),
+        }
+        stale
+    }
+
+    /// Settles what Services have to do with each other, and makes the table anew.
+    fn settle(&mut self, snapshot: &Snapshot) -> Vec<Rejection> {
+        let Some(environment) = &self.environment else {
+            return Vec::new();
+        };
+        let conflicts = settle_conflicts(&mut self.services);
+        let mut rejections = self.given.clone();
+        let mut cluster_ips = Vec::new();
+        for (name, remembered) in &self.services {
+            let reasons = remembered.reasons.iter().cloned();
+            rejections.extend(reasons.map(|reason| snapshot.reject("Service", name, reason)));
+            if let Some(service) = remembered.served(environment) {
+                cluster_ips.extend(&service.cluster_ips);
+            }
+        }
+        for (loser, reason) in conflicts {
+            rejections.push(snapshot.reject("Service", &loser, reason));
+        }
+        let cluster_prefixes = prefixes::cluster_prefixes(
+            &environment.service_cidrs,
+            snapshot,
+            &cluster_ips,
+            &mut rejections,
+        );
+        rejections.sort_unstable();
+        rejections.dedup();
+
+        let Self {
+            table, services, ..
+        } = self;
+        let is_new = |rejection: &&Rejection| table.rejections.binary_search(rejection).is_err();
+        let new = rejections.iter().filter(is_new).cloned().collect();
+        environment.topology.node().clone_into(&mut table.node);
+        environment.topology.pool().clone_into(&mut table.pool);
+        table.zone.clone_from(&environment.zone);
+        let shown = services.values().flat_map(|remembered| &remembered.shown);
+        table.services = shown.cloned().collect();
+        table.cluster_prefixes = cluster_prefixes;
+        table.rejections = rejections;
+        new
+    }
+}
+
+/// An object that is no longer there, or that is new; one that was replaced is both, in this order.
+enum Step<'a, T> {
+    Gone(&'a Arc<T>),
+    Came(&'a Arc<T>),
+}
+
+impl<T> Step<'_, T> {
+    fn object(&self) -> &Arc<T> {
+        match self {
+            Self::Gone(object) | Self::Came(object) => object,
+        }
+    }
+
+    fn came(&self) -> Option<&Arc<T>> {
+        match self {
+            Self::Gone(_) => None,
+            Self::Came(object) => Some(object),
+        }
+    }
+
+    /// Does the same to a list.
+    fn repeat(&self, list: &mut Vec<Arc<T>>) {
+        match self {
+            Self::Gone(object) => list.retain(|other| !Arc::ptr_eq(other, object)),
+            Self::Came(object) => {
+                // Most Services have one slice.
+                list.reserve_exact(1);
+                list.push(Arc::clone(object));
+            }
+        }
+    }
+}
+
+trait Named {
+    fn name(&self) -> &NamespacedName;
+}
+
+impl Named for Service {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+}
+
+impl Named for EndpointSlice {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+}
+
+impl Named for PoolService {
+    fn name(&self) -> &NamespacedName {
+        &self.name
+    }
+}
+
+/// Brings `known`, which is sorted by name, in step with `now`, and tells each step on the way.
+///
+/// Identity, not equality: sources keep the `Arc` of what did not change.
+fn step_all<T: Named>(
+    known: &mut Vec<Arc<T>>,
+    now: &BTreeMap<NamespacedName, Arc<T>>,
+    mut tell: impl FnMut(Step<'_, T>),
+) {
+    let (mut at, mut has_moved) = (0, false);
+    for (key, new) in now {
+        while let Some(old) = known.get(at)
+            && !Arc::ptr_eq(old, new)
+            && old.name() < key
+        {
+            tell(Step::Gone(old));
+            (at, has_moved) = (at + 1, true);
+        }
+        match known.get_mut(at) {
+            Some(old) if Arc::ptr_eq(old, new) => at += 1,
+            Some(old) if old.name() == key => {
+                tell(Step::Gone(old));
+                tell(Step::Came(new));
+                old.clone_from(new);
+                at += 1;
+            }
+            _ => {
+                tell(Step::Came(new));
+                has_moved = true;
+            }
+        }
+    }
+    for old in known.iter().skip(at) {
+        tell(Step::Gone(old));
+        has_moved = true;
+    }
+    if has_moved {
+        known.clear();
+        known.extend(now.values().cloned());
+    }
+}
+
+/// The same where only these names may have changed.
+fn step_named<T: Named>(
+    known: &mut Vec<Arc<T>>,
+    now: &BTreeMap<NamespacedName, Arc<T>>,
+    names: &BTreeSet<NamespacedName>,
+    mut tell: impl FnMut(Step<'_, T>),
+) {
+    for name in names {
+        let place = known.binary_search_by(|object| object.name().cmp(name));
+        match (place, now.get(name)) {
+            (Ok(at), Some(new)) if Arc::ptr_eq(&known[at], new) => {}
+            (Ok(at), Some(new)) => {
+                tell(Step::Gone(&known[at]));
+                tell(Step::Came(new));
+                known[at] = Arc::clone(new);
+            }
+            (Ok(at), None) => tell(Step::Gone(&known.remove(at))),
+            (Err(at), Some(new)) => {
+                tell(Step::Came(new));
+                known.insert(at, Arc::clone(new));
+            }
+            (Err(_), None) => {}
+        }
+    }
+}
+
+impl Remembered {
+    /// The Service, if this proxy serves it.
+    fn served(&self, environment: &Environment) -> Option<&Arc<Service>> {
+        let service = self.service.as_ref()?;
+        edge::is_served(service, environment).then_some(service)
+    }
+
+    /// Nothing speaks of it any more.
+    fn is_void(&self) -> bool {
+        self.service.is_none() && self.slices.is_empty() && self.pool_services.is_empty()
+    }
+
+    /// Makes the entries anew. What is shown stays what it was.
+    fn compile(&mut self, environment: &Environment) {
+        self.reasons.clear();
+        let Some(service) = self.served(environment).cloned() else {
+            self.entries.clear();
+            return;
+        };
+        let topology_keys = service.topology_keys.as_deref();
+        let (closure, unknown_key) = environment.topology.closure(topology_keys);
+        self.reasons.extend(unknown_key);
+        let addresses = ServiceAddresses::new(
+            &service,
+            &self.pool_services,
+            environment,
+            &mut self.reasons,
+        );
+        let source_ranges = edge::source_ranges(&service);
+        let seen = all_seen(&self.slices, environment);
+
+        let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
+        ports.sort_by_key(|port| (&port.name, port.protocol));
+        let old = std::mem::take(&mut self.entries);
+        self.entries.reserve_exact(ports.len());
+        for port in ports {
+            let key = ServiceKey {
+                namespace: service.name.namespace.clone(),
+                name: service.name.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+            };
+            if self.entries.last().is_some_and(|last| last.key == key) {
+                self.reasons.push(format!(
+                    "port {:?} with {} is there twice: the later one is left out",
+                    key.port, key.protocol
+                ));
+                continue;
+            }
+            let frontends = addresses.frontends(port);
+            let set = |any: IpAddr| {
+                endpoint_set(&service, port, any, closure, &seen, &frontends, environment)
+            };
+            let entry = ServiceEntry {
+                key,
+                closure,
+                internal_policy: service.internal_policy,
+                external_policy: service.external_policy,
+                affinity_seconds: service.affinity_seconds,
+                source_ranges: source_ranges.clone(),
+                v4: set(Ipv4Addr::UNSPECIFIED.into()),
+                v6: set(Ipv6Addr::UNSPECIFIED.into()),
+                frontends,
+            };
+            // What was shown goes first: it is what the last table holds.
+            let entry = keep_equal(self.shown.iter().chain(&old), entry);
+            self.entries.push(entry);
+        }
+    }
+
+    /// Only endpoints have moved: each entry takes the place that it had, with the frontends that it had.
+    fn show_in_place(&mut self, table: &mut [Arc<ServiceEntry>], lost: &mut BTreeSet<Protocol>) {
+        for (shown, entry) in self.shown.iter_mut().zip(&self.entries) {
+            let new = match shown.frontends == entry.frontends {
+                true => entry.clone(),
+                false => keep_equal(
+                    [&*shown],
+                    ServiceEntry {
+                        frontends: shown.frontends.clone(),
+                        ..ServiceEntry::clone(entry)
+                    },
+                ),
+            };
+            if let Ok(at) = table.binary_search_by(|other| other.key.cmp(&new.key))
+                && !Arc::ptr_eq(shown, &new)
+            {
+                if established::has_lost(shown, &new) {
+                    lost.insert(new.key.protocol);
+                }
+                table[at] = new.clone();
+                *shown = new;
+            }
+        }
+    }
+}
+
+fn keep_equal<'a>(
+    old: impl IntoIterator<Item = &'a Arc<ServiceEntry>>,
+    entry: ServiceEntry,
+) -> Arc<ServiceEntry> {
+    match old.into_iter().find(|old| ***old == entry) {
+        Some(old) => old.clone(),
+        None => Arc::new(entry),
+    }
+}
+
+/// Takes from each service port the frontends that an earlier one has; returns losers with the reason.
+fn settle_conflicts(
+    services: &mut BTreeMap<NamespacedName, Remembered>,
+) -> Vec<(NamespacedName, String)> {
+    let entries: Vec<_> = services
+        .values()
+        .flat_map(|s| s.entries.iter().cloned())
+        .collect();
+    let lost = edge::conflicts(&entries);
+    let mut reasons = Vec::with_capacity(lost.len());
+    let mut losses = lost.iter().peekable();
+    let mut first = 0;
+    for (name, remembered) in services {
+        let range = first..first + remembered.entries.len();
+        first = range.end;
+        if losses.peek().is_none_or(|loss| loss.loser >= range.end) {
+            remembered.shown.clone_from(&remembered.entries);
+            continue;
+        }
+        let mut shown = Vec::with_capacity(range.len());
+        for (index, entry) in range.zip(&remembered.entries) {
+            let mut pruned = ServiceEntry::clone(entry);
+            while let Some(loss) = losses.next_if(|loss| loss.loser == index) {
+                pruned
+                    .frontends
+                    .retain(|f| (f.address, f.port) != (loss.address, loss.port));
+                let protocol = entry.key.protocol;
+                let endpoint = SocketAddr::new(loss.address, loss.port);
+                let winner = &entries[loss.winner].key;
+                let reason = format!(
+                    "{endpoint}/{protocol} belongs to {winner} (a ClusterIP, or first by name)"
+                );
+                reasons.push((name.clone(), reason));
+            }
+            shown.push(match pruned == **entry {
+                true => entry.clone(),
+                false => keep_equal(&remembered.shown, pruned),
+            });
+        }
+        remembered.shown = shown;
+    }
+    reasons
+}
