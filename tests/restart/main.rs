@@ -4,6 +4,7 @@
 //! root.
 
 mod capacity;
+mod cloud;
 mod damage;
 mod drift;
 mod kernel;

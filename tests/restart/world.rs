@@ -46,7 +46,7 @@ pub(crate) struct World {
     pub(crate) c: Pod,
     pub(crate) d: Pod,
     pub(crate) node: Node,
-    _lab: Lab,
+    pub(crate) lab: Lab,
 }
 
 /// Address and port of a Service, both families: `vip(10)` is `10.96.0.10:80` and `[fd00:96::10]:80`.
@@ -88,7 +88,7 @@ impl World {
             c: server("c")?,
             d: server("d")?,
             node,
-            _lab: lab,
+            lab,
         })
     }
 

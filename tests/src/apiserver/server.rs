@@ -49,7 +49,17 @@ impl FakeApiserver {
     /// Where one says, with objects that are there before anybody can ask.
     pub fn listen(address: SocketAddr, settings: Settings, objects: Vec<Value>) -> Result<Self> {
         let api = Arc::new(Api::new(settings));
-        api.change(|store| store.replace_all(objects))?;
+        api.change(|store| {
+            store.version = settings.first_version;
+            store.replace_all(objects)?;
+            if settings.first_version > 0 {
+                let version = store.version;
+                for resource in Resource::ALL {
+                    store.table_mut(resource).compact(version);
+                }
+            }
+            anyhow::Ok(())
+        })?;
         let http = Endpoint::start(address, Arc::clone(&api))?;
         Ok(Self { api, http })
     }

@@ -48,6 +48,8 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut directory = Directory::new(arguments.manifests);
     let objects = directory.load_if_changed()?.unwrap_or_default();
     let settings = Settings {
+        // Started anew, it goes on after all versions that it ever had: clients of an earlier one are told 410.
+        first_version: yurt_net::source::unix_seconds() * 1000,
         bookmark_every: Duration::from_secs(arguments.bookmark_every),
         ..Settings::default()
     };

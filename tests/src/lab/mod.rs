@@ -5,7 +5,7 @@
 //! | node | network namespace, cgroup subtree, bpffs, state and manifest directories |
 //! | Pod | network namespace with a veth on the node's bridge, a cgroup below the node's, a worker process |
 //! | network between nodes | a bridge in a namespace of its own; nodes route to each other's Pods |
-//! | apiserver | one file of manifests per node, replaced by rename |
+//! | apiserver | one file of manifests per node, replaced by rename; or a process on the wire ([`Cloud`]) |
 //!
 //! Everything is the lab's own: no device, mount or program touches the host's network namespace,
 //! its root cgroup or `/sys/fs/bpf`. Namespaces are held by file descriptors, mounts live in a
@@ -18,6 +18,7 @@
 
 mod agent;
 pub mod cgroup;
+mod cloud;
 pub mod errno;
 pub mod manifests;
 mod netns;
@@ -57,6 +58,7 @@ use anyhow::bail;
 
 pub use agent::Agent;
 pub use agent::program as agent_program;
+pub use cloud::Cloud;
 pub use manifests::Manifests;
 pub use netns::Netns;
 pub use node::Node;
@@ -120,6 +122,11 @@ impl Lab {
         Ok(node)
     }
 
+    /// Adds an apiserver that is not started yet. One for each lab.
+    pub fn cloud(&self) -> Result<Cloud> {
+        Cloud::new(&self.core).context("make the apiserver")
+    }
+
     /// All nodes, in the order in which they were added.
     pub fn nodes(&self) -> Vec<Node> {
         lock(&self.nodes).clone()
@@ -165,7 +172,7 @@ impl Drop for Lab {
 #[derive(Debug)]
 struct Core {
     remains: Remains,
-    wire: Netns,
+    wire: Arc<Netns>,
     books: Mutex<Books>,
     /// Runs what must not run on a thread that ends early.
     jobs: Mutex<Option<Sender<Job>>>,
@@ -200,7 +207,7 @@ impl Core {
             .name("lab".to_owned())
             .spawn(move || inbox.into_iter().for_each(|job| job()))
             .context("start the lab's thread")?;
-        let wire = Netns::host()?;
+        let wire = Arc::new(Netns::host()?);
         let mut books = Books::default();
         books.namespaces.insert(wire.inode());
         books.pids.insert(reaper.id());
@@ -303,7 +310,7 @@ impl Core {
 /// from the terminal does not reach it.
 fn start_reaper(remains: &Remains) -> Result<Child> {
     use std::os::unix::process::CommandExt;
-    Command::new(worker::program()?)
+    Command::new(worker::program("lab-worker")?)
         .arg("reap")
         .args([remains.cgroup(), remains.dir()])
         .stdin(Stdio::piped())

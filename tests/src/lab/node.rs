@@ -1,6 +1,7 @@
 //! A node of the lab.
 
 use std::fs;
+use std::io;
 use std::net::Ipv4Addr;
 use std::net::Ipv6Addr;
 use std::path::Path;
@@ -11,10 +12,14 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicU8;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
+use anyhow::bail;
+use yurt_net::status::Status;
 
 use super::Core;
 use super::Manifests;
@@ -32,6 +37,7 @@ const MANIFESTS: &str = "cluster.yaml";
 const AGENT: &str = "agent";
 const FIRST_POD: u8 = 10;
 const PATIENCE: Duration = Duration::from_secs(30);
+const STATUS_PATIENCE: Duration = Duration::from_secs(20);
 
 /// A node: a network namespace that routes for its Pods, a cgroup subtree, a bpffs, and the
 /// directories of an agent. Clones are the same node.
@@ -217,6 +223,37 @@ impl Node {
         Agent::start(&place, command, self)
     }
 
+    /// Empties the node's bpffs, as a reboot does: programs are detached, and maps are gone. The agent must have ended.
+    pub fn lose_pins(&self) -> Result<()> {
+        empty(&self.bpffs()).context("empty the bpffs")
+    }
+
+    /// What the agent says of itself.
+    pub fn status(&self) -> Result<Status> {
+        let output = self.yurt_net(&["status", "-o", "json"])?;
+        if !output.status.success() {
+            return Err(agent::failed(&output)).context("status");
+        }
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Waits until this holds of the agent's status; a status that cannot be had does not hold.
+    pub fn wait_for_status(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Result<Status> {
+        let deadline = Instant::now() + STATUS_PATIENCE;
+        loop {
+            let status = self.status();
+            if let Ok(status) = status
+                && holds(&status)
+            {
+                return Ok(status);
+            }
+            if Instant::now() > deadline {
+                bail!("{}: not in time: {what}\n{}", self.name(), self.agent_log());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Waits until the agent has applied its first table.
     pub fn wait_ready(&self) -> Result<()> {
         let output = self.yurt_net(&["status", "--wait", "10s"])?;
@@ -335,4 +372,18 @@ impl Node {
     pub fn manifests_dir(&self) -> PathBuf {
         self.0.dir.join("manifests")
     }
+}
+
+/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is.
+fn empty(dir: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            empty(&entry.path())?;
+            fs::remove_dir(entry.path())?;
+        } else {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }

@@ -27,17 +27,17 @@ use super::protocol::Request;
 /// What a worker may take on top of a request's own budget.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// The program: beside the current one, or one directory up for test binaries in `deps/`.
-pub(super) fn program() -> Result<PathBuf> {
+/// A program of the lab: beside the current one, or one directory up for test binaries in `deps/`.
+pub(super) fn program(name: &str) -> Result<PathBuf> {
     let here = std::env::current_exe().context("find this program")?;
     here.ancestors()
         .skip(1)
         .take(2)
-        .map(|dir| dir.join("lab-worker"))
+        .map(|dir| dir.join(name))
         .find(|path| path.is_file())
         .with_context(|| {
             let dir = here.parent().unwrap_or(Path::new("/")).display();
-            format!("no lab-worker near {dir}; `cargo build -p yurt-net-tests --bins` makes it")
+            format!("no {name} near {dir}; `cargo build -p yurt-net-tests --bins` makes it")
         })
 }
 
@@ -56,7 +56,7 @@ struct Talk {
 
 impl Worker {
     pub(super) fn start(place: &Place) -> Result<Self> {
-        let mut command = place.command(&program()?)?;
+        let mut command = place.command(&program("lab-worker")?)?;
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let spawned = place.core.spawn(command).context("start a worker")?;
         let stdin = spawned.stdin.context("stdin of a worker")?;

@@ -1,0 +1,205 @@
+//! Restarts and reboots of an agent that follows an apiserver: with it, without it, and while it comes back.
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use yurt_net::source::preferred::Origin;
+use yurt_net_tests::lab::{Agent, Cloud, Pod, Proto, Tally, Traffic};
+
+use crate::world::{CAPACITY, Random, World, check, flags, vip};
+
+const KILLS: u64 = 20;
+const PAUSE: Duration = Duration::from_millis(1);
+
+fn start(world: &World, cloud: &Cloud) -> Result<Agent> {
+    let flags = flags(&CAPACITY);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let node = &world.node;
+    node.start_agent_from(&cloud.source(), node.name(), &flags)
+}
+
+fn start_ready(world: &World, cloud: &Cloud) -> Result<Agent> {
+    let agent = start(world, cloud)?;
+    world.wait_ready(&agent)?;
+    Ok(agent)
+}
+
+/// A cloud with the Service `web` of a and b, and an agent that has it in its checkpoint.
+fn followed(world: &World) -> Result<(Cloud, Agent)> {
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&world.web([&world.a, &world.b]))?;
+    cloud.start()?;
+    let agent = start_ready(world, &cloud)?;
+    let node = &world.node;
+    let status = node.wait_for_status("a checkpoint", |status| status.checkpoint.writes > 0)?;
+    ensure!(status.source.provenance == Origin::Live);
+    Ok((cloud, agent))
+}
+
+/// Connects to `web` without a pause, by both families and protocols.
+fn traffic(world: &World) -> Result<Vec<Traffic>> {
+    vip(10)
+        .iter()
+        .flat_map(|to| [(Proto::Tcp, to), (Proto::Udp, to)])
+        .map(|(proto, to)| world.client.start_traffic(proto, to, 1, PAUSE))
+        .collect()
+}
+
+fn judge(traffic: Vec<Traffic>, may_answer: &[&Pod]) -> Result<()> {
+    for traffic in traffic {
+        let tally: Tally = traffic.stop()?;
+        ensure!(tally.connects() > 100, "{tally:?}");
+        check(&tally, may_answer, false)?;
+    }
+    Ok(())
+}
+
+/// The cloud comes back with another set, and the agent moves to it without a failed connect.
+fn goes_over_to_live_data(world: &World, cloud: &Cloud) -> Result<()> {
+    let World { a, b, c, .. } = world;
+    let traffic = traffic(world)?;
+    cloud.apply(&world.web([b, c]))?;
+    cloud.start()?;
+    let node = &world.node;
+    node.wait_for_status("live data", |s| s.source.provenance == Origin::Live)?;
+    world.converges(10, &[b, c])?;
+    judge(traffic, &[a, b, c])
+}
+
+#[test]
+fn a_rebooted_node_serves_from_its_checkpoint_without_apiserver_route_or_dns() -> Result<()> {
+    let world = World::new()?;
+    let (cloud, agent) = followed(&world)?;
+    agent.kill9()?;
+    cloud.kill9()?;
+    world.node.lose_pins()?;
+    world
+        .node
+        .netns()
+        .ip("route del default\n-6 route del default\n")?;
+    let refused = world.client.connect_many(Proto::Tcp, &vip(10)[0], 1)?;
+    ensure!(refused.failed() == 1, "nothing serves after a reboot");
+
+    start_ready(&world, &cloud)?;
+    world.expect(10, &[&world.a, &world.b], false)?;
+    let status = world.node.status()?;
+    ensure!(status.source.provenance == Origin::Checkpoint && !status.adopted);
+    ensure!(status.source.source == cloud.source() && status.source.source_error.is_some());
+    let shown = world.node.yurt_net(&["status"])?;
+    let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+    ensure!(shown.contains("CHECKPOINT of"), "{shown}");
+    let age = status.source.age_seconds;
+    thread::sleep(Duration::from_millis(1_100));
+    ensure!(world.node.status()?.source.age_seconds > age);
+
+    goes_over_to_live_data(&world, &cloud)
+}
+
+#[test]
+fn an_agent_restarted_without_the_apiserver_leaves_newer_maps_alone_and_fails_no_connect()
+-> Result<()> {
+    let world = World::new()?;
+    let (cloud, agent) = followed(&world)?;
+    // Younger than the checkpoint, which is written once a minute.
+    cloud.apply(&world.web([&world.c]))?;
+    world.converges(10, &[&world.c])?;
+    agent.kill9()?;
+    cloud.kill9()?;
+    let during = traffic(&world)?;
+    let agent = start(&world, &cloud)?;
+    thread::sleep(Duration::from_secs(3));
+    ensure!(agent.is_running(), "{}", world.node.agent_log());
+    judge(during, &[&world.c])?;
+    goes_over_to_live_data(&world, &cloud)
+}
+
+#[test]
+fn agents_killed_at_random_while_an_apiserver_changes_slices_fail_no_connect() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, c, .. } = &world;
+    let (cloud, agent) = followed(&world)?;
+    agent.kill9()?;
+    let during = traffic(&world)?;
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let writer = scope.spawn(|| {
+            let mut random = Random::new();
+            let sets = [vec![a, b], vec![b, c], vec![a, c], vec![a, b, c], vec![c]];
+            while !is_over.load(Ordering::Relaxed) {
+                let set = usize::try_from(random.below(5)).unwrap_or(0);
+                cloud.apply(&world.web(sets[set].clone()))?;
+                thread::sleep(Duration::from_millis(20 + random.below(180)));
+            }
+            Ok::<_, anyhow::Error>(())
+        });
+        let mut random = Random::new();
+        let killed = (0..KILLS).try_for_each(|_| {
+            let agent = start(&world, &cloud)?;
+            thread::sleep(Duration::from_millis(random.below(600)));
+            agent.kill9()
+        });
+        is_over.store(true, Ordering::Relaxed);
+        let written = writer.join();
+        written.map_err(|_panic| anyhow!("the writer panicked"))??;
+        killed
+    })?;
+    cloud.apply(&world.web([b, c]))?;
+    start_ready(&world, &cloud)?;
+    world.converges(10, &[b, c])?;
+    judge(during, &[a, b, c])
+}
+
+#[test]
+fn a_full_state_directory_is_an_alarm_and_no_outage() -> Result<()> {
+    let world = World::new()?;
+    let state = world.node.state_dir().join("snapshot");
+    fs::create_dir_all(&state)?;
+    mount(&state, 0, "size=8k")?;
+    fs::write(state.join("what-fills-it"), vec![1; 8192])?;
+    disk_fails(&world, "No space left")
+}
+
+#[test]
+fn a_read_only_state_directory_is_an_alarm_and_no_outage() -> Result<()> {
+    let world = World::new()?;
+    let state = world.node.state_dir().join("snapshot");
+    fs::create_dir_all(&state)?;
+    mount(&state, libc::MS_RDONLY, "size=1m")?;
+    disk_fails(&world, "Read-only")
+}
+
+/// Starts, serves and follows all the same, and says why nothing is saved.
+fn disk_fails(world: &World, why: &str) -> Result<()> {
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&world.web([&world.a, &world.b]))?;
+    cloud.start()?;
+    start_ready(world, &cloud)?;
+    world.expect(10, &[&world.a, &world.b], false)?;
+    let status = world
+        .node
+        .wait_for_status("an alarm", |s| s.checkpoint.last_error.is_some())?;
+    let error = status.checkpoint.last_error.context("no error")?;
+    ensure!(error.contains(why), "{error}");
+    ensure!(world.node.agent_log().contains("checkpoint: not saved"));
+    cloud.apply(&world.web([&world.c]))?;
+    world.converges(10, &[&world.c])
+}
+
+/// A file system of its own, in the lab's mount namespace, over a directory of a node.
+fn mount(at: &Path, flags: libc::c_ulong, options: &str) -> Result<()> {
+    let at = CString::new(at.as_os_str().as_encoded_bytes())?;
+    let options = CString::new(options)?;
+    let kind = c"tmpfs".as_ptr();
+    // SAFETY: all strings end in zero and outlive the call.
+    let result = unsafe { libc::mount(kind, at.as_ptr(), kind, flags, options.as_ptr().cast()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("mount");
+    }
+    Ok(())
+}
