@@ -16,9 +16,9 @@ fn events_that_wait_are_taken_up_together() -> Result<()> {
     let api = cluster(&["a"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("a service", |s| s.slices.len() == 1)?;
-    while api.http().open_watches(Resource::EndpointSlices) == 0 {
-        followed.follow(Duration::from_millis(10))?;
-    }
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::EndpointSlices) == 1
+    })?;
     api.pause(Resource::EndpointSlices);
     let scale = Scale::default();
     api.put_all((0..EVENTS).map(|service| scale.slice(service, 0)))?;

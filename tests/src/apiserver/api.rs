@@ -49,8 +49,9 @@ pub struct Settings {
     pub future_wait: Duration,
     /// A watch from a version of the future hears nothing until it has come, instead of an error.
     pub is_future_watch_silent: bool,
-    /// The objects that are there at the start come after this version; what was before is forgotten.
-    pub first_version: u64,
+    /// A cluster with a past: the objects that are there at the start come after this version, and what was before it is
+    /// forgotten. `None`: a new one.
+    pub first_version: Option<u64>,
     /// How many changes of a resource watches can go back.
     pub history: usize,
     /// Whether `sendInitialEvents` is known.
@@ -63,7 +64,7 @@ impl Default for Settings {
             bookmark_every: Duration::from_secs(60),
             future_wait: Duration::from_secs(3),
             is_future_watch_silent: false,
-            first_version: 0,
+            first_version: None,
             history: 10_000,
             has_watch_list: true,
         }

@@ -50,15 +50,16 @@ impl FakeApiserver {
     pub fn listen(address: SocketAddr, settings: Settings, objects: Vec<Value>) -> Result<Self> {
         let api = Arc::new(Api::new(settings));
         api.change(|store| {
-            store.version = settings.first_version;
+            let Some(first) = settings.first_version else {
+                return store.replace_all(objects);
+            };
+            store.version = first;
             store.replace_all(objects)?;
-            if settings.first_version > 0 {
-                let version = store.version;
-                for resource in Resource::ALL {
-                    store.table_mut(resource).compact(version);
-                }
+            let version = store.version;
+            for resource in Resource::ALL {
+                store.table_mut(resource).compact(version);
             }
-            anyhow::Ok(())
+            Ok(())
         })?;
         let http = Endpoint::start(address, Arc::clone(&api))?;
         Ok(Self { api, http })

@@ -49,7 +49,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let objects = directory.load_if_changed()?.unwrap_or_default();
     let settings = Settings {
         // Started anew, it goes on after all versions that it ever had: clients of an earlier one are told 410.
-        first_version: yurt_net::source::unix_seconds() * 1000,
+        first_version: Some(yurt_net::source::unix_seconds() * 1000),
         bookmark_every: Duration::from_secs(arguments.bookmark_every),
         ..Settings::default()
     };
