@@ -82,7 +82,7 @@ fn a_rebooted_node_serves_from_its_checkpoint_without_apiserver_route_or_dns() -
     world
         .node
         .netns()
-        .ip("route del default\n-6 route del default\n")?;
+        .ip("route del 0.0.0.0/0\nroute del ::/0\n")?;
     let refused = world.client.connect_many(Proto::Tcp, &vip(10)[0], 1)?;
     ensure!(refused.failed() == 1, "nothing serves after a reboot");
 

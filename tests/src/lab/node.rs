@@ -374,10 +374,14 @@ impl Node {
     }
 }
 
-/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is.
+/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is. Names with a dot are the
+/// kernel's own (`bpf_lookup` in kernel/bpf/inode.c) and stay.
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
+        if entry.file_name().as_encoded_bytes().contains(&b'.') {
+            continue;
+        }
         if entry.file_type()?.is_dir() {
             empty(&entry.path())?;
             fs::remove_dir(entry.path())?;

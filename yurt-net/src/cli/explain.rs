@@ -172,7 +172,7 @@ pub fn explain(
             },
         };
     }
-    let (verdict, reason) = no_frontend(table, to, flow.protocol);
+    let (verdict, reason) = no_frontend(table, reasons, to, flow.protocol);
     Explanation {
         verdict,
         endpoints: Vec::new(),
@@ -269,7 +269,12 @@ fn why(dropped: &[Dropped]) -> String {
 }
 
 /// The address and port are no frontend.
-fn no_frontend(table: &ServiceTable, to: SocketAddr, protocol: Protocol) -> (FlowVerdict, String) {
+fn no_frontend(
+    table: &ServiceTable,
+    reasons: &Reasons<'_>,
+    to: SocketAddr,
+    protocol: Protocol,
+) -> (FlowVerdict, String) {
     let address = to.ip();
     let owner = table.services.iter().find(|entry| {
         let mut frontends = entry.frontends.iter();
@@ -292,7 +297,12 @@ fn no_frontend(table: &ServiceTable, to: SocketAddr, protocol: Protocol) -> (Flo
         ),
         None => (
             FlowVerdict::Pass,
-            format!("{to}/{protocol} is no frontend of any Service: it goes its way untouched"),
+            match reasons.withheld(to, protocol) {
+                Some(whose) => format!("{to}/{protocol} is a {whose}; it goes its way untouched"),
+                None => format!(
+                    "{to}/{protocol} is no frontend of any Service: it goes its way untouched"
+                ),
+            },
         ),
     }
 }

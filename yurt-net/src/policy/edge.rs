@@ -10,7 +10,7 @@
 //! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
 #![forbid(unsafe_code)]
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -89,6 +89,46 @@ fn balanced(
     let ours = pool_services.iter().filter(|object| object.pool == pool);
     ours.flat_map(|object| object.load_balancer_ips.iter().copied())
         .collect()
+}
+
+/// Why this node serves nothing at an address and port of the load balancer or the NodePorts of a Service that other nodes
+/// serve there; `None` when it is none of the Service's, or served.
+pub(super) fn withheld(
+    service: &Service,
+    pool_services: &[&PoolService],
+    environment: &Environment,
+    to: SocketAddr,
+    protocol: Protocol,
+) -> Option<String> {
+    let mut ports = service.ports.iter().filter(|p| p.protocol == protocol);
+    let is_balanced = service.service_type == ServiceType::LoadBalancer
+        && (service.load_balancer_ips.contains(&to.ip())
+            || pool_services
+                .iter()
+                .any(|o| o.load_balancer_ips.contains(&to.ip())))
+        && ports.clone().any(|port| port.port == to.port());
+    let is_node_port = environment.node_addresses.contains(&to.ip())
+        && ports.any(|port| port.node_port == to.port());
+    let pool = environment.topology.pool();
+    let (namespace, name) = (&service.name.namespace, &service.name.name);
+    let kind = match (is_balanced, is_node_port) {
+        (true, _) => FrontendKind::LoadBalancer,
+        (false, true) => FrontendKind::NodePort,
+        (false, false) => return None,
+    };
+    let why = if is_balanced && is_discarded(service) {
+        "its annotation svc.openyurt.io/discard keeps it from edge nodes".to_owned()
+    } else if !is_listened_to(service, environment) {
+        let listen = service.listen.as_deref().unwrap_or_default();
+        format!("its annotation nodeport.openyurt.io/listen {listen:?} leaves out pool {pool}")
+    } else if is_balanced && !pool_services.is_empty() {
+        format!("its PoolServices do not give it to pool {pool}")
+    } else {
+        return None;
+    };
+    Some(format!(
+        "{kind} of {namespace}/{name}, not served here: {why}"
+    ))
 }
 
 /// `spec.loadBalancerSourceRanges`, sorted; a family with a prefix of length 0 admits all, and has none here

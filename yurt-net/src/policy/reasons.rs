@@ -6,12 +6,13 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::endpoints::{all_seen, candidates};
 use super::traffic::Categories;
-use super::{Environment, Memory, NodeView, PolicyConfig};
-use crate::model::{EndpointSlice, NamespacedName, Snapshot};
+use super::{Environment, Memory, NodeView, PolicyConfig, edge};
+use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, Snapshot};
 use crate::table::{Dropped, Frontend, Scope, ServiceEntry};
 
 /// Answers for one snapshot.
@@ -50,6 +51,19 @@ impl<'a> Reasons<'a> {
             environment,
             slices,
         }
+    }
+
+    /// Whose address and port this is that is a frontend on other nodes but not on this one, and why.
+    pub fn withheld(&self, to: SocketAddr, protocol: Protocol) -> Option<String> {
+        self.snapshot.services.values().find_map(|service| {
+            let is_its = |object: &&PoolService| {
+                object.name.namespace == service.name.namespace
+                    && *object.service == *service.name.name
+            };
+            let pool_services = self.snapshot.pool_services.values().map(|object| &**object);
+            let pool_services: Vec<&PoolService> = pool_services.filter(is_its).collect();
+            edge::withheld(service, &pool_services, &self.environment, to, protocol)
+        })
     }
 
     /// Why the endpoints of a frontend are what they are for clients of `scope`.

@@ -239,3 +239,52 @@ fn sctp_is_explained_as_what_nothing_enforces() {
         found.reason
     );
 }
+
+#[test]
+fn an_address_that_is_withheld_from_this_node_is_said_to_be() {
+    let vip = "203.0.113.7";
+    let mut world = World::web(None);
+    world.pool("hangzhou", &["a1"]);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = vec![ip(vip)];
+        service.ports = vec![port("http", 80, 30080)];
+    });
+    let said = |world: &mut World, to: &str| {
+        let found = ask(world, "10.1.0.9", to, Protocol::Tcp);
+        (found.verdict, found.reason)
+    };
+    let (at_vip, at_node) = ("203.0.113.7:80", "192.0.2.11:30080");
+    assert_eq!(said(&mut world, at_vip).0, FlowVerdict::Forward);
+
+    world.pool_service("web", "beijing", &[vip]);
+    let (verdict, reason) = said(&mut world, at_vip);
+    assert_eq!(verdict, FlowVerdict::Pass);
+    assert!(
+        reason.contains("do not give it to pool hangzhou"),
+        "{reason}"
+    );
+    assert_eq!(said(&mut world, at_node).0, FlowVerdict::Forward);
+    // Another port was never the Service's.
+    let (_, reason) = said(&mut world, "203.0.113.7:81");
+    assert!(reason.contains("no frontend of any Service"), "{reason}");
+
+    world.service("web", |service| service.listen = Some("beijing".to_owned()));
+    for to in [at_vip, at_node] {
+        let (verdict, reason) = said(&mut world, to);
+        assert_eq!(verdict, FlowVerdict::Pass, "{to}");
+        assert!(
+            reason.contains("listen \"beijing\" leaves out pool hangzhou"),
+            "{reason}"
+        );
+    }
+
+    world.service("web", |service| {
+        service.listen = None;
+        service.is_discarded = true;
+    });
+    let (verdict, reason) = said(&mut world, at_vip);
+    assert_eq!(verdict, FlowVerdict::Pass);
+    assert!(reason.contains("svc.openyurt.io/discard"), "{reason}");
+    assert!(reason.contains("LoadBalancer of default/web"), "{reason}");
+}
