@@ -12,9 +12,14 @@
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;
 
+mod affinity;
+
+pub use affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
+
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
-pub const TABLE_ABI: u32 = 1;
-/// Version of the state maps, which outlive tables: `yurt_revsk`, `yurt_peer`, `yurt_netns`, `yurt_count`.
+pub const TABLE_ABI: u32 = 2;
+/// Version of the state maps, which outlive tables: `yurt_revsk`, `yurt_peer`, `yurt_aff4`, `yurt_aff6`, `yurt_netns`,
+/// `yurt_count`.
 pub const STATE_ABI: u32 = 1;
 
 /// Most prefixes of one family in a [`PrefixSet`].
@@ -107,10 +112,12 @@ impl FrontendValue {
     }
 }
 
-/// The publish word of a service: one atomic store switches every new connection from one endpoint set to the next.
+/// The publish word of a service: one atomic store switches every new connection from one endpoint set to the next, and
+/// from one set of admitted clients to the next.
 ///
-/// First slot (bits 0-23), number of slots (24-39), generation (40-55), flags (56-63, none yet). The generation grows
-/// with every publish, so that a word that is equal means a set that is equal.
+/// First slot (bits 0-23), number of backends (24-39), generation (40-55), number of source ranges (56-62), whether a set
+/// without backends drops (63). The ranges follow the backends in the slots. The generation grows with every publish, so
+/// that a word that is equal means a set that is equal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct PublishWord(pub u64);
@@ -118,10 +125,36 @@ pub struct PublishWord(pub u64);
 impl PublishWord {
     /// Largest slot index that fits.
     pub const MAX_BASE: u32 = (1 << 24) - 1;
+    /// Most source ranges that fit.
+    pub const MAX_RANGES: u8 = (1 << 7) - 1;
 
     /// Packs the parts; `base` has 24 bits.
     pub const fn new(base: u32, count: u16, generation: u16) -> Self {
         Self(base as u64 & 0xff_ffff | (count as u64) << 24 | (generation as u64) << 40)
+    }
+
+    /// With source ranges after the backends, at most [`Self::MAX_RANGES`]: only clients inside one of them are admitted.
+    #[must_use]
+    pub const fn with_ranges(self, ranges: u8) -> Self {
+        Self(self.0 | (ranges as u64 & 0x7f) << 56)
+    }
+
+    /// Whose endpoints are all on other nodes: who dials it is dropped, not refused.
+    #[must_use]
+    pub const fn with_drop(self) -> Self {
+        Self(self.0 | 1 << 63)
+    }
+
+    /// Number of source ranges; 0 admits everybody.
+    #[inline(always)]
+    pub const fn ranges(self) -> u8 {
+        (self.0 >> 56) as u8 & 0x7f
+    }
+
+    /// See [`Self::with_drop`].
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        self.0 >> 63 != 0
     }
 
     /// First slot.
@@ -130,7 +163,7 @@ impl PublishWord {
         self.0 as u32 & 0xff_ffff
     }
 
-    /// Number of slots; 0 refuses.
+    /// Number of backends; 0 refuses, or drops.
     #[inline(always)]
     pub const fn count(self) -> u16 {
         (self.0 >> 24) as u16
@@ -149,13 +182,11 @@ impl PublishWord {
 pub struct ServiceRow {
     /// [`PublishWord`].
     pub word: u64,
-    /// Session affinity timeout, seconds; 0 = none.
-    pub affinity_s: u32,
-    /// Zero.
-    pub pad: u32,
+    /// [`Affinity`].
+    pub affinity: u64,
 }
 
-/// Value of `yurt_slot`: an IPv4 backend.
+/// Value of `yurt_slot`: an IPv4 backend, or a source range after the backends of a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Backend4 {
@@ -167,7 +198,7 @@ pub struct Backend4 {
     pub pad: [u8; 2],
 }
 
-/// Value of `yurt_be6`: an IPv6 backend.
+/// Value of `yurt_be6`: an IPv6 backend, or a source range after the backends of a set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Backend6 {
@@ -179,6 +210,65 @@ pub struct Backend6 {
     pub pad: [u8; 6],
 }
 
+impl Backend4 {
+    /// A source range: its network address, and its mask in the place of port and padding.
+    pub const fn range(addr: [u8; 4], mask: [u8; 4]) -> Self {
+        let [a, b, c, d] = mask;
+        Self {
+            addr,
+            port_be: [a, b],
+            pad: [c, d],
+        }
+    }
+
+    /// The mask of a source range.
+    #[inline(always)]
+    pub const fn mask(&self) -> [u8; 4] {
+        let ([a, b], [c, d]) = (self.port_be, self.pad);
+        [a, b, c, d]
+    }
+
+    /// Whether this source range has the client in it.
+    #[inline(always)]
+    pub const fn admits(&self, client: [u8; 4]) -> bool {
+        u32::from_ne_bytes(client) & u32::from_ne_bytes(self.mask())
+            == u32::from_ne_bytes(self.addr)
+    }
+}
+
+impl Backend6 {
+    /// A source range: its network address, and the length of its prefix in the place of the port.
+    pub const fn range(addr: [u8; 16], prefix_length: u8) -> Self {
+        Self {
+            addr,
+            port_be: [0, prefix_length],
+            pad: [0; 6],
+        }
+    }
+
+    /// Length of the prefix of a source range.
+    #[inline(always)]
+    pub const fn prefix_length(&self) -> u8 {
+        let [_, length] = self.port_be;
+        length
+    }
+
+    /// Whether this source range has the client in it.
+    #[inline(always)]
+    pub const fn admits(&self, client: &[u8; 16]) -> bool {
+        // In words, and in two shifts: by 64 at once is none.
+        const fn mask(length: u64) -> u64 {
+            !(u64::MAX >> (length / 2) >> (length - length / 2))
+        }
+        let length = self.prefix_length() as u64;
+        let high = if length < 64 { length } else { 64 };
+        let low = if length < 128 { length - high } else { 64 };
+        let (client_high, client_low) = words(client);
+        let (addr_high, addr_low) = words(&self.addr);
+        client_high & mask(high).to_be() == addr_high && client_low & mask(low).to_be() == addr_low
+    }
+}
+
 /// The one value of `yurt_conf`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -187,7 +277,7 @@ pub struct Conf {
     pub node_netns: u64,
     /// `SOCKET_LB_*`.
     pub socket_lb: u32,
-    /// Number of entries in `yurt_netns`; 0 spares the lookup.
+    /// Number of entries in `yurt_netns` of the class [`NETNS_OPT_OUT`]; 0 spares the lookup.
     pub netns_rows: u32,
     /// Which of `prefixes` is in force; the other one is written before it is switched.
     pub active_prefixes: u32,
@@ -350,18 +440,38 @@ pub enum Counter {
     RefuseInconsistent = 4,
     /// A datagram kept the backend of an earlier one.
     UdpKept = 5,
+    /// Dropped: the policy is Local, and the endpoints that may take it are on other nodes.
+    DropNoLocalEndpoint = 6,
+    /// Dropped: the client is in none of the source ranges.
+    DropSourceRange = 7,
+    /// Refused: there are source ranges, and the client's address is not known (yet).
+    RefuseUnknownClient = 8,
+    /// A client was led to the backend that it had.
+    AffinityKept = 9,
+}
+
+impl Counter {
+    /// Whether the client is to think that nobody is there, instead of that it is not wanted.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        matches!(self, Self::DropNoLocalEndpoint | Self::DropSourceRange)
+    }
 }
 
 /// Number of counters.
 pub const COUNTERS: u32 = COUNTER_NAMES.len() as u32;
 /// A name for each counter, as `status` prints it.
-pub const COUNTER_NAMES: [&str; 6] = [
+pub const COUNTER_NAMES: [&str; 10] = [
     "forward",
     "refuse_no_endpoint",
     "refuse_unknown_port",
     "refuse_unallocated",
     "refuse_inconsistent",
     "udp_kept",
+    "drop_no_local_endpoint",
+    "drop_source_range",
+    "refuse_unknown_client",
+    "affinity_kept",
 ];
 
 const fn mix(value: u64) -> u64 {
@@ -497,9 +607,12 @@ const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
 pods! {
     FrontendKey4: 8 { addr, port_be, protocol, scope }
     FrontendKey6: 24 { addr, port_be, protocol, scope, pad }
-    ServiceRow: 16 { word, affinity_s, pad }
+    ServiceRow: 16 { word, affinity }
     Backend4: 8 { addr, port_be, pad }
     Backend6: 24 { addr, port_be, pad }
+    AffinityKey: 16 { netns, identity }
+    Affinity4: 16 { backend, last_ns }
+    Affinity6: 32 { backend, last_ns }
     Conf: 1336 { node_netns, socket_lb, netns_rows, active_prefixes, pad, prefixes }
     PrefixSet: 656 { v4_len, v6_len, flags, pad, v4, v6 }
     Prefix4: 8 { addr, mask }

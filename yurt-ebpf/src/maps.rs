@@ -5,11 +5,11 @@
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, NetnsRow,
-    ServiceRow, TcpPeer, UdpPeers,
+    Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
+    FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer, UdpPeers,
 };
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
@@ -42,6 +42,12 @@ pub(crate) static PEER: Array<TcpPeer> = Array::with_max_entries(16384, 0);
 /// What `recvmsg` and `getpeername` show for a UDP socket.
 #[btf_map(name = "yurt_revsk")]
 pub(crate) static REVSK: SkStorage<UdpPeers> = SkStorage::new();
+/// Where clients stay of Services with session affinity.
+#[map(name = "yurt_aff4")]
+pub(crate) static AFF4: LruHashMap<AffinityKey, Affinity4> = LruHashMap::with_max_entries(2048, 0);
+/// See `AFF4`.
+#[map(name = "yurt_aff6")]
+pub(crate) static AFF6: LruHashMap<AffinityKey, Affinity6> = LruHashMap::with_max_entries(2048, 0);
 /// What the hooks must know of a client, by network namespace cookie.
 #[map(name = "yurt_netns")]
 pub(crate) static NETNS: HashMap<u64, NetnsRow> = HashMap::with_max_entries(512, 0);

@@ -10,9 +10,9 @@
 )]
 
 use crate::abi::{
-    Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FilterPlace, FrontendKey4, FrontendKey6,
-    FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS, UDP_PEERS, UdpPeer,
-    UdpPeers, words,
+    Affinity, Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FilterPlace, FrontendKey4,
+    FrontendKey6, FrontendValue, NetnsRow, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS,
+    UDP_PEERS, UdpPeer, UdpPeers, words,
 };
 
 /// The table as a reader sees it. Every call is one map lookup or one helper.
@@ -25,6 +25,8 @@ pub trait Tables {
     fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue>;
     /// The first word of `yurt_svc`, loaded at once.
     fn publish_word(&self, service: u32) -> Option<PublishWord>;
+    /// The second word.
+    fn affinity(&self, service: u32) -> Affinity;
     /// `yurt_slot`.
     fn backend4(&self, slot: u32) -> Option<Backend4>;
     /// `yurt_be6`.
@@ -35,6 +37,8 @@ pub trait Tables {
     fn random(&self) -> u32;
     /// Whether the client is in the node's own network namespace.
     fn is_in_node_netns(&self) -> bool;
+    /// `yurt_netns`: the client's addresses, where the agent knows them.
+    fn client(&self) -> Option<NetnsRow>;
 }
 
 /// Whose address it is.
@@ -44,8 +48,8 @@ pub enum Resolved {
     Pass,
     /// A Service's, but not to be reached.
     Refuse(Counter),
-    /// A Service's.
-    Service(PublishWord),
+    /// A Service's: its endpoint set, and its index for [`Tables::affinity`].
+    Service(PublishWord, u32),
 }
 
 impl FrontendKey4 {
@@ -100,7 +104,7 @@ pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
         }
         value = again;
     }
-    hit(tables, value)
+    hit(tables, value, admit4)
 }
 
 /// Resolves an IPv6 destination (not an IPv4-mapped one).
@@ -122,7 +126,7 @@ pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
         }
         value = again;
     }
-    hit(tables, value)
+    hit(tables, value, admit6)
 }
 
 /// Whether the hash is worth a look: most connects are to no Service, and a miss in a large hash is dear.
@@ -134,15 +138,83 @@ fn may_have_rows<T: Tables>(tables: &T, place: FilterPlace) -> bool {
 }
 
 #[inline(always)]
-fn hit<T: Tables>(tables: &T, value: FrontendValue) -> Resolved {
+fn hit<T: Tables>(
+    tables: &T,
+    value: FrontendValue,
+    admit: impl Fn(&T, PublishWord) -> Admission,
+) -> Resolved {
     if value.flags() & FRONTEND_NODE_ONLY != 0 && !tables.is_in_node_netns() {
         return Resolved::Pass;
     }
-    match tables.publish_word(value.service()) {
-        Some(word) if word.count() > 0 => Resolved::Service(word),
-        Some(_) => Resolved::Refuse(Counter::RefuseNoEndpoint),
-        None => Resolved::Refuse(Counter::RefuseInconsistent),
+    let service = value.service();
+    let Some(word) = tables.publish_word(service) else {
+        return Resolved::Refuse(Counter::RefuseInconsistent);
+    };
+    if word.ranges() > 0 {
+        match admit(tables, word) {
+            Admission::Admitted => {}
+            Admission::Outside => return Resolved::Refuse(Counter::DropSourceRange),
+            Admission::Unknown => return Resolved::Refuse(Counter::RefuseUnknownClient),
+        }
     }
+    if word.count() > 0 {
+        Resolved::Service(word, service)
+    } else if word.is_drop() {
+        Resolved::Refuse(Counter::DropNoLocalEndpoint)
+    } else {
+        Resolved::Refuse(Counter::RefuseNoEndpoint)
+    }
+}
+
+/// Whether the client is in the source ranges of a set.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Admission {
+    Admitted,
+    Outside,
+    /// The agent has not told of its address.
+    Unknown,
+}
+
+#[inline(never)]
+fn admit4<T: Tables>(tables: &T, word: PublishWord) -> Admission {
+    let Some(client) = tables.client().map(|row| row.addr4) else {
+        return Admission::Unknown;
+    };
+    if client == [0; 4] {
+        return Admission::Unknown;
+    }
+    let first = word.base() + u32::from(word.count());
+    for offset in 0..u32::from(word.ranges()) {
+        if tables
+            .backend4(first + offset)
+            .is_some_and(|range| range.admits(client))
+        {
+            return Admission::Admitted;
+        }
+    }
+    Admission::Outside
+}
+
+/// See [`admit4`].
+#[inline(never)]
+fn admit6<T: Tables>(tables: &T, word: PublishWord) -> Admission {
+    let Some(client) = tables.client().map(|row| row.addr6) else {
+        return Admission::Unknown;
+    };
+    if words(&client) == (0, 0) {
+        return Admission::Unknown;
+    }
+    let first = word.base() + u32::from(word.count());
+    for offset in 0..u32::from(word.ranges()) {
+        if tables
+            .backend6(first + offset)
+            .is_some_and(|range| range.admits(&client))
+        {
+            return Admission::Admitted;
+        }
+    }
+    Admission::Outside
 }
 
 /// What an address is that no frontend has.

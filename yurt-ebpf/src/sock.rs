@@ -10,19 +10,22 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
+    bpf_set_retval,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue, NETNS_OPT_OUT,
-    PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
+    Affinity, Affinity4, Affinity6, AffinityKey, Backend4, Backend6, Conf, Counter, FrontendKey4,
+    FrontendKey6, FrontendValue, NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL,
+    SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
 };
 use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, random_slot, resolve4, resolve6};
 
 use crate::maps::{
-    BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
+    AFF4, AFF6, BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval,
+    peer_mask,
 };
 
 /// What a hook of these types returns for "go on".
@@ -33,6 +36,7 @@ const DENY: i32 = 0;
 const IPPROTO_TCP: u32 = 6;
 const IPPROTO_UDP: u32 = 17;
 const ECONNREFUSED: i32 = 111;
+const EHOSTUNREACH: i32 = 113;
 
 #[cgroup_sock_addr(connect4)]
 fn yurt_connect4(ctx: SockAddrContext) -> i32 {
@@ -177,10 +181,21 @@ enum Last {
 fn refuse(reason: Counter) -> i32 {
     count(reason);
     if has_set_retval() {
+        let errno = if reason.is_drop() {
+            EHOSTUNREACH
+        } else {
+            ECONNREFUSED
+        };
         // SAFETY: a helper without pointers. Its own failure leaves EPERM, which refuses too.
-        unsafe { bpf_set_retval(-ECONNREFUSED) };
+        unsafe { bpf_set_retval(-errno) };
     }
     DENY
+}
+
+#[inline(always)]
+fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]
@@ -303,10 +318,10 @@ impl Sock<'_> {
             protocol: protocol as u8,
             scope: SCOPE_INTERNAL,
         };
-        let word = match resolve4(self, &key) {
+        let (word, service) = match resolve4(self, &key) {
             Resolved::Pass => return Choice::Pass,
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
-            Resolved::Service(word) => word,
+            Resolved::Service(word, service) => (word, service),
         };
         let vip = mapped(addr);
         let backend4 = |addr: [u8; 16], port_be| {
@@ -324,7 +339,7 @@ impl Sock<'_> {
         };
         let backend = match kept {
             Some(backend) if contains4(self, word, &backend) => backend,
-            _ => match self.backend4(random_slot(self, word)) {
+            _ => match self.new_backend4(word, self.affinity(service)) {
                 Some(backend) => backend,
                 None => return Choice::Refuse(Counter::RefuseInconsistent),
             },
@@ -351,10 +366,10 @@ impl Sock<'_> {
             scope: SCOPE_INTERNAL,
             pad: [0; 4],
         };
-        let word = match resolve6(self, &key) {
+        let (word, service) = match resolve6(self, &key) {
             Resolved::Pass => return Choice::Pass,
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
-            Resolved::Service(word) => word,
+            Resolved::Service(word, service) => (word, service),
         };
         let kept = match self.last_backend(call, &addr, port_be, word) {
             Last::InForce(addr, port_be) => {
@@ -373,7 +388,7 @@ impl Sock<'_> {
         };
         let backend = match kept {
             Some(backend) if contains6(self, word, &backend) => backend,
-            _ => match self.backend6(random_slot(self, word)) {
+            _ => match self.new_backend6(word, self.affinity(service)) {
                 Some(backend) => backend,
                 None => return Choice::Refuse(Counter::RefuseInconsistent),
             },
@@ -381,6 +396,64 @@ impl Sock<'_> {
         self.remember(protocol, addr, port_be, backend.addr, backend.port_be, word);
         count(Counter::Forward);
         Choice::Backend(backend)
+    }
+
+    /// The backend of a new flow: the one that the client had, where there is affinity and it is in the set still, else
+    /// any.
+    #[inline(always)]
+    fn new_backend4(&self, word: PublishWord, affinity: Affinity) -> Option<Backend4> {
+        if affinity.is_none() {
+            return self.backend4(random_slot(self, word));
+        }
+        let (key, now) = (self.affinity_key(affinity), now_ns());
+        // SAFETY: copied at once. What is copied from an element that is reused meanwhile is looked up in the set.
+        let last = unsafe { AFF4.get(&key) }.copied();
+        let backend = match last {
+            Some(last)
+                if now.wrapping_sub(last.last_ns) < affinity.timeout_ns()
+                    && contains4(self, word, &last.backend) =>
+            {
+                count(Counter::AffinityKept);
+                last.backend
+            }
+            _ => self.backend4(random_slot(self, word))?,
+        };
+        let last_ns = now;
+        // A client that cannot be remembered is served all the same.
+        let _ = AFF4.insert(&key, &Affinity4 { backend, last_ns }, 0);
+        Some(backend)
+    }
+
+    /// See `new_backend4`.
+    #[inline(always)]
+    fn new_backend6(&self, word: PublishWord, affinity: Affinity) -> Option<Backend6> {
+        if affinity.is_none() {
+            return self.backend6(random_slot(self, word));
+        }
+        let (key, now) = (self.affinity_key(affinity), now_ns());
+        // SAFETY: as in `new_backend4`.
+        let last = unsafe { AFF6.get(&key) }.copied();
+        let backend = match last {
+            Some(last)
+                if now.wrapping_sub(last.last_ns) < affinity.timeout_ns()
+                    && contains6(self, word, &last.backend) =>
+            {
+                count(Counter::AffinityKept);
+                last.backend
+            }
+            _ => self.backend6(random_slot(self, word))?,
+        };
+        let last_ns = now;
+        let _ = AFF6.insert(&key, &Affinity6 { backend, last_ns }, 0);
+        Some(backend)
+    }
+
+    #[inline(always)]
+    fn affinity_key(&self, affinity: Affinity) -> AffinityKey {
+        AffinityKey {
+            netns: self.netns_cookie(),
+            identity: affinity.identity(),
+        }
     }
 
     /// Where earlier datagrams of this socket to `vip` went; a connection always chooses anew.
@@ -533,6 +606,15 @@ impl Tables for Sock<'_> {
     }
 
     #[inline(always)]
+    fn affinity(&self, service: u32) -> Affinity {
+        // SAFETY: as above.
+        let word = SVC
+            .get_ptr(service)
+            .map(|row| unsafe { core::ptr::read_volatile(&raw const (*row).affinity) });
+        Affinity(word.unwrap_or_default())
+    }
+
+    #[inline(always)]
     fn backend4(&self, slot: u32) -> Option<Backend4> {
         SLOT.get(slot).copied()
     }
@@ -557,5 +639,11 @@ impl Tables for Sock<'_> {
     fn is_in_node_netns(&self) -> bool {
         CONF.get(0)
             .is_some_and(|conf| conf.node_netns == self.netns_cookie())
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Option<NetnsRow> {
+        // SAFETY: copied at once. The agent removes a row when its namespace is gone, so no client has a foreign one.
+        unsafe { NETNS.get(self.netns_cookie()) }.copied()
     }
 }

@@ -1,6 +1,6 @@
 //! The running agent: one loop that compiles what the sources say and keeps the maps in step.
 //!
-//! One thread, one more while the disk is written to, and one while sockets are looked at:
+//! One thread, one more while the disk is written to, one while sockets are looked at, and one while clients are:
 //!
 //! | task | waits for | does |
 //! |---|---|---|
@@ -8,8 +8,9 @@
 //! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
 //! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
 //! | a scan (in `Scanner`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
+//! | a look (in `Clients`, its own thread) | interfaces, a timer; only for source ranges | finds network namespaces and their addresses |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
-//! | netlink (in `NodeWatch`) | the kernel | tells the loop that an address changed |
+//! | netlink (in `NodeWatch`) | the kernel | tells the loop that an interface or address changed |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
@@ -27,6 +28,7 @@ use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use crate::dataplane::clients::{ClientAddresses, ClientTable, Clients};
 use crate::dataplane::sockets::{self, Event, Found, Outcome, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{Protocol, Rejection, Snapshot};
@@ -105,6 +107,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         cgroup: cgroup.clone(),
         capacity: args.capacity(),
         peers: args.peers,
+        affinity: args.max_affinity,
         socket_lb: args.socket_lb,
     })?;
     let (saver, found) = Saver::open(state_dir.join("snapshot"));
@@ -149,20 +152,25 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     agent.try_sync();
                 }
             }
-            () = watch.changed() => match watch.view().await {
-                Ok(view) if view == agent.view => {}
-                Ok(view) => {
-                    agent.view = view;
-                    if agent.status.ready {
-                        agent.try_sync();
+            () = watch.changed() => {
+                agent.clients.interfaces_changed();
+                match watch.view().await {
+                    Ok(view) if view == agent.view => {}
+                    Ok(view) => {
+                        agent.view = view;
+                        if agent.status.ready {
+                            agent.try_sync();
+                        }
                     }
+                    Err(error) => warn!(error = chain(&error), "addresses: keeping the last known"),
                 }
-                Err(error) => warn!(error = chain(&error), "addresses: keeping the last known"),
             },
+            found = agent.clients.next(own_addresses(&agent.view)) => agent.set_clients(found),
             () = sleep_until(next_drift) => {
                 next_drift = Instant::now() + drift_interval;
                 if agent.status.ready {
                     agent.repair();
+                    agent.want_clients();
                     give_back_memory();
                 }
             }
@@ -200,6 +208,7 @@ struct Agent {
     memo: Memo,
     established: ClosureEstablished,
     scanner: Scanner,
+    clients: Clients,
     /// Established flows may have lost their backend since the last scan; at first, while no agent was there.
     is_scan_due: bool,
     /// Established flows whose backends new flows do not go to.
@@ -239,6 +248,7 @@ impl Agent {
             memo: Memo::default(),
             established,
             scanner,
+            clients: Clients::new(),
             is_scan_due: true,
             watched: Vec::new(),
             status,
@@ -263,6 +273,7 @@ impl Agent {
         self.sync()?;
         self.dataplane.activate()?;
         self.status.ready = true;
+        self.want_clients();
         give_back_memory();
         self.status.adopted = self.is_adopted;
         self.status.self_test = match socket_lb {
@@ -457,11 +468,42 @@ impl Agent {
             planned = plan(self.memo.table(), &mut self.image);
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
+            if planned.asks_for_clients() {
+                self.want_clients();
+            }
             if planned.refused.is_empty() || !planned.has_retired {
                 break;
             }
         }
         Ok((writes, planned.refused))
+    }
+
+    /// Has clients looked for while a Service asks who they are.
+    fn want_clients(&mut self) {
+        let is_wanted = self.image.asks_for_clients();
+        if self.clients.want(is_wanted) && !is_wanted {
+            self.set_clients(Ok(ClientTable::new()));
+        }
+    }
+
+    fn set_clients(&mut self, found: io::Result<ClientTable>) {
+        let set = found.map_err(|error| chain(&error)).and_then(|clients| {
+            let set = self.dataplane.set_clients(&clients);
+            set.map_err(|error| chain(&error)).map(|()| clients.len())
+        });
+        let status = &mut self.status.clients;
+        match set {
+            Ok(known) => {
+                status.known = known;
+                status.last_error = None;
+            }
+            Err(error) => {
+                if status.last_error.as_ref() != Some(&error) {
+                    warn!(error, "not all clients of this node are known");
+                }
+                status.last_error = Some(error);
+            }
+        }
     }
 
     /// Compares the kernel with what it should hold, and mends what somebody else has changed.
@@ -553,6 +595,11 @@ impl Agent {
             .collect();
         Ok(())
     }
+}
+
+fn own_addresses(view: &NodeView) -> ClientAddresses {
+    let (v4, v6) = view.default_source;
+    ClientAddresses { v4, v6 }
 }
 
 /// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.

@@ -206,6 +206,10 @@ pub struct RunArgs {
     /// TCP sockets whose getpeername shows the Service; an older one may show its backend. 32 bytes.
     #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub peers: u32,
+    /// Clients of Services with session affinity that are remembered, for each family; the one that dialled longest ago makes
+    /// room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
+    #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_affinity: u32,
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,

@@ -1,4 +1,4 @@
-//! What this machine knows of its own addresses, followed for changes.
+//! What this machine knows of its own addresses, followed for changes; and that its interfaces have changed.
 //!
 //! The only user of rtnetlink. NodePorts answer on addresses that are really on an interface; at the edge they come
 //! and go with modems and DHCP.
@@ -48,6 +48,7 @@ impl NodeWatch {
     /// Subscribes; changes from here on are not missed.
     pub fn new() -> Result<Self, NodeError> {
         let groups = [
+            MulticastGroup::Link,
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv6Ifaddr,
             MulticastGroup::Ipv4Route,

@@ -27,12 +27,12 @@ mod unit;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use filter::Filter;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
-pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused};
+pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
 pub use unit::{PROBE_V4, PROBE_V6};
 use unit::{Unit, known_addresses, probe, units};
 
@@ -267,8 +267,8 @@ impl Planner<'_> {
         if self.rows_of(unit.family) + needed > self.image.capacity.frontends(unit.family) {
             self.refuse(key, FullMap::frontends(unit.family), index.is_some());
             let Some(index) = index else { return false };
-            // What is present stays, with the endpoints that are right now.
-            self.set_backends(key, index, unit);
+            // What is present stays, with what it serves now.
+            self.set(key, index, unit);
             for (row, _) in &unit.rows {
                 if self.image.service_of(row) == Some(index) {
                     self.deletes.remove(row);
@@ -278,7 +278,7 @@ impl Planner<'_> {
         }
         let index = match index {
             Some(index) => {
-                self.set_backends(key, index, unit);
+                self.set(key, index, unit);
                 index
             }
             None => match self.new_service(key, unit) {
@@ -357,12 +357,7 @@ impl Planner<'_> {
         if !self.is_delta {
             self.claimed.insert(index);
         }
-        let base = if unit.backends.is_empty() {
-            Some(0)
-        } else {
-            self.write_slots(unit.family, &unit.backends)
-        };
-        let Some(base) = base else {
+        let Some(base) = self.write_slots(unit.family, &unit.set) else {
             self.image.indices.free(index, 1);
             self.claimed.remove(&index);
             self.refuse(key, FullMap::slots(unit.family), false);
@@ -373,80 +368,82 @@ impl Planner<'_> {
             ServiceImage {
                 family: unit.family,
                 base,
-                backends: Some(Arc::from([])),
+                set: None,
             },
         );
-        self.publish(index, base, unit.backends.clone());
+        self.publish(index, base, unit.set.clone());
         Some(index)
     }
 
-    /// Gives an existing service the backends of `unit`.
+    /// Has an existing service serve the set of `unit`.
     ///
-    /// When there is no room for them it gets those of its old ones that are still right, else none: a full map may
+    /// When there is no room for it, it serves those of its old backends that are still right, else none: a full map may
     /// cost capacity, never closure.
-    fn set_backends(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
+    fn set(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
         let Some(service) = self.image.services.get(&index) else {
             return;
         };
-        let (old_base, old) = (service.base, service.backends.clone());
-        if old.as_ref() == Some(&unit.backends) {
+        let (old_base, old) = (service.base, service.set.clone());
+        if old.as_ref() == Some(&unit.set) {
             return;
         }
-        if unit.backends.is_empty() {
-            self.publish(index, 0, unit.backends.clone());
-        } else if let Some(base) = self.write_slots(unit.family, &unit.backends) {
-            self.publish(index, base, unit.backends.clone());
+        if old
+            .as_ref()
+            .is_some_and(|old| old.has_same_slots(&unit.set))
+        {
+            self.publish(index, old_base, unit.set.clone());
+            return;
+        }
+        if let Some(base) = self.write_slots(unit.family, &unit.set) {
+            self.publish(index, base, unit.set.clone());
         } else {
-            let old_backends = old.as_deref().unwrap_or_default();
-            let still_right: Arc<[SocketAddr]> = old_backends
-                .iter()
-                .copied()
-                .filter(|backend| unit.backends.binary_search(backend).is_ok())
-                .collect();
-            self.refuse(key, FullMap::slots(unit.family), !still_right.is_empty());
-            if still_right.len() == old_backends.len() {
+            let old_backends = old.as_ref().map(|old| &*old.backends).unwrap_or_default();
+            let still_right = old_backends.iter().copied();
+            let still_right = still_right.filter(|b| unit.set.backends.binary_search(b).is_ok());
+            let part = ServedSet {
+                backends: still_right.collect(),
+                terms: unit.set.terms.clone(),
+            };
+            self.refuse(key, FullMap::slots(unit.family), !part.backends.is_empty());
+            if old.as_ref() == Some(&part) {
                 return;
             }
-            let base = match still_right.is_empty() {
-                true => Some(0),
-                false => self.write_slots(unit.family, &still_right),
-            };
-            match base {
-                Some(base) => self.publish(index, base, still_right),
-                None => self.publish(index, 0, Arc::from([])),
+            match self.write_slots(unit.family, &part) {
+                Some(base) => self.publish(index, base, part),
+                None => self.publish(index, 0, ServedSet::default()),
             }
         }
-        if let Some(old) = old
-            && !old.is_empty()
-        {
+        let retired = old.map_or(0, |old| old.slots());
+        if retired > 0 {
             self.has_retired = true;
-            self.image.slots(unit.family).retire(old_base, length(&old));
+            self.image.slots(unit.family).retire(old_base, retired);
         }
     }
 
-    fn write_slots(&mut self, family: AddressFamily, backends: &Arc<[SocketAddr]>) -> Option<u32> {
-        let count = length(backends);
-        let base = self.with_grace(|image| image.slots(family).take(count))?;
+    fn write_slots(&mut self, family: AddressFamily, set: &ServedSet) -> Option<u32> {
+        let slots = set.slots();
+        if slots == 0 {
+            return Some(0);
+        }
+        let base = self.with_grace(|image| image.slots(family).take(slots))?;
         self.slots.push(Op::WriteSlots {
             base,
-            backends: backends.clone(),
+            set: set.clone(),
         });
         Some(base)
     }
 
-    fn publish(&mut self, index: u32, base: u32, backends: Arc<[SocketAddr]>) {
+    fn publish(&mut self, index: u32, base: u32, set: ServedSet) {
         let generation = self.image.next_generation(index);
-        // More than 65,535 endpoints of one service: the rest take no traffic.
-        let count = u16::try_from(backends.len()).unwrap_or(u16::MAX);
         self.publishes.push(Op::Publish {
             service: index,
             base,
-            count,
+            set: set.clone(),
             generation,
         });
         if let Some(service) = self.image.services.get_mut(&index) {
             service.base = base;
-            service.backends = Some(backends);
+            service.set = Some(set);
         }
     }
 
@@ -522,10 +519,6 @@ impl Planner<'_> {
 /// Index of an address' family in arrays of two.
 fn slot(address: IpAddr) -> usize {
     AddressFamily::from(address) as usize
-}
-
-fn length(backends: &[SocketAddr]) -> u32 {
-    u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
 
 /// A service port that is not what it was.

@@ -58,10 +58,22 @@ pub struct Status {
     pub refuses_with_econnrefused: bool,
     /// Established sockets whose backend went.
     pub sockets: Sockets,
+    /// Who dials, as far as source ranges ask.
+    pub clients: Clients,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
     pub programs: BTreeMap<String, u32>,
+}
+
+/// The clients of this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Clients {
+    /// Network namespaces whose addresses the programs know; 0 while no Service has source ranges.
+    pub known: usize,
+    /// Why the last look did not find all; those that it did not find are refused where there are source ranges.
+    pub last_error: Option<String>,
 }
 
 /// Use of one map.

@@ -18,6 +18,9 @@ use crate::model::{Protocol, Rejection, TrafficPolicy};
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
 pub const MAX_PREFIXES: usize = 16;
 
+/// Most source ranges of one family: the kernel compares them one by one.
+pub const MAX_SOURCE_RANGES: usize = 127;
+
 /// The whole table of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceTable {

@@ -20,6 +20,7 @@ struct Fake {
     conf: Conf,
     random: u32,
     is_in_node_netns: bool,
+    client: Option<NetnsRow>,
     /// The word of every place; else all bits are set.
     filter: Option<u64>,
 }
@@ -60,8 +61,14 @@ impl Tables for Fake {
     fn random(&self) -> u32 {
         self.random
     }
+    fn affinity(&self, _: u32) -> Affinity {
+        Affinity::default()
+    }
     fn is_in_node_netns(&self) -> bool {
         self.is_in_node_netns
+    }
+    fn client(&self) -> Option<NetnsRow> {
+        self.client
     }
 }
 
@@ -163,7 +170,7 @@ fn a_hit_costs_one_lookup_and_hands_out_the_word() {
         word: Some(word),
         ..Fake::default()
     };
-    assert_eq!(resolve4(&fake, &KEY), Resolved::Service(word));
+    assert_eq!(resolve4(&fake, &KEY), Resolved::Service(word, 7));
     assert_eq!(fake.lookups.get(), 1);
 }
 
@@ -175,7 +182,7 @@ fn a_reused_element_is_looked_up_once_more_then_refused() {
         word,
         ..Fake::default()
     };
-    assert!(matches!(resolve4(&once, &KEY), Resolved::Service(_)));
+    assert!(matches!(resolve4(&once, &KEY), Resolved::Service(..)));
     let twice = Fake {
         frontend: vec![Some(foreign())],
         word,
@@ -214,6 +221,92 @@ fn an_empty_set_refuses_and_an_index_beyond_the_map_never_passes() {
     assert_eq!(
         resolve4(&beyond, &KEY),
         Resolved::Refuse(Counter::RefuseInconsistent)
+    );
+}
+
+#[test]
+fn an_empty_set_whose_endpoints_are_elsewhere_drops() {
+    let fake = Fake {
+        frontend: vec![Some(value(&KEY))],
+        word: Some(PublishWord::new(0, 0, 1).with_drop()),
+        ..Fake::default()
+    };
+    let seen = resolve4(&fake, &KEY);
+    assert_eq!(seen, Resolved::Refuse(Counter::DropNoLocalEndpoint));
+    assert!(Counter::DropNoLocalEndpoint.is_drop() && !Counter::RefuseNoEndpoint.is_drop());
+}
+
+fn client(addr4: [u8; 4]) -> Option<NetnsRow> {
+    Some(NetnsRow {
+        addr4,
+        ..NetnsRow::default()
+    })
+}
+
+#[test]
+fn source_ranges_stand_before_the_endpoints_and_unknown_clients_are_in_none() {
+    let ranges = [
+        Backend4::range([10, 1, 0, 0], [255, 255, 0, 0]),
+        Backend4::range([192, 0, 2, 7], [255; 4]),
+    ];
+    let backend = Backend4 {
+        addr: [10, 244, 0, 1],
+        ..Backend4::default()
+    };
+    let word = PublishWord::new(1, 1, 1).with_ranges(2);
+    let slots = [
+        &[backend; 2],
+        &ranges[..],
+        &[Backend4::range([0; 4], [0; 4])],
+    ]
+    .concat();
+    let dial = |client, word| {
+        let fake = Fake {
+            frontend: vec![Some(value(&KEY))],
+            word: Some(word),
+            backends4: slots.clone(),
+            client,
+            ..Fake::default()
+        };
+        resolve4(&fake, &KEY)
+    };
+    for inside in [[10, 1, 2, 3], [192, 0, 2, 7]] {
+        assert_eq!(dial(client(inside), word), Resolved::Service(word, 7));
+    }
+    // What lies behind the ranges must not matter.
+    for outside in [[10, 2, 2, 3], [192, 0, 2, 8]] {
+        assert_eq!(
+            dial(client(outside), word),
+            Resolved::Refuse(Counter::DropSourceRange)
+        );
+    }
+    for unknown in [None, client([0; 4])] {
+        assert_eq!(
+            dial(unknown, word),
+            Resolved::Refuse(Counter::RefuseUnknownClient)
+        );
+    }
+    let empty = PublishWord::new(2, 0, 1).with_ranges(2);
+    let inside = dial(client([10, 1, 2, 3]), empty);
+    assert_eq!(inside, Resolved::Refuse(Counter::RefuseNoEndpoint));
+    let outside = dial(client([10, 2, 2, 3]), empty);
+    assert_eq!(outside, Resolved::Refuse(Counter::DropSourceRange));
+}
+
+#[test]
+fn a_client_without_an_address_of_the_family_is_unknown() {
+    let key = FrontendKey6::default();
+    let frontend = FrontendValue::new(7, key.fingerprint(), 0);
+    let fake = Fake {
+        frontend: vec![Some(frontend)],
+        word: Some(PublishWord::new(0, 0, 1).with_ranges(1)),
+        backends6: vec![Backend6::range([0; 16], 0)],
+        client: client([10, 1, 2, 3]),
+        ..Fake::default()
+    };
+    assert_eq!(
+        resolve6(&fake, &key),
+        Resolved::Refuse(Counter::RefuseUnknownClient)
     );
 }
 
@@ -277,7 +370,7 @@ fn loopback_node_ports_are_for_the_node_alone_on_all_of_127() {
     };
     assert_eq!(resolve4(&fake, &dialled), Resolved::Pass);
     fake.is_in_node_netns = true;
-    assert_eq!(resolve4(&fake, &dialled), Resolved::Service(word));
+    assert_eq!(resolve4(&fake, &dialled), Resolved::Service(word, 7));
 }
 
 #[test]
@@ -429,6 +522,17 @@ proptest! {
     }
 
     #[test]
+    fn an_ipv6_range_admits_what_shares_its_prefix(addr: u128, client: u128, shared in 0..=128u32, length in 0..=128u8) {
+        // Clients that agree with the range in the first bits.
+        let mask = |length: u32| u128::MAX.checked_shl(128 - length).unwrap_or(0);
+        let client = addr & mask(shared) | client & !mask(shared);
+        let network = addr & mask(u32::from(length));
+        let range = Backend6::range(network.to_be_bytes(), length);
+        let is_inside = client & mask(u32::from(length)) == network;
+        prop_assert_eq!(range.admits(&client.to_be_bytes()), is_inside);
+    }
+
+    #[test]
     fn borrowing_is_comparing(a in any::<u64>(), b in any::<u64>(), is_borrowed in any::<bool>()) {
         let lent = u64::from(is_borrowed);
         let is_less = u128::from(a) < u128::from(b) + u128::from(lent);
@@ -437,9 +541,19 @@ proptest! {
     }
 
     #[test]
+    fn an_affinity_keeps_its_parts(seconds in 0..=Affinity::MAX_SECONDS, identity in 0..1u64 << 47) {
+        let affinity = Affinity::new(seconds, identity);
+        prop_assert_eq!((affinity.seconds(), affinity.identity()), (seconds, identity));
+        prop_assert_eq!(affinity.is_none(), seconds == 0);
+    }
+
+    #[test]
     fn packed_words_keep_their_parts(base in 0..1u32 << 24, count: u16, generation: u16, svc: u32, flags: u8) {
         let word = PublishWord::new(base, count, generation);
         prop_assert_eq!((word.base(), word.count(), word.generation()), (base, count, generation));
+        let drop = word.with_ranges(generation as u8 & 0x7f).with_drop();
+        prop_assert_eq!((drop.ranges(), drop.is_drop()), (generation as u8 & 0x7f, true));
+        prop_assert_eq!((drop.base(), drop.count(), drop.generation()), (base, count, generation));
         let value = FrontendValue::new(svc, u32::MAX, flags);
         prop_assert_eq!((value.service(), value.fingerprint(), value.flags()), (svc, 0xff_ffff, flags));
     }

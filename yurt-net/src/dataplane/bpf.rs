@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! <bpffs>/yurt-net/           locked (flock) by the one agent that serves the node
-//!     v1/                     table maps, by table ABI
-//!     v1-next/                table maps that are being filled, before anything uses them
+//!     v2/                     table maps, by table ABI
+//!     v2-next/                table maps that are being filled, before anything uses them
 //!     state-v1/               state maps, by state ABI
 //!     links/                  one link for each program
 //! ```
 //!
-//! `open` adopts table maps that are whole and of the wanted capacities; otherwise it makes new ones, which replace the
-//! old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
+//! `open` adopts table maps that are whole, of this ABI and of the wanted capacities; otherwise it makes new ones, which
+//! replace the old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
 //! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
 mod load;
@@ -27,9 +27,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use yurt_ebpf::abi;
 
-use self::load::{LoadedProgram, Pins, is_pinned_as, load_either, state_maps, table_maps};
+use self::load::{
+    LoadedProgram, Pins, StateCapacity, is_pinned_as, load_either, state_maps, table_maps,
+};
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::{Table, open_map};
+use super::clients::ClientTable;
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
 use crate::netns;
@@ -49,6 +52,8 @@ pub struct Options {
     pub capacity: Capacity,
     /// TCP sockets whose `getpeername` shows the Service; rounded up to a power of two.
     pub peers: u32,
+    /// Clients of Services with session affinity that are remembered, for each family.
+    pub affinity: u32,
     /// Whose sockets are served.
     pub socket_lb: SocketLb,
 }
@@ -72,12 +77,13 @@ pub struct BpfDataplane {
     _lock: File,
     table: Table,
     count: OwnedFd,
+    netns: OwnedFd,
     /// Values of an entry of `count`.
     cpus: usize,
     programs: Vec<LoadedProgram>,
     sizes: Vec<ProgramSize>,
     has_set_retval: bool,
-    /// The table is in `v1-next` still.
+    /// The table is in `v2-next` still.
     is_staged: bool,
 }
 
@@ -118,15 +124,18 @@ impl BpfDataplane {
             create_dir(dir)?;
         }
         remove_dir(&next)?;
-        let peers = options.peers.max(1).next_power_of_two();
+        let state_capacity = StateCapacity {
+            peers: options.peers.max(1).next_power_of_two(),
+            affinity: options.affinity.max(1),
+        };
         let wanted = table_maps(&options.capacity);
         let is_adopted = wanted
             .iter()
             .all(|(name, info)| is_pinned_as(&current.join(name), info));
         let dir = if is_adopted { &current } else { &next };
         create_dir(dir)?;
-        for (name, info) in state_maps(peers) {
-            // State that cannot be kept is lost, and harmless: old sockets show their backend.
+        for (name, info) in state_maps(state_capacity) {
+            // State that cannot be kept is lost, and harmless: old sockets show their backend, clients choose anew.
             let path = state.join(name);
             if !is_pinned_as(&path, &info) && path.exists() {
                 fs::remove_file(&path).map_err(at("remove", &path))?;
@@ -136,9 +145,11 @@ impl BpfDataplane {
             table: dir.clone(),
             state: state.clone(),
         };
-        let (programs, sizes, has_set_retval) = load_either(&options.capacity, peers, Some(&pins))?;
+        let (programs, sizes, has_set_retval) =
+            load_either(&options.capacity, state_capacity, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
         let count = open_map(&state, "yurt_count")?;
+        let netns = open_map(&state, "yurt_netns")?;
         let is_staged = !is_adopted;
         Ok(Self {
             options,
@@ -146,6 +157,7 @@ impl BpfDataplane {
             _lock: lock,
             table,
             count,
+            netns,
             cpus: possible_cpus()?,
             programs,
             sizes,
@@ -178,6 +190,9 @@ impl BpfDataplane {
             remove_dir(&current)?;
             fs::rename(&next, &current).map_err(at("rename", &next))?;
             self.is_staged = false;
+            for abi in older_tables(&self.root)? {
+                remove_dir(&abi)?;
+            }
         }
         Ok(())
     }
@@ -249,6 +264,31 @@ impl BpfDataplane {
             counters.insert(name, per_cpu.iter().sum());
         }
         Ok(counters)
+    }
+
+    /// Writes who the clients of this node are, and forgets all others. Those that do not fit are as unknown.
+    pub fn set_clients(&self, clients: &ClientTable) -> Result<(), DataplaneError> {
+        let failed = |operation| on_map(operation, "yurt_netns");
+        let map = self.netns.as_fd();
+        let present: Vec<(u64, abi::NetnsRow)> = sys::map_entries(map).map_err(failed("read"))?;
+        let present: BTreeMap<_, _> = present.into_iter().collect();
+        for cookie in present
+            .keys()
+            .filter(|cookie| !clients.contains_key(cookie))
+        {
+            sys::map_delete(map, cookie).map_err(failed("delete from"))?;
+        }
+        for (cookie, addresses) in clients {
+            let row = abi::NetnsRow {
+                class: 0,
+                addr4: addresses.v4.map(|addr| addr.octets()).unwrap_or_default(),
+                addr6: addresses.v6.map(|addr| addr.octets()).unwrap_or_default(),
+            };
+            if present.get(cookie) != Some(&row) {
+                sys::map_update(map, &[*cookie], &[row]).map_err(failed("write"))?;
+            }
+        }
+        Ok(())
     }
 
     /// What tells whose a socket is.
@@ -363,7 +403,25 @@ fn holder(file: &File) -> String {
         .unwrap_or_else(|| "unknown".to_owned())
 }
 
-/// Refuses pins of a newer agent. Those of an older ABI would be migrated here; there is none yet.
+/// Table maps of older ABIs, finished or not. The programs that read them are swapped by now.
+fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let mut older = Vec::new();
+    for entry in fs::read_dir(root).map_err(at("read", root))? {
+        let entry = entry.map_err(at("read", root))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let version = name
+            .strip_prefix('v')
+            .map(|name| name.trim_end_matches("-next"));
+        let version = version.and_then(|version| version.parse::<u32>().ok());
+        if version.is_some_and(|version| version < abi::TABLE_ABI) {
+            older.push(entry.path());
+        }
+    }
+    Ok(older)
+}
+
+/// Refuses pins of a newer agent. Tables of an older one serve until [`BpfDataplane::activate`] has replaced them.
 fn check_abi(root: &Path) -> Result<(), DataplaneError> {
     for entry in fs::read_dir(root).map_err(at("read", root))? {
         let entry = entry.map_err(at("read", root))?;

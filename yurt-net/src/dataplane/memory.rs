@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, Conf, FILTER_WORDS, FilterPlace, FrontendKey4, FrontendKey6, FrontendValue,
-    PrefixSet, PublishWord, ServiceRow,
+    Affinity, Backend4, Backend6, Conf, FILTER_WORDS, FilterPlace, FrontendKey4, FrontendKey6,
+    FrontendValue, NetnsRow, PrefixSet, PublishWord, ServiceRow,
 };
 use yurt_ebpf::select::Tables;
 
@@ -35,6 +35,8 @@ pub struct MemoryDataplane {
     pub random: Cell<u32>,
     /// Whether readers are in the node's network namespace.
     pub is_in_node_netns: bool,
+    /// What is known of readers.
+    pub client: Option<NetnsRow>,
 }
 
 impl MemoryDataplane {
@@ -52,6 +54,7 @@ impl MemoryDataplane {
             graces: 0,
             random: Cell::new(0),
             is_in_node_netns: true,
+            client: None,
         }
     }
 
@@ -187,15 +190,12 @@ impl Write for MemoryDataplane {
         Ok(())
     }
 
-    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
+    fn publish(&mut self, service: u32, row: ServiceRow) -> Result<(), DataplaneError> {
         let out_of_bounds = DataplaneError::OutOfBounds {
             map: "yurt_svc",
             index: service,
         };
-        self.svc
-            .get_mut(service as usize)
-            .ok_or(out_of_bounds)?
-            .word = word.0;
+        *self.svc.get_mut(service as usize).ok_or(out_of_bounds)? = row;
         Ok(())
     }
 
@@ -272,6 +272,11 @@ impl Tables for MemoryDataplane {
             .map(|row| PublishWord(row.word))
     }
 
+    fn affinity(&self, service: u32) -> Affinity {
+        let row = self.svc.get(service as usize).copied();
+        Affinity(row.unwrap_or_default().affinity)
+    }
+
     fn backend4(&self, slot: u32) -> Option<Backend4> {
         self.slot.get(slot as usize).copied()
     }
@@ -290,5 +295,9 @@ impl Tables for MemoryDataplane {
 
     fn is_in_node_netns(&self) -> bool {
         self.is_in_node_netns
+    }
+
+    fn client(&self) -> Option<NetnsRow> {
+        self.client
     }
 }

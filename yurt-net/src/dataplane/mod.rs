@@ -4,6 +4,7 @@
 //! and packed words exist only from here on. `bpf` holds the real maps, `memory` the same in memory for tests.
 
 pub mod bpf;
+pub mod clients;
 pub mod memory;
 pub mod sockets;
 mod sys;
@@ -11,16 +12,18 @@ mod sys;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use yurt_ebpf::abi;
 
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{
-    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServiceImage,
+    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServedSet,
+    ServiceImage, Terms,
 };
-use crate::table::ClusterPrefixes;
+use crate::table::{ClusterPrefixes, MAX_SOURCE_RANGES};
+
+const _: () = assert!(MAX_SOURCE_RANGES == abi::PublishWord::MAX_RANGES as usize);
 
 /// Where plans go.
 pub trait Dataplane {
@@ -236,6 +239,42 @@ fn backend6(backend: &SocketAddr) -> Option<abi::Backend6> {
     })
 }
 
+/// More than 65,535 endpoints of one service: the rest take no traffic.
+fn publish_word(base: u32, set: &ServedSet, generation: u16) -> abi::PublishWord {
+    let count = u16::try_from(set.backends.len()).unwrap_or(u16::MAX);
+    let ranges = u8::try_from(set.ranges().len()).unwrap_or(u8::MAX);
+    let word = abi::PublishWord::new(base, count, generation).with_ranges(ranges);
+    match &set.terms {
+        Some(terms) if terms.is_drop => word.with_drop(),
+        _ => word,
+    }
+}
+
+fn affinity(set: &ServedSet) -> abi::Affinity {
+    let terms = set.terms.as_ref();
+    terms.map_or(abi::Affinity::default(), |terms| {
+        abi::Affinity::new(terms.affinity_seconds, terms.affinity_identity)
+    })
+}
+
+fn range4(range: &IpNetwork) -> Option<abi::Backend4> {
+    let IpNetwork::V4(range) = range else {
+        return None;
+    };
+    let (addr, mask) = (range.network().octets(), range.mask().octets());
+    Some(abi::Backend4::range(addr, mask))
+}
+
+fn range6(range: &IpNetwork) -> Option<abi::Backend6> {
+    let IpNetwork::V6(range) = range else {
+        return None;
+    };
+    Some(abi::Backend6::range(
+        range.network().octets(),
+        range.prefix(),
+    ))
+}
+
 /// At most [`abi::MAX_PREFIXES`] of each family; the compiler of the table keeps to that.
 fn prefix_set(prefixes: &ClusterPrefixes) -> abi::PrefixSet {
     let mut set = abi::PrefixSet::default();
@@ -388,9 +427,10 @@ fn decode_row(
 }
 
 fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> ServiceImage {
-    let word = abi::PublishWord(table.row(index).unwrap_or_default().word);
-    let slots = word.base()..word.base() + u32::from(word.count());
-    let backends: Option<Vec<SocketAddr>> = slots
+    let row = table.row(index).unwrap_or_default();
+    let word = abi::PublishWord(row.word);
+    let end = word.base() + u32::from(word.count());
+    let backends: Option<Vec<SocketAddr>> = (word.base()..end)
         .map(|slot| match family {
             AddressFamily::V4 => table.backend4(slot).map(|backend| {
                 SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
@@ -400,14 +440,34 @@ fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> S
             }),
         })
         .collect();
+    let ranges: Option<Vec<IpNetwork>> = (end..end + u32::from(word.ranges()))
+        .map(|slot| match family {
+            AddressFamily::V4 => {
+                let range = table.backend4(slot)?;
+                IpNetwork::with_netmask(range.addr.into(), range.mask().into()).ok()
+            }
+            AddressFamily::V6 => {
+                let range = table.backend6(slot)?;
+                IpNetwork::new(range.addr.into(), range.prefix_length()).ok()
+            }
+        })
+        .collect();
+    let affinity = abi::Affinity(row.affinity);
     // Readers search the range by halves: it must be sorted.
-    let backends = backends
-        .filter(|backends| backends.is_sorted_by(|a, b| a < b))
-        .map(Arc::from);
+    let backends = backends.filter(|backends| backends.is_sorted_by(|a, b| a < b));
+    let set = backends.zip(ranges).map(|(backends, ranges)| {
+        let terms = Terms {
+            ranges,
+            affinity_seconds: affinity.seconds(),
+            affinity_identity: affinity.identity(),
+            is_drop: word.is_drop(),
+        };
+        ServedSet::new(backends.into(), terms)
+    });
     ServiceImage {
         family,
         base: word.base(),
-        backends,
+        set,
     }
 }
 
@@ -438,7 +498,7 @@ trait Write {
     fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError>;
     fn backend4(&mut self, slot: u32, backend: abi::Backend4) -> Result<(), DataplaneError>;
     fn backend6(&mut self, slot: u32, backend: abi::Backend6) -> Result<(), DataplaneError>;
-    fn publish(&mut self, service: u32, word: abi::PublishWord) -> Result<(), DataplaneError>;
+    fn publish(&mut self, service: u32, row: abi::ServiceRow) -> Result<(), DataplaneError>;
     fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError>;
     fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError>;
 
@@ -447,12 +507,14 @@ trait Write {
             Op::Grace => self.grace(),
             Op::SetPrefixes(prefixes) => self.prefixes(prefix_set(prefixes)),
             Op::SetFilter { word, bits } => self.filter(*word, *bits),
-            Op::WriteSlots { base, backends } => {
-                for (slot, backend) in (*base..).zip(backends.iter()) {
-                    if let Some(backend) = backend4(backend) {
-                        self.backend4(slot, backend)?;
-                    } else if let Some(backend) = backend6(backend) {
-                        self.backend6(slot, backend)?;
+            Op::WriteSlots { base, set } => {
+                let backends = set.backends.iter().map(|b| (backend4(b), backend6(b)));
+                let ranges = set.ranges().iter().map(|r| (range4(r), range6(r)));
+                for (slot, entry) in (*base..).zip(backends.chain(ranges)) {
+                    match entry {
+                        (Some(entry), _) => self.backend4(slot, entry)?,
+                        (None, Some(entry)) => self.backend6(slot, entry)?,
+                        (None, None) => {}
                     }
                 }
                 Ok(())
@@ -460,9 +522,12 @@ trait Write {
             Op::Publish {
                 service,
                 base,
-                count,
+                set,
                 generation,
-            } => self.publish(*service, abi::PublishWord::new(*base, *count, *generation)),
+            } => {
+                let (word, affinity) = (publish_word(*base, set, *generation).0, affinity(set).0);
+                self.publish(*service, abi::ServiceRow { word, affinity })
+            }
             Op::PutFrontend(key, row) => {
                 let key = RawKey::from(key);
                 self.put(key, raw_value(&key, row))

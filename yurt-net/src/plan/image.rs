@@ -1,11 +1,11 @@
 //! The maps as the planner sees them: what they hold, and what of their space may be written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::space::Space;
-use super::{Filter, FrontendKey, FrontendRow, KeyPort};
+use super::{Filter, FrontendKey, FrontendRow, KeyPort, ServedSet};
 use crate::model::AddressFamily;
 use crate::table::{ClusterPrefixes, ServiceEntry};
 
@@ -39,10 +39,10 @@ impl Capacity {
 pub struct ServiceImage {
     /// Which slots `base` points into.
     pub family: AddressFamily,
-    /// First slot; 0 when there are no backends.
+    /// First slot; 0 when it takes none.
     pub base: u32,
-    /// The backends in the range; `None` when the range is not what a plan writes (damaged, overlapping, unsorted).
-    pub backends: Option<Arc<[SocketAddr]>>,
+    /// What is in the slots; `None` when it is not what a plan writes (damaged, overlapping, unsorted).
+    pub set: Option<ServedSet>,
 }
 
 /// The content of the table maps.
@@ -161,11 +161,9 @@ impl MapImage {
                 .services
                 .values()
                 .filter(|service| service.family == family);
-            count(
-                of_family
-                    .filter_map(|service| Some(service.backends.as_ref()?.len()))
-                    .sum(),
-            )
+            of_family
+                .filter_map(|service| Some(service.set.as_ref()?.slots()))
+                .sum()
         };
         Capacity {
             frontends4: count(self.row_counts[0]),
@@ -174,6 +172,15 @@ impl MapImage {
             slots4: slots(AddressFamily::V4),
             slots6: slots(AddressFamily::V6),
         }
+    }
+
+    /// Some set is for some clients only.
+    pub fn asks_for_clients(&self) -> bool {
+        let mut sets = self
+            .services
+            .values()
+            .filter_map(|service| service.set.as_ref());
+        sets.any(|set| !set.ranges().is_empty())
     }
 
     /// How much fits.
@@ -239,11 +246,9 @@ impl MapImage {
             return;
         };
         self.indices.retire(index, 1);
-        if let Some(backends) = service.backends
-            && !backends.is_empty()
-        {
-            self.slots(service.family)
-                .retire(service.base, super::length(&backends));
+        let slots = service.set.map_or(0, |set| set.slots());
+        if slots > 0 {
+            self.slots(service.family).retire(service.base, slots);
         }
     }
 
@@ -287,7 +292,7 @@ fn used(services: &mut BTreeMap<u32, ServiceImage>, family: AddressFamily, capac
         .iter()
         .filter(|(_, service)| service.family == family)
         .filter_map(|(index, service)| {
-            let length = super::length(service.backends.as_ref()?);
+            let length = service.set.as_ref()?.slots();
             (length > 0).then_some((service.base, length, *index))
         })
         .collect();
@@ -298,7 +303,7 @@ fn used(services: &mut BTreeMap<u32, ServiceImage>, family: AddressFamily, capac
         if is_whole {
             end = base + length;
         } else if let Some(service) = services.get_mut(&index) {
-            service.backends = None;
+            service.set = None;
         }
         is_whole
     });

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::model::{AddressFamily, Protocol};
@@ -36,6 +37,51 @@ pub struct FrontendRow {
     pub is_node_only: bool,
 }
 
+/// What one service entry serves. One publish switches all of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServedSet {
+    /// Of one family, sorted by address and port.
+    pub backends: Arc<[SocketAddr]>,
+    /// `None` where nothing is special about them, as it is for most.
+    pub terms: Option<Box<Terms>>,
+}
+
+/// On what terms clients get the backends of a set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Only clients inside one of these are admitted; none = all. At most [`crate::table::MAX_SOURCE_RANGES`].
+    pub ranges: Vec<IpNetwork>,
+    /// Session affinity: seconds after its last new connection that a client stays with its backend; 0 = not at all.
+    pub affinity_seconds: u32,
+    /// Under which its memory is kept: 47 bits, see [`ServedSet::new`].
+    pub affinity_identity: u64,
+    /// Who gets no backend is dropped, not refused.
+    pub is_drop: bool,
+}
+
+impl ServedSet {
+    /// Terms that say nothing are left out, so that equal sets compare equal.
+    pub fn new(backends: Arc<[SocketAddr]>, terms: Terms) -> Self {
+        let terms = (terms != Terms::default()).then(|| Box::new(terms));
+        Self { backends, terms }
+    }
+
+    /// Clients that are admitted; none = all.
+    pub fn ranges(&self) -> &[IpNetwork] {
+        let terms = self.terms.as_ref();
+        terms.map(|terms| &*terms.ranges).unwrap_or_default()
+    }
+
+    /// Slots that it takes: one for each backend, then one for each range.
+    pub fn slots(&self) -> u32 {
+        u32::try_from(self.backends.len() + self.ranges().len()).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn has_same_slots(&self, other: &Self) -> bool {
+        self.backends == other.backends && self.ranges() == other.ranges()
+    }
+}
+
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
@@ -54,8 +100,8 @@ pub enum Op {
     WriteSlots {
         /// First slot.
         base: u32,
-        /// Backends of one family, sorted by address and port; never empty.
-        backends: Arc<[SocketAddr]>,
+        /// Has a backend or a range.
+        set: ServedSet,
     },
     /// Switch a service to a range: one atomic store.
     Publish {
@@ -63,8 +109,8 @@ pub enum Op {
         service: u32,
         /// First slot.
         base: u32,
-        /// Number of slots; 0 refuses.
-        count: u16,
+        /// What is in the slots.
+        set: ServedSet,
         /// One more than the last one of this index, wrapping.
         generation: u16,
     },
@@ -83,6 +129,14 @@ pub struct Plan {
     pub refused: Vec<Refused>,
     /// True when space was retired that a further plan can use: worth planning again if something was refused.
     pub has_retired: bool,
+}
+
+impl Plan {
+    /// Some set of it is for some clients only: the programs must know who they are.
+    pub fn asks_for_clients(&self) -> bool {
+        let mut ops = self.ops.iter();
+        ops.any(|op| matches!(op, Op::Publish { set, .. } if !set.ranges().is_empty()))
+    }
 }
 
 /// A service port that does not fit into a map.

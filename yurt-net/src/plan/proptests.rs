@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use yurt_ebpf::abi::{FrontendKey4, FrontendKey6, PublishWord, SCOPE_INTERNAL};
+use yurt_ebpf::abi::{FrontendKey4, FrontendKey6, NetnsRow, PublishWord, SCOPE_INTERNAL};
 use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6};
 
 use super::*;
@@ -17,9 +17,9 @@ use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 const ROOMY: Capacity = Capacity {
     frontends4: 256,
     frontends6: 256,
-    services: 64,
-    slots4: 256,
-    slots6: 256,
+    services: 128,
+    slots4: 512,
+    slots6: 512,
 };
 
 /// What a client gets at an address.
@@ -27,6 +27,7 @@ const ROOMY: Capacity = Capacity {
 enum Answer {
     Pass,
     Refuse,
+    Drop,
     Backends(Vec<SocketAddr>),
 }
 
@@ -86,16 +87,17 @@ fn backends(maps: &MemoryDataplane, is_v4: bool, word: PublishWord) -> Vec<Socke
 fn answer(maps: &MemoryDataplane, dialled: Dialled) -> Answer {
     match resolve(maps, dialled) {
         Resolved::Pass => Answer::Pass,
+        Resolved::Refuse(reason) if reason.is_drop() => Answer::Drop,
         Resolved::Refuse(_) => Answer::Refuse,
-        Resolved::Service(word) => Answer::Backends(backends(maps, dialled.0.is_ipv4(), word)),
+        Resolved::Service(word, _) => Answer::Backends(backends(maps, dialled.0.is_ipv4(), word)),
     }
 }
 
-/// The service whose frontend it is, and the frontend's policy.
+/// The service whose frontend it is, and that frontend.
 fn owner(
     table: &ServiceTable,
     (address, port, protocol): Dialled,
-) -> Option<(&ServiceEntry, TrafficPolicy)> {
+) -> Option<(&ServiceEntry, &Frontend)> {
     let is_dialled = |frontend: &&Frontend| {
         let is_loopback = frontend.kind == FrontendKind::NodePort
             && address.is_loopback()
@@ -108,33 +110,55 @@ fn owner(
         .filter(|entry| entry.key.protocol == protocol);
     entries.find_map(|entry| {
         let frontend = entry.frontends.iter().find(is_dialled)?;
-        Some((&**entry, entry.policy(frontend.kind, Scope::Internal)))
+        Some((&**entry, frontend))
     })
 }
 
-fn endpoints(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> Answer {
+/// Who dials in every test.
+const CLIENT: NetnsRow = NetnsRow {
+    class: 0,
+    addr4: [10, 1, 2, 3],
+    addr6: [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
+};
+
+fn endpoints(entry: &ServiceEntry, frontend: &Frontend) -> Answer {
+    let client: IpAddr = match frontend.address {
+        IpAddr::V4(_) => CLIENT.addr4.into(),
+        IpAddr::V6(_) => CLIENT.addr6.into(),
+    };
+    let mut ranges = entry.admitted(frontend).peekable();
+    if ranges.peek().is_some() && !ranges.any(|range| range.contains(client)) {
+        return Answer::Drop;
+    }
+    let endpoints = entry.endpoints(frontend, Scope::Internal);
+    match (&**endpoints, entry.set(frontend.address).has_any) {
+        ([], true) => Answer::Drop,
+        ([], false) => Answer::Refuse,
+        (some, _) => Answer::Backends(some.to_vec()),
+    }
+}
+
+fn whole_set(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> Answer {
     let set = entry.set(address);
-    match (policy, &*set.cluster, &*set.local) {
-        (TrafficPolicy::Cluster, [], _) | (TrafficPolicy::Local, _, []) => Answer::Refuse,
-        (TrafficPolicy::Cluster, some, _) | (TrafficPolicy::Local, _, some) => {
-            Answer::Backends(some.to_vec())
-        }
+    match policy {
+        TrafficPolicy::Cluster => Answer::Backends(set.cluster.to_vec()),
+        TrafficPolicy::Local => Answer::Backends(set.local.to_vec()),
     }
 }
 
 /// What the endpoints are now of the service whose frontend it was: for the moment until its row goes or moves.
 fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Option<Answer> {
-    let (entry, policy) = owner(old, dialled)?;
+    let (entry, frontend) = owner(old, dialled)?;
     let mut services = new.services.iter();
     let entry = services.find(|now| now.key == entry.key)?;
-    Some(endpoints(entry, dialled.0, policy))
+    Some(endpoints(entry, frontend))
 }
 
 /// What the table says a client gets.
 fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
     let address = dialled.0;
-    if let Some((entry, policy)) = owner(table, dialled) {
-        return endpoints(entry, address, policy);
+    if let Some((entry, frontend)) = owner(table, dialled) {
+        return endpoints(entry, frontend);
     }
     let is_known = table
         .services
@@ -158,6 +182,8 @@ fn universe() -> Vec<Dialled> {
                 all.push((cluster_ip4(service), port, protocol));
                 all.push((cluster_ip6(service), port, protocol));
             }
+            all.push((balancer4(service), 80, protocol));
+            all.push((balancer6(service), 80, protocol));
             let node_port = 30000 + u16::from(service);
             for address in ["192.0.2.1", "127.0.0.1", "::1", "2001:db8::1"] {
                 all.push((address.parse().unwrap(), node_port, protocol));
@@ -176,14 +202,74 @@ fn cluster_ip6(service: u8) -> IpAddr {
     Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, u16::from(service)).into()
 }
 
-fn entry(
-    service: u8,
-    protocol: Protocol,
+fn balancer4(service: u8) -> IpAddr {
+    Ipv4Addr::new(198, 51, 100, service).into()
+}
+
+fn balancer6(service: u8) -> IpAddr {
+    Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, u16::from(service)).into()
+}
+
+/// What a generated service is made of.
+#[derive(Clone, Debug)]
+struct Shape {
     has_node_port: bool,
     has_external: bool,
+    /// With these source ranges.
+    balancer: Option<BTreeSet<&'static str>>,
+    affinity_seconds: u32,
     internal_policy: TrafficPolicy,
-    endpoints: &BTreeSet<u8>,
-) -> Arc<ServiceEntry> {
+    endpoints: BTreeSet<u8>,
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    let ranges = [
+        "10.0.0.0/8",
+        "10.1.2.3/32",
+        "192.0.2.0/24",
+        "fd01::/16",
+        "fd01::3/128",
+        "fd09::/33",
+    ];
+    let ranges = proptest::sample::subsequence(ranges.to_vec(), 0..4);
+    (
+        any::<bool>(),
+        any::<bool>(),
+        proptest::option::of(ranges),
+        proptest::sample::select(&[0, 0, 600, 86_400][..]),
+        proptest::sample::select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]),
+        proptest::collection::btree_set(1..7u8, 0..5),
+    )
+        .prop_map(
+            |(
+                has_node_port,
+                has_external,
+                balancer,
+                affinity_seconds,
+                internal_policy,
+                endpoints,
+            )| {
+                Shape {
+                    has_node_port,
+                    has_external,
+                    balancer: balancer.map(|ranges| ranges.into_iter().collect()),
+                    affinity_seconds,
+                    internal_policy,
+                    endpoints,
+                }
+            },
+        )
+}
+
+fn entry(service: u8, protocol: Protocol, shape: &Shape) -> Arc<ServiceEntry> {
+    let Shape {
+        has_node_port,
+        has_external,
+        balancer,
+        affinity_seconds,
+        internal_policy,
+        endpoints,
+    } = shape;
     let mut frontends = vec![
         Frontend {
             kind: FrontendKind::ClusterIp,
@@ -196,7 +282,7 @@ fn entry(
             port: 80,
         },
     ];
-    if has_external {
+    if *has_external {
         let address = "203.0.113.1".parse().unwrap();
         frontends.push(Frontend {
             kind: FrontendKind::ExternalIp,
@@ -204,7 +290,7 @@ fn entry(
             port: 80,
         });
     }
-    if has_node_port {
+    if *has_node_port {
         for address in ["192.0.2.1", "2001:db8::1"] {
             let (kind, address) = (FrontendKind::NodePort, address.parse().unwrap());
             frontends.push(Frontend {
@@ -214,6 +300,17 @@ fn entry(
             });
         }
     }
+    if balancer.is_some() {
+        for address in [balancer4(service), balancer6(service)] {
+            let kind = FrontendKind::LoadBalancer;
+            frontends.push(Frontend {
+                kind,
+                address,
+                port: 80,
+            });
+        }
+    }
+    let source_ranges = balancer.iter().flatten();
     let set = |address: fn(u8) -> IpAddr| {
         let at = |id: &u8| SocketAddr::new(address(*id), 8080);
         EndpointSet {
@@ -228,7 +325,9 @@ fn entry(
         protocol,
     };
     Arc::new(ServiceEntry {
-        internal_policy,
+        internal_policy: *internal_policy,
+        affinity_seconds: *affinity_seconds,
+        source_ranges: source_ranges.map(|range| range.parse().unwrap()).collect(),
         frontends,
         v4: set(|id| Ipv4Addr::new(10, 244, 0, id).into()),
         v6: set(|id| Ipv6Addr::new(0xfd00, 244, 0, 0, 0, 0, 0, u16::from(id)).into()),
@@ -237,31 +336,20 @@ fn entry(
 }
 
 fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
-    let one = (
-        any::<bool>(),
-        any::<bool>(),
-        proptest::sample::select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]),
-        proptest::collection::btree_set(1..7u8, 0..5),
-    );
-    let all = proptest::collection::btree_map((0..6u8, any::<bool>()), one, 0..8);
+    let all = proptest::collection::btree_map((0..6u8, any::<bool>()), shape(), 0..8);
     (all, 0..6u8).prop_map(|(all, external)| {
         let mut entries: Vec<_> = all
             .iter()
-            .map(
-                |(&(service, is_tcp), (has_node_port, has_external, policy, endpoints))| {
-                    let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
-                    // One service at most has the external address, as the compiler sees to.
-                    let has_external = *has_external && service == external;
-                    entry(
-                        service,
-                        protocol,
-                        *has_node_port,
-                        has_external,
-                        *policy,
-                        endpoints,
-                    )
-                },
-            )
+            .map(|(&(service, is_tcp), shape)| {
+                let protocol = if is_tcp { Protocol::Tcp } else { Protocol::Udp };
+                // One service at most has the external address, as the compiler sees to.
+                let has_external = shape.has_external && service == external;
+                let shape = Shape {
+                    has_external,
+                    ..shape.clone()
+                };
+                entry(service, protocol, &shape)
+            })
             .collect();
         entries.sort_by(|a, b| a.key.cmp(&b.key));
         entries
@@ -306,6 +394,13 @@ fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
     })
 }
 
+fn empty(capacity: Capacity) -> MemoryDataplane {
+    MemoryDataplane {
+        client: Some(CLIENT),
+        ..MemoryDataplane::new(capacity)
+    }
+}
+
 fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable) -> Vec<Refused> {
     let mut refused = Vec::new();
     for _ in 0..3 {
@@ -326,6 +421,10 @@ fn assert_yields(maps: &MemoryDataplane, table: &ServiceTable) {
             expected(table, dialled),
             "{dialled:?}"
         );
+        if let Resolved::Service(_, service) = resolve(maps, dialled) {
+            let wanted = owner(table, dialled).unwrap().0.affinity_seconds;
+            assert_eq!(maps.affinity(service).seconds(), wanted, "{dialled:?}");
+        }
     }
 }
 
@@ -378,7 +477,9 @@ fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
                 }
             };
             let word = match resolve(maps, dialled) {
-                Resolved::Service(word) => Some((word, backends(maps, dialled.0.is_ipv4(), word))),
+                Resolved::Service(word, _) => {
+                    Some((word, backends(maps, dialled.0.is_ipv4(), word)))
+                }
                 _ => None,
             };
             let owners = tables
@@ -400,7 +501,7 @@ proptest! {
 
     #[test]
     fn applying_the_plan_yields_the_table(tables in tables(6)) {
-        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut maps = empty(ROOMY);
         let mut image = MapImage::empty(ROOMY);
         for table in &tables {
             prop_assert_eq!(settle(&mut maps, &mut image, table), vec![]);
@@ -412,7 +513,7 @@ proptest! {
 
     #[test]
     fn plan_of_equal_is_empty(tables in tables(3)) {
-        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut maps = empty(ROOMY);
         let mut image = MapImage::empty(ROOMY);
         for table in &tables {
             settle(&mut maps, &mut image, table);
@@ -424,7 +525,7 @@ proptest! {
 
     #[test]
     fn every_prefix_is_safe_and_any_crash_point_converges(tables in tables(4)) {
-        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut maps = empty(ROOMY);
         let mut image = MapImage::empty(ROOMY);
         let mut old = ServiceTable::default();
         for new in &tables {
@@ -465,7 +566,7 @@ proptest! {
 
     #[test]
     fn a_reader_that_was_interrupted_never_sees_the_set_of_another_service(tables in tables(5)) {
-        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut maps = empty(ROOMY);
         let mut image = MapImage::empty(ROOMY);
         // Readers, and the sets that their service has had since.
         let mut waiting: Vec<(Reader, Vec<Answer>)> = Vec::new();
@@ -475,7 +576,7 @@ proptest! {
                 let of_owners = table.services.iter().filter(|entry| reader.owners.contains(&entry.key));
                 let sets = of_owners.flat_map(|entry| {
                     [TrafficPolicy::Cluster, TrafficPolicy::Local]
-                        .map(|policy| endpoints(entry, reader.dialled.0, policy))
+                        .map(|policy| whole_set(entry, reader.dialled.0, policy))
                 });
                 sets.collect::<Vec<_>>()
             };
@@ -521,7 +622,7 @@ proptest! {
         services in 3..12u32,
     ) {
         let capacity = Capacity { frontends4, slots4, services, ..ROOMY };
-        let mut maps = MemoryDataplane::new(capacity);
+        let mut maps = empty(capacity);
         let mut image = MapImage::empty(capacity);
         for table in &tables {
             // `apply` fails when a map would overflow.
@@ -554,7 +655,7 @@ proptest! {
 
     #[test]
     fn what_was_damaged_is_found_and_mended(tables in tables(2), damage in any::<[u32; 6]>()) {
-        let mut maps = MemoryDataplane::new(ROOMY);
+        let mut maps = empty(ROOMY);
         let mut image = MapImage::empty(ROOMY);
         for table in &tables {
             settle(&mut maps, &mut image, table);

@@ -193,7 +193,7 @@ fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdraw
         .unwrap()
         .services()
         .values()
-        .filter_map(|service| service.backends.clone())
+        .filter_map(|service| Some(service.set.as_ref()?.backends.clone()))
         .find(|backends| backends.len() > 1)
         .unwrap()
         .to_vec();
@@ -232,4 +232,56 @@ fn new_maps_go_on_counting_generations_where_they_are_told_to() {
             .into_iter()
             .all(|generation| generation == u16::MAX)
     );
+}
+
+fn limited(ranges: &[&str], affinity_seconds: u32) -> Arc<ServiceEntry> {
+    let web = service("web", "10.96.0.10", &["10.244.0.1:80"]);
+    let mut web = ServiceEntry::clone(&web);
+    web.frontends.push(Frontend {
+        kind: FrontendKind::LoadBalancer,
+        address: "203.0.113.1".parse().unwrap(),
+        port: 80,
+    });
+    web.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
+    web.affinity_seconds = affinity_seconds;
+    Arc::new(web)
+}
+
+#[test]
+fn other_source_ranges_are_one_publish_with_the_endpoints() {
+    let (_, mut image) = start();
+    plan(&table(&[&limited(&["10.0.0.0/8"], 0)]), &mut image);
+    let changed = plan(
+        &table(&[&limited(&["10.1.0.0/16", "192.0.2.0/24"], 0)]),
+        &mut image,
+    );
+    assert_eq!(kinds(&changed), ["slots", "publish"]);
+    assert!(changed.asks_for_clients());
+}
+
+#[test]
+fn a_frontend_gets_its_first_source_ranges_by_moving_to_a_set_that_has_them() {
+    let (_, mut image) = start();
+    plan(&table(&[&limited(&[], 0)]), &mut image);
+    assert!(!image.asks_for_clients());
+    let limited = plan(&table(&[&limited(&["10.0.0.0/8"], 0)]), &mut image);
+    assert_eq!(kinds(&limited), ["slots", "publish", "put"]);
+    assert!(image.asks_for_clients());
+}
+
+#[test]
+fn affinity_alone_changes_without_a_new_set() {
+    let (_, mut image) = start();
+    plan(&table(&[&limited(&[], 0)]), &mut image);
+    let sticky = plan(&table(&[&limited(&[], 600)]), &mut image);
+    assert_eq!(kinds(&sticky), ["publish"]);
+}
+
+#[test]
+fn source_ranges_with_bits_of_hosts_are_no_drift() {
+    let (mut maps, _) = start();
+    let table = table(&[&limited(&["10.1.2.3/8"], 0)]);
+    let mut image = maps.observe().unwrap();
+    maps.apply(&plan(&table, &mut image)).unwrap();
+    assert!(maps.observe().unwrap().is_same_content(&image));
 }

@@ -3,7 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::{FrontendKey, KeyPort};
+use ipnetwork::IpNetwork;
+
+use super::{FrontendKey, KeyPort, ServedSet, Terms};
 use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
     ClusterPrefixes, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, Verdict,
@@ -13,37 +15,48 @@ use crate::table::{
 pub(super) struct Unit {
     pub(super) family: AddressFamily,
     pub(super) rows: Vec<(FrontendKey, bool)>,
-    pub(super) backends: Arc<[SocketAddr]>,
+    pub(super) set: ServedSet,
 }
 
-/// The units of one family: the frontends under the policy Cluster, and those under Local. A frontend whose policy changes
-/// moves from one to the other, so no reader sees the endpoints of a policy that it is not under.
-///
-/// Sockets of this node dial, so these are the endpoints for the scope internal. A set that is empty because what is
-/// usable is elsewhere (`Verdict::Drop`) is refused as one with no endpoint is.
+/// Frontends that share their endpoints. One whose group changes moves from one entry to another, so no reader sees
+/// endpoints of a policy that it is not under, or passes by ranges that were not there before.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Group {
+    /// Policy Cluster.
+    Cluster,
+    /// Policy Local.
+    Local,
+    /// Policy Cluster, for the clients in some ranges.
+    Limited,
+}
+
+/// The units of one family. Sockets of this node dial, so these are the endpoints for the scope internal.
 pub(super) fn units(
     entry: &ServiceEntry,
     family: AddressFamily,
     prefixes: &ClusterPrefixes,
-) -> [Option<Unit>; 2] {
-    [TrafficPolicy::Cluster, TrafficPolicy::Local]
-        .map(|policy| unit(entry, family, policy, prefixes))
+) -> [Option<Unit>; 3] {
+    [Group::Cluster, Group::Local, Group::Limited].map(|group| unit(entry, family, group, prefixes))
 }
 
-/// The rows and backends of the frontends with this policy; `None` when no row is needed.
+/// The rows and backends of the frontends of a group; `None` when no row is needed.
 fn unit(
     entry: &ServiceEntry,
     family: AddressFamily,
-    policy: TrafficPolicy,
+    group: Group,
     prefixes: &ClusterPrefixes,
 ) -> Option<Unit> {
     let protocol = entry.key.protocol;
     if protocol == Protocol::Sctp {
         return None;
     }
+    let group_of = |frontend: &Frontend| match entry.policy(frontend.kind, Scope::Internal) {
+        TrafficPolicy::Local => Group::Local,
+        TrafficPolicy::Cluster if entry.admitted(frontend).next().is_some() => Group::Limited,
+        TrafficPolicy::Cluster => Group::Cluster,
+    };
     let is_ours = |frontend: &&Frontend| {
-        AddressFamily::from(frontend.address) == family
-            && entry.policy(frontend.kind, Scope::Internal) == policy
+        AddressFamily::from(frontend.address) == family && group_of(frontend) == group
     };
     let mut rows = Vec::new();
     for frontend in entry.frontends.iter().filter(is_ours) {
@@ -72,19 +85,64 @@ fn unit(
             }
         }
     }
-    let set = match family {
+    let first = entry.frontends.iter().find(is_ours)?;
+    // Without the bits of hosts, as they are read back.
+    let ranges = entry.admitted(first);
+    let ranges = ranges.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok());
+    let ranges = ranges.collect();
+    let endpoints = match family {
         AddressFamily::V4 => &entry.v4,
         AddressFamily::V6 => &entry.v6,
     };
-    let backends = match policy {
-        TrafficPolicy::Cluster => set.cluster.clone(),
-        TrafficPolicy::Local => set.local.clone(),
+    let backends = match group {
+        Group::Cluster | Group::Limited => endpoints.cluster.clone(),
+        Group::Local => endpoints.local.clone(),
     };
-    (!rows.is_empty()).then_some(Unit {
+    let affinity_identity = match entry.affinity_seconds {
+        0 => 0,
+        _ => identity(&entry.key),
+    };
+    let terms = Terms {
+        ranges,
+        affinity_seconds: entry.affinity_seconds,
+        affinity_identity,
+        is_drop: backends.is_empty() && endpoints.has_any,
+    };
+    (!rows.is_empty()).then(|| Unit {
         family,
         rows,
-        backends,
+        set: ServedSet::new(backends, terms),
     })
+}
+
+/// 47 bits that tell one service port from all others, and stay the same from one agent to the next: FNV-1a, mixed.
+/// Among ten thousand ports with affinity, two are alike once in three million clusters.
+fn identity(key: &ServiceKey) -> u64 {
+    let ServiceKey {
+        namespace,
+        name,
+        port,
+        protocol,
+    } = key;
+    let protocol: &[u8] = match protocol {
+        Protocol::Tcp => b"TCP",
+        Protocol::Udp => b"UDP",
+        Protocol::Sctp => b"SCTP",
+    };
+    let parts = [
+        namespace.as_bytes(),
+        name.as_bytes(),
+        port.as_bytes(),
+        protocol,
+    ];
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    for part in parts {
+        // No name has a slash: it ends each part.
+        for byte in part.iter().chain(b"/") {
+            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 17
 }
 
 /// The ClusterIPs that need a row of their own to be known.

@@ -21,7 +21,7 @@ use crate::model::{
     AddressFamily, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
     ServiceType, Snapshot,
 };
-use crate::table::{Frontend, FrontendKind, ServiceEntry};
+use crate::table::{Frontend, FrontendKind, MAX_SOURCE_RANGES, ServiceEntry};
 
 /// Whether this proxy serves the Service at all (kube-proxy's `ShouldSkipService` and label selector).
 pub(super) fn is_served(service: &Service, environment: &Environment) -> bool {
@@ -145,6 +145,15 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     shared(ranges)
 }
 
+/// How many source ranges stand before an address.
+fn source_ranges_of(service: &Service, address: IpAddr) -> usize {
+    let ranges = source_ranges(service);
+    let of_family = ranges
+        .iter()
+        .filter(|range| range.is_ipv4() == address.is_ipv4());
+    of_family.count()
+}
+
 /// The addresses that NodePorts are served on: at most one of each family.
 pub(super) fn node_addresses(
     snapshot: &Snapshot,
@@ -214,9 +223,17 @@ impl ServiceAddresses {
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
             for &address in addresses {
+                let ranges = match kind {
+                    FrontendKind::LoadBalancer => source_ranges_of(service, address),
+                    _ => 0,
+                };
                 match unusable(kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
+                    None if ranges > MAX_SOURCE_RANGES => refused.push(format!(
+                        "{kind} {address} is not served here: it admits {ranges} source ranges, and at most \
+                         {MAX_SOURCE_RANGES} can be; merge some"
+                    )),
                     None => fixed.push((kind, address)),
                 }
             }

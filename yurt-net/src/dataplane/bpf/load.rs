@@ -38,6 +38,7 @@ const HOOKS: [(&str, u32); 8] = [
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -63,17 +64,20 @@ pub(super) struct LoadedProgram {
 /// refusal is `ECONNREFUSED`.
 pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
     sys::raise_memlock();
-    load_either(&TRIAL_CAPACITY, TRIAL_PEERS, None)
+    load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)
         .map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
 }
 
 /// As [`trial`], but with `bpf_set_retval` or without it, whatever this kernel has.
 pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
     sys::raise_memlock();
-    load(&TRIAL_CAPACITY, TRIAL_PEERS, None, has_set_retval).map(|(_, sizes)| sizes)
+    load(&TRIAL_CAPACITY, TRIAL_STATE, None, has_set_retval).map(|(_, sizes)| sizes)
 }
 
-const TRIAL_PEERS: u32 = 512;
+const TRIAL_STATE: StateCapacity = StateCapacity {
+    peers: 512,
+    affinity: 1,
+};
 const TRIAL_CAPACITY: Capacity = Capacity {
     frontends4: 1,
     frontends6: 1,
@@ -125,7 +129,18 @@ pub(super) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 7] {
     ]
 }
 
-pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
+/// How many of each state map's entries there are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StateCapacity {
+    /// `yurt_peer`, a power of two.
+    pub(super) peers: u32,
+    /// `yurt_aff4` and `yurt_aff6`.
+    pub(super) affinity: u32,
+}
+
+pub(super) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 6] {
+    let StateCapacity { peers, affinity } = capacity;
+    let lru = BPF_MAP_TYPE_LRU_HASH;
     let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
     [
         (
@@ -133,6 +148,14 @@ pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
             info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
         ),
         ("yurt_revsk", storage),
+        (
+            "yurt_aff4",
+            info::<abi::AffinityKey, abi::Affinity4>(lru, affinity, 0),
+        ),
+        (
+            "yurt_aff6",
+            info::<abi::AffinityKey, abi::Affinity6>(lru, affinity, 0),
+        ),
         (
             "yurt_netns",
             info::<u64, abi::NetnsRow>(BPF_MAP_TYPE_HASH, 512, 0),
@@ -161,14 +184,14 @@ type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
 /// about 6.1. The last value says which.
 pub(super) fn load_either(
     capacity: &Capacity,
-    peers: u32,
+    state: StateCapacity,
     pins: Option<&Pins>,
 ) -> Result<(Vec<LoadedProgram>, Vec<ProgramSize>, bool), DataplaneError> {
-    match load(capacity, peers, pins, true) {
+    match load(capacity, state, pins, true) {
         Ok((programs, sizes)) => Ok((programs, sizes, true)),
         // If that was not the reason, the second error says what is.
         Err(DataplaneError::Program { .. }) => {
-            load(capacity, peers, pins, false).map(|(programs, sizes)| (programs, sizes, false))
+            load(capacity, state, pins, false).map(|(programs, sizes)| (programs, sizes, false))
         }
         Err(error) => Err(error),
     }
@@ -177,7 +200,7 @@ pub(super) fn load_either(
 /// Loads the programs against the maps that are pinned; makes and pins those that are not.
 fn load(
     capacity: &Capacity,
-    peers: u32,
+    state: StateCapacity,
     pins: Option<&Pins>,
     has_set_retval: bool,
 ) -> Result<Loaded, DataplaneError> {
@@ -187,14 +210,14 @@ fn load(
         let max_entries = info.max_entries;
         plans.insert(name, MapPlan { max_entries, pin });
     }
-    for (name, info) in state_maps(peers) {
+    for (name, info) in state_maps(state) {
         let pin = pins.map(|pins| pins.state.join(name));
         let max_entries = info.max_entries;
         plans.insert(name, MapPlan { max_entries, pin });
     }
     let switches = [
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
-        ("PEER_MASK", peers - 1),
+        ("PEER_MASK", state.peers - 1),
     ];
     let object = Object::new(object()?, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());

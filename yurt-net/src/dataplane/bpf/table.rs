@@ -5,8 +5,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, PrefixSet, PublishWord,
-    ServiceRow,
+    Backend4, Backend6, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, PrefixSet, ServiceRow,
 };
 
 use super::on_map;
@@ -152,14 +151,17 @@ impl Write for Table {
             .ok_or(out_of_bounds)
     }
 
-    fn publish(&mut self, service: u32, word: PublishWord) -> Result<(), DataplaneError> {
+    fn publish(&mut self, service: u32, new: ServiceRow) -> Result<(), DataplaneError> {
         let out_of_bounds = DataplaneError::OutOfBounds {
             map: "yurt_svc",
             index: service,
         };
         let row = self.svc.entry(service).ok_or(out_of_bounds)?.as_ptr();
-        // SAFETY: a valid, aligned word of our mapping. Release: the slots are there before the word that shows them.
-        unsafe { AtomicU64::from_ptr(&raw mut (*row).word) }.store(word.0, Ordering::Release);
+        // SAFETY: valid, aligned words of our mapping. Release: the slots are there before the word that shows them.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*row).affinity).store(new.affinity, Ordering::Relaxed);
+            AtomicU64::from_ptr(&raw mut (*row).word).store(new.word, Ordering::Release);
+        }
         Ok(())
     }
 

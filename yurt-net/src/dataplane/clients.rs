@@ -1,0 +1,245 @@
+//! Who dials: the network namespaces of this node and their addresses, for what a program must know of its client.
+//!
+//! A hook sees a socket before it has a source address, but it sees the cookie of its namespace. Only Services with source
+//! ranges ask, so nobody is looked for while there are none. Otherwise a look is taken after every change of the node's
+//! interfaces, which is what a new Pod makes first; again a little later, for its address may come last; and every ten
+//! seconds, for Pods without an interface on the node. A look runs in a thread of its own.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::netns;
+
+/// After a change of interfaces.
+const LOOKS: [Duration; 4] = [
+    Duration::ZERO,
+    Duration::from_millis(200),
+    Duration::from_secs(1),
+    Duration::from_secs(3),
+];
+const EVERY: Duration = Duration::from_secs(10);
+
+/// Addresses of a client; `None` where it has none of that family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClientAddresses {
+    /// Its first address that is neither loopback nor link-local.
+    pub v4: Option<Ipv4Addr>,
+    /// Likewise.
+    pub v6: Option<Ipv6Addr>,
+}
+
+/// Clients by the cookie of their namespace.
+pub type ClientTable = BTreeMap<u64, ClientAddresses>;
+
+/// Looks for clients while somebody wants to know.
+#[derive(Debug)]
+pub struct Clients {
+    is_wanted: bool,
+    due: VecDeque<Instant>,
+    is_looking: bool,
+    sender: mpsc::UnboundedSender<io::Result<ClientTable>>,
+    found: mpsc::UnboundedReceiver<io::Result<ClientTable>>,
+}
+
+impl Clients {
+    /// Idle.
+    pub fn new() -> Self {
+        let (sender, found) = mpsc::unbounded_channel();
+        Self {
+            is_wanted: false,
+            due: VecDeque::new(),
+            is_looking: false,
+            sender,
+            found,
+        }
+    }
+
+    /// Whether there is a Service that asks for clients; true when that is new.
+    pub fn want(&mut self, is_wanted: bool) -> bool {
+        let is_new = is_wanted != self.is_wanted;
+        self.is_wanted = is_wanted;
+        if is_new {
+            self.due.clear();
+            self.interfaces_changed();
+        }
+        is_new
+    }
+
+    /// A Pod may have come or gone.
+    pub fn interfaces_changed(&mut self) {
+        if self.is_wanted {
+            let now = Instant::now();
+            self.due = LOOKS.iter().map(|later| now + *later).collect();
+        }
+    }
+
+    /// The clients that there are now, `own` being the node's own addresses. Waits for ever while nobody wants to know. Safe
+    /// to cancel.
+    pub async fn next(&mut self, own: ClientAddresses) -> io::Result<ClientTable> {
+        loop {
+            if self.is_looking {
+                let found = self.found.recv().await;
+                self.is_looking = false;
+                // We hold a sender ourselves. Nobody may want to know by now.
+                let found = found.filter(|_| self.is_wanted);
+                return found.unwrap_or_else(|| Ok(ClientTable::new()));
+            }
+            let Some(due) = self.due.front() else {
+                std::future::pending::<()>().await;
+                continue;
+            };
+            sleep_until(*due).await;
+            self.due.pop_front();
+            if self.due.is_empty() {
+                self.due.push_back(Instant::now() + EVERY);
+            }
+            let sender = self.sender.clone();
+            let look = move || {
+                // No receiver: the agent ends.
+                let _ = sender.send(look(own));
+            };
+            let thread = std::thread::Builder::new().name("clients".to_owned());
+            thread.spawn(look)?;
+            self.is_looking = true;
+        }
+    }
+}
+
+fn look(own: ClientAddresses) -> io::Result<ClientTable> {
+    let namespaces = netns::all()?;
+    let visits = netns::inside(&namespaces, |_| {
+        let cookie = netns::cookie()?.ok_or_else(no_cookies)?;
+        Ok::<_, io::Error>((cookie, first_of_each_family(&addresses()?)))
+    })?;
+    let mut clients = ClientTable::new();
+    for (number, visit) in visits.into_iter().enumerate() {
+        let (cookie, mut found) = match visit.flatten() {
+            Ok(found) => found,
+            // One that went while we looked has no clients.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        if number == 0 {
+            // The node dials by its default route; its interfaces are many.
+            found.v4 = own.v4.or(found.v4);
+            found.v6 = own.v6.or(found.v6);
+        }
+        clients.insert(cookie, found);
+    }
+    Ok(clients)
+}
+
+fn no_cookies() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::Unsupported,
+        "this kernel does not tell namespaces apart (SO_NETNS_COOKIE, Linux 5.14): load balancer addresses with source \
+         ranges refuse the clients of this node",
+    )
+}
+
+fn first_of_each_family(addresses: &[IpAddr]) -> ClientAddresses {
+    let mut v4 = addresses.iter().filter_map(|address| match address {
+        IpAddr::V4(address) => Some(*address),
+        IpAddr::V6(_) => None,
+    });
+    let mut v6 = addresses.iter().filter_map(|address| match address {
+        IpAddr::V6(address) => Some(*address),
+        IpAddr::V4(_) => None,
+    });
+    ClientAddresses {
+        v4: v4.find(|address| !address.is_loopback() && !address.is_link_local()),
+        v6: v6.find(|address| !address.is_loopback() && !address.is_unicast_link_local()),
+    }
+}
+
+/// Those of the namespace that the calling thread is in, by interface.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: `first` is valid for a write.
+    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let mut addresses = Vec::new();
+    let mut next = first;
+    // SAFETY: a list that the C library made and that nobody else knows; each entry is valid until it is freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        // SAFETY: null, or the address of an interface, as long as its family says.
+        addresses.extend(unsafe { address_of(entry.ifa_addr) });
+        next = entry.ifa_next;
+    }
+    // SAFETY: the list from above, once.
+    unsafe { libc::freeifaddrs(first) };
+    Ok(addresses)
+}
+
+/// # Safety
+///
+/// `address` is null or points to a socket address of the length that its family has.
+unsafe fn address_of(address: *const libc::sockaddr) -> Option<IpAddr> {
+    // SAFETY: as the caller promises.
+    let family = i32::from(unsafe { address.as_ref() }?.sa_family);
+    match family {
+        libc::AF_INET => {
+            // SAFETY: as the caller promises; read without a claim to alignment.
+            let address = unsafe { address.cast::<libc::sockaddr_in>().read_unaligned() };
+            Some(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let address = unsafe { address.cast::<libc::sockaddr_in6>().read_unaligned() };
+            Some(Ipv6Addr::from(address.sin6_addr.s6_addr).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_known_by_its_first_address_of_each_family_that_leaves_its_link() {
+        let addresses: Vec<IpAddr> = [
+            "127.0.0.1",
+            "::1",
+            "169.254.1.1",
+            "10.244.1.7",
+            "fe80::1",
+            "fd00::7",
+            "10.9.9.9",
+        ]
+        .map(|address| address.parse().unwrap())
+        .to_vec();
+        let found = first_of_each_family(&addresses);
+        assert_eq!(found.v4, Some(Ipv4Addr::new(10, 244, 1, 7)));
+        assert_eq!(found.v6, Some("fd00::7".parse().unwrap()));
+        assert_eq!(
+            first_of_each_family(&addresses[..3]),
+            ClientAddresses::default()
+        );
+    }
+
+    #[test]
+    fn the_loopback_address_of_this_namespace_is_found() {
+        assert!(addresses().unwrap().contains(&Ipv4Addr::LOCALHOST.into()));
+    }
+
+    #[tokio::test]
+    async fn nobody_is_looked_for_while_nobody_wants_to_know() {
+        let mut clients = Clients::new();
+        clients.interfaces_changed();
+        let own = ClientAddresses::default();
+        let wait = tokio::time::timeout(Duration::from_millis(50), clients.next(own));
+        assert!(wait.await.is_err());
+        assert!(clients.want(true));
+        assert!(!clients.want(true));
+        assert_eq!(clients.due.len(), LOOKS.len());
+        assert!(clients.want(false));
+        assert!(clients.due.is_empty());
+    }
+}
