@@ -151,7 +151,7 @@ pub(crate) struct Row {
     /// What clients elsewhere get; "" when it is the same, masqueraded.
     others: String,
     /// Whom a load balancer admits; none = all.
-    ranges: Vec<String>,
+    pub(crate) ranges: Vec<String>,
     dropped: Vec<String>,
 }
 

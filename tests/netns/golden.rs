@@ -1,6 +1,8 @@
 //! The golden cases once more, through a real agent: it explains, and sockets go, as the table says.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -14,6 +16,7 @@ use yurt_net_tests::lab::Proto::Udp;
 use crate::case;
 use crate::case::Case;
 use crate::case::Row;
+use crate::world::eventually;
 use crate::world::explain;
 use crate::world::json;
 
@@ -38,11 +41,12 @@ fn serve(case: &Case) -> Result<usize> {
     let plan = case.plan()?;
     let mut rows = Vec::new();
     for service in plan["services"].as_array().into_iter().flatten() {
-        rows.extend(case::rows(service)?);
+        let is_sticky = service["affinitySeconds"] != 0;
+        rows.extend(case::rows(service)?.into_iter().map(|row| (row, is_sticky)));
     }
     let mut own = BTreeSet::new();
-    for row in rows.iter().filter(|row| row.kind == "NodePort") {
-        own.insert(row.to.parse::<std::net::SocketAddr>()?.ip());
+    for (row, _) in rows.iter().filter(|(row, _)| row.kind == "NodePort") {
+        own.insert(row.to.parse::<SocketAddr>()?.ip());
     }
     for address in own {
         node.netns().ip(&format!("addr add {address} dev lo\n"))?;
@@ -57,10 +61,10 @@ fn serve(case: &Case) -> Result<usize> {
     node.start_agent(&flags)?;
     node.wait_ready()?;
     let clients = [node.host()?, node.pod("client")?];
-    for row in &rows {
+    for (row, is_sticky) in &rows {
         is_explained(&node, row)?;
         for client in &clients {
-            goes_where_it_should(client, row)?;
+            goes_where_it_should(&node, client, row, *is_sticky)?;
         }
     }
     Ok(rows.len())
@@ -80,23 +84,57 @@ fn to_values(row: &Row) -> Vec<serde_json::Value> {
     row.endpoints.iter().map(|e| e.as_str().into()).collect()
 }
 
-fn goes_where_it_should(client: &Pod, row: &Row) -> Result<()> {
+fn goes_where_it_should(node: &Node, client: &Pod, row: &Row, is_sticky: bool) -> Result<()> {
     let proto = match row.protocol.as_str() {
         "TCP" => Tcp,
         "UDP" => Udp,
         // There is no hook for others.
         _ => return Ok(()),
     };
-    let tally = client.dial(proto, &row.to, DIALS)?;
+    let to: SocketAddr = row.to.parse()?;
+    let from: IpAddr = match to {
+        SocketAddr::V4(_) => client.ip4().into(),
+        SocketAddr::V6(_) => client.ip6().into(),
+    };
+    // A source range admits one client and not the other.
+    let explanation = explain(
+        node,
+        &from.to_string(),
+        &format!("{}/{}", row.to, row.protocol),
+    )?;
+    let verdict = explanation["verdict"].as_str().unwrap_or_default();
+    ensure!(
+        !row.ranges.is_empty() || verdict == row.verdict,
+        "{row:?}: {explanation}"
+    );
+    let errno = match verdict {
+        "refuse" => Some("ECONNREFUSED"),
+        "drop" => Some("EHOSTUNREACH"),
+        _ => None,
+    };
     let name = client.name();
-    if row.verdict == "refuse" {
-        let refused = tally.error("ECONNREFUSED");
+    let tally = match row.ranges.is_empty() {
+        true => client.dial(proto, &row.to, DIALS)?,
+        // Clients are known a moment after the table is in force.
+        false => eventually(node, || {
+            let tally = client.dial(proto, &row.to, DIALS)?;
+            let is_unknown = verdict != "refuse" && tally.error("ECONNREFUSED") > 0;
+            ensure!(!is_unknown, "{name} {row:?}: {tally:?}");
+            Ok(tally)
+        })?,
+    };
+    if let Some(errno) = errno {
+        let refused = tally.error(errno);
         ensure!(refused == u64::from(DIALS), "{name} {row:?}: {tally:?}");
         return Ok(());
     }
     let went: Vec<&String> = tally.answers.keys().collect();
     let mut expected: Vec<&String> = row.endpoints.iter().collect();
     expected.sort();
-    ensure!(went == expected, "{name} {row:?}: {tally:?}");
+    let is_right = match is_sticky {
+        false => went == expected,
+        true => went.len() == 1 && expected.contains(&went[0]),
+    };
+    ensure!(is_right, "{name} {row:?}: {tally:?}");
     Ok(())
 }

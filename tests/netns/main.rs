@@ -4,6 +4,7 @@
 mod case;
 
 mod addresses;
+mod affinity;
 mod capacity;
 mod capture;
 mod choice;
@@ -17,9 +18,11 @@ mod golden;
 mod kernel;
 mod namespaces;
 mod peers;
+mod policies;
 mod refusal;
 mod restart;
 mod selftest;
+mod source_ranges;
 mod udp;
 mod untouched;
 mod world;

@@ -105,6 +105,12 @@ impl World {
         Ok(agent)
     }
 
+    /// Kills an agent and starts another one with the manifests as they are now, and waits until it is ready.
+    pub(crate) fn restart(&mut self, agent: &Agent, node: usize, flags: &[&str]) -> Result<Agent> {
+        agent.kill9()?;
+        self.start(node, flags)
+    }
+
     /// Writes the manifests for all nodes, and waits for nothing.
     pub(crate) fn write(&mut self) -> Result<()> {
         self.generation += 1;
@@ -222,11 +228,16 @@ pub(crate) fn is_refused(client: &Pod, to: &str) -> Result<()> {
 
 /// The same for one protocol.
 pub(crate) fn is_refused_by(client: &Pod, proto: Proto, to: &str) -> Result<()> {
+    fails_with(client, proto, to, "ECONNREFUSED")
+}
+
+/// Checks that connect, and sendmsg for UDP, fail with `errno` at once.
+pub(crate) fn fails_with(client: &Pod, proto: Proto, to: &str, errno: &str) -> Result<()> {
     let attempt = client.attempt(proto, to)?;
     let failure = attempt.failure.as_ref().map(ToString::to_string);
     let who = client.name();
     ensure!(
-        failure.as_deref() == Some("connect: ECONNREFUSED"),
+        failure == Some(format!("connect: {errno}")),
         "{who} {proto:?} {to}: {attempt:?}"
     );
     ensure!(
@@ -237,7 +248,7 @@ pub(crate) fn is_refused_by(client: &Pod, proto: Proto, to: &str) -> Result<()> 
         for reply in client.datagrams(&[to, to], false)? {
             let failure = reply.failure.as_ref().map(ToString::to_string);
             ensure!(
-                failure.as_deref() == Some("send: ECONNREFUSED"),
+                failure == Some(format!("send: {errno}")),
                 "{who} {to}: {reply:?}"
             );
         }

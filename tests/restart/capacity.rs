@@ -167,7 +167,7 @@ fn an_agent_killed_between_any_two_writes_into_new_maps_leaves_the_old_ones_in_s
         world.expect(10, &[a, b], false)?;
         let found = world.pins()?;
         assert!(
-            found.iter().any(|pin| pin.contains("v1-next/")),
+            found.iter().any(|pin| pin.contains("v2-next/")),
             "{found:?}"
         );
         if done == planned.ops.len() {
@@ -178,6 +178,6 @@ fn an_agent_killed_between_any_two_writes_into_new_maps_leaves_the_old_ones_in_s
     let agent = world.start_ready(&OTHER_CAPACITY, &[])?;
     world.converges(10, &[c, d])?;
     agent.kill9()?;
-    assert_eq!(world.pins()?, pins, "no v1-next");
+    assert_eq!(world.pins()?, pins, "no v2-next");
     Ok(())
 }

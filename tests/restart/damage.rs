@@ -15,7 +15,7 @@ const KEY4: usize = size_of::<FrontendKey4>();
 const TCP: u8 = 6;
 
 impl World {
-    fn pin(&self, path: &str) -> PathBuf {
+    pub(crate) fn pin(&self, path: &str) -> PathBuf {
         self.node.bpffs().join("yurt-net").join(path)
     }
 
@@ -44,10 +44,10 @@ fn a_pinned_map_of_another_kind_is_replaced_with_all_of_its_set_and_clients_are_
     world.abandoned()?;
     let pins = world.pins()?;
     let strangers = [
-        ("v1/yurt_fe4", BPF_MAP_TYPE_ARRAY, 4, 8),
-        ("v1/yurt_fe4", BPF_MAP_TYPE_HASH, 16, 8),
-        ("v1/yurt_svc", BPF_MAP_TYPE_ARRAY, 4, 64),
-        ("v1/yurt_conf", BPF_MAP_TYPE_HASH, 4, 4),
+        ("v2/yurt_fe4", BPF_MAP_TYPE_ARRAY, 4, 8),
+        ("v2/yurt_fe4", BPF_MAP_TYPE_HASH, 16, 8),
+        ("v2/yurt_svc", BPF_MAP_TYPE_ARRAY, 4, 64),
+        ("v2/yurt_conf", BPF_MAP_TYPE_HASH, 4, 4),
         ("state-v1/yurt_peer", BPF_MAP_TYPE_ARRAY, 4, 8),
         ("state-v1/yurt_revsk", BPF_MAP_TYPE_HASH, 4, 8),
         // A link by name only.
@@ -76,7 +76,7 @@ fn a_pinned_map_of_another_kind_is_replaced_with_all_of_its_set_and_clients_are_
             check(&traffic.stop()?, &[&world.a, &world.b], false).context(path)?;
         }
         world.expect_whole().context(path)?;
-        assert_eq!(world.status()?.adopted, !path.starts_with("v1/"), "{path}");
+        assert_eq!(world.status()?.adopted, !path.starts_with("v2/"), "{path}");
         agent.kill9()?;
         assert_eq!(world.pins()?, pins, "{path}");
     }
@@ -89,8 +89,8 @@ fn pins_that_are_missing_are_made_again() -> Result<()> {
     world.abandoned()?;
     let pins = world.pins()?;
     for gone in [
-        "v1/yurt_slot",
-        "v1",
+        "v2/yurt_slot",
+        "v2",
         "state-v1/yurt_netns",
         "state-v1",
         "links/yurt_sendmsg6",
@@ -114,7 +114,7 @@ fn pins_that_are_missing_are_made_again() -> Result<()> {
 fn pins_of_a_newer_agent_are_refused_with_the_remedy_and_left_alone() -> Result<()> {
     let world = World::new()?;
     world.abandoned()?;
-    for newer in ["v2", "state-v2", "v17"] {
+    for newer in ["v3", "state-v2", "v17"] {
         let dir = world.pin(newer);
         fs::create_dir(&dir)?;
         Object::new_map(BPF_MAP_TYPE_ARRAY, 4, 8, 1)?.pin(&dir.join("yurt_fe4"))?;
@@ -135,7 +135,7 @@ fn pins_of_a_newer_agent_are_refused_with_the_remedy_and_left_alone() -> Result<
 
 /// Everything in the table maps that is worth damaging, damaged.
 fn damage(world: &World, stranger: &Pod) -> Result<()> {
-    let map = |name: &str| Object::open(&world.pin("v1").join(name));
+    let map = |name: &str| Object::open(&world.pin("v2").join(name));
     let (fe4, fe6, svc, slot) = (
         map("yurt_fe4")?,
         map("yurt_fe6")?,
@@ -172,7 +172,7 @@ fn damage(world: &World, stranger: &Pod) -> Result<()> {
 
 impl World {
     fn rows(&self) -> Result<[Vec<Vec<u8>>; 2]> {
-        let open = |name: &str| Object::open(&self.pin("v1").join(name));
+        let open = |name: &str| Object::open(&self.pin("v2").join(name));
         Ok([open("yurt_fe4")?.keys(KEY4)?, open("yurt_fe6")?.keys(24)?])
     }
 }
@@ -201,7 +201,7 @@ fn what_somebody_else_has_written_into_the_maps_is_found_and_mended_at_the_next_
 fn prefixes_that_somebody_else_has_written_are_mended() -> Result<()> {
     let world = World::new()?;
     world.abandoned()?;
-    let conf = Object::open(&world.pin("v1/yurt_conf"))?;
+    let conf = Object::open(&world.pin("v2/yurt_conf"))?;
     let size = size_of::<yurt_ebpf::abi::Conf>();
     let good = conf.read(&[0; 4], size)?;
     for byte in [0x00, 0xff, 0x5a] {

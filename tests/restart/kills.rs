@@ -134,6 +134,6 @@ fn agents_killed_while_they_migrate_to_other_capacities_fail_no_connect() -> Res
         check(&tally, &[a, b], false)?;
     }
     agent.kill9()?;
-    assert_eq!(world.pins()?, pins, "no v1-next, nothing lost");
+    assert_eq!(world.pins()?, pins, "no v2-next, nothing lost");
     Ok(())
 }

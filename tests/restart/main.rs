@@ -10,4 +10,5 @@ mod drift;
 mod kernel;
 mod kills;
 mod prefixes;
+mod upgrade;
 mod world;

@@ -145,13 +145,13 @@ fn an_agent_killed_before_its_first_table_was_in_service_is_followed_by_one_that
     drop(dataplane);
     // Nothing is attached and nothing is in place.
     let pins = world.pins()?;
-    assert!(pins.iter().any(|pin| pin.contains("v1-next/")), "{pins:?}");
+    assert!(pins.iter().any(|pin| pin.contains("v2-next/")), "{pins:?}");
     assert!(!pins.iter().any(|pin| pin.contains("links/")), "{pins:?}");
 
     let agent = world.start_ready(&CAPACITY, &[])?;
     world.converges(KEPT, &[&world.a, &world.b])?;
     assert!(!world.status()?.adopted);
     let pins = world.pins()?;
-    assert!(!pins.iter().any(|pin| pin.contains("v1-next")), "{pins:?}");
+    assert!(!pins.iter().any(|pin| pin.contains("v2-next")), "{pins:?}");
     agent.kill9()
 }

@@ -206,6 +206,7 @@ impl World {
             cgroup: self.node.cgroup().to_owned(),
             capacity,
             peers: PEERS,
+            affinity: 1,
             socket_lb: SocketLb::All,
         };
         Ok(self.node.netns().run(|| BpfDataplane::open(options))??)

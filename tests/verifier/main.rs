@@ -20,10 +20,10 @@ const CAPS: [(&str, u32, u32); 8] = [
     ("yurt_recvmsg6", 2810, 1670),
     ("yurt_getpeer4", 2990, 2360),
     ("yurt_getpeer6", 3310, 4010),
-    ("yurt_connect4", 9790, 10630),
-    ("yurt_connect6", 22580, 19040),
-    ("yurt_sendmsg4", 17340, 11570),
-    ("yurt_sendmsg6", 36040, 21750),
+    ("yurt_connect4", 31840, 17290),
+    ("yurt_connect6", 54750, 29910),
+    ("yurt_sendmsg4", 40870, 18260),
+    ("yurt_sendmsg6", 75270, 31470),
 ];
 
 #[test]

@@ -176,24 +176,28 @@ enum Admission {
     Unknown,
 }
 
+// Ranges are sorted, and none is inside another: the last one that does not begin behind the client is the only one that can
+// have it inside.
+
 #[inline(never)]
 fn admit4<T: Tables>(tables: &T, word: PublishWord) -> Admission {
     let Some(client) = tables.client().map(|row| row.addr4) else {
         return Admission::Unknown;
     };
-    if client == [0; 4] {
+    if u32::from_ne_bytes(client) == 0 {
         return Admission::Unknown;
     }
+    // In the upper half, see `count_less`.
+    let order = |addr: [u8; 4]| u64::from(u32::from_be_bytes(addr)) << 32;
     let first = word.base() + u32::from(word.count());
-    for offset in 0..u32::from(word.ranges()) {
-        if tables
-            .backend4(first + offset)
-            .is_some_and(|range| range.admits(client))
-        {
-            return Admission::Admitted;
-        }
+    let behind = count_less(RANGES, first, u64::from(word.ranges()), |slot| {
+        Some(borrow(order(tables.backend4(slot)?.addr), order(client), 1))
+    });
+    let range = behind.and_then(|n| tables.backend4(first + (n as u32).checked_sub(1)?));
+    match range {
+        Some(range) if range.admits(client) => Admission::Admitted,
+        _ => Admission::Outside,
     }
-    Admission::Outside
 }
 
 /// See [`admit4`].
@@ -202,19 +206,25 @@ fn admit6<T: Tables>(tables: &T, word: PublishWord) -> Admission {
     let Some(client) = tables.client().map(|row| row.addr6) else {
         return Admission::Unknown;
     };
-    if words(&client) == (0, 0) {
+    let (high, low) = words(&client);
+    if high | low == 0 {
         return Admission::Unknown;
     }
+    let (high, low) = (u64::from_be(high), u64::from_be(low));
     let first = word.base() + u32::from(word.count());
-    for offset in 0..u32::from(word.ranges()) {
-        if tables
-            .backend6(first + offset)
-            .is_some_and(|range| range.admits(&client))
-        {
-            return Admission::Admitted;
-        }
+    let behind = count_less(RANGES, first, u64::from(word.ranges()), |slot| {
+        let (h, l) = words(&tables.backend6(slot)?.addr);
+        Some(borrow(
+            u64::from_be(h),
+            high,
+            borrow(u64::from_be(l), low, 1),
+        ))
+    });
+    let range = behind.and_then(|n| tables.backend6(first + (n as u32).checked_sub(1)?));
+    match range {
+        Some(range) if range.admits(&client) => Admission::Admitted,
+        _ => Admission::Outside,
     }
-    Admission::Outside
 }
 
 /// What an address is that no frontend has.
@@ -367,19 +377,37 @@ pub fn contains6<T: Tables>(tables: &T, word: PublishWord, backend: &Backend6) -
 #[inline(always)]
 fn lower_bound(word: PublishWord, is_less: impl Fn(u32) -> Option<u64>) -> Option<u32> {
     let count = u64::from(word.count());
-    // How many are known to be less; a range has at most 2^16 - 1 slots.
+    let less = count_less(BACKENDS, word.base(), count, is_less)?;
+    (less < count).then_some(word.base() + less as u32)
+}
+
+/// The number of backends of a set has sixteen bits.
+const BACKENDS: u64 = 1 << 15;
+/// The number of its ranges has seven.
+const RANGES: u64 = 1 << 6;
+
+/// How many of `count` slots are less: all that are come first. `step` is half of the smallest power of two above every
+/// possible `count`. `None` when a slot cannot be read.
+#[inline(always)]
+fn count_less(
+    mut step: u64,
+    base: u32,
+    count: u64,
+    is_less: impl Fn(u32) -> Option<u64>,
+) -> Option<u64> {
+    // How many are known to be less. What is compared is moved to the upper half of the word: of small numbers, LLVM would
+    // make comparisons, and so branches.
     let mut less = 0u64;
-    let mut step = 1u64 << 15;
     while step > 0 {
         let probe = less + step;
-        let is_beyond = borrow(count, probe, 0);
+        let is_beyond = borrow(count << 32, probe << 32, 0);
         // Beyond the end, look at the first slot instead, and ignore it.
         let offset = (probe - 1) & is_beyond.wrapping_sub(1);
-        let is_right = is_less(word.base() + offset as u32)? & (is_beyond ^ 1);
+        let is_right = is_less(base + offset as u32)? & (is_beyond ^ 1);
         less += step & 0u64.wrapping_sub(is_right);
         step >>= 1;
     }
-    (less < count).then_some(word.base() + less as u32)
+    Some(less)
 }
 
 // === impl UdpPeers ===

@@ -8,24 +8,24 @@
     reason = "the context keeps small fields in whole words"
 )]
 
+mod sticky;
+
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_ktime_get_ns,
-    bpf_set_retval,
+    bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
 };
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use yurt_ebpf::abi::{
-    Affinity, Affinity4, Affinity6, AffinityKey, Backend4, Backend6, Conf, Counter, FrontendKey4,
-    FrontendKey6, FrontendValue, NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL,
-    SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
+    Affinity, Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue,
+    NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer,
+    UdpPeer, mapped,
 };
-use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, random_slot, resolve4, resolve6};
+use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, resolve4, resolve6};
 
 use crate::maps::{
-    AFF4, AFF6, BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval,
-    peer_mask,
+    BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
 };
 
 /// What a hook of these types returns for "go on".
@@ -110,9 +110,9 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
     if !sock.is_served(protocol) {
         return ALLOW;
     }
-    let addr = sock.addr4();
-    match sock.choose4(addr, protocol, call) {
-        Choice::Backend(backend) => {
+    let (addr, mut backend) = (sock.addr4(), Backend4::default());
+    match sock.choose4(u32::from_ne_bytes(addr), protocol, call, &mut backend) {
+        Choice::Backend => {
             sock.set4(backend.addr, backend.port_be);
             ALLOW
         }
@@ -136,20 +136,18 @@ fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
     }
     let addr = sock.addr6();
     let [head @ .., a, b, c, d] = addr;
+    let mut backend = Backend6::default();
     let choice = if head == [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff] {
-        match sock.choose4([a, b, c, d], protocol, call) {
-            Choice::Backend(backend) => {
-                sock.set6(&mapped(backend.addr), backend.port_be);
-                return ALLOW;
-            }
-            Choice::Refuse(reason) => Choice::Refuse(reason),
-            Choice::Pass => Choice::Pass,
-        }
+        let (addr, mut backend4) = (u32::from_ne_bytes([a, b, c, d]), Backend4::default());
+        let choice = sock.choose4(addr, protocol, call, &mut backend4);
+        backend.addr = mapped(backend4.addr);
+        backend.port_be = backend4.port_be;
+        choice
     } else {
-        sock.choose6(addr, protocol, call)
+        sock.choose6(&addr, protocol, call, &mut backend)
     };
     match choice {
-        Choice::Backend(backend) => {
+        Choice::Backend => {
             sock.set6(&backend.addr, backend.port_be);
             ALLOW
         }
@@ -161,11 +159,25 @@ fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
     }
 }
 
-/// What becomes of a destination.
-enum Choice<B> {
+/// What becomes of a destination. One word, so that a subprogram can return it.
+#[derive(Clone, Copy)]
+enum Choice {
     Pass,
     Refuse(Counter),
-    Backend(B),
+    Backend,
+}
+
+const _: () = assert!(size_of::<Choice>() == 4);
+
+/// Of an address in the form of the state maps.
+#[inline(always)]
+fn backend4(addr: [u8; 16], port_be: [u8; 2]) -> Backend4 {
+    let [.., a, b, c, d] = addr;
+    Backend4 {
+        addr: [a, b, c, d],
+        port_be,
+        pad: [0; 2],
+    }
 }
 
 /// The backend that a UDP socket used last.
@@ -190,12 +202,6 @@ fn refuse(reason: Counter) -> i32 {
         unsafe { bpf_set_retval(-errno) };
     }
     DENY
-}
-
-#[inline(always)]
-fn now_ns() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]
@@ -309,9 +315,12 @@ impl Sock<'_> {
         }
     }
 
-    #[inline(always)]
-    fn choose4(&self, addr: [u8; 4], protocol: u32, call: Call) -> Choice<Backend4> {
-        let port_be = self.port_be();
+    // `choose4` and `choose6` are subprograms: both on one stack would be too much for it.
+
+    /// Chooses a backend for what is dialled at `addr`, in network order.
+    #[inline(never)]
+    fn choose4(&self, addr: u32, protocol: u32, call: Call, backend: &mut Backend4) -> Choice {
+        let (addr, port_be) = (addr.to_ne_bytes(), self.port_be());
         let key = FrontendKey4 {
             addr,
             port_be,
@@ -324,43 +333,39 @@ impl Sock<'_> {
             Resolved::Service(word, service) => (word, service),
         };
         let vip = mapped(addr);
-        let backend4 = |addr: [u8; 16], port_be| {
-            let [.., a, b, c, d] = addr;
-            Backend4 {
-                addr: [a, b, c, d],
-                port_be,
-                pad: [0; 2],
+        let mut is_kept = false;
+        match self.last_backend(call, &vip, port_be, word) {
+            Last::InForce(addr, port_be) => {
+                *backend = backend4(addr, port_be);
+                return Choice::Backend;
             }
-        };
-        let kept = match self.last_backend(call, &vip, port_be, word) {
-            Last::InForce(addr, port_be) => return Choice::Backend(backend4(addr, port_be)),
-            Last::OfAnotherSet(addr, port_be) => Some(backend4(addr, port_be)),
-            Last::None => None,
-        };
-        let backend = match kept {
-            Some(backend) if contains4(self, word, &backend) => backend,
-            _ => match self.new_backend4(word, self.affinity(service)) {
-                Some(backend) => backend,
-                None => return Choice::Refuse(Counter::RefuseInconsistent),
-            },
-        };
-        self.remember(
-            protocol,
-            vip,
-            port_be,
-            mapped(backend.addr),
-            backend.port_be,
-            word,
-        );
+            Last::OfAnotherSet(addr, port_be) => {
+                *backend = backend4(addr, port_be);
+                is_kept = contains4(self, word, backend);
+            }
+            Last::None => {}
+        }
+        if !is_kept && !self.new_backend4(word, self.affinity(service), backend) {
+            return Choice::Refuse(Counter::RefuseInconsistent);
+        }
+        let (addr, backend_port_be) = (mapped(backend.addr), backend.port_be);
+        self.remember(protocol, vip, port_be, addr, backend_port_be, word);
         count(Counter::Forward);
-        Choice::Backend(backend)
+        Choice::Backend
     }
 
-    #[inline(always)]
-    fn choose6(&self, addr: [u8; 16], protocol: u32, call: Call) -> Choice<Backend6> {
+    /// See `choose4`.
+    #[inline(never)]
+    fn choose6(
+        &self,
+        addr: &[u8; 16],
+        protocol: u32,
+        call: Call,
+        backend: &mut Backend6,
+    ) -> Choice {
         let port_be = self.port_be();
         let key = FrontendKey6 {
-            addr,
+            addr: *addr,
             port_be,
             protocol: protocol as u8,
             scope: SCOPE_INTERNAL,
@@ -371,89 +376,32 @@ impl Sock<'_> {
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
             Resolved::Service(word, service) => (word, service),
         };
-        let kept = match self.last_backend(call, &addr, port_be, word) {
+        let mut is_kept = false;
+        match self.last_backend(call, addr, port_be, word) {
             Last::InForce(addr, port_be) => {
-                return Choice::Backend(Backend6 {
-                    addr,
-                    port_be,
-                    pad: [0; 6],
-                });
+                (backend.addr, backend.port_be) = (addr, port_be);
+                return Choice::Backend;
             }
-            Last::OfAnotherSet(addr, port_be) => Some(Backend6 {
-                addr,
-                port_be,
-                pad: [0; 6],
-            }),
-            Last::None => None,
-        };
-        let backend = match kept {
-            Some(backend) if contains6(self, word, &backend) => backend,
-            _ => match self.new_backend6(word, self.affinity(service)) {
-                Some(backend) => backend,
-                None => return Choice::Refuse(Counter::RefuseInconsistent),
-            },
-        };
-        self.remember(protocol, addr, port_be, backend.addr, backend.port_be, word);
+            Last::OfAnotherSet(addr, port_be) => {
+                (backend.addr, backend.port_be) = (addr, port_be);
+                is_kept = contains6(self, word, backend);
+            }
+            Last::None => {}
+        }
+        if !is_kept && !self.new_backend6(word, self.affinity(service), backend) {
+            return Choice::Refuse(Counter::RefuseInconsistent);
+        }
+        let (backend_addr, backend_port_be) = (backend.addr, backend.port_be);
+        self.remember(
+            protocol,
+            *addr,
+            port_be,
+            backend_addr,
+            backend_port_be,
+            word,
+        );
         count(Counter::Forward);
-        Choice::Backend(backend)
-    }
-
-    /// The backend of a new flow: the one that the client had, where there is affinity and it is in the set still, else
-    /// any.
-    #[inline(always)]
-    fn new_backend4(&self, word: PublishWord, affinity: Affinity) -> Option<Backend4> {
-        if affinity.is_none() {
-            return self.backend4(random_slot(self, word));
-        }
-        let (key, now) = (self.affinity_key(affinity), now_ns());
-        // SAFETY: copied at once. What is copied from an element that is reused meanwhile is looked up in the set.
-        let last = unsafe { AFF4.get(&key) }.copied();
-        let backend = match last {
-            Some(last)
-                if now.wrapping_sub(last.last_ns) < affinity.timeout_ns()
-                    && contains4(self, word, &last.backend) =>
-            {
-                count(Counter::AffinityKept);
-                last.backend
-            }
-            _ => self.backend4(random_slot(self, word))?,
-        };
-        let last_ns = now;
-        // A client that cannot be remembered is served all the same.
-        let _ = AFF4.insert(&key, &Affinity4 { backend, last_ns }, 0);
-        Some(backend)
-    }
-
-    /// See `new_backend4`.
-    #[inline(always)]
-    fn new_backend6(&self, word: PublishWord, affinity: Affinity) -> Option<Backend6> {
-        if affinity.is_none() {
-            return self.backend6(random_slot(self, word));
-        }
-        let (key, now) = (self.affinity_key(affinity), now_ns());
-        // SAFETY: as in `new_backend4`.
-        let last = unsafe { AFF6.get(&key) }.copied();
-        let backend = match last {
-            Some(last)
-                if now.wrapping_sub(last.last_ns) < affinity.timeout_ns()
-                    && contains6(self, word, &last.backend) =>
-            {
-                count(Counter::AffinityKept);
-                last.backend
-            }
-            _ => self.backend6(random_slot(self, word))?,
-        };
-        let last_ns = now;
-        let _ = AFF6.insert(&key, &Affinity6 { backend, last_ns }, 0);
-        Some(backend)
-    }
-
-    #[inline(always)]
-    fn affinity_key(&self, affinity: Affinity) -> AffinityKey {
-        AffinityKey {
-            netns: self.netns_cookie(),
-            identity: affinity.identity(),
-        }
+        Choice::Backend
     }
 
     /// Where earlier datagrams of this socket to `vip` went; a connection always chooses anew.

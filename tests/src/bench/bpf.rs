@@ -143,7 +143,7 @@ struct ServiceRow {
 impl PublishWords {
     /// Opens the map below the `bpffs` of an agent; it has `count` entries.
     pub fn open(bpffs: &Path, count: usize) -> Result<Self> {
-        let path = bpffs.join("yurt-net/v1/yurt_svc");
+        let path = bpffs.join("yurt-net/v2/yurt_svc");
         let c_path = CString::new(path.as_os_str().as_bytes())?;
         let mut attr = ObjectAttr {
             pathname: c_path.as_ptr().addr() as u64,

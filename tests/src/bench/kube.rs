@@ -186,7 +186,7 @@ impl Setting {
         let flags = self.cluster.flags();
         let agent = self.node.start_agent_from(&self.source, &name, flags)?;
         // The maps get their name when the programs use them.
-        let maps = self.node.bpffs().join("yurt-net/v1");
+        let maps = self.node.bpffs().join("yurt-net/v2");
         self.wait(&agent, || Ok(maps.exists()))?;
         let took = started.elapsed().as_secs_f64() * 1e3;
         self.wait(&agent, || Ok(self.status()?["ready"] == true))?;

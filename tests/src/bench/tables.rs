@@ -91,6 +91,7 @@ pub fn dataplane(node: &Node, capacity: Capacity) -> Result<BpfDataplane> {
         cgroup: node.cgroup().to_owned(),
         capacity,
         peers: PEERS,
+        affinity: 1,
         socket_lb: SocketLb::All,
     })?)
 }

@@ -197,6 +197,8 @@ pub struct ServiceObject {
     external_ips: Vec<String>,
     load_balancer_ips: Vec<String>,
     topology_keys: Option<String>,
+    /// Lines of its spec.
+    policies: BTreeMap<&'static str, String>,
     ports: Vec<Port>,
     endpoints: Vec<Endpoint>,
 }
@@ -223,6 +225,32 @@ impl ServiceObject {
     /// Sets the annotation `openyurt.io/topologyKeys`; the empty string removes it.
     pub fn topology_keys(&mut self, keys: &str) -> &mut Self {
         self.topology_keys = (!keys.is_empty()).then(|| keys.to_owned());
+        self
+    }
+
+    /// Sets the session affinity; 0 seconds removes it.
+    pub fn affinity(&mut self, seconds: u32) -> &mut Self {
+        let affinity = format!(
+            "  sessionAffinity: ClientIP\n  sessionAffinityConfig: {{clientIP: {{timeoutSeconds: {seconds}}}}}\n"
+        );
+        self.policy("affinity", affinity, seconds > 0)
+    }
+
+    /// Sets the internal traffic policy: Local, or Cluster.
+    pub fn internal_policy_local(&mut self, is_local: bool) -> &mut Self {
+        let policy = "  internalTrafficPolicy: Local\n".to_owned();
+        self.policy("internal", policy, is_local)
+    }
+
+    /// Sets the source ranges of its load balancer's addresses; none removes them.
+    pub fn source_ranges(&mut self, ranges: &[&str]) -> &mut Self {
+        let policy = format!("  loadBalancerSourceRanges: {ranges:?}\n");
+        self.policy("ranges", policy, !ranges.is_empty())
+    }
+
+    fn policy(&mut self, name: &'static str, lines: String, is_set: bool) -> &mut Self {
+        self.policies.remove(name);
+        self.policies.extend(is_set.then_some((name, lines)));
         self
     }
 
@@ -308,6 +336,7 @@ impl ServiceObject {
         let _ = writeln!(yaml, "spec:\n  type: {kind}\n  clusterIP: {first:?}");
         list(&mut yaml, "  clusterIPs", &self.cluster_ips);
         list(&mut yaml, "  externalIPs", &self.external_ips);
+        yaml.extend(self.policies.values().map(String::as_str));
         yaml += "  ports:\n";
         for port in &self.ports {
             let _ = writeln!(

@@ -533,6 +533,37 @@ proptest! {
     }
 
     #[test]
+    fn a_client_is_admitted_if_one_of_the_ranges_has_it(
+        ranges in proptest::collection::vec((0..32u8, 24..=32u8), 1..100),
+        client in 1..=255u8,
+    ) {
+        // Small networks close to each other, and none inside another, as plans write them.
+        let mask = |length: u8| u32::MAX << (32 - u32::from(length));
+        let network = |&(number, length): &(u8, u8)| (0x0a00_0000 | u32::from(number) * 8 & mask(length), length);
+        let ranges: BTreeSet<(u32, u8)> = ranges.iter().map(network).collect();
+        let mut kept: Vec<(u32, u8)> = Vec::new();
+        for (addr, length) in ranges {
+            if kept.last().is_none_or(|(last, length)| addr & mask(*length) != *last) {
+                kept.push((addr, length));
+            }
+        }
+        let range4 = |(addr, length): &(u32, u8)| Backend4::range(addr.to_be_bytes(), mask(*length).to_be_bytes());
+        let range6 = |(addr, length): &(u32, u8)| Backend6::range(mapped(addr.to_be_bytes()), 96 + length);
+        let addr4 = (0x0a00_0000 | u32::from(client)).to_be_bytes();
+        let word = PublishWord::new(1, 0, 1).with_ranges(u8::try_from(kept.len()).unwrap());
+        let fake = Fake {
+            backends4: std::iter::once(Backend4::default()).chain(kept.iter().map(range4)).collect(),
+            backends6: std::iter::once(Backend6::default()).chain(kept.iter().map(range6)).collect(),
+            client: Some(NetnsRow { addr4, addr6: mapped(addr4), ..NetnsRow::default() }),
+            ..Fake::default()
+        };
+        let is_inside = kept.iter().any(|range| range4(range).admits(addr4));
+        let expected = if is_inside { Admission::Admitted } else { Admission::Outside };
+        prop_assert!(admit4(&fake, word) == expected);
+        prop_assert!(admit6(&fake, word) == expected);
+    }
+
+    #[test]
     fn borrowing_is_comparing(a in any::<u64>(), b in any::<u64>(), is_borrowed in any::<bool>()) {
         let lent = u64::from(is_borrowed);
         let is_less = u128::from(a) < u128::from(b) + u128::from(lent);

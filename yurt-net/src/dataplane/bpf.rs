@@ -190,9 +190,10 @@ impl BpfDataplane {
             remove_dir(&current)?;
             fs::rename(&next, &current).map_err(at("rename", &next))?;
             self.is_staged = false;
-            for abi in older_tables(&self.root)? {
-                remove_dir(&abi)?;
-            }
+        }
+        // Perhaps left by an agent that was killed here.
+        for older in older_tables(&self.root)? {
+            remove_dir(&older)?;
         }
         Ok(())
     }

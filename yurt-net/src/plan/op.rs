@@ -49,7 +49,8 @@ pub struct ServedSet {
 /// On what terms clients get the backends of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// Only clients inside one of these are admitted; none = all. At most [`crate::table::MAX_SOURCE_RANGES`].
+    /// Only clients inside one of these are admitted; none = all. Sorted, none inside another, at most
+    /// [`crate::table::MAX_SOURCE_RANGES`].
     pub ranges: Vec<IpNetwork>,
     /// Session affinity: seconds after its last new connection that a client stays with its backend; 0 = not at all.
     pub affinity_seconds: u32,

@@ -122,19 +122,30 @@ const CLIENT: NetnsRow = NetnsRow {
 };
 
 fn endpoints(entry: &ServiceEntry, frontend: &Frontend) -> Answer {
+    endpoints_on_terms_of(entry, entry, frontend)
+}
+
+/// What `entry` has for those whom `terms` admits, under its policy.
+fn endpoints_on_terms_of(
+    terms: &ServiceEntry,
+    entry: &ServiceEntry,
+    frontend: &Frontend,
+) -> Answer {
     let client: IpAddr = match frontend.address {
         IpAddr::V4(_) => CLIENT.addr4.into(),
         IpAddr::V6(_) => CLIENT.addr6.into(),
     };
-    let mut ranges = entry.admitted(frontend).peekable();
+    let mut ranges = terms.admitted(frontend).peekable();
     if ranges.peek().is_some() && !ranges.any(|range| range.contains(client)) {
         return Answer::Drop;
     }
-    let endpoints = entry.endpoints(frontend, Scope::Internal);
-    match (&**endpoints, entry.set(frontend.address).has_any) {
-        ([], true) => Answer::Drop,
-        ([], false) => Answer::Refuse,
-        (some, _) => Answer::Backends(some.to_vec()),
+    let policy = terms.policy(frontend.kind, Scope::Internal);
+    match whole_set(entry, frontend.address, policy) {
+        Answer::Backends(none) if none.is_empty() => match entry.set(frontend.address).has_any {
+            true => Answer::Drop,
+            false => Answer::Refuse,
+        },
+        some => some,
     }
 }
 
@@ -146,12 +157,12 @@ fn whole_set(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> An
     }
 }
 
-/// What the endpoints are now of the service whose frontend it was: for the moment until its row goes or moves.
+/// What the endpoints are now of the service whose frontend it was, on the old terms: until its row goes or moves.
 fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Option<Answer> {
     let (entry, frontend) = owner(old, dialled)?;
     let mut services = new.services.iter();
-    let entry = services.find(|now| now.key == entry.key)?;
-    Some(endpoints(entry, frontend))
+    let now = services.find(|now| now.key == entry.key)?;
+    Some(endpoints_on_terms_of(entry, now, frontend))
 }
 
 /// What the table says a client gets.
@@ -395,10 +406,9 @@ fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
 }
 
 fn empty(capacity: Capacity) -> MemoryDataplane {
-    MemoryDataplane {
-        client: Some(CLIENT),
-        ..MemoryDataplane::new(capacity)
-    }
+    let mut maps = MemoryDataplane::new(capacity);
+    maps.client = Some(CLIENT);
+    maps
 }
 
 fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable) -> Vec<Refused> {

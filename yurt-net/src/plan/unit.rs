@@ -86,10 +86,7 @@ fn unit(
         }
     }
     let first = entry.frontends.iter().find(is_ours)?;
-    // Without the bits of hosts, as they are read back.
-    let ranges = entry.admitted(first);
-    let ranges = ranges.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok());
-    let ranges = ranges.collect();
+    let ranges = disjoint(entry.admitted(first));
     let endpoints = match family {
         AddressFamily::V4 => &entry.v4,
         AddressFamily::V6 => &entry.v6,
@@ -113,6 +110,20 @@ fn unit(
         rows,
         set: ServedSet::new(backends, terms),
     })
+}
+
+/// The same addresses in ranges of which none is inside another, sorted, without the bits of hosts: programs search by halves.
+fn disjoint<'a>(ranges: impl Iterator<Item = &'a IpNetwork>) -> Vec<IpNetwork> {
+    let whole = ranges.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok());
+    let mut ranges: Vec<IpNetwork> = whole.collect();
+    ranges.sort_unstable_by_key(|range| (range.network(), range.prefix()));
+    let mut last: Option<IpNetwork> = None;
+    ranges.retain(|range| {
+        let is_inside = last.is_some_and(|last| last.contains(range.network()));
+        last = last.filter(|_| is_inside).or(Some(*range));
+        !is_inside
+    });
+    ranges
 }
 
 /// 47 bits that tell one service port from all others, and stay the same from one agent to the next: FNV-1a, mixed.

@@ -1,0 +1,190 @@
+//! `loadBalancerSourceRanges`: at the load balancer's addresses only clients inside are admitted, Pods too.
+
+use std::net::IpAddr;
+
+use anyhow::Result;
+use anyhow::ensure;
+use yurt_net_tests::lab::Agent;
+use yurt_net_tests::lab::Pod;
+use yurt_net_tests::lab::Proto::Tcp;
+use yurt_net_tests::lab::Proto::Udp;
+
+use crate::world::World;
+use crate::world::eventually;
+use crate::world::fails_with;
+use crate::world::is_refused_by;
+use crate::world::mapped;
+use crate::world::names;
+use crate::world::status;
+use crate::world::who_answers;
+
+const VIP: &str = "203.0.113.10:80";
+const VIP6: &str = "[2001:db8::10]:80";
+const DROP: &str = "EHOSTUNREACH";
+
+struct Stage {
+    inside: Pod,
+    outside: Pod,
+    agent: Agent,
+    world: World,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let mut world = World::single()?;
+        let backend = world.backend(0, "backend")?;
+        let node = world.node(0)?;
+        let (inside, outside) = (node.pod("inside")?, node.pod("outside")?);
+        let web = world.manifests.service("web");
+        web.cluster_ip("10.96.0.10").cluster_ip("fd00:96::10");
+        web.load_balancer_ip("203.0.113.10")
+            .load_balancer_ip("2001:db8::10")
+            .external_ip("198.51.100.10");
+        web.port(80, 8080).udp_port(80, 8080).endpoints([&backend]);
+        let ranges = [
+            format!("{}/32", inside.ip4()),
+            format!("{}/128", inside.ip6()),
+        ];
+        web.source_ranges(&[&ranges[0], &ranges[1]]);
+        let agent = world.start(0, &[])?;
+        Ok(Self {
+            inside,
+            outside,
+            agent,
+            world,
+        })
+    }
+
+    /// Waits until the agent knows the clients that there are: those that it does not are refused.
+    fn is_admitted(&self, client: &Pod, to: &str) -> Result<()> {
+        eventually(self.world.node(0)?, || {
+            let who = who_answers(client, to)?;
+            ensure!(who == names(["backend"]), "{to}: {who:?}");
+            Ok(())
+        })
+    }
+
+    fn is_dropped(&self, client: &Pod, to: &str) -> Result<()> {
+        eventually(self.world.node(0)?, || {
+            fails_with(client, Tcp, to, DROP)?;
+            fails_with(client, Udp, to, DROP)
+        })
+    }
+}
+
+#[test]
+fn only_clients_inside_are_admitted_and_only_the_load_balancer_asks() -> Result<()> {
+    let stage = Stage::new()?;
+    let host = stage.world.node(0)?.host()?;
+    for to in [VIP, &mapped(VIP)?, VIP6] {
+        stage.is_admitted(&stage.inside, to)?;
+        stage.is_dropped(&stage.outside, to)?;
+        stage.is_dropped(&host, to)?;
+    }
+    for to in ["10.96.0.10:80", "[fd00:96::10]:80", "198.51.100.10:80"] {
+        for client in [&stage.inside, &stage.outside, &host] {
+            ensure!(who_answers(client, to)? == names(["backend"]), "{to}");
+        }
+    }
+    let counters = &status(stage.world.node(0)?)?["counters"];
+    assert!(
+        counters["drop_source_range"].as_u64() > Some(0),
+        "{counters}"
+    );
+    Ok(())
+}
+
+#[test]
+fn other_ranges_are_in_force_at_once_and_without_any_everybody_is_admitted() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.is_admitted(&stage.inside, VIP)?;
+    stage.is_dropped(&stage.outside, VIP)?;
+    let ranges = [
+        format!("{}/32", stage.outside.ip4()),
+        "10.9.9.9/32".to_owned(),
+    ];
+    let web = stage.world.manifests.service("web");
+    web.source_ranges(&[&ranges[0], &ranges[1]]);
+    stage.world.apply()?;
+    fails_with(&stage.inside, Tcp, VIP, DROP)?;
+    who_answers(&stage.outside, VIP)?;
+    // No range of this family: all are admitted, as kube-proxy has it.
+    who_answers(&stage.inside, VIP6)?;
+    stage.world.manifests.service("web").source_ranges(&[]);
+    stage.world.apply()?;
+    for client in [&stage.inside, &stage.outside] {
+        who_answers(client, VIP)?;
+    }
+    eventually(stage.world.node(0)?, || {
+        let status = status(stage.world.node(0)?)?;
+        ensure!(status["rejections"].is_array(), "{status}");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pod_that_comes_later_is_known_soon_and_never_admitted_before() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.is_admitted(&stage.inside, VIP)?;
+    let subnet = stage.world.node(0)?.pod_cidr4();
+    stage
+        .world
+        .manifests
+        .service("web")
+        .source_ranges(&[&subnet]);
+    stage.world.apply()?;
+    let late = stage.world.node(0)?.pod("late")?;
+    let first = late.attempt(Tcp, VIP)?;
+    ensure!(
+        matches!(first.errno(), None | Some("ECONNREFUSED")),
+        "{first:?}"
+    );
+    stage.is_admitted(&late, VIP)
+}
+
+#[test]
+fn ranges_stand_before_the_endpoints_also_where_there_are_none() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.is_admitted(&stage.inside, VIP)?;
+    stage.world.manifests.service("web").endpoints([]);
+    stage.world.apply()?;
+    is_refused_by(&stage.inside, Tcp, VIP)?;
+    stage.is_dropped(&stage.outside, VIP)
+}
+
+#[test]
+fn more_ranges_than_the_kernel_compares_leave_the_load_balancer_to_the_network() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let many: Vec<String> = (0..128)
+        .map(|number| format!("10.9.{number}.0/24"))
+        .collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    stage.world.manifests.service("web").source_ranges(&many);
+    stage.world.apply()?;
+    let node = stage.world.node(0)?;
+    let rejected = status(node)?["rejections"].to_string();
+    assert!(rejected.contains("128 source ranges"), "{rejected}");
+    let to: IpAddr = "203.0.113.10".parse()?;
+    let explained = crate::world::explain(node, "127.0.0.1", &format!("{to}:80/TCP"))?;
+    assert_eq!(explained["verdict"], "pass", "{explained}");
+    stage
+        .world
+        .manifests
+        .service("web")
+        .source_ranges(&many[..127]);
+    stage.world.apply()?;
+    stage.is_dropped(&stage.inside, VIP)
+}
+
+#[test]
+fn an_agent_that_starts_again_admits_the_same_clients_without_a_gap() -> Result<()> {
+    let mut stage = Stage::new()?;
+    stage.is_admitted(&stage.inside, VIP)?;
+    let traffic = stage
+        .inside
+        .start_traffic(Tcp, VIP, 1, std::time::Duration::from_millis(1))?;
+    stage.world.restart(&stage.agent, 0, &[])?;
+    let tally = traffic.stop()?;
+    assert_eq!(tally.failed(), 0, "{tally:?}");
+    fails_with(&stage.outside, Tcp, VIP, DROP)
+}
