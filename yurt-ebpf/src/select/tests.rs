@@ -525,7 +525,7 @@ proptest! {
     fn an_ipv6_range_admits_what_shares_its_prefix(addr: u128, client: u128, shared in 0..=128u32, length in 0..=128u8) {
         // Clients that agree with the range in the first bits.
         let mask = |length: u32| u128::MAX.checked_shl(128 - length).unwrap_or(0);
-        let client = addr & mask(shared) | client & !mask(shared);
+        let client = (addr & mask(shared)) | (client & !mask(shared));
         let network = addr & mask(u32::from(length));
         let range = Backend6::range(network.to_be_bytes(), length);
         let is_inside = client & mask(u32::from(length)) == network;
@@ -539,7 +539,7 @@ proptest! {
     ) {
         // Small networks close to each other, and none inside another, as plans write them.
         let mask = |length: u8| u32::MAX << (32 - u32::from(length));
-        let network = |&(number, length): &(u8, u8)| (0x0a00_0000 | u32::from(number) * 8 & mask(length), length);
+        let network = |&(number, length): &(u8, u8)| (0x0a00_0000 | ((u32::from(number) * 8) & mask(length)), length);
         let ranges: BTreeSet<(u32, u8)> = ranges.iter().map(network).collect();
         let mut kept: Vec<(u32, u8)> = Vec::new();
         for (addr, length) in ranges {
