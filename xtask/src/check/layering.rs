@@ -340,7 +340,6 @@ mod tests {
         );
         assert_found(
             "yurt-ebpf/src/abi.rs",
-            "yurt-ebpf/src/abi/",
             "use aya::maps::HashMap;\n",
             "a pure file mentions",
         );
