@@ -1,4 +1,8 @@
 //! Session affinity: a client's new flows go where its last one went, for as long as the Service says.
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a copy would take room on a small stack"
+)]
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use yurt_ebpf::abi::{
