@@ -248,7 +248,7 @@ impl Agent {
             memo: Memo::default(),
             established,
             scanner,
-            clients: Clients::new(),
+            clients: Clients::default(),
             is_scan_due: true,
             watched: Vec::new(),
             status,

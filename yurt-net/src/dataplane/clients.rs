@@ -36,7 +36,7 @@ pub struct ClientAddresses {
 /// Clients by the cookie of their namespace.
 pub type ClientTable = BTreeMap<u64, ClientAddresses>;
 
-/// Looks for clients while somebody wants to know.
+/// Looks for clients while somebody wants to know; at first, nobody does.
 #[derive(Debug)]
 pub struct Clients {
     is_wanted: bool,
@@ -46,9 +46,8 @@ pub struct Clients {
     found: mpsc::UnboundedReceiver<io::Result<ClientTable>>,
 }
 
-impl Clients {
-    /// Idle.
-    pub fn new() -> Self {
+impl Default for Clients {
+    fn default() -> Self {
         let (sender, found) = mpsc::unbounded_channel();
         Self {
             is_wanted: false,
@@ -58,7 +57,9 @@ impl Clients {
             found,
         }
     }
+}
 
+impl Clients {
     /// Whether there is a Service that asks for clients; true when that is new.
     pub fn want(&mut self, is_wanted: bool) -> bool {
         let is_new = is_wanted != self.is_wanted;
@@ -231,7 +232,7 @@ mod tests {
 
     #[tokio::test]
     async fn nobody_is_looked_for_while_nobody_wants_to_know() {
-        let mut clients = Clients::new();
+        let mut clients = Clients::default();
         clients.interfaces_changed();
         let own = ClientAddresses::default();
         let wait = tokio::time::timeout(Duration::from_millis(50), clients.next(own));
