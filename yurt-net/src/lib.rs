@@ -11,6 +11,7 @@ pub mod netns;
 pub mod node;
 pub mod plan;
 pub mod policy;
+pub mod retain;
 pub mod selftest;
 pub mod source;
 pub mod status;

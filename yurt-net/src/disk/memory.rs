@@ -126,6 +126,17 @@ impl Memory {
         })))
     }
 
+    /// What the next process finds when this one was killed: everything that was done.
+    pub(crate) fn after_kill(&self) -> Self {
+        let state = self.0.borrow();
+        Self(Rc::new(RefCell::new(State {
+            files: state.files.clone(),
+            names: state.names.clone(),
+            history: state.history.clone(),
+            ..State::default()
+        })))
+    }
+
     fn operate(&self) -> io::Result<std::cell::RefMut<'_, State>> {
         let mut state = self.0.borrow_mut();
         state.operations += 1;
