@@ -81,7 +81,9 @@ const TOOLS: &[Tool] = &[
         name: "CNI plugins",
         purpose: "are the main plugins of the tests of retention",
         origin: Origin::Apt(&["containernetworking-plugins", "iptables"]),
-        is_present: || Path::new("/usr/lib/cni/bridge").exists() && find_program("iptables").is_some(),
+        is_present: || {
+            Path::new("/usr/lib/cni/bridge").exists() && find_program("iptables").is_some()
+        },
     },
     Tool {
         need: Need::Qemu,

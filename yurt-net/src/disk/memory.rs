@@ -58,6 +58,10 @@ impl Memory {
         state.trouble = Some((state.operations + operation, trouble));
     }
 
+    pub(crate) fn expects_trouble(&self) -> bool {
+        self.0.borrow().trouble.is_some()
+    }
+
     pub(crate) fn is_off(&self) -> bool {
         self.0.borrow().is_off
     }

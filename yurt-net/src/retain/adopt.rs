@@ -12,6 +12,9 @@ use std::net::IpAddr;
 
 use super::ledger::{Assigner, Entry, Key, Ledger, Now, Record, State};
 
+#[cfg(test)]
+mod tests;
+
 /// A file: its name and its contents.
 pub type Leftover = (String, String);
 

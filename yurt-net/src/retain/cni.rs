@@ -224,14 +224,15 @@ impl Plugin {
     ) -> (Version, Result<Value, CniError>) {
         let mut version = Version::NEWEST;
         let mut answer = || {
-            let verb = Verb::parse(&environment.command)?;
-            if verb == Verb::Version {
-                return Ok(protocol::versions());
-            }
+            // Always: who writes it does not like to find the pipe closed.
             let mut text = String::new();
             io::stdin()
                 .read_to_string(&mut text)
                 .map_err(CniError::Input)?;
+            let verb = Verb::parse(&environment.command)?;
+            if verb == Verb::Version {
+                return Ok(protocol::versions());
+            }
             let config = Config::parse(&text)?;
             version = Version::parse(&config.cni_version)?;
             if Version::parse(verb.since())? > version {
@@ -242,9 +243,7 @@ impl Plugin {
             if config.name.is_empty() {
                 return Err(CniError::NoName);
             }
-            let request = Request::new(self, version, environment, &config)?;
-            let result = request.meet(verb, alarms);
-            result
+            Request::new(self, version, environment, &config)?.meet(verb, alarms)
         };
         let result = answer();
         (version, result)
@@ -449,8 +448,8 @@ impl<'a> Request<'a> {
 
     fn add_mac(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
         let who = self.environment.attachment(&self.config.name)?;
-        let netns = self.netns()?;
         let claimed = self.config.claimed(&self.environment.interface)?;
+        let netns = self.netns()?;
         let addresses = &claimed.addresses;
         let is_requested = self.config.is_mac_requested(self.environment);
         let (mac, problems) = self.transact(alarms, |ledger, now| {

@@ -19,6 +19,9 @@ use std::net::IpAddr;
 use super::ledger::{Assigner, Clock, Entry, Key, Ledger, Mac, Now, Record, State};
 use super::range::{Assigned, RangeSet};
 
+#[cfg(test)]
+mod tests;
+
 /// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
 /// name. Seconds.
 pub const RECREATION: u64 = 60;

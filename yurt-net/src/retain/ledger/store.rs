@@ -343,7 +343,7 @@ impl<D: Disk> Journal<D> {
     fn write(&mut self, step: &Step<'_>) -> Result<(), LedgerError> {
         // What an error leaves is not known.
         let end = self.end.take().filter(|end| {
-            end.sequence == step.before && end.length <= JOURNAL_BYTES.max(end.base * 3)
+            end.sequence == step.before && end.length <= JOURNAL_BYTES.max(end.base * 2)
         });
         if let Some(end) = end
             && self.append(end, step)?
