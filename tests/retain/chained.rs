@@ -1,6 +1,8 @@
 //! `yurt-cni` after main plugins with any IPAM.
 
-use std::process::Command;
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use yurt_net_tests::lab::Netns;
@@ -11,34 +13,24 @@ fn link(netns: &Netns) -> Value {
     ip(netns, &["link", "show", "dev", "eth0"])[0].clone()
 }
 
-fn ping(netns: &Netns, to: &str) {
-    let status = |()| {
-        let mut command = Command::new("ip");
-        command.args(["route", "get", to]);
-        netns.enter(&mut command);
-        command.output().unwrap()
+/// The Pod that has this address answers a datagram to a port that nobody listens on: with an error that only it can send.
+#[track_caller]
+fn assert_answers(from: &Netns, address: &str) {
+    let any = if address.contains(':') {
+        "[::]:0"
+    } else {
+        "0.0.0.0:0"
     };
-    let route = status(());
-    assert!(route.status.success(), "{route:?}");
-    let answer = netns.run(|| {
-        // A datagram to a closed port: the peer's answer is an error that only it can send.
-        let local = if to.contains(':') {
-            "[::]:0"
-        } else {
-            "0.0.0.0:0"
-        };
-        let socket = std::net::UdpSocket::bind(local)?;
-        socket.set_read_timeout(Some(std::time::Duration::from_secs(2)))?;
-        socket.connect((to, 9))?;
+    let ask = || {
+        let socket = UdpSocket::bind(any)?;
+        socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+        socket.connect((address, 9))?;
         socket.send(b"?")?;
         socket.recv(&mut [0; 8])
-    });
-    let error = answer.unwrap().unwrap_err();
-    assert_eq!(
-        error.kind(),
-        std::io::ErrorKind::ConnectionRefused,
-        "{to}: {error}"
-    );
+    };
+    let answer = from.run(ask).expect("enter a namespace");
+    let kind = answer.map_err(|error| error.kind());
+    assert_eq!(kind, Err(ErrorKind::ConnectionRefused), "{address}");
 }
 
 #[test]
@@ -52,7 +44,7 @@ fn a_pod_has_the_mac_of_its_address_and_stays_reachable() {
     assert_eq!(network.stderr, "");
     network.check(&web.sandbox).unwrap();
     for address in addresses(&result) {
-        ping(&node.netns, &address);
+        assert_answers(&node.netns, &address);
     }
     // Every link-local address is that of the MAC that is there now.
     let devices = ip(
@@ -155,7 +147,7 @@ fn another_ipam_is_written_down_and_its_pods_keep_the_mac_with_the_address() {
             (&json!("other"), &json!("active"))
         );
         for address in addresses(&result) {
-            ping(&node.netns, &address);
+            assert_answers(&node.netns, &address);
         }
         network.del(&web.sandbox);
         assert_eq!(node.entry("web-0")["state"], "retained", "{main}");

@@ -12,8 +12,9 @@ use yurt_net_tests::lab::make_mounts_private;
 use crate::world::{Network, Node, addresses, pod};
 
 fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, options: &str) {
-    let [source, kind, options] = [source, kind, options].map(|text| CString::new(text).unwrap());
-    let target = CString::new(target.to_str().unwrap()).unwrap();
+    let [source, kind, options] =
+        [source, kind, options].map(|text| CString::new(text).expect("no zero in it"));
+    let target = CString::new(target.as_os_str().as_encoded_bytes()).expect("no zero in it");
     // SAFETY: strings that end in zero.
     let result = unsafe {
         libc::mount(

@@ -39,20 +39,26 @@ pub(crate) struct Sandbox {
 
 impl Node {
     pub(crate) fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("bin")).unwrap();
-        let program = fs::canonicalize(agent_program().unwrap()).unwrap();
+        let dir = tempfile::tempdir().expect("make a directory");
+        fs::create_dir(dir.path().join("bin")).expect("make a directory");
+        let program = agent_program().expect("find the agent");
+        let program = fs::canonicalize(program).expect("find the agent");
         for name in ["yurt-ipam", "yurt-cni"] {
-            symlink(&program, dir.path().join("bin").join(name)).unwrap();
+            symlink(&program, dir.path().join("bin").join(name)).expect("link the plugin");
         }
         let netns =
             Netns::router().expect("these tests make network namespaces, which only root can");
-        netns.ip("link set lo up\n").unwrap();
+        netns.ip("link set lo up\n").expect("set the loopback up");
         Self { netns, dir }
     }
 
     pub(crate) fn path(&self, name: &str) -> String {
-        self.dir.path().join(name).to_str().unwrap().to_owned()
+        self.dir
+            .path()
+            .join(name)
+            .to_str()
+            .expect("a path of ASCII")
+            .to_owned()
     }
 
     /// The section `ipam` of `yurt-ipam`: both families.
@@ -78,8 +84,8 @@ impl Node {
     pub(crate) fn call(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
         let mut child = self.start(verb, sandbox, config);
         drop(child.stdin.take());
-        let output = child.wait_with_output().unwrap();
-        let stdout = String::from_utf8(output.stdout).unwrap();
+        let output = child.wait_with_output().expect("wait for the plugin");
+        let stdout = String::from_utf8(output.stdout).expect("read UTF-8");
         Answer {
             is_ok: output.status.success(),
             json: match stdout.trim() {
@@ -88,7 +94,7 @@ impl Node {
                     serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
                 }
             },
-            stderr: String::from_utf8(output.stderr).unwrap(),
+            stderr: String::from_utf8(output.stderr).expect("read UTF-8"),
         }
     }
 
@@ -99,7 +105,7 @@ impl Node {
         sandbox: &Sandbox,
         config: &Value,
     ) -> std::process::Child {
-        let kind = config["type"].as_str().unwrap();
+        let kind = config["type"].as_str().expect("a plugin has a type");
         // Of an IPAM plugin, `type` is that of the main plugin.
         let is_ipam_alone = kind == "yurt-ipam";
         let ours = self.dir.path().join("bin").join(kind);
@@ -150,9 +156,9 @@ impl Node {
         child
             .stdin
             .as_mut()
-            .unwrap()
+            .expect("standard input is a pipe")
             .write_all(text.as_bytes())
-            .unwrap();
+            .expect("write the configuration");
         child
     }
 }
@@ -200,7 +206,7 @@ impl<'a> Network<'a> {
             }
             result = Some(answer.json);
         }
-        let result = result.unwrap();
+        let result = result.expect("a network has plugins");
         self.results
             .insert(sandbox.container.clone(), result.clone());
         Ok(result)
@@ -208,7 +214,8 @@ impl<'a> Network<'a> {
 
     #[track_caller]
     pub(crate) fn add(&mut self, sandbox: &Sandbox) -> Value {
-        self.try_add(sandbox).unwrap()
+        self.try_add(sandbox)
+            .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// DEL, by each in reverse.
@@ -246,7 +253,7 @@ pub(crate) struct Pod {
 /// A sandbox of a Pod, with this container ID.
 pub(crate) fn pod(name: &str, container: &str) -> Pod {
     let netns = Netns::host().expect("these tests make network namespaces, which only root can");
-    netns.ip("link set lo up\n").unwrap();
+    netns.ip("link set lo up\n").expect("set the loopback up");
     let args = format!(
         "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container};K8S_POD_UID=uid-{name}"
     );
@@ -267,10 +274,10 @@ pub(crate) fn addresses(result: &Value) -> Vec<String> {
     let address = |ip: &Value| {
         ip["address"]
             .as_str()
-            .unwrap()
+            .expect("an address is text")
             .split('/')
             .next()
-            .unwrap()
+            .expect("an address is something")
             .to_owned()
     };
     ips.iter().map(address).collect()
@@ -279,18 +286,20 @@ pub(crate) fn addresses(result: &Value) -> Vec<String> {
 /// The MAC that a result gives to the Pod's interface.
 #[track_caller]
 pub(crate) fn mac(result: &Value) -> String {
-    let interfaces = result["interfaces"].as_array().unwrap();
+    let interfaces = result["interfaces"]
+        .as_array()
+        .expect("a result has interfaces");
     let own = interfaces
         .iter()
         .find(|interface| interface["sandbox"].is_string())
-        .unwrap();
-    own["mac"].as_str().unwrap().to_owned()
+        .expect("one of them is the Pod's");
+    own["mac"].as_str().expect("a MAC is text").to_owned()
 }
 
 impl Node {
     /// What `yurt-net ledger -o json` prints.
     pub(crate) fn ledger(&self) -> Value {
-        let output = Command::new(agent_program().unwrap())
+        let output = Command::new(agent_program().expect("find the agent"))
             .args([
                 "ledger",
                 "-o",
@@ -301,16 +310,16 @@ impl Node {
                 &self.path("run"),
             ])
             .output()
-            .unwrap();
+            .expect("run `yurt-net ledger`");
         assert!(output.status.success(), "{output:?}");
-        serde_json::from_slice(&output.stdout).unwrap()
+        serde_json::from_slice(&output.stdout).expect("read what it prints")
     }
 
     /// Its entry of this name.
     #[track_caller]
     pub(crate) fn entry(&self, name: &str) -> Value {
         let ledger = self.ledger();
-        let entries = ledger["entries"].as_array().unwrap();
+        let entries = ledger["entries"].as_array().expect("a ledger has entries");
         let found = entries.iter().find(|entry| entry["name"] == name);
         found
             .unwrap_or_else(|| panic!("no {name} in {ledger}"))
@@ -323,7 +332,7 @@ pub(crate) fn ip(netns: &Netns, args: &[&str]) -> Value {
     let mut command = Command::new("ip");
     command.arg("-json").args(args);
     netns.enter(&mut command);
-    let output = command.output().unwrap();
+    let output = command.output().expect("run `ip`");
     assert!(output.status.success(), "{output:?}");
-    serde_json::from_slice(&output.stdout).unwrap()
+    serde_json::from_slice(&output.stdout).expect("read what `ip` prints")
 }
