@@ -93,7 +93,7 @@ fn a_ledger_of_a_newer_version_is_left_alone() {
     let node = Node::new();
     let directory = node.dir.path().join("state/ledger");
     std::fs::create_dir_all(&directory).unwrap();
-    let line = "f430412b {\"yurt-net\":\"ledger\",\"version\":2,\"n\":1,\"records\":0}\n";
+    let line = "bbe2bbf2 1 {\"yurt-net\":\"ledger\",\"version\":2,\"records\":0}\n";
     std::fs::write(directory.join("ledger"), line).unwrap();
     let mut config = node.ipam();
     config["cniVersion"] = json!("1.0.0");

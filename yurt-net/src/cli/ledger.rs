@@ -73,7 +73,7 @@ impl<'a> Row<'a> {
             network: &entry.network,
             assigner: entry.assigner,
             since: entry.since,
-            seconds: now.at.saturating_sub(entry.at),
+            seconds: now.at.saturating_sub(entry.at) / 1000,
         }
     }
 
@@ -218,7 +218,7 @@ mod tests {
             entry: entry("10.1.0.3", "fedcba9876543210"),
         });
         let now = Now {
-            at: 100 + 3700,
+            at: 100 + 3_700_000,
             since: 0,
         };
         let expected = "\

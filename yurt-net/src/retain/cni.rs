@@ -257,6 +257,7 @@ struct Request<'a> {
     environment: &'a Environment,
     config: &'a Config,
     place: Place,
+    /// Milliseconds.
     ttl: u64,
 }
 
@@ -293,7 +294,7 @@ impl<'a> Request<'a> {
                 state_dir: absolute("dataDir", data_dir)?,
                 run_dir: absolute("runDir", run_dir)?,
             },
-            ttl: *ttl_seconds,
+            ttl: ttl_seconds.saturating_mul(1000),
         })
     }
 
@@ -353,26 +354,29 @@ impl<'a> Request<'a> {
             return Ok(Vec::new());
         }
         let path = Path::new(directory).join(&self.config.name);
-        let read = |path: &Path| -> io::Result<Vec<Leftover>> {
-            let mut files = Vec::new();
-            for file in fs::read_dir(path)? {
-                let file = file?;
-                if let Some(name) = file.file_name().to_str()
-                    && file.file_type()?.is_file()
-                {
-                    let contents = fs::read(file.path())?;
-                    files.push((
-                        name.to_owned(),
-                        String::from_utf8_lossy(&contents).into_owned(),
-                    ));
-                }
-            }
-            Ok(files)
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CniError::Read { path, source }
         };
-        match read(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-            result => result.map_err(|source| CniError::Read { path, source }),
+        let listed = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(failed(&path))?,
+        };
+        let mut files = Vec::new();
+        for file in listed {
+            let file = file.map_err(failed(&path))?;
+            let name = file.file_name();
+            let contents = match fs::read(file.path()) {
+                // Its container has just gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Not one of host-local's.
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => continue,
+                contents => contents.map_err(failed(&file.path()))?,
+            };
+            let contents = String::from_utf8_lossy(&contents).into_owned();
+            files.extend(name.to_str().map(|name| (name.to_owned(), contents)));
         }
+        Ok(files)
     }
 
     /// Whether an ADD could be met as far as the configuration goes.
@@ -516,7 +520,8 @@ pub fn clock() -> Result<Clock, CniError> {
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
     Ok(Clock {
         boot: boot.trim().to_owned(),
-        up: u64::try_from(time.tv_sec).unwrap_or(0),
+        up: u64::try_from(time.tv_sec).unwrap_or(0) * 1000
+            + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000,
         wall: unix_seconds(),
     })
 }

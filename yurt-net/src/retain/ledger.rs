@@ -6,7 +6,7 @@
 //! - no address has two owners (entries that are active or retained);
 //! - what an entry says of its state was true when it was written.
 //!
-//! **Time.** TTLs are counted in the ledger's own seconds: the clock of this boot (`CLOCK_BOOTTIME`), and with a new boot on from
+//! **Time.** TTLs are counted by the ledger's own clock, in milliseconds: the clock of this boot (`CLOCK_BOOTTIME`), and with a new boot on from
 //! where it was when the last record was written. The wall clock may jump (boards without a battery boot in 1970): it is for people
 //! only. So the hours in which the node was off do not count, and nothing is ever released too early.
 
@@ -159,14 +159,14 @@ pub struct Entry {
     pub state: State,
     /// Since when, in Unix seconds by the wall clock of that moment: for people.
     pub since: u64,
-    /// The same in ledger time: for TTLs.
+    /// The same in ledger time (milliseconds): for TTLs, and for who was first.
     pub at: u64,
 }
 
 /// A moment, by the ledger's clock and by the wall's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Now {
-    /// Ledger time, seconds.
+    /// Ledger time, milliseconds.
     pub at: u64,
     /// Unix seconds.
     pub since: u64,
@@ -177,7 +177,7 @@ pub struct Now {
 pub struct Clock {
     /// Which boot this is (`/proc/sys/kernel/random/boot_id`).
     pub boot: String,
-    /// Seconds since then, suspended or not (`CLOCK_BOOTTIME`).
+    /// Milliseconds since then, suspended or not (`CLOCK_BOOTTIME`).
     pub up: u64,
     /// Unix seconds.
     pub wall: u64,
@@ -190,10 +190,8 @@ pub enum Record {
     /// An entry is as it says here.
     Put {
         /// Whose.
-        #[serde(flatten)]
         key: Key,
         /// What.
-        #[serde(flatten)]
         entry: Entry,
     },
     /// There is nothing more to say of it.
@@ -205,11 +203,11 @@ pub enum Record {
         /// The last one that was newly given away.
         last: IpAddr,
     },
-    /// The machine has booted, and nothing of before lives: `up` seconds into it, ledger time was `at`.
+    /// The machine has booted, and nothing of before lives: `up` milliseconds into it, ledger time was `at`.
     Boot {
         /// Which boot.
         id: String,
-        /// Seconds of it.
+        /// Milliseconds of it.
         up: u64,
         /// Ledger time then.
         at: u64,
@@ -225,7 +223,7 @@ pub struct Ledger {
     cursors: BTreeMap<IpAddr, IpAddr>,
     adopted: BTreeSet<String>,
     boot: Option<(String, u64)>,
-    /// Ledger time at `boot`'s seconds.
+    /// Ledger time at that many milliseconds of `boot`.
     booted_at: u64,
     /// The latest that a record has told of.
     latest: u64,

@@ -23,10 +23,10 @@ use super::range::{Assigned, RangeSet};
 mod tests;
 
 /// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
-/// name. Seconds.
-pub const RECREATION: u64 = 60;
-/// And nothing at all when it is older than this. Seconds.
-pub const FRESH: u64 = 60;
+/// name. Milliseconds.
+pub const RECREATION: u64 = 60_000;
+/// And nothing at all when it is older than this. Milliseconds.
+pub const FRESH: u64 = 60_000;
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,11 +121,11 @@ impl Draft {
 pub enum Refusal {
     /// Every address has an owner that is alive.
     #[error(
-        "no address is free in {ranges}: all {used} are in use by Pods that run; enlarge the range (`yurt-net ledger` lists them)"
+        "no address is free in {ranges}: {used} are in use by Pods that run; enlarge the range (`yurt-net ledger` lists them)"
     )]
     Exhausted {
-        /// First address of the range set.
-        ranges: IpAddr,
+        /// The range set.
+        ranges: String,
         /// How many are in use.
         used: usize,
     },
@@ -208,7 +208,7 @@ fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
     }
 }
 
-/// What has been kept long enough, in seconds of ledger time: released, and later forgotten.
+/// What has been kept long enough, in milliseconds of ledger time: released, and later forgotten.
 pub fn expire(ledger: &Ledger, ttl: u64, now: Now) -> Vec<Record> {
     let is_due = |entry: &Entry| now.at.saturating_sub(entry.at) >= ttl;
     let due = ledger.entries().iter().filter(|(_, entry)| is_due(entry));
@@ -341,8 +341,8 @@ impl<'a> Others<'a> {
             .filter(|(_, (_, entry))| entry.state != State::Active)
             .min_by_key(|(_, (key, entry))| (entry.state != State::Released, entry.at, *key))
             .map(|(address, _)| *address)
-            .ok_or(Refusal::Exhausted {
-                ranges: set.name(),
+            .ok_or_else(|| Refusal::Exhausted {
+                ranges: set.to_string(),
                 used,
             })
     }

@@ -3,6 +3,7 @@
 //! As host-local has them (containernetworking/plugins, plugins/ipam/host-local): a set is one address of an interface, from any of its
 //! ranges; the gateway, the network and an IPv4 broadcast address are nobody's.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
@@ -162,6 +163,16 @@ pub struct Assigned {
     pub address: IpNetwork,
     /// The gateway of its range.
     pub gateway: IpAddr,
+}
+
+impl fmt::Display for RangeSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, range) in self.0.iter().enumerate() {
+            let comma = if index > 0 { ", " } else { "" };
+            write!(f, "{comma}{}-{}", range.start, range.end)?;
+        }
+        Ok(())
+    }
 }
 
 impl RangeSet {

@@ -1,14 +1,15 @@
 //! The bytes of a ledger. Pure.
 //!
 //! ```text
-//! 5d0c1c5e {"yurt-net":"ledger","version":1,"n":7,"records":2}
-//! 8f7bdaa1 {"n":7,"boot":{"id":"5f0c...","up":31,"at":900}}
-//! 05b2a6f2 {"n":7,"put":{"namespace":"shop","name":"web-0","interface":"eth0","addresses":["10.1.0.7"],...}}
-//! 96b1c4d0 {"n":8,"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}
+//! 5d0c1c5e 7 {"yurt-net":"ledger","version":1,"records":2}
+//! 8f7bdaa1 7 {"boot":{"id":"5f0c...","up":31000,"at":900000}}
+//! 05b2a6f2 7 {"put":{"key":{"namespace":"shop","name":"web-0","interface":"eth0"},"entry":{"addresses":["10.1.0.7"],...}}}
+//! 96b1c4d0 8 {"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}
 //! ```
 //!
-//! Lines of text, for people and for `grep`: a CRC-32 in hexadecimal, a blank, and JSON. The header is followed by so many records
-//! that are the whole state as of change `n`; then come the changes, each with a number one higher than the one before.
+//! Lines of text, for people and for `grep`: a CRC-32 in hexadecimal of what follows the blank, the number of the change, and JSON. The header
+//! is followed by so many records that are the whole state as of its number; then come the changes, each with a number one higher than the
+//! one before.
 //!
 //! A line counts by itself. One that is damaged costs its own record and no other; the numbers tell that something is missing. What an append
 //! left unfinished is at the end only, and was never confirmed to anybody.
@@ -40,15 +41,7 @@ struct Header {
     #[serde(rename = "yurt-net")]
     what: String,
     version: u32,
-    n: u64,
     records: u64,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Line {
-    n: u64,
-    #[serde(flatten)]
-    record: Record,
 }
 
 /// What a file says.
@@ -72,16 +65,13 @@ pub(super) fn whole(ledger: &Ledger, sequence: u64) -> serde_json::Result<Vec<u8
     let header = Header {
         what: "ledger".to_owned(),
         version: VERSION,
-        n: sequence,
         records: records.len().try_into().unwrap_or(u64::MAX),
     };
-    let mut out = line(&serde_json::to_string(&header)?);
-    for record in records {
-        out += &line(&serde_json::to_string(&Line {
-            n: sequence,
-            record,
-        })?);
-    }
+    let mut out = String::new();
+    line(&mut out, sequence, &header)?;
+    records
+        .iter()
+        .try_for_each(|record| line(&mut out, sequence, record))?;
     Ok(out.into_bytes())
 }
 
@@ -89,25 +79,29 @@ pub(super) fn whole(ledger: &Ledger, sequence: u64) -> serde_json::Result<Vec<u8
 pub(super) fn changes(sequence: u64, records: &[Record]) -> serde_json::Result<Vec<u8>> {
     let mut out = String::new();
     for (n, record) in (sequence + 1..).zip(records) {
-        let record = record.clone();
-        out += &line(&serde_json::to_string(&Line { n, record })?);
+        line(&mut out, n, record)?;
     }
     Ok(out.into_bytes())
 }
 
-fn line(json: &str) -> String {
-    let mut line = String::with_capacity(json.len() + 10);
+fn line(out: &mut String, n: u64, what: &impl Serialize) -> serde_json::Result<()> {
+    let text = format!("{n} {}", serde_json::to_string(what)?);
     // Writing to a string cannot fail.
-    let _ = writeln!(line, "{:08x} {json}", crc32fast::hash(json.as_bytes()));
-    line
+    let _ = writeln!(out, "{:08x} {text}", crc32fast::hash(text.as_bytes()));
+    Ok(())
 }
 
-/// The JSON of a line that is what was written.
-fn checked(line: &[u8]) -> Option<&[u8]> {
-    let (crc, rest) = line.split_at_checked(8)?;
-    let crc = u32::from_str_radix(str::from_utf8(crc).ok()?, 16).ok()?;
-    let json = rest.strip_prefix(b" ")?;
-    (crc32fast::hash(json) == crc).then_some(json)
+/// Number and JSON of a line that is what was written.
+fn checked(line: &[u8]) -> Option<(u64, &str)> {
+    let (crc, text) = str::from_utf8(line)
+        .ok()?
+        .strip_suffix('\n')?
+        .split_once(' ')?;
+    if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(text.as_bytes())) {
+        return None;
+    }
+    let (n, json) = text.split_once(' ')?;
+    Some((n.parse().ok()?, json))
 }
 
 /// Reads a file as far as it can be read. An empty one is an unfinished one.
@@ -121,14 +115,13 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
     let (mut is_gapless, mut is_torn, mut read) = (true, bytes.is_empty(), 0);
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         read += line.len();
-        let json = line.strip_suffix(b"\n").and_then(checked);
-        let Some(json) = json else {
+        let Some((n, json)) = checked(line) else {
             // Unless something good follows, it is the end of an append.
             is_torn = true;
             continue;
         };
         if due.is_none()
-            && let Ok(header) = serde_json::from_slice::<Header>(json)
+            && let Ok(header) = serde_json::from_str::<Header>(json)
         {
             if header.version != VERSION {
                 replayed.flaw = Some(Flaw::Version(header.version));
@@ -136,7 +129,7 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
             }
             is_gapless &= !is_torn;
             is_torn = false;
-            replayed.sequence = header.n;
+            replayed.sequence = n;
             due = Some(header.records);
             if header.records == 0 {
                 replayed.base = read.try_into().unwrap_or(u64::MAX);
@@ -145,7 +138,7 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
         }
         is_gapless &= !is_torn;
         is_torn = false;
-        let Ok(Line { n, record }) = serde_json::from_slice::<Line>(json) else {
+        let Ok(record) = serde_json::from_str(json) else {
             is_gapless = false;
             continue;
         };

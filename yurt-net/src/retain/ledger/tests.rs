@@ -156,13 +156,13 @@ fn what_a_file_looks_like_is_part_of_its_version() {
         &[put, Record::Remove(key("web-1")), boot("one", 31, 900)],
     );
     let expected = concat!(
-        r#"1296cd70 {"n":5,"put":{"namespace":"shop","name":"web-0","interface":"eth0","addresses":["10.1.0.2"],"#,
-        r#""mac":"0a:58:0a:01:00:02","uid":"5f0c","container":"c1","network":"edge","assigner":"ours","#,
-        r#""state":"retained","since":1800000000,"at":100}}"#,
+        r#"cdcbb63f 5 {"put":{"key":{"namespace":"shop","name":"web-0","interface":"eth0"},"entry":{"#,
+        r#""addresses":["10.1.0.2"],"mac":"0a:58:0a:01:00:02","uid":"5f0c","container":"c1","network":"edge","#,
+        r#""assigner":"ours","state":"retained","since":1800000000,"at":100}}}"#,
         "\n",
-        r#"69947194 {"n":6,"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}"#,
+        r#"2db6d6d2 6 {"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}"#,
         "\n",
-        r#"82cd5f41 {"n":7,"boot":{"id":"one","up":31,"at":900}}"#,
+        r#"ac503af5 7 {"boot":{"id":"one","up":31,"at":900}}"#,
         "\n",
     );
     assert_eq!(String::from_utf8(lines.unwrap()).unwrap(), expected);
@@ -222,7 +222,7 @@ fn what_is_no_ledger_or_of_another_version_is_told_apart() {
     assert_eq!(codec::replay(b"").flaw, Some(Flaw::Torn));
     assert_eq!(codec::replay(&[0; 100]).flaw, Some(Flaw::Torn));
     assert_eq!(codec::replay(b"{}\n{}\n").flaw, Some(Flaw::Foreign));
-    let newer = br#"{"yurt-net":"ledger","version":2,"n":1,"records":0}"#;
+    let newer = br#"1 {"yurt-net":"ledger","version":2,"records":0}"#;
     let newer = [
         format!("{:08x} ", crc32fast::hash(newer)).as_bytes(),
         newer,

@@ -80,9 +80,9 @@ fn pressure_takes_what_was_given_up_first_and_only_that_address() {
     let list = PodList {
         pods: BTreeSet::from([("shop".to_owned(), "b".to_owned())]),
         is_live: true,
-        read_at: 100,
+        read_at: 100_000,
     };
-    for record in release(&ledger, &list, at(100)) {
+    for record in release(&ledger, &list, at(100_000)) {
         ledger.apply(record);
     }
     assert_eq!(
@@ -90,7 +90,7 @@ fn pressure_takes_what_was_given_up_first_and_only_that_address() {
         (Some(State::Released), Some(State::Retained))
     );
     assert_eq!(
-        give(&mut ledger, &who("d", "c4"), 101),
+        give(&mut ledger, &who("d", "c4"), 100_001),
         ["10.1.0.2", "fd00::2"]
     );
     assert_eq!(state(&ledger, "a"), None);
@@ -166,14 +166,14 @@ fn only_live_and_fresh_lists_release_and_only_what_was_left_before() {
     for who in [&a, &b] {
         give(&mut ledger, who, 1);
     }
-    leave(&mut ledger, &a, 100);
-    leave(&mut ledger, &b, 190);
+    leave(&mut ledger, &a, 100_000);
+    leave(&mut ledger, &b, 190_000);
     let result = observe(&ledger, &c, &ips(&["10.9.0.2"]), Mac([2; 6]), at(1));
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     let nobody = PodList {
         pods: BTreeSet::new(),
         is_live: true,
-        read_at: 200,
+        read_at: 200_000,
     };
     let keys = |list: &PodList, now| {
         let records = release(&ledger, list, at(now)).into_iter();
@@ -184,18 +184,18 @@ fn only_live_and_fresh_lists_release_and_only_what_was_left_before() {
         names.collect::<Vec<_>>()
     };
     // b went ten seconds before: it may come again. c runs, whatever the list says.
-    assert_eq!(keys(&nobody, 200), ["a"]);
+    assert_eq!(keys(&nobody, 200_000), ["a"]);
     assert_eq!(
         keys(
             &PodList {
                 is_live: false,
                 ..nobody.clone()
             },
-            200
+            200_000
         ),
         [""; 0]
     );
-    assert_eq!(keys(&nobody, 200 + FRESH + 1), [""; 0]);
+    assert_eq!(keys(&nobody, 200_001 + FRESH), [""; 0]);
     let there = BTreeSet::from([("shop".to_owned(), "a".to_owned())]);
     assert_eq!(
         keys(
@@ -203,7 +203,7 @@ fn only_live_and_fresh_lists_release_and_only_what_was_left_before() {
                 pods: there,
                 ..nobody
             },
-            200
+            200_000
         ),
         [""; 0]
     );
