@@ -113,8 +113,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<u32>().prop_map(|to| Event::Jump(to.into())),
         4 => (1usize..12, trouble).prop_map(|(step, trouble)| Event::Trouble(step, trouble)),
         1 => any::<bool>().prop_map(Event::ReadOnly),
-        1 => any::<usize>().prop_map(Event::Reboot),
-        1 => (0usize..3).prop_map(Event::Ranges),
+        2 => any::<usize>().prop_map(Event::Reboot),
+        2 => (0usize..3).prop_map(Event::Ranges),
         1 => prop::collection::btree_set(0u8..12, 0..12).prop_map(Event::Pods),
     ]
 }

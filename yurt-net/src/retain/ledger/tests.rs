@@ -313,18 +313,23 @@ fn a_damaged_journal_on_disk_is_mended_from_memory_and_kept_for_people() {
 fn only_what_a_name_gets_again_waits_for_the_medium() {
     let (disk, run) = (Memory::default(), Memory::default());
     let mut store = open(&disk, &run);
-    store.commit(vec![put("web-0", "10.1.0.2")]).unwrap();
-    let mut again = entry("10.1.0.2", "c2");
-    again.state = State::Retained;
-    let retained = Record::Put {
-        key: key("web-0"),
-        entry: again,
+    let mut waits = |state: State, address: &str, mac: Option<Mac>| {
+        let mut entry = entry(address, "c2");
+        (entry.state, entry.mac) = (state, mac);
+        let key = key("web-0");
+        let written = disk.device_bytes();
+        store.commit(vec![Record::Put { key, entry }]).unwrap();
+        disk.device_bytes() > written
     };
-    let written = disk.device_bytes();
-    store.commit(vec![retained]).unwrap();
-    assert_eq!(disk.device_bytes(), written);
-    store.commit(vec![put("web-1", "10.1.0.3")]).unwrap();
-    assert!(disk.device_bytes() > written);
+    let mac = Some(Mac([2; 6]));
+    assert!(waits(State::Active, "10.1.0.2", None));
+    assert!(!waits(State::Retained, "10.1.0.2", None));
+    assert!(!waits(State::Active, "10.1.0.2", None));
+    assert!(waits(State::Active, "10.1.0.3", None));
+    assert!(waits(State::Active, "10.1.0.3", mac));
+    assert!(!waits(State::Released, "10.1.0.3", mac));
+    assert!(waits(State::Active, "10.1.0.3", mac));
+    assert!(!waits(State::Active, "10.1.0.3", mac));
 }
 
 #[test]
