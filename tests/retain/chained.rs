@@ -73,6 +73,28 @@ fn a_pod_has_the_mac_of_its_address_and_stays_reachable() {
 }
 
 #[test]
+fn addresses_are_usable_when_the_add_is_answered_though_duplicates_are_looked_for() {
+    let node = Node::new();
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    let switch_on = || {
+        ["all", "default"].iter().try_for_each(|which| {
+            std::fs::write(format!("/proc/sys/net/ipv6/conf/{which}/accept_dad"), "1")
+        })
+    };
+    web.netns.run(switch_on).unwrap().unwrap();
+    network.add(&web.sandbox);
+    let devices = ip(&web.netns, &["-6", "address", "show", "dev", "eth0"]);
+    let infos = devices[0]["addr_info"].as_array().unwrap();
+    let locals: Vec<_> = infos.iter().map(|info| &info["local"]).collect();
+    assert_eq!(locals, ["fd00:1::2", "fe80::858:aff:fe01:2"]);
+    assert!(
+        infos.iter().all(|info| info["tentative"].is_null()),
+        "{infos:?}"
+    );
+}
+
+#[test]
 fn routes_of_both_families_survive_the_change_of_the_mac() {
     let node = Node::new();
     let plugins = node.bridged(node.ipam());
