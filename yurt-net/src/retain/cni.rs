@@ -25,6 +25,7 @@ use super::ledger::{Assigner, Clock, Ledger, Mac, Now, Record};
 use super::link::{self, LinkError};
 use super::plan::{self, Draft, Refusal};
 use super::range::RangeError;
+use crate::agent::chain;
 use crate::netns::Netns;
 use crate::source::unix_seconds;
 
@@ -332,12 +333,7 @@ impl<'a> Request<'a> {
         let (records, answer) = step(draft.ledger(), now)?;
         draft.take(records);
         let result = store.commit(draft.into_records());
-        alarms.extend(
-            store
-                .alarms()
-                .iter()
-                .map(|alarm| crate::agent::chain(alarm)),
-        );
+        alarms.extend(store.alarms().iter().map(|alarm| chain(alarm)));
         result?;
         Ok(answer)
     }
@@ -455,20 +451,26 @@ impl<'a> Request<'a> {
         let claimed = self.config.claimed(&self.environment.interface)?;
         let netns = self.netns()?;
         let addresses = &claimed.addresses;
-        let is_requested = self.config.is_mac_requested(self.environment);
-        let (mac, problems) = self.transact(alarms, |ledger, now| {
-            let wanted = match self.config.mac {
-                _ if is_requested => None,
-                MacPolicy::Address => first(addresses).map(mac_of),
-                MacPolicy::First => ledger.get(&who.key).and_then(|entry| entry.mac),
-            };
-            let settled = link::settle(&netns, &who.key.interface, wanted, addresses)?;
-            let records = plan::observe(ledger, &who, addresses, settled.mac, now)?;
-            Ok((records, (settled.mac, settled.problems)))
+        let wanted = match self.config.mac {
+            _ if self.config.is_mac_requested(self.environment) => None,
+            MacPolicy::Address => first(addresses).map(mac_of),
+            // Only requests for this Pod change it, and there is one at a time.
+            MacPolicy::First => {
+                let store = Store::open(&self.place)?;
+                store.ledger().get(&who.key).and_then(|entry| entry.mac)
+            }
+        };
+        // Not under the lock: the kernel may take its time when many Pods start at once.
+        let settled = link::settle(&netns, &who.key.interface, wanted, addresses)?;
+        alarms.extend(settled.problems.iter().map(|problem| chain(problem)));
+        self.transact(alarms, |ledger, now| {
+            Ok((
+                plan::observe(ledger, &who, addresses, settled.mac, now)?,
+                (),
+            ))
         })?;
-        alarms.extend(problems.iter().map(|problem| crate::agent::chain(problem)));
         let previous = self.config.prev_result.clone().unwrap_or_default();
-        Ok(claimed.result(previous, mac))
+        Ok(claimed.result(previous, settled.mac))
     }
 
     fn check_mac(&self) -> Result<Value, CniError> {

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CniError;
+use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Key, Mac};
 use crate::retain::plan::Attachment;
 use crate::retain::range::{Assigned, RangeConfig, RangeError, RangeSet};
@@ -186,7 +187,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             data_dir: "/var/lib/yurt-net".to_owned(),
-            run_dir: "/run/yurt-net".to_owned(),
+            run_dir: Place::RUN_DIR.to_owned(),
             ttl_seconds: 24 * 3600,
         }
     }
