@@ -26,7 +26,7 @@ pub(crate) fn agent() -> Result<PathBuf> {
 ///
 /// It takes the place of this process, so that its clean-up has the terminal until it is done.
 pub(crate) fn exec_in_lab(program: &str, args: Vec<String>) -> Result<()> {
-    setup::ensure(&[Need::Ebpf, Need::Lab])?;
+    setup::ensure(&[Need::Ebpf, Need::Lab, Need::Cni])?;
     let agent = agent()?;
     // The lab runs its worker from beside the program.
     Line::new("cargo build --release -p yurt-net-tests --bins").run()?;

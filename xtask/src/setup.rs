@@ -25,6 +25,8 @@ pub(crate) enum Need {
     Ebpf,
     /// The lab of namespaces.
     Lab,
+    /// Container networks.
+    Cni,
     /// Boots the old kernel.
     Qemu,
 }
@@ -75,6 +77,15 @@ const TOOLS: &[Tool] = &[
         is_present: || find_program("ip").is_some(),
     },
     Tool {
+        need: Need::Cni,
+        name: "CNI plugins",
+        purpose: "are the main plugins of the tests of retention",
+        origin: Origin::Apt(&["containernetworking-plugins", "iptables"]),
+        is_present: || {
+            Path::new("/usr/lib/cni/bridge").exists() && find_program("iptables").is_some()
+        },
+    },
+    Tool {
         need: Need::Qemu,
         name: "qemu-system-x86_64",
         purpose: "boots the old kernel",
@@ -114,7 +125,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Installs everything that any verb needs.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;
+    ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Cni, Need::Qemu])?;
     if args.kernel {
         let kernel = old_kernel()?;
         say(format_args!("setup: old kernel at {}", kernel.display()));

@@ -33,7 +33,7 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     }
     // Said at once, not after ten minutes; and never a silent skip.
     require_root("this test run")?;
-    setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;
+    setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Cni, Need::Qemu])?;
     let kernel = setup::old_kernel()?;
     if rings == Rings::All {
         check::run(&check::Args::default())?;

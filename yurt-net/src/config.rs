@@ -15,6 +15,7 @@ use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
+use crate::retain::ledger::store::Place;
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 
@@ -40,6 +41,8 @@ pub enum Command {
     Status(StatusArgs),
     /// Check that this machine can run the agent, and that Services are really translated.
     Check(CheckArgs),
+    /// Print which addresses Pods of this node have, and which are kept for them. Needs no running agent.
+    Ledger(LedgerArgs),
     /// Remove every pin of yurt-net, and with them its programs and maps. Services stop working.
     Cleanup(CleanupArgs),
     /// Self-test child: dials the probe address from its own cgroup.
@@ -321,6 +324,20 @@ pub struct CheckArgs {
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `ledger`.
+#[derive(Args, Clone, Debug)]
+pub struct LedgerArgs {
+    /// Directory of the agent's files: what the plugins' dataDir says.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Directory in memory: what the plugins' runDir says.
+    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
     /// Form.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,

@@ -11,9 +11,15 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
+use yurt_net::retain::cni::Plugin;
 use yurt_net::{agent, cli, selftest};
 
 fn main() -> ExitCode {
+    // A container runtime waits for plugins: they come before all that only the agent needs.
+    let program = std::env::args_os().next().unwrap_or_default();
+    if let Some(plugin) = Plugin::named(program.as_ref()) {
+        return plugin.main();
+    }
     let cli = Cli::parse();
     let format = match &cli.command {
         Command::Run(args) => args.log_format,
@@ -57,6 +63,7 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,
+        Command::Ledger(args) => cli::ledger::ledger(args)?,
         Command::Cleanup(args) => cli::verbs::cleanup(args)?,
         Command::Probe => selftest::probe()?,
         Command::Check(args) => {

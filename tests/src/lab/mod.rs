@@ -321,7 +321,8 @@ fn start_reaper(remains: &Remains) -> Result<Child> {
         .context("start the lab's reaper")
 }
 
-fn make_mounts_private() -> Result<()> {
+/// Gives the calling thread, and those started from it later, a mount namespace of their own.
+pub fn make_mounts_private() -> Result<()> {
     // SAFETY: no pointers; the calling thread alone gets a copy of the mount namespace.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } != 0 {
         return Err(io::Error::last_os_error()).context("make a mount namespace");

@@ -48,12 +48,12 @@ pub struct Netns {
 
 impl Netns {
     /// A namespace whose packets stay its own.
-    pub(super) fn host() -> Result<Self> {
+    pub fn host() -> Result<Self> {
         Self::with_sysctls(&[])
     }
 
     /// A namespace that forwards between its devices.
-    pub(super) fn router() -> Result<Self> {
+    pub fn router() -> Result<Self> {
         Self::with_sysctls(FORWARDING)
     }
 
@@ -123,6 +123,13 @@ impl Netns {
             bail!("ip -batch: {}\nin:\n{batch}", stderr.trim());
         }
         Ok(())
+    }
+
+    /// Has a command run inside the namespace. It must be spawned while this one lives.
+    pub fn enter(&self, command: &mut Command) {
+        let fd = self.file.as_raw_fd();
+        // SAFETY: setns is a plain system call.
+        unsafe { command.pre_exec(move || enter(fd)) };
     }
 
     pub(super) fn raw_fd(&self) -> RawFd {

@@ -43,6 +43,13 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan/",
     "yurt-net/src/policy.rs",
     "yurt-net/src/policy/",
+    "yurt-net/src/retain/adopt.rs",
+    "yurt-net/src/retain/announce.rs",
+    "yurt-net/src/retain/cni/protocol.rs",
+    "yurt-net/src/retain/ledger.rs",
+    "yurt-net/src/retain/ledger/codec.rs",
+    "yurt-net/src/retain/plan.rs",
+    "yurt-net/src/retain/range.rs",
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",
     "yurt-net/src/source/checkpoint/pace.rs",
@@ -92,8 +99,8 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &["yurt-net/src/node.rs"],
-        remedy: "addresses and links are read from `node::NodeView`",
+        owners: &["yurt-net/src/node.rs", "yurt-net/src/retain/link.rs"],
+        remedy: "addresses of the node are read from `node::NodeView`, a Pod's interface is set by `retain::link`",
     },
     Edge {
         libraries: &["kube"],
@@ -109,9 +116,17 @@ const EDGES: &[Edge] = &[
         remedy: "objects are `model`'s types after `source::decode`",
     },
     Edge {
-        libraries: &["crc32fast", "lz4_flex", "postcard"],
+        libraries: &["lz4_flex", "postcard"],
         owners: &["yurt-net/src/source/checkpoint/codec.rs"],
-        remedy: "what is on disk is written and read by `source::checkpoint`",
+        remedy: "the checkpoint is written and read by `source::checkpoint`",
+    },
+    Edge {
+        libraries: &["crc32fast"],
+        owners: &[
+            "yurt-net/src/retain/ledger/codec.rs",
+            "yurt-net/src/source/checkpoint/codec.rs",
+        ],
+        remedy: "what is on disk is written and read by `source::checkpoint` and `retain::ledger`",
     },
 ];
 

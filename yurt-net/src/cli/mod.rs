@@ -2,5 +2,6 @@
 
 pub mod check;
 pub mod explain;
+pub mod ledger;
 pub mod show;
 pub mod verbs;

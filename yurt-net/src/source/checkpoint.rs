@@ -24,11 +24,11 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
+use crate::disk::{Directory, Disk};
 use crate::model::Snapshot;
 
 mod codec;
 mod contents;
-mod disk;
 mod keeper;
 mod pace;
 #[cfg(test)]
@@ -40,7 +40,6 @@ use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;
 
 pub use contents::{Contents, Provenance};
-pub use disk::{Directory, Disk};
 pub use keeper::Keeper;
 pub use pace::{Occasion, Pace};
 

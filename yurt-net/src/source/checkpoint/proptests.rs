@@ -2,9 +2,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use super::tests::memory::{Memory, Trouble};
 use super::tests::{cluster, provenance};
 use super::*;
+use crate::disk::memory::{Memory, Trouble};
 use crate::model::NamespacedName;
 
 /// What happens next.

@@ -6,12 +6,9 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::*;
+use crate::disk::memory::Memory;
 use crate::model::NamespacedName;
 use crate::source::file::FileSource;
-
-pub(super) mod memory;
-
-use memory::Memory;
 
 /// One object of each kind, with every field that the model has. It goes through the decoder, so that a new field
 /// of the model shows in the bytes and not in this file.

@@ -1,9 +1,12 @@
-//! The directory of the checkpoint: the few things that are done to it, so that tests can fail any one of them.
+//! A directory of files that must survive: the few things that are done to it, so that tests can fail any one of them.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+#[cfg(test)]
+pub(crate) mod memory;
 
 /// A directory, and files in it by name.
 pub trait Disk {

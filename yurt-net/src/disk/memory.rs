@@ -6,7 +6,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::super::disk::Disk;
+use super::Disk;
 
 /// What ext4 with blocks of 4 KiB was seen to write for an fsync, besides the blocks of the file (13 to 21 KB).
 const SYNC_BYTES: u64 = 20 * 1024;
@@ -56,6 +56,10 @@ impl Memory {
     pub(crate) fn expect(&self, operation: usize, trouble: Trouble) {
         let mut state = self.0.borrow_mut();
         state.trouble = Some((state.operations + operation, trouble));
+    }
+
+    pub(crate) fn expects_trouble(&self) -> bool {
+        self.0.borrow().trouble.is_some()
     }
 
     pub(crate) fn is_off(&self) -> bool {
@@ -122,6 +126,17 @@ impl Memory {
         Self(Rc::new(RefCell::new(State {
             files,
             names,
+            ..State::default()
+        })))
+    }
+
+    /// What the next process finds when this one was killed: everything that was done.
+    pub(crate) fn after_kill(&self) -> Self {
+        let state = self.0.borrow();
+        Self(Rc::new(RefCell::new(State {
+            files: state.files.clone(),
+            names: state.names.clone(),
+            history: state.history.clone(),
             ..State::default()
         })))
     }

@@ -1,0 +1,9 @@
+//! Retention: `yurt-ipam` and `yurt-cni` as a container runtime calls them, with the plugins of Debian's `containernetworking-plugins`, in
+//! network namespaces that the test makes. Needs root.
+
+mod chained;
+mod errors;
+mod ipam;
+mod migration;
+mod power;
+mod world;

@@ -1,0 +1,338 @@
+//! A node without an agent: a namespace, the directories that plugins are told of, and a runtime that calls them in turn.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::symlink;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use yurt_net_tests::lab::{Netns, agent_program};
+
+/// Where Debian keeps them (`cargo xtask setup` installs them).
+const PLUGINS: &str = "/usr/lib/cni";
+
+/// What a plugin has said.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) is_ok: bool,
+    /// Standard output; null where there was none.
+    pub(crate) json: Value,
+    pub(crate) stderr: String,
+}
+
+/// A node.
+pub(crate) struct Node {
+    pub(crate) netns: Netns,
+    pub(crate) dir: TempDir,
+}
+
+/// A Pod's sandbox, as the runtime knows it.
+#[derive(Clone, Debug)]
+pub(crate) struct Sandbox {
+    pub(crate) container: String,
+    pub(crate) netns: String,
+    pub(crate) args: String,
+}
+
+impl Node {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().expect("make a directory");
+        fs::create_dir(dir.path().join("bin")).expect("make a directory");
+        let program = agent_program().expect("find the agent");
+        let program = fs::canonicalize(program).expect("find the agent");
+        for name in ["yurt-ipam", "yurt-cni"] {
+            symlink(&program, dir.path().join("bin").join(name)).expect("link the plugin");
+        }
+        let netns =
+            Netns::router().expect("these tests make network namespaces, which only root can");
+        netns.ip("link set lo up\n").expect("set the loopback up");
+        Self { netns, dir }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.dir
+            .path()
+            .join(name)
+            .to_str()
+            .expect("a path of ASCII")
+            .to_owned()
+    }
+
+    /// The section `ipam` of `yurt-ipam`: both families.
+    pub(crate) fn ipam(&self) -> Value {
+        json!({
+            "type": "yurt-ipam", "dataDir": self.path("state"), "runDir": self.path("run"), "migrateFrom": self.path("networks"),
+            "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]],
+            "routes": [{"dst": "0.0.0.0/0"}, {"dst": "::/0"}],
+        })
+    }
+
+    /// A bridge with this IPAM, and `yurt-cni`.
+    pub(crate) fn bridged(&self, ipam: Value) -> Vec<Value> {
+        let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam});
+        vec![bridge, self.chained()]
+    }
+
+    pub(crate) fn chained(&self) -> Value {
+        json!({"type": "yurt-cni", "dataDir": self.path("state"), "runDir": self.path("run")})
+    }
+
+    /// Calls one plugin with one configuration.
+    pub(crate) fn call(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
+        let mut child = self.start(verb, sandbox, config);
+        drop(child.stdin.take());
+        let output = child.wait_with_output().expect("wait for the plugin");
+        let stdout = String::from_utf8(output.stdout).expect("read UTF-8");
+        Answer {
+            is_ok: output.status.success(),
+            json: match stdout.trim() {
+                "" => Value::Null,
+                text => {
+                    serde_json::from_str(text).unwrap_or_else(|error| panic!("{error}: {text}"))
+                }
+            },
+            stderr: String::from_utf8(output.stderr).expect("read UTF-8"),
+        }
+    }
+
+    /// Starts a plugin; its configuration is written.
+    pub(crate) fn start(
+        &self,
+        verb: &str,
+        sandbox: &Sandbox,
+        config: &Value,
+    ) -> std::process::Child {
+        let kind = config["type"].as_str().expect("a plugin has a type");
+        // Of an IPAM plugin, `type` is that of the main plugin.
+        let is_ipam_alone = kind == "yurt-ipam";
+        let ours = self.dir.path().join("bin").join(kind);
+        let program = if ours.exists() {
+            ours
+        } else {
+            PathBuf::from(PLUGINS).join(kind)
+        };
+        let mut command = Command::new(&program);
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("XTABLES_LOCKFILE", self.path("xtables.lock"))
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", &sandbox.container)
+            .env("CNI_NETNS", &sandbox.netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_ARGS", &sandbox.args)
+            .env("CNI_PATH", format!("{}:{PLUGINS}", self.path("bin")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        self.netns.enter(&mut command);
+        let mut child = command.spawn().unwrap_or_else(|error| {
+            panic!(
+                "{}: {error}; `cargo xtask setup` installs the CNI plugins",
+                program.display()
+            )
+        });
+        let mut config = config.clone();
+        if is_ipam_alone {
+            let ipam = config.clone();
+            config = json!({"type": "bridge", "ipam": ipam});
+            for key in [
+                "cniVersion",
+                "name",
+                "prevResult",
+                "runtimeConfig",
+                "args",
+                "cni.dev/valid-attachments",
+            ] {
+                if let Some(value) = ipam.get(key) {
+                    config[key] = value.clone();
+                }
+            }
+        }
+        let text = config.to_string();
+        child
+            .stdin
+            .as_mut()
+            .expect("standard input is a pipe")
+            .write_all(text.as_bytes())
+            .expect("write the configuration");
+        child
+    }
+}
+
+/// A network, and what a runtime remembers of it.
+pub(crate) struct Network<'a> {
+    pub(crate) node: &'a Node,
+    pub(crate) version: &'a str,
+    pub(crate) plugins: Vec<Value>,
+    results: BTreeMap<String, Value>,
+    pub(crate) stderr: String,
+}
+
+impl<'a> Network<'a> {
+    pub(crate) fn new(node: &'a Node, version: &'a str, plugins: Vec<Value>) -> Self {
+        Self {
+            node,
+            version,
+            plugins,
+            results: BTreeMap::new(),
+            stderr: String::new(),
+        }
+    }
+
+    fn config(&self, plugin: &Value, previous: Option<&Value>) -> Value {
+        let mut config = plugin.clone();
+        config["cniVersion"] = json!(self.version);
+        config["name"] = json!("edge");
+        if let Some(previous) = previous {
+            config["prevResult"] = previous.clone();
+        }
+        config
+    }
+
+    /// ADD, by each plugin in turn; the answer of the last, or of the first that failed.
+    pub(crate) fn try_add(&mut self, sandbox: &Sandbox) -> Result<Value, Value> {
+        let mut result = None;
+        for plugin in &self.plugins {
+            let answer = self
+                .node
+                .call("ADD", sandbox, &self.config(plugin, result.as_ref()));
+            self.stderr += &answer.stderr;
+            if !answer.is_ok {
+                return Err(answer.json);
+            }
+            result = Some(answer.json);
+        }
+        let result = result.expect("a network has plugins");
+        self.results
+            .insert(sandbox.container.clone(), result.clone());
+        Ok(result)
+    }
+
+    #[track_caller]
+    pub(crate) fn add(&mut self, sandbox: &Sandbox) -> Value {
+        self.try_add(sandbox)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// DEL, by each in reverse.
+    #[track_caller]
+    pub(crate) fn del(&mut self, sandbox: &Sandbox) {
+        let previous = self.results.remove(&sandbox.container);
+        for plugin in self.plugins.iter().rev() {
+            let answer = self
+                .node
+                .call("DEL", sandbox, &self.config(plugin, previous.as_ref()));
+            assert!(answer.is_ok, "{answer:?}");
+        }
+    }
+
+    pub(crate) fn check(&self, sandbox: &Sandbox) -> Result<(), Value> {
+        let previous = self.results.get(&sandbox.container);
+        for plugin in &self.plugins {
+            let answer = self
+                .node
+                .call("CHECK", sandbox, &self.config(plugin, previous));
+            if !answer.is_ok {
+                return Err(answer.json);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A sandbox and the namespace that it lives in.
+pub(crate) struct Pod {
+    pub(crate) netns: Netns,
+    pub(crate) sandbox: Sandbox,
+}
+
+/// A sandbox of a Pod, with this container ID.
+pub(crate) fn pod(name: &str, container: &str) -> Pod {
+    let netns = Netns::host().expect("these tests make network namespaces, which only root can");
+    netns.ip("link set lo up\n").expect("set the loopback up");
+    let args = format!(
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={name};K8S_POD_INFRA_CONTAINER_ID={container};K8S_POD_UID=uid-{name}"
+    );
+    let sandbox = Sandbox {
+        container: container.to_owned(),
+        netns: netns.path(),
+        args,
+    };
+    Pod { netns, sandbox }
+}
+
+/// The addresses of a result, without prefix lengths.
+#[track_caller]
+pub(crate) fn addresses(result: &Value) -> Vec<String> {
+    let ips = result["ips"]
+        .as_array()
+        .unwrap_or_else(|| panic!("{result}"));
+    let address = |ip: &Value| {
+        ip["address"]
+            .as_str()
+            .expect("an address is text")
+            .split('/')
+            .next()
+            .expect("an address is something")
+            .to_owned()
+    };
+    ips.iter().map(address).collect()
+}
+
+/// The MAC that a result gives to the Pod's interface.
+#[track_caller]
+pub(crate) fn mac(result: &Value) -> String {
+    let interfaces = result["interfaces"]
+        .as_array()
+        .expect("a result has interfaces");
+    let own = interfaces
+        .iter()
+        .find(|interface| interface["sandbox"].is_string())
+        .expect("one of them is the Pod's");
+    own["mac"].as_str().expect("a MAC is text").to_owned()
+}
+
+impl Node {
+    /// What `yurt-net ledger -o json` prints.
+    pub(crate) fn ledger(&self) -> Value {
+        let output = Command::new(agent_program().expect("find the agent"))
+            .args([
+                "ledger",
+                "-o",
+                "json",
+                "--state-dir",
+                &self.path("state"),
+                "--run-dir",
+                &self.path("run"),
+            ])
+            .output()
+            .expect("run `yurt-net ledger`");
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).expect("read what it prints")
+    }
+
+    /// Its entry of this name.
+    #[track_caller]
+    pub(crate) fn entry(&self, name: &str) -> Value {
+        let ledger = self.ledger();
+        let entries = ledger["entries"].as_array().expect("a ledger has entries");
+        let found = entries.iter().find(|entry| entry["name"] == name);
+        found
+            .unwrap_or_else(|| panic!("no {name} in {ledger}"))
+            .clone()
+    }
+}
+
+/// What `ip -json` prints inside a namespace.
+pub(crate) fn ip(netns: &Netns, args: &[&str]) -> Value {
+    let mut command = Command::new("ip");
+    command.arg("-json").args(args);
+    netns.enter(&mut command);
+    let output = command.output().expect("run `ip`");
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).expect("read what `ip` prints")
+}

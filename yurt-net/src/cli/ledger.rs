@@ -1,0 +1,237 @@
+//! `ledger`: who has which addresses, for people.
+#![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
+
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+
+use serde::Serialize;
+
+use crate::config::{LedgerArgs, Output};
+use crate::retain::cni::{CniError, clock};
+use crate::retain::ledger::store::{LedgerError, Place, Store};
+use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
+
+/// Why there is nothing to print.
+#[derive(Debug, thiserror::Error)]
+pub enum ListError {
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The clock.
+    #[error(transparent)]
+    Clock(#[from] CniError),
+    /// JSON out.
+    #[error("convert to JSON")]
+    Json(#[from] serde_json::Error),
+}
+
+/// The object that `ledger -o json` prints.
+#[derive(Serialize)]
+struct Listing<'a> {
+    entries: Vec<Row<'a>>,
+    alarms: Vec<String>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row<'a> {
+    namespace: &'a str,
+    name: &'a str,
+    interface: &'a str,
+    state: State,
+    ipv4: Vec<IpAddr>,
+    ipv6: Vec<IpAddr>,
+    mac: Option<Mac>,
+    uid: &'a str,
+    sandbox: &'a str,
+    network: &'a str,
+    assigner: Assigner,
+    /// Unix seconds, by the clock of then.
+    since: u64,
+    /// How long the node has been up since then.
+    seconds: u64,
+}
+
+impl<'a> Row<'a> {
+    fn new(key: &'a Key, entry: &'a Entry, now: Now) -> Self {
+        let of = |is_ipv4| {
+            let addresses = entry.addresses.iter().copied();
+            addresses
+                .filter(|address| address.is_ipv4() == is_ipv4)
+                .collect()
+        };
+        Self {
+            namespace: &key.namespace,
+            name: &key.name,
+            interface: &key.interface,
+            state: entry.state,
+            ipv4: of(true),
+            ipv6: of(false),
+            mac: entry.mac,
+            uid: &entry.uid,
+            sandbox: &entry.container,
+            network: &entry.network,
+            assigner: entry.assigner,
+            since: entry.since,
+            seconds: now.at.saturating_sub(entry.at) / 1000,
+        }
+    }
+
+    fn columns(&self) -> [String; 8] {
+        const NONE: &str = "-";
+        let list = |addresses: &[IpAddr]| match addresses {
+            [] => NONE.to_owned(),
+            _ => addresses
+                .iter()
+                .map(IpAddr::to_string)
+                .collect::<Vec<_>>()
+                .join(","),
+        };
+        let (whose, name) = match self.namespace {
+            // A container's is all that is known of it.
+            "" => ("container ", short(self.name)),
+            namespace => (namespace, self.name),
+        };
+        let slash = if self.namespace.is_empty() { "" } else { "/" };
+        [
+            format!("{whose}{slash}{name}"),
+            self.interface.to_owned(),
+            self.state.to_string(),
+            age(self.seconds),
+            list(&self.ipv4),
+            list(&self.ipv6),
+            self.mac
+                .map_or_else(|| NONE.to_owned(), |mac| mac.to_string()),
+            short(self.sandbox).to_owned(),
+        ]
+    }
+}
+
+/// As runtimes print container IDs.
+fn short(container: &str) -> &str {
+    container.get(..13).unwrap_or(container)
+}
+
+/// In the two units that matter.
+fn age(seconds: u64) -> String {
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m{}s", seconds % 60),
+        (0, ..) => format!("{hours}h{}m", minutes % 60),
+        _ => format!("{days}d{}h", hours % 24),
+    }
+}
+
+/// Columns as wide as what is in them.
+struct Table<'a>(&'a [Row<'a>]);
+
+impl fmt::Display for Table<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let head = [
+            "POD",
+            "INTERFACE",
+            "STATE",
+            "FOR",
+            "IPV4",
+            "IPV6",
+            "MAC",
+            "SANDBOX",
+        ];
+        let rows = self.0.iter().map(Row::columns);
+        let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
+            .chain(rows)
+            .collect();
+        let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
+        for line in &lines {
+            let mut text = String::new();
+            for (column, cell) in line.iter().enumerate() {
+                write!(text, "{cell:<width$}  ", width = width(column).unwrap_or(0))?;
+            }
+            writeln!(f, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+fn rows(ledger: &Ledger, now: Now) -> Vec<Row<'_>> {
+    let entries = ledger.entries().iter();
+    entries
+        .map(|(key, entry)| Row::new(key, entry, now))
+        .collect()
+}
+
+/// Prints it. Reads only.
+pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
+    let store = Store::open(&Place {
+        state_dir: args.state_dir.clone(),
+        run_dir: args.run_dir.clone(),
+    })?;
+    let ledger = store.ledger();
+    let entries = rows(ledger, ledger.now(&clock()?));
+    let mut alarms: Vec<String> = store
+        .alarms()
+        .iter()
+        .map(|alarm| crate::agent::chain(alarm))
+        .collect();
+    if store.behind() > 0 {
+        alarms.push(format!(
+            "the ledger on disk lacks the last {} changes, which a reboot now would lose: is the disk full or read-only?",
+            store.behind()
+        ));
+    }
+    match args.output {
+        Output::Json => println!("{}", serde_json::to_string(&Listing { entries, alarms })?),
+        Output::Table => {
+            print!("{}", Table(&entries));
+            for alarm in alarms {
+                println!("alarm: {alarm}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retain::ledger::Record;
+    use crate::retain::ledger::tests::{entry, key};
+
+    #[test]
+    fn a_row_says_who_has_what_and_for_how_long() {
+        let mut ledger = Ledger::default();
+        let mut web = entry("10.1.0.2", "0123456789abcdef");
+        web.addresses.push("fd00::2".parse().unwrap());
+        web.mac = Some("0a:58:0a:01:00:02".parse().unwrap());
+        let nameless = Key {
+            namespace: String::new(),
+            name: "fedcba9876543210".to_owned(),
+            interface: "net1".to_owned(),
+        };
+        ledger.apply(Record::Put {
+            key: key("web-0"),
+            entry: web,
+        });
+        ledger.apply(Record::Put {
+            key: nameless,
+            entry: entry("10.1.0.3", "fedcba9876543210"),
+        });
+        let now = Now {
+            at: 100 + 3_700_000,
+            since: 0,
+        };
+        let expected = "\
+POD                      INTERFACE  STATE   FOR   IPV4      IPV6     MAC                SANDBOX
+container fedcba9876543  net1       active  1h1m  10.1.0.3  -        -                  fedcba9876543
+shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  0a:58:0a:01:00:02  0123456789abc
+";
+        assert_eq!(Table(&rows(&ledger, now)).to_string(), expected);
+    }
+
+    #[test]
+    fn ages_are_short() {
+        let ages = [5, 65, 3700, 90_000].map(age);
+        assert_eq!(ages, ["5s", "1m5s", "1h1m", "1d1h"]);
+    }
+}

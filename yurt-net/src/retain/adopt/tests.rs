@@ -1,0 +1,84 @@
+use super::*;
+use crate::retain::ledger::tests::{entry, key};
+
+fn files(list: &[(&str, &str)]) -> Vec<Leftover> {
+    let owned = |(name, contents): &(&str, &str)| ((*name).to_owned(), (*contents).to_owned());
+    list.iter().map(owned).collect()
+}
+
+fn adopted(ledger: &Ledger, list: &[(&str, &str)]) -> Vec<String> {
+    let records = adopt(ledger, "edge", &files(list), Now { at: 7, since: 8 });
+    assert_eq!(records.last(), Some(&Record::Adopted("edge".to_owned())));
+    let entries = records.iter().filter_map(|record| match record {
+        Record::Put { key, entry } => {
+            let addresses: Vec<_> = entry.addresses.iter().map(IpAddr::to_string).collect();
+            Some(format!(
+                "{key}: {} {} {}",
+                addresses.join(" "),
+                entry.state,
+                entry.container
+            ))
+        }
+        _ => None,
+    });
+    entries.collect()
+}
+
+#[test]
+fn files_of_all_ages_are_understood() {
+    let found = adopted(
+        &Ledger::default(),
+        &[
+            ("10.1.0.2", "c1\r\neth0"),
+            ("fd00::2", "c1\r\neth0"),
+            ("10.1.0.2_shop_web-0", ""),
+            ("fd00::2_shop_web-0", ""),
+            // Before it wrote down the interface, and one that no Pod is known for.
+            ("10.1.0.3", "c2\n"),
+            ("10.1.0.4", "c3\nnet1"),
+            // The Pod is gone or will be back; a second address of a family is a leftover.
+            ("10.1.0.5_shop_web-1", ""),
+            ("10.1.0.6_shop_web-1", ""),
+            // The address has gone to another container: its mapping was renamed, or never made.
+            ("last_reserved_ip.0", "10.1.0.4"),
+            ("lock", ""),
+            ("10.1.0.9", ""),
+            ("10.1.0.9_shop", ""),
+        ],
+    );
+    assert_eq!(
+        found,
+        [
+            "container c2 (eth0): 10.1.0.3 active c2",
+            "container c3 (net1): 10.1.0.4 active c3",
+            "Pod shop/web-0 (eth0): 10.1.0.2 fd00::2 active c1",
+            "Pod shop/web-1 (eth0): 10.1.0.5 retained ",
+        ]
+    );
+}
+
+#[test]
+fn the_ledger_knows_better_and_is_asked_once() {
+    let mut ledger = Ledger::default();
+    ledger.apply(Record::Put {
+        key: key("web-0"),
+        entry: entry("10.1.0.2", "c1"),
+    });
+    let found = adopted(
+        &ledger,
+        &[
+            ("10.1.0.2", "old"),
+            ("10.1.0.7_shop_web-0", ""),
+            ("10.1.0.8_shop_web-8", ""),
+        ],
+    );
+    assert_eq!(found, ["Pod shop/web-8 (eth0): 10.1.0.8 retained "]);
+    ledger.apply(Record::Adopted("edge".to_owned()));
+    let again = adopt(
+        &ledger,
+        "edge",
+        &files(&[("10.1.0.8", "c8")]),
+        Now::default(),
+    );
+    assert_eq!(again, []);
+}

@@ -1,0 +1,152 @@
+//! Frames that tell the neighbours who has an address. Pure.
+//!
+//! They make the bridge learn the port of a MAC that has moved, and neighbours forget the one that an address had before.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::ledger::Mac;
+
+const BROADCAST: [u8; 6] = [0xff; 6];
+/// Where ff02::1 goes (RFC 2464, section 7).
+const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+const ICMPV6: u8 = 58;
+
+/// The MAC that an address gives: local and unicast. For IPv4 it is the one that container networks have long used
+/// (`0a:58` and the address). Addresses of one subnet have different ones: an IPv6 address counts with its last four bytes.
+pub fn mac_of(address: IpAddr) -> Mac {
+    let ([a, b], [c, d, e, f]) = match address {
+        IpAddr::V4(address) => ([0x0a, 0x58], address.octets()),
+        IpAddr::V6(address) => {
+            let [.., c, d, e, f] = address.octets();
+            ([0x0a, 0x59], [c, d, e, f])
+        }
+    };
+    Mac([a, b, c, d, e, f])
+}
+
+/// The link-local address that an interface derives from its MAC (RFC 4291, appendix A).
+pub fn link_local(mac: Mac) -> Ipv6Addr {
+    let [a, b, c, d, e, f] = mac.0;
+    let low = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(low))
+}
+
+/// An Ethernet frame that announces an address: an ARP announcement, or an unsolicited neighbour advertisement.
+pub fn frame(mac: Mac, address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => arp(mac, address),
+        IpAddr::V6(address) => advertisement(mac, address),
+    }
+}
+
+fn ethernet(to: [u8; 6], from: Mac, kind: u16) -> Vec<u8> {
+    [&to[..], &from.0, &kind.to_be_bytes()].concat()
+}
+
+/// A request for the own address (RFC 5227, section 3).
+fn arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
+    let mut frame = ethernet(BROADCAST, mac, 0x0806);
+    // Ethernet, IPv4, their lengths, request.
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
+    frame.extend(mac.0);
+    frame.extend(address.octets());
+    frame.extend([0; 6]);
+    frame.extend(address.octets());
+    frame
+}
+
+/// With the flag Override, and the MAC as its option (RFC 4861, sections 4.4 and 7.2.6).
+fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
+    let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
+    message.extend(address.octets());
+    message.extend([2, 1]);
+    message.extend(mac.0);
+    // 32 bytes: no length of a pseudo header is larger than a byte.
+    let length = [0, 32];
+    let pseudo = [
+        &address.octets()[..],
+        &ALL_NODES.octets(),
+        &[0, 0],
+        &length,
+        &[0, 0, 0, ICMPV6],
+        &message,
+    ];
+    let [high, low] = checksum(&pseudo.concat()).to_be_bytes();
+    message[2] = high;
+    message[3] = low;
+
+    let mut frame = ethernet(ALL_NODES_MAC, mac, 0x86dd);
+    frame.extend([0x60, 0, 0, 0]);
+    frame.extend(length);
+    // A receiver believes none that a router may have forwarded.
+    frame.extend([ICMPV6, 255]);
+    frame.extend(address.octets());
+    frame.extend(ALL_NODES.octets());
+    frame.extend(message);
+    frame
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.as_chunks::<2>().0.iter();
+    let sum = words.fold(0u16, |sum, word| {
+        let (sum, carry) = sum.overflowing_add(u16::from_be_bytes(*word));
+        sum + u16::from(carry)
+    });
+    !sum
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mac_of_an_address_is_local_and_unicast() {
+        let v4 = mac_of("10.1.2.3".parse().unwrap());
+        assert_eq!(v4.to_string(), "0a:58:0a:01:02:03");
+        let v6 = mac_of("fd00:1::a2:3".parse().unwrap());
+        assert_eq!(v6.to_string(), "0a:59:00:a2:00:03");
+        for mac in [v4, v6] {
+            assert_eq!(mac.0[0] & 3, 2);
+        }
+    }
+
+    #[test]
+    fn a_link_local_address_is_derived_as_the_kernel_does() {
+        let mac = "52:74:f2:b1:a8:7f".parse().unwrap();
+        assert_eq!(
+            link_local(mac),
+            "fe80::5074:f2ff:feb1:a87f".parse::<Ipv6Addr>().unwrap()
+        );
+    }
+
+    #[test]
+    fn an_arp_announcement_asks_for_the_own_address() {
+        let mac = "0a:58:0a:01:00:02".parse().unwrap();
+        let frame = frame(mac, "10.1.0.2".parse().unwrap());
+        let expected = [
+            &[0xff; 6][..],
+            &mac.0,
+            &[8, 6, 0, 1, 8, 0, 6, 4, 0, 1],
+            &mac.0,
+            &[10, 1, 0, 2],
+            &[0; 6],
+            &[10, 1, 0, 2],
+        ];
+        assert_eq!(frame, expected.concat());
+    }
+
+    #[test]
+    fn the_checksum_of_an_advertisement_adds_up() {
+        let mac = "0a:59:00:00:00:02".parse().unwrap();
+        let address: Ipv6Addr = "fd00:1::2".parse().unwrap();
+        let frame = frame(mac, address.into());
+        let (header, message) = frame[14..].split_at(40);
+        assert_eq!((message.len(), header[6], header[7]), (32, ICMPV6, 255));
+        let pseudo = [&header[8..40], &[0, 0, 0, 32, 0, 0, 0, ICMPV6], message].concat();
+        assert_eq!(checksum(&pseudo), 0);
+        assert_eq!(message[4], 0x20, "override, neither router nor solicited");
+        assert_eq!(message[8..24], address.octets());
+    }
+}

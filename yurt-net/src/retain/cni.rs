@@ -1,0 +1,529 @@
+//! `yurt-ipam` and `yurt-cni`: the binary under these names is a CNI plugin.
+//!
+//! | plugin | where in a configuration | what it does |
+//! |---|---|---|
+//! | `yurt-ipam` | `ipam.type` of any main plugin | gives a Pod the addresses that it had |
+//! | `yurt-cni` | in the list, after the main plugin | gives its interface the MAC that it had, tells the neighbours, writes down the addresses whoever gave them |
+//!
+//! A plugin is a process for one request: it locks the ledger, reads it, asks `plan`, writes, and answers. The agent need not run.
+//! `protocol` is what the runtime says and is told.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Read as _};
+use std::net::{AddrParseError, IpAddr};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::adopt::{Leftover, adopt};
+use super::announce::mac_of;
+use super::ledger::store::{LedgerError, Lock, Place, Store};
+use super::ledger::{Assigner, Clock, Ledger, Mac, Now, Record};
+use super::link::{self, LinkError};
+use super::plan::{self, Draft, Refusal};
+use super::range::RangeError;
+use crate::agent::chain;
+use crate::netns::Netns;
+use crate::source::unix_seconds;
+
+mod protocol;
+#[cfg(test)]
+mod tests;
+
+pub use protocol::Environment;
+use protocol::{Config, MacPolicy, StoreConfig, Verb, Version};
+
+/// A runtime gives up after minutes; other plugins are at the ledger for milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// Where host-local keeps its files unless it is told otherwise.
+const HOST_LOCAL: &str = "/var/lib/cni/networks";
+
+/// Which plugin to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Plugin {
+    /// `yurt-ipam`.
+    Ipam,
+    /// `yurt-cni`.
+    Chained,
+}
+
+/// Why a request is not met. The specification has the codes up to 99.
+#[derive(Debug, thiserror::Error)]
+pub enum CniError {
+    /// Not one of ours.
+    #[error("cniVersion {version:?} is not supported: use 0.3.1, 0.4.0, 1.0.0 or 1.1.0")]
+    Version {
+        /// What the configuration says.
+        version: String,
+    },
+    /// The configuration is older than the verb.
+    #[error("this verb needs cniVersion {since} or later in the configuration")]
+    TooOld {
+        /// The first version that has it.
+        since: &'static str,
+    },
+    /// A variable.
+    #[error("{name} {problem}")]
+    Environment {
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Standard input.
+    #[error("read the configuration from standard input")]
+    Input(#[source] io::Error),
+    /// Not the JSON that it should be.
+    #[error("the configuration cannot be read")]
+    Decode(#[source] serde_json::Error),
+    /// No name.
+    #[error("the configuration has no name: the network must be called something")]
+    NoName,
+    /// A relative path depends on who calls.
+    #[error("{key} {path:?} is not an absolute path")]
+    Relative {
+        /// Which.
+        key: &'static str,
+        /// What it says.
+        path: String,
+    },
+    /// The ranges.
+    #[error("the ranges cannot be used")]
+    Ranges(#[from] RangeError),
+    /// `yurt-cni` alone, or first.
+    #[error("there is no prevResult: yurt-cni comes after the main plugin in the list")]
+    NoPreviousResult,
+    /// `IP=`, `ips`.
+    #[error("the requested address {text:?} is none")]
+    Requested {
+        /// As asked for.
+        text: String,
+        /// Why not.
+        #[source]
+        source: AddrParseError,
+    },
+    /// The rules.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The ledger.
+    #[error("the ledger cannot be used")]
+    Ledger(#[from] LedgerError),
+    /// Files of this machine.
+    #[error("read {}", path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The Pod's namespace.
+    #[error("open the network namespace {path:?}")]
+    Netns {
+        /// As the runtime names it.
+        path: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The Pod's interface.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// CHECK.
+    #[error("{interface} has the MAC {actual}, and {claimed} in the previous result")]
+    OtherMac {
+        /// The interface.
+        interface: String,
+        /// What it has.
+        actual: Mac,
+        /// What it was given.
+        claimed: Mac,
+    },
+}
+
+impl CniError {
+    fn code(&self) -> u32 {
+        match self {
+            Self::Version { .. } | Self::TooOld { .. } => 1,
+            Self::Environment { .. } => 4,
+            Self::Input(_) | Self::Read { .. } | Self::Netns { .. } | Self::Link(_) => 5,
+            Self::Ledger(LedgerError::Locked { .. }) => 11,
+            Self::Ledger(_) => 5,
+            Self::Decode(_) => 6,
+            Self::NoName
+            | Self::Relative { .. }
+            | Self::Ranges(_)
+            | Self::NoPreviousResult
+            | Self::Requested { .. } => 7,
+            // Pods go.
+            Self::Refused(Refusal::Exhausted { .. }) => 11,
+            Self::Refused(Refusal::NotInRange { .. }) => 100,
+            Self::Refused(Refusal::Taken { .. }) => 101,
+            Self::Refused(Refusal::Unknown { .. } | Refusal::Differs { .. })
+            | Self::OtherMac { .. } => 102,
+        }
+    }
+}
+
+impl Plugin {
+    /// Which one a program of this path is, if any.
+    pub fn named(program: &Path) -> Option<Self> {
+        match program.file_name()?.to_str()? {
+            "yurt-ipam" => Some(Self::Ipam),
+            "yurt-cni" => Some(Self::Chained),
+            _ => None,
+        }
+    }
+
+    /// Answers the request that this process was started for.
+    #[expect(
+        clippy::print_stdout,
+        clippy::print_stderr,
+        reason = "the answer; what an operator should know"
+    )]
+    pub fn main(self) -> ExitCode {
+        let variable = |name| std::env::var(name).unwrap_or_default();
+        let environment = Environment {
+            command: variable("CNI_COMMAND"),
+            container: variable("CNI_CONTAINERID"),
+            netns: variable("CNI_NETNS"),
+            interface: variable("CNI_IFNAME"),
+            args: variable("CNI_ARGS"),
+        };
+        let mut alarms = Vec::new();
+        let (version, result) = self.answer(&environment, &mut alarms);
+        for alarm in alarms {
+            eprintln!("{}: alarm: {alarm}", self.name());
+        }
+        match result {
+            Ok(Value::Null) => ExitCode::SUCCESS,
+            Ok(answer) => {
+                println!("{answer}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                println!("{}", protocol::failure(version, &error));
+                ExitCode::FAILURE
+            }
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Ipam => "yurt-ipam",
+            Self::Chained => "yurt-cni",
+        }
+    }
+
+    fn answer(
+        self,
+        environment: &Environment,
+        alarms: &mut Vec<String>,
+    ) -> (Version, Result<Value, CniError>) {
+        let mut version = Version::NEWEST;
+        let mut answer = || {
+            // Always: who writes it does not like to find the pipe closed.
+            let mut text = String::new();
+            io::stdin()
+                .read_to_string(&mut text)
+                .map_err(CniError::Input)?;
+            let verb = Verb::parse(&environment.command)?;
+            if verb == Verb::Version {
+                return Ok(protocol::versions());
+            }
+            let config = Config::parse(&text)?;
+            version = Version::parse(&config.cni_version)?;
+            if Version::parse(verb.since())? > version {
+                return Err(CniError::TooOld {
+                    since: verb.since(),
+                });
+            }
+            if config.name.is_empty() {
+                return Err(CniError::NoName);
+            }
+            Request::new(self, version, environment, &config)?.meet(verb, alarms)
+        };
+        let result = answer();
+        (version, result)
+    }
+}
+
+/// A request that makes sense, for one network.
+struct Request<'a> {
+    plugin: Plugin,
+    version: Version,
+    environment: &'a Environment,
+    config: &'a Config,
+    place: Place,
+    /// Milliseconds.
+    ttl: u64,
+}
+
+impl<'a> Request<'a> {
+    fn new(
+        plugin: Plugin,
+        version: Version,
+        environment: &'a Environment,
+        config: &'a Config,
+    ) -> Result<Self, CniError> {
+        let StoreConfig {
+            data_dir,
+            run_dir,
+            ttl_seconds,
+        } = match (plugin, &config.ipam) {
+            (Plugin::Ipam, Some(ipam)) => &ipam.store,
+            _ => &config.store,
+        };
+        let absolute = |key, path: &str| {
+            let is_absolute = Path::new(path).is_absolute();
+            is_absolute
+                .then(|| PathBuf::from(path))
+                .ok_or_else(|| CniError::Relative {
+                    key,
+                    path: path.to_owned(),
+                })
+        };
+        Ok(Self {
+            plugin,
+            version,
+            environment,
+            config,
+            place: Place {
+                state_dir: absolute("dataDir", data_dir)?,
+                run_dir: absolute("runDir", run_dir)?,
+            },
+            ttl: ttl_seconds.saturating_mul(1000),
+        })
+    }
+
+    fn meet(&self, verb: Verb, alarms: &mut Vec<String>) -> Result<Value, CniError> {
+        match (verb, self.plugin) {
+            (Verb::Version | Verb::Status, _) => self.status(),
+            (Verb::Gc, _) => self.gc(alarms),
+            (Verb::Del, _) => self.del(alarms),
+            (Verb::Add, Plugin::Ipam) => self.add_address(alarms),
+            (Verb::Add, Plugin::Chained) => self.add_mac(alarms),
+            (Verb::Check, Plugin::Ipam) => self.check_address(),
+            (Verb::Check, Plugin::Chained) => self.check_mac(),
+        }
+    }
+
+    /// Runs a step on the ledger under its lock, and writes what it says.
+    fn transact<T>(
+        &self,
+        alarms: &mut Vec<String>,
+        step: impl FnOnce(&Ledger, Now) -> Result<(Vec<Record>, T), CniError>,
+    ) -> Result<T, CniError> {
+        let _lock = Lock::take(&self.place, LOCK_PATIENCE)?;
+        let mut store = Store::open(&self.place)?;
+        let mut draft = Draft::new(store.ledger(), &clock()?);
+        let now = draft.now();
+        if self.plugin == Plugin::Ipam && !draft.ledger().has_adopted(&self.config.name) {
+            draft.take(adopt(
+                draft.ledger(),
+                &self.config.name,
+                &self.leftovers()?,
+                now,
+            ));
+        }
+        draft.take(plan::expire(draft.ledger(), self.ttl, now));
+        let (records, answer) = step(draft.ledger(), now)?;
+        draft.take(records);
+        let result = store.commit(draft.into_records());
+        alarms.extend(store.alarms().iter().map(|alarm| chain(alarm)));
+        result?;
+        Ok(answer)
+    }
+
+    /// What host-local has left for this network.
+    fn leftovers(&self) -> Result<Vec<Leftover>, CniError> {
+        let configured = self
+            .config
+            .ipam
+            .as_ref()
+            .and_then(|ipam| ipam.migrate_from.as_deref());
+        let directory = configured.unwrap_or(HOST_LOCAL);
+        if directory.is_empty() {
+            return Ok(Vec::new());
+        }
+        let path = Path::new(directory).join(&self.config.name);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| CniError::Read { path, source }
+        };
+        let listed = match fs::read_dir(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            listed => listed.map_err(failed(&path))?,
+        };
+        let mut files = Vec::new();
+        for file in listed {
+            let file = file.map_err(failed(&path))?;
+            let name = file.file_name();
+            let contents = match fs::read(file.path()) {
+                // Its container has just gone.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                // Not one of host-local's.
+                Err(error) if error.kind() == io::ErrorKind::IsADirectory => continue,
+                contents => contents.map_err(failed(&file.path()))?,
+            };
+            let contents = String::from_utf8_lossy(&contents).into_owned();
+            files.extend(name.to_str().map(|name| (name.to_owned(), contents)));
+        }
+        Ok(files)
+    }
+
+    /// Whether an ADD could be met as far as the configuration goes.
+    fn status(&self) -> Result<Value, CniError> {
+        if self.plugin == Plugin::Ipam {
+            self.config.range_sets()?;
+        }
+        Ok(Value::Null)
+    }
+
+    fn gc(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
+        let attachments = self.config.valid_attachments.iter();
+        let valid: BTreeSet<(String, String)> = attachments
+            .map(|valid| (valid.container.clone(), valid.interface.clone()))
+            .collect();
+        self.transact(alarms, |ledger, now| {
+            Ok((
+                plan::gc(ledger, &self.config.name, &valid, now),
+                Value::Null,
+            ))
+        })
+    }
+
+    fn del(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
+        let who = self.environment.attachment(&self.config.name)?;
+        let assigner = match self.plugin {
+            Plugin::Ipam => Assigner::Ours,
+            Plugin::Chained => Assigner::Other,
+        };
+        self.transact(alarms, |ledger, now| {
+            Ok((plan::del(ledger, &who, assigner, now), Value::Null))
+        })
+    }
+
+    fn add_address(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
+        let who = self.environment.attachment(&self.config.name)?;
+        let sets = self.config.range_sets()?;
+        let requested = self.config.requested(self.environment)?;
+        let resolver = self.resolver()?;
+        let assigned = self.transact(alarms, |ledger, now| {
+            Ok(plan::add(ledger, &who, &sets, &requested, now)?)
+        })?;
+        Ok(protocol::ipam_result(
+            self.version,
+            &assigned,
+            self.config,
+            &resolver,
+        ))
+    }
+
+    fn resolver(&self) -> Result<String, CniError> {
+        match self
+            .config
+            .ipam
+            .as_ref()
+            .map(|ipam| ipam.resolv_conf.as_str())
+        {
+            None | Some("") => Ok(String::new()),
+            Some(path) => fs::read_to_string(path).map_err(|source| CniError::Read {
+                path: path.into(),
+                source,
+            }),
+        }
+    }
+
+    fn check_address(&self) -> Result<Value, CniError> {
+        let who = self.environment.attachment(&self.config.name)?;
+        let claimed = self.config.claimed(&self.environment.interface)?;
+        let store = Store::open(&self.place)?;
+        plan::check(store.ledger(), &who, &claimed.addresses)?;
+        Ok(Value::Null)
+    }
+
+    fn add_mac(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
+        let who = self.environment.attachment(&self.config.name)?;
+        let claimed = self.config.claimed(&self.environment.interface)?;
+        let netns = self.netns()?;
+        let addresses = &claimed.addresses;
+        let wanted = match self.config.mac {
+            _ if self.config.is_mac_requested(self.environment) => None,
+            MacPolicy::Address => first(addresses).map(mac_of),
+            // Only requests for this Pod change it, and there is one at a time.
+            MacPolicy::First => {
+                let store = Store::open(&self.place)?;
+                store.ledger().get(&who.key).and_then(|entry| entry.mac)
+            }
+        };
+        // Not under the lock: the kernel may take its time when many Pods start at once.
+        let settled = link::settle(&netns, &who.key.interface, wanted, addresses)?;
+        alarms.extend(settled.problems.iter().map(|problem| chain(problem)));
+        self.transact(alarms, |ledger, now| {
+            Ok((
+                plan::observe(ledger, &who, addresses, settled.mac, now)?,
+                (),
+            ))
+        })?;
+        let previous = self.config.prev_result.clone().unwrap_or_default();
+        Ok(claimed.result(previous, settled.mac))
+    }
+
+    fn check_mac(&self) -> Result<Value, CniError> {
+        let who = self.environment.attachment(&self.config.name)?;
+        let claimed = self.config.claimed(&self.environment.interface)?;
+        let interface = &self.environment.interface;
+        let actual = link::mac(&self.netns()?, interface)?;
+        match claimed.mac {
+            Some(claimed) if claimed != actual => Err(CniError::OtherMac {
+                interface: interface.clone(),
+                actual,
+                claimed,
+            }),
+            Some(_) | None => {
+                let store = Store::open(&self.place)?;
+                plan::check(store.ledger(), &who, &claimed.addresses)?;
+                Ok(Value::Null)
+            }
+        }
+    }
+
+    fn netns(&self) -> Result<Netns, CniError> {
+        let path = self.environment.netns()?;
+        Netns::open(Path::new(path)).map_err(|source| CniError::Netns {
+            path: path.to_owned(),
+            source,
+        })
+    }
+}
+
+/// The one that a MAC is derived from: of either family there is one at most in most networks.
+fn first(addresses: &[IpAddr]) -> Option<IpAddr> {
+    let v4 = addresses.iter().find(|address| address.is_ipv4());
+    v4.or_else(|| addresses.first()).copied()
+}
+
+/// What the clocks of this machine say.
+pub fn clock() -> Result<Clock, CniError> {
+    const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+    let boot = fs::read_to_string(BOOT).map_err(|source| CniError::Read {
+        path: BOOT.into(),
+        source,
+    })?;
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a valid buffer. It cannot fail: the clock is there since Linux 2.6.39.
+    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+    Ok(Clock {
+        boot: boot.trim().to_owned(),
+        up: u64::try_from(time.tv_sec).unwrap_or(0) * 1000
+            + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000,
+        wall: unix_seconds(),
+    })
+}

@@ -1,0 +1,439 @@
+//! What a container runtime says to a plugin, and what it is told. Pure.
+//!
+//! Source: the CNI specification (containernetworking/cni, SPEC.md), versions 0.3.1 to 1.1.0. The configuration comes on standard input,
+//! the rest in environment variables; the answer is JSON on standard output, and the exit code.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::CniError;
+use crate::retain::ledger::store::Place;
+use crate::retain::ledger::{Key, Mac};
+use crate::retain::plan::Attachment;
+use crate::retain::range::{Assigned, RangeConfig, RangeError, RangeSet};
+
+/// A version of the specification.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Version(&'static str);
+
+/// In their order, as text also: `Version` compares them so.
+const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
+
+impl Version {
+    /// The newest: of answers to configurations that cannot be read.
+    pub(super) const NEWEST: Self = Self(VERSIONS[3]);
+
+    pub(super) fn parse(text: &str) -> Result<Self, CniError> {
+        let known = VERSIONS.into_iter().find(|&version| version == text);
+        known.map(Self).ok_or_else(|| CniError::Version {
+            version: text.to_owned(),
+        })
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+/// `CNI_COMMAND`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Add,
+    Del,
+    Check,
+    Gc,
+    Status,
+    Version,
+}
+
+impl Verb {
+    pub(super) fn parse(text: &str) -> Result<Self, CniError> {
+        Ok(match text {
+            "ADD" => Self::Add,
+            "DEL" => Self::Del,
+            "CHECK" => Self::Check,
+            "GC" => Self::Gc,
+            "STATUS" => Self::Status,
+            "VERSION" => Self::Version,
+            _ => {
+                return Err(CniError::Environment {
+                    name: "CNI_COMMAND",
+                    problem: "is not ADD, DEL, CHECK, GC, STATUS or VERSION",
+                });
+            }
+        })
+    }
+
+    /// The first version that has it.
+    pub(super) fn since(self) -> &'static str {
+        match self {
+            Self::Add | Self::Del | Self::Version => "0.3.1",
+            Self::Check => "0.4.0",
+            Self::Gc | Self::Status => "1.1.0",
+        }
+    }
+}
+
+/// The environment variables that say for what a plugin is called.
+#[derive(Clone, Debug, Default)]
+pub struct Environment {
+    /// `CNI_COMMAND`.
+    pub command: String,
+    /// `CNI_CONTAINERID`.
+    pub container: String,
+    /// `CNI_NETNS`: a path, which may be empty or gone on DEL.
+    pub netns: String,
+    /// `CNI_IFNAME`.
+    pub interface: String,
+    /// `CNI_ARGS`: `KEY=VALUE;KEY=VALUE`.
+    pub args: String,
+}
+
+impl Environment {
+    fn arg(&self, name: &str) -> &str {
+        let pairs = self.args.split(';').filter_map(|pair| pair.split_once('='));
+        let mut values = pairs.filter_map(|(key, value)| (key == name).then_some(value));
+        values.next().unwrap_or("")
+    }
+
+    /// For whom.
+    pub(super) fn attachment(&self, network: &str) -> Result<Attachment, CniError> {
+        let is_word = |text: &str, marks: &[u8]| {
+            text.starts_with(|first: char| first.is_ascii_alphanumeric())
+                && (text.bytes()).all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
+        };
+        if !is_word(&self.container, b"_.-") {
+            return Err(CniError::Environment {
+                name: "CNI_CONTAINERID",
+                problem: "is missing, or holds what no container ID may hold",
+            });
+        }
+        let is_forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
+        let is_interface = (1..=15).contains(&self.interface.len())
+            && !self.interface.contains(is_forbidden)
+            && !matches!(self.interface.as_str(), "." | "..");
+        if !is_interface {
+            return Err(CniError::Environment {
+                name: "CNI_IFNAME",
+                problem: "is missing, or is no name of an interface",
+            });
+        }
+        let [namespace, name, uid] =
+            ["K8S_POD_NAMESPACE", "K8S_POD_NAME", "K8S_POD_UID"].map(|name| self.arg(name));
+        let (namespace, name) = if namespace.is_empty() || name.is_empty() {
+            ("", self.container.as_str())
+        } else {
+            (namespace, name)
+        };
+        Ok(Attachment {
+            key: Key {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                interface: self.interface.clone(),
+            },
+            uid: uid.to_owned(),
+            container: self.container.clone(),
+            network: network.to_owned(),
+        })
+    }
+
+    /// The namespace that ADD and CHECK cannot do without.
+    pub(super) fn netns(&self) -> Result<&str, CniError> {
+        if self.netns.is_empty() {
+            return Err(CniError::Environment {
+                name: "CNI_NETNS",
+                problem: "is missing",
+            });
+        }
+        Ok(&self.netns)
+    }
+}
+
+/// What is on standard input.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Config {
+    pub(super) cni_version: String,
+    pub(super) name: String,
+    #[serde(flatten)]
+    pub(super) store: StoreConfig,
+    pub(super) mac: MacPolicy,
+    pub(super) ipam: Option<Ipam>,
+    runtime_config: RuntimeConfig,
+    args: Args,
+    pub(super) prev_result: Option<Value>,
+    #[serde(rename = "cni.dev/valid-attachments")]
+    pub(super) valid_attachments: Vec<ValidAttachment>,
+}
+
+/// Where the ledger is, and for how long it retains.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct StoreConfig {
+    pub(super) data_dir: String,
+    pub(super) run_dir: String,
+    /// After the last DEL.
+    pub(super) ttl_seconds: u64,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        Self {
+            data_dir: "/var/lib/yurt-net".to_owned(),
+            run_dir: Place::RUN_DIR.to_owned(),
+            ttl_seconds: 24 * 3600,
+        }
+    }
+}
+
+/// Which MAC `yurt-cni` gives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum MacPolicy {
+    /// That of the address.
+    #[default]
+    Address,
+    /// The one that the interface had the first time.
+    First,
+}
+
+/// The section `ipam`, as far as `yurt-ipam` reads it.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(super) struct Ipam {
+    #[serde(flatten)]
+    pub(super) store: StoreConfig,
+    ranges: Vec<Vec<RangeConfig>>,
+    /// One range without a list around it: this, and the next three.
+    subnet: Option<IpNetwork>,
+    range_start: Option<IpAddr>,
+    range_end: Option<IpAddr>,
+    gateway: Option<IpAddr>,
+    routes: Vec<Route>,
+    pub(super) resolv_conf: String,
+    /// Where host-local keeps its files; "" where there is nothing to take over.
+    pub(super) migrate_from: Option<String>,
+}
+
+/// Passed on as it is.
+#[derive(Debug, Serialize, Deserialize)]
+struct Route {
+    dst: IpNetwork,
+    #[serde(flatten)]
+    rest: BTreeMap<String, Value>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct RuntimeConfig {
+    ips: Vec<String>,
+    mac: String,
+    ip_ranges: Vec<Vec<RangeConfig>>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Args {
+    cni: CniArgs,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct CniArgs {
+    ips: Vec<String>,
+    mac: String,
+}
+
+/// One of `cni.dev/valid-attachments`.
+#[derive(Debug, Deserialize)]
+pub(super) struct ValidAttachment {
+    #[serde(rename = "containerID")]
+    pub(super) container: String,
+    #[serde(rename = "ifname")]
+    pub(super) interface: String,
+}
+
+impl Config {
+    pub(super) fn parse(text: &str) -> Result<Self, CniError> {
+        serde_json::from_str(text).map_err(CniError::Decode)
+    }
+
+    /// The addresses of an interface: those that the runtime brings along first.
+    pub(super) fn range_sets(&self) -> Result<Vec<RangeSet>, RangeError> {
+        let ipam = self.ipam.as_ref();
+        let single = ipam.and_then(|ipam| {
+            Some(vec![RangeConfig {
+                subnet: ipam.subnet?,
+                range_start: ipam.range_start,
+                range_end: ipam.range_end,
+                gateway: ipam.gateway,
+            }])
+        });
+        let listed = ipam.map_or(&[][..], |ipam| &ipam.ranges);
+        let brought = self.runtime_config.ip_ranges.iter();
+        let sets: Vec<_> = brought
+            .cloned()
+            .chain(single)
+            .chain(listed.iter().cloned())
+            .collect();
+        RangeSet::all(&sets)
+    }
+
+    /// Addresses that somebody asks for, each once.
+    pub(super) fn requested(&self, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
+        let args = environment
+            .arg("IP")
+            .split(',')
+            .filter(|text| !text.is_empty());
+        let others = self.runtime_config.ips.iter().chain(&self.args.cni.ips);
+        let mut requested = Vec::new();
+        for text in args.chain(others.map(String::as_str)) {
+            let address = text.split_once('/').map_or(text, |(address, _)| address);
+            let address = address.parse().map_err(|source| CniError::Requested {
+                text: text.to_owned(),
+                source,
+            })?;
+            if !requested.contains(&address) {
+                requested.push(address);
+            }
+        }
+        Ok(requested)
+    }
+
+    /// A MAC that somebody asked the main plugin for.
+    pub(super) fn is_mac_requested(&self, environment: &Environment) -> bool {
+        let asked = [
+            environment.arg("MAC"),
+            &self.runtime_config.mac,
+            &self.args.cni.mac,
+        ];
+        asked.iter().any(|mac| !mac.is_empty())
+    }
+
+    /// The addresses that a previous result gives to this interface.
+    pub(super) fn claimed(&self, interface: &str) -> Result<Claimed, CniError> {
+        let result = self
+            .prev_result
+            .as_ref()
+            .ok_or(CniError::NoPreviousResult)?;
+        let result = PrevResult::deserialize(result).map_err(CniError::Decode)?;
+        let index = (result.interfaces.iter())
+            .position(|other| other.name == interface && !other.sandbox.is_empty());
+        // An address of no interface is one of this one, as that of an IPAM plugin is.
+        let ips = result.ips.iter();
+        let ips = ips.filter(|ip| ip.interface.is_none() || ip.interface == index);
+        Ok(Claimed {
+            addresses: ips.map(|ip| ip.address.ip()).collect(),
+            mac: index.and_then(|index| result.interfaces[index].mac.parse().ok()),
+            index,
+        })
+    }
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PrevResult {
+    interfaces: Vec<PrevInterface>,
+    ips: Vec<PrevIp>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct PrevInterface {
+    name: String,
+    mac: String,
+    sandbox: String,
+}
+
+#[derive(Deserialize)]
+struct PrevIp {
+    interface: Option<usize>,
+    address: IpNetwork,
+}
+
+/// What a previous result says of an interface.
+#[derive(Debug)]
+pub(super) struct Claimed {
+    pub(super) addresses: Vec<IpAddr>,
+    pub(super) mac: Option<Mac>,
+    index: Option<usize>,
+}
+
+impl Claimed {
+    /// The previous result with this MAC in it, and nothing else changed.
+    pub(super) fn result(&self, mut previous: Value, mac: Mac) -> Value {
+        if let Some(index) = self.index {
+            previous["interfaces"][index]["mac"] = json!(mac);
+        }
+        previous
+    }
+}
+
+/// The answer of `yurt-ipam`.
+pub(super) fn ipam_result(
+    version: Version,
+    assigned: &[Assigned],
+    config: &Config,
+    resolver: &str,
+) -> Value {
+    let ips = assigned.iter().map(|Assigned { address, gateway }| {
+        let mut ip = json!({ "address": address, "gateway": gateway });
+        if version < Version("1.0.0") {
+            ip["version"] = json!(if address.is_ipv4() { "4" } else { "6" });
+        }
+        ip
+    });
+    let routes = config.ipam.as_ref().map_or(&[][..], |ipam| &ipam.routes);
+    json!({
+        "cniVersion": version.0,
+        "ips": ips.collect::<Vec<_>>(),
+        "routes": routes,
+        "dns": dns(resolver),
+    })
+}
+
+/// What a `resolv.conf` says (resolv.conf(5)).
+fn dns(resolver: &str) -> Value {
+    let mut dns = json!({});
+    for line in resolver.lines() {
+        let mut words = line.split_whitespace();
+        let (name, values) = (words.next(), words.map(str::to_owned).collect::<Vec<_>>());
+        match name {
+            Some("nameserver") => match &mut dns["nameservers"] {
+                Value::Array(known) => known.extend(values.into_iter().take(1).map(Value::from)),
+                none => *none = json!(values.get(..1).unwrap_or_default()),
+            },
+            Some("domain") => dns["domain"] = json!(values.first()),
+            Some("search") => dns["search"] = json!(values),
+            Some("options") => dns["options"] = json!(values),
+            _ => {}
+        }
+    }
+    dns
+}
+
+/// The answer to VERSION.
+pub(super) fn versions() -> Value {
+    json!({ "cniVersion": Version::NEWEST.0, "supportedVersions": VERSIONS })
+}
+
+/// The answer that says why there is none.
+pub(super) fn failure(version: Version, error: &CniError) -> Value {
+    let mut details = String::new();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        if !details.is_empty() {
+            details.push_str(": ");
+        }
+        details.push_str(&error.to_string());
+        cause = error.source();
+    }
+    json!({ "cniVersion": version.0, "code": error.code(), "msg": error.to_string(), "details": details })
+}

@@ -1,0 +1,333 @@
+//! Who has which addresses on this node, and who had them: the state, and what changes it.
+//!
+//! Pure. A `Ledger` is what its records say, in their order; `codec` turns records into lines, `store` keeps them. Which records to
+//! write is decided in `plan`. Two things hold after every record, so also when a writer was killed in the middle:
+//!
+//! - no address has two owners (entries that are active or retained);
+//! - what an entry says of its state was true when it was written.
+//!
+//! **Time.** TTLs are counted by the ledger's own clock, in milliseconds: the clock of this boot (`CLOCK_BOOTTIME`), and with a new boot on from
+//! where it was when the last record was written. The wall clock may jump (boards without a battery boot in 1970): it is for people
+//! only. So the hours in which the node was off do not count, and nothing is ever released too early.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+mod codec;
+pub mod store;
+#[cfg(test)]
+pub(crate) mod tests;
+
+/// Whose addresses: an interface of a Pod, or of a container that is no Pod's.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Key {
+    /// Namespace of the Pod; "" where the runtime named no Pod.
+    pub namespace: String,
+    /// Name of the Pod, or the container ID.
+    pub name: String,
+    /// Interface inside, as `eth0`.
+    pub interface: String,
+}
+
+impl Key {
+    /// Whether it is a name under which somebody can come back. A container ID is used once.
+    pub fn is_pod(&self) -> bool {
+        !self.namespace.is_empty()
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            namespace,
+            name,
+            interface,
+        } = self;
+        if self.is_pod() {
+            write!(f, "Pod {namespace}/{name} ({interface})")
+        } else {
+            write!(f, "container {name} ({interface})")
+        }
+    }
+}
+
+/// A 48-bit Ethernet address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Mac(pub [u8; 6]);
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+/// Not six bytes in hexadecimal with colons between them.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a MAC address such as 0a:58:0a:01:00:02")]
+pub struct BadMac(String);
+
+impl std::str::FromStr for Mac {
+    type Err = BadMac;
+
+    fn from_str(text: &str) -> Result<Self, BadMac> {
+        let bad = || BadMac(text.to_owned());
+        let mut bytes = [0; 6];
+        let mut parts = text.split(':');
+        for byte in &mut bytes {
+            let is_hex =
+                |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+            let part = parts.next().filter(is_hex);
+            let parsed = part.and_then(|part| u8::from_str_radix(part, 16).ok());
+            *byte = parsed.ok_or_else(bad)?;
+        }
+        match parts.next() {
+            None => Ok(Self(bytes)),
+            Some(_) => Err(bad()),
+        }
+    }
+}
+
+impl TryFrom<String> for Mac {
+    type Error = BadMac;
+
+    fn try_from(text: String) -> Result<Self, BadMac> {
+        text.parse()
+    }
+}
+
+impl From<Mac> for String {
+    fn from(mac: Mac) -> Self {
+        mac.to_string()
+    }
+}
+
+/// What there is to say of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// A sandbox has them.
+    Active,
+    /// The sandbox is gone; they are kept for the next one of that name.
+    Retained,
+    /// Anybody may have them. Until somebody does, they are given to the same name by preference.
+    Released,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Active => "active",
+            Self::Retained => "retained",
+            Self::Released => "released",
+        })
+    }
+}
+
+/// Who chose the addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Assigner {
+    /// `yurt-ipam`: it is the one to say when they are free.
+    Ours,
+    /// Another IPAM plugin; `yurt-cni` wrote down what it saw.
+    Other,
+}
+
+/// Addresses and their owner.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// One for each range set, in their order.
+    pub addresses: Vec<IpAddr>,
+    /// Of the interface, where `yurt-cni` set it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<Mac>,
+    /// UID of the Pod, where the runtime told it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    /// ID of the container (the Pod's sandbox) that has them, or had them last.
+    pub container: String,
+    /// Name of the CNI network.
+    pub network: String,
+    /// Who chose them.
+    pub assigner: Assigner,
+    /// How it is with them.
+    pub state: State,
+    /// Since when, in Unix seconds by the wall clock of that moment: for people.
+    pub since: u64,
+    /// The same in ledger time (milliseconds): for TTLs, and for who was first.
+    pub at: u64,
+}
+
+/// A moment, by the ledger's clock and by the wall's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Ledger time, milliseconds.
+    pub at: u64,
+    /// Unix seconds.
+    pub since: u64,
+}
+
+/// What the machine's clocks say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Which boot this is (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// Milliseconds since then, suspended or not (`CLOCK_BOOTTIME`).
+    pub up: u64,
+    /// Unix seconds.
+    pub wall: u64,
+}
+
+/// One change.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Record {
+    /// An entry is as it says here.
+    Put {
+        /// Whose.
+        key: Key,
+        /// What.
+        entry: Entry,
+    },
+    /// There is nothing more to say of it.
+    Remove(Key),
+    /// The range set that begins at `set` goes on after `last`.
+    Cursor {
+        /// First address of the set.
+        set: IpAddr,
+        /// The last one that was newly given away.
+        last: IpAddr,
+    },
+    /// The machine has booted, and nothing of before lives: `up` milliseconds into it, ledger time was `at`.
+    Boot {
+        /// Which boot.
+        id: String,
+        /// Milliseconds of it.
+        up: u64,
+        /// Ledger time then.
+        at: u64,
+    },
+    /// The files that another IPAM plugin left for this network have been taken over.
+    Adopted(String),
+}
+
+/// What the records say.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    entries: BTreeMap<Key, Entry>,
+    cursors: BTreeMap<IpAddr, IpAddr>,
+    adopted: BTreeSet<String>,
+    boot: Option<(String, u64)>,
+    /// Ledger time at that many milliseconds of `boot`.
+    booted_at: u64,
+    /// The latest that a record has told of.
+    latest: u64,
+}
+
+impl Ledger {
+    /// Takes up one change.
+    pub fn apply(&mut self, record: Record) {
+        match record {
+            Record::Put { key, entry } => {
+                self.latest = self.latest.max(entry.at);
+                self.entries.insert(key, entry);
+            }
+            Record::Remove(key) => {
+                self.entries.remove(&key);
+            }
+            Record::Cursor { set, last } => {
+                self.cursors.insert(set, last);
+            }
+            Record::Boot { id, up, at } => {
+                self.latest = self.latest.max(at);
+                self.booted_at = at;
+                self.boot = Some((id, up));
+            }
+            Record::Adopted(network) => {
+                self.adopted.insert(network);
+            }
+        }
+    }
+
+    /// Drops what others than `key` are said to have of these addresses.
+    fn dispossess(&mut self, key: &Key, addresses: &[IpAddr]) {
+        let has_any = |entry: &Entry| entry.addresses.iter().any(|a| addresses.contains(a));
+        self.entries
+            .retain(|other, entry| other == key || !has_any(entry));
+    }
+
+    /// The fewest records that say the same.
+    pub fn records(&self) -> Vec<Record> {
+        let boot = self.boot.iter().map(|(id, up)| Record::Boot {
+            id: id.clone(),
+            // Later than it was written, so that time goes on from the latest record all the same.
+            up: up + (self.latest - self.booted_at),
+            at: self.latest,
+        });
+        let cursors = self.cursors.iter();
+        let cursors = cursors.map(|(&set, &last)| Record::Cursor { set, last });
+        let adopted = self.adopted.iter().cloned().map(Record::Adopted);
+        let entries = self.entries.iter().map(|(key, entry)| Record::Put {
+            key: key.clone(),
+            entry: entry.clone(),
+        });
+        boot.chain(cursors).chain(adopted).chain(entries).collect()
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> &BTreeMap<Key, Entry> {
+        &self.entries
+    }
+
+    /// The one of this key.
+    pub fn get(&self, key: &Key) -> Option<&Entry> {
+        self.entries.get(key)
+    }
+
+    /// Where the range set that begins at `set` goes on.
+    pub fn cursor(&self, set: IpAddr) -> Option<IpAddr> {
+        self.cursors.get(&set).copied()
+    }
+
+    /// Whether this network has been taken over already.
+    pub fn has_adopted(&self, network: &str) -> bool {
+        self.adopted.contains(network)
+    }
+
+    /// Whether it knows of the boot that the clock is in.
+    pub fn is_awake(&self, clock: &Clock) -> bool {
+        self.boot.as_ref().is_some_and(|(id, _)| *id == clock.boot)
+    }
+
+    /// The present in ledger time. Before the first record of a boot it stands where the one before has left it.
+    pub fn now(&self, clock: &Clock) -> Now {
+        let at = match &self.boot {
+            Some((id, up)) if *id == clock.boot => {
+                self.booted_at.saturating_add(clock.up.saturating_sub(*up))
+            }
+            Some(_) | None => self.latest,
+        };
+        Now {
+            at: at.max(self.latest),
+            since: clock.wall,
+        }
+    }
+
+    /// Whether a power cut must not lose this change: what a name will be given again. Who has it at the moment, and what is free
+    /// again, is worth nothing after a reboot.
+    pub fn must_survive(&self, record: &Record) -> bool {
+        match record {
+            Record::Put { key, entry } => self.get(key).is_none_or(|known| {
+                let is_back = known.state == State::Released && entry.state != State::Released;
+                known.addresses != entry.addresses || known.mac != entry.mac || is_back
+            }),
+            Record::Adopted(_) => true,
+            Record::Remove(_) | Record::Cursor { .. } | Record::Boot { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! The bytes of a ledger. Pure.
+//!
+//! ```text
+//! 5d0c1c5e 7 {"yurt-net":"ledger","version":1,"records":2}
+//! 8f7bdaa1 7 {"boot":{"id":"5f0c...","up":31000,"at":900000}}
+//! 05b2a6f2 7 {"put":{"key":{"namespace":"shop","name":"web-0","interface":"eth0"},"entry":{"addresses":["10.1.0.7"],...}}}
+//! 96b1c4d0 8 {"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}
+//! ```
+//!
+//! Lines of text, for people and for `grep`: a CRC-32 in hexadecimal of what follows the blank, the number of the change, and JSON. The header
+//! is followed by so many records that are the whole state as of its number; then come the changes, each with a number one higher than the
+//! one before.
+//!
+//! A line counts by itself. One that is damaged costs its own record and no other; the numbers tell that something is missing. What an append
+//! left unfinished is at the end only, and was never confirmed to anybody.
+
+use std::fmt::Write as _;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Ledger, Record};
+
+/// To be raised when an older version would misread what is written. New fields that it may ignore need none.
+pub(super) const VERSION: u32 = 1;
+
+/// What is wrong with a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flaw {
+    /// Not a ledger at all.
+    Foreign,
+    /// Of another version.
+    Version(u32),
+    /// Its last append is unfinished: no harm is done.
+    Torn,
+    /// Records are missing, or are not what was written.
+    Damaged,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    #[serde(rename = "yurt-net")]
+    what: String,
+    version: u32,
+    records: u64,
+}
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub(super) struct Replayed {
+    /// The state.
+    pub(super) ledger: Ledger,
+    /// Number of the last change.
+    pub(super) sequence: u64,
+    /// Bytes of the whole state at the beginning.
+    pub(super) base: u64,
+    /// Bytes.
+    pub(super) length: u64,
+    /// Why there may be more to know.
+    pub(super) flaw: Option<Flaw>,
+}
+
+/// A file that says just this.
+pub(super) fn whole(ledger: &Ledger, sequence: u64) -> serde_json::Result<Vec<u8>> {
+    let records = ledger.records();
+    let header = Header {
+        what: "ledger".to_owned(),
+        version: VERSION,
+        records: records.len().try_into().unwrap_or(u64::MAX),
+    };
+    let mut out = String::new();
+    line(&mut out, sequence, &header)?;
+    records
+        .iter()
+        .try_for_each(|record| line(&mut out, sequence, record))?;
+    Ok(out.into_bytes())
+}
+
+/// Changes that come after the one of number `sequence`.
+pub(super) fn changes(sequence: u64, records: &[Record]) -> serde_json::Result<Vec<u8>> {
+    let mut out = String::new();
+    for (n, record) in (sequence + 1..).zip(records) {
+        line(&mut out, n, record)?;
+    }
+    Ok(out.into_bytes())
+}
+
+fn line(out: &mut String, n: u64, what: &impl Serialize) -> serde_json::Result<()> {
+    let text = format!("{n} {}", serde_json::to_string(what)?);
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{:08x} {text}", crc32fast::hash(text.as_bytes()));
+    Ok(())
+}
+
+/// Number and JSON of a line that is what was written.
+fn checked(line: &[u8]) -> Option<(u64, &str)> {
+    let (crc, text) = str::from_utf8(line)
+        .ok()?
+        .strip_suffix('\n')?
+        .split_once(' ')?;
+    if u32::from_str_radix(crc, 16) != Ok(crc32fast::hash(text.as_bytes())) {
+        return None;
+    }
+    let (n, json) = text.split_once(' ')?;
+    Some((n.parse().ok()?, json))
+}
+
+/// Reads a file as far as it can be read. An empty one is an unfinished one.
+pub(super) fn replay(bytes: &[u8]) -> Replayed {
+    let mut replayed = Replayed {
+        length: bytes.len().try_into().unwrap_or(u64::MAX),
+        ..Replayed::default()
+    };
+    // Records of the whole state that are still to come.
+    let mut due = None;
+    let (mut is_gapless, mut is_torn, mut read) = (true, bytes.is_empty(), 0);
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        read += line.len();
+        let Some((n, json)) = checked(line) else {
+            // Unless something good follows, it is the end of an append.
+            is_torn = true;
+            continue;
+        };
+        if due.is_none()
+            && let Ok(header) = serde_json::from_str::<Header>(json)
+        {
+            if header.version != VERSION {
+                replayed.flaw = Some(Flaw::Version(header.version));
+                return replayed;
+            }
+            is_gapless &= !is_torn;
+            is_torn = false;
+            replayed.sequence = n;
+            due = Some(header.records);
+            if header.records == 0 {
+                replayed.base = read.try_into().unwrap_or(u64::MAX);
+            }
+            continue;
+        }
+        is_gapless &= !is_torn;
+        is_torn = false;
+        let Ok(record) = serde_json::from_str(json) else {
+            is_gapless = false;
+            continue;
+        };
+        match due.as_mut() {
+            Some(due) if *due > 0 && n == replayed.sequence => {
+                *due -= 1;
+                if *due == 0 {
+                    replayed.base = read.try_into().unwrap_or(u64::MAX);
+                }
+            }
+            // What an older file of that place has left, as a disk may show after a power cut.
+            _ if n < replayed.sequence => {
+                is_gapless = false;
+                continue;
+            }
+            due => {
+                is_gapless &= due.is_some_and(|due| *due == 0) && n == replayed.sequence + 1;
+                replayed.sequence = n;
+            }
+        }
+        if let (false, Record::Put { key, entry }) = (is_gapless, &record) {
+            // What is missing may be how it came to be free.
+            replayed.ledger.dispossess(key, &entry.addresses);
+        }
+        replayed.ledger.apply(record);
+    }
+    replayed.flaw = match due {
+        None if replayed.sequence == 0 => {
+            // A file that was never written, but has its length.
+            let is_blank = bytes.iter().all(|&byte| byte == 0);
+            Some(if is_blank { Flaw::Torn } else { Flaw::Foreign })
+        }
+        Some(0) if is_gapless => is_torn.then_some(Flaw::Torn),
+        Some(_) | None => Some(Flaw::Damaged),
+    };
+    replayed
+}

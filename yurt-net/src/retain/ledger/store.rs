@@ -1,0 +1,418 @@
+//! The ledger on disk: two journals that say the same, one that survives a reboot and one that cannot fail with the disk.
+//!
+//! | file | what |
+//! |---|---|
+//! | `<state-dir>/ledger/ledger` | what is retained across reboots |
+//! | `/run/yurt-net/<state-dir>/ledger` | the same, in memory (tmpfs): who has what in this boot |
+//! | `/run/yurt-net/<state-dir>/lock` | held by whoever reads in order to write |
+//! | `ledger.new`, `ledger.damaged` | one that is being written; what could not be read |
+//!
+//! Every change goes to both, and is confirmed when one of them has it. Each journal is a beginning of the same history, so the one that
+//! has more of it is right, and the other is written anew with the next change. That no address has two owners rests on the journal in
+//! memory: a full, read-only or damaged disk takes nothing from it, and no owner outlives a boot. The journal on disk brings
+//! addresses back after a reboot; what it misses because the disk was full costs its Pod another address then.
+//!
+//! Everything here blocks. Whoever calls `commit` holds the [`Lock`] since before `open`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::codec::{self, Flaw, VERSION};
+use super::{Ledger, Record};
+use crate::disk::{Directory, Disk};
+
+const CURRENT: &str = "ledger";
+const NEW: &str = "ledger.new";
+const DAMAGED: &str = "ledger.damaged";
+
+/// A journal up to this size is not worth a new file. What a board reads for each ADD and DEL. Tests come by here often.
+pub(super) const JOURNAL_BYTES: u64 = if cfg!(test) { 2 * 1024 } else { 64 * 1024 };
+
+/// What is wrong with a ledger, or with where it is.
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    /// It cannot be known what is taken.
+    #[error(
+        "{} is of version {version}, and this yurt-net reads version {VERSION}: use the yurt-net that wrote it, or move the file \
+         away, which forgets what is retained", path.display()
+    )]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+    },
+    /// Something else is there in its place; it is set aside.
+    #[error("{} is not a ledger", path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Some of it is lost; it is set aside, and the rest is used.
+    #[error("{} is damaged", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process is at it.
+    #[error("{} is held by another process for more than {} s", path.display(), waited.as_secs())]
+    Locked {
+        /// The lock.
+        path: PathBuf,
+        /// For how long.
+        waited: Duration,
+    },
+    /// A record has no JSON.
+    #[error("encode a record")]
+    Encode(#[from] serde_json::Error),
+    /// The disk.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Neither journal can be written.
+    #[error("the ledger can be written neither on disk ({on_disk}) nor in memory")]
+    Nowhere {
+        /// Why not on disk, in words.
+        on_disk: String,
+        /// Why not in memory.
+        #[source]
+        in_memory: Box<Self>,
+    },
+}
+
+/// Where a ledger is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The agent's state directory.
+    pub state_dir: PathBuf,
+    /// A directory in memory, emptied by a reboot.
+    pub run_dir: PathBuf,
+}
+
+impl Place {
+    /// Where it is by default.
+    pub const RUN_DIR: &str = "/run/yurt-net";
+
+    fn on_disk(&self) -> PathBuf {
+        self.state_dir.join("ledger")
+    }
+
+    /// Its own for each state directory, whose path is in the name: two ledgers must not mix.
+    fn in_memory(&self) -> PathBuf {
+        let path = self.state_dir.to_string_lossy();
+        self.run_dir.join(path.trim_matches('/').replace('/', "-"))
+    }
+}
+
+/// The right to write a ledger. Ends with this value, or with the process.
+#[derive(Debug)]
+pub struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl Lock {
+    /// Waits for it.
+    pub fn take(place: &Place, patience: Duration) -> Result<Self, LedgerError> {
+        let directory = place.in_memory();
+        let path = directory.join("lock");
+        let io = |operation, source| LedgerError::Io {
+            operation,
+            path: path.clone(),
+            source,
+        };
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.map_err(|source| io("make the directory of", source))?;
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(|source| io("open", source))?;
+        let started = Instant::now();
+        let mut pause = Duration::from_micros(200);
+        loop {
+            // SAFETY: an open file.
+            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+                return Ok(Self(file));
+            }
+            let error = io::Error::last_os_error();
+            match error.kind() {
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
+                _ => return Err(io("lock", error)),
+            }
+            if started.elapsed() >= patience {
+                return Err(LedgerError::Locked {
+                    path,
+                    waited: patience,
+                });
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(4));
+        }
+    }
+}
+
+/// A ledger and its two journals.
+#[derive(Debug)]
+pub struct Store<D = Directory> {
+    on_disk: Journal<D>,
+    in_memory: Journal<D>,
+    ledger: Ledger,
+    sequence: u64,
+    /// Up to where the journal on disk was read.
+    durable_sequence: u64,
+    alarms: Vec<LedgerError>,
+}
+
+impl Store<Directory> {
+    /// Reads what there is, which may be nothing.
+    pub fn open(place: &Place) -> Result<Self, LedgerError> {
+        Self::on(
+            Directory::new(place.on_disk()),
+            Directory::new(place.in_memory()),
+        )
+    }
+}
+
+impl<D: Disk> Store<D> {
+    /// The same on any two disks.
+    pub fn on(on_disk: D, in_memory: D) -> Result<Self, LedgerError> {
+        let mut alarms = Vec::new();
+        let (on_disk, durable) = Journal::open(on_disk, true, &mut alarms)?;
+        let (in_memory, volatile) = Journal::open(in_memory, false, &mut alarms)?;
+        // The one that has more of the history; where that is equal, one that is whole.
+        let rank = |replayed: &codec::Replayed| {
+            let is_whole = !matches!(replayed.flaw, Some(Flaw::Damaged | Flaw::Foreign));
+            (replayed.sequence, is_whole)
+        };
+        let durable_sequence = durable.sequence;
+        let right = if rank(&volatile) > rank(&durable) {
+            volatile
+        } else {
+            durable
+        };
+        Ok(Self {
+            on_disk,
+            in_memory,
+            ledger: right.ledger,
+            sequence: right.sequence,
+            durable_sequence,
+            alarms,
+        })
+    }
+
+    /// What it says.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// How many changes the journal on disk lacked when it was opened: what a reboot now would lose. The next change that can be written there mends it.
+    pub fn behind(&self) -> u64 {
+        self.sequence - self.durable_sequence
+    }
+
+    /// What went wrong and was survived: an operator should know.
+    pub fn alarms(&self) -> &[LedgerError] {
+        &self.alarms
+    }
+
+    /// Takes up changes, all of them or a beginning of them. After an error nobody may act on them.
+    pub fn commit(&mut self, records: Vec<Record>) -> Result<(), LedgerError> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        let before = self.sequence;
+        let lines = codec::changes(before, &records)?;
+        let mut must_survive = false;
+        for record in records {
+            must_survive |= self.ledger.must_survive(&record);
+            self.ledger.apply(record);
+            self.sequence += 1;
+        }
+        let step = Step {
+            ledger: &self.ledger,
+            before,
+            after: self.sequence,
+            lines: &lines,
+            must_survive,
+        };
+        match (self.in_memory.write(&step), self.on_disk.write(&step)) {
+            (Ok(()), Ok(())) => {}
+            (Ok(()), Err(error)) | (Err(error), Ok(())) => self.alarms.push(error),
+            (Err(in_memory), Err(on_disk)) => {
+                return Err(LedgerError::Nowhere {
+                    on_disk: crate::agent::chain(&on_disk),
+                    in_memory: Box::new(in_memory),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A change of the ledger that is to be written.
+struct Step<'a> {
+    ledger: &'a Ledger,
+    before: u64,
+    after: u64,
+    lines: &'a [u8],
+    must_survive: bool,
+}
+
+#[derive(Debug)]
+struct Journal<D> {
+    disk: D,
+    is_durable: bool,
+    /// How its file ends; `None` when nothing can be written behind it.
+    end: Option<End>,
+    /// Its file is set aside when it is replaced.
+    is_damaged: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct End {
+    sequence: u64,
+    base: u64,
+    length: u64,
+}
+
+impl<D: Disk> Journal<D> {
+    fn open(
+        disk: D,
+        is_durable: bool,
+        alarms: &mut Vec<LedgerError>,
+    ) -> Result<(Self, codec::Replayed), LedgerError> {
+        let mut journal = Self {
+            disk,
+            is_durable,
+            end: None,
+            is_damaged: false,
+        };
+        let path = journal.disk.path(CURRENT);
+        let mut bytes = Vec::new();
+        let read = journal
+            .disk
+            .read(CURRENT)
+            .and_then(|mut file| file.read_to_end(&mut bytes));
+        match read {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok((journal, codec::Replayed::default()));
+            }
+            Err(error) => {
+                journal.is_damaged = true;
+                alarms.push(journal.error("read", CURRENT)(error));
+            }
+        }
+        let replayed = codec::replay(&bytes);
+        match replayed.flaw {
+            None => {
+                journal.end = Some(End {
+                    sequence: replayed.sequence,
+                    base: replayed.base,
+                    length: replayed.length,
+                });
+            }
+            Some(Flaw::Torn) => {}
+            Some(Flaw::Version(version)) => return Err(LedgerError::Version { path, version }),
+            Some(flaw) => {
+                journal.is_damaged = true;
+                alarms.push(match flaw {
+                    Flaw::Foreign => LedgerError::Foreign { path },
+                    _ => LedgerError::Damaged { path },
+                });
+            }
+        }
+        Ok((journal, replayed))
+    }
+
+    fn write(&mut self, step: &Step<'_>) -> Result<(), LedgerError> {
+        // What an error leaves is not known.
+        let end = self.end.take().filter(|end| {
+            end.sequence == step.before && end.length <= JOURNAL_BYTES.max(end.base * 2)
+        });
+        if let Some(end) = end
+            && self.append(end, step)?
+        {
+            return Ok(());
+        }
+        self.replace(step)
+    }
+
+    /// False when the file is not what it was.
+    fn append(&mut self, end: End, step: &Step<'_>) -> Result<bool, LedgerError> {
+        let io = self.error("append to", CURRENT);
+        let Some(mut file) = self.disk.append(CURRENT, end.length).map_err(&io)? else {
+            return Ok(false);
+        };
+        file.write_all(step.lines).map_err(&io)?;
+        if self.is_durable && step.must_survive {
+            self.disk.sync_file(&file).map_err(&io)?;
+            // Whoever gave it its name may have been killed before that was on the medium.
+            self.disk.sync().map_err(&io)?;
+        }
+        self.end = Some(End {
+            sequence: step.after,
+            length: end.length + u64::try_from(step.lines.len()).unwrap_or(u64::MAX),
+            ..end
+        });
+        Ok(true)
+    }
+
+    fn replace(&mut self, step: &Step<'_>) -> Result<(), LedgerError> {
+        let io = self.error("replace", CURRENT);
+        let bytes = codec::whole(step.ledger, step.after)?;
+        let mut file = self.disk.create(NEW).map_err(&io)?;
+        let mut written = file.write_all(&bytes);
+        if self.is_durable {
+            written = written.and_then(|()| self.disk.sync_file(&file));
+        }
+        written.map_err(&io).inspect_err(|_| {
+            // It may be what fills the disk. That it cannot be removed is no error besides.
+            let _ = self.disk.remove(NEW);
+        })?;
+        if self.is_damaged {
+            // For people. That it cannot be kept is no reason not to go on.
+            let _ = self.disk.rename(CURRENT, DAMAGED);
+        }
+        self.disk.rename(NEW, CURRENT).map_err(&io)?;
+        self.is_damaged = false;
+        if self.is_durable {
+            self.disk.sync().map_err(&io)?;
+        }
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.end = Some(End {
+            sequence: step.after,
+            base: length,
+            length,
+        });
+        Ok(())
+    }
+
+    fn error(
+        &self,
+        operation: &'static str,
+        name: &str,
+    ) -> impl Fn(io::Error) -> LedgerError + use<D> {
+        let path = self.disk.path(name);
+        move |source| LedgerError::Io {
+            operation,
+            path: path.clone(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! The interface of a Pod, from inside its namespace: its MAC, and who is told of it.
+//!
+//! Beside `node`, the only user of rtnetlink. Each call goes into the namespace on a thread of its own, and is done when it returns.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags};
+use netlink_packet_route::link::LinkAttribute;
+use rtnetlink::{Handle, LinkUnspec};
+
+use super::announce::{frame, link_local};
+use super::ledger::Mac;
+use crate::netns::{Netns, inside};
+
+/// An interface that cannot be found, read or set.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The namespace.
+    #[error("enter the network namespace of the Pod")]
+    Enter(#[source] io::Error),
+    /// A socket inside, or what it runs on.
+    #[error("open a socket inside the Pod")]
+    Open(#[source] io::Error),
+    /// A request.
+    #[error("{operation} {interface} of the Pod")]
+    Netlink {
+        /// What was asked for.
+        operation: &'static str,
+        /// Of which interface.
+        interface: String,
+        /// Why not.
+        #[source]
+        source: rtnetlink::Error,
+    },
+    /// No Ethernet.
+    #[error("{interface} of the Pod has no MAC")]
+    NoMac {
+        /// The interface.
+        interface: String,
+    },
+    /// A frame.
+    #[error("announce {address} on {interface} of the Pod")]
+    Announce {
+        /// What for.
+        address: IpAddr,
+        /// The interface.
+        interface: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// How an interface is in the end.
+#[derive(Debug)]
+pub struct Settled {
+    /// Its MAC.
+    pub mac: Mac,
+    /// What did not work. The Pod can do without.
+    pub problems: Vec<LinkError>,
+}
+
+/// The MAC that an interface has.
+pub fn mac(netns: &Netns, interface: &str) -> Result<Mac, LinkError> {
+    within(netns, async |handle| Ok(find(&handle, interface).await?.1))
+}
+
+/// Gives an interface this MAC, and tells the neighbours which addresses it has.
+///
+/// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is derived anew,
+/// so that it is retained as well. A driver that keeps its MAC to itself keeps it.
+pub fn settle(
+    netns: &Netns,
+    interface: &str,
+    wanted: Option<Mac>,
+    addresses: &[IpAddr],
+) -> Result<Settled, LinkError> {
+    within(netns, async |handle| {
+        let (index, had) = find(&handle, interface).await?;
+        let mut settled = Settled {
+            mac: had,
+            problems: Vec::new(),
+        };
+        let mut announced = addresses.to_vec();
+        if let Some(wanted) = wanted.filter(|&wanted| wanted != had) {
+            match set(&handle, interface, index, wanted).await {
+                Ok(()) => {
+                    settled.mac = wanted;
+                    match derive_anew(&handle, interface, index, had, wanted).await {
+                        Ok(derived) => announced.extend(derived),
+                        Err(error) => settled.problems.push(error),
+                    }
+                }
+                Err(error) => settled.problems.push(error),
+            }
+        }
+        let sent = announce(interface, index, settled.mac, &announced);
+        settled.problems.extend(sent.err());
+        Ok(settled)
+    })
+}
+
+/// Runs a few requests inside a namespace.
+fn within<T: Send>(
+    netns: &Netns,
+    requests: impl AsyncFnOnce(Handle) -> Result<T, LinkError> + Send,
+) -> Result<T, LinkError> {
+    let mut requests = Some(requests);
+    let mut results = inside(std::slice::from_ref(netns), |_| {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(LinkError::Open)?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Open)?;
+            tokio::spawn(connection);
+            match requests.take() {
+                Some(requests) => requests(handle).await,
+                // There is one namespace.
+                None => Err(LinkError::Open(io::ErrorKind::Other.into())),
+            }
+        })
+    })
+    .map_err(LinkError::Enter)?;
+    match results.pop() {
+        Some(result) => result.map_err(LinkError::Enter)?,
+        None => Err(LinkError::Enter(io::ErrorKind::NotFound.into())),
+    }
+}
+
+fn failed(operation: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Error) -> LinkError {
+    let interface = interface.to_owned();
+    move |source| LinkError::Netlink {
+        operation,
+        interface,
+        source,
+    }
+}
+
+/// Index and MAC.
+async fn find(handle: &Handle, interface: &str) -> Result<(u32, Mac), LinkError> {
+    let mut links = handle.link().get().match_name(interface).execute();
+    let found = links.try_next().await.map_err(failed("find", interface))?;
+    let no_mac = || LinkError::NoMac {
+        interface: interface.to_owned(),
+    };
+    let link = found.ok_or_else(no_mac)?;
+    let mac = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+            _ => None,
+        });
+    Ok((link.header.index, mac.ok_or_else(no_mac)?))
+}
+
+async fn set(handle: &Handle, interface: &str, index: u32, mac: Mac) -> Result<(), LinkError> {
+    let message = LinkUnspec::new_with_index(index).address(mac.0.to_vec());
+    let request = handle.link().set(message.build());
+    request
+        .execute()
+        .await
+        .map_err(failed("set the MAC of", interface))
+}
+
+/// Replaces the link-local address that was derived from the old MAC, if there is one, and returns the new one. That is not looked for on the link first: nobody else
+/// has the MAC that it is made of.
+async fn derive_anew(
+    handle: &Handle,
+    interface: &str,
+    index: u32,
+    old: Mac,
+    new: Mac,
+) -> Result<Option<IpAddr>, LinkError> {
+    let reading = || failed("read the addresses of", interface);
+    let [old, new] = [old, new].map(|mac| IpAddr::V6(link_local(mac)));
+    let addresses = handle
+        .address()
+        .get()
+        .set_link_index_filter(index)
+        .execute();
+    let addresses: Vec<_> = addresses.try_collect().await.map_err(reading())?;
+    let is_old = AddressAttribute::Address(old);
+    let derived = addresses.into_iter().find(|message| {
+        message.header.family == AddressFamily::Inet6 && message.attributes.contains(&is_old)
+    });
+    let Some(derived) = derived else {
+        return Ok(None);
+    };
+    let prefix = derived.header.prefix_len;
+    let removed = handle.address().del(derived).execute().await;
+    removed.map_err(failed("remove a link-local address of", interface))?;
+    let mut request = handle.address().add(index, new, prefix);
+    let message = request.message_mut();
+    message
+        .attributes
+        .push(AddressAttribute::Flags(AddressFlags::Nodad));
+    request
+        .execute()
+        .await
+        .map_err(failed("add a link-local address to", interface))?;
+    Ok(Some(new))
+}
+
+/// Sends a frame for each address.
+fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Result<(), LinkError> {
+    // Nothing is to be received: no protocol.
+    // SAFETY: a call without pointers.
+    let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(LinkError::Open(io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has just opened it for us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    for &address in addresses {
+        send(&socket, index, &frame(mac, address)).map_err(|source| LinkError::Announce {
+            address,
+            interface: interface.to_owned(),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn send(socket: &OwnedFd, index: u32, frame: &[u8]) -> io::Result<()> {
+    // SAFETY: plain data; zero is a value of each field.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET.try_into().map_err(io::Error::other)?;
+    to.sll_ifindex = index.try_into().map_err(io::Error::other)?;
+    let length = size_of_val(&to).try_into().map_err(io::Error::other)?;
+    // SAFETY: the frame and the address are valid for reads of their lengths.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            (&raw const to).cast(),
+            length,
+        )
+    };
+    match sent {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,19 @@
+//! A Pod keeps its addresses: across restarts of its sandbox, of the kubelet and of the node, with the cloud or without.
+//!
+//! ```text
+//! container runtime -> cni (yurt-ipam, yurt-cni) -> plan + adopt -> ledger::store -> disk, memory
+//!                        \_ link (MAC, neighbours)
+//! ```
+//!
+//! `ledger`, `plan`, `adopt`, `range` and `announce` are pure. docs/retention.md is what an operator needs.
+
+pub mod adopt;
+pub mod announce;
+pub mod cni;
+pub mod ledger;
+pub mod link;
+pub mod plan;
+pub mod range;
+
+#[cfg(test)]
+mod proptests;

@@ -1,0 +1,475 @@
+//! Who gets which address, and when it is free again.
+//!
+//! Pure: the ledger, a request and the time in; the records to write, and the answer, out. The rules:
+//!
+//! | | |
+//! |---|---|
+//! | ADD of a name that has addresses | the same ones, as far as its range sets still have them; the last sandbox asks, and is the owner |
+//! | ADD of another name | free addresses in turn; then what was released, the longest ago first; then what is retained, likewise |
+//! | DEL by the owner | retained (of a container without a Pod: gone) |
+//! | DEL by anybody else | nothing |
+//! | GC, a reboot | what no sandbox has any more is retained |
+//! | TTL after that; the Pod object is gone | released: free, but its name still gets it by preference |
+//!
+//! Records that take from one and give to another take first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::ledger::{Assigner, Clock, Entry, Key, Ledger, Mac, Now, Record, State};
+use super::range::{Assigned, RangeSet};
+
+#[cfg(test)]
+mod tests;
+
+/// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
+/// name. Milliseconds.
+pub const RECREATION: u64 = 60_000;
+/// And nothing at all when it is older than this. Milliseconds.
+pub const FRESH: u64 = 60_000;
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// For whom.
+    pub key: Key,
+    /// UID of the Pod; "" where the runtime does not tell.
+    pub uid: String,
+    /// The container.
+    pub container: String,
+    /// Name of the CNI network.
+    pub network: String,
+}
+
+impl Attachment {
+    fn entry(
+        &self,
+        assigner: Assigner,
+        addresses: Vec<IpAddr>,
+        mac: Option<Mac>,
+        now: Now,
+    ) -> Entry {
+        Entry {
+            addresses,
+            mac,
+            uid: self.uid.clone(),
+            container: self.container.clone(),
+            network: self.network.clone(),
+            assigner,
+            state: State::Active,
+            since: now.since,
+            at: now.at,
+        }
+    }
+
+    /// The entry that this container owns: by its ID, whatever name it was asked for under.
+    fn owned<'a>(&self, ledger: &'a Ledger) -> Option<(&'a Key, &'a Entry)> {
+        ledger.entries().iter().find(|(key, entry)| {
+            entry.container == self.container
+                && key.interface == self.key.interface
+                && entry.state == State::Active
+        })
+    }
+}
+
+/// What a request changes: the ledger as it would be, and the records that make it so.
+#[derive(Debug)]
+pub struct Draft {
+    ledger: Ledger,
+    records: Vec<Record>,
+    now: Now,
+}
+
+impl Draft {
+    /// Begins a request. What a reboot has changed comes first.
+    pub fn new(ledger: &Ledger, clock: &Clock) -> Self {
+        let mut draft = Self {
+            ledger: ledger.clone(),
+            records: Vec::new(),
+            now: ledger.now(clock),
+        };
+        draft.take(wake(ledger, clock));
+        draft
+    }
+
+    /// Takes up records, for the next step to see.
+    pub fn take(&mut self, records: Vec<Record>) {
+        for record in records {
+            self.ledger.apply(record.clone());
+            self.records.push(record);
+        }
+    }
+
+    /// As it would be.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// The time of the request.
+    pub fn now(&self) -> Now {
+        self.now
+    }
+
+    /// All that it changes.
+    pub fn into_records(self) -> Vec<Record> {
+        self.records
+    }
+}
+
+/// A request that cannot be met.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Every address has an owner that is alive.
+    #[error(
+        "no address is free in {ranges}: {used} are in use by Pods that run; enlarge the range (`yurt-net ledger` lists them)"
+    )]
+    Exhausted {
+        /// The range set.
+        ranges: String,
+        /// How many are in use.
+        used: usize,
+    },
+    /// No range set has it, or another one asked for has taken its place.
+    #[error(
+        "the requested address {address} is in none of the ranges, or one too many in its range set"
+    )]
+    NotInRange {
+        /// What was asked for.
+        address: IpAddr,
+    },
+    /// It is another's.
+    #[error("address {address} belongs to {owner}, which is {state}")]
+    Taken {
+        /// The address.
+        address: IpAddr,
+        /// Whose.
+        owner: Key,
+        /// `running`, or `expected back`.
+        state: &'static str,
+    },
+    /// CHECK.
+    #[error("the ledger has no active entry for {key} in container {container}")]
+    Unknown {
+        /// Who.
+        key: Key,
+        /// In which container.
+        container: String,
+    },
+    /// CHECK.
+    #[error("{key} has {recorded:?} in the ledger, and {claimed:?} in the previous result")]
+    Differs {
+        /// Who.
+        key: Key,
+        /// In the ledger.
+        recorded: Vec<IpAddr>,
+        /// In the request.
+        claimed: Vec<IpAddr>,
+    },
+}
+
+/// After a reboot: nothing that lived before lives.
+fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
+    if ledger.is_awake(clock) {
+        return Vec::new();
+    }
+    let now = ledger.now(clock);
+    let active = ledger.entries().iter();
+    let active = active.filter(|(_, entry)| entry.state == State::Active);
+    // Last, so that whoever is killed before begins again.
+    let boot = Record::Boot {
+        id: clock.boot.clone(),
+        up: clock.up,
+        at: now.at,
+    };
+    active
+        .map(|(key, entry)| left(key, entry, now))
+        .chain([boot])
+        .collect()
+}
+
+/// The sandbox is gone.
+fn left(key: &Key, entry: &Entry, now: Now) -> Record {
+    if key.is_pod() {
+        becomes(key, entry, State::Retained, now)
+    } else {
+        Record::Remove(key.clone())
+    }
+}
+
+fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
+    Record::Put {
+        key: key.clone(),
+        entry: Entry {
+            state,
+            since: now.since,
+            at: now.at,
+            ..entry.clone()
+        },
+    }
+}
+
+/// What has been kept long enough, in milliseconds of ledger time: released, and later forgotten.
+pub fn expire(ledger: &Ledger, ttl: u64, now: Now) -> Vec<Record> {
+    let is_due = |entry: &Entry| now.at.saturating_sub(entry.at) >= ttl;
+    let due = ledger.entries().iter().filter(|(_, entry)| is_due(entry));
+    due.filter_map(|(key, entry)| match entry.state {
+        State::Active => None,
+        State::Retained => Some(becomes(key, entry, State::Released, now)),
+        State::Released => Some(Record::Remove(key.clone())),
+    })
+    .collect()
+}
+
+/// ADD of `yurt-ipam`: an address of each set, `requested` ones where there are any.
+pub fn add(
+    ledger: &Ledger,
+    who: &Attachment,
+    sets: &[RangeSet],
+    requested: &[IpAddr],
+    now: Now,
+) -> Result<(Vec<Record>, Vec<Assigned>), Refusal> {
+    let mine = ledger.get(&who.key);
+    let others = Others::new(ledger, &who.key);
+    let mut wanted = requested.to_vec();
+    let (mut assigned, mut cursors) = (Vec::new(), Vec::new());
+    for set in sets {
+        let asked = wanted
+            .iter()
+            .position(|&address| set.assign(address).is_some())
+            .map(|index| wanted.remove(index));
+        let known = || {
+            let addresses = mine.iter().flat_map(|entry| &entry.addresses).copied();
+            addresses
+                .filter(|&address| others.owner(address).is_none())
+                .find(|&address| set.assign(address).is_some())
+        };
+        let address = match asked {
+            Some(address) => others.vacant(address)?,
+            None => match known() {
+                Some(address) => address,
+                None => {
+                    let address = others.pick(set, ledger.cursor(set.name()))?;
+                    cursors.push(Record::Cursor {
+                        set: set.name(),
+                        last: address,
+                    });
+                    address
+                }
+            },
+        };
+        // It was found in the set.
+        assigned.extend(set.assign(address));
+    }
+    if let Some(&address) = wanted.first() {
+        return Err(Refusal::NotInRange { address });
+    }
+    let addresses: Vec<IpAddr> = assigned
+        .iter()
+        .map(|assigned| assigned.address.ip())
+        .collect();
+    let mut records = others.lose(&addresses);
+    let mac = mine.and_then(|entry| entry.mac);
+    records.push(Record::Put {
+        key: who.key.clone(),
+        entry: who.entry(Assigner::Ours, addresses, mac, now),
+    });
+    records.extend(cursors);
+    Ok((records, assigned))
+}
+
+/// What all but one have.
+struct Others<'a>(BTreeMap<IpAddr, (&'a Key, &'a Entry)>);
+
+impl<'a> Others<'a> {
+    fn new(ledger: &'a Ledger, key: &Key) -> Self {
+        let others = ledger.entries().iter().filter(|(other, _)| *other != key);
+        let addresses = others.flat_map(|(key, entry)| {
+            let addresses = entry.addresses.iter();
+            addresses.map(move |&address| (address, (key, entry)))
+        });
+        Self(addresses.collect())
+    }
+
+    /// Whoever has it or is expected back.
+    fn owner(&self, address: IpAddr) -> Option<(&'a Key, &'a Entry)> {
+        let holder = self.0.get(&address).copied();
+        holder.filter(|(_, entry)| entry.state != State::Released)
+    }
+
+    /// They keep what else they have.
+    fn lose(&self, addresses: &[IpAddr]) -> Vec<Record> {
+        let losers: BTreeMap<&Key, &Entry> = addresses
+            .iter()
+            .filter_map(|address| self.0.get(address).copied())
+            .collect();
+        let records = losers.into_iter().map(|(key, entry)| {
+            let mut left = entry.clone();
+            left.addresses
+                .retain(|address| !addresses.contains(address));
+            let key = key.clone();
+            if left.addresses.is_empty() {
+                Record::Remove(key)
+            } else {
+                Record::Put { key, entry: left }
+            }
+        });
+        records.collect()
+    }
+
+    /// The address, unless somebody owns it.
+    fn vacant(&self, address: IpAddr) -> Result<IpAddr, Refusal> {
+        match self.owner(address) {
+            None => Ok(address),
+            Some((owner, entry)) => Err(taken(address, owner, entry)),
+        }
+    }
+
+    /// One that nobody has or had; else the one that was given up first, released before retained.
+    fn pick(&self, set: &RangeSet, last: Option<IpAddr>) -> Result<IpAddr, Refusal> {
+        if let Some(free) = set
+            .after(last)
+            .find(|address| !self.0.contains_key(address))
+        {
+            return Ok(free);
+        }
+        let in_set = self
+            .0
+            .iter()
+            .filter(|(address, _)| set.assign(**address).is_some());
+        let used = in_set.clone().count();
+        in_set
+            .filter(|(_, (_, entry))| entry.state != State::Active)
+            .min_by_key(|(_, (key, entry))| (entry.state != State::Released, entry.at, *key))
+            .map(|(address, _)| *address)
+            .ok_or_else(|| Refusal::Exhausted {
+                ranges: set.to_string(),
+                used,
+            })
+    }
+}
+
+fn taken(address: IpAddr, owner: &Key, entry: &Entry) -> Refusal {
+    Refusal::Taken {
+        address,
+        owner: owner.clone(),
+        state: match entry.state {
+            State::Active => "running",
+            State::Retained | State::Released => "expected back",
+        },
+    }
+}
+
+/// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
+/// is merely retained gives way to it.
+pub fn observe(
+    ledger: &Ledger,
+    who: &Attachment,
+    addresses: &[IpAddr],
+    mac: Mac,
+    now: Now,
+) -> Result<Vec<Record>, Refusal> {
+    let others = Others::new(ledger, &who.key);
+    for &address in addresses {
+        if let Some((owner, entry)) = others.owner(address)
+            && entry.state == State::Active
+        {
+            return Err(taken(address, owner, entry));
+        }
+    }
+    let is_ours = |entry: &&Entry| {
+        entry.assigner == Assigner::Ours
+            && entry.state == State::Active
+            && entry.container == who.container
+            && entry
+                .addresses
+                .iter()
+                .all(|address| addresses.contains(address))
+    };
+    let entry = match ledger.get(&who.key).filter(is_ours) {
+        Some(ours) => Entry {
+            mac: Some(mac),
+            ..ours.clone()
+        },
+        None => who.entry(Assigner::Other, addresses.to_vec(), Some(mac), now),
+    };
+    let mut records = others.lose(addresses);
+    records.push(Record::Put {
+        key: who.key.clone(),
+        entry,
+    });
+    Ok(records)
+}
+
+/// DEL, of addresses that this assigner gave.
+pub fn del(ledger: &Ledger, who: &Attachment, assigner: Assigner, now: Now) -> Vec<Record> {
+    let owned = who
+        .owned(ledger)
+        .filter(|(_, entry)| entry.assigner == assigner);
+    let left = owned.map(|(key, entry)| left(key, entry, now));
+    left.into_iter().collect()
+}
+
+/// GC: only these attachments (container ID, interface) of the network are left.
+pub fn gc(
+    ledger: &Ledger,
+    network: &str,
+    valid: &BTreeSet<(String, String)>,
+    now: Now,
+) -> Vec<Record> {
+    let entries = ledger.entries().iter();
+    let gone = entries.filter(|(key, entry)| {
+        entry.state == State::Active
+            && entry.network == network
+            && !valid.contains(&(entry.container.clone(), key.interface.clone()))
+    });
+    gone.map(|(key, entry)| becomes(key, entry, State::Retained, now))
+        .collect()
+}
+
+/// CHECK of `yurt-ipam`: the container owns what the previous result says, other plugins' addresses aside.
+pub fn check(ledger: &Ledger, who: &Attachment, claimed: &[IpAddr]) -> Result<(), Refusal> {
+    let (key, entry) = who.owned(ledger).ok_or_else(|| Refusal::Unknown {
+        key: who.key.clone(),
+        container: who.container.clone(),
+    })?;
+    if entry
+        .addresses
+        .iter()
+        .all(|address| claimed.contains(address))
+    {
+        return Ok(());
+    }
+    Err(Refusal::Differs {
+        key: key.clone(),
+        recorded: entry.addresses.clone(),
+        claimed: claimed.to_vec(),
+    })
+}
+
+/// The Pods of this node, as somebody said.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodList {
+    /// Namespaces and names.
+    pub pods: BTreeSet<(String, String)>,
+    /// It comes from an apiserver or a kubelet, and not from a cache that may be older than the present.
+    pub is_live: bool,
+    /// When it was read, in ledger time.
+    pub read_at: u64,
+}
+
+/// What is retained for Pods whose objects are gone. A list that is not live, or not fresh, releases nothing.
+pub fn release(ledger: &Ledger, list: &PodList, now: Now) -> Vec<Record> {
+    if !list.is_live || now.at.saturating_sub(list.read_at) > FRESH {
+        return Vec::new();
+    }
+    let is_gone = |key: &Key, entry: &Entry| {
+        let name = (key.namespace.clone(), key.name.clone());
+        key.is_pod() && !list.pods.contains(&name) && list.read_at >= entry.at + RECREATION
+    };
+    let entries = ledger.entries().iter();
+    let retained = entries.filter(|(_, entry)| entry.state == State::Retained);
+    retained
+        .filter(|(key, entry)| is_gone(key, entry))
+        .map(|(key, entry)| becomes(key, entry, State::Released, now))
+        .collect()
+}

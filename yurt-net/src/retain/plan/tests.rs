@@ -1,0 +1,295 @@
+use super::*;
+use crate::retain::ledger::tests::key;
+use crate::retain::range::RangeConfig;
+
+const NOW: Now = Now {
+    at: 5000,
+    since: 1_800_000_000,
+};
+
+fn sets(text: &str) -> Vec<RangeSet> {
+    RangeSet::all(&serde_json::from_str::<Vec<Vec<RangeConfig>>>(text).unwrap()).unwrap()
+}
+
+/// Two addresses of each family: .2 and .3.
+fn narrow() -> Vec<RangeSet> {
+    sets(
+        r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.3"}],[{"subnet":"fd00::/64","rangeEnd":"fd00::3"}]]"#,
+    )
+}
+
+fn who(name: &str, container: &str) -> Attachment {
+    Attachment {
+        key: key(name),
+        uid: "5f0c".to_owned(),
+        container: container.to_owned(),
+        network: "edge".to_owned(),
+    }
+}
+
+fn ips(text: &[&str]) -> Vec<IpAddr> {
+    text.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+/// Applies what a step says, and passes on what it answers.
+fn run<T>(ledger: &mut Ledger, result: Result<(Vec<Record>, T), Refusal>) -> Result<T, Refusal> {
+    let (records, answer) = result?;
+    records.into_iter().for_each(|record| ledger.apply(record));
+    Ok(answer)
+}
+
+fn at(at: u64) -> Now {
+    Now { at, ..NOW }
+}
+
+#[track_caller]
+fn give(ledger: &mut Ledger, who: &Attachment, at_time: u64) -> Vec<String> {
+    let result = add(ledger, who, &narrow(), &[], at(at_time));
+    let assigned = run(ledger, result).unwrap();
+    assigned
+        .iter()
+        .map(|assigned| assigned.address.ip().to_string())
+        .collect()
+}
+
+fn leave(ledger: &mut Ledger, who: &Attachment, at_time: u64) {
+    for record in del(ledger, who, Assigner::Ours, at(at_time)) {
+        ledger.apply(record);
+    }
+}
+
+fn state(ledger: &Ledger, name: &str) -> Option<State> {
+    ledger.get(&key(name)).map(|entry| entry.state)
+}
+
+#[test]
+fn pressure_takes_what_was_given_up_first_and_only_that_address() {
+    let mut ledger = Ledger::default();
+    let (a, b) = (who("a", "c1"), who("b", "c2"));
+    give(&mut ledger, &a, 1);
+    give(&mut ledger, &b, 2);
+    leave(&mut ledger, &b, 3);
+    leave(&mut ledger, &a, 4);
+    let one_family = sets(r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.3"}]]"#);
+    let result = add(&ledger, &who("c", "c3"), &one_family, &[], at(5));
+    let assigned = run(&mut ledger, result).unwrap();
+    assert_eq!(assigned[0].address.ip(), ips(&["10.1.0.3"])[0]);
+    // What was b's of the other family is kept for it.
+    assert_eq!(ledger.get(&key("b")).unwrap().addresses, ips(&["fd00::3"]));
+    // Released goes before retained, however young.
+    let list = PodList {
+        pods: BTreeSet::from([("shop".to_owned(), "b".to_owned())]),
+        is_live: true,
+        read_at: 100_000,
+    };
+    for record in release(&ledger, &list, at(100_000)) {
+        ledger.apply(record);
+    }
+    assert_eq!(
+        (state(&ledger, "a"), state(&ledger, "b")),
+        (Some(State::Released), Some(State::Retained))
+    );
+    assert_eq!(
+        give(&mut ledger, &who("d", "c4"), 100_001),
+        ["10.1.0.2", "fd00::2"]
+    );
+    assert_eq!(state(&ledger, "a"), None);
+}
+
+#[test]
+fn what_is_released_waits_for_its_name_until_somebody_needs_it() {
+    let mut ledger = Ledger::default();
+    let a = who("a", "c1");
+    give(&mut ledger, &a, 1);
+    leave(&mut ledger, &a, 2);
+    let expired = expire(&ledger, 100, at(102));
+    expired.into_iter().for_each(|record| ledger.apply(record));
+    assert_eq!(state(&ledger, "a"), Some(State::Released));
+    // Another gets what nobody had.
+    assert_eq!(
+        give(&mut ledger, &who("b", "c2"), 103),
+        ["10.1.0.3", "fd00::3"]
+    );
+    assert_eq!(
+        give(&mut ledger, &who("a", "c3"), 104),
+        ["10.1.0.2", "fd00::2"]
+    );
+}
+
+#[test]
+fn a_ttl_counts_from_the_last_del_and_takes_nothing_from_the_living() {
+    let mut ledger = Ledger::default();
+    let (a, b) = (who("a", "c1"), who("b", "c2"));
+    give(&mut ledger, &a, 1);
+    give(&mut ledger, &b, 1);
+    leave(&mut ledger, &b, 50);
+    assert_eq!(expire(&ledger, 100, at(149)), []);
+    assert_eq!(expire(&ledger, 100, at(150)).len(), 1);
+    // A second DEL of the same sandbox does not make it younger.
+    leave(&mut ledger, &b, 120);
+    assert_eq!(expire(&ledger, 100, at(150)).len(), 1);
+    assert_eq!(state(&ledger, "a"), Some(State::Active));
+}
+
+#[test]
+fn a_requested_address_is_given_unless_it_is_anothers() {
+    let mut ledger = Ledger::default();
+    give(&mut ledger, &who("a", "c1"), 1);
+    let b = who("b", "c2");
+    let ask = |ledger: &Ledger, wanted: &[&str]| add(ledger, &b, &narrow(), &ips(wanted), NOW);
+    let refusal = ask(&ledger, &["10.1.0.2"]).unwrap_err();
+    assert!(
+        matches!(refusal, Refusal::Taken { ref owner, .. } if *owner == key("a")),
+        "{refusal}"
+    );
+    for nowhere in [
+        &["10.1.0.1"][..],
+        &["10.1.0.4"],
+        &["10.1.0.3", "10.1.0.3"],
+        &["fe80::1"],
+    ] {
+        let refusal = ask(&ledger, nowhere).unwrap_err();
+        assert!(matches!(refusal, Refusal::NotInRange { .. }), "{refusal}");
+    }
+    let result = ask(&ledger, &["fd00::3"]);
+    let assigned = run(&mut ledger, result).unwrap();
+    assert_eq!(assigned.len(), 2);
+    // Its own again, and another one in place of it.
+    let result = ask(&ledger, &["fd00::3"]);
+    run(&mut ledger, result).unwrap();
+}
+
+#[test]
+fn only_live_and_fresh_lists_release_and_only_what_was_left_before() {
+    let mut ledger = Ledger::default();
+    let (a, b, c) = (who("a", "c1"), who("b", "c2"), who("c", "c3"));
+    for who in [&a, &b] {
+        give(&mut ledger, who, 1);
+    }
+    leave(&mut ledger, &a, 100_000);
+    leave(&mut ledger, &b, 190_000);
+    let result = observe(&ledger, &c, &ips(&["10.9.0.2"]), Mac([2; 6]), at(1));
+    run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+    let nobody = PodList {
+        pods: BTreeSet::new(),
+        is_live: true,
+        read_at: 200_000,
+    };
+    let keys = |list: &PodList, now| {
+        let records = release(&ledger, list, at(now)).into_iter();
+        let names = records.map(|record| match record {
+            Record::Put { key, entry } if entry.state == State::Released => key.name,
+            other => panic!("{other:?}"),
+        });
+        names.collect::<Vec<_>>()
+    };
+    // b went ten seconds before: it may come again. c runs, whatever the list says.
+    assert_eq!(keys(&nobody, 200_000), ["a"]);
+    assert_eq!(
+        keys(
+            &PodList {
+                is_live: false,
+                ..nobody.clone()
+            },
+            200_000
+        ),
+        [""; 0]
+    );
+    assert_eq!(keys(&nobody, 200_001 + FRESH), [""; 0]);
+    let there = BTreeSet::from([("shop".to_owned(), "a".to_owned())]);
+    assert_eq!(
+        keys(
+            &PodList {
+                pods: there,
+                ..nobody
+            },
+            200_000
+        ),
+        [""; 0]
+    );
+}
+
+#[test]
+fn what_another_ipam_gives_wins_over_what_is_kept_and_not_over_the_living() {
+    let mut ledger = Ledger::default();
+    let (a, b) = (who("a", "c1"), who("b", "c2"));
+    give(&mut ledger, &a, 1);
+    let taken = observe(&ledger, &b, &ips(&["10.1.0.2"]), Mac([2; 6]), NOW).unwrap_err();
+    assert!(matches!(taken, Refusal::Taken { .. }));
+    leave(&mut ledger, &a, 2);
+    let result = observe(&ledger, &b, &ips(&["10.1.0.2"]), Mac([2; 6]), NOW);
+    run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+    assert_eq!(ledger.get(&key("a")).unwrap().addresses, ips(&["fd00::2"]));
+    assert_eq!(ledger.get(&key("b")).unwrap().assigner, Assigner::Other);
+}
+
+#[test]
+fn yurt_cni_adds_the_mac_to_what_yurt_ipam_gave_and_leaves_the_end_to_it() {
+    let mut ledger = Ledger::default();
+    let a = who("a", "c1");
+    give(&mut ledger, &a, 1);
+    let result = observe(
+        &ledger,
+        &a,
+        &ips(&["10.1.0.2", "fd00::2"]),
+        Mac([2; 6]),
+        at(2),
+    );
+    run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+    let entry = ledger.get(&key("a")).unwrap();
+    assert_eq!(
+        (entry.assigner, entry.mac, entry.at),
+        (Assigner::Ours, Some(Mac([2; 6])), 1)
+    );
+    // The main plugin has not taken the interface down yet.
+    assert_eq!(del(&ledger, &a, Assigner::Other, NOW), []);
+    leave(&mut ledger, &a, 3);
+    assert_eq!(state(&ledger, "a"), Some(State::Retained));
+    // And the MAC is known when it comes back.
+    give(&mut ledger, &who("a", "c2"), 4);
+    assert_eq!(ledger.get(&key("a")).unwrap().mac, Some(Mac([2; 6])));
+}
+
+#[test]
+fn gc_keeps_what_is_valid_and_what_is_another_networks() {
+    let mut ledger = Ledger::default();
+    give(&mut ledger, &who("a", "c1"), 1);
+    give(&mut ledger, &who("b", "c2"), 1);
+    let valid = BTreeSet::from([("c1".to_owned(), "eth0".to_owned())]);
+    let names = |network, valid: &BTreeSet<_>| {
+        let records = gc(&ledger, network, valid, NOW).into_iter();
+        records
+            .map(|record| match record {
+                Record::Put { key, entry } if entry.state == State::Retained => key.name,
+                other => panic!("{other:?}"),
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(names("edge", &valid), ["b"]);
+    assert_eq!(names("other", &valid), [""; 0]);
+    let elsewhere = BTreeSet::from([("c1".to_owned(), "net1".to_owned())]);
+    assert_eq!(names("edge", &elsewhere), ["a", "b"]);
+}
+
+#[test]
+fn a_reboot_keeps_names_and_forgets_containers() {
+    let mut ledger = Ledger::default();
+    give(&mut ledger, &who("a", "c1"), 1);
+    let mut nameless = who("x", "c9");
+    nameless.key = Key {
+        namespace: String::new(),
+        name: "c9".to_owned(),
+        interface: "eth0".to_owned(),
+    };
+    give(&mut ledger, &nameless, 2);
+    let clock = Clock {
+        boot: "two".to_owned(),
+        up: 9,
+        wall: 0,
+    };
+    let draft = Draft::new(&ledger, &clock);
+    assert_eq!(state(draft.ledger(), "a"), Some(State::Retained));
+    assert_eq!(draft.ledger().get(&nameless.key), None);
+    let again = Draft::new(draft.ledger(), &clock);
+    assert_eq!(again.into_records(), []);
+}
