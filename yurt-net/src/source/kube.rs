@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::agent::chain;
 use crate::model::{Snapshot, Touched};
 
-mod body;
+pub mod body;
 mod connection;
 mod follow;
 mod resource;

@@ -17,7 +17,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod file;
 pub mod kube;
-mod objects;
+pub mod objects;
 pub mod preferred;
 
 /// Seconds since 1970, by the clock of the machine: 0 if that is before.

@@ -130,6 +130,16 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// Of something that is no object at all.
+    pub(super) fn nameless(reason: String) -> Self {
+        Self {
+            kind: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+            reason,
+        }
+    }
+
     /// Says which item of a list an object is that has no name to find it by.
     pub(super) fn within_item(mut self, index: Option<usize>) -> Self {
         if let (Some(index), true) = (index, self.name.is_empty()) {
@@ -182,12 +192,7 @@ impl Known {
 
 /// Decodes one object; `None` when nothing reads it.
 pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Object>, Refusal> {
-    let mut refusal = Refusal {
-        kind: String::new(),
-        namespace: String::new(),
-        name: String::new(),
-        reason: String::new(),
-    };
+    let mut refusal = Refusal::nameless(String::new());
     decode(value, names, &mut refusal).map_err(|wrong| {
         refusal.reason = wrong.to_string();
         refusal

@@ -6,7 +6,9 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use super::kinds::{self, ROOT, Refusal};
 use super::value::{Key, Pick, Value, at, put, text};
@@ -109,6 +111,31 @@ impl Found<'_> {
     }
 }
 
+/// The methods of a visitor for what is neither an object nor a list.
+macro_rules! scalars {
+    ($refuse:ident -> $value:ty) => {
+        fn visit_bool<E: Error>(self, value: bool) -> Result<$value, E> {
+            self.$refuse(Unexpected::Bool(value))
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Signed(value))
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Unsigned(value))
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Float(value))
+        }
+
+        fn visit_str<E: Error>(self, value: &str) -> Result<$value, E> {
+            self.$refuse(Unexpected::Str(value))
+        }
+    };
+}
+
 /// Reads one object, or the objects of a list, into `found`.
 pub(super) struct Top<'a, 'de> {
     pub(super) names: &'a mut Names,
@@ -134,6 +161,14 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
 
     /// `null`: kubectl skips it too.
     fn visit_unit<E>(self) -> Result<(), E> {
+        Ok(())
+    }
+
+    scalars!(no_object -> ());
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        self.no_object(Unexpected::Seq)?;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
         Ok(())
     }
 
@@ -170,6 +205,16 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
 }
 
 impl<'de> Top<'_, 'de> {
+    /// An item that is no object costs only itself; a document that is none cannot be read.
+    fn no_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
+        let Some(index) = self.index else {
+            return Err(E::invalid_type(found, &self));
+        };
+        let reason = format!("items[{index}]: expected an object, found {found}");
+        self.found.refusals.push(Refusal::nameless(reason));
+        Ok(())
+    }
+
     /// Takes over the items of a list of `kind` ("" for a mixed `List`).
     fn list(self, kind: &str, list: &Value<'de>, mut items: Found<'de>) {
         items.settle(
@@ -185,6 +230,17 @@ impl<'de> Top<'_, 'de> {
 /// The `items` of a list.
 struct Items<'a> {
     names: &'a mut Names,
+}
+
+impl<'de> Items<'_> {
+    /// This list may be an item of another one, and costs only itself.
+    fn no_list<E: Error>(self, found: Unexpected<'_>) -> Result<Found<'de>, E> {
+        let reason = format!("items: expected a list, found {found}");
+        Ok(Found {
+            refusals: vec![Refusal::nameless(reason)],
+            ..Found::default()
+        })
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Items<'_> {
@@ -204,6 +260,13 @@ impl<'de> Visitor<'de> for Items<'_> {
 
     fn visit_unit<E>(self) -> Result<Found<'de>, E> {
         Ok(Found::default())
+    }
+
+    scalars!(no_list -> Found<'de>);
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        self.no_list(Unexpected::Map)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Found<'de>, A::Error> {

@@ -179,6 +179,35 @@ fn a_list_within_a_list_is_read_too() {
 }
 
 #[test]
+fn an_item_that_is_no_object_costs_only_itself() {
+    let good = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"a"}}"#;
+    for (bad, reason) in [
+        ("7", "items[0]: expected an object, found integer `7`"),
+        ("-7", "items[0]: expected an object, found integer `-7`"),
+        ("0.5", "items[0]: expected an object, found floating point `0.5`"),
+        ("true", "items[0]: expected an object, found boolean `true`"),
+        ("\"x\"", "items[0]: expected an object, found string \"x\""),
+        ("[[7]]", "items[0]: expected an object, found sequence"),
+        (
+            r#"{"kind":"List","items":7}"#,
+            "items: expected a list, found integer `7`",
+        ),
+        (
+            r#"{"kind":"List","items":{"a":7}}"#,
+            "items: expected a list, found map",
+        ),
+    ] {
+        let list = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{bad},{good}]}}"#);
+        for decoded in [json(&list), yaml(&list)] {
+            assert_eq!(objects(&decoded), ["Node /a in 1"], "{bad}");
+            let found = &decoded.rejections;
+            assert!(found.len() == 1 && found[0].name.is_empty(), "{found:?}");
+            assert_eq!(found[0].reason, reason);
+        }
+    }
+}
+
+#[test]
 fn only_lists_have_items() {
     let text = "items: [{apiVersion: v1, kind: Node, metadata: {name: a}}]\nkind: Bundle\napiVersion: x/v1\n";
     assert_eq!(yaml(text), Decoded::default());
