@@ -25,6 +25,7 @@ const MEMBERS: &[&str] = &["tests", "xtask", "yurt-ebpf", "yurt-net"];
 /// Runs every check, and stops at the first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     Line::new("cargo fmt --all --check").run()?;
+    Line::new("cargo fmt --manifest-path tests/fuzz/Cargo.toml --check").run()?;
     layering()?;
     abi::check(args.bless)?;
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()

@@ -9,6 +9,7 @@
 //! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
 //! | a scan (in `Scanner`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
+//! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | netlink (in `NodeWatch`) | the kernel | tells the loop that an address changed |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
@@ -31,6 +32,8 @@ use crate::dataplane::sockets::{self, Event, Found, Outcome, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{Protocol, Rejection, Snapshot};
 use crate::node::{NodeError, NodeWatch};
+use crate::observe::process::Process;
+use crate::observe::{http, metrics};
 use crate::plan::{MapImage, Plan, Refused, plan};
 use crate::policy::{
     ClosureEstablished, Fate, Flow, Judge, Memo, Memory, NodeView, PolicyConfig, Reasons, Standing,
@@ -120,6 +123,9 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let (sender, mut requests) = mpsc::channel(16);
     let socket = state_dir.join("agent.sock");
     let server = control::serve(&socket, sender).map_err(io("listen on", &socket))?;
+    let (sender, mut scrapes) = mpsc::channel(1);
+    let address = args.metrics_bind_address.0;
+    let metrics = address.map(|address| http::serve(address, sender));
 
     let config = args.policy.config(&args.node);
     let established = args.closure_established;
@@ -173,11 +179,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             },
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => agent.answer(request),
+            Some(scrape) = scrapes.recv() => agent.show_metrics(scrape),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    drop(server);
+    drop((server, metrics));
     agent.save_all().await;
     info!("stopping: clients go on being served by what is in the kernel");
     Ok(())
@@ -322,6 +329,8 @@ impl Agent {
         let took = started.elapsed();
         self.keeper.changed();
         self.status.applied += 1;
+        self.status.apply_durations.record(took);
+        self.status.last_applied_at = Some(unix_seconds());
         self.status.last_writes = writes;
         let services = self.memo.table().services.len();
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -442,6 +451,7 @@ impl Agent {
 
     fn try_sync(&mut self) {
         if let Err(error) = self.sync() {
+            self.status.failed_applies += 1;
             error!(
                 error = chain(&error),
                 "apply: clients keep what was written; trying again"
@@ -537,6 +547,13 @@ impl Agent {
         }
     }
 
+    fn show_metrics(&mut self, scrape: http::Scrape) {
+        let text = self.fill_status().map(|()| metrics::render(&self.status));
+        if scrape.send(text.map_err(|error| chain(&error))).is_err() {
+            debug!("a scrape was given up");
+        }
+    }
+
     fn fill_status(&mut self) -> Result<(), DataplaneError> {
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
@@ -546,6 +563,7 @@ impl Agent {
         status.services = self.memo.table().services.len();
         status.rejections.clone_from(&self.memo.table().rejections);
         status.maps = MapUsage::all(&usage, &capacity);
+        status.process = Process::current();
         let counters = self.dataplane.counters()?;
         status.counters = counters
             .iter()

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -209,9 +209,30 @@ pub struct RunArgs {
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,
+    /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example, it is
+    /// tried again.
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    pub metrics_bind_address: BindAddress,
     /// Form of the log.
     #[arg(long, value_enum, default_value = "auto")]
     pub log_format: LogFormat,
+}
+
+/// Where something is served; `None` = nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+impl std::str::FromStr for BindAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected ADDR:PORT, as 127.0.0.1:10249 or [::1]:10249, or nothing";
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let address: SocketAddr = text.parse().ok().ok_or(EXPECTED)?;
+        Ok(Self((address.port() != 0).then_some(address)))
+    }
 }
 
 impl RunArgs {
@@ -274,7 +295,7 @@ pub struct ExplainArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Address and port.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     /// Protocol.
     pub protocol: Protocol,
 }
@@ -470,6 +491,26 @@ mod tests {
         ] {
             assert!(bad.parse::<Destination>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn metrics_are_served_where_kube_proxy_has_them_unless_told_otherwise() {
+        let parse = |more: &[&str]| {
+            let words = ["yurt-net", "run", "--node", "a1", "--source", "file:x"];
+            let cli = Cli::try_parse_from(words.iter().chain(more));
+            match cli.map(|cli| cli.command) {
+                Ok(Command::Run(args)) => Ok(args.metrics_bind_address.0),
+                Ok(_) => unreachable!(),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let at = |text: &str| Ok(Some(text.parse().unwrap()));
+        assert_eq!(parse(&[]), at("127.0.0.1:10249"));
+        assert_eq!(parse(&["--metrics-bind-address=[::]:9"]), at("[::]:9"));
+        assert_eq!(parse(&["--metrics-bind-address="]), Ok(None));
+        assert_eq!(parse(&["--metrics-bind-address", "0.0.0.0:0"]), Ok(None));
+        let error = parse(&["--metrics-bind-address=10249"]).unwrap_err();
+        assert!(error.contains("expected ADDR:PORT"), "{error}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ pub mod dataplane;
 pub mod model;
 pub mod netns;
 pub mod node;
+pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod selftest;

@@ -87,10 +87,12 @@ fn write(table: &ServiceTable) {
     let mut maps = MemoryDataplane::new(CAPACITY);
     let mut image = MapImage::empty(CAPACITY);
     let mut planned = plan(table, &mut image);
-    maps.apply(&planned).expect("a plan fits what it was made for");
+    maps.apply(&planned)
+        .expect("a plan fits what it was made for");
     if planned.has_retired {
         planned = plan(table, &mut image);
-        maps.apply(&planned).expect("a plan fits what it was made for");
+        maps.apply(&planned)
+            .expect("a plan fits what it was made for");
     }
     let mut observed = maps.observe().expect("memory can be read");
     let again = plan(table, &mut observed);

@@ -51,7 +51,9 @@ fn read(body: &[u8], is_gzip: bool, seed: u8) -> (Vec<Vec<u8>>, Read) {
         Ok(())
     };
     let result = all()
-        .and_then(|()| inflate.finish(|bytes| scanner.push(bytes, |item| items.push(item.to_vec()))))
+        .and_then(|()| {
+            inflate.finish(|bytes| scanner.push(bytes, |item| items.push(item.to_vec())))
+        })
         .and_then(|()| scanner.finish());
     (items, result)
 }
@@ -63,7 +65,11 @@ fn same_when_compressed(body: &[u8], seed: u8, items: &[Vec<u8>], end: &Read) {
     let packed = encoder.finish().expect("memory takes it");
     let (unpacked_items, unpacked_end) = read(&packed, true, seed);
     assert_eq!(items, unpacked_items);
-    assert_eq!(end.is_ok(), unpacked_end.is_ok(), "{end:?} {unpacked_end:?}");
+    assert_eq!(
+        end.is_ok(),
+        unpacked_end.is_ok(),
+        "{end:?} {unpacked_end:?}"
+    );
     let cut = usize::from(seed) % packed.len();
     let (_, cut_end) = read(&packed[..cut], true, 0);
     assert!(cut_end.is_err(), "gzip without its end counts");
@@ -74,7 +80,10 @@ fn is_whole(body: &[u8], seed: u8, items: &[Vec<u8>], end: &ListEnd) {
     let cut = usize::from(seed) * body.len() / 256;
     let (head, tail) = body.split_at(cut);
     if let (cut_items, Ok(cut_end)) = read(head, false, 0) {
-        assert!(tail.trim_ascii().is_empty(), "a list without its end counts");
+        assert!(
+            tail.trim_ascii().is_empty(),
+            "a list without its end counts"
+        );
         assert_eq!((items, end), (&*cut_items, &cut_end));
     }
 }
@@ -94,7 +103,9 @@ fn is_what_it_says(body: &[u8], items: &[Vec<u8>], end: Read) {
         r#continue: Option<String>,
     }
     // Names written with escapes are not looked for: no server writes them so.
-    let Some(list) = serde_json::from_slice::<List<'_>>(body).ok().filter(|_| !body.contains(&b'\\'))
+    let Some(list) = serde_json::from_slice::<List<'_>>(body)
+        .ok()
+        .filter(|_| !body.contains(&b'\\'))
     else {
         return;
     };
@@ -106,8 +117,14 @@ fn is_what_it_says(body: &[u8], items: &[Vec<u8>], end: Read) {
     let end = end.expect("it is a list");
     let expected: Vec<&[u8]> = expected.iter().map(|item| item.get().as_bytes()).collect();
     assert_eq!(expected, items);
-    assert_eq!(end.version, list.metadata.resource_version.unwrap_or_default());
-    assert_eq!(end.next_page.unwrap_or_default(), list.metadata.r#continue.unwrap_or_default());
+    assert_eq!(
+        end.version,
+        list.metadata.resource_version.unwrap_or_default()
+    );
+    assert_eq!(
+        end.next_page.unwrap_or_default(),
+        list.metadata.r#continue.unwrap_or_default()
+    );
 }
 
 /// The items, as the agent takes them.

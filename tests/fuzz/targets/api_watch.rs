@@ -11,7 +11,11 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let lines = lines(&[body]);
-    assert_eq!(lines, self::lines(&pieces(body, *seed)), "how it is cut says what it holds");
+    assert_eq!(
+        lines,
+        self::lines(&pieces(body, *seed)),
+        "how it is cut says what it holds"
+    );
     let cut = usize::from(*seed) * body.len() / 256;
     let before = self::lines(&[&body[..cut]]);
     assert!(lines.starts_with(&before), "a line without its end counts");
@@ -48,11 +52,17 @@ fn lines(pieces: &[&[u8]]) -> Vec<Vec<u8>> {
 
 /// A version that is not that of the object would make the next watch miss something.
 fn is_what_it_says(line: &[u8], event: &WatchEvent<'_>) {
-    let (WatchEvent::Put { object, version } | WatchEvent::Delete { object, version }) = event else {
+    let (WatchEvent::Put { object, version } | WatchEvent::Delete { object, version }) = event
+    else {
         return;
     };
     let whole: serde_json::Value = serde_json::from_slice(line).expect("an event is JSON");
     let alone: serde_json::Value = serde_json::from_str(object.get()).expect("an object is JSON");
     assert_eq!(whole["object"], alone);
-    assert_eq!(alone["metadata"]["resourceVersion"].as_str().unwrap_or_default(), version);
+    assert_eq!(
+        alone["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default(),
+        version
+    );
 }

@@ -1,7 +1,7 @@
 //! A checkpoint on disk: any bytes, frames that are well formed and say anything, and real ones that are cut or flipped.
 //!
-//! The input: a byte that says what is done (below), two that say where, then frames, each a length in one byte and so
-//! many records' bytes.
+//! The input: a byte that says what is done (below), two that say where, then frames, each a length in two bytes (little
+//! endian) and so many bytes of records.
 #![no_main]
 
 use std::cell::RefCell;
@@ -27,7 +27,11 @@ fuzz_target!(|data: &[u8]| {
     follow(&first.snapshot);
     let disk = Memory::default();
     save(&disk, &first);
-    assert_eq!(disk.load().as_ref(), Some(&first), "what was saved is not what is read");
+    assert_eq!(
+        disk.load().as_ref(),
+        Some(&first),
+        "what was saved is not what is read"
+    );
 
     // A journal behind it, whose only change is that something is gone.
     let mut second = first.clone();
@@ -35,7 +39,11 @@ fuzz_target!(|data: &[u8]| {
     second.snapshot.nodes.pop_last();
     second.provenance.synced_at = first.provenance.synced_at.wrapping_add(1);
     save(&disk, &second);
-    assert_eq!(disk.load().as_ref(), Some(&second), "what was appended is not what is read");
+    assert_eq!(
+        disk.load().as_ref(),
+        Some(&second),
+        "what was appended is not what is read"
+    );
 
     // Damage anywhere gives one of the states that were saved, or none.
     let mut bytes = disk.get(FILE);
@@ -48,7 +56,10 @@ fuzz_target!(|data: &[u8]| {
     let damaged = Memory::default();
     damaged.put(FILE, bytes);
     if let Some(found) = damaged.load() {
-        assert!(found == first || found == second, "a damaged file says something new");
+        assert!(
+            found == first || found == second,
+            "a damaged file says something new"
+        );
     }
 });
 
@@ -71,10 +82,13 @@ fn packed(mut frames: &[u8]) -> Vec<u8> {
     let mut file = b"YURT-NET\x01\0\0\0".to_vec();
     checksum.update(&file);
     file.extend(checksum.clone().finalize().to_le_bytes());
-    while let [length, rest @ ..] = frames {
-        let (records, rest) = rest.split_at(usize::from(*length).min(rest.len()));
+    while let [low, high, rest @ ..] = frames {
+        let length = usize::from(u16::from_le_bytes([*low, *high]));
+        let (records, rest) = rest.split_at(length.min(rest.len()));
         let block = lz4_flex::block::compress_prepend_size(records);
-        let length = u32::try_from(block.len()).expect("it is small").to_le_bytes();
+        let length = u32::try_from(block.len())
+            .expect("it is small")
+            .to_le_bytes();
         checksum.update(&length);
         checksum.update(&block);
         file.extend(length);
@@ -117,7 +131,9 @@ impl Disk for Memory {
 
     fn read(&self, name: &str) -> io::Result<impl Read> {
         let bytes = self.0.borrow().get(name).cloned();
-        bytes.map(io::Cursor::new).ok_or_else(|| io::ErrorKind::NotFound.into())
+        bytes
+            .map(io::Cursor::new)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn create(&mut self, name: &str) -> io::Result<File> {
@@ -145,7 +161,9 @@ impl Disk for Memory {
 
     fn remove(&mut self, name: &str) -> io::Result<()> {
         let removed = self.0.borrow_mut().remove(name);
-        removed.map(drop).ok_or_else(|| io::ErrorKind::NotFound.into())
+        removed
+            .map(drop)
+            .ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     fn sync(&mut self) -> io::Result<()> {
@@ -156,7 +174,10 @@ impl Disk for Memory {
 impl Write for File {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let mut files = self.disk.0.borrow_mut();
-        files.entry(self.name.clone()).or_default().extend_from_slice(bytes);
+        files
+            .entry(self.name.clone())
+            .or_default()
+            .extend_from_slice(bytes);
         Ok(bytes.len())
     }
 

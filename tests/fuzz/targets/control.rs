@@ -25,7 +25,15 @@ fuzz_target!(|line: &[u8]| {
     if let Some(Request::Explain(flow)) = same_again::<Request>(line) {
         let (config, view) = (PolicyConfig::new("edge-a1"), NodeView::default());
         let (memory, mut memo) = (Memory::default(), Memo::default());
-        let table = compile(&CLUSTER, &Touched::Anything, &config, &view, &memory, &mut memo).table;
+        let table = compile(
+            &CLUSTER,
+            &Touched::Anything,
+            &config,
+            &view,
+            &memory,
+            &mut memo,
+        )
+        .table;
         let reasons = Reasons::new(&CLUSTER, &config, &view, &memory);
         let explanation = explain_in(table, &reasons, &CLUSTER, flow);
         assert!(!explanation.reason.is_empty());

@@ -35,18 +35,27 @@ fn address(text: &str) {
         assert_eq!(parse_address(&address.to_string()), Some(address));
         assert_eq!(address.to_canonical(), address);
         if text.parse::<IpAddr>().is_err() {
-            assert_eq!(without_zeros(text).parse().map(|ip: IpAddr| ip.to_canonical()), Ok(address));
+            assert_eq!(
+                without_zeros(text)
+                    .parse()
+                    .map(|ip: IpAddr| ip.to_canonical()),
+                Ok(address)
+            );
         }
     }
 }
 
 /// Each part of an IPv4 address without its leading zeros.
 fn without_zeros(text: &str) -> String {
-    let (head, tail) = text.rsplit_once(':').map_or(("", text), |(head, tail)| (head, tail));
-    let parts = tail.split('.').map(|part| match part.trim_start_matches('0') {
-        "" => "0",
-        part => part,
-    });
+    let (head, tail) = text
+        .rsplit_once(':')
+        .map_or(("", text), |(head, tail)| (head, tail));
+    let parts = tail
+        .split('.')
+        .map(|part| match part.trim_start_matches('0') {
+            "" => "0",
+            part => part,
+        });
     let tail = parts.collect::<Vec<_>>().join(".");
     match text.contains(':') {
         true => format!("{head}:{tail}"),
@@ -77,7 +86,11 @@ fn listen(grammar: &str, pool: &str) {
         first.entry(name).or_insert(is_in);
     }
     let expected = first.get(pool).or_else(|| first.get("*")).copied();
-    assert_eq!(listens(grammar, pool), expected.unwrap_or_default(), "{grammar:?} {pool:?}");
+    assert_eq!(
+        listens(grammar, pool),
+        expected.unwrap_or_default(),
+        "{grammar:?} {pool:?}"
+    );
 }
 
 /// A mount is found at its path, whatever that is, behind mounts of others.
@@ -91,7 +104,10 @@ fn mount(path: &[u8]) {
     mounts.extend(escaped(path));
     mounts.extend(b" rw shared:9 - cgroup2 cgroup2 rw\n");
     let expected = [b"/", path].concat();
-    assert_eq!(find_cgroup(&mounts).ok().as_deref(), Some(OsStr::from_bytes(&expected).as_ref()));
+    assert_eq!(
+        find_cgroup(&mounts).ok().as_deref(),
+        Some(OsStr::from_bytes(&expected).as_ref())
+    );
 }
 
 /// As `seq_path` of the kernel writes a path into `mountinfo`.

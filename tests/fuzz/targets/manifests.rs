@@ -24,7 +24,12 @@ fn in_another_document(text: &str) {
     let decoded = decode(&both, Format::Yaml, "a", &mut Names::default());
     assert!(has_good(&decoded), "{:?}", decoded.rejections);
     // And it takes nothing from the ones before.
-    let alone = decode(&format!("{text}\n"), Format::Yaml, "a", &mut Names::default());
+    let alone = decode(
+        &format!("{text}\n"),
+        Format::Yaml,
+        "a",
+        &mut Names::default(),
+    );
     let objects = &decoded.objects[..decoded.objects.len() - 1];
     assert_eq!(objects, alone.objects);
 }
@@ -42,5 +47,7 @@ fn in_another_item(text: &str) {
 
 fn has_good(decoded: &Decoded) -> bool {
     let last = decoded.objects.last();
-    last.is_some_and(|located| matches!(&located.object, Object::Node(node) if node.name == "unharmed"))
+    last.is_some_and(
+        |located| matches!(&located.object, Object::Node(node) if node.name == "unharmed"),
+    )
 }

@@ -10,9 +10,14 @@ const FOUND: u16 = 20;
 
 fuzz_target!(|data: &[u8]| {
     let (whole, _) = take(data);
-    let cut = data.first().map_or(0, |at| usize::from(*at) * data.len() / 256);
+    let cut = data
+        .first()
+        .map_or(0, |at| usize::from(*at) * data.len() / 256);
     let (before, is_over) = take(&data[..cut]);
-    assert!(whole.starts_with(&before), "a piece that is cut holds another socket");
+    assert!(
+        whole.starts_with(&before),
+        "a piece that is cut holds another socket"
+    );
     assert!(!is_over || before == whole);
     if let Some(body) = data.first_chunk::<72>() {
         is_found(body);
@@ -45,7 +50,10 @@ fn is_found(body: &[u8; 72]) {
     let [socket] = &sockets[..] else {
         panic!("{sockets:?}");
     };
-    assert_eq!((socket.peer, socket.peer_port_be), (peer, [body[6], body[7]]));
+    assert_eq!(
+        (socket.peer, socket.peer_port_be),
+        (peer, [body[6], body[7]])
+    );
     assert_eq!(socket.cookie.to_ne_bytes(), body[44..52]);
     assert_eq!(socket.inode.to_ne_bytes(), body[68..72]);
 }
@@ -59,7 +67,10 @@ fn is_its_own(body: &[u8; 72]) {
     let entry = TcpPeer::new(cookie, vip, port_be, peer);
     assert!(entry.is_of(cookie, &peer));
     assert!(!entry.is_of(cookie ^ 1, &peer));
-    assert!(!TcpPeer::default().is_of(cookie, &peer), "an empty entry is nobody's");
+    assert!(
+        !TcpPeer::default().is_of(cookie, &peer),
+        "an empty entry is nobody's"
+    );
 
     let stored = UdpPeer {
         vip,

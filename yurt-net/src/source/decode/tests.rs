@@ -184,7 +184,10 @@ fn an_item_that_is_no_object_costs_only_itself() {
     for (bad, reason) in [
         ("7", "items[0]: expected an object, found integer `7`"),
         ("-7", "items[0]: expected an object, found integer `-7`"),
-        ("0.5", "items[0]: expected an object, found floating point `0.5`"),
+        (
+            "0.5",
+            "items[0]: expected an object, found floating point `0.5`",
+        ),
         ("true", "items[0]: expected an object, found boolean `true`"),
         ("\"x\"", "items[0]: expected an object, found string \"x\""),
         ("[[7]]", "items[0]: expected an object, found sequence"),

@@ -123,11 +123,7 @@ enum Place {
 
 impl ListScanner {
     /// Takes the next bytes, and hands out each item that ends in them.
-    pub fn push(
-        &mut self,
-        mut bytes: &[u8],
-        mut sink: impl FnMut(&[u8]),
-    ) -> Result<(), BodyError> {
+    pub fn push(&mut self, mut bytes: &[u8], mut sink: impl FnMut(&[u8])) -> Result<(), BodyError> {
         while !bytes.is_empty() {
             bytes = match self.place {
                 Place::BeforeItems => self.before_items(bytes)?,
