@@ -37,8 +37,8 @@ const SECONDS: u32 = 60;
 const MANIFEST: &str = "tests/fuzz/Cargo.toml";
 /// Targets that run side by side.
 const AT_ONCE: usize = 2;
-/// The last lines of a log, which say what happened.
-const SHOWN_LINES: usize = 25;
+/// Of a log, from where it says what happened.
+const SHOWN_LINES: usize = 12;
 
 /// What an edge of the control flow leaves for libFuzzer: that it was taken, and with what it was decided.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -61,11 +61,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let programs = build(&chosen)?;
     let queue = Mutex::new(VecDeque::from(chosen));
+    // A guard in the head of the loop would be held in its body.
+    let next = || lock(&queue).pop_front();
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
         for _ in 0..AT_ONCE {
             scope.spawn(|| {
-                while let Some(target) = lock(&queue).pop_front() {
+                while let Some(target) = next() {
                     if let Err(error) = fuzz(&programs, &target, args.seconds) {
                         say(format_args!("fuzz: {target}: {error:#}"));
                         lock(&failed).push(target);
@@ -161,8 +163,9 @@ fn fuzz(programs: &Path, target: &str, seconds: u32) -> Result<()> {
         say(format_args!("fuzz: {target}: {}", done.unwrap_or("done")));
         return Ok(());
     }
-    let lines: Vec<&str> = text.lines().collect();
-    for line in &lines[lines.len().saturating_sub(SHOWN_LINES)..] {
+    let is_begin = |line: &&str| line.contains("panicked at") || line.contains("ERROR: ");
+    let lines = text.lines().skip_while(|line| !is_begin(line));
+    for line in lines.take(SHOWN_LINES) {
         say(format_args!("  {line}"));
     }
     match text

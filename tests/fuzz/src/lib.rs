@@ -50,6 +50,9 @@ pub fn snapshot<'a>(all: impl IntoIterator<Item = &'a Object>) -> Snapshot {
 /// Goes the whole way of a snapshot: compiled, printed, explained, written to maps. The written table must be the one
 /// that was compiled.
 pub fn follow(snapshot: &Snapshot) {
+    if snapshot.services.is_empty() {
+        return;
+    }
     let config = PolicyConfig::new(NODE);
     let (view, memory) = (NodeView::default(), Memory::default());
     let mut memo = Memo::default();

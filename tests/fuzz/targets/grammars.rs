@@ -1,4 +1,4 @@
-//! Small languages: addresses and prefixes as Kubernetes writes them, OpenYurt's `listen`, mounts.
+//! Small languages: addresses and prefixes as Kubernetes writes them, OpenYurt's `listen`, mounts, processes.
 //!
 //! Each against another reader of the same language, where there is one.
 #![no_main]
@@ -10,6 +10,7 @@ use std::os::unix::ffi::OsStrExt as _;
 
 use libfuzzer_sys::fuzz_target;
 use yurt_net::config::find_cgroup;
+use yurt_net::observe::process::{Counts, boot_time, counts};
 use yurt_net::policy::listens;
 use yurt_net::source::decode::{parse_address, parse_cidr};
 
@@ -21,6 +22,7 @@ fuzz_target!(|data: &[u8]| {
     };
     address(text);
     prefix(text);
+    process(text);
     let (pool, grammar) = text.split_once('\n').unwrap_or(("hangzhou", text));
     listen(grammar, pool);
 });
@@ -91,6 +93,20 @@ fn listen(grammar: &str, pool: &str) {
         expected.unwrap_or_default(),
         "{grammar:?} {pool:?}"
     );
+}
+
+/// What the kernel says of a process is found behind its name, whatever that is.
+fn process(name: &str) {
+    let _ignored = (counts(name), boot_time(name));
+    let line = format!(
+        "7 ({name}) S 1 7 7 0 -1 4194560 9 9 9 9 250 17 9 9 20 0 1 0 4711 99 2042 1844 1\n"
+    );
+    let expected = Counts {
+        cpu: 267,
+        start: 4711,
+        pages: 2042,
+    };
+    assert_eq!(counts(&line), Some(expected));
 }
 
 /// A mount is found at its path, whatever that is, behind mounts of others.

@@ -37,7 +37,8 @@ fn in_another_document(text: &str) {
 /// An item of a list is read whatever other items there are.
 fn in_another_item(text: &str) {
     // As deep as in the list: what is nested deeper than the parser goes cannot be skipped either.
-    if serde_json::from_str::<serde_json::Value>(&format!("[[{text}]]")).is_err() {
+    let is_json = |text: &str| serde_json::from_str::<serde_json::Value>(text).is_ok();
+    if !is_json(text) || !is_json(&format!("[[{text}]]")) {
         return;
     }
     let list = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{text},{GOOD}]}}"#);
