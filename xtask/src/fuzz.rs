@@ -45,8 +45,11 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing";
 
-/// Limits of one input: seconds, and megabytes of the whole process. And the words of the languages that are read.
-const LIMITS: &str = "-timeout=20 -rss_limit_mb=1024 -dict=tests/fuzz/words.dict";
+/// Of one input: seconds, bytes, and megabytes of the whole process. Then the words of the languages that are read.
+const OPTIONS: &str =
+    "-timeout=20 -max_len=4096 -rss_limit_mb=1024 -print_funcs=0 -dict=tests/fuzz/words.dict";
+/// What it looks for with much effort cannot be in safe Rust.
+const ASAN_OPTIONS: &str = "detect_stack_use_after_return=0";
 
 /// Builds the targets and runs each for its time. Fails when one has found something, and says where that is.
 pub(crate) fn run(args: &Args) -> Result<()> {
@@ -151,7 +154,8 @@ fn fuzz(programs: &Path, target: &str, seconds: u32) -> Result<()> {
     let log = found.join("log");
     // The first directory is written to; the others are only read.
     let line = Line::new(&program.to_string_lossy())
-        .args(LIMITS.split(' '))
+        .env("ASAN_OPTIONS", ASAN_OPTIONS)
+        .args(OPTIONS.split(' '))
         .arg(format!("-max_total_time={seconds}"))
         .arg(format!("-artifact_prefix={}/", found.display()))
         .arg(corpus)

@@ -11,7 +11,7 @@ use serde::de::{
 };
 
 use super::kinds::{self, ROOT, Refusal};
-use super::value::{Key, Pick, Value, at, put, text};
+use super::value::{Fields, Key, Pick, Value, at, text};
 use super::{Names, Object};
 
 /// One YAML document of a file.
@@ -94,15 +94,10 @@ impl Found<'_> {
     pub(super) fn settle(&mut self, kind: &str, api_version: Option<&str>, names: &mut Names) {
         for (index, mut item) in std::mem::take(&mut self.kindless) {
             if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
-                put(fields, "kind".into(), Value::Text(kind.to_owned().into()));
+                fields.fill_in("kind", kind);
                 // An item that names its version keeps it.
-                let has_version = fields.iter().any(|(key, _)| key == "apiVersion");
-                if let (Some(version), false) = (api_version, has_version) {
-                    put(
-                        fields,
-                        "apiVersion".into(),
-                        Value::Text(version.to_owned().into()),
-                    );
+                if let Some(version) = api_version {
+                    fields.fill_in("apiVersion", version);
                 }
             }
             let decoded = kinds::object(&item, names);
@@ -180,12 +175,12 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
                 let names = &mut *self.names;
                 items = Some(map.next_value_seed(Items { names })?);
             } else if let Some(keep) = ROOT.field(&key) {
-                put(&mut fields, key, map.next_value_seed(Pick(keep))?);
+                fields.push((key, map.next_value_seed(Pick(keep))?));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        let object = Value::Map(fields);
+        let object = Value::Map(Fields::new(fields));
         let kind = at(&object, "kind", text).ok().flatten();
         match (kind.and_then(|kind| kind.strip_suffix("List")), items) {
             (Some(item_kind), Some(items)) => self.list(item_kind, &object, items),

@@ -211,6 +211,30 @@ fn an_item_that_is_no_object_costs_only_itself() {
 }
 
 #[test]
+fn an_item_without_a_kind_may_say_so() {
+    let list =
+        r#"{"apiVersion":"v1","kind":"NodeList","items":[{"kind":null,"metadata":{"name":"a"}}]}"#;
+    assert_eq!(objects(&json(list)), ["Node /a in 1"]);
+}
+
+/// An apiserver takes objects of up to 1.5 MB. Were each field compared with all before it, this would not end.
+#[test]
+fn an_object_with_more_labels_than_anybody_has_is_read() {
+    let mut labels = String::new();
+    for number in 0..200_000 {
+        write!(labels, r#""l{number}":"","#).unwrap();
+    }
+    let node = format!(
+        r#"{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"a","labels":{{{labels}"z":""}}}}}}"#
+    );
+    let decoded = json(&node);
+    let Object::Node(node) = &decoded.objects[0].object else {
+        panic!("{decoded:?}");
+    };
+    assert_eq!(node.labels.len(), 200_001);
+}
+
+#[test]
 fn only_lists_have_items() {
     let text = "items: [{apiVersion: v1, kind: Node, metadata: {name: a}}]\nkind: Bundle\napiVersion: x/v1\n";
     assert_eq!(yaml(text), Decoded::default());
