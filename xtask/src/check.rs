@@ -57,7 +57,9 @@ fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
     let mut entries = list().with_context(|| format!("cannot list {}", dir.display()))?;
     entries.sort();
     for path in entries {
-        if path.is_dir() {
+        if path.ends_with("target") {
+            // What cargo has built in a workspace of its own.
+        } else if path.is_dir() {
             collect(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = fs::read_to_string(&path)

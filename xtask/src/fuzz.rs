@@ -153,7 +153,8 @@ fn fuzz(programs: &Path, target: &str, seconds: u32) -> Result<()> {
     let program = programs.join(target);
     let log = found.join("log");
     // The first directory is written to; the others are only read.
-    let line = Line::new(&program.to_string_lossy())
+    let line = Line::new("")
+        .arg(&program)
         .env("ASAN_OPTIONS", ASAN_OPTIONS)
         .args(OPTIONS.split(' '))
         .arg(format!("-max_total_time={seconds}"))

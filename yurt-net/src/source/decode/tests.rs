@@ -301,6 +301,19 @@ fn aliases_are_followed_but_do_not_multiply() {
     assert_eq!(yaml(&bomb).rejections.len(), 1);
 }
 
+/// A text of a megabyte, repeated by an alias of two characters, would be as many megabytes in memory as there are aliases.
+#[test]
+fn a_long_text_is_not_repeated_without_end() {
+    let long = "x".repeat(1 << 20);
+    for (aliases, is_read) in [(8, true), (40, false)] {
+        let aliases = vec!["*a"; aliases].join(", ");
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: a\n  labels: {{l: &a {long}}}\nstatus: {{nodes: [{aliases}]}}\n"
+        );
+        assert_eq!(yaml(&text).objects.len(), usize::from(is_read));
+    }
+}
+
 #[test]
 fn deep_nesting_is_refused_and_does_not_exhaust_the_stack() {
     for text in [
