@@ -16,6 +16,7 @@ mod files;
 mod frontends;
 mod golden;
 mod kernel;
+mod metrics;
 mod namespaces;
 mod peers;
 mod policies;

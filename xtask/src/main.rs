@@ -8,6 +8,7 @@ mod build;
 mod build_ebpf;
 mod check;
 mod demo;
+mod fuzz;
 mod setup;
 mod shell;
 mod test;
@@ -31,6 +32,8 @@ enum Verb {
     Check(check::Args),
     /// Everything that must pass.
     Test(test::Args),
+    /// Feed everything that takes bytes from outside with made-up bytes.
+    Fuzz(fuzz::Args),
     /// Show service closure in a lab of network namespaces (root).
     Demo(demo::Args),
     /// Measure, as ratios against direct traffic (root).
@@ -44,6 +47,7 @@ fn run() -> Result<()> {
         Verb::Build => build::run(),
         Verb::Check(args) => check::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Demo(args) => demo::run(args),
         Verb::Bench(args) => bench::run(args),
     }

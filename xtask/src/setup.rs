@@ -23,6 +23,8 @@ pub(crate) enum Need {
     Nextest,
     /// Compile and link for BPF.
     Ebpf,
+    /// Feed the decoders.
+    Fuzz,
     /// The lab of namespaces.
     Lab,
     /// Container networks.
@@ -68,6 +70,13 @@ const TOOLS: &[Tool] = &[
         purpose: "bpf-linker is linked with its library",
         origin: Origin::Apt(&["g++"]),
         is_present: || has_linker() || find_program("c++").is_some(),
+    },
+    Tool {
+        need: Need::Fuzz,
+        name: "a C++ compiler",
+        purpose: "libFuzzer is built with it",
+        origin: Origin::Apt(&["g++"]),
+        is_present: || find_program("c++").is_some(),
     },
     Tool {
         need: Need::Lab,
@@ -125,7 +134,14 @@ const LLVM: &str = "/usr/lib/llvm-22";
 
 /// Installs everything that any verb needs.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Cni, Need::Qemu])?;
+    ensure(&[
+        Need::Nextest,
+        Need::Ebpf,
+        Need::Fuzz,
+        Need::Lab,
+        Need::Cni,
+        Need::Qemu,
+    ])?;
     if args.kernel {
         let kernel = old_kernel()?;
         say(format_args!("setup: old kernel at {}", kernel.display()));

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -105,6 +106,20 @@ impl Line {
             bail!("`{self}` failed ({status})");
         }
         Ok(())
+    }
+
+    /// Shows the line and runs it; what it prints goes to a file. Returns whether it succeeded.
+    pub(crate) fn run_into(&self, log: &Path) -> Result<bool> {
+        say(format_args!("$ {self}"));
+        let open = || {
+            let file = File::create(log)?;
+            Ok::<_, io::Error>((file.try_clone()?, file))
+        };
+        let (out, err) = open().with_context(|| format!("cannot write {}", log.display()))?;
+        let mut command = self.command();
+        command.stdin(Stdio::null()).stdout(out).stderr(err);
+        let status = command.status().with_context(|| self.not_started())?;
+        Ok(status.success())
     }
 
     /// Shows the line and becomes it: Ctrl-C and the exit status are the command's own.

@@ -5,7 +5,7 @@ use clap::ValueEnum;
 
 use crate::setup::{self, Need};
 use crate::shell::{Line, require_root, say};
-use crate::{build, check};
+use crate::{build, check, fuzz};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -21,7 +21,7 @@ enum Rings {
     Unit,
     /// What needs the kernel: the verifier, the lab, restarts.
     Root,
-    /// `check`, both of the above, and the documentation.
+    /// `check`, both of the above, the documentation, and a minute for each fuzz target.
     All,
 }
 
@@ -33,7 +33,14 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     }
     // Said at once, not after ten minutes; and never a silent skip.
     require_root("this test run")?;
-    setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Cni, Need::Qemu])?;
+    setup::ensure(&[
+        Need::Nextest,
+        Need::Ebpf,
+        Need::Fuzz,
+        Need::Lab,
+        Need::Cni,
+        Need::Qemu,
+    ])?;
     let kernel = setup::old_kernel()?;
     if rings == Rings::All {
         check::run(&check::Args::default())?;
@@ -41,6 +48,7 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         Line::new("cargo doc --workspace --no-deps")
             .env("RUSTDOCFLAGS", "-D warnings")
             .run()?;
+        fuzz::run(&fuzz::Args::default())?;
     }
     let agent = build::agent()?;
     say("test: the tests that need root");

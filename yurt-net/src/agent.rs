@@ -10,9 +10,12 @@
 //! | a scan (in `Scanner`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | a look (in `Clients`, its own thread) | interfaces, a timer; only for source ranges | finds network namespaces and their addresses |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
+//! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | netlink (in `NodeWatch`) | the kernel | tells the loop that an interface or address changed |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
+
+mod report;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,10 +32,12 @@ use crate::config::{ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
 use crate::dataplane::clients::{ClientAddresses, ClientTable, Clients};
-use crate::dataplane::sockets::{self, Event, Found, Outcome, Scanner};
+use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
-use crate::model::{Protocol, Rejection, Snapshot};
+use crate::model::{Protocol, Snapshot};
 use crate::node::{NodeError, NodeWatch};
+use crate::observe::process::Process;
+use crate::observe::{http, metrics};
 use crate::plan::{MapImage, Plan, Refused, plan};
 use crate::policy::{
     ClosureEstablished, Fate, Flow, Judge, Memo, Memory, NodeView, PolicyConfig, Reasons, Standing,
@@ -41,7 +46,7 @@ use crate::policy::{
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
-use crate::status::{MapUsage, RefusedService, SelfTest, Status};
+use crate::status::{MapUsage, SelfTest, Status};
 
 /// Plans in a row for one table: the first frees space that the second may need.
 const PLANS_PER_TABLE: usize = 3;
@@ -123,6 +128,9 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let (sender, mut requests) = mpsc::channel(16);
     let socket = state_dir.join("agent.sock");
     let server = control::serve(&socket, sender).map_err(io("listen on", &socket))?;
+    let (sender, mut scrapes) = mpsc::channel(1);
+    let address = args.metrics_bind_address.0;
+    let metrics = address.map(|address| http::serve(address, sender));
 
     let config = args.policy.config(&args.node);
     let established = args.closure_established;
@@ -181,11 +189,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             },
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => agent.answer(request),
+            Some(scrape) = scrapes.recv() => agent.show_metrics(scrape),
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
     }
-    drop(server);
+    drop((server, metrics));
     agent.save_all().await;
     info!("stopping: clients go on being served by what is in the kernel");
     Ok(())
@@ -319,7 +328,7 @@ impl Agent {
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        report_rejections(&compiled.new_rejections);
+        report::report_rejections(&compiled.new_rejections);
         let with_tcp = self.established == ClosureEstablished::Reset;
         let mut lost = compiled.lost.into_iter();
         self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
@@ -333,6 +342,8 @@ impl Agent {
         let took = started.elapsed();
         self.keeper.changed();
         self.status.applied += 1;
+        self.status.apply_durations.record(took);
+        self.status.last_applied_at = Some(unix_seconds());
         self.status.last_writes = writes;
         let services = self.memo.table().services.len();
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
@@ -403,38 +414,6 @@ impl Agent {
         found.end(doomed);
     }
 
-    fn report_scan(&mut self, outcome: Outcome) {
-        let Outcome {
-            ended,
-            sockets: seen,
-            took,
-            error,
-        } = outcome;
-        let outside = ended.get(&Standing::OutsideClosure).copied();
-        let outside = outside.unwrap_or_default();
-        let withdrawn = ended.values().sum::<u64>() - outside;
-        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if withdrawn + outside > 0 {
-            info!(
-                withdrawn,
-                outside, seen, took_ms, "ended sockets whose endpoint went"
-            );
-        }
-        let error = error.map(|error| chain(&error));
-        if let Some(error) = error.as_ref()
-            && self.status.sockets.last_error.as_ref() != Some(error)
-        {
-            warn!(error, "not all sockets could be looked at");
-        }
-        let status = &mut self.status.sockets;
-        status.scans += 1;
-        status.last_seen = seen;
-        status.last_scan_ms = took_ms;
-        status.last_error = error;
-        status.ended_withdrawn += withdrawn;
-        status.ended_outside_closure += outside;
-    }
-
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
     fn save(&mut self) {
         let provenance = self.sources.provenance(unix_seconds());
@@ -453,6 +432,7 @@ impl Agent {
 
     fn try_sync(&mut self) {
         if let Err(error) = self.sync() {
+            self.status.failed_applies += 1;
             error!(
                 error = chain(&error),
                 "apply: clients keep what was written; trying again"
@@ -539,25 +519,6 @@ impl Agent {
         Ok(())
     }
 
-    fn report_refused(&mut self, refused: Vec<Refused>) {
-        let refused: Vec<RefusedService> = refused.iter().map(RefusedService::from).collect();
-        if !refused.is_empty() && refused != self.status.refused {
-            let mut by_map: BTreeMap<&str, usize> = BTreeMap::new();
-            for service in &refused {
-                *by_map.entry(&service.map).or_default() += 1;
-            }
-            for (map, services) in by_map {
-                let first = refused.iter().find(|service| service.map == map);
-                let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
-                error!(
-                    map,
-                    services, first, flag, "map full: these service ports do not fit"
-                );
-            }
-        }
-        self.status.refused = refused;
-    }
-
     fn answer(&mut self, request: control::Call) {
         let reply = match request.request {
             Request::Status => match self.fill_status() {
@@ -579,6 +540,13 @@ impl Agent {
         }
     }
 
+    fn show_metrics(&mut self, scrape: http::Scrape) {
+        let text = self.fill_status().map(|()| metrics::render(&self.status));
+        if scrape.send(text.map_err(|error| chain(&error))).is_err() {
+            debug!("a scrape was given up");
+        }
+    }
+
     fn fill_status(&mut self) -> Result<(), DataplaneError> {
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
@@ -588,6 +556,7 @@ impl Agent {
         status.services = self.memo.table().services.len();
         status.rejections.clone_from(&self.memo.table().rejections);
         status.maps = MapUsage::all(&usage, &capacity);
+        status.process = Process::current();
         let counters = self.dataplane.counters()?;
         status.counters = counters
             .iter()
@@ -606,20 +575,6 @@ fn own_addresses(view: &NodeView) -> ClientAddresses {
 fn give_back_memory() {
     // SAFETY: a call without pointers.
     unsafe { libc::malloc_trim(0) };
-}
-
-/// One line for each.
-fn report_rejections(rejections: &[Rejection]) {
-    for rejection in rejections {
-        let Rejection {
-            kind,
-            namespace,
-            name,
-            source,
-            reason,
-        } = rejection;
-        warn!(kind, namespace, name, source, reason, "rejected");
-    }
 }
 
 /// An error and its causes on one line.

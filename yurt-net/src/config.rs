@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -216,9 +216,30 @@ pub struct RunArgs {
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,
+    /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example, it is
+    /// tried again.
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    pub metrics_bind_address: BindAddress,
     /// Form of the log.
     #[arg(long, value_enum, default_value = "auto")]
     pub log_format: LogFormat,
+}
+
+/// Where something is served; `None` = nowhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BindAddress(pub Option<SocketAddr>);
+
+impl std::str::FromStr for BindAddress {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected ADDR:PORT, as 127.0.0.1:10249 or [::1]:10249, or nothing";
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let address: SocketAddr = text.parse().ok().ok_or(EXPECTED)?;
+        Ok(Self((address.port() != 0).then_some(address)))
+    }
 }
 
 impl RunArgs {
@@ -281,7 +302,7 @@ pub struct ExplainArgs {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
     /// Address and port.
-    pub address: std::net::SocketAddr,
+    pub address: SocketAddr,
     /// Protocol.
     pub protocol: Protocol,
 }
@@ -394,7 +415,7 @@ pub fn cgroup(place: &PlaceArgs) -> Result<PathBuf, ConfigError> {
     if let Some(path) = &place.cgroup {
         return Ok(path.clone());
     }
-    let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(ConfigError::Mounts)?;
+    let mounts = fs::read("/proc/self/mountinfo").map_err(ConfigError::Mounts)?;
     let mount_point = find_cgroup(&mounts)?;
     // A mount made inside a private cgroup namespace calls its own part "/" too, but only the hierarchy's
     // real root has no events.
@@ -406,35 +427,37 @@ pub fn cgroup(place: &PlaceArgs) -> Result<PathBuf, ConfigError> {
 }
 
 /// Finds the mount in a `/proc/self/mountinfo`: `36 35 0:30 ROOT MOUNT-POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS`.
-fn find_cgroup(mountinfo: &str) -> Result<PathBuf, ConfigError> {
+///
+/// Paths are any bytes: somebody else's mount must not keep the agent from its own.
+pub fn find_cgroup(mountinfo: &[u8]) -> Result<PathBuf, ConfigError> {
     let mut partial = None;
-    for line in mountinfo.lines() {
-        let Some((head, tail)) = line.split_once(" - ") else {
-            continue;
-        };
-        if tail.split(' ').next() != Some("cgroup2") {
-            continue;
-        }
-        let mut fields = head.split(' ').skip(3);
+    for line in mountinfo.split(|byte| *byte == b'\n') {
+        let mut fields = line.split(|byte| *byte == b' ').skip(3);
         let (Some(root), Some(mount_point)) = (fields.next(), fields.next()) else {
             continue;
         };
-        let mount_point = unescape(mount_point);
-        if root == "/" {
-            return Ok(mount_point);
+        let kind = fields.skip_while(|field| *field != b"-").nth(1);
+        if kind != Some(b"cgroup2".as_slice()) {
+            continue;
         }
-        partial.get_or_insert((mount_point, root.to_owned()));
+        if root == b"/" {
+            return Ok(unescape(mount_point));
+        }
+        partial.get_or_insert_with(|| (unescape(mount_point), unescape(root)));
     }
     Err(match partial {
-        Some((mount_point, root)) => ConfigError::PrivateCgroup { mount_point, root },
+        Some((mount_point, root)) => ConfigError::PrivateCgroup {
+            mount_point,
+            root: root.display().to_string(),
+        },
         None => ConfigError::NoCgroup,
     })
 }
 
 /// The kernel writes blanks and backslashes in paths as `\040`.
-fn unescape(text: &str) -> PathBuf {
+fn unescape(text: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let [first, tail @ ..] = rest {
         let octal = match rest {
             [b'\\', a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', ..] => {
@@ -454,7 +477,8 @@ mod tests {
 
     #[test]
     fn the_root_of_the_hierarchy_is_found_beside_partial_mounts() {
-        let mounts = "30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+        let mounts = b"30 1 0:26 / /sys/fs/cgroup rw - tmpfs tmpfs rw\n\
+                      31 1 0:27 / /mnt/caf\xe9 rw - ext4 /dev/sda1 rw\n\
                       41 30 0:40 /kubepods/x /mnt/part rw - cgroup2 cgroup2 rw\n\
                       42 30 0:40 / /sys/fs/cgroup/unified\\040two rw shared:9 - cgroup2 cgroup2 rw\n";
         assert_eq!(
@@ -465,10 +489,10 @@ mod tests {
 
     #[test]
     fn a_private_cgroup_namespace_is_refused_with_the_remedy() {
-        let mounts = "42 30 0:40 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
+        let mounts = b"42 30 0:40 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n";
         let error = find_cgroup(mounts).unwrap_err().to_string();
         assert!(error.contains("mount the host's /sys/fs/cgroup"), "{error}");
-        assert!(matches!(find_cgroup(""), Err(ConfigError::NoCgroup)));
+        assert!(matches!(find_cgroup(b""), Err(ConfigError::NoCgroup)));
     }
 
     #[test]
@@ -488,6 +512,26 @@ mod tests {
         ] {
             assert!(bad.parse::<Destination>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn metrics_are_served_where_kube_proxy_has_them_unless_told_otherwise() {
+        let parse = |more: &[&str]| {
+            let words = ["yurt-net", "run", "--node", "a1", "--source", "file:x"];
+            let cli = Cli::try_parse_from(words.iter().chain(more));
+            match cli.map(|cli| cli.command) {
+                Ok(Command::Run(args)) => Ok(args.metrics_bind_address.0),
+                Ok(_) => unreachable!(),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        let at = |text: &str| Ok(Some(text.parse().unwrap()));
+        assert_eq!(parse(&[]), at("127.0.0.1:10249"));
+        assert_eq!(parse(&["--metrics-bind-address=[::]:9"]), at("[::]:9"));
+        assert_eq!(parse(&["--metrics-bind-address="]), Ok(None));
+        assert_eq!(parse(&["--metrics-bind-address", "0.0.0.0:0"]), Ok(None));
+        let error = parse(&["--metrics-bind-address=10249"]).unwrap_err();
+        assert!(error.contains("expected ADDR:PORT"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub mod disk;
 pub mod model;
 pub mod netns;
 pub mod node;
+pub mod observe;
 pub mod plan;
 pub mod policy;
 pub mod retain;

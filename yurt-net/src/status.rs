@@ -1,4 +1,4 @@
-//! How the agent is: what `status` prints, and the numbers that become metrics.
+//! How the agent is: what `status` prints, and `observe::metrics` for Prometheus.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::bpf::BpfDataplane;
 use crate::model::Rejection;
+use crate::observe::durations::Durations;
+use crate::observe::process::Process;
 use crate::plan::{Capacity, FullMap, Refused};
 use crate::selftest;
 use crate::source::checkpoint::Stats;
@@ -40,6 +42,12 @@ pub struct Status {
     pub services: usize,
     /// Tables applied since the start.
     pub applied: u64,
+    /// Those that could not be applied, and were tried again.
+    pub failed_applies: u64,
+    /// How long each of the applied ones took, from what the sources say to what is in the maps.
+    pub apply_durations: Durations,
+    /// When the last of them was, in seconds since 1970.
+    pub last_applied_at: Option<u64>,
     /// Writes for the last of them.
     pub last_writes: usize,
     /// Use of the maps.
@@ -64,6 +72,8 @@ pub struct Status {
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
     pub programs: BTreeMap<String, u32>,
+    /// Memory and processor time; `None` where `/proc` does not say.
+    pub process: Option<Process>,
 }
 
 /// The clients of this node.
@@ -219,6 +229,7 @@ impl Status {
             source_error,
             held_lists,
             received,
+            sources: _,
         } = &self.source;
         let what = match provenance {
             Origin::None => "nothing yet".to_owned(),

@@ -38,7 +38,10 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/packet.rs",
     "yurt-ebpf/src/select.rs",
     "yurt-net/src/dataplane/memory.rs",
+    "yurt-net/src/dataplane/sockets/message.rs",
     "yurt-net/src/model.rs",
+    "yurt-net/src/observe/durations.rs",
+    "yurt-net/src/observe/metrics.rs",
     "yurt-net/src/plan.rs",
     "yurt-net/src/plan/",
     "yurt-net/src/policy.rs",
@@ -109,6 +112,11 @@ const EDGES: &[Edge] = &[
             "yurt-net/src/source/kube/task.rs",
         ],
         remedy: "the API is read through `source`; a module of that name is `self::kube`",
+    },
+    Edge {
+        libraries: &["hyper", "hyper_util"],
+        owners: &["yurt-net/src/observe/http.rs"],
+        remedy: "what is served over HTTP is served by `observe::http`",
     },
     Edge {
         libraries: &["k8s_openapi"],

@@ -9,6 +9,7 @@
 //! it found, and ends what has none. A scan that falls due while one runs is remembered, once.
 
 mod diag;
+pub mod message;
 mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,7 +23,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
-use self::diag::{Diag, Socket};
+use self::diag::Diag;
+use self::message::{AF_INET, AF_INET6, Socket};
 use super::sys;
 use crate::model::Protocol;
 use crate::netns;
@@ -51,7 +53,7 @@ pub enum Unsupported {
 /// Whether this kernel does what a scan needs.
 pub fn support() -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
-    match diag.connected(diag::AF_INET, number(Protocol::Udp)) {
+    match diag.connected(AF_INET, number(Protocol::Udp)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
             return Err(Unsupported::NoDiag);
         }
@@ -279,7 +281,7 @@ fn look(with_tcp: bool, netns: u64) -> io::Result<Vec<Connected>> {
     };
     for &protocol in protocols {
         // An IPv4-mapped socket is one of AF_INET6.
-        for family in [diag::AF_INET, diag::AF_INET6] {
+        for family in [AF_INET, AF_INET6] {
             let sockets = diag.connected(family, number(protocol))?.into_iter();
             found.extend(sockets.map(|socket| Connected {
                 netns,

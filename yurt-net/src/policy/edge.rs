@@ -57,9 +57,9 @@ fn is_listened_to(service: &Service, environment: &Environment) -> bool {
     }
 }
 
-/// The grammar: pools separated by commas, `-pool` for one that is left out, `*` for those not named. Of several entries of
-/// one name the first counts, whatever its sign.
-fn listens(listen: &str, pool: &str) -> bool {
+/// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for one that is left
+/// out, `*` for those not named. Of several entries of one name the first counts, whatever its sign.
+pub fn listens(listen: &str, pool: &str) -> bool {
     let first = |wanted: &str| {
         let mut entries = listen.split(',').map(str::trim);
         entries.find(|entry| entry.strip_prefix('-').unwrap_or(entry) == wanted)

@@ -26,6 +26,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
+pub use self::edge::listens;
 pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
 pub use self::memo::Memo;
 use self::prefixes::GivenCidrs;

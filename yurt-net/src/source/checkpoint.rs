@@ -139,6 +139,8 @@ pub struct Stats {
     pub whole_writes: u64,
     /// Milliseconds that the last of them took, until it was on the medium.
     pub last_write_ms: u64,
+    /// When that was, in seconds since 1970.
+    pub last_write_at: Option<u64>,
     /// Saves that failed.
     pub errors: u64,
     /// Why, until a save succeeds.
@@ -269,6 +271,7 @@ impl<D: Disk> Saver<D> {
                 if *has_written {
                     let took = started.elapsed().as_millis();
                     self.stats.last_write_ms = u64::try_from(took).unwrap_or(u64::MAX);
+                    self.stats.last_write_at = Some(super::unix_seconds());
                     self.stats.writes += 1;
                 }
                 self.stats.last_error = None;

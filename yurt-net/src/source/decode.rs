@@ -209,7 +209,7 @@ fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded)
         let mut found = Found::default();
         let result = serde_saphyr::with_deserializer_from_str_with_options(
             document.text,
-            yaml_options(),
+            yaml_options(document.text.len()),
             |yaml| Top::document(names, &mut found).deserialize(yaml),
         );
         match result {
@@ -222,15 +222,18 @@ fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded)
     }
 }
 
+/// What aliases may add to the text of a document, in bytes.
+const ALIASED_BYTES: usize = 16 << 20;
+
 /// The parser's limits are made for configuration files; a `List` of a whole cluster passes them all. What
 /// still holds is the nesting depth, which guards the stack, and the limits on aliases, which guard
 /// against documents that grow when they are read.
-fn yaml_options() -> serde_saphyr::Options {
+fn yaml_options(text_bytes: usize) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
             max_nodes: usize::MAX,
-            max_total_scalar_bytes: usize::MAX,
+            max_total_scalar_bytes: text_bytes.saturating_add(ALIASED_BYTES),
             max_total_comment_bytes: usize::MAX,
         },
         alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until};
 use crate::agent::chain;
 use crate::model::{Snapshot, Touched};
 
-mod body;
+pub mod body;
 mod connection;
 mod follow;
 mod resource;
@@ -84,6 +84,8 @@ pub struct Received {
     pub lists: u64,
     /// Requests for a watch.
     pub watches: u64,
+    /// Objects that watches said were added, modified or deleted.
+    pub events: u64,
 }
 
 /// The source `kube:` or `yurthub:`.
@@ -199,6 +201,7 @@ impl KubeSource {
                     objects: get(&counters.objects),
                     lists: get(&counters.lists),
                     watches: get(&counters.watches),
+                    events: get(&counters.events),
                 };
                 (resource.name(), received)
             })

@@ -17,7 +17,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod file;
 pub mod kube;
-mod objects;
+pub mod objects;
 pub mod preferred;
 
 /// Seconds since 1970, by the clock of the machine: 0 if that is before.
@@ -91,7 +91,11 @@ impl fmt::Display for SourceSpec {
 
 /// Without the slash that the parser adds.
 fn shown(url: &Uri) -> String {
-    url.to_string().trim_end_matches('/').to_owned()
+    let mut text = url.to_string();
+    if url.path() == "/" && url.query().is_none() {
+        text.pop();
+    }
+    text
 }
 
 /// A `--source` that cannot be understood: bad usage, known before anything is read.
@@ -163,6 +167,9 @@ mod tests {
             "kube:https://192.0.2.1:6443",
             "yurthub:",
             "yurthub:http://127.0.0.1:10261",
+            "kube:https://192.0.2.1:6443/cluster/",
+            "kube:https://192.0.2.1:6443//",
+            "kube:https://192.0.2.1:6443/?a=/",
         ] {
             assert_eq!(spec.parse::<SourceSpec>().unwrap().to_string(), spec);
         }

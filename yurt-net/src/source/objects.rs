@@ -11,7 +11,7 @@ use crate::model::{NamespacedName, Snapshot};
 
 /// Puts an object into the snapshot; true when that changed it. An equal object leaves the old one, so that all that
 /// was compiled from it stays valid.
-pub(super) fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
+pub fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
     fn put<K: Ord, T: PartialEq>(all: &mut BTreeMap<K, Arc<T>>, name: K, object: &Arc<T>) -> bool {
         if all.get(&name).is_some_and(|old| old == object) {
             return false;

@@ -75,12 +75,28 @@ pub struct SourceStatus {
     pub provenance: Origin,
     /// Seconds since the source in charge was last heard of, or since the checkpoint was true.
     pub age_seconds: u64,
+    /// The sources that are followed, in order of preference.
+    pub sources: Vec<FollowedSource>,
     /// What fails at present; what was known before is in force.
     pub source_error: Option<String>,
     /// Lists of a cache that are held back.
     pub held_lists: Vec<String>,
     /// What was received since the start, by resource.
     pub received: BTreeMap<String, Received>,
+}
+
+/// One of the sources.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FollowedSource {
+    /// As given.
+    pub source: String,
+    /// The table comes from it.
+    pub is_in_charge: bool,
+    /// It has answered whole, and answers.
+    pub is_good: bool,
+    /// Seconds since it was last heard of; `None`: never, or it is a file.
+    pub age_seconds: Option<u64>,
 }
 
 impl Sources {
@@ -185,8 +201,15 @@ impl Sources {
             status.source.clone_from(&loaded.provenance.source);
             status.age_seconds = now.saturating_sub(loaded.provenance.synced_at);
         }
-        for (spec, source) in self.specs.iter().zip(&self.active) {
+        let in_charge = self.charge.in_charge();
+        for (index, (spec, source)) in self.specs.iter().zip(&self.active).enumerate() {
             let Some(source) = source else { continue };
+            status.sources.push(FollowedSource {
+                source: spec.to_string(),
+                is_in_charge: in_charge == Some(index),
+                is_good: source.is_good(),
+                age_seconds: source.silence().map(|silence| silence.as_secs()),
+            });
             if let Some(error) = source.error() {
                 let text = status.source_error.get_or_insert_default();
                 let separator = if text.is_empty() { "" } else { "; " };
@@ -210,6 +233,7 @@ impl Sources {
                 sum.objects += received.objects;
                 sum.lists += received.lists;
                 sum.watches += received.watches;
+                sum.events += received.events;
             }
         }
         status

@@ -1,53 +1,19 @@
-//! The kernel's socket diagnosis: which sockets a namespace has, and the end of one.
+//! The kernel's socket diagnosis: which sockets a namespace has, and the end of one. `message` has the wire format.
 //!
-//! Wire format: `netlink(7)`, `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. It can also return what a
-//! program stored with a socket (`INET_DIAG_REQ_SK_BPF_STORAGES`), but not of UDP: `inet_sk_diag_fill` ends before it gets
-//! there when a socket has no connection (net/ipv4/inet_diag.c). `storage` has another way.
+//! It can also return what a program stored with a socket (`INET_DIAG_REQ_SK_BPF_STORAGES`), but not of UDP:
+//! `inet_sk_diag_fill` ends before it gets there when a socket has no connection (net/ipv4/inet_diag.c). `storage` has
+//! another way.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-/// As the kernel's requests have them: `libc` has them in the width of `socket(2)`.
-pub(super) const AF_INET: u8 = 2;
-pub(super) const AF_INET6: u8 = 10;
+use super::message::{
+    AF_INET, NLM_F_ACK, NLM_F_DUMP, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, read,
+    request,
+};
+
 const IPPROTO_UDP: u8 = 17;
-
-const SOCK_DIAG_BY_FAMILY: u16 = 20;
-const SOCK_DESTROY: u16 = 21;
-
-const NLMSG_ERROR: u16 = 2;
-const NLMSG_DONE: u16 = 3;
-const NLM_F_REQUEST: u16 = 0x1;
-const NLM_F_ACK: u16 = 0x4;
-const NLM_F_DUMP: u16 = 0x300;
-
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
-/// `struct inet_diag_req_v2` up to `id`.
-const REQUEST_HEAD: usize = 8;
-/// `struct inet_diag_sockid`.
-const SOCKID: usize = 48;
-/// `struct inet_diag_msg`.
-const MESSAGE: usize = 72;
 const BUFFER: usize = 64 << 10;
-
-/// TCP states, as bits: what is connected or about to be.
-pub(super) const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 8;
-
-/// A socket.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Socket {
-    pub(super) family: u8,
-    /// `struct inet_diag_sockid`, to be handed back.
-    id: [u8; SOCKID],
-    /// Never given to another one.
-    pub(super) cookie: u64,
-    /// What it is connected to; IPv4 addresses are IPv4-mapped.
-    pub(super) peer: [u8; 16],
-    pub(super) peer_port_be: [u8; 2],
-    /// Of its file; 0 when it has none any more.
-    pub(super) inode: u32,
-}
 
 /// A connection to the diagnosis of the namespace that it was opened in.
 #[derive(Debug)]
@@ -78,22 +44,12 @@ impl Diag {
 
     /// All connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`). `NotFound`: the kernel has no diagnosis of it.
     pub(super) fn connected(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Socket>> {
-        let body = request(family, protocol, CONNECTED, &[0; SOCKID]);
-        self.send(SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, &body)?;
         let mut sockets = Vec::new();
-        loop {
-            let length = self.receive()?;
-            for message in Messages(&self.buffer[..length]) {
-                let (kind, sequence, body) = message?;
-                if sequence != self.sequence {
-                    continue;
-                }
-                match kind {
-                    NLMSG_DONE | NLMSG_ERROR => return errno(body).map(|()| sockets),
-                    _ => sockets.extend(parse(body)),
-                }
-            }
-        }
+        let kind = (SOCK_DIAG_BY_FAMILY, NLM_F_DUMP);
+        self.ask(kind, (family, protocol), &[0; SOCKID], |socket| {
+            sockets.push(socket);
+        })?;
+        Ok(sockets)
     }
 
     /// Ends a socket: what waits on it, and its next call, fails with `ECONNABORTED`. False when it is gone already.
@@ -118,38 +74,33 @@ impl Diag {
     }
 
     fn try_destroy(&mut self, family: u8, protocol: u8, id: &[u8; SOCKID]) -> io::Result<()> {
-        let body = request(family, protocol, CONNECTED, id);
-        self.send(SOCK_DESTROY, NLM_F_ACK, &body)?;
-        loop {
-            let length = self.receive()?;
-            for message in Messages(&self.buffer[..length]) {
-                let (kind, sequence, body) = message?;
-                if kind == NLMSG_ERROR && sequence == self.sequence {
-                    return errno(body);
-                }
-            }
-        }
+        self.ask((SOCK_DESTROY, NLM_F_ACK), (family, protocol), id, |_| {})
     }
 
-    fn send(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<()> {
+    /// Sends a request and takes its answer up, to its end.
+    fn ask(
+        &mut self,
+        (kind, flags): (u16, u16),
+        of: (u8, u8),
+        id: &[u8; SOCKID],
+        mut sink: impl FnMut(Socket),
+    ) -> io::Result<()> {
         self.sequence += 1;
-        let length = u32::try_from(HEADER + body.len()).map_err(io::Error::other)?;
-        let mut message = Vec::with_capacity(HEADER + body.len());
-        message.extend(length.to_ne_bytes());
-        message.extend(kind.to_ne_bytes());
-        message.extend((flags | NLM_F_REQUEST).to_ne_bytes());
-        message.extend(self.sequence.to_ne_bytes());
-        message.extend(0u32.to_ne_bytes());
-        message.extend(body);
+        let request = request((kind, flags, self.sequence), of, id);
         // SAFETY: the message is valid for reads of its length.
         let sent = unsafe {
             let fd = self.socket.as_raw_fd();
-            libc::send(fd, message.as_ptr().cast(), message.len(), 0)
+            libc::send(fd, request.as_ptr().cast(), request.len(), 0)
         };
         if sent < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(())
+        loop {
+            let length = self.receive()?;
+            if read(&self.buffer[..length], self.sequence, &mut sink)? {
+                return Ok(());
+            }
+        }
     }
 
     fn receive(&mut self) -> io::Result<usize> {
@@ -172,103 +123,10 @@ impl Diag {
     }
 }
 
-/// `struct inet_diag_req_v2`.
-fn request(family: u8, protocol: u8, states: u32, id: &[u8; SOCKID]) -> Vec<u8> {
-    let mut body = vec![family, protocol, 0, 0];
-    body.extend(states.to_ne_bytes());
-    body.extend(id);
-    debug_assert_eq!(body.len(), REQUEST_HEAD + SOCKID);
-    body
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// The messages of one piece: type, sequence number, body.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = io::Result<(u16, u32, &'a [u8])>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let take = || {
-            let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
-            let body = self.0.get(HEADER..length)?;
-            let rest = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-            Some(((u16_at(self.0, 4)?, u32_at(self.0, 8)?, body), rest))
-        };
-        let Some((message, rest)) = take() else {
-            self.0 = &[];
-            return Some(Err(io::Error::other("a netlink message is cut off")));
-        };
-        self.0 = rest;
-        Some(Ok(message))
-    }
-}
-
-/// The result in an error message, and in the end of a dump: a negated errno, or 0.
-fn errno(body: &[u8]) -> io::Result<()> {
-    match u32_at(body, 0).map(u32::cast_signed) {
-        None => Err(io::Error::other("a netlink result is cut off")),
-        Some(0..) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno.wrapping_neg())),
-    }
-}
-
-/// `struct inet_diag_msg`; `None` for what is none.
-fn parse(body: &[u8]) -> Option<Socket> {
-    let family = *body.first()?;
-    let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;
-    let peer: [u8; 16] = id[20..36].try_into().ok()?;
-    let peer = match family {
-        AF_INET => yurt_ebpf::abi::mapped(peer[..4].try_into().ok()?),
-        AF_INET6 => peer,
-        _ => return None,
-    };
-    let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
-    Some(Socket {
-        family,
-        id,
-        cookie: u64::from(high) << 32 | u64::from(low),
-        peer,
-        peer_port_be: [id[2], id[3]],
-        inode: u32_at(body, MESSAGE - 4)?,
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::message::AF_INET6;
     use super::*;
-
-    fn message(family: u8, dst: &[u8]) -> Vec<u8> {
-        let mut body = vec![0; MESSAGE];
-        body[0] = family;
-        body[6..8].copy_from_slice(&[0x1f, 0x90]);
-        body[24..24 + dst.len()].copy_from_slice(dst);
-        body[44..48].copy_from_slice(&7u32.to_ne_bytes());
-        body[48..52].copy_from_slice(&1u32.to_ne_bytes());
-        body[68..].copy_from_slice(&99u32.to_ne_bytes());
-        body
-    }
-
-    #[test]
-    fn a_socket_is_read_with_its_peer_its_cookie_and_its_inode() {
-        let socket = parse(&message(2, &[10, 1, 0, 2])).unwrap();
-        assert_eq!(socket.peer, yurt_ebpf::abi::mapped([10, 1, 0, 2]));
-        assert_eq!(u16::from_be_bytes(socket.peer_port_be), 8080);
-        assert_eq!((socket.cookie, socket.inode), (1 << 32 | 7, 99));
-        let v6: Vec<u8> = (1..=16).collect();
-        assert_eq!(parse(&message(10, &v6)).unwrap().peer[..], v6);
-        assert_eq!(parse(&message(1, &v6)), None);
-    }
 
     #[test]
     fn a_connected_socket_is_found_by_this_kernel_and_an_unconnected_one_is_not() {
@@ -296,30 +154,6 @@ mod tests {
                 }
             }
             assert_eq!(find(), 1, "{local}");
-        }
-    }
-
-    #[test]
-    fn what_is_cut_off_anywhere_is_no_panic_and_no_other_socket() {
-        let whole = message(2, &[10, 1, 0, 2]);
-        for length in 0..whole.len() {
-            assert_eq!(parse(&whole[..length]), None, "{length}");
-        }
-        let mut piece = 20u32.to_ne_bytes().to_vec();
-        piece.extend([NLMSG_ERROR.to_ne_bytes(), [0; 2]].concat());
-        piece.extend([3u32.to_ne_bytes(), [0; 4], (-95i32).to_ne_bytes()].concat());
-        let messages: Vec<_> = Messages(&piece).map(Result::unwrap).collect();
-        let (kind, sequence, body) = messages[0];
-        assert_eq!((messages.len(), kind, sequence), (1, NLMSG_ERROR, 3));
-        assert_eq!(
-            errno(body).unwrap_err().raw_os_error(),
-            Some(libc::EOPNOTSUPP)
-        );
-        for length in 1..piece.len() {
-            assert!(
-                Messages(&piece[..length]).next().unwrap().is_err(),
-                "{length}"
-            );
         }
     }
 }

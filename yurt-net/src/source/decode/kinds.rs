@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::value::Keep::{self, All, Fields};
+use super::value::Keep::{self, All, Only};
 use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
@@ -31,24 +31,24 @@ const POOL_NAME: &str = "openyurt.io/pool-name";
 const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
 
 /// Every field of every kind that is read: the rest is not even kept while parsing.
-pub(super) static ROOT: Keep = Fields(&[
+pub(super) static ROOT: Keep = Only(&[
     ("apiVersion", All),
     ("kind", All),
     (
         "metadata",
-        Fields(&[
+        Only(&[
             ("namespace", All),
             ("name", All),
             ("labels", All),
             (
                 "annotations",
-                Fields(&[(TOPOLOGY_KEYS, All), (LISTEN, All), (DISCARD, All)]),
+                Only(&[(TOPOLOGY_KEYS, All), (LISTEN, All), (DISCARD, All)]),
             ),
         ]),
     ),
     (
         "spec",
-        Fields(&[
+        Only(&[
             // Service
             ("type", All),
             ("clusterIP", All),
@@ -57,14 +57,14 @@ pub(super) static ROOT: Keep = Fields(&[
             ("sessionAffinity", All),
             (
                 "sessionAffinityConfig",
-                Fields(&[("clientIP", Fields(&[("timeoutSeconds", All)]))]),
+                Only(&[("clientIP", Only(&[("timeoutSeconds", All)]))]),
             ),
             ("loadBalancerSourceRanges", All),
             ("internalTrafficPolicy", All),
             ("externalTrafficPolicy", All),
             (
                 "ports",
-                Fields(&[
+                Only(&[
                     ("name", All),
                     ("protocol", All),
                     ("port", All),
@@ -80,14 +80,14 @@ pub(super) static ROOT: Keep = Fields(&[
     ),
     (
         "status",
-        Fields(&[
+        Only(&[
             // Service, PoolService
             (
                 "loadBalancer",
-                Fields(&[("ingress", Fields(&[("ip", All), ("ipMode", All)]))]),
+                Only(&[("ingress", Only(&[("ip", All), ("ipMode", All)]))]),
             ),
             // Node
-            ("addresses", Fields(&[("type", All), ("address", All)])),
+            ("addresses", Only(&[("type", All), ("address", All)])),
             // NodePool
             ("nodes", All),
         ]),
@@ -96,28 +96,28 @@ pub(super) static ROOT: Keep = Fields(&[
     ("addressType", All),
     (
         "ports",
-        Fields(&[("name", All), ("protocol", All), ("port", All)]),
+        Only(&[("name", All), ("protocol", All), ("port", All)]),
     ),
     (
         "endpoints",
-        Fields(&[
+        Only(&[
             ("addresses", All),
             ("nodeName", All),
             (
                 "conditions",
-                Fields(&[("ready", All), ("serving", All), ("terminating", All)]),
+                Only(&[("ready", All), ("serving", All), ("terminating", All)]),
             ),
             (
                 "hints",
-                Fields(&[
-                    ("forZones", Fields(&[("name", All)])),
-                    ("forNodes", Fields(&[("name", All)])),
+                Only(&[
+                    ("forZones", Only(&[("name", All)])),
+                    ("forNodes", Only(&[("name", All)])),
                 ]),
             ),
         ]),
     ),
     // NodeBucket
-    ("nodes", Fields(&[("name", All)])),
+    ("nodes", Only(&[("name", All)])),
 ]);
 
 /// An object that is left out, with as much of its identity as could be read.
@@ -130,6 +130,16 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    /// Of something that is no object at all.
+    pub(super) fn nameless(reason: String) -> Self {
+        Self {
+            kind: String::new(),
+            namespace: String::new(),
+            name: String::new(),
+            reason,
+        }
+    }
+
     /// Says which item of a list an object is that has no name to find it by.
     pub(super) fn within_item(mut self, index: Option<usize>) -> Self {
         if let (Some(index), true) = (index, self.name.is_empty()) {
@@ -182,12 +192,7 @@ impl Known {
 
 /// Decodes one object; `None` when nothing reads it.
 pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Object>, Refusal> {
-    let mut refusal = Refusal {
-        kind: String::new(),
-        namespace: String::new(),
-        name: String::new(),
-        reason: String::new(),
-    };
+    let mut refusal = Refusal::nameless(String::new());
     decode(value, names, &mut refusal).map_err(|wrong| {
         refusal.reason = wrong.to_string();
         refusal

@@ -6,10 +6,12 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Unexpected, Visitor,
+};
 
 use super::kinds::{self, ROOT, Refusal};
-use super::value::{Key, Pick, Value, at, put, text};
+use super::value::{Fields, Key, Pick, Value, at, text};
 use super::{Names, Object};
 
 /// One YAML document of a file.
@@ -92,21 +94,41 @@ impl Found<'_> {
     pub(super) fn settle(&mut self, kind: &str, api_version: Option<&str>, names: &mut Names) {
         for (index, mut item) in std::mem::take(&mut self.kindless) {
             if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
-                put(fields, "kind".into(), Value::Text(kind.to_owned().into()));
+                fields.fill_in("kind", kind);
                 // An item that names its version keeps it.
-                let has_version = fields.iter().any(|(key, _)| key == "apiVersion");
-                if let (Some(version), false) = (api_version, has_version) {
-                    put(
-                        fields,
-                        "apiVersion".into(),
-                        Value::Text(version.to_owned().into()),
-                    );
+                if let Some(version) = api_version {
+                    fields.fill_in("apiVersion", version);
                 }
             }
             let decoded = kinds::object(&item, names);
             self.add(decoded.map_err(|refusal| refusal.within_item(Some(index))));
         }
     }
+}
+
+/// The methods of a visitor for what is neither an object nor a list.
+macro_rules! scalars {
+    ($refuse:ident -> $value:ty) => {
+        fn visit_bool<E: Error>(self, value: bool) -> Result<$value, E> {
+            self.$refuse(Unexpected::Bool(value))
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Signed(value))
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Unsigned(value))
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<$value, E> {
+            self.$refuse(Unexpected::Float(value))
+        }
+
+        fn visit_str<E: Error>(self, value: &str) -> Result<$value, E> {
+            self.$refuse(Unexpected::Str(value))
+        }
+    };
 }
 
 /// Reads one object, or the objects of a list, into `found`.
@@ -137,6 +159,14 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
         Ok(())
     }
 
+    scalars!(no_object -> ());
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
+        self.no_object(Unexpected::Seq)?;
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(())
+    }
+
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::new();
         let mut items = None;
@@ -145,12 +175,12 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
                 let names = &mut *self.names;
                 items = Some(map.next_value_seed(Items { names })?);
             } else if let Some(keep) = ROOT.field(&key) {
-                put(&mut fields, key, map.next_value_seed(Pick(keep))?);
+                fields.push((key, map.next_value_seed(Pick(keep))?));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
         }
-        let object = Value::Map(fields);
+        let object = Value::Map(Fields::new(fields));
         let kind = at(&object, "kind", text).ok().flatten();
         match (kind.and_then(|kind| kind.strip_suffix("List")), items) {
             (Some(item_kind), Some(items)) => self.list(item_kind, &object, items),
@@ -170,6 +200,16 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
 }
 
 impl<'de> Top<'_, 'de> {
+    /// An item that is no object costs only itself; a document that is none cannot be read.
+    fn no_object<E: Error>(self, found: Unexpected<'_>) -> Result<(), E> {
+        let Some(index) = self.index else {
+            return Err(E::invalid_type(found, &self));
+        };
+        let reason = format!("items[{index}]: expected an object, found {found}");
+        self.found.refusals.push(Refusal::nameless(reason));
+        Ok(())
+    }
+
     /// Takes over the items of a list of `kind` ("" for a mixed `List`).
     fn list(self, kind: &str, list: &Value<'de>, mut items: Found<'de>) {
         items.settle(
@@ -185,6 +225,17 @@ impl<'de> Top<'_, 'de> {
 /// The `items` of a list.
 struct Items<'a> {
     names: &'a mut Names,
+}
+
+impl<'de> Items<'_> {
+    /// This list may be an item of another one, and costs only itself.
+    fn no_list<E: Error>(self, found: Unexpected<'_>) -> Result<Found<'de>, E> {
+        let reason = format!("items: expected a list, found {found}");
+        Ok(Found {
+            refusals: vec![Refusal::nameless(reason)],
+            ..Found::default()
+        })
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Items<'_> {
@@ -204,6 +255,13 @@ impl<'de> Visitor<'de> for Items<'_> {
 
     fn visit_unit<E>(self) -> Result<Found<'de>, E> {
         Ok(Found::default())
+    }
+
+    scalars!(no_list -> Found<'de>);
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        self.no_list(Unexpected::Map)
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Found<'de>, A::Error> {

@@ -179,6 +179,62 @@ fn a_list_within_a_list_is_read_too() {
 }
 
 #[test]
+fn an_item_that_is_no_object_costs_only_itself() {
+    let good = r#"{"apiVersion":"v1","kind":"Node","metadata":{"name":"a"}}"#;
+    for (bad, reason) in [
+        ("7", "items[0]: expected an object, found integer `7`"),
+        ("-7", "items[0]: expected an object, found integer `-7`"),
+        (
+            "0.5",
+            "items[0]: expected an object, found floating point `0.5`",
+        ),
+        ("true", "items[0]: expected an object, found boolean `true`"),
+        ("\"x\"", "items[0]: expected an object, found string \"x\""),
+        ("[[7]]", "items[0]: expected an object, found sequence"),
+        (
+            r#"{"kind":"List","items":7}"#,
+            "items: expected a list, found integer `7`",
+        ),
+        (
+            r#"{"kind":"List","items":{"a":7}}"#,
+            "items: expected a list, found map",
+        ),
+    ] {
+        let list = format!(r#"{{"apiVersion":"v1","kind":"List","items":[{bad},{good}]}}"#);
+        for decoded in [json(&list), yaml(&list)] {
+            assert_eq!(objects(&decoded), ["Node /a in 1"], "{bad}");
+            let found = &decoded.rejections;
+            assert!(found.len() == 1 && found[0].name.is_empty(), "{found:?}");
+            assert_eq!(found[0].reason, reason);
+        }
+    }
+}
+
+#[test]
+fn an_item_without_a_kind_may_say_so() {
+    let list =
+        r#"{"apiVersion":"v1","kind":"NodeList","items":[{"kind":null,"metadata":{"name":"a"}}]}"#;
+    assert_eq!(objects(&json(list)), ["Node /a in 1"]);
+}
+
+/// An apiserver takes objects of up to 1.5 MB. Were each field compared with all before it, this would not end.
+#[test]
+fn an_object_with_more_labels_than_anybody_has_is_read() {
+    let mut labels = String::new();
+    for number in 0..200_000 {
+        write!(labels, r#""l{number}":"","#).unwrap();
+    }
+    let node = format!(
+        r#"{{"apiVersion":"v1","kind":"Node","metadata":{{"name":"a","labels":{{{labels}"z":""}}}}}}"#
+    );
+    let decoded = json(&node);
+    let Object::Node(node) = &decoded.objects[0].object else {
+        panic!("{decoded:?}");
+    };
+    assert_eq!(node.labels.len(), 200_001);
+}
+
+#[test]
 fn only_lists_have_items() {
     let text = "items: [{apiVersion: v1, kind: Node, metadata: {name: a}}]\nkind: Bundle\napiVersion: x/v1\n";
     assert_eq!(yaml(text), Decoded::default());
@@ -243,6 +299,19 @@ fn aliases_are_followed_but_do_not_multiply() {
         .unwrap();
     }
     assert_eq!(yaml(&bomb).rejections.len(), 1);
+}
+
+/// A text of a megabyte, repeated by an alias of two characters, would be as many megabytes in memory as there are aliases.
+#[test]
+fn a_long_text_is_not_repeated_without_end() {
+    let long = "x".repeat(1 << 20);
+    for (aliases, is_read) in [(8, true), (40, false)] {
+        let aliases = vec!["*a"; aliases].join(", ");
+        let text = format!(
+            "apiVersion: v1\nkind: Node\nmetadata:\n  name: a\n  labels: {{l: &a {long}}}\nstatus: {{nodes: [{aliases}]}}\n"
+        );
+        assert_eq!(yaml(&text).objects.len(), usize::from(is_read));
+    }
 }
 
 #[test]

@@ -16,7 +16,7 @@ pub(super) enum Keep {
     /// Everything below.
     All,
     /// These fields; the rest is skipped unseen.
-    Fields(&'static [(&'static str, Keep)]),
+    Only(&'static [(&'static str, Keep)]),
 }
 
 impl Keep {
@@ -24,7 +24,7 @@ impl Keep {
     pub(super) fn field(&self, key: &str) -> Option<&'static Keep> {
         match self {
             Self::All => Some(&Keep::All),
-            Self::Fields(fields) => fields
+            Self::Only(fields) => fields
                 .iter()
                 .find(|(name, _)| *name == key)
                 .map(|(_, keep)| keep),
@@ -42,12 +42,56 @@ pub(super) enum Value<'de> {
     Other(&'static str),
     Text(Cow<'de, str>),
     List(Vec<Value<'de>>),
-    Map(Vec<(Cow<'de, str>, Value<'de>)>),
+    Map(Fields<'de>),
     /// A field that was given twice: nobody can say which one was meant.
     Twice,
 }
 
 const NULL: &Value<'static> = &Value::Null;
+
+/// The fields of an object, sorted by name, each name once.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Fields<'de>(Vec<(Cow<'de, str>, Value<'de>)>);
+
+impl<'de> Fields<'de> {
+    /// Takes fields as they were written; the second one of a name makes both unusable. Costs no more than to sort them: there may
+    /// be a hundred thousand labels.
+    pub(super) fn new(mut fields: Vec<(Cow<'de, str>, Value<'de>)>) -> Self {
+        fields.sort_by(|(one, _), (other, _)| one.cmp(other));
+        fields.dedup_by(|(later, _), (name, earlier)| {
+            let is_same = later == name;
+            if is_same {
+                *earlier = Value::Twice;
+            }
+            is_same
+        });
+        Self(fields)
+    }
+
+    fn position(&self, name: &str) -> Result<usize, usize> {
+        self.0.binary_search_by(|(other, _)| (**other).cmp(name))
+    }
+
+    /// The field of this name; `Null` when there is none.
+    fn get(&self, name: &str) -> &Value<'de> {
+        let position = self.position(name).ok();
+        position.map_or(NULL, |position| &self.0[position].1)
+    }
+
+    /// Gives a field that is absent or `Null` a value.
+    pub(super) fn fill_in(&mut self, name: &'static str, value: &str) {
+        let value = Value::Text(Cow::Owned(value.to_owned()));
+        match self.position(name) {
+            Ok(position) => {
+                let (_, field) = &mut self.0[position];
+                if *field == Value::Null {
+                    *field = value;
+                }
+            }
+            Err(position) => self.0.insert(position, (Cow::Borrowed(name), value)),
+        }
+    }
+}
 
 /// What is wrong with a field.
 #[derive(Debug, PartialEq, Eq)]
@@ -127,10 +171,7 @@ pub(super) fn at<'v, 'de, T>(
 ) -> Result<T, Wrong> {
     let field = match value {
         Value::Null => NULL,
-        Value::Map(fields) => fields
-            .iter()
-            .find(|(name, _)| name == key)
-            .map_or(NULL, |(_, value)| value),
+        Value::Map(fields) => fields.get(key),
         other => return Err(Wrong::new("an object", other)),
     };
     read(field).map_err(|wrong| wrong.within_field(key))
@@ -159,7 +200,7 @@ pub(super) fn entries<'v, 'de>(
 ) -> Result<impl Iterator<Item = (&'v str, &'v Value<'de>)>, Wrong> {
     let fields: &[(Cow<'de, str>, Value<'de>)] = match value {
         Value::Null => &[],
-        Value::Map(fields) => fields,
+        Value::Map(fields) => &fields.0,
         other => return Err(Wrong::new("an object", other)),
     };
     Ok(fields.iter().map(|(key, value)| (key.as_ref(), value)))
@@ -268,25 +309,13 @@ impl<'de> Visitor<'de> for Pick {
         let mut fields = Vec::new();
         while let Some(key) = map.next_key_seed(Key)? {
             match self.0.field(&key) {
-                Some(keep) => put(&mut fields, key, map.next_value_seed(Pick(keep))?),
+                Some(keep) => fields.push((key, map.next_value_seed(Pick(keep))?)),
                 None => {
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        Ok(Value::Map(fields))
-    }
-}
-
-/// Adds a field; the second one of a name makes both unusable.
-pub(super) fn put<'de>(
-    fields: &mut Vec<(Cow<'de, str>, Value<'de>)>,
-    key: Cow<'de, str>,
-    value: Value<'de>,
-) {
-    match fields.iter_mut().find(|(name, _)| *name == key) {
-        Some((_, earlier)) => *earlier = Value::Twice,
-        None => fields.push((key, value)),
+        Ok(Value::Map(Fields::new(fields)))
     }
 }
 

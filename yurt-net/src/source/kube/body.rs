@@ -18,37 +18,49 @@ const MAX_ENVELOPE_BYTES: usize = 64 << 10;
 
 /// Why a body is of no use.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum BodyError {
+pub enum BodyError {
+    /// It says that it is gzip, and is not.
     #[error("the answer cannot be decompressed")]
     Gzip(#[source] io::Error),
+    /// Nobody keeps what is larger.
     #[error("an object in the answer is larger than {MAX_ITEM_BYTES} bytes")]
     TooLarge,
+    /// Its connection was lost, or its server stopped.
     #[error("the answer ends before its end")]
     Cut,
+    /// Items are objects.
     #[error("the answer is no list: it has {found:?} between its items")]
-    NoItem { found: char },
+    NoItem {
+        /// Its first character.
+        found: char,
+    },
+    /// It has no items, or far too much besides.
     #[error("the answer is no list")]
     NoList,
+    /// What is around the items, or an event.
     #[error("the answer is not JSON")]
     Json(#[from] serde_json::Error),
 }
 
 /// Undoes `Content-Encoding: gzip`, or nothing.
-pub(super) enum Inflate {
+pub enum Inflate {
+    /// Nothing to undo.
     Identity,
+    /// Gzip, of one member or several.
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
 }
 
 impl Inflate {
-    pub(super) fn new(is_gzip: bool) -> Self {
+    /// At the begin of a body.
+    pub fn new(is_gzip: bool) -> Self {
         match is_gzip {
             true => Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
             false => Self::Identity,
         }
     }
 
-    /// Passes on what `bytes` stand for.
-    pub(super) fn push(
+    /// Passes on what `bytes` stand for: up to a thousand times as much, so they should be few.
+    pub fn push(
         &mut self,
         bytes: &[u8],
         sink: impl FnOnce(&[u8]) -> Result<(), BodyError>,
@@ -65,7 +77,7 @@ impl Inflate {
     }
 
     /// Says whether all has arrived, and passes on the last of it.
-    pub(super) fn finish(
+    pub fn finish(
         self,
         sink: impl FnOnce(&[u8]) -> Result<(), BodyError>,
     ) -> Result<(), BodyError> {
@@ -78,16 +90,16 @@ impl Inflate {
 
 /// The end of a list.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ListEnd {
+pub struct ListEnd {
     /// Where a watch goes on.
-    pub(super) version: String,
+    pub version: String,
     /// There is more, to be had with this token.
-    pub(super) next_page: Option<String>,
+    pub next_page: Option<String>,
 }
 
 /// Takes a list apart.
 #[derive(Debug, Default)]
-pub(super) struct ListScanner {
+pub struct ListScanner {
     /// All but the items: JSON too, with an empty list of items.
     envelope: Vec<u8>,
     /// The begin of an item whose end has not arrived.
@@ -111,11 +123,7 @@ enum Place {
 
 impl ListScanner {
     /// Takes the next bytes, and hands out each item that ends in them.
-    pub(super) fn push(
-        &mut self,
-        mut bytes: &[u8],
-        mut sink: impl FnMut(&[u8]),
-    ) -> Result<(), BodyError> {
+    pub fn push(&mut self, mut bytes: &[u8], mut sink: impl FnMut(&[u8])) -> Result<(), BodyError> {
         while !bytes.is_empty() {
             bytes = match self.place {
                 Place::BeforeItems => self.before_items(bytes)?,
@@ -131,7 +139,7 @@ impl ListScanner {
     }
 
     /// Says whether the list is whole.
-    pub(super) fn finish(self) -> Result<ListEnd, BodyError> {
+    pub fn finish(self) -> Result<ListEnd, BodyError> {
         #[derive(Deserialize)]
         struct Envelope {
             metadata: Metadata,
@@ -147,13 +155,13 @@ impl ListScanner {
             Place::AfterItems => {}
             Place::BetweenItems | Place::InItem => return Err(BodyError::Cut),
             Place::BeforeItems => {
-                return Err(
-                    match serde_json::from_slice::<serde_json::Value>(&self.envelope) {
-                        Ok(_) => BodyError::NoList,
-                        Err(error) if error.is_eof() => BodyError::Cut,
-                        Err(error) => error.into(),
-                    },
-                );
+                match serde_json::from_slice::<serde_json::Value>(&self.envelope) {
+                    // An empty slice of Go, as some servers send it (kubernetes#39822).
+                    Ok(all) if all.get("items").is_some_and(serde_json::Value::is_null) => {}
+                    Ok(_) => return Err(BodyError::NoList),
+                    Err(error) if error.is_eof() => return Err(BodyError::Cut),
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
         let envelope: Envelope = match serde_json::from_slice(&self.envelope) {
@@ -297,13 +305,13 @@ impl ListScanner {
 
 /// Takes a watch apart into its lines.
 #[derive(Debug, Default)]
-pub(super) struct LineScanner {
+pub struct LineScanner {
     line: Vec<u8>,
 }
 
 impl LineScanner {
     /// Takes the next bytes, and hands out each line that ends in them.
-    pub(super) fn push<E: From<BodyError>>(
+    pub fn push<E: From<BodyError>>(
         &mut self,
         mut bytes: &[u8],
         mut sink: impl FnMut(&[u8]) -> Result<(), E>,
@@ -328,27 +336,42 @@ impl LineScanner {
 
 /// One line of a watch.
 #[derive(Debug)]
-pub(super) enum WatchEvent<'a> {
+pub enum WatchEvent<'a> {
     /// ADDED or MODIFIED.
     Put {
+        /// Its state.
         object: &'a RawValue,
+        /// `metadata.resourceVersion`; "" = none.
         version: String,
     },
     /// DELETED, with the last state of the object.
     Delete {
+        /// Its last state.
         object: &'a RawValue,
+        /// Of its end.
         version: String,
     },
     /// BOOKMARK: nothing happened until here.
-    Bookmark { version: String },
+    Bookmark {
+        /// Where a watch goes on.
+        version: String,
+    },
     /// ERROR, with the Status.
-    Error { code: u16, message: String },
+    Error {
+        /// As in HTTP.
+        code: u16,
+        /// For people.
+        message: String,
+    },
     /// A type that nobody knows yet.
-    Unknown { kind: String },
+    Unknown {
+        /// That type.
+        kind: String,
+    },
 }
 
 /// Reads one line of a watch.
-pub(super) fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
+pub fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
     #[derive(Deserialize)]
     struct Line<'a> {
         #[serde(rename = "type")]

@@ -38,6 +38,7 @@ pub(super) struct Counters {
     pub(super) objects: AtomicU64,
     pub(super) lists: AtomicU64,
     pub(super) watches: AtomicU64,
+    pub(super) events: AtomicU64,
 }
 
 /// From a task to the source.
@@ -284,6 +285,7 @@ impl Task {
                 }
                 if !matches!(event, News::Bookmark { .. }) {
                     count(&self.counters.objects, 1);
+                    count(&self.counters.events, 1);
                 }
                 self.tell(event).await?;
             }

@@ -85,6 +85,17 @@ fn an_empty_list_is_a_list() {
 }
 
 #[test]
+fn a_list_whose_items_are_null_is_an_empty_list() {
+    let body = br#"{"kind":"NodeBucketList","metadata":{"resourceVersion":"7"},"items":null}"#;
+    for cut in 0..body.len() {
+        let (head, tail) = body.split_at(cut);
+        let (items, end) = scan([head, tail]).unwrap();
+        assert_eq!((items.len(), end.version.as_str()), (0, "7"));
+        assert!(scan([head]).is_err(), "cut at {cut}");
+    }
+}
+
+#[test]
 fn a_gzip_body_is_the_same_as_a_plain_one_and_a_cut_one_is_an_error() {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
     encoder.write_all(LIST.as_bytes()).unwrap();

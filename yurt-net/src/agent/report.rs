@@ -1,0 +1,79 @@
+//! What the agent says of what happened: once, in the log, and in its status.
+
+use std::collections::BTreeMap;
+
+use tracing::{error, info, warn};
+
+use super::{Agent, chain};
+use crate::dataplane::sockets::Outcome;
+use crate::model::Rejection;
+use crate::plan::Refused;
+use crate::policy::Standing;
+use crate::status::RefusedService;
+
+impl Agent {
+    pub(super) fn report_scan(&mut self, outcome: Outcome) {
+        let Outcome {
+            ended,
+            sockets: seen,
+            took,
+            error,
+        } = outcome;
+        let outside = ended.get(&Standing::OutsideClosure).copied();
+        let outside = outside.unwrap_or_default();
+        let withdrawn = ended.values().sum::<u64>() - outside;
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if withdrawn + outside > 0 {
+            info!(
+                withdrawn,
+                outside, seen, took_ms, "ended sockets whose endpoint went"
+            );
+        }
+        let error = error.map(|error| chain(&error));
+        if let Some(error) = error.as_ref()
+            && self.status.sockets.last_error.as_ref() != Some(error)
+        {
+            warn!(error, "not all sockets could be looked at");
+        }
+        let status = &mut self.status.sockets;
+        status.scans += 1;
+        status.last_seen = seen;
+        status.last_scan_ms = took_ms;
+        status.last_error = error;
+        status.ended_withdrawn += withdrawn;
+        status.ended_outside_closure += outside;
+    }
+
+    pub(super) fn report_refused(&mut self, refused: Vec<Refused>) {
+        let refused: Vec<RefusedService> = refused.iter().map(RefusedService::from).collect();
+        if !refused.is_empty() && refused != self.status.refused {
+            let mut by_map: BTreeMap<&str, usize> = BTreeMap::new();
+            for service in &refused {
+                *by_map.entry(&service.map).or_default() += 1;
+            }
+            for (map, services) in by_map {
+                let first = refused.iter().find(|service| service.map == map);
+                let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
+                error!(
+                    map,
+                    services, first, flag, "map full: these service ports do not fit"
+                );
+            }
+        }
+        self.status.refused = refused;
+    }
+}
+
+/// One line for each.
+pub(super) fn report_rejections(rejections: &[Rejection]) {
+    for rejection in rejections {
+        let Rejection {
+            kind,
+            namespace,
+            name,
+            source,
+            reason,
+        } = rejection;
+        warn!(kind, namespace, name, source, reason, "rejected");
+    }
+}

@@ -1,0 +1,527 @@
+//! A `Status` as Prometheus reads it.
+//!
+//! Pure. One table says which metrics there are; `docs/metrics.md` says what they mean, and a test compares the two. Where
+//! kube-proxy has a metric of the same fact (pkg/proxy/metrics/metrics.go), it has kube-proxy's name. What is written is the
+//! text format 0.0.4.
+//!
+//! No library: the numbers are in `Status` already, and a registry beside it would be a second place for each of them.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+
+use crate::source::kube::Received;
+use crate::source::preferred::{FollowedSource, Origin};
+use crate::status::{SelfTest, Status};
+
+use self::Kind::{Counter, Gauge, Histogram};
+
+/// What `Content-Type` says of the text.
+pub const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// It only grows, until the agent starts anew.
+    Counter,
+    /// It goes up and down.
+    Gauge,
+    /// How many were at most so long.
+    Histogram,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// Samples of one name.
+struct Metric {
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+    samples: fn(&Status, &mut Samples<'_>),
+}
+
+/// One row of the table.
+const fn metric(
+    kind: Kind,
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    samples: fn(&Status, &mut Samples<'_>),
+) -> Metric {
+    Metric {
+        name,
+        kind,
+        labels,
+        help,
+        samples,
+    }
+}
+
+/// All of them.
+const METRICS: &[Metric] = &[
+    metric(
+        Histogram,
+        "kubeproxy_sync_proxy_rules_duration_seconds",
+        &[],
+        "Time to compile a table, both families, and to write what differs.",
+        |status, out| {
+            let durations = &status.apply_durations;
+            for (bound, count) in durations.cumulative() {
+                out.put_as("_bucket", &[("le", &bound.to_string())], count);
+            }
+            out.put_as("_bucket", &[("le", "+Inf")], durations.count());
+            out.put_as("_sum", &[], micros(durations.sum_us));
+            out.put_as("_count", &[], durations.count());
+        },
+    ),
+    metric(
+        Gauge,
+        "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+        &[],
+        "When the last table was applied.",
+        |status, out| out.put_some(status.last_applied_at),
+    ),
+    metric(
+        Counter,
+        "process_cpu_seconds_total",
+        &[],
+        "Processor time, user and system.",
+        |status, out| out.put_some(status.process.map(|process| millis(process.cpu_ms))),
+    ),
+    metric(
+        Gauge,
+        "process_resident_memory_bytes",
+        &[],
+        "Resident memory.",
+        |status, out| out.put_some(status.process.map(|process| process.resident_bytes)),
+    ),
+    metric(
+        Gauge,
+        "process_start_time_seconds",
+        &[],
+        "When the agent was started.",
+        |status, out| out.put_some(status.process.map(|process| process.started_at)),
+    ),
+    metric(
+        Counter,
+        "yurtnet_apply_failures_total",
+        &[],
+        "Tables that could not be applied and were tried again.",
+        |status, out| out.put(&[], status.failed_applies),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_build_info",
+        &["version"],
+        "1, with the version of the agent.",
+        |status, out| out.put(&[&status.version], 1),
+    ),
+    metric(
+        Counter,
+        "yurtnet_checkpoint_errors_total",
+        &[],
+        "Saves that failed.",
+        |status, out| out.put(&[], status.checkpoint.errors),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_checkpoint_last_write_duration_seconds",
+        &[],
+        "Time of the last save, until it was on the medium.",
+        |status, out| out.put(&[], millis(status.checkpoint.last_write_ms)),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_checkpoint_last_write_timestamp_seconds",
+        &[],
+        "When the last save was on the medium.",
+        |status, out| out.put_some(status.checkpoint.last_write_at),
+    ),
+    metric(
+        Counter,
+        "yurtnet_checkpoint_writes_total",
+        &[],
+        "Saves that wrote.",
+        |status, out| out.put(&[], status.checkpoint.writes),
+    ),
+    metric(
+        Counter,
+        "yurtnet_checkpoint_written_bytes_total",
+        &[],
+        "Bytes handed to the file system.",
+        |status, out| out.put(&[], status.checkpoint.bytes_written),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_clients_known",
+        &[],
+        "Network namespaces whose addresses are known, for source ranges.",
+        |status, out| out.put(&[], status.clients.known),
+    ),
+    metric(
+        Counter,
+        "yurtnet_drift_repairs_total",
+        &["object"],
+        "Map writes and programs that somebody else's changes made necessary.",
+        |status, out| {
+            out.put(&["map_entry"], status.drift_writes);
+            out.put(&["program"], status.drift_links);
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_last_apply_duration_seconds",
+        &[],
+        "Time of the last table.",
+        |status, out| out.put(&[], micros(status.apply_durations.last_us)),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_last_apply_writes",
+        &[],
+        "Map writes of the last table.",
+        |status, out| out.put(&[], status.last_writes),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_map_capacity",
+        &["map"],
+        "Entries that fit.",
+        |status, out| {
+            for usage in &status.maps {
+                out.put(&[&usage.map], usage.capacity);
+            }
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_map_entries",
+        &["map"],
+        "Entries in use.",
+        |status, out| {
+            for usage in &status.maps {
+                out.put(&[&usage.map], usage.used);
+            }
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_node_info",
+        &["node", "pool"],
+        "1, with this node and its pool.",
+        |status, out| out.put(&[&status.node, &status.pool], 1),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_program_verified_instructions",
+        &["program"],
+        "Instructions that the verifier looked at.",
+        |status, out| {
+            for (program, count) in &status.programs {
+                out.put(&[program], count);
+            }
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_ready",
+        &[],
+        "1 when the first table is applied and the programs are attached.",
+        |status, out| out.put(&[], u8::from(status.ready)),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_refused_service_ports",
+        &["map"],
+        "Service ports that do not fit into a map.",
+        |status, out| {
+            for usage in &status.maps {
+                let of_map = status.refused.iter().filter(|of| of.map == usage.map);
+                out.put(&[&usage.map], of_map.count());
+            }
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_rejections",
+        &["kind"],
+        "Objects that are wrong.",
+        |status, out| {
+            let mut kinds = BTreeMap::new();
+            for rejection in &status.rejections {
+                *kinds.entry(rejection.kind.as_str()).or_insert(0) += 1;
+            }
+            for (kind, count) in kinds {
+                out.put(&[kind], count);
+            }
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_self_test",
+        &["result"],
+        "1 for how the self-test ended.",
+        |status, out| {
+            let result = match &status.self_test {
+                SelfTest::Pending => "pending",
+                SelfTest::Passed => "passed",
+                SelfTest::Skipped => "skipped",
+                SelfTest::Failed { .. } => "failed",
+            };
+            out.put_state(["pending", "passed", "skipped", "failed"], result);
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_service_ports",
+        &[],
+        "Service ports in the table.",
+        |status, out| out.put(&[], status.services),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_snapshot_age_seconds",
+        &[],
+        "Time since the source in charge was last heard of, or the checkpoint was true.",
+        |status, out| out.put(&[], status.source.age_seconds),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_snapshot_provenance",
+        &["provenance"],
+        "1 for where the table in force comes from.",
+        |status, out| {
+            let provenance = match status.source.provenance {
+                Origin::None => "none",
+                Origin::Live => "live",
+                Origin::Hub => "hub",
+                Origin::File => "file",
+                Origin::Checkpoint => "checkpoint",
+            };
+            out.put_state(["checkpoint", "file", "hub", "live", "none"], provenance);
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_socket_last_scan_duration_seconds",
+        &[],
+        "Time of the last look.",
+        |status, out| out.put(&[], millis(status.sockets.last_scan_ms)),
+    ),
+    metric(
+        Counter,
+        "yurtnet_socket_scans_total",
+        &[],
+        "Looks at the established sockets.",
+        |status, out| out.put(&[], status.sockets.scans),
+    ),
+    metric(
+        Counter,
+        "yurtnet_sockets_ended_total",
+        &["reason"],
+        "Sockets ended because their endpoint went.",
+        |status, out| {
+            out.put(&["outside_closure"], status.sockets.ended_outside_closure);
+            out.put(&["withdrawn"], status.sockets.ended_withdrawn);
+        },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_source_age_seconds",
+        &["source"],
+        "Time since a source was last heard of.",
+        |status, out| out.put_sources(status, |source| source.age_seconds),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_source_held_lists",
+        &[],
+        "Lists of a cache that are held back.",
+        |status, out| out.put(&[], status.source.held_lists.len()),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_source_in_charge",
+        &["source"],
+        "1 for the source that the table comes from.",
+        |status, out| out.put_sources(status, |source| Some(source.is_in_charge.into())),
+    ),
+    metric(
+        Counter,
+        "yurtnet_source_lists_total",
+        &["resource"],
+        "Requests for a list.",
+        |status, out| out.put_received(status, |received| received.lists),
+    ),
+    metric(
+        Counter,
+        "yurtnet_source_received_bytes_total",
+        &["resource"],
+        "Bytes of answers, as they came over the wire.",
+        |status, out| out.put_received(status, |received| received.bytes),
+    ),
+    metric(
+        Counter,
+        "yurtnet_source_received_objects_total",
+        &["resource"],
+        "Objects in lists and events.",
+        |status, out| out.put_received(status, |received| received.objects),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_source_up",
+        &["source"],
+        "1 when a source has answered whole and answers.",
+        |status, out| out.put_sources(status, |source| Some(source.is_good.into())),
+    ),
+    metric(
+        Counter,
+        "yurtnet_source_watch_events_total",
+        &["resource"],
+        "Objects added, modified and deleted by a watch.",
+        |status, out| out.put_received(status, |received| received.events),
+    ),
+    metric(
+        Counter,
+        "yurtnet_source_watches_total",
+        &["resource"],
+        "Requests for a watch.",
+        |status, out| out.put_received(status, |received| received.watches),
+    ),
+    metric(
+        Counter,
+        "yurtnet_tables_applied_total",
+        &[],
+        "Tables applied.",
+        |status, out| out.put(&[], status.applied),
+    ),
+    metric(
+        Counter,
+        "yurtnet_verdicts_total",
+        &["reason"],
+        "Verdicts since the maps were made; forward and udp_kept are served, the others refused.",
+        |status, out| {
+            for (reason, count) in &status.counters {
+                out.put(&[reason], count);
+            }
+        },
+    ),
+];
+
+/// The text of all metrics.
+pub fn render(status: &Status) -> String {
+    let mut text = String::with_capacity(12 << 10);
+    for metric in METRICS {
+        let Metric {
+            name, kind, help, ..
+        } = metric;
+        // A String takes every write.
+        let _infallible = write!(
+            text,
+            "# HELP {name} {help}\n# TYPE {name} {}\n",
+            kind.name()
+        );
+        (metric.samples)(
+            status,
+            &mut Samples {
+                metric,
+                text: &mut text,
+            },
+        );
+    }
+    text
+}
+
+/// Where the samples of one metric go.
+struct Samples<'a> {
+    metric: &'static Metric,
+    text: &'a mut String,
+}
+
+impl Samples<'_> {
+    /// Adds one, with the values of the metric's labels.
+    fn put(&mut self, values: &[&str], value: impl Display) {
+        let labels = self.metric.labels.iter().copied();
+        let labels: Vec<_> = labels.zip(values.iter().copied()).collect();
+        self.put_as("", &labels, value);
+    }
+
+    fn put_some(&mut self, value: Option<impl Display>) {
+        if let Some(value) = value {
+            self.put(&[], value);
+        }
+    }
+
+    /// One for each state, 1 for that which is: a state that has no sample cannot be told from a metric that is gone.
+    fn put_state<const N: usize>(&mut self, states: [&str; N], current: &str) {
+        for state in states {
+            self.put(&[state], u8::from(state == current));
+        }
+    }
+
+    /// One for each source. A series must not be there twice, though a source may be.
+    fn put_sources(&mut self, status: &Status, value: fn(&FollowedSource) -> Option<u64>) {
+        let sources = status.source.sources.iter();
+        let sources: BTreeMap<_, _> = sources.rev().map(|of| (&of.source, value(of))).collect();
+        for (source, value) in sources {
+            if let Some(value) = value {
+                self.put(&[source], value);
+            }
+        }
+    }
+
+    fn put_received(&mut self, status: &Status, count: fn(&Received) -> u64) {
+        for (resource, received) in &status.source.received {
+            self.put(&[resource], count(received));
+        }
+    }
+
+    fn put_as(&mut self, suffix: &str, labels: &[(&str, &str)], value: impl Display) {
+        self.text.push_str(self.metric.name);
+        self.text.push_str(suffix);
+        for (index, (name, value)) in labels.iter().enumerate() {
+            self.text.push(if index == 0 { '{' } else { ',' });
+            self.text.push_str(name);
+            self.text.push_str("=\"");
+            for c in value.chars() {
+                match c {
+                    '\\' => self.text.push_str("\\\\"),
+                    '"' => self.text.push_str("\\\""),
+                    '\n' => self.text.push_str("\\n"),
+                    c => self.text.push(c),
+                }
+            }
+            self.text.push('"');
+        }
+        if !labels.is_empty() {
+            self.text.push('}');
+        }
+        let _infallible = writeln!(self.text, " {value}");
+    }
+}
+
+/// Seconds.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "a number of Prometheus is one of 53 bits"
+)]
+fn micros(micros: u64) -> f64 {
+    micros as f64 / 1e6
+}
+
+/// Seconds.
+fn millis(millis: u64) -> f64 {
+    micros(millis.saturating_mul(1000))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,166 @@
+//! The text, word for word; what scrapers need of it; and the document.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::*;
+use crate::model::Rejection;
+use crate::observe::process::Process;
+use crate::status::{MapUsage, RefusedService};
+
+const GOLDEN: &str = include_str!("golden.txt");
+const DOCUMENT: &str = include_str!("../../../../docs/metrics.md");
+
+/// An agent with something of everything.
+fn status() -> Status {
+    let mut status = Status {
+        version: "0.1.0".to_owned(),
+        node: "edge-a1".to_owned(),
+        pool: "hangzhou".to_owned(),
+        ready: true,
+        services: 3,
+        applied: 3,
+        failed_applies: 1,
+        last_applied_at: Some(1_700_000_100),
+        last_writes: 8,
+        drift_writes: 2,
+        drift_links: 1,
+        self_test: SelfTest::Passed,
+        process: Some(Process {
+            resident_bytes: 12_582_912,
+            cpu_ms: 1250,
+            started_at: 1_700_000_000,
+        }),
+        ..Status::default()
+    };
+    for ms in [1, 3, 20_000] {
+        status.apply_durations.record(Duration::from_millis(ms));
+    }
+    let source = &mut status.source;
+    source.provenance = Origin::Hub;
+    source.age_seconds = 4;
+    source.held_lists = vec!["services".to_owned()];
+    let followed = |source: &str, is_in_charge, age_seconds| FollowedSource {
+        source: source.to_owned(),
+        is_in_charge,
+        is_good: is_in_charge,
+        age_seconds,
+    };
+    source.sources = vec![
+        followed("yurthub:", true, Some(4)),
+        followed("kube:https://192.0.2.1:6443", false, None),
+    ];
+    let received = Received {
+        bytes: 100,
+        objects: 7,
+        lists: 1,
+        watches: 2,
+        events: 4,
+    };
+    source.received = [("services".to_owned(), received)].into();
+    status.checkpoint.bytes_written = 4096;
+    status.checkpoint.writes = 2;
+    status.checkpoint.errors = 1;
+    status.checkpoint.last_write_ms = 15;
+    status.checkpoint.last_write_at = Some(1_700_000_050);
+    status.maps = vec![MapUsage {
+        map: "yurt_fe4".to_owned(),
+        used: 64,
+        capacity: 64,
+    }];
+    status.refused = vec![RefusedService {
+        service: "default/web:http".to_owned(),
+        map: "yurt_fe4".to_owned(),
+        flag: "--max-frontends4".to_owned(),
+        has_some: false,
+    }];
+    status.rejections = vec![Rejection {
+        kind: "Service".to_owned(),
+        namespace: "default".to_owned(),
+        name: "web".to_owned(),
+        source: "web.yaml#3".to_owned(),
+        reason: "it is wrong".to_owned(),
+    }];
+    status.counters = [("forward".to_owned(), 5), ("udp_kept".to_owned(), 6)].into();
+    status.clients.known = 3;
+    status.sockets.scans = 2;
+    status.sockets.last_scan_ms = 3;
+    status.sockets.ended_withdrawn = 4;
+    status.sockets.ended_outside_closure = 5;
+    status.programs = [("connect4".to_owned(), 105)].into();
+    status
+}
+
+#[test]
+fn the_text_is_what_it_was() {
+    let text = render(&status());
+    for (line, (is, was)) in text.lines().zip(GOLDEN.lines()).enumerate() {
+        assert_eq!(is, was, "line {}", line + 1);
+    }
+    assert_eq!(text, GOLDEN);
+}
+
+#[test]
+fn a_label_may_hold_anything() {
+    let mut status = status();
+    status.node = "a\\b\"c\nd é".to_owned();
+    let text = render(&status);
+    let line = text.lines().find(|line| line.contains("node_info{"));
+    let expected = r#"yurtnet_node_info{node="a\\b\"c\nd é",pool="hangzhou"} 1"#;
+    assert_eq!(line, Some(expected));
+    assert_eq!(text.lines().count(), GOLDEN.lines().count());
+}
+
+#[test]
+fn no_series_is_there_twice_even_if_a_source_is() {
+    let mut status = status();
+    status.source.sources.push(status.source.sources[0].clone());
+    let text = render(&status);
+    let mut seen = BTreeSet::new();
+    for line in text.lines() {
+        let (series, _) = line.rsplit_once(' ').unwrap();
+        assert!(line.starts_with('#') || seen.insert(series), "{series}");
+    }
+}
+
+#[test]
+fn what_is_not_known_has_no_sample() {
+    let text = render(&Status::default());
+    for absent in ["process_", "_last_timestamp_", "_source_age_"] {
+        let mut samples = text.lines().filter(|line| !line.starts_with('#'));
+        assert!(!samples.any(|line| line.contains(absent)), "{absent}");
+    }
+}
+
+#[test]
+fn names_follow_the_conventions_of_prometheus() {
+    let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
+    assert!(names.is_sorted(), "{names:?}");
+    for Metric { name, kind, .. } in METRICS {
+        assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
+        let is_known = ["kubeproxy_", "process_", "yurtnet_"];
+        assert!(is_known.iter().any(|prefix| name.starts_with(prefix)));
+    }
+}
+
+/// The rows of the table: name, type, labels, meaning.
+#[test]
+fn the_document_lists_the_metrics_as_they_are() {
+    let (table, _) = DOCUMENT.split_once("\n## ").unwrap();
+    let rows: Vec<String> = table
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .map(str::to_owned)
+        .collect();
+    let expected = METRICS.iter().map(|metric| {
+        let labels = metric.labels.iter().map(|label| format!("`{label}`"));
+        let labels = labels.collect::<Vec<_>>().join(", ");
+        let (name, kind, help) = (metric.name, metric.kind.name(), metric.help);
+        format!("| `{name}` | {kind} | {labels} | {help} |").replace("|  |", "| |")
+    });
+    let expected: Vec<String> = expected.collect();
+    for row in &expected {
+        assert!(rows.contains(row), "docs/metrics.md lacks:\n{row}");
+    }
+    assert_eq!(rows, expected);
+}

@@ -1,0 +1,103 @@
+//! The process that the agent is, as the kernel counts it. Sources: `proc(5)`, `/proc/self/stat` and `/proc/stat`.
+
+use std::fs;
+
+use serde::{Deserialize, Serialize};
+
+/// See the module.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Process {
+    /// Memory that is resident, in bytes.
+    pub resident_bytes: u64,
+    /// Processor time, in user and system mode, in milliseconds.
+    pub cpu_ms: u64,
+    /// When it was started, in seconds since 1970, by the clock of now.
+    pub started_at: u64,
+}
+
+impl Process {
+    /// This one; `None` where `/proc` cannot be read.
+    pub fn current() -> Option<Self> {
+        let stat = fs::read_to_string("/proc/self/stat").ok()?;
+        let booted_at = boot_time(&fs::read_to_string("/proc/stat").ok()?)?;
+        // SAFETY: calls without pointers.
+        let (ticks, page) = unsafe {
+            (
+                libc::sysconf(libc::_SC_CLK_TCK),
+                libc::sysconf(libc::_SC_PAGESIZE),
+            )
+        };
+        let (ticks, page) = (u64::try_from(ticks).ok()?, u64::try_from(page).ok()?);
+        let Counts { cpu, start, pages } = counts(&stat)?;
+        Some(Self {
+            resident_bytes: pages.saturating_mul(page),
+            cpu_ms: cpu.saturating_mul(1000).checked_div(ticks)?,
+            started_at: booted_at.saturating_add(start.checked_div(ticks)?),
+        })
+    }
+}
+
+/// From `/proc/<pid>/stat`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Counts {
+    /// In clock ticks.
+    pub cpu: u64,
+    /// Clock ticks from the boot to its start.
+    pub start: u64,
+    /// Resident pages.
+    pub pages: u64,
+}
+
+/// Reads a `/proc/<pid>/stat`. The name of a process, the second field, may hold blanks and brackets.
+pub fn counts(stat: &str) -> Option<Counts> {
+    let (_, fields) = stat.rsplit_once(") ")?;
+    // The first one behind the name is the third of all.
+    let number = |field: usize| fields.split(' ').nth(field - 3)?.parse::<u64>().ok();
+    Some(Counts {
+        cpu: number(14)?.saturating_add(number(15)?),
+        start: number(22)?,
+        pages: number(24)?,
+    })
+}
+
+/// When the machine was started, in seconds since 1970: from `/proc/stat`.
+pub fn boot_time(stat: &str) -> Option<u64> {
+    let mut lines = stat.lines();
+    lines
+        .find_map(|line| line.strip_prefix("btime "))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::unix_seconds;
+
+    #[test]
+    fn fields_are_counted_from_behind_the_name() {
+        let stat =
+            "7 (a b) c) (d)) S 1 7 7 0 -1 4194560 9 9 9 9 250 17 9 9 20 0 1 0 4711 99 2042 1844 1";
+        let expected = Counts {
+            cpu: 267,
+            start: 4711,
+            pages: 2042,
+        };
+        assert_eq!(counts(stat), Some(expected));
+        assert_eq!(counts("7 (x) S 1 7"), None);
+        assert_eq!(
+            boot_time("cpu 1 2\nbtime 1700000000\n"),
+            Some(1_700_000_000)
+        );
+    }
+
+    #[test]
+    fn this_process_has_memory_and_was_started_not_long_ago() {
+        let process = Process::current().unwrap();
+        assert!(process.resident_bytes > 100_000, "{process:?}");
+        let age = unix_seconds().abs_diff(process.started_at);
+        assert!(age < 3600, "{process:?}");
+    }
+}
