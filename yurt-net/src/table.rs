@@ -79,11 +79,11 @@ pub struct ServiceEntry {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Service name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Port name; "" when unnamed.
-    pub port: String,
+    pub port: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
 }

@@ -68,9 +68,9 @@ pub fn service(index: usize, version: usize) -> Arc<ServiceEntry> {
 /// A Service with these backends, which are sorted.
 pub fn entry(name: &str, at: SocketAddrV4, backends: &[SocketAddrV4]) -> Arc<ServiceEntry> {
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        port: "http".to_owned(),
+        namespace: "default".into(),
+        name: name.into(),
+        port: "http".into(),
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {

@@ -222,9 +222,9 @@ fn entry(
         }
     };
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: format!("s{service}"),
-        port: String::new(),
+        namespace: "default".into(),
+        name: format!("s{service}").into(),
+        port: Arc::default(),
         protocol,
     };
     Arc::new(ServiceEntry {

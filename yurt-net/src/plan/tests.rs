@@ -17,9 +17,9 @@ const CAPACITY: Capacity = Capacity {
 fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
     let address: IpAddr = address.parse().unwrap();
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        port: String::new(),
+        namespace: "default".into(),
+        name: name.into(),
+        port: Arc::default(),
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {
@@ -147,7 +147,7 @@ fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by
     let refused: Vec<_> = planned
         .refused
         .iter()
-        .map(|refused| refused.service.name.as_str())
+        .map(|refused| &*refused.service.name)
         .collect();
     assert_eq!(refused.len(), 14);
     assert_eq!(refused.first(), Some(&"s06"));

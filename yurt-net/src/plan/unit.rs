@@ -115,9 +115,9 @@ pub(super) fn probe() -> Arc<ServiceEntry> {
     };
     let loopback = |address: IpAddr| EndpointSet::cluster([SocketAddr::new(address, 9)]);
     let key = ServiceKey {
-        namespace: String::new(),
-        name: "yurt-net-probe".to_owned(),
-        port: String::new(),
+        namespace: Arc::default(),
+        name: "yurt-net-probe".into(),
+        port: Arc::default(),
         protocol: Protocol::Udp,
     };
     Arc::new(ServiceEntry {

@@ -81,24 +81,16 @@ impl Object {
     /// What tells it from all others.
     pub fn id(&self) -> ObjectId<'_> {
         let (kind, namespace, name) = match self {
-            Self::Service(service) => (
-                "Service",
-                service.name.namespace.as_str(),
-                &service.name.name,
-            ),
-            Self::EndpointSlice(slice) => (
-                "EndpointSlice",
-                slice.name.namespace.as_str(),
-                &slice.name.name,
-            ),
+            Self::Service(service) => ("Service", &*service.name.namespace, &service.name.name),
+            Self::EndpointSlice(slice) => {
+                ("EndpointSlice", &*slice.name.namespace, &slice.name.name)
+            }
             Self::Node(node) => ("Node", "", &node.name),
             Self::NodePool(pool) => ("NodePool", "", &pool.name),
             Self::NodeBucket(bucket) => ("NodeBucket", "", &bucket.name),
-            Self::PoolService(pool_service) => (
-                "PoolService",
-                pool_service.name.namespace.as_str(),
-                &pool_service.name.name,
-            ),
+            Self::PoolService(object) => {
+                ("PoolService", &*object.name.namespace, &object.name.name)
+            }
             Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
         };
         ObjectId {
@@ -128,7 +120,7 @@ pub struct Decoded {
     pub rejections: Vec<Rejection>,
 }
 
-/// Names of nodes and zones, each kept once: a slice repeats them for every endpoint.
+/// Words that objects repeat, each kept once: names of nodes, zones, namespaces and ports.
 #[derive(Debug, Default)]
 pub struct Names(BTreeSet<Arc<str>>);
 

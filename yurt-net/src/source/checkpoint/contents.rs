@@ -113,10 +113,10 @@ macro_rules! kinds {
 kinds! {
     services: Service by NamespacedName,
     slices: EndpointSlice by NamespacedName,
-    nodes: Node by String,
-    pools: NodePool by String,
-    buckets: NodeBucket by String,
-    service_cidrs: ServiceCidr by String,
+    nodes: Node by Arc<str>,
+    pools: NodePool by Arc<str>,
+    buckets: NodeBucket by Arc<str>,
+    service_cidrs: ServiceCidr by Arc<str>,
     pool_services: PoolService by NamespacedName,
 }
 
