@@ -174,6 +174,13 @@ pub struct EndpointSlice {
     pub endpoints: Box<[Endpoint]>,
 }
 
+impl EndpointSlice {
+    /// The Service whose endpoints these are.
+    pub fn owner(&self) -> NamespacedName {
+        NamespacedName::new(self.name.namespace.clone(), self.service.clone())
+    }
+}
+
 /// One entry of a slice's `ports`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
@@ -266,6 +273,13 @@ pub struct PoolService {
     pub pool: Arc<str>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
     pub load_balancer_ips: Box<[IpAddr]>,
+}
+
+impl PoolService {
+    /// The Service that it is about.
+    pub fn owner(&self) -> NamespacedName {
+        NamespacedName::new(self.name.namespace.clone(), self.service.clone())
+    }
 }
 
 /// Everything a source knows at one moment: whole or absent, never a half list.

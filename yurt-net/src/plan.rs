@@ -27,7 +27,7 @@ mod unit;
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use filter::Filter;
@@ -37,7 +37,7 @@ pub use unit::{PROBE_V4, PROBE_V6};
 use unit::{Unit, known_addresses, probe, units};
 
 use crate::model::AddressFamily;
-use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
+use crate::table::{Backends, ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
 
 /// Plans the writes that turn `image` into `table`, and leaves `image` as it is after them.
 ///
@@ -373,7 +373,7 @@ impl Planner<'_> {
             ServiceImage {
                 family: unit.family,
                 base,
-                backends: Some(Arc::from([])),
+                backends: Some(Backends::default()),
             },
         );
         self.publish(index, base, unit.backends.clone());
@@ -397,11 +397,10 @@ impl Planner<'_> {
         } else if let Some(base) = self.write_slots(unit.family, &unit.backends) {
             self.publish(index, base, unit.backends.clone());
         } else {
-            let old_backends = old.as_deref().unwrap_or_default();
-            let still_right: Arc<[SocketAddr]> = old_backends
+            let old_backends = old.clone().unwrap_or_default();
+            let still_right: Backends = old_backends
                 .iter()
-                .copied()
-                .filter(|backend| unit.backends.binary_search(backend).is_ok())
+                .filter(|backend| unit.backends.contains(*backend))
                 .collect();
             self.refuse(key, FullMap::slots(unit.family), !still_right.is_empty());
             if still_right.len() == old_backends.len() {
@@ -413,7 +412,7 @@ impl Planner<'_> {
             };
             match base {
                 Some(base) => self.publish(index, base, still_right),
-                None => self.publish(index, 0, Arc::from([])),
+                None => self.publish(index, 0, Backends::default()),
             }
         }
         if let Some(old) = old
@@ -424,7 +423,7 @@ impl Planner<'_> {
         }
     }
 
-    fn write_slots(&mut self, family: AddressFamily, backends: &Arc<[SocketAddr]>) -> Option<u32> {
+    fn write_slots(&mut self, family: AddressFamily, backends: &Backends) -> Option<u32> {
         let count = length(backends);
         let base = self.with_grace(|image| image.slots(family).take(count))?;
         self.slots.push(Op::WriteSlots {
@@ -434,7 +433,7 @@ impl Planner<'_> {
         Some(base)
     }
 
-    fn publish(&mut self, index: u32, base: u32, backends: Arc<[SocketAddr]>) {
+    fn publish(&mut self, index: u32, base: u32, backends: Backends) {
         let generation = self.image.next_generation(index);
         // More than 65,535 endpoints of one service: the rest take no traffic.
         let count = u16::try_from(backends.len()).unwrap_or(u16::MAX);
@@ -524,7 +523,7 @@ fn slot(address: IpAddr) -> usize {
     AddressFamily::from(address) as usize
 }
 
-fn length(backends: &[SocketAddr]) -> u32 {
+fn length(backends: &Backends) -> u32 {
     u32::try_from(backends.len()).unwrap_or(u32::MAX)
 }
 

@@ -74,11 +74,12 @@ pub fn entry(name: &str, at: SocketAddrV4, backends: &[SocketAddrV4]) -> Arc<Ser
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![Frontend {
+        frontends: [Frontend {
             kind: FrontendKind::ClusterIp,
             address: (*at.ip()).into(),
             port: at.port(),
-        }],
+        }]
+        .into(),
         v4: EndpointSet::cluster(backends.iter().copied().map(SocketAddr::V4)),
         ..ServiceEntry::new(key)
     })

@@ -11,7 +11,6 @@ mod sys;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use yurt_ebpf::abi;
@@ -20,7 +19,7 @@ use crate::model::{AddressFamily, Protocol};
 use crate::plan::{
     Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Op, Plan, ServiceImage,
 };
-use crate::table::ClusterPrefixes;
+use crate::table::{Backends, ClusterPrefixes};
 
 /// Where plans go.
 pub trait Dataplane {
@@ -403,7 +402,7 @@ fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> S
     // Readers search the range by halves: it must be sorted.
     let backends = backends
         .filter(|backends| backends.is_sorted_by(|a, b| a < b))
-        .map(Arc::from);
+        .map(Backends::from_iter);
     ServiceImage {
         family,
         base: word.base(),
@@ -449,9 +448,9 @@ trait Write {
             Op::SetFilter { word, bits } => self.filter(*word, *bits),
             Op::WriteSlots { base, backends } => {
                 for (slot, backend) in (*base..).zip(backends.iter()) {
-                    if let Some(backend) = backend4(backend) {
+                    if let Some(backend) = backend4(&backend) {
                         self.backend4(slot, backend)?;
-                    } else if let Some(backend) = backend6(backend) {
+                    } else if let Some(backend) = backend6(&backend) {
                         self.backend6(slot, backend)?;
                     }
                 }

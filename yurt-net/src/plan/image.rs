@@ -1,13 +1,13 @@
 //! The maps as the planner sees them: what they hold, and what of their space may be written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::space::Space;
 use super::{Filter, FrontendKey, FrontendRow, KeyPort};
 use crate::model::AddressFamily;
-use crate::table::{ClusterPrefixes, ServiceEntry};
+use crate::table::{Backends, ClusterPrefixes, ServiceEntry};
 
 /// Entries that each map holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,7 @@ pub struct ServiceImage {
     /// First slot; 0 when there are no backends.
     pub base: u32,
     /// The backends in the range; `None` when the range is not what a plan writes (damaged, overlapping, unsorted).
-    pub backends: Option<Arc<[SocketAddr]>>,
+    pub backends: Option<Backends>,
 }
 
 /// The content of the table maps.

@@ -1,13 +1,12 @@
 //! What a plan is made of: rows, writes, and what does not fit.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::model::{AddressFamily, Protocol};
-use crate::table::{ClusterPrefixes, ServiceKey};
+use crate::table::{Backends, ClusterPrefixes, ServiceKey};
 
 /// Key of a frontend row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,7 +54,7 @@ pub enum Op {
         /// First slot.
         base: u32,
         /// Backends of one family, sorted by address and port; never empty.
-        backends: Arc<[SocketAddr]>,
+        backends: Backends,
     },
     /// Switch a service to a range: one atomic store.
     Publish {

@@ -114,11 +114,13 @@ fn owner(
 
 fn endpoints(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> Answer {
     let set = entry.set(address);
-    match (policy, &*set.cluster, &*set.local) {
-        (TrafficPolicy::Cluster, [], _) | (TrafficPolicy::Local, _, []) => Answer::Refuse,
-        (TrafficPolicy::Cluster, some, _) | (TrafficPolicy::Local, _, some) => {
-            Answer::Backends(some.to_vec())
-        }
+    let backends = match policy {
+        TrafficPolicy::Cluster => &set.cluster,
+        TrafficPolicy::Local => &set.local,
+    };
+    match backends.is_empty() {
+        true => Answer::Refuse,
+        false => Answer::Backends(backends.to_vec()),
     }
 }
 
@@ -229,7 +231,7 @@ fn entry(
     };
     Arc::new(ServiceEntry {
         internal_policy,
-        frontends,
+        frontends: frontends.into(),
         v4: set(|id| Ipv4Addr::new(10, 244, 0, id).into()),
         v6: set(|id| Ipv6Addr::new(0xfd00, 244, 0, 0, 0, 0, 0, u16::from(id)).into()),
         ..ServiceEntry::new(key)

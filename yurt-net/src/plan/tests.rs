@@ -23,11 +23,12 @@ fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![Frontend {
+        frontends: [Frontend {
             kind: FrontendKind::ClusterIp,
             address,
             port: 80,
-        }],
+        }]
+        .into(),
         v4: EndpointSet::cluster(backends.iter().map(|backend| backend.parse().unwrap())),
         ..ServiceEntry::new(key)
     })
@@ -188,7 +189,7 @@ fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdraw
     let planned = plan(&table(&[&service("web", "10.96.0.10", &grown)]), &mut image);
     maps.apply(&planned).unwrap();
     assert!(planned.refused[0].has_some);
-    let kept: Vec<_> = maps
+    let kept = maps
         .observe()
         .unwrap()
         .services()

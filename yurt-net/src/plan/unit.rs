@@ -6,14 +6,15 @@ use std::sync::Arc;
 use super::{FrontendKey, KeyPort};
 use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
-    ClusterPrefixes, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, Verdict,
+    Backends, ClusterPrefixes, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry,
+    ServiceKey, Verdict,
 };
 
 /// The frontends of one family of one service port that share their endpoints, as the maps see them.
 pub(super) struct Unit {
     pub(super) family: AddressFamily,
     pub(super) rows: Vec<(FrontendKey, bool)>,
-    pub(super) backends: Arc<[SocketAddr]>,
+    pub(super) backends: Backends,
 }
 
 /// The units of one family: the frontends under the policy Cluster, and those under Local. A frontend whose policy changes
@@ -121,7 +122,7 @@ pub(super) fn probe() -> Arc<ServiceEntry> {
         protocol: Protocol::Udp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![frontend(PROBE_V4), frontend(PROBE_V6)],
+        frontends: [frontend(PROBE_V4), frontend(PROBE_V6)].into(),
         v4: loopback(Ipv4Addr::LOCALHOST.into()),
         v6: loopback(Ipv6Addr::LOCALHOST.into()),
         ..ServiceEntry::new(key)

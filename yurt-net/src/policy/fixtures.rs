@@ -254,7 +254,7 @@ pub(crate) fn only(table: &ServiceTable) -> &ServiceEntry {
 /// What clients of this node get from the first frontend.
 pub(crate) fn selected(entry: &ServiceEntry) -> Vec<String> {
     let endpoints = entry.endpoints(&entry.frontends[0], Scope::Internal);
-    endpoints.iter().map(ToString::to_string).collect()
+    endpoints.iter().map(|at| at.to_string()).collect()
 }
 
 pub(crate) fn words(dropped: &Dropped) -> String {

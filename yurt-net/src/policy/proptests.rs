@@ -565,12 +565,12 @@ proptest! {
                 for frontend in &entry.frontends {
                     for scope in [Scope::Internal, Scope::External] {
                         let why = reasons.why(entry, frontend, scope);
-                        let selected = entry.endpoints(frontend, scope);
+                        let selected = entry.endpoints(frontend, scope).to_vec();
                         prop_assert!(selected.is_sorted_by(|a, b| a < b));
                         prop_assert!(why.dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
                         prop_assert_eq!(why.kept.is_empty(), selected.is_empty());
                         let mut named: Vec<SocketAddr> = why.dropped.iter().map(|d| d.endpoint).collect();
-                        named.extend(&**selected);
+                        named.extend(&selected);
                         named.sort();
                         let of_family = all.iter().filter(|at| at.is_ipv4() == frontend.address.is_ipv4());
                         prop_assert!(of_family.eq(&named), "{:?} {:?}", all, named);

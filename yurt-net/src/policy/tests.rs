@@ -373,7 +373,7 @@ fn each_family_has_its_own_endpoints_and_only_where_the_service_has_a_cluster_ip
     });
     let table = world.compile();
     assert_eq!(
-        only(&table).v6.cluster[..],
+        only(&table).v6.cluster.to_vec(),
         ["[fd00:1::2]:8080".parse().unwrap()]
     );
     assert_eq!(

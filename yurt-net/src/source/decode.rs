@@ -18,7 +18,8 @@ use serde::de::DeserializeSeed;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, Node, NodeBucket, NodePool, PoolService, Rejection, Service, ServiceCidr,
+    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection, Service,
+    ServiceCidr,
 };
 
 mod kinds;
@@ -78,6 +79,20 @@ impl fmt::Display for ObjectId<'_> {
 }
 
 impl Object {
+    /// Its name; the namespace is "" when it is cluster scoped.
+    pub fn name(&self) -> NamespacedName {
+        let cluster_scoped = |name: &Arc<str>| NamespacedName::new(Arc::default(), name.clone());
+        match self {
+            Self::Service(service) => service.name.clone(),
+            Self::EndpointSlice(slice) => slice.name.clone(),
+            Self::Node(node) => cluster_scoped(&node.name),
+            Self::NodePool(pool) => cluster_scoped(&pool.name),
+            Self::NodeBucket(bucket) => cluster_scoped(&bucket.name),
+            Self::PoolService(object) => object.name.clone(),
+            Self::ServiceCidr(cidr) => cluster_scoped(&cidr.name),
+        }
+    }
+
     /// What tells it from all others.
     pub fn id(&self) -> ObjectId<'_> {
         let (kind, namespace, name) = match self {
@@ -132,6 +147,16 @@ impl Names {
         let new: Arc<str> = name.into();
         self.0.insert(Arc::clone(&new));
         new
+    }
+
+    /// Has a text that was decoded elsewhere shared too.
+    pub fn share(&mut self, name: &mut Arc<str>) {
+        match self.0.get(name) {
+            Some(known) => *name = Arc::clone(known),
+            None => {
+                self.0.insert(Arc::clone(name));
+            }
+        }
     }
 
     /// Forgets the names that no object holds any more.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::model::{Endpoint, Hints, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, only, port, rows, words};
-use crate::table::{EndpointSet, FrontendKind, Scope};
+use crate::table::{Backends, EndpointSet, FrontendKind, Scope};
 
 /// The last part of an address, and what is known of the endpoint: `ready`, `serving`, `terminating`, `here`, and hints as
 /// `zone:NAME` and `node:NAME`.
@@ -59,7 +59,7 @@ fn world(zone: &str, setup: &str, given: &[Given]) -> World {
     world
 }
 
-fn last_parts(set: &[std::net::SocketAddr]) -> Vec<u8> {
+fn last_parts(set: &Backends) -> Vec<u8> {
     set.iter()
         .map(|at| match at {
             std::net::SocketAddr::V4(v4) => v4.ip().octets()[3],
