@@ -137,5 +137,5 @@ impl Followed {
 /// Names of the Services.
 pub(crate) fn services(snapshot: &Snapshot) -> Vec<&str> {
     let names = snapshot.services.keys();
-    names.map(|name| name.name.as_str()).collect()
+    names.map(|name| &*name.name).collect()
 }

@@ -54,14 +54,15 @@ fn the_own_node_alone_is_asked_for_and_what_is_of_its_pool() -> Result<()> {
     api.put(objects::node_bucket("ningbo-1", "ningbo", &["edge-b1"]))?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("node, pool and bucket", |s| {
-        s.nodes.keys().eq([NODE])
-            && s.pools.keys().eq(["hangzhou"])
-            && s.buckets.keys().eq(["hangzhou-1"])
+        s.nodes.keys().map(|name| &**name).eq([NODE])
+            && s.pools.keys().map(|name| &**name).eq(["hangzhou"])
+            && s.buckets.keys().map(|name| &**name).eq(["hangzhou-1"])
     })?;
     // It moves: what is of the other pool takes the place of the first.
     api.put(objects::node(NODE, Some("ningbo"), other))?;
     followed.until("the other pool", |s| {
-        s.pools.keys().eq(["ningbo"]) && s.buckets.keys().eq(["ningbo-1"])
+        s.pools.keys().map(|name| &**name).eq(["ningbo"])
+            && s.buckets.keys().map(|name| &**name).eq(["ningbo-1"])
     })
 }
 

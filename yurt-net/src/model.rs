@@ -11,18 +11,19 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// Namespace and name of a namespaced object; sorts bytewise by namespace, then name.
+/// Namespace and name of a namespaced object; sorts bytewise by namespace, then name. Clones share their text: every table
+/// has the name of a Service in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// `metadata.namespace`; `default` where the manifest has none.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl NamespacedName {
     /// Joins the two parts.
-    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+    pub fn new(namespace: impl Into<Arc<str>>, name: impl Into<Arc<str>>) -> Self {
         Self {
             namespace: namespace.into(),
             name: name.into(),
@@ -66,13 +67,13 @@ pub struct Service {
     /// `spec.type`.
     pub service_type: ServiceType,
     /// `spec.clusterIPs` (or `clusterIP`); empty when headless (`None`) or not yet allocated.
-    pub cluster_ips: Vec<IpAddr>,
+    pub cluster_ips: Box<[IpAddr]>,
     /// `spec.externalIPs`.
-    pub external_ips: Vec<IpAddr>,
+    pub external_ips: Box<[IpAddr]>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
     /// `spec.ports`.
-    pub ports: Vec<ServicePort>,
+    pub ports: Box<[ServicePort]>,
     /// `spec.internalTrafficPolicy`: for clients of the ClusterIP.
     pub internal_policy: TrafficPolicy,
     /// `spec.externalTrafficPolicy`: for clients elsewhere that dial any other address.
@@ -81,11 +82,11 @@ pub struct Service {
     /// 1 to 86400; 0 = no affinity.
     pub affinity_seconds: u32,
     /// `spec.loadBalancerSourceRanges`, as written.
-    pub source_ranges: Vec<IpNetwork>,
+    pub source_ranges: Box<[IpNetwork]>,
     /// Annotation `openyurt.io/topologyKeys`, as written; `None` when absent.
-    pub topology_keys: Option<String>,
+    pub topology_keys: Option<Arc<str>>,
     /// Annotation `nodeport.openyurt.io/listen`, as written; `None` when absent.
-    pub listen: Option<String>,
+    pub listen: Option<Arc<str>>,
     /// Annotation `svc.openyurt.io/discard` is `true`.
     pub is_discarded: bool,
     /// Label `service.kubernetes.io/service-proxy-name` is present: another proxy serves it.
@@ -128,7 +129,7 @@ impl fmt::Display for TrafficPolicy {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServicePort {
     /// Name; "" when the only port has none.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol, default TCP.
     pub protocol: Protocol,
     /// Port of the ClusterIP and of the external addresses, 1 to 65535.
@@ -162,7 +163,7 @@ pub struct EndpointSlice {
     /// Identity.
     pub name: NamespacedName,
     /// Label `kubernetes.io/service-name`; slices without it are not decoded.
-    pub service: String,
+    pub service: Arc<str>,
     /// `addressType`.
     pub family: AddressFamily,
     /// Label `service.kubernetes.io/headless` is present: kube-proxy does not watch it.
@@ -173,11 +174,18 @@ pub struct EndpointSlice {
     pub endpoints: Box<[Endpoint]>,
 }
 
+impl EndpointSlice {
+    /// The Service whose endpoints these are.
+    pub fn owner(&self) -> NamespacedName {
+        NamespacedName::new(self.name.namespace.clone(), self.service.clone())
+    }
+}
+
 /// One entry of a slice's `ports`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name; "" for an unnamed port.
-    pub name: String,
+    pub name: Arc<str>,
     /// Protocol, default TCP.
     pub protocol: Protocol,
     /// Port of the Pod, 1 to 65535.
@@ -214,7 +222,7 @@ pub struct Hints {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
     /// `metadata.labels`.
     pub labels: BTreeMap<String, String>,
     /// `status.addresses` of type InternalIP, in order.
@@ -229,7 +237,7 @@ pub struct Node {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodePool {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
     /// `status.nodes`.
     pub nodes: Vec<String>,
 }
@@ -238,7 +246,7 @@ pub struct NodePool {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeBucket {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
     /// Label `openyurt.io/pool-name`.
     pub pool: String,
     /// `nodes[].name`.
@@ -249,7 +257,7 @@ pub struct NodeBucket {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServiceCidr {
     /// `metadata.name`.
-    pub name: String,
+    pub name: Arc<str>,
     /// `spec.cidrs`.
     pub cidrs: Vec<IpNetwork>,
 }
@@ -260,11 +268,18 @@ pub struct PoolService {
     /// Identity.
     pub name: NamespacedName,
     /// Label `openyurt.io/service-name`: a Service of the same namespace.
-    pub service: String,
+    pub service: Arc<str>,
     /// Label `openyurt.io/pool-name`.
-    pub pool: String,
+    pub pool: Arc<str>,
     /// `status.loadBalancer.ingress[].ip` whose `ipMode` is absent or `VIP`.
-    pub load_balancer_ips: Vec<IpAddr>,
+    pub load_balancer_ips: Box<[IpAddr]>,
+}
+
+impl PoolService {
+    /// The Service that it is about.
+    pub fn owner(&self) -> NamespacedName {
+        NamespacedName::new(self.name.namespace.clone(), self.service.clone())
+    }
 }
 
 /// Everything a source knows at one moment: whole or absent, never a half list.
@@ -275,19 +290,34 @@ pub struct Snapshot {
     /// EndpointSlices.
     pub slices: BTreeMap<NamespacedName, Arc<EndpointSlice>>,
     /// Nodes by name; a source may hold only the own one.
-    pub nodes: BTreeMap<String, Arc<Node>>,
+    pub nodes: BTreeMap<Arc<str>, Arc<Node>>,
     /// NodePools by name.
-    pub pools: BTreeMap<String, Arc<NodePool>>,
+    pub pools: BTreeMap<Arc<str>, Arc<NodePool>>,
     /// NodeBuckets by name.
-    pub buckets: BTreeMap<String, Arc<NodeBucket>>,
+    pub buckets: BTreeMap<Arc<str>, Arc<NodeBucket>>,
     /// PoolServices of every pool: one of another pool says that a Service's addresses are shared out.
     pub pool_services: BTreeMap<NamespacedName, Arc<PoolService>>,
     /// ServiceCIDRs by name.
-    pub service_cidrs: BTreeMap<String, Arc<ServiceCidr>>,
+    pub service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
     /// Objects that the source had to leave out or to keep in an older version.
     pub rejections: Vec<Rejection>,
-    /// Where objects were read (`Rejection::source`), by kind and name; empty for an apiserver.
-    pub origins: BTreeMap<(&'static str, NamespacedName), Arc<str>>,
+    /// Where objects were read, by kind and name; empty for an apiserver.
+    pub origins: BTreeMap<(&'static str, NamespacedName), Origin>,
+}
+
+/// Where an object was read; shown as [`Rejection::source`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// Path relative to the source.
+    pub file: Arc<str>,
+    /// From 1.
+    pub document: usize,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{}", self.file, self.document)
+    }
 }
 
 impl Snapshot {
@@ -296,8 +326,8 @@ impl Snapshot {
         let source = self.origins.get(&(kind, object.clone()));
         Rejection {
             kind: kind.to_owned(),
-            namespace: object.namespace.clone(),
-            name: object.name.clone(),
+            namespace: object.namespace.to_string(),
+            name: object.name.to_string(),
             source: source.map(|origin| origin.to_string()).unwrap_or_default(),
             reason,
         }

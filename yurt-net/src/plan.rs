@@ -397,9 +397,10 @@ impl Planner<'_> {
         if let Some(base) = self.write_slots(unit.family, &unit.set) {
             self.publish(index, base, unit.set.clone());
         } else {
-            let old_backends = old.as_ref().map(|old| &*old.backends).unwrap_or_default();
-            let still_right = old_backends.iter().copied();
-            let still_right = still_right.filter(|b| unit.set.backends.binary_search(b).is_ok());
+            let old_backends = old.as_ref().map(|old| old.backends.clone());
+            let old_backends = old_backends.unwrap_or_default();
+            let still_right = old_backends.iter();
+            let still_right = still_right.filter(|backend| unit.set.backends.contains(*backend));
             let part = ServedSet {
                 backends: still_right.collect(),
                 terms: unit.set.terms.clone(),

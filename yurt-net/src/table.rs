@@ -6,6 +6,8 @@
 //! Services that did not change keep their `Arc` from one table to the next, so comparing two tables
 //! costs one pointer comparison for each service port.
 
+mod backends;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +15,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
+pub use self::backends::Backends;
 use crate::model::{Protocol, Rejection, TrafficPolicy};
 
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
@@ -71,7 +74,7 @@ pub struct ServiceEntry {
     /// Clients that the LoadBalancer frontends admit, sorted. A family of which there is none admits all.
     pub source_ranges: Arc<[IpNetwork]>,
     /// Frontends, sorted by kind, address, port.
-    pub frontends: Vec<Frontend>,
+    pub frontends: Box<[Frontend]>,
     /// Endpoints of each family.
     pub v4: EndpointSet,
     /// See `v4`.
@@ -82,11 +85,11 @@ pub struct ServiceEntry {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ServiceKey {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Service name.
-    pub name: String,
+    pub name: Arc<str>,
     /// Port name; "" when unnamed.
-    pub port: String,
+    pub port: Arc<str>,
     /// Protocol.
     pub protocol: Protocol,
 }
@@ -161,9 +164,9 @@ impl fmt::Display for FrontendKind {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
     /// Under the policy Cluster; empty when no frontend has it.
-    pub cluster: Arc<[SocketAddr]>,
+    pub cluster: Backends,
     /// Under the policy Local; empty when no frontend has it.
-    pub local: Arc<[SocketAddr]>,
+    pub local: Backends,
     /// Some endpoint is usable on some node: who gets none of them here is dropped, not refused.
     pub has_any: bool,
 }
@@ -211,11 +214,11 @@ pub enum Verdict {
 impl EndpointSet {
     /// Endpoints under the policy Cluster alone.
     pub fn cluster(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
-        let cluster: Arc<[SocketAddr]> = endpoints.into_iter().collect();
+        let cluster: Backends = endpoints.into_iter().collect();
         Self {
             has_any: !cluster.is_empty(),
             cluster,
-            local: Arc::default(),
+            local: Backends::default(),
         }
     }
 }
@@ -230,7 +233,7 @@ impl ServiceEntry {
             external_policy: TrafficPolicy::Cluster,
             affinity_seconds: 0,
             source_ranges: Arc::default(),
-            frontends: Vec::new(),
+            frontends: Box::default(),
             v4: EndpointSet::default(),
             v6: EndpointSet::default(),
         }
@@ -256,7 +259,7 @@ impl ServiceEntry {
     }
 
     /// The endpoints of a frontend for clients of `scope`.
-    pub fn endpoints(&self, frontend: &Frontend, scope: Scope) -> &Arc<[SocketAddr]> {
+    pub fn endpoints(&self, frontend: &Frontend, scope: Scope) -> &Backends {
         let set = self.set(frontend.address);
         match self.policy(frontend.kind, scope) {
             TrafficPolicy::Cluster => &set.cluster,

@@ -68,17 +68,18 @@ pub fn service(index: usize, version: usize) -> Arc<ServiceEntry> {
 /// A Service with these backends, which are sorted.
 pub fn entry(name: &str, at: SocketAddrV4, backends: &[SocketAddrV4]) -> Arc<ServiceEntry> {
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        port: "http".to_owned(),
+        namespace: "default".into(),
+        name: name.into(),
+        port: "http".into(),
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![Frontend {
+        frontends: [Frontend {
             kind: FrontendKind::ClusterIp,
             address: (*at.ip()).into(),
             port: at.port(),
-        }],
+        }]
+        .into(),
         v4: EndpointSet::cluster(backends.iter().copied().map(SocketAddr::V4)),
         ..ServiceEntry::new(key)
     })

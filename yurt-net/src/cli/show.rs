@@ -15,7 +15,7 @@ use serde::Serialize;
 use crate::model::{Protocol, Rejection, TrafficPolicy};
 use crate::policy::Reasons;
 use crate::table::{
-    Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
+    Backends, Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
 };
 
 /// Endpoints of one row in the table for people; the JSON lists all.
@@ -53,7 +53,7 @@ pub(super) struct Row<'a> {
     pub(super) port: u16,
     pub(super) scope: Scope,
     pub(super) verdict: Verdict,
-    pub(super) endpoints: &'a [SocketAddr],
+    pub(super) endpoints: &'a Backends,
     pub(super) masquerade: bool,
     /// What enforces the row.
     pub(super) path: Path,
@@ -268,11 +268,11 @@ fn frontend_width(table: &ServiceTable) -> usize {
     widths.max().unwrap_or(0)
 }
 
-fn endpoint_list(endpoints: &[SocketAddr]) -> String {
+fn endpoint_list(endpoints: &Backends) -> String {
     let mut shown: Vec<String> = endpoints
         .iter()
         .take(SHOWN_ENDPOINTS)
-        .map(SocketAddr::to_string)
+        .map(|endpoint| endpoint.to_string())
         .collect();
     if let Some(more) = endpoints
         .len()

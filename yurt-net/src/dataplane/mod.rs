@@ -462,7 +462,7 @@ fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> S
             affinity_identity: affinity.identity(),
             is_drop: word.is_drop(),
         };
-        ServedSet::new(backends.into(), terms)
+        ServedSet::new(backends.into_iter().collect(), terms)
     });
     ServiceImage {
         family,
@@ -508,7 +508,7 @@ trait Write {
             Op::SetPrefixes(prefixes) => self.prefixes(prefix_set(prefixes)),
             Op::SetFilter { word, bits } => self.filter(*word, *bits),
             Op::WriteSlots { base, set } => {
-                let backends = set.backends.iter().map(|b| (backend4(b), backend6(b)));
+                let backends = set.backends.iter().map(|b| (backend4(&b), backend6(&b)));
                 let ranges = set.ranges().iter().map(|r| (range4(r), range6(r)));
                 for (slot, entry) in (*base..).zip(backends.chain(ranges)) {
                     match entry {

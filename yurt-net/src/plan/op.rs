@@ -1,14 +1,13 @@
 //! What a plan is made of: rows, writes, and what does not fit.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::model::{AddressFamily, Protocol};
-use crate::table::{ClusterPrefixes, ServiceKey};
+use crate::table::{Backends, ClusterPrefixes, ServiceKey};
 
 /// Key of a frontend row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,7 +40,7 @@ pub struct FrontendRow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServedSet {
     /// Of one family, sorted by address and port.
-    pub backends: Arc<[SocketAddr]>,
+    pub backends: Backends,
     /// `None` where nothing is special about them, as it is for most.
     pub terms: Option<Box<Terms>>,
 }
@@ -62,7 +61,7 @@ pub struct Terms {
 
 impl ServedSet {
     /// Terms that say nothing are left out, so that equal sets compare equal.
-    pub fn new(backends: Arc<[SocketAddr]>, terms: Terms) -> Self {
+    pub fn new(backends: Backends, terms: Terms) -> Self {
         let terms = (terms != Terms::default()).then(|| Box::new(terms));
         Self { backends, terms }
     }

@@ -330,16 +330,16 @@ fn entry(service: u8, protocol: Protocol, shape: &Shape) -> Arc<ServiceEntry> {
         }
     };
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: format!("s{service}"),
-        port: String::new(),
+        namespace: "default".into(),
+        name: format!("s{service}").into(),
+        port: Arc::default(),
         protocol,
     };
     Arc::new(ServiceEntry {
         internal_policy: *internal_policy,
         affinity_seconds: *affinity_seconds,
         source_ranges: source_ranges.map(|range| range.parse().unwrap()).collect(),
-        frontends,
+        frontends: frontends.into(),
         v4: set(|id| Ipv4Addr::new(10, 244, 0, id).into()),
         v6: set(|id| Ipv6Addr::new(0xfd00, 244, 0, 0, 0, 0, 0, u16::from(id)).into()),
         ..ServiceEntry::new(key)

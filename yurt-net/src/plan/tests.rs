@@ -17,17 +17,18 @@ const CAPACITY: Capacity = Capacity {
 fn service(name: &str, address: &str, backends: &[&str]) -> Arc<ServiceEntry> {
     let address: IpAddr = address.parse().unwrap();
     let key = ServiceKey {
-        namespace: "default".to_owned(),
-        name: name.to_owned(),
-        port: String::new(),
+        namespace: "default".into(),
+        name: name.into(),
+        port: Arc::default(),
         protocol: Protocol::Tcp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![Frontend {
+        frontends: [Frontend {
             kind: FrontendKind::ClusterIp,
             address,
             port: 80,
-        }],
+        }]
+        .into(),
         v4: EndpointSet::cluster(backends.iter().map(|backend| backend.parse().unwrap())),
         ..ServiceEntry::new(key)
     })
@@ -147,7 +148,7 @@ fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by
     let refused: Vec<_> = planned
         .refused
         .iter()
-        .map(|refused| refused.service.name.as_str())
+        .map(|refused| &*refused.service.name)
         .collect();
     assert_eq!(refused.len(), 14);
     assert_eq!(refused.first(), Some(&"s06"));
@@ -188,7 +189,7 @@ fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdraw
     let planned = plan(&table(&[&service("web", "10.96.0.10", &grown)]), &mut image);
     maps.apply(&planned).unwrap();
     assert!(planned.refused[0].has_some);
-    let kept: Vec<_> = maps
+    let kept = maps
         .observe()
         .unwrap()
         .services()
@@ -237,11 +238,12 @@ fn new_maps_go_on_counting_generations_where_they_are_told_to() {
 fn limited(ranges: &[&str], affinity_seconds: u32) -> Arc<ServiceEntry> {
     let web = service("web", "10.96.0.10", &["10.244.0.1:80"]);
     let mut web = ServiceEntry::clone(&web);
-    web.frontends.push(Frontend {
+    let balancer = Frontend {
         kind: FrontendKind::LoadBalancer,
         address: "203.0.113.1".parse().unwrap(),
         port: 80,
-    });
+    };
+    web.frontends = [&*web.frontends, &[balancer]].concat().into();
     web.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
     web.affinity_seconds = affinity_seconds;
     Arc::new(web)

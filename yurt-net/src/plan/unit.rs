@@ -184,13 +184,13 @@ pub(super) fn probe() -> Arc<ServiceEntry> {
     };
     let loopback = |address: IpAddr| EndpointSet::cluster([SocketAddr::new(address, 9)]);
     let key = ServiceKey {
-        namespace: String::new(),
-        name: "yurt-net-probe".to_owned(),
-        port: String::new(),
+        namespace: Arc::default(),
+        name: "yurt-net-probe".into(),
+        port: Arc::default(),
         protocol: Protocol::Udp,
     };
     Arc::new(ServiceEntry {
-        frontends: vec![frontend(PROBE_V4), frontend(PROBE_V6)],
+        frontends: [frontend(PROBE_V4), frontend(PROBE_V6)].into(),
         v4: loopback(Ipv4Addr::LOCALHOST.into()),
         v6: loopback(Ipv6Addr::LOCALHOST.into()),
         ..ServiceEntry::new(key)

@@ -83,10 +83,10 @@ fn balanced(
         return Vec::new();
     }
     if pool_services.is_empty() || environment.compat_all_vips {
-        return service.load_balancer_ips.clone();
+        return service.load_balancer_ips.to_vec();
     }
     let pool = environment.topology.pool();
-    let ours = pool_services.iter().filter(|object| object.pool == pool);
+    let ours = pool_services.iter().filter(|object| &*object.pool == pool);
     ours.flat_map(|object| object.load_balancer_ips.iter().copied())
         .collect()
 }
@@ -161,7 +161,7 @@ pub(super) fn node_addresses(
     view: &NodeView,
     rejections: &mut Vec<Rejection>,
 ) -> Vec<IpAddr> {
-    let node = snapshot.nodes.get(&config.node);
+    let node = snapshot.nodes.get(&*config.node);
     let families = [
         (AddressFamily::V4, view.default_source.0.map(IpAddr::V4)),
         (AddressFamily::V6, view.default_source.1.map(IpAddr::V6)),
@@ -216,9 +216,9 @@ impl ServiceAddresses {
         ) && is_listened_to(service, environment);
         let balanced = balanced(service, pool_services, environment);
         let kinds = [
-            (FrontendKind::ClusterIp, service.cluster_ips.as_slice()),
-            (FrontendKind::ExternalIp, service.external_ips.as_slice()),
-            (FrontendKind::LoadBalancer, balanced.as_slice()),
+            (FrontendKind::ClusterIp, &*service.cluster_ips),
+            (FrontendKind::ExternalIp, &*service.external_ips),
+            (FrontendKind::LoadBalancer, &*balanced),
         ];
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {

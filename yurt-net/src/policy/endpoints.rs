@@ -15,7 +15,7 @@ use super::edge::has_family;
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
 use crate::model::{AddressFamily, Endpoint, EndpointSlice, Service, ServicePort, TrafficPolicy};
-use crate::table::{Closure, EndpointSet, Frontend, FrontendKind};
+use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind};
 
 /// YurtHub's dummy interface and secure port (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, cmd/yurthub/app/options/options.go).
 const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
@@ -30,7 +30,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         return Cow::Borrowed(slice);
     }
     let mut slice = slice.clone();
-    if let Some(https) = slice.ports.iter_mut().find(|port| port.name == "https") {
+    if let Some(https) = slice.ports.iter_mut().find(|port| &*port.name == "https") {
         https.port = HUB_PORT;
     }
     slice.endpoints = Box::new([Endpoint {
@@ -133,23 +133,22 @@ pub(super) fn endpoint_set(
     let is_external =
         |f: &Frontend| f.kind != FrontendKind::ClusterIp && f.address.is_ipv4() == any.is_ipv4();
     let has_external = frontends.iter().any(is_external);
-    let select = |policy| -> Arc<[SocketAddr]> {
+    let select = |policy| -> Backends {
         let selected = candidates
             .iter()
             .filter(|candidate| categories.against(candidate, policy).is_none());
-        let selected: Vec<SocketAddr> = selected.map(|candidate| candidate.at).collect();
-        shared(selected)
+        selected.map(|candidate| candidate.at).collect()
     };
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || has_external;
     let uses_local = service.internal_policy == TrafficPolicy::Local
         || (service.external_policy == TrafficPolicy::Local && has_external);
     let cluster = match uses_cluster {
         true => select(TrafficPolicy::Cluster),
-        false => Arc::default(),
+        false => Backends::default(),
     };
     let local = match uses_local {
         true => select(TrafficPolicy::Local),
-        false => Arc::default(),
+        false => Backends::default(),
     };
     EndpointSet {
         local: if local == cluster {

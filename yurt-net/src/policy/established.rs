@@ -14,7 +14,9 @@ use std::sync::Arc;
 use super::endpoints::{all_seen, candidates};
 use super::{Environment, Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
-use crate::table::{EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
+use crate::table::{
+    Backends, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable,
+};
 
 /// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -95,10 +97,8 @@ pub(super) fn lost(old: &[Arc<ServiceEntry>], new: &[Arc<ServiceEntry>]) -> BTre
 /// The same of one service port. Too often rather than not often enough: whoever asks looks at the flows next.
 pub(super) fn has_lost(old: &ServiceEntry, new: &ServiceEntry) -> bool {
     let is_less = |old: &EndpointSet, new: &EndpointSet| {
-        let lacks = |old: &[SocketAddr], new: &[SocketAddr]| {
-            old.iter()
-                .any(|backend| new.binary_search(backend).is_err())
-        };
+        let lacks =
+            |old: &Backends, new: &Backends| old.iter().any(|backend| !new.contains(backend));
         lacks(&old.cluster, &new.cluster) || lacks(&old.local, &new.local)
     };
     old.internal_policy != new.internal_policy
@@ -171,7 +171,7 @@ impl Judge<'_> {
         environment: &Environment,
     ) -> Option<Standing> {
         let key = &entry.key;
-        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
         let mut ports = self.snapshot.services.get(&name)?.ports.iter();
         let port = ports.find(|p| p.name == key.port && p.protocol == key.protocol)?;
         let is_usable = |endpoint: &Endpoint| endpoint.is_ready || endpoint.is_serving;
@@ -238,7 +238,7 @@ fn is_in_force(entry: &ServiceEntry, kind: FrontendKind, flow: &Flow) -> bool {
         port: flow.frontend.port(),
     };
     let endpoints = entry.endpoints(&frontend, Scope::Internal);
-    endpoints.binary_search(&flow.backend).is_ok()
+    endpoints.contains(flow.backend)
 }
 
 #[cfg(test)]

@@ -53,9 +53,7 @@ impl World {
     /// `default/web`, 10.96.0.10:80, with an endpoint on `a1`, one on `a2` and one on `b1`, closed by `keys`.
     pub(crate) fn web(keys: Option<&str>) -> Self {
         let mut world = Self::new();
-        world.service("web", |service| {
-            service.topology_keys = keys.map(str::to_owned)
-        });
+        world.service("web", |service| service.topology_keys = keys.map(Arc::from));
         world.slice(
             "web-1",
             "web",
@@ -71,45 +69,43 @@ impl World {
     pub(crate) fn node(&mut self, name: &str, pool: Option<&str>, edit: impl FnOnce(&mut Node)) {
         let labels = pool.map(|pool| (super::POOL_LABEL.to_owned(), pool.to_owned()));
         let mut node = Node {
-            name: name.to_owned(),
+            name: name.into(),
             labels: labels.into_iter().collect(),
             internal_ips: Vec::new(),
             external_ips: Vec::new(),
             pod_cidrs: Vec::new(),
         };
         edit(&mut node);
-        self.snapshot.nodes.insert(name.to_owned(), Arc::new(node));
+        self.snapshot.nodes.insert(name.into(), Arc::new(node));
     }
 
     pub(crate) fn pool(&mut self, name: &str, nodes: &[&str]) {
         let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
         let pool = NodePool {
-            name: name.to_owned(),
+            name: name.into(),
             nodes,
         };
-        self.snapshot.pools.insert(name.to_owned(), Arc::new(pool));
+        self.snapshot.pools.insert(name.into(), Arc::new(pool));
     }
 
     pub(crate) fn bucket(&mut self, name: &str, pool: &str, nodes: &[&str]) {
         let nodes = nodes.iter().map(|&node| node.to_owned()).collect();
         let bucket = NodeBucket {
-            name: name.to_owned(),
+            name: name.into(),
             pool: pool.to_owned(),
             nodes,
         };
-        self.snapshot
-            .buckets
-            .insert(name.to_owned(), Arc::new(bucket));
+        self.snapshot.buckets.insert(name.into(), Arc::new(bucket));
     }
 
     pub(crate) fn service_cidr(&mut self, name: &str, cidrs: &[&str]) {
         let cidr = ServiceCidr {
-            name: name.to_owned(),
+            name: name.into(),
             cidrs: cidrs.iter().map(|cidr| cidr.parse().unwrap()).collect(),
         };
         self.snapshot
             .service_cidrs
-            .insert(name.to_owned(), Arc::new(cidr));
+            .insert(name.into(), Arc::new(cidr));
     }
 
     /// The addresses that a Service's load balancer has in a pool.
@@ -117,8 +113,8 @@ impl World {
         let name = NamespacedName::new("default", format!("{service}-{pool}"));
         let object = PoolService {
             name: name.clone(),
-            service: service.to_owned(),
-            pool: pool.to_owned(),
+            service: service.into(),
+            pool: pool.into(),
             load_balancer_ips: ips.iter().map(|address| ip(address)).collect(),
         };
         self.snapshot.pool_services.insert(name, Arc::new(object));
@@ -133,14 +129,14 @@ impl World {
             None => Service {
                 name: name.clone(),
                 service_type: ServiceType::ClusterIp,
-                cluster_ips: vec![ip("10.96.0.10")],
-                external_ips: Vec::new(),
-                load_balancer_ips: Vec::new(),
-                ports: vec![port("http", 80, 0)],
+                cluster_ips: [ip("10.96.0.10")].into(),
+                external_ips: Default::default(),
+                load_balancer_ips: Default::default(),
+                ports: [port("http", 80, 0)].into(),
                 internal_policy: TrafficPolicy::Cluster,
                 external_policy: TrafficPolicy::Cluster,
                 affinity_seconds: 0,
-                source_ranges: Vec::new(),
+                source_ranges: Default::default(),
                 topology_keys: None,
                 listen: None,
                 is_discarded: false,
@@ -177,13 +173,13 @@ impl World {
             .collect();
         let mut slice = EndpointSlice {
             name: name.clone(),
-            service: service.to_owned(),
+            service: service.into(),
             family: endpoints
                 .first()
                 .map_or(AddressFamily::V4, |e| AddressFamily::from(e.address)),
             is_headless: false,
             ports: Box::new([EndpointPort {
-                name: "http".to_owned(),
+                name: "http".into(),
                 protocol: Protocol::Tcp,
                 port: 8080,
             }]),
@@ -243,7 +239,7 @@ impl World {
 
 pub(crate) fn port(name: &str, port: u16, node_port: u16) -> ServicePort {
     ServicePort {
-        name: name.to_owned(),
+        name: name.into(),
         protocol: Protocol::Tcp,
         port,
         node_port,
@@ -258,7 +254,7 @@ pub(crate) fn only(table: &ServiceTable) -> &ServiceEntry {
 /// What clients of this node get from the first frontend.
 pub(crate) fn selected(entry: &ServiceEntry) -> Vec<String> {
     let endpoints = entry.endpoints(&entry.frontends[0], Scope::Internal);
-    endpoints.iter().map(ToString::to_string).collect()
+    endpoints.iter().map(|at| at.to_string()).collect()
 }
 
 pub(crate) fn words(dropped: &Dropped) -> String {

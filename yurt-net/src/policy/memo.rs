@@ -10,6 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::edge::{self, ServiceAddresses};
 use super::endpoints::{all_seen, endpoint_set};
 use super::{Environment, established, prefixes};
@@ -42,17 +44,20 @@ struct Inputs {
     pool_services: Vec<Arc<PoolService>>,
 }
 
+/// Most Services have one port, and its endpoints in one slice.
+type Few<T> = SmallVec<[Arc<T>; 1]>;
+
 /// One Service, what it was compiled from and to.
 #[derive(Clone, Debug, Default)]
 struct Remembered {
     service: Option<Arc<Service>>,
     /// In any order, as are the next ones; those of headless Services are not here.
-    slices: Vec<Arc<EndpointSlice>>,
-    pool_services: Vec<Arc<PoolService>>,
+    slices: Few<EndpointSlice>,
+    pool_services: Few<PoolService>,
     /// With every frontend that the Service asks for; none when it is not served.
-    entries: Vec<Arc<ServiceEntry>>,
+    entries: Few<ServiceEntry>,
     /// Without those that another Service has: what the table shows.
-    shown: Vec<Arc<ServiceEntry>>,
+    shown: Few<ServiceEntry>,
     /// Reasons of rejections of the Service.
     reasons: Vec<String>,
 }
@@ -150,7 +155,7 @@ impl Memo {
             });
             step_all(&mut inputs.pool_services, &snapshot.pool_services, |step| {
                 let object = step.object();
-                let owner = NamespacedName::new(&*object.name.namespace, &*object.service);
+                let owner = object.owner();
                 stale.is_endpoints_only = false;
                 stale.names.insert(owner.clone());
                 step.repeat(&mut services.entry(owner).or_default().pool_services);
@@ -159,7 +164,7 @@ impl Memo {
         let take_slice = |step: Step<'_, EndpointSlice>| {
             let slice = step.object();
             if !slice.is_headless {
-                let owner = NamespacedName::new(&*slice.name.namespace, &*slice.service);
+                let owner = slice.owner();
                 stale.names.insert(owner.clone());
                 step.repeat(&mut services.entry(owner).or_default().slices);
             }
@@ -237,14 +242,10 @@ impl<T> Step<'_, T> {
     }
 
     /// Does the same to a list.
-    fn repeat(&self, list: &mut Vec<Arc<T>>) {
+    fn repeat(&self, list: &mut Few<T>) {
         match self {
             Self::Gone(object) => list.retain(|other| !Arc::ptr_eq(other, object)),
-            Self::Came(object) => {
-                // Most Services have one slice.
-                list.reserve_exact(1);
-                list.push(Arc::clone(object));
-            }
+            Self::Came(object) => list.push(Arc::clone(object)),
         }
     }
 }
@@ -400,7 +401,7 @@ impl Remembered {
                 source_ranges: source_ranges.clone(),
                 v4: set(Ipv4Addr::UNSPECIFIED.into()),
                 v6: set(Ipv6Addr::UNSPECIFIED.into()),
-                frontends,
+                frontends: frontends.into(),
             };
             // What was shown goes first: it is what the last table holds.
             let entry = keep_equal(self.shown.iter().chain(&old), entry);
@@ -463,13 +464,11 @@ fn settle_conflicts(
             remembered.shown.clone_from(&remembered.entries);
             continue;
         }
-        let mut shown = Vec::with_capacity(range.len());
+        let mut shown = Few::with_capacity(range.len());
         for (index, entry) in range.zip(&remembered.entries) {
-            let mut pruned = ServiceEntry::clone(entry);
+            let mut frontends = entry.frontends.to_vec();
             while let Some(loss) = losses.next_if(|loss| loss.loser == index) {
-                pruned
-                    .frontends
-                    .retain(|f| (f.address, f.port) != (loss.address, loss.port));
+                frontends.retain(|f| (f.address, f.port) != (loss.address, loss.port));
                 let protocol = entry.key.protocol;
                 let endpoint = SocketAddr::new(loss.address, loss.port);
                 let winner = &entries[loss.winner].key;
@@ -478,9 +477,15 @@ fn settle_conflicts(
                 );
                 reasons.push((name.clone(), reason));
             }
-            shown.push(match pruned == **entry {
+            shown.push(match *frontends == *entry.frontends {
                 true => entry.clone(),
-                false => keep_equal(&remembered.shown, pruned),
+                false => keep_equal(
+                    &remembered.shown,
+                    ServiceEntry {
+                        frontends: frontends.into(),
+                        ..ServiceEntry::clone(entry)
+                    },
+                ),
             });
         }
         remembered.shown = shown;

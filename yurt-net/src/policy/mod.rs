@@ -161,7 +161,7 @@ impl Environment {
         rejections: &mut Vec<Rejection>,
     ) -> (Self, Memory) {
         let (topology, memory) = Topology::resolve(snapshot, config, memory, rejections);
-        let node = snapshot.nodes.get(&config.node);
+        let node = snapshot.nodes.get(&*config.node);
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
         let environment = Self {
             topology,

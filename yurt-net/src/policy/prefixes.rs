@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -128,7 +129,7 @@ fn cover(blocks: &[Block], limit: usize, address_bits: u8) -> Vec<Block> {
 pub(super) struct GivenCidrs {
     cidrs: Vec<IpNetwork>,
     /// The object to complain about; "" for a flag.
-    object: String,
+    object: Arc<str>,
 }
 
 impl GivenCidrs {
@@ -142,7 +143,7 @@ impl GivenCidrs {
             },
             flag => Self {
                 cidrs: flag.to_vec(),
-                object: String::new(),
+                object: Arc::default(),
             },
         }
     }
@@ -185,7 +186,7 @@ pub(super) fn cluster_prefixes(
         };
         rejections.push(snapshot.reject(
             "ServiceCIDR",
-            &NamespacedName::new("", object.as_str()),
+            &NamespacedName::new("", object.clone()),
             format!("{what}: connections to unallocated ClusterIPs are not refused"),
         ));
     }

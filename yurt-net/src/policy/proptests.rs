@@ -13,8 +13,8 @@ use super::established::lost;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{
-    Endpoint, EndpointSlice, Hints, NamespacedName, Service, ServiceType, Snapshot, Touched,
-    TrafficPolicy,
+    Endpoint, EndpointSlice, Hints, NamespacedName, Origin, Service, ServiceType, Snapshot,
+    Touched, TrafficPolicy,
 };
 use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
@@ -168,25 +168,25 @@ fn apply(world: &mut World, edit: &Edit) {
                 .remove(&NamespacedName::new("default", *name));
         }
         Edit::Service(name, Some(shape)) => world.service(name, |service| {
-            service.topology_keys = shape.keys.map(str::to_owned);
-            service.cluster_ips = vec![ip(&format!("10.96.0.{}", shape.address))];
-            if shape.is_dual_stack {
-                service
-                    .cluster_ips
-                    .push(ip(&format!("fd00:96::{}", shape.address)));
-            }
+            service.topology_keys = shape.keys.map(Arc::from);
+            let v4 = ip(&format!("10.96.0.{}", shape.address));
+            let v6 = ip(&format!("fd00:96::{}", shape.address));
+            service.cluster_ips = match shape.is_dual_stack {
+                true => [v4, v6].into(),
+                false => [v4].into(),
+            };
             let external = shape.external.iter();
             service.external_ips = external.map(|n| ip(&format!("10.96.0.{n}"))).collect();
             service.service_type = match shape.is_balanced {
                 true => ServiceType::LoadBalancer,
                 false => ServiceType::NodePort,
             };
-            service.load_balancer_ips = vec![ip(&format!("203.0.113.{}", shape.address))];
+            service.load_balancer_ips = [ip(&format!("203.0.113.{}", shape.address))].into();
             service.internal_policy = shape.internal;
             service.external_policy = shape.external_policy;
-            service.listen = shape.listen.map(str::to_owned);
+            service.listen = shape.listen.map(Arc::from);
             service.is_discarded = shape.is_discarded;
-            service.ports = vec![port("http", 80, shape.node_port)];
+            service.ports = [port("http", 80, shape.node_port)].into();
         }),
         Edit::Slice(id, None) => {
             snapshot
@@ -239,7 +239,7 @@ fn apply(world: &mut World, edit: &Edit) {
             world.pool_service(service, pool, &[&format!("203.0.113.{address}")]);
         }
         Edit::Bucket(id, None) => {
-            snapshot.buckets.remove(&format!("bucket-{id}"));
+            snapshot.buckets.remove(&*format!("bucket-{id}"));
         }
         Edit::Bucket(id, Some((pool, nodes))) => {
             world.bucket(&format!("bucket-{id}"), pool, nodes);
@@ -280,17 +280,23 @@ fn set_aside(world: &mut World, aside: &Aside) {
             world.service_cidr(&format!("c{id}"), &[&format!("10.{}.0.0/16", 95 + id)]);
         }
         Aside::Cidr(id, false) => {
-            world.snapshot.service_cidrs.remove(&format!("c{id}"));
+            world.snapshot.service_cidrs.remove(&*format!("c{id}"));
         }
         Aside::Said(name, is_wrong, origin) => {
             let name = NamespacedName::new("default", name);
             let snapshot = &mut world.snapshot;
             let rejection = snapshot.reject("Service", &name, "is wrong".to_owned());
-            snapshot.rejections.retain(|other| other.name != name.name);
+            snapshot
+                .rejections
+                .retain(|other| *other.name != *name.name);
             snapshot.rejections.extend(is_wrong.then_some(rejection));
             snapshot.origins.remove(&("Service", name.clone()));
             if !origin.is_empty() {
-                snapshot.origins.insert(("Service", name), origin.into());
+                let origin = Origin {
+                    file: origin.into(),
+                    document: 1,
+                };
+                snapshot.origins.insert(("Service", name), origin);
             }
         }
         Aside::LocalAddress(last) => {
@@ -559,12 +565,12 @@ proptest! {
                 for frontend in &entry.frontends {
                     for scope in [Scope::Internal, Scope::External] {
                         let why = reasons.why(entry, frontend, scope);
-                        let selected = entry.endpoints(frontend, scope);
+                        let selected = entry.endpoints(frontend, scope).to_vec();
                         prop_assert!(selected.is_sorted_by(|a, b| a < b));
                         prop_assert!(why.dropped.is_sorted_by(|a, b| a.endpoint < b.endpoint));
                         prop_assert_eq!(why.kept.is_empty(), selected.is_empty());
                         let mut named: Vec<SocketAddr> = why.dropped.iter().map(|d| d.endpoint).collect();
-                        named.extend(&**selected);
+                        named.extend(&selected);
                         named.sort();
                         let of_family = all.iter().filter(|at| at.is_ipv4() == frontend.address.is_ipv4());
                         prop_assert!(of_family.eq(&named), "{:?} {:?}", all, named);
@@ -606,16 +612,16 @@ proptest! {
         edits.iter().for_each(|edit| apply(&mut world, edit));
         let before = world.compile();
         world.service("zulu", |service| {
-            service.cluster_ips = vec![ip("10.96.0.99")];
-            service.external_ips = vec![ip("127.0.0.1"), ip("10.96.0.1")];
-            service.topology_keys = Some("rack".to_owned());
+            service.cluster_ips = [ip("10.96.0.99")].into();
+            service.external_ips = [ip("127.0.0.1"), ip("10.96.0.1")].into();
+            service.topology_keys = Some("rack".into());
         });
         let name = NamespacedName::new("default", victim);
         if world.snapshot.services.contains_key(&name) {
             world.service(victim, |service| {
-                service.topology_keys = Some("a,b".to_owned());
-                service.external_ips.push(ip("::1"));
-                service.ports.push(service.ports[0].clone());
+                service.topology_keys = Some("a,b".into());
+                service.external_ips = service.external_ips.iter().copied().chain([ip("::1")]).collect();
+                service.ports = service.ports.iter().chain(service.ports.first()).cloned().collect();
             });
         }
         let after = world.compile();
@@ -665,7 +671,7 @@ proptest! {
             past.push(world.snapshot.clone());
             let filter = Filter { past: &past, failure: start.0, flag: start.1 };
             for entry in &world.compile().services {
-                let name = NamespacedName::new("default", entry.key.name.as_str());
+                let name = NamespacedName::new("default", entry.key.name.clone());
                 let service = &world.snapshot.services[&name];
                 for frontend in &entry.frontends {
                     for scope in [Scope::Internal, Scope::External] {
@@ -714,7 +720,7 @@ proptest! {
                 .collect();
             for frontend in kinds(FrontendKind::LoadBalancer) {
                 let is_ours = shared_out.iter().any(|object| {
-                    object.pool == table.pool && object.load_balancer_ips.contains(&frontend.address)
+                    *object.pool == *table.pool && object.load_balancer_ips.contains(&frontend.address)
                 });
                 let is_plain = service.load_balancer_ips.contains(&frontend.address)
                     && (shared_out.is_empty() || has_all_vips);
@@ -784,7 +790,7 @@ proptest! {
         let mut world = World::new();
         for (n, (a, b, c, d)) in last.iter().enumerate() {
             world.service(&format!("s{n}"), |service| {
-                service.cluster_ips = vec![ip(&format!("10.{a}.{}.{d}", u16::from(*b) * 60 + u16::from(c / 250)))];
+                service.cluster_ips = [ip(&format!("10.{a}.{}.{d}", u16::from(*b) * 60 + u16::from(c / 250)))].into();
             });
         }
         for (n, (a, length)) in cidrs.iter().enumerate() {

@@ -69,7 +69,7 @@ impl<'a> Reasons<'a> {
     /// Why the endpoints of a frontend are what they are for clients of `scope`.
     pub fn why(&self, entry: &ServiceEntry, frontend: &Frontend, scope: Scope) -> Why {
         let key = &entry.key;
-        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let name = NamespacedName::new(key.namespace.clone(), key.name.clone());
         let Some(service) = self.snapshot.services.get(&name) else {
             return Why::default();
         };

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ClosureFailure::{Closed, LastKnown, Open};
 use super::ViaHub;
 use super::fixtures::{World, frontends, ip, only, port, selected};
-use crate::model::{EndpointPort, Protocol, Service, ServicePort, ServiceType};
+use crate::model::{EndpointPort, Origin, Protocol, Service, ServicePort, ServiceType};
 use crate::table::Closure;
 
 const HOSTNAME: Option<&str> = Some("kubernetes.io/hostname");
@@ -78,10 +78,11 @@ fn any_other_value_closes_nothing_and_is_a_rejection_of_the_service() {
 fn a_rejection_names_the_document_of_its_object() {
     let mut world = World::web(Some("rack"));
     let name = world.snapshot.services.keys().next().unwrap().clone();
-    world
-        .snapshot
-        .origins
-        .insert(("Service", name), "web.yaml#3".into());
+    let origin = Origin {
+        file: "web.yaml".into(),
+        document: 3,
+    };
+    world.snapshot.origins.insert(("Service", name), origin);
     assert_eq!(world.compile().rejections[0].source, "web.yaml#3");
 }
 
@@ -267,7 +268,7 @@ fn a_moved_node_a_new_annotation_and_a_new_pool_take_effect_at_once() {
     world.pool("beijing", &["b1", "a2"]);
     assert_eq!(world.selected().len(), 3);
     world.service("web", |service| {
-        service.topology_keys = HOSTNAME.map(str::to_owned)
+        service.topology_keys = HOSTNAME.map(Arc::from)
     });
     assert_eq!(world.selected(), ["10.1.0.2:8080"]);
 }
@@ -311,7 +312,7 @@ fn slices_join_by_namespace_service_port_name_and_protocol() {
         slice.ports[0].protocol = Protocol::Udp;
     });
     world.slice_with("other-port", "web", &[("10.3.0.2", None)], |slice| {
-        slice.ports[0].name = String::new();
+        slice.ports[0].name = Arc::default();
     });
     world.slice("other-service", "webx", &[("10.3.0.3", None)]);
     world.slice("web-2", "web", &[("10.3.0.4", None)]);
@@ -324,7 +325,7 @@ fn slices_join_by_namespace_service_port_name_and_protocol() {
         .clone();
     let mut other = Arc::unwrap_or_clone(other);
     world.snapshot.slices.remove(&other.name);
-    other.name.namespace = "elsewhere".to_owned();
+    other.name.namespace = "elsewhere".into();
     world
         .snapshot
         .slices
@@ -342,7 +343,7 @@ fn each_slice_has_its_own_number_for_a_port() {
         |slice| {
             slice.ports[0].port = 9090;
             let second = EndpointPort {
-                name: "http".to_owned(),
+                name: "http".into(),
                 protocol: Protocol::Tcp,
                 port: 9091,
             };
@@ -362,15 +363,17 @@ fn each_family_has_its_own_endpoints_and_only_where_the_service_has_a_cluster_ip
     let mut world = World::web(None);
     world.slice("web-6", "web", &[("fd00:1::2", Some("a1"))]);
     world.service("web", |service| {
-        service.external_ips = vec![ip("2001:db8::1")]
+        service.external_ips = [ip("2001:db8::1")].into()
     });
     let table = world.compile();
     assert!(only(&table).v6.cluster.is_empty());
     assert_eq!(frontends(only(&table)), ["ClusterIP 10.96.0.10:80"]);
-    world.service("web", |service| service.cluster_ips.push(ip("fd00:96::10")));
+    world.service("web", |service| {
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into()
+    });
     let table = world.compile();
     assert_eq!(
-        only(&table).v6.cluster[..],
+        only(&table).v6.cluster.to_vec(),
         ["[fd00:1::2]:8080".parse().unwrap()]
     );
     assert_eq!(
@@ -387,7 +390,7 @@ fn each_family_has_its_own_endpoints_and_only_where_the_service_has_a_cluster_ip
 fn headless_external_name_and_foreign_services_are_absent_without_a_rejection() {
     let mut world = World::web(Some("unknown"));
     for edit in [
-        |s: &mut Service| s.cluster_ips.clear(),
+        |s: &mut Service| s.cluster_ips = Box::from([]),
         |s: &mut Service| s.service_type = ServiceType::ExternalName,
         |s: &mut Service| s.is_proxied_elsewhere = true,
     ] {
@@ -404,7 +407,7 @@ fn a_changed_slice_recompiles_its_service_and_an_equal_result_keeps_its_arc() {
     let mut world = World::web(NODEPOOL);
     world.pool("hangzhou", &["a2"]);
     world.service("api", |service| {
-        service.cluster_ips = vec![ip("10.96.0.20")]
+        service.cluster_ips = [ip("10.96.0.20")].into()
     });
     let before = world.compile();
     world.slice("web-2", "web", &[("10.1.0.2", Some("a1"))]);
@@ -427,7 +430,7 @@ fn a_changed_slice_recompiles_its_service_and_an_equal_result_keeps_its_arc() {
 fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
     let mut world = World::new();
     world.service("kubernetes", |service| {
-        service.ports = vec![port("https", 443, 0), port("other", 444, 0)];
+        service.ports = [port("https", 443, 0), port("other", 444, 0)].into();
     });
     world.slice_with(
         "kubernetes",
@@ -435,7 +438,7 @@ fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
         &[("192.0.2.1", None)],
         |slice| {
             let named = |name: &str, port| EndpointPort {
-                name: name.to_owned(),
+                name: name.into(),
                 protocol: Protocol::Tcp,
                 port,
             };
@@ -459,7 +462,7 @@ fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
         ("kubernetes-2", &[("192.0.2.9", None)]),
     ] {
         world.slice_with(slice, "kubernetes", endpoints, |slice| {
-            slice.ports[0].name = "https".to_owned();
+            slice.ports[0].name = "https".into();
         });
     }
     assert_eq!(https(&mut world), ["169.254.2.1:10268", "192.0.2.9:8080"]);
@@ -470,15 +473,15 @@ fn an_ipv6_cluster_has_the_hub_at_its_ipv6_address() {
     let mut world = World::new();
     world.config.kubernetes_via_hub = ViaHub::On;
     world.service("kubernetes", |service| {
-        service.cluster_ips = vec![ip("fd00:96::1")];
-        service.ports = vec![port("https", 443, 0)];
+        service.cluster_ips = [ip("fd00:96::1")].into();
+        service.ports = [port("https", 443, 0)].into();
     });
     world.slice_with(
         "kubernetes",
         "kubernetes",
         &[("fd00:1::1", None)],
         |slice| {
-            slice.ports[0].name = "https".to_owned();
+            slice.ports[0].name = "https".into();
         },
     );
     assert_eq!(world.selected(), ["[fd00::2:1]:10268"]);
@@ -503,7 +506,7 @@ fn a_port_in_two_protocols_and_ports_of_two_names_are_services_of_their_own() {
             protocol: Protocol::Udp,
             ..port(name, number, 0)
         };
-        service.ports = vec![udp("dns", 53), port("dns", 53, 0), port("http", 80, 0)];
+        service.ports = [udp("dns", 53), port("dns", 53, 0), port("http", 80, 0)].into();
         service.affinity_seconds = 60;
     });
     let table = world.compile();
@@ -533,10 +536,10 @@ fn a_changed_pool_service_recompiles_its_service_alone() {
     let mut world = World::web(None);
     world.service("web", |service| {
         service.service_type = ServiceType::LoadBalancer;
-        service.load_balancer_ips = vec![ip("203.0.113.1")];
+        service.load_balancer_ips = [ip("203.0.113.1")].into();
     });
     world.service("api", |service| {
-        service.cluster_ips = vec![ip("10.96.0.20")]
+        service.cluster_ips = [ip("10.96.0.20")].into()
     });
     let before = world.compile();
     world.pool_service("web", "hangzhou", &["203.0.113.2"]);

@@ -67,7 +67,7 @@ impl Topology {
         memory: &Memory,
         rejections: &mut Vec<Rejection>,
     ) -> (Self, Memory) {
-        let own_label = snapshot.nodes.get(&config.node).map(|node| {
+        let own_label = snapshot.nodes.get(&*config.node).map(|node| {
             let label = node.labels.get(&config.pool_label);
             label.cloned().unwrap_or_default()
         });
@@ -139,7 +139,7 @@ impl Topology {
         // A Node's own label is newer than what a controller has copied from it, so it has the last word.
         for (name, node) in &snapshot.nodes {
             let is_member = node.labels.get(pool_label).is_some_and(|p| p == pool);
-            self.known.insert(name.clone(), is_member);
+            self.known.insert(name.to_string(), is_member);
         }
     }
 

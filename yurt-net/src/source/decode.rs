@@ -18,7 +18,8 @@ use serde::de::DeserializeSeed;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, Node, NodeBucket, NodePool, PoolService, Rejection, Service, ServiceCidr,
+    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection, Service,
+    ServiceCidr,
 };
 
 mod kinds;
@@ -78,27 +79,33 @@ impl fmt::Display for ObjectId<'_> {
 }
 
 impl Object {
+    /// Its name; the namespace is "" when it is cluster scoped.
+    pub fn name(&self) -> NamespacedName {
+        let cluster_scoped = |name: &Arc<str>| NamespacedName::new(Arc::default(), name.clone());
+        match self {
+            Self::Service(service) => service.name.clone(),
+            Self::EndpointSlice(slice) => slice.name.clone(),
+            Self::Node(node) => cluster_scoped(&node.name),
+            Self::NodePool(pool) => cluster_scoped(&pool.name),
+            Self::NodeBucket(bucket) => cluster_scoped(&bucket.name),
+            Self::PoolService(object) => object.name.clone(),
+            Self::ServiceCidr(cidr) => cluster_scoped(&cidr.name),
+        }
+    }
+
     /// What tells it from all others.
     pub fn id(&self) -> ObjectId<'_> {
         let (kind, namespace, name) = match self {
-            Self::Service(service) => (
-                "Service",
-                service.name.namespace.as_str(),
-                &service.name.name,
-            ),
-            Self::EndpointSlice(slice) => (
-                "EndpointSlice",
-                slice.name.namespace.as_str(),
-                &slice.name.name,
-            ),
+            Self::Service(service) => ("Service", &*service.name.namespace, &service.name.name),
+            Self::EndpointSlice(slice) => {
+                ("EndpointSlice", &*slice.name.namespace, &slice.name.name)
+            }
             Self::Node(node) => ("Node", "", &node.name),
             Self::NodePool(pool) => ("NodePool", "", &pool.name),
             Self::NodeBucket(bucket) => ("NodeBucket", "", &bucket.name),
-            Self::PoolService(pool_service) => (
-                "PoolService",
-                pool_service.name.namespace.as_str(),
-                &pool_service.name.name,
-            ),
+            Self::PoolService(object) => {
+                ("PoolService", &*object.name.namespace, &object.name.name)
+            }
             Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
         };
         ObjectId {
@@ -128,7 +135,7 @@ pub struct Decoded {
     pub rejections: Vec<Rejection>,
 }
 
-/// Names of nodes and zones, each kept once: a slice repeats them for every endpoint.
+/// Words that objects repeat, each kept once: names of nodes, zones, namespaces and ports.
 #[derive(Debug, Default)]
 pub struct Names(BTreeSet<Arc<str>>);
 
@@ -140,6 +147,16 @@ impl Names {
         let new: Arc<str> = name.into();
         self.0.insert(Arc::clone(&new));
         new
+    }
+
+    /// Has a text that was decoded elsewhere shared too.
+    pub fn share(&mut self, name: &mut Arc<str>) {
+        match self.0.get(name) {
+            Some(known) => *name = Arc::clone(known),
+            None => {
+                self.0.insert(Arc::clone(name));
+            }
+        }
     }
 
     /// Forgets the names that no object holds any more.

@@ -206,8 +206,10 @@ impl FileSource {
 
     fn decode(&mut self, name: &OsStr, stamp: Stamp, text: &str) -> Manifest {
         let format = scan::format_of(name).unwrap_or(Format::Yaml);
-        let decoded = decode::decode(text, format, &name.to_string_lossy(), &mut self.names);
+        let path = name.to_string_lossy();
+        let decoded = decode::decode(text, format, &path, &mut self.names);
         Manifest {
+            path: path.into(),
             stamp: Some(stamp),
             is_provisional: stamp.is_recent(i64::try_from(unix_seconds()).unwrap_or(i64::MAX)),
             objects: decoded.objects,

@@ -299,7 +299,7 @@ impl KubeSource {
             return;
         }
         let label = || {
-            let node = self.state.snapshot().nodes.get(&self.scope.node)?;
+            let node = self.state.snapshot().nodes.get(&*self.scope.node)?;
             node.labels.get(&self.scope.pool_label).cloned()
         };
         let pool = self.scope.pool.clone().or_else(label);

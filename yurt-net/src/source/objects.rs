@@ -77,6 +77,32 @@ pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
     }
 }
 
+/// Makes each map anew: one that is made at once has no gaps in it, as one has that grows.
+pub(super) fn close_gaps(snapshot: &mut Snapshot) {
+    fn close<K: Ord, T>(all: &mut BTreeMap<K, T>) {
+        *all = std::mem::take(all).into_iter().collect();
+    }
+    let Snapshot {
+        services,
+        slices,
+        nodes,
+        pools,
+        buckets,
+        pool_services,
+        service_cidrs,
+        rejections: _,
+        origins,
+    } = snapshot;
+    close(services);
+    close(slices);
+    close(nodes);
+    close(pools);
+    close(buckets);
+    close(pool_services);
+    close(service_cidrs);
+    close(origins);
+}
+
 /// The objects of one kind that the snapshot holds.
 pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
     match kind {

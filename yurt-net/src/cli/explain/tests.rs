@@ -14,7 +14,7 @@ fn world() -> World {
     );
     world.service("web", |service| {
         service.service_type = ServiceType::NodePort;
-        service.ports = vec![port("http", 80, 30080)];
+        service.ports = [port("http", 80, 30080)].into();
     });
     world
 }
@@ -188,11 +188,12 @@ fn a_load_balancer_drops_clients_outside_its_source_ranges_pods_too() {
     let mut world = world();
     world.service("web", |service| {
         service.service_type = ServiceType::LoadBalancer;
-        service.load_balancer_ips = vec![ip("203.0.113.1")];
-        service.source_ranges = vec![
+        service.load_balancer_ips = [ip("203.0.113.1")].into();
+        service.source_ranges = [
             "192.0.2.0/24".parse().unwrap(),
             "10.9.0.0/16".parse().unwrap(),
-        ];
+        ]
+        .into();
     });
     for (from, verdict) in [
         ("192.0.2.11", FlowVerdict::Forward),
@@ -216,7 +217,7 @@ fn a_load_balancer_drops_clients_outside_its_source_ranges_pods_too() {
         "LoadBalancer of default/web:http: the client 10.1.0.9 is in none of its source ranges 10.9.0.0/16, 192.0.2.0/24"
     );
     world.service("web", |service| {
-        service.source_ranges = vec!["10.9.0.0/16".parse().unwrap()]
+        service.source_ranges = ["10.9.0.0/16".parse().unwrap()].into()
     });
     for from in ["127.0.0.1", "203.0.113.1", "192.0.2.11"] {
         let found = ask(&mut world, from, "203.0.113.1:80", Protocol::Tcp);
@@ -247,8 +248,8 @@ fn an_address_that_is_withheld_from_this_node_is_said_to_be() {
     world.pool("hangzhou", &["a1"]);
     world.service("web", |service| {
         service.service_type = ServiceType::LoadBalancer;
-        service.load_balancer_ips = vec![ip(vip)];
-        service.ports = vec![port("http", 80, 30080)];
+        service.load_balancer_ips = [ip(vip)].into();
+        service.ports = [port("http", 80, 30080)].into();
     });
     let said = |world: &mut World, to: &str| {
         let found = ask(world, "10.1.0.9", to, Protocol::Tcp);
@@ -269,7 +270,7 @@ fn an_address_that_is_withheld_from_this_node_is_said_to_be() {
     let (_, reason) = said(&mut world, "203.0.113.7:81");
     assert!(reason.contains("no frontend of any Service"), "{reason}");
 
-    world.service("web", |service| service.listen = Some("beijing".to_owned()));
+    world.service("web", |service| service.listen = Some("beijing".into()));
     for to in [at_vip, at_node] {
         let (verdict, reason) = said(&mut world, to);
         assert_eq!(verdict, FlowVerdict::Pass, "{to}");

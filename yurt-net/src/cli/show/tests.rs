@@ -9,12 +9,12 @@ fn world() -> World {
     world.pool("hangzhou", &["a1", "a2"]);
     world.service("web", |service| {
         service.service_type = ServiceType::NodePort;
-        service.ports = vec![port("http", 80, 30080)];
+        service.ports = [port("http", 80, 30080)].into();
     });
     world.service("idle", |service| {
-        service.cluster_ips = vec![ip("fd00:96::20")];
-        service.ports = vec![port("", 53, 0)];
-        service.topology_keys = Some("rack".to_owned());
+        service.cluster_ips = [ip("fd00:96::20")].into();
+        service.ports = [port("", 53, 0)].into();
+        service.topology_keys = Some("rack".into());
     });
     world
 }
@@ -112,12 +112,12 @@ fn local() -> World {
     let mut world = World::web(None);
     world.service("web", |service| {
         service.service_type = ServiceType::LoadBalancer;
-        service.load_balancer_ips = vec![ip("203.0.113.9")];
-        service.source_ranges = vec!["198.51.100.0/24".parse().unwrap()];
+        service.load_balancer_ips = [ip("203.0.113.9")].into();
+        service.source_ranges = ["198.51.100.0/24".parse().unwrap()].into();
         service.internal_policy = TrafficPolicy::Local;
         service.external_policy = TrafficPolicy::Local;
         service.affinity_seconds = 10_800;
-        service.ports = vec![port("http", 80, 30080)];
+        service.ports = [port("http", 80, 30080)].into();
     });
     world.slice("web-1", "web", &[("10.1.1.2", Some("a2"))]);
     world

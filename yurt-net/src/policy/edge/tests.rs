@@ -15,9 +15,9 @@ fn the_type_decides_which_frontends_there_are() {
     let mut world = World::web(None);
     let fill = |service: &mut Service, service_type| {
         service.service_type = service_type;
-        service.external_ips = vec![ip("198.51.100.7")];
-        service.load_balancer_ips = vec![ip("203.0.113.9")];
-        service.ports = vec![port("http", 80, 30080), port("https", 443, 0)];
+        service.external_ips = [ip("198.51.100.7")].into();
+        service.load_balancer_ips = [ip("203.0.113.9")].into();
+        service.ports = [port("http", 80, 30080), port("https", 443, 0)].into();
     };
     let common = ["ClusterIP 10.96.0.10:80", "ExternalIP 198.51.100.7:80"];
     let node_port = "NodePort 192.0.2.11:30080";
@@ -51,8 +51,8 @@ fn addresses_that_are_nobodys_to_give_are_refused() {
             "169.254.1.1",
             "198.51.100.7",
         ];
-        service.external_ips = refused.map(ip).to_vec();
-        service.cluster_ips.push(ip("::ffff:10.0.0.1"));
+        service.external_ips = refused.map(ip).to_vec().into();
+        service.cluster_ips = [ip("10.96.0.10"), ip("::ffff:10.0.0.1")].into();
     });
     assert_eq!(
         frontends(only(&world.compile())),
@@ -66,8 +66,8 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
     let mut world = World::web(None);
     world.service("web", |service| {
         service.service_type = ServiceType::NodePort;
-        service.ports = vec![port("http", 80, 30080)];
-        service.cluster_ips.push(ip("fd00:96::10"));
+        service.ports = [port("http", 80, 30080)].into();
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
     });
     world.node("a1", None, |node| {
         node.internal_ips = vec![ip("192.0.2.11"), ip("192.0.2.12")];
@@ -106,10 +106,10 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
 fn of_two_services_with_one_frontend_the_first_by_name_keeps_it() {
     let mut world = World::web(None);
     let shared = || vec![ip("203.0.113.1")];
-    world.service("web", |service| service.external_ips = shared());
+    world.service("web", |service| service.external_ips = shared().into());
     world.service("api", |service| {
-        service.cluster_ips = vec![ip("10.96.0.20")];
-        service.external_ips = shared();
+        service.cluster_ips = [ip("10.96.0.20")].into();
+        service.external_ips = shared().into();
     });
     let table = world.compile();
     assert_eq!(
@@ -129,8 +129,8 @@ fn of_two_services_with_one_frontend_the_first_by_name_keeps_it() {
 fn nobody_takes_a_cluster_ip_over_by_naming_it_as_an_external_address() {
     let mut world = World::web(None);
     world.service("api", |service| {
-        service.cluster_ips = vec![ip("10.96.0.20")];
-        service.external_ips = vec![ip("10.96.0.10")];
+        service.cluster_ips = [ip("10.96.0.20")].into();
+        service.external_ips = [ip("10.96.0.10")].into();
     });
     let table = world.compile();
     assert_eq!(frontends(&table.services[0]), ["ClusterIP 10.96.0.20:80"]);
@@ -145,7 +145,7 @@ fn nobody_takes_a_cluster_ip_over_by_naming_it_as_an_external_address() {
     let again = world.compile();
     assert!(Arc::ptr_eq(&table.services[0], &again.services[0]));
     world.service("web", |service| {
-        service.cluster_ips = vec![ip("10.96.0.11")]
+        service.cluster_ips = [ip("10.96.0.11")].into()
     });
     assert_eq!(
         frontends(&world.compile().services[0]),
@@ -162,7 +162,7 @@ fn the_same_port_number_with_another_protocol_is_another_frontend() {
         dns.protocol = Protocol::Udp;
         let mut sctp = port("http", 80, 0);
         sctp.protocol = Protocol::Sctp;
-        service.ports.extend([dns, sctp, port("http", 81, 0)]);
+        service.ports = [port("http", 80, 0), dns, sctp, port("http", 81, 0)].into();
     });
     let table = world.compile();
     let protocols: Vec<_> = table
@@ -192,7 +192,9 @@ fn cluster_prefixes_are_the_flag_else_the_objects_else_a_cover() {
         (prefixes, are_cidrs)
     };
     assert_eq!(prefixes(&mut world), known(&["10.96.0.10/32"], false));
-    world.service("api", |service| service.cluster_ips = vec![ip("10.96.0.1")]);
+    world.service("api", |service| {
+        service.cluster_ips = [ip("10.96.0.1")].into()
+    });
     assert_eq!(prefixes(&mut world), known(&["10.96.0.0/28"], false));
     world.service_cidr("kubernetes", &["10.96.0.0/12", "fd00:96::/108"]);
     assert_eq!(
@@ -202,7 +204,9 @@ fn cluster_prefixes_are_the_flag_else_the_objects_else_a_cover() {
     world.config.service_cidrs = vec!["10.96.0.0/28".parse().unwrap()];
     assert_eq!(prefixes(&mut world), known(&["10.96.0.0/28"], true));
     // A ClusterIP outside what the flag says still counts, exactly.
-    world.service("old", |service| service.cluster_ips = vec![ip("10.90.0.1")]);
+    world.service("old", |service| {
+        service.cluster_ips = [ip("10.90.0.1")].into()
+    });
     assert_eq!(
         prefixes(&mut world),
         known(&["10.90.0.1/32", "10.96.0.0/28"], true)
@@ -229,8 +233,8 @@ fn the_default_route_stands_in_for_an_absent_node_and_adds_no_family_to_a_known_
     let mut world = World::web(None);
     world.service("web", |service| {
         service.service_type = ServiceType::NodePort;
-        service.ports = vec![port("http", 80, 30080)];
-        service.cluster_ips.push(ip("fd00:96::10"));
+        service.ports = [port("http", 80, 30080)].into();
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
     });
     world.view.local_addresses = Some([ip("192.0.2.11"), ip("2001:db8::77")].into());
     world.view.default_source = (
@@ -258,7 +262,7 @@ fn a_single_stack_service_has_no_node_port_in_the_other_family() {
     });
     world.service("web", |service| {
         service.service_type = ServiceType::NodePort;
-        service.ports = vec![port("http", 80, 30080)];
+        service.ports = [port("http", 80, 30080)].into();
     });
     assert_eq!(
         frontends(only(&world.compile())),
@@ -284,7 +288,7 @@ fn many_cluster_ips_outside_the_service_cidrs_switch_refusing_off_and_say_so() {
     for n in 0..20 {
         let cluster_ip = ip(&format!("10.{}.0.1", n * 2));
         world.service(&format!("s{n}"), |service| {
-            service.cluster_ips = vec![cluster_ip]
+            service.cluster_ips = [cluster_ip].into()
         });
     }
     let (found, are_service_cidrs) = prefixes(&mut world);
@@ -304,9 +308,9 @@ fn balanced() -> World {
     let mut world = World::web(None);
     world.service("web", |service| {
         service.service_type = ServiceType::LoadBalancer;
-        service.external_ips = vec![ip("198.51.100.7")];
-        service.load_balancer_ips = vec![ip("203.0.113.1"), ip("203.0.113.2")];
-        service.ports = vec![port("http", 80, 30080)];
+        service.external_ips = [ip("198.51.100.7")].into();
+        service.load_balancer_ips = [ip("203.0.113.1"), ip("203.0.113.2")].into();
+        service.ports = [port("http", 80, 30080)].into();
     });
     world
 }
@@ -390,7 +394,7 @@ proptest! {
 fn a_pool_that_is_not_listened_to_keeps_the_cluster_ip() {
     let mut world = balanced();
     let listen = |world: &mut World, value: Option<&str>| {
-        world.service("web", |service| service.listen = value.map(str::to_owned));
+        world.service("web", |service| service.listen = value.map(Arc::from));
         all_frontends(world)
     };
     let all = [&[CLUSTER_IP, EXTERNAL_IP][..], &BALANCED, &[NODE_PORT]].concat();
@@ -416,8 +420,8 @@ fn listening_means_nothing_to_a_service_without_node_ports() {
     let mut world = World::web(None);
     world.config.compat_drop_service = true;
     world.service("web", |service| {
-        service.external_ips = vec![ip("198.51.100.7")];
-        service.listen = Some("beijing".to_owned());
+        service.external_ips = [ip("198.51.100.7")].into();
+        service.listen = Some("beijing".into());
     });
     assert_eq!(all_frontends(&mut world), [CLUSTER_IP, EXTERNAL_IP]);
 }
@@ -447,7 +451,7 @@ fn the_clouds_tunnel_is_served_on_no_edge_node() {
     let name = NamespacedName::new("kube-system", "x-tunnel-server-internal-svc");
     let mut service = Service::clone(world.snapshot.services.values().next().unwrap());
     service.name = name.clone();
-    service.cluster_ips = vec![ip("10.96.0.77")];
+    service.cluster_ips = [ip("10.96.0.77")].into();
     world.snapshot.services.insert(name, Arc::new(service));
     assert_eq!(all_frontends(&mut world), [CLUSTER_IP]);
 }
@@ -470,7 +474,7 @@ fn pool_services_share_a_load_balancers_addresses_out() {
     );
     // That of another Service says nothing.
     world.service("api", |service| {
-        service.cluster_ips = vec![ip("10.96.0.20")]
+        service.cluster_ips = [ip("10.96.0.20")].into()
     });
     world.pool_service("api", "hangzhou", &["203.0.113.9"]);
     assert_eq!(balanced(&mut world).len(), 2);
@@ -499,8 +503,8 @@ fn source_ranges_are_those_of_the_family_and_a_zero_prefix_admits_all() {
     let mut world = balanced();
     let mut admitted = |ranges: &[&str]| {
         world.service("web", |service| {
-            service.cluster_ips = vec![ip("10.96.0.10"), ip("fd00:96::10")];
-            service.load_balancer_ips = vec![ip("203.0.113.1"), ip("2001:db8::1")];
+            service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
+            service.load_balancer_ips = [ip("203.0.113.1"), ip("2001:db8::1")].into();
             service.source_ranges = ranges.iter().map(|range| range.parse().unwrap()).collect();
         });
         let table = world.compile();

@@ -140,7 +140,7 @@ fn a_compile_says_what_the_last_table_had_and_nothing_by_growing() {
     world.compile();
     assert_eq!(world.lost, BTreeSet::new());
     world.service("web", |service| {
-        service.cluster_ips = vec![ip("10.96.0.11")]
+        service.cluster_ips = [ip("10.96.0.11")].into()
     });
     world.compile();
     assert_eq!(world.lost, tcp);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::model::{Endpoint, Hints, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, only, port, rows, words};
-use crate::table::{EndpointSet, FrontendKind, Scope};
+use crate::table::{Backends, EndpointSet, FrontendKind, Scope};
 
 /// The last part of an address, and what is known of the endpoint: `ready`, `serving`, `terminating`, `here`, and hints as
 /// `zone:NAME` and `node:NAME`.
@@ -50,7 +50,7 @@ fn world(zone: &str, setup: &str, given: &[Given]) -> World {
         service.external_policy = policy("etp");
         if setup.contains("nodeport") {
             service.service_type = ServiceType::NodePort;
-            service.ports = vec![port("http", 80, 30080)];
+            service.ports = [port("http", 80, 30080)].into();
         }
     });
     world.slice_with("web-1", "web", &[], |slice| {
@@ -59,7 +59,7 @@ fn world(zone: &str, setup: &str, given: &[Given]) -> World {
     world
 }
 
-fn last_parts(set: &[std::net::SocketAddr]) -> Vec<u8> {
+fn last_parts(set: &Backends) -> Vec<u8> {
     set.iter()
         .map(|at| match at {
             std::net::SocketAddr::V4(v4) => v4.ip().octets()[3],
@@ -411,18 +411,18 @@ fn closure_comes_first_and_hints_and_fallbacks_see_only_what_is_inside() {
     ];
     let mut hinted = world("z", "", &given);
     hinted.service("web", |service| {
-        service.topology_keys = Some("kubernetes.io/hostname".to_owned());
+        service.topology_keys = Some("kubernetes.io/hostname".into());
     });
     assert_eq!(hinted.selected(), ["10.0.0.1:8080"]);
     let mut lingering = world("z", "", &[(1, "serving terminating here"), (2, "ready")]);
     lingering.service("web", |service| {
-        service.topology_keys = Some("kubernetes.io/hostname".to_owned());
+        service.topology_keys = Some("kubernetes.io/hostname".into());
     });
     assert_eq!(lingering.selected(), ["10.0.0.1:8080"]);
     // What is usable outside the closure is nobody's: refused, not dropped.
     let mut elsewhere = world("z", "itp", &[(1, "ready")]);
     elsewhere.service("web", |service| {
-        service.topology_keys = Some("kubernetes.io/hostname".to_owned());
+        service.topology_keys = Some("kubernetes.io/hostname".into());
     });
     assert_eq!(
         rows(only(&elsewhere.compile())),

@@ -22,8 +22,9 @@ use std::io::{self, Read, Write};
 
 use crc32fast::Hasher;
 
-use super::contents::{Names, Provenance, Record};
+use super::contents::{Provenance, Record};
 use crate::model::Snapshot;
+use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
 pub(super) const VERSION: u32 = 1;
@@ -278,7 +279,7 @@ impl<R: Read> Decoder<R> {
                 return Err(damaged());
             };
             rest = after;
-            self.names.share(&mut record);
+            record.share(&mut self.names);
             let is_end = matches!(record, Record::Synced(_));
             if is_end && !rest.is_empty() {
                 return Err(damaged());

@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::model::{
     EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Service, ServiceCidr,
     Snapshot,
 };
+use crate::source::decode::Names;
 
 /// Where a snapshot came from, and how far it had been followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,10 +114,10 @@ macro_rules! kinds {
 kinds! {
     services: Service by NamespacedName,
     slices: EndpointSlice by NamespacedName,
-    nodes: Node by String,
-    pools: NodePool by String,
-    buckets: NodeBucket by String,
-    service_cidrs: ServiceCidr by String,
+    nodes: Node by Arc<str>,
+    pools: NodePool by Arc<str>,
+    buckets: NodeBucket by Arc<str>,
+    service_cidrs: ServiceCidr by Arc<str>,
     pool_services: PoolService by NamespacedName,
 }
 
@@ -155,28 +156,32 @@ fn compare<K: Ord + Clone, T: PartialEq>(
     }
 }
 
-/// Names of nodes, each kept once: slices repeat them for every endpoint.
-#[derive(Default)]
-pub(super) struct Names(BTreeSet<Arc<str>>);
-
-impl Names {
-    /// Lets the record share the names that are known already.
-    pub(super) fn share(&mut self, record: &mut Record) {
-        let Record::EndpointSlice(Edit::Put(slice)) = record else {
-            return;
-        };
+impl Record {
+    /// Lets it share the words that are known already.
+    pub(super) fn share(&mut self, names: &mut Names) {
         // Just decoded: nobody else has it.
-        let endpoints = Arc::get_mut(slice).map(|slice| &mut slice.endpoints);
-        for endpoint in endpoints.into_iter().flatten() {
-            let Some(name) = &mut endpoint.node_name else {
-                continue;
-            };
-            match self.0.get(name) {
-                Some(known) => *name = Arc::clone(known),
-                None => {
-                    self.0.insert(Arc::clone(name));
-                }
+        match self {
+            Self::Service(Edit::Put(service)) => {
+                let Some(service) = Arc::get_mut(service) else {
+                    return;
+                };
+                names.share(&mut service.name.namespace);
+                let ports = service.ports.iter_mut().map(|port| &mut port.name);
+                let annotations = [&mut service.topology_keys, &mut service.listen];
+                let annotations = annotations.into_iter().flatten();
+                ports.chain(annotations).for_each(|text| names.share(text));
             }
+            Self::EndpointSlice(Edit::Put(slice)) => {
+                let Some(slice) = Arc::get_mut(slice) else {
+                    return;
+                };
+                names.share(&mut slice.name.namespace);
+                let ports = slice.ports.iter_mut().map(|port| &mut port.name);
+                let nodes = slice.endpoints.iter_mut();
+                let nodes = nodes.filter_map(|endpoint| endpoint.node_name.as_mut());
+                ports.chain(nodes).for_each(|text| names.share(text));
+            }
+            _ => {}
         }
     }
 }

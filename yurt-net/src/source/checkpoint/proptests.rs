@@ -70,12 +70,12 @@ fn apply(snapshot: &mut Snapshot, template: &Snapshot, event: &Event) {
         }
         Event::Node(i, label) => {
             let mut node = (**template.nodes.first_key_value().unwrap().1).clone();
-            node.name = format!("node-{i}");
+            node.name = format!("node-{i}").into();
             node.labels.insert("zone".to_owned(), label.to_string());
             snapshot.nodes.insert(node.name.clone(), Arc::new(node));
         }
         Event::NoNode(i) => {
-            snapshot.nodes.remove(&format!("node-{i}"));
+            snapshot.nodes.remove(&*format!("node-{i}"));
         }
         Event::Everything => snapshot.clone_from(template),
         Event::Save(_) | Event::Trouble(..) | Event::Restart => {}

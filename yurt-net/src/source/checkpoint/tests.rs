@@ -584,14 +584,14 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
     for i in 0..services {
         let mut service = (*service).clone();
         service.name = NamespacedName::new(format!("team-{}", i % 50), format!("service-{i:05}"));
-        service.cluster_ips = vec![address(0x0a60_0000, i)];
-        service.external_ips.clear();
-        service.load_balancer_ips.clear();
-        service.ports.truncate(1);
+        service.cluster_ips = [address(0x0a60_0000, i)].into();
+        service.external_ips = Box::from([]);
+        service.load_balancer_ips = Box::from([]);
+        service.ports = service.ports.iter().take(1).cloned().collect();
         let mut slice = (*slice).clone();
         let suffix = i.wrapping_mul(2_654_435_761) & 0xf_ffff;
         slice.name = NamespacedName::new(
-            &service.name.namespace,
+            service.name.namespace.clone(),
             format!("{}-{suffix:05x}", service.name.name),
         );
         slice.service.clone_from(&service.name.name);
@@ -617,7 +617,7 @@ fn churn(disk: impl Disk, seconds: u32) -> Stats {
     let (mut saver, _) = Saver::on(disk);
     let mut snapshot = large(10_000, |i| 2 + i % 9);
     let mut slices: Vec<_> = snapshot.slices.keys().cloned().collect();
-    slices.retain(|slice| slice.namespace != "shop");
+    slices.retain(|slice| *slice.namespace != *"shop");
     let start = Instant::now();
     let mut pace = Pace::default();
     pace.changed(start);

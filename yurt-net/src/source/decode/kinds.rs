@@ -3,6 +3,7 @@
 //! Each function is the whole list of what is read of its kind, with the API's defaults.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -249,16 +250,22 @@ fn decode(
         required(version, "the API version of the object")
     })?;
 
-    let name = || NamespacedName::new(identity.namespace.as_str(), identity.name.as_str());
+    let name = || identity.name.as_str().into();
+    let full_name = |names: &mut Names| {
+        NamespacedName::new(names.intern(&identity.namespace), identity.name.as_str())
+    };
     Ok(match known {
-        Known::Service => Some(Object::Service(service(value, name())?.into())),
-        Known::EndpointSlice => {
-            slice(value, name, names)?.map(|slice| Object::EndpointSlice(slice.into()))
+        Known::Service => {
+            let service = service(value, full_name(names), names)?;
+            Some(Object::Service(service.into()))
         }
-        Known::Node => Some(Object::Node(node(value, name().name)?.into())),
+        Known::EndpointSlice => {
+            slice(value, full_name(names), names)?.map(|slice| Object::EndpointSlice(slice.into()))
+        }
+        Known::Node => Some(Object::Node(node(value, name())?.into())),
         Known::NodePool => Some(Object::NodePool(
             NodePool {
-                name: name().name,
+                name: name(),
                 nodes: at(value, "status", |status| {
                     at(status, "nodes", |nodes| {
                         each(nodes, |node| {
@@ -271,7 +278,7 @@ fn decode(
         )),
         Known::NodeBucket => Some(Object::NodeBucket(
             NodeBucket {
-                name: name().name,
+                name: name(),
                 pool: label(value, POOL_NAME, |pool| {
                     required(pool, "the name of the bucket's pool")
                 })?
@@ -286,10 +293,13 @@ fn decode(
             }
             .into(),
         )),
-        Known::PoolService => Some(Object::PoolService(pool_service(value, name())?.into())),
+        Known::PoolService => {
+            let pool_service = pool_service(value, full_name(names), names)?;
+            Some(Object::PoolService(pool_service.into()))
+        }
         Known::ServiceCidr => Some(Object::ServiceCidr(
             ServiceCidr {
-                name: name().name,
+                name: name(),
                 cidrs: at(value, "spec", |spec| {
                     at(spec, "cidrs", |cidrs| each(cidrs, cidr))
                 })?,
@@ -302,26 +312,28 @@ fn decode(
 /// Slices of no Service, and of names instead of addresses, are `None`.
 fn slice(
     value: &Value<'_>,
-    name: impl FnOnce() -> NamespacedName,
+    name: NamespacedName,
     names: &mut Names,
 ) -> Result<Option<EndpointSlice>, Wrong> {
     let service = label(value, SERVICE_NAME, text)?.filter(|service| !service.is_empty());
     let is_headless = label(value, HEADLESS, |label| Ok(*label != Value::Null))?;
     let Some(service) = service else {
-        tracing::debug!(slice = %name(), "no Service to proxy for: EndpointSlice ignored");
+        tracing::debug!(slice = %name, "no Service to proxy for: EndpointSlice ignored");
         return Ok(None);
     };
     let Some(family) = at(value, "addressType", address_type)? else {
-        tracing::debug!(slice = %name(), "names instead of addresses: EndpointSlice ignored");
+        tracing::debug!(slice = %name, "names instead of addresses: EndpointSlice ignored");
         return Ok(None);
     };
-    let ports = at(value, "ports", |ports| each(ports, endpoint_port))?;
+    let ports = at(value, "ports", |ports| {
+        each(ports, |port| endpoint_port(port, names))
+    })?;
     let endpoints = at(value, "endpoints", |all| {
         each(all, |one| endpoint(one, family, names))
     })?;
     Ok(Some(EndpointSlice {
-        name: name(),
-        service: service.to_owned(),
+        name,
+        service: service.into(),
         family,
         is_headless,
         ports: ports.into_iter().flatten().collect(),
@@ -340,9 +352,9 @@ fn address_type(value: &Value<'_>) -> Result<Option<AddressFamily>, Wrong> {
 
 /// kube-proxy skips a port without a name and a port without a number, each of them null or absent; the
 /// empty name is one.
-fn endpoint_port(value: &Value<'_>) -> Result<Option<EndpointPort>, Wrong> {
+fn endpoint_port(value: &Value<'_>, names: &mut Names) -> Result<Option<EndpointPort>, Wrong> {
     // The apiserver fills a missing name in with "" (pkg/apis/discovery/v1/defaults.go), so no proxy ever sees one.
-    let name = at(value, "name", text)?.unwrap_or_default().to_owned();
+    let name = names.intern(at(value, "name", text)?.unwrap_or_default());
     let protocol = at(value, "protocol", protocol)?;
     let port = at(value, "port", port_number)?;
     Ok((port != 0).then_some(EndpointPort {
@@ -402,7 +414,7 @@ fn endpoint(
     }))
 }
 
-fn node(value: &Value<'_>, name: String) -> Result<Node, Wrong> {
+fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
     let labels = at(value, "metadata", |metadata| {
         at(metadata, "labels", |labels| {
             let mut all = std::collections::BTreeMap::new();

@@ -5,15 +5,18 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
+use std::sync::Arc;
 
 use super::scan::{Scan, Stamp};
-use crate::model::{NamespacedName, Rejection, Snapshot};
+use crate::model::{NamespacedName, Origin, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
 use crate::source::objects;
 
 /// What is known of one file.
 #[derive(Clone, Debug)]
 pub(super) struct Manifest {
+    /// Path relative to the source, for people.
+    pub(super) path: Arc<str>,
     /// The file that `objects` and `rejections` were read from; `None` when it cannot be read.
     pub(super) stamp: Option<Stamp>,
     /// To be read again by the next load even if the stamp stays the same.
@@ -26,7 +29,9 @@ pub(super) struct Manifest {
 
 impl Manifest {
     pub(super) fn unreadable(name: &OsStr, reason: &str) -> Self {
+        let path = name.to_string_lossy();
         Self {
+            path: path.as_ref().into(),
             stamp: None,
             is_provisional: false,
             objects: Vec::new(),
@@ -34,7 +39,7 @@ impl Manifest {
                 kind: String::new(),
                 namespace: String::new(),
                 name: String::new(),
-                source: name.to_string_lossy().into_owned(),
+                source: path.into_owned(),
                 reason: reason.to_owned(),
             }],
             held: Vec::new(),
@@ -89,7 +94,7 @@ pub(super) fn merge(
             match winners.get(&located.object.id()) {
                 None => {
                     winners.insert(located.object.id(), (name, located.document));
-                    insert(&mut snapshot, name, located);
+                    insert(&mut snapshot, &file.path, located);
                 }
                 Some(winner) => snapshot.rejections.push(duplicate(name, located, *winner)),
             }
@@ -116,8 +121,8 @@ pub(super) fn merge(
         held.extend(holder.map(|holder| (holder.clone(), (*located).clone())));
     }
     for (holder, located) in held {
-        insert(&mut snapshot, &holder, &located);
         if let Some(file) = files.get_mut(&holder) {
+            insert(&mut snapshot, &file.path, &located);
             file.held.push(located);
         }
     }
@@ -130,6 +135,7 @@ pub(super) fn merge(
         snapshot.rejections.extend(file.rejections.iter().map(kept));
     }
     snapshot.rejections.sort();
+    objects::close_gaps(&mut snapshot);
     snapshot
 }
 
@@ -229,20 +235,25 @@ fn what_is_kept(file: &Manifest, rejection: &Rejection) -> String {
     )
 }
 
-fn insert(snapshot: &mut Snapshot, file: &OsStr, located: &Located) {
+fn insert(snapshot: &mut Snapshot, path: &Arc<str>, located: &Located) {
     // Only these kinds can turn out wrong later, when the whole is looked at.
     let origin = match &located.object {
         Object::Service(service) => Some(("Service", service.name.clone())),
-        Object::Node(node) => Some(("Node", NamespacedName::new("", &node.name))),
-        Object::ServiceCidr(cidr) => Some(("ServiceCIDR", NamespacedName::new("", &cidr.name))),
+        Object::Node(node) => Some(("Node", NamespacedName::new("", node.name.clone()))),
+        Object::ServiceCidr(cidr) => {
+            Some(("ServiceCIDR", NamespacedName::new("", cidr.name.clone())))
+        }
         Object::EndpointSlice(_)
         | Object::NodePool(_)
         | Object::NodeBucket(_)
         | Object::PoolService(_) => None,
     };
     if let Some(id) = origin {
-        let origin = format!("{}#{}", file.to_string_lossy(), located.document);
-        snapshot.origins.insert(id, origin.into());
+        let origin = Origin {
+            file: Arc::clone(path),
+            document: located.document,
+        };
+        snapshot.origins.insert(id, origin);
     }
     objects::put(snapshot, &located.object);
 }

@@ -84,7 +84,7 @@ fn services(snapshot: &Snapshot) -> Vec<(&str, u16)> {
     snapshot
         .services
         .values()
-        .map(|service| (service.name.name.as_str(), service.ports[0].port))
+        .map(|service| (&*service.name.name, service.ports[0].port))
         .collect()
 }
 
@@ -114,7 +114,7 @@ fn manifests_are_read_recursively_and_nothing_else_is() {
     symlink(lab.path(""), lab.path("deep/loop")).unwrap();
     let snapshot = lab.load();
     assert_eq!(services(&snapshot), [("a", 1), ("b", 2)]);
-    assert_eq!(snapshot.nodes.keys().collect::<Vec<_>>(), ["c"]);
+    assert!(snapshot.nodes.keys().map(|name| &**name).eq(["c"]));
     let sources: Vec<_> = snapshot
         .rejections
         .iter()

@@ -181,7 +181,7 @@ impl ClusterState {
             Ok(None) => {}
             Ok(Some(object)) => {
                 let old = objects::get(&self.snapshot, object.id());
-                let name = NamespacedName::new(object.id().namespace, object.id().name);
+                let name = object.name();
                 // The old one of two equal objects: nothing compiled from it has to be compiled again.
                 let object = old.filter(|old| *old == object).unwrap_or(object);
                 list.objects.insert(name, object);
@@ -312,7 +312,7 @@ impl ClusterState {
         self.bookmark(resource, version);
         match decode::item(json, resource.kind(), api_version, &mut self.names) {
             Ok(Some(object)) => {
-                let name = NamespacedName::new(object.id().namespace, object.id().name);
+                let name = object.name();
                 has_changed |= self.forgive(resource, &name);
                 self.touch(resource, name);
                 has_changed | objects::put(&mut self.snapshot, &object)

@@ -9,21 +9,25 @@ use super::{
     port_number, protocol, required,
 };
 use crate::model::{NamespacedName, PoolService, Service, ServicePort, ServiceType, TrafficPolicy};
-use crate::source::decode::parse_cidr;
 use crate::source::decode::value::{Value, Wrong, at, each, text};
+use crate::source::decode::{Names, parse_cidr};
 
 /// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
 const AFFINITY_DEFAULT: u32 = 10_800;
 const AFFINITY_MAX: u32 = 86_400;
 
-pub(super) fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service, Wrong> {
+pub(super) fn service(
+    value: &Value<'_>,
+    name: NamespacedName,
+    names: &mut Names,
+) -> Result<Service, Wrong> {
     let annotation = |key: &str| {
         at(value, "metadata", |m| {
             at(m, "annotations", |all| at(all, key, text))
         })
     };
-    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(str::to_owned);
-    let listen = annotation(LISTEN)?.map(str::to_owned);
+    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(|keys| names.intern(keys));
+    let listen = annotation(LISTEN)?.map(|pools| names.intern(pools));
     let is_discarded = annotation(DISCARD)? == Some("true");
     let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
     let load_balancer_ips = load_balancer_ips(value)?;
@@ -42,7 +46,10 @@ pub(super) fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service
             cluster_ips: cluster_ips.into_iter().flatten().collect(),
             external_ips: external_ips.into_iter().flatten().collect(),
             load_balancer_ips,
-            ports: at(spec, "ports", |ports| each(ports, service_port))?,
+            ports: at(spec, "ports", |all| {
+                each(all, |port| service_port(port, names))
+            })?
+            .into(),
             internal_policy: at(spec, "internalTrafficPolicy", traffic_policy)?,
             external_policy: at(spec, "externalTrafficPolicy", traffic_policy)?,
             affinity_seconds: affinity_seconds(spec)?,
@@ -55,17 +62,21 @@ pub(super) fn service(value: &Value<'_>, name: NamespacedName) -> Result<Service
     })
 }
 
-pub(super) fn pool_service(value: &Value<'_>, name: NamespacedName) -> Result<PoolService, Wrong> {
+pub(super) fn pool_service(
+    value: &Value<'_>,
+    name: NamespacedName,
+    names: &mut Names,
+) -> Result<PoolService, Wrong> {
     let of_label = |key, expected| label(value, key, |text| required(text, expected));
     Ok(PoolService {
         name,
-        service: of_label(POOL_SERVICE_OF, "the name of a Service")?.to_owned(),
-        pool: of_label(POOL_NAME, "the name of a NodePool")?.to_owned(),
+        service: of_label(POOL_SERVICE_OF, "the name of a Service")?.into(),
+        pool: names.intern(of_label(POOL_NAME, "the name of a NodePool")?),
         load_balancer_ips: load_balancer_ips(value)?,
     })
 }
 
-fn load_balancer_ips(value: &Value<'_>) -> Result<Vec<IpAddr>, Wrong> {
+fn load_balancer_ips(value: &Value<'_>) -> Result<Box<[IpAddr]>, Wrong> {
     let ips = at(value, "status", |status| {
         at(status, "loadBalancer", |balancer| {
             at(balancer, "ingress", |all| each(all, ingress_ip))
@@ -154,9 +165,9 @@ fn ingress_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
     })
 }
 
-fn service_port(value: &Value<'_>) -> Result<ServicePort, Wrong> {
+fn service_port(value: &Value<'_>, names: &mut Names) -> Result<ServicePort, Wrong> {
     Ok(ServicePort {
-        name: at(value, "name", text)?.unwrap_or_default().to_owned(),
+        name: names.intern(at(value, "name", text)?.unwrap_or_default()),
         protocol: at(value, "protocol", protocol)?,
         port: at(value, "port", |port| match port_number(port)? {
             0 => Err(Wrong::new("a port from 1 to 65535", port)),

@@ -42,7 +42,7 @@ fn put(state: &mut ClusterState, object: &Value) -> bool {
 
 fn names(state: &ClusterState) -> Vec<&str> {
     let services = state.snapshot().services.keys();
-    services.map(|name| name.name.as_str()).collect()
+    services.map(|name| &*name.name).collect()
 }
 
 #[test]
