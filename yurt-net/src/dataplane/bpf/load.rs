@@ -35,8 +35,12 @@ const HOOKS: [(&str, u32); 8] = [
     ("yurt_sendmsg6", 15),
 ];
 
+/// The guard; attached to devices, at their ingress.
+const GUARD: &str = "yurt_guard_in";
+
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -63,11 +67,12 @@ pub(super) struct LoadedProgram {
 /// refusal is `ECONNREFUSED`.
 pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
     sys::raise_memlock();
-    load_either(&TRIAL_CAPACITY, TRIAL_PEERS, None)
-        .map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
+    let (_, mut sizes, has_set_retval) = load_either(&TRIAL_CAPACITY, TRIAL_PEERS, None)?;
+    sizes.push(load_guard(None)?.1);
+    Ok((sizes, has_set_retval))
 }
 
-/// As [`trial`], but with `bpf_set_retval` or without it, whatever this kernel has.
+/// As [`trial`] for the programs on sockets, but with `bpf_set_retval` or without it, whatever this kernel has.
 pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
     sys::raise_memlock();
     load(&TRIAL_CAPACITY, TRIAL_PEERS, None, has_set_retval).map(|(_, sizes)| sizes)
@@ -144,6 +149,28 @@ pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
     ]
 }
 
+pub(super) fn guard_maps() -> [(&'static str, MapInfo); 4] {
+    let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);
+    [
+        (
+            "yurt_guard",
+            info::<u32, abi::GuardRow>(hash, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_owner",
+            info::<[u8; 16], abi::OwnerRow>(hash, 8192, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof",
+            info::<u32, abi::SpoofCounts>(per_cpu, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof_all",
+            info::<u32, abi::SpoofCounts>(BPF_MAP_TYPE_PERCPU_ARRAY, 1, 0),
+        ),
+    ]
+}
+
 pub(super) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
     sys::object_get(path)
         .and_then(|map| sys::map_info(map.as_fd()))
@@ -196,32 +223,59 @@ fn load(
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
         ("PEER_MASK", peers - 1),
     ];
-    let object = Object::new(object()?, &switches, &plans)?;
+    let object = Object::new(object()?, |name| name != GUARD, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
-        let loaded = object.load(name, attach_type);
-        let fd = loaded.ok_or(DataplaneError::Missing { name })?;
-        let fd = fd.map_err(|source| DataplaneError::Program {
-            program: name,
-            source: Box::new(source),
-        })?;
-        let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
-            operation: "inspect",
-            program: name,
-            source,
-        })?;
-        sizes.push(ProgramSize {
-            name,
-            verified: info.verified,
-            translated: info.translated,
-        });
-        programs.push(LoadedProgram {
-            name,
-            attach_type,
-            fd,
-            id: info.id,
-        });
+        let program_type = sys::PROG_TYPE_CGROUP_SOCK_ADDR;
+        let (program, size) = load_program(&object, name, program_type, attach_type)?;
+        programs.push(program);
+        sizes.push(size);
     }
     Ok((programs, sizes))
+}
+
+/// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.
+pub(super) fn load_guard(
+    pins: Option<&Path>,
+) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+    let plans = guard_maps().map(|(name, MapInfo { max_entries, .. })| {
+        let pin = pins.map(|pins| pins.join(name));
+        (name, MapPlan { max_entries, pin })
+    });
+    // All of it is one function, apart from what the compiler calls.
+    let is_wanted = |name: &str| name == GUARD || name == "memset";
+    let object = Object::new(object()?, is_wanted, &[], &plans.into())?;
+    load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
+}
+
+fn load_program(
+    object: &Object,
+    name: &'static str,
+    program_type: u32,
+    attach_type: u32,
+) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+    let loaded = object.load(name, program_type, attach_type);
+    let fd = loaded.ok_or(DataplaneError::Missing { name })?;
+    let fd = fd.map_err(|source| DataplaneError::Program {
+        program: name,
+        source: Box::new(source),
+    })?;
+    let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
+        operation: "inspect",
+        program: name,
+        source,
+    })?;
+    let size = ProgramSize {
+        name,
+        verified: info.verified,
+        translated: info.translated,
+    };
+    let program = LoadedProgram {
+        name,
+        attach_type,
+        fd,
+        id: info.id,
+    };
+    Ok((program, size))
 }
