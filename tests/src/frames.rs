@@ -574,9 +574,9 @@ fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             ethernet(BROADCAST, pod.mac, 0x0806, &[0, 6, 8, 0, 6, 4, 0, 1]),
         ),
         (
-            "a Pod sends an IPv6 header without its end",
+            "a Pod sends an advertisement without its end",
             "malformed",
-            stolen[..40].to_vec(),
+            stolen[..60].to_vec(),
         ),
     ]
 }

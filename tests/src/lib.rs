@@ -6,3 +6,4 @@ pub mod bench;
 pub mod frames;
 pub mod lab;
 pub mod matrix;
+pub mod testrun;

@@ -144,6 +144,7 @@ const ARP_SENDER: usize = ETH + 14;
 const ARP_TARGET: usize = ETH + 24;
 
 const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
 const NEIGHBOUR_SOLICITATION: u8 = 135;
 const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const REDIRECT: u8 = 137;
@@ -215,6 +216,9 @@ impl<O: Owners> Sender<'_, O> {
         let Some(row) = self.row else {
             return true;
         };
+        if row.macs_len == 0 {
+            return true;
+        }
         for (index, own) in (0u32..).zip(&row.macs).take(GUARD_MACS) {
             if index >= row.macs_len {
                 return false;
@@ -521,7 +525,7 @@ impl Claims {
         let options = match kind {
             ROUTER_SOLICITATION => at + 8,
             NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT => at + 24,
-            ROUTER_SOLICITATION..=REDIRECT => {
+            ROUTER_ADVERTISEMENT | REDIRECT => {
                 self.wrong = Some(Reason::Nd);
                 return Some(());
             }

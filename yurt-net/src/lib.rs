@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod control;
 pub mod dataplane;
+pub mod guard;
 pub mod model;
 pub mod netns;
 pub mod node;

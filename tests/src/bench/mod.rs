@@ -6,6 +6,7 @@
 //! | [`flips`] | who answers while endpoint sets are exchanged, with who may |
 //! | [`publish`] | the time from a compiled table to the maps, with a bound |
 //! | [`memory`] | an agent's memory, with a bound |
+//! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
@@ -13,6 +14,7 @@
 
 pub mod bpf;
 pub mod flips;
+pub mod guard;
 pub mod kube;
 pub mod latency;
 pub mod memory;
@@ -71,7 +73,13 @@ impl Options {
 
 /// The names of all measures.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    let others = [flips::NAME, publish::NAME, memory::NAME, kube::NAME];
+    let others = [
+        flips::NAME,
+        publish::NAME,
+        memory::NAME,
+        guard::NAME,
+        kube::NAME,
+    ];
     latency::NAMES.into_iter().chain(others)
 }
 
@@ -92,10 +100,11 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 4] = [
+    let others: [(&str, Take); 5] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
+        (guard::NAME, guard::measure),
         (kube::NAME, kube::measure),
     ];
     for (name, take) in others {

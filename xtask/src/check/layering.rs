@@ -39,6 +39,8 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/packet.rs",
     "yurt-ebpf/src/select.rs",
     "yurt-net/src/dataplane/memory.rs",
+    "yurt-net/src/guard.rs",
+    "yurt-net/src/guard/",
     "yurt-net/src/model.rs",
     "yurt-net/src/plan.rs",
     "yurt-net/src/plan/",
@@ -93,8 +95,8 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &["yurt-net/src/node.rs"],
-        remedy: "addresses and links are read from `node::NodeView`",
+        owners: &["yurt-net/src/node.rs", "yurt-net/src/node/"],
+        remedy: "addresses and links are read from `node`",
     },
     Edge {
         libraries: &["kube"],

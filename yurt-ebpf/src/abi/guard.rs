@@ -21,7 +21,7 @@ pub const GUARD_ENFORCE: u32 = 1;
 pub struct GuardRow {
     /// `GUARD_*`.
     pub mode: u32,
-    /// Valid entries of `macs`.
+    /// Valid entries of `macs`; 0: it may use any.
     pub macs_len: u32,
     /// The first entries of `v4` are the Pod's own, whatever `yurt_owner` says; of the others that says who may use them.
     pub v4_own: u32,

@@ -4,6 +4,8 @@
 //! the rest counts as zero.
 
 mod load;
+pub(super) mod netlink;
+pub(super) mod tc;
 
 use std::ffi::CString;
 use std::io;

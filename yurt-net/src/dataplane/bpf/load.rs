@@ -15,7 +15,7 @@ use crate::plan::Capacity;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
 
 /// The object, if this binary has one.
-pub(super) fn object() -> Result<&'static [u8], DataplaneError> {
+pub(in crate::dataplane) fn object() -> Result<&'static [u8], DataplaneError> {
     if OBJECT.is_empty() {
         Err(DataplaneError::NoPrograms)
     } else {
@@ -56,11 +56,11 @@ pub struct ProgramSize {
     pub translated: u32,
 }
 
-pub(super) struct LoadedProgram {
-    pub(super) name: &'static str,
-    pub(super) attach_type: u32,
-    pub(super) fd: OwnedFd,
-    pub(super) id: u32,
+pub(in crate::dataplane) struct LoadedProgram {
+    pub(in crate::dataplane) name: &'static str,
+    pub(in crate::dataplane) attach_type: u32,
+    pub(in crate::dataplane) fd: OwnedFd,
+    pub(in crate::dataplane) id: u32,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
@@ -149,7 +149,7 @@ pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
     ]
 }
 
-pub(super) fn guard_maps() -> [(&'static str, MapInfo); 4] {
+pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 4] {
     let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);
     [
         (
@@ -171,7 +171,7 @@ pub(super) fn guard_maps() -> [(&'static str, MapInfo); 4] {
     ]
 }
 
-pub(super) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
+pub(in crate::dataplane) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
     sys::object_get(path)
         .and_then(|map| sys::map_info(map.as_fd()))
         .is_ok_and(|found| MapInfo { id: 0, ..found } == *wanted)
@@ -236,7 +236,7 @@ fn load(
 }
 
 /// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.
-pub(super) fn load_guard(
+pub(in crate::dataplane) fn load_guard(
     pins: Option<&Path>,
 ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
     let plans = guard_maps().map(|(name, MapInfo { max_entries, .. })| {

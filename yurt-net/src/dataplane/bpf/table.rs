@@ -33,7 +33,10 @@ pub(super) struct Table {
     pub(super) first_generation: u16,
 }
 
-pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+pub(in crate::dataplane) fn open_map(
+    dir: &Path,
+    name: &'static str,
+) -> Result<OwnedFd, DataplaneError> {
     sys::object_get(&dir.join(name)).map_err(on_map("open", name))
 }
 
