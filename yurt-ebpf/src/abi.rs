@@ -15,8 +15,8 @@ extern crate alloc;
 mod guard;
 
 pub use self::guard::{
-    GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, Mac, OwnerRow,
-    REASON_NAMES, REASONS, Reason, SpoofCounts,
+    GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow, Mac,
+    OwnerRow, PlainRow, REASON_NAMES, REASONS, Reason, SpoofCounts,
 };
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
@@ -516,6 +516,7 @@ pods! {
     TcpPeer: 32 { vip, tag, vip_port_be, pad }
     NetnsRow: 24 { class, addr4, addr6 }
     GuardRow: 376 { mode, macs_len, v4_own, v4_len, v6_own, v6_len, macs, v4, v6 }
+    PlainRow: 32 { ifindex, v4, mac, v6 }
     Mac: 8 { addr, pad }
     OwnerRow: 8 { ifindex, mode }
     SpoofCounts: 144 { audited, dropped }

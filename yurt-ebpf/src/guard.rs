@@ -1,6 +1,6 @@
 //! The guard: what a Pod sends, judged where it comes out of the Pod (ingress of its interface on the host's side).
 //!
-//! A plain frame costs one hash lookup, and nothing is written. Every other one is judged by what it claims. Allowed
+//! A plain frame costs one array lookup, and nothing is written. Every other one is judged by what it claims. Allowed
 //! means "no opinion" (`TC_ACT_UNSPEC`): the programs of others see every frame that they would see without this one.
 
 #![expect(
@@ -13,10 +13,10 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-use yurt_ebpf::abi::{GUARD_ENFORCE, GuardRow, OwnerRow, REASONS, Reason, SpoofCounts};
+use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASONS, Reason, SpoofCounts};
 use yurt_ebpf::packet::{Claims, Finding, Frame, Owners, Sender, is_plain};
 
-use crate::maps::{GUARD, OWNER, SPOOF, SPOOF_ALL};
+use crate::maps::{GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
 
 /// As far as the part of the headers goes whose offsets are constants.
 const HEADERS: u32 = 64;
@@ -32,17 +32,20 @@ fn yurt_guard_in(ctx: TcContext) -> i32 {
             core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0,
         )
     };
-    // SAFETY: the kernel keeps the entry while the program runs.
-    let row = GUARD.get_ptr(ifindex).map(|row| unsafe { &*row });
-    let frame = Linear::of(skb);
-    if row.is_some_and(|row| is_plain(&frame, is_tagged, row)) {
+    // An entry of an array is never freed; one that is just written is judged by halves, once.
+    if let Some(plain) = PLAIN.get(PlainRow::place(ifindex))
+        && plain.ifindex == ifindex
+        && is_plain(&Linear::of(skb), is_tagged, plain)
+    {
         return TC_ACT_UNSPEC;
     }
-    judge(&ctx, ifindex, is_tagged, row)
+    judge(&ctx, ifindex, is_tagged)
 }
 
 #[inline(always)]
-fn judge(ctx: &TcContext, ifindex: u32, is_tagged: bool, row: Option<&GuardRow>) -> i32 {
+fn judge(ctx: &TcContext, ifindex: u32, is_tagged: bool) -> i32 {
+    // SAFETY: the kernel keeps the entry while the program runs.
+    let row = GUARD.get_ptr(ifindex).map(|row| unsafe { &*row });
     let wanted = if ctx.len() < HEADERS {
         ctx.len()
     } else {

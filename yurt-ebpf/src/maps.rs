@@ -8,8 +8,8 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, PerCpuHashMap};
 
 use yurt_ebpf::abi::{
-    Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, GuardRow,
-    NetnsRow, OwnerRow, ServiceRow, SpoofCounts, TcpPeer, UdpPeers,
+    Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, GUARD_PLAIN,
+    GuardRow, NetnsRow, OwnerRow, PlainRow, ServiceRow, SpoofCounts, TcpPeer, UdpPeers,
 };
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
@@ -73,6 +73,9 @@ pub(crate) fn peer_mask() -> u32 {
 #[map(name = "yurt_guard")]
 pub(crate) static GUARD: HashMap<u32, GuardRow> =
     HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// The same in short, at the index modulo the number of entries.
+#[map(name = "yurt_plain")]
+pub(crate) static PLAIN: Array<PlainRow> = Array::with_max_entries(GUARD_PLAIN, BPF_F_MMAPABLE);
 /// Address -> whose it is.
 #[map(name = "yurt_owner")]
 pub(crate) static OWNER: HashMap<[u8; 16], OwnerRow> =

@@ -24,8 +24,8 @@
 //! is judged: does it use an address that `yurt_owner` gives to somebody else?
 
 use crate::abi::{
-    GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, OwnerRow, Prefix4, Prefix6,
-    Reason, words,
+    GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, OwnerRow, PlainRow, Prefix4,
+    Prefix6, Reason, words,
 };
 
 /// The bytes of a frame, from its Ethernet header on.
@@ -315,46 +315,48 @@ impl Finding {
     }
 }
 
-/// Whether a frame is what nearly all are: TCP or UDP from the first addresses of a row. Says no of many that are right.
+/// Whether a frame is what nearly all are: right, and from the first addresses of a Pod. Says no of some that are right.
 #[inline(always)]
-pub fn is_plain<F: Frame>(frame: &F, is_tagged: bool, row: &GuardRow) -> bool {
+pub fn is_plain<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
     is_plain_or_short(frame, is_tagged, row).unwrap_or(false)
 }
 
 #[inline(always)]
-fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &GuardRow) -> Option<bool> {
-    let [mac, ..] = &row.macs;
-    if is_tagged || mac_at(frame, ETH_SOURCE)? != mac_word(mac.addr) {
+fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> Option<bool> {
+    let mac = mac_word(row.mac.addr);
+    if is_tagged || mac_at(frame, ETH_SOURCE)? != mac {
         return Some(false);
     }
+    let v4 = u32::from_ne_bytes(row.v4);
     match frame.u16(ETH_TYPE)? {
         ETH_IPV4 => {
-            let ([own, ..], source) = (&row.v4, frame.u32(IPV4_SOURCE)?);
-            let is_own = row.v4_own > 0 && own.contains(source) && source != 0;
-            Some(
-                is_own
-                    && match frame.u8(IPV4_PROTOCOL)? {
-                        TCP => true,
-                        // With options the ports are elsewhere. A later fragment has none there, and may only look less plain.
-                        UDP => {
-                            frame.u8(ETH)? == IPV4_PLAIN && frame.u32(IPV4_PAYLOAD)? != DHCP_REPLY
-                        }
-                        _ => false,
-                    },
-            )
+            if v4 == 0 || frame.u32(IPV4_SOURCE)? != v4 {
+                return Some(false);
+            }
+            Some(match frame.u8(IPV4_PROTOCOL)? {
+                // With options the ports are elsewhere. A later fragment has none there, and may only look less plain.
+                UDP => frame.u8(ETH)? == IPV4_PLAIN && frame.u32(IPV4_PAYLOAD)? != DHCP_REPLY,
+                _ => true,
+            })
         }
         ETH_IPV6 => {
-            let [own, ..] = &row.v6;
-            let is_own = row.v6_own > 0 && own.contains(addr6_at(frame, IPV6_SOURCE)?);
-            Some(
-                is_own
-                    && match frame.u8(IPV6_NEXT)? {
-                        TCP => true,
-                        UDP => frame.u32(IPV6_PAYLOAD)? != DHCPV6_REPLY,
-                        _ => false,
-                    },
-            )
+            let v6 = words(&row.v6);
+            if v6 == UNSPECIFIED || addr6_at(frame, IPV6_SOURCE)? != v6 {
+                return Some(false);
+            }
+            Some(match frame.u8(IPV6_NEXT)? {
+                TCP => true,
+                UDP => frame.u32(IPV6_PAYLOAD)? != DHCPV6_REPLY,
+                ICMPV6 => !(ROUTER_SOLICITATION..=REDIRECT).contains(&frame.u8(IPV6_PAYLOAD)?),
+                _ => false,
+            })
         }
+        ETH_ARP => Some(
+            v4 != 0
+                && frame.u32(ARP_SENDER)? == v4
+                && mac_at(frame, ARP_SENDER_MAC)? == mac
+                && frame.u64(ARP_FORMAT)? & ARP_FORMAT_MASK == ARP_ETHERNET_IPV4,
+        ),
         _ => Some(false),
     }
 }

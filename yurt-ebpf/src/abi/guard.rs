@@ -2,7 +2,7 @@
 
 use super::{Prefix4, Prefix6};
 
-/// Version of the guard's maps: `yurt_guard`, `yurt_owner`, `yurt_spoof`, `yurt_spoof_all`.
+/// Version of the guard's maps: `yurt_guard`, `yurt_plain`, `yurt_owner`, `yurt_spoof`, `yurt_spoof_all`.
 pub const GUARD_ABI: u32 = 1;
 
 /// Most link-layer addresses in a [`GuardRow`].
@@ -37,6 +37,32 @@ pub struct GuardRow {
     pub v4: [Prefix4; GUARD_PREFIXES],
     /// IPv6 addresses, as prefixes; link-local ones too.
     pub v6: [Prefix6; GUARD_PREFIXES],
+}
+
+/// Entries of `yurt_plain`: a power of two.
+pub const GUARD_PLAIN: u32 = 1024;
+
+/// Value of `yurt_plain`, at the index of the interface modulo [`GUARD_PLAIN`]: of a [`GuardRow`] what nearly all frames
+/// need, without a hash lookup. Lossy on purpose: of two interfaces at one place, one does without.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct PlainRow {
+    /// The interface; 0 = nobody's, and while the rest is written.
+    pub ifindex: u32,
+    /// Its Pod's first IPv4 address; zero when it has none.
+    pub v4: [u8; 4],
+    /// Its Pod's own link-layer address.
+    pub mac: Mac,
+    /// Its Pod's first IPv6 address; zero when it has none.
+    pub v6: [u8; 16],
+}
+
+impl PlainRow {
+    /// Where an interface has its entry.
+    #[inline(always)]
+    pub const fn place(ifindex: u32) -> u32 {
+        ifindex & (GUARD_PLAIN - 1)
+    }
 }
 
 /// A link-layer address.

@@ -68,6 +68,51 @@ pub(super) fn row(host: Host) -> GuardRow {
     row
 }
 
+/// The same in short.
+fn plain(row: &GuardRow) -> PlainRow {
+    PlainRow {
+        ifindex: IFINDEX,
+        v4: row.v4[0].addr,
+        mac: row.macs[0],
+        v6: row.v6[0].addr,
+    }
+}
+
+#[test]
+fn what_pods_send_all_the_time_is_plain() {
+    let plain = plain(&row(POD));
+    let echo = [0, 1, 0, 1];
+    for frame in [
+        ipv4(POD.mac, POD.v4, OTHER.v4, 6, &[0; 20]),
+        ipv4(POD.mac, POD.v4, OTHER.v4, 17, &udp(1, 2, b"")),
+        ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0, 0, 1, 0, 1]),
+        udp6(POD.mac, POD.v6, OTHER.v6, (1, 2)),
+        frames::ipv6(POD.mac, POD.v6, OTHER.v6, 6, &[0; 20]),
+        frames::icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
+        arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4),
+    ] {
+        assert!(is_plain(&Readable(&frame), false, &plain), "{frame:x?}");
+        assert!(!is_plain(&Readable(&frame), false, &PlainRow::default()));
+    }
+}
+
+#[test]
+fn a_row_that_is_not_written_yet_is_nobodys() {
+    let nobody = PlainRow {
+        mac: row(POD).macs[0],
+        ..PlainRow::default()
+    };
+    let any4 = std::net::Ipv4Addr::UNSPECIFIED;
+    let any6 = std::net::Ipv6Addr::UNSPECIFIED;
+    for frame in [
+        ipv4(POD.mac, any4, OTHER.v4, 6, &[0; 20]),
+        udp6(POD.mac, any6, OTHER.v6, (1, 2)),
+        arp(POD.mac, 1, (POD.mac, any4), OTHER.v4),
+    ] {
+        assert!(!is_plain(&Readable(&frame), false, &nobody), "{frame:x?}");
+    }
+}
+
 fn owned(host: Host, owner: OwnerRow) -> Owned {
     let addrs = [host.v4.to_ipv6_mapped(), host.v6, host.link_local];
     addrs.map(|addr| (addr.octets(), owner)).into()
@@ -81,7 +126,7 @@ pub(super) fn find(frame: &[u8], row: Option<&GuardRow>, owners: &Owned) -> Opti
     };
     let claims = Claims::of(&Readable(frame), false);
     let finding = claims.map(|claims| claims.judge(&sender));
-    let is_plain = row.is_some_and(|row| is_plain(&Readable(frame), false, row));
+    let is_plain = row.is_some_and(|row| is_plain(&Readable(frame), false, &plain(row)));
     let is_right = finding.is_some_and(|finding| finding.reason.is_none());
     assert!(!is_plain || is_right, "{finding:?}");
     finding
@@ -233,12 +278,7 @@ fn a_tag_that_the_kernel_has_taken_off_counts_as_one_in_the_frame() {
     };
     let claims = Claims::of(&Readable(&frame), true).unwrap();
     assert_eq!(claims.judge(&sender).reason, Some(Reason::Vlan));
-    assert!(!is_plain(&Readable(&frame), true, &row));
-    assert!(is_plain(
-        &Readable(&ipv4(POD.mac, POD.v4, OTHER.v4, 6, &[0; 20])),
-        false,
-        &row
-    ));
+    assert!(!is_plain(&Readable(&frame), true, &plain(&row)));
     assert_eq!(
         reason(&tagged(&frame, 0x8100, 1), Some(&row), &owners),
         Some(Reason::Vlan)

@@ -33,7 +33,7 @@ pub(super) use self::load::{LoadedProgram, guard_maps, is_pinned_as, load_guard,
 use self::load::{Pins, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::Table;
-pub(super) use self::table::open_map;
+pub(super) use self::table::{map_array, open_map};
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
 use crate::netns;

@@ -3,6 +3,7 @@
 //! ```text
 //! <bpffs>/yurt-net/guard-v1/  locked (flock) by whoever loads; by guard ABI
 //!     yurt_guard              what each Pod may use
+//!     yurt_plain              the same in short, for most frames
 //!     yurt_owner              whose an address is
 //!     yurt_spoof              what was found on each device
 //!     yurt_spoof_all          and on all of them
@@ -17,16 +18,17 @@ use std::fs::{self, File};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use yurt_ebpf::abi;
 
 use super::DataplaneError;
 use super::bpf::{
-    LoadedProgram, at, check_bpffs, create_dir, guard_maps, is_pinned_as, load_guard, object,
-    on_map, open_map, possible_cpus,
+    LoadedProgram, at, check_bpffs, create_dir, guard_maps, is_pinned_as, load_guard, map_array,
+    object, on_map, open_map, possible_cpus,
 };
-use super::sys;
+use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
 use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row};
 
@@ -57,6 +59,7 @@ pub struct Guard {
     program: OwnedFd,
     program_id: u32,
     rows: OwnedFd,
+    plain: MappedArray<abi::PlainRow>,
     owners: OwnedFd,
     spoofs: OwnedFd,
     all_spoofs: OwnedFd,
@@ -111,6 +114,7 @@ impl Guard {
                 .collect(),
             ..GuardImage::default()
         };
+        self.observe_plain(&mut image);
         for (ifindex, is_in_place) in self.tc.devices(&self.program())? {
             if is_in_place {
                 image.attached.insert(ifindex);
@@ -119,6 +123,51 @@ impl Guard {
             }
         }
         Ok(image)
+    }
+
+    /// A row whose short form is another is none, and a short form without a row is one that nobody wants.
+    fn observe_plain(&self, image: &mut GuardImage) {
+        for place in 0..abi::GUARD_PLAIN {
+            if let Some(ifindex) = self.plain.read(place).map(|plain| plain.ifindex)
+                && ifindex != 0
+            {
+                image.rows.entry(ifindex).or_default();
+            }
+        }
+        image.rows.retain(|ifindex, row| {
+            let found = self.plain.read(abi::PlainRow::place(*ifindex));
+            let found = found.unwrap_or_default();
+            let wanted = encode_plain(*ifindex, row);
+            let is_anothers = found.ifindex != 0 && found.ifindex != *ifindex;
+            is_anothers || found == wanted || *row == Row::default()
+        });
+    }
+
+    /// Writes a short form, the index last: until then it is nobody's.
+    fn write_plain(&self, row: &abi::PlainRow) {
+        self.clear_plain(row.ifindex, true);
+        if let Some(entry) = self.plain.entry(abi::PlainRow::place(row.ifindex)) {
+            let entry = entry.as_ptr();
+            // SAFETY: a valid entry of our mapping; programs take any bytes.
+            unsafe {
+                (&raw mut (*entry).v4).write_volatile(row.v4);
+                (&raw mut (*entry).mac).write_volatile(row.mac);
+                (&raw mut (*entry).v6).write_volatile(row.v6);
+                let ifindex = AtomicU32::from_ptr(&raw mut (*entry).ifindex);
+                ifindex.store(row.ifindex, Ordering::Release);
+            }
+        }
+    }
+
+    /// Clears the place of a device; where another device has it, only if `whoever`.
+    fn clear_plain(&self, ifindex: u32, whoever: bool) {
+        if let Some(entry) = self.plain.entry(abi::PlainRow::place(ifindex)) {
+            // SAFETY: a valid entry of our mapping, and one aligned word of it.
+            let there = unsafe { AtomicU32::from_ptr(&raw mut (*entry.as_ptr()).ifindex) };
+            if whoever || there.load(Ordering::Relaxed) == ifindex {
+                there.store(0, Ordering::SeqCst);
+            }
+        }
     }
 
     /// Writes a plan, in order. What fails is told, and costs the rest nothing: all of it is planned again.
@@ -138,9 +187,13 @@ impl Guard {
     fn write(&self, op: &GuardOp) -> Result<Option<u32>, DataplaneError> {
         match op {
             GuardOp::PutRow(ifindex, row) => {
-                let row = encode_row(row);
-                sys::map_update(self.rows.as_fd(), &[*ifindex], &[row])
+                self.clear_plain(*ifindex, false);
+                sys::map_update(self.rows.as_fd(), &[*ifindex], &[encode_row(row)])
                     .map_err(on_map("write", "yurt_guard"))?;
+                let plain = encode_plain(*ifindex, row);
+                if plain.ifindex != 0 {
+                    self.write_plain(&plain);
+                }
             }
             GuardOp::PutOwner(addr, owner) => {
                 let (addr, owner) = (encode_addr(*addr), encode_owner(*owner));
@@ -158,6 +211,7 @@ impl Guard {
                     .map_err(on_map("forget in", "yurt_spoof"))?;
             }
             GuardOp::DeleteRow(ifindex) => {
+                self.clear_plain(*ifindex, false);
                 sys::map_delete(self.rows.as_fd(), ifindex)
                     .map_err(on_map("delete from", "yurt_guard"))?;
             }
@@ -262,6 +316,7 @@ impl Place {
         let method = method.unwrap_or_else(|| Method::of_this_kernel(&tc_program));
         Ok(Guard {
             rows: open_map(&self.dir, "yurt_guard")?,
+            plain: map_array(&self.dir, "yurt_plain", abi::GUARD_PLAIN)?,
             owners: open_map(&self.dir, "yurt_owner")?,
             spoofs: open_map(&self.dir, "yurt_spoof")?,
             all_spoofs: open_map(&self.dir, "yurt_spoof_all")?,
@@ -341,6 +396,31 @@ fn encode_row(row: &Row) -> abi::GuardRow {
         push(&mut raw, prefix);
     }
     raw
+}
+
+/// Nobody's where the row has no link-layer address: then none can be told from another's in short.
+fn encode_plain(ifindex: u32, row: &Row) -> abi::PlainRow {
+    let Some(mac) = row.macs.first() else {
+        return abi::PlainRow::default();
+    };
+    let is_link_local = |addr: &Ipv6Addr| addr.is_unicast_link_local();
+    let mut v4 = row.own.iter().filter_map(|prefix| match prefix.ip() {
+        IpAddr::V4(addr) => Some(addr.octets()),
+        IpAddr::V6(_) => None,
+    });
+    let mut v6 = row.own.iter().filter_map(|prefix| match prefix.ip() {
+        IpAddr::V6(addr) if !is_link_local(&addr) => Some(addr.octets()),
+        _ => None,
+    });
+    abi::PlainRow {
+        ifindex,
+        v4: v4.next().unwrap_or_default(),
+        mac: abi::Mac {
+            addr: *mac,
+            pad: [0; 2],
+        },
+        v6: v6.next().unwrap_or_default(),
+    }
 }
 
 fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {

@@ -149,12 +149,16 @@ pub(super) fn state_maps(peers: u32) -> [(&'static str, MapInfo); 4] {
     ]
 }
 
-pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 4] {
+pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 5] {
     let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);
     [
         (
             "yurt_guard",
             info::<u32, abi::GuardRow>(hash, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_plain",
+            info::<u32, abi::PlainRow>(BPF_MAP_TYPE_ARRAY, abi::GUARD_PLAIN, BPF_F_MMAPABLE),
         ),
         (
             "yurt_owner",

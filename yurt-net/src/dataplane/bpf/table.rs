@@ -40,7 +40,7 @@ pub(in crate::dataplane) fn open_map(
     sys::object_get(&dir.join(name)).map_err(on_map("open", name))
 }
 
-fn map_array<T: Copy>(
+pub(in crate::dataplane) fn map_array<T: Copy>(
     dir: &Path,
     name: &'static str,
     length: u32,
