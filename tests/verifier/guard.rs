@@ -1,5 +1,6 @@
 //! The guard's program on frames: what comes out, and what is counted.
 
+use std::cell::RefCell;
 use std::fs;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
@@ -15,7 +16,7 @@ use yurt_net_tests::testrun::{IFINDEX, NEXT, Program, SHOT};
 
 /// The guard, without any device.
 struct World {
-    guard: Guard,
+    guard: RefCell<Guard>,
     program: Program,
     // Dropped last.
     _node: Node,
@@ -29,7 +30,7 @@ impl World {
         let guard = Guard::load(&node.bpffs(), None)?;
         let pin = node.bpffs().join("yurt-net/guard-v1/yurt_guard_in");
         Ok(Self {
-            guard,
+            guard: RefCell::new(guard),
             program: Program::pinned(&pin)?,
             _node: node,
             _lab: lab,
@@ -37,7 +38,7 @@ impl World {
     }
 
     fn apply(&self, ops: &[GuardOp]) -> Result<()> {
-        match self.guard.apply(ops).failures.pop() {
+        match self.guard.borrow_mut().apply(ops).failures.pop() {
             Some(failure) => Err(failure.into()),
             None => Ok(()),
         }
@@ -53,11 +54,17 @@ impl World {
         self.apply(&[GuardOp::PutOwner(addr.into(), owner)])
     }
 
+    /// On the device, and on all.
+    fn counts(&self) -> Result<[Spoofs; 2]> {
+        let guard = self.guard.borrow();
+        Ok([guard.spoofs(IFINDEX)?, guard.all_spoofs()?])
+    }
+
     /// The verdict on a frame, and the counts that it has moved: by reason, on the device and on all.
     fn send(&self, frame: &[u8]) -> Result<(u32, Vec<String>)> {
-        let before = [self.guard.spoofs(IFINDEX)?, self.guard.all_spoofs()?];
+        let before = self.counts()?;
         let verdict = self.program.verdict(frame)?;
-        let after = [self.guard.spoofs(IFINDEX)?, self.guard.all_spoofs()?];
+        let after = self.counts()?;
         let [here, everywhere] = [0, 1].map(|of| moved(&before[of], &after[of]));
         assert_eq!(here, everywhere);
         Ok((verdict, here))
@@ -183,8 +190,8 @@ fn what_is_forgotten_of_a_device_is_counted_anew() -> Result<()> {
     let wrong = ipv4(OTHER.mac, POD.v4, OTHER.v4, 17, &udp(1, 2, b""));
     world.send(&wrong)?;
     world.apply(&[GuardOp::Detach(IFINDEX)])?;
-    assert_eq!(world.guard.spoofs(IFINDEX)?.audited["mac"], 0);
-    assert_eq!(world.guard.all_spoofs()?.audited["mac"], 1);
+    assert_eq!(world.counts()?[0].audited["mac"], 0);
+    assert_eq!(world.counts()?[1].audited["mac"], 1);
     Ok(())
 }
 
@@ -200,7 +207,7 @@ fn whoever_comes_first_loads_the_guard_and_the_agent_brings_its_own_program() ->
         let line = info.lines().find(|line| line.starts_with("prog_id:"));
         Ok(line.context("no prog_id")?.to_owned())
     };
-    let plugin = Guard::open(&node.bpffs(), None)?;
+    let mut plugin = Guard::open(&node.bpffs(), None)?;
     let first = id()?;
     let row = GuardOp::PutRow(7, row(POD, Mode::Enforce));
     assert!(plugin.apply(std::slice::from_ref(&row)).failures.is_empty());

@@ -32,7 +32,7 @@ pub struct Policy {
     /// Namespaces whose Pods' mode is `Enforce`, whatever the node's.
     pub enforced_namespaces: BTreeSet<String>,
     /// Patterns of the names of devices that lead to Pods, with `*` and `?`. Empty: every veth device whose other end is in
-    /// another network namespace.
+    /// another network namespace and that no default route leads out of.
     pub devices: Vec<String>,
 }
 
@@ -137,6 +137,8 @@ pub struct Link {
     pub peer: Option<u32>,
     /// The other end is in another network namespace.
     pub is_peer_elsewhere: bool,
+    /// A default route leads out of it: a node that is a container itself has such a veth device.
+    pub is_uplink: bool,
 }
 
 /// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
@@ -149,7 +151,7 @@ impl Link {
             return false;
         }
         if policy.devices.is_empty() {
-            return self.kind == "veth" && self.is_peer_elsewhere;
+            return self.kind == "veth" && self.is_peer_elsewhere && !self.is_uplink;
         }
         let mut patterns = policy.devices.iter();
         patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))

@@ -42,7 +42,7 @@ const NEIGHBOURS: u8 = 100;
 /// Takes it, with the maps of a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
-    let guard = Guard::load(&node.bpffs(), None)?;
+    let mut guard = Guard::load(&node.bpffs(), None)?;
     let neighbours = (0..NEIGHBOURS).map(|index| {
         let host = Host {
             mac: [0x0a, 0x58, 10, 244, 2, index],

@@ -30,7 +30,7 @@ use super::bpf::{
 };
 use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
-use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row};
+use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
 const PROGRAM: &str = "yurt_guard_in";
@@ -144,7 +144,7 @@ impl Guard {
     }
 
     /// Writes a short form, the index last: until then it is nobody's.
-    fn write_plain(&self, row: &abi::PlainRow) {
+    fn write_plain(&mut self, row: &abi::PlainRow) {
         self.clear_plain(row.ifindex, true);
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(row.ifindex)) {
             let entry = entry.as_ptr();
@@ -160,7 +160,7 @@ impl Guard {
     }
 
     /// Clears the place of a device; where another device has it, only if `whoever`.
-    fn clear_plain(&self, ifindex: u32, whoever: bool) {
+    fn clear_plain(&mut self, ifindex: u32, whoever: bool) {
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(ifindex)) {
             // SAFETY: a valid entry of our mapping, and one aligned word of it.
             let there = unsafe { AtomicU32::from_ptr(&raw mut (*entry.as_ptr()).ifindex) };
@@ -170,8 +170,13 @@ impl Guard {
         }
     }
 
+    /// Writes what differs from what there should be.
+    pub fn bring_to(&mut self, wanted: &GuardImage) -> Result<Applied, DataplaneError> {
+        Ok(self.apply(&plan(&self.observe()?, wanted)))
+    }
+
     /// Writes a plan, in order. What fails is told, and costs the rest nothing: all of it is planned again.
-    pub fn apply(&self, ops: &[GuardOp]) -> Applied {
+    pub fn apply(&mut self, ops: &[GuardOp]) -> Applied {
         let mut applied = Applied::default();
         for op in ops {
             match self.write(op) {
@@ -184,7 +189,7 @@ impl Guard {
     }
 
     /// Returns the device that the guard is on now, and was not.
-    fn write(&self, op: &GuardOp) -> Result<Option<u32>, DataplaneError> {
+    fn write(&mut self, op: &GuardOp) -> Result<Option<u32>, DataplaneError> {
         match op {
             GuardOp::PutRow(ifindex, row) => {
                 self.clear_plain(*ifindex, false);
