@@ -12,6 +12,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::DataplaneError;
 use super::bpf::{at, create_dir, remove_dir};
@@ -20,6 +21,8 @@ pub use super::sys::tc::Hook;
 use super::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
 
 const CLSACT: &str = "-clsact";
+const TRIES: usize = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// A loaded program, and where it belongs.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +106,27 @@ impl Tc {
     }
 
     fn attach_link(
+        &self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<Attached, DataplaneError> {
+        let mut tries = TRIES;
+        loop {
+            match self.try_attach_link(program, ifindex) {
+                // This very program is there, by another link: of one who attaches just now and will pin it, or of a pin
+                // that was just removed. The kernel takes a while for either.
+                Err(DataplaneError::Device { source, .. })
+                    if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 =>
+                {
+                    tries -= 1;
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_attach_link(
         &self,
         program: &TcProgram<'_>,
         ifindex: u32,
