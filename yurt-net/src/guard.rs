@@ -4,6 +4,7 @@
 //! still leads where it led: an index may be given to another device. The guard is on every device that leads to a Pod,
 //! those too of which nothing is known: there it sees to it that nobody's address is used.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -245,14 +246,17 @@ pub fn compile(
         let mode = policy.mode_of(&pod.namespace);
         let ifindex = pod
             .host
-            .and_then(|host| place(host, &guarded, &mut complain));
-        if let Some(ifindex) = ifindex {
-            if image.rows.contains_key(&ifindex) {
-                complain(format!("another Pod was given device {ifindex} as well"));
-            } else {
-                image.rows.insert(ifindex, row(pod, mode, &mut complain));
-            }
-        }
+            .and_then(|host| place(host, &guarded, &mut complain))
+            .filter(|ifindex| match image.rows.entry(*ifindex) {
+                Entry::Vacant(place) => {
+                    place.insert(row(pod, mode, &mut complain));
+                    true
+                }
+                Entry::Occupied(_) => {
+                    complain(format!("device {ifindex} is another Pod's already"));
+                    false
+                }
+            });
         for addr in pod.addresses.iter().copied().filter(is_owned) {
             match image.owners.get(&addr) {
                 // One that is here has more need of it than one that is away.
