@@ -120,14 +120,14 @@ fn frames() -> Vec<(&'static str, Vec<u8>, bool)> {
         (
             "ICMP, IPv4",
             ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0, 0, 1, 0, 1]),
-            false,
+            true,
         ),
         (
             "ICMP, IPv6",
             icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
-            false,
+            true,
         ),
-        ("ARP", arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4), false),
+        ("ARP", arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4), true),
         (
             "neighbour advertisement",
             advertisement(POD.mac, POD.v6, POD.v6, POD.mac),
