@@ -16,7 +16,7 @@ use aya_ebpf::programs::TcContext;
 use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASONS, Reason, SpoofCounts};
 use yurt_ebpf::packet::{Claims, Finding, Frame, Owners, Sender, is_plain};
 
-use crate::maps::{GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
+use crate::maps::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
 
 /// As far as the part of the headers goes whose offsets are constants.
 const HEADERS: u32 = 64;
@@ -57,6 +57,17 @@ fn judge(ctx: &TcContext, ifindex: u32, is_tagged: bool) -> i32 {
         let _ = ctx.skb.pull_data(wanted);
         frame = Linear::of(ctx.skb.skb);
     }
+    let Some(place) = CLAIMS.get_ptr_mut(0) else {
+        return TC_ACT_UNSPEC;
+    };
+    let is_whole = match Claims::of(&frame, is_tagged) {
+        // SAFETY: this CPU's entry, and nobody else's while the program runs.
+        Some(claims) => unsafe {
+            place.write(claims);
+            true
+        },
+        None => false,
+    };
     let sender = Sender {
         ifindex,
         row,
@@ -65,9 +76,9 @@ fn judge(ctx: &TcContext, ifindex: u32, is_tagged: bool) -> i32 {
     let Finding {
         reason,
         is_enforced_by_owner,
-    } = match Claims::of(&frame, is_tagged) {
-        Some(claims) => claims.judge(&sender),
-        None => Finding {
+    } = match CLAIMS.get(0) {
+        Some(claims) if is_whole => claims.judge(&sender),
+        _ => Finding {
             // Of a Pod of which nothing is known only claims are judged.
             reason: row.map(|_| Reason::Malformed),
             is_enforced_by_owner: false,
@@ -113,9 +124,18 @@ fn add(counts: *mut SpoofCounts, reason: Reason, is_dropped: bool) {
     } else {
         &mut counts.audited
     };
-    if let Some(count) = counts.get_mut(reason as usize) {
+    if let Some(count) = counts.get_mut(index(reason)) {
         *count += 1;
     }
+}
+
+/// The compiler knows that a reason is one of nine, and would leave the check of an index out. The verifier does not: the
+/// reason comes out of a map.
+#[inline(always)]
+fn index(reason: Reason) -> usize {
+    let reason = reason as u32;
+    // SAFETY: a read of a valid value; volatile, so that nothing is known of it.
+    unsafe { core::ptr::read_volatile(&raw const reason) as usize }
 }
 
 struct OwnerMap;

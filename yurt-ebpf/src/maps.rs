@@ -11,6 +11,7 @@ use yurt_ebpf::abi::{
     Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, GUARD_PLAIN,
     GuardRow, NetnsRow, OwnerRow, PlainRow, ServiceRow, SpoofCounts, TcpPeer, UdpPeers,
 };
+use yurt_ebpf::packet::Claims;
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
 
@@ -87,3 +88,7 @@ pub(crate) static SPOOF: PerCpuHashMap<u32, SpoofCounts> =
 /// What was found on all interfaces, those that are gone too.
 #[map(name = "yurt_spoof_all")]
 pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_entries(1, 0);
+/// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does not
+/// know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
+#[map(name = "yurt_claims")]
+pub(crate) static CLAIMS: PerCpuArray<Claims> = PerCpuArray::with_max_entries(1, 0);

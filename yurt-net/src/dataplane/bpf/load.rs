@@ -247,9 +247,16 @@ pub(in crate::dataplane) fn load_guard(
         let pin = pins.map(|pins| pins.join(name));
         (name, MapPlan { max_entries, pin })
     });
+    let mut plans = BTreeMap::from(plans);
+    // The program's own.
+    let claims = MapPlan {
+        max_entries: 1,
+        pin: None,
+    };
+    plans.insert("yurt_claims", claims);
     // All of it is one function, apart from what the compiler calls.
     let is_wanted = |name: &str| name == GUARD || name == "memset";
-    let object = Object::new(object()?, is_wanted, &[], &plans.into())?;
+    let object = Object::new(object()?, is_wanted, &[], &plans)?;
     load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
 }
 
