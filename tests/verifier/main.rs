@@ -25,7 +25,7 @@ const CAPS: [(&str, u32, u32); 9] = [
     ("yurt_connect6", 22580, 19040),
     ("yurt_sendmsg4", 17340, 11570),
     ("yurt_sendmsg6", 36040, 21750),
-    ("yurt_guard_in", 23370, 21130),
+    ("yurt_guard_in", 28500, 21030),
 ];
 
 #[test]

@@ -16,7 +16,7 @@ mod guard;
 
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow, Mac,
-    OwnerRow, PlainRow, REASON_NAMES, REASONS, Reason, SpoofCounts,
+    OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
 };
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
@@ -519,5 +519,5 @@ pods! {
     PlainRow: 32 { ifindex, v4, mac, v6 }
     Mac: 8 { addr, pad }
     OwnerRow: 8 { ifindex, mode }
-    SpoofCounts: 144 { audited, dropped }
+    SpoofCounts: 256 { audited, dropped }
 }

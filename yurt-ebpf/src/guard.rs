@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASONS, Reason, SpoofCounts};
+use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASON_PLACES, Reason, SpoofCounts};
 use yurt_ebpf::packet::{Claims, Finding, Frame, Owners, Sender, is_plain};
 
 use crate::maps::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
@@ -105,8 +105,8 @@ fn count(ifindex: u32, reason: Reason, is_dropped: bool) {
         return add(counts, reason, is_dropped);
     }
     let none = SpoofCounts {
-        audited: [0; REASONS],
-        dropped: [0; REASONS],
+        audited: [0; REASON_PLACES],
+        dropped: [0; REASON_PLACES],
     };
     // Another CPU may be faster; its entry is ours too.
     let _ = SPOOF.insert(ifindex, none, u64::from(BPF_NOEXIST));
@@ -124,18 +124,17 @@ fn add(counts: *mut SpoofCounts, reason: Reason, is_dropped: bool) {
     } else {
         &mut counts.audited
     };
-    if let Some(count) = counts.get_mut(index(reason)) {
-        *count += 1;
-    }
+    counts[place(reason)] += 1;
 }
 
-/// The compiler knows that a reason is one of nine, and would leave the check of an index out. The verifier does not: the
+/// The compiler knows that a reason is one of nine, and would leave the bound of an index out. The verifier does not: the
 /// reason comes out of a map.
 #[inline(always)]
-fn index(reason: Reason) -> usize {
+fn place(reason: Reason) -> usize {
     let reason = reason as u32;
     // SAFETY: a read of a valid value; volatile, so that nothing is known of it.
-    unsafe { core::ptr::read_volatile(&raw const reason) as usize }
+    let reason = unsafe { core::ptr::read_volatile(&raw const reason) };
+    reason as usize & (REASON_PLACES - 1)
 }
 
 struct OwnerMap;

@@ -280,7 +280,7 @@ mod tests {
         assert_found(
             "yurt-net/src/agent.rs",
             "use rtnetlink::new_connection;\n",
-            "NodeView",
+            "read from `node`",
         );
         assert_found(
             "yurt-net/src/source/mod.rs",

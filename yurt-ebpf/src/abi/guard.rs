@@ -90,9 +90,9 @@ pub struct OwnerRow {
 #[repr(C, align(8))]
 pub struct SpoofCounts {
     /// Those that went on.
-    pub audited: [u64; REASONS],
+    pub audited: [u64; REASON_PLACES],
     /// Those that did not.
-    pub dropped: [u64; REASONS],
+    pub dropped: [u64; REASON_PLACES],
 }
 
 /// What a frame claims that is not the sender's; the first of them, where there are several.
@@ -119,8 +119,8 @@ pub enum Reason {
     Malformed = 8,
 }
 
-/// Number of reasons.
-pub const REASONS: usize = REASON_NAMES.len();
+/// Places for reasons; a power of two, so that a number is masked into it, and none is ever compared.
+pub const REASON_PLACES: usize = 16;
 /// A name for each reason, as `status` prints it.
 pub const REASON_NAMES: [&str; 9] = [
     "mac",

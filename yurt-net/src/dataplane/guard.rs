@@ -246,7 +246,7 @@ impl Guard {
     ) -> Result<Spoofs, DataplaneError> {
         let mut per_cpu = vec![abi::SpoofCounts::default(); self.cpus];
         sys::map_lookup(map.as_fd(), &key, &mut per_cpu).map_err(on_map("read", name))?;
-        let sum = |counts: fn(&abi::SpoofCounts) -> &[u64; abi::REASONS]| {
+        let sum = |counts: fn(&abi::SpoofCounts) -> &[u64; abi::REASON_PLACES]| {
             let names = abi::REASON_NAMES.into_iter().enumerate();
             names
                 .map(|(reason, name)| {
