@@ -17,9 +17,12 @@ const MAP_CREATE: libc::c_long = 0;
 const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const MAP_UPDATE_ELEM: libc::c_long = 2;
 const MAP_DELETE_ELEM: libc::c_long = 3;
+const PROG_LOAD: libc::c_long = 5;
 const OBJ_PIN: libc::c_long = 6;
 const OBJ_GET: libc::c_long = 7;
 const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const LINK_CREATE: libc::c_long = 28;
+const LINK_DETACH: libc::c_long = 34;
 
 /// `union bpf_attr`, as words: every command here wants 32-bit pairs and 64-bit pointers only.
 type Attr = [u64; 8];
@@ -74,10 +77,33 @@ pub(crate) fn pin_foreign_map(path: &Path) -> Result<()> {
         MAP_CREATE,
         [pair(ARRAY, 4), pair(4, 1), 0, 0, 0, 0, 0, 0],
     )?);
+    pin(&map, path)
+}
+
+/// Pins an object.
+pub(crate) fn pin(object: &OwnedFd, path: &Path) -> Result<()> {
     let name = c_path(path)?;
+    let (name, object) = (name.as_ptr().addr() as u64, pair(fd_of(object), 0));
+    bpf(OBJ_PIN, [name, object, 0, 0, 0, 0, 0, 0])
+        .with_context(|| format!("pin {}", path.display()))?;
+    Ok(())
+}
+
+/// Loads a program of a type (`BPF_PROG_TYPE_*`).
+pub(crate) fn load(kind: u32, instructions: &[u64]) -> Result<OwnedFd> {
+    let count = u32::try_from(instructions.len())?;
+    let license = c"GPL".as_ptr().addr() as u64;
+    let instructions = instructions.as_ptr().addr() as u64;
+    let attr = [pair(kind, count), instructions, license, 0, 0, 0, 0, 0];
+    Ok(owned(bpf(PROG_LOAD, attr).context("load a program")?))
+}
+
+/// Attaches a program to the ingress of a device of the caller's namespace, after all others.
+pub(crate) fn attach_tcx(program: &OwnedFd, ifindex: u32) -> Result<OwnedFd> {
+    const TCX_INGRESS: u32 = 46;
     let attr = [
-        name.as_ptr().addr() as u64,
-        pair(fd_of(&map), 0),
+        pair(fd_of(program), ifindex),
+        pair(TCX_INGRESS, 0),
         0,
         0,
         0,
@@ -85,7 +111,13 @@ pub(crate) fn pin_foreign_map(path: &Path) -> Result<()> {
         0,
         0,
     ];
-    bpf(OBJ_PIN, attr).with_context(|| format!("pin {}", path.display()))?;
+    Ok(owned(bpf(LINK_CREATE, attr).context("attach a program")?))
+}
+
+/// Takes a link off what it is on.
+pub(crate) fn detach(link: &OwnedFd) -> Result<()> {
+    let attr = [pair(fd_of(link), 0), 0, 0, 0, 0, 0, 0, 0];
+    bpf(LINK_DETACH, attr).context("detach a link")?;
     Ok(())
 }
 

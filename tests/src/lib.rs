@@ -3,5 +3,7 @@
 
 pub mod apiserver;
 pub mod bench;
+pub mod frames;
 pub mod lab;
 pub mod matrix;
+pub mod testrun;

@@ -3,7 +3,7 @@
 //! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
 //! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
 //! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
-//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`]: the numbers are part of the pin paths.
+//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`]: the numbers are part of the pin paths.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "fields are cut out of packed words"
@@ -13,8 +13,13 @@
 extern crate alloc;
 
 mod affinity;
+mod guard;
 
-pub use affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
+pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
+pub use self::guard::{
+    GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow, Mac,
+    OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
+};
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
 pub const TABLE_ABI: u32 = 2;
@@ -574,7 +579,7 @@ macro_rules! pods {
         #[cfg(not(target_arch = "bpf"))]
         pub fn layout() -> alloc::string::String {
             use core::fmt::Write as _;
-            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}\n");
+            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}\n");
             $(
                 let _ = writeln!(text, "\n{}: {} bytes", stringify!($type), size_of::<$type>());
                 $(
@@ -621,4 +626,9 @@ pods! {
     UdpPeer: 48 { vip, backend, word, vip_port_be, backend_port_be, used }
     TcpPeer: 32 { vip, tag, vip_port_be, pad }
     NetnsRow: 24 { class, addr4, addr6 }
+    GuardRow: 376 { mode, macs_len, v4_own, v4_len, v6_own, v6_len, macs, v4, v6 }
+    PlainRow: 32 { ifindex, v4, mac, v6 }
+    Mac: 8 { addr, pad }
+    OwnerRow: 8 { ifindex, mode }
+    SpoofCounts: 256 { audited, dropped }
 }

@@ -1,11 +1,13 @@
 //! The eBPF programs.
 //!
-//! `sock.rs` holds the socket path: each program is one call that cannot fail. See `maps.rs` for every map.
+//! `sock.rs` holds the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send. See
+//! `maps.rs` for every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
+mod guard;
 mod maps;
 mod sock;
 

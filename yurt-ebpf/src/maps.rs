@@ -2,15 +2,17 @@
 //!
 //! Capacities here are defaults; the agent's flags override them.
 
-use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 
 use yurt_ebpf::abi::{
     Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
-    FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer, UdpPeers,
+    FrontendKey4, FrontendKey6, GUARD_PLAIN, GuardRow, NetnsRow, OwnerRow, PlainRow, ServiceRow,
+    SpoofCounts, TcpPeer, UdpPeers,
 };
+use yurt_ebpf::packet::Claims;
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
 
@@ -72,3 +74,28 @@ pub(crate) fn peer_mask() -> u32 {
     // SAFETY: as above.
     unsafe { core::ptr::read_volatile(&raw const PEER_MASK) }
 }
+
+// The guard's. They take memory for the Pods that there are.
+
+/// Index of a Pod's interface on the host's side -> what the Pod may use.
+#[map(name = "yurt_guard")]
+pub(crate) static GUARD: HashMap<u32, GuardRow> =
+    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// The same in short, at the index modulo the number of entries.
+#[map(name = "yurt_plain")]
+pub(crate) static PLAIN: Array<PlainRow> = Array::with_max_entries(GUARD_PLAIN, BPF_F_MMAPABLE);
+/// Address -> whose it is.
+#[map(name = "yurt_owner")]
+pub(crate) static OWNER: HashMap<[u8; 16], OwnerRow> =
+    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
+/// Index of an interface -> what was found on it.
+#[map(name = "yurt_spoof")]
+pub(crate) static SPOOF: PerCpuHashMap<u32, SpoofCounts> =
+    PerCpuHashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// What was found on all interfaces, those that are gone too.
+#[map(name = "yurt_spoof_all")]
+pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_entries(1, 0);
+/// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does not
+/// know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
+#[map(name = "yurt_claims")]
+pub(crate) static CLAIMS: PerCpuArray<Claims> = PerCpuArray::with_max_entries(1, 0);

@@ -1,7 +1,9 @@
-//! What this machine knows of its own addresses, followed for changes; and that its interfaces have changed.
+//! What this machine knows of its own addresses and devices, followed for changes.
 //!
 //! The only user of rtnetlink. NodePorts answer on addresses that are really on an interface; at the edge they come
 //! and go with modems and DHCP.
+
+mod links;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -13,9 +15,10 @@ use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
+pub use self::links::LinkWatch;
 use crate::policy::NodeView;
 
-/// Addresses seldom change alone.
+/// Addresses and devices seldom change alone.
 const BURST: Duration = Duration::from_millis(100);
 
 /// Talking to the kernel about addresses and routes.
@@ -27,7 +30,7 @@ pub enum NodeError {
     /// A dump.
     #[error("list {what} of this machine")]
     List {
-        /// Addresses or routes.
+        /// Addresses, routes or devices.
         what: &'static str,
         /// Why not.
         #[source]
@@ -35,8 +38,8 @@ pub enum NodeError {
     },
 }
 
-/// Reads and follows addresses. Its connection is a task of the runtime that made it.
-pub struct NodeWatch {
+/// A connection that follows groups of messages. It is a task of the runtime that made it.
+struct Follower {
     handle: Handle,
     events: tokio::sync::mpsc::Receiver<()>,
     /// Something has changed; the burst is taken to be over then.
@@ -44,18 +47,11 @@ pub struct NodeWatch {
     tasks: [tokio::task::JoinHandle<()>; 2],
 }
 
-impl NodeWatch {
+impl Follower {
     /// Subscribes; changes from here on are not missed.
-    pub fn new() -> Result<Self, NodeError> {
-        let groups = [
-            MulticastGroup::Link,
-            MulticastGroup::Ipv4Ifaddr,
-            MulticastGroup::Ipv6Ifaddr,
-            MulticastGroup::Ipv4Route,
-            MulticastGroup::Ipv6Route,
-        ];
+    fn new(groups: &[MulticastGroup]) -> Result<Self, NodeError> {
         let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Open)?;
+            rtnetlink::new_multicast_connection(groups).map_err(NodeError::Open)?;
         let (sender, events) = tokio::sync::mpsc::channel(1);
         let connection = tokio::spawn(connection);
         let relay = tokio::spawn(async move {
@@ -73,7 +69,7 @@ impl NodeWatch {
     }
 
     /// Waits for a change, and until a burst of them is over. Cancel safe.
-    pub async fn changed(&mut self) {
+    async fn changed(&mut self) {
         if self.due.is_none() {
             if self.events.recv().await.is_none() {
                 // The socket is gone, which only happens at exit: nothing will ever change.
@@ -86,11 +82,59 @@ impl NodeWatch {
             self.due = None;
         }
     }
+}
+
+impl Follower {
+    /// The routes of IPv4 and of IPv6.
+    async fn routes(&self) -> Result<[Vec<RouteMessage>; 2], NodeError> {
+        let list = async |filter: RouteMessage| {
+            let routes = self.handle.route().get(filter).execute();
+            let listing = |source| NodeError::List {
+                what: "routes",
+                source,
+            };
+            routes.try_collect().await.map_err(listing)
+        };
+        Ok([
+            list(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
+            list(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?,
+        ])
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+/// Reads and follows addresses.
+pub struct NodeWatch(Follower);
+
+impl NodeWatch {
+    /// Subscribes; changes from here on are not missed.
+    pub fn new() -> Result<Self, NodeError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ];
+        Follower::new(&groups).map(Self)
+    }
+
+    /// Waits for a change, and until a burst of them is over. Cancel safe.
+    pub async fn changed(&mut self) {
+        self.0.changed().await;
+    }
 
     /// Addresses on interfaces, and the sources of the default routes.
     pub async fn view(&self) -> Result<NodeView, NodeError> {
         let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
-        let mut addresses = self.handle.address().get().execute();
+        let mut addresses = self.0.handle.address().get().execute();
         let listing = |source| NodeError::List {
             what: "addresses",
             source,
@@ -117,12 +161,7 @@ impl NodeWatch {
                     .map(|address| (message.header.index, address)),
             );
         }
-        let routes4 = self
-            .routes(RouteMessageBuilder::<Ipv4Addr>::new().build())
-            .await?;
-        let routes6 = self
-            .routes(RouteMessageBuilder::<Ipv6Addr>::new().build())
-            .await?;
+        let [routes4, routes6] = self.0.routes().await?;
         let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
         let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
         let local_addresses: BTreeSet<IpAddr> = by_interface
@@ -142,23 +181,6 @@ impl NodeWatch {
                 }),
             ),
         })
-    }
-
-    async fn routes(&self, filter: RouteMessage) -> Result<Vec<RouteMessage>, NodeError> {
-        let routes = self.handle.route().get(filter).execute();
-        let listing = |source| NodeError::List {
-            what: "routes",
-            source,
-        };
-        routes.try_collect().await.map_err(listing)
-    }
-}
-
-impl Drop for NodeWatch {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
     }
 }
 

@@ -3,7 +3,8 @@
 
 use libfuzzer_sys::fuzz_target;
 use yurt_ebpf::abi::{TcpPeer, UdpPeer, UdpPeers, mapped};
-use yurt_net::dataplane::sockets::message::{AF_INET, NLMSG_DONE, Socket, message, read};
+use yurt_net::dataplane::netlink::{NLMSG_DONE, message, read};
+use yurt_net::dataplane::sockets::message::{AF_INET, Socket, parse};
 
 const SEQUENCE: u32 = 7;
 const FOUND: u16 = 20;
@@ -28,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
 /// The sockets of a piece, and whether the answer ends in it.
 fn take(piece: &[u8]) -> (Vec<Socket>, bool) {
     let mut sockets = Vec::new();
-    let is_over = read(piece, SEQUENCE, |socket| sockets.push(socket)).unwrap_or_default();
+    let is_over = read(piece, SEQUENCE, |body| sockets.extend(parse(body))).unwrap_or_default();
     (sockets, is_over)
 }
 

@@ -7,6 +7,7 @@
 //! | [`publish`] | the time from a compiled table to the maps, with a bound |
 //! | [`memory`] | an agent's memory, with a bound |
 //! | [`retain`] | an IPAM plugin with host-local's, by turns; with bounds |
+//! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
@@ -14,6 +15,7 @@
 
 pub mod bpf;
 pub mod flips;
+pub mod guard;
 pub mod kube;
 pub mod latency;
 pub mod memory;
@@ -78,6 +80,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         publish::NAME,
         memory::NAME,
         retain::NAME,
+        guard::NAME,
         kube::NAME,
     ];
     latency::NAMES.into_iter().chain(others)
@@ -100,11 +103,12 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 5] = [
+    let others: [(&str, Take); 6] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
         (retain::NAME, retain::measure),
+        (guard::NAME, guard::measure),
         (kube::NAME, kube::measure),
     ];
     for (name, take) in others {

@@ -36,9 +36,13 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/abi.rs",
     "yurt-ebpf/src/abi/",
     "yurt-ebpf/src/packet.rs",
+    "yurt-ebpf/src/packet/",
     "yurt-ebpf/src/select.rs",
     "yurt-net/src/dataplane/memory.rs",
+    "yurt-net/src/dataplane/netlink.rs",
     "yurt-net/src/dataplane/sockets/message.rs",
+    "yurt-net/src/guard.rs",
+    "yurt-net/src/guard/",
     "yurt-net/src/model.rs",
     "yurt-net/src/observe/durations.rs",
     "yurt-net/src/observe/metrics.rs",
@@ -102,8 +106,12 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &["yurt-net/src/node.rs", "yurt-net/src/retain/link.rs"],
-        remedy: "addresses of the node are read from `node::NodeView`, a Pod's interface is set by `retain::link`",
+        owners: &[
+            "yurt-net/src/node.rs",
+            "yurt-net/src/node/",
+            "yurt-net/src/retain/link.rs",
+        ],
+        remedy: "addresses and links of the node are read from `node`, a Pod's interface is set by `retain::link`",
     },
     Edge {
         libraries: &["kube"],
@@ -300,7 +308,7 @@ mod tests {
         assert_found(
             "yurt-net/src/agent.rs",
             "use rtnetlink::new_connection;\n",
-            "NodeView",
+            "read from `node`",
         );
         assert_found(
             "yurt-net/src/source/mod.rs",

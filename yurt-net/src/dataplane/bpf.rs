@@ -5,7 +5,9 @@
 //!     v2/                     table maps, by table ABI
 //!     v2-next/                table maps that are being filled, before anything uses them
 //!     state-v1/               state maps, by state ABI
-//!     links/                  one link for each program
+//!     links/                  one link for each program on sockets
+//!     guard-v1/               maps and program of the guard, by guard ABI
+//!     tc/                     one pin for each program on a device
 //! ```
 //!
 //! `open` adopts table maps that are whole, of this ABI and of the wanted capacities; otherwise it makes new ones, which
@@ -27,14 +29,14 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use yurt_ebpf::abi;
 
-use self::load::{
-    LoadedProgram, Pins, StateCapacity, is_pinned_as, load_either, state_maps, table_maps,
-};
+pub(super) use self::load::{LoadedProgram, guard_maps, is_pinned_as, load_guard, object};
+use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
-use self::table::{Table, open_map};
+use self::table::Table;
+pub(super) use self::table::{map_array, open_map};
 use super::clients::ClientTable;
 use super::sockets::SocketMaps;
-use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys};
+use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
 use crate::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
 
@@ -87,7 +89,7 @@ pub struct BpfDataplane {
     is_staged: bool,
 }
 
-fn at<'a>(
+pub(super) fn at<'a>(
     operation: &'static str,
     path: &'a Path,
 ) -> impl FnOnce(io::Error) -> DataplaneError + 'a {
@@ -98,7 +100,10 @@ fn at<'a>(
     }
 }
 
-fn on_map(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> DataplaneError {
+pub(super) fn on_map(
+    operation: &'static str,
+    map: &'static str,
+) -> impl Fn(io::Error) -> DataplaneError {
     move |source| DataplaneError::Map {
         operation,
         map,
@@ -109,7 +114,7 @@ fn on_map(operation: &'static str, map: &'static str) -> impl Fn(io::Error) -> D
 impl BpfDataplane {
     /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
     pub fn open(options: Options) -> Result<Self, DataplaneError> {
-        load::object()?;
+        object()?;
         sys::raise_memlock();
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");
@@ -331,6 +336,7 @@ pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
     let _lock = lock(&root)?;
     // Programs go before the maps that they read.
     remove_dir(&root.join("links"))?;
+    tc::cleanup(&root)?;
     for entry in fs::read_dir(&root).map_err(at("read", &root))? {
         remove_dir(&entry.map_err(at("read", &root))?.path())?;
     }
@@ -356,7 +362,7 @@ pub fn check_bpffs(path: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn create_dir(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn create_dir(path: &Path) -> Result<(), DataplaneError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
             Err(at("create", path)(error))
@@ -366,7 +372,7 @@ fn create_dir(path: &Path) -> Result<(), DataplaneError> {
 }
 
 /// Removes a directory of pins; one that is not there is no error.
-fn remove_dir(path: &Path) -> Result<(), DataplaneError> {
+pub(super) fn remove_dir(path: &Path) -> Result<(), DataplaneError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
         _ => Ok(()),
@@ -430,7 +436,8 @@ fn check_abi(root: &Path) -> Result<(), DataplaneError> {
         let name = name.to_string_lossy();
         let version = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
         let is_unknown = version("v").is_some_and(|version| version > abi::TABLE_ABI)
-            || version("state-v").is_some_and(|version| version > abi::STATE_ABI);
+            || version("state-v").is_some_and(|version| version > abi::STATE_ABI)
+            || version("guard-v").is_some_and(|version| version > abi::GUARD_ABI);
         if is_unknown {
             return Err(DataplaneError::UnknownAbi { path: entry.path() });
         }
@@ -439,7 +446,7 @@ fn check_abi(root: &Path) -> Result<(), DataplaneError> {
 }
 
 /// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.
-fn possible_cpus() -> Result<usize, DataplaneError> {
+pub(super) fn possible_cpus() -> Result<usize, DataplaneError> {
     let path = Path::new("/sys/devices/system/cpu/possible");
     let text = fs::read_to_string(path).map_err(at("read", path))?;
     let last = text

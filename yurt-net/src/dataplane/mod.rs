@@ -5,9 +5,12 @@
 
 pub mod bpf;
 pub mod clients;
+pub mod guard;
 pub mod memory;
+pub mod netlink;
 pub mod sockets;
 mod sys;
+pub mod tc;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -127,6 +130,19 @@ pub enum DataplaneError {
         operation: &'static str,
         /// Which program's link.
         program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A call on a device.
+    #[error("{operation} {program} on device {ifindex}")]
+    Device {
+        /// What was tried.
+        operation: &'static str,
+        /// With which program.
+        program: String,
+        /// Index of the device.
+        ifindex: u32,
         /// Why not.
         #[source]
         source: io::Error,

@@ -4,6 +4,8 @@
 //! the rest counts as zero.
 
 mod load;
+pub(super) mod netlink;
+pub(super) mod tc;
 
 use std::ffi::CString;
 use std::io;
@@ -13,8 +15,8 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 pub(super) use self::load::{
-    MapTypes, ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, program_info,
-    program_load,
+    MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, ProgramCode, Records, Rejected,
+    btf_load, map_create, map_freeze, program_info, program_load,
 };
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;

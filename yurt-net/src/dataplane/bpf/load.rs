@@ -15,7 +15,7 @@ use crate::plan::Capacity;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
 
 /// The object, if this binary has one.
-pub(super) fn object() -> Result<&'static [u8], DataplaneError> {
+pub(in crate::dataplane) fn object() -> Result<&'static [u8], DataplaneError> {
     if OBJECT.is_empty() {
         Err(DataplaneError::NoPrograms)
     } else {
@@ -35,8 +35,12 @@ const HOOKS: [(&str, u32); 8] = [
     ("yurt_sendmsg6", 15),
 ];
 
+/// The guard; attached to devices, at their ingress.
+const GUARD: &str = "yurt_guard_in";
+
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
@@ -53,22 +57,23 @@ pub struct ProgramSize {
     pub translated: u32,
 }
 
-pub(super) struct LoadedProgram {
-    pub(super) name: &'static str,
-    pub(super) attach_type: u32,
-    pub(super) fd: OwnedFd,
-    pub(super) id: u32,
+pub(in crate::dataplane) struct LoadedProgram {
+    pub(in crate::dataplane) name: &'static str,
+    pub(in crate::dataplane) attach_type: u32,
+    pub(in crate::dataplane) fd: OwnedFd,
+    pub(in crate::dataplane) id: u32,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
 /// refusal is `ECONNREFUSED`.
 pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
     sys::raise_memlock();
-    load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)
-        .map(|(_, sizes, has_set_retval)| (sizes, has_set_retval))
+    let (_, mut sizes, has_set_retval) = load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)?;
+    sizes.push(load_guard(None)?.1);
+    Ok((sizes, has_set_retval))
 }
 
-/// As [`trial`], but with `bpf_set_retval` or without it, whatever this kernel has.
+/// As [`trial`] for the programs on sockets, but with `bpf_set_retval` or without it, whatever this kernel has.
 pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
     sys::raise_memlock();
     load(&TRIAL_CAPACITY, TRIAL_STATE, None, has_set_retval).map(|(_, sizes)| sizes)
@@ -167,7 +172,33 @@ pub(super) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 6
     ]
 }
 
-pub(super) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
+pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 5] {
+    let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);
+    [
+        (
+            "yurt_guard",
+            info::<u32, abi::GuardRow>(hash, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_plain",
+            info::<u32, abi::PlainRow>(BPF_MAP_TYPE_ARRAY, abi::GUARD_PLAIN, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_owner",
+            info::<[u8; 16], abi::OwnerRow>(hash, 8192, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof",
+            info::<u32, abi::SpoofCounts>(per_cpu, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof_all",
+            info::<u32, abi::SpoofCounts>(BPF_MAP_TYPE_PERCPU_ARRAY, 1, 0),
+        ),
+    ]
+}
+
+pub(in crate::dataplane) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
     sys::object_get(path)
         .and_then(|map| sys::map_info(map.as_fd()))
         .is_ok_and(|found| MapInfo { id: 0, ..found } == *wanted)
@@ -219,32 +250,66 @@ fn load(
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
         ("PEER_MASK", state.peers - 1),
     ];
-    let object = Object::new(object()?, &switches, &plans)?;
+    let object = Object::new(object()?, |name| name != GUARD, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
-        let loaded = object.load(name, attach_type);
-        let fd = loaded.ok_or(DataplaneError::Missing { name })?;
-        let fd = fd.map_err(|source| DataplaneError::Program {
-            program: name,
-            source: Box::new(source),
-        })?;
-        let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
-            operation: "inspect",
-            program: name,
-            source,
-        })?;
-        sizes.push(ProgramSize {
-            name,
-            verified: info.verified,
-            translated: info.translated,
-        });
-        programs.push(LoadedProgram {
-            name,
-            attach_type,
-            fd,
-            id: info.id,
-        });
+        let program_type = sys::PROG_TYPE_CGROUP_SOCK_ADDR;
+        let (program, size) = load_program(&object, name, program_type, attach_type)?;
+        programs.push(program);
+        sizes.push(size);
     }
     Ok((programs, sizes))
+}
+
+/// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.
+pub(in crate::dataplane) fn load_guard(
+    pins: Option<&Path>,
+) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+    let plans = guard_maps().map(|(name, MapInfo { max_entries, .. })| {
+        let pin = pins.map(|pins| pins.join(name));
+        (name, MapPlan { max_entries, pin })
+    });
+    let mut plans = BTreeMap::from(plans);
+    // The program's own.
+    let claims = MapPlan {
+        max_entries: 1,
+        pin: None,
+    };
+    plans.insert("yurt_claims", claims);
+    // All of it is one function, apart from what the compiler calls.
+    let is_wanted = |name: &str| name == GUARD || name == "memset";
+    let object = Object::new(object()?, is_wanted, &[], &plans)?;
+    load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
+}
+
+fn load_program(
+    object: &Object,
+    name: &'static str,
+    program_type: u32,
+    attach_type: u32,
+) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+    let loaded = object.load(name, program_type, attach_type);
+    let fd = loaded.ok_or(DataplaneError::Missing { name })?;
+    let fd = fd.map_err(|source| DataplaneError::Program {
+        program: name,
+        source: Box::new(source),
+    })?;
+    let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
+        operation: "inspect",
+        program: name,
+        source,
+    })?;
+    let size = ProgramSize {
+        name,
+        verified: info.verified,
+        translated: info.translated,
+    };
+    let program = LoadedProgram {
+        name,
+        attach_type,
+        fd,
+        id: info.id,
+    };
+    Ok((program, size))
 }

@@ -34,13 +34,19 @@ fn failed(error: impl Into<LoadError>) -> DataplaneError {
 }
 
 impl Object {
-    /// Opens or makes the maps. `switches` are values of statics, set before the programs can see them.
+    /// Opens or makes the maps of `plans`, for the functions that are wanted; nothing else of the object is loaded.
+    /// `switches` are values of statics, set before the programs can see them.
     pub(super) fn new(
         bytes: &[u8],
+        is_wanted: impl Fn(&str) -> bool,
         switches: &[(&str, u32)],
         plans: &BTreeMap<&str, MapPlan>,
     ) -> Result<Self, DataplaneError> {
         let mut parsed = aya_obj::Object::parse(bytes).map_err(failed)?;
+        parsed.programs.retain(|name, _| is_wanted(name));
+        parsed
+            .functions
+            .retain(|_, function| is_wanted(&function.name));
         let values: Vec<_> = switches
             .iter()
             .map(|(name, value)| (*name, value.to_ne_bytes()))
@@ -59,6 +65,10 @@ impl Object {
         let mut maps = Vec::new();
         for (name, map) in parsed.maps.drain() {
             let plan = plans.get(name.as_str());
+            // Statics are maps without a plan; their names begin with a dot.
+            if plan.is_none() && !name.starts_with('.') {
+                continue;
+            }
             let fd = open_or_make(&name, &map, plan, btf.as_ref()).map_err(|source| {
                 failed(io::Error::new(
                     source.kind(),
@@ -84,7 +94,12 @@ impl Object {
     }
 
     /// Loads a program; `None` when the object has none of that name.
-    pub(super) fn load(&self, name: &str, attach_type: u32) -> Option<Result<OwnedFd, Rejected>> {
+    pub(super) fn load(
+        &self,
+        name: &str,
+        program_type: u32,
+        attach_type: u32,
+    ) -> Option<Result<OwnedFd, Rejected>> {
         let program = self.parsed.programs.get(name)?;
         let function = self.parsed.functions.get(&program.function_key())?;
         let license: &CStr = &program.license;
@@ -92,6 +107,7 @@ impl Object {
             name,
             instructions: &function.instructions,
             license,
+            program_type,
             attach_type,
             btf: self.btf.as_ref().map(|btf| btf.as_fd()),
             functions: Records {

@@ -32,11 +32,14 @@ pub(super) struct Table {
     pub(super) first_generation: u16,
 }
 
-pub(super) fn open_map(dir: &Path, name: &'static str) -> Result<OwnedFd, DataplaneError> {
+pub(in crate::dataplane) fn open_map(
+    dir: &Path,
+    name: &'static str,
+) -> Result<OwnedFd, DataplaneError> {
     sys::object_get(&dir.join(name)).map_err(on_map("open", name))
 }
 
-fn map_array<T: Copy>(
+pub(in crate::dataplane) fn map_array<T: Copy>(
     dir: &Path,
     name: &'static str,
     length: u32,

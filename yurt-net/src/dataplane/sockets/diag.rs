@@ -5,50 +5,28 @@
 //! another way.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
-use super::message::{
-    AF_INET, NLM_F_ACK, NLM_F_DUMP, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, read,
-    request,
-};
+use super::message::{AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, parse, request};
+use crate::dataplane::sys::netlink::Connection;
 
 const IPPROTO_UDP: u8 = 17;
-const BUFFER: usize = 64 << 10;
 
 /// A connection to the diagnosis of the namespace that it was opened in.
 #[derive(Debug)]
-pub(super) struct Diag {
-    socket: OwnedFd,
-    buffer: Vec<u8>,
-    sequence: u32,
-}
+pub(super) struct Diag(Connection);
 
 impl Diag {
     pub(super) fn open() -> io::Result<Self> {
         const NETLINK_SOCK_DIAG: libc::c_int = 4;
-        let kind = libc::SOCK_RAW | libc::SOCK_CLOEXEC;
-        // SAFETY: a call without pointers.
-        let socket = unsafe { libc::socket(libc::AF_NETLINK, kind, NETLINK_SOCK_DIAG) };
-        if socket < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: the kernel has just opened it for us.
-        let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        let buffer = vec![0; BUFFER];
-        Ok(Self {
-            socket,
-            buffer,
-            sequence: 0,
-        })
+        Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
     /// All connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`). `NotFound`: the kernel has no diagnosis of it.
     pub(super) fn connected(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Socket>> {
+        let body = request(family, protocol, &[0; SOCKID]);
         let mut sockets = Vec::new();
-        let kind = (SOCK_DIAG_BY_FAMILY, NLM_F_DUMP);
-        self.ask(kind, (family, protocol), &[0; SOCKID], |socket| {
-            sockets.push(socket);
-        })?;
+        let take = |message: &[u8]| sockets.extend(parse(message));
+        self.0.dump(SOCK_DIAG_BY_FAMILY, &body, take)?;
         Ok(sockets)
     }
 
@@ -74,52 +52,8 @@ impl Diag {
     }
 
     fn try_destroy(&mut self, family: u8, protocol: u8, id: &[u8; SOCKID]) -> io::Result<()> {
-        self.ask((SOCK_DESTROY, NLM_F_ACK), (family, protocol), id, |_| {})
-    }
-
-    /// Sends a request and takes its answer up, to its end.
-    fn ask(
-        &mut self,
-        (kind, flags): (u16, u16),
-        of: (u8, u8),
-        id: &[u8; SOCKID],
-        mut sink: impl FnMut(Socket),
-    ) -> io::Result<()> {
-        self.sequence += 1;
-        let request = request((kind, flags, self.sequence), of, id);
-        // SAFETY: the message is valid for reads of its length.
-        let sent = unsafe {
-            let fd = self.socket.as_raw_fd();
-            libc::send(fd, request.as_ptr().cast(), request.len(), 0)
-        };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        loop {
-            let length = self.receive()?;
-            if read(&self.buffer[..length], self.sequence, &mut sink)? {
-                return Ok(());
-            }
-        }
-    }
-
-    fn receive(&mut self) -> io::Result<usize> {
-        loop {
-            // With MSG_TRUNC the kernel returns the whole length, also of what did not fit.
-            // SAFETY: the buffer is valid for writes of its length.
-            let received = unsafe {
-                let (fd, buffer) = (self.socket.as_raw_fd(), self.buffer.as_mut_ptr());
-                libc::recv(fd, buffer.cast(), self.buffer.len(), libc::MSG_TRUNC)
-            };
-            match usize::try_from(received) {
-                Ok(length) if length <= self.buffer.len() => return Ok(length),
-                Ok(_) => return Err(io::Error::other("a piece of a socket dump is too long")),
-                Err(_) => match io::Error::last_os_error() {
-                    error if error.kind() == io::ErrorKind::Interrupted => {}
-                    error => return Err(error),
-                },
-            }
-        }
+        let body = request(family, protocol, id);
+        self.0.request(SOCK_DESTROY, 0, &body)
     }
 }
 

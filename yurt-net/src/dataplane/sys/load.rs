@@ -11,7 +11,10 @@ const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_BTF_LOAD: libc::c_long = 18;
 const BPF_MAP_FREEZE: libc::c_long = 22;
 
-const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+/// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
+pub(in crate::dataplane) const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+/// `BPF_PROG_TYPE_SCHED_CLS`.
+pub(in crate::dataplane) const PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Room for what the verifier says of a program that it rejects; touched only then.
 const LOG_BYTES: usize = 1 << 24;
 
@@ -126,6 +129,8 @@ pub(in crate::dataplane) struct ProgramCode<'a, I> {
     /// Eight bytes each.
     pub(in crate::dataplane) instructions: &'a [I],
     pub(in crate::dataplane) license: &'a CStr,
+    pub(in crate::dataplane) program_type: u32,
+    /// 0 for types that are not bound to one.
     pub(in crate::dataplane) attach_type: u32,
     pub(in crate::dataplane) btf: Option<BorrowedFd<'a>>,
     pub(in crate::dataplane) functions: Records<'a>,
@@ -166,7 +171,7 @@ pub(in crate::dataplane) struct Rejected {
     words: String,
 }
 
-/// Loads a program for a hook on socket addresses.
+/// Loads a program.
 pub(in crate::dataplane) fn program_load<I>(
     code: &ProgramCode<'_, I>,
 ) -> Result<OwnedFd, Rejected> {
@@ -177,7 +182,7 @@ pub(in crate::dataplane) fn program_load<I>(
     };
     let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
     let attr = || ProgramAttr {
-        prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
+        prog_type: code.program_type,
         insn_cnt: count(code.instructions.len()),
         insns: address(code.instructions),
         license: address(code.license),

@@ -1,0 +1,165 @@
+//! What the guard costs a packet: its program against one that does nothing, on the same frames.
+
+use std::net::IpAddr;
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use anyhow::Result;
+use anyhow::ensure;
+use ipnetwork::IpNetwork;
+use yurt_net::dataplane::guard::Guard;
+use yurt_net::guard::GuardOp;
+use yurt_net::guard::Mode;
+use yurt_net::guard::Row;
+
+use super::Options;
+use super::report::Claim;
+use super::report::Measure;
+use super::report::Noise;
+use super::report::Series;
+use crate::frames::Host;
+use crate::frames::OTHER;
+use crate::frames::POD;
+use crate::frames::advertisement;
+use crate::frames::arp;
+use crate::frames::icmpv6_frame;
+use crate::frames::ipv4;
+use crate::frames::ipv6;
+use crate::frames::udp;
+use crate::frames::udp6;
+use crate::lab::Lab;
+use crate::testrun::IFINDEX;
+use crate::testrun::NEXT;
+use crate::testrun::Program;
+
+/// Name of the measure.
+pub const NAME: &str = "guard";
+
+const TARGET_NS: f64 = 20.0;
+/// Pods whose rows are in the map as well.
+const NEIGHBOURS: u8 = 100;
+
+/// Takes it, with the maps of a node of its own.
+pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
+    let node = lab.node(NAME)?;
+    let mut guard = Guard::load(&node.bpffs(), None)?;
+    let neighbours = (0..NEIGHBOURS).map(|index| {
+        let host = Host {
+            mac: [0x0a, 0x58, 10, 244, 2, index],
+            v4: Ipv4Addr::new(10, 244, 2, index),
+            ..OTHER
+        };
+        GuardOp::PutRow(100 + u32::from(index), row(host))
+    });
+    let rows: Vec<_> = neighbours
+        .chain([GuardOp::PutRow(IFINDEX, row(POD))])
+        .collect();
+    ensure!(
+        guard.apply(&rows).failures.is_empty(),
+        "rows were not written"
+    );
+    let program = Program::pinned(&node.bpffs().join("yurt-net/guard-v1/yurt_guard_in"))?;
+    let empty = Program::empty()?;
+
+    let (mut series, mut claims) = (Vec::new(), Vec::new());
+    for (name, frame, is_judged) in frames() {
+        ensure!(program.verdict(&frame)? == NEXT, "{name}: found fault with");
+        let rounds = rounds(&program, &empty, &frame, options)?;
+        let of = |which: usize| rounds.iter().map(move |round| round[which]);
+        series.push(Series::new(
+            format!("{name}, empty program"),
+            &of(0).collect::<Vec<_>>(),
+        ));
+        series.push(Series::new(
+            format!("{name}, guard"),
+            &of(1).collect::<Vec<_>>(),
+        ));
+        let least = |which: usize| of(which).fold(f64::INFINITY, f64::min);
+        // The least of the rounds: what else runs can only add to it.
+        let [first, guarded, again] = [0, 1, 2].map(least);
+        let what = format!("{name}, over a program that does nothing");
+        let claim = Claim::new(what, "ns", vec![guarded - first.min(again)]);
+        claims.push(if is_judged {
+            let noise = Noise {
+                floor: (first - again).abs(),
+                margin: TARGET_NS,
+            };
+            claim.at_most_above_noise(TARGET_NS, noise)
+        } else {
+            claim
+        });
+    }
+    Ok(Measure {
+        name: NAME,
+        title: "What the guard costs a packet",
+        method: "BPF_PROG_TEST_RUN on one frame again and again, an empty program, the guard, and the empty one again, by \
+                 turns; the difference of the least of the rounds. 101 Pods have rows.",
+        unit: "ns",
+        series,
+        claims,
+    })
+}
+
+/// Frames that Pods send all the time, which are judged, and others.
+fn frames() -> Vec<(&'static str, Vec<u8>, bool)> {
+    let tcp = [&[0x9c, 0x40, 0, 80][..], &[0; 16]].concat();
+    let echo = [0, 1, 0, 1, 0, 0, 0, 0];
+    vec![
+        ("TCP, IPv4", ipv4(POD.mac, POD.v4, OTHER.v4, 6, &tcp), true),
+        (
+            "UDP, IPv4",
+            ipv4(POD.mac, POD.v4, OTHER.v4, 17, &udp(40000, 53, b"question")),
+            true,
+        ),
+        ("TCP, IPv6", ipv6(POD.mac, POD.v6, OTHER.v6, 6, &tcp), true),
+        (
+            "UDP, IPv6",
+            udp6(POD.mac, POD.v6, OTHER.v6, (40000, 53)),
+            true,
+        ),
+        (
+            "ICMP, IPv4",
+            ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0, 0, 1, 0, 1]),
+            true,
+        ),
+        (
+            "ICMP, IPv6",
+            icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
+            true,
+        ),
+        ("ARP", arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4), true),
+        (
+            "neighbour advertisement",
+            advertisement(POD.mac, POD.v6, POD.v6, POD.mac),
+            false,
+        ),
+    ]
+}
+
+fn row(host: Host) -> Row {
+    let own: [IpAddr; 3] = [host.v4.into(), host.v6.into(), host.link_local.into()];
+    Row {
+        mode: Mode::Enforce,
+        macs: vec![host.mac],
+        own: own.map(IpNetwork::from).into(),
+        extra: Vec::new(),
+    }
+}
+
+/// Nanoseconds a frame: the empty program, the guard, the empty program again.
+fn rounds(
+    program: &Program,
+    empty: &Program,
+    frame: &[u8],
+    options: &Options,
+) -> Result<Vec<[f64; 3]>> {
+    // Short enough to fall between what else the machine does.
+    let repeat = 10_000;
+    let nanos = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(repeat);
+    (0..options.rounds(501))
+        .map(|_| {
+            let time = |program: &Program| program.time(frame, repeat).map(nanos);
+            Ok([time(empty)?, time(program)?, time(empty)?])
+        })
+        .collect()
+}

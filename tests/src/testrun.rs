@@ -1,0 +1,140 @@
+//! A program on test input: `BPF_PROG_TEST_RUN`, which programs on devices have and those on sockets lack.
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+use std::time::Instant;
+
+use anyhow::Context;
+use anyhow::Result;
+
+const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+
+/// `TC_ACT_UNSPEC`: the next program decides.
+pub const NEXT: u32 = u32::MAX;
+/// `TC_ACT_SHOT`: dropped.
+pub const SHOT: u32 = 2;
+/// The device that test input comes from, unless it says otherwise: the loopback of the caller's network namespace.
+pub const IFINDEX: u32 = 1;
+
+/// `r0 = -1; exit`: no opinion.
+const NO_OPINION: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+
+/// A program for devices.
+#[derive(Debug)]
+pub struct Program(OwnedFd);
+
+/// `union bpf_attr`, the part for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttr {
+    prog_fd: u32,
+    retval: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+}
+
+#[repr(C)]
+struct ObjectAttr {
+    pathname: u64,
+    fd: u32,
+    flags: u32,
+}
+
+impl Program {
+    /// A pinned one.
+    pub fn pinned(path: &Path) -> Result<Self> {
+        let name = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = ObjectAttr {
+            pathname: name.as_ptr().addr() as u64,
+            fd: 0,
+            flags: 0,
+        };
+        let fd = bpf(BPF_OBJ_GET, &mut attr);
+        let fd = fd.with_context(|| format!("open {}", path.display()))?;
+        // SAFETY: the kernel has just opened it for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// One that does nothing.
+    pub fn empty() -> Result<Self> {
+        let mut attr = LoadAttr {
+            prog_type: BPF_PROG_TYPE_SCHED_CLS,
+            insn_cnt: 2,
+            insns: NO_OPINION.as_ptr().addr() as u64,
+            license: c"GPL".as_ptr().addr() as u64,
+            ..LoadAttr::default()
+        };
+        let fd = bpf(BPF_PROG_LOAD, &mut attr).context("load an empty program")?;
+        // SAFETY: as above.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// What it says of a frame.
+    pub fn verdict(&self, frame: &[u8]) -> Result<u32> {
+        self.run(frame, 1).map(|(verdict, _)| verdict)
+    }
+
+    /// The time for a frame `repeat` times over.
+    pub fn time(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
+        self.run(frame, repeat).map(|(_, time)| time)
+    }
+
+    fn run(&self, frame: &[u8], repeat: u32) -> Result<(u32, Duration)> {
+        let mut attr = RunAttr {
+            prog_fd: self.0.as_raw_fd().cast_unsigned(),
+            data_size_in: u32::try_from(frame.len())?,
+            data_in: frame.as_ptr().addr() as u64,
+            repeat,
+            ..RunAttr::default()
+        };
+        let start = Instant::now();
+        bpf(BPF_PROG_TEST_RUN, &mut attr).context("run a program on a frame")?;
+        Ok((attr.retval, start.elapsed()))
+    }
+
+    /// Its descriptor.
+    pub fn fd(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+    let attr = std::ptr::from_mut(attr);
+    // SAFETY: callers pass the structure of their command; what it points to outlives the call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    i32::try_from(result).map_err(io::Error::other)
+}

@@ -1,0 +1,576 @@
+//! Which addresses a frame claims as its sender's, and whether they are: the guard's decision, without the hook.
+//!
+//! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. Of a Pod in `yurt_guard` every claim is
+//! judged:
+//!
+//! | frame | must be the Pod's | goes on as well |
+//! |---|---|---|
+//! | any | source link-layer address | |
+//! | VLAN-tagged | nothing helps: a Pod's interface is on one network | |
+//! | IPv4 | source | `0.0.0.0`: a DHCP request to `255.255.255.255` with the Pod's `chaddr`; IGMP (RFC 3376, 4.2.13) |
+//! | ARP | sender's link-layer and IPv4 address | sender `0.0.0.0` that probes for the Pod's own (RFC 5227) |
+//! | IPv6 | source, link-local ones too | `::` to a multicast address: duplicate address detection, MLD (RFC 3590) |
+//! | neighbour solicitation, router solicitation | link-layer address options; from `::` the target too | |
+//! | neighbour advertisement | target, link-layer address options | |
+//! | router advertisement, redirect | nothing helps: a Pod is no router of its link | |
+//! | DHCP or DHCPv6 from a server to a client | nothing helps | |
+//! | neighbour discovery behind extension headers | nothing helps: nobody sends it so (RFC 6980, RFC 7113) | MLD |
+//!
+//! A neighbour discovery message with two link-layer addresses is wrong as well, and so are more options or extension
+//! headers than anyone sends.
+//!
+//! Destinations claim nothing. Later fragments have the source in their own header; what is inside a fragment is not
+//! looked at, for Linux takes no neighbour discovery from fragments. Of a Pod that `yurt_guard` does not know only this
+//! is judged: does it use an address that `yurt_owner` gives to somebody else?
+
+use crate::abi::{
+    GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, OwnerRow, PlainRow, Prefix4,
+    Prefix6, Reason, words,
+};
+
+/// The bytes of a frame, from its Ethernet header on.
+///
+/// Numbers are as they are in memory: compare with constants in network order. Their offsets are constants, which cost
+/// next to nothing; [`Frame::far`] is for others.
+pub trait Frame {
+    /// Bytes at an offset that is known at run time only; `None` beyond the end.
+    fn far<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+    /// The byte at an offset; `None` beyond the part that can be read.
+    fn u8(&self, at: usize) -> Option<u8>;
+    /// Two bytes.
+    fn u16(&self, at: usize) -> Option<u16>;
+    /// Four bytes.
+    fn u32(&self, at: usize) -> Option<u32>;
+    /// Eight bytes.
+    fn u64(&self, at: usize) -> Option<u64>;
+}
+
+/// `yurt_owner`.
+pub trait Owners {
+    /// Who may use an address, else `nobody`; IPv4 ones are IPv4-mapped.
+    fn owner_or(&self, nobody: OwnerRow, addr: &[u8; 16]) -> OwnerRow;
+}
+
+/// Who has sent a frame.
+#[derive(Clone, Copy)]
+pub struct Sender<'a, O> {
+    /// The Pod's interface on the host's side.
+    pub ifindex: u32,
+    /// What it may use; `None` for a Pod of which nothing is known.
+    pub row: Option<&'a GuardRow>,
+    /// What others may use.
+    pub owners: &'a O,
+}
+
+/// What a frame says of its sender.
+///
+/// Gathered first and judged then, so that every rule is in the program once. Every field has a value, whatever is
+/// claimed: the compiler may look at one that it does not need, and the verifier takes none that is not written.
+#[derive(Clone, Copy, Debug)]
+pub struct Claims {
+    /// Source link-layer address.
+    mac: u64,
+    /// A link-layer address inside; `mac` where there is none.
+    inner_mac: u64,
+    /// What `inner_mac` is wrong as.
+    inner_reason: Reason,
+    /// IPv4 address; 0 where there is none.
+    v4: u32,
+    /// What `v4` is wrong as.
+    v4_reason: Reason,
+    /// IPv6 source; `::` where there is none.
+    source6: Words,
+    /// IPv6 address that neighbour discovery is about; `::` where there is none.
+    target6: Words,
+    /// What no Pod may say.
+    wrong: Option<Reason>,
+}
+
+/// What is wrong with a frame.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// The first wrong claim.
+    pub reason: Option<Reason>,
+    /// It claims an address whose owner has it enforced.
+    pub is_enforced_by_owner: bool,
+}
+
+const ETH_SOURCE: usize = 6;
+const ETH_TYPE: usize = 12;
+/// Length of an Ethernet header without tags.
+const ETH: usize = 14;
+const ETH_IPV4: u16 = 0x0800u16.to_be();
+const ETH_ARP: u16 = 0x0806u16.to_be();
+const ETH_IPV6: u16 = 0x86ddu16.to_be();
+const ETH_VLAN: u16 = 0x8100u16.to_be();
+const ETH_SERVICE_VLAN: u16 = 0x88a8u16.to_be();
+
+/// Version 4, and a header without options.
+const IPV4_PLAIN: u8 = 0x45;
+const IPV4_PAYLOAD: usize = ETH + 20;
+const IPV4_FRAGMENT: usize = ETH + 6;
+const IPV4_PROTOCOL: usize = ETH + 9;
+const IPV4_SOURCE: usize = ETH + 12;
+const IPV4_DESTINATION: usize = ETH + 16;
+const FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
+
+const IPV6_LENGTH: usize = ETH + 4;
+const IPV6_NEXT: usize = ETH + 6;
+const IPV6_SOURCE: usize = ETH + 8;
+const IPV6_DESTINATION: usize = ETH + 24;
+const IPV6_PAYLOAD: usize = ETH + 40;
+
+const IGMP: u8 = 2;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION_OPTIONS: u8 = 60;
+
+/// Source and destination port, as one word.
+const DHCP_REQUEST: u32 = (68u32 << 16 | 67).to_be();
+const DHCP_REPLY: u32 = (67u32 << 16 | 68).to_be();
+const DHCPV6_REPLY: u32 = (547u32 << 16 | 546).to_be();
+/// `chaddr`, from the UDP header on.
+const DHCP_CHADDR: usize = 8 + 28;
+
+const ARP_FORMAT: usize = ETH;
+/// Ethernet and IPv4, in lengths of 6 and 4.
+const ARP_ETHERNET_IPV4: u64 = 0x0001_0800_0604_0000u64.to_be();
+const ARP_FORMAT_MASK: u64 = 0xffff_ffff_ffff_0000u64.to_be();
+const ARP_SENDER_MAC: usize = ETH + 8;
+const ARP_SENDER: usize = ETH + 14;
+const ARP_TARGET: usize = ETH + 24;
+
+const ROUTER_SOLICITATION: u8 = 133;
+const ROUTER_ADVERTISEMENT: u8 = 134;
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+const REDIRECT: u8 = 137;
+/// Source and target link-layer address.
+const ND_LINK_LAYER: [u8; 2] = [1, 2];
+/// More than any sender has, so that the walk ends.
+const MAX_ND_OPTIONS: usize = 4;
+const MAX_EXTENSION_HEADERS: usize = 4;
+
+/// An IPv6 address as two words of memory.
+type Words = (u64, u64);
+
+const UNSPECIFIED: Words = (0, 0);
+
+const fn mapped(addr: u32) -> Words {
+    (
+        0,
+        (0xffff_u64 << 32).to_be() | u64::from_ne_bytes(tail(addr)),
+    )
+}
+
+const fn tail(addr: u32) -> [u8; 8] {
+    let [a, b, c, d] = addr.to_ne_bytes();
+    [0, 0, 0, 0, a, b, c, d]
+}
+
+const fn bytes((high, low): Words) -> [u8; 16] {
+    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) =
+        (high.to_ne_bytes(), low.to_ne_bytes());
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// As [`mac_at`] has it.
+const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+#[inline(always)]
+fn mac_at<F: Frame>(frame: &F, at: usize) -> Option<u64> {
+    let head = u32::from_le(frame.u32(at)?);
+    let tail = u16::from_le(frame.u16(at + 4)?);
+    Some(u64::from(tail) << 32 | u64::from(head))
+}
+
+#[inline(always)]
+fn addr6_at<F: Frame>(frame: &F, at: usize) -> Option<Words> {
+    Some((frame.u64(at)?, frame.u64(at + 8)?))
+}
+
+impl Prefix4 {
+    #[inline(always)]
+    const fn contains(&self, addr: u32) -> bool {
+        (addr ^ u32::from_ne_bytes(self.addr)) & u32::from_ne_bytes(self.mask) == 0
+    }
+}
+
+impl Prefix6 {
+    #[inline(always)]
+    const fn contains(&self, (high, low): Words) -> bool {
+        let (addr_high, addr_low) = words(&self.addr);
+        let (mask_high, mask_low) = words(&self.mask);
+        (high ^ addr_high) & mask_high | (low ^ addr_low) & mask_low == 0
+    }
+}
+
+impl<O: Owners> Sender<'_, O> {
+    #[inline(always)]
+    fn has_mac(&self, mac: u64) -> bool {
+        let Some(row) = self.row else {
+            return true;
+        };
+        if row.macs_len == 0 {
+            return true;
+        }
+        for (index, own) in (0u32..).zip(&row.macs).take(GUARD_MACS) {
+            if index >= row.macs_len {
+                return false;
+            }
+            if mac == mac_word(own.addr) {
+                return true;
+            }
+        }
+        false
+    }
+
+    #[inline(always)]
+    fn listing4(&self, addr: u32) -> Listing {
+        let Some(row) = self.row else {
+            return Listing::Unknown;
+        };
+        for (index, prefix) in (0u32..).zip(&row.v4).take(GUARD_PREFIXES) {
+            if index >= row.v4_len {
+                break;
+            }
+            if prefix.contains(addr) {
+                return Listing::at(index, row.v4_own);
+            }
+        }
+        Listing::Absent
+    }
+
+    #[inline(always)]
+    fn listing6(&self, addr: Words) -> Listing {
+        let Some(row) = self.row else {
+            return Listing::Unknown;
+        };
+        for (index, prefix) in (0u32..).zip(&row.v6).take(GUARD_PREFIXES) {
+            if index >= row.v6_len {
+                break;
+            }
+            if prefix.contains(addr) {
+                return Listing::at(index, row.v6_own);
+            }
+        }
+        Listing::Absent
+    }
+}
+
+/// What a row says of an address.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Listing {
+    /// There is no row.
+    Unknown,
+    /// Nothing.
+    Absent,
+    /// It is the Pod's own.
+    Own,
+    /// The Pod may use it where nobody owns it.
+    Extra,
+}
+
+impl Listing {
+    #[inline(always)]
+    const fn at(index: u32, own: u32) -> Self {
+        if index < own { Self::Own } else { Self::Extra }
+    }
+}
+
+impl Finding {
+    #[inline(always)]
+    fn blame(&mut self, reason: Reason) {
+        if self.reason.is_none() {
+            self.reason = Some(reason);
+        }
+    }
+
+    #[inline(always)]
+    fn judge_address<O: Owners>(
+        &mut self,
+        sender: &Sender<'_, O>,
+        listing: Listing,
+        reason: Reason,
+        addr: Words,
+    ) {
+        if listing == Listing::Own {
+            return;
+        }
+        let nobody = OwnerRow {
+            ifindex: sender.ifindex,
+            mode: GUARD_AUDIT,
+        };
+        let owner = sender.owners.owner_or(nobody, &bytes(addr));
+        let is_anothers = owner.ifindex != sender.ifindex;
+        if listing == Listing::Absent || is_anothers {
+            self.blame(reason);
+        }
+        self.is_enforced_by_owner |= is_anothers && owner.mode == GUARD_ENFORCE;
+    }
+}
+
+/// Whether a frame is what nearly all are: right, and from the first addresses of a Pod. Says no of some that are right.
+#[inline(always)]
+pub fn is_plain<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
+    is_plain_or_short(frame, is_tagged, row).unwrap_or(false)
+}
+
+#[inline(always)]
+fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> Option<bool> {
+    let mac = mac_word(row.mac.addr);
+    if is_tagged || mac_at(frame, ETH_SOURCE)? != mac {
+        return Some(false);
+    }
+    let v4 = u32::from_ne_bytes(row.v4);
+    match frame.u16(ETH_TYPE)? {
+        ETH_IPV4 => {
+            if v4 == 0 || frame.u32(IPV4_SOURCE)? != v4 {
+                return Some(false);
+            }
+            Some(match frame.u8(IPV4_PROTOCOL)? {
+                // With options the ports are elsewhere. A later fragment has none there, and may only look less plain.
+                UDP => frame.u8(ETH)? == IPV4_PLAIN && frame.u32(IPV4_PAYLOAD)? != DHCP_REPLY,
+                _ => true,
+            })
+        }
+        ETH_IPV6 => {
+            let v6 = words(&row.v6);
+            if v6 == UNSPECIFIED || addr6_at(frame, IPV6_SOURCE)? != v6 {
+                return Some(false);
+            }
+            Some(match frame.u8(IPV6_NEXT)? {
+                TCP => true,
+                UDP => frame.u32(IPV6_PAYLOAD)? != DHCPV6_REPLY,
+                ICMPV6 => !(ROUTER_SOLICITATION..=REDIRECT).contains(&frame.u8(IPV6_PAYLOAD)?),
+                _ => false,
+            })
+        }
+        ETH_ARP => Some(
+            v4 != 0
+                && frame.u32(ARP_SENDER)? == v4
+                && mac_at(frame, ARP_SENDER_MAC)? == mac
+                && frame.u64(ARP_FORMAT)? & ARP_FORMAT_MASK == ARP_ETHERNET_IPV4,
+        ),
+        _ => Some(false),
+    }
+}
+
+impl Claims {
+    /// Reads them; `None` when the frame, or the readable part of it, ends before all were seen.
+    ///
+    /// `is_tagged`: it came with a VLAN tag that is in the frame no more.
+    #[inline(always)]
+    pub fn of<F: Frame>(frame: &F, is_tagged: bool) -> Option<Self> {
+        let mac = mac_at(frame, ETH_SOURCE)?;
+        let mut claims = Self {
+            mac,
+            inner_mac: mac,
+            inner_reason: Reason::Mac,
+            v4: 0,
+            v4_reason: Reason::Ipv4,
+            source6: UNSPECIFIED,
+            target6: UNSPECIFIED,
+            wrong: None,
+        };
+        match frame.u16(ETH_TYPE)? {
+            ETH_IPV4 => claims.read_ipv4(frame)?,
+            ETH_IPV6 => claims.read_ipv6(frame)?,
+            ETH_ARP => claims.read_arp(frame)?,
+            ETH_VLAN | ETH_SERVICE_VLAN => claims.wrong = Some(Reason::Vlan),
+            _ => {}
+        }
+        if is_tagged {
+            claims.wrong = Some(Reason::Vlan);
+        }
+        Some(claims)
+    }
+
+    /// Judges them.
+    #[inline(always)]
+    pub fn judge<O: Owners>(&self, sender: &Sender<'_, O>) -> Finding {
+        let mut finding = Finding::default();
+        if !sender.has_mac(self.mac) {
+            finding.blame(Reason::Mac);
+        }
+        if self.v4 != 0 {
+            let listing = sender.listing4(self.v4);
+            finding.judge_address(sender, listing, self.v4_reason, mapped(self.v4));
+        }
+        if self.source6 != UNSPECIFIED {
+            let [first, second, ..] = self.source6.0.to_ne_bytes();
+            let is_link_local = first == 0xfe && second & 0xc0 == 0x80;
+            let reason = if is_link_local {
+                Reason::LinkLocal
+            } else {
+                Reason::Ipv6
+            };
+            let listing = sender.listing6(self.source6);
+            finding.judge_address(sender, listing, reason, self.source6);
+        }
+        if !sender.has_mac(self.inner_mac) {
+            finding.blame(self.inner_reason);
+        }
+        if self.target6 != UNSPECIFIED {
+            let listing = sender.listing6(self.target6);
+            finding.judge_address(sender, listing, Reason::Nd, self.target6);
+        }
+        if let Some(reason) = self.wrong
+            && sender.row.is_some()
+        {
+            finding.blame(reason);
+        }
+        finding
+    }
+
+    #[inline(always)]
+    fn read_ipv4<F: Frame>(&mut self, frame: &F) -> Option<()> {
+        let source = frame.u32(IPV4_SOURCE)?;
+        let protocol = frame.u8(IPV4_PROTOCOL)?;
+        let destination = frame.u32(IPV4_DESTINATION)?;
+        let is_whole = frame.u16(IPV4_FRAGMENT)? & FRAGMENT_OFFSET == 0;
+        let payload = ETH + usize::from(frame.u8(ETH)? & 0xf) * 4;
+        let ports = if protocol == UDP && is_whole {
+            u32::from_ne_bytes(frame.far(payload)?)
+        } else {
+            0
+        };
+        if source != 0 {
+            self.v4 = source;
+            if ports == DHCP_REPLY {
+                self.wrong = Some(Reason::Dhcp);
+            }
+            return Some(());
+        }
+        let [first, ..] = destination.to_ne_bytes();
+        if ports == DHCP_REQUEST && destination == u32::MAX {
+            self.inner_mac = mac_word(frame.far(payload + DHCP_CHADDR)?);
+            self.inner_reason = Reason::Dhcp;
+        } else if protocol != IGMP || first & 0xf0 != 0xe0 {
+            self.wrong = Some(Reason::Ipv4);
+        }
+        Some(())
+    }
+
+    #[inline(always)]
+    fn read_arp<F: Frame>(&mut self, frame: &F) -> Option<()> {
+        if frame.u64(ARP_FORMAT)? & ARP_FORMAT_MASK != ARP_ETHERNET_IPV4 {
+            self.wrong = Some(Reason::Malformed);
+            return Some(());
+        }
+        self.inner_mac = mac_at(frame, ARP_SENDER_MAC)?;
+        self.inner_reason = Reason::Arp;
+        // From no address, a request means: this is to be mine.
+        self.v4 = match frame.u32(ARP_SENDER)? {
+            0 => frame.u32(ARP_TARGET)?,
+            sender => sender,
+        };
+        self.v4_reason = Reason::Arp;
+        Some(())
+    }
+
+    #[inline(always)]
+    fn read_ipv6<F: Frame>(&mut self, frame: &F) -> Option<()> {
+        self.source6 = addr6_at(frame, IPV6_SOURCE)?;
+        if self.source6 == UNSPECIFIED && frame.u8(IPV6_DESTINATION)? != 0xff {
+            self.wrong = Some(Reason::Ipv6);
+        }
+        match frame.u8(IPV6_NEXT)? {
+            ICMPV6 => self.read_icmpv6(frame, frame.u8(IPV6_PAYLOAD)?, IPV6_PAYLOAD),
+            UDP => {
+                if frame.u32(IPV6_PAYLOAD)? == DHCPV6_REPLY {
+                    self.wrong = Some(Reason::Dhcp);
+                }
+                Some(())
+            }
+            next @ (HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) => {
+                self.read_behind_extensions(frame, next)
+            }
+            _ => Some(()),
+        }
+    }
+
+    #[inline(always)]
+    fn read_behind_extensions<F: Frame>(&mut self, frame: &F, first: u8) -> Option<()> {
+        let (mut next, mut at) = (first, IPV6_PAYLOAD);
+        for _ in 0..MAX_EXTENSION_HEADERS {
+            if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+                break;
+            }
+            let [after, length] = frame.far(at)?;
+            next = after;
+            at += (usize::from(length) + 1) * 8;
+        }
+        match next {
+            ICMPV6 => {
+                let [kind] = frame.far(at)?;
+                if (ROUTER_SOLICITATION..=REDIRECT).contains(&kind) {
+                    self.wrong = Some(Reason::Nd);
+                }
+                self.read_icmpv6(frame, kind, at)
+            }
+            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+                self.wrong = Some(Reason::Malformed);
+                Some(())
+            }
+            _ => Some(()),
+        }
+    }
+
+    #[inline(always)]
+    fn read_icmpv6<F: Frame>(&mut self, frame: &F, kind: u8, at: usize) -> Option<()> {
+        let options = match kind {
+            ROUTER_SOLICITATION => at + 8,
+            NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT => at + 24,
+            ROUTER_ADVERTISEMENT | REDIRECT => {
+                self.wrong = Some(Reason::Nd);
+                return Some(());
+            }
+            _ => return Some(()),
+        };
+        // From no address, a solicitation means: this is to be mine.
+        if kind == NEIGHBOUR_ADVERTISEMENT
+            || kind == NEIGHBOUR_SOLICITATION && self.source6 == UNSPECIFIED
+        {
+            self.target6 = words(&frame.far(at + 8)?);
+        }
+        let end = IPV6_PAYLOAD + usize::from(u16::from_be(frame.u16(IPV6_LENGTH)?));
+        self.read_nd_options(frame, options, end)
+    }
+
+    #[inline(always)]
+    fn read_nd_options<F: Frame>(&mut self, frame: &F, mut at: usize, end: usize) -> Option<()> {
+        for _ in 0..MAX_ND_OPTIONS {
+            if at + 8 > end {
+                return Some(());
+            }
+            let [kind, length, mac @ ..]: [u8; 8] = frame.far(at)?;
+            if ND_LINK_LAYER.contains(&kind) {
+                let mac = mac_word(mac);
+                if self.inner_reason == Reason::Nd && self.inner_mac != mac {
+                    self.wrong = Some(Reason::Nd);
+                }
+                self.inner_mac = mac;
+                self.inner_reason = Reason::Nd;
+            }
+            if length == 0 {
+                break;
+            }
+            at += usize::from(length) * 8;
+        }
+        if at + 8 <= end {
+            self.wrong = Some(Reason::Malformed);
+        }
+        Some(())
+    }
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,529 @@
+//! The guard in the kernel: its maps, its program, and the devices that it is on.
+//!
+//! ```text
+//! <bpffs>/yurt-net/guard-v1/  locked (flock) by whoever loads; by guard ABI
+//!     yurt_guard              what each Pod may use
+//!     yurt_plain              the same in short, for most frames
+//!     yurt_owner              whose an address is
+//!     yurt_spoof              what was found on each device
+//!     yurt_spoof_all          and on all of them
+//!     yurt_guard_in           the program, for those who attach it and are no agent
+//! ```
+//!
+//! A row outlives the device that it was written for, and an index may be used again; the program does not: it is on a
+//! device only once somebody has written the device's row and attached it there, and goes with it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+use yurt_ebpf::abi;
+
+use super::DataplaneError;
+use super::bpf::{
+    LoadedProgram, at, check_bpffs, create_dir, guard_maps, is_pinned_as, load_guard, map_array,
+    object, on_map, open_map, possible_cpus,
+};
+use super::sys::{self, MappedArray};
+use super::tc::{Attached, Hook, Method, Tc, TcProgram};
+use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row, plan};
+
+/// The program's name, and its pin's.
+const PROGRAM: &str = "yurt_guard_in";
+
+/// What was found on a device, by the names of [`abi::REASON_NAMES`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Spoofs {
+    /// Frames that went on.
+    pub audited: BTreeMap<&'static str, u64>,
+    /// Frames that did not.
+    pub dropped: BTreeMap<&'static str, u64>,
+}
+
+/// What applying a plan has come to.
+#[derive(Debug, Default)]
+pub struct Applied {
+    /// Devices that the guard is on now, and was not.
+    pub attached: Vec<u32>,
+    /// What failed; nothing else is held up by it.
+    pub failures: Vec<DataplaneError>,
+}
+
+/// The guard's side of the kernel.
+#[derive(Debug)]
+pub struct Guard {
+    program: OwnedFd,
+    program_id: u32,
+    rows: OwnedFd,
+    plain: MappedArray<abi::PlainRow>,
+    owners: OwnedFd,
+    spoofs: OwnedFd,
+    all_spoofs: OwnedFd,
+    /// Values of an entry of the counting maps.
+    cpus: usize,
+    tc: Tc,
+}
+
+impl Guard {
+    /// For the agent: takes the maps over, and puts this binary's program in the place of the one that is pinned.
+    pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
+        let place = Place::lock(bpffs)?;
+        let program = place.load()?;
+        place.finish(program.fd, program.id, method)
+    }
+
+    /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is not.
+    pub fn open(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
+        let place = Place::lock(bpffs)?;
+        let are_maps_there = guard_maps()
+            .iter()
+            .all(|(name, info)| is_pinned_as(&place.dir.join(name), info));
+        if are_maps_there && let Ok(program) = sys::object_get(&place.dir.join(PROGRAM)) {
+            let info = sys::program_info(program.as_fd()).map_err(on_program("inspect"))?;
+            return place.finish(program, info.id, method);
+        }
+        let program = place.load()?;
+        place.finish(program.fd, program.id, method)
+    }
+
+    fn program(&self) -> TcProgram<'_> {
+        TcProgram {
+            name: PROGRAM,
+            id: self.program_id,
+            hook: Hook::Ingress,
+            fd: self.program.as_fd(),
+        }
+    }
+
+    /// Reads the maps, and looks where the program is.
+    pub fn observe(&self) -> Result<GuardImage, DataplaneError> {
+        let rows = sys::map_entries(self.rows.as_fd()).map_err(on_map("read", "yurt_guard"))?;
+        let owners = sys::map_entries(self.owners.as_fd()).map_err(on_map("read", "yurt_owner"))?;
+        let mut image = GuardImage {
+            rows: rows
+                .iter()
+                .map(|(ifindex, row)| (*ifindex, decode_row(row)))
+                .collect(),
+            owners: owners
+                .iter()
+                .map(|(addr, owner)| (decode_addr(*addr), decode_owner(*owner)))
+                .collect(),
+            ..GuardImage::default()
+        };
+        self.observe_plain(&mut image);
+        for (ifindex, is_in_place) in self.tc.devices(&self.program())? {
+            if is_in_place {
+                image.attached.insert(ifindex);
+            } else {
+                image.lost.insert(ifindex);
+            }
+        }
+        Ok(image)
+    }
+
+    /// A row whose short form is another is none, and a short form without a row is one that nobody wants.
+    fn observe_plain(&self, image: &mut GuardImage) {
+        for place in 0..abi::GUARD_PLAIN {
+            if let Some(ifindex) = self.plain.read(place).map(|plain| plain.ifindex)
+                && ifindex != 0
+            {
+                image.rows.entry(ifindex).or_default();
+            }
+        }
+        image.rows.retain(|ifindex, row| {
+            let found = self.plain.read(abi::PlainRow::place(*ifindex));
+            let found = found.unwrap_or_default();
+            let wanted = encode_plain(*ifindex, row);
+            let is_anothers = found.ifindex != 0 && found.ifindex != *ifindex;
+            is_anothers || found == wanted || *row == Row::default()
+        });
+    }
+
+    /// Writes a short form, the index last: until then it is nobody's.
+    fn write_plain(&mut self, row: &abi::PlainRow) {
+        self.clear_plain(row.ifindex, true);
+        if let Some(entry) = self.plain.entry(abi::PlainRow::place(row.ifindex)) {
+            let entry = entry.as_ptr();
+            // SAFETY: a valid entry of our mapping; programs take any bytes.
+            unsafe {
+                (&raw mut (*entry).v4).write_volatile(row.v4);
+                (&raw mut (*entry).mac).write_volatile(row.mac);
+                (&raw mut (*entry).v6).write_volatile(row.v6);
+                let ifindex = AtomicU32::from_ptr(&raw mut (*entry).ifindex);
+                ifindex.store(row.ifindex, Ordering::Release);
+            }
+        }
+    }
+
+    /// Clears the place of a device; where another device has it, only if `whoever`.
+    fn clear_plain(&mut self, ifindex: u32, whoever: bool) {
+        if let Some(entry) = self.plain.entry(abi::PlainRow::place(ifindex)) {
+            // SAFETY: a valid entry of our mapping, and one aligned word of it.
+            let there = unsafe { AtomicU32::from_ptr(&raw mut (*entry.as_ptr()).ifindex) };
+            if whoever || there.load(Ordering::Relaxed) == ifindex {
+                there.store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Writes what differs from what there should be.
+    pub fn bring_to(&mut self, wanted: &GuardImage) -> Result<Applied, DataplaneError> {
+        Ok(self.apply(&plan(&self.observe()?, wanted)))
+    }
+
+    /// Writes a plan, in order. What fails is told, and costs the rest nothing: all of it is planned again.
+    pub fn apply(&mut self, ops: &[GuardOp]) -> Applied {
+        let mut applied = Applied::default();
+        for op in ops {
+            match self.write(op) {
+                Ok(Some(ifindex)) => applied.attached.push(ifindex),
+                Ok(None) => {}
+                Err(error) => applied.failures.push(error),
+            }
+        }
+        applied
+    }
+
+    /// Returns the device that the guard is on now, and was not.
+    fn write(&mut self, op: &GuardOp) -> Result<Option<u32>, DataplaneError> {
+        match op {
+            GuardOp::PutRow(ifindex, row) => {
+                self.clear_plain(*ifindex, false);
+                sys::map_update(self.rows.as_fd(), &[*ifindex], &[encode_row(row)])
+                    .map_err(on_map("write", "yurt_guard"))?;
+                let plain = encode_plain(*ifindex, row);
+                if plain.ifindex != 0 {
+                    self.write_plain(&plain);
+                }
+            }
+            GuardOp::PutOwner(addr, owner) => {
+                let (addr, owner) = (encode_addr(*addr), encode_owner(*owner));
+                sys::map_update(self.owners.as_fd(), &[addr], &[owner])
+                    .map_err(on_map("write", "yurt_owner"))?;
+            }
+            GuardOp::Attach(ifindex) => {
+                let attached = self.tc.attach(&self.program(), *ifindex)?;
+                let is_new = attached == Attached::Made;
+                return Ok(is_new.then_some(*ifindex));
+            }
+            GuardOp::Detach(ifindex) => {
+                self.tc.detach(PROGRAM, Hook::Ingress, *ifindex)?;
+                sys::map_delete(self.spoofs.as_fd(), ifindex)
+                    .map_err(on_map("forget in", "yurt_spoof"))?;
+            }
+            GuardOp::DeleteRow(ifindex) => {
+                self.clear_plain(*ifindex, false);
+                sys::map_delete(self.rows.as_fd(), ifindex)
+                    .map_err(on_map("delete from", "yurt_guard"))?;
+            }
+            GuardOp::DeleteOwner(addr) => {
+                sys::map_delete(self.owners.as_fd(), &encode_addr(*addr))
+                    .map_err(on_map("delete from", "yurt_owner"))?;
+            }
+        }
+        Ok(None)
+    }
+
+    /// What was found on a device since the guard is on it.
+    pub fn spoofs(&self, ifindex: u32) -> Result<Spoofs, DataplaneError> {
+        self.read_spoofs(&self.spoofs, "yurt_spoof", ifindex)
+    }
+
+    /// What was found on all devices, those that are gone too.
+    pub fn all_spoofs(&self) -> Result<Spoofs, DataplaneError> {
+        self.read_spoofs(&self.all_spoofs, "yurt_spoof_all", 0)
+    }
+
+    fn read_spoofs(
+        &self,
+        map: &OwnedFd,
+        name: &'static str,
+        key: u32,
+    ) -> Result<Spoofs, DataplaneError> {
+        let mut per_cpu = vec![abi::SpoofCounts::default(); self.cpus];
+        sys::map_lookup(map.as_fd(), &key, &mut per_cpu).map_err(on_map("read", name))?;
+        let sum = |counts: fn(&abi::SpoofCounts) -> &[u64; abi::REASON_PLACES]| {
+            let names = abi::REASON_NAMES.into_iter().enumerate();
+            names
+                .map(|(reason, name)| {
+                    let cpus = per_cpu.iter();
+                    (name, cpus.map(|cpu| counts(cpu)[reason]).sum())
+                })
+                .collect()
+        };
+        Ok(Spoofs {
+            audited: sum(|cpu| &cpu.audited),
+            dropped: sum(|cpu| &cpu.dropped),
+        })
+    }
+}
+
+/// The directory of the guard's pins, which nobody else loads into.
+struct Place {
+    root: PathBuf,
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    fn lock(bpffs: &Path) -> Result<Self, DataplaneError> {
+        sys::raise_memlock();
+        check_bpffs(bpffs)?;
+        let root = bpffs.join("yurt-net");
+        let dir = root.join(format!("guard-v{}", abi::GUARD_ABI));
+        create_dir(&root)?;
+        create_dir(&dir)?;
+        let lock = File::open(&dir).map_err(at("open", &dir))?;
+        lock.lock().map_err(at("lock", &dir))?;
+        Ok(Self {
+            root,
+            dir,
+            _lock: lock,
+        })
+    }
+
+    /// Loads the program against the pinned maps, makes those that are not there, and pins it.
+    fn load(&self) -> Result<LoadedProgram, DataplaneError> {
+        object()?;
+        for (name, info) in guard_maps() {
+            // Somebody else's: what it holds cannot be kept.
+            let pin = self.dir.join(name);
+            if pin.exists() && !is_pinned_as(&pin, &info) {
+                fs::remove_file(&pin).map_err(at("remove", &pin))?;
+            }
+        }
+        let (program, _) = load_guard(Some(&self.dir))?;
+        let (pin, next) = (self.dir.join(PROGRAM), self.dir.join("next"));
+        if next.exists() {
+            fs::remove_file(&next).map_err(at("remove", &next))?;
+        }
+        sys::object_pin(program.fd.as_fd(), &next).map_err(on_program("pin"))?;
+        fs::rename(&next, &pin).map_err(at("rename", &next))?;
+        Ok(program)
+    }
+
+    fn finish(
+        self,
+        program: OwnedFd,
+        program_id: u32,
+        method: Option<Method>,
+    ) -> Result<Guard, DataplaneError> {
+        let tc_program = TcProgram {
+            name: PROGRAM,
+            id: program_id,
+            hook: Hook::Ingress,
+            fd: program.as_fd(),
+        };
+        let method = method.unwrap_or_else(|| Method::of_this_kernel(&tc_program));
+        Ok(Guard {
+            rows: open_map(&self.dir, "yurt_guard")?,
+            plain: map_array(&self.dir, "yurt_plain", abi::GUARD_PLAIN)?,
+            owners: open_map(&self.dir, "yurt_owner")?,
+            spoofs: open_map(&self.dir, "yurt_spoof")?,
+            all_spoofs: open_map(&self.dir, "yurt_spoof_all")?,
+            cpus: possible_cpus()?,
+            tc: Tc::open(&self.root, method)?,
+            program,
+            program_id,
+        })
+    }
+}
+
+fn on_program(operation: &'static str) -> impl Fn(std::io::Error) -> DataplaneError {
+    move |source| DataplaneError::Link {
+        operation,
+        program: PROGRAM,
+        source,
+    }
+}
+
+// === Encoding: guard -> abi, and back ===
+
+fn encode_mode(mode: Mode) -> u32 {
+    match mode {
+        Mode::Audit => abi::GUARD_AUDIT,
+        Mode::Enforce => abi::GUARD_ENFORCE,
+    }
+}
+
+fn decode_mode(mode: u32) -> Mode {
+    if mode == abi::GUARD_ENFORCE {
+        Mode::Enforce
+    } else {
+        Mode::Audit
+    }
+}
+
+fn encode_addr(addr: IpAddr) -> [u8; 16] {
+    match addr {
+        IpAddr::V4(addr) => abi::mapped(addr.octets()),
+        IpAddr::V6(addr) => addr.octets(),
+    }
+}
+
+fn decode_addr(addr: [u8; 16]) -> IpAddr {
+    Ipv6Addr::from(addr).to_canonical()
+}
+
+fn encode_owner(owner: Owner) -> abi::OwnerRow {
+    abi::OwnerRow {
+        ifindex: owner.ifindex.unwrap_or(0),
+        mode: encode_mode(owner.mode),
+    }
+}
+
+fn decode_owner(owner: abi::OwnerRow) -> Owner {
+    Owner {
+        ifindex: (owner.ifindex != 0).then_some(owner.ifindex),
+        mode: decode_mode(owner.mode),
+    }
+}
+
+/// What has no room is left out; the planner of rows keeps to it.
+fn encode_row(row: &Row) -> abi::GuardRow {
+    let mut raw = abi::GuardRow {
+        mode: encode_mode(row.mode),
+        ..abi::GuardRow::default()
+    };
+    for (place, mac) in raw.macs.iter_mut().zip(&row.macs) {
+        place.addr = *mac;
+        raw.macs_len += 1;
+    }
+    for prefix in &row.own {
+        push(&mut raw, prefix);
+    }
+    (raw.v4_own, raw.v6_own) = (raw.v4_len, raw.v6_len);
+    for prefix in &row.extra {
+        push(&mut raw, prefix);
+    }
+    raw
+}
+
+/// Nobody's where the row has no link-layer address: then none can be told from another's in short.
+fn encode_plain(ifindex: u32, row: &Row) -> abi::PlainRow {
+    let Some(mac) = row.macs.first() else {
+        return abi::PlainRow::default();
+    };
+    let is_link_local = |addr: &Ipv6Addr| addr.is_unicast_link_local();
+    let mut v4 = row.own.iter().filter_map(|prefix| match prefix.ip() {
+        IpAddr::V4(addr) => Some(addr.octets()),
+        IpAddr::V6(_) => None,
+    });
+    let mut v6 = row.own.iter().filter_map(|prefix| match prefix.ip() {
+        IpAddr::V6(addr) if !is_link_local(&addr) => Some(addr.octets()),
+        _ => None,
+    });
+    abi::PlainRow {
+        ifindex,
+        v4: v4.next().unwrap_or_default(),
+        mac: abi::Mac {
+            addr: *mac,
+            pad: [0; 2],
+        },
+        v6: v6.next().unwrap_or_default(),
+    }
+}
+
+fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
+    match prefix {
+        IpNetwork::V4(prefix) => {
+            if let Some(place) = raw.v4.get_mut(raw.v4_len as usize) {
+                let (addr, mask) = (prefix.network().octets(), prefix.mask().octets());
+                *place = abi::Prefix4 { addr, mask };
+                raw.v4_len += 1;
+            }
+        }
+        IpNetwork::V6(prefix) => {
+            if let Some(place) = raw.v6.get_mut(raw.v6_len as usize) {
+                let (addr, mask) = (prefix.network().octets(), prefix.mask().octets());
+                *place = abi::Prefix6 { addr, mask };
+                raw.v6_len += 1;
+            }
+        }
+    }
+}
+
+/// Of IPv4 first, then of IPv6, as [`Row`]s that were compiled are; what no plan has written equals none that does.
+fn decode_row(raw: &abi::GuardRow) -> Row {
+    let v4 = raw.v4.iter().take(raw.v4_len as usize).map(|prefix| {
+        let prefix = Ipv4Network::with_netmask(prefix.addr.into(), prefix.mask.into());
+        prefix.map_or(IpNetwork::V4(NO_PREFIX), IpNetwork::V4)
+    });
+    let v6 = raw.v6.iter().take(raw.v6_len as usize).map(|prefix| {
+        let prefix = Ipv6Network::with_netmask(prefix.addr.into(), prefix.mask.into());
+        prefix.map_or(IpNetwork::V4(NO_PREFIX), IpNetwork::V6)
+    });
+    let (v4, v6): (Vec<_>, Vec<_>) = (v4.collect(), v6.collect());
+    let (v4_own, v4_extra) = v4.split_at(v4.len().min(raw.v4_own as usize));
+    let (v6_own, v6_extra) = v6.split_at(v6.len().min(raw.v6_own as usize));
+    Row {
+        mode: decode_mode(raw.mode),
+        macs: raw
+            .macs
+            .iter()
+            .take(raw.macs_len as usize)
+            .map(|mac| mac.addr)
+            .collect(),
+        own: [v4_own, v6_own].concat(),
+        extra: [v4_extra, v6_extra].concat(),
+    }
+}
+
+/// A mask that is none shows as a prefix that no row has.
+const NO_PREFIX: Ipv4Network = match Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0) {
+    Some(prefix) => prefix,
+    None => panic!("a prefix of no bits"),
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> Row {
+        let own = ["10.244.1.10/32", "fd00::10/128", "fe80::10/128"];
+        let extra = ["192.0.2.0/24", "2001:db8::/64"];
+        Row {
+            mode: Mode::Enforce,
+            macs: vec![[1, 2, 3, 4, 5, 6], [0, 0, 0x5e, 0, 1, 51]],
+            own: own.map(|prefix| prefix.parse().unwrap()).into(),
+            extra: extra.map(|prefix| prefix.parse().unwrap()).into(),
+        }
+    }
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_written() {
+        let raw = encode_row(&row());
+        assert_eq!(
+            (raw.macs_len, raw.v4_own, raw.v4_len, raw.v6_own, raw.v6_len),
+            (2, 1, 2, 2, 3)
+        );
+        assert_eq!(decode_row(&raw), row());
+    }
+
+    #[test]
+    fn a_row_that_somebody_else_has_written_is_read_as_another_and_is_no_panic() {
+        let mut raw = encode_row(&row());
+        raw.v6_len = u32::MAX;
+        raw.v4_own = u32::MAX;
+        raw.macs_len = u32::MAX;
+        raw.v4[0].mask = [0xff, 0, 0xff, 0];
+        assert_ne!(decode_row(&raw), row());
+    }
+
+    #[test]
+    fn an_owner_is_read_back_as_it_was_written() {
+        for (addr, ifindex) in [("10.1.0.2", Some(7)), ("fd00::2", None)] {
+            let addr: IpAddr = addr.parse().unwrap();
+            let owner = Owner {
+                ifindex,
+                mode: Mode::Enforce,
+            };
+            assert_eq!(decode_addr(encode_addr(addr)), addr);
+            assert_eq!(decode_owner(encode_owner(owner)), owner);
+        }
+    }
+}

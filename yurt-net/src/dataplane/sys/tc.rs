@@ -1,0 +1,315 @@
+//! Programs on devices: the links of Linux 6.6 and later (tcx), and the filters of those before.
+//!
+//! Structures follow Linux `include/uapi/linux/{bpf,rtnetlink,pkt_sched,pkt_cls}.h`.
+
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use super::netlink::Connection;
+use super::{BPF_LINK_CREATE, LinkCreateAttr, bpf, info, owned, raw};
+use crate::dataplane::netlink::{u16_at, u32_at};
+
+/// `BPF_TCX_INGRESS`.
+const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`.
+const TCX_EGRESS: u32 = 47;
+/// `BPF_LINK_TYPE_TCX`.
+const LINK_TYPE_TCX: u32 = 11;
+/// `BPF_F_BEFORE`; without another program to be before of, it means all.
+const BEFORE: u32 = 1 << 3;
+
+/// Which packets of a device a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Those that come in.
+    Ingress,
+    /// Those that go out.
+    Egress,
+}
+
+impl Hook {
+    const fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => TCX_INGRESS,
+            Self::Egress => TCX_EGRESS,
+        }
+    }
+
+    /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, or egress.
+    const fn parent(self) -> u32 {
+        match self {
+            Self::Ingress => 0xffff_fff2,
+            Self::Egress => 0xffff_fff3,
+        }
+    }
+}
+
+/// Whether this kernel has tcx.
+pub(in crate::dataplane) fn has_tcx(program: BorrowedFd<'_>) -> bool {
+    // There is no device 0, which a kernel finds out that knows what is asked of it.
+    let result = tcx_create(program, Hook::Ingress, 0);
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Attaches a program to a device, before all others there. `ENODEV`: there is no such device.
+pub(in crate::dataplane) fn tcx_create(
+    program: BorrowedFd<'_>,
+    hook: Hook,
+    ifindex: u32,
+) -> io::Result<OwnedFd> {
+    owned(bpf(
+        BPF_LINK_CREATE,
+        &mut LinkCreateAttr {
+            prog_fd: raw(program),
+            target_fd: ifindex,
+            attach_type: hook.tcx(),
+            flags: BEFORE,
+        },
+    )?)
+}
+
+/// The head of `struct bpf_link_info`, for a tcx link.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawTcxInfo {
+    link_type: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// The program of a link; `None` when the link is not on this hook of this device: it is another's, detached, or the device
+/// is gone.
+pub(in crate::dataplane) fn tcx_program(
+    link: BorrowedFd<'_>,
+    hook: Hook,
+    ifindex: u32,
+) -> io::Result<Option<u32>> {
+    let info: RawTcxInfo = info(link)?;
+    let is_there = info.link_type == LINK_TYPE_TCX
+        && info.attach_type == hook.tcx()
+        && info.ifindex == ifindex;
+    Ok(is_there.then_some(info.prog_id))
+}
+
+const NETLINK_ROUTE: libc::c_int = 0;
+const RTM_NEWQDISC: u16 = 36;
+const RTM_NEWTFILTER: u16 = 44;
+const RTM_DELTFILTER: u16 = 45;
+const RTM_GETTFILTER: u16 = 46;
+const NLM_F_REPLACE: u16 = 0x100;
+const NLM_F_EXCL: u16 = 0x200;
+const NLM_F_CREATE: u16 = 0x400;
+
+const TCA_KIND: u16 = 1;
+const TCA_OPTIONS: u16 = 2;
+const TCA_BPF_FD: u16 = 6;
+const TCA_BPF_NAME: u16 = 7;
+const TCA_BPF_FLAGS: u16 = 8;
+const TCA_BPF_ID: u16 = 11;
+/// `TCA_BPF_FLAG_ACT_DIRECT`: what the program returns is the verdict.
+const DIRECT_ACTION: u32 = 1;
+/// The bits of an attribute's type that are not flags.
+const NLA_TYPE_MASK: u16 = 0x3fff;
+
+const TC_H_CLSACT: u32 = 0xffff_fff1;
+const CLSACT_HANDLE: u32 = 0xffff_0000;
+const ETH_P_ALL_BE: u32 = 0x0300;
+/// "yurt": nobody else's filter has it.
+const HANDLE: u32 = 0x7975_7274;
+/// `struct tcmsg`.
+const TCMSG: usize = 20;
+/// Filters of these priorities are tried: the lowest runs first, and takes no other kind beside the one that is there.
+const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=8;
+
+/// A filter of ours on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::dataplane) struct Filter {
+    priority: u32,
+    pub(in crate::dataplane) program_id: u32,
+}
+
+/// Filters of the namespace that it was opened in.
+#[derive(Debug)]
+pub(in crate::dataplane) struct Filters(Connection);
+
+impl Filters {
+    pub(in crate::dataplane) fn open() -> io::Result<Self> {
+        Connection::open(NETLINK_ROUTE).map(Self)
+    }
+
+    /// Our filter of a name. `ENODEV`: there is no such device.
+    pub(in crate::dataplane) fn find(
+        &mut self,
+        name: &str,
+        hook: Hook,
+        ifindex: u32,
+    ) -> io::Result<Option<Filter>> {
+        let body = tcmsg(ifindex, 0, hook.parent(), 0);
+        let mut found = None;
+        let take = |message: &[u8]| found = found.or(ours(message, name));
+        match self.0.dump(RTM_GETTFILTER, &body, take) {
+            // No qdisc to have filters.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            result => result.map(|()| found),
+        }
+    }
+
+    /// Adds our filter, and before it the qdisc that it needs. `ENODEV`: there is no such device.
+    pub(in crate::dataplane) fn add(
+        &mut self,
+        program: BorrowedFd<'_>,
+        name: &str,
+        hook: Hook,
+        ifindex: u32,
+    ) -> io::Result<()> {
+        let mut body = tcmsg(ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0);
+        attribute(&mut body, TCA_KIND, b"clsact\0");
+        match self
+            .0
+            .request(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, &body)
+        {
+            Err(error) if error.raw_os_error() != Some(libc::EEXIST) => return Err(error),
+            _ => {}
+        }
+        let mut result = Ok(());
+        for priority in PRIORITIES {
+            let body = filter(program, name, hook, ifindex, priority);
+            result = self
+                .0
+                .request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_EXCL, &body);
+            // Filters of another kind have this priority.
+            let is_taken = |error: &io::Error| {
+                matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EEXIST))
+            };
+            if !result.as_ref().is_err_and(is_taken) {
+                break;
+            }
+        }
+        result
+    }
+
+    /// Puts another program into our filter: no packet goes without one.
+    pub(in crate::dataplane) fn replace(
+        &mut self,
+        program: BorrowedFd<'_>,
+        name: &str,
+        hook: Hook,
+        ifindex: u32,
+        old: Filter,
+    ) -> io::Result<()> {
+        let body = filter(program, name, hook, ifindex, old.priority);
+        self.0
+            .request(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, &body)
+    }
+
+    /// Removes our filter.
+    pub(in crate::dataplane) fn remove(
+        &mut self,
+        hook: Hook,
+        ifindex: u32,
+        filter: Filter,
+    ) -> io::Result<()> {
+        let info = filter.priority << 16 | ETH_P_ALL_BE;
+        let mut body = tcmsg(ifindex, HANDLE, hook.parent(), info);
+        attribute(&mut body, TCA_KIND, b"bpf\0");
+        self.0.request(RTM_DELTFILTER, 0, &body)
+    }
+}
+
+fn tcmsg(ifindex: u32, handle: u32, parent: u32, info: u32) -> Vec<u8> {
+    // Family and padding come first.
+    let words = [0, ifindex, handle, parent, info];
+    words.into_iter().flat_map(u32::to_ne_bytes).collect()
+}
+
+fn attribute(body: &mut Vec<u8>, kind: u16, value: &[u8]) {
+    let length = u16::try_from(4 + value.len()).unwrap_or(u16::MAX);
+    body.extend(length.to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(value);
+    body.resize(body.len().next_multiple_of(4), 0);
+}
+
+fn filter(program: BorrowedFd<'_>, name: &str, hook: Hook, ifindex: u32, priority: u32) -> Vec<u8> {
+    let mut options = Vec::new();
+    attribute(&mut options, TCA_BPF_FD, &raw(program).to_ne_bytes());
+    let name = [name.as_bytes(), &[0]].concat();
+    attribute(&mut options, TCA_BPF_NAME, &name);
+    attribute(&mut options, TCA_BPF_FLAGS, &DIRECT_ACTION.to_ne_bytes());
+    let mut body = tcmsg(
+        ifindex,
+        HANDLE,
+        hook.parent(),
+        priority << 16 | ETH_P_ALL_BE,
+    );
+    attribute(&mut body, TCA_KIND, b"bpf\0");
+    attribute(&mut body, TCA_OPTIONS, &options);
+    body
+}
+
+/// Kind and value of each attribute; it ends where something is cut off.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    std::iter::from_fn(move || {
+        let length = usize::from(u16_at(rest, 0)?);
+        let kind = u16_at(rest, 2)? & NLA_TYPE_MASK;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
+}
+
+/// A filter in a dump, if it is ours and of that name.
+fn ours(message: &[u8], name: &str) -> Option<Filter> {
+    let find = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted);
+    let (handle, info) = (u32_at(message, 8)?, u32_at(message, 16)?);
+    let rest = message.get(TCMSG..)?;
+    let (_, kind) = find(rest, TCA_KIND)?;
+    let (_, options) = find(rest, TCA_OPTIONS)?;
+    let (_, its_name) = find(options, TCA_BPF_NAME)?;
+    let (_, program_id) = find(options, TCA_BPF_ID)?;
+    let is_ours =
+        handle == HANDLE && kind == b"bpf\0" && its_name.strip_suffix(&[0])? == name.as_bytes();
+    is_ours.then_some(Filter {
+        priority: info >> 16,
+        program_id: u32_at(program_id, 0)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dumped(handle: u32, kind: &[u8], name: &[u8]) -> Vec<u8> {
+        let mut options = Vec::new();
+        attribute(&mut options, TCA_BPF_NAME, name);
+        attribute(&mut options, TCA_BPF_ID, &77u32.to_ne_bytes());
+        let mut message = tcmsg(7, handle, Hook::Ingress.parent(), 2 << 16 | ETH_P_ALL_BE);
+        attribute(&mut message, TCA_KIND, kind);
+        attribute(&mut message, TCA_OPTIONS, &options);
+        message
+    }
+
+    #[test]
+    fn our_filter_is_known_by_its_handle_its_kind_and_its_name() {
+        let name = "yurt_guard_in";
+        let filter = Filter {
+            priority: 2,
+            program_id: 77,
+        };
+        let message = dumped(HANDLE, b"bpf\0", b"yurt_guard_in\0");
+        assert_eq!(ours(&message, name), Some(filter));
+        for other in [
+            dumped(1, b"bpf\0", b"yurt_guard_in\0"),
+            dumped(HANDLE, b"flower\0", b"yurt_guard_in\0"),
+            dumped(HANDLE, b"bpf\0", b"yurt_guard\0"),
+        ] {
+            assert_eq!(ours(&other, name), None);
+        }
+        for length in 0..message.len() {
+            assert_eq!(ours(&message[..length], name), None, "{length}");
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! Programs on devices, of which there is one of each name for each hook, and which stay when the agent goes.
+//!
+//! On Linux 6.6 and later by links (tcx), before by filters of the clsact qdisc (`cls_bpf`, direct action). Either way the
+//! program is before those of others where it can be, and a device takes it along when it goes. The pins below `tc/` say
+//! where ours are: `7-yurt_guard_in` is a link to device 7; `7-yurt_guard_in-clsact` stands for a filter, and pins its
+//! program. What others have attached is never touched, nor is the qdisc that they may use removed.
+//!
+//! Devices of Pods come and go at any time: that one is gone is a result here, and no error.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::DataplaneError;
+use super::bpf::{at, create_dir, remove_dir};
+use super::sys;
+pub use super::sys::tc::Hook;
+use super::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
+
+const CLSACT: &str = "-clsact";
+const TRIES: usize = 20;
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+
+/// A loaded program, and where it belongs.
+#[derive(Clone, Copy, Debug)]
+pub struct TcProgram<'a> {
+    /// Its name, which no other of our programs has.
+    pub name: &'static str,
+    /// The kernel's number of it.
+    pub id: u32,
+    /// Which packets it sees.
+    pub hook: Hook,
+    /// It.
+    pub fd: BorrowedFd<'a>,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// By links.
+    Tcx,
+    /// By filters.
+    Clsact,
+}
+
+impl Method {
+    /// The better one of those that this kernel has.
+    pub fn of_this_kernel(program: &TcProgram<'_>) -> Self {
+        if has_tcx(program.fd) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+}
+
+/// What came of attaching.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attached {
+    /// It was there already.
+    Kept,
+    /// Another version of it was there, and now it is.
+    Swapped,
+    /// It was not.
+    Made,
+    /// There is no such device.
+    Gone,
+}
+
+/// The devices of the network namespace of whoever calls.
+#[derive(Debug)]
+pub struct Tc {
+    pins: PathBuf,
+    method: Method,
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENODEV)
+}
+
+impl Tc {
+    /// With pins in `root`, which is there; `tc` below it is made.
+    pub fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
+        let pins = root.join("tc");
+        create_dir(&pins)?;
+        Ok(Self { pins, method })
+    }
+
+    /// Makes sure that a program is on a device.
+    pub fn attach(
+        &self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<Attached, DataplaneError> {
+        let attached = match self.method {
+            Method::Tcx => self.attach_link(program, ifindex)?,
+            Method::Clsact => self.attach_filter(program, ifindex)?,
+        };
+        if attached == Attached::Gone {
+            remove_pin(&self.pin(program.name, ifindex))?;
+        }
+        Ok(attached)
+    }
+
+    fn attach_link(
+        &self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<Attached, DataplaneError> {
+        let mut tries = TRIES;
+        loop {
+            match self.try_attach_link(program, ifindex) {
+                // This very program is there, by another link: of one who attaches just now and will pin it, or of a pin
+                // that was just removed. The kernel takes a while for either.
+                Err(DataplaneError::Device { source, .. })
+                    if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 =>
+                {
+                    tries -= 1;
+                    std::thread::sleep(BETWEEN_TRIES);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    fn try_attach_link(
+        &self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<Attached, DataplaneError> {
+        let failed = |operation| on_device(operation, program.name, ifindex);
+        let pin = self.pin(program.name, ifindex);
+        if let Ok(link) = sys::object_get(&pin)
+            && let Some(id) =
+                tcx_program(link.as_fd(), program.hook, ifindex).map_err(failed("inspect"))?
+        {
+            if id == program.id {
+                return Ok(Attached::Kept);
+            }
+            match sys::link_update(link.as_fd(), program.fd) {
+                // It went in this moment.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                result => {
+                    result.map_err(failed("swap"))?;
+                    return Ok(Attached::Swapped);
+                }
+            }
+        }
+        let link = match tcx_create(program.fd, program.hook, ifindex) {
+            Err(error) if is_gone(&error) => return Ok(Attached::Gone),
+            link => link.map_err(failed("attach"))?,
+        };
+        remove_pin(&pin)?;
+        sys::object_pin(link.as_fd(), &pin).map_err(failed("pin the link of"))?;
+        Ok(Attached::Made)
+    }
+
+    fn attach_filter(
+        &self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<Attached, DataplaneError> {
+        let failed = |operation| on_device(operation, program.name, ifindex);
+        let TcProgram { name, id, hook, fd } = *program;
+        let mut filters = Filters::open().map_err(failed("open netlink for"))?;
+        let found = match filters.find(name, hook, ifindex) {
+            Err(error) if is_gone(&error) => return Ok(Attached::Gone),
+            found => found.map_err(failed("look for"))?,
+        };
+        let pin = self.pin(name, ifindex);
+        let attached = match found {
+            Some(filter) if filter.program_id == id && pin.exists() => {
+                return Ok(Attached::Kept);
+            }
+            Some(filter) => {
+                let swapped = filters.replace(fd, name, hook, ifindex, filter);
+                swapped.map(|()| Attached::Swapped)
+            }
+            None => filters
+                .add(fd, name, hook, ifindex)
+                .map(|()| Attached::Made),
+        };
+        let attached = match attached {
+            Err(error) if is_gone(&error) => return Ok(Attached::Gone),
+            attached => attached.map_err(failed("attach"))?,
+        };
+        remove_pin(&pin)?;
+        sys::object_pin(fd, &pin).map_err(failed("pin"))?;
+        Ok(attached)
+    }
+
+    /// Takes a program off a device, and forgets the device.
+    pub fn detach(
+        &self,
+        name: &'static str,
+        hook: Hook,
+        ifindex: u32,
+    ) -> Result<(), DataplaneError> {
+        let pin = self.pin(name, ifindex);
+        if self.method == Method::Clsact {
+            detach_filter(name, hook, ifindex)?;
+        }
+        // A link goes with its last reference.
+        remove_pin(&pin)
+    }
+
+    /// The devices that a program was attached to, and whether just this one is there still.
+    pub fn devices(&self, program: &TcProgram<'_>) -> Result<BTreeMap<u32, bool>, DataplaneError> {
+        let mut devices = BTreeMap::new();
+        for (ifindex, name, _) in pins(&self.pins)? {
+            if name == program.name {
+                devices.insert(ifindex, self.is_in_place(program, ifindex)?);
+            }
+        }
+        Ok(devices)
+    }
+
+    fn is_in_place(&self, program: &TcProgram<'_>, ifindex: u32) -> Result<bool, DataplaneError> {
+        let failed = |operation| on_device(operation, program.name, ifindex);
+        let found = match self.method {
+            Method::Tcx => {
+                let link = sys::object_get(&self.pin(program.name, ifindex));
+                let program =
+                    link.and_then(|link| tcx_program(link.as_fd(), program.hook, ifindex));
+                // A pin of something else, or of the other method, is none of a link.
+                program.unwrap_or_default()
+            }
+            Method::Clsact => {
+                let mut filters = Filters::open().map_err(failed("open netlink for"))?;
+                match filters.find(program.name, program.hook, ifindex) {
+                    Err(error) if is_gone(&error) => None,
+                    found => found
+                        .map_err(failed("look for"))?
+                        .map(|filter| filter.program_id),
+                }
+            }
+        };
+        Ok(found == Some(program.id))
+    }
+
+    fn pin(&self, name: &str, ifindex: u32) -> PathBuf {
+        let suffix = match self.method {
+            Method::Tcx => "",
+            Method::Clsact => CLSACT,
+        };
+        self.pins.join(format!("{ifindex}-{name}{suffix}"))
+    }
+}
+
+/// Takes all of our programs off all devices.
+pub(super) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
+    let dir = root.join("tc");
+    if !dir.exists() {
+        return Ok(());
+    }
+    for (ifindex, name, method) in pins(&dir)? {
+        if method == Method::Clsact {
+            for hook in [Hook::Ingress, Hook::Egress] {
+                detach_filter(&name, hook, ifindex)?;
+            }
+        }
+    }
+    remove_dir(&dir)
+}
+
+fn detach_filter(name: &str, hook: Hook, ifindex: u32) -> Result<(), DataplaneError> {
+    let failed = |operation| on_device(operation, name, ifindex);
+    let mut filters = Filters::open().map_err(failed("open netlink for"))?;
+    let removed = filters
+        .find(name, hook, ifindex)
+        .and_then(|filter| filter.map_or(Ok(()), |filter| filters.remove(hook, ifindex, filter)));
+    match removed {
+        Err(error) if is_gone(&error) => Ok(()),
+        removed => removed.map_err(failed("detach")),
+    }
+}
+
+/// Device, program and method of each pin.
+fn pins(dir: &Path) -> Result<Vec<(u32, String, Method)>, DataplaneError> {
+    let mut pins = Vec::new();
+    for entry in fs::read_dir(dir).map_err(at("read", dir))? {
+        let entry = entry.map_err(at("read", dir))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if let Some((ifindex, name)) = name.split_once('-')
+            && let Ok(ifindex) = ifindex.parse()
+        {
+            pins.push(match name.strip_suffix(CLSACT) {
+                Some(name) => (ifindex, name.to_owned(), Method::Clsact),
+                None => (ifindex, name.to_owned(), Method::Tcx),
+            });
+        }
+    }
+    Ok(pins)
+}
+
+fn remove_pin(pin: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(pin) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", pin)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn on_device(
+    operation: &'static str,
+    program: &str,
+    ifindex: u32,
+) -> impl FnOnce(io::Error) -> DataplaneError {
+    let program = program.to_owned();
+    move |source| DataplaneError::Device {
+        operation,
+        program,
+        ifindex,
+        source,
+    }
+}

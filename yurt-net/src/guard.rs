@@ -1,0 +1,434 @@
+//! Which addresses each Pod may use, and on which devices that is watched: from Pods and devices to writes.
+//!
+//! Pure. A Pod is found again by the device that it was given (its index on the host's side), and only while that device
+//! still leads where it led: an index may be given to another device. The guard is on every device that leads to a Pod,
+//! those too of which nothing is known: there it sees to it that nobody's address is used.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
+
+/// Most addresses and prefixes of one family that a row holds, link-local ones too.
+pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
+/// Most link-layer addresses that a row holds.
+pub const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
+
+/// What happens to a frame that claims what is not its sender's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Mode {
+    /// It is counted.
+    #[default]
+    Audit,
+    /// And dropped.
+    Enforce,
+}
+
+/// What the operator decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// The node's mode.
+    pub mode: Mode,
+    /// Namespaces whose Pods' mode is `Enforce`, whatever the node's.
+    pub enforced_namespaces: BTreeSet<String>,
+    /// Patterns of the names of devices that lead to Pods, with `*` and `?`. Empty: every veth device whose other end is in
+    /// another network namespace and that no default route leads out of.
+    pub devices: Vec<String>,
+}
+
+impl Policy {
+    fn mode_of(&self, namespace: &str) -> Mode {
+        if self.enforced_namespaces.contains(namespace) {
+            Mode::Enforce
+        } else {
+            self.mode
+        }
+    }
+}
+
+/// An interface of a Pod: what it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardedPod {
+    /// Namespace of the Pod.
+    pub namespace: String,
+    /// Name of the Pod.
+    pub name: String,
+    /// Name of the interface inside.
+    pub interface: String,
+    /// Its link-layer address; `None` where it is not known, and any is admitted.
+    pub mac: Option<[u8; 6]>,
+    /// Its addresses; those of a link count where a Pod uses others than the one that comes from `mac`.
+    pub addresses: Vec<IpAddr>,
+    /// Where it is; `None` while the Pod is away and its addresses are kept for it.
+    pub host: Option<HostSide>,
+    /// What else it may use.
+    pub extra: Extra,
+}
+
+/// The host's end of a Pod's interface, as it was when the Pod got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostSide {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
+    pub peer: Option<u32>,
+}
+
+/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Addresses and prefixes. Not where they are another Pod's own.
+    pub prefixes: Vec<IpNetwork>,
+    /// Link-layer addresses.
+    pub macs: Vec<[u8; 6]>,
+}
+
+/// A word of the annotation that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{word:?} is no address, prefix or link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
+)]
+pub struct BadExtra {
+    /// The word.
+    pub word: String,
+}
+
+impl std::str::FromStr for Extra {
+    type Err = BadExtra;
+
+    /// Words between commas or blanks.
+    fn from_str(text: &str) -> Result<Self, BadExtra> {
+        let mut extra = Self::default();
+        let is_between = |c: char| c == ',' || c.is_whitespace();
+        for word in text.split(is_between).filter(|word| !word.is_empty()) {
+            if let Ok(prefix) = word.parse() {
+                extra.prefixes.push(prefix);
+            } else if let Some(mac) = parse_mac(word) {
+                extra.macs.push(mac);
+            } else {
+                let word = word.to_owned();
+                return Err(BadExtra { word });
+            }
+        }
+        Ok(extra)
+    }
+}
+
+fn parse_mac(word: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut bytes = word.split(':');
+    for byte in &mut mac {
+        let digits = bytes.next().filter(|digits| digits.len() == 2)?;
+        *byte = u8::from_str_radix(digits, 16).ok()?;
+    }
+    bytes.next().is_none().then_some(mac)
+}
+
+/// A device of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind, as `veth` and `bridge`; "" for hardware.
+    pub kind: String,
+    /// Index of its other end.
+    pub peer: Option<u32>,
+    /// The other end is in another network namespace.
+    pub is_peer_elsewhere: bool,
+    /// A default route leads out of it: a node that is a container itself has such a veth device.
+    pub is_uplink: bool,
+}
+
+/// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
+const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
+
+impl Link {
+    /// Whether it leads to a Pod.
+    pub fn leads_to_pod(&self, policy: &Policy) -> bool {
+        if UNTOUCHED.contains(&self.name.as_str()) {
+            return false;
+        }
+        if policy.devices.is_empty() {
+            return self.kind == "veth" && self.is_peer_elsewhere && !self.is_uplink;
+        }
+        let mut patterns = policy.devices.iter();
+        patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
+    }
+}
+
+/// Whether a name fits a pattern: `*` stands for any characters, `?` for one.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skipped| matches(rest, &name[skipped..])),
+        ([b'?', rest @ ..], [_, name @ ..]) => matches(rest, name),
+        ([first, rest @ ..], [byte, name @ ..]) => first == byte && matches(rest, name),
+        _ => false,
+    }
+}
+
+/// What a Pod may use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// What happens otherwise.
+    pub mode: Mode,
+    /// Link-layer addresses, its own first; empty: any.
+    pub macs: Vec<[u8; 6]>,
+    /// Its own addresses, link-local ones too.
+    pub own: Vec<IpNetwork>,
+    /// Others, where nobody owns them.
+    pub extra: Vec<IpNetwork>,
+}
+
+/// Whose an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The device of the Pod; `None` while it is away.
+    pub ifindex: Option<u32>,
+    /// What happens to frames of others that claim it.
+    pub mode: Mode,
+}
+
+/// All that the kernel holds, or should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardImage {
+    /// By device.
+    pub rows: BTreeMap<u32, Row>,
+    /// By address.
+    pub owners: BTreeMap<IpAddr, Owner>,
+    /// The devices that the guard is on.
+    pub attached: BTreeSet<u32>,
+    /// Devices that it was on, and is no more: somebody has detached it, or they are gone.
+    pub lost: BTreeSet<u32>,
+}
+
+/// Something about a Pod that is not as it should be. The rest goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Complaint {
+    /// The Pod, as `namespace/name`.
+    pub pod: String,
+    /// Its interface.
+    pub interface: String,
+    /// What, and what to do.
+    pub reason: String,
+}
+
+/// What the kernel should hold. `node_addresses` are nobody's but the node's.
+pub fn compile(
+    pods: &[GuardedPod],
+    links: &[Link],
+    node_addresses: &BTreeSet<IpAddr>,
+    policy: &Policy,
+) -> (GuardImage, Vec<Complaint>) {
+    let guarded = links.iter().filter(|link| link.leads_to_pod(policy));
+    let guarded: BTreeMap<u32, &Link> = guarded.map(|link| (link.ifindex, link)).collect();
+    let mut image = GuardImage {
+        attached: guarded.keys().copied().collect(),
+        ..GuardImage::default()
+    };
+    let mut complaints = Vec::new();
+    for addr in node_addresses.iter().copied().filter(is_owned) {
+        let mode = policy.mode;
+        let ifindex = None;
+        image.owners.insert(addr, Owner { ifindex, mode });
+    }
+    for pod in pods {
+        let mut complain = |reason: String| {
+            complaints.push(Complaint {
+                pod: format!("{}/{}", pod.namespace, pod.name),
+                interface: pod.interface.clone(),
+                reason,
+            });
+        };
+        let mode = policy.mode_of(&pod.namespace);
+        let ifindex = pod
+            .host
+            .and_then(|host| place(host, &guarded, &mut complain))
+            .filter(|ifindex| match image.rows.entry(*ifindex) {
+                Entry::Vacant(place) => {
+                    place.insert(row(pod, mode, &mut complain));
+                    true
+                }
+                Entry::Occupied(_) => {
+                    complain(format!("device {ifindex} is another Pod's already"));
+                    false
+                }
+            });
+        for addr in pod.addresses.iter().copied().filter(is_owned) {
+            match image.owners.get(&addr) {
+                // One that is here has more need of it than one that is away.
+                Some(owner) if owner.ifindex.is_some() || ifindex.is_none() => {
+                    complain(format!("{addr} is another's already"));
+                }
+                _ => {
+                    image.owners.insert(addr, Owner { ifindex, mode });
+                }
+            }
+        }
+    }
+    (image, complaints)
+}
+
+/// Whether an address is one host's on all of the node: those of a link are only there.
+fn is_owned(addr: &IpAddr) -> bool {
+    match addr {
+        IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
+        IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
+    }
+}
+
+/// The device of a Pod, if it is still that Pod's.
+fn place(
+    host: HostSide,
+    guarded: &BTreeMap<u32, &Link>,
+    complain: &mut impl FnMut(String),
+) -> Option<u32> {
+    let HostSide { ifindex, peer } = host;
+    // On its way in or out: it will come, or the Pod is gone.
+    let link = guarded.get(&ifindex)?;
+    if peer.is_some() && link.peer.is_some() && peer != link.peer {
+        complain(format!(
+            "device {ifindex} ({}) leads elsewhere by now",
+            link.name
+        ));
+        return None;
+    }
+    Some(ifindex)
+}
+
+fn row(pod: &GuardedPod, mode: Mode, complain: &mut impl FnMut(String)) -> Row {
+    let mut own: Vec<IpNetwork> = pod.addresses.iter().copied().map(host_prefix).collect();
+    own.push(match pod.mac {
+        Some(mac) => host_prefix(link_local(mac).into()),
+        // Whatever comes from a link-layer address that nobody has written down.
+        None => IpNetwork::V6(LINK_LOCAL),
+    });
+    let macs = match pod.mac {
+        Some(mac) => std::iter::once(mac)
+            .chain(pod.extra.macs.iter().copied())
+            .collect(),
+        None => Vec::new(),
+    };
+    let mut row = Row {
+        mode,
+        macs,
+        own: in_order(own),
+        extra: in_order(pod.extra.prefixes.clone()),
+    };
+    if !row.cut() {
+        complain(format!(
+            "more than {MAX_PREFIXES} addresses of one family or {MAX_MACS} link-layer addresses: what is beyond is \
+             found fault with, so nothing of this Pod is dropped"
+        ));
+        row.mode = Mode::Audit;
+    }
+    row
+}
+
+/// As the kernel holds them: IPv4 first, without bits beyond the mask, each once.
+fn in_order(prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
+    let networks = prefixes.into_iter().map(|prefix| match prefix {
+        IpNetwork::V4(prefix) => {
+            Ipv4Network::new(prefix.network(), prefix.prefix()).map(IpNetwork::V4)
+        }
+        IpNetwork::V6(prefix) => {
+            Ipv6Network::new(prefix.network(), prefix.prefix()).map(IpNetwork::V6)
+        }
+    });
+    let mut seen = BTreeSet::new();
+    let mut networks: Vec<IpNetwork> = networks
+        .flatten()
+        .filter(|prefix| seen.insert(*prefix))
+        .collect();
+    networks.sort_by_key(IpNetwork::is_ipv6);
+    networks
+}
+
+impl Row {
+    /// Leaves out what the kernel has no room for; false when there was such.
+    fn cut(&mut self) -> bool {
+        let mut room = [MAX_PREFIXES, MAX_PREFIXES];
+        let before = (self.macs.len(), self.own.len(), self.extra.len());
+        self.macs.truncate(MAX_MACS);
+        let mut fits = |prefix: &IpNetwork| {
+            let room = &mut room[usize::from(prefix.is_ipv6())];
+            let fits = *room > 0;
+            *room = room.saturating_sub(1);
+            fits
+        };
+        self.own.retain(&mut fits);
+        self.extra.retain(&mut fits);
+        before == (self.macs.len(), self.own.len(), self.extra.len())
+    }
+}
+
+/// `fe80::/64`.
+const LINK_LOCAL: Ipv6Network =
+    match Ipv6Network::new_checked(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 64) {
+        Some(prefix) => prefix,
+        None => panic!("a prefix of 64 bits"),
+    };
+
+fn host_prefix(addr: IpAddr) -> IpNetwork {
+    IpNetwork::from(addr)
+}
+
+/// The address of a link that the kernel derives from a link-layer address (RFC 4291, appendix A).
+fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
+    let interface = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
+    let [a, b, c, d, e, f, g, h] = interface;
+    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GuardOp {
+    /// A Pod may use this.
+    PutRow(u32, Row),
+    /// An address is this one's.
+    PutOwner(IpAddr, Owner),
+    /// The guard is to be on this device.
+    Attach(u32),
+    /// The guard is to be on this device no more, and what it counted there is to be forgotten.
+    Detach(u32),
+    /// Nothing is known of the Pod on this device any more.
+    DeleteRow(u32),
+    /// An address is nobody's.
+    DeleteOwner(IpAddr),
+}
+
+/// The writes from one image to another, in an order of which every prefix is safe: what a Pod may use is written before
+/// the guard is on its device, and goes after it.
+pub fn plan(observed: &GuardImage, wanted: &GuardImage) -> Vec<GuardOp> {
+    let mut ops = Vec::new();
+    for (ifindex, row) in &wanted.rows {
+        if observed.rows.get(ifindex) != Some(row) {
+            ops.push(GuardOp::PutRow(*ifindex, row.clone()));
+        }
+    }
+    for (addr, owner) in &wanted.owners {
+        if observed.owners.get(addr) != Some(owner) {
+            ops.push(GuardOp::PutOwner(*addr, *owner));
+        }
+    }
+    let attach = wanted.attached.difference(&observed.attached);
+    ops.extend(attach.copied().map(GuardOp::Attach));
+    let ever = observed.attached.union(&observed.lost);
+    let detach = ever.filter(|ifindex| !wanted.attached.contains(ifindex));
+    ops.extend(detach.copied().map(GuardOp::Detach));
+    let rows = observed.rows.keys();
+    let rows = rows.filter(|ifindex| !wanted.rows.contains_key(ifindex));
+    ops.extend(rows.copied().map(GuardOp::DeleteRow));
+    let owners = observed.owners.keys();
+    let owners = owners.filter(|addr| !wanted.owners.contains_key(addr));
+    ops.extend(owners.copied().map(GuardOp::DeleteOwner));
+    ops
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,141 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// A small world, so that addresses and devices meet.
+fn pod() -> impl Strategy<Value = GuardedPod> {
+    let addresses = proptest::collection::vec(0u8..12, 0..4);
+    let host = proptest::option::of((1u32..8, proptest::option::of(1u32..4)));
+    let extra = proptest::collection::vec((0u8..4, 24u8..=32), 0..12);
+    let mac = proptest::option::of(any::<[u8; 6]>());
+    (0u8..6, addresses, host, extra, mac).prop_map(|(name, addresses, host, extra, mac)| {
+        GuardedPod {
+            namespace: format!("ns{}", name % 2),
+            name: format!("pod{name}"),
+            interface: "eth0".to_owned(),
+            mac,
+            addresses: addresses.into_iter().map(address).collect(),
+            host: host.map(|(ifindex, peer)| HostSide { ifindex, peer }),
+            extra: Extra {
+                prefixes: extra
+                    .into_iter()
+                    .filter_map(|(net, bits)| IpNetwork::new([10, 9, net, 7].into(), bits).ok())
+                    .collect(),
+                macs: vec![[2; 6]],
+            },
+        }
+    })
+}
+
+fn address(number: u8) -> IpAddr {
+    if number.is_multiple_of(2) {
+        IpAddr::from([10, 244, 1, number])
+    } else {
+        Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, number.into()).into()
+    }
+}
+
+fn link() -> impl Strategy<Value = Link> {
+    (1u32..8, 1u32..4, any::<bool>()).prop_map(|(ifindex, peer, is_peer_elsewhere)| Link {
+        ifindex,
+        name: format!("veth{ifindex}"),
+        kind: "veth".to_owned(),
+        peer: Some(peer),
+        is_peer_elsewhere,
+        is_uplink: false,
+    })
+}
+
+fn image() -> impl Strategy<Value = GuardImage> {
+    let pods = proptest::collection::vec(pod(), 0..6);
+    let links = proptest::collection::vec(link(), 0..6);
+    (pods, links, any::<bool>()).prop_map(|(pods, links, is_enforced)| {
+        let mut policy = Policy::default();
+        if is_enforced {
+            policy.enforced_namespaces.insert("ns1".to_owned());
+        }
+        compile(&pods, &links, &BTreeSet::new(), &policy).0
+    })
+}
+
+fn write(image: &mut GuardImage, op: &GuardOp) {
+    match op {
+        GuardOp::PutRow(ifindex, row) => {
+            image.rows.insert(*ifindex, row.clone());
+        }
+        GuardOp::PutOwner(addr, owner) => {
+            image.owners.insert(*addr, *owner);
+        }
+        GuardOp::Attach(ifindex) => {
+            image.attached.insert(*ifindex);
+            image.lost.remove(ifindex);
+        }
+        GuardOp::Detach(ifindex) => {
+            image.attached.remove(ifindex);
+            image.lost.remove(ifindex);
+        }
+        GuardOp::DeleteRow(ifindex) => {
+            image.rows.remove(ifindex);
+        }
+        GuardOp::DeleteOwner(addr) => {
+            image.owners.remove(addr);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_plan_leads_from_any_image_to_any_other_and_from_anywhere_in_between(
+        from in image(), to in image(), killed_after in 0usize..40,
+    ) {
+        let ops = plan(&from, &to);
+        let mut image = from.clone();
+        for op in ops.iter().take(killed_after) {
+            write(&mut image, op);
+        }
+        for op in plan(&image, &to) {
+            write(&mut image, &op);
+        }
+        prop_assert_eq!(image, to);
+    }
+
+    #[test]
+    fn the_guard_is_never_on_a_device_before_its_row(from in image(), to in image()) {
+        let mut image = from.clone();
+        for op in plan(&from, &to) {
+            write(&mut image, &op);
+            for ifindex in image.attached.difference(&from.attached) {
+                prop_assert_eq!(image.rows.get(ifindex), to.rows.get(ifindex));
+            }
+            // Nor does one that stays there lose its row on the way.
+            for (ifindex, row) in &to.rows {
+                if from.rows.get(ifindex) == Some(row) {
+                    prop_assert_eq!(image.rows.get(ifindex), Some(row));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn an_address_has_one_owner_who_has_it_among_his_own(
+        pods in proptest::collection::vec(pod(), 0..6), links in proptest::collection::vec(link(), 0..6),
+    ) {
+        let (image, _) = compile(&pods, &links, &BTreeSet::new(), &Policy::default());
+        for (addr, owner) in &image.owners {
+            prop_assert!(pods.iter().any(|pod| pod.addresses.contains(addr)));
+            if let Some(ifindex) = owner.ifindex {
+                prop_assert!(image.attached.contains(&ifindex));
+                let at = |pod: &&GuardedPod| pod.host.is_some_and(|host| host.ifindex == ifindex);
+                prop_assert!(pods.iter().filter(at).any(|pod| pod.addresses.contains(addr)));
+            }
+        }
+        for row in image.rows.values() {
+            let of = |is_v6| {
+                let all = row.own.iter().chain(&row.extra);
+                all.filter(|prefix| prefix.is_ipv6() == is_v6).count()
+            };
+            prop_assert!(of(false) <= MAX_PREFIXES && of(true) <= MAX_PREFIXES);
+            prop_assert!(row.macs.len() <= MAX_MACS);
+        }
+    }
+}

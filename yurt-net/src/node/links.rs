@@ -1,0 +1,91 @@
+//! The devices of this machine, as the guard needs them.
+
+use std::collections::BTreeSet;
+
+use futures_util::TryStreamExt;
+use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use rtnetlink::MulticastGroup;
+
+use super::{Follower, NodeError};
+use crate::guard::Link;
+
+/// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
+pub struct LinkWatch(Follower);
+
+impl LinkWatch {
+    /// Subscribes; changes from here on are not missed.
+    pub fn new() -> Result<Self, NodeError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Tc,
+        ];
+        Follower::new(&groups).map(Self)
+    }
+
+    /// Waits for a change, and until a burst of them is over. Cancel safe.
+    pub async fn changed(&mut self) {
+        self.0.changed().await;
+    }
+
+    /// The devices, by index.
+    pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
+        let listing = |source| NodeError::List {
+            what: "devices",
+            source,
+        };
+        let links = self.0.handle.link().get().execute();
+        let links: Vec<LinkMessage> = links.try_collect().await.map_err(listing)?;
+        let routes = self.0.routes().await?;
+        let uplinks: BTreeSet<u32> = routes.iter().flatten().flat_map(uplinks).collect();
+        let mut links: Vec<Link> = links
+            .iter()
+            .map(|message| link(message, &uplinks))
+            .collect();
+        links.sort_by_key(|link| link.ifindex);
+        Ok(links)
+    }
+}
+
+/// The devices that a route of the main table leads out of, if it is a default route.
+fn uplinks(route: &RouteMessage) -> Vec<u32> {
+    let is_default = route.header.destination_prefix_length == 0
+        && route.header.table == RouteHeader::RT_TABLE_MAIN;
+    let mut devices = Vec::new();
+    for attribute in route.attributes.iter().filter(|_| is_default) {
+        match attribute {
+            RouteAttribute::Oif(device) => devices.push(*device),
+            RouteAttribute::MultiPath(hops) => {
+                devices.extend(hops.iter().map(|hop| hop.interface_index));
+            }
+            _ => {}
+        }
+    }
+    devices
+}
+
+fn link(message: &LinkMessage, uplinks: &BTreeSet<u32>) -> Link {
+    let mut link = Link {
+        ifindex: message.header.index,
+        is_uplink: uplinks.contains(&message.header.index),
+        ..Link::default()
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Link(peer) => link.peer = Some(*peer),
+            LinkAttribute::LinkNetNsId(_) => link.is_peer_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    if let LinkInfo::Kind(kind) = info {
+                        link.kind = kind.to_string();
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    link
+}
