@@ -433,7 +433,7 @@ pub struct NetnsRow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Counter {
-    /// A new flow went to a backend.
+    /// A new flow went to any backend.
     Forward = 0,
     /// Refused: the Service has no endpoint that may take it.
     RefuseNoEndpoint = 1,
@@ -451,7 +451,7 @@ pub enum Counter {
     DropSourceRange = 7,
     /// Refused: there are source ranges, and the client's address is not known (yet).
     RefuseUnknownClient = 8,
-    /// A client was led to the backend that it had.
+    /// A new flow went to the backend that its client had.
     AffinityKept = 9,
 }
 

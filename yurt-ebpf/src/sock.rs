@@ -345,12 +345,13 @@ impl Sock<'_> {
             }
             Last::None => {}
         }
-        if !is_kept && !self.new_backend4(word, self.affinity(service), backend) {
+        if is_kept {
+            count(Counter::UdpKept);
+        } else if !self.new_backend4(word, self.affinity(service), backend) {
             return Choice::Refuse(Counter::RefuseInconsistent);
         }
         let (addr, backend_port_be) = (mapped(backend.addr), backend.port_be);
         self.remember(protocol, vip, port_be, addr, backend_port_be, word);
-        count(Counter::Forward);
         Choice::Backend
     }
 
@@ -388,7 +389,9 @@ impl Sock<'_> {
             }
             Last::None => {}
         }
-        if !is_kept && !self.new_backend6(word, self.affinity(service), backend) {
+        if is_kept {
+            count(Counter::UdpKept);
+        } else if !self.new_backend6(word, self.affinity(service), backend) {
             return Choice::Refuse(Counter::RefuseInconsistent);
         }
         let (backend_addr, backend_port_be) = (backend.addr, backend.port_be);
@@ -400,7 +403,6 @@ impl Sock<'_> {
             backend_port_be,
             word,
         );
-        count(Counter::Forward);
         Choice::Backend
     }
 

@@ -31,7 +31,7 @@ use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
-use crate::dataplane::clients::{ClientAddresses, ClientTable, Clients};
+use crate::dataplane::clients::{ClientAddresses, Clients, Look};
 use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{Protocol, Snapshot};
@@ -173,7 +173,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     Err(error) => warn!(error = chain(&error), "addresses: keeping the last known"),
                 }
             },
-            found = agent.clients.next(own_addresses(&agent.view)) => agent.set_clients(found),
+            found = agent.clients.next(own_addresses(&agent.view)) => agent.set_clients(&found),
             () = sleep_until(next_drift) => {
                 next_drift = Instant::now() + drift_interval;
                 if agent.status.ready {
@@ -243,6 +243,9 @@ impl Agent {
         }
         let with_tcp = established == ClosureEstablished::Reset;
         let scanner = Scanner::new(dataplane.socket_maps()?, with_tcp);
+        // What an earlier agent left may ask already.
+        let mut clients = Clients::default();
+        clients.want(image.asks_for_clients());
         Ok(Self {
             is_adopted: dataplane.is_adopted(),
             config,
@@ -257,7 +260,7 @@ impl Agent {
             memo: Memo::default(),
             established,
             scanner,
-            clients: Clients::default(),
+            clients,
             is_scan_due: true,
             watched: Vec::new(),
             status,
@@ -272,7 +275,9 @@ impl Agent {
         match self.sources.origin() {
             _ if self.status.ready => None,
             Origin::None => None,
-            Origin::Checkpoint if self.is_adopted => Some(self.started + ADOPTED_PATIENCE),
+            Origin::Checkpoint if self.dataplane.was_serving() => {
+                Some(self.started + ADOPTED_PATIENCE)
+            }
             Origin::Checkpoint | Origin::File | Origin::Live | Origin::Hub => Some(self.started),
         }
     }
@@ -332,11 +337,15 @@ impl Agent {
         let with_tcp = self.established == ClosureEstablished::Reset;
         let mut lost = compiled.lost.into_iter();
         self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
-        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
+        let is_retry = self.retry_at.replace(Instant::now() + RETRY).is_some();
+        if is_retry {
             self.image = self.dataplane.observe()?;
         }
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
+        if is_retry || self.clients.is_wanted() {
+            self.want_clients();
+        }
         self.report_refused(refused);
         self.scan_if_due();
         let took = started.elapsed();
@@ -462,28 +471,18 @@ impl Agent {
     fn want_clients(&mut self) {
         let is_wanted = self.image.asks_for_clients();
         if self.clients.want(is_wanted) && !is_wanted {
-            self.set_clients(Ok(ClientTable::new()));
+            self.set_clients(&Look::default());
         }
     }
 
-    fn set_clients(&mut self, found: io::Result<ClientTable>) {
-        let set = found.map_err(|error| chain(&error)).and_then(|clients| {
-            let set = self.dataplane.set_clients(&clients);
-            set.map_err(|error| chain(&error)).map(|()| clients.len())
-        });
-        let status = &mut self.status.clients;
-        match set {
-            Ok(known) => {
-                status.known = known;
-                status.last_error = None;
-            }
-            Err(error) => {
-                if status.last_error.as_ref() != Some(&error) {
-                    warn!(error, "not all clients of this node are known");
-                }
-                status.last_error = Some(error);
-            }
-        }
+    fn set_clients(&mut self, found: &Look) {
+        let written = self.dataplane.set_clients(found);
+        let error = match (&found.error, &written) {
+            (Some(error), _) => Some(chain(error)),
+            (None, Err(error)) => Some(chain(error)),
+            (None, Ok(())) => None,
+        };
+        self.report_clients(found.clients.len(), error);
     }
 
     /// Compares the kernel with what it should hold, and mends what somebody else has changed.

@@ -21,7 +21,7 @@ use crate::model::{Protocol, Rejection, TrafficPolicy};
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
 pub const MAX_PREFIXES: usize = 16;
 
-/// Most source ranges of one family: the kernel compares them one by one.
+/// Most source ranges of one family: what the publish word counts.
 pub const MAX_SOURCE_RANGES: usize = 127;
 
 /// The whole table of one node.
@@ -207,7 +207,7 @@ pub enum Verdict {
     Forward,
     /// `ECONNREFUSED`: there is no endpoint that may take it, on any node.
     Refuse,
-    /// Silence: the policy is Local, and the usable endpoints are on other nodes.
+    /// Silence; `EHOSTUNREACH` on a socket of this node, which has an error to give: the policy is Local, and the usable endpoints are on other nodes.
     Drop,
 }
 
@@ -286,10 +286,16 @@ impl ServiceEntry {
         scope == Scope::External && !is_kept_here
     }
 
-    /// The clients that a frontend admits, sorted; none = all.
+    /// The clients that a frontend admits, sorted; none = all. An external IP that is the load balancer's too admits the same:
+    /// at one address and port there is one answer, and it is the narrower one.
     pub fn admitted(&self, frontend: &Frontend) -> impl Iterator<Item = &IpNetwork> {
         let is_ours = |range: &&IpNetwork| range.is_ipv4() == frontend.address.is_ipv4();
-        let is_limited = frontend.kind == FrontendKind::LoadBalancer;
+        let mut same = self
+            .frontends
+            .iter()
+            .filter(|other| (other.address, other.port) == (frontend.address, frontend.port));
+        let is_limited = !self.source_ranges.is_empty()
+            && same.any(|other| other.kind == FrontendKind::LoadBalancer);
         self.source_ranges
             .iter()
             .filter(move |range| is_limited && is_ours(range))

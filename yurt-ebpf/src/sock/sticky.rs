@@ -33,6 +33,7 @@ impl Sock<'_> {
         let any = self.backend4(random_slot(self, word));
         if let Some(any) = any {
             *backend = any;
+            count(Counter::Forward);
         }
         any.is_some()
     }
@@ -56,6 +57,7 @@ impl Sock<'_> {
         let any = self.backend6(random_slot(self, word));
         if let Some(any) = any {
             *backend = any;
+            count(Counter::Forward);
         }
         any.is_some()
     }

@@ -12,6 +12,17 @@ use crate::policy::Standing;
 use crate::status::RefusedService;
 
 impl Agent {
+    pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {
+        let status = &mut self.status.clients;
+        if let Some(error) = error.as_ref()
+            && status.last_error.as_ref() != Some(error)
+        {
+            warn!(error, "not all clients of this node are known");
+        }
+        status.known = known;
+        status.last_error = error;
+    }
+
     pub(super) fn report_scan(&mut self, outcome: Outcome) {
         let Outcome {
             ended,

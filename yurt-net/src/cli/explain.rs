@@ -80,7 +80,7 @@ pub enum FlowVerdict {
     Forward,
     /// Refused at once.
     Refuse,
-    /// Silently dropped.
+    /// Dropped: silence, but `EHOSTUNREACH` on a socket of this node.
     Drop,
     /// None of ours.
     Pass,

@@ -34,7 +34,7 @@ use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::Table;
 pub(super) use self::table::{map_array, open_map};
-use super::clients::ClientTable;
+use super::clients::Look;
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
 use crate::netns;
@@ -87,6 +87,7 @@ pub struct BpfDataplane {
     has_set_retval: bool,
     /// The table is in `v2-next` still.
     is_staged: bool,
+    was_serving: bool,
 }
 
 pub(super) fn at<'a>(
@@ -128,10 +129,12 @@ impl BpfDataplane {
         for dir in [&links, &state] {
             create_dir(dir)?;
         }
+        let was_serving = fs::read_dir(&links).is_ok_and(|mut pins| pins.next().is_some());
+        let cpus = possible_cpus()?;
         remove_dir(&next)?;
         let state_capacity = StateCapacity {
             peers: options.peers.max(1).next_power_of_two(),
-            affinity: options.affinity.max(1),
+            affinity: options.affinity.max(1).saturating_add(lru_reserve(cpus)),
         };
         let wanted = table_maps(&options.capacity);
         let is_adopted = wanted
@@ -163,17 +166,23 @@ impl BpfDataplane {
             table,
             count,
             netns,
-            cpus: possible_cpus()?,
+            cpus,
             programs,
             sizes,
             has_set_retval,
             is_staged,
+            was_serving,
         })
     }
 
     /// The pins of an earlier agent were taken over.
     pub fn is_adopted(&self) -> bool {
         !self.is_staged
+    }
+
+    /// Clients are served already, by what an earlier agent left: these maps, or those that they replace.
+    pub fn was_serving(&self) -> bool {
+        self.was_serving
     }
 
     /// A refusal is `ECONNREFUSED`; otherwise `EPERM`, for this kernel lacks `bpf_set_retval` in these hooks.
@@ -272,29 +281,36 @@ impl BpfDataplane {
         Ok(counters)
     }
 
-    /// Writes who the clients of this node are, and forgets all others. Those that do not fit are as unknown.
-    pub fn set_clients(&self, clients: &ClientTable) -> Result<(), DataplaneError> {
+    /// Writes who the clients of this node are. What goes wrong with one of them leaves it unknown, and is returned at the end.
+    pub fn set_clients(&self, found: &Look) -> Result<(), DataplaneError> {
         let failed = |operation| on_map(operation, "yurt_netns");
         let map = self.netns.as_fd();
         let present: Vec<(u64, abi::NetnsRow)> = sys::map_entries(map).map_err(failed("read"))?;
         let present: BTreeMap<_, _> = present.into_iter().collect();
-        for cookie in present
-            .keys()
-            .filter(|cookie| !clients.contains_key(cookie))
-        {
-            sys::map_delete(map, cookie).map_err(failed("delete from"))?;
+        let mut result = Ok(());
+        for cookie in present.keys() {
+            // One that was not looked into may be there still.
+            if found.is_complete() && !found.clients.contains_key(cookie) {
+                let deleted = sys::map_delete(map, cookie).map_err(failed("delete from"));
+                result = result.and(deleted);
+            }
         }
-        for (cookie, addresses) in clients {
+        for (cookie, addresses) in &found.clients {
             let row = abi::NetnsRow {
                 class: 0,
                 addr4: addresses.v4.map(|addr| addr.octets()).unwrap_or_default(),
                 addr6: addresses.v6.map(|addr| addr.octets()).unwrap_or_default(),
             };
             if present.get(cookie) != Some(&row) {
-                sys::map_update(map, &[*cookie], &[row]).map_err(failed("write"))?;
+                let written = sys::map_update(map, &[*cookie], &[row]).map_err(failed("write"));
+                if written.is_err() && present.contains_key(cookie) {
+                    // Unknown is better than what it was.
+                    let _ = sys::map_delete(map, cookie);
+                }
+                result = result.and(written);
             }
         }
-        Ok(())
+        result
     }
 
     /// What tells whose a socket is.
@@ -443,6 +459,11 @@ fn check_abi(root: &Path) -> Result<(), DataplaneError> {
         }
     }
     Ok(())
+}
+
+/// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c).
+fn lru_reserve(cpus: usize) -> u32 {
+    u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(128)
 }
 
 /// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.

@@ -22,6 +22,8 @@ const LOOKS: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(3),
 ];
+/// Between two looks.
+const GAP: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(10);
 
 /// Addresses of a client; `None` where it has none of that family.
@@ -33,8 +35,30 @@ pub struct ClientAddresses {
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Clients by the cookie of their namespace.
-pub type ClientTable = BTreeMap<u64, ClientAddresses>;
+/// What a look has found.
+#[derive(Debug, Default)]
+pub struct Look {
+    /// Clients by the cookie of their namespace.
+    pub clients: BTreeMap<u64, ClientAddresses>,
+    /// Why not all were found.
+    pub error: Option<io::Error>,
+}
+
+impl Look {
+    /// There are no others.
+    pub fn is_complete(&self) -> bool {
+        self.error.is_none()
+    }
+}
+
+impl From<io::Error> for Look {
+    fn from(error: io::Error) -> Self {
+        Self {
+            error: Some(error),
+            ..Self::default()
+        }
+    }
+}
 
 /// Looks for clients while somebody wants to know; at first, nobody does.
 #[derive(Debug)]
@@ -42,8 +66,9 @@ pub struct Clients {
     is_wanted: bool,
     due: VecDeque<Instant>,
     is_looking: bool,
-    sender: mpsc::UnboundedSender<io::Result<ClientTable>>,
-    found: mpsc::UnboundedReceiver<io::Result<ClientTable>>,
+    last: Option<Instant>,
+    sender: mpsc::UnboundedSender<Look>,
+    found: mpsc::UnboundedReceiver<Look>,
 }
 
 impl Default for Clients {
@@ -53,6 +78,7 @@ impl Default for Clients {
             is_wanted: false,
             due: VecDeque::new(),
             is_looking: false,
+            last: None,
             sender,
             found,
         }
@@ -71,24 +97,30 @@ impl Clients {
         is_new
     }
 
-    /// A Pod may have come or gone.
+    /// Whether somebody does.
+    pub fn is_wanted(&self) -> bool {
+        self.is_wanted
+    }
+
+    /// A Pod may have come or gone; or a route has changed, which may happen all the time.
     pub fn interfaces_changed(&mut self) {
         if self.is_wanted {
             let now = Instant::now();
-            self.due = LOOKS.iter().map(|later| now + *later).collect();
+            let next = self.last.map_or(now, |last| now.max(last + GAP));
+            self.due = LOOKS.iter().map(|later| next + *later).collect();
         }
     }
 
     /// The clients that there are now, `own` being the node's own addresses. Waits for ever while nobody wants to know. Safe
     /// to cancel.
-    pub async fn next(&mut self, own: ClientAddresses) -> io::Result<ClientTable> {
+    pub async fn next(&mut self, own: ClientAddresses) -> Look {
         loop {
             if self.is_looking {
                 let found = self.found.recv().await;
                 self.is_looking = false;
                 // We hold a sender ourselves. Nobody may want to know by now.
                 let found = found.filter(|_| self.is_wanted);
-                return found.unwrap_or_else(|| Ok(ClientTable::new()));
+                return found.unwrap_or_default();
             }
             let Some(due) = self.due.front() else {
                 std::future::pending::<()>().await;
@@ -102,37 +134,41 @@ impl Clients {
             let sender = self.sender.clone();
             let look = move || {
                 // No receiver: the agent ends.
-                let _ = sender.send(look(own));
+                let _ = sender.send(look(own).unwrap_or_else(Look::from));
             };
             let thread = std::thread::Builder::new().name("clients".to_owned());
-            thread.spawn(look)?;
-            self.is_looking = true;
+            self.last = Some(Instant::now());
+            match thread.spawn(look) {
+                Ok(_) => self.is_looking = true,
+                Err(error) => return error.into(),
+            }
         }
     }
 }
 
-fn look(own: ClientAddresses) -> io::Result<ClientTable> {
+fn look(own: ClientAddresses) -> io::Result<Look> {
     let namespaces = netns::all()?;
     let visits = netns::inside(&namespaces, |_| {
         let cookie = netns::cookie()?.ok_or_else(no_cookies)?;
         Ok::<_, io::Error>((cookie, first_of_each_family(&addresses()?)))
     })?;
-    let mut clients = ClientTable::new();
+    let mut found = Look::default();
     for (number, visit) in visits.into_iter().enumerate() {
-        let (cookie, mut found) = match visit.flatten() {
-            Ok(found) => found,
-            // One that went while we looked has no clients.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error),
+        let (cookie, mut client) = match visit.flatten() {
+            Ok(client) => client,
+            Err(error) => {
+                found.error = Some(error);
+                continue;
+            }
         };
         if number == 0 {
             // The node dials by its default route; its interfaces are many.
-            found.v4 = own.v4.or(found.v4);
-            found.v6 = own.v6.or(found.v6);
+            client.v4 = own.v4.or(client.v4);
+            client.v6 = own.v6.or(client.v6);
         }
-        clients.insert(cookie, found);
+        found.clients.insert(cookie, client);
     }
-    Ok(clients)
+    Ok(found)
 }
 
 fn no_cookies() -> io::Error {

@@ -255,7 +255,6 @@ fn backend6(backend: &SocketAddr) -> Option<abi::Backend6> {
     })
 }
 
-/// More than 65,535 endpoints of one service: the rest take no traffic.
 fn publish_word(base: u32, set: &ServedSet, generation: u16) -> abi::PublishWord {
     let count = u16::try_from(set.backends.len()).unwrap_or(u16::MAX);
     let ranges = u8::try_from(set.ranges().len()).unwrap_or(u8::MAX);

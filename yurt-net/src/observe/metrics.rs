@@ -408,7 +408,7 @@ const METRICS: &[Metric] = &[
         Counter,
         "yurtnet_verdicts_total",
         &["reason"],
-        "Verdicts since the maps were made; forward and udp_kept are served, the others refused.",
+        "Verdicts since the maps were made; forward, udp_kept and affinity_kept are served, each counted once; the others refused or dropped.",
         |status, out| {
             for (reason, count) in &status.counters {
                 out.put(&[reason], count);

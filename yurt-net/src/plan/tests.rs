@@ -272,6 +272,51 @@ fn a_frontend_gets_its_first_source_ranges_by_moving_to_a_set_that_has_them() {
 }
 
 #[test]
+fn an_external_ip_that_is_the_load_balancers_too_is_behind_its_ranges_at_every_write() {
+    let (mut maps, mut image) = start();
+    let shared = |backends: &[&str]| {
+        let mut web = ServiceEntry::clone(&limited(&["10.0.0.0/8"], 0));
+        let external = Frontend {
+            kind: FrontendKind::ExternalIp,
+            ..web.frontends[1]
+        };
+        web.frontends = [&[web.frontends[0], external], &web.frontends[1..]]
+            .concat()
+            .into();
+        web.v4 = EndpointSet::cluster(backends.iter().map(|backend| backend.parse().unwrap()));
+        Arc::new(web)
+    };
+    // Nobody is known, so nobody is inside.
+    let key = yurt_ebpf::abi::FrontendKey4 {
+        addr: [203, 0, 113, 1],
+        port_be: 80u16.to_be_bytes(),
+        protocol: 6,
+        scope: yurt_ebpf::abi::SCOPE_INTERNAL,
+    };
+    let mut is_there = false;
+    for backends in [
+        &[][..],
+        &["10.244.0.1:80"],
+        &["10.244.0.1:80", "10.244.0.2:80"],
+        &[],
+    ] {
+        for op in plan(&table(&[&shared(backends)]), &mut image).ops {
+            maps.apply(&Plan {
+                ops: vec![op],
+                ..Plan::default()
+            })
+            .unwrap();
+            let seen = yurt_ebpf::select::resolve4(&maps, &key);
+            is_there |= seen != yurt_ebpf::select::Resolved::Pass;
+            let is_kept_out = matches!(seen, yurt_ebpf::select::Resolved::Refuse(_));
+            assert!(is_kept_out || !is_there, "{seen:?}");
+        }
+    }
+    assert!(is_there);
+    assert!(maps.observe().unwrap().is_same_content(&image));
+}
+
+#[test]
 fn affinity_alone_changes_without_a_new_set() {
     let (_, mut image) = start();
     plan(&table(&[&limited(&[], 0)]), &mut image);

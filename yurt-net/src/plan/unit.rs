@@ -18,6 +18,9 @@ pub(super) struct Unit {
     pub(super) set: ServedSet,
 }
 
+/// What the publish word counts. The endpoints of a service beyond that take no traffic.
+const MAX_BACKENDS: usize = u16::MAX as usize;
+
 /// Frontends that share their endpoints. One whose group changes moves from one entry to another, so no reader sees
 /// endpoints of a policy that it is not under, or passes by ranges that were not there before.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -65,14 +68,11 @@ fn unit(
         let is_refused_by_address = frontend.kind == FrontendKind::ClusterIp
             && entry.verdict(frontend, Scope::Internal) == Verdict::Refuse
             && prefixes.contain(frontend.address);
-        if !is_refused_by_address {
-            rows.push((
-                FrontendKey {
-                    address: frontend.address,
-                    port,
-                },
-                false,
-            ));
+        let address = frontend.address;
+        let row = (FrontendKey { address, port }, false);
+        // An external IP may be the load balancer's address too.
+        if !is_refused_by_address && !rows.contains(&row) {
+            rows.push(row);
         }
         if frontend.kind == FrontendKind::NodePort {
             let address = match family {
@@ -94,6 +94,10 @@ fn unit(
     let backends = match group {
         Group::Cluster | Group::Limited => endpoints.cluster.clone(),
         Group::Local => endpoints.local.clone(),
+    };
+    let backends = match backends.len() > MAX_BACKENDS {
+        true => backends.iter().take(MAX_BACKENDS).collect(),
+        false => backends,
     };
     let affinity_identity = match entry.affinity_seconds {
         0 => 0,
