@@ -47,9 +47,9 @@ const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-l
 
 /// Of one input: seconds, bytes, and megabytes of the whole process. Then the words of the languages that are read.
 const OPTIONS: &str =
-    "-timeout=20 -max_len=4096 -rss_limit_mb=1024 -print_funcs=0 -dict=tests/fuzz/words.dict";
+    "-timeout=20 -max_len=2048 -rss_limit_mb=1024 -print_funcs=0 -dict=tests/fuzz/words.dict";
 /// What it looks for with much effort cannot be in safe Rust.
-const ASAN_OPTIONS: &str = "detect_stack_use_after_return=0";
+const ASAN_OPTIONS: &str = "detect_stack_use_after_return=0:quarantine_size_mb=16";
 
 /// Builds the targets and runs each for its time. Fails when one has found something, and says where that is.
 pub(crate) fn run(args: &Args) -> Result<()> {

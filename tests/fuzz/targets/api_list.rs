@@ -102,11 +102,11 @@ fn is_what_it_says(body: &[u8], items: &[Vec<u8>], end: Read) {
         resource_version: Option<String>,
         r#continue: Option<String>,
     }
-    // Names written with escapes are not looked for: no server writes them so.
-    let Some(list) = serde_json::from_slice::<List<'_>>(body)
-        .ok()
-        .filter(|_| !body.contains(&b'\\'))
-    else {
+    // Names written with escapes are not looked for: no server writes them so. And JSON is text.
+    let is_plain = !body.contains(&b'\\') && body.trim_ascii_start().starts_with(b"{");
+    let text = std::str::from_utf8(body).ok().filter(|_| is_plain);
+    let list = text.and_then(|text| serde_json::from_str::<List<'_>>(text).ok());
+    let Some(list) = list else {
         return;
     };
     // Items that are neither a list nor null are none.
