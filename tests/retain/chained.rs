@@ -214,3 +214,21 @@ fn the_result_is_passed_on_for_plugins_that_come_after() {
     assert_eq!(result["routes"].as_array().unwrap().len(), 2, "{result}");
     network.del(&web.sandbox);
 }
+
+#[test]
+fn an_interface_with_the_address_of_a_pod_that_runs_is_left_as_it_is() {
+    let node = Node::new();
+    let host_local = json!({
+        "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.2.0.0/24"}]],
+    });
+    let mut network = Network::new(&node, "1.0.0", node.bridged(host_local));
+    network.add(&pod("web-0", "c1").sandbox);
+    // host-local forgets.
+    std::fs::remove_dir_all(node.path("networks")).unwrap();
+    let second = pod("web-1", "c2");
+    let error = network.try_add(&second.sandbox).unwrap_err();
+    assert_eq!(error["code"], 101, "{error}");
+    let taken = "0a:58:0a:02:00:02";
+    assert_eq!(node.entry("web-0")["mac"], taken);
+    assert_ne!(link(&second.netns)["address"], taken);
+}

@@ -288,6 +288,26 @@ fn peaceful() -> Vec<(&'static str, Vec<u8>)> {
             ),
         ),
         (
+            "a Pod sends the first fragment of an IPv6 packet",
+            ipv6(
+                pod.mac,
+                pod.v6,
+                OTHER.v6,
+                44,
+                &[&[17, 0, 0, 1, 0, 0, 0, 1][..], &web].concat(),
+            ),
+        ),
+        (
+            "a Pod sends the second fragment of an IPv6 packet",
+            ipv6(
+                pod.mac,
+                pod.v6,
+                OTHER.v6,
+                44,
+                &[17, 0, 0, 8, 0, 0, 0, 1, 2, 35, 2, 34, 0, 8, 0, 0],
+            ),
+        ),
+        (
             "a Pod sends from its IPv6 address",
             udp6(pod.mac, pod.v6, OTHER.v6, (40000, 80)),
         ),
@@ -557,6 +577,39 @@ fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
             "a Pod answers as a DHCPv6 server",
             "dhcp",
             udp6(pod.mac, pod.link_local, other.link_local, (547, 546)),
+        ),
+        (
+            "a Pod answers as a DHCPv6 server behind an extension header",
+            "dhcp",
+            ipv6(
+                pod.mac,
+                pod.link_local,
+                other.link_local,
+                60,
+                &[&[17, 0, 1, 4, 0, 0, 0, 0][..], &udp(547, 546, b"hello")].concat(),
+            ),
+        ),
+        (
+            "a Pod answers as a DHCPv6 server in fragments",
+            "dhcp",
+            ipv6(
+                pod.mac,
+                pod.link_local,
+                other.link_local,
+                44,
+                &[&[17, 0xff, 0, 1, 0, 0, 0, 1][..], &udp(547, 546, b"hello")].concat(),
+            ),
+        ),
+        (
+            "a Pod advertises another's IPv6 address in fragments",
+            "nd",
+            ipv6(
+                pod.mac,
+                pod.v6,
+                ALL_NODES,
+                44,
+                &[&[58, 0, 0, 1, 0, 0, 0, 1][..], &hidden].concat(),
+            ),
         ),
         (
             "a Pod sends into a VLAN",

@@ -14,13 +14,13 @@
 //! | neighbour advertisement | target, link-layer address options | |
 //! | router advertisement, redirect | nothing helps: a Pod is no router of its link | |
 //! | DHCP or DHCPv6 from a server to a client | nothing helps | |
-//! | neighbour discovery behind extension headers | nothing helps: nobody sends it so (RFC 6980, RFC 7113) | MLD |
+//! | neighbour discovery behind extension headers or in fragments | nothing helps: nobody sends it so (RFC 6980, RFC 7113) | MLD |
 //!
 //! A neighbour discovery message with two link-layer addresses is wrong as well, and so are more options or extension
 //! headers than anyone sends.
 //!
-//! Destinations claim nothing. Later fragments have the source in their own header; what is inside a fragment is not
-//! looked at, for Linux takes no neighbour discovery from fragments. Of a Pod that `yurt_guard` does not know only this
+//! Destinations claim nothing. A first fragment is read as a whole packet is: it has all headers (RFC 7112). Later ones
+//! have the source in their own header, and are not looked into. Of a Pod that `yurt_guard` does not know only this
 //! is judged: does it use an address that `yurt_owner` gives to somebody else?
 
 use crate::abi::{
@@ -114,6 +114,8 @@ const IPV4_SOURCE: usize = ETH + 12;
 const IPV4_DESTINATION: usize = ETH + 16;
 const FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
 
+const FRAGMENT6_OFFSET: u16 = 0xfff8u16.to_be();
+
 const IPV6_LENGTH: usize = ETH + 4;
 const IPV6_NEXT: usize = ETH + 6;
 const IPV6_SOURCE: usize = ETH + 8;
@@ -126,6 +128,7 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
 /// Source and destination port, as one word.
@@ -488,7 +491,7 @@ impl Claims {
                 }
                 Some(())
             }
-            next @ (HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) => {
+            next @ (HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) => {
                 self.read_behind_extensions(frame, next)
             }
             _ => Some(()),
@@ -499,12 +502,17 @@ impl Claims {
     fn read_behind_extensions<F: Frame>(&mut self, frame: &F, first: u8) -> Option<()> {
         let (mut next, mut at) = (first, IPV6_PAYLOAD);
         for _ in 0..MAX_EXTENSION_HEADERS {
-            if !matches!(next, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS) {
+            if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
                 break;
             }
-            let [after, length] = frame.far(at)?;
+            let [after, length, high, low] = frame.far(at)?;
+            at += 8;
+            if next != FRAGMENT {
+                at += usize::from(length) * 8;
+            } else if u16::from_ne_bytes([high, low]) & FRAGMENT6_OFFSET != 0 {
+                return Some(());
+            }
             next = after;
-            at += (usize::from(length) + 1) * 8;
         }
         match next {
             ICMPV6 => {
@@ -514,7 +522,13 @@ impl Claims {
                 }
                 self.read_icmpv6(frame, kind, at)
             }
-            HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS => {
+            UDP => {
+                if u32::from_ne_bytes(frame.far(at)?) == DHCPV6_REPLY {
+                    self.wrong = Some(Reason::Dhcp);
+                }
+                Some(())
+            }
+            HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS => {
                 self.wrong = Some(Reason::Malformed);
                 Some(())
             }

@@ -243,13 +243,21 @@ pub fn compile(
                 reason,
             });
         };
+        let is_nodes = |addr: &IpAddr| is_owned(addr) && node_addresses.contains(addr);
+        let (nodes, addresses): (Vec<IpAddr>, Vec<IpAddr>) =
+            pod.addresses.iter().partition(|addr| is_nodes(addr));
+        for addr in nodes {
+            complain(format!(
+                "{addr} is the node's own, and not this Pod's to use: take it out of the range of Pods"
+            ));
+        }
         let mode = policy.mode_of(&pod.namespace);
         let ifindex = pod
             .host
             .and_then(|host| place(host, &guarded, &mut complain))
             .filter(|ifindex| match image.rows.entry(*ifindex) {
                 Entry::Vacant(place) => {
-                    place.insert(row(pod, mode, &mut complain));
+                    place.insert(row(pod, &addresses, mode, &mut complain));
                     true
                 }
                 Entry::Occupied(_) => {
@@ -257,7 +265,7 @@ pub fn compile(
                     false
                 }
             });
-        for addr in pod.addresses.iter().copied().filter(is_owned) {
+        for addr in addresses.into_iter().filter(is_owned) {
             match image.owners.get(&addr) {
                 // One that is here has more need of it than one that is away.
                 Some(owner) if owner.ifindex.is_some() || ifindex.is_none() => {
@@ -299,8 +307,13 @@ fn place(
     Some(ifindex)
 }
 
-fn row(pod: &GuardedPod, mode: Mode, complain: &mut impl FnMut(String)) -> Row {
-    let mut own: Vec<IpNetwork> = pod.addresses.iter().copied().map(host_prefix).collect();
+fn row(
+    pod: &GuardedPod,
+    addresses: &[IpAddr],
+    mode: Mode,
+    complain: &mut impl FnMut(String),
+) -> Row {
+    let mut own: Vec<IpNetwork> = addresses.iter().copied().map(host_prefix).collect();
     own.push(match pod.mac {
         Some(mac) => host_prefix(link_local(mac).into()),
         // Whatever comes from a link-layer address that nobody has written down.

@@ -9,7 +9,8 @@ use serde::Serialize;
 use crate::agent::chain;
 use crate::config::{self, CheckArgs, Output, PlaceArgs};
 use crate::control::{Request, ask};
-use crate::dataplane::{bpf, sockets};
+use crate::dataplane::bpf::{self, ProgramSize};
+use crate::dataplane::{DataplaneError, sockets};
 use crate::selftest;
 
 /// Links that outlive the agent.
@@ -173,8 +174,8 @@ fn bpffs(path: &Path) -> Finding {
 }
 
 fn programs() -> Vec<Finding> {
-    let (sizes, has_set_retval) = match bpf::trial() {
-        Ok(loaded) => loaded,
+    let trial = match bpf::trial() {
+        Ok(trial) => trial,
         Err(error) => {
             let remedy =
                 "see the reason above; the kernel needs CONFIG_CGROUP_BPF and CONFIG_BPF_SYSCALL";
@@ -186,16 +187,15 @@ fn programs() -> Vec<Finding> {
             )];
         }
     };
-    let largest = sizes
-        .iter()
+    let largest = (trial.sockets.iter())
         .map(|program| program.verified)
         .max()
         .unwrap_or_default();
     let detail = format!(
         "{} load, the largest verifies in {largest} instructions",
-        sizes.len()
+        trial.sockets.len()
     );
-    let refusal = if has_set_retval {
+    let refusal = if trial.has_set_retval {
         Finding::ok(
             "refusals",
             "a Service without endpoints fails with ECONNREFUSED",
@@ -208,7 +208,25 @@ fn programs() -> Vec<Finding> {
             "ECONNREFUSED needs Linux 6.1 or later",
         )
     };
-    vec![Finding::ok("programs", detail), refusal]
+    vec![
+        Finding::ok("programs", detail),
+        refusal,
+        guard(&trial.guard),
+    ]
+}
+
+fn guard(loaded: &Result<ProgramSize, DataplaneError>) -> Finding {
+    match loaded {
+        Ok(size) => {
+            let detail = format!("loads, and verifies in {} instructions", size.verified);
+            Finding::ok("guard", detail)
+        }
+        Err(error) => {
+            let remedy =
+                "Services do without it; what addresses Pods use cannot be watched on this kernel";
+            Finding::new("guard", Outcome::Warning, chain(error), remedy)
+        }
+    }
 }
 
 fn stale_sockets() -> Finding {
@@ -255,5 +273,17 @@ async fn self_test(cgroup: &Path) -> Finding {
             let remedy = "start the agent, which attaches its programs again; check --cgroup";
             Finding::new("self-test", Outcome::Failed, chain(&error), remedy)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guard_that_does_not_load_is_a_warning_of_its_own() {
+        let finding = guard(&Err(DataplaneError::Missing { name: "guard" }));
+        assert_eq!(finding.result, Outcome::Warning);
+        assert!(finding.remedy.contains("Services do without it"));
     }
 }

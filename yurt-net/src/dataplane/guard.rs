@@ -136,10 +136,7 @@ impl Guard {
         }
         image.rows.retain(|ifindex, row| {
             let found = self.plain.read(abi::PlainRow::place(*ifindex));
-            let found = found.unwrap_or_default();
-            let wanted = encode_plain(*ifindex, row);
-            let is_anothers = found.ifindex != 0 && found.ifindex != *ifindex;
-            is_anothers || found == wanted || *row == Row::default()
+            *row == Row::default() || is_short_form(&found.unwrap_or_default(), *ifindex, row)
         });
     }
 
@@ -428,6 +425,15 @@ fn encode_plain(ifindex: u32, row: &Row) -> abi::PlainRow {
     }
 }
 
+/// Whether the place of a device's short form holds what it should; another device may have it.
+fn is_short_form(found: &abi::PlainRow, ifindex: u32, row: &Row) -> bool {
+    if found.ifindex == ifindex {
+        return *found == encode_plain(ifindex, row);
+    }
+    // Where it is nobody's, the index was cleared, and the rest is of whoever had it.
+    found.ifindex != 0 || encode_plain(ifindex, row).ifindex == 0
+}
+
 fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
     match prefix {
         IpNetwork::V4(prefix) => {
@@ -512,6 +518,31 @@ mod tests {
         raw.macs_len = u32::MAX;
         raw.v4[0].mask = [0xff, 0, 0xff, 0];
         assert_ne!(decode_row(&raw), row());
+    }
+
+    #[test]
+    fn a_short_form_that_was_cleared_is_none_whatever_is_left_of_it() {
+        let with_mac = row();
+        let without = Row {
+            macs: Vec::new(),
+            ..row()
+        };
+        let written = encode_plain(7, &with_mac);
+        let at = |ifindex| abi::PlainRow { ifindex, ..written };
+        for (found, of_mac, of_none) in [
+            (abi::PlainRow::default(), false, true),
+            (at(0), false, true),
+            (at(7), true, false),
+            (at(7 + abi::GUARD_PLAIN), true, true),
+        ] {
+            assert_eq!(is_short_form(&found, 7, &with_mac), of_mac, "{found:?}");
+            assert_eq!(is_short_form(&found, 7, &without), of_none, "{found:?}");
+        }
+        let other = abi::PlainRow {
+            v4: [10, 244, 1, 11],
+            ..written
+        };
+        assert!(!is_short_form(&other, 7, &with_mac));
     }
 
     #[test]

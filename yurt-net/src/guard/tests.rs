@@ -272,3 +272,26 @@ fn a_plan_writes_what_differs_and_nothing_twice() {
     };
     assert_eq!(plan(&detached, &image), [GuardOp::Attach(7)]);
 }
+
+#[test]
+fn an_address_of_the_node_is_no_pods_whoever_says_so() {
+    let node_addresses = [ip("10.244.1.1"), ip("fd00::1"), ip("fe80::1")].into();
+    let here = pod(
+        "web",
+        &["10.244.1.1", "fd00::1", "fe80::1", "fd00::10"],
+        Some((7, None)),
+    );
+    let away = pod("db", &["10.244.1.1"], None);
+    let policy = Policy::default();
+    let (image, complaints) = compile(&[here, away], &[veth(7, 2)], &node_addresses, &policy);
+    // Those of a link are only there.
+    let own = ["fd00::10/128", "fe80::1/128", "fe80::858:aff:fef4:10a/128"];
+    let mut found = image.rows[&7].own.clone();
+    found.sort();
+    assert_eq!(found, own.map(net));
+    for addr in ["10.244.1.1", "fd00::1"] {
+        assert_eq!(image.owners[&ip(addr)].ifindex, None, "{addr}");
+    }
+    let pods: Vec<_> = complaints.iter().map(|c| c.pod.as_str()).collect();
+    assert_eq!(pods, ["default/web", "default/web", "default/db"]);
+}

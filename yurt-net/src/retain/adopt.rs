@@ -58,6 +58,10 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
             name: name.to_owned(),
             interface: interface.to_owned(),
         };
+        // Known with other addresses. Of this one only its container, if there is one, is believed.
+        if ledger.get(&key).is_some() {
+            continue;
+        }
         let entry = entries.entry(key).or_insert_with(|| blank(container));
         let has_family = (entry.addresses.iter()).any(|known| known.is_ipv4() == address.is_ipv4());
         if !has_family && entry.container == container && known.insert(address) {
@@ -71,13 +75,15 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
             interface: interface.to_owned(),
         };
         if known.insert(address) {
-            let entry = entries.entry(key).or_insert_with(|| blank(container));
+            let recorded = ledger.get(&key).cloned();
+            let entry = entries.entry(key);
+            let entry = entry.or_insert_with(|| recorded.unwrap_or_else(|| blank(container)));
             entry.addresses.push(address);
         }
     }
     entries
         .into_iter()
-        .filter(|(key, entry)| !entry.addresses.is_empty() && ledger.get(key).is_none())
+        .filter(|(_, entry)| !entry.addresses.is_empty())
         .map(|(key, entry)| Record::Put { key, entry })
         .chain([Record::Adopted(network.to_owned())])
         .collect()

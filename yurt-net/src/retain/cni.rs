@@ -96,6 +96,9 @@ pub enum CniError {
     /// `yurt-cni` alone, or first.
     #[error("there is no prevResult: yurt-cni comes after the main plugin in the list")]
     NoPreviousResult,
+    /// GC of what is not in a list that is not there would take from everybody.
+    #[error("there is no cni.dev/valid-attachments: GC needs the list of what is to stay")]
+    NoAttachments,
     /// `IP=`, `ips`.
     #[error("the requested address {text:?} is none")]
     Requested {
@@ -157,6 +160,7 @@ impl CniError {
             | Self::Relative { .. }
             | Self::Ranges(_)
             | Self::NoPreviousResult
+            | Self::NoAttachments
             | Self::Requested { .. } => 7,
             // Pods go.
             Self::Refused(Refusal::Exhausted { .. }) => 11,
@@ -377,15 +381,18 @@ impl<'a> Request<'a> {
 
     /// Whether an ADD could be met as far as the configuration goes.
     fn status(&self) -> Result<Value, CniError> {
-        if self.plugin == Plugin::Ipam {
-            self.config.range_sets()?;
+        match self.plugin {
+            Plugin::Ipam => drop(self.config.range_sets()?),
+            Plugin::Chained => drop(self.config.mac_policy()?),
         }
         Ok(Value::Null)
     }
 
     fn gc(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
-        let attachments = self.config.valid_attachments.iter();
-        let valid: BTreeSet<(String, String)> = attachments
+        let listed = self.config.valid_attachments.as_ref();
+        let valid: BTreeSet<(String, String)> = listed
+            .ok_or(CniError::NoAttachments)?
+            .iter()
             .map(|valid| (valid.container.clone(), valid.interface.clone()))
             .collect();
         self.transact(alarms, |ledger, now| {
@@ -451,14 +458,16 @@ impl<'a> Request<'a> {
         let claimed = self.config.claimed(&self.environment.interface)?;
         let netns = self.netns()?;
         let addresses = &claimed.addresses;
-        let wanted = match self.config.mac {
+        let policy = self.config.mac_policy()?;
+        // As it is after a reboot, too: what ran before runs no more.
+        let known = Draft::new(Store::open(&self.place)?.ledger(), &clock()?);
+        // Before the neighbours are told that somebody else's address is here. It is decided again under the lock.
+        plan::admit(known.ledger(), &who, addresses)?;
+        let wanted = match policy {
             _ if self.config.is_mac_requested(self.environment) => None,
             MacPolicy::Address => first(addresses).map(mac_of),
             // Only requests for this Pod change it, and there is one at a time.
-            MacPolicy::First => {
-                let store = Store::open(&self.place)?;
-                store.ledger().get(&who.key).and_then(|entry| entry.mac)
-            }
+            MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
         };
         // Not under the lock: the kernel may take its time when many Pods start at once.
         let settled = link::settle(&netns, &who.key.interface, wanted, addresses)?;

@@ -359,15 +359,8 @@ fn taken(address: IpAddr, owner: &Key, entry: &Entry) -> Refusal {
     }
 }
 
-/// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
-/// is merely retained gives way to it.
-pub fn observe(
-    ledger: &Ledger,
-    who: &Attachment,
-    addresses: &[IpAddr],
-    mac: Mac,
-    now: Now,
-) -> Result<Vec<Record>, Refusal> {
+/// Whether the main plugin may have given these addresses: nobody else runs with one.
+pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<(), Refusal> {
     let others = Others::new(ledger, &who.key);
     for &address in addresses {
         if let Some((owner, entry)) = others.owner(address)
@@ -376,23 +369,40 @@ pub fn observe(
             return Err(taken(address, owner, entry));
         }
     }
-    let is_ours = |entry: &&Entry| {
-        entry.assigner == Assigner::Ours
-            && entry.state == State::Active
-            && entry.container == who.container
-            && entry
-                .addresses
-                .iter()
-                .all(|address| addresses.contains(address))
+    Ok(())
+}
+
+/// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
+/// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, and an old
+/// sandbox may come by late, so only the MAC is added.
+pub fn observe(
+    ledger: &Ledger,
+    who: &Attachment,
+    addresses: &[IpAddr],
+    mac: Mac,
+    now: Now,
+) -> Result<Vec<Record>, Refusal> {
+    admit(ledger, who, addresses)?;
+    let entry = match ledger.get(&who.key) {
+        Some(ours) if ours.assigner == Assigner::Ours && ours.state == State::Active => {
+            if ours.container != who.container {
+                return Ok(Vec::new());
+            }
+            return Ok(vec![Record::Put {
+                key: who.key.clone(),
+                entry: Entry {
+                    mac: Some(mac),
+                    ..ours.clone()
+                },
+            }]);
+        }
+        // A result that names no address says nothing of those that are kept.
+        Some(known) if addresses.is_empty() && !known.addresses.is_empty() => {
+            return Ok(Vec::new());
+        }
+        Some(_) | None => who.entry(Assigner::Other, addresses.to_vec(), Some(mac), now),
     };
-    let entry = match ledger.get(&who.key).filter(is_ours) {
-        Some(ours) => Entry {
-            mac: Some(mac),
-            ..ours.clone()
-        },
-        None => who.entry(Assigner::Other, addresses.to_vec(), Some(mac), now),
-    };
-    let mut records = others.lose(addresses);
+    let mut records = Others::new(ledger, &who.key).lose(addresses);
     records.push(Record::Put {
         key: who.key.clone(),
         entry,

@@ -64,13 +64,26 @@ pub(in crate::dataplane) struct LoadedProgram {
     pub(in crate::dataplane) id: u32,
 }
 
-/// Loads the programs against maps of their own, and drops both: can this kernel run them? Also returns whether a
-/// refusal is `ECONNREFUSED`.
-pub fn trial() -> Result<(Vec<ProgramSize>, bool), DataplaneError> {
+/// What this kernel makes of the programs.
+#[derive(Debug)]
+pub struct Trial {
+    /// Those on sockets.
+    pub sockets: Vec<ProgramSize>,
+    /// Whether a refusal is `ECONNREFUSED`.
+    pub has_set_retval: bool,
+    /// The guard, which Services do without.
+    pub guard: Result<ProgramSize, DataplaneError>,
+}
+
+/// Loads the programs against maps of their own, and drops both: can this kernel run them?
+pub fn trial() -> Result<Trial, DataplaneError> {
     sys::raise_memlock();
-    let (_, mut sizes, has_set_retval) = load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)?;
-    sizes.push(load_guard(None)?.1);
-    Ok((sizes, has_set_retval))
+    let (_, sockets, has_set_retval) = load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)?;
+    Ok(Trial {
+        sockets,
+        has_set_retval,
+        guard: load_guard(None).map(|(_, size)| size),
+    })
 }
 
 /// As [`trial`] for the programs on sockets, but with `bpf_set_retval` or without it, whatever this kernel has.

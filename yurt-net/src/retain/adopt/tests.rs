@@ -82,3 +82,22 @@ fn the_ledger_knows_better_and_is_asked_once() {
     );
     assert_eq!(again, []);
 }
+
+#[test]
+fn an_address_that_a_container_has_is_taken_though_its_pod_is_known_with_another() {
+    let mut ledger = Ledger::default();
+    ledger.apply(Record::Put {
+        key: key("web-0"),
+        entry: entry("10.1.0.2", "c1"),
+    });
+    let found = adopted(
+        &ledger,
+        &[
+            ("10.1.0.7", "c7\neth0"),
+            ("10.1.0.7_shop_web-0", ""),
+            ("fd00::7", "c7\neth0"),
+            ("fd00::7_shop_web-0", ""),
+        ],
+    );
+    assert_eq!(found, ["container c7 (eth0): 10.1.0.7 fd00::7 active c7"]);
+}

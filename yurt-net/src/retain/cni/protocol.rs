@@ -8,7 +8,7 @@ use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use super::CniError;
@@ -164,13 +164,18 @@ pub(super) struct Config {
     pub(super) name: String,
     #[serde(flatten)]
     pub(super) store: StoreConfig,
-    pub(super) mac: MacPolicy,
+    /// `yurt-cni`'s policy. `yurt-ipam` is told the main plugin's configuration, where it may mean anything: macvlan has a MAC there.
+    mac: Value,
     pub(super) ipam: Option<Ipam>,
     runtime_config: RuntimeConfig,
     args: Args,
     pub(super) prev_result: Option<Value>,
-    #[serde(rename = "cni.dev/valid-attachments")]
-    pub(super) valid_attachments: Vec<ValidAttachment>,
+    /// `None` where there is no such key; null is an empty list, as Go writes it.
+    #[serde(
+        rename = "cni.dev/valid-attachments",
+        deserialize_with = "list_or_null"
+    )]
+    pub(super) valid_attachments: Option<Vec<ValidAttachment>>,
 }
 
 /// Where the ledger is, and for how long it retains.
@@ -260,6 +265,12 @@ pub(super) struct ValidAttachment {
     pub(super) interface: String,
 }
 
+fn list_or_null<'de, D: Deserializer<'de>>(
+    value: D,
+) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
+    Option::deserialize(value).map(|list| Some(list.unwrap_or_default()))
+}
+
 impl Config {
     pub(super) fn parse(text: &str) -> Result<Self, CniError> {
         serde_json::from_str(text).map_err(CniError::Decode)
@@ -305,6 +316,12 @@ impl Config {
             }
         }
         Ok(requested)
+    }
+
+    /// Which MAC to give.
+    pub(super) fn mac_policy(&self) -> Result<MacPolicy, CniError> {
+        let policy = Option::<MacPolicy>::deserialize(&self.mac).map_err(CniError::Decode)?;
+        Ok(policy.unwrap_or_default())
     }
 
     /// A MAC that somebody asked the main plugin for.

@@ -2,6 +2,7 @@ use serde_json::json;
 
 use super::protocol::*;
 use super::*;
+use crate::retain::ledger::State;
 
 fn environment(args: &str) -> Environment {
     Environment {
@@ -168,4 +169,53 @@ fn the_name_of_the_program_says_which_plugin_it_is() {
     assert_eq!(Plugin::named(Path::new("yurt-cni")), Some(Plugin::Chained));
     assert_eq!(Plugin::named(Path::new("/usr/bin/yurt-net")), None);
     assert_eq!(Plugin::named(Path::new("")), None);
+}
+
+#[test]
+fn a_mac_of_the_main_plugin_is_no_matter_of_yurt_ipams() {
+    // As macvlan has it.
+    let value = json!({
+        "cniVersion": "1.0.0", "name": "edge", "type": "macvlan", "mac": "c2:11:22:33:44:55",
+        "ipam": {"type": "yurt-ipam", "ranges": [[{"subnet": "10.1.0.0/24"}]]},
+    });
+    let config = config(value);
+    config.range_sets().unwrap();
+    assert_eq!(config.mac_policy().unwrap_err().code(), 6);
+}
+
+#[test]
+fn yurt_cni_has_two_policies_and_one_is_the_default() {
+    let policy = |value| config(value).mac_policy().unwrap();
+    assert_eq!(policy(json!({})), MacPolicy::Address);
+    assert_eq!(policy(json!({"mac": "address"})), MacPolicy::Address);
+    assert_eq!(policy(json!({"mac": "first"})), MacPolicy::First);
+}
+
+#[test]
+fn gc_without_a_list_takes_from_nobody_and_with_null_from_all() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    let value = json!({
+        "name": "edge",
+        "ipam": {
+            "dataDir": path("state"), "runDir": path("run"), "migrateFrom": "",
+            "ranges": [[{"subnet": "10.1.0.0/24"}]],
+        },
+    });
+    let environment = environment("K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-0");
+    let meet = |verb, value: &Value| {
+        let config = config(value.clone());
+        let request = Request::new(Plugin::Ipam, Version::NEWEST, &environment, &config).unwrap();
+        let result = request.meet(verb, &mut Vec::new());
+        let store = Store::open(&request.place).unwrap();
+        let state = store.ledger().entries().values().next().unwrap().state;
+        (result.map_err(|error| error.code()), state)
+    };
+    meet(Verb::Add, &value).0.unwrap();
+    assert_eq!(meet(Verb::Gc, &value), (Err(7), State::Active));
+    let mut with = value.clone();
+    with["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
+    assert_eq!(meet(Verb::Gc, &with), (Ok(Value::Null), State::Active));
+    with["cni.dev/valid-attachments"] = Value::Null;
+    assert_eq!(meet(Verb::Gc, &with), (Ok(Value::Null), State::Retained));
 }

@@ -14,11 +14,13 @@
 //!
 //! Everything here blocks. Whoever calls `commit` holds the [`Lock`] since before `open`.
 
+use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::PathBuf;
+use std::path::{Component, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::codec::{self, Flaw, VERSION};
@@ -108,11 +110,28 @@ impl Place {
         self.state_dir.join("ledger")
     }
 
-    /// Its own for each state directory, whose path is in the name: two ledgers must not mix.
+    /// Its own for each state directory, however it is spelled: two ledgers must not mix, and one must not have two locks. The
+    /// path is the name, with `-` between its components and percent-encoded within them.
     fn in_memory(&self) -> PathBuf {
-        let path = self.state_dir.to_string_lossy();
-        self.run_dir.join(path.trim_matches('/').replace('/', "-"))
+        let components = self.state_dir.components().filter_map(|part| match part {
+            Component::Normal(name) => Some(encoded(name.as_bytes(), b"-%")),
+            Component::ParentDir => Some(encoded(b"..", b".")),
+            Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+        });
+        let name = components.collect::<Vec<_>>().join(&b'-');
+        self.run_dir.join(OsStr::from_bytes(&name))
     }
+}
+
+fn encoded(name: &[u8], special: &[u8]) -> Vec<u8> {
+    let encode = |byte: &u8| {
+        if special.contains(byte) {
+            format!("%{byte:02x}").into_bytes()
+        } else {
+            vec![*byte]
+        }
+    };
+    name.iter().flat_map(encode).collect()
 }
 
 /// The right to write a ledger. Ends with this value, or with the process.

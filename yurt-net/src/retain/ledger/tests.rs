@@ -371,3 +371,44 @@ fn one_process_at_a_time_writes() {
     let _lock = store::Lock::take(&place, patience).unwrap();
     store::Lock::take(&other, patience).unwrap();
 }
+
+#[test]
+fn a_state_directory_has_one_lock_however_it_is_spelled_and_never_anothers() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let patience = std::time::Duration::ZERO;
+    let lock = |state_dir: &str| {
+        let place = Place {
+            state_dir: state_dir.into(),
+            run_dir: directory.path().join("run"),
+        };
+        store::Lock::take(&place, patience)
+    };
+    let _lock = lock("/var/lib/yurt-net").unwrap();
+    for same in [
+        "/var/lib//yurt-net",
+        "/var/./lib/yurt-net/",
+        "//var/lib/yurt-net/.",
+    ] {
+        assert!(lock(same).is_err(), "{same}");
+    }
+    let others = [
+        "/var/lib-yurt/net",
+        "/var-lib/yurt-net",
+        "/var/lib/yurt/net",
+        "/var/lib/yurt%2dnet",
+        "/var/lib/yurt--net",
+        "/var/lib/yurt-/net",
+        "/var/lib/yurt/-net",
+        "/var/lib/..",
+        "/..",
+        "/%2e%2e",
+    ];
+    let held = others.map(|other| lock(other).unwrap_or_else(|error| panic!("{other}: {error}")));
+    assert_eq!(
+        held.len(),
+        std::fs::read_dir(directory.path().join("run"))
+            .unwrap()
+            .count()
+            - 1
+    );
+}

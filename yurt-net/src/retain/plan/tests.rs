@@ -293,3 +293,53 @@ fn a_reboot_keeps_names_and_forgets_containers() {
     let again = Draft::new(draft.ledger(), &clock);
     assert_eq!(again.into_records(), []);
 }
+
+#[test]
+fn whatever_a_previous_result_leaves_out_what_yurt_ipam_gave_stays() {
+    let mut ledger = Ledger::default();
+    let a = who("a", "c1");
+    give(&mut ledger, &a, 1);
+    let before = ledger.get(&key("a")).unwrap().clone();
+    for claimed in [&[][..], &["10.1.0.2"], &["10.9.0.9"]] {
+        let result = observe(&ledger, &a, &ips(claimed), Mac([2; 6]), at(2));
+        run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+        let expected = Entry {
+            mac: Some(Mac([2; 6])),
+            ..before.clone()
+        };
+        assert_eq!(ledger.get(&key("a")), Some(&expected), "{claimed:?}");
+    }
+}
+
+#[test]
+fn an_old_sandbox_that_comes_by_late_takes_nothing_back_from_the_new_one() {
+    let mut ledger = Ledger::default();
+    let (old, new) = (who("a", "c1"), who("a", "c2"));
+    give(&mut ledger, &old, 1);
+    give(&mut ledger, &new, 2);
+    let addresses = ips(&["10.1.0.2", "fd00::2"]);
+    let late = observe(&ledger, &old, &addresses, Mac([2; 6]), at(3));
+    assert_eq!(late, Ok(vec![]));
+    leave(&mut ledger, &old, 4);
+    assert_eq!(state(&ledger, "a"), Some(State::Active));
+}
+
+#[test]
+fn a_result_without_addresses_takes_none_from_a_name_that_has_some() {
+    let mut ledger = Ledger::default();
+    let addresses = ips(&["10.9.0.2"]);
+    let (old, new) = (who("a", "c1"), who("a", "c2"));
+    let result = observe(&ledger, &old, &addresses, Mac([2; 6]), at(1));
+    run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+    for who in [&old, &new] {
+        assert_eq!(observe(&ledger, who, &[], Mac([4; 6]), at(2)), Ok(vec![]));
+    }
+    for record in del(&ledger, &old, Assigner::Other, at(3)) {
+        ledger.apply(record);
+    }
+    assert_eq!(observe(&ledger, &new, &[], Mac([4; 6]), at(4)), Ok(vec![]));
+    // One that has none has a MAC to keep.
+    let result = observe(&ledger, &who("b", "c3"), &[], Mac([6; 6]), at(5));
+    run(&mut ledger, result.map(|records| (records, ()))).unwrap();
+    assert_eq!(ledger.get(&key("b")).unwrap().mac, Some(Mac([6; 6])));
+}
