@@ -25,7 +25,11 @@ fuzz_target!(|text: &str| {
             drop(args.policy.config(&args.node));
         }
         Command::Explain(args) => assert!(args.source.is_some() == args.node.is_some()),
-        Command::Status(_) | Command::Check(_) | Command::Cleanup(_) | Command::Probe => {}
+        Command::Status(_)
+        | Command::Check(_)
+        | Command::Cleanup(_)
+        | Command::Ledger(_)
+        | Command::Probe => {}
     }
 });
 
