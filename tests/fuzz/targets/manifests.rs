@@ -56,6 +56,6 @@ fn in_another_item(text: &str) {
 fn has_good(decoded: &Decoded) -> bool {
     let last = decoded.objects.last();
     last.is_some_and(
-        |located| matches!(&located.object, Object::Node(node) if node.name == "unharmed"),
+        |located| matches!(&located.object, Object::Node(node) if &*node.name == "unharmed"),
     )
 }
