@@ -120,8 +120,9 @@ fn routes_of_both_families_survive_the_change_of_the_mac() {
 fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
     let node = Node::new();
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
-    // The bridge is made with the first Pod.
-    network.add(&pod("first", "c0").sandbox);
+    // The bridge is made with the first Pod, and forgets its neighbours when it has no Pod any more.
+    let first = pod("first", "c0");
+    network.add(&first.sandbox);
     node.netns
         .ip(
             "neigh add 10.1.0.3 lladdr 02:00:00:00:00:99 dev cni0 nud stale\n\
@@ -138,7 +139,7 @@ fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
             .unwrap()
             .iter()
             .find(|entry| entry["dst"] == address)
-            .unwrap();
+            .unwrap_or_else(|| panic!("{address} in {known}"));
         assert_eq!(entry["lladdr"], mac(&result).as_str(), "{known}");
     }
 }
