@@ -9,16 +9,21 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
+use yurt_net::plan::Capacity;
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::{Agent, Cloud, Pod, Proto, Tally, Traffic};
 
-use crate::world::{CAPACITY, Random, World, check, flags, vip};
+use crate::world::{CAPACITY, OTHER_CAPACITY, Random, World, check, flags, vip};
 
 const KILLS: u64 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
 fn start(world: &World, cloud: &Cloud) -> Result<Agent> {
-    let flags = flags(&CAPACITY);
+    start_with(world, cloud, &CAPACITY)
+}
+
+fn start_with(world: &World, cloud: &Cloud, capacity: &Capacity) -> Result<Agent> {
+    let flags = flags(capacity);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let node = &world.node;
     node.start_agent_from(&cloud.source(), node.name(), &flags)
@@ -104,6 +109,16 @@ fn a_rebooted_node_serves_from_its_checkpoint_without_apiserver_route_or_dns() -
 #[test]
 fn an_agent_restarted_without_the_apiserver_leaves_newer_maps_alone_and_fails_no_connect()
 -> Result<()> {
+    newer_maps_are_left_alone(&CAPACITY)
+}
+
+#[test]
+fn maps_that_are_to_be_replaced_serve_on_while_only_the_checkpoint_speaks() -> Result<()> {
+    newer_maps_are_left_alone(&OTHER_CAPACITY)
+}
+
+/// The agent is started again with this capacity.
+fn newer_maps_are_left_alone(capacity: &Capacity) -> Result<()> {
     let world = World::new()?;
     let (cloud, agent) = followed(&world)?;
     // Younger than the checkpoint, which is written once a minute.
@@ -112,7 +127,7 @@ fn an_agent_restarted_without_the_apiserver_leaves_newer_maps_alone_and_fails_no
     agent.kill9()?;
     cloud.kill9()?;
     let during = traffic(&world)?;
-    let agent = start(&world, &cloud)?;
+    let agent = start_with(&world, &cloud, capacity)?;
     thread::sleep(Duration::from_secs(3));
     ensure!(agent.is_running(), "{}", world.node.agent_log());
     judge(during, &[&world.c])?;
