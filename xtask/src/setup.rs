@@ -132,16 +132,19 @@ const TOOLS: &[Tool] = &[
 
 const LLVM: &str = "/usr/lib/llvm-22";
 
+/// What the tests need, and so all that any verb does.
+pub(crate) const ALL: [Need; 6] = [
+    Need::Nextest,
+    Need::Ebpf,
+    Need::Fuzz,
+    Need::Lab,
+    Need::Cni,
+    Need::Qemu,
+];
+
 /// Installs everything that any verb needs.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    ensure(&[
-        Need::Nextest,
-        Need::Ebpf,
-        Need::Fuzz,
-        Need::Lab,
-        Need::Cni,
-        Need::Qemu,
-    ])?;
+    ensure(&ALL)?;
     if args.kernel {
         let kernel = old_kernel()?;
         say(format_args!("setup: old kernel at {}", kernel.display()));

@@ -33,14 +33,7 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     }
     // Said at once, not after ten minutes; and never a silent skip.
     require_root("this test run")?;
-    setup::ensure(&[
-        Need::Nextest,
-        Need::Ebpf,
-        Need::Fuzz,
-        Need::Lab,
-        Need::Cni,
-        Need::Qemu,
-    ])?;
+    setup::ensure(&setup::ALL)?;
     let kernel = setup::old_kernel()?;
     if rings == Rings::All {
         check::run(&check::Args::default())?;
