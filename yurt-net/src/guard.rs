@@ -10,6 +10,9 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
+use crate::retain::announce::link_local;
+use crate::retain::ledger::Mac;
+
 /// Most addresses and prefixes of one family that a row holds, link-local ones too.
 pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
 /// Most link-layer addresses that a row holds.
@@ -104,7 +107,7 @@ impl std::str::FromStr for Extra {
         for word in text.split(is_between).filter(|word| !word.is_empty()) {
             if let Ok(prefix) = word.parse() {
                 extra.prefixes.push(prefix);
-            } else if let Some(mac) = parse_mac(word) {
+            } else if let Ok(Mac(mac)) = word.parse() {
                 extra.macs.push(mac);
             } else {
                 let word = word.to_owned();
@@ -113,16 +116,6 @@ impl std::str::FromStr for Extra {
         }
         Ok(extra)
     }
-}
-
-fn parse_mac(word: &str) -> Option<[u8; 6]> {
-    let mut mac = [0; 6];
-    let mut bytes = word.split(':');
-    for byte in &mut mac {
-        let digits = bytes.next().filter(|digits| digits.len() == 2)?;
-        *byte = u8::from_str_radix(digits, 16).ok()?;
-    }
-    bytes.next().is_none().then_some(mac)
 }
 
 /// A device of the node.
@@ -315,7 +308,7 @@ fn row(
 ) -> Row {
     let mut own: Vec<IpNetwork> = addresses.iter().copied().map(host_prefix).collect();
     own.push(match pod.mac {
-        Some(mac) => host_prefix(link_local(mac).into()),
+        Some(mac) => host_prefix(link_local(Mac(mac)).into()),
         // Whatever comes from a link-layer address that nobody has written down.
         None => IpNetwork::V6(LINK_LOCAL),
     });
@@ -387,13 +380,6 @@ const LINK_LOCAL: Ipv6Network =
 
 fn host_prefix(addr: IpAddr) -> IpNetwork {
     IpNetwork::from(addr)
-}
-
-/// The address of a link that the kernel derives from a link-layer address (RFC 4291, appendix A).
-fn link_local([a, b, c, d, e, f]: [u8; 6]) -> Ipv6Addr {
-    let interface = [a ^ 2, b, c, 0xff, 0xfe, d, e, f];
-    let [a, b, c, d, e, f, g, h] = interface;
-    Ipv6Addr::from([0xfe, 0x80, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, g, h])
 }
 
 /// One write.

@@ -198,6 +198,7 @@ fn an_annotation_names_addresses_prefixes_and_link_layer_addresses() {
         "fd00::/129",
         "00:00:5e:00:01",
         "00:00:5e:00:01:33:44",
+        "+0:00:5e:00:01:33",
         "web",
     ] {
         let error = word.parse::<Extra>().unwrap_err();
