@@ -145,15 +145,6 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     shared(ranges)
 }
 
-/// How many source ranges stand before an address.
-fn source_ranges_of(service: &Service, address: IpAddr) -> usize {
-    let ranges = source_ranges(service);
-    let of_family = ranges
-        .iter()
-        .filter(|range| range.is_ipv4() == address.is_ipv4());
-    of_family.count()
-}
-
 /// The addresses that NodePorts are served on: at most one of each family.
 pub(super) fn node_addresses(
     snapshot: &Snapshot,
@@ -203,9 +194,10 @@ pub(super) struct ServiceAddresses {
 }
 
 impl ServiceAddresses {
-    /// Collects them; `refused` gets what is wrong with those that are left out.
+    /// Collects them; `refused` gets what is wrong with those that are left out. `ranges` are the Service's [`source_ranges`].
     pub(super) fn new(
         service: &Service,
+        ranges: &[IpNetwork],
         pool_services: &[Arc<PoolService>],
         environment: &Environment,
         refused: &mut Vec<String>,
@@ -223,15 +215,15 @@ impl ServiceAddresses {
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
             for &address in addresses {
-                let ranges = match kind {
-                    FrontendKind::LoadBalancer => source_ranges_of(service, address),
-                    _ => 0,
-                };
+                // An external IP that is the load balancer's too is behind the same ranges.
+                let is_balanced = kind != FrontendKind::ClusterIp && balanced.contains(&address);
+                let of_family = ranges.iter().filter(|r| r.is_ipv4() == address.is_ipv4());
+                let admitted = of_family.count();
                 match unusable(kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
-                    None if ranges > MAX_SOURCE_RANGES => refused.push(format!(
-                        "{kind} {address} is not served here: it admits {ranges} source ranges, and at most \
+                    None if is_balanced && admitted > MAX_SOURCE_RANGES => refused.push(format!(
+                        "{kind} {address} is not served here: it admits {admitted} source ranges, and at most \
                          {MAX_SOURCE_RANGES} can be; merge some"
                     )),
                     None => fixed.push((kind, address)),

@@ -361,13 +361,14 @@ impl Remembered {
         let topology_keys = service.topology_keys.as_deref();
         let (closure, unknown_key) = environment.topology.closure(topology_keys);
         self.reasons.extend(unknown_key);
+        let source_ranges = edge::source_ranges(&service);
         let addresses = ServiceAddresses::new(
             &service,
+            &source_ranges,
             &self.pool_services,
             environment,
             &mut self.reasons,
         );
-        let source_ranges = edge::source_ranges(&service);
         let seen = all_seen(&self.slices, environment);
 
         let mut ports: Vec<&ServicePort> = service.ports.iter().collect();

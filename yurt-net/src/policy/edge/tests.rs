@@ -530,3 +530,32 @@ fn source_ranges_are_those_of_the_family_and_a_zero_prefix_admits_all() {
     );
     assert_eq!(admitted(&["0.0.0.0/0", "::/0"]), [""; 0]);
 }
+
+#[test]
+fn an_address_with_more_source_ranges_than_can_be_is_left_to_the_network_by_whatever_name() {
+    let mut world = World::web(None);
+    let ranges = (0..=127).map(|number| format!("10.9.{number}.0/24"));
+    let ranges: Vec<_> = ranges.map(|range| range.parse().unwrap()).collect();
+    for (count, served) in [(127, true), (128, false)] {
+        world.service("web", |service| {
+            service.service_type = ServiceType::LoadBalancer;
+            service.external_ips = [ip("203.0.113.9"), ip("198.51.100.7")].into();
+            service.load_balancer_ips = [ip("203.0.113.9")].into();
+            service.source_ranges = ranges[..count].into();
+        });
+        let table = world.compile();
+        let shown = frontends(only(&table));
+        let of_balancer = shown.iter().filter(|shown| shown.contains("203.0.113.9"));
+        assert_eq!(of_balancer.count(), if served { 2 } else { 0 }, "{shown:?}");
+        assert!(
+            shown.contains(&"ExternalIP 198.51.100.7:80".to_owned()),
+            "{shown:?}"
+        );
+        assert_eq!(
+            table.rejections.is_empty(),
+            served,
+            "{:?}",
+            table.rejections
+        );
+    }
+}
