@@ -178,7 +178,6 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 next_drift = Instant::now() + drift_interval;
                 if agent.status.ready {
                     agent.repair();
-                    agent.want_clients();
                     give_back_memory();
                 }
             }
@@ -287,7 +286,6 @@ impl Agent {
         self.sync()?;
         self.dataplane.activate()?;
         self.status.ready = true;
-        self.want_clients();
         give_back_memory();
         self.status.adopted = self.is_adopted;
         self.status.self_test = match socket_lb {
@@ -337,15 +335,12 @@ impl Agent {
         let with_tcp = self.established == ClosureEstablished::Reset;
         let mut lost = compiled.lost.into_iter();
         self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
-        let is_retry = self.retry_at.replace(Instant::now() + RETRY).is_some();
-        if is_retry {
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
+            self.want_clients();
         }
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
-        if is_retry || self.clients.is_wanted() {
-            self.want_clients();
-        }
         self.report_refused(refused);
         self.scan_if_due();
         let took = started.elapsed();
@@ -457,7 +452,8 @@ impl Agent {
             planned = plan(self.memo.table(), &mut self.image);
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
-            if planned.asks_for_clients() {
+            // To look for such a set among all would cost more than most plans.
+            if planned.asks_for_clients() || self.clients.is_wanted() {
                 self.want_clients();
             }
             if planned.refused.is_empty() || !planned.has_retired {
@@ -467,7 +463,7 @@ impl Agent {
         Ok((writes, planned.refused))
     }
 
-    /// Has clients looked for while a Service asks who they are.
+    /// Has clients looked for while a set of the image asks who they are.
     fn want_clients(&mut self) {
         let is_wanted = self.image.asks_for_clients();
         if self.clients.want(is_wanted) && !is_wanted {

@@ -11,10 +11,7 @@ use super::{Backend4, Backend6};
 pub struct Affinity(pub u64);
 
 impl Affinity {
-    /// Largest timeout: a day.
-    pub const MAX_SECONDS: u32 = 86_400;
-
-    /// Packs the parts: at most [`Self::MAX_SECONDS`] seconds, and 47 bits of `identity`.
+    /// Packs the parts: 17 bits of `seconds`, which hold the day that Kubernetes allows, and 47 of `identity`.
     pub const fn new(seconds: u32, identity: u64) -> Self {
         Self(seconds as u64 & 0x1_ffff | identity << 17)
     }
