@@ -22,7 +22,7 @@ use yurt_ebpf::abi::{
     NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer,
     UdpPeer, mapped,
 };
-use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, resolve4, resolve6};
+use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, passes4, resolve4, resolve6};
 
 use crate::maps::{
     BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
@@ -111,7 +111,13 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
         return ALLOW;
     }
     let (addr, mut backend) = (sock.addr4(), Backend4::default());
-    match sock.choose4(u32::from_ne_bytes(addr), protocol, call, &mut backend) {
+    // Before the subprogram: its call is a third of what those would pay who dial no Service. (For IPv6 there is no room on
+    // the stack.)
+    let choice = match passes4(&sock, addr) {
+        true => Choice::Pass,
+        false => sock.choose4(u32::from_ne_bytes(addr), protocol, call, &mut backend),
+    };
+    match choice {
         Choice::Backend => {
             sock.set4(backend.addr, backend.port_be);
             ALLOW

@@ -134,6 +134,25 @@ fn an_address_outside_the_filter_and_the_prefixes_costs_no_lookup() {
 }
 
 #[test]
+fn what_the_filter_alone_passes_is_what_a_whole_look_passes() {
+    for (filter, flags) in [
+        (None, 0),
+        (Some(0), 0),
+        (Some(0), PREFIXES_ARE_SERVICE_CIDRS),
+    ] {
+        let fake = Fake {
+            filter,
+            ..with_prefix(flags)
+        };
+        let is_passed = filter == Some(0) && flags == 0;
+        assert_eq!(passes4(&fake, KEY.addr), is_passed);
+        if is_passed {
+            assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+        }
+    }
+}
+
+#[test]
 fn an_unallocated_address_is_refused_whatever_the_filter_says() {
     for filter in [None, Some(0)] {
         let fake = Fake {
