@@ -3,6 +3,7 @@
 
 pub mod apiserver;
 pub mod bench;
+mod bpf;
 pub mod frames;
 pub mod lab;
 pub mod matrix;

@@ -1,11 +1,7 @@
 //! A program on test input: `BPF_PROG_TEST_RUN`, which programs on devices have and those on sockets lack.
 
-use std::ffi::CString;
-use std::io;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
 use std::time::Instant;
@@ -13,8 +9,10 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::Result;
 
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_OBJ_GET: libc::c_long = 7;
+use crate::bpf::bpf;
+use crate::bpf::load;
+use crate::bpf::pinned;
+
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 
@@ -50,54 +48,17 @@ struct RunAttr {
     ctx_out: u64,
 }
 
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-}
-
-#[repr(C)]
-struct ObjectAttr {
-    pathname: u64,
-    fd: u32,
-    flags: u32,
-}
-
 impl Program {
     /// A pinned one.
     pub fn pinned(path: &Path) -> Result<Self> {
-        let name = CString::new(path.as_os_str().as_bytes())?;
-        let mut attr = ObjectAttr {
-            pathname: name.as_ptr().addr() as u64,
-            fd: 0,
-            flags: 0,
-        };
-        let fd = bpf(BPF_OBJ_GET, &mut attr);
-        let fd = fd.with_context(|| format!("open {}", path.display()))?;
-        // SAFETY: the kernel has just opened it for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = pinned(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self(fd))
     }
 
     /// One that does nothing.
     pub fn empty() -> Result<Self> {
-        let mut attr = LoadAttr {
-            prog_type: BPF_PROG_TYPE_SCHED_CLS,
-            insn_cnt: 2,
-            insns: NO_OPINION.as_ptr().addr() as u64,
-            license: c"GPL".as_ptr().addr() as u64,
-            ..LoadAttr::default()
-        };
-        let fd = bpf(BPF_PROG_LOAD, &mut attr).context("load an empty program")?;
-        // SAFETY: as above.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        let fd = load(BPF_PROG_TYPE_SCHED_CLS, 0, &NO_OPINION).context("load an empty program")?;
+        Ok(Self(fd))
     }
 
     /// What it says of a frame.
@@ -127,14 +88,4 @@ impl Program {
     pub fn fd(&self) -> &OwnedFd {
         &self.0
     }
-}
-
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
-    let attr = std::ptr::from_mut(attr);
-    // SAFETY: callers pass the structure of their command; what it points to outlives the call.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    i32::try_from(result).map_err(io::Error::other)
 }

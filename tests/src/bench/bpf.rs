@@ -1,13 +1,10 @@
-//! The few `bpf(2)` calls that the bench needs itself: a program that does nothing, and what maps cost.
+//! What the bench asks of the kernel itself: a program that does nothing, and what maps cost.
 
-use std::ffi::CString;
 use std::fs;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -16,8 +13,10 @@ use std::sync::atomic::Ordering;
 use anyhow::Context;
 use anyhow::Result;
 
-const BPF_PROG_LOAD: libc::c_long = 5;
-const BPF_OBJ_GET: libc::c_long = 7;
+use crate::bpf::load;
+use crate::bpf::open;
+use crate::bpf::pinned;
+
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 
@@ -33,41 +32,11 @@ pub fn attach_empty_hooks(cgroup: &Path) -> Result<Vec<OwnedFd>> {
     HOOKS
         .into_iter()
         .map(|hook| {
-            let program =
-                load(hook).with_context(|| format!("load an empty program for {hook}"))?;
+            let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, hook, &GO_ON)
+                .with_context(|| format!("load an empty program for {hook}"))?;
             attach(&program, &cgroup, hook).with_context(|| format!("attach to hook {hook}"))
         })
         .collect()
-}
-
-/// The head of the attributes, up to the last one that is used.
-#[repr(C)]
-#[derive(Default)]
-struct LoadAttr {
-    prog_type: u32,
-    insn_cnt: u32,
-    insns: u64,
-    license: u64,
-    log_level: u32,
-    log_size: u32,
-    log_buf: u64,
-    kern_version: u32,
-    prog_flags: u32,
-    prog_name: [u8; 16],
-    prog_ifindex: u32,
-    expected_attach_type: u32,
-}
-
-fn load(hook: u32) -> io::Result<OwnedFd> {
-    let mut attr = LoadAttr {
-        prog_type: BPF_PROG_TYPE_CGROUP_SOCK_ADDR,
-        insn_cnt: 2,
-        insns: GO_ON.as_ptr().addr() as u64,
-        license: c"GPL".as_ptr().addr() as u64,
-        expected_attach_type: hook,
-        ..LoadAttr::default()
-    };
-    bpf(BPF_PROG_LOAD, &mut attr)
 }
 
 #[repr(C)]
@@ -85,14 +54,7 @@ fn attach(program: &OwnedFd, cgroup: &File, hook: u32) -> io::Result<OwnedFd> {
         attach_type: hook,
         flags: 0,
     };
-    bpf(BPF_LINK_CREATE, &mut attr)
-}
-
-#[repr(C)]
-struct ObjectAttr {
-    pathname: u64,
-    fd: u32,
-    flags: u32,
+    open(BPF_LINK_CREATE, &mut attr)
 }
 
 /// Bytes of kernel memory behind every map that is pinned below `dir`, by name.
@@ -104,13 +66,7 @@ pub fn map_memory(dir: &Path) -> Result<Vec<(String, u64)>> {
             maps.extend(map_memory(&path)?);
             continue;
         }
-        let c_path = CString::new(path.as_os_str().as_bytes())?;
-        let mut attr = ObjectAttr {
-            pathname: c_path.as_ptr().addr() as u64,
-            fd: 0,
-            flags: 0,
-        };
-        let pin = bpf(BPF_OBJ_GET, &mut attr).with_context(|| path.display().to_string())?;
+        let pin = pinned(&path).with_context(|| path.display().to_string())?;
         let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", pin.as_raw_fd()))?;
         let field = |name: &str| {
             let line = info.lines().find_map(|line| line.strip_prefix(name))?;
@@ -144,13 +100,7 @@ impl PublishWords {
     /// Opens the map below the `bpffs` of an agent; it has `count` entries.
     pub fn open(bpffs: &Path, count: usize) -> Result<Self> {
         let path = bpffs.join("yurt-net/v2/yurt_svc");
-        let c_path = CString::new(path.as_os_str().as_bytes())?;
-        let mut attr = ObjectAttr {
-            pathname: c_path.as_ptr().addr() as u64,
-            fd: 0,
-            flags: 0,
-        };
-        let map = bpf(BPF_OBJ_GET, &mut attr).with_context(|| path.display().to_string())?;
+        let map = pinned(&path).with_context(|| path.display().to_string())?;
         let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
         let length = count * size_of::<ServiceRow>();
         // SAFETY: a new mapping at an address of the kernel's choice.
@@ -183,16 +133,4 @@ impl Drop for PublishWords {
             )
         };
     }
-}
-
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
-    let attr = std::ptr::from_mut(attr);
-    // SAFETY: callers pass the structure of their command; what it points to outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attr, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let fd = i32::try_from(fd).map_err(io::Error::other)?;
-    // SAFETY: the kernel has just opened it for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
