@@ -43,7 +43,7 @@ fn wait_for_count(world: &World, count: &str) -> Result<()> {
 #[test]
 fn a_removed_frontend_comes_back_and_is_counted() -> Result<()> {
     let (world, client) = with_a_service()?;
-    let map = kernel::get(&world.node(0)?.bpffs().join("yurt-net/v2/yurt_fe4"))?;
+    let map = kernel::get(&world.node(0)?.table_pins().join("yurt_fe4"))?;
     let before = kernel::lookup(&map, &KEY).context("no such frontend")?;
     kernel::delete(&map, &KEY)?;
     wait_for_count(&world, "driftWrites")?;
@@ -56,7 +56,7 @@ fn a_removed_frontend_comes_back_and_is_counted() -> Result<()> {
 #[test]
 fn a_frontend_that_was_bent_to_another_service_leads_to_its_own_again() -> Result<()> {
     let (world, client) = with_a_service()?;
-    let map = kernel::get(&world.node(0)?.bpffs().join("yurt-net/v2/yurt_fe4"))?;
+    let map = kernel::get(&world.node(0)?.table_pins().join("yurt_fe4"))?;
     let before = kernel::lookup(&map, &KEY).context("no such frontend")?;
     let mut bent = before;
     // The first word is the index of the service.
@@ -76,7 +76,7 @@ fn a_frontend_that_was_bent_to_another_service_leads_to_its_own_again() -> Resul
 #[test]
 fn a_frontend_that_nobody_asked_for_goes() -> Result<()> {
     let (world, client) = with_a_service()?;
-    let map = kernel::get(&world.node(0)?.bpffs().join("yurt-net/v2/yurt_fe4"))?;
+    let map = kernel::get(&world.node(0)?.table_pins().join("yurt_fe4"))?;
     let stray = kernel::frontend4([10, 96, 0, 99], 80, 6);
     let value = kernel::lookup(&map, &KEY).context("no such frontend")?;
     kernel::update(&map, &stray, &value)?;

@@ -97,9 +97,9 @@ struct ServiceRow {
 }
 
 impl PublishWords {
-    /// Opens the map below the `bpffs` of an agent; it has `count` entries.
-    pub fn open(bpffs: &Path, count: usize) -> Result<Self> {
-        let path = bpffs.join("yurt-net/v2/yurt_svc");
+    /// Opens the map among the pins of an agent's table; it has `count` entries.
+    pub fn open(pins: &Path, count: usize) -> Result<Self> {
+        let path = pins.join("yurt_svc");
         let map = pinned(&path).with_context(|| path.display().to_string())?;
         let (protection, flags) = (libc::PROT_READ, libc::MAP_SHARED);
         let length = count * size_of::<ServiceRow>();

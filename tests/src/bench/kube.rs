@@ -186,7 +186,7 @@ impl Setting {
         let flags = self.cluster.flags();
         let agent = self.node.start_agent_from(&self.source, &name, flags)?;
         // The maps get their name when the programs use them.
-        let maps = self.node.bpffs().join("yurt-net/v2");
+        let maps = self.node.table_pins();
         self.wait(&agent, || Ok(maps.exists()))?;
         let took = started.elapsed().as_secs_f64() * 1e3;
         self.wait(&agent, || Ok(self.status()?["ready"] == true))?;
@@ -243,7 +243,8 @@ impl Setting {
     /// Microseconds from an event on the wire to another publish word.
     fn events(&mut self, count: usize) -> Result<Vec<f64>> {
         let _gentle = Gentle::new()?;
-        let words = PublishWords::open(&self.node.bpffs(), tables::CAPACITY.services as usize)?;
+        let words =
+            PublishWords::open(&self.node.table_pins(), tables::CAPACITY.services as usize)?;
         let mut times = Vec::with_capacity(count);
         for number in 0..count {
             let before: Vec<u64> = words.read().collect();

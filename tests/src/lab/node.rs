@@ -363,6 +363,12 @@ impl Node {
         self.0.dir.join("bpffs")
     }
 
+    /// Where its agent pins the table maps that are in use.
+    pub fn table_pins(&self) -> PathBuf {
+        let version = yurt_ebpf::abi::TABLE_ABI;
+        self.bpffs().join(format!("yurt-net/v{version}"))
+    }
+
     /// The agent's state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.0.dir.join("state")
