@@ -45,6 +45,7 @@ impl Followed {
             node: NODE.to_owned(),
             pool,
             pool_label: yurt_net::policy::POOL_LABEL.to_owned(),
+            with_pods: false,
         };
         let sources = {
             let _inside = runtime.enter();
@@ -110,6 +111,11 @@ impl Followed {
             let _elapsed = timeout(time, sources.changed()).await;
         });
         Ok(())
+    }
+
+    /// The sources themselves.
+    pub(crate) fn sources(&mut self) -> &mut Sources {
+        &mut self.sources
     }
 
     /// EndpointSlices in force.

@@ -5,6 +5,7 @@ mod faults;
 mod followed;
 mod following;
 mod hub;
+mod pods;
 mod preference;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -119,6 +119,7 @@ impl PolicyArgs {
             node: node.to_owned(),
             pool: self.nodepool.clone(),
             pool_label: self.nodepool_label.clone(),
+            with_pods: false,
         }
     }
 

@@ -11,7 +11,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::retain::announce::link_local;
-use crate::retain::ledger::Mac;
+use crate::retain::ledger::{HostSide, Mac};
 
 /// Most addresses and prefixes of one family that a row holds, link-local ones too.
 pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
@@ -67,15 +67,6 @@ pub struct GuardedPod {
     pub host: Option<HostSide>,
     /// What else it may use.
     pub extra: Extra,
-}
-
-/// The host's end of a Pod's interface, as it was when the Pod got it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HostSide {
-    /// Index of the device.
-    pub ifindex: u32,
-    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
-    pub peer: Option<u32>,
 }
 
 /// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.

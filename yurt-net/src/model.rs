@@ -231,6 +231,23 @@ pub struct Node {
     pub external_ips: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNetwork>,
+    /// `metadata.annotations` under `flannel.alpha.coreos.com/`: what flannel tells the peers of this Node. They count only
+    /// while they are fresh, so a checkpoint does not keep them.
+    #[serde(skip)]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// A v1 Pod of this node: what retention reads of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalPod {
+    /// Identity.
+    pub name: NamespacedName,
+    /// `metadata.uid`; "" where a manifest has none.
+    pub uid: Arc<str>,
+    /// `spec.nodeName`; "" where a manifest has none.
+    pub node_name: Arc<str>,
+    /// `metadata.annotations` under `yurt-net.openyurt.io/`.
+    pub annotations: BTreeMap<String, String>,
 }
 
 /// An apps.openyurt.io NodePool (v1beta1, v1beta2).
@@ -299,6 +316,8 @@ pub struct Snapshot {
     pub pool_services: BTreeMap<NamespacedName, Arc<PoolService>>,
     /// ServiceCIDRs by name.
     pub service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
+    /// Pods of this node, where retention asks for them; no table depends on them.
+    pub pods: BTreeMap<NamespacedName, Arc<LocalPod>>,
     /// Objects that the source had to leave out or to keep in an older version.
     pub rejections: Vec<Rejection>,
     /// Where objects were read, by kind and name; empty for an apiserver.

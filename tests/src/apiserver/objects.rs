@@ -120,6 +120,17 @@ pub fn node(name: &str, pool: Option<&str>, address: IpAddr) -> Value {
     node
 }
 
+/// A Pod on a node.
+pub fn pod(name: &str, node: &str) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"namespace": "default", "name": name, "uid": format!("uid-of-{name}")},
+        "spec": {"nodeName": node, "containers": [{"name": "main", "image": "none"}]},
+        "status": {},
+    })
+}
+
 /// A NodePool whose status tells its nodes.
 pub fn node_pool<S: AsRef<str>>(name: &str, nodes: &[S]) -> Value {
     let nodes: Vec<_> = nodes.iter().map(AsRef::as_ref).collect();

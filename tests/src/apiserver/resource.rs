@@ -19,6 +19,8 @@ pub enum Resource {
     PoolServices,
     /// networking.k8s.io ServiceCIDRs.
     ServiceCidrs,
+    /// v1 Pods.
+    Pods,
 }
 
 /// How a resource looks from outside.
@@ -99,9 +101,19 @@ static SERVICE_CIDRS: Shape = Shape {
     blank: r#","spec":{"cidrs":null},"status":{}"#,
 };
 
+static PODS: Shape = Shape {
+    group: "",
+    versions: &["v1"],
+    plural: "pods",
+    kind: "Pod",
+    is_namespaced: true,
+    is_custom: false,
+    blank: r#","spec":{"containers":null},"status":{}"#,
+};
+
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Services,
         Self::EndpointSlices,
         Self::Nodes,
@@ -109,6 +121,7 @@ impl Resource {
         Self::NodeBuckets,
         Self::PoolServices,
         Self::ServiceCidrs,
+        Self::Pods,
     ];
 
     pub(super) fn shape(self) -> &'static Shape {
@@ -120,6 +133,7 @@ impl Resource {
             Self::NodeBuckets => &NODE_BUCKETS,
             Self::PoolServices => &POOL_SERVICES,
             Self::ServiceCidrs => &SERVICE_CIDRS,
+            Self::Pods => &PODS,
         }
     }
 

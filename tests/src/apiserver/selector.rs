@@ -33,7 +33,8 @@ impl Filter {
         for field in &filter.fields {
             match field {
                 Requirement::Is(key, _) | Requirement::IsNot(key, _)
-                    if key == "metadata.name" || key == "metadata.namespace" => {}
+                    if ["metadata.name", "metadata.namespace", "spec.nodeName"]
+                        .contains(&key.as_str()) => {}
                 other => return Err(format!("field label not supported: {other:?}")),
             }
         }
@@ -44,13 +45,14 @@ impl Filter {
         &self,
         namespace: &str,
         name: &str,
+        node_name: &str,
         labels: &BTreeMap<String, String>,
     ) -> bool {
         let field = |key: &str| {
-            Some(if key == "metadata.name" {
-                name
-            } else {
-                namespace
+            Some(match key {
+                "metadata.name" => name,
+                "spec.nodeName" => node_name,
+                _ => namespace,
             })
         };
         let label = |key: &str| labels.get(key).map(String::as_str);
@@ -113,12 +115,14 @@ mod tests {
             ("", "metadata.name=b", false),
             ("", "metadata.name!=a", false),
             ("", "metadata.namespace=default", true),
+            ("", "spec.nodeName=edge-a1", true),
+            ("", "spec.nodeName=edge-b1", false),
         ] {
             let filter = Filter::parse(None, selector, fields).unwrap();
-            let matches = filter.matches("default", "a", &labels);
+            let matches = filter.matches("default", "a", "edge-a1", &labels);
             assert_eq!(matches, expected, "{selector} {fields}");
         }
         assert!(Filter::parse(None, "app in (a, b)", "").is_err());
-        assert!(Filter::parse(None, "", "spec.nodeName=a").is_err());
+        assert!(Filter::parse(None, "", "status.phase=Running").is_err());
     }
 }

@@ -29,6 +29,8 @@ pub(super) type Key = (String, String);
 pub(super) struct Object {
     pub(super) key: Key,
     pub(super) labels: BTreeMap<String, String>,
+    /// `spec.nodeName`: the field that Pods are selected by.
+    node_name: String,
     pub(super) version: u64,
     uid: String,
     /// Without kind and apiVersion; metadata comes first, as in all built-in kinds.
@@ -44,7 +46,12 @@ impl Object {
         if metadata["creationTimestamp"].is_null() {
             metadata["creationTimestamp"] = json!(CREATED);
         }
-        let labels = metadata["labels"].as_object().into_iter().flatten();
+        let node_name = value["spec"]["nodeName"].as_str().unwrap_or_default();
+        let node_name = node_name.to_owned();
+        let labels = value["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten();
         let labels = labels
             .filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned())))
             .collect();
@@ -67,6 +74,7 @@ impl Object {
         Ok(Self {
             key,
             labels,
+            node_name,
             version,
             uid,
             json: json.into(),
@@ -74,7 +82,7 @@ impl Object {
     }
 
     pub(super) fn is_in(&self, filter: &Filter) -> bool {
-        filter.matches(&self.key.0, &self.key.1, &self.labels)
+        filter.matches(&self.key.0, &self.key.1, &self.node_name, &self.labels)
     }
 
     /// The whole object, in one of its resource's versions.

@@ -7,19 +7,16 @@ use std::net::IpAddr;
 use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
-use crate::retain::cni::{CniError, clock};
-use crate::retain::ledger::store::{LedgerError, Place, Store};
+use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
+use crate::retain::watch::{Reading, WatchError};
 
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
     /// The ledger.
     #[error(transparent)]
-    Ledger(#[from] LedgerError),
-    /// The clock.
-    #[error(transparent)]
-    Clock(#[from] CniError),
+    Read(#[from] WatchError),
     /// JSON out.
     #[error("convert to JSON")]
     Json(#[from] serde_json::Error),
@@ -163,23 +160,15 @@ fn rows(ledger: &Ledger, now: Now) -> Vec<Row<'_>> {
 
 /// Prints it. Reads only.
 pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
-    let store = Store::open(&Place {
+    let Reading {
+        ledger,
+        now,
+        alarms,
+    } = Reading::take(&Place {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
     })?;
-    let ledger = store.ledger();
-    let entries = rows(ledger, ledger.now(&clock()?));
-    let mut alarms: Vec<String> = store
-        .alarms()
-        .iter()
-        .map(|alarm| crate::agent::chain(alarm))
-        .collect();
-    if store.behind() > 0 {
-        alarms.push(format!(
-            "the ledger on disk lacks the last {} changes, which a reboot now would lose: is the disk full or read-only?",
-            store.behind()
-        ));
-    }
+    let entries = rows(&ledger, now);
     match args.output {
         Output::Json => println!("{}", serde_json::to_string(&Listing { entries, alarms })?),
         Output::Table => {

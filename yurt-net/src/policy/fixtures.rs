@@ -69,6 +69,7 @@ impl World {
     pub(crate) fn node(&mut self, name: &str, pool: Option<&str>, edit: impl FnOnce(&mut Node)) {
         let labels = pool.map(|pool| (super::POOL_LABEL.to_owned(), pool.to_owned()));
         let mut node = Node {
+            annotations: Default::default(),
             name: name.into(),
             labels: labels.into_iter().collect(),
             internal_ips: Vec::new(),

@@ -36,6 +36,7 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
     let blank = |container: &str| Entry {
         addresses: Vec::new(),
         mac: None,
+        host: None,
         uid: String::new(),
         container: container.to_owned(),
         network: network.to_owned(),

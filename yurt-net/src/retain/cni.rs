@@ -23,7 +23,7 @@ use super::announce::mac_of;
 use super::ledger::store::{LedgerError, Lock, Place, Store};
 use super::ledger::{Assigner, Clock, Ledger, Mac, Now, Record};
 use super::link::{self, LinkError};
-use super::plan::{self, Draft, Refusal};
+use super::plan::{self, Draft, Refusal, Seen};
 use super::range::RangeError;
 use crate::agent::chain;
 use crate::netns::Netns;
@@ -472,11 +472,12 @@ impl<'a> Request<'a> {
         // Not under the lock: the kernel may take its time when many Pods start at once.
         let settled = link::settle(&netns, &who.key.interface, wanted, addresses)?;
         alarms.extend(settled.problems.iter().map(|problem| chain(problem)));
+        let seen = Seen {
+            mac: settled.mac,
+            host: settled.host,
+        };
         self.transact(alarms, |ledger, now| {
-            Ok((
-                plan::observe(ledger, &who, addresses, settled.mac, now)?,
-                (),
-            ))
+            Ok((plan::observe(ledger, &who, addresses, seen, now)?, ()))
         })?;
         let previous = self.config.prev_result.clone().unwrap_or_default();
         Ok(claimed.result(previous, settled.mac))

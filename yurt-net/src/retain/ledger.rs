@@ -106,6 +106,16 @@ impl From<Mac> for String {
     }
 }
 
+/// The host's end of a Pod's interface, as it was when the Pod got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostSide {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<u32>,
+}
+
 /// What there is to say of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -146,6 +156,9 @@ pub struct Entry {
     /// Of the interface, where `yurt-cni` set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
+    /// Where the interface comes out on the node, while the entry is active and that is known. Indices are of this boot.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostSide>,
     /// UID of the Pod, where the runtime told it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,

@@ -9,11 +9,11 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use futures_util::TryStreamExt as _;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::{AddressAttribute, AddressFlags};
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::{Handle, LinkUnspec};
 
 use super::announce::{frame, link_local};
-use super::ledger::Mac;
+use super::ledger::{HostSide, Mac};
 use crate::netns::{Netns, inside};
 
 /// An interface that cannot be found, read or set.
@@ -60,13 +60,17 @@ pub enum LinkError {
 pub struct Settled {
     /// Its MAC.
     pub mac: Mac,
+    /// Its other end, if it has one: a veth device has.
+    pub host: Option<HostSide>,
     /// What did not work. The Pod can do without.
     pub problems: Vec<LinkError>,
 }
 
 /// The MAC that an interface has.
 pub fn mac(netns: &Netns, interface: &str) -> Result<Mac, LinkError> {
-    within(netns, async |handle| Ok(find(&handle, interface).await?.1))
+    within(netns, async |handle| {
+        Ok(find(&handle, interface).await?.mac)
+    })
 }
 
 /// Gives an interface this MAC, and tells the neighbours which addresses it has.
@@ -80,9 +84,14 @@ pub fn settle(
     addresses: &[IpAddr],
 ) -> Result<Settled, LinkError> {
     within(netns, async |handle| {
-        let (index, had) = find(&handle, interface).await?;
+        let Found {
+            index,
+            mac: had,
+            host,
+        } = find(&handle, interface).await?;
         let mut settled = Settled {
             mac: had,
+            host,
             problems: Vec::new(),
         };
         let mut announced = addresses.to_vec();
@@ -141,8 +150,14 @@ fn failed(operation: &'static str, interface: &str) -> impl FnOnce(rtnetlink::Er
     }
 }
 
-/// Index and MAC.
-async fn find(handle: &Handle, interface: &str) -> Result<(u32, Mac), LinkError> {
+/// An interface of the Pod.
+struct Found {
+    index: u32,
+    mac: Mac,
+    host: Option<HostSide>,
+}
+
+async fn find(handle: &Handle, interface: &str) -> Result<Found, LinkError> {
     let mut links = handle.link().get().match_name(interface).execute();
     let found = links.try_next().await.map_err(failed("find", interface))?;
     let no_mac = || LinkError::NoMac {
@@ -156,7 +171,27 @@ async fn find(handle: &Handle, interface: &str) -> Result<(u32, Mac), LinkError>
             LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
             _ => None,
         });
-    Ok((link.header.index, mac.ok_or_else(no_mac)?))
+    let index = link.header.index;
+    let is_veth = link.attributes.iter().any(|attribute| {
+        matches!(attribute, LinkAttribute::LinkInfo(infos)
+            if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
+    });
+    // Of a macvlan it is the device below, which is not the Pod's alone.
+    let other = link
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Link(other) if is_veth => Some(*other),
+            _ => None,
+        });
+    Ok(Found {
+        index,
+        mac: mac.ok_or_else(no_mac)?,
+        host: other.map(|ifindex| HostSide {
+            ifindex,
+            peer: Some(index),
+        }),
+    })
 }
 
 async fn set(handle: &Handle, interface: &str, index: u32, mac: Mac) -> Result<(), LinkError> {

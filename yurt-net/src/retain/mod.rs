@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! container runtime -> cni (yurt-ipam, yurt-cni) -> plan + adopt -> ledger::store -> disk, memory
-//!                        \_ link (MAC, neighbours)
+//!                        \_ link (MAC, neighbours)       ^
+//! agent -> watch ----------------------------------------'
 //! ```
 //!
 //! `ledger`, `plan`, `adopt`, `range` and `announce` are pure. docs/retention.md is what an operator needs.
@@ -14,6 +15,7 @@ pub mod ledger;
 pub mod link;
 pub mod plan;
 pub mod range;
+pub mod watch;
 
 #[cfg(test)]
 mod proptests;

@@ -16,7 +16,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{Assigner, Clock, Entry, Key, Ledger, Mac, Now, Record, State};
+use super::ledger::{Assigner, Clock, Entry, HostSide, Key, Ledger, Mac, Now, Record, State};
 use super::range::{Assigned, RangeSet};
 
 #[cfg(test)]
@@ -52,6 +52,7 @@ impl Attachment {
         Entry {
             addresses,
             mac,
+            host: None,
             uid: self.uid.clone(),
             container: self.container.clone(),
             network: self.network.clone(),
@@ -201,6 +202,7 @@ fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
         key: key.clone(),
         entry: Entry {
             state,
+            host: None,
             since: now.since,
             at: now.at,
             ..entry.clone()
@@ -372,14 +374,23 @@ pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<
     Ok(())
 }
 
+/// A Pod's interface, as `yurt-cni` has left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    /// Its MAC.
+    pub mac: Mac,
+    /// Its other end.
+    pub host: Option<HostSide>,
+}
+
 /// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
 /// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, and an old
-/// sandbox may come by late, so only the MAC is added.
+/// sandbox may come by late, so only the interface is added.
 pub fn observe(
     ledger: &Ledger,
     who: &Attachment,
     addresses: &[IpAddr],
-    mac: Mac,
+    seen: Seen,
     now: Now,
 ) -> Result<Vec<Record>, Refusal> {
     admit(ledger, who, addresses)?;
@@ -391,7 +402,8 @@ pub fn observe(
             return Ok(vec![Record::Put {
                 key: who.key.clone(),
                 entry: Entry {
-                    mac: Some(mac),
+                    mac: Some(seen.mac),
+                    host: seen.host,
                     ..ours.clone()
                 },
             }]);
@@ -400,7 +412,10 @@ pub fn observe(
         Some(known) if addresses.is_empty() && !known.addresses.is_empty() => {
             return Ok(Vec::new());
         }
-        Some(_) | None => who.entry(Assigner::Other, addresses.to_vec(), Some(mac), now),
+        Some(_) | None => Entry {
+            host: seen.host,
+            ..who.entry(Assigner::Other, addresses.to_vec(), Some(seen.mac), now)
+        },
     };
     let mut records = Others::new(ledger, &who.key).lose(addresses);
     records.push(Record::Put {

@@ -235,7 +235,8 @@ impl<D: Disk> Saver<D> {
             });
         }
         let (snapshot, provenance) = replayed.state?;
-        if is_current && is_whole {
+        // Whoever wrote an older version could not read on.
+        if is_current && is_whole && replayed.version == VERSION {
             self.saved = Some(Saved {
                 contents: Contents::of(&snapshot),
                 provenance: provenance.clone(),

@@ -18,8 +18,8 @@ use serde::de::DeserializeSeed;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection, Service,
-    ServiceCidr,
+    EndpointSlice, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection,
+    Service, ServiceCidr,
 };
 
 mod kinds;
@@ -56,6 +56,8 @@ pub enum Object {
     PoolService(Arc<PoolService>),
     /// A networking.k8s.io ServiceCIDR.
     ServiceCidr(Arc<ServiceCidr>),
+    /// A v1 Pod.
+    Pod(Arc<LocalPod>),
 }
 
 /// Kind, namespace ("" when cluster scoped) and name: no two objects of a snapshot share it.
@@ -90,6 +92,7 @@ impl Object {
             Self::NodeBucket(bucket) => cluster_scoped(&bucket.name),
             Self::PoolService(object) => object.name.clone(),
             Self::ServiceCidr(cidr) => cluster_scoped(&cidr.name),
+            Self::Pod(pod) => pod.name.clone(),
         }
     }
 
@@ -107,6 +110,7 @@ impl Object {
                 ("PoolService", &*object.name.namespace, &object.name.name)
             }
             Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
+            Self::Pod(pod) => ("Pod", &*pod.name.namespace, &pod.name.name),
         };
         ObjectId {
             kind,

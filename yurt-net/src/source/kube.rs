@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use http::Uri;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
@@ -44,6 +44,9 @@ const CONFIG_RETRY: Duration = Duration::from_secs(10);
 const QUEUE: usize = 32;
 /// Events taken up in one go.
 const BATCH: usize = 1024;
+/// What a source says is the cloud's present word for this long after the cloud was last heard through it. An apiserver sends a
+/// bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
+pub const FRESH_FOR: Duration = Duration::from_secs(150);
 
 /// Where the API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub struct Scope {
     pub pool: Option<String>,
     /// Label of a Node that names its pool.
     pub pool_label: String,
+    /// The Pods of the own Node are asked for.
+    pub with_pods: bool,
 }
 
 /// What was received of one resource since the start.
@@ -108,6 +113,18 @@ pub struct KubeSource {
     updates: mpsc::Receiver<Update>,
     counters: BTreeMap<Resource, Arc<Counters>>,
     last_contact: Option<Instant>,
+    /// The cloud itself was heard: see [`Self::fresh_until`].
+    last_word: Option<Instant>,
+    pods: PodsList,
+}
+
+/// How the Pods of the own Node are read.
+#[derive(Debug, Default)]
+struct PodsList {
+    /// Makes it be read again, where no watch says what has changed.
+    is_asked_for: Arc<Notify>,
+    /// When it was, and whether a watch follows it since.
+    read: Option<(Instant, bool)>,
 }
 
 impl KubeSource {
@@ -139,7 +156,41 @@ impl KubeSource {
                 .map(|resource| (resource, Arc::default()))
                 .into(),
             last_contact: None,
+            last_word: None,
+            pods: PodsList::default(),
         }
+    }
+
+    /// Asks for the Pods of the own Node from now on.
+    pub fn follow_pods(&mut self) {
+        if !std::mem::replace(&mut self.scope.with_pods, true) && self.connection.is_some() {
+            self.follow(Resource::Pods, self.name_of(Resource::Pods));
+        }
+    }
+
+    /// Has the Pods of the own Node read again soon, where no watch follows them.
+    pub fn refresh_pods(&self) {
+        self.pods.is_asked_for.notify_one();
+    }
+
+    /// When the Pods of the own Node were all of those that the cloud knows; `None`: never, or it is not known.
+    pub fn pods_read_at(&self) -> Option<Instant> {
+        let (at, is_followed) = self.pods.read?;
+        self.fresh_until()?;
+        Some(if is_followed { Instant::now() } else { at })
+    }
+
+    /// Until when what it says is the cloud's present word, unless more is heard; `None`: it is not known to be.
+    ///
+    /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
+    /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
+    pub fn fresh_until(&self) -> Option<Instant> {
+        let heard = match self.api.is_cache() {
+            true => self.last_word,
+            false => self.last_contact,
+        };
+        let until = heard? + FRESH_FOR;
+        (self.is_synced && until > Instant::now()).then_some(until)
     }
 
     /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
@@ -257,7 +308,8 @@ impl KubeSource {
         }
         let since = *self.required_since.get_or_insert_with(Instant::now);
         let mut all = Resource::ALL.into_iter();
-        let is_settled = all.all(|r| self.state.is_settled(r) || !self.tasks.contains_key(&r));
+        let is_settled = all
+            .all(|r| !r.is_of_table() || self.state.is_settled(r) || !self.tasks.contains_key(&r));
         // The pool's resources are asked for once the Node has said which pool that is.
         is_settled || since.elapsed() >= OPTIONAL_PATIENCE
     }
@@ -270,7 +322,7 @@ impl KubeSource {
                 self.config_error = None;
                 self.connection = Some(Arc::new(connection));
                 for resource in Resource::ALL {
-                    if !resource.is_of_pool() {
+                    if !resource.is_of_pool() && (resource.is_of_table() || self.scope.with_pods) {
                         self.follow(resource, self.name_of(resource));
                     }
                 }
@@ -288,7 +340,7 @@ impl KubeSource {
 
     fn name_of(&self, resource: Resource) -> String {
         match resource {
-            Resource::Nodes => self.scope.node.clone(),
+            Resource::Nodes | Resource::Pods => self.scope.node.clone(),
             _ => String::new(),
         }
     }
@@ -341,11 +393,25 @@ impl KubeSource {
             connection,
             sender: self.sender.clone(),
             counters,
+            is_asked_for: Arc::clone(&self.pods.is_asked_for),
         };
         let mut tasks = JoinSet::new();
         tasks.spawn(task.run());
         // Dropping the old set ends its task.
         self.tasks.insert(resource, (self.generation, tasks));
+    }
+
+    fn note_pods(&mut self, news: &News) {
+        let now = Instant::now();
+        let read = &mut self.pods.read;
+        match news {
+            News::Listed { version, .. } => *read = Some((now, !version.is_empty())),
+            News::Watching => *read = Some((now, true)),
+            // What it would have said is missed.
+            News::Failed { .. } => *read = None,
+            News::Items { .. } | News::Put { .. } | News::Delete { .. } | News::Bookmark { .. } => {
+            }
+        }
     }
 
     /// Takes up one update; true when that changed the snapshot.
@@ -364,6 +430,16 @@ impl KubeSource {
         }
         if !matches!(news, News::Failed { .. }) {
             self.last_contact = Some(Instant::now());
+        }
+        if resource == Resource::Pods {
+            self.note_pods(&news);
+        }
+        if matches!(
+            news,
+            News::Put { .. } | News::Delete { .. } | News::Bookmark { .. }
+        ) && !resource.is_multiplexed()
+        {
+            self.last_word = Some(Instant::now());
         }
         let state = &mut self.state;
         match news {

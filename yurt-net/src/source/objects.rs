@@ -27,6 +27,7 @@ pub fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
         Object::NodeBucket(o) => put(&mut snapshot.buckets, o.name.clone(), o),
         Object::PoolService(o) => put(&mut snapshot.pool_services, o.name.clone(), o),
         Object::ServiceCidr(o) => put(&mut snapshot.service_cidrs, o.name.clone(), o),
+        Object::Pod(o) => put(&mut snapshot.pods, o.name.clone(), o),
     }
 }
 
@@ -41,6 +42,7 @@ pub(super) fn remove(snapshot: &mut Snapshot, id: ObjectId<'_>) -> bool {
         "NodeBucket" => snapshot.buckets.remove(id.name).is_some(),
         "PoolService" => snapshot.pool_services.remove(&named()).is_some(),
         "ServiceCIDR" => snapshot.service_cidrs.remove(id.name).is_some(),
+        "Pod" => snapshot.pods.remove(&named()).is_some(),
         _ => false,
     }
 }
@@ -73,6 +75,7 @@ pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
             let cidr = snapshot.service_cidrs.get(id.name).cloned();
             cidr.map(Object::ServiceCidr)
         }
+        "Pod" => snapshot.pods.get(&named()).cloned().map(Object::Pod),
         _ => None,
     }
 }
@@ -90,6 +93,7 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
         buckets,
         pool_services,
         service_cidrs,
+        pods,
         rejections: _,
         origins,
     } = snapshot;
@@ -100,6 +104,7 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
     close(buckets);
     close(pool_services);
     close(service_cidrs);
+    close(pods);
     close(origins);
 }
 
@@ -113,6 +118,7 @@ pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
         "NodeBucket" => snapshot.buckets.len(),
         "PoolService" => snapshot.pool_services.len(),
         "ServiceCIDR" => snapshot.service_cidrs.len(),
+        "Pod" => snapshot.pods.len(),
         _ => 0,
     }
 }
@@ -168,6 +174,7 @@ pub(super) fn replace(
             let cidrs = &mut snapshot.service_cidrs;
             replace(cidrs, objects, alone, of_kind!(ServiceCidr))
         }
+        "Pod" => replace(&mut snapshot.pods, objects, whole, of_kind!(Pod)),
         _ => false,
     }
 }

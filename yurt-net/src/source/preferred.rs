@@ -99,6 +99,22 @@ pub struct FollowedSource {
     pub age_seconds: Option<u64>,
 }
 
+/// Whether the snapshot in force is the cloud's present word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Freshness {
+    /// It is, until then unless more is heard; of manifests, for ever.
+    Fresh(Option<Instant>),
+    /// A cache's, a checkpoint's, or that of a source that has fallen silent: it may be older than this node's own state.
+    Stale,
+}
+
+impl Freshness {
+    /// Whether it is the present word.
+    pub fn is_fresh(self) -> bool {
+        matches!(self, Self::Fresh(_))
+    }
+}
+
 impl Sources {
     /// Starts the first source. A file that cannot be read is an error if it is the only source.
     pub fn start(
@@ -162,6 +178,43 @@ impl Sources {
             Some((SourceSpec::Kube(_), _)) => Origin::Live,
             None if self.checkpoint.is_some() => Origin::Checkpoint,
             None => Origin::None,
+        }
+    }
+
+    /// Whether the snapshot in force is the cloud's present word.
+    pub fn freshness(&self) -> Freshness {
+        match self.in_charge() {
+            Some((_, Source::File(_))) => Freshness::Fresh(None),
+            Some((_, Source::Kube(source))) => match source.fresh_until() {
+                Some(until) => Freshness::Fresh(Some(until)),
+                None => Freshness::Stale,
+            },
+            None => Freshness::Stale,
+        }
+    }
+
+    /// Asks for the Pods of the own Node from now on.
+    pub fn follow_pods(&mut self) {
+        self.scope.with_pods = true;
+        for source in self.active.iter_mut().flatten() {
+            if let Source::Kube(source) = source {
+                source.follow_pods();
+            }
+        }
+    }
+
+    /// Has the Pods of the own Node read again soon.
+    pub fn refresh_pods(&self) {
+        if let Some((_, Source::Kube(source))) = self.in_charge() {
+            source.refresh_pods();
+        }
+    }
+
+    /// When the Pods of the snapshot in force were all that the cloud has on this node; `None`: that is not known.
+    pub fn pods_read_at(&self) -> Option<Instant> {
+        match self.in_charge()? {
+            (_, Source::Kube(source)) => source.pods_read_at(),
+            (_, Source::File(_)) => None,
         }
     }
 

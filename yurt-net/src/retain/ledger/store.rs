@@ -27,7 +27,7 @@ use super::codec::{self, Flaw, VERSION};
 use super::{Ledger, Record};
 use crate::disk::{Directory, Disk};
 
-const CURRENT: &str = "ledger";
+pub(in crate::retain) const CURRENT: &str = "ledger";
 const NEW: &str = "ledger.new";
 const DAMAGED: &str = "ledger.damaged";
 
@@ -112,7 +112,7 @@ impl Place {
 
     /// Its own for each state directory, however it is spelled: two ledgers must not mix, and one must not have two locks. The
     /// path is the name, with `-` between its components and percent-encoded within them.
-    fn in_memory(&self) -> PathBuf {
+    pub(in crate::retain) fn in_memory(&self) -> PathBuf {
         let components = self.state_dir.components().filter_map(|part| match part {
             Component::Normal(name) => Some(encoded(name.as_bytes(), b"-%")),
             Component::ParentDir => Some(encoded(b"..", b".")),

@@ -62,6 +62,17 @@ fn state(ledger: &Ledger, name: &str) -> Option<State> {
     ledger.get(&key(name)).map(|entry| entry.state)
 }
 
+/// An interface with a MAC of such bytes.
+fn seen(byte: u8) -> Seen {
+    Seen {
+        mac: Mac([byte; 6]),
+        host: Some(HostSide {
+            ifindex: u32::from(byte),
+            peer: Some(2),
+        }),
+    }
+}
+
 #[test]
 fn pressure_takes_what_was_given_up_first_and_only_that_address() {
     let mut ledger = Ledger::default();
@@ -168,7 +179,7 @@ fn only_live_and_fresh_lists_release_and_only_what_was_left_before() {
     }
     leave(&mut ledger, &a, 100_000);
     leave(&mut ledger, &b, 190_000);
-    let result = observe(&ledger, &c, &ips(&["10.9.0.2"]), Mac([2; 6]), at(1));
+    let result = observe(&ledger, &c, &ips(&["10.9.0.2"]), seen(2), at(1));
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     let nobody = PodList {
         pods: BTreeSet::new(),
@@ -214,10 +225,10 @@ fn what_another_ipam_gives_wins_over_what_is_kept_and_not_over_the_living() {
     let mut ledger = Ledger::default();
     let (a, b) = (who("a", "c1"), who("b", "c2"));
     give(&mut ledger, &a, 1);
-    let taken = observe(&ledger, &b, &ips(&["10.1.0.2"]), Mac([2; 6]), NOW).unwrap_err();
+    let taken = observe(&ledger, &b, &ips(&["10.1.0.2"]), seen(2), NOW).unwrap_err();
     assert!(matches!(taken, Refusal::Taken { .. }));
     leave(&mut ledger, &a, 2);
-    let result = observe(&ledger, &b, &ips(&["10.1.0.2"]), Mac([2; 6]), NOW);
+    let result = observe(&ledger, &b, &ips(&["10.1.0.2"]), seen(2), NOW);
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     assert_eq!(ledger.get(&key("a")).unwrap().addresses, ips(&["fd00::2"]));
     assert_eq!(ledger.get(&key("b")).unwrap().assigner, Assigner::Other);
@@ -228,13 +239,7 @@ fn yurt_cni_adds_the_mac_to_what_yurt_ipam_gave_and_leaves_the_end_to_it() {
     let mut ledger = Ledger::default();
     let a = who("a", "c1");
     give(&mut ledger, &a, 1);
-    let result = observe(
-        &ledger,
-        &a,
-        &ips(&["10.1.0.2", "fd00::2"]),
-        Mac([2; 6]),
-        at(2),
-    );
+    let result = observe(&ledger, &a, &ips(&["10.1.0.2", "fd00::2"]), seen(2), at(2));
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     let entry = ledger.get(&key("a")).unwrap();
     assert_eq!(
@@ -301,10 +306,11 @@ fn whatever_a_previous_result_leaves_out_what_yurt_ipam_gave_stays() {
     give(&mut ledger, &a, 1);
     let before = ledger.get(&key("a")).unwrap().clone();
     for claimed in [&[][..], &["10.1.0.2"], &["10.9.0.9"]] {
-        let result = observe(&ledger, &a, &ips(claimed), Mac([2; 6]), at(2));
+        let result = observe(&ledger, &a, &ips(claimed), seen(2), at(2));
         run(&mut ledger, result.map(|records| (records, ()))).unwrap();
         let expected = Entry {
             mac: Some(Mac([2; 6])),
+            host: seen(2).host,
             ..before.clone()
         };
         assert_eq!(ledger.get(&key("a")), Some(&expected), "{claimed:?}");
@@ -318,7 +324,7 @@ fn an_old_sandbox_that_comes_by_late_takes_nothing_back_from_the_new_one() {
     give(&mut ledger, &old, 1);
     give(&mut ledger, &new, 2);
     let addresses = ips(&["10.1.0.2", "fd00::2"]);
-    let late = observe(&ledger, &old, &addresses, Mac([2; 6]), at(3));
+    let late = observe(&ledger, &old, &addresses, seen(2), at(3));
     assert_eq!(late, Ok(vec![]));
     leave(&mut ledger, &old, 4);
     assert_eq!(state(&ledger, "a"), Some(State::Active));
@@ -329,17 +335,38 @@ fn a_result_without_addresses_takes_none_from_a_name_that_has_some() {
     let mut ledger = Ledger::default();
     let addresses = ips(&["10.9.0.2"]);
     let (old, new) = (who("a", "c1"), who("a", "c2"));
-    let result = observe(&ledger, &old, &addresses, Mac([2; 6]), at(1));
+    let result = observe(&ledger, &old, &addresses, seen(2), at(1));
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     for who in [&old, &new] {
-        assert_eq!(observe(&ledger, who, &[], Mac([4; 6]), at(2)), Ok(vec![]));
+        assert_eq!(observe(&ledger, who, &[], seen(4), at(2)), Ok(vec![]));
     }
     for record in del(&ledger, &old, Assigner::Other, at(3)) {
         ledger.apply(record);
     }
-    assert_eq!(observe(&ledger, &new, &[], Mac([4; 6]), at(4)), Ok(vec![]));
+    assert_eq!(observe(&ledger, &new, &[], seen(4), at(4)), Ok(vec![]));
     // One that has none has a MAC to keep.
-    let result = observe(&ledger, &who("b", "c3"), &[], Mac([6; 6]), at(5));
+    let result = observe(&ledger, &who("b", "c3"), &[], seen(6), at(5));
     run(&mut ledger, result.map(|records| (records, ()))).unwrap();
     assert_eq!(ledger.get(&key("b")).unwrap().mac, Some(Mac([6; 6])));
+}
+
+#[test]
+fn where_an_interface_comes_out_is_known_while_its_sandbox_has_it() {
+    let mut ledger = Ledger::default();
+    let web = who("web-0", "c1");
+    let addresses = ips(&["10.1.0.2"]);
+    let take = |ledger: &mut Ledger, records: Vec<Record>| {
+        records.into_iter().for_each(|record| ledger.apply(record));
+        ledger.get(&web.key).and_then(|entry| entry.host)
+    };
+    let seen = seen(7);
+    let records = observe(&ledger, &web, &addresses, seen, at(1)).unwrap();
+    assert_eq!(take(&mut ledger, records), seen.host);
+    let records = del(&ledger, &web, Assigner::Other, at(2));
+    assert_eq!(take(&mut ledger, records), None);
+    // Of our own addresses, the interface is what is added.
+    let (records, _) = add(&ledger, &web, &narrow(), &[], at(3)).unwrap();
+    assert_eq!(take(&mut ledger, records), None);
+    let records = observe(&ledger, &web, &addresses, seen, at(4)).unwrap();
+    assert_eq!(take(&mut ledger, records), seen.host);
 }

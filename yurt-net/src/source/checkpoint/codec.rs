@@ -14,7 +14,7 @@
 //! always a state that was saved: the last one before the first flaw.
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
-//! on to it. No older version is read, as there is none yet.
+//! on to it. Version 1 is version 2 without Pods: it is read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,9 @@ use crate::model::Snapshot;
 use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+/// The oldest one that is read.
+pub(super) const OLDEST: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"YURT-NET";
 /// A frame is closed when its records have this many bytes: what reading and writing needs of memory, about twice.
@@ -89,8 +91,13 @@ pub(super) struct Encoder<W> {
 
 impl<W: Write> Encoder<W> {
     /// Begins a file.
-    pub(super) fn begin(mut out: W) -> io::Result<Self> {
-        let version = VERSION.to_le_bytes();
+    pub(super) fn begin(out: W) -> io::Result<Self> {
+        Self::begin_as(VERSION, out)
+    }
+
+    /// The same as an agent of another version does.
+    pub(super) fn begin_as(version: u32, mut out: W) -> io::Result<Self> {
+        let version = version.to_le_bytes();
         let end = End::default().after([MAGIC, &version]);
         out.write_all(&[MAGIC.as_slice(), &version, &end.crc.to_le_bytes()].concat())?;
         Ok(Self::resume(out, end))
@@ -147,6 +154,8 @@ pub(super) struct Replayed {
     pub(super) base: u64,
     /// Where the last one does.
     pub(super) end: End,
+    /// The version of the file.
+    pub(super) version: u32,
     /// Why there is no more, unless that is the end of the file.
     pub(super) flaw: Option<Flaw>,
 }
@@ -222,7 +231,8 @@ impl<R: Read> Decoder<R> {
         if crc != end.crc {
             return Err(Flaw::Damaged(0));
         }
-        if version != VERSION {
+        self.replayed.version = version;
+        if !(OLDEST..=VERSION).contains(&version) {
             return Err(Flaw::Version(version));
         }
         self.end = end;

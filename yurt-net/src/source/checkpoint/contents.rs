@@ -12,8 +12,8 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    EndpointSlice, NamespacedName, Node, NodeBucket, NodePool, PoolService, Service, ServiceCidr,
-    Snapshot,
+    EndpointSlice, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService, Service,
+    ServiceCidr, Snapshot,
 };
 use crate::source::decode::Names;
 
@@ -119,6 +119,7 @@ kinds! {
     buckets: NodeBucket by Arc<str>,
     service_cidrs: ServiceCidr by Arc<str>,
     pool_services: PoolService by NamespacedName,
+    pods: LocalPod by NamespacedName,
 }
 
 impl Contents {

@@ -2,18 +2,19 @@
 //!
 //! Each function is the whole list of what is read of its kind, with the API's defaults.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::value::Keep::{self, All, Only};
+use super::value::Keep::{self, All, Only, Under};
 use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, NamespacedName, Node, NodeBucket,
-    NodePool, Protocol, ServiceCidr,
+    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, LocalPod, NamespacedName, Node,
+    NodeBucket, NodePool, Protocol, ServiceCidr,
 };
 
 mod service;
@@ -30,6 +31,10 @@ const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const HEADLESS: &str = "service.kubernetes.io/headless";
 const POOL_NAME: &str = "openyurt.io/pool-name";
 const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
+/// What flannel tells the other nodes of a Node.
+const FLANNEL: &str = "flannel.alpha.coreos.com/";
+/// What a Pod's author tells yurt-net.
+const OURS: &str = "yurt-net.openyurt.io/";
 
 /// Every field of every kind that is read: the rest is not even kept while parsing.
 pub(super) static ROOT: Keep = Only(&[
@@ -40,10 +45,12 @@ pub(super) static ROOT: Keep = Only(&[
         Only(&[
             ("namespace", All),
             ("name", All),
+            // Pod
+            ("uid", All),
             ("labels", All),
             (
                 "annotations",
-                Only(&[(TOPOLOGY_KEYS, All), (LISTEN, All), (DISCARD, All)]),
+                Under(&[TOPOLOGY_KEYS, LISTEN, DISCARD, FLANNEL, OURS]),
             ),
         ]),
     ),
@@ -77,6 +84,8 @@ pub(super) static ROOT: Keep = Only(&[
             ("podCIDRs", All),
             // ServiceCIDR
             ("cidrs", All),
+            // Pod
+            ("nodeName", All),
         ]),
     ),
     (
@@ -160,6 +169,7 @@ enum Known {
     NodeBucket,
     PoolService,
     ServiceCidr,
+    Pod,
 }
 
 impl Known {
@@ -179,6 +189,7 @@ impl Known {
                 Self::ServiceCidr,
                 &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
             ),
+            "Pod" => (Self::Pod, &["v1"]),
             _ => return None,
         })
     }
@@ -186,7 +197,7 @@ impl Known {
     fn is_namespaced(self) -> bool {
         matches!(
             self,
-            Self::Service | Self::EndpointSlice | Self::PoolService
+            Self::Service | Self::EndpointSlice | Self::PoolService | Self::Pod
         )
     }
 }
@@ -306,6 +317,7 @@ fn decode(
             }
             .into(),
         )),
+        Known::Pod => Some(Object::Pod(pod(value, full_name(names), names)?.into())),
     })
 }
 
@@ -417,7 +429,7 @@ fn endpoint(
 fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
     let labels = at(value, "metadata", |metadata| {
         at(metadata, "labels", |labels| {
-            let mut all = std::collections::BTreeMap::new();
+            let mut all = BTreeMap::new();
             for (key, label) in entries(labels)? {
                 let label = text(label).map_err(|wrong| wrong.within_field(key))?;
                 all.insert(key.to_owned(), label.unwrap_or_default().to_owned());
@@ -449,6 +461,34 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
         internal_ips: addresses("InternalIP")?,
         external_ips: addresses("ExternalIP")?,
         pod_cidrs,
+        annotations: annotations_under(value, FLANNEL)?,
+    })
+}
+
+fn pod(value: &Value<'_>, name: NamespacedName, names: &mut Names) -> Result<LocalPod, Wrong> {
+    let uid = at(value, "metadata", |metadata| at(metadata, "uid", text))?;
+    let node_name = at(value, "spec", |spec| at(spec, "nodeName", text))?;
+    Ok(LocalPod {
+        name,
+        uid: uid.unwrap_or_default().into(),
+        node_name: names.intern(node_name.unwrap_or_default()),
+        annotations: annotations_under(value, OURS)?,
+    })
+}
+
+/// The annotations whose keys begin with `prefix`.
+fn annotations_under(value: &Value<'_>, prefix: &str) -> Result<BTreeMap<String, String>, Wrong> {
+    at(value, "metadata", |metadata| {
+        at(metadata, "annotations", |annotations| {
+            let mut under = BTreeMap::new();
+            for (key, value) in entries(annotations)? {
+                if key.starts_with(prefix) {
+                    let value = text(value).map_err(|wrong| wrong.within_field(key))?;
+                    under.insert(key.to_owned(), value.unwrap_or_default().to_owned());
+                }
+            }
+            Ok(under)
+        })
     })
 }
 

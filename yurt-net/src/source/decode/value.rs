@@ -17,6 +17,8 @@ pub(super) enum Keep {
     All,
     /// These fields; the rest is skipped unseen.
     Only(&'static [(&'static str, Keep)]),
+    /// Everything below the fields whose names begin with one of these.
+    Under(&'static [&'static str]),
 }
 
 impl Keep {
@@ -28,6 +30,11 @@ impl Keep {
                 .iter()
                 .find(|(name, _)| *name == key)
                 .map(|(_, keep)| keep),
+            Self::Under(prefixes) => {
+                let mut prefixes = prefixes.iter();
+                let is_kept = prefixes.any(|prefix| key.starts_with(prefix));
+                is_kept.then_some(&Keep::All)
+            }
         }
     }
 }

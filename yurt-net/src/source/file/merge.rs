@@ -240,6 +240,7 @@ fn insert(snapshot: &mut Snapshot, path: &Arc<str>, located: &Located) {
     let origin = match &located.object {
         Object::Service(service) => Some(("Service", service.name.clone())),
         Object::Node(node) => Some(("Node", NamespacedName::new("", node.name.clone()))),
+        Object::Pod(pod) => Some(("Pod", pod.name.clone())),
         Object::ServiceCidr(cidr) => {
             Some(("ServiceCIDR", NamespacedName::new("", cidr.name.clone())))
         }

@@ -13,6 +13,11 @@ use crate::agent::chain;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
+/// Where YurtHub lists the Pods of this node, as the kubelet was last told them (openyurt pkg/yurthub/otaupdate): on loopback
+/// only, whichever of its addresses the API is asked at.
+const YURTHUB_PODS_PORT: u16 = 10267;
+/// Of YurtHub's dummy interface.
+const DUMMY_ADDRESS: &str = "169.254.2.1";
 const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -40,6 +45,8 @@ pub(super) struct Connection {
     current: AtomicUsize,
     /// The same with the ServiceAccount's token, for what YurtHub may not read by its own rights.
     with_token: Vec<Client>,
+    /// For the Pods that YurtHub lists by itself.
+    pods: Option<Client>,
 }
 
 impl Connection {
@@ -48,7 +55,7 @@ impl Connection {
         let token = Path::new(SERVICE_ACCOUNT_TOKEN);
         let has_token = token.exists();
         let token = has_token.then(|| token.to_owned());
-        let (servers, with_token) = match api {
+        let (servers, with_token, pods) = match api {
             Api::Inferred => {
                 // In-cluster comes second, as for kubectl; it reads the address from the environment, without DNS.
                 let options = KubeConfigOptions::default();
@@ -61,9 +68,12 @@ impl Connection {
                         })?
                     }
                 };
-                (vec![client(config)?], Vec::new())
+                (vec![client(config)?], Vec::new(), None)
             }
-            Api::Server(url) => (vec![client(config(url.clone(), token))?], Vec::new()),
+            Api::Server(url) => {
+                let client = client(config(url.clone(), token))?;
+                (vec![client], Vec::new(), None)
+            }
             Api::Hub(url) => {
                 let urls = match url {
                     Some(url) => vec![url.clone()],
@@ -77,14 +87,22 @@ impl Connection {
                     Some(token) => clients(Some(token))?,
                     None => Vec::new(),
                 };
-                (clients(None)?, with_token)
+                let pods = urls.first().and_then(pods_url);
+                let pods = pods.map(|url| client(config(url, None))).transpose()?;
+                (clients(None)?, with_token, pods)
             }
         };
         Ok(Self {
             servers,
             current: AtomicUsize::new(0),
             with_token,
+            pods,
         })
+    }
+
+    /// The one that lists the Pods of this node at no cost to the uplink; `None` where there is no YurtHub.
+    pub(super) fn pods(&self) -> Option<&Client> {
+        self.pods.as_ref()
     }
 
     /// The one to ask for a resource.
@@ -100,6 +118,14 @@ impl Connection {
     pub(super) fn rotate(&self) {
         self.current.fetch_add(1, Ordering::Relaxed);
     }
+}
+
+fn pods_url(hub: &Uri) -> Option<Uri> {
+    let host = match hub.host()? {
+        DUMMY_ADDRESS => "127.0.0.1",
+        host => host,
+    };
+    format!("http://{host}:{YURTHUB_PODS_PORT}").parse().ok()
 }
 
 fn config(url: Uri, token_file: Option<PathBuf>) -> Config {

@@ -24,11 +24,13 @@ pub enum Resource {
     NodeBuckets,
     /// network.openyurt.io PoolServices, of all pools.
     PoolServices,
+    /// The v1 Pods of the own Node; only where retention asks for them.
+    Pods,
 }
 
 impl Resource {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Services,
         Self::EndpointSlices,
         Self::Nodes,
@@ -36,6 +38,7 @@ impl Resource {
         Self::NodePools,
         Self::NodeBuckets,
         Self::PoolServices,
+        Self::Pods,
     ];
 
     /// Its name in the API's paths; also in `status` and in the checkpoint.
@@ -48,6 +51,7 @@ impl Resource {
             Self::NodePools => "nodepools",
             Self::NodeBuckets => "nodebuckets",
             Self::PoolServices => "poolservices",
+            Self::Pods => "pods",
         }
     }
 
@@ -61,13 +65,14 @@ impl Resource {
             Self::NodePools => "NodePool",
             Self::NodeBuckets => "NodeBucket",
             Self::PoolServices => "PoolService",
+            Self::Pods => "Pod",
         }
     }
 
     /// The API versions that are read, best first: an older cluster may serve only a later one.
     pub(super) const fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Self::Services | Self::Nodes => &["v1"],
+            Self::Services | Self::Nodes | Self::Pods => &["v1"],
             Self::EndpointSlices => &["discovery.k8s.io/v1"],
             Self::ServiceCidrs => &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
             Self::NodePools => &["apps.openyurt.io/v1beta2", "apps.openyurt.io/v1beta1"],
@@ -78,6 +83,17 @@ impl Resource {
 
     /// Without it there is no table. The others may be missing in a cluster, or not be ours to read.
     pub(super) const fn is_required(self) -> bool {
+        matches!(self, Self::Services | Self::EndpointSlices)
+    }
+
+    /// A table may depend on it.
+    pub(super) const fn is_of_table(self) -> bool {
+        !matches!(self, Self::Pods)
+    }
+
+    /// YurtHub serves it from a cache of its own, which goes on sending bookmarks while the cloud is out of reach (openyurt
+    /// pkg/yurthub/multiplexer). Of all others it relays the cloud's watch, or one that says nothing.
+    pub(super) const fn is_multiplexed(self) -> bool {
         matches!(self, Self::Services | Self::EndpointSlices)
     }
 
@@ -102,6 +118,7 @@ impl Resource {
             Self::Nodes | Self::NodePools => {
                 Some(("fieldSelector", format!("metadata.name={name}")))
             }
+            Self::Pods => Some(("fieldSelector", format!("spec.nodeName={name}"))),
             Self::NodeBuckets => Some(("labelSelector", format!("openyurt.io/pool-name={name}"))),
         }
     }
@@ -198,6 +215,10 @@ mod tests {
         assert_eq!(
             list(Resource::NodeBuckets, "hangzhou"),
             "/apis/apps.openyurt.io/v1alpha1/nodebuckets?labelSelector=openyurt.io%2Fpool-name%3Dhangzhou&resourceVersion=0"
+        );
+        assert_eq!(
+            list(Resource::Pods, "edge-1"),
+            "/api/v1/pods?fieldSelector=spec.nodeName%3Dedge-1&resourceVersion=0"
         );
         assert_eq!(
             shape(Resource::Services, "").watch("v1", "7", 300),

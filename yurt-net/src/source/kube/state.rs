@@ -244,7 +244,9 @@ impl ClusterState {
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
         let has_changed = objects::replace(&mut self.snapshot, resource.kind(), list.objects);
-        self.touched = Touched::Anything;
+        if resource.is_of_table() {
+            self.touched = Touched::Anything;
+        }
         self.names.prune();
         if has_new_rejections {
             self.collect_rejections();
@@ -371,6 +373,7 @@ impl ClusterState {
     fn touch(&mut self, resource: Resource, name: NamespacedName) {
         match resource {
             Resource::EndpointSlices => self.touched.slice(name),
+            Resource::Pods => {}
             _ => self.touched = Touched::Anything,
         }
     }

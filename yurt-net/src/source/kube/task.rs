@@ -8,12 +8,12 @@ use bytes::Bytes;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, RETRY_AFTER, USER_AGENT};
 use http::{Request as HttpRequest, Response, StatusCode};
 use http_body_util::BodyExt as _;
-use kube::client::Body;
-use tokio::sync::{mpsc, oneshot};
+use kube::client::{Body, Client};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Resource;
-use super::body::{BodyError, Inflate, LineScanner, ListScanner, WatchEvent, watch_event};
+use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
 use super::connection::Connection;
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
@@ -28,6 +28,11 @@ const LIST_SILENCE: Duration = Duration::from_secs(30);
 /// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a dead
 /// connection, or a hub without its cloud. To ask again costs a few hundred bytes.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
+/// Between two looks at the Pods that YurtHub lists by itself; sooner when somebody asks.
+const PODS_INTERVAL: Duration = Duration::from_secs(60);
+/// YurtHub may start later than the agent; one that has said nothing for so many tries, [`PODS_RETRY`] apart, lists no Pods.
+const PODS_TRIES: u32 = 6;
+const PODS_RETRY: Duration = Duration::from_secs(5);
 /// How long one watch lives; spread, so that a fleet does not come back in one moment.
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 
@@ -133,11 +138,16 @@ pub(super) struct Task {
     pub(super) connection: Arc<Connection>,
     pub(super) sender: mpsc::Sender<Update>,
     pub(super) counters: Arc<Counters>,
+    /// Of Pods: somebody cannot wait for [`PODS_INTERVAL`].
+    pub(super) is_asked_for: Arc<Notify>,
 }
 
 impl Task {
     /// Never ends by itself.
     pub(super) async fn run(mut self) {
+        if self.shape.resource == Resource::Pods && self.poll_pods().await.is_err() {
+            return;
+        }
         loop {
             let request = self.follower.next().clone();
             let started = Instant::now();
@@ -177,6 +187,43 @@ impl Task {
         }
     }
 
+    /// Reads the list that YurtHub keeps of this node's Pods again and again: it costs the uplink nothing. Returns where there
+    /// is none; the only error is that the source has gone.
+    async fn poll_pods(&self) -> Result<(), RequestError> {
+        let mut failures = 0;
+        let mut has_worked = false;
+        while let Some(client) = self.connection.pods() {
+            match self.list_pods(client).await {
+                Ok(()) => {
+                    (failures, has_worked) = (0, true);
+                    // No event says that it has changed.
+                    let _elapsed = timeout(PODS_INTERVAL, self.is_asked_for.notified()).await;
+                }
+                Err(RequestError::Gone) => return Err(RequestError::Gone),
+                Err(error) => {
+                    failures += 1;
+                    let is_there = has_worked || !matches!(error, RequestError::Status { .. });
+                    if !is_there || (failures >= PODS_TRIES && !has_worked) {
+                        tracing::debug!(error = chain(&error), "YurtHub lists no Pods");
+                        return Ok(());
+                    }
+                    let why = format!("YurtHub's list of Pods: {}", chain(&error));
+                    self.tell(News::Failed { why, is_list: true }).await?;
+                    sleep(PODS_RETRY).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn list_pods(&self, client: &Client) -> Result<(), RequestError> {
+        count(&self.counters.lists, 1);
+        let response = send(client, "/pods", "gzip").await?;
+        self.items(response, self.api_version()).await?;
+        self.tell_listed(String::new()).await?;
+        Ok(())
+    }
+
     fn api_version(&self) -> &'static str {
         let versions = self.shape.resource.api_versions();
         versions.get(self.follower.api_version()).unwrap_or(&"")
@@ -189,42 +236,51 @@ impl Task {
             let uri = self.shape.list(api_version, page.as_deref());
             count(&self.counters.lists, 1);
             let response = self.get(&uri, "gzip").await?;
-            let is_gzip = response
-                .headers()
-                .get(CONTENT_ENCODING)
-                .is_some_and(|encoding| encoding == "gzip");
-            let mut inflate = Inflate::new(is_gzip);
-            let mut scanner = ListScanner::default();
-            let mut body = response.into_body();
-            while let Some(chunk) = self.chunk(&mut body, LIST_SILENCE).await? {
-                for piece in chunk.chunks(PIECE_BYTES) {
-                    let mut items = Vec::new();
-                    inflate.push(piece, |bytes| {
-                        scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
-                    })?;
-                    self.tell_items(api_version, items).await?;
-                }
-            }
-            let mut items = Vec::new();
-            inflate.finish(|bytes| {
-                scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
-            })?;
-            self.tell_items(api_version, items).await?;
-            let end = scanner.finish()?;
+            let end = self.items(response, api_version).await?;
             match end.next_page {
                 Some(next) => page = Some(next),
                 None => break end.version,
             }
         };
-        let (sender, receiver) = oneshot::channel();
-        let news = News::Listed {
-            version: version.clone(),
-            is_held: sender,
-        };
-        self.tell(news).await?;
-        let is_held = receiver.await.map_err(|_closed| RequestError::Gone)?;
+        let is_held = self.tell_listed(version.clone()).await?;
         self.follower.listed(version, is_held);
         Ok(())
+    }
+
+    /// Hands over the items of a list, or of a page of it.
+    async fn items(
+        &self,
+        response: Response<Body>,
+        api_version: &'static str,
+    ) -> Result<ListEnd, RequestError> {
+        let is_gzip = response
+            .headers()
+            .get(CONTENT_ENCODING)
+            .is_some_and(|encoding| encoding == "gzip");
+        let mut inflate = Inflate::new(is_gzip);
+        let mut scanner = ListScanner::default();
+        let mut body = response.into_body();
+        while let Some(chunk) = self.chunk(&mut body, LIST_SILENCE).await? {
+            for piece in chunk.chunks(PIECE_BYTES) {
+                let mut items = Vec::new();
+                inflate.push(piece, |bytes| {
+                    scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
+                })?;
+                self.tell_items(api_version, items).await?;
+            }
+        }
+        let mut items = Vec::new();
+        inflate
+            .finish(|bytes| scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item))))?;
+        self.tell_items(api_version, items).await?;
+        Ok(scanner.finish()?)
+    }
+
+    /// The items that were handed over are a whole list; returns whether it is held back.
+    async fn tell_listed(&self, version: String) -> Result<bool, RequestError> {
+        let (is_held, answer) = oneshot::channel();
+        self.tell(News::Listed { version, is_held }).await?;
+        answer.await.map_err(|_closed| RequestError::Gone)
     }
 
     async fn watch(&mut self, version: &str, limit: Option<Duration>) -> Result<(), RequestError> {
@@ -296,29 +352,10 @@ impl Task {
     }
 
     async fn get(&self, uri: &str, encoding: &str) -> Result<Response<Body>, RequestError> {
-        let request = HttpRequest::get(uri)
-            .header(ACCEPT, "application/json")
-            .header(ACCEPT_ENCODING, encoding)
-            .header(USER_AGENT, concat!("yurt-net/", env!("CARGO_PKG_VERSION")))
-            .body(Body::empty())
-            .map_err(|error| RequestError::Send(Box::new(kube::Error::HttpError(error))))?;
         let Some(client) = self.connection.client(self.shape.resource) else {
             return Err(RequestError::Gone);
         };
-        let response = timeout(ANSWER_TIMEOUT, client.send(request))
-            .await
-            .map_err(|_elapsed| RequestError::Silence(ANSWER_TIMEOUT))?
-            .map_err(|error| RequestError::Send(Box::new(error)))?;
-        let status = response.status();
-        if status == StatusCode::OK {
-            return Ok(response);
-        }
-        let retry_after = response.headers().get(RETRY_AFTER);
-        let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-        Err(RequestError::Status {
-            status,
-            retry_after: retry_after.map(Duration::from_secs),
-        })
+        send(client, uri, encoding).await
     }
 
     /// The next piece of a body; `None` at its end.
@@ -367,6 +404,29 @@ impl Task {
         let sent = self.sender.send(update).await;
         sent.map_err(|_closed| RequestError::Gone)
     }
+}
+
+async fn send(client: &Client, uri: &str, encoding: &str) -> Result<Response<Body>, RequestError> {
+    let request = HttpRequest::get(uri)
+        .header(ACCEPT, "application/json")
+        .header(ACCEPT_ENCODING, encoding)
+        .header(USER_AGENT, concat!("yurt-net/", env!("CARGO_PKG_VERSION")))
+        .body(Body::empty())
+        .map_err(|error| RequestError::Send(Box::new(kube::Error::HttpError(error))))?;
+    let response = timeout(ANSWER_TIMEOUT, client.send(request))
+        .await
+        .map_err(|_elapsed| RequestError::Silence(ANSWER_TIMEOUT))?
+        .map_err(|error| RequestError::Send(Box::new(error)))?;
+    let status = response.status();
+    if status == StatusCode::OK {
+        return Ok(response);
+    }
+    let retry_after = response.headers().get(RETRY_AFTER);
+    let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    Err(RequestError::Status {
+        status,
+        retry_after: retry_after.map(Duration::from_secs),
+    })
 }
 
 /// The innermost cause: the layers above it only say that there was one.

@@ -1,0 +1,208 @@
+//! The ledger, followed by the agent: plugins write it, each in a process of its own.
+
+use std::ffi::OsStr;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::PathBuf;
+
+use inotify::{EventMask, Inotify, WatchMask};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::cni::{CniError, clock};
+use super::ledger::store::{CURRENT, LedgerError, Place, Store};
+use super::ledger::{Ledger, Now};
+use super::plan::Draft;
+
+/// Room for a few dozen events; what does not fit is read in the next round.
+const BUFFER_BYTES: usize = 4096;
+
+/// A ledger that cannot be followed or read.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// Its directory in memory.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// What is in it.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The clock of this boot.
+    #[error(transparent)]
+    Clock(#[from] CniError),
+}
+
+/// What a ledger says at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Reading {
+    /// As it is in this boot: what ran before the last reboot is retained, also while no plugin has written that down.
+    pub ledger: Ledger,
+    /// When.
+    pub now: Now,
+    /// What went wrong and was survived, and what a reboot would lose: an operator should know.
+    pub alarms: Vec<String>,
+}
+
+impl Reading {
+    /// Reads a ledger as it is now.
+    pub fn take(place: &Place) -> Result<Self, WatchError> {
+        let store = Store::open(place)?;
+        let draft = Draft::new(store.ledger(), &clock()?);
+        let mut alarms: Vec<String> = store
+            .alarms()
+            .iter()
+            .map(|alarm| crate::agent::chain(alarm))
+            .collect();
+        if store.behind() > 0 {
+            alarms.push(format!(
+                "the ledger on disk lacks the last {} changes, which a reboot now would lose: is the disk full or read-only?",
+                store.behind()
+            ));
+        }
+        Ok(Self {
+            ledger: draft.ledger().clone(),
+            now: draft.now(),
+            alarms,
+        })
+    }
+}
+
+/// Waits for changes of a ledger. There is no thread and no timer.
+pub struct LedgerWatch {
+    inotify: AsyncFd<Inotify>,
+}
+
+impl LedgerWatch {
+    /// Changes from here on are not missed. Must be called inside a tokio runtime.
+    pub fn new(place: &Place) -> Result<Self, WatchError> {
+        // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
+        let directory = place.in_memory();
+        let io = |operation| {
+            let path = directory.clone();
+            move |source| WatchError::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&directory);
+        made.map_err(io("make"))?;
+        let inotify = Inotify::init().map_err(io("watch"))?;
+        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
+        let watched = inotify.watches().add(&directory, mask);
+        watched.map_err(io("watch"))?;
+        // SAFETY: the file descriptor is owned by `inotify`, which closes it only when it is dropped, and the
+        // `AsyncFd` drops it after it has deregistered.
+        let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
+        Ok(Self {
+            inotify: inotify.map_err(|error| io("watch")(error.into()))?,
+        })
+    }
+
+    /// Waits for a change. Cancel safe.
+    pub async fn changed(&mut self) {
+        loop {
+            let Ok(mut guard) = self.inotify.readable_mut().await else {
+                // The runtime ends.
+                return std::future::pending().await;
+            };
+            let result = guard.try_io(|inotify| {
+                let mut buffer = [0; BUFFER_BYTES];
+                let mut events = inotify.get_mut().read_events(&mut buffer)?;
+                Ok(events.any(|event| {
+                    event.name == Some(OsStr::new(CURRENT))
+                        || event.mask.contains(EventMask::Q_OVERFLOW)
+                }))
+            });
+            // Not ready after all is no error: the next round waits again.
+            if let Ok(Ok(true)) = result {
+                return;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::time::timeout;
+
+    use super::*;
+    use crate::retain::ledger::store::Lock;
+    use crate::retain::ledger::tests::{entry, key};
+    use crate::retain::ledger::{Record, State};
+
+    const PATIENCE: Duration = Duration::from_secs(10);
+
+    fn place(directory: &tempfile::TempDir) -> Place {
+        Place {
+            state_dir: directory.path().join("state"),
+            run_dir: directory.path().join("run"),
+        }
+    }
+
+    fn write(place: &Place, records: Vec<Record>) {
+        let _lock = Lock::take(place, PATIENCE).unwrap();
+        let mut store = Store::open(place).unwrap();
+        let mut draft = Draft::new(store.ledger(), &clock().unwrap());
+        draft.take(records);
+        store.commit(draft.into_records()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_change_by_another_process_is_seen_and_looking_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(&directory);
+        let mut watch = LedgerWatch::new(&place).unwrap();
+        assert!(Reading::take(&place).unwrap().ledger.entries().is_empty());
+        let quiet = timeout(Duration::from_millis(50), watch.changed()).await;
+        assert!(quiet.is_err());
+        for (name, address) in [("web-0", "10.1.0.2"), ("web-1", "10.1.0.3")] {
+            let entry = entry(address, "c1");
+            let key = key(name);
+            write(&place, vec![Record::Put { key, entry }]);
+            timeout(PATIENCE, watch.changed()).await.unwrap();
+        }
+        let reading = Reading::take(&place).unwrap();
+        assert_eq!(reading.ledger.entries().len(), 2);
+        assert!(reading.alarms.is_empty(), "{:?}", reading.alarms);
+    }
+
+    #[test]
+    fn what_ran_before_a_reboot_is_read_as_retained_before_any_plugin_ran() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(&directory);
+        {
+            let _lock = Lock::take(&place, PATIENCE).unwrap();
+            let mut store = Store::open(&place).unwrap();
+            let boot = Record::Boot {
+                id: "an earlier boot".to_owned(),
+                up: 1,
+                at: 1,
+            };
+            let web = Record::Put {
+                key: key("web-0"),
+                entry: entry("10.1.0.2", "c1"),
+            };
+            store.commit(vec![boot, web]).unwrap();
+        }
+        std::fs::remove_dir_all(&place.run_dir).unwrap();
+        let reading = Reading::take(&place).unwrap();
+        assert_eq!(
+            reading.ledger.entries()[&key("web-0")].state,
+            State::Retained
+        );
+    }
+}
