@@ -118,6 +118,12 @@ impl Followed {
         &mut self.sources
     }
 
+    /// As the agent does once retention is on.
+    pub(crate) fn follow_pods(&mut self) {
+        let _inside = self.runtime.enter();
+        self.sources.follow_pods();
+    }
+
     /// EndpointSlices in force.
     pub(crate) fn slices(&self) -> usize {
         self.sources.snapshot().map_or(0, |s| s.slices.len())

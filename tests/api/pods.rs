@@ -38,7 +38,7 @@ fn pods_are_asked_for_by_their_node_and_only_once_somebody_wants_them() -> Resul
             .requests_on(On::resource(Resource::Pods))
             .is_empty()
     );
-    followed.sources().follow_pods();
+    followed.follow_pods();
     followed.until("the own Pod", |s| pods(s) == ["web-0"])?;
     let snapshot = followed.sources().snapshot().context("no snapshot")?;
     let pod = snapshot.pods.values().next().context("no Pod")?;
@@ -59,7 +59,7 @@ fn no_table_waits_for_pods_or_is_compiled_again_for_them() -> Result<()> {
     let api = cluster(&["a"])?;
     api.pause(Resource::Pods);
     let mut followed = Followed::start(&[kube(&api)])?;
-    followed.sources().follow_pods();
+    followed.follow_pods();
     followed.until("the service", |s| s.services.len() == 1)?;
     let _all = followed.sources().take_up();
     api.resume(Resource::Pods);
@@ -180,7 +180,7 @@ fn a_hub_that_lists_pods_by_itself_is_not_asked_to_relay_them() -> Result<()> {
     let hub = FakeYurtHub::listen((host, 0).into(), &cloud, HubMode::Online)?;
     hub.cache_agent("yurt-net");
     let mut followed = Followed::start(&[format!("yurthub:{}", hub.http().url())])?;
-    followed.sources().follow_pods();
+    followed.follow_pods();
     followed.until("both Pods", |s| pods(s) == ["web-0", "web-1"])?;
     local.set(&[objects::pod("web-0", NODE)]);
     followed.sources().refresh_pods();
@@ -199,7 +199,7 @@ fn a_hub_that_lists_no_pods_relays_them() -> Result<()> {
     let hub = FakeYurtHub::listen((host, 0).into(), &cloud, HubMode::Online)?;
     hub.cache_agent("yurt-net");
     let mut followed = Followed::start(&[format!("yurthub:{}", hub.http().url())])?;
-    followed.sources().follow_pods();
+    followed.follow_pods();
     followed.until("the Pod", |s| pods(s) == ["web-0"])?;
     let relayed = hub.http().requests_on(On::list(Resource::Pods));
     ensure!(relayed.len() == 1, "{relayed:?}");
