@@ -11,15 +11,18 @@
 //! | a look (in `Clients`, its own thread) | interfaces, a timer; only for source ranges | finds network namespaces and their addresses |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
-//! | netlink (in `NodeWatch`) | the kernel | tells the loop that an interface or address changed |
+//! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
+//! | a release (in `Retention`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
 mod report;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,7 +37,7 @@ use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
 use crate::dataplane::clients::{ClientAddresses, Clients, Look};
 use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
-use crate::model::{Protocol, Snapshot};
+use crate::model::{LocalPod, Protocol, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::process::Process;
 use crate::observe::{http, metrics};
@@ -47,6 +50,8 @@ use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
+
+use retention::Retention;
 
 /// Plans in a row for one table: the first frees space that the second may need.
 const PLANS_PER_TABLE: usize = 3;
@@ -143,6 +148,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         established,
     )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
+    let mut retention = Retention::start(args)?;
+    retention
+        .update(&mut agent.sources, agent.view.local_addresses.as_ref())
+        .await;
     let drift_interval = match args.drift_interval {
         0 => NEVER,
         seconds => Duration::from_secs(seconds),
@@ -159,6 +168,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 if agent.status.ready {
                     agent.try_sync();
                 }
+                if agent.have_pods_changed() {
+                    retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
+                }
+            }
+            () = retention.changed() => {
+                retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
             }
             () = watch.changed() => {
                 agent.clients.interfaces_changed();
@@ -180,6 +195,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     agent.repair();
                     give_back_memory();
                 }
+                retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
             event = agent.scanner.next() => match event {
@@ -187,8 +203,14 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 Event::Done(outcome) => agent.report_scan(outcome),
             },
             () = agent.keeper.due() => agent.save(),
-            Some(request) = requests.recv() => agent.answer(request),
-            Some(scrape) = scrapes.recv() => agent.show_metrics(scrape),
+            Some(request) = requests.recv() => {
+                agent.status.retention = retention.status();
+                agent.answer(request);
+            }
+            Some(scrape) = scrapes.recv() => {
+                agent.status.retention = retention.status();
+                agent.show_metrics(scrape);
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -219,6 +241,8 @@ struct Agent {
     clients: Clients,
     /// Established flows may have lost their backend since the last scan; at first, while no agent was there.
     is_scan_due: bool,
+    /// The Pods of this node, as retention has seen them last.
+    pods: Vec<Arc<LocalPod>>,
     /// Established flows whose backends new flows do not go to.
     watched: Vec<Flow>,
     status: Status,
@@ -261,6 +285,7 @@ impl Agent {
             scanner,
             clients,
             is_scan_due: true,
+            pods: Vec::new(),
             watched: Vec::new(),
             status,
         })
@@ -397,6 +422,26 @@ impl Agent {
         standings
             .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.established)))
             .collect()
+    }
+
+    /// Whether the Pods of this node may say something else to retention than at the last call.
+    fn have_pods_changed(&mut self) -> bool {
+        let empty = BTreeMap::new();
+        let pods = self
+            .sources
+            .snapshot()
+            .map_or(&empty, |snapshot| &snapshot.pods);
+        let is_same = |known: &Arc<LocalPod>, pod: &Arc<LocalPod>| Arc::ptr_eq(known, pod);
+        let is_unchanged = self.pods.len() == pods.len()
+            && self
+                .pods
+                .iter()
+                .zip(pods.values())
+                .all(|(known, pod)| is_same(known, pod));
+        if !is_unchanged {
+            self.pods = pods.values().cloned().collect();
+        }
+        !is_unchanged
     }
 
     /// Says which of the flows that a scan found are to be ended.

@@ -16,6 +16,7 @@ use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
 use crate::retain::ledger::store::Place;
+use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 
@@ -62,6 +63,30 @@ pub struct PlaceArgs {
     /// cgroup v2 directory whose processes are served [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
+    /// Directory in memory, emptied by a reboot: what the plugins' runDir says.
+    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+impl PlaceArgs {
+    /// Where the plugins keep the ledger.
+    pub fn ledger(&self) -> Place {
+        Place {
+            state_dir: self.state_dir.clone(),
+            run_dir: self.run_dir.clone(),
+        }
+    }
+}
+
+/// What happens to frames that claim an address which is not their sender's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum GuardArg {
+    /// Nobody looks.
+    Off,
+    /// They are counted.
+    Audit,
+    /// They are dropped.
+    Enforce,
 }
 
 /// What decides where traffic may go.
@@ -214,6 +239,15 @@ pub struct RunArgs {
     /// room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_affinity: u32,
+    /// Whether a Pod may use only its own addresses. Pods that yurt-cni knows are guarded; see docs/retention.md.
+    #[arg(long, value_enum, default_value = "audit")]
+    pub guard: GuardArg,
+    /// Namespace whose Pods are guarded by `enforce` while others are not; repeatable.
+    #[arg(long, value_name = "NAME")]
+    pub guard_enforce_namespace: Vec<String>,
+    /// Devices that lead to Pods, with * and ?; repeatable [default: veth devices whose other end is in another namespace].
+    #[arg(long, value_name = "GLOB")]
+    pub device: Vec<String>,
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,
@@ -244,6 +278,16 @@ impl std::str::FromStr for BindAddress {
 }
 
 impl RunArgs {
+    /// How Pods are guarded; `None`: not at all.
+    pub fn guard_settings(&self) -> Option<GuardSettings> {
+        (self.guard != GuardArg::Off).then(|| GuardSettings {
+            bpffs: self.place.bpffs.clone(),
+            enforce: self.guard == GuardArg::Enforce,
+            enforced_namespaces: self.guard_enforce_namespace.iter().cloned().collect(),
+            devices: self.device.clone(),
+        })
+    }
+
     /// The capacity flags.
     pub fn capacity(&self) -> Capacity {
         Capacity {

@@ -15,7 +15,7 @@ use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 
-pub use self::links::LinkWatch;
+pub use self::links::{LinkWatch, as_link};
 use crate::policy::NodeView;
 
 /// Addresses and devices seldom change alone.

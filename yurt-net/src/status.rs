@@ -2,15 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::bpf::BpfDataplane;
 use crate::model::Rejection;
+use crate::observe::columns::columns;
 use crate::observe::durations::Durations;
 use crate::observe::process::Process;
 use crate::plan::{Capacity, FullMap, Refused};
+use crate::retain::ledger::{Mac, State};
 use crate::selftest;
 use crate::source::checkpoint::Stats;
 use crate::source::preferred::{Origin, SourceStatus};
@@ -68,12 +71,58 @@ pub struct Status {
     pub sockets: Sockets,
     /// Who dials, as far as source ranges ask.
     pub clients: Clients,
+    /// Pods whose addresses are kept.
+    pub retention: Retention,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
     pub programs: BTreeMap<String, u32>,
     /// Memory and processor time; `None` where `/proc` does not say.
     pub process: Option<Process>,
+}
+
+/// Pods whose addresses are kept, and who watches over them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// A plugin has written a ledger.
+    pub is_on: bool,
+    /// What happens to frames that claim what is not their sender's: `off`, `audit` or `enforce`.
+    pub guard: String,
+    /// Devices of Pods that it watches.
+    pub guarded_devices: usize,
+    /// What an operator should look after.
+    pub alarms: Vec<String>,
+    /// Frames that were found fault with and went on, by reason.
+    pub audited: BTreeMap<String, u64>,
+    /// Frames that did not, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// The Pods, and containers that are no Pod's.
+    pub pods: Vec<GuardedPodStatus>,
+}
+
+/// An interface of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardedPodStatus {
+    /// Namespace of the Pod; "" of a container that is no Pod's.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its interface.
+    pub interface: String,
+    /// Whether it runs, or its addresses are kept.
+    pub state: State,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC.
+    pub mac: Option<Mac>,
+    /// The node's device that leads to it, while that is guarded.
+    pub device: Option<String>,
+    /// Frames from it that claimed what is not its own, and went on.
+    pub audited: u64,
+    /// And those that did not.
+    pub dropped: u64,
 }
 
 /// The clients of this node.
@@ -293,6 +342,74 @@ impl Status {
         Ok(())
     }
 
+    fn write_retention(&self, out: &mut String) -> std::fmt::Result {
+        let Retention {
+            is_on,
+            guard,
+            guarded_devices,
+            alarms,
+            audited,
+            dropped,
+            ..
+        } = &self.retention;
+        if !is_on {
+            return writeln!(
+                out,
+                "retention     off: no Pod was made by yurt-ipam or yurt-cni"
+            );
+        }
+        let (audited, dropped): (u64, u64) = (audited.values().sum(), dropped.values().sum());
+        writeln!(
+            out,
+            "guard         {guard}: {guarded_devices} Pods, {audited} frames found fault with, {dropped} dropped"
+        )?;
+        for alarm in alarms {
+            writeln!(out, "              ! {alarm}")?;
+        }
+        Ok(())
+    }
+
+    fn write_pods(&self, out: &mut String) -> std::fmt::Result {
+        if self.retention.pods.is_empty() {
+            return Ok(());
+        }
+        let head = [
+            "POD",
+            "STATE",
+            "ADDRESSES",
+            "MAC",
+            "GUARDED ON",
+            "SPOOFED",
+            "DROPPED",
+        ];
+        let mut lines = vec![head.map(str::to_owned)];
+        for pod in &self.retention.pods {
+            let GuardedPodStatus {
+                namespace,
+                name,
+                interface,
+                state,
+                addresses,
+                mac,
+                device,
+                audited,
+                dropped,
+            } = pod;
+            let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+            lines.push([
+                format!("{namespace}/{name} ({interface})"),
+                state.to_string(),
+                addresses.join(","),
+                or_none(mac.map(|mac| mac.to_string())),
+                or_none(device.clone()),
+                (audited + dropped).to_string(),
+                dropped.to_string(),
+            ]);
+        }
+        write!(out, "\n{}", columns(&lines))
+    }
+
     fn write_table(&self, out: &mut String) -> std::fmt::Result {
         let or_none = |text: &str| {
             if text.is_empty() {
@@ -327,6 +444,7 @@ impl Status {
         };
         writeln!(out, "refusals      {errno}")?;
         self.write_sockets(out)?;
+        self.write_retention(out)?;
         writeln!(out, "service ports {}", self.services)?;
         writeln!(
             out,
@@ -351,6 +469,7 @@ impl Status {
         for (name, count) in &self.counters {
             writeln!(out, "{name:<20} {count:>5}")?;
         }
+        self.write_pods(out)?;
         if !self.refused.is_empty() {
             writeln!(out, "\nDOES NOT FIT")?;
             for RefusedService {

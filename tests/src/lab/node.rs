@@ -297,6 +297,7 @@ impl Node {
             ("--state-dir", self.state_dir()),
             ("--bpffs", self.bpffs()),
             ("--cgroup", cgroup.to_owned()),
+            ("--run-dir", self.run_dir()),
         ]
         .into_iter()
         .flat_map(|(flag, path)| [flag.to_owned(), path.display().to_string()])
@@ -372,6 +373,11 @@ impl Node {
     /// The agent's state directory.
     pub fn state_dir(&self) -> PathBuf {
         self.0.dir.join("state")
+    }
+
+    /// The directory that a reboot empties.
+    pub fn run_dir(&self) -> PathBuf {
+        self.0.dir.join("run")
     }
 
     /// The directory that the agent's source reads.

@@ -1,12 +1,12 @@
 //! `ledger`: who has which addresses, for people.
 #![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
 
-use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 
 use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
+use crate::observe::columns::columns;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
 use crate::retain::watch::{Reading, WatchError};
@@ -120,35 +120,22 @@ fn age(seconds: u64) -> String {
     }
 }
 
-/// Columns as wide as what is in them.
-struct Table<'a>(&'a [Row<'a>]);
-
-impl fmt::Display for Table<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = [
-            "POD",
-            "INTERFACE",
-            "STATE",
-            "FOR",
-            "IPV4",
-            "IPV6",
-            "MAC",
-            "SANDBOX",
-        ];
-        let rows = self.0.iter().map(Row::columns);
-        let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
-            .chain(rows)
-            .collect();
-        let width = |column: usize| lines.iter().map(|line| line[column].len()).max();
-        for line in &lines {
-            let mut text = String::new();
-            for (column, cell) in line.iter().enumerate() {
-                write!(text, "{cell:<width$}  ", width = width(column).unwrap_or(0))?;
-            }
-            writeln!(f, "{}", text.trim_end())?;
-        }
-        Ok(())
-    }
+fn table(rows: &[Row<'_>]) -> String {
+    let head = [
+        "POD",
+        "INTERFACE",
+        "STATE",
+        "FOR",
+        "IPV4",
+        "IPV6",
+        "MAC",
+        "SANDBOX",
+    ];
+    let rows = rows.iter().map(Row::columns);
+    let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
+        .chain(rows)
+        .collect();
+    columns(&lines)
 }
 
 fn rows(ledger: &Ledger, now: Now) -> Vec<Row<'_>> {
@@ -172,7 +159,7 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
     match args.output {
         Output::Json => println!("{}", serde_json::to_string(&Listing { entries, alarms })?),
         Output::Table => {
-            print!("{}", Table(&entries));
+            print!("{}", table(&entries));
             for alarm in alarms {
                 println!("alarm: {alarm}");
             }
@@ -215,7 +202,7 @@ POD                      INTERFACE  STATE   FOR   IPV4      IPV6     MAC        
 container fedcba9876543  net1       active  1h1m  10.1.0.3  -        -                  fedcba9876543
 shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  0a:58:0a:01:00:02  0123456789abc
 ";
-        assert_eq!(Table(&rows(&ledger, now)).to_string(), expected);
+        assert_eq!(table(&rows(&ledger, now)), expected);
     }
 
     #[test]

@@ -90,6 +90,18 @@ impl Guard {
         place.finish(program.fd, program.id, method)
     }
 
+    /// Takes the guard off all devices, and forgets what it knew. Nothing is loaded for that.
+    pub fn withdraw(bpffs: &Path) -> Result<(), DataplaneError> {
+        let dir = bpffs
+            .join("yurt-net")
+            .join(format!("guard-v{}", abi::GUARD_ABI));
+        if !dir.exists() {
+            return Ok(());
+        }
+        let applied = Self::open(bpffs, None)?.bring_to(&GuardImage::default())?;
+        applied.failures.into_iter().next().map_or(Ok(()), Err)
+    }
+
     fn program(&self) -> TcProgram<'_> {
         TcProgram {
             name: PROGRAM,

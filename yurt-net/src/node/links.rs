@@ -42,7 +42,11 @@ impl LinkWatch {
         let uplinks: BTreeSet<u32> = routes.iter().flatten().flat_map(uplinks).collect();
         let mut links: Vec<Link> = links
             .iter()
-            .map(|message| link(message, &uplinks))
+            .map(|message| {
+                let mut link = as_link(message);
+                link.is_uplink = uplinks.contains(&link.ifindex);
+                link
+            })
             .collect();
         links.sort_by_key(|link| link.ifindex);
         Ok(links)
@@ -66,10 +70,10 @@ fn uplinks(route: &RouteMessage) -> Vec<u32> {
     devices
 }
 
-fn link(message: &LinkMessage, uplinks: &BTreeSet<u32>) -> Link {
+/// A device as the kernel tells it; what leads out of it is said by routes.
+pub fn as_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,
-        is_uplink: uplinks.contains(&message.header.index),
         ..Link::default()
     };
     for attribute in &message.attributes {

@@ -29,6 +29,7 @@ use crate::agent::chain;
 use crate::netns::Netns;
 use crate::source::unix_seconds;
 
+mod guarding;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -479,6 +480,11 @@ impl<'a> Request<'a> {
         self.transact(alarms, |ledger, now| {
             Ok((plan::observe(ledger, &who, addresses, seen, now)?, ()))
         })?;
+        // After the ledger has it: the agent takes away what it finds no reason for.
+        match guarding::guard(&self.place.state_dir, &who.key, addresses, seen) {
+            Ok(problems) => alarms.extend(problems),
+            Err(error) => alarms.push(format!("the Pod is not guarded yet: {}", chain(&error))),
+        }
         let previous = self.config.prev_result.clone().unwrap_or_default();
         Ok(claimed.result(previous, settled.mac))
     }

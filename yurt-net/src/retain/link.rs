@@ -14,7 +14,9 @@ use rtnetlink::{Handle, LinkUnspec};
 
 use super::announce::{frame, link_local};
 use super::ledger::{HostSide, Mac};
+use crate::guard::Link;
 use crate::netns::{Netns, inside};
+use crate::node::as_link;
 
 /// An interface that cannot be found, read or set.
 #[derive(Debug, thiserror::Error)]
@@ -110,6 +112,21 @@ pub fn settle(
         let sent = announce(interface, index, settled.mac, &announced);
         settled.problems.extend(sent.err());
         Ok(settled)
+    })
+}
+
+/// A device of the node; `None` where there is none of this index.
+pub fn device(ifindex: u32) -> Result<Option<Link>, LinkError> {
+    let netns = Netns::current().map_err(LinkError::Enter)?;
+    within(&netns, async |handle| {
+        let mut links = handle.link().get().match_index(ifindex).execute();
+        match links.try_next().await {
+            Ok(found) => Ok(found.map(|message| as_link(&message))),
+            Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::ENODEV => {
+                Ok(None)
+            }
+            Err(source) => Err(failed("find", &format!("device {ifindex}"))(source)),
+        }
     })
 }
 

@@ -15,6 +15,7 @@ pub mod ledger;
 pub mod link;
 pub mod plan;
 pub mod range;
+pub mod settings;
 pub mod watch;
 
 #[cfg(test)]

@@ -1,0 +1,387 @@
+//! Retention in the agent: it follows the ledger that the plugins write, guards the Pods in it, and has those released whose
+//! objects are gone.
+//!
+//! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
+//! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::chain;
+use crate::config::RunArgs;
+use crate::dataplane::guard::{Guard, Spoofs};
+use crate::guard::{Complaint, Extra, GuardedPod, Link, compile, plan};
+use crate::model::Snapshot;
+use crate::node::{LinkWatch, NodeError};
+use crate::retain::cni::clock;
+use crate::retain::ledger::store::{Lock, Place, Store};
+use crate::retain::ledger::{Entry, Key, State};
+use crate::retain::plan::{Draft, PodList, release};
+use crate::retain::settings::GuardSettings;
+use crate::retain::watch::{LedgerWatch, Reading, WatchError};
+use crate::source::preferred::Sources;
+use crate::status::{self, GuardedPodStatus};
+
+/// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
+const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
+/// Plugins are at the ledger for milliseconds.
+const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+/// See the module.
+pub(super) struct Retention {
+    place: Place,
+    settings: Option<GuardSettings>,
+    watch: Option<LedgerWatch>,
+    links: LinkWatch,
+    /// The last good ones.
+    reading: Reading,
+    devices: Vec<Link>,
+    guard: Option<Guard>,
+    /// Devices with a row in the kernel.
+    rows: BTreeSet<u32>,
+    complaints: Vec<Complaint>,
+    releasing: Option<JoinHandle<Result<usize, WatchError>>>,
+    /// Why not all is as it should be, as it was said last.
+    problems: Problems,
+}
+
+/// What fails at present.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Problems {
+    ledger: Option<String>,
+    guard: Option<String>,
+    release: Option<String>,
+}
+
+impl Retention {
+    /// Starts to follow; what is there already is found by the first [`Self::update`].
+    pub(super) fn start(args: &RunArgs) -> Result<Self, NodeError> {
+        let place = args.place.ledger();
+        let settings = args.guard_settings();
+        if let Err(error) = GuardSettings::leave(settings.as_ref(), &place.state_dir) {
+            warn!(
+                error = chain(&error),
+                "new Pods are guarded only once the agent has seen them"
+            );
+        }
+        if settings.is_none()
+            && let Err(error) = Guard::withdraw(&args.place.bpffs)
+        {
+            let error = chain(&error);
+            warn!(error, "the guard of an earlier agent stays where it is");
+        }
+        let watch = LedgerWatch::new(&place);
+        if let Err(error) = &watch {
+            warn!(
+                error = chain(error),
+                "the ledger is read only every now and then"
+            );
+        }
+        Ok(Self {
+            watch: watch.ok(),
+            place,
+            settings,
+            links: LinkWatch::new()?,
+            reading: Reading::default(),
+            devices: Vec::new(),
+            guard: None,
+            rows: BTreeSet::new(),
+            complaints: Vec::new(),
+            releasing: None,
+            problems: Problems::default(),
+        })
+    }
+
+    /// Waits until something asks for an [`Self::update`]. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        let ledger = async {
+            match &mut self.watch {
+                Some(watch) => watch.changed().await,
+                None => std::future::pending().await,
+            }
+        };
+        let released = async {
+            match &mut self.releasing {
+                Some(task) => task.await,
+                None => std::future::pending().await,
+            }
+        };
+        let is_guarded = self.settings.is_some();
+        tokio::select! {
+            () = ledger => {}
+            () = self.links.changed(), if is_guarded => {}
+            result = released => {
+                self.releasing = None;
+                self.problems.release = match result {
+                    Ok(Ok(0)) => None,
+                    Ok(Ok(count)) => {
+                        info!(count, "released the addresses of Pods that were deleted");
+                        None
+                    }
+                    Ok(Err(error)) => Some(chain(&error)),
+                    Err(error) => Some(error.to_string()),
+                };
+            }
+        }
+    }
+
+    /// A plugin has written the ledger once.
+    fn is_on(&self) -> bool {
+        !self.reading.ledger.entries().is_empty() || self.guard.is_some()
+    }
+
+    /// Reads what there is, and brings the kernel and the ledger in step with it.
+    pub(super) async fn update(&mut self, sources: &mut Sources, local: Option<&BTreeSet<IpAddr>>) {
+        let before = self.problems.clone();
+        // What plugins write after this look is not taken for something that has no reason.
+        let observed = self.guard.as_ref().map(Guard::observe);
+        match Reading::take(&self.place) {
+            Ok(reading) => {
+                if reading.alarms != self.reading.alarms {
+                    for alarm in &reading.alarms {
+                        warn!(alarm, "ledger");
+                    }
+                }
+                let has_changed = reading.ledger.entries() != self.reading.ledger.entries();
+                self.reading = reading;
+                self.problems.ledger = None;
+                if has_changed {
+                    sources.refresh_pods();
+                }
+            }
+            Err(error) => self.problems.ledger = Some(chain(&error)),
+        }
+        if self.is_on() {
+            sources.follow_pods();
+            let pods = guarded_pods(&self.reading, sources.snapshot(), &mut self.complaints);
+            self.problems.guard = match observed {
+                Some(Err(error)) => Some(chain(&error)),
+                observed => {
+                    self.guard_pods(&pods, observed.and_then(Result::ok), local)
+                        .await
+                }
+            };
+            self.release(sources);
+        }
+        if self.problems != before {
+            let Problems {
+                ledger,
+                guard,
+                release,
+            } = &self.problems;
+            for (what, problem) in [("ledger", ledger), ("guard", guard), ("release", release)] {
+                if let Some(problem) = problem {
+                    warn!(what, problem, "retention is not as it should be");
+                }
+            }
+        }
+    }
+
+    /// Returns what failed.
+    async fn guard_pods(
+        &mut self,
+        pods: &[GuardedPod],
+        observed: Option<crate::guard::GuardImage>,
+        local: Option<&BTreeSet<IpAddr>>,
+    ) -> Option<String> {
+        let settings = self.settings.as_ref()?;
+        let (guard, observed) = match (&mut self.guard, observed) {
+            (Some(guard), Some(observed)) => (guard, observed),
+            (guard, _) => {
+                let loaded = Guard::load(&settings.bpffs, None);
+                let loaded = match loaded.and_then(|loaded| Ok((loaded.observe()?, loaded))) {
+                    Ok((observed, loaded)) => (guard.insert(loaded), observed),
+                    Err(error) => return Some(chain(&error)),
+                };
+                info!("guarding the Pods of this node");
+                loaded
+            }
+        };
+        match self.links.links().await {
+            Ok(links) => self.devices = links,
+            Err(error) => return Some(chain(&error)),
+        }
+        let none = BTreeSet::new();
+        let (wanted, complaints) = compile(
+            pods,
+            &self.devices,
+            local.unwrap_or(&none),
+            &settings.policy(),
+        );
+        for complaint in complaints
+            .iter()
+            .filter(|new| !self.complaints.contains(new))
+        {
+            let Complaint {
+                pod,
+                interface,
+                reason,
+            } = complaint;
+            warn!(pod, interface, reason, "guard");
+        }
+        self.complaints.extend(complaints);
+        let applied = guard.apply(&plan(&observed, &wanted));
+        if !applied.attached.is_empty() {
+            debug!(devices = applied.attached.len(), "guard attached");
+        }
+        self.rows = wanted.rows.into_keys().collect();
+        let failures = applied.failures.iter().map(|error| chain(error));
+        let failures: Vec<String> = failures.collect();
+        (!failures.is_empty()).then(|| failures.join("; "))
+    }
+
+    /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for elsewhere.
+    fn release(&mut self, sources: &Sources) {
+        let (None, Some(read_at), Some(snapshot)) =
+            (&self.releasing, sources.pods_read_at(), sources.snapshot())
+        else {
+            return;
+        };
+        let age = Instant::now().saturating_duration_since(read_at);
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let list = PodList {
+            pods: snapshot
+                .pods
+                .keys()
+                .map(|name| (name.namespace.to_string(), name.name.to_string()))
+                .collect(),
+            is_live: true,
+            read_at: self.reading.now.at.saturating_sub(age),
+        };
+        if release(&self.reading.ledger, &list, self.reading.now).is_empty() {
+            return;
+        }
+        let place = self.place.clone();
+        self.releasing = Some(tokio::task::spawn_blocking(move || {
+            let _lock = Lock::take(&place, LOCK_PATIENCE)?;
+            let mut store = Store::open(&place)?;
+            let mut draft = Draft::new(store.ledger(), &clock()?);
+            // A Pod may have come back since.
+            let released = release(draft.ledger(), &list, draft.now());
+            let count = released.len();
+            draft.take(released);
+            store.commit(draft.into_records())?;
+            Ok(count)
+        }));
+    }
+
+    /// For `status` and metrics.
+    pub(super) fn status(&self) -> status::Retention {
+        let mut pods = Vec::new();
+        for (key, entry) in self.reading.ledger.entries() {
+            pods.push(self.pod_status(key, entry));
+        }
+        let spoofs = self
+            .guard
+            .as_ref()
+            .and_then(|guard| guard.all_spoofs().ok());
+        let Problems {
+            ledger,
+            guard,
+            release,
+        } = self.problems.clone();
+        let problems = [ledger, guard, release].into_iter().flatten();
+        let complaints = self.complaints.iter().map(|complaint| {
+            let Complaint {
+                pod,
+                interface,
+                reason,
+            } = complaint;
+            format!("Pod {pod} ({interface}): {reason}")
+        });
+        status::Retention {
+            is_on: self.is_on(),
+            guard: match (&self.settings, &self.guard) {
+                (None, _) => "off".to_owned(),
+                (Some(_), None) => "waiting for the first Pod".to_owned(),
+                (Some(settings), Some(_)) if settings.enforce => "enforce".to_owned(),
+                (Some(_), Some(_)) => "audit".to_owned(),
+            },
+            guarded_devices: self.rows.len(),
+            alarms: self
+                .reading
+                .alarms
+                .iter()
+                .cloned()
+                .chain(problems)
+                .chain(complaints)
+                .collect(),
+            audited: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.audited)),
+            dropped: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.dropped)),
+            pods,
+        }
+    }
+
+    fn pod_status(&self, key: &Key, entry: &Entry) -> GuardedPodStatus {
+        let ifindex = entry.host.map(|host| host.ifindex);
+        let ifindex = ifindex.filter(|ifindex| self.rows.contains(ifindex));
+        let Spoofs { audited, dropped } = ifindex
+            .zip(self.guard.as_ref())
+            .and_then(|(ifindex, guard)| guard.spoofs(ifindex).ok())
+            .unwrap_or_default();
+        let device = ifindex.and_then(|ifindex| {
+            let mut devices = self.devices.iter();
+            devices.find(|device| device.ifindex == ifindex)
+        });
+        GuardedPodStatus {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            interface: key.interface.clone(),
+            state: entry.state,
+            addresses: entry.addresses.clone(),
+            mac: entry.mac,
+            device: device.map(|device| device.name.clone()),
+            audited: audited.values().sum(),
+            dropped: dropped.values().sum(),
+        }
+    }
+}
+
+fn by_reason(
+    counts: Option<&std::collections::BTreeMap<&'static str, u64>>,
+) -> std::collections::BTreeMap<String, u64> {
+    let counts = counts.into_iter().flatten();
+    counts
+        .map(|(reason, count)| ((*reason).to_owned(), *count))
+        .collect()
+}
+
+/// Whose addresses are whose: those of Pods that are here, and those that are kept.
+fn guarded_pods(
+    reading: &Reading,
+    snapshot: Option<&Snapshot>,
+    complaints: &mut Vec<Complaint>,
+) -> Vec<GuardedPod> {
+    complaints.clear();
+    let entries = reading.ledger.entries().iter();
+    let owners = entries.filter(|(_, entry)| entry.state != State::Released);
+    owners
+        .map(|(key, entry)| {
+            let name = crate::model::NamespacedName::new(&*key.namespace, &*key.name);
+            let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
+            let extra = pod.and_then(|pod| pod.annotations.get(EXTRA));
+            let extra = extra.map(|text| text.parse::<Extra>()).transpose();
+            let extra = extra.unwrap_or_else(|error| {
+                complaints.push(Complaint {
+                    pod: format!("{}/{}", key.namespace, key.name),
+                    interface: key.interface.clone(),
+                    reason: format!("annotation {EXTRA}: {error}; none of it is used"),
+                });
+                None
+            });
+            GuardedPod {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                interface: key.interface.clone(),
+                mac: entry.mac.map(|mac| mac.0),
+                addresses: entry.addresses.clone(),
+                host: entry.host,
+                extra: extra.unwrap_or_default(),
+            }
+        })
+        .collect()
+}

@@ -1,0 +1,148 @@
+//! What the agent leaves for `yurt-cni`, which guards a new Pod before the agent has heard of it, or has started at all.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::disk::{Directory, Disk as _};
+use crate::guard::{Mode, Policy};
+
+const FILE: &str = "guard.json";
+const NEW: &str = "guard.json.new";
+
+/// A file that cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// The disk.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Not what an agent writes.
+    #[error("{} cannot be read: start the agent, which writes it anew", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// How Pods are guarded on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardSettings {
+    /// Where its maps and its program are pinned.
+    pub bpffs: PathBuf,
+    /// Frames that claim what is not their sender's are dropped, on all of the node.
+    pub enforce: bool,
+    /// And in these namespaces.
+    #[serde(default)]
+    pub enforced_namespaces: BTreeSet<String>,
+    /// Patterns of devices that lead to Pods; empty: every veth device that leads out of the node's namespace.
+    #[serde(default)]
+    pub devices: Vec<String>,
+}
+
+impl GuardSettings {
+    /// As the planner wants them.
+    pub fn policy(&self) -> Policy {
+        Policy {
+            mode: match self.enforce {
+                true => Mode::Enforce,
+                false => Mode::Audit,
+            },
+            enforced_namespaces: self.enforced_namespaces.clone(),
+            devices: self.devices.clone(),
+        }
+    }
+
+    /// What the last agent left; `None`: there was none, or it does not guard.
+    pub fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
+        let path = state_dir.join(FILE);
+        let text = match fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => {
+                return Err(SettingsError::Io {
+                    operation: "read",
+                    path,
+                    source,
+                });
+            }
+        };
+        let settings = serde_json::from_slice(&text);
+        settings
+            .map(Some)
+            .map_err(|source| SettingsError::Decode { path, source })
+    }
+
+    /// Leaves them, or nothing, for the plugin. Writes only what differs.
+    pub fn leave(settings: Option<&Self>, state_dir: &Path) -> Result<(), SettingsError> {
+        // What cannot be read is written anew.
+        if Self::load(state_dir).is_ok_and(|found| found.as_ref() == settings) {
+            return Ok(());
+        }
+        let mut directory = Directory::new(state_dir);
+        let io = |operation, name| {
+            let path = state_dir.join(name);
+            move |source| SettingsError::Io {
+                operation,
+                path,
+                source,
+            }
+        };
+        let Some(settings) = settings else {
+            return directory.remove(FILE).map_err(io("remove", FILE));
+        };
+        let text = serde_json::to_vec(settings).map_err(|source| SettingsError::Decode {
+            path: state_dir.join(FILE),
+            source,
+        })?;
+        let mut file = directory.create(NEW).map_err(io("create", NEW))?;
+        file.write_all(&text).map_err(io("write", NEW))?;
+        directory.sync_file(&file).map_err(io("sync", NEW))?;
+        directory.rename(NEW, FILE).map_err(io("rename", NEW))?;
+        directory.sync().map_err(io("sync the directory of", FILE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_is_found_until_nothing_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let state_dir = directory.path().join("state");
+        assert_eq!(GuardSettings::load(&state_dir).unwrap(), None);
+        let settings = GuardSettings {
+            bpffs: "/sys/fs/bpf".into(),
+            enforce: false,
+            enforced_namespaces: ["shop".to_owned()].into(),
+            devices: vec!["cali*".to_owned()],
+        };
+        for _ in 0..2 {
+            GuardSettings::leave(Some(&settings), &state_dir).unwrap();
+            let found = GuardSettings::load(&state_dir).unwrap();
+            assert_eq!(found.as_ref(), Some(&settings));
+        }
+        fs::write(state_dir.join(FILE), "{").unwrap();
+        let error = GuardSettings::load(&state_dir).unwrap_err();
+        assert!(error.to_string().contains("start the agent"), "{error}");
+        for _ in 0..2 {
+            GuardSettings::leave(None, &state_dir).unwrap();
+            assert_eq!(GuardSettings::load(&state_dir).unwrap(), None);
+        }
+    }
+}
