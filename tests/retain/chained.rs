@@ -44,7 +44,7 @@ fn a_pod_has_the_mac_of_its_address_and_stays_reachable() {
     assert_eq!(network.stderr, "");
     network.check(&web.sandbox).unwrap();
     for address in addresses(&result) {
-        assert_answers(&node.netns, &address);
+        assert_answers(node.netns(), &address);
     }
     // Every link-local address is that of the MAC that is there now.
     let devices = ip(
@@ -123,7 +123,7 @@ fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
     // The bridge is made with the first Pod, and forgets its neighbours when it has no Pod any more.
     let first = pod("first", "c0");
     network.add(&first.sandbox);
-    node.netns
+    node.netns()
         .ip(
             "neigh add 10.1.0.3 lladdr 02:00:00:00:00:99 dev cni0 nud stale\n\
          neigh add fd00:1::3 lladdr 02:00:00:00:00:99 dev cni0 nud stale\n",
@@ -132,7 +132,7 @@ fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
     let web = pod("web-0", "c1");
     let result = network.add(&web.sandbox);
     assert_eq!(addresses(&result), ["10.1.0.3", "fd00:1::3"]);
-    let known = ip(&node.netns, &["neigh", "show", "dev", "cni0"]);
+    let known = ip(node.netns(), &["neigh", "show", "dev", "cni0"]);
     for address in ["10.1.0.3", "fd00:1::3"] {
         let entry = known
             .as_array()
@@ -170,7 +170,7 @@ fn another_ipam_is_written_down_and_its_pods_keep_the_mac_with_the_address() {
             (&json!("other"), &json!("active"))
         );
         for address in addresses(&result) {
-            assert_answers(&node.netns, &address);
+            assert_answers(node.netns(), &address);
         }
         network.del(&web.sandbox);
         assert_eq!(node.entry("web-0")["state"], "retained", "{main}");

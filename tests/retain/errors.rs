@@ -91,7 +91,7 @@ fn bad_configurations_are_told_by_code_and_in_words() {
 #[test]
 fn a_ledger_of_a_newer_version_is_left_alone() {
     let node = Node::new();
-    let directory = node.dir.path().join("state/ledger");
+    let directory = node.dir().join("state/ledger");
     std::fs::create_dir_all(&directory).unwrap();
     let line = "bbe2bbf2 1 {\"yurt-net\":\"ledger\",\"version\":2,\"records\":0}\n";
     std::fs::write(directory.join("ledger"), line).unwrap();

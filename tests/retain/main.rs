@@ -1,6 +1,7 @@
 //! Retention: `yurt-ipam` and `yurt-cni` as a container runtime calls them, with the plugins of Debian's `containernetworking-plugins`, in
 //! network namespaces that the test makes. Needs root.
 
+mod agent;
 mod chained;
 mod errors;
 mod ipam;

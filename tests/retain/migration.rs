@@ -20,7 +20,7 @@ fn pods_of_host_local_keep_their_addresses_and_nobody_else_gets_them() {
         ["10.1.0.2", "fd00:1::2"]
     );
     // OpenYurt's patch has written down who had what: one that runs, one that is expected back.
-    let directory = node.dir.path().join("networks/edge");
+    let directory = node.dir().join("networks/edge");
     for name in [
         "10.1.0.2_shop_web-0",
         "fd00:1::2_shop_web-0",

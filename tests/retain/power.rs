@@ -33,7 +33,7 @@ fn a_pod_has_its_addresses_and_mac_again_after_a_reboot() {
     make_mounts_private().unwrap();
     let node = Node::new();
     let boots = ["boot-1", "boot-2"].map(|boot| {
-        let file = node.dir.path().join(boot);
+        let file = node.dir().join(boot);
         fs::write(&file, boot).unwrap();
         file
     });
@@ -46,8 +46,8 @@ fn a_pod_has_its_addresses_and_mac_again_after_a_reboot() {
 
     // No DEL comes, and memory is empty.
     mount(boots[1].to_str().unwrap(), boot_id, "", libc::MS_BIND, "");
-    fs::remove_dir_all(node.dir.path().join("run")).unwrap();
-    network.node.netns.ip("link del cni0\n").unwrap();
+    fs::remove_dir_all(node.dir().join("run")).unwrap();
+    network.node.netns().ip("link del cni0\n").unwrap();
     let other = network.add(&pod("web-1", "c3").sandbox);
     assert_eq!(addresses(&other), ["10.1.0.4", "fd00:1::4"]);
     assert_eq!(node.entry("web-0")["state"], "retained");
@@ -67,7 +67,7 @@ fn with_a_full_or_read_only_disk_pods_start_and_an_alarm_is_raised() {
     make_mounts_private().unwrap();
     for trouble in ["full", "read-only"] {
         let node = Node::new();
-        let state = node.dir.path().join("state");
+        let state = node.dir().join("state");
         fs::create_dir(&state).unwrap();
         mount("tmpfs", &state, "tmpfs", 0, "size=64k");
         let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
@@ -109,7 +109,7 @@ fn with_a_full_or_read_only_disk_pods_start_and_an_alarm_is_raised() {
         }
         network.add(&pod("web-3", "c4").sandbox);
         assert_eq!(node.ledger()["alarms"], json!([]));
-        fs::remove_dir_all(node.dir.path().join("run")).unwrap();
+        fs::remove_dir_all(node.dir().join("run")).unwrap();
         assert_eq!(node.entry("web-1")["state"], "active");
     }
 }

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use yurt_net_tests::lab::{Netns, agent_program};
+use yurt_net_tests::lab::{self, Netns, agent_program};
 
 /// Where Debian keeps them (`cargo xtask setup` installs them).
 const PLUGINS: &str = "/usr/lib/cni";
@@ -25,8 +25,18 @@ pub(crate) struct Answer {
 
 /// A node.
 pub(crate) struct Node {
-    pub(crate) netns: Netns,
-    pub(crate) dir: TempDir,
+    home: Home,
+    dir: PathBuf,
+}
+
+enum Home {
+    /// Made for it.
+    Own(
+        Netns,
+        #[expect(dead_code, reason = "held, not used")] TempDir,
+    ),
+    /// A lab's, with an agent.
+    Lab(lab::Node),
 }
 
 /// A Pod's sandbox, as the runtime knows it.
@@ -40,21 +50,42 @@ pub(crate) struct Sandbox {
 impl Node {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
-        fs::create_dir(dir.path().join("bin")).expect("make a directory");
-        let program = agent_program().expect("find the agent");
-        let program = fs::canonicalize(program).expect("find the agent");
-        for name in ["yurt-ipam", "yurt-cni"] {
-            symlink(&program, dir.path().join("bin").join(name)).expect("link the plugin");
-        }
         let netns =
             Netns::router().expect("these tests make network namespaces, which only root can");
         netns.ip("link set lo up\n").expect("set the loopback up");
-        Self { netns, dir }
+        Self::with(dir.path().to_owned(), Home::Own(netns, dir))
+    }
+
+    /// On a node of a lab: its plugins and its agent have one ledger.
+    pub(crate) fn on(node: &lab::Node) -> Self {
+        let state_dir = node.state_dir();
+        let dir = state_dir.parent().expect("a directory is in another");
+        Self::with(dir.to_owned(), Home::Lab(node.clone()))
+    }
+
+    fn with(dir: PathBuf, home: Home) -> Self {
+        fs::create_dir(dir.join("bin")).expect("make a directory");
+        let program = agent_program().expect("find the agent");
+        let program = fs::canonicalize(program).expect("find the agent");
+        for name in ["yurt-ipam", "yurt-cni"] {
+            symlink(&program, dir.join("bin").join(name)).expect("link the plugin");
+        }
+        Self { home, dir }
+    }
+
+    pub(crate) fn netns(&self) -> &Netns {
+        match &self.home {
+            Home::Own(netns, _) => netns,
+            Home::Lab(node) => node.netns(),
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
     }
 
     pub(crate) fn path(&self, name: &str) -> String {
         self.dir
-            .path()
             .join(name)
             .to_str()
             .expect("a path of ASCII")
@@ -108,7 +139,7 @@ impl Node {
         let kind = config["type"].as_str().expect("a plugin has a type");
         // Of an IPAM plugin, `type` is that of the main plugin.
         let is_ipam_alone = kind == "yurt-ipam";
-        let ours = self.dir.path().join("bin").join(kind);
+        let ours = self.dir.join("bin").join(kind);
         let program = if ours.exists() {
             ours
         } else {
@@ -128,7 +159,7 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        self.netns.enter(&mut command);
+        self.netns().enter(&mut command);
         let mut child = command.spawn().unwrap_or_else(|error| {
             panic!(
                 "{}: {error}; `cargo xtask setup` installs the CNI plugins",

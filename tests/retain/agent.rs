@@ -1,0 +1,268 @@
+//! The plugins and the agent together: one ledger, one guard.
+
+use std::fs;
+use std::net::{IpAddr, UdpSocket};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::json;
+use yurt_net::retain::ledger::store::{Lock, Place, Store};
+use yurt_net::retain::ledger::{Assigner, Entry, Key, Record, State};
+use yurt_net::status::{GuardedPodStatus, Status};
+use yurt_net_tests::apiserver::{FakeApiserver, Resource, objects};
+use yurt_net_tests::lab::{self, Lab, Netns};
+
+use crate::world::{Network, Node, addresses, mac, pod};
+
+const NODE: &str = "edge-1";
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Sends a datagram to the gateway from an address that the Pod has given itself.
+fn spoof(netns: &Netns, address: &str) -> Result<()> {
+    netns.ip(&format!("address replace {address}/24 dev eth0\n"))?;
+    let address: IpAddr = address.parse()?;
+    netns.run(|| -> Result<()> {
+        let socket = UdpSocket::bind((address, 0))?;
+        socket.send_to(b"?", "10.1.0.1:9")?;
+        Ok(())
+    })?
+}
+
+fn shown<'a>(status: &'a Status, name: &str) -> Option<&'a GuardedPodStatus> {
+    let mut pods = status.retention.pods.iter();
+    pods.find(|pod| pod.name == name)
+}
+
+/// What the guard has found on a Pod's interface so far.
+fn found(node: &lab::Node, name: &str) -> Result<(u64, u64)> {
+    let status = node.status()?;
+    let pod = shown(&status, name).context("no such Pod in the status")?;
+    Ok((pod.audited, pod.dropped))
+}
+
+#[test]
+fn a_pod_is_guarded_when_its_add_returns_whether_the_agent_runs_or_not() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&[])?;
+    edge.wait_ready()?;
+    ensure!(!edge.status()?.retention.is_on);
+    // It has said how Pods are guarded, and then it is gone.
+    agent.kill9()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    let result = network.add(&web.sandbox);
+    ensure!(network.stderr.is_empty(), "{}", network.stderr);
+    spoof(&web.netns, "10.1.0.99")?;
+
+    let _agent = edge.start_agent(&[])?;
+    let status = edge.wait_for_status("the Pod is shown as guarded", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+    })?;
+    let shown_pod = shown(&status, "web-0").context("no such Pod")?;
+    ensure!(shown_pod.state == State::Active);
+    let shown_addresses: Vec<String> = shown_pod.addresses.iter().map(IpAddr::to_string).collect();
+    ensure!(shown_addresses == addresses(&result));
+    ensure!(shown_pod.mac.map(|mac| mac.to_string()) == Some(mac(&result)));
+    ensure!(status.retention.guard == "audit" && status.retention.alarms.is_empty());
+    let (before, dropped) = found(&edge, "web-0")?;
+    ensure!(before >= 1 && dropped == 0, "{before} {dropped}");
+    // What is its own is not found fault with, and the count goes on where it was.
+    web.netns
+        .run(|| UdpSocket::bind("10.1.0.2:0")?.send_to(b"!", "10.1.0.1:9"))??;
+    ensure!(found(&edge, "web-0")? == (before, 0));
+    spoof(&web.netns, "10.1.0.98")?;
+    ensure!(found(&edge, "web-0")?.0 > before);
+    Ok(())
+}
+
+#[test]
+fn after_a_reboot_the_plugin_guards_before_any_agent_has_started() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&["--guard=enforce"])?;
+    edge.wait_ready()?;
+    agent.kill9()?;
+    edge.lose_pins()?;
+    fs::remove_dir_all(edge.run_dir())?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    ensure!(network.stderr.is_empty(), "{}", network.stderr);
+    spoof(&web.netns, "10.1.0.99")?;
+    let _agent = edge.start_agent(&["--guard=enforce"])?;
+    edge.wait_for_status("the Pod is shown as guarded", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+    })?;
+    ensure!(found(&edge, "web-0")?.1 >= 1);
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_kept_for_a_pod_is_nobody_elses_to_use() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let _agent = edge.start_agent(&["--guard-enforce-namespace=shop"])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let (web, other) = (pod("web-0", "c1"), pod("other", "c2"));
+    network.add(&web.sandbox);
+    network.add(&other.sandbox);
+    network.del(&web.sandbox);
+    edge.wait_for_status("web-0 is away", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.state == State::Retained)
+            && shown(status, "other").is_some_and(|pod| pod.device.is_some())
+    })?;
+    spoof(&other.netns, "10.1.0.2")?;
+    ensure!(found(&edge, "other")?.1 >= 1);
+    Ok(())
+}
+
+#[test]
+fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&[])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    let guarded = |status: &Status| shown(status, "web-0").is_some_and(|pod| pod.device.is_some());
+    edge.wait_for_status("the Pod is guarded", guarded)?;
+    agent.kill9()?;
+    let agent = edge.start_agent(&["--guard=off"])?;
+    edge.wait_ready()?;
+    let later = pod("web-1", "c2");
+    network.add(&later.sandbox);
+    let status = edge.wait_for_status("both Pods are shown", |status| {
+        shown(status, "web-0").is_some() && shown(status, "web-1").is_some()
+    })?;
+    ensure!(status.retention.guard == "off" && !guarded(&status));
+    agent.kill9()?;
+    // Neither was looked at meanwhile.
+    spoof(&web.netns, "10.1.0.99")?;
+    spoof(&later.netns, "10.1.0.98")?;
+    let _agent = edge.start_agent(&[])?;
+    edge.wait_for_status("the Pods are guarded again", |status| {
+        guarded(status) && shown(status, "web-1").is_some_and(|pod| pod.device.is_some())
+    })?;
+    ensure!(found(&edge, "web-0")? == (0, 0) && found(&edge, "web-1")? == (0, 0));
+    Ok(())
+}
+
+#[test]
+fn an_annotation_lets_a_pod_use_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let api = edge.netns().run(FakeApiserver::start)??;
+    api.put(objects::node(NODE, None, edge.ip4().into()))?;
+    let _agent = edge.start_agent_from(&format!("kube:{}", api.http().url()), NODE, &[])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    edge.wait_for_status("the Pod is guarded", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+    })?;
+    spoof(&web.netns, "10.1.0.99")?;
+    let (before, _) = found(&edge, "web-0")?;
+    ensure!(before >= 1);
+    let mut object = objects::pod("web-0", NODE);
+    object["metadata"]["namespace"] = json!("shop");
+    object["metadata"]["annotations"] =
+        json!({"yurt-net.openyurt.io/extra-addresses": "10.1.0.99 oops"});
+    api.put(object.clone())?;
+    let status = edge.wait_for_status("the annotation is found fault with", |status| {
+        !status.retention.alarms.is_empty()
+    })?;
+    let alarm = &status.retention.alarms[0];
+    ensure!(
+        alarm.contains("Pod shop/web-0 (eth0)") && alarm.contains("\"oops\""),
+        "{alarm}"
+    );
+    object["metadata"]["annotations"] =
+        json!({"yurt-net.openyurt.io/extra-addresses": "10.1.0.99"});
+    api.put(object)?;
+    edge.wait_for_status("nothing is wrong", |status| {
+        status.retention.alarms.is_empty()
+    })?;
+    let (before, _) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.99")?;
+    ensure!(found(&edge, "web-0")?.0 == before);
+    Ok(())
+}
+
+#[test]
+fn what_is_kept_is_released_once_the_cloud_says_that_the_pod_is_gone() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let api = edge.netns().run(FakeApiserver::start)??;
+    api.put(objects::node(NODE, None, edge.ip4().into()))?;
+    for name in ["web-0", "web-1"] {
+        let mut object = objects::pod(name, NODE);
+        object["metadata"]["namespace"] = json!("shop");
+        api.put(object)?;
+    }
+    // Both went an hour ago, as far as the ledger's clock tells.
+    keep(&edge, &["web-0", "web-1"])?;
+    let _agent = edge.start_agent_from(&format!("kube:{}", api.http().url()), NODE, &[])?;
+    let state = |status: &Status, name: &str| shown(status, name).map(|pod| pod.state);
+    edge.wait_for_status("both are kept", |status| {
+        status
+            .source
+            .received
+            .get("pods")
+            .is_some_and(|pods| pods.objects >= 2)
+            && state(status, "web-0") == Some(State::Retained)
+            && state(status, "web-1") == Some(State::Retained)
+    })?;
+    api.delete(Resource::Pods, "shop", "web-1")?;
+    let status = edge.wait_for_status("one is released", |status| {
+        state(status, "web-1") == Some(State::Released)
+    })?;
+    ensure!(state(&status, "web-0") == Some(State::Retained));
+    Ok(())
+}
+
+/// Writes a ledger in which these Pods were the first things that happened since the machine is up.
+fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
+    let place = Place {
+        state_dir: edge.state_dir(),
+        run_dir: edge.run_dir(),
+    };
+    let _lock = Lock::take(&place, PATIENCE)?;
+    let mut store = Store::open(&place)?;
+    let boot = Record::Boot {
+        id: fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+            .trim()
+            .to_owned(),
+        up: 0,
+        at: 0,
+    };
+    let entries = names.iter().zip(2u8..).map(|(name, last)| Record::Put {
+        key: Key {
+            namespace: "shop".to_owned(),
+            name: (*name).to_owned(),
+            interface: "eth0".to_owned(),
+        },
+        entry: Entry {
+            addresses: vec![IpAddr::from([10, 1, 0, last])],
+            mac: None,
+            host: None,
+            uid: String::new(),
+            container: format!("c{last}"),
+            network: "edge".to_owned(),
+            assigner: Assigner::Ours,
+            state: State::Retained,
+            since: 0,
+            at: 0,
+        },
+    });
+    store.commit(std::iter::once(boot).chain(entries).collect())?;
+    Ok(())
+}
