@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 use yurt_net::retain::ledger::store::{Lock, Place, Store};
 use yurt_net::retain::ledger::{Assigner, Entry, Key, Record, State};
 use yurt_net::status::{GuardedPodStatus, Status};
@@ -227,6 +228,77 @@ fn what_is_kept_is_released_once_the_cloud_says_that_the_pod_is_gone() -> Result
     })?;
     ensure!(state(&status, "web-0") == Some(State::Retained));
     Ok(())
+}
+
+/// What `check` says of one thing: its result and details.
+fn checked(edge: &lab::Node, what: &str) -> Result<Vec<(String, String)>> {
+    let output = edge.yurt_net(&["check", "-o", "json"])?;
+    let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+    let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();
+    Ok(findings
+        .iter()
+        .filter(|finding| finding["check"] == what)
+        .map(|finding| (text(finding, "result"), text(finding, "detail")))
+        .collect())
+}
+
+#[test]
+fn check_compares_the_ledger_with_what_pods_really_have() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let _agent = edge.start_agent(&[])?;
+    edge.wait_ready()?;
+    let result = |what| Ok::<_, anyhow::Error>(checked(&edge, what)?.remove(0));
+    let (outcome, detail) = result("ledger")?;
+    ensure!(outcome == "warning" && detail.contains("no Pod of this node"));
+
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let (web, other) = (pod("web-0", "c1"), pod("other", "c2"));
+    network.add(&web.sandbox);
+    network.add(&other.sandbox);
+    // A namespace is found where a process is in it.
+    let live = [&web, &other].map(|pod| Sleeper::in_netns(&pod.netns));
+    edge.wait_for_status("the Pods are guarded", |status| {
+        shown(status, "other").is_some_and(|pod| pod.device.is_some())
+    })?;
+    for what in ["ledger", "addresses", "guarded"] {
+        let (outcome, detail) = result(what)?;
+        ensure!(outcome == "ok", "{what}: {detail}");
+    }
+    other.netns.ip("address add 10.1.0.2/24 dev eth0\n")?;
+    let (outcome, detail) = result("addresses")?;
+    ensure!(
+        outcome == "failed" && detail.contains("shop/web-0"),
+        "{detail}"
+    );
+    drop(live);
+    let (outcome, detail) = result("leaks")?;
+    ensure!(
+        outcome == "warning" && detail.contains("shop/other"),
+        "{detail}"
+    );
+    Ok(())
+}
+
+/// A process in a Pod. Ends with this value.
+struct Sleeper(Child);
+
+impl Sleeper {
+    fn in_netns(netns: &Netns) -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("60");
+        netns.enter(&mut command);
+        Self(command.spawn().expect("run `sleep`"))
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ended = self.0.kill();
+        let _ended = self.0.wait();
+    }
 }
 
 /// Writes a ledger in which these Pods were the first things that happened since the machine is up.

@@ -1,6 +1,8 @@
 //! `check`: can this machine run the agent, and are Services really translated?
 #![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
 
+mod retention;
+
 use std::fs;
 use std::path::Path;
 
@@ -8,7 +10,7 @@ use serde::Serialize;
 
 use crate::agent::chain;
 use crate::config::{self, CheckArgs, Output, PlaceArgs};
-use crate::control::{Request, ask};
+use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
 use crate::selftest;
@@ -101,7 +103,15 @@ async fn findings(place: &PlaceArgs) -> Vec<Finding> {
         findings.extend(programs());
         findings.push(stale_sockets());
     }
-    findings.push(agent(place).await);
+    let status = ask(&place.state_dir, &Request::Status).await;
+    findings.push(agent(&status));
+    if is_root {
+        let status = status.ok().map(serde_json::from_value);
+        findings.extend(retention::findings(
+            place,
+            status.and_then(Result::ok).as_ref(),
+        ));
+    }
     if let Ok(cgroup) = &cgroup
         && place.bpffs.join("yurt-net/links").is_dir()
     {
@@ -239,8 +249,8 @@ fn stale_sockets() -> Finding {
     }
 }
 
-async fn agent(place: &PlaceArgs) -> Finding {
-    match ask(&place.state_dir, &Request::Status).await {
+fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
+    match status {
         Ok(status) => {
             let pid = status
                 .get("pid")
@@ -261,7 +271,7 @@ async fn agent(place: &PlaceArgs) -> Finding {
         }
         Err(error) => {
             let remedy = "start it: yurt-net run";
-            Finding::new("agent", Outcome::Warning, chain(&error), remedy)
+            Finding::new("agent", Outcome::Warning, chain(error), remedy)
         }
     }
 }

@@ -150,7 +150,7 @@ fn look(own: ClientAddresses) -> io::Result<Look> {
     let namespaces = netns::all()?;
     let visits = netns::inside(&namespaces, |_| {
         let cookie = netns::cookie()?.ok_or_else(no_cookies)?;
-        Ok::<_, io::Error>((cookie, first_of_each_family(&addresses()?)))
+        Ok::<_, io::Error>((cookie, first_of_each_family(&netns::addresses()?)))
     })?;
     let mut found = Look::default();
     for (number, visit) in visits.into_iter().enumerate() {
@@ -194,47 +194,6 @@ fn first_of_each_family(addresses: &[IpAddr]) -> ClientAddresses {
     }
 }
 
-/// Those of the namespace that the calling thread is in, by interface.
-fn addresses() -> io::Result<Vec<IpAddr>> {
-    let mut first: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: `first` is valid for a write.
-    if unsafe { libc::getifaddrs(&raw mut first) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let mut addresses = Vec::new();
-    let mut next = first;
-    // SAFETY: a list that the C library made and that nobody else knows; each entry is valid until it is freed below.
-    while let Some(entry) = unsafe { next.as_ref() } {
-        // SAFETY: null, or the address of an interface, as long as its family says.
-        addresses.extend(unsafe { address_of(entry.ifa_addr) });
-        next = entry.ifa_next;
-    }
-    // SAFETY: the list from above, once.
-    unsafe { libc::freeifaddrs(first) };
-    Ok(addresses)
-}
-
-/// # Safety
-///
-/// `address` is null or points to a socket address of the length that its family has.
-unsafe fn address_of(address: *const libc::sockaddr) -> Option<IpAddr> {
-    // SAFETY: as the caller promises.
-    let family = i32::from(unsafe { address.as_ref() }?.sa_family);
-    match family {
-        libc::AF_INET => {
-            // SAFETY: as the caller promises; read without a claim to alignment.
-            let address = unsafe { address.cast::<libc::sockaddr_in>().read_unaligned() };
-            Some(Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr)).into())
-        }
-        libc::AF_INET6 => {
-            // SAFETY: as above.
-            let address = unsafe { address.cast::<libc::sockaddr_in6>().read_unaligned() };
-            Some(Ipv6Addr::from(address.sin6_addr.s6_addr).into())
-        }
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -259,11 +218,6 @@ mod tests {
             first_of_each_family(&addresses[..3]),
             ClientAddresses::default()
         );
-    }
-
-    #[test]
-    fn the_loopback_address_of_this_namespace_is_found() {
-        assert!(addresses().unwrap().contains(&Ipv4Addr::LOCALHOST.into()));
     }
 
     #[tokio::test]

@@ -10,9 +10,10 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
+use crate::retain::ledger::State;
 use crate::source::kube::Received;
 use crate::source::preferred::{FollowedSource, Origin};
-use crate::status::{SelfTest, Status};
+use crate::status::{Retention, SelfTest, Status};
 
 use self::Kind::{Counter, Gauge, Histogram};
 
@@ -179,6 +180,29 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "yurtnet_guard_devices",
+        &[],
+        "Devices of Pods that the guard watches.",
+        |status, out| out.put(&[], status.retention.guarded_devices),
+    ),
+    metric(
+        Counter,
+        "yurtnet_guard_frames_total",
+        &["action", "reason"],
+        "Frames of Pods that claimed what is not their own; the dropped ones, and those that were audited and went on.",
+        |status, out| {
+            let Retention {
+                audited, dropped, ..
+            } = &status.retention;
+            for (action, counts) in [("audited", audited), ("dropped", dropped)] {
+                for (reason, count) in counts {
+                    out.put(&[action, reason], count);
+                }
+            }
+        },
+    ),
+    metric(
+        Gauge,
         "yurtnet_last_apply_duration_seconds",
         &[],
         "Time of the last table.",
@@ -190,6 +214,19 @@ const METRICS: &[Metric] = &[
         &[],
         "Map writes of the last table.",
         |status, out| out.put(&[], status.last_writes),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_ledger_entries",
+        &["state"],
+        "Interfaces of Pods in the ledger.",
+        |status, out| {
+            for state in [State::Active, State::Released, State::Retained] {
+                let pods = status.retention.pods.iter();
+                let count = pods.filter(|pod| pod.state == state).count();
+                out.put(&[&state.to_string()], count);
+            }
+        },
     ),
     metric(
         Gauge,
@@ -264,6 +301,13 @@ const METRICS: &[Metric] = &[
                 out.put(&[kind], count);
             }
         },
+    ),
+    metric(
+        Gauge,
+        "yurtnet_retention_alarms",
+        &[],
+        "What an operator should look after: `yurt-net status` says what.",
+        |status, out| out.put(&[], status.retention.alarms.len()),
     ),
     metric(
         Gauge,

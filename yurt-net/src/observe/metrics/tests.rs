@@ -63,6 +63,11 @@ fn status() -> Status {
     status.checkpoint.errors = 1;
     status.checkpoint.last_write_ms = 15;
     status.checkpoint.last_write_at = Some(1_700_000_050);
+    let retention = &mut status.retention;
+    retention.guarded_devices = 2;
+    retention.alarms = vec!["the disk is full".to_owned()];
+    retention.audited = [("source".to_owned(), 5), ("arp".to_owned(), 0)].into();
+    retention.dropped = [("source".to_owned(), 1)].into();
     status.maps = vec![MapUsage {
         map: "yurt_fe4".to_owned(),
         used: 64,

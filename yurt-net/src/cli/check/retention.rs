@@ -1,0 +1,252 @@
+//! Is what the ledger says of Pods so?
+//!
+//! A ledger is right about whom it has heard of, and a runtime may have told it only half: so it is compared with the addresses that are
+//! really in the network namespaces of this machine, and with the devices that the agent guards.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::{Finding, Outcome};
+use crate::agent::chain;
+use crate::config::PlaceArgs;
+use crate::netns;
+use crate::retain::ledger::{Key, Ledger, State};
+use crate::retain::watch::Reading;
+use crate::status::Status;
+
+/// At most so many Pods are named.
+const NAMED: usize = 5;
+
+/// Reads the ledger and looks into the namespaces; `agent` is what the agent says of itself, where it runs.
+pub(super) fn findings(place: &PlaceArgs, agent: Option<&Status>) -> Vec<Finding> {
+    let reading = match Reading::take(&place.ledger()) {
+        Ok(reading) => reading,
+        Err(error) => {
+            let remedy = "Pods get addresses only once it can be read: see the reason";
+            let error = chain(&error);
+            return vec![Finding::new("ledger", Outcome::Failed, error, remedy)];
+        }
+    };
+    let mut findings = vec![ledger(&reading)];
+    if reading.ledger.entries().is_empty() {
+        return findings;
+    }
+    match live() {
+        Ok(live) => findings.extend(addresses(&reading.ledger, &live)),
+        Err(error) => findings.push(Finding::new(
+            "addresses",
+            Outcome::Warning,
+            format!("the namespaces of this machine cannot be looked at: {error}"),
+            "run it as root in the node's own process namespace (hostPID: true)",
+        )),
+    }
+    findings.extend(agent.map(|agent| guard(&reading.ledger, agent)));
+    findings
+}
+
+/// The addresses of each network namespace but the node's own.
+fn live() -> std::io::Result<Vec<Vec<IpAddr>>> {
+    let namespaces = netns::all()?;
+    let visits = netns::inside(&namespaces, |_| netns::addresses())?;
+    let pods = visits.into_iter().skip(1);
+    Ok(pods.filter_map(|visit| visit.flatten().ok()).collect())
+}
+
+fn ledger(reading: &Reading) -> Finding {
+    if let [alarm, ..] = reading.alarms.as_slice() {
+        let remedy = "until then a reboot may change addresses";
+        return Finding::new("ledger", Outcome::Warning, alarm.as_str(), remedy);
+    }
+    let count = |state| {
+        let entries = reading.ledger.entries().values();
+        entries.filter(|entry| entry.state == state).count()
+    };
+    let (active, retained) = (count(State::Active), count(State::Retained));
+    if active + retained == 0 {
+        return Finding::new(
+            "ledger",
+            Outcome::Warning,
+            "empty: no Pod of this node was made by yurt-ipam or yurt-cni, so none keeps its address",
+            "install the plugins (docs/retention.md), and make a Pod",
+        );
+    }
+    let detail = format!("{active} interfaces of Pods, and {retained} that are away");
+    Finding::ok("ledger", detail)
+}
+
+/// Some of them, as words.
+fn named<'a>(keys: impl Iterator<Item = &'a Key>) -> String {
+    let all: Vec<String> = keys.map(Key::to_string).collect();
+    let more = match all.len().saturating_sub(NAMED) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let first: Vec<String> = all.into_iter().take(NAMED).collect();
+    format!("{}{more}", first.join(", "))
+}
+
+fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
+    let mut users: BTreeMap<IpAddr, usize> = BTreeMap::new();
+    for address in live.iter().flatten() {
+        *users.entry(*address).or_default() += 1;
+    }
+    let uses = |address: &IpAddr| users.get(address).copied().unwrap_or_default();
+    let entries = || ledger.entries().iter();
+    let active = || entries().filter(|(_, entry)| entry.state == State::Active);
+    let twice: Vec<&Key> = active()
+        .filter(|(_, entry)| entry.addresses.iter().any(|address| uses(address) > 1))
+        .chain(entries().filter(|(_, entry)| {
+            entry.state == State::Retained && entry.addresses.iter().any(|a| uses(a) > 0)
+        }))
+        .map(|(key, _)| key)
+        .collect();
+    let gone: Vec<&Key> = active()
+        .filter(|(_, entry)| entry.addresses.iter().all(|address| uses(address) == 0))
+        .map(|(key, _)| key)
+        .collect();
+    let mut findings = Vec::new();
+    if !twice.is_empty() {
+        findings.push(Finding::new(
+            "addresses",
+            Outcome::Failed,
+            format!(
+                "used by somebody else too: those of {}",
+                named(twice.iter().copied())
+            ),
+            "another IPAM or a Pod itself has taken them: make these Pods anew, and see that one plugin has the range to itself",
+        ));
+    }
+    if !gone.is_empty() {
+        findings.push(Finding::new(
+            "leaks",
+            Outcome::Warning,
+            format!(
+                "in the ledger as running, and in no network namespace: {}",
+                named(gone.iter().copied())
+            ),
+            "their DEL was lost: the runtime's next GC, or a reboot, gives the addresses back",
+        ));
+    }
+    if findings.is_empty() {
+        let count: usize = active().map(|(_, entry)| entry.addresses.len()).sum();
+        findings.push(Finding::ok(
+            "addresses",
+            format!("all {count} of Pods that run are where the ledger has them, and nowhere else"),
+        ));
+    }
+    findings
+}
+
+fn guard(ledger: &Ledger, agent: &Status) -> Finding {
+    let retention = &agent.retention;
+    if retention.guard == "off" {
+        return Finding::new(
+            "guarded",
+            Outcome::Warning,
+            "the guard is off: any Pod may use any address",
+            "start the agent without --guard=off",
+        );
+    }
+    let is_guarded = |key: &Key| {
+        let mut pods = retention.pods.iter();
+        pods.any(|pod| {
+            pod.device.is_some()
+                && (&pod.namespace, &pod.name, &pod.interface)
+                    == (&key.namespace, &key.name, &key.interface)
+        })
+    };
+    let entries = ledger.entries().iter();
+    let reachable = entries.filter(|(_, entry)| entry.host.is_some());
+    let (with, without): (Vec<&Key>, Vec<&Key>) = reachable
+        .map(|(key, _)| key)
+        .partition(|key| is_guarded(key));
+    if without.is_empty() {
+        let detail = format!("{} interfaces of Pods, {}", with.len(), retention.guard);
+        return Finding::ok("guarded", detail);
+    }
+    Finding::new(
+        "guarded",
+        Outcome::Failed,
+        format!("not guarded: {}", named(without.into_iter())),
+        "`yurt-net status` and the agent's log say why; --device must name the Pods' devices",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::retain::ledger::tests::{entry, key};
+    use crate::retain::ledger::{HostSide, Record};
+    use crate::status::GuardedPodStatus;
+
+    /// `web` runs at .2, `away` is kept at .3.
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::default();
+        let mut web = entry("10.1.0.2", "c1");
+        web.host = Some(HostSide {
+            ifindex: 7,
+            peer: None,
+        });
+        let mut away = entry("10.1.0.3", "c2");
+        away.state = State::Retained;
+        for (name, entry) in [("web", web), ("away", away)] {
+            let key = key(name);
+            ledger.apply(Record::Put { key, entry });
+        }
+        ledger
+    }
+
+    fn outcomes(live: &[&[&str]]) -> Vec<(&'static str, Outcome)> {
+        let live: Vec<Vec<IpAddr>> = live
+            .iter()
+            .map(|pod| pod.iter().map(|text| text.parse().unwrap()).collect())
+            .collect();
+        let findings = addresses(&ledger(), &live);
+        let outcomes = findings.iter();
+        outcomes
+            .map(|finding| (finding.check, finding.result))
+            .collect()
+    }
+
+    #[test]
+    fn an_address_that_two_have_is_a_failure_and_one_that_nobody_has_a_leak() {
+        let ok = [("addresses", Outcome::Ok)];
+        assert_eq!(outcomes(&[&["127.0.0.1", "10.1.0.2"], &["10.1.0.9"]]), ok);
+        let duplicate = [("addresses", Outcome::Failed)];
+        assert_eq!(outcomes(&[&["10.1.0.2"], &["10.1.0.2"]]), duplicate);
+        // Kept for one that is away, used by another.
+        assert_eq!(outcomes(&[&["10.1.0.2"], &["10.1.0.3"]]), duplicate);
+        assert_eq!(outcomes(&[]), [("leaks", Outcome::Warning)]);
+    }
+
+    #[test]
+    fn a_pod_without_a_guard_is_named() {
+        let mut agent = Status::default();
+        agent.retention.guard = "audit".to_owned();
+        let finding = guard(&ledger(), &agent);
+        assert_eq!(finding.result, Outcome::Failed);
+        assert!(finding.detail.contains("shop/web"), "{}", finding.detail);
+        let web = key("web");
+        agent.retention.pods.push(GuardedPodStatus {
+            namespace: web.namespace,
+            name: web.name,
+            interface: web.interface,
+            state: State::Active,
+            addresses: Vec::new(),
+            mac: None,
+            device: Some("veth1".to_owned()),
+            audited: 0,
+            dropped: 0,
+        });
+        assert_eq!(guard(&ledger(), &agent).result, Outcome::Ok);
+        agent.retention.guard = "off".to_owned();
+        assert_eq!(guard(&ledger(), &agent).result, Outcome::Warning);
+    }
+
+    #[test]
+    fn a_ledger_without_pods_says_that_retention_is_not_installed() {
+        let finding = super::ledger(&Reading::default());
+        assert_eq!(finding.result, Outcome::Warning);
+        assert!(finding.remedy.contains("install the plugins"));
+    }
+}
