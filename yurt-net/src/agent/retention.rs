@@ -4,8 +4,9 @@
 //! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
 //! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -13,9 +14,10 @@ use tracing::{debug, info, warn};
 
 use super::chain;
 use crate::config::RunArgs;
+use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, Spoofs};
-use crate::guard::{Complaint, Extra, GuardedPod, Link, compile, plan};
-use crate::model::Snapshot;
+use crate::guard::{Complaint, Extra, GuardImage, GuardedPod, Link, compile, plan};
+use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::retain::cni::clock;
 use crate::retain::ledger::store::{Lock, Place, Store};
@@ -29,7 +31,18 @@ use crate::status::{self, GuardedPodStatus};
 /// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
 /// Plugins are at the ledger for milliseconds.
-const LOCK_PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why nobody is guarded.
+#[derive(Debug, thiserror::Error)]
+enum GuardingError {
+    /// Program and maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// Devices.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+}
 
 /// See the module.
 pub(super) struct Retention {
@@ -41,7 +54,7 @@ pub(super) struct Retention {
     reading: Reading,
     devices: Vec<Link>,
     guard: Option<Guard>,
-    /// Devices with a row in the kernel.
+    /// Devices of Pods that the guard is on, with a row for each.
     rows: BTreeSet<u32>,
     complaints: Vec<Complaint>,
     releasing: Option<JoinHandle<Result<usize, WatchError>>>,
@@ -157,14 +170,27 @@ impl Retention {
         }
         if self.is_on() {
             sources.follow_pods();
-            let pods = guarded_pods(&self.reading, sources.snapshot(), &mut self.complaints);
-            self.problems.guard = match observed {
-                Some(Err(error)) => Some(chain(&error)),
-                observed => {
-                    self.guard_pods(&pods, observed.and_then(Result::ok), local)
-                        .await
-                }
+            let before = std::mem::take(&mut self.complaints);
+            let (pods, complaints) = guarded_pods(&self.reading, sources.snapshot());
+            self.complaints = complaints;
+            let guarded = match observed.transpose() {
+                Ok(observed) => self.guard_pods(&pods, observed, local).await,
+                Err(error) => Err(error.into()),
             };
+            self.problems.guard = match guarded {
+                Ok(failures) => all_of(&failures),
+                Err(error) => Some(chain(&error)),
+            };
+            for complaint in &self.complaints {
+                if !before.contains(complaint) {
+                    let Complaint {
+                        pod,
+                        interface,
+                        reason,
+                    } = complaint;
+                    warn!(pod, interface, reason, "guard");
+                }
+            }
             self.release(sources);
         }
         if self.problems != before {
@@ -181,30 +207,26 @@ impl Retention {
         }
     }
 
-    /// Returns what failed.
+    /// Returns what failed, and costs the rest nothing.
     async fn guard_pods(
         &mut self,
         pods: &[GuardedPod],
-        observed: Option<crate::guard::GuardImage>,
+        observed: Option<GuardImage>,
         local: Option<&BTreeSet<IpAddr>>,
-    ) -> Option<String> {
-        let settings = self.settings.as_ref()?;
+    ) -> Result<Vec<DataplaneError>, GuardingError> {
+        let Some(settings) = &self.settings else {
+            return Ok(Vec::new());
+        };
         let (guard, observed) = match (&mut self.guard, observed) {
             (Some(guard), Some(observed)) => (guard, observed),
             (guard, _) => {
-                let loaded = Guard::load(&settings.bpffs, None);
-                let loaded = match loaded.and_then(|loaded| Ok((loaded.observe()?, loaded))) {
-                    Ok((observed, loaded)) => (guard.insert(loaded), observed),
-                    Err(error) => return Some(chain(&error)),
-                };
+                let loaded = Guard::load(&settings.bpffs, None)?;
+                let observed = loaded.observe()?;
                 info!("guarding the Pods of this node");
-                loaded
+                (guard.insert(loaded), observed)
             }
         };
-        match self.links.links().await {
-            Ok(links) => self.devices = links,
-            Err(error) => return Some(chain(&error)),
-        }
+        self.devices = self.links.links().await?;
         let none = BTreeSet::new();
         let (wanted, complaints) = compile(
             pods,
@@ -212,26 +234,16 @@ impl Retention {
             local.unwrap_or(&none),
             &settings.policy(),
         );
-        for complaint in complaints
-            .iter()
-            .filter(|new| !self.complaints.contains(new))
-        {
-            let Complaint {
-                pod,
-                interface,
-                reason,
-            } = complaint;
-            warn!(pod, interface, reason, "guard");
-        }
         self.complaints.extend(complaints);
         let applied = guard.apply(&plan(&observed, &wanted));
         if !applied.attached.is_empty() {
             debug!(devices = applied.attached.len(), "guard attached");
         }
+        let mut guarded = observed.attached;
+        guarded.extend(applied.attached);
         self.rows = wanted.rows.into_keys().collect();
-        let failures = applied.failures.iter().map(|error| chain(error));
-        let failures: Vec<String> = failures.collect();
-        (!failures.is_empty()).then(|| failures.join("; "))
+        self.rows.retain(|ifindex| guarded.contains(ifindex));
+        Ok(applied.failures)
     }
 
     /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for elsewhere.
@@ -341,9 +353,13 @@ impl Retention {
     }
 }
 
-fn by_reason(
-    counts: Option<&std::collections::BTreeMap<&'static str, u64>>,
-) -> std::collections::BTreeMap<String, u64> {
+/// All of them on one line.
+fn all_of(errors: &[DataplaneError]) -> Option<String> {
+    let errors: Vec<String> = errors.iter().map(|error| chain(error)).collect();
+    (!errors.is_empty()).then(|| errors.join("; "))
+}
+
+fn by_reason(counts: Option<&BTreeMap<&'static str, u64>>) -> BTreeMap<String, u64> {
     let counts = counts.into_iter().flatten();
     counts
         .map(|(reason, count)| ((*reason).to_owned(), *count))
@@ -354,34 +370,32 @@ fn by_reason(
 fn guarded_pods(
     reading: &Reading,
     snapshot: Option<&Snapshot>,
-    complaints: &mut Vec<Complaint>,
-) -> Vec<GuardedPod> {
-    complaints.clear();
+) -> (Vec<GuardedPod>, Vec<Complaint>) {
+    let mut complaints = Vec::new();
     let entries = reading.ledger.entries().iter();
     let owners = entries.filter(|(_, entry)| entry.state != State::Released);
-    owners
-        .map(|(key, entry)| {
-            let name = crate::model::NamespacedName::new(&*key.namespace, &*key.name);
-            let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
-            let extra = pod.and_then(|pod| pod.annotations.get(EXTRA));
-            let extra = extra.map(|text| text.parse::<Extra>()).transpose();
-            let extra = extra.unwrap_or_else(|error| {
-                complaints.push(Complaint {
-                    pod: format!("{}/{}", key.namespace, key.name),
-                    interface: key.interface.clone(),
-                    reason: format!("annotation {EXTRA}: {error}; none of it is used"),
-                });
-                None
-            });
-            GuardedPod {
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
+    let pods = owners.map(|(key, entry)| {
+        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
+        let extra = pod.and_then(|pod| pod.annotations.get(EXTRA));
+        let extra = extra.map(|text| text.parse::<Extra>()).transpose();
+        let extra = extra.unwrap_or_else(|error| {
+            complaints.push(Complaint {
+                pod: format!("{}/{}", key.namespace, key.name),
                 interface: key.interface.clone(),
-                mac: entry.mac.map(|mac| mac.0),
-                addresses: entry.addresses.clone(),
-                host: entry.host,
-                extra: extra.unwrap_or_default(),
-            }
-        })
-        .collect()
+                reason: format!("annotation {EXTRA}: {error}; none of it is used"),
+            });
+            None
+        });
+        GuardedPod {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            interface: key.interface.clone(),
+            mac: entry.mac.map(|mac| mac.0),
+            addresses: entry.addresses.clone(),
+            host: entry.host,
+            extra: extra.unwrap_or_default(),
+        }
+    });
+    (pods.collect(), complaints)
 }
