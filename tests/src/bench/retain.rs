@@ -1,5 +1,6 @@
 //! `yurt-ipam` by turns with host-local, as a runtime starts them; and the ledger that it reads each time.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::symlink;
@@ -16,6 +17,7 @@ use serde_json::Value;
 use serde_json::json;
 use yurt_net::retain::ledger::store::Place;
 use yurt_net::retain::ledger::store::Store;
+use yurt_net::retain::settings::GuardSettings;
 
 use super::Options;
 use super::report::Claim;
@@ -23,6 +25,7 @@ use super::report::Measure;
 use super::report::Series;
 use super::stats::Summary;
 use crate::lab::Lab;
+use crate::lab::Netns;
 use crate::lab::agent_program;
 
 /// Name of the measure.
@@ -37,8 +40,8 @@ struct Plugin {
     config: Value,
 }
 
-/// Takes it. The lab is not needed: no packet is sent.
-pub fn measure(_lab: &Lab, options: &Options) -> Result<Measure> {
+/// Takes it.
+pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let dir = tempfile::tempdir().context("make a directory")?;
     let program = dir.path().join("yurt-ipam");
     symlink(fs::canonicalize(agent_program()?)?, &program)?;
@@ -90,8 +93,20 @@ pub fn measure(_lab: &Lab, options: &Options) -> Result<Measure> {
     }
     let length = fs::metadata(path("state").join("ledger/ledger"))?.len();
 
+    let (alone, chained) = chained(lab, options, &dir, &plugins[0])?;
     let mut series = Vec::new();
     let mut claims = Vec::new();
+    series.push(Series::new("ADD, yurt-cni with the guard, ms", &chained));
+    let pairs = alone.chunks(10).zip(chained.chunks(10));
+    let more = pairs.map(|(theirs, ours)| Summary::of(ours).p50 - Summary::of(theirs).p50);
+    claims.push(
+        Claim::new(
+            "ADD: yurt-cni with the guard beyond host-local",
+            "ms",
+            more.collect(),
+        )
+        .at_most(5.0),
+    );
     for (what, [theirs, ours]) in [
         ("ADD of a new Pod", &adds),
         ("ADD of a known Pod", &agains),
@@ -128,38 +143,107 @@ pub fn measure(_lab: &Lab, options: &Options) -> Result<Measure> {
     })
 }
 
+/// Milliseconds of an ADD of host-local and of one of `yurt-cni` for a Pod that is really there, by turns: the latter sets the MAC, tells
+/// the neighbours, writes the ledger and puts the guard on the device.
+fn chained(
+    lab: &Lab,
+    options: &Options,
+    dir: &tempfile::TempDir,
+    host_local: &Plugin,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let node = lab.node("edge-1")?;
+    let program = dir.path().join("yurt-cni");
+    symlink(fs::canonicalize(agent_program()?)?, &program)?;
+    let settings = GuardSettings {
+        bpffs: node.bpffs(),
+        enforce: false,
+        enforced_namespaces: BTreeSet::new(),
+        devices: Vec::new(),
+    };
+    GuardSettings::leave(Some(&settings), &node.state_dir())?;
+    let (mut alone, mut chained) = (Vec::new(), Vec::new());
+    for round in 0..options.rounds(50) {
+        // Each ADD is the first for its device.
+        let name = format!("bench{round}");
+        let netns = Netns::host()?;
+        node.netns().ip(&format!(
+            "link add {name} type veth peer name eth0 netns {}\n",
+            netns.path()
+        ))?;
+        netns.ip("link set eth0 up\naddress add 10.1.0.9/24 dev eth0\n")?;
+        let config = json!({
+            "cniVersion": "1.0.0", "name": "bench", "type": "yurt-cni",
+            "dataDir": node.state_dir(), "runDir": node.run_dir(),
+            "prevResult": {
+                "cniVersion": "1.0.0",
+                "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": netns.path()}],
+                "ips": [{"address": "10.1.0.9/24", "interface": 0}],
+            },
+        });
+        let container = 2 * PODS + round;
+        alone.push(host_local.call("ADD", container, container)?);
+        host_local.call("DEL", container, container)?;
+        let mut command = Command::new(&program);
+        node.netns().enter(&mut command);
+        chained.push(call(
+            command,
+            "ADD",
+            "web",
+            container,
+            &netns.path(),
+            &config,
+        )?);
+        node.netns().ip(&format!("link del {name}\n"))?;
+    }
+    Ok((alone, chained))
+}
+
 impl Plugin {
     /// Milliseconds of one call.
     fn call(&self, verb: &str, pod: usize, container: usize) -> Result<f64> {
         let config =
-            json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge", "ipam": self.config})
-                .to_string();
-        let start = Instant::now();
-        let mut child = Command::new(&self.program)
-            .env_clear()
-            .env("CNI_COMMAND", verb)
-            .env("CNI_CONTAINERID", format!("c{container:063}"))
-            .env("CNI_NETNS", "/proc/self/ns/net")
-            .env("CNI_IFNAME", "eth0")
-            .env(
-                "CNI_ARGS",
-                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web-{pod}"),
-            )
-            .env("CNI_PATH", Path::new("/usr/lib/cni"))
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("start {}", self.program.display()))?;
-        if let Some(mut stdin) = child.stdin.take() {
-            stdin.write_all(config.as_bytes())?;
-        }
-        let output = child.wait_with_output()?;
-        let took = start.elapsed().as_secs_f64() * 1e3;
-        ensure!(
-            output.status.success(),
-            "{verb}: {}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        Ok(took)
+            json!({"cniVersion": "1.0.0", "name": "bench", "type": "bridge", "ipam": self.config});
+        let command = Command::new(&self.program);
+        let pod = format!("web-{pod}");
+        call(command, verb, &pod, container, "/proc/self/ns/net", &config)
     }
+}
+
+/// Milliseconds from exec to exit.
+fn call(
+    mut command: Command,
+    verb: &str,
+    pod: &str,
+    container: usize,
+    netns: &str,
+    config: &Value,
+) -> Result<f64> {
+    let config = config.to_string();
+    let start = Instant::now();
+    let mut child = command
+        .env_clear()
+        .env("CNI_COMMAND", verb)
+        .env("CNI_CONTAINERID", format!("c{container:063}"))
+        .env("CNI_NETNS", netns)
+        .env("CNI_IFNAME", "eth0")
+        .env(
+            "CNI_ARGS",
+            format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={pod}"),
+        )
+        .env("CNI_PATH", Path::new("/usr/lib/cni"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("start a plugin")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        stdin.write_all(config.as_bytes())?;
+    }
+    let output = child.wait_with_output()?;
+    let took = start.elapsed().as_secs_f64() * 1e3;
+    ensure!(
+        output.status.success(),
+        "{verb}: {}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    Ok(took)
 }
