@@ -269,14 +269,17 @@ fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Resu
     }
     // SAFETY: the kernel has just opened it for us.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    for &address in addresses {
+    let sent = addresses.iter().try_for_each(|&address| {
         send(&socket, index, &frame(mac, address)).map_err(|source| LinkError::Announce {
             address,
             interface: interface.to_owned(),
             source,
-        })?;
-    }
-    Ok(())
+        })
+    });
+    // To close a packet socket takes the kernel a grace period, as does putting the guard on a device, which comes next: together they
+    // take one. Where there is no thread, it is closed here.
+    drop(std::thread::Builder::new().spawn(move || drop(socket)));
+    sent
 }
 
 fn send(socket: &OwnedFd, index: u32, frame: &[u8]) -> io::Result<()> {
