@@ -6,5 +6,6 @@ mod chained;
 mod errors;
 mod ipam;
 mod migration;
+mod offline;
 mod power;
 mod world;

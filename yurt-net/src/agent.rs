@@ -149,9 +149,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
     let mut retention = Retention::start(args)?;
-    retention
-        .update(&mut agent.sources, agent.view.local_addresses.as_ref())
-        .await;
+    agent.retain(&mut retention).await;
     let drift_interval = match args.drift_interval {
         0 => NEVER,
         seconds => Duration::from_secs(seconds),
@@ -165,21 +163,23 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 agent.become_ready(args.socket_lb, &cgroup).await?;
             }
             () = agent.sources.changed() => {
+                if agent.have_pods_changed() {
+                    agent.retain(&mut retention).await;
+                }
+                agent.take_truth(&retention);
                 if agent.status.ready {
                     agent.try_sync();
                 }
-                if agent.have_pods_changed() {
-                    retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
-                }
             }
-            () = retention.changed() => {
-                retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
-            }
+            () = retention.changed() => agent.retain(&mut retention).await,
             () = watch.changed() => {
                 agent.clients.interfaces_changed();
                 match watch.view().await {
-                    Ok(view) if view == agent.view => {}
-                    Ok(view) => {
+                    Ok(mut view) => {
+                        view.truth.clone_from(&agent.view.truth);
+                        if view == agent.view {
+                            continue;
+                        }
                         agent.view = view;
                         if agent.status.ready {
                             agent.try_sync();
@@ -195,7 +195,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     agent.repair();
                     give_back_memory();
                 }
-                retention.update(&mut agent.sources, agent.view.local_addresses.as_ref()).await;
+                agent.retain(&mut retention).await;
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
             event = agent.scanner.next() => match event {
@@ -204,11 +204,11 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             },
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => {
-                agent.status.retention = retention.status();
+                agent.fill_retention(&retention);
                 agent.answer(request);
             }
             Some(scrape) = scrapes.recv() => {
-                agent.status.retention = retention.status();
+                agent.fill_retention(&retention);
                 agent.show_metrics(scrape);
             }
             _ = terminate.recv() => break,
@@ -422,26 +422,6 @@ impl Agent {
         standings
             .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.established)))
             .collect()
-    }
-
-    /// Whether the Pods of this node may say something else to retention than at the last call.
-    fn have_pods_changed(&mut self) -> bool {
-        let empty = BTreeMap::new();
-        let pods = self
-            .sources
-            .snapshot()
-            .map_or(&empty, |snapshot| &snapshot.pods);
-        let is_same = |known: &Arc<LocalPod>, pod: &Arc<LocalPod>| Arc::ptr_eq(known, pod);
-        let is_unchanged = self.pods.len() == pods.len()
-            && self
-                .pods
-                .iter()
-                .zip(pods.values())
-                .all(|(known, pod)| is_same(known, pod));
-        if !is_unchanged {
-            self.pods = pods.values().cloned().collect();
-        }
-        !is_unchanged
     }
 
     /// Says which of the flows that a scan found are to be ended.

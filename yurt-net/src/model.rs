@@ -172,6 +172,17 @@ pub struct EndpointSlice {
     pub ports: Box<[EndpointPort]>,
     /// Endpoints.
     pub endpoints: Box<[Endpoint]>,
+    /// Which Pods those of this node are, where a source was told which node that is; empty in most slices.
+    pub pods: Box<[EndpointPod]>,
+}
+
+/// The `targetRef` of an endpoint that is a Pod of this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct EndpointPod {
+    /// Index of the endpoint in its slice.
+    pub endpoint: u32,
+    /// Name of the Pod; its namespace is the slice's.
+    pub name: Arc<str>,
 }
 
 impl EndpointSlice {

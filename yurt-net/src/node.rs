@@ -180,6 +180,7 @@ impl NodeWatch {
                     IpAddr::V4(_) => None,
                 }),
             ),
+            ..NodeView::default()
         })
     }
 }

@@ -97,6 +97,10 @@ pub struct Retention {
     pub audited: BTreeMap<String, u64>,
     /// Frames that did not, by reason.
     pub dropped: BTreeMap<String, u64>,
+    /// Endpoints of this node that are at other addresses than a stale source says.
+    pub endpoints_moved: usize,
+    /// Those whose Pods are not running, whatever a stale source says.
+    pub endpoints_away: usize,
     /// The Pods, and containers that are no Pod's.
     pub pods: Vec<GuardedPodStatus>,
 }
@@ -274,6 +278,7 @@ impl Status {
         let SourceStatus {
             source,
             provenance,
+            is_fresh,
             age_seconds,
             source_error,
             held_lists,
@@ -289,6 +294,12 @@ impl Status {
             }
         };
         writeln!(out, "source        {source} ({what})")?;
+        if !is_fresh {
+            writeln!(
+                out,
+                "              ! stale: it may be older than what this node knows itself"
+            )?;
+        }
         if let Some(error) = source_error {
             writeln!(
                 out,
@@ -350,6 +361,8 @@ impl Status {
             alarms,
             audited,
             dropped,
+            endpoints_moved,
+            endpoints_away,
             ..
         } = &self.retention;
         if !is_on {
@@ -363,6 +376,12 @@ impl Status {
             out,
             "guard         {guard}: {guarded_devices} Pods, {audited} frames found fault with, {dropped} dropped"
         )?;
+        if endpoints_moved + endpoints_away > 0 {
+            writeln!(
+                out,
+                "endpoints     {endpoints_moved} of this node are elsewhere than the stale source says, {endpoints_away} are not running"
+            )?;
+        }
         for alarm in alarms {
             writeln!(out, "              ! {alarm}")?;
         }

@@ -57,6 +57,8 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/ledger/codec.rs",
     "yurt-net/src/retain/plan.rs",
     "yurt-net/src/retain/range.rs",
+    "yurt-net/src/retain/truth.rs",
+    "yurt-net/src/source/checkpoint/v1.rs",
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",
     "yurt-net/src/source/checkpoint/pace.rs",

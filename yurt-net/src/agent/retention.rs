@@ -6,43 +6,34 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::chain;
+use super::{Agent, chain};
 use crate::config::RunArgs;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, Spoofs};
 use crate::guard::{Complaint, Extra, GuardImage, GuardedPod, Link, compile, plan};
-use crate::model::{NamespacedName, Snapshot};
+use crate::model::{LocalPod, NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::retain::cni::clock;
 use crate::retain::ledger::store::{Lock, Place, Store};
 use crate::retain::ledger::{Entry, Key, State};
 use crate::retain::plan::{Draft, PodList, release};
 use crate::retain::settings::GuardSettings;
+use crate::retain::truth::{Move, Truth};
 use crate::retain::watch::{LedgerWatch, Reading, WatchError};
-use crate::source::preferred::Sources;
+use crate::source::preferred::{Freshness, Sources};
 use crate::status::{self, GuardedPodStatus};
 
 /// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
 /// Plugins are at the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Why nobody is guarded.
-#[derive(Debug, thiserror::Error)]
-enum GuardingError {
-    /// Program and maps.
-    #[error(transparent)]
-    Dataplane(#[from] DataplaneError),
-    /// Devices.
-    #[error(transparent)]
-    Node(#[from] NodeError),
-}
 
 /// See the module.
 pub(super) struct Retention {
@@ -52,7 +43,8 @@ pub(super) struct Retention {
     links: LinkWatch,
     /// The last good ones.
     reading: Reading,
-    devices: Vec<Link>,
+    /// `None`: they could not be listed yet.
+    devices: Option<Vec<Link>>,
     guard: Option<Guard>,
     /// Devices of Pods that the guard is on, with a row for each.
     rows: BTreeSet<u32>,
@@ -66,6 +58,7 @@ pub(super) struct Retention {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Problems {
     ledger: Option<String>,
+    devices: Option<String>,
     guard: Option<String>,
     release: Option<String>,
 }
@@ -100,7 +93,7 @@ impl Retention {
             settings,
             links: LinkWatch::new()?,
             reading: Reading::default(),
-            devices: Vec::new(),
+            devices: None,
             guard: None,
             rows: BTreeSet::new(),
             complaints: Vec::new(),
@@ -123,10 +116,9 @@ impl Retention {
                 None => std::future::pending().await,
             }
         };
-        let is_guarded = self.settings.is_some();
         tokio::select! {
             () = ledger => {}
-            () = self.links.changed(), if is_guarded => {}
+            () = self.links.changed() => {}
             result = released => {
                 self.releasing = None;
                 self.problems.release = match result {
@@ -140,6 +132,13 @@ impl Retention {
                 };
             }
         }
+    }
+
+    /// Where Pods of this node are; `None` where no plugin tells.
+    fn truth(&self) -> Option<Arc<Truth>> {
+        let devices = self.devices.as_deref();
+        self.is_on()
+            .then(|| Arc::new(Truth::new(&self.reading.ledger, devices)))
     }
 
     /// A plugin has written the ledger once.
@@ -170,13 +169,20 @@ impl Retention {
         }
         if self.is_on() {
             sources.follow_pods();
+            let listed = match self.links.links().await {
+                Ok(links) => {
+                    self.devices = Some(links);
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
             let before = std::mem::take(&mut self.complaints);
             let (pods, complaints) = guarded_pods(&self.reading, sources.snapshot());
             self.complaints = complaints;
-            let guarded = match observed.transpose() {
-                Ok(observed) => self.guard_pods(&pods, observed, local).await,
-                Err(error) => Err(error.into()),
-            };
+            let guarded = observed
+                .transpose()
+                .and_then(|observed| self.guard_pods(&pods, observed, local));
+            self.problems.devices = listed.err().map(|error| chain(&error));
             self.problems.guard = match guarded {
                 Ok(failures) => all_of(&failures),
                 Err(error) => Some(chain(&error)),
@@ -196,10 +202,16 @@ impl Retention {
         if self.problems != before {
             let Problems {
                 ledger,
+                devices,
                 guard,
                 release,
             } = &self.problems;
-            for (what, problem) in [("ledger", ledger), ("guard", guard), ("release", release)] {
+            for (what, problem) in [
+                ("ledger", ledger),
+                ("devices", devices),
+                ("guard", guard),
+                ("release", release),
+            ] {
                 if let Some(problem) = problem {
                     warn!(what, problem, "retention is not as it should be");
                 }
@@ -208,13 +220,13 @@ impl Retention {
     }
 
     /// Returns what failed, and costs the rest nothing.
-    async fn guard_pods(
+    fn guard_pods(
         &mut self,
         pods: &[GuardedPod],
         observed: Option<GuardImage>,
         local: Option<&BTreeSet<IpAddr>>,
-    ) -> Result<Vec<DataplaneError>, GuardingError> {
-        let Some(settings) = &self.settings else {
+    ) -> Result<Vec<DataplaneError>, DataplaneError> {
+        let (Some(settings), Some(devices)) = (&self.settings, &self.devices) else {
             return Ok(Vec::new());
         };
         let (guard, observed) = match (&mut self.guard, observed) {
@@ -226,14 +238,9 @@ impl Retention {
                 (guard.insert(loaded), observed)
             }
         };
-        self.devices = self.links.links().await?;
         let none = BTreeSet::new();
-        let (wanted, complaints) = compile(
-            pods,
-            &self.devices,
-            local.unwrap_or(&none),
-            &settings.policy(),
-        );
+        let (wanted, complaints) =
+            compile(pods, devices, local.unwrap_or(&none), &settings.policy());
         self.complaints.extend(complaints);
         let applied = guard.apply(&plan(&observed, &wanted));
         if !applied.attached.is_empty() {
@@ -293,10 +300,11 @@ impl Retention {
             .and_then(|guard| guard.all_spoofs().ok());
         let Problems {
             ledger,
+            devices,
             guard,
             release,
         } = self.problems.clone();
-        let problems = [ledger, guard, release].into_iter().flatten();
+        let problems = [ledger, devices, guard, release].into_iter().flatten();
         let complaints = self.complaints.iter().map(|complaint| {
             let Complaint {
                 pod,
@@ -324,6 +332,8 @@ impl Retention {
                 .collect(),
             audited: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.audited)),
             dropped: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.dropped)),
+            endpoints_moved: 0,
+            endpoints_away: 0,
             pods,
         }
     }
@@ -336,7 +346,7 @@ impl Retention {
             .and_then(|(ifindex, guard)| guard.spoofs(ifindex).ok())
             .unwrap_or_default();
         let device = ifindex.and_then(|ifindex| {
-            let mut devices = self.devices.iter();
+            let mut devices = self.devices.iter().flatten();
             devices.find(|device| device.ifindex == ifindex)
         });
         GuardedPodStatus {
@@ -350,6 +360,74 @@ impl Retention {
             audited: audited.values().sum(),
             dropped: dropped.values().sum(),
         }
+    }
+}
+
+impl Agent {
+    /// Follows the ledger up, and its consequences for the table.
+    pub(super) async fn retain(&mut self, retention: &mut Retention) {
+        let local = self.view.local_addresses.as_ref();
+        retention.update(&mut self.sources, local).await;
+        if self.take_truth(retention) && self.status.ready {
+            self.try_sync();
+        }
+    }
+
+    /// What `status` says of retention.
+    pub(super) fn fill_retention(&mut self, retention: &Retention) {
+        let mut status = retention.status();
+        if let (Some(truth), Some(snapshot)) = (&self.view.truth, self.sources.snapshot()) {
+            let moves = snapshot
+                .slices
+                .values()
+                .flat_map(|slice| truth.moves(slice));
+            for (_, _, moved) in moves {
+                match moved {
+                    Move::To(_) => status.endpoints_moved += 1,
+                    Move::Away => status.endpoints_away += 1,
+                }
+            }
+        }
+        self.status.retention = status;
+    }
+
+    /// Takes up where Pods are, or leaves that to the source while it is fresh; true when that is new.
+    pub(super) fn take_truth(&mut self, retention: &Retention) -> bool {
+        let truth = match self.sources.freshness() {
+            Freshness::Fresh => None,
+            Freshness::Stale => retention.truth(),
+        };
+        let is_new = truth != self.view.truth;
+        if truth.is_some() != self.view.truth.is_some() {
+            match truth {
+                Some(_) => {
+                    info!("the source is stale: Pods of this node are where the ledger has them")
+                }
+                None => info!("the source is fresh: Pods are where it has them"),
+            }
+        }
+        self.view.truth = truth;
+        is_new
+    }
+
+    /// Whether the Pods of this node may say something else to retention than at the last call.
+    pub(super) fn have_pods_changed(&mut self) -> bool {
+        let empty = BTreeMap::new();
+        let pods = self
+            .sources
+            .snapshot()
+            .map_or(&empty, |snapshot| &snapshot.pods);
+        let is_same = |known: &Arc<LocalPod>, pod: &Arc<LocalPod>| Arc::ptr_eq(known, pod);
+        let is_unchanged = self.pods.len() == pods.len()
+            && self
+                .pods
+                .iter()
+                .zip(pods.values())
+                .all(|(known, pod)| is_same(known, pod));
+        if !is_unchanged {
+            self.pods = pods.values().cloned().collect();
+        }
+        !is_unchanged
     }
 }
 

@@ -180,6 +180,16 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "yurtnet_endpoints_corrected",
+        &["change"],
+        "Endpoints of this node that a stale source has at another address, and those whose Pods are not running.",
+        |status, out| {
+            out.put(&["away"], status.retention.endpoints_away);
+            out.put(&["moved"], status.retention.endpoints_moved);
+        },
+    ),
+    metric(
+        Gauge,
         "yurtnet_guard_devices",
         &[],
         "Devices of Pods that the guard watches.",
@@ -384,6 +394,13 @@ const METRICS: &[Metric] = &[
         &["source"],
         "Time since a source was last heard of.",
         |status, out| out.put_sources(status, |source| source.age_seconds),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_source_fresh",
+        &[],
+        "1 when the table comes from the cloud's present word, and not from a cache.",
+        |status, out| out.put(&[], u8::from(status.source.is_fresh)),
     ),
     metric(
         Gauge,

@@ -1,12 +1,13 @@
 //! The endpoints of a service port: slices joined, closed, and sorted by traffic policy.
 //!
-//! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (1) slice ports of equal name and
-//! protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
+//! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node really are,
+//! `retain::truth`, while the snapshot is old; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
 //! (4) `traffic`. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
 //! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use super::edge::has_family;
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
 use crate::model::{AddressFamily, Endpoint, EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::retain::truth::Move;
 use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind};
 
 /// YurtHub's dummy interface and secure port (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, cmd/yurthub/app/options/options.go).
@@ -23,11 +25,33 @@ const HUB_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
 const HUB_PORT: u16 = 10268;
 
 /// The slice as the policy reads it. That of the apiserver itself leads to YurtHub where this node is behind one, so that
-/// Pods reach the API while the cloud is away.
+/// Pods reach the API while the cloud is away; endpoints of this node are where their Pods are.
 fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, EndpointSlice> {
     let is_apiserver = (&*slice.name.namespace, &*slice.name.name) == ("default", "kubernetes");
     if !(is_apiserver && environment.is_behind_hub) {
-        return Cow::Borrowed(slice);
+        let truth = environment.truth.iter();
+        let mut moves = truth.flat_map(|truth| truth.moves(slice)).peekable();
+        if moves.peek().is_none() {
+            return Cow::Borrowed(slice);
+        }
+        let mut endpoints = slice.endpoints.to_vec();
+        let mut away = BTreeSet::new();
+        for (index, _, moved) in moves {
+            match moved {
+                Move::To(address) => endpoints[index].address = address,
+                Move::Away => {
+                    away.insert(index);
+                }
+            }
+        }
+        let mut indices = 0..;
+        endpoints.retain(|_| indices.next().is_some_and(|index| !away.contains(&index)));
+        return Cow::Owned(EndpointSlice {
+            endpoints: endpoints.into(),
+            // They were of use here.
+            pods: Box::default(),
+            ..slice.clone()
+        });
     }
     let mut slice = slice.clone();
     if let Some(https) = slice.ports.iter_mut().find(|port| &*port.name == "https") {

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use super::{ClosureFailure, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, NamespacedName, Node, NodeBucket,
-    NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType, Snapshot,
-    Touched, TrafficPolicy,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, NamespacedName, Node,
+    NodeBucket, NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
+    Snapshot, Touched, TrafficPolicy,
 };
+use crate::retain::ledger::tests::{entry, key};
+use crate::retain::ledger::{Key, Ledger, Record, State};
+use crate::retain::truth::Truth;
 use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 
 /// A cluster as seen from the node `a1`.
@@ -173,6 +176,7 @@ impl World {
             })
             .collect();
         let mut slice = EndpointSlice {
+            pods: Box::default(),
             name: name.clone(),
             service: service.into(),
             family: endpoints
@@ -188,6 +192,38 @@ impl World {
         };
         edit(&mut slice);
         self.snapshot.slices.insert(name, Arc::new(slice));
+    }
+
+    /// Says which Pods the endpoints of a slice are that are on `a1`, in their order.
+    pub(crate) fn pods(&mut self, slice: &str, names: &[&str]) {
+        let name = NamespacedName::new("default", slice);
+        let slice = Arc::make_mut(self.snapshot.slices.get_mut(&name).unwrap());
+        let here = (0..).zip(&slice.endpoints);
+        let here = here.filter(|(_, endpoint)| endpoint.node_name.as_deref() == Some("a1"));
+        slice.pods = here
+            .zip(names)
+            .map(|((endpoint, _), name)| EndpointPod {
+                endpoint,
+                name: (*name).into(),
+            })
+            .collect();
+    }
+
+    /// Says what the ledger has of Pods: an address, or that they are gone.
+    pub(crate) fn ledger(&mut self, pods: &[(&str, Option<&str>)]) {
+        let mut ledger = Ledger::default();
+        for (name, address) in pods {
+            let mut entry = entry(address.unwrap_or("10.1.0.99"), "c1");
+            if address.is_none() {
+                entry.state = State::Retained;
+            }
+            let key = Key {
+                namespace: "default".to_owned(),
+                ..key(name)
+            };
+            ledger.apply(Record::Put { key, entry });
+        }
+        self.view.truth = Some(Arc::new(Truth::new(&ledger, None)));
     }
 
     pub(crate) fn fail(mut self, closure_failure: ClosureFailure) -> Self {

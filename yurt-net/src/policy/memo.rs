@@ -85,8 +85,13 @@ impl Memo {
         rejections: &[Rejection],
     ) -> (Vec<Rejection>, BTreeSet<Protocol>) {
         let mut lost = BTreeSet::new();
-        let stale = self.take_up(snapshot, touched);
+        let mut stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
+        let known_truth = self.environment.as_mut().map(|known| {
+            // So that what is left to compare is the rest.
+            std::mem::replace(&mut known.truth, environment.truth.clone())
+        });
+        let is_other_truth = known_truth.is_some_and(|known| known != environment.truth);
         let is_same_environment = self.environment.as_ref() == Some(&environment);
         let is_settled = is_same_environment
             && stale.is_endpoints_only
@@ -97,6 +102,12 @@ impl Memo {
         self.has_origins = !snapshot.origins.is_empty();
         if !is_settled {
             self.given = given.cloned().collect();
+        }
+        if is_other_truth {
+            // It moves endpoints, nothing else, and only those of this node.
+            let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
+            let concerned = self.services.iter().filter(|(_, of)| has_pods(&of.slices));
+            stale.names.extend(concerned.map(|(name, _)| name.clone()));
         }
         let environment = self.environment.insert(environment);
         if !is_same_environment {

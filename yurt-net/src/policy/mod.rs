@@ -1,8 +1,8 @@
 //! From a whole snapshot of the cluster to the table of this node.
 //!
 //! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never fails.
-//! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: closure (`topology`), then
-//! kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time (`memo`): the
+//! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: where those of this node really
+//! are while the snapshot is old (`retain::truth`), closure (`topology`), then kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time (`memo`): the
 //! table is the same with an empty one.
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ mod traffic;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
@@ -33,6 +34,7 @@ use self::prefixes::GivenCidrs;
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
 use crate::model::{Protocol, Rejection, Snapshot, Touched};
+use crate::retain::truth::Truth;
 use crate::table::ServiceTable;
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
@@ -112,6 +114,8 @@ pub struct NodeView {
     pub local_addresses: Option<BTreeSet<IpAddr>>,
     /// Source addresses of its default routes.
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    /// Where its Pods are, while that is known better than the snapshot is.
+    pub truth: Option<Arc<Truth>>,
 }
 
 /// What compile knew of the pool, for the time when data is missing. To be kept across snapshots.
@@ -150,6 +154,7 @@ struct Environment {
     is_behind_hub: bool,
     compat_drop_service: bool,
     compat_all_vips: bool,
+    truth: Option<Arc<Truth>>,
 }
 
 impl Environment {
@@ -175,6 +180,7 @@ impl Environment {
             },
             compat_drop_service: config.compat_drop_service,
             compat_all_vips: config.compat_all_vips,
+            truth: view.truth.clone(),
         };
         (environment, memory)
     }

@@ -13,8 +13,8 @@ use super::established::lost;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{
-    Endpoint, EndpointSlice, Hints, NamespacedName, Origin, Service, ServiceType, Snapshot,
-    Touched, TrafficPolicy,
+    Endpoint, EndpointPod, EndpointSlice, Hints, NamespacedName, Origin, Service, ServiceType,
+    Snapshot, Touched, TrafficPolicy,
 };
 use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
@@ -217,6 +217,15 @@ fn apply(world: &mut World, edit: &Edit) {
                     };
                     endpoint.hints = (hints != Hints::default()).then(|| hints.into());
                 }
+                // A Pod keeps its name, whatever its address.
+                let here = (0..).zip(&shape.members);
+                let here = here.filter(|(_, member)| member.node == Some("a1"));
+                slice.pods = here
+                    .map(|(endpoint, member)| EndpointPod {
+                        endpoint,
+                        name: format!("pod-{}", member.address).into(),
+                    })
+                    .collect();
             });
         }
         Edit::Node(name, None) => {
@@ -255,6 +264,8 @@ enum Aside {
     /// The source says something of an object, and where another one was read.
     Said(&'static str, bool, &'static str),
     LocalAddress(u8),
+    /// Where Pods are, or gone; `None`: the slices are right.
+    Ledger(Option<Vec<(u8, Option<u8>)>>),
 }
 
 fn aside() -> impl Strategy<Value = Aside> {
@@ -264,11 +275,27 @@ fn aside() -> impl Strategy<Value = Aside> {
         1 => (select(&SERVICES[..]), any::<bool>(), select(&["", "a.yaml#1", "b.yaml#2"][..]))
             .prop_map(|(name, is_wrong, origin)| Aside::Said(name, is_wrong, origin)),
         1 => (11u8..13).prop_map(Aside::LocalAddress),
+        3 => of(vec((0u8..6, of(0u8..6)), 0..4)).prop_map(Aside::Ledger),
     ]
 }
 
 fn set_aside(world: &mut World, aside: &Aside) {
     match *aside {
+        Aside::Ledger(None) => world.view.truth = None,
+        Aside::Ledger(Some(ref pods)) => {
+            let pods: Vec<_> = pods
+                .iter()
+                .map(|(pod, at)| {
+                    let at = at.map(|at| format!("10.1.0.{at}"));
+                    (format!("pod-{pod}"), at)
+                })
+                .collect();
+            let pods: Vec<_> = pods
+                .iter()
+                .map(|(pod, at)| (pod.as_str(), at.as_deref()))
+                .collect();
+            world.ledger(&pods);
+        }
         Aside::Headless(id) => {
             let name = NamespacedName::new("default", format!("slice-{id}"));
             if let Some(slice) = world.snapshot.slices.get_mut(&name) {
@@ -311,6 +338,8 @@ fn touched(edits: &[Edit], aside: Option<&Aside>) -> Touched {
         Edit::Slice(id, _) => Some(*id),
         _ => None,
     });
+    // The source knows nothing of the ledger.
+    let aside = aside.filter(|aside| !matches!(aside, Aside::Ledger(_)));
     let aside = aside.map(|aside| match aside {
         Aside::Headless(id) => Some(*id),
         _ => None,
@@ -594,6 +623,7 @@ proptest! {
                 number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let name = NamespacedName::new("default", format!("{number:020}"));
                 let alone = EndpointSlice {
+                    pods: Box::default(),
                     name: name.clone(),
                     endpoints: Box::new([endpoint.clone()]),
                     ..EndpointSlice::clone(slice)
@@ -657,6 +687,46 @@ proptest! {
             *memory = compiled.memory;
             last = fresh;
             last.services.clone_from(&world.memo.table().services);
+        }
+    }
+
+    #[test]
+    fn a_ledger_that_says_what_the_slices_say_changes_nothing_and_one_that_says_more_leads_only_to_the_living(
+        start in start(), edits in vec(edit(), 1..30), gone in vec(0u8..6, 0..3),
+    ) {
+        let mut world = world(start);
+        edits.iter().for_each(|edit| apply(&mut world, edit));
+        let pods: Vec<(String, String)> = (0..6)
+            .map(|n| (format!("pod-{n}"), format!("10.1.0.{n}")))
+            .collect();
+        let mut ledger: Vec<(&str, Option<&str>)> = pods
+            .iter()
+            .map(|(name, at)| (name.as_str(), Some(at.as_str())))
+            .collect();
+        // The ledger knows one family of them; slices of the other would lose theirs.
+        let is_v4 = |slice: &Arc<EndpointSlice>| slice.family == crate::model::AddressFamily::V4;
+        world.snapshot.slices.retain(|_, slice| is_v4(slice));
+        let believed = world.compile();
+        world.ledger(&ledger);
+        prop_assert_eq!(world.compile(), believed);
+        for n in &gone {
+            ledger[usize::from(*n)].1 = None;
+        }
+        world.ledger(&ledger);
+        let table = world.compile();
+        let elsewhere: BTreeSet<IpAddr> = world
+            .snapshot
+            .slices
+            .values()
+            .flat_map(|slice| slice.endpoints.iter())
+            .filter(|endpoint| endpoint.node_name.as_deref() != Some("a1"))
+            .map(|endpoint| endpoint.address)
+            .collect();
+        for entry in &table.services {
+            for backend in entry.v4.cluster.iter().chain(entry.v4.local.iter()) {
+                let is_gone = gone.iter().any(|n| backend.ip() == ip(&format!("10.1.0.{n}")));
+                prop_assert!(!is_gone || elsewhere.contains(&backend.ip()));
+            }
         }
     }
 

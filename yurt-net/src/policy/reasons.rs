@@ -6,13 +6,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::endpoints::{all_seen, candidates};
 use super::traffic::Categories;
 use super::{Environment, Memory, NodeView, PolicyConfig, edge};
-use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, Snapshot};
+use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort, Snapshot};
+use crate::retain::truth::Move;
 use crate::table::{Dropped, Frontend, Scope, ServiceEntry};
 
 /// Answers for one snapshot.
@@ -66,6 +67,41 @@ impl<'a> Reasons<'a> {
         })
     }
 
+    /// The endpoints of a port, as their slices have them, whose Pods are somewhere else.
+    fn moved<'s>(
+        &'s self,
+        slices: impl Iterator<Item = &'s Arc<EndpointSlice>>,
+        port: &ServicePort,
+        any: IpAddr,
+    ) -> Vec<Dropped> {
+        let mut moved = Vec::new();
+        for slice in slices.filter(|slice| slice.family == any.into()) {
+            let ports = slice.ports.iter();
+            let ports: Vec<u16> = ports
+                .filter(|p| p.name == port.name && p.protocol == port.protocol)
+                .map(|p| p.port)
+                .collect();
+            let truth = self.environment.truth.iter();
+            for (index, pod, to) in truth.flat_map(|truth| truth.moves(slice)) {
+                let namespace = &slice.name.namespace;
+                let reason = match to {
+                    Move::To(address) => format!(
+                        "Pod {namespace}/{pod} is at {address} by now: the ledger knows, and the source is stale"
+                    ),
+                    Move::Away => format!(
+                        "Pod {namespace}/{pod} is not running: the ledger knows, and the source is stale"
+                    ),
+                };
+                let address = slice.endpoints[index].address;
+                moved.extend(ports.iter().map(|port| Dropped {
+                    endpoint: SocketAddr::new(address, *port),
+                    reason: reason.clone(),
+                }));
+            }
+        }
+        moved
+    }
+
     /// Why the endpoints of a frontend are what they are for clients of `scope`.
     pub fn why(&self, entry: &ServiceEntry, frontend: &Frontend, scope: Scope) -> Why {
         let key = &entry.key;
@@ -78,6 +114,11 @@ impl<'a> Reasons<'a> {
             return Why::default();
         };
         let slices = self.slices.get(&(&*key.namespace, &*key.name));
+        let moved = self.moved(
+            slices.into_iter().flatten().copied(),
+            port,
+            frontend.address,
+        );
         let slices = all_seen(slices.into_iter().flatten().copied(), &self.environment);
         let topology = &self.environment.topology;
         let mut outside = Vec::new();
@@ -109,6 +150,7 @@ impl<'a> Reasons<'a> {
         });
         let outside = outside.into_iter();
         dropped.extend(outside.map(|(endpoint, reason)| Dropped { endpoint, reason }));
+        dropped.extend(moved);
         dropped.sort_unstable();
         dropped.dedup_by(|next, kept| next.endpoint == kept.endpoint);
         Why {

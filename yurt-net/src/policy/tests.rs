@@ -550,3 +550,78 @@ fn a_changed_pool_service_recompiles_its_service_alone() {
         ["ClusterIP 10.96.0.10:80", "LoadBalancer 203.0.113.2:80"]
     );
 }
+
+#[test]
+fn while_the_source_is_stale_an_endpoint_of_this_node_is_where_its_pod_is() {
+    let mut world = World::web(None);
+    world.pods("web-1", &["web-0"]);
+    // As the slice has it: nothing to say.
+    world.ledger(&[("web-0", Some("10.1.0.2"))]);
+    assert_eq!(world.selected().len(), 3);
+    assert_eq!(world.dropped(), [""; 0]);
+    world.ledger(&[("web-0", Some("10.1.0.9"))]);
+    assert_eq!(
+        world.selected(),
+        ["10.1.0.9:8080", "10.1.1.2:8080", "10.2.0.2:8080"]
+    );
+    assert_eq!(
+        world.dropped(),
+        [
+            "10.1.0.2:8080 Pod default/web-0 is at 10.1.0.9 by now: the ledger knows, and the source is stale"
+        ]
+    );
+    world.ledger(&[("web-0", None)]);
+    assert_eq!(world.selected(), ["10.1.1.2:8080", "10.2.0.2:8080"]);
+    assert_eq!(
+        world.dropped(),
+        [
+            "10.1.0.2:8080 Pod default/web-0 is not running: the ledger knows, and the source is stale"
+        ]
+    );
+    // Back, and then the cloud is.
+    world.ledger(&[("web-0", Some("10.1.0.2"))]);
+    assert_eq!(world.selected().len(), 3);
+    world.ledger(&[("web-0", None)]);
+    world.view.truth = None;
+    assert_eq!(world.selected().len(), 3);
+}
+
+#[test]
+fn what_the_ledger_has_never_heard_of_is_where_the_slice_has_it() {
+    let mut world = World::web(HOSTNAME);
+    world.pods("web-1", &["web-0"]);
+    world.ledger(&[("other", None)]);
+    assert_eq!(world.selected(), ["10.1.0.2:8080"]);
+    // A Pod of the other family only has no address for this slice.
+    world.ledger(&[("web-0", Some("fd00::2"))]);
+    assert_eq!(world.selected(), [""; 0]);
+}
+
+#[test]
+fn pods_that_have_exchanged_their_addresses_are_not_taken_for_each_other() {
+    let mut world = World::new();
+    let addresses = [
+        ("web", "10.1.0.2", "10.96.0.10"),
+        ("api", "10.1.0.3", "10.96.0.11"),
+    ];
+    for (name, address, cluster_ip) in addresses {
+        world.service(name, |service| {
+            service.cluster_ips = [ip(cluster_ip)].into()
+        });
+        let slice = format!("{name}-1");
+        world.slice(&slice, name, &[(address, Some("a1"))]);
+        world.pods(&slice, &[&format!("{name}-0")]);
+    }
+    world.ledger(&[("web-0", Some("10.1.0.3")), ("api-0", Some("10.1.0.2"))]);
+    let table = world.compile();
+    let found: Vec<_> = table
+        .services
+        .iter()
+        .map(|entry| (&*entry.key.name, selected(entry)))
+        .collect();
+    let expected = [
+        ("api", vec!["10.1.0.2:8080".to_owned()]),
+        ("web", vec!["10.1.0.3:8080".to_owned()]),
+    ];
+    assert_eq!(found, expected);
+}

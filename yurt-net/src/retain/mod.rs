@@ -6,7 +6,7 @@
 //! agent -> watch ----------------------------------------'
 //! ```
 //!
-//! `ledger`, `plan`, `adopt`, `range` and `announce` are pure. docs/retention.md is what an operator needs.
+//! `ledger`, `plan`, `adopt`, `range`, `announce` and `truth` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
 pub mod announce;
@@ -16,6 +16,7 @@ pub mod link;
 pub mod plan;
 pub mod range;
 pub mod settings;
+pub mod truth;
 pub mod watch;
 
 #[cfg(test)]

@@ -35,6 +35,7 @@ mod pace;
 mod proptests;
 #[cfg(test)]
 mod tests;
+mod v1;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;

@@ -141,31 +141,46 @@ pub struct Decoded {
 
 /// Words that objects repeat, each kept once: names of nodes, zones, namespaces and ports.
 #[derive(Debug, Default)]
-pub struct Names(BTreeSet<Arc<str>>);
+pub struct Names {
+    words: BTreeSet<Arc<str>>,
+    /// The own Node: only of its endpoints it matters which Pods they are.
+    node: Option<Arc<str>>,
+}
 
 impl Names {
+    /// For objects that a node of this name reads.
+    pub fn of_node(node: &str) -> Self {
+        let mut names = Self::default();
+        names.node = Some(names.intern(node));
+        names
+    }
+
+    fn is_own_node(&self, name: &str) -> bool {
+        self.node.as_deref() == Some(name)
+    }
+
     fn intern(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.0.get(name) {
+        if let Some(known) = self.words.get(name) {
             return Arc::clone(known);
         }
         let new: Arc<str> = name.into();
-        self.0.insert(Arc::clone(&new));
+        self.words.insert(Arc::clone(&new));
         new
     }
 
     /// Has a text that was decoded elsewhere shared too.
     pub fn share(&mut self, name: &mut Arc<str>) {
-        match self.0.get(name) {
+        match self.words.get(name) {
             Some(known) => *name = Arc::clone(known),
             None => {
-                self.0.insert(Arc::clone(name));
+                self.words.insert(Arc::clone(name));
             }
         }
     }
 
     /// Forgets the names that no object holds any more.
     pub fn prune(&mut self) {
-        self.0.retain(|name| Arc::strong_count(name) > 1);
+        self.words.retain(|name| Arc::strong_count(name) > 1);
     }
 }
 

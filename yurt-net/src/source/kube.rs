@@ -113,8 +113,10 @@ pub struct KubeSource {
     updates: mpsc::Receiver<Update>,
     counters: BTreeMap<Resource, Arc<Counters>>,
     last_contact: Option<Instant>,
-    /// The cloud itself was heard: see [`Self::fresh_until`].
+    /// The cloud itself was heard: see [`Self::is_fresh`].
     last_word: Option<Instant>,
+    /// What [`Self::changed`] has told of [`Self::is_fresh`].
+    was_fresh: bool,
     pods: PodsList,
 }
 
@@ -138,7 +140,7 @@ impl KubeSource {
         let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
         Self {
-            state: ClusterState::new(seed, versions, api.is_cache()),
+            state: ClusterState::new(&scope.node, seed, versions, api.is_cache()),
             api,
             scope,
             started: now,
@@ -157,6 +159,7 @@ impl KubeSource {
                 .into(),
             last_contact: None,
             last_word: None,
+            was_fresh: false,
             pods: PodsList::default(),
         }
     }
@@ -180,11 +183,16 @@ impl KubeSource {
         Some(if is_followed { Instant::now() } else { at })
     }
 
-    /// Until when what it says is the cloud's present word, unless more is heard; `None`: it is not known to be.
+    /// What it says is the cloud's present word.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh_until().is_some()
+    }
+
+    /// Until when it is, unless more is heard.
     ///
     /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
     /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
-    pub fn fresh_until(&self) -> Option<Instant> {
+    fn fresh_until(&self) -> Option<Instant> {
         let heard = match self.api.is_cache() {
             true => self.last_word,
             false => self.last_contact,
@@ -259,7 +267,7 @@ impl KubeSource {
             .collect()
     }
 
-    /// Waits until the snapshot has changed, or whether the source is synced and answers. Safe to cancel. Must be called inside a tokio
+    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh. Safe to cancel. Must be called inside a tokio
     /// runtime.
     pub async fn changed(&mut self) {
         loop {
@@ -267,7 +275,7 @@ impl KubeSource {
                 self.connect().await;
                 continue;
             }
-            let was_good = self.is_synced && self.answers();
+            let was = (self.is_synced && self.answers(), self.was_fresh);
             let deadline = self.deadline();
             let first = tokio::select! {
                 update = self.updates.recv() => update,
@@ -282,7 +290,8 @@ impl KubeSource {
             }
             self.follow_pool();
             self.is_synced = self.is_synced || self.is_complete();
-            if has_changed || was_good != (self.is_synced && self.answers()) {
+            self.was_fresh = self.is_fresh();
+            if has_changed || was != (self.is_synced && self.answers(), self.was_fresh) {
                 return;
             }
         }
@@ -294,7 +303,8 @@ impl KubeSource {
         let release = self.state.release_at().map(|at| self.started + at);
         let patience = self.required_since.filter(|_| !self.is_synced);
         let patience = patience.map(|since| since + OPTIONAL_PATIENCE);
-        [release, patience]
+        let stale = self.fresh_until().filter(|_| self.was_fresh);
+        [release, patience, stale]
             .into_iter()
             .flatten()
             .min()

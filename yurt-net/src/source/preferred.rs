@@ -73,6 +73,8 @@ pub struct SourceStatus {
     pub source: String,
     /// What the snapshot in force is.
     pub provenance: Origin,
+    /// It is the cloud's present word, and not a cache's.
+    pub is_fresh: bool,
     /// Seconds since the source in charge was last heard of, or since the checkpoint was true.
     pub age_seconds: u64,
     /// The sources that are followed, in order of preference.
@@ -102,8 +104,8 @@ pub struct FollowedSource {
 /// Whether the snapshot in force is the cloud's present word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
-    /// It is, until then unless more is heard; of manifests, for ever.
-    Fresh(Option<Instant>),
+    /// It is.
+    Fresh,
     /// A cache's, a checkpoint's, or that of a source that has fallen silent: it may be older than this node's own state.
     Stale,
 }
@@ -111,7 +113,7 @@ pub enum Freshness {
 impl Freshness {
     /// Whether it is the present word.
     pub fn is_fresh(self) -> bool {
-        matches!(self, Self::Fresh(_))
+        self == Self::Fresh
     }
 }
 
@@ -184,12 +186,9 @@ impl Sources {
     /// Whether the snapshot in force is the cloud's present word.
     pub fn freshness(&self) -> Freshness {
         match self.in_charge() {
-            Some((_, Source::File(_))) => Freshness::Fresh(None),
-            Some((_, Source::Kube(source))) => match source.fresh_until() {
-                Some(until) => Freshness::Fresh(Some(until)),
-                None => Freshness::Stale,
-            },
-            None => Freshness::Stale,
+            Some((_, Source::File(_))) => Freshness::Fresh,
+            Some((_, Source::Kube(source))) if source.is_fresh() => Freshness::Fresh,
+            Some(_) | None => Freshness::Stale,
         }
     }
 
@@ -245,6 +244,7 @@ impl Sources {
     pub fn status(&self, now: u64) -> SourceStatus {
         let mut status = SourceStatus {
             provenance: self.origin(),
+            is_fresh: self.freshness().is_fresh(),
             ..SourceStatus::default()
         };
         if let Some((spec, source)) = self.in_charge() {

@@ -14,15 +14,17 @@
 //! always a state that was saved: the last one before the first flaw.
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
-//! on to it. Version 1 is version 2 without Pods: it is read, and not gone on with.
+//! on to it. Version 1 has no Pods (`v1`): it is read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
 use std::io::{self, Read, Write};
 
 use crc32fast::Hasher;
+use serde::Serialize;
 
 use super::contents::{Provenance, Record};
+use super::v1;
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
@@ -113,7 +115,7 @@ impl<W: Write> Encoder<W> {
     }
 
     /// Adds a record to the state that is being written.
-    pub(super) fn record(&mut self, record: &Record) -> io::Result<()> {
+    pub(super) fn record(&mut self, record: &impl Serialize) -> io::Result<()> {
         let records = std::mem::take(&mut self.records);
         self.records = postcard::to_extend(record, records).map_err(io::Error::other)?;
         if self.records.len() >= FRAME_BYTES {
@@ -125,6 +127,11 @@ impl<W: Write> Encoder<W> {
     /// Ends the state, and hands everything to the writer below.
     pub(super) fn finish(mut self, provenance: &Provenance) -> io::Result<(W, End)> {
         self.record(&Record::Synced(provenance.clone()))?;
+        self.end()
+    }
+
+    /// Hands everything to the writer below.
+    pub(super) fn end(mut self) -> io::Result<(W, End)> {
         if !self.records.is_empty() {
             self.frame()?;
         }
@@ -285,7 +292,12 @@ impl<R: Read> Decoder<R> {
         let damaged = || Flaw::Damaged(kept);
         let mut rest = self.records.as_slice();
         while !rest.is_empty() {
-            let Ok((mut record, after)) = postcard::take_from_bytes::<Record>(rest) else {
+            let taken = match self.replayed.version {
+                OLDEST => postcard::take_from_bytes::<v1::Record>(rest)
+                    .map(|(record, after)| (Record::from(record), after)),
+                _ => postcard::take_from_bytes::<Record>(rest),
+            };
+            let Ok((mut record, after)) = taken else {
                 return Err(damaged());
             };
             rest = after;

@@ -13,8 +13,8 @@ use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPort, EndpointSlice, Hints, LocalPod, NamespacedName, Node,
-    NodeBucket, NodePool, Protocol, ServiceCidr,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, LocalPod,
+    NamespacedName, Node, NodeBucket, NodePool, Protocol, ServiceCidr,
 };
 
 mod service;
@@ -113,6 +113,7 @@ pub(super) static ROOT: Keep = Only(&[
         Only(&[
             ("addresses", All),
             ("nodeName", All),
+            ("targetRef", Only(&[("kind", All), ("name", All)])),
             (
                 "conditions",
                 Only(&[("ready", All), ("serving", All), ("terminating", All)]),
@@ -340,17 +341,44 @@ fn slice(
     let ports = at(value, "ports", |ports| {
         each(ports, |port| endpoint_port(port, names))
     })?;
-    let endpoints = at(value, "endpoints", |all| {
-        each(all, |one| endpoint(one, family, names))
+    let found = at(value, "endpoints", |all| {
+        each(all, |one| {
+            let endpoint = endpoint(one, family, names)?;
+            let is_here =
+                |e: &Endpoint| e.node_name.as_deref().is_some_and(|n| names.is_own_node(n));
+            let pod = match &endpoint {
+                Some(endpoint) if is_here(endpoint) => target_pod(one)?,
+                _ => None,
+            };
+            Ok(endpoint.map(|endpoint| (endpoint, pod)))
+        })
     })?;
+    let (mut endpoints, mut pods) = (Vec::new(), Vec::new());
+    for (endpoint, name) in found.into_iter().flatten() {
+        // A slice has at most a thousand (pkg/apis/discovery/validation).
+        if let (Some(name), Ok(endpoint)) = (name, u32::try_from(endpoints.len())) {
+            pods.push(EndpointPod { endpoint, name });
+        }
+        endpoints.push(endpoint);
+    }
     Ok(Some(EndpointSlice {
         name,
         service: service.into(),
         family,
         is_headless,
         ports: ports.into_iter().flatten().collect(),
-        endpoints: endpoints.into_iter().flatten().collect(),
+        endpoints: endpoints.into(),
+        pods: pods.into(),
     }))
+}
+
+/// The Pod that an endpoint is; `None` where it is none.
+fn target_pod(value: &Value<'_>) -> Result<Option<Arc<str>>, Wrong> {
+    at(value, "targetRef", |target| {
+        let kind = at(target, "kind", text)?;
+        let name = at(target, "name", text)?.filter(|name| !name.is_empty());
+        Ok(name.filter(|_| kind == Some("Pod")).map(Arc::from))
+    })
 }
 
 fn address_type(value: &Value<'_>) -> Result<Option<AddressFamily>, Wrong> {

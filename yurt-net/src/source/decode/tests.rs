@@ -122,7 +122,7 @@ fn a_list_is_read_item_by_item_wherever_its_kind_stands() {
     let items = "items:
 - {apiVersion: v1, kind: Node, metadata: {name: a}}
 - {apiVersion: v1, kind: Service, metadata: {name: bad}, spec: {ports: [{port: none}, 7]}}
-- {apiVersion: v1, kind: Pod, metadata: {name: p}, spec: {containers: [{ports: [1]}]}}
+- {apiVersion: v1, kind: Job, metadata: {name: p}, spec: {containers: [{ports: [1]}]}}
 - {apiVersion: v1, kind: Service, spec: {}}
 -
 - {apiVersion: v1, kind: Service, metadata: {name: web}}
@@ -160,7 +160,7 @@ fn items_of_a_typed_list_inherit_kind_and_version() {
         {"metadata": {"name": "x", "labels": {"kubernetes.io/service-name": "w"}}, "addressType": "IPv6"}]}"#;
     assert_eq!(objects(&json(slices)), ["EndpointSlice default/x in 1"]);
     assert_eq!(
-        json(r#"{"kind": "PodList", "apiVersion": "v1", "items": [{"metadata": {}}, {}]}"#),
+        json(r#"{"kind": "JobList", "apiVersion": "v1", "items": [{"metadata": {}}, {}]}"#),
         Decoded::default()
     );
     assert_eq!(
@@ -383,7 +383,7 @@ fn names_that_nobody_holds_are_forgotten() {
     let kept = names.intern("a");
     names.intern("b");
     names.prune();
-    assert_eq!(names.0.iter().collect::<Vec<_>>(), [&kept]);
+    assert_eq!(names.words.iter().collect::<Vec<_>>(), [&kept]);
 }
 
 /// Text that gets far into the decoder: pieces of real manifests, cut and joined at random.

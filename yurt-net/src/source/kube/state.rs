@@ -89,7 +89,12 @@ pub(super) enum Listed {
 
 impl ClusterState {
     /// Starts from what an earlier agent knew.
-    pub(super) fn new(seed: Snapshot, versions: &BTreeMap<String, String>, is_cache: bool) -> Self {
+    pub(super) fn new(
+        node: &str,
+        seed: Snapshot,
+        versions: &BTreeMap<String, String>,
+        is_cache: bool,
+    ) -> Self {
         let known = Resource::ALL.map(|resource| {
             let known = Known {
                 version: versions.get(resource.name()).cloned().unwrap_or_default(),
@@ -100,7 +105,7 @@ impl ClusterState {
         Self {
             snapshot: seed,
             touched: Touched::Anything,
-            names: Names::default(),
+            names: Names::of_node(node),
             is_cache,
             known: known.into(),
         }

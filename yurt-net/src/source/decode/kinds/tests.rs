@@ -552,3 +552,50 @@ fn what_is_wrong_with_an_object_is_said_with_its_field() {
         assert_eq!(objects(&decoded), [] as [&str; 0], "{text}");
     }
 }
+
+#[test]
+fn of_endpoints_on_the_own_node_it_is_known_which_pods_they_are() {
+    let slice = br#"{
+        "metadata": {"namespace": "shop", "name": "web-1", "labels": {"kubernetes.io/service-name": "web"}},
+        "addressType": "IPv4",
+        "endpoints": [
+            {"addresses": ["10.1.0.1"], "nodeName": "a2", "targetRef": {"kind": "Pod", "name": "web-a"}},
+            {"addresses": [], "nodeName": "a1", "targetRef": {"kind": "Pod", "name": "web-b"}},
+            {"addresses": ["10.1.0.2"], "nodeName": "a1", "targetRef": {"kind": "Pod", "name": "web-c"}},
+            {"addresses": ["10.1.0.3"], "nodeName": "a1", "targetRef": {"kind": "Node", "name": "a1"}},
+            {"addresses": ["10.1.0.4"], "nodeName": "a1"}
+        ]
+    }"#;
+    let pods = |names: &mut Names| {
+        let object =
+            crate::source::decode::item(slice, "EndpointSlice", "discovery.k8s.io/v1", names);
+        let Ok(Some(Object::EndpointSlice(slice))) = object else {
+            panic!("{object:?}");
+        };
+        let pods = slice.pods.iter();
+        pods.map(|pod| (pod.endpoint, pod.name.to_string()))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(pods(&mut Names::of_node("a1")), [(1, "web-c".to_owned())]);
+    // Nobody has said which node that is.
+    assert_eq!(pods(&mut Names::default()), []);
+}
+
+#[test]
+fn of_a_pod_its_identity_and_what_its_author_tells_yurt_net_are_read() {
+    let pod = br#"{
+        "metadata": {"namespace": "shop", "name": "web-0", "uid": "5f0c",
+                     "annotations": {"yurt-net.openyurt.io/x": "y", "example.com/x": "z"}},
+        "spec": {"nodeName": "a1", "containers": [{"name": 7}]}
+    }"#;
+    let object = crate::source::decode::item(pod, "Pod", "v1", &mut Names::default());
+    let Ok(Some(Object::Pod(pod))) = object else {
+        panic!("{object:?}");
+    };
+    assert_eq!((&*pod.uid, &*pod.node_name), ("5f0c", "a1"));
+    let annotations: Vec<_> = pod.annotations.iter().collect();
+    assert_eq!(
+        annotations,
+        [(&"yurt-net.openyurt.io/x".to_owned(), &"y".to_owned())]
+    );
+}

@@ -14,11 +14,11 @@ use super::*;
 const V1: &str = "v1";
 
 fn live() -> ClusterState {
-    ClusterState::new(Snapshot::default(), &BTreeMap::new(), false)
+    ClusterState::new("edge-a1", Snapshot::default(), &BTreeMap::new(), false)
 }
 
 fn cache() -> ClusterState {
-    ClusterState::new(Snapshot::default(), &BTreeMap::new(), true)
+    ClusterState::new("edge-a1", Snapshot::default(), &BTreeMap::new(), true)
 }
 
 fn service(name: &str, port: i64) -> Value {
@@ -219,7 +219,7 @@ fn what_an_earlier_agent_knew_is_there_until_a_list_says_otherwise() {
     let mut earlier = live();
     list(&mut earlier, &["a", "b"], 0);
     let seed = earlier.snapshot().clone();
-    let mut state = ClusterState::new(seed, &earlier.versions(), false);
+    let mut state = ClusterState::new("edge-a1", seed, &earlier.versions(), false);
     assert_eq!(names(&state), ["a", "b"]);
     assert_eq!(state.version(Resource::Services).as_deref(), Some("5"));
     assert_eq!(state.version(Resource::Nodes), None);
