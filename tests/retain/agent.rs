@@ -281,6 +281,119 @@ fn check_compares_the_ledger_with_what_pods_really_have() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn the_agent_keeps_the_plugins_in_the_configuration_and_never_fights() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let (conf, bin) = (node.dir().join("net.d"), node.dir().join("plugins"));
+    fs::create_dir(&conf)?;
+    let file = conf.join("10-flannel.conflist");
+    let flannel = json!({
+        "name": "cbr0", "cniVersion": "0.3.1",
+        "plugins": [{"type": "flannel", "delegate": {"isDefaultGateway": true}}, {"type": "portmap"}],
+    });
+    // As flannel's init container does it: in place.
+    let write = || fs::write(&file, flannel.to_string()).context("write the configuration");
+    let flags = [
+        "--cni=install".to_owned(),
+        format!("--cni-conf-dir={}", conf.display()),
+        format!("--cni-bin-dir={}", bin.display()),
+    ];
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let _agent = edge.start_agent(&flags)?;
+    edge.wait_for_status("there is nothing to install into", |status| {
+        let mut alarms = status.retention.alarms.iter();
+        alarms.any(|alarm| alarm.contains("there is no CNI configuration"))
+    })?;
+    let kinds = || -> Result<Vec<String>> {
+        let config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+        let plugins = config["plugins"].as_array().context("no plugins")?.clone();
+        let kind = |plugin: &Value| plugin["type"].as_str().unwrap_or_default().to_owned();
+        Ok(plugins.iter().map(kind).collect())
+    };
+    let is_installed = || kinds().is_ok_and(|kinds| kinds == ["flannel", "yurt-cni", "portmap"]);
+    for _ in 0..3 {
+        write()?;
+        edge.wait_for_status("the plugins are in it", |_| is_installed())?;
+    }
+    let config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    ensure!(
+        config["plugins"][0]["ipam"]["type"] == "yurt-ipam",
+        "{config}"
+    );
+    let program = edge.yurt_net(&["check", "-o", "json", flags[1], flags[2]])?;
+    let findings = String::from_utf8_lossy(&program.stdout).into_owned();
+    ensure!(
+        findings.contains(r#""check":"cni-config","result":"ok""#),
+        "{findings}"
+    );
+    ensure!(
+        findings.contains(r#""check":"cni-plugins","result":"ok""#),
+        "{findings}"
+    );
+    write()?;
+    edge.wait_for_status("it is left alone", |status| {
+        let mut alarms = status.retention.alarms.iter();
+        alarms.any(|alarm| alarm.contains("3 times within a minute"))
+    })?;
+    ensure!(kinds()? == ["flannel", "portmap"]);
+    Ok(())
+}
+
+#[test]
+fn a_pod_is_made_by_what_was_installed_and_by_host_local_once_it_was_removed() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let (conf, bin) = (node.dir().join("net.d"), node.dir().join("plugins"));
+    fs::create_dir(&conf)?;
+    let file = conf.join("10-edge.conflist");
+    let ipam = json!({
+        "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.1.0.0/24"}]],
+    });
+    let before = json!({
+        "name": "edge", "cniVersion": "1.0.0",
+        "plugins": [{"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam}],
+    });
+    fs::write(&file, before.to_string())?;
+    let cni = |verb| -> Result<String> {
+        let directories = [
+            ("--cni-conf-dir", conf.clone()),
+            ("--cni-bin-dir", bin.clone()),
+            ("--state-dir", edge.state_dir()),
+            ("--run-dir", edge.run_dir()),
+        ];
+        let directories = directories.map(|(flag, path)| format!("{flag}={}", path.display()));
+        let words: Vec<&str> = ["cni"]
+            .into_iter()
+            .chain(directories.iter().map(String::as_str))
+            .chain([verb])
+            .collect();
+        let output = edge.yurt_net(&words)?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    ensure!(cni("install")?.contains("10-edge.conflist: installed"));
+    ensure!(cni("install")?.contains("10-edge.conflist: as they are"));
+    let config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    let plugins = config["plugins"].as_array().context("no plugins")?.clone();
+    let mut network = Network::new(&node, "1.0.0", plugins);
+    let web = pod("web-0", "c1");
+    let result = network.add(&web.sandbox);
+    ensure!(node.entry("web-0")["state"] == "active");
+    network.del(&web.sandbox);
+    let again = network.add(&pod("web-0", "c2").sandbox);
+    ensure!(addresses(&again) == addresses(&result));
+
+    ensure!(cni("uninstall")?.contains("removed from"));
+    let config: Value = serde_json::from_slice(&fs::read(&file)?)?;
+    ensure!(config == before, "{config}");
+    ensure!(fs::read_dir(&bin)?.next().is_none());
+    ensure!(cni("uninstall")?.contains("nothing to remove"));
+    Ok(())
+}
+
 /// A process in a Pod. Ends with this value.
 struct Sleeper(Child);
 

@@ -1,5 +1,7 @@
 //! The command line, and where things are on a machine.
 
+mod cni;
+
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -11,10 +13,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
+pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
+use crate::retain::install::Directories;
 use crate::retain::ledger::store::Place;
 use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
@@ -44,6 +48,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Print which addresses Pods of this node have, and which are kept for them. Needs no running agent.
     Ledger(LedgerArgs),
+    /// Put the CNI plugins into this node's configuration, or take them out again. What else is in it stays.
+    Cni(CniArgs),
     /// Remove every pin of yurt-net, and with them its programs and maps. Services stop working.
     Cleanup(CleanupArgs),
     /// Self-test child: dials the probe address from its own cgroup.
@@ -69,6 +75,14 @@ pub struct PlaceArgs {
 }
 
 impl PlaceArgs {
+    /// What plugins are told of it.
+    pub fn directories(&self) -> Directories {
+        Directories {
+            data_dir: self.state_dir.display().to_string(),
+            run_dir: self.run_dir.display().to_string(),
+        }
+    }
+
     /// Where the plugins keep the ledger.
     pub fn ledger(&self) -> Place {
         Place {
@@ -239,6 +253,12 @@ pub struct RunArgs {
     /// room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_affinity: u32,
+    /// Whether the CNI plugins are put into this node's configuration, and kept there.
+    #[arg(long, value_enum, default_value = "off")]
+    pub cni: CniKeepArg,
+    /// Where the node's CNI is.
+    #[command(flatten)]
+    pub cni_place: CniPlaceArgs,
     /// Whether a Pod may use only its own addresses. Pods that yurt-cni knows are guarded; see docs/retention.md.
     #[arg(long, value_enum, default_value = "audit")]
     pub guard: GuardArg,
@@ -390,6 +410,9 @@ pub struct CheckArgs {
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// Where the node's CNI is.
+    #[command(flatten)]
+    pub cni: CniPlaceArgs,
     /// Form.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,

@@ -64,6 +64,7 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,
         Command::Ledger(args) => cli::ledger::ledger(args)?,
+        Command::Cni(args) => cli::cni::cni(args)?,
         Command::Cleanup(args) => cli::verbs::cleanup(args)?,
         Command::Probe => selftest::probe()?,
         Command::Check(args) => {

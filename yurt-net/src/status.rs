@@ -366,10 +366,11 @@ impl Status {
             ..
         } = &self.retention;
         if !is_on {
-            return writeln!(
+            writeln!(
                 out,
                 "retention     off: no Pod was made by yurt-ipam or yurt-cni"
-            );
+            )?;
+            return write_alarms(out, alarms);
         }
         let (audited, dropped): (u64, u64) = (audited.values().sum(), dropped.values().sum());
         writeln!(
@@ -382,10 +383,7 @@ impl Status {
                 "endpoints     {endpoints_moved} of this node are elsewhere than the stale source says, {endpoints_away} are not running"
             )?;
         }
-        for alarm in alarms {
-            writeln!(out, "              ! {alarm}")?;
-        }
-        Ok(())
+        write_alarms(out, alarms)
     }
 
     fn write_pods(&self, out: &mut String) -> std::fmt::Result {
@@ -518,4 +516,11 @@ impl Status {
         }
         Ok(())
     }
+}
+
+fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
+    for alarm in alarms {
+        writeln!(out, "              ! {alarm}")?;
+    }
+    Ok(())
 }

@@ -53,6 +53,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/adopt.rs",
     "yurt-net/src/retain/announce.rs",
     "yurt-net/src/retain/cni/protocol.rs",
+    "yurt-net/src/retain/install.rs",
     "yurt-net/src/retain/ledger.rs",
     "yurt-net/src/retain/ledger/codec.rs",
     "yurt-net/src/retain/plan.rs",

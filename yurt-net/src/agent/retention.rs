@@ -13,8 +13,9 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
+use super::cni::CniKeeper;
 use super::{Agent, chain};
-use crate::config::RunArgs;
+use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, Spoofs};
 use crate::guard::{Complaint, Extra, GuardImage, GuardedPod, Link, compile, plan};
@@ -46,6 +47,7 @@ pub(super) struct Retention {
     /// `None`: they could not be listed yet.
     devices: Option<Vec<Link>>,
     guard: Option<Guard>,
+    cni: Option<CniKeeper>,
     /// Devices of Pods that the guard is on, with a row for each.
     rows: BTreeSet<u32>,
     complaints: Vec<Complaint>,
@@ -95,6 +97,8 @@ impl Retention {
             reading: Reading::default(),
             devices: None,
             guard: None,
+            cni: (args.cni == CniKeepArg::Install)
+                .then(|| CniKeeper::start(args.cni_place.cni(), args.place.directories())),
             rows: BTreeSet::new(),
             complaints: Vec::new(),
             releasing: None,
@@ -304,7 +308,8 @@ impl Retention {
             guard,
             release,
         } = self.problems.clone();
-        let problems = [ledger, devices, guard, release].into_iter().flatten();
+        let cni = self.cni.as_ref().and_then(CniKeeper::problem);
+        let problems = [cni, ledger, devices, guard, release].into_iter().flatten();
         let complaints = self.complaints.iter().map(|complaint| {
             let Complaint {
                 pod,

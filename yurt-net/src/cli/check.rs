@@ -1,6 +1,7 @@
 //! `check`: can this machine run the agent, and are Services really translated?
 #![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
 
+mod cni;
 mod retention;
 
 use std::fs;
@@ -9,7 +10,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::agent::chain;
-use crate::config::{self, CheckArgs, Output, PlaceArgs};
+use crate::config::{self, CheckArgs, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
@@ -60,7 +61,7 @@ impl Finding {
 
 /// Runs every check; true when none failed.
 pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
-    let findings = findings(&args.place).await;
+    let findings = findings(args).await;
     match args.output {
         Output::Json => println!("{}", serde_json::to_string(&findings)?),
         Output::Table => {
@@ -88,7 +89,8 @@ pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
         .all(|finding| finding.result != Outcome::Failed))
 }
 
-async fn findings(place: &PlaceArgs) -> Vec<Finding> {
+async fn findings(args: &CheckArgs) -> Vec<Finding> {
+    let place = &args.place;
     let mut findings = vec![kernel(), permissions()];
     let is_root = findings
         .iter()
@@ -106,6 +108,7 @@ async fn findings(place: &PlaceArgs) -> Vec<Finding> {
     let status = ask(&place.state_dir, &Request::Status).await;
     findings.push(agent(&status));
     if is_root {
+        findings.extend(cni::findings(&args.cni.cni(), &place.directories()));
         let status = status.ok().map(serde_json::from_value);
         findings.extend(retention::findings(
             place,

@@ -11,6 +11,7 @@
 pub mod adopt;
 pub mod announce;
 pub mod cni;
+pub mod install;
 pub mod ledger;
 pub mod link;
 pub mod plan;

@@ -1,10 +1,10 @@
-//! The ledger, followed by the agent: plugins write it, each in a process of its own.
+//! The ledger, followed by the agent: plugins write it, each in a process of its own. And directories, followed.
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::Interest;
@@ -75,38 +75,56 @@ impl Reading {
     }
 }
 
-/// Waits for changes of a ledger. There is no thread and no timer.
-pub struct LedgerWatch {
-    inotify: AsyncFd<Inotify>,
-}
+/// Waits for changes of a ledger.
+pub struct LedgerWatch(DirectoryWatch);
 
 impl LedgerWatch {
     /// Changes from here on are not missed. Must be called inside a tokio runtime.
     pub fn new(place: &Place) -> Result<Self, WatchError> {
         // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
-        let directory = place.in_memory();
-        let io = |operation| {
-            let path = directory.clone();
-            move |source| WatchError::Io {
-                operation,
-                path,
-                source,
-            }
+        let path = place.in_memory();
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+        made.map_err(|source| WatchError::Io {
+            operation: "make",
+            path: path.clone(),
+            source,
+        })?;
+        DirectoryWatch::new(&path, Some(CURRENT)).map(Self)
+    }
+
+    /// Waits for a change. Cancel safe.
+    pub async fn changed(&mut self) {
+        self.0.changed().await;
+    }
+}
+
+/// Waits for files of a directory to be written, put there or taken away. There is no thread and no timer.
+pub struct DirectoryWatch {
+    inotify: AsyncFd<Inotify>,
+    only: Option<&'static str>,
+}
+
+impl DirectoryWatch {
+    /// Of the file of this name, if there is one. Changes from here on are not missed. Must be called inside a tokio runtime.
+    pub fn new(path: &Path, only: Option<&'static str>) -> Result<Self, WatchError> {
+        let failed = |source| WatchError::Io {
+            operation: "watch",
+            path: path.to_owned(),
+            source,
         };
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory);
-        made.map_err(io("make"))?;
-        let inotify = Inotify::init().map_err(io("watch"))?;
-        let mask = WatchMask::CLOSE_WRITE | WatchMask::MOVED_TO | WatchMask::ONLYDIR;
-        let watched = inotify.watches().add(&directory, mask);
-        watched.map_err(io("watch"))?;
+        let inotify = Inotify::init().map_err(failed)?;
+        let mask = WatchMask::CLOSE_WRITE
+            | WatchMask::MOVED_TO
+            | WatchMask::MOVED_FROM
+            | WatchMask::DELETE
+            | WatchMask::ONLYDIR;
+        inotify.watches().add(path, mask).map_err(failed)?;
         // SAFETY: the file descriptor is owned by `inotify`, which closes it only when it is dropped, and the
         // `AsyncFd` drops it after it has deregistered.
         let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };
         Ok(Self {
-            inotify: inotify.map_err(|error| io("watch")(error.into()))?,
+            inotify: inotify.map_err(|error| failed(error.into()))?,
+            only,
         })
     }
 
@@ -117,11 +135,13 @@ impl LedgerWatch {
                 // The runtime ends.
                 return std::future::pending().await;
             };
+            let only = self.only.map(OsStr::new);
             let result = guard.try_io(|inotify| {
                 let mut buffer = [0; BUFFER_BYTES];
                 let mut events = inotify.get_mut().read_events(&mut buffer)?;
                 Ok(events.any(|event| {
-                    event.name == Some(OsStr::new(CURRENT))
+                    only.is_none()
+                        || event.name == only
                         || event.mask.contains(EventMask::Q_OVERFLOW)
                 }))
             });

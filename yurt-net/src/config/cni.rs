@@ -1,0 +1,64 @@
+//! The command line of what is done to the node's CNI.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use crate::retain::install::files::Cni;
+use crate::retain::ledger::store::Place;
+
+/// Where the node's CNI is.
+#[derive(Args, Clone, Debug)]
+pub struct CniPlaceArgs {
+    /// Directory of CNI configurations, of which runtimes take the first by name.
+    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    pub cni_conf_dir: PathBuf,
+    /// Directory of CNI plugins.
+    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    pub cni_bin_dir: PathBuf,
+}
+
+impl CniPlaceArgs {
+    /// The same.
+    pub fn cni(&self) -> Cni {
+        Cni {
+            conf_dir: self.cni_conf_dir.clone(),
+            bin_dir: self.cni_bin_dir.clone(),
+        }
+    }
+}
+
+/// `cni`.
+#[derive(Args, Clone, Debug)]
+pub struct CniArgs {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: CniVerb,
+    /// Where the node's CNI is.
+    #[command(flatten)]
+    pub cni: CniPlaceArgs,
+    /// What the plugins' dataDir is to be: the agent's state directory.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// What the plugins' runDir is to be.
+    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+}
+
+/// What to do with the plugins.
+#[derive(Subcommand, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CniVerb {
+    /// Install them, and put them into the configuration. Twice is once.
+    Install,
+    /// Take them out of it, with host-local where yurt-ipam was, and remove them.
+    Uninstall,
+}
+
+/// Whether the agent installs the CNI plugins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CniKeepArg {
+    /// It leaves that to others.
+    Off,
+    /// It does, and puts them back when somebody has written the configuration anew.
+    Install,
+}

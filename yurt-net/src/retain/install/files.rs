@@ -1,0 +1,378 @@
+//! The files of a node's CNI: its configuration, and the plugins.
+//!
+//! Everything is written beside its place, under a name that runtimes do not look at, and renamed: they see the old or the new. A runtime
+//! takes the first configuration by name (containernetworking/cni libcni `ConfFiles`), and so does this.
+
+use std::ffi::OsStr;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::{Directories, Installed, Refusal, install, uninstall};
+
+/// What runtimes take for a configuration.
+const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
+/// Our program among the plugins, and the names that it is called by.
+const PROGRAM: &str = "yurt-net";
+const PLUGINS: [&str; 2] = ["yurt-ipam", "yurt-cni"];
+
+/// Why nothing is installed, or not all.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    /// There is no network yet.
+    #[error(
+        "there is no CNI configuration in {}: whatever makes the Pods' network writes it; then install again",
+        directory.display()
+    )]
+    NoConfig {
+        /// Where it was looked for.
+        directory: PathBuf,
+    },
+    /// It cannot hold the plugins.
+    #[error("{} stays as it is", path.display())]
+    Refused {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: Refusal,
+    },
+    /// Not JSON.
+    #[error("{} is no JSON", path.display())]
+    Decode {
+        /// The file.
+        path: PathBuf,
+        /// Where it goes wrong.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The disk.
+    #[error("{operation} {}", path.display())]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+}
+
+fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError + use<> {
+    let path = path.to_owned();
+    move |source| InstallError::Io {
+        operation,
+        path,
+        source,
+    }
+}
+
+/// Where a node's CNI is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cni {
+    /// Configurations.
+    pub conf_dir: PathBuf,
+    /// Plugins.
+    pub bin_dir: PathBuf,
+}
+
+/// What was done, or found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The configuration that the runtime uses.
+    pub config: PathBuf,
+    /// It was written.
+    pub has_written: bool,
+    /// See [`Installed::other_ipam`].
+    pub other_ipam: Option<String>,
+}
+
+impl Cni {
+    /// The configuration that a runtime uses, as it is.
+    pub fn config(&self) -> Result<(PathBuf, Value), InstallError> {
+        let none = || InstallError::NoConfig {
+            directory: self.conf_dir.clone(),
+        };
+        let entries = match fs::read_dir(&self.conf_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(none()),
+            Err(error) => return Err(at("read", &self.conf_dir)(error)),
+        };
+        let is_config = |path: &PathBuf| {
+            let extension = path.extension().and_then(OsStr::to_str);
+            extension.is_some_and(|extension| EXTENSIONS.contains(&extension)) && path.is_file()
+        };
+        let paths = entries.flatten().map(|entry| entry.path());
+        let path = paths.filter(is_config).min().ok_or_else(none)?;
+        let text = fs::read(&path).map_err(at("read", &path))?;
+        match serde_json::from_slice(&text) {
+            Ok(config) => Ok((path, config)),
+            Err(source) => Err(InstallError::Decode { path, source }),
+        }
+    }
+
+    /// Puts the plugins into the configuration; writes only what differs.
+    pub fn install_config(&self, directories: &Directories) -> Result<Report, InstallError> {
+        let (path, config) = self.config()?;
+        match install(&config, directories) {
+            Ok(Installed {
+                config: wanted,
+                other_ipam,
+            }) => Ok(Report {
+                has_written: write_if_other(&path, &config, &wanted)?,
+                config: path,
+                other_ipam,
+            }),
+            Err(source) => Err(InstallError::Refused { path, source }),
+        }
+    }
+
+    /// The configuration, if the plugins are in it as they should. Writes nothing.
+    pub fn installed_config(
+        &self,
+        directories: &Directories,
+    ) -> Result<Option<Report>, InstallError> {
+        let (path, config) = self.config()?;
+        match install(&config, directories) {
+            Ok(installed) => Ok((installed.config == config).then_some(Report {
+                config: path,
+                has_written: false,
+                other_ipam: installed.other_ipam,
+            })),
+            Err(source) => Err(InstallError::Refused { path, source }),
+        }
+    }
+
+    /// Takes them out again. Where there is no configuration, that is done already.
+    pub fn uninstall_config(&self) -> Result<Option<Report>, InstallError> {
+        let (path, config) = match self.config() {
+            Ok(found) => found,
+            Err(InstallError::NoConfig { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        match uninstall(&config) {
+            Ok(wanted) => Ok(Some(Report {
+                has_written: write_if_other(&path, &config, &wanted)?,
+                config: path,
+                other_ipam: None,
+            })),
+            Err(source) => Err(InstallError::Refused { path, source }),
+        }
+    }
+
+    /// Puts this very program among the plugins, in place of an older one while that may run; true when it was not there.
+    pub fn install_plugins(&self) -> Result<bool, InstallError> {
+        fs::create_dir_all(&self.bin_dir).map_err(at("make", &self.bin_dir))?;
+        let own = Path::new("/proc/self/exe");
+        let place = self.bin_dir.join(PROGRAM);
+        let is_new = !is_same_file(own, &place).map_err(at("compare with", &place))?;
+        if is_new {
+            let mut program = File::open(own).map_err(at("open", own))?;
+            replace(&place, 0o755, |file| io::copy(&mut program, file).map(drop))?;
+        }
+        let mut has_linked = false;
+        for name in PLUGINS {
+            let link = self.bin_dir.join(name);
+            if fs::read_link(&link).is_ok_and(|target| target == Path::new(PROGRAM)) {
+                continue;
+            }
+            let beside = self.bin_dir.join(format!(".{name}.new"));
+            // What is left of an attempt that was cut short.
+            let _none = fs::remove_file(&beside);
+            symlink(PROGRAM, &beside).map_err(at("make", &beside))?;
+            fs::rename(&beside, &link).map_err(at("rename", &beside))?;
+            has_linked = true;
+        }
+        Ok(is_new || has_linked)
+    }
+
+    /// Takes the plugins away, once no configuration names them any more.
+    pub fn uninstall_plugins(&self) -> Result<(), InstallError> {
+        for name in PLUGINS.into_iter().chain([PROGRAM]) {
+            let path = self.bin_dir.join(name);
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(at("remove", &path)(error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The plugins that are not this program, or not there.
+    pub fn foreign_plugins(&self) -> Vec<&'static str> {
+        let own = Path::new("/proc/self/exe");
+        let mut plugins = PLUGINS.to_vec();
+        plugins.retain(|name| !is_same_file(own, &self.bin_dir.join(name)).unwrap_or_default());
+        plugins
+    }
+}
+
+/// Whether two files hold the same bytes; one that is not there holds none.
+fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
+    let mut one = File::open(one)?;
+    let mut other = match File::open(other) {
+        Ok(other) => other,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    // Not both whole in memory: the agent keeps small.
+    let (mut left, mut right) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
+    loop {
+        let length = one.read(&mut left)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        other.read_exact(&mut right[..length])?;
+        if left[..length] != right[..length] {
+            return Ok(false);
+        }
+    }
+}
+
+fn write_if_other(path: &Path, found: &Value, wanted: &Value) -> Result<bool, InstallError> {
+    if found == wanted {
+        return Ok(false);
+    }
+    let metadata = fs::metadata(path).map_err(at("stat", path))?;
+    let mode = metadata.permissions().mode() & 0o7777;
+    let mut text = serde_json::to_vec_pretty(wanted).map_err(|source| InstallError::Decode {
+        path: path.to_owned(),
+        source,
+    })?;
+    text.push(b'\n');
+    replace(path, mode, |file| file.write_all(&text))?;
+    Ok(true)
+}
+
+/// Writes a file beside the place, and puts it there when it is whole and on the medium.
+fn replace(
+    place: &Path,
+    mode: u32,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), InstallError> {
+    let name = place.file_name().unwrap_or_default().to_string_lossy();
+    // Without an extension that a runtime would read.
+    let beside = place.with_file_name(format!(".{name}.new"));
+    let opened = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(mode)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&beside);
+    let mut file = opened.map_err(at("create", &beside))?;
+    let written = write(&mut file)
+        .and_then(|()| file.set_permissions(Permissions::from_mode(mode)))
+        .and_then(|()| file.sync_all());
+    drop(file);
+    let moved = written
+        .map_err(at("write", &beside))
+        .and_then(|()| fs::rename(&beside, place).map_err(at("rename", &beside)));
+    if moved.is_err() {
+        // It may be what fills the disk.
+        let _none = fs::remove_file(&beside);
+    }
+    moved?;
+    let directory = place.parent().unwrap_or(Path::new("/"));
+    let synced = File::open(directory).and_then(|directory| directory.sync_all());
+    synced.map_err(at("sync", directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const LIST: &str = r#"{"cniVersion": "1.0.0", "name": "edge", "plugins": [{"type": "bridge", "ipam": {"type": "host-local"}}]}"#;
+
+    fn cni(directory: &tempfile::TempDir) -> Cni {
+        let cni = Cni {
+            conf_dir: directory.path().join("net.d"),
+            bin_dir: directory.path().join("bin"),
+        };
+        fs::create_dir(&cni.conf_dir).unwrap();
+        cni
+    }
+
+    fn directories() -> Directories {
+        Directories {
+            data_dir: "/var/lib/yurt-net".to_owned(),
+            run_dir: "/run/yurt-net".to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_first_configuration_is_changed_once_and_keeps_its_mode() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        let error = cni.install_config(&directories()).unwrap_err();
+        assert!(error.to_string().contains("there is no CNI configuration"));
+        let first = cni.conf_dir.join("10-edge.conflist");
+        fs::write(&first, LIST).unwrap();
+        fs::set_permissions(&first, Permissions::from_mode(0o600)).unwrap();
+        fs::write(cni.conf_dir.join("20-other.conflist"), "{").unwrap();
+        fs::write(cni.conf_dir.join("05-notes.txt"), "{").unwrap();
+        for is_first in [true, false] {
+            let report = cni.install_config(&directories()).unwrap();
+            assert_eq!(
+                (report.config, report.has_written),
+                (first.clone(), is_first)
+            );
+        }
+        assert_eq!(
+            fs::metadata(&first).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        let (_, config) = cni.config().unwrap();
+        assert_eq!(config["plugins"][1]["type"], "yurt-cni");
+        assert_eq!(fs::read_dir(&cni.conf_dir).unwrap().count(), 3);
+        assert!(cni.uninstall_config().unwrap().unwrap().has_written);
+        let (_, config) = cni.config().unwrap();
+        assert_eq!(config, serde_json::from_str::<Value>(LIST).unwrap());
+    }
+
+    #[test]
+    fn a_configuration_that_is_refused_or_broken_stays_as_it_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        let path = cni.conf_dir.join("10-edge.conf");
+        let single = json!({"cniVersion": "1.0.0", "type": "bridge"}).to_string();
+        for (text, reason) in [(single.as_str(), "make it a list"), ("{", "is no JSON")] {
+            fs::write(&path, text).unwrap();
+            let error = cni.install_config(&directories()).unwrap_err();
+            let error = crate::agent::chain(&error);
+            assert!(error.contains(reason), "{error}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn the_plugins_are_this_program_and_an_older_one_makes_room() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        assert_eq!(cni.foreign_plugins(), PLUGINS);
+        assert!(cni.install_plugins().unwrap());
+        assert!(!cni.install_plugins().unwrap());
+        assert_eq!(cni.foreign_plugins(), [""; 0]);
+        fs::write(cni.bin_dir.join(PROGRAM), "an older one").unwrap();
+        assert_eq!(cni.foreign_plugins(), PLUGINS);
+        assert!(cni.install_plugins().unwrap());
+        let mode = fs::metadata(cni.bin_dir.join("yurt-cni"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o755);
+        cni.uninstall_plugins().unwrap();
+        assert_eq!(fs::read_dir(&cni.bin_dir).unwrap().count(), 0);
+    }
+}
