@@ -13,7 +13,7 @@ use yurt_net::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, Resource, objects};
 use yurt_net_tests::lab::{self, Lab, Netns};
 
-use crate::world::{Network, Node, addresses, mac, pod};
+use yurt_net_tests::runtime::{Network, Node, addresses, mac, pod};
 
 const NODE: &str = "edge-1";
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use yurt_net_tests::lab::Netns;
 
-use crate::world::{Network, Node, addresses, ip, mac, pod};
+use yurt_net_tests::runtime::{Network, Node, addresses, ip, mac, pod};
 
 fn link(netns: &Netns) -> Value {
     ip(netns, &["link", "show", "dev", "eth0"])[0].clone()
@@ -35,7 +35,7 @@ fn assert_answers(from: &Netns, address: &str) {
 
 #[test]
 fn a_pod_has_the_mac_of_its_address_and_stays_reachable() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let web = pod("web-0", "c1");
     let result = network.add(&web.sandbox);
@@ -74,7 +74,7 @@ fn a_pod_has_the_mac_of_its_address_and_stays_reachable() {
 
 #[test]
 fn addresses_are_usable_when_the_add_is_answered_though_duplicates_are_looked_for() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let web = pod("web-0", "c1");
     let switch_on = || {
@@ -96,7 +96,7 @@ fn addresses_are_usable_when_the_add_is_answered_though_duplicates_are_looked_fo
 
 #[test]
 fn routes_of_both_families_survive_the_change_of_the_mac() {
-    let node = Node::new();
+    let node = Node::alone();
     let plugins = node.bridged(node.ipam());
     let (plain, changed) = (pod("web-0", "c1"), pod("web-0", "c2"));
     let routes = |netns: &Netns| {
@@ -118,7 +118,7 @@ fn routes_of_both_families_survive_the_change_of_the_mac() {
 
 #[test]
 fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     // The bridge is made with the first Pod, and forgets its neighbours when it has no Pod any more.
     let first = pod("first", "c0");
@@ -147,7 +147,7 @@ fn neighbours_that_know_another_mac_learn_the_new_one_without_asking() {
 #[test]
 fn another_ipam_is_written_down_and_its_pods_keep_the_mac_with_the_address() {
     for main in ["bridge", "ptp"] {
-        let node = Node::new();
+        let node = Node::alone();
         let host_local = json!({
             "type": "host-local", "dataDir": node.path("networks"),
             "ranges": [[{"subnet": "10.2.0.0/24"}], [{"subnet": "fd00:2::/64"}]],
@@ -179,7 +179,7 @@ fn another_ipam_is_written_down_and_its_pods_keep_the_mac_with_the_address() {
 
 #[test]
 fn a_requested_mac_is_left_alone_and_the_first_one_is_kept_where_that_is_wanted() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut plugins = node.bridged(node.ipam());
     plugins[1]["mac"] = json!("first");
     let mut network = Network::new(&node, "1.0.0", plugins.clone());
@@ -198,7 +198,7 @@ fn a_requested_mac_is_left_alone_and_the_first_one_is_kept_where_that_is_wanted(
 
 #[test]
 fn the_result_is_passed_on_for_plugins_that_come_after() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut plugins = node.bridged(node.ipam());
     plugins.push(json!({
         "type": "portmap", "snat": true,
@@ -218,7 +218,7 @@ fn the_result_is_passed_on_for_plugins_that_come_after() {
 
 #[test]
 fn an_interface_with_the_address_of_a_pod_that_runs_is_left_as_it_is() {
-    let node = Node::new();
+    let node = Node::alone();
     let host_local = json!({
         "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.2.0.0/24"}]],
     });

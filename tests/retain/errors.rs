@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::world::{Node, pod};
+use yurt_net_tests::runtime::{Node, pod};
 
 #[track_caller]
 fn assert_fails(node: &Node, verb: &str, config: &Value, code: u32, words: &str) {
@@ -18,7 +18,7 @@ fn assert_fails(node: &Node, verb: &str, config: &Value, code: u32, words: &str)
 
 #[test]
 fn bad_configurations_are_told_by_code_and_in_words() {
-    let node = Node::new();
+    let node = Node::alone();
     let with = |key: &str, value: Value| {
         let mut config = node.ipam();
         config["cniVersion"] = json!("1.0.0");
@@ -90,7 +90,7 @@ fn bad_configurations_are_told_by_code_and_in_words() {
 
 #[test]
 fn a_ledger_of_a_newer_version_is_left_alone() {
-    let node = Node::new();
+    let node = Node::alone();
     let directory = node.dir().join("state/ledger");
     std::fs::create_dir_all(&directory).unwrap();
     let line = "bbe2bbf2 1 {\"yurt-net\":\"ledger\",\"version\":2,\"records\":0}\n";

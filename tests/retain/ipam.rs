@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::world::{Network, Node, Sandbox, addresses, ip, pod};
+use yurt_net_tests::runtime::{Network, Node, Sandbox, addresses, ip, pod};
 
 #[test]
 fn a_pod_made_again_has_the_addresses_that_it_had_in_every_version() {
     for version in ["0.3.1", "0.4.0", "1.0.0"] {
-        let node = Node::new();
+        let node = Node::alone();
         let mut network = Network::new(&node, version, node.bridged(node.ipam()));
         let web = pod("web-0", "c1");
         let result = network.add(&web.sandbox);
@@ -52,7 +52,7 @@ fn alone<'a>(node: &'a Node, ipam: Value) -> Network<'a> {
 
 #[test]
 fn the_newest_version_is_spoken_whole() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = alone(&node, node.ipam());
     let web = pod("web-0", "c1").sandbox;
     let result = network.add(&web);
@@ -98,7 +98,7 @@ fn the_newest_version_is_spoken_whole() {
 
 #[test]
 fn a_del_of_the_old_sandbox_after_the_add_of_the_new_one_changes_nothing() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = alone(&node, node.ipam());
     let (old, new) = (pod("web-0", "c1").sandbox, pod("web-0", "c2").sandbox);
     let first = network.add(&old);
@@ -113,7 +113,7 @@ fn a_del_of_the_old_sandbox_after_the_add_of_the_new_one_changes_nothing() {
 
 #[test]
 fn without_a_name_an_address_lives_as_long_as_its_container() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut network = alone(&node, node.ipam());
     let container = Sandbox {
         args: String::new(),
@@ -136,7 +136,7 @@ fn without_a_name_an_address_lives_as_long_as_its_container() {
 
 #[test]
 fn a_retained_address_is_given_away_when_nothing_else_is_free_and_the_oldest_first() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut ipam = node.ipam();
     // .2, .3 and .4
     ipam["ranges"] = json!([[{"subnet": "10.1.0.0/24", "rangeEnd": "10.1.0.4"}]]);
@@ -170,7 +170,7 @@ fn a_retained_address_is_given_away_when_nothing_else_is_free_and_the_oldest_fir
 
 #[test]
 fn a_range_that_has_moved_gives_new_addresses_and_a_requested_one_is_given() {
-    let node = Node::new();
+    let node = Node::alone();
     let web = pod("web-0", "c1").sandbox;
     alone(&node, node.ipam()).add(&web);
     let mut moved = node.ipam();
@@ -207,7 +207,7 @@ fn a_range_that_has_moved_gives_new_addresses_and_a_requested_one_is_given() {
 
 #[test]
 fn many_adds_at_once_give_each_pod_its_own_address() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut config = node.ipam();
     config["cniVersion"] = json!("1.0.0");
     config["name"] = json!("edge");

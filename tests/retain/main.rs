@@ -8,4 +8,3 @@ mod ipam;
 mod migration;
 mod offline;
 mod power;
-mod world;

@@ -4,11 +4,11 @@ use std::fs;
 
 use serde_json::json;
 
-use crate::world::{Network, Node, addresses, pod};
+use yurt_net_tests::runtime::{Network, Node, addresses, pod};
 
 #[test]
 fn pods_of_host_local_keep_their_addresses_and_nobody_else_gets_them() {
-    let node = Node::new();
+    let node = Node::alone();
     let host_local = json!({
         "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]],
     });

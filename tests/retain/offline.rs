@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use yurt_net_tests::apiserver::{FakeApiserver, FakeYurtHub, HubMode, Resource, objects};
 use yurt_net_tests::lab::{self, Lab};
 
-use crate::world::{Network, Node, Pod, addresses, pod};
+use yurt_net_tests::runtime::{Network, Node, Pod, addresses, pod};
 
 const NODE: &str = "edge-1";
 const WEB: (&str, u16) = ("10.96.0.10", 80);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use yurt_net_tests::lab::make_mounts_private;
 
-use crate::world::{Network, Node, addresses, pod};
+use yurt_net_tests::runtime::{Network, Node, addresses, pod};
 
 fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, options: &str) {
     let [source, kind, options] =
@@ -31,7 +31,7 @@ fn mount(source: &str, target: &Path, kind: &str, flags: libc::c_ulong, options:
 #[test]
 fn a_pod_has_its_addresses_and_mac_again_after_a_reboot() {
     make_mounts_private().unwrap();
-    let node = Node::new();
+    let node = Node::alone();
     let boots = ["boot-1", "boot-2"].map(|boot| {
         let file = node.dir().join(boot);
         fs::write(&file, boot).unwrap();
@@ -66,7 +66,7 @@ fn a_pod_has_its_addresses_and_mac_again_after_a_reboot() {
 fn with_a_full_or_read_only_disk_pods_start_and_an_alarm_is_raised() {
     make_mounts_private().unwrap();
     for trouble in ["full", "read-only"] {
-        let node = Node::new();
+        let node = Node::alone();
         let state = node.dir().join("state");
         fs::create_dir(&state).unwrap();
         mount("tmpfs", &state, "tmpfs", 0, "size=64k");
@@ -116,7 +116,7 @@ fn with_a_full_or_read_only_disk_pods_start_and_an_alarm_is_raised() {
 
 #[test]
 fn plugins_killed_at_any_time_leave_no_address_with_two_owners() {
-    let node = Node::new();
+    let node = Node::alone();
     let mut config = node.ipam();
     config["cniVersion"] = json!("1.0.0");
     config["name"] = json!("edge");

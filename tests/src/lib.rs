@@ -1,5 +1,5 @@
 //! What the tests, the demo and the bench of yurt-net share: a scripted apiserver, a lab of nodes and Pods made of
-//! namespaces, the table that shows who answered whom, and the measures of the bench.
+//! namespaces, a container runtime, the table that shows who answered whom, and the measures of the bench.
 
 pub mod apiserver;
 pub mod bench;
@@ -7,4 +7,5 @@ mod bpf;
 pub mod frames;
 pub mod lab;
 pub mod matrix;
+pub mod runtime;
 pub mod testrun;

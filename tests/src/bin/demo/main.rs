@@ -1,11 +1,13 @@
 //! Two pools of two nodes, one Service, real agents and real sockets: who answers whom, before and
-//! after a node moves, a pool empties, every agent is killed, and all nodes reboot without the cloud.
+//! after a node moves, a pool empties, every agent is killed, and all nodes reboot without the cloud. And Pods that keep their
+//! addresses meanwhile.
 //!
 //! Run by `cargo xtask demo`, as root. Exits with 1 when an answer came from another pool, a connect
 //! failed, or anything was left behind.
 #![expect(clippy::print_stdout, reason = "its output is what the demo is for")]
 
 mod offline;
+mod retention;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -183,7 +185,8 @@ impl Demo {
         self.scene_a_pool_is_empty()?;
         self.scene_every_agent_is_killed()?;
         self.scene_an_agent_comes_back_to_changed_manifests()?;
-        self.scene_the_nodes_reboot_without_the_cloud()
+        self.scene_the_nodes_reboot_without_the_cloud()?;
+        self.scene_pods_keep_their_addresses()
     }
 
     fn scene_pools_are_closed(&mut self) -> Result<()> {

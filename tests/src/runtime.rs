@@ -1,4 +1,5 @@
-//! A node without an agent: a namespace, the directories that plugins are told of, and a runtime that calls them in turn.
+//! A container runtime, as far as CNI goes: a node with the directories that plugins are told of, and who calls them in turn. What
+//! cannot be is a panic.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,24 +8,26 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::lab::{self, Netns, agent_program};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use yurt_net_tests::lab::{self, Netns, agent_program};
 
 /// Where Debian keeps them (`cargo xtask setup` installs them).
 const PLUGINS: &str = "/usr/lib/cni";
 
 /// What a plugin has said.
 #[derive(Debug)]
-pub(crate) struct Answer {
-    pub(crate) is_ok: bool,
+pub struct Answer {
+    /// It exited with 0.
+    pub is_ok: bool,
     /// Standard output; null where there was none.
-    pub(crate) json: Value,
-    pub(crate) stderr: String,
+    pub json: Value,
+    /// Standard error.
+    pub stderr: String,
 }
 
 /// A node.
-pub(crate) struct Node {
+pub struct Node {
     home: Home,
     dir: PathBuf,
 }
@@ -41,14 +44,18 @@ enum Home {
 
 /// A Pod's sandbox, as the runtime knows it.
 #[derive(Clone, Debug)]
-pub(crate) struct Sandbox {
-    pub(crate) container: String,
-    pub(crate) netns: String,
-    pub(crate) args: String,
+pub struct Sandbox {
+    /// Its ID.
+    pub container: String,
+    /// The path of its network namespace.
+    pub netns: String,
+    /// `CNI_ARGS`.
+    pub args: String,
 }
 
 impl Node {
-    pub(crate) fn new() -> Self {
+    /// With a namespace and directories of its own, and no agent.
+    pub fn alone() -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
         let netns =
             Netns::router().expect("these tests make network namespaces, which only root can");
@@ -57,7 +64,7 @@ impl Node {
     }
 
     /// On a node of a lab: its plugins and its agent have one ledger.
-    pub(crate) fn on(node: &lab::Node) -> Self {
+    pub fn on(node: &lab::Node) -> Self {
         let state_dir = node.state_dir();
         let dir = state_dir.parent().expect("a directory is in another");
         Self::with(dir.to_owned(), Home::Lab(node.clone()))
@@ -73,18 +80,21 @@ impl Node {
         Self { home, dir }
     }
 
-    pub(crate) fn netns(&self) -> &Netns {
+    /// Its network namespace.
+    pub fn netns(&self) -> &Netns {
         match &self.home {
             Home::Own(netns, _) => netns,
             Home::Lab(node) => node.netns(),
         }
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    /// The directory of all its directories.
+    pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    pub(crate) fn path(&self, name: &str) -> String {
+    /// A directory or file in it.
+    pub fn path(&self, name: &str) -> String {
         self.dir
             .join(name)
             .to_str()
@@ -93,7 +103,7 @@ impl Node {
     }
 
     /// The section `ipam` of `yurt-ipam`: both families.
-    pub(crate) fn ipam(&self) -> Value {
+    pub fn ipam(&self) -> Value {
         json!({
             "type": "yurt-ipam", "dataDir": self.path("state"), "runDir": self.path("run"), "migrateFrom": self.path("networks"),
             "ranges": [[{"subnet": "10.1.0.0/24"}], [{"subnet": "fd00:1::/64"}]],
@@ -102,17 +112,18 @@ impl Node {
     }
 
     /// A bridge with this IPAM, and `yurt-cni`.
-    pub(crate) fn bridged(&self, ipam: Value) -> Vec<Value> {
+    pub fn bridged(&self, ipam: Value) -> Vec<Value> {
         let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam});
         vec![bridge, self.chained()]
     }
 
-    pub(crate) fn chained(&self) -> Value {
+    /// `yurt-cni`.
+    pub fn chained(&self) -> Value {
         json!({"type": "yurt-cni", "dataDir": self.path("state"), "runDir": self.path("run")})
     }
 
     /// Calls one plugin with one configuration.
-    pub(crate) fn call(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
+    pub fn call(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
         let mut child = self.start(verb, sandbox, config);
         drop(child.stdin.take());
         let output = child.wait_with_output().expect("wait for the plugin");
@@ -130,12 +141,7 @@ impl Node {
     }
 
     /// Starts a plugin; its configuration is written.
-    pub(crate) fn start(
-        &self,
-        verb: &str,
-        sandbox: &Sandbox,
-        config: &Value,
-    ) -> std::process::Child {
+    pub fn start(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> std::process::Child {
         let kind = config["type"].as_str().expect("a plugin has a type");
         // Of an IPAM plugin, `type` is that of the main plugin.
         let is_ipam_alone = kind == "yurt-ipam";
@@ -195,16 +201,21 @@ impl Node {
 }
 
 /// A network, and what a runtime remembers of it.
-pub(crate) struct Network<'a> {
-    pub(crate) node: &'a Node,
-    pub(crate) version: &'a str,
-    pub(crate) plugins: Vec<Value>,
+pub struct Network<'a> {
+    /// Where it is.
+    pub node: &'a Node,
+    /// `cniVersion`.
+    pub version: &'a str,
+    /// In the order of the list.
+    pub plugins: Vec<Value>,
     results: BTreeMap<String, Value>,
-    pub(crate) stderr: String,
+    /// What all plugins have written to standard error.
+    pub stderr: String,
 }
 
 impl<'a> Network<'a> {
-    pub(crate) fn new(node: &'a Node, version: &'a str, plugins: Vec<Value>) -> Self {
+    /// A network that nobody is in yet.
+    pub fn new(node: &'a Node, version: &'a str, plugins: Vec<Value>) -> Self {
         Self {
             node,
             version,
@@ -225,7 +236,7 @@ impl<'a> Network<'a> {
     }
 
     /// ADD, by each plugin in turn; the answer of the last, or of the first that failed.
-    pub(crate) fn try_add(&mut self, sandbox: &Sandbox) -> Result<Value, Value> {
+    pub fn try_add(&mut self, sandbox: &Sandbox) -> Result<Value, Value> {
         let mut result = None;
         for plugin in &self.plugins {
             let answer = self
@@ -243,15 +254,16 @@ impl<'a> Network<'a> {
         Ok(result)
     }
 
+    /// ADD, which must be met.
     #[track_caller]
-    pub(crate) fn add(&mut self, sandbox: &Sandbox) -> Value {
+    pub fn add(&mut self, sandbox: &Sandbox) -> Value {
         self.try_add(sandbox)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// DEL, by each in reverse.
     #[track_caller]
-    pub(crate) fn del(&mut self, sandbox: &Sandbox) {
+    pub fn del(&mut self, sandbox: &Sandbox) {
         let previous = self.results.remove(&sandbox.container);
         for plugin in self.plugins.iter().rev() {
             let answer = self
@@ -261,7 +273,8 @@ impl<'a> Network<'a> {
         }
     }
 
-    pub(crate) fn check(&self, sandbox: &Sandbox) -> Result<(), Value> {
+    /// CHECK, by each in turn.
+    pub fn check(&self, sandbox: &Sandbox) -> Result<(), Value> {
         let previous = self.results.get(&sandbox.container);
         for plugin in &self.plugins {
             let answer = self
@@ -276,13 +289,15 @@ impl<'a> Network<'a> {
 }
 
 /// A sandbox and the namespace that it lives in.
-pub(crate) struct Pod {
-    pub(crate) netns: Netns,
-    pub(crate) sandbox: Sandbox,
+pub struct Pod {
+    /// Where it lives.
+    pub netns: Netns,
+    /// As the runtime knows it.
+    pub sandbox: Sandbox,
 }
 
 /// A sandbox of a Pod, with this container ID.
-pub(crate) fn pod(name: &str, container: &str) -> Pod {
+pub fn pod(name: &str, container: &str) -> Pod {
     let netns = Netns::host().expect("these tests make network namespaces, which only root can");
     netns.ip("link set lo up\n").expect("set the loopback up");
     let args = format!(
@@ -298,7 +313,7 @@ pub(crate) fn pod(name: &str, container: &str) -> Pod {
 
 /// The addresses of a result, without prefix lengths.
 #[track_caller]
-pub(crate) fn addresses(result: &Value) -> Vec<String> {
+pub fn addresses(result: &Value) -> Vec<String> {
     let ips = result["ips"]
         .as_array()
         .unwrap_or_else(|| panic!("{result}"));
@@ -316,7 +331,7 @@ pub(crate) fn addresses(result: &Value) -> Vec<String> {
 
 /// The MAC that a result gives to the Pod's interface.
 #[track_caller]
-pub(crate) fn mac(result: &Value) -> String {
+pub fn mac(result: &Value) -> String {
     let interfaces = result["interfaces"]
         .as_array()
         .expect("a result has interfaces");
@@ -329,7 +344,7 @@ pub(crate) fn mac(result: &Value) -> String {
 
 impl Node {
     /// What `yurt-net ledger -o json` prints.
-    pub(crate) fn ledger(&self) -> Value {
+    pub fn ledger(&self) -> Value {
         let output = Command::new(agent_program().expect("find the agent"))
             .args([
                 "ledger",
@@ -348,7 +363,7 @@ impl Node {
 
     /// Its entry of this name.
     #[track_caller]
-    pub(crate) fn entry(&self, name: &str) -> Value {
+    pub fn entry(&self, name: &str) -> Value {
         let ledger = self.ledger();
         let entries = ledger["entries"].as_array().expect("a ledger has entries");
         let found = entries.iter().find(|entry| entry["name"] == name);
@@ -359,7 +374,7 @@ impl Node {
 }
 
 /// What `ip -json` prints inside a namespace.
-pub(crate) fn ip(netns: &Netns, args: &[&str]) -> Value {
+pub fn ip(netns: &Netns, args: &[&str]) -> Value {
     let mut command = Command::new("ip");
     command.arg("-json").args(args);
     netns.enter(&mut command);
