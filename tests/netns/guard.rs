@@ -134,7 +134,9 @@ impl Scene {
 
     /// The counts of the first Pod that are not zero.
     pub(crate) fn counts(&self) -> Result<Vec<String>> {
-        let spoofs = lock(&self.guard).spoofs(self.link("pod10")?.ifindex)?;
+        let spoofs = lock(&self.guard)
+            .counters()?
+            .of_device(self.link("pod10")?.ifindex)?;
         let counts = [("audited", spoofs.audited), ("dropped", spoofs.dropped)];
         let mut told = Vec::new();
         for (what, counts) in counts {

@@ -1,11 +1,7 @@
 //! openyurt#2810: without the cloud a node reboots, all of its Pods get new addresses, and nobody can tell EndpointSlices. The ledger knows,
 //! so the node's Services go on; once the cloud is back it is right again, and nobody notices.
 
-use std::io::Write as _;
-use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +9,7 @@ use serde_json::{Value, json};
 use yurt_net_tests::apiserver::{FakeApiserver, FakeYurtHub, HubMode, Resource, objects};
 use yurt_net_tests::lab::{self, Lab};
 
-use yurt_net_tests::runtime::{Network, Node, Pod, addresses, pod};
+use yurt_net_tests::runtime::{Network, Node, Running, addresses, pod};
 
 const NODE: &str = "edge-1";
 const WEB: (&str, u16) = ("10.96.0.10", 80);
@@ -32,54 +28,6 @@ fn service(name: &str, vip: (&str, u16), protocol: &str, pod: &str) -> Result<[V
         object["metadata"]["namespace"] = json!("shop");
     }
     Ok([service, slice])
-}
-
-/// A Pod that answers whoever asks, with its name. With this value its namespace goes.
-struct Running {
-    pod: Pod,
-    is_over: Arc<AtomicBool>,
-    server: Option<JoinHandle<()>>,
-}
-
-impl Running {
-    fn start(pod: Pod, name: &'static str) -> Result<Self> {
-        let (tcp, udp) = pod.netns.run(|| -> Result<_> {
-            let any: SocketAddr = "0.0.0.0:8080".parse()?;
-            Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?))
-        })??;
-        tcp.set_nonblocking(true)?;
-        udp.set_nonblocking(true)?;
-        let is_over = Arc::new(AtomicBool::new(false));
-        let over = Arc::clone(&is_over);
-        let server = std::thread::spawn(move || {
-            let mut question = [0; 16];
-            while !over.load(Ordering::Relaxed) {
-                // Whoever has gone is not answered.
-                if let Ok((mut stream, _)) = tcp.accept() {
-                    let _gone = stream.write_all(name.as_bytes());
-                } else if let Ok((_, from)) = udp.recv_from(&mut question) {
-                    let _gone = udp.send_to(name.as_bytes(), from);
-                } else {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-            }
-        });
-        Ok(Self {
-            pod,
-            is_over,
-            server: Some(server),
-        })
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.is_over.store(true, Ordering::Relaxed);
-        if let Some(server) = self.server.take() {
-            // Its sockets hold the namespace.
-            let _ended = server.join();
-        }
-    }
 }
 
 /// What a process of the node gets from a Service.

@@ -4,9 +4,16 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use anyhow::Result;
 
 use crate::lab::{self, Netns, agent_program};
 use serde_json::{Value, json};
@@ -309,6 +316,56 @@ pub fn pod(name: &str, container: &str) -> Pod {
         args,
     };
     Pod { netns, sandbox }
+}
+
+/// A Pod that answers whoever asks, with its name. With this value its namespace goes.
+pub struct Running {
+    /// The Pod.
+    pub pod: Pod,
+    is_over: Arc<AtomicBool>,
+    server: Option<JoinHandle<()>>,
+}
+
+impl Running {
+    /// On port 8080, TCP and UDP.
+    pub fn start(pod: Pod, name: &'static str) -> Result<Self> {
+        let (tcp, udp) = pod.netns.run(|| -> Result<_> {
+            let any: SocketAddr = "0.0.0.0:8080".parse()?;
+            Ok((TcpListener::bind(any)?, UdpSocket::bind(any)?))
+        })??;
+        tcp.set_nonblocking(true)?;
+        udp.set_nonblocking(true)?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let over = Arc::clone(&is_over);
+        let server = std::thread::spawn(move || {
+            let mut question = [0; 16];
+            while !over.load(Ordering::Relaxed) {
+                // Whoever has gone is not answered.
+                if let Ok((mut stream, _)) = tcp.accept() {
+                    let _gone = stream.write_all(name.as_bytes());
+                } else if let Ok((_, from)) = udp.recv_from(&mut question) {
+                    let _gone = udp.send_to(name.as_bytes(), from);
+                } else {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        });
+        Ok(Self {
+            pod,
+            is_over,
+            server: Some(server),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        if let Some(server) = self.server.take() {
+            // Its sockets hold the namespace.
+            let _ended = server.join();
+        }
+    }
 }
 
 /// The addresses of a result, without prefix lengths.

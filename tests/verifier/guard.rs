@@ -57,7 +57,8 @@ impl World {
     /// On the device, and on all.
     fn counts(&self) -> Result<[Spoofs; 2]> {
         let guard = self.guard.borrow();
-        Ok([guard.spoofs(IFINDEX)?, guard.all_spoofs()?])
+        let counters = guard.counters()?;
+        Ok([counters.of_device(IFINDEX)?, counters.of_all()?])
     }
 
     /// The verdict on a frame, and the counts that it has moved: by reason, on the device and on all.

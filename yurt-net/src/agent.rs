@@ -13,11 +13,13 @@
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
+//! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
 //! | a release (in `Retention`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
 mod cni;
+mod guarding;
 mod report;
 mod retention;
 

@@ -189,7 +189,7 @@ mod tests {
         let mut manifests = Manifests::new();
         let web = manifests.service("web");
         web.cluster_ip("10.96.0.10").port(80, 8080);
-        manifests.raw("apiVersion: v1\nkind: List\nitems:\n- kind: Pod\n  apiVersion: v1");
+        manifests.raw("apiVersion: v1\nkind: List\nitems:\n- kind: Job\n  apiVersion: v1");
         let objects = documents(&manifests.to_yaml()).unwrap();
         let kinds: Vec<_> = objects.iter().map(Resource::of).collect();
         let slices = Some(Resource::EndpointSlices);

@@ -244,7 +244,7 @@ mod tests {
         for path in [
             "/",
             "/api/v1",
-            "/api/v1/pods",
+            "/api/v1/configmaps",
             "/api/v2/services",
             "/api/v1/services/web",
             "/api/v1/namespaces/default/nodes",

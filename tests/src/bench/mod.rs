@@ -8,6 +8,7 @@
 //! | [`memory`] | an agent's memory, with a bound |
 //! | [`retain`] | an IPAM plugin with host-local's, by turns; with bounds |
 //! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
+//! | [`reboot`] | an agent after a reboot without the cloud, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
@@ -21,6 +22,7 @@ pub mod latency;
 pub mod memory;
 pub mod plot;
 pub mod publish;
+pub mod reboot;
 pub mod report;
 pub mod retain;
 pub mod sockets;
@@ -81,6 +83,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         memory::NAME,
         retain::NAME,
         guard::NAME,
+        reboot::NAME,
         kube::NAME,
     ];
     latency::NAMES.into_iter().chain(others)
@@ -103,12 +106,13 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 6] = [
+    let others: [(&str, Take); 7] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
         (retain::NAME, retain::measure),
         (guard::NAME, guard::measure),
+        (reboot::NAME, reboot::measure),
         (kube::NAME, kube::measure),
     ];
     for (name, take) in others {

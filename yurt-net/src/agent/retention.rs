@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use super::cni::CniKeeper;
+use super::guarding::Guarding;
 use super::{Agent, chain};
 use crate::config::{CniKeepArg, RunArgs};
-use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, Spoofs};
-use crate::guard::{Complaint, Extra, GuardImage, GuardedPod, Link, compile, plan};
+use crate::guard::{Complaint, Extra, GuardedPod, Link, compile};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::retain::cni::clock;
@@ -46,10 +46,8 @@ pub(super) struct Retention {
     reading: Reading,
     /// `None`: they could not be listed yet.
     devices: Option<Vec<Link>>,
-    guard: Option<Guard>,
+    guarding: Guarding,
     cni: Option<CniKeeper>,
-    /// Devices of Pods that the guard is on, with a row for each.
-    rows: BTreeSet<u32>,
     complaints: Vec<Complaint>,
     releasing: Option<JoinHandle<Result<usize, WatchError>>>,
     /// Why not all is as it should be, as it was said last.
@@ -91,15 +89,14 @@ impl Retention {
         }
         Ok(Self {
             watch: watch.ok(),
-            place,
             settings,
             links: LinkWatch::new()?,
             reading: Reading::default(),
             devices: None,
-            guard: None,
+            guarding: Guarding::new(args.place.bpffs.clone(), place.clone()),
+            place,
             cni: (args.cni == CniKeepArg::Install)
                 .then(|| CniKeeper::start(args.cni_place.cni(), args.place.directories())),
-            rows: BTreeSet::new(),
             complaints: Vec::new(),
             releasing: None,
             problems: Problems::default(),
@@ -108,32 +105,43 @@ impl Retention {
 
     /// Waits until something asks for an [`Self::update`]. Cancel safe.
     pub(super) async fn changed(&mut self) {
-        let ledger = async {
-            match &mut self.watch {
-                Some(watch) => watch.changed().await,
-                None => std::future::pending().await,
-            }
-        };
-        let released = async {
-            match &mut self.releasing {
-                Some(task) => task.await,
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            () = ledger => {}
-            () = self.links.changed() => {}
-            result = released => {
-                self.releasing = None;
-                self.problems.release = match result {
-                    Ok(Ok(0)) => None,
-                    Ok(Ok(count)) => {
-                        info!(count, "released the addresses of Pods that were deleted");
-                        None
+        loop {
+            let ledger = async {
+                match &mut self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let released = async {
+                match &mut self.releasing {
+                    Some(task) => task.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = ledger => return,
+                () = self.links.changed() => return,
+                is_outdated = self.guarding.done() => {
+                    let problem = self.guarding.problem().cloned();
+                    set(&mut self.problems.guard, "guard", problem);
+                    if is_outdated {
+                        return;
                     }
-                    Ok(Err(error)) => Some(chain(&error)),
-                    Err(error) => Some(error.to_string()),
-                };
+                }
+                result = released => {
+                    self.releasing = None;
+                    let problem = match result {
+                        Ok(Ok(count)) => {
+                            if count > 0 {
+                                info!(count, "released the addresses of Pods that were deleted");
+                            }
+                            None
+                        }
+                        Ok(Err(error)) => Some(chain(&error)),
+                        Err(error) => Some(error.to_string()),
+                    };
+                    set(&mut self.problems.release, "release", problem);
+                }
             }
         }
     }
@@ -147,14 +155,11 @@ impl Retention {
 
     /// A plugin has written the ledger once.
     fn is_on(&self) -> bool {
-        !self.reading.ledger.entries().is_empty() || self.guard.is_some()
+        !self.reading.ledger.entries().is_empty() || self.guarding.is_loaded()
     }
 
     /// Reads what there is, and brings the kernel and the ledger in step with it.
     pub(super) async fn update(&mut self, sources: &mut Sources, local: Option<&BTreeSet<IpAddr>>) {
-        let before = self.problems.clone();
-        // What plugins write after this look is not taken for something that has no reason.
-        let observed = self.guard.as_ref().map(Guard::observe);
         match Reading::take(&self.place) {
             Ok(reading) => {
                 if reading.alarms != self.reading.alarms {
@@ -164,97 +169,51 @@ impl Retention {
                 }
                 let has_changed = reading.ledger.entries() != self.reading.ledger.entries();
                 self.reading = reading;
-                self.problems.ledger = None;
+                set(&mut self.problems.ledger, "ledger", None);
                 if has_changed {
                     sources.refresh_pods();
                 }
             }
-            Err(error) => self.problems.ledger = Some(chain(&error)),
+            Err(error) => set(&mut self.problems.ledger, "ledger", Some(chain(&error))),
         }
-        if self.is_on() {
-            sources.follow_pods();
-            let listed = match self.links.links().await {
-                Ok(links) => {
-                    self.devices = Some(links);
-                    Ok(())
-                }
-                Err(error) => Err(error),
-            };
-            let before = std::mem::take(&mut self.complaints);
-            let (pods, complaints) = guarded_pods(&self.reading, sources.snapshot());
-            self.complaints = complaints;
-            let guarded = observed
-                .transpose()
-                .and_then(|observed| self.guard_pods(&pods, observed, local));
-            self.problems.devices = listed.err().map(|error| chain(&error));
-            self.problems.guard = match guarded {
-                Ok(failures) => all_of(&failures),
-                Err(error) => Some(chain(&error)),
-            };
-            for complaint in &self.complaints {
-                if !before.contains(complaint) {
-                    let Complaint {
-                        pod,
-                        interface,
-                        reason,
-                    } = complaint;
-                    warn!(pod, interface, reason, "guard");
-                }
+        if !self.is_on() {
+            return;
+        }
+        sources.follow_pods();
+        // After the ledger: a device is there before its Pod is in it.
+        let problem = match self.links.links().await {
+            Ok(links) => {
+                self.devices = Some(links);
+                None
             }
-            self.release(sources);
-        }
-        if self.problems != before {
-            let Problems {
-                ledger,
-                devices,
-                guard,
-                release,
-            } = &self.problems;
-            for (what, problem) in [
-                ("ledger", ledger),
-                ("devices", devices),
-                ("guard", guard),
-                ("release", release),
-            ] {
-                if let Some(problem) = problem {
-                    warn!(what, problem, "retention is not as it should be");
-                }
-            }
-        }
+            Err(error) => Some(chain(&error)),
+        };
+        set(&mut self.problems.devices, "devices", problem);
+        self.guard_pods(sources.snapshot(), local);
+        self.release(sources);
     }
 
-    /// Returns what failed, and costs the rest nothing.
-    fn guard_pods(
-        &mut self,
-        pods: &[GuardedPod],
-        observed: Option<GuardImage>,
-        local: Option<&BTreeSet<IpAddr>>,
-    ) -> Result<Vec<DataplaneError>, DataplaneError> {
+    fn guard_pods(&mut self, snapshot: Option<&Snapshot>, local: Option<&BTreeSet<IpAddr>>) {
         let (Some(settings), Some(devices)) = (&self.settings, &self.devices) else {
-            return Ok(Vec::new());
+            return;
         };
-        let (guard, observed) = match (&mut self.guard, observed) {
-            (Some(guard), Some(observed)) => (guard, observed),
-            (guard, _) => {
-                let loaded = Guard::load(&settings.bpffs, None)?;
-                let observed = loaded.observe()?;
-                info!("guarding the Pods of this node");
-                (guard.insert(loaded), observed)
-            }
-        };
+        let (pods, mut complaints) = guarded_pods(&self.reading, snapshot);
         let none = BTreeSet::new();
-        let (wanted, complaints) =
-            compile(pods, devices, local.unwrap_or(&none), &settings.policy());
-        self.complaints.extend(complaints);
-        let applied = guard.apply(&plan(&observed, &wanted));
-        if !applied.attached.is_empty() {
-            debug!(devices = applied.attached.len(), "guard attached");
+        let (wanted, more) = compile(&pods, devices, local.unwrap_or(&none), &settings.policy());
+        complaints.extend(more);
+        for complaint in &complaints {
+            if !self.complaints.contains(complaint) {
+                let Complaint {
+                    pod,
+                    interface,
+                    reason,
+                } = complaint;
+                warn!(pod, interface, reason, "guard");
+            }
         }
-        let mut guarded = observed.attached;
-        guarded.extend(applied.attached);
-        self.rows = wanted.rows.into_keys().collect();
-        self.rows.retain(|ifindex| guarded.contains(ifindex));
-        Ok(applied.failures)
+        self.complaints = complaints;
+        self.guarding
+            .bring_to(wanted, self.reading.ledger.entries());
     }
 
     /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for elsewhere.
@@ -298,10 +257,7 @@ impl Retention {
         for (key, entry) in self.reading.ledger.entries() {
             pods.push(self.pod_status(key, entry));
         }
-        let spoofs = self
-            .guard
-            .as_ref()
-            .and_then(|guard| guard.all_spoofs().ok());
+        let Spoofs { audited, dropped } = self.guarding.spoofs(None);
         let Problems {
             ledger,
             devices,
@@ -320,13 +276,13 @@ impl Retention {
         });
         status::Retention {
             is_on: self.is_on(),
-            guard: match (&self.settings, &self.guard) {
+            guard: match (&self.settings, self.guarding.is_loaded()) {
                 (None, _) => "off".to_owned(),
-                (Some(_), None) => "waiting for the first Pod".to_owned(),
-                (Some(settings), Some(_)) if settings.enforce => "enforce".to_owned(),
-                (Some(_), Some(_)) => "audit".to_owned(),
+                (Some(_), false) => "waiting for the first Pod".to_owned(),
+                (Some(settings), true) if settings.enforce => "enforce".to_owned(),
+                (Some(_), true) => "audit".to_owned(),
             },
-            guarded_devices: self.rows.len(),
+            guarded_devices: self.guarding.guarded().len(),
             alarms: self
                 .reading
                 .alarms
@@ -335,8 +291,8 @@ impl Retention {
                 .chain(problems)
                 .chain(complaints)
                 .collect(),
-            audited: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.audited)),
-            dropped: by_reason(spoofs.as_ref().map(|spoofs| &spoofs.dropped)),
+            audited: by_reason(&audited),
+            dropped: by_reason(&dropped),
             endpoints_moved: 0,
             endpoints_away: 0,
             pods,
@@ -345,11 +301,11 @@ impl Retention {
 
     fn pod_status(&self, key: &Key, entry: &Entry) -> GuardedPodStatus {
         let ifindex = entry.host.map(|host| host.ifindex);
-        let ifindex = ifindex.filter(|ifindex| self.rows.contains(ifindex));
-        let Spoofs { audited, dropped } = ifindex
-            .zip(self.guard.as_ref())
-            .and_then(|(ifindex, guard)| guard.spoofs(ifindex).ok())
-            .unwrap_or_default();
+        let ifindex = ifindex.filter(|ifindex| self.guarding.guarded().contains(ifindex));
+        let Spoofs { audited, dropped } = match ifindex {
+            Some(ifindex) => self.guarding.spoofs(Some(ifindex)),
+            None => Spoofs::default(),
+        };
         let device = ifindex.and_then(|ifindex| {
             let mut devices = self.devices.iter().flatten();
             devices.find(|device| device.ifindex == ifindex)
@@ -436,14 +392,18 @@ impl Agent {
     }
 }
 
-/// All of them on one line.
-fn all_of(errors: &[DataplaneError]) -> Option<String> {
-    let errors: Vec<String> = errors.iter().map(|error| chain(error)).collect();
-    (!errors.is_empty()).then(|| errors.join("; "))
+/// Says what fails when it begins to.
+fn set(known: &mut Option<String>, what: &str, problem: Option<String>) {
+    if let Some(problem) = &problem
+        && known.as_ref() != Some(problem)
+    {
+        warn!(what, problem, "retention is not as it should be");
+    }
+    *known = problem;
 }
 
-fn by_reason(counts: Option<&BTreeMap<&'static str, u64>>) -> BTreeMap<String, u64> {
-    let counts = counts.into_iter().flatten();
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    let counts = counts.iter();
     counts
         .map(|(reason, count)| ((*reason).to_owned(), *count))
         .collect()

@@ -237,22 +237,38 @@ impl Guard {
         Ok(None)
     }
 
-    /// What was found on a device since the guard is on it.
-    pub fn spoofs(&self, ifindex: u32) -> Result<Spoofs, DataplaneError> {
-        self.read_spoofs(&self.spoofs, "yurt_spoof", ifindex)
+    /// What it counts, to be read while it is worked on.
+    pub fn counters(&self) -> Result<SpoofCounters, DataplaneError> {
+        let clone = |map: &OwnedFd, name| map.try_clone().map_err(on_map("open", name));
+        Ok(SpoofCounters {
+            by_device: clone(&self.spoofs, "yurt_spoof")?,
+            all: clone(&self.all_spoofs, "yurt_spoof_all")?,
+            cpus: self.cpus,
+        })
+    }
+}
+
+/// What the guard has found.
+#[derive(Debug)]
+pub struct SpoofCounters {
+    by_device: OwnedFd,
+    all: OwnedFd,
+    /// Values of an entry.
+    cpus: usize,
+}
+
+impl SpoofCounters {
+    /// On a device, since the guard is on it.
+    pub fn of_device(&self, ifindex: u32) -> Result<Spoofs, DataplaneError> {
+        self.read(&self.by_device, "yurt_spoof", ifindex)
     }
 
-    /// What was found on all devices, those that are gone too.
-    pub fn all_spoofs(&self) -> Result<Spoofs, DataplaneError> {
-        self.read_spoofs(&self.all_spoofs, "yurt_spoof_all", 0)
+    /// On all devices, those that are gone too.
+    pub fn of_all(&self) -> Result<Spoofs, DataplaneError> {
+        self.read(&self.all, "yurt_spoof_all", 0)
     }
 
-    fn read_spoofs(
-        &self,
-        map: &OwnedFd,
-        name: &'static str,
-        key: u32,
-    ) -> Result<Spoofs, DataplaneError> {
+    fn read(&self, map: &OwnedFd, name: &'static str, key: u32) -> Result<Spoofs, DataplaneError> {
         let mut per_cpu = vec![abi::SpoofCounts::default(); self.cpus];
         sys::map_lookup(map.as_fd(), &key, &mut per_cpu).map_err(on_map("read", name))?;
         let sum = |counts: fn(&abi::SpoofCounts) -> &[u64; abi::REASON_PLACES]| {

@@ -1,0 +1,197 @@
+//! The guard, brought in step with the ledger in a thread of its own: to put a program on a device takes the kernel a grace period, and a
+//! node may have a hundred of them when the agent starts.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+use tokio::task::JoinHandle;
+use tracing::{debug, info};
+
+use super::chain;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
+use crate::guard::{GuardImage, plan};
+use crate::retain::ledger::store::Place;
+use crate::retain::ledger::{Entry, Key};
+use crate::retain::watch::{Reading, WatchError};
+
+/// What is to be done.
+#[derive(Debug)]
+struct Order {
+    wanted: GuardImage,
+    /// What it was planned for: the ledger may say more by now, and a plugin may have acted on that already.
+    entries: BTreeMap<Key, Entry>,
+}
+
+/// What has come of it.
+#[derive(Debug)]
+struct Work {
+    guard: Guard,
+    counters: SpoofCounters,
+    outcome: Outcome,
+}
+
+#[derive(Debug)]
+enum Outcome {
+    /// The devices that the guard is on with a row, and what failed.
+    Applied(BTreeSet<u32>, Vec<DataplaneError>),
+    /// The ledger says something else meanwhile: nothing was done.
+    Outdated,
+}
+
+/// Why nothing was done.
+#[derive(Debug, thiserror::Error)]
+enum WorkError {
+    /// Program and maps.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// The ledger.
+    #[error(transparent)]
+    Ledger(#[from] WatchError),
+}
+
+/// See the module.
+pub(super) struct Guarding {
+    bpffs: PathBuf,
+    place: Place,
+    /// `None` while a thread has it, and before the first one.
+    guard: Option<Guard>,
+    counters: Option<SpoofCounters>,
+    work: Option<JoinHandle<Result<Work, WorkError>>>,
+    next: Option<Order>,
+    guarded: BTreeSet<u32>,
+    problem: Option<String>,
+}
+
+impl Guarding {
+    /// Nothing is loaded before the first [`Self::bring_to`].
+    pub(super) fn new(bpffs: PathBuf, place: Place) -> Self {
+        Self {
+            bpffs,
+            place,
+            guard: None,
+            counters: None,
+            work: None,
+            next: None,
+            guarded: BTreeSet::new(),
+            problem: None,
+        }
+    }
+
+    /// Has the kernel brought in step with what was planned for these entries; the last order counts.
+    pub(super) fn bring_to(&mut self, wanted: GuardImage, entries: &BTreeMap<Key, Entry>) {
+        self.next = Some(Order {
+            wanted,
+            entries: entries.clone(),
+        });
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if self.work.is_none()
+            && let Some(order) = self.next.take()
+        {
+            let guard = self.guard.take();
+            let (bpffs, place) = (self.bpffs.clone(), self.place.clone());
+            let work = move || do_work(guard, &bpffs, &place, &order);
+            self.work = Some(tokio::task::spawn_blocking(work));
+        }
+    }
+
+    /// Waits for the thread; true when it must be planned anew. Cancel safe.
+    pub(super) async fn done(&mut self) -> bool {
+        let result = match &mut self.work {
+            Some(work) => work.await,
+            None => std::future::pending().await,
+        };
+        self.work = None;
+        let mut is_outdated = false;
+        match result {
+            Ok(Ok(Work {
+                guard,
+                counters,
+                outcome,
+            })) => {
+                if self.counters.is_none() {
+                    info!("guarding the Pods of this node");
+                }
+                self.guard = Some(guard);
+                self.counters = Some(counters);
+                match outcome {
+                    Outcome::Applied(guarded, failures) => {
+                        self.guarded = guarded;
+                        let failures: Vec<String> =
+                            failures.iter().map(|error| chain(error)).collect();
+                        self.problem = (!failures.is_empty()).then(|| failures.join("; "));
+                    }
+                    Outcome::Outdated => is_outdated = true,
+                }
+            }
+            // It is loaded anew next time.
+            Ok(Err(error)) => self.problem = Some(chain(&error)),
+            Err(error) => self.problem = Some(error.to_string()),
+        }
+        self.start();
+        is_outdated
+    }
+
+    /// It has been loaded once.
+    pub(super) fn is_loaded(&self) -> bool {
+        self.counters.is_some()
+    }
+
+    /// Devices of Pods that it is on, with a row for each.
+    pub(super) fn guarded(&self) -> &BTreeSet<u32> {
+        &self.guarded
+    }
+
+    /// What fails at present.
+    pub(super) fn problem(&self) -> Option<&String> {
+        self.problem.as_ref()
+    }
+
+    /// What was found on a device; on all of them, those that are gone too, where none is named.
+    pub(super) fn spoofs(&self, ifindex: Option<u32>) -> Spoofs {
+        let counters = self.counters.as_ref();
+        let spoofs = counters.and_then(|counters| match ifindex {
+            Some(ifindex) => counters.of_device(ifindex).ok(),
+            None => counters.of_all().ok(),
+        });
+        spoofs.unwrap_or_default()
+    }
+}
+
+fn do_work(
+    guard: Option<Guard>,
+    bpffs: &std::path::Path,
+    place: &Place,
+    order: &Order,
+) -> Result<Work, WorkError> {
+    let mut guard = match guard {
+        Some(guard) => guard,
+        None => Guard::load(bpffs, None)?,
+    };
+    let counters = guard.counters()?;
+    // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it has written
+    // before has its reason in the ledger, which it writes first.
+    let observed = guard.observe()?;
+    let is_current = Reading::take(place)?.ledger.entries() == &order.entries;
+    let outcome = match is_current {
+        false => Outcome::Outdated,
+        true => {
+            let applied = guard.apply(&plan(&observed, &order.wanted));
+            if !applied.attached.is_empty() {
+                debug!(devices = applied.attached.len(), "guard attached");
+            }
+            let mut guarded = observed.attached;
+            guarded.extend(applied.attached);
+            guarded.retain(|ifindex| order.wanted.rows.contains_key(ifindex));
+            Outcome::Applied(guarded, applied.failures)
+        }
+    };
+    Ok(Work {
+        guard,
+        counters,
+        outcome,
+    })
+}
