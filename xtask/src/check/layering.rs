@@ -62,6 +62,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/vtep.rs",
     "yurt-net/src/retain/vtep/announced.rs",
     "yurt-net/src/retain/vtep/limit.rs",
+    "yurt-net/src/retain/vtep/report.rs",
     "yurt-net/src/source/checkpoint/v1.rs",
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",

@@ -7,22 +7,23 @@
 //! monotonic clock.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Mac;
-use crate::policy::NodeView;
 
 pub use self::announced::Announced;
 use self::announced::{Peers, is_unicast};
 use self::limit::Limit;
+use self::report::{DeviceReport, Report};
 
 pub mod announced;
 pub mod limit;
 #[cfg(test)]
 mod proptests;
 pub mod record;
+pub mod report;
 #[cfg(test)]
 mod tests;
 
@@ -84,29 +85,7 @@ pub struct Underlay {
     /// With the index of the interface that has each, in the kernel's order.
     pub by_interface: Vec<(u32, IpAddr)>,
     /// Sources of the default routes.
-    pub view: NodeView,
-}
-
-/// Until when what the cloud has said is its present word.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fresh {
-    /// It is not.
-    #[default]
-    No,
-    /// Until this moment.
-    Until(u64),
-    /// For ever.
-    Always,
-}
-
-impl Fresh {
-    fn at(self, now: u64) -> bool {
-        match self {
-            Self::No => false,
-            Self::Until(until) => now < until,
-            Self::Always => true,
-        }
-    }
+    pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
 }
 
 /// Something to do.
@@ -140,38 +119,6 @@ pub enum Action {
     Save,
 }
 
-/// For `status` and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Report {
-    /// The devices, by name.
-    pub devices: Vec<DeviceReport>,
-    /// What an operator should look after.
-    pub alarms: Vec<String>,
-}
-
-/// A device whose addresses are kept.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct DeviceReport {
-    /// Name.
-    pub name: String,
-    /// What is kept.
-    pub kind: Kind,
-    /// Its MAC; `None`: it is not there.
-    pub mac: Option<Mac>,
-    /// The MAC that it should have; `None`: nothing is known yet.
-    pub wanted: Option<Mac>,
-    /// Where a vxlan device sends from.
-    pub underlay: Option<IpAddr>,
-    /// How often its MAC was set because it was another.
-    pub repairs: u64,
-    /// How often its underlay address was gone and another was taken.
-    pub underlay_changes: u64,
-    /// It is changed so often that it is left alone, until a minute is quiet.
-    pub is_left_alone: bool,
-}
-
 #[derive(Debug)]
 struct Kept {
     kind: Kind,
@@ -201,7 +148,6 @@ struct Kept {
 pub struct Keeper {
     kept: BTreeMap<String, Kept>,
     announced: Announced,
-    fresh: Fresh,
     underlay: Option<Underlay>,
     due: Option<u64>,
 }
@@ -234,7 +180,6 @@ impl Keeper {
         Self {
             kept: kept.collect(),
             announced: Announced::default(),
-            fresh: Fresh::No,
             underlay: None,
             due: None,
         }
@@ -276,23 +221,14 @@ impl Keeper {
         self.underlay = Some(underlay);
     }
 
-    /// The cloud has said this of the own Node, and it is its present word for so long.
-    pub fn hear(&mut self, announced: Announced, fresh: Fresh, now: u64) {
-        // The break in between, if there was one, must not be missed.
-        self.pass(now);
+    /// A source has said this of the own Node; fresh is what is the cloud's present word.
+    pub fn hear(&mut self, announced: Announced, is_fresh: bool, now: u64) {
         self.announced = announced;
-        self.fresh = fresh;
-        self.pass(now);
-    }
-
-    /// What is fresh stays so, or not.
-    fn pass(&mut self, now: u64) {
-        let is_fresh = self.fresh.at(now);
         for (name, kept) in &mut self.kept {
             kept.heard = self.announced.devices.get(name).copied();
-            let since = kept.fresh;
-            kept.fresh = kept.heard.filter(|_| is_fresh).map(|heard| match since {
-                Some((before, since)) if before.mac == heard.mac => (heard, since),
+            let before = kept.fresh;
+            kept.fresh = kept.heard.filter(|_| is_fresh).map(|heard| match before {
+                Some((known, since)) if known.mac == heard.mac => (heard, since),
                 _ => (heard, now),
             });
         }
@@ -315,12 +251,8 @@ impl Keeper {
 
     /// What is to be done now. It counts as done; what does not work is to be told to [`Self::failed`].
     pub fn decide(&mut self, now: u64) -> Vec<Action> {
-        self.pass(now);
         let mut actions = Vec::new();
         let mut due: Vec<u64> = Vec::new();
-        if let Fresh::Until(until) = self.fresh {
-            due.push(until);
-        }
         let mut has_learnt = false;
         for (name, kept) in &mut self.kept {
             kept.limit.pass(now);
@@ -508,7 +440,7 @@ impl Kept {
 
 /// Another address of the family, of the interface that the device sends out of; of the default route's if it is bound to none.
 fn other_source(interface: Option<u32>, gone: IpAddr, underlay: &Underlay) -> Option<IpAddr> {
-    let (v4, v6) = underlay.view.default_source;
+    let (v4, v6) = underlay.default_source;
     let default = match gone {
         IpAddr::V4(_) => v4.map(IpAddr::V4),
         IpAddr::V6(_) => v6.map(IpAddr::V6),

@@ -11,7 +11,7 @@ enum Event {
     /// Somebody makes, changes or deletes the device.
     Device(Option<(u32, u8)>),
     /// The cloud says something, or is gone.
-    Word(u8, Option<u64>),
+    Word(u8, bool),
     /// The next request of ours fails.
     Fail,
     /// Nothing.
@@ -22,7 +22,7 @@ fn events() -> impl Strategy<Value = Vec<(u64, Event)>> {
     let event = prop_oneof![
         4 => (1u32..4, 1u8..4).prop_map(|device| Event::Device(Some(device))),
         1 => Just(Event::Device(None)),
-        2 => (1u8..4, proptest::option::of(0u64..20_000)).prop_map(|(mac, fresh)| Event::Word(mac, fresh)),
+        2 => (1u8..4, any::<bool>()).prop_map(|(mac, is_fresh)| Event::Word(mac, is_fresh)),
         1 => Just(Event::Fail),
         2 => Just(Event::Rest),
     ];
@@ -120,10 +120,7 @@ proptest! {
                     world.device = device;
                     world.keeper.see(VTEP, device, now);
                 }
-                Event::Word(last, fresh) => {
-                    let fresh = fresh.map_or(Fresh::No, |length| Fresh::Until(now + length));
-                    world.keeper.hear(announced(last), fresh, now);
-                }
+                Event::Word(last, is_fresh) => world.keeper.hear(announced(last), is_fresh, now),
                 Event::Fail => world.fails = true,
                 Event::Rest => world.fails = false,
             }
@@ -133,7 +130,7 @@ proptest! {
         world.device = Some(vxlan(9, 9));
         world.stirred_at = now;
         world.keeper.see(VTEP, world.device, now);
-        world.keeper.hear(announced(2), Fresh::Always, now);
+        world.keeper.hear(announced(2), true, now);
         world.decide(now);
         world.pass(now, now + 3 * MINUTE);
         prop_assert_eq!(world.device.map(|device| device.mac), Some(mac(2)));

@@ -1,5 +1,3 @@
-use std::collections::BTreeSet;
-
 use super::limit::{MINUTE, REPAIRS};
 use super::*;
 
@@ -59,16 +57,11 @@ pub(super) fn announced(last: u8) -> Announced {
 
 fn underlay(addresses: &[(u32, &str)], default: Option<&str>) -> Underlay {
     let addresses = addresses.iter();
-    let by_interface: Vec<(u32, IpAddr)> = addresses
-        .map(|&(index, address)| (index, address.parse().unwrap()))
-        .collect();
-    let local: BTreeSet<IpAddr> = by_interface.iter().map(|&(_, address)| address).collect();
     Underlay {
-        by_interface,
-        view: NodeView {
-            local_addresses: Some(local),
-            default_source: (default.map(|address| address.parse().unwrap()), None),
-        },
+        by_interface: addresses
+            .map(|&(index, address)| (index, address.parse().unwrap()))
+            .collect(),
+        default_source: (default.map(|address| address.parse().unwrap()), None),
     }
 }
 
@@ -117,7 +110,7 @@ fn a_device_that_is_made_again_gets_its_recorded_mac_at_once() {
 #[test]
 fn an_annotation_that_is_not_fresh_changes_nothing() {
     let mut keeper = keeper(&[(VTEP, 1)]);
-    keeper.hear(announced(2), Fresh::No, 0);
+    keeper.hear(announced(2), false, 0);
     keeper.see(VTEP, Some(vxlan(7, 1)), 0);
     assert_eq!(keeper.decide(0), []);
     assert_eq!(keeper.decide(10 * SETTLED), []);
@@ -128,7 +121,7 @@ fn an_annotation_that_is_not_fresh_changes_nothing() {
 fn a_fresh_annotation_that_differs_for_five_seconds_wins_and_the_record_follows() {
     let mut keeper = keeper(&[(VTEP, 1)]);
     keeper.see(VTEP, Some(vxlan(7, 1)), 0);
-    keeper.hear(announced(2), Fresh::Always, 1000);
+    keeper.hear(announced(2), true, 1000);
     assert_eq!(keeper.decide(1000), []);
     assert_eq!(keeper.due(), Some(1000 + SETTLED));
     assert_eq!(keeper.decide(999 + SETTLED), []);
@@ -142,9 +135,10 @@ fn a_fresh_annotation_that_differs_for_five_seconds_wins_and_the_record_follows(
 fn an_annotation_that_was_not_fresh_in_between_begins_anew() {
     let mut keeper = keeper(&[(VTEP, 1)]);
     keeper.see(VTEP, Some(vxlan(7, 1)), 0);
-    keeper.hear(announced(2), Fresh::Until(3000), 0);
+    keeper.hear(announced(2), true, 0);
     assert_eq!(keeper.decide(0), []);
-    keeper.hear(announced(2), Fresh::Always, 4000);
+    keeper.hear(announced(2), false, 3000);
+    keeper.hear(announced(2), true, 4000);
     assert_eq!(keeper.decide(SETTLED), []);
     assert_eq!(set(&keeper.decide(4000 + SETTLED)), Some(mac(2)));
 }
@@ -152,7 +146,7 @@ fn an_annotation_that_was_not_fresh_in_between_begins_anew() {
 #[test]
 fn a_device_that_is_as_peers_hold_it_is_right_at_once() {
     let mut keeper = keeper(&[(VTEP, 1)]);
-    keeper.hear(announced(2), Fresh::Always, 0);
+    keeper.hear(announced(2), true, 0);
     keeper.see(VTEP, Some(vxlan(7, 2)), 10);
     assert_eq!(keeper.decide(10), [Action::Save]);
     assert_eq!(recorded(&keeper, VTEP), Some(mac(2)));
@@ -161,7 +155,7 @@ fn a_device_that_is_as_peers_hold_it_is_right_at_once() {
 #[test]
 fn a_device_without_a_record_waits_for_a_fresh_annotation_that_differs() {
     let mut keeper = keeper(&[]);
-    keeper.hear(announced(2), Fresh::Always, 0);
+    keeper.hear(announced(2), true, 0);
     keeper.see(VTEP, Some(vxlan(7, 1)), 10);
     assert_eq!(keeper.decide(10), []);
     assert_eq!(recorded(&keeper, VTEP), None);
@@ -243,7 +237,7 @@ fn a_device_that_is_something_else_is_left_alone_and_said() {
 #[test]
 fn the_local_side_follows_an_underlay_address_that_is_gone_for_five_seconds() {
     let mut keeper = keeper(&[(VTEP, 1)]);
-    keeper.hear(announced(1), Fresh::No, 0);
+    keeper.hear(announced(1), false, 0);
     keeper.see(VTEP, Some(vxlan(7, 1)), 0);
     keeper.see_underlay(underlay(&[(2, HOME)], Some(HOME)));
     assert_eq!(keeper.decide(0), []);
@@ -278,7 +272,7 @@ fn the_local_side_follows_an_underlay_address_that_is_gone_for_five_seconds() {
     for peers in told.devices.values_mut() {
         peers.underlay = "192.0.2.77".parse().ok();
     }
-    keeper.hear(told, Fresh::Always, 8000);
+    keeper.hear(told, true, 8000);
     keeper.decide(8000);
     assert_eq!(keeper.report().alarms, [""; 0]);
 }
