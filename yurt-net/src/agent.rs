@@ -216,10 +216,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => {
                 agent.fill_retention(&retention);
+                agent.status.devices = devices.report();
                 agent.answer(request);
             }
             Some(scrape) = scrapes.recv() => {
                 agent.fill_retention(&retention);
+                agent.status.devices = devices.report();
                 agent.show_metrics(scrape);
             }
             _ = terminate.recv() => break,
