@@ -28,4 +28,5 @@ mod selftest;
 mod source_ranges;
 mod udp;
 mod untouched;
+mod vtep;
 mod world;

@@ -14,11 +14,13 @@
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
+//! | the node's own devices (in `OwnDevices`, its own thread) | the kernel | sets their MACs back |
 //! | a release (in `Retention`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
 mod cni;
+mod devices;
 mod guarding;
 mod report;
 mod retention;
@@ -42,6 +44,7 @@ use crate::dataplane::clients::{ClientAddresses, Clients, Look};
 use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{LocalPod, Protocol, Snapshot};
+use crate::node::vtep::OwnDevices;
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::process::Process;
 use crate::observe::{http, metrics};
@@ -124,6 +127,9 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         affinity: args.max_affinity,
         socket_lb: args.socket_lb,
     })?;
+    // Before all that may take long: devices are made whenever flannel starts.
+    let devices = OwnDevices::start(args.devices.kept(), state_dir.clone())
+        .map_err(io("start a thread for", state_dir))?;
     let (saver, found) = Saver::open(state_dir.join("snapshot"));
     for problem in &found.problems {
         warn!(
@@ -160,6 +166,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     };
     let mut next_drift = Instant::now() + drift_interval;
     loop {
+        devices::inform(&devices, &agent.sources, &args.node);
         let boot = agent.boot_at();
         let retry = agent.retry_at;
         tokio::select! {
@@ -209,10 +216,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             () = agent.keeper.due() => agent.save(),
             Some(request) = requests.recv() => {
                 agent.fill_retention(&retention);
+                agent.status.devices = devices.report();
                 agent.answer(request);
             }
             Some(scrape) = scrapes.recv() => {
                 agent.fill_retention(&retention);
+                agent.status.devices = devices.report();
                 agent.show_metrics(scrape);
             }
             _ = terminate.recv() => break,

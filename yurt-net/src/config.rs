@@ -1,6 +1,7 @@
 //! The command line, and where things are on a machine.
 
 mod cni;
+mod devices;
 
 use std::ffi::OsString;
 use std::fs;
@@ -14,6 +15,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
+pub use self::devices::DeviceArgs;
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
@@ -268,6 +270,9 @@ pub struct RunArgs {
     /// Devices that lead to Pods, with * and ?; repeatable [default: veth devices whose other end is in another namespace].
     #[arg(long, value_name = "GLOB")]
     pub device: Vec<String>,
+    /// Own devices.
+    #[command(flatten)]
+    pub devices: DeviceArgs,
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,

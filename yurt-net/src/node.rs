@@ -4,6 +4,7 @@
 //! and go with modems and DHCP.
 
 mod links;
+pub mod vtep;
 
 use std::collections::BTreeSet;
 use std::io;
@@ -84,22 +85,20 @@ impl Follower {
     }
 }
 
-impl Follower {
-    /// The routes of IPv4 and of IPv6.
-    async fn routes(&self) -> Result<[Vec<RouteMessage>; 2], NodeError> {
-        let list = async |filter: RouteMessage| {
-            let routes = self.handle.route().get(filter).execute();
-            let listing = |source| NodeError::List {
-                what: "routes",
-                source,
-            };
-            routes.try_collect().await.map_err(listing)
+/// The routes of IPv4 and of IPv6.
+async fn routes(handle: &Handle) -> Result<[Vec<RouteMessage>; 2], NodeError> {
+    let list = async |filter: RouteMessage| {
+        let routes = handle.route().get(filter).execute();
+        let listing = |source| NodeError::List {
+            what: "routes",
+            source,
         };
-        Ok([
-            list(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
-            list(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?,
-        ])
-    }
+        routes.try_collect().await.map_err(listing)
+    };
+    Ok([
+        list(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
+        list(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?,
+    ])
 }
 
 impl Drop for Follower {
@@ -133,56 +132,60 @@ impl NodeWatch {
 
     /// Addresses on interfaces, and the sources of the default routes.
     pub async fn view(&self) -> Result<NodeView, NodeError> {
-        let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
-        let mut addresses = self.0.handle.address().get().execute();
-        let listing = |source| NodeError::List {
-            what: "addresses",
-            source,
-        };
-        while let Some(message) = addresses.try_next().await.map_err(listing)? {
-            // On a point-to-point link, `Address` is the peer and `Local` is ours.
-            let local = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Local(address) => Some(*address),
-                    _ => None,
-                });
-            let address = message
-                .attributes
-                .iter()
-                .find_map(|attribute| match attribute {
-                    AddressAttribute::Address(address) => Some(*address),
-                    _ => None,
-                });
-            by_interface.extend(
-                local
-                    .or(address)
-                    .map(|address| (message.header.index, address)),
-            );
-        }
-        let [routes4, routes6] = self.0.routes().await?;
-        let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
-        let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
-        let local_addresses: BTreeSet<IpAddr> = by_interface
-            .into_iter()
-            .map(|(_, address)| address)
-            .collect();
-        Ok(NodeView {
-            local_addresses: Some(local_addresses),
-            default_source: (
-                source4.and_then(|address| match address {
-                    IpAddr::V4(address) => Some(address),
-                    IpAddr::V6(_) => None,
-                }),
-                source6.and_then(|address| match address {
-                    IpAddr::V6(address) => Some(address),
-                    IpAddr::V4(_) => None,
-                }),
-            ),
-            ..NodeView::default()
-        })
+        view(&self.0.handle).await.map(|(_, view)| view)
     }
+}
+
+/// The same, and which interface has which address.
+async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
+    let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
+    let mut addresses = handle.address().get().execute();
+    let listing = |source| NodeError::List {
+        what: "addresses",
+        source,
+    };
+    while let Some(message) = addresses.try_next().await.map_err(listing)? {
+        // On a point-to-point link, `Address` is the peer and `Local` is ours.
+        let local = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Local(address) => Some(*address),
+                _ => None,
+            });
+        let address = message
+            .attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                AddressAttribute::Address(address) => Some(*address),
+                _ => None,
+            });
+        by_interface.extend(
+            local
+                .or(address)
+                .map(|address| (message.header.index, address)),
+        );
+    }
+    let [routes4, routes6] = routes(handle).await?;
+    let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);
+    let source6 = default_source(&routes6, &by_interface, IpAddr::is_ipv6);
+    let local_addresses: BTreeSet<IpAddr> =
+        by_interface.iter().map(|&(_, address)| address).collect();
+    let view = NodeView {
+        local_addresses: Some(local_addresses),
+        default_source: (
+            source4.and_then(|address| match address {
+                IpAddr::V4(address) => Some(address),
+                IpAddr::V6(_) => None,
+            }),
+            source6.and_then(|address| match address {
+                IpAddr::V6(address) => Some(address),
+                IpAddr::V4(_) => None,
+            }),
+        ),
+        ..NodeView::default()
+    };
+    Ok((by_interface, view))
 }
 
 /// The source address of the default route with the least metric: its preferred one, else one of its interface.

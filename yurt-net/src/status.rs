@@ -14,6 +14,7 @@ use crate::observe::durations::Durations;
 use crate::observe::process::Process;
 use crate::plan::{Capacity, FullMap, Refused};
 use crate::retain::ledger::{Mac, State};
+use crate::retain::vtep::report::Report;
 use crate::selftest;
 use crate::source::checkpoint::Stats;
 use crate::source::preferred::{Origin, SourceStatus};
@@ -73,6 +74,8 @@ pub struct Status {
     pub clients: Clients,
     /// Pods whose addresses are kept.
     pub retention: Retention,
+    /// The node's own devices whose addresses are kept.
+    pub devices: Report,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
@@ -462,6 +465,7 @@ impl Status {
         writeln!(out, "refusals      {errno}")?;
         self.write_sockets(out)?;
         self.write_retention(out)?;
+        out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;
         writeln!(
             out,

@@ -9,6 +9,7 @@
 //! | [`retain`] | an IPAM plugin with host-local's, by turns; with bounds |
 //! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
 //! | [`reboot`] | an agent after a reboot without the cloud, with a bound |
+//! | [`vtep`] | the time until a vxlan device that is made again has its MAC, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
@@ -29,6 +30,7 @@ pub mod sockets;
 pub mod stats;
 pub mod tables;
 pub mod universe;
+pub mod vtep;
 pub mod worker;
 
 use anyhow::Result;
@@ -84,6 +86,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         retain::NAME,
         guard::NAME,
         reboot::NAME,
+        vtep::NAME,
         kube::NAME,
     ];
     latency::NAMES.into_iter().chain(others)
@@ -106,13 +109,14 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 7] = [
+    let others: [(&str, Take); 8] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
         (retain::NAME, retain::measure),
         (guard::NAME, guard::measure),
         (reboot::NAME, reboot::measure),
+        (vtep::NAME, vtep::measure),
         (kube::NAME, kube::measure),
     ];
     for (name, take) in others {

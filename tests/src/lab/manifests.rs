@@ -38,6 +38,7 @@ impl Manifests {
             addresses: vec![node.ip4().into(), node.ip6().into()],
             cidrs: vec![node.pod_cidr4(), node.pod_cidr6()],
             labels: BTreeMap::new(),
+            annotations: BTreeMap::new(),
         })
     }
 
@@ -111,6 +112,7 @@ pub struct NodeObject {
     addresses: Vec<IpAddr>,
     cidrs: Vec<String>,
     labels: BTreeMap<String, String>,
+    annotations: BTreeMap<String, String>,
 }
 
 impl NodeObject {
@@ -132,6 +134,12 @@ impl NodeObject {
         self
     }
 
+    /// Sets an annotation.
+    pub fn annotation(&mut self, key: &str, value: &str) -> &mut Self {
+        self.annotations.insert(key.to_owned(), value.to_owned());
+        self
+    }
+
     fn to_yaml(&self, name: &str) -> String {
         let mut labels = self.labels.clone();
         labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());
@@ -141,6 +149,12 @@ impl NodeObject {
         let mut yaml =
             format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels:\n");
         for (key, value) in labels {
+            let _ = writeln!(yaml, "    {key}: {value:?}");
+        }
+        for (index, (key, value)) in self.annotations.iter().enumerate() {
+            if index == 0 {
+                yaml += "  annotations:\n";
+            }
             let _ = writeln!(yaml, "    {key}: {value:?}");
         }
         yaml += "spec:\n  podCIDRs:\n";

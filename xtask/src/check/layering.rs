@@ -59,6 +59,10 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/plan.rs",
     "yurt-net/src/retain/range.rs",
     "yurt-net/src/retain/truth.rs",
+    "yurt-net/src/retain/vtep.rs",
+    "yurt-net/src/retain/vtep/announced.rs",
+    "yurt-net/src/retain/vtep/limit.rs",
+    "yurt-net/src/retain/vtep/report.rs",
     "yurt-net/src/source/checkpoint/v1.rs",
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",
@@ -143,9 +147,10 @@ const EDGES: &[Edge] = &[
         libraries: &["crc32fast"],
         owners: &[
             "yurt-net/src/retain/ledger/codec.rs",
+            "yurt-net/src/retain/vtep/record.rs",
             "yurt-net/src/source/checkpoint/codec.rs",
         ],
-        remedy: "what is on disk is written and read by `source::checkpoint` and `retain::ledger`",
+        remedy: "what is on disk is written and read by `source::checkpoint`, `retain::ledger` and `retain::vtep`",
     },
 ];
 

@@ -7,7 +7,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use rtnetlink::MulticastGroup;
 
-use super::{Follower, NodeError};
+use super::{Follower, NodeError, routes};
 use crate::guard::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
@@ -38,7 +38,7 @@ impl LinkWatch {
         };
         let links = self.0.handle.link().get().execute();
         let links: Vec<LinkMessage> = links.try_collect().await.map_err(listing)?;
-        let routes = self.0.routes().await?;
+        let routes = routes(&self.0.handle).await?;
         let uplinks: BTreeSet<u32> = routes.iter().flatten().flat_map(uplinks).collect();
         let mut links: Vec<Link> = links
             .iter()

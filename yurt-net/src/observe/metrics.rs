@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
 use crate::retain::ledger::State;
+use crate::retain::vtep::report::DeviceReport;
 use crate::source::kube::Received;
 use crate::source::preferred::{FollowedSource, Origin};
 use crate::status::{Retention, SelfTest, Status};
@@ -167,6 +168,47 @@ const METRICS: &[Metric] = &[
         &[],
         "Network namespaces whose addresses are known, for source ranges.",
         |status, out| out.put(&[], status.clients.known),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_device_mac_info",
+        &["device", "mac", "wanted"],
+        "1, with the MAC of an own device of the node, and the one that it should have.",
+        |status, out| {
+            for device in &status.devices.devices {
+                if let (Some(mac), Some(wanted)) = (device.mac, device.wanted) {
+                    out.put(&[&device.name, &mac.to_string(), &wanted.to_string()], 1);
+                }
+            }
+        },
+    ),
+    metric(
+        Counter,
+        "yurtnet_device_mac_repairs_total",
+        &["device"],
+        "Times that the MAC of an own device of the node was set because it was another.",
+        |status, out| out.put_devices(status, |device| device.repairs),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_device_mac_unrepaired",
+        &["device"],
+        "1 while the MAC of an own device is changed so often that it is left alone.",
+        |status, out| out.put_devices(status, |device| device.is_left_alone.into()),
+    ),
+    metric(
+        Counter,
+        "yurtnet_device_underlay_changes_total",
+        &["device"],
+        "Times that the address below a vxlan device was gone and another was taken.",
+        |status, out| out.put_devices(status, |device| device.underlay_changes),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_devices_alarms",
+        &[],
+        "What an operator should look after of the node's own devices: `yurt-net status` says what.",
+        |status, out| out.put(&[], status.devices.alarms.len()),
     ),
     metric(
         Counter,
@@ -537,6 +579,12 @@ impl Samples<'_> {
             if let Some(value) = value {
                 self.put(&[source], value);
             }
+        }
+    }
+
+    fn put_devices(&mut self, status: &Status, value: fn(&DeviceReport) -> u64) {
+        for device in &status.devices.devices {
+            self.put(&[&device.name], value(device));
         }
     }
 

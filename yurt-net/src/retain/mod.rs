@@ -6,7 +6,9 @@
 //! agent -> watch ----------------------------------------'
 //! ```
 //!
-//! `ledger`, `plan`, `adopt`, `range`, `announce` and `truth` are pure. docs/retention.md is what an operator needs.
+//! And the node keeps its own: `vtep` decides, `node::vtep` does.
+//!
+//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth` and `vtep` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
 pub mod announce;
@@ -18,6 +20,7 @@ pub mod plan;
 pub mod range;
 pub mod settings;
 pub mod truth;
+pub mod vtep;
 pub mod watch;
 
 #[cfg(test)]

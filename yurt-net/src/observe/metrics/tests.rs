@@ -6,6 +6,8 @@ use std::time::Duration;
 use super::*;
 use crate::model::Rejection;
 use crate::observe::process::Process;
+use crate::retain::ledger::Mac;
+use crate::retain::vtep;
 use crate::status::{MapUsage, RefusedService};
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -68,6 +70,17 @@ fn status() -> Status {
     retention.alarms = vec!["the disk is full".to_owned()];
     retention.audited = [("source".to_owned(), 5), ("arp".to_owned(), 0)].into();
     retention.dropped = [("source".to_owned(), 1)].into();
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    status.devices.devices = vec![DeviceReport {
+        name: "flannel.1".to_owned(),
+        kind: vtep::Kind::Vtep,
+        mac: Some(mac),
+        wanted: Some(mac),
+        underlay: None,
+        repairs: 2,
+        underlay_changes: 1,
+        is_left_alone: false,
+    }];
     status.maps = vec![MapUsage {
         map: "yurt_fe4".to_owned(),
         used: 64,

@@ -1,0 +1,515 @@
+//! The node's own devices: their MACs are set back, and vxlan devices follow the address below them.
+//!
+//! On a thread of its own, which waits for nothing but the kernel: a device that is made gets its MAC also while the agent compiles a table, and
+//! before any source has answered. What to do is decided by `retain::vtep`; events only say that it is time to look.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, StreamExt as _, TryStreamExt as _};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVxlan, LinkAttribute, LinkInfo, LinkMessage,
+};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::{Handle, LinkMessageBuilder, LinkUnspec, LinkVxlan, MulticastGroup};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use super::{NodeError, view};
+use crate::agent::chain;
+use crate::disk::Directory;
+use crate::retain::ledger::Mac;
+use crate::retain::vtep::record::{self, RecordError};
+use crate::retain::vtep::report::Report;
+use crate::retain::vtep::{Action, Announced, Device, Keeper, Kind, Underlay, Vxlan, What};
+
+/// Nothing is missed for longer, whatever happens to events.
+const LOOK: Duration = Duration::from_secs(30);
+/// When what cannot be opened or written is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
+const SAVE_AGAIN: Duration = Duration::from_secs(30);
+
+/// Devices that cannot be followed or set.
+#[derive(Debug, thiserror::Error)]
+enum VtepError {
+    /// Socket, or lists.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// The socket has ended: more has happened than it holds.
+    #[error("follow the devices of this machine")]
+    Ended,
+    /// A request.
+    #[error("{operation} {device}")]
+    Device {
+        /// What was asked for.
+        operation: &'static str,
+        /// Of which device.
+        device: String,
+        /// Why not.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+/// What the cloud has said of the own Node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Word {
+    /// Name of the Node.
+    pub node: String,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+    /// They are the cloud's present word.
+    pub is_fresh: bool,
+}
+
+/// The thread's other end. It ends when this is dropped.
+pub struct OwnDevices {
+    word: watch::Sender<Word>,
+    report: watch::Receiver<Report>,
+}
+
+impl OwnDevices {
+    /// Starts to keep these devices, with what is recorded in a directory. In the network namespace of the caller.
+    pub fn start(devices: Vec<(String, Kind)>, state_dir: PathBuf) -> io::Result<Self> {
+        let (word, words) = watch::channel(Word::default());
+        let (reports, report) = watch::channel(Report::default());
+        let keep = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => {
+                    let thread = Thread::new(devices, state_dir, words, reports);
+                    runtime.block_on(thread.run());
+                }
+                Err(error) => warn!(
+                    error = chain(&error),
+                    "the node's own devices are not looked after"
+                ),
+            }
+        };
+        std::thread::Builder::new()
+            .name("devices".to_owned())
+            .spawn(keep)?;
+        Ok(Self { word, report })
+    }
+
+    /// Passes on what the cloud has said, if it is new.
+    pub fn hear(&self, word: Word) {
+        self.word.send_if_modified(|known| {
+            let is_new = *known != word;
+            *known = word;
+            is_new
+        });
+    }
+
+    /// How things are.
+    pub fn report(&self) -> Report {
+        self.report.borrow().clone()
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, Default)]
+struct News {
+    devices: bool,
+    addresses: bool,
+}
+
+struct Thread {
+    keeper: Keeper,
+    state_dir: PathBuf,
+    words: watch::Receiver<Word>,
+    reports: watch::Sender<Report>,
+    start: Instant,
+    /// Devices that are there, by index.
+    present: BTreeMap<u32, String>,
+    saving: Option<JoinHandle<Result<(), RecordError>>>,
+    /// The records are to be written, then.
+    save_at: Option<Instant>,
+    /// What was wrong with the records at the start, what the disk and the kernel refuse.
+    damage: Option<String>,
+    disk: Option<String>,
+    kernel: Option<String>,
+}
+
+impl Thread {
+    fn new(
+        devices: Vec<(String, Kind)>,
+        state_dir: PathBuf,
+        words: watch::Receiver<Word>,
+        reports: watch::Sender<Report>,
+    ) -> Self {
+        let (records, damage) = match record::load(&Directory::new(&state_dir)) {
+            Ok((records, 0)) => (records, None),
+            Ok((records, damaged)) => {
+                let path = state_dir.join("vtep");
+                let what = format!(
+                    "{damaged} lines of {} are damaged: the MACs of their devices are those that they have now",
+                    path.display()
+                );
+                (records, Some(what))
+            }
+            Err(error) => (BTreeMap::new(), Some(chain(&error))),
+        };
+        Self {
+            keeper: Keeper::new(devices, &records),
+            state_dir,
+            words,
+            reports,
+            start: Instant::now(),
+            present: BTreeMap::new(),
+            saving: None,
+            save_at: None,
+            damage,
+            disk: None,
+            kernel: None,
+        }
+    }
+
+    fn now(&self) -> u64 {
+        millis(self.start.elapsed())
+    }
+
+    async fn run(mut self) {
+        while let Err(error) = self.follow().await {
+            self.kernel = Some(chain(&error));
+            self.publish();
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Until the agent has ended, or something fails.
+    async fn follow(&mut self) -> Result<(), VtepError> {
+        let groups = [
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+        ];
+        let (connection, handle, mut messages) =
+            rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Open)?;
+        // It ends with its last handle.
+        tokio::spawn(connection);
+        let all = News {
+            devices: true,
+            addresses: true,
+        };
+        self.look(&handle, all).await?;
+        self.kernel = None;
+        loop {
+            self.act(&handle).await?;
+            self.publish();
+            let due = self.keeper.due().map(Duration::from_millis);
+            let look = Instant::now() + LOOK;
+            let due = due.map_or(look, |due| look.min(self.start + due));
+            let save_at = self.save_at.filter(|_| self.saving.is_none());
+            tokio::select! {
+                // A device that was just made comes first.
+                biased;
+                message = messages.next() => {
+                    let (message, _) = message.ok_or(VtepError::Ended)?;
+                    let mut news = self.news(&message);
+                    while let Some(message) = messages.next().now_or_never() {
+                        let (message, _) = message.ok_or(VtepError::Ended)?;
+                        let more = self.news(&message);
+                        news.devices |= more.devices;
+                        news.addresses |= more.addresses;
+                    }
+                    self.look(&handle, news).await?;
+                }
+                changed = self.words.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let word = self.words.borrow_and_update().clone();
+                    let announced = Announced::read(&word.node, &word.annotations);
+                    self.keeper.hear(announced, word.is_fresh, self.now());
+                }
+                saved = saved(&mut self.saving) => {
+                    self.saving = None;
+                    self.disk = saved.err();
+                    if self.disk.is_some() {
+                        self.save_at = Some(Instant::now() + SAVE_AGAIN);
+                    }
+                }
+                () = sleep_until(save_at.unwrap_or(look)), if save_at.is_some() => self.save(),
+                () = sleep_until(due) => self.look(&handle, all).await?,
+            }
+        }
+    }
+
+    fn news(&self, message: &NetlinkMessage<RouteNetlinkMessage>) -> News {
+        let link = match &message.payload {
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link),
+            ) => link,
+            NetlinkPayload::InnerMessage(
+                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_),
+            ) => {
+                return News {
+                    devices: false,
+                    addresses: true,
+                };
+            }
+            _ => {
+                return News {
+                    devices: true,
+                    addresses: true,
+                };
+            }
+        };
+        let is_about = |attribute: &LinkAttribute| match attribute {
+            LinkAttribute::IfName(name) => self.keeper.names().any(|kept| kept == name),
+            LinkAttribute::Controller(bridge) => self.present.contains_key(bridge),
+            _ => false,
+        };
+        let is_known = self.present.contains_key(&link.header.index);
+        News {
+            devices: is_known || link.attributes.iter().any(is_about),
+            addresses: false,
+        }
+    }
+
+    async fn look(&mut self, handle: &Handle, news: News) -> Result<(), VtepError> {
+        if news.devices {
+            let names: Vec<String> = self.keeper.names().map(str::to_owned).collect();
+            for name in names {
+                self.look_at(handle, &name).await?;
+            }
+        }
+        if news.addresses {
+            let (by_interface, view) = view(handle).await?;
+            self.keeper.see_underlay(Underlay {
+                by_interface,
+                default_source: view.default_source,
+            });
+        }
+        Ok(())
+    }
+
+    async fn look_at(&mut self, handle: &Handle, name: &str) -> Result<(), VtepError> {
+        let found = find(handle, name).await?;
+        self.present.retain(|_, present| present != name);
+        let device = match found {
+            None => None,
+            Some(message) => {
+                self.present.insert(message.header.index, name.to_owned());
+                let has_ports =
+                    self.keeper.knows(name) || has_ports(handle, message.header.index).await?;
+                as_device(&message, has_ports)
+            }
+        };
+        self.keeper.see(name, device, self.now());
+        Ok(())
+    }
+
+    /// Does all that is to be done now.
+    async fn act(&mut self, handle: &Handle) -> Result<(), VtepError> {
+        loop {
+            let actions = self.keeper.decide(self.now());
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                match action {
+                    Action::Save => self.save_at = Some(Instant::now()),
+                    Action::SetMac {
+                        name,
+                        ifindex,
+                        from,
+                        to,
+                    } => {
+                        let done = set_mac(handle, &name, ifindex, to).await;
+                        self.report_set(&name, &done);
+                        if done.is_ok() && from == to {
+                            info!(device = name, mac = %to, "pinned the MAC of a bridge");
+                        } else if done.is_ok() {
+                            warn!(device = name, %from, %to, "set the MAC back to what peers know");
+                        }
+                        self.look_at(handle, &name).await?;
+                    }
+                    Action::SetLocal {
+                        name,
+                        ifindex,
+                        vni,
+                        from,
+                        to,
+                    } => {
+                        let done = set_local(handle, &name, ifindex, vni, to).await;
+                        self.report_set(&name, &done);
+                        if done.is_ok() {
+                            warn!(device = name, %from, %to, "the address below has changed: peers have to be told by the cloud");
+                        }
+                        self.look_at(handle, &name).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    fn report_set(&mut self, name: &str, done: &Result<(), VtepError>) {
+        self.kernel = done.as_ref().err().map(|error| chain(error));
+        if done.is_err() {
+            self.keeper.failed(name, self.now());
+        }
+    }
+
+    /// Has the records written; the disk is waited for elsewhere.
+    fn save(&mut self) {
+        self.save_at = None;
+        let records: BTreeMap<String, Mac> = self.keeper.records();
+        let mut disk = Directory::new(&self.state_dir);
+        self.saving = Some(tokio::task::spawn_blocking(move || {
+            record::save(&mut disk, &records)
+        }));
+    }
+
+    /// Says how things are, and logs what is newly wrong.
+    fn publish(&self) {
+        let mut report = self.keeper.report();
+        let disk = self.disk.iter();
+        let disk = disk.map(|error| {
+            format!("{error}: after a reboot the node's own devices would have other MACs")
+        });
+        let problems = [&self.damage, &self.kernel].into_iter().flatten();
+        report.alarms.extend(problems.cloned().chain(disk));
+        self.reports.send_if_modified(|known| {
+            for alarm in &report.alarms {
+                if !known.alarms.contains(alarm) {
+                    warn!(alarm, "the node's own devices");
+                }
+            }
+            let is_new = *known != report;
+            *known = report;
+            is_new
+        });
+    }
+}
+
+/// Waits for the disk. Cancel safe.
+async fn saved(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Result<(), String> {
+    match saving {
+        None => std::future::pending().await,
+        Some(task) => match task.await {
+            Ok(result) => result.map_err(|error| chain(&error)),
+            Err(error) => Err(error.to_string()),
+        },
+    }
+}
+
+async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, VtepError> {
+    let mut links = handle.link().get().match_name(name).execute();
+    match links.try_next().await {
+        Ok(found) => Ok(found),
+        Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::ENODEV => {
+            Ok(None)
+        }
+        Err(source) => Err(VtepError::Device {
+            operation: "find",
+            device: name.to_owned(),
+            source,
+        }),
+    }
+}
+
+async fn has_ports(handle: &Handle, bridge: u32) -> Result<bool, VtepError> {
+    let is_port = LinkAttribute::Controller(bridge);
+    let mut request = handle.link().get();
+    request.message_mut().attributes.push(is_port.clone());
+    let links = request.execute().try_collect().await;
+    let links: Vec<LinkMessage> = links.map_err(|source| NodeError::List {
+        what: "devices",
+        source,
+    })?;
+    // An old kernel lists all.
+    Ok(links.iter().any(|link| link.attributes.contains(&is_port)))
+}
+
+async fn set_mac(handle: &Handle, name: &str, ifindex: u32, mac: Mac) -> Result<(), VtepError> {
+    let message = LinkUnspec::new_with_index(ifindex).address(mac.0.to_vec());
+    let done = handle.link().set(message.build()).execute().await;
+    done.map_err(|source| VtepError::Device {
+        operation: "set the MAC of",
+        device: name.to_owned(),
+        source,
+    })
+}
+
+async fn set_local(
+    handle: &Handle,
+    name: &str,
+    ifindex: u32,
+    vni: u32,
+    local: IpAddr,
+) -> Result<(), VtepError> {
+    let message = LinkMessageBuilder::<LinkVxlan>::new(name)
+        .index(ifindex)
+        .id(vni);
+    let message = match local {
+        IpAddr::V4(local) => message.local(local),
+        IpAddr::V6(local) => message.local6(local),
+    };
+    let done = handle.link().change(message.build()).execute().await;
+    done.map_err(|source| VtepError::Device {
+        operation: "set the local address of",
+        device: name.to_owned(),
+        source,
+    })
+}
+
+/// A device as the kernel tells it; `None` where it has no MAC.
+fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
+    let attributes = message.attributes.iter();
+    let mac = attributes.clone().find_map(|attribute| match attribute {
+        LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
+        _ => None,
+    })?;
+    let infos = attributes.filter_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(infos) => Some(infos),
+        _ => None,
+    });
+    let mut what = What::Other;
+    let mut vxlan = Vxlan {
+        vni: 0,
+        local: None,
+        underlay: None,
+    };
+    for info in infos.flatten() {
+        match info {
+            LinkInfo::Kind(InfoKind::Bridge) => what = What::Bridge { has_ports },
+            LinkInfo::Data(InfoData::Vxlan(infos)) => {
+                for info in infos {
+                    match info {
+                        InfoVxlan::Id(id) => vxlan.vni = *id,
+                        InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
+                        InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
+                        InfoVxlan::Link(index) => vxlan.underlay = Some(*index),
+                        _ => {}
+                    }
+                }
+                what = What::Vxlan(vxlan);
+            }
+            _ => {}
+        }
+    }
+    // "Any address" is none.
+    if let What::Vxlan(vxlan) = &mut what {
+        vxlan.local = vxlan.local.filter(|local| !local.is_unspecified());
+        vxlan.underlay = vxlan.underlay.filter(|&index| index != 0);
+    }
+    Some(Device {
+        ifindex: message.header.index,
+        mac,
+        what,
+    })
+}

@@ -1,0 +1,112 @@
+//! What flannel tells the peers of this node: annotations of its Node. Pure.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::Deserialize;
+
+use super::super::ledger::Mac;
+
+const PREFIX: &str = "flannel.alpha.coreos.com/";
+const VXLAN: &str = "vxlan";
+/// What a `VNI` that is not there means to flannel.
+const DEFAULT_VNI: u32 = 1;
+
+/// A vxlan device as peers know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peers {
+    /// Where they send inner frames to.
+    pub mac: Mac,
+    /// Where they send outer packets to; `None` where it is not said.
+    pub underlay: Option<IpAddr>,
+}
+
+/// What the annotations say of each device, and what is wrong with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Announced {
+    /// By the name that flannel gives the device.
+    pub devices: BTreeMap<String, Peers>,
+    /// One line each, with what to do.
+    pub complaints: Vec<String>,
+}
+
+/// `{"VNI":1,"VtepMAC":"0a:..."}`
+#[derive(Deserialize)]
+struct BackendData {
+    #[serde(rename = "VNI")]
+    vni: Option<u32>,
+    #[serde(rename = "VtepMAC")]
+    mac: Mac,
+}
+
+/// Keys of a family, and how flannel names its device.
+struct Family {
+    data: &'static str,
+    underlay: &'static str,
+    device: &'static str,
+}
+
+const FAMILIES: [Family; 2] = [
+    Family {
+        data: "backend-data",
+        underlay: "public-ip",
+        device: "flannel.",
+    },
+    Family {
+        data: "backend-v6-data",
+        underlay: "public-ipv6",
+        device: "flannel-v6.",
+    },
+];
+
+impl Announced {
+    /// Reads the annotations of this node's Node. One that is bad costs its own family.
+    pub fn read(node: &str, annotations: &BTreeMap<String, String>) -> Self {
+        let get = |key: &str| annotations.get(&format!("{PREFIX}{key}"));
+        let mut announced = Self::default();
+        // Other backends keep other things there.
+        if get("backend-type").is_some_and(|backend| backend != VXLAN) {
+            return announced;
+        }
+        for family in &FAMILIES {
+            let Some(text) = get(family.data).filter(|text| *text != "null") else {
+                continue;
+            };
+            let mut complain = |key: &str, why: String| {
+                announced.complaints.push(format!(
+                    "Node {node}: annotation {PREFIX}{key}: {why}; it is not used: restart flannel on the node, which writes it anew"
+                ));
+            };
+            let data: BackendData = match serde_json::from_str(text) {
+                Ok(data) => data,
+                Err(error) => {
+                    complain(family.data, error.to_string());
+                    continue;
+                }
+            };
+            if !is_unicast(data.mac) {
+                complain(family.data, format!("{} is no device's MAC", data.mac));
+                continue;
+            }
+            let underlay = get(family.underlay).map(|text| text.parse());
+            let underlay = underlay.transpose().unwrap_or_else(|_| {
+                complain(family.underlay, "no address".to_owned());
+                None
+            });
+            let vni = data.vni.unwrap_or(DEFAULT_VNI);
+            let peers = Peers {
+                mac: data.mac,
+                underlay,
+            };
+            announced
+                .devices
+                .insert(format!("{}{vni}", family.device), peers);
+        }
+        announced
+    }
+}
+
+/// Whether a device can have it.
+pub fn is_unicast(mac: Mac) -> bool {
+    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
+}

@@ -1,0 +1,56 @@
+//! How often somebody else's doing is undone: never so often that it is a fight. Pure.
+
+/// Repairs in a row that nobody is asked about.
+pub const REPAIRS: usize = 3;
+/// In so many milliseconds; and so long nobody must have touched the device before it is touched again.
+pub const MINUTE: u64 = 60_000;
+
+/// At most [`REPAIRS`] in any [`MINUTE`]; one more that is asked for stops them until a minute is quiet.
+#[derive(Clone, Debug, Default)]
+pub struct Limit {
+    /// When the last ones were, oldest first.
+    recent: Vec<u64>,
+    /// Since when it is quiet, once it has stopped them.
+    quiet_since: Option<u64>,
+}
+
+impl Limit {
+    /// Somebody else has changed the device.
+    pub fn stir(&mut self, now: u64) {
+        if let Some(since) = &mut self.quiet_since {
+            *since = now;
+        }
+    }
+
+    /// Whether it stops repairs.
+    pub fn has_stopped(&self) -> bool {
+        self.quiet_since.is_some()
+    }
+
+    /// When it is over, if nobody touches the device.
+    pub fn until(&self) -> Option<u64> {
+        self.quiet_since.map(|since| since.saturating_add(MINUTE))
+    }
+
+    /// Ends the stop when its time has come.
+    pub fn pass(&mut self, now: u64) {
+        if self.until().is_some_and(|until| until <= now) {
+            self.quiet_since = None;
+        }
+    }
+
+    /// Asks for a repair; one that is granted is counted.
+    pub fn grant(&mut self, now: u64) -> bool {
+        self.pass(now);
+        if self.has_stopped() {
+            return false;
+        }
+        self.recent.retain(|&at| now.saturating_sub(at) < MINUTE);
+        if self.recent.len() >= REPAIRS {
+            self.quiet_since = Some(now);
+            return false;
+        }
+        self.recent.push(now);
+        true
+    }
+}
