@@ -53,6 +53,8 @@ impl Drop for CniKeeper {
 async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<String>>>) {
     let mut written = VecDeque::new();
     let mut watch = None;
+    // The plugins as they were left: to compare all of them each time would cost megabytes.
+    let mut stamp = None;
     loop {
         if watch.is_none() {
             // Not there yet: the network's own component makes it.
@@ -66,23 +68,41 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
             written.pop_front();
         }
         let may_write = written.len() < TIMES;
+        let is_left = stamp == Some(cni.stamp());
         let look = {
             let (cni, directories) = (cni.clone(), directories.clone());
-            tokio::task::spawn_blocking(move || look(&cni, &directories, may_write))
-        };
-        let found = match look.await {
-            Ok(Ok(Some(report))) => {
-                if report.has_written {
-                    let config = report.config.display();
-                    info!(%config, "CNI: put the plugins into the configuration");
-                    written.push_back(now);
+            move || {
+                // The plugins first: a configuration that names what is not there makes no Pods.
+                if !is_left && cni.install_plugins()? {
+                    info!(directory = %cni.bin_dir.display(), "CNI: installed the plugins");
                 }
-                other_ipam(&report)
+                let stamp = cni.stamp();
+                let config = match may_write {
+                    true => cni.install_config(&directories).map(Some),
+                    false => cni.installed_config(&directories),
+                };
+                Ok::<_, InstallError>((stamp, config))
             }
-            Ok(Ok(None)) => Some(format!(
-                "CNI: somebody has taken the plugins out of the configuration in {} more than {TIMES} times within a minute; it is left alone until that is over",
-                cni.conf_dir.display()
-            )),
+        };
+        let found = match tokio::task::spawn_blocking(look).await {
+            Ok(Ok((installed, config))) => {
+                stamp = Some(installed);
+                match config {
+                    Ok(Some(report)) => {
+                        if report.has_written {
+                            let config = report.config.display();
+                            info!(%config, "CNI: put the plugins into the configuration");
+                            written.push_back(now);
+                        }
+                        other_ipam(&report)
+                    }
+                    Ok(None) => Some(format!(
+                        "CNI: somebody has taken the plugins out of the configuration in {} more than {TIMES} times within a minute; it is left alone until that is over",
+                        cni.conf_dir.display()
+                    )),
+                    Err(error) => Some(format!("CNI: {}", chain(&error))),
+                }
+            }
             Ok(Err(error)) => Some(format!("CNI: {}", chain(&error))),
             Err(error) => Some(format!("CNI: {error}")),
         };
@@ -115,20 +135,4 @@ fn other_ipam(report: &Report) -> Option<String> {
         "CNI: {} has {ipam} for IPAM, so Pods keep their MAC and not their address",
         report.config.display()
     ))
-}
-
-/// `None`: the plugins are not in the configuration, and may not be written now.
-fn look(
-    cni: &Cni,
-    directories: &Directories,
-    may_write: bool,
-) -> Result<Option<Report>, InstallError> {
-    if !may_write {
-        return cni.installed_config(directories);
-    }
-    // The plugins first: a configuration that names what is not there makes no Pods.
-    if cni.install_plugins()? {
-        info!(directory = %cni.bin_dir.display(), "CNI: installed the plugins");
-    }
-    cni.install_config(directories).map(Some)
 }

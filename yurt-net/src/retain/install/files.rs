@@ -6,7 +6,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, symlink};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -79,6 +79,9 @@ pub struct Cni {
     /// Plugins.
     pub bin_dir: PathBuf,
 }
+
+/// Inode, length and the nanoseconds of the last change of each plugin; `None` where there is none.
+pub type Stamp = [Option<(u64, u64, i64)>; PLUGINS.len()];
 
 /// What was done, or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -188,6 +191,14 @@ impl Cni {
             has_linked = true;
         }
         Ok(is_new || has_linked)
+    }
+
+    /// Tells when the plugins may be others than before, without reading them.
+    pub fn stamp(&self) -> Stamp {
+        PLUGINS.map(|name| {
+            let metadata = fs::metadata(self.bin_dir.join(name)).ok()?;
+            Some((metadata.ino(), metadata.len(), metadata.mtime_nsec()))
+        })
     }
 
     /// Takes the plugins away, once no configuration names them any more.
