@@ -152,6 +152,7 @@ const KINDS: [(&str, &str); 7] = [
     ("EndpointSlice", "discovery.k8s.io/v1"),
     ("Node", "v1"),
     ("ServiceCIDR", "networking.k8s.io/v1"),
+    ("Pod", "v1"),
     ("NodePool", "apps.openyurt.io/v1beta2"),
     ("NodeBucket", "apps.openyurt.io/v1alpha1"),
     ("PoolService", "network.openyurt.io/v1alpha1"),

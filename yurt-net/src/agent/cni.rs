@@ -1,8 +1,8 @@
 //! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at every start.
 //!
-//! A task of its own; the disk is waited for in another thread. It never fights: after three times within a minute it waits, and says so.
+//! A task of its own; the disk is waited for in another thread. It never fights: after three times within a minute it waits for a
+//! minute in which nobody writes, and says so.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,17 +12,14 @@ use tracing::{info, warn};
 
 use super::chain;
 use crate::retain::install::Directories;
-use crate::retain::install::files::{Cni, InstallError, Report};
+use crate::retain::install::files::{Cni, InstallError, Report, Stamp};
+use crate::retain::limit::Limit;
 use crate::retain::watch::DirectoryWatch;
 
 /// A writer is done by then.
 const SETTLE: Duration = Duration::from_millis(200);
 /// A directory that came later is found by then, and one that cannot be watched.
 const EVERY: Duration = Duration::from_secs(30);
-/// As often as this within a minute is mending; more would be a fight.
-const TIMES: usize = 3;
-const MINUTE: Duration = Duration::from_secs(60);
-
 /// See the module. Ends with this value.
 pub(super) struct CniKeeper {
     problem: Arc<Mutex<Option<String>>>,
@@ -51,7 +48,8 @@ impl Drop for CniKeeper {
 }
 
 async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<String>>>) {
-    let mut written = VecDeque::new();
+    let start = Instant::now();
+    let mut limit = Limit::default();
     let mut watch = None;
     // The plugins as they were left: to compare all of them each time would cost megabytes.
     let mut stamp = None;
@@ -60,51 +58,15 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
             // Not there yet: the network's own component makes it.
             watch = DirectoryWatch::new(&cni.conf_dir, None).ok();
         }
-        let now = Instant::now();
-        while written
-            .front()
-            .is_some_and(|at| now.duration_since(*at) >= MINUTE)
-        {
-            written.pop_front();
-        }
-        let may_write = written.len() < TIMES;
-        let is_left = stamp == Some(cni.stamp());
-        let look = {
-            let (cni, directories) = (cni.clone(), directories.clone());
-            move || {
-                // The plugins first: a configuration that names what is not there makes no Pods.
-                if !is_left && cni.install_plugins()? {
-                    info!(directory = %cni.bin_dir.display(), "CNI: installed the plugins");
-                }
-                let stamp = cni.stamp();
-                let config = match may_write {
-                    true => cni.install_config(&directories).map(Some),
-                    false => cni.installed_config(&directories),
-                };
-                Ok::<_, InstallError>((stamp, config))
-            }
-        };
-        let found = match tokio::task::spawn_blocking(look).await {
-            Ok(Ok((installed, config))) => {
-                stamp = Some(installed);
-                match config {
-                    Ok(Some(report)) => {
-                        if report.has_written {
-                            let config = report.config.display();
-                            info!(%config, "CNI: put the plugins into the configuration");
-                            written.push_back(now);
-                        }
-                        other_ipam(&report)
-                    }
-                    Ok(None) => Some(format!(
-                        "CNI: somebody has taken the plugins out of the configuration in {} more than {TIMES} times within a minute; it is left alone until that is over",
-                        cni.conf_dir.display()
-                    )),
-                    Err(error) => Some(format!("CNI: {}", chain(&error))),
-                }
-            }
-            Ok(Err(error)) => Some(format!("CNI: {}", chain(&error))),
-            Err(error) => Some(format!("CNI: {error}")),
+        let now = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        limit.pass(now);
+        let found = match install(&cni, &directories, &mut stamp, &mut limit, now).await {
+            Ok(Some(report)) => other_ipam(&report),
+            Ok(None) => Some(format!(
+                "CNI: somebody takes the plugins out of the configuration in {} again and again; it is left alone until nobody has written it for a minute",
+                cni.conf_dir.display()
+            )),
+            Err(error) => Some(format!("CNI: {}", chain(&error))),
         };
         {
             let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
@@ -119,13 +81,48 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
                 None => std::future::pending().await,
             }
         };
-        let wait = match written.front() {
-            Some(first) if written.len() >= TIMES => MINUTE.saturating_sub(first.elapsed()),
-            _ => EVERY,
-        };
-        let _elapsed = timeout(wait, changed).await;
-        sleep(SETTLE).await;
+        if timeout(EVERY, changed).await.is_ok() {
+            sleep(SETTLE).await;
+            limit.stir(u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX));
+        }
     }
+}
+
+/// `None`: the plugins are not in the configuration, and it is left alone.
+async fn install(
+    cni: &Cni,
+    directories: &Directories,
+    stamp: &mut Option<Stamp>,
+    limit: &mut Limit,
+    now: u64,
+) -> Result<Option<Report>, InstallError> {
+    // The plugins first: a configuration that names what is not there makes no Pods.
+    if *stamp != Some(cni.stamp()) {
+        let is_new = on_disk(cni, |cni| cni.install_plugins()).await?;
+        if is_new {
+            info!(directory = %cni.bin_dir.display(), "CNI: installed the plugins");
+        }
+        *stamp = Some(cni.stamp());
+    }
+    let told = directories.clone();
+    let found = on_disk(cni, move |cni| cni.installed_config(&told)).await?;
+    if found.is_some() || !limit.grant(now) {
+        return Ok(found);
+    }
+    let told = directories.clone();
+    let report = on_disk(cni, move |cni| cni.install_config(&told)).await?;
+    info!(config = %report.config.display(), "CNI: put the plugins into the configuration");
+    Ok(Some(report))
+}
+
+/// The disk is waited for in another thread.
+async fn on_disk<T: Send + 'static>(
+    cni: &Cni,
+    work: impl FnOnce(&Cni) -> Result<T, InstallError> + Send + 'static,
+) -> Result<T, InstallError> {
+    let cni = cni.clone();
+    let done = tokio::task::spawn_blocking(move || work(&cni)).await;
+    done.map_err(|error| InstallError::Thread(std::io::Error::other(error)))?
 }
 
 /// What an operator should know of a configuration that has the plugins.

@@ -15,6 +15,7 @@ pub mod announce;
 pub mod cni;
 pub mod install;
 pub mod ledger;
+pub mod limit;
 pub mod link;
 pub mod plan;
 pub mod range;

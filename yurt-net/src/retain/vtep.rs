@@ -12,14 +12,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use super::ledger::Mac;
+use super::limit::Limit;
 
 pub use self::announced::Announced;
 use self::announced::{Peers, is_unicast};
-use self::limit::Limit;
 use self::report::{DeviceReport, Report};
 
 pub mod announced;
-pub mod limit;
 #[cfg(test)]
 mod proptests;
 pub mod record;

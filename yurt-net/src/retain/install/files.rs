@@ -40,6 +40,9 @@ pub enum InstallError {
         #[source]
         source: Refusal,
     },
+    /// The thread that waits for the disk.
+    #[error("wait for the disk")]
+    Thread(#[source] io::Error),
     /// Not JSON.
     #[error("{} is no JSON", path.display())]
     Decode {

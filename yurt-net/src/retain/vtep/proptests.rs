@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::limit::{MINUTE, REPAIRS};
 use super::tests::{VTEP, announced, keeper, mac, vxlan};
 use super::*;
+use crate::retain::limit::{MINUTE, REPAIRS};
 
 #[derive(Clone, Debug)]
 enum Event {

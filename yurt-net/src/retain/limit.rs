@@ -2,7 +2,7 @@
 
 /// Repairs in a row that nobody is asked about.
 pub const REPAIRS: usize = 3;
-/// In so many milliseconds; and so long nobody must have touched the device before it is touched again.
+/// In so many milliseconds; and so long nobody must have touched the thing before it is touched again.
 pub const MINUTE: u64 = 60_000;
 
 /// At most [`REPAIRS`] in any [`MINUTE`]; one more that is asked for stops them until a minute is quiet.
@@ -15,7 +15,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Somebody else has changed the device.
+    /// Somebody else has changed the thing.
     pub fn stir(&mut self, now: u64) {
         if let Some(since) = &mut self.quiet_since {
             *since = now;
@@ -27,7 +27,7 @@ impl Limit {
         self.quiet_since.is_some()
     }
 
-    /// When it is over, if nobody touches the device.
+    /// When it is over, if nobody touches the thing.
     pub fn until(&self) -> Option<u64> {
         self.quiet_since.map(|since| since.saturating_add(MINUTE))
     }
