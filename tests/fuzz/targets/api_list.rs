@@ -147,7 +147,7 @@ fn go_on(items: &[Vec<u8>]) {
     assert_eq!(KINDS.len(), Resource::ALL.len());
 }
 
-const KINDS: [(&str, &str); 7] = [
+const KINDS: [(&str, &str); 8] = [
     ("Service", "v1"),
     ("EndpointSlice", "discovery.k8s.io/v1"),
     ("Node", "v1"),
