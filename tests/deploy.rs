@@ -69,7 +69,7 @@ fn the_daemonset_is_a_command_line_that_the_agent_takes() -> Result<()> {
             "{mount}"
         );
     }
-    for probe in ["startupProbe", "livenessProbe"] {
+    for probe in ["readinessProbe", "livenessProbe"] {
         Cli::try_parse_from(words(&container[probe]["exec"]["command"]))?;
     }
     ensure!(pod["hostNetwork"] == true && pod["hostPID"] == true);
