@@ -156,6 +156,24 @@ fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
 }
 
 #[test]
+fn after_a_cleanup_no_plugin_loads_the_guard_again() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&[])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    network.add(&pod("web-0", "c1").sandbox);
+    agent.terminate()?;
+    let output = edge.yurt_net(&["cleanup"])?;
+    ensure!(output.status.success(), "{output:?}");
+    network.add(&pod("web-1", "c2").sandbox);
+    ensure!(network.stderr.is_empty(), "{}", network.stderr);
+    ensure!(!edge.bpffs().join("yurt-net").exists());
+    Ok(())
+}
+
+#[test]
 fn an_annotation_lets_a_pod_use_more() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;

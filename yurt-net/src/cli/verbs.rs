@@ -17,6 +17,7 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::{Snapshot, Touched};
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
+use crate::retain::settings::{GuardSettings, SettingsError};
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
@@ -47,6 +48,9 @@ pub enum VerbError {
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// What is left for the plugins.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
     /// JSON in or out.
     #[error("convert to or from JSON")]
     Json(#[from] serde_json::Error),
@@ -190,6 +194,8 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
 
 /// `cleanup`.
 pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
+    // First: a plugin that runs just now would load the guard anew.
+    GuardSettings::leave(None, &args.place.state_dir)?;
     let had_any = bpf::cleanup(&args.place.bpffs)?;
     let socket = args.place.state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
