@@ -29,6 +29,7 @@ fuzz_target!(|text: &str| {
         | Command::Check(_)
         | Command::Cleanup(_)
         | Command::Ledger(_)
+        | Command::Cni(_)
         | Command::Probe => {}
     }
 });
