@@ -173,6 +173,11 @@ impl Node {
         Ok(self.0.host.get_or_init(|| pod).clone())
     }
 
+    /// A command that runs on the node itself, in a cgroup of this name below the node's, and dies with the thread that starts it.
+    pub fn command(&self, cgroup: &str, program: &str) -> Result<Command> {
+        self.child_place(cgroup)?.command(Path::new(program))
+    }
+
     /// A place in the node's own network namespace, in a cgroup below the node's.
     fn child_place(&self, name: &str) -> Result<Place> {
         let place = Place {
