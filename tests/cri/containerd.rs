@@ -141,6 +141,15 @@ impl Containerd {
     }
 }
 
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        // What it has started is the lab's to end.
+        if let Err(e) = self.end() {
+            eprintln!("containerd: {e:#}");
+        }
+    }
+}
+
 fn config(dir: &Path, conf: &Path, bin: &Path) -> String {
     let [dir, conf, bin] = [dir, conf, bin].map(Path::display);
     format!(

@@ -29,6 +29,8 @@ pub(crate) enum Need {
     Lab,
     /// Container networks.
     Cni,
+    /// Containers.
+    Cri,
     /// Boots the old kernel.
     Qemu,
 }
@@ -95,6 +97,18 @@ const TOOLS: &[Tool] = &[
         },
     },
     Tool {
+        need: Need::Cri,
+        name: "containerd and runc",
+        purpose: "run Pods in the test of the whole chain, each time in namespaces of their own",
+        origin: Origin::Apt(&["containerd", "runc"]),
+        is_present: || {
+            let programs = ["containerd", "containerd-shim-runc-v2", "ctr", "runc"];
+            programs
+                .into_iter()
+                .all(|name| find_program(name).is_some())
+        },
+    },
+    Tool {
         need: Need::Qemu,
         name: "qemu-system-x86_64",
         purpose: "boots the old kernel",
@@ -133,12 +147,13 @@ const TOOLS: &[Tool] = &[
 const LLVM: &str = "/usr/lib/llvm-22";
 
 /// What the tests need, and so all that any verb does.
-pub(crate) const ALL: [Need; 6] = [
+pub(crate) const ALL: [Need; 7] = [
     Need::Nextest,
     Need::Ebpf,
     Need::Fuzz,
     Need::Lab,
     Need::Cni,
+    Need::Cri,
     Need::Qemu,
 ];
 
