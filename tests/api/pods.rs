@@ -1,20 +1,14 @@
 //! The Pods of the own Node, and when what a source says is the cloud's present word.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::net::{SocketAddr, TcpListener};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use serde_json::{Value, json};
+use serde_json::json;
 use yurt_net::model::Snapshot;
-use yurt_net_tests::apiserver::{FakeYurtHub, HubMode, On, Resource, objects};
+use yurt_net_tests::apiserver::{FakeYurtHub, HubMode, On, PodsServer, Resource, objects};
 
 use crate::followed::{Followed, NODE};
 use crate::{cluster, kube};
-
-/// Where YurtHub lists Pods, whatever port its API is on.
-const PODS_PORT: u16 = 10267;
 
 /// Names of the Pods.
 fn pods(snapshot: &Snapshot) -> Vec<&str> {
@@ -126,56 +120,12 @@ fn a_hub_without_its_cloud_is_not_fresh_although_it_lists_and_watches() -> Resul
     Ok(())
 }
 
-/// A server of `/pods` as YurtHub is one.
-struct PodsServer {
-    /// `None`: it lists none.
-    pods: Arc<Mutex<Option<Vec<Value>>>>,
-}
-
-impl PodsServer {
-    fn start(address: SocketAddr) -> Result<Self> {
-        let listener = TcpListener::bind(address)?;
-        let pods: Arc<Mutex<Option<Vec<Value>>>> = Arc::default();
-        let served = Arc::clone(&pods);
-        std::thread::spawn(move || {
-            for stream in listener.incoming() {
-                let Ok(mut stream) = stream else { return };
-                let mut lines = BufReader::new(&stream).lines();
-                let first = lines.next().and_then(Result::ok).unwrap_or_default();
-                while lines
-                    .next()
-                    .is_some_and(|line| line.is_ok_and(|l| !l.is_empty()))
-                {}
-                drop(lines);
-                let items = served.lock().expect("no test panics here").clone();
-                let items = items.filter(|_| first.starts_with("GET /pods "));
-                let list = |items| json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": items});
-                let (status, body) = match items {
-                    Some(items) => ("200 OK", list(items).to_string()),
-                    None => ("404 Not Found", String::new()),
-                };
-                // Whoever has gone is not answered.
-                let _gone = write!(
-                    stream,
-                    "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-                    body.len()
-                );
-            }
-        });
-        Ok(Self { pods })
-    }
-
-    fn set(&self, pods: &[Value]) {
-        *self.pods.lock().expect("no test panics here") = Some(pods.to_vec());
-    }
-}
-
 #[test]
 fn a_hub_that_lists_pods_by_itself_is_not_asked_to_relay_them() -> Result<()> {
     let cloud = cluster(&["a"])?;
     // The port is YurtHub's and fixed; the address is this test's.
     let host: std::net::IpAddr = "127.0.0.77".parse()?;
-    let local = PodsServer::start((host, PODS_PORT).into())?;
+    let local = PodsServer::start(host)?;
     local.set(&[objects::pod("web-0", NODE), objects::pod("web-1", NODE)]);
     let hub = FakeYurtHub::listen((host, 0).into(), &cloud, HubMode::Online)?;
     hub.cache_agent("yurt-net");
@@ -195,7 +145,7 @@ fn a_hub_that_lists_no_pods_relays_them() -> Result<()> {
     let cloud = cluster(&["a"])?;
     let host: std::net::IpAddr = "127.0.0.78".parse()?;
     cloud.put(objects::pod("web-0", NODE))?;
-    let _none = PodsServer::start((host, PODS_PORT).into())?;
+    let _none = PodsServer::start(host)?;
     let hub = FakeYurtHub::listen((host, 0).into(), &cloud, HubMode::Online)?;
     hub.cache_agent("yurt-net");
     let mut followed = Followed::start(&[format!("yurthub:{}", hub.http().url())])?;

@@ -8,3 +8,4 @@ mod ipam;
 mod migration;
 mod offline;
 mod power;
+mod probes;

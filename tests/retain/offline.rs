@@ -11,13 +11,18 @@ use yurt_net_tests::lab::{self, Lab};
 
 use yurt_net_tests::runtime::{Network, Node, Running, addresses, pod};
 
-const NODE: &str = "edge-1";
-const WEB: (&str, u16) = ("10.96.0.10", 80);
+pub(crate) const NODE: &str = "edge-1";
+pub(crate) const WEB: (&str, u16) = ("10.96.0.10", 80);
 const DNS: (&str, u16) = ("10.96.0.53", 53);
 const PATIENCE: Duration = Duration::from_secs(15);
 
 /// A Service of the Pod `<name>-0`, and the slice that the cloud has of it.
-fn service(name: &str, vip: (&str, u16), protocol: &str, pod: &str) -> Result<[Value; 2]> {
+pub(crate) fn service(
+    name: &str,
+    vip: (&str, u16),
+    protocol: &str,
+    pod: &str,
+) -> Result<[Value; 2]> {
     let mut endpoint = objects::endpoint(pod.parse()?, NODE);
     endpoint["targetRef"] = json!({"kind": "Pod", "name": format!("{name}-0")});
     let mut service = objects::service(name, vip.0.parse()?, vip.1);
@@ -31,7 +36,11 @@ fn service(name: &str, vip: (&str, u16), protocol: &str, pod: &str) -> Result<[V
 }
 
 /// What a process of the node gets from a Service.
-fn ask(edge: &lab::Node, transport: &str, (address, port): (&str, u16)) -> Result<String> {
+pub(crate) fn ask(
+    edge: &lab::Node,
+    transport: &str,
+    (address, port): (&str, u16),
+) -> Result<String> {
     let script =
         format!("exec 3<>/dev/{transport}/{address}/{port} && echo q >&3 && head -c 5 <&3");
     let output = edge
@@ -69,7 +78,7 @@ fn plugins(node: &Node) -> Vec<Value> {
     }))
 }
 
-fn add(
+pub(crate) fn add(
     network: &mut Network<'_>,
     name: &'static str,
     container: &str,

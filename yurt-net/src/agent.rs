@@ -15,6 +15,7 @@
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
 //! | the node's own devices (in `OwnDevices`, its own thread) | the kernel | sets their MACs back |
+//! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
 //! | a release (in `Retention`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
@@ -22,6 +23,7 @@
 mod cni;
 mod devices;
 mod guarding;
+mod probing;
 mod report;
 mod retention;
 
@@ -58,6 +60,7 @@ use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
 
+use probing::Probing;
 use retention::Retention;
 
 /// Plans in a row for one table: the first frees space that the second may need.
@@ -159,7 +162,8 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
     let mut retention = Retention::start(args)?;
-    agent.retain(&mut retention).await;
+    let mut probing = Probing::new(args.probes.probe_endpoints);
+    agent.retain(&mut retention, &mut probing).await;
     let drift_interval = match args.drift_interval {
         0 => NEVER,
         seconds => Duration::from_secs(seconds),
@@ -175,19 +179,25 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             }
             () = agent.sources.changed() => {
                 if agent.have_pods_changed() {
-                    agent.retain(&mut retention).await;
+                    agent.retain(&mut retention, &mut probing).await;
                 }
-                agent.take_truth(&retention);
+                agent.take_truth(&retention, &mut probing);
                 if agent.status.ready {
                     agent.try_sync();
                 }
             }
-            () = retention.changed() => agent.retain(&mut retention).await,
+            () = retention.changed() => agent.retain(&mut retention, &mut probing).await,
+            () = probing.changed() => {
+                if agent.take_failing(&probing) && agent.status.ready {
+                    agent.try_sync();
+                }
+            }
             () = watch.changed() => {
                 agent.clients.interfaces_changed();
                 match watch.view().await {
                     Ok(mut view) => {
                         view.truth.clone_from(&agent.view.truth);
+                        view.failing.clone_from(&agent.view.failing);
                         if view == agent.view {
                             continue;
                         }
@@ -206,7 +216,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     agent.repair();
                     give_back_memory();
                 }
-                agent.retain(&mut retention).await;
+                agent.retain(&mut retention, &mut probing).await;
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
             event = agent.scanner.next() => match event {

@@ -2,6 +2,7 @@
 
 mod cni;
 mod devices;
+mod probes;
 
 use std::ffi::OsString;
 use std::fs;
@@ -16,6 +17,7 @@ use ipnetwork::IpNetwork;
 
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 pub use self::devices::DeviceArgs;
+pub use self::probes::ProbeArgs;
 use crate::dataplane::bpf::SocketLb;
 use crate::model::Protocol;
 use crate::plan::Capacity;
@@ -273,6 +275,9 @@ pub struct RunArgs {
     /// Own devices.
     #[command(flatten)]
     pub devices: DeviceArgs,
+    /// Probes.
+    #[command(flatten)]
+    pub probes: ProbeArgs,
     /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
     #[arg(long, default_value_t = 30, value_name = "SECONDS")]
     pub drift_interval: u64,

@@ -124,6 +124,8 @@ pub struct Link {
     pub is_peer_elsewhere: bool,
     /// A default route leads out of it: a node that is a container itself has such a veth device.
     pub is_uplink: bool,
+    /// It is up, and so is what it is plugged into.
+    pub has_carrier: bool,
 }
 
 /// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.

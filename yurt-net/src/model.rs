@@ -259,6 +259,55 @@ pub struct LocalPod {
     pub node_name: Arc<str>,
     /// `metadata.annotations` under `yurt-net.openyurt.io/`.
     pub annotations: BTreeMap<String, String>,
+    /// What its containers say of when they are ready, as far as that can be asked over the network. Not in the checkpoint: Pods are
+    /// asked for again at every start, and records of its format have no room for more.
+    #[serde(skip)]
+    pub readiness: Box<[ReadinessProbe]>,
+}
+
+/// A `readinessProbe` of a container; it is ready while this passes.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReadinessProbe {
+    /// What is asked.
+    pub question: Question,
+    /// Where, on the Pod's address.
+    pub port: u16,
+    /// Time between two, seconds.
+    pub period_seconds: u32,
+    /// How long an answer may take, seconds.
+    pub timeout_seconds: u32,
+    /// Failures in a row that make it fail.
+    pub failure_threshold: u32,
+    /// Answers in a row that make it pass again.
+    pub success_threshold: u32,
+}
+
+impl ReadinessProbe {
+    /// A TCP connect, with the API's defaults.
+    pub fn connect(port: u16) -> Self {
+        Self {
+            question: Question::Connect,
+            port,
+            period_seconds: 10,
+            timeout_seconds: 1,
+            failure_threshold: 3,
+            success_threshold: 1,
+        }
+    }
+}
+
+/// What a probe asks.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Question {
+    /// Whether somebody accepts a TCP connection.
+    Connect,
+    /// Whether an HTTP GET is answered with 200 to 399.
+    Get {
+        /// With its leading slash.
+        path: String,
+        /// Names and values.
+        headers: Vec<(String, String)>,
+    },
 }
 
 /// An apps.openyurt.io NodePool (v1beta1, v1beta2).

@@ -104,6 +104,8 @@ pub struct Retention {
     pub endpoints_moved: usize,
     /// Those whose Pods are not running, whatever a stale source says.
     pub endpoints_away: usize,
+    /// Those whose probes fail while the source is stale; at least half of a set stay in it all the same.
+    pub endpoints_failing: usize,
     /// The Pods, and containers that are no Pod's.
     pub pods: Vec<GuardedPodStatus>,
 }
@@ -366,8 +368,15 @@ impl Status {
             dropped,
             endpoints_moved,
             endpoints_away,
+            endpoints_failing,
             ..
         } = &self.retention;
+        if *endpoints_failing > 0 {
+            writeln!(
+                out,
+                "probes        {endpoints_failing} endpoints of this node do not answer"
+            )?;
+        }
         if !is_on {
             writeln!(
                 out,

@@ -58,6 +58,8 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/ledger/codec.rs",
     "yurt-net/src/retain/limit.rs",
     "yurt-net/src/retain/plan.rs",
+    "yurt-net/src/retain/probing.rs",
+    "yurt-net/src/retain/probing/",
     "yurt-net/src/retain/range.rs",
     "yurt-net/src/retain/truth.rs",
     "yurt-net/src/retain/vtep.rs",

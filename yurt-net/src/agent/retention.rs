@@ -15,6 +15,7 @@ use tracing::{info, warn};
 
 use super::cni::CniKeeper;
 use super::guarding::Guarding;
+use super::probing::Probing;
 use super::{Agent, chain};
 use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::guard::{Guard, Spoofs};
@@ -46,6 +47,8 @@ pub(super) struct Retention {
     reading: Reading,
     /// `None`: they could not be listed yet.
     devices: Option<Vec<Link>>,
+    /// Pods are asked for, and devices are looked at, whether a plugin has written or not.
+    is_probing: bool,
     guarding: Guarding,
     cni: Option<CniKeeper>,
     complaints: Vec<Complaint>,
@@ -93,6 +96,7 @@ impl Retention {
             links: LinkWatch::new()?,
             reading: Reading::default(),
             devices: None,
+            is_probing: args.probes.probe_endpoints,
             guarding: Guarding::new(args.place.bpffs.clone(), place.clone()),
             place,
             cni: (args.cni == CniKeepArg::Install)
@@ -176,7 +180,7 @@ impl Retention {
             }
             Err(error) => set(&mut self.problems.ledger, "ledger", Some(chain(&error))),
         }
-        if !self.is_on() {
+        if !self.is_on() && !self.is_probing {
             return;
         }
         sources.follow_pods();
@@ -189,8 +193,16 @@ impl Retention {
             Err(error) => Some(chain(&error)),
         };
         set(&mut self.problems.devices, "devices", problem);
-        self.guard_pods(sources.snapshot(), local);
-        self.release(sources);
+        if self.is_on() {
+            self.guard_pods(sources.snapshot(), local);
+            self.release(sources);
+        }
+    }
+
+    /// A default route leads out of a device that is up. Where nobody has looked, none is known.
+    pub(super) fn is_link_up(&self) -> bool {
+        let mut devices = self.devices.iter().flatten();
+        devices.any(|device| device.is_uplink && device.has_carrier)
     }
 
     fn guard_pods(&mut self, snapshot: Option<&Snapshot>, local: Option<&BTreeSet<IpAddr>>) {
@@ -295,6 +307,7 @@ impl Retention {
             dropped: by_reason(&dropped),
             endpoints_moved: 0,
             endpoints_away: 0,
+            endpoints_failing: 0,
             pods,
         }
     }
@@ -326,10 +339,10 @@ impl Retention {
 
 impl Agent {
     /// Follows the ledger up, and its consequences for the table.
-    pub(super) async fn retain(&mut self, retention: &mut Retention) {
+    pub(super) async fn retain(&mut self, retention: &mut Retention, probing: &mut Probing) {
         let local = self.view.local_addresses.as_ref();
         retention.update(&mut self.sources, local).await;
-        if self.take_truth(retention) && self.status.ready {
+        if self.take_truth(retention, probing) && self.status.ready {
             self.try_sync();
         }
     }
@@ -349,11 +362,12 @@ impl Agent {
                 }
             }
         }
+        status.endpoints_failing = self.view.failing.len();
         self.status.retention = status;
     }
 
-    /// Takes up where Pods are, or leaves that to the source while it is fresh; true when that is new.
-    pub(super) fn take_truth(&mut self, retention: &Retention) -> bool {
+    /// Takes up where Pods are and whether they answer, or leaves that to the source while it is fresh; true when that is new.
+    pub(super) fn take_truth(&mut self, retention: &Retention, probing: &mut Probing) -> bool {
         let truth = match self.sources.freshness() {
             Freshness::Fresh => None,
             Freshness::Stale => retention.truth(),
@@ -368,7 +382,8 @@ impl Agent {
             }
         }
         self.view.truth = truth;
-        is_new
+        // They are asked where they are.
+        self.take_probes(retention, probing) || is_new
     }
 
     /// Whether the Pods of this node may say something else to retention than at the last call.

@@ -37,6 +37,7 @@ fn address(number: u8) -> IpAddr {
 
 fn link() -> impl Strategy<Value = Link> {
     (1u32..8, 1u32..4, any::<bool>()).prop_map(|(ifindex, peer, is_peer_elsewhere)| Link {
+        has_carrier: true,
         ifindex,
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),

@@ -24,6 +24,7 @@ fn pod(name: &str, addresses: &[&str], host: Option<(u32, Option<u32>)>) -> Guar
 
 fn veth(ifindex: u32, peer: u32) -> Link {
     Link {
+        has_carrier: true,
         ifindex,
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),

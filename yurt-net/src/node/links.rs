@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::link::{LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
 use rtnetlink::MulticastGroup;
 
@@ -74,6 +74,10 @@ fn uplinks(route: &RouteMessage) -> Vec<u32> {
 pub fn as_link(message: &LinkMessage) -> Link {
     let mut link = Link {
         ifindex: message.header.index,
+        has_carrier: message
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::LowerUp),
         ..Link::default()
     };
     for attribute in &message.attributes {

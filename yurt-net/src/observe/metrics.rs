@@ -232,6 +232,13 @@ const METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "yurtnet_endpoints_failing",
+        &[],
+        "Endpoints of this node whose probes fail while the source is stale; at least half of a set stay in it all the same.",
+        |status, out| out.put(&[], status.retention.endpoints_failing),
+    ),
+    metric(
+        Gauge,
         "yurtnet_guard_devices",
         &[],
         "Devices of Pods that the guard watches.",

@@ -2,12 +2,15 @@
 //!
 //! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node really are,
 //! `retain::truth`, while the snapshot is old; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
-//! (4) `traffic`. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
+//! (4) `traffic`; (5) probes, where they are asked. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
 //! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+mod tests;
+
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -15,7 +18,10 @@ use super::Environment;
 use super::edge::has_family;
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
-use crate::model::{AddressFamily, Endpoint, EndpointSlice, Service, ServicePort, TrafficPolicy};
+use crate::model::{
+    AddressFamily, Endpoint, EndpointSlice, Protocol, Service, ServicePort, TrafficPolicy,
+};
+use crate::retain::probing::Failing;
 use crate::retain::truth::Move;
 use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind};
 
@@ -131,6 +137,21 @@ pub(super) fn candidates<'a>(
     found
 }
 
+/// Those of the selected whose probes fail, with what is said of them; at most half of all, so never the last one: where most fail,
+/// it may be the question that is wrong.
+pub(super) fn ejected<'a>(
+    selected: &[&Candidate<'_>],
+    protocol: Protocol,
+    failing: &'a Failing,
+) -> BTreeMap<SocketAddr, &'a str> {
+    let here = selected.iter().filter(|candidate| candidate.is_here);
+    let failing = here.filter_map(|candidate| {
+        let failure = failing.get(&(candidate.at, protocol))?;
+        Some((candidate.at, &**failure))
+    });
+    failing.take(selected.len() / 2).collect()
+}
+
 /// The empty list is one for all.
 pub(super) fn shared<T>(list: Vec<T>) -> Arc<[T]> {
     match list.is_empty() {
@@ -161,7 +182,14 @@ pub(super) fn endpoint_set(
         let selected = candidates
             .iter()
             .filter(|candidate| categories.against(candidate, policy).is_none());
-        selected.map(|candidate| candidate.at).collect()
+        let failing = &environment.failing;
+        if failing.is_empty() {
+            return selected.map(|candidate| candidate.at).collect();
+        }
+        let selected: Vec<&Candidate<'_>> = selected.collect();
+        let ejected = ejected(&selected, port.protocol, failing);
+        let selected = selected.iter().map(|candidate| candidate.at);
+        selected.filter(|at| !ejected.contains_key(at)).collect()
     };
     let uses_cluster = service.internal_policy == TrafficPolicy::Cluster || has_external;
     let uses_local = service.internal_policy == TrafficPolicy::Local

@@ -1,7 +1,7 @@
 //! Small clusters for tests.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{ClosureFailure, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
@@ -226,6 +226,15 @@ impl World {
         self.view.truth = Some(Arc::new(Truth::new(&ledger, None)));
     }
 
+    /// Says of which addresses the probes fail, on the port of slices.
+    pub(crate) fn failing(&mut self, addresses: &[&str]) {
+        let backends = addresses.iter().map(|address| {
+            let at = SocketAddr::new(ip(address), 8080);
+            ((at, Protocol::Tcp), "a probe fails".into())
+        });
+        self.view.failing = Arc::new(backends.collect());
+    }
+
     pub(crate) fn fail(mut self, closure_failure: ClosureFailure) -> Self {
         self.config.closure_failure = closure_failure;
         self
@@ -326,12 +335,6 @@ pub(crate) fn rows(entry: &ServiceEntry) -> Vec<String> {
 pub(crate) fn frontends(entry: &ServiceEntry) -> Vec<String> {
     let frontends = entry.frontends.iter();
     frontends
-        .map(|f| {
-            format!(
-                "{} {}",
-                f.kind,
-                std::net::SocketAddr::new(f.address, f.port)
-            )
-        })
+        .map(|f| format!("{} {}", f.kind, SocketAddr::new(f.address, f.port)))
         .collect()
 }

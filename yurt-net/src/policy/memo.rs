@@ -16,8 +16,8 @@ use super::edge::{self, ServiceAddresses};
 use super::endpoints::{all_seen, endpoint_set};
 use super::{Environment, established, prefixes};
 use crate::model::{
-    EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
-    Snapshot, Touched,
+    Endpoint, EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service,
+    ServicePort, Snapshot, Touched,
 };
 use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
 
@@ -87,11 +87,14 @@ impl Memo {
         let mut lost = BTreeSet::new();
         let mut stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
-        let known_truth = self.environment.as_mut().map(|known| {
+        let (mut is_other_truth, mut is_other_failing) = (false, false);
+        if let Some(known) = &mut self.environment {
+            is_other_truth = known.truth != environment.truth;
+            is_other_failing = known.failing != environment.failing;
             // So that what is left to compare is the rest.
-            std::mem::replace(&mut known.truth, environment.truth.clone())
-        });
-        let is_other_truth = known_truth.is_some_and(|known| known != environment.truth);
+            known.truth.clone_from(&environment.truth);
+            known.failing.clone_from(&environment.failing);
+        }
         let is_same_environment = self.environment.as_ref() == Some(&environment);
         let is_settled = is_same_environment
             && stale.is_endpoints_only
@@ -107,6 +110,15 @@ impl Memo {
             // It moves endpoints, nothing else, and only those of this node.
             let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
             let concerned = self.services.iter().filter(|(_, of)| has_pods(&of.slices));
+            stale.names.extend(concerned.map(|(name, _)| name.clone()));
+        }
+        if is_other_failing {
+            // It takes endpoints of this node away, nothing else, and of those also the ones that are no Pods but stand where one does.
+            let is_here = |endpoint: &Endpoint| environment.topology.is_here(endpoint);
+            let has_local = |slices: &Few<EndpointSlice>| {
+                slices.iter().any(|s| s.endpoints.iter().any(is_here))
+            };
+            let concerned = self.services.iter().filter(|(_, of)| has_local(&of.slices));
             stale.names.extend(concerned.map(|(name, _)| name.clone()));
         }
         let environment = self.environment.insert(environment);

@@ -2,7 +2,7 @@
 //!
 //! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never fails.
 //! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: where those of this node really
-//! are while the snapshot is old (`retain::truth`), closure (`topology`), then kube-proxy's traffic policies (`traffic`); then (3) conflicts between Services. `Memo` only saves time (`memo`): the
+//! are while the snapshot is old (`retain::truth`), closure (`topology`), then kube-proxy's traffic policies (`traffic`), then probes; then (3) conflicts between Services. `Memo` only saves time (`memo`): the
 //! table is the same with an empty one.
 #![forbid(unsafe_code)]
 
@@ -34,6 +34,7 @@ use self::prefixes::GivenCidrs;
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
 use crate::model::{Protocol, Rejection, Snapshot, Touched};
+use crate::retain::probing::Failing;
 use crate::retain::truth::Truth;
 use crate::table::ServiceTable;
 
@@ -116,6 +117,8 @@ pub struct NodeView {
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
     /// Where its Pods are, while that is known better than the snapshot is.
     pub truth: Option<Arc<Truth>>,
+    /// Backends on it whose probes fail, while nobody else tells.
+    pub failing: Arc<Failing>,
 }
 
 /// What compile knew of the pool, for the time when data is missing. To be kept across snapshots.
@@ -155,6 +158,7 @@ struct Environment {
     compat_drop_service: bool,
     compat_all_vips: bool,
     truth: Option<Arc<Truth>>,
+    failing: Arc<Failing>,
 }
 
 impl Environment {
@@ -181,6 +185,7 @@ impl Environment {
             compat_drop_service: config.compat_drop_service,
             compat_all_vips: config.compat_all_vips,
             truth: view.truth.clone(),
+            failing: view.failing.clone(),
         };
         (environment, memory)
     }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use proptest::collection::vec;
+use proptest::collection::{btree_set, vec};
 use proptest::option::of;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -266,6 +266,8 @@ enum Aside {
     LocalAddress(u8),
     /// Where Pods are, or gone; `None`: the slices are right.
     Ledger(Option<Vec<(u8, Option<u8>)>>),
+    /// Whose probes fail.
+    Failing(BTreeSet<u8>),
 }
 
 fn aside() -> impl Strategy<Value = Aside> {
@@ -276,6 +278,7 @@ fn aside() -> impl Strategy<Value = Aside> {
             .prop_map(|(name, is_wrong, origin)| Aside::Said(name, is_wrong, origin)),
         1 => (11u8..13).prop_map(Aside::LocalAddress),
         3 => of(vec((0u8..6, of(0u8..6)), 0..4)).prop_map(Aside::Ledger),
+        3 => btree_set(0u8..6, 0..4).prop_map(Aside::Failing),
     ]
 }
 
@@ -295,6 +298,11 @@ fn set_aside(world: &mut World, aside: &Aside) {
                 .map(|(pod, at)| (pod.as_str(), at.as_deref()))
                 .collect();
             world.ledger(&pods);
+        }
+        Aside::Failing(ref addresses) => {
+            let addresses: Vec<_> = addresses.iter().map(|at| format!("10.1.0.{at}")).collect();
+            let addresses: Vec<_> = addresses.iter().map(String::as_str).collect();
+            world.failing(&addresses);
         }
         Aside::Headless(id) => {
             let name = NamespacedName::new("default", format!("slice-{id}"));

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::endpoints::{all_seen, candidates};
+use super::endpoints::{all_seen, candidates, ejected};
 use super::traffic::Categories;
 use super::{Environment, Memory, NodeView, PolicyConfig, edge};
 use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort, Snapshot};
@@ -132,17 +132,22 @@ impl<'a> Reasons<'a> {
         );
         let categories = Categories::new(&candidates, topology.node(), &self.environment.zone);
         let policy = entry.policy(frontend.kind, scope);
-        let mut has_kept = false;
+        let mut selected = Vec::new();
         let mut dropped = Vec::new();
         for candidate in &candidates {
             match categories.against(candidate, policy) {
-                None => has_kept = true,
+                None => selected.push(candidate),
                 Some(rule) => dropped.push(Dropped {
                     endpoint: candidate.at,
                     reason: categories.describe(rule, candidate),
                 }),
             }
         }
+        let ejected = ejected(&selected, port.protocol, &self.environment.failing);
+        dropped.extend(ejected.into_iter().map(|(endpoint, failure)| Dropped {
+            endpoint,
+            reason: format!("{failure}, and the source is stale"),
+        }));
         outside.retain(|(at, _)| {
             candidates
                 .binary_search_by(|candidate| candidate.at.cmp(at))
@@ -154,9 +159,9 @@ impl<'a> Reasons<'a> {
         dropped.sort_unstable();
         dropped.dedup_by(|next, kept| next.endpoint == kept.endpoint);
         Why {
-            kept: match has_kept {
-                true => categories.kept(policy),
-                false => String::new(),
+            kept: match selected.is_empty() {
+                false => categories.kept(policy),
+                true => String::new(),
             },
             dropped,
         }

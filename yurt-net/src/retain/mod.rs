@@ -8,7 +8,7 @@
 //!
 //! And the node keeps its own: `vtep` decides, `node::vtep` does.
 //!
-//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth` and `vtep` are pure. docs/retention.md is what an operator needs.
+//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth`, `probing` and `vtep` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
 pub mod announce;
@@ -18,6 +18,7 @@ pub mod ledger;
 pub mod limit;
 pub mod link;
 pub mod plan;
+pub mod probing;
 pub mod range;
 pub mod settings;
 pub mod truth;

@@ -13,14 +13,16 @@ use super::value::{Value, Wrong, at, boolean, each, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, LocalPod,
-    NamespacedName, Node, NodeBucket, NodePool, Protocol, ServiceCidr,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, NamespacedName, Node,
+    NodeBucket, NodePool, Protocol, ServiceCidr,
 };
 
+mod pod;
 mod service;
 #[cfg(test)]
 mod tests;
 
+use pod::{CONTAINER, pod};
 use service::{pool_service, service};
 
 const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
@@ -86,6 +88,8 @@ pub(super) static ROOT: Keep = Only(&[
             ("cidrs", All),
             // Pod
             ("nodeName", All),
+            ("containers", CONTAINER),
+            ("initContainers", CONTAINER),
         ]),
     ),
     (
@@ -490,17 +494,6 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
         external_ips: addresses("ExternalIP")?,
         pod_cidrs,
         annotations: annotations_under(value, FLANNEL)?,
-    })
-}
-
-fn pod(value: &Value<'_>, name: NamespacedName, names: &mut Names) -> Result<LocalPod, Wrong> {
-    let uid = at(value, "metadata", |metadata| at(metadata, "uid", text))?;
-    let node_name = at(value, "spec", |spec| at(spec, "nodeName", text))?;
-    Ok(LocalPod {
-        name,
-        uid: uid.unwrap_or_default().into(),
-        node_name: names.intern(node_name.unwrap_or_default()),
-        annotations: annotations_under(value, OURS)?,
     })
 }
 
