@@ -42,7 +42,7 @@ fn link() -> impl Strategy<Value = Link> {
         kind: "veth".to_owned(),
         peer: Some(peer),
         is_peer_elsewhere,
-        is_uplink: false,
+        ..Link::default()
     })
 }
 
