@@ -7,5 +7,6 @@ mod bpf;
 pub mod frames;
 pub mod lab;
 pub mod matrix;
+pub mod packets;
 pub mod runtime;
 pub mod testrun;

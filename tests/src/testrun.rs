@@ -20,6 +20,10 @@ const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 pub const NEXT: u32 = u32::MAX;
 /// `TC_ACT_SHOT`: dropped.
 pub const SHOT: u32 = 2;
+/// `TC_ACT_REDIRECT`: on its way somewhere else.
+pub const REDIRECT: u32 = 7;
+/// By so much a frame may grow.
+const ROOM: usize = 64;
 /// The device that test input comes from, unless it says otherwise: the loopback of the caller's network namespace.
 pub const IFINDEX: u32 = 1;
 
@@ -63,15 +67,23 @@ impl Program {
 
     /// What it says of a frame.
     pub fn verdict(&self, frame: &[u8]) -> Result<u32> {
-        self.run(frame, 1).map(|(verdict, _)| verdict)
+        self.run(frame, &mut [], 1).map(|(attr, _)| attr.retval)
     }
 
-    /// The time for a frame `repeat` times over.
+    /// What it says of a frame, and what it makes of it.
+    pub fn pass(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+        let mut out = vec![0; frame.len() + ROOM];
+        let (attr, _) = self.run(frame, &mut out, 1)?;
+        out.truncate(usize::try_from(attr.data_size_out)?);
+        Ok((attr.retval, out))
+    }
+
+    /// The time for a frame `repeat` times over. What it makes of the frame is what it sees next.
     pub fn time(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
-        self.run(frame, repeat).map(|(_, time)| time)
+        self.run(frame, &mut [], repeat).map(|(_, time)| time)
     }
 
-    fn run(&self, frame: &[u8], repeat: u32) -> Result<(u32, Duration)> {
+    fn run(&self, frame: &[u8], out: &mut [u8], repeat: u32) -> Result<(RunAttr, Duration)> {
         let mut attr = RunAttr {
             prog_fd: self.0.as_raw_fd().cast_unsigned(),
             data_size_in: u32::try_from(frame.len())?,
@@ -79,9 +91,13 @@ impl Program {
             repeat,
             ..RunAttr::default()
         };
+        if !out.is_empty() {
+            attr.data_size_out = u32::try_from(out.len())?;
+            attr.data_out = out.as_mut_ptr().addr() as u64;
+        }
         let start = Instant::now();
         bpf(BPF_PROG_TEST_RUN, &mut attr).context("run a program on a frame")?;
-        Ok((attr.retval, start.elapsed()))
+        Ok((attr, start.elapsed()))
     }
 
     /// Its descriptor.

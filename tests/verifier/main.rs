@@ -1,11 +1,13 @@
 //! The kernel's verifier on every program: that it takes them, and how much work they are to it. Needs root.
 //!
 //! The kernel cannot run programs on sockets on test input, so their logic is pure code that is tested on the host, and
-//! the hooks themselves are tested with real sockets; here it is about loading. The guard's program is run on frames.
+//! the hooks themselves are tested with real sockets; here it is about loading. The programs on
+//! devices are run on frames.
 
 mod cpio;
 mod guard;
 mod old_kernel;
+mod translate;
 
 use std::fmt::Write as _;
 
@@ -16,7 +18,7 @@ use yurt_net::dataplane::bpf::{ProgramSize, trial, trial_as};
 ///
 /// A fifth above what was measured. A higher count costs every start of every agent, and at a million the kernel
 /// refuses; a larger program costs every connect. So a cap is raised when a feature is worth that, in the same commit.
-const CAPS: [(&str, u32, u32); 9] = [
+const CAPS: [(&str, u32, u32); 11] = [
     ("yurt_recvmsg4", 3090, 1350),
     ("yurt_recvmsg6", 2810, 1670),
     ("yurt_getpeer4", 2990, 2360),
@@ -26,6 +28,8 @@ const CAPS: [(&str, u32, u32); 9] = [
     ("yurt_sendmsg4", 40870, 18260),
     ("yurt_sendmsg6", 75270, 31470),
     ("yurt_guard_in", 28500, 21030),
+    ("yurt_xlate_out", 10710, 24740),
+    ("yurt_xlate_in", 28940, 36520),
 ];
 
 #[test]
@@ -44,7 +48,11 @@ fn every_program_loads_and_stays_under_its_caps() -> Result<()> {
 
 fn sizes() -> Result<Vec<ProgramSize>> {
     let trial = trial()?;
-    Ok(trial.sockets.into_iter().chain([trial.guard?]).collect())
+    let sockets = trial.sockets.into_iter();
+    Ok(sockets
+        .chain([trial.guard?])
+        .chain(trial.translate?)
+        .collect())
 }
 
 /// The table that people read, and the programs that are over a cap.

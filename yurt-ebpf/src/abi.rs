@@ -3,7 +3,8 @@
 //! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
 //! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
 //! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
-//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`]: the numbers are part of the pin paths.
+//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`]: the
+//! numbers are part of the pin paths.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "fields are cut out of packed words"
@@ -14,11 +15,16 @@ extern crate alloc;
 
 mod affinity;
 mod guard;
+mod translate;
 
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow, Mac,
     OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
+};
+pub use self::translate::{
+    LIVE_FLOW, LIVE_FLOWS, LIVE_FRAGMENTS, LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey,
+    TRANSLATE_ABI, TRANSLATION_NAMES, TRANSLATIONS, TranslateRow, Translation,
 };
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
@@ -579,7 +585,7 @@ macro_rules! pods {
         #[cfg(not(target_arch = "bpf"))]
         pub fn layout() -> alloc::string::String {
             use core::fmt::Write as _;
-            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}\n");
+            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}, translate ABI {TRANSLATE_ABI}\n");
             $(
                 let _ = writeln!(text, "\n{}: {} bytes", stringify!($type), size_of::<$type>());
                 $(
@@ -631,4 +637,7 @@ pods! {
     Mac: 8 { addr, pad }
     OwnerRow: 8 { ifindex, mode }
     SpoofCounts: 256 { audited, dropped }
+    TranslateRow: 48 { live4, promised4, live6, promised6, mac }
+    LiveKey: 40 { live, remote, remote_port_be, local_port_be, protocol, kind, pad }
+    LiveFlow: 8 { last_ns }
 }

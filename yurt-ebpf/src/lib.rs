@@ -6,4 +6,5 @@
 
 pub mod abi;
 pub mod packet;
+pub mod rewrite;
 pub mod select;

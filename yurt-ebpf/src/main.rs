@@ -1,7 +1,7 @@
 //! The eBPF programs.
 //!
-//! `sock.rs` holds the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send. See
-//! `maps.rs` for every map.
+//! `sock.rs` holds the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send, `translate.rs`
+//! has them appear with the addresses that were promised to them. See `maps.rs` for every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -10,6 +10,7 @@ fn main() {}
 mod guard;
 mod maps;
 mod sock;
+mod translate;
 
 /// Reading the licence is how the kernel decides which helpers a program may call.
 #[cfg(target_arch = "bpf")]

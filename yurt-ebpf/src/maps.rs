@@ -9,8 +9,8 @@ use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
 
 use yurt_ebpf::abi::{
     Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
-    FrontendKey4, FrontendKey6, GUARD_PLAIN, GuardRow, NetnsRow, OwnerRow, PlainRow, ServiceRow,
-    SpoofCounts, TcpPeer, UdpPeers,
+    FrontendKey4, FrontendKey6, GUARD_PLAIN, GuardRow, LIVE_FLOWS, LiveFlow, LiveKey, NetnsRow,
+    OwnerRow, PlainRow, ServiceRow, SpoofCounts, TRANSLATIONS, TcpPeer, TranslateRow, UdpPeers,
 };
 use yurt_ebpf::packet::Claims;
 
@@ -99,3 +99,16 @@ pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_en
 /// know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
 #[map(name = "yurt_claims")]
 pub(crate) static CLAIMS: PerCpuArray<Claims> = PerCpuArray::with_max_entries(1, 0);
+
+// Translation's. They are made where something is translated.
+
+/// Index of a Pod's interface on the host's side -> which addresses it has, and which were promised to it.
+#[map(name = "yurt_xlate")]
+pub(crate) static XLATE: HashMap<u32, TranslateRow> =
+    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
+/// Flows that came in at live addresses.
+#[map(name = "yurt_live")]
+pub(crate) static LIVE: LruHashMap<LiveKey, LiveFlow> = LruHashMap::with_max_entries(LIVE_FLOWS, 0);
+/// What was done, by `Translation`.
+#[map(name = "yurt_xl_count")]
+pub(crate) static XLATE_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(TRANSLATIONS, 0);

@@ -96,12 +96,12 @@ pub struct Finding {
 }
 
 const ETH_SOURCE: usize = 6;
-const ETH_TYPE: usize = 12;
+pub(crate) const ETH_TYPE: usize = 12;
 /// Length of an Ethernet header without tags.
-const ETH: usize = 14;
-const ETH_IPV4: u16 = 0x0800u16.to_be();
-const ETH_ARP: u16 = 0x0806u16.to_be();
-const ETH_IPV6: u16 = 0x86ddu16.to_be();
+pub(crate) const ETH: usize = 14;
+pub(crate) const ETH_IPV4: u16 = 0x0800u16.to_be();
+pub(crate) const ETH_ARP: u16 = 0x0806u16.to_be();
+pub(crate) const ETH_IPV6: u16 = 0x86ddu16.to_be();
 const ETH_VLAN: u16 = 0x8100u16.to_be();
 const ETH_SERVICE_VLAN: u16 = 0x88a8u16.to_be();
 
@@ -158,11 +158,11 @@ const MAX_ND_OPTIONS: usize = 4;
 const MAX_EXTENSION_HEADERS: usize = 4;
 
 /// An IPv6 address as two words of memory.
-type Words = (u64, u64);
+pub(crate) type Words = (u64, u64);
 
-const UNSPECIFIED: Words = (0, 0);
+pub(crate) const UNSPECIFIED: Words = (0, 0);
 
-const fn mapped(addr: u32) -> Words {
+pub(crate) const fn mapped(addr: u32) -> Words {
     (
         0,
         (0xffff_u64 << 32).to_be() | u64::from_ne_bytes(tail(addr)),
@@ -174,7 +174,7 @@ const fn tail(addr: u32) -> [u8; 8] {
     [0, 0, 0, 0, a, b, c, d]
 }
 
-const fn bytes((high, low): Words) -> [u8; 16] {
+pub(crate) const fn bytes((high, low): Words) -> [u8; 16] {
     let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) =
         (high.to_ne_bytes(), low.to_ne_bytes());
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
@@ -587,4 +587,4 @@ impl Claims {
 #[cfg(test)]
 mod proptests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

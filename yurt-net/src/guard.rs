@@ -126,12 +126,20 @@ pub struct Link {
     pub is_uplink: bool,
     /// It is up, and so is what it is plugged into.
     pub has_carrier: bool,
+    /// Index of the device that it is a part of, as a bridge.
+    pub controller: Option<u32>,
 }
 
 /// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
 const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
 
 impl Link {
+    /// Whether it leads where it led when it was written down, as far as that is known.
+    pub fn is_still(&self, host: HostSide) -> bool {
+        let is_known = host.peer.is_some() && self.peer.is_some();
+        self.ifindex == host.ifindex && (!is_known || host.peer == self.peer)
+    }
+
     /// Whether it leads to a Pod.
     pub fn leads_to_pod(&self, policy: &Policy) -> bool {
         if UNTOUCHED.contains(&self.name.as_str()) {
@@ -280,17 +288,16 @@ fn place(
     guarded: &BTreeMap<u32, &Link>,
     complain: &mut impl FnMut(String),
 ) -> Option<u32> {
-    let HostSide { ifindex, peer } = host;
     // On its way in or out: it will come, or the Pod is gone.
-    let link = guarded.get(&ifindex)?;
-    if peer.is_some() && link.peer.is_some() && peer != link.peer {
+    let link = guarded.get(&host.ifindex)?;
+    if !link.is_still(host) {
         complain(format!(
-            "device {ifindex} ({}) leads elsewhere by now",
-            link.name
+            "device {} ({}) leads elsewhere by now",
+            link.ifindex, link.name
         ));
         return None;
     }
-    Some(ifindex)
+    Some(link.ifindex)
 }
 
 fn row(

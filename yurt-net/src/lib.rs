@@ -18,3 +18,4 @@ pub mod selftest;
 pub mod source;
 pub mod status;
 pub mod table;
+pub mod translate;

@@ -2,7 +2,6 @@
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
-use std::time::Duration;
 
 use anyhow::Result;
 use anyhow::ensure;
@@ -13,10 +12,8 @@ use yurt_net::guard::Mode;
 use yurt_net::guard::Row;
 
 use super::Options;
-use super::report::Claim;
+use super::frame::cost;
 use super::report::Measure;
-use super::report::Noise;
-use super::report::Series;
 use crate::frames::Host;
 use crate::frames::OTHER;
 use crate::frames::POD;
@@ -64,30 +61,10 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let (mut series, mut claims) = (Vec::new(), Vec::new());
     for (name, frame, is_judged) in frames() {
         ensure!(program.verdict(&frame)? == NEXT, "{name}: found fault with");
-        let rounds = rounds(&program, &empty, &frame, options)?;
-        let of = |which: usize| rounds.iter().map(move |round| round[which]);
-        series.push(Series::new(
-            format!("{name}, empty program"),
-            &of(0).collect::<Vec<_>>(),
-        ));
-        series.push(Series::new(
-            format!("{name}, guard"),
-            &of(1).collect::<Vec<_>>(),
-        ));
-        let least = |which: usize| of(which).fold(f64::INFINITY, f64::min);
-        // The least of the rounds: what else runs can only add to it.
-        let [first, guarded, again] = [0, 1, 2].map(least);
-        let what = format!("{name}, over a program that does nothing");
-        let claim = Claim::new(what, "ns", vec![guarded - first.min(again)]);
-        claims.push(if is_judged {
-            let noise = Noise {
-                floor: (first - again).abs(),
-                margin: TARGET_NS,
-            };
-            claim.at_most_above_noise(TARGET_NS, noise)
-        } else {
-            claim
-        });
+        let bound = is_judged.then_some(TARGET_NS);
+        let (both, claim) = cost((name, NAME), [&empty, &program], &frame, bound, options)?;
+        series.extend(both);
+        claims.push(claim);
     }
     Ok(Measure {
         name: NAME,
@@ -144,22 +121,4 @@ fn row(host: Host) -> Row {
         own: own.map(IpNetwork::from).into(),
         extra: Vec::new(),
     }
-}
-
-/// Nanoseconds a frame: the empty program, the guard, the empty program again.
-fn rounds(
-    program: &Program,
-    empty: &Program,
-    frame: &[u8],
-    options: &Options,
-) -> Result<Vec<[f64; 3]>> {
-    // Short enough to fall between what else the machine does.
-    let repeat = 10_000;
-    let nanos = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(repeat);
-    (0..options.rounds(501))
-        .map(|_| {
-            let time = |program: &Program| program.time(frame, repeat).map(nanos);
-            Ok([time(empty)?, time(program)?, time(empty)?])
-        })
-        .collect()
 }

@@ -8,6 +8,7 @@
 //! | [`memory`] | an agent's memory, with a bound |
 //! | [`retain`] | an IPAM plugin with host-local's, by turns; with bounds |
 //! | [`guard`] | the guard's program on frames, over one that does nothing, with a bound |
+//! | [`translate`] | the same of translation's, with a bound |
 //! | [`reboot`] | an agent after a reboot without the cloud, with a bound |
 //! | [`vtep`] | the time until a vxlan device that is made again has its MAC, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
@@ -17,6 +18,7 @@
 
 pub mod bpf;
 pub mod flips;
+pub mod frame;
 pub mod guard;
 pub mod kube;
 pub mod latency;
@@ -29,6 +31,7 @@ pub mod retain;
 pub mod sockets;
 pub mod stats;
 pub mod tables;
+pub mod translate;
 pub mod universe;
 pub mod vtep;
 pub mod worker;
@@ -85,6 +88,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         memory::NAME,
         retain::NAME,
         guard::NAME,
+        translate::NAME,
         reboot::NAME,
         vtep::NAME,
         kube::NAME,
@@ -109,12 +113,13 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 8] = [
+    let others: [(&str, Take); 9] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
         (retain::NAME, retain::measure),
         (guard::NAME, guard::measure),
+        (translate::NAME, translate::measure),
         (reboot::NAME, reboot::measure),
         (vtep::NAME, vtep::measure),
         (kube::NAME, kube::measure),

@@ -37,6 +37,8 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/abi/",
     "yurt-ebpf/src/packet.rs",
     "yurt-ebpf/src/packet/",
+    "yurt-ebpf/src/rewrite.rs",
+    "yurt-ebpf/src/rewrite/",
     "yurt-ebpf/src/select.rs",
     "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
@@ -77,6 +79,8 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/preferred/charge.rs",
     "yurt-net/src/table.rs",
     "yurt-net/src/table/",
+    "yurt-net/src/translate.rs",
+    "yurt-net/src/translate/",
 ];
 
 /// What a pure file must not mention. A leading `*` matches at any depth of the path.

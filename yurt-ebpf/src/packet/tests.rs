@@ -5,7 +5,7 @@ use crate::abi::{GUARD_AUDIT, Mac, REASON_NAMES};
 
 #[expect(unreachable_pub, reason = "public in the crate of the tests")]
 #[path = "../../../tests/src/frames.rs"]
-pub(super) mod frames;
+pub(crate) mod frames;
 
 use self::frames::{Host, OTHER, POD, arp, fixtures, ipv4, tagged, udp, udp6};
 

@@ -7,6 +7,7 @@
 //!     state-v1/               state maps, by state ABI
 //!     links/                  one link for each program on sockets
 //!     guard-v1/               maps and program of the guard, by guard ABI
+//!     translate-v1/           maps and programs of translation, by its ABI
 //!     tc/                     one pin for each program on a device
 //! ```
 //!
@@ -29,7 +30,9 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use yurt_ebpf::abi;
 
-pub(super) use self::load::{LoadedProgram, guard_maps, is_pinned_as, load_guard, object};
+pub(super) use self::load::{
+    LoadedProgram, guard_maps, is_pinned_as, load_guard, load_translate, object, translate_maps,
+};
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
 use self::table::Table;

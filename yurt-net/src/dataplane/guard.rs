@@ -14,10 +14,9 @@
 //! device only once somebody has written the device's row and attached it there, and goes with it.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -25,15 +24,16 @@ use yurt_ebpf::abi;
 
 use super::DataplaneError;
 use super::bpf::{
-    LoadedProgram, at, check_bpffs, create_dir, guard_maps, is_pinned_as, load_guard, map_array,
-    object, on_map, open_map, possible_cpus,
+    LoadedProgram, guard_maps, load_guard, map_array, on_map, open_map, possible_cpus,
 };
+use super::pinned::{Place, directory, on_program};
 use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
 use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
-const PROGRAM: &str = "yurt_guard_in";
+pub(super) const PROGRAM: &str = "yurt_guard_in";
+const FEATURE: &str = "guard";
 
 /// What was found on a device, by the names of [`abi::REASON_NAMES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,31 +71,28 @@ pub struct Guard {
 impl Guard {
     /// For the agent: takes the maps over, and puts this binary's program in the place of the one that is pinned.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
-        let place = Place::lock(bpffs)?;
-        let program = place.load()?;
-        place.finish(program.fd, program.id, method)
+        let place = Place::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
+        let program = load(&place)?;
+        finish(&place, program.fd, program.id, method)
     }
 
     /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is not.
     pub fn open(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
-        let place = Place::lock(bpffs)?;
-        let are_maps_there = guard_maps()
-            .iter()
-            .all(|(name, info)| is_pinned_as(&place.dir.join(name), info));
-        if are_maps_there && let Ok(program) = sys::object_get(&place.dir.join(PROGRAM)) {
-            let info = sys::program_info(program.as_fd()).map_err(on_program("inspect"))?;
-            return place.finish(program, info.id, method);
+        let place = Place::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
+        if place.has_maps(&guard_maps())
+            && let Ok(program) = sys::object_get(&place.dir.join(PROGRAM))
+        {
+            let info = sys::program_info(program.as_fd());
+            let info = info.map_err(on_program("inspect", PROGRAM))?;
+            return finish(&place, program, info.id, method);
         }
-        let program = place.load()?;
-        place.finish(program.fd, program.id, method)
+        let program = load(&place)?;
+        finish(&place, program.fd, program.id, method)
     }
 
     /// Takes the guard off all devices, and forgets what it knew. Nothing is loaded for that.
     pub fn withdraw(bpffs: &Path) -> Result<(), DataplaneError> {
-        let dir = bpffs
-            .join("yurt-net")
-            .join(format!("guard-v{}", abi::GUARD_ABI));
-        if !dir.exists() {
+        if !directory(bpffs, FEATURE, abi::GUARD_ABI).exists() {
             return Ok(());
         }
         let applied = Self::open(bpffs, None)?.bring_to(&GuardImage::default())?;
@@ -108,6 +105,7 @@ impl Guard {
             id: self.program_id,
             hook: Hook::Ingress,
             fd: self.program.as_fd(),
+            after: None,
         }
     }
 
@@ -287,83 +285,39 @@ impl SpoofCounters {
     }
 }
 
-/// The directory of the guard's pins, which nobody else loads into.
-struct Place {
-    root: PathBuf,
-    dir: PathBuf,
-    _lock: File,
+/// Loads the program against the pinned maps, makes those that are not there, and pins it.
+fn load(place: &Place) -> Result<LoadedProgram, DataplaneError> {
+    place.clear(&guard_maps())?;
+    let (program, _) = load_guard(Some(&place.dir))?;
+    place.pin(&program)?;
+    Ok(program)
 }
 
-impl Place {
-    fn lock(bpffs: &Path) -> Result<Self, DataplaneError> {
-        sys::raise_memlock();
-        check_bpffs(bpffs)?;
-        let root = bpffs.join("yurt-net");
-        let dir = root.join(format!("guard-v{}", abi::GUARD_ABI));
-        create_dir(&root)?;
-        create_dir(&dir)?;
-        let lock = File::open(&dir).map_err(at("open", &dir))?;
-        lock.lock().map_err(at("lock", &dir))?;
-        Ok(Self {
-            root,
-            dir,
-            _lock: lock,
-        })
-    }
-
-    /// Loads the program against the pinned maps, makes those that are not there, and pins it.
-    fn load(&self) -> Result<LoadedProgram, DataplaneError> {
-        object()?;
-        for (name, info) in guard_maps() {
-            // Somebody else's: what it holds cannot be kept.
-            let pin = self.dir.join(name);
-            if pin.exists() && !is_pinned_as(&pin, &info) {
-                fs::remove_file(&pin).map_err(at("remove", &pin))?;
-            }
-        }
-        let (program, _) = load_guard(Some(&self.dir))?;
-        let (pin, next) = (self.dir.join(PROGRAM), self.dir.join("next"));
-        if next.exists() {
-            fs::remove_file(&next).map_err(at("remove", &next))?;
-        }
-        sys::object_pin(program.fd.as_fd(), &next).map_err(on_program("pin"))?;
-        fs::rename(&next, &pin).map_err(at("rename", &next))?;
-        Ok(program)
-    }
-
-    fn finish(
-        self,
-        program: OwnedFd,
-        program_id: u32,
-        method: Option<Method>,
-    ) -> Result<Guard, DataplaneError> {
-        let tc_program = TcProgram {
-            name: PROGRAM,
-            id: program_id,
-            hook: Hook::Ingress,
-            fd: program.as_fd(),
-        };
-        let method = method.unwrap_or_else(|| Method::of_this_kernel(&tc_program));
-        Ok(Guard {
-            rows: open_map(&self.dir, "yurt_guard")?,
-            plain: map_array(&self.dir, "yurt_plain", abi::GUARD_PLAIN)?,
-            owners: open_map(&self.dir, "yurt_owner")?,
-            spoofs: open_map(&self.dir, "yurt_spoof")?,
-            all_spoofs: open_map(&self.dir, "yurt_spoof_all")?,
-            cpus: possible_cpus()?,
-            tc: Tc::open(&self.root, method)?,
-            program,
-            program_id,
-        })
-    }
-}
-
-fn on_program(operation: &'static str) -> impl Fn(std::io::Error) -> DataplaneError {
-    move |source| DataplaneError::Link {
-        operation,
-        program: PROGRAM,
-        source,
-    }
+fn finish(
+    place: &Place,
+    program: OwnedFd,
+    program_id: u32,
+    method: Option<Method>,
+) -> Result<Guard, DataplaneError> {
+    let tc_program = TcProgram {
+        name: PROGRAM,
+        id: program_id,
+        hook: Hook::Ingress,
+        fd: program.as_fd(),
+        after: None,
+    };
+    let method = method.unwrap_or_else(|| Method::of_this_kernel(&tc_program));
+    Ok(Guard {
+        rows: open_map(&place.dir, "yurt_guard")?,
+        plain: map_array(&place.dir, "yurt_plain", abi::GUARD_PLAIN)?,
+        owners: open_map(&place.dir, "yurt_owner")?,
+        spoofs: open_map(&place.dir, "yurt_spoof")?,
+        all_spoofs: open_map(&place.dir, "yurt_spoof_all")?,
+        cpus: possible_cpus()?,
+        tc: Tc::open(&place.root, method)?,
+        program,
+        program_id,
+    })
 }
 
 // === Encoding: guard -> abi, and back ===

@@ -8,9 +8,11 @@ pub mod clients;
 pub mod guard;
 pub mod memory;
 pub mod netlink;
+mod pinned;
 pub mod sockets;
 mod sys;
 pub mod tc;
+pub mod translate;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

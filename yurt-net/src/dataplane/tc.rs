@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub struct TcProgram<'a> {
     pub hook: Hook,
     /// It.
     pub fd: BorrowedFd<'a>,
+    /// The one of ours on that hook that sees them first, where it is on the device already.
+    pub after: Option<&'static str>,
 }
 
 /// How programs are attached.
@@ -149,7 +151,9 @@ impl Tc {
                 }
             }
         }
-        let link = match tcx_create(program.fd, program.hook, ifindex) {
+        let first = self.first(program, ifindex);
+        let first = first.as_ref().map(|link| link.as_fd());
+        let link = match tcx_create(program.fd, program.hook, ifindex, first) {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
             link => link.map_err(failed("attach"))?,
         };
@@ -158,13 +162,26 @@ impl Tc {
         Ok(Attached::Made)
     }
 
+    /// The link of the program that comes before this one, if it is in place.
+    fn first(&self, program: &TcProgram<'_>, ifindex: u32) -> Option<OwnedFd> {
+        let link = sys::object_get(&self.pin(program.after?, ifindex)).ok()?;
+        let is_there = tcx_program(link.as_fd(), program.hook, ifindex);
+        is_there.is_ok_and(|id| id.is_some()).then_some(link)
+    }
+
     fn attach_filter(
         &self,
         program: &TcProgram<'_>,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
-        let TcProgram { name, id, hook, fd } = *program;
+        let TcProgram {
+            name,
+            id,
+            hook,
+            fd,
+            after,
+        } = *program;
         let mut filters = Filters::open().map_err(failed("open netlink for"))?;
         let found = match filters.find(name, hook, ifindex) {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
@@ -179,9 +196,21 @@ impl Tc {
                 let swapped = filters.replace(fd, name, hook, ifindex, filter);
                 swapped.map(|()| Attached::Swapped)
             }
-            None => filters
-                .add(fd, name, hook, ifindex)
-                .map(|()| Attached::Made),
+            None => {
+                let first = match after {
+                    Some(first) => filters.find(first, hook, ifindex),
+                    None => Ok(None),
+                };
+                // Room is left for one that comes later.
+                let lowest = first.map(|first| match (first, after) {
+                    (Some(first), _) => first.priority + 1,
+                    (None, Some(_)) => 2,
+                    (None, None) => 1,
+                });
+                lowest
+                    .and_then(|lowest| filters.add(fd, name, hook, ifindex, lowest))
+                    .map(|()| Attached::Made)
+            }
         };
         let attached = match attached {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),

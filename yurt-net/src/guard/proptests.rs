@@ -43,7 +43,7 @@ fn link() -> impl Strategy<Value = Link> {
         kind: "veth".to_owned(),
         peer: Some(peer),
         is_peer_elsewhere,
-        is_uplink: false,
+        ..Link::default()
     })
 }
 

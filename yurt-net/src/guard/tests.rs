@@ -30,7 +30,7 @@ fn veth(ifindex: u32, peer: u32) -> Link {
         kind: "veth".to_owned(),
         peer: Some(peer),
         is_peer_elsewhere: true,
-        is_uplink: false,
+        ..Link::default()
     }
 }
 

@@ -85,6 +85,7 @@ pub fn as_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
             LinkAttribute::LinkNetNsId(_) => link.is_peer_elsewhere = true,
+            LinkAttribute::Controller(controller) => link.controller = Some(*controller),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {
                     if let LinkInfo::Kind(kind) = info {

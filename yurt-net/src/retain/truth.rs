@@ -100,12 +100,7 @@ fn is_live(entry: &Entry, devices: Option<&[Link]>) -> bool {
     let (Some(host), Some(devices)) = (entry.host, devices) else {
         return true;
     };
-    let mut devices = devices.iter();
-    let device = devices.find(|device| device.ifindex == host.ifindex);
-    device.is_some_and(|device| {
-        let is_known = host.peer.is_some() && device.peer.is_some();
-        !is_known || host.peer == device.peer
-    })
+    devices.iter().any(|device| device.is_still(host))
 }
 
 #[cfg(test)]

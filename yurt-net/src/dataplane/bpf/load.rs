@@ -37,6 +37,11 @@ const HOOKS: [(&str, u32); 8] = [
 
 /// The guard; attached to devices, at their ingress.
 const GUARD: &str = "yurt_guard_in";
+/// Translation; to a Pod at egress, from it at ingress.
+const TRANSLATE: [&str; 2] = ["yurt_xlate_out", "yurt_xlate_in"];
+
+/// What the compiler may call instead of writing it out.
+const COMPILER_CALLS: [&str; 2] = ["memset", "memcpy"];
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -73,6 +78,8 @@ pub struct Trial {
     pub has_set_retval: bool,
     /// The guard, which Services do without.
     pub guard: Result<ProgramSize, DataplaneError>,
+    /// Translation, likewise.
+    pub translate: Result<[ProgramSize; 2], DataplaneError>,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them?
@@ -83,6 +90,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         sockets,
         has_set_retval,
         guard: load_guard(None).map(|(_, size)| size),
+        translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
     })
 }
 
@@ -211,6 +219,24 @@ pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 5] {
     ]
 }
 
+pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
+    let counts = BPF_MAP_TYPE_PERCPU_ARRAY;
+    [
+        (
+            "yurt_xlate",
+            info::<u32, abi::TranslateRow>(BPF_MAP_TYPE_HASH, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_live",
+            info::<abi::LiveKey, abi::LiveFlow>(BPF_MAP_TYPE_LRU_HASH, abi::LIVE_FLOWS, 0),
+        ),
+        (
+            "yurt_xl_count",
+            info::<u32, u64>(counts, abi::TRANSLATIONS, 0),
+        ),
+    ]
+}
+
 pub(in crate::dataplane) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
     sys::object_get(path)
         .and_then(|map| sys::map_info(map.as_fd()))
@@ -263,7 +289,8 @@ fn load(
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
         ("PEER_MASK", state.peers - 1),
     ];
-    let object = Object::new(object()?, |name| name != GUARD, &switches, &plans)?;
+    let is_on_sockets = |name: &str| name != GUARD && !TRANSLATE.contains(&name);
+    let object = Object::new(object()?, is_on_sockets, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
@@ -279,21 +306,42 @@ fn load(
 pub(in crate::dataplane) fn load_guard(
     pins: Option<&Path>,
 ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
-    let plans = guard_maps().map(|(name, MapInfo { max_entries, .. })| {
-        let pin = pins.map(|pins| pins.join(name));
-        (name, MapPlan { max_entries, pin })
-    });
-    let mut plans = BTreeMap::from(plans);
+    let mut plans = pinned_in(pins, &guard_maps());
     // The program's own.
     let claims = MapPlan {
         max_entries: 1,
         pin: None,
     };
     plans.insert("yurt_claims", claims);
-    // All of it is one function, apart from what the compiler calls.
-    let is_wanted = |name: &str| name == GUARD || name == "memset";
-    let object = Object::new(object()?, is_wanted, &[], &plans)?;
+    let object = on_devices(&[GUARD], &plans)?;
     load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
+}
+
+/// Loads translation likewise: to the Pod, and from it.
+pub(in crate::dataplane) fn load_translate(
+    pins: Option<&Path>,
+) -> Result<[(LoadedProgram, ProgramSize); 2], DataplaneError> {
+    let object = on_devices(&TRANSLATE, &pinned_in(pins, &translate_maps()))?;
+    let load = |name| load_program(&object, name, sys::PROG_TYPE_SCHED_CLS, 0);
+    let [to_pod, from_pod] = TRANSLATE;
+    Ok([load(to_pod)?, load(from_pod)?])
+}
+
+fn pinned_in<'a>(pins: Option<&Path>, maps: &[(&'a str, MapInfo)]) -> BTreeMap<&'a str, MapPlan> {
+    let plans = maps.iter().map(|&(name, MapInfo { max_entries, .. })| {
+        let pin = pins.map(|pins| pins.join(name));
+        (name, MapPlan { max_entries, pin })
+    });
+    plans.collect()
+}
+
+/// The object with programs on devices only. Each is one function, apart from what the compiler calls.
+fn on_devices(
+    programs: &[&str],
+    plans: &BTreeMap<&str, MapPlan>,
+) -> Result<Object, DataplaneError> {
+    let is_wanted = |name: &str| programs.contains(&name) || COMPILER_CALLS.contains(&name);
+    Object::new(object()?, is_wanted, &[], plans)
 }
 
 fn load_program(

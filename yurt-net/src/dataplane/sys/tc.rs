@@ -17,6 +17,8 @@ const TCX_EGRESS: u32 = 47;
 const LINK_TYPE_TCX: u32 = 11;
 /// `BPF_F_BEFORE`; without another program to be before of, it means all.
 const BEFORE: u32 = 1 << 3;
+/// `BPF_F_AFTER`, of a link (`BPF_F_LINK`).
+const AFTER_LINK: u32 = 1 << 4 | 1 << 13;
 
 /// Which packets of a device a program sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,23 +49,39 @@ impl Hook {
 /// Whether this kernel has tcx.
 pub(in crate::dataplane) fn has_tcx(program: BorrowedFd<'_>) -> bool {
     // There is no device 0, which a kernel finds out that knows what is asked of it.
-    let result = tcx_create(program, Hook::Ingress, 0);
+    let result = tcx_create(program, Hook::Ingress, 0, None);
     result.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Attaches a program to a device, before all others there. `ENODEV`: there is no such device.
+/// The attributes of `BPF_LINK_CREATE` up to the last one that tcx has.
+#[repr(C)]
+struct TcxCreateAttr {
+    link: LinkCreateAttr,
+    relative_fd: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// Attaches a program to a device, before all others there but the one of `first`, which it comes right after. `ENODEV`: there is no such
+/// device.
 pub(in crate::dataplane) fn tcx_create(
     program: BorrowedFd<'_>,
     hook: Hook,
     ifindex: u32,
+    first: Option<BorrowedFd<'_>>,
 ) -> io::Result<OwnedFd> {
     owned(bpf(
         BPF_LINK_CREATE,
-        &mut LinkCreateAttr {
-            prog_fd: raw(program),
-            target_fd: ifindex,
-            attach_type: hook.tcx(),
-            flags: BEFORE,
+        &mut TcxCreateAttr {
+            link: LinkCreateAttr {
+                prog_fd: raw(program),
+                target_fd: ifindex,
+                attach_type: hook.tcx(),
+                flags: first.map_or(BEFORE, |_| AFTER_LINK),
+            },
+            relative_fd: first.map_or(0, raw),
+            pad: 0,
+            expected_revision: 0,
         },
     )?)
 }
@@ -121,13 +139,13 @@ const ETH_P_ALL_BE: u32 = 0x0300;
 const HANDLE: u32 = 0x7975_7274;
 /// `struct tcmsg`.
 const TCMSG: usize = 20;
-/// Filters of these priorities are tried: the lowest runs first, and takes no other kind beside the one that is there.
-const PRIORITIES: std::ops::RangeInclusive<u32> = 1..=8;
+/// Filters of so many priorities are tried: the lowest runs first, and takes no other kind beside the one that is there.
+const PRIORITIES: u32 = 8;
 
 /// A filter of ours on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dataplane) struct Filter {
-    priority: u32,
+    pub(in crate::dataplane) priority: u32,
     pub(in crate::dataplane) program_id: u32,
 }
 
@@ -157,13 +175,14 @@ impl Filters {
         }
     }
 
-    /// Adds our filter, and before it the qdisc that it needs. `ENODEV`: there is no such device.
+    /// Adds our filter, of this priority or the next ones, and before it the qdisc that it needs. `ENODEV`: there is no such device.
     pub(in crate::dataplane) fn add(
         &mut self,
         program: BorrowedFd<'_>,
         name: &str,
         hook: Hook,
         ifindex: u32,
+        lowest: u32,
     ) -> io::Result<()> {
         let mut body = tcmsg(ifindex, CLSACT_HANDLE, TC_H_CLSACT, 0);
         attribute(&mut body, TCA_KIND, b"clsact\0");
@@ -175,7 +194,7 @@ impl Filters {
             _ => {}
         }
         let mut result = Ok(());
-        for priority in PRIORITIES {
+        for priority in lowest..lowest + PRIORITIES {
             let body = filter(program, name, hook, ifindex, priority);
             result = self
                 .0

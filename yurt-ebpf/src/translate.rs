@@ -1,0 +1,283 @@
+//! Translation: a Pod is reached at the address that was promised to it, and appears with it, while it has another one.
+//!
+//! On the host's side of the Pod's interface: egress leads to the Pod, ingress comes from it. Translated or not, a packet goes on with
+//! "no opinion" (`TC_ACT_UNSPEC`): the programs of others see it, those at egress as the Pod will see it. Only what is answered in the
+//! Pod's name, or sent by the Pod to itself, turns back.
+//!
+//! Everything goes through helpers, which know whether a checksum is whole or left to the device, and make what is shared with other
+//! packets this one's own.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets in packets are small"
+)]
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+    BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC,
+};
+use aya_ebpf::helpers::generated::{
+    bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail,
+    bpf_skb_load_bytes, bpf_skb_store_bytes,
+};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+
+use yurt_ebpf::abi::{
+    LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey, TRANSLATIONS, TranslateRow, Translation,
+};
+use yurt_ebpf::rewrite::{
+    ADVERTISEMENT_FRAME, Asker, Flows, Follow, Packet, Verdict, arp, from_pod, neighbour, to_pod,
+};
+
+use crate::maps::{LIVE, XLATE, XLATE_COUNT};
+
+/// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older kernels refuse
+/// it, and get the sum of a packet wrong that a device has summed up; such a packet does not come out of a bridge or a router.
+const BPF_F_IPV6: u64 = 1 << 7;
+
+#[classifier]
+#[inline(always)]
+fn yurt_xlate_out(ctx: TcContext) -> i32 {
+    let Some((mut skb, row)) = start(&ctx) else {
+        return TC_ACT_UNSPEC;
+    };
+    let verdict = to_pod(&mut skb, row, &mut LiveFlows);
+    finish(&mut skb, row, verdict, Asker::Anybody)
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_xlate_in(ctx: TcContext) -> i32 {
+    let Some((mut skb, row)) = start(&ctx) else {
+        return TC_ACT_UNSPEC;
+    };
+    let verdict = from_pod(&mut skb, row, &mut LiveFlows);
+    finish(&mut skb, row, verdict, Asker::Itself)
+}
+
+/// A frame of a Pod of which something is translated.
+#[inline(always)]
+fn start(ctx: &TcContext) -> Option<(Skb, &'static TranslateRow)> {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs.
+    let (ifindex, is_tagged, protocol) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*skb).ifindex),
+            core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0,
+            core::ptr::read_volatile(&raw const (*skb).protocol),
+        )
+    };
+    if is_tagged {
+        return None;
+    }
+    // SAFETY: the kernel keeps the entry while the program runs.
+    let row = unsafe { XLATE.get(ifindex) }?;
+    let skb = Skb {
+        skb,
+        ifindex,
+        is_v6: protocol == u32::from(0x86dd_u16.to_be()),
+    };
+    Some((skb, row))
+}
+
+#[inline(always)]
+fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Counted(what) => {
+            count(what);
+            TC_ACT_UNSPEC
+        }
+        Verdict::Back => {
+            count(Translation::ToItself);
+            // Out of the device, through the other program.
+            skb.redirect(0)
+        }
+        Verdict::Arp(address) => {
+            let Some(request) = skb.load(0) else {
+                return TC_ACT_UNSPEC;
+            };
+            match arp(&request, address, row.mac.addr, asker) {
+                Some(answer) => skb.answer(answer, asker),
+                None => TC_ACT_UNSPEC,
+            }
+        }
+        Verdict::Neighbour(address) => {
+            let Some(request) = skb.load(0) else {
+                return TC_ACT_UNSPEC;
+            };
+            match neighbour(&request, &address, row.mac.addr, asker) {
+                Some(answer) => {
+                    let length = ADVERTISEMENT_FRAME as u32;
+                    // SAFETY: the context is valid; nobody holds on to where its data was.
+                    if unsafe { bpf_skb_change_tail(skb.skb, length, 0) } != 0 {
+                        return TC_ACT_UNSPEC;
+                    }
+                    skb.answer(answer, asker)
+                }
+                None => TC_ACT_UNSPEC,
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn count(what: Translation) {
+    // The verifier knows nothing of what an enumeration can be.
+    let what = what as u32;
+    // SAFETY: a read of a valid value; volatile, so that nothing is known of it.
+    let what = unsafe { core::ptr::read_volatile(&raw const what) } & (TRANSLATIONS - 1);
+    if let Some(counter) = XLATE_COUNT.get_ptr_mut(what) {
+        // SAFETY: this CPU's entry; nobody else writes to it.
+        unsafe { *counter += 1 };
+    }
+}
+
+/// A frame in the kernel.
+struct Skb {
+    skb: *mut __sk_buff,
+    ifindex: u32,
+    is_v6: bool,
+}
+
+impl Skb {
+    #[inline(always)]
+    fn redirect(&self, flags: u64) -> i32 {
+        // SAFETY: a call without pointers.
+        unsafe { bpf_redirect(self.ifindex, flags) as i32 }
+    }
+
+    /// Puts an answer in the place of a request, and sends it to whoever asked.
+    #[inline(always)]
+    fn answer<const N: usize>(&mut self, answer: [u8; N], asker: Asker) -> i32 {
+        if self.store(0, answer, false).is_none() {
+            return TC_ACT_UNSPEC;
+        }
+        count(Translation::Answered);
+        self.redirect(match asker {
+            // As if the Pod had sent it.
+            Asker::Anybody => u64::from(BPF_F_INGRESS),
+            Asker::Itself => 0,
+        })
+    }
+}
+
+impl Packet for Skb {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
+        let mut bytes = [0; N];
+        let to = bytes.as_mut_ptr().cast();
+        // SAFETY: `bytes` is valid for writes of its length; the helper checks the offset.
+        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), at as u32, to, N as u32) };
+        (result == 0).then_some(bytes)
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()> {
+        let flags = if is_summed {
+            0
+        } else {
+            u64::from(BPF_F_RECOMPUTE_CSUM)
+        };
+        // SAFETY: `to` is valid for reads of its length; the helper checks the offset.
+        let result = unsafe {
+            bpf_skb_store_bytes(self.skb, at as u32, to.as_ptr().cast(), N as u32, flags)
+        };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn follow_header(&mut self, at: usize, change: u32) -> Option<()> {
+        // SAFETY: the context is valid; the helper checks the offset.
+        let result = unsafe { bpf_l3_csum_replace(self.skb, at as u32, 0, u64::from(change), 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn follow(&mut self, at: usize, change: u32, how: Follow) -> Option<()> {
+        let flags = match how {
+            Follow::Addresses => u64::from(BPF_F_PSEUDO_HDR),
+            Follow::AddressesOfUdp => u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0),
+            Follow::Bytes => 0,
+        };
+        // SAFETY: the context is valid; the helper checks the offset.
+        let replace = |flags| unsafe {
+            bpf_l4_csum_replace(self.skb, at as u32, 0, u64::from(change), flags)
+        };
+        let mut result = -1;
+        if self.is_v6 && flags != 0 {
+            result = replace(flags | BPF_F_IPV6);
+        }
+        if result != 0 {
+            result = replace(flags);
+        }
+        (result == 0).then_some(())
+    }
+}
+
+struct LiveFlows;
+
+impl LiveFlows {
+    /// When it was seen last; an entry may be another's by now, and then only its time is wrong.
+    #[inline(always)]
+    fn find(key: &LiveKey) -> Option<*mut LiveFlow> {
+        LIVE.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn touch(flow: *mut LiveFlow, now: u64) {
+        // SAFETY: the kernel keeps the memory while the program runs.
+        unsafe {
+            if now.wrapping_sub((*flow).last_ns) > LIVE_STEP_NS {
+                (*flow).last_ns = now;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: a call without pointers.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+impl Flows for LiveFlows {
+    #[inline(always)]
+    fn is_live(&mut self, key: &LiveKey, fades: bool) -> bool {
+        let Some(flow) = Self::find(key) else {
+            return false;
+        };
+        if !fades {
+            return true;
+        }
+        let now = now();
+        // SAFETY: the kernel keeps the memory while the program runs.
+        let is_over = now.wrapping_sub(unsafe { (*flow).last_ns }) > LIVE_QUIET_NS;
+        if !is_over {
+            Self::touch(flow, now);
+        }
+        !is_over
+    }
+
+    #[inline(always)]
+    fn remember(&mut self, key: &LiveKey) {
+        let now = now();
+        match Self::find(key) {
+            Some(flow) => Self::touch(flow, now),
+            None => {
+                let flow = LiveFlow { last_ns: now };
+                // Where there is no room for it, the flow appears with the promised address.
+                let _ = LIVE.insert(key, flow, u64::from(BPF_ANY));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn forget(&mut self, key: &LiveKey) {
+        if Self::find(key).is_some() {
+            // Another CPU may be faster.
+            let _ = LIVE.remove(key);
+        }
+    }
+}

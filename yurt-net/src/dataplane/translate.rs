@@ -1,0 +1,281 @@
+//! Translation in the kernel: its maps, its two programs, the devices that they are on, and the routes that lead there.
+//!
+//! ```text
+//! <bpffs>/yurt-net/translate-v1/  locked (flock) by whoever loads; by its ABI
+//!     yurt_xlate              which addresses each Pod has, and which were promised to it
+//!     yurt_live               flows that came in at live addresses: they survive agents
+//!     yurt_xl_count           what was done
+//!     yurt_xlate_out, _in     the programs: to the Pod, from it
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use yurt_ebpf::abi;
+
+use super::DataplaneError;
+use super::bpf::{load_translate, on_map, open_map, possible_cpus, translate_maps};
+use super::guard::PROGRAM as GUARD;
+use super::pinned::{Place, directory};
+use super::sys;
+use super::tc::{Hook, Method, Tc, TcProgram};
+use crate::node::routes::{RouteError, Routes};
+use crate::translate::{Direction, Pair, Row, TranslateImage, TranslateOp, plan};
+
+const FEATURE: &str = "translate";
+
+/// What of a plan could not be written; nothing else is held up by it.
+#[derive(Debug, thiserror::Error)]
+pub enum TranslateError {
+    /// Maps, programs, devices.
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+    /// Routes.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+}
+
+/// Translation's side of the kernel.
+#[derive(Debug)]
+pub struct Translate {
+    programs: BTreeMap<Direction, Program>,
+    rows: OwnedFd,
+    counts: OwnedFd,
+    /// Values of an entry of `counts`.
+    cpus: usize,
+    tc: Tc,
+}
+
+#[derive(Debug)]
+struct Program {
+    name: &'static str,
+    id: u32,
+    fd: OwnedFd,
+}
+
+impl Program {
+    fn on(&self, direction: Direction) -> TcProgram<'_> {
+        let (hook, after) = match direction {
+            Direction::ToPod => (Hook::Egress, None),
+            // The guard looks at what the Pod itself has sent.
+            Direction::FromPod => (Hook::Ingress, Some(GUARD)),
+        };
+        TcProgram {
+            name: self.name,
+            id: self.id,
+            hook,
+            fd: self.fd.as_fd(),
+            after,
+        }
+    }
+}
+
+impl Translate {
+    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned.
+    pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
+        let place = Place::lock(bpffs, FEATURE, abi::TRANSLATE_ABI)?;
+        place.clear(&translate_maps())?;
+        let directions = [Direction::ToPod, Direction::FromPod];
+        let mut programs = BTreeMap::new();
+        for (direction, (loaded, _)) in directions
+            .into_iter()
+            .zip(load_translate(Some(&place.dir))?)
+        {
+            place.pin(&loaded)?;
+            let (name, id, fd) = (loaded.name, loaded.id, loaded.fd);
+            programs.insert(direction, Program { name, id, fd });
+        }
+        let of_this_kernel = |(direction, program): (&Direction, &Program)| {
+            Method::of_this_kernel(&program.on(*direction))
+        };
+        let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
+        Ok(Self {
+            rows: open_map(&place.dir, "yurt_xlate")?,
+            counts: open_map(&place.dir, "yurt_xl_count")?,
+            cpus: possible_cpus()?,
+            tc: Tc::open(&place.root, method.unwrap_or(Method::Clsact))?,
+            programs,
+        })
+    }
+
+    /// Whether an agent has left something, which outlives it.
+    pub fn is_pinned(bpffs: &Path) -> bool {
+        directory(bpffs, FEATURE, abi::TRANSLATE_ABI).exists()
+    }
+
+    /// Reads the maps and the routes, and looks where the programs are.
+    pub fn observe(&self, routes: &Routes) -> Result<TranslateImage, TranslateError> {
+        let rows = sys::map_entries(self.rows.as_fd()).map_err(on_map("read", "yurt_xlate"))?;
+        let mut image = TranslateImage {
+            rows: rows
+                .iter()
+                .map(|(ifindex, row)| (*ifindex, decode(row)))
+                .collect(),
+            routes: routes.ours()?,
+            ..TranslateImage::default()
+        };
+        for (direction, program) in &self.programs {
+            for (ifindex, is_in_place) in self.tc.devices(&program.on(*direction))? {
+                let at = (*direction, ifindex);
+                if is_in_place {
+                    image.attached.insert(at);
+                } else {
+                    image.lost.insert(at);
+                }
+            }
+        }
+        Ok(image)
+    }
+
+    /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
+    pub fn bring_to(
+        &mut self,
+        wanted: &TranslateImage,
+        routes: &Routes,
+    ) -> Result<Vec<TranslateError>, TranslateError> {
+        let observed = self.observe(routes)?;
+        let mut failures = Vec::new();
+        // What is missing for a device.
+        let mut unled: BTreeSet<IpAddr> = BTreeSet::new();
+        let mut unready: BTreeSet<u32> = BTreeSet::new();
+        for op in plan(&observed, wanted) {
+            if let TranslateOp::Attach(Direction::FromPod, ifindex) = op {
+                let row = wanted.rows.get(&ifindex);
+                let mut promised = row.iter().flat_map(|row| row.promised());
+                if unready.contains(&ifindex) || promised.any(|address| unled.contains(&address)) {
+                    continue;
+                }
+            }
+            if let Err(error) = self.write(&op, routes) {
+                match op {
+                    TranslateOp::PutRoute(address, _) => {
+                        unled.insert(address);
+                    }
+                    TranslateOp::PutRow(ifindex, _) | TranslateOp::Attach(_, ifindex) => {
+                        unready.insert(ifindex);
+                    }
+                    _ => {}
+                }
+                failures.push(error);
+            }
+        }
+        Ok(failures)
+    }
+
+    fn write(&mut self, op: &TranslateOp, routes: &Routes) -> Result<(), TranslateError> {
+        match op {
+            TranslateOp::PutRoute(address, device) => routes.put(*address, *device)?,
+            TranslateOp::DeleteRoute(address, device) => routes.delete(*address, *device)?,
+            TranslateOp::PutRow(ifindex, row) => {
+                sys::map_update(self.rows.as_fd(), &[*ifindex], &[encode(row)])
+                    .map_err(on_map("write", "yurt_xlate"))?;
+            }
+            TranslateOp::DeleteRow(ifindex) => {
+                sys::map_delete(self.rows.as_fd(), ifindex)
+                    .map_err(on_map("delete from", "yurt_xlate"))?;
+            }
+            TranslateOp::Attach(direction, ifindex) => {
+                if let Some(program) = self.programs.get(direction) {
+                    self.tc.attach(&program.on(*direction), *ifindex)?;
+                }
+            }
+            TranslateOp::Detach(direction, ifindex) => {
+                if let Some(program) = self.programs.get(direction) {
+                    let TcProgram { name, hook, .. } = program.on(*direction);
+                    self.tc.detach(name, hook, *ifindex)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What it counts, to be read while it is worked on.
+    pub fn counters(&self) -> Result<TranslationCounters, DataplaneError> {
+        let counts = self.counts.try_clone();
+        Ok(TranslationCounters {
+            counts: counts.map_err(on_map("open", "yurt_xl_count"))?,
+            cpus: self.cpus,
+        })
+    }
+}
+
+/// What was done with packets.
+#[derive(Debug)]
+pub struct TranslationCounters {
+    counts: OwnedFd,
+    cpus: usize,
+}
+
+impl TranslationCounters {
+    /// By the names of [`abi::TRANSLATION_NAMES`].
+    pub fn read(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
+        let mut counts = BTreeMap::new();
+        for (index, name) in (0u32..).zip(abi::TRANSLATION_NAMES) {
+            let mut per_cpu = vec![0u64; self.cpus];
+            sys::map_lookup(self.counts.as_fd(), &index, &mut per_cpu)
+                .map_err(on_map("read", "yurt_xl_count"))?;
+            counts.insert(name, per_cpu.iter().sum());
+        }
+        Ok(counts)
+    }
+}
+
+// === Encoding: translate -> abi, and back ===
+
+fn encode(row: &Row) -> abi::TranslateRow {
+    let v4 = row
+        .v4
+        .map(|pair| (pair.live.octets(), pair.promised.octets()));
+    let v6 = row
+        .v6
+        .map(|pair| (pair.live.octets(), pair.promised.octets()));
+    let ((live4, promised4), (live6, promised6)) = (v4.unwrap_or_default(), v6.unwrap_or_default());
+    abi::TranslateRow {
+        live4,
+        promised4,
+        live6,
+        promised6,
+        mac: abi::Mac {
+            addr: row.mac,
+            pad: [0; 2],
+        },
+    }
+}
+
+fn decode(row: &abi::TranslateRow) -> Row {
+    Row {
+        mac: row.mac.addr,
+        v4: (row.promised4 != [0; 4]).then(|| Pair {
+            live: row.live4.into(),
+            promised: row.promised4.into(),
+        }),
+        v6: (row.promised6 != [0; 16]).then(|| Pair {
+            live: row.live6.into(),
+            promised: row.promised6.into(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_written() {
+        let v4 = Some(Pair {
+            live: "10.244.1.20".parse().unwrap(),
+            promised: "10.99.0.5".parse().unwrap(),
+        });
+        let v6 = Some(Pair {
+            live: "fd00:244:1::20".parse().unwrap(),
+            promised: "fd00:99::5".parse().unwrap(),
+        });
+        let mac = [0x0a, 0x58, 10, 99, 0, 5];
+        for (v4, v6) in [(v4, v6), (v4, None), (None, v6)] {
+            let row = Row { mac, v4, v6 };
+            assert_eq!(decode(&encode(&row)), row);
+        }
+    }
+}

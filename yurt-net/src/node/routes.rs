@@ -1,0 +1,207 @@
+//! Routes to single addresses, which lead to Pods that appear with other addresses than they have; and what other routes there are.
+//!
+//! Ours have a protocol of their own, so that they are found again, and nobody else's is touched. In the main table. Calls return when
+//! the kernel has answered; they are for a thread that may wait.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use rtnetlink::{Handle, RouteMessageBuilder};
+
+use super::{NodeError, routes};
+use crate::translate::Route;
+
+/// `rtm_protocol` of our routes, as `ip route` shows it. Nobody else in `/etc/iproute2/rt_protos` has it.
+pub const PROTOCOL: u8 = 121;
+
+/// Routes that cannot be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum RouteError {
+    /// A runtime of its own, or a socket.
+    #[error("open a netlink socket for routes")]
+    Open(#[source] io::Error),
+    /// Those that there are.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// One.
+    #[error("{operation} the route to {address} by device {device}")]
+    Change {
+        /// What was tried.
+        operation: &'static str,
+        /// To where.
+        address: IpAddr,
+        /// Out of which device.
+        device: u32,
+        /// Why not.
+        #[source]
+        source: Box<rtnetlink::Error>,
+    },
+}
+
+/// The routes of the network namespace of whoever opens it.
+pub struct Routes {
+    handle: Handle,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl std::fmt::Debug for Routes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Routes").finish_non_exhaustive()
+    }
+}
+
+impl Routes {
+    /// Must be called, used and dropped on threads that no runtime waits on.
+    pub fn open() -> Result<Self, RouteError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(RouteError::Open)?;
+        let handle = {
+            let _inside = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(RouteError::Open)?;
+            runtime.spawn(connection);
+            handle
+        };
+        Ok(Self { handle, runtime })
+    }
+
+    fn list(&self) -> Result<Vec<RouteMessage>, RouteError> {
+        let [v4, v6] = self.runtime.block_on(routes(&self.handle))?;
+        let all = v4.into_iter().chain(v6);
+        let main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
+        Ok(all.filter(main).collect())
+    }
+
+    /// Those that are ours.
+    pub fn ours(&self) -> Result<BTreeSet<(IpAddr, u32)>, RouteError> {
+        let routes = self.list()?;
+        let ours = routes.iter().filter(|route| is_ours(route));
+        let host = ours.filter_map(|route| {
+            let prefix = destination(route)?;
+            let is_host = prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 };
+            Some((is_host.then(|| prefix.ip())?, device(route)?))
+        });
+        Ok(host.collect())
+    }
+
+    /// All of them, for the planner.
+    pub fn known(&self) -> Result<Vec<Route>, RouteError> {
+        Ok(known(&self.list()?))
+    }
+
+    /// Leads an address out of a device, to a neighbour there. Takes the place of a route of ours, and of nobody else's.
+    pub fn put(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
+        let add = || {
+            let request = self.handle.route().add(message(address, device));
+            self.runtime.block_on(request.execute())
+        };
+        let done = match add() {
+            Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::EEXIST => {
+                for (_, device) in self.ours()?.into_iter().filter(|(of, _)| *of == address) {
+                    self.delete(address, device)?;
+                }
+                add()
+            }
+            done => done,
+        };
+        done.map_err(failed("make", address, device))
+    }
+
+    /// Takes that back. One that is gone is no error.
+    pub fn delete(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
+        let request = self.handle.route().del(message(address, device));
+        match self.runtime.block_on(request.execute()) {
+            Err(rtnetlink::Error::NetlinkError(answer))
+                if matches!(-answer.raw_code(), libc::ESRCH | libc::ENODEV) =>
+            {
+                Ok(())
+            }
+            done => done.map_err(failed("remove", address, device)),
+        }
+    }
+}
+
+fn failed(
+    operation: &'static str,
+    address: IpAddr,
+    device: u32,
+) -> impl FnOnce(rtnetlink::Error) -> RouteError {
+    move |source| RouteError::Change {
+        operation,
+        address,
+        device,
+        source: Box::new(source),
+    }
+}
+
+fn message(address: IpAddr, device: u32) -> RouteMessage {
+    let protocol = RouteProtocol::Other(PROTOCOL);
+    match address {
+        IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(address, 32)
+            .scope(RouteScope::Link)
+            .output_interface(device)
+            .protocol(protocol)
+            .build(),
+        IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(address, 128)
+            .output_interface(device)
+            .protocol(protocol)
+            .build(),
+    }
+}
+
+/// Those of the main table, as the planner wants them.
+pub(super) fn known(routes: &[RouteMessage]) -> Vec<Route> {
+    let known = routes.iter().filter_map(|route| {
+        let has_gateway = route.attributes.iter().any(|attribute| {
+            matches!(
+                attribute,
+                RouteAttribute::Gateway(_) | RouteAttribute::Via(_) | RouteAttribute::MultiPath(_)
+            )
+        });
+        let is_unicast = route.header.kind == RouteType::Unicast;
+        Some(Route {
+            prefix: destination(route)?,
+            link: device(route).filter(|_| is_unicast && !has_gateway),
+            is_hole: matches!(
+                route.header.kind,
+                RouteType::BlackHole | RouteType::Unreachable | RouteType::Prohibit
+            ),
+            is_ours: is_ours(route),
+        })
+    });
+    known.collect()
+}
+
+fn is_ours(route: &RouteMessage) -> bool {
+    route.header.protocol == RouteProtocol::Other(PROTOCOL)
+}
+
+fn destination(route: &RouteMessage) -> Option<IpNetwork> {
+    let address = route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        });
+    IpNetwork::new(address?, route.header.destination_prefix_length).ok()
+}
+
+fn device(route: &RouteMessage) -> Option<u32> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(device) => Some(*device),
+            _ => None,
+        })
+}

@@ -1,0 +1,378 @@
+//! Which Pods appear with another address than they have, and what that takes: from Pods, devices and routes to writes.
+//!
+//! Pure. The ledger says what a Pod has (*live*) and what was promised to it (*promised*), where these differ. It is translated where
+//! nobody else can be given the promised address; where somebody can, the reason is said, and the Pod does with what it has. Of each
+//! family one address is translated, the first.
+//!
+//! The promised address must lead to the Pod on this node: through the bridge that its device is a port of, or through the device
+//! itself. Where no route does, one is made.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use crate::guard::{Complaint, Link};
+use crate::retain::ledger::HostSide;
+
+/// What the operator decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    /// Pods are translated that do not say otherwise.
+    pub is_on: bool,
+    /// Prefixes that the other IPAM leaves out, so that nobody else is given an address of them.
+    pub exclusive: Vec<IpNetwork>,
+}
+
+/// An interface of a Pod that has other addresses than were promised to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// The Pod, as `namespace/name`.
+    pub pod: String,
+    /// Name of the interface inside.
+    pub interface: String,
+    /// Its link-layer address.
+    pub mac: Option<[u8; 6]>,
+    /// What it has.
+    pub live: Vec<IpAddr>,
+    /// What was promised to it instead.
+    pub promised: Vec<IpAddr>,
+    /// `yurt-ipam` has chosen what it has, and gives what is promised to nobody.
+    pub is_ours: bool,
+    /// Where it is.
+    pub host: Option<HostSide>,
+    /// What its annotation says of translation.
+    pub wish: Option<bool>,
+}
+
+/// A route of the node that is no default route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// To where.
+    pub prefix: IpNetwork,
+    /// Out of which device, to neighbours there; `None`: through a gateway, or to nowhere.
+    pub link: Option<u32>,
+    /// It leads to no host at all, as the one that keeps a node's whole block from leaving by the default route.
+    pub is_hole: bool,
+    /// It was made by an agent or a plugin of ours.
+    pub is_ours: bool,
+}
+
+/// The addresses of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pair<A> {
+    /// What the Pod has.
+    pub live: A,
+    /// What it appears with.
+    pub promised: A,
+}
+
+/// What is translated on a device.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Row {
+    /// The Pod's link-layer address.
+    pub mac: [u8; 6],
+    /// IPv4.
+    pub v4: Option<Pair<Ipv4Addr>>,
+    /// IPv6.
+    pub v6: Option<Pair<Ipv6Addr>>,
+}
+
+impl Row {
+    /// The addresses that the Pod appears with.
+    pub fn promised(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.v4.iter().map(|pair| IpAddr::V4(pair.promised));
+        v4.chain(self.v6.iter().map(|pair| IpAddr::V6(pair.promised)))
+    }
+}
+
+/// Which of the two programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Direction {
+    /// What is sent to the promised address goes to the live one.
+    ToPod,
+    /// What comes from the live address appears to come from the promised one.
+    FromPod,
+}
+
+/// All that the kernel holds of it, or should.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TranslateImage {
+    /// By device.
+    pub rows: BTreeMap<u32, Row>,
+    /// Which program is on which device.
+    pub attached: BTreeSet<(Direction, u32)>,
+    /// Where they were, and are no more.
+    pub lost: BTreeSet<(Direction, u32)>,
+    /// Routes of ours: address and device.
+    pub routes: BTreeSet<(IpAddr, u32)>,
+}
+
+/// Why a promise is not kept. The Pod runs with the address that it has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Somebody may get it.
+    #[error(
+        "another IPAM may give {0} to somebody else: have it leave that address out, and name the prefix with --translate-exclusive"
+    )]
+    NotExclusive(IpAddr),
+    /// It is the node's.
+    #[error("{0} is the node's own")]
+    Nodes(IpAddr),
+    /// Somebody has it.
+    #[error("{0} is Pod {1}'s")]
+    Anothers(IpAddr, String),
+    /// It is elsewhere.
+    #[error("the node leads {address} elsewhere, by its route to {prefix}")]
+    LedElsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The route.
+        prefix: IpNetwork,
+    },
+    /// There is nothing to put it on.
+    #[error("the Pod has no other address of the family of {0}")]
+    NoLive(IpAddr),
+    /// One too many.
+    #[error("{0} is one address too many: of each family one is translated")]
+    OneTooMany(IpAddr),
+    /// It cannot be answered for.
+    #[error("the link-layer address of the Pod is not known")]
+    NoMac,
+    /// It is no device that leads to the Pod alone.
+    #[error("the Pod's interface is not the end of a veth device of this node")]
+    NoDevice,
+    /// Nobody knows how that forwards.
+    #[error("its device {device} is part of {controller}, which is no bridge")]
+    NoBridge {
+        /// The Pod's device.
+        device: String,
+        /// What it belongs to.
+        controller: String,
+    },
+}
+
+/// What the kernel should hold. `node_addresses` are nobody's but the node's.
+pub fn compile(
+    pods: &[Candidate],
+    others: &BTreeMap<IpAddr, String>,
+    links: &[Link],
+    node_addresses: &BTreeSet<IpAddr>,
+    routes: &[Route],
+    policy: &Policy,
+) -> (TranslateImage, Vec<Complaint>) {
+    let judge = Judge {
+        others,
+        links,
+        node_addresses,
+        routes,
+        policy,
+    };
+    let mut image = TranslateImage::default();
+    let mut complaints = Vec::new();
+    for pod in pods {
+        // Away, or not wanted.
+        let (Some(host), true) = (pod.host, pod.wish.unwrap_or(policy.is_on)) else {
+            continue;
+        };
+        let mut complain = |refusal: Refusal| {
+            complaints.push(Complaint {
+                pod: pod.pod.clone(),
+                interface: pod.interface.clone(),
+                reason: format!("not translated: {refusal}"),
+            });
+        };
+        match judge.row(pod, host, &image, &mut complain) {
+            Ok(Some((row, routes))) => {
+                image.rows.insert(host.ifindex, row);
+                image.routes.extend(routes);
+                let both = [Direction::ToPod, Direction::FromPod];
+                let attached = both.map(|direction| (direction, host.ifindex));
+                image.attached.extend(attached);
+            }
+            Ok(None) => {}
+            Err(refusal) => complain(refusal),
+        }
+    }
+    (image, complaints)
+}
+
+struct Judge<'a> {
+    /// Who has which address, those that are kept too.
+    others: &'a BTreeMap<IpAddr, String>,
+    links: &'a [Link],
+    node_addresses: &'a BTreeSet<IpAddr>,
+    routes: &'a [Route],
+    policy: &'a Policy,
+}
+
+type Routes = Vec<(IpAddr, u32)>;
+
+impl Judge<'_> {
+    fn row(
+        &self,
+        pod: &Candidate,
+        host: HostSide,
+        image: &TranslateImage,
+        complain: &mut impl FnMut(Refusal),
+    ) -> Result<Option<(Row, Routes)>, Refusal> {
+        if pod.promised.is_empty() {
+            return Ok(None);
+        }
+        let mac = pod.mac.ok_or(Refusal::NoMac)?;
+        let out = self.way_out(host)?;
+        let mut row = Row {
+            mac,
+            ..Row::default()
+        };
+        let mut routes = Vec::new();
+        for &promised in &pod.promised {
+            let kept = self.admit(pod, promised, image).and_then(|live| {
+                let is_free = match promised {
+                    IpAddr::V4(_) => row.v4.is_none(),
+                    IpAddr::V6(_) => row.v6.is_none(),
+                };
+                if !is_free {
+                    return Err(Refusal::OneTooMany(promised));
+                }
+                Ok((live, self.route(promised, out)?))
+            });
+            match kept {
+                Ok((live, route)) => {
+                    match (live, promised) {
+                        (IpAddr::V4(live), IpAddr::V4(promised)) => {
+                            row.v4 = Some(Pair { live, promised });
+                        }
+                        (IpAddr::V6(live), IpAddr::V6(promised)) => {
+                            row.v6 = Some(Pair { live, promised });
+                        }
+                        _ => {}
+                    }
+                    routes.extend(route);
+                }
+                Err(refusal) => complain(refusal),
+            }
+        }
+        let is_any = row.v4.is_some() || row.v6.is_some();
+        Ok(is_any.then_some((row, routes)))
+    }
+
+    /// The address that a promised one is put on.
+    fn admit(
+        &self,
+        pod: &Candidate,
+        promised: IpAddr,
+        image: &TranslateImage,
+    ) -> Result<IpAddr, Refusal> {
+        let mut exclusive = self.policy.exclusive.iter();
+        if !pod.is_ours && !exclusive.any(|prefix| prefix.contains(promised)) {
+            return Err(Refusal::NotExclusive(promised));
+        }
+        if self.node_addresses.contains(&promised) {
+            return Err(Refusal::Nodes(promised));
+        }
+        if let Some(owner) = self.others.get(&promised)
+            && *owner != pod.pod
+        {
+            return Err(Refusal::Anothers(promised, owner.clone()));
+        }
+        if image
+            .rows
+            .values()
+            .any(|row| row.promised().any(|other| other == promised))
+        {
+            let other = "another translated".to_owned();
+            return Err(Refusal::Anothers(promised, other));
+        }
+        let mut live = pod.live.iter();
+        let live = live.find(|live| live.is_ipv4() == promised.is_ipv4());
+        let live = live.filter(|live| **live != promised);
+        live.copied().ok_or(Refusal::NoLive(promised))
+    }
+
+    /// The device that routes to the Pod lead out of: the bridge, or its own.
+    fn way_out(&self, host: HostSide) -> Result<u32, Refusal> {
+        let find = |ifindex| self.links.iter().find(|link| link.ifindex == ifindex);
+        let device = find(host.ifindex).filter(|link| link.is_still(host));
+        let device = device.ok_or(Refusal::NoDevice)?;
+        let Some(controller) = device.controller else {
+            return Ok(device.ifindex);
+        };
+        match find(controller) {
+            Some(bridge) if bridge.kind == "bridge" => Ok(controller),
+            other => Err(Refusal::NoBridge {
+                device: device.name.clone(),
+                controller: other.map_or_else(String::new, |link| link.name.clone()),
+            }),
+        }
+    }
+
+    /// The route that leads an address out of a device; `None` where one does already.
+    fn route(&self, address: IpAddr, out: u32) -> Result<Option<(IpAddr, u32)>, Refusal> {
+        let leading = self.routes.iter().filter(|route| {
+            !route.is_ours && route.prefix.prefix() > 0 && route.prefix.contains(address)
+        });
+        let closest = leading.max_by_key(|route| route.prefix.prefix());
+        match closest {
+            Some(route) if route.link == Some(out) => Ok(None),
+            Some(route) if !route.is_hole => Err(Refusal::LedElsewhere {
+                address,
+                prefix: route.prefix,
+            }),
+            Some(_) | None => Ok(Some((address, out))),
+        }
+    }
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TranslateOp {
+    /// An address leads out of a device.
+    PutRoute(IpAddr, u32),
+    /// This is translated on a device.
+    PutRow(u32, Row),
+    /// A program is to be on a device.
+    Attach(Direction, u32),
+    /// A program is to be on a device no more.
+    Detach(Direction, u32),
+    /// Nothing is translated on a device.
+    DeleteRow(u32),
+    /// An address leads out of a device no more.
+    DeleteRoute(IpAddr, u32),
+}
+
+/// The writes from one image to another, in an order of which every prefix is safe: a Pod appears with an address only while that leads
+/// to it on this node and is translated there.
+pub fn plan(observed: &TranslateImage, wanted: &TranslateImage) -> Vec<TranslateOp> {
+    let mut ops = Vec::new();
+    let routes = wanted.routes.difference(&observed.routes);
+    ops.extend(routes.map(|&(addr, device)| TranslateOp::PutRoute(addr, device)));
+    // Where the row goes, or another Pod's takes its place, what comes from there is left alone first.
+    let ever: BTreeSet<_> = observed.attached.union(&observed.lost).copied().collect();
+    let gone = |direction| {
+        let ever = ever.iter().filter(move |(at, _)| *at == direction);
+        ever.filter(|at| !wanted.attached.contains(*at))
+    };
+    let detach = |&(direction, device): &(_, _)| TranslateOp::Detach(direction, device);
+    ops.extend(gone(Direction::FromPod).map(detach));
+    for (ifindex, row) in &wanted.rows {
+        if observed.rows.get(ifindex) != Some(row) {
+            ops.push(TranslateOp::PutRow(*ifindex, row.clone()));
+        }
+    }
+    // To the Pod first: they sort so.
+    let attach = wanted.attached.difference(&observed.attached);
+    ops.extend(attach.map(|&(direction, device)| TranslateOp::Attach(direction, device)));
+    ops.extend(gone(Direction::ToPod).map(detach));
+    let rows = observed.rows.keys();
+    let rows = rows.filter(|ifindex| !wanted.rows.contains_key(ifindex));
+    ops.extend(rows.copied().map(TranslateOp::DeleteRow));
+    let routes = observed.routes.difference(&wanted.routes);
+    ops.extend(routes.map(|&(addr, device)| TranslateOp::DeleteRoute(addr, device)));
+    ops
+}
+
+#[cfg(test)]
+mod proptests;
+#[cfg(test)]
+mod tests;
