@@ -116,7 +116,7 @@ impl Scene {
             promised: self.promised.to_vec(),
             is_ours: true,
             host: Some(HostSide { ifindex, peer }),
-            wish: None,
+            wish: Wish::Nodes,
         })
     }
 
@@ -138,8 +138,14 @@ impl Scene {
         self.inside(|| {
             let routes = Routes::open()?;
             let known = routes.known()?;
-            let (wanted, complaints) =
-                compile(&self.pods, &[].into(), &links, &[].into(), &known, &policy);
+            let node = Surroundings {
+                owners: &BTreeMap::new(),
+                links: &links,
+                local: &BTreeSet::new(),
+                routes: &known,
+                translated: &BTreeSet::new(),
+            };
+            let (wanted, complaints) = compile(&self.pods, node, &policy);
             ensure!(complaints.is_empty(), "{complaints:?}");
             bring(&self.translate, &wanted, &routes)
         })?
@@ -158,7 +164,8 @@ impl Scene {
 
 fn bring(translate: &Mutex<Translate>, wanted: &TranslateImage, routes: &Routes) -> Result<()> {
     let mut translate = translate.lock().unwrap_or_else(PoisonError::into_inner);
-    let failures = translate.bring_to(wanted, routes)?;
+    let observed = translate.observe(routes)?;
+    let failures = translate.apply(&observed, wanted, routes);
     ensure!(failures.is_empty(), "{failures:?}");
     Ok(())
 }

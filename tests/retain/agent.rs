@@ -455,6 +455,7 @@ fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
         },
         entry: Entry {
             addresses: vec![IpAddr::from([10, 1, 0, last])],
+            promised: Vec::new(),
             mac: None,
             host: None,
             uid: String::new(),

@@ -26,6 +26,8 @@ mod guarding;
 mod probing;
 mod report;
 mod retention;
+mod translating;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::io;

@@ -106,6 +106,9 @@ pub struct Retention {
     pub endpoints_away: usize,
     /// Those whose probes fail while the source is stale; at least half of a set stay in it all the same.
     pub endpoints_failing: usize,
+    /// Packets of Pods that appear with addresses that they had, by what was done with them.
+    #[serde(default)]
+    pub translated_packets: BTreeMap<String, u64>,
     /// The Pods, and containers that are no Pod's.
     pub pods: Vec<GuardedPodStatus>,
 }
@@ -122,8 +125,14 @@ pub struct GuardedPodStatus {
     pub interface: String,
     /// Whether it runs, or its addresses are kept.
     pub state: State,
-    /// Its addresses.
+    /// The addresses that it has, or had last.
     pub addresses: Vec<IpAddr>,
+    /// Those that it had before, and was given others.
+    #[serde(default)]
+    pub promised: Vec<IpAddr>,
+    /// Those of them that it is reached at, and appears with.
+    #[serde(default)]
+    pub translated: Vec<IpAddr>,
     /// Its MAC.
     pub mac: Option<Mac>,
     /// The node's device that leads to it, while that is guarded.
@@ -406,6 +415,7 @@ impl Status {
             "POD",
             "STATE",
             "ADDRESSES",
+            "HAD BEFORE",
             "MAC",
             "GUARDED ON",
             "SPOOFED",
@@ -419,17 +429,25 @@ impl Status {
                 interface,
                 state,
                 addresses,
+                promised,
+                translated,
                 mac,
                 device,
                 audited,
                 dropped,
             } = pod;
             let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            let had = promised.iter().map(|address| {
+                let is_kept = translated.contains(address);
+                format!("{address} {}", if is_kept { "translated" } else { "lost" })
+            });
+            let had: Vec<String> = had.collect();
             let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
             lines.push([
                 format!("{namespace}/{name} ({interface})"),
                 state.to_string(),
                 addresses.join(","),
+                or_none(Some(had.join(", ")).filter(|had| !had.is_empty())),
                 or_none(mac.map(|mac| mac.to_string())),
                 or_none(device.clone()),
                 (audited + dropped).to_string(),

@@ -11,17 +11,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 use crate::guard::{Complaint, Link};
 use crate::retain::ledger::HostSide;
 
 /// What the operator decides.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Policy {
     /// Pods are translated that do not say otherwise.
     pub is_on: bool,
     /// Prefixes that the other IPAM leaves out, so that nobody else is given an address of them.
     pub exclusive: Vec<IpNetwork>,
+}
+
+impl Policy {
+    /// Whether another IPAM gives this address to nobody.
+    pub fn is_exclusive(&self, address: IpAddr) -> bool {
+        self.exclusive.iter().any(|prefix| prefix.contains(address))
+    }
 }
 
 /// An interface of a Pod that has other addresses than were promised to it.
@@ -41,8 +50,19 @@ pub struct Candidate {
     pub is_ours: bool,
     /// Where it is.
     pub host: Option<HostSide>,
-    /// What its annotation says of translation.
-    pub wish: Option<bool>,
+    /// What its annotation says.
+    pub wish: Wish,
+}
+
+/// Whether a Pod is to be translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// It says so, or that it is not.
+    Pods(bool),
+    /// As the node says.
+    Nodes,
+    /// What it says cannot be asked at the moment: as it is.
+    Unknown,
 }
 
 /// A route of the node that is no default route.
@@ -76,6 +96,14 @@ pub struct Row {
     pub v4: Option<Pair<Ipv4Addr>>,
     /// IPv6.
     pub v6: Option<Pair<Ipv6Addr>>,
+}
+
+impl TranslateImage {
+    /// Both programs are on this device.
+    pub fn is_complete(&self, ifindex: u32) -> bool {
+        let mut both = [Direction::ToPod, Direction::FromPod].into_iter();
+        both.all(|direction| self.attached.contains(&(direction, ifindex)))
+    }
 }
 
 impl Row {
@@ -139,9 +167,9 @@ pub enum Refusal {
     /// It cannot be answered for.
     #[error("the link-layer address of the Pod is not known")]
     NoMac,
-    /// It is no device that leads to the Pod alone.
-    #[error("the Pod's interface is not the end of a veth device of this node")]
-    NoDevice,
+    /// Its index is another device's by now.
+    #[error("device {0} leads elsewhere by now")]
+    NoDevice(String),
     /// Nobody knows how that forwards.
     #[error("its device {device} is part of {controller}, which is no bridge")]
     NoBridge {
@@ -152,29 +180,43 @@ pub enum Refusal {
     },
 }
 
-/// What the kernel should hold. `node_addresses` are nobody's but the node's.
+/// What there is on the node.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// Who owns which address, those that are kept too.
+    pub owners: &'a BTreeMap<IpAddr, String>,
+    /// Its devices.
+    pub links: &'a [Link],
+    /// Its own addresses: nobody else's.
+    pub local: &'a BTreeSet<IpAddr>,
+    /// Its routes.
+    pub routes: &'a [Route],
+    /// The devices on which something is translated now.
+    pub translated: &'a BTreeSet<u32>,
+}
+
+/// What the kernel should hold.
 pub fn compile(
     pods: &[Candidate],
-    others: &BTreeMap<IpAddr, String>,
-    links: &[Link],
-    node_addresses: &BTreeSet<IpAddr>,
-    routes: &[Route],
+    node: Surroundings<'_>,
     policy: &Policy,
 ) -> (TranslateImage, Vec<Complaint>) {
-    let judge = Judge {
-        others,
-        links,
-        node_addresses,
-        routes,
-        policy,
-    };
+    let judge = Judge { node, policy };
     let mut image = TranslateImage::default();
     let mut complaints = Vec::new();
     for pod in pods {
-        // Away, or not wanted.
-        let (Some(host), true) = (pod.host, pod.wish.unwrap_or(policy.is_on)) else {
+        // Away.
+        let Some(host) = pod.host else {
             continue;
         };
+        let is_wanted = match pod.wish {
+            Wish::Pods(wish) => wish,
+            Wish::Nodes => policy.is_on,
+            Wish::Unknown => policy.is_on || node.translated.contains(&host.ifindex),
+        };
+        if !is_wanted {
+            continue;
+        }
         let mut complain = |refusal: Refusal| {
             complaints.push(Complaint {
                 pod: pod.pod.clone(),
@@ -198,11 +240,7 @@ pub fn compile(
 }
 
 struct Judge<'a> {
-    /// Who has which address, those that are kept too.
-    others: &'a BTreeMap<IpAddr, String>,
-    links: &'a [Link],
-    node_addresses: &'a BTreeSet<IpAddr>,
-    routes: &'a [Route],
+    node: Surroundings<'a>,
     policy: &'a Policy,
 }
 
@@ -220,7 +258,9 @@ impl Judge<'_> {
             return Ok(None);
         }
         let mac = pod.mac.ok_or(Refusal::NoMac)?;
-        let out = self.way_out(host)?;
+        let Some(out) = self.way_out(host)? else {
+            return Ok(None);
+        };
         let mut row = Row {
             mac,
             ..Row::default()
@@ -264,14 +304,13 @@ impl Judge<'_> {
         promised: IpAddr,
         image: &TranslateImage,
     ) -> Result<IpAddr, Refusal> {
-        let mut exclusive = self.policy.exclusive.iter();
-        if !pod.is_ours && !exclusive.any(|prefix| prefix.contains(promised)) {
+        if !pod.is_ours && !self.policy.is_exclusive(promised) {
             return Err(Refusal::NotExclusive(promised));
         }
-        if self.node_addresses.contains(&promised) {
+        if self.node.local.contains(&promised) {
             return Err(Refusal::Nodes(promised));
         }
-        if let Some(owner) = self.others.get(&promised)
+        if let Some(owner) = self.node.owners.get(&promised)
             && *owner != pod.pod
         {
             return Err(Refusal::Anothers(promised, owner.clone()));
@@ -290,16 +329,21 @@ impl Judge<'_> {
         live.copied().ok_or(Refusal::NoLive(promised))
     }
 
-    /// The device that routes to the Pod lead out of: the bridge, or its own.
-    fn way_out(&self, host: HostSide) -> Result<u32, Refusal> {
-        let find = |ifindex| self.links.iter().find(|link| link.ifindex == ifindex);
-        let device = find(host.ifindex).filter(|link| link.is_still(host));
-        let device = device.ok_or(Refusal::NoDevice)?;
+    /// The device that routes to the Pod lead out of: the bridge, or its own; `None`: there is none.
+    fn way_out(&self, host: HostSide) -> Result<Option<u32>, Refusal> {
+        let find = |ifindex| self.node.links.iter().find(|link| link.ifindex == ifindex);
+        let Some(device) = find(host.ifindex) else {
+            // On its way in or out: it will come, or the Pod is gone.
+            return Ok(None);
+        };
+        if !device.is_still(host) {
+            return Err(Refusal::NoDevice(device.name.clone()));
+        }
         let Some(controller) = device.controller else {
-            return Ok(device.ifindex);
+            return Ok(Some(device.ifindex));
         };
         match find(controller) {
-            Some(bridge) if bridge.kind == "bridge" => Ok(controller),
+            Some(bridge) if bridge.kind == "bridge" => Ok(Some(controller)),
             other => Err(Refusal::NoBridge {
                 device: device.name.clone(),
                 controller: other.map_or_else(String::new, |link| link.name.clone()),
@@ -309,7 +353,7 @@ impl Judge<'_> {
 
     /// The route that leads an address out of a device; `None` where one does already.
     fn route(&self, address: IpAddr, out: u32) -> Result<Option<(IpAddr, u32)>, Refusal> {
-        let leading = self.routes.iter().filter(|route| {
+        let leading = self.node.routes.iter().filter(|route| {
             !route.is_ours && route.prefix.prefix() > 0 && route.prefix.contains(address)
         });
         let closest = leading.max_by_key(|route| route.prefix.prefix());

@@ -2,12 +2,12 @@
 //! node may have a hundred of them when the agent starts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use tokio::task::JoinHandle;
 use tracing::{debug, info};
 
 use super::chain;
+use super::worker::Worker;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
 use crate::guard::{GuardImage, plan};
@@ -26,7 +26,6 @@ struct Order {
 /// What has come of it.
 #[derive(Debug)]
 struct Work {
-    guard: Guard,
     counters: SpoofCounters,
     outcome: Outcome,
 }
@@ -52,13 +51,8 @@ enum WorkError {
 
 /// See the module.
 pub(super) struct Guarding {
-    bpffs: PathBuf,
-    place: Place,
-    /// `None` while a thread has it, and before the first one.
-    guard: Option<Guard>,
+    worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
-    work: Option<JoinHandle<Result<Work, WorkError>>>,
-    next: Option<Order>,
     guarded: BTreeSet<u32>,
     problem: Option<String>,
 }
@@ -67,12 +61,14 @@ impl Guarding {
     /// Nothing is loaded before the first [`Self::bring_to`].
     pub(super) fn new(bpffs: PathBuf, place: Place) -> Self {
         Self {
-            bpffs,
-            place,
-            guard: None,
+            worker: Worker::new(move |guard, order| {
+                match do_work(guard, &bpffs, &place, &order) {
+                    Ok((guard, work)) => (Some(guard), Ok(work)),
+                    // It is loaded anew next time.
+                    Err(error) => (None, Err(error)),
+                }
+            }),
             counters: None,
-            work: None,
-            next: None,
             guarded: BTreeSet::new(),
             problem: None,
         }
@@ -80,42 +76,20 @@ impl Guarding {
 
     /// Has the kernel brought in step with what was planned for these entries; the last order counts.
     pub(super) fn bring_to(&mut self, wanted: GuardImage, entries: &BTreeMap<Key, Entry>) {
-        self.next = Some(Order {
+        self.worker.order(Order {
             wanted,
             entries: entries.clone(),
         });
-        self.start();
-    }
-
-    fn start(&mut self) {
-        if self.work.is_none()
-            && let Some(order) = self.next.take()
-        {
-            let guard = self.guard.take();
-            let (bpffs, place) = (self.bpffs.clone(), self.place.clone());
-            let work = move || do_work(guard, &bpffs, &place, &order);
-            self.work = Some(tokio::task::spawn_blocking(work));
-        }
     }
 
     /// Waits for the thread; true when it must be planned anew. Cancel safe.
     pub(super) async fn done(&mut self) -> bool {
-        let result = match &mut self.work {
-            Some(work) => work.await,
-            None => std::future::pending().await,
-        };
-        self.work = None;
         let mut is_outdated = false;
-        match result {
-            Ok(Ok(Work {
-                guard,
-                counters,
-                outcome,
-            })) => {
+        match self.worker.done().await {
+            Ok(Ok(Work { counters, outcome })) => {
                 if self.counters.is_none() {
                     info!("guarding the Pods of this node");
                 }
-                self.guard = Some(guard);
                 self.counters = Some(counters);
                 match outcome {
                     Outcome::Applied(guarded, failures) => {
@@ -127,11 +101,9 @@ impl Guarding {
                     Outcome::Outdated => is_outdated = true,
                 }
             }
-            // It is loaded anew next time.
             Ok(Err(error)) => self.problem = Some(chain(&error)),
             Err(error) => self.problem = Some(error.to_string()),
         }
-        self.start();
         is_outdated
     }
 
@@ -163,10 +135,10 @@ impl Guarding {
 
 fn do_work(
     guard: Option<Guard>,
-    bpffs: &std::path::Path,
+    bpffs: &Path,
     place: &Place,
     order: &Order,
-) -> Result<Work, WorkError> {
+) -> Result<(Guard, Work), WorkError> {
     let mut guard = match guard {
         Some(guard) => guard,
         None => Guard::load(bpffs, None)?,
@@ -189,9 +161,5 @@ fn do_work(
             Outcome::Applied(guarded, applied.failures)
         }
     };
-    Ok(Work {
-        guard,
-        counters,
-        outcome,
-    })
+    Ok((guard, Work { counters, outcome }))
 }

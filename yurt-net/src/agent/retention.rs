@@ -16,6 +16,7 @@ use tracing::{info, warn};
 use super::cni::CniKeeper;
 use super::guarding::Guarding;
 use super::probing::Probing;
+use super::translating::{Translating, kept_for};
 use super::{Agent, chain};
 use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::guard::{Guard, Spoofs};
@@ -26,11 +27,12 @@ use crate::retain::cni::clock;
 use crate::retain::ledger::store::{Lock, Place, Store};
 use crate::retain::ledger::{Entry, Key, State};
 use crate::retain::plan::{Draft, PodList, release};
-use crate::retain::settings::GuardSettings;
+use crate::retain::settings::{GuardSettings, Settings as _};
 use crate::retain::truth::{Move, Truth};
 use crate::retain::watch::{LedgerWatch, Reading, WatchError};
 use crate::source::preferred::{Freshness, Sources};
 use crate::status::{self, GuardedPodStatus};
+use crate::translate;
 
 /// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
@@ -50,6 +52,7 @@ pub(super) struct Retention {
     /// Pods are asked for, and devices are looked at, whether a plugin has written or not.
     is_probing: bool,
     guarding: Guarding,
+    translating: Translating,
     cni: Option<CniKeeper>,
     complaints: Vec<Complaint>,
     releasing: Option<JoinHandle<Result<usize, WatchError>>>,
@@ -63,6 +66,7 @@ struct Problems {
     ledger: Option<String>,
     devices: Option<String>,
     guard: Option<String>,
+    translation: Option<String>,
     release: Option<String>,
 }
 
@@ -83,6 +87,14 @@ impl Retention {
             let error = chain(&error);
             warn!(error, "the guard of an earlier agent stays where it is");
         }
+        let translation = args.translate.policy();
+        let left = Some(&translation).filter(|policy| **policy != translate::Policy::default());
+        if let Err(error) = translate::Policy::leave(left, &place.state_dir) {
+            warn!(
+                error = chain(&error),
+                "new Pods may have another MAC than the addresses that are kept for them"
+            );
+        }
         let watch = LedgerWatch::new(&place);
         if let Err(error) = &watch {
             warn!(
@@ -98,6 +110,7 @@ impl Retention {
             devices: None,
             is_probing: args.probes.probe_endpoints,
             guarding: Guarding::new(args.place.bpffs.clone(), place.clone()),
+            translating: Translating::new(args.place.bpffs.clone(), translation),
             place,
             cni: (args.cni == CniKeepArg::Install)
                 .then(|| CniKeeper::start(args.cni_place.cni(), args.place.directories())),
@@ -131,6 +144,10 @@ impl Retention {
                     if is_outdated {
                         return;
                     }
+                }
+                () = self.translating.done() => {
+                    let problem = self.translating.problem().cloned();
+                    set(&mut self.problems.translation, "translation", problem);
                 }
                 result = released => {
                     self.releasing = None;
@@ -195,6 +212,9 @@ impl Retention {
         set(&mut self.problems.devices, "devices", problem);
         if self.is_on() {
             self.guard_pods(sources.snapshot(), local);
+            let devices = self.devices.as_deref().unwrap_or_default();
+            self.translating
+                .update(&self.reading, sources.snapshot(), devices, local);
             self.release(sources);
         }
     }
@@ -209,7 +229,8 @@ impl Retention {
         let (Some(settings), Some(devices)) = (&self.settings, &self.devices) else {
             return;
         };
-        let (pods, mut complaints) = guarded_pods(&self.reading, snapshot);
+        let policy = self.translating.policy();
+        let (pods, mut complaints) = guarded_pods(&self.reading, snapshot, policy);
         let none = BTreeSet::new();
         let (wanted, more) = compile(&pods, devices, local.unwrap_or(&none), &settings.policy());
         complaints.extend(more);
@@ -274,11 +295,14 @@ impl Retention {
             ledger,
             devices,
             guard,
+            translation,
             release,
         } = self.problems.clone();
         let cni = self.cni.as_ref().and_then(CniKeeper::problem);
-        let problems = [cni, ledger, devices, guard, release].into_iter().flatten();
-        let complaints = self.complaints.iter().map(|complaint| {
+        let problems = [cni, ledger, devices, guard, translation, release];
+        let problems = problems.into_iter().flatten();
+        let complaints = self.complaints.iter().chain(self.translating.complaints());
+        let complaints = complaints.map(|complaint| {
             let Complaint {
                 pod,
                 interface,
@@ -308,6 +332,12 @@ impl Retention {
             endpoints_moved: 0,
             endpoints_away: 0,
             endpoints_failing: 0,
+            translated_packets: self
+                .translating
+                .packets()
+                .into_iter()
+                .map(|(what, count)| (what.to_owned(), count))
+                .collect(),
             pods,
         }
     }
@@ -329,6 +359,12 @@ impl Retention {
             interface: key.interface.clone(),
             state: entry.state,
             addresses: entry.addresses.clone(),
+            promised: entry.promised.clone(),
+            translated: entry
+                .host
+                .and_then(|host| self.translating.translated().get(&host.ifindex))
+                .cloned()
+                .unwrap_or_default(),
             mac: entry.mac,
             device: device.map(|device| device.name.clone()),
             audited: audited.values().sum(),
@@ -428,6 +464,7 @@ fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
 fn guarded_pods(
     reading: &Reading,
     snapshot: Option<&Snapshot>,
+    translation: &translate::Policy,
 ) -> (Vec<GuardedPod>, Vec<Complaint>) {
     let mut complaints = Vec::new();
     let entries = reading.ledger.entries().iter();
@@ -450,7 +487,12 @@ fn guarded_pods(
             name: key.name.clone(),
             interface: key.interface.clone(),
             mac: entry.mac.map(|mac| mac.0),
-            addresses: entry.addresses.clone(),
+            addresses: entry
+                .addresses
+                .iter()
+                .copied()
+                .chain(kept_for(entry, translation))
+                .collect(),
             host: entry.host,
             extra: extra.unwrap_or_default(),
         }

@@ -38,6 +38,8 @@ struct Row<'a> {
     state: State,
     ipv4: Vec<IpAddr>,
     ipv6: Vec<IpAddr>,
+    /// What it had before, and was given other addresses.
+    promised: &'a [IpAddr],
     mac: Option<Mac>,
     uid: &'a str,
     sandbox: &'a str,
@@ -64,6 +66,7 @@ impl<'a> Row<'a> {
             state: entry.state,
             ipv4: of(true),
             ipv6: of(false),
+            promised: &entry.promised,
             mac: entry.mac,
             uid: &entry.uid,
             sandbox: &entry.container,
@@ -74,7 +77,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn columns(&self) -> [String; 8] {
+    fn columns(&self) -> [String; 9] {
         const NONE: &str = "-";
         let list = |addresses: &[IpAddr]| match addresses {
             [] => NONE.to_owned(),
@@ -97,6 +100,7 @@ impl<'a> Row<'a> {
             age(self.seconds),
             list(&self.ipv4),
             list(&self.ipv6),
+            list(self.promised),
             self.mac
                 .map_or_else(|| NONE.to_owned(), |mac| mac.to_string()),
             short(self.sandbox).to_owned(),
@@ -128,6 +132,7 @@ fn table(rows: &[Row<'_>]) -> String {
         "FOR",
         "IPV4",
         "IPV6",
+        "HAD BEFORE",
         "MAC",
         "SANDBOX",
     ];
@@ -179,6 +184,7 @@ mod tests {
         let mut ledger = Ledger::default();
         let mut web = entry("10.1.0.2", "0123456789abcdef");
         web.addresses.push("fd00::2".parse().unwrap());
+        web.promised = vec!["10.9.0.2".parse().unwrap()];
         web.mac = Some("0a:58:0a:01:00:02".parse().unwrap());
         let nameless = Key {
             namespace: String::new(),
@@ -198,9 +204,9 @@ mod tests {
             since: 0,
         };
         let expected = "\
-POD                      INTERFACE  STATE   FOR   IPV4      IPV6     MAC                SANDBOX
-container fedcba9876543  net1       active  1h1m  10.1.0.3  -        -                  fedcba9876543
-shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  0a:58:0a:01:00:02  0123456789abc
+POD                      INTERFACE  STATE   FOR   IPV4      IPV6     HAD BEFORE  MAC                SANDBOX
+container fedcba9876543  net1       active  1h1m  10.1.0.3  -        -           -                  fedcba9876543
+shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  10.9.0.2    0a:58:0a:01:00:02  0123456789abc
 ";
         assert_eq!(table(&rows(&ledger, now)), expected);
     }

@@ -16,12 +16,14 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::{Snapshot, Touched};
+use crate::node::routes::{RouteError, Routes};
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
-use crate::retain::settings::{GuardSettings, SettingsError};
+use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
 use crate::table::ServiceTable;
+use crate::translate::Policy;
 
 /// An apiserver behind a slow link may need this long for all of its Services.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(120);
@@ -51,6 +53,9 @@ pub enum VerbError {
     /// What is left for the plugins.
     #[error(transparent)]
     Settings(#[from] SettingsError),
+    /// Routes.
+    #[error(transparent)]
+    Routes(#[from] RouteError),
     /// JSON in or out.
     #[error("convert to or from JSON")]
     Json(#[from] serde_json::Error),
@@ -196,7 +201,9 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
 pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // First: a plugin that runs just now would load the guard anew.
     GuardSettings::leave(None, &args.place.state_dir)?;
+    Policy::leave(None, &args.place.state_dir)?;
     let had_any = bpf::cleanup(&args.place.bpffs)?;
+    Routes::withdraw()?;
     let socket = args.place.state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
     let _ = std::fs::remove_file(socket);

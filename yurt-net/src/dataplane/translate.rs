@@ -16,7 +16,7 @@ use std::path::Path;
 use yurt_ebpf::abi;
 
 use super::DataplaneError;
-use super::bpf::{load_translate, on_map, open_map, possible_cpus, translate_maps};
+use super::bpf::{load_translate, on_map, open_map, possible_cpus, remove_dir, translate_maps};
 use super::guard::PROGRAM as GUARD;
 use super::pinned::{Place, directory};
 use super::sys;
@@ -130,17 +130,17 @@ impl Translate {
     }
 
     /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
-    pub fn bring_to(
+    pub fn apply(
         &mut self,
+        observed: &TranslateImage,
         wanted: &TranslateImage,
         routes: &Routes,
-    ) -> Result<Vec<TranslateError>, TranslateError> {
-        let observed = self.observe(routes)?;
+    ) -> Vec<TranslateError> {
         let mut failures = Vec::new();
         // What is missing for a device.
         let mut unled: BTreeSet<IpAddr> = BTreeSet::new();
         let mut unready: BTreeSet<u32> = BTreeSet::new();
-        for op in plan(&observed, wanted) {
+        for op in plan(observed, wanted) {
             if let TranslateOp::Attach(Direction::FromPod, ifindex) = op {
                 let row = wanted.rows.get(&ifindex);
                 let mut promised = row.iter().flat_map(|row| row.promised());
@@ -161,7 +161,12 @@ impl Translate {
                 failures.push(error);
             }
         }
-        Ok(failures)
+        failures
+    }
+
+    /// Removes maps and programs, which must be on no device any more.
+    pub fn remove(self, bpffs: &Path) -> Result<(), DataplaneError> {
+        remove_dir(&directory(bpffs, FEATURE, abi::TRANSLATE_ABI))
     }
 
     fn write(&mut self, op: &TranslateOp, routes: &Routes) -> Result<(), TranslateError> {

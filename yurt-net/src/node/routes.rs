@@ -71,6 +71,20 @@ impl Routes {
         Ok(Self { handle, runtime })
     }
 
+    /// Removes all of ours. May be called anywhere.
+    pub fn withdraw() -> Result<(), RouteError> {
+        let withdraw = || {
+            let routes = Self::open()?;
+            let ours = routes.ours()?;
+            ours.into_iter()
+                .try_for_each(|(address, device)| routes.delete(address, device))
+        };
+        std::thread::scope(|scope| match scope.spawn(withdraw).join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+
     fn list(&self) -> Result<Vec<RouteMessage>, RouteError> {
         let [v4, v6] = self.runtime.block_on(routes(&self.handle))?;
         let all = v4.into_iter().chain(v6);

@@ -26,15 +26,12 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
     if ledger.has_adopted(network) {
         return Vec::new();
     }
-    let mut known: BTreeSet<IpAddr> = ledger
-        .entries()
-        .values()
-        .flat_map(|entry| entry.addresses.iter().copied())
-        .collect();
+    let mut known: BTreeSet<IpAddr> = ledger.entries().values().flat_map(Entry::owned).collect();
     let containers = containers(files);
     let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
     let blank = |container: &str| Entry {
         addresses: Vec::new(),
+        promised: Vec::new(),
         mac: None,
         host: None,
         uid: String::new(),

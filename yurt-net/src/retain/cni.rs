@@ -21,13 +21,15 @@ use serde_json::Value;
 use super::adopt::{Leftover, adopt};
 use super::announce::mac_of;
 use super::ledger::store::{LedgerError, Lock, Place, Store};
-use super::ledger::{Assigner, Clock, Ledger, Mac, Now, Record};
+use super::ledger::{Assigner, Clock, Entry, Ledger, Mac, Now, Record, State};
 use super::link::{self, LinkError};
 use super::plan::{self, Draft, Refusal, Seen};
 use super::range::RangeError;
+use super::settings::Settings as _;
 use crate::agent::chain;
 use crate::netns::Netns;
 use crate::source::unix_seconds;
+use crate::translate;
 
 mod guarding;
 mod protocol;
@@ -466,7 +468,10 @@ impl<'a> Request<'a> {
         plan::admit(known.ledger(), &who, addresses)?;
         let wanted = match policy {
             _ if self.config.is_mac_requested(self.environment) => None,
-            MacPolicy::Address => first(addresses).map(mac_of),
+            MacPolicy::Address => {
+                let known = known.ledger().get(&who.key);
+                first(&self.known_by(known, addresses, alarms)).map(mac_of)
+            }
             // Only requests for this Pod change it, and there is one at a time.
             MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
         };
@@ -487,6 +492,34 @@ impl<'a> Request<'a> {
         }
         let previous = self.config.prev_result.clone().unwrap_or_default();
         Ok(claimed.result(previous, settled.mac))
+    }
+
+    /// The addresses that a Pod is known by, best first: those that are promised to it and can be nobody else's, and those that it has.
+    fn known_by(
+        &self,
+        known: Option<&Entry>,
+        addresses: &[IpAddr],
+        alarms: &mut Vec<String>,
+    ) -> Vec<IpAddr> {
+        let mut known_by = match known {
+            None => Vec::new(),
+            Some(entry) if entry.assigner == Assigner::Ours && entry.state == State::Active => {
+                entry.promised.clone()
+            }
+            Some(entry) => {
+                let policy = translate::Policy::load(&self.place.state_dir);
+                let policy = policy.unwrap_or_else(|error| {
+                    alarms.push(chain(&error));
+                    None
+                });
+                let policy = policy.unwrap_or_default();
+                let mut promised = plan::promised(entry, addresses);
+                promised.retain(|&address| policy.is_exclusive(address));
+                promised
+            }
+        };
+        known_by.extend(addresses);
+        known_by
     }
 
     fn check_mac(&self) -> Result<Value, CniError> {

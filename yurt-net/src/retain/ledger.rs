@@ -151,8 +151,12 @@ pub enum Assigner {
 /// Addresses and their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// One for each range set, in their order.
+    /// What it has: one for each range set, in their order.
     pub addresses: Vec<IpAddr>,
+    /// What it had before, and its network has given it something else instead: it may appear with these all the same (`translate`). They
+    /// are nobody else's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub promised: Vec<IpAddr>,
     /// Of the interface, where `yurt-cni` set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
@@ -174,6 +178,13 @@ pub struct Entry {
     pub since: u64,
     /// The same in ledger time (milliseconds): for TTLs, and for who was first.
     pub at: u64,
+}
+
+impl Entry {
+    /// All that is nobody else's.
+    pub fn owned(&self) -> impl Iterator<Item = IpAddr> + Clone {
+        self.addresses.iter().chain(&self.promised).copied()
+    }
 }
 
 /// A moment, by the ledger's clock and by the wall's.
@@ -267,11 +278,15 @@ impl Ledger {
         }
     }
 
-    /// Drops what others than `key` are said to have of these addresses.
+    /// Drops what others than `key` are said to own of these addresses.
     fn dispossess(&mut self, key: &Key, addresses: &[IpAddr]) {
         let has_any = |entry: &Entry| entry.addresses.iter().any(|a| addresses.contains(a));
         self.entries
             .retain(|other, entry| other == key || !has_any(entry));
+        let others = self.entries.iter_mut().filter(|(other, _)| *other != key);
+        for (_, entry) in others {
+            entry.promised.retain(|a| !addresses.contains(a));
+        }
     }
 
     /// The fewest records that say the same.
@@ -337,7 +352,10 @@ impl Ledger {
         match record {
             Record::Put { key, entry } => self.get(key).is_none_or(|known| {
                 let is_back = known.state == State::Released && entry.state != State::Released;
-                known.addresses != entry.addresses || known.mac != entry.mac || is_back
+                let is_other = known.addresses != entry.addresses
+                    || known.promised != entry.promised
+                    || known.mac != entry.mac;
+                is_other || is_back
             }),
             Record::Adopted(_) => true,
             Record::Remove(_) | Record::Cursor { .. } | Record::Boot { .. } => false,

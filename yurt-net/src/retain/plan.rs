@@ -5,6 +5,7 @@
 //! | | |
 //! |---|---|
 //! | ADD of a name that has addresses | the same ones, as far as its range sets still have them; the last sandbox asks, and is the owner |
+//! | ADD where it gets others of a family | those that it had stay its own: promised to it, whatever it has meanwhile |
 //! | ADD of another name | free addresses in turn; then what was released, the longest ago first; then what is retained, likewise |
 //! | DEL by the owner | retained (of a container without a Pod: gone) |
 //! | DEL by anybody else | nothing |
@@ -42,16 +43,18 @@ pub struct Attachment {
 }
 
 impl Attachment {
+    /// `known` is what there was of that name.
     fn entry(
         &self,
         assigner: Assigner,
         addresses: Vec<IpAddr>,
-        mac: Option<Mac>,
+        known: Option<&Entry>,
         now: Now,
     ) -> Entry {
         Entry {
+            promised: known.map_or_else(Vec::new, |known| promised(known, &addresses)),
             addresses,
-            mac,
+            mac: known.and_then(|known| known.mac),
             host: None,
             uid: self.uid.clone(),
             container: self.container.clone(),
@@ -71,6 +74,30 @@ impl Attachment {
                 && entry.state == State::Active
         })
     }
+}
+
+/// What of a name's own it has no more, with these addresses: of a family that has changed, all that was promised, else all that it had. What
+/// was released is promised to nobody.
+pub fn promised(known: &Entry, addresses: &[IpAddr]) -> Vec<IpAddr> {
+    if known.state == State::Released {
+        return Vec::new();
+    }
+    let mut promised = Vec::new();
+    for is_v4 in [true, false] {
+        let of = |all: &[IpAddr]| -> Vec<IpAddr> {
+            let all = all.iter().copied();
+            all.filter(|address| address.is_ipv4() == is_v4).collect()
+        };
+        let mut own = of(&known.promised);
+        if own.is_empty() {
+            own = of(&known.addresses);
+        }
+        // Which of them another one stands for can be told only where all have gone.
+        if !own.iter().any(|address| addresses.contains(address)) {
+            promised.extend(own);
+        }
+    }
+    promised
 }
 
 /// What a request changes: the ledger as it would be, and the records that make it so.
@@ -240,8 +267,8 @@ pub fn add(
             .position(|&address| set.assign(address).is_some())
             .map(|index| wanted.remove(index));
         let known = || {
-            let addresses = mine.iter().flat_map(|entry| &entry.addresses).copied();
-            addresses
+            let own = mine.iter();
+            own.flat_map(|entry| entry.owned())
                 .filter(|&address| others.owner(address).is_none())
                 .find(|&address| set.assign(address).is_some())
         };
@@ -270,10 +297,9 @@ pub fn add(
         .map(|assigned| assigned.address.ip())
         .collect();
     let mut records = others.lose(&addresses);
-    let mac = mine.and_then(|entry| entry.mac);
     records.push(Record::Put {
         key: who.key.clone(),
-        entry: who.entry(Assigner::Ours, addresses, mac, now),
+        entry: who.entry(Assigner::Ours, addresses, mine, now),
     });
     records.extend(cursors);
     Ok((records, assigned))
@@ -286,8 +312,8 @@ impl<'a> Others<'a> {
     fn new(ledger: &'a Ledger, key: &Key) -> Self {
         let others = ledger.entries().iter().filter(|(other, _)| *other != key);
         let addresses = others.flat_map(|(key, entry)| {
-            let addresses = entry.addresses.iter();
-            addresses.map(move |&address| (address, (key, entry)))
+            let owned = entry.owned();
+            owned.map(move |address| (address, (key, entry)))
         });
         Self(addresses.collect())
     }
@@ -306,9 +332,14 @@ impl<'a> Others<'a> {
             .collect();
         let records = losers.into_iter().map(|(key, entry)| {
             let mut left = entry.clone();
-            left.addresses
-                .retain(|address| !addresses.contains(address));
+            let is_left = |address: &IpAddr| !addresses.contains(address);
+            left.addresses.retain(is_left);
+            left.promised.retain(is_left);
             let key = key.clone();
+            if left.addresses.is_empty() {
+                // It is away, and comes back to what was promised.
+                left.addresses = std::mem::take(&mut left.promised);
+            }
             if left.addresses.is_empty() {
                 Record::Remove(key)
             } else {
@@ -326,7 +357,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// One that nobody has or had; else the one that was given up first, released before retained.
+    /// One that nobody has or had; else the one that was given up first: released ones first, then those of Pods that run with another
+    /// one, then retained ones.
     fn pick(&self, set: &RangeSet, last: Option<IpAddr>) -> Result<IpAddr, Refusal> {
         if let Some(free) = set
             .after(last)
@@ -340,8 +372,15 @@ impl<'a> Others<'a> {
             .filter(|(address, _)| set.assign(**address).is_some());
         let used = in_set.clone().count();
         in_set
-            .filter(|(_, (_, entry))| entry.state != State::Active)
-            .min_by_key(|(_, (key, entry))| (entry.state != State::Released, entry.at, *key))
+            .filter(|(address, (_, entry))| !runs_with(entry, **address))
+            .min_by_key(|(_, (key, entry))| {
+                let order = match entry.state {
+                    State::Released => 0,
+                    State::Active => 1,
+                    State::Retained => 2,
+                };
+                (order, entry.at, *key)
+            })
             .map(|(address, _)| *address)
             .ok_or_else(|| Refusal::Exhausted {
                 ranges: set.to_string(),
@@ -354,11 +393,16 @@ fn taken(address: IpAddr, owner: &Key, entry: &Entry) -> Refusal {
     Refusal::Taken {
         address,
         owner: owner.clone(),
-        state: match entry.state {
-            State::Active => "running",
-            State::Retained | State::Released => "expected back",
+        state: match runs_with(entry, address) {
+            true => "running",
+            false => "expected back",
         },
     }
+}
+
+/// What is only promised gives way to what another IPAM gives.
+fn runs_with(entry: &Entry, address: IpAddr) -> bool {
+    entry.state == State::Active && entry.addresses.contains(&address)
 }
 
 /// Whether the main plugin may have given these addresses: nobody else runs with one.
@@ -366,7 +410,7 @@ pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<
     let others = Others::new(ledger, &who.key);
     for &address in addresses {
         if let Some((owner, entry)) = others.owner(address)
-            && entry.state == State::Active
+            && runs_with(entry, address)
         {
             return Err(taken(address, owner, entry));
         }
@@ -412,9 +456,10 @@ pub fn observe(
         Some(known) if addresses.is_empty() && !known.addresses.is_empty() => {
             return Ok(Vec::new());
         }
-        Some(_) | None => Entry {
+        known => Entry {
+            mac: Some(seen.mac),
             host: seen.host,
-            ..who.entry(Assigner::Other, addresses.to_vec(), Some(seen.mac), now)
+            ..who.entry(Assigner::Other, addresses.to_vec(), known, now)
         },
     };
     let mut records = Others::new(ledger, &who.key).lose(addresses);

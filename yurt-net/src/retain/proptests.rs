@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::ledger::store::Store;
-use super::ledger::{Assigner, Clock, Key, Ledger, State};
+use super::ledger::{Assigner, Clock, Entry, Key, Ledger, State};
 use super::plan::{self, Attachment, Draft, PodList};
 use super::range::RangeSet;
 use crate::disk::Disk;
@@ -216,7 +216,8 @@ impl World {
             network: "edge".to_owned(),
         };
         let sets = ranges(self.ranges);
-        let before = Draft::new(&self.ledger, &self.clock);
+        let mut before = Draft::new(&self.ledger, &self.clock);
+        before.take(plan::expire(before.ledger(), TTL, before.now()));
         let before = before.ledger().clone();
         // The runtime has stopped what it replaces, even if its DEL is still to come.
         for sandbox in &mut self.sandboxes {
@@ -264,18 +265,21 @@ impl World {
                         "{key} had {old}, gets {addresses:?}"
                     );
                 }
+                self.check_promises(before.get(&key), &key);
                 for (other, entry) in before.entries().iter().filter(|(other, _)| **other != key) {
-                    for address in entry.addresses.iter().filter(|&a| addresses.contains(a)) {
-                        assert_ne!(entry.state, State::Active, "{address} of {other}");
+                    for address in entry.owned().filter(|a| addresses.contains(a)) {
+                        let runs = entry.state == State::Active;
+                        let has = entry.addresses.contains(&address);
+                        assert!(!(runs && has), "{address} of {other}");
                         let set = sets
                             .iter()
-                            .find(|set| set.assign(*address).is_some())
+                            .find(|set| set.assign(address).is_some())
                             .unwrap();
                         let is_held = |free: IpAddr| {
                             before
                                 .entries()
                                 .values()
-                                .any(|entry| entry.addresses.contains(&free))
+                                .any(|entry| entry.owned().any(|owned| owned == free))
                         };
                         assert!(
                             set.after(None).all(is_held),
@@ -379,13 +383,30 @@ impl World {
         self.check();
     }
 
+    /// What a name has is what it had, or what it was promised is still promised.
+    fn check_promises(&self, before: Option<&Entry>, key: &Key) {
+        let now = self.ledger.get(key).unwrap();
+        let Some(before) = before.filter(|before| before.state != State::Released) else {
+            assert!(now.promised.is_empty(), "{now:?}");
+            return;
+        };
+        let home = match before.promised.is_empty() {
+            true => &before.addresses,
+            false => &before.promised,
+        };
+        for address in home {
+            let is_kept = now.owned().any(|owned| owned == *address);
+            assert!(is_kept, "{before:?} {now:?}");
+        }
+    }
+
     fn check(&self) {
         let ledger = &self.ledger;
         let mut holders = BTreeMap::new();
         for (key, entry) in ledger.entries() {
-            for address in &entry.addresses {
+            for address in entry.owned() {
                 assert_eq!(
-                    holders.insert(*address, key),
+                    holders.insert(address, key),
                     None,
                     "{address} has two entries"
                 );
@@ -430,7 +451,7 @@ impl World {
             disk.put("ledger", &bytes[..=end]);
             let store = Store::on(disk, Memory::default()).unwrap();
             let entries = store.ledger().entries().values();
-            let addresses: Vec<_> = entries.flat_map(|entry| &entry.addresses).collect();
+            let addresses: Vec<_> = entries.flat_map(Entry::owned).collect();
             assert_eq!(
                 addresses.iter().collect::<BTreeSet<_>>().len(),
                 addresses.len()

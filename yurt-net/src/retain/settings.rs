@@ -1,17 +1,16 @@
-//! What the agent leaves for `yurt-cni`, which guards a new Pod before the agent has heard of it, or has started at all.
+//! What the agent leaves for `yurt-cni`, which has a new Pod in its hands before the agent has heard of it, or has started at all.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Directory, Disk as _};
 use crate::guard::{Mode, Policy};
-
-const FILE: &str = "guard.json";
-const NEW: &str = "guard.json.new";
+use crate::translate;
 
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -66,10 +65,24 @@ impl GuardSettings {
             devices: self.devices.clone(),
         }
     }
+}
 
-    /// What the last agent left; `None`: there was none, or it does not guard.
-    pub fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
-        let path = state_dir.join(FILE);
+impl Settings for GuardSettings {
+    const FILE: &str = "guard.json";
+}
+
+impl Settings for translate::Policy {
+    const FILE: &str = "translate.json";
+}
+
+/// A file of them in the state directory.
+pub trait Settings: Serialize + DeserializeOwned + PartialEq {
+    /// Its name.
+    const FILE: &str;
+
+    /// What the last agent left; `None`: there was none, or it wants nothing.
+    fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
+        let path = state_dir.join(Self::FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -88,13 +101,14 @@ impl GuardSettings {
     }
 
     /// Leaves them, or nothing, for the plugin. Writes only what differs.
-    pub fn leave(settings: Option<&Self>, state_dir: &Path) -> Result<(), SettingsError> {
+    fn leave(settings: Option<&Self>, state_dir: &Path) -> Result<(), SettingsError> {
         // What cannot be read is written anew.
         if Self::load(state_dir).is_ok_and(|found| found.as_ref() == settings) {
             return Ok(());
         }
         let mut directory = Directory::new(state_dir);
-        let io = |operation, name| {
+        let new = format!("{}.new", Self::FILE);
+        let io = |operation, name: &str| {
             let path = state_dir.join(name);
             move |source| SettingsError::Io {
                 operation,
@@ -103,17 +117,20 @@ impl GuardSettings {
             }
         };
         let Some(settings) = settings else {
-            return directory.remove(FILE).map_err(io("remove", FILE));
+            let removed = directory.remove(Self::FILE);
+            return removed.map_err(io("remove", Self::FILE));
         };
         let text = serde_json::to_vec(settings).map_err(|source| SettingsError::Decode {
-            path: state_dir.join(FILE),
+            path: state_dir.join(Self::FILE),
             source,
         })?;
-        let mut file = directory.create(NEW).map_err(io("create", NEW))?;
-        file.write_all(&text).map_err(io("write", NEW))?;
-        directory.sync_file(&file).map_err(io("sync", NEW))?;
-        directory.rename(NEW, FILE).map_err(io("rename", NEW))?;
-        directory.sync().map_err(io("sync the directory of", FILE))
+        let mut file = directory.create(&new).map_err(io("create", &new))?;
+        file.write_all(&text).map_err(io("write", &new))?;
+        directory.sync_file(&file).map_err(io("sync", &new))?;
+        let renamed = directory.rename(&new, Self::FILE);
+        renamed.map_err(io("rename", &new))?;
+        let synced = directory.sync();
+        synced.map_err(io("sync the directory of", Self::FILE))
     }
 }
 
@@ -137,7 +154,7 @@ mod tests {
             let found = GuardSettings::load(&state_dir).unwrap();
             assert_eq!(found.as_ref(), Some(&settings));
         }
-        fs::write(state_dir.join(FILE), "{").unwrap();
+        fs::write(state_dir.join(GuardSettings::FILE), "{").unwrap();
         let error = GuardSettings::load(&state_dir).unwrap_err();
         assert!(error.to_string().contains("start the agent"), "{error}");
         for _ in 0..2 {

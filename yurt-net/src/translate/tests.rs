@@ -45,7 +45,7 @@ fn web() -> Candidate {
         promised: ips(&["10.99.0.5", "fd00:99::5"]),
         is_ours: true,
         host: Some(HOST),
-        wish: None,
+        wish: Wish::Nodes,
     }
 }
 
@@ -71,10 +71,11 @@ fn routes() -> Vec<Route> {
 
 struct World {
     pods: Vec<Candidate>,
-    others: BTreeMap<IpAddr, String>,
+    owners: BTreeMap<IpAddr, String>,
     links: Vec<Link>,
-    node: BTreeSet<IpAddr>,
+    local: BTreeSet<IpAddr>,
     routes: Vec<Route>,
+    translated: BTreeSet<u32>,
     policy: Policy,
 }
 
@@ -82,10 +83,11 @@ impl World {
     fn new(pod: Candidate) -> Self {
         Self {
             pods: vec![pod],
-            others: BTreeMap::new(),
+            owners: BTreeMap::new(),
             links: links(),
-            node: ips(&["192.0.2.11", "10.244.1.1"]).into_iter().collect(),
+            local: ips(&["192.0.2.11", "10.244.1.1"]).into_iter().collect(),
             routes: routes(),
+            translated: BTreeSet::new(),
             policy: Policy {
                 is_on: true,
                 exclusive: Vec::new(),
@@ -94,14 +96,14 @@ impl World {
     }
 
     fn compile(&self) -> (TranslateImage, Vec<String>) {
-        let (image, complaints) = compile(
-            &self.pods,
-            &self.others,
-            &self.links,
-            &self.node,
-            &self.routes,
-            &self.policy,
-        );
+        let node = Surroundings {
+            owners: &self.owners,
+            links: &self.links,
+            local: &self.local,
+            routes: &self.routes,
+            translated: &self.translated,
+        };
+        let (image, complaints) = compile(&self.pods, node, &self.policy);
         let reasons = complaints.into_iter().map(|complaint| complaint.reason);
         (image, reasons.collect())
     }
@@ -194,14 +196,21 @@ fn without_a_bridge_the_route_is_by_the_device_itself() {
 
 #[test]
 fn translation_is_off_until_the_node_or_the_pod_says_otherwise() {
-    for (is_on, wish, is_kept) in [
-        (false, None, false),
-        (false, Some(true), true),
-        (true, None, true),
-        (true, Some(false), false),
+    let unknown_before = BTreeSet::new();
+    let translated_before = BTreeSet::from([DEVICE]);
+    for (is_on, wish, before, is_kept) in [
+        (false, Wish::Nodes, &translated_before, false),
+        (false, Wish::Pods(true), &unknown_before, true),
+        (true, Wish::Nodes, &unknown_before, true),
+        (true, Wish::Pods(false), &translated_before, false),
+        // Nobody can be asked, as after a reboot without the cloud: what is, stays.
+        (false, Wish::Unknown, &unknown_before, false),
+        (false, Wish::Unknown, &translated_before, true),
+        (true, Wish::Unknown, &unknown_before, true),
     ] {
         let mut world = World::new(Candidate { wish, ..web() });
         world.policy.is_on = is_on;
+        world.translated.clone_from(before);
         assert_eq!(!world.kept().is_empty(), is_kept, "{is_on} {wish:?}");
         world.refuses(&[]);
     }
@@ -226,9 +235,9 @@ fn an_address_that_another_ipam_may_give_away_is_refused_until_the_operator_says
 #[test]
 fn an_address_that_is_somebodys_is_not_taken_from_him() {
     let mut world = World::new(web());
-    world.node.insert(ip("10.99.0.5"));
+    world.local.insert(ip("10.99.0.5"));
     world
-        .others
+        .owners
         .insert(ip("fd00:99::5"), "shop/db-0".to_owned());
     world.refuses(&[
         "10.99.0.5 is the node's own",
@@ -237,7 +246,7 @@ fn an_address_that_is_somebodys_is_not_taken_from_him() {
     // Its own is no other's.
     let mut world = World::new(web());
     world
-        .others
+        .owners
         .insert(ip("10.99.0.5"), "shop/web-0".to_owned());
     world.refuses(&[]);
     // Nor are there two with one.
@@ -278,8 +287,9 @@ fn what_cannot_be_translated_says_why() {
         world
     };
     with(&|world| world.pods[0].mac = None).refuses(&["link-layer address"]);
-    with(&|world| world.links.truncate(2)).refuses(&["not the end of a veth device"]);
-    with(&|world| world.links[2].peer = Some(9)).refuses(&["not the end of a veth device"]);
+    // It is about to come, or has just gone.
+    with(&|world| world.links.truncate(2)).refuses(&[]);
+    with(&|world| world.links[2].peer = Some(9)).refuses(&["device veth7 leads elsewhere"]);
     with(&|world| world.links[1].kind = "openvswitch".to_owned())
         .refuses(&["veth7 is part of cni0"]);
     with(&|world| world.pods[0].live = ips(&["10.244.1.20"])).refuses(&["family of fd00:99::5"]);

@@ -40,7 +40,10 @@ pub(super) fn findings(place: &PlaceArgs, agent: Option<&Status>) -> Vec<Finding
             "run it as root in the node's own process namespace (hostPID: true)",
         )),
     }
-    findings.extend(agent.map(|agent| guard(&reading.ledger, agent)));
+    if let Some(agent) = agent {
+        findings.push(guard(&reading.ledger, agent));
+        findings.extend(translated(agent));
+    }
     findings
 }
 
@@ -96,7 +99,12 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
     let twice: Vec<&Key> = active()
         .filter(|(_, entry)| entry.addresses.iter().any(|address| uses(address) > 1))
         .chain(entries().filter(|(_, entry)| {
-            entry.state == State::Retained && entry.addresses.iter().any(|a| uses(a) > 0)
+            let is_taken = |address: IpAddr| uses(&address) > 0;
+            match entry.state {
+                State::Active => entry.promised.iter().copied().any(is_taken),
+                State::Retained => entry.owned().any(is_taken),
+                State::Released => false,
+            }
         }))
         .map(|(key, _)| key)
         .collect();
@@ -172,6 +180,46 @@ fn guard(ledger: &Ledger, agent: &Status) -> Finding {
     )
 }
 
+/// Nothing, where every Pod has what it had.
+fn translated(agent: &Status) -> Option<Finding> {
+    let pods = agent.retention.pods.iter();
+    let moved: Vec<_> = pods
+        .filter(|pod| pod.state == State::Active && !pod.promised.is_empty())
+        .collect();
+    let lost = moved.iter().filter(|pod| {
+        let mut promised = pod.promised.iter();
+        promised.any(|address| !pod.translated.contains(address))
+    });
+    let lost: Vec<Key> = lost
+        .map(|pod| Key {
+            namespace: pod.namespace.clone(),
+            name: pod.name.clone(),
+            interface: pod.interface.clone(),
+        })
+        .collect();
+    if moved.is_empty() {
+        return None;
+    }
+    Some(match lost.is_empty() {
+        true => {
+            let detail = format!(
+                "{} interfaces of Pods appear with what they had",
+                moved.len()
+            );
+            Finding::ok("translated", detail)
+        }
+        false => Finding::new(
+            "translated",
+            Outcome::Warning,
+            format!(
+                "were given other addresses than they had: {}",
+                named(lost.iter())
+            ),
+            "`yurt-net status` says which and why; --translate=on or the Pod's annotation keeps them (docs/retention.md)",
+        ),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -233,6 +281,8 @@ mod tests {
             interface: web.interface,
             state: State::Active,
             addresses: Vec::new(),
+            promised: Vec::new(),
+            translated: Vec::new(),
             mac: None,
             device: Some("veth1".to_owned()),
             audited: 0,
@@ -241,6 +291,33 @@ mod tests {
         assert_eq!(guard(&ledger(), &agent).result, Outcome::Ok);
         agent.retention.guard = "off".to_owned();
         assert_eq!(guard(&ledger(), &agent).result, Outcome::Warning);
+    }
+
+    #[test]
+    fn a_pod_that_has_lost_its_address_is_named_unless_it_is_translated() {
+        let mut agent = Status::default();
+        let web = key("web");
+        agent.retention.pods.push(GuardedPodStatus {
+            namespace: web.namespace,
+            name: web.name,
+            interface: web.interface,
+            state: State::Active,
+            addresses: vec!["10.1.0.2".parse().unwrap()],
+            promised: Vec::new(),
+            translated: Vec::new(),
+            mac: None,
+            device: None,
+            audited: 0,
+            dropped: 0,
+        });
+        assert!(translated(&agent).is_none());
+        let had: IpAddr = "10.9.0.2".parse().unwrap();
+        agent.retention.pods[0].promised = vec![had];
+        let finding = translated(&agent).unwrap();
+        assert_eq!(finding.result, Outcome::Warning);
+        assert!(finding.detail.contains("shop/web"), "{}", finding.detail);
+        agent.retention.pods[0].translated = vec![had];
+        assert_eq!(translated(&agent).unwrap().result, Outcome::Ok);
     }
 
     #[test]

@@ -8,7 +8,8 @@ use crate::model::Rejection;
 use crate::observe::process::Process;
 use crate::retain::ledger::Mac;
 use crate::retain::vtep;
-use crate::status::{MapUsage, RefusedService};
+use crate::source::preferred::Origin;
+use crate::status::{MapUsage, RefusedService, SelfTest};
 
 const GOLDEN: &str = include_str!("golden.txt");
 const DOCUMENT: &str = include_str!("../../../../docs/metrics.md");
@@ -70,6 +71,7 @@ fn status() -> Status {
     retention.alarms = vec!["the disk is full".to_owned()];
     retention.audited = [("source".to_owned(), 5), ("arp".to_owned(), 0)].into();
     retention.dropped = [("source".to_owned(), 1)].into();
+    retention.translated_packets = [("to_pod".to_owned(), 7)].into();
     let mac = Mac([2, 0, 0, 0, 0, 1]);
     status.devices.devices = vec![DeviceReport {
         name: "flannel.1".to_owned(),
@@ -155,7 +157,7 @@ fn names_follow_the_conventions_of_prometheus() {
     let names: Vec<&str> = METRICS.iter().map(|metric| metric.name).collect();
     assert!(names.is_sorted(), "{names:?}");
     for Metric { name, kind, .. } in METRICS {
-        assert_eq!(name.ends_with("_total"), *kind == Counter, "{name}");
+        assert_eq!(name.ends_with("_total"), *kind == Kind::Counter, "{name}");
         let is_known = ["kubeproxy_", "process_", "yurtnet_"];
         assert!(is_known.iter().any(|prefix| name.starts_with(prefix)));
     }

@@ -11,7 +11,7 @@ use crate::guard::{Complaint, Extra, GuardedPod, compile, plan};
 use crate::retain::ledger::Key;
 use crate::retain::link::{self, LinkError};
 use crate::retain::plan::Seen;
-use crate::retain::settings::{GuardSettings, SettingsError};
+use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 
 /// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.
 #[derive(Debug, thiserror::Error)]

@@ -161,7 +161,8 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
         }
         if let (false, Record::Put { key, entry }) = (is_gapless, &record) {
             // What is missing may be how it came to be free.
-            replayed.ledger.dispossess(key, &entry.addresses);
+            let owned: Vec<_> = entry.owned().collect();
+            replayed.ledger.dispossess(key, &owned);
         }
         replayed.ledger.apply(record);
     }

@@ -14,6 +14,7 @@ pub(crate) fn key(name: &str) -> Key {
 pub(crate) fn entry(address: &str, container: &str) -> Entry {
     Entry {
         addresses: vec![address.parse().unwrap()],
+        promised: Vec::new(),
         mac: None,
         host: None,
         uid: "5f0c".to_owned(),

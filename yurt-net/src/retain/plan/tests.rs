@@ -370,3 +370,87 @@ fn where_an_interface_comes_out_is_known_while_its_sandbox_has_it() {
     let records = observe(&ledger, &web, &addresses, seen, at(4)).unwrap();
     assert_eq!(take(&mut ledger, records), seen.host);
 }
+
+/// What another IPAM gives a Pod this time.
+fn meet(ledger: &mut Ledger, who: &Attachment, addresses: &[&str], at_time: u64) {
+    let result = observe(ledger, who, &ips(addresses), seen(2), at(at_time));
+    run(ledger, result.map(|records| (records, ()))).unwrap();
+}
+
+#[test]
+fn what_a_name_had_is_promised_to_it_while_its_network_gives_it_something_else() {
+    let mut ledger = Ledger::default();
+    let promised = |ledger: &Ledger| ledger.get(&key("a")).unwrap().promised.clone();
+    meet(&mut ledger, &who("a", "c1"), &["10.9.0.2", "fd09::2"], 1);
+    assert_eq!(promised(&ledger), ips(&[]));
+    // Without a DEL, as after a reboot.
+    meet(&mut ledger, &who("a", "c2"), &["10.9.0.7", "fd09::2"], 2);
+    assert_eq!(promised(&ledger), ips(&["10.9.0.2"]));
+    // The first one counts, not the one in between.
+    meet(&mut ledger, &who("a", "c3"), &["10.9.0.8", "fd09::8"], 3);
+    assert_eq!(promised(&ledger), ips(&["10.9.0.2", "fd09::2"]));
+    for record in del(&ledger, &who("a", "c3"), Assigner::Other, at(4)) {
+        ledger.apply(record);
+    }
+    assert_eq!(promised(&ledger), ips(&["10.9.0.2", "fd09::2"]));
+    meet(&mut ledger, &who("a", "c4"), &["10.9.0.2", "fd09::9"], 5);
+    assert_eq!(promised(&ledger), ips(&["fd09::2"]));
+}
+
+#[test]
+fn where_a_network_has_become_another_what_it_gave_is_promised() {
+    let mut ledger = Ledger::default();
+    let a = who("a", "c1");
+    give(&mut ledger, &a, 1);
+    leave(&mut ledger, &a, 2);
+    let moved = sets(r#"[[{"subnet":"10.2.0.0/24"}],[{"subnet":"fd02::/64"}]]"#);
+    let result = add(&ledger, &who("a", "c2"), &moved, &[], at(3));
+    run(&mut ledger, result).unwrap();
+    let entry = ledger.get(&key("a")).unwrap();
+    assert_eq!(entry.promised, ips(&["10.1.0.2", "fd00::2"]));
+    // And when it is as it was, the Pod has it again.
+    assert_eq!(
+        give(&mut ledger, &who("a", "c3"), 4),
+        ["10.1.0.2", "fd00::2"]
+    );
+    assert_eq!(ledger.get(&key("a")).unwrap().promised, ips(&[]));
+}
+
+#[test]
+fn what_is_promised_to_a_pod_that_runs_gives_way_to_what_another_ipam_gives_and_to_pressure() {
+    let mut ledger = Ledger::default();
+    meet(&mut ledger, &who("a", "c1"), &["10.1.0.2"], 1);
+    meet(&mut ledger, &who("a", "c2"), &["10.1.0.9"], 2);
+    meet(&mut ledger, &who("b", "c3"), &["10.1.0.2"], 3);
+    let entry = ledger.get(&key("a")).unwrap();
+    assert_eq!(
+        (&entry.addresses, &entry.promised),
+        (&ips(&["10.1.0.9"]), &ips(&[]))
+    );
+
+    let one_family = sets(r#"[[{"subnet":"10.1.0.0/24","rangeEnd":"10.1.0.3"}]]"#);
+    let mut ledger = Ledger::default();
+    meet(&mut ledger, &who("a", "c1"), &["10.1.0.2"], 1);
+    meet(&mut ledger, &who("a", "c2"), &["10.1.0.9"], 2);
+    for (name, expected) in [("b", "10.1.0.3"), ("c", "10.1.0.2")] {
+        let result = add(&ledger, &who(name, name), &one_family, &[], at(3));
+        let assigned = run(&mut ledger, result).unwrap();
+        assert_eq!(assigned[0].address.ip(), ips(&[expected])[0]);
+    }
+    assert_eq!(ledger.get(&key("a")).unwrap().promised, ips(&[]));
+}
+
+#[test]
+fn what_was_released_is_promised_to_nobody() {
+    let mut ledger = Ledger::default();
+    let a = who("a", "c1");
+    meet(&mut ledger, &a, &["10.9.0.2"], 1);
+    for record in del(&ledger, &a, Assigner::Other, at(2)) {
+        ledger.apply(record);
+    }
+    for record in expire(&ledger, 10, at(20)) {
+        ledger.apply(record);
+    }
+    meet(&mut ledger, &who("a", "c2"), &["10.9.0.7"], 21);
+    assert_eq!(ledger.get(&key("a")).unwrap().promised, ips(&[]));
+}

@@ -1,0 +1,278 @@
+//! Translation, brought in step with the ledger in a thread of its own: programs on devices and routes take the kernel a while.
+//!
+//! Only the agent translates: a Pod that a plugin has just made appears with the address that it has until the agent has heard of it,
+//! some milliseconds later. What is translated stays so without an agent, and is left alone where an agent cannot know better.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::chain;
+use super::worker::Worker;
+use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
+use crate::guard::{Complaint, Link};
+use crate::model::{NamespacedName, Snapshot};
+use crate::node::routes::Routes;
+use crate::retain::ledger::{Assigner, Entry, Key, State};
+use crate::retain::watch::Reading;
+use crate::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
+
+/// What an annotation of a Pod says: that it is to be translated where it has lost its address (`true`), or not (`false`).
+const KEEP: &str = "yurt-net.openyurt.io/keep-address";
+
+/// What there is to be judged.
+#[derive(Debug)]
+struct Order {
+    pods: Vec<Candidate>,
+    owners: BTreeMap<IpAddr, String>,
+    links: Vec<Link>,
+    local: BTreeSet<IpAddr>,
+    policy: Policy,
+}
+
+/// What has come of it.
+#[derive(Debug)]
+struct Work {
+    counters: Option<TranslationCounters>,
+    translated: BTreeMap<u32, Vec<IpAddr>>,
+    complaints: Vec<Complaint>,
+    failures: Vec<TranslateError>,
+}
+
+/// See the module.
+pub(super) struct Translating {
+    bpffs: PathBuf,
+    policy: Policy,
+    worker: Worker<Translate, Order, Result<Work, TranslateError>>,
+    counters: Option<TranslationCounters>,
+    /// By device, the addresses that its Pod appears with.
+    translated: BTreeMap<u32, Vec<IpAddr>>,
+    /// What annotations say that cannot be read, and what cannot be kept.
+    misread: Vec<Complaint>,
+    refused: Vec<Complaint>,
+    problem: Option<String>,
+}
+
+impl Translating {
+    /// Nothing is loaded before there is a Pod to translate.
+    pub(super) fn new(bpffs: PathBuf, policy: Policy) -> Self {
+        let place = bpffs.clone();
+        Self {
+            bpffs,
+            policy,
+            worker: Worker::new(move |translate, order| {
+                match do_work(translate, &place, &order) {
+                    Ok((translate, work)) => (translate, Ok(work)),
+                    // It is loaded anew next time.
+                    Err(error) => (None, Err(error)),
+                }
+            }),
+            counters: None,
+            translated: BTreeMap::new(),
+            misread: Vec::new(),
+            refused: Vec::new(),
+            problem: None,
+        }
+    }
+
+    /// Has the kernel brought in step with what the ledger and the Pods say.
+    pub(super) fn update(
+        &mut self,
+        reading: &Reading,
+        snapshot: Option<&Snapshot>,
+        links: &[Link],
+        local: Option<&BTreeSet<IpAddr>>,
+    ) {
+        let (pods, misread) = candidates(reading, snapshot);
+        tell(&self.misread, &misread);
+        self.misread = misread;
+        let is_wanted = |pod: &Candidate| match pod.wish {
+            Wish::Pods(wish) => wish,
+            Wish::Nodes | Wish::Unknown => self.policy.is_on,
+        };
+        let is_needed = pods.iter().any(is_wanted)
+            || !self.worker.is_idle()
+            || Translate::is_pinned(&self.bpffs);
+        if !is_needed {
+            self.refused.clear();
+            self.problem = None;
+            return;
+        }
+        self.worker.order(Order {
+            pods,
+            owners: owners(reading),
+            links: links.to_vec(),
+            local: local.cloned().unwrap_or_default(),
+            policy: self.policy.clone(),
+        });
+    }
+
+    /// Waits until something has been done. Cancel safe.
+    pub(super) async fn done(&mut self) {
+        match self.worker.done().await {
+            Ok(Ok(work)) => {
+                if work.translated.len() != self.translated.len() {
+                    let pods = work.translated.len();
+                    info!(pods, "Pods appear with addresses that they had");
+                }
+                tell(&self.refused, &work.complaints);
+                self.counters = work.counters;
+                self.translated = work.translated;
+                self.refused = work.complaints;
+                let failures: Vec<String> =
+                    work.failures.iter().map(|error| chain(error)).collect();
+                self.problem = (!failures.is_empty()).then(|| failures.join("; "));
+            }
+            Ok(Err(error)) => self.problem = Some(chain(&error)),
+            Err(error) => self.problem = Some(error.to_string()),
+        }
+    }
+
+    /// What the operator has decided.
+    pub(super) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
+    /// By device, the addresses that its Pod appears with and has not.
+    pub(super) fn translated(&self) -> &BTreeMap<u32, Vec<IpAddr>> {
+        &self.translated
+    }
+
+    /// Why Pods are not translated that should be.
+    pub(super) fn complaints(&self) -> impl Iterator<Item = &Complaint> {
+        self.misread.iter().chain(&self.refused)
+    }
+
+    /// What fails at present.
+    pub(super) fn problem(&self) -> Option<&String> {
+        self.problem.as_ref()
+    }
+
+    /// Packets, by what was done with them.
+    pub(super) fn packets(&self) -> BTreeMap<&'static str, u64> {
+        let counts = self.counters.as_ref().map(TranslationCounters::read);
+        counts.and_then(Result::ok).unwrap_or_default()
+    }
+}
+
+/// Says what is new of it.
+fn tell(known: &[Complaint], complaints: &[Complaint]) {
+    for complaint in complaints {
+        if !known.contains(complaint) {
+            let Complaint {
+                pod,
+                interface,
+                reason,
+            } = complaint;
+            warn!(pod, interface, reason, "translation");
+        }
+    }
+}
+
+/// What is promised to an entry's Pod and can be nobody else's.
+pub(super) fn kept_for<'a>(
+    entry: &'a Entry,
+    policy: &'a Policy,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_ours = entry.assigner == Assigner::Ours;
+    let promised = entry.promised.iter().copied();
+    promised.filter(move |&address| is_ours || policy.is_exclusive(address))
+}
+
+fn pod_name(key: &Key) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}
+
+fn owners(reading: &Reading) -> BTreeMap<IpAddr, String> {
+    let entries = reading.ledger.entries().iter();
+    let owned = entries.filter(|(_, entry)| entry.state != State::Released);
+    let owned = owned.flat_map(|(key, entry)| {
+        let name = pod_name(key);
+        entry.owned().map(move |address| (address, name.clone()))
+    });
+    owned.collect()
+}
+
+/// The Pods that run with other addresses than were promised to them.
+fn candidates(reading: &Reading, snapshot: Option<&Snapshot>) -> (Vec<Candidate>, Vec<Complaint>) {
+    let mut complaints = Vec::new();
+    let entries = reading.ledger.entries().iter();
+    let broken =
+        entries.filter(|(_, entry)| entry.state == State::Active && !entry.promised.is_empty());
+    let candidates = broken.map(|(key, entry)| {
+        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
+        let wish = match pod.map(|pod| pod.annotations.get(KEEP).map(String::as_str)) {
+            None => Wish::Unknown,
+            Some(None) => Wish::Nodes,
+            Some(Some("true")) => Wish::Pods(true),
+            Some(Some("false")) => Wish::Pods(false),
+            Some(Some(other)) => {
+                complaints.push(Complaint {
+                    pod: pod_name(key),
+                    interface: key.interface.clone(),
+                    reason: format!(
+                        "annotation {KEEP}: {other:?} is neither \"true\" nor \"false\"; the node's --translate counts"
+                    ),
+                });
+                Wish::Nodes
+            }
+        };
+        Candidate {
+            pod: pod_name(key),
+            interface: key.interface.clone(),
+            mac: entry.mac.map(|mac| mac.0),
+            live: entry.addresses.clone(),
+            promised: entry.promised.clone(),
+            is_ours: entry.assigner == Assigner::Ours,
+            host: entry.host,
+            wish,
+        }
+    });
+    (candidates.collect(), complaints)
+}
+
+fn do_work(
+    translate: Option<Translate>,
+    bpffs: &Path,
+    order: &Order,
+) -> Result<(Option<Translate>, Work), TranslateError> {
+    let mut translate = match translate {
+        Some(translate) => translate,
+        None => Translate::load(bpffs, None)?,
+    };
+    let routes = Routes::open()?;
+    let observed = translate.observe(&routes)?;
+    let node = Surroundings {
+        owners: &order.owners,
+        links: &order.links,
+        local: &order.local,
+        routes: &routes.known()?,
+        translated: &observed.rows.keys().copied().collect(),
+    };
+    let (wanted, complaints) = compile(&order.pods, node, &order.policy);
+    let failures = translate.apply(&observed, &wanted, &routes);
+    let is_nothing_left = wanted == TranslateImage::default() && failures.is_empty();
+    let mut work = Work {
+        counters: None,
+        translated: BTreeMap::new(),
+        complaints,
+        failures,
+    };
+    if is_nothing_left {
+        translate.remove(bpffs)?;
+        return Ok((None, work));
+    }
+    let now = translate.observe(&routes)?;
+    let rows = now
+        .rows
+        .iter()
+        .filter(|(ifindex, _)| now.is_complete(**ifindex));
+    work.translated = rows
+        .map(|(ifindex, row)| (*ifindex, row.promised().collect()))
+        .collect();
+    work.counters = Some(translate.counters()?);
+    Ok((Some(translate), work))
+}
