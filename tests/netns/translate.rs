@@ -2,6 +2,8 @@
 //!
 //! Two nodes. The Pod is on the first one; the peer is a Pod of the second, which has a route for the promised addresses by the first.
 
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::Read as _;
 use std::io::Write as _;
 use std::net::IpAddr;
@@ -29,7 +31,9 @@ use yurt_net::node::routes::Routes;
 use yurt_net::retain::ledger::HostSide;
 use yurt_net::translate::Candidate;
 use yurt_net::translate::Policy;
+use yurt_net::translate::Surroundings;
 use yurt_net::translate::TranslateImage;
+use yurt_net::translate::Wish;
 use yurt_net::translate::compile;
 use yurt_net_tests::lab::Lab;
 use yurt_net_tests::lab::Netns;
@@ -164,8 +168,7 @@ impl Scene {
 
 fn bring(translate: &Mutex<Translate>, wanted: &TranslateImage, routes: &Routes) -> Result<()> {
     let mut translate = translate.lock().unwrap_or_else(PoisonError::into_inner);
-    let observed = translate.observe(routes)?;
-    let failures = translate.apply(&observed, wanted, routes);
+    let failures = translate.bring_to(wanted, routes)?;
     ensure!(failures.is_empty(), "{failures:?}");
     Ok(())
 }

@@ -29,7 +29,7 @@ fn spoof(netns: &Netns, address: &str) -> Result<()> {
     })?
 }
 
-fn shown<'a>(status: &'a Status, name: &str) -> Option<&'a GuardedPodStatus> {
+pub(crate) fn shown<'a>(status: &'a Status, name: &str) -> Option<&'a GuardedPodStatus> {
     let mut pods = status.retention.pods.iter();
     pods.find(|pod| pod.name == name)
 }
@@ -249,7 +249,7 @@ fn what_is_kept_is_released_once_the_cloud_says_that_the_pod_is_gone() -> Result
 }
 
 /// What `check` says of one thing: its result and details.
-fn checked(edge: &lab::Node, what: &str) -> Result<Vec<(String, String)>> {
+pub(crate) fn checked(edge: &lab::Node, what: &str) -> Result<Vec<(String, String)>> {
     let output = edge.yurt_net(&["check", "-o", "json"])?;
     let findings: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or_default().to_owned();

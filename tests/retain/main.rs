@@ -9,3 +9,4 @@ mod migration;
 mod offline;
 mod power;
 mod probes;
+mod translate;

@@ -17,7 +17,7 @@ use serde_json::Value;
 use serde_json::json;
 use yurt_net::retain::ledger::store::Place;
 use yurt_net::retain::ledger::store::Store;
-use yurt_net::retain::settings::GuardSettings;
+use yurt_net::retain::settings::{GuardSettings, Settings as _};
 
 use super::Options;
 use super::report::Claim;

@@ -129,6 +129,16 @@ impl Translate {
         Ok(image)
     }
 
+    /// Looks, and writes what differs from what there should be.
+    pub fn bring_to(
+        &mut self,
+        wanted: &TranslateImage,
+        routes: &Routes,
+    ) -> Result<Vec<TranslateError>, TranslateError> {
+        let observed = self.observe(routes)?;
+        Ok(self.apply(&observed, wanted, routes))
+    }
+
     /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
     pub fn apply(
         &mut self,
