@@ -123,6 +123,32 @@ fn an_address_that_is_kept_for_a_pod_is_nobody_elses_to_use() -> Result<()> {
 }
 
 #[test]
+fn a_pod_that_only_yurt_ipam_knows_uses_its_addresses_on_whatever_device_it_is() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let _agent = edge.start_agent(&["--guard=enforce"])?;
+    edge.wait_ready()?;
+    let mut plugins = node.bridged(node.ipam());
+    plugins.pop();
+    let mut network = Network::new(&node, "1.0.0", plugins);
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    edge.wait_for_status("its device is guarded", |status| {
+        status.retention.guard == "enforce" && shown(status, "web-0").is_some()
+    })?;
+    let server = edge.netns().run(|| UdpSocket::bind("10.1.0.1:0"))??;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let at = server.local_addr()?;
+    web.netns
+        .run(|| UdpSocket::bind("10.1.0.2:0")?.send_to(b"!", at))??;
+    server.recv(&mut [0])?;
+    let status = edge.status()?;
+    ensure!(status.retention.dropped.values().all(|count| *count == 0));
+    Ok(())
+}
+
+#[test]
 fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;

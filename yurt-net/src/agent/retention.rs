@@ -468,7 +468,12 @@ fn guarded_pods(
 ) -> (Vec<GuardedPod>, Vec<Complaint>) {
     let mut complaints = Vec::new();
     let entries = reading.ledger.entries().iter();
-    let owners = entries.filter(|(_, entry)| entry.state != State::Released);
+    let owners = entries.filter(|(_, entry)| match entry.state {
+        // Of one that is just being made, or that no yurt-cni sees, nobody knows where it uses them.
+        State::Active => entry.host.is_some(),
+        State::Retained => true,
+        State::Released => false,
+    });
     let pods = owners.map(|(key, entry)| {
         let name = NamespacedName::new(&*key.namespace, &*key.name);
         let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));

@@ -5,13 +5,14 @@ use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::cni::{CniError, clock};
-use super::ledger::store::{CURRENT, LedgerError, Place, Store};
+use super::ledger::store::{CURRENT, LedgerError, Lock, Place, Store};
 use super::ledger::{Ledger, Now};
 use super::plan::Draft;
 
@@ -54,14 +55,26 @@ pub struct Reading {
 impl Reading {
     /// Reads a ledger as it is now.
     pub fn take(place: &Place) -> Result<Self, WatchError> {
-        let store = Store::open(place)?;
+        let mut store = Store::open(place)?;
+        if store.behind() > 0 {
+            // A plugin may be between the two journals: it has the lock until both are written.
+            let lock = Lock::take(place, Duration::ZERO);
+            match lock {
+                Err(LedgerError::Locked { .. }) => return Self::of(&store, false),
+                _ => store = Store::open(place)?,
+            }
+        }
+        Self::of(&store, true)
+    }
+
+    fn of(store: &Store, is_settled: bool) -> Result<Self, WatchError> {
         let draft = Draft::new(store.ledger(), &clock()?);
         let mut alarms: Vec<String> = store
             .alarms()
             .iter()
             .map(|alarm| crate::agent::chain(alarm))
             .collect();
-        if store.behind() > 0 {
+        if is_settled && store.behind() > 0 {
             alarms.push(format!(
                 "the ledger on disk lacks the last {} changes, which a reboot now would lose: is the disk full or read-only?",
                 store.behind()
@@ -155,8 +168,6 @@ impl DirectoryWatch {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use tokio::time::timeout;
 
     use super::*;
@@ -198,6 +209,27 @@ mod tests {
         let reading = Reading::take(&place).unwrap();
         assert_eq!(reading.ledger.entries().len(), 2);
         assert!(reading.alarms.is_empty(), "{:?}", reading.alarms);
+    }
+
+    #[test]
+    fn what_the_journal_on_disk_lacks_is_an_alarm_unless_somebody_is_writing_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(&directory);
+        let put = |name: &str, address: &str| Record::Put {
+            key: key(name),
+            entry: entry(address, "c1"),
+        };
+        write(&place, vec![put("web-0", "10.1.0.2")]);
+        let journal = place.state_dir.join("ledger").join(CURRENT);
+        let before = std::fs::read(&journal).unwrap();
+        write(&place, vec![put("web-1", "10.1.0.3")]);
+        std::fs::write(&journal, before).unwrap();
+        let alarms = || Reading::take(&place).unwrap().alarms.len();
+        assert_eq!(alarms(), 1);
+        let lock = Lock::take(&place, PATIENCE).unwrap();
+        assert_eq!(alarms(), 0);
+        drop(lock);
+        assert_eq!(alarms(), 1);
     }
 
     #[test]
