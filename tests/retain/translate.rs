@@ -16,18 +16,21 @@ use crate::agent::{checked, shown};
 
 const NODE: &str = "edge-1";
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Bridges come and go here faster than the agent is willing to set a MAC back.
+const NO_PIN: &str = "--pin-bridge=";
 const KEEP: &str = "yurt-net.openyurt.io/keep-address";
 
 /// What somebody there gets from port 8080 of an address.
 fn ask(from: &Netns, address: &str) -> Result<String> {
     let to = SocketAddr::new(address.parse()?, 8080);
-    from.run(|| {
+    let answer = from.run(|| -> Result<String> {
         let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(2))?;
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
         Ok(answer)
-    })?
+    })?;
+    answer.with_context(|| format!("ask {address}"))
 }
 
 /// The address that `to` sees, at one of its own, when `from` begins.
@@ -87,6 +90,7 @@ fn what_another_ipam_leaves_out_is_kept_for_a_pod_with_its_mac_through_restart_a
         "--translate=on",
         "--translate-exclusive=10.1.0.0/28",
         "--guard=enforce",
+        NO_PIN,
     ];
     let agent = edge.start_agent(&flags)?;
     edge.wait_ready()?;
@@ -176,7 +180,7 @@ fn a_pod_says_by_an_annotation_that_it_keeps_its_address_where_its_network_has_b
     object["metadata"]["annotations"] = json!({KEEP: "true"});
     api.put(object.clone())?;
     let source = format!("kube:{}", api.http().url());
-    let agent = edge.start_agent_from(&source, NODE, &[])?;
+    let agent = edge.start_agent_from(&source, NODE, &[NO_PIN])?;
     edge.wait_ready()?;
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let first = pod("web-0", "c1");
@@ -215,7 +219,7 @@ fn a_pod_says_by_an_annotation_that_it_keeps_its_address_where_its_network_has_b
     // One that cannot be asked what Pods say leaves what it finds.
     agent.kill9()?;
     let started = Instant::now();
-    let nowhere = edge.start_agent_from("kube:http://127.0.0.1:9", NODE, &[])?;
+    let nowhere = edge.start_agent_from("kube:http://127.0.0.1:9", NODE, &[NO_PIN])?;
     edge.wait_for_status("the ledger is read", |status| {
         status.retention.is_on && translated(status, "web-0").len() == 2
     })?;
@@ -223,8 +227,8 @@ fn a_pod_says_by_an_annotation_that_it_keeps_its_address_where_its_network_has_b
     nowhere.kill9()?;
 
     // The Pod takes it back.
-    let _agent = edge.start_agent_from(&source, NODE, &[])?;
-    edge.wait_ready()?;
+    let _agent = edge.start_agent_from(&source, NODE, &[NO_PIN])?;
+    wait_until_translated(&edge, &["10.1.0.2", "fd00:1::2"])?;
     object["metadata"]["annotations"] = json!({KEEP: "yes"});
     api.put(object.clone())?;
     let status = wait_until_translated(&edge, &[])?;
@@ -244,7 +248,7 @@ fn after_a_cleanup_nothing_is_translated_and_no_route_is_left() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
-    let agent = edge.start_agent(&["--translate=on"])?;
+    let agent = edge.start_agent(&["--translate=on", NO_PIN])?;
     edge.wait_ready()?;
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let first = pod("web-0", "c1");
