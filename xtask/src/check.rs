@@ -1,4 +1,4 @@
-//! `check`: format, layering, ABI document, lints; cheapest first.
+//! `check`: format, layering, ABI document, lints, of the fuzz targets too; cheapest first.
 
 mod abi;
 mod layering;
@@ -9,7 +9,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::shell::{Line, root, say};
+use crate::fuzz;
+use crate::shell::{Line, root, say, target_dir};
 
 /// Options of `check`.
 #[derive(clap::Args, Default)]
@@ -25,10 +26,21 @@ const MEMBERS: &[&str] = &["tests", "xtask", "yurt-ebpf", "yurt-net"];
 /// Runs every check, and stops at the first that fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     Line::new("cargo fmt --all --check").run()?;
-    Line::new("cargo fmt --manifest-path tests/fuzz/Cargo.toml --check").run()?;
+    Line::new("cargo fmt --check --manifest-path")
+        .arg(fuzz::MANIFEST)
+        .run()?;
     layering()?;
     abi::check(args.bless)?;
-    Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()
+    Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()?;
+    // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already, which is then not
+    // compiled; any file does, for nothing is linked.
+    Line::new("cargo clippy --manifest-path")
+        .arg(fuzz::MANIFEST)
+        .arg("--target-dir")
+        .arg(target_dir())
+        .args(["--all-targets", "--", "-D", "warnings"])
+        .env("CUSTOM_LIBFUZZER_PATH", root().join(fuzz::MANIFEST))
+        .run()
 }
 
 fn layering() -> Result<()> {

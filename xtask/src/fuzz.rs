@@ -34,7 +34,10 @@ impl Default for Args {
 }
 
 const SECONDS: u32 = 60;
-const MANIFEST: &str = "tests/fuzz/Cargo.toml";
+/// The workspace of the targets.
+pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
+/// A profile of their own, so that `check` shares its work with the other workspace.
+const PROFILE: &str = "fuzz";
 /// Targets that run side by side.
 const AT_ONCE: usize = 2;
 /// Of a log, from where it says what happened.
@@ -113,7 +116,7 @@ fn build(targets: &[String]) -> Result<PathBuf> {
     // For a target that is named, build scripts and macros are not instrumented.
     let mut line = Line::new("cargo build --manifest-path")
         .arg(MANIFEST)
-        .args(["--target", host, "--target-dir"])
+        .args(["--profile", PROFILE, "--target", host, "--target-dir"])
         .arg(&dir);
     for target in targets {
         line = line.args(["--bin", target]);
@@ -125,7 +128,7 @@ fn build(targets: &[String]) -> Result<PathBuf> {
         false => line.env("RUSTFLAGS", COVERAGE),
     };
     line.run()?;
-    Ok(dir.join(host).join("debug"))
+    Ok(dir.join(host).join(PROFILE))
 }
 
 fn has_address_sanitizer(host: &str) -> Result<bool> {

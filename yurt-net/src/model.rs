@@ -308,6 +308,11 @@ pub enum Question {
         /// Names and values.
         headers: Vec<(String, String)>,
     },
+    /// Whether the gRPC health check (grpc.health.v1.Health) says SERVING.
+    Grpc {
+        /// Of what; "" for the server as a whole.
+        service: String,
+    },
 }
 
 /// An apps.openyurt.io NodePool (v1beta1, v1beta2).

@@ -140,6 +140,11 @@ const EDGES: &[Edge] = &[
         remedy: "what is served over HTTP is served by `observe::http`",
     },
     Edge {
+        libraries: &["h2"],
+        owners: &["yurt-net/src/agent/probing/"],
+        remedy: "a Pod's health over gRPC is asked for by `agent::probing`",
+    },
+    Edge {
         libraries: &["k8s_openapi"],
         owners: &["yurt-net/src/source/decode.rs"],
         remedy: "objects are `model`'s types after `source::decode`",

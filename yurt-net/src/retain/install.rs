@@ -10,8 +10,18 @@ pub mod files;
 #[cfg(test)]
 mod tests;
 
-/// Plugins that give addresses by rules of their own, and write their configuration anew whenever it changes.
-const OWNERS: [(&str, &str); 2] = [
+/// Main plugins that take any IPAM's addresses, and do not mind what becomes of the MAC.
+const MAINS: [&str; 5] = ["bridge", FLANNEL, "ipvlan", "macvlan", "ptp"];
+/// Main plugins that rely on an IPAM of their own, on the MAC that they gave, or on being alone in the file; with what to do instead.
+const OWNERS: [(&str, &str); 4] = [
+    (
+        "antrea",
+        "its flows let a Pod send from the MAC that it gave only; to keep addresses, use its own AntreaIPAM",
+    ),
+    (
+        "calico",
+        "Felix makes a permanent ARP entry with the MAC that it gave, and calico-ipam owns the addresses; to keep them, use the annotation `cni.projectcalico.org/ipAddrs`",
+    ),
     (
         "cilium-cni",
         "Cilium writes its file anew at every start of its agent; chain yurt-cni with its `cni.chainingMode`",
@@ -26,6 +36,7 @@ const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 const IPAM: &str = "yurt-ipam";
 const CHAINED: &str = "yurt-cni";
 const HOST_LOCAL: &str = "host-local";
+const FLANNEL: &str = "flannel";
 
 /// A configuration that the plugins cannot be put into.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -52,6 +63,14 @@ pub enum Refusal {
         /// Why not, and what to do.
         reason: &'static str,
     },
+    /// Nobody here knows what it relies on.
+    #[error(
+        "its main plugin {plugin:?} may rely on its own IPAM, or on the MAC that it gives; if it does not, put {{\"type\": \"yurt-cni\"}} behind it by hand"
+    )]
+    Unknown {
+        /// The main plugin.
+        plugin: String,
+    },
 }
 
 /// What a configuration should be.
@@ -72,7 +91,7 @@ pub struct Directories {
     pub run_dir: String,
 }
 
-/// The configuration with the plugins in it.
+/// The configuration with the plugins in it. Behind a main plugin that is not known a person has put them; that is left as it is.
 pub fn install(config: &Value, directories: &Directories) -> Result<Installed, Refusal> {
     let mut config = config.clone();
     let version = config["cniVersion"].as_str().unwrap_or_default().to_owned();
@@ -86,8 +105,17 @@ pub fn install(config: &Value, directories: &Directories) -> Result<Installed, R
     if !VERSIONS.contains(&version.as_str()) {
         return Err(Refusal::Version { version });
     }
+    if !MAINS.contains(&kind.as_str()) {
+        let other_ipam = main["ipam"]["type"].as_str().unwrap_or("none");
+        let other_ipam = (other_ipam != IPAM).then(|| other_ipam.to_owned());
+        let is_by_hand = plugins.iter().skip(1).any(is_chained);
+        return match is_by_hand {
+            true => Ok(Installed { config, other_ipam }),
+            false => Err(Refusal::Unknown { plugin: kind }),
+        };
+    }
     let other_ipam = replace_ipam(main, &kind, directories);
-    if !plugins.iter().any(|plugin| plugin["type"] == CHAINED) {
+    if !plugins.iter().any(is_chained) {
         let mut chained = Map::new();
         chained.insert("type".to_owned(), json!(CHAINED));
         chained.extend(directories.settings());
@@ -100,7 +128,7 @@ pub fn install(config: &Value, directories: &Directories) -> Result<Installed, R
 pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
     let mut config = config.clone();
     let plugins = plugins(&mut config)?;
-    plugins.retain(|plugin| plugin["type"] != CHAINED);
+    plugins.retain(|plugin| !is_chained(plugin));
     for plugin in plugins {
         let Some(ipam) = plugin.get_mut("ipam").and_then(Value::as_object_mut) else {
             continue;
@@ -118,6 +146,10 @@ pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
     Ok(config)
 }
 
+fn is_chained(plugin: &Value) -> bool {
+    plugin["type"] == CHAINED
+}
+
 fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
     if config.get("plugins").is_none() && config.get("type").is_some() {
         return Err(Refusal::Single);
@@ -129,14 +161,14 @@ fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
 /// Returns the IPAM plugin that stays.
 fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Option<String> {
     let main = main.as_object_mut()?;
-    if kind == "flannel" {
+    if kind == FLANNEL {
         // Without one it uses host-local.
         main.entry("ipam").or_insert_with(|| json!({}));
     }
     let ipam = main.get_mut("ipam").and_then(Value::as_object_mut)?;
     match ipam.get("type").and_then(Value::as_str) {
         Some(IPAM) => None,
-        None | Some(HOST_LOCAL) if kind == "flannel" || ipam.contains_key("type") => {
+        None | Some(HOST_LOCAL) if kind == FLANNEL || ipam.contains_key("type") => {
             ipam.insert("type".to_owned(), json!(IPAM));
             // Where host-local has kept its files: they are taken over, and it finds them again.
             if let Some(directory) = ipam.remove("dataDir") {

@@ -45,6 +45,7 @@ impl Check {
         let what = match self.probe.question {
             Question::Connect => "a TCP connect",
             Question::Get { .. } => "an HTTP GET",
+            Question::Grpc { .. } => "a gRPC health check",
         };
         format!("{what} to Pod {} at {}: {failure}", self.pod, self.at).into()
     }

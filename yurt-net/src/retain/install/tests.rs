@@ -80,7 +80,7 @@ fn twice_is_once_and_what_is_not_there_is_not_taken_away() {
 #[test]
 fn another_ipam_stays_and_is_named() {
     for (ipam, kind) in [
-        (json!({"type": "calico-ipam"}), "calico-ipam"),
+        (json!({"type": "whereabouts"}), "whereabouts"),
         (json!({"type": "dhcp"}), "dhcp"),
     ] {
         let installed = install(&bridge(ipam.clone()), &directories()).unwrap();
@@ -101,4 +101,56 @@ fn what_cannot_be_chained_is_refused_with_a_reason() {
     assert!(refused(old).contains("\"0.2.0\""));
     let cilium = json!({"cniVersion": "0.3.1", "plugins": [{"type": "cilium-cni"}]});
     assert!(refused(cilium).contains("chainingMode"));
+}
+
+#[test]
+fn a_main_plugin_that_relies_on_its_own_ipam_or_mac_is_left_alone() {
+    let with = |version: &str, main: &str, ipam: Value| {
+        json!({"name": "k8s-pod-network", "cniVersion": version, "plugins": [
+            {"type": main, "ipam": ipam}, {"type": "portmap", "capabilities": {"portMappings": true}},
+        ]})
+    };
+    let host_local = || json!({"type": "host-local", "subnet": "usePodCidr"});
+    // Calico, Canal and Antrea as they come; Antrea's version is one that the plugins do not speak.
+    for (config, remedy) in [
+        (
+            with("0.3.1", "calico", json!({"type": "calico-ipam"})),
+            "ipAddrs",
+        ),
+        (with("0.3.1", "calico", host_local()), "ipAddrs"),
+        (with("0.3.0", "antrea", host_local()), "AntreaIPAM"),
+    ] {
+        let refused = |config: &Value| install(config, &directories()).unwrap_err().to_string();
+        let refusal = refused(&config);
+        assert!(refusal.contains(remedy), "{refusal}");
+        // A person cannot help it either.
+        let mut by_hand = config;
+        let plugins = by_hand["plugins"].as_array_mut().unwrap();
+        plugins.push(json!({"type": "yurt-cni"}));
+        assert_eq!(refused(&by_hand), refusal);
+    }
+}
+
+#[test]
+fn behind_an_unknown_main_plugin_only_a_person_puts_them() {
+    let mut config = json!({"name": "edge", "cniVersion": "1.0.0", "plugins": [
+        {"type": "sdn", "ipam": {"type": "host-local"}},
+    ]});
+    let refusal = install(&config, &directories()).unwrap_err();
+    assert!(refusal.to_string().contains("\"sdn\""), "{refusal}");
+    let before = config.clone();
+    let plugins = config["plugins"].as_array_mut().unwrap();
+    plugins.push(json!({"type": "yurt-cni", "ttlSeconds": 60}));
+    let by_hand = install(&config, &directories()).unwrap();
+    assert_eq!(by_hand.config, config);
+    assert_eq!(by_hand.other_ipam.as_deref(), Some("host-local"));
+    config["plugins"][0]["ipam"]["type"] = json!("yurt-ipam");
+    let by_hand = install(&config, &directories()).unwrap();
+    assert_eq!(by_hand.config, config);
+    assert_eq!(by_hand.other_ipam, None);
+    // The plugins go away, so nobody may name them.
+    assert_eq!(uninstall(&config), Ok(before));
+    // Nothing is in front of it.
+    let alone = json!({"cniVersion": "1.0.0", "plugins": [{"type": "yurt-cni"}]});
+    assert!(install(&alone, &directories()).is_err());
 }

@@ -28,7 +28,7 @@ pub(super) const CONTAINER: Keep = Only(&[
                     ("httpHeaders", Only(&[("name", All), ("value", All)])),
                 ]),
             ),
-            ("grpc", Only(&[("port", All)])),
+            ("grpc", Only(&[("port", All), ("service", All)])),
         ]),
     ),
 ]);
@@ -91,9 +91,10 @@ fn readiness_probe(container: &Value<'_>) -> Result<Option<ReadinessProbe>, Wron
                 Ok((question, own_port(get, container)?))
             })?
         } else if is_given("grpc")? {
-            // As is: HTTP/2 for the sake of one question costs more than it tells.
-            let port = at(probe, "grpc", |grpc| own_port(grpc, container))?;
-            (Question::Connect, port)
+            at(probe, "grpc", |grpc| {
+                let service = at(grpc, "service", text)?.unwrap_or_default().to_owned();
+                Ok((Question::Grpc { service }, own_port(grpc, container)?))
+            })?
         } else {
             return Ok(None);
         };
@@ -218,6 +219,9 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect(),
         };
+        let grpc = |service: &str| Question::Grpc {
+            service: service.to_owned(),
+        };
         for (handler, question, port) in [
             (r#""tcpSocket": {"port": 81}"#, Question::Connect, 81),
             (r#""tcpSocket": {"port": "web"}"#, Question::Connect, 8080),
@@ -234,7 +238,13 @@ mod tests {
                 Question::Connect,
                 84,
             ),
-            (r#""grpc": {"port": 85}"#, Question::Connect, 85),
+            (r#""grpc": {"port": 85}"#, grpc(""), 85),
+            (r#""grpc": {"port": 86, "service": null}"#, grpc(""), 86),
+            (
+                r#""grpc": {"port": 87, "service": "shop.Cart"}"#,
+                grpc("shop.Cart"),
+                87,
+            ),
         ] {
             let expected = ReadinessProbe {
                 question,
@@ -263,6 +273,7 @@ mod tests {
             r#"{"tcpSocket": {"port": "no-such"}}"#,
             r#"{"tcpSocket": {"port": 81}, "periodSeconds": -1}"#,
             r#"{"httpGet": {"port": 81, "path": "/a b"}}"#,
+            r#"{"grpc": {"port": 81, "service": 7}}"#,
             r#"{"httpGet": {"port": 81, "httpHeaders": [{"name": "A", "value": "x\r\nB: y"}]}}"#,
             "{}",
             "7",
