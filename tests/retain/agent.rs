@@ -482,6 +482,7 @@ fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
         entry: Entry {
             addresses: vec![IpAddr::from([10, 1, 0, last])],
             promised: Vec::new(),
+            promised_by: Assigner::Other,
             mac: None,
             host: None,
             uid: String::new(),

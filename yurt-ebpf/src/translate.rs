@@ -229,7 +229,8 @@ impl LiveFlows {
     fn touch(flow: *mut LiveFlow, now: u64) {
         // SAFETY: the kernel keeps the memory while the program runs.
         unsafe {
-            if now.wrapping_sub((*flow).last_ns) > LIVE_STEP_NS {
+            // Another CPU may have been later.
+            if now.saturating_sub((*flow).last_ns) > LIVE_STEP_NS {
                 (*flow).last_ns = now;
             }
         }
@@ -253,7 +254,7 @@ impl Flows for LiveFlows {
         }
         let now = now();
         // SAFETY: the kernel keeps the memory while the program runs.
-        let is_over = now.wrapping_sub(unsafe { (*flow).last_ns }) > LIVE_QUIET_NS;
+        let is_over = now.saturating_sub(unsafe { (*flow).last_ns }) > LIVE_QUIET_NS;
         if !is_over {
             Self::touch(flow, now);
         }

@@ -46,9 +46,9 @@ pub struct Candidate {
     pub live: Vec<IpAddr>,
     /// What was promised to it instead.
     pub promised: Vec<IpAddr>,
-    /// `yurt-ipam` has chosen what it has, and gives what is promised to nobody.
+    /// `yurt-ipam` gave it what is promised, and gives that to nobody else.
     pub is_ours: bool,
-    /// Where it is.
+    /// Where it is, as far as that is known.
     pub host: Option<HostSide>,
     /// What its annotation says.
     pub wish: Wish,
@@ -61,7 +61,7 @@ pub enum Wish {
     Pods(bool),
     /// As the node says.
     Nodes,
-    /// What it says cannot be asked at the moment: as it is.
+    /// What it says cannot be asked at the moment: as the node says, and what is translated stays so.
     Unknown,
 }
 
@@ -167,6 +167,11 @@ pub enum Refusal {
     /// It cannot be answered for.
     #[error("the link-layer address of the Pod is not known")]
     NoMac,
+    /// It has no end on the node, or no `yurt-cni` has seen it.
+    #[error(
+        "no device of the node is known that leads to the Pod alone: it needs a veth device, and yurt-cni behind its main plugin"
+    )]
+    NoHost,
     /// Its index is another device's by now.
     #[error("device {0} leads elsewhere by now")]
     NoDevice(String),
@@ -205,14 +210,12 @@ pub fn compile(
     let mut image = TranslateImage::default();
     let mut complaints = Vec::new();
     for pod in pods {
-        // Away.
-        let Some(host) = pod.host else {
-            continue;
-        };
+        let ifindex = pod.host.map(|host| host.ifindex);
+        let is_translated = ifindex.is_some_and(|ifindex| node.translated.contains(&ifindex));
         let is_wanted = match pod.wish {
             Wish::Pods(wish) => wish,
             Wish::Nodes => policy.is_on,
-            Wish::Unknown => policy.is_on || node.translated.contains(&host.ifindex),
+            Wish::Unknown => policy.is_on || is_translated,
         };
         if !is_wanted {
             continue;
@@ -223,6 +226,10 @@ pub fn compile(
                 interface: pod.interface.clone(),
                 reason: format!("not translated: {refusal}"),
             });
+        };
+        let Some(host) = pod.host else {
+            complain(Refusal::NoHost);
+            continue;
         };
         match judge.row(pod, host, &image, &mut complain) {
             Ok(Some((row, routes))) => {
@@ -391,7 +398,7 @@ pub fn plan(observed: &TranslateImage, wanted: &TranslateImage) -> Vec<Translate
     let mut ops = Vec::new();
     let routes = wanted.routes.difference(&observed.routes);
     ops.extend(routes.map(|&(addr, device)| TranslateOp::PutRoute(addr, device)));
-    // Where the row goes, or another Pod's takes its place, what comes from there is left alone first.
+    // Where the row goes, what comes from there is left alone first.
     let ever: BTreeSet<_> = observed.attached.union(&observed.lost).copied().collect();
     let gone = |direction| {
         let ever = ever.iter().filter(move |(at, _)| *at == direction);

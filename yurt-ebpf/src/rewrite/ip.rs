@@ -111,12 +111,12 @@ impl Ip {
             destination: mapped(u32::from_ne_bytes([e, h, k, l])),
             protocol,
             payload: at + usize::from(first & 0xf) * 4,
-            part: if fragment & FRAGMENT4_OFFSET != 0 {
+            part: if protocol == AUTHENTICATION {
+                Part::Unreadable
+            } else if fragment & FRAGMENT4_OFFSET != 0 {
                 Part::Later
             } else if fragment & FRAGMENT4_MORE != 0 {
                 Part::First
-            } else if protocol == AUTHENTICATION {
-                Part::Unreadable
             } else {
                 Part::Whole
             },

@@ -525,6 +525,18 @@ fn extension_headers_are_walked_and_what_is_beyond_us_goes_as_it_was_and_is_coun
 }
 
 #[test]
+fn a_packet_that_is_signed_with_its_addresses_goes_as_it_was_in_fragments_too() {
+    let [Cast { live, remote, .. }, _] = casts();
+    // Whole, the first of several, a later one.
+    for fragment in [0u16, 0x2000, 0x0010] {
+        let mut packet = udp(at(live, 80), at(remote, 40000), b"x");
+        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
+        packet[9] = 51;
+        Link::default().leaves_as_it_was(&packet, UNREADABLE);
+    }
+}
+
+#[test]
 fn whatever_is_cut_off_a_packet_is_no_panic_and_leaves_it_as_it_was_or_right() {
     for Cast {
         live,

@@ -212,9 +212,11 @@ impl Retention {
         set(&mut self.problems.devices, "devices", problem);
         if self.is_on() {
             self.guard_pods(sources.snapshot(), local);
-            let devices = self.devices.as_deref().unwrap_or_default();
-            self.translating
-                .update(&self.reading, sources.snapshot(), devices, local);
+            // Without a list of devices there is none that could be translated: what is, stays.
+            if let Some(devices) = &self.devices {
+                self.translating
+                    .update(&self.reading, sources.snapshot(), devices, local);
+            }
             self.release(sources);
         }
     }

@@ -22,6 +22,9 @@ use crate::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, co
 /// What an annotation of a Pod says: that it is to be translated where it has lost its address (`true`), or not (`false`).
 const KEEP: &str = "yurt-net.openyurt.io/keep-address";
 
+/// For so long yurt-ipam may know a Pod and yurt-cni not yet, while it is made. Milliseconds.
+const MAKING: u64 = 10_000;
+
 /// What there is to be judged.
 #[derive(Debug)]
 struct Order {
@@ -33,7 +36,7 @@ struct Order {
 }
 
 /// What has come of it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Work {
     counters: Option<TranslationCounters>,
     translated: BTreeMap<u32, Vec<IpAddr>>,
@@ -176,7 +179,7 @@ pub(super) fn kept_for<'a>(
     entry: &'a Entry,
     policy: &'a Policy,
 ) -> impl Iterator<Item = IpAddr> + 'a {
-    let is_ours = entry.assigner == Assigner::Ours;
+    let is_ours = entry.promised_by == Assigner::Ours;
     let promised = entry.promised.iter().copied();
     promised.filter(move |&address| is_ours || policy.is_exclusive(address))
 }
@@ -199,8 +202,11 @@ fn owners(reading: &Reading) -> BTreeMap<IpAddr, String> {
 fn candidates(reading: &Reading, snapshot: Option<&Snapshot>) -> (Vec<Candidate>, Vec<Complaint>) {
     let mut complaints = Vec::new();
     let entries = reading.ledger.entries().iter();
-    let broken =
-        entries.filter(|(_, entry)| entry.state == State::Active && !entry.promised.is_empty());
+    let now = reading.now.at;
+    let broken = entries.filter(|(_, entry)| {
+        let is_made = entry.host.is_some() || now.saturating_sub(entry.at) > MAKING;
+        entry.state == State::Active && !entry.promised.is_empty() && is_made
+    });
     let candidates = broken.map(|(key, entry)| {
         let name = NamespacedName::new(&*key.namespace, &*key.name);
         let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
@@ -226,7 +232,7 @@ fn candidates(reading: &Reading, snapshot: Option<&Snapshot>) -> (Vec<Candidate>
             mac: entry.mac.map(|mac| mac.0),
             live: entry.addresses.clone(),
             promised: entry.promised.clone(),
-            is_ours: entry.assigner == Assigner::Ours,
+            is_ours: entry.promised_by == Assigner::Ours,
             host: entry.host,
             wish,
         }
@@ -239,27 +245,42 @@ fn do_work(
     bpffs: &Path,
     order: &Order,
 ) -> Result<(Option<Translate>, Work), TranslateError> {
+    let routes = Routes::open()?;
+    let known = routes.known()?;
+    let judge = |observed: &TranslateImage| {
+        let node = Surroundings {
+            owners: &order.owners,
+            links: &order.links,
+            local: &order.local,
+            routes: &known,
+            translated: &observed.rows.keys().copied().collect(),
+        };
+        compile(&order.pods, node, &order.policy)
+    };
     let mut translate = match translate {
         Some(translate) => translate,
-        None => Translate::load(bpffs, None)?,
+        None if Translate::is_pinned(bpffs) => Translate::load(bpffs, None)?,
+        None => {
+            // Nothing is loaded for Pods that are all refused.
+            let (wanted, complaints) = judge(&TranslateImage::default());
+            if wanted.rows.is_empty() {
+                let work = Work {
+                    complaints,
+                    ..Work::default()
+                };
+                return Ok((None, work));
+            }
+            Translate::load(bpffs, None)?
+        }
     };
-    let routes = Routes::open()?;
     let observed = translate.observe(&routes)?;
-    let node = Surroundings {
-        owners: &order.owners,
-        links: &order.links,
-        local: &order.local,
-        routes: &routes.known()?,
-        translated: &observed.rows.keys().copied().collect(),
-    };
-    let (wanted, complaints) = compile(&order.pods, node, &order.policy);
+    let (wanted, complaints) = judge(&observed);
     let failures = translate.apply(&observed, &wanted, &routes);
     let is_nothing_left = wanted == TranslateImage::default() && failures.is_empty();
     let mut work = Work {
-        counters: None,
-        translated: BTreeMap::new(),
         complaints,
         failures,
+        ..Work::default()
     };
     if is_nothing_left {
         translate.remove(bpffs)?;

@@ -32,6 +32,7 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
     let blank = |container: &str| Entry {
         addresses: Vec::new(),
         promised: Vec::new(),
+        promised_by: Assigner::Other,
         mac: None,
         host: None,
         uid: String::new(),

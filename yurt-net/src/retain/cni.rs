@@ -469,8 +469,10 @@ impl<'a> Request<'a> {
         let wanted = match policy {
             _ if self.config.is_mac_requested(self.environment) => None,
             MacPolicy::Address => {
-                let known = known.ledger().get(&who.key);
-                first(&self.known_by(known, addresses, alarms)).map(mac_of)
+                let entry = known.ledger().get(&who.key);
+                let wanted = first(&self.known_by(entry, addresses, alarms)).map(mac_of);
+                // One that runs may still have that of an address that was promised to it once.
+                wanted.filter(|&mac| !plan::has_mac(known.ledger(), &who, mac))
             }
             // Only requests for this Pod change it, and there is one at a time.
             MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
@@ -501,23 +503,23 @@ impl<'a> Request<'a> {
         addresses: &[IpAddr],
         alarms: &mut Vec<String>,
     ) -> Vec<IpAddr> {
-        let mut known_by = match known {
-            None => Vec::new(),
+        let (mut known_by, by) = match known {
+            None => Default::default(),
+            // yurt-ipam has just written it.
             Some(entry) if entry.assigner == Assigner::Ours && entry.state == State::Active => {
-                entry.promised.clone()
+                (entry.promised.clone(), entry.promised_by)
             }
-            Some(entry) => {
-                let policy = translate::Policy::load(&self.place.state_dir);
-                let policy = policy.unwrap_or_else(|error| {
-                    alarms.push(chain(&error));
-                    None
-                });
-                let policy = policy.unwrap_or_default();
-                let mut promised = plan::promised(entry, addresses);
-                promised.retain(|&address| policy.is_exclusive(address));
-                promised
-            }
+            Some(entry) => plan::promised(entry, addresses),
         };
+        if by == Assigner::Other && !known_by.is_empty() {
+            let policy = translate::Policy::load(&self.place.state_dir);
+            let policy = policy.unwrap_or_else(|error| {
+                alarms.push(chain(&error));
+                None
+            });
+            let policy = policy.unwrap_or_default();
+            known_by.retain(|&address| policy.is_exclusive(address));
+        }
         known_by.extend(addresses);
         known_by
     }

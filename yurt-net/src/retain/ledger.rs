@@ -138,14 +138,22 @@ impl fmt::Display for State {
     }
 }
 
-/// Who chose the addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// Who chose addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Assigner {
     /// `yurt-ipam`: it is the one to say when they are free.
     Ours,
     /// Another IPAM plugin; `yurt-cni` wrote down what it saw.
+    #[default]
     Other,
+}
+
+impl Assigner {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+    fn is_other(&self) -> bool {
+        *self == Self::Other
+    }
 }
 
 /// Addresses and their owner.
@@ -157,6 +165,9 @@ pub struct Entry {
     /// are nobody else's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub promised: Vec<IpAddr>,
+    /// Who gave what is promised; [`Assigner::Other`] where another IPAM gave any of it.
+    #[serde(default, skip_serializing_if = "Assigner::is_other")]
+    pub promised_by: Assigner,
     /// Of the interface, where `yurt-cni` set it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,

@@ -51,8 +51,11 @@ impl Attachment {
         known: Option<&Entry>,
         now: Now,
     ) -> Entry {
+        let (promised, promised_by) =
+            known.map_or_else(Default::default, |known| promised(known, &addresses));
         Entry {
-            promised: known.map_or_else(Vec::new, |known| promised(known, &addresses)),
+            promised,
+            promised_by,
             addresses,
             mac: known.and_then(|known| known.mac),
             host: None,
@@ -77,27 +80,32 @@ impl Attachment {
 }
 
 /// What of a name's own it has no more, with these addresses: of a family that has changed, all that was promised, else all that it had. What
-/// was released is promised to nobody.
-pub fn promised(known: &Entry, addresses: &[IpAddr]) -> Vec<IpAddr> {
-    if known.state == State::Released {
-        return Vec::new();
-    }
+/// was released is promised to nobody. And who gave it.
+pub fn promised(known: &Entry, addresses: &[IpAddr]) -> (Vec<IpAddr>, Assigner) {
     let mut promised = Vec::new();
+    let mut is_ours = true;
+    if known.state == State::Released {
+        return (promised, Assigner::Other);
+    }
     for is_v4 in [true, false] {
         let of = |all: &[IpAddr]| -> Vec<IpAddr> {
             let all = all.iter().copied();
             all.filter(|address| address.is_ipv4() == is_v4).collect()
         };
-        let mut own = of(&known.promised);
+        let (mut own, mut by) = (of(&known.promised), known.promised_by);
         if own.is_empty() {
-            own = of(&known.addresses);
+            (own, by) = (of(&known.addresses), known.assigner);
         }
         // Which of them another one stands for can be told only where all have gone.
-        if !own.iter().any(|address| addresses.contains(address)) {
+        if !own.is_empty() && !own.iter().any(|address| addresses.contains(address)) {
+            is_ours &= by == Assigner::Ours;
             promised.extend(own);
         }
     }
-    promised
+    match is_ours && !promised.is_empty() {
+        true => (promised, Assigner::Ours),
+        false => (promised, Assigner::Other),
+    }
 }
 
 /// What a request changes: the ledger as it would be, and the records that make it so.
@@ -357,8 +365,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// One that nobody has or had; else the one that was given up first: released ones first, then those of Pods that run with another
-    /// one, then retained ones.
+    /// One that nobody has or had; else the one that was given up first: released ones first, then retained ones, and last what is
+    /// promised to Pods that run with another one, for they may be using it as well.
     fn pick(&self, set: &RangeSet, last: Option<IpAddr>) -> Result<IpAddr, Refusal> {
         if let Some(free) = set
             .after(last)
@@ -376,8 +384,8 @@ impl<'a> Others<'a> {
             .min_by_key(|(_, (key, entry))| {
                 let order = match entry.state {
                     State::Released => 0,
-                    State::Active => 1,
-                    State::Retained => 2,
+                    State::Retained => 1,
+                    State::Active => 2,
                 };
                 (order, entry.at, *key)
             })
@@ -416,6 +424,12 @@ pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<
         }
     }
     Ok(())
+}
+
+/// Whether another Pod runs with this MAC.
+pub fn has_mac(ledger: &Ledger, who: &Attachment, mac: Mac) -> bool {
+    let mut others = ledger.entries().iter().filter(|(key, _)| **key != who.key);
+    others.any(|(_, entry)| entry.state == State::Active && entry.mac == Some(mac))
 }
 
 /// A Pod's interface, as `yurt-cni` has left it.

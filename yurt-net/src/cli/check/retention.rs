@@ -99,12 +99,7 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
     let twice: Vec<&Key> = active()
         .filter(|(_, entry)| entry.addresses.iter().any(|address| uses(address) > 1))
         .chain(entries().filter(|(_, entry)| {
-            let is_taken = |address: IpAddr| uses(&address) > 0;
-            match entry.state {
-                State::Active => entry.promised.iter().copied().any(is_taken),
-                State::Retained => entry.owned().any(is_taken),
-                State::Released => false,
-            }
+            entry.state == State::Retained && entry.addresses.iter().any(|a| uses(a) > 0)
         }))
         .map(|(key, _)| key)
         .collect();

@@ -15,6 +15,7 @@ pub(crate) fn entry(address: &str, container: &str) -> Entry {
     Entry {
         addresses: vec![address.parse().unwrap()],
         promised: Vec::new(),
+        promised_by: Assigner::Other,
         mac: None,
         host: None,
         uid: "5f0c".to_owned(),

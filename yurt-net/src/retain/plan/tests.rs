@@ -408,6 +408,7 @@ fn where_a_network_has_become_another_what_it_gave_is_promised() {
     run(&mut ledger, result).unwrap();
     let entry = ledger.get(&key("a")).unwrap();
     assert_eq!(entry.promised, ips(&["10.1.0.2", "fd00::2"]));
+    assert_eq!(entry.promised_by, Assigner::Ours);
     // And when it is as it was, the Pod has it again.
     assert_eq!(
         give(&mut ledger, &who("a", "c3"), 4),
@@ -453,4 +454,30 @@ fn what_was_released_is_promised_to_nobody() {
     }
     meet(&mut ledger, &who("a", "c2"), &["10.9.0.7"], 21);
     assert_eq!(ledger.get(&key("a")).unwrap().promised, ips(&[]));
+}
+
+#[test]
+fn what_another_ipam_gave_is_never_ours_to_promise_though_yurt_ipam_gives_what_a_pod_has() {
+    let mut ledger = Ledger::default();
+    meet(&mut ledger, &who("a", "c1"), &["10.9.0.2"], 1);
+    let own = give(&mut ledger, &who("a", "c2"), 2);
+    let entry = ledger.get(&key("a")).unwrap();
+    assert_eq!(own, ["10.1.0.2", "fd00::2"]);
+    assert_eq!(entry.promised, ips(&["10.9.0.2"]));
+    assert_eq!(
+        (entry.assigner, entry.promised_by),
+        (Assigner::Ours, Assigner::Other)
+    );
+}
+
+#[test]
+fn two_pods_that_run_never_have_one_mac() {
+    let mut ledger = Ledger::default();
+    meet(&mut ledger, &who("a", "c1"), &["10.9.0.2"], 1);
+    assert!(!has_mac(&ledger, &who("a", "c2"), Mac([2; 6])));
+    assert!(has_mac(&ledger, &who("b", "c3"), Mac([2; 6])));
+    for record in del(&ledger, &who("a", "c1"), Assigner::Other, at(2)) {
+        ledger.apply(record);
+    }
+    assert!(!has_mac(&ledger, &who("b", "c3"), Mac([2; 6])));
 }
