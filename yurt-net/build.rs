@@ -48,8 +48,12 @@ fn embed() -> Result<(), String> {
             ));
         }
     };
-    let embedded = Path::new(&variable("OUT_DIR")?).join("yurt-ebpf.o");
-    fs::write(&embedded, bytes).map_err(|error| format!("{}: {error}", embedded.display()))
+    let compressed = match bytes.as_slice() {
+        [] => bytes,
+        _ => lz4_flex::compress_prepend_size(&bytes),
+    };
+    let embedded = Path::new(&variable("OUT_DIR")?).join("yurt-ebpf.o.lz4");
+    fs::write(&embedded, compressed).map_err(|error| format!("{}: {error}", embedded.display()))
 }
 
 /// Has this script run again when the object comes, changes or goes.

@@ -31,7 +31,7 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
-    LoadedProgram, guard_maps, is_pinned_as, load_guard, load_translate, object, translate_maps,
+    LoadedProgram, guard_maps, has_object, is_pinned_as, load_guard, load_translate, translate_maps,
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
@@ -118,7 +118,7 @@ pub(super) fn on_map(
 impl BpfDataplane {
     /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
     pub fn open(options: Options) -> Result<Self, DataplaneError> {
-        object()?;
+        has_object()?;
         sys::raise_memlock();
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");

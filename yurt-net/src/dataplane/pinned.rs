@@ -5,7 +5,7 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
 use super::DataplaneError;
-use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, is_pinned_as, object};
+use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, has_object, is_pinned_as};
 use super::sys::{self, MapInfo};
 
 /// Which nobody else loads into while this lives.
@@ -46,7 +46,7 @@ impl Place {
 
     /// Makes room for maps: what is in the place of one and is something else cannot be kept.
     pub(super) fn clear(&self, maps: &[(&'static str, MapInfo)]) -> Result<(), DataplaneError> {
-        object()?;
+        has_object()?;
         for (name, info) in maps {
             let pin = self.dir.join(name);
             if pin.exists() && !is_pinned_as(&pin, info) {

@@ -11,16 +11,23 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::sys::{self, MapInfo};
 use crate::plan::Capacity;
 
-/// The programs, or nothing in a debug build without the BPF tools.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o"));
+/// The programs, or nothing in a debug build without the BPF tools. Compressed: they are read a few times, and every page of a file that
+/// was read once counts as the agent's.
+static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o.lz4"));
 
-/// The object, if this binary has one.
-pub(in crate::dataplane) fn object() -> Result<&'static [u8], DataplaneError> {
-    if OBJECT.is_empty() {
-        Err(DataplaneError::NoPrograms)
-    } else {
-        Ok(OBJECT)
+/// Whether this binary has the programs.
+pub(in crate::dataplane) fn has_object() -> Result<(), DataplaneError> {
+    match OBJECT {
+        [] => Err(DataplaneError::NoPrograms),
+        _ => Ok(()),
     }
+}
+
+/// The object. What allocators give is aligned for every ELF header.
+fn object() -> Result<Vec<u8>, DataplaneError> {
+    has_object()?;
+    // build.rs has made it: what cannot be unpacked is as good as none.
+    lz4_flex::decompress_size_prepended(OBJECT).map_err(|_damaged| DataplaneError::NoPrograms)
 }
 
 /// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
@@ -290,7 +297,7 @@ fn load(
         ("PEER_MASK", state.peers - 1),
     ];
     let is_on_sockets = |name: &str| name != GUARD && !TRANSLATE.contains(&name);
-    let object = Object::new(object()?, is_on_sockets, &switches, &plans)?;
+    let object = Object::new(&object()?, is_on_sockets, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
@@ -341,7 +348,7 @@ fn on_devices(
     plans: &BTreeMap<&str, MapPlan>,
 ) -> Result<Object, DataplaneError> {
     let is_wanted = |name: &str| programs.contains(&name) || COMPILER_CALLS.contains(&name);
-    Object::new(object()?, is_wanted, &[], plans)
+    Object::new(&object()?, is_wanted, &[], plans)
 }
 
 fn load_program(
