@@ -150,9 +150,18 @@ const EDGES: &[Edge] = &[
         remedy: "objects are `model`'s types after `source::decode`",
     },
     Edge {
-        libraries: &["lz4_flex", "postcard"],
+        libraries: &["postcard"],
         owners: &["yurt-net/src/source/checkpoint/codec.rs"],
         remedy: "the checkpoint is written and read by `source::checkpoint`",
+    },
+    Edge {
+        libraries: &["lz4_flex"],
+        owners: &[
+            "yurt-net/build.rs",
+            "yurt-net/src/dataplane/bpf/load.rs",
+            "yurt-net/src/source/checkpoint/codec.rs",
+        ],
+        remedy: "compressed are the checkpoint, by `source::checkpoint`, and the eBPF object",
     },
     Edge {
         libraries: &["crc32fast"],
