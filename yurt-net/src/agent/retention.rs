@@ -236,16 +236,7 @@ impl Retention {
         let none = BTreeSet::new();
         let (wanted, more) = compile(&pods, devices, local.unwrap_or(&none), &settings.policy());
         complaints.extend(more);
-        for complaint in &complaints {
-            if !self.complaints.contains(complaint) {
-                let Complaint {
-                    pod,
-                    interface,
-                    reason,
-                } = complaint;
-                warn!(pod, interface, reason, "guard");
-            }
-        }
+        tell("guard", &self.complaints, &complaints);
         self.complaints = complaints;
         self.guarding
             .bring_to(wanted, self.reading.ledger.entries());
@@ -442,6 +433,18 @@ impl Agent {
             self.pods = pods.values().cloned().collect();
         }
         !is_unchanged
+    }
+}
+
+/// Says what is new of it.
+pub(super) fn tell(what: &str, known: &[Complaint], complaints: &[Complaint]) {
+    for complaint in complaints.iter().filter(|new| !known.contains(new)) {
+        let Complaint {
+            pod,
+            interface,
+            reason,
+        } = complaint;
+        warn!(pod, interface, reason, "{what}");
     }
 }
 

@@ -7,9 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use tracing::{info, warn};
+use tracing::info;
 
 use super::chain;
+use super::retention::tell;
 use super::worker::Worker;
 use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
 use crate::guard::{Complaint, Link};
@@ -89,7 +90,7 @@ impl Translating {
         local: Option<&BTreeSet<IpAddr>>,
     ) {
         let (pods, misread) = candidates(reading, snapshot);
-        tell(&self.misread, &misread);
+        tell("translation", &self.misread, &misread);
         self.misread = misread;
         let is_wanted = |pod: &Candidate| match pod.wish {
             Wish::Pods(wish) => wish,
@@ -120,7 +121,7 @@ impl Translating {
                     let pods = work.translated.len();
                     info!(pods, "Pods appear with addresses that they had");
                 }
-                tell(&self.refused, &work.complaints);
+                tell("translation", &self.refused, &work.complaints);
                 self.counters = work.counters;
                 self.translated = work.translated;
                 self.refused = work.complaints;
@@ -157,20 +158,6 @@ impl Translating {
     pub(super) fn packets(&self) -> BTreeMap<&'static str, u64> {
         let counts = self.counters.as_ref().map(TranslationCounters::read);
         counts.and_then(Result::ok).unwrap_or_default()
-    }
-}
-
-/// Says what is new of it.
-fn tell(known: &[Complaint], complaints: &[Complaint]) {
-    for complaint in complaints {
-        if !known.contains(complaint) {
-            let Complaint {
-                pod,
-                interface,
-                reason,
-            } = complaint;
-            warn!(pod, interface, reason, "translation");
-        }
     }
 }
 

@@ -205,16 +205,6 @@ impl Prober {
         }
         failing
     }
-
-    /// How many checks there are.
-    pub fn len(&self) -> usize {
-        self.checks.len()
-    }
-
-    /// There is nothing to ask.
-    pub fn is_empty(&self) -> bool {
-        self.checks.is_empty()
-    }
 }
 
 #[cfg(test)]
