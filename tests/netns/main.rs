@@ -30,4 +30,5 @@ mod translate;
 mod udp;
 mod untouched;
 mod vtep;
+mod vtep_peers;
 mod world;

@@ -20,8 +20,8 @@ use yurt_net_tests::lab::Node;
 use crate::world::World;
 use crate::world::eventually;
 
-const V4: &str = "flannel.1";
-const V6: &str = "flannel-v6.1";
+pub(crate) const V4: &str = "flannel.1";
+pub(crate) const V6: &str = "flannel-v6.1";
 const BRIDGE: &str = "cni0";
 const MAC4: &str = "0a:00:00:00:00:04";
 const MAC6: &str = "0a:00:00:00:00:06";
@@ -42,7 +42,7 @@ fn link(netns: &Netns, name: &str) -> Result<Value> {
     Ok(links[0].clone())
 }
 
-fn mac(node: &Node, name: &str) -> Result<String> {
+pub(crate) fn mac(node: &Node, name: &str) -> Result<String> {
     let link = link(node.netns(), name)?;
     Ok(link["address"].as_str().context("no MAC")?.to_owned())
 }
@@ -66,7 +66,7 @@ fn stays(node: &Node, name: &str, wanted: &str) -> Result<()> {
 }
 
 /// Makes both devices as flannel does.
-fn make(node: &Node, mac4: &str, mac6: &str) -> Result<()> {
+pub(crate) fn make(node: &Node, mac4: &str, mac6: &str) -> Result<()> {
     node.netns().ip(&format!(
         "link add {V4} address {mac4} type vxlan id 1 dev eth0 local {} dstport 8472 nolearning\n\
          link add {V6} address {mac6} type vxlan id 1 dev eth0 local {} dstport 8472 nolearning\n\
@@ -77,7 +77,7 @@ fn make(node: &Node, mac4: &str, mac6: &str) -> Result<()> {
     ))
 }
 
-fn delete(node: &Node) -> Result<()> {
+pub(crate) fn delete(node: &Node) -> Result<()> {
     node.netns().ip(&format!("link del {V4}\nlink del {V6}\n"))
 }
 

@@ -16,6 +16,7 @@ extern crate alloc;
 mod affinity;
 mod guard;
 mod translate;
+mod vtep;
 
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
 pub use self::guard::{
@@ -26,6 +27,7 @@ pub use self::translate::{
     LIVE_FLOW, LIVE_FLOWS, LIVE_FRAGMENTS, LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey,
     TRANSLATE_ABI, TRANSLATION_NAMES, TRANSLATIONS, TranslateRow, Translation,
 };
+pub use self::vtep::{VTEP_PEERS, VtepKey, VtepSeen};
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
 pub const TABLE_ABI: u32 = 2;
@@ -640,4 +642,6 @@ pods! {
     TranslateRow: 48 { live4, promised4, live6, promised6, mac }
     LiveKey: 40 { live, remote, remote_port_be, local_port_be, protocol, kind, pad }
     LiveFlow: 8 { last_ns }
+    VtepKey: 24 { underlay, vni, port_be, pad }
+    VtepSeen: 40 { known, other, known_frames, other_frames, others }
 }

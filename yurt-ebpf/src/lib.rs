@@ -8,3 +8,4 @@ pub mod abi;
 pub mod packet;
 pub mod rewrite;
 pub mod select;
+pub mod vxlan;

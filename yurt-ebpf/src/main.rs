@@ -1,7 +1,7 @@
 //! The eBPF programs.
 //!
 //! `sock.rs` holds the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send, `translate.rs`
-//! has them appear with the addresses that were promised to them. See `maps.rs` for every map.
+//! has them appear with the addresses that were promised to them. `vtep.rs` listens to peers' tunnels. See `maps.rs` for every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
@@ -11,6 +11,7 @@ mod guard;
 mod maps;
 mod sock;
 mod translate;
+mod vtep;
 
 /// Reading the licence is how the kernel decides which helpers a program may call.
 #[cfg(target_arch = "bpf")]

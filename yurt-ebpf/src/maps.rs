@@ -11,6 +11,7 @@ use yurt_ebpf::abi::{
     Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
     FrontendKey4, FrontendKey6, GUARD_PLAIN, GuardRow, LIVE_FLOWS, LiveFlow, LiveKey, NetnsRow,
     OwnerRow, PlainRow, ServiceRow, SpoofCounts, TRANSLATIONS, TcpPeer, TranslateRow, UdpPeers,
+    VTEP_PEERS, VtepKey, VtepSeen,
 };
 use yurt_ebpf::packet::Claims;
 
@@ -112,3 +113,10 @@ pub(crate) static LIVE: LruHashMap<LiveKey, LiveFlow> = LruHashMap::with_max_ent
 /// What was done, by `Translation`.
 #[map(name = "yurt_xl_count")]
 pub(crate) static XLATE_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(TRANSLATIONS, 0);
+
+// Only while peers are listened to; it is one agent's.
+
+/// (underlay address, tunnel) of a peer -> from which link-layer addresses it sends.
+#[map(name = "yurt_vtep")]
+pub(crate) static VTEP: PerCpuHashMap<VtepKey, VtepSeen> =
+    PerCpuHashMap::with_max_entries(VTEP_PEERS, BPF_F_NO_PREALLOC);

@@ -15,6 +15,7 @@
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
 //! | the node's own devices (in `OwnDevices`, its own thread) | the kernel | sets their MACs back |
+//! | what is known of peers (in `Mending`; only with `--repair-peers`) | a timer, the loop | listens to them, repairs entries |
 //! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
 //! | a release (in `Retention`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
@@ -23,6 +24,7 @@
 mod cni;
 mod devices;
 mod guarding;
+mod mending;
 mod probing;
 mod report;
 mod retention;
@@ -48,7 +50,6 @@ use crate::dataplane::clients::{ClientAddresses, Clients, Look};
 use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::model::{LocalPod, Protocol, Snapshot};
-use crate::node::vtep::OwnDevices;
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::process::Process;
 use crate::observe::{http, metrics};
@@ -62,6 +63,7 @@ use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
 
+use devices::Devices;
 use probing::Probing;
 use retention::Retention;
 
@@ -133,8 +135,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         socket_lb: args.socket_lb,
     })?;
     // Before all that may take long: devices are made whenever flannel starts.
-    let devices = OwnDevices::start(args.devices.kept(), state_dir.clone())
-        .map_err(io("start a thread for", state_dir))?;
+    let mut devices = Devices::start(args).map_err(io("start a thread for", state_dir))?;
     let (saver, found) = Saver::open(state_dir.join("snapshot"));
     for problem in &found.problems {
         warn!(
@@ -166,13 +167,13 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let mut retention = Retention::start(args)?;
     let mut probing = Probing::new(args.probes.probe_endpoints);
     agent.retain(&mut retention, &mut probing).await;
+    agent.inform(&mut devices);
     let drift_interval = match args.drift_interval {
         0 => NEVER,
         seconds => Duration::from_secs(seconds),
     };
     let mut next_drift = Instant::now() + drift_interval;
     loop {
-        devices::inform(&devices, &agent.sources, &args.node);
         let boot = agent.boot_at();
         let retry = agent.retry_at;
         tokio::select! {
@@ -180,6 +181,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 agent.become_ready(args.socket_lb, &cgroup).await?;
             }
             () = agent.sources.changed() => {
+                agent.inform(&mut devices);
                 if agent.have_pods_changed() {
                     agent.retain(&mut retention, &mut probing).await;
                 }
@@ -219,6 +221,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     give_back_memory();
                 }
                 agent.retain(&mut retention, &mut probing).await;
+                agent.inform(&mut devices);
             }
             () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => agent.try_sync(),
             event = agent.scanner.next() => match event {

@@ -1,17 +1,75 @@
-//! The node's own devices: what the cloud says of them goes to their thread.
+//! The node's own devices, and what they know of peers: what the cloud says goes there, and how they are comes back.
 
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Agent;
+use super::mending::Mending;
+use crate::config::RunArgs;
 use crate::node::vtep::{OwnDevices, Word};
-use crate::source::preferred::Sources;
+use crate::policy::pool_peers;
+use crate::retain::vtep::Kind;
+use crate::retain::vtep::report::Report;
 
-/// Passes on what the source in charge says of the own Node.
-pub(super) fn inform(devices: &OwnDevices, sources: &Sources, node: &str) {
-    let known = sources
-        .snapshot()
-        .and_then(|snapshot| snapshot.nodes.get(node));
-    let annotations = known.map(|node| node.annotations.clone());
-    devices.hear(Word {
-        node: node.to_owned(),
-        annotations: annotations.unwrap_or_default(),
-        is_fresh: sources.freshness().is_fresh(),
-    });
+/// See the module.
+pub(super) struct Devices {
+    own: OwnDevices,
+    /// Only where the operator wants it.
+    mending: Option<Mending>,
+    /// When it was looked last who the peers are.
+    peers_at: Instant,
+}
+
+/// Pools change seldom, and all endpoints are looked at.
+const PEERS_AGE: Duration = Duration::from_secs(10);
+
+impl Devices {
+    /// Starts to look after them. In the network namespace of the caller.
+    pub(super) fn start(args: &RunArgs) -> io::Result<Self> {
+        let kept = args.devices.kept();
+        let vteps = kept.iter().filter(|(_, kind)| *kind == Kind::Vtep);
+        let vteps = vteps.map(|(name, _)| name.clone()).collect();
+        Ok(Self {
+            mending: args.devices.repair_peers.then(|| Mending::start(vteps)),
+            own: OwnDevices::start(kept, args.place.state_dir.clone())?,
+            peers_at: Instant::now(),
+        })
+    }
+
+    /// How they are.
+    pub(super) fn report(&self) -> Report {
+        let mut report = self.own.report();
+        if let Some(mending) = &self.mending {
+            let mended = mending.report();
+            for device in &mut report.devices {
+                let repairs = mended.repairs.get(&device.name);
+                device.peer_repairs = repairs.copied().unwrap_or_default();
+            }
+            report.alarms.extend(mended.alarms);
+        }
+        report
+    }
+}
+
+impl Agent {
+    /// Passes on what the source in charge says of this node's Node, and who else is in its pool.
+    pub(super) fn inform(&self, devices: &mut Devices) {
+        let snapshot = self.sources.snapshot();
+        let node = &self.config.node;
+        let known = snapshot.and_then(|snapshot| snapshot.nodes.get(node.as_str()));
+        let annotations = known.map(|node| node.annotations.clone());
+        devices.own.hear(Word {
+            node: node.clone(),
+            annotations: annotations.unwrap_or_default(),
+            is_fresh: self.sources.freshness().is_fresh(),
+        });
+        if let (Some(mending), Some(snapshot)) = (&devices.mending, snapshot)
+            && (!mending.has_peers() || devices.peers_at.elapsed() >= PEERS_AGE)
+        {
+            devices.peers_at = Instant::now();
+            mending.hear(pool_peers(snapshot, &self.config, &self.memory));
+        }
+    }
 }

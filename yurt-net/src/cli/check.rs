@@ -224,20 +224,39 @@ fn programs() -> Vec<Finding> {
     vec![
         Finding::ok("programs", detail),
         refusal,
-        guard(&trial.guard),
+        optional(
+            "guard",
+            &trial.guard.map(|size| vec![size]),
+            "what addresses Pods use cannot be watched on this kernel",
+        ),
+        optional(
+            "translation",
+            &trial.translate.map(Vec::from),
+            "Pods cannot appear with addresses that they had on this kernel (--translate)",
+        ),
+        optional(
+            "peers",
+            &trial.vtep.map(|size| vec![size]),
+            "how peers send cannot be listened to on this kernel (--repair-peers)",
+        ),
     ]
 }
 
-fn guard(loaded: &Result<ProgramSize, DataplaneError>) -> Finding {
+/// Programs that Services do without.
+fn optional(
+    what: &'static str,
+    loaded: &Result<Vec<ProgramSize>, DataplaneError>,
+    without: &str,
+) -> Finding {
     match loaded {
-        Ok(size) => {
-            let detail = format!("loads, and verifies in {} instructions", size.verified);
-            Finding::ok("guard", detail)
+        Ok(sizes) => {
+            let verified: u32 = sizes.iter().map(|size| size.verified).sum();
+            let detail = format!("loads, and verifies in {verified} instructions");
+            Finding::ok(what, detail)
         }
         Err(error) => {
-            let remedy =
-                "Services do without it; what addresses Pods use cannot be watched on this kernel";
-            Finding::new("guard", Outcome::Warning, chain(error), remedy)
+            let remedy = format!("Services do without it; {without}");
+            Finding::new(what, Outcome::Warning, chain(error), &remedy)
         }
     }
 }
@@ -295,7 +314,11 @@ mod tests {
 
     #[test]
     fn a_guard_that_does_not_load_is_a_warning_of_its_own() {
-        let finding = guard(&Err(DataplaneError::Missing { name: "guard" }));
+        let finding = optional(
+            "guard",
+            &Err(DataplaneError::Missing { name: "guard" }),
+            "Pods are not watched",
+        );
         assert_eq!(finding.result, Outcome::Warning);
         assert!(finding.remedy.contains("Services do without it"));
     }

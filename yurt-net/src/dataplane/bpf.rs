@@ -31,7 +31,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
-    LoadedProgram, guard_maps, has_object, is_pinned_as, load_guard, load_translate, translate_maps,
+    LoadedProgram, guard_maps, has_object, is_pinned_as, load_guard, load_translate, load_vtep,
+    translate_maps,
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};

@@ -13,6 +13,7 @@ pub mod sockets;
 mod sys;
 pub mod tc;
 pub mod translate;
+pub mod vtep;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

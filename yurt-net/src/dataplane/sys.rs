@@ -5,6 +5,7 @@
 
 mod load;
 pub(super) mod netlink;
+mod packet;
 pub(super) mod tc;
 
 use std::ffi::CString;
@@ -15,9 +16,10 @@ use std::path::Path;
 use std::ptr::NonNull;
 
 pub(super) use self::load::{
-    MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, ProgramCode, Records, Rejected,
-    btf_load, map_create, map_freeze, program_info, program_load,
+    MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_SOCKET_FILTER,
+    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, program_info, program_load,
 };
+pub(super) use self::packet::packet_socket;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -282,6 +284,22 @@ pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) ->
         )?;
     }
     Ok(())
+}
+
+/// Adds or overwrites an entry of a per-CPU map; `values` has one for each possible CPU, and `V` is a multiple of 8 bytes.
+pub(super) fn map_update_per_cpu<K, V>(
+    map: BorrowedFd<'_>,
+    key: &K,
+    values: &[V],
+) -> io::Result<()> {
+    bpf(
+        BPF_MAP_UPDATE_ELEM,
+        &mut ElementAttr {
+            value: address(values),
+            ..ElementAttr::new(map, key)
+        },
+    )
+    .map(drop)
 }
 
 /// Removes an entry; one that is not there is no error.

@@ -198,7 +198,7 @@ fn is_ours(route: &RouteMessage) -> bool {
     route.header.protocol == RouteProtocol::Other(PROTOCOL)
 }
 
-fn destination(route: &RouteMessage) -> Option<IpNetwork> {
+pub(super) fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     let address = route
         .attributes
         .iter()
@@ -210,12 +210,23 @@ fn destination(route: &RouteMessage) -> Option<IpNetwork> {
     IpNetwork::new(address?, route.header.destination_prefix_length).ok()
 }
 
-fn device(route: &RouteMessage) -> Option<u32> {
+pub(super) fn device(route: &RouteMessage) -> Option<u32> {
     route
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
             RouteAttribute::Oif(device) => Some(*device),
+            _ => None,
+        })
+}
+
+pub(super) fn gateway(route: &RouteMessage) -> Option<IpAddr> {
+    route
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
             _ => None,
         })
 }

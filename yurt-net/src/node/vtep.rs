@@ -37,7 +37,7 @@ const SAVE_AGAIN: Duration = Duration::from_secs(30);
 
 /// Devices that cannot be followed or set.
 #[derive(Debug, thiserror::Error)]
-enum VtepError {
+pub enum VtepError {
     /// Socket, or lists.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -407,7 +407,7 @@ async fn saved(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Resu
     }
 }
 
-async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, VtepError> {
+pub(super) async fn find(handle: &Handle, name: &str) -> Result<Option<LinkMessage>, VtepError> {
     let mut links = handle.link().get().match_name(name).execute();
     match links.try_next().await {
         Ok(found) => Ok(found),
@@ -468,7 +468,7 @@ async fn set_local(
 }
 
 /// A device as the kernel tells it; `None` where it has no MAC.
-fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
+pub(super) fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
     let attributes = message.attributes.iter();
     let mac = attributes.clone().find_map(|attribute| match attribute {
         LinkAttribute::Address(bytes) => bytes.as_slice().try_into().ok().map(Mac),
@@ -481,6 +481,7 @@ fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
     let mut what = What::Other;
     let mut vxlan = Vxlan {
         vni: 0,
+        port: 0,
         local: None,
         underlay: None,
     };
@@ -491,6 +492,7 @@ fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
                 for info in infos {
                     match info {
                         InfoVxlan::Id(id) => vxlan.vni = *id,
+                        InfoVxlan::Port(port) => vxlan.port = *port,
                         InfoVxlan::Local(local) => vxlan.local = Some((*local).into()),
                         InfoVxlan::Local6(local) => vxlan.local = Some((*local).into()),
                         InfoVxlan::Link(index) => vxlan.underlay = Some(*index),

@@ -12,6 +12,7 @@ mod established;
 #[cfg(test)]
 pub(crate) mod fixtures;
 mod memo;
+mod peers;
 mod prefixes;
 #[cfg(test)]
 mod proptests;
@@ -30,6 +31,7 @@ use ipnetwork::IpNetwork;
 pub use self::edge::listens;
 pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
 pub use self::memo::Memo;
+pub use self::peers::pool_peers;
 use self::prefixes::GivenCidrs;
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;

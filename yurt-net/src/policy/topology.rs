@@ -190,6 +190,11 @@ impl Topology {
         }
     }
 
+    /// Another node that certainly is in this node's pool.
+    pub(super) fn is_peer(&self, node: &str) -> bool {
+        *node != *self.node && self.member(node) == Member::Yes
+    }
+
     /// This node.
     pub(super) fn node(&self) -> &str {
         &self.node

@@ -6,9 +6,9 @@
 //! agent -> watch ----------------------------------------'
 //! ```
 //!
-//! And the node keeps its own: `vtep` decides, `node::vtep` does.
+//! And the node keeps its own: `vtep` decides, `node::vtep` does; what it knows of its peers: `peers` decides, `agent::mending` does.
 //!
-//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth`, `probing` and `vtep` are pure. docs/retention.md is what an operator needs.
+//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth`, `probing`, `vtep` and `peers` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
 pub mod announce;
@@ -17,6 +17,7 @@ pub mod install;
 pub mod ledger;
 pub mod limit;
 pub mod link;
+pub mod peers;
 pub mod plan;
 pub mod probing;
 pub mod range;

@@ -72,6 +72,8 @@ pub enum What {
 pub struct Vxlan {
     /// Network identifier.
     pub vni: u32,
+    /// UDP port that it receives at.
+    pub port: u16,
     /// Where it sends from, if it is bound to an address.
     pub local: Option<IpAddr>,
     /// The device that it sends out of, if it is bound to one.
@@ -288,6 +290,7 @@ impl Keeper {
                 underlay: kept.vxlan().and_then(|vxlan| vxlan.local),
                 repairs: kept.repairs,
                 underlay_changes: kept.underlay_changes,
+                peer_repairs: 0,
                 is_left_alone: kept.limit.has_stopped(),
             });
             report.alarms.extend(kept.alarms(name));

@@ -47,6 +47,12 @@ const GUARD: &str = "yurt_guard_in";
 /// Translation; to a Pod at egress, from it at ingress.
 const TRANSLATE: [&str; 2] = ["yurt_xlate_out", "yurt_xlate_in"];
 
+/// Listens to peers' tunnels; a filter of packet sockets.
+const VTEP: &str = "yurt_vtep_in";
+
+/// The programs that are not of a cgroup.
+const OTHERS: [&str; 4] = [GUARD, TRANSLATE[0], TRANSLATE[1], VTEP];
+
 /// What the compiler may call instead of writing it out.
 const COMPILER_CALLS: [&str; 2] = ["memset", "memcpy"];
 
@@ -87,6 +93,8 @@ pub struct Trial {
     pub guard: Result<ProgramSize, DataplaneError>,
     /// Translation, likewise.
     pub translate: Result<[ProgramSize; 2], DataplaneError>,
+    /// Listening to peers' tunnels, likewise.
+    pub vtep: Result<ProgramSize, DataplaneError>,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them?
@@ -98,6 +106,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         has_set_retval,
         guard: load_guard(None).map(|(_, size)| size),
         translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
+        vtep: load_vtep().map(|(_, _, size)| size),
     })
 }
 
@@ -296,8 +305,8 @@ fn load(
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
         ("PEER_MASK", state.peers - 1),
     ];
-    let is_on_sockets = |name: &str| name != GUARD && !TRANSLATE.contains(&name);
-    let object = Object::new(&object()?, is_on_sockets, &switches, &plans)?;
+    let is_of_a_cgroup = |name: &str| !OTHERS.contains(&name);
+    let object = Object::new(&object()?, is_of_a_cgroup, &switches, &plans)?;
     let mut programs = Vec::with_capacity(HOOKS.len());
     let mut sizes = Vec::with_capacity(HOOKS.len());
     for (name, attach_type) in HOOKS {
@@ -320,7 +329,7 @@ pub(in crate::dataplane) fn load_guard(
         pin: None,
     };
     plans.insert("yurt_claims", claims);
-    let object = on_devices(&[GUARD], &plans)?;
+    let object = with_only(&[GUARD], &plans)?;
     load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
 }
 
@@ -328,10 +337,28 @@ pub(in crate::dataplane) fn load_guard(
 pub(in crate::dataplane) fn load_translate(
     pins: Option<&Path>,
 ) -> Result<[(LoadedProgram, ProgramSize); 2], DataplaneError> {
-    let object = on_devices(&TRANSLATE, &pinned_in(pins, &translate_maps()))?;
+    let object = with_only(&TRANSLATE, &pinned_in(pins, &translate_maps()))?;
     let load = |name| load_program(&object, name, sys::PROG_TYPE_SCHED_CLS, 0);
     let [to_pod, from_pod] = TRANSLATE;
     Ok([load(to_pod)?, load(from_pod)?])
+}
+
+/// Loads the program that listens, and makes its map, which is nobody else's.
+pub(in crate::dataplane) fn load_vtep()
+-> Result<(OwnedFd, LoadedProgram, ProgramSize), DataplaneError> {
+    const MAP: &str = "yurt_vtep";
+    let as_it_says = MapPlan {
+        max_entries: 0,
+        pin: None,
+    };
+    let mut object = with_only(&[VTEP], &BTreeMap::from([(MAP, as_it_says)]))?;
+    let (program, size) = load_program(&object, VTEP, sys::PROG_TYPE_SOCKET_FILTER, 0)?;
+    let map = object.take_map(MAP);
+    Ok((
+        map.ok_or(DataplaneError::Missing { name: MAP })?,
+        program,
+        size,
+    ))
 }
 
 fn pinned_in<'a>(pins: Option<&Path>, maps: &[(&'a str, MapInfo)]) -> BTreeMap<&'a str, MapPlan> {
@@ -342,11 +369,8 @@ fn pinned_in<'a>(pins: Option<&Path>, maps: &[(&'a str, MapInfo)]) -> BTreeMap<&
     plans.collect()
 }
 
-/// The object with programs on devices only. Each is one function, apart from what the compiler calls.
-fn on_devices(
-    programs: &[&str],
-    plans: &BTreeMap<&str, MapPlan>,
-) -> Result<Object, DataplaneError> {
+/// The object with these programs only. Each is one function, apart from what the compiler calls.
+fn with_only(programs: &[&str], plans: &BTreeMap<&str, MapPlan>) -> Result<Object, DataplaneError> {
     let is_wanted = |name: &str| programs.contains(&name) || COMPILER_CALLS.contains(&name);
     Object::new(&object()?, is_wanted, &[], plans)
 }

@@ -26,7 +26,7 @@ pub(super) struct MapPlan {
 pub(super) struct Object {
     parsed: aya_obj::Object,
     btf: Option<OwnedFd>,
-    _maps: Vec<OwnedFd>,
+    maps: BTreeMap<String, OwnedFd>,
 }
 
 fn failed(error: impl Into<LoadError>) -> DataplaneError {
@@ -89,8 +89,13 @@ impl Object {
         Ok(Self {
             parsed,
             btf,
-            _maps: maps.into_iter().map(|(_, fd, _)| fd).collect(),
+            maps: maps.into_iter().map(|(name, fd, _)| (name, fd)).collect(),
         })
+    }
+
+    /// Takes one of the maps out, to be kept; `None` when it is not among them.
+    pub(super) fn take_map(&mut self, name: &str) -> Option<OwnedFd> {
+        self.maps.remove(name)
     }
 
     /// Loads a program; `None` when the object has none of that name.

@@ -13,6 +13,8 @@ const BPF_MAP_FREEZE: libc::c_long = 22;
 
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`.
 pub(in crate::dataplane) const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+/// `BPF_PROG_TYPE_SOCKET_FILTER`.
+pub(in crate::dataplane) const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 /// `BPF_PROG_TYPE_SCHED_CLS`.
 pub(in crate::dataplane) const PROG_TYPE_SCHED_CLS: u32 = 3;
 /// Room for what the verifier says of a program that it rejects; touched only then.

@@ -138,6 +138,13 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     metric(
         Counter,
+        "yurtnet_device_peer_repairs_total",
+        &["device"],
+        "Times that entries of a vxlan device about a peer were given the peer's other MAC.",
+        |status, out| out.put_devices(status, |device| device.peer_repairs),
+    ),
+    metric(
+        Counter,
         "yurtnet_device_underlay_changes_total",
         &["device"],
         "Times that the address below a vxlan device was gone and another was taken.",

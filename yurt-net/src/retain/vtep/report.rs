@@ -36,6 +36,9 @@ pub struct DeviceReport {
     pub repairs: u64,
     /// How often its underlay address was gone and another was taken.
     pub underlay_changes: u64,
+    /// How often entries of it about peers were repaired.
+    #[serde(default)]
+    pub peer_repairs: u64,
     /// It is changed so often that it is left alone, until a minute is quiet.
     pub is_left_alone: bool,
 }
@@ -65,6 +68,7 @@ impl DeviceReport {
             underlay,
             repairs,
             underlay_changes,
+            peer_repairs,
             is_left_alone,
         } = self;
         let Some(mac) = mac else {
@@ -82,6 +86,9 @@ impl DeviceReport {
         write!(out, "; set back {repairs} times")?;
         if *underlay_changes > 0 {
             write!(out, ", the address below changed {underlay_changes} times")?;
+        }
+        if *peer_repairs > 0 {
+            write!(out, ", entries about peers repaired {peer_repairs} times")?;
         }
         writeln!(out, "{}", if *is_left_alone { "; LEFT ALONE" } else { "" })
     }

@@ -30,6 +30,7 @@ pub(super) fn vxlan(ifindex: u32, last: u8) -> Device {
         mac: mac(last),
         what: What::Vxlan(Vxlan {
             vni: 1,
+            port: 8472,
             local: HOME.parse().ok(),
             underlay: Some(2),
         }),

@@ -1,0 +1,41 @@
+//! Listens on an underlay to how peers send through vxlan tunnels: a filter of a packet socket that passes nothing on.
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::macros::socket_filter;
+use aya_ebpf::programs::SkBuffContext;
+
+use yurt_ebpf::vxlan::{IPV4_LEN, IPV6_LEN, Outer, TUNNEL_LEN};
+
+use crate::maps::VTEP;
+
+/// `PACKET_HOST` of `linux/if_packet.h`: the frame is for this node.
+const PACKET_HOST: u32 = 0;
+
+/// The packet begins with its IP header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
+#[socket_filter]
+#[inline(always)]
+fn yurt_vtep_in(ctx: SkBuffContext) -> i64 {
+    listen(&ctx);
+    0
+}
+
+#[inline(always)]
+fn listen(ctx: &SkBuffContext) -> Option<()> {
+    let skb: *const __sk_buff = ctx.as_ptr().cast();
+    // SAFETY: the context is valid while the program runs.
+    if unsafe { core::ptr::read_volatile(&raw const (*skb).pkt_type) } != PACKET_HOST {
+        return None;
+    }
+    let version = ctx.load::<u8>(0).ok()? >> 4;
+    let outer = match version {
+        4 => Outer::ipv4(&ctx.load::<[u8; IPV4_LEN]>(0).ok()?)?,
+        6 => Outer::ipv6(&ctx.load::<[u8; IPV6_LEN]>(0).ok()?)?,
+        _ => return None,
+    };
+    let (key, source) = outer.inner(&ctx.load::<[u8; TUNNEL_LEN]>(outer.udp).ok()?)?;
+    let seen = VTEP.get_ptr_mut(key)?;
+    // SAFETY: an entry of this CPU; nobody else writes to it but the agent, who begins anew then.
+    unsafe { &mut *seen }.note(source);
+    None
+}

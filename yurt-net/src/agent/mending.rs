@@ -1,0 +1,208 @@
+//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `retain::peers` says what is to be changed.
+//!
+//! A task of its own, which does little: it looks at a map and at the entries once a second, and every half minute while there is nobody to
+//! listen for.
+
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use super::chain;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::vtep::Listener;
+use crate::node::peers::{Entries, EntriesError};
+use crate::retain::peers::{Mender, MenderReport, Peer, Repair};
+
+/// While peers are listened to.
+const LISTEN: Duration = Duration::from_secs(1);
+/// While they are not: nothing is missed for longer.
+const LOOK: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+enum MendError {
+    #[error(transparent)]
+    Entries(#[from] EntriesError),
+    #[error(transparent)]
+    Dataplane(#[from] DataplaneError),
+}
+
+/// The task's other end. The task ends with it.
+pub(super) struct Mending {
+    peers: watch::Sender<Vec<Peer>>,
+    report: watch::Receiver<MenderReport>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Mending {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Mending {
+    /// Looks after these devices from now on. In the network namespace of the caller.
+    pub(super) fn start(devices: Vec<String>) -> Self {
+        let (peers, heard) = watch::channel(Vec::new());
+        let (reports, report) = watch::channel(MenderReport::default());
+        let task = Task {
+            devices,
+            mender: Mender::default(),
+            entries: None,
+            listener: None,
+            peers: heard,
+            reports,
+            start: Instant::now(),
+            problem: None,
+        };
+        Self {
+            peers,
+            report,
+            task: tokio::spawn(task.run()),
+        }
+    }
+
+    /// Whether there is anybody to listen for.
+    pub(super) fn has_peers(&self) -> bool {
+        !self.peers.borrow().is_empty()
+    }
+
+    /// Passes on who the peers are, if that is new.
+    pub(super) fn hear(&self, peers: Vec<Peer>) {
+        self.peers.send_if_modified(|known| {
+            let is_new = *known != peers;
+            *known = peers;
+            is_new
+        });
+    }
+
+    /// How things are.
+    pub(super) fn report(&self) -> MenderReport {
+        self.report.borrow().clone()
+    }
+}
+
+struct Task {
+    devices: Vec<String>,
+    mender: Mender,
+    entries: Option<Entries>,
+    /// Only while there is somebody to listen for.
+    listener: Option<Listener>,
+    peers: watch::Receiver<Vec<Peer>>,
+    reports: watch::Sender<MenderReport>,
+    start: Instant,
+    problem: Option<String>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            self.problem = None;
+            if let Err(error) = self.look().await {
+                self.problem = Some(chain(&error));
+                // Whatever it was, all is opened anew.
+                (self.entries, self.listener) = (None, None);
+            }
+            self.publish();
+            let interval = match self.listener {
+                Some(_) => LISTEN,
+                None => LOOK,
+            };
+            tokio::select! {
+                changed = self.peers.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.mender.hear(self.peers.borrow_and_update().clone());
+                }
+                () = sleep(interval) => {}
+            }
+        }
+    }
+
+    /// Looks at what there is, repairs what is to be repaired, and goes on to listen.
+    async fn look(&mut self) -> Result<(), MendError> {
+        self.see().await?;
+        if let Some(listener) = &mut self.listener {
+            let now = self.start.elapsed();
+            for (listened, heard) in listener.heard()? {
+                self.mender.notice(&listened, heard, millis(now));
+            }
+        }
+        let repairs = self.mender.decide(millis(self.start.elapsed()));
+        for repair in &repairs {
+            self.repair(repair).await?;
+        }
+        if !repairs.is_empty() {
+            self.see().await?;
+        }
+        let wanted = self.mender.listened();
+        if wanted.is_empty() {
+            self.listener = None;
+            return Ok(());
+        }
+        let listener = match &mut self.listener {
+            Some(listener) => listener,
+            none => none.insert(Listener::open()?),
+        };
+        let listened = listener.listen(&wanted)?;
+        if listened < wanted.len() {
+            self.problem = Some(format!(
+                "there is room for {listened} of {} peers",
+                wanted.len()
+            ));
+        }
+        Ok(())
+    }
+
+    async fn see(&mut self) -> Result<(), MendError> {
+        let entries = match &mut self.entries {
+            Some(entries) => entries,
+            none => none.insert(Entries::open()?),
+        };
+        self.mender.see(entries.tunnels(&self.devices).await?);
+        Ok(())
+    }
+
+    async fn repair(&mut self, repair: &Repair) -> Result<(), MendError> {
+        let Some(entries) = &self.entries else {
+            return Ok(());
+        };
+        let Repair {
+            device,
+            node,
+            peer,
+            from,
+            to,
+            ..
+        } = repair;
+        entries.repair(repair).await?;
+        warn!(device, %node, %peer, %from, %to, "a peer has another MAC: its entries have it now");
+        Ok(())
+    }
+
+    /// Says how things are, and logs what is newly wrong.
+    fn publish(&self) {
+        let mut report = self.mender.report();
+        let problem = self.problem.iter();
+        report.alarms.extend(
+            problem.map(|problem| format!("entries about peers are not repaired: {problem}")),
+        );
+        self.reports.send_if_modified(|known| {
+            for alarm in &report.alarms {
+                if !known.alarms.contains(alarm) {
+                    warn!(alarm, "peers of this node's tunnels");
+                }
+            }
+            let is_new = *known != report;
+            *known = report;
+            is_new
+        });
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
