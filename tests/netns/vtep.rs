@@ -189,8 +189,13 @@ fn a_fresh_annotation_that_differs_for_five_seconds_wins_and_is_recorded() -> Re
         .annotation("flannel.alpha.coreos.com/backend-data", &data);
     let start = Instant::now();
     let agent = world.start(0, &[])?;
+    node.netns().ip(&format!(
+        "neigh add 10.250.1.0 lladdr 0a:00:00:00:01:04 dev {V4} nud permanent\n"
+    ))?;
+    let known = neighbours(&node, V4)?;
     eventually(&node, || {
         ensure!(mac(&node, V4)? == OTHER, "not yet");
+        ensure!(neighbours(&node, V4)? == known, "a peer is forgotten");
         Ok(())
     })?;
     assert!(start.elapsed() > Duration::from_secs(5), "too early");
@@ -202,6 +207,48 @@ fn a_fresh_annotation_that_differs_for_five_seconds_wins_and_is_recorded() -> Re
     node.netns()
         .ip(&format!("link set {V4} address {MAC4}\n"))?;
     becomes(&node, V4, OTHER)
+}
+
+/// The permanent neighbours of a device, as `ip` shows them.
+fn neighbours(node: &Node, device: &str) -> Result<Vec<String>> {
+    let mut command = Command::new("ip");
+    command.args(["neigh", "show", "dev", device, "nud", "permanent"]);
+    node.netns().enter(&mut command);
+    let output = command.output().context("run `ip`")?;
+    ensure!(output.status.success(), "ip neigh");
+    let mut lines: Vec<String> = String::from_utf8(output.stdout)?
+        .lines()
+        .map(|line| line.trim().to_owned())
+        .collect();
+    lines.sort();
+    Ok(lines)
+}
+
+#[test]
+fn neighbours_that_are_forgotten_when_a_mac_is_set_are_put_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let node = lab.node("edge-1")?;
+    make(&node, MAC4, MAC6)?;
+    // As flannel does, once for each peer.
+    node.netns().ip(&format!(
+        "neigh add 10.250.1.0 lladdr 0a:00:00:00:01:04 dev {V4} nud permanent\n\
+         neigh add 10.250.2.0 lladdr 0a:00:00:00:02:04 dev {V4} nud permanent\n\
+         neigh add fd00:250:1:: lladdr 0a:00:00:00:01:06 dev {V6} nud permanent\n"
+    ))?;
+    let before = [neighbours(&node, V4)?, neighbours(&node, V6)?];
+    ensure!(before[0].len() == 2 && before[1].len() == 1, "{before:?}");
+    let _agent = start_alone(&node)?;
+    recorded(&node, &[V4, V6])?;
+    node.netns().ip(&format!(
+        "link set {V4} address {OTHER}\nlink set {V6} address {OTHER}\n"
+    ))?;
+    becomes(&node, V4, MAC4)?;
+    becomes(&node, V6, MAC6)?;
+    eventually(&node, || {
+        let now = [neighbours(&node, V4)?, neighbours(&node, V6)?];
+        ensure!(now == before, "{now:?}");
+        Ok(())
+    })
 }
 
 #[test]

@@ -30,7 +30,7 @@ const CAPS: [(&str, u32, u32); 12] = [
     ("yurt_guard_in", 28500, 21030),
     ("yurt_xlate_out", 10710, 24740),
     ("yurt_xlate_in", 28940, 36520),
-    ("yurt_vtep_in", 420, 3160),
+    ("yurt_vtep_in", 510, 3130),
 ];
 
 #[test]

@@ -41,7 +41,7 @@ fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()>
         assert!(said(line), "no {line:?} in:\n{console}");
     }
     // Services do without them, so `check` does as well.
-    for optional in ["guard", "translation", "peers"] {
+    for optional in ["guard", "translation", "peer-repair"] {
         let line = format!("ok       {optional}");
         let loads = console.lines().any(|said| said.starts_with(&line));
         assert!(loads, "{optional}: does not load:\n{console}");

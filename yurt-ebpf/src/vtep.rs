@@ -11,8 +11,11 @@ use crate::maps::VTEP;
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is for this node.
 const PACKET_HOST: u32 = 0;
+/// `ETH_P_IP` and `ETH_P_IPV6`, in network byte order as a number.
+const IPV4: u32 = 0x0800_u16.to_be() as u32;
+const IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
-/// The packet begins with its IP header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
+/// The packet begins with its network header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
 #[socket_filter]
 #[inline(always)]
 fn yurt_vtep_in(ctx: SkBuffContext) -> i64 {
@@ -24,13 +27,20 @@ fn yurt_vtep_in(ctx: SkBuffContext) -> i64 {
 fn listen(ctx: &SkBuffContext) -> Option<()> {
     let skb: *const __sk_buff = ctx.as_ptr().cast();
     // SAFETY: the context is valid while the program runs.
-    if unsafe { core::ptr::read_volatile(&raw const (*skb).pkt_type) } != PACKET_HOST {
+    let (is_host, is_tagged, protocol) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*skb).pkt_type) == PACKET_HOST,
+            core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0,
+            core::ptr::read_volatile(&raw const (*skb).protocol),
+        )
+    };
+    // What has a tag is for a device on top of this one.
+    if !is_host || is_tagged {
         return None;
     }
-    let version = ctx.load::<u8>(0).ok()? >> 4;
-    let outer = match version {
-        4 => Outer::ipv4(&ctx.load::<[u8; IPV4_LEN]>(0).ok()?)?,
-        6 => Outer::ipv6(&ctx.load::<[u8; IPV6_LEN]>(0).ok()?)?,
+    let outer = match protocol {
+        IPV4 => Outer::ipv4(&ctx.load::<[u8; IPV4_LEN]>(0).ok()?)?,
+        IPV6 => Outer::ipv6(&ctx.load::<[u8; IPV6_LEN]>(0).ok()?)?,
         _ => return None,
     };
     let (key, source) = outer.inner(&ctx.load::<[u8; TUNNEL_LEN]>(outer.udp).ok()?)?;

@@ -191,6 +191,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 }
             }
             () = retention.changed() => agent.retain(&mut retention, &mut probing).await,
+            () = devices.due() => agent.inform(&mut devices),
             () = probing.changed() => {
                 if agent.take_failing(&probing) && agent.status.ready {
                     agent.try_sync();
@@ -553,11 +554,10 @@ impl Agent {
                 "drift: programs were detached or replaced"
             );
         }
-        let observed = self.dataplane.observe()?;
-        if observed.is_same_content(&self.image) {
+        if self.dataplane.holds(&self.image)? {
             return Ok(());
         }
-        self.image = observed;
+        self.image = self.dataplane.observe()?;
         self.retry_at = Some(Instant::now() + RETRY);
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;

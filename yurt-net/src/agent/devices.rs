@@ -1,9 +1,10 @@
 //! The node's own devices, and what they know of peers: what the cloud says goes there, and how they are comes back.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::Agent;
 use super::mending::Mending;
@@ -18,8 +19,10 @@ pub(super) struct Devices {
     own: OwnDevices,
     /// Only where the operator wants it.
     mending: Option<Mending>,
-    /// When it was looked last who the peers are.
+    /// When it may be looked again who the peers are.
     peers_at: Instant,
+    /// It should be, then.
+    are_peers_due: bool,
 }
 
 /// Pools change seldom, and all endpoints are looked at.
@@ -35,7 +38,16 @@ impl Devices {
             mending: args.devices.repair_peers.then(|| Mending::start(vteps)),
             own: OwnDevices::start(kept, args.place.state_dir.clone())?,
             peers_at: Instant::now(),
+            are_peers_due: false,
         })
+    }
+
+    /// Waits until [`Agent::inform`] has more to pass on than it did. Cancel safe.
+    pub(super) async fn due(&self) {
+        match self.are_peers_due {
+            true => sleep_until(self.peers_at).await,
+            false => std::future::pending().await,
+        }
     }
 
     /// How they are.
@@ -44,8 +56,9 @@ impl Devices {
         if let Some(mending) = &self.mending {
             let mended = mending.report();
             for device in &mut report.devices {
-                let repairs = mended.repairs.get(&device.name);
-                device.peer_repairs = repairs.copied().unwrap_or_default();
+                let of = |counts: &BTreeMap<String, u64>| counts.get(&device.name).copied();
+                device.peers = of(&mended.listened);
+                device.peer_repairs = of(&mended.repairs).unwrap_or_default();
             }
             report.alarms.extend(mended.alarms);
         }
@@ -65,10 +78,15 @@ impl Agent {
             annotations: annotations.unwrap_or_default(),
             is_fresh: self.sources.freshness().is_fresh(),
         });
-        if let (Some(mending), Some(snapshot)) = (&devices.mending, snapshot)
-            && (!mending.has_peers() || devices.peers_at.elapsed() >= PEERS_AGE)
+        let Some(mending) = &devices.mending else {
+            return;
+        };
+        let now = Instant::now();
+        devices.are_peers_due = now < devices.peers_at;
+        if !devices.are_peers_due
+            && let Some(snapshot) = snapshot
         {
-            devices.peers_at = Instant::now();
+            devices.peers_at = now + PEERS_AGE;
             mending.hear(pool_peers(snapshot, &self.config, &self.memory));
         }
     }

@@ -1,7 +1,7 @@
 //! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `retain::peers` says what is to be changed.
 //!
-//! A task of its own, which does little: it looks at a map and at the entries once a second, and every half minute while there is nobody to
-//! listen for.
+//! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard with another MAC than is
+//! known, and every half minute.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::chain;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::vtep::Listener;
 use crate::node::peers::{Entries, EntriesError};
-use crate::retain::peers::{Mender, MenderReport, Peer, Repair};
+use crate::retain::peers::{Mender, MenderReport, Others, Peer, Repair};
 
 /// While peers are listened to.
 const LISTEN: Duration = Duration::from_secs(1);
@@ -55,18 +55,14 @@ impl Mending {
             peers: heard,
             reports,
             start: Instant::now(),
-            problem: None,
+            seen_at: None,
+            problems: Vec::new(),
         };
         Self {
             peers,
             report,
             task: tokio::spawn(task.run()),
         }
-    }
-
-    /// Whether there is anybody to listen for.
-    pub(super) fn has_peers(&self) -> bool {
-        !self.peers.borrow().is_empty()
     }
 
     /// Passes on who the peers are, if that is new.
@@ -93,17 +89,19 @@ struct Task {
     peers: watch::Receiver<Vec<Peer>>,
     reports: watch::Sender<MenderReport>,
     start: Instant,
-    problem: Option<String>,
+    /// When the entries were looked at last; `None`: that is due.
+    seen_at: Option<Instant>,
+    problems: Vec<String>,
 }
 
 impl Task {
     async fn run(mut self) {
         loop {
-            self.problem = None;
+            self.problems.clear();
             if let Err(error) = self.look().await {
-                self.problem = Some(chain(&error));
-                // Whatever it was, all is opened anew.
-                (self.entries, self.listener) = (None, None);
+                self.problems.push(chain(&error));
+                // The connection may have ended.
+                (self.entries, self.seen_at) = (None, None);
             }
             self.publish();
             let interval = match self.listener {
@@ -116,6 +114,7 @@ impl Task {
                         return;
                     }
                     self.mender.hear(self.peers.borrow_and_update().clone());
+                    self.seen_at = None;
                 }
                 () = sleep(interval) => {}
             }
@@ -124,16 +123,23 @@ impl Task {
 
     /// Looks at what there is, repairs what is to be repaired, and goes on to listen.
     async fn look(&mut self) -> Result<(), MendError> {
-        self.see().await?;
-        if let Some(listener) = &mut self.listener {
-            let now = self.start.elapsed();
-            for (listened, heard) in listener.heard()? {
-                self.mender.notice(&listened, heard, millis(now));
-            }
+        let heard = match &mut self.listener {
+            Some(listener) => listener.heard()?,
+            None => Vec::new(),
+        };
+        let is_news = heard.iter().any(|(_, heard)| heard.others != Others::None);
+        let is_old = self.seen_at.is_none_or(|at| at.elapsed() >= LOOK);
+        if !is_news && !is_old && !self.mender.is_in_doubt() {
+            return Ok(());
         }
-        let repairs = self.mender.decide(millis(self.start.elapsed()));
+        self.see().await?;
+        let now = millis(self.start.elapsed());
+        for (listened, heard) in heard {
+            self.mender.notice(&listened, heard, now);
+        }
+        let repairs = self.mender.decide(now);
         for repair in &repairs {
-            self.repair(repair).await?;
+            self.repair(repair).await;
         }
         if !repairs.is_empty() {
             self.see().await?;
@@ -147,13 +153,12 @@ impl Task {
             Some(listener) => listener,
             none => none.insert(Listener::open()?),
         };
-        let listened = listener.listen(&wanted)?;
-        if listened < wanted.len() {
-            self.problem = Some(format!(
-                "there is room for {listened} of {} peers",
-                wanted.len()
-            ));
+        let failures = listener.listen(&wanted);
+        if !failures.is_empty() {
+            self.seen_at = None;
         }
+        let failures = failures.iter().map(|failure| chain(failure));
+        self.problems.extend(failures);
         Ok(())
     }
 
@@ -163,12 +168,13 @@ impl Task {
             none => none.insert(Entries::open()?),
         };
         self.mender.see(entries.tunnels(&self.devices).await?);
+        self.seen_at = Some(Instant::now());
         Ok(())
     }
 
-    async fn repair(&mut self, repair: &Repair) -> Result<(), MendError> {
+    async fn repair(&mut self, repair: &Repair) {
         let Some(entries) = &self.entries else {
-            return Ok(());
+            return;
         };
         let Repair {
             device,
@@ -178,18 +184,21 @@ impl Task {
             to,
             ..
         } = repair;
-        entries.repair(repair).await?;
-        warn!(device, %node, %peer, %from, %to, "a peer has another MAC: its entries have it now");
-        Ok(())
+        match entries.repair(repair).await {
+            Ok(()) => {
+                self.mender.repaired(repair);
+                warn!(device, %node, %peer, %from, %to, "a peer has another MAC: its entries have it now");
+            }
+            Err(error) => self.problems.push(chain(&error)),
+        }
     }
 
     /// Says how things are, and logs what is newly wrong.
     fn publish(&self) {
         let mut report = self.mender.report();
-        let problem = self.problem.iter();
-        report.alarms.extend(
-            problem.map(|problem| format!("entries about peers are not repaired: {problem}")),
-        );
+        let problems = self.problems.iter();
+        let problems = problems.map(|problem| format!("entries about peers: {problem}"));
+        report.alarms.extend(problems);
         self.reports.send_if_modified(|known| {
             for alarm in &report.alarms {
                 if !known.alarms.contains(alarm) {

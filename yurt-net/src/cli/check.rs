@@ -235,7 +235,7 @@ fn programs() -> Vec<Finding> {
             "Pods cannot appear with addresses that they had on this kernel (--translate)",
         ),
         optional(
-            "peers",
+            "peer-repair",
             &trial.vtep.map(|size| vec![size]),
             "how peers send cannot be listened to on this kernel (--repair-peers)",
         ),

@@ -14,8 +14,8 @@ pub struct DeviceArgs {
     /// Bridge whose MAC is kept, whichever ports come and go; repeatable. "" = none.
     #[arg(long, value_name = "NAME", default_value = "cni0", value_parser = device_name)]
     pub pin_bridge: Vec<String>,
-    /// Repair what is known of the pool's other nodes: where one of them has another MAC than this node's vxlan devices know, as its Node
-    /// says, or as it is seen to send while the cloud is away. See docs/retention.md.
+    /// Repair what the vxlan devices know of the pool's other nodes, where one of them is seen to send with another MAC. See
+    /// docs/retention.md.
     #[arg(long)]
     pub repair_peers: bool,
 }

@@ -31,8 +31,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
-    LoadedProgram, guard_maps, has_object, is_pinned_as, load_guard, load_translate, load_vtep,
-    translate_maps,
+    LoadedProgram, VTEP_MAP, guard_maps, has_object, is_pinned_as, load_guard, load_translate,
+    load_vtep, translate_maps,
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
@@ -484,14 +484,18 @@ pub(super) fn possible_cpus() -> Result<usize, DataplaneError> {
 
 impl Dataplane for BpfDataplane {
     fn observe(&self) -> Result<MapImage, DataplaneError> {
-        let (rows4, rows6) = self.table.rows()?;
+        let rows = self.table.rows()?;
         let first_generation = self.table.first_generation;
-        if self.is_staged && rows4.is_empty() && rows6.is_empty() {
+        if self.is_staged && rows.0.is_empty() && rows.1.is_empty() {
             // Nobody reads these maps yet: nothing to wait for before they are written.
             return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
         }
-        let image = decode(self.table.capacity, &rows4, &rows6, &self.table);
+        let image = decode(self.table.capacity, &rows, &self.table);
         Ok(image.counting_from(first_generation))
+    }
+
+    fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError> {
+        Ok(super::holds(image, &self.table.rows()?, &self.table))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

@@ -12,7 +12,7 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::select::Tables;
 
-use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Write, decode};
+use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Rows, Write, decode, holds};
 use crate::plan::{Capacity, Filter, MapImage, Plan};
 
 type Key4 = ([u8; 4], [u8; 2], u8, u8);
@@ -101,9 +101,9 @@ impl MemoryDataplane {
     }
 }
 
-impl Dataplane for MemoryDataplane {
-    fn observe(&self) -> Result<MapImage, DataplaneError> {
-        let rows4: Vec<_> = self
+impl MemoryDataplane {
+    fn rows(&self) -> Rows {
+        let rows4 = self
             .fe4
             .iter()
             .map(|(&(addr, port_be, protocol, scope), value)| {
@@ -118,7 +118,7 @@ impl Dataplane for MemoryDataplane {
                 )
             })
             .collect();
-        let rows6: Vec<_> = self
+        let rows6 = self
             .fe6
             .iter()
             .map(|(&(addr, port_be, protocol, scope), value)| {
@@ -134,7 +134,17 @@ impl Dataplane for MemoryDataplane {
                 )
             })
             .collect();
-        Ok(decode(self.capacity, &rows4, &rows6, self))
+        (rows4, rows6)
+    }
+}
+
+impl Dataplane for MemoryDataplane {
+    fn observe(&self) -> Result<MapImage, DataplaneError> {
+        Ok(decode(self.capacity, &self.rows(), self))
+    }
+
+    fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError> {
+        Ok(holds(image, &self.rows(), self))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {

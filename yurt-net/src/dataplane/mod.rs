@@ -36,6 +36,9 @@ pub trait Dataplane {
     /// Reads the maps.
     fn observe(&self) -> Result<MapImage, DataplaneError>;
 
+    /// Whether the maps hold just what an image does. Makes no image of them: at rest this is all that an agent does.
+    fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError>;
+
     /// Writes a plan, in order. On an error, what was written stays: observe and plan again.
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError>;
 }
@@ -331,13 +334,11 @@ trait RawTable {
     fn filter(&self) -> Filter;
 }
 
+/// Rows of both families: key and value.
+type Rows = (Vec<(abi::FrontendKey4, u64)>, Vec<(abi::FrontendKey6, u64)>);
+
 /// Makes an image of whatever the maps hold; what no plan would have written is marked as such.
-fn decode(
-    capacity: Capacity,
-    rows4: &[(abi::FrontendKey4, u64)],
-    rows6: &[(abi::FrontendKey6, u64)],
-    table: &impl RawTable,
-) -> MapImage {
+fn decode(capacity: Capacity, (rows4, rows6): &Rows, table: &impl RawTable) -> MapImage {
     let mut observed = Observed::default();
     for (key, value) in rows4 {
         let abi::FrontendKey4 {
@@ -390,6 +391,52 @@ fn decode(
         .unwrap_or_default();
     observed.filter = table.filter();
     MapImage::observed(capacity, observed)
+}
+
+/// Whether the maps hold just what a plan has written to get to an image.
+fn holds(image: &MapImage, (rows4, rows6): &Rows, table: &impl RawTable) -> bool {
+    let keys4 = rows4.iter().map(|(key, value)| {
+        let port = key_port(key.port_be, key.protocol, key.scope);
+        (key.addr.into(), port, RawKey::V4(*key), *value)
+    });
+    let keys6 = rows6.iter().map(|(key, value)| {
+        let port = key_port(key.port_be, key.protocol, key.scope);
+        (key.addr.into(), port, RawKey::V6(*key), *value)
+    });
+    let is_row = |(address, port, key, value): (IpAddr, KeyPort, RawKey, u64)| {
+        let row = image.frontends().get(&FrontendKey { address, port });
+        row.is_some_and(|row| raw_value(&key, row) == value)
+    };
+    let prefixes = table.conf().map(|conf| decode_prefixes(&conf));
+    let mut services = image.services().iter();
+    rows4.len() + rows6.len() == image.frontends().len()
+        && keys4.chain(keys6).all(is_row)
+        && services.all(|(index, service)| holds_service(*index, service, table))
+        && prefixes.is_some_and(|prefixes| prefixes == *image.prefixes())
+        && table.filter() == *image.filter()
+}
+
+fn holds_service(index: u32, service: &ServiceImage, table: &impl RawTable) -> bool {
+    let ServiceImage { family, base, set } = service;
+    let (Some(set), Some(row)) = (set, table.row(index)) else {
+        return false;
+    };
+    let generation = abi::PublishWord(row.word).generation();
+    let is_published =
+        row.word == publish_word(*base, set, generation).0 && row.affinity == affinity(set).0;
+    is_published
+        && match family {
+            AddressFamily::V4 => {
+                let entries = set.backends.iter().map(|backend| backend4(&backend));
+                let mut entries = entries.chain(set.ranges().iter().map(range4)).zip(*base..);
+                entries.all(|(entry, slot)| entry.is_some() && entry == table.backend4(slot))
+            }
+            AddressFamily::V6 => {
+                let entries = set.backends.iter().map(|backend| backend6(&backend));
+                let mut entries = entries.chain(set.ranges().iter().map(range6)).zip(*base..);
+                entries.all(|(entry, slot)| entry.is_some() && entry == table.backend6(slot))
+            }
+        }
 }
 
 fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {

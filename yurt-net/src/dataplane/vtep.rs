@@ -1,7 +1,7 @@
 //! Listens on underlays to how peers send through vxlan tunnels. Nothing of it is pinned, and nothing is left of it when it is dropped.
 //!
-//! Packet sockets whose filter (`yurt_vtep_in`) counts what it sees in `yurt_vtep`, and passes nothing on: no packet is copied, and nobody
-//! is woken.
+//! Packet sockets whose filter (`yurt_vtep_in`) counts what it sees in `yurt_vtep`, and passes nothing on: no packet is cloned or queued, and
+//! nobody is woken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,14 +10,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use yurt_ebpf::abi::{self, VtepKey, VtepSeen};
 
 use super::DataplaneError;
-use super::bpf::{LoadedProgram, load_vtep, on_map, possible_cpus};
+use super::bpf::{LoadedProgram, VTEP_MAP, load_vtep, on_map, possible_cpus};
 use super::sys;
 use crate::retain::ledger::Mac;
-use crate::retain::peers::{Heard, Listened};
-
-const MAP: &str = "yurt_vtep";
-const ETH_P_IP: u16 = 0x0800;
-const ETH_P_IPV6: u16 = 0x86dd;
+use crate::retain::peers::{Heard, Listened, Others};
 
 /// See the module.
 pub struct Listener {
@@ -25,8 +21,8 @@ pub struct Listener {
     map: OwnedFd,
     /// Values of an entry.
     cpus: usize,
-    /// By the device that they listen at, and `ETH_P_*`.
-    sockets: BTreeMap<(u32, u16), OwnedFd>,
+    /// By the device that they listen at.
+    sockets: BTreeMap<u32, OwnedFd>,
     /// With what was seen when it was looked last.
     listened: BTreeMap<Listened, Vec<VtepSeen>>,
 }
@@ -45,18 +41,20 @@ impl Listener {
         })
     }
 
-    /// Listens for these, in the caller's network namespace; for the first [`abi::VTEP_PEERS`] of them. How many it are.
+    /// Listens for these, in the caller's network namespace, and for nobody else. Returns what failed of it: that is tried again next time.
     ///
-    /// Whom is known by another MAC now is somebody else.
-    pub fn listen(&mut self, wanted: &BTreeSet<Listened>) -> Result<usize, DataplaneError> {
+    /// At most [`abi::VTEP_PEERS`], whatever is wanted. Counts begin anew for a peer that is known by another MAC than before.
+    pub fn listen(&mut self, wanted: &BTreeSet<Listened>) -> Vec<DataplaneError> {
         let most = usize::try_from(abi::VTEP_PEERS).unwrap_or(usize::MAX);
         let wanted: BTreeSet<Listened> = wanted.iter().take(most).copied().collect();
+        let mut failures = Vec::new();
         let kept: BTreeSet<VtepKey> = wanted.iter().map(key).collect();
         let gone = self.listened.keys().filter(|row| !wanted.contains(row));
         for row in gone.copied().collect::<Vec<_>>() {
             let key = key(&row);
             if !kept.contains(&key) {
-                sys::map_delete(self.map.as_fd(), &key).map_err(on_map("delete from", MAP))?;
+                let deleted = sys::map_delete(self.map.as_fd(), &key);
+                failures.extend(deleted.map_err(on_map("delete from", VTEP_MAP)).err());
             }
             self.listened.remove(&row);
         }
@@ -73,27 +71,32 @@ impl Listener {
                 ..VtepSeen::default()
             };
             let values = vec![nothing; self.cpus];
-            sys::map_update_per_cpu(self.map.as_fd(), &key(row), &values)
-                .map_err(on_map("write", MAP))?;
-            self.listened.insert(*row, values);
+            match sys::map_update_per_cpu(self.map.as_fd(), &key(row), &values) {
+                Ok(()) => {
+                    self.listened.insert(*row, values);
+                }
+                Err(error) => failures.push(on_map("write", VTEP_MAP)(error)),
+            }
         }
-        let at = wanted.iter().map(|row| (row.ifindex, protocol(row.peer)));
-        let at: BTreeSet<(u32, u16)> = at.collect();
-        self.sockets.retain(|place, _| at.contains(place));
-        for (ifindex, protocol) in at {
-            if self.sockets.contains_key(&(ifindex, protocol)) {
+        let at: BTreeSet<u32> = wanted.iter().map(|row| row.ifindex).collect();
+        self.sockets.retain(|ifindex, _| at.contains(ifindex));
+        for ifindex in at {
+            if self.sockets.contains_key(&ifindex) {
                 continue;
             }
-            let socket = sys::packet_socket(ifindex, protocol, self.program.fd.as_fd());
-            let socket = socket.map_err(|source| DataplaneError::Device {
-                operation: "listen with",
-                program: self.program.name.to_owned(),
-                ifindex,
-                source,
-            })?;
-            self.sockets.insert((ifindex, protocol), socket);
+            match sys::packet_socket(ifindex, self.program.fd.as_fd()) {
+                Ok(socket) => {
+                    self.sockets.insert(ifindex, socket);
+                }
+                Err(source) => failures.push(DataplaneError::Device {
+                    operation: "listen with",
+                    program: self.program.name.to_owned(),
+                    ifindex,
+                    source,
+                }),
+            }
         }
-        Ok(wanted.len())
+        failures
     }
 
     /// What was heard since the last time of each that is listened for.
@@ -101,9 +104,12 @@ impl Listener {
         let mut heard = Vec::with_capacity(self.listened.len());
         for (row, before) in &mut self.listened {
             let mut now = vec![VtepSeen::default(); self.cpus];
-            sys::map_lookup(self.map.as_fd(), &key(row), &mut now).map_err(on_map("read", MAP))?;
-            heard.push((*row, between(before, &now)));
-            *before = now;
+            let is_there = sys::map_lookup(self.map.as_fd(), &key(row), &mut now)
+                .map_err(on_map("read", VTEP_MAP))?;
+            if is_there {
+                heard.push((*row, between(before, &now)));
+                *before = now;
+            }
         }
         Ok(heard)
     }
@@ -111,21 +117,22 @@ impl Listener {
 
 /// What each CPU has seen, taken together.
 fn between(before: &[VtepSeen], now: &[VtepSeen]) -> Heard {
-    let mut heard = Heard::Nothing;
+    let mut heard = Heard {
+        is_known: false,
+        others: Others::None,
+    };
     for (before, now) in before.iter().zip(now) {
-        if now.known_frames > before.known_frames {
-            return Heard::Known;
-        }
+        heard.is_known |= now.known_frames > before.known_frames;
         if now.other_frames == before.other_frames {
             continue;
         }
-        let other = Heard::Other(Mac(now.other.addr));
-        let is_one = now.others - before.others <= 1;
-        heard = match heard {
-            _ if !is_one => Heard::Several,
-            Heard::Nothing => other,
+        let other = Others::One(Mac(now.other.addr));
+        let is_one = now.others.saturating_sub(before.others) <= 1;
+        heard.others = match heard.others {
+            _ if !is_one => Others::Several,
+            Others::None => other,
             same if same == other => same,
-            _ => Heard::Several,
+            _ => Others::Several,
         };
     }
     heard
@@ -140,13 +147,6 @@ fn key(row: &Listened) -> VtepKey {
         vni: row.vni,
         port_be: row.port.to_be_bytes(),
         pad: [0; 2],
-    }
-}
-
-fn protocol(peer: IpAddr) -> u16 {
-    match peer {
-        IpAddr::V4(_) => ETH_P_IP,
-        IpAddr::V6(_) => ETH_P_IPV6,
     }
 }
 
@@ -167,23 +167,25 @@ mod tests {
     }
 
     #[track_caller]
-    fn expect(earlier: [&[u8]; 2], later: [&[u8]; 2], expected: Heard) {
+    fn expect(earlier: [&[u8]; 2], later: [&[u8]; 2], is_known: bool, others: Others) {
         let before = earlier.map(|frames| after(VtepSeen::default(), frames));
         let now = [after(before[0], later[0]), after(before[1], later[1])];
+        let expected = Heard { is_known, others };
         assert_eq!(between(&before, &now), expected, "{earlier:?} {later:?}");
     }
 
     #[test]
     fn what_cpus_have_seen_is_taken_together() {
-        let other = |last| Heard::Other(Mac([0, 0, 0, 0, 0, last]));
-        expect([&[], &[]], [&[], &[]], Heard::Nothing);
-        expect([&[2, 3, 1], &[4]], [&[], &[]], Heard::Nothing);
-        expect([&[], &[]], [&[2, 2], &[]], other(2));
-        expect([&[2], &[3]], [&[2], &[2]], other(2));
-        expect([&[2], &[]], [&[], &[2]], other(2));
-        expect([&[], &[]], [&[2], &[3]], Heard::Several);
-        expect([&[], &[]], [&[2, 3, 2], &[]], Heard::Several);
-        expect([&[], &[]], [&[2, 1], &[]], Heard::Known);
-        expect([&[], &[]], [&[2, 3], &[1]], Heard::Known);
+        let one = |last| Others::One(Mac([0, 0, 0, 0, 0, last]));
+        expect([&[], &[]], [&[], &[]], false, Others::None);
+        expect([&[2, 3, 1], &[4]], [&[], &[]], false, Others::None);
+        expect([&[], &[]], [&[2, 2], &[]], false, one(2));
+        expect([&[2], &[3]], [&[2], &[2]], false, one(2));
+        expect([&[2], &[]], [&[], &[2]], false, one(2));
+        expect([&[], &[]], [&[2], &[3]], false, Others::Several);
+        expect([&[], &[]], [&[2, 3, 2], &[]], false, Others::Several);
+        expect([&[], &[]], [&[1], &[]], true, Others::None);
+        expect([&[], &[]], [&[2, 1], &[]], true, one(2));
+        expect([&[], &[]], [&[2, 3], &[1]], true, Others::Several);
     }
 }

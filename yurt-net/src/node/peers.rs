@@ -1,6 +1,6 @@
 //! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as `retain::peers` says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt as _;
@@ -78,6 +78,7 @@ impl Entries {
                     (underlay, _) => underlay,
                 },
                 forwarding: BTreeMap::new(),
+                others: BTreeSet::new(),
                 neighbours: BTreeMap::new(),
                 routes: Vec::new(),
             };
@@ -92,20 +93,19 @@ impl Entries {
             AddressFamily::Inet6,
         ];
         for family in families {
-            let entries = handle.neighbours().get().set_address_family(family);
-            let mut entries = entries.execute();
-            let listing = |source| NodeError::List {
-                what: "neighbours and forwarding entries",
-                source,
-            };
-            while let Some(entry) = entries.try_next().await.map_err(listing)? {
+            for entry in entries(handle, family).await? {
                 let mut tunnels = tunnels.values_mut();
                 let tunnel = tunnels.find(|tunnel| tunnel.ifindex == entry.header.ifindex);
-                if let (Some(tunnel), Some((mac, address))) = (tunnel, plain(&entry)) {
-                    match family {
-                        AddressFamily::Bridge => tunnel.forwarding.insert(mac, address).map(drop),
-                        _ => tunnel.neighbours.insert(address, mac).map(drop),
-                    };
+                let Some(tunnel) = tunnel else { continue };
+                match (family, plain(&entry)) {
+                    (AddressFamily::Bridge, Some((mac, at))) => {
+                        tunnel.forwarding.insert(mac, at);
+                    }
+                    (AddressFamily::Bridge, None) => tunnel.others.extend(mac(&entry)),
+                    (_, Some((mac, address))) => {
+                        tunnel.neighbours.insert(address, mac);
+                    }
+                    (_, None) => {}
                 }
             }
         }
@@ -163,6 +163,55 @@ impl Entries {
     }
 }
 
+/// The permanent neighbours of a device.
+pub(super) async fn neighbours(
+    handle: &Handle,
+    ifindex: u32,
+) -> Result<BTreeMap<IpAddr, Mac>, NodeError> {
+    let mut neighbours = BTreeMap::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let of_device = |entry: &NeighbourMessage| entry.header.ifindex == ifindex;
+        let entries = entries(handle, family).await?;
+        let entries = entries.iter().filter(|entry| of_device(entry));
+        neighbours.extend(
+            entries
+                .filter_map(plain)
+                .map(|(mac, address)| (address, mac)),
+        );
+    }
+    Ok(neighbours)
+}
+
+/// Makes those neighbours of a device that are not there. How many that were.
+pub(super) async fn put_back(
+    handle: &Handle,
+    ifindex: u32,
+    neighbours: &BTreeMap<IpAddr, Mac>,
+) -> Result<usize, rtnetlink::Error> {
+    let mut count = 0;
+    for (&address, mac) in neighbours {
+        let add = handle.neighbours().add(ifindex, address);
+        match add.link_layer_address(&mac.0).execute().await {
+            Ok(()) => count += 1,
+            Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::EEXIST => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(count)
+}
+
+async fn entries(
+    handle: &Handle,
+    family: AddressFamily,
+) -> Result<Vec<NeighbourMessage>, NodeError> {
+    let entries = handle.neighbours().get().set_address_family(family);
+    let listing = |source| NodeError::List {
+        what: "neighbours and forwarding entries",
+        source,
+    };
+    entries.execute().try_collect().await.map_err(listing)
+}
+
 async fn interface_with(handle: &Handle, address: IpAddr) -> Result<Option<u32>, NodeError> {
     let (by_interface, _) = view(handle).await?;
     let mut with = by_interface.iter().filter(|(_, known)| *known == address);
@@ -180,10 +229,9 @@ fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     if !is_expected || !is_permanent {
         return None;
     }
-    let (mut mac, mut address) = (None, None);
+    let mut address = None;
     for attribute in &entry.attributes {
         match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
             NeighbourAttribute::Destination(destination) => address = as_ip(destination),
             NeighbourAttribute::Port(_)
             | NeighbourAttribute::Vni(_)
@@ -192,7 +240,18 @@ fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
             _ => {}
         }
     }
-    Some((Mac(mac?), address?))
+    Some((mac(entry)?, address?))
+}
+
+fn mac(entry: &NeighbourMessage) -> Option<Mac> {
+    let bytes = entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::LinkLayerAddress(bytes) => Some(bytes.as_slice()),
+            _ => None,
+        });
+    bytes?.try_into().ok().map(Mac)
 }
 
 fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{NodeError, view};
+use super::{NodeError, peers, view};
 use crate::agent::chain;
 use crate::disk::Directory;
 use crate::retain::ledger::Mac;
@@ -134,6 +134,8 @@ struct Thread {
     start: Instant,
     /// Devices that are there, by index.
     present: BTreeMap<u32, String>,
+    /// Permanent neighbours of each of them. The kernel forgets those of a device whose MAC is changed, and flannel does not look again.
+    neighbours: BTreeMap<u32, BTreeMap<IpAddr, Mac>>,
     saving: Option<JoinHandle<Result<(), RecordError>>>,
     /// The records are to be written, then.
     save_at: Option<Instant>,
@@ -169,6 +171,7 @@ impl Thread {
             reports,
             start: Instant::now(),
             present: BTreeMap::new(),
+            neighbours: BTreeMap::new(),
             saving: None,
             save_at: None,
             damage,
@@ -205,6 +208,7 @@ impl Thread {
             addresses: true,
         };
         self.look(&handle, all).await?;
+        self.remember(&handle).await?;
         self.kernel = None;
         loop {
             self.act(&handle).await?;
@@ -243,7 +247,10 @@ impl Thread {
                     }
                 }
                 () = sleep_until(save_at.unwrap_or(look)), if save_at.is_some() => self.save(),
-                () = sleep_until(due) => self.look(&handle, all).await?,
+                () = sleep_until(due) => {
+                    self.look(&handle, all).await?;
+                    self.remember(&handle).await?;
+                }
             }
         }
     }
@@ -329,7 +336,7 @@ impl Thread {
                         from,
                         to,
                     } => {
-                        let done = set_mac(handle, &name, ifindex, to).await;
+                        let done = self.set_mac(handle, &name, ifindex, to).await;
                         self.report_set(&name, &done);
                         if done.is_ok() && from == to {
                             info!(device = name, mac = %to, "pinned the MAC of a bridge");
@@ -355,6 +362,49 @@ impl Thread {
                 }
             }
         }
+    }
+
+    /// What is lost by a change that is about to come, if it was there for so long.
+    async fn remember(&mut self, handle: &Handle) -> Result<(), VtepError> {
+        let mut neighbours = BTreeMap::new();
+        for &ifindex in self.present.keys() {
+            neighbours.insert(ifindex, peers::neighbours(handle, ifindex).await?);
+        }
+        self.neighbours = neighbours;
+        Ok(())
+    }
+
+    /// Sets a MAC, and puts back what the kernel has forgotten of neighbours: now, or when somebody else has set it.
+    async fn set_mac(
+        &self,
+        handle: &Handle,
+        name: &str,
+        ifindex: u32,
+        mac: Mac,
+    ) -> Result<(), VtepError> {
+        let mut neighbours = peers::neighbours(handle, ifindex).await?;
+        let message = LinkUnspec::new_with_index(ifindex).address(mac.0.to_vec());
+        let failed = |operation| {
+            move |source| VtepError::Device {
+                operation,
+                device: name.to_owned(),
+                source,
+            }
+        };
+        let done = handle.link().set(message.build()).execute().await;
+        done.map_err(failed("set the MAC of"))?;
+        for (address, mac) in self.neighbours.get(&ifindex).into_iter().flatten() {
+            neighbours.entry(*address).or_insert(*mac);
+        }
+        let count = peers::put_back(handle, ifindex, &neighbours).await;
+        let count = count.map_err(failed("put back the neighbours of"))?;
+        if count > 0 {
+            info!(
+                device = name,
+                count, "put back neighbours that are forgotten when a MAC is set"
+            );
+        }
+        Ok(())
     }
 
     fn report_set(&mut self, name: &str, done: &Result<(), VtepError>) {
@@ -433,16 +483,6 @@ async fn has_ports(handle: &Handle, bridge: u32) -> Result<bool, VtepError> {
     })?;
     // An old kernel lists all.
     Ok(links.iter().any(|link| link.attributes.contains(&is_port)))
-}
-
-async fn set_mac(handle: &Handle, name: &str, ifindex: u32, mac: Mac) -> Result<(), VtepError> {
-    let message = LinkUnspec::new_with_index(ifindex).address(mac.0.to_vec());
-    let done = handle.link().set(message.build()).execute().await;
-    done.map_err(|source| VtepError::Device {
-        operation: "set the MAC of",
-        device: name.to_owned(),
-        source,
-    })
 }
 
 async fn set_local(

@@ -145,14 +145,6 @@ impl MapImage {
         self
     }
 
-    /// Whether both hold the same rows, services, prefixes and filter.
-    pub fn is_same_content(&self, other: &Self) -> bool {
-        self.frontends == other.frontends
-            && self.services == other.services
-            && self.prefixes == other.prefixes
-            && self.filter == other.filter
-    }
-
     /// Rows of each family, services, and slots in use, as `status` shows them.
     pub fn usage(&self) -> Capacity {
         let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
@@ -188,7 +180,7 @@ impl MapImage {
         self.capacity
     }
 
-    /// Rows, for the tests and for `status`.
+    /// Rows.
     pub fn frontends(&self) -> &BTreeMap<FrontendKey, FrontendRow> {
         &self.frontends
     }
@@ -198,7 +190,12 @@ impl MapImage {
         &self.services
     }
 
-    /// The filter, for the tests.
+    /// The prefixes in force.
+    pub fn prefixes(&self) -> &ClusterPrefixes {
+        &self.prefixes
+    }
+
+    /// The filter.
     pub fn filter(&self) -> &Filter {
         &self.filter
     }

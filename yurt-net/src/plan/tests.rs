@@ -158,9 +158,8 @@ fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by
             .iter()
             .all(|refused| refused.map == FullMap::Services)
     );
-    let observed = maps.observe().unwrap();
-    assert!(observed.is_same_content(&image));
-    assert_eq!(observed.services().len(), 8);
+    assert!(maps.holds(&image).unwrap());
+    assert_eq!(maps.observe().unwrap().services().len(), 8);
     // Room again: the next ones enter.
     let fewer = table(&services[10..].iter().collect::<Vec<_>>());
     for _ in 0..2 {
@@ -313,7 +312,7 @@ fn an_external_ip_that_is_the_load_balancers_too_is_behind_its_ranges_at_every_w
         }
     }
     assert!(is_there);
-    assert!(maps.observe().unwrap().is_same_content(&image));
+    assert!(maps.holds(&image).unwrap());
 }
 
 #[test]
@@ -330,5 +329,5 @@ fn source_ranges_with_bits_of_hosts_are_no_drift() {
     let table = table(&[&limited(&["10.1.2.3/8"], 0)]);
     let mut image = maps.observe().unwrap();
     maps.apply(&plan(&table, &mut image)).unwrap();
-    assert!(maps.observe().unwrap().is_same_content(&image));
+    assert!(maps.holds(&image).unwrap());
 }

@@ -1,7 +1,7 @@
 //! Who else is in this node's pool, and where.
 //!
 //! Pure. In: a snapshot, `PolicyConfig`, `Memory`. Out: the Nodes that are certainly members, with addresses that are there: their own, where the
-//! source has their Nodes, and of some endpoints that they run. What nobody says is left out, whatever `--closure-failure` is.
+//! source has their Nodes, and of some endpoints that they run. Who may be one is none; with `--closure-failure=last-known` who was one last is.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -27,6 +27,12 @@ impl Limit {
         self.quiet_since.is_some()
     }
 
+    /// Whether nothing of it matters any more.
+    pub fn is_idle(&self, now: u64) -> bool {
+        let mut recent = self.recent.iter();
+        !self.has_stopped() && recent.all(|&at| now.saturating_sub(at) >= MINUTE)
+    }
+
     /// When it is over, if nobody touches the thing.
     pub fn until(&self) -> Option<u64> {
         self.quiet_since.map(|since| since.saturating_add(MINUTE))

@@ -4,8 +4,9 @@
 //! forwarding database gives the MAC an underlay address. All are permanent, and only flannel changes them, on the cloud's word. A peer that
 //! comes back with another MAC while the cloud is away is lost: what is sent to it arrives, and is not for it.
 //!
-//! What a peer is seen to send with is right, if it is nothing else for a while. Only the MAC is ever replaced, and never the underlay address
-//! that it leads to: whoever sends with a peer's address can keep packets from arriving at that peer, and cannot have them sent anywhere else.
+//! What a peer is seen to send with is right, if it is nothing else for a while; and what somebody else wrote is right again as soon as the
+//! peer is seen to send with that, whatever else is seen. Only the MAC is ever replaced, and never the underlay address that it leads to: whoever
+//! sends with a peer's address can keep packets from a peer that is silent, and cannot have them sent anywhere else.
 //!
 //! Of the pool's Nodes only names are known on most nodes: who reads all Nodes pays for it. Where a peer is, the entries say themselves: they
 //! lead to it what is sent to its Pods.
@@ -60,33 +61,66 @@ pub struct Tunnel {
     pub underlay: Option<u32>,
     /// Permanent entries of the forwarding database: MACs, and where each is.
     pub forwarding: BTreeMap<Mac, IpAddr>,
+    /// MACs of its other entries: learnt ones, and those with a port, a network or a device of their own.
+    pub others: BTreeSet<Mac>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<IpAddr, Mac>,
     /// Routes out of it, and the neighbours that they lead to; `None`: whatever is sent to.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
-impl Tunnel {
-    /// The underlay address at which each peer is. One at which two are says nothing.
-    fn find(&self, peers: &[Peer]) -> BTreeMap<IpAddr, Arc<str>> {
-        let underlays: BTreeSet<IpAddr> = self.forwarding.values().copied().collect();
-        let mut found: BTreeMap<IpAddr, BTreeSet<&Arc<str>>> = BTreeMap::new();
+/// A tunnel, with the peers that it leads to.
+#[derive(Debug)]
+struct Seen {
+    tunnel: Tunnel,
+    /// By underlay address: the Node, and the MAC that leads there.
+    peers: BTreeMap<IpAddr, (Arc<str>, Mac)>,
+}
+
+impl Seen {
+    fn new(tunnel: Tunnel, peers: &[Peer]) -> Self {
+        let macs = tunnel.macs();
+        let mut nodes: BTreeMap<IpAddr, BTreeSet<&Arc<str>>> = BTreeMap::new();
+        let mut places: BTreeMap<&Arc<str>, BTreeSet<IpAddr>> = BTreeMap::new();
         for Peer { node, addresses } in peers {
             for &address in addresses {
-                let at = match underlays.contains(&address) {
+                let at = match macs.contains_key(&address) {
                     true => Some(address),
-                    false => self.leads_to(address),
+                    false => tunnel.leads_to(address),
                 };
                 if let Some(at) = at {
-                    found.entry(at).or_default().insert(node);
+                    nodes.entry(at).or_default().insert(node);
+                    places.entry(node).or_default().insert(at);
                 }
             }
         }
-        let found = found.into_iter();
-        found
-            .filter(|(_, nodes)| nodes.len() == 1)
-            .filter_map(|(at, nodes)| Some((at, nodes.into_iter().next()?.clone())))
-            .collect()
+        // An address of two Nodes and a Node at two addresses say nothing, and neither has a peer with two MACs one.
+        let mut known = BTreeMap::new();
+        for (at, nodes) in nodes {
+            if let (1, Some(&node), Some(&Some(mac))) = (nodes.len(), nodes.first(), macs.get(&at))
+                && places.get(node).is_some_and(|places| places.len() == 1)
+            {
+                known.insert(at, (Arc::clone(node), mac));
+            }
+        }
+        Self {
+            tunnel,
+            peers: known,
+        }
+    }
+}
+
+impl Tunnel {
+    /// The MAC that neighbours have at each underlay address; `None` where they have several.
+    fn macs(&self) -> BTreeMap<IpAddr, Option<Mac>> {
+        let mut macs = BTreeMap::new();
+        for &mac in self.neighbours.values() {
+            if let Some(&at) = self.forwarding.get(&mac) {
+                let known = macs.entry(at).or_insert(Some(mac));
+                *known = known.filter(|known| *known == mac);
+            }
+        }
+        macs
     }
 
     /// The underlay address that is sent to for an address in the tunnel.
@@ -100,12 +134,19 @@ impl Tunnel {
             .copied()
     }
 
-    /// The MAC under which a peer is sent to; `None` where it is not, or under several.
-    fn known(&self, peer: IpAddr) -> Option<Mac> {
-        let macs = self.neighbours.values();
-        let mut macs = macs.filter(|mac| self.forwarding.get(mac) == Some(&peer));
-        let first = *macs.next()?;
-        macs.all(|mac| *mac == first).then_some(first)
+    /// Who else has a MAC, in words; `None`: a peer may have it.
+    fn other_owner(&self, mac: Mac, peer: IpAddr) -> Option<String> {
+        if !is_unicast(mac) {
+            return Some("no device's".to_owned());
+        }
+        if mac == self.mac {
+            return Some("this node's own".to_owned());
+        }
+        if self.others.contains(&mac) {
+            return Some("in a forwarding entry that is not flannel's".to_owned());
+        }
+        let elsewhere = self.forwarding.get(&mac).filter(|at| **at != peer);
+        elsewhere.map(|at| format!("known to be at {at}"))
     }
 }
 
@@ -126,14 +167,21 @@ pub struct Listened {
 
 /// What was heard of a peer since the last time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
-    /// Nothing.
-    Nothing,
-    /// Frames from the MAC that is known, whatever else.
-    Known,
-    /// Frames from one other MAC.
-    Other(Mac),
-    /// Frames from several other MACs.
+pub struct Heard {
+    /// Frames from the MAC that is known.
+    pub is_known: bool,
+    /// Frames from others.
+    pub others: Others,
+}
+
+/// MACs that are not known of a peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// None was heard.
+    None,
+    /// One.
+    One(Mac),
+    /// More.
     Several,
 }
 
@@ -161,6 +209,8 @@ pub struct Repair {
 pub struct MenderReport {
     /// How often peers' entries were repaired, by device.
     pub repairs: BTreeMap<String, u64>,
+    /// How many peers are listened for, by device.
+    pub listened: BTreeMap<String, u64>,
     /// What an operator should look after.
     pub alarms: Vec<String>,
 }
@@ -181,16 +231,23 @@ struct Doubt {
 #[derive(Debug, Default)]
 struct Known {
     doubt: Option<Doubt>,
+    replaced: Option<Replaced>,
     limit: Limit,
     complaint: Option<String>,
+}
+
+/// A MAC that somebody else had written, and the one that we have put in its place.
+#[derive(Clone, Copy, Debug)]
+struct Replaced {
+    theirs: Mac,
+    ours: Mac,
 }
 
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Mender {
     peers: Vec<Peer>,
-    /// With the peers of each, by underlay address.
-    tunnels: BTreeMap<String, (Tunnel, BTreeMap<IpAddr, Arc<str>>)>,
+    tunnels: BTreeMap<String, Seen>,
     known: BTreeMap<(String, IpAddr), Known>,
     repairs: BTreeMap<String, u64>,
 }
@@ -203,74 +260,81 @@ impl Mender {
 
     /// These are the tunnels, by name.
     pub fn see(&mut self, tunnels: BTreeMap<String, Tunnel>) {
-        let tunnels = tunnels.into_iter().map(|(name, tunnel)| {
-            let peers = tunnel.find(&self.peers);
-            (name, (tunnel, peers))
-        });
-        self.tunnels = tunnels.collect();
-        let tunnels = &self.tunnels;
-        self.known.retain(|(device, peer), _| {
-            let tunnel = tunnels.get(device);
-            tunnel.is_some_and(|(_, peers)| peers.contains_key(peer))
-        });
+        let tunnels = tunnels.into_iter();
+        self.tunnels = tunnels
+            .map(|(name, tunnel)| (name, Seen::new(tunnel, &self.peers)))
+            .collect();
     }
 
     /// Whom to listen for.
     pub fn listened(&self) -> BTreeSet<Listened> {
         let mut listened = BTreeSet::new();
-        for (tunnel, peers) in self.tunnels.values() {
+        for Seen { tunnel, peers } in self.tunnels.values() {
             let Some(ifindex) = tunnel.underlay else {
                 continue;
             };
-            for &peer in peers.keys() {
-                listened.extend(tunnel.known(peer).map(|known| Listened {
-                    ifindex,
-                    peer,
-                    vni: tunnel.vni,
-                    port: tunnel.port,
-                    known,
-                }));
-            }
+            listened.extend(peers.iter().map(|(&peer, &(_, known))| Listened {
+                ifindex,
+                peer,
+                vni: tunnel.vni,
+                port: tunnel.port,
+                known,
+            }));
         }
         listened
     }
 
     /// This was heard of a peer that was listened for.
     pub fn notice(&mut self, listened: &Listened, heard: Heard, now: u64) {
-        let is_it = |tunnel: &Tunnel| {
-            (tunnel.vni, tunnel.port) == (listened.vni, listened.port)
-                && tunnel.known(listened.peer) == Some(listened.known)
+        let is_it = |Seen { tunnel, peers }: &Seen| {
+            let known = peers.get(&listened.peer).map(|(_, known)| *known);
+            (tunnel.vni, tunnel.port, known) == (listened.vni, listened.port, Some(listened.known))
         };
         let mut tunnels = self.tunnels.iter();
-        let Some((device, _)) = tunnels.find(|(_, (tunnel, _))| is_it(tunnel)) else {
+        let Some((device, _)) = tunnels.find(|(_, seen)| is_it(seen)) else {
             return;
         };
         let key = (device.clone(), listened.peer);
         let known = self.known.entry(key).or_default();
-        match heard {
-            Heard::Nothing => {}
-            Heard::Known | Heard::Several => known.doubt = None,
-            Heard::Other(mac) => known.sight(mac, now),
+        match (heard.is_known, heard.others) {
+            (false, Others::None) => {}
+            (false, Others::One(mac)) => known.sight(mac, now),
+            (true, Others::One(mac)) if known.is_replaced(mac, listened.known) => {
+                known.sight(mac, now);
+            }
+            (true, _) | (_, Others::Several) => known.doubt = None,
         }
     }
 
-    /// What is to be done now. Each attempt counts; what does not work is asked for again.
+    /// Whether something may have to be done soon, if nothing more is heard.
+    pub fn is_in_doubt(&self) -> bool {
+        self.known.values().any(|known| known.doubt.is_some())
+    }
+
+    /// What is to be done now. Each attempt counts for the limit; what works is to be told to [`Self::repaired`], and what does not is asked for
+    /// again.
     pub fn decide(&mut self, now: u64) -> Vec<Repair> {
         let mut repairs = Vec::new();
-        for (device, (tunnel, peers)) in &mut self.tunnels {
-            for (&peer, node) in peers {
-                let known = self.known.entry((device.clone(), peer)).or_default();
-                known.limit.pass(now);
-                known.complaint = None;
-                let from = tunnel.known(peer);
-                // What is repaired is no doubt any more.
-                known.doubt = known
-                    .doubt
-                    .filter(|doubt| from.is_some_and(|from| from != doubt.mac));
-                let (Some(from), Some(doubt)) = (from, known.doubt) else {
+        let tunnels = &self.tunnels;
+        self.known.retain(|(device, peer), known| {
+            let is_seen = |seen: &Seen| seen.peers.contains_key(peer);
+            known.limit.pass(now);
+            known.complaint = None;
+            if tunnels.get(device).is_some_and(is_seen) {
+                return true;
+            }
+            // Whoever takes a peer away and brings it back does not get more repairs by that.
+            (known.doubt, known.replaced) = (None, None);
+            !known.limit.is_idle(now)
+        });
+        for (device, Seen { tunnel, peers }) in &mut self.tunnels {
+            for (&peer, &(ref node, from)) in &*peers {
+                let Some(known) = self.known.get_mut(&(device.clone(), peer)) else {
                     continue;
                 };
-                let Some(to) = doubt.believed(now) else {
+                // What is repaired is no doubt any more.
+                known.doubt = known.doubt.filter(|doubt| doubt.mac != from);
+                let Some(to) = known.doubt.and_then(|doubt| doubt.believed(now)) else {
                     continue;
                 };
                 if let Some(whose) = tunnel.other_owner(to, peer) {
@@ -282,12 +346,12 @@ impl Mender {
                 }
                 if !known.limit.grant(now) {
                     known.complaint = Some(format!(
-                        "{device}: Node {node} ({peer}) has another MAC again and again; its entries are left alone until that is over for a minute. \
-                         Find out who sends with its address, or what changes its entries"
+                        "{device}: Node {node} ({peer}) has another MAC again and again; its entries are left alone until nobody has changed them or \
+                         sent with yet another one for a minute. Find out who sends with its address, or what changes its entries"
                     ));
                     continue;
                 }
-                *self.repairs.entry(device.clone()).or_default() += 1;
+                known.replace(from, to);
                 // Nobody else is given it in this round.
                 tunnel.forwarding.insert(to, peer);
                 let neighbours = tunnel.neighbours.iter();
@@ -306,11 +370,21 @@ impl Mender {
         repairs
     }
 
+    /// A repair has worked.
+    pub fn repaired(&mut self, repair: &Repair) {
+        *self.repairs.entry(repair.device.clone()).or_default() += 1;
+    }
+
     /// How things are.
     pub fn report(&self) -> MenderReport {
+        let listened = self.tunnels.iter().map(|(device, seen)| {
+            let peers = seen.tunnel.underlay.map_or(0, |_| seen.peers.len());
+            (device.clone(), u64::try_from(peers).unwrap_or(u64::MAX))
+        });
         let complaints = self.known.values();
         MenderReport {
             repairs: self.repairs.clone(),
+            listened: listened.collect(),
             alarms: complaints
                 .filter_map(|known| known.complaint.clone())
                 .collect(),
@@ -318,21 +392,22 @@ impl Mender {
     }
 }
 
-impl Tunnel {
-    /// Who else has a MAC, in words; `None`: a peer may have it.
-    fn other_owner(&self, mac: Mac, peer: IpAddr) -> Option<String> {
-        if !is_unicast(mac) {
-            return Some("no device's".to_owned());
-        }
-        if mac == self.mac {
-            return Some("this node's own".to_owned());
-        }
-        let elsewhere = self.forwarding.get(&mac).filter(|at| **at != peer);
-        elsewhere.map(|at| format!("known to be at {at}"))
-    }
-}
-
 impl Known {
+    /// Whether we have put the MAC that is known in the place of this one.
+    fn is_replaced(&self, mac: Mac, known: Mac) -> bool {
+        let is_it = |replaced: Replaced| (replaced.theirs, replaced.ours) == (mac, known);
+        self.replaced.is_some_and(is_it)
+    }
+
+    fn replace(&mut self, from: Mac, to: Mac) {
+        let theirs = match self.replaced {
+            Some(Replaced { theirs, ours }) if ours == from => theirs,
+            _ => from,
+        };
+        let replaced = Replaced { theirs, ours: to };
+        self.replaced = Some(replaced).filter(|_| theirs != to);
+    }
+
     fn sight(&mut self, mac: Mac, now: u64) {
         match &mut self.doubt {
             Some(doubt) if doubt.mac == mac && now.saturating_sub(doubt.last) < QUIET => {

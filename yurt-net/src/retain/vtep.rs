@@ -290,6 +290,7 @@ impl Keeper {
                 underlay: kept.vxlan().and_then(|vxlan| vxlan.local),
                 repairs: kept.repairs,
                 underlay_changes: kept.underlay_changes,
+                peers: None,
                 peer_repairs: 0,
                 is_left_alone: kept.limit.has_stopped(),
             });

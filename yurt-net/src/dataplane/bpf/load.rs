@@ -50,6 +50,8 @@ const TRANSLATE: [&str; 2] = ["yurt_xlate_out", "yurt_xlate_in"];
 /// Listens to peers' tunnels; a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
 
+/// Its map.
+pub(in crate::dataplane) const VTEP_MAP: &str = "yurt_vtep";
 /// The programs that are not of a cgroup.
 const OTHERS: [&str; 4] = [GUARD, TRANSLATE[0], TRANSLATE[1], VTEP];
 
@@ -346,16 +348,15 @@ pub(in crate::dataplane) fn load_translate(
 /// Loads the program that listens, and makes its map, which is nobody else's.
 pub(in crate::dataplane) fn load_vtep()
 -> Result<(OwnedFd, LoadedProgram, ProgramSize), DataplaneError> {
-    const MAP: &str = "yurt_vtep";
     let as_it_says = MapPlan {
         max_entries: 0,
         pin: None,
     };
-    let mut object = with_only(&[VTEP], &BTreeMap::from([(MAP, as_it_says)]))?;
+    let mut object = with_only(&[VTEP], &BTreeMap::from([(VTEP_MAP, as_it_says)]))?;
     let (program, size) = load_program(&object, VTEP, sys::PROG_TYPE_SOCKET_FILTER, 0)?;
-    let map = object.take_map(MAP);
+    let map = object.take_map(VTEP_MAP);
     Ok((
-        map.ok_or(DataplaneError::Missing { name: MAP })?,
+        map.ok_or(DataplaneError::Missing { name: VTEP_MAP })?,
         program,
         size,
     ))

@@ -11,12 +11,9 @@ use yurt_ebpf::abi::{
 use super::on_map;
 use crate::dataplane::sys::{self, MappedArray};
 use crate::dataplane::{
-    DataplaneError, RawKey, RawTable, Write, is_written4, is_written6, raw_value,
+    DataplaneError, RawKey, RawTable, Rows, Write, is_written4, is_written6, raw_value,
 };
 use crate::plan::{Capacity, Filter, Op};
-
-/// Rows of both families: key and value.
-pub(super) type Rows = (Vec<(FrontendKey4, u64)>, Vec<(FrontendKey6, u64)>);
 
 /// The table maps in use.
 pub(super) struct Table {

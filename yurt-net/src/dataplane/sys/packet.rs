@@ -5,10 +5,14 @@ use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use super::raw;
 
-/// A socket for what comes in at a device, from the header of its network protocol (`ETH_P_*`) on, behind a filter from the first packet on.
+/// Not in the C library's bindings: `linux/if_packet.h`, Linux 4.20.
+const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
+
+/// A socket for all that comes in at a device, from its network header on, behind a filter from the first packet on.
+///
+/// For all protocols: then it is asked before IP is, which would have to clone what a socket for IP alone has been asked about.
 pub(in crate::dataplane) fn packet_socket(
     ifindex: u32,
-    protocol: u16,
     filter: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
@@ -20,20 +24,9 @@ pub(in crate::dataplane) fn packet_socket(
     }
     // SAFETY: the kernel has just opened it for us.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    let filter = raw(filter);
-    // SAFETY: the value is an int of that length.
-    let attached = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_BPF,
-            (&raw const filter).cast(),
-            length_of(&filter),
-        )
-    };
-    if attached < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    set(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_BPF, raw(filter))?;
+    set(&socket, libc::SOL_PACKET, PACKET_IGNORE_OUTGOING, 1)?;
+    let protocol = u16::try_from(libc::ETH_P_ALL).map_err(io::Error::other)?;
     let address = libc::sockaddr_ll {
         sll_family: libc::AF_PACKET.try_into().map_err(io::Error::other)?,
         sll_protocol: protocol.to_be(),
@@ -55,6 +48,23 @@ pub(in crate::dataplane) fn packet_socket(
         return Err(io::Error::last_os_error());
     }
     Ok(socket)
+}
+
+fn set<T>(socket: &OwnedFd, level: libc::c_int, option: libc::c_int, value: T) -> io::Result<()> {
+    // SAFETY: the value has that length.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            length_of(&value),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 fn length_of<T>(_: &T) -> libc::socklen_t {

@@ -81,6 +81,7 @@ fn status() -> Status {
         underlay: None,
         repairs: 2,
         underlay_changes: 1,
+        peers: Some(3),
         peer_repairs: 2,
         is_left_alone: false,
     }];

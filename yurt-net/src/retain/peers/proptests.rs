@@ -58,11 +58,16 @@ impl World {
             let sources: Vec<Mac> = sources
                 .map(|(_, sources)| sources.iter().map(|&last| mac(last)).collect())
                 .unwrap_or_default();
-            let heard = match sources.as_slice() {
-                [] => Heard::Nothing,
-                sources if sources.contains(&listened.known) => Heard::Known,
-                [other] => Heard::Other(*other),
-                _ => Heard::Several,
+            let (known, others): (Vec<Mac>, Vec<Mac>) = sources
+                .iter()
+                .partition(|source| **source == listened.known);
+            let heard = Heard {
+                is_known: !known.is_empty(),
+                others: match others.as_slice() {
+                    [] => Others::None,
+                    [other] => Others::One(*other),
+                    _ => Others::Several,
+                },
             };
             self.mender.notice(&listened, heard, self.now);
         }

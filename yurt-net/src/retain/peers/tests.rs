@@ -47,6 +47,7 @@ pub(super) fn tunnel(peers: &[(u8, u8)]) -> Tunnel {
             .clone()
             .map(|&(peer, last)| (mac(last), at(peer)))
             .collect(),
+        others: BTreeSet::new(),
         neighbours: peers
             .clone()
             .map(|&(peer, last)| (inside(peer), mac(last)))
@@ -93,7 +94,18 @@ fn hear(mender: &mut Mender, start: u64, seconds: &[Heard]) -> Vec<(u64, Mac)> {
     repairs
 }
 
-const OTHER: Heard = Heard::Other(Mac([2, 0, 0, 0, 0, 9]));
+const NOTHING: Heard = heard(false, Others::None);
+const KNOWN: Heard = heard(true, Others::None);
+const OTHER: Heard = heard(false, Others::One(Mac([2, 0, 0, 0, 0, 9])));
+const SEVERAL: Heard = heard(false, Others::Several);
+
+const fn heard(is_known: bool, others: Others) -> Heard {
+    Heard { is_known, others }
+}
+
+fn other(last: u8) -> Heard {
+    heard(false, Others::One(mac(last)))
+}
 
 #[track_caller]
 fn alarm(mender: &Mender, words: &str) {
@@ -107,8 +119,8 @@ fn a_peer_that_sends_with_another_mac_for_five_seconds_is_known_by_it() {
     let expected = [listened(1, 1), listened(2, 2)].into();
     assert_eq!(mender.listened(), expected);
     assert_eq!(hear(&mut mender, 0, &[OTHER; 5]), []);
-    mender.notice(&listened(1, 1), Heard::Nothing, SETTLED);
-    let expected = Repair {
+    mender.notice(&listened(1, 1), NOTHING, SETTLED);
+    let repair = Repair {
         device: DEVICE.to_owned(),
         ifindex: 7,
         node: "edge-1".into(),
@@ -117,20 +129,23 @@ fn a_peer_that_sends_with_another_mac_for_five_seconds_is_known_by_it() {
         to: mac(9),
         neighbours: vec![inside(1)],
     };
-    assert_eq!(mender.decide(SETTLED), [expected]);
+    assert_eq!(mender.decide(SETTLED), std::slice::from_ref(&repair));
+    assert_eq!(mender.report().repairs, BTreeMap::new());
+    mender.repaired(&repair);
+    assert_eq!(mender.report().repairs, [(DEVICE.to_owned(), 1)].into());
     let report = mender.report();
-    assert_eq!(report.repairs, [(DEVICE.to_owned(), 1)].into());
+    assert_eq!(report.listened, [(DEVICE.to_owned(), 2)].into());
     assert_eq!(report.alarms, [""; 0]);
     // What it was known by is heard of no more.
     mender.see(tunnels(tunnel(&[(1, 9), (2, 2)])));
     assert!(mender.listened().contains(&listened(1, 9)));
-    assert_eq!(hear(&mut mender, 6_000, &[Heard::Known, OTHER, OTHER]), []);
+    assert_eq!(hear(&mut mender, 6_000, &[KNOWN, OTHER, OTHER]), []);
 }
 
 #[test]
 fn a_peer_that_is_seldom_heard_is_believed_after_three_sightings() {
     let mut mender = knowing();
-    let mut seconds = [Heard::Nothing; 51];
+    let mut seconds = [NOTHING; 51];
     (seconds[0], seconds[20], seconds[50]) = (OTHER, OTHER, OTHER);
     assert_eq!(hear(&mut mender, 0, &seconds), [(50_000, mac(9))]);
 }
@@ -138,19 +153,18 @@ fn a_peer_that_is_seldom_heard_is_believed_after_three_sightings() {
 #[test]
 fn while_the_known_mac_is_heard_nothing_else_is_believed() {
     let mut mender = knowing();
-    let seconds = [OTHER, OTHER, OTHER, OTHER, Heard::Known].repeat(20);
+    let seconds = [OTHER, OTHER, OTHER, OTHER, KNOWN].repeat(20);
     assert_eq!(hear(&mut mender, 0, &seconds), []);
-    let several = [OTHER, Heard::Several].repeat(20);
+    let several = [OTHER, SEVERAL].repeat(20);
     assert_eq!(hear(&mut mender, 200_000, &several), []);
-    let changing = |last: u8| Heard::Other(mac(10 + last % 2));
-    let changing: Vec<Heard> = (0..40).map(changing).collect();
+    let changing: Vec<Heard> = (0..40).map(|n| other(10 + n % 2)).collect();
     assert_eq!(hear(&mut mender, 400_000, &changing), []);
 }
 
 #[test]
 fn what_was_heard_long_ago_does_not_count() {
     let mut mender = knowing();
-    let mut seconds = [Heard::Nothing; 130];
+    let mut seconds = [NOTHING; 130];
     (seconds[0], seconds[1], seconds[62], seconds[123]) = (OTHER, OTHER, OTHER, OTHER);
     assert_eq!(hear(&mut mender, 0, &seconds), []);
 }
@@ -159,15 +173,14 @@ fn what_was_heard_long_ago_does_not_count() {
 fn a_mac_that_is_somebody_else_s_is_not_believed_and_that_is_said() {
     for (last, whose) in [(2, "known to be at 192.0.2.2"), (100, "this node's own")] {
         let mut mender = knowing();
-        let other = Heard::Other(mac(last));
-        assert_eq!(hear(&mut mender, 0, &[other; 10]), [], "{last}");
+        assert_eq!(hear(&mut mender, 0, &[other(last); 10]), [], "{last}");
         alarm(&mender, whose);
         alarm(&mender, "Node edge-1 sends from 192.0.2.1");
-        hear(&mut mender, 10_000, &[Heard::Known]);
+        hear(&mut mender, 10_000, &[KNOWN]);
         assert_eq!(mender.report().alarms, [""; 0]);
     }
     let mut mender = knowing();
-    let group = Heard::Other(Mac([1, 0, 0x5e, 0, 0, 1]));
+    let group = heard(false, Others::One(Mac([1, 0, 0x5e, 0, 0, 1])));
     assert_eq!(hear(&mut mender, 0, &[group; 10]), []);
     alarm(&mender, "no device's");
 }
@@ -208,8 +221,7 @@ fn an_address_that_two_nodes_have_says_nothing() {
     };
     mender.hear(vec![peer(1), peer(2), twin]);
     mender.see(tunnels(tunnel(&[(1, 1), (2, 2), (3, 3)])));
-    let expected = [listened(2, 2), listened(3, 3)].into();
-    assert_eq!(mender.listened(), expected);
+    assert_eq!(mender.listened(), [listened(2, 2)].into());
     assert_eq!(hear(&mut mender, 0, &[OTHER; 10]), []);
 }
 
@@ -255,7 +267,71 @@ fn the_fourth_repair_in_a_minute_is_an_alarm_and_the_peer_is_left_alone_until_a_
 fn what_was_seen_before_it_was_left_alone_does_not_count_when_that_is_over() {
     let mut mender = knowing();
     assert_eq!(hear(&mut mender, 0, &[OTHER; 10]).len(), REPAIRS);
-    assert_eq!(hear(&mut mender, 10_000, &[Heard::Nothing; 120]), []);
+    assert_eq!(hear(&mut mender, 10_000, &[NOTHING; 120]), []);
+}
+
+#[test]
+fn what_somebody_else_wrote_is_right_again_once_it_is_heard_whatever_else_is() {
+    let mut mender = knowing();
+    assert_eq!(hear(&mut mender, 0, &[OTHER; 6]), [(SETTLED, mac(9))]);
+    mender.see(tunnels(tunnel(&[(1, 9), (2, 2)])));
+    // Whoever sends with 9 goes on, and the peer itself is there again.
+    let both = heard(true, Others::One(mac(1)));
+    let repairs: Vec<_> = (6_000..13_000)
+        .step_by(1_000)
+        .flat_map(|now| {
+            mender.notice(&listened(1, 9), both, now);
+            mender.decide(now)
+        })
+        .map(|repair| (repair.from, repair.to))
+        .collect();
+    assert_eq!(repairs.first(), Some(&(mac(9), mac(1))));
+    // It is as it was: both are heard, and what was written is believed.
+    mender.see(tunnels(tunnel(&[(1, 1), (2, 2)])));
+    let both = heard(true, Others::One(mac(9)));
+    assert_eq!(hear(&mut mender, 20_000, &[both; 20]), []);
+    // What nobody else wrote is not right for that.
+    let mut mender = knowing();
+    let both = heard(true, Others::One(mac(9)));
+    assert_eq!(hear(&mut mender, 0, &[both; 20]), []);
+}
+
+#[test]
+fn a_peer_that_is_away_for_a_look_does_not_get_more_repairs_by_that() {
+    let mut mender = knowing();
+    let mut repairs = Vec::new();
+    for start in (0..50_000).step_by(10_000) {
+        repairs.extend(hear(&mut mender, start, &[OTHER; 6]));
+        mender.see(tunnels(tunnel(&[(2, 2)])));
+        mender.decide(start + 6_000);
+        mender.see(tunnels(tunnel(&[(1, 1), (2, 2)])));
+    }
+    assert_eq!(repairs.len(), REPAIRS, "{repairs:?}");
+    mender.see(tunnels(tunnel(&[(2, 2)])));
+    mender.decide(50_000 + 2 * MINUTE);
+    assert!(mender.known.is_empty(), "nothing is kept for ever");
+}
+
+#[test]
+fn a_mac_that_is_in_another_kind_of_entry_is_somebody_else_s() {
+    let mut mender = knowing();
+    let mut entries = tunnel(&[(1, 1), (2, 2)]);
+    entries.others.insert(mac(9));
+    mender.see(tunnels(entries));
+    assert_eq!(hear(&mut mender, 0, &[OTHER; 10]), []);
+    alarm(&mender, "not flannel's");
+}
+
+#[test]
+fn a_node_that_is_found_at_two_addresses_is_at_none() {
+    let mut mender = knowing();
+    let twice = Peer {
+        addresses: [pod(1), pod(2)].into(),
+        ..peer(1)
+    };
+    mender.hear(vec![twice]);
+    mender.see(tunnels(tunnel(&[(1, 1), (2, 2)])));
+    assert_eq!(mender.listened(), BTreeSet::new());
 }
 
 #[test]
@@ -273,7 +349,7 @@ fn a_peer_is_where_what_is_sent_to_its_addresses_goes() {
             addresses: [address].into(),
             ..peer(1)
         };
-        let found = tunnel.find(&[peer]);
+        let found = Seen::new(tunnel.clone(), &[peer]).peers;
         found.into_keys().next()
     };
     assert_eq!(find(pod(1)), Some(at(1)));

@@ -36,6 +36,9 @@ pub struct DeviceReport {
     pub repairs: u64,
     /// How often its underlay address was gone and another was taken.
     pub underlay_changes: u64,
+    /// How many peers are listened for; `None`: none shall be.
+    #[serde(default)]
+    pub peers: Option<u64>,
     /// How often entries of it about peers were repaired.
     #[serde(default)]
     pub peer_repairs: u64,
@@ -68,6 +71,7 @@ impl DeviceReport {
             underlay,
             repairs,
             underlay_changes,
+            peers,
             peer_repairs,
             is_left_alone,
         } = self;
@@ -87,8 +91,8 @@ impl DeviceReport {
         if *underlay_changes > 0 {
             write!(out, ", the address below changed {underlay_changes} times")?;
         }
-        if *peer_repairs > 0 {
-            write!(out, ", entries about peers repaired {peer_repairs} times")?;
+        if let Some(peers) = peers {
+            write!(out, ", {peers} peers listened to, {peer_repairs} repaired")?;
         }
         writeln!(out, "{}", if *is_left_alone { "; LEFT ALONE" } else { "" })
     }
