@@ -153,6 +153,14 @@ impl Task {
             Some(listener) => listener,
             none => none.insert(Listener::open()?),
         };
+        if wanted.len() > Listener::MOST {
+            let problem = format!(
+                "{} of {} peers are listened to",
+                Listener::MOST,
+                wanted.len()
+            );
+            self.problems.push(problem);
+        }
         let failures = listener.listen(&wanted);
         if !failures.is_empty() {
             self.seen_at = None;

@@ -202,15 +202,15 @@ pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // First: a plugin that runs just now would load the guard anew.
     GuardSettings::leave(None, &args.place.state_dir)?;
     Policy::leave(None, &args.place.state_dir)?;
-    let had_any = bpf::cleanup(&args.place.bpffs)?;
-    Routes::withdraw()?;
+    let had_pins = bpf::cleanup(&args.place.bpffs)?;
+    let had_routes = Routes::withdraw()?;
     let socket = args.place.state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
     let _ = std::fs::remove_file(socket);
     println!(
         "{}",
-        if had_any {
-            "removed all maps, programs and links"
+        if had_pins || had_routes {
+            "removed all maps, programs, links and routes"
         } else {
             "nothing to remove"
         }

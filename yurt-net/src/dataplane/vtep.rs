@@ -28,6 +28,9 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// For so many it can listen.
+    pub const MOST: usize = abi::VTEP_PEERS as usize;
+
     /// Loads the program; nobody is listened for yet.
     pub fn open() -> Result<Self, DataplaneError> {
         sys::raise_memlock();
@@ -43,10 +46,9 @@ impl Listener {
 
     /// Listens for these, in the caller's network namespace, and for nobody else. Returns what failed of it: that is tried again next time.
     ///
-    /// At most [`abi::VTEP_PEERS`], whatever is wanted. Counts begin anew for a peer that is known by another MAC than before.
+    /// At most [`Self::MOST`], whatever is wanted. Counts begin anew for a peer that is known by another MAC than before.
     pub fn listen(&mut self, wanted: &BTreeSet<Listened>) -> Vec<DataplaneError> {
-        let most = usize::try_from(abi::VTEP_PEERS).unwrap_or(usize::MAX);
-        let wanted: BTreeSet<Listened> = wanted.iter().take(most).copied().collect();
+        let wanted: BTreeSet<Listened> = wanted.iter().take(Self::MOST).copied().collect();
         let mut failures = Vec::new();
         let kept: BTreeSet<VtepKey> = wanted.iter().map(key).collect();
         let gone = self.listened.keys().filter(|row| !wanted.contains(row));

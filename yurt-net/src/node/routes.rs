@@ -71,13 +71,15 @@ impl Routes {
         Ok(Self { handle, runtime })
     }
 
-    /// Removes all of ours. May be called anywhere.
-    pub fn withdraw() -> Result<(), RouteError> {
+    /// Removes all of ours; whether there was one. May be called anywhere.
+    pub fn withdraw() -> Result<bool, RouteError> {
         let withdraw = || {
             let routes = Self::open()?;
             let ours = routes.ours()?;
-            ours.into_iter()
-                .try_for_each(|(address, device)| routes.delete(address, device))
+            for (address, device) in &ours {
+                routes.delete(*address, *device)?;
+            }
+            Ok(!ours.is_empty())
         };
         std::thread::scope(|scope| match scope.spawn(withdraw).join() {
             Ok(result) => result,

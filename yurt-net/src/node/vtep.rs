@@ -382,7 +382,16 @@ impl Thread {
         ifindex: u32,
         mac: Mac,
     ) -> Result<(), VtepError> {
-        let mut neighbours = peers::neighbours(handle, ifindex).await?;
+        // What cannot be listed does not keep the MAC from being set.
+        let listed = peers::neighbours(handle, ifindex).await;
+        let mut neighbours = listed.unwrap_or_else(|error| {
+            warn!(
+                device = name,
+                error = chain(&error),
+                "neighbours may be forgotten"
+            );
+            BTreeMap::new()
+        });
         let message = LinkUnspec::new_with_index(ifindex).address(mac.0.to_vec());
         let failed = |operation| {
             move |source| VtepError::Device {
