@@ -323,8 +323,8 @@ impl Mender {
             if tunnels.get(device).is_some_and(is_seen) {
                 return true;
             }
-            // Whoever takes a peer away and brings it back does not get more repairs by that.
-            (known.doubt, known.replaced) = (None, None);
+            // Whoever takes a peer away and brings it back does not get more repairs by that, nor is what was written forgotten.
+            known.doubt = None;
             !known.limit.is_idle(now)
         });
         for (device, Seen { tunnel, peers }) in &mut self.tunnels {

@@ -274,6 +274,9 @@ fn what_was_seen_before_it_was_left_alone_does_not_count_when_that_is_over() {
 fn what_somebody_else_wrote_is_right_again_once_it_is_heard_whatever_else_is() {
     let mut mender = knowing();
     assert_eq!(hear(&mut mender, 0, &[OTHER; 6]), [(SETTLED, mac(9))]);
+    // It is away for a look.
+    mender.see(tunnels(tunnel(&[(2, 2)])));
+    assert_eq!(mender.decide(5_500), []);
     mender.see(tunnels(tunnel(&[(1, 9), (2, 2)])));
     // Whoever sends with 9 goes on, and the peer itself is there again.
     let both = heard(true, Others::One(mac(1)));
