@@ -208,10 +208,13 @@ impl Thread {
             addresses: true,
         };
         self.look(&handle, all).await?;
-        self.remember(&handle).await?;
         self.kernel = None;
+        let mut is_due = true;
         loop {
             self.act(&handle).await?;
+            if std::mem::take(&mut is_due) {
+                self.remember(&handle).await;
+            }
             self.publish();
             let due = self.keeper.due().map(Duration::from_millis);
             let look = Instant::now() + LOOK;
@@ -249,7 +252,7 @@ impl Thread {
                 () = sleep_until(save_at.unwrap_or(look)), if save_at.is_some() => self.save(),
                 () = sleep_until(due) => {
                     self.look(&handle, all).await?;
-                    self.remember(&handle).await?;
+                    is_due = true;
                 }
             }
         }
@@ -364,14 +367,19 @@ impl Thread {
         }
     }
 
-    /// What is lost by a change that is about to come, if it was there for so long.
-    async fn remember(&mut self, handle: &Handle) -> Result<(), VtepError> {
-        let mut neighbours = BTreeMap::new();
+    /// What is lost by a change that is to come. Of a device whose neighbours cannot be listed, what was known of it stays.
+    async fn remember(&mut self, handle: &Handle) {
+        let mut before = std::mem::take(&mut self.neighbours);
         for &ifindex in self.present.keys() {
-            neighbours.insert(ifindex, peers::neighbours(handle, ifindex).await?);
+            let now = match peers::neighbours(handle, ifindex).await {
+                Ok(now) => now,
+                Err(error) => {
+                    warn!(error = chain(&error), "neighbours may be forgotten");
+                    before.remove(&ifindex).unwrap_or_default()
+                }
+            };
+            self.neighbours.insert(ifindex, now);
         }
-        self.neighbours = neighbours;
-        Ok(())
     }
 
     /// Sets a MAC, and puts back what the kernel has forgotten of neighbours: now, or when somebody else has set it.

@@ -4,8 +4,8 @@
 //! forwarding database gives the MAC an underlay address. All are permanent, and only flannel changes them, on the cloud's word. A peer that
 //! comes back with another MAC while the cloud is away is lost: what is sent to it arrives, and is not for it.
 //!
-//! What a peer is seen to send with is right, if it is nothing else for a while; and what somebody else wrote is right again as soon as the
-//! peer is seen to send with that, whatever else is seen. Only the MAC is ever replaced, and never the underlay address that it leads to: whoever
+//! What a peer is seen to send with is right, if it is nothing else for a while; and what somebody else wrote is right again once the
+//! peer is seen to send with that for as long, whatever else is seen. Only the MAC is ever replaced, and never the underlay address that it leads to: whoever
 //! sends with a peer's address can keep packets from a peer that is silent, and cannot have them sent anywhere else.
 //!
 //! Of the pool's Nodes only names are known on most nodes: who reads all Nodes pays for it. Where a peer is, the entries say themselves: they
