@@ -602,7 +602,7 @@ impl Agent {
         status.checkpoint.clone_from(self.keeper.stats());
         status.pool.clone_from(&self.memo.table().pool);
         status.services = self.memo.table().services.len();
-        status.rejections.clone_from(&self.memo.table().rejections);
+        status.set_rejections(&self.memo.table().rejections);
         status.maps = MapUsage::all(&usage, &capacity);
         status.process = Process::current();
         let counters = self.dataplane.counters()?;

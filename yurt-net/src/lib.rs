@@ -18,4 +18,5 @@ pub mod selftest;
 pub mod source;
 pub mod status;
 pub mod table;
+pub mod text;
 pub mod translate;

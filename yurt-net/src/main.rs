@@ -12,6 +12,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::retain::cni::Plugin;
+use yurt_net::text::{self, Log, LogStyle};
 use yurt_net::{agent, cli, selftest};
 
 fn main() -> ExitCode {
@@ -50,7 +51,7 @@ fn main() -> ExitCode {
                 reason = "the last word of a command that failed"
             )]
             {
-                eprintln!("error: {}", agent::chain(error.as_ref()));
+                eprintln!("error: {}", text::line(&agent::chain(error.as_ref())));
             }
             ExitCode::FAILURE
         }
@@ -95,11 +96,16 @@ fn start_log(format: LogFormat, level: LevelFilter) {
         LogFormat::Text => true,
         LogFormat::Json => false,
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let layer = if is_text {
-        layer.with_target(false).with_ansi(is_terminal).boxed()
+    let style = if is_text {
+        LogStyle::Text
     } else {
-        layer.json().flatten_event(true).boxed()
+        LogStyle::Json
+    };
+    let writer = move || Log::new(std::io::stderr(), style);
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    let layer = match style {
+        LogStyle::Text => layer.with_target(false).with_ansi(false).boxed(),
+        LogStyle::Json => layer.json().flatten_event(true).boxed(),
     };
     tracing_subscriber::registry()
         .with(layer.with_filter(filter))

@@ -11,6 +11,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+use crate::text;
+
 /// Namespace and name of a namespaced object; sorts bytewise by namespace, then name. Clones share their text: every table
 /// has the name of a Service in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -413,7 +415,7 @@ impl Snapshot {
             namespace: object.namespace.to_string(),
             name: object.name.to_string(),
             source: source.map(|origin| origin.to_string()).unwrap_or_default(),
-            reason,
+            reason: text::message(&reason).to_string(),
         }
     }
 }

@@ -18,6 +18,12 @@ use crate::retain::vtep::report::Report;
 use crate::selftest;
 use crate::source::checkpoint::Stats;
 use crate::source::preferred::{Origin, SourceStatus};
+use crate::text;
+
+/// Objects and Service ports of one list that a status names. There may be tens of thousands, and it is asked for every second.
+const KEPT: usize = 100;
+/// Those that its table names.
+const SHOWN: usize = 10;
 
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -56,10 +62,16 @@ pub struct Status {
     pub last_writes: usize,
     /// Use of the maps.
     pub maps: Vec<MapUsage>,
-    /// Service ports that did not fit.
+    /// Service ports that did not fit: the first few.
     pub refused: Vec<RefusedService>,
-    /// Objects that are wrong.
+    /// All of them, by map.
+    #[serde(default)]
+    pub refused_by_map: BTreeMap<String, usize>,
+    /// Objects that are wrong: the first few. `plan` shows all.
     pub rejections: Vec<Rejection>,
+    /// What is wrong in all, by kind of the object.
+    #[serde(default)]
+    pub rejected_by_kind: BTreeMap<String, usize>,
     /// Verdicts since the maps were made.
     pub counters: BTreeMap<String, u64>,
     /// Map writes that somebody else's changes made necessary.
@@ -286,6 +298,20 @@ impl Status {
         // Writing to a String cannot fail.
         let _ = self.write_table(&mut text);
         text
+    }
+
+    /// Tells of these Service ports.
+    pub fn set_refused(&mut self, all: &[Refused]) {
+        let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
+        self.refused = first.into_iter().map(RefusedService::from).collect();
+        self.refused_by_map = counts(all.iter().map(|refused| refused.map.to_string()));
+    }
+
+    /// Tells of these objects.
+    pub fn set_rejections(&mut self, all: &[Rejection]) {
+        let first = text::in_turns(all, KEPT, |rejection| &rejection.namespace);
+        self.rejections = first.into_iter().cloned().collect();
+        self.rejected_by_kind = counts(all.iter().map(|rejection| rejection.kind.as_str()));
     }
 
     fn write_source(&self, out: &mut String) -> std::fmt::Result {
@@ -519,33 +545,70 @@ impl Status {
         }
         self.write_pods(out)?;
         if !self.refused.is_empty() {
-            writeln!(out, "\nDOES NOT FIT")?;
+            let all = write_counts(out, "DOES NOT FIT", &self.refused_by_map)?;
+            let shown = text::in_turns(&self.refused, SHOWN, |refused| {
+                refused.service.split('/').next()
+            });
             for RefusedService {
                 service,
                 map,
                 flag,
                 has_some,
-            } in &self.refused
+            } in &shown
             {
                 let what = if *has_some { "incomplete" } else { "left out" };
                 writeln!(out, "{service}  {what}: {map} is full, raise {flag}")?;
             }
+            write_more(out, all, shown.len(), "explain` says it of one address")?;
         }
         if !self.rejections.is_empty() {
-            writeln!(out, "\nREJECTED")?;
+            let all = write_counts(out, "REJECTED", &self.rejected_by_kind)?;
+            let shown = text::in_turns(&self.rejections, SHOWN, |r| &r.namespace);
             for Rejection {
                 kind,
                 namespace,
                 name,
                 source,
                 reason,
-            } in &self.rejections
+            } in &shown
             {
                 let slash = if namespace.is_empty() { "" } else { "/" };
                 writeln!(out, "{kind} {namespace}{slash}{name} ({source}): {reason}")?;
             }
+            write_more(out, all, shown.len(), "plan` shows all")?;
         }
         Ok(())
+    }
+}
+
+fn counts<K: Into<String> + Ord>(all: impl Iterator<Item = K>) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::<K, usize>::new();
+    for one in all {
+        *counts.entry(one).or_default() += 1;
+    }
+    let counts = counts.into_iter();
+    counts.map(|(one, count)| (one.into(), count)).collect()
+}
+
+/// A heading with how many there are, by what; returns how many in all.
+fn write_counts(
+    out: &mut String,
+    head: &str,
+    counts: &BTreeMap<String, usize>,
+) -> Result<usize, std::fmt::Error> {
+    let parts = counts.iter().map(|(what, count)| match what.is_empty() {
+        true => format!("{count} documents"),
+        false => format!("{count} {what}"),
+    });
+    let parts: Vec<String> = parts.collect();
+    writeln!(out, "\n{head} ({})", parts.join(", "))?;
+    Ok(counts.values().sum())
+}
+
+fn write_more(out: &mut String, all: usize, shown: usize, where_from: &str) -> std::fmt::Result {
+    match all.saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more: `yurt-net {where_from}"),
     }
 }
 
@@ -555,3 +618,6 @@ fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

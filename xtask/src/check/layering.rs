@@ -81,6 +81,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/preferred/charge.rs",
     "yurt-net/src/table.rs",
     "yurt-net/src/table/",
+    "yurt-net/src/text.rs",
     "yurt-net/src/translate.rs",
     "yurt-net/src/translate/",
 ];

@@ -1,7 +1,5 @@
 //! What the agent says of what happened: once, in the log, and in its status.
 
-use std::collections::BTreeMap;
-
 use tracing::{error, info, warn};
 
 use super::{Agent, chain};
@@ -9,7 +7,7 @@ use crate::dataplane::sockets::Outcome;
 use crate::model::Rejection;
 use crate::plan::Refused;
 use crate::policy::Standing;
-use crate::status::RefusedService;
+use crate::text;
 
 impl Agent {
     pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {
@@ -56,28 +54,35 @@ impl Agent {
     }
 
     pub(super) fn report_refused(&mut self, refused: Vec<Refused>) {
-        let refused: Vec<RefusedService> = refused.iter().map(RefusedService::from).collect();
-        if !refused.is_empty() && refused != self.status.refused {
-            let mut by_map: BTreeMap<&str, usize> = BTreeMap::new();
-            for service in &refused {
-                *by_map.entry(&service.map).or_default() += 1;
-            }
-            for (map, services) in by_map {
-                let first = refused.iter().find(|service| service.map == map);
-                let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
-                error!(
-                    map,
-                    services, first, flag, "map full: these service ports do not fit"
-                );
-            }
+        let said = std::mem::take(&mut self.status.refused);
+        self.status.set_refused(&refused);
+        if self.status.refused == said {
+            return;
         }
-        self.status.refused = refused;
+        for (map, services) in &self.status.refused_by_map {
+            let mut refused = self.status.refused.iter();
+            let first = refused.find(|service| service.map == *map);
+            let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
+            error!(
+                map,
+                services, first, flag, "map full: these service ports do not fit"
+            );
+        }
     }
 }
 
-/// One line for each.
+/// One line for each of the first few, and one for the rest: the log is on flash.
 pub(super) fn report_rejections(rejections: &[Rejection]) {
-    for rejection in rejections {
+    const SAID: usize = 10;
+    let first = text::in_turns(rejections, SAID, |rejection| &rejection.namespace);
+    if rejections.len() > first.len() {
+        let more = rejections.len() - first.len();
+        warn!(
+            more,
+            "rejected: more than the next lines name; `yurt-net plan` shows all"
+        );
+    }
+    for rejection in first {
         let Rejection {
             kind,
             namespace,

@@ -15,6 +15,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
 use crate::selftest;
+use crate::text;
 
 /// Links that outlive the agent.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
@@ -63,7 +64,7 @@ impl Finding {
 pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
     let findings = findings(args).await;
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&findings)?),
+        Output::Json => println!("{}", text::json(&findings)?),
         Output::Table => {
             for Finding {
                 check,
@@ -77,9 +78,9 @@ pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
                     Outcome::Warning => "WARNING",
                     Outcome::Failed => "FAILED ",
                 };
-                println!("{mark}  {check:<12} {detail}");
+                println!("{mark}  {check:<12} {}", text::message(detail));
                 if !remedy.is_empty() {
-                    println!("         {:<12} -> {remedy}", "");
+                    println!("         {:<12} -> {}", "", text::message(remedy));
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::observe::columns::columns;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
 use crate::retain::watch::{Reading, WatchError};
+use crate::text;
 
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
@@ -162,11 +163,11 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
     })?;
     let entries = rows(&ledger, now);
     match args.output {
-        Output::Json => println!("{}", serde_json::to_string(&Listing { entries, alarms })?),
+        Output::Json => println!("{}", text::json(&Listing { entries, alarms })?),
         Output::Table => {
             print!("{}", table(&entries));
             for alarm in alarms {
-                println!("alarm: {alarm}");
+                println!("alarm: {}", text::message(&alarm));
             }
         }
     }

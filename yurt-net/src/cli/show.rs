@@ -17,6 +17,7 @@ use crate::policy::Reasons;
 use crate::table::{
     Backends, Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
 };
+use crate::text;
 
 /// Endpoints of one row in the table for people; the JSON lists all.
 const SHOWN_ENDPOINTS: usize = 4;
@@ -138,8 +139,8 @@ pub enum Paint {
 impl Paint {
     fn wrap(self, code: &str, text: impl fmt::Display) -> String {
         match self {
-            Self::Plain => text.to_string(),
-            Self::Ansi => format!("\x1b[{code}m{text}\x1b[0m"),
+            Self::Plain => text::line(&text.to_string()).into_owned(),
+            Self::Ansi => format!("\x1b[{code}m{}\x1b[0m", text::line(&text.to_string())),
         }
     }
 
@@ -176,7 +177,7 @@ fn write_table(
         "node {}   pool {}   zone {}   service ports {}   rejections {}",
         paint.bold(&table.node),
         paint.bold(or_none(&table.pool)),
-        or_none(&table.zone),
+        text::name(&or_none(&table.zone)),
         table.services.len(),
         table.rejections.len(),
     )?;
@@ -287,10 +288,11 @@ fn endpoint_list(endpoints: &Backends) -> String {
 /// `ns/name`, with the port's name when it has one.
 fn service_name(entry: &ServiceEntry) -> String {
     let key = &entry.key;
-    match key.port.is_empty() {
+    let name = match key.port.is_empty() {
         true => format!("{}/{}", key.namespace, key.name),
         false => key.to_string(),
-    }
+    };
+    text::name(&name).to_string()
 }
 
 fn rejection_line(rejection: &Rejection) -> String {
@@ -302,11 +304,11 @@ fn rejection_line(rejection: &Rejection) -> String {
         reason,
     } = rejection;
     let mut object = match namespace.is_empty() {
-        true => name.clone(),
-        false => format!("{namespace}/{name}"),
+        true => text::name(name).to_string(),
+        false => text::name(&format!("{namespace}/{name}")).to_string(),
     };
     if !kind.is_empty() {
-        object = format!("{kind} {object}");
+        object = format!("{} {object}", text::name(kind));
     }
     let object = object.trim();
     match (object.is_empty(), source.is_empty()) {

@@ -23,6 +23,7 @@ use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
 use crate::table::ServiceTable;
+use crate::text;
 use crate::translate::Policy;
 
 /// An apiserver behind a slow link may need this long for all of its Services.
@@ -133,7 +134,7 @@ pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let (table, reasons) = table(&snapshot, &args.node, &args.policy);
     match args.output {
         Output::Table => print!("{}", plan_table(&table, &reasons, paint())),
-        Output::Json => println!("{}", serde_json::to_string(&plan_json(&table, &reasons))?),
+        Output::Json => println!("{}", text::json(&plan_json(&table, &reasons))?),
     }
     Ok(())
 }
@@ -158,8 +159,8 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
         }
     };
     match args.output {
-        Output::Table => print!("{explanation}"),
-        Output::Json => println!("{}", serde_json::to_string(&explanation)?),
+        Output::Table => print!("{}", text::plain(&explanation)?),
+        Output::Json => println!("{}", text::json(&explanation)?),
     }
     Ok(())
 }
@@ -191,8 +192,8 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     match args.output {
-        Output::Table => print!("{}", status.table()),
-        Output::Json => println!("{}", serde_json::to_string(&status)?),
+        Output::Table => print!("{}", text::plain(&status)?.table()),
+        Output::Json => println!("{}", text::json(&status)?),
     }
     Ok(())
 }

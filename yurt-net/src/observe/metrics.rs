@@ -14,6 +14,7 @@ use crate::retain::vtep::report::DeviceReport;
 use crate::source::kube::Received;
 use crate::source::preferred::FollowedSource;
 use crate::status::Status;
+use crate::text;
 
 mod table;
 
@@ -150,13 +151,16 @@ impl Samples<'_> {
             self.text.push(if index == 0 { '{' } else { ',' });
             self.text.push_str(name);
             self.text.push_str("=\"");
-            for c in value.chars() {
-                match c {
-                    '\\' => self.text.push_str("\\\\"),
-                    '"' => self.text.push_str("\\\""),
-                    '\n' => self.text.push_str("\\n"),
-                    c => self.text.push(c),
-                }
+            // The format has an escape for a newline; what else is not plain is shown as ours.
+            for part in value.split_inclusive('\n') {
+                let (part, newline) = match part.strip_suffix('\n') {
+                    Some(part) => (part, "\\n"),
+                    None => (part, ""),
+                };
+                let shown = text::name(part).to_string();
+                let shown = shown.replace('\\', "\\\\").replace('"', "\\\"");
+                self.text.push_str(&shown);
+                self.text.push_str(newline);
             }
             self.text.push('"');
         }

@@ -22,6 +22,7 @@ use crate::model::{
     ServiceType, Snapshot,
 };
 use crate::table::{Frontend, FrontendKind, MAX_SOURCE_RANGES, ServiceEntry};
+use crate::text;
 
 /// Whether this proxy serves the Service at all (kube-proxy's `ShouldSkipService` and label selector).
 pub(super) fn is_served(service: &Service, environment: &Environment) -> bool {
@@ -120,7 +121,8 @@ pub(super) fn withheld(
         "its annotation svc.openyurt.io/discard keeps it from edge nodes".to_owned()
     } else if !is_listened_to(service, environment) {
         let listen = service.listen.as_deref().unwrap_or_default();
-        format!("its annotation nodeport.openyurt.io/listen {listen:?} leaves out pool {pool}")
+        let listen = text::quoted(listen);
+        format!("its annotation nodeport.openyurt.io/listen {listen} leaves out pool {pool}")
     } else if is_balanced && !pool_services.is_empty() {
         format!("its PoolServices do not give it to pool {pool}")
     } else {

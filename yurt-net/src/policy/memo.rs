@@ -20,6 +20,7 @@ use crate::model::{
     ServicePort, Snapshot, Touched,
 };
 use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+use crate::text;
 
 /// See the module. An entry that comes out equal keeps its `Arc`.
 #[derive(Clone, Debug, Default)]
@@ -407,8 +408,9 @@ impl Remembered {
             };
             if self.entries.last().is_some_and(|last| last.key == key) {
                 self.reasons.push(format!(
-                    "port {:?} with {} is there twice: the later one is left out",
-                    key.port, key.protocol
+                    "port {} with {} is there twice: the later one is left out",
+                    text::quoted(&key.port),
+                    key.protocol
                 ));
                 continue;
             }

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::{ClosureFailure, Memory, PolicyConfig};
 use crate::model::{Endpoint, NamespacedName, Rejection, Snapshot};
 use crate::table::Closure;
+use crate::text;
 
 /// The pool of this node.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -161,8 +162,9 @@ impl Topology {
             Some(unknown) => (
                 Closure::None,
                 Some(format!(
-                    "annotation openyurt.io/topologyKeys: unknown value {unknown:?}, so its traffic is not closed; \
-                     known are kubernetes.io/hostname, openyurt.io/nodepool and kubernetes.io/zone"
+                    "annotation openyurt.io/topologyKeys: unknown value {}, so its traffic is not closed; \
+                     known are kubernetes.io/hostname, openyurt.io/nodepool and kubernetes.io/zone",
+                    text::quoted(unknown)
                 )),
             ),
         }
@@ -224,7 +226,7 @@ impl Topology {
 
     /// The same in words.
     pub(super) fn describe(&self, outside: Outside, endpoint: &Endpoint) -> String {
-        let node = endpoint.node_name.as_deref().unwrap_or_default();
+        let node = text::name(endpoint.node_name.as_deref().unwrap_or_default());
         let pool = self.pool();
         match outside {
             Outside::OtherNode => format!("closure: node {node} is not this node"),

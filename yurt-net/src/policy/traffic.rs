@@ -11,6 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::model::{Endpoint, Hints, TrafficPolicy};
+use crate::text;
 
 /// An endpoint of a service port.
 #[derive(Clone, Copy, Debug)]
@@ -165,13 +166,16 @@ impl<'a> Categories<'a> {
     pub(super) fn describe(&self, rule: Rule, candidate: &Candidate<'_>) -> String {
         let (node, zone) = (self.node, self.zone);
         let hints = candidate.endpoint.hints.as_deref();
-        let list = |all: &[Arc<str>]| all.join(", ");
+        let list = |all: &[Arc<str>]| text::message(&all.join(", ")).to_string();
         match rule {
             Rule::NotReady => "not ready".to_owned(),
             Rule::Gone => "terminating and no longer serving".to_owned(),
             Rule::Lingering => "terminating, and others are ready".to_owned(),
             Rule::Elsewhere => match &candidate.endpoint.node_name {
-                Some(other) => format!("traffic policy Local: node {other} is not this node"),
+                Some(other) => format!(
+                    "traffic policy Local: node {} is not this node",
+                    text::name(other)
+                ),
                 None => "traffic policy Local: the endpoint has no nodeName".to_owned(),
             },
             Rule::OtherNodes => {

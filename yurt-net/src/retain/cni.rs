@@ -29,6 +29,7 @@ use super::settings::Settings as _;
 use crate::agent::chain;
 use crate::netns::Netns;
 use crate::source::unix_seconds;
+use crate::text;
 use crate::translate;
 
 mod guarding;
@@ -203,7 +204,7 @@ impl Plugin {
         let mut alarms = Vec::new();
         let (version, result) = self.answer(&environment, &mut alarms);
         for alarm in alarms {
-            eprintln!("{}: alarm: {alarm}", self.name());
+            eprintln!("{}: alarm: {}", self.name(), text::message(&alarm));
         }
         match result {
             Ok(Value::Null) => ExitCode::SUCCESS,

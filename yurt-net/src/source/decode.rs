@@ -21,6 +21,7 @@ use crate::model::{
     EndpointSlice, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection,
     Service, ServiceCidr,
 };
+use crate::text;
 
 mod kinds;
 mod stream;
@@ -184,6 +185,11 @@ impl Names {
     }
 }
 
+/// Whether some rule reads objects of this kind.
+pub fn is_read(kind: &str) -> bool {
+    kinds::is_read(kind)
+}
+
 /// Decodes the text of one file; `path` is what Rejections call it.
 pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Decoded {
     let mut decoded = Decoded::default();
@@ -220,7 +226,7 @@ pub fn item(
         reason,
     };
     if let Err(error) = parsed.and_then(|()| deserializer.end()) {
-        let reason = format!("cannot be read: {error}");
+        let reason = text::message(&format!("cannot be read: {error}")).to_string();
         return Err(refused(
             kind.to_owned(),
             String::new(),
@@ -252,7 +258,7 @@ fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded)
             Ok(()) => decoded.take(found, path, number),
             Err(error) => {
                 let reason = yaml_reason(&error, document.lines_before);
-                decoded.refuse_document(path, number, reason);
+                decoded.refuse_document(path, number, text::message(&reason).to_string());
             }
         }
     }
@@ -293,7 +299,8 @@ fn decode_json(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded)
             Ok(()) => decoded.take(found, path, number),
             Err(error) => {
                 // Where the next value would start cannot be told any more.
-                decoded.refuse_document(path, number, format!("cannot be read: {error}"));
+                let reason = format!("cannot be read: {error}");
+                decoded.refuse_document(path, number, text::message(&reason).to_string());
                 break;
             }
         }

@@ -150,3 +150,57 @@ fn each_row_has_its_own_verdict_path_ranges_and_dropped_endpoints() {
         assert!(json.contains(row), "{json}");
     }
 }
+
+/// What a tenant writes who wants the reader to see something else.
+const EVIL: &str = "x\nrejections\x1b[2J\u{202e}\u{200b}\r";
+
+#[test]
+fn names_of_objects_neither_add_lines_nor_move_the_cursor() {
+    let mut world = World::web(Some("openyurt.io/nodepool"));
+    world.pool("hangzhou", &["a1"]);
+    world.slice("web-1", "web", &[("10.1.0.2", Some(EVIL))]);
+    world.service("other", |service| {
+        service.cluster_ips = [ip("fd00:96::20")].into();
+        service.ports = [port(EVIL, 53, 0), port(EVIL, 54, 0)].into();
+        service.topology_keys = Some(EVIL.into());
+    });
+    let plain = text(&mut world, Paint::Plain);
+    assert!(
+        plain
+            .lines()
+            .all(|line| line.chars().all(crate::text::is_plain)),
+        "{plain}"
+    );
+    assert_eq!(
+        plain
+            .lines()
+            .filter(|line| line.starts_with("rejections"))
+            .count(),
+        1,
+        "{plain}"
+    );
+    let painted = text(&mut world, Paint::Ansi);
+    let colours = ["\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[0m"];
+    let unpainted = colours
+        .iter()
+        .fold(painted, |text, code| text.replace(code, ""));
+    assert_eq!(unpainted, plain);
+    let table = world.compile();
+    let json = crate::text::json(&plan_json(&table, &world.reasons())).unwrap();
+    assert!(json.chars().all(crate::text::is_plain), "{json}");
+}
+
+#[test]
+fn a_value_of_a_megabyte_is_not_said_again_for_each_endpoint() {
+    let mut world = World::web(Some("openyurt.io/nodepool"));
+    world.pool("hangzhou", &["a1"]);
+    let long = "n".repeat(1 << 20);
+    let addresses: Vec<String> = (1..=50).map(|n| format!("10.1.0.{n}")).collect();
+    let endpoints: Vec<_> = addresses.iter().map(|a| (&**a, Some(&*long))).collect();
+    world.slice("web-1", "web", &endpoints);
+    world.service("other", |service| {
+        service.topology_keys = Some((&*long).into())
+    });
+    assert!(text(&mut world, Paint::Plain).len() < 100_000);
+    assert!(json(&mut world).len() < 100_000);
+}

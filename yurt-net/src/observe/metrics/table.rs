@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::Kind::{Counter, Gauge, Histogram};
 use super::{Metric, metric, micros, millis};
 use crate::retain::ledger::State;
+use crate::source::decode::is_read;
 use crate::source::preferred::Origin;
 use crate::status::{Retention, SelfTest};
 
@@ -288,8 +289,8 @@ pub(super) const METRICS: &[Metric] = &[
         "Service ports that do not fit into a map.",
         |status, out| {
             for usage in &status.maps {
-                let of_map = status.refused.iter().filter(|of| of.map == usage.map);
-                out.put(&[&usage.map], of_map.count());
+                let refused = status.refused_by_map.get(&usage.map);
+                out.put(&[&usage.map], refused.copied().unwrap_or_default());
             }
         },
     ),
@@ -299,9 +300,12 @@ pub(super) const METRICS: &[Metric] = &[
         &["kind"],
         "Objects that are wrong.",
         |status, out| {
+            // What is no kind that is read is written by somebody who may write anything: one series for all of it.
             let mut kinds = BTreeMap::new();
-            for rejection in &status.rejections {
-                *kinds.entry(rejection.kind.as_str()).or_insert(0) += 1;
+            for (kind, count) in &status.rejected_by_kind {
+                *kinds
+                    .entry(if is_read(kind) { kind } else { "" })
+                    .or_insert(0) += count;
             }
             for (kind, count) in kinds {
                 out.put(&[kind], count);

@@ -4,12 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
-use crate::model::Rejection;
+use crate::model::{Protocol, Rejection};
 use crate::observe::process::Process;
+use crate::plan::{FullMap, Refused};
 use crate::retain::ledger::Mac;
 use crate::retain::vtep;
 use crate::source::preferred::Origin;
-use crate::status::{MapUsage, RefusedService, SelfTest};
+use crate::status::{MapUsage, SelfTest};
+use crate::table::ServiceKey;
 
 const GOLDEN: &str = include_str!("golden.txt");
 const DOCUMENT: &str = include_str!("../../../../docs/metrics.md");
@@ -90,19 +92,23 @@ fn status() -> Status {
         used: 64,
         capacity: 64,
     }];
-    status.refused = vec![RefusedService {
-        service: "default/web:http".to_owned(),
-        map: "yurt_fe4".to_owned(),
-        flag: "--max-frontends4".to_owned(),
+    status.set_refused(&[Refused {
+        service: ServiceKey {
+            namespace: "default".into(),
+            name: "web".into(),
+            port: "http".into(),
+            protocol: Protocol::Tcp,
+        },
+        map: FullMap::Frontends4,
         has_some: false,
-    }];
-    status.rejections = vec![Rejection {
+    }]);
+    status.set_rejections(&[Rejection {
         kind: "Service".to_owned(),
         namespace: "default".to_owned(),
         name: "web".to_owned(),
         source: "web.yaml#3".to_owned(),
         reason: "it is wrong".to_owned(),
-    }];
+    }]);
     status.counters = [("forward".to_owned(), 5), ("udp_kept".to_owned(), 6)].into();
     status.clients.known = 3;
     status.sockets.scans = 2;
@@ -185,4 +191,27 @@ fn the_document_lists_the_metrics_as_they_are() {
         assert!(rows.contains(row), "docs/metrics.md lacks:\n{row}");
     }
     assert_eq!(rows, expected);
+}
+
+#[test]
+fn what_others_wrote_adds_no_lines_and_no_series() {
+    let mut status = status();
+    let of_kind = |kind: &str| Rejection {
+        kind: kind.to_owned(),
+        ..status.rejections[0].clone()
+    };
+    let rejections = ["Service", "a\" 1\nfake 2\u{202e}", "b\x1b", "c"].map(of_kind);
+    status.set_rejections(&rejections);
+    status.devices.devices[0].name = "a\"\n\x1b\u{202e}\\".to_owned();
+    let text = render(&status);
+    assert!(
+        text.split('\n')
+            .all(|line| line.chars().all(text::is_plain))
+    );
+    assert_eq!(text.lines().count(), GOLDEN.lines().count() + 1);
+    assert!(text.contains("yurtnet_rejections{kind=\"\"} 3\n"), "{text}");
+    assert!(
+        text.contains(r#"device="a\"\n\\u{1b}\\u{202e}\\""#),
+        "{text}"
+    );
 }

@@ -207,6 +207,10 @@ impl Known {
     }
 }
 
+pub(super) fn is_read(kind: &str) -> bool {
+    Known::of(kind).is_some()
+}
+
 /// Decodes one object; `None` when nothing reads it.
 pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Object>, Refusal> {
     let mut refusal = Refusal::nameless(String::new());

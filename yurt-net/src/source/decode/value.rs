@@ -10,6 +10,8 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::text;
+
 /// Which fields of an object are kept. Lists pass it on to their elements.
 #[derive(Debug)]
 pub(super) enum Keep {
@@ -149,9 +151,6 @@ impl fmt::Display for Wrong {
     }
 }
 
-/// Enough of a text to recognise it in a log line.
-const SHOWN_CHARS: usize = 64;
-
 impl fmt::Display for Value<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -159,10 +158,7 @@ impl fmt::Display for Value<'_> {
             Self::Bool(value) => write!(f, "{value}"),
             Self::Int(value) => write!(f, "{value}"),
             Self::Other(what) => f.write_str(what),
-            Self::Text(text) => match text.char_indices().nth(SHOWN_CHARS) {
-                Some((end, _)) => write!(f, "{:?}...", &text[..end]),
-                None => write!(f, "{text:?}"),
-            },
+            Self::Text(text) => text::quoted(text).fmt(f),
             Self::List(_) => f.write_str("a list"),
             Self::Map(_) => f.write_str("an object"),
             Self::Twice => f.write_str("the field twice"),
