@@ -8,11 +8,21 @@ use tokio::time::timeout;
 use yurt_net::model::Snapshot;
 use yurt_net::source::SourceSpec;
 use yurt_net::source::checkpoint::Loaded;
-use yurt_net::source::kube::Scope;
+use yurt_net::source::kube::{Access, Scope};
 use yurt_net::source::preferred::{SourceStatus, Sources};
 
 pub(crate) const NODE: &str = "edge-a1";
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Nothing that helps to reach an apiserver.
+pub(crate) fn nothing() -> Access {
+    Access {
+        ca_file: None,
+        service_account: "/nowhere".into(),
+        in_cluster: None,
+        kubeconfig: Some("/nowhere".into()),
+    }
+}
 
 /// See the module.
 pub(crate) struct Followed {
@@ -36,7 +46,21 @@ impl Followed {
         Self::with(Some(pool.to_owned()), specs, Some(checkpoint))
     }
 
+    /// The same with what else an agent is given to reach apiservers with.
+    pub(crate) fn reaching(access: Access, specs: &[String]) -> Result<Self> {
+        Self::all(None, access, specs, None)
+    }
+
     fn with(pool: Option<String>, specs: &[String], checkpoint: Option<Loaded>) -> Result<Self> {
+        Self::all(pool, nothing(), specs, checkpoint)
+    }
+
+    fn all(
+        pool: Option<String>,
+        access: Access,
+        specs: &[String],
+        checkpoint: Option<Loaded>,
+    ) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()?;
@@ -46,6 +70,7 @@ impl Followed {
             pool,
             pool_label: yurt_net::policy::POOL_LABEL.to_owned(),
             with_pods: false,
+            access,
         };
         let sources = {
             let _inside = runtime.enter();

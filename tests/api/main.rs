@@ -1,5 +1,6 @@
 //! Ring 3: the sources `kube:` and `yurthub:` against a scripted apiserver. Whatever it does, nothing is lost.
 
+mod access;
 mod bursts;
 mod faults;
 mod followed;
@@ -7,6 +8,7 @@ mod following;
 mod hub;
 mod pods;
 mod preference;
+mod refusals;
 
 use std::net::{IpAddr, Ipv4Addr};
 

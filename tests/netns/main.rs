@@ -26,6 +26,7 @@ mod refusal;
 mod restart;
 mod selftest;
 mod source_ranges;
+mod strangers;
 mod translate;
 mod udp;
 mod untouched;

@@ -15,6 +15,7 @@ extern crate alloc;
 
 mod affinity;
 mod guard;
+pub mod own;
 mod translate;
 mod vtep;
 

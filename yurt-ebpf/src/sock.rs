@@ -17,6 +17,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
+use yurt_ebpf::abi::own::OWN_SOCKET_PRIORITY;
 use yurt_ebpf::abi::{
     Affinity, Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue,
     NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer,
@@ -228,6 +229,19 @@ impl Sock<'_> {
         unsafe { core::ptr::read_volatile(&raw const (*self.0.sock_addr).protocol) }
     }
 
+    /// `SO_PRIORITY`.
+    #[inline(always)]
+    fn priority(&self) -> u32 {
+        // SAFETY: the kernel sets the pointer to the socket of the call, which outlives the program.
+        unsafe {
+            let sk = (*self.0.sock_addr).__bindgen_anon_1.sk;
+            if sk.is_null() {
+                return 0;
+            }
+            core::ptr::read_volatile(&raw const (*sk).priority)
+        }
+    }
+
     #[inline(always)]
     fn addr4(&self) -> [u8; 4] {
         // SAFETY: as above.
@@ -301,6 +315,10 @@ impl Sock<'_> {
     #[inline(always)]
     fn is_served(&self, protocol: u32) -> bool {
         if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
+            return false;
+        }
+        // Before all else, whatever is in the maps. Elsewhere the priority says nothing: a Pod may set any in its own namespace.
+        if self.priority() == OWN_SOCKET_PRIORITY && self.is_in_node_netns() {
             return false;
         }
         let Some(conf) = CONF.get(0) else {

@@ -26,7 +26,7 @@ use crate::retain::install::Directories;
 use crate::retain::ledger::store::Place;
 use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
-use crate::source::kube::Scope;
+use crate::source::kube::{Access, Scope};
 
 /// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
 #[derive(Parser)]
@@ -107,9 +107,13 @@ pub enum GuardArg {
     Enforce,
 }
 
-/// What decides where traffic may go.
+/// What is asked of sources, and what decides where traffic may go.
 #[derive(Args, Clone, Debug)]
 pub struct PolicyArgs {
+    /// Certificates, in PEM, of those who may sign an apiserver's certificate. [default: the kubeconfig's, else the
+    /// ServiceAccount's ca.crt, else the system's] Read anew for each connection.
+    #[arg(long, value_name = "FILE")]
+    pub kube_ca: Option<PathBuf>,
     /// This node's pool; wins over the Node's label.
     #[arg(long, value_name = "NAME")]
     pub nodepool: Option<String>,
@@ -163,6 +167,7 @@ impl PolicyArgs {
             pool: self.nodepool.clone(),
             pool_label: self.nodepool_label.clone(),
             with_pods: false,
+            access: Access::from_env(self.kube_ca.clone()),
         }
     }
 

@@ -39,6 +39,8 @@ use tokio::runtime;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 
 use super::call::Answer;
 use super::call::Call;
@@ -89,11 +91,16 @@ impl std::fmt::Debug for StartFn {
 struct Wire {
     script: Mutex<Script>,
     journal: Arc<Journal>,
+    tls: Mutex<Option<Arc<ServerConfig>>>,
 }
 
 impl Wire {
     fn script(&self) -> MutexGuard<'_, Script> {
         self.script.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tls(&self) -> MutexGuard<'_, Option<Arc<ServerConfig>>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -119,6 +126,7 @@ impl Endpoint {
         let wire = Arc::new(Wire {
             script: Mutex::default(),
             journal: Arc::new(Journal::new()),
+            tls: Mutex::default(),
         });
         let shared = Arc::clone(&wire);
         let start = StartFn(Box::new(move |listener| {
@@ -144,9 +152,17 @@ impl Endpoint {
         self.address
     }
 
-    /// `http://address:port`.
+    /// `http://address:port`, or `https` with [`Endpoint::set_tls`].
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        match *self.wire.tls() {
+            None => format!("http://{}", self.address),
+            Some(_) => format!("https://{}", self.address),
+        }
+    }
+
+    /// Speaks TLS on new connections, as this says.
+    pub fn set_tls(&self, tls: Arc<ServerConfig>) {
+        *self.wire.tls() = Some(tls);
     }
 
     /// Closes the listener and all connections: whoever connects is refused.
@@ -309,16 +325,22 @@ async fn accept<S: Answers>(listener: TcpListener, server: Arc<S>, wire: Arc<Wir
             continue;
         };
         let handle = Arc::new(handle);
+        let tls = wire.tls().clone();
         let (server, wire) = (Arc::clone(&server), Arc::clone(&wire));
         let service = service_fn(move |request| {
             let (server, wire) = (Arc::clone(&server), Arc::clone(&wire));
             respond(server, wire, Arc::clone(&handle), request)
         });
         connections.spawn(async move {
+            let http = http1::Builder::new();
             // What a broken connection says is the client's to see.
-            let _ = http1::Builder::new()
-                .serve_connection(TokioIo::new(stream), service)
-                .await;
+            let _ = match tls {
+                None => http.serve_connection(TokioIo::new(stream), service).await,
+                Some(tls) => match TlsAcceptor::from(tls).accept(stream).await {
+                    Ok(stream) => http.serve_connection(TokioIo::new(stream), service).await,
+                    Err(_refused) => return,
+                },
+            };
         });
     }
 }

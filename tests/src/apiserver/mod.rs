@@ -28,6 +28,7 @@ mod scale;
 mod selector;
 mod server;
 mod store;
+mod tls;
 mod watch;
 
 pub use api::Settings;
@@ -44,3 +45,6 @@ pub use pods::PodsServer;
 pub use resource::Resource;
 pub use scale::Scale;
 pub use server::FakeApiserver;
+pub use tls::Authority;
+pub use tls::Identity;
+pub use tls::Validity;

@@ -131,16 +131,25 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["kube"],
-        owners: &[
-            "yurt-net/src/source/kube/connection.rs",
-            "yurt-net/src/source/kube/task.rs",
-        ],
+        owners: &["yurt-net/src/source/kube/access.rs"],
         remedy: "the API is read through `source`; a module of that name is `self::kube`",
     },
     Edge {
         libraries: &["hyper", "hyper_util"],
-        owners: &["yurt-net/src/observe/http.rs"],
-        remedy: "what is served over HTTP is served by `observe::http`",
+        owners: &[
+            "yurt-net/src/observe/http.rs",
+            "yurt-net/src/source/kube/task.rs",
+            "yurt-net/src/source/kube/wire.rs",
+        ],
+        remedy: "what is served over HTTP is served by `observe::http`, and what is asked is asked by `source::kube`",
+    },
+    Edge {
+        libraries: &["tokio_rustls", "tower"],
+        owners: &[
+            "yurt-net/src/source/kube/access.rs",
+            "yurt-net/src/source/kube/wire.rs",
+        ],
+        remedy: "whom to believe is said by `source::kube`'s `access`",
     },
     Edge {
         libraries: &["h2"],

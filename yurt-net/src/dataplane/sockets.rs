@@ -10,6 +10,7 @@
 
 mod diag;
 pub mod message;
+pub mod owner;
 mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,8 +3,9 @@
 //! One task for each resource asks and listens (`follow` says what for); it hands items and events over as bytes, so
 //! that nothing is decoded twice and a list is never in memory whole. [`KubeSource`] decodes them into `state`.
 //!
-//! The only user of kube-rs: its configuration, credentials and TLS are used, its objects and caches are not, because
-//! they keep many times what is needed here.
+//! The only user of kube-rs: kubeconfigs and their credentials are read with it (`access`). Its client is not used, because it
+//! cannot tell whom it is connected to (`wire` does); its objects and caches are not, because they keep many times what is
+//! needed here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,15 +18,16 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
-use crate::agent::chain;
 use crate::model::{Snapshot, Touched};
 
+mod access;
 pub mod body;
 mod connection;
 mod follow;
 mod resource;
 mod state;
 mod task;
+mod wire;
 
 use connection::Connection;
 use follow::Follower;
@@ -33,20 +35,22 @@ use resource::Shape;
 use state::{ClusterState, Listed};
 use task::{Counters, News, Task, Update};
 
+pub use access::Access;
 pub use resource::Resource;
 pub use state::HeldList;
 
 /// What is optional is not waited for longer than this once Services and slices are here.
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
-/// A source that cannot be configured (no kubeconfig yet) is tried again after this long.
-const CONFIG_RETRY: Duration = Duration::from_secs(10);
 /// Events that wait; also pieces of lists, which are tens of kilobytes.
 const QUEUE: usize = 32;
 /// Events taken up in one go.
 const BATCH: usize = 1024;
-/// What a source says is the cloud's present word for this long after the cloud was last heard through it. An apiserver sends a
-/// bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
-pub const FRESH_FOR: Duration = Duration::from_secs(150);
+/// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a probe.
+pub const FRESH_FOR: Duration = Duration::from_secs(10);
+/// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An apiserver sends
+/// a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
+pub const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
+const _: () = assert!(wire::DEAD_AFTER.as_secs() <= FRESH_FOR.as_secs());
 
 /// Where the API is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +80,8 @@ pub struct Scope {
     pub pool_label: String,
     /// The Pods of the own Node are asked for.
     pub with_pods: bool,
+    /// What apiservers are reached with.
+    pub access: Access,
 }
 
 /// What was received of one resource since the start.
@@ -103,9 +109,7 @@ pub struct KubeSource {
     required_since: Option<Instant>,
     is_synced: bool,
     pool: Option<String>,
-    connection: Option<Arc<Connection>>,
-    next_attempt: Instant,
-    config_error: Option<String>,
+    connection: Arc<Connection>,
     /// The task of each resource, and its generation.
     tasks: BTreeMap<Resource, (u64, JoinSet<()>)>,
     generation: u64,
@@ -141,15 +145,13 @@ impl KubeSource {
         let now = Instant::now();
         Self {
             state: ClusterState::new(&scope.node, seed, versions, api.is_cache()),
+            connection: Arc::new(Connection::new(&api, scope.access.clone())),
             api,
             scope,
             started: now,
             required_since: None,
             is_synced: false,
             pool: None,
-            connection: None,
-            next_attempt: now,
-            config_error: None,
             tasks: BTreeMap::new(),
             generation: 0,
             sender,
@@ -166,9 +168,14 @@ impl KubeSource {
 
     /// Asks for the Pods of the own Node from now on.
     pub fn follow_pods(&mut self) {
-        if !std::mem::replace(&mut self.scope.with_pods, true) && self.connection.is_some() {
+        if !std::mem::replace(&mut self.scope.with_pods, true) && self.is_asked() {
             self.follow(Resource::Pods, self.name_of(Resource::Pods));
         }
+    }
+
+    /// An address, a link or a route of this node has changed: who could not be reached is asked at once.
+    pub fn network_changed(&self) {
+        self.connection.network_changed();
     }
 
     /// Has the Pods of the own Node read again soon, where no watch follows them.
@@ -193,12 +200,17 @@ impl KubeSource {
     /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
     /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
     fn fresh_until(&self) -> Option<Instant> {
-        let heard = match self.api.is_cache() {
-            true => self.last_word,
-            false => self.last_contact,
+        let until = match self.api.is_cache() {
+            true => self.last_word? + FRESH_FOR_AT_HUB,
+            false => self.last_sign()? + FRESH_FOR,
         };
-        let until = heard? + FRESH_FOR;
         (self.is_synced && until > Instant::now()).then_some(until)
+    }
+
+    /// When the server was last heard. Of one that answers and is watched it is enough that its machine answers probes.
+    fn last_sign(&self) -> Option<Instant> {
+        let probed = self.connection.heard().filter(|_| self.answers());
+        self.last_contact.max(probed)
     }
 
     /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
@@ -219,7 +231,12 @@ impl KubeSource {
     /// What a table needs is being followed at present.
     pub fn answers(&self) -> bool {
         let mut failures = self.state.failures();
-        self.connection.is_some() && failures.all(|(resource, _)| !resource.is_required())
+        self.is_asked() && failures.all(|(resource, _)| !resource.is_required())
+    }
+
+    /// Its tasks run.
+    fn is_asked(&self) -> bool {
+        !self.tasks.is_empty()
     }
 
     /// Where watches go on, by resource.
@@ -234,7 +251,11 @@ impl KubeSource {
 
     /// The time since the source was last heard of; `None` = never.
     pub fn silence(&self) -> Option<Duration> {
-        self.last_contact.map(|at| at.elapsed())
+        let sign = match self.api.is_cache() {
+            true => self.last_contact,
+            false => self.last_sign(),
+        };
+        sign.map(|at| at.elapsed())
     }
 
     /// What fails at present, on one line.
@@ -245,7 +266,7 @@ impl KubeSource {
         }
         let reasons = by_reason.iter();
         let reasons = reasons.map(|(why, resources)| format!("{}: {why}", resources.join(", ")));
-        let all: Vec<String> = self.config_error.iter().cloned().chain(reasons).collect();
+        let all: Vec<String> = reasons.collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 
@@ -270,11 +291,8 @@ impl KubeSource {
     /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh. Safe to cancel. Must be called inside a tokio
     /// runtime.
     pub async fn changed(&mut self) {
+        self.ask();
         loop {
-            if self.connection.is_none() {
-                self.connect().await;
-                continue;
-            }
             let was = (self.is_synced && self.answers(), self.was_fresh);
             let deadline = self.deadline();
             let first = tokio::select! {
@@ -324,28 +342,17 @@ impl KubeSource {
         is_settled || since.elapsed() >= OPTIONAL_PATIENCE
     }
 
-    async fn connect(&mut self) {
-        sleep_until(self.next_attempt).await;
-        self.next_attempt = Instant::now() + CONFIG_RETRY;
-        match Connection::new(&self.api).await {
-            Ok(connection) => {
-                self.config_error = None;
-                self.connection = Some(Arc::new(connection));
-                for resource in Resource::ALL {
-                    if !resource.is_of_pool() && (resource.is_of_table() || self.scope.with_pods) {
-                        self.follow(resource, self.name_of(resource));
-                    }
-                }
-                self.follow_pool();
-            }
-            Err(error) => {
-                let error = chain(&error);
-                if self.config_error.as_ref() != Some(&error) {
-                    tracing::warn!(error, "source: not configured; trying again");
-                }
-                self.config_error = Some(error);
+    /// Starts the tasks.
+    fn ask(&mut self) {
+        if self.is_asked() {
+            return;
+        }
+        for resource in Resource::ALL {
+            if !resource.is_of_pool() && (resource.is_of_table() || self.scope.with_pods) {
+                self.follow(resource, self.name_of(resource));
             }
         }
+        self.follow_pool();
     }
 
     fn name_of(&self, resource: Resource) -> String {
@@ -357,9 +364,6 @@ impl KubeSource {
 
     /// Asks for what is of the pool, as soon as it is known which one that is, and again when it is another one.
     fn follow_pool(&mut self) {
-        if self.connection.is_none() {
-            return;
-        }
         let label = || {
             let node = self.state.snapshot().nodes.get(&*self.scope.node)?;
             node.labels.get(&self.scope.pool_label).cloned()
@@ -386,9 +390,6 @@ impl KubeSource {
 
     /// Starts the task of a resource, in place of an earlier one.
     fn follow(&mut self, resource: Resource, name: String) {
-        let Some(connection) = self.connection.clone() else {
-            return;
-        };
         let counters = self.counters.entry(resource).or_default().clone();
         self.generation += 1;
         self.state.abandon_list(resource);
@@ -398,9 +399,11 @@ impl KubeSource {
                 self.state.version(resource),
                 resource.api_versions().len(),
                 resource.is_required(),
+                self.api.is_cache(),
             ),
             shape: Shape { resource, name },
-            connection,
+            connection: Arc::clone(&self.connection),
+            wire: None,
             sender: self.sender.clone(),
             counters,
             is_asked_for: Arc::clone(&self.pods.is_asked_for),
@@ -492,7 +495,11 @@ impl KubeSource {
                 state.bookmark(resource, &version);
                 false
             }
-            News::Failed { why, is_list } => {
+            News::Failed {
+                why,
+                is_list,
+                is_absent,
+            } => {
                 if is_list {
                     state.abandon_list(resource);
                 }
@@ -502,7 +509,7 @@ impl KubeSource {
                 if is_new {
                     tracing::warn!(%resource, why, "source: keeping what is known");
                 }
-                state.failed(resource, why);
+                state.failed(resource, why, is_absent);
                 false
             }
         }

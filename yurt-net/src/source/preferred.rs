@@ -202,6 +202,15 @@ impl Sources {
         }
     }
 
+    /// An address, a link or a route of this node has changed: who could not be reached is asked at once.
+    pub fn network_changed(&self) {
+        for source in self.active.iter().flatten() {
+            if let Source::Kube(source) = source {
+                source.network_changed();
+            }
+        }
+    }
+
     /// Has the Pods of the own Node read again soon.
     pub fn refresh_pods(&self) {
         if let Some((_, Source::Kube(source))) = self.in_charge() {

@@ -5,8 +5,11 @@
 //! another way.
 
 use std::io;
+use std::net::SocketAddr;
 
-use super::message::{AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, parse, request};
+use super::message::{
+    AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, owner, parse, request, request_one,
+};
 use crate::dataplane::sys::netlink::Connection;
 
 const IPPROTO_UDP: u8 = 17;
@@ -28,6 +31,25 @@ impl Diag {
         let take = |message: &[u8]| sockets.extend(parse(message));
         self.0.dump(SOCK_DIAG_BY_FAMILY, &body, take)?;
         Ok(sockets)
+    }
+
+    /// Who has the TCP socket that is bound to `own` and connected to `peer`: the user id, and whether a process has it open. `None`:
+    /// there is none in this namespace.
+    pub(super) fn owner(
+        &mut self,
+        own: SocketAddr,
+        peer: SocketAddr,
+    ) -> io::Result<Option<(u32, bool)>> {
+        let body = request_one(own, peer)?;
+        let mut found = None;
+        let asked = self.0.get(SOCK_DIAG_BY_FAMILY, &body, |message| {
+            found = owner(message);
+        });
+        match asked {
+            // That of a missing handler is the same: the kernel answers for a socket that is there, or not at all.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            result => result.map(|()| found),
+        }
     }
 
     /// Ends a socket: what waits on it, and its next call, fails with `ECONNABORTED`. False when it is gone already.

@@ -4,6 +4,9 @@
 //! machine, addresses and ports in that of the network.
 #![forbid(unsafe_code)]
 
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+
 use crate::dataplane::netlink::u32_at;
 
 /// As the kernel's requests have them: `libc` has them in the width of `socket(2)`.
@@ -45,6 +48,44 @@ pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     body.extend(CONNECTED.to_ne_bytes());
     body.extend(id);
     body
+}
+
+/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `peer`, whatever its state. Addresses of
+/// two families are an error.
+pub(super) fn request_one(own: SocketAddr, peer: SocketAddr) -> io::Result<Vec<u8>> {
+    const IPPROTO_TCP: u8 = 6;
+    // The kernel compares no cookie then.
+    const NO_COOKIE: [u8; 8] = [0xff; 8];
+    let mut id = [0; SOCKID];
+    id[..2].copy_from_slice(&own.port().to_be_bytes());
+    id[2..4].copy_from_slice(&peer.port().to_be_bytes());
+    let family = match (own.ip(), peer.ip()) {
+        (IpAddr::V4(own), IpAddr::V4(peer)) => {
+            id[4..8].copy_from_slice(&own.octets());
+            id[20..24].copy_from_slice(&peer.octets());
+            AF_INET
+        }
+        (IpAddr::V6(own), IpAddr::V6(peer)) => {
+            id[4..20].copy_from_slice(&own.octets());
+            id[20..36].copy_from_slice(&peer.octets());
+            AF_INET6
+        }
+        _ => return Err(io::Error::other("a connection has two families")),
+    };
+    id[SOCKID - NO_COOKIE.len()..].copy_from_slice(&NO_COOKIE);
+    Ok(request(family, IPPROTO_TCP, &id))
+}
+
+/// Who has the socket of a `struct inet_diag_msg`: the user id of its file, and whether it has one. `None` for what is none, or is
+/// not connected: the kernel answers with a listener where no connection is found.
+pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
+    const LISTEN: u8 = 10;
+    let (state, uid, inode) = (
+        *body.get(1)?,
+        u32_at(body, MESSAGE - 8)?,
+        u32_at(body, MESSAGE - 4)?,
+    );
+    (state != LISTEN).then_some((uid, inode != 0))
 }
 
 /// `struct inet_diag_msg`; `None` for what is none.

@@ -48,6 +48,16 @@ impl Connection {
         self.ask(kind, flags | NLM_F_ACK, body, |_| {})
     }
 
+    /// Asks for one thing, and hands over the body of the message that tells of it.
+    pub(in crate::dataplane) fn get(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        take: impl FnMut(&[u8]),
+    ) -> io::Result<()> {
+        self.ask(kind, NLM_F_ACK, body, take)
+    }
+
     /// Asks for a list, and hands over the body of each of its messages.
     pub(in crate::dataplane) fn dump(
         &mut self,

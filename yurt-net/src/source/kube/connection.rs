@@ -1,15 +1,22 @@
-//! The way to an API: addresses, credentials, TLS. All of it is kube-rs' work.
+//! The connections to one API, which is one server or several ways to the same hub: who dials when, and what all of them know.
+//!
+//! While nobody gets through, one of the tasks tries and the others wait for it, so that a fleet without its cloud costs little.
+//! Of the connections one, the lifeline, is probed: when it dies, all are taken for dead, and are made anew.
 
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use http::Uri;
-use kube::config::KubeConfigOptions;
-use kube::{Client, Config};
+use socket2::SockRef;
+use tokio::sync::{Mutex as AsyncMutex, watch};
+use tokio::time::{Instant, sleep_until};
 
+use super::access::{Access, Origin};
+use super::wire::{self, DialError, PROBE_AFTER, Wire};
 use super::{Api, Resource};
-use crate::agent::chain;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
@@ -18,106 +25,275 @@ const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"
 const YURTHUB_PODS_PORT: u16 = 10267;
 /// Of YurtHub's dummy interface.
 const DUMMY_ADDRESS: &str = "169.254.2.1";
-const SERVICE_ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Whose watch is the lifeline: everybody follows it, always.
+const LIFELINE: Resource = Resource::Services;
+/// An answer to a probe may take so long.
+const PROBE_DELAY: Duration = Duration::from_millis(1_500);
+/// Between two attempts while the way there is silent: they take their own time.
+const PACE: Duration = Duration::from_millis(250);
+/// The same while the other end refuses, doubling up to the second.
+const FIRST_PACE: Duration = Duration::from_millis(500);
+const LONGEST_PACE: Duration = Duration::from_secs(5);
 
-/// Why there is no client.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ClientError {
-    #[error("no kubeconfig can be used ({kubeconfig}) and no ServiceAccount ({in_cluster})")]
-    Infer {
-        kubeconfig: String,
-        in_cluster: String,
-    },
-    #[error("configuring the client for {url}")]
-    Build {
-        url: String,
-        #[source]
-        source: Box<kube::Error>,
-    },
-}
-
-/// Clients of one API.
+/// See the module.
 pub(super) struct Connection {
+    access: Access,
     /// Tried in turn.
-    servers: Vec<Client>,
+    servers: Vec<Server>,
     /// Index of the one in use.
     current: AtomicUsize,
-    /// The same with the ServiceAccount's token, for what YurtHub may not read by its own rights.
-    with_token: Vec<Client>,
-    /// For the Pods that YurtHub lists by itself.
-    pods: Option<Client>,
+    /// Where YurtHub lists Pods by itself.
+    pods: Option<Origin>,
+    /// The last attempt succeeded.
+    is_reached: AtomicBool,
+    /// Held by who tries while it did not.
+    door: AsyncMutex<Pace>,
+    /// Counts what is worth another attempt at once: a server that answers again, a network that has changed.
+    news: watch::Sender<u64>,
+    /// Counts how often all connections were found to be dead.
+    deaths: watch::Sender<u64>,
+    lifeline: Mutex<Lifeline>,
+}
+
+struct Server {
+    plain: Origin,
+    /// With the ServiceAccount's token, for what YurtHub may not read by its own rights.
+    with_token: Origin,
+}
+
+/// When the next attempt is due.
+struct Pace {
+    due: Instant,
+    wait: Duration,
+}
+
+#[derive(Default)]
+struct Lifeline {
+    socket: Weak<OwnedFd>,
+    /// Where its packets leave from.
+    from: Option<IpAddr>,
+    /// It is not the first one.
+    is_renewed: bool,
+}
+
+/// What a task has been told of.
+pub(super) struct Told {
+    news: watch::Receiver<u64>,
+    deaths: watch::Receiver<u64>,
+}
+
+impl Told {
+    /// Waits for something that makes another attempt worthwhile. Safe to cancel.
+    pub(super) async fn news(&mut self) {
+        tokio::select! {
+            _gone = self.news.changed() => {}
+            _gone = self.deaths.changed() => {}
+        }
+    }
+
+    /// Waits until all connections are taken for dead. Safe to cancel.
+    pub(super) async fn death(&mut self) {
+        // The sender lives as long as the task.
+        let _gone = self.deaths.changed().await;
+    }
 }
 
 impl Connection {
-    /// Reads what there is to configure it.
-    pub(super) async fn new(api: &Api) -> Result<Self, ClientError> {
-        let token = Path::new(SERVICE_ACCOUNT_TOKEN);
-        let has_token = token.exists();
-        let token = has_token.then(|| token.to_owned());
-        let (servers, with_token, pods) = match api {
-            Api::Inferred => {
-                // In-cluster comes second, as for kubectl; it reads the address from the environment, without DNS.
-                let options = KubeConfigOptions::default();
-                let config = match Config::from_kubeconfig(&options).await {
-                    Ok(config) => config,
-                    Err(kubeconfig) => {
-                        Config::incluster_env().map_err(|in_cluster| ClientError::Infer {
-                            kubeconfig: chain(&kubeconfig),
-                            in_cluster: chain(&in_cluster),
-                        })?
-                    }
-                };
-                (vec![client(config)?], Vec::new(), None)
-            }
-            Api::Server(url) => {
-                let client = client(config(url.clone(), token))?;
-                (vec![client], Vec::new(), None)
-            }
-            Api::Hub(url) => {
-                let urls = match url {
+    /// Nothing is read and nobody asked before the first request.
+    pub(super) fn new(api: &Api, access: Access) -> Self {
+        let url = |url: &Uri, has_token| Origin::Url {
+            url: url.clone(),
+            has_token,
+        };
+        let alone = |origin: Origin| {
+            vec![Server {
+                with_token: origin.clone(),
+                plain: origin,
+            }]
+        };
+        let (servers, pods) = match api {
+            Api::Inferred => (alone(Origin::Inferred), None),
+            Api::Server(server) => (alone(url(server, true)), None),
+            Api::Hub(hub) => {
+                let urls = match hub {
                     Some(url) => vec![url.clone()],
                     None => YURTHUB.map(Uri::from_static).to_vec(),
                 };
-                let clients = |token: Option<PathBuf>| {
-                    let configs = urls.iter().map(|url| config(url.clone(), token.clone()));
-                    configs.map(client).collect::<Result<Vec<_>, _>>()
-                };
-                let with_token = match token {
-                    Some(token) => clients(Some(token))?,
-                    None => Vec::new(),
-                };
                 let pods = urls.first().and_then(pods_url);
-                let pods = pods.map(|url| client(config(url, None))).transpose()?;
-                (clients(None)?, with_token, pods)
+                let servers = urls.iter().map(|hub| Server {
+                    plain: url(hub, false),
+                    with_token: url(hub, true),
+                });
+                (servers.collect(), pods.map(|pods| url(&pods, false)))
             }
         };
-        Ok(Self {
+        Self {
+            access,
             servers,
             current: AtomicUsize::new(0),
-            with_token,
             pods,
-        })
+            is_reached: AtomicBool::new(true),
+            door: AsyncMutex::new(Pace {
+                due: Instant::now(),
+                wait: FIRST_PACE,
+            }),
+            news: watch::Sender::new(0),
+            deaths: watch::Sender::new(0),
+            lifeline: Mutex::default(),
+        }
     }
 
-    /// The one that lists the Pods of this node at no cost to the uplink; `None` where there is no YurtHub.
-    pub(super) fn pods(&self) -> Option<&Client> {
-        self.pods.as_ref()
+    /// Whether Pods of this node are listed at no cost to the uplink; not so where there is no YurtHub.
+    pub(super) fn lists_pods(&self) -> bool {
+        self.pods.is_some()
     }
 
-    /// The one to ask for a resource.
-    pub(super) fn client(&self, resource: Resource) -> Option<&Client> {
-        let clients = match resource.needs_token_at_hub() && !self.with_token.is_empty() {
-            true => &self.with_token,
-            false => &self.servers,
+    /// A connection to who lists them.
+    pub(super) async fn open_pods(&self) -> Result<Wire, DialError> {
+        let Some(pods) = &self.pods else {
+            return Err(DialError::NoHost {
+                url: Uri::default(),
+            });
         };
-        clients.get(self.current.load(Ordering::Relaxed) % clients.len())
+        Wire::dial(pods.way(&self.access).await?, false).await
     }
 
-    /// Goes to the next server, after the one in use could not be reached.
-    pub(super) fn rotate(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+    /// From here on.
+    pub(super) fn told(&self) -> Told {
+        Told {
+            news: self.news.subscribe(),
+            deaths: self.deaths.subscribe(),
+        }
     }
+
+    /// A connection for a resource's requests. While nobody gets through, it takes as long as it is this task's turn.
+    pub(super) async fn open(&self, resource: Resource) -> Result<Wire, DialError> {
+        loop {
+            if self.is_reached.load(Ordering::Relaxed) {
+                let wire = self.dial(resource).await;
+                return wire.inspect_err(|_| self.is_reached.store(false, Ordering::Relaxed));
+            }
+            let mut pace = self.door.lock().await;
+            if self.is_reached.load(Ordering::Relaxed) {
+                continue;
+            }
+            let mut told = self.told();
+            tokio::select! {
+                () = sleep_until(pace.due) => {}
+                () = told.news() => {}
+            }
+            let result = tokio::select! {
+                result = self.dial(resource) => result,
+                // The network is another one: what was tried there says nothing.
+                () = told.news() => continue,
+            };
+            match &result {
+                Ok(_) => {
+                    pace.wait = FIRST_PACE;
+                    self.is_reached.store(true, Ordering::Relaxed);
+                    self.tell_news();
+                }
+                Err(error) if error.is_silence() => {
+                    (pace.due, pace.wait) = (Instant::now() + PACE, FIRST_PACE);
+                }
+                Err(_) => {
+                    let wait = pace.wait.mul_f64(0.75 + fastrand::f64() / 2.0);
+                    pace.due = Instant::now() + wait;
+                    pace.wait = (pace.wait * 2).min(LONGEST_PACE);
+                }
+            }
+            return result;
+        }
+    }
+
+    async fn dial(&self, resource: Resource) -> Result<Wire, DialError> {
+        let index = self.current.load(Ordering::Relaxed) % self.servers.len().max(1);
+        let Some(server) = self.servers.get(index) else {
+            return Err(DialError::NoHost {
+                url: Uri::default(),
+            });
+        };
+        let origin = match resource.needs_token_at_hub() {
+            true => &server.with_token,
+            false => &server.plain,
+        };
+        let is_lifeline = resource == LIFELINE;
+        let dialled = match origin.way(&self.access).await {
+            Ok(way) => Wire::dial(way, is_lifeline).await,
+            Err(error) => Err(error.into()),
+        };
+        if dialled.is_err() {
+            self.current.fetch_add(1, Ordering::Relaxed);
+        }
+        let wire = dialled?;
+        if is_lifeline {
+            let local = SockRef::from(&**wire.socket()).local_addr();
+            let from = local.ok().and_then(|local| local.as_socket());
+            let mut lifeline = self.lifeline();
+            lifeline.socket = Arc::downgrade(wire.socket());
+            lifeline.from = from.map(|from| from.ip());
+            if std::mem::replace(&mut lifeline.is_renewed, true) {
+                // An apiserver that was away: what it refused or did not have is asked for again.
+                self.tell_news();
+            }
+        }
+        Ok(wire)
+    }
+
+    fn lifeline(&self) -> std::sync::MutexGuard<'_, Lifeline> {
+        self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_news(&self) {
+        self.news.send_modify(|count| *count += 1);
+    }
+
+    /// A connection of this resource's has fallen silent. Where it is the lifeline, all are taken for dead.
+    pub(super) fn is_silent(&self, resource: Resource) {
+        if resource == LIFELINE {
+            self.is_reached.store(false, Ordering::Relaxed);
+            self.deaths.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// When the other end of the lifeline was last heard; `None`: there is none.
+    pub(super) fn heard(&self) -> Option<Instant> {
+        let socket = self.lifeline().socket.upgrade()?;
+        Instant::now().checked_sub(wire::silence(&socket)?)
+    }
+
+    /// An address, a link or a route has changed: what was silent, or leaves from elsewhere now, is made anew at once.
+    pub(super) fn network_changed(&self) {
+        if !self.is_reached.load(Ordering::Relaxed) {
+            self.tell_news();
+            return;
+        }
+        let (socket, from) = {
+            let lifeline = self.lifeline();
+            (lifeline.socket.upgrade(), lifeline.from)
+        };
+        let Some(socket) = socket else { return };
+        let is_overdue = wire::silence(&socket).is_none_or(|past| past > PROBE_AFTER + PROBE_DELAY);
+        let to = SockRef::from(&*socket).peer_addr().ok();
+        let leaves_from = to.and_then(|to| source_address(to.as_socket()?));
+        let is_elsewhere = leaves_from.is_some() && leaves_from != from;
+        if is_overdue || is_elsewhere {
+            self.is_silent(LIFELINE);
+        }
+    }
+}
+
+/// Where packets to this address leave from at present.
+fn source_address(to: SocketAddr) -> Option<IpAddr> {
+    let any: IpAddr = match to {
+        SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    wire::own(SockRef::from(&socket));
+    // It sends nothing.
+    socket.connect(to).ok()?;
+    Some(socket.local_addr().ok()?.ip())
 }
 
 fn pods_url(hub: &Uri) -> Option<Uri> {
@@ -126,23 +302,4 @@ fn pods_url(hub: &Uri) -> Option<Uri> {
         host => host,
     };
     format!("http://{host}:{YURTHUB_PODS_PORT}").parse().ok()
-}
-
-fn config(url: Uri, token_file: Option<PathBuf>) -> Config {
-    let mut config = Config::new(url);
-    config.auth_info.token_file = token_file.map(|path| path.display().to_string());
-    config
-}
-
-fn client(mut config: Config) -> Result<Client, ClientError> {
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    // Silence is judged here, by what was asked for.
-    config.read_timeout = None;
-    config.default_retry = false;
-    config.proxy_url = None;
-    let url = config.cluster_url.to_string();
-    Client::try_from(config).map_err(|source| ClientError::Build {
-        url,
-        source: Box::new(source),
-    })
 }

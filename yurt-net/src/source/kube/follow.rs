@@ -9,11 +9,13 @@
 //! | list | watch from its version |
 //! | list held back | watch for [`CONFIRM_AFTER`], then list again; sooner if the watch ends sooner |
 //! | watch ended, or silent | watch from the last version |
-//! | 410, 504, or an answer that makes no sense | list |
-//! | 429, 5xx, no connection, during a watch | the same watch, later; after [`WATCHES_IN_DOUBT`] of them, list |
+//! | 410, 504, or an answer that makes no sense | list: of an apiserver the latest, for a replica that lags would move the table back |
+//! | 429, 5xx, a connection that broke, during a watch | the same watch, later; after [`WATCHES_IN_DOUBT`] of them, list |
+//! | no connection | the same; who dials also waits |
 //! | anything during a list | list, later |
-//! | 404 | the next API version; after the last, list, much later |
-//! | 401, 403 | list, much later for what is optional |
+//! | 404 | the next API version; after the last, list, after 1 s, doubling to a minute |
+//! | 401, 403 | the same, after 1 s, doubling to five minutes: an apiserver that has just started refuses everything for a moment |
+//! | the server was away, and is back | all that is waited for, at once |
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -24,8 +26,10 @@ pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
 const WATCHES_IN_DOUBT: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// For what this cluster does not have, or this node may not read.
-const WAIT_FOR_RIGHTS: Duration = Duration::from_secs(300);
+/// For what this node may not read, or this cluster does not have: answers of the moment.
+const FIRST_WAIT_FOR_RIGHTS: Duration = Duration::from_secs(1);
+const LONGEST_WAIT_FOR_RIGHTS: Duration = Duration::from_secs(300);
+const LONGEST_WAIT_FOR_RESOURCE: Duration = Duration::from_secs(60);
 /// A watch that lived this long was no failure, whatever its end.
 const WATCH_WORKED: Duration = Duration::from_secs(5);
 
@@ -33,7 +37,10 @@ const WATCH_WORKED: Duration = Duration::from_secs(5);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
     /// All of it.
-    List,
+    List {
+        /// As it is now, not as some cache has it: what is known already is newer than nothing.
+        is_latest: bool,
+    },
     /// What changes from this version on; no longer than `limit` where there is one.
     Watch {
         version: String,
@@ -41,10 +48,18 @@ pub(super) enum Request {
     },
 }
 
+impl Request {
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self, Self::List { .. })
+    }
+}
+
 /// What came of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
-    /// No connection, or it broke.
+    /// No connection.
+    NoConnection,
+    /// The connection broke.
     Transport,
     /// Nothing came for too long.
     Silence,
@@ -61,6 +76,12 @@ pub(super) enum Failure {
 pub(super) struct Follower {
     next: Request,
     failures: u32,
+    /// Answers in a row that there is no such resource, or that it is not for this node.
+    refusals: u32,
+    /// Answers come from a cache, which keeps one shape of lists.
+    is_cache: bool,
+    /// A version was known: nothing older is wanted.
+    has_version: bool,
     /// Which of the resource's API versions is asked for.
     api_version: usize,
     api_versions: usize,
@@ -69,17 +90,26 @@ pub(super) struct Follower {
 
 impl Follower {
     /// Starts with a list, or where an earlier agent's watch was.
-    pub(super) fn new(version: Option<String>, api_versions: usize, is_required: bool) -> Self {
+    pub(super) fn new(
+        version: Option<String>,
+        api_versions: usize,
+        is_required: bool,
+        is_cache: bool,
+    ) -> Self {
+        let has_version = version.is_some();
         let next = match version {
             Some(version) => Request::Watch {
                 version,
                 limit: None,
             },
-            None => Request::List,
+            None => Request::List { is_latest: false },
         };
         Self {
             next,
             failures: 0,
+            refusals: 0,
+            is_cache,
+            has_version,
             api_version: 0,
             api_versions,
             is_required,
@@ -99,9 +129,11 @@ impl Follower {
     ///
     /// Failures still count: a list whose version cannot be watched must not be repeated at full speed.
     pub(super) fn listed(&mut self, version: String, is_held: bool) {
+        self.refusals = 0;
+        self.has_version |= !version.is_empty();
         self.next = if version.is_empty() {
             // Nothing to watch from: a cache that knows no version is asked again.
-            Request::List
+            self.again()
         } else {
             Request::Watch {
                 version,
@@ -112,7 +144,7 @@ impl Follower {
 
     /// An event or a bookmark has arrived.
     pub(super) fn advanced(&mut self, to: String) {
-        self.failures = 0;
+        (self.failures, self.refusals) = (0, 0);
         if let Request::Watch { version, .. } = &mut self.next
             && !to.is_empty()
         {
@@ -126,7 +158,7 @@ impl Follower {
             limit: Some(limit), ..
         } = self.next
         {
-            self.next = Request::List;
+            self.next = self.again();
             if lived < limit.mul_f64(0.9) {
                 // What was waited for may be over. If it is not, the same again at once would confirm nothing.
                 return self.back_off();
@@ -134,7 +166,7 @@ impl Follower {
             return Duration::ZERO;
         }
         if lived >= WATCH_WORKED {
-            self.failures = 0;
+            (self.failures, self.refusals) = (0, 0);
             return Duration::ZERO;
         }
         // YurtHub ends watches at once while its cache is being built.
@@ -146,7 +178,7 @@ impl Follower {
         let is_watch = matches!(self.next, Request::Watch { .. });
         match failure {
             Failure::Expired => {
-                self.next = Request::List;
+                self.next = self.again();
                 // Once at once: an expired version is how a normal relist begins.
                 match self.failures {
                     0 => {
@@ -158,23 +190,21 @@ impl Follower {
             }
             // A watch of a version from the future times out like that.
             Failure::Status(504, _) | Failure::Garbage | Failure::Status(400, _) => {
-                self.next = Request::List;
+                self.next = self.again();
                 self.back_off()
             }
             Failure::Silence if is_watch => self.ended(WATCH_WORKED),
             Failure::Status(404, _) => {
-                self.next = Request::List;
+                self.next = self.again();
                 self.api_version = (self.api_version + 1) % self.api_versions;
                 match (self.api_version, self.is_required) {
-                    (0, false) => WAIT_FOR_RIGHTS,
+                    (0, false) => self.wait_for(LONGEST_WAIT_FOR_RESOURCE),
                     (0, true) => self.back_off(),
                     _ => Duration::ZERO,
                 }
             }
-            Failure::Status(401 | 403, _) if !self.is_required => {
-                self.next = Request::List;
-                WAIT_FOR_RIGHTS
-            }
+            Failure::Status(401 | 403, _) => self.wait_for(LONGEST_WAIT_FOR_RIGHTS),
+            Failure::NoConnection => Duration::ZERO,
             Failure::Status(_, retry_after) => {
                 let wait = self.back_off();
                 self.doubt();
@@ -188,10 +218,28 @@ impl Follower {
         }
     }
 
+    /// The server was away and is back, or the network is another one: what it refused says nothing any more.
+    pub(super) fn reconnected(&mut self) {
+        (self.failures, self.refusals) = (0, 0);
+    }
+
     fn doubt(&mut self) {
         if self.failures > WATCHES_IN_DOUBT {
-            self.next = Request::List;
+            self.next = self.again();
         }
+    }
+
+    /// A list in place of what was known.
+    fn again(&self) -> Request {
+        Request::List {
+            is_latest: self.has_version && !self.is_cache,
+        }
+    }
+
+    fn wait_for(&mut self, longest: Duration) -> Duration {
+        let wait = FIRST_WAIT_FOR_RIGHTS * 2u32.saturating_pow(self.refusals.min(10));
+        self.refusals = self.refusals.saturating_add(1);
+        wait.min(longest)
     }
 
     /// Doubles with each failure in a row.
@@ -207,20 +255,20 @@ mod tests {
     use super::*;
 
     fn watching(version: &str) -> Follower {
-        Follower::new(Some(version.to_owned()), 1, true)
+        Follower::new(Some(version.to_owned()), 1, true, false)
     }
 
     fn watched(follower: &Follower) -> Option<&str> {
         match follower.next() {
             Request::Watch { version, .. } => Some(version),
-            Request::List => None,
+            Request::List { .. } => None,
         }
     }
 
     #[test]
     fn a_watch_goes_on_from_the_last_version_even_if_that_went_backwards() {
-        let mut follower = Follower::new(None, 1, true);
-        assert_eq!(*follower.next(), Request::List);
+        let mut follower = Follower::new(None, 1, true, false);
+        assert_eq!(*follower.next(), Request::List { is_latest: false });
         follower.listed("100".to_owned(), false);
         follower.advanced("101".to_owned());
         assert_eq!(follower.ended(Duration::from_secs(300)), Duration::ZERO);
@@ -233,7 +281,7 @@ mod tests {
     fn an_expired_version_is_listed_at_once_and_only_once() {
         let mut follower = watching("1");
         assert_eq!(follower.failed(Failure::Expired), Duration::ZERO);
-        assert_eq!(*follower.next(), Request::List);
+        assert!(follower.next().is_list());
         assert!(follower.failed(Failure::Expired) > Duration::ZERO);
     }
 
@@ -261,12 +309,12 @@ mod tests {
             assert_eq!(watched(&follower), Some("5"));
         }
         follower.failed(Failure::Transport);
-        assert_eq!(*follower.next(), Request::List);
+        assert!(follower.next().is_list());
     }
 
     #[test]
     fn waits_double_up_to_half_a_minute_and_respect_retry_after() {
-        let mut follower = Follower::new(None, 1, true);
+        let mut follower = Follower::new(None, 1, true, false);
         let waits: Vec<_> = (0..9)
             .map(|_| follower.failed(Failure::Status(503, None)).as_millis())
             .collect();
@@ -274,7 +322,7 @@ mod tests {
             waits,
             [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000, 30000]
         );
-        let mut follower = Follower::new(None, 1, true);
+        let mut follower = Follower::new(None, 1, true, false);
         let retry_after = Some(Duration::from_secs(3));
         assert_eq!(
             follower.failed(Failure::Status(429, retry_after)),
@@ -283,20 +331,67 @@ mod tests {
     }
 
     #[test]
-    fn a_resource_that_is_not_there_is_asked_for_in_each_version_and_then_rarely() {
-        let mut follower = Follower::new(None, 2, false);
+    fn a_resource_that_is_not_there_is_asked_for_in_each_version_and_within_a_minute() {
+        let mut follower = Follower::new(None, 2, false, false);
         let missing = Failure::Status(404, None);
-        assert_eq!(follower.failed(missing), Duration::ZERO);
-        assert_eq!(follower.api_version(), 1);
-        assert_eq!(follower.failed(missing), WAIT_FOR_RIGHTS);
-        assert_eq!(follower.api_version(), 0);
-        // What everything depends on is asked for again soon.
-        assert!(Follower::new(None, 1, true).failed(missing) < WAIT_FOR_RIGHTS);
+        let waits: Vec<_> = (0..8)
+            .map(|_| {
+                assert_eq!(follower.failed(missing), Duration::ZERO);
+                assert_eq!(follower.api_version(), 1);
+                let wait = follower.failed(missing).as_secs();
+                assert_eq!(follower.api_version(), 0);
+                wait
+            })
+            .collect();
+        assert_eq!(waits, [1, 2, 4, 8, 16, 32, 60, 60]);
+    }
+
+    #[test]
+    fn a_refusal_is_of_the_moment_and_loses_nothing_that_was_known() {
+        for code in [401, 403] {
+            for is_required in [true, false] {
+                let mut follower = Follower::new(Some("7".to_owned()), 1, is_required, false);
+                let refused = Failure::Status(code, None);
+                let waits: Vec<_> = (0..11)
+                    .map(|_| follower.failed(refused).as_secs())
+                    .collect();
+                assert_eq!(waits, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]);
+                assert_eq!(watched(&follower), Some("7"));
+                follower.reconnected();
+                assert_eq!(follower.failed(refused), FIRST_WAIT_FOR_RIGHTS);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_listed_again_is_the_latest_except_of_a_cache() {
+        for (is_cache, is_latest) in [(false, true), (true, false)] {
+            for failure in [
+                Failure::Expired,
+                Failure::Garbage,
+                Failure::Status(504, None),
+            ] {
+                let mut follower = Follower::new(None, 1, true, is_cache);
+                assert_eq!(*follower.next(), Request::List { is_latest: false });
+                follower.listed("7".to_owned(), false);
+                follower.failed(failure);
+                assert_eq!(*follower.next(), Request::List { is_latest });
+            }
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_reached_casts_no_doubt_on_a_version() {
+        let mut follower = watching("5");
+        for _ in 0..100 {
+            assert_eq!(follower.failed(Failure::NoConnection), Duration::ZERO);
+        }
+        assert_eq!(watched(&follower), Some("5"));
     }
 
     #[test]
     fn a_list_that_is_held_back_is_asked_for_again_after_ten_seconds() {
-        let mut follower = Follower::new(None, 1, true);
+        let mut follower = Follower::new(None, 1, true, false);
         follower.listed("3".to_owned(), true);
         assert_eq!(
             *follower.next(),
@@ -306,16 +401,16 @@ mod tests {
             }
         );
         assert_eq!(follower.ended(CONFIRM_AFTER), Duration::ZERO);
-        assert_eq!(*follower.next(), Request::List);
+        assert!(follower.next().is_list());
     }
 
     #[test]
     fn lists_that_are_held_back_come_ever_more_slowly_while_their_watches_end_at_once() {
-        let mut follower = Follower::new(None, 1, true);
+        let mut follower = Follower::new(None, 1, true, false);
         let waits = [0, 0, 0].map(|_| {
             follower.listed("3".to_owned(), true);
             let wait = follower.ended(Duration::from_secs(1));
-            assert_eq!(*follower.next(), Request::List);
+            assert!(follower.next().is_list());
             wait.as_millis()
         });
         assert_eq!(waits, [500, 1000, 2000]);

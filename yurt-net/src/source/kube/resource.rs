@@ -139,14 +139,19 @@ pub(super) struct Shape {
 }
 
 impl Shape {
-    /// The path and query of a LIST that any cache may answer; `page` continues an earlier one.
-    pub(super) fn list(&self, api_version: &str, page: Option<&str>) -> String {
+    /// The path and query of a LIST that any cache may answer, or only who knows the latest.
+    pub(super) fn list(&self, api_version: &str, is_latest: bool) -> String {
         let mut uri = self.base(api_version);
-        match page {
-            Some(token) => uri += &format!("continue={}", escape(token)),
-            None => uri += "resourceVersion=0",
+        match is_latest {
+            true => drop(uri.pop()),
+            false => uri += "resourceVersion=0",
         }
         uri
+    }
+
+    /// The path and query of what follows on a page of a list.
+    pub(super) fn page(&self, api_version: &str, token: &str) -> String {
+        format!("{}continue={}", self.base(api_version), escape(token))
     }
 
     /// The path and query of a WATCH from `version`, which the server ends after `seconds`.
@@ -198,8 +203,9 @@ mod tests {
             resource,
             name: name.to_owned(),
         };
-        let list =
-            |resource: Resource, name| shape(resource, name).list(resource.api_versions()[0], None);
+        let list = |resource: Resource, name| {
+            shape(resource, name).list(resource.api_versions()[0], false)
+        };
         assert_eq!(
             list(Resource::Services, ""),
             "/api/v1/services?resourceVersion=0"
@@ -225,8 +231,17 @@ mod tests {
             "/api/v1/services?watch=true&allowWatchBookmarks=true&resourceVersion=7&timeoutSeconds=300"
         );
         assert_eq!(
-            shape(Resource::Services, "").list("v1", Some("a/b=")),
+            shape(Resource::Services, "").page("v1", "a/b="),
             "/api/v1/services?continue=a%2Fb%3D"
+        );
+        // Without a version it is the latest: an apiserver asks its quorum.
+        assert_eq!(
+            shape(Resource::Services, "").list("v1", true),
+            "/api/v1/services"
+        );
+        assert_eq!(
+            shape(Resource::Nodes, "edge-1").list("v1", true),
+            "/api/v1/nodes?fieldSelector=metadata.name%3Dedge-1"
         );
     }
 }

@@ -48,6 +48,8 @@ struct Known {
     /// What it was asked for has changed: the next list says something else than the last one.
     is_renewed: bool,
     failure: Option<String>,
+    /// It has failed because there is no such resource.
+    is_absent: bool,
     rejections: BTreeMap<NamespacedName, Rejection>,
     version: String,
 }
@@ -140,10 +142,15 @@ impl ClusterState {
         self.known.get(&resource).is_some_and(|k| k.is_confirmed)
     }
 
-    /// It has been asked for, with or without success.
+    /// It has been asked for, with or without success. Of the Node only success counts, or that there is none: its pool decides who is
+    /// served by whom, and what refuses it for a moment says nothing of it.
     pub(super) fn is_settled(&self, resource: Resource) -> bool {
+        let has_failed = |known: &Known| match resource {
+            Resource::Nodes => known.is_absent,
+            _ => known.failure.is_some(),
+        };
         let known = self.known.get(&resource);
-        known.is_some_and(|k| k.is_confirmed || k.failure.is_some())
+        known.is_some_and(|known| known.is_confirmed || has_failed(known))
     }
 
     /// Why the last request failed; `None` when it did not.
@@ -294,8 +301,9 @@ impl ClusterState {
     }
 
     /// A request has failed: all that is known stays.
-    pub(super) fn failed(&mut self, resource: Resource, why: String) {
-        self.known.entry(resource).or_default().failure = Some(why);
+    pub(super) fn failed(&mut self, resource: Resource, why: String, is_absent: bool) {
+        let known = self.known.entry(resource).or_default();
+        (known.failure, known.is_absent) = (Some(why), is_absent);
     }
 
     /// Nothing has happened up to this version.

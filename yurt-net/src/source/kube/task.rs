@@ -5,10 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, RETRY_AFTER, USER_AGENT};
 use http::{Request as HttpRequest, Response, StatusCode};
-use http_body_util::BodyExt as _;
-use kube::client::{Body, Client};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
@@ -17,16 +18,20 @@ use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEv
 use super::connection::Connection;
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
+use super::wire::{self, DialError, SendError, Wire};
 use crate::agent::chain;
 
 /// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
 const PIECE_BYTES: usize = 4096;
 /// From the request to the headers of the answer; a large list over a slow link begins late.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of an answer that says why there is none.
+const EXPLANATION_BYTES: usize = 64 << 10;
+const EXPLANATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two pieces of a list.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a dead
-/// connection, or a hub without its cloud. To ask again costs a few hundred bytes.
+/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a server that hangs (a
+/// connection that is dead shows sooner), or a hub without its cloud. To ask again costs a few hundred bytes.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
 /// Between two looks at the Pods that YurtHub lists by itself; sooner when somebody asks.
 const PODS_INTERVAL: Duration = Duration::from_secs(60);
@@ -82,18 +87,24 @@ pub(super) enum News {
     Failed {
         why: String,
         is_list: bool,
+        /// There is no such resource.
+        is_absent: bool,
     },
 }
 
 /// Why a request came to nothing.
 #[derive(Debug, thiserror::Error)]
 enum RequestError {
+    #[error(transparent)]
+    Dial(#[from] DialError),
     #[error("no answer: {}", root(.0))]
-    Send(Box<kube::Error>),
+    Send(SendError),
     #[error("no answer within {} s", .0.as_secs())]
     Silence(Duration),
     #[error("the answer broke off: {}", root(.0))]
-    Broken(Box<kube::Error>),
+    Broken(hyper::Error),
+    #[error("the connection was taken for dead")]
+    Dead,
     #[error("{status}")]
     Status {
         status: StatusCode,
@@ -112,6 +123,7 @@ enum RequestError {
 impl RequestError {
     fn failure(&self) -> Failure {
         match self {
+            Self::Dial(_) | Self::Dead => Failure::NoConnection,
             Self::Send(_) | Self::Broken(_) | Self::Gone => Failure::Transport,
             Self::Silence(_) => Failure::Silence,
             Self::Status {
@@ -128,6 +140,21 @@ impl RequestError {
             Self::Body(_) => Failure::Garbage,
         }
     }
+
+    /// The other end, or the way there, has fallen silent.
+    fn is_silence(&self) -> bool {
+        let mut cause: Option<&dyn std::error::Error> = match self {
+            Self::Send(SendError::Http(error)) | Self::Broken(error) => Some(error),
+            _ => None,
+        };
+        while let Some(error) = cause {
+            if error.downcast_ref().is_some_and(wire::is_silence) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
 }
 
 /// Follows one resource until it is dropped.
@@ -136,6 +163,8 @@ pub(super) struct Task {
     pub(super) follower: Follower,
     pub(super) shape: Shape,
     pub(super) connection: Arc<Connection>,
+    /// What the last request went over.
+    pub(super) wire: Option<Wire>,
     pub(super) sender: mpsc::Sender<Update>,
     pub(super) counters: Arc<Counters>,
     /// Of Pods: somebody cannot wait for [`PODS_INTERVAL`].
@@ -151,22 +180,21 @@ impl Task {
         loop {
             let request = self.follower.next().clone();
             let started = Instant::now();
-            let result = match &request {
-                Request::List => self.list().await,
-                Request::Watch { version, limit } => self.watch(version, *limit).await,
-            };
-            let wait = match result {
-                Ok(()) if request == Request::List => Duration::ZERO,
+            let wait = match self.attempt(&request).await {
+                Ok(()) if request.is_list() => Duration::ZERO,
                 Ok(()) => self.follower.ended(started.elapsed()),
                 Err(RequestError::Gone) => return,
                 Err(error) => {
-                    if matches!(error, RequestError::Send(_)) {
-                        self.connection.rotate();
+                    if !matches!(error, RequestError::Status { .. }) {
+                        self.wire = None;
+                    }
+                    if error.is_silence() {
+                        self.connection.is_silent(self.shape.resource);
                     }
                     let failure = error.failure();
                     let wait = self.follower.failed(failure);
                     let is_normal = match failure {
-                        Failure::Expired | Failure::Silence => request != Request::List,
+                        Failure::Expired | Failure::Silence => !request.is_list(),
                         // Another version of the API is asked for first.
                         Failure::Status(404, _) => self.follower.api_version() != 0,
                         _ => false,
@@ -174,7 +202,8 @@ impl Task {
                     if !is_normal {
                         let news = News::Failed {
                             why: chain(&error),
-                            is_list: request == Request::List,
+                            is_list: request.is_list(),
+                            is_absent: matches!(failure, Failure::Status(404, _)),
                         };
                         if self.tell(news).await.is_err() {
                             return;
@@ -183,7 +212,32 @@ impl Task {
                     wait
                 }
             };
-            sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)).await;
+            self.rest(wait).await;
+        }
+    }
+
+    /// One request and its whole answer, unless all connections are taken for dead meanwhile.
+    async fn attempt(&mut self, request: &Request) -> Result<(), RequestError> {
+        let mut told = self.connection.told();
+        let asking: BoxFuture<'_, _> = match request {
+            Request::List { is_latest } => self.list(*is_latest).boxed(),
+            Request::Watch { version, limit } => self.watch(version, *limit).boxed(),
+        };
+        tokio::select! {
+            result = asking => result,
+            () = told.death() => Err(RequestError::Dead),
+        }
+    }
+
+    /// Waits, but not once there is news of the server or of the network.
+    async fn rest(&mut self, wait: Duration) {
+        if wait.is_zero() {
+            return;
+        }
+        let mut told = self.connection.told();
+        tokio::select! {
+            () = sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
+            () = told.news() => self.follower.reconnected(),
         }
     }
 
@@ -192,8 +246,8 @@ impl Task {
     async fn poll_pods(&self) -> Result<(), RequestError> {
         let mut failures = 0;
         let mut has_worked = false;
-        while let Some(client) = self.connection.pods() {
-            match self.list_pods(client).await {
+        while self.connection.lists_pods() {
+            match self.list_pods().await {
                 Ok(()) => {
                     (failures, has_worked) = (0, true);
                     // No event says that it has changed.
@@ -208,7 +262,12 @@ impl Task {
                         return Ok(());
                     }
                     let why = format!("YurtHub's list of Pods: {}", chain(&error));
-                    self.tell(News::Failed { why, is_list: true }).await?;
+                    let news = News::Failed {
+                        why,
+                        is_list: true,
+                        is_absent: false,
+                    };
+                    self.tell(news).await?;
                     sleep(PODS_RETRY).await;
                 }
             }
@@ -216,9 +275,10 @@ impl Task {
         Ok(())
     }
 
-    async fn list_pods(&self, client: &Client) -> Result<(), RequestError> {
+    async fn list_pods(&self) -> Result<(), RequestError> {
         count(&self.counters.lists, 1);
-        let response = send(client, "/pods", "gzip").await?;
+        let mut wire = self.connection.open_pods().await?;
+        let response = ok(send(&mut wire, "/pods", "gzip").await?).await?;
         self.items(response, self.api_version()).await?;
         self.tell_listed(String::new()).await?;
         Ok(())
@@ -229,11 +289,14 @@ impl Task {
         versions.get(self.follower.api_version()).unwrap_or(&"")
     }
 
-    async fn list(&mut self) -> Result<(), RequestError> {
+    async fn list(&mut self, is_latest: bool) -> Result<(), RequestError> {
         let api_version = self.api_version();
         let mut page: Option<String> = None;
         let version = loop {
-            let uri = self.shape.list(api_version, page.as_deref());
+            let uri = match page.as_deref() {
+                Some(token) => self.shape.page(api_version, token),
+                None => self.shape.list(api_version, is_latest),
+            };
             count(&self.counters.lists, 1);
             let response = self.get(&uri, "gzip").await?;
             let end = self.items(response, api_version).await?;
@@ -250,7 +313,7 @@ impl Task {
     /// Hands over the items of a list, or of a page of it.
     async fn items(
         &self,
-        response: Response<Body>,
+        response: Response<Incoming>,
         api_version: &'static str,
     ) -> Result<ListEnd, RequestError> {
         let is_gzip = response
@@ -333,17 +396,19 @@ impl Task {
                 Ok(())
             })?;
             for event in news {
-                if let News::Put { version, .. }
-                | News::Delete { version, .. }
-                | News::Bookmark { version } = &event
-                {
-                    self.follower.advanced(version.clone());
-                }
+                let version = match &event {
+                    News::Put { version, .. }
+                    | News::Delete { version, .. }
+                    | News::Bookmark { version } => version.clone(),
+                    _ => String::new(),
+                };
                 if !matches!(event, News::Bookmark { .. }) {
                     count(&self.counters.objects, 1);
                     count(&self.counters.events, 1);
                 }
                 self.tell(event).await?;
+                // Not before: this may end at any await, and the event would be missed.
+                self.follower.advanced(version);
             }
             if let Some(error) = failed {
                 return Err(error);
@@ -351,17 +416,24 @@ impl Task {
         }
     }
 
-    async fn get(&self, uri: &str, encoding: &str) -> Result<Response<Body>, RequestError> {
-        let Some(client) = self.connection.client(self.shape.resource) else {
-            return Err(RequestError::Gone);
-        };
-        send(client, uri, encoding).await
+    async fn get(&mut self, uri: &str, encoding: &str) -> Result<Response<Incoming>, RequestError> {
+        // The server may have closed what was open: that says nothing of the next one.
+        if let Some(mut wire) = self.wire.take().filter(Wire::is_open)
+            && let Ok(response) = send(&mut wire, uri, encoding).await
+        {
+            self.wire = Some(wire);
+            return ok(response).await;
+        }
+        let mut wire = self.connection.open(self.shape.resource).await?;
+        let response = send(&mut wire, uri, encoding).await?;
+        self.wire = Some(wire);
+        ok(response).await
     }
 
     /// The next piece of a body; `None` at its end.
     async fn chunk(
         &self,
-        body: &mut Body,
+        body: &mut Incoming,
         silence: Duration,
     ) -> Result<Option<Bytes>, RequestError> {
         loop {
@@ -369,7 +441,7 @@ impl Task {
                 .await
                 .map_err(|_elapsed| RequestError::Silence(silence))?;
             let Some(frame) = frame else { return Ok(None) };
-            let frame = frame.map_err(|error| RequestError::Broken(Box::new(error)))?;
+            let frame = frame.map_err(RequestError::Broken)?;
             if let Ok(data) = frame.into_data() {
                 count(
                     &self.counters.bytes,
@@ -406,23 +478,34 @@ impl Task {
     }
 }
 
-async fn send(client: &Client, uri: &str, encoding: &str) -> Result<Response<Body>, RequestError> {
+async fn send(
+    wire: &mut Wire,
+    uri: &str,
+    encoding: &str,
+) -> Result<Response<Incoming>, RequestError> {
     let request = HttpRequest::get(uri)
         .header(ACCEPT, "application/json")
         .header(ACCEPT_ENCODING, encoding)
         .header(USER_AGENT, concat!("yurt-net/", env!("CARGO_PKG_VERSION")))
-        .body(Body::empty())
-        .map_err(|error| RequestError::Send(Box::new(kube::Error::HttpError(error))))?;
-    let response = timeout(ANSWER_TIMEOUT, client.send(request))
+        .body(())
+        .map_err(|error| RequestError::Send(error.into()))?;
+    timeout(ANSWER_TIMEOUT, wire.send(request))
         .await
         .map_err(|_elapsed| RequestError::Silence(ANSWER_TIMEOUT))?
-        .map_err(|error| RequestError::Send(Box::new(error)))?;
+        .map_err(RequestError::Send)
+}
+
+/// Only an answer that is one.
+async fn ok(response: Response<Incoming>) -> Result<Response<Incoming>, RequestError> {
     let status = response.status();
     if status == StatusCode::OK {
         return Ok(response);
     }
     let retry_after = response.headers().get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
+    // Read to its end, so that the connection may be used again.
+    let rest = Limited::new(response.into_body(), EXPLANATION_BYTES);
+    let _explanation = timeout(EXPLANATION_TIMEOUT, rest.collect()).await;
     Err(RequestError::Status {
         status,
         retry_after: retry_after.map(Duration::from_secs),
@@ -430,8 +513,8 @@ async fn send(client: &Client, uri: &str, encoding: &str) -> Result<Response<Bod
 }
 
 /// The innermost cause: the layers above it only say that there was one.
-fn root(error: &kube::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+fn root(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }

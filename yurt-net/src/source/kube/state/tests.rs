@@ -224,7 +224,7 @@ fn what_an_earlier_agent_knew_is_there_until_a_list_says_otherwise() {
     assert_eq!(state.version(Resource::Services).as_deref(), Some("5"));
     assert_eq!(state.version(Resource::Nodes), None);
     assert!(!state.is_confirmed(Resource::Services));
-    state.failed(Resource::Services, "no answer".to_owned());
+    state.failed(Resource::Services, "no answer".to_owned(), false);
     assert_eq!(names(&state), ["a", "b"]);
     state.watching(Resource::Services);
     assert!(state.is_confirmed(Resource::Services));

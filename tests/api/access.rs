@@ -1,0 +1,277 @@
+//! Every way to name an apiserver, against one whose certificate a private authority has signed.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use tempfile::TempDir;
+use yurt_net::source::kube::Access;
+use yurt_net_tests::apiserver::{Authority, FakeApiserver, On, Resource, Validity};
+
+use crate::followed::{Followed, nothing, services};
+use crate::{cluster, kube, web, yurthub};
+
+const TOKEN: &str = "a.secret.token";
+
+/// An apiserver with TLS, who signed its certificate, and a directory.
+fn world() -> Result<(FakeApiserver, Authority, TempDir)> {
+    let api = cluster(&["a"])?;
+    let authority = Authority::new("kubernetes")?;
+    api.http().set_tls(authority.server(Validity::Valid)?);
+    Ok((api, authority, tempfile::tempdir()?))
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<String> {
+    let path = dir.join(name);
+    fs::write(&path, text)?;
+    Ok(path.display().to_string())
+}
+
+/// A Pod's directory with the token and the CA.
+fn service_account(dir: &Path, authority: &Authority) -> Result<Access> {
+    write(dir, "token", TOKEN)?;
+    write(dir, "ca.crt", authority.pem())?;
+    Ok(Access {
+        service_account: dir.to_owned(),
+        ..nothing()
+    })
+}
+
+fn is_served(access: Access, spec: String) -> Result<Followed> {
+    let mut followed = Followed::reaching(access, &[spec])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    Ok(followed)
+}
+
+/// All requests had this token, or none.
+fn had(api: &FakeApiserver, token: Option<&str>) -> Result<()> {
+    let expected = token
+        .map(|token| format!("Bearer {token}"))
+        .unwrap_or_default();
+    let requests = api.http().requests();
+    ensure!(!requests.is_empty());
+    for request in requests {
+        let header = request.header("authorization");
+        ensure!(header == expected, "{header:?} instead of {expected:?}");
+    }
+    Ok(())
+}
+
+/// A kubeconfig with these lines about its cluster and its user.
+fn kubeconfig(api: &FakeApiserver, dir: &Path, cluster: &str, user: &str) -> Result<Access> {
+    let text = format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: edge\n\
+         contexts: [{{name: edge, context: {{cluster: edge, user: edge}}}}]\n\
+         clusters: [{{name: edge, cluster: {{server: \"{}\", {cluster}}}}}]\n\
+         users: [{{name: edge, user: {{{user}}}}}]\n",
+        api.http().url()
+    );
+    let path = write(dir, "kubeconfig", &text)?;
+    Ok(Access {
+        kubeconfig: Some(path.into()),
+        ..nothing()
+    })
+}
+
+/// As `kubectl config view --raw` has it.
+fn base64(text: &str) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut encoded = String::new();
+    for chunk in text.as_bytes().chunks(3) {
+        let at = |index: usize| u32::from(chunk.get(index).copied().unwrap_or_default());
+        let word = at(0) << 16 | at(1) << 8 | at(2);
+        for digit in 0..4 {
+            let index = usize::try_from(word >> (18 - 6 * digit) & 63).unwrap_or_default();
+            let is_padding = digit > u32::try_from(chunk.len()).unwrap_or_default();
+            encoded.push(if is_padding {
+                '='
+            } else {
+                char::from(DIGITS[index])
+            });
+        }
+    }
+    encoded
+}
+
+#[test]
+fn a_url_is_verified_by_the_service_accounts_ca_and_gets_its_token() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let access = service_account(dir.path(), &authority)?;
+    is_served(access, kube(&api))?;
+    had(&api, Some(TOKEN))
+}
+
+#[test]
+fn a_url_is_verified_by_the_ca_that_a_flag_names() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let mut access = nothing();
+    access.ca_file = Some(write(dir.path(), "own.pem", authority.pem())?.into());
+    is_served(access, kube(&api))?;
+    had(&api, None)
+}
+
+#[test]
+fn a_pod_finds_its_apiserver_in_the_environment() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let mut access = service_account(dir.path(), &authority)?;
+    access.in_cluster = Some(api.http().url());
+    is_served(access, "kube:".to_owned())?;
+    had(&api, Some(TOKEN))
+}
+
+#[test]
+fn a_kubeconfig_may_name_files_whose_token_ends_with_a_newline() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let ca = write(dir.path(), "ca.pem", authority.pem())?;
+    let token = write(dir.path(), "token", &format!("{TOKEN}\r\n\n"))?;
+    let cluster = format!("certificate-authority: {ca}");
+    let access = kubeconfig(&api, dir.path(), &cluster, &format!("tokenFile: {token}"))?;
+    is_served(access, "kube:".to_owned())?;
+    had(&api, Some(TOKEN))
+}
+
+#[test]
+fn a_kubeconfig_may_hold_certificates_and_a_token() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let ca = format!("certificate-authority-data: {}", base64(authority.pem()));
+    let access = kubeconfig(&api, dir.path(), &ca, &format!("token: {TOKEN}"))?;
+    is_served(access, "kube:".to_owned())?;
+    had(&api, Some(TOKEN))
+}
+
+#[test]
+fn a_client_certificate_says_who_we_are_inline_and_in_files() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    api.http().set_tls(authority.server_for_clients()?);
+    let us = authority.sign(&["system:node:edge-a1"], Validity::Valid)?;
+    let ca = format!("certificate-authority-data: {}", base64(authority.pem()));
+    let inline = format!(
+        "client-certificate-data: {}, client-key-data: {}",
+        base64(&us.certificate),
+        base64(&us.key)
+    );
+    let access = kubeconfig(&api, dir.path(), &ca, &inline)?;
+    is_served(access, "kube:".to_owned())?;
+    let certificate = write(dir.path(), "us.pem", &us.certificate)?;
+    let key = write(dir.path(), "us.key", &us.key)?;
+    let files = format!("client-certificate: {certificate}, client-key: {key}");
+    let access = kubeconfig(&api, dir.path(), &ca, &files)?;
+    is_served(access, "kube:".to_owned())?;
+    Ok(())
+}
+
+#[test]
+fn a_server_that_another_authority_has_signed_is_told_nothing() -> Result<()> {
+    let (api, _authority, dir) = world()?;
+    let access = service_account(dir.path(), &Authority::new("kubernetes")?)?;
+    let mut followed = Followed::reaching(access, &[kube(&api)])?;
+    followed.until_status("why not", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("UnknownIssuer") || error.contains("BadSignature")
+    })?;
+    ensure!(api.http().requests().is_empty());
+    Ok(())
+}
+
+#[test]
+fn a_token_goes_to_nobody_whom_a_kubeconfig_leaves_unverified() -> Result<()> {
+    let (api, _authority, dir) = world()?;
+    let cluster = "insecure-skip-tls-verify: true";
+    let access = kubeconfig(&api, dir.path(), cluster, &format!("token: {TOKEN}"))?;
+    is_served(access, "kube:".to_owned())?;
+    had(&api, None)
+}
+
+#[test]
+fn a_certificate_that_has_expired_is_refused_until_it_is_renewed() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    api.http().set_tls(authority.server(Validity::Expired)?);
+    let access = service_account(dir.path(), &authority)?;
+    let mut followed = Followed::reaching(access, &[kube(&api)])?;
+    followed.until_status("why not", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("expired")
+    })?;
+    api.http().set_tls(authority.server(Validity::Valid)?);
+    followed.until("the service", |s| services(s) == ["a"])
+}
+
+#[test]
+fn an_authority_and_a_token_are_rotated_under_a_running_agent() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let access = service_account(dir.path(), &authority)?;
+    let mut followed = is_served(access, kube(&api))?;
+    let next = Authority::new("kubernetes")?;
+    api.http().set_tls(next.server(Validity::Valid)?);
+    api.http().drop_connections()?;
+    followed.until_status("the old one is not believed", |status| {
+        status.source_error.is_some()
+    })?;
+    // As kubelet does it: a file at once.
+    write(dir.path(), "new", next.pem())?;
+    fs::rename(dir.path().join("new"), dir.path().join("ca.crt"))?;
+    write(dir.path(), "token", "another.token")?;
+    api.http().forget_requests();
+    api.put_all(web("b", 2))?;
+    followed.until("what is new", |s| services(s) == ["a", "b"])?;
+    had(&api, Some("another.token"))
+}
+
+#[test]
+fn a_token_is_read_for_each_request_on_a_connection_that_stays() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let access = service_account(dir.path(), &authority)?;
+    let mut followed = is_served(access, kube(&api))?;
+    followed.until_status("it is watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+    let connections = api.http().connections();
+    write(dir.path(), "token", "another.token\n")?;
+    api.http().forget_requests();
+    api.end_watches(Resource::Services);
+    followed.follow(Duration::from_secs(2))?;
+    let watches = api.http().requests_on(On::watch(Resource::Services));
+    let last = watches.last().context("another watch")?;
+    ensure!(last.header("authorization") == "Bearer another.token");
+    ensure!(
+        api.http().connections() == connections,
+        "another connection"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_source_without_tls_needs_no_certificates_and_one_with_it_says_what_to_give() -> Result<()> {
+    const ALONE: &str = "YURT_TEST_WITHOUT_CERTIFICATES";
+    if std::env::var_os(ALONE).is_none() {
+        // Once more, in a process that finds none of the system's.
+        let name =
+            "access::a_source_without_tls_needs_no_certificates_and_one_with_it_says_what_to_give";
+        let output = std::process::Command::new(std::env::current_exe()?)
+            .args(["--exact", name, "--nocapture"])
+            .envs([
+                (ALONE, "yes"),
+                ("SSL_CERT_FILE", "/nowhere"),
+                ("SSL_CERT_DIR", "/nowhere"),
+            ])
+            .output()?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        ensure!(
+            output.status.success() && said.contains("1 passed"),
+            "{said}"
+        );
+        return Ok(());
+    }
+    let plain = cluster(&["a"])?;
+    is_served(nothing(), yurthub(&plain))?;
+    is_served(nothing(), kube(&plain))?;
+    let (api, authority, dir) = world()?;
+    let mut followed = Followed::reaching(nothing(), &[kube(&api)])?;
+    followed.until_status("the remedy", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("--kube-ca")
+    })?;
+    is_served(service_account(dir.path(), &authority)?, kube(&api))?;
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Who is at the other end of a connection to this machine itself.
+//!
+//! Any process may listen on a port above 1023, on loopback and on the node's addresses, while the one that should be there is not.
+//! The kernel knows whose socket the other end is, so nothing that a process says of itself has to be believed. The connection is
+//! looked at, not the listener: between a look at that one and a connect another may have taken its place.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::diag::Diag;
+
+/// A socket that nobody has accepted yet is nobody's. Who listens for a living accepts at once.
+const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// Whose the other end of a TCP connection is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// A process of this user, in the network namespace of the caller.
+    User(u32),
+    /// It has not been accepted.
+    Nobody,
+    /// It is not in this network namespace.
+    Elsewhere,
+}
+
+/// Looks for the socket at the other end of a connection from `own` to `peer`. Waits a moment for it to be accepted: before that the
+/// kernel may name root, whoever listens.
+///
+/// # Errors
+///
+/// What the kernel says where it has no socket diagnosis.
+pub async fn owner_of_peer(own: SocketAddr, peer: SocketAddr) -> io::Result<Owner> {
+    let mut diag = Diag::open()?;
+    let until = Instant::now() + ACCEPT_PATIENCE;
+    loop {
+        match diag.owner(peer, own)? {
+            None => return Ok(Owner::Elsewhere),
+            Some((uid, true)) => return Ok(Owner::User(uid)),
+            Some((_, false)) if Instant::now() >= until => return Ok(Owner::Nobody),
+            Some((_, false)) => sleep(LOOK_AGAIN).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_other_end_is_found_once_it_is_accepted_whatever_it_listens_on() {
+        // SAFETY: a call without arguments.
+        let own = unsafe { libc::geteuid() };
+        let (v4, v6) = (Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into());
+        let any = Ipv6Addr::UNSPECIFIED.into();
+        for (listen, dial) in [(v4, v4), (v6, v6), (any, v4)] {
+            let listener = TcpListener::bind(SocketAddr::new(listen, 0)).unwrap();
+            let to = SocketAddr::new(dial, listener.local_addr().unwrap().port());
+            let stream = TcpStream::connect(to).unwrap();
+            let from = stream.local_addr().unwrap();
+            let mut diag = Diag::open().unwrap();
+            let waiting = diag.owner(to, from).unwrap().unwrap();
+            assert!(!waiting.1, "{listen}: {waiting:?}");
+            assert_eq!(owner_of_peer(from, to).await.unwrap(), Owner::Nobody);
+            let (_accepted, _) = listener.accept().unwrap();
+            assert_eq!(owner_of_peer(from, to).await.unwrap(), Owner::User(own));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_end_that_is_not_here_is_elsewhere_even_if_somebody_listens_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let to = listener.local_addr().unwrap();
+        let from: SocketAddr = "127.0.0.1:1".parse().unwrap();
+        assert_eq!(owner_of_peer(from, to).await.unwrap(), Owner::Elsewhere);
+    }
+}

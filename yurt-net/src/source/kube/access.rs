@@ -1,0 +1,323 @@
+//! The ways to name an apiserver: where it is, whom to believe, and who we are. Kubeconfigs and exec plugins are kube-rs' work.
+//!
+//! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under an agent that
+//! runs for months. A source without TLS needs none of it, so it works in a file system that has nothing but the agent.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::future::{BoxFuture, FutureExt as _};
+use http::header::AUTHORIZATION;
+use http::uri::{InvalidUri, Scheme};
+use http::{HeaderMap, HeaderValue, Request, Response, Uri};
+use kube::Config;
+use kube::client::ConfigExt as _;
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tokio_rustls::rustls::ClientConfig;
+use tokio_rustls::rustls::pki_types::pem::PemObject as _;
+use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
+use tower::{Layer as _, ServiceExt as _, service_fn};
+
+use crate::agent::chain;
+
+const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// What this process was given to reach apiservers with.
+#[derive(Clone, Debug)]
+pub struct Access {
+    /// `--kube-ca`: certificates of those who may sign an apiserver's, where nothing nearer names them.
+    pub ca_file: Option<PathBuf>,
+    /// Where a Pod has its token and its `ca.crt`.
+    pub service_account: PathBuf,
+    /// Where a Pod's environment says the apiserver is.
+    pub in_cluster: Option<String>,
+    /// Instead of `$KUBECONFIG` and `~/.kube/config`.
+    pub kubeconfig: Option<PathBuf>,
+}
+
+impl Access {
+    /// As the environment has it.
+    pub fn from_env(ca_file: Option<PathBuf>) -> Self {
+        let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let host = variable("KUBERNETES_SERVICE_HOST");
+        let in_cluster = host.map(|host| {
+            let port = variable("KUBERNETES_SERVICE_PORT").unwrap_or_else(|| "443".to_owned());
+            match host.contains(':') {
+                true => format!("https://[{host}]:{port}"),
+                false => format!("https://{host}:{port}"),
+            }
+        });
+        Self {
+            ca_file,
+            service_account: PathBuf::from(SERVICE_ACCOUNT),
+            in_cluster,
+            kubeconfig: None,
+        }
+    }
+
+    fn token_file(&self) -> Option<PathBuf> {
+        let path = self.service_account.join("token");
+        path.exists().then_some(path)
+    }
+}
+
+/// Why an apiserver cannot be asked: something that was given is missing, or wrong.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum AccessError {
+    #[error(
+        "no kubeconfig can be used ({kubeconfig}) and this is no Pod (KUBERNETES_SERVICE_HOST)"
+    )]
+    Nowhere { kubeconfig: String },
+    #[error("the kubeconfig {} cannot be used", path.display())]
+    Kubeconfig {
+        path: PathBuf,
+        #[source]
+        source: Box<KubeconfigError>,
+    },
+    #[error("the Pod's environment names no apiserver: {address}")]
+    Environment {
+        address: String,
+        #[source]
+        source: InvalidUri,
+    },
+    #[error("read {}", path.display())]
+    Read {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{} holds no certificate in PEM", path.display())]
+    NoCertificate { path: PathBuf },
+    #[error(
+        "nothing says who may sign the certificate of {url}; give --kube-ca, or install CA certificates"
+    )]
+    NoCa {
+        url: Uri,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("certificates for {url} cannot be used")]
+    Tls {
+        url: Uri,
+        #[source]
+        source: Box<kube::Error>,
+    },
+    #[error("{name} is no name of a server")]
+    Name {
+        name: String,
+        #[source]
+        source: InvalidDnsNameError,
+    },
+    #[error("the credentials for {url} cannot be used: {why}")]
+    Credentials { url: Uri, why: String },
+}
+
+/// What names an apiserver.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A kubeconfig, or a Pod's environment.
+    Inferred,
+    /// An address; `has_token`: the ServiceAccount's token goes along.
+    Url { url: Uri, has_token: bool },
+}
+
+/// How one connection is made.
+pub(super) struct Way {
+    pub(super) url: Uri,
+    pub(super) tls: Option<Tls>,
+    pub(super) credentials: Credentials,
+}
+
+/// How a server is verified, and we are by it.
+pub(super) struct Tls {
+    pub(super) config: Arc<ClientConfig>,
+    pub(super) name: ServerName<'static>,
+    /// Not so where a kubeconfig says `insecure-skip-tls-verify`.
+    pub(super) is_verified: bool,
+}
+
+/// Who we are, where certificates do not say it. Secret.
+pub(super) enum Credentials {
+    None,
+    TokenFile(PathBuf),
+    /// A kubeconfig's: password, token, or exec plugin.
+    Config(Box<Config>),
+}
+
+impl Origin {
+    /// Reads all that there is to it.
+    pub(super) async fn way(&self, access: &Access) -> Result<Way, AccessError> {
+        let config = match self {
+            Self::Url { url, has_token } => return to_url(url.clone(), *has_token, access),
+            Self::Inferred => match kubeconfig(access).await {
+                Ok(config) => config,
+                // In-cluster comes second, as for kubectl.
+                Err(why) => {
+                    let Some(address) = access.in_cluster.clone() else {
+                        return Err(why);
+                    };
+                    let url = address.parse();
+                    let url = url.map_err(|source| AccessError::Environment { address, source })?;
+                    return to_url(url, true, access);
+                }
+            },
+        };
+        from_kubeconfig(config, access)
+    }
+}
+
+async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
+    let options = KubeConfigOptions::default();
+    let Some(path) = &access.kubeconfig else {
+        let config = Config::from_kubeconfig(&options).await;
+        return config.map_err(|error| AccessError::Nowhere {
+            kubeconfig: chain(&error),
+        });
+    };
+    let wrong = |source| AccessError::Kubeconfig {
+        path: path.clone(),
+        source: Box::new(source),
+    };
+    let read = Kubeconfig::read_from(path).map_err(wrong)?;
+    Config::from_custom_kubeconfig(read, &options)
+        .await
+        .map_err(wrong)
+}
+
+fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
+    if config.root_cert.is_none()
+        && let Some(path) = &access.ca_file
+    {
+        config.root_cert = Some(certificates(path)?);
+    }
+    // Read here, without what editors and shells put at its end.
+    let credentials = match config.auth_info.token_file.take() {
+        Some(path) => Credentials::TokenFile(PathBuf::from(path)),
+        None => Credentials::Config(Box::new(config.clone())),
+    };
+    Ok(Way {
+        url: config.cluster_url.clone(),
+        tls: tls(&config)?,
+        credentials,
+    })
+}
+
+fn to_url(url: Uri, has_token: bool, access: &Access) -> Result<Way, AccessError> {
+    let mut config = Config::new(url.clone());
+    let own = access.service_account.join("ca.crt");
+    let ca_file = access
+        .ca_file
+        .clone()
+        .or_else(|| own.exists().then_some(own));
+    if let Some(path) = ca_file.filter(|_| is_https(&url)) {
+        config.root_cert = Some(certificates(&path)?);
+    }
+    let token_file = access.token_file().filter(|_| has_token);
+    Ok(Way {
+        tls: tls(&config)?,
+        credentials: token_file.map_or(Credentials::None, Credentials::TokenFile),
+        url,
+    })
+}
+
+fn is_https(url: &Uri) -> bool {
+    url.scheme() == Some(&Scheme::HTTPS)
+}
+
+fn tls(config: &Config) -> Result<Option<Tls>, AccessError> {
+    let url = &config.cluster_url;
+    if !is_https(url) {
+        return Ok(None);
+    }
+    let client = config.rustls_client_config().map_err(|source| {
+        let (url, source) = (url.clone(), Box::new(source));
+        match config.root_cert.is_none() && !config.accept_invalid_certs {
+            true => AccessError::NoCa { url, source },
+            false => AccessError::Tls { url, source },
+        }
+    })?;
+    let name = config.tls_server_name.as_deref().or_else(|| url.host());
+    let name = name.unwrap_or_default();
+    let name = name
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    let server = ServerName::try_from(name.clone());
+    Ok(Some(Tls {
+        config: Arc::new(client),
+        name: server.map_err(|source| AccessError::Name { name, source })?,
+        is_verified: !config.accept_invalid_certs,
+    }))
+}
+
+/// The certificates of a file, in DER.
+fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, AccessError> {
+    let pem = std::fs::read(path).map_err(|source| AccessError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match all {
+        Ok(all) if !all.is_empty() => Ok(all.iter().map(|der| der.to_vec()).collect()),
+        _ => Err(AccessError::NoCertificate {
+            path: path.to_owned(),
+        }),
+    }
+}
+
+impl Way {
+    /// Adds who we are to a request.
+    pub(super) async fn sign(&self, request: Request<()>) -> Result<Request<()>, AccessError> {
+        let wrong = |why| AccessError::Credentials {
+            url: self.url.clone(),
+            why,
+        };
+        match &self.credentials {
+            Credentials::None => Ok(request),
+            Credentials::TokenFile(path) => {
+                let token = std::fs::read_to_string(path).map_err(|source| AccessError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
+                let bearer = HeaderValue::try_from(format!("Bearer {}", token.trim()));
+                let mut bearer = bearer.map_err(|_invalid| {
+                    wrong(format!("{} holds more than a token", path.display()))
+                })?;
+                bearer.set_sensitive(true);
+                let mut request = request;
+                request.headers_mut().insert(AUTHORIZATION, bearer);
+                Ok(request)
+            }
+            Credentials::Config(config) => {
+                let mut request = request;
+                let headers = std::mem::take(request.headers_mut());
+                let signed = signed(config, headers).map_err(|e| wrong(chain(&e)))?;
+                let signed = signed.await.map_err(|error| wrong(chain(&*error)))?;
+                *request.headers_mut() = signed.into_parts().0.headers;
+                Ok(request)
+            }
+        }
+    }
+}
+
+type Boxed = Box<dyn std::error::Error + Send + Sync>;
+type Signed = BoxFuture<'static, Result<Response<()>, Boxed>>;
+
+/// These headers, and what a kubeconfig's user adds to them. (kube-rs' layers change a request on its way, which here leads back.)
+fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
+    let here = service_fn(|signed: Request<NoBody>| async move {
+        let mut answer = Response::new(());
+        *answer.headers_mut() = signed.into_parts().0.headers;
+        Ok::<_, Boxed>(answer)
+    });
+    let mut sent = Request::new(NoBody::new());
+    *sent.headers_mut() = headers;
+    let extra = config.extra_headers_layer()?;
+    Ok(match config.auth_layer()? {
+        Some(auth) => extra.layer(auth.layer(here)).oneshot(sent).boxed(),
+        None => extra.layer(here).oneshot(sent).boxed(),
+    })
+}
+
+type NoBody = http_body_util::Empty<bytes::Bytes>;
