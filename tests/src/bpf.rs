@@ -46,15 +46,11 @@ struct LoadAttr {
     expected_attach_type: u32,
 }
 
-/// A program of two instructions; `attach_type` 0 where its type has none.
-pub(crate) fn load(
-    prog_type: u32,
-    attach_type: u32,
-    instructions: &[u64; 2],
-) -> io::Result<OwnedFd> {
+/// A program; `attach_type` 0 where its type has none.
+pub(crate) fn load(prog_type: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut attr = LoadAttr {
         prog_type,
-        insn_cnt: 2,
+        insn_cnt: u32::try_from(instructions.len()).map_err(io::Error::other)?,
         insns: instructions.as_ptr().addr() as u64,
         license: c"GPL".as_ptr().addr() as u64,
         expected_attach_type: attach_type,

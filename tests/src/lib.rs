@@ -8,5 +8,6 @@ pub mod frames;
 pub mod lab;
 pub mod matrix;
 pub mod packets;
+pub mod preempted;
 pub mod runtime;
 pub mod testrun;

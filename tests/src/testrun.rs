@@ -61,8 +61,12 @@ impl Program {
 
     /// One that does nothing.
     pub fn empty() -> Result<Self> {
-        let fd = load(BPF_PROG_TYPE_SCHED_CLS, 0, &NO_OPINION).context("load an empty program")?;
-        Ok(Self(fd))
+        Self::new(&NO_OPINION).context("load an empty program")
+    }
+
+    /// One of these instructions.
+    pub(crate) fn new(instructions: &[u64]) -> Result<Self> {
+        Ok(Self(load(BPF_PROG_TYPE_SCHED_CLS, 0, instructions)?))
     }
 
     /// What it says of a frame.

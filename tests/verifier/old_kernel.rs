@@ -1,7 +1,8 @@
-//! Debian's 6.1 kernel, booted under qemu with nothing in it but busybox and the agent.
+//! Debian's 6.1 kernel, booted under qemu with nothing in it but busybox and a program of ours, on one processor.
 //!
-//! Every program is loaded there, a Service is served, and one without endpoints is refused. No network, no disk: the
-//! agent and its manifests are in the initramfs, and what happens is read from the serial console.
+//! Every program is loaded there, a Service is served, and one without endpoints is refused; and what waits for a program
+//! that was preempted is tried where it can be. No network, no disk: all files are in the initramfs, and what happens is read
+//! from the serial console.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -21,11 +22,18 @@ const REMEDY: &str = "run `cargo xtask setup --kernel`";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const INIT: &str = include_str!("init.sh");
+const INIT_GRACE: &str = "#!/bin/busybox sh
+/bin/busybox mount -t proc proc /proc
+/bin/grace-period 2>&1
+/bin/busybox poweroff -f
+";
 const MANIFESTS: &str = include_str!("old_kernel.yaml");
 
 #[test]
 fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()> {
-    let console = boot(&initramfs()?)?;
+    let agent = lab::agent_program()?;
+    let manifests = ("manifests/cluster.yaml", MANIFESTS);
+    let console = boot(&initramfs(INIT, &agent, "yurt-net", &[manifests])?, "")?;
     // The last lines are what an engineer wants to see of a failure.
     let said = |line: &str| console.lines().any(|said| said.trim_end() == line);
     assert!(
@@ -50,7 +58,21 @@ fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()>
     Ok(())
 }
 
-fn boot(initramfs: &[u8]) -> Result<String> {
+#[test]
+fn a_grace_period_on_one_processor_waits_for_a_program_that_was_preempted() -> Result<()> {
+    let program = Path::new(env!("CARGO_BIN_EXE_grace-period"));
+    let image = initramfs(INIT_GRACE, program, "grace-period", &[])?;
+    let console = boot(&image, "preempt=full")?;
+    // The firmware's last words are on the first line.
+    let said = |line: &str| console.lines().any(|said| said.trim_end().ends_with(line));
+    assert!(said("YURT grace period: 10 of 10 had ended"), "{console}");
+    // Else the guest has not shown that anything had to be waited for.
+    assert!(said("YURT membarrier: 0 of 10 had ended"), "{console}");
+    Ok(())
+}
+
+/// What the guest says on its console. `parameters` are for its kernel.
+fn boot(initramfs: &[u8], parameters: &str) -> Result<String> {
     let kernel = kernel()?;
     let dir = tempfile::tempdir()?;
     let [initrd, console] = ["initrd", "console"].map(|name| dir.path().join(name));
@@ -61,6 +83,8 @@ fn boot(initramfs: &[u8]) -> Result<String> {
             "tcg",
             "-m",
             "512",
+            "-smp",
+            "1",
             "-nographic",
             "-no-reboot",
             "-nic",
@@ -68,7 +92,8 @@ fn boot(initramfs: &[u8]) -> Result<String> {
         ])
         .args([OsStr::new("-kernel"), kernel.as_os_str()])
         .args([OsStr::new("-initrd"), initrd.as_os_str()])
-        .args(["-append", "console=ttyS0 panic=-1 quiet"])
+        .arg("-append")
+        .arg(format!("console=ttyS0 panic=-1 quiet {parameters}"))
         .stdin(Stdio::null())
         .stdout(File::create(&console)?)
         .stderr(File::create(dir.path().join("stderr"))?)
@@ -106,8 +131,8 @@ fn kernel() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Busybox, the agent and the libraries that it is linked with, at the paths that they have here.
-fn initramfs() -> Result<Vec<u8>> {
+/// Busybox, a program under a name, the libraries that it is linked with, at the paths that they have here, and other files.
+fn initramfs(init: &str, program: &Path, name: &str, files: &[(&str, &str)]) -> Result<Vec<u8>> {
     let mut archive = Archive::new();
     for directory in ["bin", "dev", "proc", "sys", "run", "manifests"] {
         archive.directory(directory);
@@ -117,10 +142,9 @@ fn initramfs() -> Result<Vec<u8>> {
         .find(|path| Path::new(path).exists())
         .with_context(|| format!("no busybox; {REMEDY}"))?;
     archive.file("bin/busybox", &fs::read(busybox)?);
-    let agent = lab::agent_program()?;
-    archive.file("bin/yurt-net", &fs::read(&agent)?);
+    archive.file(&format!("bin/{name}"), &fs::read(program)?);
     let mut directories = Vec::new();
-    for library in libraries(&agent)? {
+    for library in libraries(program)? {
         for directory in Path::new(&library).ancestors().skip(1) {
             let directory = directory.display().to_string();
             if directory != "/" && !directories.contains(&directory) {
@@ -132,11 +156,13 @@ fn initramfs() -> Result<Vec<u8>> {
     for directory in &directories {
         archive.directory(directory);
     }
-    for library in libraries(&agent)? {
+    for library in libraries(program)? {
         archive.file(&library, &fs::read(&library)?);
     }
-    archive.file("manifests/cluster.yaml", MANIFESTS.as_bytes());
-    archive.file("init", INIT.as_bytes());
+    for (path, content) in files {
+        archive.file(path, content.as_bytes());
+    }
+    archive.file("init", init.as_bytes());
     Ok(archive.finish())
 }
 

@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod clients;
+pub mod grace;
 pub mod guard;
 pub mod memory;
 pub mod netlink;

@@ -17,7 +17,8 @@ use std::ptr::NonNull;
 
 pub(super) use self::load::{
     MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_SOCKET_FILTER,
-    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, program_info, program_load,
+    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, map_of_maps_create,
+    program_info, program_load,
 };
 pub(super) use self::packet::packet_socket;
 
@@ -465,25 +466,6 @@ impl<T> Drop for MappedArray<T> {
         let bytes = self.length as usize * size_of::<T>();
         // SAFETY: mapped by `new` with this length, and no pointer into it outlives self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
-    }
-}
-
-/// Waits until every program that runs now has ended: `synchronize_rcu` in the kernel, about 10 ms.
-pub(super) fn wait_for_readers() -> io::Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: libc::c_int = 1;
-    // SAFETY: no pointers.
-    if unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) } == 0 {
-        return Ok(());
-    }
-    let error = io::Error::last_os_error();
-    // Not on kernels booted with nohz_full (EINVAL) or built without it (ENOSYS). Programs of these types run for
-    // microseconds and cannot sleep: a second is as good.
-    match error.raw_os_error() {
-        Some(libc::EINVAL | libc::ENOSYS) => {
-            std::thread::sleep(std::time::Duration::from_secs(1));
-            Ok(())
-        }
-        _ => Err(error),
     }
 }
 

@@ -9,6 +9,7 @@ use yurt_ebpf::abi::{
 };
 
 use super::on_map;
+use crate::dataplane::grace::GracePeriod;
 use crate::dataplane::sys::{self, MappedArray};
 use crate::dataplane::{
     DataplaneError, RawKey, RawTable, Rows, Write, is_written4, is_written6, raw_value,
@@ -25,6 +26,7 @@ pub(super) struct Table {
     pub(super) be6: MappedArray<Backend6>,
     pub(super) conf: MappedArray<Conf>,
     pub(super) filter: MappedArray<u64>,
+    grace: GracePeriod,
     /// Where these maps start to count generations.
     pub(super) first_generation: u16,
 }
@@ -65,6 +67,7 @@ impl Table {
             be6: map_array(dir, "yurt_be6", capacity.slots6)?,
             conf: map_array(dir, "yurt_conf", 1)?,
             filter: map_array(dir, "yurt_filter", FILTER_WORDS)?,
+            grace: GracePeriod::new().map_err(DataplaneError::Grace)?,
             first_generation: first_generation(svc.id),
         })
     }
@@ -103,7 +106,7 @@ impl RawTable for Table {
 
 impl Write for Table {
     fn grace(&mut self) -> Result<(), DataplaneError> {
-        sys::wait_for_readers().map_err(DataplaneError::Grace)
+        self.grace.wait().map_err(DataplaneError::Grace)
     }
 
     fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {

@@ -84,6 +84,24 @@ pub(in crate::dataplane) fn map_create(
     info: &MapInfo,
     types: Option<MapTypes<'_>>,
 ) -> io::Result<OwnedFd> {
+    create(name, info, types, 0)
+}
+
+/// Makes a map whose values are maps like `inner`; `info.id` does not matter.
+pub(in crate::dataplane) fn map_of_maps_create(
+    name: &str,
+    info: &MapInfo,
+    inner: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    create(name, info, None, raw(inner))
+}
+
+fn create(
+    name: &str,
+    info: &MapInfo,
+    types: Option<MapTypes<'_>>,
+    inner_map_fd: u32,
+) -> io::Result<OwnedFd> {
     let MapInfo {
         map_type,
         id: _,
@@ -102,7 +120,7 @@ pub(in crate::dataplane) fn map_create(
             value_size,
             max_entries,
             map_flags,
-            inner_map_fd: 0,
+            inner_map_fd,
             numa_node: 0,
             name: name_of(name),
             ifindex: 0,

@@ -1,0 +1,47 @@
+//! Waiting until every program that runs now has ended, so that nobody reads what is about to be used again.
+//!
+//! The kernel waits (`synchronize_rcu`) before it returns from an update of a map of maps, so that user space knows that no
+//! program has the old map any more: `maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20. An update that puts in
+//! what is there waits as well. `membarrier(MEMBARRIER_CMD_GLOBAL)` does not do: with one processor online it returns
+//! at once, whatever was preempted in the middle of a program, and with `nohz_full` it is refused (kernel/sched/membarrier.c).
+
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+
+use super::sys::{self, MapInfo};
+
+/// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const ARRAY: u32 = 2;
+const ARRAY_OF_MAPS: u32 = 12;
+
+/// A map that no program has; updating it waits for those that run.
+#[derive(Debug)]
+pub struct GracePeriod {
+    map: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl GracePeriod {
+    /// Makes the map.
+    pub fn new() -> io::Result<Self> {
+        let inner_info = MapInfo {
+            map_type: ARRAY,
+            key_size: 4,
+            value_size: 4,
+            max_entries: 1,
+            ..MapInfo::default()
+        };
+        let inner = sys::map_create("yurt_grace_in", &inner_info, None)?;
+        let info = MapInfo {
+            map_type: ARRAY_OF_MAPS,
+            ..inner_info
+        };
+        let map = sys::map_of_maps_create("yurt_grace", &info, inner.as_fd())?;
+        Ok(Self { map, inner })
+    }
+
+    /// Returns once every program that runs now has ended: 10 to 50 ms.
+    pub fn wait(&self) -> io::Result<()> {
+        sys::map_update(self.map.as_fd(), &[0u32], &[self.inner.as_raw_fd()])
+    }
+}
