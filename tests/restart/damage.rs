@@ -114,7 +114,14 @@ fn pins_that_are_missing_are_made_again() -> Result<()> {
 fn pins_of_a_newer_agent_are_refused_with_the_remedy_and_left_alone() -> Result<()> {
     let world = World::new()?;
     world.abandoned()?;
-    for newer in ["v3", "state-v2", "guard-v2", "v17"] {
+    for newer in [
+        "v3",
+        "state-v2",
+        "guard-v2",
+        "translate-v2",
+        "flow-v1",
+        "v17",
+    ] {
         let dir = world.pin(newer);
         fs::create_dir(&dir)?;
         Object::new_map(BPF_MAP_TYPE_ARRAY, 4, 8, 1)?.pin(&dir.join("yurt_fe4"))?;

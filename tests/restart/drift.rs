@@ -4,11 +4,12 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
-use yurt_net_tests::lab::{Pod, agent_program, cgroup};
+use anyhow::{Context as _, Result, ensure};
+use yurt_net::status::SelfTest;
+use yurt_net_tests::lab::{Pod, Proto, Traffic, agent_program, cgroup};
 
 use crate::kernel::Object;
-use crate::world::{CAPACITY, World, flags};
+use crate::world::{CAPACITY, World, check, flags, vip};
 
 const HOOKS: [&str; 8] = [
     "yurt_recvmsg4",
@@ -39,7 +40,7 @@ fn programs_that_were_detached_are_attached_again_while_the_agent_runs() -> Resu
     assert_eq!(socket.ask("10.96.0.10:80")?.1, "10.96.0.10:80".parse()?);
     assert_eq!(world.status()?.drift_links, HOOKS.len());
 
-    // A pin that is gone takes its link along.
+    // A pin that is gone is made again.
     fs::remove_file(links.join("yurt_connect4"))?;
     world.wait_for("the repair", || {
         Ok(world.status()?.drift_links > HOOKS.len())
@@ -176,4 +177,172 @@ fn a_second_agent_is_refused_and_named_and_the_first_goes_on() -> Result<()> {
     assert_eq!(status.pid, first.pid());
     assert_eq!(world.pins()?, pins);
     world.expect(10, &[&world.a], false)
+}
+
+/// Whoever dials all the time, by both families.
+fn dialling(world: &World) -> Result<Vec<Traffic>> {
+    let vips = vip(10);
+    let dial = |to: &String| {
+        let pause = Duration::from_millis(2);
+        world.client.start_traffic(Proto::Tcp, to, 1, pause)
+    };
+    vips.iter().map(dial).collect()
+}
+
+#[test]
+fn the_pins_directory_can_go_under_a_running_agent_and_nobody_notices() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let agent = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
+    let pins = world.pins()?;
+    for gone in ["", "links", "v2", "state-v1"] {
+        let traffic = dialling(&world)?;
+        fs::remove_dir_all(world.node.bpffs().join("yurt-net").join(gone))?;
+        world.wait_for("the pins", || Ok(world.pins()? == pins))?;
+        for traffic in traffic {
+            check(&traffic.stop()?, &[a, b], false).with_context(|| format!("{gone:?} went"))?;
+        }
+    }
+    world.wait_for("the status to say so", || {
+        let status = world.status()?;
+        Ok(status.ready && status.degraded.is_empty())
+    })?;
+    // They are the maps and links that are in use: the next agent takes them over.
+    agent.kill9()?;
+    world.expect(10, &[a, b], false)?;
+    world.start_ready(&CAPACITY, &[])?;
+    assert!(world.status()?.adopted);
+    world.expect(10, &[a, b], false)
+}
+
+#[test]
+fn a_removed_link_detaches_no_program_while_the_agent_runs() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let _agent = world.start_ready(&CAPACITY, &["--drift-interval", "0"])?;
+    fs::remove_dir_all(world.node.bpffs().join("yurt-net"))?;
+    std::thread::sleep(Duration::from_millis(300));
+    world.expect(10, &[a, b], false)?;
+    let status = world.status()?;
+    assert!(status.ready, "{status:?}");
+    let what: Vec<_> = status.degraded.iter().map(|d| d.what.as_str()).collect();
+    assert_eq!(what, ["pins"]);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_repaired_is_shown_and_fails_the_probes_until_it_can() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, c, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let _agent = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
+    let bpffs = world.node.bpffs().display().to_string();
+    let run = |program: &str, arguments: &[&str]| -> Result<()> {
+        let output = std::process::Command::new(program)
+            .args(arguments)
+            .output()?;
+        ensure!(
+            output.status.success(),
+            "{program} {arguments:?}: {output:?}"
+        );
+        Ok(())
+    };
+    run("mount", &["-t", "tmpfs", "tmpfs", &bpffs])?;
+    let shown = world.wait_for("the failure", || Ok(!world.status()?.ready));
+    let probes = [
+        world.node.yurt_net(&["status", "--wait", "0s"]),
+        world.node.yurt_net(&["check"]),
+    ];
+    let status = world.status();
+    // Tables are applied all the same.
+    world.node.apply(&world.web([b, c]))?;
+    let served = world.converges(10, &[b, c]);
+    run("umount", &[&bpffs])?;
+    shown?;
+    served?;
+    for probe in probes {
+        assert_eq!(probe?.status.code(), Some(1));
+    }
+    let status = status?;
+    let reasons: Vec<_> = status.degraded.iter().map(|d| &*d.what).collect();
+    assert!(reasons.contains(&"repair"), "{:?}", status.degraded);
+    world.wait_for("the repair", || Ok(world.status()?.ready))?;
+    Ok(())
+}
+
+#[test]
+fn programs_that_are_detached_are_told_at_once() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let _agent = world.start_ready(&CAPACITY, &["--drift-interval", "0"])?;
+    let link = world.node.bpffs().join("yurt-net/links/yurt_connect4");
+    Object::open(&link)?.detach()?;
+    let status = world.status()?;
+    assert!(!status.ready, "{status:?}");
+    assert!(
+        matches!(&status.self_test, SelfTest::Failed { reason } if reason.contains("yurt_connect4")),
+        "{status:?}"
+    );
+    assert_eq!(world.node.yurt_net(&["check"])?.status.code(), Some(1));
+    Ok(())
+}
+
+#[test]
+fn a_second_agent_is_refused_whatever_it_shares_with_the_first() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    world.node.apply(&world.web([a, b]))?;
+    let first = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
+    let scratch = tempfile::tempdir()?;
+    let place = [
+        world.node.cgroup().to_owned(),
+        world.node.bpffs(),
+        world.node.state_dir(),
+    ];
+    let elsewhere = [
+        place[0].join("elsewhere"),
+        place[1].join("elsewhere"),
+        scratch.path().to_owned(),
+    ];
+    for dir in &elsewhere[..2] {
+        fs::create_dir(dir)?;
+    }
+    // The directory that an earlier version locked is made anew between the first and the second.
+    fs::remove_dir_all(world.node.bpffs().join("yurt-net"))?;
+    let program = agent_program()?.display().to_string();
+    let source = format!("file:{}", world.node.manifests_dir().display());
+    let host = world.node.host()?;
+    for (shared, is_shared) in [
+        ("the cgroup", [true, false, false]),
+        ("the bpf file system", [false, true, false]),
+        ("the state directory", [false, false, true]),
+        ("the network namespace", [false, false, false]),
+    ] {
+        let mut arguments = vec!["run", "--node", world.node.name(), "--source", &source];
+        let dirs = is_shared.iter().zip(place.iter().zip(&elsewhere));
+        let dirs = dirs.map(|(is_shared, (same, other))| if *is_shared { same } else { other });
+        let dirs: Vec<_> = dirs.map(|dir| dir.display().to_string()).collect();
+        for (flag, dir) in ["--cgroup", "--bpffs", "--state-dir"]
+            .into_iter()
+            .zip(&dirs)
+        {
+            arguments.extend([flag, dir]);
+        }
+        let output = host.output(&program, &arguments)?;
+        let said = [&*output.stdout, &*output.stderr].concat();
+        let said = String::from_utf8_lossy(&said);
+        assert_eq!(output.status.code(), Some(1), "{shared}: {said}");
+        let pid = first.pid();
+        let named = format!("{shared} is in use by another yurt-net (pid {pid})");
+        assert!(said.contains(&named), "{named}: {said}");
+    }
+    assert!(first.is_running());
+    world.expect(10, &[a, b], false)?;
+    // With the process goes all that it has claimed.
+    first.kill9()?;
+    world.start_ready(&CAPACITY, &[])?;
+    world.expect(10, &[a, b], false)
 }

@@ -130,8 +130,8 @@ impl FrontendValue {
 /// from one set of admitted clients to the next.
 ///
 /// First slot (bits 0-23), number of backends (24-39), generation (40-55), number of source ranges (56-62), whether a set
-/// without backends drops (63). The ranges follow the backends in the slots. The generation grows with every publish, so
-/// that a word that is equal means a set that is equal.
+/// without backends drops (63). The ranges follow the backends in the slots. The generation grows with every publish of the
+/// index, so that an equal word of the same index means an equal set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct PublishWord(pub u64);
@@ -359,7 +359,7 @@ pub struct UdpPeer {
     pub vip: [u8; 16],
     /// The backend that it got.
     pub backend: [u8; 16],
-    /// The [`PublishWord`] under which the backend was last seen in the set.
+    /// The `stamp` of the set in which the backend was last seen.
     pub word: u64,
     /// Port of `vip`.
     pub vip_port_be: [u8; 2],

@@ -332,6 +332,13 @@ fn inside(known: Option<FrontendValue>, flags: u32) -> Miss {
     }
 }
 
+/// Tells one endpoint set from every other, of this service and of all: a word counts the publishes of its own index, and slots
+/// may come to another index with the same count. (Multiplied: small numbers stay apart in all bits.)
+#[inline(always)]
+pub const fn stamp(word: PublishWord, service: u32) -> u64 {
+    word.0 ^ (service as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
 /// A slot of the set, each equally likely to within 2^-16.
 #[inline(always)]
 pub fn random_slot<T: Tables>(tables: &T, word: PublishWord) -> u32 {

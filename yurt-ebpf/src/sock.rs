@@ -23,7 +23,9 @@ use yurt_ebpf::abi::{
     NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer,
     UdpPeer, mapped,
 };
-use yurt_ebpf::select::{Resolved, Tables, contains4, contains6, passes4, resolve4, resolve6};
+use yurt_ebpf::select::{
+    Resolved, Tables, contains4, contains6, passes4, resolve4, resolve6, stamp,
+};
 
 use crate::maps::{
     BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
@@ -358,7 +360,7 @@ impl Sock<'_> {
         };
         let vip = mapped(addr);
         let mut is_kept = false;
-        match self.last_backend(call, &vip, port_be, word) {
+        match self.last_backend(call, &vip, port_be, stamp(word, service)) {
             Last::InForce(addr, port_be) => {
                 *backend = backend4(addr, port_be);
                 return Choice::Backend;
@@ -375,7 +377,8 @@ impl Sock<'_> {
             return Choice::Refuse(Counter::RefuseInconsistent);
         }
         let (addr, backend_port_be) = (mapped(backend.addr), backend.port_be);
-        self.remember(protocol, vip, port_be, addr, backend_port_be, word);
+        let stamp = stamp(word, service);
+        self.remember(protocol, vip, port_be, addr, backend_port_be, stamp);
         Choice::Backend
     }
 
@@ -402,7 +405,7 @@ impl Sock<'_> {
             Resolved::Service(word, service) => (word, service),
         };
         let mut is_kept = false;
-        match self.last_backend(call, addr, port_be, word) {
+        match self.last_backend(call, addr, port_be, stamp(word, service)) {
             Last::InForce(addr, port_be) => {
                 (backend.addr, backend.port_be) = (addr, port_be);
                 return Choice::Backend;
@@ -425,20 +428,14 @@ impl Sock<'_> {
             port_be,
             backend_addr,
             backend_port_be,
-            word,
+            stamp(word, service),
         );
         Choice::Backend
     }
 
     /// Where earlier datagrams of this socket to `vip` went; a connection always chooses anew.
     #[inline(always)]
-    fn last_backend(
-        &self,
-        call: Call,
-        vip: &[u8; 16],
-        vip_port_be: [u8; 2],
-        word: PublishWord,
-    ) -> Last {
+    fn last_backend(&self, call: Call, vip: &[u8; 16], vip_port_be: [u8; 2], stamp: u64) -> Last {
         if call == Call::Connect {
             return Last::None;
         }
@@ -450,7 +447,7 @@ impl Sock<'_> {
         let Some(peer) = peers.find(vip, vip_port_be) else {
             return Last::None;
         };
-        if peer.word != word.0 {
+        if peer.word != stamp {
             // Noted again once it is known to be in the set. (To hold on to the entry until then would have the
             // verifier search the set once for each entry.)
             return Last::OfAnotherSet(peer.backend, peer.backend_port_be);
@@ -469,16 +466,15 @@ impl Sock<'_> {
         vip_port_be: [u8; 2],
         backend: [u8; 16],
         backend_port_be: [u8; 2],
-        word: PublishWord,
+        stamp: u64,
     ) {
         if protocol == IPPROTO_UDP {
             // SAFETY: as in `last_backend`.
             if let Some(peers) = unsafe { REVSK.get_or_insert_ptr_mut(self.0, None).as_mut() } {
-                let word = word.0;
                 peers.remember(&UdpPeer {
                     vip,
                     backend,
-                    word,
+                    word: stamp,
                     vip_port_be,
                     backend_port_be,
                     used: 0,

@@ -29,6 +29,7 @@ mod probing;
 mod report;
 mod retention;
 mod translating;
+mod upkeep;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -46,6 +47,7 @@ use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::clients::{ClientAddresses, Clients, Look};
 use crate::dataplane::sockets::{self, Event, Found, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
@@ -123,9 +125,11 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let state_dir = &args.place.state_dir;
     std::fs::create_dir_all(state_dir).map_err(io("create", state_dir))?;
 
+    // It makes this agent the only one, and the only writer of the checkpoint.
+    let owned = Owned::of(&cgroup, &args.place.bpffs, state_dir);
+    let _claim = Claim::take(owned)?;
     let mut watch = NodeWatch::new()?;
     let view = watch.view().await?;
-    // It takes the lock that makes this agent the only one, and the only writer of the checkpoint.
     let dataplane = BpfDataplane::open(Options {
         bpffs: args.place.bpffs.clone(),
         cgroup: cgroup.clone(),
@@ -186,14 +190,14 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     agent.retain(&mut retention, &mut probing).await;
                 }
                 agent.take_truth(&retention, &mut probing);
-                if agent.status.ready {
+                if agent.is_serving {
                     agent.try_sync();
                 }
             }
             () = retention.changed() => agent.retain(&mut retention, &mut probing).await,
             () = devices.due() => agent.inform(&mut devices),
             () = probing.changed() => {
-                if agent.take_failing(&probing) && agent.status.ready {
+                if agent.take_failing(&probing) && agent.is_serving {
                     agent.try_sync();
                 }
             }
@@ -207,7 +211,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                             continue;
                         }
                         agent.view = view;
-                        if agent.status.ready {
+                        if agent.is_serving {
                             agent.try_sync();
                         }
                     }
@@ -217,8 +221,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             found = agent.clients.next(own_addresses(&agent.view)) => agent.set_clients(&found),
             () = sleep_until(next_drift) => {
                 next_drift = Instant::now() + drift_interval;
-                if agent.status.ready {
-                    agent.repair();
+                if agent.is_serving {
+                    if agent.repair() {
+                        agent.test_itself(args.socket_lb, &cgroup).await;
+                    }
                     give_back_memory();
                 }
                 agent.retain(&mut retention, &mut probing).await;
@@ -258,6 +264,12 @@ struct Agent {
     started: Instant,
     dataplane: BpfDataplane,
     is_adopted: bool,
+    /// The first table is applied, and the programs were attached.
+    is_serving: bool,
+    /// What the last repair could not mend.
+    failures: Vec<String>,
+    /// The last one.
+    self_test: SelfTest,
     /// The maps as they are; wrong, and to be read again, while there is a `retry_at`.
     image: MapImage,
     /// The last attempt to write failed: when to try again.
@@ -300,6 +312,9 @@ impl Agent {
         clients.want(image.asks_for_clients());
         Ok(Self {
             is_adopted: dataplane.is_adopted(),
+            is_serving: false,
+            failures: Vec::new(),
+            self_test: SelfTest::Pending,
             config,
             view,
             sources,
@@ -326,7 +341,7 @@ impl Agent {
     /// it before the sources had their time.
     fn boot_at(&self) -> Option<Instant> {
         match self.sources.origin() {
-            _ if self.status.ready => None,
+            _ if self.is_serving => None,
             Origin::None => None,
             Origin::Checkpoint if self.dataplane.was_serving() => {
                 Some(self.started + ADOPTED_PATIENCE)
@@ -339,19 +354,10 @@ impl Agent {
     async fn become_ready(&mut self, socket_lb: SocketLb, cgroup: &Path) -> Result<(), AgentError> {
         self.sync()?;
         self.dataplane.activate()?;
-        self.status.ready = true;
+        self.is_serving = true;
         give_back_memory();
         self.status.adopted = self.is_adopted;
-        self.status.self_test = match socket_lb {
-            SocketLb::Off => SelfTest::Skipped,
-            SocketLb::All | SocketLb::Host => SelfTest::run(cgroup).await,
-        };
-        if let SelfTest::Failed { reason } = &self.status.self_test {
-            error!(
-                reason,
-                "self-test: a process in another cgroup is not served"
-            );
-        }
+        self.test_itself(socket_lb, cgroup).await;
         let source = self.sources.status(unix_seconds());
         if source.provenance == Origin::Checkpoint {
             warn!(
@@ -405,7 +411,7 @@ impl Agent {
         self.status.last_writes = writes;
         let services = self.memo.table().services.len();
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if self.status.ready {
+        if self.is_serving {
             // Logs are on flash, and there may be a hundred changes a second.
             debug!(services, writes, took_us, "applied");
         } else {
@@ -535,38 +541,6 @@ impl Agent {
         self.report_clients(found.clients.len(), error);
     }
 
-    /// Compares the kernel with what it should hold, and mends what somebody else has changed.
-    fn repair(&mut self) {
-        if let Err(error) = self.try_repair() {
-            error!(
-                error = chain(&error),
-                "drift: could not be repaired; trying again"
-            );
-        }
-    }
-
-    fn try_repair(&mut self) -> Result<(), AgentError> {
-        let programs = self.dataplane.repair()?;
-        if !programs.is_empty() {
-            self.status.drift_links += programs.len();
-            warn!(
-                programs = programs.join(","),
-                "drift: programs were detached or replaced"
-            );
-        }
-        if self.dataplane.holds(&self.image)? {
-            return Ok(());
-        }
-        self.image = self.dataplane.observe()?;
-        self.retry_at = Some(Instant::now() + RETRY);
-        let (writes, refused) = self.write_table()?;
-        self.retry_at = None;
-        self.report_refused(refused);
-        self.status.drift_writes += writes;
-        warn!(writes, "drift: maps were changed behind our back");
-        Ok(())
-    }
-
     fn answer(&mut self, request: control::Call) {
         let reply = match request.request {
             Request::Status => match self.fill_status() {
@@ -596,6 +570,7 @@ impl Agent {
     }
 
     fn fill_status(&mut self) -> Result<(), DataplaneError> {
+        self.fill_faults();
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
         status.source = self.sources.status(unix_seconds());

@@ -37,8 +37,11 @@ pub struct Status {
     pub node: String,
     /// Its pool; "" = none.
     pub pool: String,
-    /// The first table is applied, and the programs are attached.
+    /// The first table is applied, the programs are attached now, and the last repair has mended all it found.
     pub ready: bool,
+    /// What is not as it should be, as it is now.
+    #[serde(default)]
+    pub degraded: Vec<Degraded>,
     /// The pins of an earlier agent were taken over at start.
     pub adopted: bool,
     /// Where the table comes from.
@@ -94,6 +97,15 @@ pub struct Status {
     pub programs: BTreeMap<String, u32>,
     /// Memory and processor time; `None` where `/proc` does not say.
     pub process: Option<Process>,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// In a word: it labels a metric.
+    pub what: String,
+    /// Why, for people.
+    pub reason: String,
 }
 
 /// Pods whose addresses are kept, and who watches over them.
@@ -494,7 +506,15 @@ impl Status {
         let yes = |value: bool| if value { "yes" } else { "no" };
         writeln!(out, "node          {}", self.node)?;
         writeln!(out, "pool          {}", or_none(&self.pool))?;
-        writeln!(out, "ready         {}", yes(self.ready))?;
+        let faults = self.degraded.iter();
+        let faults = faults.map(|Degraded { what, reason }| format!("{what}: {reason}"));
+        let faults: Vec<String> = faults.collect();
+        let ready = match (self.ready, &*faults) {
+            (ready, []) => yes(ready).to_owned(),
+            (true, faults) => format!("degraded: {}", faults.join("; ")),
+            (false, faults) => format!("no: {}", faults.join("; ")),
+        };
+        writeln!(out, "ready         {ready}")?;
         writeln!(out, "agent         {} (pid {})", self.version, self.pid)?;
         let adopted = if self.adopted {
             "taken over from an earlier agent"

@@ -15,6 +15,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
 use crate::selftest;
+use crate::status::Status;
 use crate::text;
 
 /// Links that outlive the agent.
@@ -108,6 +109,8 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     }
     let status = ask(&place.state_dir, &Request::Status).await;
     findings.push(agent(&status));
+    // Whoever runs says that it serves; without one, what an earlier one has left does.
+    let is_served = status.is_ok() || place.bpffs.join("yurt-net/links").is_dir();
     if is_root {
         findings.extend(cni::findings(&args.cni.cni(), &place.directories()));
         let status = status.ok().map(serde_json::from_value);
@@ -117,7 +120,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         ));
     }
     if let Ok(cgroup) = &cgroup
-        && place.bpffs.join("yurt-net/links").is_dir()
+        && is_served
     {
         findings.push(self_test(cgroup).await);
     }
@@ -273,28 +276,39 @@ fn stale_sockets() -> Finding {
 }
 
 fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
-    match status {
-        Ok(status) => {
-            let pid = status
-                .get("pid")
-                .and_then(serde_json::Value::as_u64)
-                .unwrap_or_default();
-            let is_ready = status.get("ready").and_then(serde_json::Value::as_bool);
-            if is_ready == Some(true) {
-                Finding::ok("agent", format!("ready (pid {pid})"))
-            } else {
-                let remedy = "see its log for the reason";
-                Finding::new(
-                    "agent",
-                    Outcome::Warning,
-                    format!("not ready (pid {pid})"),
-                    remedy,
-                )
-            }
-        }
+    let status = match status {
+        Ok(status) => status,
         Err(error) => {
             let remedy = "start it: yurt-net run";
-            Finding::new("agent", Outcome::Warning, chain(error), remedy)
+            return Finding::new("agent", Outcome::Warning, chain(error), remedy);
+        }
+    };
+    let status: Status = match serde_json::from_value(status.clone()) {
+        Ok(status) => status,
+        Err(error) => {
+            let remedy = "it is of another version: start this one";
+            return Finding::new("agent", Outcome::Warning, error.to_string(), remedy);
+        }
+    };
+    let faults = status.degraded.iter();
+    let faults = faults.map(|fault| format!("{}: {}", fault.what, fault.reason));
+    let faults: Vec<String> = faults.collect();
+    let (pid, why) = (status.pid, faults.join("; "));
+    let remedy = "see its log for the reason";
+    match (status.ready, faults.is_empty()) {
+        (true, true) => Finding::ok("agent", format!("ready (pid {pid})")),
+        (true, false) => {
+            let detail = format!("ready, but degraded (pid {pid}): {why}");
+            Finding::new("agent", Outcome::Warning, detail, remedy)
+        }
+        // It has no table yet, and whoever has none is new.
+        (false, true) => {
+            let detail = format!("not ready (pid {pid})");
+            Finding::new("agent", Outcome::Warning, detail, remedy)
+        }
+        (false, false) => {
+            let detail = format!("not ready (pid {pid}): {why}");
+            Finding::new("agent", Outcome::Failed, detail, remedy)
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The kernel: maps, programs and links, pinned so that they outlive the agent.
 //!
 //! ```text
-//! <bpffs>/yurt-net/           locked (flock) by the one agent that serves the node
+//! <bpffs>/yurt-net/           locked (flock) by the agent, which also claims it (`claim`)
 //!     v2/                     table maps, by table ABI
 //!     v2-next/                table maps that are being filled, before anything uses them
 //!     state-v1/               state maps, by state ABI
@@ -17,14 +17,16 @@
 
 mod load;
 mod object;
+mod repair;
 mod table;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -36,9 +38,11 @@ pub(super) use self::load::{
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
+pub use self::repair::Repair;
 use self::table::Table;
 pub(super) use self::table::{map_array, open_map};
 use super::clients::Look;
+use super::kept::KeptPins;
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
 use crate::netns;
@@ -87,6 +91,10 @@ pub struct BpfDataplane {
     /// Values of an entry of `count`.
     cpus: usize,
     programs: Vec<LoadedProgram>,
+    /// Held, so that a program stays attached when the pin of its link goes.
+    links: BTreeMap<&'static str, OwnedFd>,
+    table_pins: KeptPins,
+    state_pins: KeptPins,
     sizes: Vec<ProgramSize>,
     has_set_retval: bool,
     /// The table is in `v2-next` still.
@@ -124,6 +132,9 @@ impl BpfDataplane {
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");
         create_dir(&root)?;
+        // Whoever can open it can lock it.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&root, private).map_err(at("restrict", &root))?;
         let lock = lock(&root)?;
         check_abi(&root)?;
         let links = root.join("links");
@@ -160,6 +171,9 @@ impl BpfDataplane {
         let (programs, sizes, has_set_retval) =
             load_either(&options.capacity, state_capacity, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
+        let state_names = state_maps(state_capacity).map(|(name, _)| name);
+        let table_pins = KeptPins::open(dir, wanted.map(|(name, _)| name))?;
+        let state_pins = KeptPins::open(&state, state_names)?;
         let count = open_map(&state, "yurt_count")?;
         let netns = open_map(&state, "yurt_netns")?;
         let is_staged = !is_adopted;
@@ -172,6 +186,9 @@ impl BpfDataplane {
             netns,
             cpus,
             programs,
+            links: BTreeMap::new(),
+            table_pins,
+            state_pins,
             sizes,
             has_set_retval,
             is_staged,
@@ -201,12 +218,16 @@ impl BpfDataplane {
 
     /// Puts the programs and the table into service: to be called once the table holds what it should.
     pub fn activate(&mut self) -> Result<(), DataplaneError> {
-        self.repair()?;
+        let repair = self.repair();
+        if let Some(failure) = repair.failures.into_iter().next() {
+            return Err(failure);
+        }
         if self.is_staged {
             let current = self.root.join(format!("v{}", abi::TABLE_ABI));
             let next = self.root.join(format!("v{}-next", abi::TABLE_ABI));
             remove_dir(&current)?;
             fs::rename(&next, &current).map_err(at("rename", &next))?;
+            self.table_pins.dir = current;
             self.is_staged = false;
         }
         // Perhaps left by an agent that was killed here.
@@ -214,63 +235,6 @@ impl BpfDataplane {
             remove_dir(&older)?;
         }
         Ok(())
-    }
-
-    /// Attaches what is not attached, swaps in what is not ours, sets the switches again; returns the names of the
-    /// programs concerned.
-    pub fn repair(&self) -> Result<Vec<&'static str>, DataplaneError> {
-        create_dir(&self.root.join("links"))?;
-        self.write_switches()?;
-        let path = &self.options.cgroup;
-        let cgroup = File::open(path).map_err(at("open cgroup", path))?;
-        let cgroup_id = cgroup.metadata().map_err(at("open cgroup", path))?.st_ino();
-        let mut repaired = Vec::new();
-        for program in &self.programs {
-            if self.repair_link(program, cgroup.as_fd(), cgroup_id)? {
-                repaired.push(program.name);
-            }
-        }
-        Ok(repaired)
-    }
-
-    fn repair_link(
-        &self,
-        program: &LoadedProgram,
-        cgroup: BorrowedFd<'_>,
-        cgroup_id: u64,
-    ) -> Result<bool, DataplaneError> {
-        let failed = |operation| {
-            move |source| DataplaneError::Link {
-                operation,
-                program: program.name,
-                source,
-            }
-        };
-        let pin = self.root.join("links").join(program.name);
-        if let Ok(link) = sys::object_get(&pin) {
-            let info = sys::link_info(link.as_fd()).map_err(failed("inspect link of"))?;
-            let is_in_place = info.link_type == sys::LINK_TYPE_CGROUP
-                && info.attach_type == program.attach_type
-                && info.cgroup_id == cgroup_id;
-            if is_in_place && info.prog_id == program.id {
-                return Ok(false);
-            }
-            if is_in_place {
-                sys::link_update(link.as_fd(), program.fd.as_fd()).map_err(failed("swap"))?;
-                return Ok(true);
-            }
-        }
-        // Attach first: two programs translate no worse than one, and none would not translate at all.
-        let link = sys::link_create(program.fd.as_fd(), cgroup, program.attach_type)
-            .map_err(failed("attach"))?;
-        match fs::remove_file(&pin) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(at("remove", &pin)(error));
-            }
-            _ => {}
-        }
-        sys::object_pin(link.as_fd(), &pin).map_err(failed("pin link of"))?;
-        Ok(true)
     }
 
     /// Verdicts so far, summed over the CPUs, in the order of [`abi::COUNTER_NAMES`].
@@ -405,7 +369,7 @@ fn lock(root: &Path) -> Result<File, DataplaneError> {
         Ok(()) => Ok(file),
         Err(TryLockError::Error(error)) => Err(at("lock", root)(error)),
         Err(TryLockError::WouldBlock) => Err(DataplaneError::InUse {
-            path: root.to_owned(),
+            what: root.display().to_string(),
             pid: holder(&file),
         }),
     }
@@ -448,21 +412,35 @@ fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     Ok(older)
 }
 
+/// Every kind of directory that has an ABI of its own, and the newest that this agent knows.
+const ABIS: [(&str, u32); 4] = [
+    ("v", abi::TABLE_ABI),
+    ("state-v", abi::STATE_ABI),
+    ("guard-v", abi::GUARD_ABI),
+    ("translate-v", abi::TRANSLATE_ABI),
+];
+
 /// Refuses pins of a newer agent. Tables of an older one serve until [`BpfDataplane::activate`] has replaced them.
 fn check_abi(root: &Path) -> Result<(), DataplaneError> {
     for entry in fs::read_dir(root).map_err(at("read", root))? {
         let entry = entry.map_err(at("read", root))?;
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        let version = |prefix: &str| name.strip_prefix(prefix)?.parse::<u32>().ok();
-        let is_unknown = version("v").is_some_and(|version| version > abi::TABLE_ABI)
-            || version("state-v").is_some_and(|version| version > abi::STATE_ABI)
-            || version("guard-v").is_some_and(|version| version > abi::GUARD_ABI);
-        if is_unknown {
+        if is_of_newer(&entry.file_name().to_string_lossy()) {
             return Err(DataplaneError::UnknownAbi { path: entry.path() });
         }
     }
     Ok(())
+}
+
+/// Whether a newer agent has made a directory: by its number, or because it is of a kind that has come since.
+fn is_of_newer(name: &str) -> bool {
+    let name = name.strip_suffix("-next").unwrap_or(name);
+    let (kind, version) = name.split_at(name.trim_end_matches(|c: char| c.is_ascii_digit()).len());
+    if !(kind == "v" || kind.ends_with("-v")) || version.is_empty() {
+        return false;
+    }
+    let known = ABIS.into_iter().find(|(known, _)| *known == kind);
+    // A number that is too long is of no agent so far.
+    known.is_none_or(|(_, newest)| version.parse().is_ok_and(|version: u32| version > newest))
 }
 
 /// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c).
@@ -517,5 +495,31 @@ impl Dataplane for BpfDataplane {
             applied += run.len();
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_every_kind_are_refused_where_a_newer_agent_has_made_them() {
+        for (kind, newest) in ABIS {
+            for older in 1..=newest {
+                assert!(!is_of_newer(&format!("{kind}{older}")), "{kind}{older}");
+            }
+            assert!(is_of_newer(&format!("{kind}{}", newest + 1)), "{kind}");
+        }
+        for (name, is_newer) in [
+            ("v2-next", false),
+            ("v3-next", true),
+            ("flow-v1", true),
+            ("links", false),
+            ("tc", false),
+            ("v", false),
+            ("node-v", false),
+        ] {
+            assert_eq!(is_of_newer(name), is_newer, "{name}");
+        }
     }
 }

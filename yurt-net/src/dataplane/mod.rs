@@ -4,9 +4,11 @@
 //! and packed words exist only from here on. `bpf` holds the real maps, `memory` the same in memory for tests.
 
 pub mod bpf;
+pub mod claim;
 pub mod clients;
 pub mod grace;
 pub mod guard;
+mod kept;
 pub mod memory;
 pub mod netlink;
 mod pinned;
@@ -85,14 +87,17 @@ pub enum DataplaneError {
     },
     /// Another agent is at work.
     #[error(
-        "{} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first", path.display()
+        "{what} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first"
     )]
     InUse {
-        /// The pin directory.
-        path: PathBuf,
-        /// Who, as far as `/proc/locks` tells.
+        /// What both would own.
+        what: String,
+        /// Who has it.
         pid: String,
     },
+    /// A claim could not be made, or those of others not be read.
+    #[error("look for other agents")]
+    Claim(#[source] io::Error),
     /// A pin directory of an agent that is newer than this one.
     #[error(
         "{} was made by a newer yurt-net: run that version, or remove all pins with its `yurt-net cleanup`", path.display()

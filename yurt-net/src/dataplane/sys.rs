@@ -10,7 +10,7 @@ pub(super) mod tc;
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::ptr::NonNull;
@@ -28,6 +28,8 @@ const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
+const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
@@ -140,6 +142,44 @@ pub(super) struct MapInfo {
 /// Describes a map.
 pub(super) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     info(fd)
+}
+
+/// Kind and number of an object: the head of each description.
+pub(super) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]> {
+    info(fd)
+}
+
+/// As far as the name.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+struct NamedMapInfo {
+    info: MapInfo,
+    name: [u8; 16],
+}
+
+/// All maps of the kernel that have a name, with their numbers. Needs `CAP_SYS_ADMIN`.
+pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
+    /// The number to start behind or to open, and the one that follows.
+    type IdAttr = [u32; 3];
+    let (mut found, mut last) = (Vec::new(), 0);
+    loop {
+        let mut attr: IdAttr = [last, 0, 0];
+        match bpf(BPF_MAP_GET_NEXT_ID, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            result => drop(result?),
+        }
+        let [_, next, _] = attr;
+        last = next;
+        let map = match bpf(BPF_MAP_GET_FD_BY_ID, &mut [next, 0, 0]).and_then(owned) {
+            // It went meanwhile.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            map => map?,
+        };
+        let described: NamedMapInfo = info(map.as_fd())?;
+        if described.name.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
+            found.push((next, map));
+        }
+    }
 }
 
 /// The head of `struct bpf_link_info`, for a cgroup link.

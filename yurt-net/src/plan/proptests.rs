@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use yurt_ebpf::abi::{FrontendKey4, FrontendKey6, NetnsRow, PublishWord, SCOPE_INTERNAL};
-use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6};
+use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6, stamp};
 
 use super::*;
 use crate::dataplane::Dataplane;
@@ -658,6 +658,29 @@ proptest! {
                 }
                 if names.is_empty() {
                     prop_assert_eq!(seen, wanted);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_udp_socket_that_finds_its_stamp_again_finds_the_set_that_it_knew(
+        tables in tables(12),
+        slots4 in 4..12u32,
+        slots6 in 4..12u32,
+    ) {
+        // Slots are used again at once, indices seldom.
+        let mut maps = empty(Capacity { slots4, slots6, ..ROOMY });
+        let mut image = MapImage::empty(Capacity { slots4, slots6, ..ROOMY });
+        let mut known: BTreeMap<(bool, u64), Vec<SocketAddr>> = BTreeMap::new();
+        for table in &tables {
+            settle(&mut maps, &mut image, table);
+            for dialled in universe() {
+                if let Resolved::Service(word, service) = resolve(&maps, dialled) {
+                    let set = backends(&maps, dialled.0.is_ipv4(), word);
+                    let seen = (dialled.0.is_ipv4(), stamp(word, service));
+                    let first = known.entry(seen).or_insert(set.clone());
+                    prop_assert_eq!(&*first, &set);
                 }
             }
         }
