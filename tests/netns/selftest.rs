@@ -1,16 +1,23 @@
 //! `check`, and the cgroup that the programs are attached to.
 
 use std::fs;
+use std::process::Output;
 
 use anyhow::Context;
 use anyhow::Result;
 use serde_json::Value;
 use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::agent_program;
+use yurt_net_tests::lab::cgroup;
 
+use crate::world::PATIENCE;
 use crate::world::World;
 use crate::world::said;
 use crate::world::status;
+
+/// As in a container with a cgroup namespace of its own and none of the host's mounts.
+const ONLY_ITS_OWN: &str = "for m in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount $m; done && \
+                            mount -t cgroup2 none \"$1/cgroup\"";
 
 fn self_test(node: &Node) -> Result<(Option<i32>, Value)> {
     let output = node.yurt_net(&["check", "-o", "json"])?;
@@ -57,18 +64,17 @@ fn nothing_is_left_in_the_cgroup_by_the_self_test() -> Result<()> {
     Ok(())
 }
 
-/// Runs the agent without `--cgroup` where a new cgroup namespace makes its own cgroup look like the root.
-fn run_in_private_cgroup_namespace(world: &World, prepare: &str) -> Result<String> {
+/// Runs the program, without `--cgroup`, in a new cgroup namespace, where its own cgroup looks like the root.
+fn run_in_private_cgroup_namespace(world: &World, prepare: &str, verb: &str) -> Result<Output> {
     let node = world.node(0)?;
     let script = format!(
-        "mkdir -p \"$1/cgroup\" && {prepare} && exec \"$2\" run --node edge-1 --source \"file:$3\" \
-         --state-dir \"$1\" --bpffs \"$4\""
+        "mkdir -p \"$1/cgroup\" && {prepare} && exec \"$2\" {verb} --state-dir \"$1\" --bpffs \"$4\""
     );
     let text = |path: std::path::PathBuf| path.display().to_string();
-    let output = node.host()?.output(
+    node.host()?.output(
         "timeout",
         &[
-            "5",
+            "60",
             "unshare",
             "--cgroup",
             "--mount",
@@ -81,17 +87,75 @@ fn run_in_private_cgroup_namespace(world: &World, prepare: &str) -> Result<Strin
             &text(node.manifests_dir()),
             &text(node.bpffs()),
         ],
-    )?;
-    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
-    Ok(said(&output))
+    )
+}
+
+/// What `check -o json` says of the cgroup.
+fn of_cgroup(output: &Output) -> Result<Value> {
+    let findings: Vec<Value> =
+        serde_json::from_slice(&output.stdout).with_context(|| said(output))?;
+    let mut findings = findings.into_iter();
+    let found = findings.find(|finding| finding["check"] == "cgroup2");
+    found.with_context(|| said(output))
 }
 
 #[test]
-fn an_agent_that_sees_only_its_own_part_of_the_hosts_cgroups_is_refused_with_the_remedy()
--> Result<()> {
+fn the_hosts_root_is_found_from_within_a_private_cgroup_namespace() -> Result<()> {
     let world = World::single()?;
-    let said = run_in_private_cgroup_namespace(&world, "true")?;
-    assert!(said.contains("mount the host's /sys/fs/cgroup"), "{said}");
+    let output = run_in_private_cgroup_namespace(&world, "true", "check -o json")?;
+    let found = of_cgroup(&output)?;
+    let root = cgroup::mount_point()?.display().to_string();
+    assert_eq!(found["result"], "ok", "{found}");
+    assert_eq!(found["detail"], root, "{found}");
+    Ok(())
+}
+
+#[test]
+fn a_node_that_lives_in_a_cgroup_namespace_is_served_below_its_own_root() -> Result<()> {
+    let mut world = World::single()?;
+    let agent = world.start(0, &[])?;
+    let node = world.node(0)?;
+    let status = node.status()?;
+    assert!(!status.cgroup_is_root);
+    assert_eq!(status.cgroup, node.cgroup());
+    let told = format!(
+        "{}: only processes below it are served",
+        node.cgroup().display()
+    );
+    let shown = said(&node.yurt_net(&["status"])?);
+    assert!(shown.contains(&told), "{shown}");
+
+    // What a Pod of such a node would find by itself is refused; what the agent serves is known better.
+    let output = run_in_private_cgroup_namespace(&world, ONLY_ITS_OWN, "check -o json")?;
+    let found = of_cgroup(&output)?;
+    assert_eq!(found["result"], "failed", "{found}");
+    let check = "check -o json";
+    let output = run_in_private_cgroup_namespace(&world, "true", check)?;
+    let found = of_cgroup(&output)?;
+    assert_eq!(found["result"], "ok", "{found}");
+    let detail = found["detail"].as_str().unwrap_or_default();
+    assert!(
+        detail.contains("only processes below it are served"),
+        "{found}"
+    );
+    agent.terminate()?;
+    Ok(())
+}
+
+#[test]
+fn a_cgroup_flag_that_names_no_cgroup2_says_what_to_give() -> Result<()> {
+    let world = World::single()?;
+    let node = world.node(0)?;
+    let elsewhere = std::path::Path::new("/proc");
+    let ended = node.start_agent_serving(elsewhere, &[])?.wait(PATIENCE)?;
+    assert_eq!(ended.code(), Some(1), "{}", node.agent_log());
+    let remedy = format!("pass --cgroup {}", cgroup::mount_point()?.display());
+    let log = node.agent_log();
+    assert!(
+        log.contains("/proc is not of the cgroup2 hierarchy"),
+        "{log}"
+    );
+    assert!(log.contains(&remedy), "{log}");
     Ok(())
 }
 
@@ -99,9 +163,10 @@ fn an_agent_that_sees_only_its_own_part_of_the_hosts_cgroups_is_refused_with_the
 fn an_agent_whose_cgroup_mount_is_of_its_private_namespace_is_refused_with_the_remedy() -> Result<()>
 {
     let world = World::single()?;
-    let prepare = "for m in $(awk '$3 == \"cgroup2\" {print $2}' /proc/self/mounts); do umount $m; done && \
-                   mount -t cgroup2 none \"$1/cgroup\"";
-    let said = run_in_private_cgroup_namespace(&world, prepare)?;
+    let run = "run --node edge-1 --source \"file:$3\"";
+    let output = run_in_private_cgroup_namespace(&world, ONLY_ITS_OWN, run)?;
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    let said = said(&output);
     assert!(said.contains("mount the host's /sys/fs/cgroup"), "{said}");
     Ok(())
 }

@@ -23,7 +23,7 @@ use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
 use yurt_net_tests::lab::Tally;
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// A Service whose annotation nobody knows: its rejection in the status tells which manifests are in force.
 const MARKER: &str = "zz-marker";
 const MARKER_IP: &str = "10.96.255.254";

@@ -44,7 +44,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
 use crate::cli::explain::{OwnAddresses, explain};
-use crate::config::{ConfigError, RunArgs, cgroup};
+use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
 use crate::dataplane::claim::{Claim, Owned};
@@ -121,7 +121,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         signal(SignalKind::terminate()).map_err(io("handle", &PathBuf::from("SIGTERM")))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(io("handle", &PathBuf::from("SIGINT")))?;
-    let cgroup = cgroup(&args.place)?;
+    let Cgroup {
+        path: cgroup,
+        is_root,
+    } = cgroup(&args.place)?;
     let state_dir = &args.place.state_dir;
     std::fs::create_dir_all(state_dir).map_err(io("create", state_dir))?;
 
@@ -168,6 +171,8 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         established,
     )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
+    agent.status.cgroup_is_root = is_root;
+    agent.status.cgroup.clone_from(&cgroup);
     let mut retention = Retention::start(args)?;
     let mut probing = Probing::new(args.probes.probe_endpoints);
     agent.retain(&mut retention, &mut probing).await;
@@ -596,8 +601,11 @@ fn own_addresses(view: &NodeView) -> ClientAddresses {
 
 /// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.
 fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
     // SAFETY: a call without pointers.
-    unsafe { libc::malloc_trim(0) };
+    unsafe {
+        libc::malloc_trim(0);
+    }
 }
 
 /// An error and its causes on one line.

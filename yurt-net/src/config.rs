@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnetwork::IpNetwork;
 
-pub use self::cgroup::{ConfigError, cgroup, find_cgroup};
+pub use self::cgroup::{Cgroup, ConfigError, cgroup, cgroup_mounts};
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
 pub use self::devices::DeviceArgs;
 pub use self::probes::ProbeArgs;
@@ -456,6 +456,9 @@ pub struct CleanupArgs {
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
+    /// Do not end when it is done: what a DaemonSet runs is started again when it ends.
+    #[arg(long)]
+    pub stay: bool,
 }
 
 fn parse_duration(text: &str) -> Result<Duration, &'static str> {

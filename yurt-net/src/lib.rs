@@ -6,6 +6,7 @@ pub mod config;
 pub mod control;
 pub mod dataplane;
 pub mod disk;
+pub mod filesystem;
 pub mod guard;
 pub mod model;
 pub mod netns;

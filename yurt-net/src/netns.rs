@@ -12,8 +12,8 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
-/// `NSFS_MAGIC` of `include/uapi/linux/magic.h`.
-const NSFS_MAGIC: i64 = 0x6e73_6673;
+use crate::filesystem::Kind;
+
 /// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;
 
@@ -35,13 +35,7 @@ impl Netns {
     /// Fails with `InvalidInput` when the file is none: what is left of a name after its namespace went.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
-        // SAFETY: plain data that fstatfs fills.
-        let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-        // SAFETY: an open file and a valid buffer.
-        if unsafe { libc::fstatfs(file.as_raw_fd(), &raw mut stat) } != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        if stat.f_type != NSFS_MAGIC {
+        if !Kind::Namespaces.holds(&file)? {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
                 "not a namespace",

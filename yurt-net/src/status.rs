@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -91,6 +91,12 @@ pub struct Status {
     pub retention: Retention,
     /// The node's own devices whose addresses are kept.
     pub devices: Report,
+    /// The cgroup that the programs are attached to: processes in it and below it are served.
+    #[serde(default)]
+    pub cgroup: PathBuf,
+    /// It is the root of the hierarchy: every process of the machine is served.
+    #[serde(default)]
+    pub cgroup_is_root: bool,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
@@ -530,6 +536,12 @@ impl Status {
             SelfTest::Failed { reason } => format!("FAILED: {reason}"),
         };
         writeln!(out, "self-test     {self_test}")?;
+        let only = if self.cgroup_is_root {
+            ""
+        } else {
+            ": only processes below it are served"
+        };
+        writeln!(out, "cgroup        {}{only}", self.cgroup.display())?;
         let errno = if self.refuses_with_econnrefused {
             "ECONNREFUSED"
         } else {

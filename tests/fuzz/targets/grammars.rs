@@ -9,13 +9,13 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use libfuzzer_sys::fuzz_target;
-use yurt_net::config::find_cgroup;
+use yurt_net::config::cgroup_mounts;
 use yurt_net::observe::process::{Counts, boot_time, counts};
 use yurt_net::policy::listens;
 use yurt_net::source::decode::{parse_address, parse_cidr};
 
 fuzz_target!(|data: &[u8]| {
-    let _ignored = find_cgroup(data);
+    let _ignored = cgroup_mounts(data);
     mount(data);
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -120,10 +120,9 @@ fn mount(path: &[u8]) {
     mounts.extend(escaped(path));
     mounts.extend(b" rw shared:9 - cgroup2 cgroup2 rw\n");
     let expected = [b"/", path].concat();
-    assert_eq!(
-        find_cgroup(&mounts).ok().as_deref(),
-        Some(OsStr::from_bytes(&expected).as_ref())
-    );
+    let found = cgroup_mounts(&mounts);
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0].point.as_os_str(), OsStr::from_bytes(&expected));
 }
 
 /// As `seq_path` of the kernel writes a path into `mountinfo`.

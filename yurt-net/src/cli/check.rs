@@ -10,10 +10,11 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::agent::chain;
-use crate::config::{self, CheckArgs, Output};
+use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
+use crate::filesystem::Kind;
 use crate::selftest;
 use crate::status::Status;
 use crate::text;
@@ -97,32 +98,37 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     let is_root = findings
         .iter()
         .all(|finding| finding.result != Outcome::Failed);
-    let cgroup = config::cgroup(place);
-    findings.push(match &cgroup {
-        Ok(path) => cgroup_directory(path),
-        Err(error) => Finding::new("cgroup2", Outcome::Failed, chain(error), ""),
-    });
+    let status = ask(&place.state_dir, &Request::Status).await;
+    let running: Option<Status> = status
+        .as_ref()
+        .ok()
+        .and_then(|status| serde_json::from_value(status.clone()).ok());
+    // What the running agent serves counts, and not what this process would find; if it sees the same files.
+    let is_here = |status: &Status| Kind::Cgroup2.is_at(&status.cgroup).unwrap_or_default();
+    let cgroup = match &running {
+        Some(status) if place.cgroup.is_none() && is_here(status) => Ok(Cgroup {
+            path: status.cgroup.clone(),
+            is_root: status.cgroup_is_root,
+        }),
+        _ => config::cgroup(place),
+    };
+    findings.push(cgroup_finding(&cgroup));
     findings.push(bpffs(&place.bpffs));
     if is_root {
         findings.extend(programs());
         findings.push(stale_sockets());
     }
-    let status = ask(&place.state_dir, &Request::Status).await;
     findings.push(agent(&status));
     // Whoever runs says that it serves; without one, what an earlier one has left does.
     let is_served = status.is_ok() || place.bpffs.join("yurt-net/links").is_dir();
     if is_root {
         findings.extend(cni::findings(&args.cni.cni(), &place.directories()));
-        let status = status.ok().map(serde_json::from_value);
-        findings.extend(retention::findings(
-            place,
-            status.and_then(Result::ok).as_ref(),
-        ));
+        findings.extend(retention::findings(place, running.as_ref()));
     }
     if let Ok(cgroup) = &cgroup
         && is_served
     {
-        findings.push(self_test(cgroup).await);
+        findings.push(self_test(&cgroup.path).await);
     }
     findings
 }
@@ -171,13 +177,21 @@ fn permissions() -> Finding {
     Finding::new("permissions", Outcome::Failed, detail, remedy)
 }
 
-fn cgroup_directory(path: &Path) -> Finding {
-    let detail = path.display().to_string();
-    if path.join("cgroup.procs").exists() {
-        return Finding::ok("cgroup2", detail);
+fn cgroup_finding(cgroup: &Result<Cgroup, ConfigError>) -> Finding {
+    match cgroup {
+        Ok(Cgroup {
+            path,
+            is_root: true,
+        }) => Finding::ok("cgroup2", path.display().to_string()),
+        Ok(Cgroup { path, .. }) => Finding::ok(
+            "cgroup2",
+            format!(
+                "{}, which is not the root of its hierarchy: only processes below it are served",
+                path.display()
+            ),
+        ),
+        Err(error) => Finding::new("cgroup2", Outcome::Failed, chain(error), ""),
     }
-    let remedy = "not a cgroup v2 directory: pass one with --cgroup";
-    Finding::new("cgroup2", Outcome::Failed, detail, remedy)
 }
 
 fn bpffs(path: &Path) -> Finding {

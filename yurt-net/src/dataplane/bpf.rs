@@ -25,7 +25,6 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
-use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -45,11 +44,9 @@ use super::clients::Look;
 use super::kept::KeptPins;
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
+use crate::filesystem::Kind;
 use crate::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
-
-/// `BPF_FS_MAGIC` of `include/uapi/linux/magic.h`.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// How the dataplane is set up.
 #[derive(Clone, Debug)]
@@ -330,15 +327,7 @@ pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
 
 /// Whether `path` is the mount point of a bpf file system, or a directory of one.
 pub fn check_bpffs(path: &Path) -> Result<(), DataplaneError> {
-    let c_path = std::ffi::CString::new(path.as_os_str().as_bytes())
-        .map_err(|error| at("stat", path)(io::Error::other(error)))?;
-    // SAFETY: plain data that statfs fills.
-    let mut stat: libc::statfs = unsafe { std::mem::zeroed() };
-    // SAFETY: a NUL-terminated path and a valid buffer.
-    if unsafe { libc::statfs(c_path.as_ptr(), &raw mut stat) } != 0 {
-        return Err(at("stat", path)(io::Error::last_os_error()));
-    }
-    if stat.f_type != BPF_FS_MAGIC {
+    if !Kind::Bpf.is_at(path).map_err(at("stat", path))? {
         return Err(DataplaneError::NotBpffs {
             path: path.to_owned(),
         });
