@@ -1,6 +1,7 @@
 //! What is in deploy/ agrees with the code.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
@@ -41,7 +42,7 @@ fn the_daemonset_is_a_command_line_that_the_agent_takes() -> Result<()> {
     ensure!(args.cni == CniKeepArg::Install);
     // What it keeps must be the node's.
     let mounts = container["volumeMounts"].as_array().context("no mounts")?;
-    let is_mounted = |path: &std::path::Path| {
+    let is_mounted = |path: &Path| {
         mounts
             .iter()
             .any(|mount| mount["mountPath"] == *path.to_string_lossy())
@@ -60,7 +61,18 @@ fn the_daemonset_is_a_command_line_that_the_agent_takes() -> Result<()> {
             path.display()
         );
     }
-    ensure!(is_mounted(place.cgroup.as_deref().context("no --cgroup")?));
+    // Where the hierarchy is differs between nodes, and is found below this.
+    ensure!(place.cgroup.is_none() && is_mounted(Path::new("/sys/fs/cgroup")));
+    has_volumes(pod, mounts)?;
+    for probe in ["readinessProbe", "livenessProbe"] {
+        Cli::try_parse_from(words(&container[probe]["exec"]["command"]))?;
+    }
+    ensure!(pod["hostNetwork"] == true && pod["hostPID"] == true);
+    Ok(())
+}
+
+/// Every mount is of one of the Pod's volumes.
+fn has_volumes(pod: &Value, mounts: &[Value]) -> Result<()> {
     let volumes = pod["volumes"].as_array().context("no volumes")?;
     for mount in mounts {
         let mut volumes = volumes.iter();
@@ -69,10 +81,64 @@ fn the_daemonset_is_a_command_line_that_the_agent_takes() -> Result<()> {
             "{mount}"
         );
     }
-    for probe in ["readinessProbe", "livenessProbe"] {
-        Cli::try_parse_from(words(&container[probe]["exec"]["command"]))?;
+    Ok(())
+}
+
+#[test]
+fn the_way_back_cleans_the_places_that_the_agent_keeps_and_then_stays() -> Result<()> {
+    let agents = &of_kind("daemonset.yaml", "DaemonSet")?["spec"]["template"]["spec"];
+    let pod = &of_kind("cleanup/daemonset.yaml", "DaemonSet")?["spec"]["template"]["spec"];
+    for (container, stays) in [
+        (&pod["initContainers"][0], false),
+        (&pod["containers"][0], true),
+    ] {
+        let args = ["yurt-net"].into_iter().chain(words(&container["args"]));
+        let Command::Cleanup(args) = Cli::try_parse_from(args)?.command else {
+            anyhow::bail!("it does not clean up");
+        };
+        ensure!(args.stay == stays);
+        ensure!(container["securityContext"]["privileged"] == true);
+        let mounts = container["volumeMounts"].as_array().context("no mounts")?;
+        for path in [
+            &args.place.state_dir,
+            &args.place.run_dir,
+            &args.place.bpffs,
+        ] {
+            let path = path.to_string_lossy();
+            let is_it = |mount: &&Value| mount["mountPath"] == *path;
+            let here = mounts.iter().find(is_it);
+            let there = agents["containers"][0]["volumeMounts"].as_array();
+            let there = there.and_then(|mounts| mounts.iter().find(is_it));
+            ensure!(
+                here.is_some() && here == there,
+                "{path}: {here:?} {there:?}"
+            );
+        }
+        has_volumes(pod, mounts)?;
     }
-    ensure!(pod["hostNetwork"] == true && pod["hostPID"] == true);
+    // Routes are the node's; and no node is left out.
+    ensure!(pod["hostNetwork"] == true && pod["tolerations"] == agents["tolerations"]);
+    let volume = |pod: &Value, name: &str| {
+        let mut volumes = pod["volumes"].as_array().into_iter().flatten();
+        volumes.find(|volume| volume["name"] == name).cloned()
+    };
+    for name in ["state", "run", "bpffs"] {
+        ensure!(volume(pod, name) == volume(agents, name), "{name}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_image_is_the_one_that_xtask_makes_wherever_it_is_named() -> Result<()> {
+    for file in ["kustomization.yaml", "cleanup/kustomization.yaml"] {
+        let image = &of_kind(file, "Kustomization")?["images"][0];
+        ensure!(image["name"] == "yurt-net" && image["newName"] == "yurt-net");
+        // A version of the agent is a tag.
+        ensure!(
+            image["newTag"] == env!("CARGO_PKG_VERSION"),
+            "{file}: {image}"
+        );
+    }
     Ok(())
 }
 
@@ -113,9 +179,12 @@ fn the_examples_are_what_the_agent_would_make_of_them() -> Result<()> {
 
 #[test]
 fn all_of_it_is_in_the_kustomization() -> Result<()> {
-    let kustomization = of_kind("kustomization.yaml", "Kustomization")?;
-    for file in words(&kustomization["resources"]) {
-        ensure!(!objects::documents(&text(file)?)?.is_empty(), "{file}");
+    for dir in ["", "cleanup/"] {
+        let kustomization = of_kind(&format!("{dir}kustomization.yaml"), "Kustomization")?;
+        for file in words(&kustomization["resources"]) {
+            let file = format!("{dir}{file}");
+            ensure!(!objects::documents(&text(&file)?)?.is_empty(), "{file}");
+        }
     }
     Ok(())
 }

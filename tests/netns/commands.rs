@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use anyhow::Result;
 use serde_json::Value;
@@ -15,6 +14,7 @@ use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::agent_program;
 
 use crate::kernel;
+use crate::world::PATIENCE;
 use crate::world::World;
 use crate::world::explain;
 use crate::world::json;
@@ -73,7 +73,7 @@ fn a_second_agent_on_the_same_bpffs_ends_with_one_and_names_the_first() -> Resul
     let mut world = with_services()?;
     let first = world.start(0, &[])?;
     let second = world.node(0)?.start_agent(&[])?;
-    let ended = second.wait(Duration::from_secs(10))?;
+    let ended = second.wait(PATIENCE)?;
     let log = world.node(0)?.agent_log();
     assert_eq!(ended.code(), Some(1), "{log}");
     let last = log.lines().last().unwrap_or_default();
@@ -113,7 +113,7 @@ fn cleanup_is_refused_while_an_agent_runs_and_then_removes_what_is_ours_and_noth
         .answers
         .contains_key("10.96.0.10:80")
     {
-        assert!(start.elapsed() < Duration::from_secs(5), "still translated");
+        assert!(start.elapsed() < PATIENCE, "still translated");
     }
     let again = node.yurt_net(&["cleanup"])?;
     assert!(
@@ -156,6 +156,40 @@ fn explain_says_the_same_from_the_agent_and_from_its_source() -> Result<()> {
     let live = explain(node, &pod, "10.96.0.10:80/TCP")?;
     assert_eq!(live["service"], "default/web:tcp-80");
     assert_eq!(live["endpoints"], Value::from(vec!["10.244.1.10:8080"]));
+    Ok(())
+}
+
+/// What deploy/cleanup runs on each node once the agents' DaemonSet was deleted, whose Pods were killed meanwhile.
+#[test]
+fn the_way_back_takes_the_programs_away_and_stays_until_it_is_told_to_end() -> Result<()> {
+    let mut world = with_services()?;
+    let agent = world.start(0, &[])?;
+    let node = world.node(0)?;
+    let client = node.pod("client")?;
+    assert_eq!(client.get("10.96.0.10:80")?, "backend");
+    agent.kill9()?;
+    assert_eq!(client.get("10.96.0.10:80")?, "backend", "it decides on");
+
+    let mut command = node.command("cleanup", &agent_program()?.display().to_string())?;
+    command.args(["cleanup", "--stay"]);
+    for (flag, path) in [
+        ("--state-dir", node.state_dir()),
+        ("--run-dir", node.run_dir()),
+        ("--bpffs", node.bpffs()),
+    ] {
+        command.arg(flag).arg(path);
+    }
+    let mut cleanup = command.spawn()?;
+    crate::world::eventually(node, || {
+        let tally = client.dial(Tcp, "10.96.0.10:80", 1)?;
+        anyhow::ensure!(!tally.answers.contains_key("backend"), "still translated");
+        Ok(())
+    })?;
+    assert!(cleanup.try_wait()?.is_none(), "it does not stay");
+    // SAFETY: plain system call on a child that is not reaped yet.
+    let sent = unsafe { libc::kill(libc::pid_t::try_from(cleanup.id())?, libc::SIGTERM) };
+    assert_eq!(sent, 0);
+    assert!(cleanup.wait()?.success());
     Ok(())
 }
 
@@ -203,7 +237,7 @@ fn bad_usage_ends_with_two_and_an_absent_source_with_one() -> Result<()> {
         );
     }
     fs::remove_dir_all(node.manifests_dir())?;
-    let ended = node.start_agent(&[])?.wait(Duration::from_secs(10))?;
+    let ended = node.start_agent(&[])?.wait(PATIENCE)?;
     assert_eq!(ended.code(), Some(1), "{}", node.agent_log());
     assert!(
         node.agent_log().contains("manifests"),

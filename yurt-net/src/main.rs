@@ -66,7 +66,7 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Status(args) => cli::verbs::status(args).await?,
         Command::Ledger(args) => cli::ledger::ledger(args)?,
         Command::Cni(args) => cli::cni::cni(args)?,
-        Command::Cleanup(args) => cli::verbs::cleanup(args)?,
+        Command::Cleanup(args) => cli::verbs::cleanup(args).await?,
         Command::Probe => selftest::probe()?,
         Command::Check(args) => {
             let is_ok = cli::check::check(args).await?;

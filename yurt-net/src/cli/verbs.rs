@@ -7,6 +7,7 @@
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
@@ -57,6 +58,9 @@ pub enum VerbError {
     /// Routes.
     #[error(transparent)]
     Routes(#[from] RouteError),
+    /// `cleanup --stay`.
+    #[error("wait for the end")]
+    Signal(#[source] std::io::Error),
     /// JSON in or out.
     #[error("convert to or from JSON")]
     Json(#[from] serde_json::Error),
@@ -199,7 +203,7 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
 }
 
 /// `cleanup`.
-pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
+pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // First: a plugin that runs just now would load the guard anew.
     GuardSettings::leave(None, &args.place.state_dir)?;
     Policy::leave(None, &args.place.state_dir)?;
@@ -216,5 +220,14 @@ pub fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
             "nothing to remove"
         }
     );
+    if args.stay {
+        let ended = |kind| signal(kind).map_err(VerbError::Signal);
+        let mut terminate = ended(SignalKind::terminate())?;
+        let mut interrupt = ended(SignalKind::interrupt())?;
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    }
     Ok(())
 }
