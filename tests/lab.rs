@@ -21,6 +21,9 @@ use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
 use yurt_net_tests::lab::cgroup;
 
+/// Only what hangs takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 #[test]
 fn pods_reach_each_other_on_one_node_and_across_nodes() -> Result<()> {
     let lab = Lab::new()?;
@@ -137,10 +140,7 @@ fn wait_for_answers(count: impl Fn() -> Result<u64>, at_least: u64) -> Result<u6
         if now >= at_least {
             return Ok(now);
         }
-        ensure!(
-            start.elapsed() < Duration::from_secs(10),
-            "{now} of {at_least}"
-        );
+        ensure!(start.elapsed() < PATIENCE, "{now} of {at_least}");
         thread::sleep(Duration::from_millis(5));
     }
 }
@@ -234,10 +234,7 @@ fn nothing_is_left_of_a_lab_whose_process_is_killed() -> Result<()> {
         assert_eq!(victim.wait()?.signal(), Some(signal));
         let start = Instant::now();
         while cgroup.exists() || fs::exists(&dir)? {
-            ensure!(
-                start.elapsed() < Duration::from_secs(5),
-                "{dir} or its cgroup is left"
-            );
+            ensure!(start.elapsed() < PATIENCE, "{dir} or its cgroup is left");
             thread::sleep(Duration::from_millis(5));
         }
     }
@@ -259,32 +256,6 @@ fn up(mut stderr: impl Read) -> Result<String> {
         }
     }
     anyhow::bail!("ended before it was up")
-}
-
-#[test]
-fn a_node_takes_a_fraction_of_a_second() -> Result<()> {
-    let start = Instant::now();
-    let lab = Lab::new()?;
-    let empty = start.elapsed();
-    let mut nodes = Vec::new();
-    let mut pods = Vec::new();
-    for name in ["a", "b", "c", "d"] {
-        let start = Instant::now();
-        let node = lab.node(name)?;
-        nodes.push(start.elapsed());
-        let start = Instant::now();
-        node.pod("pod")?;
-        pods.push(start.elapsed());
-    }
-    let start = Instant::now();
-    drop(lab);
-    let gone = start.elapsed();
-    eprintln!("lab {empty:?}, nodes {nodes:?}, pods {pods:?}, gone {gone:?}");
-    assert!(
-        nodes.iter().min() < Some(&Duration::from_millis(200)),
-        "{nodes:?}"
-    );
-    Ok(())
 }
 
 #[test]

@@ -8,7 +8,7 @@ use yurt_net_tests::apiserver::{Resource, Scale};
 use crate::followed::Followed;
 use crate::{cluster, kube};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 const EVENTS: usize = 300;
 
 #[test]

@@ -16,7 +16,7 @@ use serde_json::Value;
 use yurt_net_tests::apiserver::Endpoint;
 
 /// Longer than anything that is to come takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An answer of which the body is still to be read.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use super::protobuf::{Fields, Message};
 
 /// The one namespace of these tests' Pods.
 pub(crate) const NAMESPACE: &str = "shop";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// `NamespaceMode.CONTAINER`: processes of a Pod do not see each other's, as kubelet has it unless told otherwise.
 const OF_THE_CONTAINER: u64 = 1;
 

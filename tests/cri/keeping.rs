@@ -19,7 +19,7 @@ use super::peer::Peer;
 
 const NODE: &str = "edge-1";
 const VIP: &str = "10.96.0.10";
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The node's runtime, and the one who asks it to run Pods.
 struct Kubelet {

@@ -12,7 +12,7 @@ use super::image;
 
 /// Where the Pod's program listens.
 const PORT: u16 = 8080;
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 
 /// The machine. Frames for a MAC that it has no entry of go nowhere.

@@ -23,7 +23,7 @@ use crate::guard::until;
 use crate::kernel;
 
 const BOTH: [Method; 2] = [Method::Tcx, Method::Clsact];
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 fn tc_pins(scene: &Scene) -> Result<std::collections::BTreeMap<String, u32>> {
     kernel::pins(&scene.node.bpffs().join("yurt-net/tc"))

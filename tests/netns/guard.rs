@@ -42,7 +42,7 @@ use yurt_net_tests::lab::Pod;
 
 /// What is on its way when a call returns has arrived by then, nearly always.
 const SETTLE: Duration = Duration::from_millis(50);
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Two Pods on one bridge, with the addresses of [`POD`] and [`OTHER`], and a guard without an agent.
 pub(crate) struct Scene {

@@ -43,7 +43,7 @@ use yurt_net_tests::lab::Pod;
 use crate::guard::links;
 
 const BOTH: [Method; 2] = [Method::Tcx, Method::Clsact];
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What is not answered within this is not answered.
 const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 8080;

@@ -27,7 +27,7 @@ use crate::world::eventually;
 
 const FLAG: &str = "--repair-peers";
 /// Longer than evidence takes.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// What the agent must not do is not done in this time either.
 const LONG_ENOUGH: Duration = Duration::from_secs(12);
 const BETWEEN: Duration = Duration::from_millis(200);

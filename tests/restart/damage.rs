@@ -128,7 +128,7 @@ fn pins_of_a_newer_agent_are_refused_with_the_remedy_and_left_alone() -> Result<
         let pins = world.pins()?;
         let logged = world.node.agent_log().len();
         let agent = world.start(&CAPACITY, &[])?;
-        let status = agent.wait(Duration::from_secs(10))?;
+        let status = agent.wait(Duration::from_secs(60))?;
         assert_eq!(status.code(), Some(1));
         let log = world.node.agent_log().split_off(logged);
         assert!(log.contains("newer yurt-net"), "{log}");

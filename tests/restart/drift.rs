@@ -169,7 +169,7 @@ fn a_second_agent_is_refused_and_named_and_the_first_goes_on() -> Result<()> {
     let first = world.start_ready(&CAPACITY, &[])?;
     let pins = world.pins()?;
     let second = world.start(&CAPACITY, &[])?;
-    assert_eq!(second.wait(Duration::from_secs(10))?.code(), Some(1));
+    assert_eq!(second.wait(Duration::from_secs(60))?.code(), Some(1));
     let log = world.node.agent_log();
     let named = format!("pid {}", first.pid());
     assert!(log.contains(&named), "{named} in {log}");

@@ -35,7 +35,7 @@ pub(crate) const OTHER_CAPACITY: Capacity = Capacity {
     slots6: 300,
 };
 const PEERS: u32 = 16384;
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One node, a client and four backends on it.
 pub(crate) struct World {

@@ -16,7 +16,7 @@ use yurt_net_tests::lab::{self, Lab, Netns};
 use yurt_net_tests::runtime::{Network, Node, addresses, mac, pod};
 
 const NODE: &str = "edge-1";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends a datagram to the gateway from an address that the Pod has given itself.
 fn spoof(netns: &Netns, address: &str) -> Result<()> {

@@ -14,7 +14,7 @@ use yurt_net_tests::runtime::{Network, Node, Running, addresses, pod};
 pub(crate) const NODE: &str = "edge-1";
 pub(crate) const WEB: (&str, u16) = ("10.96.0.10", 80);
 const DNS: (&str, u16) = ("10.96.0.53", 53);
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A Service of the Pod `<name>-0`, and the slice that the cloud has of it.
 pub(crate) fn service(

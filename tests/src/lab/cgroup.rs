@@ -16,7 +16,7 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 
-const EMPTY_WITHIN: Duration = Duration::from_secs(5);
+const EMPTY_WITHIN: Duration = Duration::from_secs(60);
 
 /// The mount point of the cgroup v2 hierarchy, wherever this machine keeps it.
 pub fn mount_point() -> Result<PathBuf> {

@@ -36,8 +36,8 @@ use super::wire6;
 const MANIFESTS: &str = "cluster.yaml";
 const AGENT: &str = "agent";
 const FIRST_POD: u8 = 10;
-const PATIENCE: Duration = Duration::from_secs(30);
-const STATUS_PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
+const STATUS_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A node: a network namespace that routes for its Pods, a cgroup subtree, a bpffs, and the
 /// directories of an agent. Clones are the same node.
@@ -261,7 +261,7 @@ impl Node {
 
     /// Waits until the agent has applied its first table.
     pub fn wait_ready(&self) -> Result<()> {
-        let output = self.yurt_net(&["status", "--wait", "10s"])?;
+        let output = self.yurt_net(&["status", "--wait", "60s"])?;
         if !output.status.success() {
             return Err(agent::failed(&output))
                 .with_context(|| format!("wait for the agent\n{}", self.agent_log()))

@@ -161,7 +161,7 @@ impl Process {
     /// Kills and reaps.
     pub(super) fn kill(&self) -> Result<ExitStatus> {
         self.signal(libc::SIGKILL)?;
-        self.wait(Duration::from_secs(10))
+        self.wait(Duration::from_secs(60))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Child> {

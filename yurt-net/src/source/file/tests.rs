@@ -13,6 +13,9 @@ use std::sync::Arc;
 
 mod watching;
 
+/// Only what hangs takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// A source on a directory of its own.
 struct Lab {
     directory: TempDir,
@@ -57,9 +60,14 @@ impl Lab {
     }
 
     async fn changes(&mut self) {
-        timeout(Duration::from_secs(20), self.source.changed())
+        timeout(PATIENCE, self.source.changed())
             .await
             .expect("no change was seen");
+    }
+
+    /// From now on what is seen is seen by events.
+    fn never_polls(&mut self) {
+        self.source.next_poll = Some(Instant::now() + Duration::from_secs(86_400));
     }
 
     async fn stays_quiet(&mut self, during: Duration) {

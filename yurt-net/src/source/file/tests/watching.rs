@@ -35,6 +35,7 @@ async fn a_wait_that_is_cancelled_again_and_again_still_sees_a_change() {
     let mut lab = Lab::new(&[("a.yaml", &service("a", 1))]);
     lab.load();
     lab.stays_quiet(Duration::from_millis(150)).await;
+    lab.never_polls();
     lab.rename("a.yaml", &service("a", 2));
     let is_seen = async {
         while timeout(Duration::from_millis(10), lab.source.changed())
@@ -42,7 +43,7 @@ async fn a_wait_that_is_cancelled_again_and_again_still_sees_a_change() {
             .is_err()
         {}
     };
-    let within = timeout(Duration::from_secs(3), is_seen).await;
+    let within = timeout(PATIENCE, is_seen).await;
     assert!(within.is_ok(), "every cancelled wait began anew");
 }
 
@@ -53,6 +54,7 @@ type Change = (&'static str, fn(&Lab));
 async fn every_way_to_change_a_tree_is_seen() {
     let mut lab = Lab::new(&[("a.yaml", &service("a", 1))]);
     lab.load();
+    lab.never_polls();
     let changes: [Change; 8] = [
         ("rename over", |lab| lab.rename("a.yaml", &service("a", 2))),
         ("write in place", |lab| {
@@ -75,12 +77,7 @@ async fn every_way_to_change_a_tree_is_seen() {
         let before = lab.load();
         lab.stays_quiet(Duration::from_millis(150)).await;
         change(&lab);
-        let started = Instant::now();
         lab.changes().await;
-        assert!(
-            started.elapsed() < POLL_EVERY / 2,
-            "{what}: seen by polling only"
-        );
         assert_ne!(lab.load(), before, "{what}");
     }
 }
@@ -144,10 +141,9 @@ async fn a_change_outlives_the_cancelling_of_its_wait() {
     for _ in 0..5 {
         lab.stays_quiet(Duration::from_millis(10)).await;
     }
-    let started = Instant::now();
+    lab.never_polls();
     lab.changes().await;
     lab.changes().await;
-    assert!(started.elapsed() < POLL_EVERY / 2, "seen by polling only");
 }
 
 #[tokio::test]
