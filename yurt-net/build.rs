@@ -14,7 +14,10 @@ const OVERRIDE: &str = "YURT_EBPF_OBJECT";
 
 fn main() -> ExitCode {
     // At a fixed address nothing has to be relocated: 700 kB of tables and rewritten pages less in every process.
-    println!("cargo::rustc-link-arg-bins=-no-pie");
+    // For musl .cargo/config.toml says so to the compiler: told only to the linker, the start files are of the other kind.
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "gnu") {
+        println!("cargo::rustc-link-arg-bins=-no-pie");
+    }
     match embed() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

@@ -25,7 +25,7 @@ use super::image;
 
 /// Below the node's cgroup.
 const CGROUP: &str = "runtime";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// A container runtime. It ends with the lab.
@@ -58,22 +58,35 @@ impl Containerd {
         };
         started.wait_ready()?;
         let archive = image::build(&dir.join("image"))?;
-        let mut import = Command::new("ctr");
-        import
-            .arg("--address")
-            .arg(dir.join("containerd.sock"))
-            .args([
-                "--namespace",
-                "k8s.io",
-                "images",
-                "import",
-                "--snapshotter",
-                "native",
-            ])
-            .arg(archive);
-        image::run(&mut import)?;
+        started.import(&archive)?;
         started.wait("the image", |cri| cri.has_image(image::NAME))?;
         Ok(started)
+    }
+
+    /// Takes an image from an archive.
+    pub(crate) fn import(&self, archive: &Path) -> Result<()> {
+        let mut import = self.ctr();
+        import.args(["images", "import", "--snapshotter", "native"]);
+        image::run(import.arg(archive))?;
+        Ok(())
+    }
+
+    /// Runs a container of this image to its end, and returns what it has printed.
+    pub(crate) fn run_once(&self, image: &str, words: &[&str]) -> Result<String> {
+        let mut run = self.ctr();
+        run.args(["run", "--rm", "--snapshotter", "native", "--runc-binary"]);
+        run.arg(self.dir.join("runc")).args([image, "once"]);
+        image::run(run.args(words))
+    }
+
+    fn ctr(&self) -> Command {
+        // Among its mounts: what containers print goes through files of `/run`, which is its own there.
+        let mut ctr = Command::new("nsenter");
+        ctr.arg(format!("--mount=/proc/{}/ns/mnt", self.child.id()));
+        let socket = self.dir.join("containerd.sock");
+        ctr.arg("ctr").arg("--address").arg(socket);
+        ctr.args(["--namespace", "k8s.io"]);
+        ctr
     }
 
     /// Ends it as a crash does, and starts it again. Pods run on.

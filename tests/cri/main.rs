@@ -6,3 +6,4 @@ mod image;
 mod keeping;
 mod peer;
 mod protobuf;
+mod shipped;

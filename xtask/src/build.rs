@@ -1,39 +1,115 @@
-//! `build`: the agent with its eBPF object inside.
+//! `build`: the agent with its eBPF object inside, as it ships: one static program.
 
+use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
 
 use crate::build_ebpf;
 use crate::setup::{self, Need};
 use crate::shell::{Line, say, target_dir};
 
+/// Options of `build`.
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to build for [default: this machine].
+    #[arg(long, value_enum)]
+    target: Option<Target>,
+}
+
+/// What there are images for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Target {
+    /// PCs and servers.
+    #[value(name = "x86_64-unknown-linux-musl")]
+    X86,
+    /// Arm boards and servers of 64 bits.
+    #[value(name = "aarch64-unknown-linux-musl")]
+    Arm,
+}
+
+impl Target {
+    pub(crate) const ALL: [Self; 2] = [Self::X86, Self::Arm];
+
+    /// This machine's.
+    pub(crate) const HOST: Self = if cfg!(target_arch = "aarch64") {
+        Self::Arm
+    } else {
+        Self::X86
+    };
+
+    /// As the compiler calls it.
+    pub(crate) const fn triple(self) -> &'static str {
+        match self {
+            Self::X86 => "x86_64-unknown-linux-musl",
+            Self::Arm => "aarch64-unknown-linux-musl",
+        }
+    }
+
+    /// The compiler's target, and a C compiler for it.
+    pub(crate) const fn need(self) -> Need {
+        match self {
+            Self::X86 => Need::X86,
+            Self::Arm => Need::Arm,
+        }
+    }
+
+    /// Where a release build leaves the agent.
+    pub(crate) fn agent(self) -> PathBuf {
+        target_dir().join(self.triple()).join("release/yurt-net")
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.triple())
+    }
+}
+
 /// Builds both halves.
-pub(crate) fn run() -> Result<()> {
-    let agent = agent()?;
+pub(crate) fn run(args: &Args) -> Result<()> {
+    let agent = agent(args.target.unwrap_or(Target::HOST))?;
     say(format_args!("build: {}", agent.display()));
     Ok(())
 }
 
 /// Builds both halves and returns the agent's path, absolute.
-pub(crate) fn agent() -> Result<PathBuf> {
+pub(crate) fn agent(target: Target) -> Result<PathBuf> {
+    setup::ensure(&[Need::Ebpf, target.need()])?;
     build_ebpf::run()?;
-    Line::new("cargo build --release -p yurt-net").run()?;
-    Ok(target_dir().join("release/yurt-net"))
+    release(target)?.args(["-p", "yurt-net"]).run()?;
+    Ok(target.agent())
 }
 
 /// Becomes a program of the lab, with everything that it needs in place.
 ///
 /// It takes the place of this process, so that its clean-up has the terminal until it is done.
 pub(crate) fn exec_in_lab(program: &str, args: Vec<String>) -> Result<()> {
-    setup::ensure(&[Need::Ebpf, Need::Lab, Need::Cni])?;
-    let agent = agent()?;
-    // The lab runs its worker from beside the program.
-    Line::new("cargo build --release -p yurt-net-tests --bins").run()?;
-    let line = Line::new("cargo run --release -p yurt-net-tests --bin").arg(program);
-    match line
-        .arg("--")
+    setup::ensure(&[Need::Lab, Need::Cni])?;
+    let agent = agent(Target::HOST)?;
+    // For the agent's target: they share its code. The lab runs its worker from beside the program.
+    release(Target::HOST)?
+        .args(["-p", "yurt-net-tests", "--bins"])
+        .run()?;
+    match Line::new("")
+        .arg(agent.with_file_name(program))
         .args(args)
         .env("YURT_NET_BIN", agent)
         .exec()? {}
+}
+
+/// A release build. Where the sources of libraries are on this machine is not in the result.
+fn release(target: Target) -> Result<Line> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));
+    let home = home.context("neither CARGO_HOME nor HOME is set")?;
+    let flags = format!(
+        "target.{target}.rustflags=['--remap-path-prefix={}=/cargo']",
+        home.display()
+    );
+    Ok(Line::new("cargo build --release --target")
+        .arg(target.triple())
+        .arg("--config")
+        .arg(flags))
 }

@@ -9,6 +9,7 @@ mod build_ebpf;
 mod check;
 mod demo;
 mod fuzz;
+mod image;
 mod setup;
 mod shell;
 mod test;
@@ -26,8 +27,10 @@ enum Verb {
     Setup(setup::Args),
     /// Build the eBPF object, with the first toolchain that works.
     BuildEbpf,
-    /// Build the eBPF object and the agent that embeds it (release).
-    Build,
+    /// Build the eBPF object and the agent that embeds it: one static program (release).
+    Build(build::Args),
+    /// Build the image, for x86_64 and aarch64, as an archive that runtimes import.
+    Image,
     /// Format, layering, ABI document, lints.
     Check(check::Args),
     /// Everything that must pass.
@@ -44,7 +47,8 @@ fn run() -> Result<()> {
     match Verb::parse() {
         Verb::Setup(args) => setup::run(&args),
         Verb::BuildEbpf => build_ebpf::run(),
-        Verb::Build => build::run(),
+        Verb::Build(args) => build::run(&args),
+        Verb::Image => image::run(),
         Verb::Check(args) => check::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::build::Target;
 use crate::build_ebpf;
 use crate::shell::{Line, find_program, is_root, root, say};
 
@@ -33,12 +34,19 @@ pub(crate) enum Need {
     Cri,
     /// Boots the old kernel.
     Qemu,
+    /// Static programs for x86_64.
+    X86,
+    /// Static programs for aarch64.
+    Arm,
+    /// Runs programs for aarch64.
+    Emulator,
 }
 
 /// Where a tool comes from.
 enum Origin {
     Apt(&'static [&'static str]),
     Cargo(fn() -> Line),
+    Rustup(Target),
 }
 
 /// One row of what there is to install.
@@ -123,6 +131,47 @@ const TOOLS: &[Tool] = &[
         is_present: has_static_busybox,
     },
     Tool {
+        need: Need::X86,
+        name: "a C compiler for x86_64",
+        purpose: "compiles the cryptography's parts in C",
+        origin: Origin::Apt(match Target::HOST {
+            Target::X86 => &["gcc", "libc6-dev"],
+            Target::Arm => &["gcc-x86-64-linux-gnu", "libc6-dev-amd64-cross"],
+        }),
+        is_present: || find_program("x86_64-linux-gnu-gcc").is_some(),
+    },
+    Tool {
+        need: Need::Arm,
+        name: "a C compiler for aarch64",
+        purpose: "compiles the cryptography's parts in C",
+        origin: Origin::Apt(match Target::HOST {
+            Target::X86 => &["gcc-aarch64-linux-gnu", "libc6-dev-arm64-cross"],
+            Target::Arm => &["gcc", "libc6-dev"],
+        }),
+        is_present: || find_program("aarch64-linux-gnu-gcc").is_some(),
+    },
+    Tool {
+        need: Need::Emulator,
+        name: "qemu-aarch64-static",
+        purpose: "runs what was built for aarch64",
+        origin: Origin::Apt(&["qemu-user-static"]),
+        is_present: || find_program(EMULATOR).is_some(),
+    },
+    Tool {
+        need: Need::X86,
+        name: "Rust's library for static programs, x86_64",
+        purpose: "is in what ships",
+        origin: Origin::Rustup(Target::X86),
+        is_present: || has_library(Target::X86),
+    },
+    Tool {
+        need: Need::Arm,
+        name: "Rust's library for static programs, aarch64",
+        purpose: "is in what ships",
+        origin: Origin::Rustup(Target::Arm),
+        is_present: || has_library(Target::Arm),
+    },
+    Tool {
         need: Need::Ebpf,
         name: "bpf-linker",
         purpose: "links the eBPF programs",
@@ -145,9 +194,11 @@ const TOOLS: &[Tool] = &[
 ];
 
 const LLVM: &str = "/usr/lib/llvm-22";
+/// Runs one program of another architecture, with this machine's kernel.
+pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
 /// What the tests need, and so all that any verb does.
-pub(crate) const ALL: [Need; 7] = [
+pub(crate) const ALL: [Need; 10] = [
     Need::Nextest,
     Need::Ebpf,
     Need::Fuzz,
@@ -155,6 +206,9 @@ pub(crate) const ALL: [Need; 7] = [
     Need::Cni,
     Need::Cri,
     Need::Qemu,
+    Need::X86,
+    Need::Arm,
+    Need::Emulator,
 ];
 
 /// Installs everything that any verb needs.
@@ -182,7 +236,7 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         .iter()
         .filter_map(|tool| match tool.origin {
             Origin::Apt(packages) => Some(packages),
-            Origin::Cargo(_) => None,
+            Origin::Cargo(_) | Origin::Rustup(_) => None,
         })
         .flatten()
         .copied()
@@ -191,12 +245,18 @@ pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
         apt_install(&packages)?;
     }
     for tool in &missing {
-        if let Origin::Cargo(line) = tool.origin {
-            say(format_args!(
-                "setup: building {}, which takes some minutes",
-                tool.name
-            ));
-            line().run()?;
+        match tool.origin {
+            Origin::Apt(_) => {}
+            Origin::Cargo(line) => {
+                say(format_args!(
+                    "setup: building {}, which takes some minutes",
+                    tool.name
+                ));
+                line().run()?;
+            }
+            Origin::Rustup(target) => {
+                Line::new("rustup target add").arg(target.triple()).run()?;
+            }
         }
     }
     match missing.iter().find(|tool| !(tool.is_present)()) {
@@ -230,6 +290,13 @@ fn apt_install(packages: &[&str]) -> Result<()> {
 
 fn apt_update() -> Result<()> {
     Line::new("apt-get update").run()
+}
+
+/// Whether the toolchain of this project can link for `target`.
+fn has_library(target: Target) -> bool {
+    let line = Line::new("rustc --print target-libdir --target").arg(target.triple());
+    line.output()
+        .is_ok_and(|dir| Path::new(dir.trim()).join("self-contained").is_dir())
 }
 
 fn has_linker() -> bool {

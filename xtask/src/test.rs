@@ -3,9 +3,10 @@
 use anyhow::Result;
 use clap::ValueEnum;
 
-use crate::setup::{self, Need};
+use crate::build::Target;
+use crate::setup::{self, EMULATOR, Need};
 use crate::shell::{Line, require_root, say};
-use crate::{build, check, fuzz};
+use crate::{check, fuzz, image};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -38,18 +39,30 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     if rings == Rings::All {
         check::run(&check::Args::default())?;
         unit("ci")?;
+        emulated()?;
         Line::new("cargo doc --workspace --no-deps")
             .env("RUSTDOCFLAGS", "-D warnings")
             .run()?;
         fuzz::run(&fuzz::Args::default())?;
     }
-    let agent = build::agent()?;
+    let image = image::image()?;
     say("test: the tests that need root");
     // Becoming the runner leaves Ctrl-C to it: it ends its tests and they clean up.
     match Line::new("cargo nextest run --workspace -P root")
-        .env("YURT_NET_BIN", agent)
+        .env("YURT_NET_BIN", Target::HOST.agent())
+        .env("YURT_NET_IMAGE", image)
         .env("YURT_OLD_KERNEL", kernel)
         .exec()? {}
+}
+
+/// The libraries' tests as aarch64 has them, word sizes, alignment and memory order included. Emulation is slow, so that property
+/// tests try fewer cases; what they find is in the code, and rarely in the architecture.
+fn emulated() -> Result<()> {
+    Line::new("cargo nextest run -P ci --lib -p yurt-ebpf -p yurt-net --target")
+        .arg(Target::Arm.triple())
+        .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", EMULATOR)
+        .env("PROPTEST_CASES", "8")
+        .run()
 }
 
 fn unit(profile: &str) -> Result<()> {

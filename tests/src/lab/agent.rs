@@ -19,10 +19,10 @@ use super::place::Process;
 
 /// Names the program to test instead of the release build.
 const PROGRAM: &str = "YURT_NET_BIN";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The agent's program: `$YURT_NET_BIN`, else `release/yurt-net` in the target directory that this
-/// program was built in.
+/// The agent's program: `$YURT_NET_BIN`, else what `cargo xtask build` leaves in the target directory
+/// that this program was built in.
 pub fn program() -> Result<PathBuf> {
     let path = match std::env::var_os(PROGRAM) {
         Some(path) => PathBuf::from(path),
@@ -31,6 +31,7 @@ pub fn program() -> Result<PathBuf> {
             .ancestors()
             .find(|dir| dir.ends_with("target"))
             .context("this program is in no target directory; set YURT_NET_BIN")?
+            .join(format!("{}-unknown-linux-musl", std::env::consts::ARCH))
             .join("release/yurt-net"),
     };
     if !path.is_file() {
