@@ -4,6 +4,8 @@ pub mod agent;
 pub mod cli;
 pub mod config;
 pub mod control;
+#[cfg(test)]
+mod costs;
 pub mod dataplane;
 pub mod disk;
 pub mod filesystem;

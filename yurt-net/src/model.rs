@@ -61,6 +61,13 @@ impl fmt::Display for Protocol {
     }
 }
 
+/// Ports of one Service, or of one EndpointSlice, that are served. One more is kept, so that the rest can be told.
+pub const MAX_PORTS: usize = 1000;
+/// Addresses of one kind (`externalIPs`, a load balancer's) of one Service that are looked at; one more is kept.
+pub const MAX_ADDRESSES: usize = 1000;
+/// Source ranges of one family that a Service may have; one more is kept. The publish word has no room for more.
+pub const MAX_SOURCE_RANGES: usize = 127;
+
 /// A v1 Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {

@@ -31,6 +31,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 pub use filter::Filter;
+use image::LeftOut;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
 pub use unit::{PROBE_V4, PROBE_V6};
@@ -55,7 +56,6 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         deletes: BTreeSet::new(),
         claimed: BTreeSet::new(),
         rows_by_index: BTreeMap::new(),
-        refused: BTreeMap::new(),
         has_retired: false,
     };
     planner.run(&table.services)
@@ -76,7 +76,6 @@ struct Planner<'a> {
     /// Service indices that a unit of this plan holds; only kept when not `is_delta`, as is the next field.
     claimed: BTreeSet<u32>,
     rows_by_index: BTreeMap<u32, Vec<FrontendKey>>,
-    refused: BTreeMap<ServiceKey, Refused>,
     has_retired: bool,
 }
 
@@ -87,6 +86,7 @@ impl Planner<'_> {
         let changes = if self.is_delta {
             changes(&table, desired)
         } else {
+            self.image.left_out.clear();
             all_new(desired)
         };
         let is_same_length = self.is_delta && changes.iter().all(Change::is_replacement);
@@ -111,19 +111,52 @@ impl Planner<'_> {
                 }
             }
         }
+        let retries = self.retries(desired, &changes);
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
-        let (present, absent): (Vec<_>, Vec<_>) =
+        let (present, mut absent): (Vec<_>, Vec<_>) =
             changes.into_iter().partition(|Change { old, new, .. }| {
                 old.is_some() || new.as_deref().is_some_and(|entry| self.is_present(entry))
             });
+        absent.extend(retries);
+        absent.sort_by(|a, b| a.key().cmp(&b.key()));
         for Change { old, new, .. } in present.iter().chain(&absent) {
             self.change(old.as_deref(), new.as_deref());
         }
-        let is_complete = self.refused.is_empty();
         let plan = self.finish(&old_prefixes);
-        // A delta starts from a table that is wholly there.
-        self.image.table = is_complete.then_some(table);
+        self.image.table = Some(table);
         plan
+    }
+
+    /// Those that did not fit, are what they were, and may fit by now. All others stay out of the way: to try one that asks for
+    /// a thousand rows with each change of somebody else would cost more than all that is changed.
+    fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
+        let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
+        let left_out = self.image.left_out.iter();
+        let may_fit = left_out.filter(|(_, left)| self.has_room(left.refused.map, left.needs));
+        let same = may_fit.filter(|(key, _)| !changed.contains(key));
+        let retry = same.filter_map(|(key, _)| {
+            let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
+            Some(Change {
+                at,
+                old: Some(desired[at].clone()),
+                new: Some(desired[at].clone()),
+            })
+        });
+        retry.collect()
+    }
+
+    fn has_room(&self, map: FullMap, needs: usize) -> bool {
+        match map {
+            FullMap::Frontends4 => self.has_rows(AddressFamily::V4, needs),
+            FullMap::Frontends6 => self.has_rows(AddressFamily::V6, needs),
+            FullMap::Services => self.image.indices.unused() >= needs,
+            FullMap::Slots4 => self.image.unused_slots(AddressFamily::V4) >= needs,
+            FullMap::Slots6 => self.image.unused_slots(AddressFamily::V6) >= needs,
+        }
+    }
+
+    fn has_rows(&self, family: AddressFamily, needs: usize) -> bool {
+        self.rows_of(family) + needs <= self.image.capacity.frontends(family)
     }
 
     fn finish(&mut self, old_prefixes: &ClusterPrefixes) -> Plan {
@@ -164,10 +197,10 @@ impl Planner<'_> {
             self.has_retired |= self.image.retire_unclaimed(&self.claimed);
         }
         self.image.seal_retired();
-        let refused = std::mem::take(&mut self.refused).into_values().collect();
+        let left_out = self.image.left_out.values();
         Plan {
             ops,
-            refused,
+            refused: left_out.map(|left| left.refused.clone()).collect(),
             has_retired: self.has_retired,
         }
     }
@@ -199,6 +232,7 @@ impl Planner<'_> {
         let Some(key) = old.or(new).map(|entry| &entry.key) else {
             return;
         };
+        self.image.left_out.remove(key);
         for family in [AddressFamily::V4, AddressFamily::V6] {
             let units_of = |entry: Option<&ServiceEntry>| {
                 entry.map(|entry| units(entry, family, self.prefixes))
@@ -214,10 +248,9 @@ impl Planner<'_> {
 
     fn change_unit(&mut self, key: &ServiceKey, old_unit: Option<Unit>, new_unit: Option<Unit>) {
         let old_rows = old_unit.map(|unit| unit.rows).unwrap_or_default();
-        let index = match &*old_rows {
-            [(row, _), ..] => self.image.service_of(row),
-            [] => None,
-        };
+        // Not all of them are there where the map was full.
+        let mut present = old_rows.iter();
+        let index = present.find_map(|(row, _)| self.image.service_of(row));
         let kept = match new_unit {
             Some(unit) => self.place(key, index, &unit).then_some(unit),
             None => {
@@ -227,12 +260,11 @@ impl Planner<'_> {
                 None
             }
         };
+        let kept = kept.iter().flat_map(|unit| &unit.rows);
+        let kept: BTreeSet<FrontendKey> = kept.map(|(row, _)| *row).collect();
         for (row, _) in old_rows {
-            let is_kept = kept
-                .as_ref()
-                .is_some_and(|unit| unit.rows.iter().any(|(key, _)| *key == row));
             // Another unit or service may have taken the row over in this plan.
-            if !is_kept && !self.puts.contains_key(&row) {
+            if !kept.contains(&row) && !self.puts.contains_key(&row) {
                 self.delete(row);
             }
         }
@@ -264,8 +296,9 @@ impl Planner<'_> {
             !self.image.frontends.contains_key(row) && !self.puts.contains_key(row)
         };
         let needed = unit.rows.iter().filter(|(row, _)| is_new(row)).count();
-        if self.rows_of(unit.family) + needed > self.image.capacity.frontends(unit.family) {
-            self.refuse(key, FullMap::frontends(unit.family), index.is_some());
+        if !self.has_rows(unit.family, needed) {
+            let map = FullMap::frontends(unit.family);
+            self.refuse(key, map, index.is_some(), needed);
             let Some(index) = index else { return false };
             // What is present stays, with what it serves now.
             self.set(key, index, unit);
@@ -314,7 +347,7 @@ impl Planner<'_> {
     fn delete(&mut self, key: FrontendKey) {
         if self.puts.remove(&key).is_some() && !self.image.frontends.contains_key(&key) {
             self.new_rows[slot(key.address)] -= 1;
-        } else {
+        } else if self.image.frontends.contains_key(&key) {
             self.deletes.insert(key);
         }
     }
@@ -337,13 +370,13 @@ impl Planner<'_> {
             let service = self.image.services.get(&index)?;
             let is_free = service.family == unit.family && !self.claimed.contains(&index);
             let is_ours_alone = || {
+                let ours: BTreeSet<FrontendKey> = unit.rows.iter().map(|(row, _)| *row).collect();
                 let rows = self
                     .rows_by_index
                     .get(&index)
                     .map(Vec::as_slice)
                     .unwrap_or_default();
-                rows.iter()
-                    .all(|other| unit.rows.iter().any(|(row, _)| row == other))
+                rows.iter().all(|other| ours.contains(other))
             };
             (is_free && is_ours_alone()).then_some(index)
         })
@@ -351,7 +384,7 @@ impl Planner<'_> {
 
     fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
         let Some(index) = self.with_grace(|image| image.indices.take(1)) else {
-            self.refuse(key, FullMap::Services, false);
+            self.refuse(key, FullMap::Services, false, 1);
             return None;
         };
         if !self.is_delta {
@@ -360,7 +393,8 @@ impl Planner<'_> {
         let Some(base) = self.write_slots(unit.family, &unit.set) else {
             self.image.indices.free(index, 1);
             self.claimed.remove(&index);
-            self.refuse(key, FullMap::slots(unit.family), false);
+            let map = FullMap::slots(unit.family);
+            self.refuse(key, map, false, unit.set.slots() as usize);
             return None;
         };
         self.image.services.insert(
@@ -405,7 +439,9 @@ impl Planner<'_> {
                 backends: still_right.collect(),
                 terms: unit.set.terms.clone(),
             };
-            self.refuse(key, FullMap::slots(unit.family), !part.backends.is_empty());
+            let map = FullMap::slots(unit.family);
+            let (has_some, needs) = (!part.backends.is_empty(), unit.set.slots() as usize);
+            self.refuse(key, map, has_some, needs);
             if old.as_ref() == Some(&part) {
                 return;
             }
@@ -465,14 +501,15 @@ impl Planner<'_> {
         })
     }
 
-    fn refuse(&mut self, service: &ServiceKey, map: FullMap, has_some: bool) {
-        self.refused
-            .entry(service.clone())
-            .or_insert_with(|| Refused {
-                service: service.clone(),
-                map,
-                has_some,
-            });
+    /// `needs` more entries of `map` were asked for.
+    fn refuse(&mut self, service: &ServiceKey, map: FullMap, has_some: bool, needs: usize) {
+        let refused = Refused {
+            service: service.clone(),
+            map,
+            has_some,
+        };
+        let left_out = self.image.left_out.entry(service.clone());
+        left_out.or_insert(LeftOut { refused, needs });
     }
 
     /// Keeps the rows that say which ClusterIPs are known.
@@ -501,11 +538,12 @@ impl Planner<'_> {
             };
             let family = AddressFamily::from(address);
             let is_new = !self.image.frontends.contains_key(&key) && !self.puts.contains_key(&key);
-            if is_new && self.rows_of(family) >= self.image.capacity.frontends(family) {
-                self.refuse(&new.key, FullMap::frontends(family), true);
+            // A user of a row that has no room is one all the same: when it has, it is there for all of them.
+            *self.image.addresses.entry(address).or_default() += 1;
+            if is_new && !self.has_rows(family, 1) {
+                self.refuse(&new.key, FullMap::frontends(family), true, 1);
                 continue;
             }
-            *self.image.addresses.entry(address).or_default() += 1;
             self.put(
                 key,
                 FrontendRow {
@@ -531,6 +569,13 @@ struct Change {
 }
 
 impl Change {
+    fn key(&self) -> Option<&ServiceKey> {
+        self.old
+            .as_ref()
+            .or(self.new.as_ref())
+            .map(|entry| &entry.key)
+    }
+
     fn is_replacement(&self) -> bool {
         self.old.is_some() && self.new.is_some()
     }

@@ -21,8 +21,14 @@ use crate::model::{Protocol, Rejection, TrafficPolicy};
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
 pub const MAX_PREFIXES: usize = 16;
 
-/// Most source ranges of one family: what the publish word counts.
-pub const MAX_SOURCE_RANGES: usize = 127;
+pub use crate::model::MAX_SOURCE_RANGES;
+
+/// Frontends of one Service, over all of its ports: a fifth of what the map holds by default.
+pub const MAX_FRONTENDS: usize = 4096;
+
+/// Endpoints of one Service, over all of its ports: as many as one publish word counts, and twice what the map holds by
+/// default.
+pub const MAX_ENDPOINTS: usize = 1 << 16;
 
 /// The whole table of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -290,12 +296,12 @@ impl ServiceEntry {
     /// at one address and port there is one answer, and it is the narrower one.
     pub fn admitted(&self, frontend: &Frontend) -> impl Iterator<Item = &IpNetwork> {
         let is_ours = |range: &&IpNetwork| range.is_ipv4() == frontend.address.is_ipv4();
-        let mut same = self
-            .frontends
-            .iter()
-            .filter(|other| (other.address, other.port) == (frontend.address, frontend.port));
-        let is_limited = !self.source_ranges.is_empty()
-            && same.any(|other| other.kind == FrontendKind::LoadBalancer);
+        let balanced = Frontend {
+            kind: FrontendKind::LoadBalancer,
+            ..*frontend
+        };
+        let is_limited =
+            !self.source_ranges.is_empty() && self.frontends.binary_search(&balanced).is_ok();
         self.source_ranges
             .iter()
             .filter(move |range| is_limited && is_ours(range))

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::space::Space;
-use super::{Filter, FrontendKey, FrontendRow, KeyPort, ServedSet};
+use super::{Filter, FrontendKey, FrontendRow, KeyPort, Refused, ServedSet};
 use crate::model::AddressFamily;
-use crate::table::{ClusterPrefixes, ServiceEntry};
+use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey};
 
 /// Entries that each map holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,8 +67,18 @@ pub struct MapImage {
     slots6: Space,
     /// Users of each [`KeyPort::Any`] row.
     pub(super) addresses: BTreeMap<IpAddr, u32>,
-    /// The table that this image was planned from, when all of it is in.
+    /// The table that this image was planned from; `None`: nobody knows.
     pub(super) table: Option<Vec<Arc<ServiceEntry>>>,
+    /// What of it is not in, or not all of it.
+    pub(super) left_out: BTreeMap<ServiceKey, LeftOut>,
+}
+
+/// A service port that did not fit when it was planned last.
+#[derive(Clone, Debug)]
+pub(super) struct LeftOut {
+    pub(super) refused: Refused,
+    /// So many entries of the map were asked for and not there.
+    pub(super) needs: usize,
 }
 
 /// A map image as read from the maps; see [`MapImage::observed`].
@@ -104,6 +114,7 @@ impl MapImage {
             slots6: Space::new(capacity.slots6),
             addresses: BTreeMap::new(),
             table: None,
+            left_out: BTreeMap::new(),
         }
     }
 
@@ -221,6 +232,14 @@ impl MapImage {
         match key.port {
             KeyPort::Any => None,
             KeyPort::Port(..) => self.frontends.get(key).map(|row| row.service),
+        }
+    }
+
+    /// Slots that a plan may get, in one piece or not.
+    pub(super) fn unused_slots(&self, family: AddressFamily) -> usize {
+        match family {
+            AddressFamily::V4 => self.slots4.unused(),
+            AddressFamily::V6 => self.slots6.unused(),
         }
     }
 

@@ -660,7 +660,19 @@ proptest! {
                     prop_assert_eq!(seen, wanted);
                 }
             }
+            // What does not fit is not tried again and again, and is told as long as it is left out.
+            settle(&mut maps, &mut image, table);
+            let before = settle(&mut maps, &mut image, table);
+            let again = plan(table, &mut image);
+            prop_assert!(again.ops.iter().all(|op| *op == Op::Grace), "{:?}", again.ops);
+            prop_assert_eq!(&again.refused, &before);
         }
+        // Nothing of what did not fit has stayed: all of the room is there again.
+        settle(&mut maps, &mut image, &ServiceTable::default());
+        let mut fresh = MapImage::empty(capacity);
+        settle(&mut empty(capacity), &mut fresh, &ServiceTable::default());
+        prop_assert_eq!(image.usage(), fresh.usage());
+        prop_assert_eq!(image.frontends(), fresh.frontends());
     }
 
     #[test]

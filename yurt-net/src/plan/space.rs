@@ -83,6 +83,16 @@ impl Space {
         self.sealed.append(&mut self.retired);
     }
 
+    /// What is free, or would be after a grace period.
+    pub(super) fn unused(&self) -> usize {
+        let sealed = self.sealed.iter().map(|(_, length)| length);
+        self.free
+            .values()
+            .chain(sealed)
+            .map(|length| *length as usize)
+            .sum()
+    }
+
     /// Whether a grace period would free anything.
     pub(super) fn has_sealed(&self) -> bool {
         !self.sealed.is_empty()

@@ -1,5 +1,6 @@
 //! A service port as the maps see it: rows and backends of one family. And the one that is always there, the probe.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -61,7 +62,7 @@ fn unit(
     let is_ours = |frontend: &&Frontend| {
         AddressFamily::from(frontend.address) == family && group_of(frontend) == group
     };
-    let mut rows = Vec::new();
+    let (mut rows, mut known) = (Vec::new(), BTreeSet::new());
     for frontend in entry.frontends.iter().filter(is_ours) {
         let port = KeyPort::Port(protocol, frontend.port);
         // A ClusterIP without endpoints is refused by what is known of its address.
@@ -71,7 +72,7 @@ fn unit(
         let address = frontend.address;
         let row = (FrontendKey { address, port }, false);
         // An external IP may be the load balancer's address too.
-        if !is_refused_by_address && !rows.contains(&row) {
+        if !is_refused_by_address && known.insert(row) {
             rows.push(row);
         }
         if frontend.kind == FrontendKind::NodePort {
@@ -80,7 +81,7 @@ fn unit(
                 AddressFamily::V6 => Ipv6Addr::LOCALHOST.into(),
             };
             let loopback = (FrontendKey { address, port }, true);
-            if !rows.contains(&loopback) {
+            if known.insert(loopback) {
                 rows.push(loopback);
             }
         }

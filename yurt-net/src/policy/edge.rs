@@ -10,6 +10,7 @@
 //! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -18,10 +19,10 @@ use ipnetwork::IpNetwork;
 use super::endpoints::shared;
 use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
-    AddressFamily, NamespacedName, PoolService, Protocol, Rejection, Service, ServicePort,
-    ServiceType, Snapshot,
+    AddressFamily, MAX_ADDRESSES, MAX_PORTS, NamespacedName, PoolService, Protocol, Rejection,
+    Service, ServicePort, ServiceType, Snapshot,
 };
-use crate::table::{Frontend, FrontendKind, MAX_SOURCE_RANGES, ServiceEntry};
+use crate::table::{Frontend, FrontendKind, MAX_FRONTENDS, MAX_SOURCE_RANGES, ServiceEntry};
 use crate::text;
 
 /// Whether this proxy serves the Service at all (kube-proxy's `ShouldSkipService` and label selector).
@@ -140,8 +141,13 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
         let mut ranges = service.source_ranges.iter();
         ranges.any(|range| range.prefix() == 0 && range.is_ipv4() == is_v4)
     };
+    let (is_open_v4, is_open_v6) = (is_open(true), is_open(false));
+    let is_limited = |range: &IpNetwork| match range {
+        IpNetwork::V4(_) => !is_open_v4,
+        IpNetwork::V6(_) => !is_open_v6,
+    };
     let ranges = service.source_ranges.iter().copied();
-    let mut ranges: Vec<IpNetwork> = ranges.filter(|r| !is_open(r.is_ipv4())).collect();
+    let mut ranges: Vec<IpNetwork> = ranges.filter(is_limited).collect();
     ranges.sort_unstable();
     ranges.dedup();
     shared(ranges)
@@ -214,23 +220,42 @@ impl ServiceAddresses {
             (FrontendKind::ExternalIp, &*service.external_ips),
             (FrontendKind::LoadBalancer, &*balanced),
         ];
+        let limited: BTreeSet<IpAddr> = balanced.iter().copied().collect();
+        let admitted_v4 = ranges.iter().filter(|range| range.is_ipv4()).count();
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
-            for &address in addresses {
+            // Before the work: all of it is done again for each change of a slice.
+            if addresses.len() > MAX_ADDRESSES {
+                refused.push(format!(
+                    "it has more than {MAX_ADDRESSES} addresses of kind {kind}: the others are not served here"
+                ));
+            }
+            for &address in addresses.iter().take(MAX_ADDRESSES) {
                 // An external IP that is the load balancer's too is behind the same ranges.
-                let is_balanced = kind != FrontendKind::ClusterIp && balanced.contains(&address);
-                let of_family = ranges.iter().filter(|r| r.is_ipv4() == address.is_ipv4());
-                let admitted = of_family.count();
+                let is_balanced = kind != FrontendKind::ClusterIp && limited.contains(&address);
+                let admitted = match address.is_ipv4() {
+                    true => admitted_v4,
+                    false => ranges.len() - admitted_v4,
+                };
                 match unusable(kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
                     None if is_balanced && admitted > MAX_SOURCE_RANGES => refused.push(format!(
-                        "{kind} {address} is not served here: it admits {admitted} source ranges, and at most \
-                         {MAX_SOURCE_RANGES} can be; merge some"
+                        "{kind} {address} is not served here: it admits more than {MAX_SOURCE_RANGES} source ranges; merge some"
                     )),
                     None => fixed.push((kind, address)),
                 }
             }
+        }
+        let for_each_port = MAX_FRONTENDS / service.ports.len().clamp(1, MAX_PORTS);
+        if fixed.len() > for_each_port {
+            let count = fixed.len();
+            refused.push(format!(
+                "{count} addresses of {} ports are more than {MAX_FRONTENDS} frontends: only its first {for_each_port} \
+                 addresses are served here",
+                service.ports.len().min(MAX_PORTS)
+            ));
+            fixed.truncate(for_each_port);
         }
         let node = environment.node_addresses.iter().copied();
         let node = node.filter(|&address| has_node_ports && has_family(service, address));

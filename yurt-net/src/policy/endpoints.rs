@@ -14,16 +14,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::Environment;
 use super::edge::has_family;
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
 use crate::model::{
-    AddressFamily, Endpoint, EndpointSlice, Protocol, Service, ServicePort, TrafficPolicy,
+    AddressFamily, Endpoint, EndpointSlice, MAX_PORTS, Protocol, Service, ServicePort,
+    TrafficPolicy,
 };
 use crate::retain::probing::Failing;
 use crate::retain::truth::Move;
-use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind};
+use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind, MAX_ENDPOINTS};
+use crate::text;
 
 /// YurtHub's dummy interface and secure port (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, cmd/yurthub/app/options/options.go).
 const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
@@ -77,15 +81,110 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
     Cow::Owned(slice)
 }
 
-/// The slices of a Service as the policy reads them.
-pub(super) fn all_seen<'a>(
-    slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
-    environment: &Environment,
-) -> Vec<Cow<'a, EndpointSlice>> {
-    slices
-        .into_iter()
-        .map(|slice| seen(slice, environment))
-        .collect()
+/// The slices of a Service as the policy reads them, and where in them each port is.
+pub(super) struct Slices<'a> {
+    all: Vec<Cow<'a, EndpointSlice>>,
+    /// Indices of a slice and of a port in it, sorted by name and protocol of the port: a Service may have a thousand
+    /// ports and a thousand slices.
+    by_port: SmallVec<[(u32, u32); 2]>,
+}
+
+impl<'a> Slices<'a> {
+    /// All of them.
+    pub(super) fn new(
+        slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>,
+        environment: &Environment,
+    ) -> Self {
+        let slices = slices.into_iter();
+        let mut all = Self {
+            all: slices.map(|slice| seen(slice, environment)).collect(),
+            by_port: SmallVec::new(),
+        };
+        all.index();
+        all
+    }
+
+    fn index(&mut self) {
+        self.by_port.clear();
+        for (at, slice) in (0u32..).zip(&self.all) {
+            let ports = (0u32..).zip(slice.ports.iter().take(MAX_PORTS));
+            self.by_port.extend(ports.map(|(port, _)| (at, port)));
+        }
+        let all = &self.all;
+        let key = |&(slice, port): &(u32, u32)| {
+            let port = &all[slice as usize].ports[port as usize];
+            (&*port.name, port.protocol)
+        };
+        self.by_port.sort_by(|a, b| key(a).cmp(&key(b)));
+    }
+
+    /// The slices that have a port, with the number that it has there: each has its own, for Pods may resolve a named
+    /// targetPort differently.
+    fn with_port(
+        &self,
+        name: &str,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = (&EndpointSlice, u16)> {
+        let at = |&(slice, port): &(u32, u32)| {
+            let slice = &*self.all[slice as usize];
+            (slice, &slice.ports[port as usize])
+        };
+        let key = move |place: &(u32, u32)| {
+            let (_, port) = at(place);
+            (&*port.name, port.protocol)
+        };
+        let first = self
+            .by_port
+            .partition_point(|place| key(place) < (name, protocol));
+        let places = self.by_port.iter().skip(first).map(at);
+        places
+            .take_while(move |(_, port)| (&*port.name, port.protocol) == (name, protocol))
+            .map(|(slice, port)| (slice, port.port))
+    }
+
+    /// Leaves out what would cost more than one Service may; returns what there is to say of that.
+    pub(super) fn keep_within_limits(&mut self, ports: &[&ServicePort]) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for slice in self
+            .all
+            .iter()
+            .filter(|slice| slice.ports.len() > MAX_PORTS)
+        {
+            let name = text::name(&slice.name.name);
+            reasons.push(format!(
+                "EndpointSlice {name} has more than {MAX_PORTS} ports: those after the first {MAX_PORTS} are left out"
+            ));
+        }
+        let wanted = ports
+            .iter()
+            .flat_map(|port| self.with_port(&port.name, port.protocol));
+        let endpoints: usize = wanted.map(|(slice, _)| slice.endpoints.len()).sum();
+        if endpoints <= MAX_ENDPOINTS {
+            return reasons;
+        }
+        // In an order that does not depend on when they came.
+        self.all.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+        let wanted: BTreeSet<_> = ports.iter().map(|p| (&*p.name, p.protocol)).collect();
+        let mut left = MAX_ENDPOINTS;
+        for slice in &mut self.all {
+            let ports = slice.ports.iter().take(MAX_PORTS);
+            let served = ports.filter(|p| wanted.contains(&(&*p.name, p.protocol)));
+            let served = served.count();
+            let most = left.checked_div(served).unwrap_or(usize::MAX);
+            if slice.endpoints.len() > most {
+                let mut cut = slice.clone().into_owned();
+                cut.endpoints = cut.endpoints[..most].into();
+                *slice = Cow::Owned(cut);
+            }
+            left -= served * slice.endpoints.len();
+        }
+        self.index();
+        reasons.push(format!(
+            "its ports have {endpoints} endpoints, and at most {MAX_ENDPOINTS} are served: those of the last EndpointSlices \
+             by name are left out"
+        ));
+        reasons
+    }
 }
 
 /// The endpoints of one port in the family of `any` that are inside the closure, sorted, each once; `outside` gets the
@@ -94,29 +193,24 @@ pub(super) fn candidates<'a>(
     port: &ServicePort,
     any: IpAddr,
     closure: Closure,
-    slices: &'a [Cow<'_, EndpointSlice>],
+    slices: &'a Slices<'_>,
     environment: &Environment,
     mut outside: impl FnMut(SocketAddr, &'a Endpoint, Outside),
 ) -> Vec<Candidate<'a>> {
     let topology = &environment.topology;
     let mut found = Vec::new();
-    for slice in slices.iter().filter(|slice| slice.family == any.into()) {
-        // Each slice has its own number for the same port name: Pods may resolve a named targetPort differently.
-        let mut ports = slice.ports.iter();
-        while let Some(slice_port) =
-            ports.find(|p| p.name == port.name && p.protocol == port.protocol)
-        {
-            let endpoints = slice.endpoints.iter();
-            for endpoint in endpoints.filter(|e| e.address.is_ipv4() == any.is_ipv4()) {
-                let at = SocketAddr::new(endpoint.address, slice_port.port);
-                match topology.outside(closure, endpoint) {
-                    Some(reason) => outside(at, endpoint, reason),
-                    None => found.push(Candidate {
-                        at,
-                        endpoint,
-                        is_here: topology.is_here(endpoint),
-                    }),
-                }
+    let with_port = slices.with_port(&port.name, port.protocol);
+    for (slice, number) in with_port.filter(|(slice, _)| slice.family == any.into()) {
+        let endpoints = slice.endpoints.iter();
+        for endpoint in endpoints.filter(|e| e.address.is_ipv4() == any.is_ipv4()) {
+            let at = SocketAddr::new(endpoint.address, number);
+            match topology.outside(closure, endpoint) {
+                Some(reason) => outside(at, endpoint, reason),
+                None => found.push(Candidate {
+                    at,
+                    endpoint,
+                    is_here: topology.is_here(endpoint),
+                }),
             }
         }
     }
@@ -166,7 +260,7 @@ pub(super) fn endpoint_set(
     port: &ServicePort,
     any: IpAddr,
     closure: Closure,
-    slices: &[Cow<'_, EndpointSlice>],
+    slices: &Slices<'_>,
     frontends: &[Frontend],
     environment: &Environment,
 ) -> EndpointSet {

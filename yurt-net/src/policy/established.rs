@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::endpoints::{all_seen, candidates};
+use super::endpoints::{Slices, candidates};
 use super::{Environment, Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
 use crate::table::{
@@ -104,7 +104,10 @@ pub(super) fn has_lost(old: &ServiceEntry, new: &ServiceEntry) -> bool {
     old.internal_policy != new.internal_policy
         || is_less(&old.v4, &new.v4)
         || is_less(&old.v6, &new.v6)
-        || old.frontends.iter().any(|f| !new.frontends.contains(f))
+        || old
+            .frontends
+            .iter()
+            .any(|f| new.frontends.binary_search(f).is_err())
 }
 
 /// Judges flows over one snapshot.
@@ -175,7 +178,7 @@ impl Judge<'_> {
         let mut ports = self.snapshot.services.get(&name)?.ports.iter();
         let port = ports.find(|p| p.name == key.port && p.protocol == key.protocol)?;
         let is_usable = |endpoint: &Endpoint| endpoint.is_ready || endpoint.is_serving;
-        let slices = all_seen(slices.iter().copied(), environment);
+        let slices = Slices::new(slices.iter().copied(), environment);
         let mut is_outside = false;
         let inside = candidates(
             port,

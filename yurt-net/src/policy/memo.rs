@@ -13,14 +13,17 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::edge::{self, ServiceAddresses};
-use super::endpoints::{all_seen, endpoint_set};
+use super::endpoints::{Slices, endpoint_set};
 use super::{Environment, established, prefixes};
 use crate::model::{
-    Endpoint, EndpointSlice, NamespacedName, PoolService, Protocol, Rejection, Service,
+    Endpoint, EndpointSlice, MAX_PORTS, NamespacedName, PoolService, Protocol, Rejection, Service,
     ServicePort, Snapshot, Touched,
 };
-use crate::table::{ServiceEntry, ServiceKey, ServiceTable};
+use crate::table::{Frontend, ServiceEntry, ServiceKey, ServiceTable};
 use crate::text;
+
+/// Things said of one Service.
+const MAX_REASONS: usize = 20;
 
 /// See the module. An entry that comes out equal keeps its `Arc`.
 #[derive(Clone, Debug, Default)]
@@ -393,9 +396,14 @@ impl Remembered {
             environment,
             &mut self.reasons,
         );
-        let seen = all_seen(&self.slices, environment);
-
-        let mut ports: Vec<&ServicePort> = service.ports.iter().collect();
+        let mut ports: Vec<&ServicePort> = service.ports.iter().take(MAX_PORTS).collect();
+        if service.ports.len() > MAX_PORTS {
+            self.reasons.push(format!(
+                "it has more than {MAX_PORTS} ports: those after the first {MAX_PORTS} are left out"
+            ));
+        }
+        let mut slices = Slices::new(&self.slices, environment);
+        self.reasons.extend(slices.keep_within_limits(&ports));
         ports.sort_by_key(|port| (&port.name, port.protocol));
         let old = std::mem::take(&mut self.entries);
         self.entries.reserve_exact(ports.len());
@@ -416,7 +424,15 @@ impl Remembered {
             }
             let frontends = addresses.frontends(port);
             let set = |any: IpAddr| {
-                endpoint_set(&service, port, any, closure, &seen, &frontends, environment)
+                endpoint_set(
+                    &service,
+                    port,
+                    any,
+                    closure,
+                    &slices,
+                    &frontends,
+                    environment,
+                )
             };
             let entry = ServiceEntry {
                 key,
@@ -430,8 +446,15 @@ impl Remembered {
                 frontends: frontends.into(),
             };
             // What was shown goes first: it is what the last table holds.
-            let entry = keep_equal(self.shown.iter().chain(&old), entry);
+            let entry = keep_equal(&[&self.shown, &old], entry);
             self.entries.push(entry);
+        }
+        // Each is a line for people, and there may be one for each of a thousand addresses.
+        let more = self.reasons.len().saturating_sub(MAX_REASONS);
+        if more > 1 {
+            self.reasons.truncate(MAX_REASONS);
+            self.reasons
+                .push(format!("and {more} more of the same Service"));
         }
     }
 
@@ -441,7 +464,7 @@ impl Remembered {
             let new = match shown.frontends == entry.frontends {
                 true => entry.clone(),
                 false => keep_equal(
-                    [&*shown],
+                    &[std::slice::from_ref(shown)],
                     ServiceEntry {
                         frontends: shown.frontends.clone(),
                         ..ServiceEntry::clone(entry)
@@ -461,11 +484,13 @@ impl Remembered {
     }
 }
 
-fn keep_equal<'a>(
-    old: impl IntoIterator<Item = &'a Arc<ServiceEntry>>,
-    entry: ServiceEntry,
-) -> Arc<ServiceEntry> {
-    match old.into_iter().find(|old| ***old == entry) {
+/// The old one of two equal entries; each list is sorted by key.
+fn keep_equal(old: &[&[Arc<ServiceEntry>]], entry: ServiceEntry) -> Arc<ServiceEntry> {
+    let same = old.iter().find_map(|list| {
+        let at = list.binary_search_by(|old| old.key.cmp(&entry.key)).ok()?;
+        Some(&list[at]).filter(|old| ***old == entry)
+    });
+    match same {
         Some(old) => old.clone(),
         None => Arc::new(entry),
     }
@@ -491,10 +516,15 @@ fn settle_conflicts(
             continue;
         }
         let mut shown = Few::with_capacity(range.len());
+        let mut said = 0;
         for (index, entry) in range.zip(&remembered.entries) {
-            let mut frontends = entry.frontends.to_vec();
+            let mut taken = BTreeSet::new();
             while let Some(loss) = losses.next_if(|loss| loss.loser == index) {
-                frontends.retain(|f| (f.address, f.port) != (loss.address, loss.port));
+                taken.insert((loss.address, loss.port));
+                said += 1;
+                if said > MAX_REASONS {
+                    continue;
+                }
                 let protocol = entry.key.protocol;
                 let endpoint = SocketAddr::new(loss.address, loss.port);
                 let winner = &entries[loss.winner].key;
@@ -503,10 +533,14 @@ fn settle_conflicts(
                 );
                 reasons.push((name.clone(), reason));
             }
-            shown.push(match *frontends == *entry.frontends {
+            let frontends = entry.frontends.iter().copied();
+            let frontends: Vec<Frontend> = frontends
+                .filter(|f| !taken.contains(&(f.address, f.port)))
+                .collect();
+            shown.push(match taken.is_empty() {
                 true => entry.clone(),
                 false => keep_equal(
-                    &remembered.shown,
+                    &[&remembered.shown],
                     ServiceEntry {
                         frontends: frontends.into(),
                         ..ServiceEntry::clone(entry)
@@ -515,6 +549,12 @@ fn settle_conflicts(
             });
         }
         remembered.shown = shown;
+        if let Some(more) = said.checked_sub(MAX_REASONS).filter(|more| *more > 0) {
+            reasons.push((
+                name.clone(),
+                format!("and {more} more addresses and ports that others have"),
+            ));
+        }
     }
     reasons
 }

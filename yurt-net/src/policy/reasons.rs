@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use super::endpoints::{all_seen, candidates, ejected};
+use super::endpoints::{Slices, candidates, ejected};
 use super::traffic::Categories;
 use super::{Environment, Memory, NodeView, PolicyConfig, edge};
 use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort, Snapshot};
@@ -119,7 +119,7 @@ impl<'a> Reasons<'a> {
             port,
             frontend.address,
         );
-        let slices = all_seen(slices.into_iter().flatten().copied(), &self.environment);
+        let slices = Slices::new(slices.into_iter().flatten().copied(), &self.environment);
         let topology = &self.environment.topology;
         let mut outside = Vec::new();
         let candidates = candidates(

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::value::Keep::{self, All, Only, Under};
-use super::value::{Value, Wrong, at, boolean, each, entries, text};
+use super::value::{Value, Wrong, at, boolean, each, each_up_to, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, NamespacedName, Node,
-    NodeBucket, NodePool, Protocol, ServiceCidr,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, MAX_PORTS,
+    NamespacedName, Node, NodeBucket, NodePool, Protocol, ServiceCidr,
 };
 
 mod pod;
@@ -347,7 +347,7 @@ fn slice(
         return Ok(None);
     };
     let ports = at(value, "ports", |ports| {
-        each(ports, |port| endpoint_port(port, names))
+        each_up_to(MAX_PORTS, ports, |port| endpoint_port(port, names))
     })?;
     let found = at(value, "endpoints", |all| {
         each(all, |one| {
@@ -374,7 +374,7 @@ fn slice(
         service: service.into(),
         family,
         is_headless,
-        ports: ports.into_iter().flatten().collect(),
+        ports,
         endpoints: endpoints.into(),
         pods: pods.into(),
     }))

@@ -197,6 +197,26 @@ pub(super) fn each<'v, 'de, T>(
     Ok(all)
 }
 
+/// Reads each element, and keeps one more than `most` of those that are something: of a longer list nobody needs to
+/// know more than that it is too long, and it may be a megabyte.
+pub(super) fn each_up_to<'v, 'de, T>(
+    most: usize,
+    value: &'v Value<'de>,
+    mut read: impl FnMut(&'v Value<'de>) -> Result<Option<T>, Wrong>,
+) -> Result<Box<[T]>, Wrong> {
+    let mut kept = Vec::new();
+    each(value, |element| {
+        // All are read: what is wrong behind the limit is wrong, too.
+        if let Some(one) = read(element)?
+            && kept.len() <= most
+        {
+            kept.push(one);
+        }
+        Ok(())
+    })?;
+    Ok(kept.into())
+}
+
 /// Reads each entry of an object; an absent one is empty.
 pub(super) fn entries<'v, 'de>(
     value: &'v Value<'de>,

@@ -1,5 +1,6 @@
 //! Services, and what OpenYurt says about them in one pool.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
@@ -8,8 +9,11 @@ use super::{
     DISCARD, LISTEN, POOL_NAME, POOL_SERVICE_OF, PROXY_NAME, TOPOLOGY_KEYS, address, label,
     port_number, protocol, required,
 };
-use crate::model::{NamespacedName, PoolService, Service, ServicePort, ServiceType, TrafficPolicy};
-use crate::source::decode::value::{Value, Wrong, at, each, text};
+use crate::model::{
+    MAX_ADDRESSES, MAX_PORTS, MAX_SOURCE_RANGES, NamespacedName, PoolService, Service, ServicePort,
+    ServiceType, TrafficPolicy,
+};
+use crate::source::decode::value::{Value, Wrong, at, each, each_up_to, text};
 use crate::source::decode::{Names, parse_cidr};
 
 /// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
@@ -36,24 +40,22 @@ pub(super) fn service(
         if cluster_ips.is_empty() {
             cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);
         }
-        let external_ips = at(spec, "externalIPs", |all| each(all, external_ip))?;
-        let source_ranges = at(spec, "loadBalancerSourceRanges", |all| {
-            each(all, source_range)
+        let external_ips = at(spec, "externalIPs", |all| {
+            each_up_to(MAX_ADDRESSES, all, external_ip)
         })?;
         Ok(Service {
             name,
             service_type: at(spec, "type", service_type)?,
             cluster_ips: cluster_ips.into_iter().flatten().collect(),
-            external_ips: external_ips.into_iter().flatten().collect(),
+            external_ips,
             load_balancer_ips,
             ports: at(spec, "ports", |all| {
-                each(all, |port| service_port(port, names))
-            })?
-            .into(),
+                each_up_to(MAX_PORTS, all, |port| service_port(port, names).map(Some))
+            })?,
             internal_policy: at(spec, "internalTrafficPolicy", traffic_policy)?,
             external_policy: at(spec, "externalTrafficPolicy", traffic_policy)?,
             affinity_seconds: affinity_seconds(spec)?,
-            source_ranges: source_ranges.into_iter().flatten().collect(),
+            source_ranges: at(spec, "loadBalancerSourceRanges", source_ranges)?,
             topology_keys,
             listen,
             is_discarded,
@@ -77,12 +79,31 @@ pub(super) fn pool_service(
 }
 
 fn load_balancer_ips(value: &Value<'_>) -> Result<Box<[IpAddr]>, Wrong> {
-    let ips = at(value, "status", |status| {
+    at(value, "status", |status| {
         at(status, "loadBalancer", |balancer| {
-            at(balancer, "ingress", |all| each(all, ingress_ip))
+            at(balancer, "ingress", |all| {
+                each_up_to(MAX_ADDRESSES, all, ingress_ip)
+            })
         })
+    })
+}
+
+/// All of them, each once, while they can be served; of more only so many that this can be told. One of length 0 admits
+/// all others of its family, so it is kept wherever it stands.
+fn source_ranges(value: &Value<'_>) -> Result<Box<[IpNetwork]>, Wrong> {
+    let (mut kept, mut known, mut counts) = (Vec::new(), BTreeSet::new(), [0; 2]);
+    each(value, |element| {
+        let Some(range) = source_range(element)? else {
+            return Ok(());
+        };
+        let count = &mut counts[usize::from(range.is_ipv6())];
+        if (*count <= MAX_SOURCE_RANGES || range.prefix() == 0) && known.insert(range) {
+            *count += 1;
+            kept.push(range);
+        }
+        Ok(())
     })?;
-    Ok(ips.into_iter().flatten().collect())
+    Ok(kept.into())
 }
 
 /// 0 = none.
