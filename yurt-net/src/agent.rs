@@ -178,8 +178,8 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     agent.retain(&mut retention, &mut probing).await;
     agent.inform(&mut devices);
     let drift_interval = match args.drift_interval {
-        0 => NEVER,
-        seconds => Duration::from_secs(seconds),
+        Duration::ZERO => NEVER,
+        interval => interval.min(NEVER),
     };
     let mut next_drift = Instant::now() + drift_interval;
     loop {

@@ -286,9 +286,9 @@ pub struct RunArgs {
     /// Probes.
     #[command(flatten)]
     pub probes: ProbeArgs,
-    /// How often the maps and links are compared with what they should be; 0 = never. Seconds.
-    #[arg(long, default_value_t = 30, value_name = "SECONDS")]
-    pub drift_interval: u64,
+    /// How often the maps and links are compared with what they should be, as 30s or 1m; 0 = never.
+    #[arg(long, default_value = "30s", value_name = "TIME", value_parser = parse_duration)]
+    pub drift_interval: Duration,
     /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example, it is
     /// tried again.
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
@@ -414,7 +414,7 @@ pub struct StatusArgs {
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
-    /// Wait at most this long until the first table is applied, as 10s or 500ms.
+    /// Wait at most this long until the first table is applied, as 10s, 1m or 500ms.
     #[arg(long, value_name = "TIME", value_parser = parse_duration)]
     pub wait: Option<Duration>,
     /// Form.
@@ -461,18 +461,13 @@ pub struct CleanupArgs {
     pub stay: bool,
 }
 
-fn parse_duration(text: &str) -> Result<Duration, &'static str> {
-    const EXPECTED: &str = "expected a time such as 10s or 500ms";
-    let (number, is_millis) = match text.strip_suffix("ms") {
-        Some(number) => (number, true),
-        None => (text.strip_suffix('s').unwrap_or(text), false),
-    };
-    let number: u64 = number.parse().ok().ok_or(EXPECTED)?;
-    Ok(if is_millis {
-        Duration::from_millis(number)
-    } else {
-        Duration::from_secs(number)
-    })
+/// A number alone is seconds.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text)
+        .map_err(|error| format!("{error}: expected a time such as 30s, 1m, 1m30s or 500ms"))
 }
 
 #[cfg(test)]
@@ -519,10 +514,43 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_in_seconds_and_milliseconds() {
-        assert_eq!(parse_duration("10s"), Ok(Duration::from_secs(10)));
-        assert_eq!(parse_duration("500ms"), Ok(Duration::from_millis(500)));
-        assert!(parse_duration("soon").is_err());
+    fn times_are_read_with_units_and_a_number_alone_is_seconds() {
+        for (text, millis) in [
+            ("10", 10_000),
+            ("0", 0),
+            ("10s", 10_000),
+            ("1m", 60_000),
+            ("1m30s", 90_000),
+            ("2h", 7_200_000),
+            ("500ms", 500),
+        ] {
+            assert_eq!(
+                parse_duration(text),
+                Ok(Duration::from_millis(millis)),
+                "{text}"
+            );
+        }
+        for text in ["soon", "", "10x", "-1s", "1e3", "99999999999999999999s"] {
+            assert!(
+                parse_duration(text).unwrap_err().contains("such as 30s"),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_the_plugins_are_told_stands_before_or_behind_what_to_do() {
+        for words in [
+            "cni --cni-conf-dir /c --state-dir /s install",
+            "cni install --cni-conf-dir /c --state-dir /s",
+        ] {
+            let words = std::iter::once("yurt-net").chain(words.split(' '));
+            let Command::Cni(args) = Cli::try_parse_from(words).unwrap().command else {
+                unreachable!()
+            };
+            let (conf_dir, state_dir) = (args.cni.cni_conf_dir, args.state_dir);
+            assert_eq!((conf_dir, state_dir), ("/c".into(), "/s".into()));
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod model;
 pub mod netns;
 pub mod node;
 pub mod observe;
+pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod retain;

@@ -3,7 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
 use std::error::Error;
-use std::io::IsTerminal as _;
+use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
 
 use clap::Parser as _;
@@ -13,7 +13,7 @@ use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::retain::cni::Plugin;
 use yurt_net::text::{self, Log, LogStyle};
-use yurt_net::{agent, cli, selftest};
+use yurt_net::{agent, cli, output, selftest};
 
 fn main() -> ExitCode {
     // A container runtime waits for plugins: they come before all that only the agent needs.
@@ -21,7 +21,10 @@ fn main() -> ExitCode {
     if let Some(plugin) = Plugin::named(program.as_ref()) {
         return plugin.main();
     }
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain_usage(&error),
+    };
     let format = match &cli.command {
         Command::Run(args) => args.log_format,
         _ => LogFormat::Text,
@@ -46,15 +49,22 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            #[expect(
-                clippy::print_stderr,
-                reason = "the last word of a command that failed"
-            )]
-            {
-                eprintln!("error: {}", text::line(&agent::chain(error.as_ref())));
-            }
+            let reason = agent::chain(error.as_ref());
+            output::complain(format_args!("error: {}", text::line(&reason)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Help, the version, or what is wrong with the command line: clap writes it in colours, where they are wanted.
+fn explain_usage(error: &clap::Error) -> ExitCode {
+    let code = u8::try_from(error.exit_code()).unwrap_or(2);
+    match error.print() {
+        Err(failed) if !error.use_stderr() && failed.kind() != ErrorKind::BrokenPipe => {
+            output::complain(format_args!("error: write to standard output: {failed}"));
+            ExitCode::FAILURE
+        }
+        _ => ExitCode::from(code),
     }
 }
 
@@ -102,7 +112,10 @@ fn start_log(format: LogFormat, level: LevelFilter) {
         LogStyle::Json
     };
     let writer = move || Log::new(std::io::stderr(), style);
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+    // A log that cannot be written is lost, and costs nothing else: the library would complain of it to stderr, and panic.
+    let layer = tracing_subscriber::fmt::layer()
+        .with_writer(writer)
+        .log_internal_errors(false);
     let layer = match style {
         LogStyle::Text => layer.with_target(false).with_ansi(false).boxed(),
         LogStyle::Json => layer.json().flatten_event(true).boxed(),

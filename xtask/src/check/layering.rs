@@ -56,6 +56,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/adopt.rs",
     "yurt-net/src/retain/announce.rs",
     "yurt-net/src/retain/cni/protocol.rs",
+    "yurt-net/src/retain/go.rs",
     "yurt-net/src/retain/install.rs",
     "yurt-net/src/retain/ledger.rs",
     "yurt-net/src/retain/ledger/codec.rs",

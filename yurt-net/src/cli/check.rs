@@ -1,5 +1,4 @@
 //! `check`: can this machine run the agent, and are Services really translated?
-#![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
 
 mod cni;
 mod retention;
@@ -15,6 +14,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
 use crate::filesystem::Kind;
+use crate::output::print;
 use crate::selftest;
 use crate::status::Status;
 use crate::text;
@@ -63,11 +63,12 @@ impl Finding {
 }
 
 /// Runs every check; true when none failed.
-pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
+pub async fn check(args: &CheckArgs) -> Result<bool, std::io::Error> {
     let findings = findings(args).await;
     match args.output {
-        Output::Json => println!("{}", text::json(&findings)?),
+        Output::Json => print(text::json(&findings)? + "\n")?,
         Output::Table => {
+            let mut report = String::new();
             for Finding {
                 check,
                 result,
@@ -80,11 +81,12 @@ pub async fn check(args: &CheckArgs) -> Result<bool, serde_json::Error> {
                     Outcome::Warning => "WARNING",
                     Outcome::Failed => "FAILED ",
                 };
-                println!("{mark}  {check:<12} {}", text::message(detail));
+                report += &format!("{mark}  {check:<12} {}\n", text::message(detail));
                 if !remedy.is_empty() {
-                    println!("         {:<12} -> {}", "", text::message(remedy));
+                    report += &format!("         {:<12} -> {}\n", "", text::message(remedy));
                 }
             }
+            print(report)?;
         }
     }
     Ok(findings

@@ -1,12 +1,25 @@
 //! `cni`: the plugins into the node's configuration, and out of it.
-#![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
+
+use std::io;
 
 use crate::config::{CniArgs, CniVerb};
+use crate::output::print;
 use crate::retain::install::Directories;
 use crate::retain::install::files::{InstallError, Report};
 
+/// Why it is not done, or not said.
+#[derive(Debug, thiserror::Error)]
+pub enum CniVerbError {
+    /// It is not done.
+    #[error(transparent)]
+    Install(#[from] InstallError),
+    /// Standard output.
+    #[error(transparent)]
+    Output(#[from] io::Error),
+}
+
 /// Does it, and prints what was done.
-pub fn cni(args: &CniArgs) -> Result<(), InstallError> {
+pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
     let cni = args.cni.cni();
     match args.verb {
         CniVerb::Install => {
@@ -24,22 +37,19 @@ pub fn cni(args: &CniArgs) -> Result<(), InstallError> {
                 true => format!("{what}: installed"),
                 false => format!("{what}: as they are"),
             };
-            println!(
-                "{}",
-                said(
-                    has_installed,
-                    &format!("plugins in {}", cni.bin_dir.display())
+            let plugins = format!("plugins in {}", cni.bin_dir.display());
+            let settings = format!("settings in {}", config.display());
+            let other_ipam = other_ipam.map(|ipam| {
+                format!(
+                    "addresses are given by {ipam}: Pods keep their MAC, and their address as far as that one sees to it\n"
                 )
-            );
-            println!(
-                "{}",
-                said(has_written, &format!("settings in {}", config.display()))
-            );
-            if let Some(ipam) = other_ipam {
-                println!(
-                    "addresses are given by {ipam}: Pods keep their MAC, and their address as far as that one sees to it"
-                );
-            }
+            });
+            print(format_args!(
+                "{}\n{}\n{}",
+                said(has_installed, &plugins),
+                said(has_written, &settings),
+                other_ipam.unwrap_or_default()
+            ))?;
         }
         CniVerb::Uninstall => {
             // Before the plugins go, nobody may name them.
@@ -50,8 +60,8 @@ pub fn cni(args: &CniArgs) -> Result<(), InstallError> {
                     config,
                     has_written: true,
                     ..
-                }) => println!("removed from {}", config.display()),
-                _ => println!("nothing to remove"),
+                }) => print(format_args!("removed from {}\n", config.display()))?,
+                _ => print("nothing to remove\n")?,
             }
         }
     }

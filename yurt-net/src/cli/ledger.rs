@@ -1,12 +1,14 @@
 //! `ledger`: who has which addresses, for people.
-#![expect(clippy::print_stdout, reason = "what this verb prints is its result")]
 
 use std::net::IpAddr;
+use std::path::PathBuf;
+use std::{fs, io};
 
 use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
 use crate::observe::columns::columns;
+use crate::output::print;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
 use crate::retain::watch::{Reading, WatchError};
@@ -15,9 +17,24 @@ use crate::text;
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
+    /// Not even a place for one.
+    #[error(
+        "no ledger is at {}: --state-dir is the plugins' dataDir, or the agent's --state-dir",
+        directory.display()
+    )]
+    NoDirectory {
+        /// Where it was looked for.
+        directory: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The ledger.
     #[error(transparent)]
     Read(#[from] WatchError),
+    /// Standard output.
+    #[error(transparent)]
+    Output(#[from] io::Error),
     /// JSON out.
     #[error("convert to JSON")]
     Json(#[from] serde_json::Error),
@@ -153,6 +170,11 @@ fn rows(ledger: &Ledger, now: Now) -> Vec<Row<'_>> {
 
 /// Prints it. Reads only.
 pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
+    // Where there is a directory and no file, nobody has an address yet.
+    fs::read_dir(&args.state_dir).map_err(|source| ListError::NoDirectory {
+        directory: args.state_dir.clone(),
+        source,
+    })?;
     let Reading {
         ledger,
         now,
@@ -163,12 +185,13 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
     })?;
     let entries = rows(&ledger, now);
     match args.output {
-        Output::Json => println!("{}", text::json(&Listing { entries, alarms })?),
+        Output::Json => print(text::json(&Listing { entries, alarms })? + "\n")?,
         Output::Table => {
-            print!("{}", table(&entries));
+            let mut report = table(&entries);
             for alarm in alarms {
-                println!("alarm: {}", text::message(&alarm));
+                report += &format!("alarm: {}\n", text::message(&alarm));
             }
+            print(report)?;
         }
     }
     Ok(())

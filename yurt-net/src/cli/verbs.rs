@@ -1,9 +1,4 @@
 //! `plan`, `explain`, `status` and `cleanup`.
-#![expect(
-    clippy::print_stdout,
-    reason = "what these verbs print is their result"
-)]
-
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
@@ -12,12 +7,14 @@ use tokio::time::timeout;
 
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
 use super::show::{Paint, plan_json, plan_table};
+use crate::agent::chain;
 use crate::config::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf;
 use crate::model::{Snapshot, Touched};
 use crate::node::routes::{RouteError, Routes};
+use crate::output::print;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::source::preferred::Sources;
@@ -64,14 +61,16 @@ pub enum VerbError {
     /// JSON in or out.
     #[error("convert to or from JSON")]
     Json(#[from] serde_json::Error),
+    /// Standard output.
+    #[error(transparent)]
+    Output(#[from] std::io::Error),
     /// `status --wait`.
-    #[error("not ready after {} ms", waited.as_millis())]
+    #[error("not ready after {}: {why}", humantime::format_duration(*waited))]
     NotReady {
         /// For how long.
         waited: Duration,
-        /// What the last try said.
-        #[source]
-        source: Option<ControlError>,
+        /// What it waits for.
+        why: String,
     },
 }
 
@@ -137,8 +136,8 @@ pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let snapshot = load(&args.source, &args.node, &args.policy).await?;
     let (table, reasons) = table(&snapshot, &args.node, &args.policy);
     match args.output {
-        Output::Table => print!("{}", plan_table(&table, &reasons, paint())),
-        Output::Json => println!("{}", text::json(&plan_json(&table, &reasons))?),
+        Output::Table => print(plan_table(&table, &reasons, paint()))?,
+        Output::Json => print(text::json(&plan_json(&table, &reasons))? + "\n")?,
     }
     Ok(())
 }
@@ -163,8 +162,8 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
         }
     };
     match args.output {
-        Output::Table => print!("{}", text::plain(&explanation)?),
-        Output::Json => println!("{}", text::json(&explanation)?),
+        Output::Table => print(text::plain(&explanation)?)?,
+        Output::Json => print(text::json(&explanation)? + "\n")?,
     }
     Ok(())
 }
@@ -177,29 +176,45 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
         let Some(wait) = args.wait else {
             break serde_json::from_value(answer?)?;
         };
-        let source = match answer {
+        let why = match answer {
             Ok(answer) => {
                 let status: Status = serde_json::from_value(answer)?;
                 if status.ready {
                     break status;
                 }
-                None
+                why_not_ready(&status)
             }
-            Err(error) => Some(error),
+            Err(error) => chain(&error),
         };
         if started.elapsed() >= wait {
-            return Err(VerbError::NotReady {
-                waited: wait,
-                source,
-            });
+            return Err(VerbError::NotReady { waited: wait, why });
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     match args.output {
-        Output::Table => print!("{}", text::plain(&status)?.table()),
-        Output::Json => println!("{}", text::json(&status)?),
+        Output::Table => print(text::plain(&status)?.table())?,
+        Output::Json => print(text::json(&status)? + "\n")?,
     }
     Ok(())
+}
+
+/// What an agent that is not ready waits for.
+fn why_not_ready(status: &Status) -> String {
+    let source = &status.source;
+    let asked: Vec<&str> = source
+        .sources
+        .iter()
+        .map(|one| one.source.as_str())
+        .collect();
+    let asked = asked.join(", ");
+    match &source.source_error {
+        Some(error) => format!("source {asked}: {error}"),
+        None if status.failed_applies > 0 => {
+            "the table cannot be written to the kernel's maps; the agent's log says why".to_owned()
+        }
+        None if status.applied == 0 => format!("source {asked} has not said everything yet"),
+        None => "the programs are not attached yet".to_owned(),
+    }
 }
 
 /// `cleanup`.
@@ -212,14 +227,11 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let socket = args.place.state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
     let _ = std::fs::remove_file(socket);
-    println!(
-        "{}",
-        if had_pins || had_routes {
-            "removed all maps, programs, links and routes"
-        } else {
-            "nothing to remove"
-        }
-    );
+    print(if had_pins || had_routes {
+        "removed all maps, programs, links and routes\n"
+    } else {
+        "nothing to remove\n"
+    })?;
     if args.stay {
         let ended = |kind| signal(kind).map_err(VerbError::Signal);
         let mut terminate = ended(SignalKind::terminate())?;

@@ -5,16 +5,27 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 
 use crate::retain::install::files::Cni;
+use crate::retain::install::run::Host;
 use crate::retain::ledger::store::Place;
 
 /// Where the node's CNI is.
 #[derive(Args, Clone, Debug)]
 pub struct CniPlaceArgs {
     /// Directory of CNI configurations, of which runtimes take the first by name.
-    #[arg(long, default_value = "/etc/cni/net.d", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "/etc/cni/net.d",
+        value_name = "DIR"
+    )]
     pub cni_conf_dir: PathBuf,
     /// Directory of CNI plugins.
-    #[arg(long, default_value = "/opt/cni/bin", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "/opt/cni/bin",
+        value_name = "DIR"
+    )]
     pub cni_bin_dir: PathBuf,
 }
 
@@ -24,6 +35,8 @@ impl CniPlaceArgs {
         Cni {
             conf_dir: self.cni_conf_dir.clone(),
             bin_dir: self.cni_bin_dir.clone(),
+            program: "/proc/self/exe".into(),
+            host: Host::find(),
         }
     }
 }
@@ -38,10 +51,15 @@ pub struct CniArgs {
     #[command(flatten)]
     pub cni: CniPlaceArgs,
     /// What the plugins' dataDir is to be: the agent's state directory.
-    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    #[arg(
+        long,
+        global = true,
+        default_value = "/var/lib/yurt-net",
+        value_name = "DIR"
+    )]
     pub state_dir: PathBuf,
     /// What the plugins' runDir is to be.
-    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    #[arg(long, global = true, default_value = Place::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
 

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io::{self, IsTerminal as _, Read as _};
 use std::net::{AddrParseError, IpAddr};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -28,11 +28,14 @@ use super::range::RangeError;
 use super::settings::Settings as _;
 use crate::agent::chain;
 use crate::netns::Netns;
+use crate::output;
 use crate::source::unix_seconds;
 use crate::text;
 use crate::translate;
 
 mod guarding;
+#[cfg(test)]
+mod proptests;
 mod protocol;
 #[cfg(test)]
 mod tests;
@@ -104,7 +107,7 @@ pub enum CniError {
     #[error("there is no cni.dev/valid-attachments: GC needs the list of what is to stay")]
     NoAttachments,
     /// `IP=`, `ips`.
-    #[error("the requested address {text:?} is none")]
+    #[error("the requested address {text:?} is not an IP address")]
     Requested {
         /// As asked for.
         text: String,
@@ -187,13 +190,12 @@ impl Plugin {
     }
 
     /// Answers the request that this process was started for.
-    #[expect(
-        clippy::print_stdout,
-        clippy::print_stderr,
-        reason = "the answer; what an operator should know"
-    )]
     pub fn main(self) -> ExitCode {
         let variable = |name| std::env::var(name).unwrap_or_default();
+        if std::env::var_os("CNI_COMMAND").is_none() && io::stdin().is_terminal() {
+            output::complain(self.what_it_is());
+            return ExitCode::FAILURE;
+        }
         let environment = Environment {
             command: variable("CNI_COMMAND"),
             container: variable("CNI_CONTAINERID"),
@@ -204,19 +206,37 @@ impl Plugin {
         let mut alarms = Vec::new();
         let (version, result) = self.answer(&environment, &mut alarms);
         for alarm in alarms {
-            eprintln!("{}: alarm: {}", self.name(), text::message(&alarm));
+            output::complain(format_args!(
+                "{}: alarm: {}",
+                self.name(),
+                text::message(&alarm)
+            ));
         }
-        match result {
-            Ok(Value::Null) => ExitCode::SUCCESS,
-            Ok(answer) => {
-                println!("{answer}");
-                ExitCode::SUCCESS
-            }
+        let (code, answer) = match result {
+            Ok(answer) => (ExitCode::SUCCESS, answer),
+            Err(error) => (ExitCode::FAILURE, protocol::failure(version, &error)),
+        };
+        if answer.is_null() {
+            return code;
+        }
+        match output::print(format_args!("{answer}\n")) {
+            Ok(()) => code,
             Err(error) => {
-                println!("{}", protocol::failure(version, &error));
+                output::complain(format_args!("{}: {error}", self.name()));
                 ExitCode::FAILURE
             }
         }
+    }
+
+    /// For a person who has started it by hand.
+    fn what_it_is(self) -> String {
+        let name = self.name();
+        format!(
+            "{name} is a CNI plugin of yurt-net {}: container runtimes run it, with CNI_COMMAND and others in the environment and a \
+             configuration on standard input.\n`CNI_COMMAND=VERSION {name} < /dev/null` tells the versions that it speaks; \
+             `yurt-net cni install` puts it into this node's configuration, and `yurt-net ledger` shows what it has given.",
+            env!("CARGO_PKG_VERSION")
+        )
     }
 
     fn name(self) -> &'static str {
@@ -234,9 +254,9 @@ impl Plugin {
         let mut version = Version::NEWEST;
         let mut answer = || {
             // Always: who writes it does not like to find the pipe closed.
-            let mut text = String::new();
+            let mut text = Vec::new();
             io::stdin()
-                .read_to_string(&mut text)
+                .read_to_end(&mut text)
                 .map_err(CniError::Input)?;
             let verb = Verb::parse(&environment.command)?;
             if verb == Verb::Version {
@@ -281,9 +301,9 @@ impl<'a> Request<'a> {
             data_dir,
             run_dir,
             ttl_seconds,
-        } = match (plugin, &config.ipam) {
-            (Plugin::Ipam, Some(ipam)) => &ipam.store,
-            _ => &config.store,
+        } = match plugin {
+            Plugin::Ipam if config.ipam.is_some() => &config.ipam_store,
+            Plugin::Ipam | Plugin::Chained => &config.store,
         };
         let absolute = |key, path: &str| {
             let is_absolute = Path::new(path).is_absolute();
@@ -386,7 +406,10 @@ impl<'a> Request<'a> {
     /// Whether an ADD could be met as far as the configuration goes.
     fn status(&self) -> Result<Value, CniError> {
         match self.plugin {
-            Plugin::Ipam => drop(self.config.range_sets()?),
+            Plugin::Ipam => {
+                self.config.range_sets()?;
+                self.resolver()?;
+            }
             Plugin::Chained => drop(self.config.mac_policy()?),
         }
         Ok(Value::Null)

@@ -6,7 +6,10 @@
 
 use serde_json::{Map, Value, json};
 
+use super::go;
+
 pub mod files;
+pub mod run;
 #[cfg(test)]
 mod tests;
 
@@ -37,6 +40,8 @@ const IPAM: &str = "yurt-ipam";
 const CHAINED: &str = "yurt-cni";
 const HOST_LOCAL: &str = "host-local";
 const FLANNEL: &str = "flannel";
+/// For ranges that are known with an ADD only: documentation's (RFC 5737), which nobody else has.
+const STAND_IN: &str = "192.0.2.0/24";
 
 /// A configuration that the plugins cannot be put into.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,19 +99,17 @@ pub struct Directories {
 /// The configuration with the plugins in it. Behind a main plugin that is not known a person has put them; that is left as it is.
 pub fn install(config: &Value, directories: &Directories) -> Result<Installed, Refusal> {
     let mut config = config.clone();
-    let version = config["cniVersion"].as_str().unwrap_or_default().to_owned();
+    let version = version(&config);
     let plugins = plugins(&mut config)?;
     let main = plugins.first_mut().ok_or(Refusal::NoPlugins)?;
-    let kind = main["type"].as_str().unwrap_or_default().to_owned();
+    let kind = go::text(main, "type").to_owned();
     let mut owners = OWNERS.iter();
     if let Some((plugin, reason)) = owners.find(|(plugin, _)| *plugin == kind) {
         return Err(Refusal::Owned { plugin, reason });
     }
-    if !VERSIONS.contains(&version.as_str()) {
-        return Err(Refusal::Version { version });
-    }
+    version?;
     if !MAINS.contains(&kind.as_str()) {
-        let other_ipam = main["ipam"]["type"].as_str().unwrap_or("none");
+        let other_ipam = ipam_of(main).unwrap_or("none");
         let other_ipam = (other_ipam != IPAM).then(|| other_ipam.to_owned());
         let is_by_hand = plugins.iter().skip(1).any(is_chained);
         return match is_by_hand {
@@ -130,28 +133,71 @@ pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
     let plugins = plugins(&mut config)?;
     plugins.retain(|plugin| !is_chained(plugin));
     for plugin in plugins {
-        let Some(ipam) = plugin.get_mut("ipam").and_then(Value::as_object_mut) else {
+        if ipam_of(plugin) != Some(IPAM) {
+            continue;
+        }
+        let ipam = go::field_mut(plugin, "ipam").and_then(Value::as_object_mut);
+        let Some(ipam) = ipam else {
             continue;
         };
-        if ipam.get("type").is_some_and(|kind| kind == IPAM) {
-            ipam.insert("type".to_owned(), json!(HOST_LOCAL));
-            for key in ["dataDir", "runDir", "ttlSeconds"] {
-                ipam.remove(key);
-            }
-            if let Some(directory) = ipam.remove("migrateFrom") {
-                ipam.insert("dataDir".to_owned(), directory);
-            }
+        set(ipam, "type", json!(HOST_LOCAL));
+        for key in ["dataDir", "runDir", "ttlSeconds"] {
+            take(ipam, key);
+        }
+        if let Some(directory) = take(ipam, "migrateFrom") {
+            set(ipam, "dataDir", directory);
         }
     }
     Ok(config)
 }
 
 fn is_chained(plugin: &Value) -> bool {
-    plugin["type"] == CHAINED
+    go::text(plugin, "type") == CHAINED
+}
+
+fn ipam_of(main: &Value) -> Option<&str> {
+    let kind = go::text(go::field(main, "ipam"), "type");
+    (!kind.is_empty()).then_some(kind)
+}
+
+/// Gives a field a value, under the key that Go takes for it.
+fn set(fields: &mut Map<String, Value>, name: &str, value: Value) {
+    let key = go::key(fields, name).unwrap_or(name).to_owned();
+    fields.insert(key, value);
+}
+
+/// Takes a field out, under whatever keys; what Go has read there, if it is anything.
+fn take(fields: &mut Map<String, Value>, name: &str) -> Option<Value> {
+    let mut taken = None;
+    while let Some(key) = go::key(fields, name).map(str::to_owned) {
+        let value = fields.remove(&key);
+        taken = taken.or(value);
+    }
+    taken.filter(|value| !value.is_null() && *value != "")
+}
+
+/// The version that a runtime speaks with the plugins (libcni `NetworkConfFromBytes`): the newest of `cniVersions` and `cniVersion` that
+/// it knows. A runtime from before `cniVersions` reads the other one only.
+fn version(config: &Value) -> Result<&'static str, Refusal> {
+    let single = config["cniVersion"].as_str().unwrap_or_default();
+    let listed = config["cniVersions"]
+        .as_array()
+        .map_or(&[][..], Vec::as_slice);
+    let refused = |version: &str| Refusal::Version {
+        version: version.to_owned(),
+    };
+    let known = VERSIONS
+        .iter()
+        .rfind(|known| single == **known || listed.iter().any(|one| one == **known));
+    match known {
+        Some(version) => Ok(version),
+        None if listed.is_empty() => Err(refused(single)),
+        None => Err(refused(&config["cniVersions"].to_string())),
+    }
 }
 
 fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
-    if config.get("plugins").is_none() && config.get("type").is_some() {
+    if config.get("plugins").is_none() && !go::text(config, "type").is_empty() {
         return Err(Refusal::Single);
     }
     let plugins = config.get_mut("plugins").and_then(Value::as_array_mut);
@@ -160,25 +206,71 @@ fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
 
 /// Returns the IPAM plugin that stays.
 fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Option<String> {
-    let main = main.as_object_mut()?;
-    if kind == FLANNEL {
+    let found = ipam_of(main).map(str::to_owned);
+    let fields = main.as_object_mut()?;
+    if kind == FLANNEL && go::key(fields, "ipam").is_none_or(|key| fields[key].is_null()) {
         // Without one it uses host-local.
-        main.entry("ipam").or_insert_with(|| json!({}));
+        set(fields, "ipam", json!({}));
     }
-    let ipam = main.get_mut("ipam").and_then(Value::as_object_mut)?;
-    match ipam.get("type").and_then(Value::as_str) {
+    match found.as_deref() {
         Some(IPAM) => None,
-        None | Some(HOST_LOCAL) if kind == FLANNEL || ipam.contains_key("type") => {
-            ipam.insert("type".to_owned(), json!(IPAM));
+        None if kind != FLANNEL => Some("none".to_owned()),
+        None | Some(HOST_LOCAL) => {
+            let ipam = go::field_mut(main, "ipam").and_then(Value::as_object_mut)?;
+            set(ipam, "type", json!(IPAM));
             // Where host-local has kept its files: they are taken over, and it finds them again.
-            if let Some(directory) = ipam.remove("dataDir") {
+            if let Some(directory) = take(ipam, "dataDir") {
                 ipam.insert("migrateFrom".to_owned(), directory);
             }
             ipam.extend(directories.settings());
             None
         }
-        other => Some(other.unwrap_or("none").to_owned()),
+        Some(other) => Some(other.to_owned()),
     }
+}
+
+/// A plugin of ours, and the configuration that a runtime would give it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Call {
+    /// Which plugin.
+    pub plugin: &'static str,
+    /// What it is told on standard input.
+    pub config: Value,
+}
+
+/// How a runtime would call our plugins in this configuration. Ranges that come only with an ADD have a stand-in.
+pub fn calls(config: &Value) -> Vec<Call> {
+    // STATUS is there since 1.1.0; nothing that it looks at depends on the version.
+    let version = VERSIONS[VERSIONS.len() - 1];
+    let plugins = config["plugins"].as_array().map_or(&[][..], Vec::as_slice);
+    let of = |plugin: &'static str, conf: &Value| {
+        let mut conf = conf.clone();
+        // By flannel's plugin, or by the runtime.
+        let is_brought = go::text(&conf, "type") == FLANNEL
+            || go::field(&conf, "capabilities")["ipRanges"] == true;
+        if let Some(fields) = conf.as_object_mut() {
+            set(fields, "name", config["name"].clone());
+            set(fields, "cniVersion", json!(version));
+            if is_brought {
+                set(
+                    fields,
+                    "runtimeConfig",
+                    json!({"ipRanges": [[{"subnet": STAND_IN}]]}),
+                );
+            }
+        }
+        Call {
+            plugin,
+            config: conf,
+        }
+    };
+    let ipam = plugins
+        .iter()
+        .filter(|plugin| ipam_of(plugin) == Some(IPAM));
+    let chained = plugins.iter().filter(|plugin| is_chained(plugin));
+    ipam.map(|plugin| of(IPAM, plugin))
+        .chain(chained.map(|plugin| of(CHAINED, plugin)))
+        .collect()
 }
 
 impl Directories {

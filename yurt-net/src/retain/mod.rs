@@ -13,6 +13,7 @@
 pub mod adopt;
 pub mod announce;
 pub mod cni;
+mod go;
 pub mod install;
 pub mod ledger;
 pub mod limit;

@@ -7,7 +7,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+
+use super::go;
 
 #[cfg(test)]
 mod tests;
@@ -17,13 +20,21 @@ mod tests;
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
     /// The subnet.
+    #[serde(deserialize_with = "subnet")]
     pub subnet: IpNetwork,
     /// Its first address to give [the one after the network].
+    #[serde(default, deserialize_with = "go::address")]
     pub range_start: Option<IpAddr>,
     /// Its last one [the one before the broadcast address].
+    #[serde(default, deserialize_with = "go::address")]
     pub range_end: Option<IpAddr>,
     /// The gateway, which is never given [the first address].
+    #[serde(default, deserialize_with = "go::address")]
     pub gateway: Option<IpAddr>,
+}
+
+fn subnet<'de, D: Deserializer<'de>>(value: D) -> Result<IpNetwork, D::Error> {
+    go::network(value)?.ok_or_else(|| D::Error::custom("a range needs a subnet"))
 }
 
 /// A configuration that gives no addresses.

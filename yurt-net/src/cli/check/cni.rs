@@ -66,6 +66,12 @@ fn configuration(path: &Path, config: &Value, directories: &Directories) -> Find
 fn plugins(cni: &Cni) -> Finding {
     let directory = cni.bin_dir.display();
     let foreign = cni.foreign_plugins();
+    // A CNI that others have installed counts by whether it runs, too.
+    if let (false, Err(error)) = (foreign.len() == 2, cni.try_plugins()) {
+        let remedy =
+            "Pods do not start while a configuration names them: install a build that runs here";
+        return Finding::new("cni-plugins", Outcome::Failed, chain(&error), remedy);
+    }
     if foreign.is_empty() {
         let detail = format!("yurt-ipam and yurt-cni in {directory} are this program");
         return Finding::ok("cni-plugins", detail);

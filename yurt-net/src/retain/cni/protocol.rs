@@ -3,15 +3,15 @@
 //! Source: the CNI specification (containernetworking/cni, SPEC.md), versions 0.3.1 to 1.1.0. The configuration comes on standard input,
 //! the rest in environment variables; the answer is JSON on standard output, and the exit code.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CniError;
+use crate::retain::go;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Key, Mac};
 use crate::retain::plan::Attachment;
@@ -162,8 +162,6 @@ impl Environment {
 pub(super) struct Config {
     pub(super) cni_version: String,
     pub(super) name: String,
-    #[serde(flatten)]
-    pub(super) store: StoreConfig,
     /// `yurt-cni`'s policy. `yurt-ipam` is told the main plugin's configuration, where it may mean anything: macvlan has a MAC there.
     mac: Value,
     pub(super) ipam: Option<Ipam>,
@@ -171,11 +169,13 @@ pub(super) struct Config {
     args: Args,
     pub(super) prev_result: Option<Value>,
     /// `None` where there is no such key; null is an empty list, as Go writes it.
-    #[serde(
-        rename = "cni.dev/valid-attachments",
-        deserialize_with = "list_or_null"
-    )]
+    #[serde(rename = "cni.dev/valid-attachments")]
     pub(super) valid_attachments: Option<Vec<ValidAttachment>>,
+    /// Of `yurt-cni`, and of `yurt-ipam`. They stand beside what the plugin says otherwise.
+    #[serde(skip)]
+    pub(super) store: StoreConfig,
+    #[serde(skip)]
+    pub(super) ipam_store: StoreConfig,
 }
 
 /// Where the ledger is, and for how long it retains.
@@ -198,6 +198,21 @@ impl Default for StoreConfig {
     }
 }
 
+impl StoreConfig {
+    /// As host-local has it, an empty directory is the default one.
+    fn read(section: &Value) -> Result<Self, serde_json::Error> {
+        let mut read: Self = go::read(section)?;
+        let default = Self::default();
+        if read.data_dir.is_empty() {
+            read.data_dir = default.data_dir;
+        }
+        if read.run_dir.is_empty() {
+            read.run_dir = default.run_dir;
+        }
+        Ok(read)
+    }
+}
+
 /// Which MAC `yurt-cni` gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -213,26 +228,47 @@ pub(super) enum MacPolicy {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Ipam {
-    #[serde(flatten)]
-    pub(super) store: StoreConfig,
     ranges: Vec<Vec<RangeConfig>>,
     /// One range without a list around it: this, and the next three.
+    #[serde(deserialize_with = "go::network")]
     subnet: Option<IpNetwork>,
+    #[serde(deserialize_with = "go::address")]
     range_start: Option<IpAddr>,
+    #[serde(deserialize_with = "go::address")]
     range_end: Option<IpAddr>,
+    #[serde(deserialize_with = "go::address")]
     gateway: Option<IpAddr>,
-    routes: Vec<Route>,
+    routes: Vec<Option<Route>>,
     pub(super) resolv_conf: String,
     /// Where host-local keeps its files; "" where there is nothing to take over.
     pub(super) migrate_from: Option<String>,
 }
 
-/// Passed on as it is.
+/// Passed on, with the fields that `types.Route` has, in its spelling.
 #[derive(Debug, Serialize, Deserialize)]
 struct Route {
     dst: IpNetwork,
-    #[serde(flatten)]
-    rest: BTreeMap<String, Value>,
+    #[serde(
+        default,
+        deserialize_with = "go::address",
+        skip_serializing_if = "Option::is_none"
+    )]
+    gw: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    mtu: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    advmss: i64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    priority: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    table: Option<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scope: Option<i64>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -257,7 +293,8 @@ struct CniArgs {
 }
 
 /// One of `cni.dev/valid-attachments`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
 pub(super) struct ValidAttachment {
     #[serde(rename = "containerID")]
     pub(super) container: String,
@@ -265,15 +302,26 @@ pub(super) struct ValidAttachment {
     pub(super) interface: String,
 }
 
-fn list_or_null<'de, D: Deserializer<'de>>(
-    value: D,
-) -> Result<Option<Vec<ValidAttachment>>, D::Error> {
-    Option::deserialize(value).map(|list| Some(list.unwrap_or_default()))
-}
-
 impl Config {
-    pub(super) fn parse(text: &str) -> Result<Self, CniError> {
-        serde_json::from_str(text).map_err(CniError::Decode)
+    /// Text that is not UTF-8 is taken as Go takes it, with U+FFFD in its place.
+    pub(super) fn parse(text: &[u8]) -> Result<Self, CniError> {
+        let text = String::from_utf8_lossy(text);
+        let value: Value = serde_json::from_str(&text).map_err(CniError::Decode)?;
+        Self::read(&value).map_err(CniError::Decode)
+    }
+
+    fn read(value: &Value) -> Result<Self, serde_json::Error> {
+        const VALID: &str = "cni.dev/valid-attachments";
+        let mut config: Self = go::read(value)?;
+        config.store = StoreConfig::read(value)?;
+        config.ipam_store = StoreConfig::read(go::field(value, "ipam"))?;
+        let has_valid = value
+            .as_object()
+            .is_some_and(|fields| go::key(fields, VALID).is_some());
+        if has_valid && config.valid_attachments.is_none() {
+            config.valid_attachments = Some(Vec::new());
+        }
+        Ok(config)
     }
 
     /// The addresses of an interface: those that the runtime brings along first.
@@ -299,18 +347,17 @@ impl Config {
 
     /// Addresses that somebody asks for, each once.
     pub(super) fn requested(&self, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
-        let args = environment
-            .arg("IP")
-            .split(',')
-            .filter(|text| !text.is_empty());
+        let args = environment.arg("IP").split(',');
         let others = self.runtime_config.ips.iter().chain(&self.args.cni.ips);
         let mut requested = Vec::new();
-        for text in args.chain(others.map(String::as_str)) {
+        let texts = args.chain(others.map(String::as_str));
+        for text in texts.filter(|text| !text.is_empty()) {
             let address = text.split_once('/').map_or(text, |(address, _)| address);
-            let address = address.parse().map_err(|source| CniError::Requested {
+            let address: IpAddr = address.parse().map_err(|source| CniError::Requested {
                 text: text.to_owned(),
                 source,
             })?;
+            let address = address.to_canonical();
             if !requested.contains(&address) {
                 requested.push(address);
             }
@@ -320,6 +367,9 @@ impl Config {
 
     /// Which MAC to give.
     pub(super) fn mac_policy(&self) -> Result<MacPolicy, CniError> {
+        if self.mac == "" {
+            return Ok(MacPolicy::default());
+        }
         let policy = Option::<MacPolicy>::deserialize(&self.mac).map_err(CniError::Decode)?;
         Ok(policy.unwrap_or_default())
     }
@@ -340,12 +390,15 @@ impl Config {
             .prev_result
             .as_ref()
             .ok_or(CniError::NoPreviousResult)?;
-        let result = PrevResult::deserialize(result).map_err(CniError::Decode)?;
+        let result: PrevResult = go::read(result).map_err(CniError::Decode)?;
         let index = (result.interfaces.iter())
             .position(|other| other.name == interface && !other.sandbox.is_empty());
-        // An address of no interface is one of this one, as that of an IPAM plugin is.
-        let ips = result.ips.iter();
-        let ips = ips.filter(|ip| ip.interface.is_none() || ip.interface == index);
+        let is_here = |ip: &&PrevIp| match ip.interface {
+            // An address of no interface is one of this one, as that of an IPAM plugin is.
+            None => true,
+            Some(of) => usize::try_from(of).ok() == index && index.is_some(),
+        };
+        let ips = result.ips.iter().flatten().filter(is_here);
         Ok(Claimed {
             addresses: ips.map(|ip| ip.address.ip()).collect(),
             mac: index.and_then(|index| result.interfaces[index].mac.parse().ok()),
@@ -358,7 +411,7 @@ impl Config {
 #[serde(default)]
 struct PrevResult {
     interfaces: Vec<PrevInterface>,
-    ips: Vec<PrevIp>,
+    ips: Vec<Option<PrevIp>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -371,7 +424,7 @@ struct PrevInterface {
 
 #[derive(Deserialize)]
 struct PrevIp {
-    interface: Option<usize>,
+    interface: Option<i64>,
     address: IpNetwork,
 }
 
@@ -386,8 +439,13 @@ pub(super) struct Claimed {
 impl Claimed {
     /// The previous result with this MAC in it, and nothing else changed.
     pub(super) fn result(&self, mut previous: Value, mac: Mac) -> Value {
-        if let Some(index) = self.index {
-            previous["interfaces"][index]["mac"] = json!(mac);
+        let interface = self.index.and_then(|index| {
+            let interfaces = go::field_mut(&mut previous, "interfaces")?.get_mut(index)?;
+            interfaces.as_object_mut()
+        });
+        if let Some(interface) = interface {
+            let key = go::key(interface, "mac").unwrap_or("mac").to_owned();
+            interface.insert(key, json!(mac));
         }
         previous
     }
@@ -407,11 +465,14 @@ pub(super) fn ipam_result(
         }
         ip
     });
-    let routes = config.ipam.as_ref().map_or(&[][..], |ipam| &ipam.routes);
+    let routes = config
+        .ipam
+        .iter()
+        .flat_map(|ipam| ipam.routes.iter().flatten());
     json!({
         "cniVersion": version.0,
         "ips": ips.collect::<Vec<_>>(),
-        "routes": routes,
+        "routes": routes.collect::<Vec<_>>(),
         "dns": dns(resolver),
     })
 }

@@ -15,7 +15,7 @@ fn environment(args: &str) -> Environment {
 }
 
 fn config(value: Value) -> Config {
-    Config::parse(&value.to_string()).unwrap()
+    Config::parse(value.to_string().as_bytes()).unwrap()
 }
 
 #[test]
@@ -98,7 +98,7 @@ fn ranges_are_read_as_host_local_has_them() {
     });
     assert_eq!(names(brought), ["10.7.0.1", "10.1.0.1", "fd00::1"]);
     let bad = json!({"ipam": {"subnet": "ten"}}).to_string();
-    assert_eq!(Config::parse(&bad).unwrap_err().code(), 6);
+    assert_eq!(Config::parse(bad.as_bytes()).unwrap_err().code(), 6);
 }
 
 #[test]

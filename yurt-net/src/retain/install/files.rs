@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Directories, Installed, Refusal, install, uninstall};
+use super::run::{Host, RunError};
+use super::{Directories, Installed, Refusal, calls, install, uninstall};
 
 /// What runtimes take for a configuration.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
@@ -39,6 +40,27 @@ pub enum InstallError {
         /// Why.
         #[source]
         source: Refusal,
+    },
+    /// It would make no Pods.
+    #[error("{} stays as it is: with the plugins in it, no Pod would start", path.display())]
+    Unusable {
+        /// The configuration.
+        path: PathBuf,
+        /// What a plugin says of it.
+        #[source]
+        source: RunError,
+    },
+    /// Of another machine, or in need of libraries that are not here.
+    #[error(
+        "the plugins of this version do not run on this node, so those in {} stay as they are",
+        directory.display()
+    )]
+    DoesNotRun {
+        /// Where plugins are.
+        directory: PathBuf,
+        /// How they fail.
+        #[source]
+        source: RunError,
     },
     /// The thread that waits for the disk.
     #[error("wait for the disk")]
@@ -81,6 +103,10 @@ pub struct Cni {
     pub conf_dir: PathBuf,
     /// Plugins.
     pub bin_dir: PathBuf,
+    /// What becomes a plugin: this very program.
+    pub program: PathBuf,
+    /// Where plugins are run.
+    pub host: Host,
 }
 
 /// Inode, length and the nanoseconds of the last change of each plugin; `None` where there is none.
@@ -128,11 +154,16 @@ impl Cni {
             Ok(Installed {
                 config: wanted,
                 other_ipam,
-            }) => Ok(Report {
-                has_written: write_if_other(&path, &config, &wanted)?,
-                config: path,
-                other_ipam,
-            }),
+            }) => {
+                if wanted != config {
+                    self.try_config(&path, &wanted)?;
+                }
+                Ok(Report {
+                    has_written: write_if_other(&path, &config, &wanted)?,
+                    config: path,
+                    other_ipam,
+                })
+            }
             Err(source) => Err(InstallError::Refused { path, source }),
         }
     }
@@ -170,15 +201,49 @@ impl Cni {
         }
     }
 
-    /// Puts this very program among the plugins, in place of an older one while that may run; true when it was not there.
+    /// Has the plugins, as a runtime would run them, look at a configuration that nobody uses yet.
+    fn try_config(&self, path: &Path, config: &Value) -> Result<(), InstallError> {
+        for call in calls(config) {
+            let plugin = self.bin_dir.join(call.plugin);
+            let asked = self.host.status(&plugin, &call);
+            asked.map_err(|source| InstallError::Unusable {
+                path: path.to_owned(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Whether the plugins that are installed run on this node.
+    pub fn try_plugins(&self) -> Result<(), RunError> {
+        let mut plugins = PLUGINS.iter();
+        plugins.try_for_each(|name| self.host.version(&self.bin_dir.join(name), name))
+    }
+
+    /// Puts this very program among the plugins, in place of an older one while that may run; true when it was not there. It is run
+    /// first, from here and from where it is to be: what does not run is not installed.
     pub fn install_plugins(&self) -> Result<bool, InstallError> {
+        let own = self.program.as_path();
+        let tried = |place: &Path| {
+            let mut plugins = PLUGINS.iter();
+            plugins
+                .try_for_each(|name| self.host.version(place, name))
+                .map_err(|source| InstallError::DoesNotRun {
+                    directory: self.bin_dir.clone(),
+                    source,
+                })
+        };
+        // Not only for what is new: the node may be another one than yesterday.
+        tried(own)?;
         fs::create_dir_all(&self.bin_dir).map_err(at("make", &self.bin_dir))?;
-        let own = Path::new("/proc/self/exe");
         let place = self.bin_dir.join(PROGRAM);
         let is_new = !is_same_file(own, &place).map_err(at("compare with", &place))?;
         if is_new {
             let mut program = File::open(own).map_err(at("open", own))?;
-            replace(&place, 0o755, |file| io::copy(&mut program, file).map(drop))?;
+            let copy = |file: &mut File| io::copy(&mut program, file).map(drop);
+            replace(&place, 0o755, copy, tried)?;
+        } else {
+            tried(&place)?;
         }
         let mut has_linked = false;
         for name in PLUGINS {
@@ -220,7 +285,7 @@ impl Cni {
 
     /// The plugins that are not this program, or not there.
     pub fn foreign_plugins(&self) -> Vec<&'static str> {
-        let own = Path::new("/proc/self/exe");
+        let own = self.program.as_path();
         let mut plugins = PLUGINS.to_vec();
         plugins.retain(|name| !is_same_file(own, &self.bin_dir.join(name)).unwrap_or_default());
         plugins
@@ -263,15 +328,18 @@ fn write_if_other(path: &Path, found: &Value, wanted: &Value) -> Result<bool, In
         source,
     })?;
     text.push(b'\n');
-    replace(path, mode, |file| file.write_all(&text))?;
+    // Through a link: it is another's, and what it leads to is what is read.
+    let place = fs::canonicalize(path).map_err(at("follow", path))?;
+    replace(&place, mode, |file| file.write_all(&text), |_| Ok(()))?;
     Ok(true)
 }
 
-/// Writes a file beside the place, and puts it there when it is whole and on the medium.
+/// Writes a file beside the place, and puts it there when it is whole, on the medium and found good.
 fn replace(
     place: &Path,
     mode: u32,
     write: impl FnOnce(&mut File) -> io::Result<()>,
+    is_good: impl FnOnce(&Path) -> Result<(), InstallError>,
 ) -> Result<(), InstallError> {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     // Without an extension that a runtime would read.
@@ -290,6 +358,7 @@ fn replace(
     drop(file);
     let moved = written
         .map_err(at("write", &beside))
+        .and_then(|()| is_good(&beside))
         .and_then(|()| fs::rename(&beside, place).map_err(at("rename", &beside)));
     if moved.is_err() {
         // It may be what fills the disk.
@@ -313,9 +382,85 @@ mod tests {
         let cni = Cni {
             conf_dir: directory.path().join("net.d"),
             bin_dir: directory.path().join("bin"),
+            program: directory.path().join("program"),
+            host: Host::find(),
         };
         fs::create_dir(&cni.conf_dir).unwrap();
+        program(&cni, GOOD);
+        cni.install_plugins().unwrap();
         cni
+    }
+
+    /// A plugin that takes any configuration.
+    const GOOD: &str = r#"#!/bin/sh
+cat > "${0%/*}/told" 2> /dev/null
+[ "$CNI_COMMAND" = STATUS ] || echo '{"supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}'
+"#;
+    /// One that takes none, and one that does not run at all.
+    const REFUSES: &str = r#"#!/bin/sh
+cat > /dev/null
+[ "$CNI_COMMAND" = VERSION ] && exec echo '{"supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"]}'
+echo '{"code": 7, "msg": "the ranges cannot be used", "details": "no subnet"}'
+exit 1
+"#;
+    const FAILS: &str = "#!/bin/sh\necho 'libc.so.6: version GLIBC_2.34 not found' >&2\nexit 1\n";
+
+    fn program(cni: &Cni, text: &str) {
+        fs::write(&cni.program, text).unwrap();
+        fs::set_permissions(&cni.program, Permissions::from_mode(0o755)).unwrap();
+    }
+
+    #[test]
+    fn a_plugin_that_does_not_run_on_the_node_is_not_installed_and_the_old_one_stays() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        for (text, reason) in [(FAILS, "GLIBC_2.34"), ("#!/no/such/loader\n", "run ")] {
+            program(&cni, text);
+            let error = crate::agent::chain(&cni.install_plugins().unwrap_err());
+            assert!(error.contains(reason), "{error}");
+            assert!(error.contains("stay as they are"), "{error}");
+            let installed = fs::read_to_string(cni.bin_dir.join("yurt-ipam")).unwrap();
+            assert_eq!(installed, GOOD);
+            assert_eq!(fs::read_dir(&cni.bin_dir).unwrap().count(), 3);
+            cni.try_plugins().unwrap();
+        }
+        // It ran when it was installed, and does so no more.
+        fs::write(cni.bin_dir.join(PROGRAM), FAILS).unwrap();
+        let error = crate::agent::chain(&cni.try_plugins().unwrap_err());
+        assert!(error.contains("GLIBC_2.34"), "{error}");
+    }
+
+    #[test]
+    fn a_configuration_that_the_plugins_refuse_is_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        program(&cni, REFUSES);
+        assert!(cni.install_plugins().unwrap());
+        let path = cni.conf_dir.join("10-edge.conflist");
+        fs::write(&path, LIST).unwrap();
+        let error = cni.install_config(&directories()).unwrap_err();
+        let error = crate::agent::chain(&error);
+        assert!(
+            error.contains("the ranges cannot be used: no subnet"),
+            "{error}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), LIST);
+    }
+
+    #[test]
+    fn a_configuration_that_is_a_link_stays_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        let (link, place) = (
+            cni.conf_dir.join("10-edge.conflist"),
+            directory.path().join("edge.conflist"),
+        );
+        fs::write(&place, LIST).unwrap();
+        symlink("../edge.conflist", &link).unwrap();
+        assert!(cni.install_config(&directories()).unwrap().has_written);
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("../edge.conflist"));
+        let written: Value = serde_json::from_slice(&fs::read(&place).unwrap()).unwrap();
+        assert_eq!(written["plugins"][1]["type"], "yurt-cni");
     }
 
     fn directories() -> Directories {
@@ -374,8 +519,6 @@ mod tests {
     fn the_plugins_are_this_program_and_an_older_one_makes_room() {
         let directory = tempfile::tempdir().unwrap();
         let cni = cni(&directory);
-        assert_eq!(cni.foreign_plugins(), PLUGINS);
-        assert!(cni.install_plugins().unwrap());
         assert!(!cni.install_plugins().unwrap());
         assert_eq!(cni.foreign_plugins(), [""; 0]);
         fs::write(cni.bin_dir.join(PROGRAM), "an older one").unwrap();

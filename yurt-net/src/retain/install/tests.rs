@@ -154,3 +154,87 @@ fn behind_an_unknown_main_plugin_only_a_person_puts_them() {
     let alone = json!({"cniVersion": "1.0.0", "plugins": [{"type": "yurt-cni"}]});
     assert!(install(&alone, &directories()).is_err());
 }
+
+#[test]
+fn keys_are_read_in_any_letter_case_and_nothing_as_nothing() {
+    let ranges = json!([[{"subnet": "10.1.0.0/24"}]]);
+    let config = json!({"cniVersion": "1.0.0", "name": "edge", "plugins": [
+        {"Type": "bridge", "IPAM": {"TYPE": "host-local", "Ranges": ranges, "DataDir": "", "routes": null}},
+    ]});
+    let after = installed(config);
+    assert_eq!(
+        after["plugins"][0]["IPAM"],
+        json!({
+            "TYPE": "yurt-ipam", "Ranges": ranges, "routes": null,
+            "dataDir": "/var/lib/yurt-net", "runDir": "/run/yurt-net",
+        })
+    );
+    assert_eq!(installed(after.clone()), after);
+    let before = uninstall(&after).unwrap();
+    assert_eq!(
+        before["plugins"],
+        json!([{"Type": "bridge", "IPAM": {"TYPE": "host-local", "Ranges": ranges, "routes": null}}])
+    );
+    let mut flannel = flannel();
+    flannel["plugins"][0]["ipam"] = json!(null);
+    assert_eq!(
+        installed(flannel)["plugins"][0]["ipam"]["type"],
+        "yurt-ipam"
+    );
+    // A bridge without addresses has none to keep.
+    for ipam in [json!(null), json!({}), json!({"type": ""})] {
+        let without = install(&bridge(ipam), &directories()).unwrap();
+        assert_eq!(without.other_ipam.as_deref(), Some("none"));
+    }
+}
+
+#[test]
+fn the_version_is_the_newest_that_runtimes_and_plugins_know() {
+    let with = |version: Value, versions: Value| {
+        let mut config = bridge(json!({"type": "host-local"}));
+        config["cniVersion"] = version;
+        config["cniVersions"] = versions;
+        install(&config, &directories())
+            .map(drop)
+            .map_err(|refusal| refusal.to_string())
+    };
+    with(json!(null), json!(["0.4.0", "1.0.0", "1.2.0"])).unwrap();
+    with(json!("1.2.0"), json!(["1.1.0", "7.0.0"])).unwrap();
+    with(json!("1.0.0"), json!(null)).unwrap();
+    assert!(
+        with(json!("1.2.0"), json!(null))
+            .unwrap_err()
+            .contains("\"1.2.0\"")
+    );
+    assert!(
+        with(json!(null), json!(["0.2.0"]))
+            .unwrap_err()
+            .contains("0.2.0")
+    );
+    assert!(with(json!(null), json!(null)).is_err());
+}
+
+#[test]
+fn plugins_are_tried_as_a_runtime_calls_them() {
+    let ranges = json!([[{"subnet": "10.1.0.0/24"}]]);
+    let calls = |config: Value| {
+        let calls = calls(&installed(config));
+        let plugins: Vec<_> = calls.iter().map(|call| call.plugin).collect();
+        assert_eq!(plugins, ["yurt-ipam", "yurt-cni"]);
+        calls[0].config.clone()
+    };
+    let config = calls(bridge(json!({"type": "host-local", "ranges": ranges})));
+    assert_eq!(
+        (&config["name"], &config["cniVersion"]),
+        (&json!("edge"), &json!("1.1.0"))
+    );
+    assert_eq!(
+        (&config["ipam"]["ranges"], &config["runtimeConfig"]),
+        (&ranges, &json!(null))
+    );
+    // flannel's plugin knows the ranges, and the runtime with this capability.
+    assert!(!calls(flannel())["runtimeConfig"]["ipRanges"].is_null());
+    let mut brought = bridge(json!({"type": "host-local"}));
+    brought["plugins"][0]["capabilities"] = json!({"ipRanges": true});
+    assert!(!calls(brought)["runtimeConfig"]["ipRanges"].is_null());
+}

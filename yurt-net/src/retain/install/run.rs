@@ -1,0 +1,244 @@
+//! Runs a plugin as a container runtime of this node would: on the host, whatever file system the agent itself has.
+//!
+//! The agent is in a container as a rule, where a program finds libraries that the host does not have. A plugin that does not run there
+//! makes no Pods, and says so to nobody but the kubelet: so it is run before a configuration names it.
+
+use std::ffi::{CString, NulError};
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::{Call, VERSIONS};
+
+/// VERSION and STATUS take milliseconds; a slow disk may take seconds to read a program.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_millis(2);
+/// More than any answer; what is behind it is not read.
+const MAX_ANSWER: u64 = 64 * 1024;
+
+/// Why a plugin is of no use here.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It does not even start.
+    #[error("run {plugin} on this node")]
+    Start {
+        /// Which.
+        plugin: String,
+        /// Why not: no such file, for a program that is there, is the loader that it asks for.
+        #[source]
+        source: io::Error,
+    },
+    /// It started.
+    #[error("{plugin} does not answer within {} s", PATIENCE.as_secs())]
+    Hangs {
+        /// Which.
+        plugin: String,
+    },
+    /// It ended with something else.
+    #[error("{plugin} {verb} ended with {status}: {said}")]
+    Answer {
+        /// Which.
+        plugin: String,
+        /// What was asked.
+        verb: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        said: String,
+    },
+}
+
+/// The file system that container runtimes see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Host {
+    /// Its root; `None` where it is the one of this process.
+    root: Option<PathBuf>,
+}
+
+impl Host {
+    /// That of the first process: the node's, for a container that sees the node's processes.
+    pub fn find() -> Self {
+        const ROOT: &str = "/proc/1/root";
+        let identity = |path: &str| {
+            let metadata = fs::metadata(path).ok()?;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        let host = identity(ROOT);
+        let is_other = host.is_some() && host != identity("/");
+        Self {
+            root: is_other.then(|| ROOT.into()),
+        }
+    }
+
+    /// The file system with this root.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self {
+            root: Some(root.into()),
+        }
+    }
+
+    /// Asks the program, as the plugin of this name, for its versions.
+    pub(super) fn version(&self, program: &Path, name: &str) -> Result<(), RunError> {
+        let input = format!(r#"{{"cniVersion":"{}"}}"#, VERSIONS[0]);
+        let ran = self.run(program, name, "VERSION", input.into_bytes())?;
+        let versions = ran.answer["supportedVersions"].as_array();
+        let speaks =
+            |version: &str| versions.is_some_and(|all| all.iter().any(|one| *one == *version));
+        if ran.status.success() && VERSIONS.iter().all(|version| speaks(version)) {
+            return Ok(());
+        }
+        Err(ran.into_error(name, "VERSION"))
+    }
+
+    /// Asks a plugin whether it could meet an ADD with a configuration.
+    pub(super) fn status(&self, program: &Path, call: &Call) -> Result<(), RunError> {
+        let input = call.config.to_string().into_bytes();
+        let ran = self.run(program, call.plugin, "STATUS", input)?;
+        if ran.status.success() {
+            return Ok(());
+        }
+        Err(ran.into_error(call.plugin, "STATUS"))
+    }
+
+    fn run(
+        &self,
+        program: &Path,
+        name: &str,
+        verb: &'static str,
+        input: Vec<u8>,
+    ) -> Result<Ran, RunError> {
+        let started = |source| RunError::Start {
+            plugin: format!("{} as {name}", program.display()),
+            source,
+        };
+        let mut child = self.spawn(program, name, verb).map_err(started)?;
+        // It may end without having read, and then this does, too.
+        if let Some(mut stdin) = child.stdin.take() {
+            thread::spawn(move || stdin.write_all(&input));
+        }
+        let status = wait(&mut child).map_err(started)?;
+        let status = status.ok_or_else(|| RunError::Hangs {
+            plugin: name.to_owned(),
+        })?;
+        // What a pipe holds is enough, so it is read afterwards.
+        let said = text_of(child.stdout.take());
+        let complaint = text_of(child.stderr.take());
+        Ok(Ran {
+            status,
+            answer: serde_json::from_str(&said).unwrap_or(Value::Null),
+            said: if said.trim().is_empty() {
+                complaint
+            } else {
+                said
+            },
+        })
+    }
+
+    /// The program is opened here and run there, so that it does not matter what its path is on the host. What loads it, if it is no
+    /// static program, is the host's.
+    fn spawn(&self, program: &Path, name: &str, verb: &str) -> io::Result<Child> {
+        let file = File::open(program)?;
+        let fd = file.as_raw_fd();
+        let root = self
+            .root
+            .as_ref()
+            .map(|root| CString::new(root.as_os_str().as_bytes()));
+        let root = root.transpose()?;
+        let argument = CString::new(name)?;
+        let variables: Vec<CString> = [
+            format!("CNI_COMMAND={verb}"),
+            "CNI_PATH=/opt/cni/bin".to_owned(),
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin".to_owned(),
+        ]
+        .into_iter()
+        .map(CString::new)
+        .collect::<Result<_, NulError>>()?;
+        let mut command = Command::new(name);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let become_plugin = move || {
+            if let Some(root) = &root {
+                // SAFETY: a string that ends with NUL.
+                if unsafe { libc::chroot(root.as_ptr()) } != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            let mut environment = [std::ptr::null(); 4];
+            for (pointer, variable) in environment.iter_mut().zip(&variables) {
+                *pointer = variable.as_ptr();
+            }
+            let arguments = [argument.as_ptr(), std::ptr::null()];
+            // SAFETY: lists of strings that end with NULL, and a descriptor of a file that is open until the program is another. It
+            // returns only where it failed. A script needs the descriptor, too.
+            unsafe {
+                libc::chdir(c"/".as_ptr());
+                libc::fcntl(fd, libc::F_SETFD, 0);
+                libc::fexecve(fd, arguments.as_ptr(), environment.as_ptr());
+            }
+            Err(io::Error::last_os_error())
+        };
+        // SAFETY: between fork and exec only system calls are made, and memory of before is read.
+        unsafe { command.pre_exec(become_plugin) };
+        let child = command.spawn();
+        drop(file);
+        child
+    }
+}
+
+/// A program that has ended.
+struct Ran {
+    status: ExitStatus,
+    answer: Value,
+    said: String,
+}
+
+impl Ran {
+    fn into_error(self, plugin: &str, verb: &'static str) -> RunError {
+        let text = |name: &str| self.answer[name].as_str().unwrap_or_default();
+        let said = match (text("msg"), text("details")) {
+            ("", _) => self.said.trim().to_owned(),
+            (message, "") => message.to_owned(),
+            (message, details) => format!("{message}: {details}"),
+        };
+        RunError::Answer {
+            plugin: plugin.to_owned(),
+            verb,
+            status: self.status,
+            said,
+        }
+    }
+}
+
+fn text_of(pipe: Option<impl io::Read>) -> String {
+    let mut bytes = Vec::new();
+    if let Some(pipe) = pipe {
+        // What cannot be read is shown as nothing.
+        let _none = pipe.take(MAX_ANSWER).read_to_end(&mut bytes);
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// `None`: it did not end, and was ended.
+fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+    let start = Instant::now();
+    while start.elapsed() < PATIENCE {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
+        }
+        thread::sleep(LOOK);
+    }
+    child.kill()?;
+    child.wait()?;
+    Ok(None)
+}
