@@ -7,13 +7,14 @@
 //! |---|---|---|
 //! | any | source link-layer address | |
 //! | VLAN-tagged | nothing helps: a Pod's interface is on one network | |
-//! | IPv4 | source | `0.0.0.0`: a DHCP request to `255.255.255.255` with the Pod's `chaddr`; IGMP (RFC 3376, 4.2.13) |
+//! | IPv4 | source | `0.0.0.0`: a DHCP request to `255.255.255.255`; IGMP (RFC 3376, 4.2.13) |
+//! | DHCP to a server (port 67) | `chaddr`, whatever the message: a release in another's name takes that one's address | |
 //! | ARP | sender's link-layer and IPv4 address | sender `0.0.0.0` that probes for the Pod's own (RFC 5227) |
 //! | IPv6 | source, link-local ones too | `::` to a multicast address: duplicate address detection, MLD (RFC 3590) |
 //! | neighbour solicitation, router solicitation | link-layer address options; from `::` the target too | |
 //! | neighbour advertisement | target, link-layer address options | |
 //! | router advertisement, redirect | nothing helps: a Pod is no router of its link | |
-//! | DHCP or DHCPv6 from a server to a client | nothing helps | |
+//! | DHCP or DHCPv6 to a client (port 68, 546), from whatever port | nothing helps: a Pod is no server of its link | |
 //! | neighbour discovery behind extension headers or in fragments | nothing helps: nobody sends it so (RFC 6980, RFC 7113) | MLD |
 //!
 //! A neighbour discovery message with two link-layer addresses is wrong as well, and so are more options or extension
@@ -131,10 +132,11 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const DESTINATION_OPTIONS: u8 = 60;
 
-/// Source and destination port, as one word.
-const DHCP_REQUEST: u32 = (68u32 << 16 | 67).to_be();
-const DHCP_REPLY: u32 = (67u32 << 16 | 68).to_be();
-const DHCPV6_REPLY: u32 = (547u32 << 16 | 546).to_be();
+/// A destination port, from the UDP header on. Servers are told by it alone: a client listens there, wherever from.
+const UDP_TO: usize = 2;
+const DHCP_SERVER: u16 = 67u16.to_be();
+const DHCP_CLIENT: u16 = 68u16.to_be();
+const DHCPV6_CLIENT: u16 = 546u16.to_be();
 /// `chaddr`, from the UDP header on.
 const DHCP_CHADDR: usize = 8 + 28;
 
@@ -338,7 +340,10 @@ fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> Op
             }
             Some(match frame.u8(IPV4_PROTOCOL)? {
                 // With options the ports are elsewhere. A later fragment has none there, and may only look less plain.
-                UDP => frame.u8(ETH)? == IPV4_PLAIN && frame.u32(IPV4_PAYLOAD)? != DHCP_REPLY,
+                UDP => {
+                    let to = frame.u16(IPV4_PAYLOAD + UDP_TO)?;
+                    frame.u8(ETH)? == IPV4_PLAIN && to != DHCP_SERVER && to != DHCP_CLIENT
+                }
                 _ => true,
             })
         }
@@ -349,7 +354,7 @@ fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> Op
             }
             Some(match frame.u8(IPV6_NEXT)? {
                 TCP => true,
-                UDP => frame.u32(IPV6_PAYLOAD)? != DHCPV6_REPLY,
+                UDP => frame.u16(IPV6_PAYLOAD + UDP_TO)? != DHCPV6_CLIENT,
                 ICMPV6 => !(ROUTER_SOLICITATION..=REDIRECT).contains(&frame.u8(IPV6_PAYLOAD)?),
                 _ => false,
             })
@@ -438,23 +443,25 @@ impl Claims {
         let destination = frame.u32(IPV4_DESTINATION)?;
         let is_whole = frame.u16(IPV4_FRAGMENT)? & FRAGMENT_OFFSET == 0;
         let payload = ETH + usize::from(frame.u8(ETH)? & 0xf) * 4;
-        let ports = if protocol == UDP && is_whole {
-            u32::from_ne_bytes(frame.far(payload)?)
+        let udp_to = if protocol == UDP && is_whole {
+            u16::from_ne_bytes(frame.far(payload + UDP_TO)?)
         } else {
             0
         };
+        if udp_to == DHCP_SERVER {
+            self.inner_mac = mac_word(frame.far(payload + DHCP_CHADDR)?);
+            self.inner_reason = Reason::Dhcp;
+        }
         if source != 0 {
             self.v4 = source;
-            if ports == DHCP_REPLY {
+            if udp_to == DHCP_CLIENT {
                 self.wrong = Some(Reason::Dhcp);
             }
             return Some(());
         }
         let [first, ..] = destination.to_ne_bytes();
-        if ports == DHCP_REQUEST && destination == u32::MAX {
-            self.inner_mac = mac_word(frame.far(payload + DHCP_CHADDR)?);
-            self.inner_reason = Reason::Dhcp;
-        } else if protocol != IGMP || first & 0xf0 != 0xe0 {
+        let is_request = udp_to == DHCP_SERVER && destination == u32::MAX;
+        if !is_request && (protocol != IGMP || first & 0xf0 != 0xe0) {
             self.wrong = Some(Reason::Ipv4);
         }
         Some(())
@@ -486,7 +493,7 @@ impl Claims {
         match frame.u8(IPV6_NEXT)? {
             ICMPV6 => self.read_icmpv6(frame, frame.u8(IPV6_PAYLOAD)?, IPV6_PAYLOAD),
             UDP => {
-                if frame.u32(IPV6_PAYLOAD)? == DHCPV6_REPLY {
+                if frame.u16(IPV6_PAYLOAD + UDP_TO)? == DHCPV6_CLIENT {
                     self.wrong = Some(Reason::Dhcp);
                 }
                 Some(())
@@ -523,7 +530,7 @@ impl Claims {
                 self.read_icmpv6(frame, kind, at)
             }
             UDP => {
-                if u32::from_ne_bytes(frame.far(at)?) == DHCPV6_REPLY {
+                if u16::from_ne_bytes(frame.far(at + UDP_TO)?) == DHCPV6_CLIENT {
                     self.wrong = Some(Reason::Dhcp);
                 }
                 Some(())
