@@ -66,7 +66,12 @@ fn a_device_that_goes_in_this_moment_is_no_failure() -> Result<()> {
         let scene = Scene::new(Mode::Audit, Some(method))?;
         let _third = scene.node.pod("third")?;
         let links = scene.links()?;
-        let (wanted, _) = yurt_net::guard::compile(&scene.pods, &links, &[].into(), &scene.policy);
+        let (wanted, _) = yurt_net::guard::compile(
+            &scene.pods,
+            &links,
+            &yurt_net::guard::Reserved::default(),
+            &scene.policy,
+        );
         scene.node.netns().ip("link del pod12\n")?;
         let applied = scene.bring_to(&wanted)?;
         assert!(

@@ -26,6 +26,7 @@ use yurt_net::guard::GuardedPod;
 use yurt_net::guard::Link;
 use yurt_net::guard::Mode;
 use yurt_net::guard::Policy;
+use yurt_net::guard::Reserved;
 use yurt_net::guard::compile;
 use yurt_net::node::LinkWatch;
 use yurt_net::retain::ledger::HostSide;
@@ -110,7 +111,7 @@ impl Scene {
     /// As the agent does it when a device or a Pod has changed. Nothing may fail.
     pub(crate) fn sync(&self) -> Result<Applied> {
         let links = self.links()?;
-        let (wanted, complaints) = compile(&self.pods, &links, &[].into(), &self.policy);
+        let (wanted, complaints) = compile(&self.pods, &links, &Reserved::default(), &self.policy);
         ensure!(complaints.is_empty(), "{complaints:?}");
         let applied = self.bring_to(&wanted)?;
         ensure!(applied.failures.is_empty(), "{applied:?}");
@@ -322,6 +323,34 @@ fn what_is_spoofed_by_a_pod_of_which_it_is_enforced_does_not_arrive_and_all_else
         }
     }
     Ok(())
+}
+
+/// The annotation is a tenant's to write; a bridge leads a MAC's frames to whoever has sent from it last.
+#[test]
+fn an_annotation_with_anothers_mac_or_network_gives_a_pod_nothing() -> Result<()> {
+    let mut scene = Scene::new(Mode::Enforce, None)?;
+    let host = scene.host_side("pod11")?;
+    let mut wishes = Extra {
+        prefixes: vec!["0.0.0.0/0".parse()?, "10.244.1.0/24".parse()?],
+        macs: vec![OTHER.mac],
+    };
+    let vrrp = [0, 0, 0x5e, 0, 1, 51];
+    wishes.macs.push(vrrp);
+    scene.pods[0].extra = wishes;
+    scene.pods.push(guarded("victim", OTHER, host));
+    let pods = &scene.pods;
+    let (wanted, complaints) = compile(pods, &scene.links()?, &Reserved::default(), &scene.policy);
+    let reasons: Vec<_> = complaints.iter().map(|c| (&*c.pod, &*c.reason)).collect();
+    assert_eq!(reasons.len(), 3, "{reasons:?}");
+    assert!(reasons.iter().all(|(pod, _)| *pod == "default/pod"));
+    scene.bring_to(&wanted)?;
+    let payload = udp(1, 2, b"mine by now");
+    let as_victim = ipv4(OTHER.mac, POD.v4, OTHER.v4, 17, &payload);
+    scene.is_stopped(&as_victim)?;
+    scene.is_stopped(&Scene::spoofed())?;
+    assert_eq!(scene.counts()?, ["1 dropped ipv4", "1 dropped mac"]);
+    // What is nobody's is given.
+    scene.passes(&ipv4(vrrp, POD.v4, OTHER.v4, 17, &payload))
 }
 
 #[test]

@@ -522,7 +522,12 @@ fn the_guard_lets_through_what_is_translated_whichever_of_the_two_came_first() -
                     ..Default::default()
                 };
                 let links = links(scene.node.netns())?;
-                let (wanted, _) = yurt_net::guard::compile(&[pod], &links, &[].into(), &policy);
+                let (wanted, _) = yurt_net::guard::compile(
+                    &[pod],
+                    &links,
+                    &yurt_net::guard::Reserved::default(),
+                    &policy,
+                );
                 let bring = || guard.bring_to(&wanted);
                 let applied = scene.node.netns().run(bring)??;
                 ensure!(applied.failures.is_empty(), "{applied:?}");

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 use yurt_net::dataplane::guard::{Guard, Spoofs};
-use yurt_net::guard::{GuardOp, Mode, Owner, Row};
+use yurt_net::guard::{GuardOp, Identity, Mode, Owner, Row};
 use yurt_net_tests::frames::{Host, OTHER, POD, advertisement, fixtures, ipv4, udp, udp6};
 use yurt_net_tests::lab::{Lab, Node};
 use yurt_net_tests::testrun::{IFINDEX, NEXT, Program, SHOT};
@@ -49,9 +49,9 @@ impl World {
         self.apply(&[GuardOp::PutRow(IFINDEX, row(pod, mode))])
     }
 
-    fn own(&self, addr: impl Into<IpAddr>, ifindex: Option<u32>, mode: Mode) -> Result<()> {
+    fn own(&self, identity: impl Into<Identity>, ifindex: Option<u32>, mode: Mode) -> Result<()> {
         let owner = Owner { ifindex, mode };
-        self.apply(&[GuardOp::PutOwner(addr.into(), owner)])
+        self.apply(&[GuardOp::PutOwner(identity.into(), owner)])
     }
 
     /// On the device, and on all.
@@ -149,8 +149,8 @@ fn a_device_of_which_nothing_is_known_may_do_everything_that_takes_nobodys_addre
 #[test]
 fn an_address_that_is_kept_for_a_pod_that_is_away_is_used_by_nobody() -> Result<()> {
     let world = World::new()?;
-    world.own(OTHER.v4, None, Mode::Enforce)?;
-    world.own(OTHER.v6, None, Mode::Audit)?;
+    world.own(IpAddr::from(OTHER.v4), None, Mode::Enforce)?;
+    world.own(IpAddr::from(OTHER.v6), None, Mode::Audit)?;
     let stolen4 = ipv4(POD.mac, OTHER.v4, POD.v4, 17, &udp(1, 2, b""));
     let stolen6 = advertisement(POD.mac, POD.v6, OTHER.v6, POD.mac);
     // By a Pod that nobody knows, and by one that is only audited.
@@ -160,7 +160,7 @@ fn an_address_that_is_kept_for_a_pod_that_is_away_is_used_by_nobody() -> Result<
     assert_eq!(world.send(&stolen4)?, (SHOT, vec!["dropped ipv4".into()]));
     assert_eq!(world.send(&stolen6)?, (NEXT, vec!["audited nd".into()]));
     // And by the Pod itself once it is back.
-    world.own(OTHER.v4, Some(IFINDEX), Mode::Enforce)?;
+    world.own(IpAddr::from(OTHER.v4), Some(IFINDEX), Mode::Enforce)?;
     world.admit(OTHER, Mode::Enforce)?;
     let back = ipv4(OTHER.mac, OTHER.v4, POD.v4, 17, &udp(1, 2, b""));
     assert_eq!(world.send(&back)?, (NEXT, vec![]));
@@ -179,8 +179,28 @@ fn extra_addresses_are_a_pods_to_use_unless_they_are_anothers() -> Result<()> {
     let as_other = udp6(POD.mac, OTHER.v6, POD.v6, (1, 2));
     assert_eq!(world.send(&vrrp)?, (NEXT, vec![]));
     assert_eq!(world.send(&as_other)?, (NEXT, vec![]));
-    world.own(OTHER.v6, Some(99), Mode::Audit)?;
+    world.own(IpAddr::from(OTHER.v6), Some(99), Mode::Audit)?;
     assert_eq!(world.send(&as_other)?, (SHOT, vec!["dropped ipv6".into()]));
+    Ok(())
+}
+
+#[test]
+fn a_link_layer_address_is_its_owners_whatever_an_annotation_has_added() -> Result<()> {
+    let world = World::new()?;
+    let mut row = row(POD, Mode::Audit);
+    row.macs.push(OTHER.mac);
+    world.apply(&[GuardOp::PutRow(IFINDEX, row)])?;
+    let stolen = ipv4(OTHER.mac, POD.v4, POD.v4, 17, &udp(1, 2, b""));
+    assert_eq!(world.send(&stolen)?, (NEXT, vec![]), "nobody has it");
+    world.own(OTHER.mac, Some(99), Mode::Enforce)?;
+    assert_eq!(world.send(&stolen)?, (SHOT, vec!["dropped mac".into()]));
+    // While its owner is away, too, and by a Pod of which nothing is known.
+    world.own(OTHER.mac, None, Mode::Enforce)?;
+    assert_eq!(world.send(&stolen)?, (SHOT, vec!["dropped mac".into()]));
+    world.apply(&[GuardOp::DeleteRow(IFINDEX)])?;
+    assert_eq!(world.send(&stolen)?, (SHOT, vec!["dropped mac".into()]));
+    world.own(OTHER.mac, Some(IFINDEX), Mode::Enforce)?;
+    assert_eq!(world.send(&stolen)?, (NEXT, vec![]), "it is its own");
     Ok(())
 }
 

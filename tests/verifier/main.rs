@@ -27,7 +27,7 @@ const CAPS: [(&str, u32, u32); 12] = [
     ("yurt_connect6", 54750, 29910),
     ("yurt_sendmsg4", 40870, 18260),
     ("yurt_sendmsg6", 75270, 31470),
-    ("yurt_guard_in", 28500, 21030),
+    ("yurt_guard_in", 46000, 23540),
     ("yurt_xlate_out", 10710, 24740),
     ("yurt_xlate_in", 28940, 36520),
     ("yurt_vtep_in", 510, 3130),

@@ -22,7 +22,8 @@
 //!
 //! Destinations claim nothing. A first fragment is read as a whole packet is: it has all headers (RFC 7112). Later ones
 //! have the source in their own header, and are not looked into. Of a Pod that `yurt_guard` does not know only this
-//! is judged: does it use an address that `yurt_owner` gives to somebody else?
+//! is judged: does it use an address, of IP or of the link, that `yurt_owner` gives to somebody else? So is what a Pod
+//! was allowed beside its own.
 
 use crate::abi::{
     GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, OwnerRow, PlainRow, Prefix4,
@@ -48,7 +49,7 @@ pub trait Frame {
 
 /// `yurt_owner`.
 pub trait Owners {
-    /// Who may use an address, else `nobody`; IPv4 ones are IPv4-mapped.
+    /// Who may use an address, else `nobody`; IPv4 ones are IPv4-mapped, link-layer ones as [`mac_key`] has them.
     fn owner_or(&self, nobody: OwnerRow, addr: &[u8; 16]) -> OwnerRow;
 }
 
@@ -182,6 +183,16 @@ pub(crate) const fn bytes((high, low): Words) -> [u8; 16] {
     [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
 }
 
+/// Key of a link-layer address in `yurt_owner`, beside those of IP: where multicast addresses are, which are nobody's.
+pub const fn mac_key([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
+    [0xff, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, 0, 0]
+}
+
+/// The same of one as [`mac_at`] has it.
+const fn mac_words(mac: u64) -> Words {
+    (u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0, 0]), mac.to_le())
+}
+
 /// As [`mac_at`] has it.
 const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
@@ -217,22 +228,22 @@ impl Prefix6 {
 
 impl<O: Owners> Sender<'_, O> {
     #[inline(always)]
-    fn has_mac(&self, mac: u64) -> bool {
+    fn listing_mac(&self, mac: u64) -> Listing {
         let Some(row) = self.row else {
-            return true;
+            return Listing::Unknown;
         };
         if row.macs_len == 0 {
-            return true;
+            return Listing::Unknown;
         }
-        for (index, own) in (0u32..).zip(&row.macs).take(GUARD_MACS) {
+        for (index, known) in (0u32..).zip(&row.macs).take(GUARD_MACS) {
             if index >= row.macs_len {
-                return false;
+                break;
             }
-            if mac == mac_word(own.addr) {
-                return true;
+            if mac == mac_word(known.addr) {
+                return Listing::at(index, 1);
             }
         }
-        false
+        Listing::Absent
     }
 
     #[inline(always)]
@@ -271,7 +282,7 @@ impl<O: Owners> Sender<'_, O> {
 /// What a row says of an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listing {
-    /// There is no row.
+    /// There is no row, or it names none of this kind.
     Unknown,
     /// Nothing.
     Absent,
@@ -403,9 +414,8 @@ impl Claims {
     #[inline(always)]
     pub fn judge<O: Owners>(&self, sender: &Sender<'_, O>) -> Finding {
         let mut finding = Finding::default();
-        if !sender.has_mac(self.mac) {
-            finding.blame(Reason::Mac);
-        }
+        let listing = sender.listing_mac(self.mac);
+        finding.judge_address(sender, listing, Reason::Mac, mac_words(self.mac));
         if self.v4 != 0 {
             let listing = sender.listing4(self.v4);
             finding.judge_address(sender, listing, self.v4_reason, mapped(self.v4));
@@ -421,8 +431,11 @@ impl Claims {
             let listing = sender.listing6(self.source6);
             finding.judge_address(sender, listing, reason, self.source6);
         }
-        if !sender.has_mac(self.inner_mac) {
-            finding.blame(self.inner_reason);
+        // One that is the frame's own has been judged.
+        if self.inner_mac != self.mac {
+            let listing = sender.listing_mac(self.inner_mac);
+            let addr = mac_words(self.inner_mac);
+            finding.judge_address(sender, listing, self.inner_reason, addr);
         }
         if self.target6 != UNSPECIFIED {
             let listing = sender.listing6(self.target6);

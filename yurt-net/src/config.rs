@@ -19,6 +19,7 @@ pub use self::devices::DeviceArgs;
 pub use self::probes::ProbeArgs;
 pub use self::translate::TranslateArgs;
 use crate::dataplane::bpf::SocketLb;
+use crate::guard::{Askers, ExtraPolicy, ShortestPrefixes};
 use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
@@ -274,6 +275,13 @@ pub struct RunArgs {
     /// Namespace whose Pods are guarded by `enforce` while others are not; repeatable.
     #[arg(long, value_name = "NAME")]
     pub guard_enforce_namespace: Vec<String>,
+    /// Whose Pods may ask for addresses beside their own, by the annotation yurt-net.openyurt.io/extra-addresses: all, none,
+    /// or those of namespaces between commas. What is another's is never given.
+    #[arg(long, default_value = "all", value_name = "all|none|NAMESPACE,..")]
+    pub guard_extra: Askers,
+    /// The shortest prefixes that such an annotation may name, of IPv4 and of IPv6.
+    #[arg(long, default_value_t, value_name = "/V4,/V6")]
+    pub guard_extra_prefix: ShortestPrefixes,
     /// Devices that lead to Pods, with * and ?; repeatable [default: veth devices whose other end is in another namespace].
     #[arg(long, value_name = "GLOB")]
     pub device: Vec<String>,
@@ -324,6 +332,14 @@ impl RunArgs {
             enforced_namespaces: self.guard_enforce_namespace.iter().cloned().collect(),
             devices: self.device.clone(),
         })
+    }
+
+    /// What annotations may give.
+    pub fn extra_policy(&self) -> ExtraPolicy {
+        ExtraPolicy {
+            askers: self.guard_extra.clone(),
+            shortest: self.guard_extra_prefix,
+        }
     }
 
     /// The capacity flags.

@@ -13,6 +13,12 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use crate::retain::announce::link_local;
 use crate::retain::ledger::{HostSide, Mac};
 
+mod extra;
+mod reserved;
+
+use self::extra::Taken;
+pub use self::extra::{Askers, BadExtra, Extra, ExtraPolicy, Reserved, ShortestPrefixes};
+
 /// Most addresses and prefixes of one family that a row holds, link-local ones too.
 pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
 /// Most link-layer addresses that a row holds.
@@ -38,6 +44,8 @@ pub struct Policy {
     /// Patterns of the names of devices that lead to Pods, with `*` and `?`. Empty: every veth device whose other end is in
     /// another network namespace and that no default route leads out of.
     pub devices: Vec<String>,
+    /// What annotations may give.
+    pub extra: ExtraPolicy,
 }
 
 impl Policy {
@@ -69,46 +77,6 @@ pub struct GuardedPod {
     pub extra: Extra,
 }
 
-/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extra {
-    /// Addresses and prefixes. Not where they are another Pod's own.
-    pub prefixes: Vec<IpNetwork>,
-    /// Link-layer addresses.
-    pub macs: Vec<[u8; 6]>,
-}
-
-/// A word of the annotation that is none.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{word:?} is no address, prefix or link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
-)]
-pub struct BadExtra {
-    /// The word.
-    pub word: String,
-}
-
-impl std::str::FromStr for Extra {
-    type Err = BadExtra;
-
-    /// Words between commas or blanks.
-    fn from_str(text: &str) -> Result<Self, BadExtra> {
-        let mut extra = Self::default();
-        let is_between = |c: char| c == ',' || c.is_whitespace();
-        for word in text.split(is_between).filter(|word| !word.is_empty()) {
-            if let Ok(prefix) = word.parse() {
-                extra.prefixes.push(prefix);
-            } else if let Ok(Mac(mac)) = word.parse() {
-                extra.macs.push(mac);
-            } else {
-                let word = word.to_owned();
-                return Err(BadExtra { word });
-            }
-        }
-        Ok(extra)
-    }
-}
-
 /// A device of the node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Link {
@@ -118,12 +86,16 @@ pub struct Link {
     pub name: String,
     /// Its kind, as `veth` and `bridge`; "" for hardware.
     pub kind: String,
+    /// Its link-layer address, where it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
     /// Index of its other end.
     pub peer: Option<u32>,
     /// The other end is in another network namespace.
     pub is_peer_elsewhere: bool,
     /// A default route leads out of it: a node that is a container itself has such a veth device.
     pub is_uplink: bool,
+    /// Where those lead.
+    pub gateways: Vec<IpAddr>,
     /// It is up, and so is what it is plugged into.
     pub has_carrier: bool,
     /// Index of the device that it is a part of, as a bridge.
@@ -177,7 +149,37 @@ pub struct Row {
     pub extra: Vec<IpNetwork>,
 }
 
-/// Whose an address is.
+/// What a frame names its sender by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Identity {
+    /// An address.
+    Ip(IpAddr),
+    /// A link-layer address.
+    Mac([u8; 6]),
+}
+
+impl From<IpAddr> for Identity {
+    fn from(address: IpAddr) -> Self {
+        Self::Ip(address)
+    }
+}
+
+impl From<[u8; 6]> for Identity {
+    fn from(mac: [u8; 6]) -> Self {
+        Self::Mac(mac)
+    }
+}
+
+impl std::fmt::Display for Identity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ip(address) => write!(f, "{address}"),
+            Self::Mac(mac) => write!(f, "{}", Mac(*mac)),
+        }
+    }
+}
+
+/// Whose an identity is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The device of the Pod; `None` while it is away.
@@ -191,8 +193,8 @@ pub struct Owner {
 pub struct GuardImage {
     /// By device.
     pub rows: BTreeMap<u32, Row>,
-    /// By address.
-    pub owners: BTreeMap<IpAddr, Owner>,
+    /// By address, of IP and of the link.
+    pub owners: BTreeMap<Identity, Owner>,
     /// The devices that the guard is on.
     pub attached: BTreeSet<u32>,
     /// Devices that it was on, and is no more: somebody has detached it, or they are gone.
@@ -210,11 +212,11 @@ pub struct Complaint {
     pub reason: String,
 }
 
-/// What the kernel should hold. `node_addresses` are nobody's but the node's.
+/// What the kernel should hold. Addresses of the node, and of its devices, are nobody's but the node's.
 pub fn compile(
     pods: &[GuardedPod],
     links: &[Link],
-    node_addresses: &BTreeSet<IpAddr>,
+    reserved: &Reserved,
     policy: &Policy,
 ) -> (GuardImage, Vec<Complaint>) {
     let guarded = links.iter().filter(|link| link.leads_to_pod(policy));
@@ -224,11 +226,22 @@ pub fn compile(
         ..GuardImage::default()
     };
     let mut complaints = Vec::new();
-    for addr in node_addresses.iter().copied().filter(is_owned) {
-        let mode = policy.mode;
-        let ifindex = None;
-        image.owners.insert(addr, Owner { ifindex, mode });
-    }
+    let nodes = Owner {
+        ifindex: None,
+        mode: policy.mode,
+    };
+    let addresses = reserved.node.iter().copied().filter(is_owned);
+    image
+        .owners
+        .extend(addresses.map(|addr| (addr.into(), nodes)));
+    let macs: BTreeSet<[u8; 6]> = links.iter().filter_map(|link| link.mac).collect();
+    let macs = macs.into_iter().filter(|mac| is_one_hosts_mac(*mac));
+    image.owners.extend(macs.map(|mac| (mac.into(), nodes)));
+    // Nearly no Pod asks for anything.
+    let taken = pods
+        .iter()
+        .any(|pod| !pod.extra.is_empty())
+        .then(|| Taken::new(pods, links, reserved, &policy.extra));
     for pod in pods {
         let mut complain = |reason: String| {
             complaints.push(Complaint {
@@ -237,7 +250,7 @@ pub fn compile(
                 reason,
             });
         };
-        let is_nodes = |addr: &IpAddr| is_owned(addr) && node_addresses.contains(addr);
+        let is_nodes = |addr: &IpAddr| is_owned(addr) && reserved.node.contains(addr);
         let (nodes, addresses): (Vec<IpAddr>, Vec<IpAddr>) =
             pod.addresses.iter().partition(|addr| is_nodes(addr));
         for addr in nodes {
@@ -251,7 +264,9 @@ pub fn compile(
             .and_then(|host| place(host, &guarded, &mut complain))
             .filter(|ifindex| match image.rows.entry(*ifindex) {
                 Entry::Vacant(place) => {
-                    place.insert(row(pod, &addresses, mode, &mut complain));
+                    let extra = taken.as_ref().map(|taken| taken.grant(pod, &mut complain));
+                    let extra = extra.unwrap_or_default();
+                    place.insert(row(pod, &addresses, extra, mode, &mut complain));
                     true
                 }
                 Entry::Occupied(_) => {
@@ -259,14 +274,16 @@ pub fn compile(
                     false
                 }
             });
-        for addr in addresses.into_iter().filter(is_owned) {
-            match image.owners.get(&addr) {
+        let addresses = addresses.into_iter().filter(is_owned).map(Identity::from);
+        let mac = pod.mac.filter(|mac| is_one_hosts_mac(*mac));
+        for identity in addresses.chain(mac.map(Identity::from)) {
+            match image.owners.get(&identity) {
                 // One that is here has more need of it than one that is away.
                 Some(owner) if owner.ifindex.is_some() || ifindex.is_none() => {
-                    complain(format!("{addr} is another's already"));
+                    complain(format!("{identity} is another's already"));
                 }
                 _ => {
-                    image.owners.insert(addr, Owner { ifindex, mode });
+                    image.owners.insert(identity, Owner { ifindex, mode });
                 }
             }
         }
@@ -280,6 +297,11 @@ fn is_owned(addr: &IpAddr) -> bool {
         IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
         IpAddr::V6(addr) => !addr.is_loopback() && !addr.is_unicast_link_local(),
     }
+}
+
+/// Whether a link-layer address is one host's: no group's, and not the one of loopback.
+fn is_one_hosts_mac(mac: [u8; 6]) -> bool {
+    mac[0] & 1 == 0 && mac != [0; 6]
 }
 
 /// The device of a Pod, if it is still that Pod's.
@@ -303,6 +325,7 @@ fn place(
 fn row(
     pod: &GuardedPod,
     addresses: &[IpAddr],
+    extra: Extra,
     mode: Mode,
     complain: &mut impl FnMut(String),
 ) -> Row {
@@ -313,16 +336,14 @@ fn row(
         None => IpNetwork::V6(LINK_LOCAL),
     });
     let macs = match pod.mac {
-        Some(mac) => std::iter::once(mac)
-            .chain(pod.extra.macs.iter().copied())
-            .collect(),
+        Some(mac) => std::iter::once(mac).chain(extra.macs).collect(),
         None => Vec::new(),
     };
     let mut row = Row {
         mode,
         macs,
         own: in_order(own),
-        extra: in_order(pod.extra.prefixes.clone()),
+        extra: in_order(extra.prefixes),
     };
     if !row.cut() {
         complain(format!(
@@ -387,16 +408,16 @@ fn host_prefix(addr: IpAddr) -> IpNetwork {
 pub enum GuardOp {
     /// A Pod may use this.
     PutRow(u32, Row),
-    /// An address is this one's.
-    PutOwner(IpAddr, Owner),
+    /// An identity is this one's.
+    PutOwner(Identity, Owner),
     /// The guard is to be on this device.
     Attach(u32),
     /// The guard is to be on this device no more, and what it counted there is to be forgotten.
     Detach(u32),
     /// Nothing is known of the Pod on this device any more.
     DeleteRow(u32),
-    /// An address is nobody's.
-    DeleteOwner(IpAddr),
+    /// An identity is nobody's.
+    DeleteOwner(Identity),
 }
 
 /// The writes from one image to another, in an order of which every prefix is safe: what a Pod may use is written before

@@ -31,7 +31,7 @@ pub struct GuardRow {
     pub v6_own: u32,
     /// Valid entries of `v6`.
     pub v6_len: u32,
-    /// Link-layer addresses, the Pod's own one first.
+    /// Link-layer addresses; the first is the Pod's own, whatever `yurt_owner` says.
     pub macs: [Mac; GUARD_MACS],
     /// IPv4 addresses, as prefixes.
     pub v4: [Prefix4; GUARD_PREFIXES],
@@ -75,7 +75,8 @@ pub struct Mac {
     pub pad: [u8; 2],
 }
 
-/// Value of `yurt_owner`, by address (IPv4 ones are IPv4-mapped): the one interface that may use it.
+/// Value of `yurt_owner`, by address (IPv4 ones are IPv4-mapped, link-layer ones at `ff00::a:b:c:0`): the one interface that
+/// may use it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct OwnerRow {

@@ -268,6 +268,42 @@ fn extra_addresses_are_used_but_not_where_they_are_anothers() {
 }
 
 #[test]
+fn a_link_layer_address_that_is_anothers_is_used_by_nobody_else_whatever_was_allowed() {
+    let owner = OwnerRow {
+        ifindex: 9,
+        mode: GUARD_ENFORCE,
+    };
+    let owners: Owned = [(mac_key(OTHER.mac), owner)].into();
+    let mut allowed = row(POD);
+    allowed.macs[1].addr = OTHER.mac;
+    allowed.macs_len = 2;
+    let any = GuardRow {
+        macs_len: 0,
+        ..row(POD)
+    };
+    let stolen = ipv4(OTHER.mac, POD.v4, POD.v4, 17, &udp(1, 2, b""));
+    let answered = arp(POD.mac, 2, (OTHER.mac, POD.v4), OTHER.v4);
+    for (of, known) in [
+        ("a Pod that was allowed it", Some(&allowed)),
+        ("a Pod that may use any", Some(&any)),
+        ("a Pod of which nothing is known", None),
+        ("a Pod that is audited", Some(&row(POD))),
+    ] {
+        for (frame, reason) in [(&stolen, Reason::Mac), (&answered, Reason::Arp)] {
+            let finding = find(frame, known, &owners).unwrap();
+            assert_eq!(finding.reason, Some(reason), "{of}");
+            assert!(finding.is_enforced_by_owner, "{of}");
+        }
+    }
+    // Where nobody has it, what was allowed is.
+    assert_eq!(reason(&stolen, Some(&allowed), &Owned::new()), None);
+    // And its owner's own is, whatever else is said of it.
+    let own: Owned = [(mac_key(POD.mac), owner)].into();
+    let frame = ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0]);
+    assert_eq!(reason(&frame, Some(&row(POD)), &own), None);
+}
+
+#[test]
 fn a_tag_that_the_kernel_has_taken_off_counts_as_one_in_the_frame() {
     let (row, owners) = (row(POD), Owned::new());
     let frame = ipv4(POD.mac, POD.v4, OTHER.v4, 17, &[]);

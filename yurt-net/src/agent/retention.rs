@@ -20,7 +20,7 @@ use super::translating::{Translating, kept_for};
 use super::{Agent, chain};
 use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::guard::{Guard, Spoofs};
-use crate::guard::{Complaint, Extra, GuardedPod, Link, compile};
+use crate::guard::{Complaint, Extra, ExtraPolicy, GuardedPod, Link, Policy, Reserved, compile};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::retain::cni::clock;
@@ -43,6 +43,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 pub(super) struct Retention {
     place: Place,
     settings: Option<GuardSettings>,
+    extra: ExtraPolicy,
     watch: Option<LedgerWatch>,
     links: LinkWatch,
     /// The last good ones.
@@ -65,6 +66,7 @@ pub(super) struct Retention {
 struct Problems {
     ledger: Option<String>,
     devices: Option<String>,
+    settings: Option<String>,
     guard: Option<String>,
     translation: Option<String>,
     release: Option<String>,
@@ -75,12 +77,6 @@ impl Retention {
     pub(super) fn start(args: &RunArgs) -> Result<Self, NodeError> {
         let place = args.place.ledger();
         let settings = args.guard_settings();
-        if let Err(error) = GuardSettings::leave(settings.as_ref(), &place.state_dir) {
-            warn!(
-                error = chain(&error),
-                "new Pods are guarded only once the agent has seen them"
-            );
-        }
         if settings.is_none()
             && let Err(error) = Guard::withdraw(&args.place.bpffs)
         {
@@ -88,13 +84,6 @@ impl Retention {
             warn!(error, "the guard of an earlier agent stays where it is");
         }
         let translation = args.translate.policy();
-        let left = Some(&translation).filter(|policy| **policy != translate::Policy::default());
-        if let Err(error) = translate::Policy::leave(left, &place.state_dir) {
-            warn!(
-                error = chain(&error),
-                "new Pods may have another MAC than the addresses that are kept for them"
-            );
-        }
         let watch = LedgerWatch::new(&place);
         if let Err(error) = &watch {
             warn!(
@@ -102,9 +91,10 @@ impl Retention {
                 "the ledger is read only every now and then"
             );
         }
-        Ok(Self {
+        let mut retention = Self {
             watch: watch.ok(),
             settings,
+            extra: args.extra_policy(),
             links: LinkWatch::new()?,
             reading: Reading::default(),
             devices: None,
@@ -117,7 +107,34 @@ impl Retention {
             complaints: Vec::new(),
             releasing: None,
             problems: Problems::default(),
-        })
+        };
+        retention.keep_settings();
+        Ok(retention)
+    }
+
+    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs.
+    fn keep_settings(&mut self) {
+        let directory = &self.place.state_dir;
+        let translation = self.translating.policy();
+        let translation = Some(translation).filter(|it| **it != translate::Policy::default());
+        let guard = GuardSettings::leave(self.settings.as_ref(), directory).map_err(|error| {
+            format!(
+                "new Pods are guarded only once the agent has seen them: {}",
+                chain(&error)
+            )
+        });
+        let translate = translate::Policy::leave(translation, directory).map_err(|error| {
+            format!(
+                "new Pods may have another MAC than the addresses that are kept for them: {}",
+                chain(&error)
+            )
+        });
+        let problem = guard.and(translate).err();
+        set(
+            &mut self.problems.settings,
+            "settings for yurt-cni",
+            problem,
+        );
     }
 
     /// Waits until something asks for an [`Self::update`]. Cancel safe.
@@ -181,6 +198,7 @@ impl Retention {
 
     /// Reads what there is, and brings the kernel and the ledger in step with it.
     pub(super) async fn update(&mut self, sources: &mut Sources, local: Option<&BTreeSet<IpAddr>>) {
+        self.keep_settings();
         match Reading::take(&self.place) {
             Ok(reading) => {
                 if reading.alarms != self.reading.alarms {
@@ -234,7 +252,13 @@ impl Retention {
         let policy = self.translating.policy();
         let (pods, mut complaints) = guarded_pods(&self.reading, snapshot, policy);
         let none = BTreeSet::new();
-        let (wanted, more) = compile(&pods, devices, local.unwrap_or(&none), &settings.policy());
+        let local = local.unwrap_or(&none);
+        let reserved = Reserved::new(local, snapshot, &self.reading.ledger, &pods);
+        let policy = Policy {
+            extra: self.extra.clone(),
+            ..settings.policy()
+        };
+        let (wanted, more) = compile(&pods, devices, &reserved, &policy);
         complaints.extend(more);
         tell("guard", &self.complaints, &complaints);
         self.complaints = complaints;
@@ -265,7 +289,7 @@ impl Retention {
         }
         let place = self.place.clone();
         self.releasing = Some(tokio::task::spawn_blocking(move || {
-            let _lock = Lock::take(&place, LOCK_PATIENCE)?;
+            let lock = Lock::take(&place, LOCK_PATIENCE)?;
             let mut store = Store::open(&place)?;
             let mut draft = Draft::new(store.ledger(), &clock()?);
             // A Pod may have come back since.
@@ -273,6 +297,7 @@ impl Retention {
             let count = released.len();
             draft.take(released);
             store.commit(draft.into_records())?;
+            lock.check()?;
             Ok(count)
         }));
     }
@@ -287,12 +312,13 @@ impl Retention {
         let Problems {
             ledger,
             devices,
+            settings,
             guard,
             translation,
             release,
         } = self.problems.clone();
         let cni = self.cni.as_ref().and_then(CniKeeper::problem);
-        let problems = [cni, ledger, devices, guard, translation, release];
+        let problems = [cni, ledger, devices, settings, guard, translation, release];
         let problems = problems.into_iter().flatten();
         let complaints = self.complaints.iter().chain(self.translating.complaints());
         let complaints = complaints.map(|complaint| {

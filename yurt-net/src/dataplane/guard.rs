@@ -4,7 +4,7 @@
 //! <bpffs>/yurt-net/guard-v1/  locked (flock) by whoever loads; by guard ABI
 //!     yurt_guard              what each Pod may use
 //!     yurt_plain              the same in short, for most frames
-//!     yurt_owner              whose an address is
+//!     yurt_owner              whose an address is, of IP or of the link
 //!     yurt_spoof              what was found on each device
 //!     yurt_spoof_all          and on all of them
 //!     yurt_guard_in           the program, for those who attach it and are no agent
@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use yurt_ebpf::abi;
+use yurt_ebpf::packet::mac_key;
 
 use super::DataplaneError;
 use super::bpf::{
@@ -29,7 +30,7 @@ use super::bpf::{
 use super::pinned::{Place, directory, on_program};
 use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
-use crate::guard::{GuardImage, GuardOp, Mode, Owner, Row, plan};
+use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
 pub(super) const PROGRAM: &str = "yurt_guard_in";
@@ -120,7 +121,7 @@ impl Guard {
                 .collect(),
             owners: owners
                 .iter()
-                .map(|(addr, owner)| (decode_addr(*addr), decode_owner(*owner)))
+                .map(|(addr, owner)| (decode_identity(*addr), decode_owner(*owner)))
                 .collect(),
             ..GuardImage::default()
         };
@@ -207,9 +208,9 @@ impl Guard {
                     self.write_plain(&plain);
                 }
             }
-            GuardOp::PutOwner(addr, owner) => {
-                let (addr, owner) = (encode_addr(*addr), encode_owner(*owner));
-                sys::map_update(self.owners.as_fd(), &[addr], &[owner])
+            GuardOp::PutOwner(identity, owner) => {
+                let (key, owner) = (encode_identity(*identity), encode_owner(*owner));
+                sys::map_update(self.owners.as_fd(), &[key], &[owner])
                     .map_err(on_map("write", "yurt_owner"))?;
             }
             GuardOp::Attach(ifindex) => {
@@ -227,8 +228,8 @@ impl Guard {
                 sys::map_delete(self.rows.as_fd(), ifindex)
                     .map_err(on_map("delete from", "yurt_guard"))?;
             }
-            GuardOp::DeleteOwner(addr) => {
-                sys::map_delete(self.owners.as_fd(), &encode_addr(*addr))
+            GuardOp::DeleteOwner(identity) => {
+                sys::map_delete(self.owners.as_fd(), &encode_identity(*identity))
                     .map_err(on_map("delete from", "yurt_owner"))?;
             }
         }
@@ -337,15 +338,22 @@ fn decode_mode(mode: u32) -> Mode {
     }
 }
 
-fn encode_addr(addr: IpAddr) -> [u8; 16] {
-    match addr {
-        IpAddr::V4(addr) => abi::mapped(addr.octets()),
-        IpAddr::V6(addr) => addr.octets(),
+fn encode_identity(identity: Identity) -> [u8; 16] {
+    match identity {
+        Identity::Ip(IpAddr::V4(addr)) => abi::mapped(addr.octets()),
+        Identity::Ip(IpAddr::V6(addr)) => addr.octets(),
+        Identity::Mac(mac) => mac_key(mac),
     }
 }
 
-fn decode_addr(addr: [u8; 16]) -> IpAddr {
-    Ipv6Addr::from(addr).to_canonical()
+fn decode_identity(key: [u8; 16]) -> Identity {
+    let [.., a, b, c, d, e, f, _, _] = key;
+    let mac = [a, b, c, d, e, f];
+    if mac_key(mac) == key {
+        Identity::Mac(mac)
+    } else {
+        Identity::Ip(Ipv6Addr::from(key).to_canonical())
+    }
 }
 
 fn encode_owner(owner: Owner) -> abi::OwnerRow {
@@ -529,13 +537,15 @@ mod tests {
 
     #[test]
     fn an_owner_is_read_back_as_it_was_written() {
-        for (addr, ifindex) in [("10.1.0.2", Some(7)), ("fd00::2", None)] {
-            let addr: IpAddr = addr.parse().unwrap();
+        let addresses = ["10.1.0.2", "fd00::2"].map(|addr| addr.parse::<IpAddr>().unwrap());
+        let mac = Identity::Mac([0x0a, 0x58, 10, 1, 0, 2]);
+        let [v4, v6] = addresses.map(Identity::from);
+        for (identity, ifindex) in [(v4, Some(7)), (v6, None), (mac, Some(9))] {
             let owner = Owner {
                 ifindex,
                 mode: Mode::Enforce,
             };
-            assert_eq!(decode_addr(encode_addr(addr)), addr);
+            assert_eq!(decode_identity(encode_identity(identity)), identity);
             assert_eq!(decode_owner(encode_owner(owner)), owner);
         }
     }

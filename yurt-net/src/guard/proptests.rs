@@ -6,25 +6,29 @@ use super::*;
 fn pod() -> impl Strategy<Value = GuardedPod> {
     let addresses = proptest::collection::vec(0u8..12, 0..4);
     let host = proptest::option::of((1u32..8, proptest::option::of(1u32..4)));
-    let extra = proptest::collection::vec((0u8..4, 24u8..=32), 0..12);
-    let mac = proptest::option::of(any::<[u8; 6]>());
-    (0u8..6, addresses, host, extra, mac).prop_map(|(name, addresses, host, extra, mac)| {
-        GuardedPod {
-            namespace: format!("ns{}", name % 2),
-            name: format!("pod{name}"),
-            interface: "eth0".to_owned(),
-            mac,
-            addresses: addresses.into_iter().map(address).collect(),
-            host: host.map(|(ifindex, peer)| HostSide { ifindex, peer }),
-            extra: Extra {
-                prefixes: extra
-                    .into_iter()
-                    .filter_map(|(net, bits)| IpNetwork::new([10, 9, net, 7].into(), bits).ok())
-                    .collect(),
-                macs: vec![[2; 6]],
-            },
-        }
+    let extra = proptest::collection::vec((0u8..4, 20u8..=32), 0..12);
+    let extra_macs = proptest::collection::vec(mac(), 0..3);
+    let mac = proptest::option::of(mac());
+    let parts = (0u8..6, addresses, host, extra, mac, extra_macs);
+    parts.prop_map(|(name, addresses, host, extra, mac, macs)| GuardedPod {
+        namespace: format!("ns{}", name % 2),
+        name: format!("pod{name}"),
+        interface: "eth0".to_owned(),
+        mac,
+        addresses: addresses.into_iter().map(address).collect(),
+        host: host.map(|(ifindex, peer)| HostSide { ifindex, peer }),
+        extra: Extra {
+            prefixes: extra
+                .into_iter()
+                .filter_map(|(net, bits)| IpNetwork::new([10, 244, net, 7].into(), bits).ok())
+                .collect(),
+            macs,
+        },
     })
+}
+
+fn mac() -> impl Strategy<Value = [u8; 6]> {
+    (0u8..8).prop_map(|last| [2, 0, 0, 0, 0, last])
 }
 
 fn address(number: u8) -> IpAddr {
@@ -55,7 +59,7 @@ fn image() -> impl Strategy<Value = GuardImage> {
         if is_enforced {
             policy.enforced_namespaces.insert("ns1".to_owned());
         }
-        compile(&pods, &links, &BTreeSet::new(), &policy).0
+        compile(&pods, &links, &Reserved::default(), &policy).0
     })
 }
 
@@ -117,17 +121,38 @@ proptest! {
         }
     }
 
+    /// Whatever Pods ask for, and whoever comes and goes.
     #[test]
-    fn an_address_has_one_owner_who_has_it_among_his_own(
+    fn what_is_granted_holds_nothing_of_anybody_else(
         pods in proptest::collection::vec(pod(), 0..6), links in proptest::collection::vec(link(), 0..6),
     ) {
-        let (image, _) = compile(&pods, &links, &BTreeSet::new(), &Policy::default());
-        for (addr, owner) in &image.owners {
-            prop_assert!(pods.iter().any(|pod| pod.addresses.contains(addr)));
+        let (image, _) = compile(&pods, &links, &Reserved::default(), &Policy::default());
+        for (ifindex, row) in &image.rows {
+            for (identity, owner) in &image.owners {
+                let is_granted = match identity {
+                    Identity::Ip(addr) => row.extra.iter().any(|prefix| prefix.contains(*addr)),
+                    Identity::Mac(mac) => row.macs.iter().skip(1).any(|extra| extra == mac),
+                };
+                prop_assert!(!is_granted || owner.ifindex == Some(*ifindex), "{identity} {row:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_identity_has_one_owner_who_has_it_among_his_own(
+        pods in proptest::collection::vec(pod(), 0..6), links in proptest::collection::vec(link(), 0..6),
+    ) {
+        let (image, _) = compile(&pods, &links, &Reserved::default(), &Policy::default());
+        let has = |pod: &GuardedPod, identity: &Identity| match identity {
+            Identity::Ip(addr) => pod.addresses.contains(addr),
+            Identity::Mac(mac) => pod.mac == Some(*mac),
+        };
+        for (identity, owner) in &image.owners {
+            prop_assert!(pods.iter().any(|pod| has(pod, identity)));
             if let Some(ifindex) = owner.ifindex {
                 prop_assert!(image.attached.contains(&ifindex));
                 let at = |pod: &&GuardedPod| pod.host.is_some_and(|host| host.ifindex == ifindex);
-                prop_assert!(pods.iter().filter(at).any(|pod| pod.addresses.contains(addr)));
+                prop_assert!(pods.iter().filter(at).any(|pod| has(pod, identity)));
             }
         }
         for row in image.rows.values() {

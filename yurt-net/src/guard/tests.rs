@@ -2,15 +2,15 @@ use super::*;
 
 const MAC: [u8; 6] = [0x0a, 0x58, 10, 244, 1, 10];
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
-fn net(text: &str) -> IpNetwork {
+pub(super) fn net(text: &str) -> IpNetwork {
     text.parse().unwrap()
 }
 
-fn pod(name: &str, addresses: &[&str], host: Option<(u32, Option<u32>)>) -> GuardedPod {
+pub(super) fn pod(name: &str, addresses: &[&str], host: Option<(u32, Option<u32>)>) -> GuardedPod {
     GuardedPod {
         namespace: "default".to_owned(),
         name: name.to_owned(),
@@ -22,7 +22,7 @@ fn pod(name: &str, addresses: &[&str], host: Option<(u32, Option<u32>)>) -> Guar
     }
 }
 
-fn veth(ifindex: u32, peer: u32) -> Link {
+pub(super) fn veth(ifindex: u32, peer: u32) -> Link {
     Link {
         has_carrier: true,
         ifindex,
@@ -35,7 +35,7 @@ fn veth(ifindex: u32, peer: u32) -> Link {
 }
 
 fn compiled(pods: &[GuardedPod], links: &[Link], policy: &Policy) -> (GuardImage, Vec<String>) {
-    let (image, complaints) = compile(pods, links, &BTreeSet::new(), policy);
+    let (image, complaints) = compile(pods, links, &Reserved::default(), policy);
     let reasons = complaints.into_iter();
     let reasons = reasons.map(|complaint| format!("{}: {}", complaint.pod, complaint.reason));
     (image, reasons.collect())
@@ -58,8 +58,8 @@ fn a_pod_may_use_its_addresses_and_the_one_that_comes_from_its_link_layer_addres
         ifindex: Some(7),
         mode: Mode::Audit,
     };
-    let addresses = [ip("10.244.1.10"), ip("fd00::10")];
-    assert_eq!(image.owners, addresses.map(|addr| (addr, owner)).into());
+    let identities = [ip("10.244.1.10").into(), ip("fd00::10").into(), MAC.into()];
+    assert_eq!(image.owners, identities.map(|it| (it, owner)).into());
     assert_eq!(image.attached, [7].into());
 }
 
@@ -79,7 +79,7 @@ fn a_pod_whose_link_layer_address_is_not_known_may_use_any_and_any_address_of_it
 fn the_addresses_of_a_pod_that_is_away_are_nobodys_to_use() {
     let away = pod("web", &["10.244.1.10"], None);
     let (image, _) = compiled(&[away], &[veth(7, 2)], &Policy::default());
-    assert_eq!(image.owners[&ip("10.244.1.10")].ifindex, None);
+    assert_eq!(image.owners[&ip("10.244.1.10").into()].ifindex, None);
     assert!(image.rows.is_empty());
     // And of one whose device is not there yet, or no more.
     let (image, complaints) = compiled(
@@ -87,7 +87,7 @@ fn the_addresses_of_a_pod_that_is_away_are_nobodys_to_use() {
         &[veth(7, 2)],
         &Policy::default(),
     );
-    assert_eq!(image.owners[&ip("10.244.1.10")].ifindex, None);
+    assert_eq!(image.owners[&ip("10.244.1.10").into()].ifindex, None);
     assert_eq!((image.rows.len(), complaints), (0, vec![]));
 }
 
@@ -96,7 +96,7 @@ fn a_device_that_was_given_the_index_of_another_is_not_that_pods() {
     let pod = pod("web", &["10.244.1.10"], Some((7, Some(2))));
     let (image, complaints) = compiled(&[pod], &[veth(7, 3)], &Policy::default());
     assert!(image.rows.is_empty());
-    assert_eq!(image.owners[&ip("10.244.1.10")].ifindex, None);
+    assert_eq!(image.owners[&ip("10.244.1.10").into()].ifindex, None);
     assert_eq!(
         complaints,
         ["default/web: device 7 (veth7) leads elsewhere by now"]
@@ -116,7 +116,7 @@ fn a_namespace_is_enforced_or_the_whole_node() {
     };
     let mode = |namespace, policy: &Policy| {
         let (image, _) = compiled(&pods(namespace), &[veth(7, 2)], policy);
-        let owner = image.owners[&ip("10.244.1.10")];
+        let owner = image.owners[&ip("10.244.1.10").into()];
         assert_eq!(owner.mode, image.rows[&7].mode);
         owner.mode
     };
@@ -228,35 +228,48 @@ fn what_has_no_room_is_told_and_nothing_of_that_pod_is_dropped() {
 #[test]
 fn an_address_of_two_is_his_who_is_here() {
     let here = pod("here", &["10.244.1.10"], Some((7, None)));
-    let away = pod("away", &["10.244.1.10"], None);
+    let mut away = pod("away", &["10.244.1.10"], None);
+    away.mac = None;
     for pods in [[here.clone(), away.clone()], [away, here]] {
         let (image, complaints) = compiled(&pods, &[veth(7, 2)], &Policy::default());
-        assert_eq!(image.owners[&ip("10.244.1.10")].ifindex, Some(7));
+        assert_eq!(image.owners[&ip("10.244.1.10").into()].ifindex, Some(7));
         assert!(complaints.len() <= 1, "{complaints:?}");
     }
 }
 
 #[test]
 fn the_nodes_addresses_are_no_pods() {
-    let node: BTreeSet<IpAddr> = ["10.244.1.1", "127.0.0.1", "::1", "fe80::1", "fd00::1"]
+    let node = ["10.244.1.1", "127.0.0.1", "::1", "fe80::1", "fd00::1"]
         .iter()
         .map(|addr| ip(addr))
         .collect();
-    let (image, _) = compile(&[], &[], &node, &Policy::default());
+    let reserved = Reserved {
+        node,
+        ..Reserved::default()
+    };
+    let bridge = Link {
+        mac: Some([2, 0, 0, 0, 0, 1]),
+        ..Link::default()
+    };
+    let loopback = Link {
+        mac: Some([0; 6]),
+        ..Link::default()
+    };
+    let (image, _) = compile(&[], &[bridge, loopback], &reserved, &Policy::default());
     let owned: Vec<_> = image.owners.keys().copied().collect();
-    assert_eq!(owned, [ip("10.244.1.1"), ip("fd00::1")]);
+    let mac = Identity::Mac([2, 0, 0, 0, 0, 1]);
+    assert_eq!(owned, [ip("10.244.1.1").into(), ip("fd00::1").into(), mac]);
 }
 
 #[test]
 fn a_plan_writes_what_differs_and_nothing_twice() {
-    let pods = [
-        pod("web", &["10.244.1.10"], Some((7, None))),
-        pod("away", &["10.244.1.11"], None),
-    ];
+    let mut away = pod("away", &["10.244.1.11"], None);
+    away.mac = None;
+    let pods = [pod("web", &["10.244.1.10"], Some((7, None))), away];
     let (image, _) = compiled(&pods, &[veth(7, 2), veth(8, 2)], &Policy::default());
     let ops = plan(&GuardImage::default(), &image);
     let kinds: Vec<_> = ops.iter().map(std::mem::discriminant).collect();
-    assert_eq!(ops.len(), 5, "{ops:?}");
+    assert_eq!(ops.len(), 6, "{ops:?}");
     assert!(kinds.is_sorted_by_key(|kind| {
         ops.iter()
             .position(|op| std::mem::discriminant(op) == *kind)
@@ -277,22 +290,26 @@ fn a_plan_writes_what_differs_and_nothing_twice() {
 
 #[test]
 fn an_address_of_the_node_is_no_pods_whoever_says_so() {
-    let node_addresses = [ip("10.244.1.1"), ip("fd00::1"), ip("fe80::1")].into();
+    let reserved = Reserved {
+        node: [ip("10.244.1.1"), ip("fd00::1"), ip("fe80::1")].into(),
+        ..Reserved::default()
+    };
     let here = pod(
         "web",
         &["10.244.1.1", "fd00::1", "fe80::1", "fd00::10"],
         Some((7, None)),
     );
-    let away = pod("db", &["10.244.1.1"], None);
+    let mut away = pod("db", &["10.244.1.1"], None);
+    away.mac = None;
     let policy = Policy::default();
-    let (image, complaints) = compile(&[here, away], &[veth(7, 2)], &node_addresses, &policy);
+    let (image, complaints) = compile(&[here, away], &[veth(7, 2)], &reserved, &policy);
     // Those of a link are only there.
     let own = ["fd00::10/128", "fe80::1/128", "fe80::858:aff:fef4:10a/128"];
     let mut found = image.rows[&7].own.clone();
     found.sort();
     assert_eq!(found, own.map(net));
     for addr in ["10.244.1.1", "fd00::1"] {
-        assert_eq!(image.owners[&ip(addr)].ifindex, None, "{addr}");
+        assert_eq!(image.owners[&ip(addr).into()].ifindex, None, "{addr}");
     }
     let pods: Vec<_> = complaints.iter().map(|c| c.pod.as_str()).collect();
     assert_eq!(pods, ["default/web", "default/web", "default/db"]);

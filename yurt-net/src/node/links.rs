@@ -1,10 +1,13 @@
 //! The devices of this machine, as the guard needs them.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
-use netlink_packet_route::route::{RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
+};
 use rtnetlink::MulticastGroup;
 
 use super::{Follower, NodeError, routes};
@@ -39,12 +42,18 @@ impl LinkWatch {
         let links = self.0.handle.link().get().execute();
         let links: Vec<LinkMessage> = links.try_collect().await.map_err(listing)?;
         let routes = routes(&self.0.handle).await?;
-        let uplinks: BTreeSet<u32> = routes.iter().flatten().flat_map(uplinks).collect();
+        let mut uplinks: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+        for (device, gateway) in routes.iter().flatten().flat_map(default_hops) {
+            uplinks.entry(device).or_default().extend(gateway);
+        }
         let mut links: Vec<Link> = links
             .iter()
             .map(|message| {
                 let mut link = as_link(message);
-                link.is_uplink = uplinks.contains(&link.ifindex);
+                if let Some(gateways) = uplinks.remove(&link.ifindex) {
+                    link.is_uplink = true;
+                    link.gateways = gateways;
+                }
                 link
             })
             .collect();
@@ -53,16 +62,28 @@ impl LinkWatch {
     }
 }
 
-/// The devices that a route of the main table leads out of, if it is a default route.
-fn uplinks(route: &RouteMessage) -> Vec<u32> {
+/// The devices that a route of the main table leads out of, if it is a default route, and where it leads from there.
+fn default_hops(route: &RouteMessage) -> Vec<(u32, Option<IpAddr>)> {
     let is_default = route.header.destination_prefix_length == 0
         && route.header.table == RouteHeader::RT_TABLE_MAIN;
+    if !is_default {
+        return Vec::new();
+    }
+    let gateway = |attributes: &[RouteAttribute]| {
+        attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Gateway(RouteAddress::Inet(address)) => Some(IpAddr::V4(*address)),
+            RouteAttribute::Gateway(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
+            RouteAttribute::Via(RouteVia::Inet6(address)) => Some(IpAddr::V6(*address)),
+            _ => None,
+        })
+    };
     let mut devices = Vec::new();
-    for attribute in route.attributes.iter().filter(|_| is_default) {
+    for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Oif(device) => devices.push(*device),
+            RouteAttribute::Oif(device) => devices.push((*device, gateway(&route.attributes))),
             RouteAttribute::MultiPath(hops) => {
-                devices.extend(hops.iter().map(|hop| hop.interface_index));
+                let hops = hops.iter();
+                devices.extend(hops.map(|hop| (hop.interface_index, gateway(&hop.attributes))));
             }
             _ => {}
         }
@@ -83,6 +104,7 @@ pub fn as_link(message: &LinkMessage) -> Link {
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
             LinkAttribute::LinkNetNsId(_) => link.is_peer_elsewhere = true,
             LinkAttribute::Controller(controller) => link.controller = Some(*controller),

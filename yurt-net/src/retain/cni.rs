@@ -160,7 +160,7 @@ impl CniError {
             Self::Version { .. } | Self::TooOld { .. } => 1,
             Self::Environment { .. } => 4,
             Self::Input(_) | Self::Read { .. } | Self::Netns { .. } | Self::Link(_) => 5,
-            Self::Ledger(LedgerError::Locked { .. }) => 11,
+            Self::Ledger(LedgerError::Locked { .. } | LedgerError::LockLost { .. }) => 11,
             Self::Ledger(_) => 5,
             Self::Decode(_) => 6,
             Self::NoName
@@ -173,7 +173,9 @@ impl CniError {
             Self::Refused(Refusal::Exhausted { .. }) => 11,
             Self::Refused(Refusal::NotInRange { .. }) => 100,
             Self::Refused(Refusal::Taken { .. }) => 101,
-            Self::Refused(Refusal::Unknown { .. } | Refusal::Differs { .. })
+            Self::Refused(
+                Refusal::Unknown { .. } | Refusal::Differs { .. } | Refusal::Deleted { .. },
+            )
             | Self::OtherMac { .. } => 102,
         }
     }
@@ -345,7 +347,7 @@ impl<'a> Request<'a> {
         alarms: &mut Vec<String>,
         step: impl FnOnce(&Ledger, Now) -> Result<(Vec<Record>, T), CniError>,
     ) -> Result<T, CniError> {
-        let _lock = Lock::take(&self.place, LOCK_PATIENCE)?;
+        let lock = Lock::take(&self.place, LOCK_PATIENCE)?;
         let mut store = Store::open(&self.place)?;
         let mut draft = Draft::new(store.ledger(), &clock()?);
         let now = draft.now();
@@ -363,6 +365,7 @@ impl<'a> Request<'a> {
         let result = store.commit(draft.into_records());
         alarms.extend(store.alarms().iter().map(|alarm| chain(alarm)));
         result?;
+        lock.check()?;
         Ok(answer)
     }
 

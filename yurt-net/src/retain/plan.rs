@@ -191,6 +191,16 @@ pub enum Refusal {
         /// In which container.
         container: String,
     },
+    /// ADD of `yurt-cni`, for a container that DEL has come for since `yurt-ipam` gave it addresses.
+    #[error(
+        "container {container} of {key} was deleted while it was being added, and its addresses are kept for the next one"
+    )]
+    Deleted {
+        /// Who.
+        key: Key,
+        /// In which container.
+        container: String,
+    },
     /// CHECK.
     #[error("{key} has {recorded:?} in the ledger, and {claimed:?} in the previous result")]
     Differs {
@@ -443,7 +453,8 @@ pub struct Seen {
 
 /// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
 /// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, and an old
-/// sandbox may come by late, so only the interface is added.
+/// sandbox may come by late, so only the interface is added; and where DEL has overtaken the ADD, its Pod must not run: the
+/// addresses are kept for the next sandbox, and may be given to others.
 pub fn observe(
     ledger: &Ledger,
     who: &Attachment,
@@ -451,6 +462,15 @@ pub fn observe(
     seen: Seen,
     now: Now,
 ) -> Result<Vec<Record>, Refusal> {
+    if let Some(ours) = ledger.get(&who.key)
+        && (ours.assigner, &*ours.container) == (Assigner::Ours, &*who.container)
+        && ours.state != State::Active
+    {
+        return Err(Refusal::Deleted {
+            key: who.key.clone(),
+            container: who.container.clone(),
+        });
+    }
     admit(ledger, who, addresses)?;
     let entry = match ledger.get(&who.key) {
         Some(ours) if ours.assigner == Assigner::Ours && ours.state == State::Active => {

@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Directory, Disk as _};
-use crate::guard::{Mode, Policy};
+use crate::guard::{ExtraPolicy, Mode, Policy};
 use crate::translate;
 
 /// A file that cannot be read or written.
@@ -63,6 +63,8 @@ impl GuardSettings {
             },
             enforced_namespaces: self.enforced_namespaces.clone(),
             devices: self.devices.clone(),
+            // Annotations are the agent's to judge.
+            extra: ExtraPolicy::default(),
         }
     }
 }

@@ -1,13 +1,12 @@
 //! The guard on a new Pod's interface, before anything can be sent from it.
 
-use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
 use crate::agent::chain;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::Guard;
-use crate::guard::{Complaint, Extra, GuardedPod, compile, plan};
+use crate::guard::{Complaint, Extra, GuardedPod, Reserved, compile, plan};
 use crate::retain::ledger::Key;
 use crate::retain::link::{self, LinkError};
 use crate::retain::plan::Seen;
@@ -54,7 +53,7 @@ pub(super) fn guard(
         // The annotation comes with the agent.
         extra: Extra::default(),
     };
-    let (wanted, complaints) = compile(&[pod], &[device], &BTreeSet::new(), &settings.policy());
+    let (wanted, complaints) = compile(&[pod], &[device], &Reserved::default(), &settings.policy());
     let mut problems: Vec<String> = complaints
         .into_iter()
         .map(|Complaint { reason, .. }| reason)

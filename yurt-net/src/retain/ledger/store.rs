@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `<state-dir>/ledger/ledger` | what is retained across reboots |
 //! | `/run/yurt-net/<state-dir>/ledger` | the same, in memory (tmpfs): who has what in this boot |
-//! | `/run/yurt-net/<state-dir>/lock` | held by whoever reads in order to write |
+//! | `/run/yurt-net/<state-dir>/lock`, and the directory on disk | held by whoever reads in order to write |
 //! | `ledger.new`, `ledger.damaged` | one that is being written; what could not be read |
 //!
 //! Every change goes to both, and is confirmed when one of them has it. Each journal is a beginning of the same history, so the one that
@@ -15,12 +15,11 @@
 //! Everything here blocks. Whoever calls `commit` holds the [`Lock`] since before `open`.
 
 use std::ffi::OsStr;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
 use std::os::unix::ffi::OsStrExt as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
-use std::path::{Component, PathBuf};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::codec::{self, Flaw, VERSION};
@@ -67,6 +66,12 @@ pub enum LedgerError {
         path: PathBuf,
         /// For how long.
         waited: Duration,
+    },
+    /// Somebody has removed what was locked, and another process may have written since.
+    #[error("{} was removed while it was held: try again", path.display())]
+    LockLost {
+        /// The lock.
+        path: PathBuf,
     },
     /// A record has no JSON.
     #[error("encode a record")]
@@ -135,43 +140,36 @@ fn encoded(name: &[u8], special: &[u8]) -> Vec<u8> {
 }
 
 /// The right to write a ledger. Ends with this value, or with the process.
+///
+/// It is two locks: a file beside the journal in memory, and the directory of the one on disk. Somebody may remove either
+/// directory while it is locked, and whoever comes next would lock another one under its name; the other lock keeps
+/// them apart then. A lock counts only where it is found at its path.
 #[derive(Debug)]
-pub struct Lock(#[expect(dead_code, reason = "held, not used")] File);
+pub struct Lock(Vec<Held>);
+
+#[derive(Debug)]
+struct Held {
+    path: PathBuf,
+    file: File,
+}
+
+impl Held {
+    fn is_in_place(&self) -> bool {
+        let identity = |found: io::Result<Metadata>| found.ok().map(|it| (it.dev(), it.ino()));
+        let there = identity(std::fs::symlink_metadata(&self.path));
+        there.is_some() && there == identity(self.file.metadata())
+    }
+}
 
 impl Lock {
     /// Waits for it.
     pub fn take(place: &Place, patience: Duration) -> Result<Self, LedgerError> {
-        let directory = place.in_memory();
-        let path = directory.join("lock");
-        let io = |operation, source| LedgerError::Io {
-            operation,
-            path: path.clone(),
-            source,
-        };
-        let made = DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(&directory);
-        made.map_err(|source| io("make the directory of", source))?;
-        let file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .map_err(|source| io("open", source))?;
+        let path = place.in_memory().join("lock");
         let started = Instant::now();
         let mut pause = Duration::from_micros(200);
         loop {
-            // SAFETY: an open file.
-            if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-                return Ok(Self(file));
-            }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted => {}
-                _ => return Err(io("lock", error)),
+            if let Some(lock) = Self::try_take(place, &path)? {
+                return Ok(lock);
             }
             if started.elapsed() >= patience {
                 return Err(LedgerError::Locked {
@@ -181,6 +179,65 @@ impl Lock {
             }
             std::thread::sleep(pause);
             pause = (pause * 2).min(Duration::from_millis(4));
+        }
+    }
+
+    /// `None`: another process is at it, or has removed what was locked.
+    fn try_take(place: &Place, path: &Path) -> Result<Option<Self>, LedgerError> {
+        let io = |operation, source| LedgerError::Io {
+            operation,
+            path: path.to_owned(),
+            source,
+        };
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(place.in_memory());
+        made.map_err(|source| io("make the directory of", source))?;
+        let opened = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(path);
+        let file = match opened {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(|source| io("open", source))?,
+        };
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Ok(None),
+            Err(TryLockError::Error(error)) => return Err(io("lock", error)),
+        }
+        let path = path.to_owned();
+        let mut held = vec![Held { path, file }];
+        // Not there before the first change is written. A disk that can be neither written nor locked takes nothing from the
+        // ledger in memory.
+        let path = place.on_disk();
+        if let Ok(file) = File::open(&path) {
+            match file.try_lock() {
+                Ok(()) => held.push(Held { path, file }),
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(_)) => {}
+            }
+        }
+        let is_in_place = held.iter().all(Held::is_in_place);
+        Ok(is_in_place.then_some(Self(held)))
+    }
+
+    /// Whether nobody else can have taken it since: one of its parts is where everybody looks for it. To be asked when all is
+    /// written, and before anybody acts on it.
+    pub fn check(&self) -> Result<(), LedgerError> {
+        match self.0.iter().any(Held::is_in_place) {
+            true => Ok(()),
+            false => Err(LedgerError::LockLost {
+                path: self
+                    .0
+                    .first()
+                    .map(|held| held.path.clone())
+                    .unwrap_or_default(),
+            }),
         }
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use super::codec::{self, Flaw};
 use super::store::{JOURNAL_BYTES, LedgerError, Place, Store};
 use super::*;
@@ -373,6 +375,89 @@ fn one_process_at_a_time_writes() {
     };
     let _lock = store::Lock::take(&place, patience).unwrap();
     store::Lock::take(&other, patience).unwrap();
+}
+
+/// Each change depends on all before it: a lock that is not one shows as two that made the same.
+fn race(place: &Place, workers: usize, turns: usize, away: impl Fn() + Sync) -> BTreeSet<usize> {
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let taken = std::sync::Mutex::new(Vec::new());
+    let change = |name: &str| -> Result<usize, LedgerError> {
+        let lock = store::Lock::take(place, std::time::Duration::from_secs(20))?;
+        let mut store = Store::open(place)?;
+        let next = store.ledger().entries().len();
+        store.commit(vec![put(name, &format!("10.1.0.{}", next + 2))])?;
+        lock.check()?;
+        Ok(next)
+    };
+    std::thread::scope(|scope| {
+        let vandal = scope.spawn(|| {
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                away();
+                std::thread::sleep(std::time::Duration::from_micros(300));
+            }
+        });
+        let work = |worker: usize| {
+            for turn in 0..turns {
+                // Whoever is told to try again does, with what its failed try may have left.
+                while let Err(error) = change(&format!("w{worker}-{turn}")).map(|next| {
+                    taken.lock().unwrap().push(next);
+                }) {
+                    let is_passing =
+                        matches!(error, LedgerError::LockLost { .. } | LedgerError::Io { .. });
+                    assert!(is_passing, "{error}");
+                }
+            }
+        };
+        let workers: Vec<_> = (0..workers)
+            .map(|worker| scope.spawn(move || work(worker)))
+            .collect();
+        let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        vandal.join().unwrap();
+        results.into_iter().for_each(|result| result.unwrap());
+    });
+    let taken = taken.into_inner().unwrap();
+    let different: BTreeSet<usize> = taken.iter().copied().collect();
+    assert_eq!(different.len(), taken.len(), "{taken:?}");
+    different
+}
+
+#[test]
+fn one_process_at_a_time_writes_while_somebody_removes_the_directory_in_memory() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let place = Place {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+    };
+    // A node that has had a Pod.
+    let mut store = Store::open(&place).unwrap();
+    store.commit(vec![put("first", "10.1.0.1")]).unwrap();
+    let done = race(&place, 4, 25, || {
+        let _ = std::fs::remove_dir_all(&place.run_dir);
+    });
+    assert_eq!(done.len(), 100);
+}
+
+#[test]
+fn whoever_loses_both_locks_is_told_and_nobody_acts_on_what_it_wrote() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let place = Place {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+    };
+    let patience = std::time::Duration::from_millis(20);
+    let mut store = Store::open(&place).unwrap();
+    store.commit(vec![put("first", "10.1.0.1")]).unwrap();
+    let lock = store::Lock::take(&place, patience).unwrap();
+    std::fs::remove_dir_all(&place.run_dir).unwrap();
+    lock.check().unwrap();
+    assert!(
+        store::Lock::take(&place, patience).is_err(),
+        "the other holds"
+    );
+    std::fs::remove_dir_all(&place.state_dir).unwrap();
+    assert!(matches!(lock.check(), Err(LedgerError::LockLost { .. })));
+    store::Lock::take(&place, patience).unwrap();
 }
 
 #[test]

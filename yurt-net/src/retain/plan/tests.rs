@@ -331,6 +331,25 @@ fn an_old_sandbox_that_comes_by_late_takes_nothing_back_from_the_new_one() {
 }
 
 #[test]
+fn a_sandbox_that_was_deleted_while_it_was_added_does_not_run_on_what_is_kept() {
+    let mut ledger = Ledger::default();
+    let web = who("web", "c1");
+    let addresses = ips(&["10.1.0.2", "fd00::2"]);
+    give(&mut ledger, &web, 0);
+    leave(&mut ledger, &web, 1);
+    let late = observe(&ledger, &web, &addresses, seen(2), at(2));
+    assert!(matches!(late, Err(Refusal::Deleted { .. })), "{late:?}");
+    assert_eq!(state(&ledger, "web"), Some(State::Retained));
+    // The next sandbox, or the same that is made again, has them back.
+    for container in ["c2", "c1"] {
+        let again = who("web", container);
+        give(&mut ledger, &again, 3);
+        observe(&ledger, &again, &addresses, seen(2), at(4)).unwrap();
+        leave(&mut ledger, &again, 5);
+    }
+}
+
+#[test]
 fn a_result_without_addresses_takes_none_from_a_name_that_has_some() {
     let mut ledger = Ledger::default();
     let addresses = ips(&["10.9.0.2"]);

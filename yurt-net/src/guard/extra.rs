@@ -1,0 +1,317 @@
+//! What an annotation may give a Pod beside its own: never what belongs to somebody else.
+//!
+//! Whoever may annotate a Pod is a tenant. So a prefix is refused as a whole where an address in it is another Pod's, here or
+//! away, this node's, a gateway's, a Service's or one of those that the node lives by; so is a link-layer address of another
+//! Pod or of a device of this node. Everything is judged anew with each change: what was granted is taken back when
+//! a Pod starts with an address inside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use super::{GuardedPod, Link, is_one_hosts_mac};
+use crate::retain::announce::link_local;
+use crate::retain::ledger::Mac;
+
+/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Addresses and prefixes.
+    pub prefixes: Vec<IpNetwork>,
+    /// Link-layer addresses.
+    pub macs: Vec<[u8; 6]>,
+}
+
+impl Extra {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.macs.is_empty()
+    }
+}
+
+/// A word of the annotation that is none.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{word:?} is no address, prefix or link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
+)]
+pub struct BadExtra {
+    /// The word.
+    pub word: String,
+}
+
+impl std::str::FromStr for Extra {
+    type Err = BadExtra;
+
+    /// Words between commas or blanks.
+    fn from_str(text: &str) -> Result<Self, BadExtra> {
+        let mut extra = Self::default();
+        let is_between = |c: char| c == ',' || c.is_whitespace();
+        for word in text.split(is_between).filter(|word| !word.is_empty()) {
+            if let Ok(prefix) = word.parse() {
+                extra.prefixes.push(prefix);
+            } else if let Ok(Mac(mac)) = word.parse() {
+                extra.macs.push(mac);
+            } else {
+                let word = word.to_owned();
+                return Err(BadExtra { word });
+            }
+        }
+        Ok(extra)
+    }
+}
+
+/// `--guard-extra`: whose Pods may ask.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Askers {
+    /// Every Pod.
+    #[default]
+    All,
+    /// Those of these namespaces.
+    Namespaces(BTreeSet<String>),
+}
+
+impl std::str::FromStr for Askers {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "all" => return Ok(Self::All),
+            "none" => return Ok(Self::Namespaces(BTreeSet::new())),
+            _ => {}
+        }
+        let names: BTreeSet<String> = text.split(',').map(str::to_owned).collect();
+        match names.contains("") {
+            true => Err("expected all, none, or names of namespaces between commas"),
+            false => Ok(Self::Namespaces(names)),
+        }
+    }
+}
+
+/// `--guard-extra-prefix`: lengths of the shortest prefixes that are given, of IPv4 and of IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShortestPrefixes {
+    /// Of IPv4, at most 32.
+    pub v4: u8,
+    /// Of IPv6, at most 128.
+    pub v6: u8,
+}
+
+impl Default for ShortestPrefixes {
+    fn default() -> Self {
+        Self { v4: 24, v6: 64 }
+    }
+}
+
+impl std::fmt::Display for ShortestPrefixes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "/{},/{}", self.v4, self.v6)
+    }
+}
+
+impl std::str::FromStr for ShortestPrefixes {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str = "expected lengths for IPv4 and IPv6, as /24,/64";
+        let length = |text: &str, most: u8| {
+            let length = text.trim_start_matches('/').parse().ok();
+            length.filter(|length| *length <= most).ok_or(EXPECTED)
+        };
+        let (v4, v6) = text.split_once(',').ok_or(EXPECTED)?;
+        Ok(Self {
+            v4: length(v4, 32)?,
+            v6: length(v6, 128)?,
+        })
+    }
+}
+
+/// What the operator decides of annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ExtraPolicy {
+    /// Whose Pods may ask.
+    pub askers: Askers,
+    /// For how much at once.
+    pub shortest: ShortestPrefixes,
+}
+
+/// What is no Pod's to ask for, beside what Pods have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reserved {
+    /// Addresses on interfaces of this node.
+    pub node: BTreeSet<IpAddr>,
+    /// Addresses of others, and whose they are, as `an apiserver`.
+    pub hosts: BTreeMap<IpAddr, String>,
+    /// Networks of which every address is somebody's, and whose, as `the Services of this cluster`.
+    pub networks: Vec<(IpNetwork, String)>,
+}
+
+/// Whose something is.
+enum Holder<'a> {
+    Pod(&'a GuardedPod),
+    Node,
+    Named(&'a str),
+}
+
+impl std::fmt::Display for Holder<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Pod(pod) => write!(f, "Pod {}/{}", pod.namespace, pod.name),
+            Self::Node => write!(f, "this node"),
+            Self::Named(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+/// What is somebody's already.
+pub(super) struct Taken<'a> {
+    addresses: BTreeMap<IpAddr, Holder<'a>>,
+    macs: BTreeMap<[u8; 6], Holder<'a>>,
+    networks: &'a [(IpNetwork, String)],
+    policy: &'a ExtraPolicy,
+}
+
+impl<'a> Taken<'a> {
+    pub(super) fn new(
+        pods: &'a [GuardedPod],
+        links: &[Link],
+        reserved: &'a Reserved,
+        policy: &'a ExtraPolicy,
+    ) -> Self {
+        let mut addresses: BTreeMap<IpAddr, Holder<'_>> = BTreeMap::new();
+        let mut macs: BTreeMap<[u8; 6], Holder<'_>> = BTreeMap::new();
+        for mac in links.iter().filter_map(|link| link.mac) {
+            macs.insert(mac, Holder::Node);
+            addresses.insert(link_local(Mac(mac)).into(), Holder::Node);
+        }
+        for gateway in links.iter().flat_map(|link| &link.gateways) {
+            addresses.insert(*gateway, Holder::Named("the gateway of this node"));
+        }
+        for (address, name) in &reserved.hosts {
+            addresses.insert(*address, Holder::Named(name));
+        }
+        for address in &reserved.node {
+            addresses.insert(*address, Holder::Node);
+        }
+        for pod in pods {
+            if let Some(mac) = pod.mac {
+                macs.entry(mac).or_insert(Holder::Pod(pod));
+                let address = link_local(Mac(mac)).into();
+                addresses.entry(address).or_insert(Holder::Pod(pod));
+            }
+            for address in &pod.addresses {
+                addresses.entry(*address).or_insert(Holder::Pod(pod));
+            }
+        }
+        Self {
+            addresses,
+            macs,
+            networks: &reserved.networks,
+            policy,
+        }
+    }
+
+    /// What of a Pod's wishes is granted; what is not is told.
+    pub(super) fn grant(&self, pod: &GuardedPod, complain: &mut impl FnMut(String)) -> Extra {
+        let mut granted = Extra::default();
+        if pod.extra.is_empty() {
+            return granted;
+        }
+        if let Askers::Namespaces(names) = &self.policy.askers
+            && !names.contains(&pod.namespace)
+        {
+            complain(format!(
+                "extra addresses are refused: --guard-extra does not name the namespace {}",
+                pod.namespace
+            ));
+            return granted;
+        }
+        for prefix in &pod.extra.prefixes {
+            match self.against_prefix(pod, prefix) {
+                None => granted.prefixes.push(*prefix),
+                Some(reason) => complain(format!("extra addresses {prefix} are refused: {reason}")),
+            }
+        }
+        for mac in &pod.extra.macs {
+            match self.against_mac(pod, *mac) {
+                None => granted.macs.push(*mac),
+                Some(reason) => {
+                    complain(format!("extra address {} is refused: {reason}", Mac(*mac)));
+                }
+            }
+        }
+        granted
+    }
+
+    fn against_prefix(&self, pod: &GuardedPod, prefix: &IpNetwork) -> Option<String> {
+        let ShortestPrefixes { v4, v6 } = self.policy.shortest;
+        let shortest = if prefix.is_ipv4() { v4 } else { v6 };
+        if prefix.prefix() < shortest {
+            return Some(format!(
+                "a prefix is of /{shortest} or longer (--guard-extra-prefix)"
+            ));
+        }
+        if let Some(nobodys) = NOBODYS.iter().find(|net| overlap(net, prefix)) {
+            return Some(format!("{nobodys} is not for use on a network"));
+        }
+        if let Some((network, whose)) = self.networks.iter().find(|(net, _)| overlap(net, prefix)) {
+            return Some(format!("{network} belongs to {whose}"));
+        }
+        let mut inside = self.addresses.range(prefix.network()..=last(prefix));
+        let is_anothers = |holder: &Holder<'_>| match holder {
+            Holder::Pod(owner) => !std::ptr::eq(*owner, pod),
+            Holder::Node | Holder::Named(_) => true,
+        };
+        let (address, holder) = inside.find(|(_, holder)| is_anothers(holder))?;
+        Some(format!("{address} belongs to {holder}"))
+    }
+
+    fn against_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<String> {
+        if !is_one_hosts_mac(mac) {
+            return Some("it is not one host's".to_owned());
+        }
+        match self.macs.get(&mac)? {
+            Holder::Pod(owner) if std::ptr::eq(*owner, pod) => None,
+            holder => Some(format!("it belongs to {holder}")),
+        }
+    }
+}
+
+/// Addresses that no host has on a network: none, loopback, groups, everybody.
+const NOBODYS: [IpNetwork; 7] = [
+    net4([0, 0, 0, 0], 8),
+    net4([127, 0, 0, 0], 8),
+    net4([224, 0, 0, 0], 4),
+    net4([240, 0, 0, 0], 4),
+    net6([0, 0, 0, 0, 0, 0, 0, 0], 127),
+    net6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96),
+    net6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+];
+
+const fn net4([a, b, c, d]: [u8; 4], bits: u8) -> IpNetwork {
+    match ipnetwork::Ipv4Network::new_checked(std::net::Ipv4Addr::new(a, b, c, d), bits) {
+        Some(prefix) => IpNetwork::V4(prefix),
+        None => panic!("a prefix of more bits than an address"),
+    }
+}
+
+const fn net6([a, b, c, d, e, f, g, h]: [u16; 8], bits: u8) -> IpNetwork {
+    match ipnetwork::Ipv6Network::new_checked(Ipv6Addr::new(a, b, c, d, e, f, g, h), bits) {
+        Some(prefix) => IpNetwork::V6(prefix),
+        None => panic!("a prefix of more bits than an address"),
+    }
+}
+
+fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
+    a.contains(b.network()) || b.contains(a.network())
+}
+
+fn last(prefix: &IpNetwork) -> IpAddr {
+    match prefix {
+        IpNetwork::V4(prefix) => prefix.broadcast().into(),
+        IpNetwork::V6(prefix) => prefix.broadcast().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

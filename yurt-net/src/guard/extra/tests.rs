@@ -1,0 +1,180 @@
+use super::super::tests::{ip, net, pod, veth};
+use super::super::{GuardImage, Policy, compile};
+use super::*;
+
+const VRRP: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
+
+/// A Pod that asks, and another that has something.
+fn world(wishes: &str) -> (GuardedPod, GuardedPod) {
+    let mut asker = pod("vpn", &["10.244.1.10", "fd00::10"], Some((7, None)));
+    asker.extra = wishes.parse().unwrap();
+    let mut victim = pod("web", &["10.244.1.11", "fd00::1:11"], Some((8, None)));
+    victim.mac = Some([0x0a, 0x58, 10, 244, 1, 11]);
+    (asker, victim)
+}
+
+fn judged(pods: &[GuardedPod], reserved: &Reserved, extra: &ExtraPolicy) -> (GuardImage, String) {
+    let policy = Policy {
+        extra: extra.clone(),
+        ..Policy::default()
+    };
+    let mut bridge = veth(1, 9);
+    (bridge.kind, bridge.mac) = ("bridge".to_owned(), Some([2, 0, 0, 0, 0, 1]));
+    bridge.gateways = vec![ip("192.168.1.254")];
+    let (image, complaints) = compile(pods, &[bridge, veth(7, 2), veth(8, 2)], reserved, &policy);
+    let reasons = complaints.into_iter();
+    let reasons = reasons.map(|complaint| format!("{}: {}", complaint.pod, complaint.reason));
+    (image, reasons.collect::<Vec<_>>().join("\n"))
+}
+
+fn reserved() -> Reserved {
+    Reserved {
+        node: [ip("192.168.1.7"), ip("fe80::1")].into(),
+        hosts: [(ip("192.168.9.1"), "an apiserver".to_owned())].into(),
+        networks: vec![(net("10.96.0.0/12"), "the Services".to_owned())],
+    }
+}
+
+#[test]
+fn a_prefix_or_mac_that_holds_anything_of_anybody_is_refused_as_a_whole() {
+    for (wish, whose) in [
+        ("10.244.1.11", "Pod default/web"),
+        ("10.244.1.0/24", "Pod default/web"),
+        ("fd00::1:0/112", "Pod default/web"),
+        ("fe80::858:aff:fef4:10b", "Pod default/web"),
+        ("0a:58:0a:f4:01:0b", "Pod default/web"),
+        ("192.168.1.0/28", "this node"),
+        ("fe80::1", "this node"),
+        ("02:00:00:00:00:01", "this node"),
+        ("192.168.1.254", "the gateway of this node"),
+        ("192.168.9.0/30", "an apiserver"),
+        ("10.96.0.10", "the Services"),
+    ] {
+        let (asker, victim) = world(&format!("{wish} 192.0.2.7"));
+        for pods in [
+            [asker.clone(), victim.clone()],
+            [victim.clone(), asker.clone()],
+        ] {
+            let (image, told) = judged(&pods, &reserved(), &ExtraPolicy::default());
+            assert_eq!(image.rows[&7].extra, [net("192.0.2.7/32")], "{wish}");
+            assert_eq!(image.rows[&7].macs.len(), 1, "{wish}");
+            assert!(told.starts_with("default/vpn: extra address"), "{told}");
+            assert!(told.ends_with(&format!("belongs to {whose}")), "{told}");
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_a_pod_that_is_away_is_nobodys_either() {
+    let (asker, mut victim) = world("10.244.1.11 0a:58:0a:f4:01:0b");
+    victim.host = None;
+    let (image, told) = judged(&[asker, victim], &reserved(), &ExtraPolicy::default());
+    assert_eq!(
+        (image.rows[&7].extra.len(), image.rows[&7].macs.len()),
+        (0, 1)
+    );
+    assert_eq!(told.lines().count(), 2, "{told}");
+}
+
+#[test]
+fn what_was_granted_is_taken_back_when_a_pod_starts_inside() {
+    let (asker, victim) = world("10.244.1.0/24");
+    let pods = [asker, victim];
+    let (image, told) = judged(&pods[..1], &reserved(), &ExtraPolicy::default());
+    assert_eq!(
+        (image.rows[&7].extra.len(), &*told),
+        (1, ""),
+        "its own are inside"
+    );
+    let (image, told) = judged(&pods, &reserved(), &ExtraPolicy::default());
+    assert_eq!(image.rows[&7].extra, []);
+    assert!(
+        told.contains("10.244.1.11 belongs to Pod default/web"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_prefix_is_not_shorter_than_the_operator_allows() {
+    for (wish, is_given) in [
+        ("0.0.0.0/0", false),
+        ("172.16.0.0/23", false),
+        ("172.16.0.0/24", true),
+        ("::/0", false),
+        ("2001:db8::/63", false),
+        ("2001:db8::/64", true),
+    ] {
+        let (asker, _) = world(wish);
+        let (image, _) = judged(&[asker], &Reserved::default(), &ExtraPolicy::default());
+        assert_eq!(image.rows[&7].extra.len(), usize::from(is_given), "{wish}");
+    }
+    let extra = ExtraPolicy {
+        shortest: "/16,/48".parse().unwrap(),
+        ..ExtraPolicy::default()
+    };
+    for (wish, is_given) in [("172.16.0.0/16", true), ("2001:db8::/47", false)] {
+        let (asker, _) = world(wish);
+        let (image, _) = judged(&[asker], &Reserved::default(), &extra);
+        assert_eq!(image.rows[&7].extra.len(), usize::from(is_given), "{wish}");
+    }
+}
+
+#[test]
+fn what_no_host_has_on_a_network_is_given_to_none() {
+    for wish in [
+        "0.0.0.1",
+        "127.0.0.1",
+        "224.0.0.18",
+        "255.255.255.255",
+        "::1",
+        "::ffff:10.0.0.1",
+        "ff02::12",
+        "ff:ff:ff:ff:ff:ff",
+        "01:00:5e:00:00:12",
+        "00:00:00:00:00:00",
+    ] {
+        let (asker, _) = world(wish);
+        let (image, told) = judged(&[asker], &Reserved::default(), &ExtraPolicy::default());
+        assert_eq!(
+            (image.rows[&7].extra.len(), image.rows[&7].macs.len()),
+            (0, 1),
+            "{wish}"
+        );
+        assert!(told.contains("refused"), "{told}");
+    }
+}
+
+#[test]
+fn the_operator_says_whose_pods_may_ask() {
+    for (askers, is_given) in [
+        ("all", true),
+        ("none", false),
+        ("vpn,default", true),
+        ("vpn", false),
+    ] {
+        let (mut asker, _) = world("192.0.2.7");
+        asker.extra.macs.push(VRRP);
+        let extra = ExtraPolicy {
+            askers: askers.parse().unwrap(),
+            ..ExtraPolicy::default()
+        };
+        let (image, told) = judged(&[asker], &Reserved::default(), &extra);
+        let row = &image.rows[&7];
+        assert_eq!(row.extra.len(), usize::from(is_given), "{askers}");
+        assert_eq!(row.macs.len(), 1 + usize::from(is_given), "{askers}");
+        assert_eq!(told.contains("--guard-extra"), !is_given, "{told}");
+    }
+}
+
+#[test]
+fn what_the_flags_cannot_mean_is_refused() {
+    for text in ["", "a,,b", ","] {
+        assert!(text.parse::<Askers>().is_err(), "{text}");
+    }
+    for text in ["", "24", "/24", "/33,/64", "/24,/129", "x,y"] {
+        assert!(text.parse::<ShortestPrefixes>().is_err(), "{text}");
+    }
+    let shortest: ShortestPrefixes = "24,64".parse().unwrap();
+    assert_eq!(shortest, ShortestPrefixes::default());
+    assert_eq!(shortest.to_string(), "/24,/64");
+}
