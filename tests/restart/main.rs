@@ -9,6 +9,8 @@ mod damage;
 mod drift;
 mod kernel;
 mod kills;
+mod own_sockets;
 mod prefixes;
+mod silence;
 mod upgrade;
 mod world;

@@ -207,6 +207,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 }
             }
             () = watch.changed() => {
+                agent.sources.network_changed();
                 agent.clients.interfaces_changed();
                 match watch.view().await {
                     Ok(mut view) => {

@@ -127,6 +127,27 @@ impl Lab {
         Cloud::new(&self.core).context("make the apiserver")
     }
 
+    /// Cuts a node off without a word: its own end of the wire stays up.
+    pub fn cut(&self, node: &Node) -> Result<()> {
+        let device = node.wire_device();
+        self.core.wire.ip(&format!("link set {device} nomaster\n"))
+    }
+
+    /// The end of [`Self::cut`].
+    pub fn mend(&self, node: &Node) -> Result<()> {
+        let device = node.wire_device();
+        self.core
+            .wire
+            .ip(&format!("link set {device} master wire0\n"))
+    }
+
+    /// Pulls a node's plug, or puts it in again: the node sees it.
+    pub fn plug(&self, node: &Node, is_in: bool) -> Result<()> {
+        let state = if is_in { "up" } else { "down" };
+        let device = node.wire_device();
+        self.core.wire.ip(&format!("link set {device} {state}\n"))
+    }
+
     /// All nodes, in the order in which they were added.
     pub fn nodes(&self) -> Vec<Node> {
         lock(&self.nodes).clone()

@@ -115,6 +115,11 @@ impl Node {
         self.0.place.netns.ip(&batch)
     }
 
+    /// The wire's end of this node's link.
+    pub(super) fn wire_device(&self) -> String {
+        format!("node{}", self.0.index)
+    }
+
     /// The `ip` lines that lead other nodes to this one's Pods.
     fn route_to_pods(&self) -> String {
         format!(

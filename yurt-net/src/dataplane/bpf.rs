@@ -174,7 +174,7 @@ impl BpfDataplane {
         let count = open_map(&state, "yurt_count")?;
         let netns = open_map(&state, "yurt_netns")?;
         let is_staged = !is_adopted;
-        Ok(Self {
+        let mut dataplane = Self {
             options,
             root,
             _lock: lock,
@@ -190,7 +190,13 @@ impl BpfDataplane {
             has_set_retval,
             is_staged,
             was_serving,
-        })
+        };
+        if is_adopted && was_serving {
+            // Before a source is asked: programs of a version that does not know the agent's own sockets may lead them astray. What
+            // fails is tried again, and told, when the table is there.
+            let _tried_again = dataplane.repair();
+        }
+        Ok(dataplane)
     }
 
     /// The pins of an earlier agent were taken over.

@@ -202,15 +202,19 @@ impl KubeSource {
     fn fresh_until(&self) -> Option<Instant> {
         let until = match self.api.is_cache() {
             true => self.last_word? + FRESH_FOR_AT_HUB,
-            false => self.last_sign()? + FRESH_FOR,
+            // Of one that answers it is enough that its machine answers probes.
+            false if self.answers() => self.last_sign()? + FRESH_FOR,
+            false => self.last_contact? + FRESH_FOR,
         };
         (self.is_synced && until > Instant::now()).then_some(until)
     }
 
-    /// When the server was last heard. Of one that answers and is watched it is enough that its machine answers probes.
+    /// When the source was last heard, be it only the answer to a probe.
     fn last_sign(&self) -> Option<Instant> {
-        let probed = self.connection.heard().filter(|_| self.answers());
-        self.last_contact.max(probed)
+        match self.api.is_cache() {
+            true => self.last_contact,
+            false => self.last_contact.max(self.connection.heard()),
+        }
     }
 
     /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
@@ -251,11 +255,7 @@ impl KubeSource {
 
     /// The time since the source was last heard of; `None` = never.
     pub fn silence(&self) -> Option<Duration> {
-        let sign = match self.api.is_cache() {
-            true => self.last_contact,
-            false => self.last_sign(),
-        };
-        sign.map(|at| at.elapsed())
+        self.last_sign().map(|at| at.elapsed())
     }
 
     /// What fails at present, on one line.

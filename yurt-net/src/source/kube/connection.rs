@@ -70,6 +70,8 @@ struct Pace {
 #[derive(Default)]
 struct Lifeline {
     socket: Weak<OwnedFd>,
+    /// When it, or one before it, was heard.
+    heard: Option<Instant>,
     /// Where its packets leave from.
     from: Option<IpAddr>,
     /// It is not the first one.
@@ -251,15 +253,23 @@ impl Connection {
     /// A connection of this resource's has fallen silent. Where it is the lifeline, all are taken for dead.
     pub(super) fn is_silent(&self, resource: Resource) {
         if resource == LIFELINE {
+            // The last that is known of it.
+            let _heard = self.heard();
             self.is_reached.store(false, Ordering::Relaxed);
             self.deaths.send_modify(|count| *count += 1);
         }
     }
 
-    /// When the other end of the lifeline was last heard; `None`: there is none.
+    /// When the other end of a lifeline was last heard.
     pub(super) fn heard(&self) -> Option<Instant> {
-        let socket = self.lifeline().socket.upgrade()?;
-        Instant::now().checked_sub(wire::silence(&socket)?)
+        let mut lifeline = self.lifeline();
+        let silence = lifeline
+            .socket
+            .upgrade()
+            .and_then(|socket| wire::silence(&socket));
+        let heard = silence.and_then(|silence| Instant::now().checked_sub(silence));
+        lifeline.heard = lifeline.heard.max(heard);
+        lifeline.heard
     }
 
     /// An address, a link or a route has changed: what was silent, or leaves from elsewhere now, is made anew at once.

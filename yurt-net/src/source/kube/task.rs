@@ -185,11 +185,11 @@ impl Task {
                 Ok(()) => self.follower.ended(started.elapsed()),
                 Err(RequestError::Gone) => return,
                 Err(error) => {
-                    if !matches!(error, RequestError::Status { .. }) {
-                        self.wire = None;
-                    }
                     if error.is_silence() {
                         self.connection.is_silent(self.shape.resource);
+                    }
+                    if !matches!(error, RequestError::Status { .. }) {
+                        self.wire = None;
                     }
                     let failure = error.failure();
                     let wait = self.follower.failed(failure);

@@ -1,0 +1,93 @@
+//! No Service leads the agent's own connections elsewhere, whatever the maps say.
+
+use anyhow::{Result, ensure};
+use yurt_net::source::preferred::Origin;
+use yurt_net_tests::lab::{Cloud, Manifests, Proto};
+
+use crate::world::{CAPACITY, World, flags};
+
+/// Where the lab's apiserver is.
+const CLOUD: (&str, u16) = ("192.0.2.254", 8001);
+
+/// Besides `web`, a tenant's Service that claims the apiserver's address and port, and leads to `a`.
+fn with_thief(world: &World, web: &yurt_net_tests::lab::Pod) -> Manifests {
+    let mut manifests = world.web([web]);
+    let (address, port) = CLOUD;
+    let thief = manifests.service("thief").cluster_ip("10.96.0.66");
+    thief
+        .external_ip(address)
+        .port(port, 8080)
+        .endpoints([&world.a]);
+    manifests
+}
+
+fn start(world: &World, source: &str) -> Result<yurt_net_tests::lab::Agent> {
+    let flags = flags(&CAPACITY);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let node = &world.node;
+    node.start_agent_from(source, node.name(), &flags)
+}
+
+/// The agent follows the cloud: what is changed there reaches the maps.
+fn follows(world: &World, cloud: &Cloud) -> Result<()> {
+    let node = &world.node;
+    node.wait_for_status("live data", |s| s.source.provenance == Origin::Live)?;
+    for backend in [&world.b, &world.c] {
+        cloud.apply(&with_thief(world, backend))?;
+        world.converges(10, &[backend])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_takes_over_maps_that_claim_its_apiserver_reaches_it() -> Result<()> {
+    let world = World::new()?;
+    // The maps are made from manifests, whose agent has no apiserver that it would protect.
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    world.node.apply(&with_thief(&world, &world.b))?;
+    world.converges(10, &[&world.b])?;
+    let (address, port) = CLOUD;
+    let claimed = world
+        .client
+        .connect_many(Proto::Tcp, &format!("{address}:{port}"), 4)?;
+    ensure!(
+        claimed.failed() == 0,
+        "the maps do not claim the apiserver: {claimed:?}"
+    );
+    agent.kill9()?;
+
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&with_thief(&world, &world.b))?;
+    cloud.start()?;
+    let _agent = start(&world, &cloud.source())?;
+    follows(&world, &cloud)
+}
+
+#[test]
+fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claims_it() -> Result<()>
+{
+    let world = World::new()?;
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&with_thief(&world, &world.b))?;
+    cloud.start()?;
+    let agent = start(&world, &cloud.source())?;
+    world.wait_ready(&agent)?;
+    follows(&world, &cloud)?;
+    cloud.kill9()?;
+    cloud.start()?;
+    follows(&world, &cloud)?;
+    world
+        .node
+        .wait_for_status("a checkpoint", |s| s.checkpoint.writes > 0)?;
+
+    agent.kill9()?;
+    cloud.kill9()?;
+    world.node.lose_pins()?;
+    let agent = start(&world, &cloud.source())?;
+    world.wait_ready(&agent)?;
+    world.node.wait_for_status("its checkpoint", |s| {
+        s.source.provenance == Origin::Checkpoint
+    })?;
+    cloud.start()?;
+    follows(&world, &cloud)
+}

@@ -1,0 +1,88 @@
+//! A link that says nothing, and one that is unplugged: how soon that is noticed, and how soon what was missed is in force.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use yurt_net::source::preferred::Origin;
+use yurt_net_tests::lab::Agent;
+
+use crate::world::{CAPACITY, World, flags};
+
+/// How long the link is away; `YURT_CUT_SECONDS` for a measure by hand.
+const CUT: u64 = 20;
+/// Two seconds are aimed at; the rest is for a machine that does something else.
+const BACK_WITHIN: Duration = Duration::from_secs(5);
+
+fn cut_seconds() -> u64 {
+    let given = std::env::var("YURT_CUT_SECONDS").ok();
+    given.and_then(|given| given.parse().ok()).unwrap_or(CUT)
+}
+
+fn start(world: &World, source: &str) -> Result<Agent> {
+    let flags = flags(&CAPACITY);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let node = &world.node;
+    let agent = node.start_agent_from(source, node.name(), &flags)?;
+    world.wait_ready(&agent)?;
+    node.wait_for_status("live data", |s| s.source.provenance == Origin::Live)?;
+    Ok(agent)
+}
+
+fn away(
+    cut: impl FnOnce(&World) -> Result<()>,
+    mend: impl FnOnce(&World) -> Result<()>,
+) -> Result<()> {
+    let world = World::new()?;
+    let node = &world.node;
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&world.web([&world.a]))?;
+    cloud.start()?;
+    let _agent = start(&world, &cloud.source())?;
+    // Longer than a probe takes: only that keeps it fresh.
+    thread::sleep(Duration::from_secs(12));
+    let status = node.status()?;
+    ensure!(
+        status.source.is_fresh && status.source.age_seconds < 10,
+        "{:?}",
+        status.source
+    );
+
+    cut(&world)?;
+    let cut_at = Instant::now();
+    let stale = node.wait_for_status("it is not fresh", |s| !s.source.is_fresh)?;
+    let noticed = cut_at.elapsed();
+    ensure!(noticed < Duration::from_secs(11), "fresh for {noticed:?}");
+    ensure!(stale.source.age_seconds <= 11, "{:?}", stale.source);
+    cloud.apply(&world.web([&world.b]))?;
+    thread::sleep(Duration::from_secs(cut_seconds()).saturating_sub(cut_at.elapsed()));
+    world.expect(10, &[&world.a], false)?;
+
+    mend(&world)?;
+    let back_at = Instant::now();
+    world.converges(10, &[&world.b])?;
+    let took = back_at.elapsed();
+    eprintln!("not fresh {noticed:?} after the cut; in force {took:?} after its end");
+    ensure!(
+        took < BACK_WITHIN,
+        "in force {took:?} after the link is back"
+    );
+    node.wait_for_status("it is fresh", |s| s.source.is_fresh)?;
+    Ok(())
+}
+
+#[test]
+fn what_a_silent_link_has_kept_back_is_in_force_soon_after_it_speaks() -> Result<()> {
+    away(
+        |world| world.lab.cut(&world.node),
+        |world| world.lab.mend(&world.node),
+    )
+}
+
+#[test]
+fn what_was_missed_without_a_link_is_in_force_soon_after_it_is_back() -> Result<()> {
+    away(
+        |world| world.lab.plug(&world.node, false),
+        |world| world.lab.plug(&world.node, true),
+    )
+}
