@@ -295,3 +295,14 @@ fn the_first_connect_across_nodes_loses_no_packet() -> Result<()> {
     }
     Ok(())
 }
+
+#[test]
+fn a_node_that_is_made_again_under_its_name_has_a_place_of_its_own() -> Result<()> {
+    let lab = Lab::new()?;
+    let first = lab.node("edge-1")?;
+    let again = lab.node("edge-1")?;
+    assert_ne!(first.cgroup(), again.cgroup());
+    assert_ne!(first.state_dir(), again.state_dir());
+    again.pod("client")?;
+    Ok(())
+}

@@ -56,8 +56,14 @@ struct Parts {
 
 impl Node {
     pub(super) fn new(core: &Arc<Core>, name: &str, index: u8, others: &[Self]) -> Result<Self> {
-        let dir = core.remains.dir().join(name);
-        let cgroup = core.remains.cgroup().join(name);
+        // A lab may have had one of this name: it is not gone before the lab is.
+        let is_taken = others.iter().any(|other| other.name() == name);
+        let place = match is_taken {
+            true => format!("{name}-again-{index}"),
+            false => name.to_owned(),
+        };
+        let dir = core.remains.dir().join(&place);
+        let cgroup = core.remains.cgroup().join(&place);
         core.make_cgroup(&cgroup)?;
         let node = Self(Arc::new(Parts {
             name: name.to_owned(),

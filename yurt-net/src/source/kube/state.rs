@@ -19,9 +19,14 @@ use super::resource::Resource;
 use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
 use crate::source::decode::{self, Names, Object, ObjectId};
 use crate::source::objects;
+use crate::text;
 
 /// A list is held back no longer than this.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
+
+/// Objects that cannot be read of which the snapshot tells. All of them are remembered, and each is told when it is
+/// among the first few.
+const SHOWN_REJECTIONS: usize = 1000;
 
 /// Objects of one resource by name.
 type Objects = BTreeMap<NamespacedName, Object>;
@@ -31,6 +36,8 @@ type Objects = BTreeMap<NamespacedName, Object>;
 pub(super) struct ClusterState {
     snapshot: Snapshot,
     touched: Touched,
+    /// The snapshot does not tell yet of what is rejected by now.
+    has_other_rejections: bool,
     names: Names,
     /// Answers come from a cache, which may be older than what is known.
     is_cache: bool,
@@ -107,6 +114,7 @@ impl ClusterState {
         Self {
             snapshot: seed,
             touched: Touched::Anything,
+            has_other_rejections: false,
             names: Names::of_node(node),
             is_cache,
             known: known.into(),
@@ -119,6 +127,9 @@ impl ClusterState {
 
     /// What may differ from the snapshot at the last call.
     pub(super) fn take_touched(&mut self) -> Touched {
+        if self.has_other_rejections {
+            self.collect_rejections();
+        }
         self.touched.take()
     }
 
@@ -344,7 +355,7 @@ impl ClusterState {
                 let is_known = objects::get(&self.snapshot, id).is_some();
                 let known = self.known.entry(resource).or_default();
                 known.rejections.insert(name, keeping(rejection, is_known));
-                self.collect_rejections();
+                self.rejections_changed();
                 true
             }
         }
@@ -396,17 +407,38 @@ impl ClusterState {
         let known = self.known.entry(resource).or_default();
         let was_rejected = known.rejections.remove(name).is_some();
         if was_rejected {
-            self.collect_rejections();
+            self.rejections_changed();
         }
         was_rejected
     }
 
+    /// Of a few the snapshot tells at once; of many when it is taken up. A list that is copied at each of 20,000 events costs
+    /// a minute.
+    fn rejections_changed(&mut self) {
+        let all = self.known.values().map(|known| known.rejections.len());
+        self.has_other_rejections = true;
+        if all.sum::<usize>() <= SHOWN_REJECTIONS {
+            self.collect_rejections();
+        }
+    }
+
+    /// Tells of so many that each namespace is heard, and of how many there are besides.
     fn collect_rejections(&mut self) {
-        let all = self
-            .known
-            .values()
-            .flat_map(|known| known.rejections.values());
-        self.snapshot.rejections = all.cloned().collect();
+        self.has_other_rejections = false;
+        let known = self.known.values();
+        let all: Vec<&Rejection> = known.flat_map(|known| known.rejections.values()).collect();
+        let shown = text::in_turns(&all, SHOWN_REJECTIONS, |rejection| &rejection.namespace);
+        let more = all.len() - shown.len();
+        self.snapshot.rejections = shown.into_iter().copied().cloned().collect();
+        if more > 0 {
+            self.snapshot.rejections.push(Rejection {
+                kind: String::new(),
+                namespace: String::new(),
+                name: String::new(),
+                source: String::new(),
+                reason: format!("more objects cannot be read than these {SHOWN_REJECTIONS}"),
+            });
+        }
     }
 }
 

@@ -332,3 +332,44 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn thousands_of_objects_that_cannot_be_read_are_copied_when_they_are_taken_up_and_not_at_each_event()
+ {
+    let mut state = live();
+    let bad = |namespace: &str, n: usize| {
+        json!({
+            "metadata": {"namespace": namespace, "name": format!("s{n}"), "resourceVersion": "1"},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"port": 0}]},
+        })
+    };
+    let mut copies = 0;
+    for n in 0..3000 {
+        let before = state.snapshot.rejections.len();
+        let json = bad("a", n).to_string();
+        assert!(state.put(Resource::Services, V1, json.as_bytes(), "2"));
+        copies += usize::from(state.snapshot.rejections.len() != before);
+    }
+    assert_eq!(copies, SHOWN_REJECTIONS);
+    state.put(
+        Resource::Services,
+        V1,
+        bad("b", 1).to_string().as_bytes(),
+        "2",
+    );
+    state.take_touched();
+    let told = &state.snapshot().rejections;
+    assert_eq!(told.len(), SHOWN_REJECTIONS + 1);
+    assert!(told.iter().any(|rejection| rejection.namespace == "b"));
+    assert!(
+        told.iter()
+            .any(|rejection| rejection.reason.starts_with("more objects"))
+    );
+    for n in 0..3000 {
+        let json = bad("a", n).to_string();
+        assert!(state.delete(Resource::Services, json.as_bytes(), "3"));
+    }
+    state.take_touched();
+    let told = &state.snapshot().rejections;
+    assert_eq!(told.len(), 1, "{told:?}");
+}
