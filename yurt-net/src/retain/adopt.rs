@@ -92,14 +92,20 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
 fn containers(files: &[Leftover]) -> BTreeMap<IpAddr, (&str, &str)> {
     let found = files.iter().filter_map(|(name, contents)| {
         let mut lines = contents.lines().map(str::trim);
-        let container = lines.next().filter(|line| !line.is_empty())?;
-        let interface = lines.next().filter(|line| !line.is_empty());
+        // A power cut leaves files of zeros: nobody has what they reserve, since nobody has lived through it.
+        let container = lines.next().filter(|line| is_id(line))?;
+        let interface = lines.next().filter(|line| is_id(line));
         Some((
             name.parse().ok()?,
             (container, interface.unwrap_or(INTERFACE)),
         ))
     });
     found.collect()
+}
+
+/// Whether a runtime may have written it: IDs and interfaces are printable words.
+fn is_id(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 /// Addresses that Pods have or had, with namespace and name, which hold no underscore.

@@ -157,7 +157,7 @@ impl Draft {
 pub enum Refusal {
     /// Every address has an owner that is alive.
     #[error(
-        "no address is free in {ranges}: {used} are in use by Pods that run; enlarge the range (`yurt-net ledger` lists them)"
+        "no address is free in {ranges}: {used} are in use as far as the ledger knows; enlarge the range, or end what `yurt-net ledger` lists and no longer runs with a GC or a reboot"
     )]
     Exhausted {
         /// The range set.

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::de::DeserializeSeed;
+use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
@@ -29,7 +31,7 @@ mod stream;
 mod tests;
 mod value;
 
-use stream::{Found, Top};
+use stream::{Document, Found, Top};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,14 +194,19 @@ pub fn is_read(kind: &str) -> bool {
 
 /// Decodes the text of one file; `path` is what Rejections call it.
 pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Decoded {
-    let mut decoded = Decoded::default();
-    match format {
-        Format::Yaml => decode_yaml(text, path, names, &mut decoded),
-        Format::Json => decode_json(text, path, names, &mut decoded),
+    Reading::new(path, names, false).read(text, format)
+}
+
+/// Decodes one file as it is on disk: UTF-8, or UTF-16 as editors on Windows write it. Bytes that are neither cost their own document.
+pub fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut Names) -> Decoded {
+    match text_of(bytes) {
+        Ok((text, is_damaged)) => Reading::new(path, names, is_damaged).read(&text, format),
+        Err(reason) => {
+            let mut reading = Reading::new(path, names, false);
+            reading.refuse(reason.to_owned());
+            reading.decoded
+        }
     }
-    decoded.objects.shrink_to_fit();
-    decoded.rejections.shrink_to_fit();
-    decoded
 }
 
 /// Decodes one object of an apiserver; `None` when nothing reads it. `kind` and `api_version` are what its list or watch is
@@ -246,64 +253,222 @@ pub fn item(
     }
 }
 
-fn decode_yaml(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded) {
-    for (document, number) in stream::documents(text).zip(1..) {
+/// How far a file has been read.
+struct Reading<'a> {
+    path: &'a str,
+    names: &'a mut Names,
+    /// It held bytes that are no text, and U+FFFD stands for them.
+    is_damaged: bool,
+    /// The document that was begun last, from 1.
+    number: usize,
+    decoded: Decoded,
+}
+
+impl<'a> Reading<'a> {
+    fn new(path: &'a str, names: &'a mut Names, is_damaged: bool) -> Self {
+        Self {
+            path,
+            names,
+            is_damaged,
+            number: 0,
+            decoded: Decoded::default(),
+        }
+    }
+
+    fn read(mut self, text: &str, format: Format) -> Decoded {
+        let text = without_marks(text);
+        for document in stream::documents(&text) {
+            match format {
+                Format::Yaml => self.yaml(&document),
+                Format::Json => self.json(&document),
+            }
+        }
+        self.decoded.objects.shrink_to_fit();
+        self.decoded.rejections.shrink_to_fit();
+        self.decoded
+    }
+
+    fn yaml(&mut self, document: &Document<'_>) {
+        if self.is_no_text(document.text) {
+            return;
+        }
         let mut found = Found::default();
+        let names = &mut *self.names;
         let result = serde_saphyr::with_deserializer_from_str_with_options(
             document.text,
             yaml_options(document.text.len()),
             |yaml| Top::document(names, &mut found).deserialize(yaml),
         );
         match result {
-            Ok(()) => decoded.take(found, path, number),
-            Err(error) => {
-                let reason = yaml_reason(&error, document.lines_before);
-                decoded.refuse_document(path, number, text::message(&reason).to_string());
+            Ok(()) => {
+                self.number += 1;
+                self.decoded.take(found, self.path, self.number);
             }
+            // JSON objects back to back are no YAML. kubectl reads them.
+            Err(_) if begins_with_json(document.body()) => self.json(document),
+            Err(error) => self.refuse(yaml_reason(&error, document.lines_before)),
         }
     }
+
+    /// Reads values one after the other, each as a document. Behind one that cannot be read, the next begins with a line that begins
+    /// with a brace.
+    fn json(&mut self, document: &Document<'_>) {
+        let mut rest = document.body();
+        let mut broken = 0;
+        loop {
+            rest = rest.trim_start_matches(|c: char| c.is_ascii_whitespace() || c == MARK);
+            if rest.is_empty() {
+                return;
+            }
+            let before = &document.text[..document.text.len() - rest.len()];
+            let mut values = serde_json::Deserializer::from_str(rest).into_iter::<&RawValue>();
+            let error = match values.next() {
+                Some(Ok(value)) => {
+                    rest = &rest[values.byte_offset()..];
+                    if self.is_no_text(value.get()) {
+                        continue;
+                    }
+                    let mut found = Found::default();
+                    let mut json = serde_json::Deserializer::from_str(value.get());
+                    let top = Top::document(&mut *self.names, &mut found);
+                    match top.deserialize(&mut json) {
+                        Ok(()) => {
+                            self.number += 1;
+                            self.decoded.take(found, self.path, self.number);
+                            continue;
+                        }
+                        Err(error) => error,
+                    }
+                }
+                Some(Err(error)) => {
+                    broken += 1;
+                    // Each of them is looked through to the end.
+                    let next = (broken < MAX_BROKEN).then(|| rest.find("\n{")).flatten();
+                    rest = next.map_or("", |next| &rest[next + 1..]);
+                    error
+                }
+                None => return,
+            };
+            let mut reason = format!("cannot be read: {error}");
+            let lines_before = document.lines_before + before.matches('\n').count();
+            if lines_before > 0 {
+                reason += &format!(" (line {} of the file)", lines_before + error.line());
+            }
+            self.refuse(reason);
+        }
+    }
+
+    /// Refuses a text in which U+FFFD stands for something else.
+    fn is_no_text(&mut self, text: &str) -> bool {
+        let is_no_text = self.is_damaged && text.contains(char::REPLACEMENT_CHARACTER);
+        if is_no_text {
+            self.refuse(
+                "cannot be read: it holds bytes that are not UTF-8: save the file as UTF-8"
+                    .to_owned(),
+            );
+        }
+        is_no_text
+    }
+
+    fn refuse(&mut self, reason: String) {
+        self.number += 1;
+        let reason = text::message(&reason).to_string();
+        self.decoded.refuse_document(self.path, self.number, reason);
+    }
+}
+
+/// A byte-order mark, in characters.
+const MARK: char = '\u{feff}';
+/// Values of one document that cannot be read, of which each is looked behind for the next.
+const MAX_BROKEN: usize = 100;
+
+/// The text of a file, and whether some of its bytes are none. Its encoding is told as YAML 1.2 (5.2) has it: by a byte-order mark, or by
+/// where the zeros are in its first character, which is an ASCII one.
+fn text_of(bytes: &[u8]) -> Result<(Cow<'_, str>, bool), &'static str> {
+    const UTF32: &str = "cannot be read: the file is in UTF-32: save it as UTF-8";
+    let (number, units): (fn([u8; 2]) -> u16, _) = match bytes {
+        [0xff, 0xfe, 0, 0, ..] | [0, 0, 0xfe, 0xff, ..] | [0, 0, 0, _, ..] | [_, 0, 0, 0, ..] => {
+            return Err(UTF32);
+        }
+        [0xff, 0xfe, rest @ ..] => (u16::from_le_bytes, rest),
+        [0xfe, 0xff, rest @ ..] => (u16::from_be_bytes, rest),
+        [1..=255, 0, ..] => (u16::from_le_bytes, bytes),
+        [0, 1..=255, ..] => (u16::from_be_bytes, bytes),
+        _ => {
+            let text = String::from_utf8_lossy(bytes);
+            let is_damaged = matches!(text, Cow::Owned(_));
+            return Ok((text, is_damaged));
+        }
+    };
+    let (units, odd) = units.as_chunks::<2>();
+    let mut is_damaged = !odd.is_empty();
+    let characters = char::decode_utf16(units.iter().map(|&unit| number(unit)));
+    let mut text: String = characters
+        .map(|character| {
+            character.unwrap_or_else(|_| {
+                is_damaged = true;
+                char::REPLACEMENT_CHARACTER
+            })
+        })
+        .collect();
+    if !odd.is_empty() {
+        text.push(char::REPLACEMENT_CHARACTER);
+    }
+    Ok((text.into(), is_damaged))
+}
+
+/// The text without byte-order marks at the beginning of lines: where files are joined, each brings its own.
+fn without_marks(text: &str) -> Cow<'_, str> {
+    if !text.contains(MARK) {
+        return text.into();
+    }
+    let lines = text.split_inclusive('\n');
+    lines
+        .map(|line| line.trim_start_matches(MARK))
+        .collect::<String>()
+        .into()
+}
+
+/// Whether the first thing in a document is an object in JSON.
+fn begins_with_json(text: &str) -> bool {
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<&RawValue>();
+    text.trim_start().starts_with('{') && values.next().is_some_and(|value| value.is_ok())
 }
 
 /// What aliases may add to the text of a document, in bytes.
 const ALIASED_BYTES: usize = 16 << 20;
+/// What they may add in parts (scalars, and the beginnings and ends of lists and maps), whatever the size of the document; and for how
+/// many bytes of it one more. PyYAML writes an alias for each list that objects share.
+const ALIASED_EVENTS: usize = 1 << 18;
+const BYTES_AN_EVENT: usize = 8;
 
 /// The parser's limits are made for configuration files; a `List` of a whole cluster passes them all. What
-/// still holds is the nesting depth, which guards the stack, and the limits on aliases, which guard
-/// against documents that grow when they are read.
+/// still holds is the nesting depth, which guards the stack, and what aliases may add, which guards
+/// against documents that grow when they are read. How many aliases there are, and of how many anchors, says nothing.
 fn yaml_options(text_bytes: usize) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
             max_nodes: usize::MAX,
+            max_aliases: usize::MAX,
+            max_anchors: usize::MAX,
+            max_merge_keys: usize::MAX,
+            max_recorded_anchor_events: usize::MAX,
+            max_recorded_anchor_bytes: usize::MAX,
+            enforce_alias_anchor_ratio: false,
             max_total_scalar_bytes: text_bytes.saturating_add(ALIASED_BYTES),
             max_total_comment_bytes: usize::MAX,
         },
-        alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: 100_000 },
+        alias_limits: serde_saphyr::alias_limits! {
+            max_total_replayed_events: ALIASED_EVENTS + text_bytes / BYTES_AN_EVENT,
+        },
         emit_comments: false,
         with_snippet: false,
         // A field given twice is found by us, so that it costs its object and not the document.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
-    }
-}
-
-fn decode_json(text: &str, path: &str, names: &mut Names, decoded: &mut Decoded) {
-    let mut json =
-        serde_json::Deserializer::from_str(text.strip_prefix('\u{feff}').unwrap_or(text));
-    for number in 1.. {
-        if json.end().is_ok() {
-            break;
-        }
-        let mut found = Found::default();
-        match Top::document(names, &mut found).deserialize(&mut json) {
-            Ok(()) => decoded.take(found, path, number),
-            Err(error) => {
-                // Where the next value would start cannot be told any more.
-                let reason = format!("cannot be read: {error}");
-                decoded.refuse_document(path, number, text::message(&reason).to_string());
-                break;
-            }
-        }
+        // 0120 is 80, as in YAML 1.1, which kubectl reads.
+        legacy_octal_numbers: true,
     }
 }
 

@@ -90,7 +90,7 @@ enum Watching {
 
 /// What reading a file came to.
 enum Reading {
-    Text(String),
+    Bytes(Vec<u8>),
     /// It changed between the scan and the end of the reading.
     Changed,
     Failed(io::Error),
@@ -181,7 +181,7 @@ impl FileSource {
                 self.root.join(name)
             };
             let file = match read_file(&path, *stamp) {
-                Reading::Text(text) => self.decode(name, *stamp, &text),
+                Reading::Bytes(bytes) => self.decode(name, *stamp, &bytes),
                 Reading::Changed if is_last => Manifest {
                     is_provisional: true,
                     ..Manifest::unreadable(name, "cannot be read: it changes all the time")
@@ -204,10 +204,10 @@ impl FileSource {
         Ok(has_changed)
     }
 
-    fn decode(&mut self, name: &OsStr, stamp: Stamp, text: &str) -> Manifest {
+    fn decode(&mut self, name: &OsStr, stamp: Stamp, bytes: &[u8]) -> Manifest {
         let format = scan::format_of(name).unwrap_or(Format::Yaml);
         let path = name.to_string_lossy();
-        let decoded = decode::decode(text, format, &path, &mut self.names);
+        let decoded = decode::decode_bytes(bytes, format, &path, &mut self.names);
         Manifest {
             path: path.into(),
             stamp: Some(stamp),
@@ -350,16 +350,7 @@ fn read_file(path: &Path, stamp: Stamp) -> Reading {
         Ok((Stamp::from(&file.metadata()?) == stamp).then_some(bytes))
     };
     match read() {
-        Ok(Some(bytes)) => match String::from_utf8(bytes) {
-            Ok(text) => Reading::Text(text),
-            Err(error) => {
-                let at = error.utf8_error().valid_up_to();
-                Reading::Failed(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!("byte {at} is not UTF-8"),
-                ))
-            }
-        },
+        Ok(Some(bytes)) => Reading::Bytes(bytes),
         Ok(None) => Reading::Changed,
         // Gone since the scan: the next one will not show it.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Reading::Changed,

@@ -148,7 +148,10 @@ pub enum SourceError {
         source: io::Error,
     },
     /// The path is neither a file nor a directory.
-    #[error("source {} is neither a file nor a directory", path.display())]
+    #[error(
+        "source {} is neither a file nor a directory: what comes from a pipe cannot be read again, so write it to a file, and name that",
+        path.display()
+    )]
     NotAFile {
         /// The path given to `file:`.
         path: PathBuf,

@@ -101,3 +101,17 @@ fn an_address_that_a_container_has_is_taken_though_its_pod_is_known_with_another
     );
     assert_eq!(found, ["container c7 (eth0): 10.1.0.7 fd00::7 active c7"]);
 }
+
+#[test]
+fn a_file_that_a_power_cut_left_is_nobodys() {
+    let zeros = "\0".repeat(64);
+    let list = [
+        ("10.1.0.2", zeros.as_str()),
+        ("10.1.0.3", "c\u{1b}[2J1\neth0"),
+        ("10.1.0.4", "c2\n\0\0\0\0"),
+        ("10.1.0.5", "c\u{fffd}3"),
+    ];
+    // Of the third only the interface is not known.
+    let found = adopted(&Ledger::default(), &list);
+    assert_eq!(found, ["container c2 (eth0): 10.1.0.4 active c2"]);
+}

@@ -236,13 +236,20 @@ fn decode(
     };
     let metadata = |key: &str| at(value, "metadata", |metadata| at(metadata, key, text));
     let version = at(value, "apiVersion", text);
+    let group = |version: &str| {
+        version
+            .rsplit_once('/')
+            .map_or("", |(group, _)| group)
+            .to_owned()
+    };
+    let is_read = |version: &str| versions.contains(&version);
     if let Ok(Some(version)) = version
-        && !versions.contains(&version)
+        && group(version) != group(versions[0])
     {
         tracing::debug!(
             kind,
             version,
-            "this version of the kind is not read: object ignored"
+            "a kind of another group that is called the same: object ignored"
         );
         return Ok(None);
     }
@@ -267,7 +274,13 @@ fn decode(
         })
     })?;
     at(value, "apiVersion", |version| {
-        required(version, "the API version of the object")
+        let found = required(version, "the API version of the object")?;
+        // Fields moved from one to the next: what it says cannot be told without its words.
+        if is_read(found) {
+            Ok(())
+        } else {
+            Err(Wrong::new(versions[versions.len() - 1], version))
+        }
     })?;
 
     let name = || identity.name.as_str().into();

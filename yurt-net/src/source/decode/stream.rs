@@ -23,6 +23,13 @@ pub(super) struct Document<'a> {
     pub(super) lines_before: usize,
 }
 
+impl<'a> Document<'a> {
+    /// The text behind its `---`.
+    pub(super) fn body(&self) -> &'a str {
+        marker(self.text, "---").unwrap_or(self.text)
+    }
+}
+
 /// Splits a file at the lines that start with `---`, as YAML and kubectl do. A document of only blanks,
 /// comments and directives is none, and is not counted.
 pub(super) fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {

@@ -301,6 +301,140 @@ fn aliases_are_followed_but_do_not_multiply() {
     assert_eq!(yaml(&bomb).rejections.len(), 1);
 }
 
+/// As PyYAML writes a list that objects share.
+#[test]
+fn a_list_whose_items_share_a_list_is_read() {
+    for services in [200, 10_000] {
+        let mut text = String::from("apiVersion: v1\nkind: List\nitems:\n");
+        for index in 0..services {
+            let ports = match index {
+                0 => {
+                    "&id001\n    - {name: http, port: 80}\n    - {name: https, port: 443}\n    - {name: dns, port: 53, protocol: UDP}"
+                }
+                _ => "*id001",
+            };
+            writeln!(
+                text,
+                "- apiVersion: v1\n  kind: Service\n  metadata:\n    name: web-{index}\n    namespace: default\n  \
+                 spec:\n    clusterIP: 10.96.{}.{}\n    type: ClusterIP\n    ports: {ports}",
+                index / 256,
+                index % 256
+            )
+            .unwrap();
+        }
+        let decoded = yaml(&text);
+        assert_eq!(decoded.rejections, []);
+        assert_eq!(decoded.objects.len(), services);
+    }
+}
+
+#[test]
+fn files_are_read_in_the_encodings_that_editors_write() {
+    let text = format!("{}---\n{}", node("a"), node("b"));
+    let utf16 = |to_bytes: fn(u16) -> [u8; 2], with_mark: bool| -> Vec<u8> {
+        let mark = with_mark.then_some(0xfeff);
+        let units = mark.into_iter().chain(text.encode_utf16());
+        units.flat_map(to_bytes).collect()
+    };
+    let read = |bytes: &[u8]| decode_bytes(bytes, Format::Yaml, "web.yaml", &mut Names::default());
+    for with_mark in [true, false] {
+        for to_bytes in [u16::to_le_bytes, u16::to_be_bytes] {
+            let decoded = read(&utf16(to_bytes, with_mark));
+            assert_eq!((decoded.objects.len(), decoded.rejections), (2, vec![]));
+        }
+    }
+    let marked = [
+        &b"\xef\xbb\xbf"[..],
+        text.as_bytes(),
+        b"\xef\xbb\xbf---\n\xef\xbb\xbf",
+        node("c").as_bytes(),
+    ]
+    .concat();
+    assert_eq!(
+        objects(&read(&marked)),
+        ["Node /a in 1", "Node /b in 2", "Node /c in 3"]
+    );
+    let utf32: Vec<u8> = text
+        .chars()
+        .flat_map(|c| u32::from(c).to_le_bytes())
+        .collect();
+    assert!(rejections(&read(&utf32))[0].contains("save it as UTF-8"));
+    // Half a character at the end costs the last document.
+    let mut cut = utf16(u16::to_le_bytes, true);
+    cut.push(b'x');
+    assert_eq!(objects(&read(&cut)), ["Node /a in 1"]);
+}
+
+#[test]
+fn json_objects_back_to_back_and_between_markers_are_documents() {
+    let object = |name: &str| {
+        format!(r#"{{"apiVersion": "v1", "kind": "Node", "metadata": {{"name": "{name}"}}}}"#)
+    };
+    let (a, b) = (object("a"), object("b"));
+    for text in [
+        format!("{a}{b}"),
+        format!("{a}\n{b}\n"),
+        format!("---\n{a}\n{b}"),
+        format!("\u{feff}{a}\u{feff}{b}"),
+        format!("{a}\n---\n{b}"),
+        format!("--- {a}\n--- {b}\n"),
+    ] {
+        for decoded in [yaml(&text), json(&text)] {
+            assert_eq!(decoded.rejections, [], "{text}");
+            assert_eq!(
+                objects(&decoded),
+                ["Node /a in 1", "Node /b in 2"],
+                "{text}"
+            );
+        }
+    }
+    // One that is broken costs only itself, whether it ends too early or too late.
+    for broken in [
+        r#"{"kind": "#,
+        r#"{"kind": "Node", }"#,
+        r#"{"kind": ["#,
+        r#"{"a": {"#,
+    ] {
+        let text = format!("{a}\n{broken}\n{b}\n");
+        for decoded in [yaml(&text), json(&text)] {
+            assert_eq!(
+                objects(&decoded),
+                ["Node /a in 1", "Node /b in 3"],
+                "{text}"
+            );
+            let refused = rejections(&decoded);
+            assert!(
+                refused.len() == 1 && refused[0].contains("#2: cannot be read"),
+                "{refused:?}"
+            );
+        }
+    }
+    // Broken ones without end do not take forever.
+    let many = "\n{\"a\": [".repeat(20_000);
+    assert_eq!(json(&many).rejections.len(), MAX_BROKEN);
+}
+
+#[test]
+fn numbers_are_read_as_yaml_had_them_when_kubernetes_began() {
+    let service = |port: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{clusterIP: 10.96.0.1, ports: [{{port: {port}}}]}}\n"
+        );
+        let decoded = yaml(&text);
+        decoded
+            .objects
+            .first()
+            .map(|located| match &located.object {
+                Object::Service(service) => service.ports[0].port,
+                other => panic!("{other:?}"),
+            })
+    };
+    assert_eq!(service("0120"), Some(80));
+    assert_eq!(service("0x50"), Some(80));
+    assert_eq!(service("80"), Some(80));
+    assert_eq!(service("'0120'"), None);
+}
+
 /// A text of a megabyte, repeated by an alias of two characters, would be as many megabytes in memory as there are aliases.
 #[test]
 fn a_long_text_is_not_repeated_without_end() {
@@ -428,6 +562,29 @@ fn manifest_pieces() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    #[test]
+    fn whatever_is_done_to_one_document_the_others_are_read(
+        cut in any::<prop::sample::Index>(),
+        junk in prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..40),
+            manifest_pieces().prop_map(String::into_bytes),
+        ],
+        is_json in any::<bool>(),
+    ) {
+        let of = |name: &str| match is_json {
+            true => format!("{{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {{\"name\": \"{name}\"}}}}\n"),
+            false => node(name),
+        };
+        let (format, middle) = (if is_json { Format::Json } else { Format::Yaml }, of("b"));
+        let (head, tail) = middle.split_at(cut.index(middle.len()));
+        let damaged = [head.as_bytes(), &junk, tail.as_bytes()].concat();
+        let text = [of("first").as_bytes(), b"---\n", &damaged, b"\n---\n", of("last").as_bytes()].concat();
+        let decoded = decode_bytes(&text, format, "web", &mut Names::default());
+        let names: Vec<_> = decoded.objects.iter().map(|located| located.object.name().name.to_string()).collect();
+        prop_assert!(names.first().is_some_and(|name| name == "first"), "{:?}", decoded);
+        prop_assert!(names.last().is_some_and(|name| name == "last"), "{:?}", decoded);
+    }
+
     #[test]
     fn decoding_never_panics_and_every_line_is_accounted_for(text in prop_oneof![any::<String>(), manifest_pieces()]) {
         yaml(&text);

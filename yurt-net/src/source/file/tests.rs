@@ -377,7 +377,7 @@ fn an_unreadable_file_or_directory_keeps_all_its_objects() {
             " link.yaml: link leads nowhere: ",
             " pipe.yaml: is not a regular file",
             " team: link leads nowhere: ",
-            " utf8.yaml: cannot be read: byte 3 is not UTF-8",
+            " utf8.yaml#1: cannot be read: it holds bytes that are not UTF-8: save the file as UTF-8",
         ];
         assert_eq!(lines.len(), starts.len(), "{lines:?}");
         for (line, start) in lines.iter().zip(starts) {
@@ -413,7 +413,7 @@ fn a_file_that_changes_while_it_is_read_is_not_taken() {
     let lab = Lab::new(&[("a.yaml", &service("a", 1))]);
     let path = lab.path("a.yaml");
     let stamp = Stamp::from(&fs::metadata(&path).unwrap());
-    assert!(matches!(read_file(&path, stamp), Reading::Text(_)));
+    assert!(matches!(read_file(&path, stamp), Reading::Bytes(_)));
     File::options()
         .append(true)
         .open(&path)

@@ -459,15 +459,44 @@ fn kinds_and_versions_that_no_rule_reads_are_ignored() {
     for (version, kind) in [
         ("v1", "ConfigMap"),
         ("v1", "Endpoints"),
-        ("discovery.k8s.io/v1beta1", "EndpointSlice"),
         ("serving.knative.dev/v1", "Service"),
-        ("apps.openyurt.io/v1alpha1", "NodePool"),
         ("example.com/v1", "AllowList"),
     ] {
         let text = format!(
             "apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\nspec: {{ports: 7}}\n"
         );
         assert_eq!(yaml(&text), Decoded::default(), "{version} {kind}");
+    }
+}
+
+#[test]
+fn a_version_that_is_not_read_is_refused_with_the_one_to_write() {
+    for (version, kind, wanted) in [
+        (
+            "discovery.k8s.io/v1beta1",
+            "EndpointSlice",
+            "discovery.k8s.io/v1",
+        ),
+        (
+            "apps.openyurt.io/v1alpha1",
+            "NodePool",
+            "apps.openyurt.io/v1beta2",
+        ),
+        ("v2", "Service", "v1"),
+        (
+            "networking.k8s.io/v1alpha1",
+            "ServiceCIDR",
+            "networking.k8s.io/v1beta1",
+        ),
+    ] {
+        let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: x}}\n");
+        let refused = rejections(&yaml(&text));
+        let reason = format!("apiVersion: expected {wanted}, found \"{version}\"");
+        assert!(
+            refused.len() == 1 && refused[0].ends_with(&reason),
+            "{refused:?}"
+        );
+        assert!(refused[0].contains("/x "), "{refused:?}");
     }
 }
 
