@@ -304,8 +304,7 @@ impl Sources {
     /// Waits until the snapshot in force has changed. Safe to cancel.
     pub async fn changed(&mut self) {
         loop {
-            let now = self.started.elapsed();
-            let decide_at = self.charge.decide_at(now).map(|at| self.started + at);
+            let decide_at = self.charge.decide_at().map(|at| self.started + at);
             let in_charge = self.charge.in_charge();
             let mut waits: Vec<LocalBoxFuture<'_, ()>> = Vec::with_capacity(self.active.len() + 1);
             for source in &mut self.active {

@@ -30,10 +30,12 @@ enum Standing {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Charge {
     sources: Vec<Standing>,
     in_charge: Option<usize>,
+    /// When the rules were applied last: what fell due until then is settled.
+    decided: Option<Duration>,
 }
 
 /// What to do about a source.
@@ -51,6 +53,7 @@ impl Charge {
         Self {
             sources: vec![Standing::Idle; sources],
             in_charge: None,
+            decided: None,
         }
     }
 
@@ -73,6 +76,7 @@ impl Charge {
 
     /// Applies the rules.
     pub(super) fn decide(&mut self, now: Duration) -> Vec<Act> {
+        self.decided = Some(now);
         let waited = |since: Duration| now.saturating_sub(since) >= PATIENCE;
         let mut acts = Vec::new();
         // Rule 1.
@@ -110,21 +114,24 @@ impl Charge {
         acts
     }
 
-    /// When [`Self::decide`] may come to something else although nothing is reported: after `now`, for what was due
-    /// until then is decided.
-    pub(super) fn decide_at(&self, now: Duration) -> Option<Duration> {
+    /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was called
+    /// last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been busy.
+    pub(super) fn decide_at(&self) -> Option<Duration> {
         let is_alone = self.sources.iter().skip(1).all(|s| *s == Standing::Idle);
         let waits = self.sources.iter().filter_map(|standing| match standing {
             Standing::Idle => None,
             Standing::Bad(since) => Some(*since + PATIENCE),
             Standing::Good(since) => (!is_alone).then(|| *since + REST),
         });
-        waits.filter(|at| *at > now).min()
+        waits.filter(|at| Some(*at) > self.decided).min()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(seconds: u64) -> Duration {
@@ -140,7 +147,7 @@ mod tests {
         assert_eq!(charge.decide(at(1)), []);
         assert_eq!(charge.in_charge(), Some(0));
         assert_eq!(charge.decide(at(1000)), []);
-        assert_eq!(charge.decide_at(at(1000)), None);
+        assert_eq!(charge.decide_at(), None);
     }
 
     #[test]
@@ -148,7 +155,7 @@ mod tests {
         let mut charge = Charge::new(2);
         charge.decide(at(0));
         charge.report(0, false, at(1));
-        assert_eq!(charge.decide_at(at(1)), Some(PATIENCE));
+        assert_eq!(charge.decide_at(), Some(PATIENCE));
         assert_eq!(charge.decide(at(9)), []);
         assert_eq!(charge.decide(at(10)), [Act::Start(1)]);
         charge.report(1, true, at(12));
@@ -168,7 +175,7 @@ mod tests {
             charge.decide(at(0));
             charge.decide(at(10));
             charge.decide(at(20));
-            assert_eq!(charge.decide_at(at(20)), None, "{sources} sources");
+            assert_eq!(charge.decide_at(), None, "{sources} sources");
         }
     }
 
@@ -204,5 +211,33 @@ mod tests {
         assert_eq!(charge.in_charge(), Some(0));
         charge.decide(at(23));
         assert_eq!(charge.in_charge(), Some(1));
+    }
+
+    proptest! {
+        #[test]
+        fn what_has_fallen_due_stays_due_until_it_is_decided(
+            turns in vec((0..3usize, any::<bool>(), 0..40u64, any::<bool>()), 1..60),
+        ) {
+            let mut charge = Charge::new(3);
+            let mut now = Duration::ZERO;
+            charge.decide(now);
+            for (source, is_good, seconds, is_looked_at) in turns {
+                // Nobody reports on a source that is not asked.
+                if charge.sources[source] != Standing::Idle {
+                    charge.report(source, is_good, now);
+                    charge.decide(now);
+                }
+                now += at(seconds);
+                let mut prompt = charge.clone();
+                let acts = prompt.decide(now);
+                if !acts.is_empty() || prompt.in_charge != charge.in_charge {
+                    let due = charge.decide_at();
+                    prop_assert!(due.is_some_and(|due| due <= now), "{charge:?} at {now:?}");
+                }
+                if is_looked_at {
+                    charge.decide(now);
+                }
+            }
+        }
     }
 }
