@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::hub::is_hub;
 use crate::model::{Snapshot, Touched};
 
 mod access;
@@ -64,8 +65,13 @@ pub enum Api {
 }
 
 impl Api {
-    fn is_cache(&self) -> bool {
-        matches!(self, Self::Hub(_))
+    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens.
+    pub fn is_hub(&self, access: &Access) -> bool {
+        match self {
+            Self::Hub(_) => true,
+            Self::Server(server) => is_hub(server),
+            Self::Inferred => access.inferred().is_some_and(|server| is_hub(&server)),
+        }
     }
 }
 
@@ -101,7 +107,8 @@ pub struct Received {
 
 /// The source `kube:` or `yurthub:`.
 pub struct KubeSource {
-    api: Api,
+    /// It may answer from a cache.
+    is_hub: bool,
     scope: Scope,
     state: ClusterState,
     started: Instant,
@@ -143,10 +150,11 @@ impl KubeSource {
     ) -> Self {
         let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
+        let is_hub = api.is_hub(&scope.access);
         Self {
-            state: ClusterState::new(&scope.node, seed, versions, api.is_cache()),
+            state: ClusterState::new(&scope.node, seed, versions, is_hub),
             connection: Arc::new(Connection::new(&api, scope.access.clone())),
-            api,
+            is_hub,
             scope,
             started: now,
             required_since: None,
@@ -164,6 +172,11 @@ impl KubeSource {
             was_fresh: false,
             pods: PodsList::default(),
         }
+    }
+
+    /// It is YurtHub, which may answer from its cache.
+    pub fn is_hub(&self) -> bool {
+        self.is_hub
     }
 
     /// Asks for the Pods of the own Node from now on.
@@ -200,7 +213,7 @@ impl KubeSource {
     /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
     /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
     fn fresh_until(&self) -> Option<Instant> {
-        let until = match self.api.is_cache() {
+        let until = match self.is_hub {
             true => self.last_word? + FRESH_FOR_AT_HUB,
             // Of one that answers it is enough that its machine answers probes.
             false if self.answers() => self.last_sign()? + FRESH_FOR,
@@ -211,7 +224,7 @@ impl KubeSource {
 
     /// When the source was last heard, be it only the answer to a probe.
     fn last_sign(&self) -> Option<Instant> {
-        match self.api.is_cache() {
+        match self.is_hub {
             true => self.last_contact,
             false => self.last_contact.max(self.connection.heard()),
         }
@@ -399,7 +412,7 @@ impl KubeSource {
                 self.state.version(resource),
                 resource.api_versions().len(),
                 resource.is_required(),
-                self.api.is_cache(),
+                self.is_hub,
             ),
             shape: Shape { resource, name },
             connection: Arc::clone(&self.connection),
@@ -506,8 +519,13 @@ impl KubeSource {
                 let is_new = state
                     .failures()
                     .all(|(failed, reason)| failed != resource && reason != why);
-                if is_new {
-                    tracing::warn!(%resource, why, "source: keeping what is known");
+                // That a source is lost which was there before is told of the source as a whole, once.
+                match self.is_synced && resource.is_required() {
+                    true => tracing::debug!(%resource, why, "source: keeping what is known"),
+                    false if is_new => {
+                        tracing::warn!(%resource, why, "source: keeping what is known");
+                    }
+                    false => {}
                 }
                 state.failed(resource, why, is_absent);
                 false

@@ -16,6 +16,7 @@ use self::kube::Api;
 pub mod checkpoint;
 pub mod decode;
 pub mod file;
+pub mod hub;
 pub mod kube;
 pub mod objects;
 pub mod preferred;

@@ -13,7 +13,7 @@ use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
 use super::file::FileSource;
-use super::kube::{Api, KubeSource, Received, Scope};
+use super::kube::{KubeSource, Received, Scope};
 use super::{SourceError, SourceSpec};
 use crate::agent::chain;
 use crate::model::{Snapshot, Touched};
@@ -27,6 +27,8 @@ pub struct Sources {
     specs: Vec<SourceSpec>,
     scope: Scope,
     active: Vec<Option<Source>>,
+    /// Since when each of them is lost that was good before.
+    presence: Vec<Presence>,
     charge: Charge,
     started: Instant,
     /// What the agent booted from; dropped when a source takes charge.
@@ -38,6 +40,34 @@ pub struct Sources {
 enum Source {
     File(Box<FollowedFile>),
     Kube(Box<KubeSource>),
+}
+
+/// Whether a source is there, as it was told in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Unknown,
+    Here,
+    Lost(Instant),
+}
+
+impl Presence {
+    /// Takes note of how the source is now. One line when it is lost, one when it is back: links go and come all day.
+    fn note(&mut self, spec: &SourceSpec, is_good: bool, error: Option<String>) {
+        match (*self, is_good) {
+            (Self::Here, false) => {
+                *self = Self::Lost(Instant::now());
+                let error = error.unwrap_or_default();
+                warn!(source = %spec, error, "source: lost; what it said last stays in force");
+            }
+            (Self::Lost(since), true) => {
+                *self = Self::Here;
+                let away_seconds = since.elapsed().as_secs();
+                info!(source = %spec, away_seconds, "source: back");
+            }
+            (Self::Unknown, true) => *self = Self::Here,
+            (Self::Unknown | Self::Lost(_), false) | (Self::Here, true) => {}
+        }
+    }
 }
 
 struct FollowedFile {
@@ -128,6 +158,7 @@ impl Sources {
             specs: specs.to_vec(),
             scope,
             active: specs.iter().map(|_| None).collect(),
+            presence: vec![Presence::Unknown; specs.len()],
             charge: Charge::new(specs.len()),
             started: Instant::now(),
             checkpoint,
@@ -176,7 +207,7 @@ impl Sources {
     pub fn origin(&self) -> Origin {
         match self.in_charge() {
             Some((SourceSpec::File(_), _)) => Origin::File,
-            Some((SourceSpec::Kube(Api::Hub(_)), _)) => Origin::Hub,
+            Some((_, Source::Kube(source))) if source.is_hub() => Origin::Hub,
             Some((SourceSpec::Kube(_), _)) => Origin::Live,
             None if self.checkpoint.is_some() => Origin::Checkpoint,
             None => Origin::None,
@@ -229,7 +260,10 @@ impl Sources {
     /// The source in charge answers from YurtHub; before there is one, the checkpoint did.
     pub fn is_hub(&self) -> bool {
         match (self.origin(), &self.checkpoint) {
-            (Origin::Checkpoint, Some(loaded)) => loaded.provenance.source.starts_with("yurthub:"),
+            (Origin::Checkpoint, Some(loaded)) => {
+                let spec: Option<SourceSpec> = loaded.provenance.source.parse().ok();
+                matches!(spec, Some(SourceSpec::Kube(api)) if api.is_hub(&self.scope.access))
+            }
             (origin, _) => origin == Origin::Hub,
         }
     }
@@ -334,9 +368,12 @@ impl Sources {
         let before = self.charge.in_charge();
         loop {
             let now = self.started.elapsed();
-            for (index, source) in self.active.iter().enumerate() {
+            let all = self.specs.iter().zip(&self.active).zip(&mut self.presence);
+            for (index, ((spec, source), presence)) in all.enumerate() {
                 if let Some(source) = source {
-                    self.charge.report(index, source.is_good(), now);
+                    let is_good = source.is_good();
+                    presence.note(spec, is_good, source.error());
+                    self.charge.report(index, is_good, now);
                 }
             }
             let acts = self.charge.decide(now);
@@ -359,7 +396,12 @@ impl Sources {
 
     fn act(&mut self, act: Act) {
         let (index, source) = match act {
-            Act::Stop(index) => (index, None),
+            Act::Stop(index) => {
+                if let Some(presence) = self.presence.get_mut(index) {
+                    *presence = Presence::Unknown;
+                }
+                (index, None)
+            }
             Act::Start(index) => {
                 let Some(spec) = self.specs.get(index) else {
                     return;

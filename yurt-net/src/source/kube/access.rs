@@ -56,6 +56,26 @@ impl Access {
         }
     }
 
+    /// The server that a kubeconfig or else the environment names, as far as they can be read.
+    pub(super) fn inferred(&self) -> Option<Uri> {
+        let read = match &self.kubeconfig {
+            Some(path) => Kubeconfig::read_from(path).ok(),
+            None => Kubeconfig::from_env()
+                .ok()
+                .flatten()
+                .or_else(|| Kubeconfig::read().ok()),
+        };
+        let named = read.and_then(|config| {
+            let current = config.current_context?;
+            let mut contexts = config.contexts.into_iter();
+            let context = contexts.find(|named| named.name == current)?.context?;
+            let mut clusters = config.clusters.into_iter();
+            let cluster = clusters.find(|named| named.name == context.cluster)?;
+            cluster.cluster?.server
+        });
+        named.or_else(|| self.in_cluster.clone())?.parse().ok()
+    }
+
     fn token_file(&self) -> Option<PathBuf> {
         let path = self.service_account.join("token");
         path.exists().then_some(path)
@@ -321,3 +341,57 @@ fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
 }
 
 type NoBody = http_body_util::Empty<bytes::Bytes>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::kube::Api;
+
+    fn nothing() -> Access {
+        Access {
+            ca_file: None,
+            service_account: "/nowhere".into(),
+            in_cluster: None,
+            kubeconfig: Some("/nowhere".into()),
+        }
+    }
+
+    fn kubeconfig(server: &str) -> String {
+        format!(
+            "apiVersion: v1\nkind: Config\ncurrent-context: edge\n\
+             contexts: [{{name: cloud, context: {{cluster: cloud, user: node}}}}, {{name: edge, context: {{cluster: edge, user: node}}}}]\n\
+             clusters: [{{name: cloud, cluster: {{server: 'https://192.0.2.1:6443'}}}}, {{name: edge, cluster: {{server: '{server}'}}}}]\n\
+             users: [{{name: node, user: {{}}}}]\n"
+        )
+    }
+
+    #[test]
+    fn a_hub_that_the_environment_or_a_kubeconfig_names_is_one() {
+        for (server, expected) in [
+            ("https://169.254.2.1:10268", true),
+            ("http://127.0.0.1:10261", true),
+            ("https://192.0.2.1:6443", false),
+        ] {
+            let in_cluster = Access {
+                in_cluster: Some(server.to_owned()),
+                ..nothing()
+            };
+            assert_eq!(Api::Inferred.is_hub(&in_cluster), expected, "{server}");
+
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), kubeconfig(server)).unwrap();
+            // A kubeconfig comes before the environment.
+            let named = Access {
+                kubeconfig: Some(file.path().to_owned()),
+                in_cluster: Some("https://169.254.2.1:10268".to_owned()),
+                ..nothing()
+            };
+            assert_eq!(Api::Inferred.is_hub(&named), expected, "{server}");
+
+            let api = Api::Server(server.parse().unwrap());
+            assert_eq!(api.is_hub(&nothing()), expected, "{server}");
+        }
+        assert!(Api::Hub(None).is_hub(&nothing()));
+        assert!(!Api::Inferred.is_hub(&nothing()));
+    }
+}
