@@ -30,8 +30,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let mut claims = Vec::new();
     let sizes: &[(usize, Option<f64>)] = match options.quick {
-        true => &[(1000, Some(12.0))],
-        false => &[(1000, Some(12.0)), (10_000, None)],
+        true => &[(1000, Some(10.0))],
+        false => &[(1000, Some(10.0)), (10_000, Some(30.0))],
     };
     for &(services, target) in sizes {
         let manifests = manifests(&node, services);
