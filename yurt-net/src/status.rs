@@ -19,6 +19,7 @@ use crate::selftest;
 use crate::source::checkpoint::Stats;
 use crate::source::preferred::{Origin, SourceStatus};
 use crate::text;
+use counted::{counts, write_counts, write_more};
 
 /// Objects and Service ports of one list that a status names. There may be tens of thousands, and it is asked for every second.
 const KEPT: usize = 100;
@@ -613,37 +614,6 @@ impl Status {
     }
 }
 
-fn counts<K: Into<String> + Ord>(all: impl Iterator<Item = K>) -> BTreeMap<String, usize> {
-    let mut counts = BTreeMap::<K, usize>::new();
-    for one in all {
-        *counts.entry(one).or_default() += 1;
-    }
-    let counts = counts.into_iter();
-    counts.map(|(one, count)| (one.into(), count)).collect()
-}
-
-/// A heading with how many there are, by what; returns how many in all.
-fn write_counts(
-    out: &mut String,
-    head: &str,
-    counts: &BTreeMap<String, usize>,
-) -> Result<usize, std::fmt::Error> {
-    let parts = counts.iter().map(|(what, count)| match what.is_empty() {
-        true => format!("{count} documents"),
-        false => format!("{count} {what}"),
-    });
-    let parts: Vec<String> = parts.collect();
-    writeln!(out, "\n{head} ({})", parts.join(", "))?;
-    Ok(counts.values().sum())
-}
-
-fn write_more(out: &mut String, all: usize, shown: usize, where_from: &str) -> std::fmt::Result {
-    match all.saturating_sub(shown) {
-        0 => Ok(()),
-        more => writeln!(out, "and {more} more: `yurt-net {where_from}"),
-    }
-}
-
 fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
     for alarm in alarms {
         writeln!(out, "              ! {alarm}")?;
@@ -651,5 +621,6 @@ fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
     Ok(())
 }
 
+mod counted;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,44 @@
+//! Many of a kind: how many there are, and that not all are named.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+/// How many there are of each.
+pub(super) fn counts<K: Into<String> + Ord>(
+    all: impl Iterator<Item = K>,
+) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::<K, usize>::new();
+    for one in all {
+        *counts.entry(one).or_default() += 1;
+    }
+    let counts = counts.into_iter();
+    counts.map(|(one, count)| (one.into(), count)).collect()
+}
+
+/// A heading with how many there are, by what; returns how many in all.
+pub(super) fn write_counts(
+    out: &mut String,
+    head: &str,
+    counts: &BTreeMap<String, usize>,
+) -> Result<usize, std::fmt::Error> {
+    let parts = counts.iter().map(|(what, count)| match what.is_empty() {
+        true => format!("{count} documents"),
+        false => format!("{count} {what}"),
+    });
+    let parts: Vec<String> = parts.collect();
+    writeln!(out, "\n{head} ({})", parts.join(", "))?;
+    Ok(counts.values().sum())
+}
+
+/// That there are others, and where they are told.
+pub(super) fn write_more(
+    out: &mut String,
+    all: usize,
+    shown: usize,
+    where_from: &str,
+) -> std::fmt::Result {
+    match all.saturating_sub(shown) {
+        0 => Ok(()),
+        more => writeln!(out, "and {more} more: `yurt-net {where_from}"),
+    }
+}
