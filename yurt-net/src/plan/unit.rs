@@ -71,8 +71,8 @@ fn unit(
             && prefixes.contain(frontend.address);
         let address = frontend.address;
         let row = (FrontendKey { address, port }, false);
-        // An external IP may be the load balancer's address too.
-        if !is_refused_by_address && known.insert(row) {
+        // An external IP may be the load balancer's address too; loopback is added below.
+        if !is_refused_by_address && !address.is_loopback() && known.insert(row) {
             rows.push(row);
         }
         if frontend.kind == FrontendKind::NodePort {

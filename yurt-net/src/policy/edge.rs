@@ -4,14 +4,14 @@
 //! Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP always,
 //! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
 //! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
-//! address of each family; (5) of two Services with one address, port and protocol the first by name keeps it.
+//! address of each family, present or last known; (5) of two Services with one address, port and protocol the first by name keeps it.
 //! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
 //! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
 //! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
@@ -154,10 +154,14 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
 }
 
 /// The addresses that NodePorts are served on: at most one of each family.
+///
+/// `last` are those of the compile before. One that went with its link stays until another takes its place: links at the edge
+/// come back. Loopback answers in any case, so it is what is left where nothing else ever was.
 pub(super) fn node_addresses(
     snapshot: &Snapshot,
     config: &PolicyConfig,
     view: &NodeView,
+    last: &[IpAddr],
     rejections: &mut Vec<Rejection>,
 ) -> Vec<IpAddr> {
     let node = snapshot.nodes.get(&*config.node);
@@ -167,30 +171,36 @@ pub(super) fn node_addresses(
     ];
     let mut addresses = Vec::new();
     for (family, default_source) in families {
+        let is_of_family = |address: &&IpAddr| AddressFamily::from(**address) == family;
         let status = node.and_then(|node| {
             let mut all = node.internal_ips.iter().chain(&node.external_ips);
-            all.find(|address| AddressFamily::from(**address) == family)
-                .copied()
+            all.find(is_of_family).copied()
         });
+        let last = last.iter().find(is_of_family).copied();
         let address = match (status, &view.local_addresses) {
             (status, None) => status,
             // Without its Node a running agent still knows where its uplink is.
-            (None, Some(_)) => default_source.filter(|_| node.is_none()),
+            (None, Some(_)) => default_source.or(last).filter(|_| node.is_none()),
             (Some(address), Some(local)) if local.contains(&address) => Some(address),
             (Some(address), Some(_)) => {
-                let instead = match default_source {
-                    Some(source) => format!("{source}, the source of the default route"),
-                    None => "no address: there is no default route".to_owned(),
+                let (instead, why) = match default_source {
+                    Some(source) => (source, "the source of the default route"),
+                    None => (last.unwrap_or(address), "until another takes its place"),
                 };
                 rejections.push(snapshot.reject(
                     "Node",
                     &NamespacedName::new("", config.node.as_str()),
-                    format!("status address {address} is on no interface: NodePorts use {instead}"),
+                    format!(
+                        "status address {address} is on no interface: NodePorts use {instead}, {why}"
+                    ),
                 ));
-                default_source
+                Some(instead)
             }
         };
         addresses.extend(address);
+    }
+    if addresses.is_empty() && view.local_addresses.is_some() {
+        addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
     addresses
 }

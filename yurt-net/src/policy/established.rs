@@ -200,6 +200,7 @@ impl Judge<'_> {
     fn entries(&self, flows: &[Flow]) -> BTreeMap<Dialled, (&ServiceEntry, FrontendKind)> {
         let wanted: BTreeSet<Dialled> = flows.iter().map(dialled).collect();
         let mut found = BTreeMap::new();
+        let mut by_node_port = BTreeMap::new();
         for entry in &self.table.services {
             for frontend in &entry.frontends {
                 // Loopback NodePorts follow from the others and are not listed.
@@ -208,12 +209,25 @@ impl Judge<'_> {
                     (FrontendKind::NodePort, IpAddr::V6(_)) => Some(Ipv6Addr::LOCALHOST.into()),
                     _ => None,
                 };
+                if loopback.is_some() {
+                    let node_port = (entry.key.protocol, frontend.port);
+                    by_node_port.insert((node_port, frontend.address.is_ipv4()), &**entry);
+                }
                 for address in std::iter::once(frontend.address).chain(loopback) {
                     let dialled = (entry.key.protocol, SocketAddr::new(address, frontend.port));
                     if wanted.contains(&dialled) {
                         found.insert(dialled, (&**entry, frontend.kind));
                     }
                 }
+            }
+        }
+        // Whoever dialled a NodePort at an address that the node has no more has lost nothing by that.
+        for dialled in wanted {
+            let (protocol, to) = dialled;
+            let node_port = ((protocol, to.port()), to.is_ipv4());
+            if let Some(entry) = by_node_port.get(&node_port) {
+                let by_port = (*entry, FrontendKind::NodePort);
+                found.entry(dialled).or_insert(by_port);
             }
         }
         found

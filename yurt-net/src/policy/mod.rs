@@ -132,6 +132,8 @@ pub struct Memory {
     pub members_of: String,
     /// Nodes in that pool.
     pub members: BTreeSet<String>,
+    /// Where NodePorts were served, at most one address of each family.
+    pub node_addresses: Vec<IpAddr>,
 }
 
 /// What compile returns.
@@ -171,13 +173,15 @@ impl Environment {
         memory: &Memory,
         rejections: &mut Vec<Rejection>,
     ) -> (Self, Memory) {
-        let (topology, memory) = Topology::resolve(snapshot, config, memory, rejections);
+        let (topology, mut memory) = Topology::resolve(snapshot, config, memory, rejections);
+        let last = &memory.node_addresses;
+        memory.node_addresses = edge::node_addresses(snapshot, config, view, last, rejections);
         let node = snapshot.nodes.get(&*config.node);
         let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
         let environment = Self {
             topology,
             zone: zone.cloned().unwrap_or_default(),
-            node_addresses: edge::node_addresses(snapshot, config, view, rejections),
+            node_addresses: memory.node_addresses.clone(),
             service_cidrs: GivenCidrs::new(&config.service_cidrs, snapshot),
             is_behind_hub: match config.kubernetes_via_hub {
                 ViaHub::Auto => config.is_source_hub,

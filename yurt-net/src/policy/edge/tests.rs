@@ -86,12 +86,15 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
     // On a machine, the address must be there.
     world.view.local_addresses = Some([ip("192.0.2.11"), ip("192.0.2.77")].into());
     world.view.default_source = (Some([192, 0, 2, 77].into()), None);
-    assert_eq!(node_ports(&mut world), ["NodePort 192.0.2.11:30080"]);
+    assert_eq!(
+        node_ports(&mut world),
+        ["NodePort 192.0.2.11:30080", "NodePort [2001:db8::11]:30080"]
+    );
     assert_eq!(
         world.rejections(),
         [
-            "Node a1: status address 2001:db8::11 is on no interface: NodePorts use no address: \
-          there is no default route"
+            "Node a1: status address 2001:db8::11 is on no interface: NodePorts use 2001:db8::11, \
+          until another takes its place"
         ]
     );
     world.view.local_addresses = Some([ip("192.0.2.77"), ip("2001:db8::11")].into());
@@ -100,6 +103,61 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
         ["NodePort 192.0.2.77:30080", "NodePort [2001:db8::11]:30080"]
     );
     assert_eq!(world.rejections().len(), 1);
+}
+
+#[test]
+fn an_address_of_the_node_that_goes_is_kept_until_another_takes_its_place() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = [port("http", 80, 30080)].into();
+        service.cluster_ips = [ip("10.96.0.10")].into();
+    });
+    world.node("a1", None, |node| {
+        node.internal_ips = vec![ip("192.0.2.11")]
+    });
+    let (own, other) = (ip("192.0.2.11"), ip("192.0.2.77"));
+    let node_port = |world: &mut World| -> Vec<String> {
+        let mut all = frontends(only(&world.compile()));
+        all.retain(|f| f.starts_with("NodePort"));
+        all
+    };
+    let route = |address: Option<u8>| (address.map(|last| [192, 0, 2, last].into()), None);
+    for (what, local, source, at) in [
+        ("all is well", vec![own], route(Some(11)), "192.0.2.11"),
+        ("the link goes", vec![], route(None), "192.0.2.11"),
+        (
+            "another comes, without a route",
+            vec![other],
+            route(None),
+            "192.0.2.11",
+        ),
+        ("and has one", vec![other], route(Some(77)), "192.0.2.77"),
+        ("that goes, too", vec![], route(None), "192.0.2.77"),
+        (
+            "the first is back",
+            vec![own],
+            route(Some(11)),
+            "192.0.2.11",
+        ),
+    ] {
+        world.view.local_addresses = Some(local.into_iter().collect());
+        world.view.default_source = source;
+        assert_eq!(
+            node_port(&mut world),
+            [format!("NodePort {at}:30080")],
+            "{what}"
+        );
+    }
+    // An agent that starts while the link is down.
+    world.memory = crate::policy::Memory::default();
+    world.view.local_addresses = Some([].into());
+    world.view.default_source = route(None);
+    assert_eq!(node_port(&mut world), ["NodePort 192.0.2.11:30080"]);
+    // Nothing tells of any address: loopback is there all the same.
+    world.memory = crate::policy::Memory::default();
+    world.snapshot.nodes.clear();
+    assert_eq!(node_port(&mut world), ["NodePort 127.0.0.1:30080"]);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::model::{EndpointSlice, TrafficPolicy};
-use crate::policy::fixtures::{World, ip};
+use crate::model::{EndpointSlice, ServiceType, TrafficPolicy};
+use crate::policy::fixtures::{World, ip, port};
 
 fn flow(frontend: &str, backend: &str) -> Flow {
     Flow {
@@ -56,6 +56,29 @@ fn a_backend_stands_by_its_service_its_port_and_the_address_that_was_dialled() {
 }
 
 #[test]
+fn a_flow_to_a_node_port_outlives_the_address_of_the_node_that_it_dialled() {
+    use Standing::{InForce, Withdrawn};
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = [port("http", 80, 30080)].into();
+    });
+    world.node("a1", None, |node| {
+        node.internal_ips = vec![ip("192.0.2.11")]
+    });
+    for (frontend, backend, expected) in [
+        ("192.0.2.11:30080", "10.1.0.2:8080", InForce),
+        ("192.0.2.10:30080", "10.1.0.2:8080", InForce),
+        ("127.0.0.1:30080", "10.1.0.2:8080", InForce),
+        ("192.0.2.10:30080", "10.1.0.9:8080", Withdrawn),
+        ("192.0.2.10:30081", "10.1.0.2:8080", Withdrawn),
+    ] {
+        let flow = (frontend, backend);
+        assert_eq!(standings(&mut world, &[flow]), [expected], "{flow:?}");
+    }
+}
+
+#[test]
 fn a_terminating_backend_serves_until_it_says_otherwise() {
     let mut world = World::web(None);
     edit_slice(&mut world, |slice| {
@@ -96,7 +119,7 @@ fn a_backend_in_another_pool_is_outside_the_closure_and_not_withdrawn() {
 fn a_node_port_is_known_on_all_of_loopback() {
     let mut world = World::web(None);
     world.service("web", |service| {
-        service.service_type = crate::model::ServiceType::NodePort;
+        service.service_type = ServiceType::NodePort;
         service.ports[0].node_port = 30080;
     });
     let flows = [
