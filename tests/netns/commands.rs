@@ -16,6 +16,7 @@ use yurt_net_tests::lab::agent_program;
 use crate::kernel;
 use crate::world::PATIENCE;
 use crate::world::World;
+use crate::world::eventually;
 use crate::world::explain;
 use crate::world::json;
 use crate::world::said;
@@ -89,11 +90,16 @@ fn cleanup_is_refused_while_an_agent_runs_and_then_removes_what_is_ours_and_noth
     let mut world = with_services()?;
     kernel::pin_foreign_map(&world.node(0)?.bpffs().join("foreign"))?;
     let before = entries(&world.node(0)?.bpffs())?;
-    let agent = world.start(0, &[])?;
+    let agent = world.start(0, &["--guard", "enforce", "--drift-interval", "1"])?;
     let node = world.node(0)?;
     let client = node.pod("client")?;
+    // What the plugins follow for a new Pod, and a lock that went with its directory.
+    let guard = node.state_dir().join("guard.json");
+    let settings = fs::read(&guard)?;
+    fs::remove_dir_all(node.bpffs().join("yurt-net"))?;
     let output = node.yurt_net(&["cleanup"])?;
     assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert_eq!(fs::read(&guard)?, settings);
     assert!(
         said(&output).contains(&agent.pid().to_string()),
         "{}",
@@ -101,10 +107,17 @@ fn cleanup_is_refused_while_an_agent_runs_and_then_removes_what_is_ours_and_noth
     );
     assert_eq!(client.get("10.96.0.10:80")?, "backend");
 
+    // The directory is back with the next repair.
+    eventually(node, || {
+        let is_there = node.bpffs().join("yurt-net/links/yurt_connect4").exists();
+        anyhow::ensure!(is_there, "no pins yet");
+        Ok(())
+    })?;
     agent.terminate()?;
     assert_eq!(client.get("10.96.0.10:80")?, "backend");
     let output = node.yurt_net(&["cleanup"])?;
     assert!(output.status.success(), "{}", said(&output));
+    assert!(!guard.exists());
     assert_eq!(entries(&node.bpffs())?, before);
     let start = std::time::Instant::now();
     // The kernel detaches a moment after the last reference has gone.

@@ -1,5 +1,6 @@
 //! `plan`, `explain`, `status` and `cleanup`.
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -8,10 +9,13 @@ use tokio::time::timeout;
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
 use super::show::{Paint, plan_json, plan_table};
 use crate::agent::chain;
-use crate::config::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
+use crate::config::{
+    CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
+};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf;
+use crate::dataplane::bpf::Cleanup;
+use crate::dataplane::claim::{Claim, Owned};
 use crate::model::{Snapshot, Touched};
 use crate::node::routes::{RouteError, Routes};
 use crate::output::print;
@@ -219,12 +223,19 @@ fn why_not_ready(status: &Status) -> String {
 
 /// `cleanup`.
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
-    // First: a plugin that runs just now would load the guard anew.
-    GuardSettings::leave(None, &args.place.state_dir)?;
-    Policy::leave(None, &args.place.state_dir)?;
-    let had_pins = bpf::cleanup(&args.place.bpffs)?;
+    let PlaceArgs {
+        bpffs, state_dir, ..
+    } = &args.place;
+    // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
+    let cgroup = cgroup(&args.place).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
+    let claim = Claim::take(Owned::of(&cgroup, bpffs, state_dir))?;
+    let pins = Cleanup::begin(bpffs)?;
+    // Before the pins: a plugin that runs just now would load the guard anew.
+    GuardSettings::leave(None, state_dir)?;
+    Policy::leave(None, state_dir)?;
+    let had_pins = pins.finish()?;
     let had_routes = Routes::withdraw()?;
-    let socket = args.place.state_dir.join("agent.sock");
+    let socket = state_dir.join("agent.sock");
     // Only a killed agent leaves it; gone is gone.
     let _ = std::fs::remove_file(socket);
     print(if had_pins || had_routes {
@@ -232,6 +243,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     } else {
         "nothing to remove\n"
     })?;
+    drop(claim);
     if args.stay {
         let ended = |kind| signal(kind).map_err(VerbError::Signal);
         let mut terminate = ended(SignalKind::terminate())?;

@@ -315,20 +315,40 @@ impl BpfDataplane {
 
 /// Removes every pin, and with them the programs and maps. Refused while an agent runs. True when there was any.
 pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
-    check_bpffs(bpffs)?;
-    let root = bpffs.join("yurt-net");
-    if !root.exists() {
-        return Ok(false);
+    Cleanup::begin(bpffs)?.finish()
+}
+
+/// Pins that are to go. Until it is finished nothing was touched, and no agent takes them over.
+pub struct Cleanup {
+    root: PathBuf,
+    /// `None` where there are no pins.
+    lock: Option<File>,
+}
+
+impl Cleanup {
+    /// Refused while an agent has them.
+    pub fn begin(bpffs: &Path) -> Result<Self, DataplaneError> {
+        check_bpffs(bpffs)?;
+        let root = bpffs.join("yurt-net");
+        let lock = root.exists().then(|| lock(&root)).transpose()?;
+        Ok(Self { root, lock })
     }
-    let _lock = lock(&root)?;
-    // Programs go before the maps that they read.
-    remove_dir(&root.join("links"))?;
-    tc::cleanup(&root)?;
-    for entry in fs::read_dir(&root).map_err(at("read", &root))? {
-        remove_dir(&entry.map_err(at("read", &root))?.path())?;
+
+    /// Removes them; true when there were any.
+    pub fn finish(self) -> Result<bool, DataplaneError> {
+        let Self { root, lock } = self;
+        if lock.is_none() {
+            return Ok(false);
+        }
+        // Programs go before the maps that they read.
+        remove_dir(&root.join("links"))?;
+        tc::cleanup(&root)?;
+        for entry in fs::read_dir(&root).map_err(at("read", &root))? {
+            remove_dir(&entry.map_err(at("read", &root))?.path())?;
+        }
+        fs::remove_dir(&root).map_err(at("remove", &root))?;
+        Ok(true)
     }
-    fs::remove_dir(&root).map_err(at("remove", &root))?;
-    Ok(true)
 }
 
 /// Whether `path` is the mount point of a bpf file system, or a directory of one.

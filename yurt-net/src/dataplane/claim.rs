@@ -132,11 +132,7 @@ impl Claim {
     }
 }
 
-/// Fails with whoever has claimed some of it.
-pub fn check_unclaimed(owned: &Owned) -> Result<(), DataplaneError> {
-    refuse(owned, |_, _| true)
-}
-
+/// Fails with whoever has claimed some of it, and counts.
 fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), DataplaneError> {
     let found = sys::map_ids_named(NAME).map_err(DataplaneError::Claim)?;
     for (id, map) in found {
