@@ -193,7 +193,7 @@ fn the_way_back_takes_the_programs_away_and_stays_until_it_is_told_to_end() -> R
         command.arg(flag).arg(path);
     }
     let mut cleanup = command.spawn()?;
-    crate::world::eventually(node, || {
+    eventually(node, || {
         let tally = client.dial(Tcp, "10.96.0.10:80", 1)?;
         anyhow::ensure!(!tally.answers.contains_key("backend"), "still translated");
         Ok(())
