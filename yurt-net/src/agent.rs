@@ -61,6 +61,7 @@ use crate::policy::{
     compile,
 };
 use crate::source::checkpoint::{Keeper, Saver};
+use crate::source::kube::servers;
 use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
@@ -160,7 +161,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let address = args.metrics_bind_address.0;
     let metrics = address.map(|address| http::serve(address, sender));
 
-    let config = args.policy.config(&args.node);
+    let config = config(args).await;
     let established = args.closure_established;
     let mut agent = Agent::new(
         config,
@@ -593,6 +594,16 @@ impl Agent {
             .collect();
         Ok(())
     }
+}
+
+/// The policy, with what this agent and its sources must be left.
+async fn config(args: &RunArgs) -> PolicyConfig {
+    let mut config = args.policy.config(&args.node);
+    let access = args.policy.scope(&args.node).access;
+    config.protect.servers = servers(&args.source, &access).await;
+    let metrics = args.metrics_bind_address.0;
+    config.protect.agent_ports = metrics.iter().map(|address| address.port()).collect();
+    config
 }
 
 fn own_addresses(view: &NodeView) -> ClientAddresses {

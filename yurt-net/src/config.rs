@@ -22,9 +22,10 @@ use crate::dataplane::bpf::SocketLb;
 use crate::guard::{Askers, ExtraPolicy, ShortestPrefixes};
 use crate::model::Protocol;
 use crate::plan::Capacity;
+use crate::policy::protected::{ExternalIps, Place, ProtectConfig};
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
 use crate::retain::install::Directories;
-use crate::retain::ledger::store::Place;
+use crate::retain::ledger::store::Place as LedgerPlace;
 use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
 use crate::source::kube::{Access, Scope};
@@ -75,7 +76,7 @@ pub struct PlaceArgs {
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
     /// Directory in memory, emptied by a reboot: what the plugins' runDir says.
-    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    #[arg(long, default_value = LedgerPlace::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
 
@@ -89,8 +90,8 @@ impl PlaceArgs {
     }
 
     /// Where the plugins keep the ledger.
-    pub fn ledger(&self) -> Place {
-        Place {
+    pub fn ledger(&self) -> LedgerPlace {
+        LedgerPlace {
             state_dir: self.state_dir.clone(),
             run_dir: self.run_dir.clone(),
         }
@@ -136,6 +137,13 @@ pub struct PolicyArgs {
     /// As OpenYurt: serve a Service's load balancer addresses of every pool, whatever its PoolServices say.
     #[arg(long)]
     pub compat_all_vips: bool,
+    /// Address, or one port of it, that no Service may take; repeatable. Apiservers, YurtHub and addresses of nodes are
+    /// protected anyway.
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub protect: Vec<Place>,
+    /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.
+    #[arg(long, default_value = "all", value_name = "all|none|CIDR,..")]
+    pub external_ips: ExternalIps,
 }
 
 /// See [`ViaHub`].
@@ -192,6 +200,11 @@ impl PolicyArgs {
             is_source_hub: false,
             compat_drop_service: self.compat_drop_service,
             compat_all_vips: self.compat_all_vips,
+            protect: ProtectConfig {
+                given: self.protect.clone(),
+                external_ips: self.external_ips.clone(),
+                ..ProtectConfig::default()
+            },
         }
     }
 }
@@ -459,7 +472,7 @@ pub struct LedgerArgs {
     #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Directory in memory: what the plugins' runDir says.
-    #[arg(long, default_value = Place::RUN_DIR, value_name = "DIR")]
+    #[arg(long, default_value = LedgerPlace::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
     /// Form.
     #[arg(short, long, value_enum, default_value = "table")]

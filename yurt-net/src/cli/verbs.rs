@@ -21,6 +21,7 @@ use crate::node::routes::{RouteError, Routes};
 use crate::output::print;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
+use crate::source::kube::servers;
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec, unix_seconds};
 use crate::status::Status;
@@ -115,12 +116,15 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Sn
 }
 
 /// The table of a node, and why it is so.
-fn table<'a>(
+async fn table<'a>(
     snapshot: &'a Snapshot,
     node: &str,
+    source: &SourceSpec,
     policy: &PolicyArgs,
 ) -> (ServiceTable, Reasons<'a>) {
-    let config = policy.config(node);
+    let mut config = policy.config(node);
+    let specs = std::slice::from_ref(source);
+    config.protect.servers = servers(specs, &policy.scope(node).access).await;
     let (view, memory) = (NodeView::default(), Memory::default());
     let table = compile(
         snapshot,
@@ -138,7 +142,7 @@ fn table<'a>(
 /// `plan`.
 pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
     let snapshot = load(&args.source, &args.node, &args.policy).await?;
-    let (table, reasons) = table(&snapshot, &args.node, &args.policy);
+    let (table, reasons) = table(&snapshot, &args.node, &args.source, &args.policy).await;
     match args.output {
         Output::Table => print(plan_table(&table, &reasons, paint()))?,
         Output::Json => print(text::json(&plan_json(&table, &reasons))? + "\n")?,
@@ -156,7 +160,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
             let snapshot = load(source, node, &args.policy).await?;
-            let (table, reasons) = table(&snapshot, node, &args.policy);
+            let (table, reasons) = table(&snapshot, node, source, &args.policy).await;
             let own = OwnAddresses::new(&snapshot, node);
             explain_flow(&table, &reasons, &own, flow)
         }

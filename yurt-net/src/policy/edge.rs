@@ -4,7 +4,8 @@
 //! Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP always,
 //! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
 //! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
-//! address of each family, present or last known; (5) of two Services with one address, port and protocol the first by name keeps it.
+//! address of each family, present or last known; (5) nothing where it is protected (`protected`); (6) of two Services with
+//! one address, port and protocol the first by name keeps it.
 //! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
 //! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
 //! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::endpoints::shared;
+use super::protected::Protected;
 use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
     AddressFamily, MAX_ADDRESSES, MAX_PORTS, NamespacedName, PoolService, Protocol, Rejection,
@@ -113,6 +115,27 @@ pub(super) fn withheld(
         && ports.any(|port| port.node_port == to.port());
     let pool = environment.topology.pool();
     let (namespace, name) = (&service.name.namespace, &service.name.name);
+    let has_port = service
+        .ports
+        .iter()
+        .any(|port| port.protocol == protocol && port.port == to.port());
+    let protected = |kind| {
+        let refuses_at = || {
+            environment
+                .protected
+                .refuses_at(kind, to, is_apiserver(service))
+        };
+        let why = environment
+            .protected
+            .refuses(kind, to.ip())
+            .or_else(refuses_at)?;
+        Some(format!(
+            "{kind} of {namespace}/{name}, not served here: it is {why}"
+        ))
+    };
+    if has_port && service.external_ips.contains(&to.ip()) && !is_balanced {
+        return protected(FrontendKind::ExternalIp);
+    }
     let kind = match (is_balanced, is_node_port) {
         (true, _) => FrontendKind::LoadBalancer,
         (false, true) => FrontendKind::NodePort,
@@ -127,7 +150,7 @@ pub(super) fn withheld(
     } else if is_balanced && !pool_services.is_empty() {
         format!("its PoolServices do not give it to pool {pool}")
     } else {
-        return None;
+        return protected(kind);
     };
     Some(format!(
         "{kind} of {namespace}/{name}, not served here: {why}"
@@ -205,19 +228,21 @@ pub(super) fn node_addresses(
     addresses
 }
 
-/// The addresses of one Service; every port is served on them.
-pub(super) struct ServiceAddresses {
+/// The addresses of one Service; every port is served on them, but where it is protected.
+pub(super) struct ServiceAddresses<'a> {
     fixed: Vec<(FrontendKind, IpAddr)>,
     node: Vec<IpAddr>,
+    protected: &'a Protected,
+    is_apiserver: bool,
 }
 
-impl ServiceAddresses {
+impl<'a> ServiceAddresses<'a> {
     /// Collects them; `refused` gets what is wrong with those that are left out. `ranges` are the Service's [`source_ranges`].
     pub(super) fn new(
         service: &Service,
         ranges: &[IpNetwork],
         pool_services: &[Arc<PoolService>],
-        environment: &Environment,
+        environment: &'a Environment,
         refused: &mut Vec<String>,
     ) -> Self {
         let has_node_ports = matches!(
@@ -247,7 +272,7 @@ impl ServiceAddresses {
                     true => admitted_v4,
                     false => ranges.len() - admitted_v4,
                 };
-                match unusable(kind, address) {
+                match environment.protected.refuses(kind, address) {
                     Some(what) => refused.push(format!("{kind} {address} is {what}")),
                     None if !has_family(service, address) => {}
                     None if is_balanced && admitted > MAX_SOURCE_RANGES => refused.push(format!(
@@ -272,11 +297,13 @@ impl ServiceAddresses {
         Self {
             fixed,
             node: node.collect(),
+            protected: &environment.protected,
+            is_apiserver: is_apiserver(service),
         }
     }
 
-    /// The frontends of one port, sorted.
-    pub(super) fn frontends(&self, port: &ServicePort) -> Vec<Frontend> {
+    /// The frontends of one port, sorted; `refused` gets what is wrong with those that are left out.
+    pub(super) fn frontends(&self, port: &ServicePort, refused: &mut Vec<String>) -> Vec<Frontend> {
         let fixed = self.fixed.iter().map(|&(kind, address)| Frontend {
             kind,
             address,
@@ -289,10 +316,22 @@ impl ServiceAddresses {
             port: port.node_port,
         });
         let mut frontends: Vec<Frontend> = fixed.chain(node).collect();
+        frontends.retain(|frontend| {
+            let at = SocketAddr::new(frontend.address, frontend.port);
+            let kind = frontend.kind;
+            let why = self.protected.refuses_at(kind, at, self.is_apiserver);
+            refused.extend(why.iter().map(|why| format!("{kind} {at} is {why}")));
+            why.is_none()
+        });
         frontends.sort_unstable();
         frontends.dedup();
         frontends
     }
+}
+
+/// The Service of the apiservers themselves.
+pub(super) fn is_apiserver(service: &Service) -> bool {
+    (&*service.name.namespace, &*service.name.name) == ("default", "kubernetes")
 }
 
 /// A single-stack Service does not exist in the other family, whatever other addresses it lists
@@ -300,28 +339,6 @@ impl ServiceAddresses {
 pub(super) fn has_family(service: &Service, address: IpAddr) -> bool {
     let mut cluster_ips = service.cluster_ips.iter();
     cluster_ips.any(|ip| ip.is_ipv4() == address.is_ipv4())
-}
-
-/// Addresses that would take over traffic which is no Service's. The apiserver refuses most of them too
-/// (ValidateNonSpecialIP); manifests in a file have passed no apiserver.
-fn unusable(kind: FrontendKind, address: IpAddr) -> Option<&'static str> {
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    if address.is_unspecified() {
-        Some("the unspecified address")
-    } else if address.is_loopback() {
-        Some("a loopback address")
-    } else if address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast()) {
-        Some("a multicast or broadcast address")
-    } else if address.to_canonical() != address {
-        Some("an IPv4 address written as IPv6")
-    } else if link_local && kind == FrontendKind::ExternalIp {
-        Some("a link-local address")
-    } else {
-        None
-    }
 }
 
 /// A frontend that a Service does not get because another one has it.

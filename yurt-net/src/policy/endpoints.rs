@@ -11,13 +11,14 @@ mod tests;
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::Environment;
 use super::edge::has_family;
+use super::protected::{HUB_PORT, HUB_V4, HUB_V6};
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
 use crate::model::{
@@ -28,11 +29,6 @@ use crate::retain::probing::Failing;
 use crate::retain::truth::Move;
 use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind, MAX_ENDPOINTS};
 use crate::text;
-
-/// YurtHub's dummy interface and secure port (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, cmd/yurthub/app/options/options.go).
-const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
-const HUB_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
-const HUB_PORT: u16 = 10268;
 
 /// The slice as the policy reads it. That of the apiserver itself leads to YurtHub where this node is behind one, so that
 /// Pods reach the API while the cloud is away; endpoints of this node are where their Pods are.

@@ -422,7 +422,7 @@ impl Remembered {
                 ));
                 continue;
             }
-            let frontends = addresses.frontends(port);
+            let frontends = addresses.frontends(port, &mut self.reasons);
             let set = |any: IpAddr| {
                 endpoint_set(
                     &service,

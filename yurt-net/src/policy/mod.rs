@@ -16,6 +16,7 @@ mod peers;
 mod prefixes;
 #[cfg(test)]
 mod proptests;
+pub mod protected;
 mod reasons;
 #[cfg(test)]
 mod tests;
@@ -33,6 +34,7 @@ pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
 pub use self::memo::Memo;
 pub use self::peers::pool_peers;
 use self::prefixes::GivenCidrs;
+use self::protected::{ProtectConfig, Protected};
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
 use crate::model::{Protocol, Rejection, Snapshot, Touched};
@@ -67,6 +69,8 @@ pub struct PolicyConfig {
     pub compat_drop_service: bool,
     /// `--compat-all-vips`: the load balancer's addresses of every pool are served.
     pub compat_all_vips: bool,
+    /// What no Service may take.
+    pub protect: ProtectConfig,
 }
 
 impl PolicyConfig {
@@ -82,6 +86,7 @@ impl PolicyConfig {
             is_source_hub: false,
             compat_drop_service: false,
             compat_all_vips: false,
+            protect: ProtectConfig::default(),
         }
     }
 }
@@ -161,6 +166,7 @@ struct Environment {
     is_behind_hub: bool,
     compat_drop_service: bool,
     compat_all_vips: bool,
+    protected: Protected,
     truth: Option<Arc<Truth>>,
     failing: Arc<Failing>,
 }
@@ -190,6 +196,7 @@ impl Environment {
             },
             compat_drop_service: config.compat_drop_service,
             compat_all_vips: config.compat_all_vips,
+            protected: Protected::new(snapshot, config, view),
             truth: view.truth.clone(),
             failing: view.failing.clone(),
         };

@@ -26,6 +26,7 @@ pub mod body;
 mod connection;
 mod follow;
 mod resource;
+mod servers;
 mod state;
 mod task;
 mod wire;
@@ -38,6 +39,7 @@ use task::{Counters, News, Task, Update};
 
 pub use access::Access;
 pub use resource::Resource;
+pub use servers::servers;
 pub use state::HeldList;
 
 /// What is optional is not waited for longer than this once Services and slices are here.

@@ -1,0 +1,369 @@
+//! Addresses and ports that are nobody's to take: those by which this node, its agents and its operator reach each other.
+//!
+//! Pure. In: `ProtectConfig`, Nodes, the endpoints of default/kubernetes, `NodeView`. Out: whose an address or a place is, and
+//! why a frontend must not be there. Whoever writes `externalIPs`, a load balancer's status or a NodePort would otherwise come
+//! between the node and its apiserver (CVE-2020-8554), for good: the checkpoint remembers it over a reboot. Rules in order, by
+//! kind of frontend:
+//!
+//! | what | ExternalIP | LoadBalancer | NodePort | ClusterIP |
+//! |---|---|---|---|---|
+//! | unspecified, loopback, multicast, broadcast; the self-test's | no | no | - | no |
+//! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
+//! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
+//! | addresses of this Node and of others | no | not the lifelines' ports | likewise | yes |
+//!
+//! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are served; their
+//! lifelines are not.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use ipnetwork::IpNetwork;
+
+use super::{NodeView, PolicyConfig};
+use crate::model::{NamespacedName, Snapshot};
+use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::table::FrontendKind;
+
+/// YurtHub's dummy interface (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, openyurt cmd/yurthub/app/options/options.go).
+pub(super) const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
+/// See [`HUB_V4`].
+pub(super) const HUB_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
+/// Its secure port.
+pub(super) const HUB_PORT: u16 = 10268;
+/// All of its ports: proxy, metrics and Pods, secure proxy, secure proxy of a dummy interface.
+const HUB_PORTS: [u16; 4] = [10261, 10267, HUB_PORT, 10269];
+/// What else a node is reached or judged by: sshd, the kubelet, the health check of load balancers.
+const NODE_PORTS: [u16; 3] = [22, 10250, 10256];
+/// Where the agent's metrics are unless told otherwise.
+pub const METRICS_PORT: u16 = 10249;
+
+/// What the operator and the sources say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProtectConfig {
+    /// `--protect`.
+    pub given: Vec<Place>,
+    /// Apiservers and YurtHubs of `--source`, of the kubeconfig and of the environment.
+    pub servers: Vec<SocketAddr>,
+    /// Ports of this agent.
+    pub agent_ports: Vec<u16>,
+    /// `--external-ips`.
+    pub external_ips: ExternalIps,
+}
+
+impl Default for ProtectConfig {
+    fn default() -> Self {
+        Self {
+            given: Vec::new(),
+            servers: Vec::new(),
+            agent_ports: vec![METRICS_PORT],
+            external_ips: ExternalIps::All,
+        }
+    }
+}
+
+/// A value of `--protect`: an address, or one port of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Address.
+    pub address: IpAddr,
+    /// Port; `None` = all.
+    pub port: Option<u16>,
+}
+
+impl Place {
+    fn contains(self, at: SocketAddr) -> bool {
+        self.address == at.ip() && self.port.is_none_or(|port| port == at.port())
+    }
+}
+
+impl FromStr for Place {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Ok(at) = text.parse::<SocketAddr>() {
+            let address = at.ip().to_canonical();
+            let port = Some(at.port());
+            return Ok(Self { address, port });
+        }
+        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
+        let address: Result<IpAddr, _> = bare.unwrap_or(text).parse();
+        match address {
+            Ok(address) => Ok(Self {
+                address: address.to_canonical(),
+                port: None,
+            }),
+            Err(_) => {
+                Err("expected ADDR or ADDR:PORT, as 192.0.2.1, 192.0.2.1:6443 or [fd00::1]:6443")
+            }
+        }
+    }
+}
+
+/// `--external-ips`: which `spec.externalIPs` are served at all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum ExternalIps {
+    /// Those that are not protected.
+    #[default]
+    All,
+    /// None.
+    None,
+    /// Of those that are not protected the ones inside.
+    Inside(Vec<IpNetwork>),
+}
+
+impl ExternalIps {
+    fn admit(&self, address: IpAddr) -> bool {
+        match self {
+            Self::All => true,
+            Self::None => false,
+            Self::Inside(networks) => networks.iter().any(|network| network.contains(address)),
+        }
+    }
+}
+
+impl FromStr for ExternalIps {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "all" => return Ok(Self::All),
+            "none" => return Ok(Self::None),
+            _ => {}
+        }
+        let networks = text.split(',').map(|one| one.trim().parse().ok()).collect();
+        let networks: Option<Vec<IpNetwork>> = networks;
+        let expected = "expected all, none, or prefixes as 198.51.100.0/24,2001:db8::/32";
+        networks.map(Self::Inside).ok_or(expected)
+    }
+}
+
+/// Whose an address is.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Whose {
+    /// The operator's word.
+    Protected,
+    /// On this node, or in its Node's status.
+    ThisNode,
+    /// In the status of the Node of this name.
+    Node(Arc<str>),
+    /// YurtHub's.
+    Hub,
+    /// An apiserver's, or a configured YurtHub's.
+    Server,
+    /// Unspecified, loopback, link-local, multicast, or the self-test's.
+    Special(&'static str),
+}
+
+impl fmt::Display for Whose {
+    /// Ends the sentence "ADDRESS is ...".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Protected => f.write_str("protected by --protect"),
+            Self::ThisNode => f.write_str("an address of this node"),
+            Self::Node(name) => write!(f, "an address of Node {name}"),
+            Self::Hub => f.write_str("YurtHub's address"),
+            Self::Server => f.write_str("where nodes reach the apiserver"),
+            Self::Special(what) => f.write_str(what),
+        }
+    }
+}
+
+/// What is protected on one node. See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Protected {
+    /// Of Nodes and of this machine, sorted.
+    nodes: Vec<(IpAddr, Whose)>,
+    /// Apiservers, sorted.
+    servers: Vec<SocketAddr>,
+    config: ProtectConfig,
+}
+
+impl Protected {
+    /// Collects it.
+    pub fn new(snapshot: &Snapshot, config: &PolicyConfig, view: &NodeView) -> Self {
+        let mut nodes: Vec<(IpAddr, Whose)> = Vec::new();
+        for node in snapshot.nodes.values() {
+            let addresses = node.internal_ips.iter().chain(&node.external_ips);
+            nodes.extend(addresses.map(|address| match *node.name == *config.node {
+                true => (*address, Whose::ThisNode),
+                false => (*address, Whose::Node(node.name.clone())),
+            }));
+        }
+        let local = view.local_addresses.iter().flatten();
+        nodes.extend(local.map(|address| (*address, Whose::ThisNode)));
+        nodes.sort_unstable();
+        nodes.dedup_by(|next, kept| next.0 == kept.0);
+        let mut servers = config.protect.servers.clone();
+        // Where the apiservers say that they are: the controller that writes it is theirs.
+        let own = NamespacedName::new("default", "kubernetes");
+        if let Some(slice) = snapshot
+            .slices
+            .get(&own)
+            .filter(|s| *s.service == *own.name)
+        {
+            let places = slice.endpoints.iter().flat_map(|endpoint| {
+                let ports = slice.ports.iter().map(|port| port.port);
+                ports.map(|port| SocketAddr::new(endpoint.address, port))
+            });
+            servers.extend(places);
+        }
+        servers.sort_unstable();
+        servers.dedup();
+        Self {
+            nodes,
+            servers,
+            config: config.protect.clone(),
+        }
+    }
+
+    /// Whose an address is, at whatever port; `None` where it is not known to be anybody's.
+    pub fn whose(&self, address: IpAddr) -> Option<Whose> {
+        let address = address.to_canonical();
+        if let Some(what) = special(address) {
+            return Some(Whose::Special(what));
+        }
+        if is_hub(address) {
+            return Some(Whose::Hub);
+        }
+        if self.servers.iter().any(|at| at.ip() == address) {
+            return Some(Whose::Server);
+        }
+        if self
+            .config
+            .given
+            .iter()
+            .any(|place| place.address == address)
+        {
+            return Some(Whose::Protected);
+        }
+        self.node(address).cloned()
+    }
+
+    /// An address inside a prefix that is somebody's, of those that can be listed.
+    pub fn inside(&self, network: IpNetwork) -> Option<(IpAddr, Whose)> {
+        let given = self.config.given.iter().map(|place| place.address);
+        let hubs = [HUB_V4.into(), HUB_V6.into()];
+        let listed = self
+            .servers
+            .iter()
+            .map(SocketAddr::ip)
+            .chain(given)
+            .chain(hubs);
+        let nodes = self.nodes.iter().map(|(address, _)| *address);
+        let mut all = nodes.chain(listed).chain([network.network()]);
+        all.find_map(|address| {
+            let whose = self.whose(address).filter(|_| network.contains(address))?;
+            Some((address, whose))
+        })
+    }
+
+    fn node(&self, address: IpAddr) -> Option<&Whose> {
+        let found = self
+            .nodes
+            .binary_search_by(|(other, _)| other.cmp(&address));
+        found.ok().map(|at| &self.nodes[at].1)
+    }
+
+    /// Why no frontend of a kind is at an address, whatever its port.
+    pub(super) fn refuses(&self, kind: FrontendKind, address: IpAddr) -> Option<String> {
+        if address.to_canonical() != address {
+            return Some("an IPv4 address written as IPv6".to_owned());
+        }
+        let is_external = matches!(kind, FrontendKind::ExternalIp | FrontendKind::LoadBalancer);
+        let whose = match special(address) {
+            Some(what) if is_external || !is_link_local(address) => Whose::Special(what),
+            _ if is_external && is_hub(address) => Whose::Hub,
+            _ => match self.node(address) {
+                Some(whose) if kind == FrontendKind::ExternalIp => {
+                    return Some(format!(
+                        "{whose}, which no external IP may take: a NodePort or a load balancer serves it"
+                    ));
+                }
+                _ => {
+                    let is_admitted = self.config.external_ips.admit(address);
+                    let is_left_out = kind == FrontendKind::ExternalIp && !is_admitted;
+                    return is_left_out.then(|| "left out by --external-ips".to_owned());
+                }
+            },
+        };
+        Some(whose.to_string())
+    }
+
+    /// Why no frontend of a kind is at an address and port. `is_apiserver`: it is of the Service default/kubernetes, whose
+    /// ClusterIP is what a Pod's environment calls the apiserver.
+    pub(super) fn refuses_at(
+        &self,
+        kind: FrontendKind,
+        at: SocketAddr,
+        is_apiserver: bool,
+    ) -> Option<String> {
+        // NodePorts answer on loopback, too.
+        let loopback = match at.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let loopback = SocketAddr::new(loopback, at.port());
+        let is_node_port = kind == FrontendKind::NodePort;
+        let is_cluster_ip = kind == FrontendKind::ClusterIp;
+        for place in [at, loopback]
+            .into_iter()
+            .take(1 + usize::from(is_node_port))
+        {
+            if self.config.given.iter().any(|given| given.contains(place)) {
+                return Some(Whose::Protected.to_string());
+            }
+            let is_server = self.servers.binary_search(&place).is_ok();
+            if is_server && !(is_cluster_ip && is_apiserver) {
+                return Some(Whose::Server.to_string());
+            }
+        }
+        let is_hub_port = HUB_PORTS.contains(&at.port());
+        if is_cluster_ip {
+            return (is_hub(at.ip()) && is_hub_port).then(|| Whose::Hub.to_string());
+        }
+        let whose = match is_node_port {
+            true => &Whose::ThisNode,
+            false => self.node(at.ip())?,
+        };
+        let is_lifeline = is_hub_port
+            || NODE_PORTS.contains(&at.port())
+            || self.config.agent_ports.contains(&at.port());
+        is_lifeline.then(|| format!("{whose}, at a port by which the node is reached"))
+    }
+}
+
+fn is_hub(address: IpAddr) -> bool {
+    address == IpAddr::V4(HUB_V4) || address == IpAddr::V6(HUB_V6)
+}
+
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => v4.is_link_local(),
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    }
+}
+
+/// What an address is that belongs to no host of a network. The apiserver refuses most of them, too
+/// (ValidateNonSpecialIP); manifests in a file have passed no apiserver.
+pub(super) fn special(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        Some("the unspecified address")
+    } else if address.is_loopback() {
+        Some("a loopback address")
+    } else if address.is_multicast() || matches!(address, IpAddr::V4(v4) if v4.is_broadcast()) {
+        Some("a multicast or broadcast address")
+    } else if is_link_local(address) {
+        Some("a link-local address")
+    } else if [PROBE_V4.ip(), PROBE_V6.ip()].contains(&address) {
+        Some("the address of the self-test")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

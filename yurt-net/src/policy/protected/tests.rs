@@ -1,0 +1,198 @@
+use super::super::fixtures::{World, frontends, ip, only, port};
+use super::*;
+use crate::model::ServiceType;
+
+/// `web`, whose owner has written these external IPs, on a node that speaks to the apiserver at 203.0.113.6:6443.
+fn written(external: &[&str], of_port: u16) -> World {
+    let mut world = World::web(None);
+    world.config.protect.servers = vec!["203.0.113.6:6443".parse().unwrap()];
+    world.node("a2", None, |node| {
+        node.internal_ips = vec![ip("192.0.2.12")];
+        node.external_ips = vec![ip("203.0.113.12")];
+    });
+    world.service("web", |service| {
+        service.external_ips = external.iter().map(|address| ip(address)).collect();
+        service.ports = [port("http", of_port, 0)].into();
+    });
+    world
+}
+
+fn given(world: &mut World) -> Vec<String> {
+    frontends(only(&world.compile()))
+}
+
+#[test]
+fn an_external_ip_takes_no_address_by_which_nodes_are_reached_and_the_rest_is_served() {
+    let mut world = written(
+        &[
+            "192.0.2.11",
+            "192.0.2.12",
+            "203.0.113.12",
+            "203.0.113.6",
+            "169.254.2.1",
+            "169.254.169.254",
+            "192.0.0.8",
+            "198.51.100.7",
+        ],
+        6443,
+    );
+    world.view.local_addresses = Some([ip("192.0.2.11"), ip("10.1.0.1")].into());
+    let rest = ["ClusterIP 10.96.0.10:6443", "ExternalIP 198.51.100.7:6443"];
+    assert_eq!(given(&mut world), rest);
+    let told = world.rejections();
+    for (address, why) in [
+        ("192.0.2.11", "an address of this node"),
+        ("192.0.2.12", "an address of Node a2"),
+        ("203.0.113.12", "an address of Node a2"),
+        ("203.0.113.6:6443", "where nodes reach the apiserver"),
+        ("169.254.2.1", "a link-local address"),
+        ("169.254.169.254", "a link-local address"),
+        ("192.0.0.8", "the address of the self-test"),
+    ] {
+        let line = format!("Service web: ExternalIP {address} is {why}");
+        assert!(
+            told.iter().any(|one| one.starts_with(&line)),
+            "{line}: {told:?}"
+        );
+    }
+    assert_eq!(told.len(), 7, "{told:?}");
+}
+
+#[test]
+fn an_address_that_is_only_on_an_interface_is_this_nodes_too() {
+    let mut world = written(&["10.1.0.1"], 80);
+    assert_eq!(given(&mut world).len(), 2);
+    world.view.local_addresses = Some([ip("192.0.2.11"), ip("10.1.0.1")].into());
+    assert_eq!(given(&mut world), ["ClusterIP 10.96.0.10:80"]);
+}
+
+#[test]
+fn yurthubs_ipv6_address_is_not_an_external_ip() {
+    let mut world = written(&["fd00::2:1", "2001:db8::7"], 10268);
+    world.service("web", |service| {
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
+    });
+    assert_eq!(given(&mut world).len(), 3);
+    assert_eq!(
+        world.rejections(),
+        ["Service web: ExternalIP fd00::2:1 is YurtHub's address"]
+    );
+}
+
+#[test]
+fn where_the_apiservers_say_that_they_are_nothing_else_is() {
+    let mut world = written(&["203.0.113.7"], 8080);
+    world.slice("kubernetes", "kubernetes", &[("203.0.113.7", None)]);
+    assert_eq!(given(&mut world), ["ClusterIP 10.96.0.10:8080"]);
+    // Another port of the same machine is not the apiserver.
+    world.service("web", |service| {
+        service.ports = [port("http", 80, 0)].into()
+    });
+    assert_eq!(given(&mut world).len(), 2);
+}
+
+/// k3s' ServiceLB and kube-vip write the nodes' own addresses.
+#[test]
+fn a_load_balancer_on_the_nodes_addresses_is_served_but_not_on_their_lifelines() {
+    let mut world = written(&[], 80);
+    world.config.protect.given = vec!["192.0.2.11:9100".parse().unwrap()];
+    world
+        .config
+        .protect
+        .servers
+        .push("192.0.2.11:6443".parse().unwrap());
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = [ip("192.0.2.11"), ip("192.0.2.12")].into();
+    });
+    assert_eq!(given(&mut world).len(), 3);
+    let at_both = [22, 10250, 10256, 10261, 10267, 10268, 10269, 10249];
+    let here = [6443, 9100];
+    for (ports, left) in [(&at_both[..], 1), (&here, 2)] {
+        for &number in ports {
+            world.service("web", |service| {
+                service.ports = [port("http", number, 0)].into()
+            });
+            assert_eq!(given(&mut world).len(), left, "{number}");
+        }
+    }
+    world.service("web", |service| {
+        service.load_balancer_ips = [ip("169.254.2.1"), ip("fd00::2:1")].into();
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
+    });
+    assert_eq!(given(&mut world).len(), 2);
+}
+
+#[test]
+fn a_node_port_is_no_lifeline_and_nothing_of_loopback() {
+    let mut world = written(&[], 80);
+    world
+        .config
+        .protect
+        .servers
+        .push("127.0.0.1:30443".parse().unwrap());
+    for (number, is_served) in [
+        (30080, true),
+        (10250, false),
+        (10261, false),
+        (30443, false),
+    ] {
+        world.service("web", |service| {
+            service.service_type = ServiceType::NodePort;
+            service.ports = [port("http", 80, number)].into();
+        });
+        assert_eq!(
+            given(&mut world).len(),
+            1 + usize::from(is_served),
+            "{number}"
+        );
+    }
+}
+
+/// k3s and kubeadm: a Pod's environment names the ClusterIP of default/kubernetes.
+#[test]
+fn the_cluster_ip_that_the_environment_calls_the_apiserver_is_served_to_default_kubernetes_alone() {
+    for (name, is_served) in [("kubernetes", true), ("web", false)] {
+        let mut world = World::new();
+        world.config.protect.servers = vec!["10.96.0.1:443".parse().unwrap()];
+        world.service(name, |service| {
+            service.cluster_ips = [ip("10.96.0.1")].into();
+            service.ports = [port("https", 443, 0)].into();
+        });
+        assert_eq!(given(&mut world).len(), usize::from(is_served), "{name}");
+    }
+}
+
+#[test]
+fn the_operator_narrows_which_external_ips_are_served() {
+    for (flag, left) in [("all", 3), ("none", 1), ("198.51.100.0/24, fd00::/8", 2)] {
+        let mut world = written(&["198.51.100.7", "203.0.113.9"], 80);
+        world.config.protect.external_ips = flag.parse().unwrap();
+        assert_eq!(given(&mut world).len(), left, "{flag}");
+        assert_eq!(world.rejections().len(), 3 - left, "{flag}");
+    }
+    assert!("some".parse::<ExternalIps>().is_err());
+    assert!("[fd00::1]".parse::<Place>().is_ok() && "fd00::1".parse::<Place>().is_ok());
+    assert!("192.0.2.1:x".parse::<Place>().is_err());
+}
+
+#[test]
+fn others_are_told_whose_an_address_is_and_what_of_others_is_inside_a_prefix() {
+    let world = written(&[], 80);
+    let protected = Protected::new(&world.snapshot, &world.config, &world.view);
+    assert_eq!(protected.whose(ip("192.0.2.11")), Some(Whose::ThisNode));
+    assert_eq!(protected.whose(ip("203.0.113.6")), Some(Whose::Server));
+    assert_eq!(protected.whose(ip("fd00::2:1")), Some(Whose::Hub));
+    assert_eq!(protected.whose(ip("198.51.100.1")), None);
+    let inside = |network: &str| protected.inside(network.parse().unwrap());
+    assert_eq!(
+        inside("192.0.2.12/31"),
+        Some((ip("192.0.2.12"), Whose::Node("a2".into())))
+    );
+    assert_eq!(
+        inside("203.0.113.0/29").map(|found| found.1),
+        Some(Whose::Server)
+    );
+    assert_eq!(inside("198.51.100.0/24"), None);
+    assert!(inside("0.0.0.0/0").is_some() && inside("127.0.0.0/8").is_some());
+}
