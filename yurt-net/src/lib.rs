@@ -8,6 +8,7 @@ pub mod control;
 mod costs;
 pub mod dataplane;
 pub mod disk;
+pub mod error;
 pub mod filesystem;
 pub mod guard;
 pub mod model;

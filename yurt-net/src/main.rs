@@ -13,7 +13,7 @@ use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::retain::cni::Plugin;
 use yurt_net::text::{self, Log, LogStyle};
-use yurt_net::{agent, cli, output, selftest};
+use yurt_net::{agent, cli, error, output, selftest};
 
 fn main() -> ExitCode {
     // A container runtime waits for plugins: they come before all that only the agent needs.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            let reason = agent::chain(error.as_ref());
+            let reason = error::chain(error.as_ref());
             output::complain(format_args!("error: {}", text::line(&reason)));
             ExitCode::FAILURE
         }

@@ -288,7 +288,7 @@ impl SelfTest {
         match selftest::run(cgroup).await {
             Ok(()) => Self::Passed,
             Err(error) => Self::Failed {
-                reason: crate::agent::chain(&error),
+                reason: crate::error::chain(&error),
             },
         }
     }

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
-use super::chain;
+use crate::error::chain;
 use crate::retain::install::Directories;
 use crate::retain::install::files::{Cni, InstallError, Report, Stamp};
 use crate::retain::limit::Limit;

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, info};
 
-use super::chain;
 use super::worker::Worker;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
+use crate::error::chain;
 use crate::guard::{GuardImage, plan};
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Entry, Key};

@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
-use super::chain;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::vtep::Listener;
+use crate::error::chain;
 use crate::node::peers::{Entries, EntriesError};
 use crate::retain::peers::{Mender, MenderReport, Others, Peer, Repair};
 

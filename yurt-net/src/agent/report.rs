@@ -2,8 +2,9 @@
 
 use tracing::{error, info, warn};
 
-use super::{Agent, chain};
+use super::Agent;
 use crate::dataplane::sockets::Outcome;
+use crate::error::chain;
 use crate::model::Rejection;
 use crate::plan::Refused;
 use crate::policy::Standing;

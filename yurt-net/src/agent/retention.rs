@@ -13,13 +13,14 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::Agent;
 use super::cni::CniKeeper;
 use super::guarding::Guarding;
 use super::probing::Probing;
 use super::translating::{Translating, kept_for};
-use super::{Agent, chain};
 use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::guard::{Guard, Spoofs};
+use crate::error::chain;
 use crate::guard::{Complaint, Extra, ExtraPolicy, GuardedPod, Link, Policy, Reserved, compile};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};

@@ -9,10 +9,10 @@ use std::path::{Path, PathBuf};
 
 use tracing::info;
 
-use super::chain;
 use super::retention::tell;
 use super::worker::Worker;
 use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
+use crate::error::chain;
 use crate::guard::{Complaint, Link};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::routes::Routes;

@@ -5,9 +5,10 @@ use std::path::Path;
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Agent, AgentError, RETRY, chain};
+use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
+use crate::error::chain;
 use crate::status::{Degraded, SelfTest};
 
 impl Agent {

@@ -8,11 +8,11 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::agent::chain;
 use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::bpf::{self, ProgramSize};
 use crate::dataplane::{DataplaneError, sockets};
+use crate::error::chain;
 use crate::filesystem::Kind;
 use crate::output::print;
 use crate::selftest;

@@ -8,7 +8,7 @@ use tokio::time::timeout;
 
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
 use super::show::{Paint, plan_json, plan_table};
-use crate::agent::chain;
+use crate::error::chain;
 use crate::config::{
     CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
 };

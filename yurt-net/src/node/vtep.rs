@@ -22,8 +22,8 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::{NodeError, peers, view};
-use crate::agent::chain;
 use crate::disk::Directory;
+use crate::error::chain;
 use crate::retain::ledger::Mac;
 use crate::retain::vtep::record::{self, RecordError};
 use crate::retain::vtep::report::Report;

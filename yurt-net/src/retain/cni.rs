@@ -26,7 +26,7 @@ use super::link::{self, LinkError};
 use super::plan::{self, Draft, Refusal, Seen};
 use super::range::RangeError;
 use super::settings::Settings as _;
-use crate::agent::chain;
+use crate::error::chain;
 use crate::netns::Netns;
 use crate::output;
 use crate::source::unix_seconds;

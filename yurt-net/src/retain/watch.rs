@@ -72,7 +72,7 @@ impl Reading {
         let mut alarms: Vec<String> = store
             .alarms()
             .iter()
-            .map(|alarm| crate::agent::chain(alarm))
+            .map(|alarm| crate::error::chain(alarm))
             .collect();
         if is_settled && store.behind() > 0 {
             alarms.push(format!(

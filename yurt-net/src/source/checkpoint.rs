@@ -280,7 +280,7 @@ impl<D: Disk> Saver<D> {
             }
             Err(error) => {
                 self.stats.errors += 1;
-                self.stats.last_error = Some(crate::agent::chain(error));
+                self.stats.last_error = Some(crate::error::chain(error));
             }
         }
         result

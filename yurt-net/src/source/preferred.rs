@@ -15,7 +15,7 @@ use super::checkpoint::{Loaded, Provenance};
 use super::file::FileSource;
 use super::kube::{KubeSource, Received, Scope};
 use super::{SourceError, SourceSpec};
-use crate::agent::chain;
+use crate::error::chain;
 use crate::model::{Snapshot, Touched};
 
 mod charge;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Finding, Outcome};
-use crate::agent::chain;
+use crate::error::chain;
 use crate::retain::install::Directories;
 use crate::retain::install::files::{Cni, InstallError};
 use crate::retain::install::install;

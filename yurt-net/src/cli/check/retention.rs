@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::{Finding, Outcome};
-use crate::agent::chain;
 use crate::config::PlaceArgs;
+use crate::error::chain;
 use crate::netns;
 use crate::retain::ledger::{Key, Ledger, State};
 use crate::retain::watch::Reading;

@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use crate::agent::chain;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::Guard;
+use crate::error::chain;
 use crate::guard::{Complaint, Extra, GuardedPod, Reserved, compile, plan};
 use crate::retain::ledger::Key;
 use crate::retain::link::{self, LinkError};

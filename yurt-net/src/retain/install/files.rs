@@ -416,7 +416,7 @@ exit 1
         let cni = cni(&directory);
         for (text, reason) in [(FAILS, "GLIBC_2.34"), ("#!/no/such/loader\n", "run ")] {
             program(&cni, text);
-            let error = crate::agent::chain(&cni.install_plugins().unwrap_err());
+            let error = crate::error::chain(&cni.install_plugins().unwrap_err());
             assert!(error.contains(reason), "{error}");
             assert!(error.contains("stay as they are"), "{error}");
             let installed = fs::read_to_string(cni.bin_dir.join("yurt-ipam")).unwrap();
@@ -426,7 +426,7 @@ exit 1
         }
         // It ran when it was installed, and does so no more.
         fs::write(cni.bin_dir.join(PROGRAM), FAILS).unwrap();
-        let error = crate::agent::chain(&cni.try_plugins().unwrap_err());
+        let error = crate::error::chain(&cni.try_plugins().unwrap_err());
         assert!(error.contains("GLIBC_2.34"), "{error}");
     }
 
@@ -439,7 +439,7 @@ exit 1
         let path = cni.conf_dir.join("10-edge.conflist");
         fs::write(&path, LIST).unwrap();
         let error = cni.install_config(&directories()).unwrap_err();
-        let error = crate::agent::chain(&error);
+        let error = crate::error::chain(&error);
         assert!(
             error.contains("the ranges cannot be used: no subnet"),
             "{error}"
@@ -509,7 +509,7 @@ exit 1
         for (text, reason) in [(single.as_str(), "make it a list"), ("{", "is no JSON")] {
             fs::write(&path, text).unwrap();
             let error = cni.install_config(&directories()).unwrap_err();
-            let error = crate::agent::chain(&error);
+            let error = crate::error::chain(&error);
             assert!(error.contains(reason), "{error}");
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }

@@ -331,7 +331,7 @@ impl<D: Disk> Store<D> {
             (Ok(()), Err(error)) | (Err(error), Ok(())) => self.alarms.push(error),
             (Err(in_memory), Err(on_disk)) => {
                 return Err(LedgerError::Nowhere {
-                    on_disk: crate::agent::chain(&on_disk),
+                    on_disk: crate::error::chain(&on_disk),
                     in_memory: Box::new(in_memory),
                 });
             }

@@ -6,7 +6,7 @@ use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info};
 
 use super::{CheckpointError, Contents, Occasion, Pace, Provenance, Saver, Stats};
-use crate::agent::chain;
+use crate::error::chain;
 use crate::model::Snapshot;
 
 /// A save that has ended.

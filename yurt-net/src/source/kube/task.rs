@@ -19,7 +19,7 @@ use super::connection::Connection;
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
 use super::wire::{self, DialError, SendError, Wire};
-use crate::agent::chain;
+use crate::error::chain;
 
 /// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
 const PIECE_BYTES: usize = 4096;

@@ -23,46 +23,45 @@
 
 mod cni;
 mod devices;
+mod established;
 mod guarding;
 mod mending;
 mod probing;
 mod report;
 mod retention;
+mod serving;
 mod translating;
 mod upkeep;
 mod worker;
 
-use std::collections::BTreeMap;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
-use crate::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use crate::dataplane::bpf::{BpfDataplane, Options};
 use crate::dataplane::claim::{Claim, Owned};
-use crate::dataplane::clients::{ClientAddresses, Clients, Look};
-use crate::dataplane::sockets::{self, Event, Found, Scanner};
+use crate::dataplane::clients::{ClientAddresses, Clients};
+use crate::dataplane::sockets::{self, Event, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
-use crate::model::{LocalPod, Protocol, Snapshot};
+use crate::error::chain;
+use crate::model::{LocalPod, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::process::Process;
 use crate::observe::{http, metrics};
-use crate::plan::{MapImage, Plan, Refused, plan};
-use crate::policy::{
-    ClosureEstablished, Fate, Flow, Judge, Memo, Memory, NodeView, PolicyConfig, Reasons, Standing,
-    compile,
-};
+use crate::plan::MapImage;
+use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons};
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::kube::servers;
-use crate::source::preferred::{Origin, Sources};
+use crate::source::preferred::Sources;
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
 
@@ -70,11 +69,7 @@ use devices::Devices;
 use probing::Probing;
 use retention::Retention;
 
-/// Plans in a row for one table: the first frees space that the second may need.
-const PLANS_PER_TABLE: usize = 3;
 const RETRY: Duration = Duration::from_secs(1);
-/// How long adopted maps are left alone while only the checkpoint has something to say.
-const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why the agent does not start, or stops.
@@ -342,149 +337,6 @@ impl Agent {
         })
     }
 
-    /// When to write the first table; `None`: not before a source answers, or it is written.
-    ///
-    /// Maps that an earlier agent left are newer than its checkpoint, by a minute at most: they are not overwritten with
-    /// it before the sources had their time.
-    fn boot_at(&self) -> Option<Instant> {
-        match self.sources.origin() {
-            _ if self.is_serving => None,
-            Origin::None => None,
-            Origin::Checkpoint if self.dataplane.was_serving() => {
-                Some(self.started + ADOPTED_PATIENCE)
-            }
-            Origin::Checkpoint | Origin::File | Origin::Live | Origin::Hub => Some(self.started),
-        }
-    }
-
-    /// Writes the first table and attaches the programs.
-    async fn become_ready(&mut self, socket_lb: SocketLb, cgroup: &Path) -> Result<(), AgentError> {
-        self.sync()?;
-        self.dataplane.activate()?;
-        self.is_serving = true;
-        give_back_memory();
-        self.status.adopted = self.is_adopted;
-        self.test_itself(socket_lb, cgroup).await;
-        let source = self.sources.status(unix_seconds());
-        if source.provenance == Origin::Checkpoint {
-            warn!(
-                source = source.source,
-                age_seconds = source.age_seconds,
-                "serving from the checkpoint: no source has answered yet"
-            );
-        }
-        info!(
-            node = self.config.node,
-            pool = self.memo.table().pool,
-            adopted = self.is_adopted,
-            "ready"
-        );
-        Ok(())
-    }
-
-    /// Compiles the snapshot and writes what differs.
-    fn sync(&mut self) -> Result<(), AgentError> {
-        let started = Instant::now();
-        self.config.is_source_hub = self.sources.is_hub();
-        let Some((snapshot, touched)) = self.sources.take_up() else {
-            return Ok(());
-        };
-        let compiled = compile(
-            snapshot,
-            &touched,
-            &self.config,
-            &self.view,
-            &self.memory,
-            &mut self.memo,
-        );
-        self.memory = compiled.memory;
-        report::report_rejections(&compiled.new_rejections);
-        let with_tcp = self.established == ClosureEstablished::Reset;
-        let mut lost = compiled.lost.into_iter();
-        self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
-        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
-            self.image = self.dataplane.observe()?;
-            self.want_clients();
-        }
-        let (writes, refused) = self.write_table()?;
-        self.retry_at = None;
-        self.report_refused(refused);
-        self.scan_if_due();
-        let took = started.elapsed();
-        self.keeper.changed();
-        self.status.applied += 1;
-        self.status.apply_durations.record(took);
-        self.status.last_applied_at = Some(unix_seconds());
-        self.status.last_writes = writes;
-        let services = self.memo.table().services.len();
-        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
-        if self.is_serving {
-            // Logs are on flash, and there may be a hundred changes a second.
-            debug!(services, writes, took_us, "applied");
-        } else {
-            info!(
-                services,
-                writes,
-                took_us,
-                pool = self.memo.table().pool,
-                "applied"
-            );
-        }
-        Ok(())
-    }
-
-    /// Looks at the established sockets, where one may have lost its backend. Not for what a checkpoint says: it may be older
-    /// than the sockets.
-    fn scan_if_due(&mut self) {
-        let is_hearsay = self.sources.origin() == Origin::Checkpoint;
-        if is_hearsay || self.status.sockets.unsupported.is_some() {
-            return;
-        }
-        if !self.is_scan_due && !self.watched.is_empty() {
-            let mut fates = self.fates(&self.watched).into_iter();
-            self.is_scan_due = fates.any(|(_, fate)| fate == Fate::End);
-        }
-        if std::mem::take(&mut self.is_scan_due) {
-            self.scanner.start();
-        }
-    }
-
-    fn fates(&self, flows: &[Flow]) -> Vec<(Standing, Fate)> {
-        let Some(snapshot) = self.sources.snapshot() else {
-            return Vec::new();
-        };
-        let judge = Judge {
-            snapshot,
-            config: &self.config,
-            view: &self.view,
-            memory: &self.memory,
-            table: self.memo.table(),
-        };
-        let standings = judge.standings(flows).into_iter().zip(flows);
-        standings
-            .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.established)))
-            .collect()
-    }
-
-    /// Says which of the flows that a scan found are to be ended.
-    fn judge(&mut self, found: Found) {
-        let judged = self.fates(&found.flows);
-        let judged = found.flows.iter().zip(judged);
-        let mut doomed = BTreeMap::new();
-        self.watched.clear();
-        for (flow, (standing, fate)) in judged {
-            match fate {
-                Fate::Keep => {}
-                Fate::Watch => self.watched.push(*flow),
-                Fate::End => {
-                    debug!(?flow, ?standing, "ending the sockets of a flow");
-                    doomed.insert(*flow, standing);
-                }
-            }
-        }
-        found.end(doomed);
-    }
-
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
     fn save(&mut self) {
         let provenance = self.sources.provenance(unix_seconds());
@@ -499,53 +351,6 @@ impl Agent {
         if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), provenance) {
             self.keeper.finish(snapshot, provenance).await;
         }
-    }
-
-    fn try_sync(&mut self) {
-        if let Err(error) = self.sync() {
-            self.status.failed_applies += 1;
-            error!(
-                error = chain(&error),
-                "apply: clients keep what was written; trying again"
-            );
-        }
-    }
-
-    /// Plans and applies until nothing more can be done; returns the number of writes and what does not fit.
-    fn write_table(&mut self) -> Result<(usize, Vec<Refused>), ApplyError> {
-        let mut writes = 0;
-        let mut planned = Plan::default();
-        for _ in 0..PLANS_PER_TABLE {
-            planned = plan(self.memo.table(), &mut self.image);
-            self.dataplane.apply(&planned)?;
-            writes += planned.ops.len();
-            // To look for such a set among all would cost more than most plans.
-            if planned.asks_for_clients() || self.clients.is_wanted() {
-                self.want_clients();
-            }
-            if planned.refused.is_empty() || !planned.has_retired {
-                break;
-            }
-        }
-        Ok((writes, planned.refused))
-    }
-
-    /// Has clients looked for while a set of the image asks who they are.
-    fn want_clients(&mut self) {
-        let is_wanted = self.image.asks_for_clients();
-        if self.clients.want(is_wanted) && !is_wanted {
-            self.set_clients(&Look::default());
-        }
-    }
-
-    fn set_clients(&mut self, found: &Look) {
-        let written = self.dataplane.set_clients(found);
-        let error = match (&found.error, &written) {
-            (Some(error), _) => Some(chain(error)),
-            (None, Err(error)) => Some(chain(error)),
-            (None, Ok(())) => None,
-        };
-        self.report_clients(found.clients.len(), error);
     }
 
     fn answer(&mut self, request: control::Call) {
@@ -618,16 +423,4 @@ fn give_back_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
-}
-
-/// An error and its causes on one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

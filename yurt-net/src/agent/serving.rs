@@ -1,0 +1,167 @@
+//! From what the sources say to what is in the maps: snapshot, table, plan, writes; and once more where a write failed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, error, info, warn};
+
+use super::{Agent, AgentError, RETRY, give_back_memory, report};
+use crate::dataplane::bpf::SocketLb;
+use crate::dataplane::clients::Look;
+use crate::dataplane::{ApplyError, Dataplane as _};
+use crate::error::chain;
+use crate::model::Protocol;
+use crate::plan::{Plan, Refused, plan};
+use crate::policy::{ClosureEstablished, compile};
+use crate::source::preferred::Origin;
+use crate::source::unix_seconds;
+
+/// Plans in a row for one table: the first frees space that the second may need.
+const PLANS_PER_TABLE: usize = 3;
+/// How long adopted maps are left alone while only the checkpoint has something to say.
+const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Agent {
+    /// When to write the first table; `None`: not before a source answers, or it is written.
+    ///
+    /// Maps that an earlier agent left are newer than its checkpoint, by a minute at most: they are not overwritten with
+    /// it before the sources had their time.
+    pub(super) fn boot_at(&self) -> Option<Instant> {
+        match self.sources.origin() {
+            _ if self.is_serving => None,
+            Origin::None => None,
+            Origin::Checkpoint if self.dataplane.was_serving() => {
+                Some(self.started + ADOPTED_PATIENCE)
+            }
+            Origin::Checkpoint | Origin::File | Origin::Live | Origin::Hub => Some(self.started),
+        }
+    }
+
+    /// Writes the first table and attaches the programs.
+    pub(super) async fn become_ready(
+        &mut self,
+        socket_lb: SocketLb,
+        cgroup: &Path,
+    ) -> Result<(), AgentError> {
+        self.sync()?;
+        self.dataplane.activate()?;
+        self.is_serving = true;
+        give_back_memory();
+        self.status.adopted = self.is_adopted;
+        self.test_itself(socket_lb, cgroup).await;
+        let source = self.sources.status(unix_seconds());
+        if source.provenance == Origin::Checkpoint {
+            warn!(
+                source = source.source,
+                age_seconds = source.age_seconds,
+                "serving from the checkpoint: no source has answered yet"
+            );
+        }
+        info!(
+            node = self.config.node,
+            pool = self.memo.table().pool,
+            adopted = self.is_adopted,
+            "ready"
+        );
+        Ok(())
+    }
+
+    /// Compiles the snapshot and writes what differs.
+    pub(super) fn sync(&mut self) -> Result<(), AgentError> {
+        let started = Instant::now();
+        self.config.is_source_hub = self.sources.is_hub();
+        let Some((snapshot, touched)) = self.sources.take_up() else {
+            return Ok(());
+        };
+        let compiled = compile(
+            snapshot,
+            &touched,
+            &self.config,
+            &self.view,
+            &self.memory,
+            &mut self.memo,
+        );
+        self.memory = compiled.memory;
+        report::report_rejections(&compiled.new_rejections);
+        let with_tcp = self.established == ClosureEstablished::Reset;
+        let mut lost = compiled.lost.into_iter();
+        self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
+            self.image = self.dataplane.observe()?;
+            self.want_clients();
+        }
+        let (writes, refused) = self.write_table()?;
+        self.retry_at = None;
+        self.report_refused(refused);
+        self.scan_if_due();
+        let took = started.elapsed();
+        self.keeper.changed();
+        self.status.applied += 1;
+        self.status.apply_durations.record(took);
+        self.status.last_applied_at = Some(unix_seconds());
+        self.status.last_writes = writes;
+        let services = self.memo.table().services.len();
+        let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        if self.is_serving {
+            // Logs are on flash, and there may be a hundred changes a second.
+            debug!(services, writes, took_us, "applied");
+        } else {
+            info!(
+                services,
+                writes,
+                took_us,
+                pool = self.memo.table().pool,
+                "applied"
+            );
+        }
+        Ok(())
+    }
+
+    pub(super) fn try_sync(&mut self) {
+        if let Err(error) = self.sync() {
+            self.status.failed_applies += 1;
+            error!(
+                error = chain(&error),
+                "apply: clients keep what was written; trying again"
+            );
+        }
+    }
+
+    /// Plans and applies until nothing more can be done; returns the number of writes and what does not fit.
+    pub(super) fn write_table(&mut self) -> Result<(usize, Vec<Refused>), ApplyError> {
+        let mut writes = 0;
+        let mut planned = Plan::default();
+        for _ in 0..PLANS_PER_TABLE {
+            planned = plan(self.memo.table(), &mut self.image);
+            self.dataplane.apply(&planned)?;
+            writes += planned.ops.len();
+            // To look for such a set among all would cost more than most plans.
+            if planned.asks_for_clients() || self.clients.is_wanted() {
+                self.want_clients();
+            }
+            if planned.refused.is_empty() || !planned.has_retired {
+                break;
+            }
+        }
+        Ok((writes, planned.refused))
+    }
+
+    /// Has clients looked for while a set of the image asks who they are.
+    pub(super) fn want_clients(&mut self) {
+        let is_wanted = self.image.asks_for_clients();
+        if self.clients.want(is_wanted) && !is_wanted {
+            self.set_clients(&Look::default());
+        }
+    }
+
+    pub(super) fn set_clients(&mut self, found: &Look) {
+        let written = self.dataplane.set_clients(found);
+        let error = match (&found.error, &written) {
+            (Some(error), _) => Some(chain(error)),
+            (None, Err(error)) => Some(chain(error)),
+            (None, Ok(())) => None,
+        };
+        self.report_clients(found.clients.len(), error);
+    }
+}
