@@ -103,6 +103,14 @@ impl Agent {
         for failure in &self.failures {
             say("repair", failure.clone());
         }
+        let unasked = self.sources.unasked();
+        if !unasked.is_empty() {
+            let names = unasked.join(", ");
+            say(
+                "source",
+                format!("the checkpoint is in force, and not asked yet: {names}"),
+            );
+        }
         self.status.degraded = degraded;
         self.status.ready = self.is_serving && detached.is_empty() && self.failures.is_empty();
         self.status.self_test = match (detached.is_empty(), &self.self_test) {

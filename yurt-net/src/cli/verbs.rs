@@ -8,7 +8,6 @@ use tokio::time::timeout;
 
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
 use super::show::{Paint, plan_json, plan_table};
-use crate::error::chain;
 use crate::config::{
     CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
 };
@@ -16,6 +15,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf::Cleanup;
 use crate::dataplane::claim::{Claim, Owned};
+use crate::error::chain;
 use crate::model::{Snapshot, Touched};
 use crate::node::routes::{RouteError, Routes};
 use crate::output::print;

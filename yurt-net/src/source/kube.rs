@@ -336,7 +336,9 @@ impl KubeSource {
         let release = self.state.release_at().map(|at| self.started + at);
         let patience = self.required_since.filter(|_| !self.is_synced);
         let patience = patience.map(|since| since + OPTIONAL_PATIENCE);
-        let stale = self.fresh_until().filter(|_| self.was_fresh);
+        // It may have passed while nobody waited here, and is due until it is told.
+        let stale = self.was_fresh.then(|| self.fresh_until());
+        let stale = stale.map(|until| until.unwrap_or_else(Instant::now));
         [release, patience, stale]
             .into_iter()
             .flatten()

@@ -335,7 +335,18 @@ impl Sources {
         status
     }
 
-    /// Waits until the snapshot in force has changed. Safe to cancel.
+    /// Sources that are not asked although only the checkpoint has something to say.
+    pub fn unasked(&self) -> Vec<String> {
+        match self.origin() {
+            Origin::Checkpoint => {
+                let specs = self.charge.idle().filter_map(|index| self.specs.get(index));
+                specs.map(ToString::to_string).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// Waits until the snapshot in force has changed. Safe to cancel: what is due is in `charge`, not in this future.
     pub async fn changed(&mut self) {
         loop {
             let decide_at = self.charge.decide_at().map(|at| self.started + at);

@@ -114,6 +114,12 @@ impl Charge {
         acts
     }
 
+    /// Sources that are not asked.
+    pub(super) fn idle(&self) -> impl Iterator<Item = usize> {
+        let sources = self.sources.iter().enumerate();
+        sources.filter_map(|(index, standing)| (*standing == Standing::Idle).then_some(index))
+    }
+
     /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was called
     /// last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been busy.
     pub(super) fn decide_at(&self) -> Option<Duration> {
