@@ -108,3 +108,33 @@ fn node_ports_and_their_sockets_outlive_the_address_of_the_uplink() -> Result<()
     ensure!(sockets["endedWithdrawn"].as_u64() == Some(0), "{sockets}");
     Ok(())
 }
+
+#[test]
+fn what_kube_proxy_left_on_its_device_is_not_the_nodes_own() -> Result<()> {
+    const TAKEN: &str = "198.51.100.7";
+    let mut world = World::single()?;
+    let backend = world.backend(0, "backend")?;
+    let web = world.manifests.service("web");
+    web.cluster_ip("10.96.0.10")
+        .external_ip(TAKEN)
+        .port(80, 8080)
+        .endpoints([&backend]);
+    let node = world.node(0)?;
+    node.netns().ip(&format!(
+        "link add kube-ipvs0 type veth peer name ipvs-peer\naddr add {TAKEN}/32 dev kube-ipvs0\n"
+    ))?;
+    world.start(0, &[])?;
+    let node = world.node(0)?;
+    let attempt = node.host()?.attempt(Tcp, &format!("{TAKEN}:80"))?;
+    ensure!(attempt.answer() == Some("backend"), "{attempt:?}");
+    // On any other device it is.
+    node.netns().ip(&format!(
+        "link add other type veth peer name other-peer\naddr add {TAKEN}/32 dev other\n"
+    ))?;
+    eventually(node, || {
+        let status = status(node)?;
+        let told = rejections(&status);
+        ensure!(told.iter().any(|reason| reason.contains(TAKEN)), "{status}");
+        Ok(())
+    })
+}

@@ -275,7 +275,10 @@ pub fn compile(
                 }
             });
         let addresses = addresses.into_iter().filter(is_owned).map(Identity::from);
+        // A MAC that is kept for a Pod that is away is nobody's: the Pod announces itself with it before its device is guarded again,
+        // and no other Pod with a row may use it anyway.
         let mac = pod.mac.filter(|mac| is_one_hosts_mac(*mac));
+        let mac = mac.filter(|_| ifindex.is_some());
         for identity in addresses.chain(mac.map(Identity::from)) {
             match image.owners.get(&identity) {
                 // One that is here has more need of it than one that is away.

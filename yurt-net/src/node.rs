@@ -138,8 +138,21 @@ impl NodeWatch {
     }
 }
 
+/// Where kube-proxy in IPVS mode puts every address of every Service (kubernetes pkg/proxy/ipvs): they are not the node's own. It
+/// stays behind when kube-proxy goes.
+const IPVS_DEVICE: &str = "kube-ipvs0";
+
+/// Its index, where there is one.
+async fn ipvs_device(handle: &Handle) -> Option<u32> {
+    let link = handle.link().get().match_name(IPVS_DEVICE.to_owned());
+    // Nearly no node has it: an error says just that.
+    let link = link.execute().try_next().await.ok().flatten();
+    link.map(|link| link.header.index)
+}
+
 /// The same, and which interface has which address.
 async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
+    let ipvs = ipvs_device(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
     let mut addresses = handle.address().get().execute();
     let listing = |source| NodeError::List {
@@ -162,6 +175,9 @@ async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeErr
                 AddressAttribute::Address(address) => Some(*address),
                 _ => None,
             });
+        if ipvs == Some(message.header.index) {
+            continue;
+        }
         by_interface.extend(
             local
                 .or(address)

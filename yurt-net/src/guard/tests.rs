@@ -92,6 +92,17 @@ fn the_addresses_of_a_pod_that_is_away_are_nobodys_to_use() {
 }
 
 #[test]
+fn a_pod_that_comes_back_may_announce_itself_before_its_device_is_guarded() {
+    let mut back = pod("web", &["10.244.1.10"], None);
+    let mac = back.mac.unwrap();
+    let (away, _) = compiled(&[back.clone()], &[veth(7, 2)], &Policy::default());
+    assert!(!away.owners.contains_key(&mac.into()));
+    back.host = pod("web", &[], Some((7, None))).host;
+    let (here, _) = compiled(&[back], &[veth(7, 2)], &Policy::default());
+    assert_eq!(here.owners[&mac.into()].ifindex, Some(7));
+}
+
+#[test]
 fn a_device_that_was_given_the_index_of_another_is_not_that_pods() {
     let pod = pod("web", &["10.244.1.10"], Some((7, Some(2))));
     let (image, complaints) = compiled(&[pod], &[veth(7, 3)], &Policy::default());
