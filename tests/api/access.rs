@@ -1,15 +1,16 @@
 //! Every way to name an apiserver, against one whose certificate a private authority has signed.
 
 use std::fs;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use yurt_net::source::kube::Access;
-use yurt_net_tests::apiserver::{Authority, FakeApiserver, On, Resource, Validity};
+use yurt_net_tests::apiserver::{Authority, FakeApiserver, Fault, On, Resource, Validity};
 
-use crate::followed::{Followed, nothing, services};
+use crate::followed::{Followed, PATIENCE, nothing, services};
 use crate::{cluster, kube, web, yurthub};
 
 const TOKEN: &str = "a.secret.token";
@@ -216,6 +217,64 @@ fn an_authority_and_a_token_are_rotated_under_a_running_agent() -> Result<()> {
     api.put_all(web("b", 2))?;
     followed.until("what is new", |s| services(s) == ["a", "b"])?;
     had(&api, Some("another.token"))
+}
+
+/// A client certificate is shown when the connection is made: who is refused shows the one that is there now.
+#[test]
+fn who_is_not_accepted_any_more_makes_a_new_connection() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let access = service_account(dir.path(), &authority)?;
+    let mut followed = is_served(access, kube(&api))?;
+    followed.until_status("it is watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+    let connections = api.http().connections();
+    api.http()
+        .fail_next(On::watch(Resource::Services), [Fault::Status(401)]);
+    api.end_watches(Resource::Services);
+    followed.until_status("it is watched again", |_| {
+        api.http().pending_faults() == 0 && api.http().open_watches(Resource::Services) == 1
+    })?;
+    ensure!(
+        api.http().connections() == connections + 1,
+        "{} connections after {connections}",
+        api.http().connections()
+    );
+    Ok(())
+}
+
+/// As over a bad link: what connects is answered after a while.
+fn slowly(to: SocketAddr, from: TcpListener) {
+    std::thread::spawn(move || {
+        for near in from.incoming().flatten() {
+            std::thread::spawn(move || -> Result<()> {
+                std::thread::sleep(Duration::from_millis(400));
+                let far = TcpStream::connect(to)?;
+                let (mut back, mut forth) = (near.try_clone()?, far.try_clone()?);
+                std::thread::spawn(move || std::io::copy(&mut forth, &mut back));
+                std::io::copy(&mut &near, &mut &far)?;
+                Ok(())
+            });
+        }
+    });
+}
+
+#[test]
+fn a_network_that_changes_all_the_time_keeps_no_attempt_from_its_end() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let access = service_account(dir.path(), &authority)?;
+    // Nobody listens there yet.
+    let free = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?;
+    let mut followed = Followed::reaching(access, &[format!("kube:https://{free}")])?;
+    followed.until_status("it is missed", |status| status.source_error.is_some())?;
+    slowly(api.http().address(), TcpListener::bind(free)?);
+    let started = Instant::now();
+    while followed.sources().snapshot().is_none() {
+        ensure!(started.elapsed() < PATIENCE, "{:?}", followed.status());
+        followed.sources().network_changed();
+        followed.follow(Duration::from_millis(50))?;
+    }
+    Ok(())
 }
 
 #[test]

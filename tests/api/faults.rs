@@ -117,6 +117,61 @@ fn a_version_may_go_backwards() -> Result<()> {
     followed.until("what came after", |s| services(s).len() == 5)
 }
 
+/// A watch from a version that is yet to come is accepted, and silent.
+#[test]
+fn an_apiserver_whose_versions_went_back_is_listed_anew_by_who_watched_it_and_by_who_starts()
+-> Result<()> {
+    let settings = Settings {
+        is_future_watch_silent: true,
+        ..Settings::default()
+    };
+    let api = cluster_with(settings, &["a", "b"])?;
+    api.advance(5000);
+    api.put_all(web("c", 3))?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("all services", |s| services(s) == ["a", "b", "c"])?;
+    let checkpoint = followed.checkpoint()?;
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+
+    // Its etcd was restored from a backup.
+    api.http().stop();
+    api.rewind(100);
+    api.http().restart()?;
+    api.put_all(web("d", 9))?;
+    followed.until("what came after", |s| {
+        services(s) == ["a", "b", "c", "d"] && s.slices.len() == 4
+    })?;
+    drop(followed);
+
+    let mut next = Followed::from(&[kube(&api)], Some(checkpoint))?;
+    next.until("what came after", |s| {
+        services(s) == ["a", "b", "c", "d"] && s.slices.len() == 4
+    })
+}
+
+#[test]
+fn a_connection_that_is_made_anew_costs_one_item_of_a_list_and_no_list() -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("all services", |s| services(s).len() == 3)?;
+    followed.until_status("they are watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+    api.http().forget_requests();
+    api.http().drop_connections()?;
+    followed.until_status("they are watched again", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+    let lists = api.http().requests_on(lists());
+    ensure!(
+        lists.len() == 1 && lists[0].parameter("limit") == "1",
+        "{lists:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn watches_that_end_all_the_time_lose_no_event() -> Result<()> {
     let api = cluster(&["a"])?;

@@ -12,7 +12,7 @@ use yurt_net::source::kube::{Access, Scope};
 use yurt_net::source::preferred::{SourceStatus, Sources};
 
 pub(crate) const NODE: &str = "edge-a1";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Nothing that helps to reach an apiserver.
 pub(crate) fn nothing() -> Access {

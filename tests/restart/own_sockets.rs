@@ -63,18 +63,6 @@ fn an_agent_that_takes_over_maps_that_claim_its_apiserver_reaches_it() -> Result
     follows(&world, &cloud)
 }
 
-/// The agent has been answered by the cloud. What changes there it need not hear of: the script's versions begin anew when it is
-/// started again, and those of an apiserver do not.
-fn reaches(world: &World) -> Result<()> {
-    let is_reached = |s: &yurt_net::status::Status| {
-        s.source.provenance == Origin::Live && s.source.sources.iter().all(|source| source.is_good)
-    };
-    world
-        .node
-        .wait_for_status("the apiserver's answer", is_reached)?;
-    Ok(())
-}
-
 #[test]
 fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claims_it() -> Result<()>
 {
@@ -90,7 +78,7 @@ fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claim
         s.source.sources.iter().any(|source| !source.is_good)
     })?;
     cloud.start()?;
-    reaches(&world)?;
+    follows(&world, &cloud)?;
     world
         .node
         .wait_for_status("a checkpoint", |s| s.checkpoint.writes > 0)?;
@@ -104,5 +92,5 @@ fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claim
         s.source.provenance == Origin::Checkpoint
     })?;
     cloud.start()?;
-    reaches(&world)
+    follows(&world, &cloud)
 }

@@ -5,6 +5,8 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -41,6 +43,12 @@ fn main() -> Result<()> {
     runtime.block_on(serve(arguments))
 }
 
+#[expect(clippy::disallowed_methods, reason = "versions that only grow")]
+fn micros_since_1970() -> Result<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH)?;
+    Ok(u64::try_from(now.as_micros())?)
+}
+
 async fn serve(arguments: Arguments) -> Result<()> {
     // Before anybody can know of it.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -48,8 +56,9 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut directory = Directory::new(arguments.manifests);
     let objects = directory.load_if_changed()?.unwrap_or_default();
     let settings = Settings {
-        // Started anew, it goes on after all versions that it ever had: clients of an earlier one are told 410.
-        first_version: Some(yurt_net::source::unix_seconds() * 1000),
+        // Started anew, be it within the same second, it goes on after all versions that it ever had: clients of an earlier one are
+        // told 410.
+        first_version: Some(micros_since_1970()?),
         bookmark_every: Duration::from_secs(arguments.bookmark_every),
         ..Settings::default()
     };

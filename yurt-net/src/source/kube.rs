@@ -44,6 +44,8 @@ pub use state::HeldList;
 
 /// What is optional is not waited for longer than this once Services and slices are here.
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
+/// The Node is waited for longer: without its pool a node would serve, for a while, whom it must not.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// Events that wait; also pieces of lists, which are tens of kilobytes.
 const QUEUE: usize = 32;
 /// Events taken up in one go.
@@ -335,7 +337,7 @@ impl KubeSource {
         let far = Instant::now() + Duration::from_secs(3600);
         let release = self.state.release_at().map(|at| self.started + at);
         let patience = self.required_since.filter(|_| !self.is_synced);
-        let patience = patience.map(|since| since + OPTIONAL_PATIENCE);
+        let patience = patience.map(|since| since + self.patience());
         // It may have passed while nobody waited here, and is due until it is told.
         let stale = self.was_fresh.then(|| self.fresh_until());
         let stale = stale.map(|until| until.unwrap_or_else(Instant::now));
@@ -352,11 +354,23 @@ impl KubeSource {
             return false;
         }
         let since = *self.required_since.get_or_insert_with(Instant::now);
-        let mut all = Resource::ALL.into_iter();
-        let is_settled = all
-            .all(|r| !r.is_of_table() || self.state.is_settled(r) || !self.tasks.contains_key(&r));
         // The pool's resources are asked for once the Node has said which pool that is.
-        is_settled || since.elapsed() >= OPTIONAL_PATIENCE
+        let is_settled = Resource::ALL.into_iter().all(|r| self.is_settled(r));
+        is_settled || since.elapsed() >= self.patience()
+    }
+
+    /// It is not waited for.
+    fn is_settled(&self, resource: Resource) -> bool {
+        let is_asked = self.tasks.contains_key(&resource);
+        !resource.is_of_table() || !is_asked || self.state.is_settled(resource)
+    }
+
+    /// How long what is not settled is waited for, once Services and slices are here.
+    fn patience(&self) -> Duration {
+        match self.is_settled(Resource::Nodes) {
+            true => OPTIONAL_PATIENCE,
+            false => NODE_PATIENCE,
+        }
     }
 
     /// Starts the tasks.
@@ -421,6 +435,8 @@ impl KubeSource {
             shape: Shape { resource, name },
             connection: Arc::clone(&self.connection),
             wire: None,
+            is_compared: false,
+            told: self.connection.told(),
             sender: self.sender.clone(),
             counters,
             is_asked_for: Arc::clone(&self.pods.is_asked_for),

@@ -35,6 +35,9 @@ const PACE: Duration = Duration::from_millis(250);
 const FIRST_PACE: Duration = Duration::from_millis(500);
 const LONGEST_PACE: Duration = Duration::from_secs(5);
 
+/// Attempts in a row that are given up because the network has changed meanwhile.
+const CUTS: u32 = 2;
+
 /// See the module.
 pub(super) struct Connection {
     access: Access,
@@ -52,6 +55,8 @@ pub(super) struct Connection {
     news: watch::Sender<u64>,
     /// Counts how often all connections were found to be dead.
     deaths: watch::Sender<u64>,
+    /// Counts how often an apiserver's versions were found to have gone back.
+    rewinds: watch::Sender<u64>,
     lifeline: Mutex<Lifeline>,
 }
 
@@ -78,18 +83,22 @@ struct Lifeline {
     is_renewed: bool,
 }
 
-/// What a task has been told of.
+/// What a task has been told of. It is a state: what happens while nobody waits here is told to who waits next.
+#[derive(Clone)]
 pub(super) struct Told {
     news: watch::Receiver<u64>,
     deaths: watch::Receiver<u64>,
+    rewinds: watch::Receiver<u64>,
 }
 
 impl Told {
-    /// Waits for something that makes another attempt worthwhile. Safe to cancel.
-    pub(super) async fn news(&mut self) {
+    /// Waits for something that makes another attempt worthwhile; whether it is that all connections are taken for dead. Safe to
+    /// cancel.
+    pub(super) async fn news(&mut self) -> bool {
         tokio::select! {
-            _gone = self.news.changed() => {}
-            _gone = self.deaths.changed() => {}
+            biased;
+            _gone = self.deaths.changed() => true,
+            _gone = self.news.changed() => false,
         }
     }
 
@@ -97,6 +106,27 @@ impl Told {
     pub(super) async fn death(&mut self) {
         // The sender lives as long as the task.
         let _gone = self.deaths.changed().await;
+    }
+
+    /// Waits until versions have gone back. Safe to cancel.
+    pub(super) async fn rewind(&mut self) {
+        let _gone = self.rewinds.changed().await;
+    }
+
+    /// There is a new connection: what was told before says nothing of it.
+    pub(super) fn is_connected(&mut self) {
+        self.news.mark_unchanged();
+        self.has_died();
+    }
+
+    /// All connections until now were given up.
+    pub(super) fn has_died(&mut self) {
+        self.deaths.mark_unchanged();
+    }
+
+    /// What was known is of now: that versions went back before says nothing of it.
+    pub(super) fn is_current(&mut self) {
+        self.rewinds.mark_unchanged();
     }
 }
 
@@ -141,6 +171,7 @@ impl Connection {
             }),
             news: watch::Sender::new(0),
             deaths: watch::Sender::new(0),
+            rewinds: watch::Sender::new(0),
             lifeline: Mutex::default(),
         }
     }
@@ -165,11 +196,14 @@ impl Connection {
         Told {
             news: self.news.subscribe(),
             deaths: self.deaths.subscribe(),
+            rewinds: self.rewinds.subscribe(),
         }
     }
 
     /// A connection for a resource's requests. While nobody gets through, it takes as long as it is this task's turn.
     pub(super) async fn open(&self, resource: Resource) -> Result<Wire, DialError> {
+        let mut told = self.told();
+        let mut cuts = 0;
         loop {
             if self.is_reached.load(Ordering::Relaxed) {
                 let wire = self.dial(resource).await;
@@ -179,15 +213,18 @@ impl Connection {
             if self.is_reached.load(Ordering::Relaxed) {
                 continue;
             }
-            let mut told = self.told();
             tokio::select! {
                 () = sleep_until(pace.due) => {}
-                () = told.news() => {}
+                _is_death = told.news() => {}
             }
             let result = tokio::select! {
                 result = self.dial(resource) => result,
-                // The network is another one: what was tried there says nothing.
-                () = told.news() => continue,
+                // The network is another one: what was tried there says nothing. Not so for ever: one that changes all the time is
+                // one to get through.
+                _is_death = told.news(), if cuts < CUTS => {
+                    cuts += 1;
+                    continue;
+                }
             };
             match &result {
                 Ok(_) => {
@@ -258,6 +295,11 @@ impl Connection {
             self.is_reached.store(false, Ordering::Relaxed);
             self.deaths.send_modify(|count| *count += 1);
         }
+    }
+
+    /// The apiserver's versions have gone back: what is known is of a past that it has lost.
+    pub(super) fn has_rewound(&self) {
+        self.rewinds.send_modify(|count| *count += 1);
     }
 
     /// When the other end of a lifeline was last heard.

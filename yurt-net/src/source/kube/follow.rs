@@ -9,7 +9,7 @@
 //! | list | watch from its version |
 //! | list held back | watch for [`CONFIRM_AFTER`], then list again; sooner if the watch ends sooner |
 //! | watch ended, or silent | watch from the last version |
-//! | 410, 504, or an answer that makes no sense | list: of an apiserver the latest, for a replica that lags would move the table back |
+//! | 410, 504, or an answer that makes no sense; an apiserver whose versions went back | list: of an apiserver the latest, for a replica that lags would move the table back |
 //! | 429, 5xx, a connection that broke, during a watch | the same watch, later; after [`WATCHES_IN_DOUBT`] of them, list |
 //! | no connection | the same; who dials also waits |
 //! | anything during a list | list, later |
@@ -65,7 +65,7 @@ pub(super) enum Failure {
     Silence,
     /// The answer makes no sense.
     Garbage,
-    /// The version is too old (410).
+    /// The version is too old (410), or of a past that an apiserver has lost.
     Expired,
     /// An HTTP status, with Retry-After where it said so.
     Status(u16, Option<Duration>),
@@ -118,6 +118,11 @@ impl Follower {
 
     pub(super) fn next(&self) -> &Request {
         &self.next
+    }
+
+    /// Answers come from a cache.
+    pub(super) fn is_cache(&self) -> bool {
+        self.is_cache
     }
 
     /// Index of the API version to ask for.

@@ -110,6 +110,11 @@ impl Resource {
         )
     }
 
+    /// To ask for one of them costs the server as little as it seems: it need not look through all of them for those that match.
+    pub(super) const fn is_cheap_to_probe(self) -> bool {
+        !matches!(self, Self::Pods | Self::NodeBuckets)
+    }
+
     /// The selector of the one shape; `name` is the node's or the pool's.
     fn selector(self, name: &str) -> Option<(&'static str, String)> {
         match self {
@@ -147,6 +152,11 @@ impl Shape {
             false => uri += "resourceVersion=0",
         }
         uri
+    }
+
+    /// The path and query of a LIST of one item at most, which says the version that the cluster has reached.
+    pub(super) fn probe(&self, api_version: &str) -> String {
+        self.base(api_version) + "limit=1"
     }
 
     /// The path and query of what follows on a page of a list.
@@ -233,6 +243,10 @@ mod tests {
         assert_eq!(
             shape(Resource::Services, "").page("v1", "a/b="),
             "/api/v1/services?continue=a%2Fb%3D"
+        );
+        assert_eq!(
+            shape(Resource::Services, "").probe("v1"),
+            "/api/v1/services?limit=1"
         );
         // Without a version it is the latest: an apiserver asks its quorum.
         assert_eq!(

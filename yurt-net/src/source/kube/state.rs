@@ -21,6 +21,8 @@ use crate::source::decode::{self, Names, Object, ObjectId};
 use crate::source::objects;
 use crate::text;
 
+/// A Node that cannot be read so often, within about seven seconds, is done without.
+const NODE_TRIES: u32 = 4;
 /// A list is held back no longer than this.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
@@ -55,7 +57,9 @@ struct Known {
     /// What it was asked for has changed: the next list says something else than the last one.
     is_renewed: bool,
     failure: Option<String>,
-    /// It has failed because there is no such resource.
+    /// Requests in a row that have failed.
+    failures: u32,
+    /// The last has failed because there is no such resource.
     is_absent: bool,
     rejections: BTreeMap<NamespacedName, Rejection>,
     version: String,
@@ -153,11 +157,11 @@ impl ClusterState {
         self.known.get(&resource).is_some_and(|k| k.is_confirmed)
     }
 
-    /// It has been asked for, with or without success. Of the Node only success counts, or that there is none: its pool decides who is
-    /// served by whom, and what refuses it for a moment says nothing of it.
+    /// It has been asked for, with or without success. The Node's pool decides who is served by whom, and what refuses it for a moment
+    /// says nothing of it: it is asked for [`NODE_TRIES`] times.
     pub(super) fn is_settled(&self, resource: Resource) -> bool {
         let has_failed = |known: &Known| match resource {
-            Resource::Nodes => known.is_absent,
+            Resource::Nodes => known.is_absent || known.failures >= NODE_TRIES,
             _ => known.failure.is_some(),
         };
         let known = self.known.get(&resource);
@@ -262,7 +266,7 @@ impl ClusterState {
         known.held = None;
         known.is_renewed = false;
         known.is_confirmed = true;
-        known.failure = None;
+        (known.failure, known.failures) = (None, 0);
         version.clone_into(&mut known.version);
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
@@ -308,13 +312,14 @@ impl ClusterState {
     pub(super) fn watching(&mut self, resource: Resource) {
         let known = self.known.entry(resource).or_default();
         known.is_confirmed |= known.held.is_none();
-        known.failure = None;
+        (known.failure, known.failures) = (None, 0);
     }
 
     /// A request has failed: all that is known stays.
     pub(super) fn failed(&mut self, resource: Resource, why: String, is_absent: bool) {
         let known = self.known.entry(resource).or_default();
         (known.failure, known.is_absent) = (Some(why), is_absent);
+        known.failures = known.failures.saturating_add(1);
     }
 
     /// Nothing has happened up to this version.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Resource;
 use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
-use super::connection::Connection;
+use super::connection::{Connection, Told};
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
 use super::wire::{self, DialError, SendError, Wire};
@@ -105,6 +105,8 @@ enum RequestError {
     Broken(hyper::Error),
     #[error("the connection was taken for dead")]
     Dead,
+    #[error("the apiserver's versions have gone back")]
+    Rewound,
     #[error("{status}")]
     Status {
         status: StatusCode,
@@ -130,7 +132,8 @@ impl RequestError {
                 status: StatusCode::GONE,
                 ..
             }
-            | Self::Expired { .. } => Failure::Expired,
+            | Self::Expired { .. }
+            | Self::Rewound => Failure::Expired,
             Self::Status {
                 status,
                 retry_after,
@@ -165,6 +168,9 @@ pub(super) struct Task {
     pub(super) connection: Arc<Connection>,
     /// What the last request went over.
     pub(super) wire: Option<Wire>,
+    /// Whoever is at its other end is not behind what is known: see [`Task::compare`].
+    pub(super) is_compared: bool,
+    pub(super) told: Told,
     pub(super) sender: mpsc::Sender<Update>,
     pub(super) counters: Arc<Counters>,
     /// Of Pods: somebody cannot wait for [`PODS_INTERVAL`].
@@ -188,7 +194,9 @@ impl Task {
                     if error.is_silence() {
                         self.connection.is_silent(self.shape.resource);
                     }
-                    if !matches!(error, RequestError::Status { .. }) {
+                    // A certificate that is not accepted any more goes with its connection.
+                    let is_usable = matches!(&error, RequestError::Status { status, .. } if *status != StatusCode::UNAUTHORIZED);
+                    if !is_usable {
                         self.wire = None;
                     }
                     let failure = error.failure();
@@ -216,28 +224,39 @@ impl Task {
         }
     }
 
-    /// One request and its whole answer, unless all connections are taken for dead meanwhile.
+    /// One request and its whole answer, unless all connections are taken for dead meanwhile, or what is watched from is lost.
     async fn attempt(&mut self, request: &Request) -> Result<(), RequestError> {
-        let mut told = self.connection.told();
+        let (mut deaths, mut rewinds) = (self.told.clone(), self.told.clone());
         let asking: BoxFuture<'_, _> = match request {
             Request::List { is_latest } => self.list(*is_latest).boxed(),
             Request::Watch { version, limit } => self.watch(version, *limit).boxed(),
         };
-        tokio::select! {
+        let result = tokio::select! {
             result = asking => result,
-            () = told.death() => Err(RequestError::Dead),
+            () = deaths.death() => Err(RequestError::Dead),
+            () = rewinds.rewind(), if !request.is_list() => Err(RequestError::Rewound),
+        };
+        match result {
+            Err(RequestError::Dead) => self.told.has_died(),
+            Err(RequestError::Rewound) => self.told.is_current(),
+            _ => {}
         }
+        result
     }
 
-    /// Waits, but not once there is news of the server or of the network.
+    /// Waits, but not once there is news of the server or of the network since the connection was made.
     async fn rest(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
         }
-        let mut told = self.connection.told();
         tokio::select! {
+            is_death = self.told.news() => {
+                if is_death {
+                    self.wire = None;
+                }
+                self.follower.reconnected();
+            }
             () = sleep(wait.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
-            () = told.news() => self.follower.reconnected(),
         }
     }
 
@@ -279,7 +298,7 @@ impl Task {
         count(&self.counters.lists, 1);
         let mut wire = self.connection.open_pods().await?;
         let response = ok(send(&mut wire, "/pods", "gzip").await?).await?;
-        self.items(response, self.api_version()).await?;
+        self.items(response, Some(self.api_version())).await?;
         self.tell_listed(String::new()).await?;
         Ok(())
     }
@@ -299,7 +318,7 @@ impl Task {
             };
             count(&self.counters.lists, 1);
             let response = self.get(&uri, "gzip").await?;
-            let end = self.items(response, api_version).await?;
+            let end = self.items(response, Some(api_version)).await?;
             match end.next_page {
                 Some(next) => page = Some(next),
                 None => break end.version,
@@ -307,14 +326,16 @@ impl Task {
         };
         let is_held = self.tell_listed(version.clone()).await?;
         self.follower.listed(version, is_held);
+        self.is_compared = true;
+        self.told.is_current();
         Ok(())
     }
 
-    /// Hands over the items of a list, or of a page of it.
+    /// Hands over the items of a list, or of a page of it, where they are wanted as ones of an API version.
     async fn items(
         &self,
         response: Response<Incoming>,
-        api_version: &'static str,
+        wanted: Option<&'static str>,
     ) -> Result<ListEnd, RequestError> {
         let is_gzip = response
             .headers()
@@ -329,13 +350,13 @@ impl Task {
                 inflate.push(piece, |bytes| {
                     scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
                 })?;
-                self.tell_items(api_version, items).await?;
+                self.tell_items(wanted, items).await?;
             }
         }
         let mut items = Vec::new();
         inflate
             .finish(|bytes| scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item))))?;
-        self.tell_items(api_version, items).await?;
+        self.tell_items(wanted, items).await?;
         Ok(scanner.finish()?)
     }
 
@@ -354,9 +375,17 @@ impl Task {
         };
         let uri = self.shape.watch(api_version, version, seconds);
         count(&self.counters.watches, 1);
+        if self.is_doubted() {
+            self.compare(version).await?;
+        }
         // A server that does not end the watch in time is not waited for.
         let end = Instant::now() + Duration::from_secs(seconds + 15);
         let response = self.get(&uri, "identity").await?;
+        if self.is_doubted() {
+            // The connection was lost just now.
+            self.wire = None;
+            return Err(RequestError::Dead);
+        }
         self.tell(News::Watching).await?;
         let mut lines = LineScanner::default();
         let mut body = response.into_body();
@@ -416,6 +445,37 @@ impl Task {
         }
     }
 
+    /// Whether what the connection leads to may be behind what is known.
+    fn is_doubted(&self) -> bool {
+        let is_new = !self.is_compared || self.wire.as_ref().is_none_or(|wire| !wire.is_open());
+        is_new && self.shape.resource.is_cheap_to_probe() && !self.follower.is_cache()
+    }
+
+    /// Asks a server that is new how far it has come. A watch from a version that is yet to come hears of nothing until it has
+    /// (kubernetes pkg/storage/cacher), and an apiserver whose etcd was restored from a backup, or has lost its last writes, gives the
+    /// same versions once more. Versions are compared as numbers, as apiservers promise that they can be (KEP-5504).
+    async fn compare(&mut self, version: &str) -> Result<(), RequestError> {
+        let uri = self.shape.probe(self.api_version());
+        let response = self.get(&uri, "gzip").await?;
+        let now = self.items(response, None).await?.version;
+        self.is_compared = true;
+        let is_behind = match (now.parse::<u64>(), version.parse::<u64>()) {
+            (Ok(now), Ok(known)) => now < known,
+            _ => false,
+        };
+        if !is_behind {
+            return Ok(());
+        }
+        tracing::warn!(
+            resource = %self.shape.resource,
+            known = version,
+            now,
+            "source: the apiserver's versions have gone back, as after a restore of its etcd: all of it is listed anew"
+        );
+        self.connection.has_rewound();
+        Err(RequestError::Rewound)
+    }
+
     async fn get(&mut self, uri: &str, encoding: &str) -> Result<Response<Incoming>, RequestError> {
         // The server may have closed what was open: that says nothing of the next one.
         if let Some(mut wire) = self.wire.take().filter(Wire::is_open)
@@ -424,7 +484,9 @@ impl Task {
             self.wire = Some(wire);
             return ok(response).await;
         }
+        self.is_compared = false;
         let mut wire = self.connection.open(self.shape.resource).await?;
+        self.told.is_connected();
         let response = send(&mut wire, uri, encoding).await?;
         self.wire = Some(wire);
         ok(response).await
@@ -454,12 +516,12 @@ impl Task {
 
     async fn tell_items(
         &self,
-        api_version: &'static str,
+        wanted: Option<&'static str>,
         items: Vec<Bytes>,
     ) -> Result<(), RequestError> {
-        if items.is_empty() {
+        let Some(api_version) = wanted.filter(|_| !items.is_empty()) else {
             return Ok(());
-        }
+        };
         count(
             &self.counters.objects,
             u64::try_from(items.len()).unwrap_or_default(),
