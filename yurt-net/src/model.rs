@@ -156,6 +156,15 @@ pub enum AddressFamily {
     V6,
 }
 
+impl fmt::Display for AddressFamily {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
 impl From<IpAddr> for AddressFamily {
     fn from(address: IpAddr) -> Self {
         if address.is_ipv4() {

@@ -1,7 +1,7 @@
 //! The endpoints of a service port: slices joined, closed, and sorted by traffic policy.
 //!
 //! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node really are,
-//! `retain::truth`, while the snapshot is old; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
+//! `retain::truth`, while the snapshot is old, and addresses that no host has left out; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
 //! (4) `traffic`; (5) probes, where they are asked. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
 //! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
@@ -18,7 +18,7 @@ use smallvec::SmallVec;
 
 use super::Environment;
 use super::edge::has_family;
-use super::protected::{HUB_PORT, HUB_V4, HUB_V6};
+use super::protected::{HUB_PORT, HUB_V4, HUB_V6, is_hub, special};
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};
 use crate::model::{
@@ -33,8 +33,7 @@ use crate::text;
 /// The slice as the policy reads it. That of the apiserver itself leads to YurtHub where this node is behind one, so that
 /// Pods reach the API while the cloud is away; endpoints of this node are where their Pods are.
 fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, EndpointSlice> {
-    let is_apiserver = (&*slice.name.namespace, &*slice.name.name) == ("default", "kubernetes");
-    if !(is_apiserver && environment.is_behind_hub) {
+    if !(is_apiserver_slice(slice) && environment.is_behind_hub) {
         let truth = environment.truth.iter();
         let mut moves = truth.flat_map(|truth| truth.moves(slice)).peekable();
         if moves.peek().is_none() {
@@ -75,6 +74,11 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         hints: None,
     }]);
     Cow::Owned(slice)
+}
+
+/// That of the apiservers themselves.
+fn is_apiserver_slice(slice: &EndpointSlice) -> bool {
+    (&*slice.name.namespace, &*slice.name.name) == ("default", "kubernetes")
 }
 
 /// The slices of a Service as the policy reads them, and where in them each port is.
@@ -138,6 +142,30 @@ impl<'a> Slices<'a> {
             .map(|(slice, port)| (slice, port.port))
     }
 
+    /// What there is to say of endpoints that are not sent to wherever they are.
+    pub(super) fn unfit(&self, environment: &Environment) -> Vec<String> {
+        let mut reasons = Vec::new();
+        for slice in &self.all {
+            let why = |endpoint: &Endpoint| {
+                let outside = unfit(slice, endpoint.address, environment)?;
+                Some(environment.topology.describe(outside, endpoint))
+            };
+            let mut all = slice.endpoints.iter().filter_map(why);
+            let Some(first) = all.next() else { continue };
+            let name = text::name(&slice.name.name);
+            reasons.push(match all.count() {
+                0 => format!("EndpointSlice {name}: an endpoint is left out: {first}"),
+                more => format!(
+                    "EndpointSlice {name}: {} endpoints are left out, the first because {first}",
+                    more + 1
+                ),
+            });
+        }
+        // Slices are in no order.
+        reasons.sort_unstable();
+        reasons
+    }
+
     /// Leaves out what would cost more than one Service may; returns what there is to say of that.
     pub(super) fn keep_within_limits(&mut self, ports: &[&ServicePort]) -> Vec<String> {
         let mut reasons = Vec::new();
@@ -183,6 +211,20 @@ impl<'a> Slices<'a> {
     }
 }
 
+/// Why nothing is sent to an address, whoever asks. An apiserver refuses most of these (ValidateEndpointIP), and so they are in
+/// manifests only; kube-proxy skips the others one by one (endpointslicecache.go).
+fn unfit(slice: &EndpointSlice, address: IpAddr, environment: &Environment) -> Option<Outside> {
+    if AddressFamily::from(address) != slice.family {
+        return Some(Outside::OtherFamily(slice.family));
+    }
+    if let Some(what) = special(address) {
+        let is_ours = is_apiserver_slice(slice) && is_hub(address);
+        return (!is_ours).then_some(Outside::NoHost(what));
+    }
+    let is_virtual = environment.service_cidrs.contain(address);
+    is_virtual.then_some(Outside::NoHost("an address of Services"))
+}
+
 /// The endpoints of one port in the family of `any` that are inside the closure, sorted, each once; `outside` gets the
 /// others. Copies outside do not speak: YurtHub takes them away before a proxy sees them.
 pub(super) fn candidates<'a>(
@@ -197,10 +239,10 @@ pub(super) fn candidates<'a>(
     let mut found = Vec::new();
     let with_port = slices.with_port(&port.name, port.protocol);
     for (slice, number) in with_port.filter(|(slice, _)| slice.family == any.into()) {
-        let endpoints = slice.endpoints.iter();
-        for endpoint in endpoints.filter(|e| e.address.is_ipv4() == any.is_ipv4()) {
+        for endpoint in &slice.endpoints {
             let at = SocketAddr::new(endpoint.address, number);
-            match topology.outside(closure, endpoint) {
+            let unfit = unfit(slice, endpoint.address, environment);
+            match unfit.or_else(|| topology.outside(closure, endpoint)) {
                 Some(reason) => outside(at, endpoint, reason),
                 None => found.push(Candidate {
                     at,

@@ -2,8 +2,8 @@
 //!
 //! Pure. In: the snapshot. Out: the objects that are others than before; the Services that these concern, compiled again;
 //! the table in step with them. Rules in order: (1) an object is another one when its `Arc` is, so finding out costs a
-//! walk over pointers, and not even that where the source says which slices it has touched; (2) slices move endpoints, nothing else: the entries of their Services
-//! are exchanged where they stand; (3) after anything else conflicts, prefixes and rejections are settled anew.
+//! walk over pointers, and not even that where the source says which slices it has touched; (2) slices move endpoints, nothing else, unless there is something else to say of
+//! them: the entries of their Services are exchanged where they stand; (3) after anything else conflicts, prefixes and rejections are settled anew.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -100,16 +100,13 @@ impl Memo {
             known.failing.clone_from(&environment.failing);
         }
         let is_same_environment = self.environment.as_ref() == Some(&environment);
-        let is_settled = is_same_environment
+        let mut is_settled = is_same_environment
             && stale.is_endpoints_only
             && self.given.iter().eq(given.clone())
             // Where objects were read is known for files only, and those are read anew as a whole.
             && snapshot.origins.is_empty()
             && !self.has_origins;
         self.has_origins = !snapshot.origins.is_empty();
-        if !is_settled {
-            self.given = given.cloned().collect();
-        }
         if is_other_truth {
             // It moves endpoints, nothing else, and only those of this node.
             let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
@@ -131,13 +128,20 @@ impl Memo {
                 remembered.compile(environment);
             }
         }
+        if is_same_environment {
+            for name in &stale.names {
+                let Some(remembered) = self.services.get_mut(name) else {
+                    continue;
+                };
+                let reasons = std::mem::take(&mut remembered.reasons);
+                remembered.compile(environment);
+                is_settled &= remembered.reasons == reasons;
+            }
+        }
         for name in &stale.names {
             let Some(remembered) = self.services.get_mut(name) else {
                 continue;
             };
-            if is_same_environment {
-                remembered.compile(environment);
-            }
             if is_settled {
                 remembered.show_in_place(&mut self.table.services, &mut lost);
             }
@@ -148,6 +152,7 @@ impl Memo {
         if is_settled {
             return (Vec::new(), lost);
         }
+        self.given = given.cloned().collect();
         let old = std::mem::take(&mut self.table.services);
         let new_rejections = self.settle(snapshot);
         (
@@ -403,6 +408,7 @@ impl Remembered {
             ));
         }
         let mut slices = Slices::new(&self.slices, environment);
+        self.reasons.extend(slices.unfit(environment));
         self.reasons.extend(slices.keep_within_limits(&ports));
         ports.sort_by_key(|port| (&port.name, port.protocol));
         let old = std::mem::take(&mut self.entries);

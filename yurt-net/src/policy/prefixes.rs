@@ -147,6 +147,11 @@ impl GivenCidrs {
             },
         }
     }
+
+    /// Whether an address is one that ClusterIPs are allocated from.
+    pub(super) fn contain(&self, address: IpAddr) -> bool {
+        self.cidrs.iter().any(|cidr| cidr.contains(address))
+    }
 }
 
 /// See the module.

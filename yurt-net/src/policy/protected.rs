@@ -336,7 +336,7 @@ impl Protected {
     }
 }
 
-fn is_hub(address: IpAddr) -> bool {
+pub(super) fn is_hub(address: IpAddr) -> bool {
     address == IpAddr::V4(HUB_V4) || address == IpAddr::V6(HUB_V6)
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{ClosureFailure, Memory, PolicyConfig};
-use crate::model::{Endpoint, NamespacedName, Rejection, Snapshot};
+use crate::model::{AddressFamily, Endpoint, NamespacedName, Rejection, Snapshot};
 use crate::table::Closure;
 use crate::text;
 
@@ -33,9 +33,13 @@ enum Member {
     Unknown,
 }
 
-/// Why an endpoint is outside a closure.
+/// Why an endpoint is outside a closure, or is none for anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outside {
+    /// Its address is not of its slice's family, which is this.
+    OtherFamily(AddressFamily),
+    /// Its address is no host's, but this.
+    NoHost(&'static str),
     /// Closure to this node: it runs on another one.
     OtherNode,
     /// Closure to the pool: its node is not a member.
@@ -231,6 +235,10 @@ impl Topology {
         match outside {
             Outside::OtherNode => format!("closure: node {node} is not this node"),
             Outside::OtherPool => format!("closure: node {node} is not in pool {pool}"),
+            Outside::OtherFamily(family) => {
+                format!("{} in a slice of addressType {family}", endpoint.address)
+            }
+            Outside::NoHost(what) => format!("{} is {what}", endpoint.address),
             Outside::NoNodeName => "closure: the endpoint has no nodeName".to_owned(),
             Outside::Unknown => format!(
                 "closure: nothing says whether node {node} is in pool {pool} (no Node, NodeBucket or NodePool)"

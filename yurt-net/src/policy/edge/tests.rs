@@ -278,7 +278,7 @@ fn too_many_service_cidrs_are_covered_and_rejected() {
     for block in 0..20 {
         world.service_cidr(
             &format!("cidr-{block:02}"),
-            &[&format!("10.{}.0.0/24", block * 2)],
+            &[&format!("10.{}.0.0/24", 100 + block * 2)],
         );
     }
     let (found, are_service_cidrs) = prefixes(&mut world);

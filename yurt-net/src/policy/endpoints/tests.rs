@@ -3,7 +3,8 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 
-use crate::model::{NamespacedName, TrafficPolicy};
+use crate::model::{NamespacedName, Touched, TrafficPolicy};
+use crate::policy::compile;
 use crate::policy::fixtures::World;
 
 /// Endpoints 10.1.0.0 and so on; those up to `here` are on this node.
@@ -116,5 +117,66 @@ proptest! {
             let may_go = last < here && failing.contains(&last);
             prop_assert!(may_go || left.contains(&last));
         }
+    }
+}
+
+#[test]
+fn an_address_of_the_wrong_family_costs_its_endpoint_and_not_the_slice() {
+    let mut world = World::new();
+    world.service("web", |_| ());
+    world.slice("web-1", "web", &[("10.1.0.2", None), ("fd00::2", None)]);
+    assert_eq!(world.selected(), ["10.1.0.2:8080"]);
+    assert_eq!(
+        world.rejections(),
+        [
+            "Service web: EndpointSlice web-1: an endpoint is left out: fd00::2 in a slice of addressType IPv4"
+        ]
+    );
+}
+
+#[test]
+fn nothing_is_sent_to_an_address_that_no_host_has() {
+    let mut world = World::new();
+    world.service_cidr("all", &["10.96.0.0/16"]);
+    world.service("web", |_| ());
+    for bad in [
+        "0.0.0.0",
+        "127.0.0.1",
+        "127.1.2.3",
+        "169.254.169.254",
+        "224.0.0.1",
+        "239.1.2.3",
+        "255.255.255.255",
+        "10.96.0.99",
+    ] {
+        world.slice("web-1", "web", &[("10.1.0.2", None), (bad, None)]);
+        assert_eq!(world.selected(), ["10.1.0.2:8080"], "{bad}");
+        let said = world.rejections().join("\n");
+        assert!(said.contains(&format!("left out: {bad} is ")), "{said}");
+        world.slice("web-1", "web", &[(bad, None)]);
+        assert_eq!(world.selected(), [""; 0], "{bad} alone");
+    }
+}
+
+#[test]
+fn what_a_slice_brings_that_is_left_out_is_told_at_once_and_no_longer_when_it_is_gone() {
+    let mut world = World::new();
+    world.service("web", |_| ());
+    world.slice("web-1", "web", &[("10.1.0.2", None)]);
+    assert_eq!(world.rejections(), [""; 0]);
+    let only = Touched::Slices([NamespacedName::new("default", "web-1")].into());
+    for (second, told) in [("127.0.0.1", 1), ("10.1.0.3", 0), ("127.0.0.1", 1)] {
+        world.slice("web-1", "web", &[("10.1.0.2", None), (second, None)]);
+        let World {
+            snapshot,
+            config,
+            view,
+            memory,
+            memo,
+            ..
+        } = &mut world;
+        let compiled = compile(snapshot, &only, config, view, memory, memo);
+        assert_eq!(compiled.table.rejections.len(), told, "{second}");
+        assert_eq!(compiled.new_rejections.len(), told, "{second}");
     }
 }

@@ -364,7 +364,7 @@ fn slice(
     })?;
     let found = at(value, "endpoints", |all| {
         each(all, |one| {
-            let endpoint = endpoint(one, family, names)?;
+            let endpoint = endpoint(one, names)?;
             let is_here =
                 |e: &Endpoint| e.node_name.as_deref().is_some_and(|n| names.is_own_node(n));
             let pod = match &endpoint {
@@ -425,18 +425,15 @@ fn endpoint_port(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint
     }))
 }
 
-/// An endpoint without addresses is no endpoint; of several addresses kube-proxy uses the first.
-fn endpoint(
-    value: &Value<'_>,
-    family: AddressFamily,
-    names: &mut Names,
-) -> Result<Option<Endpoint>, Wrong> {
+/// An endpoint without addresses is no endpoint; of several addresses kube-proxy uses the first. That of another family than the
+/// slice's costs only the endpoint, which the policy leaves out.
+fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wrong> {
     let mut first = None;
     at(value, "addresses", |all| {
         let mut is_first = true;
         each(all, |one| {
             if std::mem::take(&mut is_first) {
-                first = Some(address_of(one, family)?);
+                first = Some(address(one)?);
             }
             Ok(())
         })
@@ -557,17 +554,6 @@ fn address(value: &Value<'_>) -> Result<IpAddr, Wrong> {
     text(value)?
         .and_then(parse_address)
         .ok_or_else(|| Wrong::new("an IP address", value))
-}
-
-fn address_of(value: &Value<'_>, family: AddressFamily) -> Result<IpAddr, Wrong> {
-    let expected = match family {
-        AddressFamily::V4 => "an IPv4 address",
-        AddressFamily::V6 => "an IPv6 address",
-    };
-    let address = text(value)?.and_then(parse_address);
-    address
-        .filter(|address| AddressFamily::from(*address) == family)
-        .ok_or_else(|| Wrong::new(expected, value))
 }
 
 fn cidr(value: &Value<'_>) -> Result<IpNetwork, Wrong> {

@@ -544,9 +544,9 @@ fn what_is_wrong_with_an_object_is_said_with_its_field() {
              found \"Nodeport\"",
         ),
         (
-            slice_text("endpoints: [{addresses: ['fd00::1']}]"),
-            "EndpointSlice default/web-x web.yaml#1: endpoints[0].addresses[0]: expected an IPv4 address, \
-             found \"fd00::1\"",
+            slice_text("endpoints: [{addresses: [web.example]}]"),
+            "EndpointSlice default/web-x web.yaml#1: endpoints[0].addresses[0]: expected an IP address, \
+             found \"web.example\"",
         ),
         (
             slice_text("endpoints: [{addresses: [10.0.0.1], conditions: {ready: perhaps}}]"),
