@@ -20,6 +20,7 @@ mod guard;
 mod kernel;
 mod metrics;
 mod namespaces;
+mod node_local;
 mod peers;
 mod policies;
 mod refusal;

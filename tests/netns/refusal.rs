@@ -13,6 +13,7 @@ use crate::world::World;
 use crate::world::is_refused;
 use crate::world::is_refused_by;
 use crate::world::mapped;
+use crate::world::status;
 
 const EMPTY4: &str = "10.96.0.20";
 const EMPTY6: &str = "fd00:96::20";
@@ -54,6 +55,52 @@ fn without_an_endpoint_every_call_is_refused_at_once_and_no_packet_leaves() -> R
         }
     }
     assert_eq!(leave(&mut capture, &[EMPTY4, EMPTY6])?, [] as [IpAddr; 0]);
+    Ok(())
+}
+
+/// How often each refusal was counted.
+fn counters(world: &World) -> Result<[u64; 3]> {
+    let counters = status(world.node(0)?)?;
+    let names = [
+        "refuse_no_endpoint",
+        "refuse_unknown_port",
+        "refuse_unallocated",
+    ];
+    Ok(names.map(|name| counters["counters"][name].as_u64().unwrap_or_default()))
+}
+
+#[test]
+fn a_refusal_is_counted_under_its_own_reason_with_service_cidrs_and_without() -> Result<()> {
+    let cidrs = [
+        "--service-cidr",
+        "10.96.0.0/16",
+        "--service-cidr",
+        "fd00:96::/112",
+    ];
+    for flags in [&[][..], &cidrs] {
+        let (world, clients) = with_an_empty_service(flags)?;
+        let [none, port, unallocated] = counters(&world)?;
+        for to in [format!("{EMPTY4}:80"), format!("[{EMPTY6}]:80")] {
+            is_refused_by(&clients[0], Tcp, &to)?;
+        }
+        assert_eq!(
+            counters(&world)?,
+            [none + 2, port, unallocated],
+            "{flags:?}"
+        );
+        is_refused_by(&clients[0], Tcp, "10.96.0.10:81")?;
+        // What is inside the service CIDRs and has no row is told as that, whoever's address it is.
+        let is_known = flags.is_empty();
+        let (port, unallocated) = match is_known {
+            true => (port + 1, unallocated),
+            false => (port, unallocated + 1),
+        };
+        assert_eq!(
+            counters(&world)?,
+            [none + 2, port, unallocated],
+            "{flags:?}"
+        );
+    }
     Ok(())
 }
 

@@ -50,6 +50,8 @@ pub const SCOPE_ADDRESS: u8 = 1;
 
 /// Flag of a [`FrontendValue`]: only for sockets in the node's own network namespace (NodePorts on loopback).
 pub const FRONTEND_NODE_ONLY: u8 = 1;
+/// Flag of a value of [`SCOPE_ADDRESS`]: an interface of this node has the address, and its unknown ports pass instead.
+pub const FRONTEND_ON_NODE: u8 = 2;
 
 /// [`PrefixSet::flags`]: the prefixes are ServiceCIDRs, so an unallocated address inside is refused.
 pub const PREFIXES_ARE_SERVICE_CIDRS: u32 = 1;

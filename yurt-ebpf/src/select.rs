@@ -10,9 +10,9 @@
 )]
 
 use crate::abi::{
-    Affinity, Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FilterPlace, FrontendKey4,
-    FrontendKey6, FrontendValue, NetnsRow, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS,
-    UDP_PEERS, UdpPeer, UdpPeers, words,
+    Affinity, Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FRONTEND_ON_NODE, FilterPlace,
+    FrontendKey4, FrontendKey6, FrontendValue, NetnsRow, PREFIXES_ARE_SERVICE_CIDRS, PublishWord,
+    SCOPE_ADDRESS, UDP_PEERS, UdpPeer, UdpPeers, words,
 };
 
 /// The table as a reader sees it. Every call is one map lookup or one helper.
@@ -301,7 +301,8 @@ fn miss4<T: Tables>(tables: &T, key: &FrontendKey4) -> Miss {
     if !is_inside {
         return Miss::Foreign;
     }
-    inside(tables.frontend4(&key.address_only()), set.flags)
+    let key = key.address_only();
+    inside(tables.frontend4(&key), key.fingerprint(), set.flags)
 }
 
 #[inline(never)]
@@ -318,17 +319,22 @@ fn miss6<T: Tables>(tables: &T, key: &FrontendKey6) -> Miss {
     if !is_inside {
         return Miss::Foreign;
     }
-    inside(tables.frontend6(&key.address_only()), set.flags)
+    let key = key.address_only();
+    inside(tables.frontend6(&key), key.fingerprint(), set.flags)
 }
 
 #[inline(always)]
-fn inside(known: Option<FrontendValue>, flags: u32) -> Miss {
-    if known.is_some() {
-        Miss::UnknownPort
-    } else if flags & PREFIXES_ARE_SERVICE_CIDRS != 0 {
-        Miss::Unallocated
-    } else {
-        Miss::Foreign
+fn inside(known: Option<FrontendValue>, fingerprint: u32, flags: u32) -> Miss {
+    match known {
+        // The flag may be another key's, whose element this was a moment ago: it counts only with the fingerprint.
+        Some(value)
+            if value.flags() & FRONTEND_ON_NODE != 0 && value.fingerprint() == fingerprint =>
+        {
+            Miss::Foreign
+        }
+        Some(_) => Miss::UnknownPort,
+        None if flags & PREFIXES_ARE_SERVICE_CIDRS != 0 => Miss::Unallocated,
+        None => Miss::Foreign,
     }
 }
 

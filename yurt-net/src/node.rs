@@ -138,21 +138,25 @@ impl NodeWatch {
     }
 }
 
-/// Where kube-proxy in IPVS mode puts every address of every Service (kubernetes pkg/proxy/ipvs): they are not the node's own. It
-/// stays behind when kube-proxy goes.
-const IPVS_DEVICE: &str = "kube-ipvs0";
+/// Where kube-proxy in IPVS mode (kubernetes pkg/proxy/ipvs) and kube-router put every address of every Service: they are not the
+/// node's own. The devices stay behind when these proxies go.
+const PROXY_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
-/// Its index, where there is one.
-async fn ipvs_device(handle: &Handle) -> Option<u32> {
-    let link = handle.link().get().match_name(IPVS_DEVICE.to_owned());
-    // Nearly no node has it: an error says just that.
-    let link = link.execute().try_next().await.ok().flatten();
-    link.map(|link| link.header.index)
+/// The indices of those that there are.
+async fn proxy_devices(handle: &Handle) -> Vec<u32> {
+    let mut found = Vec::new();
+    for name in PROXY_DEVICES {
+        let link = handle.link().get().match_name(name.to_owned());
+        // Nearly no node has one: an error says just that.
+        let link = link.execute().try_next().await.ok().flatten();
+        found.extend(link.map(|link| link.header.index));
+    }
+    found
 }
 
 /// The same, and which interface has which address.
 async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
-    let ipvs = ipvs_device(handle).await;
+    let proxies = proxy_devices(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
     let mut addresses = handle.address().get().execute();
     let listing = |source| NodeError::List {
@@ -175,7 +179,7 @@ async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeErr
                 AddressAttribute::Address(address) => Some(*address),
                 _ => None,
             });
-        if ipvs == Some(message.header.index) {
+        if proxies.contains(&message.header.index) {
             continue;
         }
         by_interface.extend(

@@ -45,8 +45,10 @@ use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
 /// If applying fails part way, `image` is wrong: observe again.
 pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
     let mut planner = Planner {
-        is_delta: image.table.is_some() && image.prefixes == table.cluster_prefixes,
-        prefixes: &table.cluster_prefixes,
+        is_delta: image.table.is_some()
+            && image.prefixes == table.cluster_prefixes
+            && image.on_node == table.on_node,
+        table,
         image,
         grace: false,
         slots: Vec::new(),
@@ -58,13 +60,13 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         rows_by_index: BTreeMap::new(),
         has_retired: false,
     };
-    planner.run(&table.services)
+    planner.run()
 }
 
 struct Planner<'a> {
     /// The image was planned from `image.table`: what has the same `Arc` there is not looked at.
     is_delta: bool,
-    prefixes: &'a ClusterPrefixes,
+    table: &'a ServiceTable,
     image: &'a mut MapImage,
     grace: bool,
     slots: Vec<Op>,
@@ -80,13 +82,15 @@ struct Planner<'a> {
 }
 
 impl Planner<'_> {
-    fn run(&mut self, desired: &[Arc<ServiceEntry>]) -> Plan {
+    fn run(&mut self) -> Plan {
+        let desired = &*self.table.services;
         let old_prefixes = self.image.prefixes.clone();
         let mut table = self.image.table.take().unwrap_or_default();
         let changes = if self.is_delta {
             changes(&table, desired)
         } else {
             self.image.left_out.clear();
+            self.image.on_node.clone_from(&self.table.on_node);
             all_new(desired)
         };
         let is_same_length = self.is_delta && changes.iter().all(Change::is_replacement);
@@ -163,7 +167,7 @@ impl Planner<'_> {
         let mut ops = Vec::with_capacity(
             2 + self.slots.len() + self.publishes.len() + self.puts.len() + self.deletes.len(),
         );
-        let is_new_prefixes = old_prefixes != self.prefixes;
+        let is_new_prefixes = *old_prefixes != self.table.cluster_prefixes;
         if self.grace || (is_new_prefixes && !self.image.is_prefix_buffer_free) {
             ops.push(Op::Grace);
             self.image.end_grace();
@@ -177,9 +181,9 @@ impl Planner<'_> {
         }
         if is_new_prefixes {
             // After the rows of new ClusterIPs, before those of old ones go.
-            self.image.prefixes = self.prefixes.clone();
+            self.image.prefixes = self.table.cluster_prefixes.clone();
             self.image.is_prefix_buffer_free = false;
-            ops.push(Op::SetPrefixes(self.prefixes.clone()));
+            ops.push(Op::SetPrefixes(self.image.prefixes.clone()));
         }
         let may_shrink = !self.is_delta || !self.deletes.is_empty();
         for key in std::mem::take(&mut self.deletes) {
@@ -234,9 +238,8 @@ impl Planner<'_> {
         };
         self.image.left_out.remove(key);
         for family in [AddressFamily::V4, AddressFamily::V6] {
-            let units_of = |entry: Option<&ServiceEntry>| {
-                entry.map(|entry| units(entry, family, self.prefixes))
-            };
+            let units_of =
+                |entry: Option<&ServiceEntry>| entry.map(|entry| units(entry, family, self.table));
             let old_units = units_of(old).unwrap_or_default();
             let new_units = units_of(new).unwrap_or_default();
             for (old_unit, new_unit) in old_units.into_iter().zip(new_units) {
@@ -273,7 +276,7 @@ impl Planner<'_> {
     /// Whether rows of this service are there already (and were not planned from its last version).
     fn is_present(&self, entry: &ServiceEntry) -> bool {
         let has_row = |family| {
-            let units = units(entry, family, self.prefixes).into_iter();
+            let units = units(entry, family, self.table).into_iter();
             let mut rows = units.flatten().flat_map(|unit| unit.rows);
             rows.any(|(row, _)| self.image.frontends.contains_key(&row))
         };
@@ -325,6 +328,7 @@ impl Planner<'_> {
                 FrontendRow {
                     service: index,
                     is_node_only,
+                    is_on_node: false,
                 },
             );
         }
@@ -516,7 +520,7 @@ impl Planner<'_> {
     fn change_addresses(&mut self, old: Option<&ServiceEntry>, new: Option<&ServiceEntry>) {
         for address in old
             .into_iter()
-            .flat_map(|entry| known_addresses(entry, self.prefixes))
+            .flat_map(|entry| known_addresses(entry, self.table))
         {
             let Some(users) = self.image.addresses.get_mut(&address) else {
                 continue;
@@ -531,7 +535,7 @@ impl Planner<'_> {
             }
         }
         let Some(new) = new else { return };
-        for address in known_addresses(new, self.prefixes) {
+        for address in known_addresses(new, self.table) {
             let key = FrontendKey {
                 address,
                 port: KeyPort::Any,
@@ -547,8 +551,8 @@ impl Planner<'_> {
             self.put(
                 key,
                 FrontendRow {
-                    service: 0,
-                    is_node_only: false,
+                    is_on_node: self.table.is_on_node(address),
+                    ..FrontendRow::default()
                 },
             );
         }

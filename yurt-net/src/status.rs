@@ -20,6 +20,7 @@ use crate::source::checkpoint::Stats;
 use crate::source::preferred::{Origin, SourceStatus};
 use crate::text;
 use counted::{counts, write_counts, write_more};
+pub use left_alone::LeftAlone;
 
 /// Objects and Service ports of one list that a status names. There may be tens of thousands, and it is asked for every second.
 const KEPT: usize = 100;
@@ -54,6 +55,9 @@ pub struct Status {
     pub checkpoint: Stats,
     /// Service ports in the table.
     pub services: usize,
+    /// ClusterIPs that are not served, because an interface of this node has them.
+    #[serde(default)]
+    pub left_alone: Vec<LeftAlone>,
     /// Tables applied since the start.
     pub applied: u64,
     /// Those that could not be applied, and were tried again.
@@ -553,6 +557,7 @@ impl Status {
         self.write_retention(out)?;
         out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;
+        self.left_alone.iter().try_for_each(|one| one.write(out))?;
         writeln!(
             out,
             "tables        {} applied, {} writes for the last",
@@ -622,5 +627,6 @@ fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
 }
 
 mod counted;
+mod left_alone;
 #[cfg(test)]
 mod tests;

@@ -43,8 +43,24 @@ pub struct ServiceTable {
     pub services: Vec<Arc<ServiceEntry>>,
     /// Prefixes that ClusterIPs come from.
     pub cluster_prefixes: ClusterPrefixes,
+    /// ClusterIPs that are also on an interface of this node, sorted: they are left to the process that listens there, as
+    /// NodeLocal DNSCache does on that of kube-dns.
+    pub on_node: Vec<IpAddr>,
     /// What was wrong with single objects, sorted.
     pub rejections: Vec<Rejection>,
+}
+
+impl ServiceTable {
+    /// Whether a frontend is left to a process of this node, see [`Self::on_node`]. What else is at a node's addresses is there
+    /// to be served: NodePorts, and load balancers of clusters whose nodes are the load balancer.
+    pub fn leaves_alone(&self, frontend: &Frontend) -> bool {
+        frontend.kind == FrontendKind::ClusterIp && self.is_on_node(frontend.address)
+    }
+
+    /// Whether an address is one of [`Self::on_node`].
+    pub fn is_on_node(&self, address: IpAddr) -> bool {
+        self.on_node.binary_search(&address).is_ok()
+    }
 }
 
 /// The prefixes inside which an address that is no frontend is refused or looked at twice.

@@ -330,6 +330,28 @@ fn a_client_without_an_address_of_the_family_is_unknown() {
 }
 
 #[test]
+fn what_has_no_row_passes_at_an_address_of_the_node_and_only_if_the_flag_is_its_own() {
+    let v6 = FrontendKey6::default();
+    for flags in [0, PREFIXES_ARE_SERVICE_CIDRS] {
+        let mut fake = with_prefix(flags);
+        let known = KEY.address_only().fingerprint();
+        fake.address = Some(FrontendValue::new(0, known, FRONTEND_ON_NODE));
+        assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+        // The element is another key's by now.
+        fake.address = Some(FrontendValue::new(0, known ^ 1, FRONTEND_ON_NODE));
+        let refused = Resolved::Refuse(Counter::RefuseUnknownPort);
+        assert_eq!(resolve4(&fake, &KEY), refused);
+
+        let set = &mut fake.conf.prefixes[fake.conf.active_prefixes as usize];
+        (set.v6_len, set.v6[0]) = (1, Prefix6::default());
+        assert_eq!(resolve6(&fake, &v6), refused);
+        let known = v6.address_only().fingerprint();
+        fake.address = Some(FrontendValue::new(0, known, FRONTEND_ON_NODE));
+        assert_eq!(resolve6(&fake, &v6), Resolved::Pass);
+    }
+}
+
+#[test]
 fn inside_the_prefixes_known_addresses_are_refused_and_others_only_in_a_service_cidr() {
     let mut fake = with_prefix(0);
     assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);

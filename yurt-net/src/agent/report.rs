@@ -8,6 +8,7 @@ use crate::error::chain;
 use crate::model::Rejection;
 use crate::plan::Refused;
 use crate::policy::Standing;
+use crate::status::LeftAlone;
 use crate::text;
 
 impl Agent {
@@ -52,6 +53,18 @@ impl Agent {
         status.last_error = error;
         status.ended_withdrawn += withdrawn;
         status.ended_outside_closure += outside;
+    }
+
+    pub(super) fn report_left_alone(&mut self) {
+        let now = LeftAlone::all(self.memo.table());
+        let before = std::mem::replace(&mut self.status.left_alone, now);
+        let now = &self.status.left_alone;
+        for LeftAlone { address, service } in now.iter().filter(|one| !before.contains(one)) {
+            info!(%address, service, "this ClusterIP is on an interface of this node: left to what listens there");
+        }
+        for LeftAlone { address, service } in before.iter().filter(|one| !now.contains(one)) {
+            info!(%address, service, "this ClusterIP is no longer left alone");
+        }
     }
 
     pub(super) fn report_refused(&mut self, refused: Vec<Refused>) {

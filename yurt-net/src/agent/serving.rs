@@ -94,6 +94,7 @@ impl Agent {
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);
+        self.report_left_alone();
         self.scan_if_due();
         let took = started.elapsed();
         self.keeper.changed();

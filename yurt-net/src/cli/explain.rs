@@ -1,10 +1,11 @@
 //! The verdict for one flow, and why, in words.
 //!
 //! Pure. In: `ServiceTable`, `Reasons`, `OwnAddresses`, a flow. Out: `Explanation`. Rules in order: (1) the client is
-//! internal when it is this node or one of its Pods; (2) a load balancer drops whom its source ranges do not admit; (3) the
-//! row of the frontend, as `plan` prints it; (4) on loopback, the node's own NodePorts; (5) a known ClusterIP with an
-//! unknown port is refused, and so is an unallocated address inside a ServiceCIDR (pkg/proxy/nftables/proxier.go drops the
-//! latter; a refusal tells the client at once); (6) all else passes.
+//! internal when it is this node or one of its Pods; (2) a load balancer drops whom its source ranges do not admit; (3) a
+//! ClusterIP that is also on an interface of this node passes, and else the row of the frontend counts, as `plan` prints it;
+//! (4) on loopback, the node's own NodePorts; (5) a known ClusterIP with an unknown port is refused, and so is an unallocated
+//! address inside a ServiceCIDR (pkg/proxy/nftables/proxier.go drops the latter; a refusal tells the client at once); (6) all
+//! else passes.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -144,7 +145,7 @@ pub fn explain(
         false => Scope::External,
     };
     let found = table.services.iter().find_map(|entry| {
-        let is_dialled = |f: &&_| dials(f, to, from, own);
+        let is_dialled = |f: &&_| dials(f, to, from, own) && !table.leaves_alone(f);
         let frontend = entry.frontends.iter().find(is_dialled)?;
         (entry.key.protocol == flow.protocol).then_some((entry, frontend))
     });
@@ -282,6 +283,13 @@ fn no_frontend(
     });
     if let Some(owner) = owner {
         let (namespace, name) = (&owner.key.namespace, &owner.key.name);
+        if table.is_on_node(address) {
+            let reason = format!(
+                "{address} is the ClusterIP of {namespace}/{name} and on an interface of this node: it is left to the process \
+                 that listens there, as a node-local DNS cache does"
+            );
+            return (FlowVerdict::Pass, reason);
+        }
         let port = to.port();
         let reason = format!(
             "{address} is the ClusterIP of {namespace}/{name}, which has no port {port}/{protocol}"

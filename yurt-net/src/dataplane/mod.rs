@@ -235,10 +235,11 @@ impl RawKey {
 }
 
 fn raw_value(key: &RawKey, row: &FrontendRow) -> u64 {
-    let flags = if row.is_node_only {
-        abi::FRONTEND_NODE_ONLY
-    } else {
-        0
+    let flags = match (row.is_node_only, row.is_on_node) {
+        (false, false) => 0,
+        (true, false) => abi::FRONTEND_NODE_ONLY,
+        (false, true) => abi::FRONTEND_ON_NODE,
+        (true, true) => abi::FRONTEND_NODE_ONLY | abi::FRONTEND_ON_NODE,
     };
     abi::FrontendValue::new(row.service, key.fingerprint(), flags).0
 }
@@ -479,6 +480,7 @@ fn decode_row(
     let port = key_port(port_be, protocol, scope);
     let value = abi::FrontendValue(value);
     let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
+    let is_on_node = value.flags() & abi::FRONTEND_ON_NODE != 0;
     let is_ours = value.fingerprint() == fingerprint;
     let service = if is_ours { value.service() } else { u32::MAX };
     observed.frontends.insert(
@@ -486,6 +488,7 @@ fn decode_row(
         FrontendRow {
             service,
             is_node_only,
+            is_on_node,
         },
     );
     if port == KeyPort::Any || service >= capacity.services {

@@ -58,6 +58,8 @@ pub struct MapImage {
     /// Generation of an index that was never published.
     first_generation: u16,
     pub(super) prefixes: ClusterPrefixes,
+    /// ClusterIPs of `table` that are left alone.
+    pub(super) on_node: Vec<IpAddr>,
     /// Of the addresses in `frontends`.
     pub(super) filter: Filter,
     /// The inactive half of the prefixes is read by nobody.
@@ -107,6 +109,7 @@ impl MapImage {
             generations: BTreeMap::new(),
             first_generation: 0,
             prefixes: ClusterPrefixes::default(),
+            on_node: Vec::new(),
             filter: Filter::default(),
             is_prefix_buffer_free: true,
             indices: Space::new(capacity.services),

@@ -21,19 +21,21 @@ pub struct FrontendKey {
 /// The port part of a row's key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KeyPort {
-    /// The address is a known ClusterIP: ports of it that have no row are refused.
+    /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
     /// A frontend's port, TCP or UDP.
     Port(Protocol, u16),
 }
 
 /// Value of a frontend row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FrontendRow {
     /// Service index; 0 in a row for [`KeyPort::Any`].
     pub service: u32,
     /// Only for sockets in the node's own network namespace.
     pub is_node_only: bool,
+    /// In a row for [`KeyPort::Any`]: the address is on an interface of the node.
+    pub is_on_node: bool,
 }
 
 /// What one service entry serves. One publish switches all of it.

@@ -168,8 +168,11 @@ fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Opt
 /// What the table says a client gets.
 fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
     let address = dialled.0;
-    if let Some((entry, frontend)) = owner(table, dialled) {
-        return endpoints(entry, frontend);
+    match owner(table, dialled) {
+        Some((_, frontend)) if table.leaves_alone(frontend) => return Answer::Pass,
+        Some((entry, frontend)) => return endpoints(entry, frontend),
+        None if table.is_on_node(address) => return Answer::Pass,
+        None => {}
     }
     let is_known = table
         .services
@@ -368,12 +371,13 @@ fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
 }
 
 fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
-    let table = (entries(), any::<bool>(), any::<bool>());
+    let on_node = proptest::collection::btree_set(0..6u8, 0..3);
+    let table = (entries(), on_node, any::<bool>(), any::<bool>());
     proptest::collection::vec(table, 1..=count).prop_map(|tables| {
         let mut before: BTreeMap<ServiceKey, Arc<ServiceEntry>> = BTreeMap::new();
         tables
             .into_iter()
-            .map(|(services, are_service_cidrs, is_wide)| {
+            .map(|(services, on_node, are_service_cidrs, is_wide)| {
                 // What is equal keeps its `Arc`, as it does in the compiler.
                 let services: Vec<_> = services
                     .into_iter()
@@ -392,8 +396,17 @@ fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
                     "10.96.0.0/29"
                 };
                 let prefixes = vec![v4.parse().unwrap(), "fd00::/125".parse().unwrap()];
+                let has = |address: &IpAddr| {
+                    let mut frontends = services.iter().flat_map(|entry| &entry.frontends);
+                    frontends.any(|frontend| frontend.address == *address)
+                };
+                let on_node = on_node
+                    .iter()
+                    .flat_map(|id| [cluster_ip4(*id), cluster_ip6(*id)]);
+                let on_node: BTreeSet<IpAddr> = on_node.filter(has).collect();
                 ServiceTable {
                     services,
+                    on_node: on_node.into_iter().collect(),
                     cluster_prefixes: ClusterPrefixes {
                         prefixes,
                         are_service_cidrs,

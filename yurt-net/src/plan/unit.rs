@@ -9,7 +9,7 @@ use ipnetwork::IpNetwork;
 use super::{FrontendKey, KeyPort, ServedSet, Terms};
 use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
-    ClusterPrefixes, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, Verdict,
+    EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, ServiceTable,
 };
 
 /// The frontends of one family of one service port that share their endpoints, as the maps see them.
@@ -38,9 +38,9 @@ enum Group {
 pub(super) fn units(
     entry: &ServiceEntry,
     family: AddressFamily,
-    prefixes: &ClusterPrefixes,
+    table: &ServiceTable,
 ) -> [Option<Unit>; 3] {
-    [Group::Cluster, Group::Local, Group::Limited].map(|group| unit(entry, family, group, prefixes))
+    [Group::Cluster, Group::Local, Group::Limited].map(|group| unit(entry, family, group, table))
 }
 
 /// The rows and backends of the frontends of a group; `None` when no row is needed.
@@ -48,7 +48,7 @@ fn unit(
     entry: &ServiceEntry,
     family: AddressFamily,
     group: Group,
-    prefixes: &ClusterPrefixes,
+    table: &ServiceTable,
 ) -> Option<Unit> {
     let protocol = entry.key.protocol;
     if protocol == Protocol::Sctp {
@@ -65,14 +65,11 @@ fn unit(
     let (mut rows, mut known) = (Vec::new(), BTreeSet::new());
     for frontend in entry.frontends.iter().filter(is_ours) {
         let port = KeyPort::Port(protocol, frontend.port);
-        // A ClusterIP without endpoints is refused by what is known of its address.
-        let is_refused_by_address = frontend.kind == FrontendKind::ClusterIp
-            && entry.verdict(frontend, Scope::Internal) == Verdict::Refuse
-            && prefixes.contain(frontend.address);
         let address = frontend.address;
         let row = (FrontendKey { address, port }, false);
         // An external IP may be the load balancer's address too; loopback is added below.
-        if !is_refused_by_address && !address.is_loopback() && known.insert(row) {
+        let is_left_alone = address.is_loopback() || table.leaves_alone(frontend);
+        if !is_left_alone && known.insert(row) {
             rows.push(row);
         }
         if frontend.kind == FrontendKind::NodePort {
@@ -161,17 +158,19 @@ fn identity(key: &ServiceKey) -> u64 {
     (hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 17
 }
 
-/// The ClusterIPs that need a row of their own to be known.
+/// The ClusterIPs that need a row of their own: to be known, or to be left alone.
 pub(super) fn known_addresses<'a>(
     entry: &'a ServiceEntry,
-    prefixes: &'a ClusterPrefixes,
+    table: &'a ServiceTable,
 ) -> impl Iterator<Item = IpAddr> + 'a {
+    let prefixes = &table.cluster_prefixes;
     entry
         .frontends
         .iter()
         .filter(|frontend| frontend.kind == FrontendKind::ClusterIp)
         .map(|frontend| frontend.address)
-        .filter(|address| !prefixes.are_service_cidrs && prefixes.contain(*address))
+        .filter(|address| prefixes.contain(*address))
+        .filter(|address| !prefixes.are_service_cidrs || table.is_on_node(*address))
 }
 
 /// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of loopback.

@@ -5,7 +5,8 @@
 //! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
 //! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
 //! address of each family, present or last known; (5) nothing where it is protected (`protected`); (6) of two Services with
-//! one address, port and protocol the first by name keeps it.
+//! one address, port and protocol the first by name keeps it; (7) a ClusterIP that is also on an interface of this node is left
+//! to what listens there.
 //! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
 //! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
 //! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
@@ -226,6 +227,15 @@ pub(super) fn node_addresses(
         addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
     addresses
+}
+
+/// The ClusterIPs that this machine has on an interface itself, sorted: what `ServiceTable::on_node` is.
+pub(super) fn on_node(services: &[Arc<ServiceEntry>], local: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+    let frontends = services.iter().flat_map(|entry| &entry.frontends);
+    let cluster_ips = frontends.filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
+    let here = cluster_ips.map(|frontend| frontend.address);
+    let here: BTreeSet<IpAddr> = here.filter(|address| local.contains(address)).collect();
+    here.into_iter().collect()
 }
 
 /// The addresses of one Service; every port is served on them, but where it is protected.

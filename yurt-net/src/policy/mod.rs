@@ -161,6 +161,8 @@ struct Environment {
     /// `topology.kubernetes.io/zone` of this node; "" when it has none.
     zone: String,
     node_addresses: Vec<IpAddr>,
+    /// Those on interfaces of this machine; none where nobody looked.
+    local_addresses: BTreeSet<IpAddr>,
     /// Where ClusterIPs come from.
     service_cidrs: GivenCidrs,
     is_behind_hub: bool,
@@ -188,6 +190,7 @@ impl Environment {
             topology,
             zone: zone.cloned().unwrap_or_default(),
             node_addresses: memory.node_addresses.clone(),
+            local_addresses: view.local_addresses.clone().unwrap_or_default(),
             service_cidrs: GivenCidrs::new(&config.service_cidrs, snapshot),
             is_behind_hub: match config.kubernetes_via_hub {
                 ViaHub::Auto => config.is_source_hub,

@@ -80,6 +80,24 @@ fn node_ports_answer_on_loopback_to_the_node_itself() {
 }
 
 #[test]
+fn a_cluster_ip_on_an_interface_of_this_node_is_left_alone_whatever_the_port() {
+    let mut world = world();
+    world.view.local_addresses = Some([ip("10.96.0.10"), ip("192.0.2.11")].into());
+    for to in ["10.96.0.10:80", "10.96.0.10:9253", "[::ffff:10.96.0.10]:80"] {
+        let found = ask(&mut world, "10.1.0.9", to, Protocol::Tcp);
+        assert_eq!(found.verdict, FlowVerdict::Pass, "{to}");
+        assert_eq!(
+            found.reason,
+            "10.96.0.10 is the ClusterIP of default/web and on an interface of this node: it is left to the process that \
+             listens there, as a node-local DNS cache does"
+        );
+    }
+    // NodePorts are at addresses of the node, and served.
+    let node_port = ask(&mut world, "10.1.0.9", "192.0.2.11:30080", Protocol::Tcp);
+    assert_eq!(node_port.verdict, FlowVerdict::Forward);
+}
+
+#[test]
 fn an_unknown_port_of_a_known_cluster_ip_is_refused() {
     let found = tcp("10.1.0.9", "10.96.0.10:81");
     assert_eq!((found.verdict, &*found.service), (FlowVerdict::Refuse, ""));

@@ -236,6 +236,30 @@ fn the_same_port_number_with_another_protocol_is_another_frontend() {
     );
 }
 
+#[test]
+fn a_cluster_ip_that_an_interface_of_this_node_has_is_left_alone_until_it_has_not() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = [ip("203.0.113.9")].into();
+        service.cluster_ips = [ip("10.96.0.10"), ip("fd00:96::10")].into();
+    });
+    let here = ["10.96.0.10", "203.0.113.9", "192.0.2.11", "fd00:96::11"].map(ip);
+    let table = world.compile();
+    assert!(table.on_node.is_empty());
+    world.view.local_addresses = Some(here.into());
+    let with = world.compile();
+    assert_eq!(with.on_node, [ip("10.96.0.10")]);
+    let left_alone = with.services[0].frontends.iter();
+    let left_alone: Vec<_> = left_alone.filter(|f| with.leaves_alone(f)).collect();
+    assert_eq!(left_alone.len(), 1, "{left_alone:?}");
+    // Nothing is wrong with it, and no socket has lost its endpoint.
+    assert_eq!(world.lost, BTreeSet::new());
+    assert_eq!(world.rejections(), [""; 0]);
+    world.view.local_addresses = Some(here[1..].iter().copied().collect());
+    assert!(world.compile().on_node.is_empty());
+}
+
 fn prefixes(world: &mut World) -> (Vec<String>, bool) {
     let found = world.compile().cluster_prefixes;
     let prefixes = found.prefixes.iter().map(ToString::to_string).collect();
