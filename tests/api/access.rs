@@ -289,10 +289,14 @@ fn a_token_is_read_for_each_request_on_a_connection_that_stays() -> Result<()> {
     write(dir.path(), "token", "another.token\n")?;
     api.http().forget_requests();
     api.end_watches(Resource::Services);
-    followed.follow(Duration::from_secs(2))?;
+    followed.until_status("another watch", |_| {
+        !api.http()
+            .requests_on(On::watch(Resource::Services))
+            .is_empty()
+    })?;
     let watches = api.http().requests_on(On::watch(Resource::Services));
-    let last = watches.last().context("another watch")?;
-    ensure!(last.header("authorization") == "Bearer another.token");
+    let first = watches.first().context("another watch")?;
+    ensure!(first.header("authorization") == "Bearer another.token");
     ensure!(
         api.http().connections() == connections,
         "another connection"

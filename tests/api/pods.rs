@@ -93,13 +93,7 @@ fn a_hub_is_fresh_only_once_the_cloud_was_heard_through_it() -> Result<()> {
     followed.follow(Duration::from_millis(300))?;
     ensure!(!followed.sources().freshness().is_fresh());
     cloud.bookmark(Resource::Nodes);
-    let mut fresh = false;
-    for _ in 0..100 {
-        followed.follow(Duration::from_millis(50))?;
-        fresh |= followed.sources().freshness().is_fresh();
-    }
-    ensure!(fresh, "{:?}", followed.status());
-    Ok(())
+    followed.until_status("it is fresh", |status| status.is_fresh)
 }
 
 #[test]

@@ -182,7 +182,7 @@ fn a_task_can_use_it_too() -> Result<()> {
         let stream = tokio::net::TcpStream::connect(api.http().address()).await?;
         stream.writable().await?;
         stream.try_write(b"GET /readyz HTTP/1.1\r\nhost: fake\r\n\r\n")?;
-        let patience = Duration::from_secs(5);
+        let patience = Duration::from_secs(60);
         let is_answered = |e: &yurt_net_tests::apiserver::Exchange| e.status == Some(200);
         api.http()
             .until(patience, |http| http.requests().iter().any(is_answered))

@@ -14,6 +14,8 @@ use yurt_net_tests::apiserver::{
 };
 use yurt_net_tests::lab::Netns;
 
+use crate::world::PATIENCE;
+
 const NODE: &str = "edge-1";
 const NOBODY: libc::uid_t = 65534;
 const TOKEN: &str = "a.secret.token";
@@ -76,10 +78,7 @@ fn follow(
             if holds(&sources, &status) {
                 return Ok(status);
             }
-            ensure!(
-                started.elapsed() < Duration::from_secs(20),
-                "not in time: {status:?}"
-            );
+            ensure!(started.elapsed() < PATIENCE, "not in time: {status:?}");
             let wait = Duration::from_millis(50);
             let _elapsed = tokio::time::timeout(wait, sources.changed()).await;
         }

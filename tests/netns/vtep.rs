@@ -17,6 +17,7 @@ use yurt_net_tests::lab::Lab;
 use yurt_net_tests::lab::Netns;
 use yurt_net_tests::lab::Node;
 
+use crate::world::PATIENCE;
 use crate::world::World;
 use crate::world::eventually;
 
@@ -323,7 +324,7 @@ fn a_peer_with_permanent_entries_reaches_the_node_over_the_device_that_was_made_
     };
     for _ in 0..2 {
         let socket = make_again()?;
-        ensure!(arrives(&peer, &socket, Duration::from_secs(10))?, "lost");
+        ensure!(arrives(&peer, &socket, PATIENCE)?, "lost");
     }
     agent.kill9()?;
     let socket = make_again()?;

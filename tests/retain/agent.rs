@@ -444,7 +444,8 @@ struct Sleeper(Child);
 impl Sleeper {
     fn in_netns(netns: &Netns) -> Self {
         let mut command = Command::new("sleep");
-        command.arg("60");
+        // It is ended with this value.
+        command.arg("900");
         netns.enter(&mut command);
         Self(command.spawn().expect("run `sleep`"))
     }

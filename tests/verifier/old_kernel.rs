@@ -19,7 +19,7 @@ use crate::cpio::Archive;
 /// Names the kernel to boot instead of the one that `cargo xtask setup --kernel` fetches.
 const KERNEL: &str = "YURT_OLD_KERNEL";
 const REMEDY: &str = "run `cargo xtask setup --kernel`";
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 const INIT: &str = include_str!("init.sh");
 const INIT_GRACE: &str = "#!/bin/busybox sh

@@ -1,6 +1,8 @@
 //! The node agent of yurt-net, as a library: the binary, the lab and the benchmarks use the same code.
 
 pub mod agent;
+#[cfg(test)]
+mod cases;
 pub mod cli;
 pub mod config;
 pub mod control;

@@ -264,7 +264,7 @@ impl FakeApiserver {
 
     /// Waits, with this thread, until so many watches of a resource are open.
     pub fn wait_for_watches(&self, resource: Resource, count: usize) -> Result<()> {
-        let patience = Duration::from_secs(10);
+        let patience = Duration::from_secs(60);
         self.http
             .wait_until(patience, |http| http.open_watches(resource) == count)
     }

@@ -27,9 +27,10 @@ use super::protocol::UdpOutcome;
 use super::protocol::UdpStep;
 use super::worker::Worker;
 
-/// How long a call on a socket may take before it counts as a time-out.
-const TIMEOUT: Duration = Duration::from_secs(2);
-const COMMAND_PATIENCE: Duration = Duration::from_secs(30);
+/// How long a call on a socket may take before it counts as a time-out: far longer than a busy machine keeps a process
+/// waiting, and a fraction of the minute for which tests try again.
+const TIMEOUT: Duration = Duration::from_secs(10);
+const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A Pod: a network namespace, a cgroup, and one process. Clones are the same Pod.
 #[derive(Clone, Debug)]

@@ -23,7 +23,7 @@ use super::protocol::UdpOutcome;
 use super::protocol::UdpStep;
 
 const LONGEST_DATAGRAM: usize = 2048;
-const ECHO_TIMEOUT: Duration = Duration::from_secs(2);
+const ECHO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Connects without waiting for the other end; the answer is the address that the kernel's tables
 /// show for the socket.

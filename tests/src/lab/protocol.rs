@@ -191,7 +191,7 @@ impl Request {
     pub fn budget(&self) -> Duration {
         let calls = match self {
             Self::Serve { .. } | Self::Close { .. } | Self::PeekTraffic { .. } => 0,
-            Self::Connect { .. } | Self::UseUdp { .. } => return Duration::from_secs(60),
+            Self::Connect { .. } | Self::UseUdp { .. } => return Duration::from_secs(300),
             Self::Datagrams { to, .. } => u32::try_from(to.len()).unwrap_or(u32::MAX),
             _ => 3,
         };

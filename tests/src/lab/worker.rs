@@ -25,7 +25,7 @@ use super::protocol::Reply;
 use super::protocol::Request;
 
 /// What a worker may take on top of a request's own budget.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(60);
 
 /// A program of the lab: beside the current one, or one directory up for test binaries in `deps/`.
 pub(super) fn program(name: &str) -> Result<PathBuf> {

@@ -461,7 +461,7 @@ impl World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases::cases(1000))]
 
     #[test]
     fn whatever_happens_an_address_has_one_owner_and_a_name_keeps_its_own(

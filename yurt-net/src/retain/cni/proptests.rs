@@ -145,7 +145,7 @@ fn configuration() -> Value {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
+    #![proptest_config(crate::cases::cases(256))]
 
     #[test]
     fn a_configuration_means_the_same_however_go_writes_it(

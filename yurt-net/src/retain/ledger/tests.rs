@@ -382,7 +382,7 @@ fn race(place: &Place, workers: usize, turns: usize, away: impl Fn() + Sync) -> 
     let is_over = std::sync::atomic::AtomicBool::new(false);
     let taken = std::sync::Mutex::new(Vec::new());
     let change = |name: &str| -> Result<usize, LedgerError> {
-        let lock = store::Lock::take(place, std::time::Duration::from_secs(20))?;
+        let lock = store::Lock::take(place, std::time::Duration::from_secs(600))?;
         let mut store = Store::open(place)?;
         let next = store.ledger().entries().len();
         store.commit(vec![put(name, &format!("10.1.0.{}", next + 2))])?;

@@ -83,7 +83,7 @@ fn apply(snapshot: &mut Snapshot, template: &Snapshot, event: &Event) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+    #![proptest_config(crate::cases::cases(512))]
 
     /// Whatever fails, and wherever the power is cut: what is loaded is a state that was to be saved, whole, and not
     /// an older one than the last of which the saver had said that it is.

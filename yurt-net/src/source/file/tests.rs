@@ -477,7 +477,7 @@ fn swaps_during_loads_never_show_a_mixture() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(crate::cases::cases(48))]
 
     #[test]
     fn how_objects_are_spread_over_files_and_documents_does_not_matter(
