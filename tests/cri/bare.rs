@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use yurt_net::status::Status;
 use yurt_net_tests::apiserver::{
     Authority, FakeApiserver, FakeYurtHub, HubMode, Validity, objects,
 };
@@ -123,8 +124,8 @@ impl Scene {
         })
     }
 
-    /// Starts the DaemonSet's command line, and waits until a client is served.
-    fn start(&self, container: &Container, env: &[(&str, &str)]) -> Result<Running> {
+    /// Starts the DaemonSet's command line.
+    fn launch(&self, container: &Container, env: &[(&str, &str)]) -> Result<Running> {
         let daemonset = daemonset()?;
         let args = daemonset["args"].as_array().context("no args")?;
         let args = args.iter().filter_map(Value::as_str);
@@ -132,13 +133,33 @@ impl Scene {
         let mut agent = container.command(&self.edge)?;
         agent.args(args).env("NODE_NAME", NODE);
         agent.envs(env.iter().copied()).stdout(log.try_clone()?);
-        let agent = Running(agent.stderr(log).spawn()?);
-        let said = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-        let edge = &self.edge;
-        edge.wait_for_status("a table", |status| status.ready && status.services == 1)
-            .with_context(said)?;
-        ensure!(self.client.get(&format!("{VIP}:80"))? == "server");
+        Ok(Running(agent.stderr(log).spawn()?))
+    }
+
+    /// Waits until the agent says so.
+    fn wait_for(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Result<()> {
+        let said = || {
+            let log = fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
+            format!("{log}{:?}", self.edge.status())
+        };
+        let found = self.edge.wait_for_status(what, holds);
+        found.map(drop).with_context(said)
+    }
+
+    /// The same, and until a client is served.
+    fn start(&self, container: &Container, env: &[(&str, &str)]) -> Result<Running> {
+        let agent = self.launch(container, env)?;
+        self.is_served(1)?;
         Ok(agent)
+    }
+
+    /// Waits until so many Services are, of which a client reaches the first.
+    fn is_served(&self, services: usize) -> Result<()> {
+        self.wait_for("a table", |status| {
+            status.ready && status.services == services
+        })?;
+        ensure!(self.client.get(&format!("{VIP}:80"))? == "server");
+        Ok(())
     }
 }
 
@@ -199,19 +220,25 @@ fn agent_and_plugins_run_in_the_images_file_system_with_nothing_else_in_it() -> 
 }
 
 #[test]
-fn without_yurthub_it_follows_an_apiserver_that_a_private_authority_vouches_for() -> Result<()> {
+fn without_yurthub_it_follows_an_apiserver_of_a_private_authority_through_expiry_and_rotation()
+-> Result<()> {
     let scene = Scene::new()?;
     let Scene { edge, cloud, .. } = &scene;
     let authority = Authority::new("kubernetes")?;
-    cloud.http().set_tls(authority.server(Validity::Valid)?);
+    cloud.http().set_tls(authority.server(Validity::Expired)?);
     // What kubelet gives to a Pod of this ServiceAccount.
     let account = "/var/run/secrets/kubernetes.io/serviceaccount";
     let files = scene.dir.path().join("account");
     fs::create_dir(&files)?;
-    fs::write(files.join("token"), "a.secret.token\n")?;
-    fs::write(files.join("ca.crt"), authority.pem())?;
+    // As kubelet does it: a file at once.
+    let give = |name: &str, text: &str| -> Result<()> {
+        fs::write(files.join(".new"), text)?;
+        Ok(fs::rename(files.join(".new"), files.join(name))?)
+    };
+    give("token", "a.secret.token\n")?;
+    give("ca.crt", authority.pem())?;
     let mut container = Container::new(edge, scene.root.clone(), "/sys/fs/cgroup")?;
-    container.mounts.push((files, account.to_owned()));
+    container.mounts.push((files.clone(), account.to_owned()));
     let url = cloud.http().url();
     let port = url.rsplit(':').next().context("no port")?;
     let port = port.trim_end_matches('/');
@@ -219,14 +246,41 @@ fn without_yurthub_it_follows_an_apiserver_that_a_private_authority_vouches_for(
         ("KUBERNETES_SERVICE_HOST", "127.0.0.1"),
         ("KUBERNETES_SERVICE_PORT", port),
     ];
-    let _agent = scene.start(&container, &at)?;
-    let requests = cloud.http().requests();
-    let is_known = |header: &str| header == "Bearer a.secret.token";
-    ensure!(!requests.is_empty());
-    ensure!(
-        requests
-            .iter()
-            .all(|one| is_known(one.header("authorization")))
-    );
-    Ok(())
+    let had = |token: &str| -> Result<()> {
+        let requests = cloud.http().requests();
+        let header = format!("Bearer {token}");
+        let mut headers = requests.iter().map(|one| one.header("authorization"));
+        ensure!(!requests.is_empty() && headers.all(|had| had == header));
+        Ok(())
+    };
+    let says = |word: &'static str| {
+        move |status: &Status| {
+            let error = status.source.source_error.as_deref().unwrap_or_default();
+            error.contains(word)
+        }
+    };
+    // Nothing is sent to a server whose certificate has expired, and once it is renewed, all is.
+    let _agent = scene.launch(&container, &at)?;
+    scene.wait_for("an expired certificate", says("expired"))?;
+    ensure!(cloud.http().requests().is_empty());
+    cloud.http().set_tls(authority.server(Validity::Valid)?);
+    scene.is_served(1)?;
+    had("a.secret.token")?;
+
+    // Authority and token are others: the next ones are read where the old ones were.
+    let next = Authority::new("kubernetes")?;
+    cloud.http().set_tls(next.server(Validity::Valid)?);
+    // It listens anew, where this is called.
+    edge.netns().run(|| cloud.http().drop_connections())??;
+    scene.wait_for("an authority that is not known", |status| {
+        status.source.source_error.is_some()
+    })?;
+    give("ca.crt", next.pem())?;
+    give("token", "another.token\n")?;
+    cloud.http().forget_requests();
+    let mut more = Manifests::new();
+    more.service("more").cluster_ip("10.96.0.11").port(80, 8080);
+    cloud.put_all(objects::documents(&more.to_yaml())?)?;
+    scene.is_served(2)?;
+    had("another.token")
 }
