@@ -59,13 +59,38 @@ fn status_waits_until_the_agent_is_ready_and_not_longer_than_told() -> Result<()
     let status = json(
         &world
             .node(0)?
-            .yurt_net(&["status", "--wait", "10s", "-o", "json"])?,
+            .yurt_net(&["status", "--wait", "60s", "-o", "json"])?,
     )?;
     assert_eq!(
         (&status["ready"], &status["pool"]),
         (&true.into(), &"hangzhou".into())
     );
     assert!(world.node(0)?.agent_log().contains("ready"));
+    Ok(())
+}
+
+#[test]
+fn pods_that_have_addresses_among_those_of_services_are_a_warning_of_status_and_check() -> Result<()>
+{
+    let mut world = with_services()?;
+    let pods = world.node(0)?.pod_cidr4();
+    world.start(0, &["--service-cidr", &pods])?;
+    let node = world.node(0)?;
+    let expected = format!("podCIDR {pods} of Node edge-1 overlaps the service CIDR {pods}");
+    let status = status(node)?;
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["degraded"][0]["what"], "ranges", "{status}");
+    let shown = said(&node.yurt_net(&["status"])?);
+    assert!(
+        shown.contains(&format!("degraded: ranges: {expected}")),
+        "{shown}"
+    );
+    let checked = said(&node.yurt_net(&["check"])?);
+    let line = checked.lines().find(|line| line.contains(&expected));
+    assert!(
+        line.is_some_and(|line| line.starts_with("WARNING  agent")),
+        "{checked}"
+    );
     Ok(())
 }
 

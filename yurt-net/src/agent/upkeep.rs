@@ -9,6 +9,7 @@ use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
 use crate::error::chain;
+use crate::policy::pods_among_services;
 use crate::status::{Degraded, SelfTest};
 
 impl Agent {
@@ -110,6 +111,10 @@ impl Agent {
                 "source",
                 format!("the checkpoint is in force, and not asked yet: {names}"),
             );
+        }
+        let snapshot = self.sources.snapshot();
+        if let Some(reason) = snapshot.and_then(|s| pods_among_services(s, self.memo.table())) {
+            say("ranges", reason);
         }
         self.status.degraded = degraded;
         self.status.ready = self.is_serving && detached.is_empty() && self.failures.is_empty();

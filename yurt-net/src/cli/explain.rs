@@ -15,7 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use super::show::Row;
+use super::show::{Path, Row};
 use crate::model::{Protocol, Snapshot, TrafficPolicy};
 use crate::policy::Reasons;
 use crate::table::{
@@ -246,13 +246,21 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
         }
         _ => String::new(),
     };
-    let sctp = match entry.key.protocol {
-        Protocol::Sctp => "; SCTP is listed only, nothing enforces it",
-        Protocol::Tcp | Protocol::Udp => "",
+    let unserved = match (row.path, entry.key.protocol) {
+        (Path::Socket, _) => "",
+        (Path::Packet, Protocol::Sctp) => "; SCTP is listed only, nothing enforces it",
+        (Path::Packet, _) => {
+            "; only a packet path would do this, and this version has none: nothing enforces it"
+        }
     };
     let (kind, why) = (row.kind, why(&row.dropped));
+    let idle: String = row
+        .idle
+        .iter()
+        .map(|clause| format!("; {clause}"))
+        .collect();
     format!(
-        "{kind} of {}, {closure}{policy}, client is {client}: {fate}{affinity}{why}{sctp}",
+        "{kind} of {}, {closure}{policy}, client is {client}: {fate}{affinity}{why}{idle}{unserved}",
         entry.key
     )
 }

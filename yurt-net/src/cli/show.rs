@@ -21,6 +21,8 @@ use crate::text;
 
 /// Endpoints of one row in the table for people; the JSON lists all.
 const SHOWN_ENDPOINTS: usize = 4;
+/// What a star in the table means.
+const UNSERVED: &str = "* only a packet path would serve these clients, and this version has none: they get what they get without it";
 
 /// The object that `plan -o json` prints. Names and order of the fields are a contract.
 #[derive(Debug, Serialize)]
@@ -64,6 +66,9 @@ pub(super) struct Row<'a> {
     /// What the endpoints have in common, in words.
     #[serde(skip)]
     pub(super) kept: String,
+    /// See [`crate::policy::Why::idle`].
+    #[serde(skip)]
+    pub(super) idle: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -97,6 +102,7 @@ impl<'a> Row<'a> {
             source_ranges: entry.admitted(frontend).collect(),
             dropped: why.dropped,
             kept: why.kept,
+            idle: why.idle,
         }
     }
 }
@@ -203,6 +209,13 @@ fn write_table(
                 paint.dim(format!("dropped {endpoint}: {reason}"))
             )?;
         }
+        let idle: BTreeSet<&String> = rows.iter().flat_map(|row| &row.idle).collect();
+        for clause in idle {
+            writeln!(out, "  {}", paint.dim(format!("no endpoint: {clause}")))?;
+        }
+    }
+    if !table.services.is_empty() {
+        writeln!(out, "\n{}", paint.dim(UNSERVED))?;
     }
     if !table.rejections.is_empty() {
         writeln!(out, "\n{}", paint.bold("rejections"))?;
@@ -249,17 +262,22 @@ fn write_frontend(
             let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
             fate += &format!("   only from {}", ranges.join(", "));
         }
-        format!("  {kind:<12}  {address:<address_width$}  {scope:<18}  {fate}")
+        format!("  {kind:<12}  {address:<address_width$}  {scope:<20}  {fate}")
+    };
+    let scope = |row: &Row<'_>| match row.path {
+        Path::Socket => row.scope.to_string(),
+        Path::Packet => format!("{}*", row.scope),
     };
     match rows {
         [internal, external]
             if (internal.verdict, internal.endpoints) == (external.verdict, external.endpoints) =>
         {
-            writeln!(out, "{}", line("internal, external", internal))
+            let both = format!("{}, {}", scope(internal), scope(external));
+            writeln!(out, "{}", line(&both, internal))
         }
         rows => rows
             .iter()
-            .try_for_each(|row| writeln!(out, "{}", line(&row.scope.to_string(), row))),
+            .try_for_each(|row| writeln!(out, "{}", line(&scope(row), row))),
     }
 }
 

@@ -206,7 +206,7 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
     Ok(())
 }
 
-/// What an agent that is not ready waits for.
+/// What an agent that is not ready waits for: a source, the kernel, or what its last repair could not mend.
 fn why_not_ready(status: &Status) -> String {
     let source = &status.source;
     let asked: Vec<&str> = source
@@ -215,13 +215,19 @@ fn why_not_ready(status: &Status) -> String {
         .map(|one| one.source.as_str())
         .collect();
     let asked = asked.join(", ");
+    let faults: Vec<String> = status
+        .degraded
+        .iter()
+        .map(|fault| format!("{}: {}", fault.what, fault.reason))
+        .collect();
     match &source.source_error {
-        Some(error) => format!("source {asked}: {error}"),
-        None if status.failed_applies > 0 => {
+        _ if status.failed_applies > 0 && status.applied == 0 => {
             "the table cannot be written to the kernel's maps; the agent's log says why".to_owned()
         }
+        Some(error) if status.applied == 0 => format!("source {asked}: {error}"),
         None if status.applied == 0 => format!("source {asked} has not said everything yet"),
-        None => "the programs are not attached yet".to_owned(),
+        _ if faults.is_empty() => "the programs are not attached yet".to_owned(),
+        _ => faults.join("; "),
     }
 }
 
@@ -258,4 +264,46 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::source::preferred::FollowedSource;
+    use crate::status::Degraded;
+
+    #[test]
+    fn an_agent_that_is_not_ready_says_what_it_waits_for() {
+        let mut status = Status::default();
+        status.source.sources = vec![FollowedSource {
+            source: "yurthub:http://hub".to_owned(),
+            is_in_charge: false,
+            is_good: false,
+            age_seconds: None,
+        }];
+        assert_eq!(
+            why_not_ready(&status),
+            "source yurthub:http://hub has not said everything yet"
+        );
+        status.source.source_error = Some("services: connection refused".to_owned());
+        assert_eq!(
+            why_not_ready(&status),
+            "source yurthub:http://hub: services: connection refused"
+        );
+        status.failed_applies = 1;
+        assert!(why_not_ready(&status).contains("cannot be written to the kernel's maps"));
+        // From the first table on, what the source says keeps nobody waiting.
+        status.applied = 1;
+        assert_eq!(why_not_ready(&status), "the programs are not attached yet");
+        status.degraded = ["programs", "repair"]
+            .map(|what| Degraded {
+                what: what.to_owned(),
+                reason: format!("{what} fail"),
+            })
+            .into();
+        assert_eq!(
+            why_not_ready(&status),
+            "programs: programs fail; repair: repair fail"
+        );
+    }
 }

@@ -34,6 +34,7 @@ pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
 pub use self::memo::Memo;
 pub use self::peers::pool_peers;
 use self::prefixes::GivenCidrs;
+pub use self::prefixes::pods_among_services;
 use self::protected::{ProtectConfig, Protected};
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;

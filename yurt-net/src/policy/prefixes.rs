@@ -12,7 +12,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::model::{AddressFamily, NamespacedName, Rejection, Snapshot};
-use crate::table::{ClusterPrefixes, MAX_PREFIXES};
+use crate::table::{ClusterPrefixes, FrontendKind, MAX_PREFIXES, ServiceTable};
+use crate::text;
 
 /// A cover is not split below this many bits of host part: 256 neighbours are narrow enough, every prefix
 /// costs each miss a comparison, and the cover stays put while Services come and go.
@@ -206,5 +207,110 @@ pub(super) fn cluster_prefixes(
     ClusterPrefixes {
         prefixes,
         are_service_cidrs,
+    }
+}
+
+/// What is wrong where Pods have addresses among those of Services, in words: of this node first, else of the first Node that is
+/// known. Who gives both their ranges is often not one person, and each works without the other.
+pub fn pods_among_services(snapshot: &Snapshot, table: &ServiceTable) -> Option<String> {
+    let own = snapshot.nodes.get(&*table.node).into_iter();
+    let nodes = own.chain(snapshot.nodes.values());
+    let mut ranges = nodes.flat_map(|node| node.pod_cidrs.iter().map(move |cidr| (node, *cidr)));
+    let prefixes = &table.cluster_prefixes;
+    ranges.find_map(|(node, pods)| {
+        let whose = || format!("podCIDR {pods} of Node {}", text::name(&node.name));
+        const REMEDY: &str = "give the Pods or the Services another range";
+        let is_common = |services: &&IpNetwork| {
+            services.contains(pods.network()) || pods.contains(services.network())
+        };
+        if prefixes.are_service_cidrs
+            && let Some(services) = prefixes.prefixes.iter().filter(|p| !is_one(p)).find(is_common)
+        {
+            return Some(format!(
+                "{} overlaps the service CIDR {services}: connections to Pods there are refused, as to ClusterIPs that no \
+                 Service has; {REMEDY}",
+                whose()
+            ));
+        }
+        let frontends = table.services.iter().flat_map(|entry| &entry.frontends);
+        let mut inside = frontends.filter(|f| f.kind == FrontendKind::ClusterIp);
+        let inside = inside.find(|frontend| pods.contains(frontend.address))?;
+        Some(format!(
+            "{} contains the ClusterIP {}: a Pod that is given this address is not reached; {REMEDY}",
+            whose(),
+            inside.address
+        ))
+    })
+}
+
+/// A ClusterIP that is outside what the cluster says of them.
+fn is_one(prefix: &IpNetwork) -> bool {
+    prefix.prefix() == if prefix.is_ipv4() { 32 } else { 128 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::pods_among_services;
+    use crate::policy::fixtures::{World, ip};
+
+    /// What is said of a node `a1` with Pods in 10.1.0.0/24.
+    fn said(edit: impl FnOnce(&mut World)) -> Option<String> {
+        let mut world = World::web(None);
+        edit(&mut world);
+        let table = world.compile();
+        pods_among_services(&world.snapshot, &table)
+    }
+
+    #[test]
+    fn a_pod_cidr_that_shares_addresses_with_a_service_cidr_is_told() {
+        for cidr in ["10.0.0.0/8", "10.1.0.0/24", "10.1.0.128/25"] {
+            let said = said(|world| world.service_cidr("all", &[cidr, "fd00::/112"]));
+            let said = said.unwrap_or_default();
+            let expected =
+                format!("podCIDR 10.1.0.0/24 of Node a1 overlaps the service CIDR {cidr}:");
+            assert!(said.starts_with(&expected), "{said}");
+        }
+        assert_eq!(
+            said(|world| world.service_cidr("all", &["10.96.0.0/12"])),
+            None
+        );
+        assert_eq!(said(|_| ()), None);
+    }
+
+    #[test]
+    fn so_is_one_of_another_node_if_the_own_one_is_in_order() {
+        let said = said(|world| {
+            world.service_cidr("all", &["10.96.0.0/12"]);
+            world.node("a0", None, |node| {
+                node.pod_cidrs = vec![
+                    "fd00:1::/64".parse().unwrap(),
+                    "10.97.0.0/24".parse().unwrap(),
+                ];
+            });
+        });
+        let said = said.unwrap_or_default();
+        assert!(
+            said.starts_with("podCIDR 10.97.0.0/24 of Node a0 overlaps"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn where_nobody_says_what_the_service_cidr_is_a_cluster_ip_among_pods_is_told() {
+        for cidr in [None, Some("10.96.0.0/12")] {
+            let said = said(|world| {
+                world.service_cidr("all", cidr.as_slice());
+                world.service("web", |service| {
+                    service.cluster_ips = [ip("10.1.0.77")].into()
+                });
+            });
+            let said = said.unwrap_or_default();
+            assert!(
+                said.starts_with(
+                    "podCIDR 10.1.0.0/24 of Node a1 contains the ClusterIP 10.1.0.77:"
+                ),
+                "{said}"
+            );
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Why an endpoint takes traffic here, or does not.
 //!
-//! Pure. In: what `compile` had. Out: for a frontend and a scope the rule that kept endpoints, and each endpoint that was
-//! dropped with the first rule that did it. The table holds none of this: a node of one pool sees the endpoints of
+//! Pure. In: what `compile` had. Out: for a frontend and a scope the rule that kept endpoints, each endpoint that was dropped
+//! with the first rule that did it, and where nothing is left, what there is of EndpointSlices that gives no endpoint at all. The table holds none of this: a node of one pool sees the endpoints of
 //! all others, and the running agent would hold a reason for each. It is found again by the same code when somebody asks.
 #![forbid(unsafe_code)]
 
@@ -12,9 +12,18 @@ use std::sync::Arc;
 use super::endpoints::{Slices, candidates, ejected};
 use super::traffic::Categories;
 use super::{Environment, Memory, NodeView, PolicyConfig, edge};
-use crate::model::{EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort, Snapshot};
+use crate::model::{
+    AddressFamily, EndpointPort, EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort,
+    Snapshot,
+};
 use crate::retain::truth::Move;
 use crate::table::{Dropped, Frontend, Scope, ServiceEntry};
+use crate::text;
+
+/// EndpointSlices of one Service, and ports of one of them, that are said to be of no use.
+const SAID: usize = 3;
+/// EndpointSlices whose names begin as a Service's that are looked at.
+const LOOKED_AT: usize = 100;
 
 /// Answers for one snapshot.
 #[derive(Clone, Debug)]
@@ -31,6 +40,8 @@ pub struct Why {
     pub kept: String,
     /// The others, sorted.
     pub dropped: Vec<Dropped>,
+    /// Where no endpoint takes traffic, the EndpointSlices that give none, or that there is none: clauses for people, a few.
+    pub idle: Vec<String>,
 }
 
 impl<'a> Reasons<'a> {
@@ -43,7 +54,7 @@ impl<'a> Reasons<'a> {
     ) -> Self {
         let (environment, _) = Environment::new(snapshot, config, view, memory, &mut Vec::new());
         let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
-        for slice in snapshot.slices.values().filter(|slice| !slice.is_headless) {
+        for slice in snapshot.slices.values() {
             let name = (&*slice.name.namespace, &*slice.service);
             slices.entry(name).or_default().push(slice);
         }
@@ -113,13 +124,13 @@ impl<'a> Reasons<'a> {
         let Some(port) = ports.find(|p| p.name == key.port && p.protocol == key.protocol) else {
             return Why::default();
         };
-        let slices = self.slices.get(&(&*key.namespace, &*key.name));
-        let moved = self.moved(
-            slices.into_iter().flatten().copied(),
-            port,
-            frontend.address,
-        );
-        let slices = Slices::new(slices.into_iter().flatten().copied(), &self.environment);
+        let labelled = self.slices.get(&(&*key.namespace, &*key.name));
+        let served = || {
+            let slices = labelled.into_iter().flatten().copied();
+            slices.filter(|slice| !slice.is_headless)
+        };
+        let moved = self.moved(served(), port, frontend.address);
+        let slices = Slices::new(served(), &self.environment);
         let topology = &self.environment.topology;
         let mut outside = Vec::new();
         let candidates = candidates(
@@ -158,12 +169,108 @@ impl<'a> Reasons<'a> {
         dropped.extend(moved);
         dropped.sort_unstable();
         dropped.dedup_by(|next, kept| next.endpoint == kept.endpoint);
+        let (kept, idle) = match selected.is_empty() {
+            false => (categories.kept(policy), Vec::new()),
+            true => {
+                let labelled = labelled.map_or(&[][..], Vec::as_slice);
+                (String::new(), self.idle(&name, labelled, port, frontend))
+            }
+        };
         Why {
-            kept: match selected.is_empty() {
-                false => categories.kept(policy),
-                true => String::new(),
-            },
+            kept,
             dropped,
+            idle,
         }
     }
+
+    /// What there is of a Service's EndpointSlices that gives a port no endpoint.
+    fn idle(
+        &self,
+        service: &NamespacedName,
+        labelled: &[&Arc<EndpointSlice>],
+        port: &ServicePort,
+        frontend: &Frontend,
+    ) -> Vec<String> {
+        let mut said = Vec::new();
+        if labelled.is_empty() {
+            let NamespacedName { namespace, name } = service;
+            said.push(format!(
+                "no EndpointSlice in namespace {} has the label kubernetes.io/service-name={}",
+                text::name(namespace),
+                text::name(name)
+            ));
+            said.extend(self.mislabelled(service));
+            return said;
+        }
+        let family = AddressFamily::from(frontend.address);
+        let idle = labelled.iter().filter_map(|slice| {
+            let why = without_endpoint(slice, port, family)?;
+            let name = text::name(&slice.name.name);
+            Some(format!("EndpointSlice {name} {why}"))
+        });
+        let mut idle = idle.peekable();
+        said.extend(idle.by_ref().take(SAID));
+        if idle.peek().is_some() {
+            said.push("and others".to_owned());
+        }
+        said
+    }
+
+    /// EndpointSlices that are named as the controller names those of the Service, and labelled as nobody's.
+    fn mislabelled(&self, service: &NamespacedName) -> Vec<String> {
+        let named = self.snapshot.slices.range(service.clone()..);
+        let named = named.take(LOOKED_AT).map(|(_, slice)| slice);
+        let named = named.take_while(|slice| {
+            slice.name.namespace == service.namespace && slice.name.name.starts_with(&*service.name)
+        });
+        let nobodys = named.filter(|slice| !self.snapshot.services.contains_key(&slice.owner()));
+        let clauses = nobodys.map(|slice| {
+            let (name, label) = (text::name(&slice.name.name), text::name(&slice.service));
+            format!("EndpointSlice {name} has it with {label}, which is no Service")
+        });
+        clauses.take(SAID).collect()
+    }
+}
+
+/// Why a slice has no endpoint for a port in a family, as the end of a sentence; `None` when it has.
+fn without_endpoint(
+    slice: &EndpointSlice,
+    port: &ServicePort,
+    family: AddressFamily,
+) -> Option<String> {
+    if slice.is_headless {
+        return Some("has the label service.kubernetes.io/headless".to_owned());
+    }
+    if slice.endpoints.is_empty() {
+        return Some("is empty".to_owned());
+    }
+    if slice.family != family {
+        let [has, wanted] = [slice.family, family].map(|family| match family {
+            AddressFamily::V4 => "IPv4",
+            AddressFamily::V6 => "IPv6",
+        });
+        let count = slice.endpoints.len();
+        return Some(format!(
+            "has {count} endpoints by {has} and none by {wanted}"
+        ));
+    }
+    let is_it = |p: &&EndpointPort| p.name == port.name && p.protocol == port.protocol;
+    if slice.ports.iter().any(|p| is_it(&p)) {
+        return None;
+    }
+    let wanted = format!("{} with {}", text::quoted(&port.name), port.protocol);
+    let first = slice.ports.iter().take(SAID);
+    let has: Vec<String> = first
+        .map(|p| format!("{} with {}", text::quoted(&p.name), p.protocol))
+        .collect();
+    Some(match slice.ports.len().checked_sub(SAID) {
+        None if has.is_empty() => format!("has no port with a number, and so none called {wanted}"),
+        Some(more @ 1..) => {
+            format!(
+                "has no port {wanted}, only {} and {more} more",
+                has.join(", ")
+            )
+        }
+        _ => format!("has no port {wanted}, only {}", has.join(", ")),
+    })
 }

@@ -1,7 +1,9 @@
 //! The verdict of every kind of flow.
 
 use super::{Explanation, Flow, FlowVerdict, OwnAddresses, explain};
-use crate::model::{Protocol, ServiceType, TrafficPolicy};
+use crate::model::{
+    AddressFamily, EndpointPort, EndpointSlice, Protocol, ServiceType, TrafficPolicy,
+};
 use crate::policy::fixtures::{World, ip, port};
 
 fn world() -> World {
@@ -143,10 +145,149 @@ fn a_refusal_says_which_rule_dropped_the_endpoints() {
     world.slice("web-1", "web", &[]);
     let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
     assert!(
-        found.reason.ends_with("it has no endpoints"),
+        found
+            .reason
+            .ends_with("it has no endpoints; EndpointSlice web-1 is empty"),
         "{}",
         found.reason
     );
+}
+
+/// What is said of `default/web`, whose only EndpointSlice is the one that `edit` is done to.
+fn refused(edit: impl FnOnce(&mut EndpointSlice)) -> String {
+    let mut world = world();
+    world.service("web", |service| service.topology_keys = None);
+    let endpoints = [("10.1.0.2", Some("a1")), ("10.2.0.2", Some("b1"))];
+    world.slice_with("web-1", "web", &endpoints, edit);
+    let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
+    assert_eq!(found.verdict, FlowVerdict::Refuse, "{}", found.reason);
+    found.reason
+}
+
+#[test]
+fn a_refusal_says_which_endpoints_exist_and_why_none_counts() {
+    let not_ready = |slice: &mut EndpointSlice| {
+        for endpoint in &mut slice.endpoints {
+            (endpoint.is_ready, endpoint.is_serving) = (false, false);
+        }
+    };
+    let gone = |slice: &mut EndpointSlice| {
+        not_ready(slice);
+        for endpoint in &mut slice.endpoints {
+            endpoint.is_terminating = true;
+        }
+    };
+    let of_v6 = |slice: &mut EndpointSlice| {
+        slice.family = AddressFamily::V6;
+        for (n, endpoint) in (2..).zip(&mut slice.endpoints) {
+            endpoint.address = ip(&format!("fd00::{n}"));
+        }
+    };
+    let many_ports = |slice: &mut EndpointSlice| {
+        let one = slice.ports[0].clone();
+        let named = ["a", "b", "c", "d", "e"].map(|name| EndpointPort {
+            name: name.into(),
+            ..one.clone()
+        });
+        slice.ports = named.into();
+    };
+    type Edit<'a> = &'a dyn Fn(&mut EndpointSlice);
+    let cases: [(Edit<'_>, &str); 9] = [
+        (
+            &|slice| slice.ports[0].name = "web".into(),
+            "it has no endpoints; EndpointSlice web-1 has no port \"http\" with TCP, only \"web\" with TCP",
+        ),
+        (
+            &|slice| slice.ports[0].protocol = Protocol::Udp,
+            "EndpointSlice web-1 has no port \"http\" with TCP, only \"http\" with UDP",
+        ),
+        (
+            &many_ports,
+            "only \"a\" with TCP, \"b\" with TCP, \"c\" with TCP and 2 more",
+        ),
+        (
+            &|slice| slice.ports = Box::default(),
+            "EndpointSlice web-1 has no port with a number, and so none called \"http\" with TCP",
+        ),
+        (
+            &of_v6,
+            "EndpointSlice web-1 has 2 endpoints by IPv6 and none by IPv4",
+        ),
+        (
+            &|slice| slice.endpoints = Box::default(),
+            "EndpointSlice web-1 is empty",
+        ),
+        (
+            &|slice| slice.is_headless = true,
+            "EndpointSlice web-1 has the label service.kubernetes.io/headless",
+        ),
+        (
+            &not_ready,
+            "none of its endpoints may take it; 10.1.0.2:8080: not ready; 10.2.0.2:8080: not ready",
+        ),
+        (&gone, "10.1.0.2:8080: terminating and no longer serving"),
+    ];
+    for (edit, expected) in cases {
+        let reason = refused(edit);
+        assert!(reason.contains(expected), "{reason}\nlacks {expected}");
+    }
+}
+
+#[test]
+fn a_refusal_says_that_no_slice_is_labelled_and_which_ones_label_is_wrong() {
+    let reason = refused(|slice| slice.service = "wbe".into());
+    assert!(
+        reason.ends_with(
+            "it has no endpoints; no EndpointSlice in namespace default has the label \
+             kubernetes.io/service-name=web; EndpointSlice web-1 has it with wbe, which is no Service"
+        ),
+        "{reason}"
+    );
+    // That of another Service is that one's, whatever its name.
+    let mut world = world();
+    world.service("other", |service| {
+        service.cluster_ips = [ip("10.96.0.11")].into()
+    });
+    world.slice("web-1", "other", &[("10.1.0.2", Some("a1"))]);
+    let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
+    assert!(
+        found.reason.ends_with("kubernetes.io/service-name=web"),
+        "{}",
+        found.reason
+    );
+}
+
+#[test]
+fn the_closed_and_the_useless_are_told_apart_where_a_service_has_both() {
+    let mut world = world();
+    world.slice("web-1", "web", &[("10.2.0.2", Some("b1"))]);
+    for n in 2..7 {
+        world.slice_with(
+            &format!("web-{n}"),
+            "web",
+            &[("10.1.0.3", Some("a1"))],
+            |slice| slice.ports[0].name = "metrics".into(),
+        );
+    }
+    let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
+    let said = found.reason;
+    assert!(
+        said.contains("10.2.0.2:8080: closure: node b1 is not in pool hangzhou"),
+        "{said}"
+    );
+    assert!(
+        said.contains("EndpointSlice web-2 has no port \"http\" with TCP"),
+        "{said}"
+    );
+    assert!(
+        said.ends_with("; and others") && !said.contains("web-5"),
+        "{said}"
+    );
+    // Where one endpoint is left, nothing is said of the rest.
+    world.slice("web-7", "web", &[("10.1.0.4", Some("a1"))]);
+    let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
+    assert_eq!(found.verdict, FlowVerdict::Forward);
+    assert!(!found.reason.contains("metrics"), "{}", found.reason);
 }
 
 #[test]
@@ -178,7 +319,8 @@ fn both_scopes_have_their_policy_their_endpoints_and_the_reason() {
         "NodePort of default/web:http, no closure, traffic policy Local, client is outside this node: \
          endpoints 1 (ready on this node), left out 2, each client stays with one for 60 s; \
          10.1.1.2:8080: traffic policy Local: node a2 is not this node; \
-         10.2.0.2:8080: traffic policy Local: node b1 is not this node"
+         10.2.0.2:8080: traffic policy Local: node b1 is not this node; \
+         only a packet path would do this, and this version has none: nothing enforces it"
     );
     world.slice("web-1", "web", &[("10.2.0.2", Some("b1"))]);
     let other = ask(
@@ -194,7 +336,8 @@ fn both_scopes_have_their_policy_their_endpoints_and_the_reason() {
     assert!(
         other.reason.ends_with(
             "all that may take it are on other nodes; \
-             10.2.0.2:8080: traffic policy Local: node b1 is not this node"
+             10.2.0.2:8080: traffic policy Local: node b1 is not this node; \
+             only a packet path would do this, and this version has none: nothing enforces it"
         ),
         "{}",
         other.reason

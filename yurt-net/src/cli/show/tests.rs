@@ -1,7 +1,7 @@
 //! What `plan` prints, to the letter.
 
 use super::{Paint, plan_json, plan_table};
-use crate::model::{ServiceType, TrafficPolicy};
+use crate::model::{Protocol, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, ip, port};
 
 fn world() -> World {
@@ -81,12 +81,15 @@ fn the_table_reads_well() {
 node a1   pool hangzhou   zone none   service ports 2   rejections 1
 
 default/idle   TCP   closure none
-  ClusterIP     [fd00:96::20]:53  internal, external  refuse
+  ClusterIP     [fd00:96::20]:53  internal, external*   refuse
+  no endpoint: no EndpointSlice in namespace default has the label kubernetes.io/service-name=idle
 
 default/web:http   TCP   closure pool
-  ClusterIP     10.96.0.10:80     internal, external  forward -> 10.1.0.2:8080, 10.1.1.2:8080
-  NodePort      192.0.2.11:30080  internal, external  forward -> 10.1.0.2:8080, 10.1.1.2:8080
+  ClusterIP     10.96.0.10:80     internal, external*   forward -> 10.1.0.2:8080, 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  internal, external*   forward -> 10.1.0.2:8080, 10.1.1.2:8080
   dropped 10.2.0.2:8080: closure: node b1 is not in pool hangzhou
+
+* only a packet path would serve these clients, and this version has none: they get what they get without it
 
 rejections
   Service default/idle: annotation openyurt.io/topologyKeys: unknown value \"rack\"";
@@ -128,12 +131,14 @@ fn policies_affinity_and_source_ranges_are_in_the_table() {
     let text = text(&mut local(), Paint::Plain);
     let expected = "\
 default/web:http   TCP   closure none   internal policy Local   external policy Local   affinity 10800 s
-  ClusterIP     10.96.0.10:80     internal, external  drop
-  LoadBalancer  203.0.113.9:80    internal            forward -> 10.1.1.2:8080   only from 198.51.100.0/24
-  LoadBalancer  203.0.113.9:80    external            drop   only from 198.51.100.0/24
-  NodePort      192.0.2.11:30080  internal            forward -> 10.1.1.2:8080
-  NodePort      192.0.2.11:30080  external            drop
+  ClusterIP     10.96.0.10:80     internal, external*   drop
+  LoadBalancer  203.0.113.9:80    internal              forward -> 10.1.1.2:8080   only from 198.51.100.0/24
+  LoadBalancer  203.0.113.9:80    external*             drop   only from 198.51.100.0/24
+  NodePort      192.0.2.11:30080  internal              forward -> 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  external*             drop
   dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
+
+* only a packet path would serve these clients, and this version has none: they get what they get without it
 ";
     assert!(text.ends_with(expected), "{text}");
 }
@@ -149,6 +154,20 @@ fn each_row_has_its_own_verdict_path_ranges_and_dropped_endpoints() {
     ] {
         assert!(json.contains(row), "{json}");
     }
+}
+
+#[test]
+fn rows_that_no_hook_of_a_socket_serves_are_marked() {
+    let mut world = World::web(None);
+    world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
+    world.slice_with("web-1", "web", &[("10.1.0.2", Some("a1"))], |slice| {
+        slice.ports[0].protocol = Protocol::Sctp;
+    });
+    let text = text(&mut world, Paint::Plain);
+    assert!(text.contains("  internal*, external*  forward"), "{text}");
+    assert!(text.contains("\n* only a packet path"), "{text}");
+    // In JSON it is the field `path`; and where there is no row, nothing is explained.
+    assert!(!self::text(&mut World::new(), Paint::Plain).contains('*'));
 }
 
 /// What a tenant writes who wants the reader to see something else.
