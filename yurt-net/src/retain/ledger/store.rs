@@ -156,7 +156,8 @@ struct Held {
 impl Held {
     fn is_in_place(&self) -> bool {
         let identity = |found: io::Result<Metadata>| found.ok().map(|it| (it.dev(), it.ino()));
-        let there = identity(std::fs::symlink_metadata(&self.path));
+        // Where the path leads, as it was opened: the directory may be a link to another disk.
+        let there = identity(std::fs::metadata(&self.path));
         there.is_some() && there == identity(self.file.metadata())
     }
 }

@@ -377,6 +377,36 @@ fn one_process_at_a_time_writes() {
     store::Lock::take(&other, patience).unwrap();
 }
 
+#[test]
+fn a_ledger_directory_that_is_a_link_to_another_disk_can_be_locked_and_written() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+    };
+    let elsewhere = directory.path().join("elsewhere");
+    std::fs::create_dir_all(&elsewhere).unwrap();
+    std::fs::create_dir_all(&place.state_dir).unwrap();
+    let on_disk = place.state_dir.join("ledger");
+    std::os::unix::fs::symlink(&elsewhere, &on_disk).unwrap();
+    let patience = std::time::Duration::from_millis(20);
+    let lock = store::Lock::take(&place, patience).unwrap();
+    let mut store = Store::open(&place).unwrap();
+    let put = Record::Put {
+        key: key("web"),
+        entry: entry("10.1.0.2", "c1"),
+    };
+    store.commit(vec![put]).unwrap();
+    lock.check().unwrap();
+    assert!(store::Lock::take(&place, patience).is_err(), "it is a lock");
+    // It leads somewhere else by now: the other half still holds.
+    std::fs::remove_file(&on_disk).unwrap();
+    lock.check().unwrap();
+    std::fs::remove_dir_all(&place.run_dir).unwrap();
+    lock.check().unwrap_err();
+    assert!(elsewhere.read_dir().unwrap().next().is_some());
+}
+
 /// Each change depends on all before it: a lock that is not one shows as two that made the same.
 fn race(place: &Place, workers: usize, turns: usize, away: impl Fn() + Sync) -> BTreeSet<usize> {
     let is_over = std::sync::atomic::AtomicBool::new(false);
