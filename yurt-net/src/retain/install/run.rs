@@ -6,7 +6,7 @@
 use std::ffi::{CString, NulError};
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
-use std::os::fd::AsRawFd as _;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -21,6 +21,8 @@ use super::{Call, VERSIONS};
 
 /// VERSION and STATUS take milliseconds; a slow disk may take seconds to read a program.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// For one that was ended.
+const LAST: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 /// More than any answer; what is behind it is not read.
 const MAX_ANSWER: u64 = 64 * 1024;
@@ -122,14 +124,23 @@ impl Host {
         };
         let mut child = self.spawn(program, name, verb).map_err(started)?;
         // It may end without having read, and then this does, too.
+        let mut written = Ok(());
         if let Some(mut stdin) = child.stdin.take() {
-            thread::spawn(move || stdin.write_all(&input));
+            let thread = thread::Builder::new().name("stdin".to_owned());
+            written = thread.spawn(move || stdin.write_all(&input)).map(drop);
         }
-        let status = wait(&mut child).map_err(started)?;
+        let patience = match written {
+            Ok(()) => PATIENCE,
+            Err(_) => Duration::ZERO,
+        };
+        let status = wait(&mut child, patience).map_err(started)?;
+        // Without its input it may have ended in whatever way.
+        written.map_err(started)?;
         let status = status.ok_or_else(|| RunError::Hangs {
             plugin: name.to_owned(),
         })?;
-        // What a pipe holds is enough, so it is read afterwards.
+        // What the pipes hold is enough, so they are read afterwards, and not to their end: whatever it has left running may
+        // have them open for ever.
         let said = text_of(child.stdout.take());
         let complaint = text_of(child.stderr.take());
         Ok(Ran {
@@ -164,6 +175,8 @@ impl Host {
         .collect::<Result<_, NulError>>()?;
         let mut command = Command::new(name);
         command
+            // What it has started ends with it, where it must be ended.
+            .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -220,25 +233,103 @@ impl Ran {
     }
 }
 
-fn text_of(pipe: Option<impl io::Read>) -> String {
+/// What is in a pipe now.
+fn text_of(pipe: Option<impl io::Read + AsRawFd>) -> String {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
-        // What cannot be read is shown as nothing.
-        let _none = pipe.take(MAX_ANSWER).read_to_end(&mut bytes);
+        // SAFETY: a call without pointers, on a descriptor that is open.
+        let is_set = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } == 0;
+        if is_set {
+            // It ends with an error where somebody else may still write; what was read until then is there. What cannot be
+            // read is shown as nothing.
+            let _empty = pipe.take(MAX_ANSWER).read_to_end(&mut bytes);
+        }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// `None`: it did not end, and was ended.
-fn wait(child: &mut Child) -> io::Result<Option<ExitStatus>> {
+fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
+    let status = try_wait(child, patience)?;
+    if status.is_none() {
+        let group = libc::pid_t::try_from(child.id()).map_err(io::Error::other)?;
+        // SAFETY: a call without pointers; the child is not waited for yet, so its number is nobody else's.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+        child.kill()?;
+        // One that waits for a disk does not even end by that.
+        try_wait(child, LAST)?;
+    }
+    Ok(status)
+}
+
+fn try_wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     let start = Instant::now();
-    while start.elapsed() < PATIENCE {
-        if let Some(status) = child.try_wait()? {
-            return Ok(Some(status));
+    loop {
+        let status = child.try_wait()?;
+        if status.is_some() || start.elapsed() >= patience {
+            return Ok(status);
         }
         thread::sleep(LOOK);
     }
-    child.kill()?;
-    child.wait()?;
-    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn host() -> Host {
+        Host { root: None }
+    }
+
+    fn script(directory: &Path, text: &str) -> PathBuf {
+        let path = directory.join("plugin");
+        fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path
+    }
+
+    #[test]
+    fn what_a_plugin_leaves_running_with_its_pipes_open_is_not_waited_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = directory.path().join("left");
+        let versions = serde_json::json!({"supportedVersions": VERSIONS});
+        let text = format!(
+            "sleep 1000 &\necho $! > {}\necho '{versions}'",
+            left.display()
+        );
+        let program = script(directory.path(), &text);
+        let started = Instant::now();
+        host().version(&program, "yurt-cni").unwrap();
+        let took = started.elapsed();
+        let pid: libc::pid_t = fs::read_to_string(left).unwrap().trim().parse().unwrap();
+        // SAFETY: a call without pointers, about a process that this test has started.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        assert!(took < Duration::from_secs(900), "{took:?}");
+    }
+
+    #[test]
+    fn a_plugin_that_does_not_end_is_ended_with_all_that_it_has_started() {
+        let directory = tempfile::tempdir().unwrap();
+        let left = directory.path().join("left");
+        let text = format!("sleep 1000 &\necho $! > {}\nwait", left.display());
+        let program = script(directory.path(), &text);
+        let mut child = host().spawn(&program, "yurt-cni", "VERSION").unwrap();
+        let started = || fs::read_to_string(&left).is_ok_and(|text| text.ends_with('\n'));
+        while !started() {
+            thread::sleep(LOOK);
+        }
+        assert_eq!(wait(&mut child, Duration::ZERO).unwrap(), None);
+        assert!(child.try_wait().unwrap().is_some(), "it is waited for");
+        let pid = fs::read_to_string(&left).unwrap();
+        // It is a zombie until whoever has inherited it looks, or is gone.
+        let is_running = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+            stat.is_ok_and(|stat| !stat.contains(") Z "))
+        };
+        while is_running() {
+            thread::sleep(LOOK);
+        }
+    }
 }
