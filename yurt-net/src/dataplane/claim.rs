@@ -2,7 +2,7 @@
 //!
 //! A claim is a map that nobody pins: it is there for as long as its process is, on any file system and on none, and no
 //! directory that is removed or mounted over takes it along. Only who may load programs can make one (the kernel wants
-//! `CAP_BPF` for an LPM trie), so no tenant can keep an agent from starting. Decision 24 has what else was looked at.
+//! `CAP_BPF` for an LPM trie), so no tenant can keep an agent from starting. Decision 21 has what else was looked at.
 
 use std::fs;
 use std::io;
@@ -136,7 +136,12 @@ impl Claim {
 fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), DataplaneError> {
     let found = sys::map_ids_named(NAME).map_err(DataplaneError::Claim)?;
     for (id, map) in found {
-        if let Some(row) = read(map.as_fd()).map_err(DataplaneError::Claim)?
+        let row = match read(map.as_fd()) {
+            // Anybody may call a map so.
+            Err(error) if sys::is_passed_over(&error) => None,
+            row => row.map_err(DataplaneError::Claim)?,
+        };
+        if let Some(row) = row
             && let Some(what) = owned.common(&row.owned)
             && counts(&row, id)
         {

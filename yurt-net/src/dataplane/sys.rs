@@ -157,7 +157,8 @@ struct NamedMapInfo {
     name: [u8; 16],
 }
 
-/// All maps of the kernel that have a name, with their numbers. Needs `CAP_SYS_ADMIN`.
+/// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a security module or of
+/// whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
 pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
     /// The number to start behind or to open, and the one that follows.
     type IdAttr = [u32; 3];
@@ -171,15 +172,25 @@ pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
         let [_, next, _] = attr;
         last = next;
         let map = match bpf(BPF_MAP_GET_FD_BY_ID, &mut [next, 0, 0]).and_then(owned) {
-            // It went meanwhile.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
+            Err(error) if is_passed_over(&error) => continue,
             map => map?,
         };
-        let described: NamedMapInfo = info(map.as_fd())?;
+        let described: NamedMapInfo = match info(map.as_fd()) {
+            Err(error) if is_passed_over(&error) => continue,
+            described => described?,
+        };
         if described.name.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
             found.push((next, map));
         }
     }
+}
+
+/// Whether one object's error says nothing of others: it went meanwhile, or is not for us to see.
+pub(super) fn is_passed_over(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ENOENT | libc::EPERM | libc::EACCES)
+    )
 }
 
 /// The head of `struct bpf_link_info`, for a cgroup link.
