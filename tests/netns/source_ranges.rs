@@ -199,3 +199,67 @@ fn an_agent_that_starts_again_admits_the_same_clients_without_a_gap() -> Result<
     assert_eq!(tally.failed(), 0, "{tally:?}");
     fails_with(&stage.outside, Tcp, VIP, DROP)
 }
+
+/// Whatever it dials with: what a Pod has inside is its own word, and who it is says the node.
+#[test]
+fn an_address_that_a_pod_gave_itself_admits_it_nowhere() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let elsewhere = ["10.9.9.0/24", "fd00:9::/64"];
+    let inside = format!("{}/32", stage.inside.ip4());
+    let inside6 = format!("{}/128", stage.inside.ip6());
+    let web = stage.world.manifests.service("web");
+    web.source_ranges(&[elsewhere[0], elsewhere[1], &inside, &inside6]);
+    stage.world.apply()?;
+    for to in [VIP, VIP6] {
+        stage.is_admitted(&stage.inside, to)?;
+        stage.is_dropped(&stage.outside, to)?;
+    }
+    // First on its lo, then what it dials with, then as if it were another Pod; and as many as it likes.
+    let world = &stage.world;
+    let gateways = (
+        world.node(0)?.pod_cidr4().replace(".0/24", ".1"),
+        world.node(0)?.pod_cidr6().replace("::/64", "::1"),
+    );
+    let mut many = String::new();
+    for number in 0..2_000 {
+        many += &format!(
+            "addr add 10.9.{}.{}/32 dev lo\n",
+            10 + number / 250,
+            number % 250
+        );
+    }
+    let claims = [
+        "addr add 10.9.9.9/32 dev lo\naddr add fd00:9::9/128 dev lo nodad\n".to_owned(),
+        format!(
+            "route replace default via {} src 10.9.9.9\nroute replace default via {} src fd00:9::9\n",
+            gateways.0, gateways.1
+        ),
+        format!(
+            "addr add {} dev lo\naddr add {} dev lo nodad\n",
+            inside, inside6
+        ),
+        many,
+    ];
+    for (number, claim) in claims.iter().enumerate() {
+        stage.outside.netns().ip(claim)?;
+        // An agent that has seen this Pod has looked at the others, too.
+        let later = stage.world.node(0)?.pod(&format!("later-{number}"))?;
+        let ranges = [
+            elsewhere[0].to_owned(),
+            elsewhere[1].to_owned(),
+            inside.clone(),
+            inside6.clone(),
+            format!("{}/32", later.ip4()),
+            format!("{}/128", later.ip6()),
+        ];
+        let ranges: Vec<&str> = ranges.iter().map(String::as_str).collect();
+        stage.world.manifests.service("web").source_ranges(&ranges);
+        stage.world.apply()?;
+        for to in [VIP, VIP6] {
+            stage.is_admitted(&later, to)?;
+            fails_with(&stage.outside, Tcp, to, DROP)?;
+            stage.is_admitted(&stage.inside, to)?;
+        }
+    }
+    Ok(())
+}

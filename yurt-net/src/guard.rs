@@ -90,8 +90,8 @@ pub struct Link {
     pub mac: Option<[u8; 6]>,
     /// Index of its other end.
     pub peer: Option<u32>,
-    /// The other end is in another network namespace.
-    pub is_peer_elsewhere: bool,
+    /// What this namespace calls the one that the other end is in, where that is another one.
+    pub peer_netns: Option<i32>,
     /// A default route leads out of it: a node that is a container itself has such a veth device.
     pub is_uplink: bool,
     /// Where those lead.
@@ -118,7 +118,7 @@ impl Link {
             return false;
         }
         if policy.devices.is_empty() {
-            return self.kind == "veth" && self.is_peer_elsewhere && !self.is_uplink;
+            return self.kind == "veth" && self.peer_netns.is_some() && !self.is_uplink;
         }
         let mut patterns = policy.devices.iter();
         patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))

@@ -50,6 +50,11 @@ impl Netns {
         self.inode
     }
 
+    /// The descriptor that holds it open, as the kernel's messages name it.
+    pub fn descriptor(&self) -> u32 {
+        self.file.as_raw_fd().cast_unsigned()
+    }
+
     /// Moves the calling thread in. Needs `CAP_SYS_ADMIN`.
     fn enter(&self) -> io::Result<()> {
         // SAFETY: a call without pointers.

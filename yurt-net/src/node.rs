@@ -4,6 +4,7 @@
 //! and go with modems and DHCP.
 
 mod links;
+pub mod near;
 pub mod peers;
 pub mod routes;
 pub mod vtep;

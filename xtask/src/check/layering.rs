@@ -41,6 +41,7 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/rewrite/",
     "yurt-ebpf/src/select.rs",
     "yurt-ebpf/src/vxlan.rs",
+    "yurt-net/src/dataplane/clients/identity.rs",
     "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
     "yurt-net/src/dataplane/sockets/message.rs",

@@ -17,12 +17,14 @@ impl Agent {
         if is_hearsay || self.status.sockets.unsupported.is_some() {
             return;
         }
-        if !self.is_scan_due && !self.watched.is_empty() {
-            let mut fates = self.fates(&self.watched).into_iter();
-            self.is_scan_due = fates.any(|(_, fate)| fate == Fate::End);
+        let fates = self.fates(&self.watched);
+        for (flow, (_, fate)) in self.watched.iter().zip(fates) {
+            if fate == Fate::End {
+                self.suspects.add(flow.protocol, flow.backend);
+            }
         }
-        if std::mem::take(&mut self.is_scan_due) {
-            self.scanner.start();
+        if !self.suspects.is_empty() {
+            self.scanner.start(std::mem::take(&mut self.suspects));
         }
     }
 
@@ -48,7 +50,10 @@ impl Agent {
         let judged = self.fates(&found.flows);
         let judged = found.flows.iter().zip(judged);
         let mut doomed = BTreeMap::new();
-        self.watched.clear();
+        // Those that were looked for are seen, or are no more.
+        let suspects = &found.suspects;
+        self.watched
+            .retain(|flow| !suspects.contains(flow.protocol, flow.backend));
         for (flow, (standing, fate)) in judged {
             match fate {
                 Fate::Keep => {}

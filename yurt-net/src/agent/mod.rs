@@ -8,7 +8,7 @@
 //! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
 //! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
 //! | a scan (in `Scanner`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
-//! | a look (in `Clients`, its own thread) | interfaces, a timer; only for source ranges | finds network namespaces and their addresses |
+//! | a look (in `Clients`, its own thread) | interfaces, the ledger, a timer; only for source ranges | finds Pods' network namespaces, and which addresses this node has for them |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
@@ -49,16 +49,18 @@ use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options};
 use crate::dataplane::claim::{Claim, Owned};
-use crate::dataplane::clients::{ClientAddresses, Clients};
+use crate::dataplane::clients::Clients;
 use crate::dataplane::sockets::{self, Event, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::error::chain;
-use crate::model::{LocalPod, Snapshot};
+use crate::model::{LocalPod, Protocol, Snapshot};
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::process::Process;
 use crate::observe::{http, metrics};
 use crate::plan::MapImage;
-use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons};
+use crate::policy::{
+    ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons, Suspects,
+};
 use crate::source::checkpoint::{Keeper, Saver};
 use crate::source::kube::servers;
 use crate::source::preferred::Sources;
@@ -213,6 +215,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                             continue;
                         }
                         agent.view = view;
+                        agent.tell_clients(&retention);
                         if agent.is_serving {
                             agent.try_sync();
                         }
@@ -220,7 +223,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     Err(error) => warn!(error = chain(&error), "addresses: keeping the last known"),
                 }
             },
-            found = agent.clients.next(own_addresses(&agent.view)) => agent.set_clients(&found),
+            found = agent.clients.next() => agent.set_clients(&found),
             () = sleep_until(next_drift) => {
                 next_drift = Instant::now() + drift_interval;
                 if agent.is_serving {
@@ -282,8 +285,8 @@ struct Agent {
     established: ClosureEstablished,
     scanner: Scanner,
     clients: Clients,
-    /// Established flows may have lost their backend since the last scan; at first, while no agent was there.
-    is_scan_due: bool,
+    /// Backends whose established flows may have lost them since the last scan; at first, while no agent was there.
+    suspects: Suspects,
     /// The Pods of this node, as retention has seen them last.
     pods: Vec<Arc<LocalPod>>,
     /// Established flows whose backends new flows do not go to.
@@ -302,12 +305,12 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
         let mut status = Status::new(&config.node, &dataplane);
-        if let Err(error) = sockets::support() {
+        let with_tcp = established == ClosureEstablished::Reset;
+        if let Err(error) = sockets::support(with_tcp) {
             let reason = chain(&error);
             warn!(reason, "sockets that outlive their endpoint are not ended");
             status.sockets.unsupported = Some(reason);
         }
-        let with_tcp = established == ClosureEstablished::Reset;
         let scanner = Scanner::new(dataplane.socket_maps()?, with_tcp);
         // What an earlier agent left may ask already.
         let mut clients = Clients::default();
@@ -330,7 +333,7 @@ impl Agent {
             established,
             scanner,
             clients,
-            is_scan_due: true,
+            suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
             pods: Vec::new(),
             watched: Vec::new(),
             status,
@@ -409,11 +412,6 @@ async fn config(args: &RunArgs) -> PolicyConfig {
     let metrics = args.metrics_bind_address.0;
     config.protect.agent_ports = metrics.iter().map(|address| address.port()).collect();
     config
-}
-
-fn own_addresses(view: &NodeView) -> ClientAddresses {
-    let (v4, v6) = view.default_source;
-    ClientAddresses { v4, v6 }
 }
 
 /// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.

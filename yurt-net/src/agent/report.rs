@@ -2,7 +2,7 @@
 
 use tracing::{error, info, warn};
 
-use super::Agent;
+use super::{Agent, give_back_memory};
 use crate::dataplane::sockets::Outcome;
 use crate::error::chain;
 use crate::model::Rejection;
@@ -46,6 +46,8 @@ impl Agent {
         {
             warn!(error, "not all sockets could be looked at");
         }
+        // A node may have had a hundred thousand of them.
+        give_back_memory();
         let status = &mut self.status.sockets;
         status.scans += 1;
         status.last_seen = seen;

@@ -185,6 +185,11 @@ impl Retention {
         }
     }
 
+    /// Whose addresses are whose, as the ledger has it.
+    pub(super) fn entries(&self) -> &BTreeMap<Key, Entry> {
+        self.reading.ledger.entries()
+    }
+
     /// Where Pods of this node are; `None` where no plugin tells.
     fn truth(&self) -> Option<Arc<Truth>> {
         let devices = self.devices.as_deref();
@@ -398,6 +403,7 @@ impl Agent {
     pub(super) async fn retain(&mut self, retention: &mut Retention, probing: &mut Probing) {
         let local = self.view.local_addresses.as_ref();
         retention.update(&mut self.sources, local).await;
+        self.tell_clients(retention);
         if self.take_truth(retention, probing) && self.status.ready {
             self.try_sync();
         }

@@ -6,14 +6,15 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
+use super::retention::Retention;
 use super::{Agent, AgentError, RETRY, give_back_memory, report};
 use crate::dataplane::bpf::SocketLb;
 use crate::dataplane::clients::Look;
+use crate::dataplane::clients::identity::{ClientAddresses, Word};
 use crate::dataplane::{ApplyError, Dataplane as _};
 use crate::error::chain;
-use crate::model::Protocol;
 use crate::plan::{Plan, Refused, plan};
-use crate::policy::{ClosureEstablished, compile};
+use crate::policy::compile;
 use crate::source::preferred::Origin;
 use crate::source::unix_seconds;
 
@@ -84,9 +85,7 @@ impl Agent {
         );
         self.memory = compiled.memory;
         report::report_rejections(&compiled.new_rejections);
-        let with_tcp = self.established == ClosureEstablished::Reset;
-        let mut lost = compiled.lost.into_iter();
-        self.is_scan_due |= lost.any(|protocol| protocol == Protocol::Udp || with_tcp);
+        self.suspects.merge(compiled.lost);
         if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
             self.want_clients();
@@ -154,6 +153,16 @@ impl Agent {
         if self.clients.want(is_wanted) && !is_wanted {
             self.set_clients(&Look::default());
         }
+    }
+
+    /// Passes on by what clients are known.
+    pub(super) fn tell_clients(&mut self, retention: &Retention) {
+        let (v4, v6) = self.view.default_source;
+        self.clients.hear(Word {
+            own: ClientAddresses { v4, v6 },
+            local: self.view.local_addresses.clone().unwrap_or_default(),
+            entries: retention.entries().clone(),
+        });
     }
 
     pub(super) fn set_clients(&mut self, found: &Look) {

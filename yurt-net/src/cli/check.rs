@@ -10,10 +10,12 @@ use serde::Serialize;
 
 use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
+use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf::{self, ProgramSize};
-use crate::dataplane::{DataplaneError, sockets};
+use crate::dataplane::sockets::{self, Unsupported};
 use crate::error::chain;
 use crate::filesystem::Kind;
+use crate::model::Protocol;
 use crate::output::print;
 use crate::selftest;
 use crate::status::Status;
@@ -282,10 +284,22 @@ fn optional(
 }
 
 fn stale_sockets() -> Finding {
-    match sockets::support() {
+    match sockets::support(true) {
         Ok(()) => Finding::ok("sockets", "UDP sockets whose endpoint went are ended"),
         Err(error) => {
-            let remedy = "until then clients with connected UDP sockets must notice by themselves";
+            let without_tcp = matches!(
+                error,
+                Unsupported::NoDiag {
+                    protocol: Protocol::Tcp
+                }
+            );
+            let remedy = match without_tcp {
+                true => {
+                    "until then a YurtHub on this node is not believed, for nobody can tell whose it is, and \
+                     --closure-established=reset ends nothing"
+                }
+                false => "until then clients with connected UDP sockets must notice by themselves",
+            };
             Finding::new("sockets", Outcome::Warning, chain(&error), remedy)
         }
     }

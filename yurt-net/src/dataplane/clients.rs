@@ -2,18 +2,26 @@
 //!
 //! A hook sees a socket before it has a source address, but it sees the cookie of its namespace. Only Services with source
 //! ranges ask, so nobody is looked for while there are none. Otherwise a look is taken after every change of the node's
-//! interfaces, which is what a new Pod makes first; again a little later, for its address may come last; and every ten
-//! seconds, for Pods without an interface on the node. A look runs in a thread of its own.
+//! interfaces, which is what a new Pod makes first, and of the ledger; again a little later, for its address may come last; and
+//! every ten seconds. A look runs in a thread of its own.
+//!
+//! Which namespace is whose is said by the device that leads there, and which addresses that has by the node's side alone
+//! (`identity`). Inside a Pod nothing is listed, so what it puts there costs nothing and says nothing.
+
+pub mod identity;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::netns;
+use self::identity::{Client, ClientAddresses, Identities, Word, identify};
+use crate::netns::{self, Netns};
+use crate::node::near::Nearby;
 
 /// After a change of interfaces.
 const LOOKS: [Duration; 4] = [
@@ -26,14 +34,15 @@ const LOOKS: [Duration; 4] = [
 const GAP: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Addresses of a client; `None` where it has none of that family.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClientAddresses {
-    /// Its first address that is neither loopback nor link-local.
-    pub v4: Option<Ipv4Addr>,
-    /// Likewise.
-    pub v6: Option<Ipv6Addr>,
-}
+/// How long whoever is asked for may take to answer, each time.
+const ANSWERS: [Duration; 4] = [
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+];
+/// Nobody is there (RFC 2544, RFC 5180), and nothing is sent: a socket that is connected tells what it would send with.
+const ANYWHERE: [&str; 2] = ["198.18.0.1:9", "[2001:2::1]:9"];
 
 /// What a look has found.
 #[derive(Debug, Default)]
@@ -64,6 +73,9 @@ impl From<io::Error> for Look {
 #[derive(Debug)]
 pub struct Clients {
     is_wanted: bool,
+    word: Arc<Word>,
+    /// Whom the last whole look has found.
+    known: BTreeMap<u64, ClientAddresses>,
     due: VecDeque<Instant>,
     is_looking: bool,
     last: Option<Instant>,
@@ -76,6 +88,8 @@ impl Default for Clients {
         let (sender, found) = mpsc::unbounded_channel();
         Self {
             is_wanted: false,
+            word: Arc::default(),
+            known: BTreeMap::new(),
             due: VecDeque::new(),
             is_looking: false,
             last: None,
@@ -92,9 +106,18 @@ impl Clients {
         self.is_wanted = is_wanted;
         if is_new {
             self.due.clear();
+            self.known.clear();
             self.interfaces_changed();
         }
         is_new
+    }
+
+    /// Takes up what the agent knows by now.
+    pub fn hear(&mut self, word: Word) {
+        if *self.word != word {
+            self.word = Arc::new(word);
+            self.interfaces_changed();
+        }
     }
 
     /// Whether somebody does.
@@ -111,16 +134,18 @@ impl Clients {
         }
     }
 
-    /// The clients that there are now, `own` being the node's own addresses. Waits for ever while nobody wants to know. Safe
-    /// to cancel.
-    pub async fn next(&mut self, own: ClientAddresses) -> Look {
+    /// The clients that there are now. Waits for ever while nobody wants to know. Safe to cancel.
+    pub async fn next(&mut self) -> Look {
         loop {
             if self.is_looking {
                 let found = self.found.recv().await;
                 self.is_looking = false;
                 // We hold a sender ourselves. Nobody may want to know by now.
-                let found = found.filter(|_| self.is_wanted);
-                return found.unwrap_or_default();
+                let found = found.filter(|_| self.is_wanted).unwrap_or_default();
+                if found.is_complete() {
+                    self.known.clone_from(&found.clients);
+                }
+                return found;
             }
             let Some(due) = self.due.front() else {
                 std::future::pending::<()>().await;
@@ -132,9 +157,10 @@ impl Clients {
                 self.due.push_back(Instant::now() + EVERY);
             }
             let sender = self.sender.clone();
+            let (word, known) = (self.word.clone(), self.known.clone());
             let look = move || {
                 // No receiver: the agent ends.
-                let _ = sender.send(look(own).unwrap_or_else(Look::from));
+                let _ = sender.send(look(&word, &known).unwrap_or_else(Look::from));
             };
             let thread = std::thread::Builder::new().name("clients".to_owned());
             self.last = Some(Instant::now());
@@ -146,29 +172,119 @@ impl Clients {
     }
 }
 
-fn look(own: ClientAddresses) -> io::Result<Look> {
-    let namespaces = netns::all()?;
-    let visits = netns::inside(&namespaces, |_| {
-        let cookie = netns::cookie()?.ok_or_else(no_cookies)?;
-        Ok::<_, io::Error>((cookie, first_of_each_family(&netns::addresses()?)))
-    })?;
+fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look> {
     let mut found = Look::default();
-    for (number, visit) in visits.into_iter().enumerate() {
-        let (cookie, mut client) = match visit.flatten() {
-            Ok(client) => client,
-            Err(error) => {
-                found.error = Some(error);
-                continue;
+    // This thread is in the node's own namespace, and a Pod with a cookie that is told has one, too.
+    let own = netns::cookie()?.ok_or_else(no_cookies)?;
+    found.clients.insert(own, own_addresses(word)?);
+    let nearby = Nearby::open()?;
+    let mut near = nearby.look()?;
+    let namespaces: Vec<Netns> = netns::all()?.into_iter().skip(1).collect();
+    let ids = nearby.netns_ids(&namespaces)?;
+    // Nobody else's are entered.
+    let (mut namespaces, devices): (Vec<Netns>, Vec<Vec<u32>>) = namespaces
+        .into_iter()
+        .zip(ids)
+        .filter_map(|(netns, id)| Some((netns, near.devices_to(id?))))
+        .filter(|(_, devices)| !devices.is_empty())
+        .unzip();
+    let cookies = netns::inside(&namespaces, |_| netns::cookie()?.ok_or_else(no_cookies))?;
+    let mut clients = Vec::new();
+    let mut entered = Vec::new();
+    for ((netns, devices), cookie) in namespaces.drain(..).zip(devices).zip(cookies) {
+        match cookie.flatten() {
+            Ok(cookie) => {
+                clients.push(Client {
+                    cookie,
+                    devices,
+                    claimed: ClientAddresses::default(),
+                });
+                entered.push(netns);
             }
-        };
-        if number == 0 {
-            // The node dials by its default route; its interfaces are many.
-            client.v4 = own.v4.or(client.v4);
-            client.v6 = own.v6.or(client.v6);
+            Err(error) => found.error = Some(error),
         }
-        found.clients.insert(cookie, client);
     }
+    let mut identities = identify(&near, word, before, &clients);
+    if !identities.open.is_empty() {
+        take_claims(&entered, &mut clients, &identities)?;
+        identities = identify(&near, word, before, &clients);
+        for question in &identities.questions {
+            // Whoever cannot be asked for stays unknown.
+            let _ = nearby.ask(question);
+        }
+        for patience in ANSWERS {
+            if identities.questions.is_empty() {
+                break;
+            }
+            std::thread::sleep(patience);
+            near = nearby.look()?;
+            identities = identify(&near, word, before, &clients);
+        }
+    }
+    found.clients.append(&mut identities.known);
     Ok(found)
+}
+
+/// Asks those of whom more could be known what they would dial with.
+fn take_claims(
+    namespaces: &[Netns],
+    clients: &mut [Client],
+    identities: &Identities,
+) -> io::Result<()> {
+    let open = |netns: &Netns| {
+        let place = namespaces
+            .iter()
+            .position(|other| other.inode() == netns.inode());
+        place.filter(|place| identities.open.contains(place))
+    };
+    netns::inside(namespaces, |netns| {
+        if let Some(client) = open(netns).and_then(|place| clients.get_mut(place)) {
+            client.claimed = claim();
+        }
+    })?;
+    Ok(())
+}
+
+/// What a socket of this thread's namespace would be bound to.
+fn claim() -> ClientAddresses {
+    let mut claimed = ClientAddresses::default();
+    for to in ANYWHERE {
+        let Ok(to) = to.parse::<SocketAddr>() else {
+            continue;
+        };
+        let any: SocketAddr = match to {
+            SocketAddr::V4(_) => (std::net::Ipv4Addr::UNSPECIFIED, 0).into(),
+            SocketAddr::V6(_) => (std::net::Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let source = UdpSocket::bind(any).and_then(|socket| {
+            socket.connect(to)?;
+            socket.local_addr()
+        });
+        // No route, no claim.
+        match source.map(|source| source.ip()) {
+            Ok(IpAddr::V4(address)) => claimed.v4 = Some(address),
+            Ok(IpAddr::V6(address)) => claimed.v6 = Some(address),
+            Err(_) => {}
+        }
+    }
+    claimed
+}
+
+/// What the node dials with: by its default route, and where it has none the first of its interfaces' addresses.
+fn own_addresses(word: &Word) -> io::Result<ClientAddresses> {
+    let mut own = word.own;
+    if own.v4.is_none() || own.v6.is_none() {
+        for address in netns::addresses()?
+            .iter()
+            .filter(|one| identity::is_of_use(one))
+        {
+            match address {
+                IpAddr::V4(address) => own.v4 = own.v4.or(Some(*address)),
+                IpAddr::V6(address) => own.v6 = own.v6.or(Some(*address)),
+            }
+        }
+    }
+    Ok(own)
 }
 
 fn no_cookies() -> io::Error {
@@ -179,53 +295,15 @@ fn no_cookies() -> io::Error {
     )
 }
 
-fn first_of_each_family(addresses: &[IpAddr]) -> ClientAddresses {
-    let mut v4 = addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    });
-    let mut v6 = addresses.iter().filter_map(|address| match address {
-        IpAddr::V6(address) => Some(*address),
-        IpAddr::V4(_) => None,
-    });
-    ClientAddresses {
-        v4: v4.find(|address| !address.is_loopback() && !address.is_link_local()),
-        v6: v6.find(|address| !address.is_loopback() && !address.is_unicast_link_local()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_client_is_known_by_its_first_address_of_each_family_that_leaves_its_link() {
-        let addresses: Vec<IpAddr> = [
-            "127.0.0.1",
-            "::1",
-            "169.254.1.1",
-            "10.244.1.7",
-            "fe80::1",
-            "fd00::7",
-            "10.9.9.9",
-        ]
-        .map(|address| address.parse().unwrap())
-        .to_vec();
-        let found = first_of_each_family(&addresses);
-        assert_eq!(found.v4, Some(Ipv4Addr::new(10, 244, 1, 7)));
-        assert_eq!(found.v6, Some("fd00::7".parse().unwrap()));
-        assert_eq!(
-            first_of_each_family(&addresses[..3]),
-            ClientAddresses::default()
-        );
-    }
 
     #[tokio::test]
     async fn nobody_is_looked_for_while_nobody_wants_to_know() {
         let mut clients = Clients::default();
         clients.interfaces_changed();
-        let own = ClientAddresses::default();
-        let wait = tokio::time::timeout(Duration::from_millis(50), clients.next(own));
+        let wait = tokio::time::timeout(Duration::from_millis(50), clients.next());
         assert!(wait.await.is_err());
         assert!(clients.want(true));
         assert!(!clients.want(true));

@@ -6,7 +6,8 @@
 //! a UDP socket connected to a Pod itself, that later sends to a Service and gets the same Pod, passes for the Service's.
 //!
 //! A scan runs in a thread of its own, off the loop: it looks into every network namespace, asks the loop for the fate of what
-//! it found, and ends what has none. A scan that falls due while one runs is remembered, once.
+//! it found, and ends what has none. It asks for sockets with the peers that are suspects, which the kernel picks out: a node may
+//! have a hundred thousand others. Scans that fall due while one runs are one scan after it.
 
 mod diag;
 pub mod message;
@@ -24,13 +25,13 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
-use self::diag::Diag;
+use self::diag::{Diag, IPPROTO_TCP, IPPROTO_UDP};
 use self::message::{AF_INET, AF_INET6, Socket};
 use super::sys;
 use crate::model::Protocol;
 use crate::netns;
 use crate::plan::{PROBE_V4, PROBE_V6};
-use crate::policy::{Flow, Standing};
+use crate::policy::{Flow, Standing, SuspectBackends, Suspects};
 
 /// For a call that chose its backend just before the table changed and is not in the kernel's tables yet.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -40,9 +41,13 @@ const SETTLE: Duration = Duration::from_millis(50);
 pub enum Unsupported {
     /// Not even looked at.
     #[error(
-        "this kernel does not tell of UDP sockets: it needs CONFIG_INET_UDP_DIAG (module udp_diag)"
+        "this kernel does not tell of {protocol} sockets: it needs CONFIG_INET_{protocol}_DIAG (modprobe {})",
+        module(*protocol)
     )]
-    NoDiag,
+    NoDiag {
+        /// Of which.
+        protocol: Protocol,
+    },
     /// Looked at, but not ended.
     #[error("this kernel cannot end sockets: it was built without CONFIG_INET_DIAG_DESTROY")]
     NoDestroy,
@@ -51,14 +56,21 @@ pub enum Unsupported {
     Io(#[from] io::Error),
 }
 
-/// Whether this kernel does what a scan needs.
-pub fn support() -> Result<(), Unsupported> {
+fn module(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "tcp_diag",
+        Protocol::Udp => "udp_diag",
+        Protocol::Sctp => "sctp_diag",
+    }
+}
+
+/// Whether this kernel does what a scan needs: of UDP sockets, and of TCP sockets if wanted.
+pub fn support(with_tcp: bool) -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
-    match diag.connected(AF_INET, number(Protocol::Udp)) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-            return Err(Unsupported::NoDiag);
+    for &protocol in protocols(with_tcp) {
+        if !diag.knows(number(protocol))? {
+            return Err(Unsupported::NoDiag { protocol });
         }
-        result => drop(result?),
     }
     match diag.can_destroy()? {
         true => Ok(()),
@@ -91,6 +103,8 @@ pub enum Event {
 pub struct Found {
     /// The flows.
     pub flows: Vec<Flow>,
+    /// The backends that were looked for.
+    pub suspects: Suspects,
     answer: blocking::Sender<BTreeMap<Flow, Standing>>,
 }
 
@@ -120,8 +134,10 @@ pub struct Outcome {
 pub struct Scanner {
     maps: Arc<SocketMaps>,
     with_tcp: bool,
-    is_running: bool,
-    is_due: bool,
+    /// Whom the scan that runs looks for.
+    running: Option<Suspects>,
+    /// Whom the next one has to look for.
+    due: Suspects,
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
 }
@@ -133,27 +149,34 @@ impl Scanner {
         Self {
             maps: Arc::new(maps),
             with_tcp,
-            is_running: false,
-            is_due: false,
+            running: None,
+            due: Suspects::default(),
             sender,
             events,
         }
     }
 
-    /// Starts a scan, or another one after the one that runs.
-    pub fn start(&mut self) {
-        if self.is_running {
-            self.is_due = true;
+    /// Starts a scan for sockets that are connected to these backends, or has another one follow the one that runs.
+    pub fn start(&mut self, mut suspects: Suspects) {
+        let looked_at = protocols(self.with_tcp);
+        for protocol in [Protocol::Sctp, Protocol::Tcp] {
+            if !looked_at.contains(&protocol) {
+                suspects.forget(protocol);
+            }
+        }
+        self.due.merge(suspects);
+        if self.running.is_some() || self.due.is_empty() {
             return;
         }
-        (self.is_running, self.is_due) = (true, false);
-        let (maps, with_tcp, sender) = (self.maps.clone(), self.with_tcp, self.sender.clone());
+        let suspects = std::mem::take(&mut self.due);
+        self.running = Some(suspects.clone());
+        let (maps, sender) = (self.maps.clone(), self.sender.clone());
         let thread = std::thread::Builder::new().name("sockets".to_owned());
         let scan = move || {
             let started = Instant::now();
             std::thread::sleep(SETTLE);
             let mut outcome = Outcome::default();
-            outcome.error = scan(&maps, with_tcp, &sender, &mut outcome).err();
+            outcome.error = scan(&maps, &suspects, &sender, &mut outcome).err();
             outcome.took = started.elapsed();
             // No receiver: the agent ends.
             let _ = sender.send(Event::Done(outcome));
@@ -171,10 +194,15 @@ impl Scanner {
     pub async fn next(&mut self) -> Event {
         match self.events.recv().await {
             Some(event) => {
-                if matches!(event, Event::Done(_)) {
-                    self.is_running = false;
-                    if self.is_due {
-                        self.start();
+                if let Event::Done(outcome) = &event {
+                    let looked_for = self.running.take().unwrap_or_default();
+                    let is_due = !self.due.is_empty();
+                    if outcome.error.is_some() {
+                        // With the next scan, not at once: what fails now would fail again.
+                        self.due.merge(looked_for);
+                    }
+                    if is_due {
+                        self.start(Suspects::default());
                     }
                 }
                 event
@@ -200,12 +228,12 @@ struct Owned {
 
 fn scan(
     maps: &SocketMaps,
-    with_tcp: bool,
+    suspects: &Suspects,
     sender: &mpsc::UnboundedSender<Event>,
     outcome: &mut Outcome,
 ) -> io::Result<()> {
     let namespaces = netns::all()?;
-    let visits = netns::inside(&namespaces, |netns| look(with_tcp, netns.inode()))?;
+    let visits = netns::inside(&namespaces, |netns| look(suspects, netns.inode()))?;
     let mut connected = Vec::new();
     let mut result = Ok(());
     for visit in visits {
@@ -215,7 +243,8 @@ fn scan(
         }
     }
     let of_udp = connected.iter().filter(|c| c.protocol == Protocol::Udp);
-    let wanted = of_udp.map(|c| (c.socket.inode, c.socket.cookie)).collect();
+    let wanted = of_udp.map(|c| (c.socket.inode, (c.socket.cookie, c.netns)));
+    let wanted = wanted.collect();
     let (peers, problem) = storage::values(maps.udp.as_fd(), wanted)?;
     result = result.and(problem);
     let mut owned = Vec::new();
@@ -242,7 +271,11 @@ fn scan(
     let (answer, verdict) = blocking::channel();
     let flows = flows.into_iter().collect();
     // No receiver, no verdict: the agent ends.
-    let _ = sender.send(Event::Found(Found { flows, answer }));
+    let _ = sender.send(Event::Found(Found {
+        flows,
+        suspects: suspects.clone(),
+        answer,
+    }));
     let doomed = verdict.recv().unwrap_or_default();
     if doomed.is_empty() {
         return result;
@@ -266,25 +299,32 @@ fn scan(
 
 fn number(protocol: Protocol) -> u8 {
     match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
+        Protocol::Tcp => IPPROTO_TCP,
+        Protocol::Udp => IPPROTO_UDP,
         Protocol::Sctp => 132,
     }
 }
 
-/// The connected sockets in the namespace that this thread is in.
-fn look(with_tcp: bool, netns: u64) -> io::Result<Vec<Connected>> {
-    let mut diag = Diag::open()?;
-    let mut found = Vec::new();
-    let protocols: &[Protocol] = match with_tcp {
+fn protocols(with_tcp: bool) -> &'static [Protocol] {
+    match with_tcp {
         true => &[Protocol::Udp, Protocol::Tcp],
         false => &[Protocol::Udp],
-    };
-    for &protocol in protocols {
+    }
+}
+
+/// The sockets that are connected to suspects, in the namespace that this thread is in.
+fn look(suspects: &Suspects, netns: u64) -> io::Result<Vec<Connected>> {
+    let mut diag = Diag::open()?;
+    let mut found = Vec::new();
+    for (protocol, backends) in suspects.by_protocol() {
+        let peers: Option<Vec<SocketAddr>> = match backends {
+            SuspectBackends::All => None,
+            SuspectBackends::Named(backends) => Some(backends.iter().copied().collect()),
+        };
         // An IPv4-mapped socket is one of AF_INET6.
         for family in [AF_INET, AF_INET6] {
-            let sockets = diag.connected(family, number(protocol))?.into_iter();
-            found.extend(sockets.map(|socket| Connected {
+            let sockets = diag.connected(family, number(protocol), peers.as_deref())?;
+            found.extend(sockets.into_iter().map(|socket| Connected {
                 netns,
                 protocol,
                 socket,

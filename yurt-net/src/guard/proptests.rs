@@ -46,7 +46,7 @@ fn link() -> impl Strategy<Value = Link> {
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),
         peer: Some(peer),
-        is_peer_elsewhere,
+        peer_netns: is_peer_elsewhere.then_some(0),
         ..Link::default()
     })
 }

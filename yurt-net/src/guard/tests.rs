@@ -29,7 +29,7 @@ pub(super) fn veth(ifindex: u32, peer: u32) -> Link {
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),
         peer: Some(peer),
-        is_peer_elsewhere: true,
+        peer_netns: Some(0),
         ..Link::default()
     }
 }
@@ -140,10 +140,10 @@ fn a_namespace_is_enforced_or_the_whole_node() {
 #[test]
 fn the_guard_is_on_devices_that_lead_to_pods_and_on_no_others() {
     let policy = Policy::default();
-    let link = |name: &str, kind: &str, is_peer_elsewhere| Link {
+    let link = |name: &str, kind: &str, is_peer_elsewhere: bool| Link {
         name: name.to_owned(),
         kind: kind.to_owned(),
-        is_peer_elsewhere,
+        peer_netns: is_peer_elsewhere.then_some(0),
         ..veth(7, 2)
     };
     assert!(link("veth1", "veth", true).leads_to_pod(&policy));

@@ -8,7 +8,7 @@ use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
 };
-use rtnetlink::MulticastGroup;
+use rtnetlink::{Handle, MulticastGroup};
 
 use super::{Follower, NodeError, routes};
 use crate::guard::Link;
@@ -35,31 +35,39 @@ impl LinkWatch {
 
     /// The devices, by index.
     pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
-        let listing = |source| NodeError::List {
-            what: "devices",
-            source,
-        };
-        let links = self.0.handle.link().get().execute();
-        let links: Vec<LinkMessage> = links.try_collect().await.map_err(listing)?;
         let routes = routes(&self.0.handle).await?;
-        let mut uplinks: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
-        for (device, gateway) in routes.iter().flatten().flat_map(default_hops) {
-            uplinks.entry(device).or_default().extend(gateway);
-        }
-        let mut links: Vec<Link> = links
-            .iter()
-            .map(|message| {
-                let mut link = as_link(message);
-                if let Some(gateways) = uplinks.remove(&link.ifindex) {
-                    link.is_uplink = true;
-                    link.gateways = gateways;
-                }
-                link
-            })
-            .collect();
-        links.sort_by_key(|link| link.ifindex);
-        Ok(links)
+        links(&self.0.handle, &routes).await
     }
+}
+
+/// The devices, by index; `routes` say which of them lead away from here.
+pub(super) async fn links(
+    handle: &Handle,
+    routes: &[Vec<RouteMessage>; 2],
+) -> Result<Vec<Link>, NodeError> {
+    let listing = |source| NodeError::List {
+        what: "devices",
+        source,
+    };
+    let links = handle.link().get().execute();
+    let links: Vec<LinkMessage> = links.try_collect().await.map_err(listing)?;
+    let mut uplinks: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    for (device, gateway) in routes.iter().flatten().flat_map(default_hops) {
+        uplinks.entry(device).or_default().extend(gateway);
+    }
+    let mut links: Vec<Link> = links
+        .iter()
+        .map(|message| {
+            let mut link = as_link(message);
+            if let Some(gateways) = uplinks.remove(&link.ifindex) {
+                link.is_uplink = true;
+                link.gateways = gateways;
+            }
+            link
+        })
+        .collect();
+    links.sort_by_key(|link| link.ifindex);
+    Ok(links)
 }
 
 /// The devices that a route of the main table leads out of, if it is a default route, and where it leads from there.
@@ -106,7 +114,7 @@ pub fn as_link(message: &LinkMessage) -> Link {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
             LinkAttribute::Link(peer) => link.peer = Some(*peer),
-            LinkAttribute::LinkNetNsId(_) => link.is_peer_elsewhere = true,
+            LinkAttribute::LinkNetNsId(netns) => link.peer_netns = Some(*netns),
             LinkAttribute::Controller(controller) => link.controller = Some(*controller),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

@@ -200,7 +200,7 @@ pub(super) async fn put_back(
     Ok(count)
 }
 
-async fn entries(
+pub(super) async fn entries(
     handle: &Handle,
     family: AddressFamily,
 ) -> Result<Vec<NeighbourMessage>, NodeError> {
@@ -243,7 +243,7 @@ fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     Some((mac(entry)?, address?))
 }
 
-fn mac(entry: &NeighbourMessage) -> Option<Mac> {
+pub(super) fn mac(entry: &NeighbourMessage) -> Option<Mac> {
     let bytes = entry
         .attributes
         .iter()
@@ -254,7 +254,7 @@ fn mac(entry: &NeighbourMessage) -> Option<Mac> {
     bytes?.try_into().ok().map(Mac)
 }
 
-fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
+pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some((*address).into()),
         NeighbourAddress::Inet6(address) => Some((*address).into()),

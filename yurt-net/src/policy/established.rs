@@ -7,6 +7,10 @@
 //! endpoint outside the closure; (4) it is none. Reference: kubernetes/kubernetes pkg/proxy/conntrack/cleanup.go.
 #![forbid(unsafe_code)]
 
+mod suspects;
+
+pub use self::suspects::{Backends as SuspectBackends, Suspects};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -14,9 +18,7 @@ use std::sync::Arc;
 use super::endpoints::{Slices, candidates};
 use super::{Environment, Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
-use crate::table::{
-    Backends, EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable,
-};
+use crate::table::{Backends, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
 /// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -77,37 +79,40 @@ impl Standing {
     }
 }
 
-/// Protocols whose flows may have lost their backend from one table to the next. Both are sorted.
-pub(super) fn lost(old: &[Arc<ServiceEntry>], new: &[Arc<ServiceEntry>]) -> BTreeSet<Protocol> {
+/// The backends whose flows may have lost them from one table to the next. Both are sorted.
+pub(super) fn lost(old: &[Arc<ServiceEntry>], new: &[Arc<ServiceEntry>]) -> Suspects {
     let mut new = new.iter().peekable();
-    let mut lost = BTreeSet::new();
+    let mut lost = Suspects::default();
     for old in old {
         while new.next_if(|new| new.key < old.key).is_some() {}
-        let is_less = match new.next_if(|new| new.key == old.key) {
-            None => true,
-            Some(new) => !Arc::ptr_eq(old, new) && has_lost(old, new),
-        };
-        if is_less {
-            lost.insert(old.key.protocol);
+        match new.next_if(|new| new.key == old.key) {
+            Some(new) if Arc::ptr_eq(old, new) => {}
+            new => lost_by(old, new.map(|new| &**new), &mut lost),
         }
     }
     lost
 }
 
-/// The same of one service port. Too often rather than not often enough: whoever asks looks at the flows next.
-pub(super) fn has_lost(old: &ServiceEntry, new: &ServiceEntry) -> bool {
-    let is_less = |old: &EndpointSet, new: &EndpointSet| {
-        let lacks =
-            |old: &Backends, new: &Backends| old.iter().any(|backend| !new.contains(backend));
-        lacks(&old.cluster, &new.cluster) || lacks(&old.local, &new.local)
+/// The same of one service port; `None`: it is gone. Too many rather than too few: whoever asks looks at the flows next.
+pub(super) fn lost_by(old: &ServiceEntry, new: Option<&ServiceEntry>, lost: &mut Suspects) {
+    let is_kept = |new: &ServiceEntry| {
+        let mut frontends = old.frontends.iter();
+        old.internal_policy == new.internal_policy
+            && frontends.all(|frontend| new.frontends.binary_search(frontend).is_ok())
     };
-    old.internal_policy != new.internal_policy
-        || is_less(&old.v4, &new.v4)
-        || is_less(&old.v6, &new.v6)
-        || old
-            .frontends
-            .iter()
-            .any(|f| new.frontends.binary_search(f).is_err())
+    // What was dialled is another thing or nothing now: no backend is its any more.
+    let new = new.filter(|new| is_kept(new));
+    let sets = |entry: &ServiceEntry| {
+        let [v4, v6] = [&entry.v4, &entry.v6];
+        [&v4.cluster, &v4.local, &v6.cluster, &v6.local].map(Backends::clone)
+    };
+    let new = new.map(sets).unwrap_or_default();
+    let protocol = old.key.protocol;
+    for (old, new) in sets(old).iter().zip(&new) {
+        for backend in old.iter().filter(|backend| !new.contains(*backend)) {
+            lost.add(protocol, backend);
+        }
+    }
 }
 
 /// Judges flows over one snapshot.

@@ -1,6 +1,5 @@
 //! Small clusters for tests.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -10,6 +9,7 @@ use crate::model::{
     NodeBucket, NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
     Snapshot, Touched, TrafficPolicy,
 };
+use crate::policy::Suspects;
 use crate::retain::ledger::tests::{entry, key};
 use crate::retain::ledger::{Key, Ledger, Record, State};
 use crate::retain::truth::Truth;
@@ -23,7 +23,7 @@ pub(crate) struct World {
     pub(crate) memory: Memory,
     pub(crate) memo: Memo,
     /// What the last compile said.
-    pub(crate) lost: BTreeSet<Protocol>,
+    pub(crate) lost: Suspects,
 }
 
 pub(crate) fn ip(text: &str) -> IpAddr {
@@ -49,7 +49,7 @@ impl World {
             view: NodeView::default(),
             memory: Memory::default(),
             memo: Memo::default(),
-            lost: BTreeSet::new(),
+            lost: Suspects::default(),
         }
     }
 

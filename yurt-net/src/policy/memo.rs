@@ -14,9 +14,10 @@ use smallvec::SmallVec;
 
 use super::edge::{self, ServiceAddresses};
 use super::endpoints::{Slices, endpoint_set};
+use super::established::Suspects;
 use super::{Environment, established, prefixes};
 use crate::model::{
-    Endpoint, EndpointSlice, MAX_PORTS, NamespacedName, PoolService, Protocol, Rejection, Service,
+    Endpoint, EndpointSlice, MAX_PORTS, NamespacedName, PoolService, Rejection, Service,
     ServicePort, Snapshot, Touched,
 };
 use crate::table::{Frontend, ServiceEntry, ServiceKey, ServiceTable};
@@ -79,16 +80,16 @@ impl Memo {
         &self.table
     }
 
-    /// Brings the table in step; returns the rejections that it did not have before, and the protocols whose established
-    /// flows may have lost their backend.
+    /// Brings the table in step; returns the rejections that it did not have before, and the backends whose established
+    /// flows may have lost them.
     pub(super) fn update(
         &mut self,
         snapshot: &Snapshot,
         touched: &Touched,
         environment: Environment,
         rejections: &[Rejection],
-    ) -> (Vec<Rejection>, BTreeSet<Protocol>) {
-        let mut lost = BTreeSet::new();
+    ) -> (Vec<Rejection>, Suspects) {
+        let mut lost = Suspects::default();
         let mut stale = self.take_up(snapshot, touched);
         let given = snapshot.rejections.iter().chain(rejections);
         let (mut is_other_truth, mut is_other_failing) = (false, false);
@@ -466,7 +467,7 @@ impl Remembered {
     }
 
     /// Only endpoints have moved: each entry takes the place that it had, with the frontends that it had.
-    fn show_in_place(&mut self, table: &mut [Arc<ServiceEntry>], lost: &mut BTreeSet<Protocol>) {
+    fn show_in_place(&mut self, table: &mut [Arc<ServiceEntry>], lost: &mut Suspects) {
         for (shown, entry) in self.shown.iter_mut().zip(&self.entries) {
             let new = match shown.frontends == entry.frontends {
                 true => entry.clone(),
@@ -481,9 +482,7 @@ impl Remembered {
             if let Ok(at) = table.binary_search_by(|other| other.key.cmp(&new.key))
                 && !Arc::ptr_eq(shown, &new)
             {
-                if established::has_lost(shown, &new) {
-                    lost.insert(new.key.protocol);
-                }
+                established::lost_by(shown, Some(&new), lost);
                 table[at] = new.clone();
                 *shown = new;
             }

@@ -30,7 +30,9 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 pub use self::edge::listens;
-pub use self::established::{ClosureEstablished, Fate, Flow, Judge, Standing};
+pub use self::established::{
+    ClosureEstablished, Fate, Flow, Judge, Standing, SuspectBackends, Suspects,
+};
 pub use self::memo::Memo;
 pub use self::peers::pool_peers;
 use self::prefixes::GivenCidrs;
@@ -38,7 +40,7 @@ pub use self::prefixes::pods_among_services;
 use self::protected::{ProtectConfig, Protected};
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
-use crate::model::{Protocol, Rejection, Snapshot, Touched};
+use crate::model::{Rejection, Snapshot, Touched};
 use crate::retain::probing::Failing;
 use crate::retain::truth::Truth;
 use crate::table::ServiceTable;
@@ -149,8 +151,8 @@ pub struct Compiled<'m> {
     pub table: &'m ServiceTable,
     /// Those of its rejections that the table of the memo did not have before, sorted.
     pub new_rejections: Vec<Rejection>,
-    /// Protocols whose established flows may have lost their backend: a frontend or an endpoint of the last table is gone.
-    pub lost: BTreeSet<Protocol>,
+    /// Backends whose established flows may have lost them: a frontend or an endpoint of the last table is gone.
+    pub lost: Suspects,
     /// For the next compile.
     pub memory: Memory,
 }

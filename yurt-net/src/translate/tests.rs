@@ -29,7 +29,7 @@ fn links() -> Vec<Link> {
         link(BRIDGE, "cni0", "bridge"),
         Link {
             peer: Some(2),
-            is_peer_elsewhere: true,
+            peer_netns: Some(0),
             controller: Some(BRIDGE),
             ..link(DEVICE, "veth7", "veth")
         },

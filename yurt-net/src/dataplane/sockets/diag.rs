@@ -8,11 +8,13 @@ use std::io;
 use std::net::SocketAddr;
 
 use super::message::{
-    AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, owner, parse, request, request_one,
+    AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, only_peers, owner, parse, request,
+    request_nothing, request_one,
 };
 use crate::dataplane::sys::netlink::Connection;
 
-const IPPROTO_UDP: u8 = 17;
+pub(super) const IPPROTO_TCP: u8 = 6;
+pub(super) const IPPROTO_UDP: u8 = 17;
 
 /// A connection to the diagnosis of the namespace that it was opened in.
 #[derive(Debug)]
@@ -24,13 +26,33 @@ impl Diag {
         Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// All connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`). `NotFound`: the kernel has no diagnosis of it.
-    pub(super) fn connected(&mut self, family: u8, protocol: u8) -> io::Result<Vec<Socket>> {
-        let body = request(family, protocol, &[0; SOCKID]);
+    /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`), all of them or those with one of these peers. An
+    /// error of `ENOENT`: the kernel has no diagnosis of the protocol.
+    pub(super) fn connected(
+        &mut self,
+        family: u8,
+        protocol: u8,
+        peers: Option<&[SocketAddr]>,
+    ) -> io::Result<Vec<Socket>> {
+        let mut body = request(family, protocol, &[0; SOCKID]);
+        match peers {
+            Some([]) => return Ok(Vec::new()),
+            Some(peers) => body.extend(only_peers(peers)?),
+            None => {}
+        }
         let mut sockets = Vec::new();
         let take = |message: &[u8]| sockets.extend(parse(message));
         self.0.dump(SOCK_DIAG_BY_FAMILY, &body, take)?;
         Ok(sockets)
+    }
+
+    /// Whether the kernel has a diagnosis of a protocol (`IPPROTO_*`): built in, or as a module that can be loaded.
+    pub(super) fn knows(&mut self, protocol: u8) -> io::Result<bool> {
+        let body = request_nothing(AF_INET, protocol);
+        match self.0.dump(SOCK_DIAG_BY_FAMILY, &body, |_| {}) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            result => result.map(|()| true),
+        }
     }
 
     /// Who has the TCP socket that is bound to `own` and connected to `peer`: the user id, and whether a process has it open. `None`:
@@ -46,8 +68,16 @@ impl Diag {
             found = owner(message);
         });
         match asked {
-            // That of a missing handler is the same: the kernel answers for a socket that is there, or not at all.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            // That of a missing handler is the same.
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
+                match self.knows(IPPROTO_TCP)? {
+                    true => Ok(None),
+                    false => Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        "this kernel does not tell of TCP sockets: it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
+                    )),
+                }
+            }
             result => result.map(|()| found),
         }
     }
@@ -85,6 +115,53 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_protocol_that_the_kernel_does_not_diagnose_is_told_from_a_socket_that_is_not_there() {
+        let mut diag = Diag::open().unwrap();
+        assert!(diag.knows(IPPROTO_TCP).unwrap());
+        assert!(diag.knows(IPPROTO_UDP).unwrap());
+        // ICMP has none.
+        assert!(!diag.knows(1).unwrap());
+    }
+
+    #[test]
+    fn the_kernel_tells_of_no_other_sockets_than_those_with_the_peers_that_are_asked_for() {
+        use std::net::UdpSocket;
+        for loopback in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
+            let is_v4 = loopback.starts_with('1');
+            let family = if is_v4 { AF_INET } else { AF_INET6 };
+            let targets: Vec<UdpSocket> = (0..40)
+                .map(|_| UdpSocket::bind(loopback).unwrap())
+                .collect();
+            let sockets: Vec<UdpSocket> = targets
+                .iter()
+                .map(|target| {
+                    let socket = UdpSocket::bind(loopback).unwrap();
+                    socket.connect(target.local_addr().unwrap()).unwrap();
+                    socket
+                })
+                .collect();
+            let canonical = |target: &UdpSocket| {
+                let at = target.local_addr().unwrap();
+                SocketAddr::new(at.ip().to_canonical(), at.port())
+            };
+            let all: Vec<SocketAddr> = targets.iter().map(canonical).collect();
+            let mut diag = Diag::open().unwrap();
+            for asked in [&all[..0], &all[..1], &all[39..], &all[3..20], &all[..]] {
+                let found = diag.connected(family, IPPROTO_UDP, Some(asked)).unwrap();
+                let mut found: Vec<u16> = found
+                    .iter()
+                    .map(|socket| u16::from_be_bytes(socket.peer_port_be))
+                    .collect();
+                let mut ports: Vec<u16> = asked.iter().map(SocketAddr::port).collect();
+                found.sort_unstable();
+                ports.sort_unstable();
+                assert_eq!(found, ports, "{loopback}");
+            }
+            drop(sockets);
+        }
+    }
+
+    #[test]
     fn a_connected_socket_is_found_by_this_kernel_and_an_unconnected_one_is_not() {
         use std::net::UdpSocket;
         for (family, local, mapped_local) in [
@@ -94,7 +171,7 @@ mod tests {
             let target = UdpSocket::bind(mapped_local).unwrap().local_addr().unwrap();
             let socket = UdpSocket::bind(local).unwrap();
             let find = || {
-                let sockets = Diag::open().unwrap().connected(family, 17).unwrap();
+                let sockets = Diag::open().unwrap().connected(family, 17, None).unwrap();
                 let port_be = target.port().to_be_bytes();
                 sockets
                     .into_iter()

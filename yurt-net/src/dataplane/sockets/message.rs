@@ -42,6 +42,68 @@ pub struct Socket {
     pub inode: u32,
 }
 
+/// `INET_DIAG_REQ_BYTECODE`, of the requests' attributes.
+const REQ_BYTECODE: u16 = 1;
+/// `INET_DIAG_BC_JMP`: goes where "no" leads.
+const BC_JMP: u8 = 1;
+/// `INET_DIAG_BC_D_COND`: the peer is this one.
+const BC_D_COND: u8 = 8;
+/// `struct inet_diag_bc_op`.
+const OP: usize = 4;
+
+/// The attribute that has a dump tell only of sockets with one of these peers, IPv4-mapped ones too. The kernel checks it, and takes
+/// some two thousand of them.
+///
+/// Its program is one comparison for each: a socket that is found jumps behind the last operation, which admits it; who is found nowhere
+/// jumps further than that.
+pub(super) fn only_peers(peers: &[SocketAddr]) -> io::Result<Vec<u8>> {
+    let comparisons: Vec<Vec<u8>> = peers.iter().map(|peer| host_condition(*peer)).collect();
+    let jumps = comparisons.len().saturating_sub(1);
+    let length = comparisons.iter().map(|one| OP + one.len()).sum::<usize>() + jumps * OP;
+    let mut program = Vec::with_capacity(OP + length);
+    program.extend(bytes(OP + length)?);
+    program.extend(REQ_BYTECODE.to_ne_bytes());
+    let mut left = length;
+    for comparison in comparisons {
+        let yes = OP + comparison.len();
+        program.push(BC_D_COND);
+        program.push(u8::try_from(yes).map_err(io::Error::other)?);
+        program.extend(bytes(yes + OP)?);
+        program.extend(comparison);
+        left -= yes;
+        if left > 0 {
+            program.push(BC_JMP);
+            program.push(u8::try_from(OP).map_err(io::Error::other)?);
+            program.extend(bytes(left)?);
+            left -= OP;
+        }
+    }
+    Ok(program)
+}
+
+/// `struct inet_diag_hostcond` of a whole address and a port.
+fn host_condition(peer: SocketAddr) -> Vec<u8> {
+    let (family, address) = match peer.ip() {
+        IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
+        IpAddr::V6(address) => (AF_INET6, address.octets().to_vec()),
+    };
+    let bits = if family == AF_INET { 32 } else { 128 };
+    let mut condition = vec![family, bits, 0, 0];
+    condition.extend(i32::from(peer.port()).to_ne_bytes());
+    condition.extend(address);
+    condition
+}
+
+fn bytes(length: usize) -> io::Result<[u8; 2]> {
+    let length = u16::try_from(length).map_err(io::Error::other)?;
+    Ok(length.to_ne_bytes())
+}
+
+/// `struct inet_diag_req_v2`: about no socket at all.
+pub(super) fn request_nothing(family: u8, protocol: u8) -> Vec<u8> {
+    [&[family, protocol, 0, 0][..], &[0; 4], &[0; SOCKID]].concat()
+}
+
 /// `struct inet_diag_req_v2`: about the connected sockets of a family and a protocol, or the one of this `id`.
 pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     let mut body = vec![family, protocol, 0, 0];

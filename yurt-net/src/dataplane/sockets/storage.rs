@@ -4,60 +4,89 @@
 //! (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for the time of one look. Its cookie tells that it is the one that is meant.
 //! A socket that no process has in its table of files, or that may not be borrowed, is not found.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd, RawFd};
+use std::os::linux::fs::MetadataExt as _;
+use std::path::Path;
 
 use yurt_ebpf::abi::UdpPeers;
 
 use crate::dataplane::sys;
 
-/// The values of a storage for the sockets of these inodes and cookies, by cookie. Costs a `readlink` for every open file of
-/// the machine; the last problem comes along with what was found.
+/// The sockets that are wanted: by inode the cookie, and the inode of the network namespace.
+pub(super) type Wanted = BTreeMap<u32, (u64, u64)>;
+
+/// The values of a storage for these sockets, by cookie. Costs a `readlink` for every open file of the processes that are looked at:
+/// first those in the namespaces of the sockets, and the others only for what is not found there. The last problem comes
+/// along with what was found.
 pub(super) fn values(
     map: BorrowedFd<'_>,
-    mut wanted: BTreeMap<u32, u64>,
+    mut wanted: Wanted,
 ) -> io::Result<(BTreeMap<u64, UdpPeers>, io::Result<()>)> {
     let (mut found, mut result) = (BTreeMap::new(), Ok(()));
     if wanted.is_empty() {
         return Ok((found, result));
     }
-    for process in fs::read_dir("/proc")?.flatten() {
-        let name = process.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        // Gone meanwhile.
-        let Ok(files) = fs::read_dir(process.path().join("fd")) else {
-            continue;
-        };
-        let mut pidfd = None;
-        for file in files.flatten() {
-            let name = file.file_name();
-            let inode = fs::read_link(file.path())
-                .ok()
-                .and_then(|link| inode(link.to_str()?));
-            let (Some(inode), Some(fd)) = (inode, name.to_str().and_then(|fd| fd.parse().ok()))
-            else {
-                continue;
-            };
-            let Some(cookie) = wanted.get(&inode) else {
-                continue;
-            };
-            match look(map, pid, &mut pidfd, fd) {
-                Ok((of, value)) if of == *cookie => {
-                    found.extend(value.map(|value| (of, value)));
-                    wanted.remove(&inode);
-                }
-                // Closed meanwhile, or another one by now.
-                Ok(_) => {}
-                Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
-                Err(error) => result = Err(error),
-            }
+    let namespaces: BTreeSet<u64> = wanted.values().map(|(_, netns)| *netns).collect();
+    let is_near = |process: &Path| {
+        let netns = fs::metadata(process.join("ns/net"));
+        netns.is_ok_and(|netns| namespaces.contains(&netns.st_ino()))
+    };
+    let processes = fs::read_dir("/proc")?.flatten().filter_map(|process| {
+        let pid = process.file_name().to_str()?.parse::<i32>().ok()?;
+        Some((pid, process.path()))
+    });
+    let (near, far): (Vec<_>, Vec<_>) = processes.partition(|(_, path)| is_near(path));
+    for (pid, path) in near.into_iter().chain(far) {
+        if wanted.is_empty() {
+            break;
+        }
+        let seen = values_in(map, pid, &path, &mut wanted, &mut found);
+        if seen.is_err() {
+            result = seen;
         }
     }
     Ok((found, result))
+}
+
+/// The same of one process.
+fn values_in(
+    map: BorrowedFd<'_>,
+    pid: i32,
+    path: &Path,
+    wanted: &mut Wanted,
+    found: &mut BTreeMap<u64, UdpPeers>,
+) -> io::Result<()> {
+    // Gone meanwhile.
+    let Ok(files) = fs::read_dir(path.join("fd")) else {
+        return Ok(());
+    };
+    let (mut pidfd, mut result) = (None, Ok(()));
+    for file in files.flatten() {
+        let name = file.file_name();
+        let inode = fs::read_link(file.path())
+            .ok()
+            .and_then(|link| inode(link.to_str()?));
+        let (Some(inode), Some(fd)) = (inode, name.to_str().and_then(|fd| fd.parse().ok())) else {
+            continue;
+        };
+        let Some((cookie, _)) = wanted.get(&inode) else {
+            continue;
+        };
+        match look(map, pid, &mut pidfd, fd) {
+            Ok((of, value)) if of == *cookie => {
+                found.extend(value.map(|value| (of, value)));
+                wanted.remove(&inode);
+            }
+            // Closed meanwhile, or another one by now.
+            Ok(_) => {}
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
+            Err(error) => result = Err(error),
+        }
+    }
+    result
 }
 
 /// `socket:[1234]`.

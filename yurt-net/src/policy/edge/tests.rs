@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{NamespacedName, Protocol, Service, ServiceType};
+use crate::policy::Suspects;
 use crate::policy::fixtures::{World, frontends, ip, only, port};
 use crate::table::{Frontend, MAX_PREFIXES};
 
@@ -254,7 +255,7 @@ fn a_cluster_ip_that_an_interface_of_this_node_has_is_left_alone_until_it_has_no
     let left_alone: Vec<_> = left_alone.filter(|f| with.leaves_alone(f)).collect();
     assert_eq!(left_alone.len(), 1, "{left_alone:?}");
     // Nothing is wrong with it, and no socket has lost its endpoint.
-    assert_eq!(world.lost, BTreeSet::new());
+    assert_eq!(world.lost, Suspects::default());
     assert_eq!(world.rejections(), [""; 0]);
     world.view.local_addresses = Some(here[1..].iter().copied().collect());
     assert!(world.compile().on_node.is_empty());

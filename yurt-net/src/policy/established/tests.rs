@@ -151,26 +151,33 @@ fn only_udp_is_ended_for_a_withdrawn_backend_and_only_reset_ends_what_serves_els
 }
 
 #[test]
-fn a_compile_says_what_the_last_table_had_and_nothing_by_growing() {
-    let tcp = BTreeSet::from([Protocol::Tcp]);
+fn a_compile_says_which_backends_went_and_nothing_by_growing() {
+    let suspects = |backends: &[&str]| {
+        let mut suspects = Suspects::default();
+        for backend in backends {
+            suspects.add(Protocol::Tcp, backend.parse().unwrap());
+        }
+        suspects
+    };
+    let all = suspects(&["10.1.0.2:8080", "10.1.1.2:8080", "10.2.0.2:8080"]);
     let mut world = World::web(None);
     world.compile();
-    assert_eq!(world.lost, BTreeSet::new());
+    assert_eq!(world.lost, Suspects::default());
     edit_slice(&mut world, |slice| slice.endpoints[0].is_ready = false);
     world.compile();
-    assert_eq!(world.lost, tcp);
+    assert_eq!(world.lost, suspects(&["10.1.0.2:8080"]));
     edit_slice(&mut world, |slice| slice.endpoints[0].is_ready = true);
     world.compile();
-    assert_eq!(world.lost, BTreeSet::new());
+    assert_eq!(world.lost, Suspects::default());
     world.service("web", |service| {
         service.cluster_ips = [ip("10.96.0.11")].into()
     });
     world.compile();
-    assert_eq!(world.lost, tcp);
+    assert_eq!(world.lost, all);
     let services = std::mem::take(&mut world.snapshot.services);
     world.compile();
-    assert_eq!(world.lost, tcp);
+    assert_eq!(world.lost, all);
     world.snapshot.services = services;
     world.compile();
-    assert_eq!(world.lost, BTreeSet::new());
+    assert_eq!(world.lost, Suspects::default());
 }

@@ -1,0 +1,203 @@
+//! What lies near this node: which network namespaces its devices lead to, and which addresses its own tables have there.
+//!
+//! Calls return when the kernel has answered; they are for a thread that may wait, and that no runtime waits on.
+
+use std::collections::BTreeMap;
+use std::io;
+
+use futures_util::StreamExt as _;
+use netlink_packet_route::neighbour::{
+    NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
+use netlink_packet_route::route::{RouteHeader, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::Handle;
+use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+
+use super::links::links;
+use super::peers::{as_ip, entries, mac};
+use super::{NodeError, routes};
+use crate::dataplane::clients::identity::{Near, Neighbour, Port, Question};
+use crate::netns::Netns;
+use crate::retain::ledger::Mac;
+
+/// A connection to the kernel about the network namespace of whoever opens it.
+pub struct Nearby {
+    handle: Handle,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Nearby {
+    /// Connects.
+    pub fn open() -> Result<Self, NodeError> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .map_err(NodeError::Open)?;
+        let handle = {
+            let _inside = runtime.enter();
+            let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Open)?;
+            // It ends with its last handle.
+            runtime.spawn(connection);
+            handle
+        };
+        Ok(Self { handle, runtime })
+    }
+
+    /// Devices, routes, neighbours and forwarding entries, as they are now.
+    pub fn look(&self) -> Result<Near, NodeError> {
+        self.runtime.block_on(async {
+            let handle = &self.handle;
+            let all = routes(handle).await?;
+            let links = links(handle, &all).await?;
+            let is_main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
+            let main = all.into_iter().flatten().filter(is_main);
+            let routes = routes::known(&main.collect::<Vec<_>>());
+            let mut neighbours = Vec::new();
+            for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+                let entries = entries(handle, family).await?;
+                neighbours.extend(entries.iter().filter_map(neighbour));
+            }
+            let mut ports = BTreeMap::new();
+            for (at, port) in entries(handle, AddressFamily::Bridge)
+                .await?
+                .iter()
+                .filter_map(port)
+            {
+                let known = ports.entry(at).or_insert(Port::Only(port));
+                if *known != Port::Only(port) {
+                    *known = Port::Several;
+                }
+            }
+            Ok(Near {
+                links,
+                routes,
+                neighbours,
+                ports,
+            })
+        })
+    }
+
+    /// What this namespace calls others; `None` of one that no device leads to.
+    pub fn netns_ids(&self, namespaces: &[Netns]) -> Result<Vec<Option<i32>>, NodeError> {
+        let ids = namespaces.iter().map(|netns| self.netns_id(netns));
+        self.runtime.block_on(async {
+            let mut found = Vec::new();
+            for id in ids {
+                found.push(id.await?);
+            }
+            Ok(found)
+        })
+    }
+
+    async fn netns_id(&self, netns: &Netns) -> Result<Option<i32>, NodeError> {
+        let failed = |source| NodeError::List {
+            what: "numbers of network namespaces",
+            source,
+        };
+        let mut question = NsidMessage::default();
+        question.attributes = vec![NsidAttribute::Fd(netns.descriptor())];
+        let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetNsId(question));
+        request.header.flags = NLM_F_REQUEST;
+        let mut answers = self.handle.clone().request(request).map_err(failed)?;
+        while let Some(answer) = answers.next().await {
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNsId(answer)) => {
+                    let id = answer
+                        .attributes
+                        .iter()
+                        .find_map(|attribute| match attribute {
+                            NsidAttribute::Id(id) => Some(*id),
+                            _ => None,
+                        });
+                    // -1: it has none.
+                    return Ok(id.filter(|id| *id >= 0));
+                }
+                NetlinkPayload::Error(error) => {
+                    return Err(failed(rtnetlink::Error::NetlinkError(error)));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    /// Has the kernel ask who has an address; the answer will be among the neighbours.
+    pub fn ask(&self, question: &Question) -> Result<(), NodeError> {
+        let Question {
+            device,
+            address,
+            mac,
+        } = question;
+        let entry = self.handle.neighbours().add(*device, *address);
+        let entry = match mac {
+            // Asked for by name, so that the answer passes the bridge, which has forgotten where it comes from.
+            Some(mac) => entry
+                .link_layer_address(&mac.0)
+                .state(NeighbourState::Probe),
+            None => entry.state(NeighbourState::None).flags(NeighbourFlags::Use),
+        };
+        let asked = self.runtime.block_on(entry.replace().execute());
+        asked.map_err(|source| NodeError::List {
+            what: "neighbours",
+            source,
+        })
+    }
+}
+
+impl From<NodeError> for io::Error {
+    fn from(error: NodeError) -> Self {
+        Self::other(error)
+    }
+}
+
+/// Somebody who has answered, or was entered by hand.
+fn neighbour(entry: &NeighbourMessage) -> Option<Neighbour> {
+    let is_known = matches!(
+        entry.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+    );
+    let address = entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(address) => as_ip(address),
+            _ => None,
+        });
+    Some(Neighbour {
+        device: entry.header.ifindex,
+        address: address.filter(|_| is_known)?,
+        mac: mac(entry)?,
+    })
+}
+
+/// Bridge and MAC, and the device behind which that is.
+fn port(entry: &NeighbourMessage) -> Option<((u32, Mac), u32)> {
+    let bridge = entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Controller(bridge) => Some(*bridge),
+            _ => None,
+        });
+    Some(((bridge?, mac(entry)?), entry.header.ifindex))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_namespace_that_no_device_leads_to_has_no_number() {
+        let own = Netns::current().unwrap();
+        let nearby = Nearby::open().unwrap();
+        assert_eq!(nearby.netns_ids(&[own]).unwrap(), [None]);
+        let near = nearby.look().unwrap();
+        assert!(near.links.iter().any(|link| link.name == "lo"));
+    }
+}
