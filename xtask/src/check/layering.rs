@@ -80,6 +80,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/kube/resource.rs",
     "yurt-net/src/source/kube/state.rs",
     "yurt-net/src/source/objects.rs",
+    "yurt-net/src/source/room.rs",
     "yurt-net/src/source/preferred/charge.rs",
     "yurt-net/src/table.rs",
     "yurt-net/src/table/",

@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
@@ -181,6 +182,8 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     };
     let mut next_drift = Instant::now() + drift_interval;
     loop {
+        // Where one thing is ready after another, those who listen on sockets are tasks that would not run.
+        yield_now().await;
         let boot = agent.boot_at();
         let retry = agent.retry_at;
         tokio::select! {

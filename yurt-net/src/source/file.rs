@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::decode::{self, Format, Names};
+use super::room::Room;
 use super::{SourceError, unix_seconds};
 use crate::model::Snapshot;
 
@@ -157,6 +158,7 @@ impl FileSource {
         is_last: bool,
     ) -> Result<bool, SourceError> {
         let mut has_changed = false;
+        let mut room = Room::default();
         for (name, state) in &scan.entries {
             let stamp = match state {
                 State::File(stamp) => stamp,
@@ -181,7 +183,7 @@ impl FileSource {
                 self.root.join(name)
             };
             let file = match read_file(&path, *stamp) {
-                Reading::Bytes(bytes) => self.decode(name, *stamp, &bytes),
+                Reading::Bytes(bytes) => self.decode(name, *stamp, &bytes, &mut room),
                 Reading::Changed if is_last => Manifest {
                     is_provisional: true,
                     ..Manifest::unreadable(name, "cannot be read: it changes all the time")
@@ -204,18 +206,21 @@ impl FileSource {
         Ok(has_changed)
     }
 
-    fn decode(&mut self, name: &OsStr, stamp: Stamp, bytes: &[u8]) -> Manifest {
+    fn decode(&mut self, name: &OsStr, stamp: Stamp, bytes: &[u8], room: &mut Room) -> Manifest {
         let format = scan::format_of(name).unwrap_or(Format::Yaml);
         let path = name.to_string_lossy();
         let decoded = decode::decode_bytes(bytes, format, &path, &mut self.names);
-        Manifest {
+        let mut manifest = Manifest {
             path: path.into(),
             stamp: Some(stamp),
             is_provisional: stamp.is_recent(i64::try_from(unix_seconds()).unwrap_or(i64::MAX)),
             objects: decoded.objects,
             rejections: decoded.rejections,
             held: Vec::new(),
-        }
+        };
+        // Now, and not only when it comes to the others: a directory may have a thousand such files.
+        manifest.keep_to(room);
+        manifest
     }
 
     /// Waits until the tree differs from what the last load saw and has settled. Safe to cancel; ready at once

@@ -14,8 +14,8 @@ use std::time::Duration;
 
 use http::Uri;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
 use super::hub::is_hub;
@@ -35,7 +35,7 @@ use connection::Connection;
 use follow::Follower;
 use resource::Shape;
 use state::{ClusterState, Listed};
-use task::{Counters, News, Task, Update};
+use task::{Counters, News, Task, Update, WAITING_BYTES};
 
 pub use access::Access;
 pub use resource::Resource;
@@ -48,8 +48,9 @@ const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// Events that wait; also pieces of lists, which are tens of kilobytes.
 const QUEUE: usize = 32;
-/// Events taken up in one go.
+/// Events taken up in one go, and bytes of objects: what others wait for.
 const BATCH: usize = 1024;
+const BATCH_BYTES: usize = 256 << 10;
 /// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a probe.
 pub const FRESH_FOR: Duration = Duration::from_secs(10);
 /// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An apiserver sends
@@ -312,16 +313,17 @@ impl KubeSource {
         loop {
             let was = (self.is_synced && self.answers(), self.was_fresh);
             let deadline = self.deadline();
-            let first = tokio::select! {
+            let mut next = tokio::select! {
                 update = self.updates.recv() => update,
                 () = sleep_until(deadline) => None,
             };
             let mut has_changed = self.state.release(self.started.elapsed());
-            let mut update = first;
-            for _ in 0..BATCH {
-                let Some(taken) = update else { break };
-                has_changed |= self.take(taken);
-                update = self.updates.try_recv().ok();
+            let (mut taken, mut bytes) = (0, 0);
+            while let Some(update) = next {
+                (taken, bytes) = (taken + 1, bytes + update.news.bytes());
+                has_changed |= self.take(update);
+                let is_enough = taken >= BATCH || bytes >= BATCH_BYTES;
+                next = (!is_enough).then(|| self.updates.try_recv().ok()).flatten();
             }
             self.follow_pool();
             self.is_synced = self.is_synced || self.is_complete();
@@ -329,6 +331,8 @@ impl KubeSource {
             if has_changed || was != (self.is_synced && self.answers(), self.was_fresh) {
                 return;
             }
+            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn. Nothing is lost here: all of it is in `self`.
+            yield_now().await;
         }
     }
 
@@ -438,6 +442,7 @@ impl KubeSource {
             is_compared: false,
             told: self.connection.told(),
             sender: self.sender.clone(),
+            room: Arc::new(Semaphore::new(WAITING_BYTES)),
             counters,
             is_asked_for: Arc::clone(&self.pods.is_asked_for),
         };
@@ -466,6 +471,7 @@ impl KubeSource {
             resource,
             generation,
             news,
+            room: _room,
         } = update;
         if self
             .tasks

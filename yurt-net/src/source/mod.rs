@@ -20,6 +20,7 @@ pub mod hub;
 pub mod kube;
 pub mod objects;
 pub mod preferred;
+mod room;
 
 /// Seconds since 1970, by the clock of the machine: 0 if that is before.
 #[expect(

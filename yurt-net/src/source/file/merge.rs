@@ -11,6 +11,7 @@ use super::scan::{Scan, Stamp};
 use crate::model::{NamespacedName, Origin, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
 use crate::source::objects;
+use crate::source::room::Room;
 
 /// What is known of one file.
 #[derive(Clone, Debug)]
@@ -46,6 +47,28 @@ impl Manifest {
         }
     }
 
+    /// Cuts off what is more than Services may have, and says so.
+    pub(super) fn keep_to(&mut self, room: &mut Room) {
+        for located in &mut self.objects {
+            let Object::EndpointSlice(slice) = &mut located.object else {
+                continue;
+            };
+            let Some(reason) = room.admit(slice) else {
+                continue;
+            };
+            let rejection = Rejection {
+                kind: "EndpointSlice".to_owned(),
+                namespace: slice.name.namespace.to_string(),
+                name: slice.name.name.to_string(),
+                source: format!("{}#{}", self.path, located.document),
+                reason,
+            };
+            // It may have been cut before, when others had less.
+            self.rejections.retain(|old| id(old) != id(&rejection));
+            self.rejections.push(rejection);
+        }
+    }
+
     /// Any object may be in the part that could not be read.
     fn may_hide_objects(&self) -> bool {
         self.rejections
@@ -70,18 +93,27 @@ pub(super) fn merge(
 ) -> Snapshot {
     let old = std::mem::take(files);
     let before = last_good(&old);
+    let mut room = Room::default();
     for name in scan.entries.keys() {
         let file = match fresh.remove(name) {
             Some(mut file) => {
+                file.keep_to(&mut room);
                 for located in &mut file.objects {
                     keep_identity(located, &before);
                 }
                 Some(file)
             }
-            None => old.get(name).cloned().map(|file| Manifest {
-                held: Vec::new(),
-                ..file
-            }),
+            None => old
+                .get(name)
+                .cloned()
+                .map(|file| Manifest {
+                    held: Vec::new(),
+                    ..file
+                })
+                .map(|mut file| {
+                    file.keep_to(&mut room);
+                    file
+                }),
         };
         // A file that vanished between two attempts is in neither.
         files.extend(file.map(|file| (name.clone(), file)));

@@ -9,6 +9,8 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::model::{NamespacedName, Rejection, Service};
+use crate::source::decode::Object;
+use crate::table::MAX_ENDPOINTS;
 use std::sync::Arc;
 
 mod watching;
@@ -406,6 +408,40 @@ fn many_kept_objects_are_counted_rather_than_listed() {
     let reason = &snapshot.rejections[0].reason;
     let end = "kept of Service default/s0, Service default/s1, Service default/s2 and 2 more";
     assert!(reason.ends_with(end), "{reason}");
+}
+
+#[test]
+fn a_service_of_a_million_endpoints_is_kept_up_to_its_limit_in_every_file() {
+    let text = |n: usize| {
+        let endpoints: Vec<_> = (0..2000)
+            .map(|e| format!("{{addresses: [10.{n}.{}.{}]}}", e / 250, e % 250))
+            .collect();
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\naddressType: IPv4\n\
+             metadata: {{name: crowd-{n:02}, labels: {{kubernetes.io/service-name: crowd}}}}\nendpoints: [{}]",
+            endpoints.join(", ")
+        )
+    };
+    let mut lab = Lab::new(&[]);
+    for n in 0..40 {
+        lab.write(&format!("{n:02}.yaml"), &text(n));
+    }
+    for _ in 0..2 {
+        let snapshot = lab.load();
+        let slices = snapshot.slices.values();
+        let kept: usize = slices.map(|slice| slice.endpoints.len()).sum();
+        assert_eq!(kept, MAX_ENDPOINTS);
+        assert_eq!(rejections(&snapshot).len(), 40 - 32);
+        let files = lab.source.files.values();
+        let objects = files.flat_map(|file| &file.objects);
+        let held: usize = objects
+            .map(|located| match &located.object {
+                Object::EndpointSlice(slice) => slice.endpoints.len(),
+                _ => 0,
+            })
+            .sum();
+        assert_eq!(held, MAX_ENDPOINTS, "what the source itself remembers");
+    }
 }
 
 #[test]

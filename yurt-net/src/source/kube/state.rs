@@ -19,6 +19,7 @@ use super::resource::Resource;
 use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
 use crate::source::decode::{self, Names, Object, ObjectId};
 use crate::source::objects;
+use crate::source::room::Room;
 use crate::text;
 
 /// A Node that cannot be read so often, within about seven seconds, is done without.
@@ -44,6 +45,8 @@ pub(super) struct ClusterState {
     /// Answers come from a cache, which may be older than what is known.
     is_cache: bool,
     known: BTreeMap<Resource, Known>,
+    /// Of the slices in the snapshot.
+    room: Room,
 }
 
 /// What is known of one resource.
@@ -65,10 +68,18 @@ struct Known {
     version: String,
 }
 
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 struct List {
     objects: Objects,
     rejections: BTreeMap<NamespacedName, Rejection>,
+    /// Of its slices.
+    room: Room,
+}
+
+impl List {
+    fn says_the_same_as(&self, other: &Self) -> bool {
+        (&self.objects, &self.rejections) == (&other.objects, &other.rejections)
+    }
 }
 
 #[derive(Debug)]
@@ -116,6 +127,7 @@ impl ClusterState {
             (resource, known)
         });
         Self {
+            room: Room::of(seed.slices.values()),
             snapshot: seed,
             touched: Touched::Anything,
             has_other_rejections: false,
@@ -206,9 +218,14 @@ impl ClusterState {
         let list = &mut self.known.entry(resource).or_default().arriving;
         match decoded {
             Ok(None) => {}
-            Ok(Some(object)) => {
-                let old = objects::get(&self.snapshot, object.id());
+            Ok(Some(mut object)) => {
                 let name = object.name();
+                if let Object::EndpointSlice(slice) = &mut object
+                    && let Some(reason) = list.room.admit(slice)
+                {
+                    list.rejections.insert(name.clone(), cut(&name, reason));
+                }
+                let old = objects::get(&self.snapshot, object.id());
                 // The old one of two equal objects: nothing compiled from it has to be compiled again.
                 let object = old.filter(|old| *old == object).unwrap_or(object);
                 list.objects.insert(name, object);
@@ -222,7 +239,10 @@ impl ClusterState {
                 };
                 let old = objects::get(&self.snapshot, id);
                 let rejection = keeping(rejection, old.is_some());
-                if let Some(old) = old {
+                if let Some(mut old) = old {
+                    if let Object::EndpointSlice(slice) = &mut old {
+                        list.room.admit(slice);
+                    }
                     list.objects.insert(name.clone(), old);
                 }
                 list.rejections.insert(name, rejection);
@@ -243,7 +263,9 @@ impl ClusterState {
         let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
         if is_suspect {
             let held = known.held.take();
-            let same = held.as_ref().filter(|held| held.list == list);
+            let same = held
+                .as_ref()
+                .filter(|held| held.list.says_the_same_as(&list));
             let unchanged_since = same.map_or(now, |held| held.unchanged_since);
             let since = held.as_ref().map_or(now, |held| held.since);
             let is_confirmed = now.saturating_sub(unchanged_since) >= CONFIRM_AFTER;
@@ -270,6 +292,9 @@ impl ClusterState {
         version.clone_into(&mut known.version);
         let has_new_rejections = known.rejections != list.rejections;
         known.rejections = list.rejections;
+        if resource == Resource::EndpointSlices {
+            self.room = list.room;
+        }
         let has_changed = objects::replace(&mut self.snapshot, resource.kind(), list.objects);
         if resource.is_of_table() {
             self.touched = Touched::Anything;
@@ -342,28 +367,40 @@ impl ClusterState {
         let mut has_changed = self.use_held(resource);
         self.bookmark(resource, version);
         match decode::item(json, resource.kind(), api_version, &mut self.names) {
-            Ok(Some(object)) => {
+            Ok(Some(mut object)) => {
                 let name = object.name();
-                has_changed |= self.forgive(resource, &name);
+                let reason = self.make_room(&mut object);
+                has_changed |= match reason {
+                    None => self.forgive(resource, &name),
+                    Some(reason) => self.reject(resource, cut(&name, reason)),
+                };
                 self.touch(resource, name);
                 has_changed | objects::put(&mut self.snapshot, &object)
             }
             // It says nothing to us any more, as a slice without its service name.
             Ok(None) => has_changed | self.remove(resource, json),
             Err(rejection) => {
-                let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
                 let id = ObjectId {
                     kind: resource.kind(),
                     namespace: &rejection.namespace,
                     name: &rejection.name,
                 };
                 let is_known = objects::get(&self.snapshot, id).is_some();
-                let known = self.known.entry(resource).or_default();
-                known.rejections.insert(name, keeping(rejection, is_known));
-                self.rejections_changed();
+                self.reject(resource, keeping(rejection, is_known));
                 true
             }
         }
+    }
+
+    /// Cuts off a slice what is more than its Service may have in the snapshot; returns what there is to say of that.
+    fn make_room(&mut self, object: &mut Object) -> Option<String> {
+        let Object::EndpointSlice(slice) = object else {
+            return None;
+        };
+        if let Some(old) = self.snapshot.slices.get(&slice.name) {
+            self.room.release(old);
+        }
+        self.room.admit(slice)
     }
 
     /// An object was deleted; true when that changed something.
@@ -392,8 +429,13 @@ impl ClusterState {
             namespace: &metadata.namespace,
             name: &metadata.name,
         };
+        let name = NamespacedName::new(&*metadata.namespace, &*metadata.name);
+        if resource == Resource::EndpointSlices
+            && let Some(old) = self.snapshot.slices.get(&name)
+        {
+            self.room.release(old);
+        }
         let has_changed = objects::remove(&mut self.snapshot, id);
-        let name = NamespacedName::new(metadata.namespace, metadata.name);
         let has_changed = has_changed | self.forgive(resource, &name);
         self.touch(resource, name);
         has_changed
@@ -405,6 +447,18 @@ impl ClusterState {
             Resource::Pods => {}
             _ => self.touched = Touched::Anything,
         }
+    }
+
+    /// Remembers a rejection; true when that says something new.
+    fn reject(&mut self, resource: Resource, rejection: Rejection) -> bool {
+        let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
+        let known = self.known.entry(resource).or_default();
+        let is_new = known.rejections.get(&name) != Some(&rejection);
+        if is_new {
+            known.rejections.insert(name, rejection);
+            self.rejections_changed();
+        }
+        is_new
     }
 
     /// Forgets a rejection; true when there was one.
@@ -444,6 +498,17 @@ impl ClusterState {
                 reason: format!("more objects cannot be read than these {SHOWN_REJECTIONS}"),
             });
         }
+    }
+}
+
+/// A slice that is not kept whole.
+fn cut(name: &NamespacedName, reason: String) -> Rejection {
+    Rejection {
+        kind: "EndpointSlice".to_owned(),
+        namespace: name.namespace.to_string(),
+        name: name.name.to_string(),
+        source: String::new(),
+        reason,
     }
 }
 

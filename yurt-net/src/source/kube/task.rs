@@ -10,7 +10,7 @@ use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, RETRY_AFTER, USER_
 use http::{Request as HttpRequest, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Resource;
@@ -23,6 +23,8 @@ use crate::error::chain;
 
 /// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
 const PIECE_BYTES: usize = 4096;
+/// What of one resource may wait for the loop: one object where they are larger. It is what others' news wait for, and memory.
+pub(super) const WAITING_BYTES: usize = 1 << 20;
 /// From the request to the headers of the answer; a large list over a slow link begins late.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Of an answer that says why there is none.
@@ -57,6 +59,8 @@ pub(super) struct Update {
     /// Which of the resource's tasks it is from: a replaced one may have left something behind.
     pub(super) generation: u64,
     pub(super) news: News,
+    /// Its share of [`WAITING_BYTES`].
+    pub(super) room: OwnedSemaphorePermit,
 }
 
 /// What a task has to tell.
@@ -122,6 +126,17 @@ enum RequestError {
     Gone,
 }
 
+impl News {
+    /// How large its objects are.
+    pub(super) fn bytes(&self) -> usize {
+        match self {
+            Self::Items { items, .. } => items.iter().map(Bytes::len).sum(),
+            Self::Put { object, .. } | Self::Delete { object, .. } => object.len(),
+            Self::Listed { .. } | Self::Watching | Self::Bookmark { .. } | Self::Failed { .. } => 0,
+        }
+    }
+}
+
 impl RequestError {
     fn failure(&self) -> Failure {
         match self {
@@ -172,6 +187,8 @@ pub(super) struct Task {
     pub(super) is_compared: bool,
     pub(super) told: Told,
     pub(super) sender: mpsc::Sender<Update>,
+    /// Of [`WAITING_BYTES`].
+    pub(super) room: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
     /// Of Pods: somebody cannot wait for [`PODS_INTERVAL`].
     pub(super) is_asked_for: Arc<Notify>,
@@ -530,10 +547,14 @@ impl Task {
     }
 
     async fn tell(&self, news: News) -> Result<(), RequestError> {
+        let bytes = news.bytes().min(WAITING_BYTES);
+        let room = Arc::clone(&self.room);
+        let room = room.acquire_many_owned(u32::try_from(bytes).unwrap_or(u32::MAX));
         let update = Update {
             resource: self.shape.resource,
             generation: self.generation,
             news,
+            room: room.await.map_err(|_closed| RequestError::Gone)?,
         };
         let sent = self.sender.send(update).await;
         sent.map_err(|_closed| RequestError::Gone)

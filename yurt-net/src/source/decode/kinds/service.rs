@@ -19,6 +19,8 @@ use crate::source::decode::{Names, parse_cidr};
 /// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
 const AFFINITY_DEFAULT: u32 = 10_800;
 const AFFINITY_MAX: u32 = 86_400;
+/// Bytes of `openyurt.io/topologyKeys` that are kept: longer than all values that mean something.
+const MAX_TOPOLOGY_KEYS: usize = 256;
 
 pub(super) fn service(
     value: &Value<'_>,
@@ -30,7 +32,9 @@ pub(super) fn service(
             at(m, "annotations", |all| at(all, key, text))
         })
     };
-    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(|keys| names.intern(keys));
+    // What is longer is none of those that are known, however it goes on.
+    let start = |keys: &str| names.intern(&keys[..keys.floor_char_boundary(MAX_TOPOLOGY_KEYS)]);
+    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(start);
     let listen = annotation(LISTEN)?.map(|pools| names.intern(pools));
     let is_discarded = annotation(DISCARD)? == Some("true");
     let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;

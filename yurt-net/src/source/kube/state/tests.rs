@@ -10,6 +10,7 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 use serde_json::{Value, json};
 
 use super::*;
+use crate::table::MAX_ENDPOINTS;
 
 const V1: &str = "v1";
 
@@ -372,4 +373,63 @@ fn thousands_of_objects_that_cannot_be_read_are_copied_when_they_are_taken_up_an
     state.take_touched();
     let told = &state.snapshot().rejections;
     assert_eq!(told.len(), 1, "{told:?}");
+}
+
+/// A slice of `crowd` with so many endpoints.
+fn crowd(name: usize, endpoints: usize) -> Vec<u8> {
+    let endpoint =
+        |n: usize| json!({"addresses": [format!("10.{}.{}.{}", name % 200, n / 250, n % 250)]});
+    let slice = json!({
+        "metadata": {
+            "namespace": "default",
+            "name": format!("crowd-{name:03}"),
+            "labels": {"kubernetes.io/service-name": "crowd"},
+        },
+        "addressType": "IPv4",
+        "endpoints": (0..endpoints).map(endpoint).collect::<Vec<_>>(),
+    });
+    slice.to_string().into_bytes()
+}
+
+fn endpoints(state: &ClusterState) -> usize {
+    let slices = state.snapshot().slices.values();
+    slices.map(|slice| slice.endpoints.len()).sum()
+}
+
+#[test]
+fn a_service_of_a_million_endpoints_is_kept_up_to_its_limit_and_says_so() {
+    const SLICES: Resource = Resource::EndpointSlices;
+    const DISCOVERY: &str = "discovery.k8s.io/v1";
+    let listed = |state: &mut ClusterState| {
+        for name in 0..80 {
+            state.item(SLICES, DISCOVERY, &crowd(name, 1000));
+        }
+        state.listed(SLICES, "5", Duration::ZERO)
+    };
+    let told = |state: &mut ClusterState| {
+        let _touched = state.take_touched();
+        let all = state.snapshot().rejections.iter();
+        all.filter(|r| r.reason.contains("more than 65536 endpoints"))
+            .count()
+    };
+    let mut state = live();
+    listed(&mut state);
+    assert_eq!(endpoints(&state), MAX_ENDPOINTS);
+    assert_eq!(told(&mut state), 80 - 65);
+    // A list that says the same is the same, and is no second Service.
+    let before: Vec<_> = state.snapshot().slices.values().cloned().collect();
+    listed(&mut state);
+    let after = state.snapshot().slices.values();
+    assert!(after.zip(&before).all(|(new, old)| Arc::ptr_eq(new, old)));
+    // An event is cut as a list is.
+    assert!(!state.put(SLICES, DISCOVERY, &crowd(70, 1000), "6"));
+    assert_eq!((endpoints(&state), told(&mut state)), (MAX_ENDPOINTS, 15));
+    // Those that go make room for what is read next.
+    for name in 0..20 {
+        state.delete(SLICES, &crowd(name, 1), "7");
+    }
+    assert_eq!(endpoints(&state), MAX_ENDPOINTS - 20_000);
+    assert!(state.put(SLICES, DISCOVERY, &crowd(70, 1000), "8"));
+    assert_eq!(endpoints(&state), MAX_ENDPOINTS - 19_000);
+    assert_eq!(told(&mut state), 14);
 }

@@ -1,0 +1,155 @@
+//! How many endpoints of one Service are kept.
+//!
+//! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the limit is cut off
+//! before a snapshot has it, in the order in which slices come; a list and a directory come in the order of names. What was cut off
+//! is not known any more: it is back when its slice is read again.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, RandomState};
+use std::sync::Arc;
+
+use crate::model::EndpointSlice;
+use crate::table::MAX_ENDPOINTS;
+
+/// Endpoints that are kept, by Service.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    /// By the hash of its name: there may be ten thousand, and no table depends on it.
+    kept: BTreeMap<u64, usize>,
+    names: RandomState,
+}
+
+impl Room {
+    /// What is taken by slices that are known already.
+    pub(super) fn of<'a>(slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>) -> Self {
+        let mut room = Self::default();
+        for slice in slices {
+            *room.kept_of(slice) += slice.endpoints.len();
+        }
+        room
+    }
+
+    /// Takes a slice in, and cuts off what is too much; returns what there is to say of that.
+    pub(super) fn admit(&mut self, slice: &mut Arc<EndpointSlice>) -> Option<String> {
+        let kept = self.kept_of(slice);
+        let (count, most) = (slice.endpoints.len(), MAX_ENDPOINTS.saturating_sub(*kept));
+        *kept += count.min(most);
+        if count <= most {
+            return None;
+        }
+        let slice = Arc::make_mut(slice);
+        slice.endpoints = slice.endpoints[..most].into();
+        let is_kept = |index: u32| usize::try_from(index).is_ok_and(|index| index < most);
+        let pods = slice.pods.iter();
+        slice.pods = pods.filter(|pod| is_kept(pod.endpoint)).cloned().collect();
+        Some(format!(
+            "its Service has more than {MAX_ENDPOINTS} endpoints: {} of this slice's {count} are left out until it is read again",
+            count - most
+        ))
+    }
+
+    /// A slice is gone, or is about to be replaced.
+    pub(super) fn release(&mut self, slice: &EndpointSlice) {
+        let kept = self.kept_of(slice);
+        *kept = kept.saturating_sub(slice.endpoints.len());
+        if *kept == 0 {
+            let service = self.key(slice);
+            self.kept.remove(&service);
+        }
+    }
+
+    fn key(&self, slice: &EndpointSlice) -> u64 {
+        self.names
+            .hash_one((&*slice.name.namespace, &*slice.service))
+    }
+
+    fn kept_of(&mut self, slice: &EndpointSlice) -> &mut usize {
+        let service = self.key(slice);
+        self.kept.entry(service).or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::model::{AddressFamily, Endpoint, EndpointPod, NamespacedName};
+
+    fn slice(name: u8, service: u8, endpoints: usize) -> Arc<EndpointSlice> {
+        let endpoint = Endpoint {
+            address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)),
+            is_ready: true,
+            is_serving: true,
+            is_terminating: false,
+            node_name: None,
+            hints: None,
+        };
+        let last = u32::try_from(endpoints).unwrap().checked_sub(1);
+        let pod = |endpoint| EndpointPod {
+            endpoint,
+            name: "pod".into(),
+        };
+        Arc::new(EndpointSlice {
+            name: NamespacedName::new("default", name.to_string()),
+            service: service.to_string().into(),
+            family: AddressFamily::V4,
+            is_headless: false,
+            ports: Box::default(),
+            endpoints: vec![endpoint; endpoints].into(),
+            pods: last.map(pod).into_iter().collect(),
+        })
+    }
+
+    #[test]
+    fn a_slice_beyond_the_limit_is_cut_and_told_and_other_services_are_not() {
+        let mut room = Room::default();
+        let mut slices: Vec<_> = (0..70).map(|name| slice(name, 1, 1000)).collect();
+        let told: Vec<_> = slices.iter_mut().map(|s| room.admit(s)).collect();
+        assert!(told[..65].iter().all(Option::is_none));
+        assert_eq!(slices[65].endpoints.len(), MAX_ENDPOINTS - 65_000);
+        assert_eq!(
+            told[65].as_deref(),
+            Some(
+                "its Service has more than 65536 endpoints: 464 of this slice's 1000 are left out until it is read again"
+            )
+        );
+        assert!(slices[65].pods.is_empty(), "its Pod is of no endpoint");
+        assert!(slices[66].endpoints.is_empty() && told[66].is_some());
+        assert_eq!(room.admit(&mut slice(71, 2, 1000)), None);
+        // What goes makes room for what is read next.
+        room.release(&slices[0]);
+        assert_eq!(room.admit(&mut slice(72, 1, 1000)), None);
+    }
+
+    proptest! {
+        /// Whatever comes, goes and is replaced: no Service has more than the limit, and nothing is cut while there is room.
+        #[test]
+        fn a_service_has_its_limit_and_not_less(
+            events in prop::collection::vec((0..12u8, 0..2u8, prop_oneof![Just(0usize), 1..30_000usize]), 1..40)
+        ) {
+            let mut room = Room::default();
+            let mut known: BTreeMap<u8, Arc<EndpointSlice>> = BTreeMap::new();
+            for (name, service, endpoints) in events {
+                if let Some(old) = known.remove(&name) {
+                    room.release(&old);
+                }
+                let mut new = slice(name, service, endpoints);
+                let owner = Arc::clone(&new.service);
+                let others = known.values().filter(|s| s.service == owner);
+                let others: usize = others.map(|s| s.endpoints.len()).sum();
+                let told = room.admit(&mut new);
+                let most = MAX_ENDPOINTS - others;
+                prop_assert_eq!(new.endpoints.len(), endpoints.min(most));
+                prop_assert_eq!(told.is_some(), endpoints > most);
+                known.insert(name, new);
+            }
+            let fresh = Room::of(known.values());
+            let sum = |room: &Room| room.kept.values().sum::<usize>();
+            prop_assert_eq!(sum(&fresh), sum(&room));
+        }
+    }
+}
