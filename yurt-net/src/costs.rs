@@ -3,6 +3,8 @@
 //!
 //! Judged by the processor time of this thread, as ratios in one run: what else the machine does moves neither.
 
+mod sources;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 

@@ -23,13 +23,13 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
         return Vec::new();
     }
     let mut peers: BTreeMap<&Arc<str>, Option<BTreeSet<IpAddr>>> = BTreeMap::new();
-    let mut add = |node, address: IpAddr, most| {
+    let mut add = |node, address: IpAddr, most: Option<usize>| {
         let peer = peers.entry(node);
         let peer = peer.or_insert_with(|| topology.is_peer(node).then(BTreeSet::new));
         if let Some(addresses) = peer {
-            let of_family = addresses.iter();
-            let of_family = of_family.filter(|known| known.is_ipv4() == address.is_ipv4());
-            if of_family.count() < most {
+            let of_family = |known: &&IpAddr| known.is_ipv4() == address.is_ipv4();
+            // All of them are looked through, so only where they are few.
+            if most.is_none_or(|most| addresses.iter().filter(of_family).count() < most) {
                 addresses.insert(address);
             }
         }
@@ -37,12 +37,12 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
     let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
     for endpoint in endpoints {
         if let Some(node) = &endpoint.node_name {
-            add(node, endpoint.address, MOST_ENDPOINTS);
+            add(node, endpoint.address, Some(MOST_ENDPOINTS));
         }
     }
     for node in snapshot.nodes.values() {
         for address in &node.internal_ips {
-            add(&node.name, *address, usize::MAX);
+            add(&node.name, *address, None);
         }
     }
     let peers = peers.into_iter();
