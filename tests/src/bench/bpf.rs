@@ -121,6 +121,11 @@ impl PublishWords {
         let rows = unsafe { std::slice::from_raw_parts(self.rows.as_ptr(), self.count) };
         rows.iter().map(|row| row.word.load(Ordering::Relaxed))
     }
+
+    /// That of one service index.
+    pub fn at(&self, index: usize) -> u64 {
+        self.read().nth(index).unwrap_or_default()
+    }
 }
 
 impl Drop for PublishWords {

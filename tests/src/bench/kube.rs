@@ -9,6 +9,7 @@ use std::io;
 use std::io::BufRead;
 use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,6 +30,8 @@ use super::report::Measure;
 use super::report::Series;
 use super::stats::Summary;
 use super::tables;
+use super::tenants::Tenants;
+use super::tenants::Upset;
 use super::universe::Worker;
 use super::worker::Task;
 use crate::apiserver::FakeApiserver;
@@ -57,9 +60,21 @@ pub struct Cluster {
     endpoints: usize,
     /// `openyurt.io/topologyKeys` of all Services.
     topology_keys: Option<String>,
+    /// Objects of others, as large as an apiserver takes them; see [`super::tenants`].
+    pub(super) tenants: Option<Tenants>,
 }
 
 impl Cluster {
+    /// Services of ten endpoints, closed to nothing.
+    pub(super) fn open(services: usize) -> Self {
+        Self {
+            services,
+            endpoints: 10,
+            topology_keys: None,
+            tenants: None,
+        }
+    }
+
     fn scale(&self) -> Scale {
         Scale {
             services: self.services,
@@ -74,13 +89,18 @@ impl Cluster {
         // A pool has an eighth of the endpoints.
         let is_open = self.topology_keys.is_none();
         let is_large = is_open && self.services * self.endpoints > tables::CAPACITY.slots4 as usize;
-        if is_large { &[MANY_SLOTS] } else { &[] }
+        // Tenants may fill any map, and what is measured is time.
+        if is_large || self.tenants.is_some() {
+            &[MANY_SLOTS]
+        } else {
+            &[]
+        }
     }
 }
 
 /// What the apiserver's process is told.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
-enum Order {
+pub(super) enum Order {
     /// Change the slice of this Service; reply when the event was handed to the socket, in nanoseconds of the
     /// monotonic clock.
     Change(usize),
@@ -88,13 +108,21 @@ enum Order {
     Storm(u32, u32),
     /// Reply with the bytes that the node's loopback device has carried.
     Carried,
+    /// Change the slice of this Service; reply with when that was begun, in nanoseconds of the monotonic clock.
+    Begin(usize),
+    /// Change so many of the tenants' objects a second from now on; reply with how many were changed before.
+    Upset(u32),
 }
 
 /// The main function of the apiserver's process: its URL on the first line, then a reply to each order.
 pub(super) fn serve(cluster: &Cluster) -> Result<()> {
     let scale = cluster.scale();
-    let api = FakeApiserver::start()?;
+    let api = Arc::new(FakeApiserver::start()?);
     api.put_all(scale.objects())?;
+    let mut upset = match cluster.tenants {
+        Some(tenants) => Some(Upset::start(tenants, Arc::clone(&api))?),
+        None => None,
+    };
     let mut changes = vec![0; cluster.services];
     let mut change = |service: usize| {
         changes[service] = 1 - changes[service];
@@ -125,6 +153,15 @@ pub(super) fn serve(cluster: &Cluster) -> Result<()> {
                 u64::from(count)
             }
             Order::Carried => carried()?,
+            Order::Begin(service) => {
+                let begun = monotonic()?;
+                change(service)?;
+                begun
+            }
+            Order::Upset(per_second) => {
+                let upset = upset.as_mut().context("no tenants")?;
+                upset.set(per_second)
+            }
         };
         writeln!(stdout, "{reply}")?;
     }
@@ -132,7 +169,7 @@ pub(super) fn serve(cluster: &Cluster) -> Result<()> {
 }
 
 /// Nanoseconds of the clock that all processes share.
-fn monotonic() -> Result<u64> {
+pub(super) fn monotonic() -> Result<u64> {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -155,15 +192,15 @@ fn carried() -> Result<u64> {
 }
 
 /// A node, and the apiserver's process on it.
-struct Setting {
-    node: Node,
+pub(super) struct Setting {
+    pub(super) node: Node,
     cluster: Cluster,
-    server: Worker,
+    pub(super) server: Worker,
     source: String,
 }
 
 impl Setting {
-    fn new(lab: &Lab, name: &str, cluster: Cluster) -> Result<Self> {
+    pub(super) fn new(lab: &Lab, name: &str, cluster: Cluster) -> Result<Self> {
         let node = lab.node(name)?;
         let mut server = Worker::start(&node.host()?, &Task::Apiserver(cluster.clone()))?;
         let url: String = server.reply()?;
@@ -180,7 +217,7 @@ impl Setting {
     }
 
     /// An agent, and the milliseconds from its start to the table in force, on a node that has no maps yet.
-    fn start(&self) -> Result<(Agent, f64)> {
+    pub(super) fn start(&self) -> Result<(Agent, f64)> {
         let started = Instant::now();
         let name = self.cluster.scale().node_name(0);
         let flags = self.cluster.flags();
@@ -191,7 +228,8 @@ impl Setting {
         let took = started.elapsed().as_secs_f64() * 1e3;
         self.wait(&agent, || Ok(self.status()?["ready"] == true))?;
         let services = &self.status()?["services"];
-        ensure!(*services == self.cluster.services, "{services} services");
+        let is_whole = *services == self.cluster.services || self.cluster.tenants.is_some();
+        ensure!(is_whole, "{services} services");
         Ok((agent, took))
     }
 
@@ -302,7 +340,8 @@ impl Drop for Gentle {
 }
 
 fn schedule(class: libc::c_int) -> Result<()> {
-    let parameters = libc::sched_param { sched_priority: 0 };
+    // SAFETY: plain data, of which musl has more fields; zero is a value of each.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
     // SAFETY: valid parameters; 0 is the calling thread.
     if unsafe { libc::sched_setscheduler(0, class, &raw const parameters) } != 0 {
         return Err(io::Error::last_os_error()).context("set the scheduling class");
@@ -353,6 +392,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
         services,
         endpoints: 10,
         topology_keys: topology_keys.map(str::to_owned),
+        tenants: None,
     };
     let mut claims = Vec::new();
 

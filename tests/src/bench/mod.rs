@@ -12,6 +12,7 @@
 //! | [`reboot`] | an agent after a reboot without the cloud, with a bound |
 //! | [`vtep`] | the time until a vxlan device that is made again has its MAC, with a bound |
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
+//! | [`tenants`] | what others wait for beside a hundred objects of 1.5 MB; with bounds |
 //!
 //! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
 //! do. Two universes without any hook tell how far to trust them.
@@ -31,6 +32,7 @@ pub mod retain;
 pub mod sockets;
 pub mod stats;
 pub mod tables;
+pub mod tenants;
 pub mod translate;
 pub mod universe;
 pub mod vtep;
@@ -92,6 +94,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         reboot::NAME,
         vtep::NAME,
         kube::NAME,
+        tenants::NAME,
     ];
     latency::NAMES.into_iter().chain(others)
 }
@@ -113,7 +116,7 @@ pub fn run(
         }
     }
     type Take = fn(&Lab, &Options) -> Result<Measure>;
-    let others: [(&str, Take); 9] = [
+    let others: [(&str, Take); 10] = [
         (flips::NAME, flips::measure),
         (publish::NAME, publish::measure),
         (memory::NAME, memory::measure),
@@ -123,6 +126,7 @@ pub fn run(
         (reboot::NAME, reboot::measure),
         (vtep::NAME, vtep::measure),
         (kube::NAME, kube::measure),
+        (tenants::NAME, tenants::measure),
     ];
     for (name, take) in others {
         if options.wants(name) {

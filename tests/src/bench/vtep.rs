@@ -96,8 +96,10 @@ fn mac(socket: &OwnedFd) -> Result<[u8; 6]> {
     for (to, from) in request.ifr_name.iter_mut().zip(DEVICE.bytes()) {
         *to = libc::c_char::try_from(from)?;
     }
+    // The C libraries have different types for it.
+    let number = libc::Ioctl::try_from(libc::SIOCGIFHWADDR)?;
     // SAFETY: the kernel reads and writes a request that lives as long as the call.
-    let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) };
+    let done = unsafe { libc::ioctl(socket.as_raw_fd(), number, &raw mut request) };
     ensure!(done == 0, "ask for the MAC of {DEVICE}");
     // SAFETY: it is what the kernel has written.
     let address = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
