@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use tempfile::TempDir;
 use yurt_net::source::kube::Access;
+use yurt_net::source::preferred::Origin;
 use yurt_net_tests::apiserver::{Authority, FakeApiserver, Fault, On, Resource, Validity};
 
 use crate::followed::{Followed, PATIENCE, nothing, services};
@@ -180,8 +181,60 @@ fn a_token_goes_to_nobody_whom_a_kubeconfig_leaves_unverified() -> Result<()> {
     let (api, _authority, dir) = world()?;
     let cluster = "insecure-skip-tls-verify: true";
     let access = kubeconfig(&api, dir.path(), cluster, &format!("token: {TOKEN}"))?;
-    is_served(access, "kube:".to_owned())?;
-    had(&api, None)
+    let mut followed = is_served(access, "kube:".to_owned())?;
+    had(&api, None)?;
+    // Who is refused without it is told why it was not sent.
+    api.http()
+        .fail_always(On::resource(Resource::Services), Fault::Status(401));
+    api.end_watches(Resource::Services);
+    followed.until_status("why not", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("401") && error.contains("no credentials are sent")
+    })
+}
+
+#[test]
+fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting() -> Result<()> {
+    let (api, authority, dir) = world()?;
+    let hang = write(dir.path(), "hang", "")?;
+    let script = format!("while [ -e {hang} ]; do sleep 0.1; done");
+    let user = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: sh, args: [-c, '{script}']}}"
+    );
+    let tls = "tls-server-name: localhost";
+    let access = Access {
+        ca_file: Some(write(dir.path(), "ca.crt", authority.pem())?.into()),
+        ..kubeconfig(&api, dir.path(), tls, &user)?
+    };
+    let second = cluster(&["b"])?;
+    let sources = ["kube:".to_owned(), kube(&second)];
+    let mut followed = Followed::reaching(access, &sources)?;
+    followed.until("the second one's", |s| services(s) == ["b"])?;
+    followed.until_status("why not the first", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("has not answered")
+    })
+}
+
+/// A kubeconfig whose files are missing cannot be used, and what it names says nothing of who is asked instead.
+#[test]
+fn a_server_is_a_hub_or_not_by_where_it_was_dialled() -> Result<()> {
+    let api = cluster(&["a"])?;
+    let dir = TempDir::new()?;
+    let text = "apiVersion: v1\nkind: Config\ncurrent-context: edge\n\
+        contexts: [{name: edge, context: {cluster: edge, user: edge}}]\n\
+        clusters: [{name: edge, cluster: {server: 'https://127.0.0.1:10268', certificate-authority: /nowhere/ca.crt}}]\n\
+        users: [{name: edge, user: {}}]\n";
+    let access = Access {
+        kubeconfig: Some(write(dir.path(), "kubeconfig", text)?.into()),
+        in_cluster: Some(api.http().url()),
+        ..nothing()
+    };
+    let mut followed = Followed::reaching(access, &["kube:".to_owned()])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    ensure!(followed.sources().origin() == Origin::Live);
+    ensure!(followed.sources().freshness().is_fresh());
+    Ok(())
 }
 
 #[test]

@@ -70,7 +70,8 @@ pub enum Api {
 }
 
 impl Api {
-    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens.
+    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was dialled it is
+    /// a guess.
     pub fn is_hub(&self, access: &Access) -> bool {
         match self {
             Self::Hub(_) => true,
@@ -155,10 +156,11 @@ impl KubeSource {
     ) -> Self {
         let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
-        let is_hub = api.is_hub(&scope.access);
+        let connection = Connection::new(&api, scope.access.clone());
+        let is_hub = connection.is_hub();
         Self {
             state: ClusterState::new(&scope.node, seed, versions, is_hub),
-            connection: Arc::new(Connection::new(&api, scope.access.clone())),
+            connection: Arc::new(connection),
             is_hub,
             scope,
             started: now,
@@ -317,6 +319,7 @@ impl KubeSource {
                 update = self.updates.recv() => update,
                 () = sleep_until(deadline) => None,
             };
+            self.follow_server();
             let mut has_changed = self.state.release(self.started.elapsed());
             let (mut taken, mut bytes) = (0, 0);
             while let Some(update) = next {
@@ -420,6 +423,22 @@ impl KubeSource {
                 }
                 self.follow(resource, pool.clone().unwrap_or_default());
             }
+        }
+    }
+
+    /// Asks anew where an apiserver was taken for a hub, or a hub for an apiserver: a cache is believed less.
+    fn follow_server(&mut self) {
+        if self.connection.is_hub() == self.is_hub {
+            return;
+        }
+        self.is_hub = self.connection.is_hub();
+        self.state.set_cache(self.is_hub);
+        for resource in self.tasks.keys().copied().collect::<Vec<_>>() {
+            let name = match resource.is_of_pool() {
+                true => self.pool.clone().unwrap_or_default(),
+                false => self.name_of(resource),
+            };
+            self.follow(resource, name);
         }
     }
 

@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::AUTHORIZATION;
@@ -14,12 +15,19 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use crate::error::chain;
+
+/// An exec plugin asks the cloud, be it over a bad link.
+const PLUGIN_TIMEOUT: Duration = Duration::from_secs(20);
+/// One plugin runs at a time: one that hangs costs a thread, not one for each attempt.
+static PLUGIN: Semaphore = Semaphore::const_new(1);
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -129,6 +137,8 @@ pub(super) enum AccessError {
         #[source]
         source: InvalidDnsNameError,
     },
+    #[error("the kubeconfig's exec plugin cannot be used: {why}")]
+    Plugin { why: String },
     #[error("the credentials for {url} cannot be used: {why}")]
     Credentials { url: Uri, why: String },
 }
@@ -165,6 +175,21 @@ pub(super) enum Credentials {
     Config(Box<Config>),
 }
 
+impl Credentials {
+    /// They say something.
+    pub(super) fn is_any(&self) -> bool {
+        match self {
+            Self::None => false,
+            Self::TokenFile(_) => true,
+            Self::Config(config) => {
+                let user = &config.auth_info;
+                let is_plain = user.token.is_none() && user.username.is_none();
+                !is_plain || user.exec.is_some() || user.auth_provider.is_some()
+            }
+        }
+    }
+}
+
 impl Origin {
     /// Reads all that there is to it.
     pub(super) async fn way(&self, access: &Access) -> Result<Way, AccessError> {
@@ -183,7 +208,7 @@ impl Origin {
                 }
             },
         };
-        from_kubeconfig(config, access)
+        from_kubeconfig(config, access).await
     }
 }
 
@@ -205,7 +230,7 @@ async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
         .map_err(wrong)
 }
 
-fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
+async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
     if config.root_cert.is_none()
         && let Some(path) = &access.ca_file
     {
@@ -216,9 +241,15 @@ fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessErr
         Some(path) => Credentials::TokenFile(PathBuf::from(path)),
         None => Credentials::Config(Box::new(config.clone())),
     };
+    let url = config.cluster_url.clone();
+    let tls = match config.auth_info.exec.is_some() {
+        // Its answer may be a certificate.
+        true => apart(move || tls(&config)).await?,
+        false => tls(&config),
+    };
     Ok(Way {
-        url: config.cluster_url.clone(),
-        tls: tls(&config)?,
+        url,
+        tls: tls?,
         credentials,
     })
 }
@@ -312,7 +343,14 @@ impl Way {
             Credentials::Config(config) => {
                 let mut request = request;
                 let headers = std::mem::take(request.headers_mut());
-                let signed = signed(config, headers).map_err(|e| wrong(chain(&e)))?;
+                let signed = match config.auth_info.exec.is_some() {
+                    true => {
+                        let config = config.clone();
+                        apart(move || signed(&config, headers)).await?
+                    }
+                    false => signed(config, headers),
+                };
+                let signed = signed.map_err(|error| wrong(chain(&error)))?;
                 let signed = signed.await.map_err(|error| wrong(chain(&*error)))?;
                 *request.headers_mut() = signed.into_parts().0.headers;
                 Ok(request)
@@ -338,6 +376,34 @@ fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
         Some(auth) => extra.layer(auth.layer(here)).oneshot(sent).boxed(),
         None => extra.layer(here).oneshot(sent).boxed(),
     })
+}
+
+/// Runs what may run an exec plugin, and wait for it: on a thread of its own, so that nobody waits with it.
+async fn apart<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, AccessError> {
+    let wrong = |why: String| AccessError::Plugin { why };
+    let answer = async {
+        let turn = PLUGIN.acquire().await;
+        let turn = turn.map_err(|error| wrong(chain(&error)))?;
+        let (sender, answer) = oneshot::channel();
+        // Not one of the runtime's, which would wait for it at its end.
+        let thread = std::thread::Builder::new().name("exec-plugin".to_owned());
+        let spawned = thread.spawn(move || {
+            // Nobody may wait any more.
+            let _gone = sender.send(run());
+            drop(turn);
+        });
+        spawned.map_err(|error| wrong(chain(&error)))?;
+        answer.await.map_err(|error| wrong(chain(&error)))
+    };
+    match timeout(PLUGIN_TIMEOUT, answer).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => {
+            let seconds = PLUGIN_TIMEOUT.as_secs();
+            Err(wrong(format!("it has not answered within {seconds} s")))
+        }
+    }
 }
 
 type NoBody = http_body_util::Empty<bytes::Bytes>;

@@ -17,6 +17,7 @@ use tokio::time::{Instant, sleep_until};
 use super::access::{Access, Origin};
 use super::wire::{self, DialError, PROBE_AFTER, Wire};
 use super::{Api, Resource};
+use crate::source::hub::is_hub;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
@@ -45,6 +46,10 @@ pub(super) struct Connection {
     servers: Vec<Server>,
     /// Index of the one in use.
     current: AtomicUsize,
+    /// YurtHub was named as such.
+    is_named_hub: bool,
+    /// YurtHub is who was dialled last.
+    is_hub: AtomicBool,
     /// Where YurtHub lists Pods by itself.
     pods: Option<Origin>,
     /// The last attempt succeeded.
@@ -131,8 +136,9 @@ impl Told {
 }
 
 impl Connection {
-    /// Nothing is read and nobody asked before the first request.
+    /// Nobody is asked before the first request.
     pub(super) fn new(api: &Api, access: Access) -> Self {
+        let is_hub = api.is_hub(&access);
         let url = |url: &Uri, has_token| Origin::Url {
             url: url.clone(),
             has_token,
@@ -163,6 +169,8 @@ impl Connection {
             access,
             servers,
             current: AtomicUsize::new(0),
+            is_named_hub: matches!(api, Api::Hub(_)),
+            is_hub: AtomicBool::new(is_hub),
             pods,
             is_reached: AtomicBool::new(true),
             door: AsyncMutex::new(Pace {
@@ -174,6 +182,12 @@ impl Connection {
             rewinds: watch::Sender::new(0),
             lifeline: Mutex::default(),
         }
+    }
+
+    /// Whether who is asked is YurtHub. A kubeconfig and a Pod's environment may name another server than before, or one that cannot
+    /// be used: it counts who was dialled.
+    pub(super) fn is_hub(&self) -> bool {
+        self.is_hub.load(Ordering::Relaxed)
     }
 
     /// Whether Pods of this node are listed at no cost to the uplink; not so where there is no YurtHub.
@@ -258,7 +272,11 @@ impl Connection {
         };
         let is_lifeline = resource == LIFELINE;
         let dialled = match origin.way(&self.access).await {
-            Ok(way) => Wire::dial(way, is_lifeline).await,
+            Ok(way) => {
+                let is_hub = self.is_named_hub || is_hub(&way.url);
+                self.is_hub.store(is_hub, Ordering::Relaxed);
+                Wire::dial(way, is_lifeline).await
+            }
             Err(error) => Err(error.into()),
         };
         if dialled.is_err() {

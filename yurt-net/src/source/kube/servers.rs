@@ -10,8 +10,8 @@ use super::Api;
 use super::access::{Access, Origin};
 use crate::source::SourceSpec;
 
-/// At the edge there may be nobody to ask for a name; an agent does not wait for it at its start.
-const NAME_PATIENCE: Duration = Duration::from_secs(1);
+/// At the edge there may be nobody to ask for a name, or for credentials; an agent does not wait for it at its start.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The addresses and ports of what the sources, the kubeconfig and a Pod's environment name. A name that cannot be looked up
 /// is left out, and said so: the endpoints of default/kubernetes are kept free without it.
@@ -23,8 +23,9 @@ pub async fn servers(specs: &[SourceSpec], access: &Access) -> Vec<SocketAddr> {
             SourceSpec::File(_) | SourceSpec::Kube(Api::Hub(None)) => {}
             SourceSpec::Kube(Api::Server(url) | Api::Hub(Some(url))) => urls.push(url.clone()),
             SourceSpec::Kube(Api::Inferred) => {
-                let way = Origin::Inferred.way(access).await;
-                urls.extend(way.ok().map(|way| way.url));
+                let way = timeout(PATIENCE, Origin::Inferred.way(access)).await;
+                let found = way.ok().and_then(Result::ok).map(|way| way.url);
+                urls.extend(found.or_else(|| access.inferred()));
             }
         }
     }
@@ -42,7 +43,7 @@ pub async fn servers(specs: &[SourceSpec], access: &Access) -> Vec<SocketAddr> {
             found.push(SocketAddr::new(address, port));
             continue;
         }
-        match timeout(NAME_PATIENCE, tokio::net::lookup_host((host, port))).await {
+        match timeout(PATIENCE, tokio::net::lookup_host((host, port))).await {
             Ok(Ok(addresses)) => found.extend(addresses),
             _ => tracing::warn!(
                 host,

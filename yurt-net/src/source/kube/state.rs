@@ -137,6 +137,11 @@ impl ClusterState {
         }
     }
 
+    /// Answers come from a cache from now on, or no longer.
+    pub(super) fn set_cache(&mut self, is_cache: bool) {
+        self.is_cache = is_cache;
+    }
+
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }

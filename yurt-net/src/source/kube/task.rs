@@ -111,10 +111,12 @@ enum RequestError {
     Dead,
     #[error("the apiserver's versions have gone back")]
     Rewound,
-    #[error("{status}")]
+    #[error("{status}{}", if *.is_anonymous { ": no credentials are sent to a server that TLS does not verify" } else { "" })]
     Status {
         status: StatusCode,
         retry_after: Option<Duration>,
+        /// There are credentials, and they were kept back.
+        is_anonymous: bool,
     },
     #[error("the version is too old: {message}")]
     Expired { message: String },
@@ -152,6 +154,7 @@ impl RequestError {
             Self::Status {
                 status,
                 retry_after,
+                ..
             } => Failure::Status(status.as_u16(), *retry_after),
             Self::Watch { code, .. } => Failure::Status(*code, None),
             Self::Body(BodyError::Cut) => Failure::Transport,
@@ -314,7 +317,8 @@ impl Task {
     async fn list_pods(&self) -> Result<(), RequestError> {
         count(&self.counters.lists, 1);
         let mut wire = self.connection.open_pods().await?;
-        let response = ok(send(&mut wire, "/pods", "gzip").await?).await?;
+        let response = send(&mut wire, "/pods", "gzip").await?;
+        let response = ok(&wire, response).await?;
         self.items(response, Some(self.api_version())).await?;
         self.tell_listed(String::new()).await?;
         Ok(())
@@ -498,15 +502,13 @@ impl Task {
         if let Some(mut wire) = self.wire.take().filter(Wire::is_open)
             && let Ok(response) = send(&mut wire, uri, encoding).await
         {
-            self.wire = Some(wire);
-            return ok(response).await;
+            return ok(self.wire.insert(wire), response).await;
         }
         self.is_compared = false;
         let mut wire = self.connection.open(self.shape.resource).await?;
         self.told.is_connected();
         let response = send(&mut wire, uri, encoding).await?;
-        self.wire = Some(wire);
-        ok(response).await
+        ok(self.wire.insert(wire), response).await
     }
 
     /// The next piece of a body; `None` at its end.
@@ -579,7 +581,7 @@ async fn send(
 }
 
 /// Only an answer that is one.
-async fn ok(response: Response<Incoming>) -> Result<Response<Incoming>, RequestError> {
+async fn ok(wire: &Wire, response: Response<Incoming>) -> Result<Response<Incoming>, RequestError> {
     let status = response.status();
     if status == StatusCode::OK {
         return Ok(response);
@@ -592,6 +594,7 @@ async fn ok(response: Response<Incoming>) -> Result<Response<Incoming>, RequestE
     Err(RequestError::Status {
         status,
         retry_after: retry_after.map(Duration::from_secs),
+        is_anonymous: wire.keeps_credentials_back(),
     })
 }
 

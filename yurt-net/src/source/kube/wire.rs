@@ -186,6 +186,11 @@ impl Wire {
             .await?)
     }
 
+    /// What says who we are is not sent: see the module.
+    pub(super) fn keeps_credentials_back(&self) -> bool {
+        !self.may_have_token && self.way.credentials.is_any()
+    }
+
     /// Whether another request can be sent.
     pub(super) fn is_open(&self) -> bool {
         !self.sender.is_closed()
