@@ -97,6 +97,85 @@ fn what_does_not_fit_is_left_out_whole(flags: &[&str], map: &str) -> Result<()> 
     Ok(())
 }
 
+/// A Service of any namespace with one TCP port for each number, and its one endpoint.
+fn service_of(
+    namespace: &str,
+    name: &str,
+    cluster_ip: &str,
+    external: &[String],
+    ports: std::ops::Range<u16>,
+    backend: &Pod,
+) -> String {
+    let ports = || ports.clone().map(|port| (format!("p{port}"), port));
+    let of_service: Vec<String> = ports()
+        .map(|(name, port)| format!("{{name: {name}, port: {port}, targetPort: 8080}}"))
+        .collect();
+    let of_slice: Vec<String> = ports()
+        .map(|(name, _)| format!("{{name: {name}, port: 8080}}"))
+        .collect();
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{clusterIP: {cluster_ip}, clusterIPs: [{cluster_ip}], externalIPs: {external:?}, ports: [{}]}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+         addressType: IPv4\nports: [{}]\nendpoints: [{{addresses: [\"{}\"]}}]\n",
+        of_service.join(", "),
+        of_slice.join(", "),
+        backend.ip4()
+    )
+}
+
+/// Names decided before: a tenant's are where its owner wants them in the alphabet.
+#[test]
+fn a_tenant_that_fills_the_map_leaves_room_for_dns_the_apiserver_and_other_tenants() -> Result<()> {
+    let mut world = World::single()?;
+    let backend = world.backend(0, "backend")?;
+    let client = world.node(0)?.pod("client")?;
+    for n in 1..=3 {
+        let external: Vec<String> = (1..=5).map(|id| format!("198.51.{n}.{id}")).collect();
+        let cluster_ip = format!("10.96.1.{n}");
+        let (name, ports) = (format!("s{n}"), 1000..1010);
+        let greedy = service_of("a-tenant", &name, &cluster_ip, &external, ports, &backend);
+        world.manifests.raw(&greedy);
+    }
+    let others = [
+        ("default", "kubernetes", "10.96.0.1"),
+        ("kube-system", "kube-dns", "10.96.0.10"),
+        ("z-tenant", "shop", "10.96.0.30"),
+    ];
+    for (namespace, name, cluster_ip) in others {
+        let service = service_of(namespace, name, cluster_ip, &[], 80..81, &backend);
+        world.manifests.raw(&service);
+    }
+    // The first is new maps, as after a reboot, the second an agent that takes them over.
+    let flags = ["--max-frontends4", "60", "--kubernetes-via-hub", "off"];
+    let mut agent = world.start(0, &flags)?;
+    for _ in 0..2 {
+        for (_, name, cluster_ip) in others {
+            let tally = client.dial(Tcp, &format!("{cluster_ip}:80"), 1)?;
+            ensure!(
+                tally.answers.contains_key(&backend.at4(8080)),
+                "{name}: {tally:?}"
+            );
+        }
+        let left_out = refused(&world)?;
+        ensure!(!left_out.is_empty());
+        ensure!(
+            left_out.iter().all(|name| name.starts_with("a-tenant/")),
+            "{left_out:?}"
+        );
+        agent = world.restart(&agent, 0, &flags)?;
+    }
+    // Counts, and no line for each.
+    let table = String::from_utf8(world.node(0)?.yurt_net(&["status"])?.stdout)?;
+    ensure!(
+        table.contains("DOES NOT FIT (") && table.contains(" yurt_fe4)"),
+        "{table}"
+    );
+    ensure!(table.contains("more: `yurt-net explain`"), "{table}");
+    Ok(())
+}
+
 #[test]
 fn services_that_do_not_fit_are_left_out_whole_and_come_when_there_is_room() -> Result<()> {
     what_does_not_fit_is_left_out_whole(&["--max-services", "8"], "yurt_svc")

@@ -11,6 +11,7 @@ mod kernel;
 mod kills;
 mod own_sockets;
 mod prefixes;
+mod protected;
 mod silence;
 mod upgrade;
 mod world;

@@ -15,6 +15,7 @@
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
 //! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole.
 
+mod change;
 mod filter;
 mod image;
 mod op;
@@ -23,19 +24,20 @@ mod proptests;
 mod space;
 #[cfg(test)]
 mod tests;
+mod turns;
 mod unit;
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use change::{Change, all_new, changes};
 pub use filter::Filter;
-use image::LeftOut;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
+use turns::in_turns;
 pub use unit::{PROBE_V4, PROBE_V6};
-use unit::{Unit, known_addresses, probe, units};
+use unit::{Unit, known_addresses, units};
 
 use crate::model::AddressFamily;
 use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey, ServiceTable};
@@ -117,13 +119,18 @@ impl Planner<'_> {
         }
         let retries = self.retries(desired, &changes);
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
-        let (present, mut absent): (Vec<_>, Vec<_>) =
-            changes.into_iter().partition(|Change { old, new, .. }| {
-                old.is_some() || new.as_deref().is_some_and(|entry| self.is_present(entry))
-            });
+        let (present, mut absent): (Vec<_>, Vec<_>) = changes
+            .into_iter()
+            .partition(|change| self.is_in_place(change));
         absent.extend(retries);
-        absent.sort_by(|a, b| a.key().cmp(&b.key()));
-        for Change { old, new, .. } in present.iter().chain(&absent) {
+        for Change { old, new, .. } in &present {
+            self.change(old.as_deref(), new.as_deref());
+        }
+        let has_place = |entry: &ServiceEntry| !self.is_left_out(&entry.key);
+        let capacity = self.image.capacity;
+        for Change { old, new, .. } in
+            in_turns(absent, self.table, self.room(), &capacity, has_place)
+        {
             self.change(old.as_deref(), new.as_deref());
         }
         let plan = self.finish(&old_prefixes);
@@ -136,7 +143,11 @@ impl Planner<'_> {
     fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
         let left_out = self.image.left_out.iter();
-        let may_fit = left_out.filter(|(_, left)| self.has_room(left.refused.map, left.needs));
+        let room = self.room();
+        let may_fit = left_out.filter(|(_, left)| {
+            let mut needs = left.needs.iter();
+            needs.any(|(map, needs)| room[*map as usize] >= *needs)
+        });
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
         let retry = same.filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
@@ -149,14 +160,34 @@ impl Planner<'_> {
         retry.collect()
     }
 
-    fn has_room(&self, map: FullMap, needs: usize) -> bool {
-        match map {
-            FullMap::Frontends4 => self.has_rows(AddressFamily::V4, needs),
-            FullMap::Frontends6 => self.has_rows(AddressFamily::V6, needs),
-            FullMap::Services => self.image.indices.unused() >= needs,
-            FullMap::Slots4 => self.image.unused_slots(AddressFamily::V4) >= needs,
-            FullMap::Slots6 => self.image.unused_slots(AddressFamily::V6) >= needs,
+    /// What a plan may still get of each map, by [`FullMap`].
+    fn room(&self) -> [usize; 5] {
+        let rows = |family| {
+            let all = self.image.capacity.frontends(family);
+            all.saturating_sub(self.rows_of(family))
+        };
+        [
+            rows(AddressFamily::V4),
+            rows(AddressFamily::V6),
+            self.image.indices.unused(),
+            self.image.unused_slots(AddressFamily::V4),
+            self.image.unused_slots(AddressFamily::V6),
+        ]
+    }
+
+    /// Whether it changes something that is in the maps, which comes before what is not.
+    fn is_in_place(&self, change: &Change) -> bool {
+        match (&change.old, &change.new) {
+            (Some(old), _) => !self.is_left_out(&old.key),
+            (None, Some(new)) => self.is_present(new),
+            (None, None) => false,
         }
+    }
+
+    /// Whether nothing of a service port had room when it was planned last.
+    fn is_left_out(&self, key: &ServiceKey) -> bool {
+        let left = self.image.left_out.get(key);
+        left.is_some_and(|left| !left.has_some)
     }
 
     fn has_rows(&self, family: AddressFamily, needs: usize) -> bool {
@@ -185,7 +216,8 @@ impl Planner<'_> {
             self.image.is_prefix_buffer_free = false;
             ops.push(Op::SetPrefixes(self.image.prefixes.clone()));
         }
-        let may_shrink = !self.is_delta || !self.deletes.is_empty();
+        let has_deleted = !self.deletes.is_empty();
+        let may_shrink = !self.is_delta || has_deleted;
         for key in std::mem::take(&mut self.deletes) {
             self.image.remove_row(&key);
             ops.push(Op::DeleteFrontend(key));
@@ -201,11 +233,11 @@ impl Planner<'_> {
             self.has_retired |= self.image.retire_unclaimed(&self.claimed);
         }
         self.image.seal_retired();
-        let left_out = self.image.left_out.values();
+        let left_out = self.image.left_out.iter();
         Plan {
             ops,
-            refused: left_out.map(|left| left.refused.clone()).collect(),
-            has_retired: self.has_retired,
+            refused: left_out.filter_map(|(key, left)| left.told(key)).collect(),
+            has_freed: self.has_retired || has_deleted,
         }
     }
 
@@ -237,19 +269,29 @@ impl Planner<'_> {
             return;
         };
         self.image.left_out.remove(key);
+        let mut has_some = false;
         for family in [AddressFamily::V4, AddressFamily::V6] {
             let units_of =
                 |entry: Option<&ServiceEntry>| entry.map(|entry| units(entry, family, self.table));
             let old_units = units_of(old).unwrap_or_default();
             let new_units = units_of(new).unwrap_or_default();
             for (old_unit, new_unit) in old_units.into_iter().zip(new_units) {
-                self.change_unit(key, old_unit, new_unit);
+                has_some |= self.change_unit(key, old_unit, new_unit);
             }
+        }
+        if let Some(left) = self.image.left_out.get_mut(key) {
+            left.has_some |= has_some;
         }
         self.change_addresses(old, new);
     }
 
-    fn change_unit(&mut self, key: &ServiceKey, old_unit: Option<Unit>, new_unit: Option<Unit>) {
+    /// Whether the new unit has a place afterwards.
+    fn change_unit(
+        &mut self,
+        key: &ServiceKey,
+        old_unit: Option<Unit>,
+        new_unit: Option<Unit>,
+    ) -> bool {
         let old_rows = old_unit.map(|unit| unit.rows).unwrap_or_default();
         // Not all of them are there where the map was full.
         let mut present = old_rows.iter();
@@ -263,6 +305,7 @@ impl Planner<'_> {
                 None
             }
         };
+        let has_place = kept.is_some();
         let kept = kept.iter().flat_map(|unit| &unit.rows);
         let kept: BTreeSet<FrontendKey> = kept.map(|(row, _)| *row).collect();
         for (row, _) in old_rows {
@@ -271,6 +314,7 @@ impl Planner<'_> {
                 self.delete(row);
             }
         }
+        has_place
     }
 
     /// Whether rows of this service are there already (and were not planned from its last version).
@@ -507,13 +551,11 @@ impl Planner<'_> {
 
     /// `needs` more entries of `map` were asked for.
     fn refuse(&mut self, service: &ServiceKey, map: FullMap, has_some: bool, needs: usize) {
-        let refused = Refused {
-            service: service.clone(),
-            map,
-            has_some,
-        };
-        let left_out = self.image.left_out.entry(service.clone());
-        left_out.or_insert(LeftOut { refused, needs });
+        let left_out = self.image.left_out.entry(service.clone()).or_default();
+        left_out.has_some |= has_some;
+        // It is worth another try as soon as the most modest of its units may fit.
+        let least = left_out.needs.entry(map).or_insert(needs);
+        *least = needs.min(*least);
     }
 
     /// Keeps the rows that say which ClusterIPs are known.
@@ -562,63 +604,4 @@ impl Planner<'_> {
 /// Index of an address' family in arrays of two.
 fn slot(address: IpAddr) -> usize {
     AddressFamily::from(address) as usize
-}
-
-/// A service port that is not what it was.
-struct Change {
-    /// Its place in the new table, where it is in both.
-    at: usize,
-    old: Option<Arc<ServiceEntry>>,
-    new: Option<Arc<ServiceEntry>>,
-}
-
-impl Change {
-    fn key(&self) -> Option<&ServiceKey> {
-        self.old
-            .as_ref()
-            .or(self.new.as_ref())
-            .map(|entry| &entry.key)
-    }
-
-    fn is_replacement(&self) -> bool {
-        self.old.is_some() && self.new.is_some()
-    }
-}
-
-/// What differs between two sorted tables.
-fn changes(before: &[Arc<ServiceEntry>], after: &[Arc<ServiceEntry>]) -> Vec<Change> {
-    let mut changes = Vec::new();
-    let (mut old, mut at) = (0, 0);
-    loop {
-        let order = match (before.get(old), after.get(at)) {
-            (None, None) => return changes,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some(a), Some(b)) if Arc::ptr_eq(a, b) => {
-                (old, at) = (old + 1, at + 1);
-                continue;
-            }
-            (Some(a), Some(b)) => a.key.cmp(&b.key),
-        };
-        let (is_old, is_new) = (order.is_le(), order.is_ge());
-        changes.push(Change {
-            at,
-            old: before.get(old).filter(|_| is_old).cloned(),
-            new: after.get(at).filter(|_| is_new).cloned(),
-        });
-        old += usize::from(is_old);
-        at += usize::from(is_new);
-    }
-}
-
-/// Every service port, and the self-test's, which is in the maps before and after all others.
-fn all_new(after: &[Arc<ServiceEntry>]) -> Vec<Change> {
-    std::iter::once(probe())
-        .chain(after.iter().cloned())
-        .map(|entry| Change {
-            at: 0,
-            old: None,
-            new: Some(entry),
-        })
-        .collect()
 }

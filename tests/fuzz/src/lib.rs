@@ -92,7 +92,7 @@ fn write(table: &ServiceTable) {
     let mut planned = plan(table, &mut image);
     maps.apply(&planned)
         .expect("a plan fits what it was made for");
-    if planned.has_retired {
+    if planned.has_freed {
         planned = plan(table, &mut image);
         maps.apply(&planned)
             .expect("a plan fits what it was made for");

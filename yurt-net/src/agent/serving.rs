@@ -140,7 +140,7 @@ impl Agent {
             if planned.asks_for_clients() || self.clients.is_wanted() {
                 self.want_clients();
             }
-            if planned.refused.is_empty() || !planned.has_retired {
+            if planned.refused.is_empty() || !planned.has_freed {
                 break;
             }
         }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::space::Space;
-use super::{Filter, FrontendKey, FrontendRow, KeyPort, Refused, ServedSet};
+use super::{Filter, FrontendKey, FrontendRow, FullMap, KeyPort, Refused, ServedSet};
 use crate::model::AddressFamily;
 use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey};
 
@@ -76,11 +76,23 @@ pub struct MapImage {
 }
 
 /// A service port that did not fit when it was planned last.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct LeftOut {
-    pub(super) refused: Refused,
-    /// So many entries of the map were asked for and not there.
-    pub(super) needs: usize,
+    /// How many entries of each map one of its units asked for and did not get: the least of them.
+    pub(super) needs: BTreeMap<FullMap, usize>,
+    /// Something of it is in the maps.
+    pub(super) has_some: bool,
+}
+
+impl LeftOut {
+    /// As a plan tells it.
+    pub(super) fn told(&self, key: &ServiceKey) -> Option<Refused> {
+        Some(Refused {
+            service: key.clone(),
+            map: *self.needs.keys().next()?,
+            has_some: self.has_some,
+        })
+    }
 }
 
 /// A map image as read from the maps; see [`MapImage::observed`].

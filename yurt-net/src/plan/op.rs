@@ -129,8 +129,8 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// Service ports that do not fit, sorted.
     pub refused: Vec<Refused>,
-    /// True when space was retired that a further plan can use: worth planning again if something was refused.
-    pub has_retired: bool,
+    /// True when space was given back that a further plan can use: worth planning again if something was refused.
+    pub has_freed: bool,
 }
 
 impl Plan {

@@ -418,6 +418,34 @@ fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
     })
 }
 
+/// A service port of a tenant: external addresses that nobody else has, and endpoints.
+fn tenant(namespace: &str, id: usize, rows: usize, backends: usize) -> Arc<ServiceEntry> {
+    let byte = |number: usize| u8::try_from(number).unwrap();
+    let which = namespace.bytes().last().unwrap();
+    let key = ServiceKey {
+        namespace: namespace.into(),
+        name: format!("s{id}").into(),
+        port: Arc::default(),
+        protocol: Protocol::Tcp,
+    };
+    let frontends = (0..rows).map(|row| Frontend {
+        kind: FrontendKind::ExternalIp,
+        address: Ipv4Addr::new(198, which, byte(id), byte(row)).into(),
+        port: 80,
+    });
+    let at = |backend| {
+        SocketAddr::new(
+            Ipv4Addr::new(10, which, byte(id), byte(backend)).into(),
+            8080,
+        )
+    };
+    Arc::new(ServiceEntry {
+        frontends: frontends.collect(),
+        v4: EndpointSet::cluster((0..backends).map(at)),
+        ..ServiceEntry::new(key)
+    })
+}
+
 fn empty(capacity: Capacity) -> MemoryDataplane {
     let mut maps = MemoryDataplane::new(capacity);
     maps.client = Some(CLIENT);
@@ -430,7 +458,7 @@ fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable
         let planned = plan(table, image);
         maps.apply(&planned).unwrap();
         refused.clone_from(&planned.refused);
-        if refused.is_empty() || !planned.has_retired {
+        if refused.is_empty() || !planned.has_freed {
             break;
         }
     }
@@ -595,6 +623,61 @@ proptest! {
         settle(&mut empty(capacity), &mut fresh, &ServiceTable::default());
         prop_assert_eq!(image.usage(), fresh.usage());
         prop_assert_eq!(image.frontends(), fresh.frontends());
+    }
+
+    #[test]
+    fn a_namespace_within_its_even_share_has_all_that_it_asks_for_and_nobody_loses_what_he_has(
+        asked in proptest::collection::vec(proptest::collection::vec((1..5usize, 0..6usize), 1..8), 1..5),
+        later in proptest::collection::vec((1..5usize, 0..6usize), 0..6),
+        frontends4 in 3..60u32,
+        slots4 in 3..60u32,
+        services in 3..30u32,
+    ) {
+        let capacity = Capacity { frontends4, slots4, services, ..ROOMY };
+        let namespaces = ["a", "b", "c", "d"];
+        let services_of = |namespace: &str, asked: &[(usize, usize)], first: usize| {
+            let all = (first..).zip(asked);
+            let all = all.map(|(id, (rows, backends))| tenant(namespace, id, *rows, *backends));
+            all.collect::<Vec<_>>()
+        };
+        let all = namespaces.iter().zip(&asked);
+        let mut wanted: Vec<_> = all.flat_map(|(n, asked)| services_of(n, asked, 0)).collect();
+        let table_of = |services: &[Arc<ServiceEntry>]| ServiceTable {
+            services: services.to_vec(),
+            ..ServiceTable::default()
+        };
+        let (mut maps, mut image) = (empty(capacity), MapImage::empty(capacity));
+        let table = table_of(&wanted);
+        let refused = settle(&mut maps, &mut image, &table);
+        // The self-test has a row, an index and a slot of each family.
+        let all = [(frontends4, 1.0), (services, 2.0), (slots4, 1.0)];
+        for (namespace, own) in namespaces.iter().zip(&asked) {
+            let sum = |one: fn(&(usize, usize)) -> usize| own.iter().map(one).sum::<usize>();
+            let needs = [sum(|own| own.0), own.len(), sum(|own| own.1)];
+            let parts = needs.iter().zip(all).map(|(needs, (all, _))| *needs as f64 / f64::from(all));
+            let left = all.map(|(all, probe)| 1.0 - probe / f64::from(all));
+            let (part, left) = (parts.fold(0.0, f64::max), left.into_iter().fold(1.0, f64::min));
+            if part * asked.len() as f64 <= left {
+                let lacks = refused.iter().find(|refused| *refused.service.namespace == **namespace);
+                prop_assert!(lacks.is_none(), "{namespace}: {lacks:?}");
+            }
+        }
+        // Newcomers, of a tenant and of kube-system, take nothing from those who are there.
+        let served = |refused: &[Refused], services: &[Arc<ServiceEntry>]| {
+            let is_refused = |key: &ServiceKey| refused.iter().any(|refused| refused.service == *key);
+            let keys = services.iter().map(|entry| entry.key.clone());
+            keys.filter(|key| !is_refused(key)).collect::<BTreeSet<_>>()
+        };
+        let before = served(&refused, &wanted);
+        wanted.extend(services_of("b", &later, 100));
+        wanted.extend(services_of("kube-system", &later, 100));
+        wanted.sort_by(|a, b| a.key.cmp(&b.key));
+        let table = table_of(&wanted);
+        let mut found = maps.observe().unwrap();
+        let after = served(&settle(&mut maps.clone(), &mut found, &table), &wanted);
+        prop_assert!(before.is_subset(&after), "by another agent: {before:?} {after:?}");
+        let after = served(&settle(&mut maps, &mut image, &table), &wanted);
+        prop_assert!(before.is_subset(&after), "{before:?} {after:?}");
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Single plans, spelled out.
 
+use std::net::SocketAddr;
+
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::memory::MemoryDataplane;
@@ -122,7 +124,7 @@ fn a_swap_at_full_capacity_happens_in_two_plans() {
     let first = plan(&wanted, &mut image);
     maps.apply(&first).unwrap();
     assert_eq!(first.refused.len(), 1);
-    assert!(first.has_retired);
+    assert!(first.has_freed);
     let second = plan(&wanted, &mut image);
     maps.apply(&second).unwrap();
     assert_eq!(second.refused, []);
@@ -330,4 +332,214 @@ fn source_ranges_with_bits_of_hosts_are_no_drift() {
     let mut image = maps.observe().unwrap();
     maps.apply(&plan(&table, &mut image)).unwrap();
     assert!(maps.holds(&image).unwrap());
+}
+
+fn in_namespace(
+    namespace: &str,
+    name: &str,
+    addresses: &[&str],
+    backends: &[&str],
+) -> Arc<ServiceEntry> {
+    let key = ServiceKey {
+        namespace: namespace.into(),
+        name: name.into(),
+        port: Arc::default(),
+        protocol: Protocol::Tcp,
+    };
+    let backends: Vec<SocketAddr> = backends.iter().map(|at| at.parse().unwrap()).collect();
+    let of = |is_v4: bool| {
+        let ours = backends.iter().filter(|at| at.is_ipv4() == is_v4);
+        EndpointSet::cluster(ours.copied())
+    };
+    let frontends = addresses.iter().map(|address| Frontend {
+        kind: FrontendKind::ExternalIp,
+        address: address.parse().unwrap(),
+        port: 80,
+    });
+    Arc::new(ServiceEntry {
+        frontends: frontends.collect(),
+        v4: of(true),
+        v6: of(false),
+        ..ServiceEntry::new(key)
+    })
+}
+
+/// As the agent does it.
+fn settle(wanted: &ServiceTable, maps: &mut MemoryDataplane, image: &mut MapImage) -> Plan {
+    let mut planned = Plan::default();
+    for _ in 0..3 {
+        planned = plan(wanted, image);
+        maps.apply(&planned).unwrap();
+        if planned.refused.is_empty() || !planned.has_freed {
+            break;
+        }
+    }
+    assert!(maps.holds(image).unwrap());
+    planned
+}
+
+fn names(refused: &[Refused]) -> Vec<String> {
+    let names = refused.iter();
+    let names =
+        names.map(|Refused { service, .. }| format!("{}/{}", service.namespace, service.name));
+    names.collect()
+}
+
+#[test]
+fn of_what_does_not_fit_the_apiserver_and_dns_come_first_then_namespaces_in_turns() {
+    let capacity = Capacity {
+        frontends4: 24,
+        services: 64,
+        slots4: 64,
+        ..CAPACITY
+    };
+    let external: Vec<String> = (1..=5).map(|id| format!("198.51.100.{id}")).collect();
+    let external: Vec<&str> = external.iter().map(String::as_str).collect();
+    let at = |id: u8| format!("203.0.113.{id}");
+    let mut services: Vec<_> = (0..30)
+        .map(|port| {
+            let mut greedy = ServiceEntry::clone(&in_namespace(
+                "a-tenant",
+                "s",
+                &external,
+                &["10.244.0.1:80"],
+            ));
+            greedy.key.port = format!("p{port:02}").into();
+            greedy.frontends.iter_mut().for_each(|f| f.port += port);
+            Arc::new(greedy)
+        })
+        .collect();
+    for (id, (namespace, name)) in (1..).zip([
+        ("default", "kubernetes"),
+        ("kube-system", "kube-dns"),
+        ("z-tenant", "a"),
+        ("z-tenant", "b"),
+    ]) {
+        services.push(in_namespace(
+            namespace,
+            name,
+            &[&at(id)],
+            &["10.244.0.2:80"],
+        ));
+    }
+    let mut maps = MemoryDataplane::new(capacity);
+    let mut image = MapImage::empty(capacity);
+    let planned = settle(
+        &table(&services.iter().collect::<Vec<_>>()),
+        &mut maps,
+        &mut image,
+    );
+    // 24 rows: the self-test, four Services, and three of thirty ports with five addresses each.
+    assert_eq!(planned.refused.len(), 27);
+    let left_out: BTreeSet<String> = names(&planned.refused).into_iter().collect();
+    assert_eq!(left_out, BTreeSet::from(["a-tenant/s".to_owned()]));
+}
+
+#[test]
+fn who_has_less_comes_before_who_has_more_when_there_is_room_again() {
+    let capacity = Capacity {
+        frontends4: 5,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let one = |namespace, name, id: u8| {
+        in_namespace(
+            namespace,
+            name,
+            &[&format!("203.0.113.{id}")],
+            &["10.244.0.1:80"],
+        )
+    };
+    let rich: Vec<_> = [("a", 1), ("b", 2), ("c", 3), ("d", 4)]
+        .map(|(name, id)| one("rich", name, id))
+        .into();
+    settle(
+        &table(&rich.iter().collect::<Vec<_>>()),
+        &mut maps,
+        &mut image,
+    );
+    // The namespace that has all of the room asks for more, by a name before the poor one's, and gives one back.
+    let (more, poor) = (one("rich", "aa", 5), one("sober", "s", 6));
+    let wanted = [&rich[0], &more, &rich[1], &rich[2], &poor];
+    let planned = settle(&table(&wanted), &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["rich/aa"]);
+}
+
+#[test]
+fn a_port_that_did_not_fit_in_one_family_gets_the_other_when_that_has_room() {
+    let capacity = Capacity {
+        frontends4: 2,
+        frontends6: 2,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let four = in_namespace("a", "four", &["203.0.113.1"], &["10.244.0.1:80"]);
+    let six = in_namespace("a", "six", &["2001:db8::1"], &["[fd00::1]:80"]);
+    let both = in_namespace(
+        "a",
+        "web",
+        &["203.0.113.2", "2001:db8::2"],
+        &["10.244.0.1:80", "[fd00::1]:80"],
+    );
+    let planned = settle(&table(&[&four, &six, &both]), &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["a/web"]);
+    assert!(!planned.refused[0].has_some);
+    let planned = settle(&table(&[&four, &both]), &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["a/web"]);
+    assert!(planned.refused[0].has_some);
+    let rows = image.frontends().keys();
+    let addresses: BTreeSet<IpAddr> = rows.map(|key| key.address).collect();
+    assert!(addresses.contains(&"2001:db8::2".parse().unwrap()));
+}
+
+#[test]
+fn rows_that_a_service_gives_back_are_given_to_who_was_left_out() {
+    let capacity = Capacity {
+        frontends4: 3,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let two = in_namespace(
+        "a",
+        "a",
+        &["203.0.113.1", "203.0.113.2"],
+        &["10.244.0.1:80"],
+    );
+    let waiting = in_namespace("b", "b", &["203.0.113.3"], &["10.244.0.1:80"]);
+    settle(&table(&[&two]), &mut maps, &mut image);
+    let planned = settle(&table(&[&two, &waiting]), &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["b/b"]);
+    let one = in_namespace("a", "a", &["203.0.113.1"], &["10.244.0.1:80"]);
+    let planned = settle(&table(&[&one, &waiting]), &mut maps, &mut image);
+    assert_eq!(planned.refused, []);
+}
+
+#[test]
+fn to_change_does_not_bring_a_service_that_was_left_out_ahead_of_others() {
+    let capacity = Capacity {
+        frontends4: 3,
+        ..CAPACITY
+    };
+    let mut image = MapImage::empty(capacity);
+    let two = in_namespace(
+        "x",
+        "x",
+        &["203.0.113.1", "203.0.113.2"],
+        &["10.244.0.1:80"],
+    );
+    let tenant = |backend| in_namespace("a", "a", &["203.0.113.3"], &[backend]);
+    let restless = tenant("10.244.0.1:80");
+    let dns = in_namespace("kube-system", "dns", &["203.0.113.4"], &["10.244.0.1:80"]);
+    assert_eq!(plan(&table(&[&two]), &mut image).refused, []);
+    let all = table(&[&restless, &dns, &two]);
+    assert_eq!(
+        names(&plan(&all, &mut image).refused),
+        ["a/a", "kube-system/dns"]
+    );
+    // One row is free, and nobody has planned since.
+    let one = in_namespace("x", "x", &["203.0.113.1"], &["10.244.0.1:80"]);
+    plan(&table(&[&restless, &dns, &one]), &mut image);
+    let changed = tenant("10.244.0.2:80");
+    let planned = plan(&table(&[&changed, &dns, &one]), &mut image);
+    assert_eq!(names(&planned.refused), ["a/a"]);
 }

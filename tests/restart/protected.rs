@@ -1,0 +1,180 @@
+//! Services that claim the addresses and ports by which the node, its hub and its apiserver are reached take none of them, by
+//! whatever field: live, and after a reboot from the checkpoint, which remembers the same Services.
+
+use anyhow::{Result, ensure};
+use yurt_net::source::preferred::Origin;
+use yurt_net_tests::lab::{Agent, Manifests, Pod, Proto};
+
+use crate::world::{CAPACITY, World, flags};
+
+/// Where the lab's apiserver is.
+const CLOUD: (&str, u16) = ("192.0.2.254", 8001);
+const HUB4: (&str, u16) = ("169.254.2.1", 10267);
+const HUB6: (&str, u16) = ("fd00::2:1", 10268);
+/// sshd's and the kubelet's.
+const LIFELINES: [u16; 2] = [22, 10250];
+/// A port of a load balancer that is the nodes themselves.
+const BALANCED: u16 = 8443;
+
+fn place(address: &str, port: u16) -> String {
+    match address.contains(':') {
+        true => format!("[{address}]:{port}"),
+        false => format!("{address}:{port}"),
+    }
+}
+
+/// Besides `web`, one thief for each way to name an address.
+fn with_thieves(world: &World) -> Manifests {
+    let (node4, node6) = (world.node.ip4().to_string(), world.node.ip6().to_string());
+    let mut manifests = world.web([&world.b]);
+    let mut thief = |name: &str, number: u8, ports: &[u16]| {
+        let thief = manifests.service(name);
+        thief.cluster_ip(&format!("10.96.0.{number}"));
+        thief.cluster_ip(&format!("fd00:96::{number}"));
+        for port in ports {
+            thief.port(*port, 8080);
+        }
+        thief.endpoints([&world.a]);
+    };
+    thief("external", 61, &LIFELINES);
+    thief("balanced", 62, &[LIFELINES[0], LIFELINES[1], BALANCED]);
+    thief("hub", 63, &[HUB4.1, HUB6.1]);
+    thief("apiserver", 64, &[CLOUD.1]);
+    let external = manifests.service("external");
+    external.external_ip(&node4).external_ip(&node6);
+    let balanced = manifests.service("balanced");
+    balanced.load_balancer_ip(&node4).load_balancer_ip(&node6);
+    let hub = manifests.service("hub");
+    hub.external_ip(HUB4.0).load_balancer_ip(HUB4.0);
+    hub.external_ip(HUB6.0).load_balancer_ip(HUB6.0);
+    let apiserver = manifests.service("apiserver");
+    apiserver.external_ip(CLOUD.0).load_balancer_ip(CLOUD.0);
+    manifests
+}
+
+/// What listens on the node at the places that are claimed.
+fn serve(world: &World) -> Result<(Pod, Vec<String>)> {
+    let node = &world.node;
+    node.netns().ip(&format!(
+        "addr add {}/32 dev lo\naddr add {}/128 dev lo\n",
+        HUB4.0, HUB6.0
+    ))?;
+    let host = node.host()?;
+    let (node4, node6) = (node.ip4().to_string(), node.ip6().to_string());
+    let lifelines = LIFELINES
+        .iter()
+        .flat_map(|port| [(&*node4, *port), (&*node6, *port)]);
+    let mut places = Vec::new();
+    for (address, port) in lifelines.chain([HUB4, HUB6]) {
+        host.serve_at(Proto::Tcp, address.parse()?, port)?;
+        places.push(place(address, port));
+    }
+    Ok((host, places))
+}
+
+fn nothing_is_taken(world: &World, places: &[String]) -> Result<()> {
+    let host = world.node.host()?;
+    for client in [&world.client, &host] {
+        for to in places {
+            let who = client.get(to)?;
+            ensure!(who == "host", "{}: {who} answers at {to}", client.name());
+        }
+        let cloud = place(CLOUD.0, CLOUD.1);
+        let led = client.dial(Proto::Tcp, &cloud, 1)?;
+        ensure!(
+            !led.answers.contains_key(&world.a.at4(8080)),
+            "{}: {led:?}",
+            client.name()
+        );
+        // What is not protected is served: the rest of each Service, and a load balancer that is the node.
+        for to in [
+            "10.96.0.61:22".to_owned(),
+            "10.96.0.64:8001".to_owned(),
+            place(&world.node.ip4().to_string(), BALANCED),
+        ] {
+            let who = client.get(&to)?;
+            ensure!(who == "a", "{}: {who} answers at {to}", client.name());
+        }
+    }
+    Ok(())
+}
+
+fn is_told(world: &World) -> Result<()> {
+    let node4 = world.node.ip4();
+    let told = world.status()?.rejections;
+    for (name, reason) in [
+        (
+            "external",
+            format!("ExternalIP {node4} is an address of this node"),
+        ),
+        (
+            "balanced",
+            format!("LoadBalancer {node4}:22 is an address of this node, at a port"),
+        ),
+        (
+            "balanced",
+            format!("LoadBalancer {node4}:10250 is an address of this node, at a port"),
+        ),
+        ("hub", format!("ExternalIP {} is YurtHub's address", HUB6.0)),
+        (
+            "hub",
+            format!("LoadBalancer {} is YurtHub's address", HUB6.0),
+        ),
+        (
+            "hub",
+            format!("ExternalIP {} is a link-local address", HUB4.0),
+        ),
+        (
+            "apiserver",
+            format!("ExternalIP {}:{} is where nodes reach", CLOUD.0, CLOUD.1),
+        ),
+        (
+            "apiserver",
+            format!("LoadBalancer {}:{} is where nodes reach", CLOUD.0, CLOUD.1),
+        ),
+    ] {
+        let mut of_service = told.iter().filter(|rejection| rejection.name == name);
+        ensure!(
+            of_service.any(|rejection| rejection.reason.contains(&reason)),
+            "{name}: {reason}: {told:#?}"
+        );
+    }
+    Ok(())
+}
+
+fn start(world: &World, source: &str) -> Result<Agent> {
+    let flags = flags(&CAPACITY);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let node = &world.node;
+    let agent = node.start_agent_from(source, node.name(), &flags)?;
+    world.wait_ready(&agent)?;
+    Ok(agent)
+}
+
+#[test]
+fn no_service_takes_the_nodes_lifelines_its_hub_or_its_apiserver_nor_after_a_reboot() -> Result<()>
+{
+    let world = World::new()?;
+    let (_host, places) = serve(&world)?;
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&with_thieves(&world))?;
+    cloud.start()?;
+    let agent = start(&world, &cloud.source())?;
+    world.converges(10, &[&world.b])?;
+    nothing_is_taken(&world, &places)?;
+    is_told(&world)?;
+    world
+        .node
+        .wait_for_status("a checkpoint", |s| s.checkpoint.writes > 0)?;
+
+    agent.kill9()?;
+    cloud.kill9()?;
+    world.node.lose_pins()?;
+    let _agent = start(&world, &cloud.source())?;
+    world.node.wait_for_status("its checkpoint", |s| {
+        s.source.provenance == Origin::Checkpoint
+    })?;
+    world.converges(10, &[&world.b])?;
+    nothing_is_taken(&world, &places)?;
+    is_told(&world)
+}

@@ -1,0 +1,151 @@
+//! Who gets the room that there is, when not all fits.
+//!
+//! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules in order:
+//! (1) what is in the maps stays there, which the planner sees to; (2) the self-test; (3) default/kubernetes, then kube-system;
+//! (4) the others, of each namespace in turns: next comes the one that has least of the room once its next service port is in;
+//! (5) by name.
+//!
+//! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: of those who come before
+//! its last service port, none has more than it has. There are several maps: what a namespace has is its part of the map of
+//! which it has the greatest part.
+
+use std::collections::BTreeMap;
+
+use super::change::Change;
+use super::{Capacity, FullMap};
+use crate::model::{Protocol, TrafficPolicy};
+use crate::table::{EndpointSet, FrontendKind, ServiceEntry, ServiceKey, ServiceTable};
+
+/// Entries of each map, by [`FullMap`].
+#[derive(Clone, Copy, Default)]
+struct Needs([usize; 5]);
+
+impl Needs {
+    /// What a service port takes, or a little more: the same address as external IP and as load balancer's is one row, and so is
+    /// the one by which a ClusterIP of several ports is known.
+    fn of(entry: &ServiceEntry, table: &ServiceTable) -> Self {
+        let mut needs = Self::default();
+        if entry.key.protocol == Protocol::Sctp {
+            return needs;
+        }
+        for is_v4 in [true, false] {
+            let (rows, slots, set) = match is_v4 {
+                true => (FullMap::Frontends4, FullMap::Slots4, &entry.v4),
+                false => (FullMap::Frontends6, FullMap::Slots6, &entry.v6),
+            };
+            let ranges = entry.source_ranges.iter();
+            let ranges = ranges.filter(|range| range.is_ipv4() == is_v4).count();
+            let (mut is_cluster, mut is_local, mut is_limited) = (false, false, false);
+            let frontends = entry.frontends.iter();
+            for frontend in frontends.filter(|f| f.address.is_ipv4() == is_v4) {
+                needs.0[rows as usize] += 1;
+                match frontend.kind {
+                    FrontendKind::ClusterIp => {
+                        needs.0[rows as usize] +=
+                            usize::from(!table.cluster_prefixes.are_service_cidrs);
+                        is_local |= entry.internal_policy == TrafficPolicy::Local;
+                        is_cluster |= entry.internal_policy == TrafficPolicy::Cluster;
+                    }
+                    FrontendKind::LoadBalancer if ranges > 0 => is_limited = true,
+                    FrontendKind::LoadBalancer | FrontendKind::ExternalIp => is_cluster = true,
+                    // And on loopback.
+                    FrontendKind::NodePort => {
+                        needs.0[rows as usize] += 1;
+                        is_cluster = true;
+                    }
+                }
+            }
+            let EndpointSet { cluster, local, .. } = set;
+            let sets = [
+                (is_cluster, cluster.len()),
+                (is_local, local.len()),
+                (is_limited, cluster.len() + ranges),
+            ];
+            for (_, length) in sets.iter().filter(|(is_there, _)| *is_there) {
+                needs.0[FullMap::Services as usize] += 1;
+                needs.0[slots as usize] += length;
+            }
+        }
+        needs
+    }
+
+    fn add(&mut self, other: Self) {
+        for (mine, others) in self.0.iter_mut().zip(other.0) {
+            *mine += others;
+        }
+    }
+
+    fn fit_into(&self, room: [usize; 5]) -> bool {
+        self.0.iter().zip(room).all(|(needs, room)| *needs <= room)
+    }
+
+    /// Of the map of which this is the greatest part, in millionths.
+    fn share(&self, capacity: &Capacity) -> usize {
+        let Capacity {
+            frontends4,
+            frontends6,
+            services,
+            slots4,
+            slots6,
+        } = *capacity;
+        let all = [frontends4, frontends6, services, slots4, slots6];
+        let parts = self.0.iter().zip(all);
+        let parts =
+            parts.map(|(needs, all)| needs.saturating_mul(1_000_000) / (all.max(1) as usize));
+        parts.max().unwrap_or_default()
+    }
+}
+
+/// Which of the rules (2) to (4) a service port is under.
+fn class(key: &ServiceKey) -> u8 {
+    match (&*key.namespace, &*key.name) {
+        ("", _) => 0,
+        ("default", "kubernetes") => 1,
+        ("kube-system", _) => 2,
+        _ => 3,
+    }
+}
+
+/// See the module. `room` is what is left of each map; `has_place` says whether a service port of the table is in the maps.
+pub(super) fn in_turns(
+    mut absent: Vec<Change>,
+    table: &ServiceTable,
+    room: [usize; 5],
+    capacity: &Capacity,
+    has_place: impl Fn(&ServiceEntry) -> bool,
+) -> Vec<Change> {
+    absent.sort_by(|a, b| a.key().cmp(&b.key()));
+    let mut all = Needs::default();
+    let needs = absent.iter().map(|change| {
+        let needs = change.new.as_deref().map(|entry| Needs::of(entry, table));
+        needs.unwrap_or_default()
+    });
+    let needs: Vec<Needs> = needs.inspect(|needs| all.add(*needs)).collect();
+    if absent.len() < 2 || all.fit_into(room) {
+        return absent;
+    }
+    let mut held: BTreeMap<&str, Needs> = BTreeMap::new();
+    let mut waiting = absent.iter().filter_map(Change::key).peekable();
+    for entry in &table.services {
+        while waiting.next_if(|key| **key < entry.key).is_some() {}
+        if waiting.peek().is_none_or(|key| **key != entry.key) && has_place(entry) {
+            let of_namespace = held.entry(&entry.key.namespace).or_default();
+            of_namespace.add(Needs::of(entry, table));
+        }
+    }
+    let turns = absent.iter().zip(&needs).map(|(change, needs)| {
+        let Some((key, _)) = change.key().zip(change.new.as_ref()) else {
+            return (0, 0);
+        };
+        let of_namespace = held.entry(&key.namespace).or_default();
+        of_namespace.add(*needs);
+        match class(key) {
+            class @ 3 => (class, of_namespace.share(capacity)),
+            class => (class, 0),
+        }
+    });
+    let turns: Vec<(u8, usize)> = turns.collect();
+    let mut in_turns: Vec<_> = turns.into_iter().zip(absent).collect();
+    in_turns.sort_by_key(|(turn, _)| *turn);
+    in_turns.into_iter().map(|(_, change)| change).collect()
+}
