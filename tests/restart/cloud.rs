@@ -1,14 +1,10 @@
 //! Restarts and reboots of an agent that follows an apiserver: with it, without it, and while it comes back.
 
-use std::ffi::CString;
-use std::fs;
-use std::io;
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, ensure};
+use anyhow::{Result, anyhow, ensure};
 use yurt_net::plan::Capacity;
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::{Agent, Cloud, Pod, Proto, Tally, Traffic};
@@ -29,14 +25,14 @@ fn start_with(world: &World, cloud: &Cloud, capacity: &Capacity) -> Result<Agent
     node.start_agent_from(&cloud.source(), node.name(), &flags)
 }
 
-fn start_ready(world: &World, cloud: &Cloud) -> Result<Agent> {
+pub(crate) fn start_ready(world: &World, cloud: &Cloud) -> Result<Agent> {
     let agent = start(world, cloud)?;
     world.wait_ready(&agent)?;
     Ok(agent)
 }
 
 /// A cloud with the Service `web` of a and b, and an agent that has it in its checkpoint.
-fn followed(world: &World) -> Result<(Cloud, Agent)> {
+pub(crate) fn followed(world: &World) -> Result<(Cloud, Agent)> {
     let cloud = world.lab.cloud()?;
     cloud.apply(&world.web([&world.a, &world.b]))?;
     cloud.start()?;
@@ -66,7 +62,7 @@ fn judge(traffic: Vec<Traffic>, may_answer: &[&Pod]) -> Result<()> {
 }
 
 /// The cloud comes back with another set, and the agent moves to it without a failed connect.
-fn goes_over_to_live_data(world: &World, cloud: &Cloud) -> Result<()> {
+pub(crate) fn goes_over_to_live_data(world: &World, cloud: &Cloud) -> Result<()> {
     let World { a, b, c, .. } = world;
     let traffic = traffic(world)?;
     cloud.apply(&world.web([b, c]))?;
@@ -168,53 +164,4 @@ fn agents_killed_at_random_while_an_apiserver_changes_slices_fail_no_connect() -
     start_ready(&world, &cloud)?;
     world.converges(10, &[b, c])?;
     judge(during, &[a, b, c])
-}
-
-#[test]
-fn a_full_state_directory_is_an_alarm_and_no_outage() -> Result<()> {
-    let world = World::new()?;
-    let state = world.node.state_dir().join("snapshot");
-    fs::create_dir_all(&state)?;
-    mount(&state, 0, "size=8k")?;
-    fs::write(state.join("what-fills-it"), vec![1; 8192])?;
-    disk_fails(&world, "No space left")
-}
-
-#[test]
-fn a_read_only_state_directory_is_an_alarm_and_no_outage() -> Result<()> {
-    let world = World::new()?;
-    let state = world.node.state_dir().join("snapshot");
-    fs::create_dir_all(&state)?;
-    mount(&state, libc::MS_RDONLY, "size=1m")?;
-    disk_fails(&world, "Read-only")
-}
-
-/// Starts, serves and follows all the same, and says why nothing is saved.
-fn disk_fails(world: &World, why: &str) -> Result<()> {
-    let cloud = world.lab.cloud()?;
-    cloud.apply(&world.web([&world.a, &world.b]))?;
-    cloud.start()?;
-    start_ready(world, &cloud)?;
-    world.expect(10, &[&world.a, &world.b], false)?;
-    let status = world
-        .node
-        .wait_for_status("an alarm", |s| s.checkpoint.last_error.is_some())?;
-    let error = status.checkpoint.last_error.context("no error")?;
-    ensure!(error.contains(why), "{error}");
-    ensure!(world.node.agent_log().contains("checkpoint: not saved"));
-    cloud.apply(&world.web([&world.c]))?;
-    world.converges(10, &[&world.c])
-}
-
-/// A file system of its own, in the lab's mount namespace, over a directory of a node.
-fn mount(at: &Path, flags: libc::c_ulong, options: &str) -> Result<()> {
-    let at = CString::new(at.as_os_str().as_encoded_bytes())?;
-    let options = CString::new(options)?;
-    let kind = c"tmpfs".as_ptr();
-    // SAFETY: all strings end in zero and outlive the call.
-    let result = unsafe { libc::mount(kind, at.as_ptr(), kind, flags, options.as_ptr().cast()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error()).context("mount");
-    }
-    Ok(())
 }

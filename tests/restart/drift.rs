@@ -113,7 +113,7 @@ fn services_outlive_the_agents_own_cgroup() -> Result<()> {
 }
 
 #[test]
-fn a_state_directory_that_is_deleted_costs_the_socket_and_nothing_else() -> Result<()> {
+fn a_state_directory_that_is_deleted_costs_nothing_and_is_made_again() -> Result<()> {
     let world = World::new()?;
     let World { a, b, c, .. } = &world;
     world.node.apply(&world.web([a, b]))?;
@@ -122,6 +122,9 @@ fn a_state_directory_that_is_deleted_costs_the_socket_and_nothing_else() -> Resu
     assert!(world.status().is_err());
     world.node.apply(&world.web([b, c]))?;
     world.converges(10, &[b, c])?;
+    world.wait_ready(&agent)?;
+    assert!(world.node.state_dir().join("agent.sock").exists());
+    assert!(world.status()?.degraded.is_empty());
     assert_eq!(agent.terminate()?.code(), Some(0));
     world.start_ready(&CAPACITY, &[])?;
     world.expect(10, &[b, c], false)

@@ -6,6 +6,7 @@
 mod capacity;
 mod cloud;
 mod damage;
+mod disk;
 mod drift;
 mod kernel;
 mod kills;

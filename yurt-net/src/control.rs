@@ -1,20 +1,31 @@
-//! `<state-dir>/agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
+//! `agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
+//!
+//! It lies in the state directory, and in the run directory where that is absent, full or read-only. An agent that can make it in
+//! neither serves its node all the same. It is made again when it, or its directory, goes.
 
+use std::fs;
+use std::future::pending;
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
-use tracing::debug;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{interval, sleep};
+use tracing::{debug, info, warn};
 
 use crate::cli::explain::Flow;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: u64 = 4096;
+/// How often it is looked whether the socket is where it was made: that is one `stat`.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Where the socket may lie: the first place is the better one.
+pub type Places = [PathBuf; 2];
 
 /// What can be asked.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,47 +48,169 @@ pub struct Call {
 /// The listening task; it ends, and its socket goes, when this is dropped.
 pub struct Server {
     task: tokio::task::JoinHandle<()>,
+    report: watch::Receiver<Report>,
+}
+
+/// Where the socket is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Report {
+    bound: Option<Bound>,
+    problem: Option<String>,
+}
+
+/// A socket in a directory, and which one, by device and inode number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Bound {
     path: PathBuf,
+    file: (u64, u64),
+}
+
+impl Server {
+    /// Why the socket is not in its first place.
+    pub fn problem(&self) -> Option<String> {
+        self.report.borrow().problem.clone()
+    }
 }
 
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        // Left behind, it is replaced by the next agent.
-        let _ = std::fs::remove_file(&self.path);
+        if let Some(bound) = &self.report.borrow().bound {
+            bound.remove();
+        }
     }
 }
 
-/// Listens. The caller holds the lock of the node, so a socket that is there is a dead agent's.
-pub fn serve(path: &Path, calls: mpsc::Sender<Call>) -> io::Result<Server> {
-    match std::fs::remove_file(path) {
+impl Bound {
+    fn is_there(&self) -> bool {
+        file(&self.path).is_ok_and(|file| file == self.file)
+    }
+
+    /// Left behind, it is replaced by the next agent.
+    fn remove(&self) {
+        if self.is_there() {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn file(path: &Path) -> io::Result<(u64, u64)> {
+    let metadata = fs::symlink_metadata(path)?;
+    Ok((metadata.dev(), metadata.ino()))
+}
+
+/// Listens. The caller has claimed the node, so a socket that is there is a dead agent's.
+pub fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
+    let (reports, report) = watch::channel(Report::default());
+    let mut socket = Socket {
+        places,
+        listener: None,
+        reports,
+    };
+    socket.look();
+    let task = tokio::spawn(async move {
+        // Kept across requests, or whoever asks all the time would keep the socket from being looked at.
+        let mut looks = interval(LOOK);
+        loop {
+            tokio::select! {
+                accepted = socket.accept() => match accepted {
+                    Ok(stream) => {
+                        let calls = calls.clone();
+                        tokio::spawn(async move {
+                            match tokio::time::timeout(PATIENCE, converse(stream, calls)).await {
+                                Ok(Ok(())) => {}
+                                Ok(Err(error)) => debug!(%error, "a client of the socket left"),
+                                Err(_) => debug!("a client of the socket was too slow"),
+                            }
+                        });
+                    }
+                    // Out of descriptors: others must close some first.
+                    Err(_) => sleep(Duration::from_millis(100)).await,
+                },
+                _ = looks.tick() => socket.look(),
+            }
+        }
+    });
+    Server { task, report }
+}
+
+struct Socket {
+    places: Places,
+    listener: Option<UnixListener>,
+    reports: watch::Sender<Report>,
+}
+
+impl Socket {
+    async fn accept(&self) -> io::Result<UnixStream> {
+        match &self.listener {
+            Some(listener) => Ok(listener.accept().await?.0),
+            None => pending().await,
+        }
+    }
+
+    /// Sees to it that there is a socket, in the best place that takes one.
+    fn look(&mut self) {
+        let before = self.reports.borrow().clone();
+        let here = before.bound.as_ref().filter(|bound| bound.is_there());
+        let mut failures = Vec::new();
+        for path in &self.places {
+            if here.is_some_and(|here| here.path == *path) {
+                return self.settle(&before, here.cloned(), &failures);
+            }
+            match bind(path) {
+                Ok((listener, bound)) => {
+                    // Those who have come to the old one are answered by the task that each of them has.
+                    self.listener = Some(listener);
+                    here.inspect(|here| here.remove());
+                    return self.settle(&before, Some(bound), &failures);
+                }
+                Err(error) => failures.push(format!("{}: {error}", path.display())),
+            }
+        }
+        self.listener = None;
+        self.settle(&before, None, &failures);
+    }
+
+    fn settle(&self, before: &Report, bound: Option<Bound>, failures: &[String]) {
+        let why = failures.join("; ");
+        let problem = match &bound {
+            _ if failures.is_empty() => None,
+            Some(bound) => Some(format!("is at {}: {why}", bound.path.display())),
+            None => Some(format!(
+                "cannot be made, so that `status` and `explain` find no agent: {why}"
+            )),
+        };
+        let now = Report { bound, problem };
+        match (&now.problem, &before.problem) {
+            (Some(problem), before) if before.as_ref() != Some(problem) => {
+                warn!(problem, "the agent's socket");
+            }
+            (None, Some(_)) => info!("the agent's socket is in the state directory again"),
+            (None, None) if before.bound.is_some() && before.bound != now.bound => {
+                warn!("the agent's socket was removed; it is made again");
+            }
+            _ => {}
+        }
+        if now != *before {
+            self.reports.send_replace(now);
+        }
+    }
+}
+
+/// Makes the socket, and its directory.
+fn bind(path: &Path) -> io::Result<(UnixListener, Bound)> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    let task = tokio::spawn(async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let calls = calls.clone();
-                    tokio::spawn(async move {
-                        match tokio::time::timeout(PATIENCE, converse(stream, calls)).await {
-                            Ok(Ok(())) => {}
-                            Ok(Err(error)) => debug!(%error, "a client of the socket left"),
-                            Err(_) => debug!("a client of the socket was too slow"),
-                        }
-                    });
-                }
-                // Out of descriptors: others must close some first.
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
-            }
-        }
-    });
-    Ok(Server {
-        task,
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
+    let bound = Bound {
         path: path.to_owned(),
-    })
+        file: file(path)?,
+    };
+    Ok((listener, bound))
 }
 
 async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
@@ -109,10 +242,12 @@ pub fn error_reply(error: &str) -> serde_json::Value {
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
     /// Nobody listens.
-    #[error("no agent answers at {} (is `yurt-net run` up, with this --state-dir?)", path.display())]
+    #[error(
+        "no agent answers at {} or {} (is `yurt-net run` up, with this --state-dir?)", places[0].display(), places[1].display()
+    )]
     NoAgent {
-        /// The socket.
-        path: PathBuf,
+        /// Where its socket may lie.
+        places: Places,
         /// Why not.
         #[source]
         source: io::Error,
@@ -128,13 +263,15 @@ pub enum ControlError {
     },
 }
 
-/// Asks the agent of a state directory.
-pub async fn ask(state_dir: &Path, request: &Request) -> Result<serde_json::Value, ControlError> {
-    let path = state_dir.join("agent.sock");
+/// Asks the agent whose socket lies in one of these places.
+pub async fn ask(places: &Places, request: &Request) -> Result<serde_json::Value, ControlError> {
     let request = serde_json::to_string(request).map_err(ControlError::Answer)?;
-    let answer = tokio::time::timeout(PATIENCE, exchange(&path, &request)).await;
+    let answer = tokio::time::timeout(PATIENCE, exchange(places, &request)).await;
     let answer = answer.unwrap_or_else(|elapsed| Err(io::Error::from(elapsed)));
-    let answer = answer.map_err(|source| ControlError::NoAgent { path, source })?;
+    let answer = answer.map_err(|source| ControlError::NoAgent {
+        places: places.clone(),
+        source,
+    })?;
     let answer: serde_json::Value = serde_json::from_str(&answer).map_err(ControlError::Answer)?;
     match answer.get("error").and_then(serde_json::Value::as_str) {
         Some(reason) => Err(ControlError::Refused {
@@ -144,10 +281,17 @@ pub async fn ask(state_dir: &Path, request: &Request) -> Result<serde_json::Valu
     }
 }
 
-async fn exchange(path: &Path, request: &str) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path).await?;
+async fn exchange([first, second]: &Places, request: &str) -> io::Result<String> {
+    let mut stream = match UnixStream::connect(first).await {
+        Ok(stream) => stream,
+        // What is wrong with the first says more than that there is no second.
+        Err(error) => UnixStream::connect(second).await.map_err(|_absent| error)?,
+    };
     stream.write_all(format!("{request}\n").as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
 }
+
+#[cfg(test)]
+mod tests;

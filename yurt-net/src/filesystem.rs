@@ -1,4 +1,4 @@
-//! Which kind of file system something is on: the kernel says it with a number for each.
+//! Which kind of file system something is on, and whether it takes writes. The kernel has a number for each kind.
 //!
 //! The field has another width and sign in each C library; its values are those of `include/uapi/linux/magic.h`.
 
@@ -58,9 +58,44 @@ impl Kind {
     }
 }
 
+/// Fails where nothing can be written to a directory, as far as that can be told without writing: it is absent, something
+/// else, read-only or full.
+pub fn takes_writes(directory: &Path) -> io::Result<()> {
+    let path = CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?;
+    let call = |result| match result {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    if !directory.metadata()?.is_dir() {
+        return Err(io::ErrorKind::NotADirectory.into());
+    }
+    // SAFETY: a NUL-terminated path.
+    call(unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) })?;
+    // SAFETY: plain data that statvfs fills.
+    let mut stat: libc::statvfs = unsafe { mem::zeroed() };
+    // SAFETY: a NUL-terminated path and a valid buffer.
+    call(unsafe { libc::statvfs(path.as_ptr(), &raw mut stat) })?;
+    // File systems that make inodes as they need them count none.
+    if stat.f_bfree == 0 || (stat.f_files > 0 && stat.f_ffree == 0) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_takes_writes_and_what_is_absent_or_a_file_does_not() {
+        let dir = tempfile::tempdir().unwrap();
+        takes_writes(dir.path()).unwrap();
+        let kind = |path: &Path| takes_writes(path).unwrap_err().kind();
+        assert_eq!(kind(&dir.path().join("absent")), io::ErrorKind::NotFound);
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert_eq!(kind(&file), io::ErrorKind::NotADirectory);
+    }
 
     #[test]
     fn a_namespace_is_on_its_file_system_and_a_directory_is_not() {

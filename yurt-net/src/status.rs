@@ -323,6 +323,19 @@ impl Status {
         text
     }
 
+    /// Whether it is ready, and what is degraded, in one line.
+    pub fn readiness(&self) -> String {
+        let faults = self.degraded.iter();
+        let faults = faults.map(|Degraded { what, reason }| format!("{what}: {reason}"));
+        let faults: Vec<String> = faults.collect();
+        match (self.ready, &*faults) {
+            (true, []) => "yes".to_owned(),
+            (false, []) => "no".to_owned(),
+            (true, faults) => format!("degraded: {}", faults.join("; ")),
+            (false, faults) => format!("no: {}", faults.join("; ")),
+        }
+    }
+
     /// Tells of these Service ports.
     pub fn set_refused(&mut self, all: &[Refused]) {
         let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
@@ -514,18 +527,9 @@ impl Status {
                 text.to_owned()
             }
         };
-        let yes = |value: bool| if value { "yes" } else { "no" };
         writeln!(out, "node          {}", self.node)?;
         writeln!(out, "pool          {}", or_none(&self.pool))?;
-        let faults = self.degraded.iter();
-        let faults = faults.map(|Degraded { what, reason }| format!("{what}: {reason}"));
-        let faults: Vec<String> = faults.collect();
-        let ready = match (self.ready, &*faults) {
-            (ready, []) => yes(ready).to_owned(),
-            (true, faults) => format!("degraded: {}", faults.join("; ")),
-            (false, faults) => format!("no: {}", faults.join("; ")),
-        };
-        writeln!(out, "ready         {ready}")?;
+        writeln!(out, "ready         {}", self.readiness())?;
         writeln!(out, "agent         {} (pid {})", self.version, self.pid)?;
         let adopted = if self.adopted {
             "taken over from an earlier agent"
@@ -627,6 +631,7 @@ fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
 }
 
 mod counted;
+pub mod health;
 mod left_alone;
 #[cfg(test)]
 mod tests;

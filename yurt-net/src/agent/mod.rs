@@ -43,7 +43,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
@@ -56,8 +56,9 @@ use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::error::chain;
 use crate::model::{LocalPod, Protocol, Snapshot};
 use crate::node::{NodeError, NodeWatch};
+use crate::observe::http::{self, Question};
+use crate::observe::metrics;
 use crate::observe::process::Process;
-use crate::observe::{http, metrics};
 use crate::plan::MapImage;
 use crate::policy::{
     ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons, Suspects,
@@ -125,7 +126,11 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         is_root,
     } = cgroup(&args.place)?;
     let state_dir = &args.place.state_dir;
-    std::fs::create_dir_all(state_dir).map_err(io("create", state_dir))?;
+    if let Err(error) = std::fs::create_dir_all(state_dir) {
+        // The node is served all the same; `status` tells as long as it is so.
+        let directory = state_dir.display();
+        error!(%directory, %error, "state directory: cannot be made");
+    }
 
     // It makes this agent the only one, and the only writer of the checkpoint.
     let owned = Owned::of(&cgroup, &args.place.bpffs, state_dir);
@@ -153,21 +158,20 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let scope = args.policy.scope(&args.node);
     let sources = Sources::start(&args.source, scope, found.loaded)?;
     let (sender, mut requests) = mpsc::channel(16);
-    let socket = state_dir.join("agent.sock");
-    let server = control::serve(&socket, sender).map_err(io("listen on", &socket))?;
+    let socket = control::serve(args.place.sockets(), sender);
     let (sender, mut scrapes) = mpsc::channel(1);
     let address = args.metrics_bind_address.0;
     let metrics = address.map(|address| http::serve(address, sender));
 
     let config = config(args).await;
-    let established = args.closure_established;
     let mut agent = Agent::new(
+        args,
         config,
         view,
         sources,
         Keeper::new(saver),
         dataplane,
-        established,
+        socket,
     )?;
     agent.status.checkpoint_synced_at = checkpoint_synced_at;
     agent.status.cgroup_is_root = is_root;
@@ -258,7 +262,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             _ = interrupt.recv() => break,
         }
     }
-    drop((server, metrics));
+    drop(metrics);
     agent.save_all().await;
     info!("stopping: clients go on being served by what is in the kernel");
     Ok(())
@@ -294,20 +298,24 @@ struct Agent {
     pods: Vec<Arc<LocalPod>>,
     /// Established flows whose backends new flows do not go to.
     watched: Vec<Flow>,
+    state_dir: PathBuf,
+    socket: control::Server,
     status: Status,
 }
 
 impl Agent {
     fn new(
+        args: &RunArgs,
         config: PolicyConfig,
         view: NodeView,
         sources: Sources,
         keeper: Keeper,
         dataplane: BpfDataplane,
-        established: ClosureEstablished,
+        socket: control::Server,
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
         let mut status = Status::new(&config.node, &dataplane);
+        let established = args.closure_established;
         let with_tcp = established == ClosureEstablished::Reset;
         if let Err(error) = sockets::support(with_tcp) {
             let reason = chain(&error);
@@ -339,6 +347,8 @@ impl Agent {
             suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
             pods: Vec::new(),
             watched: Vec::new(),
+            state_dir: args.place.state_dir.clone(),
+            socket,
             status,
         })
     }
@@ -381,14 +391,20 @@ impl Agent {
     }
 
     fn show_metrics(&mut self, scrape: http::Scrape) {
-        let text = self.fill_status().map(|()| metrics::render(&self.status));
-        if scrape.send(text.map_err(|error| chain(&error))).is_err() {
+        let answer = match scrape.question {
+            Question::Metrics => match self.fill_status() {
+                Ok(()) => Ok(metrics::render(&self.status)),
+                Err(error) => Err(chain(&error)),
+            },
+            Question::Health => self.health(),
+        };
+        if scrape.reply.send(answer).is_err() {
             debug!("a scrape was given up");
         }
     }
 
     fn fill_status(&mut self) -> Result<(), DataplaneError> {
-        self.fill_faults();
+        self.fill_health();
         let (usage, capacity) = (self.image.usage(), self.image.capacity());
         let status = &mut self.status;
         status.source = self.sources.status(unix_seconds());

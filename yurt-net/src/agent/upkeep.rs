@@ -9,8 +9,10 @@ use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
 use crate::error::chain;
+use crate::filesystem::takes_writes;
 use crate::policy::pods_among_services;
-use crate::status::{Degraded, SelfTest};
+use crate::status::SelfTest;
+use crate::status::health::Facts;
 
 impl Agent {
     /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another from being
@@ -73,56 +75,46 @@ impl Agent {
         }
     }
 
-    /// Fills in what of the kernel's side is not as it should be, as it is now.
-    pub(super) fn fill_faults(&mut self) {
-        let mut degraded = Vec::new();
-        let mut say = |what: &str, reason: String| {
-            degraded.push(Degraded {
-                what: what.to_owned(),
-                reason,
-            });
-        };
-        let detached = match self.is_serving {
-            true => self.dataplane.detached(),
-            false => Vec::new(),
-        };
-        if !detached.is_empty() {
-            let names = detached.join(", ");
-            say("programs", format!("not attached: {names}"));
-        }
-        if self.is_serving
-            && let Some((first, count)) = self.dataplane.unpinned()
-        {
-            let first = first.display();
-            say(
-                "pins",
-                format!(
-                    "{count} are not there, {first} first: Services would end with this process; is a bpf file system mounted there?"
-                ),
-            );
-        }
-        for failure in &self.failures {
-            say("repair", failure.clone());
-        }
-        let unasked = self.sources.unasked();
-        if !unasked.is_empty() {
-            let names = unasked.join(", ");
-            say(
-                "source",
-                format!("the checkpoint is in force, and not asked yet: {names}"),
-            );
-        }
+    /// Fills in whether Services are served, and what is not as it should be, as it is now.
+    pub(super) fn fill_health(&mut self) {
+        let state = &self.state_dir;
+        let problem = takes_writes(state).err();
         let snapshot = self.sources.snapshot();
-        if let Some(reason) = snapshot.and_then(|s| pods_among_services(s, self.memo.table())) {
-            say("ranges", reason);
-        }
-        self.status.degraded = degraded;
-        self.status.ready = self.is_serving && detached.is_empty() && self.failures.is_empty();
-        self.status.self_test = match (detached.is_empty(), &self.self_test) {
-            (false, SelfTest::Passed) => SelfTest::Failed {
+        let facts = Facts {
+            is_serving: self.is_serving,
+            detached: match self.is_serving {
+                true => self.dataplane.detached(),
+                false => Vec::new(),
+            },
+            unpinned: match self.is_serving {
+                true => self.dataplane.unpinned(),
+                false => None,
+            },
+            failures: &self.failures,
+            unasked: self.sources.unasked(),
+            ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),
+            state: problem.map(|problem| (state.as_path(), problem.to_string())),
+            checkpoint: self.keeper.stats().last_error.as_deref(),
+            socket: self.socket.problem(),
+        };
+        self.status.degraded = facts.degraded();
+        self.status.ready = facts.is_ready();
+        self.status.self_test = match (&*facts.detached, &self.self_test) {
+            ([], last) => last.clone(),
+            (detached, SelfTest::Passed) => SelfTest::Failed {
                 reason: format!("programs are not attached: {}", detached.join(", ")),
             },
             (_, last) => last.clone(),
         };
+    }
+
+    /// What a probe is told: an error where Services are not served as they should be.
+    pub(super) fn health(&mut self) -> Result<String, String> {
+        self.fill_health();
+        match (self.status.ready, &*self.status.degraded) {
+            (true, []) => Ok("ok".to_owned()),
+            (true, _) => Ok(self.status.readiness()),
+            (false, _) => Err(self.status.readiness()),
+        }
     }
 }

@@ -102,7 +102,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     let is_root = findings
         .iter()
         .all(|finding| finding.result != Outcome::Failed);
-    let status = ask(&place.state_dir, &Request::Status).await;
+    let status = ask(&place.sockets(), &Request::Status).await;
     let running: Option<Status> = status
         .as_ref()
         .ok()

@@ -165,7 +165,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
             explain_flow(&table, &reasons, &own, flow)
         }
         _ => {
-            let answer = ask(&args.place.state_dir, &Request::Explain(flow)).await?;
+            let answer = ask(&args.place.sockets(), &Request::Explain(flow)).await?;
             serde_json::from_value(answer)?
         }
     };
@@ -180,7 +180,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
 pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
     let started = Instant::now();
     let status: Status = loop {
-        let answer = ask(&args.place.state_dir, &Request::Status).await;
+        let answer = ask(&args.place.sockets(), &Request::Status).await;
         let Some(wait) = args.wait else {
             break serde_json::from_value(answer?)?;
         };
@@ -245,9 +245,10 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     Policy::leave(None, state_dir)?;
     let had_pins = pins.finish()?;
     let had_routes = Routes::withdraw()?;
-    let socket = state_dir.join("agent.sock");
-    // Only a killed agent leaves it; gone is gone.
-    let _ = std::fs::remove_file(socket);
+    for socket in args.place.sockets() {
+        // Only a killed agent leaves it; gone is gone.
+        let _ = std::fs::remove_file(socket);
+    }
     print(if had_pins || had_routes {
         "removed all maps, programs, links and routes\n"
     } else {

@@ -32,8 +32,22 @@ const BUFFER_BYTES: usize = 8192;
 /// How often a port that is taken is tried, as kube-proxy does.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// A request for the metrics, on its way to the loop: its answer is the text, or why there is none.
-pub type Scrape = oneshot::Sender<Result<String, String>>;
+/// What can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// The metrics: their text, or why there is none.
+    Metrics,
+    /// Whether Services are served: what is degraded, or why they are not.
+    Health,
+}
+
+/// A request on its way to the loop, and the way back: what fails is a 503.
+pub struct Scrape {
+    /// What is asked.
+    pub question: Question,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Result<String, String>>,
+}
 
 /// The listening task; it ends when this is dropped.
 pub struct Server(tokio::task::JoinHandle<()>);
@@ -107,13 +121,17 @@ async fn answer(
     request: &Request<Incoming>,
     scrapes: mpsc::Sender<Scrape>,
 ) -> Response<Full<Bytes>> {
-    let (status, kind, text) = match (request.method(), request.uri().path()) {
-        (&Method::GET, "/metrics") => match scrape(scrapes).await {
-            Ok(text) => (StatusCode::OK, metrics::CONTENT_TYPE, text),
+    let asked = match (request.method(), request.uri().path()) {
+        (&Method::GET, "/metrics") => Some((Question::Metrics, metrics::CONTENT_TYPE)),
+        (&Method::GET, "/healthz") => Some((Question::Health, PLAIN)),
+        _ => None,
+    };
+    let (status, kind, text) = match asked {
+        Some((question, kind)) => match scrape(question, scrapes).await {
+            Ok(text) => (StatusCode::OK, kind, text),
             Err(error) => (StatusCode::SERVICE_UNAVAILABLE, PLAIN, error),
         },
-        (&Method::GET, "/healthz") => (StatusCode::OK, PLAIN, "ok".to_owned()),
-        _ => (StatusCode::NOT_FOUND, PLAIN, "see /metrics".to_owned()),
+        None => (StatusCode::NOT_FOUND, PLAIN, "see /metrics".to_owned()),
     };
     let mut response = Response::new(Full::from(text));
     *response.status_mut() = status;
@@ -125,9 +143,9 @@ async fn answer(
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-async fn scrape(scrapes: mpsc::Sender<Scrape>) -> Result<String, String> {
-    let (sender, answer) = oneshot::channel();
-    let is_sent = scrapes.send(sender).await.is_ok();
+async fn scrape(question: Question, scrapes: mpsc::Sender<Scrape>) -> Result<String, String> {
+    let (reply, answer) = oneshot::channel();
+    let is_sent = scrapes.send(Scrape { question, reply }).await.is_ok();
     match answer.await {
         Ok(answer) if is_sent => answer,
         _ => Err("the agent is stopping".to_owned()),

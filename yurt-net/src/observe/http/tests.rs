@@ -12,7 +12,11 @@ async fn server() -> SocketAddr {
     tokio::spawn(accept(listener, sender));
     tokio::spawn(async move {
         while let Some(scrape) = scrapes.recv().await {
-            scrape.send(Ok("yurtnet_ready 1\n".to_owned())).unwrap();
+            let answer = match scrape.question {
+                Question::Metrics => Ok("yurtnet_ready 1\n".to_owned()),
+                Question::Health => Err("no: programs: not attached".to_owned()),
+            };
+            scrape.reply.send(answer).unwrap();
         }
     });
     address
@@ -45,7 +49,7 @@ async fn a_scrape_gets_the_metrics_in_the_format_that_prometheus_reads() {
 async fn everything_but_metrics_and_health_is_not_there() {
     let address = server().await;
     let health = exchange(address, &get("/healthz")).await;
-    assert!(health.starts_with("HTTP/1.1 200 ") && health.ends_with("ok"));
+    assert!(health.starts_with("HTTP/1.1 503 ") && health.ends_with("not attached"));
     let post = "POST /metrics HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n";
     for request in [&get("/"), &get("/metrics/"), &get("/debug/pprof"), post] {
         let answer = exchange(address, request).await;

@@ -7,6 +7,7 @@ use super::{Metric, metric, micros, millis};
 use crate::retain::ledger::State;
 use crate::source::decode::is_read;
 use crate::source::preferred::Origin;
+use crate::status::health::FAULTS;
 use crate::status::{Retention, SelfTest};
 
 /// All of them.
@@ -109,6 +110,18 @@ pub(super) const METRICS: &[Metric] = &[
         &[],
         "Network namespaces whose addresses are known, for source ranges.",
         |status, out| out.put(&[], status.clients.known),
+    ),
+    metric(
+        Gauge,
+        "yurtnet_degraded",
+        &["what"],
+        "1 while this is not as it should be: `yurt-net status` says why.",
+        |status, out| {
+            for what in FAULTS {
+                let is_so = status.degraded.iter().any(|fault| fault.what == what);
+                out.put(&[what], u8::from(is_so));
+            }
+        },
     ),
     metric(
         Gauge,

@@ -10,7 +10,7 @@ use crate::plan::{FullMap, Refused};
 use crate::retain::ledger::Mac;
 use crate::retain::vtep;
 use crate::source::preferred::Origin;
-use crate::status::{MapUsage, SelfTest};
+use crate::status::{Degraded, MapUsage, SelfTest};
 use crate::table::ServiceKey;
 
 const GOLDEN: &str = include_str!("golden.txt");
@@ -23,6 +23,10 @@ fn status() -> Status {
         node: "edge-a1".to_owned(),
         pool: "hangzhou".to_owned(),
         ready: true,
+        degraded: vec![Degraded {
+            what: "state".to_owned(),
+            reason: "/var/lib/yurt-net takes no writes: Read-only file system".to_owned(),
+        }],
         services: 3,
         applied: 3,
         failed_applies: 1,

@@ -1,0 +1,196 @@
+//! Disks that are absent, full, read-only or something else, at the agent's start and under it: alarms, and no outage.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, ensure};
+use yurt_net::source::preferred::Origin;
+use yurt_net::status::Status;
+
+use crate::cloud::{followed, goes_over_to_live_data, start_ready};
+use crate::world::World;
+
+/// What may be amiss with a state directory.
+#[derive(Clone, Copy, Debug)]
+enum Accident {
+    /// It is not there, and cannot be made.
+    Absent,
+    Full,
+    ReadOnly,
+    /// A file lies in its place.
+    File,
+}
+
+impl Accident {
+    /// Lets it happen to a directory that is as it should be.
+    fn happen(self, dir: &Path) -> Result<()> {
+        match self {
+            Self::Absent => {
+                fs::remove_dir_all(dir)?;
+                symlink("/no/such/directory", dir)?;
+            }
+            Self::Full => {
+                // A dead agent's socket would leave its name to the next one.
+                let _ = fs::remove_file(dir.join("agent.sock"));
+                // Neither a byte nor a name fits: a file system without room for data may take a socket still.
+                let written = fs::write(dir.join("what-fills-it"), vec![1; 1 << 20]);
+                ensure!(written.is_err(), "it was not filled");
+                let names = 0..1000;
+                let taken = names.map(|n| fs::write(dir.join(n.to_string()), ""));
+                ensure!(taken.filter(Result::is_err).count() > 0, "names are left");
+            }
+            Self::ReadOnly => mount(dir, libc::MS_REMOUNT | libc::MS_RDONLY, SMALL)?,
+            Self::File => {
+                fs::remove_dir_all(dir)?;
+                fs::write(dir, "not a directory")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file system that is full soon.
+const SMALL: &str = "size=128k,nr_inodes=64";
+
+/// A world whose node has its state directory on a small file system of its own, where that matters.
+fn world(accident: Accident) -> Result<World> {
+    let world = World::new()?;
+    if matches!(accident, Accident::Full | Accident::ReadOnly) {
+        mount(&world.node.state_dir(), 0, SMALL)?;
+    }
+    Ok(world)
+}
+
+/// `status` finds the agent, and says what is amiss.
+fn is_told(world: &World) -> Result<Status> {
+    let status = world.status()?;
+    let whats: Vec<&str> = status.degraded.iter().map(|fault| &*fault.what).collect();
+    for what in ["socket", "state"] {
+        ensure!(
+            whats.contains(&what),
+            "no word of {what} in {:?}",
+            status.degraded
+        );
+    }
+    ensure!(status.ready, "{:?}", status.degraded);
+    ensure!(world.node.run_dir().join("agent.sock").exists());
+    Ok(status)
+}
+
+fn starts_and_serves_all_the_same(accident: Accident) -> Result<()> {
+    let world = world(accident)?;
+    accident.happen(&world.node.state_dir())?;
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&world.web([&world.a, &world.b]))?;
+    cloud.start()?;
+    let _agent = start_ready(&world, &cloud)?;
+    world.expect(10, &[&world.a, &world.b], false)?;
+    is_told(&world)?;
+    let alarm = |status: &Status| status.checkpoint.last_error.is_some();
+    let status = world.node.wait_for_status("an alarm", alarm)?;
+    let mut whats = status.degraded.iter().map(|fault| &*fault.what);
+    ensure!(
+        whats.any(|what| what == "checkpoint"),
+        "{:?}",
+        status.degraded
+    );
+    ensure!(world.node.agent_log().contains("checkpoint: not saved"));
+    cloud.apply(&world.web([&world.c]))?;
+    world.converges(10, &[&world.c])
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_absent_starts_and_serves() -> Result<()> {
+    starts_and_serves_all_the_same(Accident::Absent)
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_full_starts_and_serves() -> Result<()> {
+    starts_and_serves_all_the_same(Accident::Full)
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_read_only_starts_and_serves() -> Result<()> {
+    starts_and_serves_all_the_same(Accident::ReadOnly)
+}
+
+#[test]
+fn an_agent_whose_state_directory_is_a_file_starts_and_serves() -> Result<()> {
+    starts_and_serves_all_the_same(Accident::File)
+}
+
+/// The disk was as it should be, then it was not, and then the node was rebooted without the cloud.
+fn a_reboot_is_survived(accident: Accident) -> Result<()> {
+    let world = world(accident)?;
+    let (cloud, agent) = followed(&world)?;
+    agent.kill9()?;
+    cloud.kill9()?;
+    accident.happen(&world.node.state_dir())?;
+    world.node.lose_pins()?;
+    let _agent = start_ready(&world, &cloud)?;
+    world.expect(10, &[&world.a, &world.b], false)?;
+    let status = is_told(&world)?;
+    ensure!(status.source.provenance == Origin::Checkpoint);
+    goes_over_to_live_data(&world, &cloud)
+}
+
+#[test]
+fn a_node_rebooted_with_a_full_disk_serves_from_its_checkpoint() -> Result<()> {
+    a_reboot_is_survived(Accident::Full)
+}
+
+#[test]
+fn a_node_rebooted_with_a_read_only_disk_serves_from_its_checkpoint() -> Result<()> {
+    a_reboot_is_survived(Accident::ReadOnly)
+}
+
+#[test]
+fn an_agent_that_can_make_its_socket_nowhere_serves_without_one_until_it_can() -> Result<()> {
+    let world = World::new()?;
+    let run = world.node.run_dir();
+    Accident::File.happen(&world.node.state_dir())?;
+    fs::write(&run, "not a directory")?;
+    world.node.apply(&world.web([&world.a]))?;
+    let agent = world.start(&crate::world::CAPACITY, &[])?;
+    world.converges(10, &[&world.a])?;
+    ensure!(world.status().is_err(), "who has answered?");
+    ensure!(world.node.agent_log().contains("find no agent"));
+    let health = health(&world)?;
+    ensure!(
+        health.starts_with("HTTP/1.1 200 ") && health.contains("socket"),
+        "{health}"
+    );
+    fs::remove_file(&run)?;
+    world.wait_ready(&agent)?;
+    is_told(&world)?;
+    Ok(())
+}
+
+/// What a probe gets.
+fn health(world: &World) -> Result<String> {
+    let exchange = || -> io::Result<String> {
+        let mut stream = TcpStream::connect("127.0.0.1:10249")?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
+    };
+    Ok(world.node.netns().run(exchange)??)
+}
+
+/// A file system of its own, in the lab's mount namespace, over a directory of a node.
+fn mount(at: &Path, flags: libc::c_ulong, options: &str) -> Result<()> {
+    let at = CString::new(at.as_os_str().as_encoded_bytes())?;
+    let options = CString::new(options)?;
+    let kind = c"tmpfs".as_ptr();
+    // SAFETY: all strings end in zero and outlive the call.
+    let result = unsafe { libc::mount(kind, at.as_ptr(), kind, flags, options.as_ptr().cast()) };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("mount");
+    }
+    Ok(())
+}

@@ -1,0 +1,187 @@
+//! Whether the node's Services are served, and what is not as it should be: a join of what the agent's parts say. Pure.
+
+use std::path::{Path, PathBuf};
+
+use super::Degraded;
+
+/// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
+pub const FAULTS: [&str; 8] = [
+    "checkpoint",
+    "pins",
+    "programs",
+    "ranges",
+    "repair",
+    "socket",
+    "source",
+    "state",
+];
+
+/// What the agent's parts say, as it is now.
+#[derive(Clone, Debug, Default)]
+pub struct Facts<'a> {
+    /// The first table is applied, and the programs were attached.
+    pub is_serving: bool,
+    /// Programs that are not attached by now.
+    pub detached: Vec<&'static str>,
+    /// The first pin that is not there, and how many such there are.
+    pub unpinned: Option<(PathBuf, usize)>,
+    /// What the last repair could not mend.
+    pub failures: &'a [String],
+    /// Sources that are not asked although only the checkpoint has something to say.
+    pub unasked: Vec<String>,
+    /// Where the networks of Pods and of Services overlap.
+    pub ranges: Option<String>,
+    /// Why nothing can be written to the state directory.
+    pub state: Option<(&'a Path, String)>,
+    /// Why the checkpoint could not be saved.
+    pub checkpoint: Option<&'a str>,
+    /// Why the agent's socket is not where it should be.
+    pub socket: Option<String>,
+}
+
+impl Facts<'_> {
+    /// Services are served, and what was found amiss could be mended. What probes ask.
+    pub fn is_ready(&self) -> bool {
+        self.is_serving && self.detached.is_empty() && self.failures.is_empty()
+    }
+
+    /// What is not as it should be.
+    pub fn degraded(&self) -> Vec<Degraded> {
+        let mut degraded = Vec::new();
+        let mut say = |what: &str, reason: String| {
+            degraded.push(Degraded {
+                what: what.to_owned(),
+                reason,
+            });
+        };
+        if self.is_serving && !self.detached.is_empty() {
+            say(
+                "programs",
+                format!("not attached: {}", self.detached.join(", ")),
+            );
+        }
+        if let Some((first, count)) = &self.unpinned {
+            let first = first.display();
+            say(
+                "pins",
+                format!(
+                    "{count} are not there, {first} first: Services would end with this process; is a bpf file system mounted there?"
+                ),
+            );
+        }
+        for failure in self.failures {
+            say("repair", failure.clone());
+        }
+        if !self.unasked.is_empty() {
+            let names = self.unasked.join(", ");
+            say(
+                "source",
+                format!("the checkpoint is in force, and not asked yet: {names}"),
+            );
+        }
+        if let Some(reason) = &self.ranges {
+            say("ranges", reason.clone());
+        }
+        if let Some((directory, reason)) = &self.state {
+            let directory = directory.display();
+            say("state", format!("{directory} takes no writes: {reason}"));
+        }
+        if let Some(reason) = self.checkpoint {
+            say(
+                "checkpoint",
+                format!(
+                    "not saved, so that a reboot without the cloud would bring an older state: {reason}"
+                ),
+            );
+        }
+        if let Some(reason) = &self.socket {
+            say("socket", format!("agent.sock {reason}"));
+        }
+        degraded
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that serves, and of which something is amiss.
+    fn serving() -> Facts<'static> {
+        Facts {
+            is_serving: true,
+            ..Facts::default()
+        }
+    }
+
+    fn whats(facts: &Facts<'_>) -> Vec<String> {
+        facts
+            .degraded()
+            .into_iter()
+            .map(|fault| fault.what)
+            .collect()
+    }
+
+    #[test]
+    fn what_the_disk_does_is_told_and_costs_no_readiness() {
+        let facts = Facts {
+            state: Some((
+                Path::new("/var/lib/yurt-net"),
+                "Read-only file system".to_owned(),
+            )),
+            checkpoint: Some("create checkpoint.new: Read-only file system"),
+            socket: Some("is at /run/yurt-net/agent.sock".to_owned()),
+            ..serving()
+        };
+        assert!(facts.is_ready());
+        assert_eq!(whats(&facts), ["state", "checkpoint", "socket"]);
+    }
+
+    #[test]
+    fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded() {
+        let facts = Facts {
+            unasked: vec!["kube:".to_owned()],
+            ..serving()
+        };
+        assert!(facts.is_ready());
+        assert_eq!(whats(&facts), ["source"]);
+        assert!(facts.degraded()[0].reason.contains("kube:"));
+    }
+
+    #[test]
+    fn who_serves_nobody_or_could_not_mend_what_it_found_is_not_ready() {
+        assert!(serving().is_ready() && serving().degraded().is_empty());
+        assert!(!Facts::default().is_ready());
+        let detached = Facts {
+            detached: vec!["yurt_connect4"],
+            ..serving()
+        };
+        let failures = ["attach yurt_connect4".to_owned()];
+        let failed = Facts {
+            failures: &failures,
+            ..serving()
+        };
+        for (facts, what) in [(detached, "programs"), (failed, "repair")] {
+            assert!(!facts.is_ready(), "{what}");
+            assert_eq!(whats(&facts), [what]);
+        }
+    }
+
+    #[test]
+    fn every_fault_has_its_word_among_the_metrics_labels() {
+        let failures = ["one".to_owned()];
+        let everything = Facts {
+            is_serving: true,
+            detached: vec!["yurt_connect4"],
+            unpinned: Some((PathBuf::from("/sys/fs/bpf/yurt-net"), 3)),
+            failures: &failures,
+            unasked: vec!["kube:".to_owned()],
+            ranges: Some(String::new()),
+            state: Some((Path::new("/"), String::new())),
+            checkpoint: Some(""),
+            socket: Some(String::new()),
+        };
+        let mut said = whats(&everything);
+        said.sort();
+        assert_eq!(said, FAULTS);
+    }
+}
