@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use yurt_net::model::Snapshot;
 use yurt_net::source::SourceSpec;
 use yurt_net::source::checkpoint::Loaded;
+use yurt_net::source::edition::Edition;
 use yurt_net::source::kube::{Access, Scope};
 use yurt_net::source::preferred::{SourceStatus, Sources};
 
@@ -162,11 +163,10 @@ impl Followed {
     pub(crate) fn checkpoint(&self) -> Result<Loaded> {
         let snapshot = self.sources.snapshot().context("there is no snapshot")?;
         let now = yurt_net::source::unix_seconds();
-        let provenance = self.sources.provenance(now);
+        let provenance = self.sources.provenance(now, Edition::default());
         Ok(Loaded {
             snapshot: snapshot.clone(),
             provenance: provenance.context("no source that is worth a checkpoint is in charge")?,
-            is_spare: false,
         })
     }
 }

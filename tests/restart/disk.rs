@@ -10,9 +10,10 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use yurt_net::source::preferred::Origin;
 use yurt_net::status::Status;
+use yurt_net_tests::lab::Proto;
 
 use crate::cloud::{followed, goes_over_to_live_data, start_ready};
-use crate::world::World;
+use crate::world::{CAPACITY, World, vip};
 
 /// What may be amiss with a state directory.
 #[derive(Clone, Copy, Debug)]
@@ -155,7 +156,7 @@ fn an_agent_that_can_make_its_socket_nowhere_serves_without_one_until_it_can() -
     Accident::File.happen(&world.node.state_dir())?;
     fs::write(&run, "not a directory")?;
     world.node.apply(&world.web([&world.a]))?;
-    let agent = world.start(&crate::world::CAPACITY, &[])?;
+    let agent = world.start(&CAPACITY, &[])?;
     world.converges(10, &[&world.a])?;
     ensure!(world.status().is_err(), "who has answered?");
     ensure!(world.node.agent_log().contains("find no agent"));
@@ -168,6 +169,109 @@ fn an_agent_that_can_make_its_socket_nowhere_serves_without_one_until_it_can() -
     world.wait_ready(&agent)?;
     is_told(&world)?;
     Ok(())
+}
+
+/// How a manifest becomes unreadable.
+#[derive(Clone, Copy, Debug)]
+enum Unreadable {
+    Broken,
+    Dangling,
+    /// The whole directory is gone, and with it what the source's name leads to.
+    Gone,
+}
+
+/// The agent's manifests become unreadable while it runs, then it is killed and started, also by a reboot.
+fn manifests_are_kept(how: Unreadable) -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    let manifests = world.node.manifests_dir();
+    let other = manifests.join("other.yaml");
+    let away = manifests.with_file_name("away");
+    world.manifests([("other", 11, vec![b])]).write_to(&other)?;
+    world.node.apply(&world.web([a]))?;
+    let mut agent = world.start_ready(&CAPACITY, &[])?;
+    let saved = |status: &Status| status.checkpoint.writes > 0;
+    world.node.wait_for_status("a checkpoint", saved)?;
+    let (is_rejection, mend): (_, Box<dyn Fn() -> Result<()>>) = match how {
+        Unreadable::Broken => {
+            replace(&other, |at| fs::write(at, "x: ["))?;
+            (true, Box::new(|| Ok(fs::remove_file(&other)?)))
+        }
+        Unreadable::Dangling => {
+            replace(&other, |at| symlink("/nowhere", at))?;
+            (true, Box::new(|| Ok(fs::remove_file(&other)?)))
+        }
+        Unreadable::Gone => {
+            fs::rename(&manifests, &away)?;
+            (
+                false,
+                Box::new(|| {
+                    fs::remove_file(away.join("other.yaml"))?;
+                    Ok(fs::rename(&away, &manifests)?)
+                }),
+            )
+        }
+    };
+    let is_told = |status: &Status| {
+        let named = if is_rejection {
+            "other.yaml"
+        } else {
+            "manifests"
+        };
+        let mut faults = status.degraded.iter();
+        status.ready && faults.any(|it| it.what == "manifests" && it.reason.contains(named))
+    };
+    world
+        .node
+        .wait_for_status("a word of the manifest", is_told)?;
+    for is_reboot in [false, true] {
+        agent.kill9()?;
+        if is_reboot {
+            world.node.lose_pins()?;
+        }
+        agent = world.start_ready(&CAPACITY, &[])?;
+        world.expect(10, &[a], false)?;
+        world.expect(11, &[b], false)?;
+        let status = world.status()?;
+        ensure!(
+            is_told(&status),
+            "reboot {is_reboot}: {:?}",
+            status.degraded
+        );
+        ensure!(!is_rejection || !status.rejections.is_empty());
+    }
+    // What is absent is gone.
+    mend()?;
+    let is_whole = |status: &Status| status.degraded.is_empty();
+    world.node.wait_for_status("nothing amiss", is_whole)?;
+    let [gone, _] = vip(11);
+    world.wait_for("the end of the Service", || {
+        let tally = world.client.connect_many(Proto::Tcp, &gone, 1)?;
+        Ok(tally.error("ECONNREFUSED") == 1)
+    })?;
+    world.expect(10, &[a], false)
+}
+
+/// At once, as a writer should.
+fn replace(path: &Path, make: impl FnOnce(&Path) -> io::Result<()>) -> Result<()> {
+    let new = path.with_extension("new");
+    make(&new)?;
+    Ok(fs::rename(new, path)?)
+}
+
+#[test]
+fn a_manifest_that_is_broken_when_the_agent_is_killed_keeps_its_services() -> Result<()> {
+    manifests_are_kept(Unreadable::Broken)
+}
+
+#[test]
+fn a_manifest_that_cannot_be_opened_when_the_agent_is_killed_keeps_its_services() -> Result<()> {
+    manifests_are_kept(Unreadable::Dangling)
+}
+
+#[test]
+fn manifests_whose_directory_is_gone_when_the_agent_is_killed_keep_their_services() -> Result<()> {
+    manifests_are_kept(Unreadable::Gone)
 }
 
 /// What a probe gets.

@@ -4,6 +4,7 @@
 //! already carry their API defaults, and nothing that no rule reads is kept.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -401,10 +402,69 @@ pub struct Snapshot {
     pub service_cidrs: BTreeMap<Arc<str>, Arc<ServiceCidr>>,
     /// Pods of this node, where retention asks for them; no table depends on them.
     pub pods: BTreeMap<NamespacedName, Arc<LocalPod>>,
+    /// The manifests that objects were read from, by path relative to the source; empty for an apiserver.
+    pub manifests: BTreeMap<OsString, Arc<Manifest>>,
     /// Objects that the source had to leave out or to keep in an older version.
     pub rejections: Vec<Rejection>,
     /// Where objects were read, by kind and name; empty for an apiserver.
     pub origins: BTreeMap<(&'static str, NamespacedName), Origin>,
+}
+
+/// What a manifest said when it could be read: all that is kept of it while it cannot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Path relative to the source.
+    pub name: OsString,
+    /// The objects of the snapshot that are from it.
+    pub objects: Box<[ManifestObject]>,
+}
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestObject {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its name; the namespace is "" when it is cluster scoped.
+    pub name: NamespacedName,
+    /// The document that it is from. From 1.
+    pub document: u32,
+}
+
+/// A kind of object that a snapshot holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Kind {
+    /// A v1 Service.
+    Service,
+    /// A discovery.k8s.io EndpointSlice.
+    EndpointSlice,
+    /// A v1 Node.
+    Node,
+    /// An apps.openyurt.io NodePool.
+    NodePool,
+    /// An apps.openyurt.io NodeBucket.
+    NodeBucket,
+    /// A network.openyurt.io PoolService.
+    PoolService,
+    /// A networking.k8s.io ServiceCIDR.
+    ServiceCidr,
+    /// A v1 Pod.
+    Pod,
+}
+
+impl Kind {
+    /// As the API spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Node => "Node",
+            Self::NodePool => "NodePool",
+            Self::NodeBucket => "NodeBucket",
+            Self::PoolService => "PoolService",
+            Self::ServiceCidr => "ServiceCIDR",
+            Self::Pod => "Pod",
+        }
+    }
 }
 
 /// Where an object was read; shown as [`Rejection::source`].

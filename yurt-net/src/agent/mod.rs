@@ -63,9 +63,10 @@ use crate::plan::MapImage;
 use crate::policy::{
     ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons, Suspects,
 };
-use crate::source::checkpoint::{Keeper, Saver};
+use crate::source::checkpoint::{Due, Keeper, Saver};
+use crate::source::edition::Edition;
 use crate::source::kube::servers;
-use crate::source::preferred::Sources;
+use crate::source::preferred::{Origin, Sources};
 use crate::source::{SourceError, unix_seconds};
 use crate::status::{MapUsage, SelfTest, Status};
 
@@ -154,7 +155,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             "checkpoint: not all of it can be used"
         );
     }
-    let checkpoint_synced_at = found.loaded.as_ref().map(|l| l.provenance.synced_at);
+    let checkpoint = found.loaded.as_ref().map(|l| l.provenance.clone());
     let scope = args.policy.scope(&args.node);
     let sources = Sources::start(&args.source, scope, found.loaded)?;
     let (sender, mut requests) = mpsc::channel(16);
@@ -169,11 +170,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         config,
         view,
         sources,
-        Keeper::new(saver),
+        Keeper::new(saver, checkpoint),
         dataplane,
         socket,
     )?;
-    agent.status.checkpoint_synced_at = checkpoint_synced_at;
     agent.status.cgroup_is_root = is_root;
     agent.status.cgroup.clone_from(&cgroup);
     let mut retention = Retention::start(args)?;
@@ -192,9 +192,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         let retry = agent.retry_at;
         tokio::select! {
             () = sleep_until(boot.unwrap_or_else(Instant::now)), if boot.is_some() => {
-                agent.become_ready(args.socket_lb, &cgroup).await?;
+                agent.boot(args.socket_lb, &cgroup).await?;
             }
             () = agent.sources.changed() => {
+                agent.has_news = true;
                 agent.inform(&mut devices);
                 if agent.have_pods_changed() {
                     agent.retain(&mut retention, &mut probing).await;
@@ -233,7 +234,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             found = agent.clients.next() => agent.set_clients(&found),
             () = sleep_until(next_drift) => {
                 next_drift = Instant::now() + drift_interval;
-                if agent.is_serving {
+                if agent.is_serving || agent.is_holding {
                     if agent.repair() {
                         agent.test_itself(args.socket_lb, &cgroup).await;
                     }
@@ -247,7 +248,10 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 Event::Found(found) => agent.judge(found),
                 Event::Done(outcome) => agent.report_scan(outcome),
             },
-            () = agent.keeper.due() => agent.save(),
+            due = agent.keeper.due() => match due {
+                Due::Save => agent.save(),
+                Due::Saved { asked, on_disk } => agent.take_saved(asked, on_disk),
+            },
             Some(request) = requests.recv() => {
                 agent.fill_retention(&retention);
                 agent.status.devices = devices.report();
@@ -278,6 +282,12 @@ struct Agent {
     is_adopted: bool,
     /// The first table is applied, and the programs were attached.
     is_serving: bool,
+    /// What an earlier agent left is served on as it is, until a source answers.
+    is_holding: bool,
+    /// Of what the sources say, or have said last.
+    edition: Edition,
+    /// What the sources say differs from that edition.
+    has_news: bool,
     /// What the last repair could not mend.
     failures: Vec<String>,
     /// The last one.
@@ -315,6 +325,7 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
         let mut status = Status::new(&config.node, &dataplane);
+        status.checkpoint_synced_at = keeper.found().map(|found| found.synced_at);
         let established = args.closure_established;
         let with_tcp = established == ClosureEstablished::Reset;
         if let Err(error) = sockets::support(with_tcp) {
@@ -329,6 +340,13 @@ impl Agent {
         Ok(Self {
             is_adopted: dataplane.is_adopted(),
             is_serving: false,
+            is_holding: false,
+            edition: Edition::resume(
+                dataplane.found_edition(),
+                keeper.found().map(|found| found.edition),
+                fastrand::u64(..),
+            ),
+            has_news: matches!(sources.origin(), Origin::File | Origin::Live | Origin::Hub),
             failures: Vec::new(),
             self_test: SelfTest::Pending,
             config,
@@ -355,15 +373,29 @@ impl Agent {
 
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
     fn save(&mut self) {
-        let provenance = self.sources.provenance(unix_seconds());
+        let provenance = self.sources.provenance(unix_seconds(), self.edition);
         match (self.sources.snapshot(), provenance) {
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
             _ => self.keeper.skip(),
         }
     }
 
+    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be taken for
+    /// newer than they are.
+    fn take_saved(&mut self, asked: Edition, on_disk: Edition) {
+        if asked == self.edition && asked != on_disk && !self.has_news {
+            self.edition = on_disk;
+            if let Err(error) = self.dataplane.set_edition(on_disk) {
+                debug!(
+                    error = chain(&error),
+                    "the maps are thought to be newer than the checkpoint"
+                );
+            }
+        }
+    }
+
     async fn save_all(&mut self) {
-        let provenance = self.sources.provenance(unix_seconds());
+        let provenance = self.sources.provenance(unix_seconds(), self.edition);
         if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), provenance) {
             self.keeper.finish(snapshot, provenance).await;
         }
@@ -375,6 +407,9 @@ impl Agent {
                 Ok(()) => serde_json::to_value(&self.status),
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
+            Request::Explain(_) if self.is_holding => Ok(control::error_reply(
+                "no source has answered since its start, so it cannot say why what an earlier agent left in the kernel is as it is",
+            )),
             Request::Explain(flow) => {
                 let empty = Snapshot::default();
                 let snapshot = self.sources.snapshot().unwrap_or(&empty);

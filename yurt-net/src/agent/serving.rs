@@ -24,27 +24,50 @@ const PLANS_PER_TABLE: usize = 3;
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Agent {
-    /// When to write the first table; `None`: not before a source answers, or it is written.
+    /// When to [`boot`](Self::boot); `None`: not before a source answers, or it is done.
     ///
-    /// Maps that an earlier agent left are newer than its checkpoint, by a minute at most: they are not overwritten with
-    /// it before the sources had their time.
+    /// Maps that an earlier agent left are newer than its checkpoint, as a rule: before the sources had their time they are left alone.
     pub(super) fn boot_at(&self) -> Option<Instant> {
         match self.sources.origin() {
             _ if self.is_serving => None,
-            Origin::None => None,
-            Origin::Checkpoint if self.dataplane.was_serving() => {
+            Origin::File | Origin::Live | Origin::Hub => Some(self.started),
+            Origin::Checkpoint | Origin::None if self.is_holding => None,
+            Origin::Checkpoint | Origin::None if self.dataplane.was_serving() => {
                 Some(self.started + ADOPTED_PATIENCE)
             }
-            Origin::Checkpoint | Origin::File | Origin::Live | Origin::Hub => Some(self.started),
+            Origin::Checkpoint => Some(self.started),
+            Origin::None => None,
         }
     }
 
-    /// Writes the first table and attaches the programs.
-    pub(super) async fn become_ready(
+    /// Serves by what the sources or the checkpoint say, or by what an earlier agent left, where nobody says anything newer.
+    pub(super) async fn boot(
         &mut self,
         socket_lb: SocketLb,
         cgroup: &Path,
     ) -> Result<(), AgentError> {
+        let maps = self.dataplane.found_edition().unwrap_or_default();
+        self.is_holding = match self.sources.origin() {
+            Origin::File | Origin::Live | Origin::Hub => false,
+            Origin::Checkpoint if !self.dataplane.was_serving() => false,
+            Origin::Checkpoint => {
+                let found = self.keeper.found();
+                !found.is_some_and(|found| found.edition.may_replace(maps))
+            }
+            Origin::None => true,
+        };
+        if !self.is_holding {
+            return self.become_ready(socket_lb, cgroup).await;
+        }
+        self.test_itself(socket_lb, cgroup).await;
+        warn!(
+            "no source has answered yet: what an earlier agent left in the kernel is served on as it is"
+        );
+        Ok(())
+    }
+
+    /// Writes the first table and attaches the programs.
+    async fn become_ready(&mut self, socket_lb: SocketLb, cgroup: &Path) -> Result<(), AgentError> {
         self.sync()?;
         self.dataplane.activate()?;
         self.is_serving = true;
@@ -90,6 +113,10 @@ impl Agent {
             self.image = self.dataplane.observe()?;
             self.want_clients();
         }
+        if std::mem::take(&mut self.has_news) {
+            self.edition = self.edition.next();
+        }
+        self.dataplane.set_edition(self.edition)?;
         let (writes, refused) = self.write_table()?;
         self.retry_at = None;
         self.report_refused(refused);

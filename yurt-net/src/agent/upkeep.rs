@@ -18,6 +18,10 @@ impl Agent {
     /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another from being
     /// made; what fails is shown until a later one succeeds. True where the self-test may say something else than it last did.
     pub(super) fn repair(&mut self) -> bool {
+        if self.is_holding && !self.is_adopted {
+            // Programs of this agent would read a table that is not written yet.
+            return false;
+        }
         let repair = self.dataplane.repair();
         if !repair.programs.is_empty() {
             self.status.drift_links += repair.programs.len();
@@ -34,7 +38,9 @@ impl Agent {
         }
         let failures = repair.failures.iter().map(|failure| chain(failure));
         self.failures = failures.collect();
-        if let Err(failure) = self.repair_maps() {
+        if self.is_serving
+            && let Err(failure) = self.repair_maps()
+        {
             self.failures.push(chain(&failure));
         }
         for failure in &self.failures {
@@ -80,16 +86,19 @@ impl Agent {
         let state = &self.state_dir;
         let problem = takes_writes(state).err();
         let snapshot = self.sources.snapshot();
+        let serves = self.is_serving || self.is_holding;
         let facts = Facts {
             is_serving: self.is_serving,
-            detached: match self.is_serving {
+            is_holding: self.is_holding,
+            detached: match serves {
                 true => self.dataplane.detached(),
                 false => Vec::new(),
             },
-            unpinned: match self.is_serving {
+            unpinned: match serves {
                 true => self.dataplane.unpinned(),
                 false => None,
             },
+            manifests: self.sources.stale_manifests(),
             failures: &self.failures,
             unasked: self.sources.unasked(),
             ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),

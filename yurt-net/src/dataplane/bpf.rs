@@ -15,6 +15,7 @@
 //! replace the old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
 //! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
+mod edition;
 mod load;
 mod object;
 mod repair;
@@ -47,6 +48,7 @@ use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
 use crate::filesystem::Kind;
 use crate::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
+use crate::source::edition::Edition;
 
 /// How the dataplane is set up.
 #[derive(Clone, Debug)]
@@ -97,6 +99,9 @@ pub struct BpfDataplane {
     /// The table is in `v2-next` still.
     is_staged: bool,
     was_serving: bool,
+    edition: OwnedFd,
+    /// What the maps in use held at the start.
+    found_edition: Option<Edition>,
 }
 
 pub(super) fn at<'a>(
@@ -169,7 +174,11 @@ impl BpfDataplane {
             load_either(&options.capacity, state_capacity, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
         let state_names = state_maps(state_capacity).map(|(name, _)| name);
-        let table_pins = KeptPins::open(dir, wanted.map(|(name, _)| name))?;
+        // Before a map is made that knows of none.
+        let found_edition = edition::read(&current);
+        let edition = edition::open(dir)?;
+        let table_names = wanted.iter().map(|(name, _)| *name);
+        let table_pins = KeptPins::open(dir, table_names.chain([edition::NAME]))?;
         let state_pins = KeptPins::open(&state, state_names)?;
         let count = open_map(&state, "yurt_count")?;
         let netns = open_map(&state, "yurt_netns")?;
@@ -190,6 +199,8 @@ impl BpfDataplane {
             has_set_retval,
             is_staged,
             was_serving,
+            edition,
+            found_edition,
         };
         if is_adopted && was_serving {
             // Before a source is asked: programs of a version that does not know the agent's own sockets may lead them astray. What
@@ -207,6 +218,17 @@ impl BpfDataplane {
     /// Clients are served already, by what an earlier agent left: these maps, or those that they replace.
     pub fn was_serving(&self) -> bool {
         self.was_serving
+    }
+
+    /// Which edition of what the sources say the maps in use held at the start; `None`: they do not say, or there were none.
+    pub fn found_edition(&self) -> Option<Edition> {
+        self.found_edition.filter(|_| self.was_serving)
+    }
+
+    /// Writes which edition the table maps hold: to be called before they do, so that they are never newer than they say.
+    pub fn set_edition(&self, edition: Edition) -> Result<(), DataplaneError> {
+        let written = sys::map_update(self.edition.as_fd(), &[0u32], &[edition]);
+        written.map_err(on_map("write", edition::NAME))
     }
 
     /// A refusal is `ECONNREFUSED`; otherwise `EPERM`, for this kernel lacks `bpf_set_retval` in these hooks.

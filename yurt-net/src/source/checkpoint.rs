@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::disk::{Directory, Disk};
 use crate::model::Snapshot;
+use crate::source::edition::Edition;
 
 mod codec;
 mod contents;
@@ -36,12 +37,13 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 mod v1;
+mod v2;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;
 
 pub use contents::{Contents, Provenance};
-pub use keeper::Keeper;
+pub use keeper::{Due, Keeper};
 pub use pace::{Occasion, Pace};
 
 const CURRENT: &str = "checkpoint";
@@ -115,8 +117,6 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// Where it came from, and when.
     pub provenance: Provenance,
-    /// It is not the last one that was saved, as far as files tell: what the kernel's maps hold may be newer.
-    pub is_spare: bool,
 }
 
 /// What a directory held.
@@ -193,7 +193,7 @@ impl<D: Disk> Saver<D> {
             let loaded = spares
                 .iter()
                 .filter_map(|name| saver.load(name, &mut found.problems));
-            loaded.max_by_key(|loaded| loaded.provenance.synced_at)
+            loaded.reduce(newer)
         });
         (saver, found)
     }
@@ -248,8 +248,12 @@ impl<D: Disk> Saver<D> {
         Some(Loaded {
             snapshot,
             provenance,
-            is_spare: !is_current,
         })
+    }
+
+    /// Which edition `checkpoint` says, where that is certain.
+    pub fn edition(&self) -> Option<Edition> {
+        self.saved.as_ref().map(|saved| saved.provenance.edition)
     }
 
     /// For status and metrics.
@@ -424,6 +428,14 @@ impl<D: Disk> Saver<D> {
             source,
         }
     }
+}
+
+/// By their editions; times count only where those say nothing.
+fn newer(one: Loaded, other: Loaded) -> Loaded {
+    let (a, b) = (&one.provenance, &other.provenance);
+    let is_other = b.edition.may_replace(a.edition)
+        || (!a.edition.may_replace(b.edition) && b.synced_at >= a.synced_at);
+    if is_other { other } else { one }
 }
 
 fn version_name(version: u32) -> String {

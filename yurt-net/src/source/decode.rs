@@ -20,8 +20,8 @@ use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService, Rejection,
-    Service, ServiceCidr,
+    EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService,
+    Rejection, Service, ServiceCidr,
 };
 use crate::text;
 
@@ -99,24 +99,34 @@ impl Object {
         }
     }
 
+    /// Its kind.
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Node(_) => Kind::Node,
+            Self::NodePool(_) => Kind::NodePool,
+            Self::NodeBucket(_) => Kind::NodeBucket,
+            Self::PoolService(_) => Kind::PoolService,
+            Self::ServiceCidr(_) => Kind::ServiceCidr,
+            Self::Pod(_) => Kind::Pod,
+        }
+    }
+
     /// What tells it from all others.
     pub fn id(&self) -> ObjectId<'_> {
-        let (kind, namespace, name) = match self {
-            Self::Service(service) => ("Service", &*service.name.namespace, &service.name.name),
-            Self::EndpointSlice(slice) => {
-                ("EndpointSlice", &*slice.name.namespace, &slice.name.name)
-            }
-            Self::Node(node) => ("Node", "", &node.name),
-            Self::NodePool(pool) => ("NodePool", "", &pool.name),
-            Self::NodeBucket(bucket) => ("NodeBucket", "", &bucket.name),
-            Self::PoolService(object) => {
-                ("PoolService", &*object.name.namespace, &object.name.name)
-            }
-            Self::ServiceCidr(cidr) => ("ServiceCIDR", "", &cidr.name),
-            Self::Pod(pod) => ("Pod", &*pod.name.namespace, &pod.name.name),
+        let (namespace, name) = match self {
+            Self::Service(service) => (&*service.name.namespace, &service.name.name),
+            Self::EndpointSlice(slice) => (&*slice.name.namespace, &slice.name.name),
+            Self::Node(node) => ("", &node.name),
+            Self::NodePool(pool) => ("", &pool.name),
+            Self::NodeBucket(bucket) => ("", &bucket.name),
+            Self::PoolService(object) => (&*object.name.namespace, &object.name.name),
+            Self::ServiceCidr(cidr) => ("", &cidr.name),
+            Self::Pod(pod) => (&*pod.name.namespace, &pod.name.name),
         };
         ObjectId {
-            kind,
+            kind: self.kind().name(),
             namespace,
             name,
         }

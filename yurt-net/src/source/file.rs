@@ -113,6 +113,16 @@ impl FileSource {
         }
     }
 
+    /// Lets it know what it said last, before it has read anything: that is kept of what cannot be read.
+    pub fn remember(&mut self, last: &Snapshot) {
+        self.files = merge::remembered(last);
+    }
+
+    /// Manifests of which not everything that is in force could be read, and why.
+    pub fn stale(&self) -> impl Iterator<Item = String> {
+        self.files.values().filter_map(Manifest::staleness)
+    }
+
     /// Reads the tree. An error changes nothing: the last good snapshot stays in force, and the next load
     /// still knows the last good objects.
     pub fn load(&mut self) -> Result<Snapshot, SourceError> {

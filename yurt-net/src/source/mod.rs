@@ -15,6 +15,7 @@ use self::kube::Api;
 
 pub mod checkpoint;
 pub mod decode;
+pub mod edition;
 pub mod file;
 pub mod hub;
 pub mod kube;

@@ -94,6 +94,7 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
         pool_services,
         service_cidrs,
         pods,
+        manifests,
         rejections: _,
         origins,
     } = snapshot;
@@ -105,6 +106,7 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
     close(pool_services);
     close(service_cidrs);
     close(pods);
+    close(manifests);
     close(origins);
 }
 

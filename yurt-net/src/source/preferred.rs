@@ -4,6 +4,7 @@
 //! one, and else there is none: nothing is written to the kernel then.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt as _, LocalBoxFuture, pending, select_all};
@@ -12,6 +13,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
+use super::edition::Edition;
 use super::file::FileSource;
 use super::kube::{KubeSource, Received, Scope};
 use super::{SourceError, SourceSpec};
@@ -51,7 +53,8 @@ enum Presence {
 }
 
 impl Presence {
-    /// Takes note of how the source is now. One line when it is lost, one when it is back: links go and come all day.
+    /// Takes note of how the source is now. One line when it is lost, or not there at first, one when it is back: links go
+    /// and come all day.
     fn note(&mut self, spec: &SourceSpec, is_good: bool, error: Option<String>) {
         match (*self, is_good) {
             (Self::Here, false) => {
@@ -65,7 +68,14 @@ impl Presence {
                 info!(source = %spec, away_seconds, "source: back");
             }
             (Self::Unknown, true) => *self = Self::Here,
-            (Self::Unknown | Self::Lost(_), false) | (Self::Here, true) => {}
+            (Self::Unknown, false) => {
+                // Until it has failed once, its answer is on its way.
+                if let Some(error) = error {
+                    *self = Self::Lost(Instant::now());
+                    info!(source = %spec, error, "source: gives no answer yet");
+                }
+            }
+            (Self::Lost(_), false) | (Self::Here, true) => {}
         }
     }
 }
@@ -165,16 +175,15 @@ impl Sources {
             is_other: true,
         };
         if let [SourceSpec::File(path)] = specs {
-            // Bad usage shows at once.
-            let mut source = FileSource::new(path);
-            let snapshot = source.load()?;
+            let last = sources.last_word(&specs[0]);
+            let mut file = FollowedFile::new(path, last.map(|loaded| &loaded.snapshot));
+            match file.load() {
+                // A mistake shows at once; what was read before was none.
+                Err(error) if last.is_none() => return Err(error),
+                Err(_) | Ok(()) => {}
+            }
             sources.charge.decide(Duration::ZERO);
-            sources.active[0] = Some(Source::File(Box::new(FollowedFile {
-                source,
-                snapshot,
-                has_loaded: true,
-                error: None,
-            })));
+            sources.active[0] = Some(Source::File(Box::new(file)));
         }
         sources.decide();
         Ok(sources)
@@ -268,19 +277,40 @@ impl Sources {
         }
     }
 
-    /// What a checkpoint says of the snapshot in force; `None` when it is not worth one: manifests are on disk already.
+    /// What a checkpoint says of the snapshot in force, which is of this edition; `None` while no source is in charge.
     /// `now` is in seconds since 1970.
-    pub fn provenance(&self, now: u64) -> Option<Provenance> {
+    pub fn provenance(&self, now: u64, edition: Edition) -> Option<Provenance> {
         let (spec, source) = self.in_charge()?;
-        let Source::Kube(source) = source else {
-            return None;
-        };
         let silence = source.silence().unwrap_or_default();
         Some(Provenance {
             source: spec.to_string(),
             synced_at: now.saturating_sub(silence.as_secs()),
-            resource_versions: source.versions(),
+            resource_versions: match source {
+                Source::Kube(source) => source.versions(),
+                Source::File(_) => BTreeMap::new(),
+            },
+            edition,
         })
+    }
+
+    /// What the checkpoint has of this source.
+    fn last_word(&self, spec: &SourceSpec) -> Option<&Loaded> {
+        let loaded = self.checkpoint.as_ref();
+        loaded.filter(|loaded| loaded.provenance.source == spec.to_string())
+    }
+
+    /// Manifests that cannot be read, or not all of them, and why: what they said last is in force.
+    pub fn stale_manifests(&self) -> Vec<String> {
+        let mut stale = Vec::new();
+        for source in self.active.iter().flatten() {
+            if let Source::File(file) = source {
+                match &file.error {
+                    Some(error) => stale.push(error.clone()),
+                    None => stale.extend(file.source.stale()),
+                }
+            }
+        }
+        stale
     }
 
     /// For status and metrics; `now` is in seconds since 1970.
@@ -434,21 +464,17 @@ impl Sources {
     fn source(&self, spec: &SourceSpec) -> Source {
         match spec {
             SourceSpec::File(path) => {
-                let mut file = FollowedFile {
-                    source: FileSource::new(path),
-                    snapshot: Snapshot::default(),
-                    has_loaded: false,
-                    error: None,
-                };
-                file.load();
+                let last = self.last_word(spec).map(|loaded| &loaded.snapshot);
+                let mut file = FollowedFile::new(path, last);
+                // What fails is in its status, and in the log by `Presence`.
+                let _ = file.load();
                 Source::File(Box::new(file))
             }
             SourceSpec::Kube(api) => {
                 // What is known already guards against a cache that has lost half of it.
                 let seed = self.snapshot().cloned().unwrap_or_default();
-                let loaded = self.checkpoint.as_ref().map(|loaded| &loaded.provenance);
-                let same = loaded.filter(|provenance| provenance.source == spec.to_string());
-                let versions = same.map(|provenance| provenance.resource_versions.clone());
+                let last = self.last_word(spec);
+                let versions = last.map(|loaded| loaded.provenance.resource_versions.clone());
                 Source::Kube(Box::new(KubeSource::new(
                     api.clone(),
                     self.scope.clone(),
@@ -465,7 +491,8 @@ impl Source {
         match self {
             Self::File(file) => {
                 file.source.changed().await;
-                file.load();
+                // What fails is in its status, and in the log by `Presence`.
+                let _ = file.load();
             }
             Self::Kube(source) => source.changed().await,
         }
@@ -501,18 +528,35 @@ impl Source {
 }
 
 impl FollowedFile {
-    fn load(&mut self) {
+    /// One that said this last, and has not been read yet.
+    fn new(path: &Path, last: Option<&Snapshot>) -> Self {
+        let mut source = FileSource::new(path);
+        if let Some(last) = last {
+            source.remember(last);
+        }
+        Self {
+            source,
+            snapshot: Snapshot::default(),
+            has_loaded: false,
+            error: None,
+        }
+    }
+
+    fn load(&mut self) -> Result<(), SourceError> {
         match self.source.load() {
             Ok(snapshot) => {
                 self.snapshot = snapshot;
                 self.has_loaded = true;
                 self.error = None;
+                Ok(())
             }
             Err(error) => {
-                let error = chain(&error);
-                warn!(error, "source: keeping the last good state");
-                self.error = Some(error);
+                self.error = Some(chain(&error));
+                Err(error)
             }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 use super::Degraded;
 
 /// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
-pub const FAULTS: [&str; 8] = [
+pub const FAULTS: [&str; 9] = [
     "checkpoint",
+    "manifests",
     "pins",
     "programs",
     "ranges",
@@ -15,6 +16,9 @@ pub const FAULTS: [&str; 8] = [
     "source",
     "state",
 ];
+
+/// Manifests that are named.
+const NAMED: usize = 3;
 
 /// What the agent's parts say, as it is now.
 #[derive(Clone, Debug, Default)]
@@ -27,6 +31,10 @@ pub struct Facts<'a> {
     pub unpinned: Option<(PathBuf, usize)>,
     /// What the last repair could not mend.
     pub failures: &'a [String],
+    /// The maps of an earlier agent are left alone: no source has answered, and the checkpoint may be older than they are.
+    pub is_holding: bool,
+    /// Manifests that cannot be read, and why.
+    pub manifests: Vec<String>,
     /// Sources that are not asked although only the checkpoint has something to say.
     pub unasked: Vec<String>,
     /// Where the networks of Pods and of Services overlap.
@@ -40,9 +48,14 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
+    /// By this agent's table, or by what an earlier one left.
+    pub fn serves(&self) -> bool {
+        self.is_serving || self.is_holding
+    }
+
     /// Services are served, and what was found amiss could be mended. What probes ask.
     pub fn is_ready(&self) -> bool {
-        self.is_serving && self.detached.is_empty() && self.failures.is_empty()
+        self.serves() && self.detached.is_empty() && self.failures.is_empty()
     }
 
     /// What is not as it should be.
@@ -54,7 +67,7 @@ impl Facts<'_> {
                 reason,
             });
         };
-        if self.is_serving && !self.detached.is_empty() {
+        if self.serves() && !self.detached.is_empty() {
             say(
                 "programs",
                 format!("not attached: {}", self.detached.join(", ")),
@@ -72,6 +85,11 @@ impl Facts<'_> {
         for failure in self.failures {
             say("repair", failure.clone());
         }
+        if self.is_holding {
+            let reason = "no source has answered since the start: what an earlier agent left in the kernel is served on as it is, \
+                          for the checkpoint may be older";
+            say("source", reason.to_owned());
+        }
         if !self.unasked.is_empty() {
             let names = self.unasked.join(", ");
             say(
@@ -81,6 +99,18 @@ impl Facts<'_> {
         }
         if let Some(reason) = &self.ranges {
             say("ranges", reason.clone());
+        }
+        if !self.manifests.is_empty() {
+            let mut reason = self
+                .manifests
+                .iter()
+                .take(NAMED)
+                .cloned()
+                .collect::<Vec<_>>();
+            if let Some(more) = self.manifests.len().checked_sub(NAMED + 1) {
+                reason.push(format!("and {} more", more + 1));
+            }
+            say("manifests", reason.join("; "));
         }
         if let Some((directory, reason)) = &self.state {
             let directory = directory.display();
@@ -167,6 +197,31 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_agent_left_is_served_and_told() {
+        let facts = Facts {
+            is_holding: true,
+            ..Facts::default()
+        };
+        assert!(facts.is_ready());
+        assert_eq!(whats(&facts), ["source"]);
+    }
+
+    #[test]
+    fn a_few_manifests_are_named_and_the_rest_is_counted() {
+        let facts = Facts {
+            manifests: (0..1000)
+                .map(|n| format!("{n}.yaml: cannot be read"))
+                .collect(),
+            ..serving()
+        };
+        let [fault] = &*facts.degraded() else {
+            panic!("{:?}", facts.degraded());
+        };
+        assert!(fault.reason.starts_with("0.yaml: cannot be read; 1.yaml"));
+        assert!(fault.reason.ends_with("; and 997 more"), "{}", fault.reason);
+    }
+
+    #[test]
     fn every_fault_has_its_word_among_the_metrics_labels() {
         let failures = ["one".to_owned()];
         let everything = Facts {
@@ -174,6 +229,8 @@ mod tests {
             detached: vec!["yurt_connect4"],
             unpinned: Some((PathBuf::from("/sys/fs/bpf/yurt-net"), 3)),
             failures: &failures,
+            is_holding: false,
+            manifests: vec!["web.yaml: cannot be read".to_owned()],
             unasked: vec!["kube:".to_owned()],
             ranges: Some(String::new()),
             state: Some((Path::new("/"), String::new())),

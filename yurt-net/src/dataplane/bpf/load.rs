@@ -59,7 +59,7 @@ const OTHERS: [&str; 4] = [GUARD, TRANSLATE[0], TRANSLATE[1], VTEP];
 const COMPILER_CALLS: [&str; 2] = ["memset", "memcpy"];
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
-const BPF_MAP_TYPE_ARRAY: u32 = 2;
+pub(super) const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
@@ -130,7 +130,7 @@ const TRIAL_CAPACITY: Capacity = Capacity {
     slots6: 512,
 };
 
-fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
+pub(super) fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
     let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
     MapInfo {
         map_type,

@@ -111,10 +111,18 @@ impl BpfDataplane {
     /// Programs that serve nobody just now.
     pub fn detached(&self) -> Vec<&'static str> {
         let is_attached = |program: &&LoadedProgram| {
-            let link = self.links.get(program.name);
-            let info = link.map(|link| sys::link_info(link.as_fd()));
             // A link whose cgroup is gone has none.
-            matches!(info, Some(Ok(info)) if info.prog_id == program.id && info.cgroup_id != 0)
+            match self.links.get(program.name) {
+                Some(link) => sys::link_info(link.as_fd())
+                    .is_ok_and(|info| info.prog_id == program.id && info.cgroup_id != 0),
+                // Until the new table is whole, those of the agent before serve.
+                None if self.is_staged => {
+                    sys::object_get(&self.root.join("links").join(program.name))
+                        .and_then(|link| sys::link_info(link.as_fd()))
+                        .is_ok_and(|info| info.cgroup_id != 0)
+                }
+                None => false,
+            }
         };
         let programs = self.programs.iter();
         let detached = programs.filter(|program| !is_attached(program));

@@ -14,7 +14,7 @@
 //! always a state that was saved: the last one before the first flaw.
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
-//! on to it. Version 1 has no Pods (`v1`): it is read, and not gone on with.
+//! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`): they are read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
@@ -23,13 +23,13 @@ use std::io::{self, Read, Write};
 use crc32fast::Hasher;
 use serde::Serialize;
 
-use super::contents::{Provenance, Record};
-use super::v1;
+use super::contents::{Provenance, Record, RecordOf};
+use super::{v1, v2};
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 /// The oldest one that is read.
 pub(super) const OLDEST: u32 = 1;
 
@@ -294,6 +294,8 @@ impl<R: Read> Decoder<R> {
         while !rest.is_empty() {
             let taken = match self.replayed.version {
                 OLDEST => postcard::take_from_bytes::<v1::Record>(rest)
+                    .map(|(record, after)| (Record::from(record), after)),
+                2 => postcard::take_from_bytes::<RecordOf<v2::Provenance>>(rest)
                     .map(|(record, after)| (Record::from(record), after)),
                 _ => postcard::take_from_bytes::<Record>(rest),
             };

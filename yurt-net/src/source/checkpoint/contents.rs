@@ -7,15 +7,19 @@
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    EndpointSlice, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService, Service,
-    ServiceCidr, Snapshot,
+    EndpointSlice, LocalPod, Manifest, NamespacedName, Node, NodeBucket, NodePool, PoolService,
+    Service, ServiceCidr, Snapshot,
 };
 use crate::source::decode::Names;
+use crate::source::edition::Edition;
+
+use super::v2;
 
 /// Where a snapshot came from, and how far it had been followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +31,8 @@ pub struct Provenance {
     /// For each resource, where its watch goes on: versions of the very moment of the snapshot, or of one before. Later
     /// ones would make the next agent miss what lies between.
     pub resource_versions: BTreeMap<String, String>,
+    /// Which of the states that this node was told it is.
+    pub edition: Edition,
 }
 
 /// What happened to one object.
@@ -48,11 +54,11 @@ macro_rules! kinds {
             $($field: Vec<Arc<$object>>,)*
         }
 
-        /// The smallest part of a checkpoint.
+        /// The smallest part of a checkpoint, with what its version says of where a state came from.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub(super) enum Record {
+        pub(super) enum RecordOf<P> {
             /// The end of a state: with it, all that came before counts.
-            Synced(Provenance),
+            Synced(P),
             $(
                 #[doc = concat!("About a ", stringify!($object), ".")]
                 $object(Edit<$key, $object>),
@@ -92,6 +98,15 @@ macro_rules! kinds {
             }
         }
 
+        impl From<RecordOf<v2::Provenance>> for Record {
+            fn from(record: RecordOf<v2::Provenance>) -> Self {
+                match record {
+                    RecordOf::Synced(provenance) => Self::Synced(provenance.into()),
+                    $(RecordOf::$object(edit) => Self::$object(edit),)*
+                }
+            }
+        }
+
         impl Record {
             /// Does to the snapshot what was done to the one that was saved.
             pub(super) fn apply(self, snapshot: &mut Snapshot, provenance: &mut Provenance) {
@@ -120,7 +135,11 @@ kinds! {
     service_cidrs: ServiceCidr by Arc<str>,
     pool_services: PoolService by NamespacedName,
     pods: LocalPod by NamespacedName,
+    manifests: Manifest by OsString,
 }
+
+/// As it is written.
+pub(super) type Record = RecordOf<Provenance>;
 
 impl Contents {
     /// Whether there is nothing.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use super::contents::{self, Edit, Provenance};
+use super::contents::{self, Edit};
+use super::v2::Provenance;
 use crate::model::{
     self, AddressFamily, Endpoint, EndpointPort, NamespacedName, Node, NodeBucket, NodePool,
     PoolService, Service, ServiceCidr,
@@ -41,7 +42,7 @@ pub(super) struct EndpointSlice {
 impl From<Record> for contents::Record {
     fn from(record: Record) -> Self {
         match record {
-            Record::Synced(provenance) => Self::Synced(provenance),
+            Record::Synced(provenance) => Self::Synced(provenance.into()),
             Record::Service(edit) => Self::Service(edit),
             Record::EndpointSlice(Edit::Put(slice)) => {
                 let EndpointSlice {
@@ -78,7 +79,7 @@ impl Record {
     /// The record that an agent of then would have written; `None` of what it did not know.
     pub(super) fn of(record: contents::Record) -> Option<Self> {
         Some(match record {
-            contents::Record::Synced(provenance) => Self::Synced(provenance),
+            contents::Record::Synced(provenance) => Self::Synced(provenance.into()),
             contents::Record::Service(edit) => Self::Service(edit),
             contents::Record::EndpointSlice(Edit::Put(slice)) => {
                 let slice = Arc::unwrap_or_clone(slice);
@@ -99,7 +100,7 @@ impl Record {
             contents::Record::NodeBucket(edit) => Self::NodeBucket(edit),
             contents::Record::ServiceCidr(edit) => Self::ServiceCidr(edit),
             contents::Record::PoolService(edit) => Self::PoolService(edit),
-            contents::Record::LocalPod(_) => return None,
+            contents::Record::LocalPod(_) | contents::Record::Manifest(_) => return None,
         })
     }
 }

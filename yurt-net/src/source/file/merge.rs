@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::scan::{Scan, Stamp};
-use crate::model::{NamespacedName, Origin, Rejection, Snapshot};
+use crate::model::{self, ManifestObject, NamespacedName, Origin, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
 use crate::source::objects;
 use crate::source::room::Room;
@@ -69,6 +69,22 @@ impl Manifest {
         }
     }
 
+    /// Why not all that is in force of it is what it says, if that is so.
+    pub(super) fn staleness(&self) -> Option<String> {
+        if self.stamp.is_some() && self.held.is_empty() {
+            return None;
+        }
+        let all = self.rejections.iter();
+        let first = all.clone().find(|rejection| rejection.name.is_empty());
+        let reason = first.or(all.clone().next());
+        let reason = reason.map_or("objects in it are wrong", |rejection| &rejection.reason);
+        let kept = self.held.len();
+        Some(format!(
+            "{}: {reason}; {kept} objects are kept as they were",
+            self.path
+        ))
+    }
+
     /// Any object may be in the part that could not be read.
     fn may_hide_objects(&self) -> bool {
         self.rejections
@@ -121,11 +137,14 @@ pub(super) fn merge(
 
     let mut snapshot = Snapshot::default();
     let mut winners = BTreeMap::new();
+    let mut said: BTreeMap<OsString, Vec<ManifestObject>> = BTreeMap::new();
     for (name, file) in &*files {
+        let said = said.entry(name.clone()).or_default();
         for located in &file.objects {
             match winners.get(&located.object.id()) {
                 None => {
                     winners.insert(located.object.id(), (name, located.document));
+                    said.push(manifest_object(located));
                     insert(&mut snapshot, &file.path, located);
                 }
                 Some(winner) => snapshot.rejections.push(duplicate(name, located, *winner)),
@@ -155,9 +174,20 @@ pub(super) fn merge(
     for (holder, located) in held {
         if let Some(file) = files.get_mut(&holder) {
             insert(&mut snapshot, &file.path, &located);
+            said.entry(holder)
+                .or_default()
+                .push(manifest_object(&located));
             file.held.push(located);
         }
     }
+    snapshot.manifests = said
+        .into_iter()
+        .map(|(name, objects)| {
+            let objects = objects.into_boxed_slice();
+            let manifest = model::Manifest { name, objects };
+            (manifest.name.clone(), Arc::new(manifest))
+        })
+        .collect();
 
     for file in files.values() {
         let kept = |rejection: &Rejection| Rejection {
@@ -169,6 +199,42 @@ pub(super) fn merge(
     snapshot.rejections.sort();
     objects::close_gaps(&mut snapshot);
     snapshot
+}
+
+fn manifest_object(located: &Located) -> ManifestObject {
+    ManifestObject {
+        kind: located.object.kind(),
+        name: located.object.name(),
+        document: u32::try_from(located.document).unwrap_or(u32::MAX),
+    }
+}
+
+/// What is known of the files of a snapshot, when none of them has been read: what they said.
+pub(super) fn remembered(last: &Snapshot) -> BTreeMap<OsString, Manifest> {
+    let located = |said: &ManifestObject| {
+        let id = ObjectId {
+            kind: said.kind.name(),
+            namespace: &said.name.namespace,
+            name: &said.name.name,
+        };
+        Some(Located {
+            object: objects::get(last, id)?,
+            document: usize::try_from(said.document).ok()?,
+        })
+    };
+    let manifests = last.manifests.values();
+    let manifests = manifests.map(|manifest| {
+        let known = Manifest {
+            path: manifest.name.to_string_lossy().into(),
+            stamp: None,
+            is_provisional: false,
+            objects: manifest.objects.iter().filter_map(located).collect(),
+            rejections: Vec::new(),
+            held: Vec::new(),
+        };
+        (manifest.name.clone(), known)
+    });
+    manifests.collect()
 }
 
 /// The objects of the last snapshot, and the file that each was last found in.

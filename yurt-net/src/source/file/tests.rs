@@ -13,6 +13,7 @@ use crate::source::decode::Object;
 use crate::table::MAX_ENDPOINTS;
 use std::sync::Arc;
 
+mod restarting;
 mod watching;
 
 /// Only what hangs takes so long.
@@ -539,7 +540,7 @@ proptest! {
             let list = format!("---\nitems: [{}]\nkind: List\n", items.join(", "));
             spread.write(&format!("{index}.yaml"), &format!("{documents}{list}"));
         }
-        let without_origins = |snapshot| Snapshot { origins: BTreeMap::new(), ..snapshot };
+        let without_origins = |snapshot| Snapshot { origins: BTreeMap::new(), manifests: BTreeMap::new(), ..snapshot };
         prop_assert_eq!(without_origins(whole.load()), without_origins(spread.load()));
     }
 }

@@ -1,0 +1,102 @@
+//! Which of two states of what the sources say is the newer one, whatever the clock says. Pure.
+//!
+//! The kernel's maps and the checkpoint each carry an edition. After a reboot the clock of a node may say 1970, and any moment
+//! after that, so times are not compared: editions are counted, and the count goes on where the newest known one left it.
+//! Decision 22 has what else was looked at.
+#![forbid(unsafe_code)]
+
+use serde::{Deserialize, Serialize};
+
+/// A state of what the sources say, among those that one node was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(C)]
+pub struct Edition {
+    /// Which count it belongs to; 0: none, it is not known.
+    series: u64,
+    /// How many came before it.
+    number: u64,
+}
+
+impl Edition {
+    /// The first of a series, whose number nobody else has.
+    pub fn first(series: u64) -> Self {
+        Self {
+            series: series.max(1),
+            number: 0,
+        }
+    }
+
+    /// The next one.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self {
+            number: self.number.saturating_add(1),
+            ..self
+        }
+    }
+
+    /// Whether a series is known.
+    fn is_known(self) -> bool {
+        self.series != 0
+    }
+
+    /// Whether this is certainly not older than the other: both say so.
+    pub fn may_replace(self, other: Self) -> bool {
+        self.is_known() && self.series == other.series && self.number >= other.number
+    }
+
+    /// Where to go on, by what the maps in use and the checkpoint say; `series` is for a node that has neither.
+    pub fn resume(maps: Option<Self>, checkpoint: Option<Self>, series: u64) -> Self {
+        let known = |edition: &Self| edition.is_known();
+        match (maps.filter(known), checkpoint.filter(known)) {
+            (Some(maps), Some(checkpoint)) if checkpoint.may_replace(maps) => checkpoint,
+            // What serves counts.
+            (Some(edition), _) | (None, Some(edition)) => edition,
+            (None, None) => Self::first(series),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn edition(series: u64, number: u64) -> Edition {
+        Edition { series, number }
+    }
+
+    #[test]
+    fn only_an_edition_of_the_same_series_that_is_not_older_may_replace_another() {
+        let maps = edition(7, 5);
+        for (checkpoint, may) in [
+            (edition(7, 4), false),
+            (edition(7, 5), true),
+            (edition(7, 6), true),
+            (edition(8, 6), false),
+            (Edition::default(), false),
+        ] {
+            assert_eq!(checkpoint.may_replace(maps), may, "{checkpoint:?}");
+        }
+        assert!(!edition(7, 6).may_replace(Edition::default()));
+        assert!(!Edition::default().may_replace(Edition::default()));
+    }
+
+    #[test]
+    fn a_count_goes_on_where_the_newest_known_edition_left_it() {
+        let none = Some(Edition::default());
+        for (maps, checkpoint, expected) in [
+            (Some(edition(7, 5)), Some(edition(7, 4)), edition(7, 5)),
+            (Some(edition(7, 5)), Some(edition(7, 6)), edition(7, 6)),
+            (Some(edition(7, 5)), Some(edition(8, 9)), edition(7, 5)),
+            (None, Some(edition(8, 9)), edition(8, 9)),
+            (none, Some(edition(8, 9)), edition(8, 9)),
+            (Some(edition(7, 5)), None, edition(7, 5)),
+            (none, none, edition(3, 0)),
+            (None, None, edition(3, 0)),
+        ] {
+            assert_eq!(Edition::resume(maps, checkpoint, 3), expected);
+        }
+        assert!(Edition::first(0).is_known());
+        assert!(edition(7, 5).next().may_replace(edition(7, 5)));
+    }
+}

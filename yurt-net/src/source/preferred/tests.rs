@@ -1,0 +1,271 @@
+//! The sources as the agent's loop follows them: beside other branches, and dropped at any moment. Under a clock that stands still
+//! while anything runs.
+
+use std::fs;
+use std::io::{self, Write};
+use std::sync::{Arc, Mutex};
+
+use tempfile::TempDir;
+use tokio::time::{advance, sleep};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::*;
+use crate::source::kube::Access;
+use crate::status::health::Facts;
+
+const MANIFEST: &str =
+    "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
+/// By the clock that stands still.
+const LONG: Duration = Duration::from_secs(300);
+
+/// A first source that is not there, and a second one that is.
+struct Lab {
+    directory: TempDir,
+    specs: Vec<SourceSpec>,
+}
+
+impl Lab {
+    fn new() -> Self {
+        let directory = TempDir::new().unwrap();
+        let specs = ["first", "second"].map(|name| SourceSpec::File(directory.path().join(name)));
+        let lab = Self {
+            directory,
+            specs: specs.into(),
+        };
+        lab.make("second");
+        lab
+    }
+
+    fn make(&self, name: &str) {
+        let directory = self.directory.path().join(name);
+        fs::create_dir(&directory).unwrap();
+        fs::write(directory.join("web.yaml"), MANIFEST).unwrap();
+    }
+
+    fn start(&self, checkpoint: Option<Loaded>) -> Sources {
+        Sources::start(&self.specs, scope(), checkpoint).unwrap()
+    }
+}
+
+fn scope() -> Scope {
+    Scope {
+        node: "edge-a1".to_owned(),
+        pool: None,
+        pool_label: String::new(),
+        with_pods: false,
+        access: Access {
+            ca_file: None,
+            service_account: "/nowhere".into(),
+            in_cluster: None,
+            kubeconfig: Some("/nowhere".into()),
+        },
+    }
+}
+
+/// Of the first source: no other.
+fn checkpoint(lab: &Lab) -> Loaded {
+    Loaded {
+        snapshot: Snapshot::default(),
+        provenance: Provenance {
+            source: lab.specs[0].to_string(),
+            ..Provenance::default()
+        },
+    }
+}
+
+/// What else the agent's loop has to do.
+#[derive(Clone, Copy, Debug)]
+struct Other {
+    /// How often it is due.
+    every: Duration,
+    /// How long it then keeps the loop.
+    takes: Duration,
+}
+
+/// Every rhythm that hits the sources' own deadlines, or keeps the loop while they pass.
+fn others() -> impl Iterator<Item = Other> {
+    let every = [100, 1_000, 2_500, 5_000, 10_000, 15_000];
+    let takes = [0, 1, 900, 12_000];
+    let all = every
+        .into_iter()
+        .flat_map(move |every| takes.map(|takes| (every, takes)));
+    all.map(|(every, takes)| Other {
+        every: Duration::from_millis(every),
+        takes: Duration::from_millis(takes),
+    })
+}
+
+/// The agent's loop, in which the other branch wins whenever both are due.
+async fn follow(sources: &mut Sources, other: Other, mut is_over: impl FnMut(&Sources) -> bool) {
+    let started = Instant::now();
+    let mut next = started + other.every;
+    while !is_over(sources) {
+        assert!(started.elapsed() < LONG, "never, beside {other:?}");
+        tokio::select! {
+            biased;
+            () = sleep_until(next) => {
+                advance(other.takes).await;
+                while next <= Instant::now() {
+                    next += other.every;
+                }
+            }
+            () = sources.changed() => {}
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_source_is_asked_although_another_branch_wins_at_every_deadline() {
+    for other in others() {
+        let lab = Lab::new();
+        let mut sources = lab.start(Some(checkpoint(&lab)));
+        assert_eq!(sources.origin(), Origin::Checkpoint);
+        follow(&mut sources, other, |sources| sources.active[1].is_some()).await;
+        assert_eq!(sources.origin(), Origin::File, "{other:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_second_source_is_let_go_although_another_branch_wins_at_every_deadline() {
+    for other in others() {
+        let lab = Lab::new();
+        let mut sources = lab.start(None);
+        follow(&mut sources, other, |sources| {
+            sources.charge.in_charge() == Some(1)
+        })
+        .await;
+        lab.make("first");
+        follow(&mut sources, other, |sources| {
+            sources.charge.in_charge() == Some(0)
+        })
+        .await;
+        follow(&mut sources, other, |sources| sources.active[1].is_none()).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is_asked() {
+    let lab = Lab::new();
+    let mut sources = lab.start(Some(checkpoint(&lab)));
+    let faults = |sources: &Sources| {
+        let facts = Facts {
+            is_serving: true,
+            unasked: sources.unasked(),
+            ..Facts::default()
+        };
+        assert!(facts.is_ready());
+        facts.degraded()
+    };
+    let [fault] = &*faults(&sources) else {
+        panic!("{:?}", faults(&sources));
+    };
+    assert_eq!(fault.what, "source");
+    assert!(
+        fault.reason.contains(&lab.specs[1].to_string()),
+        "{}",
+        fault.reason
+    );
+    sources.changed().await;
+    assert_eq!(faults(&sources), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_gone_after_a_restart_leaves_what_it_said_in_force() {
+    let lab = Lab::new();
+    let specs = &lab.specs[1..];
+    let sources = Sources::start(specs, scope(), None).unwrap();
+    let loaded = Loaded {
+        snapshot: sources.snapshot().unwrap().clone(),
+        provenance: sources.provenance(1, Edition::first(1)).unwrap(),
+    };
+    assert_eq!(loaded.provenance.source, specs[0].to_string());
+    let away = lab.directory.path().join("away");
+    let second = lab.directory.path().join("second");
+    fs::rename(&second, &away).unwrap();
+    // Without a checkpoint it is a mistake, which shows at once.
+    assert!(Sources::start(specs, scope(), None).is_err());
+    let mut sources = Sources::start(specs, scope(), Some(loaded)).unwrap();
+    assert_eq!(sources.origin(), Origin::Checkpoint);
+    assert_eq!(sources.snapshot().unwrap().services.len(), 1);
+    let stale = sources.stale_manifests();
+    assert!(stale.len() == 1 && stale[0].contains("second"), "{stale:?}");
+    fs::rename(&away, &second).unwrap();
+    sources.changed().await;
+    assert_eq!(sources.origin(), Origin::File);
+    assert_eq!(sources.stale_manifests(), Vec::<String>::new());
+}
+
+/// Lines of the log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_line_is_written_when_a_source_is_lost_and_one_with_how_long_it_was_away_when_it_is_back()
+ {
+    let lines = Lines::default();
+    let log = tracing_subscriber::fmt()
+        .with_writer(lines.clone())
+        .with_ansi(false);
+    let _log = tracing::subscriber::set_default(log.finish());
+    let lab = Lab::new();
+    let mut sources = Sources::start(&lab.specs[1..], scope(), None).unwrap();
+    lines.0.lock().unwrap().clear();
+    let is_good = |sources: &Sources| sources.status(0).sources[0].is_good;
+    let second = lab.directory.path().join("second");
+    let away = lab.directory.path().join("away");
+    let quiet = Other {
+        every: Duration::from_secs(1),
+        takes: Duration::ZERO,
+    };
+
+    fs::rename(&second, &away).unwrap();
+    follow(&mut sources, quiet, |sources| !is_good(sources)).await;
+    let lost = Instant::now();
+    // It fails on, in other ways too.
+    fs::write(&second, "x: [").unwrap();
+    fs::remove_file(&second).unwrap();
+    let later = lost + Duration::from_secs(123);
+    follow(&mut sources, quiet, |_| Instant::now() >= later).await;
+    fs::rename(&away, &second).unwrap();
+    follow(&mut sources, quiet, is_good).await;
+    let away_seconds = lost.elapsed().as_secs();
+    sleep(Duration::from_secs(1)).await;
+
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let all: Vec<&str> = text.lines().collect();
+    let [first, last] = &*all else {
+        panic!("{text}");
+    };
+    assert!(
+        first.contains("WARN") && first.contains("source: lost"),
+        "{first}"
+    );
+    assert!(
+        last.contains("INFO") && last.contains("source: back"),
+        "{last}"
+    );
+    assert!(
+        last.contains(&format!("away_seconds={away_seconds}")),
+        "{last}"
+    );
+    assert!(away_seconds >= 123, "{last}");
+}
