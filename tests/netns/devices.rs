@@ -18,6 +18,7 @@ use yurt_net_tests::frames::OTHER;
 
 use crate::guard::Scene;
 use crate::guard::guarded;
+use crate::guard::lock;
 use crate::guard::tc;
 use crate::guard::until;
 use crate::kernel;
@@ -95,6 +96,7 @@ fn the_guard_that_somebody_has_taken_off_is_put_back() -> Result<()> {
     assert_eq!(scene.sync()?.attached, [device]);
     scene.is_stopped(&Scene::spoofed())?;
     fs::remove_file(&pin)?;
+    scene.is_stopped(&Scene::spoofed())?;
     assert_eq!(scene.sync()?.attached, [device]);
     scene.is_stopped(&Scene::spoofed())?;
 
@@ -104,6 +106,28 @@ fn the_guard_that_somebody_has_taken_off_is_put_back() -> Result<()> {
     scene.passes(&Scene::spoofed()).context("nobody guards")?;
     assert_eq!(scene.sync()?.attached, [device]);
     scene.is_stopped(&Scene::spoofed())?;
+    Ok(())
+}
+
+#[test]
+fn pins_that_are_removed_take_the_guard_off_no_device_and_are_made_again() -> Result<()> {
+    for method in BOTH {
+        let scene = Scene::new(Mode::Enforce, Some(method))?;
+        let root = scene.node.bpffs().join("yurt-net");
+        let all = || -> Result<_> { Ok((tc_pins(&scene)?, kernel::pins(&root.join("guard-v1"))?)) };
+        let before = all()?;
+        fs::remove_dir_all(&root)?;
+        scene.is_stopped(&Scene::spoofed())?;
+        let mut made = lock(&scene.guard).keep_pins()?;
+        made.sort_unstable();
+        assert!(made.iter().eq(before.1.keys()), "{made:?}");
+        scene.sync()?;
+        // The same maps, program and links.
+        assert_eq!(all()?, before);
+        scene.is_stopped(&Scene::spoofed())?;
+        scene.passes(&Scene::honest())?;
+        assert!(lock(&scene.guard).keep_pins()?.is_empty());
+    }
     Ok(())
 }
 

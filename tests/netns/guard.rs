@@ -178,7 +178,7 @@ impl Scene {
     }
 }
 
-fn lock(guard: &Mutex<Guard>) -> MutexGuard<'_, Guard> {
+pub(crate) fn lock(guard: &Mutex<Guard>) -> MutexGuard<'_, Guard> {
     guard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -182,6 +182,43 @@ fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
 }
 
 #[test]
+fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let _agent = edge.start_agent(&["--guard", "enforce", "--drift-interval", "1"])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    let is_guarded = |status: &Status| {
+        let device = shown(status, "web-0").and_then(|pod| pod.device.as_ref());
+        device.is_some() && status.retention.alarms.is_empty() && status.degraded.is_empty()
+    };
+    edge.wait_for_status("the Pod is guarded", is_guarded)?;
+    let root = edge.bpffs().join("yurt-net");
+    fs::remove_dir_all(&root)?;
+    let (_, before) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.99")?;
+    let (audited, dropped) = found(&edge, "web-0")?;
+    ensure!(
+        dropped > before && audited == 0,
+        "{dropped} dropped, {audited} went on"
+    );
+    edge.wait_for_status("all pins are back", |status| {
+        let is_there =
+            |name: &str| fs::read_dir(root.join(name)).is_ok_and(|mut d| d.next().is_some());
+        is_guarded(status) && ["guard-v1", "tc", "links"].into_iter().all(is_there)
+    })?;
+    // Its neighbour has not answered: it is asked again and again.
+    let (_, before) = found(&edge, "web-0")?;
+    edge.wait_for_status("another spoofed frame is dropped", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.dropped > before)
+    })?;
+    Ok(())
+}
+
+#[test]
 fn after_a_cleanup_no_plugin_loads_the_guard_again() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;

@@ -236,7 +236,7 @@ fn whoever_comes_first_loads_the_guard_and_the_agent_brings_its_own_program() ->
     assert_eq!(id()?, first, "the second one uses what is there");
     let agent = Guard::load(&node.bpffs(), None)?;
     assert_ne!(id()?, first);
-    for guard in [plugin, again, agent] {
+    for mut guard in [plugin, again, agent] {
         assert_eq!(guard.observe()?.rows.len(), 1, "the maps are the same");
     }
     Ok(())

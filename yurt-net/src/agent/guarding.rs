@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::worker::Worker;
 use crate::dataplane::DataplaneError;
@@ -143,6 +143,11 @@ fn do_work(
         Some(guard) => guard,
         None => Guard::load(bpffs, None)?,
     };
+    // A failure costs nothing else: without the guard that is held, no Pod would be guarded.
+    let kept = guard.keep_pins();
+    if let Ok([_, ..]) = kept.as_deref() {
+        warn!(pins = ?kept, "drift: pins of the guard were removed");
+    }
     let counters = guard.counters()?;
     // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it has written
     // before has its reason in the ledger, which it writes first.
@@ -158,7 +163,8 @@ fn do_work(
             let mut guarded = observed.attached;
             guarded.extend(applied.attached);
             guarded.retain(|ifindex| order.wanted.rows.contains_key(ifindex));
-            Outcome::Applied(guarded, applied.failures)
+            let failures = kept.err().into_iter().chain(applied.failures);
+            Outcome::Applied(guarded, failures.collect())
         }
     };
     Ok((guard, Work { counters, outcome }))

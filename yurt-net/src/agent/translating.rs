@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use tracing::info;
+use tracing::{info, warn};
 
 use super::retention::tell;
 use super::worker::Worker;
@@ -260,9 +260,15 @@ fn do_work(
             Translate::load(bpffs, None)?
         }
     };
+    // A failure costs nothing else: without the programs that are held, no Pod would be translated.
+    let kept = translate.keep_pins();
+    if let Ok([_, ..]) = kept.as_deref() {
+        warn!(pins = ?kept, "drift: pins of translation were removed");
+    }
     let observed = translate.observe(&routes)?;
     let (wanted, complaints) = judge(&observed);
-    let failures = translate.apply(&observed, &wanted, &routes);
+    let mut failures = translate.apply(&observed, &wanted, &routes);
+    failures.extend(kept.err().map(TranslateError::from));
     let is_nothing_left = wanted == TranslateImage::default() && failures.is_empty();
     let mut work = Work {
         complaints,

@@ -131,6 +131,7 @@ impl BpfDataplane {
     pub fn open(options: Options) -> Result<Self, DataplaneError> {
         has_object()?;
         sys::raise_memlock();
+        sys::raise_open_files();
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");
         create_dir(&root)?;

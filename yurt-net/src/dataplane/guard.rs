@@ -16,7 +16,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
@@ -27,7 +27,8 @@ use super::DataplaneError;
 use super::bpf::{
     LoadedProgram, guard_maps, load_guard, map_array, on_map, open_map, possible_cpus,
 };
-use super::pinned::{Place, directory, on_program};
+use super::kept::KeptPins;
+use super::pinned::{Place, directory, keep_all, on_program};
 use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
 use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
@@ -67,6 +68,8 @@ pub struct Guard {
     /// Values of an entry of the counting maps.
     cpus: usize,
     tc: Tc,
+    pins: KeptPins,
+    bpffs: PathBuf,
 }
 
 impl Guard {
@@ -75,6 +78,11 @@ impl Guard {
         let place = Place::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
         let program = load(&place)?;
         finish(&place, program.fd, program.id, method)
+    }
+
+    /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what failed.
+    pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
+        keep_all(&self.bpffs, FEATURE, abi::GUARD_ABI, &self.pins)
     }
 
     /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is not.
@@ -100,18 +108,8 @@ impl Guard {
         applied.failures.into_iter().next().map_or(Ok(()), Err)
     }
 
-    fn program(&self) -> TcProgram<'_> {
-        TcProgram {
-            name: PROGRAM,
-            id: self.program_id,
-            hook: Hook::Ingress,
-            fd: self.program.as_fd(),
-            after: None,
-        }
-    }
-
     /// Reads the maps, and looks where the program is.
-    pub fn observe(&self) -> Result<GuardImage, DataplaneError> {
+    pub fn observe(&mut self) -> Result<GuardImage, DataplaneError> {
         let rows = sys::map_entries(self.rows.as_fd()).map_err(on_map("read", "yurt_guard"))?;
         let owners = sys::map_entries(self.owners.as_fd()).map_err(on_map("read", "yurt_owner"))?;
         let mut image = GuardImage {
@@ -126,7 +124,10 @@ impl Guard {
             ..GuardImage::default()
         };
         self.observe_plain(&mut image);
-        for (ifindex, is_in_place) in self.tc.devices(&self.program())? {
+        for (ifindex, is_in_place) in self
+            .tc
+            .devices(&on_devices(&self.program, self.program_id))?
+        {
             if is_in_place {
                 image.attached.insert(ifindex);
             } else {
@@ -180,7 +181,8 @@ impl Guard {
 
     /// Writes what differs from what there should be.
     pub fn bring_to(&mut self, wanted: &GuardImage) -> Result<Applied, DataplaneError> {
-        Ok(self.apply(&plan(&self.observe()?, wanted)))
+        let observed = self.observe()?;
+        Ok(self.apply(&plan(&observed, wanted)))
     }
 
     /// Writes a plan, in order. What fails is told, and costs the rest nothing: all of it is planned again.
@@ -214,8 +216,10 @@ impl Guard {
                     .map_err(on_map("write", "yurt_owner"))?;
             }
             GuardOp::Attach(ifindex) => {
-                let attached = self.tc.attach(&self.program(), *ifindex)?;
-                let is_new = attached == Attached::Made;
+                let program = on_devices(&self.program, self.program_id);
+                let attached = self.tc.attach(&program, *ifindex)?;
+                // Kept where only its pin was gone.
+                let is_new = matches!(attached, Attached::Made | Attached::Kept);
                 return Ok(is_new.then_some(*ifindex));
             }
             GuardOp::Detach(ifindex) => {
@@ -286,6 +290,17 @@ impl SpoofCounters {
     }
 }
 
+/// The program as it belongs on devices.
+fn on_devices(program: &OwnedFd, id: u32) -> TcProgram<'_> {
+    TcProgram {
+        name: PROGRAM,
+        id,
+        hook: Hook::Ingress,
+        fd: program.as_fd(),
+        after: None,
+    }
+}
+
 /// Loads the program against the pinned maps, makes those that are not there, and pins it.
 fn load(place: &Place) -> Result<LoadedProgram, DataplaneError> {
     place.clear(&guard_maps())?;
@@ -300,14 +315,8 @@ fn finish(
     program_id: u32,
     method: Option<Method>,
 ) -> Result<Guard, DataplaneError> {
-    let tc_program = TcProgram {
-        name: PROGRAM,
-        id: program_id,
-        hook: Hook::Ingress,
-        fd: program.as_fd(),
-        after: None,
-    };
-    let method = method.unwrap_or_else(|| Method::of_this_kernel(&tc_program));
+    let of_this_kernel = || Method::of_this_kernel(&on_devices(&program, program_id));
+    let method = method.unwrap_or_else(of_this_kernel);
     Ok(Guard {
         rows: open_map(&place.dir, "yurt_guard")?,
         plain: map_array(&place.dir, "yurt_plain", abi::GUARD_PLAIN)?,
@@ -316,6 +325,14 @@ fn finish(
         all_spoofs: open_map(&place.dir, "yurt_spoof_all")?,
         cpus: possible_cpus()?,
         tc: Tc::open(&place.root, method)?,
+        pins: KeptPins::open(
+            &place.dir,
+            guard_maps()
+                .map(|(name, _)| name)
+                .into_iter()
+                .chain([PROGRAM]),
+        )?,
+        bpffs: place.bpffs.clone(),
         program,
         program_id,
     })

@@ -1,4 +1,8 @@
 //! Pins that are made again when they go. The agent holds what is pinned, so nothing is lost with a pin but its name.
+//!
+//! That is noticed by the drift timer, within half a minute, and nothing is gained by noticing it earlier: until then programs stay
+//! attached and maps in use. Only an agent that is killed in that half minute takes them along, and a watch of the directory would
+//! not see another file system mounted over it.
 
 use std::fs;
 use std::io;

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 
 use super::DataplaneError;
 use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, has_object, is_pinned_as};
+use super::kept::KeptPins;
 use super::sys::{self, MapInfo};
 
 /// Which nobody else loads into while this lives.
 pub(super) struct Place {
+    pub(super) bpffs: PathBuf,
     pub(super) root: PathBuf,
     pub(super) dir: PathBuf,
     _lock: File,
@@ -32,6 +34,7 @@ impl Place {
         let lock = File::open(&dir).map_err(at("open", &dir))?;
         lock.lock().map_err(at("lock", &dir))?;
         Ok(Self {
+            bpffs: bpffs.to_owned(),
             root,
             dir,
             _lock: lock,
@@ -66,6 +69,20 @@ impl Place {
         pinned.map_err(on_program("pin", program.name))?;
         fs::rename(&next, &pin).map_err(at("rename", &next))
     }
+}
+
+/// Makes pins again that are gone, and returns which those were. Under the lock: a plugin may be loading into the directory.
+pub(super) fn keep_all(
+    bpffs: &Path,
+    feature: &str,
+    abi: u32,
+    pins: &KeptPins,
+) -> Result<Vec<&'static str>, DataplaneError> {
+    if pins.missing().next().is_none() {
+        return Ok(Vec::new());
+    }
+    let _place = Place::lock(bpffs, feature, abi)?;
+    pins.keep().into_iter().collect()
 }
 
 pub(super) fn on_program(

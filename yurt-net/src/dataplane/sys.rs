@@ -35,6 +35,7 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_LINK_TYPE_CGROUP`.
 pub(super) const LINK_TYPE_CGROUP: u32 = 3;
@@ -259,6 +260,11 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         },
     )
     .map(drop)
+}
+
+/// Takes a link's program off, whoever else holds the link.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut raw(link)).map(drop)
 }
 
 #[repr(C)]
@@ -517,6 +523,21 @@ impl<T> Drop for MappedArray<T> {
         let bytes = self.length as usize * size_of::<T>();
         // SAFETY: mapped by `new` with this length, and no pointer into it outlives self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+/// Lets this process have as many descriptors open as it may: of each Pod it holds up to three links.
+pub(super) fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: a valid structure, twice. Failure shows later, as EMFILE from the call that needed it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
     }
 }
 

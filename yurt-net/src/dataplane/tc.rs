@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use super::DataplaneError;
 use super::bpf::{at, create_dir, remove_dir};
+use super::kept::keep_pin;
 use super::sys;
 pub use super::sys::tc::Hook;
 use super::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
@@ -77,6 +78,28 @@ pub enum Attached {
 pub struct Tc {
     pins: PathBuf,
     method: Method,
+    /// Held, so that a program stays on its device when the pin of its link goes.
+    links: BTreeMap<(u32, &'static str), OwnedFd>,
+}
+
+/// Sees to it that a link shows this program; `None` where it is not on the device.
+fn take_over(
+    link: BorrowedFd<'_>,
+    program: &TcProgram<'_>,
+    ifindex: u32,
+) -> Result<Option<Attached>, DataplaneError> {
+    let failed = |operation| on_device(operation, program.name, ifindex);
+    match tcx_program(link, program.hook, ifindex).map_err(failed("inspect"))? {
+        None => Ok(None),
+        Some(id) if id == program.id => Ok(Some(Attached::Kept)),
+        Some(_) => match sys::link_update(link, program.fd) {
+            // It went in this moment.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(None),
+            result => result
+                .map(|()| Some(Attached::Swapped))
+                .map_err(failed("swap")),
+        },
+    }
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -88,12 +111,16 @@ impl Tc {
     pub fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
         let pins = root.join("tc");
         create_dir(&pins)?;
-        Ok(Self { pins, method })
+        Ok(Self {
+            pins,
+            method,
+            links: BTreeMap::new(),
+        })
     }
 
     /// Makes sure that a program is on a device.
     pub fn attach(
-        &self,
+        &mut self,
         program: &TcProgram<'_>,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
@@ -102,13 +129,14 @@ impl Tc {
             Method::Clsact => self.attach_filter(program, ifindex)?,
         };
         if attached == Attached::Gone {
+            self.links.remove(&(ifindex, program.name));
             remove_pin(&self.pin(program.name, ifindex))?;
         }
         Ok(attached)
     }
 
     fn attach_link(
-        &self,
+        &mut self,
         program: &TcProgram<'_>,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
@@ -117,9 +145,9 @@ impl Tc {
             match self.try_attach_link(program, ifindex) {
                 // This very program is there, by another link: of one who attaches just now and will pin it, or of a pin
                 // that was just removed. The kernel takes a while for either.
-                Err(DataplaneError::Device { source, .. })
-                    if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 =>
-                {
+                Err(
+                    DataplaneError::Device { source, .. } | DataplaneError::Path { source, .. },
+                ) if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(BETWEEN_TRIES);
                 }
@@ -129,27 +157,25 @@ impl Tc {
     }
 
     fn try_attach_link(
-        &self,
+        &mut self,
         program: &TcProgram<'_>,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let pin = self.pin(program.name, ifindex);
-        if let Ok(link) = sys::object_get(&pin)
-            && let Some(id) =
-                tcx_program(link.as_fd(), program.hook, ifindex).map_err(failed("inspect"))?
-        {
-            if id == program.id {
-                return Ok(Attached::Kept);
+        let key = (ifindex, program.name);
+        // What is pinned may be somebody else's by now; what is held may have lost its pin.
+        let pinned = sys::object_get(&pin).ok();
+        for link in pinned.into_iter().chain(self.links.remove(&key)) {
+            let taken = take_over(link.as_fd(), program, ifindex);
+            if matches!(taken, Ok(None)) {
+                continue;
             }
-            match sys::link_update(link.as_fd(), program.fd) {
-                // It went in this moment.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                result => {
-                    result.map_err(failed("swap"))?;
-                    return Ok(Attached::Swapped);
-                }
-            }
+            let pinned = keep_pin(link.as_fd(), &pin);
+            // Before anything is given up: with its last descriptor it is off the device.
+            self.links.insert(key, link);
+            let attached = taken?.unwrap_or(Attached::Kept);
+            return pinned.map(|_| attached);
         }
         let first = self.first(program, ifindex);
         let first = first.as_ref().map(|link| link.as_fd());
@@ -157,9 +183,9 @@ impl Tc {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
             link => link.map_err(failed("attach"))?,
         };
-        remove_pin(&pin)?;
-        sys::object_pin(link.as_fd(), &pin).map_err(failed("pin the link of"))?;
-        Ok(Attached::Made)
+        let pinned = keep_pin(link.as_fd(), &pin);
+        self.links.insert(key, link);
+        pinned.map(|_| Attached::Made)
     }
 
     /// The link of the program that comes before this one, if it is in place.
@@ -216,14 +242,13 @@ impl Tc {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
             attached => attached.map_err(failed("attach"))?,
         };
-        remove_pin(&pin)?;
-        sys::object_pin(fd, &pin).map_err(failed("pin"))?;
+        keep_pin(fd, &pin)?;
         Ok(attached)
     }
 
     /// Takes a program off a device, and forgets the device.
     pub fn detach(
-        &self,
+        &mut self,
         name: &'static str,
         hook: Hook,
         ifindex: u32,
@@ -233,12 +258,18 @@ impl Tc {
             detach_filter(name, hook, ifindex)?;
         }
         // A link goes with its last reference.
+        self.links.remove(&(ifindex, name));
         remove_pin(&pin)
     }
 
-    /// The devices that a program was attached to, and whether just this one is there still.
-    pub fn devices(&self, program: &TcProgram<'_>) -> Result<BTreeMap<u32, bool>, DataplaneError> {
+    /// The devices that a program was attached to, and whether just this one is there still, and pinned.
+    pub fn devices(
+        &mut self,
+        program: &TcProgram<'_>,
+    ) -> Result<BTreeMap<u32, bool>, DataplaneError> {
         let mut devices = BTreeMap::new();
+        let held = self.links.keys().filter(|(_, name)| *name == program.name);
+        devices.extend(held.map(|(ifindex, _)| (*ifindex, false)));
         for (ifindex, name, _) in pins(&self.pins)? {
             if name == program.name {
                 devices.insert(ifindex, self.is_in_place(program, ifindex)?);
@@ -247,15 +278,25 @@ impl Tc {
         Ok(devices)
     }
 
-    fn is_in_place(&self, program: &TcProgram<'_>, ifindex: u32) -> Result<bool, DataplaneError> {
+    fn is_in_place(
+        &mut self,
+        program: &TcProgram<'_>,
+        ifindex: u32,
+    ) -> Result<bool, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let found = match self.method {
             Method::Tcx => {
                 let link = sys::object_get(&self.pin(program.name, ifindex));
-                let program =
-                    link.and_then(|link| tcx_program(link.as_fd(), program.hook, ifindex));
+                let found = link.and_then(|link| {
+                    let found = tcx_program(link.as_fd(), program.hook, ifindex)?;
+                    if found.is_some() {
+                        // A plugin may have made it.
+                        self.links.insert((ifindex, program.name), link);
+                    }
+                    Ok(found)
+                });
                 // A pin of something else, or of the other method, is none of a link.
-                program.unwrap_or_default()
+                found.unwrap_or_default()
             }
             Method::Clsact => {
                 let mut filters = Filters::open().map_err(failed("open netlink for"))?;
@@ -286,9 +327,16 @@ pub(super) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
         return Ok(());
     }
     for (ifindex, name, method) in pins(&dir)? {
-        if method == Method::Clsact {
-            for hook in [Hook::Ingress, Hook::Egress] {
-                detach_filter(&name, hook, ifindex)?;
+        match method {
+            Method::Clsact => {
+                for hook in [Hook::Ingress, Hook::Egress] {
+                    detach_filter(&name, hook, ifindex)?;
+                }
+            }
+            // Somebody may hold it: its pin alone would not take it off. Where its device is gone, so is it.
+            Method::Tcx => {
+                let link = sys::object_get(&dir.join(format!("{ifindex}-{name}")));
+                let _ = link.and_then(|link| sys::link_detach(link.as_fd()));
             }
         }
     }
@@ -310,7 +358,12 @@ fn detach_filter(name: &str, hook: Hook, ifindex: u32) -> Result<(), DataplaneEr
 /// Device, program and method of each pin.
 fn pins(dir: &Path) -> Result<Vec<(u32, String, Method)>, DataplaneError> {
     let mut pins = Vec::new();
-    for entry in fs::read_dir(dir).map_err(at("read", dir))? {
+    let entries = match fs::read_dir(dir) {
+        // It went with the pins in it, and is made again with them.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pins),
+        entries => entries.map_err(at("read", dir))?,
+    };
+    for entry in entries {
         let entry = entry.map_err(at("read", dir))?;
         let name = entry.file_name();
         let name = name.to_string_lossy();

@@ -11,14 +11,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi;
 
 use super::DataplaneError;
 use super::bpf::{load_translate, on_map, open_map, possible_cpus, remove_dir, translate_maps};
 use super::guard::PROGRAM as GUARD;
-use super::pinned::{Place, directory};
+use super::kept::KeptPins;
+use super::pinned::{Place, directory, keep_all};
 use super::sys;
 use super::tc::{Hook, Method, Tc, TcProgram};
 use crate::node::routes::{RouteError, Routes};
@@ -46,6 +47,8 @@ pub struct Translate {
     /// Values of an entry of `counts`.
     cpus: usize,
     tc: Tc,
+    pins: KeptPins,
+    bpffs: PathBuf,
 }
 
 #[derive(Debug)]
@@ -91,13 +94,24 @@ impl Translate {
             Method::of_this_kernel(&program.on(*direction))
         };
         let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
+        let maps = translate_maps().map(|(name, _)| name).into_iter();
         Ok(Self {
             rows: open_map(&place.dir, "yurt_xlate")?,
             counts: open_map(&place.dir, "yurt_xl_count")?,
             cpus: possible_cpus()?,
             tc: Tc::open(&place.root, method.unwrap_or(Method::Clsact))?,
+            pins: KeptPins::open(
+                &place.dir,
+                maps.chain(programs.values().map(|program| program.name)),
+            )?,
+            bpffs: bpffs.to_owned(),
             programs,
         })
+    }
+
+    /// Makes the pins of its maps and its programs again, where they are gone; returns which those were.
+    pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
+        keep_all(&self.bpffs, FEATURE, abi::TRANSLATE_ABI, &self.pins)
     }
 
     /// Whether an agent has left something, which outlives it.
@@ -106,7 +120,7 @@ impl Translate {
     }
 
     /// Reads the maps and the routes, and looks where the programs are.
-    pub fn observe(&self, routes: &Routes) -> Result<TranslateImage, TranslateError> {
+    pub fn observe(&mut self, routes: &Routes) -> Result<TranslateImage, TranslateError> {
         let rows = sys::map_entries(self.rows.as_fd()).map_err(on_map("read", "yurt_xlate"))?;
         let mut image = TranslateImage {
             rows: rows
