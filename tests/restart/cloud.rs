@@ -177,7 +177,8 @@ fn a_damaged_checkpoint_with_an_older_one_beside_it_never_replaces_newer_maps() 
 fn a_checkpoint_of_what_the_maps_hold_is_gone_on_with_whatever_the_clock_said() -> Result<()> {
     let world = World::new()?;
     let (cloud, agent) = followed(&world)?;
-    agent.kill9()?;
+    // It saves what it has before it ends.
+    agent.terminate()?;
     cloud.kill9()?;
     start_ready(&world, &cloud)?;
     let status = world.status()?;

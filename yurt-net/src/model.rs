@@ -514,6 +514,11 @@ impl Touched {
         }
     }
 
+    /// No object differs.
+    pub fn is_nothing(&self) -> bool {
+        matches!(self, Self::Slices(names) if names.is_empty())
+    }
+
     /// What may differ now; from then on nothing does.
     #[must_use]
     pub fn take(&mut self) -> Self {

@@ -113,7 +113,8 @@ impl Agent {
             self.image = self.dataplane.observe()?;
             self.want_clients();
         }
-        if std::mem::take(&mut self.has_news) {
+        // Findings about objects are no part of an edition.
+        if std::mem::take(&mut self.has_news) && !touched.is_nothing() {
             self.edition = self.edition.next();
         }
         self.dataplane.set_edition(self.edition)?;
