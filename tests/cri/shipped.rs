@@ -157,6 +157,43 @@ fn the_image_is_one_static_program_for_each_architecture() -> Result<()> {
 }
 
 #[test]
+fn docker_finds_each_architecture_under_a_tag_of_its_own() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let layout = Layout::unpack(dir.path())?;
+    let listed = layout.json("manifest.json")?;
+    let listed = listed.as_array().context("no list")?;
+    ensure!(listed.len() == MACHINES.len());
+    for ((architecture, _), suffix) in MACHINES.into_iter().zip(["", "-arm64"]) {
+        let tags = json!([format!("{NAME}{suffix}")]);
+        let mut listed = listed.iter();
+        let found = listed.find(|one| one["RepoTags"] == tags);
+        let found = found.with_context(|| format!("no {tags}"))?;
+        // Whatever reads the archive, what it finds is the same.
+        let (manifest, config) = layout.image(architecture)?;
+        ensure!(found["Config"] == Layout::blob(&manifest["config"])?);
+        let layers = manifest["layers"].as_array().context("no layers")?;
+        let layers: Vec<String> = layers.iter().map(Layout::blob).collect::<Result<_>>()?;
+        ensure!(found["Layers"] == json!(layers));
+        // Docker compares what it has unpacked with this.
+        for (layer, sum) in layers
+            .iter()
+            .zip(config["rootfs"]["diff_ids"].as_array().context("no sums")?)
+        {
+            let unpacked = dir.path().join("layer.tar");
+            let mut gzip = Command::new("gzip");
+            gzip.args(["--decompress", "--stdout"])
+                .arg(layout.0.join(layer));
+            gzip.stdout(fs::File::create(&unpacked)?);
+            ensure!(gzip.status()?.success());
+            let said = run(Command::new("sha256sum").arg(&unpacked))?;
+            let is = said.split_whitespace().next().context("no sum")?;
+            ensure!(*sum == format!("sha256:{is}"), "{layer}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn what_ships_for_aarch64_says_the_same_as_what_ships_for_x86_64() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let layout = Layout::unpack(dir.path())?;

@@ -359,6 +359,26 @@ fn check_compares_the_ledger_with_what_pods_really_have() -> Result<()> {
         outcome == "warning" && detail.contains("shop/other"),
         "{detail}"
     );
+    let (state, run) = (edge.state_dir(), edge.run_dir());
+    let ledger = || -> Result<String> {
+        let directories = [("--state-dir", &state), ("--run-dir", &run)];
+        let flags = directories.map(|(flag, path)| format!("{flag}={}", path.display()));
+        let output = edge.yurt_net(&["ledger", &flags[0], &flags[1]])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stdout)?)
+    };
+    let _here = Sleeper::in_netns(&web.netns);
+    let listed = ledger()?;
+    let line = |name: &str| listed.lines().find(|line| line.starts_with(name));
+    ensure!(
+        line("shop/web-0").is_some_and(|line| line.contains(" active ")),
+        "{listed}"
+    );
+    ensure!(
+        line("shop/other").is_some_and(|line| line.contains(" leaked ")),
+        "{listed}"
+    );
+    ensure!(line("leaked: ").is_some(), "{listed}");
     Ok(())
 }
 

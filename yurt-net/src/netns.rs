@@ -93,6 +93,14 @@ pub fn all() -> io::Result<Vec<Netns>> {
     Ok(found)
 }
 
+/// The addresses in each namespace but that of the calling thread, as far as they can be looked at.
+pub fn addresses_of_others() -> io::Result<Vec<Vec<IpAddr>>> {
+    let namespaces = all()?;
+    let visits = inside(&namespaces, |_| addresses())?;
+    let others = visits.into_iter().skip(1);
+    Ok(others.filter_map(|visit| visit.flatten().ok()).collect())
+}
+
 /// Does something inside each namespace, one after the other, and returns what came of it in the same order; an error for
 /// one that could not be entered. The thread is one of its own: the caller stays where it is, and waits.
 ///

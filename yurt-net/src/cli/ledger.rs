@@ -1,5 +1,6 @@
 //! `ledger`: who has which addresses, for people.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::{fs, io};
@@ -7,12 +8,16 @@ use std::{fs, io};
 use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
+use crate::netns;
 use crate::observe::columns::columns;
 use crate::output::print;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
 use crate::retain::watch::{Reading, WatchError};
 use crate::text;
+
+/// What to do about them.
+const LEAKED: &str = "leaked: recorded as running, and in no network namespace; the runtime's next GC, or a reboot, gives the addresses back\n";
 
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +72,12 @@ struct Row<'a> {
     since: u64,
     /// How long the node has been up since then.
     seconds: u64,
+    /// Of active ones: some network namespace of this machine has one of the addresses. `None` where that cannot be looked at.
+    is_found: Option<bool>,
 }
 
 impl<'a> Row<'a> {
-    fn new(key: &'a Key, entry: &'a Entry, now: Now) -> Self {
+    fn new(key: &'a Key, entry: &'a Entry, now: Now, live: Option<&BTreeSet<IpAddr>>) -> Self {
         let of = |is_ipv4| {
             let addresses = entry.addresses.iter().copied();
             addresses
@@ -92,7 +99,15 @@ impl<'a> Row<'a> {
             assigner: entry.assigner,
             since: entry.since,
             seconds: now.at.saturating_sub(entry.at) / 1000,
+            is_found: live
+                .filter(|_| entry.state == State::Active)
+                .map(|live| entry.addresses.iter().any(|address| live.contains(address))),
         }
+    }
+
+    /// A sandbox is recorded, and there is none: its DEL was lost, or another IPAM's file outlived it.
+    fn is_leaked(&self) -> bool {
+        self.is_found == Some(false)
     }
 
     fn columns(&self) -> [String; 9] {
@@ -114,7 +129,10 @@ impl<'a> Row<'a> {
         [
             format!("{whose}{slash}{name}"),
             self.interface.to_owned(),
-            self.state.to_string(),
+            match self.is_leaked() {
+                true => "leaked".to_owned(),
+                false => self.state.to_string(),
+            },
             age(self.seconds),
             list(&self.ipv4),
             list(&self.ipv6),
@@ -161,11 +179,17 @@ fn table(rows: &[Row<'_>]) -> String {
     columns(&lines)
 }
 
-fn rows(ledger: &Ledger, now: Now) -> Vec<Row<'_>> {
+fn rows<'a>(ledger: &'a Ledger, now: Now, live: Option<&BTreeSet<IpAddr>>) -> Vec<Row<'a>> {
     let entries = ledger.entries().iter();
     entries
-        .map(|(key, entry)| Row::new(key, entry, now))
+        .map(|(key, entry)| Row::new(key, entry, now, live))
         .collect()
+}
+
+/// The addresses in use in other network namespaces; `None` where none of those is seen, as without root or `hostPID`.
+fn live() -> Option<BTreeSet<IpAddr>> {
+    let others = netns::addresses_of_others().unwrap_or_default();
+    (!others.is_empty()).then(|| others.into_iter().flatten().collect())
 }
 
 /// Prints it. Reads only.
@@ -183,11 +207,15 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
     })?;
-    let entries = rows(&ledger, now);
+    let live = live();
+    let entries = rows(&ledger, now, live.as_ref());
     match args.output {
         Output::Json => print(text::json(&Listing { entries, alarms })? + "\n")?,
         Output::Table => {
             let mut report = table(&entries);
+            if entries.iter().any(Row::is_leaked) {
+                report += LEAKED;
+            }
             for alarm in alarms {
                 report += &format!("alarm: {}\n", text::message(&alarm));
             }
@@ -232,7 +260,22 @@ POD                      INTERFACE  STATE   FOR   IPV4      IPV6     HAD BEFORE 
 container fedcba9876543  net1       active  1h1m  10.1.0.3  -        -           -                  fedcba9876543
 shop/web-0               eth0       active  1h1m  10.1.0.2  fd00::2  10.9.0.2    0a:58:0a:01:00:02  0123456789abc
 ";
-        assert_eq!(table(&rows(&ledger, now)), expected);
+        assert_eq!(table(&rows(&ledger, now, None)), expected);
+
+        // What nobody has is told apart, where that can be seen; a Pod that is away has nothing.
+        let mut away = entry("10.1.0.4", "c3");
+        away.state = State::Retained;
+        ledger.apply(Record::Put {
+            key: key("web-1"),
+            entry: away,
+        });
+        let live = ["127.0.0.1", "fd00::2"].map(|address| address.parse().unwrap());
+        let live = BTreeSet::from(live);
+        let rows = rows(&ledger, now, Some(&live));
+        let found: Vec<_> = rows.iter().map(|row| row.is_found).collect();
+        assert_eq!(found, [Some(false), Some(true), None]);
+        let states: Vec<_> = rows.iter().map(|row| row.columns()[2].clone()).collect();
+        assert_eq!(states, ["leaked", "active", "retained"]);
     }
 
     #[test]

@@ -31,7 +31,7 @@ pub(super) fn findings(place: &PlaceArgs, agent: Option<&Status>) -> Vec<Finding
     if reading.ledger.entries().is_empty() {
         return findings;
     }
-    match live() {
+    match netns::addresses_of_others() {
         Ok(live) => findings.extend(addresses(&reading.ledger, &live)),
         Err(error) => findings.push(Finding::new(
             "addresses",
@@ -45,14 +45,6 @@ pub(super) fn findings(place: &PlaceArgs, agent: Option<&Status>) -> Vec<Finding
         findings.extend(translated(agent));
     }
     findings
-}
-
-/// The addresses of each network namespace but the node's own.
-fn live() -> std::io::Result<Vec<Vec<IpAddr>>> {
-    let namespaces = netns::all()?;
-    let visits = netns::inside(&namespaces, |_| netns::addresses())?;
-    let pods = visits.into_iter().skip(1);
-    Ok(pods.filter_map(|visit| visit.flatten().ok()).collect())
 }
 
 fn ledger(reading: &Reading) -> Finding {

@@ -299,6 +299,16 @@ fn aliases_are_followed_but_do_not_multiply() {
         .unwrap();
     }
     assert_eq!(yaml(&bomb).rejections.len(), 1);
+    // Each of them costs its own document, wherever it stands.
+    let good = |name: &str| format!("apiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\n");
+    let bombs = vec![bomb; 3].join("---\n");
+    let decoded = yaml(&[good("a"), bombs, good("b")].join("---\n"));
+    assert_eq!(objects(&decoded), ["Node /a in 1", "Node /b in 5"]);
+    let sources = decoded.rejections.iter().map(|r| r.source.as_str());
+    assert_eq!(
+        sources.collect::<Vec<_>>(),
+        ["web.yaml#2", "web.yaml#3", "web.yaml#4"]
+    );
 }
 
 /// As PyYAML writes a list that objects share.

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::symlink;
 
 use proptest::prelude::*;
@@ -395,6 +396,29 @@ fn an_unreadable_file_or_directory_keeps_all_its_objects() {
     lab.remove("team");
     lab.remove("link.yaml");
     assert_eq!(services(&lab.load()), [("a", 1), ("b", 1)]);
+}
+
+#[test]
+fn a_pipe_is_no_source_and_the_remedy_is_named() {
+    let directory = TempDir::new().unwrap();
+    let pipe = directory.path().join("pipe.yaml");
+    let (reader, _writer) = io::pipe().unwrap();
+    let anonymous = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let socket = std::os::unix::net::UnixListener::bind(&pipe).unwrap();
+    // Nobody waits for what a pipe may bring.
+    for path in [
+        pipe.as_path(),
+        Path::new(&anonymous),
+        Path::new("/dev/null"),
+    ] {
+        let error = FileSource::new(path).load().unwrap_err().to_string();
+        assert!(
+            error.contains("neither a file nor a directory")
+                && error.contains("write it to a file"),
+            "{error}"
+        );
+    }
+    drop(socket);
 }
 
 #[test]
