@@ -310,6 +310,16 @@ fn waiting_in_vain_says_for_what() {
     let expected =
         "not ready after 100ms: source kube:https://cloud:6443: connect: Connection refused";
     assert!(said.contains(expected), "{said}");
+    // `check` says it too, and does not ask for more than a node without a table can do.
+    let (state, bpffs) = (node.path("."), node.path("net.d"));
+    let words = ["check", "--state-dir", &state, "--bpffs", &bpffs].map(str::to_owned);
+    let output = ran(&words, Stdio::piped(), Stdio::piped());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = "not ready (pid 0): source kube:https://cloud:6443: connect: Connection refused";
+    assert!(
+        said.contains(expected) && !said.contains("self-test"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::verbs::why_not_ready;
 use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
@@ -123,8 +124,9 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         findings.push(stale_sockets());
     }
     findings.push(agent(&status));
-    // Whoever runs says that it serves; without one, what an earlier one has left does.
-    let is_served = status.is_ok() || place.bpffs.join("yurt-net/links").is_dir();
+    // Whoever is ready serves; else what an earlier agent has left does, and before the first table nothing.
+    let is_ready = running.as_ref().is_some_and(|status| status.ready);
+    let is_served = is_ready || place.bpffs.join("yurt-net/links").is_dir();
     if is_root {
         findings.extend(cni::findings(&args.cni.cni(), &place.directories()));
         findings.extend(retention::findings(place, running.as_ref()));
@@ -202,7 +204,7 @@ fn bpffs(path: &Path) -> Finding {
     match bpf::check_bpffs(path) {
         Ok(()) => Finding::ok("bpffs", path.display().to_string()),
         Err(error) => {
-            let remedy = "or pass the mount point of another one with --bpffs";
+            let remedy = "mount one there, or name the mount point of another one with --bpffs";
             Finding::new("bpffs", Outcome::Failed, chain(&error), remedy)
         }
     }
@@ -333,7 +335,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
         }
         // It has no table yet, and whoever has none is new.
         (false, true) => {
-            let detail = format!("not ready (pid {pid})");
+            let detail = format!("not ready (pid {pid}): {}", why_not_ready(&status));
             Finding::new("agent", Outcome::Warning, detail, remedy)
         }
         (false, false) => {

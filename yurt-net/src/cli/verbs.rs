@@ -207,14 +207,16 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
 }
 
 /// What an agent that is not ready waits for: a source, the kernel, or what its last repair could not mend.
-fn why_not_ready(status: &Status) -> String {
+pub(super) fn why_not_ready(status: &Status) -> String {
     let source = &status.source;
     let asked: Vec<&str> = source
         .sources
         .iter()
         .map(|one| one.source.as_str())
         .collect();
-    let asked = asked.join(", ");
+    // Of several sources the error says which one it is about.
+    let is_named = |error: &str| asked.iter().any(|one| error.starts_with(one));
+    let names = asked.join(", ");
     let faults: Vec<String> = status
         .degraded
         .iter()
@@ -224,8 +226,9 @@ fn why_not_ready(status: &Status) -> String {
         _ if status.failed_applies > 0 && status.applied == 0 => {
             "the table cannot be written to the kernel's maps; the agent's log says why".to_owned()
         }
-        Some(error) if status.applied == 0 => format!("source {asked}: {error}"),
-        None if status.applied == 0 => format!("source {asked} has not said everything yet"),
+        Some(error) if status.applied == 0 && is_named(error) => format!("source {error}"),
+        Some(error) if status.applied == 0 => format!("source {names}: {error}"),
+        None if status.applied == 0 => format!("source {names} has not said everything yet"),
         _ if faults.is_empty() => "the programs are not attached yet".to_owned(),
         _ => faults.join("; "),
     }
@@ -290,6 +293,11 @@ mod tests {
         assert_eq!(
             why_not_ready(&status),
             "source yurthub:http://hub: services: connection refused"
+        );
+        status.source.source_error = Some("yurthub:http://hub: refused; kube: refused".to_owned());
+        assert_eq!(
+            why_not_ready(&status),
+            "source yurthub:http://hub: refused; kube: refused"
         );
         status.failed_applies = 1;
         assert!(why_not_ready(&status).contains("cannot be written to the kernel's maps"));

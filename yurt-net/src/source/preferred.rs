@@ -339,9 +339,12 @@ impl Sources {
             if let Some(error) = source.error() {
                 let text = status.source_error.get_or_insert_default();
                 let separator = if text.is_empty() { "" } else { "; " };
+                let spec = spec.to_string();
+                // Some end with one.
+                let colon = if spec.ends_with(':') { "" } else { ":" };
                 *text += &match self.specs.len() {
                     1 => error,
-                    _ => format!("{separator}{spec}: {error}"),
+                    _ => format!("{separator}{spec}{colon} {error}"),
                 };
             }
             let Source::Kube(source) = source else {
