@@ -3,6 +3,8 @@
 use std::fmt::Display;
 use std::io::{self, Write as _};
 
+use crate::text;
+
 /// Writes a text whole. A reader that has gone away, as `head -1` does, has what it wanted; any other failure is one.
 ///
 /// `println!` panics in both cases.
@@ -18,7 +20,8 @@ pub fn print(text: impl Display) -> io::Result<()> {
     }
 }
 
-/// The last word of a program. Nobody can be told where it cannot be written.
-pub fn complain(text: impl Display) {
-    let _none = writeln!(io::stderr().lock(), "{text}");
+/// The last word of a program, without what others may have put into it to hide or forge lines. Nobody can be told where it cannot be
+/// written.
+pub fn complain(said: impl Display) {
+    let _none = writeln!(io::stderr().lock(), "{}", text::lines(&said.to_string()));
 }

@@ -1,11 +1,13 @@
 //! `cni`: the plugins into the node's configuration, and out of it.
 
 use std::io;
+use std::path::Path;
 
 use crate::config::{CniArgs, CniVerb};
 use crate::output::print;
 use crate::retain::install::Directories;
 use crate::retain::install::files::{InstallError, Report};
+use crate::text;
 
 /// Why it is not done, or not said.
 #[derive(Debug, thiserror::Error)]
@@ -28,28 +30,8 @@ pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
                 data_dir: args.state_dir.display().to_string(),
                 run_dir: args.run_dir.display().to_string(),
             };
-            let Report {
-                config,
-                has_written,
-                other_ipam,
-            } = cni.install_config(&directories)?;
-            let said = |is_new, what: &str| match is_new {
-                true => format!("{what}: installed"),
-                false => format!("{what}: as they are"),
-            };
-            let plugins = format!("plugins in {}", cni.bin_dir.display());
-            let settings = format!("settings in {}", config.display());
-            let other_ipam = other_ipam.map(|ipam| {
-                format!(
-                    "addresses are given by {ipam}: Pods keep their MAC, and their address as far as that one sees to it\n"
-                )
-            });
-            print(format_args!(
-                "{}\n{}\n{}",
-                said(has_installed, &plugins),
-                said(has_written, &settings),
-                other_ipam.unwrap_or_default()
-            ))?;
+            let report = cni.install_config(&directories)?;
+            print(installed(has_installed, &cni.bin_dir, &report))?;
         }
         CniVerb::Uninstall => {
             // Before the plugins go, nobody may name them.
@@ -60,10 +42,51 @@ pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
                     config,
                     has_written: true,
                     ..
-                }) => print(format_args!("removed from {}\n", config.display()))?,
+                }) => print(format_args!(
+                    "removed from {}\n",
+                    text::line(&config.display().to_string())
+                ))?,
                 _ => print("nothing to remove\n")?,
             }
         }
     }
     Ok(())
+}
+
+/// What was done. Names of files, and of plugins in them, are others' words.
+fn installed(has_installed: bool, bin_dir: &Path, report: &Report) -> String {
+    let said = |is_new, what: &str, at: &Path| {
+        let at = at.display().to_string();
+        let done = if is_new { "installed" } else { "as they are" };
+        format!("{what} in {}: {done}\n", text::line(&at))
+    };
+    let mut all = said(has_installed, "plugins", bin_dir);
+    all += &said(report.has_written, "settings", &report.config);
+    if let Some(ipam) = &report.other_ipam {
+        all += &format!(
+            "addresses are given by {}: Pods keep their MAC, and their address as far as that one sees to it\n",
+            text::name(ipam)
+        );
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_files_and_plugins_are_shown_without_what_forges_lines() {
+        let report = Report {
+            config: "/etc/cni/net.d/10-\u{1b}[2K\u{202e}x\n.conflist".into(),
+            has_written: true,
+            other_ipam: Some("host-local\nplugins in /x: installed\r".to_owned()),
+        };
+        let said = installed(false, Path::new("/opt/cni/bin"), &report);
+        let lines: Vec<&str> = said.lines().collect();
+        assert_eq!(lines.len(), 3, "{said}");
+        assert!(lines.iter().all(|line| line.chars().all(text::is_plain)));
+        assert_eq!(lines[0], "plugins in /opt/cni/bin: as they are");
+        assert!(lines[2].starts_with(r"addresses are given by host-local\nplugins in /x"));
+    }
 }

@@ -221,7 +221,9 @@ impl Plugin {
         if answer.is_null() {
             return code;
         }
-        match output::print(format_args!("{answer}\n")) {
+        // A runtime logs what it reads, and parts of it are others' words.
+        let answer = text::json(&answer).unwrap_or_else(|_| answer.to_string());
+        match output::print(answer + "\n") {
             Ok(()) => code,
             Err(error) => {
                 output::complain(format_args!("{}: {error}", self.name()));
