@@ -30,6 +30,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use serde::{Deserialize, Serialize};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
@@ -68,12 +69,14 @@ pub struct Options {
 }
 
 /// Whose sockets are served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SocketLb {
     /// Every process of the node and its Pods.
     #[default]
     All,
-    /// Only processes in the node's own network namespace: for meshes and VM Pods.
+    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service, their DNS too,
+    /// unless something else serves them: this version serves sockets only, and no packets.
     Host,
     /// None.
     Off,
@@ -414,7 +417,7 @@ fn lock(root: &Path) -> Result<File, DataplaneError> {
 }
 
 /// The process that holds the lock: `1: FLOCK ADVISORY WRITE 4242 00:2a:17 0 EOF` in `/proc/locks`.
-fn holder(file: &File) -> String {
+pub(super) fn holder(file: &File) -> String {
     let inode = file
         .metadata()
         .map(|metadata| metadata.st_ino())

@@ -1,13 +1,21 @@
 //! A directory of pins: the maps and programs on devices of one feature, which plugins and agents share, and which outlive them.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata, TryLockError};
+use std::io;
 use std::os::fd::AsFd as _;
+use std::os::linux::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use super::DataplaneError;
-use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, has_object, is_pinned_as};
+use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, has_object, holder, is_pinned_as};
 use super::kept::KeptPins;
 use super::sys::{self, MapInfo};
+
+/// To load takes tens of milliseconds, and a slow board may have a hundred Pods to start.
+const PATIENCE: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// Which nobody else loads into while this lives.
 pub(super) struct Place {
@@ -23,16 +31,17 @@ pub(super) fn directory(bpffs: &Path, feature: &str, abi: u32) -> PathBuf {
 }
 
 impl Place {
-    /// Makes it, and waits for whoever else loads into it.
+    /// Makes it, and waits for whoever else loads into it: plugins come by the dozen when a node starts. One that does not come to
+    /// an end is named.
     pub(super) fn lock(bpffs: &Path, feature: &str, abi: u32) -> Result<Self, DataplaneError> {
         sys::raise_memlock();
         check_bpffs(bpffs)?;
         let root = bpffs.join("yurt-net");
         let dir = directory(bpffs, feature, abi);
-        create_dir(&root)?;
-        create_dir(&dir)?;
-        let lock = File::open(&dir).map_err(at("open", &dir))?;
-        lock.lock().map_err(at("lock", &dir))?;
+        let lock = lock(PATIENCE, &dir, || {
+            create_dir(&root)?;
+            create_dir(&dir)
+        })?;
         Ok(Self {
             bpffs: bpffs.to_owned(),
             root,
@@ -85,13 +94,86 @@ pub(super) fn keep_all(
     pins.keep().into_iter().collect()
 }
 
+/// Locks a directory, which it makes anew if somebody removes it meanwhile: a lock counts where it is found at its path.
+fn lock(
+    patience: Duration,
+    dir: &Path,
+    make: impl Fn() -> Result<(), DataplaneError>,
+) -> Result<File, DataplaneError> {
+    let started = Instant::now();
+    loop {
+        make()?;
+        let file = match File::open(dir) {
+            // It has just gone.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            file => file.map_err(at("open", dir))?,
+        };
+        match file.try_lock() {
+            Ok(()) => {
+                let identity =
+                    |found: io::Result<Metadata>| found.ok().map(|it| (it.st_dev(), it.st_ino()));
+                if identity(fs::metadata(dir)) == identity(file.metadata()) {
+                    return Ok(file);
+                }
+            }
+            Err(TryLockError::Error(error)) => return Err(at("lock", dir)(error)),
+            Err(TryLockError::WouldBlock) if started.elapsed() >= patience => {
+                return Err(DataplaneError::InUse {
+                    what: dir.display().to_string(),
+                    pid: holder(&file),
+                });
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+        }
+    }
+}
+
 pub(super) fn on_program(
     operation: &'static str,
     program: &'static str,
-) -> impl Fn(std::io::Error) -> DataplaneError {
+) -> impl Fn(io::Error) -> DataplaneError {
     move |source| DataplaneError::Link {
         operation,
         program,
         source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_one_waits_and_is_told_who_the_first_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path().join("guard-v1");
+        let make = || fs::create_dir_all(&dir).map_err(at("make", &dir));
+        let first = lock(Duration::ZERO, &dir, make).unwrap();
+        let error = lock(PAUSE * 3, &dir, make).unwrap_err();
+        let (named, pid) = (dir.display().to_string(), std::process::id().to_string());
+        assert!(
+            matches!(&error, DataplaneError::InUse { what, pid: by } if *what == named && *by == pid),
+            "{error}"
+        );
+        thread::scope(|scope| {
+            let second = scope.spawn(|| lock(Duration::from_secs(60), &dir, make).map(drop));
+            drop(first);
+            second.join().unwrap().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_lock_on_what_was_removed_while_it_was_waited_for_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path().join("guard-v1");
+        let make = || fs::create_dir_all(&dir).map_err(at("make", &dir));
+        let first = lock(Duration::ZERO, &dir, make).unwrap();
+        fs::remove_dir(&dir).unwrap();
+        // As a cleanup has it: nobody shares a lock with what is gone.
+        let second = lock(Duration::ZERO, &dir, make).unwrap();
+        drop(first);
+        lock(Duration::ZERO, &dir, make).unwrap_err();
+        drop(second);
+        lock(Duration::ZERO, &dir, make).unwrap();
     }
 }
