@@ -191,6 +191,7 @@ fn explain_says_the_same_from_the_agent_and_from_its_source() -> Result<()> {
         assert_eq!(live["verdict"], verdict, "{from} {to}: {live}");
         assert_eq!(live, offline, "{from} {to}");
     }
+    // The node sees where a Pod is that nobody has told of; manifests do not.
     let live = explain(node, &pod, "10.96.0.10:80/TCP")?;
     assert_eq!(live["service"], "default/web:tcp-80");
     assert_eq!(live["endpoints"], Value::from(vec!["10.244.1.10:8080"]));

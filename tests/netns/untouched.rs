@@ -108,6 +108,12 @@ fn with_socket_lb_host_only_host_processes_are_served() -> Result<()> {
         }
     }
     assert_eq!(host.get("10.96.0.10:80")?, "backend");
+    let checked = world.node(0)?.yurt_net(&["check"])?;
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(
+        said.contains("--socket-lb=host: Pods have no Service"),
+        "{said}"
+    );
     Ok(())
 }
 

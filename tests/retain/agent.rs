@@ -101,6 +101,90 @@ fn after_a_reboot_the_plugin_guards_before_any_agent_has_started() -> Result<()>
     Ok(())
 }
 
+/// What is due at the start, and what a plugin's work makes due, waits for no timer: there is none here.
+#[test]
+fn pods_are_guarded_after_an_offline_reboot_whoever_starts_first_and_without_a_timer() -> Result<()>
+{
+    const FLAGS: &[&str] = &["--guard=enforce", "--drift-interval=0"];
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(FLAGS)?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    network.add(&pod("web-0", "c1").sandbox);
+    agent.kill9()?;
+    for (boot, is_agent_first) in [(2, true), (3, false)] {
+        edge.netns().ip("link del cni0\n")?;
+        edge.lose_pins()?;
+        fs::remove_dir_all(edge.run_dir())?;
+        let start = || -> Result<_> {
+            let agent = edge.start_agent(FLAGS)?;
+            edge.wait_ready()?;
+            Ok(agent)
+        };
+        let first = is_agent_first.then(start).transpose()?;
+        let web = pod("web-0", &format!("c{boot}"));
+        network.add(&web.sandbox);
+        let agent = match first {
+            Some(agent) => agent,
+            None => start()?,
+        };
+        edge.wait_for_status("the Pod is shown as guarded", |status| {
+            shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+        })?;
+        let (_, before) = found(&edge, "web-0")?;
+        spoof(&web.netns, "10.1.0.99")?;
+        ensure!(found(&edge, "web-0")?.1 > before);
+        agent.kill9()?;
+    }
+    Ok(())
+}
+
+/// Removes a directory that somebody makes again at once.
+fn lose(directory: &std::path::Path) -> Result<()> {
+    let gone = directory.with_extension("gone");
+    fs::rename(directory, &gone)?;
+    Ok(fs::remove_dir_all(gone)?)
+}
+
+#[test]
+fn what_plugins_go_by_is_made_again_under_a_running_agent_and_the_ledger_is_followed_on()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let flags = ["--guard=enforce", "--translate=on", "--drift-interval=1"];
+    let agent = edge.start_agent(&flags)?;
+    edge.wait_ready()?;
+    let files = ["guard.json", "translate.json"].map(|name| edge.state_dir().join(name));
+    let before = [fs::read(&files[0])?, fs::read(&files[1])?];
+    for file in &files {
+        fs::remove_file(file)?;
+    }
+    lose(&edge.run_dir())?;
+    edge.wait_for_status("both are there again", |_| {
+        let now = files.iter().map(|file| fs::read(file).unwrap_or_default());
+        now.eq(before.iter().cloned())
+    })?;
+    agent.kill9()?;
+
+    // Without a timer: the directory that the agent has watched goes, and plugins make it anew.
+    let _agent = edge.start_agent(&["--guard=enforce", "--drift-interval=0"])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    for name in ["web-0", "web-1", "web-2"] {
+        lose(&edge.run_dir())?;
+        let web = pod(name, &format!("c-{name}"));
+        network.add(&web.sandbox);
+        ensure!(network.stderr.is_empty(), "{}", network.stderr);
+        edge.wait_for_status("the Pod is shown as guarded", |status| {
+            shown(status, name).is_some_and(|pod| pod.device.is_some())
+        })?;
+    }
+    Ok(())
+}
+
 #[test]
 fn an_address_that_is_kept_for_a_pod_is_nobody_elses_to_use() -> Result<()> {
     let lab = Lab::new()?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataplane::bpf::BpfDataplane;
+use crate::dataplane::bpf::{BpfDataplane, SocketLb};
 use crate::model::Rejection;
 use crate::observe::columns::columns;
 use crate::observe::durations::Durations;
@@ -102,6 +102,9 @@ pub struct Status {
     /// It is the root of the hierarchy: every process of the machine is served.
     #[serde(default)]
     pub cgroup_is_root: bool,
+    /// Whose sockets are served.
+    #[serde(default)]
+    pub socket_lb: SocketLb,
     /// Whether a process in another cgroup is served.
     pub self_test: SelfTest,
     /// Programs, and the instructions that the verifier looked at.
@@ -545,6 +548,12 @@ impl Status {
             SelfTest::Failed { reason } => format!("FAILED: {reason}"),
         };
         writeln!(out, "self-test     {self_test}")?;
+        if self.socket_lb == SocketLb::Host {
+            writeln!(
+                out,
+                "serving       the node's own sockets only: Pods have no Service (--socket-lb=host)"
+            )?;
+        }
         let only = if self.cgroup_is_root {
             ""
         } else {

@@ -54,8 +54,8 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
     // The plugins as they were left: to compare all of them each time would cost megabytes.
     let mut stamp = None;
     loop {
-        if watch.is_none() {
-            // Not there yet: the network's own component makes it.
+        if watch.as_ref().is_none_or(DirectoryWatch::is_over) {
+            // Not there yet, or made anew: the network's own component makes it.
             watch = DirectoryWatch::new(&cni.conf_dir, None).ok();
         }
         let now = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);

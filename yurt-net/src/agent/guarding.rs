@@ -12,7 +12,7 @@ use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
 use crate::error::chain;
 use crate::guard::{GuardImage, plan};
 use crate::retain::ledger::store::Place;
-use crate::retain::ledger::{Entry, Key};
+use crate::retain::ledger::{Entry, Key, is_same};
 use crate::retain::watch::{Reading, WatchError};
 
 /// What is to be done.
@@ -152,7 +152,7 @@ fn do_work(
     // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it has written
     // before has its reason in the ledger, which it writes first.
     let observed = guard.observe()?;
-    let is_current = Reading::take(place)?.ledger.entries() == &order.entries;
+    let is_current = is_same(Reading::take(place)?.ledger.entries(), &order.entries);
     let outcome = match is_current {
         false => Outcome::Outdated,
         true => {

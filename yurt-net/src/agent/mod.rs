@@ -35,6 +35,7 @@ mod upkeep;
 mod worker;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -175,6 +176,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         socket,
     )?;
     agent.status.cgroup_is_root = is_root;
+    agent.status.socket_lb = args.socket_lb;
     agent.status.cgroup.clone_from(&cgroup);
     let mut retention = Retention::start(args)?;
     let mut probing = Probing::new(args.probes.probe_endpoints);
@@ -255,7 +257,11 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
             Some(request) = requests.recv() => {
                 agent.fill_retention(&retention);
                 agent.status.devices = devices.report();
-                agent.answer(request);
+                let pod = match request.request {
+                    Request::Explain(flow) => retention.pod_at(flow.from).await,
+                    Request::Status => None,
+                };
+                agent.answer(request, pod);
             }
             Some(scrape) = scrapes.recv() => {
                 agent.fill_retention(&retention);
@@ -401,7 +407,8 @@ impl Agent {
         }
     }
 
-    fn answer(&mut self, request: control::Call) {
+    /// `pod`: whoever asks for a verdict is a Pod of this node, at this address.
+    fn answer(&mut self, request: control::Call, pod: Option<IpAddr>) {
         let reply = match request.request {
             Request::Status => match self.fill_status() {
                 Ok(()) => serde_json::to_value(&self.status),
@@ -415,6 +422,7 @@ impl Agent {
                 let snapshot = self.sources.snapshot().unwrap_or(&empty);
                 let mut own = OwnAddresses::new(snapshot, &self.config.node);
                 own.node.extend(self.view.local_addresses.iter().flatten());
+                own.pods.extend(pod);
                 let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
                 serde_json::to_value(explain(self.memo.table(), &reasons, &own, flow))
             }

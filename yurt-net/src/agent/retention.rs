@@ -4,7 +4,7 @@
 //! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
 //! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,9 +24,10 @@ use crate::error::chain;
 use crate::guard::{Complaint, Extra, ExtraPolicy, GuardedPod, Link, Policy, Reserved, compile};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
+use crate::policy::{NodeView, PolicyConfig};
 use crate::retain::cni::clock;
 use crate::retain::ledger::store::{Lock, Place, Store};
-use crate::retain::ledger::{Entry, Key, State};
+use crate::retain::ledger::{Entry, Key, State, is_same};
 use crate::retain::plan::{Draft, PodList, release};
 use crate::retain::settings::{GuardSettings, Settings as _};
 use crate::retain::truth::{Move, Truth};
@@ -65,6 +66,7 @@ pub(super) struct Retention {
 /// What fails at present.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Problems {
+    watch: Option<String>,
     ledger: Option<String>,
     devices: Option<String>,
     settings: Option<String>,
@@ -85,15 +87,8 @@ impl Retention {
             warn!(error, "the guard of an earlier agent stays where it is");
         }
         let translation = args.translate.policy();
-        let watch = LedgerWatch::new(&place);
-        if let Err(error) = &watch {
-            warn!(
-                error = chain(error),
-                "the ledger is read only every now and then"
-            );
-        }
         let mut retention = Self {
-            watch: watch.ok(),
+            watch: None,
             settings,
             extra: args.extra_policy(),
             links: LinkWatch::new()?,
@@ -136,6 +131,19 @@ impl Retention {
             "settings for yurt-cni",
             problem,
         );
+    }
+
+    /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading after it.
+    fn keep_watching(&mut self) {
+        if self.watch.as_ref().is_some_and(|watch| !watch.is_over()) {
+            return;
+        }
+        let watch = LedgerWatch::new(&self.place);
+        let problem = watch.as_ref().err();
+        let problem =
+            problem.map(|error| format!("it is read only every now and then: {}", chain(error)));
+        set(&mut self.problems.watch, "following the ledger", problem);
+        self.watch = watch.ok();
     }
 
     /// Waits until something asks for an [`Self::update`]. Cancel safe.
@@ -185,6 +193,19 @@ impl Retention {
         }
     }
 
+    /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no `podCIDR`.
+    pub(super) async fn pod_at(&self, address: IpAddr) -> Option<IpAddr> {
+        let mut entries = self.entries().values();
+        let is_known =
+            entries.any(|entry| entry.state == State::Active && entry.addresses.contains(&address));
+        if is_known {
+            return Some(address);
+        }
+        // Who cannot look says what it would say without.
+        let is_near = self.links.leads_to_pods(address).await.unwrap_or_default();
+        is_near.then_some(address)
+    }
+
     /// Whose addresses are whose, as the ledger has it.
     pub(super) fn entries(&self) -> &BTreeMap<Key, Entry> {
         self.reading.ledger.entries()
@@ -203,8 +224,14 @@ impl Retention {
     }
 
     /// Reads what there is, and brings the kernel and the ledger in step with it.
-    pub(super) async fn update(&mut self, sources: &mut Sources, local: Option<&BTreeSet<IpAddr>>) {
+    pub(super) async fn update(
+        &mut self,
+        sources: &mut Sources,
+        config: &PolicyConfig,
+        view: &NodeView,
+    ) {
         self.keep_settings();
+        self.keep_watching();
         match Reading::take(&self.place) {
             Ok(reading) => {
                 if reading.alarms != self.reading.alarms {
@@ -212,7 +239,7 @@ impl Retention {
                         warn!(alarm, "ledger");
                     }
                 }
-                let has_changed = reading.ledger.entries() != self.reading.ledger.entries();
+                let has_changed = !is_same(reading.ledger.entries(), self.entries());
                 self.reading = reading;
                 set(&mut self.problems.ledger, "ledger", None);
                 if has_changed {
@@ -235,9 +262,10 @@ impl Retention {
         };
         set(&mut self.problems.devices, "devices", problem);
         if self.is_on() {
-            self.guard_pods(sources.snapshot(), local);
+            self.guard_pods(sources.snapshot(), config, view);
             // Without a list of devices there is none that could be translated: what is, stays.
             if let Some(devices) = &self.devices {
+                let local = view.local_addresses.as_ref();
                 self.translating
                     .update(&self.reading, sources.snapshot(), devices, local);
             }
@@ -251,15 +279,13 @@ impl Retention {
         devices.any(|device| device.is_uplink && device.has_carrier)
     }
 
-    fn guard_pods(&mut self, snapshot: Option<&Snapshot>, local: Option<&BTreeSet<IpAddr>>) {
+    fn guard_pods(&mut self, snapshot: Option<&Snapshot>, config: &PolicyConfig, view: &NodeView) {
         let (Some(settings), Some(devices)) = (&self.settings, &self.devices) else {
             return;
         };
         let policy = self.translating.policy();
         let (pods, mut complaints) = guarded_pods(&self.reading, snapshot, policy);
-        let none = BTreeSet::new();
-        let local = local.unwrap_or(&none);
-        let reserved = Reserved::new(local, snapshot, &self.reading.ledger, &pods);
+        let reserved = Reserved::new(snapshot, config, view, &self.reading.ledger, &pods);
         let policy = Policy {
             extra: self.extra.clone(),
             ..settings.policy()
@@ -316,6 +342,7 @@ impl Retention {
         }
         let Spoofs { audited, dropped } = self.guarding.spoofs(None);
         let Problems {
+            watch,
             ledger,
             devices,
             settings,
@@ -324,7 +351,16 @@ impl Retention {
             release,
         } = self.problems.clone();
         let cni = self.cni.as_ref().and_then(CniKeeper::problem);
-        let problems = [cni, ledger, devices, settings, guard, translation, release];
+        let problems = [
+            cni,
+            watch,
+            ledger,
+            devices,
+            settings,
+            guard,
+            translation,
+            release,
+        ];
         let problems = problems.into_iter().flatten();
         let complaints = self.complaints.iter().chain(self.translating.complaints());
         let complaints = complaints.map(|complaint| {
@@ -401,8 +437,8 @@ impl Retention {
 impl Agent {
     /// Follows the ledger up, and its consequences for the table.
     pub(super) async fn retain(&mut self, retention: &mut Retention, probing: &mut Probing) {
-        let local = self.view.local_addresses.as_ref();
-        retention.update(&mut self.sources, local).await;
+        let (config, view) = (&self.config, &self.view);
+        retention.update(&mut self.sources, config, view).await;
         self.tell_clients(retention);
         if self.take_truth(retention, probing) && self.status.ready {
             self.try_sync();

@@ -12,7 +12,7 @@ use super::verbs::why_not_ready;
 use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf::{self, ProgramSize};
+use crate::dataplane::bpf::{self, ProgramSize, SocketLb};
 use crate::dataplane::sockets::{self, Unsupported};
 use crate::error::chain;
 use crate::filesystem::Kind;
@@ -124,6 +124,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         findings.push(stale_sockets());
     }
     findings.push(agent(&status));
+    findings.extend(running.as_ref().and_then(socket_lb));
     // Whoever is ready serves; else what an earlier agent has left does, and before the first table nothing.
     let is_ready = running.as_ref().is_some_and(|status| status.ready);
     let is_served = is_ready || place.bpffs.join("yurt-net/links").is_dir();
@@ -343,6 +344,20 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
             Finding::new("agent", Outcome::Failed, detail, remedy)
         }
     }
+}
+
+/// What the running agent leaves out by its flags.
+fn socket_lb(status: &Status) -> Option<Finding> {
+    let detail = match status.socket_lb {
+        SocketLb::All => return None,
+        SocketLb::Host => {
+            "--socket-lb=host: Pods have no Service, their DNS neither, unless something else serves them: this version serves \
+             sockets only, and no packets"
+        }
+        SocketLb::Off => "--socket-lb=off: nobody has a Service",
+    };
+    let remedy = "run the agent with --socket-lb=all, or leave Services to kube-proxy";
+    Some(Finding::new("socket-lb", Outcome::Warning, detail, remedy))
 }
 
 async fn self_test(cgroup: &Path) -> Finding {

@@ -29,8 +29,8 @@ pub struct OwnAddresses {
     pub node: BTreeSet<IpAddr>,
     /// The node's `podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Of endpoints on this node.
-    pub endpoints: BTreeSet<IpAddr>,
+    /// Of endpoints on this node, and of others of its Pods that are known.
+    pub pods: BTreeSet<IpAddr>,
 }
 
 impl OwnAddresses {
@@ -44,7 +44,7 @@ impl OwnAddresses {
         }
         let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
         let local = endpoints.filter(|e| e.node_name.as_deref() == Some(node));
-        own.endpoints = local.map(|endpoint| endpoint.address).collect();
+        own.pods = local.map(|endpoint| endpoint.address).collect();
         own
     }
 
@@ -58,7 +58,7 @@ impl OwnAddresses {
                 .pod_cidrs
                 .iter()
                 .any(|network| network.contains(address))
-            || self.endpoints.contains(&address)
+            || self.pods.contains(&address)
     }
 }
 

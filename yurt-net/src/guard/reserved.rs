@@ -1,29 +1,24 @@
 //! What no Pod may ask for, as the cluster and the ledger say it.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::{GuardedPod, Reserved};
 use crate::model::Snapshot;
+use crate::policy::protected::{Protected, Whose};
+use crate::policy::{NodeView, PolicyConfig};
 use crate::retain::ledger::{Ledger, State};
 
-/// Where OpenYurt's hub listens unless it is told otherwise (cmd/yurthub/app/options: `HubAgentDummyIfIP`).
-const HUB: [IpAddr; 2] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 2, 1)),
-    IpAddr::V6(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1)),
-];
-
 impl Reserved {
-    /// `local`: addresses on this node's interfaces. Of `pods` the owners are known otherwise; the ledger has those of Pods that
-    /// are just being made, too.
+    /// Of `pods` the owners are known otherwise; the ledger has those of Pods that are just being made, too.
     pub fn new(
-        local: &BTreeSet<IpAddr>,
         snapshot: Option<&Snapshot>,
+        config: &PolicyConfig,
+        view: &NodeView,
         ledger: &Ledger,
         pods: &[GuardedPod],
     ) -> Self {
         let mut reserved = Self {
-            node: local.clone(),
+            node: view.local_addresses.clone().unwrap_or_default(),
             ..Self::default()
         };
         // For everybody else only that counts: what follows is a walk over all Services.
@@ -43,22 +38,25 @@ impl Reserved {
                 reserved.hosts.extend(owned);
             }
         }
-        for address in HUB {
-            reserved.hosts.insert(address, "YurtHub".to_owned());
+        let nothing = Snapshot::default();
+        let snapshot = snapshot.unwrap_or(&nothing);
+        // The same as no Service may take.
+        for (address, whose) in Protected::new(snapshot, config, view).listed() {
+            let whose = match whose {
+                Whose::ThisNode => "this node".to_owned(),
+                Whose::Protected => "the operator (--protect)".to_owned(),
+                Whose::Node(name) => format!("Node {name}"),
+                Whose::Hub => "YurtHub".to_owned(),
+                Whose::Server => "an apiserver".to_owned(),
+                Whose::Special(what) => what.to_owned(),
+            };
+            reserved.hosts.insert(address, whose);
         }
-        if let Some(snapshot) = snapshot {
-            reserved.take_up(snapshot);
-        }
+        reserved.take_up(snapshot);
         reserved
     }
 
     fn take_up(&mut self, snapshot: &Snapshot) {
-        for node in snapshot.nodes.values() {
-            for address in node.internal_ips.iter().chain(&node.external_ips) {
-                let whose = format!("Node {}", node.name);
-                self.hosts.insert(*address, whose);
-            }
-        }
         for cidr in snapshot.service_cidrs.values() {
             let prefixes = cidr.cidrs.iter();
             let whose = "the Services of this cluster";
@@ -71,14 +69,6 @@ impl Reserved {
                 let whose = format!("Service {}", service.name);
                 self.hosts.insert(*address, whose);
             }
-        }
-        let apiservers = snapshot
-            .slices
-            .values()
-            .filter(|slice| &*slice.name.namespace == "default" && &*slice.service == "kubernetes");
-        for endpoint in apiservers.flat_map(|slice| &slice.endpoints) {
-            self.hosts
-                .insert(endpoint.address, "an apiserver".to_owned());
         }
     }
 }

@@ -10,7 +10,9 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, MulticastGroup};
 
+use super::routes::main_routes;
 use super::{Follower, NodeError, routes};
+use crate::dataplane::clients::identity::Near;
 use crate::guard::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
@@ -31,6 +33,17 @@ impl LinkWatch {
     /// Waits for a change, and until a burst of them is over. Cancel safe.
     pub async fn changed(&mut self) {
         self.0.changed().await;
+    }
+
+    /// Whether this node would send what is for this address straight to its Pods.
+    pub async fn leads_to_pods(&self, address: IpAddr) -> Result<bool, NodeError> {
+        let all = routes(&self.0.handle).await?;
+        let near = Near {
+            links: links(&self.0.handle, &all).await?,
+            routes: main_routes(all),
+            ..Near::default()
+        };
+        Ok(near.leads_to_pods(address))
     }
 
     /// The devices, by index.

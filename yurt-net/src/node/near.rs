@@ -10,7 +10,6 @@ use netlink_packet_route::neighbour::{
     NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
-use netlink_packet_route::route::{RouteHeader, RouteMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -51,9 +50,7 @@ impl Nearby {
             let handle = &self.handle;
             let all = routes(handle).await?;
             let links = links(handle, &all).await?;
-            let is_main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
-            let main = all.into_iter().flatten().filter(is_main);
-            let routes = routes::known(&main.collect::<Vec<_>>());
+            let routes = routes::main_routes(all);
             let mut neighbours = Vec::new();
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 let entries = entries(handle, family).await?;

@@ -173,6 +173,13 @@ fn message(address: IpAddr, device: u32) -> RouteMessage {
     }
 }
 
+/// The same of all routes, of whatever table.
+pub(super) fn main_routes(all: [Vec<RouteMessage>; 2]) -> Vec<Route> {
+    let is_main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
+    let main: Vec<RouteMessage> = all.into_iter().flatten().filter(is_main).collect();
+    known(&main)
+}
+
 /// Those of the main table, as the planner wants them.
 pub(super) fn known(routes: &[RouteMessage]) -> Vec<Route> {
     let known = routes.iter().filter_map(|route| {

@@ -223,11 +223,11 @@ impl Protected {
     /// Whose an address is, at whatever port; `None` where it is not known to be anybody's.
     pub fn whose(&self, address: IpAddr) -> Option<Whose> {
         let address = address.to_canonical();
-        if let Some(what) = special(address) {
-            return Some(Whose::Special(what));
-        }
         if is_hub(address) {
             return Some(Whose::Hub);
+        }
+        if let Some(what) = special(address) {
+            return Some(Whose::Special(what));
         }
         if self.servers.iter().any(|at| at.ip() == address) {
             return Some(Whose::Server);
@@ -243,22 +243,14 @@ impl Protected {
         self.node(address).cloned()
     }
 
-    /// An address inside a prefix that is somebody's, of those that can be listed.
-    pub fn inside(&self, network: IpNetwork) -> Option<(IpAddr, Whose)> {
-        let given = self.config.given.iter().map(|place| place.address);
-        let hubs = [HUB_V4.into(), HUB_V6.into()];
-        let listed = self
-            .servers
-            .iter()
-            .map(SocketAddr::ip)
-            .chain(given)
-            .chain(hubs);
+    /// Every address that can be named, and whose it is. Some come twice.
+    pub fn listed(&self) -> impl Iterator<Item = (IpAddr, Whose)> {
         let nodes = self.nodes.iter().map(|(address, _)| *address);
-        let mut all = nodes.chain(listed).chain([network.network()]);
-        all.find_map(|address| {
-            let whose = self.whose(address).filter(|_| network.contains(address))?;
-            Some((address, whose))
-        })
+        let servers = self.servers.iter().map(SocketAddr::ip);
+        let given = self.config.given.iter().map(|place| place.address);
+        let ours = [HUB_V4.into(), HUB_V6.into(), PROBE_V4.ip(), PROBE_V6.ip()];
+        let all = nodes.chain(servers).chain(given).chain(ours);
+        all.filter_map(|address| Some((address, self.whose(address)?)))
     }
 
     fn node(&self, address: IpAddr) -> Option<&Whose> {

@@ -191,6 +191,21 @@ pub struct Entry {
     pub at: u64,
 }
 
+/// Whether two readings say the same. What a reboot has ended is so from the first reading on, and has the wall clock's time of each.
+pub fn is_same(one: &BTreeMap<Key, Entry>, other: &BTreeMap<Key, Entry>) -> bool {
+    let undated = |entry: &Entry| Entry {
+        since: 0,
+        ..entry.clone()
+    };
+    one.len() == other.len()
+        && one
+            .iter()
+            .zip(other)
+            .all(|((key, entry), (other_key, other))| {
+                key == other_key && (entry == other || undated(entry) == undated(other))
+            })
+}
+
 impl Entry {
     /// All that is nobody else's.
     pub fn owned(&self) -> impl Iterator<Item = IpAddr> + Clone {

@@ -109,12 +109,18 @@ impl LedgerWatch {
     pub async fn changed(&mut self) {
         self.0.changed().await;
     }
+
+    /// The directory went, and nothing more will be seen: a new one is to be made.
+    pub fn is_over(&self) -> bool {
+        self.0.is_over()
+    }
 }
 
 /// Waits for files of a directory to be written, put there or taken away. There is no thread and no timer.
 pub struct DirectoryWatch {
     inotify: AsyncFd<Inotify>,
     only: Option<&'static str>,
+    is_over: bool,
 }
 
 impl DirectoryWatch {
@@ -130,6 +136,7 @@ impl DirectoryWatch {
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE
+            | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
         inotify.watches().add(path, mask).map_err(failed)?;
         // SAFETY: the file descriptor is owned by `inotify`, which closes it only when it is dropped, and the
@@ -138,12 +145,21 @@ impl DirectoryWatch {
         Ok(Self {
             inotify: inotify.map_err(|error| failed(error.into()))?,
             only,
+            is_over: false,
         })
     }
 
-    /// Waits for a change. Cancel safe.
+    /// The directory went, and nothing more will be seen: a new one is to be made.
+    pub fn is_over(&self) -> bool {
+        self.is_over
+    }
+
+    /// Waits for a change; that the directory goes is one, and the last. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
+            if self.is_over {
+                return std::future::pending().await;
+            }
             let Ok(mut guard) = self.inotify.readable_mut().await else {
                 // The runtime ends.
                 return std::future::pending().await;
@@ -151,16 +167,24 @@ impl DirectoryWatch {
             let only = self.only.map(OsStr::new);
             let result = guard.try_io(|inotify| {
                 let mut buffer = [0; BUFFER_BYTES];
-                let mut events = inotify.get_mut().read_events(&mut buffer)?;
-                Ok(events.any(|event| {
-                    only.is_none()
+                let (mut is_news, mut is_over) = (false, false);
+                for event in inotify.get_mut().read_events(&mut buffer)? {
+                    // The watch ends with its directory, and one that was moved is not where anybody writes.
+                    is_over |= event
+                        .mask
+                        .intersects(EventMask::IGNORED | EventMask::MOVE_SELF);
+                    is_news |= only.is_none()
                         || event.name == only
-                        || event.mask.contains(EventMask::Q_OVERFLOW)
-                }))
+                        || event.mask.contains(EventMask::Q_OVERFLOW);
+                }
+                Ok((is_news, is_over))
             });
             // Not ready after all is no error: the next round waits again.
-            if let Ok(Ok(true)) = result {
-                return;
+            if let Ok(Ok((is_news, is_over))) = result {
+                self.is_over = is_over;
+                if is_news || is_over {
+                    return;
+                }
             }
         }
     }
@@ -209,6 +233,29 @@ mod tests {
         let reading = Reading::take(&place).unwrap();
         assert_eq!(reading.ledger.entries().len(), 2);
         assert!(reading.alarms.is_empty(), "{:?}", reading.alarms);
+    }
+
+    #[tokio::test]
+    async fn a_directory_that_goes_is_a_change_and_the_last_one_that_is_seen() {
+        let directory = tempfile::tempdir().unwrap();
+        let place = place(&directory);
+        for is_moved in [false, true] {
+            let mut watch = LedgerWatch::new(&place).unwrap();
+            assert!(!watch.is_over());
+            match is_moved {
+                false => std::fs::remove_dir_all(&place.run_dir).unwrap(),
+                true => std::fs::rename(place.in_memory(), directory.path().join("old")).unwrap(),
+            }
+            while !watch.is_over() {
+                timeout(PATIENCE, watch.changed()).await.unwrap();
+            }
+            let quiet = timeout(Duration::from_millis(50), watch.changed()).await;
+            assert!(quiet.is_err());
+        }
+        let mut again = LedgerWatch::new(&place).unwrap();
+        let (key, entry) = (key("web-0"), entry("10.1.0.2", "c1"));
+        write(&place, vec![Record::Put { key, entry }]);
+        timeout(PATIENCE, again.changed()).await.unwrap();
     }
 
     #[test]

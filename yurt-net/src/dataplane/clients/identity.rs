@@ -107,6 +107,25 @@ impl Near {
     }
 }
 
+impl Near {
+    /// Whether what is for this address leaves by the device of a Pod, or by a bridge that Pods are at.
+    pub fn leads_to_pods(&self, address: IpAddr) -> bool {
+        let policy = Policy::default();
+        let Some(device) = self.way_to(address) else {
+            return false;
+        };
+        let mut pods = self.links.iter().filter(|link| link.leads_to_pod(&policy));
+        pods.any(|link| link.ifindex == device || link.controller == Some(device))
+    }
+
+    /// The device that leads straight to this address.
+    fn way_to(&self, address: IpAddr) -> Option<u32> {
+        let routes = self.routes.iter();
+        let matching = routes.filter(|route| route.prefix.contains(address));
+        matching.max_by_key(|route| route.prefix.prefix())?.link
+    }
+}
+
 /// A network namespace of a Pod.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
@@ -297,9 +316,7 @@ impl<'a> Judge<'a> {
         if !is_of_use(&address) || !is_nobodys {
             return None;
         }
-        let routes = self.near.routes.iter();
-        let matching = routes.filter(|route| route.prefix.contains(address));
-        let device = matching.max_by_key(|route| route.prefix.prefix())?.link?;
+        let device = self.near.way_to(address)?;
         let leads_there = client.devices.iter().any(|of_client| {
             let bridge = self.links.get(of_client).and_then(|link| link.controller);
             *of_client == device || bridge == Some(device)

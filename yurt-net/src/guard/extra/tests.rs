@@ -1,6 +1,9 @@
 use super::super::tests::{ip, net, pod, veth};
 use super::super::{GuardImage, Policy, compile};
 use super::*;
+use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::policy::fixtures::World;
+use crate::retain::ledger::Ledger;
 
 const VRRP: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
 
@@ -177,4 +180,32 @@ fn what_the_flags_cannot_mean_is_refused() {
     let shortest: ShortestPrefixes = "24,64".parse().unwrap();
     assert_eq!(shortest, ShortestPrefixes::default());
     assert_eq!(shortest.to_string(), "/24,/64");
+}
+
+#[test]
+fn nothing_that_no_service_may_take_is_a_pods_either_whatever_the_source_says() {
+    let mut world = World::web(None);
+    let protect = &mut world.config.protect;
+    protect.servers = vec!["203.0.113.6:6443".parse().unwrap()];
+    protect.given = vec!["198.51.100.9:443".parse().unwrap()];
+    for snapshot in [Some(&world.snapshot), None] {
+        for (wish, whose) in [
+            ("203.0.113.6", "an apiserver"),
+            ("203.0.113.0/24", "an apiserver"),
+            ("198.51.100.9", "the operator (--protect)"),
+            ("169.254.2.1", "YurtHub"),
+            ("fd00::2:1", "YurtHub"),
+            (&PROBE_V4.ip().to_string(), "the address of the self-test"),
+            (&PROBE_V6.ip().to_string(), "the address of the self-test"),
+        ] {
+            let (asker, victim) = self::world(wish);
+            let pods = [asker, victim];
+            let ledger = Ledger::default();
+            let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+            let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
+            assert_eq!(image.rows[&7].extra, [], "{wish}: {told}");
+            let is_refused = told.contains("refused");
+            assert!(is_refused && told.contains(whose), "{wish}: {told}");
+        }
+    }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::super::fixtures::{World, frontends, ip, only, port};
 use super::*;
 use crate::model::ServiceType;
@@ -177,22 +179,25 @@ fn the_operator_narrows_which_external_ips_are_served() {
 }
 
 #[test]
-fn others_are_told_whose_an_address_is_and_what_of_others_is_inside_a_prefix() {
+fn others_are_told_whose_an_address_is_and_all_that_can_be_named() {
     let world = written(&[], 80);
     let protected = Protected::new(&world.snapshot, &world.config, &world.view);
     assert_eq!(protected.whose(ip("192.0.2.11")), Some(Whose::ThisNode));
     assert_eq!(protected.whose(ip("203.0.113.6")), Some(Whose::Server));
     assert_eq!(protected.whose(ip("fd00::2:1")), Some(Whose::Hub));
     assert_eq!(protected.whose(ip("198.51.100.1")), None);
-    let inside = |network: &str| protected.inside(network.parse().unwrap());
-    assert_eq!(
-        inside("192.0.2.12/31"),
-        Some((ip("192.0.2.12"), Whose::Node("a2".into())))
-    );
-    assert_eq!(
-        inside("203.0.113.0/29").map(|found| found.1),
-        Some(Whose::Server)
-    );
-    assert_eq!(inside("198.51.100.0/24"), None);
-    assert!(inside("0.0.0.0/0").is_some() && inside("127.0.0.0/8").is_some());
+    let listed: BTreeMap<IpAddr, Whose> = protected.listed().collect();
+    for (address, whose) in &listed {
+        assert_eq!(protected.whose(*address).as_ref(), Some(whose));
+    }
+    for address in [
+        "192.0.2.11",
+        "192.0.2.12",
+        "203.0.113.6",
+        "169.254.2.1",
+        "fd00::2:1",
+    ] {
+        assert!(listed.contains_key(&ip(address)), "{address}");
+    }
+    assert!(listed.contains_key(&PROBE_V4.ip()) && listed.contains_key(&PROBE_V6.ip()));
 }

@@ -295,6 +295,24 @@ fn an_uplink_and_a_device_of_another_kind_lead_to_no_pod() {
     assert_eq!(near.devices_to(12), Vec::<u32>::new());
 }
 
+#[test]
+fn an_address_is_a_pods_where_the_way_to_it_ends_at_pods() {
+    let mut near = bridged();
+    near.routes.push(route("10.2.0.2/32", Some(12)));
+    near.routes.push(route("10.1.0.128/25", None));
+    near.routes.push(route("192.0.2.0/24", Some(99)));
+    for (address, is_pods) in [
+        ("10.1.0.2", true),
+        ("fd00:1::2", true),
+        ("10.2.0.2", true),
+        ("10.1.0.129", false),
+        ("192.0.2.7", false),
+        ("198.51.100.1", false),
+    ] {
+        assert_eq!(near.leads_to_pods(ip(address)), is_pods, "{address}");
+    }
+}
+
 proptest! {
     /// Whatever Pods claim, and whatever was heard of whom.
     #[test]
