@@ -627,6 +627,7 @@ fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
             promised_by: Assigner::Other,
             mac: None,
             host: None,
+            asker: None,
             uid: String::new(),
             container: format!("c{last}"),
             network: "edge".to_owned(),

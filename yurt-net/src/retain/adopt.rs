@@ -35,6 +35,7 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
         promised_by: Assigner::Other,
         mac: None,
         host: None,
+        asker: None,
         uid: String::new(),
         container: container.to_owned(),
         network: network.to_owned(),

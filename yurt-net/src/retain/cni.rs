@@ -23,7 +23,7 @@ use super::announce::mac_of;
 use super::ledger::store::{LedgerError, Lock, Place, Store};
 use super::ledger::{Assigner, Clock, Entry, Ledger, Mac, Now, Record, State};
 use super::link::{self, LinkError};
-use super::plan::{self, Draft, Refusal, Seen};
+use super::plan::{self, Attachment, Draft, Refusal, Seen};
 use super::range::RangeError;
 use super::settings::Settings as _;
 use crate::error::chain;
@@ -33,6 +33,7 @@ use crate::source::unix_seconds;
 use crate::text;
 use crate::translate;
 
+mod asker;
 mod guarding;
 #[cfg(test)]
 mod proptests;
@@ -160,7 +161,8 @@ impl CniError {
             Self::Version { .. } | Self::TooOld { .. } => 1,
             Self::Environment { .. } => 4,
             Self::Input(_) | Self::Read { .. } | Self::Netns { .. } | Self::Link(_) => 5,
-            Self::Ledger(LedgerError::Locked { .. } | LedgerError::LockLost { .. }) => 11,
+            Self::Ledger(LedgerError::Locked { .. } | LedgerError::LockLost { .. })
+            | Self::Refused(Refusal::BeingAdded { .. }) => 11,
             Self::Ledger(_) => 5,
             Self::Decode(_) => 6,
             Self::NoName
@@ -428,26 +430,30 @@ impl<'a> Request<'a> {
             .map(|valid| (valid.container.clone(), valid.interface.clone()))
             .collect();
         self.transact(alarms, |ledger, now| {
-            Ok((
-                plan::gc(ledger, &self.config.name, &valid, now),
-                Value::Null,
-            ))
+            let network = &self.config.name;
+            let records = plan::gc(ledger, network, &valid, asker::is_at_work, now);
+            Ok((records, Value::Null))
         })
     }
 
     fn del(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
-        let who = self.environment.attachment(&self.config.name)?;
+        let mut who = self.environment.attachment(&self.config.name)?;
         let assigner = match self.plugin {
             Plugin::Ipam => Assigner::Ours,
             Plugin::Chained => Assigner::Other,
         };
+        if self.plugin == Plugin::Ipam {
+            who.asker = asker::find(self.environment);
+        }
         self.transact(alarms, |ledger, now| {
-            Ok((plan::del(ledger, &who, assigner, now), Value::Null))
+            let records = plan::del(ledger, &who, assigner, asker::is_at_work, now)?;
+            Ok((records, Value::Null))
         })
     }
 
     fn add_address(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
-        let who = self.environment.attachment(&self.config.name)?;
+        let mut who = self.environment.attachment(&self.config.name)?;
+        who.asker = asker::find(self.environment);
         let sets = self.config.range_sets()?;
         let requested = self.config.requested(self.environment)?;
         let resolver = self.resolver()?;
@@ -480,9 +486,14 @@ impl<'a> Request<'a> {
     fn check_address(&self) -> Result<Value, CniError> {
         let who = self.environment.attachment(&self.config.name)?;
         let claimed = self.config.claimed(&self.environment.interface)?;
-        let store = Store::open(&self.place)?;
-        plan::check(store.ledger(), &who, &claimed.addresses)?;
+        self.check(&who, &claimed.addresses)?;
         Ok(Value::Null)
+    }
+
+    /// As it is after a reboot, too: what ran before runs no more.
+    fn check(&self, who: &Attachment, claimed: &[IpAddr]) -> Result<(), CniError> {
+        let known = Draft::new(Store::open(&self.place)?.ledger(), &clock()?);
+        Ok(plan::check(known.ledger(), who, claimed)?)
     }
 
     fn add_mac(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
@@ -565,8 +576,7 @@ impl<'a> Request<'a> {
                 claimed,
             }),
             Some(_) | None => {
-                let store = Store::open(&self.place)?;
-                plan::check(store.ledger(), &who, &claimed.addresses)?;
+                self.check(&who, &claimed.addresses)?;
                 Ok(Value::Null)
             }
         }

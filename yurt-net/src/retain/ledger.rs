@@ -156,6 +156,17 @@ impl Assigner {
     }
 }
 
+/// A main plugin, a process of this boot. Times are the kernel's ticks since then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Asker {
+    /// Its number, as whoever wrote it down sees it.
+    pub pid: u32,
+    /// When it was started: another one may have its number later.
+    pub start: u64,
+    /// When it asked.
+    pub asked: u64,
+}
+
 /// Addresses and their owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
@@ -174,6 +185,9 @@ pub struct Entry {
     /// Where the interface comes out on the node, while the entry is active and that is known. Indices are of this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostSide>,
+    /// The main plugin that asked for the addresses, where that is known. While it runs it is at work on the interface that gets them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asker: Option<Asker>,
     /// UID of the Pod, where the runtime told it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,

@@ -7,9 +7,10 @@
 //! | ADD of a name that has addresses | the same ones, as far as its range sets still have them; the last sandbox asks, and is the owner |
 //! | ADD where it gets others of a family | those that it had stay its own: promised to it, whatever it has meanwhile |
 //! | ADD of another name | free addresses in turn; then what was released, the longest ago first; then what is retained, likewise |
-//! | DEL by the owner | retained (of a container without a Pod: gone) |
+//! | DEL by the owner | retained (of a container without a Pod: released) |
+//! | DEL while the ADD is still at work on the interface | refused: to be asked again |
 //! | DEL by anybody else | nothing |
-//! | GC, a reboot | what no sandbox has any more is retained |
+//! | GC, a reboot | what no sandbox has any more, and none is just being given, is retained |
 //! | TTL after that; the Pod object is gone | released: free, but its name still gets it by preference |
 //!
 //! Records that take from one and give to another take first.
@@ -17,7 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{Assigner, Clock, Entry, HostSide, Key, Ledger, Mac, Now, Record, State};
+use super::ledger::{
+    Asker, Assigner, Clock, Entry, HostSide, Key, Ledger, Mac, Now, Record, State,
+};
 use super::range::{Assigned, RangeSet};
 
 #[cfg(test)]
@@ -28,6 +31,9 @@ mod tests;
 pub const RECREATION: u64 = 60_000;
 /// And nothing at all when it is older than this. Milliseconds.
 pub const FRESH: u64 = 60_000;
+/// A container without a Pod never comes back, and is remembered so long after its DEL for what of its ADD comes behind it. Runtimes give
+/// an ADD up after minutes. Milliseconds.
+pub const OVERTAKEN: u64 = 600_000;
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +46,8 @@ pub struct Attachment {
     pub container: String,
     /// Name of the CNI network.
     pub network: String,
+    /// The main plugin at whose request, of this ADD or DEL, where that is known.
+    pub asker: Option<Asker>,
 }
 
 impl Attachment {
@@ -59,6 +67,7 @@ impl Attachment {
             addresses,
             mac: known.and_then(|known| known.mac),
             host: None,
+            asker: self.asker,
             uid: self.uid.clone(),
             container: self.container.clone(),
             network: self.network.clone(),
@@ -191,7 +200,7 @@ pub enum Refusal {
         /// In which container.
         container: String,
     },
-    /// ADD of `yurt-cni`, for a container that DEL has come for since `yurt-ipam` gave it addresses.
+    /// CHECK, and ADD of `yurt-cni`, for a container that DEL has come for since `yurt-ipam` gave it addresses.
     #[error(
         "container {container} of {key} was deleted while it was being added, and its addresses are kept for the next one"
     )]
@@ -200,6 +209,18 @@ pub enum Refusal {
         key: Key,
         /// In which container.
         container: String,
+    },
+    /// DEL.
+    #[error(
+        "container {container} of {key} was still being added, by process {pid}, when its DEL began: it is to be deleted again"
+    )]
+    BeingAdded {
+        /// Who.
+        key: Key,
+        /// In which container.
+        container: String,
+        /// The process that does.
+        pid: u32,
     },
     /// CHECK.
     #[error("{key} has {recorded:?} in the ledger, and {claimed:?} in the previous result")]
@@ -248,6 +269,7 @@ fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
         entry: Entry {
             state,
             host: None,
+            asker: None,
             since: now.since,
             at: now.at,
             ..entry.clone()
@@ -257,8 +279,16 @@ fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
 
 /// What has been kept long enough, in milliseconds of ledger time: released, and later forgotten.
 pub fn expire(ledger: &Ledger, ttl: u64, now: Now) -> Vec<Record> {
-    let is_due = |entry: &Entry| now.at.saturating_sub(entry.at) >= ttl;
-    let due = ledger.entries().iter().filter(|(_, entry)| is_due(entry));
+    let is_due = |key: &Key, entry: &Entry| {
+        let ttl = if key.is_pod() {
+            ttl
+        } else {
+            ttl.min(OVERTAKEN)
+        };
+        now.at.saturating_sub(entry.at) >= ttl
+    };
+    let entries = ledger.entries().iter();
+    let due = entries.filter(|(key, entry)| is_due(key, entry));
     due.filter_map(|(key, entry)| match entry.state {
         State::Active => None,
         State::Retained => Some(becomes(key, entry, State::Released, now)),
@@ -462,15 +492,7 @@ pub fn observe(
     seen: Seen,
     now: Now,
 ) -> Result<Vec<Record>, Refusal> {
-    if let Some(ours) = ledger.get(&who.key)
-        && (ours.assigner, &*ours.container) == (Assigner::Ours, &*who.container)
-        && ours.state != State::Active
-    {
-        return Err(Refusal::Deleted {
-            key: who.key.clone(),
-            container: who.container.clone(),
-        });
-    }
+    is_not_deleted(ledger, who)?;
     admit(ledger, who, addresses)?;
     let entry = match ledger.get(&who.key) {
         Some(ours) if ours.assigner == Assigner::Ours && ours.state == State::Active => {
@@ -504,20 +526,62 @@ pub fn observe(
     Ok(records)
 }
 
-/// DEL, of addresses that this assigner gave.
-pub fn del(ledger: &Ledger, who: &Attachment, assigner: Assigner, now: Now) -> Vec<Record> {
-    let owned = who
-        .owned(ledger)
-        .filter(|(_, entry)| entry.assigner == assigner);
-    let left = owned.map(|(key, entry)| left(key, entry, now));
-    left.into_iter().collect()
+/// Fails for a container that DEL has come for.
+fn is_not_deleted(ledger: &Ledger, who: &Attachment) -> Result<(), Refusal> {
+    match ledger.get(&who.key) {
+        Some(ours)
+            if (ours.assigner, &*ours.container) == (Assigner::Ours, &*who.container)
+                && ours.state != State::Active =>
+        {
+            Err(Refusal::Deleted {
+                key: who.key.clone(),
+                container: who.container.clone(),
+            })
+        }
+        _ => Ok(()),
+    }
 }
 
-/// GC: only these attachments (container ID, interface) of the network are left.
+/// DEL, of addresses that this assigner gave. A runtime that has given an ADD up may call it while the main plugin is still at work, which
+/// would go on, and bring the Pod up with addresses that are free. And a DEL that began before the ADD asked for addresses may have
+/// looked for an interface that was not there yet: it is over too early, and the next one finds all.
+pub fn del(
+    ledger: &Ledger,
+    who: &Attachment,
+    assigner: Assigner,
+    is_at_work: impl Fn(Asker) -> bool,
+    now: Now,
+) -> Result<Vec<Record>, Refusal> {
+    let owned = who.owned(ledger);
+    let Some((key, entry)) = owned.filter(|(_, entry)| entry.assigner == assigner) else {
+        return Ok(Vec::new());
+    };
+    let began_before = |asker: &Asker| {
+        who.asker
+            .is_some_and(|deleter| deleter.start <= asker.asked)
+    };
+    let overlaps = |asker: &Asker| is_at_work(*asker) || began_before(asker);
+    if let Some(asker) = entry.asker.filter(overlaps) {
+        return Err(Refusal::BeingAdded {
+            key: key.clone(),
+            container: entry.container.clone(),
+            pid: asker.pid,
+        });
+    }
+    let gone = match (key.is_pod(), assigner) {
+        // What follows the main plugin in the list may still be at work.
+        (false, Assigner::Ours) => becomes(key, entry, State::Released, now),
+        _ => left(key, entry, now),
+    };
+    Ok(vec![gone])
+}
+
+/// GC: only these attachments (container ID, interface) of the network are left, and those that are just being made.
 pub fn gc(
     ledger: &Ledger,
     network: &str,
     valid: &BTreeSet<(String, String)>,
+    is_at_work: impl Fn(Asker) -> bool,
     now: Now,
 ) -> Vec<Record> {
     let entries = ledger.entries().iter();
@@ -525,6 +589,7 @@ pub fn gc(
         entry.state == State::Active
             && entry.network == network
             && !valid.contains(&(entry.container.clone(), key.interface.clone()))
+            && !entry.asker.is_some_and(&is_at_work)
     });
     gone.map(|(key, entry)| becomes(key, entry, State::Retained, now))
         .collect()
@@ -532,6 +597,7 @@ pub fn gc(
 
 /// CHECK of `yurt-ipam`: the container owns what the previous result says, other plugins' addresses aside.
 pub fn check(ledger: &Ledger, who: &Attachment, claimed: &[IpAddr]) -> Result<(), Refusal> {
+    is_not_deleted(ledger, who)?;
     let (key, entry) = who.owned(ledger).ok_or_else(|| Refusal::Unknown {
         key: who.key.clone(),
         container: who.container.clone(),

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::ledger::store::Store;
-use super::ledger::{Assigner, Clock, Entry, Key, Ledger, State};
+use super::ledger::{Asker, Assigner, Clock, Entry, Key, Ledger, State};
 use super::plan::{self, Attachment, Draft, PodList};
 use super::range::RangeSet;
 use crate::disk::Disk;
@@ -83,6 +83,8 @@ impl Disk for Part {
 enum Event {
     /// The runtime makes a sandbox for this Pod.
     Add(u8),
+    /// The main plugin of the n-th sandbox is done with it; until then it is at work.
+    Done(usize),
     /// It takes the n-th of those that it has made away: an old one, or one whose ADD failed, as well.
     Del(usize),
     /// It says which sandboxes there are.
@@ -107,6 +109,7 @@ fn event() -> impl Strategy<Value = Event> {
     let trouble = prop_oneof![Just(Trouble::Fails), Just(Trouble::Crashes)];
     prop_oneof![
         12 => (0u8..12).prop_map(Event::Add),
+        10 => (0usize..100).prop_map(Event::Done),
         8 => (0usize..100).prop_map(Event::Del),
         1 => Just(Event::Gc),
         2 => (0u64..TTL / 2).prop_map(Event::Wait),
@@ -117,6 +120,15 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (0usize..3).prop_map(Event::Ranges),
         1 => prop::collection::btree_set(0u8..12, 0..12).prop_map(Event::Pods),
     ]
+}
+
+/// The main plugin of the n-th sandbox.
+fn asker(number: usize) -> Asker {
+    Asker {
+        pid: u32::try_from(number).unwrap(),
+        start: 1,
+        asked: 1,
+    }
 }
 
 /// Eight IPv4 addresses for twelve Pods, and IPv6 for all of them.
@@ -135,6 +147,8 @@ struct Sandbox {
     who: Attachment,
     /// What its ADD has answered, while it runs.
     addresses: Vec<IpAddr>,
+    /// Its main plugin has not ended.
+    is_being_made: bool,
 }
 
 struct World {
@@ -214,6 +228,7 @@ impl World {
             uid: String::new(),
             container: format!("c{}", self.made),
             network: "edge".to_owned(),
+            asker: Some(asker(self.made)),
         };
         let sets = ranges(self.ranges);
         let mut before = Draft::new(&self.ledger, &self.clock);
@@ -235,6 +250,7 @@ impl World {
         let mut sandbox = Sandbox {
             who,
             addresses: Vec::new(),
+            is_being_made: true,
         };
         match answer {
             None => {
@@ -303,15 +319,41 @@ impl World {
         self.sandboxes.push(sandbox);
     }
 
+    /// The main plugins that have not ended.
+    fn at_work(&self) -> BTreeSet<Asker> {
+        let making = self
+            .sandboxes
+            .iter()
+            .filter(|sandbox| sandbox.is_being_made);
+        making.filter_map(|sandbox| sandbox.who.asker).collect()
+    }
+
+    fn done(&mut self, index: usize) {
+        if !self.sandboxes.is_empty() {
+            let index = index % self.sandboxes.len();
+            self.sandboxes[index].is_being_made = false;
+        }
+    }
+
     fn del(&mut self, index: usize) {
         if self.sandboxes.is_empty() {
             return;
         }
         let index = index % self.sandboxes.len();
-        let who = self.sandboxes[index].who.clone();
+        let mut who = self.sandboxes[index].who.clone();
+        who.asker = None;
+        let at_work = self.at_work();
         let (answer, _) = self.request(|draft| {
-            draft.take(plan::del(draft.ledger(), &who, Assigner::Ours, draft.now()));
+            let is_at_work = |process| at_work.contains(&process);
+            let ledger = draft.ledger();
+            let records = plan::del(ledger, &who, Assigner::Ours, is_at_work, draft.now());
+            records.map(|records| draft.take(records)).is_ok()
         });
+        if answer == Some(false) {
+            // It goes on, and the Pod with it, until the runtime comes again.
+            assert!(self.sandboxes[index].is_being_made);
+            return;
+        }
         self.sandboxes[index].addresses.clear();
         // Until it succeeds, the runtime tries again.
         if answer.is_some() {
@@ -332,14 +374,22 @@ impl World {
             .retain(|key, _| seen.get(key).is_none_or(|seen| time - seen < TTL));
         match event {
             Event::Add(pod) => self.add(pod),
+            Event::Done(index) => self.done(index),
             Event::Del(index) => self.del(index),
             Event::Gc => {
-                let valid = self.sandboxes.iter();
+                let at_work = self.at_work();
+                // A runtime may list only those that it has made.
+                let valid = self
+                    .sandboxes
+                    .iter()
+                    .filter(|sandbox| !sandbox.is_being_made);
                 let valid = valid
                     .map(|sandbox| (sandbox.who.container.clone(), "eth0".to_owned()))
                     .collect();
                 self.request(|draft| {
-                    draft.take(plan::gc(draft.ledger(), "edge", &valid, draft.now()))
+                    let is_at_work = |process| at_work.contains(&process);
+                    let ledger = draft.ledger();
+                    draft.take(plan::gc(ledger, "edge", &valid, is_at_work, draft.now()));
                 });
             }
             Event::Wait(millis) => {
@@ -431,6 +481,7 @@ impl World {
         self.disk = self.disk.after_kill();
         self.is_read_only = false;
         while !self.sandboxes.is_empty() {
+            self.done(0);
             self.del(0);
         }
         // After a reboot, the first request is what notices it.

@@ -133,6 +133,7 @@ impl Environment {
             (namespace, name)
         };
         Ok(Attachment {
+            asker: None,
             key: Key {
                 namespace: namespace.to_owned(),
                 name: name.to_owned(),

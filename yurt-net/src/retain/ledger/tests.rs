@@ -20,6 +20,7 @@ pub(crate) fn entry(address: &str, container: &str) -> Entry {
         promised_by: Assigner::Other,
         mac: None,
         host: None,
+        asker: None,
         uid: "5f0c".to_owned(),
         container: container.to_owned(),
         network: "edge".to_owned(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::retain::ledger::is_same;
 use crate::retain::ledger::tests::key;
 use crate::retain::range::RangeConfig;
 
@@ -24,7 +25,12 @@ fn who(name: &str, container: &str) -> Attachment {
         uid: "5f0c".to_owned(),
         container: container.to_owned(),
         network: "edge".to_owned(),
+        asker: None,
     }
+}
+
+fn nobody(_: Asker) -> bool {
+    false
 }
 
 fn ips(text: &[&str]) -> Vec<IpAddr> {
@@ -53,7 +59,7 @@ fn give(ledger: &mut Ledger, who: &Attachment, at_time: u64) -> Vec<String> {
 }
 
 fn leave(ledger: &mut Ledger, who: &Attachment, at_time: u64) {
-    for record in del(ledger, who, Assigner::Ours, at(at_time)) {
+    for record in del(ledger, who, Assigner::Ours, nobody, at(at_time)).unwrap() {
         ledger.apply(record);
     }
 }
@@ -247,7 +253,7 @@ fn yurt_cni_adds_the_mac_to_what_yurt_ipam_gave_and_leaves_the_end_to_it() {
         (Assigner::Ours, Some(Mac([2; 6])), 1)
     );
     // The main plugin has not taken the interface down yet.
-    assert_eq!(del(&ledger, &a, Assigner::Other, NOW), []);
+    assert_eq!(del(&ledger, &a, Assigner::Other, nobody, NOW), Ok(vec![]));
     leave(&mut ledger, &a, 3);
     assert_eq!(state(&ledger, "a"), Some(State::Retained));
     // And the MAC is known when it comes back.
@@ -262,7 +268,7 @@ fn gc_keeps_what_is_valid_and_what_is_another_networks() {
     give(&mut ledger, &who("b", "c2"), 1);
     let valid = BTreeSet::from([("c1".to_owned(), "eth0".to_owned())]);
     let names = |network, valid: &BTreeSet<_>| {
-        let records = gc(&ledger, network, valid, NOW).into_iter();
+        let records = gc(&ledger, network, valid, nobody, NOW).into_iter();
         records
             .map(|record| match record {
                 Record::Put { key, entry } if entry.state == State::Retained => key.name,
@@ -297,6 +303,15 @@ fn a_reboot_keeps_names_and_forgets_containers() {
     assert_eq!(draft.ledger().get(&nameless.key), None);
     let again = Draft::new(draft.ledger(), &clock);
     assert_eq!(again.into_records(), []);
+    // Until that is written, whoever reads it a second later reads the same.
+    let later = Clock {
+        up: 1009,
+        wall: 1,
+        ..clock
+    };
+    let later = Draft::new(&ledger, &later);
+    assert!(is_same(draft.ledger().entries(), later.ledger().entries()));
+    assert!(!is_same(draft.ledger().entries(), ledger.entries()));
 }
 
 #[test]
@@ -359,7 +374,7 @@ fn a_result_without_addresses_takes_none_from_a_name_that_has_some() {
     for who in [&old, &new] {
         assert_eq!(observe(&ledger, who, &[], seen(4), at(2)), Ok(vec![]));
     }
-    for record in del(&ledger, &old, Assigner::Other, at(3)) {
+    for record in del(&ledger, &old, Assigner::Other, nobody, at(3)).unwrap() {
         ledger.apply(record);
     }
     assert_eq!(observe(&ledger, &new, &[], seen(4), at(4)), Ok(vec![]));
@@ -381,7 +396,7 @@ fn where_an_interface_comes_out_is_known_while_its_sandbox_has_it() {
     let seen = seen(7);
     let records = observe(&ledger, &web, &addresses, seen, at(1)).unwrap();
     assert_eq!(take(&mut ledger, records), seen.host);
-    let records = del(&ledger, &web, Assigner::Other, at(2));
+    let records = del(&ledger, &web, Assigner::Other, nobody, at(2)).unwrap();
     assert_eq!(take(&mut ledger, records), None);
     // Of our own addresses, the interface is what is added.
     let (records, _) = add(&ledger, &web, &narrow(), &[], at(3)).unwrap();
@@ -408,7 +423,7 @@ fn what_a_name_had_is_promised_to_it_while_its_network_gives_it_something_else()
     // The first one counts, not the one in between.
     meet(&mut ledger, &who("a", "c3"), &["10.9.0.8", "fd09::8"], 3);
     assert_eq!(promised(&ledger), ips(&["10.9.0.2", "fd09::2"]));
-    for record in del(&ledger, &who("a", "c3"), Assigner::Other, at(4)) {
+    for record in del(&ledger, &who("a", "c3"), Assigner::Other, nobody, at(4)).unwrap() {
         ledger.apply(record);
     }
     assert_eq!(promised(&ledger), ips(&["10.9.0.2", "fd09::2"]));
@@ -465,7 +480,7 @@ fn what_was_released_is_promised_to_nobody() {
     let mut ledger = Ledger::default();
     let a = who("a", "c1");
     meet(&mut ledger, &a, &["10.9.0.2"], 1);
-    for record in del(&ledger, &a, Assigner::Other, at(2)) {
+    for record in del(&ledger, &a, Assigner::Other, nobody, at(2)).unwrap() {
         ledger.apply(record);
     }
     for record in expire(&ledger, 10, at(20)) {
@@ -495,8 +510,74 @@ fn two_pods_that_run_never_have_one_mac() {
     meet(&mut ledger, &who("a", "c1"), &["10.9.0.2"], 1);
     assert!(!has_mac(&ledger, &who("a", "c2"), Mac([2; 6])));
     assert!(has_mac(&ledger, &who("b", "c3"), Mac([2; 6])));
-    for record in del(&ledger, &who("a", "c1"), Assigner::Other, at(2)) {
+    for record in del(&ledger, &who("a", "c1"), Assigner::Other, nobody, at(2)).unwrap() {
         ledger.apply(record);
     }
     assert!(!has_mac(&ledger, &who("b", "c3"), Mac([2; 6])));
+}
+
+#[test]
+fn a_del_into_an_add_that_is_at_work_is_refused_and_a_gc_leaves_it_alone() {
+    let mut ledger = Ledger::default();
+    let asker = Asker {
+        pid: 42,
+        start: 7,
+        asked: 9,
+    };
+    let mut web = who("a", "c1");
+    web.asker = Some(asker);
+    give(&mut ledger, &web, 1);
+    let is_at_work = |process| process == asker;
+    let add = web.clone();
+    web.asker = None;
+    let refused = del(&ledger, &web, Assigner::Ours, is_at_work, at(2)).unwrap_err();
+    assert!(matches!(refused, Refusal::BeingAdded { pid, .. } if pid == asker.pid));
+    let nothing = BTreeSet::new();
+    assert_eq!(gc(&ledger, "edge", &nothing, is_at_work, at(2)), []);
+    assert_eq!(gc(&ledger, "edge", &nothing, nobody, at(2)).len(), 1);
+    // One that has begun before may have found no interface to take away.
+    for (start, is_refused) in [(8, true), (9, true), (10, false)] {
+        web.asker = Some(Asker { start, ..asker });
+        let answer = del(&ledger, &web, Assigner::Ours, nobody, at(2));
+        assert_eq!(answer.is_err(), is_refused, "{start}");
+    }
+    assert_eq!(ledger.get(&key("a")).unwrap().asker, add.asker);
+    leave(&mut ledger, &web, 3);
+    assert_eq!(state(&ledger, "a"), Some(State::Retained));
+    assert_eq!(ledger.get(&key("a")).unwrap().asker, None);
+}
+
+#[test]
+fn a_container_without_a_pod_is_remembered_for_what_of_its_add_comes_behind_its_del() {
+    let mut ledger = Ledger::default();
+    let mut nameless = who("x", "c9");
+    nameless.key = Key {
+        namespace: String::new(),
+        name: "c9".to_owned(),
+        interface: "eth0".to_owned(),
+    };
+    give(&mut ledger, &nameless, 1);
+    let addresses = ledger.get(&nameless.key).unwrap().addresses.clone();
+    leave(&mut ledger, &nameless, 2);
+    let deleted =
+        |result: Result<Vec<Record>, Refusal>| matches!(result, Err(Refusal::Deleted { .. }));
+    assert!(deleted(observe(
+        &ledger,
+        &nameless,
+        &addresses,
+        seen(2),
+        at(3)
+    )));
+    assert!(matches!(
+        check(&ledger, &nameless, &addresses),
+        Err(Refusal::Deleted { .. })
+    ));
+    // Anybody may have its addresses meanwhile, and it is forgotten before long.
+    let mut full = ledger.clone();
+    give(&mut full, &who("a", "c1"), 3);
+    give(&mut full, &who("b", "c2"), 3);
+    assert_eq!(full.entries().len(), 2);
+    assert_eq!(expire(&ledger, u64::MAX, at(2 + OVERTAKEN - 1)), []);
+    let forgotten = expire(&ledger, u64::MAX, at(2 + OVERTAKEN));
+    assert_eq!(forgotten, [Record::Remove(nameless.key)]);
 }
