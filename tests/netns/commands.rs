@@ -191,10 +191,35 @@ fn explain_says_the_same_from_the_agent_and_from_its_source() -> Result<()> {
         assert_eq!(live["verdict"], verdict, "{from} {to}: {live}");
         assert_eq!(live, offline, "{from} {to}");
     }
-    // The node sees where a Pod is that nobody has told of; manifests do not.
     let live = explain(node, &pod, "10.96.0.10:80/TCP")?;
     assert_eq!(live["service"], "default/web:tcp-80");
     assert_eq!(live["endpoints"], Value::from(vec!["10.244.1.10:8080"]));
+    Ok(())
+}
+
+/// Neither a podCIDR nor a ledger says so: the route to it leads to a bridge that Pods are at.
+#[test]
+fn explain_knows_a_pod_of_this_node_where_its_node_object_is_not_there() -> Result<()> {
+    let mut world = with_services()?;
+    let backend = world.backend(0, "other")?;
+    let open = world.manifests.service("open");
+    open.cluster_ip("10.96.0.12").port(80, 8080);
+    open.endpoints([&backend]);
+    world.write()?;
+    let node = world.node(0)?;
+    let pod = node.pod("client")?;
+    let source = format!("file:{}", node.manifests_dir().display());
+    let _agent = node.start_agent_from(&source, "nobody", &[])?;
+    node.wait_ready()?;
+    for (from, is_masqueraded) in [
+        (pod.ip4().to_string(), false),
+        (node.ip4().to_string(), false),
+        ("192.0.2.200".to_owned(), true),
+    ] {
+        let live = explain(node, &from, "10.96.0.12:80/TCP")?;
+        assert_eq!(live["verdict"], "forward", "{live}");
+        assert_eq!(live["masquerade"], is_masqueraded, "{from}: {live}");
+    }
     Ok(())
 }
 
