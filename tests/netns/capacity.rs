@@ -1,5 +1,6 @@
 //! Maps that are too small: a Service fits or it does not.
 
+use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
 use yurt_net_tests::lab::Pod;
@@ -173,6 +174,25 @@ fn a_tenant_that_fills_the_map_leaves_room_for_dns_the_apiserver_and_other_tenan
         "{table}"
     );
     ensure!(table.contains("more: `yurt-net explain`"), "{table}");
+    // It does, of one that is left out and of one that is not.
+    let left_out = refused(&world)?;
+    let name = left_out.first().context("nothing is left out")?;
+    // Its name says where it would be: `a-tenant/s1:p1000`.
+    let (service, port) = name.rsplit_once(":p").context("no port")?;
+    let lost = format!(
+        "10.96.1.{}:{port}/tcp",
+        service.trim_start_matches("a-tenant/s")
+    );
+    let from = client.ip4().to_string();
+    for (to, is_left_out) in [(&*lost, true), ("10.96.0.30:80/tcp", false)] {
+        let ask = ["explain", "--from", &from, "--to", to];
+        let told = world.node(0)?.yurt_net(&ask)?;
+        let told = String::from_utf8(told.stdout)?;
+        ensure!(
+            told.contains("yurt_fe4 is full, raise --max-frontends4") == is_left_out,
+            "{to}: {told}"
+        );
+    }
     Ok(())
 }
 

@@ -46,7 +46,6 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, error, info, warn};
 
-use crate::cli::explain::{OwnAddresses, explain};
 use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
 use crate::dataplane::bpf::{BpfDataplane, Options};
@@ -55,15 +54,13 @@ use crate::dataplane::clients::Clients;
 use crate::dataplane::sockets::{self, Event, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::error::chain;
-use crate::model::{LocalPod, Protocol, Snapshot};
+use crate::model::{LocalPod, Protocol};
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::http::{self, Question};
 use crate::observe::metrics;
 use crate::observe::process::Process;
 use crate::plan::MapImage;
-use crate::policy::{
-    ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Reasons, Suspects,
-};
+use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Suspects};
 use crate::source::checkpoint::{Due, Keeper, Saver};
 use crate::source::edition::Edition;
 use crate::source::kube::servers;
@@ -417,15 +414,7 @@ impl Agent {
             Request::Explain(_) if self.is_holding => Ok(control::error_reply(
                 "no source has answered since its start, so it cannot say why what an earlier agent left in the kernel is as it is",
             )),
-            Request::Explain(flow) => {
-                let empty = Snapshot::default();
-                let snapshot = self.sources.snapshot().unwrap_or(&empty);
-                let mut own = OwnAddresses::new(snapshot, &self.config.node);
-                own.node.extend(self.view.local_addresses.iter().flatten());
-                own.pods.extend(pod);
-                let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
-                serde_json::to_value(explain(self.memo.table(), &reasons, &own, flow))
-            }
+            Request::Explain(flow) => serde_json::to_value(self.explain(flow, pod)),
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
         if request.reply.send(reply).is_err() {

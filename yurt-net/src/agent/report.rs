@@ -1,14 +1,17 @@
 //! What the agent says of what happened: once, in the log, and in its status.
 
+use std::net::IpAddr;
+
 use tracing::{error, info, warn};
 
 use super::{Agent, give_back_memory};
+use crate::cli::explain::{Explanation, Flow, OwnAddresses, explain};
 use crate::dataplane::sockets::Outcome;
 use crate::error::chain;
-use crate::model::Rejection;
+use crate::model::{Rejection, Snapshot};
 use crate::plan::Refused;
-use crate::policy::Standing;
-use crate::status::LeftAlone;
+use crate::policy::{Reasons, Standing};
+use crate::status::{LeftAlone, RefusedService};
 use crate::text;
 
 impl Agent {
@@ -67,6 +70,35 @@ impl Agent {
         for LeftAlone { address, service } in before.iter().filter(|one| !now.contains(one)) {
             info!(%address, service, "this ClusterIP is no longer left alone");
         }
+    }
+
+    /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at this address.
+    pub(super) fn explain(&self, flow: Flow, pod: Option<IpAddr>) -> Explanation {
+        let empty = Snapshot::default();
+        let snapshot = self.sources.snapshot().unwrap_or(&empty);
+        let mut own = OwnAddresses::new(snapshot, &self.config.node);
+        own.node.extend(self.view.local_addresses.iter().flatten());
+        own.pods.extend(pod);
+        let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
+        let table = self.memo.table();
+        let mut explanation = explain(table, &reasons, &own, flow);
+        let mut keys = table.services.iter().map(|entry| &entry.key);
+        let key = keys.find(|key| key.to_string() == explanation.service);
+        if let Some(refused) = key.and_then(|key| self.image.refused(key)) {
+            let RefusedService {
+                map,
+                flag,
+                has_some,
+                ..
+            } = RefusedService::from(&refused);
+            let what = if has_some {
+                "not all of it is"
+            } else {
+                "it is not"
+            };
+            explanation.reason += &format!("; but {what} in force: {map} is full, raise {flag}");
+        }
+        explanation
     }
 
     pub(super) fn report_refused(&mut self, refused: Vec<Refused>) {

@@ -133,6 +133,11 @@ impl MapImage {
         }
     }
 
+    /// What of a service port does not fit, as the last plan has told; `None`: all of it is in.
+    pub fn refused(&self, key: &ServiceKey) -> Option<Refused> {
+        self.left_out.get(key)?.told(key)
+    }
+
     /// Maps that somebody else has written: an agent before this one, perhaps in the middle of a plan.
     pub fn observed(capacity: Capacity, observed: Observed) -> Self {
         let Observed {
