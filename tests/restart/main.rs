@@ -8,6 +8,7 @@ mod cloud;
 mod damage;
 mod disk;
 mod drift;
+mod hub;
 mod kernel;
 mod kills;
 mod own_sockets;

@@ -1,0 +1,77 @@
+//! On an edge node the apiserver that a Pod is told of is YurtHub, whose cache is believed as one.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use serde_json::Value;
+use yurt_net::source::preferred::Origin;
+use yurt_net::status::Status;
+use yurt_net_tests::apiserver::{
+    Corruption, Endpoint, FakeApiserver, FakeYurtHub, HubMode, Resource, objects,
+};
+use yurt_net_tests::lab::Lab;
+
+const NODE: &str = "edge-1";
+const SERVICES: u8 = 5;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A Service and its slice.
+fn web(id: u8) -> [Value; 2] {
+    let name = format!("s{id}");
+    let address = |net| IpAddr::from(Ipv4Addr::new(10, net, 0, id));
+    let endpoint = objects::endpoint(address(1), NODE);
+    [
+        objects::service(&name, address(96), 80),
+        objects::slice(&format!("{name}-1"), &name, 8080, [endpoint]),
+    ]
+}
+
+fn cluster() -> Result<FakeApiserver> {
+    let api = FakeApiserver::start()?;
+    api.put(objects::node(
+        NODE,
+        Some("hangzhou"),
+        Ipv4Addr::new(192, 0, 2, 1).into(),
+    ))?;
+    for id in 1..=SERVICES {
+        api.put_all(web(id))?;
+    }
+    Ok(api)
+}
+
+/// Its cache is rebuilt from files, of which none is left.
+#[test]
+fn services_stay_while_a_hub_that_is_named_as_an_apiserver_has_lost_its_cache() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let cloud = edge.netns().run(cluster)??;
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
+    let hub = edge
+        .netns()
+        .run(|| FakeYurtHub::listen(at, &cloud, HubMode::Online))??;
+    hub.cache_agent("yurt-net");
+    let source = format!("kube:{}", hub.http().url());
+    let _agent = edge.start_agent_from(&source, NODE, &[])?;
+    let count = usize::from(SERVICES);
+    edge.wait_for_status("what the hub has", |s| {
+        s.ready && s.source.provenance == Origin::Hub && s.services == count
+    })?;
+
+    hub.set_mode(HubMode::Offline);
+    hub.corrupt_cache(Resource::Services, Corruption::Empty);
+    edge.netns().run(|| hub.restart())??;
+    // An apiserver whose versions went back would be listed anew, and believed.
+    let is_watched = |http: &Endpoint| http.open_watches(Resource::Services) > 0;
+    hub.http().wait_until(PATIENCE, is_watched)?;
+    let is_good = |s: &Status| s.source.sources.iter().all(|source| source.is_good);
+    let without = edge.wait_for_status("the hub answers", is_good)?;
+    ensure!(without.services == count, "{} services", without.services);
+    ensure!(!without.source.is_fresh, "a cache is no word of the cloud");
+
+    hub.set_mode(HubMode::Online);
+    cloud.put_all(web(SERVICES + 1))?;
+    let back = edge.wait_for_status("the cloud's word", |s| s.services == count + 1)?;
+    ensure!(back.source.provenance == Origin::Hub);
+    Ok(())
+}
