@@ -115,7 +115,10 @@ fn a_directory_that_vanishes_leaves_the_last_good_state_in_force() -> Result<()>
         ensure!(status["sourceError"].is_string(), "{status}");
         Ok(())
     })?;
-    assert!(node.agent_log().contains("last good state"));
+    assert!(
+        node.agent_log()
+            .contains("what it said last stays in force")
+    );
     assert_eq!(who_answers(&client, WEB)?, names(["a"]));
     fs::rename(&aside, node.manifests_dir())?;
     world.manifests.service("web").endpoints([&b]);

@@ -154,7 +154,7 @@ fn a_del_in_the_middle_of_an_add_leaves_no_pod_with_an_address_that_is_free() {
                 assert_eq!(state, Some(json!("active")), "{pause} ms: {info} {entry:?}");
             }
             // The runtime comes again.
-            let del = node.call("DEL", &made.sandbox, &bridge);
+            let del = node.call_until_done("DEL", &made.sandbox, &bridge);
             assert!(del.is_ok, "{}", del.json);
             let links = ip(&made.netns, &["link", "show"]);
             let is_eth0 = |link: &Value| link["ifname"] == "eth0";

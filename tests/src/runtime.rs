@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
@@ -21,6 +21,7 @@ use tempfile::TempDir;
 
 /// Where Debian keeps them (`cargo xtask setup` installs them).
 const PLUGINS: &str = "/usr/lib/cni";
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a plugin has said.
 #[derive(Debug)]
@@ -144,6 +145,19 @@ impl Node {
                 }
             },
             stderr: String::from_utf8(output.stderr).expect("read UTF-8"),
+        }
+    }
+
+    /// The same, again while it is to be tried again (code 11), as runtimes do. A DEL that begins in the tick of the clock in which its
+    /// ADD asked for addresses cannot be told from one that began before.
+    pub fn call_until_done(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
+        let started = Instant::now();
+        loop {
+            let answer = self.call(verb, sandbox, config);
+            if answer.json["code"] != 11 || started.elapsed() > PATIENCE {
+                return answer;
+            }
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 
@@ -273,9 +287,8 @@ impl<'a> Network<'a> {
     pub fn del(&mut self, sandbox: &Sandbox) {
         let previous = self.results.remove(&sandbox.container);
         for plugin in self.plugins.iter().rev() {
-            let answer = self
-                .node
-                .call("DEL", sandbox, &self.config(plugin, previous.as_ref()));
+            let config = self.config(plugin, previous.as_ref());
+            let answer = self.node.call_until_done("DEL", sandbox, &config);
             assert!(answer.is_ok, "{answer:?}");
         }
     }
