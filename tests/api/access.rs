@@ -194,12 +194,18 @@ fn a_token_goes_to_nobody_whom_a_kubeconfig_leaves_unverified() -> Result<()> {
 }
 
 #[test]
-fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting() -> Result<()> {
+fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting_nor_the_next_run_of_it() -> Result<()> {
     let (api, authority, dir) = world()?;
     let hang = write(dir.path(), "hang", "")?;
-    let script = format!("while [ -e {hang} ]; do sleep 0.1; done");
+    let credential = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "a.token"}}"#;
+    // The first run never ends by itself.
+    let script = format!(
+        "if [ -e {hang} ]; then rm {hang}; while [ -d {} ]; do sleep 0.1; done; fi; echo '{credential}'",
+        dir.path().display()
+    );
+    let script = write(dir.path(), "plugin", &script)?;
     let user = format!(
-        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: sh, args: [-c, '{script}']}}"
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: sh, args: [{script}]}}"
     );
     let tls = "tls-server-name: localhost";
     let access = Access {
@@ -213,7 +219,8 @@ fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting() -> Result<()> {
     followed.until_status("why not the first", |status| {
         let error = status.source_error.as_deref().unwrap_or_default();
         error.contains("has not answered")
-    })
+    })?;
+    followed.until("the first one's", |s| services(s) == ["a"])
 }
 
 /// A kubeconfig whose files are missing cannot be used, and what it names says nothing of who is asked instead.

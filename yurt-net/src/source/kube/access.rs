@@ -6,6 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
@@ -378,6 +379,26 @@ fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
     })
 }
 
+/// The thread that waits for a plugin; 0: none does. Whoever waits no longer ends the plugin, or it would keep all others out for ever.
+#[derive(Default)]
+struct Running(Arc<AtomicI32>);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let thread = self.0.load(Ordering::Relaxed);
+        if thread == 0 {
+            return;
+        }
+        let children = std::fs::read_to_string(format!("/proc/self/task/{thread}/children"));
+        for child in children.unwrap_or_default().split_ascii_whitespace() {
+            if let Ok(child) = child.parse() {
+                // SAFETY: no pointers. The thread has not waited for it yet, so the number is still its own.
+                unsafe { libc::kill(child, libc::SIGKILL) };
+            }
+        }
+    }
+}
+
 /// Runs what may run an exec plugin, and wait for it: on a thread of its own, so that nobody waits with it.
 async fn apart<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
@@ -387,12 +408,18 @@ async fn apart<T: Send + 'static>(
         let turn = PLUGIN.acquire().await;
         let turn = turn.map_err(|error| wrong(chain(&error)))?;
         let (sender, answer) = oneshot::channel();
+        let running = Running::default();
+        let thread_id = Arc::clone(&running.0);
         // Not one of the runtime's, which would wait for it at its end.
         let thread = std::thread::Builder::new().name("exec-plugin".to_owned());
         let spawned = thread.spawn(move || {
-            // Nobody may wait any more.
-            let _gone = sender.send(run());
+            // SAFETY: a call without arguments.
+            thread_id.store(unsafe { libc::gettid() }, Ordering::Relaxed);
+            let done = run();
+            thread_id.store(0, Ordering::Relaxed);
             drop(turn);
+            // Nobody may wait any more.
+            let _gone = sender.send(done);
         });
         spawned.map_err(|error| wrong(chain(&error)))?;
         answer.await.map_err(|error| wrong(chain(&error)))
