@@ -96,6 +96,14 @@ pub(super) struct Told {
     rewinds: watch::Receiver<u64>,
 }
 
+/// What makes a request that is under way useless.
+pub(super) enum Loss {
+    /// All connections are taken for dead.
+    Connections,
+    /// Versions have gone back.
+    Versions,
+}
+
 impl Told {
     /// Waits for something that makes another attempt worthwhile; whether it is that all connections are taken for dead. Safe to
     /// cancel.
@@ -107,15 +115,14 @@ impl Told {
         }
     }
 
-    /// Waits until all connections are taken for dead. Safe to cancel.
-    pub(super) async fn death(&mut self) {
-        // The sender lives as long as the task.
-        let _gone = self.deaths.changed().await;
-    }
-
-    /// Waits until versions have gone back. Safe to cancel.
-    pub(super) async fn rewind(&mut self) {
-        let _gone = self.rewinds.changed().await;
+    /// Waits until all connections are taken for dead or, for who goes on from a version, versions have gone back. Safe to cancel.
+    pub(super) async fn loss(&mut self, goes_on: bool) -> Loss {
+        // The senders live as long as the task.
+        tokio::select! {
+            biased;
+            _gone = self.deaths.changed() => Loss::Connections,
+            _gone = self.rewinds.changed(), if goes_on => Loss::Versions,
+        }
     }
 
     /// There is a new connection: what was told before says nothing of it.

@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::Resource;
 use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
-use super::connection::{Connection, Told};
+use super::connection::{Connection, Loss, Told};
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
 use super::wire::{self, DialError, SendError, Wire};
@@ -246,15 +246,17 @@ impl Task {
 
     /// One request and its whole answer, unless all connections are taken for dead meanwhile, or what is watched from is lost.
     async fn attempt(&mut self, request: &Request) -> Result<(), RequestError> {
-        let (mut deaths, mut rewinds) = (self.told.clone(), self.told.clone());
+        let mut told = self.told.clone();
         let asking: BoxFuture<'_, _> = match request {
             Request::List { is_latest } => self.list(*is_latest).boxed(),
             Request::Watch { version, limit } => self.watch(version, *limit).boxed(),
         };
         let result = tokio::select! {
             result = asking => result,
-            () = deaths.death() => Err(RequestError::Dead),
-            () = rewinds.rewind(), if !request.is_list() => Err(RequestError::Rewound),
+            loss = told.loss(!request.is_list()) => Err(match loss {
+                Loss::Connections => RequestError::Dead,
+                Loss::Versions => RequestError::Rewound,
+            }),
         };
         match result {
             Err(RequestError::Dead) => self.told.has_died(),
