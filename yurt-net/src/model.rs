@@ -452,6 +452,31 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Node,
+        Self::NodePool,
+        Self::NodeBucket,
+        Self::PoolService,
+        Self::ServiceCidr,
+        Self::Pod,
+    ];
+
+    /// That which the API spells so; `None`: no snapshot holds any.
+    pub fn of(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+
+    /// Its objects belong to namespaces.
+    pub fn is_namespaced(self) -> bool {
+        matches!(
+            self,
+            Self::Service | Self::EndpointSlice | Self::PoolService | Self::Pod
+        )
+    }
+
     /// As the API spells it.
     pub fn name(self) -> &'static str {
         match self {

@@ -197,11 +197,6 @@ impl Names {
     }
 }
 
-/// Whether some rule reads objects of this kind.
-pub fn is_read(kind: &str) -> bool {
-    kinds::is_read(kind)
-}
-
 /// Decodes the text of one file; `path` is what Rejections call it.
 pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Decoded {
     Reading::new(path, names, false).read(text, format)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::decode::{Object, ObjectId};
-use crate::model::{NamespacedName, Snapshot};
+use crate::model::{Kind, NamespacedName, Snapshot};
 
 /// Puts an object into the snapshot; true when that changed it. An equal object leaves the old one, so that all that
 /// was compiled from it stays valid.
@@ -34,49 +34,50 @@ pub fn put(snapshot: &mut Snapshot, object: &Object) -> bool {
 /// Removes an object; true when it was there.
 pub(super) fn remove(snapshot: &mut Snapshot, id: ObjectId<'_>) -> bool {
     let named = || NamespacedName::new(id.namespace, id.name);
-    match id.kind {
-        "Service" => snapshot.services.remove(&named()).is_some(),
-        "EndpointSlice" => snapshot.slices.remove(&named()).is_some(),
-        "Node" => snapshot.nodes.remove(id.name).is_some(),
-        "NodePool" => snapshot.pools.remove(id.name).is_some(),
-        "NodeBucket" => snapshot.buckets.remove(id.name).is_some(),
-        "PoolService" => snapshot.pool_services.remove(&named()).is_some(),
-        "ServiceCIDR" => snapshot.service_cidrs.remove(id.name).is_some(),
-        "Pod" => snapshot.pods.remove(&named()).is_some(),
-        _ => false,
+    let Some(kind) = Kind::of(id.kind) else {
+        return false;
+    };
+    match kind {
+        Kind::Service => snapshot.services.remove(&named()).is_some(),
+        Kind::EndpointSlice => snapshot.slices.remove(&named()).is_some(),
+        Kind::Node => snapshot.nodes.remove(id.name).is_some(),
+        Kind::NodePool => snapshot.pools.remove(id.name).is_some(),
+        Kind::NodeBucket => snapshot.buckets.remove(id.name).is_some(),
+        Kind::PoolService => snapshot.pool_services.remove(&named()).is_some(),
+        Kind::ServiceCidr => snapshot.service_cidrs.remove(id.name).is_some(),
+        Kind::Pod => snapshot.pods.remove(&named()).is_some(),
     }
 }
 
 /// The object of this name.
 pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
     let named = || NamespacedName::new(id.namespace, id.name);
-    match id.kind {
-        "Service" => snapshot
+    match Kind::of(id.kind)? {
+        Kind::Service => snapshot
             .services
             .get(&named())
             .cloned()
             .map(Object::Service),
-        "EndpointSlice" => {
+        Kind::EndpointSlice => {
             let slice = snapshot.slices.get(&named()).cloned();
             slice.map(Object::EndpointSlice)
         }
-        "Node" => snapshot.nodes.get(id.name).cloned().map(Object::Node),
-        "NodePool" => snapshot.pools.get(id.name).cloned().map(Object::NodePool),
-        "NodeBucket" => snapshot
+        Kind::Node => snapshot.nodes.get(id.name).cloned().map(Object::Node),
+        Kind::NodePool => snapshot.pools.get(id.name).cloned().map(Object::NodePool),
+        Kind::NodeBucket => snapshot
             .buckets
             .get(id.name)
             .cloned()
             .map(Object::NodeBucket),
-        "PoolService" => {
+        Kind::PoolService => {
             let pool_service = snapshot.pool_services.get(&named()).cloned();
             pool_service.map(Object::PoolService)
         }
-        "ServiceCIDR" => {
+        Kind::ServiceCidr => {
             let cidr = snapshot.service_cidrs.get(id.name).cloned();
             cidr.map(Object::ServiceCidr)
         }
-        "Pod" => snapshot.pods.get(&named()).cloned().map(Object::Pod),
-        _ => None,
+        Kind::Pod => snapshot.pods.get(&named()).cloned().map(Object::Pod),
     }
 }
 
@@ -111,17 +112,16 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
 }
 
 /// The objects of one kind that the snapshot holds.
-pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
+pub(super) fn count(snapshot: &Snapshot, kind: Kind) -> usize {
     match kind {
-        "Service" => snapshot.services.len(),
-        "EndpointSlice" => snapshot.slices.len(),
-        "Node" => snapshot.nodes.len(),
-        "NodePool" => snapshot.pools.len(),
-        "NodeBucket" => snapshot.buckets.len(),
-        "PoolService" => snapshot.pool_services.len(),
-        "ServiceCIDR" => snapshot.service_cidrs.len(),
-        "Pod" => snapshot.pods.len(),
-        _ => 0,
+        Kind::Service => snapshot.services.len(),
+        Kind::EndpointSlice => snapshot.slices.len(),
+        Kind::Node => snapshot.nodes.len(),
+        Kind::NodePool => snapshot.pools.len(),
+        Kind::NodeBucket => snapshot.buckets.len(),
+        Kind::PoolService => snapshot.pool_services.len(),
+        Kind::ServiceCidr => snapshot.service_cidrs.len(),
+        Kind::Pod => snapshot.pods.len(),
     }
 }
 
@@ -129,7 +129,7 @@ pub(super) fn count(snapshot: &Snapshot, kind: &str) -> usize {
 /// say what the snapshot's say are the snapshot's.
 pub(super) fn replace(
     snapshot: &mut Snapshot,
-    kind: &str,
+    kind: Kind,
     objects: BTreeMap<NamespacedName, Object>,
 ) -> bool {
     /// A map that is made at once has no gaps in it, as one has that grows.
@@ -158,25 +158,24 @@ pub(super) fn replace(
     let whole = |name: NamespacedName| name;
     let alone = |name: NamespacedName| name.name;
     match kind {
-        "Service" => replace(&mut snapshot.services, objects, whole, of_kind!(Service)),
-        "EndpointSlice" => replace(
+        Kind::Service => replace(&mut snapshot.services, objects, whole, of_kind!(Service)),
+        Kind::EndpointSlice => replace(
             &mut snapshot.slices,
             objects,
             whole,
             of_kind!(EndpointSlice),
         ),
-        "Node" => replace(&mut snapshot.nodes, objects, alone, of_kind!(Node)),
-        "NodePool" => replace(&mut snapshot.pools, objects, alone, of_kind!(NodePool)),
-        "NodeBucket" => replace(&mut snapshot.buckets, objects, alone, of_kind!(NodeBucket)),
-        "PoolService" => {
+        Kind::Node => replace(&mut snapshot.nodes, objects, alone, of_kind!(Node)),
+        Kind::NodePool => replace(&mut snapshot.pools, objects, alone, of_kind!(NodePool)),
+        Kind::NodeBucket => replace(&mut snapshot.buckets, objects, alone, of_kind!(NodeBucket)),
+        Kind::PoolService => {
             let pool_services = &mut snapshot.pool_services;
             replace(pool_services, objects, whole, of_kind!(PoolService))
         }
-        "ServiceCIDR" => {
+        Kind::ServiceCidr => {
             let cidrs = &mut snapshot.service_cidrs;
             replace(cidrs, objects, alone, of_kind!(ServiceCidr))
         }
-        "Pod" => replace(&mut snapshot.pods, objects, whole, of_kind!(Pod)),
-        _ => false,
+        Kind::Pod => replace(&mut snapshot.pods, objects, whole, of_kind!(Pod)),
     }
 }

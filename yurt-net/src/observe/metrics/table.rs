@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Kind::{Counter, Gauge, Histogram};
 use super::{Metric, metric, micros, millis};
+use crate::model::Kind;
 use crate::retain::ledger::State;
-use crate::source::decode::is_read;
 use crate::source::preferred::Origin;
 use crate::status::health::FAULTS;
 use crate::status::{Retention, SelfTest};
@@ -317,7 +317,7 @@ pub(super) const METRICS: &[Metric] = &[
             let mut kinds = BTreeMap::new();
             for (kind, count) in &status.rejected_by_kind {
                 *kinds
-                    .entry(if is_read(kind) { kind } else { "" })
+                    .entry(Kind::of(kind).map_or("", Kind::name))
                     .or_insert(0) += count;
             }
             for (kind, count) in kinds {

@@ -13,7 +13,7 @@ use super::value::{Value, Wrong, at, boolean, each, each_up_to, entries, text};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, MAX_PORTS,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, MAX_PORTS,
     NamespacedName, Node, NodeBucket, NodePool, Protocol, ServiceCidr,
 };
 
@@ -164,51 +164,16 @@ impl Refusal {
     }
 }
 
-/// A kind that is read.
-#[derive(Clone, Copy)]
-enum Known {
-    Service,
-    EndpointSlice,
-    Node,
-    NodePool,
-    NodeBucket,
-    PoolService,
-    ServiceCidr,
-    Pod,
-}
-
-impl Known {
-    /// The kind, and the API versions it is read in.
-    fn of(kind: &str) -> Option<(Self, &'static [&'static str])> {
-        Some(match kind {
-            "Service" => (Self::Service, &["v1"]),
-            "EndpointSlice" => (Self::EndpointSlice, &["discovery.k8s.io/v1"]),
-            "Node" => (Self::Node, &["v1"]),
-            "NodePool" => (
-                Self::NodePool,
-                &["apps.openyurt.io/v1beta1", "apps.openyurt.io/v1beta2"],
-            ),
-            "NodeBucket" => (Self::NodeBucket, &["apps.openyurt.io/v1alpha1"]),
-            "PoolService" => (Self::PoolService, &["network.openyurt.io/v1alpha1"]),
-            "ServiceCIDR" => (
-                Self::ServiceCidr,
-                &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
-            ),
-            "Pod" => (Self::Pod, &["v1"]),
-            _ => return None,
-        })
+/// The API versions that objects of a kind are read in.
+fn versions(kind: Kind) -> &'static [&'static str] {
+    match kind {
+        Kind::Service | Kind::Node | Kind::Pod => &["v1"],
+        Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+        Kind::NodePool => &["apps.openyurt.io/v1beta1", "apps.openyurt.io/v1beta2"],
+        Kind::NodeBucket => &["apps.openyurt.io/v1alpha1"],
+        Kind::PoolService => &["network.openyurt.io/v1alpha1"],
+        Kind::ServiceCidr => &["networking.k8s.io/v1", "networking.k8s.io/v1beta1"],
     }
-
-    fn is_namespaced(self) -> bool {
-        matches!(
-            self,
-            Self::Service | Self::EndpointSlice | Self::PoolService | Self::Pod
-        )
-    }
-}
-
-pub(super) fn is_read(kind: &str) -> bool {
-    Known::of(kind).is_some()
 }
 
 /// Decodes one object; `None` when nothing reads it.
@@ -230,10 +195,11 @@ fn decode(
         required(kind, "the kind of the object")
     })?;
     kind.clone_into(&mut identity.kind);
-    let Some((known, versions)) = Known::of(kind) else {
+    let Some(kind) = Kind::of(kind) else {
         tracing::debug!(kind, "no rule reads this kind: object ignored");
         return Ok(None);
     };
+    let versions = versions(kind);
     let metadata = |key: &str| at(value, "metadata", |metadata| at(metadata, key, text));
     let version = at(value, "apiVersion", text);
     let group = |version: &str| {
@@ -247,13 +213,13 @@ fn decode(
         && group(version) != group(versions[0])
     {
         tracing::debug!(
-            kind,
+            kind = kind.name(),
             version,
             "a kind of another group that is called the same: object ignored"
         );
         return Ok(None);
     }
-    if known.is_namespaced() {
+    if kind.is_namespaced() {
         // First the name, then the namespace: an object is known by both or by neither.
         let name = metadata("name").ok().flatten().unwrap_or_default();
         let namespace = metadata("namespace")?.filter(|namespace| !namespace.is_empty());
@@ -287,16 +253,16 @@ fn decode(
     let full_name = |names: &mut Names| {
         NamespacedName::new(names.intern(&identity.namespace), identity.name.as_str())
     };
-    Ok(match known {
-        Known::Service => {
+    Ok(match kind {
+        Kind::Service => {
             let service = service(value, full_name(names), names)?;
             Some(Object::Service(service.into()))
         }
-        Known::EndpointSlice => {
+        Kind::EndpointSlice => {
             slice(value, full_name(names), names)?.map(|slice| Object::EndpointSlice(slice.into()))
         }
-        Known::Node => Some(Object::Node(node(value, name())?.into())),
-        Known::NodePool => Some(Object::NodePool(
+        Kind::Node => Some(Object::Node(node(value, name())?.into())),
+        Kind::NodePool => Some(Object::NodePool(
             NodePool {
                 name: name(),
                 nodes: at(value, "status", |status| {
@@ -309,7 +275,7 @@ fn decode(
             }
             .into(),
         )),
-        Known::NodeBucket => Some(Object::NodeBucket(
+        Kind::NodeBucket => Some(Object::NodeBucket(
             NodeBucket {
                 name: name(),
                 pool: label(value, POOL_NAME, |pool| {
@@ -326,11 +292,11 @@ fn decode(
             }
             .into(),
         )),
-        Known::PoolService => {
+        Kind::PoolService => {
             let pool_service = pool_service(value, full_name(names), names)?;
             Some(Object::PoolService(pool_service.into()))
         }
-        Known::ServiceCidr => Some(Object::ServiceCidr(
+        Kind::ServiceCidr => Some(Object::ServiceCidr(
             ServiceCidr {
                 name: name(),
                 cidrs: at(value, "spec", |spec| {
@@ -339,7 +305,7 @@ fn decode(
             }
             .into(),
         )),
-        Known::Pod => Some(Object::Pod(pod(value, full_name(names), names)?.into())),
+        Kind::Pod => Some(Object::Pod(pod(value, full_name(names), names)?.into())),
     })
 }
 

@@ -7,6 +7,8 @@
 
 use std::fmt::{self, Write as _};
 
+use crate::model::Kind;
+
 /// A resource that is followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Resource {
@@ -56,16 +58,16 @@ impl Resource {
     }
 
     /// The kind of its objects: the items of a list do not say it.
-    pub(super) const fn kind(self) -> &'static str {
+    pub(super) const fn kind(self) -> Kind {
         match self {
-            Self::Services => "Service",
-            Self::EndpointSlices => "EndpointSlice",
-            Self::Nodes => "Node",
-            Self::ServiceCidrs => "ServiceCIDR",
-            Self::NodePools => "NodePool",
-            Self::NodeBuckets => "NodeBucket",
-            Self::PoolServices => "PoolService",
-            Self::Pods => "Pod",
+            Self::Services => Kind::Service,
+            Self::EndpointSlices => Kind::EndpointSlice,
+            Self::Nodes => Kind::Node,
+            Self::ServiceCidrs => Kind::ServiceCidr,
+            Self::NodePools => Kind::NodePool,
+            Self::NodeBuckets => Kind::NodeBucket,
+            Self::PoolServices => Kind::PoolService,
+            Self::Pods => Kind::Pod,
         }
     }
 

@@ -219,7 +219,7 @@ impl ClusterState {
 
     /// The next item of the list that is arriving.
     pub(super) fn item(&mut self, resource: Resource, api_version: &str, json: &[u8]) {
-        let decoded = decode::item(json, resource.kind(), api_version, &mut self.names);
+        let decoded = decode::item(json, resource.kind().name(), api_version, &mut self.names);
         let list = &mut self.known.entry(resource).or_default().arriving;
         match decoded {
             Ok(None) => {}
@@ -238,7 +238,7 @@ impl ClusterState {
             Err(rejection) => {
                 let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
                 let id = ObjectId {
-                    kind: resource.kind(),
+                    kind: resource.kind().name(),
                     namespace: &rejection.namespace,
                     name: &rejection.name,
                 };
@@ -371,7 +371,7 @@ impl ClusterState {
         // An event shows that the cache is alive.
         let mut has_changed = self.use_held(resource);
         self.bookmark(resource, version);
-        match decode::item(json, resource.kind(), api_version, &mut self.names) {
+        match decode::item(json, resource.kind().name(), api_version, &mut self.names) {
             Ok(Some(mut object)) => {
                 let name = object.name();
                 let reason = self.make_room(&mut object);
@@ -386,7 +386,7 @@ impl ClusterState {
             Ok(None) => has_changed | self.remove(resource, json),
             Err(rejection) => {
                 let id = ObjectId {
-                    kind: resource.kind(),
+                    kind: resource.kind().name(),
                     namespace: &rejection.namespace,
                     name: &rejection.name,
                 };
@@ -430,7 +430,7 @@ impl ClusterState {
             return false;
         };
         let id = ObjectId {
-            kind: resource.kind(),
+            kind: resource.kind().name(),
             namespace: &metadata.namespace,
             name: &metadata.name,
         };
