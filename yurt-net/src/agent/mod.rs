@@ -386,7 +386,8 @@ impl Agent {
     /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be taken for
     /// newer than they are.
     fn take_saved(&mut self, asked: Edition, on_disk: Edition) {
-        if asked == self.edition && asked != on_disk && !self.has_news {
+        let has_news = self.has_news || self.sources.has_untold();
+        if asked == self.edition && asked != on_disk && !has_news {
             self.edition = on_disk;
             if let Err(error) = self.dataplane.set_edition(on_disk) {
                 debug!(

@@ -95,9 +95,15 @@ impl Agent {
     pub(super) fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
         self.config.is_source_hub = self.sources.is_hub();
+        let has_untold = self.sources.has_untold();
         let Some((snapshot, touched)) = self.sources.take_up() else {
             return Ok(());
         };
+        // Whatever fails below: what is taken up now is not taken up again. Findings about objects are no part of an edition.
+        let has_news = std::mem::take(&mut self.has_news) || has_untold;
+        if has_news && !touched.is_nothing() {
+            self.edition = self.edition.next();
+        }
         let compiled = compile(
             snapshot,
             &touched,
@@ -112,10 +118,6 @@ impl Agent {
         if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
             self.want_clients();
-        }
-        // Findings about objects are no part of an edition.
-        if std::mem::take(&mut self.has_news) && !touched.is_nothing() {
-            self.edition = self.edition.next();
         }
         self.dataplane.set_edition(self.edition)?;
         let (writes, refused) = self.write_table()?;

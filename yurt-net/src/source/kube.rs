@@ -51,6 +51,8 @@ const QUEUE: usize = 32;
 /// Events taken up in one go, and bytes of objects: what others wait for.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 256 << 10;
+/// A change waits no longer than this for others that follow it: each time it is told, all that it touches is compiled.
+const GATHER_FOR: Duration = Duration::from_millis(20);
 /// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a probe.
 pub const FRESH_FOR: Duration = Duration::from_secs(10);
 /// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An apiserver sends
@@ -132,8 +134,10 @@ pub struct KubeSource {
     last_contact: Option<Instant>,
     /// The cloud itself was heard: see [`Self::is_fresh`].
     last_word: Option<Instant>,
-    /// What [`Self::changed`] has told of [`Self::is_fresh`].
+    /// What [`Self::changed`] has told, or has yet to tell, of [`Self::is_fresh`].
     was_fresh: bool,
+    /// Since when [`Self::changed`] has something to tell.
+    untold_since: Option<Instant>,
     pods: PodsList,
 }
 
@@ -177,6 +181,7 @@ impl KubeSource {
             last_contact: None,
             last_word: None,
             was_fresh: false,
+            untold_since: None,
             pods: PodsList::default(),
         }
     }
@@ -254,8 +259,7 @@ impl KubeSource {
 
     /// What a table needs is being followed at present.
     pub fn answers(&self) -> bool {
-        let mut failures = self.state.failures();
-        self.is_asked() && failures.all(|(resource, _)| !resource.is_required())
+        self.is_asked() && self.why_lost().is_none()
     }
 
     /// Its tasks run.
@@ -280,8 +284,18 @@ impl KubeSource {
 
     /// What fails at present, on one line.
     pub fn error(&self) -> Option<String> {
+        self.failures_of(|_| true)
+    }
+
+    /// Why it does not answer, on one line; `None` while it does, whatever may fail besides.
+    pub fn why_lost(&self) -> Option<String> {
+        self.failures_of(Resource::is_required)
+    }
+
+    fn failures_of(&self, is_meant: impl Fn(Resource) -> bool) -> Option<String> {
         let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (resource, why) in self.state.failures() {
+        let failures = self.state.failures();
+        for (resource, why) in failures.filter(|(resource, _)| is_meant(*resource)) {
             by_reason.entry(why).or_default().push(resource.name());
         }
         let reasons = by_reason.iter();
@@ -308,34 +322,58 @@ impl KubeSource {
             .collect()
     }
 
-    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh. Safe to cancel. Must be called inside a tokio
+    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is right behind
+    /// it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must be called inside a tokio
     /// runtime.
     pub async fn changed(&mut self) {
         self.ask();
         loop {
-            let was = (self.is_synced && self.answers(), self.was_fresh);
-            let deadline = self.deadline();
-            let mut next = tokio::select! {
-                update = self.updates.recv() => update,
-                () = sleep_until(deadline) => None,
+            let next = match self.untold_since {
+                Some(since) => {
+                    let is_over = since.elapsed() >= GATHER_FOR;
+                    let next = (!is_over).then(|| self.updates.try_recv().ok()).flatten();
+                    if next.is_none() {
+                        self.untold_since = None;
+                        return;
+                    }
+                    next
+                }
+                None => {
+                    let deadline = self.deadline();
+                    tokio::select! {
+                        update = self.updates.recv() => update,
+                        () = sleep_until(deadline) => None,
+                    }
+                }
             };
-            self.follow_server();
-            let mut has_changed = self.state.release(self.started.elapsed());
-            let (mut taken, mut bytes) = (0, 0);
-            while let Some(update) = next {
-                (taken, bytes) = (taken + 1, bytes + update.news.bytes());
-                has_changed |= self.take(update);
-                let is_enough = taken >= BATCH || bytes >= BATCH_BYTES;
-                next = (!is_enough).then(|| self.updates.try_recv().ok()).flatten();
-            }
-            self.follow_pool();
-            self.is_synced = self.is_synced || self.is_complete();
-            self.was_fresh = self.is_fresh();
-            if has_changed || was != (self.is_synced && self.answers(), self.was_fresh) {
-                return;
-            }
-            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn. Nothing is lost here: all of it is in `self`.
+            self.take_batch(next);
+            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn; so have the tasks that bring what follows.
             yield_now().await;
+        }
+    }
+
+    /// The snapshot has changed, or what else [`Self::changed`] waits for, and it has not told so yet.
+    pub fn has_untold(&self) -> bool {
+        self.untold_since.is_some()
+    }
+
+    /// Takes up this update and some of those that wait behind it, and what is due.
+    fn take_batch(&mut self, mut next: Option<Update>) {
+        let was = (self.is_synced && self.answers(), self.was_fresh);
+        self.follow_server();
+        let mut has_changed = self.state.release(self.started.elapsed());
+        let (mut taken, mut bytes) = (0, 0);
+        while let Some(update) = next {
+            (taken, bytes) = (taken + 1, bytes + update.news.bytes());
+            has_changed |= self.take(update);
+            let is_enough = taken >= BATCH || bytes >= BATCH_BYTES;
+            next = (!is_enough).then(|| self.updates.try_recv().ok()).flatten();
+        }
+        self.follow_pool();
+        self.is_synced = self.is_synced || self.is_complete();
+        self.was_fresh = self.is_fresh();
+        if has_changed || was != (self.is_synced && self.answers(), self.was_fresh) {
+            self.untold_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -578,3 +616,6 @@ impl KubeSource {
         }
     }
 }
+
+#[cfg(test)]
+pub(in crate::source) mod tests;

@@ -53,8 +53,8 @@ enum Presence {
 }
 
 impl Presence {
-    /// Takes note of how the source is now. One line when it is lost, or not there at first, one when it is back: links go
-    /// and come all day.
+    /// Takes note of how the source is now; `error` is what keeps it from being good. One line when it is lost, or not there at first,
+    /// one when it is back: links go and come all day.
     fn note(&mut self, spec: &SourceSpec, is_good: bool, error: Option<String>) {
         match (*self, is_good) {
             (Self::Here, false) => {
@@ -210,6 +210,11 @@ impl Sources {
             false => touched,
         };
         Some((self.snapshot()?, touched))
+    }
+
+    /// The snapshot in force has changed, and [`Self::changed`] has yet to tell.
+    pub fn has_untold(&self) -> bool {
+        matches!(self.in_charge(), Some((_, Source::Kube(source))) if source.has_untold())
     }
 
     /// What the snapshot in force is.
@@ -416,7 +421,7 @@ impl Sources {
             for (index, ((spec, source), presence)) in all.enumerate() {
                 if let Some(source) = source {
                     let is_good = source.is_good();
-                    presence.note(spec, is_good, source.error());
+                    presence.note(spec, is_good, source.why_lost());
                     self.charge.report(index, is_good, now);
                 }
             }
@@ -519,6 +524,14 @@ impl Source {
         match self {
             Self::File(file) => file.error.clone(),
             Self::Kube(source) => source.error(),
+        }
+    }
+
+    /// What keeps it from being good; what it can do without does not.
+    fn why_lost(&self) -> Option<String> {
+        match self {
+            Self::File(file) => file.error.clone(),
+            Self::Kube(source) => source.why_lost(),
         }
     }
 

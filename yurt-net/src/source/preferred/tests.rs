@@ -10,7 +10,7 @@ use tokio::time::{advance, sleep};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
-use crate::source::kube::Access;
+use crate::source::kube::{Access, Resource};
 use crate::status::health::Facts;
 
 const MANIFEST: &str =
@@ -268,4 +268,51 @@ async fn one_line_is_written_when_a_source_is_lost_and_one_with_how_long_it_was_
         "{last}"
     );
     assert!(away_seconds >= 123, "{last}");
+}
+
+/// What the log says while a source that has just been asked hears of every failure of one resource, and then of an answer.
+fn told_of(resource: Resource) -> Vec<String> {
+    let lines = Lines::default();
+    let log = tracing_subscriber::fmt()
+        .with_writer(lines.clone())
+        .with_ansi(false);
+    let _log = tracing::subscriber::set_default(log.finish());
+    let spec = "kube:http://192.0.2.1".parse().unwrap();
+    let mut sources = Sources::start(&[spec], scope(), None).unwrap();
+    let hear = |sources: &mut Sources, tell: &dyn Fn(&mut KubeSource)| {
+        if let Some(Source::Kube(source)) = &mut sources.active[0] {
+            tell(source);
+        }
+        sources.decide();
+    };
+    hear(&mut sources, &|source| {
+        source.pretend_to_ask();
+        source.hear_failure(resource, "403 Forbidden");
+    });
+    for other in Resource::ALL {
+        hear(&mut sources, &|source| source.hear_empty_list(other));
+    }
+    hear(&mut sources, &|source| {
+        source.hear_failure(resource, "403 Forbidden")
+    });
+    hear(&mut sources, &|source| source.hear_empty_list(resource));
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let presence = ["no answer yet", "lost", "back"];
+    text.lines()
+        .filter_map(|line| presence.into_iter().find(|word| line.contains(word)))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_table_can_do_without_never_makes_a_source_lost() {
+    for resource in Resource::ALL {
+        let expected: &[&str] = match resource {
+            Resource::Services | Resource::EndpointSlices => {
+                &["no answer yet", "back", "lost", "back"]
+            }
+            _ => &[],
+        };
+        assert_eq!(told_of(resource), expected, "{resource}");
+    }
 }

@@ -1,0 +1,165 @@
+//! What a source makes of what its tasks tell it. Nobody is dialled.
+
+use futures_util::FutureExt as _;
+use serde_json::json;
+use tokio::sync::oneshot;
+
+use super::*;
+
+/// Of a burst.
+const SLICES: usize = 60;
+/// So that a batch is two of them.
+const ENDPOINTS: usize = 1_000;
+
+fn nothing() -> Access {
+    Access {
+        ca_file: None,
+        service_account: "/nowhere".into(),
+        in_cluster: None,
+        kubeconfig: Some("/nowhere".into()),
+    }
+}
+
+fn source() -> KubeSource {
+    let scope = Scope {
+        node: "edge-a1".to_owned(),
+        pool: None,
+        pool_label: String::new(),
+        with_pods: false,
+        access: nothing(),
+    };
+    let mut source = KubeSource::new(Api::Inferred, scope, Snapshot::default(), &BTreeMap::new());
+    source.pretend_to_ask();
+    source
+}
+
+impl KubeSource {
+    /// From now on it hears what tests tell.
+    pub(in crate::source) fn pretend_to_ask(&mut self) {
+        for resource in Resource::ALL {
+            self.tasks.insert(resource, (0, JoinSet::new()));
+        }
+    }
+
+    /// A request for it has failed.
+    pub(in crate::source) fn hear_failure(&mut self, resource: Resource, why: &str) {
+        self.hear(
+            resource,
+            News::Failed {
+                why: why.to_owned(),
+                is_list: true,
+                is_absent: false,
+            },
+        );
+    }
+
+    /// A list of it had nothing in it.
+    pub(in crate::source) fn hear_empty_list(&mut self, resource: Resource) {
+        let version = "1".to_owned();
+        let (is_held, _answer) = oneshot::channel();
+        self.hear(resource, News::Listed { version, is_held });
+    }
+
+    fn hear(&mut self, resource: Resource, news: News) {
+        self.take_batch(Some(update(resource, news)));
+    }
+}
+
+fn update(resource: Resource, news: News) -> Update {
+    let room = Arc::new(Semaphore::new(1));
+    Update {
+        resource,
+        generation: 0,
+        news,
+        room: room.try_acquire_owned().unwrap(),
+    }
+}
+
+/// A source that has told all that there is, and large changes on their way to it as a task brings them.
+async fn in_a_burst() -> KubeSource {
+    let mut source = source();
+    for resource in Resource::ALL {
+        source.hear_empty_list(resource);
+    }
+    source.changed().await;
+    assert!(source.is_synced() && source.snapshot().slices.is_empty());
+    let sender = source.sender.clone();
+    tokio::spawn(async move {
+        for index in 0..SLICES {
+            let sent = sender.send(update(Resource::EndpointSlices, put(index)));
+            sent.await.unwrap();
+        }
+    });
+    source
+}
+
+fn put(index: usize) -> News {
+    let endpoint =
+        |last: usize| json!({"addresses": [format!("10.{}.{}.1", last / 250, last % 250)]});
+    let endpoints: Vec<_> = (0..ENDPOINTS).map(endpoint).collect();
+    let slice = json!({
+        "metadata": {
+            "namespace": "default",
+            "name": format!("web-{index}"),
+            "labels": {"kubernetes.io/service-name": format!("web-{index}")},
+            "annotations": {"filler": "x".repeat(BATCH_BYTES / 2)},
+        },
+        "addressType": "IPv4",
+        "ports": [{"name": "", "protocol": "TCP", "port": 8080}],
+        "endpoints": endpoints,
+    });
+    News::Put {
+        api_version: "discovery.k8s.io/v1",
+        object: slice.to_string().into(),
+        version: index.to_string(),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_burst_of_large_changes_is_told_once() {
+    let mut source = in_a_burst().await;
+    source.changed().await;
+    assert_eq!(source.snapshot().slices.len(), SLICES);
+    assert_eq!(source.changed().now_or_never(), None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_that_is_taken_up_is_told_although_the_future_is_dropped_at_every_await() {
+    let mut source = in_a_burst().await;
+    let (mut told, mut seen) = (0, 0);
+    while seen < SLICES {
+        // As where another branch of the loop is ready whenever this one waits.
+        if source.changed().now_or_never().is_some() {
+            assert!(!source.has_untold());
+            (told, seen) = (told + 1, source.snapshot().slices.len());
+        }
+        yield_now().await;
+    }
+    assert_eq!(told, 1);
+    assert!(!source.has_untold());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_does_not_wait_for_a_burst_that_goes_on() {
+    let mut source = in_a_burst().await;
+    // Decoding takes its time.
+    while source.changed().now_or_never().is_none() {
+        tokio::time::advance(GATHER_FOR / 4).await;
+    }
+    let seen = source.snapshot().slices.len();
+    assert!(0 < seen && seen < SLICES, "{seen}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_what_a_table_cannot_be_without_keeps_a_source_from_answering() {
+    for resource in Resource::ALL {
+        let mut source = source();
+        source.hear_failure(resource, "403 Forbidden");
+        let expected = format!("{resource}: 403 Forbidden");
+        assert_eq!(source.error().as_deref(), Some(&*expected));
+        assert_eq!(source.answers(), !resource.is_required(), "{resource}");
+        let why_lost = source.why_lost();
+        let expected = resource.is_required().then_some(expected);
+        assert_eq!(why_lost, expected);
+    }
+}
