@@ -149,6 +149,48 @@ fn a_node_rebooted_with_a_read_only_disk_serves_from_its_checkpoint() -> Result<
     a_reboot_is_survived(Accident::ReadOnly)
 }
 
+/// The disk fails under an agent, and the operator wants the way back.
+fn cleanup_removes_all_but_what_the_disk_keeps(accident: Accident) -> Result<()> {
+    let world = world(accident)?;
+    world.node.apply(&world.web([&world.a]))?;
+    let agent = world.start_ready(&CAPACITY, &["--guard", "enforce"])?;
+    world.expect(10, &[&world.a], false)?;
+    let settings = world.node.state_dir().join("guard.json");
+    ensure!(settings.exists());
+    agent.kill9()?;
+    accident.happen(&world.node.state_dir())?;
+    let output = world.node.yurt_net(&["cleanup"])?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!world.node.bpffs().join("yurt-net").exists(), "{said}");
+    // Settings that stay are told: a plugin would follow them.
+    ensure!(output.status.success() != settings.exists(), "{said}");
+    ensure!(
+        output.status.success() != said.contains("guard.json"),
+        "{said}"
+    );
+    // The kernel detaches a moment after the last reference has gone.
+    let [virtual_address, _] = vip(10);
+    world.wait_for("the end of translation", || {
+        let tally = world.client.connect_many(Proto::Tcp, &virtual_address, 1)?;
+        Ok(tally.answers.is_empty())
+    })
+}
+
+#[test]
+fn cleanup_on_a_read_only_disk_removes_every_pin_and_says_what_stays() -> Result<()> {
+    cleanup_removes_all_but_what_the_disk_keeps(Accident::ReadOnly)
+}
+
+#[test]
+fn cleanup_on_a_full_disk_removes_everything() -> Result<()> {
+    cleanup_removes_all_but_what_the_disk_keeps(Accident::Full)
+}
+
+#[test]
+fn cleanup_beside_a_file_in_the_state_directorys_place_removes_everything() -> Result<()> {
+    cleanup_removes_all_but_what_the_disk_keeps(Accident::File)
+}
+
 #[test]
 fn an_agent_that_can_make_its_socket_nowhere_serves_without_one_until_it_can() -> Result<()> {
     let world = World::new()?;

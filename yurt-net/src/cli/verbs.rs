@@ -60,6 +60,9 @@ pub enum VerbError {
     /// Routes.
     #[error(transparent)]
     Routes(#[from] RouteError),
+    /// `cleanup`, when some of it cannot be removed.
+    #[error("cleanup has removed all but this: {0}")]
+    Left(String),
     /// `cleanup --stay`.
     #[error("wait for the end")]
     Signal(#[source] std::io::Error),
@@ -234,7 +237,7 @@ pub(super) fn why_not_ready(status: &Status) -> String {
     }
 }
 
-/// `cleanup`.
+/// `cleanup`. What fails keeps nothing else in place.
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let PlaceArgs {
         bpffs, state_dir, ..
@@ -244,20 +247,35 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let claim = Claim::take(Owned::of(&cgroup, bpffs, state_dir))?;
     let pins = Cleanup::begin(bpffs)?;
     // Before the pins: a plugin that runs just now would load the guard anew.
-    GuardSettings::leave(None, state_dir)?;
-    Policy::leave(None, state_dir)?;
-    let had_pins = pins.finish()?;
-    let had_routes = Routes::withdraw()?;
+    let guard = GuardSettings::leave(None, state_dir);
+    let translation = Policy::leave(None, state_dir);
+    // None depends on another, and a disk that has failed is a reason to want the way back.
+    let pins = pins.finish();
+    let routes = Routes::withdraw();
     for socket in args.place.sockets() {
         // Only a killed agent leaves it; gone is gone.
         let _ = std::fs::remove_file(socket);
     }
-    print(if had_pins || had_routes {
+    drop(claim);
+    let had_some = *pins.as_ref().unwrap_or(&true) || *routes.as_ref().unwrap_or(&true);
+    let mut left = Vec::new();
+    if let Err(error) = guard {
+        left.push(format!(
+            "{}; while it is there, yurt-cni guards new Pods",
+            chain(&error)
+        ));
+    }
+    left.extend(translation.err().map(|error| chain(&error)));
+    left.extend(pins.err().map(|error| chain(&error)));
+    left.extend(routes.err().map(|error| chain(&error)));
+    if !left.is_empty() {
+        return Err(VerbError::Left(left.join("; ")));
+    }
+    print(if had_some {
         "removed all maps, programs, links and routes\n"
     } else {
         "nothing to remove\n"
     })?;
-    drop(claim);
     if args.stay {
         let ended = |kind| signal(kind).map_err(VerbError::Signal);
         let mut terminate = ended(SignalKind::terminate())?;

@@ -360,19 +360,22 @@ impl Cleanup {
         Ok(Self { root, lock })
     }
 
-    /// Removes them; true when there were any.
+    /// Removes them; true when there were any. One that cannot be removed, which is the error, keeps no other in place.
     pub fn finish(self) -> Result<bool, DataplaneError> {
         let Self { root, lock } = self;
         if lock.is_none() {
             return Ok(false);
         }
         // Programs go before the maps that they read.
-        remove_dir(&root.join("links"))?;
-        tc::cleanup(&root)?;
+        let mut removed = remove_dir(&root.join("links")).and(tc::cleanup(&root));
         for entry in fs::read_dir(&root).map_err(at("read", &root))? {
-            remove_dir(&entry.map_err(at("read", &root))?.path())?;
+            let path = entry.map_err(at("read", &root))?.path();
+            // By what is left there, filters are found the next time.
+            if path != tc::directory(&root) {
+                removed = removed.and(remove_dir(&path));
+            }
         }
-        fs::remove_dir(&root).map_err(at("remove", &root))?;
+        removed.and_then(|()| fs::remove_dir(&root).map_err(at("remove", &root)))?;
         Ok(true)
     }
 }

@@ -109,7 +109,7 @@ fn is_gone(error: &io::Error) -> bool {
 impl Tc {
     /// With pins in `root`, which is there; `tc` below it is made.
     pub fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
-        let pins = root.join("tc");
+        let pins = directory(root);
         create_dir(&pins)?;
         Ok(Self {
             pins,
@@ -320,17 +320,23 @@ impl Tc {
     }
 }
 
+/// Where the pins of programs on devices are.
+pub(super) fn directory(root: &Path) -> PathBuf {
+    root.join("tc")
+}
+
 /// Takes all of our programs off all devices.
 pub(super) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
-    let dir = root.join("tc");
+    let dir = directory(root);
     if !dir.exists() {
         return Ok(());
     }
+    let mut removed = Ok(());
     for (ifindex, name, method) in pins(&dir)? {
         match method {
             Method::Clsact => {
                 for hook in [Hook::Ingress, Hook::Egress] {
-                    detach_filter(&name, hook, ifindex)?;
+                    removed = removed.and(detach_filter(&name, hook, ifindex));
                 }
             }
             // Somebody may hold it: its pin alone would not take it off. Where its device is gone, so is it.
@@ -340,7 +346,8 @@ pub(super) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
             }
         }
     }
-    remove_dir(&dir)
+    // Without its pin, a filter that stays would not be found the next time.
+    removed.and_then(|()| remove_dir(&dir))
 }
 
 fn detach_filter(name: &str, hook: Hook, ifindex: u32) -> Result<(), DataplaneError> {

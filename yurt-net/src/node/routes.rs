@@ -76,10 +76,11 @@ impl Routes {
         let withdraw = || {
             let routes = Self::open()?;
             let ours = routes.ours()?;
+            let mut removed = Ok(());
             for (address, device) in &ours {
-                routes.delete(*address, *device)?;
+                removed = removed.and(routes.delete(*address, *device));
             }
-            Ok(!ours.is_empty())
+            removed.map(|()| !ours.is_empty())
         };
         std::thread::scope(|scope| match scope.spawn(withdraw).join() {
             Ok(result) => result,

@@ -87,7 +87,15 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
         let path = state_dir.join(Self::FILE);
         let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            // Nor is there one where the directory is something else.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(None);
+            }
             Err(source) => {
                 return Err(SettingsError::Io {
                     operation: "read",
@@ -163,5 +171,13 @@ mod tests {
             GuardSettings::leave(None, &state_dir).unwrap();
             assert_eq!(GuardSettings::load(&state_dir).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn in_a_file_there_are_none_and_none_can_be_left() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(GuardSettings::load(file.path()).unwrap(), None);
+        GuardSettings::leave(None, file.path()).unwrap();
+        translate::Policy::leave(Some(&translate::Policy::default()), file.path()).unwrap_err();
     }
 }
