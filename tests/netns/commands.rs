@@ -273,6 +273,8 @@ fn plan_needs_no_privileges() -> Result<()> {
         .output()?;
     let plan = json(&output)?;
     assert_eq!(plan["pool"], "hangzhou");
+    // This machine is not the node.
+    assert_eq!(plan["seesInterfaces"], false);
     assert_eq!(plan["services"][1]["name"], "web", "{plan}");
     assert_eq!(plan["services"][1]["closure"], "pool", "{plan}");
     Ok(())

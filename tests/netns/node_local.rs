@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 use anyhow::ensure;
+use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::Proto::Udp;
@@ -12,6 +13,7 @@ use crate::world::World;
 use crate::world::eventually;
 use crate::world::explain;
 use crate::world::is_refused;
+use crate::world::json;
 use crate::world::mapped;
 use crate::world::status;
 
@@ -97,6 +99,39 @@ fn wait_until_left_alone(world: &World, is_left_alone: bool) -> Result<()> {
     })
 }
 
+/// What the node is said to do with kube-dns' address when the agent is not asked.
+fn is_planned(node: &Node, verdict: &str) -> Result<()> {
+    let plan = json(&node.yurt_net(&["plan", "-o", "json"])?)?;
+    ensure!(plan["seesInterfaces"] == true, "{plan}");
+    let services = plan["services"].as_array().into_iter().flatten();
+    let dns = services.filter(|service| service["name"] == "dns");
+    let rows: Vec<_> = dns
+        .filter_map(|service| service["frontends"].as_array())
+        .flatten()
+        .collect();
+    let is_right = !rows.is_empty() && rows.iter().all(|row| row["verdict"] == verdict);
+    ensure!(is_right, "{plan}");
+    let source = format!("file:{}", node.manifests_dir().display());
+    let to = format!("{}/UDP", dns4());
+    let told = json(&node.yurt_net(&[
+        "explain",
+        "--from",
+        "127.0.0.1",
+        "--to",
+        &to,
+        "--node",
+        node.name(),
+        "--source",
+        &source,
+        "-o",
+        "json",
+    ])?)?;
+    ensure!(told["verdict"] == verdict, "{told}");
+    let reason = told["reason"].as_str().unwrap_or_default();
+    ensure!(!reason.contains("not known here"), "{told}");
+    Ok(())
+}
+
 fn a_cluster_ip_on_an_interface_is_left_to_what_listens_there(flags: &[&str]) -> Result<()> {
     let (world, clients) = with_dns(flags)?;
     let node = world.node(0)?;
@@ -136,6 +171,7 @@ fn a_cluster_ip_on_an_interface_is_left_to_what_listens_there(flags: &[&str]) ->
             reason.contains("default/dns") && reason.contains("on an interface of this node"),
             "{told}"
         );
+        is_planned(node, "pass")?;
         let table = String::from_utf8(node.yurt_net(&["status"])?.stdout)?;
         ensure!(
             table.contains("left alone    10.96.0.10 of default/dns"),
@@ -144,6 +180,7 @@ fn a_cluster_ip_on_an_interface_is_left_to_what_listens_there(flags: &[&str]) ->
 
         addresses(&world, "del", "nodelocaldns")?;
         wait_until_left_alone(&world, false)?;
+        is_planned(node, "forward")?;
         for (client, sockets) in clients.iter().zip(&held) {
             answers(client, sockets, "backend")?;
         }

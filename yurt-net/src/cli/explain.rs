@@ -15,12 +15,11 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
+pub use super::show::FlowVerdict;
 use super::show::{Path, Row};
 use crate::model::{Protocol, Snapshot, TrafficPolicy};
 use crate::policy::Reasons;
-use crate::table::{
-    Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
-};
+use crate::table::{Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
 /// The addresses by which a client is told to be of this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -71,31 +70,6 @@ pub struct Flow {
     pub to: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
-}
-
-/// What happens to a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum FlowVerdict {
-    /// To one of the endpoints.
-    Forward,
-    /// Refused at once.
-    Refuse,
-    /// Dropped: silence, but `EHOSTUNREACH` on a socket of this node.
-    Drop,
-    /// None of ours.
-    Pass,
-}
-
-impl fmt::Display for FlowVerdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Forward => "forward",
-            Self::Refuse => "refuse",
-            Self::Drop => "drop",
-            Self::Pass => "pass",
-        })
-    }
 }
 
 /// The object that `explain -o json` prints. Names and order of the fields are a contract.
@@ -150,13 +124,11 @@ pub fn explain(
         (entry.key.protocol == flow.protocol).then_some((entry, frontend))
     });
     if let Some((entry, frontend)) = found {
-        let row = Row::new(entry, reasons, frontend, scope);
+        let row = Row::new(table, entry, reasons, frontend, scope);
         let is_admitted = admits(&row, from, own);
-        let verdict = match row.verdict {
-            _ if !is_admitted => FlowVerdict::Drop,
-            Verdict::Forward => FlowVerdict::Forward,
-            Verdict::Refuse => FlowVerdict::Refuse,
-            Verdict::Drop => FlowVerdict::Drop,
+        let verdict = match is_admitted {
+            true => row.verdict,
+            false => FlowVerdict::Drop,
         };
         let is_forwarded = verdict == FlowVerdict::Forward;
         return Explanation {
@@ -234,14 +206,17 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
     };
     let count = row.endpoints.len();
     let fate = match (row.verdict, row.dropped.len()) {
-        (Verdict::Forward, 0) => format!("endpoints {count} ({})", row.kept),
-        (Verdict::Forward, left) => format!("endpoints {count} ({}), left out {left}", row.kept),
-        (Verdict::Refuse, 0) => "it has no endpoints".to_owned(),
-        (Verdict::Refuse, _) => "none of its endpoints may take it".to_owned(),
-        (Verdict::Drop, _) => "all that may take it are on other nodes".to_owned(),
+        (FlowVerdict::Forward, 0) => format!("endpoints {count} ({})", row.kept),
+        (FlowVerdict::Forward, left) => {
+            format!("endpoints {count} ({}), left out {left}", row.kept)
+        }
+        (FlowVerdict::Refuse, 0) => "it has no endpoints".to_owned(),
+        (FlowVerdict::Refuse, _) => "none of its endpoints may take it".to_owned(),
+        (FlowVerdict::Drop, _) => "all that may take it are on other nodes".to_owned(),
+        (FlowVerdict::Pass, _) => "an interface of this node has its address".to_owned(),
     };
     let affinity = match (row.verdict, entry.affinity_seconds) {
-        (Verdict::Forward, seconds @ 1..) => {
+        (FlowVerdict::Forward, seconds @ 1..) => {
             format!(", each client stays with one for {seconds} s")
         }
         _ => String::new(),

@@ -2,7 +2,8 @@
 //!
 //! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of the contract (docs/architecture.md), or a table to read. Every
 //! frontend has a row for clients of this node, which the socket path answers, and one for everybody else, whom the packet
-//! path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
+//! path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go). Where the interfaces of
+//! the node were not looked at, because this machine is another one, it says so.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -10,10 +11,10 @@ use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Protocol, Rejection, TrafficPolicy};
-use crate::policy::Reasons;
+use crate::policy::{Reasons, Why};
 use crate::table::{
     Backends, Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict,
 };
@@ -24,14 +25,62 @@ const SHOWN_ENDPOINTS: usize = 4;
 /// What a star in the table means.
 const UNSERVED: &str = "* only a packet path would serve these clients, and this version has none: they get what they get without it";
 
+/// Why a ClusterIP passes.
+const LEFT_ALONE: &str = "an interface of the node has it: left to what listens there";
+
+/// What happens to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FlowVerdict {
+    /// To one of the endpoints.
+    Forward,
+    /// Refused at once.
+    Refuse,
+    /// Dropped: silence, but `EHOSTUNREACH` on a socket of this node.
+    Drop,
+    /// None of ours.
+    Pass,
+}
+
+impl fmt::Display for FlowVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Forward => "forward",
+            Self::Refuse => "refuse",
+            Self::Drop => "drop",
+            Self::Pass => "pass",
+        })
+    }
+}
+
+impl From<Verdict> for FlowVerdict {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Forward => Self::Forward,
+            Verdict::Refuse => Self::Refuse,
+            Verdict::Drop => Self::Drop,
+        }
+    }
+}
+
+/// Of a table that was made elsewhere than on its node.
+pub(super) fn unknown_interfaces(node: &str) -> String {
+    format!(
+        "the interfaces of node {node} are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them"
+    )
+}
+
 /// The object that `plan -o json` prints. Names and order of the fields are a contract.
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PlanJson<'a> {
     node: &'a str,
     pool: &'a str,
     zone: &'a str,
     services: Vec<ServiceJson<'a>>,
     rejections: &'a [Rejection],
+    /// The interfaces of the node were looked at: a ClusterIP that is on one of them passes, and NodePorts follow them.
+    sees_interfaces: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -55,8 +104,9 @@ pub(super) struct Row<'a> {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) scope: Scope,
-    pub(super) verdict: Verdict,
-    pub(super) endpoints: &'a Backends,
+    pub(super) verdict: FlowVerdict,
+    /// None unless `forward`.
+    pub(super) endpoints: Backends,
     pub(super) masquerade: bool,
     /// What enforces the row.
     pub(super) path: Path,
@@ -80,20 +130,31 @@ pub(super) enum Path {
 
 impl<'a> Row<'a> {
     pub(super) fn new(
+        table: &ServiceTable,
         entry: &'a ServiceEntry,
         reasons: &Reasons<'_>,
         frontend: &Frontend,
         scope: Scope,
     ) -> Self {
-        let why = reasons.why(entry, frontend, scope);
+        let is_left_alone = table.leaves_alone(frontend);
+        let why = match is_left_alone {
+            true => Why::default(),
+            false => reasons.why(entry, frontend, scope),
+        };
         Self {
             kind: frontend.kind,
             address: frontend.address,
             port: frontend.port,
             scope,
-            verdict: entry.verdict(frontend, scope),
-            endpoints: entry.endpoints(frontend, scope),
-            masquerade: entry.is_masqueraded(frontend.kind, scope),
+            verdict: match is_left_alone {
+                true => FlowVerdict::Pass,
+                false => entry.verdict(frontend, scope).into(),
+            },
+            endpoints: match is_left_alone {
+                true => Backends::default(),
+                false => entry.endpoints(frontend, scope).clone(),
+            },
+            masquerade: !is_left_alone && entry.is_masqueraded(frontend.kind, scope),
             path: match (scope, entry.key.protocol) {
                 (Scope::Internal, Protocol::Tcp | Protocol::Udp) => Path::Socket,
                 // No hook sees an SCTP socket.
@@ -116,7 +177,7 @@ pub fn plan_json<'a>(table: &'a ServiceTable, reasons: &Reasons<'_>) -> PlanJson
         protocol: entry.key.protocol,
         closure: entry.closure,
         affinity_seconds: entry.affinity_seconds,
-        frontends: rows(entry, reasons).collect(),
+        frontends: rows(table, entry, reasons).collect(),
     });
     PlanJson {
         node: &table.node,
@@ -124,12 +185,18 @@ pub fn plan_json<'a>(table: &'a ServiceTable, reasons: &Reasons<'_>) -> PlanJson
         zone: &table.zone,
         services: services.collect(),
         rejections: &table.rejections,
+        sees_interfaces: reasons.see_interfaces(),
     }
 }
 
-fn rows<'a>(entry: &'a ServiceEntry, reasons: &Reasons<'_>) -> impl Iterator<Item = Row<'a>> {
+fn rows<'a>(
+    table: &ServiceTable,
+    entry: &'a ServiceEntry,
+    reasons: &Reasons<'_>,
+) -> impl Iterator<Item = Row<'a>> {
     entry.frontends.iter().flat_map(move |frontend| {
-        [Scope::Internal, Scope::External].map(|scope| Row::new(entry, reasons, frontend, scope))
+        [Scope::Internal, Scope::External]
+            .map(|scope| Row::new(table, entry, reasons, frontend, scope))
     })
 }
 
@@ -197,7 +264,7 @@ fn write_table(
             entry.closure,
             traffic(entry),
         )?;
-        let rows: Vec<Row<'_>> = rows(entry, reasons).collect();
+        let rows: Vec<Row<'_>> = rows(table, entry, reasons).collect();
         for pair in rows.chunks(2) {
             write_frontend(out, pair, address_width, paint)?;
         }
@@ -216,6 +283,14 @@ fn write_table(
     }
     if !table.services.is_empty() {
         writeln!(out, "\n{}", paint.dim(UNSERVED))?;
+        let interfaces = match reasons.see_interfaces() {
+            true => format!(
+                "interfaces are those of this machine, which has an address of node {}",
+                table.node
+            ),
+            false => unknown_interfaces(&table.node),
+        };
+        writeln!(out, "{}", paint.dim(interfaces))?;
     }
     if !table.rejections.is_empty() {
         writeln!(out, "\n{}", paint.bold("rejections"))?;
@@ -254,9 +329,9 @@ fn write_frontend(
         let address = SocketAddr::new(row.address, row.port).to_string();
         let kind = row.kind.to_string();
         let mut fate = match row.verdict {
-            Verdict::Forward => format!("forward -> {}", endpoint_list(row.endpoints)),
-            Verdict::Refuse => paint.red("refuse"),
-            Verdict::Drop => paint.red("drop"),
+            FlowVerdict::Forward => format!("forward -> {}", endpoint_list(&row.endpoints)),
+            FlowVerdict::Refuse | FlowVerdict::Drop => paint.red(row.verdict),
+            FlowVerdict::Pass => format!("pass   {LEFT_ALONE}"),
         };
         if !row.source_ranges.is_empty() {
             let ranges: Vec<String> = row.source_ranges.iter().map(ToString::to_string).collect();
@@ -270,7 +345,8 @@ fn write_frontend(
     };
     match rows {
         [internal, external]
-            if (internal.verdict, internal.endpoints) == (external.verdict, external.endpoints) =>
+            if (internal.verdict, &internal.endpoints)
+                == (external.verdict, &external.endpoints) =>
         {
             let both = format!("{}, {}", scope(internal), scope(external));
             writeln!(out, "{}", line(&both, internal))

@@ -7,7 +7,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
 use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
-use super::show::{Paint, plan_json, plan_table};
+use super::show::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::config::{
     CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
 };
@@ -17,6 +17,7 @@ use crate::dataplane::bpf::Cleanup;
 use crate::dataplane::claim::{Claim, Owned};
 use crate::error::chain;
 use crate::model::{Snapshot, Touched};
+use crate::node::NodeWatch;
 use crate::node::routes::{RouteError, Routes};
 use crate::output::print;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
@@ -90,19 +91,23 @@ fn paint() -> Paint {
     }
 }
 
+/// What a source says, read once.
+struct Read {
+    snapshot: Snapshot,
+    is_hub: bool,
+}
+
 /// Reads a source once.
-async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Snapshot, VerbError> {
+async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Read, VerbError> {
     let specs = std::slice::from_ref(source);
     let mut sources = Sources::start(specs, policy.scope(node), None)?;
-    if let Some(snapshot) = sources.snapshot() {
-        return Ok(snapshot.clone());
-    }
     let started = Instant::now();
     loop {
-        // It is waited for as long as it may still be at it, and not longer than a few tries if it only fails.
-        let _elapsed = timeout(SOURCE_LOOK, sources.changed()).await;
         if let Some(snapshot) = sources.snapshot() {
-            return Ok(snapshot.clone());
+            return Ok(Read {
+                snapshot: snapshot.clone(),
+                is_hub: sources.is_hub(),
+            });
         }
         let error = sources.status(unix_seconds()).source_error;
         let patience = match error {
@@ -115,37 +120,60 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Sn
                 why: error.unwrap_or_else(|| "not all of it has arrived".to_owned()),
             });
         }
+        // It is waited for as long as it may still be at it, and not longer than a few tries if it only fails.
+        let _elapsed = timeout(SOURCE_LOOK, sources.changed()).await;
     }
 }
 
-/// The table of a node, and why it is so.
-async fn table<'a>(
-    snapshot: &'a Snapshot,
-    node: &str,
-    source: &SourceSpec,
-    policy: &PolicyArgs,
-) -> (ServiceTable, Reasons<'a>) {
-    let mut config = policy.config(node);
-    let specs = std::slice::from_ref(source);
-    config.protect.servers = servers(specs, &policy.scope(node).access).await;
-    let (view, memory) = (NodeView::default(), Memory::default());
-    let table = compile(
-        snapshot,
-        &Touched::Anything,
-        &config,
-        &view,
-        &memory,
-        &mut Memo::default(),
-    )
-    .table
-    .clone();
-    (table, Reasons::new(snapshot, &config, &view, &memory))
+/// The interfaces of this machine.
+async fn interfaces() -> NodeView {
+    let look = async || NodeWatch::new()?.view().await;
+    look().await.unwrap_or_else(|error| {
+        tracing::debug!(error = chain(&error), "the interfaces cannot be listed");
+        NodeView::default()
+    })
+}
+
+/// What an agent of this node would do.
+struct Planned<'a> {
+    table: ServiceTable,
+    reasons: Reasons<'a>,
+    view: NodeView,
+}
+
+impl<'a> Planned<'a> {
+    async fn new(read: &'a Read, node: &str, source: &SourceSpec, policy: &PolicyArgs) -> Self {
+        let Read { snapshot, is_hub } = read;
+        let mut config = policy.config(node);
+        let specs = std::slice::from_ref(source);
+        config.protect.servers = servers(specs, &policy.scope(node).access).await;
+        config.is_source_hub = *is_hub;
+        let view = interfaces()
+            .await
+            .of(snapshot.nodes.get(node).map(|node| &**node));
+        let memory = Memory::default();
+        let mut memo = Memo::default();
+        compile(
+            snapshot,
+            &Touched::Anything,
+            &config,
+            &view,
+            &memory,
+            &mut memo,
+        );
+        Self {
+            table: memo.table().clone(),
+            reasons: Reasons::new(snapshot, &config, &view, &memory),
+            view,
+        }
+    }
 }
 
 /// `plan`.
 pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
-    let snapshot = load(&args.source, &args.node, &args.policy).await?;
-    let (table, reasons) = table(&snapshot, &args.node, &args.source, &args.policy).await;
+    let read = load(&args.source, &args.node, &args.policy).await?;
+    let Planned { table, reasons, .. } =
+        Planned::new(&read, &args.node, &args.source, &args.policy).await;
     match args.output {
         Output::Table => print(plan_table(&table, &reasons, paint()))?,
         Output::Json => print(text::json(&plan_json(&table, &reasons))? + "\n")?,
@@ -162,10 +190,19 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
     };
     let explanation: Explanation = match (&args.source, &args.node) {
         (Some(source), Some(node)) => {
-            let snapshot = load(source, node, &args.policy).await?;
-            let (table, reasons) = table(&snapshot, node, source, &args.policy).await;
-            let own = OwnAddresses::new(&snapshot, node);
-            explain_flow(&table, &reasons, &own, flow)
+            let read = load(source, node, &args.policy).await?;
+            let Planned {
+                table,
+                reasons,
+                view,
+            } = Planned::new(&read, node, source, &args.policy).await;
+            let mut own = OwnAddresses::new(&read.snapshot, node);
+            own.node.extend(view.local_addresses.into_iter().flatten());
+            let mut explanation = explain_flow(&table, &reasons, &own, flow);
+            if !reasons.see_interfaces() {
+                explanation.reason += &format!("; {}", unknown_interfaces(node));
+            }
+            explanation
         }
         _ => {
             let answer = ask(&args.place.sockets(), &Request::Explain(flow)).await?;

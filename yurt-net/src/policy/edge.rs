@@ -230,7 +230,13 @@ pub(super) fn node_addresses(
 }
 
 /// The ClusterIPs that this machine has on an interface itself, sorted: what `ServiceTable::on_node` is.
-pub(super) fn on_node(services: &[Arc<ServiceEntry>], local: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+pub(super) fn on_node(
+    services: &[Arc<ServiceEntry>],
+    local: Option<&BTreeSet<IpAddr>>,
+) -> Vec<IpAddr> {
+    let Some(local) = local else {
+        return Vec::new();
+    };
     let frontends = services.iter().flat_map(|entry| &entry.frontends);
     let cluster_ips = frontends.filter(|frontend| frontend.kind == FrontendKind::ClusterIp);
     let here = cluster_ips.map(|frontend| frontend.address);

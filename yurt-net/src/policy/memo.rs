@@ -248,7 +248,7 @@ impl Memo {
         table.zone.clone_from(&environment.zone);
         let shown = services.values().flat_map(|remembered| &remembered.shown);
         table.services = shown.cloned().collect();
-        table.on_node = edge::on_node(&table.services, &environment.local_addresses);
+        table.on_node = edge::on_node(&table.services, environment.local_addresses.as_ref());
         table.cluster_prefixes = cluster_prefixes;
         table.rejections = rejections;
         new

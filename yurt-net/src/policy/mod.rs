@@ -40,7 +40,7 @@ pub use self::prefixes::pods_among_services;
 use self::protected::{ProtectConfig, Protected};
 pub use self::reasons::{Reasons, Why};
 use self::topology::Topology;
-use crate::model::{Rejection, Snapshot, Touched};
+use crate::model::{Node, Rejection, Snapshot, Touched};
 use crate::retain::probing::Failing;
 use crate::retain::truth::Truth;
 use crate::table::ServiceTable;
@@ -131,6 +131,22 @@ pub struct NodeView {
     pub failing: Arc<Failing>,
 }
 
+impl NodeView {
+    /// The same, where the machine is this node: it has an address that the Node says. Elsewhere it is as if nobody had looked.
+    #[must_use]
+    pub fn of(self, node: Option<&Node>) -> Self {
+        let local = self.local_addresses.iter().flatten();
+        let here: BTreeSet<&IpAddr> = local.filter(|address| !address.is_loopback()).collect();
+        let mut stated = node
+            .into_iter()
+            .flat_map(|node| node.internal_ips.iter().chain(&node.external_ips));
+        match stated.any(|address| here.contains(address)) {
+            true => self,
+            false => Self::default(),
+        }
+    }
+}
+
 /// What compile knew of the pool, for the time when data is missing. To be kept across snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
@@ -164,8 +180,8 @@ struct Environment {
     /// `topology.kubernetes.io/zone` of this node; "" when it has none.
     zone: String,
     node_addresses: Vec<IpAddr>,
-    /// Those on interfaces of this machine; none where nobody looked.
-    local_addresses: BTreeSet<IpAddr>,
+    /// Those on interfaces of this machine; `None` where nobody looked.
+    local_addresses: Option<BTreeSet<IpAddr>>,
     /// Where ClusterIPs come from.
     service_cidrs: GivenCidrs,
     is_behind_hub: bool,
@@ -193,7 +209,7 @@ impl Environment {
             topology,
             zone: zone.cloned().unwrap_or_default(),
             node_addresses: memory.node_addresses.clone(),
-            local_addresses: view.local_addresses.clone().unwrap_or_default(),
+            local_addresses: view.local_addresses.clone(),
             service_cidrs: GivenCidrs::new(&config.service_cidrs, snapshot),
             is_behind_hub: match config.kubernetes_via_hub {
                 ViaHub::Auto => config.is_source_hub,

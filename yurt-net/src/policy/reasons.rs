@@ -65,6 +65,11 @@ impl<'a> Reasons<'a> {
         }
     }
 
+    /// The interfaces of the node were looked at.
+    pub fn see_interfaces(&self) -> bool {
+        self.environment.local_addresses.is_some()
+    }
+
     /// Whose address and port this is that is a frontend on other nodes but not on this one, and why.
     pub fn withheld(&self, to: SocketAddr, protocol: Protocol) -> Option<String> {
         self.snapshot.services.values().find_map(|service| {

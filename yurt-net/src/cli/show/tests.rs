@@ -54,7 +54,7 @@ fn json_is_the_contract() {
     assert_eq!(
         json(&mut world),
         format!(
-            r#"{{"node":"a1","pool":"hangzhou","zone":"","services":[{{"namespace":"default","name":"web","port":"http","protocol":"TCP","closure":"pool","affinitySeconds":0,"frontends":[{internal},{external}]}}],"rejections":[]}}"#
+            r#"{{"node":"a1","pool":"hangzhou","zone":"","services":[{{"namespace":"default","name":"web","port":"http","protocol":"TCP","closure":"pool","affinitySeconds":0,"frontends":[{internal},{external}]}}],"rejections":[],"seesInterfaces":false}}"#
         )
     );
 }
@@ -90,12 +90,36 @@ default/web:http   TCP   closure pool
   dropped 10.2.0.2:8080: closure: node b1 is not in pool hangzhou
 
 * only a packet path would serve these clients, and this version has none: they get what they get without it
+the interfaces of node a1 are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them
 
 rejections
   Service default/idle: annotation openyurt.io/topologyKeys: unknown value \"rack\"";
     assert!(text.starts_with(expected), "{text}");
     assert!(!text.contains('\x1b'));
     assert!(self::text(&mut world, Paint::Ansi).contains("\x1b[2mdropped"));
+}
+
+#[test]
+fn a_cluster_ip_on_an_interface_of_the_node_passes_and_is_not_said_to_be_forwarded() {
+    let mut world = world();
+    world.view.local_addresses = Some([ip("10.96.0.10"), ip("192.0.2.11")].into());
+    let json = value(&mut world);
+    assert_eq!(json["seesInterfaces"], true);
+    for row in json["services"][1]["frontends"].as_array().unwrap() {
+        let is_left_alone = row["kind"] == "ClusterIP";
+        let expected = if is_left_alone { "pass" } else { "forward" };
+        assert_eq!(row["verdict"], expected, "{row}");
+        assert_eq!(row["endpoints"] == serde_json::json!([]), is_left_alone);
+        assert!(row["masquerade"] == false || !is_left_alone, "{row}");
+    }
+    let text = text(&mut world, Paint::Plain);
+    for expected in [
+        "10.96.0.10:80     internal, external*   pass   an interface of the node has it: left to what listens there\n",
+        "192.0.2.11:30080  internal, external*   forward -> 10.1.0.2:8080, 10.1.1.2:8080\n",
+        "\ninterfaces are those of this machine, which has an address of node a1\n",
+    ] {
+        assert!(text.contains(expected), "{text}");
+    }
 }
 
 #[test]
@@ -139,6 +163,7 @@ default/web:http   TCP   closure none   internal policy Local   external policy 
   dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
 
 * only a packet path would serve these clients, and this version has none: they get what they get without it
+the interfaces of node a1 are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them
 ";
     assert!(text.ends_with(expected), "{text}");
 }

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use crate::model::{NamespacedName, Protocol, Service, ServiceType};
-use crate::policy::Suspects;
 use crate::policy::fixtures::{World, frontends, ip, only, port};
+use crate::policy::{NodeView, Suspects};
 use crate::table::{Frontend, MAX_PREFIXES};
 
 #[test]
@@ -235,6 +235,24 @@ fn the_same_port_number_with_another_protocol_is_another_frontend() {
         world.rejections(),
         ["Service web: port \"http\" with TCP is there twice: the later one is left out"]
     );
+}
+
+#[test]
+fn what_a_machine_has_on_its_interfaces_says_something_of_the_node_that_it_is_and_of_no_other() {
+    let mut world = World::web(None);
+    world.node("loop", None, |node| {
+        node.internal_ips = vec![ip("127.0.0.1")];
+    });
+    let view = |addresses: &[&str]| NodeView {
+        local_addresses: Some(addresses.iter().map(|address| ip(address)).collect()),
+        ..NodeView::default()
+    };
+    let here = view(&["127.0.0.1", "10.96.0.10", "192.0.2.11"]);
+    let node = |name: &str| world.snapshot.nodes.get(name).map(|node| &**node);
+    assert_eq!(here.clone().of(node("a1")), here);
+    for other in ["a2", "loop", "unknown"] {
+        assert_eq!(here.clone().of(node(other)), NodeView::default(), "{other}");
+    }
 }
 
 #[test]
