@@ -153,16 +153,27 @@ fn what_the_filter_alone_passes_is_what_a_whole_look_passes() {
 }
 
 #[test]
-fn an_unallocated_address_is_refused_whatever_the_filter_says() {
-    for filter in [None, Some(0)] {
-        let fake = Fake {
+fn inside_a_service_cidr_all_is_refused_and_the_filter_says_what_a_service_has() {
+    let v6 = FrontendKey6 {
+        addr: [0xfd; 16],
+        ..FrontendKey6::default()
+    };
+    for (filter, counter) in [
+        (None, Counter::RefuseUnknownPort),
+        (Some(0), Counter::RefuseUnallocated),
+    ] {
+        let mut fake = Fake {
             filter,
             ..with_prefix(PREFIXES_ARE_SERVICE_CIDRS)
         };
-        assert_eq!(
-            resolve4(&fake, &KEY),
-            Resolved::Refuse(Counter::RefuseUnallocated)
-        );
+        // No row is needed for that, and one that is there changes nothing.
+        for address in [None, Some(FrontendValue::new(0, 0, 0))] {
+            fake.address = address;
+            assert_eq!(resolve4(&fake, &KEY), Resolved::Refuse(counter));
+            let set = &mut fake.conf.prefixes[fake.conf.active_prefixes as usize];
+            (set.v6_len, set.v6[0]) = (1, Prefix6::default());
+            assert_eq!(resolve6(&fake, &v6), Resolved::Refuse(counter));
+        }
     }
 }
 
@@ -366,7 +377,10 @@ fn inside_the_prefixes_known_addresses_are_refused_and_others_only_in_a_service_
     };
     assert_eq!(resolve4(&fake, &outside), Resolved::Pass);
 
-    let fake = with_prefix(PREFIXES_ARE_SERVICE_CIDRS);
+    let fake = Fake {
+        filter: Some(0),
+        ..with_prefix(PREFIXES_ARE_SERVICE_CIDRS)
+    };
     assert_eq!(
         resolve4(&fake, &KEY),
         Resolved::Refuse(Counter::RefuseUnallocated)
