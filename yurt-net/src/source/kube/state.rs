@@ -137,9 +137,13 @@ impl ClusterState {
         }
     }
 
-    /// Answers come from a cache from now on, or no longer.
+    /// Answers come from a cache from now on, or no longer. What the other one has said and what is held back of it is not confirmed by
+    /// what this one says.
     pub(super) fn set_cache(&mut self, is_cache: bool) {
         self.is_cache = is_cache;
+        for known in self.known.values_mut() {
+            known.held = None;
+        }
     }
 
     pub(super) fn snapshot(&self) -> &Snapshot {

@@ -177,6 +177,21 @@ fn a_list_from_a_cache_that_is_under_half_is_held_and_a_half_one_is_not() {
 }
 
 #[test]
+fn a_list_that_a_cache_was_not_believed_is_not_confirmed_by_an_apiserver_that_takes_its_place() {
+    let mut state = cache();
+    list(&mut state, &["a", "b", "c"], 0);
+    assert_eq!(list(&mut state, &["a"], 1), Listed::Held);
+    state.set_cache(false);
+    assert_eq!(state.held().count(), 0);
+    // It goes on from what was in force.
+    state.watching(Resource::Services);
+    put(&mut state, &service("d", 80));
+    assert_eq!(names(&state), ["a", "b", "c", "d"]);
+    assert!(!state.release(LONGEST_HOLD * 2));
+    assert_eq!(names(&state), ["a", "b", "c", "d"]);
+}
+
+#[test]
 fn lists_of_a_cache_that_differ_are_held_for_a_minute_at_most() {
     let mut state = cache();
     list(&mut state, &["a", "b", "c", "d", "e"], 0);
