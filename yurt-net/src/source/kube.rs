@@ -594,7 +594,7 @@ impl KubeSource {
             News::Failed {
                 why,
                 is_list,
-                is_absent,
+                failure,
             } => {
                 if is_list {
                     state.abandon_list(resource);
@@ -602,15 +602,16 @@ impl KubeSource {
                 let is_new = state
                     .failures()
                     .all(|(failed, reason)| failed != resource && reason != why);
-                // That a source is lost which was there before is told of the source as a whole, once.
-                match self.is_synced && resource.is_required() {
+                // That a source is lost which was there before is told of the source as a whole, once: not again for each of what was asked.
+                let is_told = resource.is_required() || failure.is_of_server();
+                match self.is_synced && is_told {
                     true => tracing::debug!(%resource, why, "source: keeping what is known"),
                     false if is_new => {
                         tracing::warn!(%resource, why, "source: keeping what is known");
                     }
                     false => {}
                 }
-                state.failed(resource, why, is_absent);
+                state.failed(resource, why, failure.is_absent());
                 false
             }
         }

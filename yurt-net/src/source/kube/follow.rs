@@ -71,6 +71,21 @@ pub(super) enum Failure {
     Status(u16, Option<Duration>),
 }
 
+impl Failure {
+    /// There is no such resource.
+    pub(super) fn is_absent(self) -> bool {
+        matches!(self, Self::Status(404, _))
+    }
+
+    /// It says something of the server or the way there, and nothing of the resource.
+    pub(super) fn is_of_server(self) -> bool {
+        matches!(
+            self,
+            Self::NoConnection | Self::Transport | Self::Silence | Self::Status(500.., _)
+        )
+    }
+}
+
 /// The state of one resource.
 #[derive(Debug)]
 pub(super) struct Follower {

@@ -91,8 +91,7 @@ pub(super) enum News {
     Failed {
         why: String,
         is_list: bool,
-        /// There is no such resource.
-        is_absent: bool,
+        failure: Failure,
     },
 }
 
@@ -231,7 +230,7 @@ impl Task {
                         let news = News::Failed {
                             why: chain(&error),
                             is_list: request.is_list(),
-                            is_absent: matches!(failure, Failure::Status(404, _)),
+                            failure,
                         };
                         if self.tell(news).await.is_err() {
                             return;
@@ -306,7 +305,7 @@ impl Task {
                     let news = News::Failed {
                         why,
                         is_list: true,
-                        is_absent: false,
+                        failure: error.failure(),
                     };
                     self.tell(news).await?;
                     sleep(PODS_RETRY).await;

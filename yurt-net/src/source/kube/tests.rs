@@ -4,6 +4,7 @@ use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::sync::oneshot;
 
+use super::follow::Failure;
 use super::*;
 
 /// Of a burst.
@@ -41,14 +42,27 @@ impl KubeSource {
         }
     }
 
-    /// A request for it has failed.
-    pub(in crate::source) fn hear_failure(&mut self, resource: Resource, why: &str) {
+    /// It may not be read.
+    pub(in crate::source) fn hear_refusal(&mut self, resource: Resource) {
+        self.hear_failure(resource, "403 Forbidden", Failure::Status(403, None));
+    }
+
+    /// The way to the server is cut, and each request notices in its own way.
+    pub(in crate::source) fn hear_cut(&mut self, resource: Resource) {
+        self.hear_failure(
+            resource,
+            &format!("no answer to {resource}"),
+            Failure::Silence,
+        );
+    }
+
+    fn hear_failure(&mut self, resource: Resource, why: &str, failure: Failure) {
         self.hear(
             resource,
             News::Failed {
                 why: why.to_owned(),
                 is_list: true,
-                is_absent: false,
+                failure,
             },
         );
     }
@@ -154,7 +168,7 @@ async fn a_change_does_not_wait_for_a_burst_that_goes_on() {
 async fn only_what_a_table_cannot_be_without_keeps_a_source_from_answering() {
     for resource in Resource::ALL {
         let mut source = source();
-        source.hear_failure(resource, "403 Forbidden");
+        source.hear_refusal(resource);
         let expected = format!("{resource}: 403 Forbidden");
         assert_eq!(source.error().as_deref(), Some(&*expected));
         assert_eq!(source.answers(), !resource.is_required(), "{resource}");

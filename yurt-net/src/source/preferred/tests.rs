@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use tokio::time::{advance, sleep};
+use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
@@ -270,49 +271,92 @@ async fn one_line_is_written_when_a_source_is_lost_and_one_with_how_long_it_was_
     assert!(away_seconds >= 123, "{last}");
 }
 
-/// What the log says while a source that has just been asked hears of every failure of one resource, and then of an answer.
-fn told_of(resource: Resource) -> Vec<String> {
-    let lines = Lines::default();
-    let log = tracing_subscriber::fmt()
-        .with_writer(lines.clone())
-        .with_ansi(false);
-    let _log = tracing::subscriber::set_default(log.finish());
-    let spec = "kube:http://192.0.2.1".parse().unwrap();
-    let mut sources = Sources::start(&[spec], scope(), None).unwrap();
-    let hear = |sources: &mut Sources, tell: &dyn Fn(&mut KubeSource)| {
-        if let Some(Source::Kube(source)) = &mut sources.active[0] {
+/// A source that has just been asked, and the log.
+struct Heard {
+    sources: Sources,
+    lines: Lines,
+    _log: DefaultGuard,
+}
+
+impl Heard {
+    fn new() -> Self {
+        let lines = Lines::default();
+        let log = tracing_subscriber::fmt()
+            .with_writer(lines.clone())
+            .with_ansi(false);
+        let log = tracing::subscriber::set_default(log.finish());
+        let spec = "kube:http://192.0.2.1".parse().unwrap();
+        let sources = Sources::start(&[spec], scope(), None).unwrap();
+        let mut heard = Self {
+            sources,
+            lines,
+            _log: log,
+        };
+        heard.hear(KubeSource::pretend_to_ask);
+        heard
+    }
+
+    fn hear(&mut self, tell: impl FnOnce(&mut KubeSource)) {
+        if let Some(Source::Kube(source)) = &mut self.sources.active[0] {
             tell(source);
         }
-        sources.decide();
-    };
-    hear(&mut sources, &|source| {
-        source.pretend_to_ask();
-        source.hear_failure(resource, "403 Forbidden");
-    });
-    for other in Resource::ALL {
-        hear(&mut sources, &|source| source.hear_empty_list(other));
+        self.sources.decide();
     }
-    hear(&mut sources, &|source| {
-        source.hear_failure(resource, "403 Forbidden")
-    });
-    hear(&mut sources, &|source| source.hear_empty_list(resource));
-    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
-    let presence = ["no answer yet", "lost", "back"];
-    text.lines()
-        .filter_map(|line| presence.into_iter().find(|word| line.contains(word)))
-        .map(str::to_owned)
-        .collect()
+
+    fn hear_all(&mut self) {
+        for resource in Resource::ALL {
+            self.hear(|source| source.hear_empty_list(resource));
+        }
+    }
+
+    /// What the log says of it, in a word for each line.
+    fn told(&self) -> Vec<&'static str> {
+        let text = String::from_utf8(self.lines.0.lock().unwrap().clone()).unwrap();
+        let words = [
+            "no answer yet",
+            "lost",
+            "back",
+            "keeping what is known",
+            "in charge",
+        ];
+        let word = |line: &str| words.into_iter().find(|word| line.contains(word));
+        let told = text.lines().map(|line| word(line).unwrap_or("else"));
+        told.filter(|word| *word != "in charge").collect()
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn what_a_table_can_do_without_never_makes_a_source_lost() {
     for resource in Resource::ALL {
+        let mut heard = Heard::new();
+        heard.hear(|source| source.hear_refusal(resource));
+        heard.hear_all();
+        heard.hear(|source| source.hear_refusal(resource));
+        heard.hear_all();
+        let once = "keeping what is known";
         let expected: &[&str] = match resource {
             Resource::Services | Resource::EndpointSlices => {
-                &["no answer yet", "back", "lost", "back"]
+                &[once, "no answer yet", "back", "lost", "back"]
             }
-            _ => &[],
+            _ => &[once, once],
         };
-        assert_eq!(told_of(resource), expected, "{resource}");
+        assert_eq!(heard.told(), expected, "{resource}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_goes_makes_one_line_and_one_when_it_is_back_whoever_notices_first() {
+    for first in 0..Resource::ALL.len() {
+        let mut heard = Heard::new();
+        heard.hear_all();
+        for _ in 0..2 {
+            let mut all = Resource::ALL;
+            all.rotate_left(first);
+            for resource in all {
+                heard.hear(|source| source.hear_cut(resource));
+            }
+            heard.hear_all();
+        }
+        assert_eq!(heard.told(), ["lost", "back", "lost", "back"], "{first}");
     }
 }
