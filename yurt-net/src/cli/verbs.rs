@@ -34,6 +34,7 @@ use crate::translate::Policy;
 const SOURCE_PATIENCE: Duration = Duration::from_secs(120);
 const FAILING_PATIENCE: Duration = Duration::from_secs(5);
 const SOURCE_LOOK: Duration = Duration::from_millis(500);
+const INTERFACES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -125,13 +126,17 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Re
     }
 }
 
-/// The interfaces of this machine.
+/// The interfaces of this machine. Where there is no netlink, or not all of it, as under an emulator, they are not known.
 async fn interfaces() -> NodeView {
     let look = async || NodeWatch::new()?.view().await;
-    look().await.unwrap_or_else(|error| {
-        tracing::debug!(error = chain(&error), "the interfaces cannot be listed");
-        NodeView::default()
-    })
+    match timeout(INTERFACES_PATIENCE, look()).await {
+        Ok(Ok(view)) => view,
+        Ok(Err(error)) => {
+            tracing::debug!(error = chain(&error), "the interfaces cannot be listed");
+            NodeView::default()
+        }
+        Err(_elapsed) => NodeView::default(),
+    }
 }
 
 /// What an agent of this node would do.
