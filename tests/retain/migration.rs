@@ -1,9 +1,11 @@
 //! From host-local, and from OpenYurt's patch of it.
 
 use std::fs;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
+use yurt_net_tests::lab::Netns;
 use yurt_net_tests::runtime::{Network, Node, addresses, pod};
 
 #[test]
@@ -52,4 +54,63 @@ fn pods_of_host_local_keep_their_addresses_and_nobody_else_gets_them() {
     );
     after.del(&other.sandbox);
     assert_eq!(node.entry("c2")["state"], "released");
+}
+
+#[test]
+fn files_that_outlived_their_containers_are_not_in_use_and_pods_that_run_keep_theirs() {
+    let node = Node::alone();
+    let host_local = json!({
+        "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.1.0.0/29"}]],
+    });
+    let mut before = Network::new(&node, "1.0.0", node.bridged(host_local));
+    before.plugins.truncate(1);
+    // IDs as no other process of this machine says them.
+    let id = |name: &str| format!("{name}-{}", std::process::id());
+    let running = pod("web-0", &id("running"));
+    let bare = pod("web-1", &id("bare"));
+    let new = pod("web-2", "c2");
+    let processes = [
+        process_in(&running.netns, "pause"),
+        process_in(&bare.netns, &id("bare")),
+        process_in(&new.netns, "pause"),
+    ];
+    assert_eq!(addresses(&before.add(&running.sandbox)), ["10.1.0.2"]);
+    assert_eq!(addresses(&before.add(&bare.sandbox)), ["10.1.0.3"]);
+    // A Pod may do so in its own namespace. Its shim names it all the same.
+    bare.netns.ip("addr del 10.1.0.3/29 dev eth0\n").unwrap();
+    let directory = node.dir().join("networks/edge");
+    for (name, contents) in [
+        ("10.1.0.4", id("gone") + "\neth0"),
+        ("10.1.0.5", id("gone-too") + "\neth0"),
+        ("10.1.0.5_shop_web-5", String::new()),
+    ] {
+        fs::write(directory.join(name), contents).unwrap();
+    }
+
+    let mut ipam = node.ipam();
+    ipam["ranges"] = json!([[{"subnet": "10.1.0.0/29"}]]);
+    let mut after = Network::new(&node, "1.0.0", node.bridged(ipam));
+    let mut given = addresses(&after.add(&new.sandbox));
+    for (name, container) in [("web-3", "c3"), ("web-4", "c4")] {
+        given.extend(addresses(&after.add(&pod(name, container).sandbox)));
+    }
+    // The range is full by now: first what was never given, then what is nobody's, and last what a Pod may come back to.
+    assert_eq!(given, ["10.1.0.6", "10.1.0.4", "10.1.0.5"]);
+    assert_eq!(node.entry(&id("running"))["state"], "active");
+    assert_eq!(node.entry(&id("bare"))["state"], "active");
+    let refused = after.try_add(&pod("web-6", "c6").sandbox).unwrap_err();
+    assert!(
+        refused.to_string().contains("no address is free"),
+        "{refused}"
+    );
+    drop(processes);
+}
+
+/// A process in a namespace that has this word among its arguments, and lives as long as the value: its standard input ends then.
+fn process_in(netns: &Netns, word: &str) -> Child {
+    let mut command = Command::new("sh");
+    command.args(["-c", "read line", "sh", word]);
+    netns.enter(&mut command);
+    command.stdin(Stdio::piped());
+    command.spawn().expect("start a shell")
 }

@@ -6,6 +6,9 @@
 //! | `10.1.0.7_shop_web-0` | nothing | OpenYurt's patch of it: which Pod has or had the address |
 //!
 //! host-local knows no names. Without OpenYurt's file a container's address is reserved until its DEL, and not retained.
+//!
+//! Files outlive containers: after a DEL that was lost, a power cut, a runtime's state that was deleted. A container whose addresses no network
+//! namespace has, and which no process names, is gone ([`Living`]). Its Pod's addresses are retained; without a Pod they are released.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,15 +24,34 @@ pub type Leftover = (String, String);
 /// The interface of a container, where host-local (before 0.8.5) did not write it down.
 const INTERFACE: &str = "eth0";
 
-/// The records that say what the files say, as far as the ledger does not know better; none when it has been done before.
-pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Vec<Record> {
+/// What there is of containers on this machine, seen after the files were read. Either is proof of life: a Pod may take its addresses off its
+/// interface, and a runtime need not have a process for each sandbox.
+#[derive(Debug, Default)]
+pub struct Living {
+    /// Addresses that network namespaces have.
+    pub addresses: BTreeSet<IpAddr>,
+    /// What each process says of itself: arguments, environment, cgroups. Those of a container name it, or its shim does, or a plugin that is still at
+    /// work for it.
+    pub processes: Vec<Vec<u8>>,
+}
+
+/// The records that say what the files say, as far as the ledger does not know better; none when it has been done before. Where it cannot be told
+/// who lives, everybody does.
+pub fn adopt(
+    ledger: &Ledger,
+    network: &str,
+    files: &[Leftover],
+    living: Option<&Living>,
+    now: Now,
+) -> Vec<Record> {
     if ledger.has_adopted(network) {
         return Vec::new();
     }
     let mut known: BTreeSet<IpAddr> = ledger.entries().values().flat_map(Entry::owned).collect();
     let containers = containers(files);
+    let alive = alive(&containers, living);
     let mut entries: BTreeMap<Key, Entry> = BTreeMap::new();
-    let blank = |container: &str| Entry {
+    let blank = |container: &str, otherwise: State| Entry {
         addresses: Vec::new(),
         promised: Vec::new(),
         promised_by: Assigner::Other,
@@ -40,17 +62,20 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
         container: container.to_owned(),
         network: network.to_owned(),
         assigner: Assigner::Ours,
-        state: if container.is_empty() {
-            State::Retained
-        } else {
+        state: if alive.contains(container) {
             State::Active
+        } else {
+            otherwise
         },
         since: now.since,
         at: now.at,
     };
-    // Those that a container has come first: of two addresses of a Pod, only they are certain.
+    // Of two addresses of a Pod, the one of a container that lives comes first, then one that a container had: only the first is certain.
     let mut pods = pods(files);
-    pods.sort_by_key(|(address, _)| !containers.contains_key(address));
+    pods.sort_by_key(|(address, _)| match containers.get(address) {
+        Some((container, _)) => u8::from(!alive.contains(container)),
+        None => 2,
+    });
     for (address, (namespace, name)) in pods {
         let (container, interface) = containers.get(&address).copied().unwrap_or(("", INTERFACE));
         let key = Key {
@@ -62,7 +87,9 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
         if ledger.get(&key).is_some() {
             continue;
         }
-        let entry = entries.entry(key).or_insert_with(|| blank(container));
+        let entry = entries
+            .entry(key)
+            .or_insert_with(|| blank(container, State::Retained));
         let has_family = (entry.addresses.iter()).any(|known| known.is_ipv4() == address.is_ipv4());
         if !has_family && entry.container == container && known.insert(address) {
             entry.addresses.push(address);
@@ -77,7 +104,8 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
         if known.insert(address) {
             let recorded = ledger.get(&key).cloned();
             let entry = entries.entry(key);
-            let entry = entry.or_insert_with(|| recorded.unwrap_or_else(|| blank(container)));
+            let entry = entry
+                .or_insert_with(|| recorded.unwrap_or_else(|| blank(container, State::Released)));
             entry.addresses.push(address);
         }
     }
@@ -87,6 +115,43 @@ pub fn adopt(ledger: &Ledger, network: &str, files: &[Leftover], now: Now) -> Ve
         .map(|(key, entry)| Record::Put { key, entry })
         .chain([Record::Adopted(network.to_owned())])
         .collect()
+}
+
+/// The containers that are there still.
+fn alive<'a>(
+    containers: &BTreeMap<IpAddr, (&'a str, &str)>,
+    living: Option<&Living>,
+) -> BTreeSet<&'a str> {
+    let all = containers.values().map(|(container, _)| *container);
+    let Some(Living {
+        addresses,
+        processes,
+    }) = living
+    else {
+        return all.collect();
+    };
+    let has_address = |address: &IpAddr| addresses.contains(address);
+    let here = containers
+        .iter()
+        .filter(|(address, _)| has_address(address));
+    let here: BTreeSet<&str> = here.map(|(_, (container, _))| *container).collect();
+    // Few are left that all processes have to be asked for.
+    all.filter(|container| {
+        here.contains(container) || processes.iter().any(|text| names(text, container))
+    })
+    .collect()
+}
+
+/// Whether a text names a container: as a word, since a short ID may be a part of another one.
+fn names(text: &[u8], container: &str) -> bool {
+    let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
+    let length = container.len();
+    // No ID is empty.
+    text.windows(length.max(1)).enumerate().any(|(at, word)| {
+        word == container.as_bytes()
+            && !is_part(text[..at].last())
+            && !is_part(text.get(at + length))
+    })
 }
 
 /// Addresses that containers have, with the container and its interface.

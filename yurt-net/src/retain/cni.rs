@@ -35,6 +35,7 @@ use crate::translate;
 
 mod asker;
 mod guarding;
+mod living;
 #[cfg(test)]
 mod proptests;
 mod protocol;
@@ -356,10 +357,14 @@ impl<'a> Request<'a> {
         let mut draft = Draft::new(store.ledger(), &clock()?);
         let now = draft.now();
         if self.plugin == Plugin::Ipam && !draft.ledger().has_adopted(&self.config.name) {
+            let files = self.leftovers()?;
+            // Looked at after the files: who has got an address meanwhile is seen, too.
+            let living = living::look(&self.environment.netns);
             draft.take(adopt(
                 draft.ledger(),
                 &self.config.name,
-                &self.leftovers()?,
+                &files,
+                living.as_ref(),
                 now,
             ));
         }

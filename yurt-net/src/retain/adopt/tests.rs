@@ -7,7 +7,12 @@ fn files(list: &[(&str, &str)]) -> Vec<Leftover> {
 }
 
 fn adopted(ledger: &Ledger, list: &[(&str, &str)]) -> Vec<String> {
-    let records = adopt(ledger, "edge", &files(list), Now { at: 7, since: 8 });
+    adopted_by(ledger, list, None)
+}
+
+fn adopted_by(ledger: &Ledger, list: &[(&str, &str)], living: Option<&Living>) -> Vec<String> {
+    let now = Now { at: 7, since: 8 };
+    let records = adopt(ledger, "edge", &files(list), living, now);
     assert_eq!(records.last(), Some(&Record::Adopted("edge".to_owned())));
     let entries = records.iter().filter_map(|record| match record {
         Record::Put { key, entry } => {
@@ -78,6 +83,7 @@ fn the_ledger_knows_better_and_is_asked_once() {
         &ledger,
         "edge",
         &files(&[("10.1.0.8", "c8")]),
+        None,
         Now::default(),
     );
     assert_eq!(again, []);
@@ -114,4 +120,73 @@ fn a_file_that_a_power_cut_left_is_nobodys() {
     // Of the third only the interface is not known.
     let found = adopted(&Ledger::default(), &list);
     assert_eq!(found, ["container c2 (eth0): 10.1.0.4 active c2"]);
+}
+
+#[test]
+fn what_no_namespace_has_and_no_process_names_is_not_in_use() {
+    let list = [
+        // A Pod that runs; one that took its address off its interface; one that is being added.
+        ("10.1.0.2", "c1\neth0"),
+        ("fd00::2", "c1\neth0"),
+        ("10.1.0.3", "c2\neth0"),
+        ("10.1.0.4", "c3\neth0"),
+        // Gone: with a Pod's name, and without. The ID of the second is a part of a word that is said.
+        ("10.1.0.5", "c4\neth0"),
+        ("10.1.0.5_shop_web-4", ""),
+        ("10.1.0.6", "c5\neth0"),
+    ];
+    let said = [
+        "containerd-shim-runc-v2\0-id\0c2\0",
+        "bridge\0PATH=/bin\0CNI_CONTAINERID=c3\0",
+        "sleep\0abc5\0c55\0/system.slice/c5d.scope",
+    ];
+    let living = Living {
+        // The other one of c1 is being looked for (it is tentative).
+        addresses: BTreeSet::from(["127.0.0.1", "10.1.0.2"].map(|one| one.parse().unwrap())),
+        processes: said.map(|text| text.as_bytes().to_owned()).into(),
+    };
+    assert_eq!(
+        adopted_by(&Ledger::default(), &list, Some(&living)),
+        [
+            "container c1 (eth0): 10.1.0.2 fd00::2 active c1",
+            "container c2 (eth0): 10.1.0.3 active c2",
+            "container c3 (eth0): 10.1.0.4 active c3",
+            "container c5 (eth0): 10.1.0.6 released c5",
+            "Pod shop/web-4 (eth0): 10.1.0.5 retained c4",
+        ]
+    );
+}
+
+#[test]
+fn a_pod_has_the_address_of_its_container_that_lives_and_not_that_of_one_that_is_gone() {
+    for (gone, lives) in [("10.1.0.2", "10.1.0.3"), ("10.1.0.3", "10.1.0.2")] {
+        let of = |address| format!("{address}_shop_web-0");
+        let list = [
+            (gone, "old\neth0"),
+            (lives, "new\neth0"),
+            (&of(gone), ""),
+            (&of(lives), ""),
+        ];
+        let living = Living {
+            addresses: BTreeSet::from([lives.parse().unwrap()]),
+            processes: Vec::new(),
+        };
+        assert_eq!(
+            adopted_by(&Ledger::default(), &list, Some(&living)),
+            [
+                format!("container old (eth0): {gone} released old"),
+                format!("Pod shop/web-0 (eth0): {lives} active new"),
+            ]
+        );
+    }
+}
+
+#[test]
+fn a_word_is_found_at_either_end_of_a_text() {
+    for text in ["c1", "c1\0", "/c1", "crio-c1.scope", "xc1 c1"] {
+        assert!(names(text.as_bytes(), "c1"), "{text}");
+    }
+    for text in ["", "c", "c12", "xc1", "C1"] {
+        assert!(!names(text.as_bytes(), "c1"), "{text}");
+    }
 }
