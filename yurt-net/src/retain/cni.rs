@@ -42,8 +42,8 @@ mod protocol;
 #[cfg(test)]
 mod tests;
 
-pub use protocol::Environment;
-use protocol::{Config, MacPolicy, StoreConfig, Verb, Version};
+pub use protocol::{Claimed, Config, Environment, MacPolicy};
+use protocol::{StoreConfig, Verb, Version};
 
 /// A runtime gives up after minutes; other plugins are at the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
@@ -91,6 +91,14 @@ pub enum CniError {
     /// No name.
     #[error("the configuration has no name: the network must be called something")]
     NoName,
+    /// It becomes a part of paths.
+    #[error(
+        "the network's name {name:?} holds what no such name may hold: letters, digits, `_`, `.` and `-`, first a letter or digit"
+    )]
+    BadName {
+        /// What it says.
+        name: String,
+    },
     /// A relative path depends on who calls.
     #[error("{key} {path:?} is not an absolute path")]
     Relative {
@@ -167,6 +175,7 @@ impl CniError {
             Self::Ledger(_) => 5,
             Self::Decode(_) => 6,
             Self::NoName
+            | Self::BadName { .. }
             | Self::Relative { .. }
             | Self::Ranges(_)
             | Self::NoPreviousResult
@@ -276,9 +285,6 @@ impl Plugin {
                     since: verb.since(),
                 });
             }
-            if config.name.is_empty() {
-                return Err(CniError::NoName);
-            }
             Request::new(self, version, environment, &config)?.meet(verb, alarms)
         };
         let result = answer();
@@ -304,6 +310,14 @@ impl<'a> Request<'a> {
         environment: &'a Environment,
         config: &'a Config,
     ) -> Result<Self, CniError> {
+        if config.name.is_empty() {
+            return Err(CniError::NoName);
+        }
+        if !protocol::is_word(&config.name) {
+            return Err(CniError::BadName {
+                name: config.name.clone(),
+            });
+        }
         let StoreConfig {
             data_dir,
             run_dir,

@@ -2,7 +2,10 @@
 //!
 //! CNI configurations are written by Go programs for Go programs, and encoding/json forgives much: keys in any letter case (of several
 //! the last one, and libcni has sorted them), null for whatever is not there, "" for an address that is not there. What other plugins
-//! take, ours take, too. Where Go would refuse (another type, another subnet), so does this.
+//! take, ours take, too. Where Go would refuse (another type, a subnet without a length), so does this.
+//!
+//! A runtime reads a list of plugins into maps and writes each plugin's part anew, so a number arrives as a float is written: `1400.0` and
+//! `1.4e3` of a file as `1400`. Files are read here as well, so a float that is an integer is one.
 
 use std::collections::{BTreeMap, btree_map};
 use std::net::IpAddr;
@@ -20,12 +23,21 @@ pub(super) fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Err
 
 /// The key that Go takes for the field of this name: null changes nothing.
 pub(super) fn key<'v>(fields: &'v Map<String, Value>, name: &str) -> Option<&'v str> {
-    let mut named = fields
-        .iter()
-        .filter(|(key, _)| key.eq_ignore_ascii_case(name));
+    let mut named = fields.iter().filter(|(key, _)| is_key(key, name));
     let says = named.clone().rfind(|(_, value)| !value.is_null());
     says.or_else(|| named.next_back())
         .map(|(key, _)| key.as_str())
+}
+
+/// Whether Go takes a key for the field of this name, which is of ASCII: in any letter case, and Unicode folds two more letters into it
+/// (encoding/json `foldName`).
+fn is_key(key: &str, name: &str) -> bool {
+    let fold = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).eq(name.chars().map(fold))
 }
 
 /// The field of this name; `Null` where there is none.
@@ -59,14 +71,26 @@ pub(super) fn address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpAd
     Ok(Some(address.to_canonical()))
 }
 
-/// A subnet (`types.IPNet`): "" is none.
+/// A subnet (`types.IPNet`), with a length behind a slash, as Go's `ParseCIDR` reads it. "" is none, which Go would refuse.
 pub(super) fn network<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpNetwork>, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() {
         return Ok(None);
     }
-    let wrong = |error| D::Error::custom(format!("{text:?}: {error}"));
-    text.parse().map(Some).map_err(wrong)
+    let wrong = || D::Error::custom(format!("{text:?} is not a subnet such as 10.1.0.0/24"));
+    parse_network(&text).map(Some).ok_or_else(wrong)
+}
+
+/// The same, of a field that must be there.
+pub(super) fn some_network<'de, D: Deserializer<'de>>(value: D) -> Result<IpNetwork, D::Error> {
+    network(value)?.ok_or_else(|| D::Error::custom("a subnet is missing"))
+}
+
+fn parse_network(text: &str) -> Option<IpNetwork> {
+    let (address, length) = text.split_once('/')?;
+    let is_number = !length.is_empty() && length.bytes().all(|byte| byte.is_ascii_digit());
+    let length = length.parse().ok().filter(|_| is_number)?;
+    IpNetwork::new(address.parse().ok()?, length).ok()
 }
 
 #[derive(Clone, Copy)]
@@ -78,6 +102,16 @@ impl<'de> IntoDeserializer<'de, Error> for Go<'de> {
     fn into_deserializer(self) -> Self {
         self
     }
+}
+
+/// A float that is an integer, as Go writes it; what is written as an integer is none.
+fn integer(value: &Value) -> Option<i64> {
+    /// Up to it, a float is exactly what was written.
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    let float = value.as_f64().filter(|_| value.is_f64())?;
+    let is_integer = float.fract() == 0.0 && float.abs() <= EXACT;
+    #[expect(clippy::cast_possible_truncation, reason = "it was looked at")]
+    is_integer.then_some(float as i64)
 }
 
 /// Types whose zero value null stands for, where no field is left out instead: in lists.
@@ -95,10 +129,24 @@ macro_rules! zero {
 impl<'de> Deserializer<'de> for Go<'de> {
     type Error = Error;
 
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match (self.0, integer(self.0)) {
+            (Value::Null, _) => visitor.visit_u64(0),
+            (_, Some(integer)) => visitor.visit_i64(integer),
+            (value, None) => value.deserialize_u64(visitor),
+        }
+    }
+
+    fn deserialize_i64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match (self.0, integer(self.0)) {
+            (Value::Null, _) => visitor.visit_i64(0),
+            (_, Some(integer)) => visitor.visit_i64(integer),
+            (value, None) => value.deserialize_i64(visitor),
+        }
+    }
+
     zero! {
         deserialize_bool => visit_bool(false)
-        deserialize_u64 => visit_u64(0)
-        deserialize_i64 => visit_i64(0)
         deserialize_str => visit_borrowed_str("")
         deserialize_string => visit_borrowed_str("")
     }
@@ -153,7 +201,7 @@ impl<'de> Deserializer<'de> for Go<'de> {
                 .iter()
                 .filter(|(_, value)| !value.is_null())
                 .filter_map(|(key, value)| {
-                    let name = names.iter().find(|name| name.eq_ignore_ascii_case(key))?;
+                    let name = names.iter().find(|name| is_key(key, name))?;
                     Some((*name, value))
                 })
                 .collect(),

@@ -7,8 +7,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 
 use super::go;
 
@@ -20,7 +19,7 @@ mod tests;
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
     /// The subnet.
-    #[serde(deserialize_with = "subnet")]
+    #[serde(deserialize_with = "go::some_network")]
     pub subnet: IpNetwork,
     /// Its first address to give [the one after the network].
     #[serde(default, deserialize_with = "go::address")]
@@ -31,10 +30,6 @@ pub struct RangeConfig {
     /// The gateway, which is never given [the first address].
     #[serde(default, deserialize_with = "go::address")]
     pub gateway: Option<IpAddr>,
-}
-
-fn subnet<'de, D: Deserializer<'de>>(value: D) -> Result<IpNetwork, D::Error> {
-    go::network(value)?.ok_or_else(|| D::Error::custom("a range needs a subnet"))
 }
 
 /// A configuration that gives no addresses.

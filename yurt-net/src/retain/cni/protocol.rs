@@ -97,19 +97,16 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// The last one of this name, as libcni's `LoadArgs` has it; "" where there is none.
     fn arg(&self, name: &str) -> &str {
         let pairs = self.args.split(';').filter_map(|pair| pair.split_once('='));
         let mut values = pairs.filter_map(|(key, value)| (key == name).then_some(value));
-        values.next().unwrap_or("")
+        values.next_back().unwrap_or("")
     }
 
     /// For whom.
-    pub(super) fn attachment(&self, network: &str) -> Result<Attachment, CniError> {
-        let is_word = |text: &str, marks: &[u8]| {
-            text.starts_with(|first: char| first.is_ascii_alphanumeric())
-                && (text.bytes()).all(|byte| byte.is_ascii_alphanumeric() || marks.contains(&byte))
-        };
-        if !is_word(&self.container, b"_.-") {
+    pub fn attachment(&self, network: &str) -> Result<Attachment, CniError> {
+        if !is_word(&self.container) {
             return Err(CniError::Environment {
                 name: "CNI_CONTAINERID",
                 problem: "is missing, or holds what no container ID may hold",
@@ -157,10 +154,16 @@ impl Environment {
     }
 }
 
+/// A container ID or the name of a network, as libcni has them. Both become parts of paths.
+pub(super) fn is_word(text: &str) -> bool {
+    text.starts_with(|first: char| first.is_ascii_alphanumeric())
+        && (text.bytes()).all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
+}
+
 /// What is on standard input.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
-pub(super) struct Config {
+pub struct Config {
     pub(super) cni_version: String,
     pub(super) name: String,
     /// `yurt-cni`'s policy. `yurt-ipam` is told the main plugin's configuration, where it may mean anything: macvlan has a MAC there.
@@ -168,7 +171,8 @@ pub(super) struct Config {
     pub(super) ipam: Option<Ipam>,
     runtime_config: RuntimeConfig,
     args: Args,
-    pub(super) prev_result: Option<Value>,
+    /// What the plugin before this one answered.
+    pub prev_result: Option<Value>,
     /// `None` where there is no such key; null is an empty list, as Go writes it.
     #[serde(rename = "cni.dev/valid-attachments")]
     pub(super) valid_attachments: Option<Vec<ValidAttachment>>,
@@ -217,7 +221,7 @@ impl StoreConfig {
 /// Which MAC `yurt-cni` gives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum MacPolicy {
+pub enum MacPolicy {
     /// That of the address.
     #[default]
     Address,
@@ -248,6 +252,7 @@ pub(super) struct Ipam {
 /// Passed on, with the fields that `types.Route` has, in its spelling.
 #[derive(Debug, Serialize, Deserialize)]
 struct Route {
+    #[serde(deserialize_with = "go::some_network")]
     dst: IpNetwork,
     #[serde(
         default,
@@ -305,7 +310,7 @@ pub(super) struct ValidAttachment {
 
 impl Config {
     /// Text that is not UTF-8 is taken as Go takes it, with U+FFFD in its place.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, CniError> {
+    pub fn parse(text: &[u8]) -> Result<Self, CniError> {
         let text = String::from_utf8_lossy(text);
         let value: Value = serde_json::from_str(&text).map_err(CniError::Decode)?;
         Self::read(&value).map_err(CniError::Decode)
@@ -326,7 +331,7 @@ impl Config {
     }
 
     /// The addresses of an interface: those that the runtime brings along first.
-    pub(super) fn range_sets(&self) -> Result<Vec<RangeSet>, RangeError> {
+    pub fn range_sets(&self) -> Result<Vec<RangeSet>, RangeError> {
         let ipam = self.ipam.as_ref();
         let single = ipam.and_then(|ipam| {
             Some(vec![RangeConfig {
@@ -347,7 +352,7 @@ impl Config {
     }
 
     /// Addresses that somebody asks for, each once.
-    pub(super) fn requested(&self, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
+    pub fn requested(&self, environment: &Environment) -> Result<Vec<IpAddr>, CniError> {
         let args = environment.arg("IP").split(',');
         let others = self.runtime_config.ips.iter().chain(&self.args.cni.ips);
         let mut requested = Vec::new();
@@ -367,7 +372,7 @@ impl Config {
     }
 
     /// Which MAC to give.
-    pub(super) fn mac_policy(&self) -> Result<MacPolicy, CniError> {
+    pub fn mac_policy(&self) -> Result<MacPolicy, CniError> {
         if self.mac == "" {
             return Ok(MacPolicy::default());
         }
@@ -376,7 +381,7 @@ impl Config {
     }
 
     /// A MAC that somebody asked the main plugin for.
-    pub(super) fn is_mac_requested(&self, environment: &Environment) -> bool {
+    pub fn is_mac_requested(&self, environment: &Environment) -> bool {
         let asked = [
             environment.arg("MAC"),
             &self.runtime_config.mac,
@@ -386,7 +391,7 @@ impl Config {
     }
 
     /// The addresses that a previous result gives to this interface.
-    pub(super) fn claimed(&self, interface: &str) -> Result<Claimed, CniError> {
+    pub fn claimed(&self, interface: &str) -> Result<Claimed, CniError> {
         let result = self
             .prev_result
             .as_ref()
@@ -401,7 +406,7 @@ impl Config {
         };
         let ips = result.ips.iter().flatten().filter(is_here);
         Ok(Claimed {
-            addresses: ips.map(|ip| ip.address.ip()).collect(),
+            addresses: ips.filter_map(|ip| Some(ip.address?.ip())).collect(),
             mac: index.and_then(|index| result.interfaces[index].mac.parse().ok()),
             index,
         })
@@ -423,23 +428,27 @@ struct PrevInterface {
     sandbox: String,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
+#[serde(default)]
 struct PrevIp {
     interface: Option<i64>,
-    address: IpNetwork,
+    #[serde(deserialize_with = "go::network")]
+    address: Option<IpNetwork>,
 }
 
 /// What a previous result says of an interface.
 #[derive(Debug)]
-pub(super) struct Claimed {
-    pub(super) addresses: Vec<IpAddr>,
-    pub(super) mac: Option<Mac>,
+pub struct Claimed {
+    /// What it has.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC, where the result says one.
+    pub mac: Option<Mac>,
     index: Option<usize>,
 }
 
 impl Claimed {
     /// The previous result with this MAC in it, and nothing else changed.
-    pub(super) fn result(&self, mut previous: Value, mac: Mac) -> Value {
+    pub fn result(&self, mut previous: Value, mac: Mac) -> Value {
         let interface = self.index.and_then(|index| {
             let interfaces = go::field_mut(&mut previous, "interfaces")?.get_mut(index)?;
             interfaces.as_object_mut()

@@ -219,3 +219,205 @@ fn gc_without_a_list_takes_from_nobody_and_with_null_from_all() {
     with["cni.dev/valid-attachments"] = Value::Null;
     assert_eq!(meet(Verb::Gc, &with), (Ok(Value::Null), State::Retained));
 }
+
+/// What Go's structs have in a field.
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Address,
+    Network,
+    Integer,
+    List,
+    Section,
+}
+
+impl Kind {
+    /// What encoding/json and the types' own readers take for it, and what they refuse: first a field of libcni's, host-local's or types' structs.
+    fn forms(self) -> (&'static [&'static str], &'static [&'static str]) {
+        match self {
+            Self::Text => (
+                &["null", r#""""#, r#""x""#, r#""\u0000é""#],
+                &["5", "1.5", "true", "[]", "{}"],
+            ),
+            Self::Address => (
+                &[
+                    "null",
+                    r#""""#,
+                    r#""10.1.0.9""#,
+                    r#""fd00::9""#,
+                    r#""::ffff:10.1.0.9""#,
+                ],
+                &[
+                    "5",
+                    "[]",
+                    "{}",
+                    r#""ten""#,
+                    r#""10.1.0.09""#,
+                    r#""10.1.0.9/24""#,
+                    r#""fe80::1%eth0""#,
+                    r#"" 10.1.0.9""#,
+                ],
+            ),
+            Self::Network => (
+                &[r#""10.1.0.0/24""#, r#""fd00::/64""#, r#""10.1.0.0/024""#],
+                &[
+                    "5",
+                    "[]",
+                    "{}",
+                    r#""10.1.0.0""#,
+                    r#""10.1.0.0/""#,
+                    r#""/24""#,
+                    r#""10.1.0.0/33""#,
+                    r#""10.1.0.0/+24""#,
+                    r#""10.1.0.0/255.255.255.0""#,
+                    r#""10.1.0.0/24/24""#,
+                    r#""10.1.0/24""#,
+                    r#""10.1.0.0/ 24""#,
+                ],
+            ),
+            // A runtime has made an integer of a float of this value.
+            Self::Integer => (
+                &["null", "0", "7", "-1", "7.0", "7e0", "-0.0"],
+                &[r#""7""#, "7.5", "true", "[]", "{}", "1e40"],
+            ),
+            Self::List => (&["null", "[]"], &["{}", r#""x""#, "5", "true"]),
+            Self::Section => (&["null", "{}"], &["[]", r#""x""#, "5", "true"]),
+        }
+    }
+}
+
+/// A value at a path. A step in brackets is a list of one, with the key that each of its kind must have: written so that any other spelling of it
+/// comes behind it, and counts.
+fn at(path: &[&str], spelling: fn(&str) -> String, value: Value) -> Value {
+    let Some((step, rest)) = path.split_first() else {
+        return value;
+    };
+    let mut inner = at(rest, spelling, value);
+    let needed = match *step {
+        "[]" => return json!([inner]),
+        "[route]" => ("DST", "10.9.0.0/16"),
+        "[range]" => ("SUBNET", "10.1.0.0/24"),
+        step => return json!({ spelling(step): inner }),
+    };
+    let fields = inner.as_object_mut().unwrap();
+    fields.entry(needed.0).or_insert(json!(needed.1));
+    json!([inner])
+}
+
+#[test]
+fn each_field_takes_the_forms_that_go_takes_for_it_and_no_others() {
+    use Kind::{Address, Integer, List, Network, Section, Text};
+    let fields: &[(&[&str], Kind)] = &[
+        (&["cniVersion"], Text),
+        (&["name"], Text),
+        (&["ipam"], Section),
+        (&["ipam", "dataDir"], Text),
+        (&["ipam", "resolvConf"], Text),
+        (&["ipam", "subnet"], Network),
+        (&["ipam", "rangeStart"], Address),
+        (&["ipam", "rangeEnd"], Address),
+        (&["ipam", "gateway"], Address),
+        (&["ipam", "ranges"], List),
+        (&["ipam", "ranges", "[]", "[range]", "subnet"], Network),
+        (&["ipam", "ranges", "[]", "[range]", "rangeStart"], Address),
+        (&["ipam", "ranges", "[]", "[range]", "rangeEnd"], Address),
+        (&["ipam", "ranges", "[]", "[range]", "gateway"], Address),
+        (&["ipam", "routes"], List),
+        (&["ipam", "routes", "[route]", "dst"], Network),
+        (&["ipam", "routes", "[route]", "gw"], Address),
+        (&["ipam", "routes", "[route]", "mtu"], Integer),
+        (&["ipam", "routes", "[route]", "advmss"], Integer),
+        (&["ipam", "routes", "[route]", "priority"], Integer),
+        (&["ipam", "routes", "[route]", "table"], Integer),
+        (&["ipam", "routes", "[route]", "scope"], Integer),
+        (&["runtimeConfig"], Section),
+        (&["runtimeConfig", "ips"], List),
+        (&["runtimeConfig", "mac"], Text),
+        (&["runtimeConfig", "ipRanges"], List),
+        (
+            &["runtimeConfig", "ipRanges", "[]", "[range]", "subnet"],
+            Network,
+        ),
+        (&["args"], Section),
+        (&["args", "cni"], Section),
+        (&["args", "cni", "ips"], List),
+        (&["args", "cni", "mac"], Text),
+        (&["prevResult"], Section),
+        (&["prevResult", "interfaces"], List),
+        (&["prevResult", "interfaces", "[]"], Section),
+        (&["prevResult", "interfaces", "[]", "name"], Text),
+        (&["prevResult", "interfaces", "[]", "mac"], Text),
+        (&["prevResult", "interfaces", "[]", "sandbox"], Text),
+        (&["prevResult", "ips"], List),
+        (&["prevResult", "ips", "[]"], Section),
+        (&["prevResult", "ips", "[]", "interface"], Integer),
+        (&["prevResult", "ips", "[]", "address"], Network),
+        (&["cni.dev/valid-attachments"], List),
+        (&["cni.dev/valid-attachments", "[]"], Section),
+        (&["cni.dev/valid-attachments", "[]", "containerID"], Text),
+        (&["cni.dev/valid-attachments", "[]", "ifname"], Text),
+    ];
+    let is_read = |config: &Value| {
+        let config = Config::parse(config.to_string().as_bytes());
+        config.is_ok_and(|config| match config.claimed("eth0") {
+            Ok(_) | Err(CniError::NoPreviousResult) => true,
+            Err(_) => false,
+        })
+    };
+    let spellings: [fn(&str) -> String; 3] = [
+        str::to_owned,
+        str::to_uppercase,
+        // Unicode folds them into s and k.
+        |key| key.replace('s', "\u{17f}").replace('k', "\u{212a}"),
+    ];
+    for (path, kind) in fields {
+        for spelling in spellings {
+            let (taken, refused) = kind.forms();
+            let taken = taken.iter().map(|form| (form, true));
+            for (form, is_taken) in taken.chain(refused.iter().map(|form| (form, false))) {
+                let config = at(path, spelling, serde_json::from_str(form).unwrap());
+                assert_eq!(is_read(&config), is_taken, "{config}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_float_that_is_an_integer_is_one_and_an_address_may_be_missing() {
+    let text = br#"{"ipam": {"routes": [{"dst": "0.0.0.0/0", "mtu": 1400.0, "priority": 1e2}], "ttlSeconds": 60.0},
+        "prevResult": {"interfaces": [{"name": "eth0", "sandbox": "/x"}], "ips": [{"interface": 0.0, "address": "10.1.0.2/24"}, {"interface": 0}]}}"#;
+    let config = Config::parse(text).unwrap();
+    assert_eq!(config.ipam_store.ttl_seconds, 60);
+    let claimed = config.claimed("eth0").unwrap();
+    assert_eq!(claimed.addresses, ["10.1.0.2".parse::<IpAddr>().unwrap()]);
+    let result = ipam_result(Version::NEWEST, &[], &config, "");
+    assert_eq!(
+        result["routes"],
+        json!([{"dst": "0.0.0.0/0", "mtu": 1400, "priority": 100}])
+    );
+}
+
+#[test]
+fn of_two_arguments_of_one_name_the_last_one_counts() {
+    let who = environment("K8S_POD_NAMESPACE=a;K8S_POD_NAME=b;K8S_POD_NAMESPACE=c");
+    assert_eq!(
+        who.attachment("edge").unwrap().key.to_string(),
+        "Pod c/b (eth0)"
+    );
+}
+
+#[test]
+fn a_network_has_a_name_that_may_be_a_part_of_a_path() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let path = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    for name in ["../edge", "a/b", "", ".", "a b"] {
+        let config = json!({
+            "cniVersion": "1.1.0", "name": name, "type": "bridge",
+            "ipam": {"dataDir": path("state"), "runDir": path("run"), "migrateFrom": path("networks"), "subnet": "10.1.0.0/24"},
+        });
+        let config = Config::parse(config.to_string().as_bytes()).unwrap();
+        let environment = environment("");
+        let request = Request::new(Plugin::Ipam, Version::NEWEST, &environment, &config);
+        assert_eq!(request.err().map(|error| error.code()), Some(7), "{name}");
+    }
+}
