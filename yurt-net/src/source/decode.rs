@@ -25,12 +25,14 @@ use crate::model::{
 };
 use crate::text;
 
+mod aliases;
 mod kinds;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod value;
 
+use aliases::Size;
 use stream::{Document, Found, Top};
 
 /// How a file is written.
@@ -228,6 +230,7 @@ pub fn item(
         names,
         found: &mut found,
         index: Some(0),
+        spared: None,
     };
     let parsed = item.deserialize(&mut deserializer);
     let refused = |kind, namespace, name, reason| Rejection {
@@ -297,21 +300,32 @@ impl<'a> Reading<'a> {
         if self.is_no_text(document.text) {
             return;
         }
+        let room = alias_room(document.text.len());
         let mut found = Found::default();
-        let names = &mut *self.names;
-        let result = serde_saphyr::with_deserializer_from_str_with_options(
-            document.text,
-            yaml_options(document.text.len()),
-            |yaml| Top::document(names, &mut found).deserialize(yaml),
-        );
-        match result {
-            Ok(()) => {
+        let parsed = parse_yaml(document.text, room, self.names, &mut found, None);
+        let Err(error) = parsed else {
+            self.number += 1;
+            self.decoded.take(found, self.path, self.number);
+            return;
+        };
+        if let Some(spared) = aliases::spare(document.text, room) {
+            // What others need of the items that are left out counts twice, and merged maps may be replayed more than once.
+            let room = Size {
+                events: room.events.saturating_mul(4),
+                bytes: room.bytes.saturating_mul(4),
+            };
+            let mut found = Found::default();
+            let spared_items = Some(&spared.items);
+            if parse_yaml(&spared.text, room, self.names, &mut found, spared_items).is_ok() {
                 self.number += 1;
                 self.decoded.take(found, self.path, self.number);
+                return;
             }
-            // JSON objects back to back are no YAML. kubectl reads them.
-            Err(_) if begins_with_json(document.body()) => self.json(document),
-            Err(error) => self.refuse(yaml_reason(&error, document.lines_before)),
+        }
+        // JSON objects back to back are no YAML. kubectl reads them.
+        match begins_with_json(document.body()) {
+            true => self.json(document),
+            false => self.refuse(yaml_reason(&error, document.lines_before)),
         }
     }
 
@@ -447,10 +461,36 @@ const ALIASED_BYTES: usize = 16 << 20;
 const ALIASED_EVENTS: usize = 1 << 18;
 const BYTES_AN_EVENT: usize = 8;
 
+/// What aliases may add to a document of this length.
+fn alias_room(text_bytes: usize) -> Size {
+    Size {
+        events: ALIASED_EVENTS + text_bytes / BYTES_AN_EVENT,
+        bytes: ALIASED_BYTES,
+    }
+}
+
+/// Reads one document. `spared` are items of it that are passed over, and refused.
+fn parse_yaml<'de>(
+    text: &'de str,
+    room: Size,
+    names: &mut Names,
+    found: &mut Found<'de>,
+    spared: Option<&BTreeSet<usize>>,
+) -> Result<(), serde_saphyr::Error> {
+    let top = Top {
+        spared,
+        ..Top::document(names, found)
+    };
+    let options = yaml_options(text.len(), room);
+    serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
+        top.deserialize(yaml)
+    })
+}
+
 /// The parser's limits are made for configuration files; a `List` of a whole cluster passes them all. What
 /// still holds is the nesting depth, which guards the stack, and what aliases may add, which guards
 /// against documents that grow when they are read. How many aliases there are, and of how many anchors, says nothing.
-fn yaml_options(text_bytes: usize) -> serde_saphyr::Options {
+fn yaml_options(text_bytes: usize, room: Size) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
@@ -461,11 +501,11 @@ fn yaml_options(text_bytes: usize) -> serde_saphyr::Options {
             max_recorded_anchor_events: usize::MAX,
             max_recorded_anchor_bytes: usize::MAX,
             enforce_alias_anchor_ratio: false,
-            max_total_scalar_bytes: text_bytes.saturating_add(ALIASED_BYTES),
+            max_total_scalar_bytes: text_bytes.saturating_add(room.bytes),
             max_total_comment_bytes: usize::MAX,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: ALIASED_EVENTS + text_bytes / BYTES_AN_EVENT,
+            max_total_replayed_events: room.events,
         },
         emit_comments: false,
         with_snippet: false,
@@ -503,6 +543,7 @@ impl<'a, 'de> Top<'a, 'de> {
             names,
             found,
             index: None,
+            spared: None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! parser walks over them, so memory is that of one item, whatever the size of the list.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::de::{
@@ -144,6 +145,8 @@ pub(super) struct Top<'a, 'de> {
     pub(super) found: &'a mut Found<'de>,
     /// Position in the list that this is an item of.
     pub(super) index: Option<usize>,
+    /// Items of this list that are passed over: what aliases add to them has no room.
+    pub(super) spared: Option<&'a BTreeSet<usize>>,
 }
 
 impl<'de> DeserializeSeed<'de> for Top<'_, 'de> {
@@ -180,7 +183,8 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
         while let Some(key) = map.next_key_seed(Key)? {
             if key == "items" {
                 let names = &mut *self.names;
-                items = Some(map.next_value_seed(Items { names })?);
+                let spared = self.spared;
+                items = Some(map.next_value_seed(Items { names, spared })?);
             } else if let Some(keep) = ROOT.field(&key) {
                 fields.push((key, map.next_value_seed(Pick(keep))?));
             } else {
@@ -232,6 +236,7 @@ impl<'de> Top<'_, 'de> {
 /// The `items` of a list.
 struct Items<'a> {
     names: &'a mut Names,
+    spared: Option<&'a BTreeSet<usize>>,
 }
 
 impl<'de> Items<'_> {
@@ -274,10 +279,21 @@ impl<'de> Visitor<'de> for Items<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Found<'de>, A::Error> {
         let mut found = Found::default();
         for index in 0.. {
+            if self.spared.is_some_and(|spared| spared.contains(&index)) {
+                if seq.next_element::<IgnoredAny>()?.is_none() {
+                    break;
+                }
+                let reason = format!(
+                    "items[{index}]: what its aliases add is too much, or they refer to nothing: write it out"
+                );
+                found.refusals.push(Refusal::nameless(reason));
+                continue;
+            }
             let item = Top {
                 names: &mut *self.names,
                 found: &mut found,
                 index: Some(index),
+                spared: None,
             };
             if seq.next_element_seed(item)?.is_none() {
                 break;
