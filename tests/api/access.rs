@@ -285,9 +285,7 @@ fn who_is_not_accepted_any_more_makes_a_new_connection() -> Result<()> {
     let (api, authority, dir) = world()?;
     let access = service_account(dir.path(), &authority)?;
     let mut followed = is_served(access, kube(&api))?;
-    followed.until_status("it is watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     let connections = api.http().connections();
     api.http()
         .fail_next(On::watch(Resource::Services), [Fault::Status(401)]);
@@ -342,9 +340,7 @@ fn a_token_is_read_for_each_request_on_a_connection_that_stays() -> Result<()> {
     let (api, authority, dir) = world()?;
     let access = service_account(dir.path(), &authority)?;
     let mut followed = is_served(access, kube(&api))?;
-    followed.until_status("it is watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     let connections = api.http().connections();
     write(dir.path(), "token", "another.token\n")?;
     api.http().forget_requests();

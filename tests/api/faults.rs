@@ -78,9 +78,7 @@ fn a_live_list_that_is_empty_is_believed_at_once() -> Result<()> {
     let api = cluster(&["a", "b", "c"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("all services", |s| services(s).len() == 3)?;
-    followed.until_status("they are watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     api.http().fail_next(lists(), [Fault::EmptyList]);
     api.expire_watches(Resource::Services);
     followed.until("none", |s| services(s).is_empty())
@@ -91,9 +89,7 @@ fn an_empty_list_of_a_cache_is_held_back_visibly_until_it_is_confirmed() -> Resu
     let api = cluster(&["a", "b", "c"])?;
     let mut followed = Followed::start(&[yurthub(&api)])?;
     followed.until("all services", |s| services(s).len() == 3)?;
-    followed.until_status("they are watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     api.http().fail_next(lists(), [Fault::EmptyList]);
     api.expire_watches(Resource::Services);
     followed.until_status("it is held back", |status| !status.held_lists.is_empty())?;
@@ -131,9 +127,7 @@ fn an_apiserver_whose_versions_went_back_is_listed_anew_by_who_watched_it_and_by
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("all services", |s| services(s) == ["a", "b", "c"])?;
     let checkpoint = followed.checkpoint()?;
-    followed.until_status("they are watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
 
     // Its etcd was restored from a backup.
     api.http().stop();
@@ -156,14 +150,10 @@ fn a_connection_that_is_made_anew_costs_one_item_of_a_list_and_no_list() -> Resu
     let api = cluster(&["a", "b", "c"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("all services", |s| services(s).len() == 3)?;
-    followed.until_status("they are watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     api.http().forget_requests();
     api.http().drop_connections()?;
-    followed.until_status("they are watched again", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     let lists = api.http().requests_on(lists());
     ensure!(
         lists.len() == 1 && lists[0].parameter("limit") == "1",
@@ -212,9 +202,7 @@ fn garbage_in_a_watch_leads_to_a_list() -> Result<()> {
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("the service", |s| services(s) == ["a"])?;
     // Followed meanwhile: a client that nobody drives opens no watch.
-    followed.until_status("they are watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     api.inject(Resource::Services, "{\"type\":\"ADDED\",\"object\":\n");
     api.put_all(web("b", 2))?;
     followed.until("both", |s| services(s) == ["a", "b"])?;

@@ -11,6 +11,7 @@ use yurt_net::source::checkpoint::Loaded;
 use yurt_net::source::edition::Edition;
 use yurt_net::source::kube::{Access, Scope};
 use yurt_net::source::preferred::{SourceStatus, Sources};
+use yurt_net_tests::apiserver::{FakeApiserver, Resource};
 
 pub(crate) const NODE: &str = "edge-a1";
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -92,6 +93,13 @@ impl Followed {
             self.follow(Duration::from_millis(100))?;
         }
         Ok(())
+    }
+
+    /// Follows until Services are watched: a client that nobody drives opens no watch.
+    pub(crate) fn until_watched(&mut self, api: &FakeApiserver) -> Result<()> {
+        self.until_status("Services are watched", |_| {
+            api.http().open_watches(Resource::Services) == 1
+        })
     }
 
     /// Follows until this holds of the status.

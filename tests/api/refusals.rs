@@ -102,9 +102,7 @@ fn a_replica_that_lags_is_not_asked_to_forget_what_is_known() -> Result<()> {
     let api = cluster(&["a"])?;
     let mut followed = Followed::start(&[kube(&api)])?;
     followed.until("the service", |s| services(s) == ["a"])?;
-    followed.until_status("it is watched", |_| {
-        api.http().open_watches(Resource::Services) == 1
-    })?;
+    followed.until_watched(&api)?;
     api.http().forget_requests();
     api.expire_watches(Resource::Services);
     api.put_all(web("b", 2))?;

@@ -10,20 +10,13 @@ use yurt_net::plan::Capacity;
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::{Agent, Cloud, Pod, Proto, Tally, Traffic};
 
-use crate::world::{CAPACITY, OTHER_CAPACITY, Random, World, check, flags, vip};
+use crate::world::{CAPACITY, OTHER_CAPACITY, Random, World, check, vip};
 
 const KILLS: u64 = 20;
 const PAUSE: Duration = Duration::from_millis(1);
 
 fn start(world: &World, cloud: &Cloud) -> Result<Agent> {
-    start_with(world, cloud, &CAPACITY)
-}
-
-fn start_with(world: &World, cloud: &Cloud, capacity: &Capacity) -> Result<Agent> {
-    let flags = flags(capacity);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let node = &world.node;
-    node.start_agent_from(&cloud.source(), node.name(), &flags)
+    world.start_from(&cloud.source(), &CAPACITY, &[])
 }
 
 pub(crate) fn start_ready(world: &World, cloud: &Cloud) -> Result<Agent> {
@@ -38,9 +31,7 @@ pub(crate) fn followed(world: &World) -> Result<(Cloud, Agent)> {
     cloud.apply(&world.web([&world.a, &world.b]))?;
     cloud.start()?;
     let agent = start_ready(world, &cloud)?;
-    let node = &world.node;
-    let status = node.wait_for_status("a checkpoint", |status| status.checkpoint.writes > 0)?;
-    ensure!(status.source.provenance == Origin::Live);
+    ensure!(world.is_remembered()?.source.provenance == Origin::Live);
     Ok((cloud, agent))
 }
 
@@ -78,9 +69,7 @@ pub(crate) fn goes_over_to_live_data(world: &World, cloud: &Cloud) -> Result<()>
 fn a_rebooted_node_serves_from_its_checkpoint_without_apiserver_route_or_dns() -> Result<()> {
     let world = World::new()?;
     let (cloud, agent) = followed(&world)?;
-    agent.kill9()?;
-    cloud.kill9()?;
-    world.node.lose_pins()?;
+    world.loses_power(&agent, &cloud)?;
     world
         .node
         .netns()
@@ -127,7 +116,7 @@ fn newer_maps_are_left_alone(capacity: &Capacity) -> Result<()> {
     agent.kill9()?;
     cloud.kill9()?;
     let during = traffic(&world)?;
-    let agent = start_with(&world, &cloud, capacity)?;
+    let agent = world.start_from(&cloud.source(), capacity, &[])?;
     is_left_alone(&world, &agent)?;
     judge(during, &[&world.c])?;
     goes_over_to_live_data(&world, &cloud)

@@ -232,8 +232,7 @@ fn manifests_are_kept(how: Unreadable) -> Result<()> {
     world.manifests([("other", 11, vec![b])]).write_to(&other)?;
     world.node.apply(&world.web([a]))?;
     let mut agent = world.start_ready(&CAPACITY, &[])?;
-    let saved = |status: &Status| status.checkpoint.writes > 0;
-    world.node.wait_for_status("a checkpoint", saved)?;
+    world.is_remembered()?;
     let (is_rejection, mend): (_, Box<dyn Fn() -> Result<()>>) = match how {
         Unreadable::Broken => {
             replace(&other, |at| fs::write(at, "x: ["))?;

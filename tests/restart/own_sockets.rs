@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::{Cloud, Manifests, Proto};
 
-use crate::world::{CAPACITY, World, flags};
+use crate::world::{CAPACITY, World};
 
 /// Where the lab's apiserver is.
 const CLOUD: (&str, u16) = ("192.0.2.254", 8001);
@@ -19,13 +19,6 @@ fn with_thief(world: &World, web: &yurt_net_tests::lab::Pod) -> Manifests {
         .port(port, 8080)
         .endpoints([&world.a]);
     manifests
-}
-
-fn start(world: &World, source: &str) -> Result<yurt_net_tests::lab::Agent> {
-    let flags = flags(&CAPACITY);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let node = &world.node;
-    node.start_agent_from(source, node.name(), &flags)
 }
 
 /// The agent follows the cloud: what is changed there reaches the maps.
@@ -59,7 +52,7 @@ fn an_agent_that_takes_over_maps_that_claim_its_apiserver_reaches_it() -> Result
     let cloud = world.lab.cloud()?;
     cloud.apply(&with_thief(&world, &world.b))?;
     cloud.start()?;
-    let _agent = start(&world, &cloud.source())?;
+    let _agent = world.start_from(&cloud.source(), &CAPACITY, &[])?;
     follows(&world, &cloud)
 }
 
@@ -70,7 +63,7 @@ fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claim
     let cloud = world.lab.cloud()?;
     cloud.apply(&with_thief(&world, &world.b))?;
     cloud.start()?;
-    let agent = start(&world, &cloud.source())?;
+    let agent = world.start_from(&cloud.source(), &CAPACITY, &[])?;
     world.wait_ready(&agent)?;
     follows(&world, &cloud)?;
     cloud.kill9()?;
@@ -79,18 +72,12 @@ fn an_agent_reaches_its_apiserver_again_and_after_a_reboot_while_a_service_claim
     })?;
     cloud.start()?;
     follows(&world, &cloud)?;
-    world
-        .node
-        .wait_for_status("a checkpoint", |s| s.checkpoint.writes > 0)?;
+    world.is_remembered()?;
 
-    agent.kill9()?;
-    cloud.kill9()?;
-    world.node.lose_pins()?;
-    let agent = start(&world, &cloud.source())?;
+    world.loses_power(&agent, &cloud)?;
+    let agent = world.start_from(&cloud.source(), &CAPACITY, &[])?;
     world.wait_ready(&agent)?;
-    world.node.wait_for_status("its checkpoint", |s| {
-        s.source.provenance == Origin::Checkpoint
-    })?;
+    world.is_from_checkpoint()?;
     cloud.start()?;
     follows(&world, &cloud)
 }

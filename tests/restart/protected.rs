@@ -2,10 +2,9 @@
 //! whatever field: live, and after a reboot from the checkpoint, which remembers the same Services.
 
 use anyhow::{Result, ensure};
-use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::{Agent, Manifests, Pod, Proto};
 
-use crate::world::{CAPACITY, World, flags};
+use crate::world::{CAPACITY, World};
 
 /// Where the lab's apiserver is.
 const CLOUD: (&str, u16) = ("192.0.2.254", 8001);
@@ -142,11 +141,8 @@ fn is_told(world: &World) -> Result<()> {
     Ok(())
 }
 
-fn start(world: &World, source: &str) -> Result<Agent> {
-    let flags = flags(&CAPACITY);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let node = &world.node;
-    let agent = node.start_agent_from(source, node.name(), &flags)?;
+fn start(world: &World, source: &str, extra: &[&str]) -> Result<Agent> {
+    let agent = world.start_from(source, &CAPACITY, extra)?;
     world.wait_ready(&agent)?;
     Ok(agent)
 }
@@ -159,22 +155,93 @@ fn no_service_takes_the_nodes_lifelines_its_hub_or_its_apiserver_nor_after_a_reb
     let cloud = world.lab.cloud()?;
     cloud.apply(&with_thieves(&world))?;
     cloud.start()?;
-    let agent = start(&world, &cloud.source())?;
+    let agent = start(&world, &cloud.source(), &[])?;
     world.converges(10, &[&world.b])?;
     nothing_is_taken(&world, &places)?;
     is_told(&world)?;
-    world
-        .node
-        .wait_for_status("a checkpoint", |s| s.checkpoint.writes > 0)?;
+    world.is_remembered()?;
 
-    agent.kill9()?;
-    cloud.kill9()?;
-    world.node.lose_pins()?;
-    let _agent = start(&world, &cloud.source())?;
-    world.node.wait_for_status("its checkpoint", |s| {
-        s.source.provenance == Origin::Checkpoint
-    })?;
+    world.loses_power(&agent, &cloud)?;
+    let _agent = start(&world, &cloud.source(), &[])?;
+    world.is_from_checkpoint()?;
     world.converges(10, &[&world.b])?;
     nothing_is_taken(&world, &places)?;
     is_told(&world)
+}
+
+/// What is protected leads to who has it, and the thief is told so.
+fn is_kept(world: &World) -> Result<()> {
+    let (v4, v6) = (world.c.ip4().to_string(), world.c.ip6().to_string());
+    let host = world.node.host()?;
+    for client in [&world.client, &host] {
+        for (to, expected) in [
+            // Protected whole, and at one port.
+            (place(&v4, 8080), "c"),
+            (place(&v6, 8080), "c"),
+            // What is not protected is the Service's.
+            (place(&v6, 8081), "a"),
+            ("10.96.0.65:8080".to_owned(), "a"),
+        ] {
+            let who = client.get(&to)?;
+            ensure!(
+                who == expected,
+                "{}: {who} answers at {to}, and not {expected}",
+                client.name()
+            );
+        }
+    }
+    let told = world.status()?.rejections;
+    for claim in [
+        format!("ExternalIP {}", place(&v4, 8080)),
+        format!("LoadBalancer {}", place(&v6, 8080)),
+    ] {
+        let mut of_thief = told.iter().filter(|rejection| rejection.name == "thief");
+        ensure!(
+            of_thief.any(|rejection| rejection.reason.contains(&claim)),
+            "{claim}: {told:#?}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn what_the_operator_protects_no_service_takes_after_a_restart_nor_from_the_checkpoint()
+-> Result<()> {
+    let world = World::new()?;
+    let (v4, v6) = (world.c.ip4().to_string(), world.c.ip6().to_string());
+    let mut manifests = world.web([&world.b]);
+    let thief = manifests.service("thief");
+    thief.cluster_ip("10.96.0.65").cluster_ip("fd00:96::65");
+    thief.port(8080, 8080).port(8081, 8080);
+    thief.external_ip(&v4).load_balancer_ip(&v6);
+    thief.endpoints([&world.a]);
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&manifests)?;
+    cloud.start()?;
+
+    // Nobody has said that it is anything.
+    let agent = start(&world, &cloud.source(), &[])?;
+    world.converges(10, &[&world.b])?;
+    for to in [place(&v4, 8080), place(&v6, 8080)] {
+        ensure!(world.client.get(&to)? == "a", "{to} is not claimed");
+    }
+    agent.kill9()?;
+
+    let protect = [
+        "--protect".to_owned(),
+        v4.clone(),
+        "--protect".to_owned(),
+        place(&v6, 8080),
+    ];
+    let protect = protect.each_ref().map(String::as_str);
+    let agent = start(&world, &cloud.source(), &protect)?;
+    world.converges(10, &[&world.b])?;
+    is_kept(&world)?;
+    world.is_remembered()?;
+
+    world.loses_power(&agent, &cloud)?;
+    let _agent = start(&world, &cloud.source(), &protect)?;
+    world.is_from_checkpoint()?;
+    world.converges(10, &[&world.b])?;
+    is_kept(&world)
 }

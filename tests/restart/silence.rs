@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::Agent;
 
-use crate::world::{CAPACITY, World, flags};
+use crate::world::{CAPACITY, World};
 
 /// How long the link is away; `YURT_CUT_SECONDS` for a measure by hand.
 const CUT: u64 = 20;
@@ -24,11 +24,9 @@ fn cut_seconds() -> u64 {
 }
 
 fn start(world: &World, source: &str) -> Result<Agent> {
-    let flags = flags(&CAPACITY);
-    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let node = &world.node;
-    let agent = node.start_agent_from(source, node.name(), &flags)?;
+    let agent = world.start_from(source, &CAPACITY, &[])?;
     world.wait_ready(&agent)?;
+    let node = &world.node;
     node.wait_for_status("live data", |s| s.source.provenance == Origin::Live)?;
     Ok(agent)
 }

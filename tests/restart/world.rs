@@ -12,9 +12,10 @@ use yurt_net::model::Touched;
 use yurt_net::plan::{Capacity, Plan, plan};
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
 use yurt_net::source::file::FileSource;
+use yurt_net::source::preferred::Origin;
 use yurt_net::status::Status;
 use yurt_net::table::ServiceTable;
-use yurt_net_tests::lab::{Agent, Lab, Manifests, Node, Pod, Proto, Tally};
+use yurt_net_tests::lab::{Agent, Cloud, Lab, Manifests, Node, Pod, Proto, Tally};
 
 /// Where ClusterIPs come from: an address that no Service has is refused.
 pub(crate) const SERVICE_CIDRS: [&str; 2] = ["10.96.0.0/16", "fd00:96::/64"];
@@ -117,13 +118,37 @@ impl World {
     }
 
     pub(crate) fn start(&self, capacity: &Capacity, extra: &[&str]) -> Result<Agent> {
-        let flags = flags(capacity);
-        let flags: Vec<&str> = flags
-            .iter()
-            .map(String::as_str)
-            .chain(extra.iter().copied())
-            .collect();
-        self.node.start_agent(&flags)
+        self.node.start_agent(&with(&flags(capacity), extra))
+    }
+
+    /// Starts an agent that follows an apiserver.
+    pub(crate) fn start_from(
+        &self,
+        source: &str,
+        capacity: &Capacity,
+        extra: &[&str],
+    ) -> Result<Agent> {
+        let node = &self.node;
+        node.start_agent_from(source, node.name(), &with(&flags(capacity), extra))
+    }
+
+    /// Waits until there is a checkpoint.
+    pub(crate) fn is_remembered(&self) -> Result<Status> {
+        let saved = |status: &Status| status.checkpoint.writes > 0;
+        self.node.wait_for_status("a checkpoint", saved)
+    }
+
+    /// The node is rebooted while the cloud is away. The agent is another one afterwards.
+    pub(crate) fn loses_power(&self, agent: &Agent, cloud: &Cloud) -> Result<()> {
+        agent.kill9()?;
+        cloud.kill9()?;
+        self.node.lose_pins()
+    }
+
+    /// Waits until what is in force is from the checkpoint.
+    pub(crate) fn is_from_checkpoint(&self) -> Result<Status> {
+        let is_so = |status: &Status| status.source.provenance == Origin::Checkpoint;
+        self.node.wait_for_status("its checkpoint", is_so)
     }
 
     /// Starts an agent and waits until it has applied its first table.
@@ -246,6 +271,11 @@ impl World {
         list(&self.node.bpffs(), "", &mut found)?;
         Ok(found)
     }
+}
+
+fn with<'a>(flags: &'a [String], extra: &[&'a str]) -> Vec<&'a str> {
+    let flags = flags.iter().map(String::as_str);
+    flags.chain(extra.iter().copied()).collect()
 }
 
 fn list(dir: &Path, prefix: &str, found: &mut Vec<String>) -> Result<()> {

@@ -1,8 +1,10 @@
 //! A Pod whose network has given it another address is reached at the one that it had, and appears with it.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read as _;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -276,4 +278,77 @@ fn after_a_cleanup_nothing_is_translated_and_no_route_is_left() -> Result<()> {
     ensure!(ask_for(SILENCE, edge.netns(), "10.1.0.2").is_err());
     drop(web);
     Ok(())
+}
+
+/// The names in a directory, in their order.
+fn names(dir: &Path) -> Vec<OsString> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut names: Vec<_> = entries.map(|entry| entry.file_name()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn pins_of_translation_that_are_removed_stop_no_packet_and_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let flags = [
+        "--translate=on",
+        "--translate-exclusive=10.1.0.0/28",
+        "--guard=enforce",
+        "--drift-interval=1",
+        NO_PIN,
+    ];
+    let agent = edge.start_agent(&flags)?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", others(&node, "10.1.0.2"));
+    let first = pod("web-0", "c1");
+    network.add(&first.sandbox);
+    network.del(&first.sandbox);
+    network.plugins = others(&node, "10.1.0.100");
+    let (web, other) = (pod("web-0", "c2"), pod("other-0", "c3"));
+    network.add(&web.sandbox);
+    network.add(&other.sandbox);
+    let web = Running::start(web, "web-0")?;
+    wait_until_translated(&edge, &["10.1.0.2"])?;
+    let works = |when: &str| -> Result<()> {
+        for from in [&other.netns, edge.netns()] {
+            for address in ["10.1.0.2", "10.1.0.100"] {
+                ensure!(ask(from, address).context(when.to_owned())? == "web-0");
+            }
+        }
+        let seen = appears_as(&web.pod.netns, &other.netns, "10.1.0.101")?;
+        ensure!(seen.to_string() == "10.1.0.2", "{when}: {seen}");
+        Ok(())
+    };
+    works("before")?;
+
+    let root = edge.bpffs().join("yurt-net");
+    let is_translation = |name: &OsString| name.as_encoded_bytes().starts_with(b"translate-v");
+    let dir = names(&root).into_iter().find(is_translation);
+    let dir = root.join(dir.context("translation is pinned")?);
+    let pins = names(&dir);
+    ensure!(pins.len() > 2, "{pins:?}");
+    let places = pins.iter().map(|name| dir.join(name));
+    for gone in places.chain([dir.clone(), root.clone()]) {
+        let when = format!("{} went", gone.display());
+        match gone.is_dir() {
+            true => fs::remove_dir_all(&gone)?,
+            false => fs::remove_file(&gone)?,
+        }
+        works(&when)?;
+        edge.wait_for_status(&when, |status| {
+            let is_well = status.degraded.is_empty() && status.retention.alarms.is_empty();
+            names(&dir) == pins && is_well && translated(status, "web-0") == ["10.1.0.2"]
+        })?;
+        works(&when)?;
+    }
+    // What is pinned is what is in use: the next agent takes it over.
+    agent.kill9()?;
+    works("without an agent")?;
+    let _agent = edge.start_agent(&flags)?;
+    edge.wait_ready()?;
+    wait_until_translated(&edge, &["10.1.0.2"])?;
+    works("with the next agent")
 }
