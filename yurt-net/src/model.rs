@@ -222,8 +222,9 @@ pub struct EndpointPort {
     pub port: u16,
 }
 
-/// One entry of a slice's `endpoints`. There are a hundred thousand of them: 48 bytes each.
+/// One entry of a slice's `endpoints`. There are a hundred thousand of them: 32 bytes each.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "FlatEndpoint", into = "FlatEndpoint")]
 pub struct Endpoint {
     /// `addresses[0]`: the only one that kube-proxy uses.
     pub address: IpAddr,
@@ -233,10 +234,74 @@ pub struct Endpoint {
     pub is_serving: bool,
     /// `conditions.terminating`, default false.
     pub is_terminating: bool,
+    /// Where it is and for whom: the same for most endpoints of a node, which share it.
+    pub placement: Option<Arc<Placement>>,
+}
+
+/// What endpoints of one node have in common.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Placement {
     /// `nodeName`.
     pub node_name: Option<Arc<str>>,
     /// `hints`; most endpoints have none.
     pub hints: Option<Box<Hints>>,
+}
+
+impl Placement {
+    /// `None` where nothing is said.
+    pub fn new(node_name: Option<Arc<str>>, hints: Hints) -> Option<Self> {
+        let hints = (hints != Hints::default()).then(|| hints.into());
+        (node_name.is_some() || hints.is_some()).then_some(Self { node_name, hints })
+    }
+}
+
+impl Endpoint {
+    /// `nodeName`.
+    pub fn node_name(&self) -> Option<&Arc<str>> {
+        self.placement.as_ref()?.node_name.as_ref()
+    }
+
+    /// `hints`; `None` where there are none.
+    pub fn hints(&self) -> Option<&Hints> {
+        self.placement.as_ref()?.hints.as_deref()
+    }
+}
+
+/// An endpoint as checkpoints have it.
+#[derive(Serialize, Deserialize)]
+struct FlatEndpoint {
+    address: IpAddr,
+    is_ready: bool,
+    is_serving: bool,
+    is_terminating: bool,
+    node_name: Option<Arc<str>>,
+    hints: Option<Box<Hints>>,
+}
+
+impl From<Endpoint> for FlatEndpoint {
+    fn from(endpoint: Endpoint) -> Self {
+        Self {
+            address: endpoint.address,
+            is_ready: endpoint.is_ready,
+            is_serving: endpoint.is_serving,
+            is_terminating: endpoint.is_terminating,
+            node_name: endpoint.node_name().cloned(),
+            hints: endpoint.hints().map(|hints| hints.clone().into()),
+        }
+    }
+}
+
+impl From<FlatEndpoint> for Endpoint {
+    fn from(flat: FlatEndpoint) -> Self {
+        let hints = flat.hints.map(|hints| *hints).unwrap_or_default();
+        Self {
+            address: flat.address,
+            is_ready: flat.is_ready,
+            is_serving: flat.is_serving,
+            is_terminating: flat.is_terminating,
+            placement: Placement::new(flat.node_name, hints).map(Arc::new),
+        }
+    }
 }
 
 /// For whom the controller means an endpoint (KEP-2433, KEP-3015).
@@ -406,8 +471,6 @@ pub struct Snapshot {
     pub manifests: BTreeMap<OsString, Arc<Manifest>>,
     /// Objects that the source had to leave out or to keep in an older version.
     pub rejections: Vec<Rejection>,
-    /// Where objects were read, by kind and name; empty for an apiserver.
-    pub origins: BTreeMap<(&'static str, NamespacedName), Origin>,
 }
 
 /// What a manifest said when it could be read: all that is kept of it while it cannot.
@@ -415,8 +478,25 @@ pub struct Snapshot {
 pub struct Manifest {
     /// Path relative to the source.
     pub name: OsString,
-    /// The objects of the snapshot that are from it.
+    /// The objects of the snapshot that are from it, sorted by kind and name.
     pub objects: Box<[ManifestObject]>,
+}
+
+impl Manifest {
+    /// A manifest that says these, in any order.
+    pub fn new(name: OsString, mut objects: Vec<ManifestObject>) -> Self {
+        objects.sort_unstable_by(|a, b| (a.kind, &a.name).cmp(&(b.kind, &b.name)));
+        let objects = objects.into_boxed_slice();
+        Self { name, objects }
+    }
+
+    /// The document that an object is from, as [`Rejection::source`] shows it.
+    fn place_of(&self, kind: Kind, name: &NamespacedName) -> Option<String> {
+        let order = |said: &ManifestObject| (said.kind, &said.name).cmp(&(kind, name));
+        let at = self.objects.binary_search_by(order).ok()?;
+        let document = self.objects[at].document;
+        Some(format!("{}#{document}", self.name.to_string_lossy()))
+    }
 }
 
 /// One of them.
@@ -431,7 +511,7 @@ pub struct ManifestObject {
 }
 
 /// A kind of object that a snapshot holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Kind {
     /// A v1 Service.
     Service,
@@ -492,30 +572,16 @@ impl Kind {
     }
 }
 
-/// Where an object was read; shown as [`Rejection::source`].
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Origin {
-    /// Path relative to the source.
-    pub file: Arc<str>,
-    /// From 1.
-    pub document: usize,
-}
-
-impl fmt::Display for Origin {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}#{}", self.file, self.document)
-    }
-}
-
 impl Snapshot {
     /// A rejection of one of these objects for what only the whole snapshot shows.
-    pub fn reject(&self, kind: &'static str, object: &NamespacedName, reason: String) -> Rejection {
-        let source = self.origins.get(&(kind, object.clone()));
+    pub fn reject(&self, kind: Kind, object: &NamespacedName, reason: String) -> Rejection {
+        let mut manifests = self.manifests.values();
+        let place = manifests.find_map(|manifest| manifest.place_of(kind, object));
         Rejection {
-            kind: kind.to_owned(),
+            kind: kind.name().to_owned(),
             namespace: object.namespace.to_string(),
             name: object.name.to_string(),
-            source: source.map(|origin| origin.to_string()).unwrap_or_default(),
+            source: place.unwrap_or_default(),
             reason: text::message(&reason).to_string(),
         }
     }

@@ -144,10 +144,7 @@ impl Planner<'_> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
         let left_out = self.image.left_out.iter();
         let room = self.room();
-        let may_fit = left_out.filter(|(_, left)| {
-            let mut needs = left.needs.iter();
-            needs.any(|(map, needs)| room[*map as usize] >= *needs)
-        });
+        let may_fit = left_out.filter(|(_, left)| left.may_fit(&room));
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
         let retry = same.filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
@@ -231,6 +228,7 @@ impl Planner<'_> {
         }
         if !self.is_delta {
             self.has_retired |= self.image.retire_unclaimed(&self.claimed);
+            self.image.close_gaps();
         }
         self.image.seal_retired();
         let left_out = self.image.left_out.iter();
@@ -554,8 +552,7 @@ impl Planner<'_> {
         let left_out = self.image.left_out.entry(service.clone()).or_default();
         left_out.has_some |= has_some;
         // It is worth another try as soon as the most modest of its units may fit.
-        let least = left_out.needs.entry(map).or_insert(needs);
-        *least = needs.min(*least);
+        left_out.ask(map, needs);
     }
 
     /// Keeps the rows that say which ClusterIPs are known.

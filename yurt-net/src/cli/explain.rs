@@ -42,7 +42,7 @@ impl OwnAddresses {
             own.pod_cidrs.clone_from(&node.pod_cidrs);
         }
         let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
-        let local = endpoints.filter(|e| e.node_name.as_deref() == Some(node));
+        let local = endpoints.filter(|e| e.node_name().is_some_and(|name| **name == *node));
         own.pods = local.map(|endpoint| endpoint.address).collect();
         own
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{FLOOR, RATIO, processor_time};
 use crate::disk::memory::Memory;
-use crate::model::{NamespacedName, Rejection, Snapshot};
+use crate::model::{Kind, NamespacedName, Rejection, Snapshot};
 use crate::observe::metrics;
 use crate::policy::fixtures::World;
 use crate::policy::pool_peers;
@@ -229,7 +229,7 @@ fn a_status_tells_of_as_many_rejections_however_many_there_are() {
         let snapshot = Snapshot::default();
         let one = |n: usize| {
             let name = NamespacedName::new(format!("tenant-{}", n % 100), format!("web-{n}"));
-            snapshot.reject("Service", &name, "x".repeat(300))
+            snapshot.reject(Kind::Service, &name, "x".repeat(300))
         };
         (0..count).map(one).collect()
     };

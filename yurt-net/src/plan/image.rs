@@ -78,18 +78,37 @@ pub struct MapImage {
 /// A service port that did not fit when it was planned last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeftOut {
-    /// How many entries of each map one of its units asked for and did not get: the least of them.
-    pub(super) needs: BTreeMap<FullMap, usize>,
+    /// How many entries of each map, by [`FullMap`], one of its units asked for and did not get: the least of them; 0: none did.
+    needs: [u32; 5],
     /// Something of it is in the maps.
     pub(super) has_some: bool,
 }
 
 impl LeftOut {
+    /// A unit asked for `needs` entries of `map` and did not get them.
+    pub(super) fn ask(&mut self, map: FullMap, needs: usize) {
+        let least = &mut self.needs[map as usize];
+        let needs = u32::try_from(needs).unwrap_or(u32::MAX);
+        *least = if *least == 0 {
+            needs
+        } else {
+            needs.min(*least)
+        };
+    }
+
+    /// Whether the most modest of its units may fit where there is this room, by [`FullMap`].
+    pub(super) fn may_fit(&self, room: &[usize; 5]) -> bool {
+        let mut needs = self.needs.iter().zip(room);
+        needs.any(|(needs, room)| *needs > 0 && *room >= *needs as usize)
+    }
+
     /// As a plan tells it.
     pub(super) fn told(&self, key: &ServiceKey) -> Option<Refused> {
         Some(Refused {
             service: key.clone(),
-            map: *self.needs.keys().next()?,
+            map: *FullMap::ALL
+                .iter()
+                .find(|map| self.needs[**map as usize] > 0)?,
             has_some: self.has_some,
         })
     }
@@ -306,6 +325,18 @@ impl MapImage {
         [&self.indices, &self.slots4, &self.slots6]
             .into_iter()
             .any(Space::has_sealed)
+    }
+
+    /// Makes each map anew, as one that grew has gaps in it.
+    pub(super) fn close_gaps(&mut self) {
+        fn close<K: Ord, V>(all: &mut BTreeMap<K, V>) {
+            *all = std::mem::take(all).into_iter().collect();
+        }
+        close(&mut self.frontends);
+        close(&mut self.services);
+        close(&mut self.generations);
+        close(&mut self.addresses);
+        close(&mut self.left_out);
     }
 
     pub(super) fn end_grace(&mut self) {

@@ -173,6 +173,15 @@ pub enum FullMap {
 }
 
 impl FullMap {
+    /// All of them, each at its own number.
+    pub(super) const ALL: [Self; 5] = [
+        Self::Frontends4,
+        Self::Frontends6,
+        Self::Services,
+        Self::Slots4,
+        Self::Slots6,
+    ];
+
     /// The flag that makes it larger.
     pub fn flag(self) -> &'static str {
         match self {

@@ -22,8 +22,8 @@ use super::endpoints::shared;
 use super::protected::Protected;
 use super::{Environment, NodeView, PolicyConfig};
 use crate::model::{
-    AddressFamily, MAX_ADDRESSES, MAX_PORTS, NamespacedName, PoolService, Protocol, Rejection,
-    Service, ServicePort, ServiceType, Snapshot,
+    AddressFamily, Kind, MAX_ADDRESSES, MAX_PORTS, NamespacedName, PoolService, Protocol,
+    Rejection, Service, ServicePort, ServiceType, Snapshot,
 };
 use crate::table::{Frontend, FrontendKind, MAX_FRONTENDS, MAX_SOURCE_RANGES, ServiceEntry};
 use crate::text;
@@ -212,7 +212,7 @@ pub(super) fn node_addresses(
                     None => (last.unwrap_or(address), "until another takes its place"),
                 };
                 rejections.push(snapshot.reject(
-                    "Node",
+                    Kind::Node,
                     &NamespacedName::new("", config.node.as_str()),
                     format!(
                         "status address {address} is on no interface: NodePorts use {instead}, {why}"

@@ -70,8 +70,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         is_ready: true,
         is_serving: true,
         is_terminating: false,
-        node_name: None,
-        hints: None,
+        placement: None,
     }]);
     Cow::Owned(slice)
 }
@@ -260,8 +259,8 @@ pub(super) fn candidates<'a>(
     };
     found.sort_unstable_by(|a, b| {
         let by_rest = || {
-            (&a.endpoint.hints, &a.endpoint.node_name)
-                .cmp(&(&b.endpoint.hints, &b.endpoint.node_name))
+            let rest = |c: &Candidate<'a>| (c.endpoint.hints(), c.endpoint.node_name());
+            rest(a).cmp(&rest(b))
         };
         (a.at, rank(a)).cmp(&(b.at, rank(b))).then_with(by_rest)
     });

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use super::{ClosureFailure, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use crate::model::{
-    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, NamespacedName, Node,
-    NodeBucket, NodePool, PoolService, Protocol, Service, ServiceCidr, ServicePort, ServiceType,
-    Snapshot, Touched, TrafficPolicy,
+    AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, Manifest,
+    ManifestObject, NamespacedName, Node, NodeBucket, NodePool, Placement, PoolService, Protocol,
+    Service, ServiceCidr, ServicePort, ServiceType, Snapshot, Touched, TrafficPolicy,
 };
 use crate::policy::Suspects;
 use crate::retain::ledger::tests::{entry, key};
@@ -151,6 +151,34 @@ impl World {
         self.snapshot.services.insert(name, Arc::new(service));
     }
 
+    /// Has a Service said by a document of this file, and no other; "" for none.
+    pub(crate) fn found_in(&mut self, file: &str, document: u32, service: &NamespacedName) {
+        let said = ManifestObject {
+            kind: Kind::Service,
+            name: service.clone(),
+            document,
+        };
+        let manifests = &mut self.snapshot.manifests;
+        for manifest in manifests.values_mut() {
+            let others = manifest
+                .objects
+                .iter()
+                .filter(|other| other.name != *service);
+            *manifest = Arc::new(Manifest::new(
+                manifest.name.clone(),
+                others.cloned().collect(),
+            ));
+        }
+        manifests.retain(|_, manifest| !manifest.objects.is_empty());
+        if !file.is_empty() {
+            let manifest = manifests.entry(file.into());
+            let manifest =
+                manifest.or_insert_with(|| Arc::new(Manifest::new(file.into(), Vec::new())));
+            let others = manifest.objects.iter().cloned();
+            *manifest = Arc::new(Manifest::new(file.into(), others.chain([said]).collect()));
+        }
+    }
+
     /// Adds a slice with the port `http` 8080 and ready endpoints.
     pub(crate) fn slice(&mut self, name: &str, service: &str, endpoints: &[(&str, Option<&str>)]) {
         self.slice_with(name, service, endpoints, |_| ());
@@ -171,8 +199,7 @@ impl World {
                 is_ready: true,
                 is_serving: true,
                 is_terminating: false,
-                node_name: node.map(Arc::from),
-                hints: None,
+                placement: Placement::new(node.map(Arc::from), Hints::default()).map(Arc::new),
             })
             .collect();
         let mut slice = EndpointSlice {
@@ -199,7 +226,8 @@ impl World {
         let name = NamespacedName::new("default", slice);
         let slice = Arc::make_mut(self.snapshot.slices.get_mut(&name).unwrap());
         let here = (0..).zip(&slice.endpoints);
-        let here = here.filter(|(_, endpoint)| endpoint.node_name.as_deref() == Some("a1"));
+        let here =
+            here.filter(|(_, endpoint)| endpoint.node_name().is_some_and(|node| **node == *"a1"));
         slice.pods = here
             .zip(names)
             .map(|((endpoint, _), name)| EndpointPod {

@@ -17,7 +17,7 @@ use super::endpoints::{Slices, endpoint_set};
 use super::established::Suspects;
 use super::{Environment, established, prefixes};
 use crate::model::{
-    Endpoint, EndpointSlice, MAX_PORTS, NamespacedName, PoolService, Rejection, Service,
+    Endpoint, EndpointSlice, Kind, MAX_PORTS, NamespacedName, PoolService, Rejection, Service,
     ServicePort, Snapshot, Touched,
 };
 use crate::table::{Frontend, ServiceEntry, ServiceKey, ServiceTable};
@@ -33,7 +33,7 @@ pub struct Memo {
     /// Rejections of the snapshot and of the environment.
     given: Vec<Rejection>,
     /// The snapshot said where its objects were read.
-    has_origins: bool,
+    has_manifests: bool,
     inputs: Inputs,
     /// All names that a Service, a slice or a PoolService speaks of.
     services: BTreeMap<NamespacedName, Remembered>,
@@ -105,9 +105,9 @@ impl Memo {
             && stale.is_endpoints_only
             && self.given.iter().eq(given.clone())
             // Where objects were read is known for files only, and those are read anew as a whole.
-            && snapshot.origins.is_empty()
-            && !self.has_origins;
-        self.has_origins = !snapshot.origins.is_empty();
+            && snapshot.manifests.is_empty()
+            && !self.has_manifests;
+        self.has_manifests = !snapshot.manifests.is_empty();
         if is_other_truth {
             // It moves endpoints, nothing else, and only those of this node.
             let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
@@ -221,13 +221,13 @@ impl Memo {
         let mut cluster_ips = Vec::new();
         for (name, remembered) in &self.services {
             let reasons = remembered.reasons.iter().cloned();
-            rejections.extend(reasons.map(|reason| snapshot.reject("Service", name, reason)));
+            rejections.extend(reasons.map(|reason| snapshot.reject(Kind::Service, name, reason)));
             if let Some(service) = remembered.served(environment) {
                 cluster_ips.extend(&service.cluster_ips);
             }
         }
         for (loser, reason) in conflicts {
-            rejections.push(snapshot.reject("Service", &loser, reason));
+            rejections.push(snapshot.reject(Kind::Service, &loser, reason));
         }
         let cluster_prefixes = prefixes::cluster_prefixes(
             &environment.service_cidrs,

@@ -36,7 +36,7 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
     };
     let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
     for endpoint in endpoints {
-        if let Some(node) = &endpoint.node_name {
+        if let Some(node) = endpoint.node_name() {
             add(node, endpoint.address, Some(MOST_ENDPOINTS));
         }
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use crate::model::{AddressFamily, NamespacedName, Rejection, Snapshot};
+use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::{ClusterPrefixes, FrontendKind, MAX_PREFIXES, ServiceTable};
 use crate::text;
 
@@ -191,7 +191,7 @@ pub(super) fn cluster_prefixes(
             false => "many ClusterIPs are outside the service CIDRs".to_owned(),
         };
         rejections.push(snapshot.reject(
-            "ServiceCIDR",
+            Kind::ServiceCidr,
             &NamespacedName::new("", object.clone()),
             format!("{what}: connections to unallocated ClusterIPs are not refused"),
         ));

@@ -13,8 +13,8 @@ use super::established::lost;
 use super::fixtures::{World, ip, port};
 use super::{ClosureFailure, Memo, POOL_LABEL, compile};
 use crate::model::{
-    Endpoint, EndpointPod, EndpointSlice, Hints, NamespacedName, Origin, Service, ServiceType,
-    Snapshot, Touched, TrafficPolicy,
+    Endpoint, EndpointPod, EndpointSlice, Hints, Kind, NamespacedName, Placement, Service,
+    ServiceType, Snapshot, Touched, TrafficPolicy,
 };
 use crate::table::{Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable, Verdict};
 
@@ -215,7 +215,8 @@ fn apply(world: &mut World, edit: &Edit) {
                         zones: member.zones.iter().copied().map(Arc::from).collect(),
                         nodes: member.nodes.iter().copied().map(Arc::from).collect(),
                     };
-                    endpoint.hints = (hints != Hints::default()).then(|| hints.into());
+                    endpoint.placement =
+                        Placement::new(endpoint.node_name().cloned(), hints).map(Arc::new);
                 }
                 // A Pod keeps its name, whatever its address.
                 let here = (0..).zip(&shape.members);
@@ -320,19 +321,12 @@ fn set_aside(world: &mut World, aside: &Aside) {
         Aside::Said(name, is_wrong, origin) => {
             let name = NamespacedName::new("default", name);
             let snapshot = &mut world.snapshot;
-            let rejection = snapshot.reject("Service", &name, "is wrong".to_owned());
+            let rejection = snapshot.reject(Kind::Service, &name, "is wrong".to_owned());
             snapshot
                 .rejections
                 .retain(|other| *other.name != *name.name);
             snapshot.rejections.extend(is_wrong.then_some(rejection));
-            snapshot.origins.remove(&("Service", name.clone()));
-            if !origin.is_empty() {
-                let origin = Origin {
-                    file: origin.into(),
-                    document: 1,
-                };
-                snapshot.origins.insert(("Service", name), origin);
-            }
+            world.found_in(origin, 1, &name);
         }
         Aside::LocalAddress(last) => {
             world.view.local_addresses = Some([ip(&format!("192.0.2.{last}"))].into());
@@ -497,7 +491,7 @@ impl Filter<'_> {
                 let at = SocketAddr::new(endpoint.address, slice.ports[0].port);
                 if slice.service == service.name.name
                     && at.is_ipv4() == any.is_ipv4()
-                    && self.keeps(keys, endpoint.node_name.as_deref())
+                    && self.keeps(keys, endpoint.node_name().map(|node| &**node))
                 {
                     copies.entry(at).or_default().push(endpoint);
                 }
@@ -505,8 +499,13 @@ impl Filter<'_> {
         }
         let rank = |e: &&Endpoint| {
             let is_worse = [e.is_terminating, !e.is_ready, !e.is_serving];
-            let is_elsewhere = e.node_name.as_deref() != Some("a1");
-            (is_worse, is_elsewhere, e.hints.clone(), e.node_name.clone())
+            let is_elsewhere = e.node_name().map(|node| &**node) != Some("a1");
+            (
+                is_worse,
+                is_elsewhere,
+                e.hints().cloned(),
+                e.node_name().cloned(),
+            )
         };
         copies
             .into_iter()
@@ -532,7 +531,7 @@ impl Filter<'_> {
             .iter()
             .filter(|(_, e)| !e.is_ready && e.is_serving && e.is_terminating)
             .collect();
-        let is_here = |e: &Endpoint| e.node_name.as_deref() == Some("a1");
+        let is_here = |e: &Endpoint| e.node_name().map(|node| &**node) == Some("a1");
         let local = |all: &BTreeMap<&SocketAddr, &&Endpoint>| -> Vec<SocketAddr> {
             let here = all.iter().filter(|(_, e)| is_here(e));
             here.map(|(at, _)| **at).collect()
@@ -556,12 +555,8 @@ impl Filter<'_> {
             lingering.keys().map(|at| **at).collect()
         } else {
             let hinted = |list: fn(&Hints) -> &[Arc<str>], wanted: Option<&str>| {
-                let list_of = |e: &Endpoint| {
-                    e.hints
-                        .as_deref()
-                        .map(|h| list(h).to_vec())
-                        .unwrap_or_default()
-                };
+                let list_of =
+                    |e: &Endpoint| e.hints().map(|h| list(h).to_vec()).unwrap_or_default();
                 let is_meant = |e: &Endpoint| list_of(e).iter().any(|name| Some(&**name) == wanted);
                 let meant: Vec<SocketAddr> = ready
                     .iter()
@@ -727,7 +722,7 @@ proptest! {
             .slices
             .values()
             .flat_map(|slice| slice.endpoints.iter())
-            .filter(|endpoint| endpoint.node_name.as_deref() != Some("a1"))
+            .filter(|endpoint| endpoint.node_name().map(|node| &**node) != Some("a1"))
             .map(|endpoint| endpoint.address)
             .collect();
         for entry in &table.services {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::ClosureFailure::{Closed, LastKnown, Open};
 use super::ViaHub;
 use super::fixtures::{World, frontends, ip, only, port, selected};
-use crate::model::{EndpointPort, Origin, Protocol, Service, ServicePort, ServiceType};
+use crate::model::{EndpointPort, Protocol, Service, ServicePort, ServiceType};
 use crate::table::Closure;
 
 const HOSTNAME: Option<&str> = Some("kubernetes.io/hostname");
@@ -78,11 +78,7 @@ fn any_other_value_closes_nothing_and_is_a_rejection_of_the_service() {
 fn a_rejection_names_the_document_of_its_object() {
     let mut world = World::web(Some("rack"));
     let name = world.snapshot.services.keys().next().unwrap().clone();
-    let origin = Origin {
-        file: "web.yaml".into(),
-        document: 3,
-    };
-    world.snapshot.origins.insert(("Service", name), origin);
+    world.found_in("web.yaml", 3, &name);
     assert_eq!(world.compile().rejections[0].source, "web.yaml#3");
 }
 

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{ClosureFailure, Memory, PolicyConfig};
-use crate::model::{AddressFamily, Endpoint, NamespacedName, Rejection, Snapshot};
+use crate::model::{AddressFamily, Endpoint, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::Closure;
 use crate::text;
 
@@ -93,7 +93,7 @@ impl Topology {
                 (None, None) => "its pool, zone and addresses are unknown",
             };
             rejections.push(snapshot.reject(
-                "Node",
+                Kind::Node,
                 &NamespacedName::new("", config.node.as_str()),
                 format!(
                     "this node is not in the source: {pool_source}; --node must be the Node's name"
@@ -208,12 +208,14 @@ impl Topology {
 
     /// The endpoint runs on this node.
     pub(super) fn is_here(&self, endpoint: &Endpoint) -> bool {
-        endpoint.node_name.as_deref() == Some(&*self.node)
+        endpoint
+            .node_name()
+            .is_some_and(|node| **node == *self.node)
     }
 
     /// Why an endpoint is outside the closure; `None` when it is inside.
     pub(super) fn outside(&self, closure: Closure, endpoint: &Endpoint) -> Option<Outside> {
-        let node = match (closure, &endpoint.node_name) {
+        let node = match (closure, endpoint.node_name()) {
             (Closure::None, _) => return None,
             (Closure::Node | Closure::Pool, None) => return Some(Outside::NoNodeName),
             (Closure::Node, Some(node)) if **node == *self.node => return None,
@@ -230,7 +232,7 @@ impl Topology {
 
     /// The same in words.
     pub(super) fn describe(&self, outside: Outside, endpoint: &Endpoint) -> String {
-        let node = text::name(endpoint.node_name.as_deref().unwrap_or_default());
+        let node = text::name(endpoint.node_name().map_or("", |node| node));
         let pool = self.pool();
         match outside {
             Outside::OtherNode => format!("closure: node {node} is not this node"),

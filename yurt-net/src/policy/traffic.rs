@@ -110,7 +110,7 @@ impl<'a> Categories<'a> {
                 let mut has_one = false;
                 let ready = candidates.iter().filter(|c| c.endpoint.is_ready);
                 let has_all = ready.into_iter().all(|candidate| {
-                    let list = candidate.endpoint.hints.as_deref().map_or(&[][..], list);
+                    let list = candidate.endpoint.hints().map_or(&[][..], list);
                     has_one |= names(list, wanted);
                     !list.is_empty()
                 });
@@ -150,7 +150,7 @@ impl<'a> Categories<'a> {
         if policy == TrafficPolicy::Local {
             return None;
         }
-        let hints = endpoint.hints.as_deref();
+        let hints = endpoint.hints();
         match self.hinted {
             Hinted::Node if !hints.is_some_and(|h| names(&h.nodes, self.node)) => {
                 Some(Rule::OtherNodes)
@@ -165,13 +165,13 @@ impl<'a> Categories<'a> {
     /// Why a candidate is dropped, in words.
     pub(super) fn describe(&self, rule: Rule, candidate: &Candidate<'_>) -> String {
         let (node, zone) = (self.node, self.zone);
-        let hints = candidate.endpoint.hints.as_deref();
+        let hints = candidate.endpoint.hints();
         let list = |all: &[Arc<str>]| text::message(&all.join(", ")).to_string();
         match rule {
             Rule::NotReady => "not ready".to_owned(),
             Rule::Gone => "terminating and no longer serving".to_owned(),
             Rule::Lingering => "terminating, and others are ready".to_owned(),
-            Rule::Elsewhere => match &candidate.endpoint.node_name {
+            Rule::Elsewhere => match candidate.endpoint.node_name() {
                 Some(other) => format!(
                     "traffic policy Local: node {} is not this node",
                     text::name(other)

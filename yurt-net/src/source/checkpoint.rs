@@ -113,7 +113,7 @@ pub enum CheckpointError {
 /// A checkpoint that could be read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
-    /// Without rejections and origins.
+    /// Without rejections.
     pub snapshot: Snapshot,
     /// Where it came from, and when.
     pub provenance: Provenance,

@@ -20,8 +20,8 @@ use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool, PoolService,
-    Rejection, Service, ServiceCidr,
+    EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool, Placement,
+    PoolService, Rejection, Service, ServiceCidr,
 };
 use crate::text;
 
@@ -154,10 +154,16 @@ pub struct Decoded {
     pub rejections: Vec<Rejection>,
 }
 
-/// Words that objects repeat, each kept once: names of nodes, zones, namespaces and ports.
+/// So many may be kept for nothing.
+const FEW_NAMES: usize = 1024;
+
+/// Words that objects repeat, each kept once: names of Services, nodes, zones, namespaces and ports.
 #[derive(Debug, Default)]
 pub struct Names {
     words: BTreeSet<Arc<str>>,
+    placements: BTreeSet<Arc<Placement>>,
+    /// How many of both may be there before those go that no object holds any more.
+    limit: usize,
     /// The own Node: only of its endpoints it matters which Pods they are.
     node: Option<Arc<str>>,
 }
@@ -178,9 +184,32 @@ impl Names {
         if let Some(known) = self.words.get(name) {
             return Arc::clone(known);
         }
+        self.make_room();
         let new: Arc<str> = name.into();
         self.words.insert(Arc::clone(&new));
         new
+    }
+
+    fn placement(&mut self, placement: Placement) -> Arc<Placement> {
+        if let Some(known) = self.placements.get(&placement) {
+            return Arc::clone(known);
+        }
+        self.make_room();
+        let new = Arc::new(placement);
+        self.placements.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Has the placement of an endpoint that was decoded elsewhere shared too.
+    pub fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
+        *placement = placement.take().map(|placement| {
+            let mut placement = Arc::unwrap_or_clone(placement);
+            placement
+                .node_name
+                .iter_mut()
+                .for_each(|name| self.share(name));
+            self.placement(placement)
+        });
     }
 
     /// Has a text that was decoded elsewhere shared too.
@@ -188,13 +217,25 @@ impl Names {
         match self.words.get(name) {
             Some(known) => *name = Arc::clone(known),
             None => {
+                self.make_room();
                 self.words.insert(Arc::clone(name));
             }
         }
     }
 
+    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
+    /// was added.
+    fn make_room(&mut self) {
+        if self.words.len() + self.placements.len() >= self.limit {
+            self.prune();
+            self.limit = FEW_NAMES.max(2 * (self.words.len() + self.placements.len()));
+        }
+    }
+
     /// Forgets the names that no object holds any more.
     pub fn prune(&mut self) {
+        self.placements
+            .retain(|placement| Arc::strong_count(placement) > 1);
         self.words.retain(|name| Arc::strong_count(name) > 1);
     }
 }

@@ -97,7 +97,6 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
         pods,
         manifests,
         rejections: _,
-        origins,
     } = snapshot;
     close(services);
     close(slices);
@@ -108,7 +107,6 @@ pub(super) fn close_gaps(snapshot: &mut Snapshot) {
     close(service_cidrs);
     close(pods);
     close(manifests);
-    close(origins);
 }
 
 /// The objects of one kind that the snapshot holds.

@@ -85,8 +85,7 @@ mod tests {
             is_ready: true,
             is_serving: true,
             is_terminating: false,
-            node_name: None,
-            hints: None,
+            placement: None,
         };
         let last = u32::try_from(endpoints).unwrap().checked_sub(1);
         let pod = |endpoint| EndpointPod {

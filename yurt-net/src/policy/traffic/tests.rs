@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::model::{Endpoint, Hints, ServiceType, TrafficPolicy};
+use crate::model::{Endpoint, Hints, Placement, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, only, port, rows, words};
 use crate::table::{Backends, EndpointSet, FrontendKind, Scope};
 
@@ -26,8 +26,8 @@ fn endpoint(&(last, words): &Given) -> Endpoint {
         is_ready: words.contains(&"ready"),
         is_serving: words.contains(&"serving"),
         is_terminating: words.contains(&"terminating"),
-        node_name: Some(if is_here { "a1" } else { "b1" }.into()),
-        hints: (hints != Hints::default()).then(|| hints.into()),
+        placement: Placement::new(Some(if is_here { "a1" } else { "b1" }.into()), hints)
+            .map(Arc::new),
     }
 }
 

@@ -1,7 +1,7 @@
 //! What a checkpoint keeps of a `Snapshot`, and the difference between two of them. Pure.
 //!
-//! `rejections` and `origins` are not kept: they are findings about input that is gone by the time a checkpoint is
-//! read, and the next live read finds them again. An object that is kept in an older version is kept like any other.
+//! `rejections` are not kept: they are findings about input that is gone by the time a checkpoint is read, and the next
+//! live read finds them again. An object that is kept in an older version is kept like any other.
 
 #![forbid(unsafe_code)]
 
@@ -68,7 +68,7 @@ macro_rules! kinds {
         impl Contents {
             /// What a checkpoint keeps of this snapshot.
             pub fn of(snapshot: &Snapshot) -> Self {
-                let Snapshot { $($field,)* rejections: _, origins: _ } = snapshot;
+                let Snapshot { $($field,)* rejections: _ } = snapshot;
                 Self {
                     $($field: $field.values().map(Arc::clone).collect(),)*
                 }
@@ -186,6 +186,7 @@ impl Record {
                     return;
                 };
                 names.share(&mut service.name.namespace);
+                names.share(&mut service.name.name);
                 let ports = service.ports.iter_mut().map(|port| &mut port.name);
                 let annotations = [&mut service.topology_keys, &mut service.listen];
                 let annotations = annotations.into_iter().flatten();
@@ -196,10 +197,11 @@ impl Record {
                     return;
                 };
                 names.share(&mut slice.name.namespace);
+                names.share(&mut slice.service);
                 let ports = slice.ports.iter_mut().map(|port| &mut port.name);
-                let nodes = slice.endpoints.iter_mut();
-                let nodes = nodes.filter_map(|endpoint| endpoint.node_name.as_mut());
-                ports.chain(nodes).for_each(|text| names.share(text));
+                ports.for_each(|text| names.share(text));
+                let endpoints = slice.endpoints.iter_mut();
+                endpoints.for_each(|endpoint| names.share_placement(&mut endpoint.placement));
             }
             _ => {}
         }

@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::contents::RecordOf;
 use super::*;
 use crate::disk::memory::Memory;
-use crate::model::NamespacedName;
+use crate::model::{Hints, NamespacedName, Placement};
 use crate::source::file::FileSource;
 
 /// One object of each kind, with every field that the model has. It goes through the decoder, so that a new field
@@ -82,9 +82,8 @@ pub(super) fn cluster() -> Snapshot {
         let directory = TempDir::new().unwrap();
         let path = directory.path().join("cluster.yaml");
         fs::write(&path, CLUSTER).unwrap();
-        let mut snapshot = FileSource::new(path).load().unwrap();
+        let snapshot = FileSource::new(path).load().unwrap();
         assert_eq!(snapshot.rejections, []);
-        snapshot.origins.clear();
         snapshot
     });
     CLUSTER_READ.clone()
@@ -559,7 +558,7 @@ fn endpoints_share_the_names_of_their_nodes() {
         .slices
         .values()
         .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| endpoint.node_name.as_ref())
+        .filter_map(|endpoint| endpoint.node_name())
         .filter(|name| ***name == *"edge-a1")
         .collect();
     assert_eq!(names.len(), 3);
@@ -657,8 +656,10 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
     let mut snapshot = cluster();
     let service = Arc::clone(snapshot.services.first_key_value().unwrap().1);
     let slice = Arc::clone(snapshot.slices.first_key_value().unwrap().1);
-    let nodes: Vec<Arc<str>> = (0..40)
-        .map(|node| format!("edge-node-{node:02}").into())
+    let nodes: Vec<Arc<Placement>> = (0..40)
+        .map(|node| Some(format!("edge-node-{node:02}").into()))
+        .filter_map(|node| Placement::new(node, Hints::default()))
+        .map(Arc::new)
         .collect();
     for i in 0..services {
         let mut service = (*service).clone();
@@ -680,7 +681,7 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
             let mut endpoint = endpoint.clone();
             let mix = (i * 10 + e).wrapping_mul(2_654_435_761) >> 7;
             endpoint.address = address(0x0af4_0000, mix);
-            endpoint.node_name = Some(Arc::clone(&nodes[mix % nodes.len()]));
+            endpoint.placement = Some(Arc::clone(&nodes[mix % nodes.len()]));
             endpoint
         });
         slice.endpoints = endpoints.collect();

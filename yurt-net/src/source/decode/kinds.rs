@@ -14,7 +14,7 @@ use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
     AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, MAX_PORTS,
-    NamespacedName, Node, NodeBucket, NodePool, Protocol, ServiceCidr,
+    NamespacedName, Node, NodeBucket, NodePool, Placement, Protocol, ServiceCidr,
 };
 
 mod pod;
@@ -255,7 +255,12 @@ fn decode(
     };
     Ok(match kind {
         Kind::Service => {
-            let service = service(value, full_name(names), names)?;
+            // Its slices name it too.
+            let name = NamespacedName::new(
+                names.intern(&identity.namespace),
+                names.intern(&identity.name),
+            );
+            let service = service(value, name, names)?;
             Some(Object::Service(service.into()))
         }
         Kind::EndpointSlice => {
@@ -331,8 +336,7 @@ fn slice(
     let found = at(value, "endpoints", |all| {
         each(all, |one| {
             let endpoint = endpoint(one, names)?;
-            let is_here =
-                |e: &Endpoint| e.node_name.as_deref().is_some_and(|n| names.is_own_node(n));
+            let is_here = |e: &Endpoint| e.node_name().is_some_and(|n| names.is_own_node(n));
             let pod = match &endpoint {
                 Some(endpoint) if is_here(endpoint) => target_pod(one)?,
                 _ => None,
@@ -350,7 +354,7 @@ fn slice(
     }
     Ok(Some(EndpointSlice {
         name,
-        service: service.into(),
+        service: names.intern(service),
         family,
         is_headless,
         ports,
@@ -427,14 +431,13 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
             nodes: named("forNodes")?.into(),
         })
     })?;
-    let is_hinted = hints != Hints::default();
+    let placement = Placement::new(node_name.map(|node| names.intern(node)), hints);
     Ok(first.map(|address| Endpoint {
         address,
         is_ready: ready.unwrap_or(true),
         is_serving: serving.unwrap_or(true),
         is_terminating: terminating.unwrap_or(false),
-        node_name: node_name.map(|node| names.intern(node)),
-        hints: is_hinted.then(|| hints.into()),
+        placement: placement.map(|placement| names.placement(placement)),
     }))
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::scan::{Scan, Stamp};
-use crate::model::{self, ManifestObject, NamespacedName, Origin, Rejection, Snapshot};
+use crate::model::{self, ManifestObject, Rejection, Snapshot};
 use crate::source::decode::{Located, Object, ObjectId};
 use crate::source::objects;
 use crate::source::room::Room;
@@ -20,6 +20,8 @@ pub(super) struct Manifest {
     pub(super) path: Arc<str>,
     /// The file that `objects` and `rejections` were read from; `None` when it cannot be read.
     pub(super) stamp: Option<Stamp>,
+    /// Of that file's bytes; nothing without a `stamp`.
+    pub(super) digest: u64,
     /// To be read again by the next load even if the stamp stays the same.
     pub(super) is_provisional: bool,
     pub(super) objects: Vec<Located>,
@@ -34,6 +36,7 @@ impl Manifest {
         Self {
             path: path.as_ref().into(),
             stamp: None,
+            digest: 0,
             is_provisional: false,
             objects: Vec::new(),
             rejections: vec![Rejection {
@@ -145,7 +148,7 @@ pub(super) fn merge(
                 None => {
                     winners.insert(located.object.id(), (name, located.document));
                     said.push(manifest_object(located));
-                    insert(&mut snapshot, &file.path, located);
+                    objects::put(&mut snapshot, &located.object);
                 }
                 Some(winner) => snapshot.rejections.push(duplicate(name, located, *winner)),
             }
@@ -173,7 +176,7 @@ pub(super) fn merge(
     }
     for (holder, located) in held {
         if let Some(file) = files.get_mut(&holder) {
-            insert(&mut snapshot, &file.path, &located);
+            objects::put(&mut snapshot, &located.object);
             said.entry(holder)
                 .or_default()
                 .push(manifest_object(&located));
@@ -183,8 +186,7 @@ pub(super) fn merge(
     snapshot.manifests = said
         .into_iter()
         .map(|(name, objects)| {
-            let objects = objects.into_boxed_slice();
-            let manifest = model::Manifest { name, objects };
+            let manifest = model::Manifest::new(name, objects);
             (manifest.name.clone(), Arc::new(manifest))
         })
         .collect();
@@ -227,6 +229,7 @@ pub(super) fn remembered(last: &Snapshot) -> BTreeMap<OsString, Manifest> {
         let known = Manifest {
             path: manifest.name.to_string_lossy().into(),
             stamp: None,
+            digest: 0,
             is_provisional: false,
             objects: manifest.objects.iter().filter_map(located).collect(),
             rejections: Vec::new(),
@@ -331,28 +334,4 @@ fn what_is_kept(file: &Manifest, rejection: &Rejection) -> String {
         "; the last good version is kept of {}{more}",
         names.join(", ")
     )
-}
-
-fn insert(snapshot: &mut Snapshot, path: &Arc<str>, located: &Located) {
-    // Only these kinds can turn out wrong later, when the whole is looked at.
-    let origin = match &located.object {
-        Object::Service(service) => Some(("Service", service.name.clone())),
-        Object::Node(node) => Some(("Node", NamespacedName::new("", node.name.clone()))),
-        Object::Pod(pod) => Some(("Pod", pod.name.clone())),
-        Object::ServiceCidr(cidr) => {
-            Some(("ServiceCIDR", NamespacedName::new("", cidr.name.clone())))
-        }
-        Object::EndpointSlice(_)
-        | Object::NodePool(_)
-        | Object::NodeBucket(_)
-        | Object::PoolService(_) => None,
-    };
-    if let Some(id) = origin {
-        let origin = Origin {
-            file: Arc::clone(path),
-            document: located.document,
-        };
-        snapshot.origins.insert(id, origin);
-    }
-    objects::put(snapshot, &located.object);
 }
