@@ -1,16 +1,20 @@
-//! How many endpoints of one Service are kept.
+//! How many endpoints of one Service are kept, and how many ways a slice may say for whom they are.
 //!
 //! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the limit is cut off
 //! before a snapshot has it, in the order in which slices come; a list and a directory come in the order of names. What was cut off
 //! is not known any more: it is back when its slice is read again.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
-use crate::model::EndpointSlice;
+use crate::model::{Endpoint, EndpointSlice, Hints, Placement};
 use crate::table::MAX_ENDPOINTS;
+
+/// Zones, nodes, or sets of both, that the hints of one slice may name, those aside that name an endpoint's own node. A controller
+/// names the zones of a cluster.
+const MAX_HINTS: usize = 100;
 
 /// Endpoints that are kept, by Service.
 #[derive(Debug, Default)]
@@ -32,11 +36,12 @@ impl Room {
 
     /// Takes a slice in, and cuts off what is too much; returns what there is to say of that.
     pub(super) fn admit(&mut self, slice: &mut Arc<EndpointSlice>) -> Option<String> {
+        let hinted = without_hints_of_too_many(slice);
         let kept = self.kept_of(slice);
         let (count, most) = (slice.endpoints.len(), MAX_ENDPOINTS.saturating_sub(*kept));
         *kept += count.min(most);
         if count <= most {
-            return None;
+            return hinted;
         }
         let slice = Arc::make_mut(slice);
         slice.endpoints = slice.endpoints[..most].into();
@@ -68,6 +73,33 @@ impl Room {
         let service = self.key(slice);
         self.kept.entry(service).or_default()
     }
+}
+
+/// A thousand endpoints of a slice may each name others, which takes a hundred times what their addresses take. Without hints they
+/// are for everybody, as they are where one of them has none.
+fn without_hints_of_too_many(slice: &mut Arc<EndpointSlice>) -> Option<String> {
+    let is_own = |endpoint: &Endpoint, hints: &Hints| {
+        hints.zones.is_empty() && hints.nodes.iter().eq(endpoint.node_name())
+    };
+    let endpoints = slice.endpoints.iter();
+    let hints = endpoints.filter_map(|endpoint| Some((endpoint, endpoint.hints()?)));
+    let others = hints.filter(|(endpoint, hints)| !is_own(endpoint, hints));
+    let others: BTreeSet<&Hints> = others.map(|(_, hints)| hints).collect();
+    let count = others.len();
+    if count <= MAX_HINTS {
+        return None;
+    }
+    let mut placements = BTreeMap::new();
+    for endpoint in &mut Arc::make_mut(slice).endpoints {
+        let node = endpoint.node_name().cloned();
+        let placement = placements.entry(node).or_insert_with_key(|node| {
+            Placement::new(node.clone(), Hints::default()).map(Arc::new)
+        });
+        endpoint.placement.clone_from(placement);
+    }
+    Some(format!(
+        "its hints differ in {count} ways, {MAX_HINTS} are kept at most: its endpoints are taken to have none"
+    ))
 }
 
 #[cfg(test)]
@@ -122,6 +154,43 @@ mod tests {
         // What goes makes room for what is read next.
         room.release(&slices[0]);
         assert_eq!(room.admit(&mut slice(72, 1, 1000)), None);
+    }
+
+    fn hinted(count: u8, hints: impl Fn(&str) -> Hints) -> Arc<EndpointSlice> {
+        let mut slice = slice(1, 1, count.into());
+        let endpoints = &mut Arc::make_mut(&mut slice).endpoints;
+        for (n, endpoint) in endpoints.iter_mut().enumerate() {
+            let node = format!("node-{n}");
+            let hints = hints(&node);
+            endpoint.placement = Placement::new(Some(node.into()), hints).map(Arc::new);
+        }
+        slice
+    }
+
+    #[test]
+    fn a_slice_whose_hints_name_ever_others_is_taken_to_have_none_and_told() {
+        let zones = |node: &str| Hints {
+            zones: [format!("zone-of-{node}").into()].into(),
+            nodes: Box::default(),
+        };
+        let mut room = Room::default();
+        let mut some = hinted(100, zones);
+        assert_eq!(room.admit(&mut some), None);
+        assert!(some.endpoints.iter().all(|e| e.hints().is_some()));
+        let mut many = hinted(101, zones);
+        let told = "its hints differ in 101 ways, 100 are kept at most: its endpoints are taken to have none";
+        assert_eq!(room.admit(&mut many).as_deref(), Some(told));
+        assert!(many.endpoints.iter().all(|e| e.hints().is_none()));
+        assert_eq!(
+            many.endpoints[7].node_name().map(|node| &**node),
+            Some("node-7")
+        );
+        // As a controller does that prefers the same node.
+        let same_node = |node: &str| Hints {
+            zones: Box::default(),
+            nodes: [node.into()].into(),
+        };
+        assert_eq!(room.admit(&mut hinted(200, same_node)), None);
     }
 
     proptest! {

@@ -421,7 +421,8 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
             at(hints, field, |all| {
                 each(all, |one| {
                     at(one, "name", |name| {
-                        Ok(names.intern(required(name, "the name of a zone or node")?))
+                        let name = required(name, "the name of a zone or node")?;
+                        Ok(place_name(name, names))
                     })
                 })
             })
@@ -431,7 +432,7 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
             nodes: named("forNodes")?.into(),
         })
     })?;
-    let placement = Placement::new(node_name.map(|node| names.intern(node)), hints);
+    let placement = Placement::new(node_name.map(|node| place_name(node, names)), hints);
     Ok(first.map(|address| Endpoint {
         address,
         is_ready: ready.unwrap_or(true),
@@ -439,6 +440,16 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
         is_terminating: terminating.unwrap_or(false),
         placement: placement.map(|placement| names.placement(placement)),
     }))
+}
+
+/// The name of a node or zone. One that is too long for a Node's name, and for the value of its label, is kept as a word that is
+/// neither: of a text of a megabyte nothing matters but that it is another.
+fn place_name(name: &str, names: &mut Names) -> Arc<str> {
+    const MOST_BYTES: usize = 253;
+    names.intern(match name.len() <= MOST_BYTES {
+        true => name,
+        false => "(longer than a name may be)",
+    })
 }
 
 fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
