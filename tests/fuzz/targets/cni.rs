@@ -57,15 +57,15 @@ fn told(text: &[u8], environment: &Environment) -> Option<[String; 5]> {
     ])
 }
 
-/// The same with all keys in capitals, which are the same ones to Go; `None` where two become one.
+/// The same with all keys in capitals, which are the same ones to Go; `None` where two become one, or might.
 fn shouted(value: &Value) -> Option<Value> {
     Some(match value {
         Value::Object(fields) => {
             let mut shouted = Map::new();
             for (key, value) in fields {
-                // Other alphabets have capitals that are other letters to Go.
-                let key = key.to_ascii_uppercase();
-                if shouted.insert(key, self::shouted(value)?).is_some() {
+                // Two letters of other alphabets are s and k to Go; which of several keys comes last depends on them.
+                let other = shouted.insert(key.to_ascii_uppercase(), self::shouted(value)?);
+                if !key.is_ascii() || other.is_some() {
                     return None;
                 }
             }
@@ -90,6 +90,4 @@ fn in_a_list(config: &Value) {
     let _calls = calls(&installed.config);
     let without = uninstall(&installed.config).expect("what was installed can be taken out");
     assert_eq!(uninstall(&without).as_ref(), Ok(&without));
-    let back = install(&without, &directories);
-    assert!(back.is_ok() || !installed.other_ipam.is_none_or(|ipam| ipam.is_empty()));
 }

@@ -373,11 +373,12 @@ impl Config {
 
     /// Which MAC to give.
     pub fn mac_policy(&self) -> Result<MacPolicy, CniError> {
-        if self.mac == "" {
-            return Ok(MacPolicy::default());
+        // A word, and not a map of one key, which serde takes for a variant as well.
+        let word = Option::<String>::deserialize(&self.mac).map_err(CniError::Decode)?;
+        match word.filter(|word| !word.is_empty()) {
+            None => Ok(MacPolicy::default()),
+            Some(word) => MacPolicy::deserialize(Value::from(word)).map_err(CniError::Decode),
         }
-        let policy = Option::<MacPolicy>::deserialize(&self.mac).map_err(CniError::Decode)?;
-        Ok(policy.unwrap_or_default())
     }
 
     /// A MAC that somebody asked the main plugin for.

@@ -189,6 +189,9 @@ fn yurt_cni_has_two_policies_and_one_is_the_default() {
     assert_eq!(policy(json!({})), MacPolicy::Address);
     assert_eq!(policy(json!({"mac": "address"})), MacPolicy::Address);
     assert_eq!(policy(json!({"mac": "first"})), MacPolicy::First);
+    assert_eq!(policy(json!({"mac": null})), MacPolicy::Address);
+    let map = config(json!({"mac": {"first": null}}));
+    assert_eq!(map.mac_policy().unwrap_err().code(), 6);
 }
 
 #[test]
