@@ -252,3 +252,28 @@ fn a_silent_future_version_is_left_after_the_hub_has_ended_the_watch() -> Result
     api.expire_watches(Resource::EndpointSlices);
     followed.until("the third one", |s| services(s) == ["a", "b", "c"])
 }
+
+/// As an apiserver does for minutes while it shuts down, and some proxies always.
+#[test]
+fn a_server_that_closes_each_connection_after_its_answer_is_watched_and_is_not_flooded()
+-> Result<()> {
+    let api = cluster(&["a"])?;
+    api.http().fail_always(On::ANY, Fault::LastAnswer);
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("the service", |s| services(s) == ["a"])?;
+    followed.until_status("it is watched", |_| {
+        api.http().open_watches(Resource::Services) == 1
+    })?;
+    api.put_all(web("b", 2))?;
+    followed.until("the new one", |s| services(s) == ["a", "b"])?;
+    // A watch that ends is made again, from where it was.
+    api.end_all_watches();
+    api.put_all(web("c", 3))?;
+    followed.until("the next one", |s| services(s) == ["a", "b", "c"])?;
+    let lists = api.http().requests_on(On::list(Resource::Services));
+    // The first one, and before each watch the question how far the server has come.
+    let lists = lists.iter().filter(|one| one.parameter("limit").is_empty());
+    ensure!(lists.count() == 1);
+    ensure!(api.http().connections() < 100);
+    Ok(())
+}

@@ -91,6 +91,8 @@ pub enum Fault {
     Reset,
     /// The connection is closed before anything is answered.
     Close,
+    /// It is answered as it should be, and the connection closed after that.
+    LastAnswer,
     /// Nothing is ever answered.
     Stall,
     /// The answer begins, and nothing of its body ever comes.
@@ -185,6 +187,10 @@ pub(super) fn spoil(mut answer: Answer, fault: Fault) -> Answer {
             Box::pin(first(frames, bytes).chain(stream::once(broken())))
         }
         Fault::Drip(bytes, pause) => drip(frames, bytes.max(1), pause),
+        Fault::LastAnswer => {
+            answer.frames = frames;
+            return answer.with(header::CONNECTION, "close");
+        }
         _ => frames,
     };
     answer

@@ -397,17 +397,22 @@ impl Task {
         };
         let uri = self.shape.watch(api_version, version, seconds);
         count(&self.counters.watches, 1);
-        if self.is_doubted() {
-            self.compare(version).await?;
-        }
         // A server that does not end the watch in time is not waited for.
         let end = Instant::now() + Duration::from_secs(seconds + 15);
-        let response = self.get(&uri, "identity").await?;
-        if self.is_doubted() {
-            // The connection was lost just now.
+        let mut has_compared = false;
+        let response = loop {
+            if self.is_doubted() && !has_compared {
+                self.compare(version).await?;
+                has_compared = true;
+            }
+            let response = self.get(&uri, "identity").await?;
+            // A connection that was lost just now is not that of who was compared: asked once more. But once only: some servers
+            // close each connection after its answer, as an apiserver does while it shuts down.
+            if has_compared || !self.is_doubted() {
+                break response;
+            }
             self.wire = None;
-            return Err(RequestError::Dead);
-        }
+        };
         self.tell(News::Watching).await?;
         let mut lines = LineScanner::default();
         let mut body = response.into_body();
