@@ -18,6 +18,14 @@ fn main() -> ExitCode {
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "gnu") {
         println!("cargo::rustc-link-arg-bins=-no-pie");
     }
+    // The standard library refers weakly to what a C library may lack. Link-time optimization can merge a plain call of the same
+    // function into that: then nothing takes it out of the archive, and the call leads to address 0. So what musl has of it is
+    // asked for by name.
+    if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl") {
+        for function in ["copy_file_range", "getrandom", "gettid"] {
+            println!("cargo::rustc-link-arg-bins=-u{function}");
+        }
+    }
     match embed() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {

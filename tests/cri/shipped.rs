@@ -8,7 +8,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net_tests::lab::{self, Lab};
+use yurt_net_tests::apiserver::{FakeApiserver, objects};
+use yurt_net_tests::lab::{self, Lab, Manifests};
 
 use super::containerd::Containerd;
 use super::image::run;
@@ -239,6 +240,41 @@ fn what_ships_for_aarch64_says_the_same_as_what_ships_for_x86_64() -> Result<()>
     );
     ensure!(serde_json::from_str::<Value>(&call("ADD")?)? == given);
     call("DEL")?;
+    Ok(())
+}
+
+/// Its thread, its pipes and its process are the C library's, and the one that ships is not the one of a debug build.
+#[test]
+fn what_ships_runs_the_exec_plugin_of_a_kubeconfig() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let cloud = FakeApiserver::start()?;
+    let mut manifests = Manifests::new();
+    let web = manifests.service("web").cluster_ip("10.96.0.10");
+    web.port(80, 8080);
+    cloud.put_all(objects::documents(&manifests.to_yaml())?)?;
+    let exec = "client.authentication.k8s.io/v1";
+    let credential = json!({
+        "apiVersion": exec, "kind": "ExecCredential", "status": {"token": "a.token"},
+    });
+    let kubeconfig = dir.path().join("kubeconfig");
+    let user = json!({"exec": {
+        "apiVersion": exec, "interactiveMode": "Never",
+        "command": "echo", "args": [credential.to_string()],
+    }});
+    let config = json!({
+        "apiVersion": "v1", "kind": "Config", "current-context": "edge",
+        "contexts": [{"name": "edge", "context": {"cluster": "edge", "user": "edge"}}],
+        "clusters": [{"name": "edge", "cluster": {"server": cloud.http().url()}}],
+        "users": [{"name": "edge", "user": user}],
+    });
+    fs::write(&kubeconfig, config.to_string())?;
+    let mut plan = Command::new(lab::agent_program()?);
+    plan.args(["plan", "--node", NODE, "--source", "kube:"]);
+    let said = run(plan.env("KUBECONFIG", kubeconfig))?;
+    ensure!(said.contains("10.96.0.10:80"), "{said}");
+    let requests = cloud.http().requests();
+    let mut headers = requests.iter().map(|one| one.header("authorization"));
+    ensure!(!requests.is_empty() && headers.all(|had| had == "Bearer a.token"));
     Ok(())
 }
 
