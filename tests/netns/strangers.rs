@@ -182,6 +182,42 @@ fn a_server_that_is_replaced_by_another_users_is_asked_no_more() -> Result<()> {
     Ok(())
 }
 
+/// It leaves by the default route then, or is answered by whoever says on the LAN that it is theirs.
+#[test]
+fn a_neighbour_at_yurthubs_address_is_no_hub_while_the_node_does_not_have_it() -> Result<()> {
+    let (node, neighbour) = (Netns::host()?, Netns::host()?);
+    let peer = neighbour.path();
+    node.ip(&format!(
+        "link set lo up\nlink add up0 type veth peer name lan0 netns {peer}\nlink set up0 up\n\
+         addr add 192.0.2.11/24 dev up0\naddr add fd00:9::11/64 dev up0 nodad\n"
+    ))?;
+    neighbour.ip(
+        "link set lo up\nlink set lan0 up\naddr add 192.0.2.1/24 dev lan0\n\
+         addr add fd00:9::1/64 dev lan0 nodad\naddr add 169.254.2.1/32 dev lo\n\
+         addr add fd00::2:1/128 dev lo nodad\n",
+    )?;
+    node.ip("route add default via 192.0.2.1\nroute add ::/0 via fd00:9::1\n")?;
+    for (hub, source) in [
+        ("169.254.2.1:10261", "yurthub:"),
+        ("169.254.2.1:10261", "kube:http://169.254.2.1:10261"),
+        ("[fd00::2:1]:10261", "yurthub:http://[fd00::2:1]:10261"),
+    ] {
+        let at: SocketAddr = hub.parse()?;
+        let impostor = neighbour.run(|| {
+            let cloud = cluster()?;
+            anyhow::Ok((FakeYurtHub::listen(at, &cloud, HubMode::Online)?, cloud))
+        })??;
+        node.run(|| {
+            follow(source, false, |_, status| {
+                let error = status.source_error.as_deref().unwrap_or_default();
+                error.contains("not on this one")
+            })
+        })??;
+        ensure!(impostor.0.http().requests().is_empty(), "{source}");
+    }
+    Ok(())
+}
+
 fn loopback_up() -> Result<()> {
     let up = std::process::Command::new("ip")
         .args(["link", "set", "lo", "up"])

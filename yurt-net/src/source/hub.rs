@@ -8,7 +8,7 @@ use std::net::IpAddr;
 
 use http::Uri;
 
-/// Of YurtHub's dummy interface: nobody else has them.
+/// Of YurtHub's dummy interface.
 const DUMMY: [&str; 2] = ["169.254.2.1", "fd00::2:1"];
 /// Where it listens on loopback: its proxy without and with TLS, what it says of itself, and its peers' entrance.
 const PORTS: [u16; 4] = [10261, 10267, 10268, 10269];
@@ -22,11 +22,14 @@ pub fn is_hub(server: &Uri) -> bool {
         Some(address) => address.to_canonical().is_loopback(),
         None => host.eq_ignore_ascii_case("localhost"),
     };
-    let is_dummy = address.is_some_and(|address| {
-        let mut all = DUMMY.iter().map(|dummy| dummy.parse::<IpAddr>());
-        all.any(|dummy| dummy.is_ok_and(|dummy| dummy == address.to_canonical()))
-    });
-    is_dummy || is_loopback && server.port_u16().is_some_and(|port| PORTS.contains(&port))
+    address.is_some_and(is_dummy)
+        || is_loopback && server.port_u16().is_some_and(|port| PORTS.contains(&port))
+}
+
+/// Whether an address is of YurtHub's dummy interface. That is each node's own: where it is not (yet), somebody else answers.
+pub fn is_dummy(address: IpAddr) -> bool {
+    let mut all = DUMMY.iter().map(|dummy| dummy.parse::<IpAddr>());
+    all.any(|dummy| dummy.is_ok_and(|dummy| dummy == address.to_canonical()))
 }
 
 #[cfg(test)]

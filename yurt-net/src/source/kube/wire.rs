@@ -6,6 +6,9 @@
 //! | on this machine, without TLS, and root's | yes | yes |
 //! | on this machine, without TLS, and anybody else's | no | no |
 //! | on another machine, without TLS or with an unverified one | yes | no |
+//! | on another machine, without TLS, at the address of YurtHub's dummy interface | no | no |
+//!
+//! That address is each node's own. While the interface is not there, connections to it leave by the default route.
 //!
 //! Its socket bears the agent's own priority, so no Service that is in the maps ever leads it elsewhere.
 
@@ -32,6 +35,7 @@ use yurt_ebpf::abi::own::OWN_SOCKET_PRIORITY;
 
 use super::access::{AccessError, Way};
 use crate::dataplane::sockets::owner::{Owner, owner_of_peer};
+use crate::source::hub::is_dummy;
 
 /// To be connected. A link that is slow for a moment still gets there, for the first attempt lives as long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
@@ -70,6 +74,10 @@ pub(super) enum DialError {
     Stranger { at: SocketAddr, uid: u32 },
     #[error("{at} is listened at by nobody whom the kernel knows: port {} is asked nothing", at.port())]
     Unknown { at: SocketAddr },
+    #[error(
+        "{at} is YurtHub's on each node, and not on this one at present: whoever answers there is asked nothing"
+    )]
+    NotHere { at: SocketAddr },
     #[error("the kernel does not say who serves {at}; it needs CONFIG_INET_DIAG (module tcp_diag)")]
     NoDiagnosis {
         at: SocketAddr,
@@ -264,8 +272,9 @@ async fn is_roots(own: SocketAddr, at: SocketAddr) -> Result<bool, DialError> {
         Ok(Owner::User(uid)) => Err(DialError::Stranger { at, uid }),
         Ok(Owner::Nobody) => Err(DialError::Unknown { at }),
         Ok(Owner::Elsewhere) if is_here => Err(DialError::Unknown { at }),
+        Ok(Owner::Elsewhere) if is_dummy(at.ip()) => Err(DialError::NotHere { at }),
         Ok(Owner::Elsewhere) => Ok(false),
-        Err(error) if is_here => Err(error),
+        Err(error) if is_here || is_dummy(at.ip()) => Err(error),
         Err(_) => Ok(false),
     }
 }
