@@ -1,12 +1,13 @@
 //! Several sources: preference, never a merge.
 
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use yurt_net::source::preferred::Origin;
+use yurt_net::source::preferred::{Origin, SourceStatus};
+use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource};
 
-use crate::followed::{Followed, services};
+use crate::followed::{Followed, PATIENCE, services};
 use crate::{cluster, kube, web, yurthub};
 
 #[test]
@@ -20,10 +21,130 @@ fn the_second_source_serves_while_the_first_is_away_and_steps_back() -> Result<(
     })?;
     ensure!(followed.status().provenance == Origin::Live);
     hub.http().restart()?;
+    followed.until_status("the hub's node is watched", |_| {
+        hub.http().open_watches(Resource::Nodes) == 1
+    })?;
+    hub.bookmark(Resource::Nodes);
     // Not the sum of both.
     followed.until("what the first one says", |s| services(s) == ["a", "b"])?;
     ensure!(followed.status().provenance == Origin::Hub);
     Ok(())
+}
+
+/// Two servers of one cluster, of which the second is in charge, because the first has gone: with what it said, and nothing more.
+fn failed_over(
+    first: &FakeApiserver,
+    second: &FakeApiserver,
+    specs: [String; 2],
+) -> Result<Followed> {
+    let mut followed = Followed::start(&specs)?;
+    followed.until("the first one's", |s| services(s) == ["a", "b", "c"])?;
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        followed.until_status("it is watched", |_| {
+            first.http().open_watches(resource) == 1
+        })?;
+    }
+    first.http().stop();
+    followed.until_status("the second one is in charge", |status| {
+        status.source == specs[1]
+    })?;
+    for (name, last) in [("d", 4), ("e", 5)] {
+        second.put_all(web(name, last))?;
+    }
+    followed.until("what is new", |s| services(s) == ALL)?;
+    Ok(followed)
+}
+
+const ALL: [&str; 5] = ["a", "b", "c", "d", "e"];
+
+/// Follows until this source is in charge; all Services are there meanwhile, and then.
+fn hands_over(followed: &mut Followed, to: &str) -> Result<()> {
+    let started = Instant::now();
+    while followed.status().source != to {
+        ensure!(started.elapsed() < PATIENCE, "{:?}", followed.status());
+        followed.follow(Duration::from_millis(20))?;
+        let snapshot = followed.sources().snapshot().map(services);
+        ensure!(snapshot.as_deref() == Some(&ALL), "{snapshot:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_apiserver_that_comes_back_takes_charge_when_it_has_said_what_was_missed() -> Result<()> {
+    let (first, second) = (cluster(&["a", "b", "c"])?, cluster(&["a", "b", "c"])?);
+    let specs = [kube(&first), kube(&second)];
+    let mut followed = failed_over(&first, &second, specs.clone())?;
+    for (name, last) in [("d", 4), ("e", 5)] {
+        first.put_all(web(name, last))?;
+    }
+    // It accepts watches of what it knew, and says nothing yet.
+    first
+        .http()
+        .fail_next(On::watch(Resource::Services), [Fault::StallBody]);
+    first.http().restart()?;
+    hands_over(&mut followed, &specs[0])?;
+    // No replica that lags was asked.
+    let lists = first.http().requests_on(On::list(Resource::Services));
+    let last = lists.iter().rfind(|one| one.parameter("limit").is_empty());
+    ensure!(last.is_some_and(|last| last.parameter("resourceVersion").is_empty()));
+    Ok(())
+}
+
+/// What it said before it was lost again is of a past, too.
+#[test]
+fn an_apiserver_that_is_lost_while_it_comes_back_says_all_of_it_once_more() -> Result<()> {
+    let (first, second) = (cluster(&["a", "b", "c"])?, cluster(&["a", "b", "c"])?);
+    let specs = [kube(&first), kube(&second)];
+    let mut followed = failed_over(&first, &second, specs.clone())?;
+    let slices = On::list(Resource::EndpointSlices);
+    first.http().fail_always(slices, Fault::Stall);
+    first.http().restart()?;
+    followed.until_status("its Services are read", |_| {
+        first.http().open_watches(Resource::Services) == 1
+    })?;
+    first.http().stop();
+    first.http().clear_faults();
+    for (name, last) in [("d", 4), ("e", 5)] {
+        first.put_all(web(name, last))?;
+    }
+    followed.until_status("it is lost", |status| {
+        let error = status.source_error.as_deref().unwrap_or_default();
+        error.contains("services")
+    })?;
+    first
+        .http()
+        .fail_next(On::watch(Resource::Services), [Fault::StallBody]);
+    first.http().restart()?;
+    hands_over(&mut followed, &specs[0])
+}
+
+#[test]
+fn a_hub_that_comes_back_without_its_cloud_takes_charge_only_once_it_hears_of_it() -> Result<()> {
+    let (hub, second) = (cluster(&["a", "b", "c"])?, cluster(&["a", "b", "c"])?);
+    let specs = [yurthub(&hub), kube(&second)];
+    let mut followed = failed_over(&hub, &second, specs.clone())?;
+    hub.http().restart()?;
+    followed.until_status("it answers", |status| status.sources[0].is_good)?;
+    followed.all_the_while(Duration::from_secs(2), "nothing is taken back", |s| {
+        services(s) == ALL
+    })?;
+    ensure!(followed.status().source == specs[1]);
+    let events = |status: &SourceStatus| {
+        let all = [Resource::Services, Resource::EndpointSlices];
+        all.map(|resource| status.received[resource.plural()].events)
+    };
+    let before = events(&followed.status());
+    for (name, last) in [("d", 4), ("e", 5)] {
+        hub.put_all(web(name, last))?;
+    }
+    followed.until_status("the events", |status| {
+        events(status) == before.map(|count| count + 2)
+    })?;
+    followed.until_status("its node is watched", |_| {
+        hub.http().open_watches(Resource::Nodes) == 1
+    })?;
+    hub.bookmark(Resource::Nodes);
+    hands_over(&mut followed, &specs[0])
 }
 
 #[test]

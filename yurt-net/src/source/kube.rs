@@ -123,6 +123,9 @@ pub struct KubeSource {
     /// Services and slices are here since.
     required_since: Option<Instant>,
     is_synced: bool,
+    /// Another source has spoken later than this one. Until this one is whole, what it missed is listed: a watch would begin with
+    /// the table of then.
+    is_behind: bool,
     pool: Option<String>,
     connection: Arc<Connection>,
     /// The task of each resource, and its generation.
@@ -134,6 +137,8 @@ pub struct KubeSource {
     last_contact: Option<Instant>,
     /// The cloud itself was heard: see [`Self::is_fresh`].
     last_word: Option<Instant>,
+    /// The cloud has sent a bookmark, behind all that had happened.
+    has_bookmark: bool,
     /// What [`Self::changed`] has told, or has yet to tell, of [`Self::is_fresh`].
     was_fresh: bool,
     /// Since when [`Self::changed`] has something to tell.
@@ -151,7 +156,8 @@ struct PodsList {
 }
 
 impl KubeSource {
-    /// A source that has asked nothing yet. `seed` and `versions` are what an earlier agent knew from the same source.
+    /// A source that has asked nothing yet. `seed` is what is known already, and `versions` where an earlier agent's watches of the
+    /// same source were.
     pub fn new(
         api: Api,
         scope: Scope,
@@ -163,6 +169,7 @@ impl KubeSource {
         let connection = Connection::new(&api, scope.access.clone());
         let is_hub = connection.is_hub();
         Self {
+            is_behind: versions.is_empty() && seed != Snapshot::default(),
             state: ClusterState::new(&scope.node, seed, versions, is_hub),
             connection: Arc::new(connection),
             is_hub,
@@ -180,10 +187,27 @@ impl KubeSource {
                 .into(),
             last_contact: None,
             last_word: None,
+            has_bookmark: false,
             was_fresh: false,
             untold_since: None,
             pods: PodsList::default(),
         }
+    }
+
+    /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is listed before
+    /// this source is synced again.
+    pub fn begin_anew(&mut self, seed: Snapshot) {
+        self.is_behind = true;
+        if self.state.is_blank() {
+            // What it is about to say for the first time is of now.
+            return;
+        }
+        // Dropping them ends them.
+        self.tasks.clear();
+        self.state = ClusterState::new(&self.scope.node, seed, &BTreeMap::new(), self.is_hub);
+        (self.required_since, self.is_synced) = (None, false);
+        (self.last_word, self.has_bookmark, self.was_fresh) = (None, false, false);
+        (self.pool, self.pods.read) = (None, None);
     }
 
     /// It is YurtHub, which may answer from its cache.
@@ -218,6 +242,12 @@ impl KubeSource {
     /// What it says is the cloud's present word.
     pub fn is_fresh(&self) -> bool {
         self.fresh_until().is_some()
+    }
+
+    /// What it says is not older than what another source has said. An event from behind a hub is the cloud's word, but others may
+    /// follow at once; when a bookmark comes, within a minute, all of them are here.
+    pub fn is_level(&self) -> bool {
+        self.is_fresh() && (self.has_bookmark || !self.is_hub)
     }
 
     /// Until when it is, unless more is heard.
@@ -485,14 +515,18 @@ impl KubeSource {
         let counters = self.counters.entry(resource).or_default().clone();
         self.generation += 1;
         self.state.abandon_list(resource);
+        let follower = Follower::new(
+            self.state.version(resource),
+            resource.api_versions().len(),
+            resource.is_required(),
+            self.is_hub,
+        );
         let task = Task {
             generation: self.generation,
-            follower: Follower::new(
-                self.state.version(resource),
-                resource.api_versions().len(),
-                resource.is_required(),
-                self.is_hub,
-            ),
+            follower: match self.is_behind {
+                true => follower.superseding(),
+                false => follower,
+            },
             shape: Shape { resource, name },
             connection: Arc::clone(&self.connection),
             wire: None,
@@ -514,7 +548,7 @@ impl KubeSource {
         let read = &mut self.pods.read;
         match news {
             News::Listed { version, .. } => *read = Some((now, !version.is_empty())),
-            News::Watching => *read = Some((now, true)),
+            News::Watching { .. } => *read = Some((now, true)),
             // What it would have said is missed.
             News::Failed { .. } => *read = None,
             News::Items { .. } | News::Put { .. } | News::Delete { .. } | News::Bookmark { .. } => {
@@ -549,6 +583,7 @@ impl KubeSource {
         ) && !resource.is_multiplexed()
         {
             self.last_word = Some(Instant::now());
+            self.has_bookmark |= matches!(news, News::Bookmark { .. });
         }
         let state = &mut self.state;
         match news {
@@ -577,8 +612,12 @@ impl KubeSource {
                     }
                 }
             }
-            News::Watching => {
-                state.watching(resource);
+            News::Watching { is_enough } => {
+                let is_gap = self.is_behind && !self.is_synced && state.has_failed(resource);
+                if !is_gap {
+                    state.watching(resource);
+                }
+                let _gone = is_enough.send(!is_gap);
                 false
             }
             News::Put {

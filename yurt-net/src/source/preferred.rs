@@ -2,6 +2,9 @@
 //!
 //! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there is
 //! one, and else there is none: nothing is written to the kernel then.
+//!
+//! The table does not go back when charge changes hands. A source that was away while another one was believed forgets what it said,
+//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -231,8 +234,7 @@ impl Sources {
     /// Whether the snapshot in force is the cloud's present word.
     pub fn freshness(&self) -> Freshness {
         match self.in_charge() {
-            Some((_, Source::File(_))) => Freshness::Fresh,
-            Some((_, Source::Kube(source))) if source.is_fresh() => Freshness::Fresh,
+            Some((_, source)) if source.is_fresh() => Freshness::Fresh,
             Some(_) | None => Freshness::Stale,
         }
     }
@@ -417,15 +419,23 @@ impl Sources {
         let before = self.charge.in_charge();
         loop {
             let now = self.started.elapsed();
+            let in_charge = self.charge.in_charge();
+            let mut is_behind = Vec::new();
             let all = self.specs.iter().zip(&self.active).zip(&mut self.presence);
             for (index, ((spec, source), presence)) in all.enumerate() {
                 if let Some(source) = source {
-                    let is_good = source.is_good();
-                    presence.note(spec, is_good, source.why_lost());
+                    let was_here = *presence == Presence::Here;
+                    presence.note(spec, source.is_good(), source.why_lost());
+                    let is_other = in_charge.is_some_and(|in_charge| in_charge != index);
+                    let is_good = source.is_good() && (!is_other || source.is_level());
                     self.charge.report(index, is_good, now);
+                    if is_other && was_here && !source.is_good() {
+                        is_behind.push(index);
+                    }
                 }
             }
             let acts = self.charge.decide(now);
+            self.begin_anew(&is_behind);
             if acts.is_empty() {
                 break;
             }
@@ -440,6 +450,22 @@ impl Sources {
             info!(source = %spec, "source: in charge");
             self.checkpoint = None;
             self.is_other = true;
+            let all = self.active.iter().enumerate();
+            let is_behind = all.filter(|(index, source)| {
+                Some(*index) != after && source.as_ref().is_some_and(|source| !source.is_good())
+            });
+            let is_behind: Vec<usize> = is_behind.map(|(index, _)| index).collect();
+            self.begin_anew(&is_behind);
+        }
+    }
+
+    /// Has sources that were away while another one was believed forget what they said. As soon as they answer, they would seem whole.
+    fn begin_anew(&mut self, is_behind: &[usize]) {
+        for index in is_behind {
+            let seed = self.snapshot().cloned().unwrap_or_default();
+            if let Some(Some(Source::Kube(source))) = self.active.get_mut(*index) {
+                source.begin_anew(seed);
+            }
         }
     }
 
@@ -517,6 +543,22 @@ impl Source {
         match self {
             Self::File(file) => file.has_loaded && file.error.is_none(),
             Self::Kube(source) => source.is_synced() && source.answers(),
+        }
+    }
+
+    /// What it says is the present word, not a cache's.
+    fn is_fresh(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Kube(source) => source.is_fresh(),
+        }
+    }
+
+    /// What it says is not older than what another source has said.
+    fn is_level(&self) -> bool {
+        match self {
+            Self::File(_) => true,
+            Self::Kube(source) => source.is_level(),
         }
     }
 

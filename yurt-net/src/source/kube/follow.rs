@@ -95,7 +95,7 @@ pub(super) struct Follower {
     refusals: u32,
     /// Answers come from a cache, which keeps one shape of lists.
     is_cache: bool,
-    /// A version was known: nothing older is wanted.
+    /// Something was known, here or elsewhere: nothing older is wanted.
     has_version: bool,
     /// Which of the resource's API versions is asked for.
     api_version: usize,
@@ -129,6 +129,15 @@ impl Follower {
             api_versions,
             is_required,
         }
+    }
+
+    /// Something is known already, though not from here: nothing older is wanted.
+    pub(super) fn superseding(mut self) -> Self {
+        self.has_version = true;
+        if self.next.is_list() {
+            self.next = self.again();
+        }
+        self
     }
 
     pub(super) fn next(&self) -> &Request {
@@ -397,6 +406,14 @@ mod tests {
                 follower.failed(failure);
                 assert_eq!(*follower.next(), Request::List { is_latest });
             }
+        }
+    }
+
+    #[test]
+    fn what_takes_the_place_of_another_sources_word_is_the_latest_except_of_a_cache() {
+        for (is_cache, is_latest) in [(false, true), (true, false)] {
+            let follower = Follower::new(None, 1, true, is_cache).superseding();
+            assert_eq!(*follower.next(), Request::List { is_latest });
         }
     }
 

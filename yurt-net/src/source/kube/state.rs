@@ -173,6 +173,12 @@ impl ClusterState {
             .collect()
     }
 
+    /// Nothing is known from this source, neither now nor from an earlier agent's time.
+    pub(super) fn is_blank(&self) -> bool {
+        let mut known = self.known.values();
+        known.all(|known| known.version.is_empty() && !known.is_confirmed)
+    }
+
     /// A list or a watch of it has succeeded since the start.
     pub(super) fn is_confirmed(&self, resource: Resource) -> bool {
         self.known.get(&resource).is_some_and(|k| k.is_confirmed)
@@ -340,6 +346,12 @@ impl ClusterState {
     fn use_held(&mut self, resource: Resource) -> bool {
         let held = self.known.entry(resource).or_default().held.take();
         held.is_some_and(|held| self.use_list(resource, held.list, &held.version))
+    }
+
+    /// The last request has failed.
+    pub(super) fn has_failed(&self, resource: Resource) -> bool {
+        let known = self.known.get(&resource);
+        known.is_some_and(|known| known.failure.is_some())
     }
 
     /// A watch from a known version was accepted.

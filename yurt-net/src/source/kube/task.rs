@@ -75,7 +75,10 @@ pub(super) enum News {
         version: String,
         is_held: oneshot::Sender<bool>,
     },
-    Watching,
+    /// A watch goes on where the last answer was. Answered with whether that is enough.
+    Watching {
+        is_enough: oneshot::Sender<bool>,
+    },
     Put {
         api_version: &'static str,
         object: Bytes,
@@ -133,7 +136,10 @@ impl News {
         match self {
             Self::Items { items, .. } => items.iter().map(Bytes::len).sum(),
             Self::Put { object, .. } | Self::Delete { object, .. } => object.len(),
-            Self::Listed { .. } | Self::Watching | Self::Bookmark { .. } | Self::Failed { .. } => 0,
+            Self::Listed { .. }
+            | Self::Watching { .. }
+            | Self::Bookmark { .. }
+            | Self::Failed { .. } => 0,
         }
     }
 }
@@ -389,6 +395,18 @@ impl Task {
         answer.await.map_err(|_closed| RequestError::Gone)
     }
 
+    /// A watch was accepted; an error where what was missed is to be listed all the same.
+    async fn tell_watching(&self) -> Result<(), RequestError> {
+        let (is_enough, answer) = oneshot::channel();
+        self.tell(News::Watching { is_enough }).await?;
+        match answer.await.map_err(|_closed| RequestError::Gone)? {
+            true => Ok(()),
+            false => Err(RequestError::Expired {
+                message: "another source was believed meanwhile".to_owned(),
+            }),
+        }
+    }
+
     async fn watch(&mut self, version: &str, limit: Option<Duration>) -> Result<(), RequestError> {
         let api_version = self.api_version();
         let seconds = match limit {
@@ -413,7 +431,7 @@ impl Task {
             }
             self.wire = None;
         };
-        self.tell(News::Watching).await?;
+        self.tell_watching().await?;
         let mut lines = LineScanner::default();
         let mut body = response.into_body();
         loop {

@@ -9,6 +9,8 @@
 //! | 2 | A source that is good takes charge if none is in charge, if the one in charge comes later, or if that one was not good for [`PATIENCE`]. |
 //! | 3 | A later source than the one in charge is let go once that one was good for [`REST`]. |
 //! | 4 | Nobody loses charge for being bad alone: what it last said stays in force until another source is good. |
+//!
+//! While one is in charge, another counts as good only if what it says is not older.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
