@@ -198,10 +198,16 @@ fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting_nor_the_next_run_of_i
     let (api, authority, dir) = world()?;
     let hang = write(dir.path(), "hang", "")?;
     let credential = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "a.token"}}"#;
-    // The first run never ends by itself.
-    let script = format!(
-        "if [ -e {hang} ]; then rm {hang}; while [ -d {} ]; do sleep 0.1; done; fi; echo '{credential}'",
+    // The first run waits for a child that never ends by itself, and each other one leaves such a child behind. All of them hold the
+    // plugin's output open.
+    let lives = format!(
+        "(while [ -d {} ]; do sleep 0.5; done) &",
         dir.path().display()
+    );
+    let child = dir.path().join("child");
+    let script = format!(
+        "if [ -e {hang} ]; then rm {hang}; {lives} echo $! > {}; wait; fi; {lives} echo '{credential}'",
+        child.display()
     );
     let script = write(dir.path(), "plugin", &script)?;
     let user = format!(
@@ -220,7 +226,31 @@ fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting_nor_the_next_run_of_i
         let error = status.source_error.as_deref().unwrap_or_default();
         error.contains("has not answered")
     })?;
-    followed.until("the first one's", |s| services(s) == ["a"])
+    followed.until("the first one's", |s| services(s) == ["a"])?;
+    let process = fs::read_to_string(child)?;
+    followed.until_status("its child is ended, too", |_| {
+        // Or nobody has waited for it yet.
+        let line = fs::read(Path::new("/proc").join(process.trim()).join("cmdline"));
+        line.map_or(true, |line| line.is_empty())
+    })
+}
+
+#[test]
+fn an_exec_plugin_that_fails_is_told_by_its_complaint_and_by_nothing_that_may_be_secret()
+-> Result<()> {
+    let (api, _authority, dir) = world()?;
+    let script = "echo SECRET-1; echo a lot of words >&2; echo no network >&2; exit 7";
+    let script = write(dir.path(), "plugin", script)?;
+    let user = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, command: sh, args: [{script}, SECRET-2], env: [{{name: A, value: SECRET-3}}]}}"
+    );
+    let access = kubeconfig(&api, dir.path(), "tls-server-name: localhost", &user)?;
+    let mut followed = Followed::reaching(access, &["kube:".to_owned()])?;
+    followed.until_status("why not", |status| status.source_error.is_some())?;
+    let error = followed.status().source_error.unwrap_or_default();
+    ensure!(error.ends_with("sh: exit status: 7: no network"), "{error}");
+    ensure!(!error.contains("SECRET"), "{error}");
+    Ok(())
 }
 
 /// A kubeconfig whose files are missing cannot be used, and what it names says nothing of who is asked instead.

@@ -25,6 +25,7 @@ mod access;
 pub mod body;
 mod connection;
 mod follow;
+mod plugin;
 mod resource;
 mod servers;
 mod state;

@@ -1,4 +1,4 @@
-//! The ways to name an apiserver: where it is, whom to believe, and who we are. Kubeconfigs and exec plugins are kube-rs' work.
+//! The ways to name an apiserver: where it is, whom to believe, and who we are. Kubeconfigs are kube-rs' work, but for exec plugins.
 //!
 //! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under an agent that
 //! runs for months. A source without TLS needs none of it, so it works in a file system that has nothing but the agent.
@@ -6,8 +6,6 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::time::Duration;
 
 use futures_util::future::{BoxFuture, FutureExt as _};
 use http::header::AUTHORIZATION;
@@ -16,19 +14,13 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
-use tokio::sync::{Semaphore, oneshot};
-use tokio::time::timeout;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
+use super::plugin;
 use crate::error::chain;
-
-/// An exec plugin asks the cloud, be it over a bad link.
-const PLUGIN_TIMEOUT: Duration = Duration::from_secs(20);
-/// One plugin runs at a time: one that hangs costs a thread, not one for each attempt.
-static PLUGIN: Semaphore = Semaphore::const_new(1);
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -243,14 +235,13 @@ async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, Acc
         None => Credentials::Config(Box::new(config.clone())),
     };
     let url = config.cluster_url.clone();
-    let tls = match config.auth_info.exec.is_some() {
+    if is_https(&url) {
         // Its answer may be a certificate.
-        true => apart(move || tls(&config)).await?,
-        false => tls(&config),
-    };
+        plugin::resolve(&mut config.auth_info).await?;
+    }
     Ok(Way {
         url,
-        tls: tls?,
+        tls: tls(&config)?,
         credentials,
     })
 }
@@ -344,14 +335,9 @@ impl Way {
             Credentials::Config(config) => {
                 let mut request = request;
                 let headers = std::mem::take(request.headers_mut());
-                let signed = match config.auth_info.exec.is_some() {
-                    true => {
-                        let config = config.clone();
-                        apart(move || signed(&config, headers)).await?
-                    }
-                    false => signed(config, headers),
-                };
-                let signed = signed.map_err(|error| wrong(chain(&error)))?;
+                let mut config = config.clone();
+                plugin::resolve(&mut config.auth_info).await?;
+                let signed = signed(&config, headers).map_err(|error| wrong(chain(&error)))?;
                 let signed = signed.await.map_err(|error| wrong(chain(&*error)))?;
                 *request.headers_mut() = signed.into_parts().0.headers;
                 Ok(request)
@@ -377,60 +363,6 @@ fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
         Some(auth) => extra.layer(auth.layer(here)).oneshot(sent).boxed(),
         None => extra.layer(here).oneshot(sent).boxed(),
     })
-}
-
-/// The thread that waits for a plugin; 0: none does. Whoever waits no longer ends the plugin, or it would keep all others out for ever.
-#[derive(Default)]
-struct Running(Arc<AtomicI32>);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let thread = self.0.load(Ordering::Relaxed);
-        if thread == 0 {
-            return;
-        }
-        let children = std::fs::read_to_string(format!("/proc/self/task/{thread}/children"));
-        for child in children.unwrap_or_default().split_ascii_whitespace() {
-            if let Ok(child) = child.parse() {
-                // SAFETY: no pointers. The thread has not waited for it yet, so the number is still its own.
-                unsafe { libc::kill(child, libc::SIGKILL) };
-            }
-        }
-    }
-}
-
-/// Runs what may run an exec plugin, and wait for it: on a thread of its own, so that nobody waits with it.
-async fn apart<T: Send + 'static>(
-    run: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, AccessError> {
-    let wrong = |why: String| AccessError::Plugin { why };
-    let answer = async {
-        let turn = PLUGIN.acquire().await;
-        let turn = turn.map_err(|error| wrong(chain(&error)))?;
-        let (sender, answer) = oneshot::channel();
-        let running = Running::default();
-        let thread_id = Arc::clone(&running.0);
-        // Not one of the runtime's, which would wait for it at its end.
-        let thread = std::thread::Builder::new().name("exec-plugin".to_owned());
-        let spawned = thread.spawn(move || {
-            // SAFETY: a call without arguments.
-            thread_id.store(unsafe { libc::gettid() }, Ordering::Relaxed);
-            let done = run();
-            thread_id.store(0, Ordering::Relaxed);
-            drop(turn);
-            // Nobody may wait any more.
-            let _gone = sender.send(done);
-        });
-        spawned.map_err(|error| wrong(chain(&error)))?;
-        answer.await.map_err(|error| wrong(chain(&error)))
-    };
-    match timeout(PLUGIN_TIMEOUT, answer).await {
-        Ok(answer) => answer,
-        Err(_elapsed) => {
-            let seconds = PLUGIN_TIMEOUT.as_secs();
-            Err(wrong(format!("it has not answered within {seconds} s")))
-        }
-    }
 }
 
 type NoBody = http_body_util::Empty<bytes::Bytes>;
