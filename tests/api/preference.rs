@@ -48,6 +48,13 @@ fn failed_over(
     followed.until_status("the second one is in charge", |status| {
         status.source == specs[1]
     })?;
+    // No replica of it that lags was asked.
+    let lists = second.http().requests_on(On::list(Resource::Services));
+    ensure!(
+        lists
+            .iter()
+            .all(|list| list.parameter("resourceVersion").is_empty())
+    );
     for (name, last) in [("d", 4), ("e", 5)] {
         second.put_all(web(name, last))?;
     }
@@ -145,6 +152,25 @@ fn a_hub_that_comes_back_without_its_cloud_takes_charge_only_once_it_hears_of_it
     })?;
     hub.bookmark(Resource::Nodes);
     hands_over(&mut followed, &specs[0])
+}
+
+/// Nothing fails then: its answer is on its way, for ever.
+#[test]
+fn a_source_whose_list_hangs_gives_way_to_the_next_one() -> Result<()> {
+    let (first, second) = (cluster(&["a"])?, cluster(&["a", "b"])?);
+    let specs = [kube(&first), kube(&second)];
+    let mut followed = Followed::start(&specs)?;
+    followed.until_status("it is watched", |_| {
+        first.http().open_watches(Resource::Services) == 1
+    })?;
+    let lists = On::list(Resource::Services);
+    first.http().fail_always(lists, Fault::StallBody);
+    first.expire_watches(Resource::Services);
+    followed.until("what the second one says", |s| services(s) == ["a", "b"])?;
+    let error = followed.status().source_error;
+    let error = error.unwrap_or_default();
+    ensure!(error.contains("a list of it is on its way"), "{error}");
+    Ok(())
 }
 
 #[test]

@@ -9,11 +9,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use http::Uri;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
@@ -25,7 +23,9 @@ mod access;
 pub mod body;
 mod connection;
 mod follow;
+mod gaps;
 mod plugin;
+mod report;
 mod resource;
 mod servers;
 mod state;
@@ -34,11 +34,13 @@ mod wire;
 
 use connection::Connection;
 use follow::Follower;
+use gaps::Gaps;
 use resource::Shape;
 use state::{ClusterState, Listed};
 use task::{Counters, News, Task, Update, WAITING_BYTES};
 
 pub use access::Access;
+pub use report::Received;
 pub use resource::Resource;
 pub use servers::servers;
 pub use state::HeldList;
@@ -99,21 +101,6 @@ pub struct Scope {
     pub access: Access,
 }
 
-/// What was received of one resource since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Received {
-    /// Bytes of bodies, as they came over the wire.
-    pub bytes: u64,
-    /// Objects in lists and events.
-    pub objects: u64,
-    /// Requests for a list.
-    pub lists: u64,
-    /// Requests for a watch.
-    pub watches: u64,
-    /// Objects that watches said were added, modified or deleted.
-    pub events: u64,
-}
-
 /// The source `kube:` or `yurthub:`.
 pub struct KubeSource {
     /// It may answer from a cache.
@@ -140,7 +127,9 @@ pub struct KubeSource {
     last_word: Option<Instant>,
     /// The cloud has sent a bookmark, behind all that had happened.
     has_bookmark: bool,
-    /// What [`Self::changed`] has told, or has yet to tell, of [`Self::is_fresh`].
+    gaps: Gaps,
+    /// What [`Self::changed`] has told, or has yet to tell: whether it is synced and answers, and [`Self::is_fresh`].
+    was_good: bool,
     was_fresh: bool,
     /// Since when [`Self::changed`] has something to tell.
     untold_since: Option<Instant>,
@@ -189,10 +178,17 @@ impl KubeSource {
             last_contact: None,
             last_word: None,
             has_bookmark: false,
+            gaps: Gaps::default(),
+            was_good: false,
             was_fresh: false,
             untold_since: None,
             pods: PodsList::default(),
         }
+    }
+
+    /// Until it has said itself how many there are: so many Services are in force, in maps that an earlier agent left.
+    pub fn expect(&mut self, services: usize) {
+        self.state.expect(services);
     }
 
     /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is listed before
@@ -207,7 +203,8 @@ impl KubeSource {
         self.tasks.clear();
         self.state = ClusterState::new(&self.scope.node, seed, &BTreeMap::new(), self.is_hub);
         (self.required_since, self.is_synced) = (None, false);
-        (self.last_word, self.has_bookmark, self.was_fresh) = (None, false, false);
+        (self.last_word, self.has_bookmark) = (None, false);
+        (self.was_good, self.was_fresh) = (false, false);
         (self.pool, self.pods.read) = (None, None);
     }
 
@@ -256,6 +253,9 @@ impl KubeSource {
     /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
     /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
     fn fresh_until(&self) -> Option<Instant> {
+        if self.gaps.long().next().is_some() {
+            return None;
+        }
         let until = match self.is_hub {
             true => self.last_word? + FRESH_FOR_AT_HUB,
             // Of one that answers it is enough that its machine answers probes.
@@ -308,51 +308,6 @@ impl KubeSource {
         self.state.held().collect()
     }
 
-    /// The time since the source was last heard of; `None` = never.
-    pub fn silence(&self) -> Option<Duration> {
-        self.last_sign().map(|at| at.elapsed())
-    }
-
-    /// What fails at present, on one line.
-    pub fn error(&self) -> Option<String> {
-        self.failures_of(|_| true)
-    }
-
-    /// Why it does not answer, on one line; `None` while it does, whatever may fail besides.
-    pub fn why_lost(&self) -> Option<String> {
-        self.failures_of(Resource::is_required)
-    }
-
-    fn failures_of(&self, is_meant: impl Fn(Resource) -> bool) -> Option<String> {
-        let mut by_reason: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        let failures = self.state.failures();
-        for (resource, why) in failures.filter(|(resource, _)| is_meant(*resource)) {
-            by_reason.entry(why).or_default().push(resource.name());
-        }
-        let reasons = by_reason.iter();
-        let reasons = reasons.map(|(why, resources)| format!("{}: {why}", resources.join(", ")));
-        let all: Vec<String> = reasons.collect();
-        (!all.is_empty()).then(|| all.join("; "))
-    }
-
-    /// What was received, by resource.
-    pub fn received(&self) -> BTreeMap<&'static str, Received> {
-        let counters = self.counters.iter();
-        counters
-            .map(|(resource, counters)| {
-                let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-                let received = Received {
-                    bytes: get(&counters.bytes),
-                    objects: get(&counters.objects),
-                    lists: get(&counters.lists),
-                    watches: get(&counters.watches),
-                    events: get(&counters.events),
-                };
-                (resource.name(), received)
-            })
-            .collect()
-    }
-
     /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is right behind
     /// it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must be called inside a tokio
     /// runtime.
@@ -390,7 +345,7 @@ impl KubeSource {
 
     /// Takes up this update and some of those that wait behind it, and what is due.
     fn take_batch(&mut self, mut next: Option<Update>) {
-        let was = (self.is_synced && self.answers(), self.was_fresh);
+        let was = (self.was_good, self.was_fresh);
         self.follow_server();
         let mut has_changed = self.state.release(self.started.elapsed());
         let (mut taken, mut bytes) = (0, 0);
@@ -402,8 +357,8 @@ impl KubeSource {
         }
         self.follow_pool();
         self.is_synced = self.is_synced || self.is_complete();
-        self.was_fresh = self.is_fresh();
-        if has_changed || was != (self.is_synced && self.answers(), self.was_fresh) {
+        (self.was_good, self.was_fresh) = (self.is_synced && self.answers(), self.is_fresh());
+        if has_changed || was != (self.was_good, self.was_fresh) {
             self.untold_since.get_or_insert_with(Instant::now);
         }
     }
@@ -417,7 +372,8 @@ impl KubeSource {
         // It may have passed while nobody waited here, and is due until it is told.
         let stale = self.was_fresh.then(|| self.fresh_until());
         let stale = stale.map(|until| until.unwrap_or_else(Instant::now));
-        [release, patience, stale]
+        let gap = self.gaps.is_long_at().filter(|_| self.was_good);
+        [release, patience, stale, gap]
             .into_iter()
             .flatten()
             .min()
@@ -454,6 +410,7 @@ impl KubeSource {
         if self.is_asked() {
             return;
         }
+        self.gaps.open();
         for resource in Resource::ALL {
             if !resource.is_of_pool() && (resource.is_of_table() || self.scope.with_pods) {
                 self.follow(resource, self.name_of(resource));
@@ -552,8 +509,11 @@ impl KubeSource {
             News::Watching { .. } => *read = Some((now, true)),
             // What it would have said is missed.
             News::Failed { .. } => *read = None,
-            News::Items { .. } | News::Put { .. } | News::Delete { .. } | News::Bookmark { .. } => {
-            }
+            News::Items { .. }
+            | News::Put { .. }
+            | News::Delete { .. }
+            | News::Bookmark { .. }
+            | News::Ended => {}
         }
     }
 
@@ -572,12 +532,13 @@ impl KubeSource {
         {
             return false;
         }
-        if !matches!(news, News::Failed { .. }) {
+        if !matches!(news, News::Failed { .. } | News::Ended) {
             self.last_contact = Some(Instant::now());
         }
         if resource == Resource::Pods {
             self.note_pods(&news);
         }
+        self.gaps.note(resource, &news);
         if matches!(
             news,
             News::Put { .. } | News::Delete { .. } | News::Bookmark { .. }
@@ -631,6 +592,7 @@ impl KubeSource {
                 state.bookmark(resource, &version);
                 false
             }
+            News::Ended => false,
             News::Failed {
                 why,
                 is_list,
@@ -652,6 +614,9 @@ impl KubeSource {
                     false => {}
                 }
                 state.failed(resource, why, failure.is_absent());
+                if self.is_behind && !self.is_synced {
+                    state.doubt(resource);
+                }
                 false
             }
         }

@@ -171,6 +171,14 @@ impl Follower {
         };
     }
 
+    /// The wait after a list. A watch follows on it at once, another list does not.
+    pub(super) fn goes_on(&mut self) -> Duration {
+        match self.next.is_list() {
+            true => self.back_off(),
+            false => Duration::ZERO,
+        }
+    }
+
     /// An event or a bookmark has arrived.
     pub(super) fn advanced(&mut self, to: String) {
         (self.failures, self.refusals) = (0, 0);
@@ -451,6 +459,18 @@ mod tests {
             wait.as_millis()
         });
         assert_eq!(waits, [500, 1000, 2000]);
+    }
+
+    #[test]
+    fn a_cache_that_knows_no_version_is_listed_ever_more_slowly() {
+        let mut follower = Follower::new(None, 1, true, true);
+        let waits = [0, 0, 0].map(|_| {
+            follower.listed(String::new(), false);
+            follower.goes_on().as_millis()
+        });
+        assert_eq!(waits, [500, 1000, 2000]);
+        follower.listed("7".to_owned(), false);
+        assert_eq!(follower.goes_on(), Duration::ZERO);
     }
 
     #[test]

@@ -57,6 +57,8 @@ struct Known {
     held: Option<Held>,
     /// A list or a watch has succeeded since the start.
     is_confirmed: bool,
+    /// So many are in force by another word than this source's, which does not name them.
+    expected: usize,
     /// What it was asked for has changed: the next list says something else than the last one.
     is_renewed: bool,
     failure: Option<String>,
@@ -208,7 +210,7 @@ impl ClusterState {
             let held = known.held.as_ref()?;
             Some(HeldList {
                 resource: resource.name(),
-                have: objects::count(&self.snapshot, resource.kind()),
+                have: self.count(*resource).max(known.expected),
                 offered: held.list.objects.len(),
             })
         })
@@ -217,6 +219,16 @@ impl ClusterState {
     /// Objects of it in force.
     pub(super) fn count(&self, resource: Resource) -> usize {
         objects::count(&self.snapshot, resource.kind())
+    }
+
+    /// Until a list is used: so many Services are in force, with endpoints, in maps that an earlier agent left.
+    pub(super) fn expect(&mut self, services: usize) {
+        for (resource, count) in [
+            (Resource::Services, services),
+            (Resource::EndpointSlices, services.min(1)),
+        ] {
+            self.known.entry(resource).or_default().expected = count;
+        }
     }
 
     /// From now on it is asked for in another shape: fewer objects will be no sign of a broken cache.
@@ -272,8 +284,9 @@ impl ClusterState {
 
     /// The list that was arriving is whole.
     pub(super) fn listed(&mut self, resource: Resource, version: &str, now: Duration) -> Listed {
-        let have = self.count(resource);
+        let count = self.count(resource);
         let known = self.known.entry(resource).or_default();
+        let have = count.max(known.expected);
         let list = std::mem::take(&mut known.arriving);
         let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
         if is_suspect {
@@ -301,7 +314,7 @@ impl ClusterState {
     fn use_list(&mut self, resource: Resource, list: List, version: &str) -> bool {
         let known = self.known.entry(resource).or_default();
         known.held = None;
-        known.is_renewed = false;
+        (known.expected, known.is_renewed) = (0, false);
         known.is_confirmed = true;
         (known.failure, known.failures) = (None, 0);
         version.clone_into(&mut known.version);
@@ -366,6 +379,11 @@ impl ClusterState {
         let known = self.known.entry(resource).or_default();
         (known.failure, known.is_absent) = (Some(why), is_absent);
         known.failures = known.failures.saturating_add(1);
+    }
+
+    /// What was said of it before is of a past.
+    pub(super) fn doubt(&mut self, resource: Resource) {
+        self.known.entry(resource).or_default().is_confirmed = false;
     }
 
     /// Nothing has happened up to this version.

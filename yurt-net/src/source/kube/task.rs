@@ -91,6 +91,8 @@ pub(super) enum News {
     Bookmark {
         version: String,
     },
+    /// A watch has ended as watches do. What follows on it is on its way.
+    Ended,
     Failed {
         why: String,
         is_list: bool,
@@ -139,6 +141,7 @@ impl News {
             Self::Listed { .. }
             | Self::Watching { .. }
             | Self::Bookmark { .. }
+            | Self::Ended
             | Self::Failed { .. } => 0,
         }
     }
@@ -212,8 +215,13 @@ impl Task {
             let request = self.follower.next().clone();
             let started = Instant::now();
             let wait = match self.attempt(&request).await {
-                Ok(()) if request.is_list() => Duration::ZERO,
-                Ok(()) => self.follower.ended(started.elapsed()),
+                Ok(()) if request.is_list() => self.follower.goes_on(),
+                Ok(()) => {
+                    if self.tell(News::Ended).await.is_err() {
+                        return;
+                    }
+                    self.follower.ended(started.elapsed())
+                }
                 Err(RequestError::Gone) => return,
                 Err(error) => {
                     if error.is_silence() {
@@ -232,15 +240,16 @@ impl Task {
                         Failure::Status(404, _) => self.follower.api_version() != 0,
                         _ => false,
                     };
-                    if !is_normal {
-                        let news = News::Failed {
+                    let news = match is_normal {
+                        true => News::Ended,
+                        false => News::Failed {
                             why: chain(&error),
                             is_list: request.is_list(),
                             failure,
-                        };
-                        if self.tell(news).await.is_err() {
-                            return;
-                        }
+                        },
+                    };
+                    if self.tell(news).await.is_err() {
+                        return;
                     }
                     wait
                 }

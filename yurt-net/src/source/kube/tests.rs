@@ -177,3 +177,43 @@ async fn only_what_a_table_cannot_be_without_keeps_a_source_from_answering() {
         assert_eq!(why_lost, expected);
     }
 }
+
+fn watching() -> News {
+    let (is_enough, _answer) = oneshot::channel();
+    News::Watching { is_enough }
+}
+
+/// A source that follows all there is.
+async fn followed() -> KubeSource {
+    let mut source = source();
+    for resource in Resource::ALL {
+        source.hear_empty_list(resource);
+        source.hear(resource, watching());
+    }
+    source.changed().await;
+    assert!(source.is_synced() && source.answers() && source.is_fresh());
+    source
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_list_hangs_after_a_watch_does_not_answer_and_is_not_fresh() {
+    let mut source = followed().await;
+    let ended = Instant::now();
+    source.hear(Resource::Services, News::Ended);
+    assert!(source.answers() && source.is_fresh());
+    source.changed().await;
+    assert!(!source.answers() && !source.is_fresh());
+    assert!(ended.elapsed() <= Duration::from_secs(11));
+    let why = source.why_lost().unwrap();
+    assert_eq!(why, "services: a list of it is on its way");
+
+    source.hear_empty_list(Resource::Services);
+    assert!(source.answers());
+    source.hear(Resource::Services, watching());
+    source.changed().await;
+    assert!(source.answers());
+    // An optional one says nothing of the table.
+    source.hear(Resource::NodePools, News::Ended);
+    tokio::time::advance(Duration::from_secs(60)).await;
+    assert!(source.answers());
+}

@@ -448,3 +448,17 @@ fn a_service_of_a_million_endpoints_is_kept_up_to_its_limit_and_says_so() {
     assert_eq!(endpoints(&state), MAX_ENDPOINTS - 19_000);
     assert_eq!(told(&mut state), 14);
 }
+
+#[test]
+fn a_cache_that_lists_far_less_than_is_in_force_is_held_although_nobody_says_what_that_is() {
+    let mut state = cache();
+    state.expect(4);
+    assert_eq!(list(&mut state, &["a"], 0), Listed::Held);
+    let held: Vec<_> = state.held().map(|held| (held.have, held.offered)).collect();
+    assert_eq!(held, [(4, 1)]);
+    let all = list(&mut state, &["a", "b", "c"], 1);
+    assert_eq!(all, Listed::Used { has_changed: true });
+    // From now on it is known what is in force.
+    let fewer = list(&mut state, &["a", "b"], 2);
+    assert_eq!(fewer, Listed::Used { has_changed: true });
+}

@@ -1,0 +1,60 @@
+//! Times in which no watch follows what a table needs: what happens in them is seen only once a list or the next watch is here, and
+//! either may hang.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Resource;
+use super::task::News;
+
+/// What is not followed for so long is not followed at present, for whoever asks.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Since when there is a gap, by resource.
+#[derive(Debug, Default)]
+pub(super) struct Gaps(BTreeMap<Resource, Instant>);
+
+impl Gaps {
+    /// All of it is asked for from now on.
+    pub(super) fn open(&mut self) {
+        let now = Instant::now();
+        for resource in Resource::ALL.into_iter().filter(|r| r.is_required()) {
+            self.0.entry(resource).or_insert(now);
+        }
+    }
+
+    /// Takes note of what a task has told.
+    pub(super) fn note(&mut self, resource: Resource, news: &News) {
+        if !resource.is_required() {
+            return;
+        }
+        let now = Instant::now();
+        match news {
+            News::Ended => {
+                self.0.entry(resource).or_insert(now);
+            }
+            // Of a cache that knows no version there are only lists.
+            News::Listed { version, .. } if !version.is_empty() => {
+                self.0.insert(resource, now);
+            }
+            News::Listed { .. } | News::Watching { .. } => {
+                self.0.remove(&resource);
+            }
+            _ => {}
+        }
+    }
+
+    /// What has not been followed for too long.
+    pub(super) fn long(&self) -> impl Iterator<Item = Resource> {
+        let gaps = self.0.iter();
+        let gaps = gaps.filter(|(_, since)| since.elapsed() >= PATIENCE);
+        gaps.map(|(resource, _)| *resource)
+    }
+
+    /// When the first of them is, or was, that long.
+    pub(super) fn is_long_at(&self) -> Option<Instant> {
+        self.0.values().min().map(|since| *since + PATIENCE)
+    }
+}
