@@ -8,7 +8,8 @@ use serde_json::Value;
 use yurt_net::source::preferred::Origin;
 use yurt_net::status::Status;
 use yurt_net_tests::apiserver::{
-    Corruption, Endpoint, FakeApiserver, FakeYurtHub, HubMode, Resource, objects,
+    Corruption, Endpoint, FakeApiserver, FakeYurtHub, Fault, HubMode, On, Resource, Settings, Verb,
+    objects,
 };
 use yurt_net_tests::lab::Lab;
 
@@ -73,5 +74,65 @@ fn services_stay_while_a_hub_that_is_named_as_an_apiserver_has_lost_its_cache() 
     cloud.put_all(web(SERVICES + 1))?;
     let back = edge.wait_for_status("the cloud's word", |s| s.services == count + 1)?;
     ensure!(back.source.provenance == Origin::Hub);
+    Ok(())
+}
+
+/// A hub without its cloud accepts watches, and says nothing.
+#[test]
+fn maps_that_are_newer_than_the_checkpoint_are_not_replaced_with_it_when_a_watch_is_accepted()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
+    let hub = edge.netns().run(|| -> Result<_> {
+        let hub = FakeApiserver::listen(at, Settings::default(), Vec::new())?;
+        for id in 1..=SERVICES {
+            hub.put_all(web(id))?;
+        }
+        Ok(hub)
+    })??;
+    let count = usize::from(SERVICES);
+    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    edge.wait_for_status("a checkpoint", |s| {
+        s.services == count && s.checkpoint.writes > 0
+    })?;
+    // Younger than the checkpoint, which is written once a minute.
+    hub.put_all(web(SERVICES + 1))?;
+    edge.wait_for_status("what is new", |s| s.services == count + 1)?;
+    agent.kill9()?;
+    hub.http()
+        .fail_always(On::verb(Verb::Watch), Fault::StallBody);
+    let _agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let status = edge.wait_for_status("its first table", |s| s.ready && s.services > 0)?;
+    ensure!(status.services == count + 1, "{} services", status.services);
+    ensure!(status.source.provenance == Origin::Hub);
+    Ok(())
+}
+
+/// The directory is on a disk that was lost, and the hub's cache is being rebuilt.
+#[test]
+fn maps_without_a_checkpoint_are_not_emptied_by_a_hub_that_lists_nothing() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
+    let listen = || FakeApiserver::listen(at, Settings::default(), Vec::new());
+    let hub = edge.netns().run(listen)??;
+    for id in 1..=SERVICES {
+        hub.put_all(web(id))?;
+    }
+    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let count = usize::from(SERVICES);
+    edge.wait_for_status("all", |s| s.ready && s.services == count)?;
+    agent.kill9()?;
+    std::fs::remove_dir_all(edge.state_dir())?;
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        hub.http().fail_always(On::list(resource), Fault::EmptyList);
+    }
+    let _agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let status = edge.wait_for_status("what is held back", |s| !s.source.held_lists.is_empty())?;
+    ensure!(status.applied == 0, "{} tables", status.applied);
+    hub.http().clear_faults();
+    let status = edge.wait_for_status("the first table", |s| s.services > 0)?;
+    ensure!(status.services == count, "{} services", status.services);
     Ok(())
 }

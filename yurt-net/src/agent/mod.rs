@@ -155,7 +155,11 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     }
     let checkpoint = found.loaded.as_ref().map(|l| l.provenance.clone());
     let scope = args.policy.scope(&args.node);
-    let sources = Sources::start(&args.source, scope, found.loaded)?;
+    let mut loaded = found.loaded;
+    if let (Some(maps), Some(loaded)) = (dataplane.found_edition(), &mut loaded) {
+        loaded.list_what_is_newer(maps);
+    }
+    let sources = Sources::start(&args.source, scope, loaded)?;
     let (sender, mut requests) = mpsc::channel(16);
     let socket = control::serve(args.place.sockets(), sender);
     let (sender, mut scrapes) = mpsc::channel(1);
@@ -321,12 +325,13 @@ impl Agent {
         args: &RunArgs,
         config: PolicyConfig,
         view: NodeView,
-        sources: Sources,
+        mut sources: Sources,
         keeper: Keeper,
         dataplane: BpfDataplane,
         socket: control::Server,
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
+        sources.expect(image.cluster_ips());
         let mut status = Status::new(&config.node, &dataplane);
         status.checkpoint_synced_at = keeper.found().map(|found| found.synced_at);
         let established = args.closure_established;

@@ -216,6 +216,13 @@ impl MapImage {
         }
     }
 
+    /// How many Services have a ClusterIP.
+    pub fn cluster_ips(&self) -> usize {
+        let known = self.frontends.keys().filter(|key| key.port == KeyPort::Any);
+        let (v4, v6): (Vec<&FrontendKey>, Vec<_>) = known.partition(|key| key.address.is_ipv4());
+        v4.len().max(v6.len())
+    }
+
     /// Some set is for some clients only.
     pub fn asks_for_clients(&self) -> bool {
         let mut sets = self

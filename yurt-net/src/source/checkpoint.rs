@@ -119,6 +119,16 @@ pub struct Loaded {
     pub provenance: Provenance,
 }
 
+impl Loaded {
+    /// Has all of it listed, where maps of this edition may hold more. A watch from its versions would bring that, too, but a source
+    /// is whole once its watches are accepted: with what is here, for as long as they say nothing.
+    pub fn list_what_is_newer(&mut self, maps: Edition) {
+        if !self.provenance.edition.may_replace(maps) {
+            self.provenance.resource_versions.clear();
+        }
+    }
+}
+
 /// What a directory held.
 #[derive(Debug, Default)]
 pub struct Found {

@@ -38,6 +38,8 @@ pub struct Sources {
     started: Instant,
     /// What the agent booted from; dropped when a source takes charge.
     checkpoint: Option<Loaded>,
+    /// Services in the maps that an earlier agent left. They are in force while nobody has said anything.
+    adopted: usize,
     /// The snapshot in force is not of the source that it was of.
     is_other: bool,
 }
@@ -175,6 +177,7 @@ impl Sources {
             charge: Charge::new(specs.len()),
             started: Instant::now(),
             checkpoint,
+            adopted: 0,
             is_other: true,
         };
         if let [SourceSpec::File(path)] = specs {
@@ -190,6 +193,16 @@ impl Sources {
         }
         sources.decide();
         Ok(sources)
+    }
+
+    /// So many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back, as with a checkpoint.
+    pub fn expect(&mut self, services: usize) {
+        self.adopted = services;
+        for source in self.active.iter_mut().flatten() {
+            if let Source::Kube(source) = source {
+                source.expect(services);
+            }
+        }
     }
 
     /// The snapshot in force.
@@ -449,6 +462,7 @@ impl Sources {
         {
             info!(source = %spec, "source: in charge");
             self.checkpoint = None;
+            self.adopted = 0;
             self.is_other = true;
             let all = self.active.iter().enumerate();
             let is_behind = all.filter(|(index, source)| {
@@ -509,12 +523,10 @@ impl Sources {
                 let seed = self.snapshot().cloned().unwrap_or_default();
                 let last = self.last_word(spec);
                 let versions = last.map(|loaded| loaded.provenance.resource_versions.clone());
-                Source::Kube(Box::new(KubeSource::new(
-                    api.clone(),
-                    self.scope.clone(),
-                    seed,
-                    &versions.unwrap_or_default(),
-                )))
+                let versions = versions.unwrap_or_default();
+                let mut source = KubeSource::new(api.clone(), self.scope.clone(), seed, &versions);
+                source.expect(self.adopted);
+                Source::Kube(Box::new(source))
             }
         }
     }
