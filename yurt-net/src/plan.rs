@@ -13,7 +13,8 @@
 //! 7. the filter without their addresses.
 //!
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
-//! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole.
+//! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole, and what is in force
+//! keeps as many endpoints as it can (`sets.rs`). Who gets the room of a full map is said in `turns.rs` and `room.rs`.
 
 mod change;
 mod filter;
@@ -21,6 +22,8 @@ mod image;
 mod op;
 #[cfg(test)]
 mod proptests;
+mod room;
+mod sets;
 mod space;
 #[cfg(test)]
 mod tests;
@@ -35,7 +38,7 @@ use change::{Change, all_new, changes};
 pub use filter::Filter;
 pub use image::{Capacity, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
-use turns::in_turns;
+use turns::{comes_first, in_turns};
 pub use unit::{PROBE_V4, PROBE_V6};
 use unit::{Unit, known_addresses, units};
 
@@ -61,6 +64,7 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         claimed: BTreeSet::new(),
         rows_by_index: BTreeMap::new(),
         has_retired: false,
+        is_making_room: false,
     };
     planner.run()
 }
@@ -81,6 +85,8 @@ struct Planner<'a> {
     claimed: BTreeSet<u32>,
     rows_by_index: BTreeMap<u32, Vec<FrontendKey>>,
     has_retired: bool,
+    /// Service ports were taken out for others, whose room nobody else gets.
+    is_making_room: bool,
 }
 
 impl Planner<'_> {
@@ -119,18 +125,25 @@ impl Planner<'_> {
         }
         let retries = self.retries(desired, &changes);
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
-        let (present, mut absent): (Vec<_>, Vec<_>) = changes
+        let (mut present, absent): (Vec<_>, Vec<_>) = changes
             .into_iter()
+            .chain(retries)
             .partition(|change| self.is_in_place(change));
-        absent.extend(retries);
-        for Change { old, new, .. } in &present {
+        let is_first = |change: &Change| change.key().is_some_and(comes_first);
+        present.sort_by_key(|change| !is_first(change));
+        let has_place = |entry: &ServiceEntry| !self.is_left_out(&entry.key);
+        let (capacity, room) = (self.image.capacity, self.room_for_tenants());
+        let absent = in_turns(absent, self.table, room, &capacity, has_place);
+        let (first, others): (Vec<_>, Vec<_>) = absent.into_iter().partition(is_first);
+        for Change { old, new, .. } in present.iter().chain(&first) {
             self.change(old.as_deref(), new.as_deref());
         }
-        let has_place = |entry: &ServiceEntry| !self.is_left_out(&entry.key);
-        let capacity = self.image.capacity;
-        for Change { old, new, .. } in
-            in_turns(absent, self.table, self.room(), &capacity, has_place)
-        {
+        let first = present
+            .iter()
+            .chain(&first)
+            .filter(|change| is_first(change));
+        self.make_room(first.filter_map(|change| change.new.as_deref()));
+        for Change { old, new, .. } in &others {
             self.change(old.as_deref(), new.as_deref());
         }
         let plan = self.finish(&old_prefixes);
@@ -143,8 +156,7 @@ impl Planner<'_> {
     fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
         let left_out = self.image.left_out.iter();
-        let room = self.room();
-        let may_fit = left_out.filter(|(_, left)| left.may_fit(&room));
+        let may_fit = left_out.filter(|(key, left)| self.may_fit(key, left));
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
         let retry = same.filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
@@ -155,21 +167,6 @@ impl Planner<'_> {
             })
         });
         retry.collect()
-    }
-
-    /// What a plan may still get of each map, by [`FullMap`].
-    fn room(&self) -> [usize; 5] {
-        let rows = |family| {
-            let all = self.image.capacity.frontends(family);
-            all.saturating_sub(self.rows_of(family))
-        };
-        [
-            rows(AddressFamily::V4),
-            rows(AddressFamily::V6),
-            self.image.indices.unused(),
-            self.image.unused_slots(AddressFamily::V4),
-            self.image.unused_slots(AddressFamily::V6),
-        ]
     }
 
     /// Whether it changes something that is in the maps, which comes before what is not.
@@ -185,10 +182,6 @@ impl Planner<'_> {
     fn is_left_out(&self, key: &ServiceKey) -> bool {
         let left = self.image.left_out.get(key);
         left.is_some_and(|left| !left.has_some)
-    }
-
-    fn has_rows(&self, family: AddressFamily, needs: usize) -> bool {
-        self.rows_of(family) + needs <= self.image.capacity.frontends(family)
     }
 
     fn finish(&mut self, old_prefixes: &ClusterPrefixes) -> Plan {
@@ -295,7 +288,11 @@ impl Planner<'_> {
         let mut present = old_rows.iter();
         let index = present.find_map(|(row, _)| self.image.service_of(row));
         let kept = match new_unit {
-            Some(unit) => self.place(key, index, &unit).then_some(unit),
+            Some(unit) => {
+                let stays = |row: &FrontendKey| unit.rows.iter().any(|(new, _)| new == row);
+                let leaving = old_rows.iter().filter(|(row, _)| !stays(row)).count();
+                self.place(key, index, &unit, leaving).then_some(unit)
+            }
             None => {
                 if let Some(index) = index {
                     self.retire_service(index);
@@ -329,8 +326,9 @@ impl Planner<'_> {
                 .any(has_row)
     }
 
-    /// Programs a unit, in the place that it has (`index`) or in a new one. False when it has none afterwards.
-    fn place(&mut self, key: &ServiceKey, index: Option<u32>, unit: &Unit) -> bool {
+    /// Programs a unit, in the place that it has (`index`) or in a new one, while as many rows as `leaving` lose theirs. False
+    /// when it has none afterwards.
+    fn place(&mut self, key: &ServiceKey, index: Option<u32>, unit: &Unit, leaving: usize) -> bool {
         let index = index.or_else(|| self.adoptable(unit));
         if let Some(index) = index
             && !self.is_delta
@@ -341,8 +339,8 @@ impl Planner<'_> {
             !self.image.frontends.contains_key(row) && !self.puts.contains_key(row)
         };
         let needed = unit.rows.iter().filter(|(row, _)| is_new(row)).count();
-        if !self.has_rows(unit.family, needed) {
-            let map = FullMap::frontends(unit.family);
+        let map = FullMap::frontends(unit.family);
+        if !self.has_room(key, map, needed, leaving) {
             self.refuse(key, map, index.is_some(), needed);
             let Some(index) = index else { return false };
             // What is present stays, with what it serves now.
@@ -428,123 +426,9 @@ impl Planner<'_> {
         })
     }
 
-    fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
-        let Some(index) = self.with_grace(|image| image.indices.take(1)) else {
-            self.refuse(key, FullMap::Services, false, 1);
-            return None;
-        };
-        if !self.is_delta {
-            self.claimed.insert(index);
-        }
-        let Some(base) = self.write_slots(unit.family, &unit.set) else {
-            self.image.indices.free(index, 1);
-            self.claimed.remove(&index);
-            let map = FullMap::slots(unit.family);
-            self.refuse(key, map, false, unit.set.slots() as usize);
-            return None;
-        };
-        self.image.services.insert(
-            index,
-            ServiceImage {
-                family: unit.family,
-                base,
-                set: None,
-            },
-        );
-        self.publish(index, base, unit.set.clone());
-        Some(index)
-    }
-
-    /// Has an existing service serve the set of `unit`.
-    ///
-    /// When there is no room for it, it serves those of its old backends that are still right, else none: a full map may
-    /// cost capacity, never closure.
-    fn set(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
-        let Some(service) = self.image.services.get(&index) else {
-            return;
-        };
-        let (old_base, old) = (service.base, service.set.clone());
-        if old.as_ref() == Some(&unit.set) {
-            return;
-        }
-        if old
-            .as_ref()
-            .is_some_and(|old| old.has_same_slots(&unit.set))
-        {
-            self.publish(index, old_base, unit.set.clone());
-            return;
-        }
-        if let Some(base) = self.write_slots(unit.family, &unit.set) {
-            self.publish(index, base, unit.set.clone());
-        } else {
-            let old_backends = old.as_ref().map(|old| old.backends.clone());
-            let old_backends = old_backends.unwrap_or_default();
-            let still_right = old_backends.iter();
-            let still_right = still_right.filter(|backend| unit.set.backends.contains(*backend));
-            let part = ServedSet {
-                backends: still_right.collect(),
-                terms: unit.set.terms.clone(),
-            };
-            let map = FullMap::slots(unit.family);
-            let (has_some, needs) = (!part.backends.is_empty(), unit.set.slots() as usize);
-            self.refuse(key, map, has_some, needs);
-            if old.as_ref() == Some(&part) {
-                return;
-            }
-            match self.write_slots(unit.family, &part) {
-                Some(base) => self.publish(index, base, part),
-                None => self.publish(index, 0, ServedSet::default()),
-            }
-        }
-        let retired = old.map_or(0, |old| old.slots());
-        if retired > 0 {
-            self.has_retired = true;
-            self.image.slots(unit.family).retire(old_base, retired);
-        }
-    }
-
-    fn write_slots(&mut self, family: AddressFamily, set: &ServedSet) -> Option<u32> {
-        let slots = set.slots();
-        if slots == 0 {
-            return Some(0);
-        }
-        let base = self.with_grace(|image| image.slots(family).take(slots))?;
-        self.slots.push(Op::WriteSlots {
-            base,
-            set: set.clone(),
-        });
-        Some(base)
-    }
-
-    fn publish(&mut self, index: u32, base: u32, set: ServedSet) {
-        let generation = self.image.next_generation(index);
-        self.publishes.push(Op::Publish {
-            service: index,
-            base,
-            set: set.clone(),
-            generation,
-        });
-        if let Some(service) = self.image.services.get_mut(&index) {
-            service.base = base;
-            service.set = Some(set);
-        }
-    }
-
     fn retire_service(&mut self, index: u32) {
         self.has_retired = true;
         self.image.retire_service(index);
-    }
-
-    /// Takes space; if there is none, what was retired by earlier plans becomes free by a grace period.
-    fn with_grace(&mut self, take: impl Fn(&mut MapImage) -> Option<u32>) -> Option<u32> {
-        take(self.image).or_else(|| {
-            if !self.image.has_sealed() {
-                return None;
-            }
-            self.grace = true;
-            self.image.end_grace();
-            take(self.image)
-        })
     }
 
     /// `needs` more entries of `map` were asked for.
@@ -583,8 +467,9 @@ impl Planner<'_> {
             let is_new = !self.image.frontends.contains_key(&key) && !self.puts.contains_key(&key);
             // A user of a row that has no room is one all the same: when it has, it is there for all of them.
             *self.image.addresses.entry(address).or_default() += 1;
-            if is_new && !self.has_rows(family, 1) {
-                self.refuse(&new.key, FullMap::frontends(family), true, 1);
+            let map = FullMap::frontends(family);
+            if is_new && !self.has_room(&new.key, map, 1, usize::from(old.is_some())) {
+                self.refuse(&new.key, map, true, 1);
                 continue;
             }
             self.put(

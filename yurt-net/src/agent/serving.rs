@@ -18,8 +18,8 @@ use crate::policy::compile;
 use crate::source::preferred::Origin;
 use crate::source::unix_seconds;
 
-/// Plans in a row for one table: the first frees space that the second may need.
-const PLANS_PER_TABLE: usize = 3;
+/// Plans in a row for one table: each frees space that the next one may need.
+const PLANS_PER_TABLE: usize = 8;
 /// How long adopted maps are left alone while only the checkpoint has something to say.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 

@@ -32,6 +32,18 @@ impl Capacity {
             AddressFamily::V6 => self.frontends6,
         }) as usize
     }
+
+    /// Entries of each map, by [`FullMap`].
+    pub(super) fn by_map(&self) -> [usize; 5] {
+        let Self {
+            frontends4,
+            frontends6,
+            services,
+            slots4,
+            slots6,
+        } = *self;
+        [frontends4, frontends6, services, slots4, slots6].map(|entries| entries as usize)
+    }
 }
 
 /// One published service.
@@ -96,10 +108,10 @@ impl LeftOut {
         };
     }
 
-    /// Whether the most modest of its units may fit where there is this room, by [`FullMap`].
-    pub(super) fn may_fit(&self, room: &[usize; 5]) -> bool {
-        let mut needs = self.needs.iter().zip(room);
-        needs.any(|(needs, room)| *needs > 0 && *room >= *needs as usize)
+    /// How many entries of a map would help the most modest of its units.
+    pub(super) fn asked(&self, map: FullMap) -> Option<usize> {
+        let needs = self.needs[map as usize];
+        (needs > 0).then_some(needs as usize)
     }
 
     /// As a plan tells it.
@@ -286,6 +298,13 @@ impl MapImage {
         match family {
             AddressFamily::V4 => self.slots4.unused(),
             AddressFamily::V6 => self.slots6.unused(),
+        }
+    }
+
+    pub(super) fn space(&self, family: AddressFamily) -> &Space {
+        match family {
+            AddressFamily::V4 => &self.slots4,
+            AddressFamily::V6 => &self.slots6,
         }
     }
 

@@ -11,6 +11,8 @@ pub(super) struct Space {
     sealed: Vec<(u32, u32)>,
     /// Retired by the plan that is being made.
     retired: Vec<(u32, u32)>,
+    /// Entries in `free` and in `sealed`.
+    unused: usize,
 }
 
 impl Space {
@@ -25,6 +27,7 @@ impl Space {
             free,
             sealed: Vec::new(),
             retired: Vec::new(),
+            unused: capacity as usize,
         }
     }
 
@@ -43,6 +46,7 @@ impl Space {
         }
         Self {
             free: BTreeMap::new(),
+            unused: entries(&sealed),
             sealed,
             retired: Vec::new(),
         }
@@ -52,14 +56,20 @@ impl Space {
     pub(super) fn take(&mut self, length: u32) -> Option<u32> {
         let (&base, &found) = self.free.iter().find(|&(_, &found)| found >= length)?;
         self.free.remove(&base);
+        self.unused -= length as usize;
         if found > length {
             self.free.insert(base + length, found - length);
         }
         Some(base)
     }
 
-    /// Gives a range back that no reader has seen.
-    pub(super) fn free(&mut self, mut base: u32, mut length: u32) {
+    /// Gives a range back that no reader has seen; start and length of the free range that it is in now.
+    pub(super) fn free(&mut self, base: u32, length: u32) -> (u32, u32) {
+        self.unused += length as usize;
+        self.merge(base, length)
+    }
+
+    fn merge(&mut self, mut base: u32, mut length: u32) -> (u32, u32) {
         if let Some((&before, &before_length)) = self.free.range(..base).next_back()
             && before + before_length == base
         {
@@ -71,6 +81,7 @@ impl Space {
             length += after_length;
         }
         self.free.insert(base, length);
+        (base, length)
     }
 
     /// Gives a range back that readers may still see.
@@ -80,17 +91,27 @@ impl Space {
 
     /// The plan is made: what it retired is free after the next grace period.
     pub(super) fn seal(&mut self) {
+        self.unused += entries(&self.retired);
         self.sealed.append(&mut self.retired);
     }
 
     /// What is free, or would be after a grace period.
     pub(super) fn unused(&self) -> usize {
-        let sealed = self.sealed.iter().map(|(_, length)| length);
-        self.free
-            .values()
-            .chain(sealed)
-            .map(|length| *length as usize)
-            .sum()
+        self.unused
+    }
+
+    /// Start and length of the longest range that can be taken.
+    pub(super) fn longest(&self) -> (u32, u32) {
+        let ranges = self.free.iter().map(|(base, length)| (*base, *length));
+        ranges.max_by_key(|(_, length)| *length).unwrap_or_default()
+    }
+
+    /// As it is once the plan that is being made is written, and nobody reads any more what it retired.
+    pub(super) fn after_the_plan(&self) -> Self {
+        let mut after = self.clone();
+        after.seal();
+        after.end_grace();
+        after
     }
 
     /// Whether a grace period would free anything.
@@ -101,9 +122,13 @@ impl Space {
     /// A grace period has passed since the last `seal`.
     pub(super) fn end_grace(&mut self) {
         for (base, length) in std::mem::take(&mut self.sealed) {
-            self.free(base, length);
+            self.merge(base, length);
         }
     }
+}
+
+fn entries(ranges: &[(u32, u32)]) -> usize {
+    ranges.iter().map(|(_, length)| *length as usize).sum()
 }
 
 #[cfg(test)]

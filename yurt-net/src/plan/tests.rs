@@ -177,7 +177,7 @@ fn of_twenty_services_in_maps_for_eight_none_is_half_programmed_and_the_first_by
 }
 
 #[test]
-fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdrawn() {
+fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_gets_what_there_is_room_for() {
     let (mut maps, mut image) = start();
     let old = ["10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80"];
     maps.apply(&plan(
@@ -199,13 +199,9 @@ fn a_set_that_grew_beyond_the_map_keeps_what_is_right_and_loses_what_is_withdraw
         .find(|backends| backends.len() > 1)
         .unwrap()
         .to_vec();
-    assert_eq!(
-        kept,
-        [
-            "10.244.0.2:80".parse().unwrap(),
-            "10.244.0.3:80".parse().unwrap()
-        ]
-    );
+    // Four of the eight slots are neither the self-test's nor those of the old set.
+    let expected = [2, 3, 4, 5].map(|id| format!("10.244.0.{id}:80").parse().unwrap());
+    assert_eq!(kept, expected);
 }
 
 #[test]
@@ -367,7 +363,7 @@ fn in_namespace(
 /// As the agent does it.
 fn settle(wanted: &ServiceTable, maps: &mut MemoryDataplane, image: &mut MapImage) -> Plan {
     let mut planned = Plan::default();
-    for _ in 0..3 {
+    for _ in 0..8 {
         planned = plan(wanted, image);
         maps.apply(&planned).unwrap();
         if planned.refused.is_empty() || !planned.has_freed {
@@ -527,19 +523,138 @@ fn to_change_does_not_bring_a_service_that_was_left_out_ahead_of_others() {
         &["203.0.113.1", "203.0.113.2"],
         &["10.244.0.1:80"],
     );
-    let tenant = |backend| in_namespace("a", "a", &["203.0.113.3"], &[backend]);
+    let tenant = |backend| in_namespace("x", "a", &["203.0.113.3"], &[backend]);
     let restless = tenant("10.244.0.1:80");
-    let dns = in_namespace("kube-system", "dns", &["203.0.113.4"], &["10.244.0.1:80"]);
+    let other = in_namespace("z", "z", &["203.0.113.4"], &["10.244.0.1:80"]);
     assert_eq!(plan(&table(&[&two]), &mut image).refused, []);
-    let all = table(&[&restless, &dns, &two]);
-    assert_eq!(
-        names(&plan(&all, &mut image).refused),
-        ["a/a", "kube-system/dns"]
-    );
+    let all = table(&[&restless, &two, &other]);
+    assert_eq!(names(&plan(&all, &mut image).refused), ["x/a", "z/z"]);
     // One row is free, and nobody has planned since.
     let one = in_namespace("x", "x", &["203.0.113.1"], &["10.244.0.1:80"]);
-    plan(&table(&[&restless, &dns, &one]), &mut image);
+    plan(&table(&[&restless, &one, &other]), &mut image);
     let changed = tenant("10.244.0.2:80");
-    let planned = plan(&table(&[&changed, &dns, &one]), &mut image);
-    assert_eq!(names(&planned.refused), ["a/a"]);
+    let planned = plan(&table(&[&changed, &one, &other]), &mut image);
+    assert_eq!(names(&planned.refused), ["x/a"]);
+}
+
+fn numbered(from: u8, count: u8) -> Vec<String> {
+    (from..from + count)
+        .map(|id| format!("10.244.9.{id}:53"))
+        .collect()
+}
+
+fn dns(backends: &[String]) -> Arc<ServiceEntry> {
+    let backends: Vec<_> = backends.iter().map(String::as_str).collect();
+    in_namespace("kube-system", "kube-dns", &["203.0.113.1"], &backends)
+}
+
+/// Maps in which a tenant has one slot for each of its Services, and asks for more than there are.
+fn filled(dns: &Arc<ServiceEntry>) -> (MemoryDataplane, MapImage, Vec<Arc<ServiceEntry>>) {
+    let capacity = Capacity {
+        frontends4: 128,
+        services: 128,
+        slots4: 32,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let tenants = (0..60).map(|id| {
+        let address = format!("198.51.100.{id}");
+        in_namespace(
+            "tenant",
+            &format!("t{id:02}"),
+            &[&address],
+            &["10.244.1.1:80"],
+        )
+    });
+    let mut all: Vec<_> = tenants.collect();
+    all.insert(0, dns.clone());
+    settle(
+        &table(&all.iter().collect::<Vec<_>>()),
+        &mut maps,
+        &mut image,
+    );
+    assert_eq!(image.usage().slots4, 32);
+    (maps, image, all)
+}
+
+/// What clients of kube-dns get.
+fn dns_serves(image: &MapImage) -> Option<Vec<SocketAddr>> {
+    let address = "203.0.113.1".parse().unwrap();
+    let port = KeyPort::Port(Protocol::Tcp, 80);
+    let index = image.service_of(&FrontendKey { address, port })?;
+    Some(image.services[&index].set.as_ref()?.backends.to_vec())
+}
+
+#[test]
+fn kube_dns_that_grows_in_a_full_map_gets_all_its_endpoints_at_the_cost_of_who_has_most() {
+    let (mut maps, mut image, mut all) = filled(&dns(&numbered(1, 3)));
+    for backends in [
+        numbered(11, 5),
+        numbered(21, 9),
+        numbered(31, 9),
+        numbered(41, 2),
+    ] {
+        all[0] = dns(&backends);
+        let wanted = table(&all.iter().collect::<Vec<_>>());
+        let planned = settle(&wanted, &mut maps, &mut image);
+        assert_eq!(dns_serves(&image).unwrap(), all[0].v4.cluster.to_vec());
+        assert!(
+            names(&planned.refused)
+                .iter()
+                .all(|name| name.starts_with("tenant/"))
+        );
+        // And nobody more than has to.
+        let served = 61 - planned.refused.len();
+        assert_eq!(served, 32 - backends.len(), "{backends:?}");
+    }
+}
+
+#[test]
+fn kube_dns_that_is_made_anew_or_comes_late_gets_its_place_in_a_full_map() {
+    let (mut maps, mut image, mut all) = filled(&dns(&numbered(1, 3)));
+    let without = table(&all[1..].iter().collect::<Vec<_>>());
+    settle(&without, &mut maps, &mut image);
+    assert_eq!(dns_serves(&image), None);
+    all[0] = dns(&numbered(11, 3));
+    let wanted = table(&all.iter().collect::<Vec<_>>());
+    settle(&wanted, &mut maps, &mut image);
+    assert_eq!(dns_serves(&image).unwrap().len(), 3);
+    // And from an agent that finds a map that is full of a tenant's.
+    settle(&without, &mut maps, &mut image);
+    let mut found = maps.observe().unwrap();
+    settle(&wanted, &mut maps, &mut found);
+    assert_eq!(dns_serves(&found).unwrap().len(), 3);
+}
+
+#[test]
+fn who_asks_for_more_than_there_is_takes_nobody_out_for_nothing() {
+    let (mut maps, mut image, mut all) = filled(&dns(&numbered(1, 3)));
+    let before = image.usage().services;
+    all[0] = dns(&numbered(11, 40));
+    let wanted = table(&all.iter().collect::<Vec<_>>());
+    let planned = settle(&wanted, &mut maps, &mut image);
+    assert_eq!(image.usage().services, before);
+    assert_eq!(
+        dns_serves(&image).unwrap().len(),
+        3,
+        "as many as it had room for"
+    );
+    assert!(names(&planned.refused).contains(&"kube-system/kube-dns".to_owned()));
+}
+
+#[test]
+fn a_set_in_a_full_map_serves_what_is_still_right_at_every_write() {
+    let (mut maps, mut image, mut all) = filled(&dns(&numbered(1, 3)));
+    // Two of three stay; the copy has no room yet.
+    all[0] = dns(&[numbered(2, 2), numbered(9, 1)].concat());
+    let wanted = table(&all.iter().collect::<Vec<_>>());
+    let known: BTreeSet<SocketAddr> = all[0].v4.cluster.iter().collect();
+    let planned = plan(&wanted, &mut image);
+    maps.apply(&planned).unwrap();
+    let kept = dns_serves(&image).unwrap();
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|at| known.contains(at)));
+    assert!(maps.holds(&image).unwrap());
+    settle(&wanted, &mut maps, &mut image);
+    assert_eq!(dns_serves(&image).unwrap().len(), 3);
 }

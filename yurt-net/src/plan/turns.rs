@@ -1,8 +1,8 @@
 //! Who gets the room that there is, when not all fits.
 //!
 //! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules in order:
-//! (1) what is in the maps stays there, which the planner sees to; (2) the self-test; (3) default/kubernetes, then kube-system;
-//! (4) the others, of each namespace in turns: next comes the one that has least of the room once its next service port is in;
+//! (1) what is in the maps stays there, which the planner sees to, unless `room.rs` makes room; (2) the self-test;
+//! (3) default/kubernetes, then kube-system; (4) the others, of each namespace in turns: next comes the one that has least of the room once its next service port is in;
 //! (5) by name.
 //!
 //! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: of those who come before
@@ -18,12 +18,12 @@ use crate::table::{EndpointSet, FrontendKind, ServiceEntry, ServiceKey, ServiceT
 
 /// Entries of each map, by [`FullMap`].
 #[derive(Clone, Copy, Default)]
-struct Needs([usize; 5]);
+pub(super) struct Needs(pub(super) [usize; 5]);
 
 impl Needs {
     /// What a service port takes, or a little more: the same address as external IP and as load balancer's is one row, and so is
     /// the one by which a ClusterIP of several ports is known.
-    fn of(entry: &ServiceEntry, table: &ServiceTable) -> Self {
+    pub(super) fn of(entry: &ServiceEntry, table: &ServiceTable) -> Self {
         let mut needs = Self::default();
         if entry.key.protocol == Protocol::Sctp {
             return needs;
@@ -69,9 +69,15 @@ impl Needs {
         needs
     }
 
-    fn add(&mut self, other: Self) {
+    pub(super) fn add(&mut self, other: Self) {
         for (mine, others) in self.0.iter_mut().zip(other.0) {
             *mine += others;
+        }
+    }
+
+    pub(super) fn remove(&mut self, other: Self) {
+        for (mine, others) in self.0.iter_mut().zip(other.0) {
+            *mine = mine.saturating_sub(others);
         }
     }
 
@@ -80,18 +86,9 @@ impl Needs {
     }
 
     /// Of the map of which this is the greatest part, in millionths.
-    fn share(&self, capacity: &Capacity) -> usize {
-        let Capacity {
-            frontends4,
-            frontends6,
-            services,
-            slots4,
-            slots6,
-        } = *capacity;
-        let all = [frontends4, frontends6, services, slots4, slots6];
-        let parts = self.0.iter().zip(all);
-        let parts =
-            parts.map(|(needs, all)| needs.saturating_mul(1_000_000) / (all.max(1) as usize));
+    pub(super) fn share(&self, capacity: &Capacity) -> usize {
+        let parts = self.0.iter().zip(capacity.by_map());
+        let parts = parts.map(|(needs, all)| needs.saturating_mul(1_000_000) / all.max(1));
         parts.max().unwrap_or_default()
     }
 }
@@ -106,6 +103,11 @@ fn class(key: &ServiceKey) -> u8 {
     }
 }
 
+/// Whether nothing works without it, and no tenant writes it.
+pub(super) fn comes_first(key: &ServiceKey) -> bool {
+    class(key) < 3
+}
+
 /// See the module. `room` is what is left of each map; `has_place` says whether a service port of the table is in the maps.
 pub(super) fn in_turns(
     mut absent: Vec<Change>,
@@ -115,6 +117,7 @@ pub(super) fn in_turns(
     has_place: impl Fn(&ServiceEntry) -> bool,
 ) -> Vec<Change> {
     absent.sort_by(|a, b| a.key().cmp(&b.key()));
+    let class_of = |change: &Change| change.key().map_or(0, class);
     let mut all = Needs::default();
     let needs = absent.iter().map(|change| {
         let needs = change.new.as_deref().map(|entry| Needs::of(entry, table));
@@ -122,6 +125,8 @@ pub(super) fn in_turns(
     });
     let needs: Vec<Needs> = needs.inspect(|needs| all.add(*needs)).collect();
     if absent.len() < 2 || all.fit_into(room) {
+        // There may be room for all, and no range of slots that is long enough for each.
+        absent.sort_by_key(class_of);
         return absent;
     }
     let mut held: BTreeMap<&str, Needs> = BTreeMap::new();
