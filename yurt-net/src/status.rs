@@ -12,7 +12,7 @@ use crate::model::Rejection;
 use crate::observe::columns::columns;
 use crate::observe::durations::Durations;
 use crate::observe::process::Process;
-use crate::plan::{Capacity, FullMap, Refused};
+use crate::plan::{Capacity, FullMap};
 use crate::retain::ledger::{Mac, State};
 use crate::retain::vtep::report::Report;
 use crate::selftest;
@@ -21,6 +21,7 @@ use crate::source::preferred::{Origin, SourceStatus};
 use crate::text;
 use counted::{counts, write_counts, write_more};
 pub use left_alone::LeftAlone;
+pub use refused::RefusedService;
 
 /// Objects and Service ports of one list that a status names. There may be tens of thousands, and it is asked for every second.
 const KEPT: usize = 100;
@@ -221,36 +222,6 @@ impl MapUsage {
     }
 }
 
-/// A service port that does not fit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RefusedService {
-    /// `namespace/name:port`.
-    pub service: String,
-    /// The map that is full.
-    pub map: String,
-    /// The flag that makes it larger.
-    pub flag: String,
-    /// It serves some of its endpoints; else it is left out whole.
-    pub has_some: bool,
-}
-
-impl From<&Refused> for RefusedService {
-    fn from(refused: &Refused) -> Self {
-        let Refused {
-            service,
-            map,
-            has_some,
-        } = refused;
-        Self {
-            service: service.to_string(),
-            map: map.to_string(),
-            flag: map.flag().to_owned(),
-            has_some: *has_some,
-        }
-    }
-}
-
 /// Looks at established sockets, and their ends.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -337,13 +308,6 @@ impl Status {
             (true, faults) => format!("degraded: {}", faults.join("; ")),
             (false, faults) => format!("no: {}", faults.join("; ")),
         }
-    }
-
-    /// Tells of these Service ports.
-    pub fn set_refused(&mut self, all: &[Refused]) {
-        let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
-        self.refused = first.into_iter().map(RefusedService::from).collect();
-        self.refused_by_map = counts(all.iter().map(|refused| refused.map.to_string()));
     }
 
     /// Tells of these objects.
@@ -642,5 +606,6 @@ fn write_alarms(out: &mut String, alarms: &[String]) -> std::fmt::Result {
 mod counted;
 pub mod health;
 mod left_alone;
+mod refused;
 #[cfg(test)]
 mod tests;

@@ -107,10 +107,8 @@ impl Agent {
         if self.status.refused == said {
             return;
         }
-        for (map, services) in &self.status.refused_by_map {
-            let mut refused = self.status.refused.iter();
-            let first = refused.find(|service| service.map == *map);
-            let (first, flag) = first.map_or(("", ""), |first| (&first.service, &first.flag));
+        for (map, services, first) in self.status.refused_maps() {
+            let (first, flag) = (&first.service, &first.flag);
             error!(
                 map,
                 services, first, flag, "map full: these service ports do not fit"

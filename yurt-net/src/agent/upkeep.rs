@@ -101,20 +101,23 @@ impl Agent {
             manifests: self.sources.stale_manifests(),
             failures: &self.failures,
             unasked: self.sources.unasked(),
+            refused: self.status.refused_maps(),
             ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),
             state: problem.map(|problem| (state.as_path(), problem.to_string())),
             checkpoint: self.keeper.stats().last_error.as_deref(),
             socket: self.socket.problem(),
         };
-        self.status.degraded = facts.degraded();
-        self.status.ready = facts.is_ready();
-        self.status.self_test = match (&*facts.detached, &self.self_test) {
+        let (degraded, ready) = (facts.degraded(), facts.is_ready());
+        let self_test = match (&*facts.detached, &self.self_test) {
             ([], last) => last.clone(),
             (detached, SelfTest::Passed) => SelfTest::Failed {
                 reason: format!("programs are not attached: {}", detached.join(", ")),
             },
             (_, last) => last.clone(),
         };
+        self.status.degraded = degraded;
+        self.status.ready = ready;
+        self.status.self_test = self_test;
     }
 
     /// What a probe is told: an error where Services are not served as they should be.

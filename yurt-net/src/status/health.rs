@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Degraded;
+use super::{Degraded, RefusedService};
 
 /// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
-pub const FAULTS: [&str; 9] = [
+pub const FAULTS: [&str; 10] = [
     "checkpoint",
     "manifests",
     "pins",
@@ -14,6 +14,7 @@ pub const FAULTS: [&str; 9] = [
     "repair",
     "socket",
     "source",
+    "space",
     "state",
 ];
 
@@ -39,6 +40,8 @@ pub struct Facts<'a> {
     pub unasked: Vec<String>,
     /// Where the networks of Pods and of Services overlap.
     pub ranges: Option<String>,
+    /// Service ports that do not fit into each full map, and the first of them.
+    pub refused: Vec<(&'a str, usize, &'a RefusedService)>,
     /// Why nothing can be written to the state directory.
     pub state: Option<(&'a Path, String)>,
     /// Why the checkpoint could not be saved.
@@ -100,6 +103,15 @@ impl Facts<'_> {
         if let Some(reason) = &self.ranges {
             say("ranges", reason.clone());
         }
+        for (map, count, first) in &self.refused {
+            let RefusedService { service, flag, .. } = first;
+            say(
+                "space",
+                format!(
+                    "{map} is full, and {count} service ports do not fit, {service} first: raise {flag}"
+                ),
+            );
+        }
         if !self.manifests.is_empty() {
             let mut reason = self
                 .manifests
@@ -149,6 +161,30 @@ mod tests {
             .into_iter()
             .map(|fault| fault.what)
             .collect()
+    }
+
+    fn left_out() -> RefusedService {
+        RefusedService {
+            service: "tenant/web:http".to_owned(),
+            map: "yurt_slot".to_owned(),
+            flag: "--max-slots4".to_owned(),
+            has_some: false,
+        }
+    }
+
+    #[test]
+    fn a_full_map_that_leaves_services_out_is_degraded_and_says_what_to_raise() {
+        let left_out = left_out();
+        let facts = Facts {
+            refused: vec![("yurt_slot", 19_762, &left_out)],
+            ..serving()
+        };
+        assert!(facts.is_ready(), "all others are served");
+        assert_eq!(whats(&facts), ["space"]);
+        let said = &facts.degraded()[0].reason;
+        for part in ["yurt_slot", "19762", "tenant/web:http", "--max-slots4"] {
+            assert!(said.contains(part), "{said}");
+        }
     }
 
     #[test]
@@ -224,6 +260,7 @@ mod tests {
     #[test]
     fn every_fault_has_its_word_among_the_metrics_labels() {
         let failures = ["one".to_owned()];
+        let left_out = left_out();
         let everything = Facts {
             is_serving: true,
             detached: vec!["yurt_connect4"],
@@ -233,6 +270,7 @@ mod tests {
             manifests: vec!["web.yaml: cannot be read".to_owned()],
             unasked: vec!["kube:".to_owned()],
             ranges: Some(String::new()),
+            refused: vec![("yurt_slot", 3, &left_out)],
             state: Some((Path::new("/"), String::new())),
             checkpoint: Some(""),
             socket: Some(String::new()),
