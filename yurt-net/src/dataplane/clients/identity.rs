@@ -7,7 +7,7 @@
 //! |---|---|
 //! | the ledger | the device that `yurt-cni` wrote down with the addresses |
 //! | a route | to a single address, straight out of the device, as ptp and Calico have it |
-//! | a neighbour | at the device, or at its bridge behind its port. Not what the ledger, this node or another Pod has |
+//! | a neighbour | at the device, or at its bridge behind its port, where the node would send what is for that address. Not what the ledger, this node or another Pod has |
 //!
 //! Of several neighbours the one counts by which the Pod was known before, then the one that it would dial with; else it is not
 //! known, and refused. A Pod on a bridge has been nobody's neighbour before its first packet. Then the address that it would dial
@@ -260,12 +260,16 @@ impl<'a> Judge<'a> {
         if let Some(address) = routed.find(is_free) {
             return Verdict::Is(address);
         }
+        // Any sender's address makes an entry at the device that its ARP request came by: only that of the way there counts.
         let seen = self.near.neighbours.iter().filter(|one| {
-            is_free(&one.address) && client.devices.iter().any(|device| self.is_at(one, *device))
+            is_free(&one.address)
+                && self.near.way_to(one.address) == Some(one.device)
+                && client.devices.iter().any(|device| self.is_at(one, *device))
         });
         let seen: BTreeSet<IpAddr> = seen.map(|one| one.address).collect();
         let before = self.before.get(&client.cookie);
         let before = before.and_then(|known| known.of(is_v4)).filter(is_free);
+        let before = before.filter(|address| self.way_to(client, *address).is_some());
         let claimed = client.claimed.of(is_v4);
         let mut in_order = before.into_iter().chain(claimed);
         match (seen.len(), seen.first()) {
@@ -316,18 +320,25 @@ impl<'a> Judge<'a> {
         if !is_of_use(&address) || !is_nobodys {
             return None;
         }
-        let device = self.near.way_to(address)?;
-        let leads_there = client.devices.iter().any(|of_client| {
-            let bridge = self.links.get(of_client).and_then(|link| link.controller);
-            *of_client == device || bridge == Some(device)
-        });
+        let device = self.way_to(client, address)?;
         let mut neighbours = self.near.neighbours.iter();
         let known = neighbours.find(|one| one.device == device && one.address == address);
-        leads_there.then(|| Question {
+        Some(Question {
             device,
             address,
             mac: known.map(|one| one.mac),
         })
+    }
+
+    /// The client's device, or its bridge, where that is where this node sends what is for an address.
+    fn way_to(&self, client: &Client, address: IpAddr) -> Option<u32> {
+        let device = self.near.way_to(address)?;
+        let mut devices = client.devices.iter();
+        let leads_there = devices.any(|of_client| {
+            let bridge = self.links.get(of_client).and_then(|link| link.controller);
+            *of_client == device || bridge == Some(device)
+        });
+        leads_there.then_some(device)
     }
 }
 

@@ -119,6 +119,39 @@ fn what_a_pod_put_on_its_own_interfaces_says_nothing() {
 }
 
 #[test]
+fn a_pod_that_says_by_arp_that_it_is_somebody_elsewhere_is_not_believed() {
+    let mut near = bridged();
+    // The kernel makes such entries of any sender's address: of an office, of a Pod of another node, of a host of the LAN.
+    near.routes.push(route("192.0.2.0/24", Some(3)));
+    let elsewhere = ["198.51.100.9", "192.0.2.7", "2001:db8::9"];
+    for address in elsewhere {
+        near.neighbours = vec![at_bridge(11, address)];
+        for known_before in [nobody(), before(11, address)] {
+            let clients = [claiming(11, address)];
+            let found = identify(&near, &Word::default(), &known_before, &clients);
+            assert_eq!(found.known, BTreeMap::new(), "{address}");
+            assert_eq!(found.questions, [], "{address}");
+        }
+    }
+    // Its own is known beside them.
+    near.neighbours = elsewhere.map(|address| at_bridge(11, address)).into();
+    near.neighbours.push(at_bridge(11, "10.1.0.7"));
+    let found = identify(&near, &Word::default(), &nobody(), &[client(11)]);
+    assert_eq!(known(&found, 11), [ip("10.1.0.7")]);
+}
+
+#[test]
+fn a_pod_is_no_longer_who_it_was_once_the_way_there_is_another() {
+    let mut near = bridged();
+    let was = before(11, "10.1.0.7");
+    let found = identify(&near, &Word::default(), &was, &[client(11)]);
+    assert_eq!(known(&found, 11), [ip("10.1.0.7")], "only silent");
+    near.routes.push(route("10.1.0.7/32", Some(3)));
+    let found = identify(&near, &Word::default(), &was, &[client(11)]);
+    assert_eq!(found.known, BTreeMap::new());
+}
+
+#[test]
 fn the_ledger_has_the_last_word_about_the_device_that_it_names() {
     let mut near = bridged();
     near.neighbours = vec![at_bridge(11, "10.1.0.66")];
@@ -208,6 +241,7 @@ fn a_neighbour_is_the_pod_behind_whose_port_it_is() {
     let found = identify(&near, &Word::default(), &nobody(), &clients);
     assert!(known(&found, 11).is_empty());
     // At the device itself no bridge is asked.
+    near.routes.push(route("10.1.0.0/30", Some(11)));
     near.neighbours = vec![Neighbour {
         device: 11,
         ..at_bridge(11, "10.1.0.2")
