@@ -1,11 +1,14 @@
 //! The metrics server: `GET /metrics` and `GET /healthz`, for Prometheus and for people.
 //!
 //! Whoever can reach the port may be anybody, so a request costs the agent little and waits for nobody: a few connections at
-//! a time, each with a small buffer and some seconds. The text is made by the agent's loop, which is asked for it.
+//! a time, each with a small buffer and some seconds. Who has not asked for anything yet gives way to others, so that nobody
+//! blinds the alerts by connecting. The text is made by the agent's loop, which is asked for it.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +20,14 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{AbortHandle, JoinSet, yield_now};
 use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::metrics;
 
-/// Connections at a time; others wait.
+/// Connections at a time; others wait while all of these are being answered.
 const CONNECTIONS: usize = 8;
 /// A connection, from its begin to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,29 +89,69 @@ async fn listen(address: SocketAddr, retry: Duration) -> TcpListener {
 }
 
 async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
-    let slots = Arc::new(Semaphore::new(CONNECTIONS));
-    // Nobody closes it.
-    while let Ok(slot) = Arc::clone(&slots).acquire_owned().await {
+    let mut conversations = Conversations::default();
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
-                let scrapes = scrapes.clone();
-                tokio::spawn(async move {
-                    match timeout(PATIENCE, converse(stream, scrapes)).await {
-                        Ok(Ok(())) => {}
-                        Ok(Err(error)) => debug!(%error, "a client of the metrics left"),
-                        Err(_) => debug!("a client of the metrics was too slow"),
-                    }
-                    drop(slot);
-                });
-            }
+            Ok((stream, _)) => conversations.begin(stream, scrapes.clone()).await,
             // Out of descriptors: others must close some first.
             Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+        // Who has sent its request with its connection is heard before the next one takes its place.
+        yield_now().await;
+    }
+}
+
+/// Those that are connected, the oldest first.
+#[derive(Default)]
+struct Conversations {
+    tasks: JoinSet<()>,
+    open: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
+}
+
+impl Conversations {
+    async fn begin(&mut self, stream: TcpStream, scrapes: mpsc::Sender<Scrape>) {
+        self.make_place().await;
+        let has_asked = Arc::new(AtomicBool::new(false));
+        let asked = Arc::clone(&has_asked);
+        let task = self.tasks.spawn(async move {
+            match timeout(PATIENCE, converse(stream, asked, scrapes)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!(%error, "a client of the metrics left"),
+                Err(_) => debug!("a client of the metrics was too slow"),
+            }
+        });
+        self.open.push_back((task, has_asked));
+    }
+
+    async fn make_place(&mut self) {
+        while self.tasks.try_join_next().is_some() {}
+        self.open.retain(|(task, _)| !task.is_finished());
+        if self.open.len() < CONNECTIONS {
+            return;
+        }
+        let is_idle = |(_, has_asked): &(_, Arc<AtomicBool>)| !has_asked.load(Ordering::Relaxed);
+        match self.open.iter().position(is_idle) {
+            Some(at) => {
+                if let Some((task, _)) = self.open.remove(at) {
+                    task.abort();
+                }
+            }
+            // All of them are being answered.
+            None => {
+                self.tasks.join_next().await;
+                self.open.retain(|(task, _)| !task.is_finished());
+            }
         }
     }
 }
 
-async fn converse(stream: TcpStream, scrapes: mpsc::Sender<Scrape>) -> Result<(), hyper::Error> {
+async fn converse(
+    stream: TcpStream,
+    has_asked: Arc<AtomicBool>,
+    scrapes: mpsc::Sender<Scrape>,
+) -> Result<(), hyper::Error> {
     let service = service_fn(|request: Request<Incoming>| {
+        has_asked.store(true, Ordering::Relaxed);
         let scrapes = scrapes.clone();
         async move { Ok::<_, Infallible>(answer(&request, scrapes).await) }
     });

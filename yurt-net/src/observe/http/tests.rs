@@ -76,20 +76,51 @@ async fn what_is_no_request_and_headers_without_end_are_refused() {
 }
 
 #[tokio::test]
-async fn a_client_waits_while_all_connections_are_taken_and_is_served_then() {
+async fn who_connects_and_asks_nothing_keeps_nobody_from_being_answered() {
     let address = server().await;
-    let mut taken = Vec::new();
-    for _ in 0..CONNECTIONS {
+    let mut idle = Vec::new();
+    for number in 0..10 * CONNECTIONS {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(b"GET /metr").await.unwrap();
-        taken.push(stream);
+        if number % 2 == 0 {
+            stream.write_all(b"GET /metr").await.unwrap();
+        }
+        idle.push(stream);
     }
-    let request = get("/metrics");
-    let mut waiting = tokio::spawn(async move { exchange(address, &request).await });
-    let early = timeout(Duration::from_millis(100), &mut waiting).await;
-    assert!(early.is_err(), "{early:?}");
-    taken.pop();
-    assert!(waiting.await.unwrap().starts_with("HTTP/1.1 200 "));
+    // The least patient prober gives up long before an idle connection's time is over.
+    let answer = timeout(PATIENCE / 2, exchange(address, &get("/metrics"))).await;
+    assert!(answer.unwrap().starts_with("HTTP/1.1 200 "));
+    // The first of them have given way, and the last have not.
+    let mut rest = Vec::new();
+    let _ = idle[0].read_to_end(&mut rest).await;
+    let mut last = idle.pop().unwrap();
+    last.write_all(get("/metrics").as_bytes()).await.unwrap();
+    last.read_to_end(&mut rest).await.unwrap();
+    assert!(rest.starts_with(b"HTTP/1.1 200 "));
+}
+
+#[tokio::test]
+async fn a_client_waits_while_all_others_are_being_answered_and_is_served_then() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, mut scrapes) = mpsc::channel::<Scrape>(64);
+    tokio::spawn(accept(listener, sender));
+    let ask = || tokio::spawn(async move { exchange(address, &get("/metrics")).await });
+    let answered: Vec<_> = (0..CONNECTIONS).map(|_| ask()).collect();
+    let mut asked = Vec::new();
+    for _ in 0..CONNECTIONS {
+        asked.push(scrapes.recv().await.unwrap());
+    }
+    let late = ask();
+    let early = timeout(Duration::from_millis(100), scrapes.recv()).await;
+    assert!(early.is_err(), "there is no place for it");
+    for scrape in asked {
+        scrape.reply.send(Ok("yes".to_owned())).unwrap();
+    }
+    let scrape = scrapes.recv().await.unwrap();
+    scrape.reply.send(Ok("yes".to_owned())).unwrap();
+    for answer in answered.into_iter().chain([late]) {
+        assert!(answer.await.unwrap().ends_with("yes"));
+    }
 }
 
 #[tokio::test]
