@@ -50,6 +50,9 @@ impl FromStr for SourceSpec {
             if url.is_empty() {
                 return Ok(None);
             }
+            if names_a_user(url) {
+                return Err(SpecError::Credentials);
+            }
             let parsed: Option<Uri> = url.parse().ok();
             let is_usable = |url: &Uri| {
                 matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
@@ -77,6 +80,13 @@ impl FromStr for SourceSpec {
             spec: spec.to_owned(),
         })
     }
+}
+
+/// Whether a URL has a user or a password in it. They would be sent to nobody, and shown to everybody.
+pub(crate) fn names_a_user(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next();
+    authority.is_some_and(|authority| authority.contains('@'))
 }
 
 /// As it is given on the command line; in checkpoints too.
@@ -115,6 +125,11 @@ pub enum SpecError {
     /// `file:` alone.
     #[error("source \"file:\" names no path: expected file:PATH, a file or directory of manifests")]
     NoPath,
+    /// The URL has a user in it, which is not shown.
+    #[error(
+        "the source's URL names a user or a password, which is nothing that an apiserver reads: use a kubeconfig with a token or a client certificate"
+    )]
+    Credentials,
     /// What follows `kube:` or `yurthub:`.
     #[error("source {spec:?} has no usable URL: expected for example kube:https://192.0.2.1:6443")]
     BadUrl {
@@ -179,6 +194,22 @@ mod tests {
         ] {
             assert_eq!(spec.parse::<SourceSpec>().unwrap().to_string(), spec);
         }
+    }
+
+    #[test]
+    fn credentials_in_a_sources_url_are_refused_and_not_repeated() {
+        for spec in [
+            "kube:http://user:secret@192.0.2.1",
+            "kube:https://secret@192.0.2.1:6443/a",
+            "yurthub:http://:secret@127.0.0.1:10261",
+            "kube:ftp://user:secret@host?a",
+            "kube:user:secret@host",
+        ] {
+            let error = spec.parse::<SourceSpec>().unwrap_err();
+            assert_eq!(error, SpecError::Credentials, "{spec}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+        assert!("kube:https://192.0.2.1/a@b".parse::<SourceSpec>().is_ok());
     }
 
     #[test]

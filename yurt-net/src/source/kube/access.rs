@@ -21,6 +21,7 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::plugin;
 use crate::error::chain;
+use crate::source::names_a_user;
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -96,6 +97,11 @@ pub(super) enum AccessError {
         #[source]
         source: Box<KubeconfigError>,
     },
+    /// The URL is not shown.
+    #[error(
+        "the server's URL in the kubeconfig names a user or a password, which is nothing that an apiserver reads: use a token or a client certificate"
+    )]
+    CredentialsInUrl,
     #[error("the Pod's environment names no apiserver: {address}")]
     Environment {
         address: String,
@@ -224,6 +230,9 @@ async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
 }
 
 async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
+    if names_a_user(&config.cluster_url.to_string()) {
+        return Err(AccessError::CredentialsInUrl);
+    }
     if config.root_cert.is_none()
         && let Some(path) = &access.ca_file
     {
@@ -388,6 +397,20 @@ mod tests {
              clusters: [{{name: cloud, cluster: {{server: 'https://192.0.2.1:6443'}}}}, {{name: edge, cluster: {{server: '{server}'}}}}]\n\
              users: [{{name: node, user: {{}}}}]\n"
         )
+    }
+
+    #[tokio::test]
+    async fn credentials_in_the_url_of_a_kubeconfig_are_refused_and_not_repeated() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), kubeconfig("http://user:secret@192.0.2.1:8080")).unwrap();
+        let access = Access {
+            kubeconfig: Some(file.path().to_owned()),
+            ..nothing()
+        };
+        let refused = Origin::Inferred.way(&access).await.map(|way| way.url);
+        let reason = chain(&refused.unwrap_err());
+        assert!(reason.contains("names a user or a password"), "{reason}");
+        assert!(!reason.contains("secret"), "{reason}");
     }
 
     #[test]
