@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser as _;
 use tracing::level_filters::LevelFilter;
@@ -14,6 +15,9 @@ use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::retain::cni::Plugin;
 use yurt_net::text::{self, Log, LogStyle};
 use yurt_net::{agent, cli, error, output, selftest};
+
+/// How long work that was begun may take when all else has ended.
+const LAST_WORK: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     // A container runtime waits for plugins: they come before all that only the agent needs.
@@ -43,7 +47,12 @@ fn main() -> ExitCode {
         .enable_all()
         .build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(dispatch(&cli.command)),
+        Ok(runtime) => {
+            let result = runtime.block_on(dispatch(&cli.command));
+            // Work on its other threads may end, as writes to the disk do. A look-up of a name may take half a minute.
+            runtime.shutdown_timeout(LAST_WORK);
+            result
+        }
         Err(error) => Err(error.into()),
     };
     match result {

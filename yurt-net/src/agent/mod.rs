@@ -73,6 +73,9 @@ use probing::Probing;
 use retention::Retention;
 
 const RETRY: Duration = Duration::from_secs(1);
+/// Before the first table, `explain` cannot say anything.
+const NO_TABLE: &str = "no source has answered since its start, so it cannot say why what is in the kernel is as it is: \
+    see `yurt-net status`";
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Why the agent does not start, or stops.
@@ -417,9 +420,8 @@ impl Agent {
                 Ok(()) => serde_json::to_value(&self.status),
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
-            Request::Explain(_) if self.is_holding => Ok(control::error_reply(
-                "no source has answered since its start, so it cannot say why what an earlier agent left in the kernel is as it is",
-            )),
+            // A table that nobody has said anything of knows no Service, and the kernel may serve them all.
+            Request::Explain(_) if !self.is_serving => Ok(control::error_reply(NO_TABLE)),
             Request::Explain(flow) => serde_json::to_value(self.explain(flow, pod)),
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));
