@@ -680,13 +680,13 @@ proptest! {
     }
 
     #[test]
-    fn whoever_fills_the_maps_kube_system_has_its_place_and_nobody_in_force_loses_what_there_is_room_for(
+    fn whoever_fills_the_maps_kube_system_has_its_place_and_nobody_who_stays_in_force_loses_endpoints(
         tenants in proptest::collection::vec((0..3usize, 1..4usize, 0..6usize), 1..40),
         steps in proptest::collection::vec(
             (0..40usize, proptest::collection::btree_set(0..12usize, 0..8), any::<bool>()), 1..8),
         system in proptest::collection::vec((1..3usize, proptest::collection::btree_set(0..9usize, 1..6)), 1..4),
         frontends4 in 16..60u32,
-        slots4 in 40..200u32,
+        slots4 in 100..250u32,
         services in 12..60u32,
         is_late in any::<bool>(),
     ) {
@@ -761,10 +761,13 @@ proptest! {
                     _ => None,
                 };
                 if &*entry.key.namespace == "kube-system" {
-                    // Six rows, three services and twenty-one slots at most, and fifteen slots for a copy.
+                    // Its sets and the self-test's leave a range that is long enough for the copy of each.
                     prop_assert_eq!(now, Some(wanted), "{} in {:?}", &entry.key, capacity);
-                } else if let Answer::Backends(had) = served(&before, entry) && now.is_some() {
-                    prop_assert!(now >= Some(wanted.min(had.len().div_ceil(2))), "{}: {} of {wanted}, {now:?}", entry.key, had.len());
+                } else if old.services.iter().any(|was| was == entry)
+                    && let Answer::Backends(had) = served(&before, entry)
+                {
+                    // It is as it was, or it has grown, or it was taken out whole.
+                    prop_assert!(now.is_none() || now >= Some(had.len()), "{}: {now:?}", entry.key);
                 }
             }
             old = table;
