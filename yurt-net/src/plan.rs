@@ -468,7 +468,7 @@ impl Planner<'_> {
             // A user of a row that has no room is one all the same: when it has, it is there for all of them.
             *self.image.addresses.entry(address).or_default() += 1;
             let map = FullMap::frontends(family);
-            if is_new && !self.has_room(&new.key, map, 1, usize::from(old.is_some())) {
+            if is_new && !self.has_room(&new.key, map, 1, 0) {
                 self.refuse(&new.key, map, true, 1);
                 continue;
             }

@@ -221,10 +221,10 @@ impl<'t> Planner<'t> {
 
     fn room_after_the_plan(&self) -> Room {
         let spaces = FAMILIES.map(|family| self.image.space(family).after_the_plan());
+        // Where nothing is known of the rows, those are among the deleted that somebody may still ask for.
         let of = |family| {
-            self.deletes
-                .iter()
-                .filter(move |row| AddressFamily::from(row.address) == family)
+            let deletes = self.deletes.iter().filter(|_| self.is_delta);
+            deletes.filter(move |row| AddressFamily::from(row.address) == family)
         };
         Room {
             rows: FAMILIES

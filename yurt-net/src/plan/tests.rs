@@ -658,3 +658,47 @@ fn a_set_in_a_full_map_serves_what_is_still_right_at_every_write() {
     settle(&wanted, &mut maps, &mut image);
     assert_eq!(dns_serves(&image).unwrap().len(), 3);
 }
+
+#[test]
+fn kube_dns_that_is_made_anew_gets_its_rows_from_a_tenant_where_known_addresses_take_rows_too() {
+    let capacity = Capacity {
+        frontends4: 64,
+        services: 128,
+        slots4: 128,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let in_cluster = |namespace: &str, name: &str, last: u8| {
+        let address = format!("10.96.0.{last}");
+        let entry = in_namespace(namespace, name, &[&address], &["10.244.1.1:80"]);
+        let mut entry = ServiceEntry::clone(&entry);
+        entry.frontends[0].kind = FrontendKind::ClusterIp;
+        Arc::new(entry)
+    };
+    let mut all = vec![in_cluster("kube-system", "kube-dns", 250)];
+    all.extend((1..60).map(|id| in_cluster("tenant", &format!("t{id:02}"), id)));
+    // Guessed from what ClusterIPs there are, so they change with each of them.
+    let of = |services: &[Arc<ServiceEntry>], prefix: &str| {
+        let mut table = table(&services.iter().collect::<Vec<_>>());
+        table.cluster_prefixes = ClusterPrefixes {
+            prefixes: vec![prefix.parse().unwrap()],
+            are_service_cidrs: false,
+        };
+        table
+    };
+    let (with, without) = (of(&all, "10.96.0.0/24"), of(&all[1..], "10.96.0.0/26"));
+    let is_there = |image: &MapImage| {
+        let address = "10.96.0.250".parse().unwrap();
+        let port = KeyPort::Port(Protocol::Tcp, 80);
+        image.service_of(&FrontendKey { address, port }).is_some()
+    };
+    for _ in 0..3 {
+        settle(&with, &mut maps, &mut image);
+        assert!(is_there(&image));
+        settle(&without, &mut maps, &mut image);
+        assert!(!is_there(&image));
+        let mut found = maps.observe().unwrap();
+        settle(&with, &mut maps.clone(), &mut found);
+        assert!(is_there(&found), "by another agent");
+    }
+}
