@@ -13,7 +13,7 @@ use crate::config::{
 };
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf::Cleanup;
+use crate::dataplane::bpf::{Cleanup, detach_all};
 use crate::dataplane::claim::{Claim, Owned};
 use crate::error::chain;
 use crate::model::{Snapshot, Touched};
@@ -292,6 +292,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let guard = GuardSettings::leave(None, state_dir);
     let translation = Policy::leave(None, state_dir);
     // None depends on another, and a disk that has failed is a reason to want the way back.
+    let programs = detach_all(&cgroup);
     let pins = pins.finish();
     let routes = Routes::withdraw();
     for socket in args.place.sockets() {
@@ -299,7 +300,9 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         let _ = std::fs::remove_file(socket);
     }
     drop(claim);
-    let had_some = *pins.as_ref().unwrap_or(&true) || *routes.as_ref().unwrap_or(&true);
+    let had = |removed: Option<&bool>| removed.is_some_and(|had| *had);
+    let had_some =
+        had(programs.as_ref().ok()) || had(pins.as_ref().ok()) || had(routes.as_ref().ok());
     let mut left = Vec::new();
     if let Err(error) = guard {
         left.push(format!(
@@ -308,6 +311,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         ));
     }
     left.extend(translation.err().map(|error| chain(&error)));
+    left.extend(programs.err().map(|error| chain(&error)));
     left.extend(pins.err().map(|error| chain(&error)));
     left.extend(routes.err().map(|error| chain(&error)));
     if !left.is_empty() {

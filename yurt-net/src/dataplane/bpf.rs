@@ -39,7 +39,7 @@ pub(super) use self::load::{
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
-pub use self::repair::Repair;
+pub use self::repair::{Repair, detach_all};
 use self::table::Table;
 pub(super) use self::table::{map_array, open_map};
 use super::clients::Look;

@@ -17,7 +17,7 @@ use std::ptr::NonNull;
 
 pub(super) use self::load::{
     MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_SOCKET_FILTER,
-    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, map_of_maps_create,
+    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, map_of_maps_create, name_of,
     program_info, program_load,
 };
 pub(super) use self::packet::packet_socket;
@@ -29,12 +29,15 @@ const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
+const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_LINK_TYPE_CGROUP`.
@@ -161,36 +164,65 @@ struct NamedMapInfo {
 /// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a security module or of
 /// whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
 pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
+    let mut found = Vec::new();
+    for_each(BPF_MAP_GET_NEXT_ID, BPF_MAP_GET_FD_BY_ID, |id, map| {
+        let described: NamedMapInfo = info(map.as_fd())?;
+        if described.name.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
+            found.push((id, map));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// All links of the kernel that have a program on a cgroup. Left out as above. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
+pub(super) fn links_on_cgroup(cgroup_id: u64) -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
+    let mut found = Vec::new();
+    for_each(BPF_LINK_GET_NEXT_ID, BPF_LINK_GET_FD_BY_ID, |_, link| {
+        let described = link_info(link.as_fd())?;
+        if described.link_type == LINK_TYPE_CGROUP && described.cgroup_id == cgroup_id {
+            found.push((described, link));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Opens a program by its number.
+pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
+}
+
+/// Walks through all objects of a kind; those of which one may hear nothing are passed over.
+fn for_each(
+    get_next_id: libc::c_long,
+    get_fd_by_id: libc::c_long,
+    mut look: impl FnMut(u32, OwnedFd) -> io::Result<()>,
+) -> io::Result<()> {
     /// The number to start behind or to open, and the one that follows.
     type IdAttr = [u32; 3];
-    let (mut found, mut last) = (Vec::new(), 0);
+    let mut last = 0;
     loop {
         let mut attr: IdAttr = [last, 0, 0];
-        match bpf(BPF_MAP_GET_NEXT_ID, &mut attr) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+        match bpf(get_next_id, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
             result => drop(result?),
         }
         let [_, next, _] = attr;
         last = next;
-        let map = match bpf(BPF_MAP_GET_FD_BY_ID, &mut [next, 0, 0]).and_then(owned) {
-            Err(error) if is_passed_over(&error) => continue,
-            map => map?,
-        };
-        let described: NamedMapInfo = match info(map.as_fd()) {
-            Err(error) if is_passed_over(&error) => continue,
-            described => described?,
-        };
-        if described.name.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
-            found.push((next, map));
+        let opened = bpf(get_fd_by_id, &mut [next, 0, 0]).and_then(owned);
+        match opened.and_then(|object| look(next, object)) {
+            Err(error) if is_passed_over(&error) => {}
+            looked => looked?,
         }
     }
 }
 
-/// Whether one object's error says nothing of others: it went meanwhile, or is not for us to see.
+/// Whether one object's error says nothing of others: it went meanwhile, is a link that is being made, or is not for us to see.
 pub(super) fn is_passed_over(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ENOENT | libc::EPERM | libc::EACCES)
+        Some(libc::ENOENT | libc::EAGAIN | libc::EPERM | libc::EACCES)
     )
 }
 

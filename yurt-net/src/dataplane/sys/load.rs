@@ -21,7 +21,7 @@ pub(in crate::dataplane) const PROG_TYPE_SCHED_CLS: u32 = 3;
 const LOG_BYTES: usize = 1 << 24;
 
 /// `BPF_OBJ_NAME_LEN` bytes, the last one a NUL.
-fn name_of(name: &str) -> [u8; 16] {
+pub(in crate::dataplane) fn name_of(name: &str) -> [u8; 16] {
     let mut bytes = [0; 16];
     for (to, from) in bytes.iter_mut().take(15).zip(name.bytes()) {
         *to = from;
@@ -273,6 +273,8 @@ const _: () = assert!(std::mem::offset_of!(RawProgramInfo, verified_insns) == 21
 #[derive(Clone, Copy)]
 pub(in crate::dataplane) struct ProgramInfo {
     pub(in crate::dataplane) id: u32,
+    /// Ends in zeros.
+    pub(in crate::dataplane) name: [u8; 16],
     /// Instructions that the verifier looked at; 0 below kernel 5.16.
     pub(in crate::dataplane) verified: u32,
     /// Bytes after translation.
@@ -284,6 +286,7 @@ pub(in crate::dataplane) fn program_info(program: BorrowedFd<'_>) -> io::Result<
     let info: RawProgramInfo = info(program)?;
     Ok(ProgramInfo {
         id: info.id,
+        name: info.name,
         verified: info.verified_insns,
         translated: info.xlated_len,
     })
