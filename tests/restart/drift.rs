@@ -1,7 +1,9 @@
 //! What is taken away under a running agent: links, its cgroup, its directory, its socket.
 
+use std::ffi::CString;
 use std::fs;
-use std::os::unix::fs::FileTypeExt as _;
+use std::io::Write as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -146,6 +148,33 @@ fn programs_whose_pins_another_bpffs_hides_decide_nothing_any_more() -> Result<(
     let [to, _] = vip(10);
     let tally = client.connect_many(Proto::Tcp, &to, 1)?;
     ensure!(tally.answers.is_empty(), "{tally:?}");
+    Ok(())
+}
+
+/// containerd is stopped, or hangs: what is at the other end of the log's pipe is open, and reads nothing.
+#[test]
+fn an_agent_whose_log_nobody_reads_serves_and_ends_when_it_is_told() -> Result<()> {
+    let world = World::new()?;
+    let World { a, b, .. } = &world;
+    let log = world.node.bpffs().with_file_name("agent.log");
+    let path = CString::new(log.as_os_str().as_encoded_bytes())?;
+    // SAFETY: a string that ends in zero.
+    ensure!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) } == 0);
+    let mut end = fs::File::options()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(&log)?;
+    while end.write(&[b'x'; 4096]).is_ok() {}
+    world.node.apply(&world.web([a]))?;
+    let agent = world.start(&CAPACITY, &[])?;
+    // Nobody should look for lines there when something fails.
+    fs::remove_file(&log)?;
+    world.wait_ready(&agent)?;
+    world.expect(10, &[a], false)?;
+    world.node.apply(&world.web([b]))?;
+    world.converges(10, &[b])?;
+    assert_eq!(agent.terminate()?.code(), Some(0));
     Ok(())
 }
 

@@ -5,6 +5,7 @@
 use std::error::Error;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -12,6 +13,7 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::config::{Cli, Command, LogFormat};
+use yurt_net::output::LossyLog;
 use yurt_net::retain::cni::Plugin;
 use yurt_net::text::{self, Log, LogStyle};
 use yurt_net::{agent, cli, error, output, selftest};
@@ -120,7 +122,8 @@ fn start_log(format: LogFormat, level: LevelFilter) {
     } else {
         LogStyle::Json
     };
-    let writer = move || Log::new(std::io::stderr(), style);
+    let lines = LossyLog::new(output::standard_error(), style);
+    let writer = Mutex::new(Log::new(lines, style));
     // A log that cannot be written is lost, and costs nothing else: the library would complain of it to stderr, and panic.
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)

@@ -1,9 +1,15 @@
-//! Standard output: what the verbs print, whatever has become of whoever reads it.
+//! Standard output and standard error: what the verbs print, and the log, whatever has become of whoever reads it.
 
 use std::fmt::Display;
-use std::io::{self, Write as _};
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
 
-use crate::text;
+use crate::text::{self, LogStyle};
 
 /// Writes a text whole. A reader that has gone away, as `head -1` does, has what it wanted; any other failure is one.
 ///
@@ -23,5 +29,198 @@ pub fn print(text: impl Display) -> io::Result<()> {
 /// The last word of a program, without what others may have put into it to hide or forge lines. Nobody can be told where it cannot be
 /// written.
 pub fn complain(said: impl Display) {
-    let _none = writeln!(io::stderr().lock(), "{}", text::lines(&said.to_string()));
+    let line = format!("{}\n", text::lines(&said.to_string()));
+    let _none = LossyLog::new(standard_error(), LogStyle::Text).write_all(line.as_bytes());
+}
+
+/// How often a slow reader is waited for, and how long.
+const TRIES: u32 = 10;
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Standard error, so that a write fails where it would wait. The log of a container goes into a pipe that somebody holds open while
+/// the runtime that reads it is stopped or hangs: an agent that waits for it would stop with it.
+pub fn standard_error() -> Box<dyn Write + Send> {
+    let path = "/proc/self/fd/2";
+    let Ok(metadata) = fs::metadata(path) else {
+        return Box::new(io::stderr());
+    };
+    if metadata.file_type().is_fifo() {
+        // Opened anew: the flag of the one that is open is whoever's it is shared with, too.
+        let own = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path);
+        if let Ok(own) = own {
+            return Box::new(own);
+        }
+    }
+    if metadata.file_type().is_socket() {
+        // A journal's. It cannot be opened anew; the least that there is.
+        let socket = io::stderr().as_fd().try_clone_to_owned();
+        if let Ok(socket) = socket.map(UnixStream::from)
+            && socket
+                .set_write_timeout(Some(Duration::from_millis(1)))
+                .is_ok()
+        {
+            return Box::new(socket);
+        }
+    }
+    Box::new(io::stderr())
+}
+
+/// Lines on their way to a writer that may have no room. A line that finds none within a moment is dropped; how many were is said as
+/// soon as there is room again.
+pub struct LossyLog<W> {
+    to: W,
+    style: LogStyle,
+    /// The end of a line whose beginning was written.
+    rest: Vec<u8>,
+    lost: u64,
+}
+
+impl<W: Write> LossyLog<W> {
+    /// See the type.
+    pub fn new(to: W, style: LogStyle) -> Self {
+        Self {
+            to,
+            style,
+            rest: Vec::new(),
+            lost: 0,
+        }
+    }
+
+    /// Writes what is left of the line before.
+    fn write_rest(&mut self) -> io::Result<()> {
+        // Whoever did not read a moment ago is not waited for again.
+        let mut tries = if self.lost == 0 { TRIES } else { 0 };
+        while !self.rest.is_empty() {
+            match self.to.write(&self.rest) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => drop(self.rest.drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries > 0 => {
+                    tries -= 1;
+                    thread::sleep(PAUSE);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
+        self.write_rest()?;
+        self.rest.extend_from_slice(line);
+        let result = self.write_rest();
+        // Of a line that was begun the end follows; one that was not is lost.
+        if self.rest.len() == line.len() {
+            self.rest.clear();
+            return result;
+        }
+        Ok(())
+    }
+
+    fn say_lost(&mut self) -> io::Result<()> {
+        let lost = self.lost;
+        let said = "lines of the log were dropped: whoever reads it did not";
+        let line = match self.style {
+            LogStyle::Text => format!(" WARN {said} lines={lost}\n"),
+            LogStyle::Json => {
+                format!("{{\"level\":\"WARN\",\"message\":\"{said}\",\"lines\":{lost}}}\n")
+            }
+        };
+        self.write_line(line.as_bytes())
+    }
+}
+
+impl<W: Write> Write for LossyLog<W> {
+    /// Takes a line, and fails where it is lost.
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let said = match self.lost {
+            0 => Ok(()),
+            _ => self.say_lost(),
+        };
+        if said.is_ok() {
+            self.lost = 0;
+        }
+        match said.and_then(|()| self.write_line(line)) {
+            Ok(()) => Ok(line.len()),
+            Err(error) => {
+                self.lost += 1;
+                Err(error)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::os::fd::AsRawFd as _;
+
+    use super::*;
+
+    /// A pipe whose writer does not wait, as [`standard_error`] opens one.
+    fn pipe() -> (io::PipeReader, File) {
+        let (reader, writer) = io::pipe().unwrap();
+        let own = File::options()
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(format!("/proc/self/fd/{}", writer.as_raw_fd()));
+        (reader, own.unwrap())
+    }
+
+    #[test]
+    fn a_log_that_nobody_reads_drops_lines_and_counts_them_and_keeps_no_half_ones() {
+        for style in [LogStyle::Text, LogStyle::Json] {
+            let (mut reader, writer) = pipe();
+            let mut log = LossyLog::new(writer, style);
+            // Longer than what a pipe takes at once, so that some are written in parts.
+            let line = |n: usize| format!("{n} {}\n", "x".repeat(9_999));
+            let kept = (0..1000).filter(|&n| log.write_all(line(n).as_bytes()).is_ok());
+            let kept = kept.count();
+            assert!((1..100).contains(&kept), "{kept}");
+            let mut first = vec![0; 1 << 20];
+            let read = reader.read(&mut first).unwrap();
+            first.truncate(read);
+            log.write_all(b"after\n").unwrap();
+            drop(log);
+            let mut second = Vec::new();
+            reader.read_to_end(&mut second).unwrap();
+            let all = String::from_utf8([first, second].concat()).unwrap();
+            let all: Vec<&str> = all.split_terminator('\n').collect();
+            assert_eq!(all.len(), kept + 2);
+            for (n, kept) in all[..kept].iter().enumerate() {
+                assert_eq!(format!("{kept}\n"), line(n));
+            }
+            let told = all[kept];
+            assert!(told.contains(&(1000 - kept).to_string()), "{told}");
+            let is_json = serde_json::from_str::<serde_json::Value>(told).is_ok();
+            assert_eq!(is_json, style == LogStyle::Json, "{told}");
+            assert_eq!(all[kept + 1], "after");
+        }
+    }
+
+    #[test]
+    fn a_log_whose_reader_is_only_slow_loses_nothing() {
+        let (mut reader, writer) = pipe();
+        let mut log = LossyLog::new(writer, LogStyle::Text);
+        // Full, and read while a line waits.
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        for _ in 0..64 {
+            log.write_all(&line).unwrap();
+        }
+        let reading = thread::spawn(move || {
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).map(|_| all.len())
+        });
+        // A machine that lets the reader wait for longer than a moment may cost a line.
+        while log.write_all(&line).is_err() {}
+        drop(log);
+        assert!(reading.join().unwrap().unwrap() >= 65 << 10);
+    }
 }
