@@ -104,8 +104,13 @@ fn lock(
     loop {
         make()?;
         let file = match File::open(dir) {
-            // It has just gone.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            // It has just gone; or it is a link to nowhere, and stays so.
+            Err(error)
+                if error.kind() == io::ErrorKind::NotFound && started.elapsed() < patience =>
+            {
+                thread::sleep(PAUSE);
+                continue;
+            }
             file => file.map_err(at("open", dir))?,
         };
         match file.try_lock() {
@@ -160,6 +165,15 @@ mod tests {
             drop(first);
             second.join().unwrap().unwrap();
         });
+    }
+
+    #[test]
+    fn a_link_to_nowhere_is_an_error_and_not_waited_for_without_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let dir = directory.path().join("guard-v1");
+        std::os::unix::fs::symlink("nowhere", &dir).unwrap();
+        let error = lock(PAUSE * 3, &dir, || create_dir(&dir)).unwrap_err();
+        assert!(error.to_string().contains("guard-v1"), "{error}");
     }
 
     #[test]

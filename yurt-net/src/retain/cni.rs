@@ -416,11 +416,13 @@ impl<'a> Request<'a> {
         for file in listed {
             let file = file.map_err(failed(&path))?;
             let name = file.file_name();
+            // Not one of host-local's; a pipe would be waited for.
+            if !file.file_type().is_ok_and(|kind| kind.is_file()) {
+                continue;
+            }
             let contents = match fs::read(file.path()) {
                 // Its container has just gone.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                // Not one of host-local's.
-                Err(error) if error.kind() == io::ErrorKind::IsADirectory => continue,
                 contents => contents.map_err(failed(&file.path()))?,
             };
             let contents = String::from_utf8_lossy(&contents).into_owned();

@@ -1,8 +1,7 @@
 //! What the agent leaves for `yurt-cni`, which has a new Pod in its hands before the agent has heard of it, or has started at all.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -85,8 +84,12 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
     /// What the last agent left; `None`: there was none, or it wants nothing.
     fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
         let path = state_dir.join(Self::FILE);
-        let text = match fs::read(&path) {
-            Ok(text) => text,
+        let mut text = Vec::new();
+        let read = Directory::new(state_dir)
+            .read(Self::FILE)
+            .and_then(|mut file| file.read_to_end(&mut text));
+        match read {
+            Ok(_) => {}
             // Nor is there one where the directory is something else.
             Err(error)
                 if matches!(
@@ -103,7 +106,7 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
                     source,
                 });
             }
-        };
+        }
         let settings = serde_json::from_slice(&text);
         settings
             .map(Some)
@@ -146,6 +149,8 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]
@@ -171,6 +176,19 @@ mod tests {
             GuardSettings::leave(None, &state_dir).unwrap();
             assert_eq!(GuardSettings::load(&state_dir).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_pipe_in_their_place_is_not_waited_for_and_settings_take_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let pipe = directory.path().join(translate::Policy::FILE);
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status();
+        assert!(made.unwrap().success());
+        translate::Policy::load(directory.path()).unwrap_err();
+        let settings = translate::Policy::default();
+        translate::Policy::leave(Some(&settings), directory.path()).unwrap();
+        let found = translate::Policy::load(directory.path()).unwrap();
+        assert_eq!(found, Some(settings));
     }
 
     #[test]

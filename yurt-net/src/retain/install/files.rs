@@ -19,6 +19,7 @@ const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// Our program among the plugins, and the names that it is called by.
 const PROGRAM: &str = "yurt-net";
 const PLUGINS: [&str; 2] = ["yurt-ipam", "yurt-cni"];
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Why nothing is installed, or not all.
 #[derive(Debug, thiserror::Error)]
@@ -140,7 +141,7 @@ impl Cni {
         };
         let paths = entries.flatten().map(|entry| entry.path());
         let path = paths.filter(is_config).min().ok_or_else(none)?;
-        let text = fs::read(&path).map_err(at("read", &path))?;
+        let text = read_config(&path).map_err(at("read", &path))?;
         match serde_json::from_slice(&text) {
             Ok(config) => Ok((path, config)),
             Err(source) => Err(InstallError::Decode { path, source }),
@@ -292,11 +293,24 @@ impl Cni {
     }
 }
 
-/// Whether two files hold the same bytes; one that is not there holds none.
+/// A file that a crash has made long is not taken into memory.
+fn read_config(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let file = File::open(path)?;
+    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_CONFIG_BYTES {
+        let reason = "longer than 1 MiB, which no CNI configuration is";
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
+    }
+    Ok(text)
+}
+
+/// Whether two files hold the same bytes; what is not there, or is a pipe, holds none.
 fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
     let mut one = File::open(one)?;
-    let mut other = match File::open(other) {
-        Ok(other) => other,
+    let mut other = match fs::metadata(other).map(|found| found.is_file()) {
+        Ok(true) => File::open(other)?,
+        Ok(false) => return Ok(false),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         Err(error) => return Err(error),
     };
@@ -344,12 +358,12 @@ fn replace(
     let name = place.file_name().unwrap_or_default().to_string_lossy();
     // Without an extension that a runtime would read.
     let beside = place.with_file_name(format!(".{name}.new"));
+    // What is left of an attempt that was cut short, or a pipe, which would be waited for.
+    let _none = fs::remove_file(&beside);
     let opened = OpenOptions::new()
         .write(true)
-        .create(true)
-        .truncate(true)
+        .create_new(true)
         .mode(mode)
-        .custom_flags(libc::O_NOFOLLOW)
         .open(&beside);
     let mut file = opened.map_err(at("create", &beside))?;
     let written = write(&mut file)
@@ -428,6 +442,31 @@ exit 1
         fs::write(cni.bin_dir.join(PROGRAM), FAILS).unwrap();
         let error = crate::error::chain(&cni.try_plugins().unwrap_err());
         assert!(error.contains("GLIBC_2.34"), "{error}");
+    }
+
+    #[test]
+    fn pipes_and_long_files_are_neither_waited_for_nor_taken_into_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        let cni = cni(&directory);
+        let (config, plugin) = (
+            cni.conf_dir.join("10-edge.conflist"),
+            cni.bin_dir.join(PROGRAM),
+        );
+        fs::write(&config, LIST).unwrap();
+        fs::remove_file(&plugin).unwrap();
+        for pipe in [&plugin, &cni.conf_dir.join(".10-edge.conflist.new")] {
+            let made = std::process::Command::new("mkfifo").arg(pipe).status();
+            assert!(made.unwrap().success());
+        }
+        assert!(cni.install_plugins().unwrap());
+        assert!(cni.install_config(&directories()).unwrap().has_written);
+        let long = File::create(cni.conf_dir.join("05-long.conflist")).unwrap();
+        long.set_len(MAX_CONFIG_BYTES + 1).unwrap();
+        let error = crate::error::chain(&cni.config().unwrap_err());
+        assert!(
+            error.contains("05-long.conflist: longer than 1 MiB"),
+            "{error}"
+        );
     }
 
     #[test]

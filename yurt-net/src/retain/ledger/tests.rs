@@ -379,6 +379,21 @@ fn one_process_at_a_time_writes() {
 }
 
 #[test]
+fn a_pipe_in_the_locks_place_is_refused_and_not_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+    };
+    let lock = place.in_memory().join("lock");
+    std::fs::create_dir_all(place.in_memory()).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&lock).status();
+    assert!(made.unwrap().success());
+    let error = store::Lock::take(&place, std::time::Duration::ZERO).map(drop);
+    assert!(matches!(error, Err(LedgerError::Io { .. })), "{error:?}");
+}
+
+#[test]
 fn a_ledger_directory_that_is_a_link_to_another_disk_can_be_locked_and_written() {
     let directory = tempfile::tempdir().unwrap();
     let place = Place {
