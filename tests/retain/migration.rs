@@ -122,7 +122,7 @@ fn what_host_local_has_not_made_keeps_no_pod_from_starting() {
     fs::create_dir_all(directory.join("directory")).unwrap();
     std::os::unix::fs::symlink("loop", directory.join("loop")).unwrap();
     let pipe = directory.join("10.1.0.3");
-    let made = std::process::Command::new("mkfifo").arg(pipe).status();
+    let made = Command::new("mkfifo").arg(pipe).status();
     assert!(made.unwrap().success());
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let added = network.add(&pod("web-0", "c1").sandbox);
