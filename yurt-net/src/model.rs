@@ -188,7 +188,7 @@ pub struct EndpointSlice {
     /// Label `service.kubernetes.io/headless` is present: kube-proxy does not watch it.
     pub is_headless: bool,
     /// Ports that have a name and a number other than 0 (kube-proxy endpointslicecache.go).
-    pub ports: Box<[EndpointPort]>,
+    pub ports: Arc<[EndpointPort]>,
     /// Endpoints.
     pub endpoints: Box<[Endpoint]>,
     /// Which Pods those of this node are, where a source was told which node that is; empty in most slices.
@@ -212,7 +212,7 @@ impl EndpointSlice {
 }
 
 /// One entry of a slice's `ports`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct EndpointPort {
     /// Name; "" for an unnamed port.
     pub name: Arc<str>,

@@ -512,30 +512,41 @@ impl Dataplane for BpfDataplane {
             // Nobody reads these maps yet: nothing to wait for before they are written.
             return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
         }
-        let image = decode(self.table.capacity, &rows, &self.table);
+        let image = decode(self.table.capacity, &rows, &self.table.mapped()?);
         Ok(image.counting_from(first_generation))
     }
 
     fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError> {
-        Ok(super::holds(image, &self.table.rows()?, &self.table))
+        Ok(super::holds(
+            image,
+            &self.table.rows()?,
+            &self.table.mapped()?,
+        ))
     }
 
     fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
         let total = plan.ops.len();
         let mut applied = 0;
+        if total == 0 {
+            return Ok(());
+        }
+        let failed = |applied| {
+            move |source| ApplyError {
+                applied,
+                total,
+                source,
+            }
+        };
+        let mut table = self.table.mapped().map_err(failed(0))?;
         for run in plan
             .ops
             .chunk_by(|a, b| matches!((a, b), (Op::PutFrontend(..), Op::PutFrontend(..))))
         {
             let result = match run {
-                [op] => self.table.write(op),
-                run => self.table.put_all(run),
+                [op] => table.write(op),
+                run => table.put_all(run),
             };
-            result.map_err(|source| ApplyError {
-                applied,
-                total,
-                source,
-            })?;
+            result.map_err(failed(applied))?;
             applied += run.len();
         }
         Ok(())

@@ -59,7 +59,10 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         });
     }
     let mut slice = slice.clone();
-    if let Some(https) = slice.ports.iter_mut().find(|port| &*port.name == "https") {
+    if let Some(https) = Arc::make_mut(&mut slice.ports)
+        .iter_mut()
+        .find(|port| &*port.name == "https")
+    {
         https.port = HUB_PORT;
     }
     slice.endpoints = Box::new([Endpoint {

@@ -210,11 +210,12 @@ impl World {
                 .first()
                 .map_or(AddressFamily::V4, |e| AddressFamily::from(e.address)),
             is_headless: false,
-            ports: Box::new([EndpointPort {
+            ports: [EndpointPort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,
                 port: 8080,
-            }]),
+            }]
+            .into(),
             endpoints: endpoints.into(),
         };
         edit(&mut slice);

@@ -205,7 +205,7 @@ fn apply(world: &mut World, edit: &Edit) {
                 .map(|(address, m)| (address.as_str(), m.node))
                 .collect();
             world.slice_with(&format!("slice-{id}"), shape.service, &members, |slice| {
-                slice.ports[0].port = shape.port;
+                Arc::make_mut(&mut slice.ports)[0].port = shape.port;
                 for (endpoint, member) in slice.endpoints.iter_mut().zip(&shape.members) {
                     let (is_ready, is_serving, is_terminating) = member.conditions;
                     endpoint.is_ready = is_ready;

@@ -305,10 +305,10 @@ fn of_two_copies_of_an_endpoint_the_ready_one_counts() {
 fn slices_join_by_namespace_service_port_name_and_protocol() {
     let mut world = World::web(None);
     world.slice_with("other-protocol", "web", &[("10.3.0.1", None)], |slice| {
-        slice.ports[0].protocol = Protocol::Udp;
+        Arc::make_mut(&mut slice.ports)[0].protocol = Protocol::Udp;
     });
     world.slice_with("other-port", "web", &[("10.3.0.2", None)], |slice| {
-        slice.ports[0].name = Arc::default();
+        Arc::make_mut(&mut slice.ports)[0].name = Arc::default();
     });
     world.slice("other-service", "webx", &[("10.3.0.3", None)]);
     world.slice("web-2", "web", &[("10.3.0.4", None)]);
@@ -337,13 +337,13 @@ fn each_slice_has_its_own_number_for_a_port() {
         "web",
         &[("10.1.0.2", None), ("10.1.0.9", None)],
         |slice| {
-            slice.ports[0].port = 9090;
+            Arc::make_mut(&mut slice.ports)[0].port = 9090;
             let second = EndpointPort {
                 name: "http".into(),
                 protocol: Protocol::Tcp,
                 port: 9091,
             };
-            slice.ports = Box::new([slice.ports[0].clone(), second]);
+            slice.ports = [slice.ports[0].clone(), second].into();
         },
     );
     let selected = world.selected();
@@ -438,7 +438,7 @@ fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
                 protocol: Protocol::Tcp,
                 port,
             };
-            slice.ports = Box::new([named("other", 6444), named("https", 6443)]);
+            slice.ports = [named("other", 6444), named("https", 6443)].into();
         },
     );
     let https = |world: &mut World| selected(&world.compile().services[0]);
@@ -458,7 +458,7 @@ fn pods_reach_the_api_through_the_hub_where_this_node_is_behind_one() {
         ("kubernetes-2", &[("192.0.2.9", None)]),
     ] {
         world.slice_with(slice, "kubernetes", endpoints, |slice| {
-            slice.ports[0].name = "https".into();
+            Arc::make_mut(&mut slice.ports)[0].name = "https".into();
         });
     }
     assert_eq!(https(&mut world), ["169.254.2.1:10268", "192.0.2.9:8080"]);
@@ -477,7 +477,7 @@ fn an_ipv6_cluster_has_the_hub_at_its_ipv6_address() {
         "kubernetes",
         &[("fd00:1::1", None)],
         |slice| {
-            slice.ports[0].name = "https".into();
+            Arc::make_mut(&mut slice.ports)[0].name = "https".into();
         },
     );
     assert_eq!(world.selected(), ["[fd00::2:1]:10268"]);

@@ -18,8 +18,8 @@ use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::{
-    EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool, Placement,
-    PoolService, Rejection, Service, ServiceCidr,
+    EndpointPort, EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool,
+    Placement, PoolService, Rejection, Service, ServiceCidr,
 };
 use crate::text;
 
@@ -162,7 +162,8 @@ const FEW_NAMES: usize = 1024;
 pub struct Names {
     words: BTreeSet<Arc<str>>,
     placements: BTreeSet<Arc<Placement>>,
-    /// How many of both may be there before those go that no object holds any more.
+    ports: BTreeSet<Arc<[EndpointPort]>>,
+    /// How many of all may be there before those go that no object holds any more.
     limit: usize,
     /// The own Node: only of its endpoints it matters which Pods they are.
     node: Option<Arc<str>>,
@@ -200,6 +201,23 @@ impl Names {
         new
     }
 
+    fn ports(&mut self, ports: Box<[EndpointPort]>) -> Arc<[EndpointPort]> {
+        if let Some(known) = self.ports.get(&*ports) {
+            return Arc::clone(known);
+        }
+        self.make_room();
+        let new: Arc<[EndpointPort]> = ports.into();
+        self.ports.insert(Arc::clone(&new));
+        new
+    }
+
+    /// Has the ports of a slice that was decoded elsewhere shared too.
+    pub fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
+        let mut all: Box<[_]> = ports.iter().cloned().collect();
+        all.iter_mut().for_each(|port| self.share(&mut port.name));
+        *ports = self.ports(all);
+    }
+
     /// Has the placement of an endpoint that was decoded elsewhere shared too.
     pub fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
         *placement = placement.take().map(|placement| {
@@ -226,14 +244,19 @@ impl Names {
     /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
     /// was added.
     fn make_room(&mut self) {
-        if self.words.len() + self.placements.len() >= self.limit {
+        if self.len() >= self.limit {
             self.prune();
-            self.limit = FEW_NAMES.max(2 * (self.words.len() + self.placements.len()));
+            self.limit = FEW_NAMES.max(2 * self.len());
         }
+    }
+
+    fn len(&self) -> usize {
+        self.words.len() + self.placements.len() + self.ports.len()
     }
 
     /// Forgets the names that no object holds any more.
     pub fn prune(&mut self) {
+        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
         self.placements
             .retain(|placement| Arc::strong_count(placement) > 1);
         self.words.retain(|name| Arc::strong_count(name) > 1);

@@ -129,7 +129,7 @@ mod tests {
             service: service.to_string().into(),
             family: AddressFamily::V4,
             is_headless: false,
-            ports: Box::default(),
+            ports: Arc::default(),
             endpoints: vec![endpoint; endpoints].into(),
             pods: last.map(pod).into_iter().collect(),
         })

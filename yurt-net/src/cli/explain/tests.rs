@@ -194,11 +194,11 @@ fn a_refusal_says_which_endpoints_exist_and_why_none_counts() {
     type Edit<'a> = &'a dyn Fn(&mut EndpointSlice);
     let cases: [(Edit<'_>, &str); 9] = [
         (
-            &|slice| slice.ports[0].name = "web".into(),
+            &|slice| std::sync::Arc::make_mut(&mut slice.ports)[0].name = "web".into(),
             "it has no endpoints; EndpointSlice web-1 has no port \"http\" with TCP, only \"web\" with TCP",
         ),
         (
-            &|slice| slice.ports[0].protocol = Protocol::Udp,
+            &|slice| std::sync::Arc::make_mut(&mut slice.ports)[0].protocol = Protocol::Udp,
             "EndpointSlice web-1 has no port \"http\" with TCP, only \"http\" with UDP",
         ),
         (
@@ -206,7 +206,7 @@ fn a_refusal_says_which_endpoints_exist_and_why_none_counts() {
             "only \"a\" with TCP, \"b\" with TCP, \"c\" with TCP and 2 more",
         ),
         (
-            &|slice| slice.ports = Box::default(),
+            &|slice| slice.ports = std::sync::Arc::default(),
             "EndpointSlice web-1 has no port with a number, and so none called \"http\" with TCP",
         ),
         (
@@ -266,7 +266,7 @@ fn the_closed_and_the_useless_are_told_apart_where_a_service_has_both() {
             &format!("web-{n}"),
             "web",
             &[("10.1.0.3", Some("a1"))],
-            |slice| slice.ports[0].name = "metrics".into(),
+            |slice| std::sync::Arc::make_mut(&mut slice.ports)[0].name = "metrics".into(),
         );
     }
     let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Tcp);
@@ -391,7 +391,7 @@ fn sctp_is_explained_as_what_nothing_enforces() {
     let mut world = world();
     world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
     world.slice_with("web-1", "web", &[("10.1.0.2", Some("a1"))], |slice| {
-        slice.ports[0].protocol = Protocol::Sctp;
+        std::sync::Arc::make_mut(&mut slice.ports)[0].protocol = Protocol::Sctp;
     });
     let found = ask(&mut world, "10.1.0.9", "10.96.0.10:80", Protocol::Sctp);
     assert_eq!(found.verdict, FlowVerdict::Forward);

@@ -186,7 +186,7 @@ fn rows_that_no_hook_of_a_socket_serves_are_marked() {
     let mut world = World::web(None);
     world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
     world.slice_with("web-1", "web", &[("10.1.0.2", Some("a1"))], |slice| {
-        slice.ports[0].protocol = Protocol::Sctp;
+        std::sync::Arc::make_mut(&mut slice.ports)[0].protocol = Protocol::Sctp;
     });
     let text = text(&mut world, Paint::Plain);
     assert!(text.contains("  internal*, external*  forward"), "{text}");

@@ -1,4 +1,7 @@
 //! The table maps: hashes by system call, arrays in our memory.
+//!
+//! The large arrays are in our memory only while they are read or written. So nothing that goes wrong in this process at another time
+//! can write into the table that clients are served from, and they do not count as the agent's.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -21,14 +24,22 @@ pub(super) struct Table {
     pub(super) capacity: Capacity,
     pub(super) fe4: OwnedFd,
     pub(super) fe6: OwnedFd,
-    pub(super) svc: MappedArray<ServiceRow>,
-    pub(super) slot: MappedArray<Backend4>,
-    pub(super) be6: MappedArray<Backend6>,
+    svc: OwnedFd,
+    slot: OwnedFd,
+    be6: OwnedFd,
     pub(super) conf: MappedArray<Conf>,
     pub(super) filter: MappedArray<u64>,
     grace: GracePeriod,
     /// Where these maps start to count generations.
     pub(super) first_generation: u16,
+}
+
+/// The same with all of its arrays in our memory.
+pub(super) struct Mapped<'a> {
+    table: &'a Table,
+    svc: MappedArray<ServiceRow>,
+    slot: MappedArray<Backend4>,
+    be6: MappedArray<Backend6>,
 }
 
 pub(in crate::dataplane) fn open_map(
@@ -43,7 +54,14 @@ pub(in crate::dataplane) fn map_array<T: Copy>(
     name: &'static str,
     length: u32,
 ) -> Result<MappedArray<T>, DataplaneError> {
-    let map = open_map(dir, name)?;
+    map_open(&open_map(dir, name)?, name, length)
+}
+
+fn map_open<T: Copy>(
+    map: &OwnedFd,
+    name: &'static str,
+    length: u32,
+) -> Result<MappedArray<T>, DataplaneError> {
     MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
 }
 
@@ -56,19 +74,33 @@ fn first_generation(map_id: u32) -> u16 {
 
 impl Table {
     pub(super) fn open(capacity: Capacity, dir: &Path) -> Result<Self, DataplaneError> {
-        let svc = sys::map_info(open_map(dir, "yurt_svc")?.as_fd());
-        let svc = svc.map_err(on_map("inspect", "yurt_svc"))?;
-        Ok(Self {
+        let svc = open_map(dir, "yurt_svc")?;
+        let info = sys::map_info(svc.as_fd()).map_err(on_map("inspect", "yurt_svc"))?;
+        let table = Self {
             capacity,
             fe4: open_map(dir, "yurt_fe4")?,
             fe6: open_map(dir, "yurt_fe6")?,
-            svc: map_array(dir, "yurt_svc", capacity.services)?,
-            slot: map_array(dir, "yurt_slot", capacity.slots4)?,
-            be6: map_array(dir, "yurt_be6", capacity.slots6)?,
+            svc,
+            slot: open_map(dir, "yurt_slot")?,
+            be6: open_map(dir, "yurt_be6")?,
             conf: map_array(dir, "yurt_conf", 1)?,
             filter: map_array(dir, "yurt_filter", FILTER_WORDS)?,
             grace: GracePeriod::new().map_err(DataplaneError::Grace)?,
-            first_generation: first_generation(svc.id),
+            first_generation: first_generation(info.id),
+        };
+        // What cannot be mapped is told before anything relies on it.
+        table.mapped()?;
+        Ok(table)
+    }
+
+    /// Has all arrays in our memory, for as long as what is returned is kept.
+    pub(super) fn mapped(&self) -> Result<Mapped<'_>, DataplaneError> {
+        let capacity = &self.capacity;
+        Ok(Mapped {
+            table: self,
+            svc: map_open(&self.svc, "yurt_svc", capacity.services)?,
+            slot: map_open(&self.slot, "yurt_slot", capacity.slots4)?,
+            be6: map_open(&self.be6, "yurt_be6", capacity.slots6)?,
         })
     }
 
@@ -81,7 +113,7 @@ impl Table {
     }
 }
 
-impl RawTable for Table {
+impl RawTable for Mapped<'_> {
     fn row(&self, service: u32) -> Option<ServiceRow> {
         self.svc.read(service)
     }
@@ -95,22 +127,22 @@ impl RawTable for Table {
     }
 
     fn conf(&self) -> Option<Conf> {
-        self.conf.read(0)
+        self.table.conf.read(0)
     }
 
     fn filter(&self) -> Filter {
-        let words = (0..FILTER_WORDS).map_while(|word| self.filter.read(word));
+        let words = (0..FILTER_WORDS).map_while(|word| self.table.filter.read(word));
         words.collect::<Vec<_>>().into()
     }
 }
 
-impl Write for Table {
+impl Write for Mapped<'_> {
     fn grace(&mut self) -> Result<(), DataplaneError> {
-        self.grace.wait().map_err(DataplaneError::Grace)
+        self.table.grace.wait().map_err(DataplaneError::Grace)
     }
 
     fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
-        let conf = self.conf_entry()?;
+        let conf = self.table.conf_entry()?;
         // SAFETY: a valid entry of our mapping. The inactive half is read by nobody, and the switch is one word.
         unsafe {
             let active = AtomicU32::from_ptr(&raw mut (*conf).active_prefixes);
@@ -126,7 +158,7 @@ impl Write for Table {
             map: "yurt_filter",
             index: word,
         };
-        let word = self.filter.entry(word).ok_or(out_of_bounds)?.as_ptr();
+        let word = self.table.filter.entry(word).ok_or(out_of_bounds)?.as_ptr();
         // SAFETY: a valid, aligned word of our mapping.
         unsafe { AtomicU64::from_ptr(word) }.store(bits, Ordering::Release);
         Ok(())
@@ -170,21 +202,19 @@ impl Write for Table {
 
     fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
         match key {
-            RawKey::V4(key) => sys::map_update(self.fe4.as_fd(), &[key], &[value])
+            RawKey::V4(key) => sys::map_update(self.table.fe4.as_fd(), &[key], &[value])
                 .map_err(on_map("write", "yurt_fe4")),
-            RawKey::V6(key) => sys::map_update(self.fe6.as_fd(), &[key], &[value])
+            RawKey::V6(key) => sys::map_update(self.table.fe6.as_fd(), &[key], &[value])
                 .map_err(on_map("write", "yurt_fe6")),
         }
     }
 
     fn delete(&mut self, key: RawKey) -> Result<(), DataplaneError> {
         match key {
-            RawKey::V4(key) => {
-                sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))
-            }
-            RawKey::V6(key) => {
-                sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))
-            }
+            RawKey::V4(key) => sys::map_delete(self.table.fe4.as_fd(), &key)
+                .map_err(on_map("delete from", "yurt_fe4")),
+            RawKey::V6(key) => sys::map_delete(self.table.fe6.as_fd(), &key)
+                .map_err(on_map("delete from", "yurt_fe6")),
         }
     }
 }
@@ -204,9 +234,11 @@ impl Table {
         }
         Ok((rows4, rows6))
     }
+}
 
+impl Mapped<'_> {
     /// Writes a run of new rows with one call for each family.
-    pub(super) fn put_all(&mut self, ops: &[Op]) -> Result<(), DataplaneError> {
+    pub(super) fn put_all(&self, ops: &[Op]) -> Result<(), DataplaneError> {
         let (mut keys4, mut values4) =
             (Vec::with_capacity(ops.len()), Vec::with_capacity(ops.len()));
         let (mut keys6, mut values6) = (Vec::new(), Vec::new());
@@ -227,8 +259,10 @@ impl Table {
                 }
             }
         }
-        sys::map_update(self.fe4.as_fd(), &keys4, &values4).map_err(on_map("write", "yurt_fe4"))?;
-        sys::map_update(self.fe6.as_fd(), &keys6, &values6).map_err(on_map("write", "yurt_fe6"))
+        sys::map_update(self.table.fe4.as_fd(), &keys4, &values4)
+            .map_err(on_map("write", "yurt_fe4"))?;
+        sys::map_update(self.table.fe6.as_fd(), &keys6, &values6)
+            .map_err(on_map("write", "yurt_fe6"))
     }
 }
 

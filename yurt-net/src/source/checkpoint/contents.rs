@@ -198,8 +198,7 @@ impl Record {
                 };
                 names.share(&mut slice.name.namespace);
                 names.share(&mut slice.service);
-                let ports = slice.ports.iter_mut().map(|port| &mut port.name);
-                ports.for_each(|text| names.share(text));
+                names.share_ports(&mut slice.ports);
                 let endpoints = slice.endpoints.iter_mut();
                 endpoints.for_each(|endpoint| names.share_placement(&mut endpoint.placement));
             }

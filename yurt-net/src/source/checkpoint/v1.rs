@@ -35,7 +35,7 @@ pub(super) struct EndpointSlice {
     service: Arc<str>,
     family: AddressFamily,
     is_headless: bool,
-    ports: Box<[EndpointPort]>,
+    ports: Arc<[EndpointPort]>,
     endpoints: Box<[Endpoint]>,
 }
 

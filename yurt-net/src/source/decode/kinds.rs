@@ -357,7 +357,7 @@ fn slice(
         service: names.intern(service),
         family,
         is_headless,
-        ports,
+        ports: names.ports(ports),
         endpoints: endpoints.into(),
         pods: pods.into(),
     }))
