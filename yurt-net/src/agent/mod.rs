@@ -246,6 +246,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                     }
                     give_back_memory();
                 }
+                agent.keeper.look();
                 agent.retain(&mut retention, &mut probing).await;
                 agent.inform(&mut devices);
             }

@@ -271,6 +271,19 @@ impl<D: Disk> Saver<D> {
         &self.stats
     }
 
+    /// Looks whether `checkpoint` is still there, as long as it was left. True when it is not: the next save writes everything.
+    pub fn has_lost(&mut self) -> bool {
+        let Some(saved) = &self.saved else {
+            return false;
+        };
+        // What cannot be looked at is told by the save that needs it.
+        let is_gone = matches!(self.disk.append(CURRENT, saved.end.length), Ok(None));
+        if is_gone {
+            self.saved = None;
+        }
+        is_gone
+    }
+
     /// Brings the checkpoint in step, and returns whether that took any writing. After an error the checkpoint says
     /// what it said before or what it should say, and the next save will not build on it.
     pub fn save(

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use tokio::task::{JoinHandle, spawn_blocking};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use super::{CheckpointError, Contents, Occasion, Pace, Provenance, Saver, Stats};
 use crate::error::chain;
@@ -65,6 +65,14 @@ impl Keeper {
     /// There is a new snapshot.
     pub fn changed(&mut self) {
         self.pace.changed(Instant::now());
+    }
+
+    /// Has everything saved anew where the checkpoint has gone, or is not the one that was saved.
+    pub fn look(&mut self) {
+        if self.saver.as_mut().is_some_and(Saver::has_lost) {
+            warn!("checkpoint: somebody has removed or replaced it; it is saved anew");
+            self.changed();
+        }
     }
 
     /// Waits until there is something to be done. Safe to cancel.

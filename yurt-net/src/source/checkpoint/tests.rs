@@ -171,6 +171,27 @@ fn what_was_saved_is_loaded() {
 }
 
 #[test]
+fn a_checkpoint_that_goes_or_is_replaced_is_written_anew_although_nothing_has_changed() {
+    let disk = Memory::default();
+    let (mut saver, _) = Saver::on(disk.clone());
+    assert!(!saver.has_lost(), "nothing was saved yet");
+    assert!(save(&mut saver, &state(0)));
+    assert!(!saver.has_lost());
+    assert!(!save(&mut saver, &state(0)));
+    disk.clone().remove(CURRENT).unwrap();
+    assert!(saver.has_lost());
+    assert!(save(&mut saver, &state(0)));
+    assert_eq!(loaded(&disk), Some(state(0)));
+    disk.put(CURRENT, b"something else");
+    assert!(saver.has_lost());
+    assert!(save(&mut saver, &state(0)));
+    assert_eq!(loaded(&disk), Some(state(0)));
+    // A disk that cannot be written to has lost nothing.
+    disk.set_read_only(true);
+    assert!(!saver.has_lost());
+}
+
+#[test]
 fn the_shape_of_the_model_is_part_of_the_version() {
     let (snapshot, provenance) = state(0);
     let mut encoder = Encoder::begin(Vec::new()).unwrap();
