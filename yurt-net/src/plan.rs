@@ -131,8 +131,14 @@ impl Planner<'_> {
             .partition(|change| self.is_in_place(change));
         let is_first = |change: &Change| change.key().is_some_and(comes_first);
         present.sort_by_key(|change| !is_first(change));
+        let remembered = std::mem::take(&mut self.image.remembered);
         let has_place = |entry: &ServiceEntry| !self.is_left_out(&entry.key);
         let (capacity, room) = (self.image.capacity, self.room_for_tenants());
+        let (were, absent): (Vec<_>, Vec<_>) = absent
+            .into_iter()
+            .partition(|change| change.key().is_some_and(|key| remembered.contains(key)));
+        // Before a reboot they were present.
+        present.extend(in_turns(were, self.table, room, &capacity, &has_place));
         let absent = in_turns(absent, self.table, room, &capacity, has_place);
         let (first, others): (Vec<_>, Vec<_>) = absent.into_iter().partition(is_first);
         for Change { old, new, .. } in present.iter().chain(&first) {

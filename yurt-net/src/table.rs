@@ -13,7 +13,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use self::backends::Backends;
 use crate::model::{Protocol, Rejection, TrafficPolicy};
@@ -104,7 +104,7 @@ pub struct ServiceEntry {
 }
 
 /// Namespace, name, port name and protocol; sorts in this order, bytewise.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ServiceKey {
     /// Namespace.
     pub namespace: Arc<str>,

@@ -61,7 +61,7 @@ use crate::observe::metrics;
 use crate::observe::process::Process;
 use crate::plan::MapImage;
 use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Suspects};
-use crate::source::checkpoint::{Due, Keeper, Saver};
+use crate::source::checkpoint::{Due, Keeper, Loaded, Provenance, Saver};
 use crate::source::edition::Edition;
 use crate::source::kube::servers;
 use crate::source::preferred::{Origin, Sources};
@@ -162,6 +162,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     if let (Some(maps), Some(loaded)) = (dataplane.found_edition(), &mut loaded) {
         loaded.list_what_is_newer(maps);
     }
+    let in_force = loaded.as_ref().map(Loaded::in_force);
     let sources = Sources::start(&args.source, scope, loaded)?;
     let (sender, mut requests) = mpsc::channel(16);
     let socket = control::serve(args.place.sockets(), sender);
@@ -179,6 +180,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         dataplane,
         socket,
     )?;
+    agent.image.remember(in_force.unwrap_or_default());
     agent.status.cgroup_is_root = is_root;
     agent.status.socket_lb = args.socket_lb;
     agent.status.cgroup.clone_from(&cgroup);
@@ -383,10 +385,17 @@ impl Agent {
         })
     }
 
+    fn provenance(&self) -> Option<Provenance> {
+        let provenance = self.sources.provenance(unix_seconds(), self.edition)?;
+        Some(Provenance {
+            left_out: self.image.left_out().cloned().collect(),
+            ..provenance
+        })
+    }
+
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
     fn save(&mut self) {
-        let provenance = self.sources.provenance(unix_seconds(), self.edition);
-        match (self.sources.snapshot(), provenance) {
+        match (self.sources.snapshot(), self.provenance()) {
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
             _ => self.keeper.skip(),
         }
@@ -408,8 +417,7 @@ impl Agent {
     }
 
     async fn save_all(&mut self) {
-        let provenance = self.sources.provenance(unix_seconds(), self.edition);
-        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), provenance) {
+        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), self.provenance()) {
             self.keeper.finish(snapshot, provenance).await;
         }
     }

@@ -85,6 +85,8 @@ pub struct MapImage {
     pub(super) table: Option<Vec<Arc<ServiceEntry>>>,
     /// What of it is not in, or not all of it.
     pub(super) left_out: BTreeMap<ServiceKey, LeftOut>,
+    /// Who was in maps that a reboot has emptied; until the first plan.
+    pub(super) remembered: BTreeSet<ServiceKey>,
 }
 
 /// A service port that did not fit when it was planned last.
@@ -161,7 +163,21 @@ impl MapImage {
             addresses: BTreeMap::new(),
             table: None,
             left_out: BTreeMap::new(),
+            remembered: BTreeSet::new(),
         }
+    }
+
+    /// Lets it know who was in the maps before they were emptied: these come before all others in the first plan.
+    pub fn remember(&mut self, in_force: BTreeSet<ServiceKey>) {
+        if self.frontends.is_empty() {
+            self.remembered = in_force;
+        }
+    }
+
+    /// Service ports of which nothing is in the maps, as there was no room.
+    pub fn left_out(&self) -> impl Iterator<Item = &ServiceKey> {
+        let left_out = self.left_out.iter();
+        left_out.filter_map(|(key, left)| (!left.has_some).then_some(key))
     }
 
     /// What of a service port does not fit, as the last plan has told; `None`: all of it is in.

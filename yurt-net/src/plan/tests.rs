@@ -462,6 +462,44 @@ fn who_has_less_comes_before_who_has_more_when_there_is_room_again() {
 }
 
 #[test]
+fn who_was_in_a_full_map_is_in_it_after_a_reboot() {
+    let capacity = Capacity {
+        frontends4: 5,
+        ..CAPACITY
+    };
+    let one = |namespace, id: u8| {
+        let at = format!("203.0.113.{id}");
+        in_namespace(namespace, &id.to_string(), &[&at], &["10.244.0.1:80"])
+    };
+    let rich: Vec<_> = (1..=4).map(|id| one("rich", id)).collect();
+    let poor = one("a-poor", 5);
+    let before = table(&rich.iter().collect::<Vec<_>>());
+    let all = table(&rich.iter().chain([&poor]).collect::<Vec<_>>());
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    settle(&before, &mut maps, &mut image);
+    let planned = settle(&all, &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["a-poor/5"]);
+    let left_out: Vec<_> = image.left_out().cloned().collect();
+    assert_eq!(left_out, std::slice::from_ref(&poor.key));
+
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    image.remember(rich.iter().map(|entry| entry.key.clone()).collect());
+    let planned = settle(&all, &mut maps, &mut image);
+    assert_eq!(names(&planned.refused), ["a-poor/5"]);
+    // It is of the maps of then: from the next plan on, what is in the maps counts.
+    let gone = table(&[&rich[0], &rich[1], &poor]);
+    settle(&gone, &mut maps, &mut image);
+    let planned = settle(&all, &mut maps, &mut image);
+    assert_eq!(planned.refused.len(), 1);
+    assert_ne!(names(&planned.refused), ["a-poor/5"]);
+
+    // Where nothing is remembered, turns decide.
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let planned = settle(&all, &mut maps, &mut image);
+    assert_ne!(names(&planned.refused), ["a-poor/5"]);
+}
+
+#[test]
 fn a_port_that_did_not_fit_in_one_family_gets_the_other_when_that_has_room() {
     let capacity = Capacity {
         frontends4: 2,

@@ -18,6 +18,7 @@
 //! Everything here blocks: `Contents::of` in the loop, `Saver::save` in a thread. There must be one `Saver` for a
 //! directory only; whoever runs the agent holds the lock for that. `Pace` says when to save.
 
+use std::collections::BTreeSet;
 use std::io::{self, BufReader, BufWriter, Write};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::disk::{Directory, Disk};
 use crate::model::Snapshot;
 use crate::source::edition::Edition;
+use crate::table::ServiceKey;
 
 mod codec;
 mod contents;
@@ -38,6 +40,7 @@ mod proptests;
 mod tests;
 mod v1;
 mod v2;
+mod v3;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;
@@ -117,6 +120,27 @@ pub struct Loaded {
     pub snapshot: Snapshot,
     /// Where it came from, and when.
     pub provenance: Provenance,
+}
+
+impl Loaded {
+    /// The service ports that were served when it was saved; none where all had room, so that there is nothing to tell them from.
+    pub fn in_force(&self) -> BTreeSet<ServiceKey> {
+        let left_out = &self.provenance.left_out;
+        if left_out.is_empty() {
+            return BTreeSet::new();
+        }
+        let services = self.snapshot.services.values();
+        let keys = services.flat_map(|service| {
+            service.ports.iter().map(|port| ServiceKey {
+                namespace: service.name.namespace.clone(),
+                name: service.name.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+            })
+        });
+        keys.filter(|key| left_out.binary_search(key).is_err())
+            .collect()
+    }
 }
 
 impl Loaded {
@@ -324,7 +348,9 @@ impl<D: Disk> Saver<D> {
             return self.replace(contents, provenance);
         };
         let changes = saved.contents.changes(&contents);
-        let has_changed = !changes.is_empty() || saved.provenance.source != provenance.source;
+        let has_changed = !changes.is_empty()
+            || saved.provenance.source != provenance.source
+            || saved.provenance.left_out != provenance.left_out;
         let is_due = match occasion {
             Occasion::Changes => has_changed,
             Occasion::Everything => has_changed || saved.provenance != *provenance,

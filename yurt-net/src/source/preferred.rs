@@ -297,7 +297,8 @@ impl Sources {
         }
     }
 
-    /// What a checkpoint says of the snapshot in force, which is of this edition; `None` while no source is in charge.
+    /// What a checkpoint says of the snapshot in force, which is of this edition, but for who had no room; `None` while no source is
+    /// in charge.
     /// `now` is in seconds since 1970.
     pub fn provenance(&self, now: u64, edition: Edition) -> Option<Provenance> {
         let (spec, source) = self.in_charge()?;
@@ -310,6 +311,7 @@ impl Sources {
                 Source::File(_) => BTreeMap::new(),
             },
             edition,
+            left_out: Vec::new(),
         })
     }
 

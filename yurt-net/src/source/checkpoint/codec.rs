@@ -14,7 +14,8 @@
 //! always a state that was saved: the last one before the first flaw.
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
-//! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`): they are read, and not gone on with.
+//! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`), version 3
+//! nothing of what had no room (`v3`): they are read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
@@ -24,12 +25,12 @@ use crc32fast::Hasher;
 use serde::Serialize;
 
 use super::contents::{Provenance, Record, RecordOf};
-use super::{v1, v2};
+use super::{v1, v2, v3};
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
-pub(super) const VERSION: u32 = 3;
+pub(super) const VERSION: u32 = 4;
 /// The oldest one that is read.
 pub(super) const OLDEST: u32 = 1;
 
@@ -296,7 +297,9 @@ impl<R: Read> Decoder<R> {
                 OLDEST => postcard::take_from_bytes::<v1::Record>(rest)
                     .map(|(record, after)| (Record::from(record), after)),
                 2 => postcard::take_from_bytes::<RecordOf<v2::Provenance>>(rest)
-                    .map(|(record, after)| (Record::from(record), after)),
+                    .map(|(record, after)| (record.upgraded(), after)),
+                3 => postcard::take_from_bytes::<RecordOf<v3::Provenance>>(rest)
+                    .map(|(record, after)| (record.upgraded(), after)),
                 _ => postcard::take_from_bytes::<Record>(rest),
             };
             let Ok((mut record, after)) = taken else {

@@ -18,8 +18,7 @@ use crate::model::{
 };
 use crate::source::decode::Names;
 use crate::source::edition::Edition;
-
-use super::v2;
+use crate::table::ServiceKey;
 
 /// Where a snapshot came from, and how far it had been followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +32,8 @@ pub struct Provenance {
     pub resource_versions: BTreeMap<String, String>,
     /// Which of the states that this node was told it is.
     pub edition: Edition,
+    /// Service ports that had no room in the maps; sorted. A reboot, which empties the maps, gives it to all others first.
+    pub left_out: Vec<ServiceKey>,
 }
 
 /// What happened to one object.
@@ -98,11 +99,12 @@ macro_rules! kinds {
             }
         }
 
-        impl From<RecordOf<v2::Provenance>> for Record {
-            fn from(record: RecordOf<v2::Provenance>) -> Self {
-                match record {
-                    RecordOf::Synced(provenance) => Self::Synced(provenance.into()),
-                    $(RecordOf::$object(edit) => Self::$object(edit),)*
+        impl<P: Into<Provenance>> RecordOf<P> {
+            /// The same as this version has it.
+            pub(super) fn upgraded(self) -> Record {
+                match self {
+                    Self::Synced(provenance) => Record::Synced(provenance.into()),
+                    $(Self::$object(edit) => Record::$object(edit),)*
                 }
             }
         }

@@ -29,6 +29,7 @@ impl From<Provenance> for contents::Provenance {
             synced_at,
             resource_versions,
             edition: Edition::default(),
+            left_out: Vec::new(),
         }
     }
 }
@@ -41,6 +42,7 @@ impl From<contents::Provenance> for Provenance {
             synced_at,
             resource_versions,
             edition: _,
+            left_out: _,
         } = provenance;
         Self {
             source,

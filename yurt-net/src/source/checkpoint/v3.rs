@@ -1,0 +1,56 @@
+//! What checkpoints of version 3 say of where a state came from: nothing of what had no room. Pure.
+
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::contents;
+use crate::source::edition::Edition;
+
+/// See [`contents::Provenance`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Provenance {
+    source: String,
+    synced_at: u64,
+    resource_versions: BTreeMap<String, String>,
+    edition: Edition,
+}
+
+impl From<Provenance> for contents::Provenance {
+    fn from(provenance: Provenance) -> Self {
+        let Provenance {
+            source,
+            synced_at,
+            resource_versions,
+            edition,
+        } = provenance;
+        Self {
+            source,
+            synced_at,
+            resource_versions,
+            edition,
+            left_out: Vec::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+impl From<contents::Provenance> for Provenance {
+    fn from(provenance: contents::Provenance) -> Self {
+        let contents::Provenance {
+            source,
+            synced_at,
+            resource_versions,
+            edition,
+            left_out: _,
+        } = provenance;
+        Self {
+            source,
+            synced_at,
+            resource_versions,
+            edition,
+        }
+    }
+}
