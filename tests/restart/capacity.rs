@@ -1,8 +1,10 @@
 //! New table maps in place of old ones, and the state of sockets that outlives both.
 
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use yurt_net::dataplane::Dataplane as _;
 use yurt_net::plan::{Capacity, Plan};
 use yurt_net_tests::lab::{Connection, Proto, Socket};
@@ -180,4 +182,57 @@ fn an_agent_killed_between_any_two_writes_into_new_maps_leaves_the_old_ones_in_s
     agent.kill9()?;
     assert_eq!(world.pins()?, pins, "no v2-next");
     Ok(())
+}
+
+/// Of a namespace: so many Services of one port, with an endpoint each.
+fn tenants(namespace: &str, count: u8) -> String {
+    let mut yaml = String::new();
+    for n in 1..=count {
+        let name = format!("{namespace}-{n}");
+        let ip = match namespace {
+            "rich" => format!("10.96.1.{n}"),
+            _ => format!("10.96.2.{n}"),
+        };
+        let _ = write!(
+            yaml,
+            "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec: {{clusterIP: {ip}, clusterIPs: [{ip}], ports: [{{name: http, port: 80}}]}}\n\
+             ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+             metadata: {{name: {name}-1, namespace: {namespace}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+             addressType: IPv4\nports: [{{name: http, port: 8080}}]\nendpoints: [{{addresses: [\"10.244.9.{n}\"]}}]\n"
+        );
+    }
+    yaml.split_off("---\n".len())
+}
+
+#[test]
+fn who_was_in_a_full_map_is_in_it_after_a_reboot_and_who_waited_waits() -> Result<()> {
+    let world = World::new()?;
+    let few = Capacity {
+        frontends4: 64,
+        ..CAPACITY
+    };
+    let left_out = || -> Result<BTreeSet<String>> {
+        let refused = world.status()?.refused.into_iter();
+        Ok(refused.map(|refused| refused.service).collect())
+    };
+    let mut manifests = world.web([&world.a]);
+    manifests.raw(&tenants("rich", 66));
+    world.node.apply(&manifests)?;
+    let agent = world.start_ready(&few, &[])?;
+    world.wait_for("a full map", || Ok(!left_out()?.is_empty()))?;
+    // It would come first by turns and by its name.
+    manifests.raw(&tenants("poor", 3));
+    world.node.apply(&manifests)?;
+    world.wait_for(
+        "the others",
+        || Ok(left_out()?.contains("poor/poor-3:http")),
+    )?;
+    let before = left_out()?;
+    ensure!(agent.terminate()?.success());
+    world.node.lose_pins()?;
+
+    let agent = world.start_ready(&few, &[])?;
+    assert_eq!(left_out()?, before);
+    agent.kill9()
 }
