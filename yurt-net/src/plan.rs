@@ -138,7 +138,7 @@ impl Planner<'_> {
             .into_iter()
             .partition(|change| change.key().is_some_and(|key| remembered.contains(key)));
         // Before a reboot they were present.
-        present.extend(in_turns(were, self.table, room, &capacity, &has_place));
+        present.extend(in_turns(were, self.table, room, &capacity, has_place));
         let absent = in_turns(absent, self.table, room, &capacity, has_place);
         let (first, others): (Vec<_>, Vec<_>) = absent.into_iter().partition(is_first);
         for Change { old, new, .. } in present.iter().chain(&first) {
