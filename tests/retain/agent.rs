@@ -294,8 +294,8 @@ fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
             |name: &str| fs::read_dir(root.join(name)).is_ok_and(|mut d| d.next().is_some());
         is_guarded(status) && ["guard-v1", "tc", "links"].into_iter().all(is_there)
     })?;
-    // Its neighbour has not answered: it is asked again and again.
     let (_, before) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.98")?;
     edge.wait_for_status("another spoofed frame is dropped", |status| {
         shown(status, "web-0").is_some_and(|pod| pod.dropped > before)
     })?;
