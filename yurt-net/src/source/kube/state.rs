@@ -114,13 +114,15 @@ pub(super) enum Listed {
 }
 
 impl ClusterState {
-    /// Starts from what an earlier agent knew.
+    /// Starts from what an earlier agent knew, or another source says. What that found of its own input says nothing of this one.
     pub(super) fn new(
         node: &str,
-        seed: Snapshot,
+        mut seed: Snapshot,
         versions: &BTreeMap<String, String>,
         is_cache: bool,
     ) -> Self {
+        seed.manifests.clear();
+        seed.rejections.clear();
         let known = Resource::ALL.map(|resource| {
             let known = Known {
                 version: versions.get(resource.name()).cloned().unwrap_or_default(),

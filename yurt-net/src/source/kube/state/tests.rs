@@ -10,6 +10,7 @@ use proptest::prelude::{Just, Strategy, any, prop_assert, prop_assert_eq, prop_o
 use serde_json::{Value, json};
 
 use super::*;
+use crate::model::{Kind, Manifest};
 use crate::table::MAX_ENDPOINTS;
 
 const V1: &str = "v1";
@@ -245,6 +246,21 @@ fn what_an_earlier_agent_knew_is_there_until_a_list_says_otherwise() {
     state.watching(Resource::Services);
     assert!(state.is_confirmed(Resource::Services));
     assert_eq!(state.failures().count(), 0);
+}
+
+#[test]
+fn what_another_source_found_of_its_input_is_not_said_of_this_one() {
+    let mut seed = live().snapshot().clone();
+    let name = std::ffi::OsString::from("web.yaml");
+    let manifest = Manifest::new(name.clone(), Vec::new());
+    seed.manifests.insert(name, manifest.into());
+    let wrong = NamespacedName::new("default", "web");
+    let rejection = seed.reject(Kind::Service, &wrong, "is wrong".to_owned());
+    seed.rejections.push(rejection);
+    let mut state = ClusterState::new("edge-a1", seed, &BTreeMap::new(), false);
+    list(&mut state, &["a"], 1);
+    assert_eq!(state.snapshot().rejections, []);
+    assert!(state.snapshot().manifests.is_empty());
 }
 
 #[test]
