@@ -36,22 +36,26 @@ impl Room {
 
     /// Takes a slice in, and cuts off what is too much; returns what there is to say of that.
     pub(super) fn admit(&mut self, slice: &mut Arc<EndpointSlice>) -> Option<String> {
-        let hinted = without_hints_of_too_many(slice);
+        let hints = without_hints_of_too_many(slice);
         let kept = self.kept_of(slice);
         let (count, most) = (slice.endpoints.len(), MAX_ENDPOINTS.saturating_sub(*kept));
         *kept += count.min(most);
         if count <= most {
-            return hinted;
+            return hints;
         }
         let slice = Arc::make_mut(slice);
         slice.endpoints = slice.endpoints[..most].into();
         let is_kept = |index: u32| usize::try_from(index).is_ok_and(|index| index < most);
         let pods = slice.pods.iter();
         slice.pods = pods.filter(|pod| is_kept(pod.endpoint)).cloned().collect();
-        Some(format!(
+        let cut = format!(
             "its Service has more than {MAX_ENDPOINTS} endpoints: {} of this slice's {count} are left out until it is read again",
             count - most
-        ))
+        );
+        Some(match hints {
+            Some(hints) => format!("{cut}; {hints}"),
+            None => cut,
+        })
     }
 
     /// A slice is gone, or is about to be replaced.
@@ -191,6 +195,16 @@ mod tests {
             nodes: [node.into()].into(),
         };
         assert_eq!(room.admit(&mut hinted(200, same_node)), None);
+        // One does not hide the other.
+        for n in 2..69 {
+            room.admit(&mut slice(n, 1, 1000));
+        }
+        let both = room.admit(&mut hinted(101, zones)).unwrap();
+        assert!(
+            both.contains(": 101 of this slice's 101 are left out"),
+            "{both}"
+        );
+        assert!(both.ends_with(told), "{both}");
     }
 
     proptest! {
