@@ -364,8 +364,8 @@ fn is_recent(stamp: Stamp) -> bool {
 }
 
 impl Manifest {
-    /// Whether the file with this stamp has the very bytes that this was read from. To look costs no memory: a file of 20 MB would
-    /// be there twice while it is decoded beside what came of it before.
+    /// Whether the file with this stamp has the very bytes that this was read from. It is read in parts: to decode it once more would
+    /// take the memory of the whole file, and of all its objects, beside those that there are.
     fn is_in(&self, path: &Path, stamp: Stamp) -> bool {
         let look = || -> io::Result<bool> {
             let mut file = File::open(path)?;

@@ -2,36 +2,23 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
-use super::contents;
+use super::{contents, v2};
 use crate::source::edition::Edition;
 
 /// See [`contents::Provenance`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Provenance {
-    source: String,
-    synced_at: u64,
-    resource_versions: BTreeMap<String, String>,
+    older: v2::Provenance,
     edition: Edition,
 }
 
 impl From<Provenance> for contents::Provenance {
-    fn from(provenance: Provenance) -> Self {
-        let Provenance {
-            source,
-            synced_at,
-            resource_versions,
-            edition,
-        } = provenance;
+    fn from(Provenance { older, edition }: Provenance) -> Self {
         Self {
-            source,
-            synced_at,
-            resource_versions,
             edition,
-            left_out: Vec::new(),
+            ..older.into()
         }
     }
 }
@@ -39,18 +26,9 @@ impl From<Provenance> for contents::Provenance {
 #[cfg(test)]
 impl From<contents::Provenance> for Provenance {
     fn from(provenance: contents::Provenance) -> Self {
-        let contents::Provenance {
-            source,
-            synced_at,
-            resource_versions,
-            edition,
-            left_out: _,
-        } = provenance;
         Self {
-            source,
-            synced_at,
-            resource_versions,
-            edition,
+            edition: provenance.edition,
+            older: provenance.into(),
         }
     }
 }
