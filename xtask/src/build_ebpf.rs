@@ -62,26 +62,31 @@ pub(crate) fn run() -> Result<()> {
 
 /// Leaves the debug information out, which is four fifths of the object and of no use to the kernel; BTF stays.
 fn strip(built: PathBuf) -> Result<PathBuf> {
-    let objcopy = [
-        "/usr/lib/llvm-22/bin/llvm-objcopy",
-        "llvm-objcopy-22",
-        "llvm-objcopy",
-    ]
-    .into_iter()
-    .find(|tool| Line::new(tool).arg("--version").output().is_ok());
-    let Some(objcopy) = objcopy else {
+    let Some(objcopy) = objcopy() else {
         say(
             "build-ebpf: no llvm-objcopy (Debian: llvm-22): the object keeps its debug information",
         );
         return Ok(built);
     };
     let stripped = built.with_extension("stripped");
-    Line::new(objcopy)
+    objcopy
         .arg("--strip-debug")
         .arg(&built)
         .arg(&stripped)
         .run()?;
     Ok(stripped)
+}
+
+/// LLVM's objcopy, where there is one.
+pub(crate) fn objcopy() -> Option<Line> {
+    [
+        "/usr/lib/llvm-22/bin/llvm-objcopy",
+        "llvm-objcopy-22",
+        "llvm-objcopy",
+    ]
+    .into_iter()
+    .map(Line::new)
+    .find(|tool| tool.clone().arg("--version").output().is_ok())
 }
 
 /// Where the agent's build script looks for the object.

@@ -3,6 +3,7 @@
 //! A verb is a file. Each prints the plain commands that it runs, so that nobody needs this program
 //! to know what it does.
 
+mod baseline;
 mod bench;
 mod build;
 mod build_ebpf;
@@ -39,6 +40,8 @@ enum Verb {
     Fuzz(fuzz::Args),
     /// Show service closure in a lab of network namespaces (root).
     Demo(demo::Args),
+    /// Store what others rely on, and print what differs from the last tag or from another commit.
+    Baseline(baseline::Args),
     /// Measure, as ratios against direct traffic (root).
     Bench(bench::Args),
 }
@@ -53,6 +56,7 @@ fn run() -> Result<()> {
         Verb::Test(args) => test::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Demo(args) => demo::run(args),
+        Verb::Baseline(args) => baseline::run(&args),
         Verb::Bench(args) => bench::run(args),
     }
 }
