@@ -1,15 +1,19 @@
-//! `check`: format, layering, ABI document, lints, of the fuzz targets too; cheapest first.
+//! `check`: format, layering, documents, lints (of the fuzz targets too), licences and advisories.
 
 mod abi;
+mod documents;
 mod layering;
 mod paths;
 
+use std::collections::BTreeSet;
+use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::fuzz;
+use crate::setup::{self, Need};
 use crate::shell::{Line, root, say, target_dir};
 
 /// Options of `check`.
@@ -30,6 +34,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .arg(fuzz::MANIFEST)
         .run()?;
     layering()?;
+    documents()?;
     abi::check(args.bless)?;
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()?;
     // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already, which is then not
@@ -40,7 +45,33 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         .arg(target_dir())
         .args(["--all-targets", "--", "-D", "warnings"])
         .env("CUSTOM_LIBFUZZER_PATH", root().join(fuzz::MANIFEST))
-        .run()
+        .run()?;
+    crates()
+}
+
+/// What comes with the crates (`deny.toml`). The database of advisories is not fetched here: a check asks nobody but the registry that
+/// the crates are from.
+fn crates() -> Result<()> {
+    setup::ensure(&[Need::Deny])?;
+    Line::new("cargo deny check --hide-inclusion-graph licenses bans sources").run()?;
+    if has_advisories() {
+        return Line::new("cargo deny --offline check advisories").run();
+    }
+    say(
+        "check: advisories were not looked at; `cargo deny fetch db` fetches them for the next time",
+    );
+    Ok(())
+}
+
+/// Whether cargo-deny has fetched the database of advisories.
+fn has_advisories() -> bool {
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
+    let entries = fs::read_dir(home.unwrap_or_default().join("advisory-dbs"));
+    entries.is_ok_and(|mut entries| {
+        // A lock lies beside it.
+        entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir()))
+    })
 }
 
 fn layering() -> Result<()> {
@@ -59,6 +90,39 @@ fn layering() -> Result<()> {
     Ok(())
 }
 
+/// Documents that tell what was so at their time.
+const HISTORY: &[&str] = &["CHANGELOG.md", "docs/decisions/"];
+
+fn documents() -> Result<()> {
+    let listed = Line::new("git ls-files --cached --others --exclude-standard").output()?;
+    let mut paths = BTreeSet::new();
+    for file in listed.lines().filter(|file| root().join(file).exists()) {
+        let ancestors = Path::new(file).ancestors();
+        paths.extend(ancestors.map(|path| path.display().to_string()));
+    }
+    let is_document = |path: &&String| {
+        path.ends_with(".md") && !HISTORY.iter().any(|history| path.starts_with(history))
+    };
+    let mut found = 0;
+    for document in paths.iter().filter(is_document) {
+        let text = read(&root().join(document))?;
+        for (line, path) in documents::absent(document, &text, &paths) {
+            say(format_args!(
+                "{document}:{line}: `{path}` is not there; name what is"
+            ));
+            found += 1;
+        }
+    }
+    if found > 0 {
+        bail!("documents: {found} names of files that are not there");
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
 /// Every Rust file below `dir`, in order of name, with its path from the workspace root.
 fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
     let list = || -> std::io::Result<Vec<_>> {
@@ -74,8 +138,7 @@ fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
         } else if path.is_dir() {
             collect(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {
-            let text = fs::read_to_string(&path)
-                .with_context(|| format!("cannot read {}", path.display()))?;
+            let text = read(&path)?;
             let name = path.strip_prefix(root()).unwrap_or(&path);
             files.push(layering::File {
                 name: name.display().to_string(),

@@ -32,7 +32,7 @@ enum Verb {
     Build(build::Args),
     /// Build the image, for x86_64 and aarch64, as an archive that runtimes import.
     Image,
-    /// Format, layering, ABI document, lints.
+    /// Format, layering, documents, lints, licences.
     Check(check::Args),
     /// Everything that must pass.
     Test(test::Args),

@@ -20,6 +20,8 @@ pub(crate) struct Args {
 /// Something a verb cannot do without.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Need {
+    /// Licences and advisories.
+    Deny,
     /// Runs the tests.
     Nextest,
     /// Compile and link for BPF.
@@ -183,6 +185,15 @@ const TOOLS: &[Tool] = &[
         is_present: has_linker,
     },
     Tool {
+        need: Need::Deny,
+        name: "cargo-deny",
+        purpose: "says which licences and advisories come with the crates",
+        origin: Origin::Cargo(|| {
+            Line::new("cargo install cargo-deny --version 0.20.2 --locked --no-default-features")
+        }),
+        is_present: || find_program("cargo-deny").is_some(),
+    },
+    Tool {
         need: Need::Nextest,
         name: "cargo-nextest",
         purpose: "runs the tests, each in its own process",
@@ -198,7 +209,8 @@ const LLVM: &str = "/usr/lib/llvm-22";
 pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
 /// What the tests need, and so all that any verb does.
-pub(crate) const ALL: [Need; 10] = [
+pub(crate) const ALL: [Need; 11] = [
+    Need::Deny,
     Need::Nextest,
     Need::Ebpf,
     Need::Fuzz,
