@@ -1,0 +1,152 @@
+//! Imports that go the wrong way as yet, by what will end them. A list that only gets shorter.
+
+use super::floors::Breaches;
+
+/// Of the agent's crate.
+pub(crate) const AGENT: &[Breaches] = &[
+    Breaches {
+        until: "units of the agent know no other unit, and its loop alone has them",
+        imports: &[
+            ("agent/devices.rs", "agent/mod.rs"),
+            ("agent/probing.rs", "agent/mod.rs"),
+            ("agent/probing.rs", "agent/retention.rs"),
+            ("agent/probing/grpc.rs", "agent/probing/ask.rs"),
+            ("agent/retention.rs", "agent/mod.rs"),
+            ("agent/translating.rs", "agent/retention.rs"),
+        ],
+    },
+    Breaches {
+        until: "node/follow.rs and node/neighbours.rs",
+        imports: &[
+            ("node/links.rs", "node.rs"),
+            ("node/routes.rs", "node.rs"),
+            ("node/vtep.rs", "node/peers.rs"),
+        ],
+    },
+    Breaches {
+        until: "policy/inputs.rs has the words that policy/mod.rs and its rules share",
+        imports: &[
+            ("policy/edge.rs", "policy/mod.rs"),
+            ("policy/endpoints.rs", "policy/edge.rs"),
+            ("policy/endpoints.rs", "policy/mod.rs"),
+            ("policy/established.rs", "policy/mod.rs"),
+            ("policy/memo.rs", "policy/mod.rs"),
+            ("policy/peers.rs", "policy/mod.rs"),
+            ("policy/protected.rs", "policy/mod.rs"),
+            ("policy/reasons.rs", "policy/mod.rs"),
+            ("policy/topology.rs", "policy/mod.rs"),
+        ],
+    },
+    Breaches {
+        until: "files for the words that parents in source/ share with their children, as source/spec.rs",
+        imports: &[
+            ("source/checkpoint/keeper.rs", "source/checkpoint.rs"),
+            ("source/decode/kinds.rs", "source/decode.rs"),
+            ("source/decode/kinds/pod.rs", "source/decode.rs"),
+            ("source/decode/kinds/pod.rs", "source/decode/kinds.rs"),
+            ("source/decode/kinds/service.rs", "source/decode.rs"),
+            ("source/decode/kinds/service.rs", "source/decode/kinds.rs"),
+            ("source/decode/stream.rs", "source/decode.rs"),
+            ("source/kube.rs", "source/mod.rs"),
+            ("source/kube/access.rs", "source/mod.rs"),
+            ("source/kube/connection.rs", "source/kube.rs"),
+            ("source/kube/gaps.rs", "source/kube.rs"),
+            ("source/kube/plugin.rs", "source/kube/access.rs"),
+            ("source/kube/report.rs", "source/kube.rs"),
+            ("source/kube/servers.rs", "source/kube.rs"),
+            ("source/kube/servers.rs", "source/mod.rs"),
+            ("source/kube/task.rs", "source/kube.rs"),
+        ],
+    },
+    Breaches {
+        until: "each fact is in the room that observes it",
+        imports: &[
+            ("dataplane/bpf.rs", "source/edition.rs"),
+            ("dataplane/bpf/edition.rs", "source/edition.rs"),
+            ("node/links.rs", "dataplane/clients/identity.rs"),
+            ("node/near.rs", "dataplane/clients/identity.rs"),
+        ],
+    },
+    Breaches {
+        until: "device/, and the rooms ledger/, pods/ and tunnel/",
+        imports: &[
+            ("guard/extra.rs", "guard.rs"),
+            ("retain/settings.rs", "guard.rs"),
+            ("retain/settings.rs", "translate.rs"),
+            ("retain/truth.rs", "guard.rs"),
+            ("retain/vtep/report.rs", "retain/vtep.rs"),
+        ],
+    },
+    Breaches {
+        until: "cni/, an edge of its own",
+        imports: &[
+            ("retain/cni.rs", "source/mod.rs"),
+            ("retain/cni.rs", "translate.rs"),
+            ("retain/cni/guarding.rs", "dataplane/guard.rs"),
+            ("retain/cni/guarding.rs", "dataplane/mod.rs"),
+            ("retain/cni/guarding.rs", "guard.rs"),
+            ("retain/cni/protocol.rs", "retain/cni.rs"),
+            ("retain/link.rs", "guard.rs"),
+            ("retain/link.rs", "node.rs"),
+        ],
+    },
+    Breaches {
+        until: "explain/, a room of rules",
+        imports: &[
+            ("agent/report.rs", "cli/explain.rs"),
+            ("control.rs", "cli/explain.rs"),
+        ],
+    },
+    Breaches {
+        until: "observe/status/, a file a room",
+        imports: &[
+            ("observe/metrics/table.rs", "observe/metrics.rs"),
+            ("status.rs", "observe/columns.rs"),
+            ("status.rs", "observe/durations.rs"),
+            ("status.rs", "observe/process.rs"),
+            ("status/refused.rs", "status.rs"),
+        ],
+    },
+    Breaches {
+        until: "rooms of dataplane/, and a file for what both kinds of pins need",
+        imports: &[
+            ("dataplane/bpf/edition.rs", "dataplane/bpf.rs"),
+            ("dataplane/bpf/repair.rs", "dataplane/bpf.rs"),
+            ("dataplane/bpf/table.rs", "dataplane/bpf.rs"),
+            ("dataplane/kept.rs", "dataplane/bpf.rs"),
+            ("dataplane/pinned.rs", "dataplane/bpf.rs"),
+            ("dataplane/sys/load.rs", "dataplane/sys.rs"),
+            ("dataplane/sys/packet.rs", "dataplane/sys.rs"),
+            ("dataplane/tc.rs", "dataplane/bpf.rs"),
+        ],
+    },
+    Breaches {
+        until: "files for the words that plan.rs shares with its children",
+        imports: &[
+            ("plan/image.rs", "plan.rs"),
+            ("plan/turns.rs", "plan.rs"),
+            ("plan/unit.rs", "plan.rs"),
+        ],
+    },
+    Breaches {
+        until: "configuration as values",
+        imports: &[
+            ("cli/check/cni.rs", "cli/check.rs"),
+            ("cli/check/retention.rs", "cli/check.rs"),
+            ("config/cgroup.rs", "config.rs"),
+        ],
+    },
+];
+
+/// Of the programs' crate.
+pub(crate) const PROGRAMS: &[Breaches] = &[Breaches {
+    until: "frame/, maps/ and prog/",
+    imports: &[
+        ("abi/affinity.rs", "abi.rs"),
+        ("abi/guard.rs", "abi.rs"),
+        ("abi/translate.rs", "abi.rs"),
+        ("abi/vtep.rs", "abi.rs"),
+        ("rewrite/answer.rs", "rewrite.rs"),
+        ("rewrite/ip.rs", "rewrite.rs"),
+    ],
+}];
