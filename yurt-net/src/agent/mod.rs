@@ -34,9 +34,8 @@ mod translating;
 mod upkeep;
 mod worker;
 
-use std::io;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,7 +52,7 @@ use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::clients::Clients;
 use crate::dataplane::sockets::{self, Event, Scanner};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
-use crate::error::chain;
+use crate::error::{PathError, chain};
 use crate::model::{LocalPod, Protocol};
 use crate::node::{NodeError, NodeWatch};
 use crate::observe::http::{self, Question};
@@ -97,32 +96,16 @@ pub enum AgentError {
     #[error(transparent)]
     Node(#[from] NodeError),
     /// A directory, a socket, a signal.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
 }
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
-    let io = |operation, path: &PathBuf| {
-        let path = path.clone();
-        move |source| AgentError::Io {
-            operation,
-            path,
-            source,
-        }
-    };
     let mut terminate =
-        signal(SignalKind::terminate()).map_err(io("handle", &PathBuf::from("SIGTERM")))?;
+        signal(SignalKind::terminate()).map_err(PathError::of("handle", Path::new("SIGTERM")))?;
     let mut interrupt =
-        signal(SignalKind::interrupt()).map_err(io("handle", &PathBuf::from("SIGINT")))?;
+        signal(SignalKind::interrupt()).map_err(PathError::of("handle", Path::new("SIGINT")))?;
     let Cgroup {
         path: cgroup,
         is_root,
@@ -148,7 +131,8 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         socket_lb: args.socket_lb,
     })?;
     // Before all that may take long: devices are made whenever flannel starts.
-    let mut devices = Devices::start(args).map_err(io("start a thread for", state_dir))?;
+    let mut devices =
+        Devices::start(args).map_err(PathError::of("start a thread for", state_dir))?;
     let (saver, found) = Saver::open(state_dir.join("snapshot"));
     for problem in &found.problems {
         warn!(

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Directory, Disk as _};
+use crate::error::PathError;
 use crate::guard::{ExtraPolicy, Mode, Policy};
 use crate::translate;
 
@@ -15,16 +16,8 @@ use crate::translate;
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
     /// The disk.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// Not what an agent writes.
     #[error("{} cannot be read: start the agent, which writes it anew", path.display())]
     Decode {
@@ -100,11 +93,7 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
                 return Ok(None);
             }
             Err(source) => {
-                return Err(SettingsError::Io {
-                    operation: "read",
-                    path,
-                    source,
-                });
+                return Err(PathError::of("read", &path)(source).into());
             }
         }
         let settings = serde_json::from_slice(&text);
@@ -122,12 +111,8 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
         let mut directory = Directory::new(state_dir);
         let new = format!("{}.new", Self::FILE);
         let io = |operation, name: &str| {
-            let path = state_dir.join(name);
-            move |source| SettingsError::Io {
-                operation,
-                path,
-                source,
-            }
+            let error = PathError::of(operation, &state_dir.join(name));
+            move |source| SettingsError::from(error(source))
         };
         let Some(settings) = settings else {
             let removed = directory.remove(Self::FILE);

@@ -2,9 +2,8 @@
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;
-use std::io;
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use inotify::{EventMask, Inotify, WatchMask};
@@ -15,6 +14,7 @@ use super::cni::{CniError, clock};
 use super::ledger::store::{CURRENT, LedgerError, Lock, Place, Store};
 use super::ledger::{Ledger, Now};
 use super::plan::Draft;
+use crate::error::PathError;
 
 /// Room for a few dozen events; what does not fit is read in the next round.
 const BUFFER_BYTES: usize = 4096;
@@ -23,16 +23,8 @@ const BUFFER_BYTES: usize = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
     /// Its directory in memory.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// What is in it.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
@@ -97,11 +89,7 @@ impl LedgerWatch {
         // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
         let path = place.in_memory();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
-        made.map_err(|source| WatchError::Io {
-            operation: "make",
-            path: path.clone(),
-            source,
-        })?;
+        made.map_err(PathError::of("make", &path))?;
         DirectoryWatch::new(&path, Some(CURRENT)).map(Self)
     }
 
@@ -126,19 +114,15 @@ pub struct DirectoryWatch {
 impl DirectoryWatch {
     /// Of the file of this name, if there is one. Changes from here on are not missed. Must be called inside a tokio runtime.
     pub fn new(path: &Path, only: Option<&'static str>) -> Result<Self, WatchError> {
-        let failed = |source| WatchError::Io {
-            operation: "watch",
-            path: path.to_owned(),
-            source,
-        };
-        let inotify = Inotify::init().map_err(failed)?;
+        let failed = PathError::of("watch", path);
+        let inotify = Inotify::init().map_err(&failed)?;
         let mask = WatchMask::CLOSE_WRITE
             | WatchMask::MOVED_TO
             | WatchMask::MOVED_FROM
             | WatchMask::DELETE
             | WatchMask::MOVE_SELF
             | WatchMask::ONLYDIR;
-        inotify.watches().add(path, mask).map_err(failed)?;
+        inotify.watches().add(path, mask).map_err(&failed)?;
         // SAFETY: the file descriptor is owned by `inotify`, which closes it only when it is dropped, and the
         // `AsyncFd` drops it after it has deregistered.
         let inotify = unsafe { AsyncFd::register_with_interest(inotify, Interest::READABLE) };

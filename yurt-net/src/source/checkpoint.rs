@@ -26,6 +26,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use crate::disk::{Directory, Disk};
+use crate::error::PathError;
 use crate::model::Snapshot;
 use crate::source::edition::Edition;
 use crate::table::ServiceKey;
@@ -101,16 +102,8 @@ pub enum CheckpointError {
         kept: u64,
     },
     /// The disk.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
 }
 
 /// A checkpoint that could be read.
@@ -262,11 +255,7 @@ impl<D: Disk> Saver<D> {
                 Flaw::Version(version) => CheckpointError::Newer { path, version },
                 Flaw::Torn(kept) => CheckpointError::Torn { path, kept },
                 Flaw::Damaged(kept) => CheckpointError::Damaged { path, kept },
-                Flaw::Read(source) => CheckpointError::Io {
-                    operation: "read",
-                    path,
-                    source,
-                },
+                Flaw::Read(source) => PathError::of("read", &path)(source).into(),
             });
         }
         let (snapshot, provenance) = replayed.state?;
@@ -470,12 +459,8 @@ impl<D: Disk> Saver<D> {
         operation: &'static str,
         name: &str,
     ) -> impl Fn(io::Error) -> CheckpointError + use<D> {
-        let path = self.disk.path(name);
-        move |source| CheckpointError::Io {
-            operation,
-            path: path.clone(),
-            source,
-        }
+        let error = PathError::of(operation, &self.disk.path(name));
+        move |source| error(source).into()
     }
 }
 

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use super::run::{Host, RunError};
 use super::{Directories, Installed, Refusal, calls, install, uninstall};
+use crate::error::PathError;
 
 /// What runtimes take for a configuration.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
@@ -76,25 +77,13 @@ pub enum InstallError {
         source: serde_json::Error,
     },
     /// The disk.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
 }
 
-fn at(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> InstallError + use<> {
-    let path = path.to_owned();
-    move |source| InstallError::Io {
-        operation,
-        path,
-        source,
-    }
+fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallError + use<> {
+    let error = PathError::of(operation, path);
+    move |source| error(source).into()
 }
 
 /// Where a node's CNI is.

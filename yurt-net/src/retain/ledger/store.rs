@@ -25,6 +25,7 @@ use std::time::{Duration, Instant};
 use super::codec::{self, Flaw, VERSION};
 use super::{Ledger, Record};
 use crate::disk::{Directory, Disk};
+use crate::error::PathError;
 
 pub(in crate::retain) const CURRENT: &str = "ledger";
 const NEW: &str = "ledger.new";
@@ -77,16 +78,8 @@ pub enum LedgerError {
     #[error("encode a record")]
     Encode(#[from] serde_json::Error),
     /// The disk.
-    #[error("{operation} {}", path.display())]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Io(#[from] PathError),
     /// Neither journal can be written.
     #[error("the ledger can be written neither on disk ({on_disk}) nor in memory")]
     Nowhere {
@@ -185,11 +178,7 @@ impl Lock {
 
     /// `None`: another process is at it, or has removed what was locked.
     fn try_take(place: &Place, path: &Path) -> Result<Option<Self>, LedgerError> {
-        let io = |operation, source| LedgerError::Io {
-            operation,
-            path: path.to_owned(),
-            source,
-        };
+        let io = |operation, source| LedgerError::from(PathError::of(operation, path)(source));
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -486,11 +475,7 @@ impl<D: Disk> Journal<D> {
         operation: &'static str,
         name: &str,
     ) -> impl Fn(io::Error) -> LedgerError + use<D> {
-        let path = self.disk.path(name);
-        move |source| LedgerError::Io {
-            operation,
-            path: path.clone(),
-            source,
-        }
+        let error = PathError::of(operation, &self.disk.path(name));
+        move |source| error(source).into()
     }
 }

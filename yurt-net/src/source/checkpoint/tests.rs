@@ -8,6 +8,7 @@ use tempfile::TempDir;
 use super::contents::RecordOf;
 use super::*;
 use crate::disk::memory::Memory;
+use crate::error::PathError;
 use crate::model::{Hints, NamespacedName, Placement, Protocol};
 use crate::source::file::FileSource;
 use crate::table::ServiceKey;
@@ -534,10 +535,10 @@ fn a_full_disk_is_an_error_and_the_next_attempt_writes_everything() {
         assert!(
             matches!(
                 error,
-                CheckpointError::Io {
+                CheckpointError::Io(PathError {
                     operation: "write",
                     ..
-                }
+                })
             ),
             "{error}"
         );
@@ -667,10 +668,10 @@ fn on_a_file_system_links_are_not_followed() {
     let (mut saver, found) = Saver::open(&path);
     assert!(matches!(
         found.problems.as_slice(),
-        [CheckpointError::Io {
+        [CheckpointError::Io(PathError {
             operation: "read",
             ..
-        }]
+        })]
     ));
     assert!(save(&mut saver, &state(0)));
     assert!(save(&mut saver, &state(1)));
@@ -689,10 +690,10 @@ fn on_a_file_system_a_directory_that_cannot_be_made_is_an_error_until_it_can() {
     let is_read = |problem: &_| {
         matches!(
             problem,
-            CheckpointError::Io {
+            CheckpointError::Io(PathError {
                 operation: "read",
                 ..
-            }
+            })
         )
     };
     assert!(found.loaded.is_none() && found.problems.iter().all(is_read));
@@ -700,10 +701,10 @@ fn on_a_file_system_a_directory_that_cannot_be_made_is_an_error_until_it_can() {
     let result = saver.save(Contents::of(&snapshot), &provenance, Occasion::Changes);
     assert!(matches!(
         result,
-        Err(CheckpointError::Io {
+        Err(CheckpointError::Io(PathError {
             operation: "create",
             ..
-        })
+        }))
     ));
     fs::remove_file(&blocker).unwrap();
     assert!(save(&mut saver, &(snapshot, provenance)));
