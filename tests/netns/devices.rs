@@ -11,6 +11,7 @@ use anyhow::ensure;
 use yurt_ebpf::abi::GuardRow;
 use yurt_ebpf::abi::PlainRow;
 use yurt_net::dataplane::bpf::cleanup;
+use yurt_net::dataplane::guard::Guard;
 use yurt_net::dataplane::tc::Method;
 use yurt_net::guard::Mode;
 use yurt_net::node::LinkWatch;
@@ -314,6 +315,51 @@ fn cleanup_leaves_devices_as_if_there_had_been_no_guard() -> Result<()> {
         // The kernel takes a link off a moment after its last reference has gone.
         until(|| Ok(scene.is_stopped(&Scene::spoofed()).is_err()))?;
         assert!(!scene.node.bpffs().join("yurt-net").exists());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guard_whose_pins_another_bpffs_hides_is_taken_off_and_nobody_elses_program_is() -> Result<()> {
+    for method in BOTH {
+        let mut scene = Scene::new(Mode::Enforce, Some(method))?;
+        let program = foreign_program()?;
+        let theirs = foreign_link(&scene, &program)?;
+        let strays = |scene: &Scene| scene.inside(|| lock(&scene.guard).strays());
+        assert!(strays(&scene)?.found.is_empty());
+        scene.node.hide_pins()?;
+        // Whoever is guarded by maps that are kept has no stray, whatever has become of the pins.
+        assert!(strays(&scene)?.found.is_empty());
+
+        scene.restart()?;
+        scene.policy.mode = Mode::Audit;
+        scene.sync()?;
+        let found = strays(&scene)?;
+        // A filter is found where it is, and was swapped.
+        let hidden = if method == Method::Tcx { 2 } else { 0 };
+        assert_eq!(found.found.len(), hidden, "{found:?}");
+        let failures = scene.inside(|| found.mend())?;
+        assert!(failures.is_empty(), "{failures:?}");
+        scene
+            .is_stopped(&Scene::honest())
+            .context("theirs is there still")?;
+        drop(theirs);
+        scene.passes(&Scene::honest())?;
+        scene.passes(&Scene::spoofed())?;
+        assert_eq!(scene.counts()?, ["1 audited ipv4"]);
+        assert!(strays(&scene)?.found.is_empty());
+    }
+    Ok(())
+}
+
+#[test]
+fn a_guard_that_is_withdrawn_is_on_no_device_wherever_it_is_pinned() -> Result<()> {
+    for method in BOTH {
+        let scene = Scene::new(Mode::Enforce, Some(method))?;
+        scene.is_stopped(&Scene::spoofed())?;
+        scene.node.hide_pins()?;
+        scene.inside(|| Guard::withdraw(&scene.node.bpffs()))??;
+        scene.passes(&Scene::spoofed())?;
     }
     Ok(())
 }

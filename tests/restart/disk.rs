@@ -1,6 +1,6 @@
 //! Disks that are absent, full, read-only or something else, at the agent's start and under it: alarms, and no outage.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
@@ -44,7 +44,7 @@ impl Accident {
                 let taken = names.map(|n| fs::write(dir.join(n.to_string()), ""));
                 ensure!(taken.filter(Result::is_err).count() > 0, "names are left");
             }
-            Self::ReadOnly => mount(c"tmpfs", dir, libc::MS_REMOUNT | libc::MS_RDONLY, SMALL)?,
+            Self::ReadOnly => mount(dir, libc::MS_REMOUNT | libc::MS_RDONLY, SMALL)?,
             Self::File => {
                 fs::remove_dir_all(dir)?;
                 fs::write(dir, "not a directory")?;
@@ -61,7 +61,7 @@ const SMALL: &str = "size=128k,nr_inodes=64";
 fn world(accident: Accident) -> Result<World> {
     let world = World::new()?;
     if matches!(accident, Accident::Full | Accident::ReadOnly) {
-        mount(c"tmpfs", &world.node.state_dir(), 0, SMALL)?;
+        mount(&world.node.state_dir(), 0, SMALL)?;
     }
     Ok(world)
 }
@@ -328,10 +328,10 @@ fn health(world: &World) -> Result<String> {
 }
 
 /// A file system of its own, in the lab's mount namespace, over a directory of a node.
-pub(crate) fn mount(kind: &CStr, at: &Path, flags: libc::c_ulong, options: &str) -> Result<()> {
+fn mount(at: &Path, flags: libc::c_ulong, options: &str) -> Result<()> {
     let at = CString::new(at.as_os_str().as_encoded_bytes())?;
     let options = CString::new(options)?;
-    let kind = kind.as_ptr();
+    let kind = c"tmpfs".as_ptr();
     // SAFETY: all strings end in zero and outlive the call.
     let result = unsafe { libc::mount(kind, at.as_ptr(), kind, flags, options.as_ptr().cast()) };
     if result != 0 {

@@ -10,7 +10,6 @@ use anyhow::{Context as _, Result, ensure};
 use yurt_net::status::SelfTest;
 use yurt_net_tests::lab::{Pod, Proto, Traffic, agent_program, cgroup};
 
-use crate::disk::mount;
 use crate::kernel::Object;
 use crate::world::{CAPACITY, World, check, flags, vip};
 
@@ -115,18 +114,13 @@ fn services_outlive_the_agents_own_cgroup() -> Result<()> {
     world.expect(10, &[a, b], false)
 }
 
-/// Another bpf file system comes over the one with the pins, as init scripts and other agents mount one.
-fn mount_over_pins(world: &World) -> Result<()> {
-    mount(c"bpf", &world.node.bpffs(), 0, "mode=0700")
-}
-
 #[test]
 fn programs_whose_pins_another_bpffs_hides_decide_nothing_any_more() -> Result<()> {
     let world = World::new()?;
     let World { a, b, client, .. } = &world;
     world.node.apply(&world.web([a]))?;
     world.start_ready(&CAPACITY, &[])?.kill9()?;
-    mount_over_pins(&world)?;
+    world.node.hide_pins()?;
     world.expect(10, &[a], false)?;
     world.node.apply(&world.web([b]))?;
     let agent = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
@@ -136,15 +130,19 @@ fn programs_whose_pins_another_bpffs_hides_decide_nothing_any_more() -> Result<(
     assert!(world.node.agent_log().contains("another bpf file system"));
 
     // Under the agent: it pins what it has once more, and what was pinned below is the same.
-    mount_over_pins(&world)?;
+    world.node.hide_pins()?;
     let pin = world.node.bpffs().join("yurt-net/links/yurt_connect4");
     world.wait_for("new pins", || Ok(pin.exists()))?;
     world.expect(10, &[b], false)?;
     agent.kill9()?;
-    mount_over_pins(&world)?;
+    world.node.hide_pins()?;
     let output = world.node.yurt_net(&["cleanup"])?;
     ensure!(output.status.success());
-    ensure!(String::from_utf8_lossy(&output.stdout).contains("removed"));
+    let told = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        told.contains("removed") && told.contains("on cgroup"),
+        "{told}"
+    );
     let [to, _] = vip(10);
     let tally = client.connect_many(Proto::Tcp, &to, 1)?;
     ensure!(tally.answers.is_empty(), "{tally:?}");

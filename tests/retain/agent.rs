@@ -15,11 +15,11 @@ use yurt_net_tests::lab::{self, Lab, Netns};
 
 use yurt_net_tests::runtime::{Network, Node, addresses, mac, pod};
 
-const NODE: &str = "edge-1";
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const NODE: &str = "edge-1";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Sends a datagram to the gateway from an address that the Pod has given itself.
-fn spoof(netns: &Netns, address: &str) -> Result<()> {
+pub(crate) fn spoof(netns: &Netns, address: &str) -> Result<()> {
     netns.ip(&format!("address replace {address}/24 dev eth0\n"))?;
     let address: IpAddr = address.parse()?;
     netns.run(|| -> Result<()> {
@@ -35,7 +35,7 @@ pub(crate) fn shown<'a>(status: &'a Status, name: &str) -> Option<&'a GuardedPod
 }
 
 /// What the guard has found on a Pod's interface so far.
-fn found(node: &lab::Node, name: &str) -> Result<(u64, u64)> {
+pub(crate) fn found(node: &lab::Node, name: &str) -> Result<(u64, u64)> {
     let status = node.status()?;
     let pod = shown(&status, name).context("no such Pod in the status")?;
     Ok((pod.audited, pod.dropped))
@@ -229,76 +229,6 @@ fn a_pod_that_only_yurt_ipam_knows_uses_its_addresses_on_whatever_device_it_is()
     server.recv(&mut [0])?;
     let status = edge.status()?;
     ensure!(status.retention.dropped.values().all(|count| *count == 0));
-    Ok(())
-}
-
-#[test]
-fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
-    let lab = Lab::new()?;
-    let edge = lab.node(NODE)?;
-    let node = Node::on(&edge);
-    let agent = edge.start_agent(&[])?;
-    edge.wait_ready()?;
-    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
-    let web = pod("web-0", "c1");
-    network.add(&web.sandbox);
-    let guarded = |status: &Status| shown(status, "web-0").is_some_and(|pod| pod.device.is_some());
-    edge.wait_for_status("the Pod is guarded", guarded)?;
-    agent.kill9()?;
-    let agent = edge.start_agent(&["--guard=off"])?;
-    edge.wait_ready()?;
-    let later = pod("web-1", "c2");
-    network.add(&later.sandbox);
-    let status = edge.wait_for_status("both Pods are shown", |status| {
-        shown(status, "web-0").is_some() && shown(status, "web-1").is_some()
-    })?;
-    ensure!(status.retention.guard == "off" && !guarded(&status));
-    agent.kill9()?;
-    // Neither was looked at meanwhile.
-    spoof(&web.netns, "10.1.0.99")?;
-    spoof(&later.netns, "10.1.0.98")?;
-    let _agent = edge.start_agent(&[])?;
-    edge.wait_for_status("the Pods are guarded again", |status| {
-        guarded(status) && shown(status, "web-1").is_some_and(|pod| pod.device.is_some())
-    })?;
-    ensure!(found(&edge, "web-0")? == (0, 0) && found(&edge, "web-1")? == (0, 0));
-    Ok(())
-}
-
-#[test]
-fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
-    let lab = Lab::new()?;
-    let edge = lab.node(NODE)?;
-    let node = Node::on(&edge);
-    let _agent = edge.start_agent(&["--guard", "enforce", "--drift-interval", "1"])?;
-    edge.wait_ready()?;
-    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
-    let web = pod("web-0", "c1");
-    network.add(&web.sandbox);
-    let is_guarded = |status: &Status| {
-        let device = shown(status, "web-0").and_then(|pod| pod.device.as_ref());
-        device.is_some() && status.retention.alarms.is_empty() && status.degraded.is_empty()
-    };
-    edge.wait_for_status("the Pod is guarded", is_guarded)?;
-    let root = edge.bpffs().join("yurt-net");
-    fs::remove_dir_all(&root)?;
-    let (_, before) = found(&edge, "web-0")?;
-    spoof(&web.netns, "10.1.0.99")?;
-    let (audited, dropped) = found(&edge, "web-0")?;
-    ensure!(
-        dropped > before && audited == 0,
-        "{dropped} dropped, {audited} went on"
-    );
-    edge.wait_for_status("all pins are back", |status| {
-        let is_there =
-            |name: &str| fs::read_dir(root.join(name)).is_ok_and(|mut d| d.next().is_some());
-        is_guarded(status) && ["guard-v1", "tc", "links"].into_iter().all(is_there)
-    })?;
-    let (_, before) = found(&edge, "web-0")?;
-    spoof(&web.netns, "10.1.0.98")?;
-    edge.wait_for_status("another spoofed frame is dropped", |status| {
-        shown(status, "web-0").is_some_and(|pod| pod.dropped > before)
-    })?;
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 mod agent;
 mod chained;
 mod errors;
+mod guard;
 mod host;
 mod ipam;
 mod migration;

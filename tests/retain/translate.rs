@@ -352,3 +352,52 @@ fn pins_of_translation_that_are_removed_stop_no_packet_and_come_back() -> Result
     wait_until_translated(&edge, &["10.1.0.2"])?;
     works("with the next agent")
 }
+
+#[test]
+fn translation_whose_pins_another_bpffs_hides_is_taken_over_or_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let flags = [
+        "--translate=on",
+        "--translate-exclusive=10.1.0.0/28",
+        NO_PIN,
+    ];
+    let agent = edge.start_agent(&flags)?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", others(&node, "10.1.0.2"));
+    let first = pod("web-0", "c1");
+    network.add(&first.sandbox);
+    network.del(&first.sandbox);
+    network.plugins = others(&node, "10.1.0.100");
+    let web = pod("web-0", "c2");
+    network.add(&web.sandbox);
+    let web = Running::start(web, "web-0")?;
+    wait_until_translated(&edge, &["10.1.0.2"])?;
+    let works = || Ok::<_, anyhow::Error>(ask(edge.netns(), "10.1.0.2")? == "web-0");
+    ensure!(works()?);
+    agent.kill9()?;
+
+    edge.hide_pins()?;
+    ensure!(works()?);
+    // One that cannot be asked what Pods say leaves what it finds, by a table of its own.
+    let exclusive = ["--translate-exclusive=10.1.0.0/28", NO_PIN];
+    let nowhere = edge.start_agent_from("kube:http://127.0.0.1:9", NODE, &exclusive)?;
+    wait_until_translated(&edge, &["10.1.0.2"])?;
+    ensure!(
+        works()?
+            && edge
+                .agent_log()
+                .contains("yurt_xlate_out and 1 more on device")
+    );
+    nowhere.kill9()?;
+
+    // And nothing stays that is not wanted.
+    edge.hide_pins()?;
+    let _agent = edge.start_agent(&[NO_PIN])?;
+    edge.wait_for_status("no route is left", |_| routes(&edge).is_empty())?;
+    ensure!(ask(edge.netns(), "10.1.0.100")? == "web-0");
+    ensure!(ask_for(SILENCE, edge.netns(), "10.1.0.2").is_err());
+    drop(web);
+    Ok(())
+}

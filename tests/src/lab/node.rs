@@ -244,6 +244,11 @@ impl Node {
         empty(&self.bpffs()).context("empty the bpffs")
     }
 
+    /// Another bpf file system comes over the one with the pins, as init scripts and other agents mount one.
+    pub fn hide_pins(&self) -> Result<()> {
+        self.0.place.core.mount_bpffs(&self.bpffs())
+    }
+
     /// What the agent says of itself.
     pub fn status(&self) -> Result<Status> {
         let output = self.yurt_net(&["status", "-o", "json"])?;

@@ -163,7 +163,11 @@ fn do_work(
             let mut guarded = observed.attached;
             guarded.extend(applied.attached);
             guarded.retain(|ifindex| order.wanted.rows.contains_key(ifindex));
-            let failures = kept.err().into_iter().chain(applied.failures);
+            // Where ours cannot be attached, what there is guards better than nothing.
+            let is_spared =
+                |ifindex| order.wanted.rows.contains_key(&ifindex) && !guarded.contains(&ifindex);
+            let strays = guard.strays().spare(is_spared).mend();
+            let failures = kept.err().into_iter().chain(applied.failures).chain(strays);
             Outcome::Applied(guarded, failures.collect())
         }
     };

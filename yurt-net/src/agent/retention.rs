@@ -80,12 +80,10 @@ impl Retention {
     pub(super) fn start(args: &RunArgs) -> Result<Self, NodeError> {
         let place = args.place.ledger();
         let settings = args.guard_settings();
-        if settings.is_none()
-            && let Err(error) = Guard::withdraw(&args.place.bpffs)
-        {
-            let error = chain(&error);
-            warn!(error, "the guard of an earlier agent stays where it is");
-        }
+        let withdrawn = match settings {
+            None => Guard::withdraw(&args.place.bpffs),
+            Some(_) => Ok(()),
+        };
         let translation = args.translate.policy();
         let mut retention = Self {
             watch: None,
@@ -105,6 +103,14 @@ impl Retention {
             problems: Problems::default(),
         };
         retention.keep_settings();
+        let problem = withdrawn.err().map(|error| {
+            format!(
+                "the guard of an earlier agent stays on Pods' devices, and may drop what they send: {}; \
+                 run yurt-net cleanup, then start the agent again",
+                chain(&error)
+            )
+        });
+        set(&mut retention.problems.guard, "guard", problem);
         Ok(retention)
     }
 

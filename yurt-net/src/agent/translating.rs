@@ -51,6 +51,8 @@ pub(super) struct Translating {
     policy: Policy,
     worker: Worker<Translate, Order, Result<Work, TranslateError>>,
     counters: Option<TranslationCounters>,
+    /// Once, for what an earlier agent has left where no pin of it is seen.
+    has_looked: bool,
     /// By device, the addresses that its Pod appears with.
     translated: BTreeMap<u32, Vec<IpAddr>>,
     /// What annotations say that cannot be read, and what cannot be kept.
@@ -74,6 +76,7 @@ impl Translating {
                 }
             }),
             counters: None,
+            has_looked: false,
             translated: BTreeMap::new(),
             misread: Vec::new(),
             refused: Vec::new(),
@@ -98,6 +101,7 @@ impl Translating {
         };
         let is_needed = pods.iter().any(is_wanted)
             || !self.worker.is_idle()
+            || !self.has_looked
             || Translate::is_pinned(&self.bpffs);
         if !is_needed {
             self.refused.clear();
@@ -127,6 +131,7 @@ impl Translating {
                 self.refused = work.complaints;
                 let failures: Vec<String> =
                     work.failures.iter().map(|error| chain(error)).collect();
+                self.has_looked = failures.is_empty();
                 self.problem = (!failures.is_empty()).then(|| failures.join("; "));
             }
             Ok(Err(error)) => self.problem = Some(chain(&error)),
@@ -234,13 +239,15 @@ fn do_work(
 ) -> Result<(Option<Translate>, Work), TranslateError> {
     let routes = Routes::open()?;
     let known = routes.known()?;
+    // What is translated by pins that nobody sees is taken over, and not back.
+    let hidden = Translate::strays(translate.as_ref()).devices();
     let judge = |observed: &TranslateImage| {
         let node = Surroundings {
             owners: &order.owners,
             links: &order.links,
             local: &order.local,
             routes: &known,
-            translated: &observed.rows.keys().copied().collect(),
+            translated: &observed.rows.keys().chain(&hidden).copied().collect(),
         };
         compile(&order.pods, node, &order.policy)
     };
@@ -251,8 +258,11 @@ fn do_work(
             // Nothing is loaded for Pods that are all refused.
             let (wanted, complaints) = judge(&TranslateImage::default());
             if wanted.rows.is_empty() {
+                let strays = Translate::strays(None).mend();
+                routes.remove_ours()?;
                 let work = Work {
                     complaints,
+                    failures: strays.into_iter().map(TranslateError::from).collect(),
                     ..Work::default()
                 };
                 return Ok((None, work));
@@ -268,7 +278,15 @@ fn do_work(
     let observed = translate.observe(&routes)?;
     let (wanted, complaints) = judge(&observed);
     let mut failures = translate.apply(&observed, &wanted, &routes);
-    failures.extend(kept.err().map(TranslateError::from));
+    let unready: BTreeSet<u32> = match failures.is_empty() {
+        true => BTreeSet::new(),
+        // Where ours cannot be attached, what there is serves better than nothing.
+        false => wanted.rows.keys().copied().collect(),
+    };
+    let strays = Translate::strays(Some(&translate));
+    let strays = strays.spare(|ifindex| unready.contains(&ifindex)).mend();
+    let more = kept.err().into_iter().chain(strays);
+    failures.extend(more.map(TranslateError::from));
     let is_nothing_left = wanted == TranslateImage::default() && failures.is_empty();
     let mut work = Work {
         complaints,

@@ -14,6 +14,7 @@ use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::bpf::{self, ProgramSize, SocketLb};
 use crate::dataplane::sockets::{self, Unsupported};
+use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
 use crate::filesystem::Kind;
 use crate::model::Protocol;
@@ -125,6 +126,10 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     }
     findings.push(agent(&status));
     findings.extend(running.as_ref().and_then(socket_lb));
+    if is_root && status.is_err() {
+        let cgroup = cgroup.as_ref().map_or(Path::new(""), |cgroup| &cgroup.path);
+        findings.extend(strays(&place.bpffs, cgroup));
+    }
     // Whoever is ready serves; else what an earlier agent has left does, and before the first table nothing.
     let is_ready = running.as_ref().is_some_and(|status| status.ready);
     let is_served = is_ready || place.bpffs.join("yurt-net/links").is_dir();
@@ -344,6 +349,23 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
             Finding::new("agent", Outcome::Failed, detail, remedy)
         }
     }
+}
+
+/// What decides without an agent, and by no pin that one would find. An agent that runs takes it off itself.
+fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
+    let Strays { found, failures } = Strays::out_of_sight(bpffs, cgroup);
+    let detail = match (found.as_slice(), failures.first()) {
+        ([], None) => return None,
+        ([], Some(failure)) => chain(failure),
+        (found, _) => format!(
+            "no agent answers, and programs that no pin in {} leads to decide by what one has left: {}",
+            bpffs.display(),
+            shown(found)
+        ),
+    };
+    let remedy = "start the agent, which takes them off, or run yurt-net cleanup; findmnt -t bpf shows whether another bpf file \
+                  system is mounted over the one with their pins";
+    Some(Finding::new("pins", Outcome::Warning, detail, remedy))
 }
 
 /// What the running agent leaves out by its flags.

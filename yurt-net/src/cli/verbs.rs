@@ -13,8 +13,9 @@ use crate::config::{
 };
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf::{Cleanup, detach_all};
+use crate::dataplane::bpf::Cleanup;
 use crate::dataplane::claim::{Claim, Owned};
+use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
 use crate::model::{Snapshot, Touched};
 use crate::node::NodeWatch;
@@ -287,13 +288,20 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
     let cgroup = cgroup(&args.place).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
     let claim = Claim::take(Owned::of(&cgroup, bpffs, state_dir))?;
-    let pins = Cleanup::begin(bpffs)?;
+    let pins = match Cleanup::begin(bpffs) {
+        // Programs may be pinned elsewhere, and are to go all the same.
+        Err(error @ DataplaneError::NotBpffs { .. }) => Err(error),
+        pins => Ok(pins?),
+    };
     // Before the pins: a plugin that runs just now would load the guard anew.
     let guard = GuardSettings::leave(None, state_dir);
     let translation = Policy::leave(None, state_dir);
     // None depends on another, and a disk that has failed is a reason to want the way back.
-    let programs = detach_all(&cgroup);
-    let pins = pins.finish();
+    let hidden = Strays::out_of_sight(bpffs, &cgroup).found;
+    let programs = Strays::all(&cgroup);
+    let had_programs = !programs.found.is_empty();
+    let programs = programs.take_off();
+    let pins = pins.and_then(Cleanup::finish);
     let routes = Routes::withdraw();
     for socket in args.place.sockets() {
         // Only a killed agent leaves it; gone is gone.
@@ -301,8 +309,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     }
     drop(claim);
     let had = |removed: Option<&bool>| removed.is_some_and(|had| *had);
-    let had_some =
-        had(programs.as_ref().ok()) || had(pins.as_ref().ok()) || had(routes.as_ref().ok());
+    let had_some = had_programs || had(pins.as_ref().ok()) || had(routes.as_ref().ok());
     let mut left = Vec::new();
     if let Err(error) = guard {
         left.push(format!(
@@ -311,9 +318,18 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         ));
     }
     left.extend(translation.err().map(|error| chain(&error)));
-    left.extend(programs.err().map(|error| chain(&error)));
+    left.extend(programs.iter().map(|error| chain(error)));
     left.extend(pins.err().map(|error| chain(&error)));
     left.extend(routes.err().map(|error| chain(&error)));
+    if !hidden.is_empty() {
+        let hidden = shown(&hidden);
+        print(format!(
+            "found programs that no pin in {} leads to: {hidden}\n\
+             their maps stay until the bpf file system that pins them is unmounted or emptied: findmnt -t bpf lists \
+             those of this mount namespace, one below another too\n",
+            bpffs.join("yurt-net").display()
+        ))?;
+    }
     if !left.is_empty() {
         return Err(VerbError::Left(left.join("; ")));
     }

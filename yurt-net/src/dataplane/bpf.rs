@@ -34,12 +34,12 @@ use serde::{Deserialize, Serialize};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
-    LoadedProgram, VTEP_MAP, guard_maps, has_object, is_pinned_as, load_guard, load_translate,
-    load_vtep, translate_maps,
+    HOOKS, LoadedProgram, VTEP_MAP, guard_maps, has_object, is_pinned_as, load_guard,
+    load_translate, load_vtep, translate_maps,
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};
-pub use self::repair::{Repair, detach_all};
+pub use self::repair::Repair;
 use self::table::Table;
 pub(super) use self::table::{map_array, open_map};
 use super::clients::Look;

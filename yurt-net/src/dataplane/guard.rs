@@ -13,7 +13,7 @@
 //! A row outlives the device that it was written for, and an index may be used again; the program does not: it is on a
 //! device only once somebody has written the device's row and attached it there, and goes with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -29,12 +29,13 @@ use super::bpf::{
 };
 use super::kept::KeptPins;
 use super::pinned::{Place, directory, keep_all, on_program};
+use super::strays::{self, Strays};
 use super::sys::{self, MappedArray};
 use super::tc::{Attached, Hook, Method, Tc, TcProgram};
 use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
-pub(super) const PROGRAM: &str = "yurt_guard_in";
+pub(super) const PROGRAM: &str = strays::GUARD.0;
 const FEATURE: &str = "guard";
 
 /// What was found on a device, by the names of [`abi::REASON_NAMES`].
@@ -99,13 +100,23 @@ impl Guard {
         finish(&place, program.fd, program.id, method)
     }
 
-    /// Takes the guard off all devices, and forgets what it knew. Nothing is loaded for that.
+    /// Takes the guard off all devices, wherever it is pinned, and forgets what it knew.
     pub fn withdraw(bpffs: &Path) -> Result<(), DataplaneError> {
-        if !directory(bpffs, FEATURE, abi::GUARD_ABI).exists() {
-            return Ok(());
-        }
-        let applied = Self::open(bpffs, None)?.bring_to(&GuardImage::default())?;
-        applied.failures.into_iter().next().map_or(Ok(()), Err)
+        let withdraw = || match directory(bpffs, FEATURE, abi::GUARD_ABI).exists() {
+            true => Self::open(bpffs, None)?.bring_to(&GuardImage::default()),
+            false => Ok(Applied::default()),
+        };
+        let applied = withdraw();
+        // Those that are pinned elsewhere go, too, whatever has become of those here.
+        let strays = Strays::on_devices(&[strays::GUARD], &BTreeSet::new());
+        let failures = applied?.failures.into_iter().chain(strays.mend());
+        failures.into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// Programs of the guard on devices that know nothing of these maps: an agent of before has pinned them out of sight.
+    pub fn strays(&self) -> Strays {
+        let kept = strays::id(self.rows.as_fd());
+        Strays::on_devices(&[strays::GUARD], &kept.into_iter().collect())
     }
 
     /// Reads the maps, and looks where the program is.

@@ -13,6 +13,7 @@ pub mod memory;
 pub mod netlink;
 mod pinned;
 pub mod sockets;
+pub mod strays;
 mod sys;
 pub mod tc;
 pub mod translate;
@@ -461,7 +462,6 @@ fn is_written4(key: &abi::FrontendKey4) -> bool {
     key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
 }
 
-/// See [`is_written4`].
 fn is_written6(key: &abi::FrontendKey6) -> bool {
     let parts = (key.port_be, key.protocol, key.scope);
     key.pad == [0; 4] && key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts

@@ -18,7 +18,7 @@ use std::ptr::NonNull;
 pub(super) use self::load::{
     MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_SOCKET_FILTER,
     ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, map_of_maps_create, name_of,
-    program_info, program_load,
+    program_info, program_load, program_maps,
 };
 pub(super) use self::packet::packet_socket;
 
@@ -32,6 +32,7 @@ const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
@@ -117,7 +118,11 @@ struct InfoAttr {
 }
 
 fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
-    let mut value = T::default();
+    info_of(fd, T::default())
+}
+
+/// Hands over where lists are to be written to.
+fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let info = std::ptr::from_mut(&mut value).addr() as u64;
     bpf(
@@ -191,6 +196,11 @@ pub(super) fn links_on_cgroup(cgroup_id: u64) -> io::Result<Vec<(LinkInfo, Owned
 /// Opens a program by its number.
 pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
+}
+
+/// Opens a link by its number.
+pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+    bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
 }
 
 /// Walks through all objects of a kind; those of which one may hear nothing are passed over.

@@ -393,7 +393,7 @@ fn remove_pin(pin: &Path) -> Result<(), DataplaneError> {
     }
 }
 
-fn on_device(
+pub(super) fn on_device(
     operation: &'static str,
     program: &str,
     ifindex: u32,

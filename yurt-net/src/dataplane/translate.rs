@@ -20,6 +20,7 @@ use super::bpf::{load_translate, on_map, open_map, possible_cpus, remove_dir, tr
 use super::guard::PROGRAM as GUARD;
 use super::kept::KeptPins;
 use super::pinned::{Place, directory, keep_all};
+use super::strays::{self, Strays};
 use super::sys;
 use super::tc::{Hook, Method, Tc, TcProgram};
 use crate::node::routes::{RouteError, Routes};
@@ -117,6 +118,13 @@ impl Translate {
     /// Whether an agent has left something, which outlives it.
     pub fn is_pinned(bpffs: &Path) -> bool {
         directory(bpffs, FEATURE, abi::TRANSLATE_ABI).exists()
+    }
+
+    /// Programs of translation on devices that know nothing of the maps of this one, where there is one: an agent of before has pinned
+    /// them out of sight.
+    pub fn strays(this: Option<&Self>) -> Strays {
+        let kept = this.and_then(|this| strays::id(this.rows.as_fd()));
+        Strays::on_devices(&strays::TRANSLATE, &kept.into_iter().collect())
     }
 
     /// Reads the maps and the routes, and looks where the programs are.

@@ -75,17 +75,22 @@ impl Routes {
     pub fn withdraw() -> Result<bool, RouteError> {
         let withdraw = || {
             let routes = Self::open()?;
-            let ours = routes.ours()?;
-            let mut removed = Ok(());
-            for (address, device) in &ours {
-                removed = removed.and(routes.delete(*address, *device));
-            }
-            removed.map(|()| !ours.is_empty())
+            routes.remove_ours()
         };
         std::thread::scope(|scope| match scope.spawn(withdraw).join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
         })
+    }
+
+    /// Removes all of ours; whether there was one.
+    pub fn remove_ours(&self) -> Result<bool, RouteError> {
+        let ours = self.ours()?;
+        let mut removed = Ok(());
+        for (address, device) in &ours {
+            removed = removed.and(self.delete(*address, *device));
+        }
+        removed.map(|()| !ours.is_empty())
     }
 
     fn list(&self) -> Result<Vec<RouteMessage>, RouteError> {

@@ -31,7 +31,7 @@ fn object() -> Result<Vec<u8>, DataplaneError> {
 }
 
 /// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
-pub(super) const HOOKS: [(&str, u32); 8] = [
+pub(in crate::dataplane) const HOOKS: [(&str, u32); 8] = [
     ("yurt_recvmsg4", 19),
     ("yurt_recvmsg6", 20),
     ("yurt_getpeer4", 29),

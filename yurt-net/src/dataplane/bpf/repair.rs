@@ -1,18 +1,15 @@
 //! Links and pins as they should be, and how they are.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use tracing::warn;
-
-use super::load::HOOKS;
 use super::{BpfDataplane, LoadedProgram, at};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::kept::{is_pinned, keep_pin};
 use crate::dataplane::pinned::on_program;
+use crate::dataplane::strays::Strays;
 use crate::dataplane::sys;
 
 /// What a look at links and pins has come to.
@@ -57,54 +54,6 @@ fn repair_link(
     }
     let link = sys::link_create(program.fd.as_fd(), cgroup, program.attach_type);
     link.map(LinkRepair::Made).map_err(failed("attach"))
-}
-
-/// Takes programs of ours off a cgroup whose links are not among those that are wanted. An agent before this one has pinned them in
-/// another bpf file system, or in one that another was mounted over: they run first, and decide by a table that nobody keeps. A
-/// cgroup has one agent, by its claim, so none of them is a running agent's. Programs that were taken off, and failures.
-fn detach_others(
-    cgroup: &Path,
-    cgroup_id: u64,
-    is_wanted: impl Fn(&str, u32) -> bool,
-) -> (Vec<&'static str>, Vec<DataplaneError>) {
-    let links = match sys::links_on_cgroup(cgroup_id) {
-        Ok(links) => links,
-        Err(error) => return (Vec::new(), vec![at("look for links on", cgroup)(error)]),
-    };
-    let (mut detached, mut failures) = (Vec::new(), Vec::new());
-    for (info, link) in links {
-        let Some((name, _)) = HOOKS.iter().find(|(_, hook)| *hook == info.attach_type) else {
-            continue;
-        };
-        if is_wanted(name, info.id) || !is_called(info.prog_id, name) {
-            continue;
-        }
-        match sys::link_detach(link.as_fd()) {
-            Ok(()) => detached.push(*name),
-            Err(error) => failures.push(on_program("detach what is left of", name)(error)),
-        }
-    }
-    (detached, failures)
-}
-
-/// Whether a program has this name of ours.
-fn is_called(id: u32, name: &str) -> bool {
-    let info = sys::program_by_id(id).and_then(|program| sys::program_info(program.as_fd()));
-    info.is_ok_and(|info| info.name == sys::name_of(name))
-}
-
-/// Takes every program of ours off a cgroup, wherever its link is pinned; true when there was one. To be called by whoever has
-/// claimed it.
-pub fn detach_all(cgroup: &Path) -> Result<bool, DataplaneError> {
-    let id = match cgroup.metadata() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        metadata => metadata.map_err(at("stat", cgroup))?.st_ino(),
-    };
-    let (detached, failures) = detach_others(cgroup, id, |_, _| false);
-    match failures.into_iter().next() {
-        Some(failure) => Err(failure),
-        None => Ok(!detached.is_empty()),
-    }
 }
 
 impl BpfDataplane {
@@ -163,14 +112,8 @@ impl BpfDataplane {
             Some(link) => !sys::object_id(link.as_fd()).is_ok_and(|[_, ours]| ours != id),
             None => true,
         };
-        let (detached, failures) = detach_others(&self.options.cgroup, cgroup_id, ours);
-        if !detached.is_empty() {
-            warn!(
-                programs = detached.join(","),
-                "programs of an earlier agent, pinned in another bpf file system, were taken off the cgroup"
-            );
-        }
-        repair.failures.extend(failures);
+        let strays = Strays::on_cgroup(&self.options.cgroup, ours);
+        repair.failures.extend(strays.mend());
     }
 
     /// Programs that serve nobody just now.

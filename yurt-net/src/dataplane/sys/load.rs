@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{MapInfo, address, bpf, info, owned, raw};
+use super::{MapInfo, address, bpf, info, info_of, owned, raw};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;
@@ -259,7 +259,9 @@ struct RawProgramInfo {
     tag: [u8; 8],
     jited_len: u32,
     xlated_len: u32,
-    jited_to_uid: [u64; 4],
+    jited_to_load_time: [u64; 3],
+    created_by_uid: u32,
+    nr_map_ids: u32,
     map_ids: u64,
     name: [u8; 16],
     to_prog_tags: [u64; 14],
@@ -279,6 +281,21 @@ pub(in crate::dataplane) struct ProgramInfo {
     pub(in crate::dataplane) verified: u32,
     /// Bytes after translation.
     pub(in crate::dataplane) translated: u32,
+}
+
+/// The numbers of the maps that a program reads or writes.
+pub(in crate::dataplane) fn program_maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// `MAX_USED_MAPS` of the verifier.
+    const MOST: u32 = 64;
+    let mut ids = vec![0u32; MOST as usize];
+    let asked = RawProgramInfo {
+        nr_map_ids: MOST,
+        map_ids: ids.as_mut_ptr().addr() as u64,
+        ..RawProgramInfo::default()
+    };
+    let found = info_of(program, asked)?.nr_map_ids;
+    ids.truncate(found as usize);
+    Ok(ids)
 }
 
 /// Describes a program.

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::netlink::Connection;
-use super::{BPF_LINK_CREATE, LinkCreateAttr, bpf, info, owned, raw};
+use super::{BPF_LINK_CREATE, BPF_PROG_QUERY, LinkCreateAttr, bpf, info, owned, raw};
 use crate::dataplane::netlink::{u16_at, u32_at};
 
 /// `BPF_TCX_INGRESS`.
@@ -112,7 +112,80 @@ pub(in crate::dataplane) fn tcx_program(
     Ok(is_there.then_some(info.prog_id))
 }
 
+/// The attributes of `BPF_PROG_QUERY`, as they are asked of devices.
+#[repr(C)]
+struct TcxQueryAttr {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Program and link of everything that was attached to a device by a link. `ENODEV`: there is no such device.
+pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// `BPF_MPROG_MAX`: more are on no hook.
+    const MOST: u32 = 64;
+    let (mut programs, mut links) = ([0u32; MOST as usize], [0u32; MOST as usize]);
+    let mut attr = TcxQueryAttr {
+        ifindex,
+        attach_type: hook.tcx(),
+        query_flags: 0,
+        attach_flags: 0,
+        prog_ids: programs.as_mut_ptr().addr() as u64,
+        count: MOST,
+        pad: 0,
+        prog_attach_flags: 0,
+        link_ids: links.as_mut_ptr().addr() as u64,
+        link_attach_flags: 0,
+        revision: 0,
+    };
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        // Before Linux 6.6 nobody knows such a hook.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        result => drop(result?),
+    }
+    let found = programs.into_iter().zip(links).take(attr.count as usize);
+    // Without a link a program has the number 0.
+    Ok(found.filter(|(_, link)| *link != 0).collect())
+}
+
+/// A device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::dataplane) struct Device {
+    pub(in crate::dataplane) ifindex: u32,
+    pub(in crate::dataplane) name: String,
+}
+
+/// The devices of the network namespace of whoever calls.
+pub(in crate::dataplane) fn devices() -> io::Result<Vec<Device>> {
+    let mut devices = Vec::new();
+    // `struct ifinfomsg`, of all families.
+    let take = |message: &[u8]| devices.extend(device(message));
+    Connection::open(NETLINK_ROUTE)?.dump(RTM_GETLINK, &[0; IFINFOMSG], take)?;
+    Ok(devices)
+}
+
+fn device(message: &[u8]) -> Option<Device> {
+    let name = attributes(message.get(IFINFOMSG..)?).find(|(kind, _)| *kind == IFLA_IFNAME);
+    let (_, name) = name?;
+    Some(Device {
+        ifindex: u32_at(message, 4)?,
+        name: String::from_utf8_lossy(name.strip_suffix(&[0])?).into_owned(),
+    })
+}
+
 const NETLINK_ROUTE: libc::c_int = 0;
+const RTM_GETLINK: u16 = 18;
+/// `struct ifinfomsg`.
+const IFINFOMSG: usize = 16;
+const IFLA_IFNAME: u16 = 3;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
@@ -169,8 +242,10 @@ impl Filters {
         let mut found = None;
         let take = |message: &[u8]| found = found.or(ours(message, name));
         match self.0.dump(RTM_GETTFILTER, &body, take) {
-            // No qdisc to have filters.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+            // No qdisc to have filters, or a kernel that has neither.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
+                Ok(None)
+            }
             result => result.map(|()| found),
         }
     }

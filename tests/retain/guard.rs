@@ -1,0 +1,157 @@
+//! The guard's end: it is taken off where it is switched off or where nobody keeps its maps, and nowhere else.
+
+use std::fs;
+use std::net::UdpSocket;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use yurt_net::status::Status;
+use yurt_net_tests::lab::{self, Lab, Netns};
+use yurt_net_tests::runtime::{Network, Node, pod};
+
+use crate::agent::{NODE, PATIENCE, checked, found, shown, spoof};
+
+#[test]
+fn a_guard_that_is_switched_off_is_on_no_device() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&[])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    let guarded = |status: &Status| shown(status, "web-0").is_some_and(|pod| pod.device.is_some());
+    edge.wait_for_status("the Pod is guarded", guarded)?;
+    agent.kill9()?;
+    let agent = edge.start_agent(&["--guard=off"])?;
+    edge.wait_ready()?;
+    let later = pod("web-1", "c2");
+    network.add(&later.sandbox);
+    let status = edge.wait_for_status("both Pods are shown", |status| {
+        shown(status, "web-0").is_some() && shown(status, "web-1").is_some()
+    })?;
+    ensure!(status.retention.guard == "off" && !guarded(&status));
+    agent.kill9()?;
+    // Neither was looked at meanwhile.
+    spoof(&web.netns, "10.1.0.99")?;
+    spoof(&later.netns, "10.1.0.98")?;
+    let _agent = edge.start_agent(&[])?;
+    edge.wait_for_status("the Pods are guarded again", |status| {
+        guarded(status) && shown(status, "web-1").is_some_and(|pod| pod.device.is_some())
+    })?;
+    ensure!(found(&edge, "web-0")? == (0, 0) && found(&edge, "web-1")? == (0, 0));
+    Ok(())
+}
+
+/// A datagram from an address that the Pod has given itself comes to the gateway, or does not.
+fn spoofs(edge: &lab::Node, netns: &Netns, address: &str, is_heard: bool) -> Result<()> {
+    let gateway = edge.netns().run(|| UdpSocket::bind("10.1.0.1:9"))??;
+    // What would come has come by then, nearly always.
+    let soon = Duration::from_millis(300);
+    gateway.set_read_timeout(Some(if is_heard { PATIENCE } else { soon }))?;
+    spoof(netns, address)?;
+    let heard = gateway.recv(&mut [0]);
+    ensure!(heard.is_ok() == is_heard, "{address}: {heard:?}");
+    Ok(())
+}
+
+#[test]
+fn a_guard_whose_pins_another_bpffs_hides_drops_nothing_any_more() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let enforce = ["--guard=enforce", "--drift-interval=1"];
+    let agent = edge.start_agent(&enforce)?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    let guarded = |status: &Status| shown(status, "web-0").is_some_and(|pod| pod.device.is_some());
+    edge.wait_for_status("the Pod is guarded", guarded)?;
+    spoofs(&edge, &web.netns, "10.1.0.90", false)?;
+    agent.kill9()?;
+
+    // Who finds no pins guards anew, and by its own maps alone.
+    edge.hide_pins()?;
+    let (outcome, detail) = checked(&edge, "pins")?.remove(0);
+    ensure!(
+        outcome == "warning" && detail.contains("yurt_guard_in on device"),
+        "{detail}"
+    );
+    let agent = edge.start_agent(&["--guard=audit", "--drift-interval=1"])?;
+    edge.wait_for_status("the Pod is guarded again", guarded)?;
+    spoofs(&edge, &web.netns, "10.1.0.91", true)?;
+    let (audited, dropped) = found(&edge, "web-0")?;
+    ensure!(audited > 0 && dropped == 0, "{audited} {dropped}");
+    ensure!(edge.status()?.retention.alarms.is_empty());
+    ensure!(edge.agent_log().contains("yurt_guard_in on device"));
+    ensure!(checked(&edge, "pins")?.is_empty());
+    agent.kill9()?;
+
+    // Who guards nobody takes it off as well, and so does the way back.
+    let agent = edge.start_agent(&enforce)?;
+    edge.wait_for_status("the Pod is guarded once more", |status| {
+        guarded(status) && status.retention.guard == "enforce"
+    })?;
+    spoofs(&edge, &web.netns, "10.1.0.92", false)?;
+    agent.kill9()?;
+    edge.hide_pins()?;
+    let agent = edge.start_agent(&["--guard=off"])?;
+    edge.wait_ready()?;
+    spoofs(&edge, &web.netns, "10.1.0.93", true)?;
+    agent.kill9()?;
+    let agent = edge.start_agent(&enforce)?;
+    edge.wait_for_status("the Pod is guarded at last", guarded)?;
+    spoofs(&edge, &web.netns, "10.1.0.94", false)?;
+    agent.kill9()?;
+    edge.hide_pins()?;
+    let output = edge.yurt_net(&["cleanup"])?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success(), "{output:?}");
+    ensure!(
+        told.contains("findmnt") && told.contains("removed all"),
+        "{told}"
+    );
+    spoofs(&edge, &web.netns, "10.1.0.95", true)?;
+    let output = edge.yurt_net(&["cleanup"])?;
+    ensure!(output.stdout == b"nothing to remove\n", "{output:?}");
+    Ok(())
+}
+
+#[test]
+fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let _agent = edge.start_agent(&["--guard", "enforce", "--drift-interval", "1"])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    let is_guarded = |status: &Status| {
+        let device = shown(status, "web-0").and_then(|pod| pod.device.as_ref());
+        device.is_some() && status.retention.alarms.is_empty() && status.degraded.is_empty()
+    };
+    edge.wait_for_status("the Pod is guarded", is_guarded)?;
+    let root = edge.bpffs().join("yurt-net");
+    fs::remove_dir_all(&root)?;
+    let (_, before) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.99")?;
+    let (audited, dropped) = found(&edge, "web-0")?;
+    ensure!(
+        dropped > before && audited == 0,
+        "{dropped} dropped, {audited} went on"
+    );
+    edge.wait_for_status("all pins are back", |status| {
+        let is_there =
+            |name: &str| fs::read_dir(root.join(name)).is_ok_and(|mut d| d.next().is_some());
+        is_guarded(status) && ["guard-v1", "tc", "links"].into_iter().all(is_there)
+    })?;
+    let (_, before) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.98")?;
+    edge.wait_for_status("another spoofed frame is dropped", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.dropped > before)
+    })?;
+    Ok(())
+}
