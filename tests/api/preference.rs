@@ -208,3 +208,42 @@ fn a_file_can_stand_behind_an_apiserver() -> Result<()> {
     api.http().restart()?;
     followed.until("the apiserver's", |s| services(s) == ["a"])
 }
+
+#[test]
+fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_source_said()
+-> Result<()> {
+    let hub = cluster(&["a", "b", "c"])?;
+    let direct = cluster(&ALL)?;
+    let specs = [yurthub(&hub), kube(&direct)];
+    hub.http().stop();
+    let mut before = Followed::start(&specs)?;
+    before.until("what the second one says", |s| services(s) == ALL)?;
+    let checkpoint = before.checkpoint()?;
+    drop(before);
+
+    // The cloud is out of reach, and the hub answers from its disk.
+    direct.http().stop();
+    hub.http().restart()?;
+    let mut followed = Followed::from(&specs, Some(checkpoint))?;
+    let is_good = |status: &SourceStatus| status.sources.iter().any(|source| source.is_good);
+    followed.until_status("the hub has said all", is_good)?;
+    let status = followed.status();
+    ensure!(status.provenance == Origin::Checkpoint, "{status:?}");
+    ensure!(
+        matches!(&status.held_lists[..], [held] if held.contains("may be older")),
+        "{status:?}"
+    );
+    let kept = followed.sources().snapshot().map(services);
+    ensure!(kept.as_deref() == Some(&ALL), "{kept:?}");
+
+    for (name, last) in [("d", 4), ("e", 5)] {
+        hub.put_all(web(name, last))?;
+    }
+    followed.until_status("its node is watched", |_| {
+        hub.http().open_watches(Resource::Nodes) == 1
+    })?;
+    hub.bookmark(Resource::Nodes);
+    hands_over(&mut followed, &specs[0])?;
+    ensure!(followed.status().held_lists.is_empty());
+    Ok(())
+}

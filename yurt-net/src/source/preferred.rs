@@ -4,28 +4,30 @@
 //! one, and else there is none: nothing is written to the kernel then.
 //!
 //! The table does not go back when charge changes hands. A source that was away while another one was believed forgets what it said,
-//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides.
+//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides. What a checkpoint
+//! has of another source counts as that source's word, after a reboot too.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt as _, LocalBoxFuture, pending, select_all};
-use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
 use super::edition::Edition;
 use super::file::FileSource;
-use super::kube::{KubeSource, Received, Scope};
+use super::kube::{KubeSource, Scope};
 use super::{SourceError, SourceSpec};
 use crate::error::chain;
 use crate::model::{Snapshot, Touched};
 
 mod charge;
+mod status;
 
 use charge::{Act, Charge};
+pub use status::{FollowedSource, Origin, SourceStatus};
 
 /// See the module.
 pub struct Sources {
@@ -91,59 +93,6 @@ struct FollowedFile {
     snapshot: Snapshot,
     has_loaded: bool,
     error: Option<String>,
-}
-
-/// Where the snapshot in force comes from.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Origin {
-    /// There is none yet.
-    #[default]
-    None,
-    /// From an apiserver.
-    Live,
-    /// From YurtHub, which may be answering from its cache.
-    Hub,
-    /// From manifests.
-    File,
-    /// From the checkpoint: no source has answered since the start.
-    Checkpoint,
-}
-
-/// For status and metrics.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct SourceStatus {
-    /// The source in charge, as given; that of the checkpoint while none is.
-    pub source: String,
-    /// What the snapshot in force is.
-    pub provenance: Origin,
-    /// It is the cloud's present word, and not a cache's.
-    pub is_fresh: bool,
-    /// Seconds since the source in charge was last heard of, or since the checkpoint was true.
-    pub age_seconds: u64,
-    /// The sources that are followed, in order of preference.
-    pub sources: Vec<FollowedSource>,
-    /// What fails at present; what was known before is in force.
-    pub source_error: Option<String>,
-    /// Lists of a cache that are held back.
-    pub held_lists: Vec<String>,
-    /// What was received since the start, by resource.
-    pub received: BTreeMap<String, Received>,
-}
-
-/// One of the sources.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FollowedSource {
-    /// As given.
-    pub source: String,
-    /// The table comes from it.
-    pub is_in_charge: bool,
-    /// It has answered whole, and answers.
-    pub is_good: bool,
-    /// Seconds since it was last heard of; `None`: never, or it is a file.
-    pub age_seconds: Option<u64>,
 }
 
 /// Whether the snapshot in force is the cloud's present word.
@@ -321,86 +270,6 @@ impl Sources {
         loaded.filter(|loaded| loaded.provenance.source == spec.to_string())
     }
 
-    /// Manifests that cannot be read, or not all of them, and why: what they said last is in force.
-    pub fn stale_manifests(&self) -> Vec<String> {
-        let mut stale = Vec::new();
-        for source in self.active.iter().flatten() {
-            if let Source::File(file) = source {
-                match &file.error {
-                    Some(error) => stale.push(error.clone()),
-                    None => stale.extend(file.source.stale()),
-                }
-            }
-        }
-        stale
-    }
-
-    /// For status and metrics; `now` is in seconds since 1970.
-    pub fn status(&self, now: u64) -> SourceStatus {
-        let mut status = SourceStatus {
-            provenance: self.origin(),
-            is_fresh: self.freshness().is_fresh(),
-            ..SourceStatus::default()
-        };
-        if let Some((spec, source)) = self.in_charge() {
-            status.source = spec.to_string();
-            status.age_seconds = source.silence().unwrap_or_default().as_secs();
-        } else if let Some(loaded) = &self.checkpoint {
-            status.source.clone_from(&loaded.provenance.source);
-            status.age_seconds = now.saturating_sub(loaded.provenance.synced_at);
-        }
-        let in_charge = self.charge.in_charge();
-        for (index, (spec, source)) in self.specs.iter().zip(&self.active).enumerate() {
-            let Some(source) = source else { continue };
-            status.sources.push(FollowedSource {
-                source: spec.to_string(),
-                is_in_charge: in_charge == Some(index),
-                is_good: source.is_good(),
-                age_seconds: source.silence().map(|silence| silence.as_secs()),
-            });
-            if let Some(error) = source.error() {
-                let text = status.source_error.get_or_insert_default();
-                let separator = if text.is_empty() { "" } else { "; " };
-                let spec = spec.to_string();
-                // Some end with one.
-                let colon = if spec.ends_with(':') { "" } else { ":" };
-                *text += &match self.specs.len() {
-                    1 => error,
-                    _ => format!("{separator}{spec}{colon} {error}"),
-                };
-            }
-            let Source::Kube(source) = source else {
-                continue;
-            };
-            status.held_lists.extend(source.held().iter().map(|held| {
-                format!(
-                    "{}: a list of {} instead of {}, until it is confirmed",
-                    held.resource, held.offered, held.have
-                )
-            }));
-            for (resource, received) in source.received() {
-                let sum = status.received.entry(resource.to_owned()).or_default();
-                sum.bytes += received.bytes;
-                sum.objects += received.objects;
-                sum.lists += received.lists;
-                sum.watches += received.watches;
-                sum.events += received.events;
-            }
-        }
-        status
-    }
-
-    /// Sources that are not asked although only the checkpoint has something to say.
-    pub fn unasked(&self) -> Vec<String> {
-        match self.origin() {
-            Origin::Checkpoint => {
-                let specs = self.charge.idle().filter_map(|index| self.specs.get(index));
-                specs.map(ToString::to_string).collect()
-            }
-            _ => Vec::new(),
-        }
-    }
-
     /// Waits until the snapshot in force has changed. Safe to cancel: what is due is in `charge`, not in this future.
     pub async fn changed(&mut self) {
         loop {
@@ -430,6 +299,19 @@ impl Sources {
         Some((self.specs.get(index)?, self.active.get(index)?.as_ref()?))
     }
 
+    /// What this source says may be older than what is in force, which another one has said.
+    fn may_be_older(&self, index: usize, source: &Source) -> bool {
+        let is_of_another = match (self.charge.in_charge(), &self.checkpoint) {
+            (Some(in_charge), _) => in_charge != index,
+            (None, Some(loaded)) => {
+                let spec = self.specs.get(index).map(ToString::to_string);
+                spec.is_some_and(|spec| spec != loaded.provenance.source)
+            }
+            (None, None) => false,
+        };
+        is_of_another && !source.is_level()
+    }
+
     fn decide(&mut self) {
         let before = self.charge.in_charge();
         loop {
@@ -442,11 +324,15 @@ impl Sources {
                     let was_here = *presence == Presence::Here;
                     presence.note(spec, source.is_good(), source.why_lost());
                     let is_other = in_charge.is_some_and(|in_charge| in_charge != index);
-                    let is_good = source.is_good() && (!is_other || source.is_level());
-                    self.charge.report(index, is_good, now);
                     if is_other && was_here && !source.is_good() {
                         is_behind.push(index);
                     }
+                }
+            }
+            for index in 0..self.specs.len() {
+                if let Some(Some(source)) = self.active.get(index) {
+                    let is_good = source.is_good() && !self.may_be_older(index, source);
+                    self.charge.report(index, is_good, now);
                 }
             }
             let acts = self.charge.decide(now);
