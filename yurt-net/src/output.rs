@@ -38,23 +38,21 @@ const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Standard error, so that a write fails where it would wait. The log of a container goes into a pipe that somebody holds open while
-/// the runtime that reads it is stopped or hangs: an agent that waits for it would stop with it.
+/// the runtime that reads it is stopped or hangs, and that of a shell to a terminal behind a link that is down: an agent that waits for
+/// it would stop with it.
 pub fn standard_error() -> Box<dyn Write + Send> {
     let path = "/proc/self/fd/2";
     let Ok(metadata) = fs::metadata(path) else {
         return Box::new(io::stderr());
     };
-    if metadata.file_type().is_fifo() {
-        // Opened anew: the flag of the one that is open is whoever's it is shared with, too.
-        let own = File::options()
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path);
-        if let Ok(own) = own {
-            return Box::new(own);
-        }
+    let kind = metadata.file_type();
+    // Of a file, a write never fails for want of room at the moment.
+    if (kind.is_fifo() || kind.is_char_device())
+        && let Ok(own) = open_again(path)
+    {
+        return Box::new(own);
     }
-    if metadata.file_type().is_socket() {
+    if kind.is_socket() {
         // A journal's. It cannot be opened anew; the least that there is.
         let socket = io::stderr().as_fd().try_clone_to_owned();
         if let Ok(socket) = socket.map(UnixStream::from)
@@ -66,6 +64,15 @@ pub fn standard_error() -> Box<dyn Write + Send> {
         }
     }
     Box::new(io::stderr())
+}
+
+/// What is open there, without waiting in writes. The flag of the one that is open is whoever's it is shared with, too. A terminal does not
+/// become the agent's own, whose Ctrl-C would end it.
+fn open_again(path: &str) -> io::Result<File> {
+    File::options()
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
+        .open(path)
 }
 
 /// Lines on their way to a writer that may have no room. A line that finds none within a moment is dropped; how many were is said as
@@ -160,17 +167,14 @@ impl<W: Write> Write for LossyLog<W> {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
-    use std::os::fd::AsRawFd as _;
+    use std::os::fd::{AsRawFd as _, FromRawFd as _};
 
     use super::*;
 
     /// A pipe whose writer does not wait, as [`standard_error`] opens one.
     fn pipe() -> (io::PipeReader, File) {
         let (reader, writer) = io::pipe().unwrap();
-        let own = File::options()
-            .write(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(format!("/proc/self/fd/{}", writer.as_raw_fd()));
+        let own = open_again(&format!("/proc/self/fd/{}", writer.as_raw_fd()));
         (reader, own.unwrap())
     }
 
@@ -203,6 +207,45 @@ mod tests {
             assert_eq!(is_json, style == LogStyle::Json, "{told}");
             assert_eq!(all[kept + 1], "after");
         }
+    }
+
+    #[test]
+    fn a_log_to_a_terminal_that_nobody_reads_drops_lines_and_counts_them() {
+        // SAFETY: no pointer; the descriptor is owned right after.
+        let terminal = unsafe { libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY) };
+        assert!(terminal >= 0);
+        // SAFETY: it is open, and nobody else's.
+        let mut terminal = unsafe { File::from_raw_fd(terminal) };
+        // SAFETY: it is open, and of a terminal.
+        assert_eq!(unsafe { libc::unlockpt(terminal.as_raw_fd()) }, 0);
+        let mut number = 0u32;
+        // SAFETY: the kernel writes a number there.
+        let numbered = unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCGPTN, &mut number) };
+        assert_eq!(numbered, 0);
+        let shown = File::options()
+            .write(true)
+            .custom_flags(libc::O_NOCTTY)
+            .open(format!("/dev/pts/{number}"))
+            .unwrap();
+        let own = open_again(&format!("/proc/self/fd/{}", shown.as_raw_fd())).unwrap();
+        let mut log = LossyLog::new(own, LogStyle::Text);
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let lost = (0..1000).filter(|_| log.write_all(&line).is_err()).count();
+        assert!(lost > 0);
+        let reading = thread::spawn(move || {
+            let mut all = Vec::new();
+            let mut piece = [0; 4096];
+            // Nobody has it open at the end, which a terminal's reader is told as an error.
+            while let Ok(read @ 1..) = terminal.read(&mut piece) {
+                all.extend_from_slice(&piece[..read]);
+            }
+            all
+        });
+        while log.write_all(b"after\n").is_err() {}
+        drop((log, shown));
+        let all = String::from_utf8(reading.join().unwrap()).unwrap();
+        assert!(all.contains("lines of the log were dropped"), "{all}");
+        assert!(all.ends_with("after\r\n"));
     }
 
     #[test]
