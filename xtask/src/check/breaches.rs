@@ -5,17 +5,6 @@ use super::floors::Breaches;
 /// Of the agent's crate.
 pub(crate) const AGENT: &[Breaches] = &[
     Breaches {
-        until: "units of the agent know no other unit, and its loop alone has them",
-        imports: &[
-            ("agent/devices.rs", "agent/mod.rs"),
-            ("agent/probing.rs", "agent/mod.rs"),
-            ("agent/probing.rs", "agent/retention.rs"),
-            ("agent/probing/grpc.rs", "agent/probing/ask.rs"),
-            ("agent/retention.rs", "agent/mod.rs"),
-            ("agent/translating.rs", "agent/retention.rs"),
-        ],
-    },
-    Breaches {
         until: "node/follow.rs and node/neighbours.rs",
         imports: &[
             ("node/links.rs", "node.rs"),

@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::Agent;
 use super::mending::Mending;
 use crate::config::RunArgs;
 use crate::node::vtep::{OwnDevices, Word};
-use crate::policy::pool_peers;
+use crate::retain::peers::Peer;
 use crate::retain::vtep::Kind;
 use crate::retain::vtep::report::Report;
 
@@ -42,11 +41,27 @@ impl Devices {
         })
     }
 
-    /// Waits until [`Agent::inform`] has more to pass on than it did. Cancel safe.
+    /// Waits until there is more to hear than there was at the last [`Self::hear`]. Cancel safe.
     pub(super) async fn due(&self) {
         match self.are_peers_due {
             true => sleep_until(self.peers_at).await,
             false => std::future::pending().await,
+        }
+    }
+
+    /// Takes up what the source in charge says of this node's Node, and, where peers are looked after and it is time, who they are.
+    pub(super) fn hear(&mut self, word: Word, peers: Option<impl FnOnce() -> Vec<Peer>>) {
+        self.own.hear(word);
+        let Some(mending) = &self.mending else {
+            return;
+        };
+        let now = Instant::now();
+        self.are_peers_due = now < self.peers_at;
+        if !self.are_peers_due
+            && let Some(peers) = peers
+        {
+            self.peers_at = now + PEERS_AGE;
+            mending.hear(peers());
         }
     }
 
@@ -63,31 +78,5 @@ impl Devices {
             report.alarms.extend(mended.alarms);
         }
         report
-    }
-}
-
-impl Agent {
-    /// Passes on what the source in charge says of this node's Node, and who else is in its pool.
-    pub(super) fn inform(&self, devices: &mut Devices) {
-        let snapshot = self.sources.snapshot();
-        let node = &self.config.node;
-        let known = snapshot.and_then(|snapshot| snapshot.nodes.get(node.as_str()));
-        let annotations = known.map(|node| node.annotations.clone());
-        devices.own.hear(Word {
-            node: node.clone(),
-            annotations: annotations.unwrap_or_default(),
-            is_fresh: self.sources.freshness().is_fresh(),
-        });
-        let Some(mending) = &devices.mending else {
-            return;
-        };
-        let now = Instant::now();
-        devices.are_peers_due = now < devices.peers_at;
-        if !devices.are_peers_due
-            && let Some(snapshot) = snapshot
-        {
-            devices.peers_at = now + PEERS_AGE;
-            mending.hear(pool_peers(snapshot, &self.config, &self.memory));
-        }
     }
 }

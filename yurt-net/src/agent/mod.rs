@@ -22,10 +22,12 @@
 //! The loop owns all state. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
 mod cni;
+mod complaints;
 mod devices;
 mod established;
 mod guarding;
 mod mending;
+mod pods;
 mod probing;
 mod report;
 mod retention;

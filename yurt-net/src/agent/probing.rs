@@ -3,20 +3,21 @@
 //! At most four at a time. While the node's own link is down nobody is asked and nobody is left out: who fails then may only fail to be
 //! reached. What was found before is forgotten.
 
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use self::ask::{Failure, ask};
-use super::Agent;
-use super::retention::Retention;
-use crate::retain::probing::{Check, Failing, Prober, checks};
-use crate::source::preferred::Freshness;
+use self::ask::ask;
+use self::failure::Failure;
+use crate::model::Protocol;
+use crate::retain::probing::{Check, Failing, Prober};
 
 mod ask;
+mod failure;
 mod grpc;
 
 const MOST_AT_A_TIME: usize = 4;
@@ -78,42 +79,33 @@ impl Probing {
         }
     }
 
-    fn stop(&mut self) {
+    /// Whether the operator wants Pods to be asked.
+    pub(super) fn is_on(&self) -> bool {
+        self.is_on
+    }
+
+    /// Asks these from now on, each for the backends that are its; those that were asked before go on as they were.
+    pub(super) fn start(&mut self, wanted: BTreeMap<Check, BTreeSet<(SocketAddr, Protocol)>>) {
+        if !self.is_asking {
+            info!("the source is stale: Pods of this node are asked whether they answer");
+        }
+        self.is_asking = true;
+        let now = self.started.elapsed();
+        let spread = |period: Duration| period.mul_f64(fastrand::f64());
+        self.prober.set(wanted, now, spread);
+    }
+
+    /// Who does not answer.
+    pub(super) fn failing(&self) -> Failing {
+        self.prober.failing()
+    }
+
+    /// Asks nobody any more, and forgets what was found.
+    pub(super) fn stop(&mut self) {
         if std::mem::take(&mut self.is_asking) {
             info!("Pods of this node are no longer asked whether they answer");
             self.running = JoinSet::new();
             self.prober = Prober::default();
         }
-    }
-}
-
-impl Agent {
-    /// Takes up whom to ask, or leaves that to the source while it is fresh; true when the table may be another.
-    pub(super) fn take_probes(&mut self, retention: &Retention, probing: &mut Probing) -> bool {
-        let is_stale = self.sources.freshness() == Freshness::Stale;
-        match self.sources.snapshot() {
-            Some(snapshot) if probing.is_on && is_stale && retention.is_link_up() => {
-                if !probing.is_asking {
-                    info!("the source is stale: Pods of this node are asked whether they answer");
-                }
-                probing.is_asking = true;
-                let wanted = checks(snapshot, self.view.truth.as_deref());
-                let now = probing.started.elapsed();
-                let spread = |period: Duration| period.mul_f64(fastrand::f64());
-                probing.prober.set(wanted, now, spread);
-            }
-            _ => probing.stop(),
-        }
-        self.take_failing(probing)
-    }
-
-    /// Takes up who does not answer; true when that is new.
-    pub(super) fn take_failing(&mut self, probing: &Probing) -> bool {
-        let failing: Failing = probing.prober.failing();
-        let is_new = failing != *self.view.failing;
-        if is_new {
-            self.view.failing = Arc::new(failing);
-        }
-        is_new
     }
 }

@@ -13,16 +13,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
-use super::Agent;
 use super::cni::CniKeeper;
+use super::complaints::tell;
 use super::guarding::Guarding;
-use super::probing::Probing;
 use super::translating::{Translating, kept_for};
 use crate::config::{CniKeepArg, RunArgs};
 use crate::dataplane::guard::{Guard, Spoofs};
 use crate::error::chain;
 use crate::guard::{Complaint, Extra, ExtraPolicy, GuardedPod, Link, Policy, Reserved, compile};
-use crate::model::{LocalPod, NamespacedName, Snapshot};
+use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::policy::{NodeView, PolicyConfig};
 use crate::retain::cni::clock;
@@ -30,9 +29,9 @@ use crate::retain::ledger::store::{Lock, Place, Store};
 use crate::retain::ledger::{Entry, Key, State, is_same};
 use crate::retain::plan::{Draft, PodList, release};
 use crate::retain::settings::{GuardSettings, Settings as _};
-use crate::retain::truth::{Move, Truth};
+use crate::retain::truth::Truth;
 use crate::retain::watch::{LedgerWatch, Reading, WatchError};
-use crate::source::preferred::{Freshness, Sources};
+use crate::source::preferred::Sources;
 use crate::status::{self, GuardedPodStatus};
 use crate::translate;
 
@@ -218,7 +217,7 @@ impl Retention {
     }
 
     /// Where Pods of this node are; `None` where no plugin tells.
-    fn truth(&self) -> Option<Arc<Truth>> {
+    pub(super) fn truth(&self) -> Option<Arc<Truth>> {
         let devices = self.devices.as_deref();
         self.is_on()
             .then(|| Arc::new(Truth::new(&self.reading.ledger, devices)))
@@ -437,89 +436,6 @@ impl Retention {
             audited: audited.values().sum(),
             dropped: dropped.values().sum(),
         }
-    }
-}
-
-impl Agent {
-    /// Follows the ledger up, and its consequences for the table.
-    pub(super) async fn retain(&mut self, retention: &mut Retention, probing: &mut Probing) {
-        let (config, view) = (&self.config, &self.view);
-        retention.update(&mut self.sources, config, view).await;
-        self.tell_clients(retention);
-        if self.take_truth(retention, probing) && self.status.ready {
-            self.try_sync();
-        }
-    }
-
-    /// What `status` says of retention.
-    pub(super) fn fill_retention(&mut self, retention: &Retention) {
-        let mut status = retention.status();
-        if let (Some(truth), Some(snapshot)) = (&self.view.truth, self.sources.snapshot()) {
-            let moves = snapshot
-                .slices
-                .values()
-                .flat_map(|slice| truth.moves(slice));
-            for (_, _, moved) in moves {
-                match moved {
-                    Move::To(_) => status.endpoints_moved += 1,
-                    Move::Away => status.endpoints_away += 1,
-                }
-            }
-        }
-        status.endpoints_failing = self.view.failing.len();
-        self.status.retention = status;
-    }
-
-    /// Takes up where Pods are and whether they answer, or leaves that to the source while it is fresh; true when that is new.
-    pub(super) fn take_truth(&mut self, retention: &Retention, probing: &mut Probing) -> bool {
-        let truth = match self.sources.freshness() {
-            Freshness::Fresh => None,
-            Freshness::Stale => retention.truth(),
-        };
-        let is_new = truth != self.view.truth;
-        if truth.is_some() != self.view.truth.is_some() {
-            match truth {
-                Some(_) => {
-                    info!("the source is stale: Pods of this node are where the ledger has them")
-                }
-                None => info!("the source is fresh: Pods are where it has them"),
-            }
-        }
-        self.view.truth = truth;
-        // They are asked where they are.
-        self.take_probes(retention, probing) || is_new
-    }
-
-    /// Whether the Pods of this node may say something else to retention than at the last call.
-    pub(super) fn have_pods_changed(&mut self) -> bool {
-        let empty = BTreeMap::new();
-        let pods = self
-            .sources
-            .snapshot()
-            .map_or(&empty, |snapshot| &snapshot.pods);
-        let is_same = |known: &Arc<LocalPod>, pod: &Arc<LocalPod>| Arc::ptr_eq(known, pod);
-        let is_unchanged = self.pods.len() == pods.len()
-            && self
-                .pods
-                .iter()
-                .zip(pods.values())
-                .all(|(known, pod)| is_same(known, pod));
-        if !is_unchanged {
-            self.pods = pods.values().cloned().collect();
-        }
-        !is_unchanged
-    }
-}
-
-/// Says what is new of it.
-pub(super) fn tell(what: &str, known: &[Complaint], complaints: &[Complaint]) {
-    for complaint in complaints.iter().filter(|new| !known.contains(new)) {
-        let Complaint {
-            pod,
-            interface,
-            reason,
-        } = complaint;
-        warn!(pod, interface, reason, "{what}");
     }
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::retention::tell;
+use super::complaints::tell;
 use super::worker::Worker;
 use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
 use crate::error::chain;

@@ -11,7 +11,7 @@ use http::header::{CONTENT_TYPE, TE, USER_AGENT};
 use http::{HeaderMap, Request, StatusCode};
 use tokio::net::TcpStream;
 
-use super::ask::Failure;
+use super::failure::Failure;
 
 /// A frame with a status takes seven bytes.
 const MOST_READ: usize = 256;

@@ -1,0 +1,17 @@
+//! What cannot be done for Pods as they ask for it, in the log.
+
+use tracing::warn;
+
+use crate::guard::Complaint;
+
+/// Says those that are not known yet.
+pub(super) fn tell(what: &str, known: &[Complaint], complaints: &[Complaint]) {
+    for complaint in complaints.iter().filter(|new| !known.contains(new)) {
+        let Complaint {
+            pod,
+            interface,
+            reason,
+        } = complaint;
+        warn!(pod, interface, reason, "{what}");
+    }
+}
