@@ -13,20 +13,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "policy/inputs.rs has the words that policy/mod.rs and its rules share",
-        imports: &[
-            ("policy/edge.rs", "policy/mod.rs"),
-            ("policy/endpoints.rs", "policy/edge.rs"),
-            ("policy/endpoints.rs", "policy/mod.rs"),
-            ("policy/established.rs", "policy/mod.rs"),
-            ("policy/memo.rs", "policy/mod.rs"),
-            ("policy/peers.rs", "policy/mod.rs"),
-            ("policy/protected.rs", "policy/mod.rs"),
-            ("policy/reasons.rs", "policy/mod.rs"),
-            ("policy/topology.rs", "policy/mod.rs"),
-        ],
-    },
-    Breaches {
         until: "files for the words that parents in source/ share with their children, as source/spec.rs",
         imports: &[
             ("source/checkpoint/keeper.rs", "source/checkpoint.rs"),

@@ -6,6 +6,13 @@
 //! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
 
+/// A single-stack Service does not exist in the other family, whatever other addresses it lists
+/// (kube-proxy `GetClusterIPByFamily`).
+pub(super) fn has_family(service: &Service, address: IpAddr) -> bool {
+    let mut cluster_ips = service.cluster_ips.iter();
+    cluster_ips.any(|ip| ip.is_ipv4() == address.is_ipv4())
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -16,8 +23,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::Environment;
-use super::edge::has_family;
+use super::environment::Environment;
 use super::protected::{HUB_PORT, HUB_V4, HUB_V6, is_hub, special};
 use super::topology::Outside;
 use super::traffic::{Candidate, Categories};

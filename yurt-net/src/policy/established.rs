@@ -16,7 +16,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use super::endpoints::{Slices, candidates};
-use super::{Environment, Memory, NodeView, PolicyConfig};
+use super::environment::Environment;
+use super::inputs::{Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
 use crate::table::{Backends, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 

@@ -14,8 +14,9 @@ use smallvec::SmallVec;
 
 use super::edge::{self, ServiceAddresses};
 use super::endpoints::{Slices, endpoint_set};
+use super::environment::Environment;
 use super::established::Suspects;
-use super::{Environment, established, prefixes};
+use super::{established, prefixes};
 use crate::model::{
     Endpoint, EndpointSlice, Kind, MAX_PORTS, NamespacedName, PoolService, Rejection, Service,
     ServicePort, Snapshot, Touched,

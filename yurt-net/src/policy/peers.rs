@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::inputs::{Memory, PolicyConfig};
 use super::topology::Topology;
-use super::{Memory, PolicyConfig};
 use crate::model::Snapshot;
 use crate::retain::peers::Peer;
 

@@ -234,7 +234,8 @@ fn apply(world: &mut World, edit: &Edit) {
         }
         Edit::Node(name, Some((pool, zone))) => world.node(name, *pool, |node| {
             node.internal_ips = vec![ip("192.0.2.11"), ip("fd00:2::11")];
-            let zone = zone.map(|zone| (super::ZONE_LABEL.to_owned(), zone.to_owned()));
+            let zone =
+                zone.map(|zone| (super::environment::ZONE_LABEL.to_owned(), zone.to_owned()));
             node.labels.extend(zone);
         }),
         Edit::Pool(name, None) => {
@@ -515,7 +516,9 @@ impl Filter<'_> {
 
     fn zone(&self) -> Option<&str> {
         let node = self.past[self.past.len() - 1].nodes.get("a1")?;
-        node.labels.get(super::ZONE_LABEL).map(String::as_str)
+        node.labels
+            .get(super::environment::ZONE_LABEL)
+            .map(String::as_str)
     }
 
     /// What a row does: kube-proxy's rules for packets, one at a time, asked for one client.

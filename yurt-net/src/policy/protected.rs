@@ -18,12 +18,9 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::str::FromStr;
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
-
-use super::{NodeView, PolicyConfig};
+use super::inputs::{NodeView, PolicyConfig, ProtectConfig};
 use crate::model::{NamespacedName, Snapshot};
 use crate::plan::{PROBE_V4, PROBE_V6};
 use crate::table::FrontendKind;
@@ -38,108 +35,6 @@ pub(super) const HUB_PORT: u16 = 10268;
 const HUB_PORTS: [u16; 4] = [10261, 10267, HUB_PORT, 10269];
 /// What else a node is reached or judged by: sshd, the kubelet, the health check of load balancers.
 const NODE_PORTS: [u16; 3] = [22, 10250, 10256];
-/// Where the agent's metrics are unless told otherwise.
-pub const METRICS_PORT: u16 = 10249;
-
-/// What the operator and the sources say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ProtectConfig {
-    /// `--protect`.
-    pub given: Vec<Place>,
-    /// Apiservers and YurtHubs of `--source`, of the kubeconfig and of the environment.
-    pub servers: Vec<SocketAddr>,
-    /// Ports of this agent.
-    pub agent_ports: Vec<u16>,
-    /// `--external-ips`.
-    pub external_ips: ExternalIps,
-}
-
-impl Default for ProtectConfig {
-    fn default() -> Self {
-        Self {
-            given: Vec::new(),
-            servers: Vec::new(),
-            agent_ports: vec![METRICS_PORT],
-            external_ips: ExternalIps::All,
-        }
-    }
-}
-
-/// A value of `--protect`: an address, or one port of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
-    /// Address.
-    pub address: IpAddr,
-    /// Port; `None` = all.
-    pub port: Option<u16>,
-}
-
-impl Place {
-    fn contains(self, at: SocketAddr) -> bool {
-        self.address == at.ip() && self.port.is_none_or(|port| port == at.port())
-    }
-}
-
-impl FromStr for Place {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Ok(at) = text.parse::<SocketAddr>() {
-            let address = at.ip().to_canonical();
-            let port = Some(at.port());
-            return Ok(Self { address, port });
-        }
-        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']'));
-        let address: Result<IpAddr, _> = bare.unwrap_or(text).parse();
-        match address {
-            Ok(address) => Ok(Self {
-                address: address.to_canonical(),
-                port: None,
-            }),
-            Err(_) => {
-                Err("expected ADDR or ADDR:PORT, as 192.0.2.1, 192.0.2.1:6443 or [fd00::1]:6443")
-            }
-        }
-    }
-}
-
-/// `--external-ips`: which `spec.externalIPs` are served at all.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum ExternalIps {
-    /// Those that are not protected.
-    #[default]
-    All,
-    /// None.
-    None,
-    /// Of those that are not protected the ones inside.
-    Inside(Vec<IpNetwork>),
-}
-
-impl ExternalIps {
-    fn admit(&self, address: IpAddr) -> bool {
-        match self {
-            Self::All => true,
-            Self::None => false,
-            Self::Inside(networks) => networks.iter().any(|network| network.contains(address)),
-        }
-    }
-}
-
-impl FromStr for ExternalIps {
-    type Err = &'static str;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text {
-            "all" => return Ok(Self::All),
-            "none" => return Ok(Self::None),
-            _ => {}
-        }
-        let networks = text.split(',').map(|one| one.trim().parse().ok()).collect();
-        let networks: Option<Vec<IpNetwork>> = networks;
-        let expected = "expected all, none, or prefixes as 198.51.100.0/24,2001:db8::/32";
-        networks.map(Self::Inside).ok_or(expected)
-    }
-}
 
 /// Whose an address is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]

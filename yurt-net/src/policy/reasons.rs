@@ -9,9 +9,11 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::edge;
 use super::endpoints::{Slices, candidates, ejected};
+use super::environment::Environment;
+use super::inputs::{Memory, NodeView, PolicyConfig};
 use super::traffic::Categories;
-use super::{Environment, Memory, NodeView, PolicyConfig, edge};
 use crate::model::{
     AddressFamily, EndpointPort, EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort,
     Snapshot,

@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{ClosureFailure, Memory, PolicyConfig};
+use super::inputs::{ClosureFailure, Memory, PolicyConfig};
 use crate::model::{AddressFamily, Endpoint, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::Closure;
 use crate::text;

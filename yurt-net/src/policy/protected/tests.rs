@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::super::fixtures::{World, frontends, ip, only, port};
+use super::super::inputs::{ExternalIps, Place};
 use super::*;
 use crate::model::ServiceType;
 

@@ -1,0 +1,71 @@
+//! What every Service of a table depends on.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::inputs::{Memory, NodeView, PolicyConfig, ViaHub};
+use super::node_addresses::node_addresses;
+use super::prefixes::GivenCidrs;
+use super::protected::Protected;
+use super::topology::Topology;
+use crate::model::{Rejection, Snapshot};
+use crate::retain::probing::Failing;
+use crate::retain::truth::Truth;
+
+/// Well-known label of a Node, shown in the table.
+pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
+
+/// What every Service depends on, and the table as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Environment {
+    pub(super) topology: Topology,
+    /// `topology.kubernetes.io/zone` of this node; "" when it has none.
+    pub(super) zone: String,
+    pub(super) node_addresses: Vec<IpAddr>,
+    /// Those on interfaces of this machine; `None` where nobody looked.
+    pub(super) local_addresses: Option<BTreeSet<IpAddr>>,
+    /// Where ClusterIPs come from.
+    pub(super) service_cidrs: GivenCidrs,
+    pub(super) is_behind_hub: bool,
+    pub(super) compat_drop_service: bool,
+    pub(super) compat_all_vips: bool,
+    pub(super) protected: Protected,
+    pub(super) truth: Option<Arc<Truth>>,
+    pub(super) failing: Arc<Failing>,
+}
+
+impl Environment {
+    pub(super) fn new(
+        snapshot: &Snapshot,
+        config: &PolicyConfig,
+        view: &NodeView,
+        memory: &Memory,
+        rejections: &mut Vec<Rejection>,
+    ) -> (Self, Memory) {
+        let (topology, mut memory) = Topology::resolve(snapshot, config, memory, rejections);
+        let last = &memory.node_addresses;
+        memory.node_addresses = node_addresses(snapshot, config, view, last, rejections);
+        let node = snapshot.nodes.get(&*config.node);
+        let zone = node.and_then(|node| node.labels.get(ZONE_LABEL));
+        let environment = Self {
+            topology,
+            zone: zone.cloned().unwrap_or_default(),
+            node_addresses: memory.node_addresses.clone(),
+            local_addresses: view.local_addresses.clone(),
+            service_cidrs: GivenCidrs::new(&config.service_cidrs, snapshot),
+            is_behind_hub: match config.kubernetes_via_hub {
+                ViaHub::Auto => config.is_source_hub,
+                ViaHub::On => true,
+                ViaHub::Off => false,
+            },
+            compat_drop_service: config.compat_drop_service,
+            compat_all_vips: config.compat_all_vips,
+            protected: Protected::new(snapshot, config, view),
+            truth: view.truth.clone(),
+            failing: view.failing.clone(),
+        };
+        (environment, memory)
+    }
+}

@@ -1,0 +1,59 @@
+//! Where this node serves NodePorts.
+#![forbid(unsafe_code)]
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use super::inputs::{NodeView, PolicyConfig};
+use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
+
+/// The addresses that NodePorts are served on: at most one of each family.
+///
+/// `last` are those of the compile before. One that went with its link stays until another takes its place: links at the edge
+/// come back. Loopback answers in any case, so it is what is left where nothing else ever was.
+pub(super) fn node_addresses(
+    snapshot: &Snapshot,
+    config: &PolicyConfig,
+    view: &NodeView,
+    last: &[IpAddr],
+    rejections: &mut Vec<Rejection>,
+) -> Vec<IpAddr> {
+    let node = snapshot.nodes.get(&*config.node);
+    let families = [
+        (AddressFamily::V4, view.default_source.0.map(IpAddr::V4)),
+        (AddressFamily::V6, view.default_source.1.map(IpAddr::V6)),
+    ];
+    let mut addresses = Vec::new();
+    for (family, default_source) in families {
+        let is_of_family = |address: &&IpAddr| AddressFamily::from(**address) == family;
+        let status = node.and_then(|node| {
+            let mut all = node.internal_ips.iter().chain(&node.external_ips);
+            all.find(is_of_family).copied()
+        });
+        let last = last.iter().find(is_of_family).copied();
+        let address = match (status, &view.local_addresses) {
+            (status, None) => status,
+            // Without its Node a running agent still knows where its uplink is.
+            (None, Some(_)) => default_source.or(last).filter(|_| node.is_none()),
+            (Some(address), Some(local)) if local.contains(&address) => Some(address),
+            (Some(address), Some(_)) => {
+                let (instead, why) = match default_source {
+                    Some(source) => (source, "the source of the default route"),
+                    None => (last.unwrap_or(address), "until another takes its place"),
+                };
+                rejections.push(snapshot.reject(
+                    Kind::Node,
+                    &NamespacedName::new("", config.node.as_str()),
+                    format!(
+                        "status address {address} is on no interface: NodePorts use {instead}, {why}"
+                    ),
+                ));
+                Some(instead)
+            }
+        };
+        addresses.extend(address);
+    }
+    if addresses.is_empty() && view.local_addresses.is_some() {
+        addresses = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    addresses
+}
