@@ -5,14 +5,6 @@ use super::floors::Breaches;
 /// Of the agent's crate.
 pub(crate) const AGENT: &[Breaches] = &[
     Breaches {
-        until: "node/follow.rs and node/neighbours.rs",
-        imports: &[
-            ("node/links.rs", "node.rs"),
-            ("node/routes.rs", "node.rs"),
-            ("node/vtep.rs", "node/peers.rs"),
-        ],
-    },
-    Breaches {
         until: "files for the words that parents in source/ share with their children, as source/spec.rs",
         imports: &[
             ("source/checkpoint/keeper.rs", "source/checkpoint.rs"),
@@ -62,7 +54,7 @@ pub(crate) const AGENT: &[Breaches] = &[
             ("retain/cni/guarding.rs", "guard.rs"),
             ("retain/cni/protocol.rs", "retain/cni.rs"),
             ("retain/link.rs", "guard.rs"),
-            ("retain/link.rs", "node.rs"),
+            ("retain/link.rs", "node/mod.rs"),
         ],
     },
     Breaches {

@@ -176,11 +176,7 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &[
-            "yurt-net/src/node.rs",
-            "yurt-net/src/node/",
-            "yurt-net/src/retain/link.rs",
-        ],
+        owners: &["yurt-net/src/node/", "yurt-net/src/retain/link.rs"],
         remedy: "addresses and links of the node are read from `node`, a Pod's interface is set by `retain::link`",
     },
     Edge {

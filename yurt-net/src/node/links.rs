@@ -10,8 +10,8 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, MulticastGroup};
 
+use super::follow::{Follower, NodeError, routes};
 use super::routes::main_routes;
-use super::{Follower, NodeError, routes};
 use crate::dataplane::clients::identity::Near;
 use crate::guard::Link;
 

@@ -14,9 +14,10 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
+use super::follow::{NodeError, routes};
 use super::links::links;
-use super::peers::{as_ip, entries, mac};
-use super::{NodeError, routes};
+use super::neighbours::{as_ip, entries, mac};
+use super::routes::main_routes;
 use crate::dataplane::clients::identity::{Near, Neighbour, Port, Question};
 use crate::netns::Netns;
 use crate::retain::ledger::Mac;
@@ -50,7 +51,7 @@ impl Nearby {
             let handle = &self.handle;
             let all = routes(handle).await?;
             let links = links(handle, &all).await?;
-            let routes = routes::main_routes(all);
+            let routes = main_routes(all);
             let mut neighbours = Vec::new();
             for family in [AddressFamily::Inet, AddressFamily::Inet6] {
                 let entries = entries(handle, family).await?;

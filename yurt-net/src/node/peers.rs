@@ -1,19 +1,17 @@
 //! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as `retain::peers` says.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use futures_util::TryStreamExt as _;
 use netlink_packet_route::AddressFamily;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
-};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use rtnetlink::Handle;
 
+use super::follow::{NodeError, routes};
+use super::neighbours::{entries, mac, plain};
 use super::routes::{destination, device, gateway};
+use super::view::view;
 use super::vtep::{VtepError, as_device, find};
-use super::{NodeError, routes, view};
-use crate::retain::ledger::Mac;
 use crate::retain::peers::{Repair, Tunnel};
 use crate::retain::vtep::What;
 
@@ -163,107 +161,8 @@ impl Entries {
     }
 }
 
-/// The permanent neighbours of a device.
-pub(super) async fn neighbours(
-    handle: &Handle,
-    ifindex: u32,
-) -> Result<BTreeMap<IpAddr, Mac>, NodeError> {
-    let mut neighbours = BTreeMap::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let of_device = |entry: &NeighbourMessage| entry.header.ifindex == ifindex;
-        let entries = entries(handle, family).await?;
-        let entries = entries.iter().filter(|entry| of_device(entry));
-        neighbours.extend(
-            entries
-                .filter_map(plain)
-                .map(|(mac, address)| (address, mac)),
-        );
-    }
-    Ok(neighbours)
-}
-
-/// Makes those neighbours of a device that are not there. How many that were.
-pub(super) async fn put_back(
-    handle: &Handle,
-    ifindex: u32,
-    neighbours: &BTreeMap<IpAddr, Mac>,
-) -> Result<usize, rtnetlink::Error> {
-    let mut count = 0;
-    for (&address, mac) in neighbours {
-        let add = handle.neighbours().add(ifindex, address);
-        match add.link_layer_address(&mac.0).execute().await {
-            Ok(()) => count += 1,
-            Err(rtnetlink::Error::NetlinkError(answer)) if answer.raw_code() == -libc::EEXIST => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(count)
-}
-
-pub(super) async fn entries(
-    handle: &Handle,
-    family: AddressFamily,
-) -> Result<Vec<NeighbourMessage>, NodeError> {
-    let entries = handle.neighbours().get().set_address_family(family);
-    let listing = |source| NodeError::List {
-        what: "neighbours and forwarding entries",
-        source,
-    };
-    entries.execute().try_collect().await.map_err(listing)
-}
-
 async fn interface_with(handle: &Handle, address: IpAddr) -> Result<Option<u32>, NodeError> {
     let (by_interface, _) = view(handle).await?;
     let mut with = by_interface.iter().filter(|(_, known)| *known == address);
     Ok(with.next().map(|(index, _)| *index))
-}
-
-/// MAC and address of a permanent entry that says nothing else: one of a port, a network or a device of its own is for others to judge.
-fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
-    let is_expected = match entry.header.family {
-        AddressFamily::Bridge => entry.header.flags == NeighbourFlags::Own,
-        _ => entry.header.flags.is_empty(),
-    };
-    // `bridge fdb add .. permanent` sets NUD_NOARP as well, flannel does not.
-    let is_permanent = u16::from(entry.header.state) & u16::from(NeighbourState::Permanent) != 0;
-    if !is_expected || !is_permanent {
-        return None;
-    }
-    let mut address = None;
-    for attribute in &entry.attributes {
-        match attribute {
-            NeighbourAttribute::Destination(destination) => address = as_ip(destination),
-            NeighbourAttribute::Port(_)
-            | NeighbourAttribute::Vni(_)
-            | NeighbourAttribute::SourceVni(_)
-            | NeighbourAttribute::IfIndex(_) => return None,
-            _ => {}
-        }
-    }
-    Some((mac(entry)?, address?))
-}
-
-pub(super) fn mac(entry: &NeighbourMessage) -> Option<Mac> {
-    let bytes = entry
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::LinkLayerAddress(bytes) => Some(bytes.as_slice()),
-            _ => None,
-        });
-    bytes?.try_into().ok().map(Mac)
-}
-
-pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
-    match address {
-        NeighbourAddress::Inet(address) => Some((*address).into()),
-        NeighbourAddress::Inet6(address) => Some((*address).into()),
-        // Of the forwarding database: the length says which.
-        NeighbourAddress::Other(bytes) => {
-            let v4 = <[u8; 4]>::try_from(bytes.as_slice()).map(Ipv4Addr::from);
-            let v6 = <[u8; 16]>::try_from(bytes.as_slice()).map(Ipv6Addr::from);
-            v4.map(IpAddr::V4).or(v6.map(IpAddr::V6)).ok()
-        }
-        _ => None,
-    }
 }

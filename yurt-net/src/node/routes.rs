@@ -13,7 +13,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-use super::{NodeError, routes};
+use super::follow::{NodeError, routes};
 use crate::translate::Route;
 
 /// `rtm_protocol` of our routes, as `ip route` shows it. Nobody else in `/etc/iproute2/rt_protos` has it.

@@ -21,7 +21,9 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
-use super::{NodeError, peers, view};
+use super::follow::NodeError;
+use super::neighbours;
+use super::view::view;
 use crate::disk::Directory;
 use crate::error::chain;
 use crate::retain::ledger::Mac;
@@ -371,7 +373,7 @@ impl Thread {
     async fn remember(&mut self, handle: &Handle) {
         let mut before = std::mem::take(&mut self.neighbours);
         for &ifindex in self.present.keys() {
-            let now = match peers::neighbours(handle, ifindex).await {
+            let now = match neighbours::neighbours(handle, ifindex).await {
                 Ok(now) => now,
                 Err(error) => {
                     warn!(error = chain(&error), "neighbours may be forgotten");
@@ -391,7 +393,7 @@ impl Thread {
         mac: Mac,
     ) -> Result<(), VtepError> {
         // What cannot be listed does not keep the MAC from being set.
-        let listed = peers::neighbours(handle, ifindex).await;
+        let listed = neighbours::neighbours(handle, ifindex).await;
         let mut neighbours = listed.unwrap_or_else(|error| {
             warn!(
                 device = name,
@@ -413,7 +415,7 @@ impl Thread {
         for (address, mac) in self.neighbours.get(&ifindex).into_iter().flatten() {
             neighbours.entry(*address).or_insert(*mac);
         }
-        let count = peers::put_back(handle, ifindex, &neighbours).await;
+        let count = neighbours::put_back(handle, ifindex, &neighbours).await;
         let count = count.map_err(failed("put back the neighbours of"))?;
         if count > 0 {
             info!(

@@ -1,116 +1,16 @@
-//! What this machine knows of its own addresses and devices, followed for changes.
-//!
-//! The only user of rtnetlink. NodePorts answer on addresses that are really on an interface; at the edge they come
-//! and go with modems and DHCP.
-
-mod links;
-pub mod near;
-pub mod peers;
-pub mod routes;
-pub mod vtep;
+//! The addresses of this machine. NodePorts answer on those that are really on an interface; at the edge they come and go with modems
+//! and DHCP.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
+use std::net::IpAddr;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
-use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use rtnetlink::{Handle, MulticastGroup};
 
-pub use self::links::{LinkWatch, as_link};
+use super::follow::{Follower, NodeError, routes};
 use crate::policy::NodeView;
-
-/// Addresses and devices seldom change alone.
-const BURST: Duration = Duration::from_millis(100);
-
-/// Talking to the kernel about addresses and routes.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// No socket.
-    #[error("open a netlink socket")]
-    Open(#[source] io::Error),
-    /// A dump.
-    #[error("list {what} of this machine")]
-    List {
-        /// Addresses, routes or devices.
-        what: &'static str,
-        /// Why not.
-        #[source]
-        source: rtnetlink::Error,
-    },
-}
-
-/// A connection that follows groups of messages. It is a task of the runtime that made it.
-struct Follower {
-    handle: Handle,
-    events: tokio::sync::mpsc::Receiver<()>,
-    /// Something has changed; the burst is taken to be over then.
-    due: Option<tokio::time::Instant>,
-    tasks: [tokio::task::JoinHandle<()>; 2],
-}
-
-impl Follower {
-    /// Subscribes; changes from here on are not missed.
-    fn new(groups: &[MulticastGroup]) -> Result<Self, NodeError> {
-        let (connection, handle, mut messages) =
-            rtnetlink::new_multicast_connection(groups).map_err(NodeError::Open)?;
-        let (sender, events) = tokio::sync::mpsc::channel(1);
-        let connection = tokio::spawn(connection);
-        let relay = tokio::spawn(async move {
-            while messages.next().await.is_some() {
-                // One pending event says as much as many.
-                let _ = sender.try_send(());
-            }
-        });
-        Ok(Self {
-            handle,
-            events,
-            due: None,
-            tasks: [connection, relay],
-        })
-    }
-
-    /// Waits for a change, and until a burst of them is over. Cancel safe.
-    async fn changed(&mut self) {
-        if self.due.is_none() {
-            if self.events.recv().await.is_none() {
-                // The socket is gone, which only happens at exit: nothing will ever change.
-                std::future::pending::<()>().await;
-            }
-            self.due = Some(tokio::time::Instant::now() + BURST);
-        }
-        if let Some(due) = self.due {
-            tokio::time::sleep_until(due).await;
-            self.due = None;
-        }
-    }
-}
-
-/// The routes of IPv4 and of IPv6.
-async fn routes(handle: &Handle) -> Result<[Vec<RouteMessage>; 2], NodeError> {
-    let list = async |filter: RouteMessage| {
-        let routes = handle.route().get(filter).execute();
-        let listing = |source| NodeError::List {
-            what: "routes",
-            source,
-        };
-        routes.try_collect().await.map_err(listing)
-    };
-    Ok([
-        list(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
-        list(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?,
-    ])
-}
-
-impl Drop for Follower {
-    fn drop(&mut self) {
-        for task in &self.tasks {
-            task.abort();
-        }
-    }
-}
 
 /// Reads and follows addresses.
 pub struct NodeWatch(Follower);
@@ -156,7 +56,7 @@ async fn proxy_devices(handle: &Handle) -> Vec<u32> {
 }
 
 /// The same, and which interface has which address.
-async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
+pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
     let mut by_interface: Vec<(u32, IpAddr)> = Vec::new();
     let mut addresses = handle.address().get().execute();

@@ -1,0 +1,99 @@
+//! A netlink connection that tells of changes, and what every reader of this room asks over it.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use netlink_packet_route::route::RouteMessage;
+use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+
+/// Addresses and devices seldom change alone.
+const BURST: Duration = Duration::from_millis(100);
+
+/// Talking to the kernel about addresses and routes.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// No socket.
+    #[error("open a netlink socket")]
+    Open(#[source] io::Error),
+    /// A dump.
+    #[error("list {what} of this machine")]
+    List {
+        /// Addresses, routes or devices.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: rtnetlink::Error,
+    },
+}
+
+/// A connection that follows groups of messages. It is a task of the runtime that made it.
+pub(super) struct Follower {
+    pub(super) handle: Handle,
+    events: tokio::sync::mpsc::Receiver<()>,
+    /// Something has changed; the burst is taken to be over then.
+    due: Option<tokio::time::Instant>,
+    tasks: [tokio::task::JoinHandle<()>; 2],
+}
+
+impl Follower {
+    /// Subscribes; changes from here on are not missed.
+    pub(super) fn new(groups: &[MulticastGroup]) -> Result<Self, NodeError> {
+        let (connection, handle, mut messages) =
+            rtnetlink::new_multicast_connection(groups).map_err(NodeError::Open)?;
+        let (sender, events) = tokio::sync::mpsc::channel(1);
+        let connection = tokio::spawn(connection);
+        let relay = tokio::spawn(async move {
+            while messages.next().await.is_some() {
+                // One pending event says as much as many.
+                let _ = sender.try_send(());
+            }
+        });
+        Ok(Self {
+            handle,
+            events,
+            due: None,
+            tasks: [connection, relay],
+        })
+    }
+
+    /// Waits for a change, and until a burst of them is over. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        if self.due.is_none() {
+            if self.events.recv().await.is_none() {
+                // The socket is gone, which only happens at exit: nothing will ever change.
+                std::future::pending::<()>().await;
+            }
+            self.due = Some(tokio::time::Instant::now() + BURST);
+        }
+        if let Some(due) = self.due {
+            tokio::time::sleep_until(due).await;
+            self.due = None;
+        }
+    }
+}
+
+/// The routes of IPv4 and of IPv6.
+pub(super) async fn routes(handle: &Handle) -> Result<[Vec<RouteMessage>; 2], NodeError> {
+    let list = async |filter: RouteMessage| {
+        let routes = handle.route().get(filter).execute();
+        let listing = |source| NodeError::List {
+            what: "routes",
+            source,
+        };
+        routes.try_collect().await.map_err(listing)
+    };
+    Ok([
+        list(RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
+        list(RouteMessageBuilder::<Ipv6Addr>::new().build()).await?,
+    ])
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}

@@ -1,0 +1,14 @@
+//! What this machine knows of its own addresses and devices, followed for changes. The only user of rtnetlink.
+
+mod follow;
+mod links;
+pub mod near;
+mod neighbours;
+pub mod peers;
+pub mod routes;
+mod view;
+pub mod vtep;
+
+pub use self::follow::NodeError;
+pub use self::links::{LinkWatch, as_link};
+pub use self::view::NodeWatch;
