@@ -195,7 +195,7 @@ fn an_index_that_is_given_again_is_another_device() -> Result<()> {
     // Whoever it is now, nothing of what was known of the last one holds: no agent has looked yet.
     scene.passes(&Scene::spoofed())?;
     let other = scene.link("pod10")?;
-    let side = yurt_net::retain::ledger::HostSide {
+    let side = yurt_net::device::HostSide {
         ifindex: device,
         peer: other.peer,
     };

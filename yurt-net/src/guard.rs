@@ -10,8 +10,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::retain::announce::link_local;
-use crate::retain::ledger::{HostSide, Mac};
+use crate::device::link_local;
+use crate::device::{Complaint, HostSide, Link, Mac};
 
 mod extra;
 mod reserved;
@@ -75,65 +75,6 @@ pub struct GuardedPod {
     pub host: Option<HostSide>,
     /// What else it may use.
     pub extra: Extra,
-}
-
-/// A device of the node.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Link {
-    /// Its index.
-    pub ifindex: u32,
-    /// Its name.
-    pub name: String,
-    /// Its kind, as `veth` and `bridge`; "" for hardware.
-    pub kind: String,
-    /// Its link-layer address, where it has one of six bytes.
-    pub mac: Option<[u8; 6]>,
-    /// Index of its other end.
-    pub peer: Option<u32>,
-    /// What this namespace calls the one that the other end is in, where that is another one.
-    pub peer_netns: Option<i32>,
-    /// A default route leads out of it: a node that is a container itself has such a veth device.
-    pub is_uplink: bool,
-    /// Where those lead.
-    pub gateways: Vec<IpAddr>,
-    /// It is up, and so is what it is plugged into.
-    pub has_carrier: bool,
-    /// Index of the device that it is a part of, as a bridge.
-    pub controller: Option<u32>,
-}
-
-/// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
-const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
-
-impl Link {
-    /// Whether it leads where it led when it was written down, as far as that is known.
-    pub fn is_still(&self, host: HostSide) -> bool {
-        let is_known = host.peer.is_some() && self.peer.is_some();
-        self.ifindex == host.ifindex && (!is_known || host.peer == self.peer)
-    }
-
-    /// Whether it leads to a Pod.
-    pub fn leads_to_pod(&self, policy: &Policy) -> bool {
-        if UNTOUCHED.contains(&self.name.as_str()) {
-            return false;
-        }
-        if policy.devices.is_empty() {
-            return self.kind == "veth" && self.peer_netns.is_some() && !self.is_uplink;
-        }
-        let mut patterns = policy.devices.iter();
-        patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
-    }
-}
-
-/// Whether a name fits a pattern: `*` stands for any characters, `?` for one.
-fn matches(pattern: &[u8], name: &[u8]) -> bool {
-    match (pattern, name) {
-        ([], []) => true,
-        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skipped| matches(rest, &name[skipped..])),
-        ([b'?', rest @ ..], [_, name @ ..]) => matches(rest, name),
-        ([first, rest @ ..], [byte, name @ ..]) => first == byte && matches(rest, name),
-        _ => false,
-    }
 }
 
 /// What a Pod may use.
@@ -201,17 +142,6 @@ pub struct GuardImage {
     pub lost: BTreeSet<u32>,
 }
 
-/// Something about a Pod that is not as it should be. The rest goes on.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Complaint {
-    /// The Pod, as `namespace/name`.
-    pub pod: String,
-    /// Its interface.
-    pub interface: String,
-    /// What, and what to do.
-    pub reason: String,
-}
-
 /// What the kernel should hold. Addresses of the node, and of its devices, are nobody's but the node's.
 pub fn compile(
     pods: &[GuardedPod],
@@ -219,7 +149,9 @@ pub fn compile(
     reserved: &Reserved,
     policy: &Policy,
 ) -> (GuardImage, Vec<Complaint>) {
-    let guarded = links.iter().filter(|link| link.leads_to_pod(policy));
+    let guarded = links
+        .iter()
+        .filter(|link| link.leads_to_pod(&policy.devices));
     let guarded: BTreeMap<u32, &Link> = guarded.map(|link| (link.ifindex, link)).collect();
     let mut image = GuardImage {
         attached: guarded.keys().copied().collect(),

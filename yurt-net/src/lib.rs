@@ -9,6 +9,7 @@ pub mod control;
 #[cfg(test)]
 mod costs;
 pub mod dataplane;
+pub mod device;
 pub mod disk;
 pub mod error;
 pub mod filesystem;

@@ -8,12 +8,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::dataplane::bpf::{BpfDataplane, SocketLb};
+use crate::device::Mac;
 use crate::model::Rejection;
 use crate::observe::columns::columns;
 use crate::observe::durations::Durations;
 use crate::observe::process::Process;
 use crate::plan::{Capacity, FullMap};
-use crate::retain::ledger::{Mac, State};
+use crate::retain::ledger::State;
 use crate::retain::vtep::report::Report;
 use crate::selftest;
 use crate::source::checkpoint::Stats;

@@ -13,8 +13,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::guard::{Complaint, Link};
-use crate::retain::ledger::HostSide;
+use crate::device::HostSide;
+use crate::device::Route;
+use crate::device::{Complaint, Link};
 
 /// What the operator decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,19 +64,6 @@ pub enum Wish {
     Nodes,
     /// What it says cannot be asked at the moment: as the node says, and what is translated stays so.
     Unknown,
-}
-
-/// A route of the node that is no default route.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// To where.
-    pub prefix: IpNetwork,
-    /// Out of which device, to neighbours there; `None`: through a gateway, or to nowhere.
-    pub link: Option<u32>,
-    /// It leads to no host at all, as the one that keeps a node's whole block from leaving by the default route.
-    pub is_hole: bool,
-    /// It was made by an agent or a plugin of ours.
-    pub is_ours: bool,
 }
 
 /// The addresses of a family.

@@ -42,6 +42,7 @@ const HOUSES: [House; 2] = [
             (
                 "words and the machine",
                 &[
+                    "device",
                     "disk",
                     "error",
                     "filesystem",
@@ -95,6 +96,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
     "yurt-net/src/dataplane/sockets/message.rs",
+    "yurt-net/src/device/",
     "yurt-net/src/guard.rs",
     "yurt-net/src/guard/",
     "yurt-net/src/model.rs",
@@ -104,7 +106,6 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan/",
     "yurt-net/src/policy/",
     "yurt-net/src/retain/adopt.rs",
-    "yurt-net/src/retain/announce.rs",
     "yurt-net/src/retain/cni/protocol.rs",
     "yurt-net/src/retain/go.rs",
     "yurt-net/src/retain/install.rs",

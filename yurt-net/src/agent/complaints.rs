@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use crate::guard::Complaint;
+use crate::device::Complaint;
 
 /// Says those that are not known yet.
 pub(super) fn tell(what: &str, known: &[Complaint], complaints: &[Complaint]) {

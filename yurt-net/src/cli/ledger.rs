@@ -8,11 +8,12 @@ use std::{fs, io};
 use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
+use crate::device::Mac;
 use crate::netns;
 use crate::observe::columns::columns;
 use crate::output::print;
 use crate::retain::ledger::store::Place;
-use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Mac, Now, State};
+use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::retain::watch::{Reading, WatchError};
 use crate::text;
 

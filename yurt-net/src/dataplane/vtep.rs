@@ -12,7 +12,7 @@ use yurt_ebpf::abi::{self, VtepKey, VtepSeen};
 use super::DataplaneError;
 use super::bpf::{LoadedProgram, VTEP_MAP, load_vtep, on_map, possible_cpus};
 use super::sys;
-use crate::retain::ledger::Mac;
+use crate::device::Mac;
 use crate::retain::peers::{Heard, Listened, Others};
 
 /// See the module.

@@ -10,9 +10,10 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{GuardedPod, Link, is_one_hosts_mac};
-use crate::retain::announce::link_local;
-use crate::retain::ledger::Mac;
+use super::{GuardedPod, is_one_hosts_mac};
+use crate::device::Link;
+use crate::device::Mac;
+use crate::device::link_local;
 
 /// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -19,8 +19,8 @@ use super::links::links;
 use super::neighbours::{as_ip, entries, mac};
 use super::routes::main_routes;
 use crate::dataplane::clients::identity::{Near, Neighbour, Port, Question};
+use crate::device::Mac;
 use crate::netns::Netns;
-use crate::retain::ledger::Mac;
 
 /// A connection to the kernel about the network namespace of whoever opens it.
 pub struct Nearby {

@@ -11,7 +11,7 @@ use netlink_packet_route::neighbour::{
 use rtnetlink::Handle;
 
 use super::follow::NodeError;
-use crate::retain::ledger::Mac;
+use crate::device::Mac;
 
 /// The permanent neighbours of a device.
 pub(super) async fn neighbours(

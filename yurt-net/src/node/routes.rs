@@ -14,7 +14,7 @@ use netlink_packet_route::route::{
 use rtnetlink::{Handle, RouteMessageBuilder};
 
 use super::follow::{NodeError, routes};
-use crate::translate::Route;
+use crate::device::Route;
 
 /// `rtm_protocol` of our routes, as `ip route` shows it. Nobody else in `/etc/iproute2/rt_protos` has it.
 pub const PROTOCOL: u8 = 121;

@@ -19,13 +19,14 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::adopt::{Leftover, adopt};
-use super::announce::mac_of;
 use super::ledger::store::{LedgerError, Lock, Place, Store};
-use super::ledger::{Assigner, Clock, Entry, Ledger, Mac, Now, Record, State};
+use super::ledger::{Assigner, Clock, Entry, Ledger, Now, Record, State};
 use super::link::{self, LinkError};
 use super::plan::{self, Attachment, Draft, Refusal, Seen};
 use super::range::RangeError;
 use super::settings::Settings as _;
+use crate::device::Mac;
+use crate::device::mac_of;
 use crate::error::chain;
 use crate::netns::Netns;
 use crate::output;

@@ -10,6 +10,7 @@
 //! where it was when the last record was written. The wall clock may jump (boards without a battery boot in 1970): it is for people
 //! only. So the hours in which the node was off do not count, and nothing is ever released too early.
 
+use crate::device::{HostSide, Mac};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -52,68 +53,6 @@ impl fmt::Display for Key {
             write!(f, "container {name} ({interface})")
         }
     }
-}
-
-/// A 48-bit Ethernet address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Mac(pub [u8; 6]);
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
-    }
-}
-
-/// Not six bytes in hexadecimal with colons between them.
-#[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a MAC address such as 0a:58:0a:01:00:02")]
-pub struct BadMac(String);
-
-impl std::str::FromStr for Mac {
-    type Err = BadMac;
-
-    fn from_str(text: &str) -> Result<Self, BadMac> {
-        let bad = || BadMac(text.to_owned());
-        let mut bytes = [0; 6];
-        let mut parts = text.split(':');
-        for byte in &mut bytes {
-            let is_hex =
-                |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
-            let part = parts.next().filter(is_hex);
-            let parsed = part.and_then(|part| u8::from_str_radix(part, 16).ok());
-            *byte = parsed.ok_or_else(bad)?;
-        }
-        match parts.next() {
-            None => Ok(Self(bytes)),
-            Some(_) => Err(bad()),
-        }
-    }
-}
-
-impl TryFrom<String> for Mac {
-    type Error = BadMac;
-
-    fn try_from(text: String) -> Result<Self, BadMac> {
-        text.parse()
-    }
-}
-
-impl From<Mac> for String {
-    fn from(mac: Mac) -> Self {
-        mac.to_string()
-    }
-}
-
-/// The host's end of a Pod's interface, as it was when the Pod got it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct HostSide {
-    /// Index of the device.
-    pub ifindex: u32,
-    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<u32>,
 }
 
 /// What there is to say of addresses.

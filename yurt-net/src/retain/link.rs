@@ -12,9 +12,10 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::{Handle, LinkUnspec};
 
-use super::announce::{frame, link_local};
-use super::ledger::{HostSide, Mac};
-use crate::guard::Link;
+use crate::device::Link;
+use crate::device::frames::frame;
+use crate::device::link_local;
+use crate::device::{HostSide, Mac};
 use crate::netns::{Netns, inside};
 use crate::node::as_link;
 

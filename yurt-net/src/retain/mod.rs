@@ -8,10 +8,9 @@
 //!
 //! And the node keeps its own: `vtep` decides, `node::vtep` does; what it knows of its peers: `peers` decides, `agent::mending` does.
 //!
-//! `ledger`, `plan`, `adopt`, `range`, `announce`, `truth`, `probing`, `vtep` and `peers` are pure. docs/retention.md is what an operator needs.
+//! `ledger`, `plan`, `adopt`, `range`, `truth`, `probing`, `vtep` and `peers` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
-pub mod announce;
 pub mod cni;
 mod go;
 pub mod install;

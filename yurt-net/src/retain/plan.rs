@@ -18,10 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{
-    Asker, Assigner, Clock, Entry, HostSide, Key, Ledger, Mac, Now, Record, State,
-};
+use super::ledger::{Asker, Assigner, Clock, Entry, Key, Ledger, Now, Record, State};
 use super::range::{Assigned, RangeSet};
+use crate::device::{HostSide, Mac};
 
 #[cfg(test)]
 mod tests;

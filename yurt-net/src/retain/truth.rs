@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::ledger::{Entry, Ledger, State};
-use crate::guard::Link;
+use crate::device::Link;
 use crate::model::{AddressFamily, EndpointSlice};
 
 /// The interface that a Pod's address is on (kubernetes pkg/kubelet: `network.DefaultInterfaceName`).
@@ -106,8 +106,9 @@ fn is_live(entry: &Entry, devices: Option<&[Link]>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::HostSide;
     use crate::retain::ledger::tests::{entry, key};
-    use crate::retain::ledger::{HostSide, Key, Record};
+    use crate::retain::ledger::{Key, Record};
 
     fn ledger(entries: impl IntoIterator<Item = (Key, Entry)>) -> Ledger {
         let mut ledger = Ledger::default();

@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::ledger::Mac;
 use super::limit::Limit;
+use crate::device::Mac;
 
 pub use self::announced::Announced;
 use self::announced::{Peers, is_unicast};

@@ -210,8 +210,9 @@ fn translated(agent: &Status) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::device::HostSide;
+    use crate::retain::ledger::Record;
     use crate::retain::ledger::tests::{entry, key};
-    use crate::retain::ledger::{HostSide, Record};
     use crate::status::GuardedPodStatus;
 
     /// `web` runs at .2, `away` is kept at .3.

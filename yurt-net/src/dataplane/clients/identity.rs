@@ -18,9 +18,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::guard::{Link, Policy};
-use crate::retain::ledger::{Entry, Key, Mac, State};
-use crate::translate::Route;
+use crate::device::Link;
+use crate::device::Mac;
+use crate::device::Route;
+use crate::guard::Policy;
+use crate::retain::ledger::{Entry, Key, State};
 
 /// Addresses of a client; `None` where it has none of that family, or none that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +104,7 @@ impl Near {
         let links = self
             .links
             .iter()
-            .filter(|link| link.peer_netns == Some(netns_id) && link.leads_to_pod(&policy));
+            .filter(|link| link.peer_netns == Some(netns_id) && link.leads_to_pod(&policy.devices));
         links.map(|link| link.ifindex).collect()
     }
 }
@@ -114,7 +116,10 @@ impl Near {
         let Some(device) = self.way_to(address) else {
             return false;
         };
-        let mut pods = self.links.iter().filter(|link| link.leads_to_pod(&policy));
+        let mut pods = self
+            .links
+            .iter()
+            .filter(|link| link.leads_to_pod(&policy.devices));
         pods.any(|link| link.ifindex == device || link.controller == Some(device))
     }
 

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use super::*;
+use crate::device::Mac;
 use crate::model::{Protocol, Rejection};
 use crate::observe::process::Process;
 use crate::plan::{FullMap, Refused};
-use crate::retain::ledger::Mac;
 use crate::retain::vtep;
 use crate::source::preferred::Origin;
 use crate::status::{Degraded, MapUsage, SelfTest};

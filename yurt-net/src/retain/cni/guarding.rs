@@ -5,8 +5,9 @@ use std::path::Path;
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::Guard;
+use crate::device::Complaint;
 use crate::error::chain;
-use crate::guard::{Complaint, Extra, GuardedPod, Reserved, compile, plan};
+use crate::guard::{Extra, GuardedPod, Reserved, compile, plan};
 use crate::retain::ledger::Key;
 use crate::retain::link::{self, LinkError};
 use crate::retain::plan::Seen;

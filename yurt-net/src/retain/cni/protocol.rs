@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::CniError;
+use crate::device::Mac;
 use crate::retain::go;
+use crate::retain::ledger::Key;
 use crate::retain::ledger::store::Place;
-use crate::retain::ledger::{Key, Mac};
 use crate::retain::plan::Attachment;
 use crate::retain::range::{Assigned, RangeConfig, RangeError, RangeSet};
 

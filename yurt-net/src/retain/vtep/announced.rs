@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
-use super::super::ledger::Mac;
+use crate::device::Mac;
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 const VXLAN: &str = "vxlan";

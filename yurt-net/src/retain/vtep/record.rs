@@ -14,8 +14,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::super::ledger::Mac;
 use super::announced::is_unicast;
+use crate::device::Mac;
 use crate::disk::Disk;
 
 const NAME: &str = "vtep";

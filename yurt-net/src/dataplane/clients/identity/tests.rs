@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::retain::ledger::HostSide;
+use crate::device::HostSide;
 use crate::retain::ledger::tests::{entry, key};
 
 const BRIDGE: u32 = 2;

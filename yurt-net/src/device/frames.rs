@@ -4,33 +4,13 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::ledger::Mac;
+use super::Mac;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// Where ff02::1 goes (RFC 2464, section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ICMPV6: u8 = 58;
-
-/// The MAC that an address gives: local and unicast. For IPv4 it is the one that container networks have long used
-/// (`0a:58` and the address). Addresses of one subnet have different ones: an IPv6 address counts with its last four bytes.
-pub fn mac_of(address: IpAddr) -> Mac {
-    let ([a, b], [c, d, e, f]) = match address {
-        IpAddr::V4(address) => ([0x0a, 0x58], address.octets()),
-        IpAddr::V6(address) => {
-            let [.., c, d, e, f] = address.octets();
-            ([0x0a, 0x59], [c, d, e, f])
-        }
-    };
-    Mac([a, b, c, d, e, f])
-}
-
-/// The link-local address that an interface derives from its MAC (RFC 4291, appendix A).
-pub fn link_local(mac: Mac) -> Ipv6Addr {
-    let [a, b, c, d, e, f] = mac.0;
-    let low = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
-    Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(low))
-}
 
 /// An Ethernet frame that announces an address: an ARP announcement, or an unsolicited neighbour advertisement.
 pub fn frame(mac: Mac, address: IpAddr) -> Vec<u8> {
@@ -100,26 +80,6 @@ fn checksum(bytes: &[u8]) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_mac_of_an_address_is_local_and_unicast() {
-        let v4 = mac_of("10.1.2.3".parse().unwrap());
-        assert_eq!(v4.to_string(), "0a:58:0a:01:02:03");
-        let v6 = mac_of("fd00:1::a2:3".parse().unwrap());
-        assert_eq!(v6.to_string(), "0a:59:00:a2:00:03");
-        for mac in [v4, v6] {
-            assert_eq!(mac.0[0] & 3, 2);
-        }
-    }
-
-    #[test]
-    fn a_link_local_address_is_derived_as_the_kernel_does() {
-        let mac = "52:74:f2:b1:a8:7f".parse().unwrap();
-        assert_eq!(
-            link_local(mac),
-            "fe80::5074:f2ff:feb1:a87f".parse::<Ipv6Addr>().unwrap()
-        );
-    }
 
     #[test]
     fn an_arp_announcement_asks_for_the_own_address() {

@@ -1,0 +1,105 @@
+//! Devices of a node, and those that lead to its Pods.
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// A device of the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Link {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: String,
+    /// Its kind, as `veth` and `bridge`; "" for hardware.
+    pub kind: String,
+    /// Its link-layer address, where it has one of six bytes.
+    pub mac: Option<[u8; 6]>,
+    /// Index of its other end.
+    pub peer: Option<u32>,
+    /// What this namespace calls the one that the other end is in, where that is another one.
+    pub peer_netns: Option<i32>,
+    /// A default route leads out of it: a node that is a container itself has such a veth device.
+    pub is_uplink: bool,
+    /// Where those lead.
+    pub gateways: Vec<IpAddr>,
+    /// It is up, and so is what it is plugged into.
+    pub has_carrier: bool,
+    /// Index of the device that it is a part of, as a bridge.
+    pub controller: Option<u32>,
+}
+
+/// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
+const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
+
+impl Link {
+    /// Whether it leads where it led when it was written down, as far as that is known.
+    pub fn is_still(&self, host: HostSide) -> bool {
+        let is_known = host.peer.is_some() && self.peer.is_some();
+        self.ifindex == host.ifindex && (!is_known || host.peer == self.peer)
+    }
+
+    /// Whether it leads to a Pod. `patterns` are those of the names of devices that do, with `*` and `?`; empty: every veth device
+    /// whose other end is in another network namespace and that no default route leads out of.
+    pub fn leads_to_pod(&self, patterns: &[String]) -> bool {
+        if UNTOUCHED.contains(&self.name.as_str()) {
+            return false;
+        }
+        if patterns.is_empty() {
+            return self.kind == "veth" && self.peer_netns.is_some() && !self.is_uplink;
+        }
+        let mut patterns = patterns.iter();
+        patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
+    }
+}
+
+/// Whether a name fits a pattern: `*` stands for any characters, `?` for one.
+fn matches(pattern: &[u8], name: &[u8]) -> bool {
+    match (pattern, name) {
+        ([], []) => true,
+        ([b'*', rest @ ..], _) => (0..=name.len()).any(|skipped| matches(rest, &name[skipped..])),
+        ([b'?', rest @ ..], [_, name @ ..]) => matches(rest, name),
+        ([first, rest @ ..], [byte, name @ ..]) => first == byte && matches(rest, name),
+        _ => false,
+    }
+}
+
+/// The host's end of a Pod's interface, as it was when the Pod got it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HostSide {
+    /// Index of the device.
+    pub ifindex: u32,
+    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_of_names_are_those_of_a_shell() {
+        let fits = |pattern: &str, name: &str| matches(pattern.as_bytes(), name.as_bytes());
+        for (pattern, name) in [
+            ("*", "x"),
+            ("veth*", "veth"),
+            ("veth*", "vethab"),
+            ("cali*", "cali0"),
+            ("*0", "eth10"),
+            ("e?h0", "eth0"),
+            ("a*b*c", "aXbYbZc"),
+        ] {
+            assert!(fits(pattern, name), "{pattern} {name}");
+        }
+        for (pattern, name) in [
+            ("", "x"),
+            ("veth*", "vet"),
+            ("?", ""),
+            ("*0", "eth1"),
+            ("eth", "eth0"),
+        ] {
+            assert!(!fits(pattern, name), "{pattern} {name}");
+        }
+    }
+}
