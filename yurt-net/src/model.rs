@@ -74,6 +74,9 @@ pub const MAX_SOURCE_RANGES: usize = 127;
 pub struct Service {
     /// Identity.
     pub name: NamespacedName,
+    /// `metadata.creationTimestamp`, in seconds since 1970; 0 where a manifest has none. An apiserver writes it, whatever the
+    /// author says.
+    pub created_at: u64,
     /// `spec.type`.
     pub service_type: ServiceType,
     /// `spec.clusterIPs` (or `clusterIP`); empty when headless (`None`) or not yet allocated.

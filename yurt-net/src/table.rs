@@ -116,6 +116,28 @@ pub struct ServiceKey {
     pub protocol: Protocol,
 }
 
+/// Who has the word among Services: nothing works without the first ones, and no tenant writes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// default/kubernetes.
+    Apiserver,
+    /// Of kube-system.
+    System,
+    /// Anybody's.
+    Tenant,
+}
+
+impl ServiceKey {
+    /// See the type.
+    pub fn standing(&self) -> Standing {
+        match (&*self.namespace, &*self.name) {
+            ("default", "kubernetes") => Standing::Apiserver,
+            ("kube-system", _) => Standing::System,
+            _ => Standing::Tenant,
+        }
+    }
+}
+
 impl fmt::Display for ServiceKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}:{}", self.namespace, self.name, self.port)

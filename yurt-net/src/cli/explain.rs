@@ -140,7 +140,7 @@ pub fn explain(
             masquerade: row.masquerade && is_forwarded,
             service: entry.key.to_string(),
             reason: match is_admitted {
-                true => row_reason(table, entry, &row),
+                true => row_reason(table, entry, &row) + &rivals(reasons, entry, to),
                 false => range_reason(entry, &row, from),
             },
         };
@@ -238,6 +238,20 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
         "{kind} of {}, {closure}{policy}, client is {client}: {fate}{affinity}{why}{idle}{unserved}",
         entry.key
     )
+}
+
+/// A few of those who ask for the same address and port.
+fn rivals(reasons: &Reasons<'_>, entry: &ServiceEntry, to: SocketAddr) -> String {
+    let mut all = reasons.rivals(&entry.key, to, entry.key.protocol);
+    let few = all.by_ref().take(3);
+    let mut said: String = few
+        .map(|name| format!("; {name} asks for the same address and port, and does not get it"))
+        .collect();
+    match all.count() {
+        0 => {}
+        more => said += &format!("; and {more} more do"),
+    }
+    said
 }
 
 /// The reasons of a few dropped endpoints.

@@ -5,7 +5,7 @@
 //! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
 //! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
 //! address of each family, present or last known; (5) nothing where it is protected (`protected`); (6) of two Services with
-//! one address, port and protocol the first by name keeps it; (7) a ClusterIP that is also on an interface of this node is left
+//! one address, port and protocol one keeps it: see `conflicts`; (7) a ClusterIP that is also on an interface of this node is left
 //! to what listens there.
 //! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
 //! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
@@ -297,6 +297,13 @@ pub(super) fn is_apiserver(service: &Service) -> bool {
     (&*service.name.namespace, &*service.name.name) == ("default", "kubernetes")
 }
 
+/// A service port that asks for its frontends.
+pub(super) struct Claimant {
+    pub(super) entry: Arc<ServiceEntry>,
+    /// [`Service::created_at`].
+    pub(super) created_at: u64,
+}
+
 /// A frontend that a Service does not get because another one has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Lost {
@@ -306,36 +313,69 @@ pub(super) struct Lost {
     pub(super) winner: usize,
     pub(super) address: IpAddr,
     pub(super) port: u16,
+    /// The rule that decided, in words.
+    pub(super) why: &'static str,
 }
 
-/// The frontends that more than one entry claims. A ClusterIP wins, because the cluster gave it and an external address
-/// is whatever somebody wrote (CVE-2020-8554); else the lower index, for entries are in the table's order.
-pub(super) fn conflicts(entries: &[Arc<ServiceEntry>]) -> Vec<Lost> {
-    let mut claims: Vec<(IpAddr, u16, Protocol, bool, usize)> = Vec::new();
-    for (index, entry) in entries.iter().enumerate() {
-        claims.extend(entry.frontends.iter().map(|f| {
-            let is_given = f.kind != FrontendKind::ClusterIp;
-            (f.address, f.port, entry.key.protocol, is_given, index)
-        }));
+/// Who may write an address of this kind, the most trusted first: the cluster allocates ClusterIPs; a load balancer's addresses
+/// are a controller's word, and a NodePort is the apiserver's; an external IP is whatever somebody wrote (CVE-2020-8554).
+fn authority(kind: FrontendKind) -> u8 {
+    match kind {
+        FrontendKind::ClusterIp => 0,
+        FrontendKind::LoadBalancer | FrontendKind::NodePort => 1,
+        FrontendKind::ExternalIp => 2,
+    }
+}
+
+/// The frontends that more than one of them claims; they are in the table's order.
+///
+/// Rules in order: (1) authority; (2) default/kubernetes and kube-system before tenants; (3) the older Service, for who comes
+/// later takes nothing that is in force; one of unknown age is the youngest; (4) the first by name.
+pub(super) fn conflicts(claimants: &[Claimant]) -> Vec<Lost> {
+    let mut claims: Vec<(IpAddr, u16, Protocol, usize, FrontendKind)> = Vec::new();
+    for (index, Claimant { entry, .. }) in claimants.iter().enumerate() {
+        let protocol = entry.key.protocol;
+        let frontends = entry.frontends.iter();
+        claims.extend(frontends.map(|f| (f.address, f.port, protocol, index, f.kind)));
     }
     claims.sort_unstable();
     let mut lost = Vec::new();
     for group in claims.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)) {
-        let winner = group[0].4;
-        lost.extend(
-            group
-                .iter()
-                .filter(|claim| claim.4 != winner)
-                .map(|claim| Lost {
-                    loser: claim.4,
-                    winner,
-                    address: claim.0,
-                    port: claim.1,
-                }),
-        );
+        if group.iter().all(|claim| claim.3 == group[0].3) {
+            continue;
+        }
+        // Each claimant once, by the best of its kinds.
+        let one_each = group.chunk_by(|a, b| a.3 == b.3);
+        let ranks = one_each.filter_map(|claims| {
+            let index = claims[0].3;
+            let authority = claims.iter().map(|claim| authority(claim.4)).min()?;
+            let Claimant { entry, created_at } = &claimants[index];
+            // 0, which is not known, becomes the largest.
+            let age = created_at.wrapping_sub(1);
+            Some((authority, entry.key.standing(), age, index))
+        });
+        let ranks: Vec<_> = ranks.collect();
+        let Some(winner) = ranks.iter().min() else {
+            continue;
+        };
+        let losers = ranks.iter().filter(|rank| *rank != winner);
+        lost.extend(losers.map(|loser| Lost {
+            loser: loser.3,
+            winner: winner.3,
+            address: group[0].0,
+            port: group[0].1,
+            why: match () {
+                () if winner.0 < loser.0 && winner.0 == 0 => "a ClusterIP comes first",
+                () if winner.0 < loser.0 => {
+                    "a load balancer's address or a NodePort comes before an external IP"
+                }
+                () if winner.1 < loser.1 => "default/kubernetes and kube-system come first",
+                () if winner.2 < loser.2 => "the older Service comes first",
+                () => "the first by name keeps it",
+            },
+        }));
     }
     lost.sort_unstable();
-    lost.dedup();
     lost
 }
 

@@ -132,6 +132,7 @@ impl World {
             Some(old) => Service::clone(old),
             None => Service {
                 name: name.clone(),
+                created_at: 0,
                 service_type: ServiceType::ClusterIp,
                 cluster_ips: [ip("10.96.0.10")].into(),
                 external_ips: Default::default(),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::edge::{self, ServiceAddresses};
+use super::edge::{self, Claimant, ServiceAddresses};
 use super::endpoints::{Slices, endpoint_set};
 use super::environment::Environment;
 use super::established::Suspects;
@@ -503,15 +503,17 @@ fn keep_equal(old: &[&[Arc<ServiceEntry>]], entry: ServiceEntry) -> Arc<ServiceE
     }
 }
 
-/// Takes from each service port the frontends that an earlier one has; returns losers with the reason.
+/// Takes from each service port the frontends that another one keeps; returns losers with the reason.
 fn settle_conflicts(
     services: &mut BTreeMap<NamespacedName, Remembered>,
 ) -> Vec<(NamespacedName, String)> {
-    let entries: Vec<_> = services
-        .values()
-        .flat_map(|s| s.entries.iter().cloned())
-        .collect();
-    let lost = edge::conflicts(&entries);
+    let claimants = services.values().flat_map(|remembered| {
+        let created_at = remembered.service.as_ref().map_or(0, |s| s.created_at);
+        let entries = remembered.entries.iter().cloned();
+        entries.map(move |entry| Claimant { entry, created_at })
+    });
+    let claimants: Vec<_> = claimants.collect();
+    let lost = edge::conflicts(&claimants);
     let mut reasons = Vec::with_capacity(lost.len());
     let mut losses = lost.iter().peekable();
     let mut first = 0;
@@ -534,10 +536,8 @@ fn settle_conflicts(
                 }
                 let protocol = entry.key.protocol;
                 let endpoint = SocketAddr::new(loss.address, loss.port);
-                let winner = &entries[loss.winner].key;
-                let reason = format!(
-                    "{endpoint}/{protocol} belongs to {winner} (a ClusterIP, or first by name)"
-                );
+                let (winner, why) = (&claimants[loss.winner].entry.key, loss.why);
+                let reason = format!("{endpoint}/{protocol} belongs to {winner}: {why}");
                 reasons.push((name.clone(), reason));
             }
             let frontends = entry.frontends.iter().copied();

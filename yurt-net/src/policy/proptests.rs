@@ -78,6 +78,7 @@ struct ServiceShape {
     is_balanced: bool,
     listen: Option<&'static str>,
     is_discarded: bool,
+    created_at: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -99,7 +100,7 @@ fn edit() -> impl Strategy<Value = Edit> {
             0u16..3,
         ),
         (select(&POLICIES[..]), select(&POLICIES[..]), any::<bool>()),
-        (select(&LISTENS[..]), prop::bool::weighted(0.1)),
+        (select(&LISTENS[..]), prop::bool::weighted(0.1), 0u64..3),
     );
     let service = service.prop_map(|(addresses, traffic, openyurt)| ServiceShape {
         keys: addresses.0,
@@ -112,6 +113,7 @@ fn edit() -> impl Strategy<Value = Edit> {
         is_balanced: traffic.2,
         listen: openyurt.0,
         is_discarded: openyurt.1,
+        created_at: openyurt.2,
     });
     let conditions = prop_oneof![
         3 => Just((true, true, false)),
@@ -186,6 +188,7 @@ fn apply(world: &mut World, edit: &Edit) {
             service.external_policy = shape.external_policy;
             service.listen = shape.listen.map(Arc::from);
             service.is_discarded = shape.is_discarded;
+            service.created_at = shape.created_at;
             service.ports = [port("http", 80, shape.node_port)].into();
         }),
         Edit::Slice(id, None) => {

@@ -15,11 +15,11 @@ use super::environment::Environment;
 use super::inputs::{Memory, NodeView, PolicyConfig};
 use super::traffic::Categories;
 use crate::model::{
-    AddressFamily, EndpointPort, EndpointSlice, NamespacedName, PoolService, Protocol, ServicePort,
-    Snapshot,
+    AddressFamily, EndpointPort, EndpointSlice, NamespacedName, PoolService, Protocol, Service,
+    ServicePort, ServiceType, Snapshot,
 };
 use crate::retain::truth::Move;
-use crate::table::{Dropped, Frontend, Scope, ServiceEntry};
+use crate::table::{Dropped, Frontend, Scope, ServiceEntry, ServiceKey};
 use crate::text;
 
 /// EndpointSlices of one Service, and ports of one of them, that are said to be of no use.
@@ -83,6 +83,27 @@ impl<'a> Reasons<'a> {
             let pool_services: Vec<&PoolService> = pool_services.filter(is_its).collect();
             edge::withheld(service, &pool_services, &self.environment, to, protocol)
         })
+    }
+
+    /// Other Services that ask for an address and port which `key` has: each is told so by a rejection.
+    pub fn rivals(
+        &self,
+        key: &ServiceKey,
+        to: SocketAddr,
+        protocol: Protocol,
+    ) -> impl Iterator<Item = &NamespacedName> {
+        let owner = (&*key.namespace, &*key.name);
+        let asks = move |service: &&Arc<Service>| {
+            let is_balanced = service.service_type == ServiceType::LoadBalancer
+                && service.load_balancer_ips.contains(&to.ip());
+            let mut ports = service.ports.iter();
+            (is_balanced || service.external_ips.contains(&to.ip()))
+                && ports.any(|port| (port.protocol, port.port) == (protocol, to.port()))
+                && (&*service.name.namespace, &*service.name.name) != owner
+                && edge::is_served(service, &self.environment)
+        };
+        let services = self.snapshot.services.values().filter(asks);
+        services.map(|service| &service.name)
     }
 
     /// The endpoints of a port, as their slices have them, whose Pods are somewhere else.

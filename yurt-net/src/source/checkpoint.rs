@@ -42,6 +42,7 @@ mod tests;
 mod v1;
 mod v2;
 mod v3;
+mod v4;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;

@@ -100,6 +100,23 @@ fn a_cluster_ip_on_an_interface_of_this_node_is_left_alone_whatever_the_port() {
 }
 
 #[test]
+fn it_is_said_who_else_asks_for_an_address_and_does_not_get_it() {
+    let mut world = world();
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = [ip("203.0.113.9")].into();
+    });
+    world.service("api", |service| {
+        service.cluster_ips = [ip("10.96.0.20")].into();
+        service.external_ips = [ip("203.0.113.9")].into();
+    });
+    let found = ask(&mut world, "10.1.0.9", "203.0.113.9:80", Protocol::Tcp);
+    assert_eq!(found.service, "default/web:http");
+    let end = "; default/api asks for the same address and port, and does not get it";
+    assert!(found.reason.ends_with(end), "{}", found.reason);
+}
+
+#[test]
 fn an_unknown_port_of_a_known_cluster_ip_is_refused() {
     let found = tcp("10.1.0.9", "10.96.0.10:81");
     assert_eq!((found.verdict, &*found.service), (FlowVerdict::Refuse, ""));

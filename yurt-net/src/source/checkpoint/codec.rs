@@ -15,7 +15,7 @@
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
 //! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`), version 3
-//! nothing of what had no room (`v3`): they are read, and not gone on with.
+//! nothing of what had no room (`v3`), version 4 not when a Service was made (`v4`): they are read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
@@ -25,12 +25,12 @@ use crc32fast::Hasher;
 use serde::Serialize;
 
 use super::contents::{Provenance, Record, RecordOf};
-use super::{v1, v2, v3};
+use super::{v1, v2, v3, v4};
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
-pub(super) const VERSION: u32 = 4;
+pub(super) const VERSION: u32 = 5;
 /// The oldest one that is read.
 pub(super) const OLDEST: u32 = 1;
 
@@ -296,10 +296,12 @@ impl<R: Read> Decoder<R> {
             let taken = match self.replayed.version {
                 OLDEST => postcard::take_from_bytes::<v1::Record>(rest)
                     .map(|(record, after)| (Record::from(record), after)),
-                2 => postcard::take_from_bytes::<RecordOf<v2::Provenance>>(rest)
-                    .map(|(record, after)| (record.upgraded(), after)),
-                3 => postcard::take_from_bytes::<RecordOf<v3::Provenance>>(rest)
-                    .map(|(record, after)| (record.upgraded(), after)),
+                2 => postcard::take_from_bytes::<RecordOf<v2::Provenance, v4::Service>>(rest)
+                    .map(|(record, after)| (record.converted(), after)),
+                3 => postcard::take_from_bytes::<RecordOf<v3::Provenance, v4::Service>>(rest)
+                    .map(|(record, after)| (record.converted(), after)),
+                4 => postcard::take_from_bytes::<RecordOf<Provenance, v4::Service>>(rest)
+                    .map(|(record, after)| (record.converted(), after)),
                 _ => postcard::take_from_bytes::<Record>(rest),
             };
             let Ok((mut record, after)) = taken else {

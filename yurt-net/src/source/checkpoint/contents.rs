@@ -45,24 +45,34 @@ pub(super) enum Edit<K, T> {
     Delete(K),
 }
 
-/// One line for each kind of object: the field of `Snapshot`, its type, its key. The order is part of the format:
-/// a new kind goes last, and takes a new `VERSION`.
+impl<K, T: Clone> Edit<K, T> {
+    /// The same of the object as another version has it.
+    pub(super) fn converted<N: From<T>>(self) -> Edit<K, N> {
+        match self {
+            Self::Put(object) => Edit::Put(Arc::new(Arc::unwrap_or_clone(object).into())),
+            Self::Delete(name) => Edit::Delete(name),
+        }
+    }
+}
+
+/// One line for each kind of object: the field of `Snapshot`, its type, how a record has it, its key. The order is part of the
+/// format: a new kind goes last, and takes a new `VERSION`.
 macro_rules! kinds {
-    ($($field:ident: $object:ident by $key:ty,)*) => {
+    ($($field:ident: $object:ident as $form:ident by $key:ty,)*) => {
         /// The objects of a snapshot, in the order of their names: cheap to take from the snapshot and to hold.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Contents {
             $($field: Vec<Arc<$object>>,)*
         }
 
-        /// The smallest part of a checkpoint, with what its version says of where a state came from.
+        /// The smallest part of a checkpoint, with what its version says of where a state came from, and of a Service.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-        pub(super) enum RecordOf<P> {
+        pub(super) enum RecordOf<P, S> {
             /// The end of a state: with it, all that came before counts.
             Synced(P),
             $(
                 #[doc = concat!("About a ", stringify!($object), ".")]
-                $object(Edit<$key, $object>),
+                $object(Edit<$key, $form>),
             )*
         }
 
@@ -99,12 +109,12 @@ macro_rules! kinds {
             }
         }
 
-        impl<P: Into<Provenance>> RecordOf<P> {
-            /// The same as this version has it.
-            pub(super) fn upgraded(self) -> Record {
+        impl<P, S: Clone> RecordOf<P, S> {
+            /// The same as another version has it.
+            pub(super) fn converted<Q: From<P>, T: From<S>>(self) -> RecordOf<Q, T> {
                 match self {
-                    Self::Synced(provenance) => Record::Synced(provenance.into()),
-                    $(Self::$object(edit) => Record::$object(edit),)*
+                    Self::Synced(provenance) => RecordOf::Synced(provenance.into()),
+                    $(Self::$object(edit) => RecordOf::$object(edit.converted()),)*
                 }
             }
         }
@@ -129,19 +139,19 @@ macro_rules! kinds {
 }
 
 kinds! {
-    services: Service by NamespacedName,
-    slices: EndpointSlice by NamespacedName,
-    nodes: Node by Arc<str>,
-    pools: NodePool by Arc<str>,
-    buckets: NodeBucket by Arc<str>,
-    service_cidrs: ServiceCidr by Arc<str>,
-    pool_services: PoolService by NamespacedName,
-    pods: LocalPod by NamespacedName,
-    manifests: Manifest by OsString,
+    services: Service as S by NamespacedName,
+    slices: EndpointSlice as EndpointSlice by NamespacedName,
+    nodes: Node as Node by Arc<str>,
+    pools: NodePool as NodePool by Arc<str>,
+    buckets: NodeBucket as NodeBucket by Arc<str>,
+    service_cidrs: ServiceCidr as ServiceCidr by Arc<str>,
+    pool_services: PoolService as PoolService by NamespacedName,
+    pods: LocalPod as LocalPod by NamespacedName,
+    manifests: Manifest as Manifest by OsString,
 }
 
 /// As it is written.
-pub(super) type Record = RecordOf<Provenance>;
+pub(super) type Record = RecordOf<Provenance, Service>;
 
 impl Contents {
     /// Whether there is nothing.

@@ -8,9 +8,10 @@ use serde::Deserialize;
 
 use super::contents::{self, Edit};
 use super::v2::Provenance;
+use super::v4::Service;
 use crate::model::{
     self, AddressFamily, Endpoint, EndpointPort, NamespacedName, Node, NodeBucket, NodePool,
-    PoolService, Service, ServiceCidr,
+    PoolService, ServiceCidr,
 };
 
 /// See [`contents::Record`]; the order is the format's.
@@ -43,7 +44,7 @@ impl From<Record> for contents::Record {
     fn from(record: Record) -> Self {
         match record {
             Record::Synced(provenance) => Self::Synced(provenance.into()),
-            Record::Service(edit) => Self::Service(edit),
+            Record::Service(edit) => Self::Service(edit.converted()),
             Record::EndpointSlice(Edit::Put(slice)) => {
                 let EndpointSlice {
                     name,
@@ -80,7 +81,7 @@ impl Record {
     pub(super) fn of(record: contents::Record) -> Option<Self> {
         Some(match record {
             contents::Record::Synced(provenance) => Self::Synced(provenance.into()),
-            contents::Record::Service(edit) => Self::Service(edit),
+            contents::Record::Service(edit) => Self::Service(edit.converted()),
             contents::Record::EndpointSlice(Edit::Put(slice)) => {
                 let slice = Arc::unwrap_or_clone(slice);
                 Self::EndpointSlice(Edit::Put(Arc::new(EndpointSlice {

@@ -47,6 +47,8 @@ pub(super) static ROOT: Keep = Only(&[
         Only(&[
             ("namespace", All),
             ("name", All),
+            // Service
+            ("creationTimestamp", All),
             // Pod
             ("uid", All),
             ("labels", All),

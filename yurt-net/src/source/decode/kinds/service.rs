@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::UNIX_EPOCH;
 
 use ipnetwork::IpNetwork;
 
@@ -39,6 +40,9 @@ pub(super) fn service(
     let is_discarded = annotation(DISCARD)? == Some("true");
     let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
     let load_balancer_ips = load_balancer_ips(value)?;
+    let created_at = at(value, "metadata", |m| {
+        at(m, "creationTimestamp", |at| Ok(seconds_since_1970(at)))
+    })?;
     at(value, "spec", |spec| {
         let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
         if cluster_ips.is_empty() {
@@ -49,6 +53,7 @@ pub(super) fn service(
         })?;
         Ok(Service {
             name,
+            created_at,
             service_type: at(spec, "type", service_type)?,
             cluster_ips: cluster_ips.into_iter().flatten().collect(),
             external_ips,
@@ -66,6 +71,14 @@ pub(super) fn service(
             is_proxied_elsewhere,
         })
     })
+}
+
+/// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without.
+fn seconds_since_1970(value: &Value<'_>) -> u64 {
+    let time = text(value).ok().flatten();
+    let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.map_or(0, |since| since.as_secs())
 }
 
 pub(super) fn pool_service(
