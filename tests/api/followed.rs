@@ -164,13 +164,13 @@ impl Followed {
     }
 
     pub(crate) fn status(&self) -> SourceStatus {
-        self.sources.status(yurt_net::source::unix_seconds())
+        self.sources.status(yurt_net::host::clock::unix_seconds())
     }
 
     /// What a checkpoint would hold now.
     pub(crate) fn checkpoint(&self) -> Result<Loaded> {
         let snapshot = self.sources.snapshot().context("there is no snapshot")?;
-        let now = yurt_net::source::unix_seconds();
+        let now = yurt_net::host::clock::unix_seconds();
         let provenance = self.sources.provenance(now, Edition::default());
         Ok(Loaded {
             snapshot: snapshot.clone(),

@@ -9,8 +9,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use anyhow::Result;
-use yurt_net::netns;
-use yurt_net::netns::Netns;
+use yurt_net::host::netns;
+use yurt_net::host::netns::Netns;
 use yurt_net_tests::lab::Lab;
 
 #[test]

@@ -23,8 +23,7 @@ use anyhow::ensure;
 use yurt_net::dataplane::guard::Guard;
 use yurt_net::dataplane::tc::Method;
 use yurt_net::dataplane::translate::Translate;
-use yurt_net::device::HostSide;
-use yurt_net::device::Link;
+use yurt_net::device::{HostSide, Link};
 use yurt_net::guard::Extra;
 use yurt_net::guard::GuardedPod;
 use yurt_net::guard::Mode;
@@ -176,7 +175,7 @@ fn bring(translate: &Mutex<Translate>, wanted: &TranslateImage, routes: &Routes)
 /// The link-layer address of `eth0`.
 fn mac_of(netns: &Netns) -> Result<[u8; 6]> {
     let mac = netns.run(|| {
-        yurt_net::retain::link::mac(&yurt_net::netns::Netns::current()?, "eth0")
+        yurt_net::retain::link::mac(&yurt_net::host::netns::Netns::current()?, "eth0")
             .map_err(anyhow::Error::from)
     })??;
     Ok(mac.0)

@@ -10,8 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
-use crate::device::link_local;
-use crate::device::{Complaint, HostSide, Link, Mac};
+use crate::device::{Complaint, HostSide, Link, Mac, link_local};
 
 mod extra;
 mod reserved;

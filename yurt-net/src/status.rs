@@ -9,10 +9,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::dataplane::bpf::{BpfDataplane, SocketLb};
 use crate::device::Mac;
+use crate::host::columns::columns;
+use crate::host::durations::Durations;
+use crate::host::process::Process;
 use crate::model::Rejection;
-use crate::observe::columns::columns;
-use crate::observe::durations::Durations;
-use crate::observe::process::Process;
 use crate::plan::{Capacity, FullMap};
 use crate::retain::ledger::State;
 use crate::retain::vtep::report::Report;

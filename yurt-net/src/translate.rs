@@ -13,9 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::device::HostSide;
-use crate::device::Route;
-use crate::device::{Complaint, Link};
+use crate::device::{Complaint, HostSide, Link, Route};
 
 /// What the operator decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

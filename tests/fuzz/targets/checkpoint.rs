@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use libfuzzer_sys::fuzz_target;
-use yurt_net::disk::Disk;
+use yurt_net::host::disk::Disk;
 use yurt_net::source::checkpoint::{Contents, Loaded, Occasion, Saver};
 use yurt_net_fuzz::follow;
 

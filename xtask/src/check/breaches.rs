@@ -46,7 +46,6 @@ pub(crate) const AGENT: &[Breaches] = &[
     Breaches {
         until: "cni/, an edge of its own",
         imports: &[
-            ("retain/cni.rs", "source/mod.rs"),
             ("retain/cni/guarding.rs", "dataplane/guard.rs"),
             ("retain/cni/guarding.rs", "dataplane/mod.rs"),
             ("retain/cni/guarding.rs", "guard.rs"),
@@ -65,9 +64,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         until: "observe/status/, a file a room",
         imports: &[
             ("observe/metrics/table.rs", "observe/metrics.rs"),
-            ("status.rs", "observe/columns.rs"),
-            ("status.rs", "observe/durations.rs"),
-            ("status.rs", "observe/process.rs"),
             ("status/refused.rs", "status.rs"),
         ],
     },

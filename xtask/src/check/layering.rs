@@ -41,16 +41,7 @@ const HOUSES: [House; 2] = [
         floors: &[
             (
                 "words and the machine",
-                &[
-                    "device",
-                    "disk",
-                    "error",
-                    "filesystem",
-                    "model",
-                    "netns",
-                    "output",
-                    "text",
-                ],
+                &["device", "error", "host", "model", "output", "text"],
             ),
             (
                 "rules",
@@ -100,7 +91,8 @@ const PURE: &[&str] = &[
     "yurt-net/src/guard.rs",
     "yurt-net/src/guard/",
     "yurt-net/src/model.rs",
-    "yurt-net/src/observe/durations.rs",
+    "yurt-net/src/host/durations.rs",
+    "yurt-net/src/host/limit.rs",
     "yurt-net/src/observe/metrics.rs",
     "yurt-net/src/plan.rs",
     "yurt-net/src/plan/",
@@ -111,7 +103,6 @@ const PURE: &[&str] = &[
     "yurt-net/src/retain/install.rs",
     "yurt-net/src/retain/ledger.rs",
     "yurt-net/src/retain/ledger/codec.rs",
-    "yurt-net/src/retain/limit.rs",
     "yurt-net/src/retain/peers.rs",
     "yurt-net/src/retain/plan.rs",
     "yurt-net/src/retain/probing.rs",

@@ -11,9 +11,9 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
 use crate::error::chain;
+use crate::host::limit::Limit;
 use crate::retain::install::Directories;
 use crate::retain::install::files::{Cni, InstallError, Report, Stamp};
-use crate::retain::limit::Limit;
 use crate::retain::watch::DirectoryWatch;
 
 /// A writer is done by then.

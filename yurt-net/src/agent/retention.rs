@@ -22,10 +22,10 @@ use crate::dataplane::guard::{Guard, Spoofs};
 use crate::device::{Complaint, Link};
 use crate::error::chain;
 use crate::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
+use crate::host::clock::Clock;
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::policy::{NodeView, PolicyConfig};
-use crate::retain::cni::clock;
 use crate::retain::ledger::store::{Lock, Place, Store};
 use crate::retain::ledger::{Entry, Key, State, is_same};
 use crate::retain::plan::{Draft, PodList, release};
@@ -329,7 +329,7 @@ impl Retention {
         self.releasing = Some(tokio::task::spawn_blocking(move || {
             let lock = Lock::take(&place, LOCK_PATIENCE)?;
             let mut store = Store::open(&place)?;
-            let mut draft = Draft::new(store.ledger(), &clock()?);
+            let mut draft = Draft::new(store.ledger(), &Clock::read()?);
             // A Pod may have come back since.
             let released = release(draft.ledger(), &list, draft.now());
             let count = released.len();

@@ -13,10 +13,10 @@ use crate::dataplane::clients::Look;
 use crate::dataplane::clients::identity::{ClientAddresses, Word};
 use crate::dataplane::{ApplyError, Dataplane as _};
 use crate::error::chain;
+use crate::host::clock::unix_seconds;
 use crate::plan::{Plan, Refused, plan};
 use crate::policy::compile;
 use crate::source::preferred::Origin;
-use crate::source::unix_seconds;
 
 /// Plans in a row for one table: each frees space that the next one may need.
 const PLANS_PER_TABLE: usize = 8;

@@ -9,7 +9,7 @@ use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
 use crate::error::chain;
-use crate::filesystem::takes_writes;
+use crate::host::filesystem::takes_writes;
 use crate::policy::pods_among_services;
 use crate::status::SelfTest;
 use crate::status::health::Facts;

@@ -16,7 +16,7 @@ use crate::dataplane::bpf::{self, ProgramSize, SocketLb};
 use crate::dataplane::sockets::{self, Unsupported};
 use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
-use crate::filesystem::Kind;
+use crate::host::filesystem::Kind;
 use crate::model::Protocol;
 use crate::output::print;
 use crate::selftest;

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::config::{LedgerArgs, Output};
 use crate::device::Mac;
-use crate::netns;
-use crate::observe::columns::columns;
+use crate::host::columns::columns;
+use crate::host::netns;
 use crate::output::print;
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Now, State};

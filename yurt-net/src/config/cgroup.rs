@@ -10,7 +10,7 @@ use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
 use super::PlaceArgs;
-use crate::filesystem::Kind;
+use crate::host::filesystem::Kind;
 
 /// A machine that is not set up for the agent, or a flag that is wrong on it.
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{FLOOR, RATIO, processor_time};
-use crate::disk::memory::Memory;
+use crate::host::disk::memory::Memory;
 use crate::model::{Kind, NamespacedName, Rejection, Snapshot};
 use crate::observe::metrics;
 use crate::policy::fixtures::World;

@@ -46,8 +46,8 @@ use super::clients::Look;
 use super::kept::KeptPins;
 use super::sockets::SocketMaps;
 use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
-use crate::filesystem::Kind;
-use crate::netns;
+use crate::host::filesystem::Kind;
+use crate::host::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
 use crate::source::edition::Edition;
 

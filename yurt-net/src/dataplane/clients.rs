@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use self::identity::{Client, ClientAddresses, Identities, Word, identify};
-use crate::netns::{self, Netns};
+use crate::host::netns::{self, Netns};
 use crate::node::near::Nearby;
 
 /// After a change of interfaces.

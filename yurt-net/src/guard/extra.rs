@@ -11,9 +11,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::{GuardedPod, is_one_hosts_mac};
-use crate::device::Link;
-use crate::device::Mac;
-use crate::device::link_local;
+use crate::device::{Link, Mac, link_local};
 
 /// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

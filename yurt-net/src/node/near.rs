@@ -20,7 +20,7 @@ use super::neighbours::{as_ip, entries, mac};
 use super::routes::main_routes;
 use crate::dataplane::clients::identity::{Near, Neighbour, Port, Question};
 use crate::device::Mac;
-use crate::netns::Netns;
+use crate::host::netns::Netns;
 
 /// A connection to the kernel about the network namespace of whoever opens it.
 pub struct Nearby {

@@ -1,7 +1,4 @@
-//! What others can see of a running agent: its metrics, and the process that it is.
+//! What others can see of a running agent: its metrics.
 
-pub mod columns;
-pub mod durations;
 pub mod http;
 pub mod metrics;
-pub mod process;

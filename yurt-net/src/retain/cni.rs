@@ -20,17 +20,16 @@ use serde_json::Value;
 
 use super::adopt::{Leftover, adopt};
 use super::ledger::store::{LedgerError, Lock, Place, Store};
-use super::ledger::{Assigner, Clock, Entry, Ledger, Now, Record, State};
+use super::ledger::{Assigner, Entry, Ledger, Now, Record, State};
 use super::link::{self, LinkError};
 use super::plan::{self, Attachment, Draft, Refusal, Seen};
 use super::range::RangeError;
 use super::settings::Settings as _;
-use crate::device::Mac;
-use crate::device::mac_of;
-use crate::error::chain;
-use crate::netns::Netns;
+use crate::device::{Mac, mac_of};
+use crate::error::{PathError, chain};
+use crate::host::clock::Clock;
+use crate::host::netns::Netns;
 use crate::output;
-use crate::source::unix_seconds;
 use crate::text;
 use crate::translate;
 
@@ -132,6 +131,9 @@ pub enum CniError {
     /// The ledger.
     #[error("the ledger cannot be used")]
     Ledger(#[from] LedgerError),
+    /// The clocks of this machine.
+    #[error(transparent)]
+    Clock(#[from] PathError),
     /// Files of this machine.
     #[error("read {}", path.display())]
     Read {
@@ -170,7 +172,11 @@ impl CniError {
         match self {
             Self::Version { .. } | Self::TooOld { .. } => 1,
             Self::Environment { .. } => 4,
-            Self::Input(_) | Self::Read { .. } | Self::Netns { .. } | Self::Link(_) => 5,
+            Self::Input(_)
+            | Self::Clock(_)
+            | Self::Read { .. }
+            | Self::Netns { .. }
+            | Self::Link(_) => 5,
             Self::Ledger(LedgerError::Locked { .. } | LedgerError::LockLost { .. })
             | Self::Refused(Refusal::BeingAdded { .. }) => 11,
             Self::Ledger(_) => 5,
@@ -369,7 +375,7 @@ impl<'a> Request<'a> {
     ) -> Result<T, CniError> {
         let lock = Lock::take(&self.place, LOCK_PATIENCE)?;
         let mut store = Store::open(&self.place)?;
-        let mut draft = Draft::new(store.ledger(), &clock()?);
+        let mut draft = Draft::new(store.ledger(), &Clock::read()?);
         let now = draft.now();
         if self.plugin == Plugin::Ipam && !draft.ledger().has_adopted(&self.config.name) {
             let files = self.leftovers()?;
@@ -514,7 +520,7 @@ impl<'a> Request<'a> {
 
     /// As it is after a reboot, too: what ran before runs no more.
     fn check(&self, who: &Attachment, claimed: &[IpAddr]) -> Result<(), CniError> {
-        let known = Draft::new(Store::open(&self.place)?.ledger(), &clock()?);
+        let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         Ok(plan::check(known.ledger(), who, claimed)?)
     }
 
@@ -525,7 +531,7 @@ impl<'a> Request<'a> {
         let addresses = &claimed.addresses;
         let policy = self.config.mac_policy()?;
         // As it is after a reboot, too: what ran before runs no more.
-        let known = Draft::new(Store::open(&self.place)?.ledger(), &clock()?);
+        let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         // Before the neighbours are told that somebody else's address is here. It is decided again under the lock.
         plan::admit(known.ledger(), &who, addresses)?;
         let wanted = match policy {
@@ -617,25 +623,4 @@ impl<'a> Request<'a> {
 fn first(addresses: &[IpAddr]) -> Option<IpAddr> {
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     v4.or_else(|| addresses.first()).copied()
-}
-
-/// What the clocks of this machine say.
-pub fn clock() -> Result<Clock, CniError> {
-    const BOOT: &str = "/proc/sys/kernel/random/boot_id";
-    let boot = fs::read_to_string(BOOT).map_err(|source| CniError::Read {
-        path: BOOT.into(),
-        source,
-    })?;
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: a valid buffer. It cannot fail: the clock is there since Linux 2.6.39.
-    unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
-    Ok(Clock {
-        boot: boot.trim().to_owned(),
-        up: u64::try_from(time.tv_sec).unwrap_or(0) * 1000
-            + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000,
-        wall: unix_seconds(),
-    })
 }

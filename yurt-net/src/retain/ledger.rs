@@ -11,6 +11,7 @@
 //! only. So the hours in which the node was off do not count, and nothing is ever released too early.
 
 use crate::device::{HostSide, Mac};
+use crate::host::clock::Clock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
@@ -173,17 +174,6 @@ pub struct Now {
     pub at: u64,
     /// Unix seconds.
     pub since: u64,
-}
-
-/// What the machine's clocks say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Clock {
-    /// Which boot this is (`/proc/sys/kernel/random/boot_id`).
-    pub boot: String,
-    /// Milliseconds since then, suspended or not (`CLOCK_BOOTTIME`).
-    pub up: u64,
-    /// Unix seconds.
-    pub wall: u64,
 }
 
 /// One change.

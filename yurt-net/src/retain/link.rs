@@ -12,11 +12,9 @@ use netlink_packet_route::address::{AddressAttribute, AddressFlags};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo};
 use rtnetlink::{Handle, LinkUnspec};
 
-use crate::device::Link;
 use crate::device::frames::frame;
-use crate::device::link_local;
-use crate::device::{HostSide, Mac};
-use crate::netns::{Netns, inside};
+use crate::device::{HostSide, Link, Mac, link_local};
+use crate::host::netns::{Netns, inside};
 use crate::node::as_link;
 
 /// An interface that cannot be found, read or set.

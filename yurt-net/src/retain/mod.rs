@@ -15,7 +15,6 @@ pub mod cni;
 mod go;
 pub mod install;
 pub mod ledger;
-pub mod limit;
 pub mod link;
 pub mod peers;
 pub mod plan;

@@ -20,10 +20,10 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::limit::Limit;
 use super::vtep::SETTLED;
 use super::vtep::announced::is_unicast;
 use crate::device::Mac;
+use crate::host::limit::Limit;
 
 #[cfg(test)]
 mod proptests;

@@ -18,9 +18,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{Asker, Assigner, Clock, Entry, Key, Ledger, Now, Record, State};
+use super::ledger::{Asker, Assigner, Entry, Key, Ledger, Now, Record, State};
 use super::range::{Assigned, RangeSet};
 use crate::device::{HostSide, Mac};
+use crate::host::clock::Clock;
 
 #[cfg(test)]
 mod tests;

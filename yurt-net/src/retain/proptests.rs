@@ -8,11 +8,12 @@ use std::path::PathBuf;
 use proptest::prelude::*;
 
 use super::ledger::store::Store;
-use super::ledger::{Asker, Assigner, Clock, Entry, Key, Ledger, State};
+use super::ledger::{Asker, Assigner, Entry, Key, Ledger, State};
 use super::plan::{self, Attachment, Draft, PodList};
 use super::range::RangeSet;
-use crate::disk::Disk;
-use crate::disk::memory::{Memory, MemoryFile, Trouble};
+use crate::host::clock::Clock;
+use crate::host::disk::Disk;
+use crate::host::disk::memory::{Memory, MemoryFile, Trouble};
 
 /// Milliseconds.
 const TTL: u64 = 1_000_000;

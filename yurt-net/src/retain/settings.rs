@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Directory, Disk as _};
 use crate::error::PathError;
 use crate::guard::{ExtraPolicy, Mode, Policy};
+use crate::host::disk::{Directory, Disk as _};
 use crate::translate;
 
 /// A file that cannot be read or written.

@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
-use super::limit::Limit;
 use crate::device::Mac;
+use crate::host::limit::Limit;
 
 pub use self::announced::Announced;
 use self::announced::{Peers, is_unicast};

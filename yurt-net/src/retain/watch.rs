@@ -10,11 +10,11 @@ use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::cni::{CniError, clock};
 use super::ledger::store::{CURRENT, LedgerError, Lock, Place, Store};
 use super::ledger::{Ledger, Now};
 use super::plan::Draft;
 use crate::error::PathError;
+use crate::host::clock::Clock;
 
 /// Room for a few dozen events; what does not fit is read in the next round.
 const BUFFER_BYTES: usize = 4096;
@@ -28,9 +28,6 @@ pub enum WatchError {
     /// What is in it.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The clock of this boot.
-    #[error(transparent)]
-    Clock(#[from] CniError),
 }
 
 /// What a ledger says at one moment.
@@ -60,7 +57,7 @@ impl Reading {
     }
 
     fn of(store: &Store, is_settled: bool) -> Result<Self, WatchError> {
-        let draft = Draft::new(store.ledger(), &clock()?);
+        let draft = Draft::new(store.ledger(), &Clock::read()?);
         let mut alarms: Vec<String> = store
             .alarms()
             .iter()
@@ -195,7 +192,7 @@ mod tests {
     fn write(place: &Place, records: Vec<Record>) {
         let _lock = Lock::take(place, PATIENCE).unwrap();
         let mut store = Store::open(place).unwrap();
-        let mut draft = Draft::new(store.ledger(), &clock().unwrap());
+        let mut draft = Draft::new(store.ledger(), &Clock::read().unwrap());
         draft.take(records);
         store.commit(draft.into_records()).unwrap();
     }

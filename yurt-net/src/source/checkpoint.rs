@@ -25,8 +25,8 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::disk::{Directory, Disk};
 use crate::error::PathError;
+use crate::host::disk::{Directory, Disk};
 use crate::model::Snapshot;
 use crate::source::edition::Edition;
 use crate::table::ServiceKey;
@@ -314,7 +314,7 @@ impl<D: Disk> Saver<D> {
                 if *has_written {
                     let took = started.elapsed().as_millis();
                     self.stats.last_write_ms = u64::try_from(took).unwrap_or(u64::MAX);
-                    self.stats.last_write_at = Some(super::unix_seconds());
+                    self.stats.last_write_at = Some(crate::host::clock::unix_seconds());
                     self.stats.writes += 1;
                 }
                 self.stats.last_error = None;

@@ -24,9 +24,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
+use super::SourceError;
 use super::decode::{self, Format, Names};
 use super::room::Room;
-use super::{SourceError, unix_seconds};
+use crate::host::clock::unix_seconds;
 use crate::model::Snapshot;
 
 mod merge;

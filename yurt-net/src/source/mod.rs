@@ -7,7 +7,6 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use http::Uri;
 
@@ -22,16 +21,6 @@ pub mod kube;
 pub mod objects;
 pub mod preferred;
 mod room;
-
-/// Seconds since 1970, by the clock of the machine: 0 if that is before.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "what is on disk can only be compared with the clock of the machine"
-)]
-pub fn unix_seconds() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.unwrap_or_default().as_secs()
-}
 
 /// One value of `--source`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use super::{Finding, Outcome};
 use crate::config::PlaceArgs;
 use crate::error::chain;
-use crate::netns;
+use crate::host::netns;
 use crate::retain::ledger::{Key, Ledger, State};
 use crate::retain::watch::Reading;
 use crate::status::Status;

@@ -18,9 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::device::Link;
-use crate::device::Mac;
-use crate::device::Route;
+use crate::device::{Link, Mac, Route};
 use crate::guard::Policy;
 use crate::retain::ledger::{Entry, Key, State};
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::device::Mac;
+use crate::host::process::Process;
 use crate::model::{Protocol, Rejection};
-use crate::observe::process::Process;
 use crate::plan::{FullMap, Refused};
 use crate::retain::vtep;
 use crate::source::preferred::Origin;

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
-use crate::netns::{self, Netns};
+use crate::host::netns::{self, Netns};
 use crate::retain::adopt::Living;
 
 /// All of it; `None` where something cannot be looked at, or where the namespace of this request is not in sight: then others may not be, either.

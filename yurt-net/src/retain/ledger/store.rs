@@ -24,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use super::codec::{self, Flaw, VERSION};
 use super::{Ledger, Record};
-use crate::disk::{Directory, Disk};
 use crate::error::PathError;
+use crate::host::disk::{Directory, Disk};
 
 pub(in crate::retain) const CURRENT: &str = "ledger";
 const NEW: &str = "ledger.new";

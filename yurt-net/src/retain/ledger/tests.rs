@@ -3,7 +3,7 @@ use std::collections::BTreeSet;
 use super::codec::{self, Flaw};
 use super::store::{JOURNAL_BYTES, LedgerError, Place, Store};
 use super::*;
-use crate::disk::memory::Memory;
+use crate::host::disk::memory::Memory;
 
 pub(crate) fn key(name: &str) -> Key {
     Key {

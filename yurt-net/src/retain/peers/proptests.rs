@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::tests::{at, inside, listened, mac, peer, tunnel, tunnels};
 use super::*;
-use crate::retain::limit::{MINUTE, REPAIRS};
+use crate::host::limit::{MINUTE, REPAIRS};
 
 const PEERS: u8 = 3;
 

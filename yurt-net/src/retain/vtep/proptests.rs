@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::tests::{VTEP, announced, keeper, mac, vxlan};
 use super::*;
-use crate::retain::limit::{MINUTE, REPAIRS};
+use crate::host::limit::{MINUTE, REPAIRS};
 
 #[derive(Clone, Debug)]
 enum Event {

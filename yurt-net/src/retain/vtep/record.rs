@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::announced::is_unicast;
 use crate::device::Mac;
-use crate::disk::Disk;
+use crate::host::disk::Disk;
 
 const NAME: &str = "vtep";
 const NEW: &str = "vtep.new";
@@ -116,7 +116,7 @@ fn checked(line: &[u8]) -> Option<Line> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::disk::memory::Memory;
+    use crate::host::disk::memory::Memory;
 
     fn records(macs: &[(&str, u8)]) -> BTreeMap<String, Mac> {
         let macs = macs.iter();
@@ -154,7 +154,7 @@ mod tests {
             for luck in 0..200 {
                 let mut disk = Memory::default();
                 save(&mut disk, &old).unwrap();
-                disk.expect(operation, crate::disk::memory::Trouble::Crashes);
+                disk.expect(operation, crate::host::disk::memory::Trouble::Crashes);
                 let saved = save(&mut disk, &new);
                 let (found, damaged) = load(&disk.after_power_cut(luck)).unwrap();
                 assert_eq!(damaged, 0);

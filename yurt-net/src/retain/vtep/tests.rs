@@ -1,5 +1,5 @@
 use super::*;
-use crate::retain::limit::{MINUTE, REPAIRS};
+use crate::host::limit::{MINUTE, REPAIRS};
 
 pub(super) const VTEP: &str = "flannel.1";
 const BRIDGE: &str = "cni0";

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::tests::{cluster, provenance};
 use super::*;
-use crate::disk::memory::{Memory, Trouble};
+use crate::host::disk::memory::{Memory, Trouble};
 use crate::model::NamespacedName;
 
 /// What happens next.

@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use super::contents::RecordOf;
 use super::*;
-use crate::disk::memory::Memory;
 use crate::error::PathError;
+use crate::host::disk::memory::Memory;
 use crate::model::{Hints, NamespacedName, Placement, Protocol};
 use crate::source::file::FileSource;
 use crate::table::ServiceKey;

@@ -6,7 +6,7 @@ use std::io::{self, Cursor, Read, Write};
 use std::path::PathBuf;
 use std::rc::Rc;
 
-use super::Disk;
+use crate::host::disk::Disk;
 
 /// What ext4 with blocks of 4 KiB was seen to write for an fsync, besides the blocks of the file (13 to 21 KB).
 const SYNC_BYTES: u64 = 20 * 1024;

@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
-use crate::filesystem::Kind;
+use crate::host::filesystem::Kind;
 
 /// `SO_NETNS_COOKIE` of `include/uapi/asm-generic/socket.h`, since Linux 5.14.
 const SO_NETNS_COOKIE: libc::c_int = 71;

@@ -74,7 +74,7 @@ pub fn boot_time(stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::source::unix_seconds;
+    use crate::host::clock::unix_seconds;
 
     #[test]
     fn fields_are_counted_from_behind_the_name() {

@@ -1,0 +1,48 @@
+//! The clocks of this machine.
+
+use std::fs;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::error::PathError;
+
+/// Seconds since 1970, by the clock of the machine: 0 if that is before.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what is on disk can only be compared with the clock of the machine"
+)]
+pub fn unix_seconds() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs()
+}
+
+/// What the machine's clocks say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Clock {
+    /// Which boot this is (`/proc/sys/kernel/random/boot_id`).
+    pub boot: String,
+    /// Milliseconds since then, suspended or not (`CLOCK_BOOTTIME`).
+    pub up: u64,
+    /// Unix seconds.
+    pub wall: u64,
+}
+
+impl Clock {
+    /// As they are now.
+    pub fn read() -> Result<Self, PathError> {
+        const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+        let boot = fs::read_to_string(BOOT).map_err(PathError::of("read", Path::new(BOOT)))?;
+        let mut time = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: a valid buffer. It cannot fail: the clock is there since Linux 2.6.39.
+        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+        Ok(Self {
+            boot: boot.trim().to_owned(),
+            up: u64::try_from(time.tv_sec).unwrap_or(0) * 1000
+                + u64::try_from(time.tv_nsec).unwrap_or(0) / 1_000_000,
+            wall: unix_seconds(),
+        })
+    }
+}
