@@ -279,12 +279,20 @@ fn row(
         own: in_order(own),
         extra: in_order(extra.prefixes),
     };
-    if !row.cut() {
+    let Cut { own, extra } = row.cut();
+    if own > 0 {
         complain(format!(
-            "more than {MAX_PREFIXES} addresses of one family or {MAX_MACS} link-layer addresses: what is beyond is \
-             found fault with, so nothing of this Pod is dropped"
+            "the Pod has more than {MAX_PREFIXES} addresses of one family: what it sends from those beyond would be dropped, so \
+             nothing of this Pod is"
         ));
         row.mode = Mode::Audit;
+    }
+    // A tenant writes them: more of them are no way out of the guard.
+    if extra > 0 {
+        complain(format!(
+            "{extra} extra addresses have no room and are refused: a Pod can have {MAX_PREFIXES} addresses of each family and \
+             {MAX_MACS} link-layer addresses, its own among them"
+        ));
     }
     row
 }
@@ -309,11 +317,12 @@ fn in_order(prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
 }
 
 impl Row {
-    /// Leaves out what the kernel has no room for; false when there was such.
-    fn cut(&mut self) -> bool {
-        let mut room = [MAX_PREFIXES, MAX_PREFIXES];
-        let before = (self.macs.len(), self.own.len(), self.extra.len());
+    /// Leaves out what the kernel has no room for.
+    fn cut(&mut self) -> Cut {
+        let before = (self.own.len(), self.macs.len() + self.extra.len());
+        // The first one is its own.
         self.macs.truncate(MAX_MACS);
+        let mut room = [MAX_PREFIXES, MAX_PREFIXES];
         let mut fits = |prefix: &IpNetwork| {
             let room = &mut room[usize::from(prefix.is_ipv6())];
             let fits = *room > 0;
@@ -322,8 +331,19 @@ impl Row {
         };
         self.own.retain(&mut fits);
         self.extra.retain(&mut fits);
-        before == (self.macs.len(), self.own.len(), self.extra.len())
+        Cut {
+            own: before.0 - self.own.len(),
+            extra: before.1 - self.macs.len() - self.extra.len(),
+        }
     }
+}
+
+/// So much of a row had no room.
+struct Cut {
+    /// Of the addresses that the Pod was given.
+    own: usize,
+    /// Of those that an annotation asks for.
+    extra: usize,
 }
 
 /// `fe80::/64`.

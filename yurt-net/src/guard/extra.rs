@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{GuardedPod, is_one_hosts_mac};
+use super::{GuardedPod, MAX_MACS, MAX_PREFIXES, is_one_hosts_mac};
 use crate::device::{Link, Mac, link_local};
 
 /// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
@@ -29,14 +29,23 @@ impl Extra {
     }
 }
 
-/// A word of the annotation that is none.
+/// Most words of an annotation: more than a row holds are never granted, and each is judged with every change of the node's Pods.
+const MAX_WORDS: usize = 2 * MAX_PREFIXES + MAX_MACS;
+
+/// An annotation that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "{word:?} is no address, prefix or link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
-)]
-pub struct BadExtra {
-    /// The word.
-    pub word: String,
+pub enum BadExtra {
+    /// A word that is none.
+    #[error(
+        "{0:?} is not an address, a prefix or a link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
+    )]
+    Word(String),
+    /// More than a Pod can have.
+    #[error(
+        "it has more than {MAX_WORDS} words, and a Pod can have {MAX_PREFIXES} addresses of each family and {MAX_MACS} link-layer \
+         addresses"
+    )]
+    TooMany,
 }
 
 impl std::str::FromStr for Extra {
@@ -46,14 +55,17 @@ impl std::str::FromStr for Extra {
     fn from_str(text: &str) -> Result<Self, BadExtra> {
         let mut extra = Self::default();
         let is_between = |c: char| c == ',' || c.is_whitespace();
-        for word in text.split(is_between).filter(|word| !word.is_empty()) {
+        let words = text.split(is_between).filter(|word| !word.is_empty());
+        for (index, word) in words.enumerate() {
+            if index == MAX_WORDS {
+                return Err(BadExtra::TooMany);
+            }
             if let Ok(prefix) = word.parse() {
                 extra.prefixes.push(prefix);
             } else if let Ok(Mac(mac)) = word.parse() {
                 extra.macs.push(mac);
             } else {
-                let word = word.to_owned();
-                return Err(BadExtra { word });
+                return Err(BadExtra::Word(word.to_owned()));
             }
         }
         Ok(extra)
@@ -210,7 +222,7 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// What of a Pod's wishes is granted; what is not is told.
+    /// What of a Pod's wishes is granted; what is not is told, in one complaint, because a tenant writes the wishes.
     pub(super) fn grant(&self, pod: &GuardedPod, complain: &mut impl FnMut(String)) -> Extra {
         let mut granted = Extra::default();
         if pod.extra.is_empty() {
@@ -225,19 +237,24 @@ impl<'a> Taken<'a> {
             ));
             return granted;
         }
+        let mut refused = Vec::new();
         for prefix in &pod.extra.prefixes {
             match self.against_prefix(pod, prefix) {
                 None => granted.prefixes.push(*prefix),
-                Some(reason) => complain(format!("extra addresses {prefix} are refused: {reason}")),
+                Some(reason) => refused.push(format!("{prefix}: {reason}")),
             }
         }
         for mac in &pod.extra.macs {
             match self.against_mac(pod, *mac) {
                 None => granted.macs.push(*mac),
-                Some(reason) => {
-                    complain(format!("extra address {} is refused: {reason}", Mac(*mac)));
-                }
+                Some(reason) => refused.push(format!("{}: {reason}", Mac(*mac))),
             }
+        }
+        if !refused.is_empty() {
+            complain(format!(
+                "extra addresses are refused: {}",
+                refused.join("; ")
+            ));
         }
         granted
     }
@@ -305,7 +322,8 @@ fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
 }
 
-fn last(prefix: &IpNetwork) -> IpAddr {
+/// The last address of a prefix.
+pub(super) fn last(prefix: &IpNetwork) -> IpAddr {
     match prefix {
         IpNetwork::V4(prefix) => prefix.broadcast().into(),
         IpNetwork::V6(prefix) => prefix.broadcast().into(),

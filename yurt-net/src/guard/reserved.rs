@@ -1,7 +1,11 @@
 //! What no Pod may ask for, as the cluster and the ledger say it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
+use ipnetwork::IpNetwork;
+
+use super::extra::last;
 use super::{GuardedPod, Reserved};
 use crate::model::Snapshot;
 use crate::policy::protected::{Protected, Whose};
@@ -53,7 +57,38 @@ impl Reserved {
             reserved.hosts.insert(address, whose);
         }
         reserved.take_up(snapshot);
+        reserved.take_up_pods(snapshot, &config.node, pods);
         reserved
+    }
+
+    /// Pods of other nodes, and those of this one that the ledger does not know: Services lead to them. Of all endpoints only those are
+    /// kept that somebody asks for.
+    fn take_up_pods(&mut self, snapshot: &Snapshot, node: &str, pods: &[GuardedPod]) {
+        let others = snapshot.nodes.values().filter(|other| &*other.name != node);
+        for other in others {
+            let whose = format!("the Pods of Node {}", other.name);
+            let cidrs = other.pod_cidrs.iter();
+            self.networks
+                .extend(cidrs.map(|cidr| (*cidr, whose.clone())));
+        }
+        let wishes = Ranges::new(pods.iter().flat_map(|pod| &pod.extra.prefixes));
+        let known: BTreeSet<IpAddr> = pods
+            .iter()
+            .flat_map(|pod| &pod.addresses)
+            .copied()
+            .collect();
+        for slice in snapshot.slices.values() {
+            let wished = slice.endpoints.iter().filter(|endpoint| {
+                wishes.contain(endpoint.address) && !known.contains(&endpoint.address)
+            });
+            for endpoint in wished {
+                // One without a node is no Pod.
+                if let Some(node) = endpoint.node_name() {
+                    let whose = format!("an endpoint of Service {} on Node {node}", slice.owner());
+                    self.hosts.entry(endpoint.address).or_insert(whose);
+                }
+            }
+        }
     }
 
     fn take_up(&mut self, snapshot: &Snapshot) {
@@ -68,6 +103,63 @@ impl Reserved {
             for address in &service.cluster_ips {
                 let whose = format!("Service {}", service.name);
                 self.hosts.insert(*address, whose);
+            }
+        }
+    }
+}
+
+/// Prefixes as ranges that do not overlap: first and last address of each.
+struct Ranges(BTreeMap<IpAddr, IpAddr>);
+
+impl Ranges {
+    fn new<'a>(prefixes: impl Iterator<Item = &'a IpNetwork>) -> Self {
+        let mut all: Vec<(IpAddr, IpAddr)> = prefixes
+            .map(|prefix| (prefix.network(), last(prefix)))
+            .collect();
+        // Of two prefixes one holds the other, or they share nothing: the longer range first.
+        all.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
+        let mut ranges = Self(BTreeMap::new());
+        for (from, to) in all {
+            if !ranges.contain(from) {
+                ranges.0.insert(from, to);
+            }
+        }
+        ranges
+    }
+
+    fn contain(&self, address: IpAddr) -> bool {
+        let before = self.0.range(..=address).next_back();
+        before.is_some_and(|(_, to)| address <= *to)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn prefix() -> impl Strategy<Value = IpNetwork> {
+        let v4 = (any::<[u8; 2]>(), 20..=32u8)
+            .prop_map(|([a, b], bits)| IpNetwork::new([10, 0, a, b].into(), bits));
+        let v6 = (any::<[u8; 2]>(), 110..=128u8).prop_map(|([a, b], bits)| {
+            let low = u16::from_be_bytes([a, b]);
+            IpNetwork::new([0xfd00, 0, 0, 0, 0, 0, 0, low].into(), bits)
+        });
+        prop_oneof![v4, v6].prop_map(Result::unwrap)
+    }
+
+    proptest! {
+        #[test]
+        fn ranges_hold_what_any_of_the_prefixes_holds(
+            prefixes in vec(prefix(), 0..8),
+            asked in vec(prefix(), 1..8),
+        ) {
+            let ranges = Ranges::new(prefixes.iter());
+            for address in asked.iter().map(IpNetwork::ip) {
+                let expected = prefixes.iter().any(|prefix| prefix.contains(address));
+                prop_assert_eq!(ranges.contain(address), expected, "{}", address);
             }
         }
     }

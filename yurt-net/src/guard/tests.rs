@@ -189,12 +189,16 @@ fn an_annotation_names_addresses_prefixes_and_link_layer_addresses() {
         "web",
     ] {
         let error = word.parse::<Extra>().unwrap_err();
-        assert_eq!(error.word, word);
+        assert_eq!(error, BadExtra::Word(word.to_owned()));
     }
+    let words = |count: usize| vec!["10.0.0.9"; count].join(" ").parse::<Extra>();
+    let most = 2 * MAX_PREFIXES + MAX_MACS;
+    assert!(words(most).is_ok());
+    assert_eq!(words(most + 1), Err(BadExtra::TooMany));
 }
 
 #[test]
-fn what_has_no_room_is_told_and_nothing_of_that_pod_is_dropped() {
+fn an_annotation_that_asks_for_more_than_there_is_room_for_is_no_way_out_of_the_guard() {
     let policy = Policy {
         mode: Mode::Enforce,
         ..Policy::default()
@@ -203,12 +207,36 @@ fn what_has_no_room_is_told_and_nothing_of_that_pod_is_dropped() {
     pod.extra.prefixes = (0..20)
         .map(|host| net(&format!("10.9.{host}.0/24")))
         .collect();
+    pod.extra.macs = (0..5).map(|host| [2, 0, 0, 0, 9, host]).collect();
     let (image, complaints) = compiled(&[pod], &[veth(7, 2)], &policy);
     assert_eq!(complaints.len(), 1);
+    assert!(
+        complaints[0].contains("15 extra addresses have no room"),
+        "{complaints:?}"
+    );
     let row = &image.rows[&7];
-    assert_eq!(row.mode, Mode::Audit);
-    assert_eq!(row.own.len(), 2);
+    assert_eq!(row.mode, Mode::Enforce);
+    assert_eq!((row.own.len(), row.macs.len()), (2, MAX_MACS));
     assert_eq!(row.extra.len(), MAX_PREFIXES - 1);
+}
+
+#[test]
+fn nothing_is_dropped_of_a_pod_whose_own_addresses_have_no_room() {
+    let policy = Policy {
+        mode: Mode::Enforce,
+        ..Policy::default()
+    };
+    let own: Vec<String> = (0..9).map(|host| format!("10.244.1.{host}")).collect();
+    let own: Vec<&str> = own.iter().map(String::as_str).collect();
+    let pod = pod("many", &own, Some((7, None)));
+    let (image, complaints) = compiled(&[pod], &[veth(7, 2)], &policy);
+    assert_eq!(complaints.len(), 1);
+    assert_eq!(image.rows[&7].mode, Mode::Audit);
+    assert_eq!(
+        image.rows[&7].own.len(),
+        MAX_PREFIXES + 1,
+        "and that of its link"
+    );
 }
 
 #[test]

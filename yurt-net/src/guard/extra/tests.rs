@@ -61,7 +61,10 @@ fn a_prefix_or_mac_that_holds_anything_of_anybody_is_refused_as_a_whole() {
             let (image, told) = judged(&pods, &reserved(), &ExtraPolicy::default());
             assert_eq!(image.rows[&7].extra, [net("192.0.2.7/32")], "{wish}");
             assert_eq!(image.rows[&7].macs.len(), 1, "{wish}");
-            assert!(told.starts_with("default/vpn: extra address"), "{told}");
+            assert!(
+                told.starts_with("default/vpn: extra addresses are refused: "),
+                "{told}"
+            );
             assert!(told.ends_with(&format!("belongs to {whose}")), "{told}");
         }
     }
@@ -76,7 +79,9 @@ fn what_is_kept_for_a_pod_that_is_away_is_nobodys_either() {
         (image.rows[&7].extra.len(), image.rows[&7].macs.len()),
         (0, 1)
     );
-    assert_eq!(told.lines().count(), 2, "{told}");
+    let both = ["10.244.1.11/32: ", "; 0a:58:0a:f4:01:0b: "];
+    assert!(both.iter().all(|part| told.contains(part)), "{told}");
+    assert_eq!(told.lines().count(), 1, "{told}");
 }
 
 #[test]
@@ -208,4 +213,40 @@ fn nothing_that_no_service_may_take_is_a_pods_either_whatever_the_source_says() 
             assert!(is_refused && told.contains(whose), "{wish}: {told}");
         }
     }
+}
+
+#[test]
+fn what_services_lead_to_on_any_node_is_a_pods_and_no_other_ones() {
+    let world = World::web(None);
+    let slice = world.snapshot.slices.values().next().unwrap();
+    let endpoint = slice.endpoints.iter().find(|one| one.node_name().is_some());
+    let endpoint = endpoint.unwrap().address;
+    let node = world.snapshot.nodes.values();
+    let mut node = node.filter(|node| *node.name != *world.config.node);
+    let cidr = node.find_map(|node| node.pod_cidrs.first()).copied();
+    for (wish, whose) in [
+        (endpoint.to_string(), "an endpoint of Service"),
+        (format!("{endpoint}/24"), "belongs to"),
+    ]
+    .into_iter()
+    .chain(cidr.map(|cidr| (cidr.network().to_string(), "the Pods of Node")))
+    {
+        let (asker, victim) = self::world(&wish);
+        let pods = [asker, victim];
+        let ledger = Ledger::default();
+        let snapshot = Some(&world.snapshot);
+        let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+        let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
+        assert_eq!(image.rows[&7].extra, [], "{wish}: {told}");
+        assert!(told.contains(whose), "{wish}: {told}");
+    }
+    // Who is the endpoint may have what surrounds it.
+    let (mut asker, victim) = self::world(&format!("{endpoint}/30"));
+    asker.addresses.push(endpoint);
+    let pods = [asker, victim];
+    let ledger = Ledger::default();
+    let snapshot = Some(&world.snapshot);
+    let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+    let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
+    assert_eq!(image.rows[&7].extra.len(), 1, "{told}");
 }
