@@ -77,7 +77,6 @@ pub(crate) const AGENT: &[Breaches] = &[
             ("dataplane/pinned.rs", "dataplane/bpf.rs"),
             ("dataplane/sys/load.rs", "dataplane/sys.rs"),
             ("dataplane/sys/packet.rs", "dataplane/sys.rs"),
-            ("dataplane/strays.rs", "dataplane/bpf.rs"),
             ("dataplane/tc.rs", "dataplane/bpf.rs"),
         ],
     },

@@ -16,6 +16,7 @@
 //! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
 mod edition;
+pub(super) mod hooks;
 mod load;
 mod object;
 mod repair;
@@ -34,8 +35,8 @@ use serde::{Deserialize, Serialize};
 use yurt_ebpf::abi;
 
 pub(super) use self::load::{
-    HOOKS, LoadedProgram, VTEP_MAP, guard_maps, has_object, is_pinned_as, load_guard,
-    load_translate, load_vtep, translate_maps,
+    LoadedProgram, VTEP_MAP, guard_maps, has_object, is_pinned_as, load_guard, load_translate,
+    load_vtep, translate_maps,
 };
 use self::load::{Pins, StateCapacity, load_either, state_maps, table_maps};
 pub use self::load::{ProgramSize, trial, trial_as};

@@ -25,7 +25,7 @@ use yurt_ebpf::packet::mac_key;
 
 use super::DataplaneError;
 use super::bpf::{
-    LoadedProgram, guard_maps, load_guard, map_array, on_map, open_map, possible_cpus,
+    LoadedProgram, guard_maps, hooks, load_guard, map_array, on_map, open_map, possible_cpus,
 };
 use super::kept::KeptPins;
 use super::pinned::{Place, directory, keep_all, on_program};
@@ -35,7 +35,7 @@ use super::tc::{Attached, Hook, Method, Tc, TcProgram};
 use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
-pub(super) const PROGRAM: &str = strays::GUARD.0;
+pub(super) const PROGRAM: &str = hooks::GUARD.0;
 const FEATURE: &str = "guard";
 
 /// What was found on a device, by the names of [`abi::REASON_NAMES`].
@@ -108,7 +108,7 @@ impl Guard {
         };
         let applied = withdraw();
         // Those that are pinned elsewhere go, too, whatever has become of those here.
-        let strays = Strays::on_devices(&[strays::GUARD], &BTreeSet::new());
+        let strays = Strays::on_devices(&[hooks::GUARD], &BTreeSet::new());
         let failures = applied?.failures.into_iter().chain(strays.mend());
         failures.into_iter().next().map_or(Ok(()), Err)
     }
@@ -116,7 +116,7 @@ impl Guard {
     /// Programs of the guard on devices that know nothing of these maps: an agent of before has pinned them out of sight.
     pub fn strays(&self) -> Strays {
         let kept = strays::id(self.rows.as_fd());
-        Strays::on_devices(&[strays::GUARD], &kept.into_iter().collect())
+        Strays::on_devices(&[hooks::GUARD], &kept.into_iter().collect())
     }
 
     /// Reads the maps, and looks where the program is.

@@ -17,20 +17,10 @@ use std::path::{Path, PathBuf};
 use tracing::warn;
 
 use super::DataplaneError;
-use super::bpf::{HOOKS, at};
-use super::pinned::on_program;
+use super::bpf::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
 use super::sys;
 use super::sys::tc::{Device, Filter, Filters, Hook, devices, tcx_links};
 use super::tc::on_device;
-
-/// A program that belongs on devices: its name, its hook, and the map without which it knows nothing.
-pub(super) type DeviceProgram = (&'static str, Hook, &'static str);
-
-pub(super) const GUARD: DeviceProgram = ("yurt_guard_in", Hook::Ingress, "yurt_guard");
-pub(super) const TRANSLATE: [DeviceProgram; 2] = [
-    ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
-    ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
-];
 
 /// One of them.
 #[derive(Debug)]
@@ -135,12 +125,16 @@ impl Strays {
         let links = match links {
             Ok(links) => links,
             Err(error) => {
-                strays.failures.push(at("look for links on", cgroup)(error));
+                strays.failures.push(DataplaneError::Path {
+                    operation: "look for links on",
+                    path: cgroup.to_owned(),
+                    source: error,
+                });
                 return strays;
             }
         };
         for (info, link) in links {
-            let hook = HOOKS.iter().find(|(_, hook)| *hook == info.attach_type);
+            let hook = ON_CGROUP.iter().find(|(_, hook)| *hook == info.attach_type);
             let Some((program, _)) = hook else { continue };
             if !is_kept(program, info.id) && is_stray(info.prog_id, program, &BTreeSet::new()) {
                 strays.found.push(Stray {
@@ -285,5 +279,16 @@ fn unless_gone<T: Default>(error: io::Error) -> io::Result<T> {
     match error.raw_os_error() {
         Some(libc::ENODEV | libc::ENOENT) => Ok(T::default()),
         _ => Err(error),
+    }
+}
+
+fn on_program(
+    operation: &'static str,
+    program: &'static str,
+) -> impl FnOnce(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Link {
+        operation,
+        program,
+        source,
     }
 }

@@ -16,7 +16,9 @@ use std::path::{Path, PathBuf};
 use yurt_ebpf::abi;
 
 use super::DataplaneError;
-use super::bpf::{load_translate, on_map, open_map, possible_cpus, remove_dir, translate_maps};
+use super::bpf::{
+    hooks, load_translate, on_map, open_map, possible_cpus, remove_dir, translate_maps,
+};
 use super::guard::PROGRAM as GUARD;
 use super::kept::KeptPins;
 use super::pinned::{Place, directory, keep_all};
@@ -124,7 +126,7 @@ impl Translate {
     /// them out of sight.
     pub fn strays(this: Option<&Self>) -> Strays {
         let kept = this.and_then(|this| strays::id(this.rows.as_fd()));
-        Strays::on_devices(&strays::TRANSLATE, &kept.into_iter().collect())
+        Strays::on_devices(&hooks::TRANSLATE, &kept.into_iter().collect())
     }
 
     /// Reads the maps and the routes, and looks where the programs are.

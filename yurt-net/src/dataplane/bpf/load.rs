@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
 
+use super::hooks::{self, ON_CGROUP};
 use super::object::{MapPlan, Object};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::sys::{self, MapInfo};
@@ -30,22 +31,10 @@ fn object() -> Result<Vec<u8>, DataplaneError> {
     lz4_flex::decompress_size_prepended(OBJECT).map_err(|_damaged| DataplaneError::NoPrograms)
 }
 
-/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
-pub(in crate::dataplane) const HOOKS: [(&str, u32); 8] = [
-    ("yurt_recvmsg4", 19),
-    ("yurt_recvmsg6", 20),
-    ("yurt_getpeer4", 29),
-    ("yurt_getpeer6", 30),
-    ("yurt_connect4", 10),
-    ("yurt_connect6", 11),
-    ("yurt_sendmsg4", 14),
-    ("yurt_sendmsg6", 15),
-];
-
 /// The guard; attached to devices, at their ingress.
-const GUARD: &str = "yurt_guard_in";
+const GUARD: &str = hooks::GUARD.0;
 /// Translation; to a Pod at egress, from it at ingress.
-const TRANSLATE: [&str; 2] = ["yurt_xlate_out", "yurt_xlate_in"];
+const TRANSLATE: [&str; 2] = [hooks::TRANSLATE[0].0, hooks::TRANSLATE[1].0];
 
 /// Listens to peers' tunnels; a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
@@ -309,9 +298,9 @@ fn load(
     ];
     let is_of_a_cgroup = |name: &str| !OTHERS.contains(&name);
     let object = Object::new(&object()?, is_of_a_cgroup, &switches, &plans)?;
-    let mut programs = Vec::with_capacity(HOOKS.len());
-    let mut sizes = Vec::with_capacity(HOOKS.len());
-    for (name, attach_type) in HOOKS {
+    let mut programs = Vec::with_capacity(ON_CGROUP.len());
+    let mut sizes = Vec::with_capacity(ON_CGROUP.len());
+    for (name, attach_type) in ON_CGROUP {
         let program_type = sys::PROG_TYPE_CGROUP_SOCK_ADDR;
         let (program, size) = load_program(&object, name, program_type, attach_type)?;
         programs.push(program);

@@ -1,0 +1,25 @@
+//! Which programs there are, and where each belongs.
+
+use crate::dataplane::sys::tc::Hook;
+
+/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
+pub(in crate::dataplane) const ON_CGROUP: [(&str, u32); 8] = [
+    ("yurt_recvmsg4", 19),
+    ("yurt_recvmsg6", 20),
+    ("yurt_getpeer4", 29),
+    ("yurt_getpeer6", 30),
+    ("yurt_connect4", 10),
+    ("yurt_connect6", 11),
+    ("yurt_sendmsg4", 14),
+    ("yurt_sendmsg6", 15),
+];
+
+/// A program that belongs on devices: its name, its hook, and the map without which it knows nothing.
+pub(in crate::dataplane) type DeviceProgram = (&'static str, Hook, &'static str);
+
+pub(in crate::dataplane) const GUARD: DeviceProgram =
+    ("yurt_guard_in", Hook::Ingress, "yurt_guard");
+pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
+    ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
+    ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
+];
