@@ -5,12 +5,13 @@ use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
+use yurt_net::retain::ledger::store::Place;
 use yurt_net::source::preferred::Origin;
 use yurt_net::status::Status;
-use yurt_net_tests::lab::Proto;
+use yurt_net_tests::lab::{Lab, Proto};
 
 use crate::cloud::{followed, goes_over_to_live_data, start_ready};
 use crate::world::{CAPACITY, World, vip};
@@ -78,8 +79,41 @@ fn is_told(world: &World) -> Result<Status> {
         );
     }
     ensure!(status.ready, "{:?}", status.degraded);
-    ensure!(world.node.run_dir().join("agent.sock").exists());
+    ensure!(memory(world).join("agent.sock").exists());
     Ok(status)
+}
+
+/// Where an agent keeps in memory what belongs to its state directory.
+fn memory(world: &World) -> PathBuf {
+    let (state_dir, run_dir) = (world.node.state_dir(), world.node.run_dir());
+    Place { state_dir, run_dir }.in_memory()
+}
+
+#[test]
+fn two_agents_with_one_run_directory_and_no_disk_answer_each_for_itself() -> Result<()> {
+    let lab = Lab::new()?;
+    let shared = lab.dir().join("shared");
+    fs::create_dir(&shared)?;
+    let nodes = [lab.node("edge-1")?, lab.node("edge-2")?];
+    let mut agents = Vec::new();
+    for node in &nodes {
+        Accident::File.happen(&node.state_dir())?;
+        symlink(&shared, node.run_dir())?;
+        agents.push(node.start_agent(&[])?);
+        node.wait_ready()?;
+    }
+    for _ in 0..3 {
+        for (node, agent) in nodes.iter().zip(&agents) {
+            let status = node.status()?;
+            ensure!(status.pid == agent.pid(), "{} answers", status.node);
+        }
+    }
+    // Neither has taken the other's away.
+    for node in &nodes {
+        let log = node.agent_log();
+        ensure!(!log.contains("the agent's socket was removed"), "{log}");
+    }
+    Ok(())
 }
 
 fn starts_and_serves_all_the_same(accident: Accident) -> Result<()> {

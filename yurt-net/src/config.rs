@@ -75,8 +75,8 @@ pub struct PlaceArgs {
     /// cgroup v2 directory whose processes are served [default: the root of the mounted hierarchy].
     #[arg(long, value_name = "DIR")]
     pub cgroup: Option<PathBuf>,
-    /// Directory in memory, emptied by a reboot: what the plugins' runDir says. The agent's socket is here where the state
-    /// directory cannot be written to.
+    /// Directory in memory, emptied by a reboot: what the plugins' runDir says. The agent's socket is below
+    /// it where the state directory cannot be written to.
     #[arg(long, default_value = LedgerPlace::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
@@ -92,7 +92,7 @@ impl PlaceArgs {
 
     /// Where the agent's socket may lie.
     pub fn sockets(&self) -> [PathBuf; 2] {
-        [&self.state_dir, &self.run_dir].map(|dir| dir.join("agent.sock"))
+        [self.state_dir.clone(), self.ledger().in_memory()].map(|dir| dir.join("agent.sock"))
     }
 
     /// Where the plugins keep the ledger.

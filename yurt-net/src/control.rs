@@ -1,16 +1,19 @@
 //! `agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
 //!
-//! It lies in the state directory, and in the run directory where that is absent, full or read-only. An agent that can make it in
-//! neither serves its node all the same. It is made again when it, or its directory, goes.
+//! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state directory, so that
+//! agents may share a run directory, and nobody is answered by an agent that was not meant. An agent that can make it in neither
+//! serves its node all the same, and so does one that finds another agent there. It is made again when it, or its directory, goes.
 
-use std::fs;
+use std::fs::{self, DirBuilder, File};
 use std::future::pending;
 use std::io;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use socket2::{Domain, SockAddr, Socket as RawSocket, Type};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -99,7 +102,7 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens. The caller has claimed the node, so a socket that is there is a dead agent's.
+/// Listens. The caller has claimed the node, so a socket that is there is a dead agent's, or one of another node.
 pub fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
     let (reports, report) = watch::channel(Report::default());
     let mut socket = Socket {
@@ -199,18 +202,51 @@ impl Socket {
 
 /// Makes the socket, and its directory.
 fn bind(path: &Path) -> io::Result<(UnixListener, Bound)> {
-    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    path.parent().map_or(Ok(()), make)?;
+    let (_dir, short) = short(path)?;
+    if let Some(other) = who_listens(&short) {
+        return Err(io::Error::other(format!(
+            "{other} listens there: give each agent a --state-dir and a --run-dir of its own"
+        )));
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = UnixListener::bind(short)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     let bound = Bound {
         path: path.to_owned(),
         file: file(path)?,
     };
     Ok((listener, bound))
+}
+
+/// A name that is not too long for the address of a socket, for as long as the directory is held.
+fn short(path: &Path) -> io::Result<(File, PathBuf)> {
+    let dir = File::open(path.parent().unwrap_or(Path::new(".")))?;
+    let short = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string());
+    Ok((dir, short.join(path.file_name().unwrap_or_default())))
+}
+
+/// The process that listens at a path, in words. To ask waits for nobody, however busy that one is.
+fn who_listens(path: &Path) -> Option<String> {
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).ok()?;
+    let another = "another agent".to_owned();
+    match socket.connect(&SockAddr::unix(path).ok()?) {
+        Ok(()) => {
+            let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(socket));
+            let pid = stream.and_then(|stream| stream.peer_cred()).ok()?.pid();
+            // One of another pid namespace has none here.
+            Some(match pid.filter(|pid| *pid != 0) {
+                Some(pid) => format!("{another} (pid {pid})"),
+                None => another,
+            })
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Some(another),
+        Err(_) => None,
+    }
 }
 
 async fn converse(stream: UnixStream, calls: mpsc::Sender<Call>) -> io::Result<()> {
@@ -243,7 +279,7 @@ pub fn error_reply(error: &str) -> serde_json::Value {
 pub enum ControlError {
     /// Nobody listens.
     #[error(
-        "no agent answers at {} or {} (is `yurt-net run` up, with this --state-dir?)", places[0].display(), places[1].display()
+        "no agent answers at {} or {} (is `yurt-net run` up, with this --state-dir and --run-dir?)", places[0].display(), places[1].display()
     )]
     NoAgent {
         /// Where its socket may lie.
@@ -282,10 +318,14 @@ pub async fn ask(places: &Places, request: &Request) -> Result<serde_json::Value
 }
 
 async fn exchange([first, second]: &Places, request: &str) -> io::Result<String> {
-    let mut stream = match UnixStream::connect(first).await {
+    let connect = async |path: &Path| {
+        let (_dir, short) = short(path)?;
+        UnixStream::connect(short).await
+    };
+    let mut stream = match connect(first).await {
         Ok(stream) => stream,
         // What is wrong with the first says more than that there is no second.
-        Err(error) => UnixStream::connect(second).await.map_err(|_absent| error)?,
+        Err(error) => connect(second).await.map_err(|_absent| error)?,
     };
     stream.write_all(format!("{request}\n").as_bytes()).await?;
     let mut answer = String::new();

@@ -99,6 +99,54 @@ async fn a_dead_agents_socket_in_the_first_place_does_not_hide_the_one_that_answ
 }
 
 #[tokio::test]
+async fn an_agent_leaves_the_socket_of_another_one_alone_and_takes_its_place_when_it_has_ended() {
+    let (_dir, places, calls) = agent();
+    let (_other, _, others) = agent();
+    let first = serve(places.clone(), calls);
+    let pid = std::process::id().to_string();
+    let of_others = [PathBuf::from("/proc/nowhere/agent.sock"), places[0].clone()];
+    let second = serve(of_others.clone(), others);
+    let problem = second.problem().unwrap();
+    for part in ["find no agent", "another agent", &pid, "of its own"] {
+        assert!(problem.contains(part), "{problem}");
+    }
+    assert_eq!(first.problem(), None);
+    assert!(answers(&places).await);
+    drop(first);
+    becomes_true(async || answers(&of_others).await).await;
+    assert!(second.problem().unwrap().starts_with("is at "));
+}
+
+#[tokio::test]
+async fn an_agent_that_is_too_busy_to_take_anybody_up_is_an_agent() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("agent.sock");
+    let socket = RawSocket::new(Domain::UNIX, Type::STREAM, None).unwrap();
+    socket.bind(&SockAddr::unix(&path).unwrap()).unwrap();
+    assert_eq!(who_listens(&path), None);
+    socket.listen(0).unwrap();
+    let mut waiting = Vec::new();
+    let ask = || {
+        let one = RawSocket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).unwrap();
+        let result = one.connect(&SockAddr::unix(&path).unwrap());
+        (one, result)
+    };
+    while let (one, Ok(())) = ask() {
+        waiting.push(one);
+    }
+    assert_eq!(who_listens(&path).as_deref(), Some("another agent"));
+}
+
+#[tokio::test]
+async fn a_socket_lies_at_a_path_of_any_length() {
+    let (dir, _, calls) = agent();
+    let places = ["a", "b"].map(|name| dir.path().join(name.repeat(200)).join("agent.sock"));
+    let server = serve(places.clone(), calls);
+    assert_eq!(server.problem(), None);
+    assert!(answers(&places).await);
+}
+
+#[tokio::test]
 async fn what_lies_in_its_place_by_then_is_not_removed_when_the_agent_ends() {
     let (_dir, places, calls) = agent();
     let server = serve(places.clone(), calls);

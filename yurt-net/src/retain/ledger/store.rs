@@ -108,9 +108,9 @@ impl Place {
         self.state_dir.join("ledger")
     }
 
-    /// Its own for each state directory, however it is spelled: two ledgers must not mix, and one must not have two locks. The
+    /// The directory in memory: its own for each state directory, however it is spelled: two ledgers must not mix, and one must not have two locks. The
     /// path is the name, with `-` between its components and percent-encoded within them.
-    pub(in crate::retain) fn in_memory(&self) -> PathBuf {
+    pub fn in_memory(&self) -> PathBuf {
         let components = self.state_dir.components().filter_map(|part| match part {
             Component::Normal(name) => Some(encoded(name.as_bytes(), b"-%")),
             Component::ParentDir => Some(encoded(b"..", b".")),
