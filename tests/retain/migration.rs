@@ -1,11 +1,12 @@
 //! From host-local, and from OpenYurt's patch of it.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
-use yurt_net_tests::lab::Netns;
+use yurt_net_tests::lab::{Netns, make_mounts_private};
 use yurt_net_tests::runtime::{Network, Node, addresses, pod};
 
 #[test]
@@ -113,6 +114,76 @@ fn process_in(netns: &Netns, word: &str) -> Child {
     netns.enter(&mut command);
     command.stdin(Stdio::piped());
     command.spawn().expect("start a shell")
+}
+
+/// A file of a disk that is failing: there it is, and nobody can read a byte of it.
+fn fail(file: &Path) {
+    fs::write(file, "").expect("make a file");
+    // Nothing is ever at the beginning of a process' memory, so to read it is EIO.
+    let memory = format!("/proc/{}/mem", std::process::id());
+    let mount = Command::new("mount")
+        .args(["--bind", &memory])
+        .arg(file)
+        .status();
+    assert!(mount.expect("run mount").success());
+    let error = fs::read(file).expect_err("nobody can read it");
+    assert_eq!(error.raw_os_error(), Some(libc::EIO));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_costs_its_own_address_and_only_while_somebody_has_that() {
+    make_mounts_private().unwrap();
+    let node = Node::alone();
+    let directory = node.dir().join("networks/edge");
+    fs::create_dir_all(&directory).unwrap();
+    for name in ["10.1.0.2", "10.1.0.3", "last_reserved_ip.0"] {
+        fail(&directory.join(name));
+    }
+    let (web, other) = (pod("web-0", "c1"), pod("other", "c2"));
+    other.netns.ip("addr add 10.1.0.2/32 dev lo\n").unwrap();
+    let processes = [&web, &other].map(|pod| process_in(&pod.netns, "pause"));
+    let mut ipam = node.ipam();
+    ipam["ranges"] = json!([[{"subnet": "10.1.0.0/29"}]]);
+    let mut network = Network::new(&node, "1.0.0", node.bridged(ipam));
+    let mut given = addresses(&network.add(&web.sandbox));
+    for part in [
+        "networks/edge/10.1.0.2",
+        "Input/output error",
+        "is the disk failing?",
+    ] {
+        assert!(network.stderr.contains(part), "{}", network.stderr);
+    }
+    for (name, container) in [("web-1", "c3"), ("web-2", "c4"), ("web-3", "c5")] {
+        given.extend(addresses(&network.add(&pod(name, container).sandbox)));
+    }
+    // What was never given comes first; what nobody has is given all the same.
+    assert_eq!(given, ["10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.3"]);
+    let full = network.try_add(&pod("web-4", "c6").sandbox).unwrap_err();
+    assert!(full.to_string().contains("no address is free"), "{full}");
+    network.del(&web.sandbox);
+    for mut process in processes {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+}
+
+#[test]
+fn where_nothing_can_be_read_pods_go_and_none_is_given_what_another_may_have() {
+    let node = Node::alone();
+    let networks = node.dir().join("networks");
+    fs::create_dir(&networks).unwrap();
+    fs::write(networks.join("edge"), "not a directory").unwrap();
+    let mut config = node.ipam();
+    config["name"] = json!("edge");
+    config["cniVersion"] = json!("1.0.0");
+    let web = pod("web-0", "c1").sandbox;
+    let refused = node.call("ADD", &web, &config);
+    assert!(!refused.is_ok && refused.json["code"] == 5, "{refused:?}");
+    let deleted = node.call("DEL", &web, &config);
+    assert!(deleted.is_ok, "{deleted:?}");
+    fs::remove_file(networks.join("edge")).unwrap();
+    let added = node.call("ADD", &web, &config);
+    assert!(added.is_ok, "{added:?}");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::adopt::{Leftover, adopt};
+use super::adopt::adopt;
 use super::ledger::store::{LedgerError, Lock, Place, Store};
 use super::ledger::{Assigner, Entry, Ledger, Now, Record, State};
 use super::link::{self, LinkError};
@@ -35,6 +35,7 @@ use crate::translate;
 
 mod asker;
 mod guarding;
+mod leftovers;
 mod living;
 #[cfg(test)]
 mod proptests;
@@ -299,6 +300,13 @@ impl Plugin {
     }
 }
 
+/// What a step may give away: addresses only where it is known which ones others have.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Giving {
+    Addresses,
+    Nothing,
+}
+
 /// A request that makes sense, for one network.
 struct Request<'a> {
     plugin: Plugin,
@@ -370,6 +378,7 @@ impl<'a> Request<'a> {
     /// Runs a step on the ledger under its lock, and writes what it says.
     fn transact<T>(
         &self,
+        giving: Giving,
         alarms: &mut Vec<String>,
         step: impl FnOnce(&Ledger, Now) -> Result<(Vec<Record>, T), CniError>,
     ) -> Result<T, CniError> {
@@ -377,17 +386,12 @@ impl<'a> Request<'a> {
         let mut store = Store::open(&self.place)?;
         let mut draft = Draft::new(store.ledger(), &Clock::read()?);
         let now = draft.now();
-        if self.plugin == Plugin::Ipam && !draft.ledger().has_adopted(&self.config.name) {
-            let files = self.leftovers()?;
-            // Looked at after the files: who has got an address meanwhile is seen, too.
-            let living = living::look(&self.environment.netns);
-            draft.take(adopt(
-                draft.ledger(),
-                &self.config.name,
-                &files,
-                living.as_ref(),
-                now,
-            ));
+        match self.adopt(&mut draft, alarms) {
+            Err(error) if giving == Giving::Nothing => alarms.push(format!(
+                "{}; what is there is taken over once it can be read",
+                chain(&error)
+            )),
+            adopted => adopted?,
         }
         draft.take(plan::expire(draft.ledger(), self.ttl, now));
         let (records, answer) = step(draft.ledger(), now)?;
@@ -399,43 +403,24 @@ impl<'a> Request<'a> {
         Ok(answer)
     }
 
-    /// What host-local has left for this network.
-    fn leftovers(&self) -> Result<Vec<Leftover>, CniError> {
-        let configured = self
-            .config
-            .ipam
-            .as_ref()
-            .and_then(|ipam| ipam.migrate_from.as_deref());
-        let directory = configured.unwrap_or(HOST_LOCAL);
-        if directory.is_empty() {
-            return Ok(Vec::new());
+    /// Takes over what host-local has left for this network, once.
+    fn adopt(&self, draft: &mut Draft, alarms: &mut Vec<String>) -> Result<(), CniError> {
+        let network = &self.config.name;
+        if self.plugin != Plugin::Ipam || draft.ledger().has_adopted(network) {
+            return Ok(());
         }
-        let path = Path::new(directory).join(&self.config.name);
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |source| CniError::Read { path, source }
+        let ipam = self.config.ipam.as_ref();
+        let directory = ipam.and_then(|ipam| ipam.migrate_from.as_deref());
+        let files = match directory.unwrap_or(HOST_LOCAL) {
+            "" => Vec::new(),
+            directory => leftovers::read(&Path::new(directory).join(network), alarms)
+                .map_err(|PathError { path, source, .. }| CniError::Read { path, source })?,
         };
-        let listed = match fs::read_dir(&path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-            listed => listed.map_err(failed(&path))?,
-        };
-        let mut files = Vec::new();
-        for file in listed {
-            let file = file.map_err(failed(&path))?;
-            let name = file.file_name();
-            // Not one of host-local's; a pipe would be waited for.
-            if !file.file_type().is_ok_and(|kind| kind.is_file()) {
-                continue;
-            }
-            let contents = match fs::read(file.path()) {
-                // Its container has just gone.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                contents => contents.map_err(failed(&file.path()))?,
-            };
-            let contents = String::from_utf8_lossy(&contents).into_owned();
-            files.extend(name.to_str().map(|name| (name.to_owned(), contents)));
-        }
-        Ok(files)
+        // Looked at after the files: who has got an address meanwhile is seen, too.
+        let living = living::look(&self.environment.netns);
+        let now = draft.now();
+        draft.take(adopt(draft.ledger(), network, &files, living.as_ref(), now));
+        Ok(())
     }
 
     /// Whether an ADD could be met as far as the configuration goes.
@@ -457,7 +442,7 @@ impl<'a> Request<'a> {
             .iter()
             .map(|valid| (valid.container.clone(), valid.interface.clone()))
             .collect();
-        self.transact(alarms, |ledger, now| {
+        self.transact(Giving::Nothing, alarms, |ledger, now| {
             let network = &self.config.name;
             let records = plan::gc(ledger, network, &valid, asker::is_at_work, now);
             Ok((records, Value::Null))
@@ -473,7 +458,7 @@ impl<'a> Request<'a> {
         if self.plugin == Plugin::Ipam {
             who.asker = asker::find(self.environment);
         }
-        self.transact(alarms, |ledger, now| {
+        self.transact(Giving::Nothing, alarms, |ledger, now| {
             let records = plan::del(ledger, &who, assigner, asker::is_at_work, now)?;
             Ok((records, Value::Null))
         })
@@ -485,7 +470,7 @@ impl<'a> Request<'a> {
         let sets = self.config.range_sets()?;
         let requested = self.config.requested(self.environment)?;
         let resolver = self.resolver()?;
-        let assigned = self.transact(alarms, |ledger, now| {
+        let assigned = self.transact(Giving::Addresses, alarms, |ledger, now| {
             Ok(plan::add(ledger, &who, &sets, &requested, now)?)
         })?;
         Ok(protocol::ipam_result(
@@ -552,7 +537,7 @@ impl<'a> Request<'a> {
             mac: settled.mac,
             host: settled.host,
         };
-        self.transact(alarms, |ledger, now| {
+        self.transact(Giving::Nothing, alarms, |ledger, now| {
             Ok((plan::observe(ledger, &who, addresses, seen, now)?, ()))
         })?;
         // After the ledger has it: the agent takes away what it finds no reason for.
