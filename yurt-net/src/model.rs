@@ -69,6 +69,9 @@ pub const MAX_ADDRESSES: usize = 1000;
 /// Source ranges of one family that a Service may have; one more is kept. The publish word has no room for more.
 pub const MAX_SOURCE_RANGES: usize = 127;
 
+/// What is kept of an annotation of more than 4,096 bytes: nobody who reads one knows this word, and who complains shows it.
+pub const TOO_LONG: &str = "(longer-than-4096-bytes)";
+
 /// A v1 Service.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -329,8 +332,8 @@ pub struct Node {
     pub external_ips: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNetwork>,
-    /// `metadata.annotations` under `flannel.alpha.coreos.com/`: what flannel tells the peers of this Node. They count only
-    /// while they are fresh, so a checkpoint does not keep them.
+    /// Those of `metadata.annotations` in which flannel tells the peers of this Node where it is. They count only while they are
+    /// fresh, so a checkpoint does not keep them.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,
 }
@@ -344,7 +347,7 @@ pub struct LocalPod {
     pub uid: Arc<str>,
     /// `spec.nodeName`; "" where a manifest has none.
     pub node_name: Arc<str>,
-    /// `metadata.annotations` under `yurt-net.openyurt.io/`.
+    /// Those of `metadata.annotations` that are for yurt-net.
     pub annotations: BTreeMap<String, String>,
     /// What its containers say of when they are ready, as far as that can be asked over the network. Not in the checkpoint: Pods are
     /// asked for again at every start, and records of its format have no room for more.

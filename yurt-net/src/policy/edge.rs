@@ -22,7 +22,7 @@ use super::endpoints::{has_family, shared};
 use super::environment::Environment;
 use super::protected::Protected;
 use crate::model::{
-    MAX_ADDRESSES, MAX_PORTS, PoolService, Protocol, Service, ServicePort, ServiceType,
+    MAX_ADDRESSES, MAX_PORTS, PoolService, Protocol, Service, ServicePort, ServiceType, TOO_LONG,
 };
 use crate::table::{Frontend, FrontendKind, MAX_FRONTENDS, MAX_SOURCE_RANGES, ServiceEntry};
 use crate::text;
@@ -59,6 +59,15 @@ fn is_listened_to(service: &Service, environment: &Environment) -> bool {
         (None, _) | (_, "") => true,
         (Some(listen), pool) => !has_node_ports || listens(listen, pool),
     }
+}
+
+/// What there is to say of a list of pools that is too long to be kept. It names none, so that no node listens that should not.
+pub(super) fn unread_listen(service: &Service) -> Option<String> {
+    (service.listen.as_deref() == Some(TOO_LONG)).then(|| {
+        "its annotation nodeport.openyurt.io/listen has more than 4096 bytes and is not read: its NodePorts and its load balancer \
+         are served in no pool; name those that are left out, and * for the others"
+            .to_owned()
+    })
 }
 
 /// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for one that is left

@@ -389,6 +389,8 @@ impl Remembered {
     /// Makes the entries anew. What is shown stays what it was.
     fn compile(&mut self, environment: &Environment) {
         self.reasons.clear();
+        let unread = self.service.as_deref().and_then(edge::unread_listen);
+        self.reasons.extend(unread);
         let Some(service) = self.served(environment).cloned() else {
             self.entries.clear();
             return;

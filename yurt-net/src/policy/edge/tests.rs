@@ -258,6 +258,28 @@ fn nobody_takes_an_address_that_is_in_force() {
 }
 
 #[test]
+fn a_list_of_pools_that_was_too_long_to_keep_opens_no_node_port_and_says_so() {
+    let mut world = World::web(None);
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = [port("http", 80, 30080)].into();
+        service.listen = Some(crate::model::TOO_LONG.into());
+    });
+    assert_eq!(
+        frontends(only(&world.compile())),
+        ["ClusterIP 10.96.0.10:80"]
+    );
+    let told = world.rejections();
+    let [told] = told.as_slice() else {
+        panic!("{told:?}");
+    };
+    assert!(told.starts_with("Service web: its annotation nodeport.openyurt.io/listen"));
+    // With the flag there is no Service left to say it of.
+    world.config.compat_drop_service = true;
+    assert_eq!(world.rejections().len(), 1);
+}
+
+#[test]
 fn nobody_takes_a_cluster_ip_over_by_naming_it_as_an_external_address() {
     let mut world = World::web(None);
     world.service("api", |service| {

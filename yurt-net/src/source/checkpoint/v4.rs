@@ -8,7 +8,7 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-use crate::model::{self, NamespacedName, ServicePort, ServiceType, TrafficPolicy};
+use crate::model::{self, NamespacedName, ServicePort, ServiceType, TOO_LONG, TrafficPolicy};
 
 /// See [`model::Service`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,11 @@ impl From<Service> for model::Service {
             affinity_seconds: old.affinity_seconds,
             source_ranges: old.source_ranges,
             topology_keys: old.topology_keys,
-            listen: old.listen,
+            // They were kept whole, whatever their length.
+            listen: old.listen.map(|listen| match listen.len() {
+                ..=4096 => listen,
+                _ => TOO_LONG.into(),
+            }),
             is_discarded: old.is_discarded,
             is_proxied_elsewhere: old.is_proxied_elsewhere,
         }

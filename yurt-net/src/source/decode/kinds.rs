@@ -9,7 +9,9 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use super::value::Keep::{self, All, Only, Under};
-use super::value::{Value, Wrong, at, boolean, each, each_up_to, entries, text};
+use super::value::{
+    MAX_NAME, Value, Wrong, annotation, at, boolean, each, each_up_to, entries, name_of, text,
+};
 use super::{Names, Object, parse_address, parse_cidr};
 
 use crate::model::{
@@ -19,6 +21,8 @@ use crate::model::{
 
 mod pod;
 mod service;
+#[cfg(test)]
+mod sizes;
 #[cfg(test)]
 mod tests;
 
@@ -34,9 +38,23 @@ const HEADLESS: &str = "service.kubernetes.io/headless";
 const POOL_NAME: &str = "openyurt.io/pool-name";
 const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
 /// What flannel tells the other nodes of a Node.
-const FLANNEL: &str = "flannel.alpha.coreos.com/";
+const FLANNEL: [&str; 5] = [
+    "flannel.alpha.coreos.com/backend-type",
+    "flannel.alpha.coreos.com/backend-data",
+    "flannel.alpha.coreos.com/backend-v6-data",
+    "flannel.alpha.coreos.com/public-ip",
+    "flannel.alpha.coreos.com/public-ipv6",
+];
 /// What a Pod's author tells yurt-net.
-const OURS: &str = "yurt-net.openyurt.io/";
+const OURS: [&str; 2] = [
+    "yurt-net.openyurt.io/extra-addresses",
+    "yurt-net.openyurt.io/keep-address",
+];
+/// Where these begin.
+const PREFIXES: [&str; 2] = ["flannel.alpha.coreos.com/", "yurt-net.openyurt.io/"];
+
+/// Bytes of the key of a label: a name with a prefix. No rule reads a longer one.
+const MAX_LABEL_KEY: usize = 317;
 
 /// Every field of every kind that is read: the rest is not even kept while parsing.
 pub(super) static ROOT: Keep = Only(&[
@@ -54,7 +72,7 @@ pub(super) static ROOT: Keep = Only(&[
             ("labels", All),
             (
                 "annotations",
-                Under(&[TOPOLOGY_KEYS, LISTEN, DISCARD, FLANNEL, OURS]),
+                Under(&[TOPOLOGY_KEYS, LISTEN, DISCARD, PREFIXES[0], PREFIXES[1]]),
             ),
         ]),
     ),
@@ -202,7 +220,7 @@ fn decode(
         return Ok(None);
     };
     let versions = versions(kind);
-    let metadata = |key: &str| at(value, "metadata", |metadata| at(metadata, key, text));
+    let metadata = |key: &str| at(value, "metadata", |metadata| at(metadata, key, name_of));
     let version = at(value, "apiVersion", text);
     let group = |version: &str| {
         version
@@ -322,7 +340,7 @@ fn slice(
     name: NamespacedName,
     names: &mut Names,
 ) -> Result<Option<EndpointSlice>, Wrong> {
-    let service = label(value, SERVICE_NAME, text)?.filter(|service| !service.is_empty());
+    let service = label(value, SERVICE_NAME, name_of)?.filter(|service| !service.is_empty());
     let is_headless = label(value, HEADLESS, |label| Ok(*label != Value::Null))?;
     let Some(service) = service else {
         tracing::debug!(slice = %name, "no Service to proxy for: EndpointSlice ignored");
@@ -370,7 +388,8 @@ fn target_pod(value: &Value<'_>) -> Result<Option<Arc<str>>, Wrong> {
     at(value, "targetRef", |target| {
         let kind = at(target, "kind", text)?;
         let name = at(target, "name", text)?.filter(|name| !name.is_empty());
-        Ok(name.filter(|_| kind == Some("Pod")).map(Arc::from))
+        let name = name.filter(|_| kind == Some("Pod"));
+        Ok(name.map(|name| known_name(name).into()))
     })
 }
 
@@ -387,7 +406,7 @@ fn address_type(value: &Value<'_>) -> Result<Option<AddressFamily>, Wrong> {
 /// empty name is one.
 fn endpoint_port(value: &Value<'_>, names: &mut Names) -> Result<Option<EndpointPort>, Wrong> {
     // The apiserver fills a missing name in with "" (pkg/apis/discovery/v1/defaults.go), so no proxy ever sees one.
-    let name = names.intern(at(value, "name", text)?.unwrap_or_default());
+    let name = names.intern(at(value, "name", name_of)?.unwrap_or_default());
     let protocol = at(value, "protocol", protocol)?;
     let port = at(value, "port", port_number)?;
     Ok((port != 0).then_some(EndpointPort {
@@ -423,7 +442,7 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
             at(hints, field, |all| {
                 each(all, |one| {
                     at(one, "name", |name| {
-                        let name = required(name, "the name of a zone or node")?;
+                        let name = present(name, "the name of a zone or node")?;
                         Ok(place_name(name, names))
                     })
                 })
@@ -444,14 +463,18 @@ fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wr
     }))
 }
 
-/// The name of a node or zone. One that is too long for a Node's name, and for the value of its label, is kept as a word that is
-/// neither: of a text of a megabyte nothing matters but that it is another.
+/// The name of a node or zone, shared.
 fn place_name(name: &str, names: &mut Names) -> Arc<str> {
-    const MOST_BYTES: usize = 253;
-    names.intern(match name.len() <= MOST_BYTES {
+    names.intern(known_name(name))
+}
+
+/// A name that something else may have. One that is too long for that is kept as a word that nothing has: of a text of a megabyte
+/// nothing matters but that it is another.
+fn known_name(name: &str) -> &str {
+    match name.len() <= MAX_NAME {
         true => name,
         false => "(longer than a name may be)",
-    })
+    }
 }
 
 fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
@@ -460,7 +483,13 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
             let mut all = BTreeMap::new();
             for (key, label) in entries(labels)? {
                 let label = text(label).map_err(|wrong| wrong.within_field(key))?;
-                all.insert(key.to_owned(), label.unwrap_or_default().to_owned());
+                if key.len() > MAX_LABEL_KEY {
+                    continue;
+                }
+                all.insert(
+                    key.to_owned(),
+                    known_name(label.unwrap_or_default()).to_owned(),
+                );
             }
             Ok(all)
         })
@@ -489,22 +518,21 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
         internal_ips: addresses("InternalIP")?,
         external_ips: addresses("ExternalIP")?,
         pod_cidrs,
-        annotations: annotations_under(value, FLANNEL)?,
+        annotations: annotations(value, &FLANNEL)?,
     })
 }
 
-/// The annotations whose keys begin with `prefix`.
-fn annotations_under(value: &Value<'_>, prefix: &str) -> Result<BTreeMap<String, String>, Wrong> {
+/// Those annotations that are there.
+fn annotations(value: &Value<'_>, keys: &[&str]) -> Result<BTreeMap<String, String>, Wrong> {
     at(value, "metadata", |metadata| {
-        at(metadata, "annotations", |annotations| {
-            let mut under = BTreeMap::new();
-            for (key, value) in entries(annotations)? {
-                if key.starts_with(prefix) {
-                    let value = text(value).map_err(|wrong| wrong.within_field(key))?;
-                    under.insert(key.to_owned(), value.unwrap_or_default().to_owned());
+        at(metadata, "annotations", |all| {
+            let mut kept = BTreeMap::new();
+            for key in keys {
+                if let Some(text) = at(all, key, text)? {
+                    kept.insert((*key).to_owned(), annotation(text).to_owned());
                 }
             }
-            Ok(under)
+            Ok(kept)
         })
     })
 }
@@ -526,7 +554,14 @@ fn label<'v, 'de, T>(
     })
 }
 
+/// A name that has to be there.
 fn required<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
+    name_of(value)?;
+    present(value, expected)
+}
+
+/// A text that has to be there, of any length.
+fn present<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
     text(value)?
         .filter(|text| !text.is_empty())
         .ok_or_else(|| Wrong::new(expected, value))

@@ -10,6 +10,7 @@ use std::fmt;
 
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::model::TOO_LONG;
 use crate::text;
 
 /// Which fields of an object are kept. Lists pass it on to their elements.
@@ -128,10 +129,11 @@ impl Wrong {
     }
 
     pub(super) fn within_field(self, key: &str) -> Self {
+        let shown = text::name(key).to_string();
         if key.contains(['.', '/']) {
-            self.within(&format!("[{key}]"))
+            self.within(&format!("[{shown}]"))
         } else {
-            self.within(key)
+            self.within(&shown)
         }
     }
 
@@ -238,6 +240,28 @@ pub(super) fn text<'v>(value: &'v Value<'_>) -> Result<Option<&'v str>, Wrong> {
             Err(Wrong::new("a string (in quotes)", value))
         }
         other => Err(Wrong::new("a string", other)),
+    }
+}
+
+/// Bytes of a name that somebody reads: of an object, a port, a node, a label's value. The API lets none be longer; a file may.
+pub(super) const MAX_NAME: usize = 253;
+
+/// A string that is no longer than a name, or nothing. It is kept as long as its object, and there may be thousands.
+pub(super) fn name_of<'v>(value: &'v Value<'_>) -> Result<Option<&'v str>, Wrong> {
+    match text(value)? {
+        Some(name) if name.len() > MAX_NAME => Err(Wrong::new("at most 253 bytes", value)),
+        name => Ok(name),
+    }
+}
+
+/// Bytes of an annotation that are kept: a tenant may write 256 KB into each of its objects.
+const MAX_ANNOTATION: usize = 4096;
+
+/// The text of an annotation as it is kept.
+pub(super) fn annotation(text: &str) -> &str {
+    match text.len() <= MAX_ANNOTATION {
+        true => text,
+        false => TOO_LONG,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use super::super::Names;
 use super::super::value::Keep::{self, All, Only};
-use super::super::value::{Value, Wrong, at, each, text};
-use super::{OURS, annotations_under, port_number, required};
+use super::super::value::{Value, Wrong, at, each, name_of, text};
+use super::{OURS, annotations, port_number, required};
 use crate::model::{LocalPod, NamespacedName, Question, ReadinessProbe};
 
 /// What is kept of a container.
@@ -33,17 +33,21 @@ pub(super) const CONTAINER: Keep = Only(&[
     ),
 ]);
 
+/// Bytes of the path of a probe, and its headers: with each a Pod may have thousands of them.
+const MAX_PATH: usize = 4096;
+const MAX_HEADERS: usize = 32;
+
 pub(super) fn pod(
     value: &Value<'_>,
     name: NamespacedName,
     names: &mut Names,
 ) -> Result<LocalPod, Wrong> {
-    let uid = at(value, "metadata", |metadata| at(metadata, "uid", text))?;
-    let node_name = at(value, "spec", |spec| at(spec, "nodeName", text))?;
+    let uid = at(value, "metadata", |metadata| at(metadata, "uid", name_of))?;
+    let node_name = at(value, "spec", |spec| at(spec, "nodeName", name_of))?;
     Ok(LocalPod {
         uid: uid.unwrap_or_default().into(),
         node_name: names.intern(node_name.unwrap_or_default()),
-        annotations: annotations_under(value, OURS)?,
+        annotations: annotations(value, &OURS)?,
         readiness: readiness(value, &name),
         name,
     })
@@ -92,7 +96,7 @@ fn readiness_probe(container: &Value<'_>) -> Result<Option<ReadinessProbe>, Wron
             })?
         } else if is_given("grpc")? {
             at(probe, "grpc", |grpc| {
-                let service = at(grpc, "service", text)?.unwrap_or_default().to_owned();
+                let service = at(grpc, "service", name_of)?.unwrap_or_default().to_owned();
                 Ok((Question::Grpc { service }, own_port(grpc, container)?))
             })?
         } else {
@@ -145,6 +149,9 @@ fn get(get: &Value<'_>) -> Result<Question, Wrong> {
         let Some(text) = text(path)?.filter(|path| !path.is_empty()) else {
             return Ok("/".to_owned());
         };
+        if text.len() > MAX_PATH {
+            return Err(Wrong::new("a path of at most 4096 bytes", path));
+        }
         match (Some(text).filter(is_target), text.starts_with('/')) {
             (Some(text), true) => Ok(text.to_owned()),
             (Some(text), false) => Ok(format!("/{text}")),
@@ -157,11 +164,14 @@ fn get(get: &Value<'_>) -> Result<Question, Wrong> {
                 one_line(required(name, "the name of the header")?, name)
             })?;
             let content = at(header, "value", |value| {
-                one_line(text(value)?.unwrap_or_default(), value)
+                one_line(name_of(value)?.unwrap_or_default(), value)
             })?;
             Ok((name, content))
         })
     })?;
+    if headers.len() > MAX_HEADERS {
+        return Err(Wrong::new("at most 32 headers", get));
+    }
     Ok(Question::Get { path, headers })
 }
 

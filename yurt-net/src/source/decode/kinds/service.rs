@@ -14,7 +14,7 @@ use crate::model::{
     MAX_ADDRESSES, MAX_PORTS, MAX_SOURCE_RANGES, NamespacedName, PoolService, Service, ServicePort,
     ServiceType, TrafficPolicy,
 };
-use crate::source::decode::value::{Value, Wrong, at, each, each_up_to, text};
+use crate::source::decode::value::{Value, Wrong, annotation, at, each, each_up_to, name_of, text};
 use crate::source::decode::{Names, parse_cidr};
 
 /// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
@@ -28,16 +28,16 @@ pub(super) fn service(
     name: NamespacedName,
     names: &mut Names,
 ) -> Result<Service, Wrong> {
-    let annotation = |key: &str| {
+    let text_of = |key: &str| {
         at(value, "metadata", |m| {
             at(m, "annotations", |all| at(all, key, text))
         })
     };
     // What is longer is none of those that are known, however it goes on.
     let start = |keys: &str| names.intern(&keys[..keys.floor_char_boundary(MAX_TOPOLOGY_KEYS)]);
-    let topology_keys = annotation(TOPOLOGY_KEYS)?.map(start);
-    let listen = annotation(LISTEN)?.map(|pools| names.intern(pools));
-    let is_discarded = annotation(DISCARD)? == Some("true");
+    let topology_keys = text_of(TOPOLOGY_KEYS)?.map(start);
+    let listen = text_of(LISTEN)?.map(|pools| names.intern(annotation(pools)));
+    let is_discarded = text_of(DISCARD)? == Some("true");
     let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
     let load_balancer_ips = load_balancer_ips(value)?;
     let created_at = at(value, "metadata", |m| {
@@ -205,7 +205,7 @@ fn ingress_ip(value: &Value<'_>) -> Result<Option<IpAddr>, Wrong> {
 
 fn service_port(value: &Value<'_>, names: &mut Names) -> Result<ServicePort, Wrong> {
     Ok(ServicePort {
-        name: names.intern(at(value, "name", text)?.unwrap_or_default()),
+        name: names.intern(at(value, "name", name_of)?.unwrap_or_default()),
         protocol: at(value, "protocol", protocol)?,
         port: at(value, "port", |port| match port_number(port)? {
             0 => Err(Wrong::new("a port from 1 to 65535", port)),

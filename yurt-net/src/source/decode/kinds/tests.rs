@@ -620,7 +620,8 @@ fn of_endpoints_on_the_own_node_it_is_known_which_pods_they_are() {
 fn of_a_pod_its_identity_and_what_its_author_tells_yurt_net_are_read() {
     let pod = br#"{
         "metadata": {"namespace": "shop", "name": "web-0", "uid": "5f0c",
-                     "annotations": {"yurt-net.openyurt.io/x": "y", "example.com/x": "z"}},
+                     "annotations": {"yurt-net.openyurt.io/keep-address": "y", "yurt-net.openyurt.io/x": "z",
+                                     "example.com/x": "z"}},
         "spec": {"nodeName": "a1", "containers": [{"name": 7}]}
     }"#;
     let object = crate::source::decode::item(pod, "Pod", "v1", &mut Names::default());
@@ -631,6 +632,9 @@ fn of_a_pod_its_identity_and_what_its_author_tells_yurt_net_are_read() {
     let annotations: Vec<_> = pod.annotations.iter().collect();
     assert_eq!(
         annotations,
-        [(&"yurt-net.openyurt.io/x".to_owned(), &"y".to_owned())]
+        [(
+            &"yurt-net.openyurt.io/keep-address".to_owned(),
+            &"y".to_owned()
+        )]
     );
 }
