@@ -175,7 +175,7 @@ fn bring(translate: &Mutex<Translate>, wanted: &TranslateImage, routes: &Routes)
 /// The link-layer address of `eth0`.
 fn mac_of(netns: &Netns) -> Result<[u8; 6]> {
     let mac = netns.run(|| {
-        yurt_net::retain::link::mac(&yurt_net::host::netns::Netns::current()?, "eth0")
+        yurt_net::cni::interface::mac(&yurt_net::host::netns::Netns::current()?, "eth0")
             .map_err(anyhow::Error::from)
     })??;
     Ok(mac.0)

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net::retain::install::Directories;
-use yurt_net::retain::install::files::Cni;
-use yurt_net::retain::install::run::Host;
+use yurt_net::cni::install::Directories;
+use yurt_net::cni::install::files::Cni;
+use yurt_net::cni::install::run::Host;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Names the directory of the test, where it runs once more as a process of a container.

@@ -4,6 +4,7 @@ pub mod agent;
 #[cfg(test)]
 mod cases;
 pub mod cli;
+pub mod cni;
 pub mod config;
 pub mod control;
 #[cfg(test)]

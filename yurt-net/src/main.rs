@@ -12,9 +12,9 @@ use clap::Parser as _;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
+use yurt_net::cni::Plugin;
 use yurt_net::config::{Cli, Command, LogFormat};
 use yurt_net::output::LossyLog;
-use yurt_net::retain::cni::Plugin;
 use yurt_net::text::{self, Log, LogStyle};
 use yurt_net::{agent, cli, error, output, selftest};
 

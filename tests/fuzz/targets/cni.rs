@@ -5,9 +5,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use serde_json::{Map, Value};
+use yurt_net::cni::install::{Directories, calls, install, uninstall};
+use yurt_net::cni::{Config, Environment};
 use yurt_net::device::Mac;
-use yurt_net::retain::cni::{Config, Environment};
-use yurt_net::retain::install::{Directories, calls, install, uninstall};
 
 const INTERFACE: &str = "eth0";
 

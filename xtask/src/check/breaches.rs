@@ -44,16 +44,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "cni/, an edge of its own",
-        imports: &[
-            ("retain/cni/guarding.rs", "dataplane/guard.rs"),
-            ("retain/cni/guarding.rs", "dataplane/mod.rs"),
-            ("retain/cni/guarding.rs", "guard.rs"),
-            ("retain/cni/protocol.rs", "retain/cni.rs"),
-            ("retain/link.rs", "node/mod.rs"),
-        ],
-    },
-    Breaches {
         until: "explain/, a room of rules",
         imports: &[
             ("agent/report.rs", "cli/explain.rs"),

@@ -50,6 +50,7 @@ const HOUSES: [House; 2] = [
             (
                 "edges",
                 &[
+                    "cni",
                     "control",
                     "dataplane",
                     "node",
@@ -98,9 +99,9 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan/",
     "yurt-net/src/policy/",
     "yurt-net/src/retain/adopt.rs",
-    "yurt-net/src/retain/cni/protocol.rs",
+    "yurt-net/src/cni/protocol.rs",
     "yurt-net/src/retain/go.rs",
-    "yurt-net/src/retain/install.rs",
+    "yurt-net/src/cni/install/mod.rs",
     "yurt-net/src/retain/ledger.rs",
     "yurt-net/src/retain/ledger/codec.rs",
     "yurt-net/src/retain/peers.rs",
@@ -168,8 +169,8 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["rtnetlink", "netlink_packet_route"],
-        owners: &["yurt-net/src/node/", "yurt-net/src/retain/link.rs"],
-        remedy: "addresses and links of the node are read from `node`, a Pod's interface is set by `retain::link`",
+        owners: &["yurt-net/src/node/", "yurt-net/src/cni/interface.rs"],
+        remedy: "addresses and links of the node are read from `node`, a Pod's interface is set by `cni::interface`",
     },
     Edge {
         libraries: &["kube"],

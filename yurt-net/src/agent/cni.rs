@@ -10,10 +10,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{info, warn};
 
+use crate::cni::install::Directories;
+use crate::cni::install::files::{Cni, InstallError, Report, Stamp};
 use crate::error::chain;
 use crate::host::limit::Limit;
-use crate::retain::install::Directories;
-use crate::retain::install::files::{Cni, InstallError, Report, Stamp};
 use crate::retain::watch::DirectoryWatch;
 
 /// A writer is done by then.

@@ -3,10 +3,10 @@
 use std::io;
 use std::path::Path;
 
+use crate::cni::install::Directories;
+use crate::cni::install::files::{InstallError, Report};
 use crate::config::{CniArgs, CniVerb};
 use crate::output::print;
-use crate::retain::install::Directories;
-use crate::retain::install::files::{InstallError, Report};
 use crate::text;
 
 /// Why it is not done, or not said.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use crate::retain::install::files::Cni;
-use crate::retain::install::run::Host;
+use crate::cni::install::files::Cni;
+use crate::cni::install::run::Host;
 use crate::retain::ledger::store::Place;
 
 /// Where the node's CNI is.

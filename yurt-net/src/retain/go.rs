@@ -17,12 +17,12 @@ use serde::{Deserialize, forward_to_deserialize_any};
 use serde_json::{Error, Map, Value};
 
 /// Reads a value; an error names the field that it is about.
-pub(super) fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Error> {
+pub(crate) fn read<'de, T: Deserialize<'de>>(value: &'de Value) -> Result<T, Error> {
     T::deserialize(Go(value))
 }
 
 /// The key that Go takes for the field of this name: null changes nothing.
-pub(super) fn key<'v>(fields: &'v Map<String, Value>, name: &str) -> Option<&'v str> {
+pub(crate) fn key<'v>(fields: &'v Map<String, Value>, name: &str) -> Option<&'v str> {
     let mut named = fields.iter().filter(|(key, _)| is_key(key, name));
     let says = named.clone().rfind(|(_, value)| !value.is_null());
     says.or_else(|| named.next_back())
@@ -41,7 +41,7 @@ fn is_key(key: &str, name: &str) -> bool {
 }
 
 /// The field of this name; `Null` where there is none.
-pub(super) fn field<'v>(object: &'v Value, name: &str) -> &'v Value {
+pub(crate) fn field<'v>(object: &'v Value, name: &str) -> &'v Value {
     let found = object
         .as_object()
         .and_then(|fields| fields.get(key(fields, name)?));
@@ -49,19 +49,19 @@ pub(super) fn field<'v>(object: &'v Value, name: &str) -> &'v Value {
 }
 
 /// The same, to be changed; `None` where there is none.
-pub(super) fn field_mut<'v>(object: &'v mut Value, name: &str) -> Option<&'v mut Value> {
+pub(crate) fn field_mut<'v>(object: &'v mut Value, name: &str) -> Option<&'v mut Value> {
     let fields = object.as_object_mut()?;
     let key = key(fields, name)?.to_owned();
     fields.get_mut(&key)
 }
 
 /// The text of a field; "" where there is none.
-pub(super) fn text<'v>(object: &'v Value, name: &str) -> &'v str {
+pub(crate) fn text<'v>(object: &'v Value, name: &str) -> &'v str {
     field(object, name).as_str().unwrap_or_default()
 }
 
 /// An address (`net.IP`): "" is none, and an IPv4-mapped one is an IPv4 address.
-pub(super) fn address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpAddr>, D::Error> {
+pub(crate) fn address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpAddr>, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() {
         return Ok(None);
@@ -72,7 +72,7 @@ pub(super) fn address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpAd
 }
 
 /// A subnet (`types.IPNet`), with a length behind a slash, as Go's `ParseCIDR` reads it. "" is none, which Go would refuse.
-pub(super) fn network<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpNetwork>, D::Error> {
+pub(crate) fn network<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpNetwork>, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() {
         return Ok(None);
@@ -82,7 +82,7 @@ pub(super) fn network<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpNe
 }
 
 /// The same, of a field that must be there.
-pub(super) fn some_network<'de, D: Deserializer<'de>>(value: D) -> Result<IpNetwork, D::Error> {
+pub(crate) fn some_network<'de, D: Deserializer<'de>>(value: D) -> Result<IpNetwork, D::Error> {
     network(value)?.ok_or_else(|| D::Error::custom("a subnet is missing"))
 }
 

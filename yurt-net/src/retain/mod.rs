@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! container runtime -> cni (yurt-ipam, yurt-cni) -> plan + adopt -> ledger::store -> disk, memory
-//!                        \_ link (MAC, neighbours)       ^
+//!                        \_ interface (MAC, neighbours)  ^
 //! agent -> watch ----------------------------------------'
 //! ```
 //!
@@ -11,11 +11,8 @@
 //! `ledger`, `plan`, `adopt`, `range`, `truth`, `probing`, `vtep` and `peers` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
-pub mod cni;
-mod go;
-pub mod install;
+pub(crate) mod go;
 pub mod ledger;
-pub mod link;
 pub mod peers;
 pub mod plan;
 pub mod probing;

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use super::go;
+use crate::retain::go;
 
 #[cfg(test)]
 mod tests;

@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{Finding, Outcome};
+use crate::cni::install::Directories;
+use crate::cni::install::files::{Cni, InstallError};
+use crate::cni::install::install;
 use crate::error::chain;
-use crate::retain::install::Directories;
-use crate::retain::install::files::{Cni, InstallError};
-use crate::retain::install::install;
 
 const INSTALL: &str = "run `yurt-net cni install`, or the agent with --cni install";
 

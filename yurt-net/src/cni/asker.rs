@@ -21,7 +21,7 @@ pub(super) fn find(environment: &Environment) -> Option<Asker> {
     let is_same = has("CNI_COMMAND", &environment.command)
         && has("CNI_CONTAINERID", &environment.container)
         && has("CNI_IFNAME", &environment.interface);
-    let asked = self::start(std::process::id())?;
+    let asked = crate::cni::asker::start(std::process::id())?;
     is_same.then_some(Asker { pid, start, asked })
 }
 

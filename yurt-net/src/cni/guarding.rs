@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::path::Path;
 
+use super::interface::{self, LinkError};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::Guard;
 use crate::device::Complaint;
 use crate::error::chain;
 use crate::guard::{Extra, GuardedPod, Reserved, compile, plan};
 use crate::retain::ledger::Key;
-use crate::retain::link::{self, LinkError};
 use crate::retain::plan::Seen;
 use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 
@@ -40,7 +40,7 @@ pub(super) fn guard(
     let Some(settings) = GuardSettings::load(state_dir)? else {
         return Ok(Vec::new());
     };
-    let Some(device) = link::device(host.ifindex)? else {
+    let Some(device) = interface::device(host.ifindex)? else {
         // The other end is in a namespace of its own.
         return Ok(Vec::new());
     };

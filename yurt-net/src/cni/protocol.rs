@@ -10,7 +10,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::CniError;
+use super::error::CniError;
 use crate::device::Mac;
 use crate::retain::go;
 use crate::retain::ledger::Key;

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::go;
+use crate::retain::go;
 
 pub mod files;
 pub mod run;

@@ -1,7 +1,7 @@
 use serde_json::json;
 
-use super::protocol::*;
 use super::*;
+use crate::cni::protocol::*;
 use crate::retain::ledger::State;
 
 fn environment(args: &str) -> Environment {

@@ -3,8 +3,9 @@
 use proptest::prelude::*;
 use serde_json::{Map, json};
 
-use super::protocol::*;
 use super::*;
+use crate::cni::protocol::*;
+use crate::device::Mac;
 
 /// How one field of an object is written.
 #[derive(Clone, Debug)]
@@ -114,7 +115,7 @@ fn meaning(config: &Value) -> (Vec<String>, Value, Vec<IpAddr>, Value, [PathBuf;
     let claimed = config.claimed("eth0").unwrap();
     let mac = Mac([2, 0, 0, 0, 0, 9]);
     let result = claimed.result(config.prev_result.clone().unwrap(), mac);
-    let interface = super::super::go::field(&result, "interfaces")[0].clone();
+    let interface = crate::retain::go::field(&result, "interfaces")[0].clone();
     let request = Request::new(Plugin::Ipam, version, &environment, &config).unwrap();
     config.mac_policy().unwrap();
     assert_eq!(
@@ -127,7 +128,7 @@ fn meaning(config: &Value) -> (Vec<String>, Value, Vec<IpAddr>, Value, [PathBuf;
         sets.iter().map(ToString::to_string).collect(),
         ipam_result(version, &[], &config, ""),
         claimed.addresses,
-        super::super::go::field(&interface, "mac").clone(),
+        crate::retain::go::field(&interface, "mac").clone(),
         [request.place.state_dir, request.place.run_dir],
         request.ttl,
     )
