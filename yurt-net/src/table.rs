@@ -256,6 +256,14 @@ pub enum Verdict {
 }
 
 impl EndpointSet {
+    /// Keeps the addresses of another set in place of its own, where they are the same ones.
+    pub fn share(&mut self, other: &Self) {
+        self.cluster.share(&other.cluster);
+        // Where both policies lead to the same ones, they have one list.
+        self.local.share(&self.cluster);
+        self.local.share(&other.local);
+    }
+
     /// Endpoints under the policy Cluster alone.
     pub fn cluster(endpoints: impl IntoIterator<Item = SocketAddr>) -> Self {
         let cluster: Backends = endpoints.into_iter().collect();

@@ -445,7 +445,7 @@ impl Remembered {
                     environment,
                 )
             };
-            let entry = ServiceEntry {
+            let mut entry = ServiceEntry {
                 key,
                 closure,
                 internal_policy: service.internal_policy,
@@ -456,6 +456,10 @@ impl Remembered {
                 v6: set(Ipv6Addr::UNSPECIFIED.into()),
                 frontends: frontends.into(),
             };
+            if let Some(last) = self.entries.last() {
+                entry.v4.share(&last.v4);
+                entry.v6.share(&last.v6);
+            }
             // What was shown goes first: it is what the last table holds.
             let entry = keep_equal(&[&self.shown, &old], entry);
             self.entries.push(entry);
