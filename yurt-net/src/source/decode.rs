@@ -10,22 +10,19 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
-use std::fmt;
-use std::sync::Arc;
 
 use serde::de::DeserializeSeed;
 use serde_json::value::RawValue;
 use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
 
-use crate::model::{
-    EndpointPort, EndpointSlice, Kind, LocalPod, NamespacedName, Node, NodeBucket, NodePool,
-    Placement, PoolService, Rejection, Service, ServiceCidr,
-};
+use crate::model::Rejection;
 use crate::text;
 
 mod addresses;
 mod aliases;
 mod kinds;
+mod names;
+mod object;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -33,6 +30,8 @@ mod value;
 
 pub use addresses::{parse_address, parse_cidr};
 use aliases::Size;
+pub use names::Names;
+pub use object::{Object, ObjectId};
 use stream::{Document, Found, Top};
 
 /// How a file is written.
@@ -42,97 +41,6 @@ pub enum Format {
     Yaml,
     /// One value, or several one after the other.
     Json,
-}
-
-/// One decoded object.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Object {
-    /// A v1 Service.
-    Service(Arc<Service>),
-    /// A discovery.k8s.io/v1 EndpointSlice.
-    EndpointSlice(Arc<EndpointSlice>),
-    /// A v1 Node.
-    Node(Arc<Node>),
-    /// An apps.openyurt.io NodePool.
-    NodePool(Arc<NodePool>),
-    /// An apps.openyurt.io NodeBucket.
-    NodeBucket(Arc<NodeBucket>),
-    /// A network.openyurt.io PoolService.
-    PoolService(Arc<PoolService>),
-    /// A networking.k8s.io ServiceCIDR.
-    ServiceCidr(Arc<ServiceCidr>),
-    /// A v1 Pod.
-    Pod(Arc<LocalPod>),
-}
-
-/// Kind, namespace ("" when cluster scoped) and name: no two objects of a snapshot share it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ObjectId<'a> {
-    /// Kind as the API spells it.
-    pub kind: &'a str,
-    /// `metadata.namespace`.
-    pub namespace: &'a str,
-    /// `metadata.name`.
-    pub name: &'a str,
-}
-
-impl fmt::Display for ObjectId<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.namespace {
-            "" => write!(f, "{} {}", self.kind, self.name),
-            namespace => write!(f, "{} {namespace}/{}", self.kind, self.name),
-        }
-    }
-}
-
-impl Object {
-    /// Its name; the namespace is "" when it is cluster scoped.
-    pub fn name(&self) -> NamespacedName {
-        let cluster_scoped = |name: &Arc<str>| NamespacedName::new(Arc::default(), name.clone());
-        match self {
-            Self::Service(service) => service.name.clone(),
-            Self::EndpointSlice(slice) => slice.name.clone(),
-            Self::Node(node) => cluster_scoped(&node.name),
-            Self::NodePool(pool) => cluster_scoped(&pool.name),
-            Self::NodeBucket(bucket) => cluster_scoped(&bucket.name),
-            Self::PoolService(object) => object.name.clone(),
-            Self::ServiceCidr(cidr) => cluster_scoped(&cidr.name),
-            Self::Pod(pod) => pod.name.clone(),
-        }
-    }
-
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Service(_) => Kind::Service,
-            Self::EndpointSlice(_) => Kind::EndpointSlice,
-            Self::Node(_) => Kind::Node,
-            Self::NodePool(_) => Kind::NodePool,
-            Self::NodeBucket(_) => Kind::NodeBucket,
-            Self::PoolService(_) => Kind::PoolService,
-            Self::ServiceCidr(_) => Kind::ServiceCidr,
-            Self::Pod(_) => Kind::Pod,
-        }
-    }
-
-    /// What tells it from all others.
-    pub fn id(&self) -> ObjectId<'_> {
-        let (namespace, name) = match self {
-            Self::Service(service) => (&*service.name.namespace, &service.name.name),
-            Self::EndpointSlice(slice) => (&*slice.name.namespace, &slice.name.name),
-            Self::Node(node) => ("", &node.name),
-            Self::NodePool(pool) => ("", &pool.name),
-            Self::NodeBucket(bucket) => ("", &bucket.name),
-            Self::PoolService(object) => (&*object.name.namespace, &object.name.name),
-            Self::ServiceCidr(cidr) => ("", &cidr.name),
-            Self::Pod(pod) => (&*pod.name.namespace, &pod.name.name),
-        };
-        ObjectId {
-            kind: self.kind().name(),
-            namespace,
-            name,
-        }
-    }
 }
 
 /// An object and the document that it came from.
@@ -152,115 +60,6 @@ pub struct Decoded {
     /// What is wrong. One without a `name` is about a document that could not be attributed: any object may
     /// have been in it.
     pub rejections: Vec<Rejection>,
-}
-
-/// So many may be kept for nothing.
-const FEW_NAMES: usize = 1024;
-
-/// Words that objects repeat, each kept once: names of Services, nodes, zones, namespaces and ports.
-#[derive(Debug, Default)]
-pub struct Names {
-    words: BTreeSet<Arc<str>>,
-    placements: BTreeSet<Arc<Placement>>,
-    ports: BTreeSet<Arc<[EndpointPort]>>,
-    /// How many of all may be there before those go that no object holds any more.
-    limit: usize,
-    /// The own Node: only of its endpoints it matters which Pods they are.
-    node: Option<Arc<str>>,
-}
-
-impl Names {
-    /// For objects that a node of this name reads.
-    pub fn of_node(node: &str) -> Self {
-        let mut names = Self::default();
-        names.node = Some(names.intern(node));
-        names
-    }
-
-    fn is_own_node(&self, name: &str) -> bool {
-        self.node.as_deref() == Some(name)
-    }
-
-    fn intern(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.words.get(name) {
-            return Arc::clone(known);
-        }
-        self.make_room();
-        let new: Arc<str> = name.into();
-        self.words.insert(Arc::clone(&new));
-        new
-    }
-
-    fn placement(&mut self, placement: Placement) -> Arc<Placement> {
-        if let Some(known) = self.placements.get(&placement) {
-            return Arc::clone(known);
-        }
-        self.make_room();
-        let new = Arc::new(placement);
-        self.placements.insert(Arc::clone(&new));
-        new
-    }
-
-    fn ports(&mut self, ports: Box<[EndpointPort]>) -> Arc<[EndpointPort]> {
-        if let Some(known) = self.ports.get(&*ports) {
-            return Arc::clone(known);
-        }
-        self.make_room();
-        let new: Arc<[EndpointPort]> = ports.into();
-        self.ports.insert(Arc::clone(&new));
-        new
-    }
-
-    /// Has the ports of a slice that was decoded elsewhere shared too.
-    pub fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
-        let mut all: Box<[_]> = ports.iter().cloned().collect();
-        all.iter_mut().for_each(|port| self.share(&mut port.name));
-        *ports = self.ports(all);
-    }
-
-    /// Has the placement of an endpoint that was decoded elsewhere shared too.
-    pub fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
-        *placement = placement.take().map(|placement| {
-            let mut placement = Arc::unwrap_or_clone(placement);
-            placement
-                .node_name
-                .iter_mut()
-                .for_each(|name| self.share(name));
-            self.placement(placement)
-        });
-    }
-
-    /// Has a text that was decoded elsewhere shared too.
-    pub fn share(&mut self, name: &mut Arc<str>) {
-        match self.words.get(name) {
-            Some(known) => *name = Arc::clone(known),
-            None => {
-                self.make_room();
-                self.words.insert(Arc::clone(name));
-            }
-        }
-    }
-
-    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
-    /// was added.
-    fn make_room(&mut self) {
-        if self.len() >= self.limit {
-            self.prune();
-            self.limit = FEW_NAMES.max(2 * self.len());
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.words.len() + self.placements.len() + self.ports.len()
-    }
-
-    /// Forgets the names that no object holds any more.
-    pub fn prune(&mut self) {
-        self.ports.retain(|ports| Arc::strong_count(ports) > 1);
-        self.placements
-            .retain(|placement| Arc::strong_count(placement) > 1);
-        self.words.retain(|name| Arc::strong_count(name) > 1);
-    }
 }
 
 /// Decodes the text of one file; `path` is what Rejections call it.

@@ -132,6 +132,7 @@ impl FileSource {
     pub fn load(&mut self) -> Result<Snapshot, SourceError> {
         self.is_dirty = false;
         let result = self.try_load();
+        self.names.expect([]);
         if result.is_err() {
             self.seen = None;
             self.is_unsettled = false;
@@ -142,6 +143,9 @@ impl FileSource {
     fn try_load(&mut self) -> Result<Snapshot, SourceError> {
         let mut fresh = BTreeMap::new();
         let mut scan = Scan::take(&self.root)?;
+        // What a file still says is not there twice while it is read, be it the manifest of a whole cluster.
+        let known = self.files.values().flat_map(Manifest::all);
+        self.names.expect(known.map(|located| &located.object));
         for attempt in 1.. {
             if let Watching::On(watch) = &mut self.watch {
                 watch.set(&self.root, &scan.directories);

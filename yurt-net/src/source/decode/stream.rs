@@ -90,9 +90,9 @@ pub(super) struct Found<'de> {
 }
 
 impl Found<'_> {
-    fn add(&mut self, decoded: Result<Option<Object>, Refusal>) {
+    fn add(&mut self, decoded: Result<Option<Object>, Refusal>, names: &Names) {
         match decoded {
-            Ok(Some(object)) => self.objects.push(object),
+            Ok(Some(object)) => self.objects.push(names.same(object)),
             Ok(None) => {}
             Err(refusal) => self.refusals.push(refusal),
         }
@@ -109,7 +109,10 @@ impl Found<'_> {
                 }
             }
             let decoded = kinds::object(&item, names);
-            self.add(decoded.map_err(|refusal| refusal.within_item(Some(index))));
+            self.add(
+                decoded.map_err(|refusal| refusal.within_item(Some(index))),
+                names,
+            );
         }
     }
 }
@@ -202,8 +205,8 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
             }
             _ => {
                 let decoded = kinds::object(&object, self.names);
-                self.found
-                    .add(decoded.map_err(|refusal| refusal.within_item(self.index)));
+                let decoded = decoded.map_err(|refusal| refusal.within_item(self.index));
+                self.found.add(decoded, self.names);
             }
         }
         Ok(())

@@ -681,33 +681,6 @@ fn prefixes_are_masked_and_may_have_leading_zeros() {
     }
 }
 
-#[test]
-fn names_that_nobody_holds_are_forgotten() {
-    let mut names = Names::default();
-    let kept = names.intern("a");
-    names.intern("b");
-    names.prune();
-    assert_eq!(names.words.iter().collect::<Vec<_>>(), [&kept]);
-}
-
-#[test]
-fn names_that_come_and_go_take_no_more_than_those_that_are_held() {
-    let mut names = Names::default();
-    let held: Vec<_> = (0..5000)
-        .map(|n| names.intern(&format!("held-{n}")))
-        .collect();
-    for n in 0..100_000 {
-        let placement = Placement {
-            node_name: Some(names.intern(&format!("node-{n}"))),
-            hints: None,
-        };
-        names.placement(placement);
-        assert!(names.words.len() + names.placements.len() <= 2 * (held.len() + 2) + 1);
-    }
-    names.prune();
-    assert_eq!(names.words.len(), held.len());
-}
-
 /// Text that gets far into the decoder: pieces of real manifests, cut and joined at random.
 fn manifest_pieces() -> impl Strategy<Value = String> {
     const PIECES: &[&str] = &[

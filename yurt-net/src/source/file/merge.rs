@@ -88,6 +88,11 @@ impl Manifest {
         ))
     }
 
+    /// All that is in force of it.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Located> {
+        self.objects.iter().chain(&self.held)
+    }
+
     /// Any object may be in the part that could not be read.
     fn may_hide_objects(&self) -> bool {
         self.rejections

@@ -1,0 +1,223 @@
+//! What objects have in common, kept once.
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::object::Object;
+use crate::model::{EndpointPort, Kind, NamespacedName, Placement};
+
+/// So many may be kept for nothing.
+const FEW_NAMES: usize = 1024;
+
+/// Values of which each is there once, for as long as somebody holds it, and until the next [`Pool::prune`].
+#[derive(Debug)]
+struct Pool<T: ?Sized>(BTreeSet<Arc<T>>);
+
+impl<T: ?Sized + Ord> Default for Pool<T> {
+    fn default() -> Self {
+        Self(BTreeSet::new())
+    }
+}
+
+impl<T: ?Sized + Ord> Pool<T> {
+    fn get(&self, value: &T) -> Option<Arc<T>> {
+        self.0.get(value).cloned()
+    }
+
+    fn add(&mut self, value: Arc<T>) -> Arc<T> {
+        self.0.insert(Arc::clone(&value));
+        value
+    }
+
+    fn prune(&mut self) {
+        self.0.retain(|value| Arc::strong_count(value) > 1);
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// What objects repeat: names of Services, nodes, zones, namespaces and ports, where endpoints are, the ports of slices; and for as long
+/// as [`Names::expect`] said so, whole objects.
+#[derive(Debug, Default)]
+pub struct Names {
+    words: Pool<str>,
+    placements: Pool<Placement>,
+    ports: Pool<[EndpointPort]>,
+    /// How many of all may be there before those go that no object holds any more.
+    limit: usize,
+    /// The own Node: only of its endpoints it matters which Pods they are.
+    node: Option<Arc<str>>,
+    expected: BTreeMap<(Kind, NamespacedName), Object>,
+}
+
+impl Names {
+    /// For objects that a node of this name reads.
+    pub fn of_node(node: &str) -> Self {
+        let mut names = Self::default();
+        names.node = Some(names.intern(node));
+        names
+    }
+
+    /// From now on an object that is decoded and equals one of these is that one, which takes no memory. Nothing is expected after
+    /// `expect([])`.
+    pub fn expect<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
+        let named = |object: &Object| ((object.kind(), object.name()), object.clone());
+        self.expected = objects.into_iter().map(named).collect();
+    }
+
+    /// The expected object, where it says the same.
+    pub(super) fn same(&self, object: Object) -> Object {
+        let key = (object.kind(), object.name());
+        let expected = self.expected.get(&key).cloned();
+        expected.filter(|known| *known == object).unwrap_or(object)
+    }
+
+    pub(super) fn is_own_node(&self, name: &str) -> bool {
+        self.node.as_deref() == Some(name)
+    }
+
+    pub(super) fn intern(&mut self, name: &str) -> Arc<str> {
+        match self.words.get(name) {
+            Some(known) => known,
+            None => {
+                self.make_room();
+                self.words.add(name.into())
+            }
+        }
+    }
+
+    pub(super) fn placement(&mut self, placement: Placement) -> Arc<Placement> {
+        match self.placements.get(&placement) {
+            Some(known) => known,
+            None => {
+                self.make_room();
+                self.placements.add(placement.into())
+            }
+        }
+    }
+
+    pub(super) fn ports(&mut self, ports: Box<[EndpointPort]>) -> Arc<[EndpointPort]> {
+        match self.ports.get(&ports) {
+            Some(known) => known,
+            None => {
+                self.make_room();
+                self.ports.add(ports.into())
+            }
+        }
+    }
+
+    /// Has the ports of a slice that was decoded elsewhere shared too.
+    pub fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
+        let mut all: Box<[_]> = ports.iter().cloned().collect();
+        all.iter_mut().for_each(|port| self.share(&mut port.name));
+        *ports = self.ports(all);
+    }
+
+    /// Has the placement of an endpoint that was decoded elsewhere shared too.
+    pub fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
+        *placement = placement.take().map(|placement| {
+            let mut placement = Arc::unwrap_or_clone(placement);
+            placement
+                .node_name
+                .iter_mut()
+                .for_each(|name| self.share(name));
+            self.placement(placement)
+        });
+    }
+
+    /// Has a text that was decoded elsewhere shared too.
+    pub fn share(&mut self, name: &mut Arc<str>) {
+        match self.words.get(name) {
+            Some(known) => *name = known,
+            None => {
+                self.make_room();
+                self.words.add(Arc::clone(name));
+            }
+        }
+    }
+
+    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
+    /// was added.
+    fn make_room(&mut self) {
+        if self.len() >= self.limit {
+            self.prune();
+            self.limit = FEW_NAMES.max(2 * self.len());
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.words.len() + self.placements.len() + self.ports.len()
+    }
+
+    /// Forgets the names that no object holds any more.
+    pub fn prune(&mut self) {
+        // In this order: placements and ports hold words.
+        self.ports.prune();
+        self.placements.prune();
+        self.words.prune();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Format, decode};
+    use super::*;
+
+    #[test]
+    fn names_that_nobody_holds_are_forgotten() {
+        let mut names = Names::default();
+        let kept = names.intern("a");
+        names.intern("b");
+        names.prune();
+        assert_eq!(names.words.0.iter().collect::<Vec<_>>(), [&kept]);
+    }
+
+    #[test]
+    fn names_that_come_and_go_take_no_more_than_those_that_are_held() {
+        let mut names = Names::default();
+        let held: Vec<_> = (0..5000)
+            .map(|n| names.intern(&format!("held-{n}")))
+            .collect();
+        for n in 0..100_000 {
+            let placement = Placement {
+                node_name: Some(names.intern(&format!("node-{n}"))),
+                hints: None,
+            };
+            names.placement(placement);
+            assert!(names.words.len() + names.placements.len() <= 2 * (held.len() + 2) + 1);
+        }
+        names.prune();
+        assert_eq!(names.words.len(), held.len());
+    }
+
+    #[test]
+    fn an_object_that_is_read_again_is_the_one_that_there_is() {
+        let node = |name: &str, pod_cidr: &str| {
+            format!(
+                "---\napiVersion: v1\nkind: Node\nmetadata: {{name: {name}}}\nspec: {{podCIDR: {pod_cidr}}}\n"
+            )
+        };
+        let mut names = Names::default();
+        let mut read = |text: &str, known: &[Object]| -> Vec<Object> {
+            names.expect(known);
+            let decoded = decode(text, Format::Yaml, "a", &mut names);
+            decoded.objects.into_iter().map(|o| o.object).collect()
+        };
+        let is_same = |one: &Object, other: &Object| match (one, other) {
+            (Object::Node(one), Object::Node(other)) => Arc::ptr_eq(one, other),
+            _ => false,
+        };
+        let two = node("a", "10.1.0.0/24") + &node("b", "10.2.0.0/24");
+        let first = read(&two, &[]);
+        let changed = node("a", "10.1.0.0/24") + &node("b", "10.3.0.0/24");
+        let second = read(&changed, &first);
+        assert!(is_same(&first[0], &second[0]));
+        assert_ne!(first[1], second[1]);
+        let third = read(&two, &[]);
+        assert_eq!(first, third);
+        assert!(!is_same(&first[0], &third[0]), "nothing was expected");
+    }
+}
