@@ -82,6 +82,16 @@ pub(crate) fn agent(target: Target) -> Result<PathBuf> {
     Ok(target.agent())
 }
 
+/// Builds the agent with its symbols, and a bench; returns where they are. Nothing is timed, so a debug bench will do.
+pub(crate) fn for_layout() -> Result<(PathBuf, PathBuf)> {
+    setup::ensure(&[Need::Ebpf, Need::X86, Need::Lab, Need::Cni])?;
+    build_ebpf::run()?;
+    let agent = release(Target::X86)?.args(["--config", "profile.release.strip='none'"]);
+    agent.args(["-p", "yurt-net"]).run()?;
+    Line::new("cargo build -p yurt-net-tests --bins").run()?;
+    Ok((Target::X86.agent(), target_dir().join("debug/bench")))
+}
+
 /// Becomes a program of the lab, with everything that it needs in place.
 ///
 /// It takes the place of this process, so that its clean-up has the terminal until it is done.

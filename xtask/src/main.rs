@@ -11,6 +11,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod image;
+mod layout;
 mod setup;
 mod shell;
 mod test;
@@ -32,6 +33,11 @@ enum Verb {
     Build(build::Args),
     /// Build the image, for x86_64 and aarch64, as an archive that runtimes import.
     Image,
+    /// Write down in which order the linker lays the agent's functions out, from what agents of a lab enter (root, x86_64).
+    Layout,
+    /// Runs a program, and notes which of its functions it enters: what `layout` is made from.
+    #[command(hide = true)]
+    Entered(layout::entered::Args),
     /// Format, layering, documents, lints, licences.
     Check(check::Args),
     /// Everything that must pass.
@@ -52,6 +58,8 @@ fn run() -> Result<()> {
         Verb::BuildEbpf => build_ebpf::run(),
         Verb::Build(args) => build::run(&args),
         Verb::Image => image::run(),
+        Verb::Layout => layout::run(),
+        Verb::Entered(args) => layout::entered::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Test(args) => test::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
