@@ -74,10 +74,7 @@ impl Followed {
             with_pods: false,
             access,
         };
-        let sources = {
-            let _inside = runtime.enter();
-            Sources::start(&specs?, scope, checkpoint)?
-        };
+        let sources = runtime.block_on(Sources::start(&specs?, scope, checkpoint))?;
         Ok(Self { runtime, sources })
     }
 

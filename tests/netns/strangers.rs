@@ -71,7 +71,7 @@ fn follow(
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        let mut sources = Sources::start(&[spec], scope, None)?;
+        let mut sources = Sources::start(&[spec], scope, None).await?;
         let started = Instant::now();
         loop {
             let status = sources.status(0);

@@ -350,7 +350,7 @@ fn manifests_whose_directory_is_gone_when_the_agent_is_killed_keep_their_service
 }
 
 /// What a probe gets.
-fn health(world: &World) -> Result<String> {
+pub(crate) fn health(world: &World) -> Result<String> {
     let exchange = || -> io::Result<String> {
         let mut stream = TcpStream::connect("127.0.0.1:10249")?;
         stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")?;

@@ -131,8 +131,45 @@ fn maps_without_a_checkpoint_are_not_emptied_by_a_hub_that_lists_nothing() -> Re
     let _agent = edge.start_agent_from("yurthub:", NODE, &[])?;
     let status = edge.wait_for_status("what is held back", |s| !s.source.held_lists.is_empty())?;
     ensure!(status.applied == 0, "{} tables", status.applied);
+    // However often it says so: a cluster without default/kubernetes is none.
+    let lists = |http: &Endpoint| http.requests_on(On::list(Resource::Services)).len();
+    let before = lists(hub.http());
+    hub.http()
+        .wait_until(PATIENCE, |http| lists(http) >= before + 3)?;
+    let status = edge.wait_for_status("what is held back", |s| !s.source.held_lists.is_empty())?;
+    ensure!(status.applied == 0, "{} tables", status.applied);
     hub.http().clear_faults();
     let status = edge.wait_for_status("the first table", |s| s.services > 0)?;
     ensure!(status.services == count, "{} services", status.services);
+    Ok(())
+}
+
+#[test]
+fn maps_without_a_checkpoint_follow_a_hub_whose_cluster_has_no_services_left() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
+    let listen = || FakeApiserver::listen(at, Settings::default(), Vec::new());
+    let hub = edge.netns().run(listen)??;
+    let own = Ipv4Addr::new(10, 96, 0, 1).into();
+    let endpoint = objects::endpoint(Ipv4Addr::new(192, 0, 2, 254).into(), NODE);
+    hub.put(objects::service("kubernetes", own, 443))?;
+    hub.put(objects::slice("kubernetes", "kubernetes", 6443, [endpoint]))?;
+    for id in 2..=SERVICES {
+        hub.put_all(web(id))?;
+    }
+    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let count = usize::from(SERVICES);
+    edge.wait_for_status("all", |s| s.ready && s.services == count)?;
+    agent.kill9()?;
+    std::fs::remove_dir_all(edge.state_dir())?;
+    for id in 2..=SERVICES {
+        let name = format!("s{id}");
+        hub.delete(Resource::Services, "default", &name)?;
+        hub.delete(Resource::EndpointSlices, "default", &format!("{name}-1"))?;
+    }
+    let _agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let status = edge.wait_for_status("the first table", |s| s.services > 0)?;
+    ensure!(status.services == 1, "{} services", status.services);
     Ok(())
 }

@@ -15,5 +15,6 @@ mod own_sockets;
 mod prefixes;
 mod protected;
 mod silence;
+mod silent_disk;
 mod upgrade;
 mod world;

@@ -2,13 +2,15 @@
 //!
 //! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state directory, so that
 //! agents may share a run directory, and nobody is answered by an agent that was not meant. An agent that can make it in neither
-//! serves its node all the same, and so does one that finds another agent there. It is made again when it, or its directory, goes.
+//! serves its node all the same, and so does one that finds another agent there. It is made again when it, or its directory, goes. A disk
+//! that does not answer is one that takes no socket: it is asked in threads of their own.
 
 use std::fs::{self, DirBuilder, File};
 use std::future::pending;
 use std::io;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::net as blocking;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,6 +23,7 @@ use tokio::time::{interval, sleep};
 use tracing::{debug, info, warn};
 
 use crate::cli::explain::Flow;
+use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: u64 = 4096;
@@ -78,9 +81,15 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.task.abort();
-        if let Some(bound) = &self.report.borrow().bound {
+        let bound = self.report.borrow().bound.clone();
+        let Some(bound) = bound else { return };
+        // The disk may have fallen silent since the last look.
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
             bound.remove();
-        }
+            let _ = done.send(());
+        });
+        let _ = is_done.recv_timeout(DISK_PATIENCE);
     }
 }
 
@@ -103,14 +112,14 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 /// Listens. The caller has claimed the node, so a socket that is there is a dead agent's, or one of another node.
-pub fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
+pub async fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
     let (reports, report) = watch::channel(Report::default());
     let mut socket = Socket {
-        places,
+        places: places.map(|path| (path, Errand::default())),
         listener: None,
         reports,
     };
-    socket.look();
+    socket.look().await;
     let task = tokio::spawn(async move {
         // Kept across requests, or whoever asks all the time would keep the socket from being looked at.
         let mut looks = interval(LOOK);
@@ -130,7 +139,7 @@ pub fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
                     // Out of descriptors: others must close some first.
                     Err(_) => sleep(Duration::from_millis(100)).await,
                 },
-                _ = looks.tick() => socket.look(),
+                _ = looks.tick() => socket.look().await,
             }
         }
     });
@@ -138,9 +147,17 @@ pub fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
 }
 
 struct Socket {
-    places: Places,
+    places: [(PathBuf, Errand<io::Result<Place>>); 2],
     listener: Option<UnixListener>,
     reports: watch::Sender<Report>,
+}
+
+/// What was found, or made, at a place.
+enum Place {
+    /// The socket is there.
+    Here,
+    /// A new one.
+    Made(blocking::UnixListener, Bound),
 }
 
 impl Socket {
@@ -152,23 +169,36 @@ impl Socket {
     }
 
     /// Sees to it that there is a socket, in the best place that takes one.
-    fn look(&mut self) {
+    async fn look(&mut self) {
         let before = self.reports.borrow().clone();
-        let here = before.bound.as_ref().filter(|bound| bound.is_there());
         let mut failures = Vec::new();
-        for path in &self.places {
-            if here.is_some_and(|here| here.path == *path) {
-                return self.settle(&before, here.cloned(), &failures);
-            }
-            match bind(path) {
-                Ok((listener, bound)) => {
-                    // Those who have come to the old one are answered by the task that each of them has.
-                    self.listener = Some(listener);
-                    here.inspect(|here| here.remove());
-                    return self.settle(&before, Some(bound), &failures);
+        for (path, errand) in &mut self.places {
+            let bound = before.bound.clone().filter(|bound| bound.path == *path);
+            let at = path.clone();
+            let found = errand.run(move || match bound {
+                Some(bound) if bound.is_there() => Ok(Place::Here),
+                _ => bind(&at).map(|(listener, bound)| Place::Made(listener, bound)),
+            });
+            let failure = match found.await {
+                Some(Ok(Place::Here)) => {
+                    let bound = before.bound.clone();
+                    return self.settle(&before, bound, &failures);
                 }
-                Err(error) => failures.push(format!("{}: {error}", path.display())),
-            }
+                Some(Ok(Place::Made(listener, bound))) => match UnixListener::from_std(listener) {
+                    Ok(listener) => {
+                        // Those who have come to the old one are answered by the task that each of them has.
+                        self.listener = Some(listener);
+                        if let Some(old) = before.bound.clone().filter(|old| old.path != *path) {
+                            let _ = once(move || old.remove()).await;
+                        }
+                        return self.settle(&before, Some(bound), &failures);
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Some(Err(error)) => error.to_string(),
+                None => SILENCE.to_owned(),
+            };
+            failures.push(format!("{}: {failure}", path.display()));
         }
         self.listener = None;
         self.settle(&before, None, &failures);
@@ -201,7 +231,7 @@ impl Socket {
 }
 
 /// Makes the socket, and its directory.
-fn bind(path: &Path) -> io::Result<(UnixListener, Bound)> {
+fn bind(path: &Path) -> io::Result<(blocking::UnixListener, Bound)> {
     let make = |dir: &Path| DirBuilder::new().recursive(true).mode(0o700).create(dir);
     path.parent().map_or(Ok(()), make)?;
     let (_dir, short) = short(path)?;
@@ -214,7 +244,8 @@ fn bind(path: &Path) -> io::Result<(UnixListener, Bound)> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(short)?;
+    let listener = blocking::UnixListener::bind(short)?;
+    listener.set_nonblocking(true)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;
     let bound = Bound {
         path: path.to_owned(),
@@ -236,7 +267,7 @@ fn who_listens(path: &Path) -> Option<String> {
     let another = "another agent".to_owned();
     match socket.connect(&SockAddr::unix(path).ok()?) {
         Ok(()) => {
-            let stream = UnixStream::from_std(std::os::unix::net::UnixStream::from(socket));
+            let stream = UnixStream::from_std(blocking::UnixStream::from(socket));
             let pid = stream.and_then(|stream| stream.peer_cred()).ok()?.pid();
             // One of another pid namespace has none here.
             Some(match pid.filter(|pid| *pid != 0) {
@@ -318,10 +349,6 @@ pub async fn ask(places: &Places, request: &Request) -> Result<serde_json::Value
 }
 
 async fn exchange([first, second]: &Places, request: &str) -> io::Result<String> {
-    let connect = async |path: &Path| {
-        let (_dir, short) = short(path)?;
-        UnixStream::connect(short).await
-    };
     let mut stream = match connect(first).await {
         Ok(stream) => stream,
         // What is wrong with the first says more than that there is no second.
@@ -331,6 +358,19 @@ async fn exchange([first, second]: &Places, request: &str) -> io::Result<String>
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
     Ok(answer)
+}
+
+async fn connect(path: &Path) -> io::Result<UnixStream> {
+    let at = path.to_owned();
+    let silent = || io::Error::new(io::ErrorKind::TimedOut, SILENCE);
+    let stream = once(move || {
+        let (_dir, short) = short(&at)?;
+        blocking::UnixStream::connect(short)
+    });
+    let stream = stream.await;
+    let stream = stream.ok_or_else(silent)??;
+    stream.set_nonblocking(true)?;
+    UnixStream::from_std(stream)
 }
 
 #[cfg(test)]

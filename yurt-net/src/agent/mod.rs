@@ -24,6 +24,7 @@
 mod cni;
 mod complaints;
 mod devices;
+mod disk;
 mod established;
 mod guarding;
 mod mending;
@@ -37,7 +38,7 @@ mod upkeep;
 mod worker;
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
@@ -64,13 +65,14 @@ use crate::observe::metrics;
 use crate::plan::MapImage;
 use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Suspects};
 use crate::source::SourceError;
-use crate::source::checkpoint::{Due, Keeper, Loaded, Provenance, Saver};
+use crate::source::checkpoint::{Due, Keeper, Loaded, Provenance};
 use crate::source::edition::Edition;
 use crate::source::kube::servers;
 use crate::source::preferred::{Origin, Sources};
 use crate::status::{MapUsage, SelfTest, Status};
 
 use devices::Devices;
+use disk::StateDir;
 use probing::Probing;
 use retention::Retention;
 
@@ -114,14 +116,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         is_root,
     } = cgroup(&args.place)?;
     let state_dir = &args.place.state_dir;
-    if let Err(error) = std::fs::create_dir_all(state_dir) {
-        // The node is served all the same; `status` tells as long as it is so.
-        let directory = state_dir.display();
-        error!(%directory, %error, "state directory: cannot be made");
-    }
-
+    let bpffs = &args.place.bpffs;
     // It makes this agent the only one, and the only writer of the checkpoint.
-    let owned = Owned::of(&cgroup, &args.place.bpffs, state_dir);
+    let owned = match disk::make(state_dir).await {
+        true => Owned::found(&cgroup, bpffs, state_dir).await,
+        false => Owned::of(&cgroup, bpffs, None),
+    };
     let _claim = Claim::take(owned)?;
     let mut watch = NodeWatch::new()?;
     let view = watch.view().await?;
@@ -136,37 +136,24 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     // Before all that may take long: devices are made whenever flannel starts.
     let mut devices =
         Devices::start(args).map_err(PathError::of("start a thread for", state_dir))?;
-    let (saver, found) = Saver::open(state_dir.join("snapshot"));
-    for problem in &found.problems {
-        warn!(
-            problem = chain(problem),
-            "checkpoint: not all of it can be used"
-        );
-    }
-    let checkpoint = found.loaded.as_ref().map(|l| l.provenance.clone());
+    let (sender, mut requests) = mpsc::channel(16);
+    let (keeper, socket) = tokio::join!(
+        Keeper::open(state_dir.join("snapshot")),
+        control::serve(args.place.sockets(), sender)
+    );
+    let (keeper, mut loaded) = keeper;
     let scope = args.policy.scope(&args.node);
-    let mut loaded = found.loaded;
     if let (Some(maps), Some(loaded)) = (dataplane.found_edition(), &mut loaded) {
         loaded.list_what_is_newer(maps);
     }
     let in_force = loaded.as_ref().map(Loaded::in_force);
-    let sources = Sources::start(&args.source, scope, loaded)?;
-    let (sender, mut requests) = mpsc::channel(16);
-    let socket = control::serve(args.place.sockets(), sender);
+    let sources = Sources::start(&args.source, scope, loaded).await?;
     let (sender, mut scrapes) = mpsc::channel(1);
     let address = args.metrics_bind_address.0;
     let metrics = address.map(|address| http::serve(address, sender));
 
     let config = config(args).await;
-    let mut agent = Agent::new(
-        args,
-        config,
-        view,
-        sources,
-        Keeper::new(saver, checkpoint),
-        dataplane,
-        socket,
-    )?;
+    let mut agent = Agent::new(args, config, view, sources, keeper, dataplane, socket)?;
     agent.image.remember(in_force.unwrap_or_default());
     agent.status.cgroup_is_root = is_root;
     agent.status.socket_lb = args.socket_lb;
@@ -245,10 +232,12 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 Event::Done(outcome) => agent.report_scan(outcome),
             },
             due = agent.keeper.due() => match due {
+                Due::Found(loaded) => agent.take_up(*loaded),
                 Due::Save => agent.save(),
                 Due::Saved { asked, on_disk } => agent.take_saved(asked, on_disk),
             },
             Some(request) = requests.recv() => {
+                agent.state_dir.look().await;
                 agent.fill_retention(&retention);
                 agent.status.devices = devices.report();
                 let pod = match request.request {
@@ -258,6 +247,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 agent.answer(request, pod);
             }
             Some(scrape) = scrapes.recv() => {
+                agent.state_dir.look().await;
                 agent.fill_retention(&retention);
                 agent.status.devices = devices.report();
                 agent.show_metrics(scrape);
@@ -308,7 +298,7 @@ struct Agent {
     pods: Vec<Arc<LocalPod>>,
     /// Established flows whose backends new flows do not go to.
     watched: Vec<Flow>,
-    state_dir: PathBuf,
+    state_dir: StateDir,
     socket: control::Server,
     status: Status,
 }
@@ -366,7 +356,7 @@ impl Agent {
             suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
             pods: Vec::new(),
             watched: Vec::new(),
-            state_dir: args.place.state_dir.clone(),
+            state_dir: StateDir::new(args.place.state_dir.clone()),
             socket,
             status,
         })

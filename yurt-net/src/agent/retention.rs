@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use crate::device::{Complaint, Link};
 use crate::error::chain;
 use crate::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
 use crate::host::clock::Clock;
+use crate::host::disk::errand::{Errand, SILENCE};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::policy::{NodeView, PolicyConfig};
@@ -50,6 +52,9 @@ pub(super) struct Retention {
     links: LinkWatch,
     /// The last good ones.
     reading: Reading,
+    /// The disk may not answer.
+    read: Errand<Result<Reading, WatchError>>,
+    leave: Errand<Result<(), String>>,
     /// `None`: they could not be listed yet.
     devices: Option<Vec<Link>>,
     /// Pods are asked for, and devices are looked at, whether a plugin has written or not.
@@ -91,6 +96,8 @@ impl Retention {
             extra: args.extra_policy(),
             links: LinkWatch::new()?,
             reading: Reading::default(),
+            read: Errand::default(),
+            leave: Errand::default(),
             devices: None,
             is_probing: args.probes.probe_endpoints,
             guarding: Guarding::new(args.place.bpffs.clone(), place.clone()),
@@ -102,7 +109,6 @@ impl Retention {
             releasing: None,
             problems: Problems::default(),
         };
-        retention.keep_settings();
         let problem = withdrawn.err().map(|error| {
             format!(
                 "the guard of an earlier agent stays on Pods' devices, and may drop what they send: {}; \
@@ -115,28 +121,28 @@ impl Retention {
     }
 
     /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs.
-    fn keep_settings(&mut self) {
-        let directory = &self.place.state_dir;
-        let translation = self.translating.policy();
-        let translation = Some(translation).filter(|it| **it != translate::Policy::default());
-        let guard = GuardSettings::leave(self.settings.as_ref(), directory).map_err(|error| {
-            format!(
-                "new Pods are guarded only once the agent has seen them: {}",
-                chain(&error)
-            )
-        });
-        let translate = translate::Policy::leave(translation, directory).map_err(|error| {
-            format!(
-                "new Pods may have another MAC than the addresses that are kept for them: {}",
-                chain(&error)
-            )
-        });
-        let problem = guard.and(translate).err();
+    /// Beside it, reads the ledger.
+    async fn ask_the_disk(&mut self) -> Result<Reading, String> {
+        let settings = self.settings.clone();
+        let translation = self.translating.policy().clone();
+        let directory = self.place.state_dir.clone();
+        let leave = move || leave_settings(settings.as_ref(), &translation, &directory);
+        let place = self.place.clone();
+        let (left, read) = tokio::join!(
+            self.leave.run(leave),
+            self.read.run(move || Reading::take(&place))
+        );
+        let silence = || format!("{}: {SILENCE}", self.place.state_dir.display());
+        let problem = left.unwrap_or_else(|| Err(silence())).err();
         set(
             &mut self.problems.settings,
             "settings for yurt-cni",
             problem,
         );
+        match read {
+            Some(read) => read.map_err(|error| chain(&error)),
+            None => Err(silence()),
+        }
     }
 
     /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading after it.
@@ -169,6 +175,9 @@ impl Retention {
             };
             tokio::select! {
                 () = ledger => return,
+                // All of it is asked for again.
+                _late = self.read.late() => return,
+                _late = self.leave.late() => return,
                 () = self.links.changed() => return,
                 is_outdated = self.guarding.done() => {
                     let problem = self.guarding.problem().cloned();
@@ -236,9 +245,8 @@ impl Retention {
         config: &PolicyConfig,
         view: &NodeView,
     ) {
-        self.keep_settings();
         self.keep_watching();
-        match Reading::take(&self.place) {
+        match self.ask_the_disk().await {
             Ok(reading) => {
                 if reading.alarms != self.reading.alarms {
                     for alarm in &reading.alarms {
@@ -252,7 +260,7 @@ impl Retention {
                     sources.refresh_pods();
                 }
             }
-            Err(error) => set(&mut self.problems.ledger, "ledger", Some(chain(&error))),
+            Err(problem) => set(&mut self.problems.ledger, "ledger", Some(problem)),
         }
         if !self.is_on() && !self.is_probing {
             return;
@@ -438,6 +446,27 @@ impl Retention {
             dropped: dropped.values().sum(),
         }
     }
+}
+
+fn leave_settings(
+    settings: Option<&GuardSettings>,
+    translation: &translate::Policy,
+    directory: &Path,
+) -> Result<(), String> {
+    let translation = Some(translation).filter(|it| **it != translate::Policy::default());
+    let guard = GuardSettings::leave(settings, directory).map_err(|error| {
+        format!(
+            "new Pods are guarded only once the agent has seen them: {}",
+            chain(&error)
+        )
+    });
+    let translate = translate::Policy::leave(translation, directory).map_err(|error| {
+        format!(
+            "new Pods may have another MAC than the addresses that are kept for them: {}",
+            chain(&error)
+        )
+    });
+    guard.and(translate)
 }
 
 /// Says what fails when it begins to.

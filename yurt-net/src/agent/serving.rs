@@ -16,6 +16,8 @@ use crate::error::chain;
 use crate::host::clock::unix_seconds;
 use crate::plan::{Plan, Refused, plan};
 use crate::policy::compile;
+use crate::source::checkpoint::Loaded;
+use crate::source::edition::Edition;
 use crate::source::preferred::Origin;
 
 /// Plans in a row for one table: each frees space that the next one may need.
@@ -64,6 +66,26 @@ impl Agent {
             "no source has answered yet: what an earlier agent left in the kernel is served on as it is"
         );
         Ok(())
+    }
+
+    /// Takes up what the disk has said after the start. As at the start it counts while no source has answered.
+    pub(super) fn take_up(&mut self, mut loaded: Loaded) {
+        let maps = self.dataplane.found_edition();
+        if let Some(maps) = maps {
+            loaded.list_what_is_newer(maps);
+        }
+        let in_force = loaded.in_force();
+        let provenance = loaded.provenance.clone();
+        if !self.sources.remember(loaded) {
+            return;
+        }
+        info!("checkpoint: taken up, because no source has answered yet");
+        self.image.remember(in_force);
+        self.edition = Edition::resume(maps, Some(provenance.edition), fastrand::u64(..));
+        self.status.checkpoint_synced_at = Some(provenance.synced_at);
+        if std::mem::take(&mut self.is_holding) {
+            warn!("what an earlier agent left is compared with the checkpoint");
+        }
     }
 
     /// Writes the first table and attaches the programs.

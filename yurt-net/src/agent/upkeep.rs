@@ -9,7 +9,6 @@ use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
 use crate::error::chain;
-use crate::host::filesystem::takes_writes;
 use crate::policy::pods_among_services;
 use crate::status::SelfTest;
 use crate::status::health::Facts;
@@ -83,8 +82,7 @@ impl Agent {
 
     /// Fills in whether Services are served, and what is not as it should be, as it is now.
     pub(super) fn fill_health(&mut self) {
-        let state = &self.state_dir;
-        let problem = takes_writes(state).err();
+        let checkpoint = self.keeper.problem();
         let snapshot = self.sources.snapshot();
         let serves = self.is_serving || self.is_holding;
         let facts = Facts {
@@ -103,8 +101,8 @@ impl Agent {
             unasked: self.sources.unasked(),
             refused: self.status.refused_maps(),
             ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),
-            state: problem.map(|problem| (state.as_path(), problem.to_string())),
-            checkpoint: self.keeper.stats().last_error.as_deref(),
+            state: self.state_dir.problem(),
+            checkpoint: checkpoint.as_deref(),
             socket: self.socket.problem(),
         };
         let (degraded, ready) = (facts.degraded(), facts.is_ready());

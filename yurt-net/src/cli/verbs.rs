@@ -18,6 +18,7 @@ use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
+use crate::host::disk::errand::{SILENCE, once};
 use crate::model::{Snapshot, Touched};
 use crate::node::NodeWatch;
 use crate::node::routes::{RouteError, Routes};
@@ -103,7 +104,7 @@ struct Read {
 /// Reads a source once.
 async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Read, VerbError> {
     let specs = std::slice::from_ref(source);
-    let mut sources = Sources::start(specs, policy.scope(node), None)?;
+    let mut sources = Sources::start(specs, policy.scope(node), None).await?;
     let started = Instant::now();
     loop {
         if let Some(snapshot) = sources.snapshot() {
@@ -288,15 +289,19 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     } = &args.place;
     // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
     let cgroup = cgroup(&args.place).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
-    let claim = Claim::take(Owned::of(&cgroup, bpffs, state_dir))?;
+    let claim = Claim::take(Owned::found(&cgroup, bpffs, state_dir).await)?;
     let pins = match Cleanup::begin(bpffs) {
         // Programs may be pinned elsewhere, and are to go all the same.
         Err(error @ DataplaneError::NotBpffs { .. }) => Err(error),
         pins => Ok(pins?),
     };
     // Before the pins: a plugin that runs just now would load the guard anew.
-    let guard = GuardSettings::leave(None, state_dir);
-    let translation = Policy::leave(None, state_dir);
+    let directory = state_dir.clone();
+    let settings = once(move || {
+        let guard = GuardSettings::leave(None, &directory);
+        (guard, Policy::leave(None, &directory))
+    });
+    let settings = settings.await;
     // None depends on another, and a disk that has failed is a reason to want the way back.
     let hidden = Strays::out_of_sight(bpffs, &cgroup).found;
     let programs = Strays::all(&cgroup);
@@ -306,19 +311,25 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let routes = Routes::withdraw();
     for socket in args.place.sockets() {
         // Only a killed agent leaves it; gone is gone.
-        let _ = std::fs::remove_file(socket);
+        let _ = once(move || std::fs::remove_file(socket)).await;
     }
     drop(claim);
     let had = |removed: Option<&bool>| removed.is_some_and(|had| *had);
     let had_some = had_programs || had(pins.as_ref().ok()) || had(routes.as_ref().ok());
     let mut left = Vec::new();
-    if let Err(error) = guard {
-        left.push(format!(
-            "{}; while it is there, yurt-cni guards new Pods",
-            chain(&error)
-        ));
+    match settings {
+        Some((guard, translation)) => {
+            left.extend(guard.err().map(|error| {
+                let error = chain(&error);
+                format!("{error}; while it is there, yurt-cni guards new Pods")
+            }));
+            left.extend(translation.err().map(|error| chain(&error)));
+        }
+        None => left.push(format!(
+            "{}: {SILENCE}; while guard.json is there, yurt-cni guards new Pods",
+            state_dir.display()
+        )),
     }
-    left.extend(translation.err().map(|error| chain(&error)));
     left.extend(programs.iter().map(|error| chain(error)));
     left.extend(pins.err().map(|error| chain(&error)));
     left.extend(routes.err().map(|error| chain(&error)));

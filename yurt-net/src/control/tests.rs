@@ -36,7 +36,7 @@ async fn becomes_true(mut is_so: impl AsyncFnMut() -> bool) {
 async fn a_state_directory_that_is_a_file_leaves_the_socket_to_the_run_directory() {
     let (dir, places, calls) = agent();
     fs::write(dir.path().join("state"), "a file").unwrap();
-    let server = serve(places.clone(), calls);
+    let server = serve(places.clone(), calls).await;
     assert!(answers(&places).await);
     let problem = server.problem().unwrap();
     assert!(
@@ -58,7 +58,7 @@ async fn an_agent_whose_socket_can_be_made_nowhere_says_so_and_makes_it_later() 
     for name in ["state", "run"] {
         fs::write(dir.path().join(name), "a file").unwrap();
     }
-    let server = serve(places.clone(), calls);
+    let server = serve(places.clone(), calls).await;
     assert!(!answers(&places).await);
     assert!(server.problem().unwrap().contains("find no agent"));
     fs::remove_file(dir.path().join("run")).unwrap();
@@ -69,7 +69,7 @@ async fn an_agent_whose_socket_can_be_made_nowhere_says_so_and_makes_it_later() 
 #[tokio::test]
 async fn a_socket_is_made_again_when_it_or_its_directory_goes_however_often_it_is_asked() {
     let (dir, places, calls) = agent();
-    let server = serve(places.clone(), calls);
+    let server = serve(places.clone(), calls).await;
     for remove in [
         |dir: &Path| fs::remove_file(dir.join("state/agent.sock")).unwrap(),
         |dir: &Path| fs::remove_dir_all(dir.join("state")).unwrap(),
@@ -88,7 +88,7 @@ async fn a_dead_agents_socket_in_the_first_place_does_not_hide_the_one_that_answ
     fs::create_dir(dir.path().join("state")).unwrap();
     drop(std::os::unix::net::UnixListener::bind(&places[0]).unwrap());
     let [_, run] = &places;
-    let server = serve([dir.path().join("absent\0"), run.clone()], calls);
+    let server = serve([dir.path().join("absent\0"), run.clone()], calls).await;
     assert!(answers(&places).await);
     drop(server);
     let error = ask(&places, &Request::Status).await.unwrap_err();
@@ -102,10 +102,10 @@ async fn a_dead_agents_socket_in_the_first_place_does_not_hide_the_one_that_answ
 async fn an_agent_leaves_the_socket_of_another_one_alone_and_takes_its_place_when_it_has_ended() {
     let (_dir, places, calls) = agent();
     let (_other, _, others) = agent();
-    let first = serve(places.clone(), calls);
+    let first = serve(places.clone(), calls).await;
     let pid = std::process::id().to_string();
     let of_others = [PathBuf::from("/proc/nowhere/agent.sock"), places[0].clone()];
-    let second = serve(of_others.clone(), others);
+    let second = serve(of_others.clone(), others).await;
     let problem = second.problem().unwrap();
     for part in ["find no agent", "another agent", &pid, "of its own"] {
         assert!(problem.contains(part), "{problem}");
@@ -141,7 +141,7 @@ async fn an_agent_that_is_too_busy_to_take_anybody_up_is_an_agent() {
 async fn a_socket_lies_at_a_path_of_any_length() {
     let (dir, _, calls) = agent();
     let places = ["a", "b"].map(|name| dir.path().join(name.repeat(200)).join("agent.sock"));
-    let server = serve(places.clone(), calls);
+    let server = serve(places.clone(), calls).await;
     assert_eq!(server.problem(), None);
     assert!(answers(&places).await);
 }
@@ -149,7 +149,7 @@ async fn a_socket_lies_at_a_path_of_any_length() {
 #[tokio::test]
 async fn what_lies_in_its_place_by_then_is_not_removed_when_the_agent_ends() {
     let (_dir, places, calls) = agent();
-    let server = serve(places.clone(), calls);
+    let server = serve(places.clone(), calls).await;
     fs::remove_file(&places[0]).unwrap();
     fs::write(&places[0], "the next agent's").unwrap();
     drop(server);

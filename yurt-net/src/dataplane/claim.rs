@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use super::DataplaneError;
 use super::sys::{self, MapInfo};
+use crate::host::disk::errand::once;
 
 const NAME: &str = "yurt_claim";
 /// `BPF_MAP_TYPE_LPM_TRIE`.
@@ -58,13 +59,25 @@ pub struct Owned {
 }
 
 impl Owned {
-    /// With these flags, in this network namespace.
-    pub fn of(cgroup: &Path, bpffs: &Path, state_dir: &Path) -> Self {
+    /// With these flags, in this network namespace. A state directory whose disk does not answer is left out: the rest still tells
+    /// two agents apart.
+    pub async fn found(cgroup: &Path, bpffs: &Path, state_dir: &Path) -> Self {
+        let paths = [cgroup, bpffs, state_dir].map(Path::to_owned);
+        let all = once(move || {
+            let [cgroup, bpffs, state_dir] = &paths;
+            Self::of(cgroup, bpffs, Some(state_dir))
+        });
+        let all = all.await;
+        all.unwrap_or_else(|| Self::of(cgroup, bpffs, None))
+    }
+
+    /// The same, where the state directory is known not to answer, or to do so.
+    pub fn of(cgroup: &Path, bpffs: &Path, state_dir: Option<&Path>) -> Self {
         Self {
             cgroup: File::of(cgroup),
             // Not the directory in it, which can go.
             pins: File::of(bpffs),
-            state: File::of(state_dir),
+            state: state_dir.map_or_else(File::default, File::of),
             netns: File::of(Path::new("/proc/self/ns/net")),
         }
     }

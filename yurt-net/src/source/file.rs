@@ -9,9 +9,10 @@
 //! from files that could be read is gone. A load is of one moment: if the tree changes while it is read, it is
 //! read again, so the swap of a ConfigMap's `..data` link shows as a whole.
 //!
-//! `changed` needs no task and no thread of its own: it runs inside the caller's `select!` and may be
+//! `changed` needs no task of its own: it runs inside the caller's `select!` and may be
 //! cancelled there at any time. inotify tells it when to look; every few seconds it looks anyway, which
-//! also covers lost events, network file systems and a source that is deleted and made anew.
+//! also covers lost events, network file systems and a source that is deleted and made anew. It looks in another thread, for
+//! the disk may not answer: that is a change, and the load after it finds what it finds.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -28,6 +29,7 @@ use super::SourceError;
 use super::decode::{self, Format, Names};
 use super::room::Room;
 use crate::host::clock::unix_seconds;
+use crate::host::disk::errand::Errand;
 use crate::model::Snapshot;
 
 mod merge;
@@ -48,6 +50,9 @@ const SETTLED_AT_LAST: Duration = Duration::from_secs(10);
 const WRITER_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the tree is looked at without any event.
 const POLL_EVERY: Duration = Duration::from_secs(5);
+
+/// A disk that has not answered for so long is taken for one that does not.
+pub const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// How often a tree that changes while it is read is read again.
 const LOAD_ATTEMPTS: usize = 10;
@@ -71,9 +76,11 @@ pub struct FileSource {
     /// Something has happened since the last load.
     is_dirty: bool,
     watch: Watching,
+    is_first_look_due: bool,
     next_poll: Option<Instant>,
     /// Kept here, so that a wait that is cancelled goes on where it was.
     settling: Option<Settling>,
+    looking: Errand<Option<Scan>>,
 }
 
 /// How far the wait for the end of a change has come.
@@ -82,12 +89,14 @@ struct Settling {
     deadline: Instant,
     /// Without another event the tree is looked at then.
     quiet_at: Instant,
-    /// The tree at the last look.
-    before: Option<Scan>,
+    /// The tree at the last look, if there was one.
+    before: Option<Option<Scan>>,
 }
 
 enum Watching {
     NotYet,
+    /// The disk is asked where its directories are.
+    Starting(Errand<Box<Watch>>),
     On(Box<Watch>),
     /// inotify is not to be had: there is polling only.
     Impossible,
@@ -112,8 +121,10 @@ impl FileSource {
             is_unsettled: false,
             is_dirty: false,
             watch: Watching::NotYet,
+            is_first_look_due: false,
             next_poll: None,
             settling: None,
+            looking: Errand::default(),
         }
     }
 
@@ -250,16 +261,14 @@ impl FileSource {
     /// Waits until the tree differs from what the last load saw and has settled. Safe to cancel; ready at once
     /// again until the next `load`. Must be called inside a tokio runtime with I/O and time.
     pub async fn changed(&mut self) {
-        if let Watching::NotYet = self.watch {
-            self.start_watch();
-        }
+        self.start_watch().await;
         loop {
             if !self.is_dirty {
                 self.wait().await;
             }
             if self.is_dirty {
                 self.settle().await;
-                self.is_dirty = self.differs();
+                self.is_dirty = self.differs().await;
                 if self.is_dirty {
                     return;
                 }
@@ -267,20 +276,41 @@ impl FileSource {
         }
     }
 
-    fn start_watch(&mut self) {
-        match Watch::start() {
-            Ok(mut watch) => {
-                let directories = self.seen.as_ref().map(|seen| seen.directories.clone());
-                watch.set(&self.root, &directories.unwrap_or_default());
-                self.watch = Watching::On(Box::new(watch));
-            }
-            Err(error) => {
-                tracing::warn!(path = %self.root.display(), %error, "source is polled only: changes take longer");
-                self.watch = Watching::Impossible;
+    async fn start_watch(&mut self) {
+        if let Watching::NotYet = self.watch {
+            match Watch::start() {
+                Ok(mut watch) => {
+                    let directories = self.seen.as_ref().map(|seen| seen.directories.clone());
+                    let root = self.root.clone();
+                    let mut starting = Errand::default();
+                    starting.begin(move || {
+                        watch.set(&root, &directories.unwrap_or_default());
+                        Box::new(watch)
+                    });
+                    self.watch = Watching::Starting(starting);
+                }
+                Err(error) => {
+                    tracing::warn!(path = %self.root.display(), %error, "source is polled only: changes take longer");
+                    self.watch = Watching::Impossible;
+                    self.is_first_look_due = true;
+                }
             }
         }
-        // What happened before there was a watch.
-        self.is_dirty |= self.tree_differs();
+        if let Watching::Starting(starting) = &mut self.watch {
+            self.watch = match starting.answer(SILENT_AFTER).await {
+                Some(watch) => Watching::On(watch),
+                None => {
+                    tracing::warn!(path = %self.root.display(), "source is polled only, because its disk does not answer: changes take longer");
+                    Watching::Impossible
+                }
+            };
+            self.is_first_look_due = true;
+        }
+        if self.is_first_look_due {
+            // What happened before there was a watch.
+            self.is_dirty |= self.tree_differs().await;
+            self.is_first_look_due = false;
+        }
     }
 
     /// Waits for an event or the next poll.
@@ -291,8 +321,8 @@ impl FileSource {
         tokio::select! {
             matters = events(&mut self.watch) => self.is_dirty |= matters,
             () = sleep_until(next_poll) => {
+                self.is_dirty |= !self.is_being_written() && self.differs().await;
                 self.next_poll = None;
-                self.is_dirty |= !self.is_being_written() && self.differs();
             }
         }
     }
@@ -301,23 +331,30 @@ impl FileSource {
     async fn settle(&mut self) {
         loop {
             let now = Instant::now();
-            let root = &self.root;
             let settling = self.settling.get_or_insert_with(|| Settling {
                 deadline: now + SETTLED_AT_LAST,
                 quiet_at: now + SETTLED_AFTER,
-                before: Scan::take(root).ok(),
+                before: None,
             });
             if now >= settling.deadline {
                 break;
             }
+            let quiet_at = settling.quiet_at;
+            if settling.before.is_none() {
+                let before = self.look().await;
+                if let Some(settling) = &mut self.settling {
+                    settling.before = Some(before);
+                }
+            }
             tokio::select! {
                 biased;
                 _ = events(&mut self.watch) => {}
-                () = sleep_until(settling.quiet_at) => {
+                () = sleep_until(quiet_at) => {
                     if !self.is_being_written() {
-                        let after = Scan::take(&self.root).ok();
+                        let after = self.look().await;
                         let before = self.settling.as_mut().map(|settling| &mut settling.before);
-                        if before.is_some_and(|before| std::mem::replace(before, after.clone()) == after) {
+                        let before = before.and_then(|before| before.replace(after.clone()));
+                        if before == Some(after) {
                             break;
                         }
                     }
@@ -335,17 +372,24 @@ impl FileSource {
             Watching::On(watch) => watch
                 .written_at
                 .is_some_and(|at| at.elapsed() < WRITER_PATIENCE),
-            Watching::NotYet | Watching::Impossible => false,
+            Watching::NotYet | Watching::Starting(_) | Watching::Impossible => false,
         }
     }
 
     /// Also true when the tree alone cannot tell.
-    fn differs(&self) -> bool {
-        self.is_unsettled || self.tree_differs()
+    async fn differs(&mut self) -> bool {
+        self.is_unsettled || self.tree_differs().await
     }
 
-    fn tree_differs(&self) -> bool {
-        Scan::take(&self.root).ok() != self.seen
+    async fn tree_differs(&mut self) -> bool {
+        self.look().await != self.seen
+    }
+
+    /// The tree as it is; `None` where it cannot be examined, or its disk does not answer. Cancel safe.
+    async fn look(&mut self) -> Option<Scan> {
+        let root = self.root.clone();
+        self.looking.begin(move || Scan::take(&root).ok());
+        self.looking.answer(SILENT_AFTER).await.flatten()
     }
 }
 

@@ -191,6 +191,11 @@ impl KubeSource {
         self.state.expect(services);
     }
 
+    /// Lets it know what an earlier agent knew, as far as it has not said anything itself.
+    pub fn learn(&mut self, known: &Snapshot) {
+        self.state.learn(known);
+    }
+
     /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is listed before
     /// this source is synced again.
     pub fn begin_anew(&mut self, seed: Snapshot) {

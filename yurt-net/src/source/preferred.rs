@@ -8,7 +8,6 @@
 //! has of another source counts as that source's word, after a reboot too.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::time::Duration;
 
 use futures_util::future::{FutureExt as _, LocalBoxFuture, pending, select_all};
@@ -17,16 +16,16 @@ use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
 use super::edition::Edition;
-use super::file::FileSource;
 use super::kube::{KubeSource, Scope};
 use super::{SourceError, SourceSpec};
-use crate::error::chain;
 use crate::model::{Snapshot, Touched};
 
 mod charge;
+mod followed;
 mod status;
 
 use charge::{Act, Charge};
+use followed::FollowedFile;
 pub use status::{FollowedSource, Origin, SourceStatus};
 
 /// See the module.
@@ -87,14 +86,6 @@ impl Presence {
     }
 }
 
-struct FollowedFile {
-    source: FileSource,
-    /// The last good one.
-    snapshot: Snapshot,
-    has_loaded: bool,
-    error: Option<String>,
-}
-
 /// Whether the snapshot in force is the cloud's present word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
@@ -112,8 +103,9 @@ impl Freshness {
 }
 
 impl Sources {
-    /// Starts the first source. A file that cannot be read is an error if it is the only source.
-    pub fn start(
+    /// Starts the first source. A file that cannot be read is an error if it is the only source; one whose disk does not answer is
+    /// waited for later.
+    pub async fn start(
         specs: &[SourceSpec],
         scope: Scope,
         checkpoint: Option<Loaded>,
@@ -131,11 +123,11 @@ impl Sources {
         };
         if let [SourceSpec::File(path)] = specs {
             let last = sources.last_word(&specs[0]);
-            let mut file = FollowedFile::new(path, last.map(|loaded| &loaded.snapshot));
-            match file.load() {
+            let mut file = FollowedFile::start(path, last.map(|loaded| &loaded.snapshot));
+            match file.first_load().await {
                 // A mistake shows at once; what was read before was none.
-                Err(error) if last.is_none() => return Err(error),
-                Err(_) | Ok(()) => {}
+                Some(error) if last.is_none() => return Err(error),
+                Some(_) | None => {}
             }
             sources.charge.decide(Duration::ZERO);
             sources.active[0] = Some(Source::File(Box::new(file)));
@@ -152,6 +144,24 @@ impl Sources {
                 source.expect(services);
             }
         }
+    }
+
+    /// Takes up what was found on disk later than at the start; false where somebody has said something meanwhile, which counts.
+    pub fn remember(&mut self, checkpoint: Loaded) -> bool {
+        if self.charge.in_charge().is_some() || self.checkpoint.is_some() {
+            return false;
+        }
+        for (spec, source) in self.specs.iter().zip(&mut self.active) {
+            let is_of_it = checkpoint.provenance.source == spec.to_string();
+            match source {
+                Some(Source::Kube(source)) => source.learn(&checkpoint.snapshot),
+                Some(Source::File(file)) if is_of_it => file.remember(&checkpoint.snapshot),
+                Some(Source::File(_)) | None => {}
+            }
+        }
+        self.checkpoint = Some(checkpoint);
+        self.is_other = true;
+        true
     }
 
     /// The snapshot in force.
@@ -401,10 +411,7 @@ impl Sources {
         match spec {
             SourceSpec::File(path) => {
                 let last = self.last_word(spec).map(|loaded| &loaded.snapshot);
-                let mut file = FollowedFile::new(path, last);
-                // What fails is in its status, and in the log by `Presence`.
-                let _ = file.load();
-                Source::File(Box::new(file))
+                Source::File(Box::new(FollowedFile::start(path, last)))
             }
             SourceSpec::Kube(api) => {
                 // What is known already guards against a cache that has lost half of it.
@@ -423,25 +430,22 @@ impl Sources {
 impl Source {
     async fn changed(&mut self) {
         match self {
-            Self::File(file) => {
-                file.source.changed().await;
-                // What fails is in its status, and in the log by `Presence`.
-                let _ = file.load();
-            }
+            // What fails is in its status, and in the log by `Presence`.
+            Self::File(file) => file.changed().await,
             Self::Kube(source) => source.changed().await,
         }
     }
 
     fn snapshot(&self) -> &Snapshot {
         match self {
-            Self::File(file) => &file.snapshot,
+            Self::File(file) => file.snapshot(),
             Self::Kube(source) => source.snapshot(),
         }
     }
 
     fn is_good(&self) -> bool {
         match self {
-            Self::File(file) => file.has_loaded && file.error.is_none(),
+            Self::File(file) => file.is_good(),
             Self::Kube(source) => source.is_synced() && source.answers(),
         }
     }
@@ -464,7 +468,7 @@ impl Source {
 
     fn error(&self) -> Option<String> {
         match self {
-            Self::File(file) => file.error.clone(),
+            Self::File(file) => file.error(),
             Self::Kube(source) => source.error(),
         }
     }
@@ -472,7 +476,7 @@ impl Source {
     /// What keeps it from being good; what it can do without does not.
     fn why_lost(&self) -> Option<String> {
         match self {
-            Self::File(file) => file.error.clone(),
+            Self::File(file) => file.error(),
             Self::Kube(source) => source.why_lost(),
         }
     }
@@ -481,37 +485,6 @@ impl Source {
         match self {
             Self::File(_) => None,
             Self::Kube(source) => source.silence(),
-        }
-    }
-}
-
-impl FollowedFile {
-    /// One that said this last, and has not been read yet.
-    fn new(path: &Path, last: Option<&Snapshot>) -> Self {
-        let mut source = FileSource::new(path);
-        if let Some(last) = last {
-            source.remember(last);
-        }
-        Self {
-            source,
-            snapshot: Snapshot::default(),
-            has_loaded: false,
-            error: None,
-        }
-    }
-
-    fn load(&mut self) -> Result<(), SourceError> {
-        match self.source.load() {
-            Ok(snapshot) => {
-                self.snapshot = snapshot;
-                self.has_loaded = true;
-                self.error = None;
-                Ok(())
-            }
-            Err(error) => {
-                self.error = Some(chain(&error));
-                Err(error)
-            }
         }
     }
 }

@@ -42,7 +42,7 @@ pub struct Facts<'a> {
     pub ranges: Option<String>,
     /// Service ports that do not fit into each full map, and the first of them.
     pub refused: Vec<(&'a str, usize, &'a RefusedService)>,
-    /// Why nothing can be written to the state directory.
+    /// What is wrong with the state directory.
     pub state: Option<(&'a Path, String)>,
     /// Why the checkpoint could not be saved.
     pub checkpoint: Option<&'a str>,
@@ -126,7 +126,7 @@ impl Facts<'_> {
         }
         if let Some((directory, reason)) = &self.state {
             let directory = directory.display();
-            say("state", format!("{directory} takes no writes: {reason}"));
+            say("state", format!("{directory}: {reason}"));
         }
         if let Some(reason) = self.checkpoint {
             say(

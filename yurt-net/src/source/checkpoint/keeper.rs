@@ -1,21 +1,37 @@
-//! The checkpoint beside the loop: saves happen on a blocking thread, one at a time.
+//! The checkpoint beside the loop: whatever is done to the disk is done on a blocking thread, one thing at a time.
 
-use std::time::Instant;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::{error, info, warn};
 
-use super::{CheckpointError, Contents, Occasion, Pace, Provenance, Saver, Stats};
+use super::{CheckpointError, Contents, Found, Loaded, Occasion, Pace, Provenance, Saver, Stats};
 use crate::error::chain;
+use crate::host::disk::errand::{Errand, SILENCE};
 use crate::model::Snapshot;
 use crate::source::edition::Edition;
 
-/// A save that has ended.
-type Done = (Saver, Result<bool, CheckpointError>);
+/// A disk that has not answered for so long is told.
+const SLOW: Duration = Duration::from_secs(5);
+/// How long the last save of all is waited for: kubelet kills an agent that takes 10 s to end.
+const LAST_SAVE: Duration = Duration::from_secs(5);
+
+/// Work on the disk that has ended.
+type Done = (Saver, Outcome);
+
+/// What it came to.
+enum Outcome {
+    /// Whether the checkpoint is gone.
+    Looked(bool),
+    Saved(Result<bool, CheckpointError>),
+}
 
 /// What is due.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Due {
+    /// To take up what the disk holds, which did not answer at the start.
+    Found(Box<Loaded>),
     /// [`Keeper::begin`].
     Save,
     /// To take note that the checkpoint says what this edition says.
@@ -30,9 +46,15 @@ pub enum Due {
 /// The checkpoint beside the loop.
 pub struct Keeper {
     found: Option<Provenance>,
-    /// `None` while a save is running.
+    directory: PathBuf,
+    opening: Errand<(Saver, Found)>,
+    /// Who waits for a disk that is taken away gets an error: the next one that is there in its place is asked once more.
+    is_asked_again: bool,
+    /// `None` while the disk is at work, and until it has answered once.
     saver: Option<Saver>,
     running: Option<JoinHandle<Done>>,
+    /// Since when the disk is at work.
+    since: Instant,
     /// What is, or was last, being saved.
     asked: Edition,
     pace: Pace,
@@ -40,16 +62,43 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// A keeper of what `saver` saves, that has found this.
-    pub fn new(saver: Saver, found: Option<Provenance>) -> Self {
-        Self {
-            found,
-            stats: saver.stats().clone(),
-            saver: Some(saver),
+    /// Reads what there is in the directory, as far as its disk answers at once. What comes later is [`Due::Found`].
+    pub async fn open(directory: PathBuf) -> (Self, Option<Loaded>) {
+        let mut keeper = Self {
+            found: None,
+            directory: directory.clone(),
+            opening: Errand::default(),
+            is_asked_again: false,
+            saver: None,
             running: None,
+            since: Instant::now(),
             asked: Edition::default(),
             pace: Pace::default(),
+            stats: Stats::default(),
+        };
+        let opened = keeper.opening.run(move || Saver::open(directory)).await;
+        let loaded = match opened {
+            Some(opened) => keeper.take_opened(opened),
+            None => {
+                warn!("checkpoint: the disk does not answer; it is read as soon as it does");
+                None
+            }
+        };
+        (keeper, loaded)
+    }
+
+    fn take_opened(&mut self, (saver, found): (Saver, Found)) -> Option<Loaded> {
+        for problem in &found.problems {
+            warn!(
+                problem = chain(problem),
+                "checkpoint: not all of it can be used"
+            );
         }
+        self.stats = saver.stats().clone();
+        self.saver = Some(saver);
+        let loaded = found.loaded.as_ref();
+        self.found = loaded.map(|loaded| loaded.provenance.clone());
+        found.loaded
     }
 
     /// Where the state came from that was found at the start.
@@ -62,6 +111,19 @@ impl Keeper {
         &self.stats
     }
 
+    /// Why the checkpoint is not as it should be.
+    pub fn problem(&self) -> Option<String> {
+        let is_at_work = self.running.is_some() || self.opening.is_outstanding();
+        let waited = self.since.elapsed();
+        match is_at_work && waited >= SLOW {
+            true => Some(format!(
+                "the disk was asked {} s ago, and {SILENCE}",
+                waited.as_secs()
+            )),
+            false => self.stats.last_error.clone(),
+        }
+    }
+
     /// There is a new snapshot.
     pub fn changed(&mut self) {
         self.pace.changed(Instant::now());
@@ -69,33 +131,68 @@ impl Keeper {
 
     /// Has everything saved anew where the checkpoint has gone, or is not the one that was saved.
     pub fn look(&mut self) {
-        if self.saver.as_mut().is_some_and(Saver::has_lost) {
-            warn!("checkpoint: somebody has removed or replaced it; it is saved anew");
-            self.changed();
-        }
+        self.work(|saver| Outcome::Looked(saver.has_lost()));
+    }
+
+    /// Has the disk do something, unless it is at work.
+    fn work(&mut self, work: impl FnOnce(&mut Saver) -> Outcome + Send + 'static) {
+        let Some(mut saver) = self.saver.take() else {
+            return;
+        };
+        self.since = Instant::now();
+        self.running = Some(spawn_blocking(move || {
+            let outcome = work(&mut saver);
+            (saver, outcome)
+        }));
     }
 
     /// Waits until there is something to be done. Safe to cancel.
     pub async fn due(&mut self) -> Due {
-        if let Some(running) = &mut self.running {
-            let done = running.await;
-            self.running = None;
-            match done {
-                Ok(done) => {
-                    if let Some(on_disk) = self.take(done) {
-                        let asked = self.asked;
-                        return Due::Saved { asked, on_disk };
+        loop {
+            let save_at = self.pace.due().filter(|_| self.saver.is_some());
+            let running = async {
+                match &mut self.running {
+                    Some(running) => running.await,
+                    None => std::future::pending().await,
+                }
+            };
+            let save = async {
+                match save_at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                opened = self.opening.late() => {
+                    let Some(opened) = opened else { continue };
+                    let is_error = |problem: &CheckpointError| matches!(problem, CheckpointError::Io { .. });
+                    if opened.1.problems.iter().any(is_error) && !self.is_asked_again {
+                        self.is_asked_again = true;
+                        let directory = self.directory.clone();
+                        self.opening.begin(move || Saver::open(directory));
+                        continue;
+                    }
+                    info!("checkpoint: the disk answers");
+                    if let Some(loaded) = self.take_opened(opened) {
+                        return Due::Found(Box::new(loaded));
                     }
                 }
-                // Without its saver there is nothing to try again with.
-                Err(error) => error!(%error, "checkpoint: the save has failed for good"),
+                done = running => {
+                    self.running = None;
+                    match done {
+                        Ok(done) => {
+                            if let Some(on_disk) = self.take(done) {
+                                let asked = self.asked;
+                                return Due::Saved { asked, on_disk };
+                            }
+                        }
+                        // Without its saver there is nothing to try again with.
+                        Err(error) => error!(%error, "checkpoint: the save has failed for good"),
+                    }
+                }
+                () = save => return Due::Save,
             }
         }
-        match self.pace.due() {
-            Some(at) if self.saver.is_some() => tokio::time::sleep_until(at.into()).await,
-            _ => std::future::pending().await,
-        }
-        Due::Save
     }
 
     /// Starts to save what `snapshot` says, if it is time.
@@ -113,34 +210,51 @@ impl Keeper {
     }
 
     fn start(&mut self, snapshot: &Snapshot, provenance: Provenance, occasion: Occasion) {
-        let Some(mut saver) = self.saver.take() else {
+        if self.saver.is_none() {
             return;
-        };
+        }
         self.asked = provenance.edition;
         let contents = Contents::of(snapshot);
-        self.running = Some(spawn_blocking(move || {
-            let result = saver.save(contents, &provenance, occasion);
-            (saver, result)
-        }));
+        self.work(move |saver| Outcome::Saved(saver.save(contents, &provenance, occasion)));
     }
 
-    /// Saves all there is, versions too: the agent ends.
+    /// Saves all there is, versions too: the agent ends. A disk that does not answer does not keep it.
     pub async fn finish(&mut self, snapshot: &Snapshot, provenance: Provenance) {
-        self.wait().await;
-        self.start(snapshot, provenance, Occasion::Everything);
-        self.wait().await;
+        let save = async {
+            self.wait().await;
+            self.start(snapshot, provenance, Occasion::Everything);
+            self.wait().await;
+        };
+        if tokio::time::timeout(LAST_SAVE, save).await.is_err() {
+            error!(
+                "checkpoint: the disk does not answer; what has changed since the last save is not in it"
+            );
+        }
     }
 
     async fn wait(&mut self) {
-        if let Some(running) = self.running.take()
-            && let Ok(done) = running.await
-        {
-            self.take(done);
+        if let Some(running) = &mut self.running {
+            let done = running.await;
+            self.running = None;
+            if let Ok(done) = done {
+                self.take(done);
+            }
         }
     }
 
     /// Takes the saver back, and says what is on disk now, where that is certain.
-    fn take(&mut self, (saver, result): Done) -> Option<Edition> {
+    fn take(&mut self, (saver, outcome): Done) -> Option<Edition> {
+        let result = match outcome {
+            Outcome::Saved(result) => result,
+            Outcome::Looked(is_gone) => {
+                self.saver = Some(saver);
+                if is_gone {
+                    warn!("checkpoint: somebody has removed or replaced it; it is saved anew");
+                    self.changed();
+                }
+                return None;
+            }
+        };
         let had_error = self.stats.last_error.is_some();
         self.stats = saver.stats().clone();
         let on_disk = saver.edition();

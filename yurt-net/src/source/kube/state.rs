@@ -6,7 +6,8 @@
 //!   good version.
 //! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
 //!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later, when an
-//!   event shows that the cache is alive, or after [`LONGEST_HOLD`]. A live apiserver is believed at once.
+//!   event shows that the cache is alive, or after [`LONGEST_HOLD`]. One without default/kubernetes, which every apiserver
+//!   makes again at once, is of no cluster: neither repetition nor time makes it true. A live apiserver is believed at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -87,6 +88,8 @@ impl List {
 #[derive(Debug)]
 struct Held {
     list: List,
+    /// It lacks what every cluster has.
+    is_of_no_cluster: bool,
     version: String,
     since: Duration,
     /// Lists have said just this since.
@@ -102,6 +105,8 @@ pub struct HeldList {
     pub have: usize,
     /// Objects that the list has.
     pub offered: usize,
+    /// It lacks default/kubernetes, so that no repetition confirms it.
+    pub is_of_no_cluster: bool,
 }
 
 /// What became of a list.
@@ -139,6 +144,18 @@ impl ClusterState {
             is_cache,
             known: known.into(),
         }
+    }
+
+    /// Starts from this, found late, where nothing was said yet.
+    pub(super) fn learn(&mut self, seed: &Snapshot) {
+        if self.known.values().any(|known| known.is_confirmed) {
+            return;
+        }
+        self.snapshot = seed.clone();
+        self.snapshot.manifests.clear();
+        self.snapshot.rejections.clear();
+        self.room = Room::of(self.snapshot.slices.values());
+        self.touched = Touched::Anything;
     }
 
     /// Answers come from a cache from now on, or no longer. What the other one has said and what is held back of it is not confirmed by
@@ -214,6 +231,7 @@ impl ClusterState {
                 resource: resource.name(),
                 have: self.count(*resource).max(known.expected),
                 offered: held.list.objects.len(),
+                is_of_no_cluster: held.is_of_no_cluster,
             })
         })
     }
@@ -286,22 +304,32 @@ impl ClusterState {
 
     /// The list that was arriving is whole.
     pub(super) fn listed(&mut self, resource: Resource, version: &str, now: Duration) -> Listed {
-        let count = self.count(resource);
         let known = self.known.entry(resource).or_default();
-        let have = count.max(known.expected);
         let list = std::mem::take(&mut known.arriving);
-        let is_suspect = self.is_cache && !known.is_renewed && list.objects.len() * 2 < have;
-        if is_suspect {
-            let held = known.held.take();
+        if self.is_suspect(resource, &list) {
+            let is_of_no_cluster = self.is_of_no_cluster(resource, &list);
+            let known = self.known.entry(resource).or_default();
+            let mut held = known.held.take();
+            if !is_of_no_cluster {
+                // What was no word of a cluster does not confirm one.
+                held = held.filter(|held| !held.is_of_no_cluster);
+            }
             let same = held
                 .as_ref()
                 .filter(|held| held.list.says_the_same_as(&list));
             let unchanged_since = same.map_or(now, |held| held.unchanged_since);
             let since = held.as_ref().map_or(now, |held| held.since);
             let is_confirmed = now.saturating_sub(unchanged_since) >= CONFIRM_AFTER;
-            if !is_confirmed && now.saturating_sub(since) < LONGEST_HOLD {
+            let is_over = now.saturating_sub(since) >= LONGEST_HOLD;
+            if is_of_no_cluster || (!is_confirmed && !is_over) {
+                if is_of_no_cluster && is_over {
+                    // Others are asked, where there are any.
+                    let why = "a cache that lists no default/kubernetes is of no cluster";
+                    known.failure = Some(why.to_owned());
+                }
                 known.held = Some(Held {
                     list,
+                    is_of_no_cluster,
                     version: version.to_owned(),
                     since,
                     unchanged_since,
@@ -311,6 +339,28 @@ impl ClusterState {
         }
         let has_changed = self.use_list(resource, list, version);
         Listed::Used { has_changed }
+    }
+
+    /// Far less than is in force, of a cache that may have lost it.
+    fn is_suspect(&self, resource: Resource, list: &List) -> bool {
+        let known = self.known.get(&resource);
+        let expected = known.map_or(0, |known| known.expected);
+        let is_renewed = known.is_some_and(|known| known.is_renewed);
+        let have = self.count(resource).max(expected);
+        self.is_cache && !is_renewed && list.objects.len() * 2 < have
+    }
+
+    /// It lacks what every cluster has, and what this one is known to have; or nobody says what this one has.
+    fn is_of_no_cluster(&self, resource: Resource, list: &List) -> bool {
+        let name = NamespacedName::new("default", "kubernetes");
+        let is_known = match resource {
+            Resource::Services => self.snapshot.services.contains_key(&name),
+            Resource::EndpointSlices => self.snapshot.slices.contains_key(&name),
+            _ => return false,
+        };
+        let known = self.known.get(&resource);
+        let is_expected = known.is_some_and(|known| known.expected > 0);
+        (is_known || is_expected) && !list.objects.contains_key(&name)
     }
 
     fn use_list(&mut self, resource: Resource, list: List, version: &str) -> bool {
@@ -340,7 +390,9 @@ impl ClusterState {
     pub(super) fn release(&mut self, now: Duration) -> bool {
         let mut has_changed = false;
         for resource in Resource::ALL {
-            let is_due = |held: &Held| now.saturating_sub(held.since) >= LONGEST_HOLD;
+            let is_due = |held: &Held| {
+                !held.is_of_no_cluster && now.saturating_sub(held.since) >= LONGEST_HOLD
+            };
             if self
                 .known
                 .get(&resource)
@@ -355,12 +407,33 @@ impl ClusterState {
     /// When [`Self::release`] has something to do.
     pub(super) fn release_at(&self) -> Option<Duration> {
         let held = self.known.values().filter_map(|known| known.held.as_ref());
+        let held = held.filter(|held| !held.is_of_no_cluster);
         held.map(|held| held.since + LONGEST_HOLD).min()
     }
 
     fn use_held(&mut self, resource: Resource) -> bool {
         let held = self.known.entry(resource).or_default().held.take();
         held.is_some_and(|held| self.use_list(resource, held.list, &held.version))
+    }
+
+    /// Uses what is held back, because an event shows that the cache is alive. One that is of no cluster is being filled: the
+    /// event is one more of its objects, and it is used when it is of one, or holds enough.
+    fn confirm_held(&mut self, resource: Resource, event: Option<Object>) -> bool {
+        let known = self.known.entry(resource).or_default();
+        let Some(mut held) = known.held.take() else {
+            return false;
+        };
+        if held.is_of_no_cluster {
+            if let Some(object) = event {
+                held.list.objects.insert(object.name(), object);
+            }
+            held.is_of_no_cluster = self.is_of_no_cluster(resource, &held.list);
+            if held.is_of_no_cluster && self.is_suspect(resource, &held.list) {
+                self.known.entry(resource).or_default().held = Some(held);
+                return false;
+            }
+        }
+        self.use_list(resource, held.list, &held.version)
     }
 
     /// The last request has failed.
@@ -373,7 +446,14 @@ impl ClusterState {
     pub(super) fn watching(&mut self, resource: Resource) {
         let known = self.known.entry(resource).or_default();
         known.is_confirmed |= known.held.is_none();
-        (known.failure, known.failures) = (None, 0);
+        if known
+            .held
+            .as_ref()
+            .is_none_or(|held| !held.is_of_no_cluster)
+        {
+            known.failure = None;
+        }
+        known.failures = 0;
     }
 
     /// A request has failed: all that is known stays.
@@ -404,10 +484,11 @@ impl ClusterState {
         json: &[u8],
         version: &str,
     ) -> bool {
-        // An event shows that the cache is alive.
-        let mut has_changed = self.use_held(resource);
+        let item = decode::item(json, resource.kind().name(), api_version, &mut self.names);
+        let event = item.as_ref().ok().cloned().flatten();
+        let mut has_changed = self.confirm_held(resource, event);
         self.bookmark(resource, version);
-        match decode::item(json, resource.kind().name(), api_version, &mut self.names) {
+        match item {
             Ok(Some(mut object)) => {
                 let name = object.name();
                 let reason = self.make_room(&mut object);
@@ -446,7 +527,7 @@ impl ClusterState {
 
     /// An object was deleted; true when that changed something.
     pub(super) fn delete(&mut self, resource: Resource, json: &[u8], version: &str) -> bool {
-        let has_changed = self.use_held(resource);
+        let has_changed = self.confirm_held(resource, None);
         self.bookmark(resource, version);
         has_changed | self.remove(resource, json)
     }

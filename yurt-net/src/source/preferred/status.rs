@@ -66,10 +66,7 @@ impl Sources {
         let mut stale = Vec::new();
         for source in self.active.iter().flatten() {
             if let Source::File(file) = source {
-                match &file.error {
-                    Some(error) => stale.push(error.clone()),
-                    None => stale.extend(file.source.stale()),
-                }
+                stale.extend(file.stale());
             }
         }
         stale
@@ -119,8 +116,12 @@ impl Sources {
                 continue;
             };
             status.held_lists.extend(source.held().iter().map(|held| {
+                let until = match held.is_of_no_cluster {
+                    true => "without default/kubernetes, so that it is of no cluster",
+                    false => "until it is confirmed",
+                };
                 format!(
-                    "{}: a list of {} instead of {}, until it is confirmed",
+                    "{}: a list of {} instead of {}, {until}",
                     held.resource, held.offered, held.have
                 )
             }));

@@ -43,8 +43,9 @@ impl Lab {
         fs::write(directory.join("web.yaml"), MANIFEST).unwrap();
     }
 
-    fn start(&self, checkpoint: Option<Loaded>) -> Sources {
-        Sources::start(&self.specs, scope(), checkpoint).unwrap()
+    async fn start(&self, checkpoint: Option<Loaded>) -> Sources {
+        let started = Sources::start(&self.specs, scope(), checkpoint).await;
+        started.unwrap()
     }
 }
 
@@ -119,7 +120,7 @@ async fn follow(sources: &mut Sources, other: Other, mut is_over: impl FnMut(&So
 async fn a_second_source_is_asked_although_another_branch_wins_at_every_deadline() {
     for other in others() {
         let lab = Lab::new();
-        let mut sources = lab.start(Some(checkpoint(&lab)));
+        let mut sources = lab.start(Some(checkpoint(&lab))).await;
         assert_eq!(sources.origin(), Origin::Checkpoint);
         follow(&mut sources, other, |sources| sources.active[1].is_some()).await;
         assert_eq!(sources.origin(), Origin::File, "{other:?}");
@@ -130,7 +131,7 @@ async fn a_second_source_is_asked_although_another_branch_wins_at_every_deadline
 async fn a_second_source_is_let_go_although_another_branch_wins_at_every_deadline() {
     for other in others() {
         let lab = Lab::new();
-        let mut sources = lab.start(None);
+        let mut sources = lab.start(None).await;
         follow(&mut sources, other, |sources| {
             sources.charge.in_charge() == Some(1)
         })
@@ -147,7 +148,7 @@ async fn a_second_source_is_let_go_although_another_branch_wins_at_every_deadlin
 #[tokio::test(start_paused = true)]
 async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is_asked() {
     let lab = Lab::new();
-    let mut sources = lab.start(Some(checkpoint(&lab)));
+    let mut sources = lab.start(Some(checkpoint(&lab))).await;
     let faults = |sources: &Sources| {
         let facts = Facts {
             is_serving: true,
@@ -174,7 +175,7 @@ async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is
 async fn a_file_that_is_gone_after_a_restart_leaves_what_it_said_in_force() {
     let lab = Lab::new();
     let specs = &lab.specs[1..];
-    let sources = Sources::start(specs, scope(), None).unwrap();
+    let sources = Sources::start(specs, scope(), None).await.unwrap();
     let loaded = Loaded {
         snapshot: sources.snapshot().unwrap().clone(),
         provenance: sources.provenance(1, Edition::first(1)).unwrap(),
@@ -184,8 +185,8 @@ async fn a_file_that_is_gone_after_a_restart_leaves_what_it_said_in_force() {
     let second = lab.directory.path().join("second");
     fs::rename(&second, &away).unwrap();
     // Without a checkpoint it is a mistake, which shows at once.
-    assert!(Sources::start(specs, scope(), None).is_err());
-    let mut sources = Sources::start(specs, scope(), Some(loaded)).unwrap();
+    assert!(Sources::start(specs, scope(), None).await.is_err());
+    let mut sources = Sources::start(specs, scope(), Some(loaded)).await.unwrap();
     assert_eq!(sources.origin(), Origin::Checkpoint);
     assert_eq!(sources.snapshot().unwrap().services.len(), 1);
     let stale = sources.stale_manifests();
@@ -228,7 +229,9 @@ async fn one_line_is_written_when_a_source_is_lost_and_one_with_how_long_it_was_
         .with_ansi(false);
     let _log = tracing::subscriber::set_default(log.finish());
     let lab = Lab::new();
-    let mut sources = Sources::start(&lab.specs[1..], scope(), None).unwrap();
+    let mut sources = Sources::start(&lab.specs[1..], scope(), None)
+        .await
+        .unwrap();
     lines.0.lock().unwrap().clear();
     let is_good = |sources: &Sources| sources.status(0).sources[0].is_good;
     let second = lab.directory.path().join("second");
@@ -279,14 +282,14 @@ struct Heard {
 }
 
 impl Heard {
-    fn new() -> Self {
+    async fn new() -> Self {
         let lines = Lines::default();
         let log = tracing_subscriber::fmt()
             .with_writer(lines.clone())
             .with_ansi(false);
         let log = tracing::subscriber::set_default(log.finish());
         let spec = "kube:http://192.0.2.1".parse().unwrap();
-        let sources = Sources::start(&[spec], scope(), None).unwrap();
+        let sources = Sources::start(&[spec], scope(), None).await.unwrap();
         let mut heard = Self {
             sources,
             lines,
@@ -328,7 +331,7 @@ impl Heard {
 #[tokio::test(start_paused = true)]
 async fn what_a_table_can_do_without_never_makes_a_source_lost() {
     for resource in Resource::ALL {
-        let mut heard = Heard::new();
+        let mut heard = Heard::new().await;
         heard.hear(|source| source.hear_refusal(resource));
         heard.hear_all();
         heard.hear(|source| source.hear_refusal(resource));
@@ -347,7 +350,7 @@ async fn what_a_table_can_do_without_never_makes_a_source_lost() {
 #[tokio::test(start_paused = true)]
 async fn a_link_that_goes_makes_one_line_and_one_when_it_is_back_whoever_notices_first() {
     for first in 0..Resource::ALL.len() {
-        let mut heard = Heard::new();
+        let mut heard = Heard::new().await;
         heard.hear_all();
         for _ in 0..2 {
             let mut all = Resource::ALL;

@@ -132,7 +132,8 @@ fn an_empty_list_from_a_cache_is_held_until_the_next_one_says_the_same() {
         [HeldList {
             resource: "services",
             have: 3,
-            offered: 0
+            offered: 0,
+            is_of_no_cluster: false,
         }]
     );
     assert_eq!(
@@ -477,4 +478,57 @@ fn a_cache_that_lists_far_less_than_is_in_force_is_held_although_nobody_says_wha
     // From now on it is known what is in force.
     let fewer = list(&mut state, &["a", "b"], 2);
     assert_eq!(fewer, Listed::Used { has_changed: true });
+}
+
+#[test]
+fn a_list_of_a_cache_without_what_every_cluster_has_is_true_by_no_repetition_and_no_time() {
+    let mut known = cache();
+    list(&mut known, &["a", "b", "kubernetes"], 0);
+    let mut adopted = cache();
+    adopted.expect(3);
+    for mut state in [known, adopted] {
+        for at in [10, 20, 30, 3600] {
+            assert_eq!(list(&mut state, &[], at), Listed::Held);
+            assert_eq!(state.release_at(), None);
+            assert!(!state.release(Duration::from_secs(at)));
+            // Others are asked for it after a while, however often a watch is accepted.
+            state.watching(Resource::Services);
+            assert_eq!(state.has_failed(Resource::Services), at == 3600);
+        }
+        assert!(state.held().all(|held| held.is_of_no_cluster));
+        // What has it is of a cluster, be that one small.
+        assert_eq!(list(&mut state, &["kubernetes"], 4000), Listed::Held);
+        let used = list(&mut state, &["kubernetes"], 4010);
+        assert_eq!(used, Listed::Used { has_changed: true });
+        assert_eq!(names(&state), ["kubernetes"]);
+        assert!(!state.has_failed(Resource::Services));
+    }
+}
+
+#[test]
+fn a_cache_that_is_filled_by_events_takes_nothing_away_before_it_is_of_a_cluster() {
+    let mut known = cache();
+    list(&mut known, &["a", "b", "c", "d", "kubernetes"], 0);
+    assert_eq!(list(&mut known, &[], 1), Listed::Held);
+    assert!(put(&mut known, &service("z", 80)));
+    assert_eq!(names(&known), ["a", "b", "c", "d", "kubernetes", "z"]);
+    put(&mut known, &service("kubernetes", 80));
+    assert_eq!(names(&known), ["kubernetes", "z"]);
+    // What is adopted is counted, and not named: it is enough that half of it is there again.
+    let mut adopted = cache();
+    adopted.expect(4);
+    assert_eq!(list(&mut adopted, &[], 1), Listed::Held);
+    put(&mut adopted, &service("a", 80));
+    assert!(!adopted.is_confirmed(Resource::Services));
+    put(&mut adopted, &service("b", 80));
+    assert!(adopted.is_confirmed(Resource::Services));
+    assert_eq!(names(&adopted), ["a", "b"]);
+}
+
+#[test]
+fn an_apiserver_is_believed_whatever_it_lists() {
+    let mut state = live();
+    list(&mut state, &["a", "kubernetes"], 0);
+    let used = list(&mut state, &[], 1);
+    assert_eq!(used, Listed::Used { has_changed: true });
 }

@@ -1,0 +1,120 @@
+//! Work on a disk that may not answer: a network file system whose server is away, a dying flash.
+//!
+//! Whoever asks such a disk is not waited for and cannot be ended, so each question goes to a thread of its own, and its answer is
+//! waited for with patience. While one is outstanding the same is not asked again, so a disk that never answers costs a few
+//! threads, and the loop one patience.
+
+use std::time::{Duration, Instant};
+
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::timeout;
+
+/// How long an answer is waited for: ten times as long as a disk under load takes.
+pub const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What is said of a disk that has not answered by then.
+pub const SILENCE: &str = "it does not answer";
+
+/// One kind of work on a disk, one at a time.
+#[derive(Debug)]
+pub struct Errand<T> {
+    /// With when it was begun. By the clock on the wall: no thread waits for one that a test has stopped.
+    running: Option<(JoinHandle<T>, Instant)>,
+}
+
+impl<T> Default for Errand<T> {
+    fn default() -> Self {
+        Self { running: None }
+    }
+}
+
+impl<T: Send + 'static> Errand<T> {
+    /// Has this done, and waits a moment for it. `None`: it takes longer, or what was to be done before does; [`Self::late`] tells
+    /// when that is over. Who drops this future asks again.
+    pub async fn run(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.is_outstanding() {
+            return None;
+        }
+        self.running = None;
+        self.begin(work);
+        self.answer(PATIENCE).await
+    }
+
+    /// Has this done, unless something is.
+    pub fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
+        self.running
+            .get_or_insert_with(|| (spawn_blocking(work), Instant::now()));
+    }
+
+    /// Waits for what is being done, for so long since it was begun. `None`: it takes longer. Cancel safe.
+    pub async fn answer(&mut self, patience: Duration) -> Option<T> {
+        loop {
+            let (running, since) = self.running.as_mut()?;
+            let left = patience.saturating_sub(since.elapsed());
+            let answer = timeout(left, running).await;
+            match answer {
+                Ok(answer) => {
+                    self.running = None;
+                    // A panic is in the log, and is no answer.
+                    return answer.ok();
+                }
+                Err(_elapsed) if since.elapsed() >= patience => return None,
+                Err(_elapsed) => {}
+            }
+        }
+    }
+
+    /// It was asked, and has not answered.
+    pub fn is_outstanding(&self) -> bool {
+        let running = self.running.as_ref();
+        running.is_some_and(|(running, _)| !running.is_finished())
+    }
+
+    /// Waits for what has taken too long, be it for ever. Cancel safe.
+    pub async fn late(&mut self) -> Option<T> {
+        let result = match &mut self.running {
+            Some((running, _)) => running.await,
+            None => std::future::pending().await,
+        };
+        self.running = None;
+        result.ok()
+    }
+}
+
+/// Has this done once. `None`: it takes longer than is waited for, and may be done yet.
+pub async fn once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    Errand::default().run(work).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_disk_that_does_not_answer_is_asked_once_and_its_answer_is_taken_when_it_comes() {
+        let mut errand = Errand::default();
+        assert_eq!(errand.run(|| 1).await, Some(1));
+        let (answer, disk) = mpsc::channel();
+        assert_eq!(errand.run(move || disk.recv().unwrap()).await, None);
+        assert!(errand.is_outstanding());
+        // It would panic if it was begun.
+        assert_eq!(errand.run(|| unreachable!()).await, None);
+        answer.send(2).unwrap();
+        assert_eq!(errand.late().await, Some(2));
+        assert_eq!(errand.run(|| 3).await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_has_taken_is_none_to_the_next_question() {
+        let mut errand = Errand::default();
+        let (answer, disk) = mpsc::channel();
+        assert_eq!(errand.run(move || disk.recv().unwrap()).await, None);
+        answer.send(1).unwrap();
+        while errand.is_outstanding() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(errand.run(|| 2).await, Some(2));
+    }
+}

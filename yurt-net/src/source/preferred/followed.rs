@@ -1,0 +1,146 @@
+//! A source of manifests beside the others. It is read in another thread: its disk may not answer.
+
+use std::path::{Path, PathBuf};
+
+use crate::error::chain;
+use crate::host::disk::errand::{Errand, PATIENCE, SILENCE};
+use crate::model::Snapshot;
+use crate::source::SourceError;
+use crate::source::file::{FileSource, SILENT_AFTER};
+
+/// A source that has been read, and what it says.
+type Loaded = (Box<FileSource>, Result<Snapshot, SourceError>);
+
+/// See the module.
+pub(super) struct FollowedFile {
+    path: PathBuf,
+    /// `None` while it is read.
+    source: Option<Box<FileSource>>,
+    loading: Errand<Loaded>,
+    /// It was read for so long that its disk is taken for one that does not answer.
+    is_silent: bool,
+    /// What it has said before this agent was started, heard while it was being read.
+    memory: Option<Snapshot>,
+    /// The last good one.
+    snapshot: Snapshot,
+    has_loaded: bool,
+    error: Option<String>,
+    /// What could not all be read, and why.
+    stale: Vec<String>,
+}
+
+impl FollowedFile {
+    /// Begins to read one that said this last.
+    pub(super) fn start(path: &Path, last: Option<&Snapshot>) -> Self {
+        let mut source = FileSource::new(path);
+        if let Some(last) = last {
+            source.remember(last);
+        }
+        let mut file = Self {
+            path: path.to_owned(),
+            source: Some(Box::new(source)),
+            loading: Errand::default(),
+            is_silent: false,
+            memory: None,
+            snapshot: Snapshot::default(),
+            has_loaded: false,
+            error: None,
+            stale: Vec::new(),
+        };
+        file.load();
+        file
+    }
+
+    fn load(&mut self) {
+        if let Some(mut source) = self.source.take() {
+            self.loading.begin(move || {
+                let result = source.load();
+                (source, result)
+            });
+        }
+    }
+
+    /// Waits a moment for the first reading; returns why it has failed.
+    pub(super) async fn first_load(&mut self) -> Option<SourceError> {
+        let loaded = self.loading.answer(PATIENCE).await?;
+        self.take(loaded).err()
+    }
+
+    /// Waits until it says something else, or can be read no longer. Safe to cancel.
+    pub(super) async fn changed(&mut self) {
+        if let Some(source) = &mut self.source {
+            source.changed().await;
+            self.load();
+        }
+        let loaded = match self.is_silent {
+            false => self.loading.answer(SILENT_AFTER).await,
+            true => self.loading.late().await,
+        };
+        match loaded {
+            Some(loaded) => {
+                let _told = self.take(loaded);
+            }
+            None => {
+                self.error = Some(format!("{}: {SILENCE}", self.path.display()));
+                self.is_silent = self.loading.is_outstanding();
+                if !self.is_silent {
+                    // It went with its thread, which has said why.
+                    self.source = Some(Box::new(FileSource::new(&self.path)));
+                }
+            }
+        }
+    }
+
+    fn take(&mut self, (mut source, result): Loaded) -> Result<(), SourceError> {
+        self.is_silent = false;
+        self.stale = source.stale().collect();
+        let memory = self.memory.take();
+        let result = match result {
+            Ok(snapshot) => {
+                self.snapshot = snapshot;
+                self.has_loaded = true;
+                self.error = None;
+                Ok(())
+            }
+            Err(error) => {
+                if let Some(memory) = memory.filter(|_| !self.has_loaded) {
+                    source.remember(&memory);
+                }
+                self.error = Some(chain(&error));
+                Err(error)
+            }
+        };
+        self.source = Some(source);
+        result
+    }
+
+    /// Lets it know what it said last, before it has been read.
+    pub(super) fn remember(&mut self, last: &Snapshot) {
+        match &mut self.source {
+            _ if self.has_loaded => {}
+            Some(source) => source.remember(last),
+            None => self.memory = Some(last.clone()),
+        }
+    }
+
+    /// The last good one.
+    pub(super) fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    pub(super) fn is_good(&self) -> bool {
+        self.has_loaded && self.error.is_none()
+    }
+
+    pub(super) fn error(&self) -> Option<String> {
+        self.error.clone()
+    }
+
+    /// What cannot be read, and why: what it said last is in force.
+    pub(super) fn stale(&self) -> Vec<String> {
+        match &self.error {
+            Some(error) => vec![error.clone()],
+            None => self.stale.clone(),
+        }
+    }
+}
