@@ -235,6 +235,55 @@ fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting_nor_the_next_run_of_i
     })
 }
 
+/// A plugin that writes down each of its runs, and gives a token until then.
+fn counted_plugin(dir: &Path, until: &str) -> Result<(String, impl Fn() -> usize)> {
+    let runs = dir.join("runs");
+    let credential = format!(
+        r#"{{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {{"token": "a.token"{until}}}}}"#
+    );
+    let script = format!(
+        "echo run >> {}; sleep 0.2; echo '{credential}'",
+        runs.display()
+    );
+    let script = write(dir, "plugin", &script)?;
+    let user = format!(
+        "exec: {{apiVersion: client.authentication.k8s.io/v1, interactiveMode: Never, command: sh, args: [{script}]}}"
+    );
+    let count = move || fs::read_to_string(&runs).map_or(0, |runs| runs.lines().count());
+    Ok((user, count))
+}
+
+#[test]
+fn an_exec_plugin_is_asked_once_until_its_credential_ends_or_is_refused() -> Result<()> {
+    const TO_COME: &str = r#", "expirationTimestamp": "2999-01-01T00:00:00Z""#;
+    const PAST: &str = r#", "expirationTimestamp": "2001-01-01T00:00:00Z""#;
+    for (until, is_kept) in [("", true), (TO_COME, true), (PAST, false)] {
+        let (api, authority, dir) = world()?;
+        let (user, runs) = counted_plugin(dir.path(), until)?;
+        let access = Access {
+            ca_file: Some(write(dir.path(), "ca.crt", authority.pem())?.into()),
+            ..kubeconfig(&api, dir.path(), "tls-server-name: localhost", &user)?
+        };
+        let mut followed = Followed::reaching(access, &["kube:".to_owned()])?;
+        followed.until("the service", |s| services(s) == ["a"])?;
+        followed.until_watched(&api)?;
+        ensure!(!is_kept || runs() == 1, "{until}: {} runs", runs());
+        let before = runs();
+        api.http().drop_connections()?;
+        followed.until_watched(&api)?;
+        api.put_all(web("b", 2))?;
+        followed.until("what is new", |s| services(s) == ["a", "b"])?;
+        ensure!((runs() == before) == is_kept, "{until}: {} runs", runs());
+
+        let before = runs();
+        api.http()
+            .fail_next(On::list(Resource::Services), [Fault::Status(401)]);
+        api.expire_watches(Resource::Services);
+        followed.until_status("it is asked again", |_| runs() > before)?;
+    }
+    Ok(())
+}
+
 #[test]
 fn an_exec_plugin_that_fails_is_told_by_its_complaint_and_by_nothing_that_may_be_secret()
 -> Result<()> {

@@ -1,7 +1,7 @@
 //! The ways to name an apiserver: where it is, whom to believe, and who we are. Kubeconfigs are kube-rs' work, but for exec plugins.
 //!
 //! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under an agent that
-//! runs for months. A source without TLS needs none of it, so it works in a file system that has nothing but the agent.
+//! runs for months. What an exec plugin says is kept for a while (`plugin`). A source without TLS needs none of it, so it works in a file system that has nothing but the agent.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use tokio::time::Instant;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
@@ -319,6 +320,19 @@ fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, AccessError> {
 }
 
 impl Way {
+    /// The server did not believe who we were at that time: a plugin is asked anew. False where there is none; files are read anew
+    /// anyway.
+    pub(super) async fn forget(&self, signed_at: Instant) -> bool {
+        let Credentials::Config(config) = &self.credentials else {
+            return false;
+        };
+        let has_plugin = config.auth_info.exec.is_some();
+        if has_plugin {
+            plugin::forget(signed_at).await;
+        }
+        has_plugin
+    }
+
     /// Adds who we are to a request.
     pub(super) async fn sign(&self, request: Request<()>) -> Result<Request<()>, AccessError> {
         let wrong = |why| AccessError::Credentials {

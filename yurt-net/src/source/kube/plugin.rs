@@ -2,9 +2,12 @@
 //!
 //! They are run here and not by kube-rs, which waits on the caller's thread, and until nobody holds the plugin's output open any more:
 //! a child that it has left behind would keep the agent waiting for as long as it lives.
+//!
+//! What one says is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does (plugin/pkg/client/auth/exec):
+//! every connection and every request asks, and a plugin that asks the cloud over a bad link takes seconds.
 
 use std::process::Stdio;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -14,21 +17,22 @@ use serde::Deserialize;
 use serde_json::json;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::process::Command;
-use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout};
 
 use super::access::AccessError;
 use crate::error::chain;
+use crate::host::clock::unix_seconds;
 use crate::text;
 
-/// A plugin asks the cloud, be it over a bad link. Waiting for its turn counts, too.
+/// A plugin asks the cloud, be it over a bad link.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// What a plugin has written is in the pipe when it ends. Its children may hold that open for ever.
 const LEFT_OVER: Duration = Duration::from_millis(200);
 /// Of what it says, and of what it complains of.
 const LONGEST_ANSWER: u64 = 1 << 20;
-/// One plugin runs at a time: all tasks ask for credentials at once.
-static TURN: Semaphore = Semaphore::const_new(1);
+/// What was said last. All tasks ask at once, so one runs the plugin and the others wait for what it says.
+static LAST: Mutex<Option<Answer>> = Mutex::const_new(None);
 
 #[derive(Deserialize)]
 struct Credential {
@@ -36,12 +40,50 @@ struct Credential {
 }
 
 /// Secret.
-#[derive(Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Status {
     token: Option<String>,
     client_certificate_data: Option<String>,
     client_key_data: Option<String>,
+    expiration_timestamp: Option<String>,
+}
+
+/// What a plugin is asked.
+#[derive(PartialEq, Eq)]
+struct Question {
+    program: String,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    /// `KUBERNETES_EXEC_INFO`.
+    info: String,
+}
+
+/// What it said.
+struct Answer {
+    question: Question,
+    /// Or why it said nothing.
+    status: Result<Status, String>,
+    came_at: Instant,
+}
+
+impl Answer {
+    /// Whether it answers who has asked this at that time: nobody has a plugin run that has run since.
+    fn serves(&self, question: &Question, asked_at: Instant) -> bool {
+        let is_good = |status: &Status| match status.expiration_timestamp.as_deref() {
+            None => true,
+            Some(end) => is_to_come(end),
+        };
+        self.question == *question
+            && (asked_at <= self.came_at || self.status.as_ref().is_ok_and(is_good))
+    }
+}
+
+/// Whether a time (RFC 3339, in UTC) is to come; one that cannot be read is past.
+fn is_to_come(time: &str) -> bool {
+    let time = humantime::parse_rfc3339(time).ok();
+    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    since.is_some_and(|since| since.as_secs() > unix_seconds())
 }
 
 /// Ends a plugin and what it has started, unless it has ended by itself.
@@ -56,24 +98,20 @@ impl Drop for Group {
     }
 }
 
+/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile.
+pub(super) async fn forget(sent_at: Instant) {
+    let mut last = LAST.lock().await;
+    last.take_if(|last| last.came_at <= sent_at);
+}
+
 /// Puts what the user's plugin says in its place.
 pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), AccessError> {
     let Some(exec) = user.exec.take() else {
         return Ok(());
     };
     let wrong = |why: String| AccessError::Plugin { why };
-    let answer = match timeout(PATIENCE, run(&exec)).await {
-        Ok(answer) => answer.map_err(wrong)?,
-        Err(_elapsed) => {
-            let seconds = PATIENCE.as_secs();
-            return Err(wrong(format!("it has not answered within {seconds} s")));
-        }
-    };
-    // JSON is YAML, and some answer in YAML.
-    let credential: Credential = serde_saphyr::from_slice(&answer)
-        .map_err(|_secret| wrong("its answer is no ExecCredential".to_owned()))?;
-    let status = credential.status;
-    let status = status.ok_or_else(|| wrong("its answer has no status".to_owned()))?;
+    let question = Question::new(&exec).map_err(wrong)?;
+    let status = ask(question).await.map_err(wrong)?;
     if let Some(certificate) = status.client_certificate_data
         && let Some(key) = status.client_key_data
     {
@@ -87,30 +125,73 @@ pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), AccessError> {
     Ok(())
 }
 
-/// What a plugin says.
-async fn run(exec: &ExecConfig) -> Result<Vec<u8>, String> {
-    let program = exec.command.as_deref().ok_or("it names no command")?;
-    if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
-        return Err(format!("{program} wants a terminal"));
+/// What a plugin says, or has said.
+async fn ask(question: Question) -> Result<Status, String> {
+    let asked_at = Instant::now();
+    let mut last = LAST.lock().await;
+    if let Some(last) = &*last
+        && last.serves(&question, asked_at)
+    {
+        return last.status.clone();
     }
-    let mut spec = json!({"interactive": false});
-    if exec.provide_cluster_info {
-        spec["cluster"] = json!(exec.cluster);
-    }
-    let info = json!({"apiVersion": exec.api_version, "kind": "ExecCredential", "spec": spec});
-    let mut command = Command::new(program);
-    command.args(exec.args.iter().flatten());
-    for variable in exec.env.iter().flatten() {
-        if let (Some(name), Some(value)) = (variable.get("name"), variable.get("value")) {
-            command.env(name, value);
+    let status = match timeout(PATIENCE, run(&question)).await {
+        Ok(output) => output.and_then(|output| read_status(&output)),
+        Err(_elapsed) => {
+            let seconds = PATIENCE.as_secs();
+            Err(format!("it has not answered within {seconds} s"))
         }
+    };
+    *last = Some(Answer {
+        question,
+        status: status.clone(),
+        came_at: Instant::now(),
+    });
+    status
+}
+
+fn read_status(output: &[u8]) -> Result<Status, String> {
+    // JSON is YAML, and some answer in YAML.
+    let credential: Result<Credential, _> = serde_saphyr::from_slice(output);
+    let credential = credential.map_err(|_secret| "its answer is no ExecCredential".to_owned())?;
+    credential
+        .status
+        .ok_or_else(|| "its answer has no status".to_owned())
+}
+
+impl Question {
+    fn new(exec: &ExecConfig) -> Result<Self, String> {
+        let program = exec.command.clone().ok_or("it names no command")?;
+        if exec.interactive_mode == Some(ExecInteractiveMode::Always) {
+            return Err(format!("{program} wants a terminal"));
+        }
+        let mut spec = json!({"interactive": false});
+        if exec.provide_cluster_info {
+            spec["cluster"] = json!(exec.cluster);
+        }
+        let info = json!({"apiVersion": exec.api_version, "kind": "ExecCredential", "spec": spec});
+        let variables = exec.env.iter().flatten();
+        let variables =
+            variables.filter_map(|one| Some((one.get("name")?.clone(), one.get("value")?.clone())));
+        Ok(Self {
+            arguments: exec.args.iter().flatten().cloned().collect(),
+            environment: variables.collect(),
+            info: info.to_string(),
+            program,
+        })
     }
-    command.env("KUBERNETES_EXEC_INFO", info.to_string());
+}
+
+/// The output of a plugin that is run.
+async fn run(question: &Question) -> Result<Vec<u8>, String> {
+    let program = &question.program;
+    let mut command = Command::new(program);
+    command.args(&question.arguments);
+    let variables = question.environment.iter();
+    command.envs(variables.map(|(name, value)| (name, value)));
+    command.env("KUBERNETES_EXEC_INFO", &question.info);
     command.stdin(Stdio::null());
     command.stdout(Stdio::piped()).stderr(Stdio::piped());
 
-    let turn = TURN.acquire().await;
-    let _turn = turn.map_err(|error| chain(&error))?;
     let cannot = |error: std::io::Error| format!("{program}: {}", chain(&error));
     let mut child = command.process_group(0).spawn().map_err(cannot)?;
     let leader = child.id().and_then(|id| i32::try_from(id).ok());

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Request, Response, Uri};
+use http::{HeaderValue, Request, Response, StatusCode, Uri};
 use http_body_util::Empty;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
@@ -126,6 +126,10 @@ pub(super) struct Wire {
     host: HeaderValue,
     /// See the module.
     may_have_token: bool,
+    /// When it was said last who we are.
+    signed_at: Instant,
+    /// No other request is sent.
+    is_spent: bool,
 }
 
 impl Drop for Wire {
@@ -167,6 +171,8 @@ impl Wire {
             host: host.ok_or(DialError::NoHost { url })?,
             way,
             may_have_token,
+            signed_at: Instant::now(),
+            is_spent: false,
         })
     }
 
@@ -179,6 +185,7 @@ impl Wire {
             true => self.way.sign(request).await?,
             false => request,
         };
+        self.signed_at = Instant::now();
         let base = self.way.url.path().trim_end_matches('/');
         let path = request
             .uri()
@@ -188,10 +195,13 @@ impl Wire {
         *request.uri_mut() = uri;
         request.headers_mut().insert(HOST, self.host.clone());
         self.sender.ready().await?;
-        Ok(self
-            .sender
-            .send_request(request.map(|()| Empty::new()))
-            .await?)
+        let request = request.map(|()| Empty::new());
+        let response = self.sender.send_request(request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            // A plugin's answer may be what TLS began with, so another connection is made then.
+            self.is_spent = self.way.forget(self.signed_at).await;
+        }
+        Ok(response)
     }
 
     /// What says who we are is not sent: see the module.
@@ -201,7 +211,7 @@ impl Wire {
 
     /// Whether another request can be sent.
     pub(super) fn is_open(&self) -> bool {
-        !self.sender.is_closed()
+        !self.is_spent && !self.sender.is_closed()
     }
 
     pub(super) fn socket(&self) -> &Arc<OwnedFd> {
