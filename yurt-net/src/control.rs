@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{interval, sleep};
 use tracing::{debug, info, warn};
 
-use crate::cli::explain::Flow;
+use crate::explain::verdict::Dial;
 use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once};
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -40,7 +40,7 @@ pub enum Request {
     /// How the agent is.
     Status,
     /// The verdict for a flow.
-    Explain(Flow),
+    Explain(Dial),
 }
 
 /// A request on its way to the loop, and the way back.

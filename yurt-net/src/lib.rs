@@ -12,6 +12,7 @@ mod costs;
 pub mod dataplane;
 pub mod device;
 pub mod error;
+pub mod explain;
 pub mod guard;
 pub mod host;
 pub mod model;

@@ -10,8 +10,8 @@ use std::thread;
 
 use clap::CommandFactory as _;
 use serde_json::json;
-use yurt_net::cli::explain::{Explanation, FlowVerdict};
 use yurt_net::config::Cli;
+use yurt_net::explain::verdict::{Explanation, FlowVerdict};
 use yurt_net::source::preferred::{FollowedSource, SourceStatus};
 use yurt_net::status::Status;
 

@@ -1,9 +1,9 @@
 //! What the fuzz targets share: how inputs are cut, and the way that every decoded object goes.
 
-use yurt_net::cli::explain::{Explanation, Flow, OwnAddresses, explain};
-use yurt_net::cli::show::{Paint, plan_json, plan_table};
 use yurt_net::dataplane::Dataplane as _;
 use yurt_net::dataplane::memory::MemoryDataplane;
+use yurt_net::explain::rows::{Paint, plan_json, plan_table};
+use yurt_net::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use yurt_net::model::{Snapshot, Touched};
 use yurt_net::plan::{Capacity, MapImage, plan};
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
@@ -64,13 +64,13 @@ pub fn follow(snapshot: &Snapshot) {
     plan_table(table, &reasons, Paint::Plain);
     for entry in &table.services {
         for frontend in &entry.frontends {
-            let flow = Flow {
+            let dial = Dial {
                 from: frontend.address,
                 to: (frontend.address, frontend.port).into(),
                 protocol: entry.key.protocol,
             };
-            let explanation = explain_in(table, &reasons, snapshot, flow);
-            assert_ne!(explanation.service, "", "{flow:?} is {}", entry.key);
+            let explanation = explain_in(table, &reasons, snapshot, dial);
+            assert_ne!(explanation.service, "", "{dial:?} is {}", entry.key);
         }
     }
     write(table);
@@ -81,9 +81,9 @@ pub fn explain_in(
     table: &ServiceTable,
     reasons: &Reasons<'_>,
     snapshot: &Snapshot,
-    flow: Flow,
+    dial: Dial,
 ) -> Explanation {
-    explain(table, reasons, &OwnAddresses::new(snapshot, NODE), flow)
+    explain(table, reasons, &OwnAddresses::new(snapshot, NODE), dial)
 }
 
 fn write(table: &ServiceTable) {

@@ -44,13 +44,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "explain/, a room of rules",
-        imports: &[
-            ("agent/report.rs", "cli/explain.rs"),
-            ("control.rs", "cli/explain.rs"),
-        ],
-    },
-    Breaches {
         until: "observe/status/, a file a room",
         imports: &[
             ("observe/metrics/table.rs", "observe/metrics.rs"),

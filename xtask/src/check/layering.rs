@@ -45,7 +45,15 @@ const HOUSES: [House; 2] = [
             ),
             (
                 "rules",
-                &["guard", "plan", "policy", "retain", "table", "translate"],
+                &[
+                    "explain",
+                    "guard",
+                    "plan",
+                    "policy",
+                    "retain",
+                    "table",
+                    "translate",
+                ],
             ),
             (
                 "edges",
@@ -89,6 +97,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/dataplane/netlink.rs",
     "yurt-net/src/dataplane/sockets/message.rs",
     "yurt-net/src/device/",
+    "yurt-net/src/explain/",
     "yurt-net/src/guard.rs",
     "yurt-net/src/guard/",
     "yurt-net/src/model.rs",

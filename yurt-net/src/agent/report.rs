@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use tracing::{error, info, warn};
 
 use super::{Agent, give_back_memory};
-use crate::cli::explain::{Explanation, Flow, OwnAddresses, explain};
 use crate::dataplane::sockets::Outcome;
 use crate::error::chain;
+use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::model::{Rejection, Snapshot};
 use crate::plan::Refused;
 use crate::policy::{Reasons, Standing};
@@ -73,7 +73,7 @@ impl Agent {
     }
 
     /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at this address.
-    pub(super) fn explain(&self, flow: Flow, pod: Option<IpAddr>) -> Explanation {
+    pub(super) fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
         let empty = Snapshot::default();
         let snapshot = self.sources.snapshot().unwrap_or(&empty);
         let mut own = OwnAddresses::new(snapshot, &self.config.node);
@@ -81,7 +81,7 @@ impl Agent {
         own.pods.extend(pod);
         let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
         let table = self.memo.table();
-        let mut explanation = explain(table, &reasons, &own, flow);
+        let mut explanation = explain(table, &reasons, &own, dial);
         let mut keys = table.services.iter().map(|entry| &entry.key);
         let key = keys.find(|key| key.to_string() == explanation.service);
         if let Some(refused) = key.and_then(|key| self.image.refused(key)) {

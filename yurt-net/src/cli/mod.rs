@@ -2,7 +2,5 @@
 
 pub mod check;
 pub mod cni;
-pub mod explain;
 pub mod ledger;
-pub mod show;
 pub mod verbs;

@@ -6,8 +6,6 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-use super::explain::{Explanation, Flow, OwnAddresses, explain as explain_flow};
-use super::show::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::config::{
     CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
 };
@@ -17,6 +15,8 @@ use crate::dataplane::bpf::Cleanup;
 use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
+use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
+use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
 use crate::host::clock::unix_seconds;
 use crate::host::disk::errand::{SILENCE, once};
 use crate::model::{Snapshot, Touched};
@@ -191,7 +191,7 @@ pub async fn plan(args: &PlanArgs) -> Result<(), VerbError> {
 
 /// `explain`.
 pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
-    let flow = Flow {
+    let dial = Dial {
         from: args.from,
         to: args.to.address,
         protocol: args.to.protocol,
@@ -206,14 +206,14 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
             } = Planned::new(&read, node, source, &args.policy).await;
             let mut own = OwnAddresses::new(&read.snapshot, node);
             own.node.extend(view.local_addresses.into_iter().flatten());
-            let mut explanation = explain_flow(&table, &reasons, &own, flow);
+            let mut explanation = explain_flow(&table, &reasons, &own, dial);
             if !reasons.see_interfaces() {
                 explanation.reason += &format!("; {}", unknown_interfaces(node));
             }
             explanation
         }
         _ => {
-            let answer = ask(&args.place.sockets(), &Request::Explain(flow)).await?;
+            let answer = ask(&args.place.sockets(), &Request::Explain(dial)).await?;
             serde_json::from_value(answer)?
         }
     };

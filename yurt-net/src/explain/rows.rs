@@ -64,7 +64,7 @@ impl From<Verdict> for FlowVerdict {
 }
 
 /// Of a table that was made elsewhere than on its node.
-pub(super) fn unknown_interfaces(node: &str) -> String {
+pub(crate) fn unknown_interfaces(node: &str) -> String {
     format!(
         "the interfaces of node {node} are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them"
     )

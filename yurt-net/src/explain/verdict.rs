@@ -15,8 +15,8 @@ use std::net::{IpAddr, SocketAddr};
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-pub use super::show::FlowVerdict;
-use super::show::{Path, Row};
+pub use super::rows::FlowVerdict;
+use super::rows::{Path, Row};
 use crate::model::{Protocol, Snapshot, TrafficPolicy};
 use crate::policy::Reasons;
 use crate::table::{Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
@@ -63,7 +63,7 @@ impl OwnAddresses {
 
 /// A new connection, or the first datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Flow {
+pub struct Dial {
     /// Who dials.
     pub from: IpAddr,
     /// What is dialled.
@@ -109,11 +109,11 @@ pub fn explain(
     table: &ServiceTable,
     reasons: &Reasons<'_>,
     own: &OwnAddresses,
-    flow: Flow,
+    dial: Dial,
 ) -> Explanation {
     // An IPv6 socket dials IPv4 by mapped addresses, and the kernel side decides on what they stand for.
-    let from = flow.from.to_canonical();
-    let to = SocketAddr::new(flow.to.ip().to_canonical(), flow.to.port());
+    let from = dial.from.to_canonical();
+    let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
     let scope = match own.is_internal(from) {
         true => Scope::Internal,
         false => Scope::External,
@@ -121,7 +121,7 @@ pub fn explain(
     let found = table.services.iter().find_map(|entry| {
         let is_dialled = |f: &&_| dials(f, to, from, own) && !table.leaves_alone(f);
         let frontend = entry.frontends.iter().find(is_dialled)?;
-        (entry.key.protocol == flow.protocol).then_some((entry, frontend))
+        (entry.key.protocol == dial.protocol).then_some((entry, frontend))
     });
     if let Some((entry, frontend)) = found {
         let row = Row::new(table, entry, reasons, frontend, scope);
@@ -145,7 +145,7 @@ pub fn explain(
             },
         };
     }
-    let (verdict, reason) = no_frontend(table, reasons, to, flow.protocol);
+    let (verdict, reason) = no_frontend(table, reasons, to, dial.protocol);
     Explanation {
         verdict,
         endpoints: Vec::new(),

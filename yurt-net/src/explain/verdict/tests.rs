@@ -1,6 +1,6 @@
 //! The verdict of every kind of flow.
 
-use super::{Explanation, Flow, FlowVerdict, OwnAddresses, explain};
+use super::{Dial, Explanation, FlowVerdict, OwnAddresses, explain};
 use crate::model::{
     AddressFamily, EndpointPort, EndpointSlice, Protocol, ServiceType, TrafficPolicy,
 };
@@ -23,13 +23,13 @@ fn world() -> World {
 
 fn ask(world: &mut World, from: &str, to: &str, protocol: Protocol) -> Explanation {
     let own = OwnAddresses::new(&world.snapshot, "a1");
-    let flow = Flow {
+    let dial = Dial {
         from: ip(from),
         to: to.parse().unwrap(),
         protocol,
     };
     let table = world.compile();
-    explain(&table, &world.reasons(), &own, flow)
+    explain(&table, &world.reasons(), &own, dial)
 }
 
 fn tcp(from: &str, to: &str) -> Explanation {
