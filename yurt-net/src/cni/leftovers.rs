@@ -1,11 +1,12 @@
 //! The files that another IPAM plugin has left for a network, as they are on a disk that may be failing.
 
-use std::fs::{self, File};
-use std::io::{self, Read as _};
+use std::fs;
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 
 use crate::error::{PathError, chain};
+use crate::host::disk::read_whole;
 use crate::retain::adopt::Leftover;
 
 /// More than two words of a runtime.
@@ -28,11 +29,8 @@ pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Lef
         else {
             continue;
         };
-        let mut contents = Vec::new();
-        let read = File::open(file.path())
-            .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut contents));
-        match read {
-            Ok(_) => {
+        match read_whole(&file.path(), MAX_BYTES) {
+            Ok(contents) => {
                 let contents = String::from_utf8_lossy(&contents).into_owned();
                 files.push((name.to_owned(), contents));
             }
@@ -53,4 +51,31 @@ pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Lef
         }
     }
     Ok(files)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_a_crash_has_made_long_costs_its_own_address_and_no_memory() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("10.9.0.2"), "c1\neth0").unwrap();
+        let long = fs::File::create(directory.path().join("10.9.0.7")).unwrap();
+        // More than this machine has memory for.
+        long.set_len(1 << 40).unwrap();
+        let mut alarms = Vec::new();
+        let mut files = read(directory.path(), &mut alarms).unwrap();
+        files.sort();
+        let expected = [("10.9.0.2", "c1\neth0"), ("10.9.0.7", "unread-10.9.0.7")];
+        assert_eq!(
+            files,
+            expected.map(|(name, contents)| (name.to_owned(), contents.to_owned()))
+        );
+        let [alarm] = &alarms[..] else {
+            panic!("{alarms:?}");
+        };
+        let expected = "10.9.0.7: it has 1099511627776 bytes, and no more than 4096 are read; 10.9.0.7 is given to nobody";
+        assert!(alarm.contains(expected), "{alarm}");
+    }
 }

@@ -9,7 +9,6 @@
 //! `protocol` is what the runtime says and is told.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::{self, IsTerminal as _, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -25,6 +24,7 @@ use super::{asker, guarding, leftovers, living};
 use crate::device::mac_of;
 use crate::error::{PathError, chain};
 use crate::host::clock::Clock;
+use crate::host::disk::read_text;
 use crate::host::netns::Netns;
 use crate::output;
 use crate::retain::adopt::adopt;
@@ -42,6 +42,8 @@ mod tests;
 
 /// A runtime gives up after minutes; other plugins are at the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
+/// More than any `resolv.conf` has.
+const MAX_RESOLVER_BYTES: u64 = 1 << 16;
 /// Where host-local keeps its files unless it is told otherwise.
 const HOST_LOCAL: &str = "/var/lib/cni/networks";
 
@@ -342,10 +344,12 @@ impl<'a> Request<'a> {
             .map(|ipam| ipam.resolv_conf.as_str())
         {
             None | Some("") => Ok(String::new()),
-            Some(path) => fs::read_to_string(path).map_err(|source| CniError::Read {
-                path: path.into(),
-                source,
-            }),
+            Some(path) => {
+                read_text(Path::new(path), MAX_RESOLVER_BYTES).map_err(|source| CniError::Read {
+                    path: path.into(),
+                    source,
+                })
+            }
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the agent leaves for `yurt-cni`, which has a new Pod in its hands before the agent has heard of it, or has started at all.
 
 use std::collections::BTreeSet;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -11,6 +11,9 @@ use crate::error::PathError;
 use crate::guard::{ExtraPolicy, Mode, Policy};
 use crate::host::disk::{Directory, Disk as _};
 use crate::translate;
+
+/// More than thousands of namespaces take.
+const MOST_BYTES: u64 = 1 << 20;
 
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -77,12 +80,8 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
     /// What the last agent left; `None`: there was none, or it wants nothing.
     fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
         let path = state_dir.join(Self::FILE);
-        let mut text = Vec::new();
-        let read = Directory::new(state_dir)
-            .read(Self::FILE)
-            .and_then(|mut file| file.read_to_end(&mut text));
-        match read {
-            Ok(_) => {}
+        let text = match Directory::new(state_dir).read_whole(Self::FILE, MOST_BYTES) {
+            Ok(text) => text,
             // Nor is there one where the directory is something else.
             Err(error)
                 if matches!(
@@ -95,7 +94,7 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
             Err(source) => {
                 return Err(PathError::of("read", &path)(source).into());
             }
-        }
+        };
         let settings = serde_json::from_slice(&text);
         settings
             .map(Some)
@@ -170,6 +169,24 @@ mod tests {
         let made = std::process::Command::new("mkfifo").arg(&pipe).status();
         assert!(made.unwrap().success());
         translate::Policy::load(directory.path()).unwrap_err();
+        let settings = translate::Policy::default();
+        translate::Policy::leave(Some(&settings), directory.path()).unwrap();
+        let found = translate::Policy::load(directory.path()).unwrap();
+        assert_eq!(found, Some(settings));
+    }
+
+    #[test]
+    fn a_file_of_them_that_a_crash_has_made_long_is_refused_and_the_agent_writes_it_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(translate::Policy::FILE);
+        let long = fs::File::create(&path).unwrap();
+        // More than this machine has memory for.
+        long.set_len(1 << 40).unwrap();
+        let error = translate::Policy::load(directory.path()).unwrap_err();
+        let error = crate::error::chain(&error);
+        let expected =
+            "translate.json: it has 1099511627776 bytes, and no more than 1048576 are read";
+        assert!(error.ends_with(expected), "{error}");
         let settings = translate::Policy::default();
         translate::Policy::leave(Some(&settings), directory.path()).unwrap();
         let found = translate::Policy::load(directory.path()).unwrap();

@@ -14,12 +14,14 @@ use serde_json::Value;
 use super::run::{Host, RunError};
 use super::{Directories, Installed, Refusal, calls, install, uninstall};
 use crate::error::PathError;
+use crate::host::disk::read_whole;
 
 /// What runtimes take for a configuration.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
 /// Our program among the plugins, and the names that it is called by.
 const PROGRAM: &str = "yurt-net";
 const PLUGINS: [&str; 2] = ["yurt-ipam", "yurt-cni"];
+/// More than any CNI configuration has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Why nothing is installed, or not all.
@@ -130,7 +132,7 @@ impl Cni {
         };
         let paths = entries.flatten().map(|entry| entry.path());
         let path = paths.filter(is_config).min().ok_or_else(none)?;
-        let text = read_config(&path).map_err(at("read", &path))?;
+        let text = read_whole(&path, MAX_CONFIG_BYTES).map_err(at("read", &path))?;
         match serde_json::from_slice(&text) {
             Ok(config) => Ok((path, config)),
             Err(source) => Err(InstallError::Decode { path, source }),
@@ -280,18 +282,6 @@ impl Cni {
         plugins.retain(|name| !is_same_file(own, &self.bin_dir.join(name)).unwrap_or_default());
         plugins
     }
-}
-
-/// A file that a crash has made long is not taken into memory.
-fn read_config(path: &Path) -> io::Result<Vec<u8>> {
-    let mut text = Vec::new();
-    let file = File::open(path)?;
-    file.take(MAX_CONFIG_BYTES + 1).read_to_end(&mut text)?;
-    if text.len() as u64 > MAX_CONFIG_BYTES {
-        let reason = "longer than 1 MiB, which no CNI configuration is";
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, reason));
-    }
-    Ok(text)
 }
 
 /// Whether two files hold the same bytes; what is not there, or is a pipe, holds none.
@@ -453,7 +443,7 @@ exit 1
         long.set_len(MAX_CONFIG_BYTES + 1).unwrap();
         let error = crate::error::chain(&cni.config().unwrap_err());
         assert!(
-            error.contains("05-long.conflist: longer than 1 MiB"),
+            error.contains("05-long.conflist: it has 1048577 bytes, and no more than 1048576"),
             "{error}"
         );
     }

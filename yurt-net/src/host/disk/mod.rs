@@ -9,6 +9,45 @@ pub mod errand;
 #[cfg(test)]
 pub(crate) mod memory;
 
+/// Reads a file that may hold so many bytes. One that a crash or a strange tool has made long is an error that tells its size, and never
+/// taken into memory.
+pub fn read_whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    whole(&File::open(path)?, most)
+}
+
+/// The same of text in UTF-8.
+pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
+    let text = String::from_utf8(read_whole(path, most)?);
+    text.map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// The same error for those who have a file read by others. What cannot be looked at is theirs to tell.
+pub fn check_size(path: &Path, most: u64) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.len() > most => Err(too_large(found.len(), most)),
+        _ => Ok(()),
+    }
+}
+
+fn too_large(size: u64, most: u64) -> io::Error {
+    let reason = format!("it has {size} bytes, and no more than {most} are read");
+    io::Error::new(io::ErrorKind::FileTooLarge, reason)
+}
+
+fn whole(file: &File, most: u64) -> io::Result<Vec<u8>> {
+    let size = file.metadata()?.len();
+    if size > most {
+        return Err(too_large(size, most));
+    }
+    // What grows, and what has no size, is bounded as well.
+    let mut bytes = Vec::new();
+    file.take(most + 1).read_to_end(&mut bytes)?;
+    match bytes.len() as u64 > most {
+        true => Err(too_large(file.metadata()?.len().max(most + 1), most)),
+        false => Ok(bytes),
+    }
+}
+
 /// A directory, and files in it by name.
 pub trait Disk {
     /// A file that is open for writing.
@@ -42,6 +81,27 @@ impl Directory {
         Self(path.into())
     }
 
+    /// Reads a file as [`read_whole`] does.
+    pub fn read_whole(&self, name: &str, most: u64) -> io::Result<Vec<u8>> {
+        whole(&self.open(name)?, most)
+    }
+
+    fn open(&self, name: &str) -> io::Result<File> {
+        // A pipe must not make the agent wait.
+        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags)
+            .open(self.path(name))?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "not a regular file",
+            ));
+        }
+        Ok(file)
+    }
+
     /// Makes the directory; its name must be on the medium too, or all that is in it is for nothing.
     fn make(&self) -> io::Result<()> {
         if self.0.is_dir() {
@@ -62,19 +122,7 @@ impl Disk for Directory {
     }
 
     fn read(&self, name: &str) -> io::Result<impl Read> {
-        // A pipe must not make the agent wait.
-        let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(flags)
-            .open(self.path(name))?;
-        if !file.metadata()?.is_file() {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "not a regular file",
-            ));
-        }
-        Ok(file)
+        self.open(name)
     }
 
     fn create(&mut self, name: &str) -> io::Result<File> {
@@ -118,5 +166,47 @@ impl Disk for Directory {
 
     fn sync(&mut self) -> io::Result<()> {
         File::open(&self.0)?.sync_all()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_read_up_to_its_bound_and_one_that_is_longer_is_an_error_that_tells_both() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        fs::write(&path, "12345678").unwrap();
+        let named = Directory::new(directory.path());
+        assert_eq!(read_whole(&path, 8).unwrap(), b"12345678");
+        assert_eq!(named.read_whole("file", 8).unwrap(), b"12345678");
+        assert_eq!(read_text(&path, 8).unwrap(), "12345678");
+        // More than this machine has memory for.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        for size in [9, 1 << 40] {
+            file.set_len(size).unwrap();
+            for read in [read_whole(&path, 8), named.read_whole("file", 8)] {
+                let error = read.unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+                let expected = format!("it has {size} bytes, and no more than 8 are read");
+                assert_eq!(error.to_string(), expected);
+            }
+        }
+    }
+
+    #[test]
+    fn what_has_no_size_and_no_end_is_bounded_too() {
+        let error = read_whole(Path::new("/dev/zero"), 4096).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
+        assert_eq!(read_whole(Path::new("/dev/null"), 4096).unwrap(), b"");
+    }
+
+    #[test]
+    fn text_that_is_none_is_an_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), [0xff]).unwrap();
+        let error = read_text(file.path(), 8).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -32,6 +32,8 @@ pub(super) enum Flaw {
     Version(u32),
     /// Its last append is unfinished: no harm is done.
     Torn,
+    /// It goes on behind what was read.
+    TooLong,
     /// Records are missing, or are not what was written.
     Damaged,
 }

@@ -34,6 +34,9 @@ const DAMAGED: &str = "ledger.damaged";
 /// A journal up to this size is not worth a new file. What a board reads for each ADD and DEL. Tests come by here often.
 pub(super) const JOURNAL_BYTES: u64 = if cfg!(test) { 2 * 1024 } else { 64 * 1024 };
 
+/// What is read of a journal. Compaction keeps one far below: this is one that a crash or a strange tool has made long.
+pub(super) const MOST_BYTES: u64 = 16 << 20;
+
 /// What is wrong with a ledger, or with where it is.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
@@ -57,6 +60,12 @@ pub enum LedgerError {
     /// Some of it is lost; it is set aside, and the rest is used.
     #[error("{} is damaged", path.display())]
     Damaged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// As if its end were lost; it is set aside, and what was read is used.
+    #[error("{} is longer than {MOST_BYTES} bytes, and nothing behind those is read", path.display())]
+    TooLong {
         /// The file.
         path: PathBuf,
     },
@@ -263,7 +272,7 @@ impl<D: Disk> Store<D> {
         let (in_memory, volatile) = Journal::open(in_memory, false, &mut alarms)?;
         // The one that has more of the history; where that is equal, one that is whole.
         let rank = |replayed: &codec::Replayed| {
-            let is_whole = !matches!(replayed.flaw, Some(Flaw::Damaged | Flaw::Foreign));
+            let is_whole = matches!(replayed.flaw, None | Some(Flaw::Torn));
             (replayed.sequence, is_whole)
         };
         let durable_sequence = durable.sequence;
@@ -374,7 +383,7 @@ impl<D: Disk> Journal<D> {
         let read = journal
             .disk
             .read(CURRENT)
-            .and_then(|mut file| file.read_to_end(&mut bytes));
+            .and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
         match read {
             Ok(_) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -385,7 +394,13 @@ impl<D: Disk> Journal<D> {
                 alarms.push(journal.error("read", CURRENT)(error));
             }
         }
-        let replayed = codec::replay(&bytes);
+        let most = usize::try_from(MOST_BYTES).unwrap_or(usize::MAX);
+        let is_too_long = bytes.len() > most;
+        bytes.truncate(most);
+        let mut replayed = codec::replay(&bytes);
+        if is_too_long && matches!(replayed.flaw, None | Some(Flaw::Torn | Flaw::Damaged)) {
+            replayed.flaw = Some(Flaw::TooLong);
+        }
         match replayed.flaw {
             None => {
                 journal.end = Some(End {
@@ -400,6 +415,7 @@ impl<D: Disk> Journal<D> {
                 journal.is_damaged = true;
                 alarms.push(match flaw {
                     Flaw::Foreign => LedgerError::Foreign { path },
+                    Flaw::TooLong => LedgerError::TooLong { path },
                     _ => LedgerError::Damaged { path },
                 });
             }

@@ -354,6 +354,47 @@ fn a_journal_that_has_outgrown_its_state_is_written_anew() {
 }
 
 #[test]
+fn of_a_journal_that_a_crash_has_made_long_the_good_beginning_counts_and_it_is_made_small_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = Place {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+    };
+    let mut store = Store::open(&place).unwrap();
+    let first = vec![put("web-0", "10.1.0.2"), put("web-1", "10.1.0.3")];
+    store.commit(first).unwrap();
+    let journals = [place.state_dir.join("ledger"), place.in_memory()].map(|it| it.join("ledger"));
+    for journal in &journals {
+        let file = std::fs::OpenOptions::new().write(true).open(journal);
+        // More than this machine has memory for.
+        file.unwrap().set_len(1 << 40).unwrap();
+    }
+    let mut store = Store::open(&place).unwrap();
+    assert_eq!(store.ledger().entries().len(), 2);
+    let [
+        error @ LedgerError::TooLong { path },
+        LedgerError::TooLong { .. },
+    ] = store.alarms()
+    else {
+        panic!("{:?}", store.alarms());
+    };
+    assert_eq!(path, &journals[0]);
+    assert!(
+        error.to_string().contains("longer than 16777216 bytes"),
+        "{error}"
+    );
+    store.commit(vec![put("web-2", "10.1.0.4")]).unwrap();
+    for journal in &journals {
+        assert!(std::fs::metadata(journal).unwrap().len() < JOURNAL_BYTES);
+    }
+    let store = Store::open(&place).unwrap();
+    assert_eq!(
+        (store.alarms().len(), store.ledger().entries().len()),
+        (0, 3)
+    );
+}
+
+#[test]
 fn one_process_at_a_time_writes() {
     let directory = tempfile::TempDir::new().unwrap();
     let place = Place {

@@ -13,7 +13,7 @@ use http::uri::{InvalidUri, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use kube::Config;
 use kube::client::ConfigExt as _;
-use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError, LoadDataError};
 use tokio::time::Instant;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
@@ -22,9 +22,15 @@ use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::plugin;
 use crate::error::chain;
+use crate::host::disk::{check_size, read_text, read_whole};
 use crate::source::names_a_user;
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Of a file with certificates, or of a kubeconfig: what Kubernetes lets a Secret have.
+const MOST_BYTES: u64 = 1 << 20;
+/// More than any token takes.
+const MOST_TOKEN_BYTES: u64 = 1 << 16;
 
 /// What this process was given to reach apiservers with.
 #[derive(Clone, Debug)]
@@ -61,14 +67,7 @@ impl Access {
 
     /// The server that a kubeconfig or else the environment names, as far as they can be read.
     pub(super) fn inferred(&self) -> Option<Uri> {
-        let read = match &self.kubeconfig {
-            Some(path) => Kubeconfig::read_from(path).ok(),
-            None => Kubeconfig::from_env()
-                .ok()
-                .flatten()
-                .or_else(|| Kubeconfig::read().ok()),
-        };
-        let named = read.and_then(|config| {
+        let named = self.read_kubeconfig().ok().and_then(|config| {
             let current = config.current_context?;
             let mut contexts = config.contexts.into_iter();
             let context = contexts.find(|named| named.name == current)?.context?;
@@ -77,6 +76,31 @@ impl Access {
             cluster.cluster?.server
         });
         named.or_else(|| self.in_cluster.clone())?.parse().ok()
+    }
+
+    /// The one that was given, or those that kubectl takes: as kube-rs reads them, which knows no bound.
+    fn read_kubeconfig(&self) -> Result<Kubeconfig, KubeconfigError> {
+        let paths = match (&self.kubeconfig, std::env::var_os("KUBECONFIG")) {
+            (Some(path), _) => vec![path.clone()],
+            (None, named) => {
+                let named = named.unwrap_or_default();
+                let mut paths: Vec<_> = std::env::split_paths(&named).collect();
+                paths.retain(|path| !path.as_os_str().is_empty());
+                if paths.is_empty() {
+                    let home = std::env::home_dir().ok_or(KubeconfigError::FindPath)?;
+                    paths.push(home.join(".kube/config"));
+                }
+                paths
+            }
+        };
+        let mut paths = paths.iter();
+        paths.try_fold(Kubeconfig::default(), |all, path| {
+            let wrong = |source| KubeconfigError::ReadConfig(source, path.clone());
+            check_size(path, MOST_BYTES).map_err(wrong)?;
+            let read = Kubeconfig::read_from(path)?;
+            check_sizes(&read)?;
+            all.merge(read)
+        })
     }
 
     fn token_file(&self) -> Option<PathBuf> {
@@ -214,20 +238,43 @@ impl Origin {
 
 async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
     let options = KubeConfigOptions::default();
-    let Some(path) = &access.kubeconfig else {
-        let config = Config::from_kubeconfig(&options).await;
-        return config.map_err(|error| AccessError::Nowhere {
+    let wrong = |error| match &access.kubeconfig {
+        Some(path) => AccessError::Kubeconfig {
+            path: path.clone(),
+            source: Box::new(error),
+        },
+        None => AccessError::Nowhere {
             kubeconfig: chain(&error),
-        });
+        },
     };
-    let wrong = |source| AccessError::Kubeconfig {
-        path: path.clone(),
-        source: Box::new(source),
-    };
-    let read = Kubeconfig::read_from(path).map_err(wrong)?;
+    let read = access.read_kubeconfig().map_err(wrong)?;
     Config::from_custom_kubeconfig(read, &options)
         .await
         .map_err(wrong)
+}
+
+/// Of the files that kube-rs reads for a kubeconfig.
+fn check_sizes(config: &Kubeconfig) -> Result<(), KubeconfigError> {
+    let check = |path: &Option<String>, wrong: fn(LoadDataError) -> KubeconfigError| {
+        let Some(path) = path.as_ref().map(PathBuf::from) else {
+            return Ok(());
+        };
+        check_size(&path, MOST_BYTES).map_err(|source| wrong(LoadDataError::ReadFile(source, path)))
+    };
+    for cluster in config.clusters.iter().filter_map(|it| it.cluster.as_ref()) {
+        let path = &cluster.certificate_authority;
+        check(path, KubeconfigError::LoadCertificateAuthority)?;
+    }
+    for user in config
+        .auth_infos
+        .iter()
+        .filter_map(|it| it.auth_info.as_ref())
+    {
+        let path = &user.client_certificate;
+        check(path, KubeconfigError::LoadClientCertificate)?;
+        check(&user.client_key, KubeconfigError::LoadClientKey)?;
+    }
+    Ok(())
 }
 
 async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
@@ -306,7 +353,7 @@ fn tls(config: &Config) -> Result<Option<Tls>, AccessError> {
 
 /// The certificates of a file, in DER.
 fn certificates(path: &Path) -> Result<Vec<Vec<u8>>, AccessError> {
-    let pem = std::fs::read(path).map_err(|source| AccessError::Read {
+    let pem = read_whole(path, MOST_BYTES).map_err(|source| AccessError::Read {
         path: path.to_owned(),
         source,
     })?;
@@ -342,10 +389,11 @@ impl Way {
         match &self.credentials {
             Credentials::None => Ok(request),
             Credentials::TokenFile(path) => {
-                let token = std::fs::read_to_string(path).map_err(|source| AccessError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
+                let token =
+                    read_text(path, MOST_TOKEN_BYTES).map_err(|source| AccessError::Read {
+                        path: path.clone(),
+                        source,
+                    })?;
                 let bearer = HeaderValue::try_from(format!("Bearer {}", token.trim()));
                 let mut bearer = bearer.map_err(|_invalid| {
                     wrong(format!("{} holds more than a token", path.display()))
@@ -411,6 +459,84 @@ mod tests {
              clusters: [{{name: cloud, cluster: {{server: 'https://192.0.2.1:6443'}}}}, {{name: edge, cluster: {{server: '{server}'}}}}]\n\
              users: [{{name: node, user: {{}}}}]\n"
         )
+    }
+
+    #[tokio::test]
+    async fn a_file_that_a_crash_has_made_long_is_an_error_that_names_it_whichever_it_is() {
+        let long = tempfile::NamedTempFile::new().unwrap();
+        // More than this machine has memory for.
+        long.as_file().set_len(1 << 40).unwrap();
+        let path = long.path().display().to_string();
+        let text = kubeconfig("https://192.0.2.1:6443");
+        let text = |place: &str, file: &str| {
+            assert!(text.contains(place));
+            text.replace(place, &format!("{place}{file}: '{path}'"))
+        };
+        let server = "server: 'https://192.0.2.1:6443'";
+        let user = "users: [{name: node, user: {";
+        let inferred = |kubeconfig: &Path| Access {
+            kubeconfig: Some(kubeconfig.to_owned()),
+            ..nothing()
+        };
+        let mut ways = vec![(Origin::Inferred, inferred(long.path()))];
+        let mut files = Vec::new();
+        for text in [
+            text(server, ", certificate-authority"),
+            text(user, "client-certificate"),
+            text(user, "client-key"),
+        ] {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            ways.push((Origin::Inferred, inferred(file.path())));
+            files.push(file);
+        }
+        let url: Uri = "https://192.0.2.1:6443".parse().unwrap();
+        let has_token = false;
+        let ca_file = Some(long.path().to_owned());
+        let access = Access {
+            ca_file,
+            ..nothing()
+        };
+        ways.push((
+            Origin::Url {
+                url: url.clone(),
+                has_token,
+            },
+            access,
+        ));
+        for (origin, access) in ways {
+            let refused = origin.way(&access).await.map(|way| way.url);
+            let reason = chain(&refused.unwrap_err());
+            assert!(reason.contains(&path), "{reason}");
+            let sizes = "it has 1099511627776 bytes, and no more than 1048576 are read";
+            assert!(reason.contains(sizes), "{reason}");
+        }
+        let way = Way {
+            url,
+            tls: None,
+            credentials: Credentials::TokenFile(long.path().to_owned()),
+        };
+        let refused = way.sign(Request::new(())).await.map(drop);
+        let reason = chain(&refused.unwrap_err());
+        assert!(reason.contains(&path), "{reason}");
+        assert!(reason.contains("no more than 65536 are read"), "{reason}");
+    }
+
+    #[test]
+    fn paths_in_a_kubeconfig_are_those_beside_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("kubeconfig");
+        let text = kubeconfig("https://192.0.2.1:6443");
+        let text = text.replace("user: {}", "user: {tokenFile: token}");
+        std::fs::write(&path, text).unwrap();
+        let access = Access {
+            kubeconfig: Some(path),
+            ..nothing()
+        };
+        let read = access.read_kubeconfig().unwrap();
+        let token = read.auth_infos[0].auth_info.as_ref().unwrap();
+        let expected = directory.path().join("token").display().to_string();
+        assert_eq!(token.token_file.as_ref(), Some(&expected));
     }
 
     #[tokio::test]
