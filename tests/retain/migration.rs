@@ -59,9 +59,10 @@ fn pods_of_host_local_keep_their_addresses_and_nobody_else_gets_them() {
 
 #[test]
 fn files_that_outlived_their_containers_are_not_in_use_and_pods_that_run_keep_theirs() {
+    // A range that no other test has: an address is in use while any namespace of this machine has it.
     let node = Node::alone();
     let host_local = json!({
-        "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.1.0.0/29"}]],
+        "type": "host-local", "dataDir": node.path("networks"), "ranges": [[{"subnet": "10.1.7.0/29"}]],
     });
     let mut before = Network::new(&node, "1.0.0", node.bridged(host_local));
     before.plugins.truncate(1);
@@ -75,28 +76,28 @@ fn files_that_outlived_their_containers_are_not_in_use_and_pods_that_run_keep_th
         process_in(&bare.netns, &id("bare")),
         process_in(&new.netns, "pause"),
     ];
-    assert_eq!(addresses(&before.add(&running.sandbox)), ["10.1.0.2"]);
-    assert_eq!(addresses(&before.add(&bare.sandbox)), ["10.1.0.3"]);
+    assert_eq!(addresses(&before.add(&running.sandbox)), ["10.1.7.2"]);
+    assert_eq!(addresses(&before.add(&bare.sandbox)), ["10.1.7.3"]);
     // A Pod may do so in its own namespace. Its shim names it all the same.
-    bare.netns.ip("addr del 10.1.0.3/29 dev eth0\n").unwrap();
+    bare.netns.ip("addr del 10.1.7.3/29 dev eth0\n").unwrap();
     let directory = node.dir().join("networks/edge");
     for (name, contents) in [
-        ("10.1.0.4", id("gone") + "\neth0"),
-        ("10.1.0.5", id("gone-too") + "\neth0"),
-        ("10.1.0.5_shop_web-5", String::new()),
+        ("10.1.7.4", id("gone") + "\neth0"),
+        ("10.1.7.5", id("gone-too") + "\neth0"),
+        ("10.1.7.5_shop_web-5", String::new()),
     ] {
         fs::write(directory.join(name), contents).unwrap();
     }
 
     let mut ipam = node.ipam();
-    ipam["ranges"] = json!([[{"subnet": "10.1.0.0/29"}]]);
+    ipam["ranges"] = json!([[{"subnet": "10.1.7.0/29"}]]);
     let mut after = Network::new(&node, "1.0.0", node.bridged(ipam));
     let mut given = addresses(&after.add(&new.sandbox));
     for (name, container) in [("web-3", "c3"), ("web-4", "c4")] {
         given.extend(addresses(&after.add(&pod(name, container).sandbox)));
     }
     // The range is full by now: first what was never given, then what is nobody's, and last what a Pod may come back to.
-    assert_eq!(given, ["10.1.0.6", "10.1.0.4", "10.1.0.5"]);
+    assert_eq!(given, ["10.1.7.6", "10.1.7.4", "10.1.7.5"]);
     assert_eq!(node.entry(&id("running"))["state"], "active");
     assert_eq!(node.entry(&id("bare"))["state"], "active");
     let refused = after.try_add(&pod("web-6", "c6").sandbox).unwrap_err();
@@ -133,21 +134,22 @@ fn fail(file: &Path) {
 #[test]
 fn a_file_that_cannot_be_read_costs_its_own_address_and_only_while_somebody_has_that() {
     make_mounts_private().unwrap();
+    // A range that no other test has, as above.
     let node = Node::alone();
     let directory = node.dir().join("networks/edge");
     fs::create_dir_all(&directory).unwrap();
-    for name in ["10.1.0.2", "10.1.0.3", "last_reserved_ip.0"] {
+    for name in ["10.1.8.2", "10.1.8.3", "last_reserved_ip.0"] {
         fail(&directory.join(name));
     }
     let (web, other) = (pod("web-0", "c1"), pod("other", "c2"));
-    other.netns.ip("addr add 10.1.0.2/32 dev lo\n").unwrap();
+    other.netns.ip("addr add 10.1.8.2/32 dev lo\n").unwrap();
     let processes = [&web, &other].map(|pod| process_in(&pod.netns, "pause"));
     let mut ipam = node.ipam();
-    ipam["ranges"] = json!([[{"subnet": "10.1.0.0/29"}]]);
+    ipam["ranges"] = json!([[{"subnet": "10.1.8.0/29"}]]);
     let mut network = Network::new(&node, "1.0.0", node.bridged(ipam));
     let mut given = addresses(&network.add(&web.sandbox));
     for part in [
-        "networks/edge/10.1.0.2",
+        "networks/edge/10.1.8.2",
         "Input/output error",
         "is the disk failing?",
     ] {
@@ -157,7 +159,7 @@ fn a_file_that_cannot_be_read_costs_its_own_address_and_only_while_somebody_has_
         given.extend(addresses(&network.add(&pod(name, container).sandbox)));
     }
     // What was never given comes first; what nobody has is given all the same.
-    assert_eq!(given, ["10.1.0.4", "10.1.0.5", "10.1.0.6", "10.1.0.3"]);
+    assert_eq!(given, ["10.1.8.4", "10.1.8.5", "10.1.8.6", "10.1.8.3"]);
     let full = network.try_add(&pod("web-4", "c6").sandbox).unwrap_err();
     assert!(full.to_string().contains("no address is free"), "{full}");
     network.del(&web.sandbox);
