@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, Settings};
+use serde_json::json;
+use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, Settings, objects};
 
 use crate::followed::{Followed, services};
-use crate::{cluster, cluster_with, kube, web, yurthub};
+use crate::{address, cluster, cluster_with, kube, web, yurthub};
 
 fn lists() -> On {
     On::list(Resource::Services)
@@ -55,6 +56,60 @@ fn an_answer_that_is_no_list_loses_nothing() -> Result<()> {
     survives([Fault::Body("application/json", b"{}".to_vec())])?;
     let empty = br#"{"kind":"Status","items":null}"#.to_vec();
     survives([Fault::Body("application/json", empty)])
+}
+
+/// Of a proxy that drops the query, and of a server that has more each time.
+#[test]
+fn a_list_whose_pages_never_end_is_given_up_and_loses_nothing() -> Result<()> {
+    const PAGES: usize = 200;
+    let page = |token: usize| {
+        let item = objects::service(&format!("more-{token}"), address(200), 80);
+        let list = json!({
+            "kind": "ServiceList",
+            "apiVersion": "v1",
+            "metadata": { "resourceVersion": "7", "continue": token.to_string() },
+            "items": [item],
+        });
+        Fault::Body("application/json", list.to_string().into_bytes())
+    };
+    let endless = [
+        (
+            vec![page(1), page(1)],
+            "a page names itself as the next one",
+        ),
+        ((0..PAGES).map(page).collect(), "it has more than 200 pages"),
+    ];
+    for (pages, why) in endless {
+        let api = cluster(&["a", "b", "c"])?;
+        let mut followed = Followed::start(&[kube(&api)])?;
+        followed.until("all services", |s| services(s).len() == 3)?;
+        followed.until_watched(&api)?;
+        let count = pages.len();
+        api.http().forget_requests();
+        api.http().fail_next(lists(), pages);
+        // What would be one page more, or the list that is tried after a pause.
+        api.http().fail_always(lists(), Fault::Stall);
+        api.compact();
+        api.expire_watches(Resource::Services);
+        followed.until_status("it is given up", |status| {
+            let problems = format!("{status:?}");
+            problems.contains(&format!("the list of services does not end: {why}"))
+        })?;
+        followed.until_status("it is asked for anew", |_| {
+            api.http().requests_on(lists()).len() == count + 1
+        })?;
+        let asked = api.http().requests_on(lists());
+        let last = asked.last().map(|request| request.parameter("continue"));
+        ensure!(last == Some(""), "{last:?}");
+        followed.until("nothing has come or gone", |s| {
+            services(s) == ["a", "b", "c"]
+        })?;
+        api.put_all(web("d", 9))?;
+        api.http().clear_faults();
+        api.http().drop_connections()?;
+        followed.until("the new service", |s| services(s) == ["a", "b", "c", "d"])?;
+    }
+    Ok(())
 }
 
 #[test]

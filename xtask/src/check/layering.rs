@@ -92,6 +92,7 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/rewrite/",
     "yurt-ebpf/src/select.rs",
     "yurt-ebpf/src/vxlan.rs",
+    "yurt-net/src/agent/lines.rs",
     "yurt-net/src/dataplane/clients/identity.rs",
     "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
@@ -129,6 +130,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/checkpoint/pace.rs",
     "yurt-net/src/source/edition.rs",
     "yurt-net/src/source/kube/body.rs",
+    "yurt-net/src/source/kube/extent.rs",
     "yurt-net/src/source/kube/follow.rs",
     "yurt-net/src/source/kube/resource.rs",
     "yurt-net/src/source/kube/state.rs",
@@ -194,6 +196,7 @@ const EDGES: &[Edge] = &[
         libraries: &["hyper", "hyper_util"],
         owners: &[
             "yurt-net/src/observe/http.rs",
+            "yurt-net/src/source/kube/failure.rs",
             "yurt-net/src/source/kube/task.rs",
             "yurt-net/src/source/kube/wire.rs",
         ],

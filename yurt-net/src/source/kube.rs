@@ -22,6 +22,8 @@ use crate::model::{Snapshot, Touched};
 mod access;
 pub mod body;
 mod connection;
+mod extent;
+mod failure;
 mod follow;
 mod gaps;
 mod plugin;

@@ -16,9 +16,11 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 use super::Resource;
 use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
 use super::connection::{Connection, Loss, Told};
+use super::extent::Extent;
+use super::failure::RequestError;
 use super::follow::{Failure, Follower, Request};
 use super::resource::Shape;
-use super::wire::{self, DialError, SendError, Wire};
+use super::wire::Wire;
 use crate::error::chain;
 
 /// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
@@ -100,38 +102,6 @@ pub(super) enum News {
     },
 }
 
-/// Why a request came to nothing.
-#[derive(Debug, thiserror::Error)]
-enum RequestError {
-    #[error(transparent)]
-    Dial(#[from] DialError),
-    #[error("no answer: {}", root(.0))]
-    Send(SendError),
-    #[error("no answer within {} s", .0.as_secs())]
-    Silence(Duration),
-    #[error("the answer broke off: {}", root(.0))]
-    Broken(hyper::Error),
-    #[error("the connection was taken for dead")]
-    Dead,
-    #[error("the apiserver's versions have gone back")]
-    Rewound,
-    #[error("{status}{}", if *.is_anonymous { ": no credentials are sent to a server that TLS does not verify" } else { "" })]
-    Status {
-        status: StatusCode,
-        retry_after: Option<Duration>,
-        /// There are credentials, and they were kept back.
-        is_anonymous: bool,
-    },
-    #[error("the version is too old: {message}")]
-    Expired { message: String },
-    #[error("the watch failed with {code}: {message}")]
-    Watch { code: u16, message: String },
-    #[error(transparent)]
-    Body(#[from] BodyError),
-    #[error("the source has gone")]
-    Gone,
-}
-
 impl News {
     /// How large its objects are.
     pub(super) fn bytes(&self) -> usize {
@@ -144,45 +114,6 @@ impl News {
             | Self::Ended
             | Self::Failed { .. } => 0,
         }
-    }
-}
-
-impl RequestError {
-    fn failure(&self) -> Failure {
-        match self {
-            Self::Dial(_) | Self::Dead => Failure::NoConnection,
-            Self::Send(_) | Self::Broken(_) | Self::Gone => Failure::Transport,
-            Self::Silence(_) => Failure::Silence,
-            Self::Status {
-                status: StatusCode::GONE,
-                ..
-            }
-            | Self::Expired { .. }
-            | Self::Rewound => Failure::Expired,
-            Self::Status {
-                status,
-                retry_after,
-                ..
-            } => Failure::Status(status.as_u16(), *retry_after),
-            Self::Watch { code, .. } => Failure::Status(*code, None),
-            Self::Body(BodyError::Cut) => Failure::Transport,
-            Self::Body(_) => Failure::Garbage,
-        }
-    }
-
-    /// The other end, or the way there, has fallen silent.
-    fn is_silence(&self) -> bool {
-        let mut cause: Option<&dyn std::error::Error> = match self {
-            Self::Send(SendError::Http(error)) | Self::Broken(error) => Some(error),
-            _ => None,
-        };
-        while let Some(error) = cause {
-            if error.downcast_ref().is_some_and(wire::is_silence) {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
     }
 }
 
@@ -335,7 +266,9 @@ impl Task {
         let mut wire = self.connection.open_pods().await?;
         let response = send(&mut wire, "/pods", "gzip").await?;
         let response = ok(&wire, response).await?;
-        self.items(response, Some(self.api_version())).await?;
+        let mut extent = Extent::of(self.shape.resource);
+        self.items(response, Some(self.api_version()), &mut extent)
+            .await?;
         self.tell_listed(String::new()).await?;
         Ok(())
     }
@@ -347,6 +280,7 @@ impl Task {
 
     async fn list(&mut self, is_latest: bool) -> Result<(), RequestError> {
         let api_version = self.api_version();
+        let mut extent = Extent::of(self.shape.resource);
         let mut page: Option<String> = None;
         let version = loop {
             let uri = match page.as_deref() {
@@ -355,11 +289,12 @@ impl Task {
             };
             count(&self.counters.lists, 1);
             let response = self.get(&uri, "gzip").await?;
-            let end = self.items(response, Some(api_version)).await?;
-            match end.next_page {
-                Some(next) => page = Some(next),
-                None => break end.version,
-            }
+            let end = self.items(response, Some(api_version), &mut extent).await?;
+            let Some(next) = end.next_page else {
+                break end.version;
+            };
+            extent.page(&next)?;
+            page = Some(next);
         };
         let is_held = self.tell_listed(version.clone()).await?;
         self.follower.listed(version, is_held);
@@ -373,6 +308,7 @@ impl Task {
         &self,
         response: Response<Incoming>,
         wanted: Option<&'static str>,
+        extent: &mut Extent,
     ) -> Result<ListEnd, RequestError> {
         let is_gzip = response
             .headers()
@@ -387,13 +323,13 @@ impl Task {
                 inflate.push(piece, |bytes| {
                     scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item)))
                 })?;
-                self.tell_items(wanted, items).await?;
+                self.tell_items(wanted, items, extent).await?;
             }
         }
         let mut items = Vec::new();
         inflate
             .finish(|bytes| scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item))))?;
-        self.tell_items(wanted, items).await?;
+        self.tell_items(wanted, items, extent).await?;
         Ok(scanner.finish()?)
     }
 
@@ -511,7 +447,8 @@ impl Task {
     async fn compare(&mut self, version: &str) -> Result<(), RequestError> {
         let uri = self.shape.probe(self.api_version());
         let response = self.get(&uri, "gzip").await?;
-        let now = self.items(response, None).await?.version;
+        let mut extent = Extent::of(self.shape.resource);
+        let now = self.items(response, None, &mut extent).await?.version;
         self.is_compared = true;
         let is_behind = match (now.parse::<u64>(), version.parse::<u64>()) {
             (Ok(now), Ok(known)) => now < known,
@@ -570,7 +507,11 @@ impl Task {
         &self,
         wanted: Option<&'static str>,
         items: Vec<Bytes>,
+        extent: &mut Extent,
     ) -> Result<(), RequestError> {
+        items
+            .iter()
+            .try_for_each(|item| extent.object(item.len()))?;
         let Some(api_version) = wanted.filter(|_| !items.is_empty()) else {
             return Ok(());
         };
@@ -629,15 +570,6 @@ async fn ok(wire: &Wire, response: Response<Incoming>) -> Result<Response<Incomi
         retry_after: retry_after.map(Duration::from_secs),
         is_anonymous: wire.keeps_credentials_back(),
     })
-}
-
-/// The innermost cause: the layers above it only say that there was one.
-fn root(error: &dyn std::error::Error) -> String {
-    let mut cause = error;
-    while let Some(deeper) = cause.source() {
-        cause = deeper;
-    }
-    cause.to_string()
 }
 
 fn count(counter: &AtomicU64, by: u64) {
