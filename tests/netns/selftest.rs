@@ -42,6 +42,28 @@ fn check_says_that_services_are_translated() -> Result<()> {
 }
 
 #[test]
+fn a_node_of_one_family_passes_and_one_without_any_loopback_address_is_told_that() -> Result<()> {
+    let mut world = World::single()?;
+    world.start(0, &[])?;
+    let node = world.node(0)?;
+    let lo = |change: &str| node.netns().ip(&format!("addr {change} dev lo\n"));
+    lo("del 127.0.0.1/8")?;
+    let (_, found) = self_test(node)?;
+    assert_eq!(found["result"], "ok", "{found}");
+    lo("del ::1/128")?;
+    let (code, found) = self_test(node)?;
+    assert_eq!(code, Some(1), "{found}");
+    assert!(
+        found.to_string().contains("neither 127.0.0.1 nor ::1"),
+        "{found}"
+    );
+    lo("add 127.0.0.1/8")?;
+    let (_, found) = self_test(node)?;
+    assert_eq!(found["result"], "ok", "{found}");
+    Ok(())
+}
+
+#[test]
 fn nothing_is_left_in_the_cgroup_by_the_self_test() -> Result<()> {
     let mut world = World::single()?;
     world.start(0, &[])?;
