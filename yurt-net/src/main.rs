@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
 
+use std::borrow::Cow;
 use std::error::Error;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
@@ -9,6 +10,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
     }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return explain_usage(&error),
+        Err(error) => return explain_usage(error),
     };
     let format = match &cli.command {
         Command::Run(args) => args.log_format,
@@ -67,8 +69,21 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help, the version, or what is wrong with the command line: clap writes it in colours, where they are wanted.
-fn explain_usage(error: &clap::Error) -> ExitCode {
+/// Help, the version, or what is wrong with the command line: clap writes it in colours, where they are wanted. It repeats the value that
+/// is wrong, which may have a password in it.
+fn explain_usage(mut error: clap::Error) -> ExitCode {
+    let kinds = [
+        ContextKind::InvalidValue,
+        ContextKind::InvalidArg,
+        ContextKind::InvalidSubcommand,
+    ];
+    for kind in kinds {
+        if let Some(ContextValue::String(said)) = error.get(kind)
+            && let Cow::Owned(shown) = text::without_user(said)
+        {
+            error.insert(kind, ContextValue::String(shown));
+        }
+    }
     let code = u8::try_from(error.exit_code()).unwrap_or(2);
     match error.print() {
         Err(failed) if !error.use_stderr() && failed.kind() != ErrorKind::BrokenPipe => {

@@ -122,6 +122,16 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// A URL, or what is meant to be one, without the user and the password that it names.
+pub fn without_user(url: &str) -> Cow<'_, str> {
+    let Some((user, rest)) = url.rsplit_once('@') else {
+        return Cow::Borrowed(url);
+    };
+    let scheme = user.find("://").map_or(0, |at| at + "://".len());
+    let scheme = user.get(..scheme).unwrap_or_default();
+    Cow::Owned(format!("{scheme}...@{rest}"))
+}
+
 /// The same value with each of its texts, and each key, as a [`message`]. For what is written in lines of its own afterwards.
 pub fn plain<T: Serialize + DeserializeOwned>(value: &T) -> serde_json::Result<T> {
     let mut json = serde_json::to_value(value)?;

@@ -339,6 +339,31 @@ fn a_ledger_of_a_directory_that_is_not_there_is_an_error() {
     assert!(ledger(&node.path("net.d")).status.success());
 }
 
+#[test]
+fn a_password_in_a_refused_url_is_not_repeated() {
+    for source in [
+        "kube:https://admin:s3cret@192.0.2.1:6443",
+        "kube:https://admin:s3/cr3t@192.0.2.1:6443",
+        "https://admin:s3cret@192.0.2.1:6443",
+        "kub:https://admin:s3cret@192.0.2.1:6443",
+    ] {
+        for words in [
+            vec!["run", "--node", "edge", "--source", source],
+            vec!["plan", "--node", "edge", "--source", source],
+            vec!["run", "--node", "edge", source],
+            vec![source],
+        ] {
+            let words: Vec<String> = words.into_iter().map(str::to_owned).collect();
+            let output = ran(&words, Stdio::piped(), Stdio::piped());
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(2), "{said}");
+            assert!(said.contains("192.0.2.1"), "{said}");
+            assert!(!said.contains("s3") && !said.contains("cr3t"), "{said}");
+            assert!(!said.contains("admin"), "{said}");
+        }
+    }
+}
+
 /// A pseudo-terminal.
 struct Terminal(File);
 

@@ -11,6 +11,7 @@ use std::str::FromStr;
 use http::Uri;
 
 use self::kube::Api;
+use crate::text::without_user;
 
 pub mod checkpoint;
 pub mod decode;
@@ -43,9 +44,6 @@ impl FromStr for SourceSpec {
                 return Err(SpecError::Credentials);
             }
             let parsed: Option<Uri> = url.parse().ok();
-            let is_usable = |url: &Uri| {
-                matches!(url.scheme_str(), Some("http" | "https")) && url.host().is_some()
-            };
             match parsed.filter(is_usable) {
                 Some(url) => Ok(Some(url)),
                 None => Err(SpecError::BadUrl {
@@ -78,6 +76,16 @@ pub(crate) fn names_a_user(url: &str) -> bool {
     authority.is_some_and(|authority| authority.contains('@'))
 }
 
+/// Whether it names a server. What follows on a colon is a port, and not the begin of a password that has a slash in it.
+fn is_usable(url: &Uri) -> bool {
+    let is_known = matches!(url.scheme_str(), Some("http" | "https"));
+    let authority = url.authority();
+    let is_whole = authority.is_some_and(|authority| {
+        authority.port_u16().is_some() || authority.as_str() == authority.host()
+    });
+    is_known && is_whole
+}
+
 /// As it is given on the command line; in checkpoints too.
 impl fmt::Display for SourceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,7 +113,8 @@ fn shown(url: &Uri) -> String {
 pub enum SpecError {
     /// No known scheme.
     #[error(
-        "source {spec:?} is not known: expected file:PATH, kube:, kube:URL, yurthub: or yurthub:URL"
+        "source {:?} is not known: expected file:PATH, kube:, kube:URL, yurthub: or yurthub:URL",
+        without_user(spec)
     )]
     Unsupported {
         /// As given.
@@ -120,7 +129,10 @@ pub enum SpecError {
     )]
     Credentials,
     /// What follows `kube:` or `yurthub:`.
-    #[error("source {spec:?} has no usable URL: expected for example kube:https://192.0.2.1:6443")]
+    #[error(
+        "source {:?} has no usable URL: expected for example kube:https://192.0.2.1:6443",
+        without_user(spec)
+    )]
     BadUrl {
         /// As given.
         spec: String,
@@ -210,9 +222,14 @@ mod tests {
             ("File:x", "file:PATH"),
             ("kube:192.0.2.1", "kube:https://"),
             ("yurthub:ftp://192.0.2.1", "kube:https://"),
+            ("kube:https://user:se/cret@192.0.2.1", "kube:https://"),
+            ("kube:https://192.0.2.1:api", "kube:https://"),
         ] {
             let error = spec.parse::<SourceSpec>().unwrap_err().to_string();
             assert!(error.contains(expected), "{spec}: {error}");
+            assert!(!error.contains("cret"), "{error}");
         }
+        assert!("kube:https://[::1]:6443".parse::<SourceSpec>().is_ok());
+        assert!("kube:https://[::1]/".parse::<SourceSpec>().is_ok());
     }
 }

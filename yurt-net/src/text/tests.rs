@@ -153,3 +153,22 @@ fn an_event_is_one_write_whatever_the_log_is_told() {
         .unwrap();
     assert_eq!(String::from_utf8(written).unwrap(), "one\\ntwo\u{fffd}\n");
 }
+
+#[test]
+fn a_url_is_shown_without_what_stands_before_the_at_sign() {
+    for (url, shown) in [
+        ("kube:https://192.0.2.1:6443", "kube:https://192.0.2.1:6443"),
+        (
+            "kube:https://u:secret@192.0.2.1/a",
+            "kube:https://...@192.0.2.1/a",
+        ),
+        (
+            "kube:https://u:se/cr@et@192.0.2.1",
+            "kube:https://...@192.0.2.1",
+        ),
+        ("--source=https://u:secret@h", "--source=https://...@h"),
+        ("u:secret@h", "...@h"),
+    ] {
+        assert_eq!(without_user(url), shown);
+    }
+}
