@@ -1,10 +1,12 @@
 //! Somebody else changes the maps or detaches a program: it is noticed, repaired and counted.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
+use serde_json::json;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto::Tcp;
 
@@ -38,6 +40,44 @@ fn wait_for_count(world: &World, count: &str) -> Result<()> {
         ensure!(status[count].as_u64() >= Some(1), "{status}");
         Ok(())
     })
+}
+
+/// Every look at a pin needs a descriptor: that there is none says nothing of the pin.
+#[test]
+fn an_agent_without_descriptors_says_so_and_of_no_pin_that_it_is_gone() -> Result<()> {
+    let (world, client) = with_a_service()?;
+    let node = world.node(0)?;
+    let pid = status(node)?["pid"].as_u64().context("no pid")?;
+    let limit = |most: &str| -> Result<()> {
+        let limit = format!("--nofile={most}:");
+        let pid = pid.to_string();
+        let done = Command::new("prlimit")
+            .args(["--pid", &pid, &limit])
+            .status()?;
+        ensure!(done.success(), "prlimit: {done}");
+        Ok(())
+    };
+    limit("4")?;
+    let told = eventually(node, || {
+        let log = node.agent_log();
+        let line = log.lines().find(|line| line.contains("os error 24"));
+        line.map(str::to_owned).context("nothing is told")
+    });
+    limit("1024")?;
+    ensure!(told?.contains("drift: could not be repaired"));
+    // What was found amiss without descriptors is forgotten with the next look.
+    eventually(node, || {
+        let status = status(node)?;
+        ensure!(status["ready"] == true, "{status}");
+        ensure!(status["degraded"] == json!([]), "{status}");
+        ensure!(status["driftLinks"] == 0, "{status}");
+        Ok(())
+    })?;
+    let log = node.agent_log();
+    ensure!(!log.contains("drift: programs were detached"), "{log}");
+    ensure!(!log.contains("drift: pins of maps were removed"), "{log}");
+    assert_eq!(who_answers(&client, VIP)?, names(["backend"]));
+    Ok(())
 }
 
 #[test]

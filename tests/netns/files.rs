@@ -1,6 +1,7 @@
 //! The directory of manifests that a running agent follows.
 
 use std::fs;
+use std::time::Instant;
 
 use anyhow::Result;
 use anyhow::ensure;
@@ -102,6 +103,40 @@ fn a_broken_document_is_told_and_costs_only_itself() -> Result<()> {
     assert_eq!(who_answers(&client, WEB)?, names(["a"]));
     replace(node, "side.yaml", &side_yaml(&a))?;
     wait_for(node, &client, SIDE, &a.at4(8080))
+}
+
+#[test]
+fn an_object_that_is_right_and_wrong_in_turns_costs_the_log_a_line_a_minute() -> Result<()> {
+    const TURNS: usize = 12;
+    let (world, [a, _], client) = with_web()?;
+    let node = world.node(0)?;
+    let started = Instant::now();
+    replace(node, "side.yaml", &side_yaml(&a))?;
+    wait_for(node, &client, SIDE, &a.at4(8080))?;
+    let broken = side_yaml(&a).replace("port: 80,", "port: eighty,");
+    for _ in 0..TURNS {
+        for (text, count) in [(&broken, 1), (&side_yaml(&a), 0)] {
+            replace(node, "side.yaml", text)?;
+            eventually(node, || {
+                let status = status(node)?;
+                let told = status["rejections"].as_array().into_iter().flatten();
+                let told = told.filter(|rejection| rejection["name"] == "side");
+                ensure!(told.count() == count, "{status}");
+                Ok(())
+            })?;
+        }
+    }
+    let minutes = started.elapsed().as_secs() / 60 + 2;
+    let log = node.agent_log();
+    let named = log.lines().filter(|line| line.contains("side.yaml"));
+    let counts = log
+        .lines()
+        .filter(|line| line.contains("more than the lines"));
+    let (named, counts) = (named.count(), counts.count());
+    // A minute that has begun before the first of them may end among them.
+    ensure!((1..=minutes).contains(&u64::try_from(named)?), "{log}");
+    ensure!((1..=minutes).contains(&u64::try_from(counts)?), "{log}");
+    Ok(())
 }
 
 #[test]

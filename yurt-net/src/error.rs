@@ -4,6 +4,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::text::message;
+
 /// What the operating system did not do with a file, a directory, or whatever else has a path.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
@@ -28,16 +30,34 @@ impl PathError {
     }
 }
 
-/// An error and its causes on one line.
+/// An error and its causes on one line. None of them is longer than a message is: what a server says may be.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = message(&error.to_string()).to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
-        text.push_str(&error.to_string());
+        text.push_str(&message(&error.to_string()).to_string());
         cause = error.source();
     }
     text
+}
+
+/// Each of many texts once, with how often it is there, in the order of the first ones.
+pub fn distinct(texts: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut counts: Vec<(String, usize)> = Vec::new();
+    for text in texts {
+        match counts.iter_mut().find(|(known, _)| *known == text) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((text, 1)),
+        }
+    }
+    let counts = counts.into_iter();
+    counts
+        .map(|(text, count)| match count {
+            1 => text,
+            _ => format!("{text} ({count} times)"),
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -48,5 +68,29 @@ mod tests {
     fn an_error_of_a_path_says_what_was_tried_on_what_and_why_not() {
         let error = PathError::of("read", Path::new("/a/b"))(io::ErrorKind::NotFound.into());
         assert_eq!(chain(&error), "read /a/b: entity not found");
+    }
+
+    #[test]
+    fn what_a_server_says_is_cut_and_its_cause_is_told_all_the_same() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("the server says: {said}")]
+        struct Refused {
+            said: String,
+            source: io::Error,
+        }
+        let error = Refused {
+            said: "no\n".repeat(50_000),
+            source: io::ErrorKind::NotFound.into(),
+        };
+        let told = chain(&error);
+        assert!(told.len() < 2000, "{}", told.len());
+        assert!(told.starts_with("the server says: no\\nno"), "{told}");
+        assert!(told.ends_with("...: entity not found"), "{told}");
+    }
+
+    #[test]
+    fn the_same_text_many_times_is_told_once_with_a_count() {
+        let texts = ["a", "b", "a", "c", "a"].map(str::to_owned);
+        assert_eq!(distinct(texts), ["a (3 times)", "b", "c"]);
     }
 }

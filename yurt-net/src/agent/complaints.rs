@@ -1,20 +1,61 @@
-//! What cannot be done for Pods as they ask for it, in the log.
+//! What cannot be done for Pods as they ask for it: in the status as it is, in the log when it is new.
 
 use std::collections::BTreeSet;
+use std::time::Instant;
 
 use tracing::warn;
 
+use super::lines::Lines;
 use crate::device::Complaint;
 
-/// Says those that are not known yet.
-pub(super) fn tell(what: &str, known: &[Complaint], complaints: &[Complaint]) {
-    let known: BTreeSet<&Complaint> = known.iter().collect();
-    for complaint in complaints.iter().filter(|new| !known.contains(new)) {
-        let Complaint {
+/// Of one part of the agent.
+#[derive(Debug)]
+pub(super) struct Complaints {
+    /// Whose.
+    what: &'static str,
+    now: Vec<Complaint>,
+    lines: Lines,
+}
+
+impl Complaints {
+    /// None yet.
+    pub(super) fn about(what: &'static str) -> Self {
+        Self {
+            what,
+            now: Vec::new(),
+            lines: Lines::default(),
+        }
+    }
+
+    /// These are all there are now.
+    pub(super) fn set(&mut self, complaints: Vec<Complaint>) {
+        let known: BTreeSet<&Complaint> = self.now.iter().collect();
+        let new = complaints.iter().filter(|new| !known.contains(new));
+        let new: Vec<&Complaint> = new.collect();
+        let name = |complaint: &&Complaint| format!("{} {}", complaint.pod, complaint.interface);
+        let admitted = self
+            .lines
+            .admit(Instant::now(), &new, |complaint| &complaint.pod, name);
+        let what = self.what;
+        for Complaint {
             pod,
             interface,
             reason,
-        } = complaint;
-        warn!(pod, interface, reason, "{what}");
+        } in admitted.lines
+        {
+            warn!(pod, interface, reason, "{what}");
+        }
+        if let Some(more) = admitted.left_out {
+            warn!(
+                more,
+                "{what}: more than these lines name; `yurt-net status` shows all"
+            );
+        }
+        self.now = complaints;
+    }
+
+    /// All there are now.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Complaint> {
+        self.now.iter()
     }
 }

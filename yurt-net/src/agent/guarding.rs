@@ -9,7 +9,7 @@ use tracing::{debug, info, warn};
 use super::worker::Worker;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
-use crate::error::chain;
+use crate::error::{chain, distinct};
 use crate::guard::{GuardImage, plan};
 use crate::retain::ledger::store::Place;
 use crate::retain::ledger::{Entry, Key, is_same};
@@ -95,7 +95,7 @@ impl Guarding {
                     Outcome::Applied(guarded, failures) => {
                         self.guarded = guarded;
                         let failures: Vec<String> =
-                            failures.iter().map(|error| chain(error)).collect();
+                            distinct(failures.iter().map(|error| chain(error)));
                         self.problem = (!failures.is_empty()).then(|| failures.join("; "));
                     }
                     Outcome::Outdated => is_outdated = true,

@@ -27,6 +27,7 @@ mod devices;
 mod disk;
 mod established;
 mod guarding;
+mod lines;
 mod mending;
 mod pods;
 mod probing;
@@ -73,6 +74,7 @@ use crate::status::{MapUsage, SelfTest, Status};
 
 use devices::Devices;
 use disk::StateDir;
+use lines::Lines;
 use probing::Probing;
 use retention::Retention;
 
@@ -301,6 +303,9 @@ struct Agent {
     state_dir: StateDir,
     socket: control::Server,
     status: Status,
+    rejected: Lines,
+    full: Lines,
+    ended: Lines,
 }
 
 impl Agent {
@@ -359,6 +364,9 @@ impl Agent {
             state_dir: StateDir::new(args.place.state_dir.clone()),
             socket,
             status,
+            rejected: Lines::default(),
+            full: Lines::default(),
+            ended: Lines::default(),
         })
     }
 

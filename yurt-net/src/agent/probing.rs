@@ -13,6 +13,7 @@ use tracing::{info, warn};
 
 use self::ask::ask;
 use self::failure::Failure;
+use super::lines::Lines;
 use crate::model::Protocol;
 use crate::retain::probing::{Check, Failing, Prober};
 
@@ -30,6 +31,7 @@ pub(super) struct Probing {
     prober: Prober,
     running: JoinSet<(Check, Result<(), Failure>)>,
     is_asking: bool,
+    lines: Lines,
 }
 
 impl Probing {
@@ -41,6 +43,7 @@ impl Probing {
             prober: Prober::default(),
             running: JoinSet::new(),
             is_asking: false,
+            lines: Lines::default(),
         }
     }
 
@@ -67,9 +70,21 @@ impl Probing {
                     let outcome = outcome.as_ref().map(|&()| ()).map_err(String::as_str);
                     if self.prober.tell(&check, outcome) {
                         let Check { pod, at, .. } = &check;
-                        match outcome {
-                            Ok(()) => info!(%pod, %at, "answers again"),
-                            Err(failure) => warn!(%pod, %at, failure, "does not answer"),
+                        let outcome = outcome.err();
+                        let what = format!("{pod} {at} {}", outcome.is_none());
+                        let line = [(pod.to_string(), what)];
+                        let now = Instant::now().into_std();
+                        let admitted =
+                            self.lines
+                                .admit(now, &line, |(pod, _)| pod, |(_, what)| what.clone());
+                        for _ in admitted.lines {
+                            match outcome {
+                                None => info!(%pod, %at, "answers again"),
+                                Some(failure) => warn!(%pod, %at, failure, "does not answer"),
+                            }
+                        }
+                        if let Some(more) = admitted.left_out {
+                            info!(more, "Pods answer and do not answer more often than is written");
                         }
                         return;
                     }

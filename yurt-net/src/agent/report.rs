@@ -1,6 +1,7 @@
 //! What the agent says of what happened: once, in the log, and in its status.
 
 use std::net::IpAddr;
+use std::time::Instant;
 
 use tracing::{error, info, warn};
 
@@ -12,7 +13,6 @@ use crate::model::{Rejection, Snapshot};
 use crate::plan::Refused;
 use crate::policy::{Reasons, Standing};
 use crate::status::{LeftAlone, RefusedService};
-use crate::text;
 
 impl Agent {
     pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {
@@ -38,10 +38,22 @@ impl Agent {
         let withdrawn = ended.values().sum::<u64>() - outside;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if withdrawn + outside > 0 {
-            info!(
-                withdrawn,
-                outside, seen, took_ms, "ended sockets whose endpoint went"
-            );
+            let scan = [self.status.sockets.scans];
+            let admitted = self
+                .ended
+                .admit(Instant::now(), &scan, |_| "", u64::to_string);
+            for _ in admitted.lines {
+                info!(
+                    withdrawn,
+                    outside, seen, took_ms, "ended sockets whose endpoint went"
+                );
+            }
+            if let Some(more) = admitted.left_out {
+                info!(
+                    more,
+                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
+                );
+            }
         }
         let error = error.map(|error| chain(&error));
         if let Some(error) = error.as_ref()
@@ -107,35 +119,61 @@ impl Agent {
         if self.status.refused == said {
             return;
         }
-        for (map, services, first) in self.status.refused_maps() {
+        let refused = self.status.refused_maps();
+        let map = |full: &(&str, usize, &RefusedService)| full.0.to_owned();
+        let admitted = self
+            .full
+            .admit(Instant::now(), &refused, |full| full.0, map);
+        for &(map, services, first) in admitted.lines {
             let (first, flag) = (&first.service, &first.flag);
             error!(
                 map,
                 services, first, flag, "map full: these service ports do not fit"
             );
         }
+        if let Some(more) = admitted.left_out {
+            warn!(
+                more,
+                "map full: what does not fit has changed again; `yurt-net status` shows it"
+            );
+        }
+    }
+
+    /// Says what is rejected since the last time, as far as a log takes it.
+    pub(super) fn report_rejections(&mut self, new: &[Rejection]) {
+        let admitted = self.rejected.admit(
+            Instant::now(),
+            new,
+            |rejection| &rejection.namespace,
+            object,
+        );
+        if let Some(more) = admitted.left_out {
+            warn!(
+                more,
+                "rejected: more than the lines of this minute name; `yurt-net plan` shows all"
+            );
+        }
+        for rejection in admitted.lines {
+            let Rejection {
+                kind,
+                namespace,
+                name,
+                source,
+                reason,
+            } = rejection;
+            warn!(kind, namespace, name, source, reason, "rejected");
+        }
     }
 }
 
-/// One line for each of the first few, and one for the rest: the log is on flash.
-pub(super) fn report_rejections(rejections: &[Rejection]) {
-    const SAID: usize = 10;
-    let first = text::in_turns(rejections, SAID, |rejection| &rejection.namespace);
-    if rejections.len() > first.len() {
-        let more = rejections.len() - first.len();
-        warn!(
-            more,
-            "rejected: more than the next lines name; `yurt-net plan` shows all"
-        );
-    }
-    for rejection in first {
-        let Rejection {
-            kind,
-            namespace,
-            name,
-            source,
-            reason,
-        } = rejection;
-        warn!(kind, namespace, name, source, reason, "rejected");
-    }
+/// Whatever is wrong with it.
+fn object(rejection: &Rejection) -> String {
+    let Rejection {
+        kind,
+        namespace,
+        name,
+        source,
+        ..
+    } = rejection;
+    format!("{kind} {namespace}/{name} {source}")
 }

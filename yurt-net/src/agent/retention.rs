@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::cni::CniKeeper;
-use super::complaints::tell;
+use super::complaints::Complaints;
 use super::guarding::Guarding;
 use super::translating::{Translating, kept_for};
 use crate::config::{CniKeepArg, RunArgs};
@@ -62,7 +62,7 @@ pub(super) struct Retention {
     guarding: Guarding,
     translating: Translating,
     cni: Option<CniKeeper>,
-    complaints: Vec<Complaint>,
+    complaints: Complaints,
     releasing: Option<JoinHandle<Result<usize, WatchError>>>,
     /// Why not all is as it should be, as it was said last.
     problems: Problems,
@@ -105,7 +105,7 @@ impl Retention {
             place,
             cni: (args.cni == CniKeepArg::Install)
                 .then(|| CniKeeper::start(args.cni_place.cni(), args.place.directories())),
-            complaints: Vec::new(),
+            complaints: Complaints::about("guard"),
             releasing: None,
             problems: Problems::default(),
         };
@@ -306,8 +306,7 @@ impl Retention {
         };
         let (wanted, more) = compile(&pods, devices, &reserved, &policy);
         complaints.extend(more);
-        tell("guard", &self.complaints, &complaints);
-        self.complaints = complaints;
+        self.complaints.set(complaints);
         self.guarding
             .bring_to(wanted, self.reading.ledger.entries());
     }

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
 use super::retention::Retention;
-use super::{Agent, AgentError, RETRY, give_back_memory, report};
+use super::{Agent, AgentError, RETRY, give_back_memory};
 use crate::dataplane::bpf::SocketLb;
 use crate::dataplane::clients::Look;
 use crate::dataplane::clients::identity::{ClientAddresses, Word};
@@ -135,8 +135,9 @@ impl Agent {
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        report::report_rejections(&compiled.new_rejections);
         self.suspects.merge(compiled.lost);
+        let new_rejections = compiled.new_rejections;
+        self.report_rejections(&new_rejections);
         if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
             self.want_clients();

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
 
-use super::complaints::tell;
+use super::complaints::Complaints;
 use super::worker::Worker;
 use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
 use crate::device::{Complaint, Link};
-use crate::error::chain;
+use crate::error::{chain, distinct};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::routes::Routes;
 use crate::retain::ledger::{Assigner, Entry, Key, State};
@@ -56,8 +56,8 @@ pub(super) struct Translating {
     /// By device, the addresses that its Pod appears with.
     translated: BTreeMap<u32, Vec<IpAddr>>,
     /// What annotations say that cannot be read, and what cannot be kept.
-    misread: Vec<Complaint>,
-    refused: Vec<Complaint>,
+    misread: Complaints,
+    refused: Complaints,
     problem: Option<String>,
 }
 
@@ -78,8 +78,8 @@ impl Translating {
             counters: None,
             has_looked: false,
             translated: BTreeMap::new(),
-            misread: Vec::new(),
-            refused: Vec::new(),
+            misread: Complaints::about("translation"),
+            refused: Complaints::about("translation"),
             problem: None,
         }
     }
@@ -93,8 +93,7 @@ impl Translating {
         local: Option<&BTreeSet<IpAddr>>,
     ) {
         let (pods, misread) = candidates(reading, snapshot);
-        tell("translation", &self.misread, &misread);
-        self.misread = misread;
+        self.misread.set(misread);
         let is_wanted = |pod: &Candidate| match pod.wish {
             Wish::Pods(wish) => wish,
             Wish::Nodes | Wish::Unknown => self.policy.is_on,
@@ -104,7 +103,7 @@ impl Translating {
             || !self.has_looked
             || Translate::is_pinned(&self.bpffs);
         if !is_needed {
-            self.refused.clear();
+            self.refused.set(Vec::new());
             self.problem = None;
             return;
         }
@@ -125,12 +124,11 @@ impl Translating {
                     let pods = work.translated.len();
                     info!(pods, "Pods appear with addresses that they had");
                 }
-                tell("translation", &self.refused, &work.complaints);
                 self.counters = work.counters;
                 self.translated = work.translated;
-                self.refused = work.complaints;
+                self.refused.set(work.complaints);
                 let failures: Vec<String> =
-                    work.failures.iter().map(|error| chain(error)).collect();
+                    distinct(work.failures.iter().map(|error| chain(error)));
                 self.has_looked = failures.is_empty();
                 self.problem = (!failures.is_empty()).then(|| failures.join("; "));
             }
@@ -151,7 +149,7 @@ impl Translating {
 
     /// Why Pods are not translated that should be.
     pub(super) fn complaints(&self) -> impl Iterator<Item = &Complaint> {
-        self.misread.iter().chain(&self.refused)
+        self.misread.iter().chain(self.refused.iter())
     }
 
     /// What fails at present.

@@ -8,7 +8,7 @@ use tracing::{error, warn};
 use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::bpf::SocketLb;
-use crate::error::chain;
+use crate::error::{chain, distinct};
 use crate::policy::pods_among_services;
 use crate::status::SelfTest;
 use crate::status::health::Facts;
@@ -21,6 +21,8 @@ impl Agent {
             // Programs of this agent would read a table that is not written yet.
             return false;
         }
+        // What was left out in the minute before.
+        self.report_rejections(&[]);
         let repair = self.dataplane.repair();
         if !repair.programs.is_empty() {
             self.status.drift_links += repair.programs.len();
@@ -35,13 +37,18 @@ impl Agent {
                 "drift: pins of maps were removed"
             );
         }
-        let failures = repair.failures.iter().map(|failure| chain(failure));
-        self.failures = failures.collect();
+        let mut failures: Vec<String> = repair
+            .failures
+            .iter()
+            .map(|failure| chain(failure))
+            .collect();
         if self.is_serving
             && let Err(failure) = self.repair_maps()
         {
-            self.failures.push(chain(&failure));
+            failures.push(chain(&failure));
         }
+        // One reason may keep all pins from being made.
+        self.failures = distinct(failures);
         for failure in &self.failures {
             error!(
                 error = failure,
@@ -85,6 +92,10 @@ impl Agent {
         let checkpoint = self.keeper.problem();
         let snapshot = self.sources.snapshot();
         let serves = self.is_serving || self.is_holding;
+        let unpinned = match serves {
+            true => self.dataplane.unpinned(),
+            false => Ok(None),
+        };
         let facts = Facts {
             is_serving: self.is_serving,
             is_holding: self.is_holding,
@@ -92,10 +103,8 @@ impl Agent {
                 true => self.dataplane.detached(),
                 false => Vec::new(),
             },
-            unpinned: match serves {
-                true => self.dataplane.unpinned(),
-                false => None,
-            },
+            unseen: unpinned.as_ref().err().map(|error| chain(error)),
+            unpinned: unpinned.ok().flatten(),
             manifests: self.sources.stale_manifests(),
             failures: &self.failures,
             unasked: self.sources.unasked(),

@@ -37,37 +37,62 @@ impl KeptPins {
         })
     }
 
-    /// Pins that are not there, or are of something else.
-    pub(super) fn missing(&self) -> impl Iterator<Item = PathBuf> {
+    /// Pins that are not there, or are of something else; and those of which that cannot be said.
+    pub(super) fn missing(&self) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {
         let pins = self.objects.iter();
-        let pins = pins.map(|(name, object)| (self.dir.join(name), object));
-        let missing = pins.filter(|(path, object)| !is_pinned(object.as_fd(), path));
-        missing.map(|(path, _)| path)
+        pins.filter_map(|(name, object)| missing(object.as_fd(), self.dir.join(name)))
     }
 
     /// Makes those again. What cannot be made keeps no other from being made.
     pub(super) fn keep(&self) -> Vec<Result<&'static str, DataplaneError>> {
-        let missing = self.objects.iter();
-        let missing = missing.filter(|(name, fd)| !is_pinned(fd.as_fd(), &self.dir.join(name)));
         let keep = |(name, object): &(&'static str, OwnedFd)| {
-            keep_pin(object.as_fd(), &self.dir.join(name)).map(|_| *name)
+            let kept = keep_pin(object.as_fd(), &self.dir.join(name));
+            kept.map(|is_new| is_new.then_some(*name)).transpose()
         };
-        missing.map(keep).collect()
+        self.objects.iter().filter_map(keep).collect()
     }
 }
 
-/// Whether just this object is pinned there.
-pub(super) fn is_pinned(object: BorrowedFd<'_>, path: &Path) -> bool {
-    let pinned = sys::object_get(path).and_then(|pinned| sys::object_id(pinned.as_fd()));
-    match (pinned, sys::object_id(object)) {
-        (Ok(pinned), Ok(object)) => pinned == object,
-        _ => false,
+/// The pin, if it is not there or is of something else; an error where that cannot be said.
+pub(super) fn missing(
+    object: BorrowedFd<'_>,
+    path: PathBuf,
+) -> Option<Result<PathBuf, DataplaneError>> {
+    match is_pinned(object, &path) {
+        Ok(true) => None,
+        Ok(false) => Some(Ok(path)),
+        Err(error) => Some(Err(error)),
     }
+}
+
+/// Whether just this object is pinned there. That it cannot be looked at, as by who has no more descriptors, says nothing of it.
+fn is_pinned(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError> {
+    let pinned = match sys::object_get(path) {
+        Ok(pinned) => pinned,
+        Err(error) if is_absence(&error) => return Ok(false),
+        Err(error) => return Err(at("look at", path)(error)),
+    };
+    let id = |object| sys::object_id(object).map_err(at("look at", path));
+    Ok(id(pinned.as_fd())? == id(object)?)
+}
+
+/// There is nothing at a path, or what is there is no object (a file is refused as if it was somebody else's).
+fn is_absence(error: &io::Error) -> bool {
+    let absence = [
+        libc::ENOENT,
+        libc::ENOTDIR,
+        libc::ELOOP,
+        libc::EACCES,
+        libc::EINVAL,
+    ];
+    error
+        .raw_os_error()
+        .is_some_and(|code| absence.contains(&code))
 }
 
 /// Sees to it that an object is pinned, with the directory and the one above it; true where it was not.
 pub(super) fn keep_pin(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError> {
-    if is_pinned(object, path) {
+    if is_pinned(object, path)? {
         return Ok(false);
     }
     for dir in [path.parent().and_then(Path::parent), path.parent()] {

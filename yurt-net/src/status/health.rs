@@ -30,6 +30,8 @@ pub struct Facts<'a> {
     pub detached: Vec<&'static str>,
     /// The first pin that is not there, and how many such there are.
     pub unpinned: Option<(PathBuf, usize)>,
+    /// Why it is not known which pins are there.
+    pub unseen: Option<String>,
     /// What the last repair could not mend.
     pub failures: &'a [String],
     /// The maps of an earlier agent are left alone: no source has answered, and the checkpoint may be older than they are.
@@ -84,6 +86,9 @@ impl Facts<'_> {
                     "{count} are not there, {first} first: Services would end with this process; is a bpf file system mounted there?"
                 ),
             );
+        }
+        if let Some(error) = &self.unseen {
+            say("pins", format!("they cannot be looked at: {error}"));
         }
         for failure in self.failures {
             say("repair", failure.clone());
@@ -265,6 +270,7 @@ mod tests {
             is_serving: true,
             detached: vec!["yurt_connect4"],
             unpinned: Some((PathBuf::from("/sys/fs/bpf/yurt-net"), 3)),
+            unseen: None,
             failures: &failures,
             is_holding: false,
             manifests: vec!["web.yaml: cannot be read".to_owned()],

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::{BpfDataplane, LoadedProgram, at};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::kept::{is_pinned, keep_pin};
+use crate::dataplane::kept::{keep_pin, missing};
 use crate::dataplane::pinned::on_program;
 use crate::dataplane::strays::Strays;
 use crate::dataplane::sys;
@@ -138,13 +138,13 @@ impl BpfDataplane {
     }
 
     /// The first pin that is not there, and how many there are of such: what it is of ends with this process.
-    pub fn unpinned(&self) -> Option<(PathBuf, usize)> {
+    pub fn unpinned(&self) -> Result<Option<(PathBuf, usize)>, DataplaneError> {
         let links = self.links.iter();
-        let links = links.map(|(name, link)| (self.root.join("links").join(name), link));
-        let links = links.filter(|(path, link)| !is_pinned(link.as_fd(), path));
+        let links = links
+            .filter_map(|(name, link)| missing(link.as_fd(), self.root.join("links").join(name)));
         let maps = self.table_pins.missing().chain(self.state_pins.missing());
-        let mut missing = maps.chain(links.map(|(path, _)| path));
-        let first = missing.next()?;
-        Some((first, 1 + missing.count()))
+        let missing = maps.chain(links).collect::<Result<Vec<_>, _>>()?;
+        let count = missing.len();
+        Ok(missing.into_iter().next().map(|first| (first, count)))
     }
 }

@@ -1,0 +1,142 @@
+//! How many lines of the log others may cause: a log is on flash, and who is right and wrong in turns would fill it.
+//!
+//! Pure: the time goes in. What is left out is counted, and `status` shows how things are at any time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use crate::text::in_turns;
+
+const MINUTE: Duration = Duration::from_secs(60);
+/// Lines in a minute, of all together.
+const MOST: usize = 30;
+/// Lines in a minute that are caused by one.
+const MOST_OF_ONE: usize = 10;
+
+/// What was written in this minute. One for each kind of line.
+#[derive(Debug, Default)]
+pub(super) struct Lines {
+    began: Option<Instant>,
+    /// By who causes them.
+    causes: BTreeMap<String, usize>,
+    /// What was said of what: not again before the minute is over.
+    said: BTreeSet<String>,
+    left_out: usize,
+    has_counted: bool,
+}
+
+/// What to write.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Admitted<'a, T> {
+    pub(super) lines: Vec<&'a T>,
+    /// So many were left out, now and since the last count.
+    pub(super) left_out: Option<usize>,
+}
+
+impl Lines {
+    /// Which of these are written, and how many were not: that is told at once when it begins, then once a minute. To be asked now
+    /// and then without lines, so that the last count is told. `cause`: whose it is; `what`: what it is about.
+    pub(super) fn admit<'a, T>(
+        &mut self,
+        now: Instant,
+        all: &'a [T],
+        cause: impl Fn(&T) -> &str,
+        what: impl Fn(&T) -> String,
+    ) -> Admitted<'a, T> {
+        let is_over = |began: Instant| now.saturating_duration_since(began) >= MINUTE;
+        if self.began.is_none_or(is_over) {
+            let left_out = self.left_out;
+            *self = Self {
+                began: Some(now),
+                left_out,
+                ..Self::default()
+            };
+        }
+        let mut causes = self.causes.clone();
+        let mut fit = Vec::new();
+        for line in all {
+            let count = causes.get(cause(line)).copied().unwrap_or_default();
+            if count < MOST_OF_ONE && !self.said.contains(&what(line)) {
+                causes.insert(cause(line).to_owned(), count + 1);
+                fit.push(line);
+            }
+        }
+        let room = MOST.saturating_sub(self.said.len());
+        let lines = in_turns(&fit, room, |line| cause(line).to_owned());
+        let lines: Vec<&T> = lines.into_iter().copied().collect();
+        for line in &lines {
+            *self.causes.entry(cause(line).to_owned()).or_default() += 1;
+            self.said.insert(what(line));
+        }
+        self.left_out += all.len() - lines.len();
+        let is_to_count = self.left_out > 0 && !self.has_counted;
+        self.has_counted |= is_to_count;
+        Admitted {
+            lines,
+            left_out: is_to_count.then(|| std::mem::take(&mut self.left_out)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Namespace and name.
+    type Object = (&'static str, usize);
+
+    fn admit<'a>(lines: &mut Lines, now: Instant, all: &'a [Object]) -> Admitted<'a, Object> {
+        lines.admit(now, all, |object| object.0, |object| format!("{object:?}"))
+    }
+
+    fn objects(namespace: &'static str, count: usize) -> Vec<Object> {
+        (0..count).map(|name| (namespace, name)).collect()
+    }
+
+    #[test]
+    fn an_object_that_is_right_and_wrong_in_turns_costs_two_lines_a_minute() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let mut written = 0;
+        let mut counted = 0;
+        // Twenty times a second, for an hour.
+        for n in 0..72_000 {
+            let now = start + Duration::from_millis(50) * n;
+            let admitted = admit(&mut lines, now, &[("tenant", 1)]);
+            written += admitted.lines.len() + usize::from(admitted.left_out.is_some());
+            counted += admitted.lines.len() + admitted.left_out.unwrap_or_default();
+        }
+        assert_eq!(written, 120);
+        let rest = admit(&mut lines, start + 2 * Duration::from_secs(3600), &[]);
+        counted += rest.left_out.unwrap();
+        assert_eq!(counted, 72_000);
+    }
+
+    #[test]
+    fn whoever_causes_thousands_of_lines_leaves_room_for_others_and_has_it_again_in_a_minute() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let many = objects("tenant", 5000);
+        let first = admit(&mut lines, start, &many);
+        assert_eq!((first.lines.len(), first.left_out), (10, Some(4990)));
+        let later = start + Duration::from_secs(30);
+        let same = admit(&mut lines, later, &many);
+        assert_eq!((same.lines.len(), same.left_out), (0, None));
+        let other = admit(&mut lines, later, &[("victim", 1)]);
+        assert_eq!((other.lines.len(), other.left_out), (1, None));
+        let next = admit(&mut lines, start + MINUTE, &many);
+        assert_eq!((next.lines.len(), next.left_out), (10, Some(9990)));
+    }
+
+    #[test]
+    fn many_together_cause_no_more_than_so_many_lines_each_in_its_turn() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let mut all = objects("a", 100);
+        all.extend(objects("b", 100));
+        let names: Vec<String> = (0..100).map(|n| format!("n{n}")).collect();
+        let admitted = admit(&mut lines, start, &all);
+        assert_eq!(admitted.lines.len(), 20);
+        let more = lines.admit(start, &names, |name| name, Clone::clone);
+        assert_eq!(more.lines.len(), MOST - 20);
+        let none = lines.admit(start, &["z"], |name| name, |name| (*name).to_owned());
+        assert!(none.lines.is_empty());
+    }
+}
