@@ -284,6 +284,15 @@ pub(super) fn why_not_ready(status: &Status) -> String {
 
 /// `cleanup`. What fails keeps nothing else in place.
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
+    // From now on, so that whoever says so early ends it when all is removed, and not in the middle.
+    let ended = |kind| signal(kind).map_err(VerbError::Signal);
+    let told_to_end = match args.stay {
+        true => Some((
+            ended(SignalKind::terminate())?,
+            ended(SignalKind::interrupt())?,
+        )),
+        false => None,
+    };
     let PlaceArgs {
         bpffs, state_dir, ..
     } = &args.place;
@@ -350,10 +359,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     } else {
         "nothing to remove\n"
     })?;
-    if args.stay {
-        let ended = |kind| signal(kind).map_err(VerbError::Signal);
-        let mut terminate = ended(SignalKind::terminate())?;
-        let mut interrupt = ended(SignalKind::interrupt())?;
+    if let Some((mut terminate, mut interrupt)) = told_to_end {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
