@@ -150,7 +150,7 @@ fn a_file_that_cannot_be_read_costs_its_own_address_and_only_while_somebody_has_
     let mut given = addresses(&network.add(&web.sandbox));
     for part in [
         "networks/edge/10.1.8.2",
-        "Input/output error",
+        "(os error 5)",
         "is the disk failing?",
     ] {
         assert!(network.stderr.contains(part), "{}", network.stderr);
