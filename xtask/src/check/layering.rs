@@ -96,6 +96,8 @@ const PURE: &[&str] = &[
     "yurt-net/src/dataplane/clients/identity.rs",
     "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
+    "yurt-net/src/dataplane/service/decode.rs",
+    "yurt-net/src/dataplane/service/encode.rs",
     "yurt-net/src/dataplane/sockets/message.rs",
     "yurt-net/src/device/",
     "yurt-net/src/explain/",

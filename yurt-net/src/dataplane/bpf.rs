@@ -45,8 +45,10 @@ use self::table::Table;
 pub(super) use self::table::{map_array, open_map};
 use super::clients::Look;
 use super::kept::KeptPins;
+use super::service::decode::{self, decode};
+use super::service::encode::MapWriter as _;
 use super::sockets::SocketMaps;
-use super::{ApplyError, Dataplane, DataplaneError, Write as _, decode, sys, tc};
+use super::{ApplyError, Dataplane, DataplaneError, sys, tc};
 use crate::host::filesystem::Kind;
 use crate::host::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
@@ -518,7 +520,7 @@ impl Dataplane for BpfDataplane {
     }
 
     fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError> {
-        Ok(super::holds(
+        Ok(decode::holds(
             image,
             &self.table.rows()?,
             &self.table.mapped()?,

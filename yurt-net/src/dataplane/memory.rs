@@ -12,7 +12,9 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::select::Tables;
 
-use super::{ApplyError, Dataplane, DataplaneError, RawKey, RawTable, Rows, Write, decode, holds};
+use super::service::decode::{RawTable, Rows, decode, holds};
+use super::service::encode::{MapWriter, RawKey};
+use super::{ApplyError, Dataplane, DataplaneError};
 use crate::plan::{Capacity, Filter, MapImage, Plan};
 
 type Key4 = ([u8; 4], [u8; 2], u8, u8);
@@ -160,7 +162,7 @@ fn key6(key: &FrontendKey6) -> Key6 {
     (key.addr, key.port_be, key.protocol, key.scope)
 }
 
-impl Write for MemoryDataplane {
+impl MapWriter for MemoryDataplane {
     fn grace(&mut self) -> Result<(), DataplaneError> {
         self.graces += 1;
         Ok(())

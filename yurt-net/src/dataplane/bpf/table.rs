@@ -12,11 +12,11 @@ use yurt_ebpf::abi::{
 };
 
 use super::on_map;
+use crate::dataplane::DataplaneError;
 use crate::dataplane::grace::GracePeriod;
+use crate::dataplane::service::decode::{RawTable, Rows, is_written4, is_written6};
+use crate::dataplane::service::encode::{MapWriter, RawKey, raw_value};
 use crate::dataplane::sys::{self, MappedArray};
-use crate::dataplane::{
-    DataplaneError, RawKey, RawTable, Rows, Write, is_written4, is_written6, raw_value,
-};
 use crate::plan::{Capacity, Filter, Op};
 
 /// The table maps in use.
@@ -136,7 +136,7 @@ impl RawTable for Mapped<'_> {
     }
 }
 
-impl Write for Mapped<'_> {
+impl MapWriter for Mapped<'_> {
     fn grace(&mut self) -> Result<(), DataplaneError> {
         self.table.grace.wait().map_err(DataplaneError::Grace)
     }

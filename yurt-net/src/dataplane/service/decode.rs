@@ -1,0 +1,296 @@
+//! From the words of the kernel back to an image: what the maps hold, whoever has written it.
+//!
+//! Pure. What no plan would have written is decoded to something that no plan wants, so that it is replaced.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use ipnetwork::{IpNetwork, Ipv4Network};
+use yurt_ebpf::abi;
+
+use super::encode::{
+    RawKey, affinity, backend4, backend6, key_parts, publish_word, range4, range6, raw_value,
+};
+use crate::model::{AddressFamily, Protocol};
+use crate::plan::{
+    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, ServedSet,
+    ServiceImage, Terms,
+};
+use crate::table::ClusterPrefixes;
+
+/// The table maps, as [`decode`] reads them.
+pub(in crate::dataplane) trait RawTable {
+    fn row(&self, service: u32) -> Option<abi::ServiceRow>;
+    fn backend4(&self, slot: u32) -> Option<abi::Backend4>;
+    fn backend6(&self, slot: u32) -> Option<abi::Backend6>;
+    fn conf(&self) -> Option<abi::Conf>;
+    fn filter(&self) -> Filter;
+}
+
+/// Rows of both families: key and value.
+pub(in crate::dataplane) type Rows = (Vec<(abi::FrontendKey4, u64)>, Vec<(abi::FrontendKey6, u64)>);
+
+/// Makes an image of whatever the maps hold; what no plan would have written is marked as such.
+pub(in crate::dataplane) fn decode(
+    capacity: Capacity,
+    (rows4, rows6): &Rows,
+    table: &impl RawTable,
+) -> MapImage {
+    let mut observed = Observed::default();
+    for (key, value) in rows4 {
+        let abi::FrontendKey4 {
+            addr,
+            port_be,
+            protocol,
+            scope,
+        } = *key;
+        let family = AddressFamily::V4;
+        let row = (
+            addr.into(),
+            port_be,
+            protocol,
+            scope,
+            key.fingerprint(),
+            *value,
+        );
+        decode_row(capacity, family, row, table, &mut observed);
+    }
+    for (key, value) in rows6 {
+        let abi::FrontendKey6 {
+            addr,
+            port_be,
+            protocol,
+            scope,
+            pad: _,
+        } = *key;
+        let family = AddressFamily::V6;
+        let row = (
+            addr.into(),
+            port_be,
+            protocol,
+            scope,
+            key.fingerprint(),
+            *value,
+        );
+        decode_row(capacity, family, row, table, &mut observed);
+    }
+    for index in 0..capacity.services {
+        if let Some(row) = table.row(index) {
+            let generation = abi::PublishWord(row.word).generation();
+            if generation != 0 {
+                observed.generations.insert(index, generation);
+            }
+        }
+    }
+    observed.prefixes = table
+        .conf()
+        .map(|conf| decode_prefixes(&conf))
+        .unwrap_or_default();
+    observed.filter = table.filter();
+    MapImage::observed(capacity, observed)
+}
+
+/// Whether the maps hold just what a plan has written to get to an image.
+pub(in crate::dataplane) fn holds(
+    image: &MapImage,
+    (rows4, rows6): &Rows,
+    table: &impl RawTable,
+) -> bool {
+    let keys4 = rows4.iter().map(|(key, value)| {
+        let port = key_port(key.port_be, key.protocol, key.scope);
+        (key.addr.into(), port, RawKey::V4(*key), *value)
+    });
+    let keys6 = rows6.iter().map(|(key, value)| {
+        let port = key_port(key.port_be, key.protocol, key.scope);
+        (key.addr.into(), port, RawKey::V6(*key), *value)
+    });
+    let is_row = |(address, port, key, value): (IpAddr, KeyPort, RawKey, u64)| {
+        let row = image.frontends().get(&FrontendKey { address, port });
+        row.is_some_and(|row| raw_value(&key, row) == value)
+    };
+    let prefixes = table.conf().map(|conf| decode_prefixes(&conf));
+    let mut services = image.services().iter();
+    rows4.len() + rows6.len() == image.frontends().len()
+        && keys4.chain(keys6).all(is_row)
+        && services.all(|(index, service)| holds_service(*index, service, table))
+        && prefixes.is_some_and(|prefixes| prefixes == *image.prefixes())
+        && table.filter() == *image.filter()
+}
+
+fn holds_service(index: u32, service: &ServiceImage, table: &impl RawTable) -> bool {
+    let ServiceImage { family, base, set } = service;
+    let (Some(set), Some(row)) = (set, table.row(index)) else {
+        return false;
+    };
+    let generation = abi::PublishWord(row.word).generation();
+    let is_published =
+        row.word == publish_word(*base, set, generation).0 && row.affinity == affinity(set).0;
+    is_published
+        && match family {
+            AddressFamily::V4 => {
+                let entries = set.backends.iter().map(|backend| backend4(&backend));
+                let mut entries = entries.chain(set.ranges().iter().map(range4)).zip(*base..);
+                entries.all(|(entry, slot)| entry.is_some() && entry == table.backend4(slot))
+            }
+            AddressFamily::V6 => {
+                let entries = set.backends.iter().map(|backend| backend6(&backend));
+                let mut entries = entries.chain(set.ranges().iter().map(range6)).zip(*base..);
+                entries.all(|(entry, slot)| entry.is_some() && entry == table.backend6(slot))
+            }
+        }
+}
+
+fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
+    match (scope, protocol) {
+        (abi::SCOPE_ADDRESS, _) => KeyPort::Any,
+        (_, 6) => KeyPort::Port(Protocol::Tcp, u16::from_be_bytes(port_be)),
+        (_, 17) => KeyPort::Port(Protocol::Udp, u16::from_be_bytes(port_be)),
+        (_, _) => KeyPort::Port(Protocol::Sctp, u16::from_be_bytes(port_be)),
+    }
+}
+
+/// Whether an agent writes such a key: what else there is has no [`FrontendKey`] that leads back to it.
+pub(in crate::dataplane) fn is_written4(key: &abi::FrontendKey4) -> bool {
+    let parts = (key.port_be, key.protocol, key.scope);
+    key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
+}
+
+pub(in crate::dataplane) fn is_written6(key: &abi::FrontendKey6) -> bool {
+    let parts = (key.port_be, key.protocol, key.scope);
+    key.pad == [0; 4] && key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
+}
+
+/// Address, port, protocol, scope, fingerprint of the key, value.
+type RawRow = (IpAddr, [u8; 2], u8, u8, u32, u64);
+
+fn decode_row(
+    capacity: Capacity,
+    family: AddressFamily,
+    (address, port_be, protocol, scope, fingerprint, value): RawRow,
+    table: &impl RawTable,
+    observed: &mut Observed,
+) {
+    let port = key_port(port_be, protocol, scope);
+    let value = abi::FrontendValue(value);
+    let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
+    let is_on_node = value.flags() & abi::FRONTEND_ON_NODE != 0;
+    let is_ours = value.fingerprint() == fingerprint;
+    let service = if is_ours { value.service() } else { u32::MAX };
+    observed.frontends.insert(
+        FrontendKey { address, port },
+        FrontendRow {
+            service,
+            is_node_only,
+            is_on_node,
+        },
+    );
+    if port == KeyPort::Any || service >= capacity.services {
+        return;
+    }
+    observed
+        .services
+        .entry(service)
+        .or_insert_with(|| decode_service(family, service, table));
+}
+
+fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> ServiceImage {
+    let row = table.row(index).unwrap_or_default();
+    let word = abi::PublishWord(row.word);
+    let end = word.base() + u32::from(word.count());
+    let backends: Option<Vec<SocketAddr>> = (word.base()..end)
+        .map(|slot| match family {
+            AddressFamily::V4 => table.backend4(slot).map(|backend| {
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            }),
+            AddressFamily::V6 => table.backend6(slot).map(|backend| {
+                SocketAddr::new(backend.addr.into(), u16::from_be_bytes(backend.port_be))
+            }),
+        })
+        .collect();
+    let ranges: Option<Vec<IpNetwork>> = (end..end + u32::from(word.ranges()))
+        .map(|slot| match family {
+            AddressFamily::V4 => {
+                let range = table.backend4(slot)?;
+                IpNetwork::with_netmask(range.addr.into(), range.mask().into()).ok()
+            }
+            AddressFamily::V6 => {
+                let range = table.backend6(slot)?;
+                IpNetwork::new(range.addr.into(), range.prefix_length()).ok()
+            }
+        })
+        .collect();
+    let affinity = abi::Affinity(row.affinity);
+    // Readers search the range by halves: it must be sorted.
+    let backends = backends.filter(|backends| backends.is_sorted_by(|a, b| a < b));
+    let set = backends.zip(ranges).map(|(backends, ranges)| {
+        let terms = Terms {
+            ranges,
+            affinity_seconds: affinity.seconds(),
+            affinity_identity: affinity.identity(),
+            is_drop: word.is_drop(),
+        };
+        ServedSet::new(backends.into_iter().collect(), terms)
+    });
+    ServiceImage {
+        family,
+        base: word.base(),
+        set,
+    }
+}
+
+fn decode_prefixes(conf: &abi::Conf) -> ClusterPrefixes {
+    let set = &conf.prefixes[(conf.active_prefixes & 1) as usize];
+    let v4 = set.v4.iter().take(set.v4_len as usize);
+    let v6 = set.v6.iter().take(set.v6_len as usize);
+    let prefixes = v4
+        .map(|prefix| decode_prefix(prefix.addr.into(), prefix.mask.into()))
+        .chain(v6.map(|prefix| decode_prefix(prefix.addr.into(), prefix.mask.into())))
+        .collect();
+    ClusterPrefixes {
+        prefixes,
+        are_service_cidrs: set.flags & abi::PREFIXES_ARE_SERVICE_CIDRS != 0,
+    }
+}
+
+/// A mask that is none shows as a prefix that no table has, and is so replaced.
+fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
+    IpNetwork::with_netmask(address, mask)
+        .unwrap_or(IpNetwork::V4(Ipv4Network::from(Ipv4Addr::UNSPECIFIED)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_no_agent_writes_is_told_from_those_that_it_does() {
+        let key = |port, protocol, scope| abi::FrontendKey4 {
+            addr: [10, 96, 0, 10],
+            port_be: [0, port],
+            protocol,
+            scope,
+        };
+        for (port, protocol, scope) in [(80, 6, 0), (80, 17, 0), (80, 132, 0), (0, 0, 1)] {
+            assert!(is_written4(&key(port, protocol, scope)));
+        }
+        for (port, protocol, scope) in [(80, 99, 0), (80, 6, 7), (80, 6, 1), (0, 6, 1), (0, 0, 0)] {
+            assert!(!is_written4(&key(port, protocol, scope)));
+        }
+        let padded = abi::FrontendKey6 {
+            protocol: 6,
+            pad: [0, 0, 0, 1],
+            ..abi::FrontendKey6::default()
+        };
+        assert!(!is_written6(&padded));
+    }
+
+    #[test]
+    fn a_prefix_with_a_mask_that_is_none_is_not_overlooked() {
+        let mut conf = abi::Conf::default();
+        conf.prefixes[0].v4_len = 1;
+        conf.prefixes[0].v4[0] = abi::Prefix4 {
+            addr: [10, 0, 0, 0],
+            mask: [0xff, 0, 0xff, 0],
+        };
+        assert_ne!(decode_prefixes(&conf), ClusterPrefixes::default());
+    }
+}

@@ -1,0 +1,4 @@
+//! The maps that Services are served from.
+
+pub(super) mod decode;
+pub(super) mod encode;
