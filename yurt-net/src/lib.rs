@@ -28,3 +28,4 @@ pub mod status;
 pub mod table;
 pub mod text;
 pub mod translate;
+pub mod tunnel;

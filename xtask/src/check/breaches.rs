@@ -40,7 +40,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         imports: &[
             ("guard/extra.rs", "guard.rs"),
             ("retain/settings.rs", "guard.rs"),
-            ("retain/vtep/report.rs", "retain/vtep.rs"),
         ],
     },
     Breaches {

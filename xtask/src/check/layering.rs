@@ -53,6 +53,7 @@ const HOUSES: [House; 2] = [
                     "retain",
                     "table",
                     "translate",
+                    "tunnel",
                 ],
             ),
             (
@@ -116,15 +117,11 @@ const PURE: &[&str] = &[
     "yurt-net/src/cni/install/mod.rs",
     "yurt-net/src/retain/ledger.rs",
     "yurt-net/src/retain/ledger/codec.rs",
-    "yurt-net/src/retain/peers.rs",
     "yurt-net/src/retain/plan.rs",
     "yurt-net/src/retain/probing.rs",
     "yurt-net/src/retain/probing/",
     "yurt-net/src/retain/range.rs",
     "yurt-net/src/retain/truth.rs",
-    "yurt-net/src/retain/vtep.rs",
-    "yurt-net/src/retain/vtep/announced.rs",
-    "yurt-net/src/retain/vtep/report.rs",
     "yurt-net/src/source/checkpoint/v1.rs",
     "yurt-net/src/source/checkpoint/v2.rs",
     "yurt-net/src/source/checkpoint/codec.rs",
@@ -144,6 +141,10 @@ const PURE: &[&str] = &[
     "yurt-net/src/text.rs",
     "yurt-net/src/translate.rs",
     "yurt-net/src/translate/",
+    "yurt-net/src/tunnel/announced.rs",
+    "yurt-net/src/tunnel/peers/",
+    "yurt-net/src/tunnel/report.rs",
+    "yurt-net/src/tunnel/vtep/",
 ];
 
 /// What a pure file must not mention. A leading `*` matches at any depth of the path.
@@ -240,10 +241,10 @@ const EDGES: &[Edge] = &[
         libraries: &["crc32fast"],
         owners: &[
             "yurt-net/src/retain/ledger/codec.rs",
-            "yurt-net/src/retain/vtep/record.rs",
+            "yurt-net/src/tunnel/record.rs",
             "yurt-net/src/source/checkpoint/codec.rs",
         ],
-        remedy: "what is on disk is written and read by `source::checkpoint`, `retain::ledger` and `retain::vtep`",
+        remedy: "what is on disk is written and read by `source::checkpoint`, `retain::ledger` and `tunnel::record`",
     },
 ];
 

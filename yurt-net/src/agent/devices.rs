@@ -9,9 +9,9 @@ use tokio::time::{Instant, sleep_until};
 use super::mending::Mending;
 use crate::config::RunArgs;
 use crate::node::vtep::{OwnDevices, Word};
-use crate::retain::peers::Peer;
-use crate::retain::vtep::Kind;
-use crate::retain::vtep::report::Report;
+use crate::tunnel::Kind;
+use crate::tunnel::peers::Peer;
+use crate::tunnel::report::Report;
 
 /// See the module.
 pub(super) struct Devices {

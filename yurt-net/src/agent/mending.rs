@@ -1,4 +1,4 @@
-//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `retain::peers` says what is to be changed.
+//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `tunnel::peers` says what is to be changed.
 //!
 //! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard with another MAC than is
 //! known, and every half minute.
@@ -14,7 +14,7 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::vtep::Listener;
 use crate::error::chain;
 use crate::node::peers::{Entries, EntriesError};
-use crate::retain::peers::{Mender, MenderReport, Others, Peer, Repair};
+use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};
 
 /// While peers are listened to.
 const LISTEN: Duration = Duration::from_secs(1);

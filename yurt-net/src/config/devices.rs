@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::retain::vtep::Kind;
+use crate::tunnel::Kind;
 
 /// Devices of the node whose addresses are kept.
 #[derive(Args, Clone, Debug)]

@@ -13,7 +13,7 @@ use super::DataplaneError;
 use super::bpf::{LoadedProgram, VTEP_MAP, load_vtep, on_map, possible_cpus};
 use super::sys;
 use crate::device::Mac;
-use crate::retain::peers::{Heard, Listened, Others};
+use crate::tunnel::peers::{Heard, Listened, Others};
 
 /// See the module.
 pub struct Listener {

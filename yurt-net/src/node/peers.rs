@@ -1,4 +1,4 @@
-//! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as `retain::peers` says.
+//! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as `tunnel::peers` says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,8 +12,8 @@ use super::neighbours::{entries, mac, plain};
 use super::routes::{destination, device, gateway};
 use super::view::view;
 use super::vtep::{VtepError, as_device, find};
-use crate::retain::peers::{Repair, Tunnel};
-use crate::retain::vtep::What;
+use crate::tunnel::peers::{Repair, Tunnel};
+use crate::tunnel::vtep::What;
 
 /// Entries that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]

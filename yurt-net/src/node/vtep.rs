@@ -1,7 +1,7 @@
 //! The node's own devices: their MACs are set back, and vxlan devices follow the address below them.
 //!
 //! On a thread of its own, which waits for nothing but the kernel: a device that is made gets its MAC also while the agent compiles a table, and
-//! before any source has answered. What to do is decided by `retain::vtep`; events only say that it is time to look.
+//! before any source has answered. What to do is decided by `tunnel::vtep`; events only say that it is time to look.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -25,11 +25,13 @@ use super::follow::NodeError;
 use super::neighbours;
 use super::view::view;
 use crate::device::Mac;
-use crate::error::chain;
+use crate::error::{PathError, chain};
 use crate::host::disk::Directory;
-use crate::retain::vtep::record::{self, RecordError};
-use crate::retain::vtep::report::Report;
-use crate::retain::vtep::{Action, Announced, Device, Keeper, Kind, Underlay, Vxlan, What};
+use crate::tunnel::Kind;
+use crate::tunnel::announced::Announced;
+use crate::tunnel::record;
+use crate::tunnel::report::Report;
+use crate::tunnel::vtep::{Action, Device, Keeper, Underlay, Vxlan, What};
 
 /// Nothing is missed for longer, whatever happens to events.
 const LOOK: Duration = Duration::from_secs(30);
@@ -138,7 +140,7 @@ struct Thread {
     present: BTreeMap<u32, String>,
     /// Permanent neighbours of each of them. The kernel forgets those of a device whose MAC is changed, and flannel does not look again.
     neighbours: BTreeMap<u32, BTreeMap<IpAddr, Mac>>,
-    saving: Option<JoinHandle<Result<(), RecordError>>>,
+    saving: Option<JoinHandle<Result<(), PathError>>>,
     /// The records are to be written, then.
     save_at: Option<Instant>,
     /// What was wrong with the records at the start, what the disk and the kernel refuse.
@@ -466,7 +468,7 @@ impl Thread {
 }
 
 /// Waits for the disk. Cancel safe.
-async fn saved(saving: &mut Option<JoinHandle<Result<(), RecordError>>>) -> Result<(), String> {
+async fn saved(saving: &mut Option<JoinHandle<Result<(), PathError>>>) -> Result<(), String> {
     match saving {
         None => std::future::pending().await,
         Some(task) => match task.await {

@@ -10,11 +10,11 @@
 use std::collections::BTreeMap;
 use std::fmt::{Display, Write as _};
 
-use crate::retain::vtep::report::DeviceReport;
 use crate::source::kube::Received;
 use crate::source::preferred::FollowedSource;
 use crate::status::Status;
 use crate::text;
+use crate::tunnel::report::DeviceReport;
 
 mod table;
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::inputs::{Memory, PolicyConfig};
 use super::topology::Topology;
 use crate::model::Snapshot;
-use crate::retain::peers::Peer;
+use crate::tunnel::peers::Peer;
 
 /// Of each family and Node. One would do if all endpoints were Pods of the Pods' network.
 const MOST_ENDPOINTS: usize = 4;

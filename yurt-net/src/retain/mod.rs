@@ -6,20 +6,16 @@
 //! agent -> watch ----------------------------------------'
 //! ```
 //!
-//! And the node keeps its own: `vtep` decides, `node::vtep` does; what it knows of its peers: `peers` decides, `agent::mending` does.
-//!
-//! `ledger`, `plan`, `adopt`, `range`, `truth`, `probing`, `vtep` and `peers` are pure. docs/retention.md is what an operator needs.
+//! `ledger`, `plan`, `adopt`, `range`, `truth` and `probing` are pure. docs/retention.md is what an operator needs.
 
 pub mod adopt;
 pub(crate) mod go;
 pub mod ledger;
-pub mod peers;
 pub mod plan;
 pub mod probing;
 pub mod range;
 pub mod settings;
 pub mod truth;
-pub mod vtep;
 pub mod watch;
 
 #[cfg(test)]

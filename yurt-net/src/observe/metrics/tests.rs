@@ -8,10 +8,10 @@ use crate::device::Mac;
 use crate::host::process::Process;
 use crate::model::{Protocol, Rejection};
 use crate::plan::{FullMap, Refused};
-use crate::retain::vtep;
 use crate::source::preferred::Origin;
 use crate::status::{Degraded, MapUsage, SelfTest};
 use crate::table::ServiceKey;
+use crate::tunnel;
 
 const GOLDEN: &str = include_str!("golden.txt");
 const DOCUMENT: &str = include_str!("../../../../docs/metrics.md");
@@ -81,7 +81,7 @@ fn status() -> Status {
     let mac = Mac([2, 0, 0, 0, 0, 1]);
     status.devices.devices = vec![DeviceReport {
         name: "flannel.1".to_owned(),
-        kind: vtep::Kind::Vtep,
+        kind: tunnel::Kind::Vtep,
         mac: Some(mac),
         wanted: Some(mac),
         underlay: None,

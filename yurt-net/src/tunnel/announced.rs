@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use serde::Deserialize;
 
+use super::is_unicast;
 use crate::device::Mac;
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
@@ -14,7 +15,7 @@ const DEFAULT_VNI: u32 = 1;
 
 /// A vxlan device as peers know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peers {
+pub struct AnnouncedVtep {
     /// Where they send inner frames to.
     pub mac: Mac,
     /// Where they send outer packets to; `None` where it is not said.
@@ -25,7 +26,7 @@ pub struct Peers {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
     /// By the name that flannel gives the device.
-    pub devices: BTreeMap<String, Peers>,
+    pub devices: BTreeMap<String, AnnouncedVtep>,
     /// One line each, with what to do.
     pub complaints: Vec<String>,
 }
@@ -94,19 +95,14 @@ impl Announced {
                 None
             });
             let vni = data.vni.unwrap_or(DEFAULT_VNI);
-            let peers = Peers {
+            let vtep = AnnouncedVtep {
                 mac: data.mac,
                 underlay,
             };
             announced
                 .devices
-                .insert(format!("{}{vni}", family.device), peers);
+                .insert(format!("{}{vni}", family.device), vtep);
         }
         announced
     }
-}
-
-/// Whether a device can have it.
-pub fn is_unicast(mac: Mac) -> bool {
-    mac.0[0] & 1 == 0 && mac.0 != [0; 6]
 }

@@ -46,7 +46,7 @@ fn bridge(ifindex: u32, last: u8, has_ports: bool) -> Device {
 }
 
 pub(super) fn announced(last: u8) -> Announced {
-    let peers = Peers {
+    let peers = AnnouncedVtep {
         mac: mac(last),
         underlay: HOME.parse().ok(),
     };
@@ -321,7 +321,7 @@ fn flannel_s_annotations_are_read_for_both_families() {
         ("public-ip", HOME),
         ("public-ipv6", "2001:db8::b"),
     ]);
-    let peers = |last, underlay: &str| Peers {
+    let peers = |last, underlay: &str| AnnouncedVtep {
         mac: mac(last),
         underlay: underlay.parse().ok(),
     };

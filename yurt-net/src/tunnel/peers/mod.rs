@@ -20,8 +20,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::vtep::SETTLED;
-use super::vtep::announced::is_unicast;
+use super::{SETTLED, is_unicast};
 use crate::device::Mac;
 use crate::host::limit::Limit;
 

@@ -10,31 +10,18 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Write as _};
-use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::announced::is_unicast;
+use super::is_unicast;
 use crate::device::Mac;
+use crate::error::PathError;
 use crate::host::disk::Disk;
 
 const NAME: &str = "vtep";
 const NEW: &str = "vtep.new";
 /// More than anybody's devices take.
 const MAX_BYTES: u64 = 1 << 16;
-
-/// Records that cannot be read or written.
-#[derive(Debug, thiserror::Error)]
-#[error("{operation} {}", path.display())]
-pub struct RecordError {
-    /// What was tried.
-    pub operation: &'static str,
-    /// On what.
-    pub path: PathBuf,
-    /// Why not.
-    #[source]
-    pub source: io::Error,
-}
 
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -43,24 +30,20 @@ struct Line {
 }
 
 /// What there is, and how many lines of it are damaged. No file is no records.
-pub fn load(disk: &impl Disk) -> Result<(BTreeMap<String, Mac>, usize), RecordError> {
+pub fn load(disk: &impl Disk) -> Result<(BTreeMap<String, Mac>, usize), PathError> {
     let mut bytes = Vec::new();
     let read = disk
         .read(NAME)
         .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut bytes));
     match read {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Default::default()),
-        Err(source) => Err(RecordError {
-            operation: "read",
-            path: disk.path(NAME),
-            source,
-        }),
+        Err(source) => Err(PathError::of("read", &disk.path(NAME))(source)),
         Ok(_) => Ok(decode(&bytes)),
     }
 }
 
 /// Writes the records; they are on the medium when it returns.
-pub fn save(disk: &mut impl Disk, records: &BTreeMap<String, Mac>) -> Result<(), RecordError> {
+pub fn save(disk: &mut impl Disk, records: &BTreeMap<String, Mac>) -> Result<(), PathError> {
     let written = encode(records).and_then(|bytes| {
         let mut file = disk.create(NEW)?;
         file.write_all(&bytes)?;
@@ -68,11 +51,7 @@ pub fn save(disk: &mut impl Disk, records: &BTreeMap<String, Mac>) -> Result<(),
         disk.rename(NEW, NAME)?;
         disk.sync()
     });
-    written.map_err(|source| RecordError {
-        operation: "write",
-        path: disk.path(NAME),
-        source,
-    })
+    written.map_err(PathError::of("write", &disk.path(NAME)))
 }
 
 fn encode(records: &BTreeMap<String, Mac>) -> io::Result<Vec<u8>> {

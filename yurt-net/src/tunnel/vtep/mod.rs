@@ -9,38 +9,19 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde::{Deserialize, Serialize};
-
+use super::announced::{Announced, AnnouncedVtep};
+use super::report::{DeviceReport, Report};
+use super::{Kind, SETTLED, is_unicast};
 use crate::device::Mac;
 use crate::host::limit::Limit;
 
-pub use self::announced::Announced;
-use self::announced::{Peers, is_unicast};
-use self::report::{DeviceReport, Report};
-
-pub mod announced;
 #[cfg(test)]
 mod proptests;
-pub mod record;
-pub mod report;
 #[cfg(test)]
 mod tests;
 
-/// How long a fresh annotation must differ from the device before the device takes it, and an underlay address must be missing before
-/// another is taken: whoever makes a device is done by then.
-pub const SETTLED: u64 = 5_000;
 /// When what has failed is tried again.
 const AGAIN: u64 = 1_000;
-
-/// What is kept of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A vxlan device: its MAC, and the address that it sends from.
-    Vtep,
-    /// A bridge: its MAC, which else follows its ports.
-    Bridge,
-}
 
 /// A device as the kernel has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,9 +107,9 @@ struct Kept {
     record: Option<Mac>,
     device: Option<Device>,
     /// What peers are told, while that is fresh, and since when without a break.
-    fresh: Option<(Peers, u64)>,
+    fresh: Option<(AnnouncedVtep, u64)>,
     /// The same, fresh or not.
-    heard: Option<Peers>,
+    heard: Option<AnnouncedVtep>,
     limit: Limit,
     local_limit: Limit,
     /// The bridge of this index has its MAC from us.
