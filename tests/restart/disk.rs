@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use yurt_net::retain::ledger::store::Place;
+use yurt_net::ledger::store::LedgerDirs;
 use yurt_net::source::preferred::Origin;
 use yurt_net::status::Status;
 use yurt_net_tests::lab::{Lab, Proto};
@@ -86,7 +86,7 @@ fn is_told(world: &World) -> Result<Status> {
 /// Where an agent keeps in memory what belongs to its state directory.
 fn memory(world: &World) -> PathBuf {
     let (state_dir, run_dir) = (world.node.state_dir(), world.node.run_dir());
-    Place { state_dir, run_dir }.in_memory()
+    LedgerDirs { state_dir, run_dir }.in_memory()
 }
 
 #[test]

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net::retain::ledger::store::{Lock, Place, Store};
-use yurt_net::retain::ledger::{Assigner, Entry, Key, Record, State};
+use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
+use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
 use yurt_net::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, Resource, objects};
 use yurt_net_tests::lab::{self, Lab, Netns};
@@ -532,7 +532,7 @@ impl Drop for Sleeper {
 
 /// Writes a ledger in which these Pods were the first things that happened since the machine is up.
 fn keep(edge: &lab::Node, names: &[&str]) -> Result<()> {
-    let place = Place {
+    let place = LedgerDirs {
         state_dir: edge.state_dir(),
         run_dir: edge.run_dir(),
     };

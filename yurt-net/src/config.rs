@@ -21,11 +21,11 @@ pub use self::translate::TranslateArgs;
 use crate::cni::install::Directories;
 use crate::dataplane::bpf::SocketLb;
 use crate::guard::{Askers, ExtraPolicy, ShortestPrefixes};
+use crate::ledger::store::LedgerDirs;
 use crate::model::Protocol;
 use crate::plan::Capacity;
 use crate::policy::{ClosureEstablished, ClosureFailure, PolicyConfig, ViaHub};
 use crate::policy::{ExternalIps, Place, ProtectConfig};
-use crate::retain::ledger::store::Place as LedgerPlace;
 use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
 use crate::source::kube::{Access, Scope};
@@ -77,7 +77,7 @@ pub struct PlaceArgs {
     pub cgroup: Option<PathBuf>,
     /// Directory in memory, emptied by a reboot: what the plugins' runDir says. The agent's socket is below
     /// it where the state directory cannot be written to.
-    #[arg(long, default_value = LedgerPlace::RUN_DIR, value_name = "DIR")]
+    #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
 
@@ -96,8 +96,8 @@ impl PlaceArgs {
     }
 
     /// Where the plugins keep the ledger.
-    pub fn ledger(&self) -> LedgerPlace {
-        LedgerPlace {
+    pub fn ledger(&self) -> LedgerDirs {
+        LedgerDirs {
             state_dir: self.state_dir.clone(),
             run_dir: self.run_dir.clone(),
         }
@@ -478,7 +478,7 @@ pub struct LedgerArgs {
     #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
     pub state_dir: PathBuf,
     /// Directory in memory: what the plugins' runDir says.
-    #[arg(long, default_value = LedgerPlace::RUN_DIR, value_name = "DIR")]
+    #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
     /// Form.
     #[arg(short, long, value_enum, default_value = "table")]

@@ -15,8 +15,8 @@ use anyhow::Result;
 use anyhow::ensure;
 use serde_json::Value;
 use serde_json::json;
-use yurt_net::retain::ledger::store::Place;
-use yurt_net::retain::ledger::store::Store;
+use yurt_net::ledger::store::LedgerDirs;
+use yurt_net::ledger::store::Store;
 use yurt_net::retain::settings::{GuardSettings, Settings as _};
 
 use super::Options;
@@ -77,7 +77,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
             plugin.call("DEL", container, container + 1)?;
         }
     }
-    let place = Place {
+    let place = LedgerDirs {
         state_dir: path("state"),
         run_dir: path("run"),
     };

@@ -41,13 +41,16 @@ const HOUSES: [House; 2] = [
         floors: &[
             (
                 "words and the machine",
-                &["device", "error", "host", "model", "output", "text"],
+                &[
+                    "device", "error", "go_json", "host", "model", "output", "text",
+                ],
             ),
             (
                 "rules",
                 &[
                     "explain",
                     "guard",
+                    "ledger",
                     "plan",
                     "policy",
                     "retain",
@@ -104,6 +107,12 @@ const PURE: &[&str] = &[
     "yurt-net/src/explain/",
     "yurt-net/src/guard.rs",
     "yurt-net/src/guard/",
+    "yurt-net/src/go_json.rs",
+    "yurt-net/src/ledger/adopt/",
+    "yurt-net/src/ledger/codec.rs",
+    "yurt-net/src/ledger/mod.rs",
+    "yurt-net/src/ledger/range/",
+    "yurt-net/src/ledger/rules/",
     "yurt-net/src/model.rs",
     "yurt-net/src/host/durations.rs",
     "yurt-net/src/host/limit.rs",
@@ -111,16 +120,10 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan.rs",
     "yurt-net/src/plan/",
     "yurt-net/src/policy/",
-    "yurt-net/src/retain/adopt.rs",
     "yurt-net/src/cni/protocol.rs",
-    "yurt-net/src/retain/go.rs",
     "yurt-net/src/cni/install/mod.rs",
-    "yurt-net/src/retain/ledger.rs",
-    "yurt-net/src/retain/ledger/codec.rs",
-    "yurt-net/src/retain/plan.rs",
     "yurt-net/src/retain/probing.rs",
     "yurt-net/src/retain/probing/",
-    "yurt-net/src/retain/range.rs",
     "yurt-net/src/retain/truth.rs",
     "yurt-net/src/source/checkpoint/v1.rs",
     "yurt-net/src/source/checkpoint/v2.rs",
@@ -240,11 +243,11 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["crc32fast"],
         owners: &[
-            "yurt-net/src/retain/ledger/codec.rs",
+            "yurt-net/src/ledger/codec.rs",
             "yurt-net/src/tunnel/record.rs",
             "yurt-net/src/source/checkpoint/codec.rs",
         ],
-        remedy: "what is on disk is written and read by `source::checkpoint`, `retain::ledger` and `tunnel::record`",
+        remedy: "what is on disk is written and read by `source::checkpoint`, `ledger::codec` and `tunnel::record`",
     },
 ];
 

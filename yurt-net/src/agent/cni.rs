@@ -14,7 +14,7 @@ use crate::cni::install::Directories;
 use crate::cni::install::files::{Cni, InstallError, Report, Stamp};
 use crate::error::chain;
 use crate::host::limit::Limit;
-use crate::retain::watch::DirectoryWatch;
+use crate::ledger::watch::DirectoryWatch;
 
 /// A writer is done by then.
 const SETTLE: Duration = Duration::from_millis(200);

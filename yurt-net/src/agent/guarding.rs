@@ -11,9 +11,9 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
 use crate::error::{chain, distinct};
 use crate::guard::{GuardImage, plan};
-use crate::retain::ledger::store::Place;
-use crate::retain::ledger::{Entry, Key, is_same};
-use crate::retain::watch::{Reading, WatchError};
+use crate::ledger::store::LedgerDirs;
+use crate::ledger::watch::{Reading, WatchError};
+use crate::ledger::{Entry, Key, is_same};
 
 /// What is to be done.
 #[derive(Debug)]
@@ -59,7 +59,7 @@ pub(super) struct Guarding {
 
 impl Guarding {
     /// Nothing is loaded before the first [`Self::bring_to`].
-    pub(super) fn new(bpffs: PathBuf, place: Place) -> Self {
+    pub(super) fn new(bpffs: PathBuf, place: LedgerDirs) -> Self {
         Self {
             worker: Worker::new(move |guard, order| {
                 match do_work(guard, &bpffs, &place, &order) {
@@ -136,7 +136,7 @@ impl Guarding {
 fn do_work(
     guard: Option<Guard>,
     bpffs: &Path,
-    place: &Place,
+    place: &LedgerDirs,
     order: &Order,
 ) -> Result<(Guard, Work), WorkError> {
     let mut guard = match guard {

@@ -25,15 +25,15 @@ use crate::error::chain;
 use crate::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
 use crate::host::clock::Clock;
 use crate::host::disk::errand::{Errand, SILENCE};
+use crate::ledger::rules::{Draft, PodList, release};
+use crate::ledger::store::{LedgerDirs, Lock, Store};
+use crate::ledger::watch::{LedgerWatch, Reading, WatchError};
+use crate::ledger::{Entry, Key, State, is_same};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::policy::{NodeView, PolicyConfig};
-use crate::retain::ledger::store::{Lock, Place, Store};
-use crate::retain::ledger::{Entry, Key, State, is_same};
-use crate::retain::plan::{Draft, PodList, release};
 use crate::retain::settings::{GuardSettings, Settings as _};
 use crate::retain::truth::Truth;
-use crate::retain::watch::{LedgerWatch, Reading, WatchError};
 use crate::source::preferred::Sources;
 use crate::status::{self, GuardedPodStatus};
 use crate::translate;
@@ -45,7 +45,7 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// See the module.
 pub(super) struct Retention {
-    place: Place,
+    place: LedgerDirs,
     settings: Option<GuardSettings>,
     extra: ExtraPolicy,
     watch: Option<LedgerWatch>,

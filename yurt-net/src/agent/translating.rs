@@ -14,10 +14,10 @@ use super::worker::Worker;
 use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
 use crate::device::{Complaint, Link};
 use crate::error::{chain, distinct};
+use crate::ledger::watch::Reading;
+use crate::ledger::{Assigner, Entry, Key, State};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::routes::Routes;
-use crate::retain::ledger::{Assigner, Entry, Key, State};
-use crate::retain::watch::Reading;
 use crate::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
 
 /// What an annotation of a Pod says: that it is to be translated where it has lost its address (`true`), or not (`false`).

@@ -11,10 +11,10 @@ use crate::config::{LedgerArgs, Output};
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::host::netns;
+use crate::ledger::store::LedgerDirs;
+use crate::ledger::watch::{Reading, WatchError};
+use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::output::print;
-use crate::retain::ledger::store::Place;
-use crate::retain::ledger::{Assigner, Entry, Key, Ledger, Now, State};
-use crate::retain::watch::{Reading, WatchError};
 use crate::text;
 
 /// What to do about them.
@@ -204,7 +204,7 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
         ledger,
         now,
         alarms,
-    } = Reading::take(&Place {
+    } = Reading::take(&LedgerDirs {
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
     })?;
@@ -229,8 +229,8 @@ pub fn ledger(args: &LedgerArgs) -> Result<(), ListError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::retain::ledger::Record;
-    use crate::retain::ledger::tests::{entry, key};
+    use crate::ledger::Record;
+    use crate::ledger::tests::{entry, key};
 
     #[test]
     fn a_row_says_who_has_what_and_for_how_long() {

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::process::parent_id;
 
 use super::protocol::Environment;
-use crate::retain::ledger::Asker;
+use crate::ledger::Asker;
 
 /// The parent of this process, if it is a plugin that answers the same request. A runtime that calls IPAM plugins itself, and
 /// lives on, is none: nothing would ever tell that it is done.

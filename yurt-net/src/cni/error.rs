@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use super::interface::LinkError;
 use crate::device::Mac;
 use crate::error::PathError;
-use crate::retain::ledger::store::LedgerError;
-use crate::retain::plan::Refusal;
-use crate::retain::range::RangeError;
+use crate::ledger::range::RangeError;
+use crate::ledger::rules::Refusal;
+use crate::ledger::store::LedgerError;
 
 /// Why a request is not met. The specification has the codes up to 99.
 #[derive(Debug, thiserror::Error)]

@@ -9,8 +9,8 @@ use crate::dataplane::guard::Guard;
 use crate::device::Complaint;
 use crate::error::chain;
 use crate::guard::{Extra, GuardedPod, Reserved, compile, plan};
-use crate::retain::ledger::Key;
-use crate::retain::plan::Seen;
+use crate::ledger::Key;
+use crate::ledger::rules::Seen;
 use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 
 /// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.

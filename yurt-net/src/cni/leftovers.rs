@@ -7,7 +7,7 @@ use std::path::Path;
 
 use crate::error::{PathError, chain};
 use crate::host::disk::read_whole;
-use crate::retain::adopt::Leftover;
+use crate::ledger::adopt::Leftover;
 
 /// More than two words of a runtime.
 const MAX_BYTES: u64 = 4096;

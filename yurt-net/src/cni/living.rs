@@ -5,7 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::host::netns::{self, Netns};
-use crate::retain::adopt::Living;
+use crate::ledger::adopt::Living;
 
 /// All of it; `None` where something cannot be looked at, or where the namespace of this request is not in sight: then others may not be, either.
 ///

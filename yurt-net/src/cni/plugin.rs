@@ -26,11 +26,11 @@ use crate::error::{PathError, chain};
 use crate::host::clock::Clock;
 use crate::host::disk::read_text;
 use crate::host::netns::Netns;
+use crate::ledger::adopt::adopt;
+use crate::ledger::rules::{self, Attachment, Draft, Seen};
+use crate::ledger::store::{LedgerDirs, Lock, Store};
+use crate::ledger::{Assigner, Entry, Ledger, Now, Record, State};
 use crate::output;
-use crate::retain::adopt::adopt;
-use crate::retain::ledger::store::{Lock, Place, Store};
-use crate::retain::ledger::{Assigner, Entry, Ledger, Now, Record, State};
-use crate::retain::plan::{self, Attachment, Draft, Seen};
 use crate::retain::settings::Settings as _;
 use crate::text;
 use crate::translate;
@@ -168,7 +168,7 @@ struct Request<'a> {
     version: Version,
     environment: &'a Environment,
     config: &'a Config,
-    place: Place,
+    place: LedgerDirs,
     /// Milliseconds.
     ttl: u64,
 }
@@ -210,7 +210,7 @@ impl<'a> Request<'a> {
             version,
             environment,
             config,
-            place: Place {
+            place: LedgerDirs {
                 state_dir: absolute("dataDir", data_dir)?,
                 run_dir: absolute("runDir", run_dir)?,
             },
@@ -248,7 +248,7 @@ impl<'a> Request<'a> {
             )),
             adopted => adopted?,
         }
-        draft.take(plan::expire(draft.ledger(), self.ttl, now));
+        draft.take(rules::expire(draft.ledger(), self.ttl, now));
         let (records, answer) = step(draft.ledger(), now)?;
         draft.take(records);
         let result = store.commit(draft.into_records());
@@ -299,7 +299,7 @@ impl<'a> Request<'a> {
             .collect();
         self.transact(Giving::Nothing, alarms, |ledger, now| {
             let network = &self.config.name;
-            let records = plan::gc(ledger, network, &valid, asker::is_at_work, now);
+            let records = rules::gc(ledger, network, &valid, asker::is_at_work, now);
             Ok((records, Value::Null))
         })
     }
@@ -314,7 +314,7 @@ impl<'a> Request<'a> {
             who.asker = asker::find(self.environment);
         }
         self.transact(Giving::Nothing, alarms, |ledger, now| {
-            let records = plan::del(ledger, &who, assigner, asker::is_at_work, now)?;
+            let records = rules::del(ledger, &who, assigner, asker::is_at_work, now)?;
             Ok((records, Value::Null))
         })
     }
@@ -326,7 +326,7 @@ impl<'a> Request<'a> {
         let requested = self.config.requested(self.environment)?;
         let resolver = self.resolver()?;
         let assigned = self.transact(Giving::Addresses, alarms, |ledger, now| {
-            Ok(plan::add(ledger, &who, &sets, &requested, now)?)
+            Ok(rules::add(ledger, &who, &sets, &requested, now)?)
         })?;
         Ok(protocol::ipam_result(
             self.version,
@@ -363,7 +363,7 @@ impl<'a> Request<'a> {
     /// As it is after a reboot, too: what ran before runs no more.
     fn check(&self, who: &Attachment, claimed: &[IpAddr]) -> Result<(), CniError> {
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
-        Ok(plan::check(known.ledger(), who, claimed)?)
+        Ok(rules::check(known.ledger(), who, claimed)?)
     }
 
     fn add_mac(&self, alarms: &mut Vec<String>) -> Result<Value, CniError> {
@@ -375,14 +375,14 @@ impl<'a> Request<'a> {
         // As it is after a reboot, too: what ran before runs no more.
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         // Before the neighbours are told that somebody else's address is here. It is decided again under the lock.
-        plan::admit(known.ledger(), &who, addresses)?;
+        rules::admit(known.ledger(), &who, addresses)?;
         let wanted = match policy {
             _ if self.config.is_mac_requested(self.environment) => None,
             MacPolicy::Address => {
                 let entry = known.ledger().get(&who.key);
                 let wanted = first(&self.known_by(entry, addresses, alarms)).map(mac_of);
                 // One that runs may still have that of an address that was promised to it once.
-                wanted.filter(|&mac| !plan::has_mac(known.ledger(), &who, mac))
+                wanted.filter(|&mac| !rules::has_mac(known.ledger(), &who, mac))
             }
             // Only requests for this Pod change it, and there is one at a time.
             MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
@@ -395,7 +395,7 @@ impl<'a> Request<'a> {
             host: settled.host,
         };
         self.transact(Giving::Nothing, alarms, |ledger, now| {
-            Ok((plan::observe(ledger, &who, addresses, seen, now)?, ()))
+            Ok((rules::observe(ledger, &who, addresses, seen, now)?, ()))
         })?;
         // After the ledger has it: the agent takes away what it finds no reason for.
         match guarding::guard(&self.place.state_dir, &who.key, addresses, seen) {
@@ -419,7 +419,7 @@ impl<'a> Request<'a> {
             Some(entry) if entry.assigner == Assigner::Ours && entry.state == State::Active => {
                 (entry.promised.clone(), entry.promised_by)
             }
-            Some(entry) => plan::promised(entry, addresses),
+            Some(entry) => rules::promised(entry, addresses),
         };
         if by == Assigner::Other && !known_by.is_empty() {
             let policy = translate::Policy::load(&self.place.state_dir);

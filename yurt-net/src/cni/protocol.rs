@@ -12,11 +12,11 @@ use serde_json::{Value, json};
 
 use super::error::CniError;
 use crate::device::Mac;
-use crate::retain::go;
-use crate::retain::ledger::Key;
-use crate::retain::ledger::store::Place;
-use crate::retain::plan::Attachment;
-use crate::retain::range::{Assigned, RangeConfig, RangeError, RangeSet};
+use crate::go_json;
+use crate::ledger::Key;
+use crate::ledger::range::{Assigned, RangeConfig, RangeError, RangeSet};
+use crate::ledger::rules::Attachment;
+use crate::ledger::store::LedgerDirs;
 
 /// A version of the specification.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -198,7 +198,7 @@ impl Default for StoreConfig {
     fn default() -> Self {
         Self {
             data_dir: "/var/lib/yurt-net".to_owned(),
-            run_dir: Place::RUN_DIR.to_owned(),
+            run_dir: LedgerDirs::RUN_DIR.to_owned(),
             ttl_seconds: 24 * 3600,
         }
     }
@@ -207,7 +207,7 @@ impl Default for StoreConfig {
 impl StoreConfig {
     /// As host-local has it, an empty directory is the default one.
     fn read(section: &Value) -> Result<Self, serde_json::Error> {
-        let mut read: Self = go::read(section)?;
+        let mut read: Self = go_json::read(section)?;
         let default = Self::default();
         if read.data_dir.is_empty() {
             read.data_dir = default.data_dir;
@@ -236,13 +236,13 @@ pub enum MacPolicy {
 pub(super) struct Ipam {
     ranges: Vec<Vec<RangeConfig>>,
     /// One range without a list around it: this, and the next three.
-    #[serde(deserialize_with = "go::network")]
+    #[serde(deserialize_with = "go_json::network")]
     subnet: Option<IpNetwork>,
-    #[serde(deserialize_with = "go::address")]
+    #[serde(deserialize_with = "go_json::address")]
     range_start: Option<IpAddr>,
-    #[serde(deserialize_with = "go::address")]
+    #[serde(deserialize_with = "go_json::address")]
     range_end: Option<IpAddr>,
-    #[serde(deserialize_with = "go::address")]
+    #[serde(deserialize_with = "go_json::address")]
     gateway: Option<IpAddr>,
     routes: Vec<Option<Route>>,
     pub(super) resolv_conf: String,
@@ -253,11 +253,11 @@ pub(super) struct Ipam {
 /// Passed on, with the fields that `types.Route` has, in its spelling.
 #[derive(Debug, Serialize, Deserialize)]
 struct Route {
-    #[serde(deserialize_with = "go::some_network")]
+    #[serde(deserialize_with = "go_json::some_network")]
     dst: IpNetwork,
     #[serde(
         default,
-        deserialize_with = "go::address",
+        deserialize_with = "go_json::address",
         skip_serializing_if = "Option::is_none"
     )]
     gw: Option<IpAddr>,
@@ -319,12 +319,12 @@ impl Config {
 
     fn read(value: &Value) -> Result<Self, serde_json::Error> {
         const VALID: &str = "cni.dev/valid-attachments";
-        let mut config: Self = go::read(value)?;
+        let mut config: Self = go_json::read(value)?;
         config.store = StoreConfig::read(value)?;
-        config.ipam_store = StoreConfig::read(go::field(value, "ipam"))?;
+        config.ipam_store = StoreConfig::read(go_json::field(value, "ipam"))?;
         let has_valid = value
             .as_object()
-            .is_some_and(|fields| go::key(fields, VALID).is_some());
+            .is_some_and(|fields| go_json::key(fields, VALID).is_some());
         if has_valid && config.valid_attachments.is_none() {
             config.valid_attachments = Some(Vec::new());
         }
@@ -398,7 +398,7 @@ impl Config {
             .prev_result
             .as_ref()
             .ok_or(CniError::NoPreviousResult)?;
-        let result: PrevResult = go::read(result).map_err(CniError::Decode)?;
+        let result: PrevResult = go_json::read(result).map_err(CniError::Decode)?;
         let index = (result.interfaces.iter())
             .position(|other| other.name == interface && !other.sandbox.is_empty());
         let is_here = |ip: &&PrevIp| match ip.interface {
@@ -434,7 +434,7 @@ struct PrevInterface {
 #[serde(default)]
 struct PrevIp {
     interface: Option<i64>,
-    #[serde(deserialize_with = "go::network")]
+    #[serde(deserialize_with = "go_json::network")]
     address: Option<IpNetwork>,
 }
 
@@ -452,11 +452,11 @@ impl Claimed {
     /// The previous result with this MAC in it, and nothing else changed.
     pub fn result(&self, mut previous: Value, mac: Mac) -> Value {
         let interface = self.index.and_then(|index| {
-            let interfaces = go::field_mut(&mut previous, "interfaces")?.get_mut(index)?;
+            let interfaces = go_json::field_mut(&mut previous, "interfaces")?.get_mut(index)?;
             interfaces.as_object_mut()
         });
         if let Some(interface) = interface {
-            let key = go::key(interface, "mac").unwrap_or("mac").to_owned();
+            let key = go_json::key(interface, "mac").unwrap_or("mac").to_owned();
             interface.insert(key, json!(mac));
         }
         previous

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::cni::install::files::Cni;
 use crate::cni::install::run::Host;
-use crate::retain::ledger::store::Place;
+use crate::ledger::store::LedgerDirs;
 
 /// Where the node's CNI is.
 #[derive(Args, Clone, Debug)]
@@ -59,7 +59,7 @@ pub struct CniArgs {
     )]
     pub state_dir: PathBuf,
     /// What the plugins' runDir is to be.
-    #[arg(long, global = true, default_value = Place::RUN_DIR, value_name = "DIR")]
+    #[arg(long, global = true, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
 

@@ -7,10 +7,10 @@ use ipnetwork::IpNetwork;
 
 use super::extra::last;
 use super::{GuardedPod, Reserved};
+use crate::ledger::{Ledger, State};
 use crate::model::Snapshot;
 use crate::policy::protected::{Protected, Whose};
 use crate::policy::{NodeView, PolicyConfig};
-use crate::retain::ledger::{Ledger, State};
 
 impl Reserved {
     /// Of `pods` the owners are known otherwise; the ledger has those of Pods that are just being made, too.

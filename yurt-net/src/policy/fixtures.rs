@@ -4,14 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::{ClosureFailure, Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
+use crate::ledger::tests::{entry, key};
+use crate::ledger::{Key, Ledger, Record, State};
 use crate::model::{
     AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, Manifest,
     ManifestObject, NamespacedName, Node, NodeBucket, NodePool, Placement, PoolService, Protocol,
     Service, ServiceCidr, ServicePort, ServiceType, Snapshot, Touched, TrafficPolicy,
 };
 use crate::policy::Suspects;
-use crate::retain::ledger::tests::{entry, key};
-use crate::retain::ledger::{Key, Ledger, Record, State};
 use crate::retain::truth::Truth;
 use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 

@@ -8,15 +8,6 @@
 //!
 //! `ledger`, `plan`, `adopt`, `range`, `truth` and `probing` are pure. docs/retention.md is what an operator needs.
 
-pub mod adopt;
-pub(crate) mod go;
-pub mod ledger;
-pub mod plan;
 pub mod probing;
-pub mod range;
 pub mod settings;
 pub mod truth;
-pub mod watch;
-
-#[cfg(test)]
-mod proptests;

@@ -10,8 +10,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::ledger::{Entry, Ledger, State};
 use crate::device::Link;
+use crate::ledger::{Entry, Ledger, State};
 use crate::model::{AddressFamily, EndpointSlice};
 
 /// The interface that a Pod's address is on (kubernetes pkg/kubelet: `network.DefaultInterfaceName`).
@@ -107,8 +107,8 @@ fn is_live(entry: &Entry, devices: Option<&[Link]>) -> bool {
 mod tests {
     use super::*;
     use crate::device::HostSide;
-    use crate::retain::ledger::tests::{entry, key};
-    use crate::retain::ledger::{Key, Record};
+    use crate::ledger::tests::{entry, key};
+    use crate::ledger::{Key, Record};
 
     fn ledger(entries: impl IntoIterator<Item = (Key, Entry)>) -> Ledger {
         let mut ledger = Ledger::default();

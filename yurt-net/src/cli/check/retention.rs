@@ -10,8 +10,8 @@ use super::{Finding, Outcome};
 use crate::config::PlaceArgs;
 use crate::error::chain;
 use crate::host::netns;
-use crate::retain::ledger::{Key, Ledger, State};
-use crate::retain::watch::Reading;
+use crate::ledger::watch::Reading;
+use crate::ledger::{Key, Ledger, State};
 use crate::status::Status;
 
 /// At most so many Pods are named.
@@ -211,8 +211,8 @@ fn translated(agent: &Status) -> Option<Finding> {
 mod tests {
     use super::*;
     use crate::device::HostSide;
-    use crate::retain::ledger::Record;
-    use crate::retain::ledger::tests::{entry, key};
+    use crate::ledger::Record;
+    use crate::ledger::tests::{entry, key};
     use crate::status::GuardedPodStatus;
 
     /// `web` runs at .2, `away` is kept at .3.

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::retain::go;
+use crate::go_json;
 
 pub mod files;
 pub mod run;
@@ -102,7 +102,7 @@ pub fn install(config: &Value, directories: &Directories) -> Result<Installed, R
     let version = version(&config);
     let plugins = plugins(&mut config)?;
     let main = plugins.first_mut().ok_or(Refusal::NoPlugins)?;
-    let kind = go::text(main, "type").to_owned();
+    let kind = go_json::text(main, "type").to_owned();
     let mut owners = OWNERS.iter();
     if let Some((plugin, reason)) = owners.find(|(plugin, _)| *plugin == kind) {
         return Err(Refusal::Owned { plugin, reason });
@@ -136,7 +136,7 @@ pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
         if ipam_of(plugin) != Some(IPAM) {
             continue;
         }
-        let ipam = go::field_mut(plugin, "ipam").and_then(Value::as_object_mut);
+        let ipam = go_json::field_mut(plugin, "ipam").and_then(Value::as_object_mut);
         let Some(ipam) = ipam else {
             continue;
         };
@@ -152,24 +152,24 @@ pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
 }
 
 fn is_chained(plugin: &Value) -> bool {
-    go::text(plugin, "type") == CHAINED
+    go_json::text(plugin, "type") == CHAINED
 }
 
 fn ipam_of(main: &Value) -> Option<&str> {
-    let kind = go::text(go::field(main, "ipam"), "type");
+    let kind = go_json::text(go_json::field(main, "ipam"), "type");
     (!kind.is_empty()).then_some(kind)
 }
 
 /// Gives a field a value, under the key that Go takes for it.
 fn set(fields: &mut Map<String, Value>, name: &str, value: Value) {
-    let key = go::key(fields, name).unwrap_or(name).to_owned();
+    let key = go_json::key(fields, name).unwrap_or(name).to_owned();
     fields.insert(key, value);
 }
 
 /// Takes a field out, under whatever keys; what Go has read there, if it is anything.
 fn take(fields: &mut Map<String, Value>, name: &str) -> Option<Value> {
     let mut taken = None;
-    while let Some(key) = go::key(fields, name).map(str::to_owned) {
+    while let Some(key) = go_json::key(fields, name).map(str::to_owned) {
         let value = fields.remove(&key);
         taken = taken.or(value);
     }
@@ -197,7 +197,7 @@ fn version(config: &Value) -> Result<&'static str, Refusal> {
 }
 
 fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
-    if config.get("plugins").is_none() && !go::text(config, "type").is_empty() {
+    if config.get("plugins").is_none() && !go_json::text(config, "type").is_empty() {
         return Err(Refusal::Single);
     }
     let plugins = config.get_mut("plugins").and_then(Value::as_array_mut);
@@ -208,7 +208,7 @@ fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
 fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Option<String> {
     let found = ipam_of(main).map(str::to_owned);
     let fields = main.as_object_mut()?;
-    if kind == FLANNEL && go::key(fields, "ipam").is_none_or(|key| fields[key].is_null()) {
+    if kind == FLANNEL && go_json::key(fields, "ipam").is_none_or(|key| fields[key].is_null()) {
         // Without one it uses host-local.
         set(fields, "ipam", json!({}));
     }
@@ -216,7 +216,7 @@ fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Opti
         Some(IPAM) => None,
         None if kind != FLANNEL => Some("none".to_owned()),
         None | Some(HOST_LOCAL) => {
-            let ipam = go::field_mut(main, "ipam").and_then(Value::as_object_mut)?;
+            let ipam = go_json::field_mut(main, "ipam").and_then(Value::as_object_mut)?;
             set(ipam, "type", json!(IPAM));
             // Where host-local has kept its files: they are taken over, and it finds them again.
             if let Some(directory) = take(ipam, "dataDir") {
@@ -246,8 +246,8 @@ pub fn calls(config: &Value) -> Vec<Call> {
     let of = |plugin: &'static str, conf: &Value| {
         let mut conf = conf.clone();
         // By flannel's plugin, or by the runtime.
-        let is_brought = go::text(&conf, "type") == FLANNEL
-            || go::field(&conf, "capabilities")["ipRanges"] == true;
+        let is_brought = go_json::text(&conf, "type") == FLANNEL
+            || go_json::field(&conf, "capabilities")["ipRanges"] == true;
         if let Some(fields) = conf.as_object_mut() {
             set(fields, "name", config["name"].clone());
             set(fields, "cniVersion", json!(version));

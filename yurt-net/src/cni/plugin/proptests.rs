@@ -115,7 +115,7 @@ fn meaning(config: &Value) -> (Vec<String>, Value, Vec<IpAddr>, Value, [PathBuf;
     let claimed = config.claimed("eth0").unwrap();
     let mac = Mac([2, 0, 0, 0, 0, 9]);
     let result = claimed.result(config.prev_result.clone().unwrap(), mac);
-    let interface = crate::retain::go::field(&result, "interfaces")[0].clone();
+    let interface = crate::go_json::field(&result, "interfaces")[0].clone();
     let request = Request::new(Plugin::Ipam, version, &environment, &config).unwrap();
     config.mac_policy().unwrap();
     assert_eq!(
@@ -128,7 +128,7 @@ fn meaning(config: &Value) -> (Vec<String>, Value, Vec<IpAddr>, Value, [PathBuf;
         sets.iter().map(ToString::to_string).collect(),
         ipam_result(version, &[], &config, ""),
         claimed.addresses,
-        crate::retain::go::field(&interface, "mac").clone(),
+        crate::go_json::field(&interface, "mac").clone(),
         [request.place.state_dir, request.place.run_dir],
         request.ttl,
     )

@@ -2,7 +2,7 @@ use serde_json::json;
 
 use super::*;
 use crate::cni::protocol::*;
-use crate::retain::ledger::State;
+use crate::ledger::State;
 
 fn environment(args: &str) -> Environment {
     Environment {

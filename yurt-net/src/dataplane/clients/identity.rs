@@ -20,7 +20,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::device::{Link, Mac, Route};
 use crate::guard::Policy;
-use crate::retain::ledger::{Entry, Key, State};
+use crate::ledger::{Entry, Key, State};
 
 /// Addresses of a client; `None` where it has none of that family, or none that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 use super::super::tests::{ip, net, pod, veth};
 use super::super::{GuardImage, Policy, compile};
 use super::*;
+use crate::ledger::Ledger;
 use crate::plan::{PROBE_V4, PROBE_V6};
 use crate::policy::fixtures::World;
-use crate::retain::ledger::Ledger;
 
 const VRRP: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
 

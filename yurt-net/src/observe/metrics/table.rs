@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use super::Kind::{Counter, Gauge, Histogram};
 use super::{Metric, metric, micros, millis};
+use crate::ledger::State;
 use crate::model::Kind;
-use crate::retain::ledger::State;
 use crate::source::preferred::Origin;
 use crate::status::health::FAULTS;
 use crate::status::{Retention, SelfTest};

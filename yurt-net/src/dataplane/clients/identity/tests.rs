@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::device::HostSide;
-use crate::retain::ledger::tests::{entry, key};
+use crate::ledger::tests::{entry, key};
 
 const BRIDGE: u32 = 2;
 

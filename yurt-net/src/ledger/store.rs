@@ -27,7 +27,7 @@ use super::{Ledger, Record};
 use crate::error::PathError;
 use crate::host::disk::{Directory, Disk};
 
-pub(in crate::retain) const CURRENT: &str = "ledger";
+pub(super) const CURRENT: &str = "ledger";
 const NEW: &str = "ledger.new";
 const DAMAGED: &str = "ledger.damaged";
 
@@ -102,14 +102,14 @@ pub enum LedgerError {
 
 /// Where a ledger is.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct LedgerDirs {
     /// The agent's state directory.
     pub state_dir: PathBuf,
     /// A directory in memory, emptied by a reboot.
     pub run_dir: PathBuf,
 }
 
-impl Place {
+impl LedgerDirs {
     /// Where it is by default.
     pub const RUN_DIR: &str = "/run/yurt-net";
 
@@ -166,12 +166,12 @@ impl Held {
 
 impl Lock {
     /// Waits for it.
-    pub fn take(place: &Place, patience: Duration) -> Result<Self, LedgerError> {
-        let path = place.in_memory().join("lock");
+    pub fn take(dirs: &LedgerDirs, patience: Duration) -> Result<Self, LedgerError> {
+        let path = dirs.in_memory().join("lock");
         let started = Instant::now();
         let mut pause = Duration::from_micros(200);
         loop {
-            if let Some(lock) = Self::try_take(place, &path)? {
+            if let Some(lock) = Self::try_take(dirs, &path)? {
                 return Ok(lock);
             }
             if started.elapsed() >= patience {
@@ -186,12 +186,12 @@ impl Lock {
     }
 
     /// `None`: another process is at it, or has removed what was locked.
-    fn try_take(place: &Place, path: &Path) -> Result<Option<Self>, LedgerError> {
+    fn try_take(dirs: &LedgerDirs, path: &Path) -> Result<Option<Self>, LedgerError> {
         let io = |operation, source| LedgerError::from(PathError::of(operation, path)(source));
         let made = DirBuilder::new()
             .recursive(true)
             .mode(0o700)
-            .create(place.in_memory());
+            .create(dirs.in_memory());
         made.map_err(|source| io("make the directory of", source))?;
         let opened = OpenOptions::new()
             .write(true)
@@ -214,7 +214,7 @@ impl Lock {
         let mut held = vec![Held { path, file }];
         // Not there before the first change is written. A disk that can be neither written nor locked takes nothing from the
         // ledger in memory.
-        let path = place.on_disk();
+        let path = dirs.on_disk();
         if let Ok(file) = File::open(&path) {
             match file.try_lock() {
                 Ok(()) => held.push(Held { path, file }),
@@ -256,10 +256,10 @@ pub struct Store<D = Directory> {
 
 impl Store<Directory> {
     /// Reads what there is, which may be nothing.
-    pub fn open(place: &Place) -> Result<Self, LedgerError> {
+    pub fn open(dirs: &LedgerDirs) -> Result<Self, LedgerError> {
         Self::on(
-            Directory::new(place.on_disk()),
-            Directory::new(place.in_memory()),
+            Directory::new(dirs.on_disk()),
+            Directory::new(dirs.in_memory()),
         )
     }
 }

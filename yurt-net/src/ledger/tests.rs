@@ -1,7 +1,7 @@
 use std::collections::BTreeSet;
 
 use super::codec::{self, Flaw};
-use super::store::{JOURNAL_BYTES, LedgerError, Place, Store};
+use super::store::{JOURNAL_BYTES, LedgerDirs, LedgerError, Store};
 use super::*;
 use crate::host::disk::memory::Memory;
 
@@ -356,20 +356,20 @@ fn a_journal_that_has_outgrown_its_state_is_written_anew() {
 #[test]
 fn of_a_journal_that_a_crash_has_made_long_the_good_beginning_counts_and_it_is_made_small_again() {
     let directory = tempfile::tempdir().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
-    let mut store = Store::open(&place).unwrap();
+    let mut store = Store::open(&dirs).unwrap();
     let first = vec![put("web-0", "10.1.0.2"), put("web-1", "10.1.0.3")];
     store.commit(first).unwrap();
-    let journals = [place.state_dir.join("ledger"), place.in_memory()].map(|it| it.join("ledger"));
+    let journals = [dirs.state_dir.join("ledger"), dirs.in_memory()].map(|it| it.join("ledger"));
     for journal in &journals {
         let file = std::fs::OpenOptions::new().write(true).open(journal);
         // More than this machine has memory for.
         file.unwrap().set_len(1 << 40).unwrap();
     }
-    let mut store = Store::open(&place).unwrap();
+    let mut store = Store::open(&dirs).unwrap();
     assert_eq!(store.ledger().entries().len(), 2);
     let [
         error @ LedgerError::TooLong { path },
@@ -387,7 +387,7 @@ fn of_a_journal_that_a_crash_has_made_long_the_good_beginning_counts_and_it_is_m
     for journal in &journals {
         assert!(std::fs::metadata(journal).unwrap().len() < JOURNAL_BYTES);
     }
-    let store = Store::open(&place).unwrap();
+    let store = Store::open(&dirs).unwrap();
     assert_eq!(
         (store.alarms().len(), store.ledger().entries().len()),
         (0, 3)
@@ -397,80 +397,85 @@ fn of_a_journal_that_a_crash_has_made_long_the_good_beginning_counts_and_it_is_m
 #[test]
 fn one_process_at_a_time_writes() {
     let directory = tempfile::TempDir::new().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
     let patience = std::time::Duration::from_millis(20);
-    let lock = store::Lock::take(&place, patience).unwrap();
-    let error = store::Lock::take(&place, patience).unwrap_err();
+    let lock = store::Lock::take(&dirs, patience).unwrap();
+    let error = store::Lock::take(&dirs, patience).unwrap_err();
     assert!(
         error.to_string().contains("held by another process"),
         "{error}"
     );
     drop(lock);
-    store::Lock::take(&place, patience).unwrap();
+    store::Lock::take(&dirs, patience).unwrap();
     // Another ledger is another matter.
-    let other = Place {
+    let other = LedgerDirs {
         state_dir: directory.path().join("other"),
-        ..place.clone()
+        ..dirs.clone()
     };
-    let _lock = store::Lock::take(&place, patience).unwrap();
+    let _lock = store::Lock::take(&dirs, patience).unwrap();
     store::Lock::take(&other, patience).unwrap();
 }
 
 #[test]
 fn a_pipe_in_the_locks_place_is_refused_and_not_waited_for() {
     let directory = tempfile::tempdir().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
-    let lock = place.in_memory().join("lock");
-    std::fs::create_dir_all(place.in_memory()).unwrap();
+    let lock = dirs.in_memory().join("lock");
+    std::fs::create_dir_all(dirs.in_memory()).unwrap();
     let made = std::process::Command::new("mkfifo").arg(&lock).status();
     assert!(made.unwrap().success());
-    let error = store::Lock::take(&place, std::time::Duration::ZERO).map(drop);
+    let error = store::Lock::take(&dirs, std::time::Duration::ZERO).map(drop);
     assert!(matches!(error, Err(LedgerError::Io(_))), "{error:?}");
 }
 
 #[test]
 fn a_ledger_directory_that_is_a_link_to_another_disk_can_be_locked_and_written() {
     let directory = tempfile::tempdir().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
     let elsewhere = directory.path().join("elsewhere");
     std::fs::create_dir_all(&elsewhere).unwrap();
-    std::fs::create_dir_all(&place.state_dir).unwrap();
-    let on_disk = place.state_dir.join("ledger");
+    std::fs::create_dir_all(&dirs.state_dir).unwrap();
+    let on_disk = dirs.state_dir.join("ledger");
     std::os::unix::fs::symlink(&elsewhere, &on_disk).unwrap();
     let patience = std::time::Duration::from_millis(20);
-    let lock = store::Lock::take(&place, patience).unwrap();
-    let mut store = Store::open(&place).unwrap();
+    let lock = store::Lock::take(&dirs, patience).unwrap();
+    let mut store = Store::open(&dirs).unwrap();
     let put = Record::Put {
         key: key("web"),
         entry: entry("10.1.0.2", "c1"),
     };
     store.commit(vec![put]).unwrap();
     lock.check().unwrap();
-    assert!(store::Lock::take(&place, patience).is_err(), "it is a lock");
+    assert!(store::Lock::take(&dirs, patience).is_err(), "it is a lock");
     // It leads somewhere else by now: the other half still holds.
     std::fs::remove_file(&on_disk).unwrap();
     lock.check().unwrap();
-    std::fs::remove_dir_all(&place.run_dir).unwrap();
+    std::fs::remove_dir_all(&dirs.run_dir).unwrap();
     lock.check().unwrap_err();
     assert!(elsewhere.read_dir().unwrap().next().is_some());
 }
 
 /// Each change depends on all before it: a lock that is not one shows as two that made the same.
-fn race(place: &Place, workers: usize, turns: usize, away: impl Fn() + Sync) -> BTreeSet<usize> {
+fn race(
+    dirs: &LedgerDirs,
+    workers: usize,
+    turns: usize,
+    away: impl Fn() + Sync,
+) -> BTreeSet<usize> {
     let is_over = std::sync::atomic::AtomicBool::new(false);
     let taken = std::sync::Mutex::new(Vec::new());
     let change = |name: &str| -> Result<usize, LedgerError> {
-        let lock = store::Lock::take(place, std::time::Duration::from_secs(600))?;
-        let mut store = Store::open(place)?;
+        let lock = store::Lock::take(dirs, std::time::Duration::from_secs(600))?;
+        let mut store = Store::open(dirs)?;
         let next = store.ledger().entries().len();
         store.commit(vec![put(name, &format!("10.1.0.{}", next + 2))])?;
         lock.check()?;
@@ -512,15 +517,15 @@ fn race(place: &Place, workers: usize, turns: usize, away: impl Fn() + Sync) -> 
 #[test]
 fn one_process_at_a_time_writes_while_somebody_removes_the_directory_in_memory() {
     let directory = tempfile::TempDir::new().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
     // A node that has had a Pod.
-    let mut store = Store::open(&place).unwrap();
+    let mut store = Store::open(&dirs).unwrap();
     store.commit(vec![put("first", "10.1.0.1")]).unwrap();
-    let done = race(&place, 4, 25, || {
-        let _ = std::fs::remove_dir_all(&place.run_dir);
+    let done = race(&dirs, 4, 25, || {
+        let _ = std::fs::remove_dir_all(&dirs.run_dir);
     });
     assert_eq!(done.len(), 100);
 }
@@ -528,23 +533,23 @@ fn one_process_at_a_time_writes_while_somebody_removes_the_directory_in_memory()
 #[test]
 fn whoever_loses_both_locks_is_told_and_nobody_acts_on_what_it_wrote() {
     let directory = tempfile::TempDir::new().unwrap();
-    let place = Place {
+    let dirs = LedgerDirs {
         state_dir: directory.path().join("state"),
         run_dir: directory.path().join("run"),
     };
     let patience = std::time::Duration::from_millis(20);
-    let mut store = Store::open(&place).unwrap();
+    let mut store = Store::open(&dirs).unwrap();
     store.commit(vec![put("first", "10.1.0.1")]).unwrap();
-    let lock = store::Lock::take(&place, patience).unwrap();
-    std::fs::remove_dir_all(&place.run_dir).unwrap();
+    let lock = store::Lock::take(&dirs, patience).unwrap();
+    std::fs::remove_dir_all(&dirs.run_dir).unwrap();
     lock.check().unwrap();
     assert!(
-        store::Lock::take(&place, patience).is_err(),
+        store::Lock::take(&dirs, patience).is_err(),
         "the other holds"
     );
-    std::fs::remove_dir_all(&place.state_dir).unwrap();
+    std::fs::remove_dir_all(&dirs.state_dir).unwrap();
     assert!(matches!(lock.check(), Err(LedgerError::LockLost { .. })));
-    store::Lock::take(&place, patience).unwrap();
+    store::Lock::take(&dirs, patience).unwrap();
 }
 
 #[test]
@@ -552,11 +557,11 @@ fn a_state_directory_has_one_lock_however_it_is_spelled_and_never_anothers() {
     let directory = tempfile::TempDir::new().unwrap();
     let patience = std::time::Duration::ZERO;
     let lock = |state_dir: &str| {
-        let place = Place {
+        let dirs = LedgerDirs {
             state_dir: state_dir.into(),
             run_dir: directory.path().join("run"),
         };
-        store::Lock::take(&place, patience)
+        store::Lock::take(&dirs, patience)
     };
     let _lock = lock("/var/lib/yurt-net").unwrap();
     for same in [

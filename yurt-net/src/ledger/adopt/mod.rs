@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{Assigner, Entry, Key, Ledger, Now, Record, State};
+use super::{Assigner, Entry, Key, Ledger, Now, Record, State};
 
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,8 @@
 //! Who has which addresses on this node, and who had them: the state, and what changes it.
 //!
-//! Pure. A `Ledger` is what its records say, in their order; `codec` turns records into lines, `store` keeps them. Which records to
-//! write is decided in `plan`. Two things hold after every record, so also when a writer was killed in the middle:
+//! Pure. A `Ledger` is what its records say, in their order; `codec` turns records into lines. Which records to write is decided by
+//! `rules`, from the addresses that `range` has, and by `adopt` for what another plugin has left; these are pure, too. `store` keeps the
+//! lines on a disk and in memory, `watch` follows them in the agent. docs/retention.md is what an operator needs. Two things hold after every record, so also when a writer was killed in the middle:
 //!
 //! - no address has two owners (entries that are active or retained);
 //! - what an entry says of its state was true when it was written.
@@ -10,18 +11,25 @@
 //! where it was when the last record was written. The wall clock may jump (boards without a battery boot in 1970): it is for people
 //! only. So the hours in which the node was off do not count, and nothing is ever released too early.
 
-use crate::device::{HostSide, Mac};
-use crate::host::clock::Clock;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::{HostSide, Mac};
+use crate::host::clock::Clock;
+
+pub mod adopt;
 mod codec;
+#[cfg(test)]
+mod proptests;
+pub mod range;
+pub mod rules;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod watch;
 
 /// Whose addresses: an interface of a Pod, or of a container that is no Pod's.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::retain::ledger::tests::{entry, key};
+use crate::ledger::tests::{entry, key};
 
 fn files(list: &[(&str, &str)]) -> Vec<Leftover> {
     let owned = |(name, contents): &(&str, &str)| ((*name).to_owned(), (*contents).to_owned());

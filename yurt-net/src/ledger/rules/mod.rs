@@ -18,8 +18,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::ledger::{Asker, Assigner, Entry, Key, Ledger, Now, Record, State};
 use super::range::{Assigned, RangeSet};
+use super::{Asker, Assigner, Entry, Key, Ledger, Now, Record, State};
 use crate::device::{HostSide, Mac};
 use crate::host::clock::Clock;
 

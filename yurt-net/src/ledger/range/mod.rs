@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 use serde::Deserialize;
 
-use crate::retain::go;
+use crate::go_json;
 
 #[cfg(test)]
 mod tests;
@@ -19,16 +19,16 @@ mod tests;
 #[serde(rename_all = "camelCase")]
 pub struct RangeConfig {
     /// The subnet.
-    #[serde(deserialize_with = "go::some_network")]
+    #[serde(deserialize_with = "go_json::some_network")]
     pub subnet: IpNetwork,
     /// Its first address to give [the one after the network].
-    #[serde(default, deserialize_with = "go::address")]
+    #[serde(default, deserialize_with = "go_json::address")]
     pub range_start: Option<IpAddr>,
     /// Its last one [the one before the broadcast address].
-    #[serde(default, deserialize_with = "go::address")]
+    #[serde(default, deserialize_with = "go_json::address")]
     pub range_end: Option<IpAddr>,
     /// The gateway, which is never given [the first address].
-    #[serde(default, deserialize_with = "go::address")]
+    #[serde(default, deserialize_with = "go_json::address")]
     pub gateway: Option<IpAddr>,
 }
 

@@ -7,10 +7,10 @@ use std::path::PathBuf;
 
 use proptest::prelude::*;
 
-use super::ledger::store::Store;
-use super::ledger::{Asker, Assigner, Entry, Key, Ledger, State};
-use super::plan::{self, Attachment, Draft, PodList};
 use super::range::RangeSet;
+use super::rules::{self, Attachment, Draft, PodList};
+use super::store::Store;
+use super::{Asker, Assigner, Entry, Key, Ledger, State};
 use crate::host::clock::Clock;
 use crate::host::disk::Disk;
 use crate::host::disk::memory::{Memory, MemoryFile, Trouble};
@@ -204,7 +204,7 @@ impl World {
     fn request<T>(&mut self, step: impl FnOnce(&mut Draft) -> T) -> (Option<T>, bool) {
         let mut store = self.store();
         let mut draft = Draft::new(store.ledger(), &self.clock);
-        draft.take(plan::expire(draft.ledger(), TTL, draft.now()));
+        draft.take(rules::expire(draft.ledger(), TTL, draft.now()));
         let answer = step(&mut draft);
         let result = store.commit(draft.into_records());
         let has_alarm = !store.alarms().is_empty();
@@ -223,7 +223,7 @@ impl World {
 
     fn add(&mut self, pod: u8) {
         self.made += 1;
-        let key = super::ledger::tests::key(&format!("web-{pod}"));
+        let key = super::tests::key(&format!("web-{pod}"));
         let who = Attachment {
             key: key.clone(),
             uid: String::new(),
@@ -233,7 +233,7 @@ impl World {
         };
         let sets = ranges(self.ranges);
         let mut before = Draft::new(&self.ledger, &self.clock);
-        before.take(plan::expire(before.ledger(), TTL, before.now()));
+        before.take(rules::expire(before.ledger(), TTL, before.now()));
         let before = before.ledger().clone();
         // The runtime has stopped what it replaces, even if its DEL is still to come.
         for sandbox in &mut self.sandboxes {
@@ -243,7 +243,7 @@ impl World {
         }
         let is_in_trouble = self.disk.expects_trouble();
         let (answer, has_alarm) = self.request(|draft| {
-            plan::add(draft.ledger(), &who, &sets, &[], draft.now()).map(|(records, assigned)| {
+            rules::add(draft.ledger(), &who, &sets, &[], draft.now()).map(|(records, assigned)| {
                 draft.take(records);
                 assigned
             })
@@ -347,7 +347,7 @@ impl World {
         let (answer, _) = self.request(|draft| {
             let is_at_work = |process| at_work.contains(&process);
             let ledger = draft.ledger();
-            let records = plan::del(ledger, &who, Assigner::Ours, is_at_work, draft.now());
+            let records = rules::del(ledger, &who, Assigner::Ours, is_at_work, draft.now());
             records.map(|records| draft.take(records)).is_ok()
         });
         if answer == Some(false) {
@@ -390,7 +390,7 @@ impl World {
                 self.request(|draft| {
                     let is_at_work = |process| at_work.contains(&process);
                     let ledger = draft.ledger();
-                    draft.take(plan::gc(ledger, "edge", &valid, is_at_work, draft.now()));
+                    draft.take(rules::gc(ledger, "edge", &valid, is_at_work, draft.now()));
                 });
             }
             Event::Wait(millis) => {
@@ -427,7 +427,7 @@ impl World {
                         is_live: true,
                         read_at: draft.now().at,
                     };
-                    draft.take(plan::release(draft.ledger(), &list, draft.now()));
+                    draft.take(rules::release(draft.ledger(), &list, draft.now()));
                 });
             }
         }

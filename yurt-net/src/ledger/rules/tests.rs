@@ -1,7 +1,7 @@
 use super::*;
-use crate::retain::ledger::is_same;
-use crate::retain::ledger::tests::key;
-use crate::retain::range::RangeConfig;
+use crate::ledger::is_same;
+use crate::ledger::range::RangeConfig;
+use crate::ledger::tests::key;
 
 const NOW: Now = Now {
     at: 5000,

@@ -10,9 +10,9 @@ use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::ledger::store::{CURRENT, LedgerError, Lock, Place, Store};
-use super::ledger::{Ledger, Now};
-use super::plan::Draft;
+use super::rules::Draft;
+use super::store::{CURRENT, LedgerDirs, LedgerError, Lock, Store};
+use super::{Ledger, Now};
 use crate::error::PathError;
 use crate::host::clock::Clock;
 
@@ -43,14 +43,14 @@ pub struct Reading {
 
 impl Reading {
     /// Reads a ledger as it is now.
-    pub fn take(place: &Place) -> Result<Self, WatchError> {
-        let mut store = Store::open(place)?;
+    pub fn take(dirs: &LedgerDirs) -> Result<Self, WatchError> {
+        let mut store = Store::open(dirs)?;
         if store.behind() > 0 {
             // A plugin may be between the two journals: it has the lock until both are written.
-            let lock = Lock::take(place, Duration::ZERO);
+            let lock = Lock::take(dirs, Duration::ZERO);
             match lock {
                 Err(LedgerError::Locked { .. }) => return Self::of(&store, false),
-                _ => store = Store::open(place)?,
+                _ => store = Store::open(dirs)?,
             }
         }
         Self::of(&store, true)
@@ -82,9 +82,9 @@ pub struct LedgerWatch(DirectoryWatch);
 
 impl LedgerWatch {
     /// Changes from here on are not missed. Must be called inside a tokio runtime.
-    pub fn new(place: &Place) -> Result<Self, WatchError> {
+    pub fn new(dirs: &LedgerDirs) -> Result<Self, WatchError> {
         // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
-        let path = place.in_memory();
+        let path = dirs.in_memory();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(PathError::of("make", &path))?;
         DirectoryWatch::new(&path, Some(CURRENT)).map(Self)
@@ -176,22 +176,22 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
-    use crate::retain::ledger::store::Lock;
-    use crate::retain::ledger::tests::{entry, key};
-    use crate::retain::ledger::{Record, State};
+    use crate::ledger::store::Lock;
+    use crate::ledger::tests::{entry, key};
+    use crate::ledger::{Record, State};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    fn place(directory: &tempfile::TempDir) -> Place {
-        Place {
+    fn dirs(directory: &tempfile::TempDir) -> LedgerDirs {
+        LedgerDirs {
             state_dir: directory.path().join("state"),
             run_dir: directory.path().join("run"),
         }
     }
 
-    fn write(place: &Place, records: Vec<Record>) {
-        let _lock = Lock::take(place, PATIENCE).unwrap();
-        let mut store = Store::open(place).unwrap();
+    fn write(dirs: &LedgerDirs, records: Vec<Record>) {
+        let _lock = Lock::take(dirs, PATIENCE).unwrap();
+        let mut store = Store::open(dirs).unwrap();
         let mut draft = Draft::new(store.ledger(), &Clock::read().unwrap());
         draft.take(records);
         store.commit(draft.into_records()).unwrap();
@@ -200,18 +200,18 @@ mod tests {
     #[tokio::test]
     async fn a_change_by_another_process_is_seen_and_looking_is_none() {
         let directory = tempfile::tempdir().unwrap();
-        let place = place(&directory);
-        let mut watch = LedgerWatch::new(&place).unwrap();
-        assert!(Reading::take(&place).unwrap().ledger.entries().is_empty());
+        let dirs = dirs(&directory);
+        let mut watch = LedgerWatch::new(&dirs).unwrap();
+        assert!(Reading::take(&dirs).unwrap().ledger.entries().is_empty());
         let quiet = timeout(Duration::from_millis(50), watch.changed()).await;
         assert!(quiet.is_err());
         for (name, address) in [("web-0", "10.1.0.2"), ("web-1", "10.1.0.3")] {
             let entry = entry(address, "c1");
             let key = key(name);
-            write(&place, vec![Record::Put { key, entry }]);
+            write(&dirs, vec![Record::Put { key, entry }]);
             timeout(PATIENCE, watch.changed()).await.unwrap();
         }
-        let reading = Reading::take(&place).unwrap();
+        let reading = Reading::take(&dirs).unwrap();
         assert_eq!(reading.ledger.entries().len(), 2);
         assert!(reading.alarms.is_empty(), "{:?}", reading.alarms);
     }
@@ -219,13 +219,13 @@ mod tests {
     #[tokio::test]
     async fn a_directory_that_goes_is_a_change_and_the_last_one_that_is_seen() {
         let directory = tempfile::tempdir().unwrap();
-        let place = place(&directory);
+        let dirs = dirs(&directory);
         for is_moved in [false, true] {
-            let mut watch = LedgerWatch::new(&place).unwrap();
+            let mut watch = LedgerWatch::new(&dirs).unwrap();
             assert!(!watch.is_over());
             match is_moved {
-                false => std::fs::remove_dir_all(&place.run_dir).unwrap(),
-                true => std::fs::rename(place.in_memory(), directory.path().join("old")).unwrap(),
+                false => std::fs::remove_dir_all(&dirs.run_dir).unwrap(),
+                true => std::fs::rename(dirs.in_memory(), directory.path().join("old")).unwrap(),
             }
             while !watch.is_over() {
                 timeout(PATIENCE, watch.changed()).await.unwrap();
@@ -233,28 +233,28 @@ mod tests {
             let quiet = timeout(Duration::from_millis(50), watch.changed()).await;
             assert!(quiet.is_err());
         }
-        let mut again = LedgerWatch::new(&place).unwrap();
+        let mut again = LedgerWatch::new(&dirs).unwrap();
         let (key, entry) = (key("web-0"), entry("10.1.0.2", "c1"));
-        write(&place, vec![Record::Put { key, entry }]);
+        write(&dirs, vec![Record::Put { key, entry }]);
         timeout(PATIENCE, again.changed()).await.unwrap();
     }
 
     #[test]
     fn what_the_journal_on_disk_lacks_is_an_alarm_unless_somebody_is_writing_it() {
         let directory = tempfile::tempdir().unwrap();
-        let place = place(&directory);
+        let dirs = dirs(&directory);
         let put = |name: &str, address: &str| Record::Put {
             key: key(name),
             entry: entry(address, "c1"),
         };
-        write(&place, vec![put("web-0", "10.1.0.2")]);
-        let journal = place.state_dir.join("ledger").join(CURRENT);
+        write(&dirs, vec![put("web-0", "10.1.0.2")]);
+        let journal = dirs.state_dir.join("ledger").join(CURRENT);
         let before = std::fs::read(&journal).unwrap();
-        write(&place, vec![put("web-1", "10.1.0.3")]);
+        write(&dirs, vec![put("web-1", "10.1.0.3")]);
         std::fs::write(&journal, before).unwrap();
-        let alarms = || Reading::take(&place).unwrap().alarms.len();
+        let alarms = || Reading::take(&dirs).unwrap().alarms.len();
         assert_eq!(alarms(), 1);
-        let lock = Lock::take(&place, PATIENCE).unwrap();
+        let lock = Lock::take(&dirs, PATIENCE).unwrap();
         assert_eq!(alarms(), 0);
         drop(lock);
         assert_eq!(alarms(), 1);
@@ -263,10 +263,10 @@ mod tests {
     #[test]
     fn what_ran_before_a_reboot_is_read_as_retained_before_any_plugin_ran() {
         let directory = tempfile::tempdir().unwrap();
-        let place = place(&directory);
+        let dirs = dirs(&directory);
         {
-            let _lock = Lock::take(&place, PATIENCE).unwrap();
-            let mut store = Store::open(&place).unwrap();
+            let _lock = Lock::take(&dirs, PATIENCE).unwrap();
+            let mut store = Store::open(&dirs).unwrap();
             let boot = Record::Boot {
                 id: "an earlier boot".to_owned(),
                 up: 1,
@@ -278,8 +278,8 @@ mod tests {
             };
             store.commit(vec![boot, web]).unwrap();
         }
-        std::fs::remove_dir_all(&place.run_dir).unwrap();
-        let reading = Reading::take(&place).unwrap();
+        std::fs::remove_dir_all(&dirs.run_dir).unwrap();
+        let reading = Reading::take(&dirs).unwrap();
         assert_eq!(
             reading.ledger.entries()[&key("web-0")].state,
             State::Retained
