@@ -5,7 +5,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 
 pub mod abi;
-pub mod packet;
+pub mod claims;
 pub mod rewrite;
 pub mod select;
 pub mod vxlan;

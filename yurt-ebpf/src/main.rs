@@ -1,17 +1,15 @@
 //! The eBPF programs.
 //!
-//! `sock.rs` holds the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send, `translate.rs`
-//! has them appear with the addresses that were promised to them. `vtep.rs` listens to peers' tunnels. See `maps.rs` for every map.
+//! Of `prog/`, `sock.rs` is the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send,
+//! `translate.rs` has them appear with the addresses that were promised to them, `vtep.rs` listens to peers' tunnels. `maps/` has
+//! every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}
 
-mod guard;
 mod maps;
-mod sock;
-mod translate;
-mod vtep;
+mod prog;
 
 /// Reading the licence is how the kernel decides which helpers a program may call.
 #[cfg(target_arch = "bpf")]

@@ -82,13 +82,9 @@ pub(crate) const AGENT: &[Breaches] = &[
 
 /// Of the programs' crate.
 pub(crate) const PROGRAMS: &[Breaches] = &[Breaches {
-    until: "frame/, maps/ and prog/",
+    until: "frame/",
     imports: &[
-        ("abi/affinity.rs", "abi.rs"),
-        ("abi/guard.rs", "abi.rs"),
-        ("abi/translate.rs", "abi.rs"),
-        ("abi/vtep.rs", "abi.rs"),
-        ("rewrite/answer.rs", "rewrite.rs"),
-        ("rewrite/ip.rs", "rewrite.rs"),
+        ("rewrite/answer.rs", "rewrite/mod.rs"),
+        ("rewrite/ip.rs", "rewrite/mod.rs"),
     ],
 }];

@@ -1,6 +1,6 @@
 //! Session affinity: what a service port says of it, and what is remembered of a client.
 
-use super::{Backend4, Backend6};
+use super::service::{Backend4, Backend6};
 
 /// Session affinity of a service port: timeout in seconds (bits 0-16), identity (17-63); 0 = none.
 ///

@@ -1,6 +1,6 @@
 //! The guard's maps: what a Pod may use, whose an address is, and what was found.
 
-use super::{Prefix4, Prefix6};
+use super::address::{Mac, Prefix4, Prefix6};
 
 /// Version of the guard's maps: `yurt_guard`, `yurt_plain`, `yurt_owner`, `yurt_spoof`, `yurt_spoof_all`.
 pub const GUARD_ABI: u32 = 1;
@@ -63,16 +63,6 @@ impl PlainRow {
     pub const fn place(ifindex: u32) -> u32 {
         ifindex & (GUARD_PLAIN - 1)
     }
-}
-
-/// A link-layer address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
-pub struct Mac {
-    /// Address.
-    pub addr: [u8; 6],
-    /// Zero.
-    pub pad: [u8; 2],
 }
 
 /// Value of `yurt_owner`, by address (IPv4 ones are IPv4-mapped, link-layer ones at `ff00::a:b:c:0`): the one interface that

@@ -1,6 +1,6 @@
 //! The maps of translation: what a Pod has and what it is to appear with, and which flows came in at what it has.
 
-use super::Mac;
+use super::address::Mac;
 
 /// Version of the maps of translation: `yurt_xlate`, `yurt_live`, `yurt_xl_count`.
 pub const TRANSLATE_ABI: u32 = 1;

@@ -2,7 +2,7 @@
 //!
 //! It is an agent's own and is not pinned, so it has no version.
 
-use super::Mac;
+use super::address::Mac;
 
 /// Most entries of `yurt_vtep`: peers of one pool, for each tunnel that leads to them.
 pub const VTEP_PEERS: u32 = 1024;

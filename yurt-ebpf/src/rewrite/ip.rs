@@ -2,7 +2,7 @@
 
 use super::Packet;
 use crate::abi::words;
-use crate::packet::{Words, mapped};
+use crate::claims::{Words, mapped};
 
 pub(super) const TCP: u8 = 6;
 pub(super) const UDP: u8 = 17;

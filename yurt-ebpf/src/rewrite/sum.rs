@@ -5,7 +5,7 @@
     reason = "folded into what it is cut to"
 )]
 
-use crate::packet::Words;
+use crate::claims::Words;
 
 /// What comes less what goes, for [`adjust`].
 #[inline(always)]

@@ -588,7 +588,7 @@ mod answers {
     use super::super::*;
     use super::packets::{flaws, octets};
     use super::{MACS, casts};
-    use crate::packet::tests::frames::{OTHER, POD, arp as arp_frame, option, solicitation};
+    use crate::claims::tests::frames::{OTHER, POD, arp as arp_frame, option, solicitation};
     use std::net::{Ipv4Addr, Ipv6Addr};
 
     #[test]

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use yurt_ebpf::abi;
-use yurt_ebpf::packet::mac_key;
+use yurt_ebpf::claims::mac_key;
 
 use super::DataplaneError;
 use super::bpf::{

@@ -31,7 +31,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsConnector;
-use yurt_ebpf::abi::own::OWN_SOCKET_PRIORITY;
+use yurt_ebpf::abi::OWN_SOCKET_PRIORITY;
 
 use super::access::{AccessError, Way};
 use crate::dataplane::sockets::owner::{Owner, owner_of_peer};

@@ -14,9 +14,9 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASON_PLACES, Reason, SpoofCounts};
-use yurt_ebpf::packet::{Claims, Finding, Frame, Owners, Sender, is_plain};
+use yurt_ebpf::claims::{Claims, Finding, Frame, Owners, Sender, is_plain};
 
-use crate::maps::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
+use crate::maps::guard::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
 
 /// As far as the part of the headers goes whose offsets are constants.
 const HEADERS: u32 = 64;

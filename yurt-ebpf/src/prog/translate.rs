@@ -30,7 +30,7 @@ use yurt_ebpf::rewrite::{
     ADVERTISEMENT_FRAME, Asker, Flows, Follow, Packet, Verdict, arp, from_pod, neighbour, to_pod,
 };
 
-use crate::maps::{LIVE, XLATE, XLATE_COUNT};
+use crate::maps::translate::{LIVE, XLATE, XLATE_COUNT};
 
 /// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older kernels refuse
 /// it, and get the sum of a packet wrong that a device has summed up; such a packet does not come out of a bridge or a router.

@@ -27,7 +27,7 @@
 //! it is, and are counted. SCTP has no checksum over addresses; ESP, GRE and others are told apart by addresses alone.
 
 use crate::abi::{LIVE_FLOW, LIVE_FRAGMENTS, LiveKey, TranslateRow, Translation, words};
-use crate::packet::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Words, bytes, mapped};
+use crate::claims::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Words, bytes, mapped};
 
 mod answer;
 mod ip;

@@ -8,8 +8,6 @@
     reason = "the context keeps small fields in whole words"
 )]
 
-mod sticky;
-
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_get_prandom_u32, bpf_get_socket_cookie, bpf_set_retval,
@@ -17,17 +15,16 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
-use yurt_ebpf::abi::own::OWN_SOCKET_PRIORITY;
 use yurt_ebpf::abi::{
     Affinity, Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue,
-    NETNS_OPT_OUT, NetnsRow, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer,
-    UdpPeer, mapped,
+    NETNS_OPT_OUT, NetnsRow, OWN_SOCKET_PRIORITY, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL,
+    SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
 };
 use yurt_ebpf::select::{
     Resolved, Tables, contains4, contains6, passes4, resolve4, resolve6, stamp,
 };
 
-use crate::maps::{
+use crate::maps::service::{
     BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
 };
 
@@ -214,7 +211,7 @@ fn refuse(reason: Counter) -> i32 {
 }
 
 #[inline(always)]
-fn count(counter: Counter) {
+pub(super) fn count(counter: Counter) {
     if let Some(value) = COUNT.get_ptr_mut(counter as u32) {
         // SAFETY: this CPU's value of a per-CPU array.
         unsafe { *value += 1 };
@@ -222,7 +219,7 @@ fn count(counter: Counter) {
 }
 
 /// The socket that a hook runs for. The kernel allows only whole-word access to the context.
-struct Sock<'a>(&'a SockAddrContext);
+pub(super) struct Sock<'a>(&'a SockAddrContext);
 
 impl Sock<'_> {
     #[inline(always)]
@@ -302,7 +299,7 @@ impl Sock<'_> {
     }
 
     #[inline(always)]
-    fn netns_cookie(&self) -> u64 {
+    pub(super) fn netns_cookie(&self) -> u64 {
         // SAFETY: the helper takes the context.
         unsafe { bpf_get_netns_cookie(self.0.as_ptr()) }
     }

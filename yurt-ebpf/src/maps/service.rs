@@ -1,19 +1,14 @@
-//! Every map, and the switches that the agent sets before it loads the programs.
-//!
-//! Capacities here are defaults; the agent's flags override them.
+//! The maps of the socket path, and the switches that the agent sets before it loads the programs.
 
-use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 
 use yurt_ebpf::abi::{
     Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
-    FrontendKey4, FrontendKey6, GUARD_PLAIN, GuardRow, LIVE_FLOWS, LiveFlow, LiveKey, NetnsRow,
-    OwnerRow, PlainRow, ServiceRow, SpoofCounts, TRANSLATIONS, TcpPeer, TranslateRow, UdpPeers,
-    VTEP_PEERS, VtepKey, VtepSeen,
+    FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer, UdpPeers,
 };
-use yurt_ebpf::packet::Claims;
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
 
@@ -75,48 +70,3 @@ pub(crate) fn peer_mask() -> u32 {
     // SAFETY: as above.
     unsafe { core::ptr::read_volatile(&raw const PEER_MASK) }
 }
-
-// The guard's. They take memory for the Pods that there are.
-
-/// Index of a Pod's interface on the host's side -> what the Pod may use.
-#[map(name = "yurt_guard")]
-pub(crate) static GUARD: HashMap<u32, GuardRow> =
-    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// The same in short, at the index modulo the number of entries.
-#[map(name = "yurt_plain")]
-pub(crate) static PLAIN: Array<PlainRow> = Array::with_max_entries(GUARD_PLAIN, BPF_F_MMAPABLE);
-/// Address -> whose it is.
-#[map(name = "yurt_owner")]
-pub(crate) static OWNER: HashMap<[u8; 16], OwnerRow> =
-    HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
-/// Index of an interface -> what was found on it.
-#[map(name = "yurt_spoof")]
-pub(crate) static SPOOF: PerCpuHashMap<u32, SpoofCounts> =
-    PerCpuHashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// What was found on all interfaces, those that are gone too.
-#[map(name = "yurt_spoof_all")]
-pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_entries(1, 0);
-/// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does not
-/// know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
-#[map(name = "yurt_claims")]
-pub(crate) static CLAIMS: PerCpuArray<Claims> = PerCpuArray::with_max_entries(1, 0);
-
-// Translation's. They are made where something is translated.
-
-/// Index of a Pod's interface on the host's side -> which addresses it has, and which were promised to it.
-#[map(name = "yurt_xlate")]
-pub(crate) static XLATE: HashMap<u32, TranslateRow> =
-    HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// Flows that came in at live addresses.
-#[map(name = "yurt_live")]
-pub(crate) static LIVE: LruHashMap<LiveKey, LiveFlow> = LruHashMap::with_max_entries(LIVE_FLOWS, 0);
-/// What was done, by `Translation`.
-#[map(name = "yurt_xl_count")]
-pub(crate) static XLATE_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(TRANSLATIONS, 0);
-
-// Only while peers are listened to; it is one agent's.
-
-/// (underlay address, tunnel) of a peer -> from which link-layer addresses it sends.
-#[map(name = "yurt_vtep")]
-pub(crate) static VTEP: PerCpuHashMap<VtepKey, VtepSeen> =
-    PerCpuHashMap::with_max_entries(VTEP_PEERS, BPF_F_NO_PREALLOC);

@@ -10,8 +10,8 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::select::{Tables as _, contains4, contains6, random_slot};
 
-use super::{Sock, count};
-use crate::maps::{AFF4, AFF6};
+use super::sock::{Sock, count};
+use crate::maps::service::{AFF4, AFF6};
 
 impl Sock<'_> {
     /// The backend of a new flow: any, unless there is affinity. False when there is none to be had.

@@ -7,7 +7,7 @@ use aya_ebpf::programs::SkBuffContext;
 
 use yurt_ebpf::vxlan::{IPV4_LEN, IPV6_LEN, Outer, TUNNEL_LEN};
 
-use crate::maps::VTEP;
+use crate::maps::vtep::VTEP;
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is for this node.
 const PACKET_HOST: u32 = 0;

@@ -1,34 +1,10 @@
-//! The layout of every map: the contract between the programs, the agent, and pins of earlier agents.
-//!
-//! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
-//! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
-//! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
-//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`]: the
-//! numbers are part of the pin paths.
+//! The maps of the socket path: frontends, endpoint sets, what sockets are shown, and verdicts.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "fields are cut out of packed words"
 )]
 
-#[cfg(not(target_arch = "bpf"))]
-extern crate alloc;
-
-mod affinity;
-mod guard;
-pub mod own;
-mod translate;
-mod vtep;
-
-pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
-pub use self::guard::{
-    GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow, Mac,
-    OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
-};
-pub use self::translate::{
-    LIVE_FLOW, LIVE_FLOWS, LIVE_FRAGMENTS, LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey,
-    TRANSLATE_ABI, TRANSLATION_NAMES, TRANSLATIONS, TranslateRow, Translation,
-};
-pub use self::vtep::{VTEP_PEERS, VtepKey, VtepSeen};
+use super::address::{Prefix4, Prefix6, words};
 
 /// Version of the table maps: `yurt_conf`, `yurt_filter`, `yurt_fe4`, `yurt_fe6`, `yurt_svc`, `yurt_slot`, `yurt_be6`.
 pub const TABLE_ABI: u32 = 2;
@@ -65,6 +41,13 @@ pub const SOCKET_LB_OFF: u32 = 2;
 
 /// [`NetnsRow::class`]: a Pod whose sockets are left alone.
 pub const NETNS_OPT_OUT: u32 = 1;
+
+/// Priority (`SO_PRIORITY`) of the agent's sockets to its sources. In the node's network namespace they are never translated: a
+/// table must not come between the agent and those who say what is in it.
+///
+/// No queueing discipline takes it for a class or for another band than best effort, and no route depends on it, as on a mark.
+/// To set one above 6 takes `CAP_NET_ADMIN`, or `CAP_NET_RAW`; who does only has its own sockets left alone.
+pub const OWN_SOCKET_PRIORITY: u32 = 0x7975_7270;
 
 /// Key of `yurt_fe4`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -198,7 +181,7 @@ impl PublishWord {
 pub struct ServiceRow {
     /// [`PublishWord`].
     pub word: u64,
-    /// [`Affinity`].
+    /// [`Affinity`](super::Affinity).
     pub affinity: u64,
 }
 
@@ -319,26 +302,6 @@ pub struct PrefixSet {
     pub v4: [Prefix4; MAX_PREFIXES],
     /// IPv6 prefixes.
     pub v6: [Prefix6; MAX_PREFIXES],
-}
-
-/// An IPv4 prefix.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(4))]
-pub struct Prefix4 {
-    /// Network address.
-    pub addr: [u8; 4],
-    /// Network mask.
-    pub mask: [u8; 4],
-}
-
-/// An IPv6 prefix.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
-pub struct Prefix6 {
-    /// Network address.
-    pub addr: [u8; 16],
-    /// Network mask.
-    pub mask: [u8; 16],
 }
 
 /// Value of `yurt_revsk`, one for each UDP socket that has dialled a Service: what `recvmsg` and `getpeername` show.
@@ -496,16 +459,6 @@ const fn mix(value: u64) -> u64 {
     (value ^ value >> 33).wrapping_mul(0xc4ce_b9fe_1a85_ec53)
 }
 
-/// The two halves of an address, for comparisons that need no `memcmp`.
-#[inline(always)]
-pub(crate) const fn words(addr: &[u8; 16]) -> (u64, u64) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = *addr;
-    (
-        u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
-        u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
-    )
-}
-
 impl FrontendKey4 {
     /// 24 bits that bind a value to this key.
     #[inline(always)]
@@ -568,83 +521,4 @@ impl TcpPeer {
         // Never 0, which is what an empty entry holds.
         (cookie ^ vip ^ mix(peer_low ^ peer_high.rotate_left(29))) | 1 << 63
     }
-}
-
-/// `::ffff:a.b.c.d`, the form in which state maps keep IPv4 addresses.
-#[inline(always)]
-pub const fn mapped(addr: [u8; 4]) -> [u8; 16] {
-    let [a, b, c, d] = addr;
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-}
-
-macro_rules! pods {
-    ($($(#[$doc:meta])* $type:ident: $size:literal { $($field:ident),* })*) => {
-        $(const _: () = assert!(size_of::<$type>() == $size);)*
-        $(
-            #[cfg(not(target_arch = "bpf"))]
-            // SAFETY: `repr(C)`, integers and byte arrays only, and the fields fill the size: no implicit padding.
-            unsafe impl aya::Pod for $type {}
-        )*
-
-        /// Every type that is in a map, field by field, as text: what a change of the ABI changes.
-        #[cfg(not(target_arch = "bpf"))]
-        pub fn layout() -> alloc::string::String {
-            use core::fmt::Write as _;
-            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}, translate ABI {TRANSLATE_ABI}\n");
-            $(
-                let _ = writeln!(text, "\n{}: {} bytes", stringify!($type), size_of::<$type>());
-                $(
-                    let size = size_of_field(|value: &$type| &value.$field);
-                    let offset = core::mem::offset_of!($type, $field);
-                    let _ = writeln!(text, "  {offset:4} {size:4} {}", stringify!($field));
-                )*
-            )*
-            text
-        }
-
-        #[cfg(test)]
-        mod layout_tests {
-            #[test]
-            fn fields_fill_every_type_so_that_no_padding_is_left_to_chance() {
-                $(
-                    let fields = 0 $(+ super::size_of_field(|value: &super::$type| &value.$field))*;
-                    assert_eq!(fields, size_of::<super::$type>(), stringify!($type));
-                )*
-            }
-        }
-    };
-}
-
-#[cfg(not(target_arch = "bpf"))]
-const fn size_of_field<T, F>(_: fn(&T) -> &F) -> usize {
-    size_of::<F>()
-}
-
-pods! {
-    FrontendKey4: 8 { addr, port_be, protocol, scope }
-    FrontendKey6: 24 { addr, port_be, protocol, scope, pad }
-    ServiceRow: 16 { word, affinity }
-    Backend4: 8 { addr, port_be, pad }
-    Backend6: 24 { addr, port_be, pad }
-    AffinityKey: 16 { netns, identity }
-    Affinity4: 16 { backend, last_ns }
-    Affinity6: 32 { backend, last_ns }
-    Conf: 1336 { node_netns, socket_lb, netns_rows, active_prefixes, pad, prefixes }
-    PrefixSet: 656 { v4_len, v6_len, flags, pad, v4, v6 }
-    Prefix4: 8 { addr, mask }
-    Prefix6: 32 { addr, mask }
-    UdpPeers: 392 { clock, next, peers }
-    UdpPeer: 48 { vip, backend, word, vip_port_be, backend_port_be, used }
-    TcpPeer: 32 { vip, tag, vip_port_be, pad }
-    NetnsRow: 24 { class, addr4, addr6 }
-    GuardRow: 376 { mode, macs_len, v4_own, v4_len, v6_own, v6_len, macs, v4, v6 }
-    PlainRow: 32 { ifindex, v4, mac, v6 }
-    Mac: 8 { addr, pad }
-    OwnerRow: 8 { ifindex, mode }
-    SpoofCounts: 256 { audited, dropped }
-    TranslateRow: 48 { live4, promised4, live6, promised6, mac }
-    LiveKey: 40 { live, remote, remote_port_be, local_port_be, protocol, kind, pad }
-    LiveFlow: 8 { last_ns }
-    VtepKey: 24 { underlay, vni, port_be, pad }
-    VtepSeen: 40 { known, other, known_frames, other_frames, others }
 }

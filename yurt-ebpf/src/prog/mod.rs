@@ -1,0 +1,7 @@
+//! The hooks. Each reads what the kernel hands it, has pure code decide, and does what was decided.
+
+mod affinity;
+mod guard;
+mod sock;
+mod translate;
+mod vtep;
