@@ -1,7 +1,7 @@
 //! Which backend a new flow gets: the decision of every hook, without the hook.
 //!
-//! Pure and `no_std`: runs in the kernel over the maps and in tests over anything that implements [`Tables`].
-//! One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one value: a reader
+//! Pure and `no_std`: runs in the kernel over the maps and in tests over anything that implements [`Tables`] and
+//! [`Dialer`]. One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one value: a reader
 //! sees all of one endpoint set or all of another. What cannot be made sense of is refused: a packet never leaves
 //! towards a virtual address.
 #![expect(
@@ -15,7 +15,7 @@ use crate::abi::{
     SCOPE_ADDRESS, UDP_PEERS, UdpPeer, UdpPeers, words,
 };
 
-/// The table as a reader sees it. Every call is one map lookup or one helper.
+/// The table as a reader sees it. Every call is one map lookup.
 pub trait Tables {
     /// `yurt_filter`.
     fn filter(&self, word: u32) -> Option<u64>;
@@ -33,11 +33,15 @@ pub trait Tables {
     fn backend6(&self, slot: u32) -> Option<Backend6>;
     /// `yurt_conf`.
     fn conf(&self) -> Option<&Conf>;
+}
+
+/// Who asks: the socket that dials, in the kernel. Every call is one helper or one map lookup.
+pub trait Dialer {
     /// 32 random bits.
     fn random(&self) -> u32;
-    /// Whether the client is in the node's own network namespace.
+    /// Whether it is in the node's own network namespace.
     fn is_in_node_netns(&self) -> bool;
-    /// `yurt_netns`: the client's addresses, where the agent knows them.
+    /// `yurt_netns`: its addresses, where the agent knows them.
     fn client(&self) -> Option<NetnsRow>;
 }
 
@@ -93,7 +97,7 @@ fn kept_under(addr: [u8; 4]) -> u32 {
 
 /// Resolves an IPv4 destination.
 #[inline(always)]
-pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
+pub fn resolve4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4) -> Resolved {
     let addr = kept_under(key.addr);
     let key = FrontendKey4 {
         addr: addr.to_be_bytes(),
@@ -116,12 +120,12 @@ pub fn resolve4<T: Tables>(tables: &T, key: &FrontendKey4) -> Resolved {
         }
         value = again;
     }
-    hit(tables, value, admit4)
+    hit(tables, dialer, value, admit4)
 }
 
 /// Resolves an IPv6 destination (not an IPv4-mapped one).
 #[inline(always)]
-pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
+pub fn resolve6<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey6) -> Resolved {
     if !may_have_rows(tables, FilterPlace::of6(&key.addr)) {
         return unallocated(tables, |tables| miss6(tables, key));
     }
@@ -138,7 +142,7 @@ pub fn resolve6<T: Tables>(tables: &T, key: &FrontendKey6) -> Resolved {
         }
         value = again;
     }
-    hit(tables, value, admit6)
+    hit(tables, dialer, value, admit6)
 }
 
 /// Whether the hash is worth a look: most connects are to no Service, and a miss in a large hash is dear.
@@ -150,12 +154,13 @@ fn may_have_rows<T: Tables>(tables: &T, place: FilterPlace) -> bool {
 }
 
 #[inline(always)]
-fn hit<T: Tables>(
+fn hit<T: Tables, D: Dialer>(
     tables: &T,
+    dialer: &D,
     value: FrontendValue,
-    admit: impl Fn(&T, PublishWord) -> Admission,
+    admit: impl Fn(&T, &D, PublishWord) -> Admission,
 ) -> Resolved {
-    if value.flags() & FRONTEND_NODE_ONLY != 0 && !tables.is_in_node_netns() {
+    if value.flags() & FRONTEND_NODE_ONLY != 0 && !dialer.is_in_node_netns() {
         return Resolved::Pass;
     }
     let service = value.service();
@@ -163,7 +168,7 @@ fn hit<T: Tables>(
         return Resolved::Refuse(Counter::RefuseInconsistent);
     };
     if word.ranges() > 0 {
-        match admit(tables, word) {
+        match admit(tables, dialer, word) {
             Admission::Admitted => {}
             Admission::Outside => return Resolved::Refuse(Counter::DropSourceRange),
             Admission::Unknown => return Resolved::Refuse(Counter::RefuseUnknownClient),
@@ -192,8 +197,8 @@ enum Admission {
 // have it inside.
 
 #[inline(never)]
-fn admit4<T: Tables>(tables: &T, word: PublishWord) -> Admission {
-    let Some(client) = tables.client().map(|row| row.addr4) else {
+fn admit4<T: Tables, D: Dialer>(tables: &T, dialer: &D, word: PublishWord) -> Admission {
+    let Some(client) = dialer.client().map(|row| row.addr4) else {
         return Admission::Unknown;
     };
     if u32::from_ne_bytes(client) == 0 {
@@ -214,8 +219,8 @@ fn admit4<T: Tables>(tables: &T, word: PublishWord) -> Admission {
 
 /// See [`admit4`].
 #[inline(never)]
-fn admit6<T: Tables>(tables: &T, word: PublishWord) -> Admission {
-    let Some(client) = tables.client().map(|row| row.addr6) else {
+fn admit6<T: Tables, D: Dialer>(tables: &T, dialer: &D, word: PublishWord) -> Admission {
+    let Some(client) = dialer.client().map(|row| row.addr6) else {
         return Admission::Unknown;
     };
     let (high, low) = words(&client);
@@ -335,8 +340,8 @@ pub const fn stamp(word: PublishWord, service: u32) -> u64 {
 
 /// A slot of the set, each equally likely to within 2^-16.
 #[inline(always)]
-pub fn random_slot<T: Tables>(tables: &T, word: PublishWord) -> u32 {
-    let offset = (u64::from(tables.random()) * u64::from(word.count())) >> 32;
+pub fn random_slot<D: Dialer>(dialer: &D, word: PublishWord) -> u32 {
+    let offset = (u64::from(dialer.random()) * u64::from(word.count())) >> 32;
     word.base() + offset as u32
 }
 

@@ -6,9 +6,11 @@ use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray};
 
 use yurt_ebpf::abi::{
-    Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
-    FrontendKey4, FrontendKey6, NetnsRow, ServiceRow, TcpPeer, UdpPeers,
+    Affinity, Affinity4, Affinity6, AffinityKey, Backend4, Backend6, COUNTERS, Conf, FILTER_WORDS,
+    FrontendKey4, FrontendKey6, FrontendValue, NetnsRow, PublishWord, ServiceRow, TcpPeer,
+    UdpPeers,
 };
+use yurt_ebpf::select::Tables;
 
 // The agent maps these arrays into its memory: a publish is then one release store, and guaranteed to be atomic.
 
@@ -69,4 +71,66 @@ pub(crate) fn has_set_retval() -> bool {
 pub(crate) fn peer_mask() -> u32 {
     // SAFETY: as above.
     unsafe { core::ptr::read_volatile(&raw const PEER_MASK) }
+}
+
+/// The table as the programs see it.
+pub(crate) struct Maps;
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn filter(&self, word: u32) -> Option<u64> {
+        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
+        FILTER
+            .get_ptr(word)
+            .map(|word| unsafe { core::ptr::read_volatile(word) })
+    }
+
+    #[inline(always)]
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
+        // SAFETY: the value is one word, loaded at once; its fingerprint tells whether the element was reused.
+        unsafe {
+            FE4.get_ptr(key)
+                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
+        }
+    }
+
+    #[inline(always)]
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
+        // SAFETY: as above.
+        unsafe {
+            FE6.get_ptr(key)
+                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
+        }
+    }
+
+    #[inline(always)]
+    fn publish_word(&self, service: u32) -> Option<PublishWord> {
+        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
+        SVC.get_ptr(service)
+            .map(|row| unsafe { PublishWord(core::ptr::read_volatile(&raw const (*row).word)) })
+    }
+
+    #[inline(always)]
+    fn affinity(&self, service: u32) -> Affinity {
+        // SAFETY: as above.
+        let word = SVC
+            .get_ptr(service)
+            .map(|row| unsafe { core::ptr::read_volatile(&raw const (*row).affinity) });
+        Affinity(word.unwrap_or_default())
+    }
+
+    #[inline(always)]
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        SLOT.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        BE6.get(slot).copied()
+    }
+
+    #[inline(always)]
+    fn conf(&self) -> Option<&Conf> {
+        CONF.get(0)
+    }
 }

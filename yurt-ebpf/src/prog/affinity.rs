@@ -11,7 +11,7 @@ use yurt_ebpf::abi::{
 use yurt_ebpf::select::{Tables as _, contains4, contains6, random_slot};
 
 use super::sock::{Sock, count};
-use crate::maps::service::{AFF4, AFF6};
+use crate::maps::service::{AFF4, AFF6, Maps};
 
 impl Sock<'_> {
     /// The backend of a new flow: any, unless there is affinity. False when there is none to be had.
@@ -30,7 +30,7 @@ impl Sock<'_> {
 
     #[inline(always)]
     fn any_backend4(&self, word: PublishWord, backend: &mut Backend4) -> bool {
-        let any = self.backend4(random_slot(self, word));
+        let any = Maps.backend4(random_slot(self, word));
         if let Some(any) = any {
             *backend = any;
             count(Counter::Forward);
@@ -54,7 +54,7 @@ impl Sock<'_> {
 
     #[inline(always)]
     fn any_backend6(&self, word: PublishWord, backend: &mut Backend6) -> bool {
-        let any = self.backend6(random_slot(self, word));
+        let any = Maps.backend6(random_slot(self, word));
         if let Some(any) = any {
             *backend = any;
             count(Counter::Forward);
@@ -73,7 +73,7 @@ impl Sock<'_> {
             *backend = last.backend;
             is_fresh = now.wrapping_sub(last.last_ns) < affinity.timeout_ns();
         }
-        if is_fresh && contains4(self, word, backend) {
+        if is_fresh && contains4(&Maps, word, backend) {
             count(Counter::AffinityKept);
         } else if !self.any_backend4(word, backend) {
             return false;
@@ -97,7 +97,7 @@ impl Sock<'_> {
             *backend = last.backend;
             is_fresh = now.wrapping_sub(last.last_ns) < affinity.timeout_ns();
         }
-        if is_fresh && contains6(self, word, backend) {
+        if is_fresh && contains6(&Maps, word, backend) {
             count(Counter::AffinityKept);
         } else if !self.any_backend6(word, backend) {
             return false;

@@ -16,17 +16,14 @@ use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 
 use yurt_ebpf::abi::{
-    Affinity, Backend4, Backend6, Conf, Counter, FrontendKey4, FrontendKey6, FrontendValue,
-    NETNS_OPT_OUT, NetnsRow, OWN_SOCKET_PRIORITY, PublishWord, SCOPE_INTERNAL, SOCKET_LB_ALL,
-    SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
+    Backend4, Backend6, Counter, FrontendKey4, FrontendKey6, NETNS_OPT_OUT, NetnsRow,
+    OWN_SOCKET_PRIORITY, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
 };
 use yurt_ebpf::select::{
-    Resolved, Tables, contains4, contains6, passes4, resolve4, resolve6, stamp,
+    Dialer, Resolved, Tables as _, contains4, contains6, passes4, resolve4, resolve6, stamp,
 };
 
-use crate::maps::service::{
-    BE6, CONF, COUNT, FE4, FE6, FILTER, NETNS, PEER, REVSK, SLOT, SVC, has_set_retval, peer_mask,
-};
+use crate::maps::service::{CONF, COUNT, Maps, NETNS, PEER, REVSK, has_set_retval, peer_mask};
 
 /// What a hook of these types returns for "go on".
 const ALLOW: i32 = 1;
@@ -113,7 +110,7 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
     let (addr, mut backend) = (sock.addr4(), Backend4::default());
     // Before the subprogram: its call is a third of what those would pay who dial no Service. (For IPv6 there is no room on
     // the stack.)
-    let choice = match passes4(&sock, addr) {
+    let choice = match passes4(&Maps, addr) {
         true => Choice::Pass,
         false => sock.choose4(u32::from_ne_bytes(addr), protocol, call, &mut backend),
     };
@@ -350,31 +347,30 @@ impl Sock<'_> {
             protocol: protocol as u8,
             scope: SCOPE_INTERNAL,
         };
-        let (word, service) = match resolve4(self, &key) {
+        let (word, service) = match resolve4(&Maps, self, &key) {
             Resolved::Pass => return Choice::Pass,
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
             Resolved::Service(word, service) => (word, service),
         };
-        let vip = mapped(addr);
+        let (vip, stamp) = (mapped(addr), stamp(word, service));
         let mut is_kept = false;
-        match self.last_backend(call, &vip, port_be, stamp(word, service)) {
+        match self.last_backend(call, &vip, port_be, stamp) {
             Last::InForce(addr, port_be) => {
                 *backend = backend4(addr, port_be);
                 return Choice::Backend;
             }
             Last::OfAnotherSet(addr, port_be) => {
                 *backend = backend4(addr, port_be);
-                is_kept = contains4(self, word, backend);
+                is_kept = contains4(&Maps, word, backend);
             }
             Last::None => {}
         }
         if is_kept {
             count(Counter::UdpKept);
-        } else if !self.new_backend4(word, self.affinity(service), backend) {
+        } else if !self.new_backend4(word, Maps.affinity(service), backend) {
             return Choice::Refuse(Counter::RefuseInconsistent);
         }
         let (addr, backend_port_be) = (mapped(backend.addr), backend.port_be);
-        let stamp = stamp(word, service);
         self.remember(protocol, vip, port_be, addr, backend_port_be, stamp);
         Choice::Backend
     }
@@ -396,26 +392,27 @@ impl Sock<'_> {
             scope: SCOPE_INTERNAL,
             pad: [0; 4],
         };
-        let (word, service) = match resolve6(self, &key) {
+        let (word, service) = match resolve6(&Maps, self, &key) {
             Resolved::Pass => return Choice::Pass,
             Resolved::Refuse(reason) => return Choice::Refuse(reason),
             Resolved::Service(word, service) => (word, service),
         };
+        let stamp = stamp(word, service);
         let mut is_kept = false;
-        match self.last_backend(call, addr, port_be, stamp(word, service)) {
+        match self.last_backend(call, addr, port_be, stamp) {
             Last::InForce(addr, port_be) => {
                 (backend.addr, backend.port_be) = (addr, port_be);
                 return Choice::Backend;
             }
             Last::OfAnotherSet(addr, port_be) => {
                 (backend.addr, backend.port_be) = (addr, port_be);
-                is_kept = contains6(self, word, backend);
+                is_kept = contains6(&Maps, word, backend);
             }
             Last::None => {}
         }
         if is_kept {
             count(Counter::UdpKept);
-        } else if !self.new_backend6(word, self.affinity(service), backend) {
+        } else if !self.new_backend6(word, Maps.affinity(service), backend) {
             return Choice::Refuse(Counter::RefuseInconsistent);
         }
         let (backend_addr, backend_port_be) = (backend.addr, backend.port_be);
@@ -425,7 +422,7 @@ impl Sock<'_> {
             port_be,
             backend_addr,
             backend_port_be,
-            stamp(word, service),
+            stamp,
         );
         Choice::Backend
     }
@@ -538,64 +535,7 @@ impl Sock<'_> {
     }
 }
 
-impl Tables for Sock<'_> {
-    #[inline(always)]
-    fn filter(&self, word: u32) -> Option<u64> {
-        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
-        FILTER
-            .get_ptr(word)
-            .map(|word| unsafe { core::ptr::read_volatile(word) })
-    }
-
-    #[inline(always)]
-    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
-        // SAFETY: the value is one word, loaded at once; its fingerprint tells whether the element was reused.
-        unsafe {
-            FE4.get_ptr(key)
-                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
-        }
-    }
-
-    #[inline(always)]
-    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
-        // SAFETY: as above.
-        unsafe {
-            FE6.get_ptr(key)
-                .map(|value| FrontendValue(core::ptr::read_volatile(value)))
-        }
-    }
-
-    #[inline(always)]
-    fn publish_word(&self, service: u32) -> Option<PublishWord> {
-        // SAFETY: an aligned word, loaded at once; the agent stores it at once.
-        SVC.get_ptr(service)
-            .map(|row| unsafe { PublishWord(core::ptr::read_volatile(&raw const (*row).word)) })
-    }
-
-    #[inline(always)]
-    fn affinity(&self, service: u32) -> Affinity {
-        // SAFETY: as above.
-        let word = SVC
-            .get_ptr(service)
-            .map(|row| unsafe { core::ptr::read_volatile(&raw const (*row).affinity) });
-        Affinity(word.unwrap_or_default())
-    }
-
-    #[inline(always)]
-    fn backend4(&self, slot: u32) -> Option<Backend4> {
-        SLOT.get(slot).copied()
-    }
-
-    #[inline(always)]
-    fn backend6(&self, slot: u32) -> Option<Backend6> {
-        BE6.get(slot).copied()
-    }
-
-    #[inline(always)]
-    fn conf(&self) -> Option<&Conf> {
-        CONF.get(0)
-    }
-
+impl Dialer for Sock<'_> {
     #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: a helper without arguments.

@@ -58,11 +58,14 @@ impl Tables for Fake {
     fn conf(&self) -> Option<&Conf> {
         Some(&self.conf)
     }
-    fn random(&self) -> u32 {
-        self.random
-    }
     fn affinity(&self, _: u32) -> Affinity {
         Affinity::default()
+    }
+}
+
+impl Dialer for Fake {
+    fn random(&self) -> u32 {
+        self.random
     }
     fn is_in_node_netns(&self) -> bool {
         self.is_in_node_netns
@@ -127,9 +130,9 @@ fn an_address_outside_the_filter_and_the_prefixes_costs_no_lookup() {
         addr: [192, 0, 2, 1],
         ..KEY
     };
-    assert_eq!(resolve4(&fake, &elsewhere), Resolved::Pass);
+    assert_eq!(resolve4(&fake, &fake, &elsewhere), Resolved::Pass);
     let elsewhere = FrontendKey6::default();
-    assert_eq!(resolve6(&fake, &elsewhere), Resolved::Pass);
+    assert_eq!(resolve6(&fake, &fake, &elsewhere), Resolved::Pass);
     assert_eq!(fake.lookups.get(), 0);
 }
 
@@ -147,7 +150,7 @@ fn what_the_filter_alone_passes_is_what_a_whole_look_passes() {
         let is_passed = filter == Some(0) && flags == 0;
         assert_eq!(passes4(&fake, KEY.addr), is_passed);
         if is_passed {
-            assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+            assert_eq!(resolve4(&fake, &fake, &KEY), Resolved::Pass);
         }
     }
 }
@@ -169,10 +172,10 @@ fn inside_a_service_cidr_all_is_refused_and_the_filter_says_what_a_service_has()
         // No row is needed for that, and one that is there changes nothing.
         for address in [None, Some(FrontendValue::new(0, 0, 0))] {
             fake.address = address;
-            assert_eq!(resolve4(&fake, &KEY), Resolved::Refuse(counter));
+            assert_eq!(resolve4(&fake, &fake, &KEY), Resolved::Refuse(counter));
             let set = &mut fake.conf.prefixes[fake.conf.active_prefixes as usize];
             (set.v6_len, set.v6[0]) = (1, Prefix6::default());
-            assert_eq!(resolve6(&fake, &v6), Resolved::Refuse(counter));
+            assert_eq!(resolve6(&fake, &fake, &v6), Resolved::Refuse(counter));
         }
     }
 }
@@ -200,7 +203,7 @@ fn a_hit_costs_one_lookup_and_hands_out_the_word() {
         word: Some(word),
         ..Fake::default()
     };
-    assert_eq!(resolve4(&fake, &KEY), Resolved::Service(word, 7));
+    assert_eq!(resolve4(&fake, &fake, &KEY), Resolved::Service(word, 7));
     assert_eq!(fake.lookups.get(), 1);
 }
 
@@ -212,14 +215,17 @@ fn a_reused_element_is_looked_up_once_more_then_refused() {
         word,
         ..Fake::default()
     };
-    assert!(matches!(resolve4(&once, &KEY), Resolved::Service(..)));
+    assert!(matches!(
+        resolve4(&once, &once, &KEY),
+        Resolved::Service(..)
+    ));
     let twice = Fake {
         frontend: vec![Some(foreign())],
         word,
         ..Fake::default()
     };
     assert_eq!(
-        resolve4(&twice, &KEY),
+        resolve4(&twice, &twice, &KEY),
         Resolved::Refuse(Counter::RefuseInconsistent)
     );
     assert_eq!(twice.lookups.get(), 2);
@@ -228,7 +234,7 @@ fn a_reused_element_is_looked_up_once_more_then_refused() {
         word,
         ..Fake::default()
     };
-    assert_eq!(resolve4(&gone, &KEY), Resolved::Pass);
+    assert_eq!(resolve4(&gone, &gone, &KEY), Resolved::Pass);
 }
 
 #[test]
@@ -240,7 +246,7 @@ fn an_empty_set_refuses_and_an_index_beyond_the_map_never_passes() {
         ..Fake::default()
     };
     assert_eq!(
-        resolve4(&empty, &KEY),
+        resolve4(&empty, &empty, &KEY),
         Resolved::Refuse(Counter::RefuseNoEndpoint)
     );
     let beyond = Fake {
@@ -249,7 +255,7 @@ fn an_empty_set_refuses_and_an_index_beyond_the_map_never_passes() {
         ..Fake::default()
     };
     assert_eq!(
-        resolve4(&beyond, &KEY),
+        resolve4(&beyond, &beyond, &KEY),
         Resolved::Refuse(Counter::RefuseInconsistent)
     );
 }
@@ -261,7 +267,7 @@ fn an_empty_set_whose_endpoints_are_elsewhere_drops() {
         word: Some(PublishWord::new(0, 0, 1).with_drop()),
         ..Fake::default()
     };
-    let seen = resolve4(&fake, &KEY);
+    let seen = resolve4(&fake, &fake, &KEY);
     assert_eq!(seen, Resolved::Refuse(Counter::DropNoLocalEndpoint));
     assert!(Counter::DropNoLocalEndpoint.is_drop() && !Counter::RefuseNoEndpoint.is_drop());
 }
@@ -298,7 +304,7 @@ fn source_ranges_stand_before_the_endpoints_and_unknown_clients_are_in_none() {
             client,
             ..Fake::default()
         };
-        resolve4(&fake, &KEY)
+        resolve4(&fake, &fake, &KEY)
     };
     for inside in [[10, 1, 2, 3], [192, 0, 2, 7]] {
         assert_eq!(dial(client(inside), word), Resolved::Service(word, 7));
@@ -335,7 +341,7 @@ fn a_client_without_an_address_of_the_family_is_unknown() {
         ..Fake::default()
     };
     assert_eq!(
-        resolve6(&fake, &key),
+        resolve6(&fake, &fake, &key),
         Resolved::Refuse(Counter::RefuseUnknownClient)
     );
 }
@@ -347,45 +353,45 @@ fn what_has_no_row_passes_at_an_address_of_the_node_and_only_if_the_flag_is_its_
         let mut fake = with_prefix(flags);
         let known = KEY.address_only().fingerprint();
         fake.address = Some(FrontendValue::new(0, known, FRONTEND_ON_NODE));
-        assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+        assert_eq!(resolve4(&fake, &fake, &KEY), Resolved::Pass);
         // The element is another key's by now.
         fake.address = Some(FrontendValue::new(0, known ^ 1, FRONTEND_ON_NODE));
         let refused = Resolved::Refuse(Counter::RefuseUnknownPort);
-        assert_eq!(resolve4(&fake, &KEY), refused);
+        assert_eq!(resolve4(&fake, &fake, &KEY), refused);
 
         let set = &mut fake.conf.prefixes[fake.conf.active_prefixes as usize];
         (set.v6_len, set.v6[0]) = (1, Prefix6::default());
-        assert_eq!(resolve6(&fake, &v6), refused);
+        assert_eq!(resolve6(&fake, &fake, &v6), refused);
         let known = v6.address_only().fingerprint();
         fake.address = Some(FrontendValue::new(0, known, FRONTEND_ON_NODE));
-        assert_eq!(resolve6(&fake, &v6), Resolved::Pass);
+        assert_eq!(resolve6(&fake, &fake, &v6), Resolved::Pass);
     }
 }
 
 #[test]
 fn inside_the_prefixes_known_addresses_are_refused_and_others_only_in_a_service_cidr() {
     let mut fake = with_prefix(0);
-    assert_eq!(resolve4(&fake, &KEY), Resolved::Pass);
+    assert_eq!(resolve4(&fake, &fake, &KEY), Resolved::Pass);
     fake.address = Some(FrontendValue::new(0, 0, 0));
     assert_eq!(
-        resolve4(&fake, &KEY),
+        resolve4(&fake, &fake, &KEY),
         Resolved::Refuse(Counter::RefuseUnknownPort)
     );
     let outside = FrontendKey4 {
         addr: [10, 97, 0, 10],
         ..KEY
     };
-    assert_eq!(resolve4(&fake, &outside), Resolved::Pass);
+    assert_eq!(resolve4(&fake, &fake, &outside), Resolved::Pass);
 
     let fake = Fake {
         filter: Some(0),
         ..with_prefix(PREFIXES_ARE_SERVICE_CIDRS)
     };
     assert_eq!(
-        resolve4(&fake, &KEY),
+        resolve4(&fake, &fake, &KEY),
         Resolved::Refuse(Counter::RefuseUnallocated)
     );
-    assert_eq!(resolve4(&fake, &outside), Resolved::Pass);
+    assert_eq!(resolve4(&fake, &fake, &outside), Resolved::Pass);
     let mut addr = [0; 16];
     (addr[0], addr[15]) = (0xfd, 9);
     let key = FrontendKey6 {
@@ -396,12 +402,12 @@ fn inside_the_prefixes_known_addresses_are_refused_and_others_only_in_a_service_
         pad: [0; 4],
     };
     assert_eq!(
-        resolve6(&fake, &key),
+        resolve6(&fake, &fake, &key),
         Resolved::Refuse(Counter::RefuseUnallocated)
     );
     addr[7] = 1;
     assert_eq!(
-        resolve6(&fake, &FrontendKey6 { addr, ..key }),
+        resolve6(&fake, &fake, &FrontendKey6 { addr, ..key }),
         Resolved::Pass
     );
 }
@@ -423,9 +429,9 @@ fn loopback_node_ports_are_for_the_node_alone_on_all_of_127() {
         addr: [127, 1, 2, 3],
         ..KEY
     };
-    assert_eq!(resolve4(&fake, &dialled), Resolved::Pass);
+    assert_eq!(resolve4(&fake, &fake, &dialled), Resolved::Pass);
     fake.is_in_node_netns = true;
-    assert_eq!(resolve4(&fake, &dialled), Resolved::Service(word, 7));
+    assert_eq!(resolve4(&fake, &fake, &dialled), Resolved::Service(word, 7));
 }
 
 #[test]
@@ -614,8 +620,8 @@ proptest! {
         };
         let is_inside = kept.iter().any(|range| range4(range).admits(addr4));
         let expected = if is_inside { Admission::Admitted } else { Admission::Outside };
-        prop_assert!(admit4(&fake, word) == expected);
-        prop_assert!(admit6(&fake, word) == expected);
+        prop_assert!(admit4(&fake, &fake, word) == expected);
+        prop_assert!(admit6(&fake, &fake, word) == expected);
     }
 
     #[test]

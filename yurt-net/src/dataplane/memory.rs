@@ -10,7 +10,7 @@ use yurt_ebpf::abi::{
     Affinity, Backend4, Backend6, Conf, FILTER_WORDS, FilterPlace, FrontendKey4, FrontendKey6,
     FrontendValue, NetnsRow, PrefixSet, PublishWord, ServiceRow,
 };
-use yurt_ebpf::select::Tables;
+use yurt_ebpf::select::{Dialer, Tables};
 
 use super::service::decode::{RawTable, Rows, decode, holds};
 use super::service::encode::{MapWriter, RawKey};
@@ -33,7 +33,7 @@ pub struct MemoryDataplane {
     filter: Vec<u64>,
     /// Grace periods so far.
     pub graces: usize,
-    /// Next answers of [`Tables::random`].
+    /// Next answers of [`Dialer::random`].
     pub random: Cell<u32>,
     /// Whether readers are in the node's network namespace.
     pub is_in_node_netns: bool,
@@ -300,7 +300,9 @@ impl Tables for MemoryDataplane {
     fn conf(&self) -> Option<&Conf> {
         Some(&self.conf)
     }
+}
 
+impl Dialer for MemoryDataplane {
     fn random(&self) -> u32 {
         self.random.get()
     }

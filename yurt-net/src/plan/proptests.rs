@@ -47,6 +47,7 @@ fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolv
     match address {
         IpAddr::V4(addr) => resolve4(
             maps,
+            maps,
             &FrontendKey4 {
                 addr: addr.octets(),
                 port_be,
@@ -57,6 +58,7 @@ fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolv
         IpAddr::V6(addr) => {
             let (addr, pad) = (addr.octets(), [0; 4]);
             resolve6(
+                maps,
                 maps,
                 &FrontendKey6 {
                     addr,

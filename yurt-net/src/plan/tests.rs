@@ -303,7 +303,7 @@ fn an_external_ip_that_is_the_load_balancers_too_is_behind_its_ranges_at_every_w
                 ..Plan::default()
             })
             .unwrap();
-            let seen = yurt_ebpf::select::resolve4(&maps, &key);
+            let seen = yurt_ebpf::select::resolve4(&maps, &maps, &key);
             is_there |= seen != yurt_ebpf::select::Resolved::Pass;
             let is_kept_out = matches!(seen, yurt_ebpf::select::Resolved::Refuse(_));
             assert!(is_kept_out || !is_there, "{seen:?}");
