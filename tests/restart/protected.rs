@@ -1,6 +1,9 @@
 //! Services that claim the addresses and ports by which the node, its hub and its apiserver are reached take none of them, by
 //! whatever field: live, and after a reboot from the checkpoint, which remembers the same Services.
 
+use std::fs;
+use std::process::Command;
+
 use anyhow::{Result, ensure};
 use yurt_net_tests::lab::{Agent, Manifests, Pod, Proto};
 
@@ -244,4 +247,70 @@ fn what_the_operator_protects_no_service_takes_after_a_restart_nor_from_the_chec
     world.is_from_checkpoint()?;
     world.converges(10, &[&world.b])?;
     is_kept(&world)
+}
+
+/// The node's nameserver answers, and the thief is told so.
+fn is_asked(world: &World, server: &str) -> Result<()> {
+    let is_told = format!(
+        "ExternalIP {} is where this node looks up names",
+        place(server, 53)
+    );
+    world
+        .node
+        .wait_for_status("the thief to be told", |status| {
+            let mut told = status.rejections.iter();
+            told.any(|rejection| rejection.name == "thief" && rejection.reason.contains(&is_told))
+        })?;
+    let host = world.node.host()?;
+    for client in [&world.client, &host] {
+        for proto in [Proto::Tcp, Proto::Udp] {
+            let tally = client.dial(proto, &place(server, 53), 5)?;
+            let answers = tally.answers.get(&place(server, 53));
+            ensure!(answers == Some(&5), "{}: {tally:?}", client.name());
+        }
+        let who = client.get(&place(server, 8080))?;
+        ensure!(who == "a", "{}: {who} answers beside DNS", client.name());
+    }
+    Ok(())
+}
+
+#[test]
+fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboot() -> Result<()> {
+    let world = World::new()?;
+    let server = world.c.ip4().to_string();
+    world.c.serve_at(Proto::Tcp, world.c.ip4().into(), 53)?;
+    world.c.serve_at(Proto::Udp, world.c.ip4().into(), 53)?;
+    // The lab's mounts are nobody else's.
+    let resolv = world.node.state_dir().join("resolv.conf");
+    fs::create_dir_all(world.node.state_dir())?;
+    fs::write(&resolv, "nameserver 192.0.2.77\n")?;
+    let mounted = Command::new("mount")
+        .arg("--bind")
+        .arg(&resolv)
+        .arg("/etc/resolv.conf")
+        .status()?;
+    ensure!(mounted.success(), "/etc/resolv.conf cannot be mounted on");
+
+    let mut manifests = world.web([&world.b]);
+    let thief = manifests.service("thief");
+    thief.cluster_ip("10.96.0.66").external_ip(&server);
+    thief.port(53, 8080).udp_port(53, 8080).port(8080, 8080);
+    thief.endpoints([&world.a]);
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&manifests)?;
+    cloud.start()?;
+    let agent = start(&world, &cloud.source(), &[])?;
+    world.converges(10, &[&world.b])?;
+    let who = world.client.get(&place(&server, 53))?;
+    ensure!(who == "a", "{who} answers where nobody is asked for names");
+
+    fs::write(&resolv, format!("nameserver {server}\n"))?;
+    is_asked(&world, &server)?;
+    world.is_remembered()?;
+
+    world.loses_power(&agent, &cloud)?;
+    let _agent = start(&world, &cloud.source(), &[])?;
+    world.is_from_checkpoint()?;
+    world.converges(10, &[&world.b])?;
+    is_asked(&world, &server)
 }

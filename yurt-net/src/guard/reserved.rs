@@ -52,6 +52,7 @@ impl Reserved {
                 Whose::Node(name) => format!("Node {name}"),
                 Whose::Hub => "YurtHub".to_owned(),
                 Whose::Server => "an apiserver".to_owned(),
+                Whose::Nameserver => "a nameserver of this node".to_owned(),
                 Whose::Special(what) => what.to_owned(),
             };
             reserved.hosts.insert(address, whose);

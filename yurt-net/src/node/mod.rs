@@ -5,6 +5,7 @@ mod links;
 pub mod near;
 mod neighbours;
 pub mod peers;
+mod resolver;
 pub mod routes;
 mod view;
 pub mod vtep;

@@ -3,17 +3,27 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup};
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::follow::{Follower, NodeError, routes};
+use super::resolver::nameservers;
 use crate::policy::NodeView;
 
-/// Reads and follows addresses.
-pub struct NodeWatch(Follower);
+/// How often files are looked at that nobody tells the change of.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Reads and follows addresses, and the machine's nameservers.
+pub struct NodeWatch {
+    follower: Follower,
+    nameservers: BTreeSet<IpAddr>,
+    look_again: Interval,
+}
 
 impl NodeWatch {
     /// Subscribes; changes from here on are not missed.
@@ -25,17 +35,34 @@ impl NodeWatch {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        Follower::new(&groups).map(Self)
+        let mut look_again = interval(LOOK_AGAIN);
+        look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Ok(Self {
+            follower: Follower::new(&groups)?,
+            nameservers: nameservers(),
+            look_again,
+        })
     }
 
     /// Waits for a change, and until a burst of them is over. Cancel safe.
     pub async fn changed(&mut self) {
-        self.0.changed().await;
+        loop {
+            tokio::select! {
+                () = self.follower.changed() => return,
+                _ = self.look_again.tick() => {
+                    let now = nameservers();
+                    if now != self.nameservers {
+                        self.nameservers = now;
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Addresses on interfaces, and the sources of the default routes.
     pub async fn view(&self) -> Result<NodeView, NodeError> {
-        view(&self.0.handle).await.map(|(_, view)| view)
+        view(&self.follower.handle).await.map(|(_, view)| view)
     }
 }
 
@@ -106,6 +133,7 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
                 IpAddr::V4(_) => None,
             }),
         ),
+        nameservers: nameservers(),
         ..NodeView::default()
     };
     Ok((by_interface, view))

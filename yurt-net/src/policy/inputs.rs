@@ -92,6 +92,8 @@ pub struct NodeView {
     pub local_addresses: Option<BTreeSet<IpAddr>>,
     /// Source addresses of its default routes.
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
+    /// Whom its processes ask for names.
+    pub nameservers: BTreeSet<IpAddr>,
     /// Where its Pods are, while that is known better than the snapshot is.
     pub truth: Option<Arc<Truth>>,
     /// Backends on it whose probes fail, while nobody else tells.

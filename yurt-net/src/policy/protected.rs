@@ -11,11 +11,13 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node and of others | no | not the lifelines' ports | likewise | yes |
+//! | the node's nameservers, at the ports of DNS | no | yes | no | yes |
 //!
 //! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are served; their
-//! lifelines are not.
+//! lifelines are not. Nor is it rare that nodes ask a DNS server of their own cluster by a load balancer's address or a ClusterIP.
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -35,6 +37,8 @@ pub(super) const HUB_PORT: u16 = 10268;
 const HUB_PORTS: [u16; 4] = [10261, 10267, HUB_PORT, 10269];
 /// What else a node is reached or judged by: sshd, the kubelet, the health check of load balancers.
 const NODE_PORTS: [u16; 3] = [22, 10250, 10256];
+/// DNS (RFC 1035) and DNS over TLS (RFC 7858).
+const DNS_PORTS: [u16; 2] = [53, 853];
 
 /// Whose an address is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +53,8 @@ pub enum Whose {
     Hub,
     /// An apiserver's, or a configured YurtHub's.
     Server,
+    /// Of a nameserver that this node asks.
+    Nameserver,
     /// Unspecified, loopback, link-local, multicast, or the self-test's.
     Special(&'static str),
 }
@@ -62,6 +68,7 @@ impl fmt::Display for Whose {
             Self::Node(name) => write!(f, "an address of Node {name}"),
             Self::Hub => f.write_str("YurtHub's address"),
             Self::Server => f.write_str("where nodes reach the apiserver"),
+            Self::Nameserver => f.write_str("where this node looks up names"),
             Self::Special(what) => f.write_str(what),
         }
     }
@@ -74,6 +81,7 @@ pub struct Protected {
     nodes: Vec<(IpAddr, Whose)>,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
+    nameservers: BTreeSet<IpAddr>,
     config: ProtectConfig,
 }
 
@@ -111,6 +119,7 @@ impl Protected {
         Self {
             nodes,
             servers,
+            nameservers: view.nameservers.clone(),
             config: config.protect.clone(),
         }
     }
@@ -126,6 +135,9 @@ impl Protected {
         }
         if self.servers.iter().any(|at| at.ip() == address) {
             return Some(Whose::Server);
+        }
+        if self.nameservers.contains(&address) {
+            return Some(Whose::Nameserver);
         }
         if self
             .config
@@ -143,8 +155,13 @@ impl Protected {
         let nodes = self.nodes.iter().map(|(address, _)| *address);
         let servers = self.servers.iter().map(SocketAddr::ip);
         let given = self.config.given.iter().map(|place| place.address);
+        let nameservers = self.nameservers.iter().copied();
         let ours = [HUB_V4.into(), HUB_V6.into(), PROBE_V4.ip(), PROBE_V6.ip()];
-        let all = nodes.chain(servers).chain(given).chain(ours);
+        let all = nodes
+            .chain(servers)
+            .chain(nameservers)
+            .chain(given)
+            .chain(ours);
         all.filter_map(|address| Some((address, self.whose(address)?)))
     }
 
@@ -207,6 +224,10 @@ impl Protected {
             if is_server && !(is_cluster_ip && is_apiserver) {
                 return Some(Whose::Server.to_string());
             }
+        }
+        let is_dns = DNS_PORTS.contains(&at.port()) && self.nameservers.contains(&at.ip());
+        if is_dns && matches!(kind, FrontendKind::ExternalIp | FrontendKind::NodePort) {
+            return Some(Whose::Nameserver.to_string());
         }
         let is_hub_port = HUB_PORTS.contains(&at.port());
         if is_cluster_ip {

@@ -126,6 +126,27 @@ fn a_load_balancer_on_the_nodes_addresses_is_served_but_not_on_their_lifelines()
     assert_eq!(given(&mut world).len(), 2);
 }
 
+/// Whoever answers for the nameserver says where the apiserver is.
+#[test]
+fn an_external_ip_takes_no_nameserver_of_the_node_at_the_ports_of_dns() {
+    for (number, left) in [(53, 1), (853, 1), (80, 2)] {
+        let mut world = written(&["198.51.100.53"], number);
+        world.view.nameservers = [ip("198.51.100.53")].into();
+        assert_eq!(given(&mut world).len(), left, "{number}");
+    }
+    // A DNS server of the cluster, which its nodes ask as well.
+    let mut world = written(&[], 53);
+    world.view.nameservers = [ip("10.96.0.10"), ip("198.51.100.53")].into();
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        service.load_balancer_ips = [ip("198.51.100.53")].into();
+    });
+    assert_eq!(given(&mut world).len(), 2);
+    let protected = Protected::new(&world.snapshot, &world.config, &world.view);
+    let whose = protected.whose(ip("198.51.100.53"));
+    assert_eq!(whose, Some(Whose::Nameserver));
+}
+
 #[test]
 fn a_node_port_is_no_lifeline_and_nothing_of_loopback() {
     let mut world = written(&[], 80);
