@@ -8,9 +8,9 @@ use tokio::time::timeout;
 use yurt_net::model::Snapshot;
 use yurt_net::source::SourceSpec;
 use yurt_net::source::checkpoint::Loaded;
-use yurt_net::source::edition::Edition;
 use yurt_net::source::kube::{Access, Scope};
 use yurt_net::source::preferred::{SourceStatus, Sources};
+use yurt_net::table::edition::Edition;
 use yurt_net_tests::apiserver::{FakeApiserver, Resource};
 
 pub(crate) const NODE: &str = "edge-a1";

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use yurt_net::dataplane::Dataplane;
-use yurt_net::dataplane::bpf::{BpfDataplane, Options, SocketLb};
+use yurt_net::dataplane::service::{BpfDataplane, Options, SocketLb};
 use yurt_net::model::Touched;
 use yurt_net::plan::{Capacity, Plan, plan};
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, compile};

@@ -8,7 +8,7 @@ use std::os::fd::AsRawFd as _;
 use anyhow::Context as _;
 use anyhow::Result;
 use ipnetwork::IpNetwork;
-use yurt_net::dataplane::guard::{Guard, Spoofs};
+use yurt_net::dataplane::pod::guard::{Guard, Spoofs};
 use yurt_net::guard::{GuardOp, Identity, Mode, Owner, Row};
 use yurt_net_tests::frames::{Host, OTHER, POD, advertisement, fixtures, ipv4, udp, udp6};
 use yurt_net_tests::lab::{Lab, Node};

@@ -12,7 +12,7 @@ mod translate;
 use std::fmt::Write as _;
 
 use anyhow::Result;
-use yurt_net::dataplane::bpf::{ProgramSize, trial, trial_as};
+use yurt_net::dataplane::load::{ProgramSize, trial, trial_as};
 
 /// Program, most instructions that the verifier may look at, most bytes after translation.
 ///

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use anyhow::Context as _;
 use anyhow::Result;
-use yurt_net::dataplane::translate::Translate;
+use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::node::routes::Routes;
 use yurt_net::translate::Pair;
 use yurt_net::translate::Row;

@@ -19,7 +19,7 @@ pub use self::devices::DeviceArgs;
 pub use self::probes::ProbeArgs;
 pub use self::translate::TranslateArgs;
 use crate::cni::install::Directories;
-use crate::dataplane::bpf::SocketLb;
+use crate::dataplane::service::SocketLb;
 use crate::guard::{Askers, ExtraPolicy, ShortestPrefixes};
 use crate::ledger::store::LedgerDirs;
 use crate::model::Protocol;

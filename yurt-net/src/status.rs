@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::dataplane::bpf::{BpfDataplane, SocketLb};
+use crate::dataplane::service::{BpfDataplane, SocketLb};
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::host::durations::Durations;

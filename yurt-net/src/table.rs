@@ -7,6 +7,7 @@
 //! costs one pointer comparison for each service port.
 
 mod backends;
+pub mod edition;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! What the fuzz targets share: how inputs are cut, and the way that every decoded object goes.
 
 use yurt_net::dataplane::Dataplane as _;
-use yurt_net::dataplane::memory::MemoryDataplane;
+use yurt_net::dataplane::service::memory::MemoryDataplane;
 use yurt_net::explain::rows::{Paint, plan_json, plan_table};
 use yurt_net::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use yurt_net::model::{Snapshot, Touched};

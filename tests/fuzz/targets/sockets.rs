@@ -4,7 +4,7 @@
 use libfuzzer_sys::fuzz_target;
 use yurt_ebpf::abi::{TcpPeer, UdpPeer, UdpPeers, mapped};
 use yurt_net::dataplane::netlink::{NLMSG_DONE, message, read};
-use yurt_net::dataplane::sockets::message::{AF_INET, Socket, parse};
+use yurt_net::dataplane::service::sockets::message::{AF_INET, Socket, parse};
 
 const SEQUENCE: u32 = 7;
 const FOUND: u16 = 20;

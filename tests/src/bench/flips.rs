@@ -25,7 +25,8 @@ use anyhow::ensure;
 use serde::Deserialize;
 use serde::Serialize;
 use yurt_net::dataplane::Dataplane;
-use yurt_net::dataplane::bpf;
+use yurt_net::dataplane::attach::cleanup::cleanup;
+use yurt_net::dataplane::service;
 use yurt_net::plan::Capacity;
 use yurt_net::plan::MapImage;
 use yurt_net::plan::Op;
@@ -130,7 +131,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
         .collect::<Result<Vec<Tally>>>()?;
     let graces = flipper.graces;
     drop(dataplane);
-    bpf::cleanup(&node.bpffs())?;
+    cleanup(&node.bpffs())?;
 
     let count = |field: fn(&Tally) -> u64| -> Vec<f64> {
         let total: u64 = tallies.iter().map(field).sum();
@@ -194,7 +195,7 @@ fn set(backends: &[SocketAddrV4], epoch: u64) -> Vec<SocketAddrV4> {
 }
 
 struct Flipper<'a> {
-    dataplane: &'a mut bpf::BpfDataplane,
+    dataplane: &'a mut service::BpfDataplane,
     image: &'a mut MapImage,
     graces: usize,
 }

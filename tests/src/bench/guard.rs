@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use anyhow::ensure;
 use ipnetwork::IpNetwork;
-use yurt_net::dataplane::guard::Guard;
+use yurt_net::dataplane::pod::guard::Guard;
 use yurt_net::guard::GuardOp;
 use yurt_net::guard::Mode;
 use yurt_net::guard::Row;

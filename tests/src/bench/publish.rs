@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use anyhow::ensure;
 use yurt_net::dataplane::Dataplane;
-use yurt_net::dataplane::bpf;
+use yurt_net::dataplane::attach::cleanup::cleanup;
 use yurt_net::plan::MapImage;
 use yurt_net::plan::plan;
 use yurt_net::table::ServiceTable;
@@ -93,7 +93,7 @@ struct Times {
 
 /// Fills fresh maps.
 fn fill(node: &Node, table: &ServiceTable) -> Result<Times> {
-    bpf::cleanup(&node.bpffs())?;
+    cleanup(&node.bpffs())?;
     let mut dataplane = tables::dataplane(node, tables::CAPACITY)?;
     let mut image = dataplane.observe()?;
     let start = Instant::now();
@@ -120,7 +120,7 @@ fn fill(node: &Node, table: &ServiceTable) -> Result<Times> {
 
 /// Microseconds of one changed service after another.
 fn changes(node: &Node, table: &ServiceTable, options: &Options) -> Result<Vec<f64>> {
-    bpf::cleanup(&node.bpffs())?;
+    cleanup(&node.bpffs())?;
     let mut dataplane = tables::dataplane(node, tables::CAPACITY)?;
     let mut image = MapImage::empty(tables::CAPACITY);
     dataplane.apply(&plan(table, &mut image))?;
@@ -141,7 +141,7 @@ fn changes(node: &Node, table: &ServiceTable, options: &Options) -> Result<Vec<f
         table = next;
     }
     drop(dataplane);
-    bpf::cleanup(&node.bpffs())?;
+    cleanup(&node.bpffs())?;
     Ok(times)
 }
 

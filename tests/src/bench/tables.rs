@@ -5,9 +5,9 @@ use std::net::SocketAddrV4;
 use std::sync::Arc;
 
 use anyhow::Result;
-use yurt_net::dataplane::bpf::BpfDataplane;
-use yurt_net::dataplane::bpf::Options;
-use yurt_net::dataplane::bpf::SocketLb;
+use yurt_net::dataplane::service::BpfDataplane;
+use yurt_net::dataplane::service::Options;
+use yurt_net::dataplane::service::SocketLb;
 use yurt_net::model::Protocol;
 use yurt_net::plan::Capacity;
 use yurt_net::table::ClusterPrefixes;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use anyhow::ensure;
-use yurt_net::dataplane::translate::Translate;
+use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::node::routes::Routes;
 use yurt_net::translate::Pair;
 use yurt_net::translate::Row;

@@ -6,7 +6,7 @@ use std::io::{self, Write as _};
 
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
-use yurt_net::dataplane::bpf::trial;
+use yurt_net::dataplane::load::trial;
 use yurt_net_tests::lab::{Lab, Manifests};
 
 fn main() -> Result<()> {

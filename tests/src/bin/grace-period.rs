@@ -4,7 +4,7 @@
 use std::io;
 
 use anyhow::Result;
-use yurt_net::dataplane::grace::GracePeriod;
+use yurt_net::dataplane::service::grace::GracePeriod;
 use yurt_net_tests::preempted;
 
 const TIMES: usize = 10;

@@ -27,15 +27,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "each fact is in the room that observes it",
-        imports: &[
-            ("dataplane/bpf.rs", "source/edition.rs"),
-            ("dataplane/bpf/edition.rs", "source/edition.rs"),
-            ("node/links.rs", "dataplane/clients/identity.rs"),
-            ("node/near.rs", "dataplane/clients/identity.rs"),
-        ],
-    },
-    Breaches {
         until: "device/, and the rooms ledger/, pods/ and tunnel/",
         imports: &[
             ("guard/extra.rs", "guard.rs"),
@@ -47,19 +38,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         imports: &[
             ("observe/metrics/table.rs", "observe/metrics.rs"),
             ("status/refused.rs", "status.rs"),
-        ],
-    },
-    Breaches {
-        until: "rooms of dataplane/, and a file for what both kinds of pins need",
-        imports: &[
-            ("dataplane/bpf/edition.rs", "dataplane/bpf.rs"),
-            ("dataplane/bpf/repair.rs", "dataplane/bpf.rs"),
-            ("dataplane/bpf/table.rs", "dataplane/bpf.rs"),
-            ("dataplane/kept.rs", "dataplane/bpf.rs"),
-            ("dataplane/pinned.rs", "dataplane/bpf.rs"),
-            ("dataplane/sys/load.rs", "dataplane/sys.rs"),
-            ("dataplane/sys/packet.rs", "dataplane/sys.rs"),
-            ("dataplane/tc.rs", "dataplane/bpf.rs"),
         ],
     },
     Breaches {

@@ -95,12 +95,12 @@ const PURE: &[&str] = &[
     "yurt-ebpf/src/select.rs",
     "yurt-ebpf/src/vxlan.rs",
     "yurt-net/src/agent/lines.rs",
-    "yurt-net/src/dataplane/clients/identity.rs",
-    "yurt-net/src/dataplane/memory.rs",
     "yurt-net/src/dataplane/netlink.rs",
+    "yurt-net/src/dataplane/service/clients/identity/",
     "yurt-net/src/dataplane/service/decode.rs",
     "yurt-net/src/dataplane/service/encode.rs",
-    "yurt-net/src/dataplane/sockets/message.rs",
+    "yurt-net/src/dataplane/service/memory.rs",
+    "yurt-net/src/dataplane/service/sockets/message.rs",
     "yurt-net/src/device/",
     "yurt-net/src/explain/",
     "yurt-net/src/guard.rs",
@@ -119,6 +119,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/plan/",
     "yurt-net/src/policy/",
     "yurt-net/src/cni/protocol.rs",
+    "yurt-net/src/node/tables.rs",
     "yurt-net/src/cni/install/mod.rs",
     "yurt-net/src/retain/probing.rs",
     "yurt-net/src/retain/probing/",
@@ -128,7 +129,6 @@ const PURE: &[&str] = &[
     "yurt-net/src/source/checkpoint/codec.rs",
     "yurt-net/src/source/checkpoint/contents.rs",
     "yurt-net/src/source/checkpoint/pace.rs",
-    "yurt-net/src/source/edition.rs",
     "yurt-net/src/source/kube/body.rs",
     "yurt-net/src/source/kube/extent.rs",
     "yurt-net/src/source/kube/follow.rs",
@@ -177,8 +177,8 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["aya", "aya_obj"],
         owners: &[
-            "yurt-net/src/dataplane/bpf.rs",
-            "yurt-net/src/dataplane/bpf/",
+            "yurt-net/src/dataplane/load/",
+            "yurt-net/src/dataplane/sys/",
         ],
         remedy: "the kernel is reached through `dataplane`",
     },
@@ -233,7 +233,7 @@ const EDGES: &[Edge] = &[
         libraries: &["lz4_flex"],
         owners: &[
             "yurt-net/build.rs",
-            "yurt-net/src/dataplane/bpf/load.rs",
+            "yurt-net/src/dataplane/load/mod.rs",
             "yurt-net/src/source/checkpoint/codec.rs",
         ],
         remedy: "compressed are the checkpoint, by `source::checkpoint`, and the eBPF object",
@@ -441,7 +441,7 @@ mod tests {
             "pure file",
         );
         assert_eq!(
-            found("yurt-net/src/dataplane/bpf.rs", "use aya::Ebpf;\n"),
+            found("yurt-net/src/dataplane/load/mod.rs", "use aya::Ebpf;\n"),
             [""; 0]
         );
         assert_eq!(

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tracing::debug;
 
 use super::Agent;
-use crate::dataplane::sockets::Found;
+use crate::dataplane::service::sockets::Found;
 use crate::policy::{Fate, Flow, Judge, Standing};
 use crate::source::preferred::Origin;
 

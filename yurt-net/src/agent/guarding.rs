@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::worker::Worker;
 use crate::dataplane::DataplaneError;
-use crate::dataplane::guard::{Guard, SpoofCounters, Spoofs};
+use crate::dataplane::pod::guard::{Guard, SpoofCounters, Spoofs};
 use crate::error::{chain, distinct};
 use crate::guard::{GuardImage, plan};
 use crate::ledger::store::LedgerDirs;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use tracing::warn;
 
 use crate::dataplane::DataplaneError;
-use crate::dataplane::vtep::Listener;
+use crate::dataplane::tunnel::Listener;
 use crate::error::chain;
 use crate::node::peers::{Entries, EntriesError};
 use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};

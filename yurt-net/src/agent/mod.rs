@@ -51,10 +51,10 @@ use tracing::{debug, info, warn};
 
 use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
 use crate::control::{self, Request};
-use crate::dataplane::bpf::{BpfDataplane, Options};
 use crate::dataplane::claim::{Claim, Owned};
-use crate::dataplane::clients::Clients;
-use crate::dataplane::sockets::{self, Event, Scanner};
+use crate::dataplane::service::clients::Clients;
+use crate::dataplane::service::sockets::{self, Event, Scanner};
+use crate::dataplane::service::{BpfDataplane, Options};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::error::{PathError, chain};
 use crate::host::clock::unix_seconds;
@@ -67,10 +67,10 @@ use crate::plan::MapImage;
 use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Suspects};
 use crate::source::SourceError;
 use crate::source::checkpoint::{Due, Keeper, Loaded, Provenance};
-use crate::source::edition::Edition;
 use crate::source::kube::servers;
 use crate::source::preferred::{Origin, Sources};
 use crate::status::{MapUsage, SelfTest, Status};
+use crate::table::edition::Edition;
 
 use devices::Devices;
 use disk::StateDir;

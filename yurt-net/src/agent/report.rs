@@ -6,7 +6,7 @@ use std::time::Instant;
 use tracing::{error, info, warn};
 
 use super::{Agent, give_back_memory};
-use crate::dataplane::sockets::Outcome;
+use crate::dataplane::service::sockets::Outcome;
 use crate::error::chain;
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::model::{Rejection, Snapshot};

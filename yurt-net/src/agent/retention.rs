@@ -19,7 +19,7 @@ use super::complaints::Complaints;
 use super::guarding::Guarding;
 use super::translating::{Translating, kept_for};
 use crate::config::{CniKeepArg, RunArgs};
-use crate::dataplane::guard::{Guard, Spoofs};
+use crate::dataplane::pod::guard::{Guard, Spoofs};
 use crate::device::{Complaint, Link};
 use crate::error::chain;
 use crate::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};

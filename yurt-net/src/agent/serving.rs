@@ -8,17 +8,17 @@ use tracing::{debug, error, info, warn};
 
 use super::retention::Retention;
 use super::{Agent, AgentError, RETRY, give_back_memory};
-use crate::dataplane::bpf::SocketLb;
-use crate::dataplane::clients::Look;
-use crate::dataplane::clients::identity::{ClientAddresses, Word};
+use crate::dataplane::service::SocketLb;
+use crate::dataplane::service::clients::Look;
+use crate::dataplane::service::clients::identity::{ClientAddresses, Word};
 use crate::dataplane::{ApplyError, Dataplane as _};
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
 use crate::plan::{Plan, Refused, plan};
 use crate::policy::compile;
 use crate::source::checkpoint::Loaded;
-use crate::source::edition::Edition;
 use crate::source::preferred::Origin;
+use crate::table::edition::Edition;
 
 /// Plans in a row for one table: each frees space that the next one may need.
 const PLANS_PER_TABLE: usize = 8;

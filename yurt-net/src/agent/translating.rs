@@ -11,7 +11,7 @@ use tracing::{info, warn};
 
 use super::complaints::Complaints;
 use super::worker::Worker;
-use crate::dataplane::translate::{Translate, TranslateError, TranslationCounters};
+use crate::dataplane::pod::translate::{Translate, TranslateError, TranslationCounters};
 use crate::device::{Complaint, Link};
 use crate::error::{chain, distinct};
 use crate::ledger::watch::Reading;

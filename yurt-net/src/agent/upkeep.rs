@@ -7,7 +7,7 @@ use tracing::{error, warn};
 
 use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
-use crate::dataplane::bpf::SocketLb;
+use crate::dataplane::service::SocketLb;
 use crate::error::{chain, distinct};
 use crate::policy::pods_among_services;
 use crate::status::SelfTest;

@@ -12,9 +12,11 @@ use super::verbs::why_not_ready;
 use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf::{self, ProgramSize, SocketLb};
-use crate::dataplane::sockets::{self, Unsupported};
-use crate::dataplane::strays::{Strays, shown};
+use crate::dataplane::attach::bpffs::check_bpffs;
+use crate::dataplane::attach::strays::{Strays, shown};
+use crate::dataplane::load::{ProgramSize, trial};
+use crate::dataplane::service::SocketLb;
+use crate::dataplane::service::sockets::{self, Unsupported};
 use crate::error::chain;
 use crate::host::filesystem::Kind;
 use crate::model::Protocol;
@@ -207,7 +209,7 @@ fn cgroup_finding(cgroup: &Result<Cgroup, ConfigError>) -> Finding {
 }
 
 fn bpffs(path: &Path) -> Finding {
-    match bpf::check_bpffs(path) {
+    match check_bpffs(path) {
         Ok(()) => Finding::ok("bpffs", path.display().to_string()),
         Err(error) => {
             let remedy = "mount one there, or name the mount point of another one with --bpffs";
@@ -217,7 +219,7 @@ fn bpffs(path: &Path) -> Finding {
 }
 
 fn programs() -> Vec<Finding> {
-    let trial = match bpf::trial() {
+    let trial = match trial() {
         Ok(trial) => trial,
         Err(error) => {
             let remedy =

@@ -11,9 +11,9 @@ use crate::config::{
 };
 use crate::control::{ControlError, Request, ask};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::bpf::Cleanup;
+use crate::dataplane::attach::cleanup::Cleanup;
+use crate::dataplane::attach::strays::{Strays, shown};
 use crate::dataplane::claim::{Claim, Owned};
-use crate::dataplane::strays::{Strays, shown};
 use crate::error::chain;
 use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::interface::{self, LinkError};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::guard::Guard;
+use crate::dataplane::pod::guard::Guard;
 use crate::device::Complaint;
 use crate::error::chain;
 use crate::guard::{Extra, GuardedPod, Reserved, compile, plan};

@@ -12,7 +12,7 @@ use rtnetlink::{Handle, MulticastGroup};
 
 use super::follow::{Follower, NodeError, routes};
 use super::routes::main_routes;
-use crate::dataplane::clients::identity::Near;
+use super::tables::Near;
 use crate::device::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.

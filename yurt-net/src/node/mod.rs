@@ -7,6 +7,7 @@ mod neighbours;
 pub mod peers;
 mod resolver;
 pub mod routes;
+pub mod tables;
 mod view;
 pub mod vtep;
 

@@ -18,7 +18,7 @@ use super::follow::{NodeError, routes};
 use super::links::links;
 use super::neighbours::{as_ip, entries, mac};
 use super::routes::main_routes;
-use crate::dataplane::clients::identity::{Near, Neighbour, Port, Question};
+use super::tables::{Near, Neighbour, Port, Question};
 use crate::device::Mac;
 use crate::host::netns::Netns;
 

@@ -10,7 +10,7 @@ use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6, stamp};
 
 use super::*;
 use crate::dataplane::Dataplane;
-use crate::dataplane::memory::MemoryDataplane;
+use crate::dataplane::service::memory::MemoryDataplane;
 use crate::model::{Protocol, TrafficPolicy};
 use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::*;
 use crate::dataplane::Dataplane;
-use crate::dataplane::memory::MemoryDataplane;
+use crate::dataplane::service::memory::MemoryDataplane;
 use crate::model::Protocol;
 use crate::table::{EndpointSet, Frontend, FrontendKind};
 

@@ -28,8 +28,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::PathError;
 use crate::host::disk::{Directory, Disk};
 use crate::model::Snapshot;
-use crate::source::edition::Edition;
 use crate::table::ServiceKey;
+use crate::table::edition::Edition;
 
 mod codec;
 mod contents;

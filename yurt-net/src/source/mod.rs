@@ -15,7 +15,6 @@ use crate::text::without_user;
 
 pub mod checkpoint;
 pub mod decode;
-pub mod edition;
 pub mod file;
 pub mod hub;
 pub mod kube;

@@ -15,10 +15,10 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
-use super::edition::Edition;
 use super::kube::{KubeSource, Scope};
 use super::{SourceError, SourceSpec};
 use crate::model::{Snapshot, Touched};
+use crate::table::edition::Edition;
 
 mod charge;
 mod followed;

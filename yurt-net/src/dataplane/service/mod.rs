@@ -1,4 +1,492 @@
-//! The maps that Services are served from.
+//! The maps that Services are served from, and the programs that read them.
+//!
+//! Maps, programs and links are pinned, so that they outlive the agent:
+//!
+//! ```text
+//! <bpffs>/yurt-net/           locked (flock) by the agent, which also claims it (`claim`)
+//!     v2/                     table maps, by table ABI
+//!     v2-next/                table maps that are being filled, before anything uses them
+//!     state-v1/               state maps, by state ABI
+//!     links/                  one link for each program on sockets
+//!     guard-v1/               maps and program of the guard, by guard ABI
+//!     translate-v1/           maps and programs of translation, by its ABI
+//!     tc/                     one pin for each program on a device
+//! ```
+//!
+//! `open` adopts table maps that are whole, of this ABI and of the wanted capacities; otherwise it makes new ones, which
+//! replace the old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
+//! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
 
-pub(super) mod decode;
-pub(super) mod encode;
+pub mod clients;
+mod decode;
+mod edition;
+mod encode;
+pub mod grace;
+pub mod memory;
+pub mod sockets;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use serde::{Deserialize, Serialize};
+use yurt_ebpf::abi;
+
+use self::clients::Look;
+use self::decode::decode;
+use self::encode::MapWriter as _;
+use self::sockets::SocketMaps;
+use self::table::Table;
+use super::attach::bpffs::{check_bpffs, create_dir, is_pinned_as, lock, open_map, remove_dir};
+use super::attach::cgroup::{CgroupLinks, Mended};
+use super::attach::kept::KeptPins;
+use super::error::{at, on_map};
+use super::load::maps::{StateCapacity, state_maps, table_maps};
+use super::load::{Pins, ProgramSize, has_object, load_either};
+use super::sys::{self, possible_cpus};
+use super::{ApplyError, Dataplane, DataplaneError};
+use crate::host::netns;
+use crate::plan::{Capacity, MapImage, Op, Plan};
+use crate::table::edition::Edition;
+
+/// How the dataplane is set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Mount point of a bpf file system.
+    pub bpffs: PathBuf,
+    /// cgroup v2 directory; its processes, and those below, are served.
+    pub cgroup: PathBuf,
+    /// Entries of the table maps.
+    pub capacity: Capacity,
+    /// TCP sockets whose `getpeername` shows the Service; rounded up to a power of two.
+    pub peers: u32,
+    /// Clients of Services with session affinity that are remembered, for each family.
+    pub affinity: u32,
+    /// Whose sockets are served.
+    pub socket_lb: SocketLb,
+}
+
+/// Whose sockets are served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SocketLb {
+    /// Every process of the node and its Pods.
+    #[default]
+    All,
+    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service, their DNS too,
+    /// unless something else serves them: this version serves sockets only, and no packets.
+    Host,
+    /// None.
+    Off,
+}
+
+/// What a look at links and pins has come to.
+#[derive(Debug, Default)]
+pub struct Repair {
+    /// Programs that were detached or replaced, or whose link was not pinned.
+    pub programs: Vec<&'static str>,
+    /// Maps that were not pinned.
+    pub pins: Vec<&'static str>,
+    /// What could not be mended.
+    pub failures: Vec<DataplaneError>,
+}
+
+/// The kernel's side of the agent.
+pub struct BpfDataplane {
+    options: Options,
+    root: PathBuf,
+    _lock: File,
+    table: Table,
+    count: OwnedFd,
+    netns: OwnedFd,
+    /// Values of an entry of `count`.
+    cpus: usize,
+    links: CgroupLinks,
+    table_pins: KeptPins,
+    state_pins: KeptPins,
+    sizes: Vec<ProgramSize>,
+    has_set_retval: bool,
+    /// The table is in `v2-next` still.
+    is_staged: bool,
+    was_serving: bool,
+    edition: OwnedFd,
+    /// What the maps in use held at the start.
+    found_edition: Option<Edition>,
+}
+
+impl BpfDataplane {
+    /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
+    pub fn open(options: Options) -> Result<Self, DataplaneError> {
+        has_object()?;
+        sys::raise_memlock();
+        sys::raise_open_files();
+        check_bpffs(&options.bpffs)?;
+        let root = options.bpffs.join("yurt-net");
+        create_dir(&root)?;
+        // Whoever can open it can lock it.
+        let private = fs::Permissions::from_mode(0o700);
+        fs::set_permissions(&root, private).map_err(at("restrict", &root))?;
+        let lock = lock(&root)?;
+        check_abi(&root)?;
+        let link_pins = root.join("links");
+        let state = root.join(format!("state-v{}", abi::STATE_ABI));
+        let current = root.join(format!("v{}", abi::TABLE_ABI));
+        let next = root.join(format!("v{}-next", abi::TABLE_ABI));
+        for dir in [&link_pins, &state] {
+            create_dir(dir)?;
+        }
+        let was_serving = fs::read_dir(&link_pins).is_ok_and(|mut pins| pins.next().is_some());
+        let cpus = possible_cpus()?;
+        remove_dir(&next)?;
+        let state_capacity = StateCapacity {
+            peers: options.peers.max(1).next_power_of_two(),
+            affinity: options.affinity.max(1).saturating_add(lru_reserve(cpus)),
+        };
+        let wanted = table_maps(&options.capacity);
+        let is_adopted = wanted
+            .iter()
+            .all(|(name, info)| is_pinned_as(&current.join(name), info));
+        let dir = if is_adopted { &current } else { &next };
+        create_dir(dir)?;
+        for (name, info) in state_maps(state_capacity) {
+            // State that cannot be kept is lost, and harmless: old sockets show their backend, clients choose anew.
+            let path = state.join(name);
+            if !is_pinned_as(&path, &info) && path.exists() {
+                fs::remove_file(&path).map_err(at("remove", &path))?;
+            }
+        }
+        let pins = Pins {
+            table: dir.clone(),
+            state: state.clone(),
+        };
+        let (programs, sizes, has_set_retval) =
+            load_either(&options.capacity, state_capacity, Some(&pins))?;
+        let table = Table::open(options.capacity, dir)?;
+        let state_names = state_maps(state_capacity).map(|(name, _)| name);
+        // Before a map is made that knows of none.
+        let found_edition = edition::read(&current);
+        let edition = edition::open(dir)?;
+        let table_names = wanted.iter().map(|(name, _)| *name);
+        let table_pins = KeptPins::open(dir, table_names.chain([edition::NAME]))?;
+        let state_pins = KeptPins::open(&state, state_names)?;
+        let count = open_map(&state, "yurt_count")?;
+        let netns = open_map(&state, "yurt_netns")?;
+        let links = CgroupLinks::new(link_pins, options.cgroup.clone(), programs);
+        let is_staged = !is_adopted;
+        let mut dataplane = Self {
+            options,
+            root,
+            _lock: lock,
+            table,
+            count,
+            netns,
+            cpus,
+            links,
+            table_pins,
+            state_pins,
+            sizes,
+            has_set_retval,
+            is_staged,
+            was_serving,
+            edition,
+            found_edition,
+        };
+        if is_adopted && was_serving {
+            // Before a source is asked: programs of a version that does not know the agent's own sockets may lead them astray. What
+            // fails is tried again, and told, when the table is there.
+            let _tried_again = dataplane.repair();
+        }
+        Ok(dataplane)
+    }
+
+    /// The pins of an earlier agent were taken over.
+    pub fn is_adopted(&self) -> bool {
+        !self.is_staged
+    }
+
+    /// Clients are served already, by what an earlier agent left: these maps, or those that they replace.
+    pub fn was_serving(&self) -> bool {
+        self.was_serving
+    }
+
+    /// Which edition of what the sources say the maps in use held at the start; `None`: they do not say, or there were none.
+    pub fn found_edition(&self) -> Option<Edition> {
+        self.found_edition.filter(|_| self.was_serving)
+    }
+
+    /// Writes which edition the table maps hold: to be called before they do, so that they are never newer than they say.
+    pub fn set_edition(&self, edition: Edition) -> Result<(), DataplaneError> {
+        let written = sys::map_update(self.edition.as_fd(), &[0u32], &[edition]);
+        written.map_err(on_map("write", edition::NAME))
+    }
+
+    /// A refusal is `ECONNREFUSED`; otherwise `EPERM`, for this kernel lacks `bpf_set_retval` in these hooks.
+    pub fn has_set_retval(&self) -> bool {
+        self.has_set_retval
+    }
+
+    /// What the verifier said of the programs.
+    pub fn programs(&self) -> &[ProgramSize] {
+        &self.sizes
+    }
+
+    /// Puts the programs and the table into service: to be called once the table holds what it should.
+    pub fn activate(&mut self) -> Result<(), DataplaneError> {
+        let repair = self.repair();
+        if let Some(failure) = repair.failures.into_iter().next() {
+            return Err(failure);
+        }
+        if self.is_staged {
+            let current = self.root.join(format!("v{}", abi::TABLE_ABI));
+            let next = self.root.join(format!("v{}-next", abi::TABLE_ABI));
+            remove_dir(&current)?;
+            fs::rename(&next, &current).map_err(at("rename", &next))?;
+            self.table_pins.dir = current;
+            self.is_staged = false;
+        }
+        // Perhaps left by an agent that was killed here.
+        for older in older_tables(&self.root)? {
+            remove_dir(&older)?;
+        }
+        Ok(())
+    }
+
+    /// Verdicts so far, summed over the CPUs, in the order of [`abi::COUNTER_NAMES`].
+    pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
+        let mut per_cpu = vec![0u64; self.cpus];
+        let mut counters = BTreeMap::new();
+        for (index, name) in (0u32..).zip(abi::COUNTER_NAMES) {
+            sys::map_lookup(self.count.as_fd(), &index, &mut per_cpu)
+                .map_err(on_map("read", "yurt_count"))?;
+            counters.insert(name, per_cpu.iter().sum());
+        }
+        Ok(counters)
+    }
+
+    /// Writes who the clients of this node are. What goes wrong with one of them leaves it unknown, and is returned at the end.
+    pub fn set_clients(&self, found: &Look) -> Result<(), DataplaneError> {
+        let failed = |operation| on_map(operation, "yurt_netns");
+        let map = self.netns.as_fd();
+        let present: Vec<(u64, abi::NetnsRow)> = sys::map_entries(map).map_err(failed("read"))?;
+        let present: BTreeMap<_, _> = present.into_iter().collect();
+        let mut result = Ok(());
+        for cookie in present.keys() {
+            // One that was not looked into may be there still.
+            if found.is_complete() && !found.clients.contains_key(cookie) {
+                let deleted = sys::map_delete(map, cookie).map_err(failed("delete from"));
+                result = result.and(deleted);
+            }
+        }
+        for (cookie, addresses) in &found.clients {
+            let row = abi::NetnsRow {
+                class: 0,
+                addr4: addresses.v4.map(|addr| addr.octets()).unwrap_or_default(),
+                addr6: addresses.v6.map(|addr| addr.octets()).unwrap_or_default(),
+            };
+            if present.get(cookie) != Some(&row) {
+                let written = sys::map_update(map, &[*cookie], &[row]).map_err(failed("write"));
+                if written.is_err() && present.contains_key(cookie) {
+                    // Unknown is better than what it was.
+                    let _ = sys::map_delete(map, cookie);
+                }
+                result = result.and(written);
+            }
+        }
+        result
+    }
+
+    /// What tells whose a socket is.
+    pub fn socket_maps(&self) -> Result<SocketMaps, DataplaneError> {
+        let state = self.root.join(format!("state-v{}", abi::STATE_ABI));
+        Ok(SocketMaps {
+            udp: open_map(&state, "yurt_revsk")?,
+            tcp: open_map(&state, "yurt_peer")?,
+            tcp_entries: self.options.peers.max(1).next_power_of_two(),
+        })
+    }
+
+    /// Attaches what is not attached, swaps in what is not ours, pins what is not pinned, sets the switches again. What
+    /// cannot be done keeps nothing else from being done.
+    pub fn repair(&mut self) -> Repair {
+        let mut repair = Repair::default();
+        repair.failures.extend(self.write_switches().err());
+        let pins = self.table_pins.keep().into_iter();
+        for pin in pins.chain(self.state_pins.keep()) {
+            match pin {
+                Ok(name) => repair.pins.push(name),
+                Err(error) => repair.failures.push(error),
+            }
+        }
+        let Mended { programs, failures } = self.links.mend();
+        repair.programs = programs;
+        repair.failures.extend(failures);
+        repair
+    }
+
+    /// Programs that serve nobody just now.
+    pub fn detached(&self) -> Vec<&'static str> {
+        // Until the new table is whole, those of the agent before serve.
+        self.links.detached(self.is_staged)
+    }
+
+    /// The first pin that is not there, and how many there are of such: what it is of ends with this process.
+    pub fn unpinned(&self) -> Result<Option<(PathBuf, usize)>, DataplaneError> {
+        let maps = self.table_pins.missing().chain(self.state_pins.missing());
+        let missing = maps
+            .chain(self.links.missing())
+            .collect::<Result<Vec<_>, _>>()?;
+        let count = missing.len();
+        Ok(missing.into_iter().next().map(|first| (first, count)))
+    }
+
+    fn write_switches(&self) -> Result<(), DataplaneError> {
+        let cookie = netns::cookie().map_err(DataplaneError::NetnsCookie)?;
+        // Kernels that do not tell number namespaces from 1, and the node's own one is the first.
+        let cookie = cookie.unwrap_or(1);
+        let socket_lb = match self.options.socket_lb {
+            SocketLb::All => abi::SOCKET_LB_ALL,
+            SocketLb::Host => abi::SOCKET_LB_HOST,
+            SocketLb::Off => abi::SOCKET_LB_OFF,
+        };
+        let conf = self.table.conf_entry()?;
+        // SAFETY: a valid entry of our mapping; each field is one aligned word.
+        unsafe {
+            AtomicU64::from_ptr(&raw mut (*conf).node_netns).store(cookie, Ordering::Release);
+            AtomicU32::from_ptr(&raw mut (*conf).socket_lb).store(socket_lb, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
+/// Table maps of older ABIs, finished or not. The programs that read them are swapped by now.
+fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let mut older = Vec::new();
+    for entry in fs::read_dir(root).map_err(at("read", root))? {
+        let entry = entry.map_err(at("read", root))?;
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        let version = name
+            .strip_prefix('v')
+            .map(|name| name.trim_end_matches("-next"));
+        let version = version.and_then(|version| version.parse::<u32>().ok());
+        if version.is_some_and(|version| version < abi::TABLE_ABI) {
+            older.push(entry.path());
+        }
+    }
+    Ok(older)
+}
+
+/// Every kind of directory that has an ABI of its own, and the newest that this agent knows.
+const ABIS: [(&str, u32); 4] = [
+    ("v", abi::TABLE_ABI),
+    ("state-v", abi::STATE_ABI),
+    ("guard-v", abi::GUARD_ABI),
+    ("translate-v", abi::TRANSLATE_ABI),
+];
+
+/// Refuses pins of a newer agent. Tables of an older one serve until [`BpfDataplane::activate`] has replaced them.
+fn check_abi(root: &Path) -> Result<(), DataplaneError> {
+    for entry in fs::read_dir(root).map_err(at("read", root))? {
+        let entry = entry.map_err(at("read", root))?;
+        if is_of_newer(&entry.file_name().to_string_lossy()) {
+            return Err(DataplaneError::UnknownAbi { path: entry.path() });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a newer agent has made a directory: by its number, or because it is of a kind that has come since.
+fn is_of_newer(name: &str) -> bool {
+    let name = name.strip_suffix("-next").unwrap_or(name);
+    let (kind, version) = name.split_at(name.trim_end_matches(|c: char| c.is_ascii_digit()).len());
+    if !(kind == "v" || kind.ends_with("-v")) || version.is_empty() {
+        return false;
+    }
+    let known = ABIS.into_iter().find(|(known, _)| *known == kind);
+    // A number that is too long is of no agent so far.
+    known.is_none_or(|(_, newest)| version.parse().is_ok_and(|version: u32| version > newest))
+}
+
+/// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c).
+fn lru_reserve(cpus: usize) -> u32 {
+    u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(128)
+}
+
+impl Dataplane for BpfDataplane {
+    fn observe(&self) -> Result<MapImage, DataplaneError> {
+        let rows = self.table.rows()?;
+        let first_generation = self.table.first_generation;
+        if self.is_staged && rows.0.is_empty() && rows.1.is_empty() {
+            // Nobody reads these maps yet: nothing to wait for before they are written.
+            return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
+        }
+        let image = decode(self.table.capacity, &rows, &self.table.mapped()?);
+        Ok(image.counting_from(first_generation))
+    }
+
+    fn holds(&self, image: &MapImage) -> Result<bool, DataplaneError> {
+        Ok(decode::holds(
+            image,
+            &self.table.rows()?,
+            &self.table.mapped()?,
+        ))
+    }
+
+    fn apply(&mut self, plan: &Plan) -> Result<(), ApplyError> {
+        let total = plan.ops.len();
+        let mut applied = 0;
+        if total == 0 {
+            return Ok(());
+        }
+        let failed = |applied| {
+            move |source| ApplyError {
+                applied,
+                total,
+                source,
+            }
+        };
+        let mut table = self.table.mapped().map_err(failed(0))?;
+        for run in plan
+            .ops
+            .chunk_by(|a, b| matches!((a, b), (Op::PutFrontend(..), Op::PutFrontend(..))))
+        {
+            let result = match run {
+                [op] => table.write(op),
+                run => table.put_all(run),
+            };
+            result.map_err(failed(applied))?;
+            applied += run.len();
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_of_every_kind_are_refused_where_a_newer_agent_has_made_them() {
+        for (kind, newest) in ABIS {
+            for older in 1..=newest {
+                assert!(!is_of_newer(&format!("{kind}{older}")), "{kind}{older}");
+            }
+            assert!(is_of_newer(&format!("{kind}{}", newest + 1)), "{kind}");
+        }
+        for (name, is_newer) in [
+            ("v2-next", false),
+            ("v3-next", true),
+            ("flow-v1", true),
+            ("links", false),
+            ("tc", false),
+            ("v", false),
+            ("node-v", false),
+        ] {
+            assert_eq!(is_of_newer(name), is_newer, "{name}");
+        }
+    }
+}

@@ -4,7 +4,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
-use super::{MapInfo, address, bpf, info, info_of, owned, raw};
+use super::bpf::{MapInfo, address, bpf, info, info_of, owned, raw};
 
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_PROG_LOAD: libc::c_long = 5;

@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-use super::raw;
+use super::bpf::raw;
 
 /// Not in the C library's bindings: `linux/if_packet.h`, Linux 4.20.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;

@@ -5,8 +5,8 @@
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use super::bpf::{BPF_LINK_CREATE, BPF_PROG_QUERY, LinkCreateAttr, bpf, info, owned, raw};
 use super::netlink::Connection;
-use super::{BPF_LINK_CREATE, BPF_PROG_QUERY, LinkCreateAttr, bpf, info, owned, raw};
 use crate::dataplane::netlink::{u16_at, u32_at};
 
 /// `BPF_TCX_INGRESS`.

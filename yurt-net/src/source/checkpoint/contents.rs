@@ -17,8 +17,8 @@ use crate::model::{
     Service, ServiceCidr, Snapshot,
 };
 use crate::source::decode::Names;
-use crate::source::edition::Edition;
 use crate::table::ServiceKey;
+use crate::table::edition::Edition;
 
 /// Where a snapshot came from, and how far it had been followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

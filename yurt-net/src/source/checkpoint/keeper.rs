@@ -10,7 +10,7 @@ use super::{CheckpointError, Contents, Found, Loaded, Occasion, Pace, Provenance
 use crate::error::chain;
 use crate::host::disk::errand::{Errand, SILENCE};
 use crate::model::Snapshot;
-use crate::source::edition::Edition;
+use crate::table::edition::Edition;
 
 /// A disk that has not answered for so long is told.
 const SLOW: Duration = Duration::from_secs(5);

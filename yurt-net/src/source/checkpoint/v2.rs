@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::contents;
-use crate::source::edition::Edition;
+use crate::table::edition::Edition;
 
 /// See [`contents::Provenance`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

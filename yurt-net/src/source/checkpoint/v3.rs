@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{contents, v2};
-use crate::source::edition::Edition;
+use crate::table::edition::Edition;
 
 /// See [`contents::Provenance`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

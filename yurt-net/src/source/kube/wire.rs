@@ -34,7 +34,7 @@ use tokio_rustls::TlsConnector;
 use yurt_ebpf::abi::OWN_SOCKET_PRIORITY;
 
 use super::access::{AccessError, Way};
-use crate::dataplane::sockets::owner::{Owner, owner_of_peer};
+use crate::dataplane::service::sockets::owner::{Owner, owner_of_peer};
 use crate::source::hub::is_dummy;
 
 /// To be connected. A link that is slow for a moment still gets there, for the first attempt lives as long.

@@ -3,24 +3,11 @@
 //! Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
 //! the rest counts as zero.
 
-mod load;
-pub(super) mod netlink;
-mod packet;
-pub(super) mod tc;
-
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
-use std::ptr::NonNull;
-
-pub(super) use self::load::{
-    MapTypes, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_SOCKET_FILTER,
-    ProgramCode, Records, Rejected, btf_load, map_create, map_freeze, map_of_maps_create, name_of,
-    program_info, program_load, program_maps,
-};
-pub(super) use self::packet::packet_socket;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -32,19 +19,19 @@ const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-const BPF_PROG_QUERY: libc::c_long = 16;
+pub(super) const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
-const BPF_LINK_CREATE: libc::c_long = 28;
+pub(super) const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// `BPF_LINK_TYPE_CGROUP`.
-pub(super) const LINK_TYPE_CGROUP: u32 = 3;
+pub(in crate::dataplane) const LINK_TYPE_CGROUP: u32 = 3;
 
-fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: every caller passes the structure of its command, and the pointers in it outlive the call.
     let result = unsafe {
         libc::syscall(
@@ -61,15 +48,15 @@ fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     }
 }
 
-fn raw(fd: BorrowedFd<'_>) -> u32 {
+pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-fn address<T: ?Sized>(value: &T) -> u64 {
+pub(super) fn address<T: ?Sized>(value: &T) -> u64 {
     std::ptr::from_ref(value).cast::<u8>().addr() as u64
 }
 
-fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -83,7 +70,7 @@ struct ObjectAttr {
 }
 
 /// Opens a pinned object.
-pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
+pub(in crate::dataplane) fn object_get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     owned(bpf(
         BPF_OBJ_GET,
@@ -96,7 +83,7 @@ pub(super) fn object_get(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Pins an object.
-pub(super) fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(in crate::dataplane) fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let pathname = address(path.as_c_str());
     bpf(
@@ -117,12 +104,12 @@ struct InfoAttr {
     info: u64,
 }
 
-fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
+pub(super) fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
     info_of(fd, T::default())
 }
 
 /// Hands over where lists are to be written to.
-fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
+pub(super) fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let info = std::ptr::from_mut(&mut value).addr() as u64;
     bpf(
@@ -139,22 +126,22 @@ fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
 /// The head of `struct bpf_map_info`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(super) struct MapInfo {
-    pub(super) map_type: u32,
-    pub(super) id: u32,
-    pub(super) key_size: u32,
-    pub(super) value_size: u32,
-    pub(super) max_entries: u32,
-    pub(super) map_flags: u32,
+pub(in crate::dataplane) struct MapInfo {
+    pub(in crate::dataplane) map_type: u32,
+    pub(in crate::dataplane) id: u32,
+    pub(in crate::dataplane) key_size: u32,
+    pub(in crate::dataplane) value_size: u32,
+    pub(in crate::dataplane) max_entries: u32,
+    pub(in crate::dataplane) map_flags: u32,
 }
 
 /// Describes a map.
-pub(super) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
+pub(in crate::dataplane) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> {
     info(fd)
 }
 
 /// Kind and number of an object: the head of each description.
-pub(super) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]> {
+pub(in crate::dataplane) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]> {
     info(fd)
 }
 
@@ -168,7 +155,7 @@ struct NamedMapInfo {
 
 /// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a security module or of
 /// whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
-pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
+pub(in crate::dataplane) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
     let mut found = Vec::new();
     for_each(BPF_MAP_GET_NEXT_ID, BPF_MAP_GET_FD_BY_ID, |id, map| {
         let described: NamedMapInfo = info(map.as_fd())?;
@@ -181,7 +168,9 @@ pub(super) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
 }
 
 /// All links of the kernel that have a program on a cgroup. Left out as above. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
-pub(super) fn links_on_cgroup(cgroup_id: u64) -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
+pub(in crate::dataplane) fn links_on_cgroup(
+    cgroup_id: u64,
+) -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
     let mut found = Vec::new();
     for_each(BPF_LINK_GET_NEXT_ID, BPF_LINK_GET_FD_BY_ID, |_, link| {
         let described = link_info(link.as_fd())?;
@@ -194,12 +183,12 @@ pub(super) fn links_on_cgroup(cgroup_id: u64) -> io::Result<Vec<(LinkInfo, Owned
 }
 
 /// Opens a program by its number.
-pub(super) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(in crate::dataplane) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_PROG_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
 }
 
 /// Opens a link by its number.
-pub(super) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
+pub(in crate::dataplane) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
 }
 
@@ -229,7 +218,7 @@ fn for_each(
 }
 
 /// Whether one object's error says nothing of others: it went meanwhile, is a link that is being made, or is not for us to see.
-pub(super) fn is_passed_over(error: &io::Error) -> bool {
+pub(in crate::dataplane) fn is_passed_over(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
         Some(libc::ENOENT | libc::EAGAIN | libc::EPERM | libc::EACCES)
@@ -239,32 +228,32 @@ pub(super) fn is_passed_over(error: &io::Error) -> bool {
 /// The head of `struct bpf_link_info`, for a cgroup link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
-pub(super) struct LinkInfo {
-    pub(super) link_type: u32,
-    pub(super) id: u32,
-    pub(super) prog_id: u32,
+pub(in crate::dataplane) struct LinkInfo {
+    pub(in crate::dataplane) link_type: u32,
+    pub(in crate::dataplane) id: u32,
+    pub(in crate::dataplane) prog_id: u32,
     pad: u32,
     /// 0 once the link is detached or its cgroup is gone.
-    pub(super) cgroup_id: u64,
-    pub(super) attach_type: u32,
+    pub(in crate::dataplane) cgroup_id: u64,
+    pub(in crate::dataplane) attach_type: u32,
     tail: u32,
 }
 
 /// Describes a link.
-pub(super) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
+pub(in crate::dataplane) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     info(fd)
 }
 
 #[repr(C)]
-struct LinkCreateAttr {
-    prog_fd: u32,
-    target_fd: u32,
-    attach_type: u32,
-    flags: u32,
+pub(super) struct LinkCreateAttr {
+    pub(super) prog_fd: u32,
+    pub(super) target_fd: u32,
+    pub(super) attach_type: u32,
+    pub(super) flags: u32,
 }
 
 /// Attaches a program to a cgroup; detached when the last reference to the link, its pin, goes.
-pub(super) fn link_create(
+pub(in crate::dataplane) fn link_create(
     program: BorrowedFd<'_>,
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
@@ -290,7 +279,10 @@ struct LinkUpdateAttr {
 }
 
 /// Swaps the program of a link: no call goes without one.
-pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::dataplane) fn link_update(
+    link: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> io::Result<()> {
     let (link_fd, new_prog_fd) = (raw(link), raw(program));
     bpf(
         BPF_LINK_UPDATE,
@@ -305,7 +297,7 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 }
 
 /// Takes a link's program off, whoever else holds the link.
-pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(in crate::dataplane) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut raw(link)).map(drop)
 }
 
@@ -343,7 +335,11 @@ struct BatchAttr {
 }
 
 /// Writes an entry of an array, whatever its type; `value` has the size of the map's values.
-pub(super) fn map_write_bytes(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> io::Result<()> {
+pub(in crate::dataplane) fn map_write_bytes(
+    map: BorrowedFd<'_>,
+    index: u32,
+    value: &[u8],
+) -> io::Result<()> {
     bpf(
         BPF_MAP_UPDATE_ELEM,
         &mut ElementAttr {
@@ -357,7 +353,11 @@ pub(super) fn map_write_bytes(map: BorrowedFd<'_>, index: u32, value: &[u8]) -> 
 /// Adds or overwrites entries; `keys` and `values` are of the same length. In one call where the kernel can (5.6).
 ///
 /// The types must be those that the map was made with.
-pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+pub(in crate::dataplane) fn map_update<K, V>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
     if keys.len() > 1 {
         let mut attr = BatchAttr {
             in_batch: 0,
@@ -387,7 +387,7 @@ pub(super) fn map_update<K, V>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) ->
 }
 
 /// Adds or overwrites an entry of a per-CPU map; `values` has one for each possible CPU, and `V` is a multiple of 8 bytes.
-pub(super) fn map_update_per_cpu<K, V>(
+pub(in crate::dataplane) fn map_update_per_cpu<K, V>(
     map: BorrowedFd<'_>,
     key: &K,
     values: &[V],
@@ -403,7 +403,7 @@ pub(super) fn map_update_per_cpu<K, V>(
 }
 
 /// Removes an entry; one that is not there is no error.
-pub(super) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+pub(in crate::dataplane) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     match bpf(BPF_MAP_DELETE_ELEM, &mut ElementAttr::new(map, key)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result.map(drop),
@@ -411,7 +411,7 @@ pub(super) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
 }
 
 /// Looks an entry up. `V` must have the size of the map's values, for all possible CPUs if it is a per-CPU map.
-pub(super) fn map_lookup<K, V: Copy>(
+pub(in crate::dataplane) fn map_lookup<K, V: Copy>(
     map: BorrowedFd<'_>,
     key: &K,
     value: &mut [V],
@@ -430,7 +430,7 @@ pub(super) fn map_lookup<K, V: Copy>(
 }
 
 /// All entries of a hash. Entries that come or go meanwhile may be seen or not.
-pub(super) fn map_entries<K: Copy + Default, V: Copy + Default>(
+pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
     match map_entries_in_batches(map) {
@@ -500,95 +500,4 @@ fn map_entries_one_by_one<K: Copy + Default, V: Copy + Default>(
         previous = Some(key);
     }
     Ok(entries)
-}
-
-/// An array map in our memory. Stores are seen by programs at once.
-#[derive(Debug)]
-pub(super) struct MappedArray<T> {
-    base: NonNull<T>,
-    length: u32,
-}
-
-// SAFETY: the mapping belongs to the process, not to a thread.
-unsafe impl<T> Send for MappedArray<T> {}
-
-impl<T: Copy> MappedArray<T> {
-    /// Maps a map that was made with `BPF_F_MMAPABLE`, values of `T` and `length` entries.
-    pub(super) fn new(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
-        // SAFETY: a new mapping; the kernel checks the length against the map's.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                Self::bytes(length),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                map.as_raw_fd(),
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let base = NonNull::new(base.cast()).ok_or_else(|| io::Error::other("mmap gave null"))?;
-        Ok(Self { base, length })
-    }
-
-    fn bytes(length: u32) -> usize {
-        // Values are padded to 8 bytes; every type in these maps has that size already.
-        length as usize * size_of::<T>()
-    }
-
-    /// Pointer to an entry; `None` beyond the end.
-    pub(super) fn entry(&self, index: u32) -> Option<NonNull<T>> {
-        // SAFETY: below `length`, so inside the mapping.
-        (index < self.length).then(|| unsafe { self.base.add(index as usize) })
-    }
-
-    /// Reads an entry that programs do not write.
-    pub(super) fn read(&self, index: u32) -> Option<T> {
-        // SAFETY: a valid entry, and any bytes are a valid `T`: it is an ABI type.
-        self.entry(index)
-            .map(|entry| unsafe { entry.read_volatile() })
-    }
-
-    /// Writes an entry that no program reads at the moment. False beyond the end.
-    pub(super) fn write(&self, index: u32, value: T) -> bool {
-        // SAFETY: a valid entry of our own mapping.
-        self.entry(index)
-            .map(|entry| unsafe { entry.write_volatile(value) })
-            .is_some()
-    }
-}
-
-impl<T> Drop for MappedArray<T> {
-    fn drop(&mut self) {
-        let bytes = self.length as usize * size_of::<T>();
-        // SAFETY: mapped by `new` with this length, and no pointer into it outlives self.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
-    }
-}
-
-/// Lets this process have as many descriptors open as it may: of each Pod it holds up to three links.
-pub(super) fn raise_open_files() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // SAFETY: a valid structure, twice. Failure shows later, as EMFILE from the call that needed it.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
-    }
-}
-
-/// Lets maps be made on kernels that count them as locked memory (before 5.11).
-pub(super) fn raise_memlock() {
-    let unlimited = libc::rlimit {
-        rlim_cur: libc::RLIM_INFINITY,
-        rlim_max: libc::RLIM_INFINITY,
-    };
-    // SAFETY: a valid structure. Failure shows later, as EPERM from the call that needed it.
-    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }

@@ -16,11 +16,11 @@ use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
-use super::DataplaneError;
-use super::bpf::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
-use super::sys;
-use super::sys::tc::{Device, Filter, Filters, Hook, devices, tcx_links};
-use super::tc::on_device;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::error::{on_device, on_program};
+use crate::dataplane::load::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
+use crate::dataplane::sys;
+use crate::dataplane::sys::tc::{Device, Filter, Filters, Hook, devices, tcx_links};
 
 /// One of them.
 #[derive(Debug)]
@@ -116,7 +116,10 @@ impl Strays {
     }
 
     /// Programs of ours on a cgroup, but for links of which `is_kept` says so by program and number.
-    pub(super) fn on_cgroup(cgroup: &Path, is_kept: impl Fn(&str, u32) -> bool) -> Self {
+    pub(in crate::dataplane) fn on_cgroup(
+        cgroup: &Path,
+        is_kept: impl Fn(&str, u32) -> bool,
+    ) -> Self {
         let mut strays = Self::default();
         let links = match cgroup.metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return strays,
@@ -147,7 +150,10 @@ impl Strays {
     }
 
     /// Some programs of ours on the devices of this network namespace, but for those that read one of these maps.
-    pub(super) fn on_devices(programs: &[DeviceProgram], kept: &BTreeSet<u32>) -> Self {
+    pub(in crate::dataplane) fn on_devices(
+        programs: &[DeviceProgram],
+        kept: &BTreeSet<u32>,
+    ) -> Self {
         let mut strays = Self::default();
         for (program, hook, _) in programs {
             let look = Filters::open().and_then(|filters| Ok((filters, devices()?)));
@@ -265,7 +271,7 @@ fn is_stray(id: u32, name: &str, kept: &BTreeSet<u32>) -> bool {
 }
 
 /// The number of an object.
-pub(super) fn id(object: BorrowedFd<'_>) -> Option<u32> {
+pub(in crate::dataplane) fn id(object: BorrowedFd<'_>) -> Option<u32> {
     sys::object_id(object).ok().map(|[_, id]| id)
 }
 
@@ -279,16 +285,5 @@ fn unless_gone<T: Default>(error: io::Error) -> io::Result<T> {
     match error.raw_os_error() {
         Some(libc::ENODEV | libc::ENOENT) => Ok(T::default()),
         _ => Err(error),
-    }
-}
-
-fn on_program(
-    operation: &'static str,
-    program: &'static str,
-) -> impl FnOnce(io::Error) -> DataplaneError {
-    move |source| DataplaneError::Link {
-        operation,
-        program,
-        source,
     }
 }

@@ -15,16 +15,17 @@ use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi;
 
-use super::DataplaneError;
-use super::bpf::{
-    hooks, load_translate, on_map, open_map, possible_cpus, remove_dir, translate_maps,
-};
 use super::guard::PROGRAM as GUARD;
-use super::kept::KeptPins;
-use super::pinned::{Place, directory, keep_all};
-use super::strays::{self, Strays};
-use super::sys;
-use super::tc::{Hook, Method, Tc, TcProgram};
+use crate::dataplane::DataplaneError;
+use crate::dataplane::attach::bpffs::{open_map, remove_dir};
+use crate::dataplane::attach::kept::KeptPins;
+use crate::dataplane::attach::pinned::{PinDir, directory, keep_all};
+use crate::dataplane::attach::strays::{self, Strays};
+use crate::dataplane::attach::tc::{Hook, Method, Tc, TcProgram};
+use crate::dataplane::error::on_map;
+use crate::dataplane::load::maps::translate_maps;
+use crate::dataplane::load::{hooks, load_translate};
+use crate::dataplane::sys::{self, possible_cpus};
 use crate::node::routes::{RouteError, Routes};
 use crate::translate::{Direction, Pair, Row, TranslateImage, TranslateOp, plan};
 
@@ -81,15 +82,13 @@ impl Program {
 impl Translate {
     /// Takes the maps over, and puts this binary's programs in the place of those that are pinned.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
-        let place = Place::lock(bpffs, FEATURE, abi::TRANSLATE_ABI)?;
-        place.clear(&translate_maps())?;
+        let pins = PinDir::lock(bpffs, FEATURE, abi::TRANSLATE_ABI)?;
+        pins.clear(&translate_maps())?;
         let directions = [Direction::ToPod, Direction::FromPod];
         let mut programs = BTreeMap::new();
-        for (direction, (loaded, _)) in directions
-            .into_iter()
-            .zip(load_translate(Some(&place.dir))?)
+        for (direction, (loaded, _)) in directions.into_iter().zip(load_translate(Some(&pins.dir))?)
         {
-            place.pin(&loaded)?;
+            pins.pin(&loaded)?;
             let (name, id, fd) = (loaded.name, loaded.id, loaded.fd);
             programs.insert(direction, Program { name, id, fd });
         }
@@ -99,12 +98,12 @@ impl Translate {
         let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
         let maps = translate_maps().map(|(name, _)| name).into_iter();
         Ok(Self {
-            rows: open_map(&place.dir, "yurt_xlate")?,
-            counts: open_map(&place.dir, "yurt_xl_count")?,
+            rows: open_map(&pins.dir, "yurt_xlate")?,
+            counts: open_map(&pins.dir, "yurt_xl_count")?,
             cpus: possible_cpus()?,
-            tc: Tc::open(&place.root, method.unwrap_or(Method::Clsact))?,
+            tc: Tc::open(&pins.root, method.unwrap_or(Method::Clsact))?,
             pins: KeptPins::open(
-                &place.dir,
+                &pins.dir,
                 maps.chain(programs.values().map(|program| program.name)),
             )?,
             bpffs: bpffs.to_owned(),

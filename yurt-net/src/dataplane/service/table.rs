@@ -11,11 +11,12 @@ use yurt_ebpf::abi::{
     Backend4, Backend6, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, PrefixSet, ServiceRow,
 };
 
-use super::on_map;
+use super::decode::{RawTable, Rows, is_written4, is_written6};
+use super::encode::{MapWriter, RawKey, raw_value};
+use super::grace::GracePeriod;
 use crate::dataplane::DataplaneError;
-use crate::dataplane::grace::GracePeriod;
-use crate::dataplane::service::decode::{RawTable, Rows, is_written4, is_written6};
-use crate::dataplane::service::encode::{MapWriter, RawKey, raw_value};
+use crate::dataplane::attach::bpffs::{map_array, map_open, open_map};
+use crate::dataplane::error::on_map;
 use crate::dataplane::sys::{self, MappedArray};
 use crate::plan::{Capacity, Filter, Op};
 
@@ -40,29 +41,6 @@ pub(super) struct Mapped<'a> {
     svc: MappedArray<ServiceRow>,
     slot: MappedArray<Backend4>,
     be6: MappedArray<Backend6>,
-}
-
-pub(in crate::dataplane) fn open_map(
-    dir: &Path,
-    name: &'static str,
-) -> Result<OwnedFd, DataplaneError> {
-    sys::object_get(&dir.join(name)).map_err(on_map("open", name))
-}
-
-pub(in crate::dataplane) fn map_array<T: Copy>(
-    dir: &Path,
-    name: &'static str,
-    length: u32,
-) -> Result<MappedArray<T>, DataplaneError> {
-    map_open(&open_map(dir, name)?, name, length)
-}
-
-fn map_open<T: Copy>(
-    map: &OwnedFd,
-    name: &'static str,
-    length: u32,
-) -> Result<MappedArray<T>, DataplaneError> {
-    MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
 }
 
 /// A start for the generations of a map, other than those of the maps before it: the kernel numbers maps, and this

@@ -12,9 +12,9 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::select::{Dialer, Tables};
 
-use super::service::decode::{RawTable, Rows, decode, holds};
-use super::service::encode::{MapWriter, RawKey};
-use super::{ApplyError, Dataplane, DataplaneError};
+use super::decode::{RawTable, Rows, decode, holds};
+use super::encode::{MapWriter, RawKey};
+use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::plan::{Capacity, Filter, MapImage, Plan};
 
 type Key4 = ([u8; 4], [u8; 2], u8, u8);

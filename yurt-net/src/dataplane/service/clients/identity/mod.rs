@@ -18,9 +18,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::device::{Link, Mac, Route};
-use crate::guard::Policy;
+use crate::device::Link;
 use crate::ledger::{Entry, Key, State};
+use crate::node::tables::{Near, Neighbour, Port, Question};
 
 /// Addresses of a client; `None` where it has none of that family, or none that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,73 +62,6 @@ pub struct Word {
     pub entries: BTreeMap<Key, Entry>,
 }
 
-/// Somebody at a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
-    /// Index of the device.
-    pub device: u32,
-    /// Address.
-    pub address: IpAddr,
-    /// Who has it.
-    pub mac: Mac,
-}
-
-/// Behind which of a bridge's ports somebody is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Port {
-    /// This device.
-    Only(u32),
-    /// It is told of several, as of one in each of two VLANs.
-    Several,
-}
-
-/// The node's own tables.
-#[derive(Clone, Debug, Default)]
-pub struct Near {
-    /// Devices.
-    pub links: Vec<Link>,
-    /// Routes of the main table.
-    pub routes: Vec<Route>,
-    /// Neighbours whose MAC is known.
-    pub neighbours: Vec<Neighbour>,
-    /// Forwarding entries, by bridge and MAC.
-    pub ports: BTreeMap<(u32, Mac), Port>,
-}
-
-impl Near {
-    /// The devices that lead to a Pod's namespace, by the number that this namespace has for it.
-    pub fn devices_to(&self, netns_id: i32) -> Vec<u32> {
-        let policy = Policy::default();
-        let links = self
-            .links
-            .iter()
-            .filter(|link| link.peer_netns == Some(netns_id) && link.leads_to_pod(&policy.devices));
-        links.map(|link| link.ifindex).collect()
-    }
-}
-
-impl Near {
-    /// Whether what is for this address leaves by the device of a Pod, or by a bridge that Pods are at.
-    pub fn leads_to_pods(&self, address: IpAddr) -> bool {
-        let policy = Policy::default();
-        let Some(device) = self.way_to(address) else {
-            return false;
-        };
-        let mut pods = self
-            .links
-            .iter()
-            .filter(|link| link.leads_to_pod(&policy.devices));
-        pods.any(|link| link.ifindex == device || link.controller == Some(device))
-    }
-
-    /// The device that leads straight to this address.
-    fn way_to(&self, address: IpAddr) -> Option<u32> {
-        let routes = self.routes.iter();
-        let matching = routes.filter(|route| route.prefix.contains(address));
-        matching.max_by_key(|route| route.prefix.prefix())?.link
-    }
-}
-
 /// A network namespace of a Pod.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
@@ -138,17 +71,6 @@ pub struct Client {
     pub devices: Vec<u32>,
     /// What it would dial with, as it says itself.
     pub claimed: ClientAddresses,
-}
-
-/// Who has this address?
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// To be asked at this device.
-    pub device: u32,
-    /// The address.
-    pub address: IpAddr,
-    /// Who had it when somebody asked last.
-    pub mac: Option<Mac>,
 }
 
 /// What can be told.

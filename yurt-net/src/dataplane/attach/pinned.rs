@@ -8,32 +8,38 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::DataplaneError;
-use super::bpf::{LoadedProgram, at, check_bpffs, create_dir, has_object, holder, is_pinned_as};
+use super::bpffs::{check_bpffs, create_dir, holder, is_pinned_as};
 use super::kept::KeptPins;
-use super::sys::{self, MapInfo};
+use crate::dataplane::DataplaneError;
+use crate::dataplane::error::{at, on_program};
+use crate::dataplane::load::{LoadedProgram, has_object};
+use crate::dataplane::sys::{self, MapInfo};
 
 /// To load takes tens of milliseconds, and a slow board may have a hundred Pods to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Which nobody else loads into while this lives.
-pub(super) struct Place {
-    pub(super) bpffs: PathBuf,
-    pub(super) root: PathBuf,
-    pub(super) dir: PathBuf,
+/// A directory of pins that nobody else loads into while this lives.
+pub(in crate::dataplane) struct PinDir {
+    pub(in crate::dataplane) bpffs: PathBuf,
+    pub(in crate::dataplane) root: PathBuf,
+    pub(in crate::dataplane) dir: PathBuf,
     _lock: File,
 }
 
 /// Where it is.
-pub(super) fn directory(bpffs: &Path, feature: &str, abi: u32) -> PathBuf {
+pub(in crate::dataplane) fn directory(bpffs: &Path, feature: &str, abi: u32) -> PathBuf {
     bpffs.join("yurt-net").join(format!("{feature}-v{abi}"))
 }
 
-impl Place {
+impl PinDir {
     /// Makes it, and waits for whoever else loads into it: plugins come by the dozen when a node starts. One that does not come to
     /// an end is named.
-    pub(super) fn lock(bpffs: &Path, feature: &str, abi: u32) -> Result<Self, DataplaneError> {
+    pub(in crate::dataplane) fn lock(
+        bpffs: &Path,
+        feature: &str,
+        abi: u32,
+    ) -> Result<Self, DataplaneError> {
         sys::raise_memlock();
         check_bpffs(bpffs)?;
         let root = bpffs.join("yurt-net");
@@ -51,13 +57,16 @@ impl Place {
     }
 
     /// Whether all maps are there, and are what they should be.
-    pub(super) fn has_maps(&self, maps: &[(&'static str, MapInfo)]) -> bool {
+    pub(in crate::dataplane) fn has_maps(&self, maps: &[(&'static str, MapInfo)]) -> bool {
         maps.iter()
             .all(|(name, info)| is_pinned_as(&self.dir.join(name), info))
     }
 
     /// Makes room for maps: what is in the place of one and is something else cannot be kept.
-    pub(super) fn clear(&self, maps: &[(&'static str, MapInfo)]) -> Result<(), DataplaneError> {
+    pub(in crate::dataplane) fn clear(
+        &self,
+        maps: &[(&'static str, MapInfo)],
+    ) -> Result<(), DataplaneError> {
         has_object()?;
         for (name, info) in maps {
             let pin = self.dir.join(name);
@@ -69,7 +78,7 @@ impl Place {
     }
 
     /// Pins a program in the place of the one that is there.
-    pub(super) fn pin(&self, program: &LoadedProgram) -> Result<(), DataplaneError> {
+    pub(in crate::dataplane) fn pin(&self, program: &LoadedProgram) -> Result<(), DataplaneError> {
         let (pin, next) = (self.dir.join(program.name), self.dir.join("next"));
         if next.exists() {
             fs::remove_file(&next).map_err(at("remove", &next))?;
@@ -81,7 +90,7 @@ impl Place {
 }
 
 /// Makes pins again that are gone, and returns which those were. Under the lock: a plugin may be loading into the directory.
-pub(super) fn keep_all(
+pub(in crate::dataplane) fn keep_all(
     bpffs: &Path,
     feature: &str,
     abi: u32,
@@ -90,7 +99,7 @@ pub(super) fn keep_all(
     if pins.missing().next().is_none() {
         return Ok(Vec::new());
     }
-    let _place = Place::lock(bpffs, feature, abi)?;
+    let _locked = PinDir::lock(bpffs, feature, abi)?;
     pins.keep().into_iter().collect()
 }
 
@@ -130,17 +139,6 @@ fn lock(
             }
             Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
         }
-    }
-}
-
-pub(super) fn on_program(
-    operation: &'static str,
-    program: &'static str,
-) -> impl Fn(io::Error) -> DataplaneError {
-    move |source| DataplaneError::Link {
-        operation,
-        program,
-        source,
     }
 }
 

@@ -10,8 +10,9 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use yurt_ebpf::abi::{self, VtepKey, VtepSeen};
 
 use super::DataplaneError;
-use super::bpf::{LoadedProgram, VTEP_MAP, load_vtep, on_map, possible_cpus};
-use super::sys;
+use super::error::on_map;
+use super::load::{LoadedProgram, VTEP_MAP, load_vtep};
+use super::sys::{self, possible_cpus};
 use crate::device::Mac;
 use crate::tunnel::peers::{Heard, Listened, Others};
 

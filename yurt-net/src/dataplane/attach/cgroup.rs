@@ -1,26 +1,35 @@
-//! Links and pins as they should be, and how they are.
+//! Programs on a cgroup: one link for each, pinned below `links/` and held.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-use super::{BpfDataplane, LoadedProgram, at};
+use super::kept::{keep_pin, missing};
+use super::strays::Strays;
 use crate::dataplane::DataplaneError;
-use crate::dataplane::kept::{keep_pin, missing};
-use crate::dataplane::pinned::on_program;
-use crate::dataplane::strays::Strays;
+use crate::dataplane::error::{at, on_program};
+use crate::dataplane::load::LoadedProgram;
 use crate::dataplane::sys;
 
-/// What a look at links and pins has come to.
+/// The links of the programs of one agent.
+pub(in crate::dataplane) struct CgroupLinks {
+    /// Of their pins.
+    dir: PathBuf,
+    cgroup: PathBuf,
+    programs: Vec<LoadedProgram>,
+    /// Held, so that a program stays attached when the pin of its link goes.
+    links: BTreeMap<&'static str, OwnedFd>,
+}
+
+/// What a look at the links has come to.
 #[derive(Debug, Default)]
-pub struct Repair {
+pub(in crate::dataplane) struct Mended {
     /// Programs that were detached or replaced, or whose link was not pinned.
-    pub programs: Vec<&'static str>,
-    /// Maps that were not pinned.
-    pub pins: Vec<&'static str>,
+    pub(in crate::dataplane) programs: Vec<&'static str>,
     /// What could not be mended.
-    pub failures: Vec<DataplaneError>,
+    pub(in crate::dataplane) failures: Vec<DataplaneError>,
 }
 
 enum LinkRepair {
@@ -56,35 +65,42 @@ fn repair_link(
     link.map(LinkRepair::Made).map_err(failed("attach"))
 }
 
-impl BpfDataplane {
-    /// Attaches what is not attached, swaps in what is not ours, pins what is not pinned, sets the switches again. What
-    /// cannot be done keeps nothing else from being done.
-    pub fn repair(&mut self) -> Repair {
-        let mut repair = Repair::default();
-        repair.failures.extend(self.write_switches().err());
-        let pins = self.table_pins.keep().into_iter();
-        for pin in pins.chain(self.state_pins.keep()) {
-            match pin {
-                Ok(name) => repair.pins.push(name),
-                Err(error) => repair.failures.push(error),
-            }
+impl CgroupLinks {
+    /// Programs that belong on a cgroup, and are attached by [`Self::mend`].
+    pub(in crate::dataplane) fn new(
+        dir: PathBuf,
+        cgroup: PathBuf,
+        programs: Vec<LoadedProgram>,
+    ) -> Self {
+        Self {
+            dir,
+            cgroup,
+            programs,
+            links: BTreeMap::new(),
         }
-        let path = &self.options.cgroup;
-        let cgroup = File::open(path).and_then(|cgroup| {
+    }
+
+    /// Attaches what is not attached, swaps in what is not ours, pins what is not pinned, and takes off what an agent
+    /// of before has left. What cannot be done keeps nothing else from being done.
+    pub(in crate::dataplane) fn mend(&mut self) -> Mended {
+        let mut mended = Mended::default();
+        let cgroup = File::open(&self.cgroup).and_then(|cgroup| {
             let id = cgroup.metadata()?.st_ino();
             Ok((cgroup, id))
         });
         match cgroup {
-            Ok((cgroup, id)) => self.repair_links(cgroup.as_fd(), id, &mut repair),
-            Err(error) => repair.failures.push(at("open cgroup", path)(error)),
+            Ok((cgroup, id)) => self.mend_links(cgroup.as_fd(), id, &mut mended),
+            Err(error) => {
+                let failed = at("open cgroup", &self.cgroup);
+                mended.failures.push(failed(error));
+            }
         }
-        repair
+        mended
     }
 
-    fn repair_links(&mut self, cgroup: BorrowedFd<'_>, cgroup_id: u64, repair: &mut Repair) {
-        let links = self.root.join("links");
+    fn mend_links(&mut self, cgroup: BorrowedFd<'_>, cgroup_id: u64, mended: &mut Mended) {
         for program in &self.programs {
-            let pin = links.join(program.name);
+            let pin = self.dir.join(program.name);
             // Ours, or what an earlier agent has left.
             let held = self.links.remove(program.name);
             let found = held.or_else(|| sys::object_get(&pin).ok());
@@ -95,7 +111,7 @@ impl BpfDataplane {
                 Ok(LinkRepair::Made(link)) => Some(link),
                 Ok(LinkRepair::Nothing | LinkRepair::Swapped) => found,
                 Err(error) => {
-                    repair.failures.push(error);
+                    mended.failures.push(error);
                     found
                 }
             };
@@ -103,32 +119,29 @@ impl BpfDataplane {
             let pinned = keep_pin(link.as_fd(), &pin);
             self.links.insert(program.name, link);
             if is_repaired || matches!(pinned, Ok(true)) {
-                repair.programs.push(program.name);
+                mended.programs.push(program.name);
             }
-            repair.failures.extend(pinned.err());
+            mended.failures.extend(pinned.err());
         }
         // Where this agent has none, what there is serves better than nothing.
         let ours = |name: &str, id| match self.links.get(name) {
             Some(link) => !sys::object_id(link.as_fd()).is_ok_and(|[_, ours]| ours != id),
             None => true,
         };
-        let strays = Strays::on_cgroup(&self.options.cgroup, ours);
-        repair.failures.extend(strays.mend());
+        let strays = Strays::on_cgroup(&self.cgroup, ours);
+        mended.failures.extend(strays.mend());
     }
 
-    /// Programs that serve nobody just now.
-    pub fn detached(&self) -> Vec<&'static str> {
+    /// Programs that serve nobody just now. `with_pinned`: a link that an earlier agent has pinned counts as well.
+    pub(in crate::dataplane) fn detached(&self, with_pinned: bool) -> Vec<&'static str> {
         let is_attached = |program: &&LoadedProgram| {
             // A link whose cgroup is gone has none.
             match self.links.get(program.name) {
                 Some(link) => sys::link_info(link.as_fd())
                     .is_ok_and(|info| info.prog_id == program.id && info.cgroup_id != 0),
-                // Until the new table is whole, those of the agent before serve.
-                None if self.is_staged => {
-                    sys::object_get(&self.root.join("links").join(program.name))
-                        .and_then(|link| sys::link_info(link.as_fd()))
-                        .is_ok_and(|info| info.cgroup_id != 0)
-                }
+                None if with_pinned => sys::object_get(&self.dir.join(program.name))
+                    .and_then(|link| sys::link_info(link.as_fd()))
+                    .is_ok_and(|info| info.cgroup_id != 0),
                 None => false,
             }
         };
@@ -137,14 +150,11 @@ impl BpfDataplane {
         detached.map(|program| program.name).collect()
     }
 
-    /// The first pin that is not there, and how many there are of such: what it is of ends with this process.
-    pub fn unpinned(&self) -> Result<Option<(PathBuf, usize)>, DataplaneError> {
+    /// Pins of links that are not there, or are of something else; and those of which that cannot be said.
+    pub(in crate::dataplane) fn missing(
+        &self,
+    ) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {
         let links = self.links.iter();
-        let links = links
-            .filter_map(|(name, link)| missing(link.as_fd(), self.root.join("links").join(name)));
-        let maps = self.table_pins.missing().chain(self.state_pins.missing());
-        let missing = maps.chain(links).collect::<Result<Vec<_>, _>>()?;
-        let count = missing.len();
-        Ok(missing.into_iter().next().map(|first| (first, count)))
+        links.filter_map(|(name, link)| missing(link.as_fd(), self.dir.join(name)))
     }
 }

@@ -9,20 +9,21 @@ use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use super::DataplaneError;
-use super::bpf::{at, create_dir};
-use super::sys;
+use super::bpffs::create_dir;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::error::at;
+use crate::dataplane::sys;
 
 /// Objects that are pinned in one directory, below the agent's.
 #[derive(Debug)]
-pub(super) struct KeptPins {
-    pub(super) dir: PathBuf,
+pub(in crate::dataplane) struct KeptPins {
+    pub(in crate::dataplane) dir: PathBuf,
     objects: Vec<(&'static str, OwnedFd)>,
 }
 
 impl KeptPins {
     /// Opens what is pinned there under these names.
-    pub(super) fn open(
+    pub(in crate::dataplane) fn open(
         dir: &Path,
         names: impl IntoIterator<Item = &'static str>,
     ) -> Result<Self, DataplaneError> {
@@ -38,13 +39,15 @@ impl KeptPins {
     }
 
     /// Pins that are not there, or are of something else; and those of which that cannot be said.
-    pub(super) fn missing(&self) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {
+    pub(in crate::dataplane) fn missing(
+        &self,
+    ) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {
         let pins = self.objects.iter();
         pins.filter_map(|(name, object)| missing(object.as_fd(), self.dir.join(name)))
     }
 
     /// Makes those again. What cannot be made keeps no other from being made.
-    pub(super) fn keep(&self) -> Vec<Result<&'static str, DataplaneError>> {
+    pub(in crate::dataplane) fn keep(&self) -> Vec<Result<&'static str, DataplaneError>> {
         let keep = |(name, object): &(&'static str, OwnedFd)| {
             let kept = keep_pin(object.as_fd(), &self.dir.join(name));
             kept.map(|is_new| is_new.then_some(*name)).transpose()
@@ -54,7 +57,7 @@ impl KeptPins {
 }
 
 /// The pin, if it is not there or is of something else; an error where that cannot be said.
-pub(super) fn missing(
+pub(in crate::dataplane) fn missing(
     object: BorrowedFd<'_>,
     path: PathBuf,
 ) -> Option<Result<PathBuf, DataplaneError>> {
@@ -91,7 +94,10 @@ fn is_absence(error: &io::Error) -> bool {
 }
 
 /// Sees to it that an object is pinned, with the directory and the one above it; true where it was not.
-pub(super) fn keep_pin(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError> {
+pub(in crate::dataplane) fn keep_pin(
+    object: BorrowedFd<'_>,
+    path: &Path,
+) -> Result<bool, DataplaneError> {
     if is_pinned(object, path)? {
         return Ok(false);
     }

@@ -14,12 +14,13 @@ use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::DataplaneError;
-use super::bpf::{at, create_dir, remove_dir};
+use super::bpffs::{create_dir, remove_dir};
 use super::kept::keep_pin;
-use super::sys;
-pub use super::sys::tc::Hook;
-use super::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
+use crate::dataplane::DataplaneError;
+use crate::dataplane::error::{at, on_device};
+use crate::dataplane::sys;
+pub use crate::dataplane::sys::tc::Hook;
+use crate::dataplane::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
 
 const CLSACT: &str = "-clsact";
 const TRIES: usize = 20;
@@ -321,12 +322,12 @@ impl Tc {
 }
 
 /// Where the pins of programs on devices are.
-pub(super) fn directory(root: &Path) -> PathBuf {
+pub(in crate::dataplane) fn directory(root: &Path) -> PathBuf {
     root.join("tc")
 }
 
 /// Takes all of our programs off all devices.
-pub(super) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
+pub(in crate::dataplane) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
     let dir = directory(root);
     if !dir.exists() {
         return Ok(());
@@ -390,19 +391,5 @@ fn remove_pin(pin: &Path) -> Result<(), DataplaneError> {
     match fs::remove_file(pin) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", pin)(error)),
         _ => Ok(()),
-    }
-}
-
-pub(super) fn on_device(
-    operation: &'static str,
-    program: &str,
-    ifindex: u32,
-) -> impl FnOnce(io::Error) -> DataplaneError {
-    let program = program.to_owned();
-    move |source| DataplaneError::Device {
-        operation,
-        program,
-        ifindex,
-        source,
     }
 }

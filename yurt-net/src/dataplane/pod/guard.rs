@@ -23,15 +23,16 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use yurt_ebpf::abi;
 use yurt_ebpf::claims::mac_key;
 
-use super::DataplaneError;
-use super::bpf::{
-    LoadedProgram, guard_maps, hooks, load_guard, map_array, on_map, open_map, possible_cpus,
-};
-use super::kept::KeptPins;
-use super::pinned::{Place, directory, keep_all, on_program};
-use super::strays::{self, Strays};
-use super::sys::{self, MappedArray};
-use super::tc::{Attached, Hook, Method, Tc, TcProgram};
+use crate::dataplane::DataplaneError;
+use crate::dataplane::attach::bpffs::{map_array, open_map};
+use crate::dataplane::attach::kept::KeptPins;
+use crate::dataplane::attach::pinned::{PinDir, directory, keep_all};
+use crate::dataplane::attach::strays::{self, Strays};
+use crate::dataplane::attach::tc::{Attached, Hook, Method, Tc, TcProgram};
+use crate::dataplane::error::{on_map, on_program};
+use crate::dataplane::load::maps::guard_maps;
+use crate::dataplane::load::{LoadedProgram, hooks, load_guard};
+use crate::dataplane::sys::{self, MappedArray, possible_cpus};
 use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
 
 /// The program's name, and its pin's.
@@ -76,9 +77,9 @@ pub struct Guard {
 impl Guard {
     /// For the agent: takes the maps over, and puts this binary's program in the place of the one that is pinned.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
-        let place = Place::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
-        let program = load(&place)?;
-        finish(&place, program.fd, program.id, method)
+        let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
+        let program = load(&pins)?;
+        finish(&pins, program.fd, program.id, method)
     }
 
     /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what failed.
@@ -88,16 +89,16 @@ impl Guard {
 
     /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is not.
     pub fn open(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
-        let place = Place::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
-        if place.has_maps(&guard_maps())
-            && let Ok(program) = sys::object_get(&place.dir.join(PROGRAM))
+        let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
+        if pins.has_maps(&guard_maps())
+            && let Ok(program) = sys::object_get(&pins.dir.join(PROGRAM))
         {
             let info = sys::program_info(program.as_fd());
             let info = info.map_err(on_program("inspect", PROGRAM))?;
-            return finish(&place, program, info.id, method);
+            return finish(&pins, program, info.id, method);
         }
-        let program = load(&place)?;
-        finish(&place, program.fd, program.id, method)
+        let program = load(&pins)?;
+        finish(&pins, program.fd, program.id, method)
     }
 
     /// Takes the guard off all devices, wherever it is pinned, and forgets what it knew.
@@ -313,15 +314,15 @@ fn on_devices(program: &OwnedFd, id: u32) -> TcProgram<'_> {
 }
 
 /// Loads the program against the pinned maps, makes those that are not there, and pins it.
-fn load(place: &Place) -> Result<LoadedProgram, DataplaneError> {
-    place.clear(&guard_maps())?;
-    let (program, _) = load_guard(Some(&place.dir))?;
-    place.pin(&program)?;
+fn load(pins: &PinDir) -> Result<LoadedProgram, DataplaneError> {
+    pins.clear(&guard_maps())?;
+    let (program, _) = load_guard(Some(&pins.dir))?;
+    pins.pin(&program)?;
     Ok(program)
 }
 
 fn finish(
-    place: &Place,
+    pins: &PinDir,
     program: OwnedFd,
     program_id: u32,
     method: Option<Method>,
@@ -329,21 +330,21 @@ fn finish(
     let of_this_kernel = || Method::of_this_kernel(&on_devices(&program, program_id));
     let method = method.unwrap_or_else(of_this_kernel);
     Ok(Guard {
-        rows: open_map(&place.dir, "yurt_guard")?,
-        plain: map_array(&place.dir, "yurt_plain", abi::GUARD_PLAIN)?,
-        owners: open_map(&place.dir, "yurt_owner")?,
-        spoofs: open_map(&place.dir, "yurt_spoof")?,
-        all_spoofs: open_map(&place.dir, "yurt_spoof_all")?,
+        rows: open_map(&pins.dir, "yurt_guard")?,
+        plain: map_array(&pins.dir, "yurt_plain", abi::GUARD_PLAIN)?,
+        owners: open_map(&pins.dir, "yurt_owner")?,
+        spoofs: open_map(&pins.dir, "yurt_spoof")?,
+        all_spoofs: open_map(&pins.dir, "yurt_spoof_all")?,
         cpus: possible_cpus()?,
-        tc: Tc::open(&place.root, method)?,
+        tc: Tc::open(&pins.root, method)?,
         pins: KeptPins::open(
-            &place.dir,
+            &pins.dir,
             guard_maps()
                 .map(|(name, _)| name)
                 .into_iter()
                 .chain([PROGRAM]),
         )?,
-        bpffs: place.bpffs.clone(),
+        bpffs: pins.bpffs.clone(),
         program,
         program_id,
     })

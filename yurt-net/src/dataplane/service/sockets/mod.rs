@@ -27,7 +27,7 @@ use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
 use self::diag::{Diag, IPPROTO_TCP, IPPROTO_UDP};
 use self::message::{AF_INET, AF_INET6, Socket};
-use super::sys;
+use crate::dataplane::sys;
 use crate::host::netns;
 use crate::model::Protocol;
 use crate::plan::{PROBE_V4, PROBE_V6};

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::device::HostSide;
+use crate::device::{HostSide, Mac, Route};
 use crate::ledger::tests::{entry, key};
 
 const BRIDGE: u32 = 2;

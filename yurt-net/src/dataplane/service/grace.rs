@@ -8,7 +8,7 @@
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
-use super::sys::{self, MapInfo};
+use crate::dataplane::sys::{self, MapInfo};
 
 /// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
 const ARRAY: u32 = 2;

@@ -4,11 +4,12 @@ use std::fs;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use super::load::{BPF_MAP_TYPE_ARRAY, info};
-use super::{at, is_pinned_as, on_map, open_map};
 use crate::dataplane::DataplaneError;
+use crate::dataplane::attach::bpffs::{is_pinned_as, open_map};
+use crate::dataplane::error::{at, on_map};
+use crate::dataplane::load::maps::{BPF_MAP_TYPE_ARRAY, info};
 use crate::dataplane::sys;
-use crate::source::edition::Edition;
+use crate::table::edition::Edition;
 
 pub(super) const NAME: &str = "yurt_edition";
 

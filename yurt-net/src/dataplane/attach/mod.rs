@@ -1,0 +1,9 @@
+//! What outlives the agent: pins, links on cgroups, programs on devices.
+
+pub mod bpffs;
+pub(super) mod cgroup;
+pub mod cleanup;
+pub(super) mod kept;
+pub(super) mod pinned;
+pub mod strays;
+pub mod tc;

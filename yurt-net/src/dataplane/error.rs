@@ -1,0 +1,184 @@
+//! What can go wrong between the agent and the kernel.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A plan that was applied in part.
+#[derive(Debug, thiserror::Error)]
+#[error("apply write {applied} of {total}")]
+pub struct ApplyError {
+    /// Writes that landed.
+    pub applied: usize,
+    /// Writes of the plan.
+    pub total: usize,
+    /// Why the next one did not.
+    #[source]
+    pub source: DataplaneError,
+}
+
+/// The loader's words: its types stay in `bpf`.
+pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What can go wrong with maps, programs and links.
+#[derive(Debug, thiserror::Error)]
+pub enum DataplaneError {
+    /// The embedded object is the stub of a debug build.
+    #[error("this binary was built without the eBPF programs: run `cargo xtask build`")]
+    NoPrograms,
+    /// `--bpffs` is not one.
+    #[error("{} is not a bpf file system: mount one there (mount -t bpf bpf {0})", path.display())]
+    NotBpffs {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// A directory or pin.
+    #[error("{operation} {}", path.display())]
+    Path {
+        /// What was tried.
+        operation: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// Another agent is at work.
+    #[error(
+        "{what} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first"
+    )]
+    InUse {
+        /// What both would own.
+        what: String,
+        /// Who has it.
+        pid: String,
+    },
+    /// A claim could not be made, or those of others not be read.
+    #[error("look for other agents")]
+    Claim(#[source] io::Error),
+    /// A pin directory of an agent that is newer than this one.
+    #[error(
+        "{} was made by a newer yurt-net: run that version, or remove all pins with its `yurt-net cleanup`", path.display()
+    )]
+    UnknownAbi {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// The object could not be loaded.
+    #[error("load the eBPF object")]
+    Load(#[source] LoadError),
+    /// A program was rejected.
+    #[error("load program {program}")]
+    Program {
+        /// Its name.
+        program: &'static str,
+        /// The verifier's words.
+        #[source]
+        source: LoadError,
+    },
+    /// The object lacks something: it was built from other sources.
+    #[error("the eBPF object has no {name}")]
+    Missing {
+        /// Program or map.
+        name: &'static str,
+    },
+    /// A map call.
+    #[error("{operation} map {map}")]
+    Map {
+        /// What was tried.
+        operation: &'static str,
+        /// On which map.
+        map: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A link call.
+    #[error("{operation} {program}")]
+    Link {
+        /// What was tried.
+        operation: &'static str,
+        /// Which program's link.
+        program: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A call on a device.
+    #[error("{operation} {program} on device {ifindex}")]
+    Device {
+        /// What was tried.
+        operation: &'static str,
+        /// With which program.
+        program: String,
+        /// Index of the device.
+        ifindex: u32,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A write that a plan for these maps cannot hold.
+    #[error("entry {index} is beyond the end of map {map}")]
+    OutOfBounds {
+        /// The map.
+        map: &'static str,
+        /// The entry.
+        index: u32,
+    },
+    /// The grace period could not be waited for.
+    #[error("wait for running programs")]
+    Grace(#[source] io::Error),
+    /// The network namespace has no cookie.
+    #[error("read the cookie of the network namespace")]
+    NetnsCookie(#[source] io::Error),
+}
+
+/// What a call on a directory or a pin was to do, for its error.
+pub(super) fn at<'a>(
+    operation: &'static str,
+    path: &'a Path,
+) -> impl FnOnce(io::Error) -> DataplaneError + 'a {
+    move |source| DataplaneError::Path {
+        operation,
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The same of a map.
+pub(super) fn on_map(
+    operation: &'static str,
+    map: &'static str,
+) -> impl Fn(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Map {
+        operation,
+        map,
+        source,
+    }
+}
+
+/// The same of a program or its link.
+pub(super) fn on_program(
+    operation: &'static str,
+    program: &'static str,
+) -> impl Fn(io::Error) -> DataplaneError {
+    move |source| DataplaneError::Link {
+        operation,
+        program,
+        source,
+    }
+}
+
+/// The same of a program on a device.
+pub(super) fn on_device(
+    operation: &'static str,
+    program: &str,
+    ifindex: u32,
+) -> impl FnOnce(io::Error) -> DataplaneError {
+    let program = program.to_owned();
+    move |source| DataplaneError::Device {
+        operation,
+        program,
+        ifindex,
+        source,
+    }
+}

@@ -1,0 +1,141 @@
+//! Which maps there are, by feature: the kind and size of each, and how many entries it has.
+
+use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
+
+use crate::dataplane::sys::MapInfo;
+use crate::plan::Capacity;
+
+const BPF_MAP_TYPE_HASH: u32 = 1;
+pub(in crate::dataplane) const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
+const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
+const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
+const BPF_F_NO_PREALLOC: u32 = 1;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// A map of these keys and values.
+pub(in crate::dataplane) fn info<K, V>(map_type: u32, max_entries: u32, map_flags: u32) -> MapInfo {
+    let size = |bytes: usize| u32::try_from(bytes).unwrap_or(u32::MAX);
+    MapInfo {
+        map_type,
+        id: 0,
+        key_size: size(size_of::<K>()),
+        value_size: size(size_of::<V>()),
+        max_entries,
+        map_flags,
+    }
+}
+
+pub(in crate::dataplane) fn table_maps(capacity: &Capacity) -> [(&'static str, MapInfo); 7] {
+    let array = BPF_MAP_TYPE_ARRAY;
+    [
+        ("yurt_conf", info::<u32, Conf>(array, 1, BPF_F_MMAPABLE)),
+        (
+            "yurt_filter",
+            info::<u32, u64>(array, abi::FILTER_WORDS, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_fe4",
+            info::<FrontendKey4, u64>(BPF_MAP_TYPE_HASH, capacity.frontends4, 0),
+        ),
+        (
+            "yurt_fe6",
+            info::<FrontendKey6, u64>(BPF_MAP_TYPE_HASH, capacity.frontends6, 0),
+        ),
+        (
+            "yurt_svc",
+            info::<u32, ServiceRow>(array, capacity.services, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_slot",
+            info::<u32, Backend4>(array, capacity.slots4, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_be6",
+            info::<u32, Backend6>(array, capacity.slots6, BPF_F_MMAPABLE),
+        ),
+    ]
+}
+
+/// How many of each state map's entries there are.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::dataplane) struct StateCapacity {
+    /// `yurt_peer`, a power of two.
+    pub(in crate::dataplane) peers: u32,
+    /// `yurt_aff4` and `yurt_aff6`.
+    pub(in crate::dataplane) affinity: u32,
+}
+
+pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 6] {
+    let StateCapacity { peers, affinity } = capacity;
+    let lru = BPF_MAP_TYPE_LRU_HASH;
+    let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
+    [
+        (
+            "yurt_peer",
+            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
+        ),
+        ("yurt_revsk", storage),
+        (
+            "yurt_aff4",
+            info::<abi::AffinityKey, abi::Affinity4>(lru, affinity, 0),
+        ),
+        (
+            "yurt_aff6",
+            info::<abi::AffinityKey, abi::Affinity6>(lru, affinity, 0),
+        ),
+        (
+            "yurt_netns",
+            info::<u64, abi::NetnsRow>(BPF_MAP_TYPE_HASH, 512, 0),
+        ),
+        (
+            "yurt_count",
+            info::<u32, u64>(BPF_MAP_TYPE_PERCPU_ARRAY, abi::COUNTERS, 0),
+        ),
+    ]
+}
+
+pub(in crate::dataplane) fn guard_maps() -> [(&'static str, MapInfo); 5] {
+    let (hash, per_cpu) = (BPF_MAP_TYPE_HASH, BPF_MAP_TYPE_PERCPU_HASH);
+    [
+        (
+            "yurt_guard",
+            info::<u32, abi::GuardRow>(hash, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_plain",
+            info::<u32, abi::PlainRow>(BPF_MAP_TYPE_ARRAY, abi::GUARD_PLAIN, BPF_F_MMAPABLE),
+        ),
+        (
+            "yurt_owner",
+            info::<[u8; 16], abi::OwnerRow>(hash, 8192, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof",
+            info::<u32, abi::SpoofCounts>(per_cpu, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_spoof_all",
+            info::<u32, abi::SpoofCounts>(BPF_MAP_TYPE_PERCPU_ARRAY, 1, 0),
+        ),
+    ]
+}
+
+pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
+    let counts = BPF_MAP_TYPE_PERCPU_ARRAY;
+    [
+        (
+            "yurt_xlate",
+            info::<u32, abi::TranslateRow>(BPF_MAP_TYPE_HASH, 1024, BPF_F_NO_PREALLOC),
+        ),
+        (
+            "yurt_live",
+            info::<abi::LiveKey, abi::LiveFlow>(BPF_MAP_TYPE_LRU_HASH, abi::LIVE_FLOWS, 0),
+        ),
+        (
+            "yurt_xl_count",
+            info::<u32, u64>(counts, abi::TRANSLATIONS, 0),
+        ),
+    ]
+}

@@ -1,0 +1,4 @@
+//! Programs on the devices of Pods, and their maps.
+
+pub mod guard;
+pub mod translate;

@@ -1,0 +1,44 @@
+//! What this process may have, and how many CPUs the machine may have.
+
+use std::fs;
+use std::path::Path;
+
+use crate::dataplane::DataplaneError;
+use crate::dataplane::error::at;
+
+/// Lets this process have as many descriptors open as it may: of each Pod it holds up to three links.
+pub(in crate::dataplane) fn raise_open_files() {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: a valid structure, twice. Failure shows later, as EMFILE from the call that needed it.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
+/// Lets maps be made on kernels that count them as locked memory (before 5.11).
+pub(in crate::dataplane) fn raise_memlock() {
+    let unlimited = libc::rlimit {
+        rlim_cur: libc::RLIM_INFINITY,
+        rlim_max: libc::RLIM_INFINITY,
+    };
+    // SAFETY: a valid structure. Failure shows later, as EPERM from the call that needed it.
+    unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
+}
+
+/// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.
+pub(in crate::dataplane) fn possible_cpus() -> Result<usize, DataplaneError> {
+    let path = Path::new("/sys/devices/system/cpu/possible");
+    let text = fs::read_to_string(path).map_err(at("read", path))?;
+    let last = text
+        .trim()
+        .rsplit([',', '-'])
+        .next()
+        .and_then(|last| last.parse::<usize>().ok());
+    Ok(last.map_or(1, |last| last + 1))
+}
