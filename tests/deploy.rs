@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser as _;
 use serde_json::Value;
 use yurt_net::cni::install::{Directories, install};
-use yurt_net::config::{Cli, CniKeepArg, Command};
+use yurt_net::config::flags::CniKeepArg;
+use yurt_net::config::{Cli, Command};
 use yurt_net::source::kube::Resource;
 use yurt_net_tests::apiserver::objects;
 

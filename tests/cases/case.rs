@@ -17,7 +17,7 @@ use clap::Parser;
 use serde_json::Value;
 use yurt_net::config::Cli;
 use yurt_net::config::Command;
-use yurt_net::config::PlanArgs;
+use yurt_net::config::flags::PlanArgs;
 use yurt_net::explain::rows::plan_json;
 use yurt_net::model::Touched;
 use yurt_net::policy::Memo;

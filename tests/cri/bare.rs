@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use yurt_net::status::Status;
+use yurt_net::observe::status::Status;
 use yurt_net_tests::apiserver::{
     Authority, FakeApiserver, FakeYurtHub, HubMode, Validity, objects,
 };

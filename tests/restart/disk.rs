@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
 use yurt_net::ledger::store::LedgerDirs;
+use yurt_net::observe::status::Status;
 use yurt_net::source::preferred::Origin;
-use yurt_net::status::Status;
 use yurt_net_tests::lab::{Lab, Proto};
 
 use crate::cloud::{followed, goes_over_to_live_data, start_ready};

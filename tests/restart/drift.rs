@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use yurt_net::status::SelfTest;
+use yurt_net::observe::status::SelfTest;
 use yurt_net_tests::lab::{Pod, Proto, Traffic, agent_program, cgroup};
 
 use crate::kernel::Object;

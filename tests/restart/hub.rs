@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use yurt_net::observe::status::Status;
 use yurt_net::source::preferred::Origin;
-use yurt_net::status::Status;
 use yurt_net_tests::apiserver::{
     Corruption, Endpoint, FakeApiserver, FakeYurtHub, Fault, HubMode, On, Resource, Settings, Verb,
     objects,

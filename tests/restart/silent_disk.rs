@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
+use yurt_net::observe::status::Status;
 use yurt_net::source::preferred::Origin;
-use yurt_net::status::Status;
 use yurt_net_tests::lab::Agent;
 
 use crate::cloud::{followed, start_ready};

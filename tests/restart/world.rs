@@ -9,11 +9,11 @@ use anyhow::{Context as _, Result, anyhow, ensure};
 use yurt_net::dataplane::Dataplane;
 use yurt_net::dataplane::service::{BpfDataplane, Options, SocketLb};
 use yurt_net::model::Touched;
+use yurt_net::observe::status::Status;
 use yurt_net::plan::{Capacity, Plan, plan};
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, compile};
 use yurt_net::source::file::FileSource;
 use yurt_net::source::preferred::Origin;
-use yurt_net::status::Status;
 use yurt_net::table::ServiceTable;
 use yurt_net_tests::lab::{Agent, Cloud, Lab, Manifests, Node, Pod, Proto, Tally};
 

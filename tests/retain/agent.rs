@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use yurt_net::ledger::store::{LedgerDirs, Lock, Store};
 use yurt_net::ledger::{Assigner, Entry, Key, Record, State};
-use yurt_net::status::{GuardedPodStatus, Status};
+use yurt_net::observe::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, Resource, objects};
 use yurt_net_tests::lab::{self, Lab, Netns};
 

@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
-use yurt_net::status::Status;
+use yurt_net::observe::status::Status;
 use yurt_net_tests::lab::{self, Lab, Netns};
 use yurt_net_tests::runtime::{Network, Node, pod};
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net::status::{GuardedPodStatus, Status};
+use yurt_net::observe::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, objects};
 use yurt_net_tests::lab::{self, Lab, Netns};
 use yurt_net_tests::runtime::{Network, Node, Running, addresses, ip, mac, pod};

@@ -6,7 +6,6 @@ mod cases;
 pub mod cli;
 pub mod cni;
 pub mod config;
-pub mod control;
 #[cfg(test)]
 mod costs;
 pub mod dataplane;
@@ -24,9 +23,7 @@ pub mod output;
 pub mod plan;
 pub mod policy;
 pub mod retain;
-pub mod selftest;
 pub mod source;
-pub mod status;
 pub mod table;
 pub mod text;
 pub mod translate;

@@ -15,10 +15,12 @@ use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::cni::Plugin;
-use yurt_net::config::{Cli, Command, LogFormat};
+use yurt_net::config::flags::LogFormat;
+use yurt_net::config::{Cli, Command};
+use yurt_net::observe::selftest;
 use yurt_net::output::LossyLog;
 use yurt_net::text::{self, Log, LogStyle};
-use yurt_net::{agent, cli, error, output, selftest};
+use yurt_net::{agent, cli, error, output};
 
 /// How long work that was begun may take when all else has ended.
 const LAST_WORK: Duration = Duration::from_secs(1);
@@ -96,7 +98,7 @@ fn explain_usage(mut error: clap::Error) -> ExitCode {
 
 async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
     match command {
-        Command::Run(args) => agent::run(args).await?,
+        Command::Run(args) => agent::run(args.config()).await?,
         Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,

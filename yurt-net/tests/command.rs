@@ -12,8 +12,8 @@ use clap::CommandFactory as _;
 use serde_json::json;
 use yurt_net::config::Cli;
 use yurt_net::explain::verdict::{Explanation, FlowVerdict};
+use yurt_net::observe::status::Status;
 use yurt_net::source::preferred::{FollowedSource, SourceStatus};
-use yurt_net::status::Status;
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_yurt-net");
 /// Enough that a pipe that nobody reads is full before all of it is written.

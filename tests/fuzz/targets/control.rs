@@ -6,13 +6,13 @@ use std::sync::LazyLock;
 use libfuzzer_sys::fuzz_target;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use yurt_net::control::Request;
 use yurt_net::explain::verdict::Explanation;
 use yurt_net::model::{Snapshot, Touched};
+use yurt_net::observe::control::Request;
 use yurt_net::observe::metrics::render;
+use yurt_net::observe::status::Status;
 use yurt_net::policy::{Memo, Memory, NodeView, PolicyConfig, Reasons, compile};
 use yurt_net::source::decode::{Format, Names, decode};
-use yurt_net::status::Status;
 use yurt_net_fuzz::{explain_in, snapshot};
 
 const EXAMPLE: &str = include_str!("../../../deploy/examples/web.yaml");

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use libfuzzer_sys::fuzz_target;
-use yurt_net::config::cgroup_mounts;
+use yurt_net::host::cgroup::cgroup_mounts;
 use yurt_net::host::process::{Counts, boot_time, counts};
 use yurt_net::policy::listens;
 use yurt_net::source::decode::{parse_address, parse_cidr};

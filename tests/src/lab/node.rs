@@ -19,7 +19,7 @@ use std::time::Instant;
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
-use yurt_net::status::Status;
+use yurt_net::observe::status::Status;
 
 use super::Core;
 use super::Manifests;

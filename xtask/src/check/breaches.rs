@@ -34,26 +34,11 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "observe/status/, a file a room",
-        imports: &[
-            ("observe/metrics/table.rs", "observe/metrics.rs"),
-            ("status/refused.rs", "status.rs"),
-        ],
-    },
-    Breaches {
         until: "files for the words that plan.rs shares with its children",
         imports: &[
             ("plan/image.rs", "plan.rs"),
             ("plan/turns.rs", "plan.rs"),
             ("plan/unit.rs", "plan.rs"),
-        ],
-    },
-    Breaches {
-        until: "configuration as values",
-        imports: &[
-            ("cli/check/cni.rs", "cli/check.rs"),
-            ("cli/check/retention.rs", "cli/check.rs"),
-            ("config/cgroup.rs", "config.rs"),
         ],
     },
 ];

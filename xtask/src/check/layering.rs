@@ -59,19 +59,7 @@ const HOUSES: [House; 2] = [
                     "tunnel",
                 ],
             ),
-            (
-                "edges",
-                &[
-                    "cni",
-                    "control",
-                    "dataplane",
-                    "node",
-                    "observe",
-                    "selftest",
-                    "source",
-                    "status",
-                ],
-            ),
+            ("edges", &["cni", "dataplane", "node", "observe", "source"]),
             ("config", &["config"]),
             ("agent", &["agent"]),
             ("verbs", &["cli", "lib", "main"]),
@@ -114,7 +102,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/model.rs",
     "yurt-net/src/host/durations.rs",
     "yurt-net/src/host/limit.rs",
-    "yurt-net/src/observe/metrics.rs",
+    "yurt-net/src/observe/metrics/",
     "yurt-net/src/plan.rs",
     "yurt-net/src/plan/",
     "yurt-net/src/policy/",
@@ -199,7 +187,7 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["hyper", "hyper_util"],
         owners: &[
-            "yurt-net/src/observe/http.rs",
+            "yurt-net/src/observe/http/",
             "yurt-net/src/source/kube/failure.rs",
             "yurt-net/src/source/kube/task.rs",
             "yurt-net/src/source/kube/wire.rs",

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
 use super::mending::Mending;
-use crate::config::RunArgs;
+use crate::config::AgentConfig;
 use crate::node::vtep::{OwnDevices, Word};
 use crate::tunnel::Kind;
 use crate::tunnel::peers::Peer;
@@ -29,13 +29,13 @@ const PEERS_AGE: Duration = Duration::from_secs(10);
 
 impl Devices {
     /// Starts to look after them. In the network namespace of the caller.
-    pub(super) fn start(args: &RunArgs) -> io::Result<Self> {
-        let kept = args.devices.kept();
+    pub(super) fn start(config: &AgentConfig) -> io::Result<Self> {
+        let kept = config.devices.clone();
         let vteps = kept.iter().filter(|(_, kind)| *kind == Kind::Vtep);
         let vteps = vteps.map(|(name, _)| name.clone()).collect();
         Ok(Self {
-            mending: args.devices.repair_peers.then(|| Mending::start(vteps)),
-            own: OwnDevices::start(kept, args.place.state_dir.clone())?,
+            mending: config.repairs_peers.then(|| Mending::start(vteps)),
+            own: OwnDevices::start(kept, config.place.state_dir.clone())?,
             peers_at: Instant::now(),
             are_peers_due: false,
         })

@@ -49,27 +49,28 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep_until};
 use tracing::{debug, info, warn};
 
-use crate::config::{Cgroup, ConfigError, RunArgs, cgroup};
-use crate::control::{self, Request};
+use crate::config::AgentConfig;
 use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::service::clients::Clients;
 use crate::dataplane::service::sockets::{self, Event, Scanner};
 use crate::dataplane::service::{BpfDataplane, Options};
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::error::{PathError, chain};
+use crate::host::cgroup::{Cgroup, CgroupError, cgroup};
 use crate::host::clock::unix_seconds;
 use crate::host::process::Process;
 use crate::model::{LocalPod, Protocol};
 use crate::node::{NodeError, NodeWatch};
+use crate::observe::control::{self, Request};
 use crate::observe::http::{self, Question};
 use crate::observe::metrics;
+use crate::observe::status::{MapUsage, SelfTest, Status};
 use crate::plan::MapImage;
 use crate::policy::{ClosureEstablished, Flow, Memo, Memory, NodeView, PolicyConfig, Suspects};
 use crate::source::SourceError;
 use crate::source::checkpoint::{Due, Keeper, Loaded, Provenance};
 use crate::source::kube::servers;
 use crate::source::preferred::{Origin, Sources};
-use crate::status::{MapUsage, SelfTest, Status};
 use crate::table::edition::Edition;
 
 use devices::Devices;
@@ -89,7 +90,7 @@ const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 pub enum AgentError {
     /// The machine is not set up.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Cgroup(#[from] CgroupError),
     /// The source cannot be read at start. Later the last good state is kept instead.
     #[error(transparent)]
     Source(#[from] SourceError),
@@ -108,7 +109,7 @@ pub enum AgentError {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
+pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut terminate =
         signal(SignalKind::terminate()).map_err(PathError::of("handle", Path::new("SIGTERM")))?;
     let mut interrupt =
@@ -116,9 +117,9 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let Cgroup {
         path: cgroup,
         is_root,
-    } = cgroup(&args.place)?;
-    let state_dir = &args.place.state_dir;
-    let bpffs = &args.place.bpffs;
+    } = cgroup(config.place.cgroup.as_deref())?;
+    let state_dir = &config.place.state_dir;
+    let bpffs = &config.place.bpffs;
     // It makes this agent the only one, and the only writer of the checkpoint.
     let owned = match disk::make(state_dir).await {
         true => Owned::found(&cgroup, bpffs, state_dir).await,
@@ -128,46 +129,41 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
     let mut watch = NodeWatch::new()?;
     let view = watch.view().await?;
     let dataplane = BpfDataplane::open(Options {
-        bpffs: args.place.bpffs.clone(),
+        bpffs: config.place.bpffs.clone(),
         cgroup: cgroup.clone(),
-        capacity: args.capacity(),
-        peers: args.peers,
-        affinity: args.max_affinity,
-        socket_lb: args.socket_lb,
+        capacity: config.capacity,
+        peers: config.peers,
+        affinity: config.affinity,
+        socket_lb: config.socket_lb,
     })?;
     // Before all that may take long: devices are made whenever flannel starts.
     let mut devices =
-        Devices::start(args).map_err(PathError::of("start a thread for", state_dir))?;
+        Devices::start(&config).map_err(PathError::of("start a thread for", state_dir))?;
     let (sender, mut requests) = mpsc::channel(16);
     let (keeper, socket) = tokio::join!(
         Keeper::open(state_dir.join("snapshot")),
-        control::serve(args.place.sockets(), sender)
+        control::serve(config.place.sockets(), sender)
     );
     let (keeper, mut loaded) = keeper;
-    let scope = args.policy.scope(&args.node);
     if let (Some(maps), Some(loaded)) = (dataplane.found_edition(), &mut loaded) {
         loaded.list_what_is_newer(maps);
     }
     let in_force = loaded.as_ref().map(Loaded::in_force);
-    let sources = Sources::start(&args.source, scope, loaded).await?;
+    let sources = Sources::start(&config.sources, config.scope.clone(), loaded).await?;
     let (sender, mut scrapes) = mpsc::channel(1);
-    let address = args.metrics_bind_address.0;
-    let metrics = address.map(|address| http::serve(address, sender));
+    let metrics = config.metrics.map(|address| http::serve(address, sender));
 
-    let config = config(args).await;
-    let mut agent = Agent::new(args, config, view, sources, keeper, dataplane, socket)?;
+    let policy = policy(&config).await;
+    let mut agent = Agent::new(&config, policy, view, sources, keeper, dataplane, socket)?;
     agent.image.remember(in_force.unwrap_or_default());
     agent.status.cgroup_is_root = is_root;
-    agent.status.socket_lb = args.socket_lb;
+    agent.status.socket_lb = config.socket_lb;
     agent.status.cgroup.clone_from(&cgroup);
-    let mut retention = Retention::start(args)?;
-    let mut probing = Probing::new(args.probes.probe_endpoints);
+    let mut retention = Retention::start(&config)?;
+    let mut probing = Probing::new(config.probes_endpoints);
     agent.retain(&mut retention, &mut probing).await;
     agent.inform(&mut devices);
-    let drift_interval = match args.drift_interval {
-        Duration::ZERO => NEVER,
-        interval => interval.min(NEVER),
-    };
+    let drift_interval = config.drift_interval.unwrap_or(NEVER).min(NEVER);
     let mut next_drift = Instant::now() + drift_interval;
     loop {
         // Where one thing is ready after another, those who listen on sockets are tasks that would not run.
@@ -176,7 +172,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
         let retry = agent.retry_at;
         tokio::select! {
             () = sleep_until(boot.unwrap_or_else(Instant::now)), if boot.is_some() => {
-                agent.boot(args.socket_lb, &cgroup).await?;
+                agent.boot(config.socket_lb, &cgroup).await?;
             }
             () = agent.sources.changed() => {
                 agent.has_news = true;
@@ -220,7 +216,7 @@ pub async fn run(args: &RunArgs) -> Result<(), AgentError> {
                 next_drift = Instant::now() + drift_interval;
                 if agent.is_serving || agent.is_holding {
                     if agent.repair() {
-                        agent.test_itself(args.socket_lb, &cgroup).await;
+                        agent.test_itself(config.socket_lb, &cgroup).await;
                     }
                     give_back_memory();
                 }
@@ -310,7 +306,7 @@ struct Agent {
 
 impl Agent {
     fn new(
-        args: &RunArgs,
+        told: &AgentConfig,
         config: PolicyConfig,
         view: NodeView,
         mut sources: Sources,
@@ -320,9 +316,15 @@ impl Agent {
     ) -> Result<Self, AgentError> {
         let image = dataplane.observe()?;
         sources.expect(image.cluster_ips());
-        let mut status = Status::new(&config.node, &dataplane);
+        let mut status = Status::new(&config.node);
+        status.refuses_with_econnrefused = dataplane.has_set_retval();
+        status.programs = dataplane
+            .programs()
+            .iter()
+            .map(|program| (program.name.to_owned(), program.verified))
+            .collect();
         status.checkpoint_synced_at = keeper.found().map(|found| found.synced_at);
-        let established = args.closure_established;
+        let established = told.closure_established;
         let with_tcp = established == ClosureEstablished::Reset;
         if let Err(error) = sockets::support(with_tcp) {
             let reason = chain(&error);
@@ -361,7 +363,7 @@ impl Agent {
             suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
             pods: Vec::new(),
             watched: Vec::new(),
-            state_dir: StateDir::new(args.place.state_dir.clone()),
+            state_dir: StateDir::new(told.place.state_dir.clone()),
             socket,
             status,
             rejected: Lines::default(),
@@ -458,13 +460,12 @@ impl Agent {
 }
 
 /// The policy, with what this agent and its sources must be left.
-async fn config(args: &RunArgs) -> PolicyConfig {
-    let mut config = args.policy.config(&args.node);
-    let access = args.policy.scope(&args.node).access;
-    config.protect.servers = servers(&args.source, &access).await;
-    let metrics = args.metrics_bind_address.0;
-    config.protect.agent_ports = metrics.iter().map(|address| address.port()).collect();
-    config
+async fn policy(config: &AgentConfig) -> PolicyConfig {
+    let mut policy = config.policy.clone();
+    policy.protect.servers = servers(&config.sources, &config.scope.access).await;
+    let metrics = config.metrics.iter();
+    policy.protect.agent_ports = metrics.map(|address| address.port()).collect();
+    policy
 }
 
 /// What was decoded, compiled and dropped on the way is worth more to the node than to the allocator.

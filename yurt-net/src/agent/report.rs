@@ -10,9 +10,9 @@ use crate::dataplane::service::sockets::Outcome;
 use crate::error::chain;
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::model::{Rejection, Snapshot};
+use crate::observe::status::{LeftAlone, RefusedService};
 use crate::plan::Refused;
 use crate::policy::{Reasons, Standing};
-use crate::status::{LeftAlone, RefusedService};
 
 impl Agent {
     pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {

@@ -18,7 +18,7 @@ use super::cni::CniKeeper;
 use super::complaints::Complaints;
 use super::guarding::Guarding;
 use super::translating::{Translating, kept_for};
-use crate::config::{CniKeepArg, RunArgs};
+use crate::config::AgentConfig;
 use crate::dataplane::pod::guard::{Guard, Spoofs};
 use crate::device::{Complaint, Link};
 use crate::error::chain;
@@ -31,11 +31,11 @@ use crate::ledger::watch::{LedgerWatch, Reading, WatchError};
 use crate::ledger::{Entry, Key, State, is_same};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
+use crate::observe::status::{self, GuardedPodStatus};
 use crate::policy::{NodeView, PolicyConfig};
 use crate::retain::settings::{GuardSettings, Settings as _};
 use crate::retain::truth::Truth;
 use crate::source::preferred::Sources;
-use crate::status::{self, GuardedPodStatus};
 use crate::translate;
 
 /// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
@@ -82,29 +82,31 @@ struct Problems {
 
 impl Retention {
     /// Starts to follow; what is there already is found by the first [`Self::update`].
-    pub(super) fn start(args: &RunArgs) -> Result<Self, NodeError> {
-        let place = args.place.ledger();
-        let settings = args.guard_settings();
+    pub(super) fn start(config: &AgentConfig) -> Result<Self, NodeError> {
+        let place = config.place.ledger();
+        let settings = config.guard.clone();
         let withdrawn = match settings {
-            None => Guard::withdraw(&args.place.bpffs),
+            None => Guard::withdraw(&config.place.bpffs),
             Some(_) => Ok(()),
         };
-        let translation = args.translate.policy();
+        let translation = config.translation.clone();
         let mut retention = Self {
             watch: None,
             settings,
-            extra: args.extra_policy(),
+            extra: config.extra.clone(),
             links: LinkWatch::new()?,
             reading: Reading::default(),
             read: Errand::default(),
             leave: Errand::default(),
             devices: None,
-            is_probing: args.probes.probe_endpoints,
-            guarding: Guarding::new(args.place.bpffs.clone(), place.clone()),
-            translating: Translating::new(args.place.bpffs.clone(), translation),
+            is_probing: config.probes_endpoints,
+            guarding: Guarding::new(config.place.bpffs.clone(), place.clone()),
+            translating: Translating::new(config.place.bpffs.clone(), translation),
             place,
-            cni: (args.cni == CniKeepArg::Install)
-                .then(|| CniKeeper::start(args.cni_place.cni(), args.place.directories())),
+            cni: config
+                .cni
+                .clone()
+                .map(|(cni, directories)| CniKeeper::start(cni, directories)),
             complaints: Complaints::about("guard"),
             releasing: None,
             problems: Problems::default(),

@@ -9,9 +9,10 @@ use super::{Agent, AgentError, RETRY};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::service::SocketLb;
 use crate::error::{chain, distinct};
+use crate::observe::selftest;
+use crate::observe::status::SelfTest;
+use crate::observe::status::health::Health;
 use crate::policy::pods_among_services;
-use crate::status::SelfTest;
-use crate::status::health::Facts;
 
 impl Agent {
     /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another from being
@@ -77,7 +78,12 @@ impl Agent {
     pub(super) async fn test_itself(&mut self, socket_lb: SocketLb, cgroup: &Path) {
         self.self_test = match socket_lb {
             SocketLb::Off => SelfTest::Skipped,
-            SocketLb::All | SocketLb::Host => SelfTest::run(cgroup).await,
+            SocketLb::All | SocketLb::Host => match selftest::run(cgroup).await {
+                Ok(()) => SelfTest::Passed,
+                Err(error) => SelfTest::Failed {
+                    reason: chain(&error),
+                },
+            },
         };
         if let SelfTest::Failed { reason } = &self.self_test {
             error!(
@@ -96,7 +102,7 @@ impl Agent {
             true => self.dataplane.unpinned(),
             false => Ok(None),
         };
-        let facts = Facts {
+        let health = Health {
             is_serving: self.is_serving,
             is_holding: self.is_holding,
             detached: match serves {
@@ -114,8 +120,8 @@ impl Agent {
             checkpoint: checkpoint.as_deref(),
             socket: self.socket.problem(),
         };
-        let (degraded, ready) = (facts.degraded(), facts.is_ready());
-        let self_test = match (&*facts.detached, &self.self_test) {
+        let (degraded, ready) = (health.degraded(), health.is_ready());
+        let self_test = match (&*health.detached, &self.self_test) {
             ([], last) => last.clone(),
             (detached, SelfTest::Passed) => SelfTest::Failed {
                 reason: format!("programs are not attached: {}", detached.join(", ")),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::cni::install::Directories;
 use crate::cni::install::files::{InstallError, Report};
-use crate::config::{CniArgs, CniVerb};
+use crate::config::flags::{CniArgs, CniVerb};
 use crate::output::print;
 use crate::text;
 

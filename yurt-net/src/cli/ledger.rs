@@ -7,7 +7,7 @@ use std::{fs, io};
 
 use serde::Serialize;
 
-use crate::config::{LedgerArgs, Output};
+use crate::config::flags::{LedgerArgs, Output};
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::host::netns;

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
-use crate::config::{
-    CleanupArgs, ExplainArgs, Output, PlaceArgs, PlanArgs, PolicyArgs, StatusArgs, cgroup,
-};
-use crate::control::{ControlError, Request, ask};
+use crate::config::Place;
+use crate::config::flags::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::cleanup::Cleanup;
 use crate::dataplane::attach::strays::{Strays, shown};
@@ -17,18 +15,20 @@ use crate::dataplane::claim::{Claim, Owned};
 use crate::error::chain;
 use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
+use crate::host::cgroup::cgroup;
 use crate::host::clock::unix_seconds;
 use crate::host::disk::errand::{SILENCE, once};
 use crate::model::{Snapshot, Touched};
 use crate::node::NodeWatch;
 use crate::node::routes::{RouteError, Routes};
+use crate::observe::control::{ControlError, Request, ask};
+use crate::observe::status::Status;
 use crate::output::print;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
 use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::source::kube::servers;
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec};
-use crate::status::Status;
 use crate::table::ServiceTable;
 use crate::text;
 use crate::translate::Policy;
@@ -213,7 +213,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
             explanation
         }
         _ => {
-            let answer = ask(&args.place.sockets(), &Request::Explain(dial)).await?;
+            let answer = ask(&args.place.place().sockets(), &Request::Explain(dial)).await?;
             serde_json::from_value(answer)?
         }
     };
@@ -228,7 +228,7 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
 pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
     let started = Instant::now();
     let status: Status = loop {
-        let answer = ask(&args.place.sockets(), &Request::Status).await;
+        let answer = ask(&args.place.place().sockets(), &Request::Status).await;
         let Some(wait) = args.wait else {
             break serde_json::from_value(answer?)?;
         };
@@ -293,11 +293,13 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         )),
         false => None,
     };
-    let PlaceArgs {
+    let place = args.place.place();
+    let Place {
         bpffs, state_dir, ..
-    } = &args.place;
+    } = &place;
     // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
-    let cgroup = cgroup(&args.place).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
+    let cgroup =
+        cgroup(place.cgroup.as_deref()).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
     let claim = Claim::take(Owned::found(&cgroup, bpffs, state_dir).await)?;
     let pins = match Cleanup::begin(bpffs) {
         // Programs may be pinned elsewhere, and are to go all the same.
@@ -318,7 +320,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let programs = programs.take_off();
     let pins = pins.and_then(Cleanup::finish);
     let routes = Routes::withdraw();
-    for socket in args.place.sockets() {
+    for socket in place.sockets() {
         // Only a killed agent leaves it; gone is gone.
         let _ = once(move || std::fs::remove_file(socket)).await;
     }
@@ -371,8 +373,8 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::observe::status::Degraded;
     use crate::source::preferred::FollowedSource;
-    use crate::status::Degraded;
 
     #[test]
     fn an_agent_that_is_not_ready_says_what_it_waits_for() {

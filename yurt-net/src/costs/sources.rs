@@ -6,11 +6,11 @@ use super::{FLOOR, RATIO, processor_time};
 use crate::host::disk::memory::Memory;
 use crate::model::{Kind, NamespacedName, Rejection, Snapshot};
 use crate::observe::metrics;
+use crate::observe::status::Status;
 use crate::policy::fixtures::World;
 use crate::policy::pool_peers;
 use crate::source::checkpoint::{Contents, Occasion, Provenance, Saver};
 use crate::source::decode::{self, Names, Object};
-use crate::status::Status;
 
 /// Runs it for a size and for four times as much, several times over, and holds the least of each against the other.
 fn four_times<T>(what: &str, size: usize, prepare: impl Fn(usize) -> T, work: impl Fn(&T)) {

@@ -1,5 +1,6 @@
 //! The machine below everything: its clocks, disks, file systems, network namespaces and processes, and how people read its figures.
 
+pub mod cgroup;
 pub mod clock;
 pub mod columns;
 pub mod disk;

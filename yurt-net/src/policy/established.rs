@@ -22,7 +22,7 @@ use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
 use crate::table::{Backends, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
 /// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by now.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClosureEstablished {
     /// They live on until they end by themselves.
     #[default]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::{Finding, Outcome};
+use super::finding::{Finding, Outcome};
 use crate::cni::install::Directories;
 use crate::cni::install::files::{Cni, InstallError};
 use crate::cni::install::install;

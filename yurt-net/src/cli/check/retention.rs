@@ -6,19 +6,19 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::{Finding, Outcome};
-use crate::config::PlaceArgs;
+use super::finding::{Finding, Outcome};
+use crate::config::Place;
 use crate::error::chain;
 use crate::host::netns;
 use crate::ledger::watch::Reading;
 use crate::ledger::{Key, Ledger, State};
-use crate::status::Status;
+use crate::observe::status::Status;
 
 /// At most so many Pods are named.
 const NAMED: usize = 5;
 
 /// Reads the ledger and looks into the namespaces; `agent` is what the agent says of itself, where it runs.
-pub(super) fn findings(place: &PlaceArgs, agent: Option<&Status>) -> Vec<Finding> {
+pub(super) fn findings(place: &Place, agent: Option<&Status>) -> Vec<Finding> {
     let reading = match Reading::take(&place.ledger()) {
         Ok(reading) => reading,
         Err(error) => {
@@ -213,7 +213,7 @@ mod tests {
     use crate::device::HostSide;
     use crate::ledger::Record;
     use crate::ledger::tests::{entry, key};
-    use crate::status::GuardedPodStatus;
+    use crate::observe::status::GuardedPodStatus;
 
     /// `web` runs at .2, `away` is kept at .3.
     fn ledger() -> Ledger {

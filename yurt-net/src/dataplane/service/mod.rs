@@ -71,7 +71,7 @@ pub struct Options {
 }
 
 /// Whose sockets are served.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketLb {
     /// Every process of the node and its Pods.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::Kind::{Counter, Gauge, Histogram};
-use super::{Metric, metric, micros, millis};
+use super::sample::Kind::{Counter, Gauge, Histogram};
+use super::sample::{Metric, metric, micros, millis};
 use crate::ledger::State;
 use crate::model::Kind;
+use crate::observe::status::health::FAULTS;
+use crate::observe::status::{Retention, SelfTest};
 use crate::source::preferred::Origin;
-use crate::status::health::FAULTS;
-use crate::status::{Retention, SelfTest};
 
 /// All of them.
 pub(super) const METRICS: &[Metric] = &[

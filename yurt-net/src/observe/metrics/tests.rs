@@ -3,15 +3,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use super::sample::Kind;
 use super::*;
 use crate::device::Mac;
 use crate::host::process::Process;
 use crate::model::{Protocol, Rejection};
+use crate::observe::status::{Degraded, MapUsage, SelfTest};
 use crate::plan::{FullMap, Refused};
-use crate::source::preferred::Origin;
-use crate::status::{Degraded, MapUsage, SelfTest};
+use crate::source::kube::Received;
+use crate::source::preferred::{FollowedSource, Origin};
 use crate::table::ServiceKey;
+use crate::text;
 use crate::tunnel;
+use crate::tunnel::report::DeviceReport;
 
 const GOLDEN: &str = include_str!("golden.txt");
 const DOCUMENT: &str = include_str!("../../../../docs/metrics.md");

@@ -11,8 +11,8 @@ use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::*;
+use crate::observe::status::health::Health;
 use crate::source::kube::{Access, Resource};
-use crate::status::health::Facts;
 
 const MANIFEST: &str =
     "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n";
@@ -150,13 +150,13 @@ async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is
     let lab = Lab::new();
     let mut sources = lab.start(Some(checkpoint(&lab))).await;
     let faults = |sources: &Sources| {
-        let facts = Facts {
+        let health = Health {
             is_serving: true,
             unasked: sources.unasked(),
-            ..Facts::default()
+            ..Health::default()
         };
-        assert!(facts.is_ready());
-        facts.degraded()
+        assert!(health.is_ready());
+        health.degraded()
     };
     let [fault] = &*faults(&sources) else {
         panic!("{:?}", faults(&sources));

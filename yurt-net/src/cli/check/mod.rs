@@ -1,16 +1,15 @@
 //! `check`: can this machine run the agent, and are Services really translated?
 
 mod cni;
+mod finding;
 mod retention;
 
 use std::fs;
 use std::path::Path;
 
-use serde::Serialize;
-
+use self::finding::{Finding, Outcome};
 use super::verbs::why_not_ready;
-use crate::config::{self, Cgroup, CheckArgs, ConfigError, Output};
-use crate::control::{ControlError, Request, ask};
+use crate::config::flags::{CheckArgs, Output};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::check_bpffs;
 use crate::dataplane::attach::strays::{Strays, shown};
@@ -18,55 +17,17 @@ use crate::dataplane::load::{ProgramSize, trial};
 use crate::dataplane::service::SocketLb;
 use crate::dataplane::service::sockets::{self, Unsupported};
 use crate::error::chain;
+use crate::host::cgroup::{self, Cgroup, CgroupError};
 use crate::host::filesystem::Kind;
 use crate::model::Protocol;
+use crate::observe::control::{ControlError, Request, ask};
+use crate::observe::selftest;
+use crate::observe::status::Status;
 use crate::output::print;
-use crate::selftest;
-use crate::status::Status;
 use crate::text;
 
 /// Links that outlive the agent.
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
-
-/// One line of the result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Finding {
-    check: &'static str,
-    result: Outcome,
-    /// What was seen.
-    detail: String,
-    /// What to do; "" when nothing.
-    remedy: String,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Outcome {
-    Ok,
-    /// Works, but not as it could.
-    Warning,
-    Failed,
-}
-
-impl Finding {
-    fn ok(check: &'static str, detail: impl Into<String>) -> Self {
-        Self {
-            check,
-            result: Outcome::Ok,
-            detail: detail.into(),
-            remedy: String::new(),
-        }
-    }
-
-    fn new(check: &'static str, result: Outcome, detail: impl Into<String>, remedy: &str) -> Self {
-        Self {
-            check,
-            result,
-            detail: detail.into(),
-            remedy: remedy.to_owned(),
-        }
-    }
-}
 
 /// Runs every check; true when none failed.
 pub async fn check(args: &CheckArgs) -> Result<bool, std::io::Error> {
@@ -101,7 +62,7 @@ pub async fn check(args: &CheckArgs) -> Result<bool, std::io::Error> {
 }
 
 async fn findings(args: &CheckArgs) -> Vec<Finding> {
-    let place = &args.place;
+    let place = &args.place.place();
     let mut findings = vec![kernel(), permissions()];
     let is_root = findings
         .iter()
@@ -118,7 +79,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
             path: status.cgroup.clone(),
             is_root: status.cgroup_is_root,
         }),
-        _ => config::cgroup(place),
+        _ => cgroup::cgroup(place.cgroup.as_deref()),
     };
     findings.push(cgroup_finding(&cgroup));
     findings.push(bpffs(&place.bpffs));
@@ -191,7 +152,7 @@ fn permissions() -> Finding {
     Finding::new("permissions", Outcome::Failed, detail, remedy)
 }
 
-fn cgroup_finding(cgroup: &Result<Cgroup, ConfigError>) -> Finding {
+fn cgroup_finding(cgroup: &Result<Cgroup, CgroupError>) -> Finding {
     match cgroup {
         Ok(Cgroup {
             path,

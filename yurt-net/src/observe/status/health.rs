@@ -2,7 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Degraded, RefusedService};
+use serde::{Deserialize, Serialize};
+
+use super::refused::RefusedService;
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Degraded {
+    /// In a word: it labels a metric.
+    pub what: String,
+    /// Why, for people.
+    pub reason: String,
+}
 
 /// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
 pub const FAULTS: [&str; 10] = [
@@ -23,7 +34,7 @@ const NAMED: usize = 3;
 
 /// What the agent's parts say, as it is now.
 #[derive(Clone, Debug, Default)]
-pub struct Facts<'a> {
+pub struct Health<'a> {
     /// The first table is applied, and the programs were attached.
     pub is_serving: bool,
     /// Programs that are not attached by now.
@@ -52,7 +63,7 @@ pub struct Facts<'a> {
     pub socket: Option<String>,
 }
 
-impl Facts<'_> {
+impl Health<'_> {
     /// By this agent's table, or by what an earlier one left.
     pub fn serves(&self) -> bool {
         self.is_serving || self.is_holding
@@ -153,15 +164,15 @@ mod tests {
     use super::*;
 
     /// An agent that serves, and of which something is amiss.
-    fn serving() -> Facts<'static> {
-        Facts {
+    fn serving() -> Health<'static> {
+        Health {
             is_serving: true,
-            ..Facts::default()
+            ..Health::default()
         }
     }
 
-    fn whats(facts: &Facts<'_>) -> Vec<String> {
-        facts
+    fn whats(health: &Health<'_>) -> Vec<String> {
+        health
             .degraded()
             .into_iter()
             .map(|fault| fault.what)
@@ -180,13 +191,13 @@ mod tests {
     #[test]
     fn a_full_map_that_leaves_services_out_is_degraded_and_says_what_to_raise() {
         let left_out = left_out();
-        let facts = Facts {
+        let health = Health {
             refused: vec![("yurt_slot", 19_762, &left_out)],
             ..serving()
         };
-        assert!(facts.is_ready(), "all others are served");
-        assert_eq!(whats(&facts), ["space"]);
-        let said = &facts.degraded()[0].reason;
+        assert!(health.is_ready(), "all others are served");
+        assert_eq!(whats(&health), ["space"]);
+        let said = &health.degraded()[0].reason;
         for part in ["yurt_slot", "19762", "tenant/web:http", "--max-slots4"] {
             assert!(said.contains(part), "{said}");
         }
@@ -194,7 +205,7 @@ mod tests {
 
     #[test]
     fn what_the_disk_does_is_told_and_costs_no_readiness() {
-        let facts = Facts {
+        let health = Health {
             state: Some((
                 Path::new("/var/lib/yurt-net"),
                 "Read-only file system".to_owned(),
@@ -203,60 +214,60 @@ mod tests {
             socket: Some("is at /run/yurt-net/agent.sock".to_owned()),
             ..serving()
         };
-        assert!(facts.is_ready());
-        assert_eq!(whats(&facts), ["state", "checkpoint", "socket"]);
+        assert!(health.is_ready());
+        assert_eq!(whats(&health), ["state", "checkpoint", "socket"]);
     }
 
     #[test]
     fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded() {
-        let facts = Facts {
+        let health = Health {
             unasked: vec!["kube:".to_owned()],
             ..serving()
         };
-        assert!(facts.is_ready());
-        assert_eq!(whats(&facts), ["source"]);
-        assert!(facts.degraded()[0].reason.contains("kube:"));
+        assert!(health.is_ready());
+        assert_eq!(whats(&health), ["source"]);
+        assert!(health.degraded()[0].reason.contains("kube:"));
     }
 
     #[test]
     fn who_serves_nobody_or_could_not_mend_what_it_found_is_not_ready() {
         assert!(serving().is_ready() && serving().degraded().is_empty());
-        assert!(!Facts::default().is_ready());
-        let detached = Facts {
+        assert!(!Health::default().is_ready());
+        let detached = Health {
             detached: vec!["yurt_connect4"],
             ..serving()
         };
         let failures = ["attach yurt_connect4".to_owned()];
-        let failed = Facts {
+        let failed = Health {
             failures: &failures,
             ..serving()
         };
-        for (facts, what) in [(detached, "programs"), (failed, "repair")] {
-            assert!(!facts.is_ready(), "{what}");
-            assert_eq!(whats(&facts), [what]);
+        for (health, what) in [(detached, "programs"), (failed, "repair")] {
+            assert!(!health.is_ready(), "{what}");
+            assert_eq!(whats(&health), [what]);
         }
     }
 
     #[test]
     fn what_an_earlier_agent_left_is_served_and_told() {
-        let facts = Facts {
+        let health = Health {
             is_holding: true,
-            ..Facts::default()
+            ..Health::default()
         };
-        assert!(facts.is_ready());
-        assert_eq!(whats(&facts), ["source"]);
+        assert!(health.is_ready());
+        assert_eq!(whats(&health), ["source"]);
     }
 
     #[test]
     fn a_few_manifests_are_named_and_the_rest_is_counted() {
-        let facts = Facts {
+        let health = Health {
             manifests: (0..1000)
                 .map(|n| format!("{n}.yaml: cannot be read"))
                 .collect(),
             ..serving()
         };
-        let [fault] = &*facts.degraded() else {
-            panic!("{:?}", facts.degraded());
+        let [fault] = &*health.degraded() else {
+            panic!("{:?}", health.degraded());
         };
         assert!(fault.reason.starts_with("0.yaml: cannot be read; 1.yaml"));
         assert!(fault.reason.ends_with("; and 997 more"), "{}", fault.reason);
@@ -266,7 +277,7 @@ mod tests {
     fn every_fault_has_its_word_among_the_metrics_labels() {
         let failures = ["one".to_owned()];
         let left_out = left_out();
-        let everything = Facts {
+        let everything = Health {
             is_serving: true,
             detached: vec!["yurt_connect4"],
             unpinned: Some((PathBuf::from("/sys/fs/bpf/yurt-net"), 3)),

@@ -9,12 +9,11 @@ use std::io;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 
-use super::PlaceArgs;
-use crate::host::filesystem::Kind;
+use super::filesystem::Kind;
 
 /// A machine that is not set up for the agent, or a flag that is wrong on it.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+pub enum CgroupError {
     /// `/proc` cannot be read.
     #[error("read {path}")]
     Proc {
@@ -78,23 +77,23 @@ impl Cgroup {
 }
 
 /// The cgroup to attach to: as told, else what is mounted of the hierarchy, its root where that can be seen.
-pub fn cgroup(place: &PlaceArgs) -> Result<Cgroup, ConfigError> {
-    let proc = |path| fs::read(path).map_err(|source| ConfigError::Proc { path, source });
+pub fn cgroup(told: Option<&Path>) -> Result<Cgroup, CgroupError> {
+    let proc = |path| fs::read(path).map_err(|source| CgroupError::Proc { path, source });
     let mounts = proc("/proc/self/mountinfo").map(|text| cgroup_mounts(&text))?;
     let is_cgroup2 = |mount: &Mount| Kind::Cgroup2.is_at(&mount.point).unwrap_or_default();
-    if let Some(path) = &place.cgroup {
+    if let Some(path) = told {
         let hint = || match mounts.iter().find(|mount| is_cgroup2(mount)) {
             Some(mount) => format!("pass --cgroup {}", mount.point.display()),
-            None => ConfigError::NoCgroup.to_string(),
+            None => CgroupError::NoCgroup.to_string(),
         };
         return match Kind::Cgroup2.is_at(path) {
-            Ok(true) => Ok(Cgroup::at(path.clone())),
-            Ok(false) => Err(ConfigError::NotCgroup2 {
-                path: path.clone(),
+            Ok(true) => Ok(Cgroup::at(path.to_owned())),
+            Ok(false) => Err(CgroupError::NotCgroup2 {
+                path: path.to_owned(),
                 hint: hint(),
             }),
-            Err(source) => Err(ConfigError::Unreadable {
-                path: path.clone(),
+            Err(source) => Err(CgroupError::Unreadable {
+                path: path.to_owned(),
                 hint: hint(),
                 source,
             }),
@@ -112,18 +111,18 @@ fn choose(
     visible: &[&Mount],
     own: Option<&Path>,
     is_root: impl Fn(&Path) -> bool,
-) -> Result<Cgroup, ConfigError> {
+) -> Result<Cgroup, CgroupError> {
     // The first one of those that show the same.
     let best = visible
         .iter()
         .min_by_key(|mount| (!is_root(&mount.point), mount.depth()))
-        .ok_or(ConfigError::NoCgroup)?;
+        .ok_or(CgroupError::NoCgroup)?;
     let is_root = is_root(&best.point);
     let path = best.point.clone();
     // A node may itself live in a cgroup namespace (kind's do), and all its Pods are below what it sees as the root. Where nobody
     // is to be seen but this process, it is a container without the host's mount.
     if !is_root && own == Some(&best.root) {
-        return Err(ConfigError::PrivateCgroup { mount_point: path });
+        return Err(CgroupError::PrivateCgroup { mount_point: path });
     }
     Ok(Cgroup { path, is_root })
 }
@@ -195,7 +194,7 @@ fn unescape(text: &[u8]) -> PathBuf {
 mod tests {
     use super::*;
 
-    fn found(mountinfo: &[u8], own: &str, roots: &[&str]) -> Result<(PathBuf, bool), ConfigError> {
+    fn found(mountinfo: &[u8], own: &str, roots: &[&str]) -> Result<(PathBuf, bool), CgroupError> {
         let mounts = cgroup_mounts(mountinfo);
         let mounts: Vec<&Mount> = mounts.iter().collect();
         let is_root = |point: &Path| roots.iter().any(|root| point == Path::new(root));
@@ -212,7 +211,7 @@ mod tests {
         let unified = "/sys/fs/cgroup/unified two";
         let expected = (PathBuf::from(unified), true);
         assert_eq!(found(mounts, "/kubepods/x", &[unified]).unwrap(), expected);
-        assert!(matches!(found(b"", "/", &[]), Err(ConfigError::NoCgroup)));
+        assert!(matches!(found(b"", "/", &[]), Err(CgroupError::NoCgroup)));
     }
 
     #[test]
@@ -239,21 +238,15 @@ mod tests {
 
     #[test]
     fn a_flag_that_names_another_file_system_says_what_to_give() {
-        let place = |path: &str| PlaceArgs {
-            state_dir: PathBuf::new(),
-            bpffs: PathBuf::new(),
-            cgroup: Some(PathBuf::from(path)),
-            run_dir: PathBuf::new(),
-        };
-        let error = cgroup(&place("/proc")).unwrap_err();
-        assert!(matches!(error, ConfigError::NotCgroup2 { .. }));
+        let error = cgroup(Some(Path::new("/proc"))).unwrap_err();
+        assert!(matches!(error, CgroupError::NotCgroup2 { .. }));
         let error = error.to_string();
         assert!(
             error.contains("/proc is not of the cgroup2 hierarchy: "),
             "{error}"
         );
         assert!(error.contains("--cgroup "), "{error}");
-        let error = cgroup(&place("/no/such/directory"))
+        let error = cgroup(Some(Path::new("/no/such/directory")))
             .unwrap_err()
             .to_string();
         assert!(

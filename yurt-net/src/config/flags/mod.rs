@@ -1,0 +1,156 @@
+//! The command line: each verb's flags, and how they are decoded.
+
+mod cni;
+mod devices;
+mod place;
+mod policy;
+mod probes;
+mod run;
+#[cfg(test)]
+mod tests;
+mod translate;
+mod values;
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
+pub use self::place::PlaceArgs;
+pub use self::policy::PolicyArgs;
+pub use self::run::RunArgs;
+use self::values::duration;
+pub use self::values::{Destination, LogFormat, Output};
+use crate::ledger::store::LedgerDirs;
+use crate::source::SourceSpec;
+
+/// Service closure for OpenYurt edge nodes, in eBPF, in place of kube-proxy.
+#[derive(Parser)]
+#[command(name = "yurt-net", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Verbs.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Serve this node: follow the source, keep the kernel's maps in step. Stopping it changes nothing for clients.
+    Run(RunArgs),
+    /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no kernel support.
+    Plan(PlanArgs),
+    /// Print the verdict for one flow, and why. From the running agent, or from a source.
+    Explain(ExplainArgs),
+    /// Print how the running agent is.
+    Status(StatusArgs),
+    /// Check that this machine can run the agent, and that Services are really translated.
+    Check(CheckArgs),
+    /// Print which addresses Pods of this node have, and which are kept for them. Needs no running agent.
+    Ledger(LedgerArgs),
+    /// Put the CNI plugins into this node's configuration, or take them out again. What else is in it stays.
+    Cni(CniArgs),
+    /// Remove every pin of yurt-net, and with them its programs and maps. Services stop working.
+    Cleanup(CleanupArgs),
+    /// Self-test child: dials the probe address from its own cgroup.
+    #[command(hide = true)]
+    Probe,
+}
+
+/// `plan`.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    /// Name of the node.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    pub node: String,
+    /// kube:, kube:URL, yurthub:, yurthub:URL, or file:PATH (a file or a directory of Kubernetes manifests).
+    #[arg(long, value_name = "SRC")]
+    pub source: SourceSpec,
+    /// Policy.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `explain`.
+#[derive(Args, Clone, Debug)]
+pub struct ExplainArgs {
+    /// Address of the client.
+    #[arg(long, value_name = "ADDR")]
+    pub from: IpAddr,
+    /// What it dials, as `10.96.0.10:80/TCP` or `[fd00::10]:53/UDP`.
+    #[arg(long, value_name = "ADDR:PORT/PROTO")]
+    pub to: Destination,
+    /// Name of the node; with --source.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME", requires = "source")]
+    pub node: Option<String>,
+    /// Ask this source instead of the running agent.
+    #[arg(long, value_name = "SRC", requires = "node")]
+    pub source: Option<SourceSpec>,
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Policy; with --source.
+    #[command(flatten)]
+    pub policy: PolicyArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `status`.
+#[derive(Args, Clone, Debug)]
+pub struct StatusArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Wait at most this long until the first table is applied, as 10s, 1m or 500ms.
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    pub wait: Option<Duration>,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Where the node's CNI is.
+    #[command(flatten)]
+    pub cni: CniPlaceArgs,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `ledger`.
+#[derive(Args, Clone, Debug)]
+pub struct LedgerArgs {
+    /// Directory of the agent's files: what the plugins' dataDir says.
+    #[arg(long, default_value = "/var/lib/yurt-net", value_name = "DIR")]
+    pub state_dir: PathBuf,
+    /// Directory in memory: what the plugins' runDir says.
+    #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
+    pub run_dir: PathBuf,
+    /// Form.
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub output: Output,
+}
+
+/// `cleanup`.
+#[derive(Args, Clone, Debug)]
+pub struct CleanupArgs {
+    /// Where the agent keeps things.
+    #[command(flatten)]
+    pub place: PlaceArgs,
+    /// Do not end when it is done: what a DaemonSet runs is started again when it ends.
+    #[arg(long)]
+    pub stay: bool,
+}

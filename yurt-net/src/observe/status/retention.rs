@@ -1,0 +1,170 @@
+//! Pods whose addresses are kept, and who watches over them.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Write as _};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::device::Mac;
+use crate::host::columns::columns;
+use crate::ledger::State;
+
+/// Pods whose addresses are kept, and who watches over them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Retention {
+    /// A plugin has written a ledger.
+    pub is_on: bool,
+    /// What happens to frames that claim what is not their sender's: `off`, `audit` or `enforce`.
+    pub guard: String,
+    /// Devices of Pods that it watches.
+    pub guarded_devices: usize,
+    /// What an operator should look after.
+    pub alarms: Vec<String>,
+    /// Frames that were found fault with and went on, by reason.
+    pub audited: BTreeMap<String, u64>,
+    /// Frames that did not, by reason.
+    pub dropped: BTreeMap<String, u64>,
+    /// Endpoints of this node that are at other addresses than a stale source says.
+    pub endpoints_moved: usize,
+    /// Those whose Pods are not running, whatever a stale source says.
+    pub endpoints_away: usize,
+    /// Those whose probes fail while the source is stale; at least half of a set stay in it all the same.
+    pub endpoints_failing: usize,
+    /// Packets of Pods that appear with addresses that they had, by what was done with them.
+    #[serde(default)]
+    pub translated_packets: BTreeMap<String, u64>,
+    /// The Pods, and containers that are no Pod's.
+    pub pods: Vec<GuardedPodStatus>,
+}
+
+/// An interface of a Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GuardedPodStatus {
+    /// Namespace of the Pod; "" of a container that is no Pod's.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its interface.
+    pub interface: String,
+    /// Whether it runs, or its addresses are kept.
+    pub state: State,
+    /// The addresses that it has, or had last.
+    pub addresses: Vec<IpAddr>,
+    /// Those that it had before, and was given others.
+    #[serde(default)]
+    pub promised: Vec<IpAddr>,
+    /// Those of them that it is reached at, and appears with.
+    #[serde(default)]
+    pub translated: Vec<IpAddr>,
+    /// Its MAC.
+    pub mac: Option<Mac>,
+    /// The node's device that leads to it, while that is guarded.
+    pub device: Option<String>,
+    /// Frames from it that claimed what is not its own, and went on.
+    pub audited: u64,
+    /// And those that did not.
+    pub dropped: u64,
+}
+
+impl Retention {
+    pub(super) fn write(&self, out: &mut String) -> fmt::Result {
+        let Retention {
+            is_on,
+            guard,
+            guarded_devices,
+            alarms,
+            audited,
+            dropped,
+            endpoints_moved,
+            endpoints_away,
+            endpoints_failing,
+            ..
+        } = self;
+        if *endpoints_failing > 0 {
+            writeln!(
+                out,
+                "probes        {endpoints_failing} endpoints of this node do not answer"
+            )?;
+        }
+        if !is_on {
+            writeln!(
+                out,
+                "retention     off: no Pod was made by yurt-ipam or yurt-cni"
+            )?;
+            return write_alarms(out, alarms);
+        }
+        let (audited, dropped): (u64, u64) = (audited.values().sum(), dropped.values().sum());
+        writeln!(
+            out,
+            "guard         {guard}: {guarded_devices} Pods, {audited} frames found fault with, {dropped} dropped"
+        )?;
+        if endpoints_moved + endpoints_away > 0 {
+            writeln!(
+                out,
+                "endpoints     {endpoints_moved} of this node are elsewhere than the stale source says, {endpoints_away} are not running"
+            )?;
+        }
+        write_alarms(out, alarms)
+    }
+
+    /// The table of its Pods.
+    pub(super) fn write_pods(&self, out: &mut String) -> fmt::Result {
+        if self.pods.is_empty() {
+            return Ok(());
+        }
+        let head = [
+            "POD",
+            "STATE",
+            "ADDRESSES",
+            "HAD BEFORE",
+            "MAC",
+            "GUARDED ON",
+            "SPOOFED",
+            "DROPPED",
+        ];
+        let mut lines = vec![head.map(str::to_owned)];
+        for pod in &self.pods {
+            let GuardedPodStatus {
+                namespace,
+                name,
+                interface,
+                state,
+                addresses,
+                promised,
+                translated,
+                mac,
+                device,
+                audited,
+                dropped,
+            } = pod;
+            let addresses: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
+            let had = promised.iter().map(|address| {
+                let is_kept = translated.contains(address);
+                format!("{address} {}", if is_kept { "translated" } else { "lost" })
+            });
+            let had: Vec<String> = had.collect();
+            let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+            lines.push([
+                format!("{namespace}/{name} ({interface})"),
+                state.to_string(),
+                addresses.join(","),
+                or_none(Some(had.join(", ")).filter(|had| !had.is_empty())),
+                or_none(mac.map(|mac| mac.to_string())),
+                or_none(device.clone()),
+                (audited + dropped).to_string(),
+                dropped.to_string(),
+            ]);
+        }
+        write!(out, "\n{}", columns(&lines))
+    }
+}
+
+fn write_alarms(out: &mut String, alarms: &[String]) -> fmt::Result {
+    for alarm in alarms {
+        writeln!(out, "              ! {alarm}")?;
+    }
+    Ok(())
+}
