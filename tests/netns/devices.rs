@@ -13,8 +13,8 @@ use yurt_ebpf::abi::PlainRow;
 use yurt_net::dataplane::attach::cleanup::cleanup;
 use yurt_net::dataplane::attach::tc::Method;
 use yurt_net::dataplane::pod::guard::Guard;
-use yurt_net::guard::Mode;
 use yurt_net::node::LinkWatch;
+use yurt_net::pods::guard::Mode;
 use yurt_net_tests::frames::OTHER;
 
 use crate::guard::Scene;
@@ -68,10 +68,10 @@ fn a_device_that_goes_in_this_moment_is_no_failure() -> Result<()> {
         let scene = Scene::new(Mode::Audit, Some(method))?;
         let _third = scene.node.pod("third")?;
         let links = scene.links()?;
-        let (wanted, _) = yurt_net::guard::compile(
+        let (wanted, _) = yurt_net::pods::guard::compile(
             &scene.pods,
             &links,
-            &yurt_net::guard::Reserved::default(),
+            &yurt_net::pods::guard::Reserved::default(),
             &scene.policy,
         );
         scene.node.netns().ip("link del pod12\n")?;

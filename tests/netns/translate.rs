@@ -24,16 +24,16 @@ use yurt_net::dataplane::attach::tc::Method;
 use yurt_net::dataplane::pod::guard::Guard;
 use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::device::{HostSide, Link};
-use yurt_net::guard::Extra;
-use yurt_net::guard::GuardedPod;
-use yurt_net::guard::Mode;
 use yurt_net::node::routes::Routes;
-use yurt_net::translate::Candidate;
-use yurt_net::translate::Policy;
-use yurt_net::translate::Surroundings;
-use yurt_net::translate::TranslateImage;
-use yurt_net::translate::Wish;
-use yurt_net::translate::compile;
+use yurt_net::pods::guard::Extra;
+use yurt_net::pods::guard::GuardedPod;
+use yurt_net::pods::guard::Mode;
+use yurt_net::pods::translate::Candidate;
+use yurt_net::pods::translate::Policy;
+use yurt_net::pods::translate::Surroundings;
+use yurt_net::pods::translate::TranslateImage;
+use yurt_net::pods::translate::Wish;
+use yurt_net::pods::translate::compile;
 use yurt_net_tests::lab::Lab;
 use yurt_net_tests::lab::Netns;
 use yurt_net_tests::lab::Node;
@@ -516,15 +516,15 @@ fn the_guard_lets_through_what_is_translated_whichever_of_the_two_came_first() -
                     host: candidate.host,
                     extra: Extra::default(),
                 };
-                let policy = yurt_net::guard::Policy {
+                let policy = yurt_net::pods::guard::Policy {
                     mode: Mode::Enforce,
                     ..Default::default()
                 };
                 let links = links(scene.node.netns())?;
-                let (wanted, _) = yurt_net::guard::compile(
+                let (wanted, _) = yurt_net::pods::guard::compile(
                     &[pod],
                     &links,
-                    &yurt_net::guard::Reserved::default(),
+                    &yurt_net::pods::guard::Reserved::default(),
                     &policy,
                 );
                 let bring = || guard.bring_to(&wanted);

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use anyhow::Result;
 use ipnetwork::IpNetwork;
 use yurt_net::dataplane::pod::guard::{Guard, Spoofs};
-use yurt_net::guard::{GuardOp, Identity, Mode, Owner, Row};
+use yurt_net::pods::guard::{GuardOp, GuardRow, Identity, Mode, Owner};
 use yurt_net_tests::frames::{Host, OTHER, POD, advertisement, fixtures, ipv4, udp, udp6};
 use yurt_net_tests::lab::{Lab, Node};
 use yurt_net_tests::testrun::{IFINDEX, NEXT, Program, SHOT};
@@ -72,9 +72,9 @@ impl World {
     }
 }
 
-fn row(pod: Host, mode: Mode) -> Row {
+fn row(pod: Host, mode: Mode) -> GuardRow {
     let own: [IpAddr; 3] = [pod.v4.into(), pod.v6.into(), pod.link_local.into()];
-    Row {
+    GuardRow {
         mode,
         macs: vec![pod.mac],
         own: own.map(IpNetwork::from).into(),

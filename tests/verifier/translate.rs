@@ -7,9 +7,9 @@ use anyhow::Context as _;
 use anyhow::Result;
 use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::node::routes::Routes;
-use yurt_net::translate::Pair;
-use yurt_net::translate::Row;
-use yurt_net::translate::TranslateImage;
+use yurt_net::pods::translate::Pair;
+use yurt_net::pods::translate::TranslateImage;
+use yurt_net::pods::translate::TranslateRow;
 use yurt_net_tests::frames::OTHER;
 use yurt_net_tests::frames::POD;
 use yurt_net_tests::frames::arp;
@@ -67,7 +67,7 @@ impl World {
         let lab = Lab::new()?;
         let node = lab.node("edge-1")?;
         let mut translate = Translate::load(&node.bpffs(), None)?;
-        let row = Row {
+        let row = TranslateRow {
             mac: POD.mac,
             v4: Some(Pair {
                 live: POD.v4,

@@ -7,9 +7,9 @@ use anyhow::Result;
 use anyhow::ensure;
 use ipnetwork::IpNetwork;
 use yurt_net::dataplane::pod::guard::Guard;
-use yurt_net::guard::GuardOp;
-use yurt_net::guard::Mode;
-use yurt_net::guard::Row;
+use yurt_net::pods::guard::GuardOp;
+use yurt_net::pods::guard::GuardRow;
+use yurt_net::pods::guard::Mode;
 
 use super::Options;
 use super::frame::cost;
@@ -113,9 +113,9 @@ fn frames() -> Vec<(&'static str, Vec<u8>, bool)> {
     ]
 }
 
-fn row(host: Host) -> Row {
+fn row(host: Host) -> GuardRow {
     let own: [IpAddr; 3] = [host.v4.into(), host.v6.into(), host.link_local.into()];
-    Row {
+    GuardRow {
         mode: Mode::Enforce,
         macs: vec![host.mac],
         own: own.map(IpNetwork::from).into(),

@@ -17,7 +17,7 @@ use serde_json::Value;
 use serde_json::json;
 use yurt_net::ledger::store::LedgerDirs;
 use yurt_net::ledger::store::Store;
-use yurt_net::retain::settings::{GuardSettings, Settings as _};
+use yurt_net::pods::settings::{GuardSettings, Settings as _};
 
 use super::Options;
 use super::report::Claim;

@@ -9,9 +9,9 @@ use anyhow::Result;
 use anyhow::ensure;
 use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::node::routes::Routes;
-use yurt_net::translate::Pair;
-use yurt_net::translate::Row;
-use yurt_net::translate::TranslateImage;
+use yurt_net::pods::translate::Pair;
+use yurt_net::pods::translate::TranslateImage;
+use yurt_net::pods::translate::TranslateRow;
 
 use super::Options;
 use super::frame::cost;
@@ -71,7 +71,7 @@ fn bring(translate: &mut Translate, node: &Node, is_changed: bool) -> Result<()>
     let mut wanted = TranslateImage::default();
     let promised4 = Ipv4Addr::new(10, 99, 0, 5);
     let promised6 = Ipv6Addr::new(0xfd00, 0x99, 0, 0, 0, 0, 0, 5);
-    let row = |v4, v6| Row {
+    let row = |v4, v6| TranslateRow {
         mac: POD.mac,
         v4: Some(Pair {
             live: v4,

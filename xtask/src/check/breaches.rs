@@ -27,13 +27,6 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
     Breaches {
-        until: "device/, and the rooms ledger/, pods/ and tunnel/",
-        imports: &[
-            ("guard/extra.rs", "guard.rs"),
-            ("retain/settings.rs", "guard.rs"),
-        ],
-    },
-    Breaches {
         until: "files for the words that plan.rs shares with its children",
         imports: &[
             ("plan/image.rs", "plan.rs"),

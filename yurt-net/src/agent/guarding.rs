@@ -10,10 +10,10 @@ use super::worker::Worker;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::pod::guard::{Guard, SpoofCounters, Spoofs};
 use crate::error::{chain, distinct};
-use crate::guard::{GuardImage, plan};
 use crate::ledger::store::LedgerDirs;
 use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Entry, Key, is_same};
+use crate::pods::guard::{GuardImage, plan};
 
 /// What is to be done.
 #[derive(Debug)]

@@ -11,9 +11,9 @@ use super::probing::Probing;
 use super::retention::Retention;
 use crate::model::LocalPod;
 use crate::node::vtep::Word;
+use crate::pods::probe::checks;
+use crate::pods::truth::Move;
 use crate::policy::pool_peers;
-use crate::retain::probing::checks;
-use crate::retain::truth::Move;
 use crate::source::preferred::Freshness;
 
 impl Agent {

@@ -1,4 +1,4 @@
-//! Asks the Pods of this node whether they answer, while nobody else tells: `retain::probing` says whom and when.
+//! Asks the Pods of this node whether they answer, while nobody else tells: `pods::probe` says whom and when.
 //!
 //! At most four at a time. While the node's own link is down nobody is asked and nobody is left out: who fails then may only fail to be
 //! reached. What was found before is forgotten.
@@ -15,7 +15,7 @@ use self::ask::ask;
 use self::failure::Failure;
 use super::lines::Lines;
 use crate::model::Protocol;
-use crate::retain::probing::{Check, Failing, Prober};
+use crate::pods::probe::{Check, Failing, Prober};
 
 mod ask;
 mod failure;

@@ -4,7 +4,7 @@
 //! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
 //! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -22,7 +22,6 @@ use crate::config::AgentConfig;
 use crate::dataplane::pod::guard::{Guard, Spoofs};
 use crate::device::{Complaint, Link};
 use crate::error::chain;
-use crate::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
 use crate::host::clock::Clock;
 use crate::host::disk::errand::{Errand, SILENCE};
 use crate::ledger::rules::{Draft, PodList, release};
@@ -32,11 +31,13 @@ use crate::ledger::{Entry, Key, State, is_same};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::{LinkWatch, NodeError};
 use crate::observe::status::{self, GuardedPodStatus};
+use crate::pods::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
+use crate::pods::settings::{GuardSettings, Settings as _};
+use crate::pods::translate;
+use crate::pods::truth::Truth;
+use crate::policy::protected::Protected;
 use crate::policy::{NodeView, PolicyConfig};
-use crate::retain::settings::{GuardSettings, Settings as _};
-use crate::retain::truth::Truth;
 use crate::source::preferred::Sources;
-use crate::translate;
 
 /// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
@@ -301,7 +302,16 @@ impl Retention {
         };
         let policy = self.translating.policy();
         let (pods, mut complaints) = guarded_pods(&self.reading, snapshot, policy);
-        let reserved = Reserved::new(snapshot, config, view, &self.reading.ledger, &pods);
+        let nothing = (Snapshot::default(), BTreeSet::new());
+        let snapshot = snapshot.unwrap_or(&nothing.0);
+        let local = view.local_addresses.as_ref().unwrap_or(&nothing.1);
+        let protected = || {
+            let protected = Protected::new(snapshot, config, view);
+            let owned = protected.listed().map(|(at, whose)| (at, whose.owner()));
+            owned.collect::<Vec<_>>()
+        };
+        let node = (&*config.node, local);
+        let reserved = Reserved::new(node, snapshot, protected, &self.reading.ledger, &pods);
         let policy = Policy {
             extra: self.extra.clone(),
             ..settings.policy()

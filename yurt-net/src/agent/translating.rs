@@ -18,7 +18,7 @@ use crate::ledger::watch::Reading;
 use crate::ledger::{Assigner, Entry, Key, State};
 use crate::model::{NamespacedName, Snapshot};
 use crate::node::routes::Routes;
-use crate::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
+use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
 
 /// What an annotation of a Pod says: that it is to be translated where it has lost its address (`true`), or not (`false`).
 const KEEP: &str = "yurt-net.openyurt.io/keep-address";

@@ -24,14 +24,14 @@ use crate::node::routes::{RouteError, Routes};
 use crate::observe::control::{ControlError, Request, ask};
 use crate::observe::status::Status;
 use crate::output::print;
+use crate::pods::settings::{GuardSettings, Settings as _, SettingsError};
+use crate::pods::translate::Policy;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
-use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::source::kube::servers;
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec};
 use crate::table::ServiceTable;
 use crate::text;
-use crate::translate::Policy;
 
 /// An apiserver behind a slow link may need this long for all of its Services.
 const SOURCE_PATIENCE: Duration = Duration::from_secs(120);

@@ -8,10 +8,10 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::pod::guard::Guard;
 use crate::device::Complaint;
 use crate::error::chain;
-use crate::guard::{Extra, GuardedPod, Reserved, compile, plan};
 use crate::ledger::Key;
 use crate::ledger::rules::Seen;
-use crate::retain::settings::{GuardSettings, Settings as _, SettingsError};
+use crate::pods::guard::{Extra, GuardedPod, Reserved, compile, plan};
+use crate::pods::settings::{GuardSettings, Settings as _, SettingsError};
 
 /// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.
 #[derive(Debug, thiserror::Error)]

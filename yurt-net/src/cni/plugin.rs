@@ -31,9 +31,9 @@ use crate::ledger::rules::{self, Attachment, Draft, Seen};
 use crate::ledger::store::{LedgerDirs, Lock, Store};
 use crate::ledger::{Assigner, Entry, Ledger, Now, Record, State};
 use crate::output;
-use crate::retain::settings::Settings as _;
+use crate::pods::settings::Settings as _;
+use crate::pods::translate;
 use crate::text;
-use crate::translate;
 
 #[cfg(test)]
 mod proptests;

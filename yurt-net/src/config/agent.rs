@@ -7,13 +7,13 @@ use super::place::Place;
 use crate::cni::install::Directories;
 use crate::cni::install::files::Cni;
 use crate::dataplane::service::SocketLb;
-use crate::guard::ExtraPolicy;
 use crate::plan::Capacity;
+use crate::pods::guard::ExtraPolicy;
+use crate::pods::settings::GuardSettings;
+use crate::pods::translate;
 use crate::policy::{ClosureEstablished, PolicyConfig};
-use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
-use crate::translate;
 use crate::tunnel::Kind;
 
 /// All that `run` needs to know.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use crate::device::{Link, Mac, Route};
-use crate::guard::Policy;
+use crate::pods::guard::Policy;
 
 /// Somebody at a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

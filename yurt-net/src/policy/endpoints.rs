@@ -1,7 +1,7 @@
 //! The endpoints of a service port: slices joined, closed, and sorted by traffic policy.
 //!
 //! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node really are,
-//! `retain::truth`, while the snapshot is old, and addresses that no host has left out; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
+//! `pods::truth`, while the snapshot is old, and addresses that no host has left out; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
 //! (4) `traffic`; (5) probes, where they are asked. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
 //! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
@@ -31,8 +31,8 @@ use crate::model::{
     AddressFamily, Endpoint, EndpointSlice, MAX_PORTS, Protocol, Service, ServicePort,
     TrafficPolicy,
 };
-use crate::retain::probing::Failing;
-use crate::retain::truth::Move;
+use crate::pods::probe::Failing;
+use crate::pods::truth::Move;
 use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind, MAX_ENDPOINTS};
 use crate::text;
 

@@ -11,8 +11,8 @@ use super::prefixes::GivenCidrs;
 use super::protected::Protected;
 use super::topology::Topology;
 use crate::model::{Rejection, Snapshot};
-use crate::retain::probing::Failing;
-use crate::retain::truth::Truth;
+use crate::pods::probe::Failing;
+use crate::pods::truth::Truth;
 
 /// Well-known label of a Node, shown in the table.
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";

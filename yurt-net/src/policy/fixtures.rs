@@ -11,8 +11,8 @@ use crate::model::{
     ManifestObject, NamespacedName, Node, NodeBucket, NodePool, Placement, PoolService, Protocol,
     Service, ServiceCidr, ServicePort, ServiceType, Snapshot, Touched, TrafficPolicy,
 };
+use crate::pods::truth::Truth;
 use crate::policy::Suspects;
-use crate::retain::truth::Truth;
 use crate::table::{Dropped, Scope, ServiceEntry, ServiceTable};
 
 /// A cluster as seen from the node `a1`.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use ipnetwork::IpNetwork;
 
 use crate::model::Node;
-use crate::retain::probing::Failing;
-use crate::retain::truth::Truth;
+use crate::pods::probe::Failing;
+use crate::pods::truth::Truth;
 
 /// Label of a Node that names its pool, unless a build of OpenYurt changed it.
 pub const POOL_LABEL: &str = "apps.openyurt.io/nodepool";

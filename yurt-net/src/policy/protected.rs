@@ -59,6 +59,21 @@ pub enum Whose {
     Special(&'static str),
 }
 
+impl Whose {
+    /// Ends the sentence "ADDRESS belongs to ...".
+    pub fn owner(&self) -> String {
+        match self {
+            Self::Protected => "the operator (--protect)".to_owned(),
+            Self::ThisNode => "this node".to_owned(),
+            Self::Node(name) => format!("Node {name}"),
+            Self::Hub => "YurtHub".to_owned(),
+            Self::Server => "an apiserver".to_owned(),
+            Self::Nameserver => "a nameserver of this node".to_owned(),
+            Self::Special(what) => (*what).to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Whose {
     /// Ends the sentence "ADDRESS is ...".
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

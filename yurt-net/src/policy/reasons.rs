@@ -18,7 +18,7 @@ use crate::model::{
     AddressFamily, EndpointPort, EndpointSlice, NamespacedName, PoolService, Protocol, Service,
     ServicePort, ServiceType, Snapshot,
 };
-use crate::retain::truth::Move;
+use crate::pods::truth::Move;
 use crate::table::{Dropped, Frontend, Scope, ServiceEntry, ServiceKey};
 use crate::text;
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::failure::Failure;
 use super::grpc;
 use crate::model::Question;
-use crate::retain::probing::Check;
+use crate::pods::probe::Check;
 
 /// A status line is shorter.
 const MOST_READ: usize = 256;

@@ -14,10 +14,10 @@ use super::translate::TranslateArgs;
 use super::values::{LogFormat, duration};
 use crate::config::agent::AgentConfig;
 use crate::dataplane::service::SocketLb;
-use crate::guard::{Askers, ExtraPolicy, ShortestPrefixes};
 use crate::plan::Capacity;
+use crate::pods::guard::{Askers, ExtraPolicy, ShortestPrefixes};
+use crate::pods::settings::GuardSettings;
 use crate::policy::ClosureEstablished;
-use crate::retain::settings::GuardSettings;
 use crate::source::SourceSpec;
 
 /// `run`.

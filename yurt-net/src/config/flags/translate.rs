@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 use ipnetwork::IpNetwork;
 
-use crate::translate::Policy;
+use crate::pods::translate::Policy;
 
 /// Pods that have other addresses than were promised to them.
 #[derive(Args, Clone, Debug)]

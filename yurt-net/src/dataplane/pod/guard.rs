@@ -33,7 +33,7 @@ use crate::dataplane::error::{on_map, on_program};
 use crate::dataplane::load::maps::guard_maps;
 use crate::dataplane::load::{LoadedProgram, hooks, load_guard};
 use crate::dataplane::sys::{self, MappedArray, possible_cpus};
-use crate::guard::{GuardImage, GuardOp, Identity, Mode, Owner, Row, plan};
+use crate::pods::guard::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
 
 /// The program's name, and its pin's.
 pub(super) const PROGRAM: &str = hooks::GUARD.0;
@@ -160,7 +160,7 @@ impl Guard {
         }
         image.rows.retain(|ifindex, row| {
             let found = self.plain.read(abi::PlainRow::place(*ifindex));
-            *row == Row::default() || is_short_form(&found.unwrap_or_default(), *ifindex, row)
+            *row == GuardRow::default() || is_short_form(&found.unwrap_or_default(), *ifindex, row)
         });
     }
 
@@ -400,7 +400,7 @@ fn decode_owner(owner: abi::OwnerRow) -> Owner {
 }
 
 /// What has no room is left out; the planner of rows keeps to it.
-fn encode_row(row: &Row) -> abi::GuardRow {
+fn encode_row(row: &GuardRow) -> abi::GuardRow {
     let mut raw = abi::GuardRow {
         mode: encode_mode(row.mode),
         ..abi::GuardRow::default()
@@ -420,7 +420,7 @@ fn encode_row(row: &Row) -> abi::GuardRow {
 }
 
 /// Nobody's where the row has no link-layer address: then none can be told from another's in short.
-fn encode_plain(ifindex: u32, row: &Row) -> abi::PlainRow {
+fn encode_plain(ifindex: u32, row: &GuardRow) -> abi::PlainRow {
     let Some(mac) = row.macs.first() else {
         return abi::PlainRow::default();
     };
@@ -445,7 +445,7 @@ fn encode_plain(ifindex: u32, row: &Row) -> abi::PlainRow {
 }
 
 /// Whether the place of a device's short form holds what it should; another device may have it.
-fn is_short_form(found: &abi::PlainRow, ifindex: u32, row: &Row) -> bool {
+fn is_short_form(found: &abi::PlainRow, ifindex: u32, row: &GuardRow) -> bool {
     if found.ifindex == ifindex {
         return *found == encode_plain(ifindex, row);
     }
@@ -472,8 +472,8 @@ fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
     }
 }
 
-/// Of IPv4 first, then of IPv6, as [`Row`]s that were compiled are; what no plan has written equals none that does.
-fn decode_row(raw: &abi::GuardRow) -> Row {
+/// Of IPv4 first, then of IPv6, as [`GuardRow`]s that were compiled are; what no plan has written equals none that does.
+fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     let v4 = raw.v4.iter().take(raw.v4_len as usize).map(|prefix| {
         let prefix = Ipv4Network::with_netmask(prefix.addr.into(), prefix.mask.into());
         prefix.map_or(IpNetwork::V4(NO_PREFIX), IpNetwork::V4)
@@ -485,7 +485,7 @@ fn decode_row(raw: &abi::GuardRow) -> Row {
     let (v4, v6): (Vec<_>, Vec<_>) = (v4.collect(), v6.collect());
     let (v4_own, v4_extra) = v4.split_at(v4.len().min(raw.v4_own as usize));
     let (v6_own, v6_extra) = v6.split_at(v6.len().min(raw.v6_own as usize));
-    Row {
+    GuardRow {
         mode: decode_mode(raw.mode),
         macs: raw
             .macs
@@ -508,10 +508,10 @@ const NO_PREFIX: Ipv4Network = match Ipv4Network::new_checked(std::net::Ipv4Addr
 mod tests {
     use super::*;
 
-    fn row() -> Row {
+    fn row() -> GuardRow {
         let own = ["10.244.1.10/32", "fd00::10/128", "fe80::10/128"];
         let extra = ["192.0.2.0/24", "2001:db8::/64"];
-        Row {
+        GuardRow {
             mode: Mode::Enforce,
             macs: vec![[1, 2, 3, 4, 5, 6], [0, 0, 0x5e, 0, 1, 51]],
             own: own.map(|prefix| prefix.parse().unwrap()).into(),
@@ -542,7 +542,7 @@ mod tests {
     #[test]
     fn a_short_form_that_was_cleared_is_none_whatever_is_left_of_it() {
         let with_mac = row();
-        let without = Row {
+        let without = GuardRow {
             macs: Vec::new(),
             ..row()
         };

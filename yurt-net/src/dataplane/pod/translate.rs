@@ -27,7 +27,7 @@ use crate::dataplane::load::maps::translate_maps;
 use crate::dataplane::load::{hooks, load_translate};
 use crate::dataplane::sys::{self, possible_cpus};
 use crate::node::routes::{RouteError, Routes};
-use crate::translate::{Direction, Pair, Row, TranslateImage, TranslateOp, plan};
+use crate::pods::translate::{Direction, Pair, TranslateImage, TranslateOp, TranslateRow, plan};
 
 const FEATURE: &str = "translate";
 
@@ -262,7 +262,7 @@ impl TranslationCounters {
 
 // === Encoding: translate -> abi, and back ===
 
-fn encode(row: &Row) -> abi::TranslateRow {
+fn encode(row: &TranslateRow) -> abi::TranslateRow {
     let v4 = row
         .v4
         .map(|pair| (pair.live.octets(), pair.promised.octets()));
@@ -282,8 +282,8 @@ fn encode(row: &Row) -> abi::TranslateRow {
     }
 }
 
-fn decode(row: &abi::TranslateRow) -> Row {
-    Row {
+fn decode(row: &abi::TranslateRow) -> TranslateRow {
+    TranslateRow {
         mac: row.mac.addr,
         v4: (row.promised4 != [0; 4]).then(|| Pair {
             live: row.live4.into(),
@@ -312,7 +312,7 @@ mod tests {
         });
         let mac = [0x0a, 0x58, 10, 99, 0, 5];
         for (v4, v6) in [(v4, v6), (v4, None), (None, v6)] {
-            let row = Row { mac, v4, v6 };
+            let row = TranslateRow { mac, v4, v6 };
             assert_eq!(decode(&encode(&row)), row);
         }
     }

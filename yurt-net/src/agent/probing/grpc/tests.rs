@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::super::ask::ask;
 use super::*;
 use crate::model::{NamespacedName, Question, ReadinessProbe};
-use crate::retain::probing::Check;
+use crate::pods::probe::Check;
 
 /// Of a question that is answered, seconds.
 const PATIENCE: u32 = 30;

@@ -75,7 +75,7 @@ pub struct Pair<A> {
 
 /// What is translated on a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
+pub struct TranslateRow {
     /// The Pod's link-layer address.
     pub mac: [u8; 6],
     /// IPv4.
@@ -92,7 +92,7 @@ impl TranslateImage {
     }
 }
 
-impl Row {
+impl TranslateRow {
     /// The addresses that the Pod appears with.
     pub fn promised(&self) -> impl Iterator<Item = IpAddr> {
         let v4 = self.v4.iter().map(|pair| IpAddr::V4(pair.promised));
@@ -113,7 +113,7 @@ pub enum Direction {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslateImage {
     /// By device.
-    pub rows: BTreeMap<u32, Row>,
+    pub rows: BTreeMap<u32, TranslateRow>,
     /// Which program is on which device.
     pub attached: BTreeSet<(Direction, u32)>,
     /// Where they were, and are no more.
@@ -246,7 +246,7 @@ impl Judge<'_> {
         host: HostSide,
         image: &TranslateImage,
         complain: &mut impl FnMut(Refusal),
-    ) -> Result<Option<(Row, Routes)>, Refusal> {
+    ) -> Result<Option<(TranslateRow, Routes)>, Refusal> {
         if pod.promised.is_empty() {
             return Ok(None);
         }
@@ -254,9 +254,9 @@ impl Judge<'_> {
         let Some(out) = self.way_out(host)? else {
             return Ok(None);
         };
-        let mut row = Row {
+        let mut row = TranslateRow {
             mac,
-            ..Row::default()
+            ..TranslateRow::default()
         };
         let mut routes = Vec::new();
         for &promised in &pod.promised {
@@ -367,7 +367,7 @@ pub enum TranslateOp {
     /// An address leads out of a device.
     PutRoute(IpAddr, u32),
     /// This is translated on a device.
-    PutRow(u32, Row),
+    PutRow(u32, TranslateRow),
     /// A program is to be on a device.
     Attach(Direction, u32),
     /// A program is to be on a device no more.

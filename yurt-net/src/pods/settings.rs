@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::guard::{ExtraPolicy, Mode, Policy};
+use super::translate;
 use crate::error::PathError;
-use crate::guard::{ExtraPolicy, Mode, Policy};
 use crate::host::disk::{Directory, Disk as _};
-use crate::translate;
 
 /// More than thousands of namespaces take.
 const MOST_BYTES: u64 = 1 << 20;

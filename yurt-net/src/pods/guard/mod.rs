@@ -13,25 +13,19 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 use crate::device::{Complaint, HostSide, Link, Mac, link_local};
 
 mod extra;
+mod image;
+mod pod;
+#[cfg(test)]
+mod proptests;
 mod reserved;
+#[cfg(test)]
+mod tests;
 
 use self::extra::Taken;
-pub use self::extra::{Askers, BadExtra, Extra, ExtraPolicy, Reserved, ShortestPrefixes};
-
-/// Most addresses and prefixes of one family that a row holds, link-local ones too.
-pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
-/// Most link-layer addresses that a row holds.
-pub const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
-
-/// What happens to a frame that claims what is not its sender's.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Mode {
-    /// It is counted.
-    #[default]
-    Audit,
-    /// And dropped.
-    Enforce,
-}
+pub use self::extra::{Askers, ExtraPolicy, Reserved, ShortestPrefixes};
+pub use self::image::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
+use self::pod::is_one_hosts_mac;
+pub use self::pod::{BadExtra, Extra, GuardedPod, MAX_MACS, MAX_PREFIXES};
 
 /// What the operator decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,90 +49,6 @@ impl Policy {
             self.mode
         }
     }
-}
-
-/// An interface of a Pod: what it was given.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GuardedPod {
-    /// Namespace of the Pod.
-    pub namespace: String,
-    /// Name of the Pod.
-    pub name: String,
-    /// Name of the interface inside.
-    pub interface: String,
-    /// Its link-layer address; `None` where it is not known, and any is admitted.
-    pub mac: Option<[u8; 6]>,
-    /// Its addresses; those of a link count where a Pod uses others than the one that comes from `mac`.
-    pub addresses: Vec<IpAddr>,
-    /// Where it is; `None` while the Pod is away and its addresses are kept for it.
-    pub host: Option<HostSide>,
-    /// What else it may use.
-    pub extra: Extra,
-}
-
-/// What a Pod may use.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Row {
-    /// What happens otherwise.
-    pub mode: Mode,
-    /// Link-layer addresses, its own first; empty: any.
-    pub macs: Vec<[u8; 6]>,
-    /// Its own addresses, link-local ones too.
-    pub own: Vec<IpNetwork>,
-    /// Others, where nobody owns them.
-    pub extra: Vec<IpNetwork>,
-}
-
-/// What a frame names its sender by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Identity {
-    /// An address.
-    Ip(IpAddr),
-    /// A link-layer address.
-    Mac([u8; 6]),
-}
-
-impl From<IpAddr> for Identity {
-    fn from(address: IpAddr) -> Self {
-        Self::Ip(address)
-    }
-}
-
-impl From<[u8; 6]> for Identity {
-    fn from(mac: [u8; 6]) -> Self {
-        Self::Mac(mac)
-    }
-}
-
-impl std::fmt::Display for Identity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Ip(address) => write!(f, "{address}"),
-            Self::Mac(mac) => write!(f, "{}", Mac(*mac)),
-        }
-    }
-}
-
-/// Whose an identity is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Owner {
-    /// The device of the Pod; `None` while it is away.
-    pub ifindex: Option<u32>,
-    /// What happens to frames of others that claim it.
-    pub mode: Mode,
-}
-
-/// All that the kernel holds, or should.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct GuardImage {
-    /// By device.
-    pub rows: BTreeMap<u32, Row>,
-    /// By address, of IP and of the link.
-    pub owners: BTreeMap<Identity, Owner>,
-    /// The devices that the guard is on.
-    pub attached: BTreeSet<u32>,
-    /// Devices that it was on, and is no more: somebody has detached it, or they are gone.
-    pub lost: BTreeSet<u32>,
 }
 
 /// What the kernel should hold. Addresses of the node, and of its devices, are nobody's but the node's.
@@ -233,11 +143,6 @@ fn is_owned(addr: &IpAddr) -> bool {
     }
 }
 
-/// Whether a link-layer address is one host's: no group's, and not the one of loopback.
-fn is_one_hosts_mac(mac: [u8; 6]) -> bool {
-    mac[0] & 1 == 0 && mac != [0; 6]
-}
-
 /// The device of a Pod, if it is still that Pod's.
 fn place(
     host: HostSide,
@@ -262,7 +167,7 @@ fn row(
     extra: Extra,
     mode: Mode,
     complain: &mut impl FnMut(String),
-) -> Row {
+) -> GuardRow {
     let mut own: Vec<IpNetwork> = addresses.iter().copied().map(host_prefix).collect();
     own.push(match pod.mac {
         Some(mac) => host_prefix(link_local(Mac(mac)).into()),
@@ -273,7 +178,7 @@ fn row(
         Some(mac) => std::iter::once(mac).chain(extra.macs).collect(),
         None => Vec::new(),
     };
-    let mut row = Row {
+    let mut row = GuardRow {
         mode,
         macs,
         own: in_order(own),
@@ -316,7 +221,7 @@ fn in_order(prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
     networks
 }
 
-impl Row {
+impl GuardRow {
     /// Leaves out what the kernel has no room for.
     fn cut(&mut self) -> Cut {
         let before = (self.own.len(), self.macs.len() + self.extra.len());
@@ -356,53 +261,3 @@ const LINK_LOCAL: Ipv6Network =
 fn host_prefix(addr: IpAddr) -> IpNetwork {
     IpNetwork::from(addr)
 }
-
-/// One write.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum GuardOp {
-    /// A Pod may use this.
-    PutRow(u32, Row),
-    /// An identity is this one's.
-    PutOwner(Identity, Owner),
-    /// The guard is to be on this device.
-    Attach(u32),
-    /// The guard is to be on this device no more, and what it counted there is to be forgotten.
-    Detach(u32),
-    /// Nothing is known of the Pod on this device any more.
-    DeleteRow(u32),
-    /// An identity is nobody's.
-    DeleteOwner(Identity),
-}
-
-/// The writes from one image to another, in an order of which every prefix is safe: what a Pod may use is written before
-/// the guard is on its device, and goes after it.
-pub fn plan(observed: &GuardImage, wanted: &GuardImage) -> Vec<GuardOp> {
-    let mut ops = Vec::new();
-    for (ifindex, row) in &wanted.rows {
-        if observed.rows.get(ifindex) != Some(row) {
-            ops.push(GuardOp::PutRow(*ifindex, row.clone()));
-        }
-    }
-    for (addr, owner) in &wanted.owners {
-        if observed.owners.get(addr) != Some(owner) {
-            ops.push(GuardOp::PutOwner(*addr, *owner));
-        }
-    }
-    let attach = wanted.attached.difference(&observed.attached);
-    ops.extend(attach.copied().map(GuardOp::Attach));
-    let ever = observed.attached.union(&observed.lost);
-    let detach = ever.filter(|ifindex| !wanted.attached.contains(ifindex));
-    ops.extend(detach.copied().map(GuardOp::Detach));
-    let rows = observed.rows.keys();
-    let rows = rows.filter(|ifindex| !wanted.rows.contains_key(ifindex));
-    ops.extend(rows.copied().map(GuardOp::DeleteRow));
-    let owners = observed.owners.keys();
-    let owners = owners.filter(|addr| !wanted.owners.contains_key(addr));
-    ops.extend(owners.copied().map(GuardOp::DeleteOwner));
-    ops
-}
-
-#[cfg(test)]
-mod proptests;
-#[cfg(test)]
-mod tests;

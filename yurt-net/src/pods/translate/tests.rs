@@ -111,7 +111,7 @@ impl World {
     /// What is translated, and whether there is a route for it.
     fn kept(&self) -> Vec<(String, bool)> {
         let (image, _) = self.compile();
-        let promised = image.rows.values().flat_map(Row::promised);
+        let promised = image.rows.values().flat_map(TranslateRow::promised);
         promised
             .map(|promised| {
                 let mut routes = image.routes.iter();
@@ -138,7 +138,7 @@ impl World {
 fn a_promise_of_both_families_is_kept_on_the_pods_device_with_routes_by_its_bridge() {
     let (image, complaints) = World::new(web()).compile();
     assert_eq!(complaints, [""; 0]);
-    let row = Row {
+    let row = TranslateRow {
         mac: [2; 6],
         v4: Some(Pair {
             live: "10.244.1.20".parse().unwrap(),

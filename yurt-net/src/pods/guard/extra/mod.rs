@@ -10,67 +10,8 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use super::{GuardedPod, MAX_MACS, MAX_PREFIXES, is_one_hosts_mac};
+use super::pod::{Extra, GuardedPod, is_one_hosts_mac};
 use crate::device::{Link, Mac, link_local};
-
-/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Extra {
-    /// Addresses and prefixes.
-    pub prefixes: Vec<IpNetwork>,
-    /// Link-layer addresses.
-    pub macs: Vec<[u8; 6]>,
-}
-
-impl Extra {
-    /// Whether nothing is asked for.
-    pub fn is_empty(&self) -> bool {
-        self.prefixes.is_empty() && self.macs.is_empty()
-    }
-}
-
-/// Most words of an annotation: more than a row holds are never granted, and each is judged with every change of the node's Pods.
-const MAX_WORDS: usize = 2 * MAX_PREFIXES + MAX_MACS;
-
-/// An annotation that cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum BadExtra {
-    /// A word that is none.
-    #[error(
-        "{0:?} is not an address, a prefix or a link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
-    )]
-    Word(String),
-    /// More than a Pod can have.
-    #[error(
-        "it has more than {MAX_WORDS} words, and a Pod can have {MAX_PREFIXES} addresses of each family and {MAX_MACS} link-layer \
-         addresses"
-    )]
-    TooMany,
-}
-
-impl std::str::FromStr for Extra {
-    type Err = BadExtra;
-
-    /// Words between commas or blanks.
-    fn from_str(text: &str) -> Result<Self, BadExtra> {
-        let mut extra = Self::default();
-        let is_between = |c: char| c == ',' || c.is_whitespace();
-        let words = text.split(is_between).filter(|word| !word.is_empty());
-        for (index, word) in words.enumerate() {
-            if index == MAX_WORDS {
-                return Err(BadExtra::TooMany);
-            }
-            if let Ok(prefix) = word.parse() {
-                extra.prefixes.push(prefix);
-            } else if let Ok(Mac(mac)) = word.parse() {
-                extra.macs.push(mac);
-            } else {
-                return Err(BadExtra::Word(word.to_owned()));
-            }
-        }
-        Ok(extra)
-    }
-}
 
 /// `--guard-extra`: whose Pods may ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,10 +9,10 @@ fn address(byte: u8) -> IpAddr {
     }
 }
 
-fn row() -> impl Strategy<Value = Row> {
+fn row() -> impl Strategy<Value = TranslateRow> {
     let v4 = prop::option::of(0u8..8);
     let v6 = prop::option::of(0u8..8);
-    (v4, v6).prop_map(|(v4, v6)| Row {
+    (v4, v6).prop_map(|(v4, v6)| TranslateRow {
         mac: [2; 6],
         v4: v4.map(|byte| Pair {
             live: Ipv4Addr::new(10, 244, 1, byte),

@@ -5,24 +5,24 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::extra::last;
-use super::{GuardedPod, Reserved};
+use super::extra::{Reserved, last};
+use super::pod::GuardedPod;
 use crate::ledger::{Ledger, State};
 use crate::model::Snapshot;
-use crate::policy::protected::{Protected, Whose};
-use crate::policy::{NodeView, PolicyConfig};
 
 impl Reserved {
-    /// Of `pods` the owners are known otherwise; the ledger has those of Pods that are just being made, too.
-    pub fn new(
-        snapshot: Option<&Snapshot>,
-        config: &PolicyConfig,
-        view: &NodeView,
+    /// On the node of this name and these addresses. Of `pods` the owners are known otherwise; the ledger has those of Pods that are just
+    /// being made, too. `protected` are addresses that no Service may take either, and whose each is; it is asked only where a Pod asks
+    /// for anything.
+    pub fn new<P: IntoIterator<Item = (IpAddr, String)>>(
+        (node, addresses): (&str, &BTreeSet<IpAddr>),
+        snapshot: &Snapshot,
+        protected: impl FnOnce() -> P,
         ledger: &Ledger,
         pods: &[GuardedPod],
     ) -> Self {
         let mut reserved = Self {
-            node: view.local_addresses.clone().unwrap_or_default(),
+            node: addresses.clone(),
             ..Self::default()
         };
         // For everybody else only that counts: what follows is a walk over all Services.
@@ -42,23 +42,9 @@ impl Reserved {
                 reserved.hosts.extend(owned);
             }
         }
-        let nothing = Snapshot::default();
-        let snapshot = snapshot.unwrap_or(&nothing);
-        // The same as no Service may take.
-        for (address, whose) in Protected::new(snapshot, config, view).listed() {
-            let whose = match whose {
-                Whose::ThisNode => "this node".to_owned(),
-                Whose::Protected => "the operator (--protect)".to_owned(),
-                Whose::Node(name) => format!("Node {name}"),
-                Whose::Hub => "YurtHub".to_owned(),
-                Whose::Server => "an apiserver".to_owned(),
-                Whose::Nameserver => "a nameserver of this node".to_owned(),
-                Whose::Special(what) => what.to_owned(),
-            };
-            reserved.hosts.insert(address, whose);
-        }
+        reserved.hosts.extend(protected());
         reserved.take_up(snapshot);
-        reserved.take_up_pods(snapshot, &config.node, pods);
+        reserved.take_up_pods(snapshot, node, pods);
         reserved
     }
 

@@ -2,8 +2,10 @@ use super::super::tests::{ip, net, pod, veth};
 use super::super::{GuardImage, Policy, compile};
 use super::*;
 use crate::ledger::Ledger;
+use crate::model::Snapshot;
 use crate::plan::{PROBE_V4, PROBE_V6};
 use crate::policy::fixtures::World;
+use crate::policy::protected::Protected;
 
 const VRRP: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
 
@@ -28,6 +30,19 @@ fn judged(pods: &[GuardedPod], reserved: &Reserved, extra: &ExtraPolicy) -> (Gua
     let reasons = complaints.into_iter();
     let reasons = reasons.map(|complaint| format!("{}: {}", complaint.pod, complaint.reason));
     (image, reasons.collect::<Vec<_>>().join("\n"))
+}
+
+/// As the agent has it.
+fn reserved_in(world: &World, snapshot: &Snapshot, pods: &[GuardedPod]) -> Reserved {
+    let World { config, view, .. } = world;
+    let protected = || {
+        let protected = Protected::new(snapshot, config, view);
+        let owned = protected.listed().map(|(at, whose)| (at, whose.owner()));
+        owned.collect::<Vec<_>>()
+    };
+    let local = view.local_addresses.clone().unwrap_or_default();
+    let node = (&*config.node, &local);
+    Reserved::new(node, snapshot, protected, &Ledger::default(), pods)
 }
 
 fn reserved() -> Reserved {
@@ -193,7 +208,7 @@ fn nothing_that_no_service_may_take_is_a_pods_either_whatever_the_source_says() 
     let protect = &mut world.config.protect;
     protect.servers = vec!["203.0.113.6:6443".parse().unwrap()];
     protect.given = vec!["198.51.100.9:443".parse().unwrap()];
-    for snapshot in [Some(&world.snapshot), None] {
+    for snapshot in [&world.snapshot, &Snapshot::default()] {
         for (wish, whose) in [
             ("203.0.113.6", "an apiserver"),
             ("203.0.113.0/24", "an apiserver"),
@@ -205,8 +220,7 @@ fn nothing_that_no_service_may_take_is_a_pods_either_whatever_the_source_says() 
         ] {
             let (asker, victim) = self::world(wish);
             let pods = [asker, victim];
-            let ledger = Ledger::default();
-            let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+            let reserved = reserved_in(&world, snapshot, &pods);
             let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
             assert_eq!(image.rows[&7].extra, [], "{wish}: {told}");
             let is_refused = told.contains("refused");
@@ -233,9 +247,7 @@ fn what_services_lead_to_on_any_node_is_a_pods_and_no_other_ones() {
     {
         let (asker, victim) = self::world(&wish);
         let pods = [asker, victim];
-        let ledger = Ledger::default();
-        let snapshot = Some(&world.snapshot);
-        let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+        let reserved = reserved_in(&world, &world.snapshot, &pods);
         let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
         assert_eq!(image.rows[&7].extra, [], "{wish}: {told}");
         assert!(told.contains(whose), "{wish}: {told}");
@@ -244,9 +256,7 @@ fn what_services_lead_to_on_any_node_is_a_pods_and_no_other_ones() {
     let (mut asker, victim) = self::world(&format!("{endpoint}/30"));
     asker.addresses.push(endpoint);
     let pods = [asker, victim];
-    let ledger = Ledger::default();
-    let snapshot = Some(&world.snapshot);
-    let reserved = Reserved::new(snapshot, &world.config, &world.view, &ledger, &pods);
+    let reserved = reserved_in(&world, &world.snapshot, &pods);
     let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
     assert_eq!(image.rows[&7].extra.len(), 1, "{told}");
 }

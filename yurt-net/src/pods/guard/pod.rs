@@ -1,0 +1,95 @@
+//! A Pod as the guard knows it: what it was given, and what its annotation asks for. Pure.
+
+use std::net::IpAddr;
+
+use ipnetwork::IpNetwork;
+
+use crate::device::{HostSide, Mac};
+
+/// Most addresses and prefixes of one family that a row holds, link-local ones too.
+pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
+/// Most link-layer addresses that a row holds.
+pub const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
+
+/// An interface of a Pod: what it was given.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardedPod {
+    /// Namespace of the Pod.
+    pub namespace: String,
+    /// Name of the Pod.
+    pub name: String,
+    /// Name of the interface inside.
+    pub interface: String,
+    /// Its link-layer address; `None` where it is not known, and any is admitted.
+    pub mac: Option<[u8; 6]>,
+    /// Its addresses; those of a link count where a Pod uses others than the one that comes from `mac`.
+    pub addresses: Vec<IpAddr>,
+    /// Where it is; `None` while the Pod is away and its addresses are kept for it.
+    pub host: Option<HostSide>,
+    /// What else it may use.
+    pub extra: Extra,
+}
+
+/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Extra {
+    /// Addresses and prefixes.
+    pub prefixes: Vec<IpNetwork>,
+    /// Link-layer addresses.
+    pub macs: Vec<[u8; 6]>,
+}
+
+impl Extra {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        self.prefixes.is_empty() && self.macs.is_empty()
+    }
+}
+
+/// Most words of an annotation: more than a row holds are never granted, and each is judged with every change of the node's Pods.
+const MAX_WORDS: usize = 2 * MAX_PREFIXES + MAX_MACS;
+
+/// An annotation that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadExtra {
+    /// A word that is none.
+    #[error(
+        "{0:?} is not an address, a prefix or a link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
+    )]
+    Word(String),
+    /// More than a Pod can have.
+    #[error(
+        "it has more than {MAX_WORDS} words, and a Pod can have {MAX_PREFIXES} addresses of each family and {MAX_MACS} link-layer \
+         addresses"
+    )]
+    TooMany,
+}
+
+impl std::str::FromStr for Extra {
+    type Err = BadExtra;
+
+    /// Words between commas or blanks.
+    fn from_str(text: &str) -> Result<Self, BadExtra> {
+        let mut extra = Self::default();
+        let is_between = |c: char| c == ',' || c.is_whitespace();
+        let words = text.split(is_between).filter(|word| !word.is_empty());
+        for (index, word) in words.enumerate() {
+            if index == MAX_WORDS {
+                return Err(BadExtra::TooMany);
+            }
+            if let Ok(prefix) = word.parse() {
+                extra.prefixes.push(prefix);
+            } else if let Ok(Mac(mac)) = word.parse() {
+                extra.macs.push(mac);
+            } else {
+                return Err(BadExtra::Word(word.to_owned()));
+            }
+        }
+        Ok(extra)
+    }
+}
+
+/// Whether a link-layer address is one host's: no group's, and not the one of loopback.
+pub(super) fn is_one_hosts_mac(mac: [u8; 6]) -> bool {
+    mac[0] & 1 == 0 && mac != [0; 6]
+}
