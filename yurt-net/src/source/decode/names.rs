@@ -7,35 +7,71 @@ use std::sync::Arc;
 use super::object::Object;
 use crate::model::{EndpointPort, Kind, NamespacedName, Placement};
 
-/// So many may be kept for nothing.
-const FEW_NAMES: usize = 1024;
+/// So many bytes may be kept for nothing.
+const FEW_BYTES: usize = 64 << 10;
+/// What a pool and the allocator take for each value, besides the value.
+const OVERHEAD: usize = 48;
 
-/// Values of which each is there once, for as long as somebody holds it, and until the next [`Pool::prune`].
-#[derive(Debug)]
-struct Pool<T: ?Sized>(BTreeSet<Arc<T>>);
+/// About how many bytes a value takes, without what others hold as well.
+trait Weigh {
+    fn weight(&self) -> usize;
+}
 
-impl<T: ?Sized + Ord> Default for Pool<T> {
-    fn default() -> Self {
-        Self(BTreeSet::new())
+impl Weigh for str {
+    fn weight(&self) -> usize {
+        self.len()
     }
 }
 
-impl<T: ?Sized + Ord> Pool<T> {
+impl Weigh for Placement {
+    fn weight(&self) -> usize {
+        let hints = self.hints.as_deref();
+        let named = hints.map_or(0, |hints| hints.zones.len() + hints.nodes.len());
+        size_of_val(self) + named * size_of::<Arc<str>>()
+    }
+}
+
+impl Weigh for [EndpointPort] {
+    fn weight(&self) -> usize {
+        size_of_val(self)
+    }
+}
+
+/// Values of which each is there once, for as long as somebody holds it, and until the next [`Pool::prune`].
+#[derive(Debug)]
+struct Pool<T: ?Sized> {
+    values: BTreeSet<Arc<T>>,
+    bytes: usize,
+}
+
+impl<T: ?Sized + Ord> Default for Pool<T> {
+    fn default() -> Self {
+        Self {
+            values: BTreeSet::new(),
+            bytes: 0,
+        }
+    }
+}
+
+impl<T: ?Sized + Ord + Weigh> Pool<T> {
     fn get(&self, value: &T) -> Option<Arc<T>> {
-        self.0.get(value).cloned()
+        self.values.get(value).cloned()
     }
 
     fn add(&mut self, value: Arc<T>) -> Arc<T> {
-        self.0.insert(Arc::clone(&value));
+        self.bytes += value.weight() + OVERHEAD;
+        self.values.insert(Arc::clone(&value));
         value
     }
 
     fn prune(&mut self) {
-        self.0.retain(|value| Arc::strong_count(value) > 1);
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
+        self.values.retain(|value| {
+            let is_held = Arc::strong_count(value) > 1;
+            if !is_held {
+                self.bytes -= value.weight() + OVERHEAD;
+            }
+            is_held
+        });
     }
 }
 
@@ -46,7 +82,7 @@ pub struct Names {
     words: Pool<str>,
     placements: Pool<Placement>,
     ports: Pool<[EndpointPort]>,
-    /// How many of all may be there before those go that no object holds any more.
+    /// How many bytes of all may be there before those go that no object holds any more.
     limit: usize,
     /// The own Node: only of its endpoints it matters which Pods they are.
     node: Option<Arc<str>>,
@@ -140,16 +176,16 @@ impl Names {
     }
 
     /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
-    /// was added.
+    /// was added, in bytes, because a list of ports is a thousand times a word.
     fn make_room(&mut self) {
-        if self.len() >= self.limit {
+        if self.bytes() >= self.limit {
             self.prune();
-            self.limit = FEW_NAMES.max(2 * self.len());
+            self.limit = self.bytes() + FEW_BYTES.max(self.bytes() / 2);
         }
     }
 
-    fn len(&self) -> usize {
-        self.words.len() + self.placements.len() + self.ports.len()
+    fn bytes(&self) -> usize {
+        self.words.bytes + self.placements.bytes + self.ports.bytes
     }
 
     /// Forgets the names that no object holds any more.
@@ -165,6 +201,7 @@ impl Names {
 mod tests {
     use super::super::{Format, decode};
     use super::*;
+    use crate::model::Protocol;
 
     #[test]
     fn names_that_nobody_holds_are_forgotten() {
@@ -172,7 +209,7 @@ mod tests {
         let kept = names.intern("a");
         names.intern("b");
         names.prune();
-        assert_eq!(names.words.0.iter().collect::<Vec<_>>(), [&kept]);
+        assert_eq!(names.words.values.iter().collect::<Vec<_>>(), [&kept]);
     }
 
     #[test]
@@ -181,16 +218,42 @@ mod tests {
         let held: Vec<_> = (0..5000)
             .map(|n| names.intern(&format!("held-{n}")))
             .collect();
+        names.prune();
+        let most = names.bytes() * 3 / 2 + FEW_BYTES;
         for n in 0..100_000 {
             let placement = Placement {
                 node_name: Some(names.intern(&format!("node-{n}"))),
                 hints: None,
             };
             names.placement(placement);
-            assert!(names.words.len() + names.placements.len() <= 2 * (held.len() + 2) + 1);
+            assert!(names.bytes() <= most);
         }
         names.prune();
-        assert_eq!(names.words.len(), held.len());
+        assert_eq!(names.words.values.len(), held.len());
+    }
+
+    /// One slice of a thousand ports that is rewritten all the time, beside many words.
+    #[test]
+    fn long_lists_that_come_and_go_take_no_more_than_what_is_held() {
+        let mut names = Names::default();
+        let words: Vec<_> = (0..33_000)
+            .map(|n| names.intern(&format!("p{n}")))
+            .collect();
+        names.prune();
+        let most = names.bytes() * 3 / 2 + FEW_BYTES;
+        for n in 0..3000 {
+            let port = |name: &Arc<str>| EndpointPort {
+                name: name.clone(),
+                protocol: Protocol::Tcp,
+                port: n,
+            };
+            names.ports(words[..1000].iter().map(port).collect());
+            let longest = 1000 * size_of::<EndpointPort>() + OVERHEAD;
+            assert!(names.bytes() <= most + longest, "{n}");
+        }
+        names.prune();
+        let held: usize = words.iter().map(|word| word.weight() + OVERHEAD).sum();
+        assert_eq!(names.bytes(), held);
     }
 
     #[test]

@@ -7,11 +7,12 @@
 //! every connection and every request asks, and a plugin that asks the cloud over a bad link takes seconds.
 
 use std::process::Stdio;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::future::join;
+use jiff::Timestamp;
 use kube::config::{AuthInfo, ExecConfig, ExecInteractiveMode};
 use serde::Deserialize;
 use serde_json::json;
@@ -70,20 +71,26 @@ struct Answer {
 impl Answer {
     /// Whether it answers who has asked this at that time: nobody has a plugin run that has run since.
     fn serves(&self, question: &Question, asked_at: Instant) -> bool {
-        let is_good = |status: &Status| match status.expiration_timestamp.as_deref() {
-            None => true,
-            Some(end) => is_to_come(end),
-        };
+        let is_good = |status: &Status| status.end().is_ok_and(is_to_come);
         self.question == *question
             && (asked_at <= self.came_at || self.status.as_ref().is_ok_and(is_good))
     }
 }
 
-/// Whether a time (RFC 3339, in UTC) is to come; one that cannot be read is past.
-fn is_to_come(time: &str) -> bool {
-    let time = humantime::parse_rfc3339(time).ok();
-    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.is_some_and(|since| since.as_secs() > unix_seconds())
+impl Status {
+    /// Until when it can be used, `None` without end.
+    fn end(&self) -> Result<Option<Timestamp>, String> {
+        let end = self.expiration_timestamp.as_deref();
+        let end = end.map(str::parse).transpose();
+        end.map_err(|_secret| {
+            "its expirationTimestamp is no time of RFC 3339, as 2006-01-02T15:04:05Z".to_owned()
+        })
+    }
+}
+
+fn is_to_come(end: Option<Timestamp>) -> bool {
+    let seconds = |end: Timestamp| u64::try_from(end.as_second()).unwrap_or(0);
+    end.is_none_or(|end| seconds(end) > unix_seconds())
 }
 
 /// Ends a plugin and what it has started, unless it has ended by itself.
@@ -153,9 +160,9 @@ fn read_status(output: &[u8]) -> Result<Status, String> {
     // JSON is YAML, and some answer in YAML.
     let credential: Result<Credential, _> = serde_saphyr::from_slice(output);
     let credential = credential.map_err(|_secret| "its answer is no ExecCredential".to_owned())?;
-    credential
-        .status
-        .ok_or_else(|| "its answer has no status".to_owned())
+    let status = credential.status;
+    let status = status.ok_or_else(|| "its answer has no status".to_owned())?;
+    status.end().map(|_is_read| status)
 }
 
 impl Question {
@@ -232,5 +239,32 @@ async fn read(pipe: Option<impl AsyncRead + Unpin>, all: &mut Vec<u8>) {
     if let Some(pipe) = pipe {
         // What breaks it shows in what is missing.
         let _broken = pipe.take(LONGEST_ANSWER).read_to_end(all).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(end: &str) -> Result<Status, String> {
+        let answer = format!("{{status: {{token: t, expirationTimestamp: '{end}'}}}}");
+        read_status(answer.as_bytes())
+    }
+
+    #[test]
+    fn a_credential_is_good_until_its_end_in_whatever_offset_that_is_written() {
+        for (end, is_good) in [
+            ("2999-01-01T00:00:00Z", true),
+            ("2999-01-01T08:00:00+08:00", true),
+            ("2999-01-01T00:00:00.123456-03:30", true),
+            ("2001-01-01T00:00:00Z", false),
+            ("2001-01-01T08:00:00+08:00", false),
+        ] {
+            let end_of = said(end).and_then(|status| status.end());
+            assert_eq!(end_of.map(is_to_come), Ok(is_good), "{end}");
+        }
+        assert!(is_to_come(None));
+        let refused = said("tomorrow").err().unwrap_or_default();
+        assert!(refused.contains("expirationTimestamp"), "{refused}");
     }
 }

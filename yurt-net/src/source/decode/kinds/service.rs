@@ -2,9 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::UNIX_EPOCH;
 
 use ipnetwork::IpNetwork;
+use jiff::Timestamp;
 
 use super::{
     DISCARD, LISTEN, POOL_NAME, POOL_SERVICE_OF, PROXY_NAME, TOPOLOGY_KEYS, address, label,
@@ -76,9 +76,8 @@ pub(super) fn service(
 /// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without.
 fn seconds_since_1970(value: &Value<'_>) -> u64 {
     let time = text(value).ok().flatten();
-    let time = time.and_then(|time| humantime::parse_rfc3339(time).ok());
-    let since = time.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.map_or(0, |since| since.as_secs())
+    let time: Option<Timestamp> = time.and_then(|time| time.parse().ok());
+    time.map_or(0, |time| time.as_second().try_into().unwrap_or(0))
 }
 
 pub(super) fn pool_service(
