@@ -89,7 +89,7 @@ const PURE: &[&str] = &[
     "yurt-net/src/ledger/mod.rs",
     "yurt-net/src/ledger/range/",
     "yurt-net/src/ledger/rules/",
-    "yurt-net/src/model.rs",
+    "yurt-net/src/model/",
     "yurt-net/src/host/durations.rs",
     "yurt-net/src/host/limit.rs",
     "yurt-net/src/observe/metrics/",
@@ -414,7 +414,7 @@ mod tests {
             "self::kube",
         );
         assert_found(
-            "yurt-net/src/model.rs",
+            "yurt-net/src/model/mod.rs",
             "use k8s_openapi::*;\n",
             "pure file",
         );

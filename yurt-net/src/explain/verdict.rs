@@ -41,7 +41,10 @@ impl OwnAddresses {
                 .extend(node.internal_ips.iter().chain(&node.external_ips));
             own.pod_cidrs.clone_from(&node.pod_cidrs);
         }
-        let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
+        let endpoints = snapshot
+            .slices
+            .values()
+            .flat_map(|slice| slice.endpoints.iter());
         let local = endpoints.filter(|e| e.node_name().is_some_and(|name| **name == *node));
         own.pods = local.map(|endpoint| endpoint.address).collect();
         own

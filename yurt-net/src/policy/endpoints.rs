@@ -45,7 +45,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         if moves.peek().is_none() {
             return Cow::Borrowed(slice);
         }
-        let mut endpoints = slice.endpoints.to_vec();
+        let mut endpoints: Vec<Endpoint> = slice.endpoints.iter().collect();
         let mut away = BTreeSet::new();
         for (index, _, moved) in moves {
             match moved {
@@ -71,7 +71,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
     {
         https.port = HUB_PORT;
     }
-    slice.endpoints = Box::new([Endpoint {
+    slice.endpoints = vec![Endpoint {
         address: match slice.family {
             AddressFamily::V4 => HUB_V4.into(),
             AddressFamily::V6 => HUB_V6.into(),
@@ -80,7 +80,8 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         is_serving: true,
         is_terminating: false,
         placement: None,
-    }]);
+    }]
+    .into();
     Cow::Owned(slice)
 }
 
@@ -154,9 +155,9 @@ impl<'a> Slices<'a> {
     pub(super) fn unfit(&self, environment: &Environment) -> Vec<String> {
         let mut reasons = Vec::new();
         for slice in &self.all {
-            let why = |endpoint: &Endpoint| {
+            let why = |endpoint: Endpoint| {
                 let outside = unfit(slice, endpoint.address, environment)?;
-                Some(environment.topology.describe(outside, endpoint))
+                Some(environment.topology.describe(outside, &endpoint))
             };
             let mut all = slice.endpoints.iter().filter_map(why);
             let Some(first) = all.next() else { continue };
@@ -205,7 +206,7 @@ impl<'a> Slices<'a> {
             let most = left.checked_div(served).unwrap_or(usize::MAX);
             if slice.endpoints.len() > most {
                 let mut cut = slice.clone().into_owned();
-                cut.endpoints = cut.endpoints[..most].into();
+                cut.endpoints.truncate(most);
                 *slice = Cow::Owned(cut);
             }
             left -= served * slice.endpoints.len();
@@ -235,41 +236,41 @@ fn unfit(slice: &EndpointSlice, address: IpAddr, environment: &Environment) -> O
 
 /// The endpoints of one port in the family of `any` that are inside the closure, sorted, each once; `outside` gets the
 /// others. Copies outside do not speak: YurtHub takes them away before a proxy sees them.
-pub(super) fn candidates<'a>(
+pub(super) fn candidates(
     port: &ServicePort,
     any: IpAddr,
     closure: Closure,
-    slices: &'a Slices<'_>,
+    slices: &Slices<'_>,
     environment: &Environment,
-    mut outside: impl FnMut(SocketAddr, &'a Endpoint, Outside),
-) -> Vec<Candidate<'a>> {
+    mut outside: impl FnMut(SocketAddr, &Endpoint, Outside),
+) -> Vec<Candidate> {
     let topology = &environment.topology;
     let mut found = Vec::new();
     let with_port = slices.with_port(&port.name, port.protocol);
     for (slice, number) in with_port.filter(|(slice, _)| slice.family == any.into()) {
-        for endpoint in &slice.endpoints {
+        for endpoint in slice.endpoints.iter() {
             let at = SocketAddr::new(endpoint.address, number);
             let unfit = unfit(slice, endpoint.address, environment);
-            match unfit.or_else(|| topology.outside(closure, endpoint)) {
-                Some(reason) => outside(at, endpoint, reason),
+            match unfit.or_else(|| topology.outside(closure, &endpoint)) {
+                Some(reason) => outside(at, &endpoint, reason),
                 None => found.push(Candidate {
                     at,
+                    is_here: topology.is_here(&endpoint),
                     endpoint,
-                    is_here: topology.is_here(endpoint),
                 }),
             }
         }
     }
     // While a Pod moves from slice to slice it is in both, and an address may be given to a new Pod before the old one is
     // gone. Of several that live the best speaks: any order that does not depend on slices will do.
-    let rank = |c: &Candidate<'a>| {
-        let e = c.endpoint;
+    let rank = |c: &Candidate| {
+        let e = &c.endpoint;
         (e.is_terminating, !e.is_ready, !e.is_serving, !c.is_here)
     };
     found.sort_unstable_by(|a, b| {
         let by_rest = || {
-            let rest = |c: &Candidate<'a>| (c.endpoint.hints(), c.endpoint.node_name());
-            rest(a).cmp(&rest(b))
+            let [a, b] = [a, b].map(|c| (c.endpoint.hints(), c.endpoint.node_name()));
+            a.cmp(&b)
         };
         (a.at, rank(a)).cmp(&(b.at, rank(b))).then_with(by_rest)
     });
@@ -280,7 +281,7 @@ pub(super) fn candidates<'a>(
 /// Those of the selected whose probes fail, with what is said of them; at most half of all, so never the last one: where most fail,
 /// it may be the question that is wrong.
 pub(super) fn ejected<'a>(
-    selected: &[&Candidate<'_>],
+    selected: &[&Candidate],
     protocol: Protocol,
     failing: &'a Failing,
 ) -> BTreeMap<SocketAddr, &'a str> {
@@ -326,7 +327,7 @@ pub(super) fn endpoint_set(
         if failing.is_empty() {
             return selected.map(|candidate| candidate.at).collect();
         }
-        let selected: Vec<&Candidate<'_>> = selected.collect();
+        let selected: Vec<&Candidate> = selected.collect();
         let ejected = ejected(&selected, port.protocol, failing);
         let selected = selected.iter().map(|candidate| candidate.at);
         selected.filter(|at| !ejected.contains_key(at)).collect()

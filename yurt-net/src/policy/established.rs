@@ -195,7 +195,7 @@ impl Judge<'_> {
             |at, endpoint, _| is_outside |= at == flow.backend && is_usable(endpoint),
         );
         let mut inside = inside.iter().filter(|c| c.at == flow.backend);
-        if inside.any(|candidate| is_usable(candidate.endpoint)) {
+        if inside.any(|candidate| is_usable(&candidate.endpoint)) {
             Some(Standing::Serving)
         } else {
             is_outside.then_some(Standing::OutsideClosure)

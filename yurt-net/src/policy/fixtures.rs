@@ -227,7 +227,7 @@ impl World {
     pub(crate) fn pods(&mut self, slice: &str, names: &[&str]) {
         let name = NamespacedName::new("default", slice);
         let slice = Arc::make_mut(self.snapshot.slices.get_mut(&name).unwrap());
-        let here = (0..).zip(&slice.endpoints);
+        let here = (0..).zip(slice.endpoints.iter());
         let here =
             here.filter(|(_, endpoint)| endpoint.node_name().is_some_and(|node| **node == *"a1"));
         slice.pods = here

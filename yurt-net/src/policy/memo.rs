@@ -117,7 +117,7 @@ impl Memo {
         }
         if is_other_failing {
             // It takes endpoints of this node away, nothing else, and of those also the ones that are no Pods but stand where one does.
-            let is_here = |endpoint: &Endpoint| environment.topology.is_here(endpoint);
+            let is_here = |endpoint: Endpoint| environment.topology.is_here(&endpoint);
             let has_local = |slices: &Few<EndpointSlice>| {
                 slices.iter().any(|s| s.endpoints.iter().any(is_here))
             };

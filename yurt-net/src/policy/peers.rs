@@ -22,9 +22,9 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
     if topology.pool().is_empty() {
         return Vec::new();
     }
-    let mut peers: BTreeMap<&Arc<str>, Option<BTreeSet<IpAddr>>> = BTreeMap::new();
-    let mut add = |node, address: IpAddr, most: Option<usize>| {
-        let peer = peers.entry(node);
+    let mut peers: BTreeMap<Arc<str>, Option<BTreeSet<IpAddr>>> = BTreeMap::new();
+    let mut add = |node: &Arc<str>, address: IpAddr, most: Option<usize>| {
+        let peer = peers.entry(Arc::clone(node));
         let peer = peer.or_insert_with(|| topology.is_peer(node).then(BTreeSet::new));
         if let Some(addresses) = peer {
             let of_family = |known: &&IpAddr| known.is_ipv4() == address.is_ipv4();
@@ -34,7 +34,10 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
             }
         }
     };
-    let endpoints = snapshot.slices.values().flat_map(|slice| &slice.endpoints);
+    let endpoints = snapshot
+        .slices
+        .values()
+        .flat_map(|slice| slice.endpoints.iter());
     for endpoint in endpoints {
         if let Some(node) = endpoint.node_name() {
             add(node, endpoint.address, Some(MOST_ENDPOINTS));
@@ -49,7 +52,7 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
     peers
         .filter_map(|(node, addresses)| {
             Some(Peer {
-                node: Arc::clone(node),
+                node,
                 addresses: addresses?,
             })
         })

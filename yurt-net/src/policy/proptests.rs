@@ -209,18 +209,20 @@ fn apply(world: &mut World, edit: &Edit) {
                 .collect();
             world.slice_with(&format!("slice-{id}"), shape.service, &members, |slice| {
                 Arc::make_mut(&mut slice.ports)[0].port = shape.port;
-                for (endpoint, member) in slice.endpoints.iter_mut().zip(&shape.members) {
-                    let (is_ready, is_serving, is_terminating) = member.conditions;
-                    endpoint.is_ready = is_ready;
-                    endpoint.is_serving = is_serving;
-                    endpoint.is_terminating = is_terminating;
-                    let hints = Hints {
-                        zones: member.zones.iter().copied().map(Arc::from).collect(),
-                        nodes: member.nodes.iter().copied().map(Arc::from).collect(),
-                    };
-                    endpoint.placement =
-                        Placement::new(endpoint.node_name().cloned(), hints).map(Arc::new);
-                }
+                slice.endpoints.edit(|all| {
+                    for (endpoint, member) in all.iter_mut().zip(&shape.members) {
+                        let (is_ready, is_serving, is_terminating) = member.conditions;
+                        endpoint.is_ready = is_ready;
+                        endpoint.is_serving = is_serving;
+                        endpoint.is_terminating = is_terminating;
+                        let hints = Hints {
+                            zones: member.zones.iter().copied().map(Arc::from).collect(),
+                            nodes: member.nodes.iter().copied().map(Arc::from).collect(),
+                        };
+                        endpoint.placement =
+                            Placement::new(endpoint.node_name().cloned(), hints).map(Arc::new);
+                    }
+                });
                 // A Pod keeps its name, whatever its address.
                 let here = (0..).zip(&shape.members);
                 let here = here.filter(|(_, member)| member.node == Some("a1"));
@@ -486,12 +488,12 @@ impl Filter<'_> {
     }
 
     /// What YurtHub leaves of a Service's endpoints in the family of `any`, and of two copies the one that kube-proxy takes.
-    fn endpoints(&self, service: &Service, any: IpAddr) -> BTreeMap<SocketAddr, &Endpoint> {
+    fn endpoints(&self, service: &Service, any: IpAddr) -> BTreeMap<SocketAddr, Endpoint> {
         let snapshot = &self.past[self.past.len() - 1];
         let keys = service.topology_keys.as_deref();
-        let mut copies: BTreeMap<SocketAddr, Vec<&Endpoint>> = BTreeMap::new();
+        let mut copies: BTreeMap<SocketAddr, Vec<Endpoint>> = BTreeMap::new();
         for slice in snapshot.slices.values() {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 let at = SocketAddr::new(endpoint.address, slice.ports[0].port);
                 if slice.service == service.name.name
                     && at.is_ipv4() == any.is_ipv4()
@@ -501,7 +503,7 @@ impl Filter<'_> {
                 }
             }
         }
-        let rank = |e: &&Endpoint| {
+        let rank = |e: &Endpoint| {
             let is_worse = [e.is_terminating, !e.is_ready, !e.is_serving];
             let is_elsewhere = e.node_name().map(|node| &**node) != Some("a1");
             (
@@ -538,7 +540,7 @@ impl Filter<'_> {
             .filter(|(_, e)| !e.is_ready && e.is_serving && e.is_terminating)
             .collect();
         let is_here = |e: &Endpoint| e.node_name().map(|node| &**node) == Some("a1");
-        let local = |all: &BTreeMap<&SocketAddr, &&Endpoint>| -> Vec<SocketAddr> {
+        let local = |all: &BTreeMap<&SocketAddr, &Endpoint>| -> Vec<SocketAddr> {
             let here = all.iter().filter(|(_, e)| is_here(e));
             here.map(|(at, _)| **at).collect()
         };
@@ -628,13 +630,13 @@ proptest! {
         sliced.slices.clear();
         let mut number = salt;
         for slice in world.snapshot.slices.values() {
-            for endpoint in &slice.endpoints {
+            for endpoint in slice.endpoints.iter() {
                 number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
                 let name = NamespacedName::new("default", format!("{number:020}"));
                 let alone = EndpointSlice {
                     pods: Box::default(),
                     name: name.clone(),
-                    endpoints: Box::new([endpoint.clone()]),
+                    endpoints: vec![endpoint].into(),
                     ..EndpointSlice::clone(slice)
                 };
                 sliced.slices.insert(name, Arc::new(alone));

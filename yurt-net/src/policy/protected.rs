@@ -125,7 +125,7 @@ impl Protected {
         {
             let places = slice.endpoints.iter().flat_map(|endpoint| {
                 let ports = slice.ports.iter().map(|port| port.port);
-                ports.map(|port| SocketAddr::new(endpoint.address, port))
+                ports.map(move |port| SocketAddr::new(endpoint.address, port))
             });
             servers.extend(places);
         }

@@ -122,6 +122,9 @@ impl<'a> Reasons<'a> {
                 .collect();
             let truth = self.environment.truth.iter();
             for (index, pod, to) in truth.flat_map(|truth| truth.moves(slice)) {
+                let Some(endpoint) = slice.endpoints.get(index) else {
+                    continue;
+                };
                 let namespace = &slice.name.namespace;
                 let reason = match to {
                     Move::To(address) => format!(
@@ -131,9 +134,8 @@ impl<'a> Reasons<'a> {
                         "Pod {namespace}/{pod} is not running: the ledger knows, and the source is stale"
                     ),
                 };
-                let address = slice.endpoints[index].address;
                 moved.extend(ports.iter().map(|port| Dropped {
-                    endpoint: SocketAddr::new(address, *port),
+                    endpoint: SocketAddr::new(endpoint.address, *port),
                     reason: reason.clone(),
                 }));
             }

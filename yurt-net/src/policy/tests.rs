@@ -278,8 +278,7 @@ fn the_closure_is_named_before_the_readiness() {
         &[("10.1.0.2", Some("a1")), ("10.2.0.2", Some("b1"))],
         |s| {
             s.endpoints
-                .iter_mut()
-                .for_each(|endpoint| endpoint.is_ready = false);
+                .edit(|all| all.iter_mut().for_each(|one| one.is_ready = false));
         },
     );
     assert_eq!(
@@ -295,7 +294,7 @@ fn the_closure_is_named_before_the_readiness() {
 fn of_two_copies_of_an_endpoint_the_ready_one_counts() {
     let mut world = World::web(None);
     world.slice_with("web-0", "web", &[("10.1.0.2", Some("a1"))], |slice| {
-        slice.endpoints[0].is_ready = false;
+        slice.endpoints.edit(|all| all[0].is_ready = false);
     });
     assert_eq!(world.selected().len(), 3);
     assert_eq!(world.dropped(), [""; 0]);

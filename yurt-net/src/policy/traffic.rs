@@ -14,15 +14,15 @@ use crate::model::{Endpoint, Hints, TrafficPolicy};
 use crate::text;
 
 /// An endpoint of a service port.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Candidate<'a> {
+#[derive(Clone, Debug)]
+pub(super) struct Candidate {
     pub(super) at: SocketAddr,
-    pub(super) endpoint: &'a Endpoint,
+    pub(super) endpoint: Endpoint,
     /// It runs on this node.
     pub(super) is_here: bool,
 }
 
-impl Candidate<'_> {
+impl Candidate {
     fn is_lingering(&self) -> bool {
         self.endpoint.is_serving && self.endpoint.is_terminating
     }
@@ -42,7 +42,7 @@ enum Tier {
 }
 
 impl Tier {
-    fn of<'a, 'e: 'a>(candidates: impl Iterator<Item = &'a Candidate<'e>>) -> Self {
+    fn of<'a>(candidates: impl Iterator<Item = &'a Candidate>) -> Self {
         let mut tier = Self::Nobody;
         for candidate in candidates {
             if candidate.endpoint.is_ready {
@@ -96,7 +96,7 @@ fn names(list: &[Arc<str>], wanted: &str) -> bool {
 }
 
 impl<'a> Categories<'a> {
-    pub(super) fn new(candidates: &[Candidate<'_>], node: &'a str, zone: &'a str) -> Self {
+    pub(super) fn new(candidates: &[Candidate], node: &'a str, zone: &'a str) -> Self {
         let cluster = Tier::of(candidates.iter());
         let mut categories = Self {
             node,
@@ -131,8 +131,8 @@ impl<'a> Categories<'a> {
     }
 
     /// The first rule that is against a candidate; `None` when it is selected.
-    pub(super) fn against(&self, candidate: &Candidate<'_>, policy: TrafficPolicy) -> Option<Rule> {
-        let endpoint = candidate.endpoint;
+    pub(super) fn against(&self, candidate: &Candidate, policy: TrafficPolicy) -> Option<Rule> {
+        let endpoint = &candidate.endpoint;
         if !candidate.is_usable() {
             return Some(match endpoint.is_terminating {
                 true => Rule::Gone,
@@ -163,7 +163,7 @@ impl<'a> Categories<'a> {
     }
 
     /// Why a candidate is dropped, in words.
-    pub(super) fn describe(&self, rule: Rule, candidate: &Candidate<'_>) -> String {
+    pub(super) fn describe(&self, rule: Rule, candidate: &Candidate) -> String {
         let (node, zone) = (self.node, self.zone);
         let hints = candidate.endpoint.hints();
         let list = |all: &[Arc<str>]| text::message(&all.join(", ")).to_string();

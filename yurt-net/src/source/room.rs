@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::Arc;
 
-use crate::model::{Endpoint, EndpointSlice, Hints, Placement};
+use crate::model::{EndpointSlice, Hints, Placement};
 use crate::table::MAX_ENDPOINTS;
 
 /// Zones, nodes, or sets of both, that the hints of one slice may name, those aside that name an endpoint's own node. A controller
@@ -44,7 +44,7 @@ impl Room {
             return hints;
         }
         let slice = Arc::make_mut(slice);
-        slice.endpoints = slice.endpoints[..most].into();
+        slice.endpoints.truncate(most);
         let is_kept = |index: u32| usize::try_from(index).is_ok_and(|index| index < most);
         let pods = slice.pods.iter();
         slice.pods = pods.filter(|pod| is_kept(pod.endpoint)).cloned().collect();
@@ -82,25 +82,27 @@ impl Room {
 /// A thousand endpoints of a slice may each name others, which takes a hundred times what their addresses take. Without hints they
 /// are for everybody, as they are where one of them has none.
 fn without_hints_of_too_many(slice: &mut Arc<EndpointSlice>) -> Option<String> {
-    let is_own = |endpoint: &Endpoint, hints: &Hints| {
-        hints.zones.is_empty() && hints.nodes.iter().eq(endpoint.node_name())
+    let is_own = |placement: &Placement, hints: &Hints| {
+        hints.zones.is_empty() && hints.nodes.iter().eq(&placement.node_name)
     };
-    let endpoints = slice.endpoints.iter();
-    let hints = endpoints.filter_map(|endpoint| Some((endpoint, endpoint.hints()?)));
-    let others = hints.filter(|(endpoint, hints)| !is_own(endpoint, hints));
+    let placements = slice.endpoints.placements();
+    let hints = placements.filter_map(|placement| Some((placement, placement.hints.as_deref()?)));
+    let others = hints.filter(|(placement, hints)| !is_own(placement, hints));
     let others: BTreeSet<&Hints> = others.map(|(_, hints)| hints).collect();
     let count = others.len();
     if count <= MAX_HINTS {
         return None;
     }
     let mut placements = BTreeMap::new();
-    for endpoint in &mut Arc::make_mut(slice).endpoints {
-        let node = endpoint.node_name().cloned();
-        let placement = placements.entry(node).or_insert_with_key(|node| {
-            Placement::new(node.clone(), Hints::default()).map(Arc::new)
-        });
-        endpoint.placement.clone_from(placement);
-    }
+    Arc::make_mut(slice).endpoints.edit(|all| {
+        for endpoint in all {
+            let node = endpoint.node_name().cloned();
+            let placement = placements.entry(node).or_insert_with_key(|node| {
+                Placement::new(node.clone(), Hints::default()).map(Arc::new)
+            });
+            endpoint.placement.clone_from(placement);
+        }
+    });
     Some(format!(
         "its hints differ in {count} ways, {MAX_HINTS} are kept at most: its endpoints are taken to have none"
     ))
@@ -163,11 +165,13 @@ mod tests {
     fn hinted(count: u8, hints: impl Fn(&str) -> Hints) -> Arc<EndpointSlice> {
         let mut slice = slice(1, 1, count.into());
         let endpoints = &mut Arc::make_mut(&mut slice).endpoints;
-        for (n, endpoint) in endpoints.iter_mut().enumerate() {
-            let node = format!("node-{n}");
-            let hints = hints(&node);
-            endpoint.placement = Placement::new(Some(node.into()), hints).map(Arc::new);
-        }
+        endpoints.edit(|all| {
+            for (n, endpoint) in all.iter_mut().enumerate() {
+                let node = format!("node-{n}");
+                let hints = hints(&node);
+                endpoint.placement = Placement::new(Some(node.into()), hints).map(Arc::new);
+            }
+        });
         slice
     }
 
@@ -186,7 +190,11 @@ mod tests {
         assert_eq!(room.admit(&mut many).as_deref(), Some(told));
         assert!(many.endpoints.iter().all(|e| e.hints().is_none()));
         assert_eq!(
-            many.endpoints[7].node_name().map(|node| &**node),
+            many.endpoints
+                .get(7)
+                .unwrap()
+                .node_name()
+                .map(|node| &**node),
             Some("node-7")
         );
         // As a controller does that prefers the same node.

@@ -2,7 +2,7 @@
 
 use super::{Dial, Explanation, FlowVerdict, OwnAddresses, explain};
 use crate::model::{
-    AddressFamily, EndpointPort, EndpointSlice, Protocol, ServiceType, TrafficPolicy,
+    AddressFamily, EndpointPort, EndpointSlice, Endpoints, Protocol, ServiceType, TrafficPolicy,
 };
 use crate::policy::fixtures::{World, ip, port};
 
@@ -184,21 +184,27 @@ fn refused(edit: impl FnOnce(&mut EndpointSlice)) -> String {
 #[test]
 fn a_refusal_says_which_endpoints_exist_and_why_none_counts() {
     let not_ready = |slice: &mut EndpointSlice| {
-        for endpoint in &mut slice.endpoints {
-            (endpoint.is_ready, endpoint.is_serving) = (false, false);
-        }
+        slice.endpoints.edit(|all| {
+            for endpoint in all {
+                (endpoint.is_ready, endpoint.is_serving) = (false, false);
+            }
+        });
     };
     let gone = |slice: &mut EndpointSlice| {
         not_ready(slice);
-        for endpoint in &mut slice.endpoints {
-            endpoint.is_terminating = true;
-        }
+        slice.endpoints.edit(|all| {
+            for endpoint in all {
+                endpoint.is_terminating = true;
+            }
+        });
     };
     let of_v6 = |slice: &mut EndpointSlice| {
         slice.family = AddressFamily::V6;
-        for (n, endpoint) in (2..).zip(&mut slice.endpoints) {
-            endpoint.address = ip(&format!("fd00::{n}"));
-        }
+        slice.endpoints.edit(|all| {
+            for (n, endpoint) in (2..).zip(all) {
+                endpoint.address = ip(&format!("fd00::{n}"));
+            }
+        });
     };
     let many_ports = |slice: &mut EndpointSlice| {
         let one = slice.ports[0].clone();
@@ -231,7 +237,7 @@ fn a_refusal_says_which_endpoints_exist_and_why_none_counts() {
             "EndpointSlice web-1 has 2 endpoints by IPv6 and none by IPv4",
         ),
         (
-            &|slice| slice.endpoints = Box::default(),
+            &|slice| slice.endpoints = Endpoints::default(),
             "EndpointSlice web-1 is empty",
         ),
         (

@@ -97,8 +97,8 @@ fn endpoints_that_take_no_traffic_are_not_asked() {
         (|slice| slice.is_headless = true) as fn(&mut EndpointSlice),
         |slice| slice.pods = Box::default(),
         |slice| {
-            slice.endpoints[0].is_ready = false;
-            slice.endpoints[1].is_terminating = true;
+            slice.endpoints.edit(|all| all[0].is_ready = false);
+            slice.endpoints.edit(|all| all[1].is_terminating = true);
         },
     ] {
         let mut world = world();

@@ -82,12 +82,16 @@ fn a_flow_to_a_node_port_outlives_the_address_of_the_node_that_it_dialled() {
 fn a_terminating_backend_serves_until_it_says_otherwise() {
     let mut world = World::web(None);
     edit_slice(&mut world, |slice| {
-        slice.endpoints[0].is_ready = false;
-        slice.endpoints[0].is_terminating = true;
+        slice.endpoints.edit(|all| {
+            all[0].is_ready = false;
+            all[0].is_terminating = true;
+        });
     });
     let expected = [Standing::Serving, Standing::InForce];
     assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
-    edit_slice(&mut world, |slice| slice.endpoints[0].is_serving = false);
+    edit_slice(&mut world, |slice| {
+        slice.endpoints.edit(|all| all[0].is_serving = false)
+    });
     let expected = [Standing::Withdrawn, Standing::InForce];
     assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
 }
@@ -106,10 +110,12 @@ fn a_backend_in_another_pool_is_outside_the_closure_and_not_withdrawn() {
     let expected = [Standing::InForce, Standing::OutsideClosure];
     assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
     edit_slice(&mut world, |slice| {
-        for endpoint in &mut slice.endpoints {
-            endpoint.is_ready = false;
-            endpoint.is_serving = false;
-        }
+        slice.endpoints.edit(|all| {
+            for endpoint in all {
+                endpoint.is_ready = false;
+                endpoint.is_serving = false;
+            }
+        });
     });
     let expected = [Standing::Withdrawn; 2];
     assert_eq!(standings(&mut world, &[HERE, NEIGHBOUR]), expected);
@@ -163,10 +169,14 @@ fn a_compile_says_which_backends_went_and_nothing_by_growing() {
     let mut world = World::web(None);
     world.compile();
     assert_eq!(world.lost, Suspects::default());
-    edit_slice(&mut world, |slice| slice.endpoints[0].is_ready = false);
+    edit_slice(&mut world, |slice| {
+        slice.endpoints.edit(|all| all[0].is_ready = false)
+    });
     world.compile();
     assert_eq!(world.lost, suspects(&["10.1.0.2:8080"]));
-    edit_slice(&mut world, |slice| slice.endpoints[0].is_ready = true);
+    edit_slice(&mut world, |slice| {
+        slice.endpoints.edit(|all| all[0].is_ready = true)
+    });
     world.compile();
     assert_eq!(world.lost, Suspects::default());
     world.service("web", |service| {

@@ -211,8 +211,10 @@ impl Record {
                 names.share(&mut slice.name.namespace);
                 names.share(&mut slice.service);
                 names.share_ports(&mut slice.ports);
-                let endpoints = slice.endpoints.iter_mut();
-                endpoints.for_each(|endpoint| names.share_placement(&mut endpoint.placement));
+                slice.endpoints.edit(|all| {
+                    let placements = all.iter_mut().map(|endpoint| &mut endpoint.placement);
+                    placements.for_each(|placement| names.share_placement(placement));
+                });
             }
             _ => {}
         }

@@ -48,12 +48,7 @@ fn apply(snapshot: &mut Snapshot, template: &Snapshot, event: &Event) {
         Event::Slice(i, endpoints) => {
             let mut slice = (**template.slices.first_key_value().unwrap().1).clone();
             slice.name = name(i);
-            slice.endpoints = (slice
-                .endpoints
-                .iter()
-                .take(usize::from(*endpoints))
-                .cloned())
-            .collect();
+            slice.endpoints.truncate(usize::from(*endpoints));
             snapshot.slices.insert(name(i), Arc::new(slice));
         }
         Event::NoSlice(i) => {

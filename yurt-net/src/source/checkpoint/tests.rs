@@ -130,7 +130,7 @@ fn change_slice(snapshot: &mut Snapshot, name: &str, endpoints: usize) {
         .get_mut(&NamespacedName::new("shop", name))
         .unwrap();
     let slice = Arc::make_mut(slice);
-    slice.endpoints = slice.endpoints.iter().take(endpoints).cloned().collect();
+    slice.endpoints.truncate(endpoints);
 }
 
 fn save<D: Disk>(saver: &mut Saver<D>, (snapshot, provenance): &(Snapshot, Provenance)) -> bool {
@@ -638,8 +638,8 @@ fn endpoints_share_the_names_of_their_nodes() {
     let names: Vec<_> = snapshot
         .slices
         .values()
-        .flat_map(|slice| &slice.endpoints)
-        .filter_map(|endpoint| endpoint.node_name())
+        .flat_map(|slice| slice.endpoints.placements())
+        .filter_map(|placement| placement.node_name.as_ref())
         .filter(|name| ***name == *"edge-a1")
         .collect();
     assert_eq!(names.len(), 3);
@@ -757,7 +757,7 @@ fn large(services: usize, endpoints: impl Fn(usize) -> usize) -> Snapshot {
         );
         slice.service.clone_from(&service.name.name);
         slice.ports = slice.ports.iter().take(1).cloned().collect();
-        let endpoint = slice.endpoints[0].clone();
+        let endpoint = slice.endpoints.get(0).unwrap();
         let endpoints = (0..endpoints(i)).map(|e| {
             let mut endpoint = endpoint.clone();
             let mix = (i * 10 + e).wrapping_mul(2_654_435_761) >> 7;
@@ -787,8 +787,8 @@ fn churn(disk: impl Disk, seconds: u32) -> Stats {
         let name = &slices[second as usize * 7919 % slices.len()];
         let slice = snapshot.slices.get_mut(name).unwrap();
         // A Pod of it moves.
-        let endpoint = &mut Arc::make_mut(slice).endpoints[0];
-        endpoint.address = address(0x0af4_0000, second as usize * 7);
+        let endpoints = &mut Arc::make_mut(slice).endpoints;
+        endpoints.edit(|all| all[0].address = address(0x0af4_0000, second as usize * 7));
         pace.changed(now);
         if pace.begin(now) {
             let contents = Contents::of(&snapshot);
@@ -866,7 +866,7 @@ fn ten_thousand_services_of_ten_endpoints_are_saved_and_loaded_in_time() {
     for (round, slices) in (5..).zip(slices.chunks(60).cycle()) {
         for slice in slices {
             let slice = Arc::make_mut(changed.slices.get_mut(slice).unwrap());
-            slice.endpoints.rotate_left(1);
+            slice.endpoints.edit(|all| all.rotate_left(1));
         }
         let started = Instant::now();
         let (_, found) = Saver::open(directory.path());

@@ -10,7 +10,7 @@ use super::contents::{self, Edit};
 use super::v2::Provenance;
 use super::v4::Service;
 use crate::model::{
-    self, AddressFamily, Endpoint, EndpointPort, NamespacedName, Node, NodeBucket, NodePool,
+    self, AddressFamily, EndpointPort, Endpoints, NamespacedName, Node, NodeBucket, NodePool,
     PoolService, ServiceCidr,
 };
 
@@ -37,7 +37,7 @@ pub(super) struct EndpointSlice {
     family: AddressFamily,
     is_headless: bool,
     ports: Arc<[EndpointPort]>,
-    endpoints: Box<[Endpoint]>,
+    endpoints: Endpoints,
 }
 
 impl From<Record> for contents::Record {

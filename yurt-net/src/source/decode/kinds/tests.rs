@@ -177,7 +177,7 @@ endpoints:
         .map(|e| {
             (
                 e.address.to_string(),
-                e.node_name().map(|node| &**node),
+                e.node_name().map(ToString::to_string),
                 e.is_ready,
             )
         })
@@ -185,13 +185,14 @@ endpoints:
     assert_eq!(
         endpoints,
         [
-            ("10.1.0.2".to_owned(), Some("a"), true),
+            ("10.1.0.2".to_owned(), Some("a".to_owned()), true),
             ("10.1.0.3".to_owned(), None, false),
-            ("10.1.0.4".to_owned(), Some("a"), true)
+            ("10.1.0.4".to_owned(), Some("a".to_owned()), true)
         ]
     );
-    let name = |index: usize| slice.endpoints[index].node_name().cloned().unwrap();
-    assert!(Arc::ptr_eq(&name(0), &name(2)), "a node name is kept once");
+    let [first, last] = [0, 2].map(|index| slice.endpoints.get(index).unwrap());
+    let [first, last] = [&first, &last].map(|endpoint| endpoint.node_name().unwrap());
+    assert!(Arc::ptr_eq(first, last), "a node name is kept once");
 }
 
 #[test]
@@ -247,10 +248,11 @@ fn conditions_and_hints_of_an_endpoint_have_the_defaults_of_the_api() {
         .collect();
     let usual = (true, true, false);
     assert_eq!(conditions, [usual, usual, (false, false, true), usual]);
-    let hints = slice.endpoints[3].hints().unwrap();
+    let last = slice.endpoints.get(3).unwrap();
+    let hints = last.hints().unwrap();
     assert_eq!(*hints.zones, ["z1".into(), "z2".into()]);
     assert_eq!(*hints.nodes, ["a".into()]);
-    assert!(slice.endpoints[..3].iter().all(|e| e.hints().is_none()));
+    assert!(slice.endpoints.iter().take(3).all(|e| e.hints().is_none()));
 }
 
 #[test]

@@ -14,6 +14,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::text;
 
+mod endpoints;
+
+pub use endpoints::{Endpoint, Endpoints, Hints, Placement};
+
 /// Namespace and name of a namespaced object; sorts bytewise by namespace, then name. Clones share their text: every table
 /// has the name of a Service in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -196,7 +200,7 @@ pub struct EndpointSlice {
     /// Ports that have a name and a number other than 0 (kube-proxy endpointslicecache.go).
     pub ports: Arc<[EndpointPort]>,
     /// Endpoints.
-    pub endpoints: Box<[Endpoint]>,
+    pub endpoints: Endpoints,
     /// Which Pods those of this node are, where a source was told which node that is; empty in most slices.
     pub pods: Box<[EndpointPod]>,
 }
@@ -226,97 +230,6 @@ pub struct EndpointPort {
     pub protocol: Protocol,
     /// Port of the Pod, 1 to 65535.
     pub port: u16,
-}
-
-/// One entry of a slice's `endpoints`. There are a hundred thousand of them: 32 bytes each.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "FlatEndpoint", into = "FlatEndpoint")]
-pub struct Endpoint {
-    /// `addresses[0]`: the only one that kube-proxy uses.
-    pub address: IpAddr,
-    /// `conditions.ready`, default true.
-    pub is_ready: bool,
-    /// `conditions.serving`, default true.
-    pub is_serving: bool,
-    /// `conditions.terminating`, default false.
-    pub is_terminating: bool,
-    /// Where it is and for whom: the same for most endpoints of a node, which share it.
-    pub placement: Option<Arc<Placement>>,
-}
-
-/// What endpoints of one node have in common.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Placement {
-    /// `nodeName`.
-    pub node_name: Option<Arc<str>>,
-    /// `hints`; most endpoints have none.
-    pub hints: Option<Box<Hints>>,
-}
-
-impl Placement {
-    /// `None` where nothing is said.
-    pub fn new(node_name: Option<Arc<str>>, hints: Hints) -> Option<Self> {
-        let hints = (hints != Hints::default()).then(|| hints.into());
-        (node_name.is_some() || hints.is_some()).then_some(Self { node_name, hints })
-    }
-}
-
-impl Endpoint {
-    /// `nodeName`.
-    pub fn node_name(&self) -> Option<&Arc<str>> {
-        self.placement.as_ref()?.node_name.as_ref()
-    }
-
-    /// `hints`; `None` where there are none.
-    pub fn hints(&self) -> Option<&Hints> {
-        self.placement.as_ref()?.hints.as_deref()
-    }
-}
-
-/// An endpoint as checkpoints have it.
-#[derive(Serialize, Deserialize)]
-struct FlatEndpoint {
-    address: IpAddr,
-    is_ready: bool,
-    is_serving: bool,
-    is_terminating: bool,
-    node_name: Option<Arc<str>>,
-    hints: Option<Box<Hints>>,
-}
-
-impl From<Endpoint> for FlatEndpoint {
-    fn from(endpoint: Endpoint) -> Self {
-        Self {
-            address: endpoint.address,
-            is_ready: endpoint.is_ready,
-            is_serving: endpoint.is_serving,
-            is_terminating: endpoint.is_terminating,
-            node_name: endpoint.node_name().cloned(),
-            hints: endpoint.hints().map(|hints| hints.clone().into()),
-        }
-    }
-}
-
-impl From<FlatEndpoint> for Endpoint {
-    fn from(flat: FlatEndpoint) -> Self {
-        let hints = flat.hints.map(|hints| *hints).unwrap_or_default();
-        Self {
-            address: flat.address,
-            is_ready: flat.is_ready,
-            is_serving: flat.is_serving,
-            is_terminating: flat.is_terminating,
-            placement: Placement::new(flat.node_name, hints).map(Arc::new),
-        }
-    }
-}
-
-/// For whom the controller means an endpoint (KEP-2433, KEP-3015).
-#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Hints {
-    /// `forZones[].name`.
-    pub zones: Box<[Arc<str>]>,
-    /// `forNodes[].name`.
-    pub nodes: Box<[Arc<str>]>,
 }
 
 /// A v1 Node.
