@@ -13,8 +13,9 @@
 //! 7. the filter without their addresses.
 //!
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
-//! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole, and what is in force
-//! keeps as many endpoints as it can (`sets.rs`). Who gets the room of a full map is said in `turns.rs` and `room.rs`.
+//! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole, and what is
+//! in force keeps as many endpoints as it can (`sets.rs`). Who gets the room of a full map is said in `turns.rs`,
+//! `room.rs` and `victims.rs`.
 
 mod change;
 mod filter;
@@ -29,6 +30,7 @@ mod space;
 mod tests;
 mod turns;
 mod unit;
+mod victims;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -65,6 +67,7 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         rows_by_index: BTreeMap::new(),
         has_retired: false,
         is_making_room: false,
+        may_be_parts: false,
     };
     planner.run()
 }
@@ -85,8 +88,10 @@ struct Planner<'a> {
     claimed: BTreeSet<u32>,
     rows_by_index: BTreeMap<u32, Vec<FrontendKey>>,
     has_retired: bool,
-    /// Service ports were taken out for others, whose room nobody else gets.
+    /// Tenants have lost something to others, whose room nobody else gets.
     is_making_room: bool,
+    /// Newcomers may have a part of their set.
+    may_be_parts: bool,
 }
 
 impl Planner<'_> {
@@ -124,45 +129,75 @@ impl Planner<'_> {
             }
         }
         let retries = self.retries(desired, &changes);
+        let changes = changes.into_iter().chain(retries);
+        let (gone, changes): (Vec<_>, Vec<_>) = changes.partition(|change| change.new.is_none());
         // Those that are there keep their place before new ones take any: a full map keeps what it has.
-        let (mut present, absent): (Vec<_>, Vec<_>) = changes
+        let (present, absent): (Vec<_>, Vec<_>) = changes
             .into_iter()
-            .chain(retries)
             .partition(|change| self.is_in_place(change));
-        let is_first = |change: &Change| change.key().is_some_and(comes_first);
-        present.sort_by_key(|change| !is_first(change));
         let remembered = std::mem::take(&mut self.image.remembered);
         let has_place = |entry: &ServiceEntry| !self.is_left_out(&entry.key);
         let (capacity, room) = (self.image.capacity, self.room_for_tenants());
         let (were, absent): (Vec<_>, Vec<_>) = absent
             .into_iter()
             .partition(|change| change.key().is_some_and(|key| remembered.contains(key)));
-        // Before a reboot they were present.
-        present.extend(in_turns(were, self.table, room, &capacity, has_place));
+        let were = in_turns(were, self.table, room, &capacity, has_place);
         let absent = in_turns(absent, self.table, room, &capacity, has_place);
-        let (first, others): (Vec<_>, Vec<_>) = absent.into_iter().partition(is_first);
-        for Change { old, new, .. } in present.iter().chain(&first) {
-            self.change(old.as_deref(), new.as_deref());
+        let is_first = |change: &Change| change.key().is_some_and(comes_first);
+        let split = |changes: Vec<Change>| changes.into_iter().partition::<Vec<_>, _>(is_first);
+        let [
+            (mut first, mut present),
+            (first_were, were),
+            (first_absent, absent),
+        ] = [present, were, absent].map(split);
+        first.extend(first_were);
+        first.extend(first_absent);
+        self.change_all(&gone);
+        self.change_all(&first);
+        self.make_room(&first, [&present, &were, &absent]);
+        if self.is_making_room {
+            // Nobody gets more in this plan, and what was taken from one is not to be looked at as if it were there.
+            present.retain(|change| !change.is_retry());
         }
-        let first = present
-            .iter()
-            .chain(&first)
-            .filter(|change| is_first(change));
-        self.make_room(first.filter_map(|change| change.new.as_deref()));
-        for Change { old, new, .. } in &others {
-            self.change(old.as_deref(), new.as_deref());
-        }
+        self.change_all(&present);
+        // Before a reboot they were present.
+        self.change_all(&were);
+        self.give_parts(&were);
+        self.change_all(&absent);
         let plan = self.finish(&old_prefixes);
         self.image.table = Some(table);
         plan
+    }
+
+    fn change_all(&mut self, changes: &[Change]) {
+        for Change { old, new, .. } in changes {
+            self.change(old.as_deref(), new.as_deref());
+        }
+    }
+
+    /// Those of which all was left out get a part of what they ask for, if there is one: they had that, or more.
+    fn give_parts(&mut self, were: &[Change]) {
+        self.may_be_parts = true;
+        for Change { new, .. } in were {
+            let Some(new) = new.as_deref() else { continue };
+            if self.is_left_out(&new.key) {
+                // It counts the users of its addresses anew.
+                self.change_addresses(Some(new), None);
+                self.change(None, Some(new));
+            }
+        }
+        self.may_be_parts = false;
     }
 
     /// Those that did not fit, are what they were, and may fit by now. All others stay out of the way: to try one that asks for
     /// a thousand rows with each change of somebody else would cost more than all that is changed.
     fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
-        let left_out = self.image.left_out.iter();
-        let may_fit = left_out.filter(|(key, left)| self.may_fit(key, left));
+        if self.image.left_out.is_empty() {
+            return Vec::new();
+        }
+        let (left_out, longest) = (self.image.left_out.iter(), self.longest_free());
+        let may_fit = left_out.filter(|(key, left)| self.may_fit(key, left, longest));
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
         let retry = same.filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
@@ -273,7 +308,7 @@ impl Planner<'_> {
             let old_units = units_of(old).unwrap_or_default();
             let new_units = units_of(new).unwrap_or_default();
             for (old_unit, new_unit) in old_units.into_iter().zip(new_units) {
-                has_some |= self.change_unit(key, old_unit, new_unit);
+                has_some |= self.change_unit(key, old_unit.as_ref(), new_unit.as_ref());
             }
         }
         if let Some(left) = self.image.left_out.get_mut(key) {
@@ -286,10 +321,10 @@ impl Planner<'_> {
     fn change_unit(
         &mut self,
         key: &ServiceKey,
-        old_unit: Option<Unit>,
-        new_unit: Option<Unit>,
+        old_unit: Option<&Unit>,
+        new_unit: Option<&Unit>,
     ) -> bool {
-        let old_rows = old_unit.map(|unit| unit.rows).unwrap_or_default();
+        let old_rows = old_unit.map_or(&[][..], |unit| &unit.rows);
         // Not all of them are there where the map was full.
         let mut present = old_rows.iter();
         let index = present.find_map(|(row, _)| self.image.service_of(row));
@@ -297,7 +332,7 @@ impl Planner<'_> {
             Some(unit) => {
                 let stays = |row: &FrontendKey| unit.rows.iter().any(|(new, _)| new == row);
                 let leaving = old_rows.iter().filter(|(row, _)| !stays(row)).count();
-                self.place(key, index, &unit, leaving).then_some(unit)
+                self.place(key, index, unit, leaving).then_some(unit)
             }
             None => {
                 if let Some(index) = index {
@@ -311,8 +346,8 @@ impl Planner<'_> {
         let kept: BTreeSet<FrontendKey> = kept.map(|(row, _)| *row).collect();
         for (row, _) in old_rows {
             // Another unit or service may have taken the row over in this plan.
-            if !kept.contains(&row) && !self.puts.contains_key(&row) {
-                self.delete(row);
+            if !kept.contains(row) && !self.puts.contains_key(row) {
+                self.delete(*row);
             }
         }
         has_place

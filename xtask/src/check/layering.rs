@@ -335,7 +335,8 @@ fn file_violations(file: &File) -> Vec<Violation> {
 }
 
 fn is_test(name: &str) -> bool {
-    name.ends_with("/tests.rs") || name.ends_with("/proptests.rs")
+    let is_file = name.ends_with("/tests.rs") || name.ends_with("/proptests.rs");
+    is_file || name.contains("/proptests/")
 }
 
 fn is_among(name: &str, places: &[&str]) -> bool {
@@ -485,7 +486,13 @@ mod tests {
     fn size_names_and_markers_are_judged_in_every_member() {
         let long = "\n".repeat(MAX_LINES + 1);
         assert_found("tests/src/lib.rs", &long, "651 lines");
-        assert_eq!(found("yurt-net/src/plan/tests.rs", &long), [""; 0]);
+        for tests in [
+            "plan/tests.rs",
+            "policy/proptests.rs",
+            "plan/proptests/room.rs",
+        ] {
+            assert_eq!(found(&format!("yurt-net/src/{tests}"), &long), [""; 0]);
+        }
         assert_found("tests/src/utils.rs", "", "`utils` is not a name");
         assert_found("tests/src/helpers/a.rs", "", "`helpers` is not a name");
         let marker = MARKERS[0];

@@ -22,6 +22,12 @@ impl Change {
             .map(|entry| &entry.key)
     }
 
+    /// Whether it is what it was, and only tried again.
+    pub(super) fn is_retry(&self) -> bool {
+        let both = self.old.as_ref().zip(self.new.as_ref());
+        both.is_some_and(|(old, new)| Arc::ptr_eq(old, new))
+    }
+
     pub(super) fn is_replacement(&self) -> bool {
         self.old.is_some() && self.new.is_some()
     }

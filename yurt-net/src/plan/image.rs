@@ -96,6 +96,10 @@ pub(super) struct LeftOut {
     needs: [u32; 5],
     /// Something of it is in the maps.
     pub(super) has_some: bool,
+    /// Indices of its services that serve a part of their set.
+    pub(super) parts: Vec<u32>,
+    /// Those who may give it room were changing: it is worth a try in the next plan.
+    pub(super) is_next: bool,
 }
 
 impl LeftOut {

@@ -1,19 +1,20 @@
 //! Room that nobody's objects take.
 //!
-//! **Kept free of tenants**: the last part of each map. Newcomers and growth of tenants' Services stop before it; default/kubernetes
-//! and kube-system may have it, and so may, until the next grace period, the copy of a set that does not grow: so what is in force
-//! can change in a map that is full.
+//! **Kept free of tenants**: the last part of each map. Newcomers and growth of tenants' Services stop before it;
+//! default/kubernetes and kube-system may have it, and so may, until the next grace period, the copy of a set that does
+//! not grow: so what is in force can change in a map that is full.
 //!
-//! **Taken from those who have most**: where that does not do for default/kubernetes or kube-system, service ports of the namespace
-//! that has the greatest part are taken out, as if they were deleted. That alone frees room, after a grace period; a further plan
-//! gives it to those for whom it was made, before all others. Nothing is taken out that would not make room enough.
+//! **Taken from those who have most**: where that does not do for default/kubernetes or kube-system, `victims.rs` says
+//! what tenants lose. That alone frees room, after a grace period. Nobody but those for whom it was made gets it: tenants
+//! get nothing more in the same plan, and come after them in the next one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::change::Change;
 use super::image::LeftOut;
-use super::space::Space;
 use super::turns::{Needs, comes_first};
 use super::unit::units;
+use super::victims::{Candidate, Placed, Room, Victims, victims};
 use super::{FrontendKey, FullMap, Planner, ServedSet};
 use crate::model::AddressFamily;
 use crate::table::{ServiceEntry, ServiceKey};
@@ -22,14 +23,6 @@ const FAMILIES: [AddressFamily; 2] = [AddressFamily::V4, AddressFamily::V6];
 
 /// One of so many entries is kept free of tenants.
 pub(super) const KEPT_FREE: usize = 64;
-
-/// A service port that may be taken out.
-struct Candidate<'a> {
-    entry: &'a ServiceEntry,
-    /// By [`FullMap`].
-    has: Needs,
-    slots: Vec<(AddressFamily, u32, u32)>,
-}
 
 impl<'t> Planner<'t> {
     fn unused(&self, map: FullMap) -> usize {
@@ -89,30 +82,62 @@ impl<'t> Planner<'t> {
         wanted.min(had.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)))
     }
 
-    /// Whether it is worth to try a service port again that did not fit.
-    pub(super) fn may_fit(&self, key: &ServiceKey, left: &LeftOut) -> bool {
-        FullMap::ALL.into_iter().any(|map| {
-            let is_set = matches!(map, FullMap::Slots4 | FullMap::Slots6) && left.has_some;
-            let tenants = self.unused_by_tenants(map);
-            left.asked(map).is_some_and(|needs| match is_set {
-                _ if comes_first(key) => needs <= self.unused(map),
-                // A part of a set is copied as a whole to grow by one.
-                true => tenants > 0 && needs <= self.unused(map),
-                false => needs <= tenants,
-            })
-        })
+    /// Entries of the longest free range of each family, as far as it is known without a grace period.
+    pub(super) fn longest_free(&self) -> [u32; 2] {
+        FAMILIES.map(|family| self.image.space(family).longest())
     }
 
-    /// Takes out service ports of tenants for those of `first` that do not fit, where that gives them room enough.
-    pub(super) fn make_room<'a>(&mut self, first: impl Iterator<Item = &'a ServiceEntry>) {
-        let lacking: Vec<_> = first
+    /// Whether it is worth to try a service port again that did not fit. What fails for its size or its place is not tried
+    /// before that changes: it may be large. `longest`: see [`Self::longest_free`].
+    pub(super) fn may_fit(&self, key: &ServiceKey, left: &LeftOut, longest: [u32; 2]) -> bool {
+        let mut maps = FullMap::ALL.into_iter();
+        left.is_next
+            || maps.any(|map| {
+                let Some(needs) = left.asked(map) else {
+                    return false;
+                };
+                let room = match comes_first(key) {
+                    true => self.unused(map),
+                    false => self.unused_by_tenants(map),
+                };
+                let longest = match map {
+                    FullMap::Slots4 => longest[0],
+                    FullMap::Slots6 => longest[1],
+                    _ => return needs <= room,
+                };
+                // A part grows by as little as one.
+                let least = if left.has_some { 1 } else { needs };
+                let has_place = || {
+                    self.image.has_sealed()
+                        || needs <= longest as usize
+                        || left.parts.iter().any(|index| self.has_free_beside(*index))
+                };
+                least <= room && has_place()
+            })
+    }
+
+    /// Takes from tenants what those of `first` lack, where that gives them room enough. `others` are not changed yet.
+    pub(super) fn make_room(&mut self, first: &[Change], others: [&Vec<Change>; 3]) {
+        let entries = first.iter().filter_map(|change| change.new.as_deref());
+        let lacking: Vec<_> = entries
             .filter(|entry| self.image.left_out.contains_key(&entry.key))
             .collect();
         if lacking.is_empty() {
             return;
         }
-        let candidates = self.candidates();
-        let (mut promised, mut victims) = (Needs::default(), Vec::new());
+        // What such a one has is as it was, and the table says what it will be.
+        // What these have is as it was, while the table says what it will be.
+        let changing: BTreeSet<&ServiceKey> = match self.is_delta {
+            true => {
+                let changing = others.iter().flat_map(|changes| &**changes);
+                let changing = changing.filter(|change| !change.is_retry());
+                changing.filter_map(Change::key).collect()
+            }
+            false => BTreeSet::new(),
+        };
+        let candidates = self.candidates(&changing);
+        let room = self.room_after_the_plan();
+        let (mut promised, mut found) = (Needs::default(), Victims::default());
         for entry in lacking {
             let mut wanted = promised;
             let needs = Needs::of(entry, self.table).0;
@@ -125,38 +150,51 @@ impl<'t> Planner<'t> {
                     _ => needs[map as usize].max(asked),
                 });
             }
-            if let Some(enough) = self.enough(&candidates, &wanted) {
-                (promised, victims) = (wanted, enough);
+            match victims(&candidates, &wanted, room.clone(), &self.image.capacity) {
+                Some(enough) => (promised, found) = (wanted, enough),
+                None if !changing.is_empty() => {
+                    self.has_retired = true;
+                    if let Some(left) = self.image.left_out.get_mut(&entry.key) {
+                        left.is_next = true;
+                    }
+                }
+                None => {}
             }
         }
-        self.is_making_room = !victims.is_empty();
-        for at in victims {
-            self.take_out(&candidates[at], &promised);
+        self.is_making_room = !found.is_empty();
+        for at in &found.out {
+            self.take_out(&candidates[*at], &promised);
+        }
+        for (at, candidate) in candidates.iter().enumerate() {
+            if !found.out.contains(&at) {
+                self.cut_down(candidate, &found);
+            }
         }
     }
 
-    /// Service ports of tenants that are in the maps, by the place of their slots.
-    fn candidates(&self) -> Vec<Candidate<'t>> {
+    /// Service ports of tenants that are in the maps, but for those that are `changing`.
+    fn candidates(&self, changing: &BTreeSet<&ServiceKey>) -> Vec<Candidate<'t>> {
         let tenants = self.table.services.iter().filter(|entry| {
             let left = self.image.left_out.get(&entry.key);
-            !comes_first(&entry.key) && left.is_none_or(|left| left.has_some)
+            let is_there = left.is_none_or(|left| left.has_some);
+            !comes_first(&entry.key) && is_there && !changing.contains(&entry.key)
         });
-        let mut candidates: Vec<_> = tenants.filter_map(|entry| self.candidate(entry)).collect();
-        let place = |one: &Candidate<'_>| one.slots.first().map(|(_, base, _)| *base);
-        candidates.sort_by_key(place);
-        candidates
+        tenants.filter_map(|entry| self.candidate(entry)).collect()
     }
 
     fn candidate(&self, entry: &'t ServiceEntry) -> Option<Candidate<'t>> {
-        let (mut has, mut slots) = (Needs::default(), Vec::new());
+        let (mut has, mut sets) = (Needs::default(), Vec::new());
         for family in FAMILIES {
             for unit in units(entry, family, self.table).into_iter().flatten() {
-                let mut rows = unit.rows.iter().map(|(row, _)| row);
-                if rows.clone().any(|row| self.puts.contains_key(row)) {
-                    // It has come or changed in this very plan.
+                let rows = || unit.rows.iter().map(|(row, _)| row);
+                if rows().any(|row| self.puts.contains_key(row)) {
+                    // Somebody else has taken it over in this very plan.
                     return None;
                 }
-                let index = rows.clone().find_map(|row| self.image.service_of(row));
+                let index = match self.is_delta {
+                    true => rows().find_map(|row| self.image.service_of(row)),
+                    false => self.adoptable(&unit),
+                };
                 let Some((index, service)) =
                     index.and_then(|index| Some((index, self.image.services.get(&index)?)))
                 else {
@@ -164,125 +202,73 @@ impl<'t> Planner<'t> {
                 };
                 let is_its = |row: &&FrontendKey| self.image.service_of(row) == Some(index);
                 let length = service.set.as_ref().map_or(0, ServedSet::slots);
-                has.0[FullMap::frontends(family) as usize] += rows.by_ref().filter(is_its).count();
+                has.0[FullMap::frontends(family) as usize] += rows().filter(is_its).count();
                 has.0[FullMap::Services as usize] += 1;
                 has.0[FullMap::slots(family) as usize] += length as usize;
-                if length > 0 {
-                    slots.push((family, service.base, length));
-                }
+                let ranges = service.set.as_ref().map_or(0, |set| set.ranges().len());
+                sets.push(Placed {
+                    slots: service.base..service.base + length,
+                    ranges: u32::try_from(ranges).unwrap_or(u32::MAX),
+                    index,
+                    unit,
+                });
             }
         }
-        (has.0[FullMap::Services as usize] > 0).then_some(Candidate { entry, has, slots })
-    }
-
-    /// Which candidates have to go so that `wanted` fits once this plan is written; `None`: all of them would not do.
-    fn enough(&self, candidates: &[Candidate<'_>], wanted: &Needs) -> Option<Vec<usize>> {
-        let capacity = self.image.capacity;
-        let mut room = self.room_after_the_plan();
-        let lacks = |room: &Room, map: FullMap| room.of(map) < wanted.0[map as usize];
-        let is_lacking: Vec<_> = FullMap::ALL
-            .into_iter()
-            .filter(|map| lacks(&room, *map))
-            .collect();
-        let mut held: BTreeMap<&str, (Needs, Vec<usize>)> = BTreeMap::new();
-        // The last is taken first: they go in the order in which their slots lie, so that these become one range.
-        for (at, one) in candidates.iter().enumerate().rev() {
-            let (sum, queue) = held.entry(&one.entry.key.namespace).or_default();
-            sum.add(one.has);
-            if is_lacking.iter().any(|map| one.has.0[*map as usize] > 0) {
-                queue.push(at);
-            }
-        }
-        let mut order: BTreeSet<_> = held
-            .iter()
-            .map(|(n, (sum, _))| (sum.share(&capacity), *n))
-            .collect();
-        let mut victims = Vec::new();
-        while is_lacking.iter().any(|map| lacks(&room, *map)) {
-            let (_, namespace) = order.pop_last()?;
-            let (sum, queue) = held.get_mut(namespace)?;
-            let Some(at) = queue.pop() else { continue };
-            sum.remove(candidates[at].has);
-            order.insert((sum.share(&capacity), namespace));
-            room.add(&candidates[at]);
-            victims.push(at);
-        }
-        if let [map @ (FullMap::Slots4 | FullMap::Slots6)] = *is_lacking {
-            // Only those whose slots are in the range that is long enough.
-            let (start, length) = room.longest[map as usize - FullMap::Slots4 as usize];
-            let is_inside = |base: u32| base >= start && base < start + length;
-            victims.retain(|at| {
-                let mut slots = candidates[*at].slots.iter();
-                slots.any(|(family, base, _)| FullMap::slots(*family) == map && is_inside(*base))
-            });
-        }
-        Some(victims)
+        let key = &entry.key;
+        (!sets.is_empty()).then_some(Candidate { key, has, sets })
     }
 
     fn room_after_the_plan(&self) -> Room {
-        let spaces = FAMILIES.map(|family| self.image.space(family).after_the_plan());
         // Where nothing is known of the rows, those are among the deleted that somebody may still ask for.
         let of = |family| {
             let deletes = self.deletes.iter().filter(|_| self.is_delta);
             deletes.filter(move |row| AddressFamily::from(row.address) == family)
         };
+        let [rows4, rows6] =
+            FAMILIES.map(|family| self.unused(FullMap::frontends(family)) + of(family).count());
         Room {
-            rows: FAMILIES
-                .map(|family| self.unused(FullMap::frontends(family)) + of(family).count()),
-            indices: self.image.indices.after_the_plan().unused(),
-            longest: [0, 1].map(|family: usize| spaces[family].longest()),
-            spaces,
+            rows: [rows4, rows6, self.image.indices.after_the_plan().unused()],
+            slots: FAMILIES.map(|family| self.image.space(family).after_the_plan()),
         }
     }
 
+    /// Takes a service port out, as if it were deleted, for those who `wanted` what it has.
     fn take_out(&mut self, candidate: &Candidate<'_>, wanted: &Needs) {
-        let (entry, key) = (candidate.entry, &candidate.entry.key);
-        self.image.left_out.remove(key);
-        for family in FAMILIES {
-            for unit in units(entry, family, self.table).into_iter().flatten() {
-                self.change_unit(key, Some(unit), None);
-            }
+        self.image.left_out.remove(candidate.key);
+        for placed in &candidate.sets {
+            self.change_unit(candidate.key, Some(&placed.unit), None);
         }
         for map in FullMap::ALL {
             let has = candidate.has.0[map as usize];
             if has > 0 && wanted.0[map as usize] > 0 {
-                self.refuse(key, map, false, has);
+                self.refuse(candidate.key, map, false, has);
             }
         }
     }
-}
 
-/// What there will be when a plan is written and nobody reads what it took out.
-struct Room {
-    rows: [usize; 2],
-    indices: usize,
-    spaces: [Space; 2],
-    /// Start and length of the longest range of each.
-    longest: [(u32, u32); 2],
-}
-
-impl Room {
-    /// What can be had at once.
-    fn of(&self, map: FullMap) -> usize {
-        match map {
-            FullMap::Frontends4 => self.rows[0],
-            FullMap::Frontends6 => self.rows[1],
-            FullMap::Services => self.indices,
-            FullMap::Slots4 => self.longest[0].1 as usize,
-            FullMap::Slots6 => self.longest[1].1 as usize,
-        }
-    }
-
-    fn add(&mut self, candidate: &Candidate<'_>) {
-        self.rows[0] += candidate.has.0[FullMap::Frontends4 as usize];
-        self.rows[1] += candidate.has.0[FullMap::Frontends6 as usize];
-        self.indices += candidate.has.0[FullMap::Services as usize];
-        for (family, base, length) in &candidate.slots {
-            let family = *family as usize;
-            let freed = self.spaces[family].free(*base, *length);
-            if freed.1 > self.longest[family].1 {
-                self.longest[family] = freed;
+    /// Cuts the sets of a service port down to what is not in the way.
+    fn cut_down(&mut self, candidate: &Candidate<'_>, victims: &Victims) {
+        let mut is_cut = false;
+        for placed in &candidate.sets {
+            let kept = victims.kept(placed);
+            if kept == placed.slots {
+                continue;
+            }
+            is_cut = true;
+            if kept.is_empty() {
+                let (map, slots) = (FullMap::slots(placed.unit.family), placed.unit.set.slots());
+                self.change_unit(candidate.key, Some(&placed.unit), None);
+                self.refuse(candidate.key, map, false, slots as usize);
+            } else {
+                self.cut(candidate.key, placed.index, kept);
             }
         }
+        if is_cut && let Some(left) = self.image.left_out.get_mut(candidate.key) {
+            let mut indices = candidate.sets.iter().map(|placed| placed.index);
+            left.has_some = indices.any(|index| self.image.services.contains_key(&index));
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

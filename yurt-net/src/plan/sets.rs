@@ -1,16 +1,23 @@
 //! What services serve: their slots, and the word that switches to them.
 //!
-//! A set that changes is copied before the old one goes, so it needs room beside it. Where there is too little, what is in force
-//! keeps as many endpoints as it can: those of the old set that are still right where they are, or as many as there is a range
-//! for. Its old range is free after a grace period, so a further plan does better. A full map may cost capacity, never closure.
+//! A set that changes is copied before the old one goes, so it needs room beside it. Where there is too little, what is
+//! in force keeps as many endpoints as it can: those of the old set that are still right stay where they are and get
+//! what is free beside them, or as many as there is a range for are copied, whichever are more. The rest of the old
+//! range is free after a grace period, so a further plan does better. A full map may cost capacity, never closure.
+//!
+//! The slots of a set are sorted, because programs search them by halves. So a part grows in place by the endpoints
+//! that sort before and after it; one that sorts into its middle waits for a copy.
 
-use super::{FullMap, Op, Planner, ServedSet, ServiceImage, Unit};
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::{FullMap, Op, Planner, ServedSet, ServiceImage, Terms, Unit};
 use crate::model::AddressFamily;
 use crate::plan::MapImage;
 use crate::table::{Backends, ServiceKey};
 
 impl Planner<'_> {
-    /// A newcomer is in as a whole, or not at all.
+    /// A newcomer is in as a whole, or not at all; one that had a part before a reboot may have a part.
     pub(super) fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
         let has_room = self.has_room(key, FullMap::Services, 1, 0);
         let taken = has_room.then(|| self.with_grace(|image| image.indices.take(1)));
@@ -23,13 +30,17 @@ impl Planner<'_> {
         }
         let (map, slots) = (FullMap::slots(unit.family), unit.set.slots());
         let has_room = self.has_room(key, map, slots as usize, 0);
-        let taken = has_room.then(|| self.write_slots(unit.family, &unit.set));
-        let Some(base) = taken.flatten() else {
+        let whole = has_room.then(|| self.write_slots(unit.family, &unit.set));
+        let whole = whole.flatten().map(|base| (base, unit.set.clone()));
+        let Some((base, served)) = whole.or_else(|| self.write_part(key, unit)) else {
             self.image.indices.free(index, 1);
             self.claimed.remove(&index);
             self.refuse(key, map, false, slots as usize);
             return None;
         };
+        if served != unit.set {
+            self.refuse_rest(key, unit.family, index, &served, &unit.set);
+        }
         self.image.services.insert(
             index,
             ServiceImage {
@@ -38,8 +49,18 @@ impl Planner<'_> {
                 set: None,
             },
         );
-        self.publish(index, base, unit.set.clone());
+        self.publish(index, base, served);
         Some(index)
+    }
+
+    fn write_part(&mut self, key: &ServiceKey, unit: &Unit) -> Option<(u32, ServedSet)> {
+        if !self.may_be_parts {
+            return None;
+        }
+        let most = self.most_slots(key, unit.family, unit.set.slots(), 0);
+        let most = most.min(self.longest(unit.family));
+        let part = part_of(&unit.set, most, !unit.set.ranges().is_empty())?;
+        Some((self.write_slots(unit.family, &part)?, part))
     }
 
     /// Has an existing service serve the set of `unit`, or what there is room for.
@@ -66,34 +87,148 @@ impl Planner<'_> {
             self.retire_slots(unit.family, old_base, had);
             return;
         }
-        let (from, kept) = still_right(&old, &unit.set);
-        let most = most.min(self.longest(unit.family));
-        let part = part_of(&unit.set, &old, most);
-        let part = part.filter(|part| part.backends.len() > kept.backends.len());
-        let served = part.as_ref().unwrap_or(&kept);
-        let map = FullMap::slots(unit.family);
-        self.refuse(
-            key,
-            map,
-            !served.backends.is_empty(),
-            served.slots() as usize + 1,
-        );
+        let most_in_a_copy = most.min(self.longest(unit.family));
+        let run = still_right(&old, &unit.set);
+        let grown = self.grown(unit, old_base, &run, most);
+        let part = self.part_of(unit, old_base, most_in_a_copy);
+        let part = part.filter(|part| part.backends.len() > grown.set.backends.len());
+        let served = part.as_ref().unwrap_or(&grown.set);
+        if *served != unit.set {
+            self.refuse_rest(key, unit.family, index, served, &unit.set);
+        }
         if is_known && *served == old {
             return;
         }
-        let written = part.and_then(|part| Some((self.write_slots(unit.family, &part)?, part)));
-        match written {
+        let copied = part.and_then(|part| Some((self.write_slots(unit.family, &part)?, part)));
+        match copied {
             Some((base, part)) => {
                 self.publish(index, base, part);
                 self.retire_slots(unit.family, old_base, had);
             }
-            None => {
-                let (slots, base) = (kept.slots(), old_base + from);
-                self.publish(index, if slots == 0 { 0 } else { base }, kept);
-                self.retire_slots(unit.family, old_base, from);
-                self.retire_slots(unit.family, base + slots, had - from - slots);
+            None => self.serve_in_place(index, unit.family, grown, old_base..old_base + had),
+        }
+    }
+
+    /// What of `run`, slots of the set at `old_base`, is served when the endpoints join it for which slots beside it are free.
+    fn grown(&self, unit: &Unit, old_base: u32, run: &Run, most: u32) -> Grown {
+        let Run { at, set } = run;
+        let kept = old_base + at.start..old_base + at.end;
+        let ends = set.backends.iter().next().zip(set.backends.iter().last());
+        let Some((first, last)) = ends else {
+            return Grown::default();
+        };
+        let space = self.image.space(unit.family);
+        let more = most.saturating_sub(set.slots());
+        let wanted = &unit.set.backends;
+        // Ranges follow the last backend.
+        let room = match set.ranges().is_empty() {
+            true => more.min(space.free_from(kept.end)),
+            false => 0,
+        };
+        let after = wanted.iter().filter(|one| *one > last);
+        let after: Vec<_> = after.take(room as usize).collect();
+        let room = space.free_before(kept.start);
+        let room = (more as usize - after.len()).min(room as usize);
+        let before: Vec<_> = wanted.iter().take_while(|one| *one < first).collect();
+        let before = before[before.len().saturating_sub(room)..].to_vec();
+        let all = before.iter().copied().chain(set.backends.iter());
+        let set = ServedSet {
+            backends: all.chain(after.iter().copied()).collect(),
+            terms: set.terms.clone(),
+        };
+        Grown {
+            kept,
+            before,
+            after,
+            set,
+        }
+    }
+
+    /// Switches a service to what is right of its slots, and to what joins it there; gives back the others of `old`.
+    fn serve_in_place(&mut self, index: u32, family: AddressFamily, grown: Grown, old: Range<u32>) {
+        let Grown {
+            kept,
+            before,
+            after,
+            set,
+        } = grown;
+        if set.slots() == 0 {
+            self.publish(index, 0, set);
+            self.retire_slots(family, old.start, old.end - old.start);
+            return;
+        }
+        let base = kept.start - u32::try_from(before.len()).unwrap_or_default();
+        for (base, new) in [(base, before), (kept.end, after)] {
+            let new = ServedSet::new(new.into_iter().collect(), Terms::default());
+            if new.slots() > 0 {
+                self.image.slots(family).take_at(base, new.slots());
+                self.slots.push(Op::WriteSlots { base, set: new });
             }
         }
+        self.publish(index, base, set);
+        self.retire_slots(family, old.start, kept.start - old.start);
+        self.retire_slots(family, kept.end, old.end - kept.end);
+    }
+
+    /// Has a service serve no more than the slots `kept` of those that it has. Ranges, if there are any, are among them.
+    pub(super) fn cut(&mut self, key: &ServiceKey, index: u32, kept: Range<u32>) {
+        let Some(service) = self.image.services.get(&index) else {
+            return;
+        };
+        let (family, base) = (service.family, service.base);
+        let Some(old) = service.set.clone() else {
+            return;
+        };
+        let (ranges, all) = (old.ranges().len(), base..base + old.slots());
+        let backends = old.backends.iter().skip((kept.start - base) as usize);
+        let set = ServedSet {
+            backends: backends.take(kept.len().saturating_sub(ranges)).collect(),
+            terms: old.terms,
+        };
+        self.refuse_rest(key, family, index, &set, &set);
+        let cut = Grown {
+            kept,
+            set,
+            ..Grown::default()
+        };
+        self.serve_in_place(index, family, cut, all);
+    }
+
+    /// Takes down that a service serves no more than `part` of its set. It may grow in place, or by a copy that is longer.
+    fn refuse_rest(
+        &mut self,
+        key: &ServiceKey,
+        family: AddressFamily,
+        index: u32,
+        part: &ServedSet,
+        wanted: &ServedSet,
+    ) {
+        let has_some = !part.backends.is_empty();
+        let needs = part.backends.len() + 1 + wanted.ranges().len();
+        self.refuse(key, FullMap::slots(family), has_some, needs);
+        if let Some(left) = self.image.left_out.get_mut(key)
+            && has_some
+            && !left.parts.contains(&index)
+        {
+            left.parts.push(index);
+        }
+    }
+
+    /// Whether slots are free beside a service that serves a part.
+    pub(super) fn has_free_beside(&self, index: u32) -> bool {
+        let Some(service) = self.image.services.get(&index) else {
+            return false;
+        };
+        let slots = service.set.as_ref().map_or(0, ServedSet::slots);
+        let space = self.image.space(service.family);
+        space.free_before(service.base) > 0 || space.free_from(service.base + slots) > 0
+    }
+
+    /// As much of a set as a copy may have. The old range is free afterwards: what lacks sorts to that side.
+    fn part_of(&self, unit: &Unit, old_base: u32, slots: u32) -> Option<ServedSet> {
+        let base = self.image.space(unit.family).find(slots)?;
+        let is_end = base > old_base || !unit.set.ranges().is_empty();
+        part_of(&unit.set, slots, is_end)
     }
 
     fn retire_slots(&mut self, family: AddressFamily, base: u32, length: u32) {
@@ -109,7 +244,7 @@ impl Planner<'_> {
             self.grace = true;
             self.image.end_grace();
         }
-        self.image.slots(family).longest().1
+        self.image.space(family).longest()
     }
 
     fn write_slots(&mut self, family: AddressFamily, set: &ServedSet) -> Option<u32> {
@@ -152,8 +287,30 @@ impl Planner<'_> {
     }
 }
 
-/// The longest run of `old` that is right in `new`, too, and how many slots are before it: it can be served where it is.
-fn still_right(old: &ServedSet, new: &ServedSet) -> (u32, ServedSet) {
+/// Slots of a set that are right in another, too.
+#[derive(Default)]
+struct Run {
+    /// Which of the old ones, its ranges included.
+    at: Range<u32>,
+    /// What is in them, on the new terms.
+    set: ServedSet,
+}
+
+/// A set that is served where an old one lies.
+#[derive(Default)]
+struct Grown {
+    /// Slots of the old one.
+    kept: Range<u32>,
+    /// Backends for the slots before them.
+    before: Vec<SocketAddr>,
+    /// Backends for the slots after them.
+    after: Vec<SocketAddr>,
+    /// All of it.
+    set: ServedSet,
+}
+
+/// The longest run of `old` that is right in `new`, too: it can be served where it is.
+fn still_right(old: &ServedSet, new: &ServedSet) -> Run {
     let ranges = old.ranges();
     let (mut best, mut run) = (0..0, 0..0);
     for (at, backend) in old.backends.iter().enumerate() {
@@ -168,27 +325,29 @@ fn still_right(old: &ServedSet, new: &ServedSet) -> (u32, ServedSet) {
         }
     }
     if best.is_empty() || ranges != new.ranges() {
-        return (0, ServedSet::default());
+        return Run::default();
     }
     let backends = old.backends.iter().skip(best.start).take(best.len());
-    let kept = ServedSet {
+    let set = ServedSet {
         backends: backends.collect(),
         terms: new.terms.clone(),
     };
-    (u32::try_from(best.start).unwrap_or_default(), kept)
+    let start = u32::try_from(best.start).unwrap_or_default();
+    Run {
+        at: start..start + set.slots(),
+        set,
+    }
 }
 
-/// As much of `new` as `slots` hold, of what clients know first; `None`: no backend. Ranges are all there, or nobody is let in.
-fn part_of(new: &ServedSet, old: &ServedSet, slots: u32) -> Option<ServedSet> {
-    let most = (slots as usize).checked_sub(new.ranges().len())?;
-    let is_known = |backend: &std::net::SocketAddr| old.backends.contains(*backend);
-    let known = new.backends.iter().filter(is_known);
-    let others = new.backends.iter().filter(|backend| !is_known(backend));
-    let mut backends: Vec<_> = known.chain(others).take(most).collect();
-    backends.sort_unstable();
-    let backends: Backends = backends.into_iter().collect();
+/// As much of a set as `slots` hold, of its end or its start; `None`: no backend. Ranges are all there, or nobody is let in.
+fn part_of(set: &ServedSet, slots: u32, is_end: bool) -> Option<ServedSet> {
+    let all = set.backends.len();
+    let most = (slots as usize).checked_sub(set.ranges().len())?.min(all);
+    let skipped = if is_end { all - most } else { 0 };
+    let backends = set.backends.iter().skip(skipped).take(most);
+    let backends: Backends = backends.collect();
     (!backends.is_empty()).then(|| ServedSet {
         backends,
-        terms: new.terms.clone(),
+        terms: set.terms.clone(),
     })
 }

@@ -54,22 +54,61 @@ impl Space {
 
     /// The first free extent that is long enough; its start is taken.
     pub(super) fn take(&mut self, length: u32) -> Option<u32> {
-        let (&base, &found) = self.free.iter().find(|&(_, &found)| found >= length)?;
-        self.free.remove(&base);
-        self.unused -= length as usize;
-        if found > length {
-            self.free.insert(base + length, found - length);
-        }
+        let base = self.find(length)?;
+        self.take_at(base, length);
         Some(base)
     }
 
-    /// Gives a range back that no reader has seen; start and length of the free range that it is in now.
-    pub(super) fn free(&mut self, base: u32, length: u32) -> (u32, u32) {
-        self.unused += length as usize;
-        self.merge(base, length)
+    /// Where [`Self::take`] would take from.
+    pub(super) fn find(&self, length: u32) -> Option<u32> {
+        let mut free = self.free.iter();
+        free.find_map(|(&base, &found)| (found >= length).then_some(base))
     }
 
-    fn merge(&mut self, mut base: u32, mut length: u32) -> (u32, u32) {
+    /// How many entries right before `base` are free.
+    pub(super) fn free_before(&self, base: u32) -> u32 {
+        let before = self.free.range(..base).next_back();
+        let adjacent = before.filter(|&(&start, &length)| start + length == base);
+        adjacent.map_or(0, |(_, length)| *length)
+    }
+
+    /// How many entries from `end` on are free.
+    pub(super) fn free_from(&self, end: u32) -> u32 {
+        self.free.get(&end).copied().unwrap_or_default()
+    }
+
+    /// Takes a part of a free extent.
+    pub(super) fn take_at(&mut self, base: u32, length: u32) {
+        if length == 0 {
+            return;
+        }
+        let Some((&start, &found)) = self.free.range(..=base).next_back() else {
+            return;
+        };
+        debug_assert!(base + length <= start + found, "it is free");
+        self.free.remove(&start);
+        self.unused -= length as usize;
+        if base > start {
+            self.free.insert(start, base - start);
+        }
+        if start + found > base + length {
+            self.free
+                .insert(base + length, start + found - base - length);
+        }
+    }
+
+    /// Free extents, in order: start and length.
+    pub(super) fn extents(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.free.iter().map(|(base, length)| (*base, *length))
+    }
+
+    /// Gives a range back that no reader has seen.
+    pub(super) fn free(&mut self, base: u32, length: u32) {
+        self.unused += length as usize;
+        self.merge(base, length);
+    }
+
+    fn merge(&mut self, mut base: u32, mut length: u32) {
         if let Some((&before, &before_length)) = self.free.range(..base).next_back()
             && before + before_length == base
         {
@@ -81,7 +120,6 @@ impl Space {
             length += after_length;
         }
         self.free.insert(base, length);
-        (base, length)
     }
 
     /// Gives a range back that readers may still see.
@@ -100,10 +138,9 @@ impl Space {
         self.unused
     }
 
-    /// Start and length of the longest range that can be taken.
-    pub(super) fn longest(&self) -> (u32, u32) {
-        let ranges = self.free.iter().map(|(base, length)| (*base, *length));
-        ranges.max_by_key(|(_, length)| *length).unwrap_or_default()
+    /// Entries of the longest range that can be taken.
+    pub(super) fn longest(&self) -> u32 {
+        self.free.values().copied().max().unwrap_or_default()
     }
 
     /// As it is once the plan that is being made is written, and nobody reads any more what it retired.
@@ -159,6 +196,20 @@ mod tests {
         assert_eq!(space.take(3), None);
         space.free(2, 2);
         assert_eq!(space.take(6), Some(0));
+    }
+
+    #[test]
+    fn what_is_free_beside_an_extent_can_be_taken_where_it_is() {
+        let mut space = Space::new(10);
+        assert_eq!(space.take(10), Some(0));
+        space.free(0, 3);
+        space.free(6, 4);
+        assert_eq!((space.free_before(3), space.free_from(6)), (3, 4));
+        assert_eq!((space.free_before(6), space.free_from(7)), (0, 0));
+        space.take_at(2, 1);
+        space.take_at(6, 2);
+        assert_eq!((space.free_before(2), space.free_from(8)), (2, 2));
+        assert_eq!(space.unused(), 4);
     }
 
     #[test]

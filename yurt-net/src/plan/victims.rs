@@ -1,0 +1,307 @@
+//! What tenants lose for default/kubernetes or kube-system, when not all fits.
+//!
+//! Pure. In: what tenants have in the maps, what is wanted, and the room that there will be. Out: as little as makes room
+//! enough; nothing, if all would not do.
+//!
+//! **Where rows or indices lack**, whole service ports go, as if they were deleted: first of the namespace that has most of
+//! what lacks, and of it the smallest that does alone, or else the largest. **Where slots lack**, they have to lie in one
+//! range. Of the ranges that are free or of the namespaces with most slots, as few namespaces as possible, it is the one
+//! that leaves the fewest Services without any endpoint, then the one that costs the fewest. Sets that it reaches into are
+//! cut down to what is beside it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use super::space::Space;
+use super::turns::Needs;
+use super::unit::Unit;
+use super::{Capacity, FullMap};
+use crate::table::ServiceKey;
+
+/// What is no slot, in the order of [`Room::rows`].
+const ROWS: [FullMap; 3] = [FullMap::Frontends4, FullMap::Frontends6, FullMap::Services];
+
+/// A service port that may lose something.
+pub(super) struct Candidate<'a> {
+    pub(super) key: &'a ServiceKey,
+    /// In the maps.
+    pub(super) has: Needs,
+    pub(super) sets: Vec<Placed>,
+}
+
+/// A set, where it lies.
+pub(super) struct Placed {
+    pub(super) unit: Unit,
+    pub(super) index: u32,
+    /// Of its backends, and then of its source ranges.
+    pub(super) slots: Range<u32>,
+    /// How many of the slots are source ranges.
+    pub(super) ranges: u32,
+}
+
+/// What there will be when a plan is written and nobody reads what it took out.
+#[derive(Clone)]
+pub(super) struct Room {
+    /// By [`ROWS`].
+    pub(super) rows: [usize; 3],
+    /// By family.
+    pub(super) slots: [Space; 2],
+}
+
+/// What has to go.
+#[derive(Default)]
+pub(super) struct Victims {
+    /// Which candidates go whole.
+    pub(super) out: BTreeSet<usize>,
+    /// Slots of each family that nobody else may keep.
+    windows: [Option<Range<u32>>; 2],
+}
+
+impl Victims {
+    pub(super) fn is_empty(&self) -> bool {
+        self.out.is_empty() && self.windows.iter().all(Option::is_none)
+    }
+
+    /// The slots of a set that can be served where they lie.
+    pub(super) fn kept(&self, placed: &Placed) -> Range<u32> {
+        let window = &self.windows[placed.unit.family as usize];
+        let window = window.as_ref();
+        window.map_or(placed.slots.clone(), |window| kept(placed, window))
+    }
+}
+
+/// The longer side of a set that a window reaches into. Source ranges follow the last backend, so of a set that has some it
+/// is the end.
+fn kept(placed: &Placed, window: &Range<u32>) -> Range<u32> {
+    let slots = &placed.slots;
+    if window.end <= slots.start || slots.end <= window.start {
+        return slots.clone();
+    }
+    let before = slots.start..window.start.max(slots.start);
+    let after = window.end.min(slots.end)..slots.end;
+    let is_before = placed.ranges == 0 && before.len() >= after.len();
+    match is_before {
+        true => before,
+        false if after.len() > placed.ranges as usize => after,
+        false => slots.end..slots.end,
+    }
+}
+
+/// See the module; `None`: all that tenants have is not enough.
+pub(super) fn victims(
+    candidates: &[Candidate<'_>],
+    wanted: &Needs,
+    mut room: Room,
+    capacity: &Capacity,
+) -> Option<Victims> {
+    let out = out_for_rows(candidates, wanted, room.rows, capacity)?;
+    let left_out = out.iter().flat_map(|at| &candidates[*at].sets);
+    for placed in left_out.filter(|placed| !placed.slots.is_empty()) {
+        let slots = &placed.slots;
+        let space = &mut room.slots[placed.unit.family as usize];
+        space.free(slots.start, length_of(slots));
+    }
+    let mut windows = [None, None];
+    for (family, map) in [FullMap::Slots4, FullMap::Slots6].into_iter().enumerate() {
+        let (space, wanted) = (&room.slots[family], wanted.0[map as usize]);
+        if (space.longest() as usize) < wanted {
+            let others = candidates.iter().enumerate();
+            let others = others.filter(|(at, _)| !out.contains(at));
+            let others: Vec<_> = others.map(|(_, candidate)| candidate).collect();
+            windows[family] = Some(window(&others, family, space, u32::try_from(wanted).ok()?)?);
+        }
+    }
+    Some(Victims { out, windows })
+}
+
+/// Service ports that have to go for rows and indices.
+fn out_for_rows(
+    candidates: &[Candidate<'_>],
+    wanted: &Needs,
+    mut room: [usize; 3],
+    capacity: &Capacity,
+) -> Option<BTreeSet<usize>> {
+    let lacking = |room: &[usize; 3]| {
+        let maps = ROWS.into_iter().zip(*room);
+        let lacking = maps.filter(|(map, room)| *room < wanted.0[*map as usize]);
+        lacking.map(|(map, _)| map).collect::<Vec<_>>()
+    };
+    let first = lacking(&room);
+    let part = |has: &Needs| {
+        let parts = first
+            .iter()
+            .map(|map| has.0[*map as usize] * 1_000_000 / capacity.by_map()[*map as usize].max(1));
+        parts.max().unwrap_or_default()
+    };
+    let has_some = |has: &Needs, maps: &[FullMap]| maps.iter().any(|map| has.0[*map as usize] > 0);
+    // Those of each namespace, the smallest first.
+    let mut held: BTreeMap<&str, (Needs, Vec<usize>)> = BTreeMap::new();
+    for (at, one) in candidates.iter().enumerate() {
+        if has_some(&one.has, &first) {
+            let (sum, own) = held.entry(&one.key.namespace).or_default();
+            sum.add(one.has);
+            own.push(at);
+        }
+    }
+    for (_, own) in held.values_mut() {
+        own.sort_by_key(|at| part(&candidates[*at].has));
+    }
+    let of_namespaces = held.iter();
+    let mut order: BTreeSet<_> = of_namespaces
+        .map(|(name, (sum, _))| (part(sum), *name))
+        .collect();
+    let give = |room: &mut [usize; 3], at: usize| {
+        for (room, map) in room.iter_mut().zip(ROWS) {
+            *room += candidates[at].has.0[map as usize];
+        }
+    };
+    let mut out = Vec::new();
+    loop {
+        let now = lacking(&room);
+        if now.is_empty() {
+            break;
+        }
+        let (_, namespace) = order.pop_last()?;
+        let (sum, own) = held.get_mut(namespace)?;
+        own.retain(|at| has_some(&candidates[*at].has, &now));
+        let is_enough = |at: &usize| {
+            let mut with = room;
+            give(&mut with, *at);
+            lacking(&with).is_empty()
+        };
+        let Some(largest) = own.len().checked_sub(1) else {
+            continue;
+        };
+        let at = own.remove(own.iter().position(is_enough).unwrap_or(largest));
+        sum.remove(candidates[at].has);
+        order.insert((part(sum), namespace));
+        give(&mut room, at);
+        out.push(at);
+    }
+    // Of those who went first, one may be needless by what came after.
+    out.retain(|at| {
+        let mut without = room;
+        for (room, map) in without.iter_mut().zip(ROWS) {
+            *room -= candidates[*at].has.0[map as usize];
+        }
+        let is_needed = !lacking(&without).is_empty();
+        if !is_needed {
+            room = without;
+        }
+        is_needed
+    });
+    Some(out.into_iter().collect())
+}
+
+fn length_of(slots: &Range<u32>) -> u32 {
+    slots.end - slots.start
+}
+
+/// Slots side by side, free or of one set.
+struct Block<'a> {
+    slots: Range<u32>,
+    /// Whose, and where its namespace comes among those with most slots.
+    held: Option<(&'a Placed, usize)>,
+}
+
+/// What a window costs: sets without any endpoint, then slots in use.
+type Cost = (u32, u32);
+
+/// The range of `length` slots that has to go; see the module.
+fn window(
+    candidates: &[&Candidate<'_>],
+    family: usize,
+    space: &Space,
+    length: u32,
+) -> Option<Range<u32>> {
+    let is_ours =
+        |placed: &&Placed| placed.unit.family as usize == family && !placed.slots.is_empty();
+    let mut held: BTreeMap<&str, u32> = BTreeMap::new();
+    for one in candidates {
+        let slots = one
+            .sets
+            .iter()
+            .filter(is_ours)
+            .map(|placed| length_of(&placed.slots));
+        *held.entry(&one.key.namespace).or_default() += slots.sum::<u32>();
+    }
+    let mut order: Vec<_> = held.into_iter().collect();
+    order.sort_by_key(|(name, slots)| (std::cmp::Reverse(*slots), *name));
+    let places: BTreeMap<&str, usize> = order.iter().map(|(name, _)| *name).zip(0..).collect();
+    let free = space.extents().map(|(base, length)| Block {
+        slots: base..base + length,
+        held: None,
+    });
+    let sets = candidates.iter().flat_map(|one| {
+        let sets = one.sets.iter().filter(is_ours);
+        sets.map(|placed| Block {
+            slots: placed.slots.clone(),
+            held: Some((placed, places[&*one.key.namespace])),
+        })
+    });
+    let mut blocks: Vec<Block<'_>> = free.chain(sets).collect();
+    blocks.sort_by_key(|block| block.slots.start);
+    // With more namespaces there is no less to choose from.
+    let (mut few, mut many) = (0, order.len() + 1);
+    while few < many {
+        let middle = usize::midpoint(few, many);
+        match cheapest(&blocks, middle, length) {
+            Some(_) => many = middle,
+            None => few = middle + 1,
+        }
+    }
+    cheapest(&blocks, few, length)
+}
+
+/// The cheapest range of `length` slots that are free or of the first `namespaces`.
+fn cheapest(blocks: &[Block<'_>], namespaces: usize, length: u32) -> Option<Range<u32>> {
+    let may_go = |block: &Block<'_>| block.held.is_none_or(|(_, place)| place < namespaces);
+    let is_joined =
+        |a: &Block<'_>, b: &Block<'_>| may_go(a) && may_go(b) && a.slots.end == b.slots.start;
+    let mut best: Option<(Cost, u32)> = None;
+    for run in blocks.chunk_by(is_joined).filter(|run| may_go(&run[0])) {
+        let (start, end) = (run[0].slots.start, run[run.len() - 1].slots.end);
+        if end - start < length {
+            continue;
+        }
+        let mut costs = vec![(0, 0)];
+        for block in run {
+            let (outs, slots) = costs[costs.len() - 1];
+            costs.push(match block.held {
+                Some(_) => (outs + 1, slots + length_of(&block.slots)),
+                None => (outs, slots),
+            });
+        }
+        // The cost changes its slope only where the window begins or ends with a block.
+        let begins = run.iter().map(|block| block.slots.start);
+        let ends = run.iter().map(|block| block.slots.end);
+        let starts = begins.chain(ends.filter_map(|end| end.checked_sub(length)));
+        for at in starts.filter(|at| (start..=end - length).contains(at)) {
+            let cost = cost(run, &costs, at..at + length);
+            if best.is_none_or(|best| (cost, at) < best) {
+                best = Some((cost, at));
+            }
+        }
+    }
+    best.map(|(_, at)| at..at + length)
+}
+
+/// `costs`: of all blocks of the run before each.
+fn cost(run: &[Block<'_>], costs: &[Cost], window: Range<u32>) -> Cost {
+    let first = run.partition_point(|block| block.slots.end <= window.start);
+    let end = run.partition_point(|block| block.slots.start < window.end);
+    let (mut outs, mut slots) = (costs[end].0 - costs[first].0, costs[end].1 - costs[first].1);
+    // Only these can be in it in part.
+    let ends = [first, end - 1];
+    for at in &ends[..if first + 1 == end { 1 } else { 2 }] {
+        let Some((placed, _)) = run[*at].held else {
+            continue;
+        };
+        let left = kept(placed, &window);
+        if !left.is_empty() {
+            outs -= 1;
+            slots -= length_of(&left);
+        }
+    }
+    (outs, slots)
+}
