@@ -1,40 +1,39 @@
-//! Netlink messages, byte by byte.
+//! Netlink messages: requests, and answers in pieces. Pure.
 //!
-//! Pure. Wire format: `netlink(7)`, Linux `include/uapi/linux/netlink.h`. Numbers are in the byte order of the machine.
+//! Numbers are in the byte order of the machine.
 #![forbid(unsafe_code)]
 
 use std::io;
 
-/// The result of a request: a negated errno, or 0.
-pub const NLMSG_ERROR: u16 = 2;
-/// The end of a dump.
-pub const NLMSG_DONE: u16 = 3;
+use netlink_packet_core::{Emitable as _, NetlinkBuffer, NetlinkHeader};
+pub use netlink_packet_core::{NLMSG_DONE, NLMSG_ERROR};
 
-/// `struct nlmsghdr`.
-const HEADER: usize = 16;
-
-/// `struct nlmsghdr` and what follows it.
+/// A header and what follows it.
 pub fn message((kind, flags, sequence): (u16, u16, u32), body: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(HEADER + body.len()).unwrap_or(u32::MAX);
-    let mut message = Vec::with_capacity(HEADER + body.len());
-    message.extend(length.to_ne_bytes());
-    message.extend(kind.to_ne_bytes());
-    message.extend(flags.to_ne_bytes());
-    message.extend(sequence.to_ne_bytes());
-    message.extend(0u32.to_ne_bytes());
+    let mut header = NetlinkHeader::default();
+    let start = header.buffer_len();
+    header.length = u32::try_from(start + body.len()).unwrap_or(u32::MAX);
+    header.message_type = kind;
+    header.flags = flags;
+    header.sequence_number = sequence;
+    let mut message = vec![0; start];
+    header.emit(&mut message);
     message.extend(body);
     message
 }
 
-/// Takes one piece of the answer to request `sequence` apart, and hands out the bodies of its messages. True when the answer ends
-/// in it; an error is what the kernel says, or what is wrong with the piece.
+/// Takes one piece of the answer to request `sequence` apart, and hands out the bodies of its messages. True when the
+/// answer ends in it; an error is what the kernel says, or what is wrong with the piece.
 pub fn read(piece: &[u8], sequence: u32, mut sink: impl FnMut(&[u8])) -> io::Result<bool> {
-    for message in Messages(piece) {
-        let (kind, of, body) = message?;
-        match kind {
-            _ if of != sequence => {}
-            NLMSG_DONE | NLMSG_ERROR => return errno(body).map(|()| true),
-            _ => sink(body),
+    let mut rest = piece;
+    while !rest.is_empty() {
+        let message = NetlinkBuffer::new_checked(rest).map_err(|_short| cut_off("message"))?;
+        let length = message.length() as usize;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        match message.message_type() {
+            _ if message.sequence_number() != sequence => {}
+            NLMSG_DONE | NLMSG_ERROR => return errno(message.payload()).map(|()| true),
+            _ => sink(message.payload()),
         }
     }
     Ok(false)
@@ -50,38 +49,17 @@ pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
-/// The messages of one piece: type, sequence number, body.
-struct Messages<'a>(&'a [u8]);
-
-impl<'a> Iterator for Messages<'a> {
-    type Item = io::Result<(u16, u32, &'a [u8])>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.0.is_empty() {
-            return None;
-        }
-        let take = || {
-            let length = usize::try_from(u32_at(self.0, 0)?).ok()?;
-            let body = self.0.get(HEADER..length)?;
-            let rest = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
-            Some(((u16_at(self.0, 4)?, u32_at(self.0, 8)?, body), rest))
-        };
-        let Some((message, rest)) = take() else {
-            self.0 = &[];
-            return Some(Err(io::Error::other("a netlink message is cut off")));
-        };
-        self.0 = rest;
-        Some(Ok(message))
-    }
-}
-
 /// The result in an error message, and in the end of a dump: a negated errno, or 0.
 fn errno(body: &[u8]) -> io::Result<()> {
     match u32_at(body, 0).map(u32::cast_signed) {
-        None => Err(io::Error::other("a netlink result is cut off")),
+        None => Err(cut_off("result")),
         Some(0..) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno.wrapping_neg())),
     }
+}
+
+fn cut_off(what: &str) -> io::Error {
+    io::Error::other(format!("a netlink {what} is cut off"))
 }
 
 #[cfg(test)]
