@@ -1,8 +1,8 @@
-//! What one agent owns on a machine, so that a second one is refused whatever way it comes to the same.
+//! What one agent owns on a machine. A second agent that would own some of it is refused.
 //!
-//! A claim is a map that nobody pins: it is there for as long as its process is, on any file system and on none, and no
-//! directory that is removed or mounted over takes it along. Only who may load programs can make one (the kernel wants
-//! `CAP_BPF` for an LPM trie), so no tenant can keep an agent from starting. Decision 21 has what else was looked at.
+//! A claim is a map that is not pinned: it lives as long as its process, and does not go with a directory that is
+//! removed or mounted over. The kernel wants `CAP_BPF` for an LPM trie, so no tenant can make a claim to keep an agent
+//! from starting. Decision 21 has the alternatives.
 
 use std::fs;
 use std::io;
@@ -22,7 +22,7 @@ const LPM_TRIE: u32 = 11;
 const BPF_F_NO_PREALLOC: u32 = 1;
 /// The one key: a prefix of no bits.
 const KEY: [u32; 2] = [0; 2];
-/// How long a claim may be there without saying of what.
+/// How long a claim may exist before it has its row.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A file, by device and inode number; zero where there is none.
@@ -47,7 +47,7 @@ impl File {
     }
 }
 
-/// What an agent owns. Each is its alone.
+/// What an agent owns: each of these has one agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Owned {
@@ -82,7 +82,7 @@ impl Owned {
         }
     }
 
-    /// What two claims have in common.
+    /// The first thing that two claims share.
     fn common(&self, other: &Self) -> Option<&'static str> {
         let things = [
             (self.cgroup, other.cgroup, "the cgroup"),
@@ -114,7 +114,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claims all of it, or says who has some of it.
+    /// Claims all of it, or fails with the process that has some of it.
     pub fn take(owned: Owned) -> Result<Self, DataplaneError> {
         let failed = DataplaneError::Claim;
         let info = MapInfo {
@@ -126,31 +126,31 @@ impl Claim {
             map_flags: BPF_F_NO_PREALLOC,
         };
         sys::raise_memlock();
-        let map = sys::map_create(NAME, &info, None).map_err(failed)?;
+        let map = sys::map_create(NAME, &info).map_err(failed)?;
         let mut row = Row {
             owned,
             pid: std::process::id(),
             is_settled: 0,
             pid_namespace: pid_namespace(),
         };
-        sys::map_update(map.as_fd(), &[KEY], &[row]).map_err(failed)?;
+        sys::map_update(map.as_fd(), &KEY, &row).map_err(failed)?;
         // Of two that start at once, each sees the other: the one with the lower number goes on.
         let id = sys::map_info(map.as_fd()).map_err(failed)?.id;
         refuse(&owned, |other, other_id| {
             other_id != id && (other.is_settled != 0 || other_id < id)
         })?;
         row.is_settled = 1;
-        sys::map_update(map.as_fd(), &[KEY], &[row]).map_err(failed)?;
+        sys::map_update(map.as_fd(), &KEY, &row).map_err(failed)?;
         Ok(Self { _map: map })
     }
 }
 
-/// Fails with whoever has claimed some of it, and counts.
+/// Fails if another claim shares something, and `counts` says that it stands; the error names the process.
 fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), DataplaneError> {
-    let found = sys::map_ids_named(NAME).map_err(DataplaneError::Claim)?;
+    let found = sys::maps_named(NAME).map_err(DataplaneError::Claim)?;
     for (id, map) in found {
         let row = match read(map.as_fd()) {
-            // Anybody may call a map so.
+            // Anybody may give a map this name.
             Err(error) if sys::is_passed_over(&error) => None,
             row => row.map_err(DataplaneError::Claim)?,
         };
@@ -167,7 +167,7 @@ fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), Datap
     Ok(())
 }
 
-/// What a claim says. One that says nothing is being made, and is not of an agent that runs.
+/// The row of a claim. A map without a row is one that is being made, and belongs to no running agent.
 fn read(map: BorrowedFd<'_>) -> io::Result<Option<Row>> {
     let info = sys::map_info(map)?;
     if info.map_type != LPM_TRIE || info.key_size as usize != size_of_val(&KEY) {
@@ -194,7 +194,7 @@ fn pid_namespace() -> File {
     File::of(Path::new("/proc/self/ns/pid"))
 }
 
-/// The process that made a claim, as it is called here.
+/// The process that made a claim, by its number in our pid namespace where it has one.
 fn name(row: &Row) -> String {
     if row.pid_namespace == pid_namespace() {
         row.pid.to_string()

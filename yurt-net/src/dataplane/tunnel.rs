@@ -1,7 +1,8 @@
-//! Listens on underlays to how peers send through vxlan tunnels. Nothing of it is pinned, and nothing is left of it when it is dropped.
+//! Listening on underlays to how peers send through vxlan tunnels.
 //!
-//! Packet sockets whose filter (`yurt_vtep_in`) counts what it sees in `yurt_vtep`, and passes nothing on: no packet is cloned or queued, and
-//! nobody is woken.
+//! A packet socket on each underlay has a filter, `yurt_vtep_in`, which counts in `yurt_vtep` what it sees and passes
+//! nothing on: no packet is cloned or queued, and no process is woken. Nothing is pinned; all of it ends when the
+//! listener is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -11,28 +12,29 @@ use yurt_ebpf::abi::{self, VtepKey, VtepSeen};
 
 use super::DataplaneError;
 use super::error::on_map;
-use super::load::{LoadedProgram, VTEP_MAP, load_vtep};
+use super::load::maps::VTEP_MAP;
+use super::load::{LoadedProgram, load_vtep};
 use super::sys::{self, possible_cpus};
 use crate::device::Mac;
 use crate::tunnel::peers::{Heard, Listened, Others};
 
-/// See the module.
+/// Sockets that listen to peers, one for each underlay.
 pub struct Listener {
     program: LoadedProgram,
     map: OwnedFd,
     /// Values of an entry.
     cpus: usize,
-    /// By the device that they listen at.
+    /// By the device that each listens at.
     sockets: BTreeMap<u32, OwnedFd>,
-    /// With what was seen when it was looked last.
+    /// With the counts of the last look.
     listened: BTreeMap<Listened, Vec<VtepSeen>>,
 }
 
 impl Listener {
-    /// For so many it can listen.
+    /// The most peers that it can listen for.
     pub const MOST: usize = abi::VTEP_PEERS as usize;
 
-    /// Loads the program; nobody is listened for yet.
+    /// Loads the program; no peer is listened for yet.
     pub fn open() -> Result<Self, DataplaneError> {
         sys::raise_memlock();
         let (map, program, _) = load_vtep()?;
@@ -45,9 +47,10 @@ impl Listener {
         })
     }
 
-    /// Listens for these, in the caller's network namespace, and for nobody else. Returns what failed of it: that is tried again next time.
+    /// Listens for these peers only, in the caller's network namespace, and for [`Self::MOST`] of them at most. Returns
+    /// what failed, which the next call tries again.
     ///
-    /// At most [`Self::MOST`], whatever is wanted. Counts begin anew for a peer that is known by another MAC than before.
+    /// Counts begin anew for a peer that is known by another MAC than before.
     pub fn listen(&mut self, wanted: &BTreeSet<Listened>) -> Vec<DataplaneError> {
         let wanted: BTreeSet<Listened> = wanted.iter().take(Self::MOST).copied().collect();
         let mut failures = Vec::new();
@@ -102,7 +105,7 @@ impl Listener {
         failures
     }
 
-    /// What was heard since the last time of each that is listened for.
+    /// What was heard of each peer since the last call.
     pub fn heard(&mut self) -> Result<Vec<(Listened, Heard)>, DataplaneError> {
         let mut heard = Vec::with_capacity(self.listened.len());
         for (row, before) in &mut self.listened {
@@ -118,7 +121,7 @@ impl Listener {
     }
 }
 
-/// What each CPU has seen, taken together.
+/// The difference between two looks, over all CPUs.
 fn between(before: &[VtepSeen], now: &[VtepSeen]) -> Heard {
     let mut heard = Heard {
         is_known: false,

@@ -1,8 +1,7 @@
-//! Pins that are made again when they go. The agent holds what is pinned, so nothing is lost with a pin but its name.
+//! Pins that are made again when they are removed. The agent holds what is pinned, so only the name is lost with a pin.
 //!
-//! That is noticed by the drift timer, within half a minute, and nothing is gained by noticing it earlier: until then programs stay
-//! attached and maps in use. Only an agent that is killed in that half minute takes them along, and a watch of the directory would
-//! not see another file system mounted over it.
+//! The drift timer notices it within half a minute. Until then programs stay attached and maps in use; only an agent that
+//! is killed in that half minute loses them. A watch of the directory would not see another file system mounted over it.
 
 use std::fs;
 use std::io;
@@ -38,7 +37,7 @@ impl KeptPins {
         })
     }
 
-    /// Pins that are not there, or are of something else; and those of which that cannot be said.
+    /// Paths where nothing or another object is pinned, and errors where that cannot be told.
     pub(in crate::dataplane) fn missing(
         &self,
     ) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {
@@ -46,7 +45,7 @@ impl KeptPins {
         pins.filter_map(|(name, object)| missing(object.as_fd(), self.dir.join(name)))
     }
 
-    /// Makes those again. What cannot be made keeps no other from being made.
+    /// Makes the missing pins again, each whether or not another one failed.
     pub(in crate::dataplane) fn keep(&self) -> Vec<Result<&'static str, DataplaneError>> {
         let keep = |(name, object): &(&'static str, OwnedFd)| {
             let kept = keep_pin(object.as_fd(), &self.dir.join(name));
@@ -56,7 +55,7 @@ impl KeptPins {
     }
 }
 
-/// The pin, if it is not there or is of something else; an error where that cannot be said.
+/// The path, if nothing or another object is pinned there; an error where that cannot be told.
 pub(in crate::dataplane) fn missing(
     object: BorrowedFd<'_>,
     path: PathBuf,
@@ -68,7 +67,7 @@ pub(in crate::dataplane) fn missing(
     }
 }
 
-/// Whether just this object is pinned there. That it cannot be looked at, as by who has no more descriptors, says nothing of it.
+/// Whether this very object is pinned there. An error where that cannot be told, as by a process without descriptors.
 fn is_pinned(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError> {
     let pinned = match sys::object_get(path) {
         Ok(pinned) => pinned,
@@ -79,7 +78,7 @@ fn is_pinned(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError
     Ok(id(pinned.as_fd())? == id(object)?)
 }
 
-/// There is nothing at a path, or what is there is no object (a file is refused as if it was somebody else's).
+/// Whether an error says that no object is pinned at a path. A plain file is refused with `EACCES`.
 fn is_absence(error: &io::Error) -> bool {
     let absence = [
         libc::ENOENT,
@@ -93,7 +92,7 @@ fn is_absence(error: &io::Error) -> bool {
         .is_some_and(|code| absence.contains(&code))
 }
 
-/// Sees to it that an object is pinned, with the directory and the one above it; true where it was not.
+/// Pins an object where it is not pinned, in a directory that is made with the one above it. True if it was not pinned.
 pub(in crate::dataplane) fn keep_pin(
     object: BorrowedFd<'_>,
     path: &Path,

@@ -1,4 +1,4 @@
-//! A directory of pins: the maps and programs on devices of one feature, which plugins and agents share, and which outlive them.
+//! The pins of one feature on devices: maps and programs that plugins and agents share, and that outlive both.
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
@@ -15,7 +15,7 @@ use crate::dataplane::error::{at, on_program};
 use crate::dataplane::load::{LoadedProgram, has_object};
 use crate::dataplane::sys::{self, MapInfo};
 
-/// To load takes tens of milliseconds, and a slow board may have a hundred Pods to start.
+/// A load takes tens of milliseconds, and a slow board may have a hundred Pods to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -27,14 +27,14 @@ pub(in crate::dataplane) struct PinDir {
     _lock: File,
 }
 
-/// Where it is.
+/// The path of a feature's directory.
 pub(in crate::dataplane) fn directory(bpffs: &Path, feature: &str, abi: u32) -> PathBuf {
     bpffs.join("yurt-net").join(format!("{feature}-v{abi}"))
 }
 
 impl PinDir {
-    /// Makes it, and waits for whoever else loads into it: plugins come by the dozen when a node starts. One that does not come to
-    /// an end is named.
+    /// Makes the directory, and waits while another process loads into it: when a node starts, plugins run by the dozen.
+    /// The error names a process that takes too long.
     pub(in crate::dataplane) fn lock(
         bpffs: &Path,
         feature: &str,
@@ -62,7 +62,7 @@ impl PinDir {
             .all(|(name, info)| is_pinned_as(&self.dir.join(name), info))
     }
 
-    /// Makes room for maps: what is in the place of one and is something else cannot be kept.
+    /// Removes pins that have the name of a map and are of another kind or size.
     pub(in crate::dataplane) fn clear(
         &self,
         maps: &[(&'static str, MapInfo)],
@@ -89,7 +89,7 @@ impl PinDir {
     }
 }
 
-/// Makes pins again that are gone, and returns which those were. Under the lock: a plugin may be loading into the directory.
+/// Makes missing pins again, and returns their names. Under the lock, as a plugin may be loading into the directory.
 pub(in crate::dataplane) fn keep_all(
     bpffs: &Path,
     feature: &str,
@@ -103,7 +103,7 @@ pub(in crate::dataplane) fn keep_all(
     pins.keep().into_iter().collect()
 }
 
-/// Locks a directory, which it makes anew if somebody removes it meanwhile: a lock counts where it is found at its path.
+/// Locks a directory, and makes it anew if somebody removes it meanwhile: only the lock of what is at the path counts.
 fn lock(
     patience: Duration,
     dir: &Path,

@@ -1,10 +1,11 @@
-//! Strays: programs of ours, on a cgroup or on devices, that decide by maps nobody keeps.
+//! Strays: programs of ours, on a cgroup or on devices, that read maps which no agent keeps.
 //!
-//! An agent that is started with another `--bpffs`, or after another bpf file system was mounted over its pins, finds no pin of what was
-//! there before. The programs live on by pins that nobody sees, run first, and go by a table that is never written again. So they are
-//! asked for where they are attached, and known by their names. A cgroup and a network namespace have one agent, by its claim: what
-//! is not kept by the agent that asks is nobody's. A program on a device that reads a map that is kept is no stray, whoever has
-//! attached it: a plugin may be doing that just now.
+//! An agent that is started with another `--bpffs`, or after another bpf file system was mounted over its pins, does not
+//! find what an earlier agent pinned. Those programs live on by pins that nobody sees. They run first, and read a table
+//! that is never written again. So the kernel is asked what is attached to the cgroup and to each device, and strays are
+//! known by their names. A cgroup and a network namespace have one agent (`claim`), so a program that the asking agent
+//! does not keep belongs to no agent. One exception: a program on a device that reads a map which is kept is no stray,
+//! because a plugin may be attaching it just now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -19,10 +20,10 @@ use tracing::warn;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::error::{on_device, on_program};
 use crate::dataplane::load::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
-use crate::dataplane::sys;
-use crate::dataplane::sys::tc::{Device, Filter, Filters, Hook, devices, tcx_links};
+use crate::dataplane::sys::tc::{Device, Filter, Filters, devices};
+use crate::dataplane::sys::{self, Hook, tcx_links};
 
-/// One of them.
+/// A program that no agent keeps, and where it is attached.
 #[derive(Debug)]
 pub struct Stray {
     program: &'static str,
@@ -72,12 +73,12 @@ impl Stray {
     }
 }
 
-/// What a look has found, and where nobody could look.
+/// What a search has found, and what it could not search.
 #[derive(Debug, Default)]
 pub struct Strays {
-    /// Them.
+    /// The strays.
     pub found: Vec<Stray>,
-    /// What failed; nothing else is held up by it.
+    /// What failed; the rest was searched all the same.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -91,14 +92,12 @@ impl Strays {
         };
         let links = ids(entries(&root.join("links")));
         let mut strays = Self::on_cgroup(cgroup, |_, link| links.contains(&link));
-        let directories = entries(&root);
-        for program in [GUARD].into_iter().chain(TRANSLATE) {
-            let maps = directories
-                .iter()
-                .map(|directory| directory.join(program.2));
-            let maps = ids(maps.collect());
-            strays.add(Self::on_devices(&[program], &maps));
-        }
+        let programs = [GUARD, TRANSLATE[0], TRANSLATE[1]];
+        let maps = entries(&root).into_iter().flat_map(|directory| {
+            let maps = programs.iter().map(|(_, _, map)| directory.join(map));
+            maps.collect::<Vec<_>>()
+        });
+        strays.add(Self::on_devices(&programs, &ids(maps.collect())));
         strays
     }
 
@@ -115,7 +114,7 @@ impl Strays {
         self.failures.extend(other.failures);
     }
 
-    /// Programs of ours on a cgroup, but for links of which `is_kept` says so by program and number.
+    /// Programs of ours on a cgroup, without the links that `is_kept` names by program and number.
     pub(in crate::dataplane) fn on_cgroup(
         cgroup: &Path,
         is_kept: impl Fn(&str, u32) -> bool,
@@ -149,23 +148,24 @@ impl Strays {
         strays
     }
 
-    /// Some programs of ours on the devices of this network namespace, but for those that read one of these maps.
+    /// Programs of ours on the devices of this network namespace that read none of the maps in `kept`.
     pub(in crate::dataplane) fn on_devices(
         programs: &[DeviceProgram],
         kept: &BTreeSet<u32>,
     ) -> Self {
         let mut strays = Self::default();
-        for (program, hook, _) in programs {
-            let look = Filters::open().and_then(|filters| Ok((filters, devices()?)));
-            let (mut filters, devices) = match look {
-                Ok(look) => look,
-                Err(error) => {
-                    let failed = on_program("list the devices that may have", program);
-                    strays.failures.push(failed(error));
-                    continue;
-                }
-            };
-            for device in devices {
+        let look = Filters::open().and_then(|filters| Ok((filters, devices()?)));
+        let (mut filters, devices) = match (look, programs) {
+            (Ok(look), _) => look,
+            (Err(_), []) => return strays,
+            (Err(error), [(program, ..), ..]) => {
+                let failed = on_program("list the devices that may have", program);
+                strays.failures.push(failed(error));
+                return strays;
+            }
+        };
+        for device in devices {
+            for (program, hook, _) in programs {
                 let found = on_one_device(&mut filters, program, *hook, &device, kept);
                 match found.or_else(unless_gone) {
                     Ok(found) => strays.found.extend(found),
@@ -179,19 +179,19 @@ impl Strays {
         strays
     }
 
-    /// The devices that they are on.
+    /// The devices that have strays.
     pub fn devices(&self) -> BTreeSet<u32> {
         self.found.iter().filter_map(Stray::ifindex).collect()
     }
 
-    /// Leaves those on some devices where they are: what there is serves better than nothing.
+    /// Leaves the strays on some devices attached: an old program serves better than none.
     pub fn spare(mut self, is_spared: impl Fn(u32) -> bool) -> Self {
         self.found
             .retain(|stray| !stray.ifindex().is_some_and(&is_spared));
         self
     }
 
-    /// Takes them off; what failed, of the look as well.
+    /// Detaches all. Returns what failed, in the search as well.
     pub fn take_off(self) -> Vec<DataplaneError> {
         let Self {
             found,
@@ -201,19 +201,19 @@ impl Strays {
         failures
     }
 
-    /// The same for an agent, which tells of it.
+    /// The same for an agent, which logs it.
     pub fn mend(self) -> Vec<DataplaneError> {
         if !self.found.is_empty() {
             warn!(
                 programs = shown(&self.found),
-                "programs of an earlier agent, pinned in another bpf file system, go by a table that nobody keeps: taken off"
+                "programs of an earlier agent, pinned in another bpf file system, read a table that no agent keeps: detached"
             );
         }
         self.take_off()
     }
 }
 
-/// Those in the first few places, and in how many more places there are some.
+/// For people: the strays of the first few places, and the number of the other places.
 pub fn shown(strays: &[Stray]) -> String {
     const SHOWN: usize = 4;
     let mut places: BTreeMap<String, Vec<&str>> = BTreeMap::new();
@@ -243,7 +243,7 @@ fn on_one_device(
 ) -> io::Result<Vec<Stray>> {
     let mut places = Vec::new();
     for (program_id, link_id) in tcx_links(hook, device.ifindex)? {
-        // One that goes or is being made in this moment is nobody's yet, or no more.
+        // A link that goes or is being made in this moment cannot be opened, and is no stray.
         if is_stray(program_id, program, kept)
             && let Ok(link) = sys::link_by_id(link_id)
         {
@@ -259,11 +259,11 @@ fn on_one_device(
     Ok(places.map(|place| Stray { program, place }).collect())
 }
 
-/// Whether a program has this name of ours, and reads none of these maps. One that is gone is none.
+/// Whether a program has this name, and reads none of these maps. A program that is gone is no stray.
 fn is_stray(id: u32, name: &str, kept: &BTreeSet<u32>) -> bool {
     let is_stray = || -> io::Result<bool> {
         let program = sys::program_by_id(id)?;
-        let is_ours = sys::program_info(program.as_fd())?.name == sys::name_of(name);
+        let is_ours = sys::program_name(program.as_fd())? == sys::name_of(name);
         let maps = sys::program_maps(program.as_fd())?;
         Ok(is_ours && !maps.iter().any(|map| kept.contains(map)))
     };
@@ -275,7 +275,7 @@ pub(in crate::dataplane) fn id(object: BorrowedFd<'_>) -> Option<u32> {
     sys::object_id(object).ok().map(|[_, id]| id)
 }
 
-/// What is in a directory; nothing where it is not there.
+/// The paths in a directory; none where there is no such directory.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.flatten().map(|entry| entry.path()).collect()

@@ -1,11 +1,11 @@
-//! Programs on devices, of which there is one of each name for each hook, and which stay when the agent goes.
+//! Programs on devices. A hook of a device has one of each name, and it stays when the agent ends.
 //!
-//! On Linux 6.6 and later by links (tcx), before by filters of the clsact qdisc (`cls_bpf`, direct action). Either way the
-//! program is before those of others where it can be, and a device takes it along when it goes. The pins below `tc/` say
-//! where ours are: `7-yurt_guard_in` is a link to device 7; `7-yurt_guard_in-clsact` stands for a filter, and pins its
-//! program. What others have attached is never touched, nor is the qdisc that they may use removed.
+//! On Linux 6.6 and later programs are attached by links (tcx), before that by filters of the clsact qdisc (`cls_bpf`,
+//! direct action). Either way ours run before those of others where that is possible, and go with the device. The pins
+//! below `tc/` say where ours are: `7-yurt_guard_in` is a link to device 7; `7-yurt_guard_in-clsact` stands for a
+//! filter, and pins its program. What others have attached stays, and so does the qdisc, which they may use.
 //!
-//! Devices of Pods come and go at any time: that one is gone is a result here, and no error.
+//! Devices of Pods come and go at any time, so a device that is gone is a result here and no error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,9 +18,9 @@ use super::bpffs::{create_dir, remove_dir};
 use super::kept::keep_pin;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::error::{at, on_device};
-use crate::dataplane::sys;
-pub use crate::dataplane::sys::tc::Hook;
-use crate::dataplane::sys::tc::{Filters, has_tcx, tcx_create, tcx_program};
+pub use crate::dataplane::sys::Hook;
+use crate::dataplane::sys::tc::Filters;
+use crate::dataplane::sys::{self, has_tcx, tcx_create, tcx_program};
 
 const CLSACT: &str = "-clsact";
 const TRIES: usize = 20;
@@ -35,9 +35,9 @@ pub struct TcProgram<'a> {
     pub id: u32,
     /// Which packets it sees.
     pub hook: Hook,
-    /// It.
+    /// Its descriptor.
     pub fd: BorrowedFd<'a>,
-    /// The one of ours on that hook that sees them first, where it is on the device already.
+    /// The program of ours that runs before it on that hook, if it is on the device already.
     pub after: Option<&'static str>,
 }
 
@@ -51,7 +51,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// The better one of those that this kernel has.
+    /// Links where this kernel has them.
     pub fn of_this_kernel(program: &TcProgram<'_>) -> Self {
         if has_tcx(program.fd) {
             Self::Tcx
@@ -108,7 +108,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 impl Tc {
-    /// With pins in `root`, which is there; `tc` below it is made.
+    /// With pins in `root/tc`, which is made in an existing `root`.
     pub fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
         let pins = directory(root);
         create_dir(&pins)?;

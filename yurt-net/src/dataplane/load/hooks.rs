@@ -1,6 +1,6 @@
 //! Which programs there are, and where each belongs.
 
-use crate::dataplane::sys::tc::Hook;
+use crate::dataplane::sys::Hook;
 
 /// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
 pub(in crate::dataplane) const ON_CGROUP: [(&str, u32); 8] = [

@@ -139,3 +139,27 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
         ),
     ]
 }
+
+/// The map of the program that listens to peers' tunnels, as the object has it.
+pub(in crate::dataplane) const VTEP_MAP: &str = "yurt_vtep";
+
+/// The maps of all features, with any number of entries.
+pub(super) fn all_maps() -> impl Iterator<Item = (&'static str, MapInfo)> {
+    const ANY: Capacity = Capacity {
+        frontends4: 1,
+        frontends6: 1,
+        services: 1,
+        slots4: 1,
+        slots6: 1,
+    };
+    let state = StateCapacity {
+        peers: 1,
+        affinity: 1,
+    };
+    let vtep = info::<abi::VtepKey, abi::VtepSeen>(BPF_MAP_TYPE_PERCPU_HASH, abi::VTEP_PEERS, 0);
+    (table_maps(&ANY).into_iter())
+        .chain(state_maps(state))
+        .chain(guard_maps())
+        .chain(translate_maps())
+        .chain([(VTEP_MAP, vtep)])
+}

@@ -5,14 +5,18 @@ pub(super) mod maps;
 mod object;
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use self::hooks::ON_CGROUP;
-use self::maps::{StateCapacity, guard_maps, state_maps, table_maps, translate_maps};
+use self::maps::{
+    StateCapacity, VTEP_MAP, all_maps, guard_maps, state_maps, table_maps, translate_maps,
+};
+pub(super) use self::object::LoadedProgram;
+pub use self::object::ProgramSize;
 use self::object::{MapPlan, Object};
-use crate::dataplane::DataplaneError;
-use crate::dataplane::sys::{self, MapInfo};
+use super::DataplaneError;
+use super::sys::{self, MapInfo};
 use crate::plan::Capacity;
 
 /// The programs, or nothing in a debug build without the BPF tools. Compressed: they are read a few times, and every page of a file that
@@ -41,33 +45,6 @@ const TRANSLATE: [&str; 2] = [hooks::TRANSLATE[0].0, hooks::TRANSLATE[1].0];
 
 /// Listens to peers' tunnels; a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
-
-/// Its map.
-pub(in crate::dataplane) const VTEP_MAP: &str = "yurt_vtep";
-/// The programs that are not of a cgroup.
-const OTHERS: [&str; 4] = [GUARD, TRANSLATE[0], TRANSLATE[1], VTEP];
-
-/// What the compiler may call instead of writing it out.
-const COMPILER_CALLS: [&str; 2] = ["memset", "memcpy"];
-
-/// A program as the kernel has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ProgramSize {
-    /// Name.
-    pub name: &'static str,
-    /// Instructions that the verifier looked at; 0 below kernel 5.16.
-    pub verified: u32,
-    /// Size after translation, bytes.
-    pub translated: u32,
-}
-
-pub(in crate::dataplane) struct LoadedProgram {
-    pub(in crate::dataplane) name: &'static str,
-    pub(in crate::dataplane) attach_type: u32,
-    pub(in crate::dataplane) fd: OwnedFd,
-    pub(in crate::dataplane) id: u32,
-}
-
 /// What this kernel makes of the programs.
 #[derive(Debug)]
 pub struct Trial {
@@ -121,7 +98,7 @@ pub(in crate::dataplane) struct Pins {
 
 type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
 
-/// Loads the programs with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
+/// Loads the programs on sockets with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
 /// about 6.1. The last value says which.
 pub(in crate::dataplane) fn load_either(
     capacity: &Capacity,
@@ -145,57 +122,35 @@ fn load(
     pins: Option<&Pins>,
     has_set_retval: bool,
 ) -> Result<Loaded, DataplaneError> {
-    let mut plans = BTreeMap::new();
-    for (name, info) in table_maps(capacity) {
-        let pin = pins.map(|pins| pins.table.join(name));
-        let max_entries = info.max_entries;
-        plans.insert(name, MapPlan { max_entries, pin });
-    }
-    for (name, info) in state_maps(state) {
-        let pin = pins.map(|pins| pins.state.join(name));
-        let max_entries = info.max_entries;
-        plans.insert(name, MapPlan { max_entries, pin });
-    }
+    let table = pins.map(|pins| pins.table.as_path());
+    let kept = pins.map(|pins| pins.state.as_path());
+    let mut plans = plans_for(table, table_maps(capacity));
+    plans.extend(pinned_in(kept, state_maps(state)));
     let switches = [
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
         ("PEER_MASK", state.peers - 1),
     ];
-    let is_of_a_cgroup = |name: &str| !OTHERS.contains(&name);
-    let object = Object::new(&object()?, is_of_a_cgroup, &switches, &plans)?;
-    let mut programs = Vec::with_capacity(ON_CGROUP.len());
-    let mut sizes = Vec::with_capacity(ON_CGROUP.len());
-    for (name, attach_type) in ON_CGROUP {
-        let program_type = sys::PROG_TYPE_CGROUP_SOCK_ADDR;
-        let (program, size) = load_program(&object, name, program_type, attach_type)?;
-        programs.push(program);
-        sizes.push(size);
-    }
-    Ok((programs, sizes))
+    let mut object = Object::new(&object()?, &switches, &plans)?;
+    let programs = ON_CGROUP.map(|(name, attach_type)| object.load(name, attach_type));
+    let programs = programs.into_iter().collect::<Result<Vec<_>, _>>()?;
+    Ok(programs.into_iter().unzip())
 }
 
 /// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.
 pub(in crate::dataplane) fn load_guard(
     pins: Option<&Path>,
 ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
-    let mut plans = pinned_in(pins, &guard_maps());
-    // The program's own.
-    let claims = MapPlan {
-        max_entries: 1,
-        pin: None,
-    };
-    plans.insert("yurt_claims", claims);
-    let object = with_only(&[GUARD], &plans)?;
-    load_program(&object, GUARD, sys::PROG_TYPE_SCHED_CLS, 0)
+    Object::new(&object()?, &[], &plans_for(pins, guard_maps()))?.load(GUARD, 0)
 }
 
 /// Loads translation likewise: to the Pod, and from it.
 pub(in crate::dataplane) fn load_translate(
     pins: Option<&Path>,
 ) -> Result<[(LoadedProgram, ProgramSize); 2], DataplaneError> {
-    let object = with_only(&TRANSLATE, &pinned_in(pins, &translate_maps()))?;
-    let load = |name| load_program(&object, name, sys::PROG_TYPE_SCHED_CLS, 0);
+    let plans = plans_for(pins, translate_maps());
+    let mut object = Object::new(&object()?, &[], &plans)?;
     let [to_pod, from_pod] = TRANSLATE;
-    Ok([load(to_pod)?, load(from_pod)?])
+    Ok([object.load(to_pod, 0)?, object.load(from_pod, 0)?])
 }
 
 /// Loads the program that listens, and makes its map, which is nobody else's.
@@ -205,57 +160,34 @@ pub(in crate::dataplane) fn load_vtep()
         max_entries: 0,
         pin: None,
     };
-    let mut object = with_only(&[VTEP], &BTreeMap::from([(VTEP_MAP, as_it_says)]))?;
-    let (program, size) = load_program(&object, VTEP, sys::PROG_TYPE_SOCKET_FILTER, 0)?;
-    let map = object.take_map(VTEP_MAP);
-    Ok((
-        map.ok_or(DataplaneError::Missing { name: VTEP_MAP })?,
-        program,
-        size,
-    ))
+    let mut plans = plans_for(None, []);
+    plans.insert(VTEP_MAP, as_it_says);
+    let mut object = Object::new(&object()?, &[], &plans)?;
+    let (program, size) = object.load(VTEP, 0)?;
+    Ok((object.take_per_cpu_hash(VTEP_MAP)?, program, size))
 }
 
-fn pinned_in<'a>(pins: Option<&Path>, maps: &[(&'a str, MapInfo)]) -> BTreeMap<&'a str, MapPlan> {
-    let plans = maps.iter().map(|&(name, MapInfo { max_entries, .. })| {
-        let pin = pins.map(|pins| pins.join(name));
+/// These maps as they should be, pinned in a directory, and all others of the object as small as they can be: the loader
+/// makes every map, and those that no program uses go with it.
+fn plans_for(
+    pins: Option<&Path>,
+    maps: impl IntoIterator<Item = (&'static str, MapInfo)>,
+) -> BTreeMap<&'static str, MapPlan> {
+    let smallest = all_maps().map(|(name, info)| {
+        let max_entries = info.max_entries.min(1);
+        let pin = None;
         (name, MapPlan { max_entries, pin })
     });
-    plans.collect()
+    smallest.chain(pinned_in(pins, maps)).collect()
 }
 
-/// The object with these programs only. Each is one function, apart from what the compiler calls.
-fn with_only(programs: &[&str], plans: &BTreeMap<&str, MapPlan>) -> Result<Object, DataplaneError> {
-    let is_wanted = |name: &str| programs.contains(&name) || COMPILER_CALLS.contains(&name);
-    Object::new(&object()?, is_wanted, &[], plans)
-}
-
-fn load_program(
-    object: &Object,
-    name: &'static str,
-    program_type: u32,
-    attach_type: u32,
-) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
-    let loaded = object.load(name, program_type, attach_type);
-    let fd = loaded.ok_or(DataplaneError::Missing { name })?;
-    let fd = fd.map_err(|source| DataplaneError::Program {
-        program: name,
-        source: Box::new(source),
-    })?;
-    let info = sys::program_info(fd.as_fd()).map_err(|source| DataplaneError::Link {
-        operation: "inspect",
-        program: name,
-        source,
-    })?;
-    let size = ProgramSize {
-        name,
-        verified: info.verified,
-        translated: info.translated,
-    };
-    let program = LoadedProgram {
-        name,
-        attach_type,
-        fd,
-        id: info.id,
-    };
-    Ok((program, size))
+fn pinned_in(
+    pins: Option<&Path>,
+    maps: impl IntoIterator<Item = (&'static str, MapInfo)>,
+) -> impl Iterator<Item = (&'static str, MapPlan)> {
+    maps.into_iter().map(move |(name, info)| {
+        let max_entries = info.max_entries;
+        let pin = pins.map(|pins| pins.join(name));
+        (name, MapPlan { max_entries, pin })
+    })
 }

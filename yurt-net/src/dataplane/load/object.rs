@@ -1,17 +1,16 @@
-//! The embedded object on its way into the kernel: maps first, then programs that point to them.
+//! The embedded object on its way into the kernel: maps first, then the programs that point to them. aya does it.
 //!
-//! aya parses and relocates it. Its loader would also read every type of the kernel first, which no program of ours
-//! uses: 5 MB of file, and as much again in memory.
+//! What it costs, and what aya does not do, is in decision 24.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::PathBuf;
 
-use aya_obj::{EbpfSectionKind, Map};
+use aya::maps::Map;
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
 
-use crate::dataplane::sys::{self, MapInfo, MapTypes, ProgramCode, Records, Rejected};
 use crate::dataplane::{DataplaneError, LoadError};
 
 /// How a map is made where the object says otherwise.
@@ -22,156 +21,152 @@ pub(super) struct MapPlan {
     pub(super) pin: Option<PathBuf>,
 }
 
-/// An object whose maps exist. They live as long as their pins, a program that uses them, or this.
-pub(super) struct Object {
-    parsed: aya_obj::Object,
-    btf: Option<OwnedFd>,
-    maps: BTreeMap<String, OwnedFd>,
+/// A program as the kernel has it. It lives as long as this, a pin or a link.
+pub(in crate::dataplane) struct LoadedProgram {
+    pub(in crate::dataplane) name: &'static str,
+    /// Of programs on cgroups; 0 for those that are not bound to one.
+    pub(in crate::dataplane) attach_type: u32,
+    pub(in crate::dataplane) fd: OwnedFd,
+    pub(in crate::dataplane) id: u32,
 }
 
-fn failed(error: impl Into<LoadError>) -> DataplaneError {
-    DataplaneError::Load(error.into())
+/// What the verifier made of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramSize {
+    /// Name.
+    pub name: &'static str,
+    /// Instructions that the verifier looked at; 0 below kernel 5.16.
+    pub verified: u32,
+    /// Size after translation, bytes.
+    pub translated: u32,
 }
+
+/// An object whose maps exist. They live as long as their pins, a program that uses them, or this.
+pub(super) struct Object(Ebpf);
 
 impl Object {
-    /// Opens or makes the maps of `plans`, for the functions that are wanted; nothing else of the object is loaded.
-    /// `switches` are values of statics, set before the programs can see them.
+    /// Opens or makes the maps; no program is loaded yet. `switches` are values of statics, set before the programs can
+    /// see them.
     pub(super) fn new(
         bytes: &[u8],
-        is_wanted: impl Fn(&str) -> bool,
-        switches: &[(&str, u32)],
-        plans: &BTreeMap<&str, MapPlan>,
+        switches: &[(&'static str, u32)],
+        plans: &BTreeMap<&'static str, MapPlan>,
     ) -> Result<Self, DataplaneError> {
-        let mut parsed = aya_obj::Object::parse(bytes).map_err(failed)?;
-        parsed.programs.retain(|name, _| is_wanted(name));
-        parsed
-            .functions
-            .retain(|_, function| is_wanted(&function.name));
-        let values: Vec<_> = switches
-            .iter()
-            .map(|(name, value)| (*name, value.to_ne_bytes()))
-            .collect();
-        let values = values
-            .iter()
-            .map(|(name, value)| (*name, (&value[..], true)));
-        parsed.patch_map_data(values.collect()).map_err(failed)?;
-        let features = aya::features();
-        let types = match features.btf() {
-            Some(features) => parsed.fixup_and_sanitize_btf(features).map_err(failed)?,
-            None => None,
-        };
-        let btf = types.map(|types| sys::btf_load(&types.to_bytes()));
-        let btf = btf.transpose().map_err(failed)?;
-        let mut maps = Vec::new();
-        for (name, map) in parsed.maps.drain() {
-            let plan = plans.get(name.as_str());
-            // Statics are maps without a plan; their names begin with a dot.
-            if plan.is_none() && !name.starts_with('.') {
-                continue;
-            }
-            let fd = open_or_make(&name, &map, plan, btf.as_ref()).map_err(|source| {
-                failed(io::Error::new(
-                    source.kind(),
-                    format!("map {name}: {source}"),
-                ))
-            })?;
-            maps.push((name, fd, map));
+        let mut loader = EbpfLoader::new();
+        // No program of ours looks into structures of the kernel.
+        loader.btf(None);
+        for (name, value) in switches {
+            loader.override_global(name, value, true);
         }
-        let sections = parsed.functions.keys().map(|(index, _)| *index).collect();
-        let references = maps
-            .iter()
-            .map(|(name, fd, map)| (name.as_str(), fd.as_raw_fd(), map));
-        parsed
-            .relocate_maps(references, &sections)
-            .map_err(failed)?;
-        parsed.relocate_calls(&sections).map_err(failed)?;
-        parsed.sanitize_functions(features);
-        Ok(Self {
-            parsed,
-            btf,
-            maps: maps.into_iter().map(|(name, fd, _)| (name, fd)).collect(),
+        for (name, plan) in plans {
+            if plan.max_entries > 0 {
+                loader.map_max_entries(name, plan.max_entries);
+            }
+            if let Some(pin) = &plan.pin {
+                loader.map_pin_path(name, pin.as_path());
+            }
+        }
+        let loaded = loader.load(bytes).map_err(|error| match error {
+            // Its own words would be there twice.
+            EbpfError::MapError(error) => LoadError::from(error),
+            error => LoadError::from(error),
+        });
+        loaded.map(Self).map_err(DataplaneError::Load)
+    }
+
+    /// Takes one of the hashes by CPU out, to be kept.
+    pub(super) fn take_per_cpu_hash(
+        &mut self,
+        name: &'static str,
+    ) -> Result<OwnedFd, DataplaneError> {
+        let Some(Map::PerCpuHashMap(map)) = self.0.take_map(name) else {
+            return Err(DataplaneError::Missing { name });
+        };
+        let map = map.fd().as_fd().try_clone_to_owned();
+        map.map_err(|source| DataplaneError::Map {
+            operation: "open",
+            map: name,
+            source,
         })
     }
 
-    /// Takes one of the maps out, to be kept; `None` when it is not among them.
-    pub(super) fn take_map(&mut self, name: &str) -> Option<OwnedFd> {
-        self.maps.remove(name)
-    }
-
-    /// Loads a program; `None` when the object has none of that name.
+    /// Loads a program.
     pub(super) fn load(
-        &self,
-        name: &str,
-        program_type: u32,
+        &mut self,
+        name: &'static str,
         attach_type: u32,
-    ) -> Option<Result<OwnedFd, Rejected>> {
-        let program = self.parsed.programs.get(name)?;
-        let function = self.parsed.functions.get(&program.function_key())?;
-        let license: &CStr = &program.license;
-        Some(sys::program_load(&ProgramCode {
+    ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+        let program = self.0.program_mut(name);
+        let program = program.ok_or(DataplaneError::Missing { name })?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::SocketFilter(program) => program.load(),
+            _ => return Err(DataplaneError::Missing { name }),
+        };
+        let failed = |error| DataplaneError::Program {
+            program: name,
+            source: shortened(error),
+        };
+        loaded.map_err(failed)?;
+        let info = program.info().map_err(failed)?;
+        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+        let program = LoadedProgram {
             name,
-            instructions: &function.instructions,
-            license,
-            program_type,
             attach_type,
-            btf: self.btf.as_ref().map(|btf| btf.as_fd()),
-            functions: Records {
-                bytes: &function.func_info.func_info_bytes(),
-                size: function.func_info_rec_size,
-            },
-            lines: Records {
-                bytes: &function.line_info.line_info_bytes(),
-                size: function.line_info_rec_size,
-            },
-        }))
+            fd: fd.map_err(|error| failed(error.into()))?,
+            id: info.id(),
+        };
+        let size = ProgramSize {
+            name,
+            verified: info.verified_instruction_count().unwrap_or_default(),
+            translated: info.size_translated().unwrap_or_default(),
+        };
+        Ok((program, size))
     }
 }
 
-fn open_or_make(
-    name: &str,
-    map: &Map,
-    plan: Option<&MapPlan>,
-    btf: Option<&OwnedFd>,
-) -> io::Result<OwnedFd> {
-    let pin = plan.and_then(|plan| plan.pin.as_ref());
-    if let Some(pin) = pin
-        && let Ok(pinned) = sys::object_get(pin)
-    {
-        return Ok(pinned);
-    }
-    let wanted = plan.map_or(0, |plan| plan.max_entries);
-    let info = MapInfo {
-        map_type: map.map_type(),
-        id: 0,
-        key_size: map.key_size(),
-        value_size: map.value_size(),
-        max_entries: if wanted > 0 {
-            wanted
-        } else {
-            map.max_entries()
-        },
-        map_flags: map.map_flags(),
-    };
-    let types = match (map, btf) {
-        (Map::Btf(map), Some(btf)) => Some(MapTypes {
-            btf: btf.as_fd(),
-            key: map.def.btf_key_type_id,
-            value: map.def.btf_value_type_id,
+/// Why a program was not loaded.
+#[derive(Debug, thiserror::Error)]
+#[error("{source}; the verifier's last words:\n{words}")]
+struct Rejected {
+    source: io::Error,
+    words: String,
+}
+
+/// The verifier says all that it did, and what it did not like at the end.
+fn shortened(error: ProgramError) -> LoadError {
+    match error {
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } => Box::new(Rejected {
+            source: io_error,
+            words: last_words(&verifier_log.to_string()),
         }),
-        _ => None,
-    };
-    let fd = sys::map_create(name, &info, types)?;
-    if !map.data().is_empty() {
-        // Statics are the one entry of an array, whose value may be larger than they are.
-        let mut value = map.data().to_vec();
-        value.resize(info.value_size as usize, 0);
-        sys::map_write_bytes(fd.as_fd(), 0, &value)?;
+        error => Box::new(error),
     }
-    if map.section_kind() == EbpfSectionKind::Rodata {
-        sys::map_freeze(fd.as_fd())?;
+}
+
+/// The last lines of a log.
+fn last_words(log: &str) -> String {
+    const LINES: usize = 24;
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LINES)..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_words_are_the_end_of_the_log() {
+        let lines: Vec<String> = (0..100).map(|line| format!("line {line}")).collect();
+        let words = last_words(&lines.join("\n"));
+        assert!(
+            words.starts_with("line 76\n") && words.ends_with("line 99"),
+            "{words}"
+        );
+        assert_eq!(last_words(""), "");
     }
-    if let Some(pin) = pin {
-        sys::object_pin(fd.as_fd(), pin)?;
-    }
-    Ok(fd)
 }

@@ -93,9 +93,9 @@ impl Guard {
         if pins.has_maps(&guard_maps())
             && let Ok(program) = sys::object_get(&pins.dir.join(PROGRAM))
         {
-            let info = sys::program_info(program.as_fd());
-            let info = info.map_err(on_program("inspect", PROGRAM))?;
-            return finish(&pins, program, info.id, method);
+            let id = sys::object_id(program.as_fd());
+            let [_, id] = id.map_err(on_program("inspect", PROGRAM))?;
+            return finish(&pins, program, id, method);
         }
         let program = load(&pins)?;
         finish(&pins, program.fd, program.id, method)
@@ -215,7 +215,7 @@ impl Guard {
         match op {
             GuardOp::PutRow(ifindex, row) => {
                 self.clear_plain(*ifindex, false);
-                sys::map_update(self.rows.as_fd(), &[*ifindex], &[encode_row(row)])
+                sys::map_update(self.rows.as_fd(), ifindex, &encode_row(row))
                     .map_err(on_map("write", "yurt_guard"))?;
                 let plain = encode_plain(*ifindex, row);
                 if plain.ifindex != 0 {
@@ -224,7 +224,7 @@ impl Guard {
             }
             GuardOp::PutOwner(identity, owner) => {
                 let (key, owner) = (encode_identity(*identity), encode_owner(*owner));
-                sys::map_update(self.owners.as_fd(), &[key], &[owner])
+                sys::map_update(self.owners.as_fd(), &key, &owner)
                     .map_err(on_map("write", "yurt_owner"))?;
             }
             GuardOp::Attach(ifindex) => {

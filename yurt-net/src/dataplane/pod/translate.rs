@@ -207,7 +207,7 @@ impl Translate {
             TranslateOp::PutRoute(address, device) => routes.put(*address, *device)?,
             TranslateOp::DeleteRoute(address, device) => routes.delete(*address, *device)?,
             TranslateOp::PutRow(ifindex, row) => {
-                sys::map_update(self.rows.as_fd(), &[*ifindex], &[encode(row)])
+                sys::map_update(self.rows.as_fd(), ifindex, &encode(row))
                     .map_err(on_map("write", "yurt_xlate"))?;
             }
             TranslateOp::DeleteRow(ifindex) => {

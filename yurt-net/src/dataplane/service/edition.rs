@@ -21,7 +21,7 @@ pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
         if pin.exists() {
             fs::remove_file(&pin).map_err(at("remove", &pin))?;
         }
-        let map = sys::map_create(NAME, &wanted, None).map_err(on_map("make", NAME))?;
+        let map = sys::map_create(NAME, &wanted).map_err(on_map("make", NAME))?;
         sys::object_pin(map.as_fd(), &pin).map_err(at("pin", &pin))?;
     }
     open_map(dir, NAME)

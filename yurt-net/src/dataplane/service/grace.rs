@@ -10,9 +10,8 @@ use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 
 use crate::dataplane::sys::{self, MapInfo};
 
-/// `BPF_MAP_TYPE_ARRAY`, `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+/// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
-const ARRAY_OF_MAPS: u32 = 12;
 
 /// A map that no program has; updating it waits for those that run.
 #[derive(Debug)]
@@ -31,17 +30,13 @@ impl GracePeriod {
             max_entries: 1,
             ..MapInfo::default()
         };
-        let inner = sys::map_create("yurt_grace_in", &inner_info, None)?;
-        let info = MapInfo {
-            map_type: ARRAY_OF_MAPS,
-            ..inner_info
-        };
-        let map = sys::map_of_maps_create("yurt_grace", &info, inner.as_fd())?;
+        let inner = sys::map_create("yurt_grace_in", &inner_info)?;
+        let map = sys::array_of_maps_create("yurt_grace", inner.as_fd())?;
         Ok(Self { map, inner })
     }
 
     /// Returns once every program that runs now has ended: 10 to 50 ms.
     pub fn wait(&self) -> io::Result<()> {
-        sys::map_update(self.map.as_fd(), &[0u32], &[self.inner.as_raw_fd()])
+        sys::map_update(self.map.as_fd(), &0u32, &self.inner.as_raw_fd())
     }
 }

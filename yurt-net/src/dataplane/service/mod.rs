@@ -220,7 +220,7 @@ impl BpfDataplane {
 
     /// Writes which edition the table maps hold: to be called before they do, so that they are never newer than they say.
     pub fn set_edition(&self, edition: Edition) -> Result<(), DataplaneError> {
-        let written = sys::map_update(self.edition.as_fd(), &[0u32], &[edition]);
+        let written = sys::map_update(self.edition.as_fd(), &0u32, &edition);
         written.map_err(on_map("write", edition::NAME))
     }
 
@@ -288,7 +288,7 @@ impl BpfDataplane {
                 addr6: addresses.v6.map(|addr| addr.octets()).unwrap_or_default(),
             };
             if present.get(cookie) != Some(&row) {
-                let written = sys::map_update(map, &[*cookie], &[row]).map_err(failed("write"));
+                let written = sys::map_update(map, cookie, &row).map_err(failed("write"));
                 if written.is_err() && present.contains_key(cookie) {
                     // Unknown is better than what it was.
                     let _ = sys::map_delete(map, cookie);

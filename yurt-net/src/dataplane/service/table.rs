@@ -180,9 +180,9 @@ impl MapWriter for Mapped<'_> {
 
     fn put(&mut self, key: RawKey, value: u64) -> Result<(), DataplaneError> {
         match key {
-            RawKey::V4(key) => sys::map_update(self.table.fe4.as_fd(), &[key], &[value])
+            RawKey::V4(key) => sys::map_update(self.table.fe4.as_fd(), &key, &value)
                 .map_err(on_map("write", "yurt_fe4")),
-            RawKey::V6(key) => sys::map_update(self.table.fe6.as_fd(), &[key], &[value])
+            RawKey::V6(key) => sys::map_update(self.table.fe6.as_fd(), &key, &value)
                 .map_err(on_map("write", "yurt_fe6")),
         }
     }
@@ -237,9 +237,9 @@ impl Mapped<'_> {
                 }
             }
         }
-        sys::map_update(self.table.fe4.as_fd(), &keys4, &values4)
+        sys::map_update_all(self.table.fe4.as_fd(), &keys4, &values4)
             .map_err(on_map("write", "yurt_fe4"))?;
-        sys::map_update(self.table.fe6.as_fd(), &keys6, &values6)
+        sys::map_update_all(self.table.fe6.as_fd(), &keys6, &values6)
             .map_err(on_map("write", "yurt_fe6"))
     }
 }

@@ -1,6 +1,17 @@
-//! The `bpf(2)` calls that the agent makes. aya's are for programs that live with the process; ours outlive it.
+//! The `bpf(2)` calls that aya 0.14 does not make, or not as they are needed here. There are no others in the agent.
 //!
-//! Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
+//! | call | why not by aya | what would end it |
+//! |---|---|---|
+//! | links of cgroups | no descriptor, no swap, and off where a pin fails | aya-rs/aya#1687, not in 0.14 |
+//! | links of devices | by name, which another device may have by now | not asked for; #548 did it for XDP |
+//! | `PROG_QUERY` | names programs, not their links | not asked for |
+//! | what a link is on | `LinkInfo` has no cgroup, device or attach type | not asked for |
+//! | a program by number | only by a walk through all | not asked for |
+//! | pins | three types of object; two calls serve all | nothing |
+//! | entries | no batches; a type for each kind of map | aya-rs/aya#1124 |
+//! | an array of maps | only as part of an object | not asked for |
+//!
+//! Decision 24 has more. Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
 //! the rest counts as zero.
 
 use std::ffi::CString;
@@ -9,29 +20,39 @@ use std::os::fd::{AsFd as _, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
-const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_MAP_GET_NEXT_ID: libc::c_long = 12;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
-const BPF_MAP_GET_FD_BY_ID: libc::c_long = 14;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
-pub(super) const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
-pub(super) const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
 const BPF_LINK_GET_NEXT_ID: libc::c_long = 31;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+/// `BPF_MAP_TYPE_ARRAY_OF_MAPS`.
+const MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 /// `BPF_LINK_TYPE_CGROUP`.
 pub(in crate::dataplane) const LINK_TYPE_CGROUP: u32 = 3;
+/// `BPF_TCX_INGRESS`.
+const TCX_INGRESS: u32 = 46;
+/// `BPF_TCX_EGRESS`.
+const TCX_EGRESS: u32 = 47;
+/// `BPF_LINK_TYPE_TCX`.
+const LINK_TYPE_TCX: u32 = 11;
+/// `BPF_F_BEFORE`; without another program to be before of, it means all.
+const BEFORE: u32 = 1 << 3;
+/// `BPF_F_AFTER`, of a link (`BPF_F_LINK`).
+const AFTER_LINK: u32 = 1 << 4 | 1 << 13;
 
-pub(super) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
+fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: every caller passes the structure of its command, and the pointers in it outlive the call.
     let result = unsafe {
         libc::syscall(
@@ -52,11 +73,11 @@ pub(super) fn raw(fd: BorrowedFd<'_>) -> u32 {
     fd.as_raw_fd().cast_unsigned()
 }
 
-pub(super) fn address<T: ?Sized>(value: &T) -> u64 {
+fn address<T: ?Sized>(value: &T) -> u64 {
     std::ptr::from_ref(value).cast::<u8>().addr() as u64
 }
 
-pub(super) fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
+fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -85,16 +106,12 @@ pub(in crate::dataplane) fn object_get(path: &Path) -> io::Result<OwnedFd> {
 /// Pins an object.
 pub(in crate::dataplane) fn object_pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)?;
-    let pathname = address(path.as_c_str());
-    bpf(
-        BPF_OBJ_PIN,
-        &mut ObjectAttr {
-            pathname,
-            fd: raw(fd),
-            flags: 0,
-        },
-    )
-    .map(drop)
+    let mut attr = ObjectAttr {
+        pathname: address(path.as_c_str()),
+        fd: raw(fd),
+        flags: 0,
+    };
+    bpf(BPF_OBJ_PIN, &mut attr).map(drop)
 }
 
 #[repr(C)]
@@ -104,12 +121,12 @@ struct InfoAttr {
     info: u64,
 }
 
-pub(super) fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
+fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
     info_of(fd, T::default())
 }
 
 /// Hands over where lists are to be written to.
-pub(super) fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
+fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let info = std::ptr::from_mut(&mut value).addr() as u64;
     bpf(
@@ -145,41 +162,32 @@ pub(in crate::dataplane) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]
     info(fd)
 }
 
-/// As far as the name.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-struct NamedMapInfo {
-    info: MapInfo,
-    name: [u8; 16],
-}
-
-/// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a security module or of
-/// whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
-pub(in crate::dataplane) fn map_ids_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
-    let mut found = Vec::new();
-    for_each(BPF_MAP_GET_NEXT_ID, BPF_MAP_GET_FD_BY_ID, |id, map| {
-        let described: NamedMapInfo = info(map.as_fd())?;
-        if described.name.split(|byte| *byte == 0).next() == Some(name.as_bytes()) {
-            found.push((id, map));
-        }
-        Ok(())
-    })?;
-    Ok(found)
-}
-
-/// All links of the kernel that have a program on a cgroup. Left out as above. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
+/// All links of the kernel that have a program on a cgroup. One that may not be looked at is left out, as it is none of
+/// ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
 pub(in crate::dataplane) fn links_on_cgroup(
     cgroup_id: u64,
 ) -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
     let mut found = Vec::new();
-    for_each(BPF_LINK_GET_NEXT_ID, BPF_LINK_GET_FD_BY_ID, |_, link| {
-        let described = link_info(link.as_fd())?;
-        if described.link_type == LINK_TYPE_CGROUP && described.cgroup_id == cgroup_id {
-            found.push((described, link));
+    let mut last = 0;
+    loop {
+        // The number to start behind, and the one that follows.
+        let mut attr = [last, 0, 0];
+        match bpf(BPF_LINK_GET_NEXT_ID, &mut attr) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
+            result => drop(result?),
         }
-        Ok(())
-    })?;
-    Ok(found)
+        [_, last, _] = attr;
+        let described = link_by_id(last).and_then(|link| Ok((link_info(link.as_fd())?, link)));
+        match described {
+            Err(error) if is_passed_over(&error) => {}
+            Err(error) => return Err(error),
+            Ok((info, link)) => {
+                if info.link_type == LINK_TYPE_CGROUP && info.cgroup_id == cgroup_id {
+                    found.push((info, link));
+                }
+            }
+        }
+    }
 }
 
 /// Opens a program by its number.
@@ -190,31 +198,6 @@ pub(in crate::dataplane) fn program_by_id(id: u32) -> io::Result<OwnedFd> {
 /// Opens a link by its number.
 pub(in crate::dataplane) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
-}
-
-/// Walks through all objects of a kind; those of which one may hear nothing are passed over.
-fn for_each(
-    get_next_id: libc::c_long,
-    get_fd_by_id: libc::c_long,
-    mut look: impl FnMut(u32, OwnedFd) -> io::Result<()>,
-) -> io::Result<()> {
-    /// The number to start behind or to open, and the one that follows.
-    type IdAttr = [u32; 3];
-    let mut last = 0;
-    loop {
-        let mut attr: IdAttr = [last, 0, 0];
-        match bpf(get_next_id, &mut attr) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-            result => drop(result?),
-        }
-        let [_, next, _] = attr;
-        last = next;
-        let opened = bpf(get_fd_by_id, &mut [next, 0, 0]).and_then(owned);
-        match opened.and_then(|object| look(next, object)) {
-            Err(error) if is_passed_over(&error) => {}
-            looked => looked?,
-        }
-    }
 }
 
 /// Whether one object's error says nothing of others: it went meanwhile, is a link that is being made, or is not for us to see.
@@ -244,12 +227,17 @@ pub(in crate::dataplane) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo
     info(fd)
 }
 
+/// The attributes of `BPF_LINK_CREATE` up to the last one that tcx has; those from `relative_fd` on are 0 elsewhere.
 #[repr(C)]
-pub(super) struct LinkCreateAttr {
-    pub(super) prog_fd: u32,
-    pub(super) target_fd: u32,
-    pub(super) attach_type: u32,
-    pub(super) flags: u32,
+#[derive(Default)]
+struct LinkCreateAttr {
+    prog_fd: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    pad: u32,
+    expected_revision: u64,
 }
 
 /// Attaches a program to a cgroup; detached when the last reference to the link, its pin, goes.
@@ -258,16 +246,13 @@ pub(in crate::dataplane) fn link_create(
     cgroup: BorrowedFd<'_>,
     attach_type: u32,
 ) -> io::Result<OwnedFd> {
-    let (prog_fd, target_fd) = (raw(program), raw(cgroup));
-    owned(bpf(
-        BPF_LINK_CREATE,
-        &mut LinkCreateAttr {
-            prog_fd,
-            target_fd,
-            attach_type,
-            flags: 0,
-        },
-    )?)
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target: raw(cgroup),
+        attach_type,
+        ..LinkCreateAttr::default()
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
 }
 
 #[repr(C)]
@@ -284,16 +269,13 @@ pub(in crate::dataplane) fn link_update(
     program: BorrowedFd<'_>,
 ) -> io::Result<()> {
     let (link_fd, new_prog_fd) = (raw(link), raw(program));
-    bpf(
-        BPF_LINK_UPDATE,
-        &mut LinkUpdateAttr {
-            link_fd,
-            new_prog_fd,
-            flags: 0,
-            old_prog_fd: 0,
-        },
-    )
-    .map(drop)
+    let mut attr = LinkUpdateAttr {
+        link_fd,
+        new_prog_fd,
+        flags: 0,
+        old_prog_fd: 0,
+    };
+    bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
 /// Takes a link's program off, whoever else holds the link.
@@ -323,6 +305,7 @@ impl ElementAttr {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct BatchAttr {
     in_batch: u64,
     out_batch: u64,
@@ -334,56 +317,32 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// Writes an entry of an array, whatever its type; `value` has the size of the map's values.
-pub(in crate::dataplane) fn map_write_bytes(
+/// Adds or overwrites an entry. The types must be those that the map was made with.
+pub(in crate::dataplane) fn map_update<K, V>(
     map: BorrowedFd<'_>,
-    index: u32,
-    value: &[u8],
+    key: &K,
+    value: &V,
 ) -> io::Result<()> {
-    bpf(
-        BPF_MAP_UPDATE_ELEM,
-        &mut ElementAttr {
-            value: address(value),
-            ..ElementAttr::new(map, &index)
-        },
-    )
-    .map(drop)
+    map_update_per_cpu(map, key, std::slice::from_ref(value))
 }
 
-/// Adds or overwrites entries; `keys` and `values` are of the same length. In one call where the kernel can (5.6).
-///
-/// The types must be those that the map was made with.
-pub(in crate::dataplane) fn map_update<K, V>(
+/// The same with many, `keys` and `values` of the same length, in one call.
+pub(in crate::dataplane) fn map_update_all<K, V>(
     map: BorrowedFd<'_>,
     keys: &[K],
     values: &[V],
 ) -> io::Result<()> {
-    if keys.len() > 1 {
-        let mut attr = BatchAttr {
-            in_batch: 0,
-            out_batch: 0,
-            keys: address(keys),
-            values: address(values),
-            count: u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?,
-            map_fd: raw(map),
-            elem_flags: 0,
-            flags: 0,
-        };
-        match bpf(BPF_MAP_UPDATE_BATCH, &mut attr) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
-            result => return result.map(drop),
-        }
+    if keys.is_empty() {
+        return Ok(());
     }
-    for (key, value) in keys.iter().zip(values) {
-        bpf(
-            BPF_MAP_UPDATE_ELEM,
-            &mut ElementAttr {
-                value: address(value),
-                ..ElementAttr::new(map, key)
-            },
-        )?;
-    }
-    Ok(())
+    let mut attr = BatchAttr {
+        keys: address(keys),
+        values: address(values),
+        count: u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?,
+        map_fd: raw(map),
+        ..BatchAttr::default()
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
 /// Adds or overwrites an entry of a per-CPU map; `values` has one for each possible CPU, and `V` is a multiple of 8 bytes.
@@ -433,16 +392,6 @@ pub(in crate::dataplane) fn map_lookup<K, V: Copy>(
 pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
-    match map_entries_in_batches(map) {
-        // Not in kernels before 5.6.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => map_entries_one_by_one(map),
-        result => result,
-    }
-}
-
-fn map_entries_in_batches<K: Copy + Default, V: Copy + Default>(
-    map: BorrowedFd<'_>,
-) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
     let mut room = 256;
     // A hash numbers its buckets.
@@ -457,8 +406,7 @@ fn map_entries_in_batches<K: Copy + Default, V: Copy + Default>(
             values: values.as_mut_ptr().addr() as u64,
             count: u32::try_from(room).map_err(io::Error::other)?,
             map_fd: raw(map),
-            elem_flags: 0,
-            flags: 0,
+            ..BatchAttr::default()
         };
         let is_last = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) {
             Ok(_) => false,
@@ -478,26 +426,187 @@ fn map_entries_in_batches<K: Copy + Default, V: Copy + Default>(
     }
 }
 
-fn map_entries_one_by_one<K: Copy + Default, V: Copy + Default>(
-    map: BorrowedFd<'_>,
-) -> io::Result<Vec<(K, V)>> {
-    let mut entries = Vec::new();
-    let mut previous: Option<K> = None;
-    // A key that is deleted under the walk makes the kernel start over: bounded, duplicates are harmless.
-    for _ in 0..u32::from(u16::MAX) * 64 {
-        let mut key = K::default();
-        let mut attr = ElementAttr::new(map, &key);
-        attr.key = previous.as_ref().map_or(0, address);
-        attr.value = std::ptr::from_mut(&mut key).addr() as u64;
-        match bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
-            result => result?,
-        };
-        let mut value = [V::default()];
-        if map_lookup(map, &key, &mut value)? {
-            entries.push((key, value[0]));
-        }
-        previous = Some(key);
+/// `BPF_OBJ_NAME_LEN` bytes, the last one a NUL.
+pub(in crate::dataplane) fn name_of(name: &str) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    for (to, from) in bytes.iter_mut().take(15).zip(name.bytes()) {
+        *to = from;
     }
-    Ok(entries)
+    bytes
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapAttr {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+    inner_map_fd: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// Makes an array of maps that are like `inner`.
+pub(in crate::dataplane) fn array_of_maps_create(
+    name: &str,
+    inner: BorrowedFd<'_>,
+) -> io::Result<OwnedFd> {
+    let mut attr = MapAttr {
+        map_type: MAP_TYPE_ARRAY_OF_MAPS,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        inner_map_fd: raw(inner),
+        name: name_of(name),
+        ..MapAttr::default()
+    };
+    owned(bpf(BPF_MAP_CREATE, &mut attr)?)
+}
+
+/// The part of `struct bpf_prog_info` up to the name.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawProgramInfo {
+    prog_type: u32,
+    id: u32,
+    tag: [u8; 8],
+    jited_len: u32,
+    xlated_len: u32,
+    jited_to_load_time: [u64; 3],
+    created_by_uid: u32,
+    nr_map_ids: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// The numbers of the maps that a program reads or writes.
+pub(in crate::dataplane) fn program_maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    /// `MAX_USED_MAPS` of the verifier.
+    const MOST: u32 = 64;
+    let mut ids = vec![0u32; MOST as usize];
+    let asked = RawProgramInfo {
+        nr_map_ids: MOST,
+        map_ids: ids.as_mut_ptr().addr() as u64,
+        ..RawProgramInfo::default()
+    };
+    let found = info_of(program, asked)?.nr_map_ids;
+    ids.truncate(found as usize);
+    Ok(ids)
+}
+
+/// The name of a program, which ends in zeros.
+pub(in crate::dataplane) fn program_name(program: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
+    info(program).map(|info: RawProgramInfo| info.name)
+}
+
+/// Which packets of a device a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// Those that come in.
+    Ingress,
+    /// Those that go out.
+    Egress,
+}
+
+impl Hook {
+    const fn tcx(self) -> u32 {
+        match self {
+            Self::Ingress => TCX_INGRESS,
+            Self::Egress => TCX_EGRESS,
+        }
+    }
+}
+
+/// Whether this kernel has tcx.
+pub(in crate::dataplane) fn has_tcx(program: BorrowedFd<'_>) -> bool {
+    // There is no device 0, which a kernel finds out that knows what is asked of it.
+    let result = tcx_create(program, Hook::Ingress, 0, None);
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
+}
+
+/// Attaches a program to a device, before all others there but the one of `first`, which it comes right after.
+/// `ENODEV`: there is no such device.
+pub(in crate::dataplane) fn tcx_create(
+    program: BorrowedFd<'_>,
+    hook: Hook,
+    ifindex: u32,
+    first: Option<BorrowedFd<'_>>,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreateAttr {
+        prog_fd: raw(program),
+        target: ifindex,
+        attach_type: hook.tcx(),
+        flags: first.map_or(BEFORE, |_| AFTER_LINK),
+        relative_fd: first.map_or(0, raw),
+        ..LinkCreateAttr::default()
+    };
+    owned(bpf(BPF_LINK_CREATE, &mut attr)?)
+}
+
+/// The head of `struct bpf_link_info`, for a tcx link.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+struct RawTcxInfo {
+    link_type: u32,
+    id: u32,
+    prog_id: u32,
+    pad: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+/// The program of a link; `None` when the link is not on this hook of this device: it is another's, detached, or the device
+/// is gone.
+pub(in crate::dataplane) fn tcx_program(
+    link: BorrowedFd<'_>,
+    hook: Hook,
+    ifindex: u32,
+) -> io::Result<Option<u32>> {
+    let info: RawTcxInfo = info(link)?;
+    let is_there = info.link_type == LINK_TYPE_TCX
+        && info.attach_type == hook.tcx()
+        && info.ifindex == ifindex;
+    Ok(is_there.then_some(info.prog_id))
+}
+
+/// The attributes of `BPF_PROG_QUERY`, as they are asked of devices.
+#[repr(C)]
+#[derive(Default)]
+struct TcxQueryAttr {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    prog_ids: u64,
+    count: u32,
+    pad: u32,
+    prog_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// Program and link of everything that was attached to a device by a link. `ENODEV`: there is no such device.
+pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
+    /// `BPF_MPROG_MAX`: more are on no hook.
+    const MOST: u32 = 64;
+    let (mut programs, mut links) = ([0u32; MOST as usize], [0u32; MOST as usize]);
+    let mut attr = TcxQueryAttr {
+        ifindex,
+        attach_type: hook.tcx(),
+        prog_ids: programs.as_mut_ptr().addr() as u64,
+        count: MOST,
+        link_ids: links.as_mut_ptr().addr() as u64,
+        ..TcxQueryAttr::default()
+    };
+    match bpf(BPF_PROG_QUERY, &mut attr) {
+        // Before Linux 6.6 nobody knows such a hook.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
+        result => drop(result?),
+    }
+    let found = programs.into_iter().zip(links).take(attr.count as usize);
+    // Without a link a program has the number 0.
+    Ok(found.filter(|(_, link)| *link != 0).collect())
 }

@@ -1,6 +1,5 @@
 //! What this process may have, and how many CPUs the machine may have.
 
-use std::fs;
 use std::path::Path;
 
 use crate::dataplane::DataplaneError;
@@ -31,14 +30,8 @@ pub(in crate::dataplane) fn raise_memlock() {
     unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const unlimited) };
 }
 
-/// Number of CPUs that a per-CPU map has values for: `0-3` in sysfs.
+/// Number of CPUs that a per-CPU map has values for.
 pub(in crate::dataplane) fn possible_cpus() -> Result<usize, DataplaneError> {
-    let path = Path::new("/sys/devices/system/cpu/possible");
-    let text = fs::read_to_string(path).map_err(at("read", path))?;
-    let last = text
-        .trim()
-        .rsplit([',', '-'])
-        .next()
-        .and_then(|last| last.parse::<usize>().ok());
-    Ok(last.map_or(1, |last| last + 1))
+    let cpus = aya::util::nr_cpus();
+    cpus.map_err(|(path, source)| at("read", Path::new(path))(source))
 }

@@ -3,40 +3,13 @@
 //! Structures follow Linux `include/uapi/linux/{bpf,rtnetlink,pkt_sched,pkt_cls}.h`.
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
-use super::bpf::{BPF_LINK_CREATE, BPF_PROG_QUERY, LinkCreateAttr, bpf, info, owned, raw};
+use super::bpf::{Hook, raw};
 use super::netlink::Connection;
 use crate::dataplane::netlink::{u16_at, u32_at};
 
-/// `BPF_TCX_INGRESS`.
-const TCX_INGRESS: u32 = 46;
-/// `BPF_TCX_EGRESS`.
-const TCX_EGRESS: u32 = 47;
-/// `BPF_LINK_TYPE_TCX`.
-const LINK_TYPE_TCX: u32 = 11;
-/// `BPF_F_BEFORE`; without another program to be before of, it means all.
-const BEFORE: u32 = 1 << 3;
-/// `BPF_F_AFTER`, of a link (`BPF_F_LINK`).
-const AFTER_LINK: u32 = 1 << 4 | 1 << 13;
-
-/// Which packets of a device a program sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Hook {
-    /// Those that come in.
-    Ingress,
-    /// Those that go out.
-    Egress,
-}
-
 impl Hook {
-    const fn tcx(self) -> u32 {
-        match self {
-            Self::Ingress => TCX_INGRESS,
-            Self::Egress => TCX_EGRESS,
-        }
-    }
-
     /// `TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)`, or egress.
     const fn parent(self) -> u32 {
         match self {
@@ -44,116 +17,6 @@ impl Hook {
             Self::Egress => 0xffff_fff3,
         }
     }
-}
-
-/// Whether this kernel has tcx.
-pub(in crate::dataplane) fn has_tcx(program: BorrowedFd<'_>) -> bool {
-    // There is no device 0, which a kernel finds out that knows what is asked of it.
-    let result = tcx_create(program, Hook::Ingress, 0, None);
-    result.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
-}
-
-/// The attributes of `BPF_LINK_CREATE` up to the last one that tcx has.
-#[repr(C)]
-struct TcxCreateAttr {
-    link: LinkCreateAttr,
-    relative_fd: u32,
-    pad: u32,
-    expected_revision: u64,
-}
-
-/// Attaches a program to a device, before all others there but the one of `first`, which it comes right after. `ENODEV`: there is no such
-/// device.
-pub(in crate::dataplane) fn tcx_create(
-    program: BorrowedFd<'_>,
-    hook: Hook,
-    ifindex: u32,
-    first: Option<BorrowedFd<'_>>,
-) -> io::Result<OwnedFd> {
-    owned(bpf(
-        BPF_LINK_CREATE,
-        &mut TcxCreateAttr {
-            link: LinkCreateAttr {
-                prog_fd: raw(program),
-                target_fd: ifindex,
-                attach_type: hook.tcx(),
-                flags: first.map_or(BEFORE, |_| AFTER_LINK),
-            },
-            relative_fd: first.map_or(0, raw),
-            pad: 0,
-            expected_revision: 0,
-        },
-    )?)
-}
-
-/// The head of `struct bpf_link_info`, for a tcx link.
-#[derive(Clone, Copy, Default)]
-#[repr(C)]
-struct RawTcxInfo {
-    link_type: u32,
-    id: u32,
-    prog_id: u32,
-    pad: u32,
-    ifindex: u32,
-    attach_type: u32,
-}
-
-/// The program of a link; `None` when the link is not on this hook of this device: it is another's, detached, or the device
-/// is gone.
-pub(in crate::dataplane) fn tcx_program(
-    link: BorrowedFd<'_>,
-    hook: Hook,
-    ifindex: u32,
-) -> io::Result<Option<u32>> {
-    let info: RawTcxInfo = info(link)?;
-    let is_there = info.link_type == LINK_TYPE_TCX
-        && info.attach_type == hook.tcx()
-        && info.ifindex == ifindex;
-    Ok(is_there.then_some(info.prog_id))
-}
-
-/// The attributes of `BPF_PROG_QUERY`, as they are asked of devices.
-#[repr(C)]
-struct TcxQueryAttr {
-    ifindex: u32,
-    attach_type: u32,
-    query_flags: u32,
-    attach_flags: u32,
-    prog_ids: u64,
-    count: u32,
-    pad: u32,
-    prog_attach_flags: u64,
-    link_ids: u64,
-    link_attach_flags: u64,
-    revision: u64,
-}
-
-/// Program and link of everything that was attached to a device by a link. `ENODEV`: there is no such device.
-pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
-    /// `BPF_MPROG_MAX`: more are on no hook.
-    const MOST: u32 = 64;
-    let (mut programs, mut links) = ([0u32; MOST as usize], [0u32; MOST as usize]);
-    let mut attr = TcxQueryAttr {
-        ifindex,
-        attach_type: hook.tcx(),
-        query_flags: 0,
-        attach_flags: 0,
-        prog_ids: programs.as_mut_ptr().addr() as u64,
-        count: MOST,
-        pad: 0,
-        prog_attach_flags: 0,
-        link_ids: links.as_mut_ptr().addr() as u64,
-        link_attach_flags: 0,
-        revision: 0,
-    };
-    match bpf(BPF_PROG_QUERY, &mut attr) {
-        // Before Linux 6.6 nobody knows such a hook.
-        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
-        result => drop(result?),
-    }
-    let found = programs.into_iter().zip(links).take(attr.count as usize);
-    // Without a link a program has the number 0.
-    Ok(found.filter(|(_, link)| *link != 0).collect())
 }
 
 /// A device.
