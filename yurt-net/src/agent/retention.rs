@@ -17,7 +17,7 @@ use tracing::{info, warn};
 use super::cni::CniKeeper;
 use super::complaints::Complaints;
 use super::guarding::Guarding;
-use super::translating::{Translating, kept_for};
+use super::translating::Translating;
 use crate::config::AgentConfig;
 use crate::dataplane::pod::guard::{Guard, Spoofs};
 use crate::device::{Complaint, Link};
@@ -28,10 +28,11 @@ use crate::ledger::rules::{Draft, PodList, release};
 use crate::ledger::store::{LedgerDirs, Lock, Store};
 use crate::ledger::watch::{LedgerWatch, Reading, WatchError};
 use crate::ledger::{Entry, Key, State, is_same};
-use crate::model::{NamespacedName, Snapshot};
+use crate::model::Snapshot;
 use crate::node::{LinkWatch, NodeError};
 use crate::observe::status::{self, GuardedPodStatus};
-use crate::pods::guard::{Extra, ExtraPolicy, GuardedPod, Policy, Reserved, compile};
+use crate::pods::guard::{ExtraPolicy, Policy, Reserved, compile};
+use crate::pods::members::Members;
 use crate::pods::settings::{GuardSettings, Settings as _};
 use crate::pods::translate;
 use crate::pods::truth::Truth;
@@ -39,8 +40,6 @@ use crate::policy::protected::Protected;
 use crate::policy::{NodeView, PolicyConfig};
 use crate::source::preferred::Sources;
 
-/// What an annotation of a Pod names that it may use beside its own: addresses, prefixes and MACs.
-const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
 /// Plugins are at the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -283,8 +282,9 @@ impl Retention {
             // Without a list of devices there is none that could be translated: what is, stays.
             if let Some(devices) = &self.devices {
                 let local = view.local_addresses.as_ref();
-                self.translating
-                    .update(&self.reading, sources.snapshot(), devices, local);
+                let members = self.members(sources.snapshot());
+                let (candidates, owners) = (members.candidates(), members.owners());
+                self.translating.update(candidates, owners, devices, local);
             }
             self.release(sources);
         }
@@ -296,12 +296,20 @@ impl Retention {
         devices.any(|device| device.is_uplink && device.has_carrier)
     }
 
+    fn members<'a>(&'a self, snapshot: Option<&'a Snapshot>) -> Members<'a> {
+        Members {
+            ledger: &self.reading.ledger,
+            now: self.reading.now,
+            snapshot,
+            translation: self.translating.policy(),
+        }
+    }
+
     fn guard_pods(&mut self, snapshot: Option<&Snapshot>, config: &PolicyConfig, view: &NodeView) {
         let (Some(settings), Some(devices)) = (&self.settings, &self.devices) else {
             return;
         };
-        let policy = self.translating.policy();
-        let (pods, mut complaints) = guarded_pods(&self.reading, snapshot, policy);
+        let (pods, mut complaints) = self.members(snapshot).guarded();
         let nothing = (Snapshot::default(), BTreeSet::new());
         let snapshot = snapshot.unwrap_or(&nothing.0);
         let local = view.local_addresses.as_ref().unwrap_or(&nothing.1);
@@ -495,49 +503,4 @@ fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
     counts
         .map(|(reason, count)| ((*reason).to_owned(), *count))
         .collect()
-}
-
-/// Whose addresses are whose: those of Pods that are here, and those that are kept.
-fn guarded_pods(
-    reading: &Reading,
-    snapshot: Option<&Snapshot>,
-    translation: &translate::Policy,
-) -> (Vec<GuardedPod>, Vec<Complaint>) {
-    let mut complaints = Vec::new();
-    let entries = reading.ledger.entries().iter();
-    let owners = entries.filter(|(_, entry)| match entry.state {
-        // Of one that is just being made, or that no yurt-cni sees, nobody knows where it uses them.
-        State::Active => entry.host.is_some(),
-        State::Retained => true,
-        State::Released => false,
-    });
-    let pods = owners.map(|(key, entry)| {
-        let name = NamespacedName::new(&*key.namespace, &*key.name);
-        let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
-        let extra = pod.and_then(|pod| pod.annotations.get(EXTRA));
-        let extra = extra.map(|text| text.parse::<Extra>()).transpose();
-        let extra = extra.unwrap_or_else(|error| {
-            complaints.push(Complaint {
-                pod: format!("{}/{}", key.namespace, key.name),
-                interface: key.interface.clone(),
-                reason: format!("annotation {EXTRA}: {error}; none of it is used"),
-            });
-            None
-        });
-        GuardedPod {
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-            interface: key.interface.clone(),
-            mac: entry.mac.map(|mac| mac.0),
-            addresses: entry
-                .addresses
-                .iter()
-                .copied()
-                .chain(kept_for(entry, translation))
-                .collect(),
-            host: entry.host,
-            extra: extra.unwrap_or_default(),
-        }
-    });
-    (pods.collect(), complaints)
 }

@@ -14,17 +14,8 @@ use super::worker::Worker;
 use crate::dataplane::pod::translate::{Translate, TranslateError, TranslationCounters};
 use crate::device::{Complaint, Link};
 use crate::error::{chain, distinct};
-use crate::ledger::watch::Reading;
-use crate::ledger::{Assigner, Entry, Key, State};
-use crate::model::{NamespacedName, Snapshot};
 use crate::node::routes::Routes;
 use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
-
-/// What an annotation of a Pod says: that it is to be translated where it has lost its address (`true`), or not (`false`).
-const KEEP: &str = "yurt-net.openyurt.io/keep-address";
-
-/// For so long yurt-ipam may know a Pod and yurt-cni not yet, while it is made. Milliseconds.
-const MAKING: u64 = 10_000;
 
 /// What there is to be judged.
 #[derive(Debug)]
@@ -84,15 +75,14 @@ impl Translating {
         }
     }
 
-    /// Has the kernel brought in step with what the ledger and the Pods say.
+    /// Has the kernel brought in step with what the ledger and the Pods say: who may be translated, and who owns which address.
     pub(super) fn update(
         &mut self,
-        reading: &Reading,
-        snapshot: Option<&Snapshot>,
+        (pods, misread): (Vec<Candidate>, Vec<Complaint>),
+        owners: BTreeMap<IpAddr, String>,
         links: &[Link],
         local: Option<&BTreeSet<IpAddr>>,
     ) {
-        let (pods, misread) = candidates(reading, snapshot);
         self.misread.set(misread);
         let is_wanted = |pod: &Candidate| match pod.wish {
             Wish::Pods(wish) => wish,
@@ -109,7 +99,7 @@ impl Translating {
         }
         self.worker.order(Order {
             pods,
-            owners: owners(reading),
+            owners,
             links: links.to_vec(),
             local: local.cloned().unwrap_or_default(),
             policy: self.policy.clone(),
@@ -162,72 +152,6 @@ impl Translating {
         let counts = self.counters.as_ref().map(TranslationCounters::read);
         counts.and_then(Result::ok).unwrap_or_default()
     }
-}
-
-/// What is promised to an entry's Pod and can be nobody else's.
-pub(super) fn kept_for<'a>(
-    entry: &'a Entry,
-    policy: &'a Policy,
-) -> impl Iterator<Item = IpAddr> + 'a {
-    let is_ours = entry.promised_by == Assigner::Ours;
-    let promised = entry.promised.iter().copied();
-    promised.filter(move |&address| is_ours || policy.is_exclusive(address))
-}
-
-fn pod_name(key: &Key) -> String {
-    format!("{}/{}", key.namespace, key.name)
-}
-
-fn owners(reading: &Reading) -> BTreeMap<IpAddr, String> {
-    let entries = reading.ledger.entries().iter();
-    let owned = entries.filter(|(_, entry)| entry.state != State::Released);
-    let owned = owned.flat_map(|(key, entry)| {
-        let name = pod_name(key);
-        entry.owned().map(move |address| (address, name.clone()))
-    });
-    owned.collect()
-}
-
-/// The Pods that run with other addresses than were promised to them.
-fn candidates(reading: &Reading, snapshot: Option<&Snapshot>) -> (Vec<Candidate>, Vec<Complaint>) {
-    let mut complaints = Vec::new();
-    let entries = reading.ledger.entries().iter();
-    let now = reading.now.at;
-    let broken = entries.filter(|(_, entry)| {
-        let is_made = entry.host.is_some() || now.saturating_sub(entry.at) > MAKING;
-        entry.state == State::Active && !entry.promised.is_empty() && is_made
-    });
-    let candidates = broken.map(|(key, entry)| {
-        let name = NamespacedName::new(&*key.namespace, &*key.name);
-        let pod = snapshot.and_then(|snapshot| snapshot.pods.get(&name));
-        let wish = match pod.map(|pod| pod.annotations.get(KEEP).map(String::as_str)) {
-            None => Wish::Unknown,
-            Some(None) => Wish::Nodes,
-            Some(Some("true")) => Wish::Pods(true),
-            Some(Some("false")) => Wish::Pods(false),
-            Some(Some(other)) => {
-                complaints.push(Complaint {
-                    pod: pod_name(key),
-                    interface: key.interface.clone(),
-                    reason: format!(
-                        "annotation {KEEP}: {other:?} is neither \"true\" nor \"false\"; the node's --translate counts"
-                    ),
-                });
-                Wish::Nodes
-            }
-        };
-        Candidate {
-            pod: pod_name(key),
-            interface: key.interface.clone(),
-            mac: entry.mac.map(|mac| mac.0),
-            live: entry.addresses.clone(),
-            promised: entry.promised.clone(),
-            is_ours: entry.promised_by == Assigner::Ours,
-            host: entry.host,
-            wish,
-        }
-    });
-    (candidates.collect(), complaints)
 }
 
 fn do_work(

@@ -5,6 +5,7 @@
 //! they answer, while nobody else tells.
 
 pub mod guard;
+pub mod members;
 pub mod probe;
 pub mod settings;
 pub mod translate;

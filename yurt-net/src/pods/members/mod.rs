@@ -1,0 +1,158 @@
+//! Which interfaces of Pods this node has addresses for, and what each is to be given: a join of the ledger with the Pods' objects.
+//!
+//! Pure. The ledger says who has which addresses and where, and who is away and keeps them; a Pod's object says by annotations what else it
+//! wants. Neither is complete: a Pod is in the ledger before its object has arrived here and after that has gone, and one on the
+//! host's network is never in it. So the ledger decides who is a member, and an object only adds to one. Whether its device is still
+//! there is for `guard` and `translate` to see, which look at devices.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use super::guard::{Extra, GuardedPod};
+use super::translate::{Candidate, Policy, Wish};
+use crate::device::Complaint;
+use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
+use crate::model::{LocalPod, NamespacedName, Snapshot};
+
+/// The annotation by which a Pod asks to use more than its own: addresses, prefixes and MACs.
+const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
+/// The annotation by which a Pod says that it is to be translated where it has lost its address (`true`), or not (`false`).
+const KEEP: &str = "yurt-net.openyurt.io/keep-address";
+
+/// For so long `yurt-ipam` may know a Pod that `yurt-cni` does not know yet, while it is made. Milliseconds.
+const MAKING: u64 = 10_000;
+
+/// What is known of them at one moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Members<'a> {
+    /// Who has which addresses.
+    pub ledger: &'a Ledger,
+    /// When it was read.
+    pub now: Now,
+    /// The Pods' objects; `None` while no source has said anything.
+    pub snapshot: Option<&'a Snapshot>,
+    /// What the operator has decided of addresses that Pods have lost.
+    pub translation: &'a Policy,
+}
+
+impl Members<'_> {
+    /// For the guard: the Pods that are here, and those that are away and keep their addresses. One that is just being made is left out, and
+    /// so is one that no `yurt-cni` has seen: nobody knows on which device it uses its addresses.
+    pub fn guarded(&self) -> (Vec<GuardedPod>, Vec<Complaint>) {
+        let mut complaints = Vec::new();
+        let entries = self.ledger.entries().iter();
+        let members = entries.filter(|(_, entry)| match entry.state {
+            State::Active => entry.host.is_some(),
+            State::Retained => true,
+            State::Released => false,
+        });
+        let pods = members.map(|(key, entry)| {
+            let asked = self.annotation(key, EXTRA).flatten();
+            let extra = asked.map(str::parse).transpose();
+            let extra = extra.unwrap_or_else(|error| {
+                let reason = format!("annotation {EXTRA}: {error}; none of it is used");
+                complaints.push(complaint(key, reason));
+                None
+            });
+            guarded(key, entry, self.translation, extra.unwrap_or_default())
+        });
+        (pods.collect(), complaints)
+    }
+
+    /// For translation: the Pods that run with other addresses than were promised to them.
+    pub fn candidates(&self) -> (Vec<Candidate>, Vec<Complaint>) {
+        let mut complaints = Vec::new();
+        let entries = self.ledger.entries().iter();
+        let moved = entries.filter(|(_, entry)| {
+            let age = self.now.at.saturating_sub(entry.at);
+            let is_made = entry.host.is_some() || age > MAKING;
+            entry.state == State::Active && !entry.promised.is_empty() && is_made
+        });
+        let candidates = moved.map(|(key, entry)| Candidate {
+            pod: pod_name(key),
+            interface: key.interface.clone(),
+            mac: entry.mac.map(|mac| mac.0),
+            live: entry.addresses.clone(),
+            promised: entry.promised.clone(),
+            is_ours: entry.promised_by == Assigner::Ours,
+            host: entry.host,
+            wish: self.wish(key, &mut complaints),
+        });
+        (candidates.collect(), complaints)
+    }
+
+    /// Who owns which address: what a Pod has, and what is kept for it while it is away or has another one.
+    pub fn owners(&self) -> BTreeMap<IpAddr, String> {
+        let entries = self.ledger.entries().iter();
+        let owned = entries.filter(|(_, entry)| entry.state != State::Released);
+        let owned = owned.flat_map(|(key, entry)| {
+            let name = pod_name(key);
+            entry.owned().map(move |address| (address, name.clone()))
+        });
+        owned.collect()
+    }
+
+    fn wish(&self, key: &Key, complaints: &mut Vec<Complaint>) -> Wish {
+        match self.annotation(key, KEEP) {
+            None => Wish::Unknown,
+            Some(None) => Wish::Nodes,
+            Some(Some("true")) => Wish::Pods(true),
+            Some(Some("false")) => Wish::Pods(false),
+            Some(Some(other)) => {
+                let reason = format!(
+                    "annotation {KEEP}: {other:?} is neither \"true\" nor \"false\"; the node's --translate counts"
+                );
+                complaints.push(complaint(key, reason));
+                Wish::Nodes
+            }
+        }
+    }
+
+    /// What a Pod's object says; `None`: there is no object.
+    fn annotation(&self, key: &Key, name: &str) -> Option<Option<&str>> {
+        let pod = self.pod(key)?;
+        Some(pod.annotations.get(name).map(String::as_str))
+    }
+
+    fn pod(&self, key: &Key) -> Option<&LocalPod> {
+        let name = NamespacedName::new(&*key.namespace, &*key.name);
+        let pod = self.snapshot?.pods.get(&name)?;
+        Some(pod)
+    }
+}
+
+/// One interface, as the guard wants it. The CNI plugin has a single one in its hands, and `extra` is known to the agent only.
+pub fn guarded(key: &Key, entry: &Entry, translation: &Policy, extra: Extra) -> GuardedPod {
+    let kept = kept_for(entry, translation);
+    GuardedPod {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        interface: key.interface.clone(),
+        mac: entry.mac.map(|mac| mac.0),
+        addresses: entry.addresses.iter().copied().chain(kept).collect(),
+        host: entry.host,
+        extra,
+    }
+}
+
+/// What is promised to an entry's Pod and can be nobody else's.
+fn kept_for<'a>(entry: &'a Entry, translation: &'a Policy) -> impl Iterator<Item = IpAddr> + 'a {
+    let is_ours = entry.promised_by == Assigner::Ours;
+    let promised = entry.promised.iter().copied();
+    promised.filter(move |&address| is_ours || translation.is_exclusive(address))
+}
+
+fn pod_name(key: &Key) -> String {
+    format!("{}/{}", key.namespace, key.name)
+}
+
+fn complaint(key: &Key, reason: String) -> Complaint {
+    Complaint {
+        pod: pod_name(key),
+        interface: key.interface.clone(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+mod tests;
