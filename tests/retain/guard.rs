@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail, ensure};
 use yurt_net::observe::status::Status;
 use yurt_net_tests::lab::{self, Lab, Netns};
-use yurt_net_tests::runtime::{Network, Node, pod};
+use yurt_net_tests::runtime::{Network, Node, addresses, pod};
 
 use crate::agent::{NODE, PATIENCE, checked, found, shown, spoof};
 
@@ -160,4 +160,32 @@ fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
         shown(status, "web-0").is_some_and(|pod| pod.dropped > before)
     })?;
     Ok(())
+}
+
+/// A runtime that has given a sandbox up does not always end its ADD. There is no agent that would put anything right.
+#[test]
+fn a_sandbox_whose_add_ends_after_its_successors_takes_no_address_from_it() -> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let agent = edge.start_agent(&["--guard=enforce"])?;
+    edge.wait_ready()?;
+    agent.kill9()?;
+    let [bridge, chained] = &node.bridged(node.ipam())[..] else {
+        bail!("a bridge and yurt-cni");
+    };
+    let mut begun = Network::new(&node, "1.0.0", vec![bridge.clone()]);
+    let (old, new) = (pod("web-0", "c1"), pod("web-0", "c2"));
+    let previous = begun.add(&old.sandbox);
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let address = addresses(&network.add(&new.sandbox)).remove(0);
+    ensure!(addresses(&previous)[0] == address, "{previous}");
+    let mut late = chained.clone();
+    late["cniVersion"] = "1.0.0".into();
+    late["name"] = "edge".into();
+    late["prevResult"] = previous;
+    let answer = node.call("ADD", &old.sandbox, &late);
+    ensure!(answer.is_ok && answer.stderr.is_empty(), "{answer:?}");
+    spoofs(&edge, &new.netns, &address, true)?;
+    spoofs(&edge, &old.netns, &address, false)
 }

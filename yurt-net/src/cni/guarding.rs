@@ -1,17 +1,17 @@
 //! The guard on a new Pod's interface, before anything can be sent from it.
 
-use std::net::IpAddr;
 use std::path::Path;
 
 use super::interface::{self, LinkError};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::pod::guard::Guard;
-use crate::device::Complaint;
+use crate::device::{Complaint, HostSide};
 use crate::error::chain;
-use crate::ledger::Key;
-use crate::ledger::rules::Seen;
+use crate::ledger::{Entry, Key};
 use crate::pods::guard::{Extra, GuardedPod, Reserved, compile, plan};
+use crate::pods::members::guarded;
 use crate::pods::settings::{GuardSettings, Settings as _, SettingsError};
+use crate::pods::translate;
 
 /// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.
 #[derive(Debug, thiserror::Error)]
@@ -27,16 +27,14 @@ pub(super) enum GuardingError {
     Dataplane(#[from] DataplaneError),
 }
 
-/// Guards a Pod as the last agent on this node would; not at all where none did. Returns what an operator should know.
+/// Guards a Pod as the last agent on this node would; not at all where none did. `member` is what the ledger says of the interface since
+/// this request; where that is nothing, as of a sandbox that has come by after its successor, the guard is on the device and keeps the
+/// Pod from what is anybody's. Returns what an operator should know.
 pub(super) fn guard(
     state_dir: &Path,
-    key: &Key,
-    addresses: &[IpAddr],
-    seen: Seen,
+    host: HostSide,
+    member: Option<(&Key, &Entry)>,
 ) -> Result<Vec<String>, GuardingError> {
-    let Some(host) = seen.host else {
-        return Ok(Vec::new());
-    };
     let Some(settings) = GuardSettings::load(state_dir)? else {
         return Ok(Vec::new());
     };
@@ -44,17 +42,16 @@ pub(super) fn guard(
         // The other end is in a namespace of its own.
         return Ok(Vec::new());
     };
-    let pod = GuardedPod {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
-        interface: key.interface.clone(),
-        mac: Some(seen.mac.0),
-        addresses: addresses.to_vec(),
-        host: Some(host),
-        // The annotation comes with the agent.
-        extra: Extra::default(),
+    // It says which lost addresses nobody else is given: of a Pod that has lost none, nothing.
+    let has_lost = member.is_some_and(|(_, entry)| !entry.promised.is_empty());
+    let translation = match has_lost {
+        true => translate::Policy::load(state_dir)?.unwrap_or_default(),
+        false => translate::Policy::default(),
     };
-    let (wanted, complaints) = compile(&[pod], &[device], &Reserved::default(), &settings.policy());
+    // The annotation comes with the agent.
+    let pod = member.map(|(key, entry)| guarded(key, entry, &translation, Extra::default()));
+    let pods: Vec<GuardedPod> = pod.into_iter().collect();
+    let (wanted, complaints) = compile(&pods, &[device], &Reserved::default(), &settings.policy());
     let mut problems: Vec<String> = complaints
         .into_iter()
         .map(|Complaint { reason, .. }| reason)

@@ -394,13 +394,21 @@ impl<'a> Request<'a> {
             mac: settled.mac,
             host: settled.host,
         };
-        self.transact(Giving::Nothing, alarms, |ledger, now| {
-            Ok((rules::observe(ledger, &who, addresses, seen, now)?, ()))
+        let entry = self.transact(Giving::Nothing, alarms, |ledger, now| {
+            let records = rules::observe(ledger, &who, addresses, seen, now)?;
+            let written = records.iter().find_map(|record| match record {
+                Record::Put { key, entry } if *key == who.key => Some(entry.clone()),
+                _ => None,
+            });
+            Ok((records, written))
         })?;
         // After the ledger has it: the agent takes away what it finds no reason for.
-        match guarding::guard(&self.place.state_dir, &who.key, addresses, seen) {
-            Ok(problems) => alarms.extend(problems),
-            Err(error) => alarms.push(format!("the Pod is not guarded yet: {}", chain(&error))),
+        if let Some(host) = seen.host {
+            let member = entry.as_ref().map(|entry| (&who.key, entry));
+            match guarding::guard(&self.place.state_dir, host, member) {
+                Ok(problems) => alarms.extend(problems),
+                Err(error) => alarms.push(format!("the Pod is not guarded yet: {}", chain(&error))),
+            }
         }
         let previous = self.config.prev_result.clone().unwrap_or_default();
         Ok(claimed.result(previous, settled.mac))
