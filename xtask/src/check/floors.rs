@@ -81,6 +81,12 @@ impl House {
         found
     }
 
+    /// The floor that a file is on, by its path from the workspace root.
+    pub(crate) fn floor_of(&self, file: &str) -> Option<&'static str> {
+        let (level, _) = self.room(file.strip_prefix(self.root)?)?;
+        self.floors.get(level).map(|floor| floor.0)
+    }
+
     /// The room of a file: the longest name in the table that the file is, or is in.
     fn room(&self, file: &str) -> Option<(usize, &'static str)> {
         let rooms = self

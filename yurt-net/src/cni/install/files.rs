@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::conflist::{Directories, Installed, Refusal, calls, install, uninstall};
 use super::run::{Host, RunError};
-use super::{Directories, Installed, Refusal, calls, install, uninstall};
 use crate::error::PathError;
 use crate::host::disk::read_whole;
 

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::{Call, VERSIONS};
+use super::conflist::{Call, VERSIONS};
 
 /// VERSION and STATUS take milliseconds; a slow disk may take seconds to read a program.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! The maps in memory, written by the same plans and read by the same code as the kernel's: for tests.
+//! The maps in memory, written by the same plans and read by the same code as the kernel's: for tests. Pure.
 //!
 //! `apply` can be made to stop between any two writes, and `resolve4` and `resolve6` of `yurt_ebpf::select` run on it
 //! as they run in the kernel.
