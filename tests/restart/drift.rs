@@ -4,11 +4,12 @@ use std::ffi::CString;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use yurt_net::observe::status::SelfTest;
-use yurt_net_tests::lab::{Pod, Proto, Traffic, agent_program, cgroup};
+use yurt_net_tests::lab::{Agent, Manifests, Pod, Proto, Traffic, agent_program, cgroup};
 
 use crate::kernel::Object;
 use crate::world::{CAPACITY, World, check, flags, vip};
@@ -66,7 +67,7 @@ fn programs_that_were_detached_while_no_agent_ran_are_attached_again_at_the_next
 }
 
 /// The process of a Pod, moved to another cgroup.
-fn move_to(pod: &Pod, cgroup: &std::path::Path) -> Result<()> {
+fn move_to(pod: &Pod, cgroup: &Path) -> Result<()> {
     for from in [pod.cgroup(), cgroup] {
         let pids = fs::read_to_string(from.join("cgroup.procs"))?;
         for pid in pids.lines() {
@@ -147,6 +148,113 @@ fn programs_whose_pins_another_bpffs_hides_decide_nothing_any_more() -> Result<(
     let tally = client.connect_many(Proto::Tcp, &to, 1)?;
     ensure!(tally.answers.is_empty(), "{tally:?}");
     Ok(())
+}
+
+/// What an agent leaves that served one cgroup, was killed, and whose pins another bpf file system hides.
+struct LeftOn<'a> {
+    world: &'a World,
+    flags: Vec<String>,
+}
+
+impl<'a> LeftOn<'a> {
+    fn new(world: &'a World) -> Self {
+        let flags = flags(&CAPACITY);
+        Self { world, flags }
+    }
+
+    fn start_serving(&self, cgroup: &Path) -> Result<Agent> {
+        let flags: Vec<_> = self.flags.iter().map(String::as_str).collect();
+        let agent = self.world.node.start_agent_serving(cgroup, &flags)?;
+        self.world.wait_ready(&agent)?;
+        Ok(agent)
+    }
+
+    fn is_client_served(&self) -> Result<bool> {
+        let World { a, client, .. } = self.world;
+        let [to, _] = vip(10);
+        let tally = client.connect_many(Proto::Tcp, &to, 1)?;
+        Ok(tally.answers.contains_key(a.name()))
+    }
+
+    fn cgroup(&self, cgroup: &Path) -> Result<()> {
+        let World { a, node, .. } = self.world;
+        node.apply(&self.world.web([a]))?;
+        let agent = self.start_serving(cgroup)?;
+        ensure!(self.is_client_served()?, "{}", cgroup.display());
+        agent.kill9()?;
+        node.hide_pins()
+    }
+}
+
+/// An operator corrects `--cgroup`, and the bpf file system is another: what is left is found wherever it is.
+#[test]
+fn programs_on_another_cgroup_whose_pins_nobody_sees_decide_nothing_any_more() -> Result<()> {
+    let world = World::new()?;
+    let World { client, node, .. } = &world;
+    let left_on = LeftOn::new(&world);
+    let beside = node.cgroup().join("beside");
+    fs::create_dir(&beside)?;
+    for (before, now) in [
+        (client.cgroup(), node.cgroup()),
+        (node.cgroup(), client.cgroup()),
+        (client.cgroup(), &*beside),
+    ] {
+        left_on.cgroup(before)?;
+        node.apply(&world.manifests([]))?;
+        let agent = left_on.start_serving(now)?;
+        let case = format!("{}, then {}", before.display(), now.display());
+        ensure!(!left_on.is_client_served()?, "{case}");
+        agent.kill9()?;
+        node.hide_pins()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn cleanup_finds_programs_on_another_cgroup_whose_pins_nobody_sees() -> Result<()> {
+    let world = World::new()?;
+    let World { client, node, .. } = &world;
+    let left_on = LeftOn::new(&world);
+    left_on.cgroup(client.cgroup())?;
+    let output = node.yurt_net(&["cleanup"])?;
+    let told = String::from_utf8_lossy(&output.stdout);
+    let named = format!("on cgroup {}\n", client.cgroup().display());
+    ensure!(output.status.success() && told.contains(&named), "{told}");
+    ensure!(!left_on.is_client_served()?, "{told}");
+    Ok(())
+}
+
+/// Nodes of kind are containers of one machine, each with an agent for its own network namespace.
+#[test]
+fn programs_of_a_node_in_another_network_namespace_are_left_alone_while_its_agent_is_away()
+-> Result<()> {
+    let world = World::new()?;
+    let inner = world.lab.node("edge-2")?;
+    let (client, server) = (inner.pod("client")?, inner.pod("server")?.serve_tcp(8080)?);
+    let flags = flags(&CAPACITY);
+    let flags: Vec<_> = flags.iter().map(String::as_str).collect();
+    let mut manifests = Manifests::new();
+    manifests.node(&inner);
+    manifests
+        .service("web")
+        .cluster_ip("10.96.0.10")
+        .port(80, 8080)
+        .endpoints([&server]);
+    inner.apply(&manifests)?;
+    let agent = inner.start_agent(&flags)?;
+    inner.wait_ready()?;
+    agent.kill9()?;
+    // Around both nodes: what is not this agent's comes first below.
+    let around = inner.cgroup().parent().context("no cgroup is above")?;
+    world.node.apply(&world.manifests([]))?;
+    let outer = world.node.start_agent_serving(around, &flags)?;
+    world.wait_ready(&outer)?;
+    outer.kill9()?;
+    let output = world.node.yurt_net(&["cleanup"])?;
+    ensure!(output.status.success(), "{output:?}");
+    let [to, _] = vip(10);
+    let tally = client.connect_many(Proto::Tcp, &to, 4)?;
+    check(&tally, &[&server], false)
 }
 
 /// containerd is stopped, or hangs: what is at the other end of the log's pipe is open, and reads nothing.

@@ -18,6 +18,8 @@ pub(in crate::dataplane) struct CgroupLinks {
     /// Of their pins.
     dir: PathBuf,
     cgroup: PathBuf,
+    /// Cookie of the node's network namespace, if the kernel tells it.
+    netns: Option<u64>,
     programs: Vec<LoadedProgram>,
     /// Held, so that a program stays attached when the pin of its link goes.
     links: BTreeMap<&'static str, OwnedFd>,
@@ -70,11 +72,13 @@ impl CgroupLinks {
     pub(in crate::dataplane) fn new(
         dir: PathBuf,
         cgroup: PathBuf,
+        netns: Option<u64>,
         programs: Vec<LoadedProgram>,
     ) -> Self {
         Self {
             dir,
             cgroup,
+            netns,
             programs,
             links: BTreeMap::new(),
         }
@@ -128,7 +132,7 @@ impl CgroupLinks {
             Some(link) => !sys::object_id(link.as_fd()).is_ok_and(|[_, ours]| ours != id),
             None => true,
         };
-        let strays = Strays::on_cgroup(&self.cgroup, ours);
+        let strays = Strays::on_cgroups(&self.cgroup, self.netns, ours);
         mended.failures.extend(strays.mend());
     }
 

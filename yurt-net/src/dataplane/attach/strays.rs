@@ -4,8 +4,10 @@
 //! find what an earlier agent pinned. Those programs live on by pins that nobody sees. They run first, and read a table
 //! that is never written again. So the kernel is asked what is attached to the cgroup and to each device, and strays are
 //! known by their names. A cgroup and a network namespace have one agent (`claim`), so a program that the asking agent
-//! does not keep belongs to no agent. One exception: a program on a device that reads a map which is kept is no stray,
-//! because a plugin may be attaching it just now.
+//! does not keep belongs to no agent. So does one on any other cgroup (above, below, beside) whose table was written for
+//! this network namespace: an agent with another `--cgroup` left it. A table for another network namespace is another
+//! node's (kind has several on one machine), whose agent may be away for a moment. One exception: a program on a device
+//! that reads a map which is kept is no stray, because a plugin may be attaching it just now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -22,6 +24,7 @@ use crate::dataplane::error::{on_device, on_program};
 use crate::dataplane::load::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
 use crate::dataplane::sys::tc::{Device, Filter, Filters, devices};
 use crate::dataplane::sys::{self, Hook, tcx_links};
+use crate::host::netns;
 
 /// A program that no agent keeps, and where it is attached.
 #[derive(Debug)]
@@ -73,6 +76,14 @@ impl Stray {
     }
 }
 
+/// A program of ours on some cgroup.
+struct OnCgroup {
+    name: &'static str,
+    link: OwnedFd,
+    /// The numbers of those that it reads.
+    maps: Vec<u32>,
+}
+
 /// What a search has found, and what it could not search.
 #[derive(Debug, Default)]
 pub struct Strays {
@@ -91,7 +102,7 @@ impl Strays {
             objects.filter_map(|object| id(object.as_fd())).collect()
         };
         let links = ids(entries(&root.join("links")));
-        let mut strays = Self::on_cgroup(cgroup, |_, link| links.contains(&link));
+        let mut strays = Self::on_any_cgroup(cgroup, |_, link| links.contains(&link));
         let programs = [GUARD, TRANSLATE[0], TRANSLATE[1]];
         let maps = entries(&root).into_iter().flat_map(|directory| {
             let maps = programs.iter().map(|(_, _, map)| directory.join(map));
@@ -103,7 +114,7 @@ impl Strays {
 
     /// All programs of ours on a cgroup and on the devices of this network namespace, whoever keeps them.
     pub fn all(cgroup: &Path) -> Self {
-        let mut strays = Self::on_cgroup(cgroup, |_, _| false);
+        let mut strays = Self::on_any_cgroup(cgroup, |_, _| false);
         let programs = [GUARD, TRANSLATE[0], TRANSLATE[1]];
         strays.add(Self::on_devices(&programs, &BTreeSet::new()));
         strays
@@ -114,36 +125,80 @@ impl Strays {
         self.failures.extend(other.failures);
     }
 
-    /// Programs of ours on a cgroup, without the links that `is_kept` names by program and number.
-    pub(in crate::dataplane) fn on_cgroup(
+    /// As [`Self::on_cgroups`], for the network namespace of this thread.
+    fn on_any_cgroup(cgroup: &Path, is_kept: impl Fn(&str, u32) -> bool) -> Self {
+        match netns::cookie() {
+            Ok(netns) => Self::on_cgroups(cgroup, netns, is_kept),
+            Err(error) => {
+                let mut strays = Self::on_cgroups(cgroup, None, is_kept);
+                strays.failures.push(DataplaneError::NetnsCookie(error));
+                strays
+            }
+        }
+    }
+
+    /// Programs of ours on a cgroup, and those on other cgroups whose table was written for the network namespace with
+    /// this cookie, if the kernel tells it. Without the links that `is_kept` names by program and number.
+    pub(in crate::dataplane) fn on_cgroups(
         cgroup: &Path,
+        netns: Option<u64>,
         is_kept: impl Fn(&str, u32) -> bool,
     ) -> Self {
         let mut strays = Self::default();
-        let links = match cgroup.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return strays,
-            metadata => metadata.and_then(|it| sys::links_on_cgroup(it.st_ino())),
+        let failed = |source| DataplaneError::Path {
+            operation: "look for links on",
+            path: cgroup.to_owned(),
+            source,
         };
-        let links = match links {
+        let own = match cgroup.metadata() {
+            Ok(metadata) => Some(metadata.st_ino()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => {
+                strays.failures.push(failed(error));
+                None
+            }
+        };
+        let links = match sys::cgroup_links() {
             Ok(links) => links,
             Err(error) => {
-                strays.failures.push(DataplaneError::Path {
-                    operation: "look for links on",
-                    path: cgroup.to_owned(),
-                    source: error,
-                });
+                strays.failures.push(failed(error));
                 return strays;
             }
         };
+        let mut by_cgroup: BTreeMap<u64, Vec<OnCgroup>> = BTreeMap::new();
         for (info, link) in links {
             let hook = ON_CGROUP.iter().find(|(_, hook)| *hook == info.attach_type);
-            let Some((program, _)) = hook else { continue };
-            if !is_kept(program, info.id) && is_stray(info.prog_id, program, &BTreeSet::new()) {
-                strays.found.push(Stray {
-                    program,
-                    place: Place::Cgroup(cgroup.to_owned(), link),
-                });
+            let Some((name, _)) = hook else { continue };
+            if is_kept(name, info.id) {
+                continue;
             }
+            if let Some(maps) = maps_of(info.prog_id, name) {
+                let programs = by_cgroup.entry(info.cgroup_id).or_default();
+                programs.push(OnCgroup { name, link, maps });
+            }
+        }
+        if by_cgroup.keys().any(|id| Some(*id) != own) {
+            let tables = netns.map_or_else(|| Ok(BTreeSet::new()), tables_for);
+            let tables = tables.unwrap_or_else(|error| {
+                strays.failures.push(failed(error));
+                BTreeSet::new()
+            });
+            // Not every program reads the map that says it, but all of one agent are on one cgroup.
+            let is_for_us =
+                |program: &OnCgroup| program.maps.iter().any(|map| tables.contains(map));
+            by_cgroup.retain(|id, programs| Some(*id) == own || programs.iter().any(is_for_us));
+        }
+        for (id, programs) in by_cgroup {
+            let path = match Some(id) == own {
+                true => cgroup.to_owned(),
+                false => path_of(id, cgroup).unwrap_or_else(|| format!("with inode {id}").into()),
+            };
+            strays
+                .found
+                .extend(programs.into_iter().map(|program| Stray {
+                    program: program.name,
+                    place: Place::Cgroup(path.clone(), program.link),
+                }));
         }
         strays
     }
@@ -261,13 +316,57 @@ fn on_one_device(
 
 /// Whether a program has this name, and reads none of these maps. A program that is gone is no stray.
 fn is_stray(id: u32, name: &str, kept: &BTreeSet<u32>) -> bool {
-    let is_stray = || -> io::Result<bool> {
-        let program = sys::program_by_id(id)?;
-        let is_ours = sys::program_name(program.as_fd())? == sys::name_of(name);
-        let maps = sys::program_maps(program.as_fd())?;
-        Ok(is_ours && !maps.iter().any(|map| kept.contains(map)))
+    maps_of(id, name).is_some_and(|maps| !maps.iter().any(|map| kept.contains(map)))
+}
+
+/// The numbers of the maps that a program reads, if it has this name. `None` also for a program that is gone.
+fn maps_of(id: u32, name: &str) -> Option<Vec<u32>> {
+    let program = sys::program_by_id(id).ok()?;
+    let is_ours = sys::program_name(program.as_fd()).ok()? == sys::name_of(name);
+    is_ours.then(|| sys::program_maps(program.as_fd()).ok())?
+}
+
+/// The numbers of all `yurt_conf` in the kernel that were written for a network namespace. Its cookie is the first word in
+/// each version.
+fn tables_for(netns: u64) -> io::Result<BTreeSet<u32>> {
+    /// `BPF_MAP_TYPE_ARRAY`.
+    const ARRAY: u32 = 2;
+    let mut tables = BTreeSet::new();
+    for (id, map) in sys::maps_named("yurt_conf")? {
+        let is_for_us = || -> io::Result<bool> {
+            let info = sys::map_info(map.as_fd())?;
+            // Anybody may give a map this name.
+            if info.map_type != ARRAY || info.key_size as usize != size_of::<u32>() {
+                return Ok(false);
+            }
+            let mut words = vec![0u64; (info.value_size as usize).div_ceil(8).max(1)];
+            let is_there = sys::map_lookup(map.as_fd(), &0u32, &mut words)?;
+            Ok(is_there && words.first() == Some(&netns))
+        };
+        if is_for_us().unwrap_or_default() {
+            tables.insert(id);
+        }
+    }
+    Ok(tables)
+}
+
+/// The path of a cgroup, searched for in all of the hierarchy that can be seen around `near`.
+fn path_of(id: u64, near: &Path) -> Option<PathBuf> {
+    let near = near.canonicalize().ok()?;
+    let device = near.metadata().ok()?.st_dev();
+    let is_cgroup = |path: &Path| {
+        path.metadata()
+            .is_ok_and(|it| it.is_dir() && it.st_dev() == device)
     };
-    is_stray().unwrap_or_default()
+    let top = near.ancestors().take_while(|path| is_cgroup(path)).last()?;
+    let mut to_look_at = vec![top.to_owned()];
+    while let Some(path) = to_look_at.pop() {
+        if path.metadata().is_ok_and(|it| it.st_ino() == id) {
+            return Some(path);
+        }
+        to_look_at.extend(entries(&path).into_iter().filter(|path| is_cgroup(path)));
+    }
+    None
 }
 
 /// The number of an object.

@@ -175,7 +175,8 @@ impl BpfDataplane {
         let state_pins = KeptPins::open(&state, state_names)?;
         let count = open_map(&state, "yurt_count")?;
         let netns = open_map(&state, "yurt_netns")?;
-        let links = CgroupLinks::new(link_pins, options.cgroup.clone(), programs);
+        let netns_cookie = netns::cookie().map_err(DataplaneError::NetnsCookie)?;
+        let links = CgroupLinks::new(link_pins, options.cgroup.clone(), netns_cookie, programs);
         let is_staged = !is_adopted;
         let mut dataplane = Self {
             options,

@@ -162,11 +162,9 @@ pub(in crate::dataplane) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]
     info(fd)
 }
 
-/// All links of the kernel that have a program on a cgroup. One that may not be looked at is left out, as it is none of
+/// All links of the kernel that have a program on a cgroup, whichever it is. One that may not be looked at is left out, as it is none of
 /// ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
-pub(in crate::dataplane) fn links_on_cgroup(
-    cgroup_id: u64,
-) -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
+pub(in crate::dataplane) fn cgroup_links() -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
     let mut found = Vec::new();
     let mut last = 0;
     loop {
@@ -182,7 +180,7 @@ pub(in crate::dataplane) fn links_on_cgroup(
             Err(error) if is_passed_over(&error) => {}
             Err(error) => return Err(error),
             Ok((info, link)) => {
-                if info.link_type == LINK_TYPE_CGROUP && info.cgroup_id == cgroup_id {
+                if info.link_type == LINK_TYPE_CGROUP && info.cgroup_id != 0 {
                     found.push((info, link));
                 }
             }

@@ -10,8 +10,8 @@ pub(super) mod tc;
 
 pub use self::bpf::Hook;
 pub(super) use self::bpf::{
-    LINK_TYPE_CGROUP, MapInfo, array_of_maps_create, has_tcx, is_passed_over, link_by_id,
-    link_create, link_detach, link_info, link_update, links_on_cgroup, map_delete, map_entries,
+    LINK_TYPE_CGROUP, MapInfo, array_of_maps_create, cgroup_links, has_tcx, is_passed_over,
+    link_by_id, link_create, link_detach, link_info, link_update, map_delete, map_entries,
     map_info, map_lookup, map_update, map_update_all, map_update_per_cpu, name_of, object_get,
     object_id, object_pin, program_by_id, program_maps, program_name, tcx_create, tcx_links,
     tcx_program,
