@@ -59,8 +59,8 @@ pub struct Owned {
 }
 
 impl Owned {
-    /// With these flags, in this network namespace. A state directory whose disk does not answer is left out: the rest still tells
-    /// two agents apart.
+    /// With these flags, in this network namespace. A state directory whose disk does not answer is left out: the rest
+    /// still tells two agents apart.
     pub async fn found(cgroup: &Path, bpffs: &Path, state_dir: &Path) -> Self {
         let paths = [cgroup, bpffs, state_dir].map(Path::to_owned);
         let all = once(move || {

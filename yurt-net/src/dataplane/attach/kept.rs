@@ -1,7 +1,8 @@
 //! Pins that are made again when they are removed. The agent holds what is pinned, so only the name is lost with a pin.
 //!
-//! The drift timer notices it within half a minute. Until then programs stay attached and maps in use; only an agent that
-//! is killed in that half minute loses them. A watch of the directory would not see another file system mounted over it.
+//! The drift timer notices it within half a minute. Until then programs stay attached and maps in use; only an agent
+//! that is killed in that half minute loses them. A watch of the directory would not see another file system mounted
+//! over it.
 
 use std::fs;
 use std::io;

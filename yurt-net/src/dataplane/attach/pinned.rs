@@ -33,8 +33,8 @@ pub(in crate::dataplane) fn directory(bpffs: &Path, feature: &str, abi: u32) -> 
 }
 
 impl PinDir {
-    /// Makes the directory, and waits while another process loads into it: when a node starts, plugins run by the dozen.
-    /// The error names a process that takes too long.
+    /// Makes the directory, and waits while another process loads into it: when a node starts, plugins run by the
+    /// dozen. The error names a process that takes too long.
     pub(in crate::dataplane) fn lock(
         bpffs: &Path,
         feature: &str,

@@ -144,8 +144,8 @@ impl Tc {
         let mut tries = TRIES;
         loop {
             match self.try_attach_link(program, ifindex) {
-                // This very program is there, by another link: of one who attaches just now and will pin it, or of a pin
-                // that was just removed. The kernel takes a while for either.
+                // This very program is there, by another link: of one who attaches just now and will pin it, or of a
+                // pin that was just removed. The kernel takes a while for either.
                 Err(
                     DataplaneError::Device { source, .. } | DataplaneError::Path { source, .. },
                 ) if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 => {

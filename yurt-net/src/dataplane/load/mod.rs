@@ -19,8 +19,8 @@ use super::DataplaneError;
 use super::sys::{self, MapInfo};
 use crate::plan::Capacity;
 
-/// The programs, or nothing in a debug build without the BPF tools. Compressed: they are read a few times, and every page of a file that
-/// was read once counts as the agent's.
+/// The programs, or nothing in a debug build without the BPF tools. Compressed: they are read a few times, and every
+/// page of a file that was read once counts as the agent's.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o.lz4"));
 
 /// Whether this binary has the programs.
@@ -98,8 +98,8 @@ pub(in crate::dataplane) struct Pins {
 
 type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
 
-/// Loads the programs on sockets with `bpf_set_retval`, or without where the verifier does not know it in these hooks: before
-/// about 6.1. The last value says which.
+/// Loads the programs on sockets with `bpf_set_retval`, or without where the verifier does not know it in these hooks:
+/// before about 6.1. The last value says which.
 pub(in crate::dataplane) fn load_either(
     capacity: &Capacity,
     state: StateCapacity,
@@ -167,8 +167,8 @@ pub(in crate::dataplane) fn load_vtep()
     Ok((object.take_per_cpu_hash(VTEP_MAP)?, program, size))
 }
 
-/// These maps as they should be, pinned in a directory, and all others of the object as small as they can be: the loader
-/// makes every map, and those that no program uses go with it.
+/// These maps as they should be, pinned in a directory, and all others of the object as small as they can be: the
+/// loader makes every map, and those that no program uses go with it.
 fn plans_for(
     pins: Option<&Path>,
     maps: impl IntoIterator<Item = (&'static str, MapInfo)>,

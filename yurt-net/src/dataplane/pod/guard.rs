@@ -7,11 +7,11 @@
 //!     yurt_owner              whose an address is, of IP or of the link
 //!     yurt_spoof              what was found on each device
 //!     yurt_spoof_all          and on all of them
-//!     yurt_guard_in           the program, for those who attach it and are no agent
+//!     yurt_guard_in           the program, for the plugin, which attaches it without an agent
 //! ```
 //!
-//! A row outlives the device that it was written for, and an index may be used again; the program does not: it is on a
-//! device only once somebody has written the device's row and attached it there, and goes with it.
+//! A row outlives the device that it was written for, and an index may be used again. The program does not outlive its
+//! device: it is attached only after the device's row is written, and goes with the device.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -48,12 +48,12 @@ pub struct Spoofs {
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
-/// What applying a plan has come to.
+/// The result of applying a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
     /// Devices that the guard is on now, and was not.
     pub attached: Vec<u32>,
-    /// What failed; nothing else is held up by it.
+    /// What failed; the rest was done all the same.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -82,7 +82,8 @@ impl Guard {
         finish(&pins, program.fd, program.id, method)
     }
 
-    /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what failed.
+    /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what
+    /// failed.
     pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
         keep_all(&self.bpffs, FEATURE, abi::GUARD_ABI, &self.pins)
     }
@@ -114,7 +115,7 @@ impl Guard {
         failures.into_iter().next().map_or(Ok(()), Err)
     }
 
-    /// Programs of the guard on devices that know nothing of these maps: an agent of before has pinned them out of sight.
+    /// Programs of the guard on devices that do not read these maps: an earlier agent has pinned them elsewhere.
     pub fn strays(&self) -> Strays {
         let kept = strays::id(self.rows.as_fd());
         Strays::on_devices(&[hooks::GUARD], &kept.into_iter().collect())
@@ -149,7 +150,7 @@ impl Guard {
         Ok(image)
     }
 
-    /// A row whose short form is another is none, and a short form without a row is one that nobody wants.
+    /// A row whose short form differs counts as missing; a short form without a row counts as a row that is not wanted.
     fn observe_plain(&self, image: &mut GuardImage) {
         for place in 0..abi::GUARD_PLAIN {
             if let Some(ifindex) = self.plain.read(place).map(|plain| plain.ifindex)
@@ -197,7 +198,8 @@ impl Guard {
         Ok(self.apply(&plan(&observed, wanted)))
     }
 
-    /// Writes a plan, in order. What fails is told, and costs the rest nothing: all of it is planned again.
+    /// Writes a plan, in order. A write that fails is returned and does not stop the others; the next plan has it
+    /// again.
     pub fn apply(&mut self, ops: &[GuardOp]) -> Applied {
         let mut applied = Applied::default();
         for op in ops {
@@ -399,7 +401,7 @@ fn decode_owner(owner: abi::OwnerRow) -> Owner {
     }
 }
 
-/// What has no room is left out; the planner of rows keeps to it.
+/// Entries beyond the room are left out; the planner of rows keeps within it.
 fn encode_row(row: &GuardRow) -> abi::GuardRow {
     let mut raw = abi::GuardRow {
         mode: encode_mode(row.mode),
@@ -419,7 +421,7 @@ fn encode_row(row: &GuardRow) -> abi::GuardRow {
     raw
 }
 
-/// Nobody's where the row has no link-layer address: then none can be told from another's in short.
+/// Empty where the row has no link-layer address, without which the short form cannot tell two senders apart.
 fn encode_plain(ifindex: u32, row: &GuardRow) -> abi::PlainRow {
     let Some(mac) = row.macs.first() else {
         return abi::PlainRow::default();
@@ -472,7 +474,8 @@ fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
     }
 }
 
-/// Of IPv4 first, then of IPv6, as [`GuardRow`]s that were compiled are; what no plan has written equals none that does.
+/// Of IPv4 first, then of IPv6, as [`GuardRow`]s that were compiled are; what no plan has written equals none that
+/// does.
 fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     let v4 = raw.v4.iter().take(raw.v4_len as usize).map(|prefix| {
         let prefix = Ipv4Network::with_netmask(prefix.addr.into(), prefix.mask.into());

@@ -31,7 +31,7 @@ use crate::pods::translate::{Direction, Pair, TranslateImage, TranslateOp, Trans
 
 const FEATURE: &str = "translate";
 
-/// What of a plan could not be written; nothing else is held up by it.
+/// A write of a plan that failed; it does not stop the others.
 #[derive(Debug, thiserror::Error)]
 pub enum TranslateError {
     /// Maps, programs, devices.
@@ -121,8 +121,8 @@ impl Translate {
         directory(bpffs, FEATURE, abi::TRANSLATE_ABI).exists()
     }
 
-    /// Programs of translation on devices that know nothing of the maps of this one, where there is one: an agent of before has pinned
-    /// them out of sight.
+    /// Programs of translation on devices that do not read the maps of `this`: an earlier agent has pinned them
+    /// elsewhere.
     pub fn strays(this: Option<&Self>) -> Strays {
         let kept = this.and_then(|this| strays::id(this.rows.as_fd()));
         Strays::on_devices(&hooks::TRANSLATE, &kept.into_iter().collect())

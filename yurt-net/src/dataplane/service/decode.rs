@@ -29,7 +29,7 @@ pub(in crate::dataplane) trait RawTable {
 /// Rows of both families: key and value.
 pub(in crate::dataplane) type Rows = (Vec<(abi::FrontendKey4, u64)>, Vec<(abi::FrontendKey6, u64)>);
 
-/// Makes an image of whatever the maps hold; what no plan would have written is marked as such.
+/// Makes an image of the maps; what no plan would have written is marked as such.
 pub(in crate::dataplane) fn decode(
     capacity: Capacity,
     (rows4, rows6): &Rows,
@@ -89,7 +89,7 @@ pub(in crate::dataplane) fn decode(
     MapImage::observed(capacity, observed)
 }
 
-/// Whether the maps hold just what a plan has written to get to an image.
+/// Whether the maps hold exactly what an image says.
 pub(in crate::dataplane) fn holds(
     image: &MapImage,
     (rows4, rows6): &Rows,
@@ -148,7 +148,7 @@ fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
     }
 }
 
-/// Whether an agent writes such a key: what else there is has no [`FrontendKey`] that leads back to it.
+/// Whether an agent writes such a key. No [`FrontendKey`] encodes to any other one.
 pub(in crate::dataplane) fn is_written4(key: &abi::FrontendKey4) -> bool {
     let parts = (key.port_be, key.protocol, key.scope);
     key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
@@ -251,7 +251,7 @@ fn decode_prefixes(conf: &abi::Conf) -> ClusterPrefixes {
     }
 }
 
-/// A mask that is none shows as a prefix that no table has, and is so replaced.
+/// A mask that is not contiguous becomes a prefix that no table has, and is so replaced.
 fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
     IpNetwork::with_netmask(address, mask)
         .unwrap_or(IpNetwork::V4(Ipv4Network::from(Ipv4Addr::UNSPECIFIED)))

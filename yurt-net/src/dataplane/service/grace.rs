@@ -1,9 +1,9 @@
-//! Waiting until every program that runs now has ended, so that nobody reads what is about to be used again.
+//! Waiting until every program that runs now has ended, and with it every reader of what is about to be used again.
 //!
-//! The kernel waits (`synchronize_rcu`) before it returns from an update of a map of maps, so that user space knows that no
-//! program has the old map any more: `maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20. An update that puts in
-//! what is there waits as well. `membarrier(MEMBARRIER_CMD_GLOBAL)` does not do: with one processor online it returns
-//! at once, whatever was preempted in the middle of a program, and with `nohz_full` it is refused (kernel/sched/membarrier.c).
+//! The kernel waits (`synchronize_rcu`) before it returns from an update of a map of maps, so that no program has the
+//! old map any more: `maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20. An update with the same map
+//! waits as well. `membarrier(MEMBARRIER_CMD_GLOBAL)` is not enough: with one processor online it returns at once,
+//! whatever was preempted in the middle of a program, and with `nohz_full` it is refused (kernel/sched/membarrier.c).
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
@@ -13,7 +13,7 @@ use crate::dataplane::sys::{self, MapInfo};
 /// `BPF_MAP_TYPE_ARRAY`.
 const ARRAY: u32 = 2;
 
-/// A map that no program has; updating it waits for those that run.
+/// A map that no program uses. An update of it waits for the programs that run.
 #[derive(Debug)]
 pub struct GracePeriod {
     map: OwnedFd,

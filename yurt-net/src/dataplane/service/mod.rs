@@ -13,9 +13,9 @@
 //!     tc/                     one pin for each program on a device
 //! ```
 //!
-//! `open` adopts table maps that are whole, of this ABI and of the wanted capacities; otherwise it makes new ones, which
-//! replace the old ones in `activate`, after the first plan was applied. Until then clients are served by what there was. Programs
-//! are always this binary's: they are loaded against the maps and swapped in without a moment in between.
+//! `open` adopts table maps that are complete, of this ABI and of the wanted capacities. Otherwise it makes new ones,
+//! which replace the old ones in `activate`, after the first plan was applied; until then the old ones serve clients.
+//! Programs are always those of this binary: they are loaded against the maps, and swapped in without a gap.
 
 pub mod clients;
 mod decode;
@@ -77,21 +77,21 @@ pub enum SocketLb {
     /// Every process of the node and its Pods.
     #[default]
     All,
-    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service, their DNS too,
-    /// unless something else serves them: this version serves sockets only, and no packets.
+    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service,
+    /// their DNS too, unless something else serves them: this version serves sockets only, and no packets.
     Host,
-    /// None.
+    /// No process.
     Off,
 }
 
-/// What a look at links and pins has come to.
+/// What a repair of links and pins has changed.
 #[derive(Debug, Default)]
 pub struct Repair {
     /// Programs that were detached or replaced, or whose link was not pinned.
     pub programs: Vec<&'static str>,
     /// Maps that were not pinned.
     pub pins: Vec<&'static str>,
-    /// What could not be mended.
+    /// What could not be repaired.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -110,7 +110,7 @@ pub struct BpfDataplane {
     state_pins: KeptPins,
     sizes: Vec<ProgramSize>,
     has_set_retval: bool,
-    /// The table is in `v2-next` still.
+    /// The table is still in `v2-next`.
     is_staged: bool,
     was_serving: bool,
     edition: OwnedFd,
@@ -127,7 +127,7 @@ impl BpfDataplane {
         check_bpffs(&options.bpffs)?;
         let root = options.bpffs.join("yurt-net");
         create_dir(&root)?;
-        // Whoever can open it can lock it.
+        // Anybody who can open a directory can lock it.
         let private = fs::Permissions::from_mode(0o700);
         fs::set_permissions(&root, private).map_err(at("restrict", &root))?;
         let lock = lock(&root)?;
@@ -167,7 +167,7 @@ impl BpfDataplane {
             load_either(&options.capacity, state_capacity, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
         let state_names = state_maps(state_capacity).map(|(name, _)| name);
-        // Before a map is made that knows of none.
+        // Before a new map is made, which has none.
         let found_edition = edition::read(&current);
         let edition = edition::open(dir)?;
         let table_names = wanted.iter().map(|(name, _)| *name);
@@ -197,8 +197,8 @@ impl BpfDataplane {
             found_edition,
         };
         if is_adopted && was_serving {
-            // Before a source is asked: programs of a version that does not know the agent's own sockets may lead them astray. What
-            // fails is tried again, and told, when the table is there.
+            // Before a source is asked: the programs of an older version may translate the agent's own sockets. What
+            // fails is tried again, and reported, once the table is there.
             let _tried_again = dataplane.repair();
         }
         Ok(dataplane)
@@ -214,12 +214,14 @@ impl BpfDataplane {
         self.was_serving
     }
 
-    /// Which edition of what the sources say the maps in use held at the start; `None`: they do not say, or there were none.
+    /// The edition of the sources that the maps in use held at the start; `None` where they do not say, or where there
+    /// were none.
     pub fn found_edition(&self) -> Option<Edition> {
         self.found_edition.filter(|_| self.was_serving)
     }
 
-    /// Writes which edition the table maps hold: to be called before they do, so that they are never newer than they say.
+    /// Writes which edition the table maps hold. Called before they hold it, so that they are never newer than they
+    /// say.
     pub fn set_edition(&self, edition: Edition) -> Result<(), DataplaneError> {
         let written = sys::map_update(self.edition.as_fd(), &0u32, &edition);
         written.map_err(on_map("write", edition::NAME))
@@ -268,7 +270,8 @@ impl BpfDataplane {
         Ok(counters)
     }
 
-    /// Writes who the clients of this node are. What goes wrong with one of them leaves it unknown, and is returned at the end.
+    /// Writes the addresses of this node's clients. A client that cannot be written is left unknown; the error is
+    /// returned at the end.
     pub fn set_clients(&self, found: &Look) -> Result<(), DataplaneError> {
         let failed = |operation| on_map(operation, "yurt_netns");
         let map = self.netns.as_fd();
@@ -276,7 +279,7 @@ impl BpfDataplane {
         let present: BTreeMap<_, _> = present.into_iter().collect();
         let mut result = Ok(());
         for cookie in present.keys() {
-            // One that was not looked into may be there still.
+            // A namespace that could not be entered may still exist.
             if found.is_complete() && !found.clients.contains_key(cookie) {
                 let deleted = sys::map_delete(map, cookie).map_err(failed("delete from"));
                 result = result.and(deleted);
@@ -291,7 +294,7 @@ impl BpfDataplane {
             if present.get(cookie) != Some(&row) {
                 let written = sys::map_update(map, cookie, &row).map_err(failed("write"));
                 if written.is_err() && present.contains_key(cookie) {
-                    // Unknown is better than what it was.
+                    // An unknown client is refused, which is better than an old address.
                     let _ = sys::map_delete(map, cookie);
                 }
                 result = result.and(written);
@@ -300,7 +303,7 @@ impl BpfDataplane {
         result
     }
 
-    /// What tells whose a socket is.
+    /// The maps that tell which Service a socket dialled.
     pub fn socket_maps(&self) -> Result<SocketMaps, DataplaneError> {
         let state = self.root.join(format!("state-v{}", abi::STATE_ABI));
         Ok(SocketMaps {
@@ -310,8 +313,8 @@ impl BpfDataplane {
         })
     }
 
-    /// Attaches what is not attached, swaps in what is not ours, pins what is not pinned, sets the switches again. What
-    /// cannot be done keeps nothing else from being done.
+    /// Attaches programs that are not attached, replaces those that are not ours, pins what is not pinned, and sets the
+    /// switches again. Each step is made whether or not another one failed.
     pub fn repair(&mut self) -> Repair {
         let mut repair = Repair::default();
         repair.failures.extend(self.write_switches().err());
@@ -328,13 +331,13 @@ impl BpfDataplane {
         repair
     }
 
-    /// Programs that serve nobody just now.
+    /// Programs that are attached to no cgroup.
     pub fn detached(&self) -> Vec<&'static str> {
         // Until the new table is whole, those of the agent before serve.
         self.links.detached(self.is_staged)
     }
 
-    /// The first pin that is not there, and how many there are of such: what it is of ends with this process.
+    /// The first missing pin, and how many are missing: without a pin, an object ends with this process.
     pub fn unpinned(&self) -> Result<Option<(PathBuf, usize)>, DataplaneError> {
         let maps = self.table_pins.missing().chain(self.state_pins.missing());
         let missing = maps
@@ -346,7 +349,7 @@ impl BpfDataplane {
 
     fn write_switches(&self) -> Result<(), DataplaneError> {
         let cookie = netns::cookie().map_err(DataplaneError::NetnsCookie)?;
-        // Kernels that do not tell number namespaces from 1, and the node's own one is the first.
+        // Kernels without SO_NETNS_COOKIE number namespaces from 1, and the node's own one is the first.
         let cookie = cookie.unwrap_or(1);
         let socket_lb = match self.options.socket_lb {
             SocketLb::All => abi::SOCKET_LB_ALL,
@@ -408,11 +411,12 @@ fn is_of_newer(name: &str) -> bool {
         return false;
     }
     let known = ABIS.into_iter().find(|(known, _)| *known == kind);
-    // A number that is too long is of no agent so far.
+    // No agent has had a number that does not fit.
     known.is_none_or(|(_, newest)| version.parse().is_ok_and(|version: u32| version > newest))
 }
 
-/// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`, kernel/bpf/bpf_lru_list.c).
+/// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`,
+/// kernel/bpf/bpf_lru_list.c).
 fn lru_reserve(cpus: usize) -> u32 {
     u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(128)
 }
@@ -422,7 +426,7 @@ impl Dataplane for BpfDataplane {
         let rows = self.table.rows()?;
         let first_generation = self.table.first_generation;
         if self.is_staged && rows.0.is_empty() && rows.1.is_empty() {
-            // Nobody reads these maps yet: nothing to wait for before they are written.
+            // No program reads these maps yet, so no grace period is needed before they are written.
             return Ok(MapImage::empty(self.table.capacity).counting_from(first_generation));
         }
         let image = decode(self.table.capacity, &rows, &self.table.mapped()?);

@@ -1,7 +1,7 @@
 //! The table maps: hashes by system call, arrays in our memory.
 //!
-//! The large arrays are in our memory only while they are read or written. So nothing that goes wrong in this process at another time
-//! can write into the table that clients are served from, and they do not count as the agent's.
+//! The large arrays are mapped only while they are read or written. At any other time a fault in this process cannot
+//! change the table that clients are served from, and the arrays do not count as the agent's memory.
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
@@ -31,11 +31,11 @@ pub(super) struct Table {
     pub(super) conf: MappedArray<Conf>,
     pub(super) filter: MappedArray<u64>,
     grace: GracePeriod,
-    /// Where these maps start to count generations.
+    /// The first generation that these maps count.
     pub(super) first_generation: u16,
 }
 
-/// The same with all of its arrays in our memory.
+/// The table maps with all arrays in our memory.
 pub(super) struct Mapped<'a> {
     table: &'a Table,
     svc: MappedArray<ServiceRow>,
@@ -66,12 +66,12 @@ impl Table {
             grace: GracePeriod::new().map_err(DataplaneError::Grace)?,
             first_generation: first_generation(info.id),
         };
-        // What cannot be mapped is told before anything relies on it.
+        // An array that cannot be mapped is an error here, before anything relies on it.
         table.mapped()?;
         Ok(table)
     }
 
-    /// Has all arrays in our memory, for as long as what is returned is kept.
+    /// Maps all arrays into our memory, until the result is dropped.
     pub(super) fn mapped(&self) -> Result<Mapped<'_>, DataplaneError> {
         let capacity = &self.capacity;
         Ok(Mapped {
@@ -198,7 +198,7 @@ impl MapWriter for Mapped<'_> {
 }
 
 impl Table {
-    /// All rows. Those that no agent writes are removed on the way: no plan could name them.
+    /// All rows. Rows that no agent would write are removed, because no plan could name them.
     pub(super) fn rows(&self) -> Result<Rows, DataplaneError> {
         let mut rows4 = sys::map_entries::<FrontendKey4, u64>(self.fe4.as_fd())
             .map_err(on_map("read", "yurt_fe4"))?;

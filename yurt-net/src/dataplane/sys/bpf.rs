@@ -11,8 +11,8 @@
 //! | entries | no batches; a type for each kind of map | aya-rs/aya#1124 |
 //! | an array of maps | only as part of an object | not asked for |
 //!
-//! Decision 24 has more. Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`; a shorter one than the kernel's is allowed,
-//! the rest counts as zero.
+//! Decision 24 has more. Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`. A structure may be
+//! shorter than the kernel's: the rest counts as zero.
 
 use std::ffi::CString;
 use std::io;
@@ -125,7 +125,7 @@ fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
     info_of(fd, T::default())
 }
 
-/// Hands over where lists are to be written to.
+/// Like [`info`], with pointers to where lists are to be written.
 fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let info = std::ptr::from_mut(&mut value).addr() as u64;
@@ -198,7 +198,7 @@ pub(in crate::dataplane) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
 }
 
-/// Whether one object's error says nothing of others: it went meanwhile, is a link that is being made, or is not for us to see.
+/// Whether an error concerns one object only: it is gone, is a link that is being made, or may not be seen.
 pub(in crate::dataplane) fn is_passed_over(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -261,7 +261,7 @@ struct LinkUpdateAttr {
     old_prog_fd: u32,
 }
 
-/// Swaps the program of a link: no call goes without one.
+/// Swaps the program of a link, without a gap.
 pub(in crate::dataplane) fn link_update(
     link: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -343,7 +343,8 @@ pub(in crate::dataplane) fn map_update_all<K, V>(
     bpf(BPF_MAP_UPDATE_BATCH, &mut attr).map(drop)
 }
 
-/// Adds or overwrites an entry of a per-CPU map; `values` has one for each possible CPU, and `V` is a multiple of 8 bytes.
+/// Adds or overwrites an entry of a per-CPU map; `values` has one for each possible CPU, and `V` is a multiple of 8
+/// bytes.
 pub(in crate::dataplane) fn map_update_per_cpu<K, V>(
     map: BorrowedFd<'_>,
     key: &K,
@@ -555,8 +556,8 @@ struct RawTcxInfo {
     attach_type: u32,
 }
 
-/// The program of a link; `None` when the link is not on this hook of this device: it is another's, detached, or the device
-/// is gone.
+/// The program of a link; `None` where the link is not on this hook of this device: it belongs to another one, is
+/// detached, or the device is gone.
 pub(in crate::dataplane) fn tcx_program(
     link: BorrowedFd<'_>,
     hook: Hook,
@@ -600,7 +601,7 @@ pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Ve
         ..TcxQueryAttr::default()
     };
     match bpf(BPF_PROG_QUERY, &mut attr) {
-        // Before Linux 6.6 nobody knows such a hook.
+        // Linux before 6.6 has no such hook.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(Vec::new()),
         result => drop(result?),
     }

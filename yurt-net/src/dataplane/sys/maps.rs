@@ -20,8 +20,8 @@ pub(in crate::dataplane) fn map_create(name: &str, info: &MapInfo) -> io::Result
     map.fd().as_fd().try_clone_to_owned()
 }
 
-/// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a security
-/// module or of whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
+/// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a
+/// security module or of whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
 pub(in crate::dataplane) fn maps_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
     let mut found = Vec::new();
     for map in loaded_maps() {

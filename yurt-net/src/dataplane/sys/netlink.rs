@@ -1,4 +1,4 @@
-//! A netlink socket, in as few words as socket diagnosis and traffic control need: `netlink(7)`.
+//! A netlink socket with what socket diagnosis and traffic control need: `netlink(7)`.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -68,7 +68,7 @@ impl Connection {
         self.ask(kind, NLM_F_DUMP, body, take)
     }
 
-    /// Sends a request and takes its answer up, to its end.
+    /// Sends a request and reads its answer to the end.
     fn ask(
         &mut self,
         kind: u16,

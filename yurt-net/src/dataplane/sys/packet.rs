@@ -8,15 +8,17 @@ use super::bpf::raw;
 /// Not in the C library's bindings: `linux/if_packet.h`, Linux 4.20.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
-/// A socket for all that comes in at a device, from its network header on, behind a filter from the first packet on.
+/// A socket that sees every frame that comes in at a device, from its network header on, filtered from the first frame
+/// on.
 ///
-/// For all protocols: then it is asked before IP is, which would have to clone what a socket for IP alone has been asked about.
+/// It is a socket for all protocols, which the kernel asks before IP. For a socket of IP alone each packet would be
+/// cloned.
 pub(in crate::dataplane) fn packet_socket(
     ifindex: u32,
     filter: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // It hears nothing before it is bound: its protocol is none.
+    // Without a protocol it receives nothing before it is bound.
     // SAFETY: a call without pointers.
     let socket = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
     if socket < 0 {

@@ -1,4 +1,4 @@
-//! Programs on devices: the links of Linux 6.6 and later (tcx), and the filters of those before.
+//! Devices, and the filters that attach programs to them before Linux 6.6 (`bpf` has the links of later kernels).
 //!
 //! Structures follow Linux `include/uapi/linux/{bpf,rtnetlink,pkt_sched,pkt_cls}.h`.
 
@@ -71,11 +71,11 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const ETH_P_ALL_BE: u32 = 0x0300;
-/// "yurt": nobody else's filter has it.
+/// "yurt": no filter of others has it.
 const HANDLE: u32 = 0x7975_7274;
 /// `struct tcmsg`.
 const TCMSG: usize = 20;
-/// Filters of so many priorities are tried: the lowest runs first, and takes no other kind beside the one that is there.
+/// The number of priorities that are tried. The lowest runs first; filters of two kinds cannot share one.
 const PRIORITIES: u32 = 8;
 
 /// A filter of ours on a device.
@@ -113,7 +113,8 @@ impl Filters {
         }
     }
 
-    /// Adds our filter, of this priority or the next ones, and before it the qdisc that it needs. `ENODEV`: there is no such device.
+    /// Adds our filter, of this priority or the next ones, and before it the qdisc that it needs. `ENODEV`: there is no
+    /// such device.
     pub(in crate::dataplane) fn add(
         &mut self,
         program: BorrowedFd<'_>,
@@ -148,7 +149,7 @@ impl Filters {
         result
     }
 
-    /// Puts another program into our filter: no packet goes without one.
+    /// Puts another program into our filter, without a gap.
     pub(in crate::dataplane) fn replace(
         &mut self,
         program: BorrowedFd<'_>,

@@ -1,12 +1,12 @@
-//! Who dials: the network namespaces of this node and their addresses, for what a program must know of its client.
+//! Clients: the network namespaces of this node and their addresses, which programs need for source ranges.
 //!
-//! A hook sees a socket before it has a source address, but it sees the cookie of its namespace. Only Services with source
-//! ranges ask, so nobody is looked for while there are none. Otherwise a look is taken after every change of the node's
-//! interfaces, which is what a new Pod makes first, and of the ledger; again a little later, for its address may come last; and
-//! every ten seconds. A look runs in a thread of its own.
+//! A hook sees a socket before it has a source address, but it sees the cookie of its namespace. Only Services with
+//! source ranges need the address, so clients are looked for only while there is such a Service: after every change of
+//! the ledger and of the node's interfaces (a new Pod's first change), a little later, as its address may come last,
+//! and every ten seconds. A search runs in a thread of its own.
 //!
-//! Which namespace is whose is said by the device that leads there, and which addresses that has by the node's side alone
-//! (`identity`). Inside a Pod nothing is listed, so what it puts there costs nothing and says nothing.
+//! The device that leads to a namespace tells whose it is, and the node's side alone tells its addresses (`identity`).
+//! Nothing inside a Pod is listed: whatever a Pod puts there costs nothing and proves nothing.
 
 pub mod identity;
 
@@ -30,11 +30,11 @@ const LOOKS: [Duration; 4] = [
     Duration::from_secs(1),
     Duration::from_secs(3),
 ];
-/// Between two looks.
+/// Between two searches.
 const GAP: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(10);
 
-/// How long whoever is asked for may take to answer, each time.
+/// How long an answer to a question may take, each time.
 const ANSWERS: [Duration; 4] = [
     Duration::from_millis(20),
     Duration::from_millis(40),
@@ -44,7 +44,7 @@ const ANSWERS: [Duration; 4] = [
 /// Nobody is there (RFC 2544, RFC 5180), and nothing is sent: a socket that is connected tells what it would send with.
 const ANYWHERE: [&str; 2] = ["198.18.0.1:9", "[2001:2::1]:9"];
 
-/// What a look has found.
+/// The result of a search.
 #[derive(Debug, Default)]
 pub struct Look {
     /// Clients by the cookie of their namespace.
@@ -54,7 +54,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// There are no others.
+    /// Whether these are all clients.
     pub fn is_complete(&self) -> bool {
         self.error.is_none()
     }
@@ -69,12 +69,12 @@ impl From<io::Error> for Look {
     }
 }
 
-/// Looks for clients while somebody wants to know; at first, nobody does.
+/// Searches for clients while a Service needs them; at first, no Service does.
 #[derive(Debug)]
 pub struct Clients {
     is_wanted: bool,
     word: Arc<Word>,
-    /// Whom the last whole look has found.
+    /// The result of the last complete search.
     known: BTreeMap<u64, ClientAddresses>,
     due: VecDeque<Instant>,
     is_looking: bool,
@@ -100,7 +100,7 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// Whether there is a Service that asks for clients; true when that is new.
+    /// Says whether there is a Service that needs clients; true if that has changed.
     pub fn want(&mut self, is_wanted: bool) -> bool {
         let is_new = is_wanted != self.is_wanted;
         self.is_wanted = is_wanted;
@@ -112,7 +112,7 @@ impl Clients {
         is_new
     }
 
-    /// Takes up what the agent knows by now.
+    /// Takes what the agent knows.
     pub fn hear(&mut self, word: Word) {
         if *self.word != word {
             self.word = Arc::new(word);
@@ -120,7 +120,7 @@ impl Clients {
         }
     }
 
-    /// Whether somebody does.
+    /// Whether a Service needs clients.
     pub fn is_wanted(&self) -> bool {
         self.is_wanted
     }
@@ -134,7 +134,7 @@ impl Clients {
         }
     }
 
-    /// The clients that there are now. Waits for ever while nobody wants to know. Safe to cancel.
+    /// The clients of this node now. Waits for ever while no Service needs them. Cancel safe.
     pub async fn next(&mut self) -> Look {
         loop {
             if self.is_looking {
@@ -181,7 +181,7 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
     let mut near = nearby.look()?;
     let namespaces: Vec<Netns> = netns::all()?.into_iter().skip(1).collect();
     let ids = nearby.netns_ids(&namespaces)?;
-    // Nobody else's are entered.
+    // Only namespaces of Pods are entered.
     let (mut namespaces, devices): (Vec<Netns>, Vec<Vec<u32>>) = namespaces
         .into_iter()
         .zip(ids)
@@ -209,7 +209,7 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
         take_claims(&entered, &mut clients, &identities)?;
         identities = identify(&near, word, before, &clients);
         for question in &identities.questions {
-            // Whoever cannot be asked for stays unknown.
+            // A client that cannot be asked for stays unknown.
             let _ = nearby.ask(question);
         }
         for patience in ANSWERS {
@@ -225,7 +225,7 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
     Ok(found)
 }
 
-/// Asks those of whom more could be known what they would dial with.
+/// Asks the clients that are not fully known which addresses they would dial with.
 fn take_claims(
     namespaces: &[Netns],
     clients: &mut [Client],

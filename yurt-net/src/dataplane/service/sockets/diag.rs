@@ -26,8 +26,8 @@ impl Diag {
         Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`), all of them or those with one of these peers. An
-    /// error of `ENOENT`: the kernel has no diagnosis of the protocol.
+    /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`), all of them or those with one of these
+    /// peers. An error of `ENOENT`: the kernel has no diagnosis of the protocol.
     pub(super) fn connected(
         &mut self,
         family: u8,
@@ -55,8 +55,8 @@ impl Diag {
         }
     }
 
-    /// Who has the TCP socket that is bound to `own` and connected to `peer`: the user id, and whether a process has it open. `None`:
-    /// there is none in this namespace.
+    /// Who has the TCP socket that is bound to `own` and connected to `peer`: the user id, and whether a process has it
+    /// open. `None`: there is none in this namespace.
     pub(super) fn owner(
         &mut self,
         own: SocketAddr,

@@ -1,7 +1,7 @@
 //! The messages of the kernel's socket diagnosis, byte by byte.
 //!
-//! Pure. Wire format: `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. Numbers are in the byte order of the
-//! machine, addresses and ports in that of the network.
+//! Pure. Wire format: `sock_diag(7)`, Linux `include/uapi/linux/{inet_diag,sock_diag}.h`. Numbers are in the byte order
+//! of the machine, addresses and ports in that of the network.
 #![forbid(unsafe_code)]
 
 use std::io;
@@ -32,7 +32,7 @@ pub struct Socket {
     pub family: u8,
     /// `struct inet_diag_sockid`, to be handed back.
     pub(super) id: [u8; SOCKID],
-    /// Never given to another one.
+    /// Its cookie, which no other socket is ever given.
     pub cookie: u64,
     /// What it is connected to; IPv4 addresses are IPv4-mapped.
     pub peer: [u8; 16],
@@ -51,11 +51,11 @@ const BC_D_COND: u8 = 8;
 /// `struct inet_diag_bc_op`.
 const OP: usize = 4;
 
-/// The attribute that has a dump tell only of sockets with one of these peers, IPv4-mapped ones too. The kernel checks it, and takes
-/// some two thousand of them.
+/// The attribute that limits a dump to sockets with one of these peers, IPv4-mapped ones too. The kernel checks it, and
+/// accepts about two thousand peers.
 ///
-/// Its program is one comparison for each: a socket that is found jumps behind the last operation, which admits it; who is found nowhere
-/// jumps further than that.
+/// The filter is one comparison for each peer. A socket that matches jumps just behind the last operation, which admits
+/// it; one that matches no peer jumps further, which rejects it.
 pub(super) fn only_peers(peers: &[SocketAddr]) -> io::Result<Vec<u8>> {
     let comparisons: Vec<Vec<u8>> = peers.iter().map(|peer| host_condition(*peer)).collect();
     let jumps = comparisons.len().saturating_sub(1);
@@ -112,8 +112,8 @@ pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     body
 }
 
-/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `peer`, whatever its state. Addresses of
-/// two families are an error.
+/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `peer`, whatever its state.
+/// Addresses of two families are an error.
 pub(super) fn request_one(own: SocketAddr, peer: SocketAddr) -> io::Result<Vec<u8>> {
     const IPPROTO_TCP: u8 = 6;
     // The kernel compares no cookie then.
@@ -138,8 +138,8 @@ pub(super) fn request_one(own: SocketAddr, peer: SocketAddr) -> io::Result<Vec<u
     Ok(request(family, IPPROTO_TCP, &id))
 }
 
-/// Who has the socket of a `struct inet_diag_msg`: the user id of its file, and whether it has one. `None` for what is none, or is
-/// not connected: the kernel answers with a listener where no connection is found.
+/// The owner of the socket in a `struct inet_diag_msg`: the user id of its file, and whether it has a file. `None` for
+/// other messages, and for a listener, which the kernel returns where it finds no connection.
 pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
     const LISTEN: u8 = 10;
     let (state, uid, inode) = (
@@ -150,7 +150,7 @@ pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
     (state != LISTEN).then_some((uid, inode != 0))
 }
 
-/// `struct inet_diag_msg`; `None` for what is none.
+/// `struct inet_diag_msg`; `None` for other bytes.
 pub fn parse(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;

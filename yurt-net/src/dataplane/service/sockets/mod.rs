@@ -1,13 +1,14 @@
-//! Established sockets on the whole node: what they dialled, and the end of those whose backend went.
+//! Established sockets on the whole node: which Service each dialled, and the end of those whose backend is gone.
 //!
-//! A UDP socket is told by its own storage (`yurt_revsk`): its peer must be a backend that a program chose for it. A TCP socket
-//! is told by its entry in `yurt_peer`, which binds cookie, Service and peer; an entry that another socket has overwritten
-//! leaves its flow alone. Addresses alone never count: whoever dialled a Pod itself is left alone. One case cannot be told:
-//! a UDP socket connected to a Pod itself, that later sends to a Service and gets the same Pod, passes for the Service's.
+//! A UDP socket is known by its own storage (`yurt_revsk`): its peer must be a backend that a program chose for it. A
+//! TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and peer; where another socket has
+//! overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod itself
+//! is left alone. One exception: a UDP socket that is connected to a Pod itself, then sends to a Service and gets the
+//! same Pod, is taken for one of the Service.
 //!
-//! A scan runs in a thread of its own, off the loop: it looks into every network namespace, asks the loop for the fate of what
-//! it found, and ends what has none. It asks for sockets with the peers that are suspects, which the kernel picks out: a node may
-//! have a hundred thousand others. Scans that fall due while one runs are one scan after it.
+//! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the flows it found
+//! are to end, and ends those. The kernel picks out the sockets whose peers are suspects, as a node may have a hundred
+//! thousand others. Scans that are asked for while one runs become one scan after it.
 
 mod diag;
 pub mod message;
@@ -39,19 +40,19 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Why sockets are not ended here.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupported {
-    /// Not even looked at.
+    /// Sockets cannot be listed.
     #[error(
         "this kernel does not tell of {protocol} sockets: it needs CONFIG_INET_{protocol}_DIAG (modprobe {})",
         module(*protocol)
     )]
     NoDiag {
-        /// Of which.
+        /// Of this protocol.
         protocol: Protocol,
     },
-    /// Looked at, but not ended.
+    /// Sockets can be listed, but not ended.
     #[error("this kernel cannot end sockets: it was built without CONFIG_INET_DIAG_DESTROY")]
     NoDestroy,
-    /// It cannot even be asked.
+    /// The kernel cannot be asked.
     #[error("ask the kernel for its sockets")]
     Io(#[from] io::Error),
 }
@@ -78,7 +79,7 @@ pub fn support(with_tcp: bool) -> Result<(), Unsupported> {
     }
 }
 
-/// The maps that tell whose a socket is.
+/// The maps that tell which Service a socket dialled.
 #[derive(Debug)]
 pub struct SocketMaps {
     /// `yurt_revsk`.
@@ -89,7 +90,7 @@ pub struct SocketMaps {
     pub tcp_entries: u32,
 }
 
-/// Something that the loop must see to.
+/// What a scan tells the loop.
 #[derive(Debug)]
 pub enum Event {
     /// Which of these flows are to be ended?
@@ -116,7 +117,7 @@ impl Found {
     }
 }
 
-/// What a scan did.
+/// The result of a scan.
 #[derive(Debug, Default)]
 pub struct Outcome {
     /// Sockets ended, by how their backends stood.
@@ -134,9 +135,9 @@ pub struct Outcome {
 pub struct Scanner {
     maps: Arc<SocketMaps>,
     with_tcp: bool,
-    /// Whom the scan that runs looks for.
+    /// The suspects of the scan that runs.
     running: Option<Suspects>,
-    /// Whom the next one has to look for.
+    /// The suspects of the next scan.
     due: Suspects,
     sender: mpsc::UnboundedSender<Event>,
     events: mpsc::UnboundedReceiver<Event>,
@@ -256,7 +257,7 @@ fn scan(
                 .and_then(|p| udp_frontend(p, socket)),
             Protocol::Tcp | Protocol::Sctp => tcp_frontend(maps, socket)?,
         };
-        // The self-test's child is none of ours.
+        // Sockets of the self-test are left alone.
         if let Some(frontend) = frontend.filter(|f| ![PROBE_V4, PROBE_V6].contains(f)) {
             let flow = Flow {
                 protocol: connected.protocol,
@@ -334,13 +335,13 @@ fn look(suspects: &Suspects, netns: u64) -> io::Result<Vec<Connected>> {
     Ok(found)
 }
 
-/// What a UDP socket dialled to be connected where it is; `None`: the peer itself.
+/// The frontend that a UDP socket dialled; `None` where it dialled the peer itself.
 fn udp_frontend(peers: &UdpPeers, socket: &Socket) -> Option<SocketAddr> {
     let (vip, port_be) = peers.shown(&socket.peer, socket.peer_port_be)?;
     Some(address(vip, port_be))
 }
 
-/// What a TCP socket dialled; `None`: the peer itself, or nothing says any more.
+/// The frontend that a TCP socket dialled; `None` where it dialled the peer itself, or its entry was overwritten.
 fn tcp_frontend(maps: &SocketMaps, socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let mask = u64::from(maps.tcp_entries.saturating_sub(1));
     let index = u32::try_from(socket.cookie & mask).map_err(io::Error::other)?;

@@ -1,8 +1,8 @@
-//! Who is at the other end of a connection to this machine itself.
+//! The owner of the other end of a connection to this machine itself.
 //!
-//! Any process may listen on a port above 1023, on loopback and on the node's addresses, while the one that should be there is not.
-//! The kernel knows whose socket the other end is, so nothing that a process says of itself has to be believed. The connection is
-//! looked at, not the listener: between a look at that one and a connect another may have taken its place.
+//! Any process may listen on a port above 1023, on loopback and on the node's addresses, while the right process is not
+//! running. The kernel knows the owner of the other end, so no process has to be believed. The connection is examined
+//! and not the listener, which may be another one by the time of the connect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,11 +12,11 @@ use tokio::time::{Instant, sleep};
 
 use super::diag::Diag;
 
-/// A socket that nobody has accepted yet is nobody's. Who listens for a living accepts at once.
+/// A socket has no owner before it is accepted, which a server does at once.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
-/// Whose the other end of a TCP connection is.
+/// The owner of the other end of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
     /// A process of this user, in the network namespace of the caller.
@@ -27,8 +27,8 @@ pub enum Owner {
     Elsewhere,
 }
 
-/// Looks for the socket at the other end of a connection from `own` to `peer`. Waits a moment for it to be accepted: before that the
-/// kernel may name root, whoever listens.
+/// Finds the owner of the other end of a connection from `own` to `peer`. Waits a moment until it is accepted, because
+/// before that the kernel may name root, whichever user listens.
 ///
 /// # Errors
 ///

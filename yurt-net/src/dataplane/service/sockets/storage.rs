@@ -1,8 +1,8 @@
 //! What a program stored with sockets of other processes.
 //!
-//! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it open
-//! (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for the time of one look. Its cookie tells that it is the one that is meant.
-//! A socket that no process has in its table of files, or that may not be borrowed, is not found.
+//! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it
+//! open (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for one lookup. The cookie proves that it is the right socket.
+//! A socket that no process has open, or that may not be borrowed, is not found.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,9 +18,9 @@ use crate::dataplane::sys;
 /// The sockets that are wanted: by inode the cookie, and the inode of the network namespace.
 pub(super) type Wanted = BTreeMap<u32, (u64, u64)>;
 
-/// The values of a storage for these sockets, by cookie. Costs a `readlink` for every open file of the processes that are looked at:
-/// first those in the namespaces of the sockets, and the others only for what is not found there. The last problem comes
-/// along with what was found.
+/// The values of a storage for these sockets, by cookie, and the last problem. Costs a `readlink` for every open file
+/// of the processes in the namespaces of the sockets, and of all other processes only for sockets that are not found
+/// there.
 pub(super) fn values(
     map: BorrowedFd<'_>,
     mut wanted: Wanted,
@@ -51,7 +51,7 @@ pub(super) fn values(
     Ok((found, result))
 }
 
-/// The same of one process.
+/// The values that are found through one process.
 fn values_in(
     map: BorrowedFd<'_>,
     pid: i32,

@@ -1,18 +1,19 @@
-//! Which addresses the Pods of this node have, by what the node's side says of them.
+//! Which addresses the Pods of this node have, by what the node's side knows of them.
 //!
-//! Pure. A Pod may put any address on its own interfaces, so nothing inside it counts. For each family, the first of these that
-//! knows a Pod's device has the last word:
+//! Pure. A Pod may put any address on its own interfaces, so nothing inside it counts. For each family, the first of
+//! these that knows a Pod's device decides:
 //!
 //! | who says so | by |
 //! |---|---|
 //! | the ledger | the device that `yurt-cni` wrote down with the addresses |
 //! | a route | to a single address, straight out of the device, as ptp and Calico have it |
-//! | a neighbour | at the device, or at its bridge behind its port, where the node would send what is for that address. Not what the ledger, this node or another Pod has |
+//! | a neighbour | at the device or behind its port of a bridge, if the node would send there, and no other has the address |
 //!
-//! Of several neighbours the one counts by which the Pod was known before, then the one that it would dial with; else it is not
-//! known, and refused. A Pod on a bridge has been nobody's neighbour before its first packet. Then the address that it would dial
-//! with is *asked for*, as by whoever sends to it; what it says of itself is a question, and no answer. Without a ledger a Pod
-//! that has NET_ADMIN may so be any neighbour that nobody else is, as it may on the wire.
+//! "No other" is the ledger, this node and every other Pod. Of several neighbours, the one counts that the Pod was
+//! known by before, then the one that it would dial with; otherwise the Pod is unknown, and refused. A Pod on a bridge
+//! is no neighbour before its first packet. Then the node *asks for* the address that the Pod would dial with, as any
+//! sender would: what the Pod says of itself is the question and not the answer. Without a ledger, a Pod with NET_ADMIN
+//! can be any neighbour that no other is, as it can on the wire.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -56,7 +57,7 @@ impl ClientAddresses {
 pub struct Word {
     /// What the node itself dials with.
     pub own: ClientAddresses,
-    /// All that is on its interfaces.
+    /// All addresses on its interfaces.
     pub local: BTreeSet<IpAddr>,
     /// The ledger.
     pub entries: BTreeMap<Key, Entry>,
@@ -73,7 +74,7 @@ pub struct Client {
     pub claimed: ClientAddresses,
 }
 
-/// What can be told.
+/// The result of a judgement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identities {
     /// Of Pods of which something is known, by cookie.
@@ -185,7 +186,8 @@ impl<'a> Judge<'a> {
         if let Some(address) = routed.find(is_free) {
             return Verdict::Is(address);
         }
-        // Any sender's address makes an entry at the device that its ARP request came by: only that of the way there counts.
+        // Any sender's address makes an entry at the device that its ARP request came by: only that of the way there
+        // counts.
         let seen = self.near.neighbours.iter().filter(|one| {
             is_free(&one.address)
                 && self.near.way_to(one.address) == Some(one.device)
@@ -267,7 +269,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether somebody can be known by an address.
+/// Whether a client can be known by such an address.
 pub(super) fn is_of_use(address: &IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),

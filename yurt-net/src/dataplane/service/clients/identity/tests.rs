@@ -121,7 +121,8 @@ fn what_a_pod_put_on_its_own_interfaces_says_nothing() {
 #[test]
 fn a_pod_that_says_by_arp_that_it_is_somebody_elsewhere_is_not_believed() {
     let mut near = bridged();
-    // The kernel makes such entries of any sender's address: of an office, of a Pod of another node, of a host of the LAN.
+    // The kernel makes such entries of any sender's address: of an office, of a Pod of another node, of a host of the
+    // LAN.
     near.routes.push(route("192.0.2.0/24", Some(3)));
     let elsewhere = ["198.51.100.9", "192.0.2.7", "2001:db8::9"];
     for address in elsewhere {
