@@ -12,32 +12,36 @@ use tracing::{info, warn};
 
 use crate::cni::install::Directories;
 use crate::cni::install::files::{Cni, InstallError, Report, Stamp};
+use crate::config::AgentConfig;
 use crate::error::chain;
 use crate::host::limit::Limit;
 use crate::ledger::watch::DirectoryWatch;
+use crate::observe::status::Status;
 
 /// A writer is done by then.
 const SETTLE: Duration = Duration::from_millis(200);
 /// A directory that came later is found by then, and one that cannot be watched.
 const EVERY: Duration = Duration::from_secs(30);
-/// See the module. Ends with this value.
+/// Keeps the plugins where they are. Ends with this value.
 pub(super) struct CniKeeper {
     problem: Arc<Mutex<Option<String>>>,
     task: JoinHandle<()>,
 }
 
 impl CniKeeper {
-    /// Installs the plugins, and goes on to see that they stay.
-    pub(super) fn start(cni: Cni, directories: Directories) -> Self {
+    /// Installs the plugins, and goes on to see that they stay; `None` where that is left to others.
+    pub(super) fn start(config: &AgentConfig) -> Option<Self> {
+        let (cni, directories) = config.cni.clone()?;
         let problem = Arc::default();
         let task = tokio::spawn(keep(cni, directories, Arc::clone(&problem)));
-        Self { problem, task }
+        Some(Self { problem, task })
     }
 
     /// What is not as it should be at present.
-    pub(super) fn problem(&self) -> Option<String> {
+    pub(super) fn report(&self, status: &mut Status) {
         let problem = self.problem.lock();
-        problem.unwrap_or_else(PoisonError::into_inner).clone()
+        let problem = problem.unwrap_or_else(PoisonError::into_inner).clone();
+        status.retention.alarms.extend(problem);
     }
 }
 

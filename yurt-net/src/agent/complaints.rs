@@ -54,8 +54,15 @@ impl Complaints {
         self.now = complaints;
     }
 
-    /// All there are now.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Complaint> {
-        self.now.iter()
+    /// All there are now, as a status tells them.
+    pub(super) fn alarms(&self) -> impl Iterator<Item = String> {
+        self.now.iter().map(|complaint| {
+            let Complaint {
+                pod,
+                interface,
+                reason,
+            } = complaint;
+            format!("Pod {pod} ({interface}): {reason}")
+        })
     }
 }

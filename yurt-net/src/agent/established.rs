@@ -2,22 +2,82 @@
 
 use std::collections::BTreeMap;
 
-use tracing::debug;
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
 
-use super::Agent;
-use crate::dataplane::service::sockets::Found;
-use crate::policy::{Fate, Flow, Judge, Standing};
+use super::facts::Facts;
+use super::lines::Lines;
+use crate::config::AgentConfig;
+use crate::dataplane::service::sockets::{Event, Found, Outcome, Scanner, SocketMaps, support};
+use crate::error::chain;
+use crate::host::process::give_back_memory;
+use crate::model::Protocol;
+use crate::observe::status::{Sockets, Status};
+use crate::policy::{ClosureEstablished, Fate, Flow, Judge, Standing, Suspects};
 use crate::source::preferred::Origin;
 
-impl Agent {
-    /// Looks at the established sockets, where one may have lost its backend. Not for what a checkpoint says: it may be older
-    /// than the sockets.
-    pub(super) fn scan_if_due(&mut self) {
-        let is_hearsay = self.sources.origin() == Origin::Checkpoint;
-        if is_hearsay || self.status.sockets.unsupported.is_some() {
+/// Ends the sockets of flows whose backends went.
+pub(super) struct Established {
+    policy: ClosureEstablished,
+    scanner: Scanner,
+    /// Backends whose established flows may have lost them since the last scan; at first, while no agent was there.
+    suspects: Suspects,
+    /// Established flows whose backends new flows do not go to.
+    watched: Vec<Flow>,
+    /// What the scanner has said, until it is heard.
+    event: Option<Event>,
+    report: Sockets,
+    lines: Lines,
+}
+
+impl Established {
+    /// Looks at nothing before there is a table to judge by.
+    pub(super) fn start(config: &AgentConfig, maps: SocketMaps) -> Self {
+        let policy = config.closure_established;
+        let with_tcp = policy == ClosureEstablished::Reset;
+        let unsupported = support(with_tcp).err().map(|error| chain(&error));
+        if let Some(reason) = &unsupported {
+            warn!(reason, "sockets that outlive their endpoint are not ended");
+        }
+        Self {
+            policy,
+            scanner: Scanner::new(maps, with_tcp),
+            suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
+            watched: Vec::new(),
+            event: None,
+            report: Sockets {
+                unsupported,
+                ..Sockets::default()
+            },
+            lines: Lines::default(),
+        }
+    }
+
+    /// Waits until a scan has something to say. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        self.event = Some(self.scanner.next().await);
+    }
+
+    /// Backends that new flows do not go to any more.
+    pub(super) fn suspect(&mut self, lost: Suspects) {
+        self.suspects.merge(lost);
+    }
+
+    /// Judges what a scan has found; or else looks at the sockets, where one may have lost its backend. Not for what a checkpoint says: it
+    /// may be older than the sockets.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        match self.event.take() {
+            Some(Event::Found(found)) => self.judge(found, facts),
+            Some(Event::Done(outcome)) => self.take(outcome),
+            None => self.scan(facts),
+        }
+    }
+
+    fn scan(&mut self, facts: &Facts<'_>) {
+        if facts.origin == Origin::Checkpoint || self.report.unsupported.is_some() {
             return;
         }
-        let fates = self.fates(&self.watched);
+        let fates = self.fates(&self.watched, facts);
         for (flow, (_, fate)) in self.watched.iter().zip(fates) {
             if fate == Fate::End {
                 self.suspects.add(flow.protocol, flow.backend);
@@ -28,26 +88,26 @@ impl Agent {
         }
     }
 
-    fn fates(&self, flows: &[Flow]) -> Vec<(Standing, Fate)> {
-        let Some(snapshot) = self.sources.snapshot() else {
+    fn fates(&self, flows: &[Flow], facts: &Facts<'_>) -> Vec<(Standing, Fate)> {
+        let Some(snapshot) = facts.snapshot else {
             return Vec::new();
         };
         let judge = Judge {
             snapshot,
-            config: &self.config,
-            view: &self.view,
-            memory: &self.memory,
-            table: self.memo.table(),
+            config: &facts.known.policy,
+            view: &facts.known.view,
+            memory: facts.memory,
+            table: facts.table,
         };
         let standings = judge.standings(flows).into_iter().zip(flows);
         standings
-            .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.established)))
+            .map(|(standing, flow)| (standing, standing.fate(flow.protocol, self.policy)))
             .collect()
     }
 
     /// Says which of the flows that a scan found are to be ended.
-    pub(super) fn judge(&mut self, found: Found) {
-        let judged = self.fates(&found.flows);
+    fn judge(&mut self, found: Found, facts: &Facts<'_>) {
+        let judged = self.fates(&found.flows, facts);
         let judged = found.flows.iter().zip(judged);
         let mut doomed = BTreeMap::new();
         // Those that were looked for are seen, or are no more.
@@ -65,5 +125,55 @@ impl Agent {
             }
         }
         found.end(doomed);
+    }
+
+    /// Takes note of what a scan has come to.
+    fn take(&mut self, outcome: Outcome) {
+        let Outcome {
+            ended,
+            sockets: seen,
+            took,
+            error,
+        } = outcome;
+        let outside = ended.get(&Standing::OutsideClosure).copied();
+        let outside = outside.unwrap_or_default();
+        let withdrawn = ended.values().sum::<u64>() - outside;
+        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if withdrawn + outside > 0 {
+            let (now, scan) = (Instant::now().into_std(), [self.report.scans]);
+            let admitted = self.lines.admit(now, &scan, |_| "", u64::to_string);
+            for _ in admitted.lines {
+                info!(
+                    withdrawn,
+                    outside, seen, took_ms, "ended sockets whose endpoint went"
+                );
+            }
+            if let Some(more) = admitted.left_out {
+                info!(
+                    more,
+                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
+                );
+            }
+        }
+        let error = error.map(|error| chain(&error));
+        if let Some(error) = error.as_ref()
+            && self.report.last_error.as_ref() != Some(error)
+        {
+            warn!(error, "not all sockets could be looked at");
+        }
+        // A node may have had a hundred thousand of them.
+        give_back_memory();
+        let report = &mut self.report;
+        report.scans += 1;
+        report.last_seen = seen;
+        report.last_scan_ms = took_ms;
+        report.last_error = error;
+        report.ended_withdrawn += withdrawn;
+        report.ended_outside_closure += outside;
+    }
+
+    /// How scans went.
+    pub(super) fn report(&self, status: &mut Status) {
+        status.sockets.clone_from(&self.report);
     }
 }

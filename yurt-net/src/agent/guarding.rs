@@ -2,18 +2,27 @@
 //! node may have a hundred of them when the agent starts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use tracing::{debug, info, warn};
 
+use super::complaints::Complaints;
+use super::facts::Facts;
+use super::problem::Problem;
 use super::worker::Worker;
+use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::pod::guard::{Guard, SpoofCounters, Spoofs};
 use crate::error::{chain, distinct};
 use crate::ledger::store::LedgerDirs;
 use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Entry, Key, is_same};
-use crate::pods::guard::{GuardImage, plan};
+use crate::model::Snapshot;
+use crate::observe::status::Status;
+use crate::pods::guard::{ExtraPolicy, GuardImage, Policy, Reserved, compile, plan};
+use crate::pods::settings::GuardSettings;
+use crate::pods::translate;
+use crate::policy::protected::Protected;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -49,20 +58,41 @@ enum WorkError {
     Ledger(#[from] WatchError),
 }
 
-/// See the module.
+/// Guards the Pods of this node, as the operator has decided.
 pub(super) struct Guarding {
+    settings: Option<GuardSettings>,
+    extra: ExtraPolicy,
+    translation: translate::Policy,
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
     guarded: BTreeSet<u32>,
-    problem: Option<String>,
+    /// It was planned for an older ledger.
+    is_outdated: bool,
+    complaints: Complaints,
+    problem: Problem,
 }
 
 impl Guarding {
-    /// Nothing is loaded before the first [`Self::bring_to`].
-    pub(super) fn new(bpffs: PathBuf, place: LedgerDirs) -> Self {
+    /// Nothing is loaded before there is a ledger. What an earlier agent left is taken off where nobody is to be guarded.
+    pub(super) fn start(config: &AgentConfig) -> Self {
+        let (bpffs, dirs) = (config.place.bpffs.clone(), config.place.ledger());
+        let mut problem = Problem::of("guard");
+        if config.guard.is_none() {
+            let withdrawn = Guard::withdraw(&bpffs);
+            problem.set(withdrawn.err().map(|error| {
+                format!(
+                    "the guard of an earlier agent stays on Pods' devices, and may drop what they send: {}; \
+                     run yurt-net cleanup, then start the agent again",
+                    chain(&error)
+                )
+            }));
+        }
         Self {
+            settings: config.guard.clone(),
+            extra: config.extra.clone(),
+            translation: config.translation.clone(),
             worker: Worker::new(move |guard, order| {
-                match do_work(guard, &bpffs, &place, &order) {
+                match do_work(guard, &bpffs, &dirs, &order) {
                     Ok((guard, work)) => (Some(guard), Ok(work)),
                     // It is loaded anew next time.
                     Err(error) => (None, Err(error)),
@@ -70,22 +100,47 @@ impl Guarding {
             }),
             counters: None,
             guarded: BTreeSet::new(),
-            problem: None,
+            is_outdated: false,
+            complaints: Complaints::about("guard"),
+            problem,
         }
     }
 
-    /// Has the kernel brought in step with what was planned for these entries; the last order counts.
-    pub(super) fn bring_to(&mut self, wanted: GuardImage, entries: &BTreeMap<Key, Entry>) {
+    /// Has the kernel brought in step with ledger and devices; the last order counts. Without a list of devices, what is guarded stays so.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let known = facts.known;
+        let (Some(settings), Some(links)) = (&self.settings, &known.links) else {
+            return;
+        };
+        let (pods, mut complaints) = facts.members(&self.translation).guarded();
+        let nothing = (Snapshot::default(), BTreeSet::new());
+        let snapshot = facts.snapshot.unwrap_or(&nothing.0);
+        let local = known.view.local_addresses.as_ref().unwrap_or(&nothing.1);
+        let protected = || {
+            let protected = Protected::new(snapshot, &known.policy, &known.view);
+            let owned = protected.listed().map(|(at, whose)| (at, whose.owner()));
+            owned.collect::<Vec<_>>()
+        };
+        let node = (&*known.policy.node, local);
+        let reserved = Reserved::new(node, snapshot, protected, &known.ledger.ledger, &pods);
+        let policy = Policy {
+            extra: self.extra.clone(),
+            ..settings.policy()
+        };
+        let (wanted, more) = compile(&pods, links, &reserved, &policy);
+        complaints.extend(more);
+        self.complaints.set(complaints);
         self.worker.order(Order {
             wanted,
-            entries: entries.clone(),
+            entries: known.entries().clone(),
         });
     }
 
-    /// Waits for the thread; true when it must be planned anew. Cancel safe.
-    pub(super) async fn done(&mut self) -> bool {
-        let mut is_outdated = false;
-        match self.worker.done().await {
+    /// Waits until something has been done. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        let done = self.worker.done().await;
+        self.is_outdated = false;
+        let problem = match done {
             Ok(Ok(Work { counters, outcome })) => {
                 if self.counters.is_none() {
                     info!("guarding the Pods of this node");
@@ -96,15 +151,23 @@ impl Guarding {
                         self.guarded = guarded;
                         let failures: Vec<String> =
                             distinct(failures.iter().map(|error| chain(error)));
-                        self.problem = (!failures.is_empty()).then(|| failures.join("; "));
+                        (!failures.is_empty()).then(|| failures.join("; "))
                     }
-                    Outcome::Outdated => is_outdated = true,
+                    Outcome::Outdated => {
+                        self.is_outdated = true;
+                        return;
+                    }
                 }
             }
-            Ok(Err(error)) => self.problem = Some(chain(&error)),
-            Err(error) => self.problem = Some(error.to_string()),
-        }
-        is_outdated
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        self.problem.set(problem);
+    }
+
+    /// The last order was planned for an older ledger, and nothing was done.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.is_outdated
     }
 
     /// It has been loaded once.
@@ -112,18 +175,38 @@ impl Guarding {
         self.counters.is_some()
     }
 
-    /// Devices of Pods that it is on, with a row for each.
-    pub(super) fn guarded(&self) -> &BTreeSet<u32> {
-        &self.guarded
-    }
-
-    /// What fails at present.
-    pub(super) fn problem(&self) -> Option<&String> {
-        self.problem.as_ref()
+    /// Which Pods are guarded, what was found on their devices, and what fails.
+    pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
+        let retention = &mut status.retention;
+        retention.guard = match (&self.settings, self.is_loaded()) {
+            (None, _) => "off".to_owned(),
+            (Some(_), false) => "waiting for the first Pod".to_owned(),
+            (Some(settings), true) if settings.enforce => "enforce".to_owned(),
+            (Some(_), true) => "audit".to_owned(),
+        };
+        retention.guarded_devices = self.guarded.len();
+        let Spoofs { audited, dropped } = self.spoofs(None);
+        retention.audited = by_reason(&audited);
+        retention.dropped = by_reason(&dropped);
+        for (entry, pod) in facts.known.entries().values().zip(&mut retention.pods) {
+            let Some(ifindex) = entry.host.map(|host| host.ifindex) else {
+                continue;
+            };
+            if self.guarded.contains(&ifindex) {
+                let mut links = facts.known.links.iter().flatten();
+                let link = links.find(|link| link.ifindex == ifindex);
+                pod.device = link.map(|link| link.name.clone());
+                let Spoofs { audited, dropped } = self.spoofs(Some(ifindex));
+                pod.audited = audited.values().sum();
+                pod.dropped = dropped.values().sum();
+            }
+        }
+        retention.alarms.extend(self.problem.get().cloned());
+        retention.alarms.extend(self.complaints.alarms());
     }
 
     /// What was found on a device; on all of them, those that are gone too, where none is named.
-    pub(super) fn spoofs(&self, ifindex: Option<u32>) -> Spoofs {
+    fn spoofs(&self, ifindex: Option<u32>) -> Spoofs {
         let counters = self.counters.as_ref();
         let spoofs = counters.and_then(|counters| match ifindex {
             Some(ifindex) => counters.of_device(ifindex).ok(),
@@ -133,10 +216,17 @@ impl Guarding {
     }
 }
 
+fn by_reason(counts: &BTreeMap<&'static str, u64>) -> BTreeMap<String, u64> {
+    let counts = counts.iter();
+    counts
+        .map(|(reason, count)| ((*reason).to_owned(), *count))
+        .collect()
+}
+
 fn do_work(
     guard: Option<Guard>,
     bpffs: &Path,
-    place: &LedgerDirs,
+    dirs: &LedgerDirs,
     order: &Order,
 ) -> Result<(Guard, Work), WorkError> {
     let mut guard = match guard {
@@ -152,7 +242,7 @@ fn do_work(
     // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it has written
     // before has its reason in the ledger, which it writes first.
     let observed = guard.observe()?;
-    let is_current = is_same(Reading::take(place)?.ledger.entries(), &order.entries);
+    let is_current = is_same(Reading::take(dirs)?.ledger.entries(), &order.entries);
     let outcome = match is_current {
         false => Outcome::Outdated,
         true => {

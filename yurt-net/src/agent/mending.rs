@@ -3,23 +3,31 @@
 //! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard with another MAC than is
 //! known, and every half minute.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, sleep_until};
 use tracing::warn;
 
+use super::facts::Facts;
+use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::tunnel::Listener;
 use crate::error::chain;
 use crate::node::peers::{Entries, EntriesError};
+use crate::observe::status::Status;
+use crate::policy::pool_peers;
+use crate::tunnel::Kind;
 use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};
 
 /// While peers are listened to.
 const LISTEN: Duration = Duration::from_secs(1);
 /// While they are not: nothing is missed for longer.
 const LOOK: Duration = Duration::from_secs(30);
+/// Pools change seldom, and all endpoints are looked at to find who is in one.
+const PEERS_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
 enum MendError {
@@ -34,6 +42,10 @@ pub(super) struct Mending {
     peers: watch::Sender<Vec<Peer>>,
     report: watch::Receiver<MenderReport>,
     task: JoinHandle<()>,
+    /// When it may be looked again who the peers are.
+    peers_at: Instant,
+    /// It should be, then.
+    are_peers_due: bool,
 }
 
 impl Drop for Mending {
@@ -43,12 +55,18 @@ impl Drop for Mending {
 }
 
 impl Mending {
-    /// Looks after these devices from now on. In the network namespace of the caller.
-    pub(super) fn start(devices: Vec<String>) -> Self {
+    /// Looks after the vxlan devices among these from now on; `None` where the operator does not want it. In the network namespace of
+    /// the caller.
+    pub(super) fn start(config: &AgentConfig) -> Option<Self> {
+        if !config.repairs_peers {
+            return None;
+        }
+        let vteps = config.devices.iter();
+        let vteps = vteps.filter(|(_, kind)| *kind == Kind::Vtep);
         let (peers, heard) = watch::channel(Vec::new());
         let (reports, report) = watch::channel(MenderReport::default());
         let task = Task {
-            devices,
+            devices: vteps.map(|(name, _)| name.clone()).collect(),
             mender: Mender::default(),
             entries: None,
             listener: None,
@@ -58,15 +76,32 @@ impl Mending {
             seen_at: None,
             problems: Vec::new(),
         };
-        Self {
+        Some(Self {
             peers,
             report,
             task: tokio::spawn(task.run()),
+            peers_at: Instant::now(),
+            are_peers_due: false,
+        })
+    }
+
+    /// Waits until there is more to hear than there was at the last [`Self::hear`]. Cancel safe.
+    pub(super) async fn changed(&self) {
+        match self.are_peers_due {
+            true => sleep_until(self.peers_at).await,
+            false => std::future::pending().await,
         }
     }
 
-    /// Passes on who the peers are, if that is new.
-    pub(super) fn hear(&self, peers: Vec<Peer>) {
+    /// Looks who the peers are, where it is time, and passes that on, if it is new.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let now = Instant::now();
+        self.are_peers_due = now < self.peers_at;
+        let Some(snapshot) = facts.snapshot.filter(|_| !self.are_peers_due) else {
+            return;
+        };
+        self.peers_at = now + PEERS_AGE;
+        let peers = pool_peers(snapshot, &facts.known.policy, facts.memory);
         self.peers.send_if_modified(|known| {
             let is_new = *known != peers;
             *known = peers;
@@ -74,9 +109,15 @@ impl Mending {
         });
     }
 
-    /// How things are.
-    pub(super) fn report(&self) -> MenderReport {
-        self.report.borrow().clone()
+    /// What was listened to and repaired, beside what is said of the devices.
+    pub(super) fn report(&self, status: &mut Status) {
+        let mended = self.report.borrow();
+        for device in &mut status.devices.devices {
+            let of = |counts: &BTreeMap<String, u64>| counts.get(&device.name).copied();
+            device.peers = of(&mended.listened);
+            device.peer_repairs = of(&mended.repairs).unwrap_or_default();
+        }
+        status.devices.alarms.extend(mended.alarms.iter().cloned());
     }
 }
 

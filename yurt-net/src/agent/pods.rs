@@ -1,124 +1,276 @@
-//! What the agent takes up of its Pods and devices, and what it passes on to those who look after them.
+//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves what the plugins go by,
+//! and has addresses released whose Pods are gone.
+//!
+//! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
+//! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
 
-use tracing::info;
+use tokio::task::JoinHandle;
+use tracing::{info, warn};
 
-use super::Agent;
-use super::devices::Devices;
-use super::probing::Probing;
-use super::retention::Retention;
-use crate::model::LocalPod;
-use crate::node::vtep::Word;
-use crate::pods::probe::checks;
-use crate::pods::truth::Move;
-use crate::policy::pool_peers;
-use crate::source::preferred::Freshness;
+use super::facts::{Facts, Known};
+use super::problem::Problem;
+use crate::config::AgentConfig;
+use crate::device::Link;
+use crate::error::chain;
+use crate::host::clock::Clock;
+use crate::host::disk::errand::{Errand, SILENCE};
+use crate::ledger::State;
+use crate::ledger::rules::{Draft, PodList, release};
+use crate::ledger::store::{LedgerDirs, Lock, Store};
+use crate::ledger::watch::{LedgerWatch, Reading, WatchError};
+use crate::node::{LinkWatch, NodeError};
+use crate::observe::status::{GuardedPodStatus, Status};
+use crate::pods::settings::{GuardSettings, Settings as _};
+use crate::pods::translate;
 
-impl Agent {
-    /// Follows the ledger up, and its consequences for the table.
-    pub(super) async fn retain(&mut self, retention: &mut Retention, probing: &mut Probing) {
-        let (config, view) = (&self.config, &self.view);
-        retention.update(&mut self.sources, config, view).await;
-        self.tell_clients(retention);
-        if self.take_truth(retention, probing) && self.status.ready {
-            self.try_sync();
-        }
+/// Plugins are at the ledger for milliseconds.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Follows ledger and devices.
+pub(super) struct Pods {
+    dirs: LedgerDirs,
+    settings: Option<GuardSettings>,
+    translation: translate::Policy,
+    watch: Option<LedgerWatch>,
+    links: LinkWatch,
+    /// The disk may not answer.
+    read: Errand<Result<Reading, WatchError>>,
+    leave: Errand<Result<(), String>>,
+    releasing: Option<JoinHandle<Result<usize, WatchError>>>,
+    alarms: Vec<String>,
+    following: Problem,
+    reading: Problem,
+    listing: Problem,
+    leaving: Problem,
+    release: Problem,
+}
+
+impl Pods {
+    /// Starts to follow; what is there already is found by the first [`Self::read`].
+    pub(super) fn start(config: &AgentConfig) -> Result<Self, NodeError> {
+        Ok(Self {
+            dirs: config.place.ledger(),
+            settings: config.guard.clone(),
+            translation: config.translation.clone(),
+            watch: None,
+            links: LinkWatch::new()?,
+            read: Errand::default(),
+            leave: Errand::default(),
+            releasing: None,
+            alarms: Vec::new(),
+            following: Problem::of("following the ledger"),
+            reading: Problem::of("ledger"),
+            listing: Problem::of("devices"),
+            leaving: Problem::of("settings for yurt-cni"),
+            release: Problem::of("release of addresses"),
+        })
     }
 
-    /// What `status` says of retention.
-    pub(super) fn fill_retention(&mut self, retention: &Retention) {
-        let mut status = retention.status();
-        if let (Some(truth), Some(snapshot)) = (&self.view.truth, self.sources.snapshot()) {
-            let moves = snapshot
-                .slices
-                .values()
-                .flat_map(|slice| truth.moves(slice));
-            for (_, _, moved) in moves {
-                match moved {
-                    Move::To(_) => status.endpoints_moved += 1,
-                    Move::Away => status.endpoints_away += 1,
+    /// Waits until there is something to [`Self::read`]. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            let ledger = async {
+                match &mut self.watch {
+                    Some(watch) => watch.changed().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let released = async {
+                match &mut self.releasing {
+                    Some(task) => task.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = ledger => return,
+                // All of it is asked for again.
+                _late = self.read.late() => return,
+                _late = self.leave.late() => return,
+                () = self.links.changed() => return,
+                result = released => {
+                    self.releasing = None;
+                    let problem = match result {
+                        Ok(Ok(count)) => {
+                            if count > 0 {
+                                info!(count, "released the addresses of Pods that were deleted");
+                            }
+                            None
+                        }
+                        Ok(Err(error)) => Some(chain(&error)),
+                        Err(error) => Some(error.to_string()),
+                    };
+                    self.release.set(problem);
                 }
             }
         }
-        status.endpoints_failing = self.view.failing.len();
-        self.status.retention = status;
     }
 
-    /// Takes up where Pods are and whether they answer, or leaves that to the source while it is fresh; true when that is new.
-    pub(super) fn take_truth(&mut self, retention: &Retention, probing: &mut Probing) -> bool {
-        let truth = match self.sources.freshness() {
-            Freshness::Fresh => None,
-            Freshness::Stale => retention.truth(),
+    /// Reads the ledger, and leaves what plugins go by where they look for it; `None` where it cannot be read.
+    pub(super) async fn read(&mut self) -> Option<Reading> {
+        self.keep_watching();
+        match self.ask_the_disk().await {
+            Ok(reading) => {
+                if reading.alarms != self.alarms {
+                    for alarm in &reading.alarms {
+                        warn!(alarm, "ledger");
+                    }
+                    self.alarms.clone_from(&reading.alarms);
+                }
+                self.reading.set(None);
+                Some(reading)
+            }
+            Err(problem) => {
+                self.reading.set(Some(problem));
+                None
+            }
+        }
+    }
+
+    /// Lists the devices; `None` where they cannot be.
+    pub(super) async fn list_devices(&mut self) -> Option<Vec<Link>> {
+        let listed = self.links.links().await;
+        self.listing
+            .set(listed.as_ref().err().map(|error| chain(error)));
+        listed.ok()
+    }
+
+    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs.
+    /// Beside it, reads the ledger.
+    async fn ask_the_disk(&mut self) -> Result<Reading, String> {
+        let settings = self.settings.clone();
+        let translation = self.translation.clone();
+        let directory = self.dirs.state_dir.clone();
+        let leave = move || leave_settings(settings.as_ref(), &translation, &directory);
+        let dirs = self.dirs.clone();
+        let (left, read) = tokio::join!(
+            self.leave.run(leave),
+            self.read.run(move || Reading::take(&dirs))
+        );
+        let silence = || format!("{}: {SILENCE}", self.dirs.state_dir.display());
+        self.leaving
+            .set(left.unwrap_or_else(|| Err(silence())).err());
+        match read {
+            Some(read) => read.map_err(|error| chain(&error)),
+            None => Err(silence()),
+        }
+    }
+
+    /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading after it.
+    fn keep_watching(&mut self) {
+        if self.watch.as_ref().is_some_and(|watch| !watch.is_over()) {
+            return;
+        }
+        let watch = LedgerWatch::new(&self.dirs);
+        let problem = watch.as_ref().err();
+        let problem =
+            problem.map(|error| format!("it is read only every now and then: {}", chain(error)));
+        self.following.set(problem);
+        self.watch = watch.ok();
+    }
+
+    /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no `podCIDR`.
+    pub(super) async fn pod_at(&self, known: &Known, address: IpAddr) -> Option<IpAddr> {
+        let mut entries = known.entries().values();
+        let is_known =
+            entries.any(|entry| entry.state == State::Active && entry.addresses.contains(&address));
+        if is_known {
+            return Some(address);
+        }
+        // Who cannot look says what it would say without.
+        let is_near = self.links.leads_to_pods(address).await.unwrap_or_default();
+        is_near.then_some(address)
+    }
+
+    /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for elsewhere.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let (None, Some(age), Some(snapshot)) = (&self.releasing, facts.pods_age, facts.snapshot)
+        else {
+            return;
         };
-        let is_new = truth != self.view.truth;
-        if truth.is_some() != self.view.truth.is_some() {
-            match truth {
-                Some(_) => {
-                    info!("the source is stale: Pods of this node are where the ledger has them")
-                }
-                None => info!("the source is fresh: Pods are where it has them"),
-            }
-        }
-        self.view.truth = truth;
-        // They are asked where they are.
-        self.take_probes(retention, probing) || is_new
-    }
-
-    /// Whether the Pods of this node may say something else to retention than at the last call.
-    pub(super) fn have_pods_changed(&mut self) -> bool {
-        let empty = BTreeMap::new();
-        let pods = self
-            .sources
-            .snapshot()
-            .map_or(&empty, |snapshot| &snapshot.pods);
-        let is_same = |known: &Arc<LocalPod>, pod: &Arc<LocalPod>| Arc::ptr_eq(known, pod);
-        let is_unchanged = self.pods.len() == pods.len()
-            && self
+        let Reading { ledger, now, .. } = &facts.known.ledger;
+        let age = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        let list = PodList {
+            pods: snapshot
                 .pods
-                .iter()
-                .zip(pods.values())
-                .all(|(known, pod)| is_same(known, pod));
-        if !is_unchanged {
-            self.pods = pods.values().cloned().collect();
-        }
-        !is_unchanged
-    }
-
-    /// Takes up whom to ask, or leaves that to the source while it is fresh; true when the table may be another.
-    pub(super) fn take_probes(&mut self, retention: &Retention, probing: &mut Probing) -> bool {
-        let is_stale = self.sources.freshness() == Freshness::Stale;
-        let is_asked = probing.is_on() && is_stale && retention.is_link_up();
-        match self.sources.snapshot().filter(|_| is_asked) {
-            Some(snapshot) => probing.start(checks(snapshot, self.view.truth.as_deref())),
-            None => probing.stop(),
-        }
-        self.take_failing(probing)
-    }
-
-    /// Takes up who does not answer; true when that is new.
-    pub(super) fn take_failing(&mut self, probing: &Probing) -> bool {
-        let failing = probing.failing();
-        let is_new = failing != *self.view.failing;
-        if is_new {
-            self.view.failing = Arc::new(failing);
-        }
-        is_new
-    }
-
-    /// Passes on what the source in charge says of this node's Node, and who else is in its pool.
-    pub(super) fn inform(&self, devices: &mut Devices) {
-        let snapshot = self.sources.snapshot();
-        let node = &self.config.node;
-        let known = snapshot.and_then(|snapshot| snapshot.nodes.get(node.as_str()));
-        let annotations = known.map(|node| node.annotations.clone());
-        let word = Word {
-            node: node.clone(),
-            annotations: annotations.unwrap_or_default(),
-            is_fresh: self.sources.freshness().is_fresh(),
+                .keys()
+                .map(|name| (name.namespace.to_string(), name.name.to_string()))
+                .collect(),
+            is_live: true,
+            read_at: now.at.saturating_sub(age),
         };
-        let peers = |snapshot| move || pool_peers(snapshot, &self.config, &self.memory);
-        devices.hear(word, snapshot.map(peers));
+        if release(ledger, &list, *now).is_empty() {
+            return;
+        }
+        let dirs = self.dirs.clone();
+        self.releasing = Some(tokio::task::spawn_blocking(move || {
+            let lock = Lock::take(&dirs, LOCK_PATIENCE)?;
+            let mut store = Store::open(&dirs)?;
+            let mut draft = Draft::new(store.ledger(), &Clock::read()?);
+            // A Pod may have come back since.
+            let released = release(draft.ledger(), &list, draft.now());
+            let count = released.len();
+            draft.take(released);
+            store.commit(draft.into_records())?;
+            lock.check()?;
+            Ok(count)
+        }));
     }
+
+    /// What the ledger has, and what fails of following it. What others know of the same Pods, they add.
+    pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
+        let (known, retention) = (facts.known, &mut status.retention);
+        retention.is_on = known.has_ledger();
+        retention.pods = known
+            .entries()
+            .iter()
+            .map(|(key, entry)| GuardedPodStatus {
+                namespace: key.namespace.clone(),
+                name: key.name.clone(),
+                interface: key.interface.clone(),
+                state: entry.state,
+                addresses: entry.addresses.clone(),
+                promised: entry.promised.clone(),
+                translated: Vec::new(),
+                mac: entry.mac,
+                device: None,
+                audited: 0,
+                dropped: 0,
+            })
+            .collect();
+        let problems = [
+            &self.following,
+            &self.reading,
+            &self.listing,
+            &self.leaving,
+            &self.release,
+        ];
+        let problems = problems.into_iter().filter_map(Problem::get);
+        let alarms = self.alarms.iter().chain(problems);
+        retention.alarms.extend(alarms.cloned());
+    }
+}
+
+fn leave_settings(
+    settings: Option<&GuardSettings>,
+    translation: &translate::Policy,
+    directory: &Path,
+) -> Result<(), String> {
+    let translation = Some(translation).filter(|it| **it != translate::Policy::default());
+    let guard = GuardSettings::leave(settings, directory).map_err(|error| {
+        format!(
+            "new Pods are guarded only once the agent has seen them: {}",
+            chain(&error)
+        )
+    });
+    let translate = translate::Policy::leave(translation, directory).map_err(|error| {
+        format!(
+            "new Pods may have another MAC than the addresses that are kept for them: {}",
+            chain(&error)
+        )
+    });
+    guard.and(translate)
 }

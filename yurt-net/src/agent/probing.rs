@@ -13,9 +13,11 @@ use tracing::{info, warn};
 
 use self::ask::ask;
 use self::failure::Failure;
+use super::facts::Facts;
 use super::lines::Lines;
+use crate::config::AgentConfig;
 use crate::model::Protocol;
-use crate::pods::probe::{Check, Failing, Prober};
+use crate::pods::probe::{Check, Failing, Prober, checks};
 
 mod ask;
 mod failure;
@@ -23,7 +25,7 @@ mod grpc;
 
 const MOST_AT_A_TIME: usize = 4;
 
-/// See the module.
+/// Asks Pods, where the operator wants it.
 pub(super) struct Probing {
     is_on: bool,
     /// Times of `prober` are since then.
@@ -36,9 +38,9 @@ pub(super) struct Probing {
 
 impl Probing {
     /// Asks nobody yet, and never does if it is not wanted.
-    pub(super) fn new(is_on: bool) -> Self {
+    pub(super) fn start(config: &AgentConfig) -> Self {
         Self {
-            is_on,
+            is_on: config.probes_endpoints,
             started: Instant::now(),
             prober: Prober::default(),
             running: JoinSet::new(),
@@ -99,8 +101,18 @@ impl Probing {
         self.is_on
     }
 
+    /// Takes up whom to ask, or leaves that to the source while it is fresh. While no link leads out of this node, nobody is asked.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let known = facts.known;
+        let is_asked = self.is_on && !facts.freshness.is_fresh() && known.is_link_up();
+        match facts.snapshot.filter(|_| is_asked) {
+            Some(snapshot) => self.ask_these(checks(snapshot, known.view.truth.as_deref())),
+            None => self.stop(),
+        }
+    }
+
     /// Asks these from now on, each for the backends that are its; those that were asked before go on as they were.
-    pub(super) fn start(&mut self, wanted: BTreeMap<Check, BTreeSet<(SocketAddr, Protocol)>>) {
+    fn ask_these(&mut self, wanted: BTreeMap<Check, BTreeSet<(SocketAddr, Protocol)>>) {
         if !self.is_asking {
             info!("the source is stale: Pods of this node are asked whether they answer");
         }
@@ -116,7 +128,7 @@ impl Probing {
     }
 
     /// Asks nobody any more, and forgets what was found.
-    pub(super) fn stop(&mut self) {
+    fn stop(&mut self) {
         if std::mem::take(&mut self.is_asking) {
             info!("Pods of this node are no longer asked whether they answer");
             self.running = JoinSet::new();

@@ -5,14 +5,12 @@ use std::time::Instant;
 
 use tracing::{error, info, warn};
 
-use super::{Agent, give_back_memory};
-use crate::dataplane::service::sockets::Outcome;
-use crate::error::chain;
+use super::Agent;
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::model::{Rejection, Snapshot};
 use crate::observe::status::{LeftAlone, RefusedService};
 use crate::plan::Refused;
-use crate::policy::{Reasons, Standing};
+use crate::policy::Reasons;
 
 impl Agent {
     pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {
@@ -24,52 +22,6 @@ impl Agent {
         }
         status.known = known;
         status.last_error = error;
-    }
-
-    pub(super) fn report_scan(&mut self, outcome: Outcome) {
-        let Outcome {
-            ended,
-            sockets: seen,
-            took,
-            error,
-        } = outcome;
-        let outside = ended.get(&Standing::OutsideClosure).copied();
-        let outside = outside.unwrap_or_default();
-        let withdrawn = ended.values().sum::<u64>() - outside;
-        let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if withdrawn + outside > 0 {
-            let scan = [self.status.sockets.scans];
-            let admitted = self
-                .ended
-                .admit(Instant::now(), &scan, |_| "", u64::to_string);
-            for _ in admitted.lines {
-                info!(
-                    withdrawn,
-                    outside, seen, took_ms, "ended sockets whose endpoint went"
-                );
-            }
-            if let Some(more) = admitted.left_out {
-                info!(
-                    more,
-                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
-                );
-            }
-        }
-        let error = error.map(|error| chain(&error));
-        if let Some(error) = error.as_ref()
-            && self.status.sockets.last_error.as_ref() != Some(error)
-        {
-            warn!(error, "not all sockets could be looked at");
-        }
-        // A node may have had a hundred thousand of them.
-        give_back_memory();
-        let status = &mut self.status.sockets;
-        status.scans += 1;
-        status.last_seen = seen;
-        status.last_scan_ms = took_ms;
-        status.last_error = error;
-        status.ended_withdrawn += withdrawn;
-        status.ended_outside_closure += outside;
     }
 
     pub(super) fn report_left_alone(&mut self) {
@@ -88,10 +40,11 @@ impl Agent {
     pub(super) fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
         let empty = Snapshot::default();
         let snapshot = self.sources.snapshot().unwrap_or(&empty);
-        let mut own = OwnAddresses::new(snapshot, &self.config.node);
-        own.node.extend(self.view.local_addresses.iter().flatten());
+        let mut own = OwnAddresses::new(snapshot, &self.known.policy.node);
+        own.node
+            .extend(self.known.view.local_addresses.iter().flatten());
         own.pods.extend(pod);
-        let reasons = Reasons::new(snapshot, &self.config, &self.view, &self.memory);
+        let reasons = Reasons::new(snapshot, &self.known.policy, &self.known.view, &self.memory);
         let table = self.memo.table();
         let mut explanation = explain(table, &reasons, &own, dial);
         let mut keys = table.services.iter().map(|entry| &entry.key);

@@ -1,19 +1,18 @@
 //! From what the sources say to what is in the maps: snapshot, table, plan, writes; and once more where a write failed.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, error, info, warn};
 
-use super::retention::Retention;
-use super::{Agent, AgentError, RETRY, give_back_memory};
-use crate::dataplane::service::SocketLb;
+use super::deadlines::RETRY;
+use super::{Agent, AgentError};
 use crate::dataplane::service::clients::Look;
 use crate::dataplane::service::clients::identity::{ClientAddresses, Word};
 use crate::dataplane::{ApplyError, Dataplane as _};
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
+use crate::host::process::give_back_memory;
 use crate::plan::{Plan, Refused, plan};
 use crate::policy::compile;
 use crate::source::checkpoint::Loaded;
@@ -43,11 +42,7 @@ impl Agent {
     }
 
     /// Serves by what the sources or the checkpoint say, or by what an earlier agent left, where nobody says anything newer.
-    pub(super) async fn boot(
-        &mut self,
-        socket_lb: SocketLb,
-        cgroup: &Path,
-    ) -> Result<(), AgentError> {
+    pub(super) async fn boot(&mut self) -> Result<(), AgentError> {
         let maps = self.dataplane.found_edition().unwrap_or_default();
         self.is_holding = match self.sources.origin() {
             Origin::File | Origin::Live | Origin::Hub => false,
@@ -59,9 +54,9 @@ impl Agent {
             Origin::None => true,
         };
         if !self.is_holding {
-            return self.become_ready(socket_lb, cgroup).await;
+            return self.become_ready().await;
         }
-        self.test_itself(socket_lb, cgroup).await;
+        self.test_itself().await;
         warn!(
             "no source has answered yet: what an earlier agent left in the kernel is served on as it is"
         );
@@ -89,13 +84,13 @@ impl Agent {
     }
 
     /// Writes the first table and attaches the programs.
-    async fn become_ready(&mut self, socket_lb: SocketLb, cgroup: &Path) -> Result<(), AgentError> {
+    async fn become_ready(&mut self) -> Result<(), AgentError> {
         self.sync()?;
         self.dataplane.activate()?;
         self.is_serving = true;
         give_back_memory();
         self.status.adopted = self.is_adopted;
-        self.test_itself(socket_lb, cgroup).await;
+        self.test_itself().await;
         let source = self.sources.status(unix_seconds());
         if source.provenance == Origin::Checkpoint {
             warn!(
@@ -105,7 +100,7 @@ impl Agent {
             );
         }
         info!(
-            node = self.config.node,
+            node = self.known.policy.node,
             pool = self.memo.table().pool,
             adopted = self.is_adopted,
             "ready"
@@ -116,7 +111,7 @@ impl Agent {
     /// Compiles the snapshot and writes what differs.
     pub(super) fn sync(&mut self) -> Result<(), AgentError> {
         let started = Instant::now();
-        self.config.is_source_hub = self.sources.is_hub();
+        self.known.policy.is_source_hub = self.sources.is_hub();
         let has_untold = self.sources.has_untold();
         let Some((snapshot, touched)) = self.sources.take_up() else {
             return Ok(());
@@ -129,25 +124,30 @@ impl Agent {
         let compiled = compile(
             snapshot,
             &touched,
-            &self.config,
-            &self.view,
+            &self.known.policy,
+            &self.known.view,
             &self.memory,
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        self.suspects.merge(compiled.lost);
+        self.units.established.suspect(compiled.lost);
         let new_rejections = compiled.new_rejections;
         self.report_rejections(&new_rejections);
-        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
+        if self
+            .deadlines
+            .retry
+            .replace(Instant::now() + RETRY)
+            .is_some()
+        {
             self.image = self.dataplane.observe()?;
             self.want_clients();
         }
         self.dataplane.set_edition(self.edition)?;
         let (writes, refused) = self.write_table()?;
-        self.retry_at = None;
+        self.deadlines.retry = None;
         self.report_refused(refused);
         self.report_left_alone();
-        self.scan_if_due();
+        self.tell(|units, facts| units.established.hear(facts));
         let took = started.elapsed();
         self.keeper.changed();
         self.status.applied += 1;
@@ -190,7 +190,7 @@ impl Agent {
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
             // To look for such a set among all would cost more than most plans.
-            if planned.asks_for_clients() || self.clients.is_wanted() {
+            if planned.asks_for_clients() || self.units.clients.is_wanted() {
                 self.want_clients();
             }
             if planned.refused.is_empty() || !planned.has_freed {
@@ -203,18 +203,18 @@ impl Agent {
     /// Has clients looked for while a set of the image asks who they are.
     pub(super) fn want_clients(&mut self) {
         let is_wanted = self.image.asks_for_clients();
-        if self.clients.want(is_wanted) && !is_wanted {
+        if self.units.clients.want(is_wanted) && !is_wanted {
             self.set_clients(&Look::default());
         }
     }
 
     /// Passes on by what clients are known.
-    pub(super) fn tell_clients(&mut self, retention: &Retention) {
-        let (v4, v6) = self.view.default_source;
-        self.clients.hear(Word {
+    pub(super) fn tell_clients(&mut self) {
+        let (v4, v6) = self.known.view.default_source;
+        self.units.clients.hear(Word {
             own: ClientAddresses { v4, v6 },
-            local: self.view.local_addresses.clone().unwrap_or_default(),
-            entries: retention.entries().clone(),
+            local: self.known.view.local_addresses.clone().unwrap_or_default(),
+            entries: self.known.entries().clone(),
         });
     }
 

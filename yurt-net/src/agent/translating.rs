@@ -10,11 +10,15 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use super::complaints::Complaints;
+use super::facts::Facts;
+use super::problem::Problem;
 use super::worker::Worker;
+use crate::config::AgentConfig;
 use crate::dataplane::pod::translate::{Translate, TranslateError, TranslationCounters};
 use crate::device::{Complaint, Link};
 use crate::error::{chain, distinct};
 use crate::node::routes::Routes;
+use crate::observe::status::Status;
 use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
 
 /// What there is to be judged.
@@ -36,7 +40,7 @@ struct Work {
     failures: Vec<TranslateError>,
 }
 
-/// See the module.
+/// Translates the Pods of this node, as the operator and they have decided.
 pub(super) struct Translating {
     bpffs: PathBuf,
     policy: Policy,
@@ -49,18 +53,18 @@ pub(super) struct Translating {
     /// What annotations say that cannot be read, and what cannot be kept.
     misread: Complaints,
     refused: Complaints,
-    problem: Option<String>,
+    problem: Problem,
 }
 
 impl Translating {
     /// Nothing is loaded before there is a Pod to translate.
-    pub(super) fn new(bpffs: PathBuf, policy: Policy) -> Self {
-        let place = bpffs.clone();
+    pub(super) fn start(config: &AgentConfig) -> Self {
+        let bpffs = config.place.bpffs.clone();
         Self {
-            bpffs,
-            policy,
+            bpffs: bpffs.clone(),
+            policy: config.translation.clone(),
             worker: Worker::new(move |translate, order| {
-                match do_work(translate, &place, &order) {
+                match do_work(translate, &bpffs, &order) {
                     Ok((translate, work)) => (translate, Ok(work)),
                     // It is loaded anew next time.
                     Err(error) => (None, Err(error)),
@@ -71,18 +75,19 @@ impl Translating {
             translated: BTreeMap::new(),
             misread: Complaints::about("translation"),
             refused: Complaints::about("translation"),
-            problem: None,
+            problem: Problem::of("translation"),
         }
     }
 
-    /// Has the kernel brought in step with what the ledger and the Pods say: who may be translated, and who owns which address.
-    pub(super) fn update(
-        &mut self,
-        (pods, misread): (Vec<Candidate>, Vec<Complaint>),
-        owners: BTreeMap<IpAddr, String>,
-        links: &[Link],
-        local: Option<&BTreeSet<IpAddr>>,
-    ) {
+    /// Has the kernel brought in step with what the ledger and the Pods say. Without a list of devices there is none that could be
+    /// translated: what is, stays.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let known = facts.known;
+        let Some(links) = &known.links else {
+            return;
+        };
+        let members = facts.members(&self.policy);
+        let (pods, misread) = members.candidates();
         self.misread.set(misread);
         let is_wanted = |pod: &Candidate| match pod.wish {
             Wish::Pods(wish) => wish,
@@ -94,21 +99,21 @@ impl Translating {
             || Translate::is_pinned(&self.bpffs);
         if !is_needed {
             self.refused.set(Vec::new());
-            self.problem = None;
+            self.problem.set(None);
             return;
         }
         self.worker.order(Order {
             pods,
-            owners,
-            links: links.to_vec(),
-            local: local.cloned().unwrap_or_default(),
+            owners: members.owners(),
+            links: links.clone(),
+            local: known.view.local_addresses.clone().unwrap_or_default(),
             policy: self.policy.clone(),
         });
     }
 
     /// Waits until something has been done. Cancel safe.
-    pub(super) async fn done(&mut self) {
-        match self.worker.done().await {
+    pub(super) async fn changed(&mut self) {
+        let problem = match self.worker.done().await {
             Ok(Ok(work)) => {
                 if work.translated.len() != self.translated.len() {
                     let pods = work.translated.len();
@@ -120,37 +125,32 @@ impl Translating {
                 let failures: Vec<String> =
                     distinct(work.failures.iter().map(|error| chain(error)));
                 self.has_looked = failures.is_empty();
-                self.problem = (!failures.is_empty()).then(|| failures.join("; "));
+                (!failures.is_empty()).then(|| failures.join("; "))
             }
-            Ok(Err(error)) => self.problem = Some(chain(&error)),
-            Err(error) => self.problem = Some(error.to_string()),
-        }
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        self.problem.set(problem);
     }
 
-    /// What the operator has decided.
-    pub(super) fn policy(&self) -> &Policy {
-        &self.policy
-    }
-
-    /// By device, the addresses that its Pod appears with and has not.
-    pub(super) fn translated(&self) -> &BTreeMap<u32, Vec<IpAddr>> {
-        &self.translated
-    }
-
-    /// Why Pods are not translated that should be.
-    pub(super) fn complaints(&self) -> impl Iterator<Item = &Complaint> {
-        self.misread.iter().chain(self.refused.iter())
-    }
-
-    /// What fails at present.
-    pub(super) fn problem(&self) -> Option<&String> {
-        self.problem.as_ref()
-    }
-
-    /// Packets, by what was done with them.
-    pub(super) fn packets(&self) -> BTreeMap<&'static str, u64> {
+    /// Which Pods appear with addresses that they had, why others do not, and what fails.
+    pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
+        let retention = &mut status.retention;
         let counts = self.counters.as_ref().map(TranslationCounters::read);
-        counts.and_then(Result::ok).unwrap_or_default()
+        let counts = counts.and_then(Result::ok).unwrap_or_default();
+        let counts = counts.into_iter();
+        retention.translated_packets = counts
+            .map(|(what, count)| (what.to_owned(), count))
+            .collect();
+        for (entry, pod) in facts.known.entries().values().zip(&mut retention.pods) {
+            let translated = entry
+                .host
+                .and_then(|host| self.translated.get(&host.ifindex));
+            pod.translated = translated.cloned().unwrap_or_default();
+        }
+        retention.alarms.extend(self.problem.get().cloned());
+        let complaints = self.misread.alarms().chain(self.refused.alarms());
+        retention.alarms.extend(complaints);
     }
 }
 

@@ -1,11 +1,10 @@
 //! What is in the kernel, compared with what should be there: mended by the drift timer, and told as it is.
 
-use std::path::Path;
-
 use tokio::time::Instant;
 use tracing::{error, warn};
 
-use super::{Agent, AgentError, RETRY};
+use super::deadlines::RETRY;
+use super::{Agent, AgentError};
 use crate::dataplane::Dataplane as _;
 use crate::dataplane::service::SocketLb;
 use crate::error::{chain, distinct};
@@ -65,9 +64,9 @@ impl Agent {
             return Ok(());
         }
         self.image = self.dataplane.observe()?;
-        self.retry_at = Some(Instant::now() + RETRY);
+        self.deadlines.retry = Some(Instant::now() + RETRY);
         let (writes, refused) = self.write_table()?;
-        self.retry_at = None;
+        self.deadlines.retry = None;
         self.report_refused(refused);
         self.status.drift_writes += writes;
         warn!(writes, "drift: maps were changed behind our back");
@@ -75,10 +74,10 @@ impl Agent {
     }
 
     /// Runs the self-test, whose result is shown until the next one.
-    pub(super) async fn test_itself(&mut self, socket_lb: SocketLb, cgroup: &Path) {
-        self.self_test = match socket_lb {
+    pub(super) async fn test_itself(&mut self) {
+        self.self_test = match self.socket_lb {
             SocketLb::Off => SelfTest::Skipped,
-            SocketLb::All | SocketLb::Host => match selftest::run(cgroup).await {
+            SocketLb::All | SocketLb::Host => match selftest::run(&self.cgroup.path).await {
                 Ok(()) => SelfTest::Passed,
                 Err(error) => SelfTest::Failed {
                     reason: chain(&error),
@@ -116,9 +115,9 @@ impl Agent {
             unasked: self.sources.unasked(),
             refused: self.status.refused_maps(),
             ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),
-            state: self.state_dir.problem(),
+            state: self.units.asked.state_dir.problem(),
             checkpoint: checkpoint.as_deref(),
-            socket: self.socket.problem(),
+            socket: self.units.asked.problem(),
         };
         let (degraded, ready) = (health.degraded(), health.is_ready());
         let self_test = match (&*health.detached, &self.self_test) {

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// See the module.
+/// What it has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
@@ -35,6 +35,15 @@ impl Process {
             cpu_ms: cpu.saturating_mul(1000).checked_div(ticks)?,
             started_at: booted_at.saturating_add(start.checked_div(ticks)?),
         })
+    }
+}
+
+/// Gives back to the machine what this process has freed: what was needed on the way is worth more to the node than to the allocator.
+pub fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a call without pointers.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 

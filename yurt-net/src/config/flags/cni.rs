@@ -75,8 +75,8 @@ pub enum CniVerb {
 /// Whether the agent installs the CNI plugins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CniKeepArg {
-    /// It leaves that to others.
+    /// The agent leaves the node's CNI configuration alone.
     Off,
-    /// It does, and puts them back when somebody has written the configuration anew.
+    /// The agent installs the plugins, and puts them back when another program has written the configuration anew.
     Install,
 }

@@ -44,7 +44,7 @@ pub enum Command {
     Plan(PlanArgs),
     /// Print the verdict for one flow, and why. From the running agent, or from a source.
     Explain(ExplainArgs),
-    /// Print how the running agent is.
+    /// Print the status of the running agent.
     Status(StatusArgs),
     /// Check that this machine can run the agent, and that Services are really translated.
     Check(CheckArgs),
@@ -71,7 +71,7 @@ pub struct PlanArgs {
     /// Policy.
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Form.
+    /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -97,7 +97,7 @@ pub struct ExplainArgs {
     /// Policy; with --source.
     #[command(flatten)]
     pub policy: PolicyArgs,
-    /// Form.
+    /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -111,7 +111,7 @@ pub struct StatusArgs {
     /// Wait at most this long until the first table is applied, as 10s, 1m or 500ms.
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub wait: Option<Duration>,
-    /// Form.
+    /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -125,7 +125,7 @@ pub struct CheckArgs {
     /// Where the node's CNI is.
     #[command(flatten)]
     pub cni: CniPlaceArgs,
-    /// Form.
+    /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }
@@ -139,7 +139,7 @@ pub struct LedgerArgs {
     /// Directory in memory: what the plugins' runDir says.
     #[arg(long, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
-    /// Form.
+    /// Form of the output.
     #[arg(short, long, value_enum, default_value = "table")]
     pub output: Output,
 }

@@ -59,11 +59,11 @@ pub enum ViaHubArg {
 /// `--closure-failure`, as [`ClosureFailure`] has it.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum ClosureFailureArg {
-    /// Inside if they were when that was last known, else outside.
+    /// Such endpoints are inside if they were when that was last known, else outside.
     LastKnown,
-    /// Inside.
+    /// Such endpoints are inside.
     Open,
-    /// Outside.
+    /// Such endpoints are outside.
     Closed,
 }
 

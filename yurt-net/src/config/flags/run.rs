@@ -111,11 +111,11 @@ pub struct RunArgs {
 /// What happens to frames that claim an address which is not their sender's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GuardArg {
-    /// Nobody looks.
+    /// Frames are not checked.
     Off,
-    /// They are counted.
+    /// Such frames are counted, and pass.
     Audit,
-    /// They are dropped.
+    /// Such frames are counted, and dropped.
     Enforce,
 }
 
@@ -127,16 +127,16 @@ pub enum SocketLbArg {
     /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service, their DNS too,
     /// unless something else serves them: this version serves sockets only, and no packets.
     Host,
-    /// None.
+    /// No process: the agent writes its maps and serves nobody.
     Off,
 }
 
 /// What happens to established flows to a backend that serves, but is outside the closure by now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ClosureEstablishedArg {
-    /// They live on until they end by themselves.
+    /// Such flows live on until they end by themselves.
     Keep,
-    /// They are ended, TCP too.
+    /// Such flows are reset, TCP too.
     Reset,
 }
 

@@ -21,9 +21,9 @@ pub struct TranslateArgs {
 /// Whether Pods are translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TranslateArg {
-    /// Only those that say so.
+    /// Only Pods whose annotation asks for it.
     Off,
-    /// All but those that say otherwise.
+    /// All Pods but those whose annotation declines it.
     On,
 }
 

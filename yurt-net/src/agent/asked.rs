@@ -1,0 +1,71 @@
+//! Who asks how the agent is, by `agent.sock` and over HTTP: each question waits here for its answer.
+
+use tokio::sync::mpsc;
+
+use super::disk::StateDir;
+use crate::config::AgentConfig;
+use crate::observe::control;
+use crate::observe::http;
+
+/// Questions on their way to the loop.
+pub(super) struct Asked {
+    socket: control::Server,
+    calls: mpsc::Receiver<control::Call>,
+    metrics: Option<http::Server>,
+    scrapes: mpsc::Receiver<http::Scrape>,
+    /// Held, so that `scrapes` waits where nobody can ask.
+    _scraper: mpsc::Sender<http::Scrape>,
+    question: Option<Question>,
+    /// Looked at for each question.
+    pub(super) state_dir: StateDir,
+}
+
+/// A question.
+pub(super) enum Question {
+    /// By the socket.
+    Call(control::Call),
+    /// Over HTTP.
+    Scrape(http::Scrape),
+}
+
+impl Asked {
+    /// Listens where the configuration says.
+    pub(super) async fn start(config: &AgentConfig) -> Self {
+        let (caller, calls) = mpsc::channel(16);
+        let (scraper, scrapes) = mpsc::channel(1);
+        let metrics = config.metrics;
+        Self {
+            socket: control::serve(config.place.sockets(), caller).await,
+            calls,
+            metrics: metrics.map(|address| http::serve(address, scraper.clone())),
+            scrapes,
+            _scraper: scraper,
+            question: None,
+            state_dir: StateDir::new(config.place.state_dir.clone()),
+        }
+    }
+
+    /// Waits for a question. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        self.question = Some(tokio::select! {
+            Some(call) = self.calls.recv() => Question::Call(call),
+            Some(scrape) = self.scrapes.recv() => Question::Scrape(scrape),
+            else => std::future::pending().await,
+        });
+    }
+
+    /// The question.
+    pub(super) fn take(&mut self) -> Option<Question> {
+        self.question.take()
+    }
+
+    /// Lets nobody wait for metrics any more, and leaves their port to the next agent.
+    pub(super) fn end(&mut self) {
+        self.metrics = None;
+    }
+
+    /// Why the agent's socket is not where it should be.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.socket.problem()
+    }
+}

@@ -1,0 +1,337 @@
+//! What follows from what becomes known: one table. Pure.
+//!
+//! The loop waits for a fact, takes the steps that follow from it in their order, each once, and with them those of the facts that a
+//! step brings to light. Nothing else decides what is done when.
+
+use std::collections::BTreeSet;
+
+/// Something that has become known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Fact {
+    /// The agent runs: what is due at a start is done at the start.
+    Started,
+    /// It is time to serve, by what there is.
+    BootDue,
+    /// It is time to compare the kernel with what it should hold.
+    DriftDue,
+    /// It is time to try a write again that has failed.
+    RetryDue,
+    /// The snapshot in force, or whether it is fresh, is another than before.
+    SourcesSpoke,
+    /// Pods of this node are others than before, by the snapshot in force.
+    OwnPodsChanged,
+    /// The ledger was written, or a device, a default route or a filter on a device has changed.
+    PodsStirred,
+    /// The ledger says something else than before.
+    LedgerChanged,
+    /// The guard has not done what it was told, because the ledger says more by now.
+    GuardOutdated,
+    /// The guard has done what it was told.
+    GuardDone,
+    /// Translation has done what it was told.
+    TranslationDone,
+    /// Where this node's Pods are is known to be another place than before, or is left to the source again.
+    WhereaboutsChanged,
+    /// A Pod answers no more, or answers again.
+    ProbeEnded,
+    /// Other backends than before are left out because they do not answer.
+    FailingChanged,
+    /// An address, a link or a route of this node has changed.
+    NetworkStirred,
+    /// This node's addresses are others than before.
+    AddressesChanged,
+    /// The clients of this node were looked for.
+    ClientsFound,
+    /// It may be looked again who the peers of this node are, and should be.
+    PeersDue,
+    /// A scan of the sockets has found some, or has ended.
+    SocketsFound,
+    /// The disk holds a checkpoint, which was not known at the start; or a save is due, or has ended.
+    CheckpointStirred,
+    /// Somebody asks how the agent is.
+    Asked,
+}
+
+/// Something to be done. They are taken in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Step {
+    /// Serve for the first time, or hold what an earlier agent left.
+    Boot,
+    /// Ask again whom the network has kept from answering.
+    AskAgain,
+    /// Read this node's addresses.
+    ReadAddresses,
+    /// Begin or end a save, or take up what the disk holds.
+    TendCheckpoint,
+    /// Mend the kernel's maps and programs.
+    Repair,
+    /// See whether the checkpoint is where it was saved.
+    LookAtCheckpoint,
+    /// Compare the Pods of the snapshot with those that are known.
+    ReadOwnPods,
+    /// Say what the cloud says of this node to who keeps its devices.
+    TellDevices,
+    /// Say who the peers are to who keeps what is known of them.
+    TellPeers,
+    /// Read the ledger and the devices.
+    ReadLedger,
+    /// Have the Pods of this node listed anew.
+    RefreshPods,
+    /// Have the guard brought in step.
+    Guard,
+    /// Have translation brought in step.
+    Translate,
+    /// Have addresses of deleted Pods released.
+    Release,
+    /// Take up where this node's Pods are.
+    Locate,
+    /// Say which Pods are to be asked whether they answer.
+    Probe,
+    /// Take up which backends do not answer.
+    TakeFailing,
+    /// Say what is known of this node to who looks for clients.
+    TellClients,
+    /// Write the clients that were found.
+    WriteClients,
+    /// Compile what the sources say, and write what differs.
+    Sync,
+    /// Judge what a scan has found.
+    Judge,
+    /// Answer who asks.
+    Answer,
+}
+
+/// How far the agent has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Nothing of it is in force.
+    Waiting,
+    /// What an earlier agent left is in force.
+    Holding,
+    /// What this one has written is in force.
+    Serving,
+}
+
+impl Step {
+    /// Whether there is anything for this step to do by now.
+    fn applies(self, phase: Phase) -> bool {
+        match self {
+            // The first table is written by `Boot`.
+            Self::Sync => phase == Phase::Serving,
+            Self::Repair => phase != Phase::Waiting,
+            _ => true,
+        }
+    }
+}
+
+/// What follows from a fact.
+fn row(fact: Fact) -> &'static [Step] {
+    use Step::{
+        Answer, AskAgain, Boot, Guard, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses,
+        ReadLedger, ReadOwnPods, RefreshPods, Release, Repair, Sync, TakeFailing, TellClients,
+        TellDevices, TellPeers, TendCheckpoint, Translate, WriteClients,
+    };
+    match fact {
+        Fact::Started => &[
+            ReadLedger,
+            Guard,
+            Translate,
+            Release,
+            Locate,
+            Probe,
+            TakeFailing,
+            TellClients,
+            TellDevices,
+            TellPeers,
+        ],
+        Fact::BootDue => &[Boot],
+        Fact::DriftDue => &[
+            Repair,
+            LookAtCheckpoint,
+            ReadLedger,
+            Guard,
+            Translate,
+            Release,
+            Locate,
+            Probe,
+            TakeFailing,
+            TellClients,
+            TellDevices,
+            TellPeers,
+        ],
+        Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[Sync],
+        Fact::SourcesSpoke => &[
+            ReadOwnPods,
+            TellDevices,
+            TellPeers,
+            Locate,
+            Probe,
+            TakeFailing,
+            Sync,
+        ],
+        Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[
+            ReadLedger,
+            Guard,
+            Translate,
+            Release,
+            Locate,
+            Probe,
+            TakeFailing,
+            TellClients,
+        ],
+        Fact::LedgerChanged => &[RefreshPods],
+        // How they fared is told by who asks.
+        Fact::GuardDone | Fact::TranslationDone => &[],
+        Fact::ProbeEnded => &[TakeFailing],
+        Fact::NetworkStirred => &[AskAgain, ReadAddresses],
+        Fact::AddressesChanged => &[TellClients, Sync],
+        Fact::ClientsFound => &[WriteClients],
+        Fact::PeersDue => &[TellPeers],
+        Fact::SocketsFound => &[Judge],
+        Fact::CheckpointStirred => &[TendCheckpoint],
+        Fact::Asked => &[Answer],
+    }
+}
+
+/// Steps that are to be taken.
+#[derive(Debug, Default)]
+pub(super) struct Due(BTreeSet<Step>);
+
+impl Due {
+    /// Adds what follows from a fact.
+    pub(super) fn add(&mut self, fact: Fact, phase: Phase) {
+        let steps = row(fact).iter().copied();
+        self.0.extend(steps.filter(|step| step.applies(phase)));
+    }
+
+    /// The next one.
+    pub(super) fn next(&mut self) -> Option<Step> {
+        self.0.pop_first()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The steps that follow from these facts, in the order in which they are taken.
+    fn steps(facts: &[Fact], phase: Phase) -> Vec<Step> {
+        let mut due = Due::default();
+        for fact in facts {
+            due.add(*fact, phase);
+        }
+        std::iter::from_fn(|| due.next()).collect()
+    }
+
+    fn serving(fact: Fact) -> Vec<Step> {
+        steps(&[fact], Phase::Serving)
+    }
+
+    /// What each fact that the loop waits for leads to: who changes the table changes this, too, and says so.
+    #[test]
+    fn each_fact_that_the_loop_waits_for_has_what_must_follow() {
+        use Step::*;
+        let pods = vec![
+            ReadLedger,
+            Guard,
+            Translate,
+            Release,
+            Locate,
+            Probe,
+            TakeFailing,
+            TellClients,
+        ];
+        let rows: [(Fact, Vec<Step>); 14] = [
+            (Fact::BootDue, vec![Boot]),
+            (
+                Fact::DriftDue,
+                [
+                    &[Repair, LookAtCheckpoint, TellDevices, TellPeers][..],
+                    &pods,
+                ]
+                .concat(),
+            ),
+            (Fact::RetryDue, vec![Sync]),
+            (
+                Fact::SourcesSpoke,
+                vec![
+                    ReadOwnPods,
+                    TellDevices,
+                    TellPeers,
+                    Locate,
+                    Probe,
+                    TakeFailing,
+                    Sync,
+                ],
+            ),
+            (Fact::PodsStirred, pods.clone()),
+            (Fact::GuardOutdated, pods),
+            (Fact::GuardDone, vec![]),
+            (Fact::ProbeEnded, vec![TakeFailing]),
+            (Fact::NetworkStirred, vec![AskAgain, ReadAddresses]),
+            (Fact::ClientsFound, vec![WriteClients]),
+            (Fact::PeersDue, vec![TellPeers]),
+            (Fact::SocketsFound, vec![Judge]),
+            (Fact::CheckpointStirred, vec![TendCheckpoint]),
+            (Fact::Asked, vec![Answer]),
+        ];
+        for (fact, expected) in rows {
+            assert_eq!(serving(fact), expected, "{fact:?}");
+        }
+    }
+
+    #[test]
+    fn whatever_changes_the_table_is_written_while_the_agent_serves_and_only_then() {
+        let facts = [
+            Fact::SourcesSpoke,
+            Fact::AddressesChanged,
+            Fact::WhereaboutsChanged,
+            Fact::FailingChanged,
+            Fact::RetryDue,
+        ];
+        for fact in facts {
+            assert!(serving(fact).contains(&Step::Sync), "{fact:?}");
+            for phase in [Phase::Waiting, Phase::Holding] {
+                assert!(!steps(&[fact], phase).contains(&Step::Sync), "{fact:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_kernel_is_mended_as_soon_as_anything_is_in_force() {
+        let has = |phase| steps(&[Fact::DriftDue], phase).contains(&Step::Repair);
+        assert_eq!(
+            [Phase::Waiting, Phase::Holding, Phase::Serving].map(has),
+            [false, true, true]
+        );
+    }
+
+    #[test]
+    fn pods_are_guarded_by_the_ledger_that_was_read_just_before_and_the_table_is_written_last() {
+        let all = [
+            Fact::SourcesSpoke,
+            Fact::OwnPodsChanged,
+            Fact::LedgerChanged,
+        ];
+        let steps = steps(&all, Phase::Serving);
+        let at = |step| steps.iter().position(|taken| *taken == step).unwrap();
+        let order = [
+            Step::ReadOwnPods,
+            Step::ReadLedger,
+            Step::RefreshPods,
+            Step::Guard,
+            Step::Translate,
+            Step::Locate,
+            Step::Probe,
+            Step::Sync,
+        ];
+        assert!(order.is_sorted_by_key(|step| at(*step)), "{steps:?}");
+    }
+
+    #[test]
+    fn what_follows_from_several_facts_is_done_once() {
+        let once = steps(&[Fact::PodsStirred], Phase::Serving);
+        let several = [Fact::OwnPodsChanged, Fact::PodsStirred, Fact::GuardOutdated];
+        assert_eq!(steps(&several, Phase::Serving), once);
+    }
+}
