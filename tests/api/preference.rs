@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use yurt_net::source::preferred::{Origin, SourceStatus};
+use yurt_net::table::edition::SaidBy;
 use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource};
 
 use crate::followed::{Followed, PATIENCE, services};
@@ -245,5 +246,43 @@ fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_sou
     hub.bookmark(Resource::Nodes);
     hands_over(&mut followed, &specs[0])?;
     ensure!(followed.status().held_lists.is_empty());
+    Ok(())
+}
+
+/// The maps say who said what they hold, where no checkpoint does: it was not written yet, or cannot be.
+#[test]
+fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_newer_maps_of_another_source()
+-> Result<()> {
+    let hub = cluster(&["a", "b", "c"])?;
+    let direct = cluster(&ALL)?;
+    let specs = [yurthub(&hub), kube(&direct)];
+    let said_by = |specs: &[String]| -> Result<_> {
+        let mut before = Followed::start(specs)?;
+        before.until("what it says", |s| !services(s).is_empty())?;
+        Ok(before.sources().said_by())
+    };
+    let (of_hub, of_direct) = (said_by(&specs[..1])?, said_by(&specs[1..])?);
+    ensure!(of_hub != of_direct);
+    let mut of_hubs = Followed::start(&specs[..1])?;
+    of_hubs.until("the hub's", |s| services(s) == ["a", "b", "c"])?;
+    let old = of_hubs.checkpoint()?;
+    drop(of_hubs);
+
+    direct.http().stop();
+    // Without a checkpoint, and with an older one of the hub's own.
+    for checkpoint in [None, Some(old)] {
+        for newer in [of_direct, SaidBy::UNKNOWN] {
+            let mut followed = Followed::from(&specs, checkpoint.clone())?;
+            followed.sources().expect(ALL.len(), Some(newer));
+            let is_good =
+                |status: &SourceStatus| status.sources.iter().any(|source| source.is_good);
+            followed.until_status("the hub has said all", is_good)?;
+            ensure!(followed.sources().unproven() == specs[..1], "{newer:?}");
+            ensure!(followed.status().provenance != Origin::Hub, "{newer:?}");
+        }
+        let mut followed = Followed::from(&specs, checkpoint.clone())?;
+        followed.sources().expect(3, Some(of_hub));
+        followed.until_status("the hub's own maps", |s| s.provenance == Origin::Hub)?;
+    }
     Ok(())
 }

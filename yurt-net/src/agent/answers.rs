@@ -15,7 +15,7 @@ use crate::observe::metrics;
 use crate::observe::status::{MapUsage, Retention};
 
 /// Before the first table, `explain` cannot say anything.
-const NO_TABLE: &str = "no source has answered since its start, so it cannot say why what is in the kernel is as it is: \
+const NO_TABLE: &str = "no source is in charge since its start, so it cannot say why what is in the kernel is as it is: \
     see `yurt-net status`";
 
 impl Agent {

@@ -49,7 +49,7 @@ impl Agent {
         let has_news = self.has_news || self.sources.has_untold();
         if asked == self.edition && asked != on_disk && !has_news {
             self.edition = on_disk;
-            if let Err(error) = self.dataplane.set_edition(on_disk) {
+            if let Err(error) = self.dataplane.set_edition(on_disk, self.sources.said_by()) {
                 debug!(
                     error = chain(&error),
                     "the maps are thought to be newer than the checkpoint"

@@ -217,7 +217,14 @@ impl Agent {
         let scope = config.scope.clone();
         let mut sources = Sources::start(&config.sources, scope, loaded).await?;
         let mut image = dataplane.observe()?;
-        sources.expect(image.cluster_ips());
+        let saved = keeper.found().map(|found| found.edition);
+        let saved = saved.unwrap_or_default();
+        let newer = dataplane.found_edition();
+        let newer = newer.filter(|maps| !saved.may_replace(*maps));
+        sources.expect(
+            image.cluster_ips(),
+            newer.map(|_| dataplane.found_said_by()),
+        );
         // What an earlier agent left may ask already.
         let mut clients = Clients::default();
         clients.want(image.asks_for_clients());

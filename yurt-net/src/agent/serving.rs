@@ -58,7 +58,7 @@ impl Agent {
         }
         self.test_itself().await;
         warn!(
-            "no source has answered yet: what an earlier agent left in the kernel is served on as it is"
+            "no source is in charge yet: what an earlier agent left in the kernel is served on as it is"
         );
         Ok(())
     }
@@ -74,7 +74,7 @@ impl Agent {
         if !self.sources.remember(loaded) {
             return;
         }
-        info!("checkpoint: taken up, because no source has answered yet");
+        info!("checkpoint: taken up, because no source is in charge yet");
         self.image.remember(in_force);
         self.edition = Edition::resume(maps, Some(provenance.edition), fastrand::u64(..));
         self.status.checkpoint_synced_at = Some(provenance.synced_at);
@@ -96,7 +96,7 @@ impl Agent {
             warn!(
                 source = source.source,
                 age_seconds = source.age_seconds,
-                "serving from the checkpoint: no source has answered yet"
+                "serving from the checkpoint: no source is in charge yet"
             );
         }
         info!(
@@ -142,7 +142,8 @@ impl Agent {
             self.image = self.dataplane.observe()?;
             self.want_clients();
         }
-        self.dataplane.set_edition(self.edition)?;
+        self.dataplane
+            .set_edition(self.edition, self.sources.said_by())?;
         let (writes, refused) = self.write_table()?;
         self.deadlines.retry = None;
         self.report_refused(refused);

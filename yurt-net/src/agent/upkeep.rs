@@ -113,6 +113,7 @@ impl Agent {
             manifests: self.sources.stale_manifests(),
             failures: &self.failures,
             unasked: self.sources.unasked(),
+            unproven: self.sources.unproven(),
             refused: self.status.refused_maps(),
             ranges: snapshot.and_then(|s| pods_among_services(s, self.memo.table())),
             state: self.units.asked.state_dir.problem(),

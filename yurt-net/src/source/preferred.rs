@@ -5,7 +5,7 @@
 //!
 //! The table does not go back when charge changes hands. A source that was away while another one was believed forgets what it said,
 //! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides. What a checkpoint
-//! has of another source counts as that source's word, after a reboot too.
+//! has of another source counts as that source's word, after a reboot too, and so does what an earlier agent left in the maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,10 +15,11 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
-use super::kube::{KubeSource, Scope};
+use super::hub::is_hub;
+use super::kube::{Api, KubeSource, Scope};
 use super::{SourceError, SourceSpec};
 use crate::model::{Snapshot, Touched};
-use crate::table::edition::Edition;
+use crate::table::edition::{Edition, SaidBy};
 
 mod charge;
 mod followed;
@@ -41,6 +42,8 @@ pub struct Sources {
     checkpoint: Option<Loaded>,
     /// Services in the maps that an earlier agent left. They are in force while nobody has said anything.
     adopted: usize,
+    /// Who said what is in these maps, where that is newer than the checkpoint.
+    adopted_of: Option<SaidBy>,
     /// The snapshot in force is not of the source that it was of.
     is_other: bool,
 }
@@ -119,6 +122,7 @@ impl Sources {
             started: Instant::now(),
             checkpoint,
             adopted: 0,
+            adopted_of: None,
             is_other: true,
         };
         if let [SourceSpec::File(path)] = specs {
@@ -137,8 +141,10 @@ impl Sources {
     }
 
     /// So many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back, as with a checkpoint.
-    pub fn expect(&mut self, services: usize) {
+    /// `newer`: who said them, where the checkpoint is not as new.
+    pub fn expect(&mut self, services: usize, newer: Option<SaidBy>) {
         self.adopted = services;
+        self.adopted_of = newer;
         for source in self.active.iter_mut().flatten() {
             if let Source::Kube(source) = source {
                 source.expect(services);
@@ -274,6 +280,35 @@ impl Sources {
         })
     }
 
+    /// The source that says what is in force, as another start will know it.
+    pub fn said_by(&self) -> SaidBy {
+        match (self.in_charge(), &self.checkpoint) {
+            (Some((spec, _)), _) => self.name(spec),
+            (None, Some(loaded)) => self.name_of(loaded),
+            (None, None) => SaidBy::UNKNOWN,
+        }
+    }
+
+    /// The node's own hub is one source, whatever it is called.
+    fn name(&self, spec: &SourceSpec) -> SaidBy {
+        let is_own_hub = match spec {
+            SourceSpec::Kube(Api::Hub(None)) => true,
+            SourceSpec::Kube(Api::Hub(Some(server))) => is_hub(server),
+            SourceSpec::Kube(api) => api.is_hub(&self.scope.access),
+            SourceSpec::File(_) => false,
+        };
+        match is_own_hub {
+            true => SaidBy::of("yurthub:"),
+            false => SaidBy::of(&spec.to_string()),
+        }
+    }
+
+    fn name_of(&self, loaded: &Loaded) -> SaidBy {
+        let source = &loaded.provenance.source;
+        let spec = source.parse();
+        spec.map_or_else(|_unknown| SaidBy::of(source), |spec| self.name(&spec))
+    }
+
     /// What the checkpoint has of this source.
     fn last_word(&self, spec: &SourceSpec) -> Option<&Loaded> {
         let loaded = self.checkpoint.as_ref();
@@ -311,13 +346,15 @@ impl Sources {
 
     /// What this source says may be older than what is in force, which another one has said.
     fn may_be_older(&self, index: usize, source: &Source) -> bool {
-        let is_of_another = match (self.charge.in_charge(), &self.checkpoint) {
-            (Some(in_charge), _) => in_charge != index,
-            (None, Some(loaded)) => {
-                let spec = self.specs.get(index).map(ToString::to_string);
-                spec.is_some_and(|spec| spec != loaded.provenance.source)
-            }
-            (None, None) => false,
+        let is_said_by_another = |said_by| {
+            let spec = self.specs.get(index);
+            spec.is_some_and(|spec| self.name(spec) != said_by)
+        };
+        let is_of_another = match (self.charge.in_charge(), self.adopted_of, &self.checkpoint) {
+            (Some(in_charge), _, _) => in_charge != index,
+            (None, Some(said_by), _) => is_said_by_another(said_by),
+            (None, None, Some(loaded)) => is_said_by_another(self.name_of(loaded)),
+            (None, None, None) => false,
         };
         is_of_another && !source.is_level()
     }
@@ -361,6 +398,7 @@ impl Sources {
             info!(source = %spec, "source: in charge");
             self.checkpoint = None;
             self.adopted = 0;
+            self.adopted_of = None;
             self.is_other = true;
             let all = self.active.iter().enumerate();
             let is_behind = all.filter(|(index, source)| {

@@ -57,6 +57,23 @@ impl Edition {
     }
 }
 
+/// The source that said a state, by a sum of its name: what is compared and not shown.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct SaidBy(u64);
+
+impl SaidBy {
+    /// Nobody knows who.
+    pub const UNKNOWN: Self = Self(0);
+
+    /// The source of this name.
+    pub fn of(name: &str) -> Self {
+        // FNV-1a, which every version of the agent sums alike; never 0.
+        let add = |sum: u64, byte: u8| (sum ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+        Self(name.bytes().fold(0xcbf2_9ce4_8422_2325, add) | 1)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

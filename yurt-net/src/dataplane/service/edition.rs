@@ -1,22 +1,29 @@
-//! Which edition of what the sources say the table maps hold: a map beside them that no program reads.
+//! Which edition of what the sources say the table maps hold, and which source said it: a map beside them that no program reads.
 
-use std::fs;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::{fs, io};
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{is_pinned_as, open_map};
 use crate::dataplane::error::{at, on_map};
 use crate::dataplane::load::maps::{BPF_MAP_TYPE_ARRAY, info};
 use crate::dataplane::sys;
-use crate::table::edition::Edition;
+use crate::table::edition::{Edition, SaidBy};
 
 pub(super) const NAME: &str = "yurt_edition";
+
+/// Entry 0.
+const EDITION: u32 = 0;
+/// Entry 1, as long as the other.
+const SAID_BY: u32 = 1;
+type SaidByEntry = [SaidBy; 2];
+const _: () = assert!(size_of::<SaidByEntry>() == size_of::<Edition>());
 
 /// Opens it; where there is none, a new one says that nothing is known.
 pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
     let pin = dir.join(NAME);
-    let wanted = info::<u32, Edition>(BPF_MAP_TYPE_ARRAY, 1, 0);
+    let wanted = info::<u32, Edition>(BPF_MAP_TYPE_ARRAY, 2, 0);
     if !is_pinned_as(&pin, &wanted) {
         if pin.exists() {
             fs::remove_file(&pin).map_err(at("remove", &pin))?;
@@ -27,10 +34,25 @@ pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
     open_map(dir, NAME)
 }
 
-/// What the table maps of a directory hold; `None` where none are.
-pub(super) fn read(dir: &Path) -> Option<Edition> {
+/// What the table maps of a directory hold, and who said it; `None` where none are. Versions before this one did not say who.
+pub(super) fn read(dir: &Path) -> Option<(Edition, SaidBy)> {
     let map = open_map(dir, NAME).ok()?;
-    let mut found = [Edition::default()];
-    let is_read = sys::map_lookup(map.as_fd(), &0u32, &mut found);
-    is_read.is_ok_and(|is_there| is_there).then_some(found[0])
+    let mut edition = [Edition::default()];
+    let is_read = sys::map_lookup(map.as_fd(), &EDITION, &mut edition);
+    is_read.is_ok_and(|is_there| is_there).then_some(())?;
+    let mut said_by = [SaidByEntry::default()];
+    let is_read = sys::map_lookup(map.as_fd(), &SAID_BY, &mut said_by);
+    let is_known = is_read.is_ok_and(|is_there| is_there);
+    let said_by = if is_known {
+        said_by[0][0]
+    } else {
+        SaidBy::UNKNOWN
+    };
+    Some((edition[0], said_by))
+}
+
+/// Writes both. Who said it comes first: whoever is ended in between leaves an older edition of somebody who knew a newer one.
+pub(super) fn write(map: BorrowedFd<'_>, edition: Edition, said_by: SaidBy) -> io::Result<()> {
+    sys::map_update(map, &SAID_BY, &[said_by, SaidBy::UNKNOWN])?;
+    sys::map_update(map, &EDITION, &edition)
 }

@@ -51,7 +51,7 @@ use super::sys::{self, possible_cpus};
 use super::{ApplyError, Dataplane, DataplaneError};
 use crate::host::netns;
 use crate::plan::{Capacity, MapImage, Op, Plan};
-use crate::table::edition::Edition;
+use crate::table::edition::{Edition, SaidBy};
 
 /// How the dataplane is set up.
 #[derive(Clone, Debug)]
@@ -115,7 +115,7 @@ pub struct BpfDataplane {
     was_serving: bool,
     edition: OwnedFd,
     /// What the maps in use held at the start.
-    found_edition: Option<Edition>,
+    found_edition: Option<(Edition, SaidBy)>,
 }
 
 impl BpfDataplane {
@@ -217,13 +217,20 @@ impl BpfDataplane {
     /// The edition of the sources that the maps in use held at the start; `None` where they do not say, or where there
     /// were none.
     pub fn found_edition(&self) -> Option<Edition> {
-        self.found_edition.filter(|_| self.was_serving)
+        let found = self.found_edition.filter(|_| self.was_serving);
+        found.map(|(edition, _)| edition)
     }
 
-    /// Writes which edition the table maps hold. Called before they hold it, so that they are never newer than they
-    /// say.
-    pub fn set_edition(&self, edition: Edition) -> Result<(), DataplaneError> {
-        let written = sys::map_update(self.edition.as_fd(), &0u32, &edition);
+    /// Which source said what they held.
+    pub fn found_said_by(&self) -> SaidBy {
+        let found = self.found_edition.filter(|_| self.was_serving);
+        found.map_or(SaidBy::UNKNOWN, |(_, said_by)| said_by)
+    }
+
+    /// Writes which edition the table maps hold, and of which source. Called before they hold it, so that they are never
+    /// newer than they say.
+    pub fn set_edition(&self, edition: Edition, said_by: SaidBy) -> Result<(), DataplaneError> {
+        let written = edition::write(self.edition.as_fd(), edition, said_by);
         written.map_err(on_map("write", edition::NAME))
     }
 

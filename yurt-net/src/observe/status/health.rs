@@ -45,12 +45,14 @@ pub struct Health<'a> {
     pub unseen: Option<String>,
     /// What the last repair could not mend.
     pub failures: &'a [String],
-    /// The maps of an earlier agent are left alone: no source has answered, and the checkpoint may be older than they are.
+    /// The maps of an earlier agent are left alone: no source is in charge, and the checkpoint may be older than they are.
     pub is_holding: bool,
     /// Manifests that cannot be read, and why.
     pub manifests: Vec<String>,
     /// Sources that are not asked although only the checkpoint has something to say.
     pub unasked: Vec<String>,
+    /// Sources that have said all, which may be older than what is in force.
+    pub unproven: Vec<String>,
     /// Where the networks of Pods and of Services overlap.
     pub ranges: Option<String>,
     /// Service ports that do not fit into each full map, and the first of them.
@@ -105,7 +107,7 @@ impl Health<'_> {
             say("repair", failure.clone());
         }
         if self.is_holding {
-            let reason = "no source has answered since the start: what an earlier agent left in the kernel is served on as it is, \
+            let reason = "no source is in charge since the start: what an earlier agent left in the kernel is served on as it is, \
                           for the checkpoint may be older";
             say("source", reason.to_owned());
         }
@@ -114,6 +116,15 @@ impl Health<'_> {
             say(
                 "source",
                 format!("the checkpoint is in force, and not asked yet: {names}"),
+            );
+        }
+        if !self.unproven.is_empty() {
+            let names = self.unproven.join(", ");
+            say(
+                "source",
+                format!(
+                    "{names} may be older than what is in force, and waits until the cloud is heard through it"
+                ),
             );
         }
         if let Some(reason) = &self.ranges {
@@ -230,6 +241,17 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_that_may_be_older_than_what_is_in_force_is_degraded() {
+        let health = Health {
+            unproven: vec!["yurthub:".to_owned()],
+            ..serving()
+        };
+        assert!(health.is_ready());
+        assert_eq!(whats(&health), ["source"]);
+        assert!(health.degraded()[0].reason.starts_with("yurthub: may be"));
+    }
+
+    #[test]
     fn who_serves_nobody_or_could_not_mend_what_it_found_is_not_ready() {
         assert!(serving().is_ready() && serving().degraded().is_empty());
         assert!(!Health::default().is_ready());
@@ -286,6 +308,7 @@ mod tests {
             is_holding: false,
             manifests: vec!["web.yaml: cannot be read".to_owned()],
             unasked: vec!["kube:".to_owned()],
+            unproven: Vec::new(),
             ranges: Some(String::new()),
             refused: vec![("yurt_slot", 3, &left_out)],
             state: Some((Path::new("/"), String::new())),

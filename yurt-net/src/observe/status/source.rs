@@ -22,7 +22,7 @@ pub(super) fn write(source: &SourceStatus, checkpoint: &Stats, out: &mut String)
         Origin::File => "manifests".to_owned(),
         Origin::Live | Origin::Hub => format!("heard of {age_seconds} s ago"),
         Origin::Checkpoint => {
-            format!("CHECKPOINT of {age_seconds} s ago; no source has answered since the start")
+            format!("CHECKPOINT of {age_seconds} s ago; no source is in charge since the start")
         }
     };
     writeln!(out, "source        {source} ({what})")?;

@@ -20,7 +20,7 @@ pub enum Origin {
     Hub,
     /// From manifests.
     File,
-    /// From the checkpoint: no source has answered since the start.
+    /// From the checkpoint: no source is in charge since the start.
     Checkpoint,
 }
 
@@ -106,8 +106,7 @@ impl Sources {
                     _ => format!("{separator}{spec}{colon} {error}"),
                 };
             }
-            let is_first = in_charge.is_none_or(|in_charge| index < in_charge);
-            if is_first && source.is_good() && self.may_be_older(index, source) {
+            if self.is_unproven(index, source) {
                 status.held_lists.push(format!(
                     "{spec}: all, until the cloud is heard through it: it may be older than what is in force"
                 ));
@@ -135,6 +134,22 @@ impl Sources {
             }
         }
         status
+    }
+
+    /// Sources before the one in charge that have said all, but may be older than what is in force.
+    pub fn unproven(&self) -> Vec<String> {
+        let all = self.specs.iter().zip(&self.active).enumerate();
+        let unproven = all.filter(|(index, (_, source))| {
+            let source = source.as_ref();
+            source.is_some_and(|source| self.is_unproven(*index, source))
+        });
+        unproven.map(|(_, (spec, _))| spec.to_string()).collect()
+    }
+
+    fn is_unproven(&self, index: usize, source: &Source) -> bool {
+        let in_charge = self.charge.in_charge();
+        let is_first = in_charge.is_none_or(|in_charge| index < in_charge);
+        is_first && source.is_good() && self.may_be_older(index, source)
     }
 
     /// Sources that are not asked although only the checkpoint has something to say.
