@@ -27,10 +27,10 @@ const CAPS: [(&str, u32, u32); 12] = [
     ("yurt_connect6", 54750, 29910),
     ("yurt_sendmsg4", 40870, 18260),
     ("yurt_sendmsg6", 75270, 31470),
-    ("yurt_guard_in", 46000, 23540),
-    ("yurt_xlate_out", 10710, 24740),
-    ("yurt_xlate_in", 28940, 36520),
-    ("yurt_vtep_in", 510, 3130),
+    ("yurt_guard_in", 45400, 23190),
+    ("yurt_xlate_out", 8470, 21600),
+    ("yurt_xlate_in", 22020, 31290),
+    ("yurt_vtep_in", 340, 1920),
 ];
 
 #[test]

@@ -25,27 +25,20 @@
 //! is judged: does it use an address, of IP or of the link, that `yurt_owner` gives to somebody else? So is what a Pod
 //! was allowed beside its own.
 
+use core::mem::offset_of;
+
 use crate::abi::{
     GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PREFIXES, GuardRow, OwnerRow, PlainRow, Prefix4,
-    Prefix6, Reason, words,
+    Prefix6, Reason, Words, bytes, mapped_words, words,
 };
-
-/// The bytes of a frame, from its Ethernet header on.
-///
-/// Numbers are as they are in memory: compare with constants in network order. Their offsets are constants, which cost
-/// next to nothing; [`Frame::far`] is for others.
-pub trait Frame {
-    /// Bytes at an offset that is known at run time only; `None` beyond the end.
-    fn far<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
-    /// The byte at an offset; `None` beyond the part that can be read.
-    fn u8(&self, at: usize) -> Option<u8>;
-    /// Two bytes.
-    fn u16(&self, at: usize) -> Option<u16>;
-    /// Four bytes.
-    fn u32(&self, at: usize) -> Option<u32>;
-    /// Eight bytes.
-    fn u64(&self, at: usize) -> Option<u64>;
-}
+use crate::frame::ip::{
+    DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMPV6, IGMP, Ipv4Header, Ipv6Addresses, Ipv6Header,
+    NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION, Part, REDIRECT, ROUTER_ADVERTISEMENT,
+    ROUTER_SOLICITATION, ROUTING, TCP, UDP, Upper,
+};
+use crate::frame::{
+    ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_SERVICE_VLAN, ETH_SOURCE, ETH_TYPE, ETH_VLAN, Frame,
+};
 
 /// `yurt_owner`.
 pub trait Owners {
@@ -97,41 +90,12 @@ pub struct Finding {
     pub is_enforced_by_owner: bool,
 }
 
-const ETH_SOURCE: usize = 6;
-pub(crate) const ETH_TYPE: usize = 12;
-/// Length of an Ethernet header without tags.
-pub(crate) const ETH: usize = 14;
-pub(crate) const ETH_IPV4: u16 = 0x0800u16.to_be();
-pub(crate) const ETH_ARP: u16 = 0x0806u16.to_be();
-pub(crate) const ETH_IPV6: u16 = 0x86ddu16.to_be();
-const ETH_VLAN: u16 = 0x8100u16.to_be();
-const ETH_SERVICE_VLAN: u16 = 0x88a8u16.to_be();
+const UNSPECIFIED: Words = (0, 0);
 
-/// Version 4, and a header without options.
-const IPV4_PLAIN: u8 = 0x45;
-const IPV4_PAYLOAD: usize = ETH + 20;
-const IPV4_FRAGMENT: usize = ETH + 6;
-const IPV4_PROTOCOL: usize = ETH + 9;
-const IPV4_SOURCE: usize = ETH + 12;
-const IPV4_DESTINATION: usize = ETH + 16;
-const FRAGMENT_OFFSET: u16 = 0x1fffu16.to_be();
-
-const FRAGMENT6_OFFSET: u16 = 0xfff8u16.to_be();
-
-const IPV6_LENGTH: usize = ETH + 4;
-const IPV6_NEXT: usize = ETH + 6;
-const IPV6_SOURCE: usize = ETH + 8;
-const IPV6_DESTINATION: usize = ETH + 24;
-const IPV6_PAYLOAD: usize = ETH + 40;
-
-const IGMP: u8 = 2;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
-const HOP_BY_HOP: u8 = 0;
-const ROUTING: u8 = 43;
-const FRAGMENT: u8 = 44;
-const DESTINATION_OPTIONS: u8 = 60;
+const IPV4_PAYLOAD: usize = ETH + size_of::<Ipv4Header>();
+const IPV6_LENGTH: usize = ETH + offset_of!(Ipv6Header, length);
+const IPV6_ADDRESSES: usize = ETH + Ipv6Header::ADDRESSES;
+const IPV6_PAYLOAD: usize = ETH + Ipv6Header::LENGTH;
 
 /// A destination port, from the UDP header on. Servers are told by it alone: a client listens there, wherever from.
 const UDP_TO: usize = 2;
@@ -149,39 +113,10 @@ const ARP_SENDER_MAC: usize = ETH + 8;
 const ARP_SENDER: usize = ETH + 14;
 const ARP_TARGET: usize = ETH + 24;
 
-const ROUTER_SOLICITATION: u8 = 133;
-const ROUTER_ADVERTISEMENT: u8 = 134;
-const NEIGHBOUR_SOLICITATION: u8 = 135;
-const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
-const REDIRECT: u8 = 137;
 /// Source and target link-layer address.
 const ND_LINK_LAYER: [u8; 2] = [1, 2];
 /// More than any sender has, so that the walk ends.
 const MAX_ND_OPTIONS: usize = 4;
-const MAX_EXTENSION_HEADERS: usize = 4;
-
-/// An IPv6 address as two words of memory.
-pub(crate) type Words = (u64, u64);
-
-pub(crate) const UNSPECIFIED: Words = (0, 0);
-
-pub(crate) const fn mapped(addr: u32) -> Words {
-    (
-        0,
-        (0xffff_u64 << 32).to_be() | u64::from_ne_bytes(tail(addr)),
-    )
-}
-
-const fn tail(addr: u32) -> [u8; 8] {
-    let [a, b, c, d] = addr.to_ne_bytes();
-    [0, 0, 0, 0, a, b, c, d]
-}
-
-pub(crate) const fn bytes((high, low): Words) -> [u8; 16] {
-    let ([a, b, c, d, e, f, g, h], [i, j, k, l, m, n, o, p]) =
-        (high.to_ne_bytes(), low.to_ne_bytes());
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-}
 
 /// Key of a link-layer address in `yurt_owner`, beside those of IP: where multicast addresses are, which are nobody's.
 pub const fn mac_key([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
@@ -199,15 +134,11 @@ const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
 }
 
 #[inline(always)]
-fn mac_at<F: Frame>(frame: &F, at: usize) -> Option<u64> {
-    let head = u32::from_le(frame.u32(at)?);
-    let tail = u16::from_le(frame.u16(at + 4)?);
+fn mac_at<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<u64> {
+    let head: u32 = frame.near(at)?;
+    let tail: u16 = frame.near(at + 4)?;
+    let (head, tail) = (u32::from_le(head), u16::from_le(tail));
     Some(u64::from(tail) << 32 | u64::from(head))
-}
-
-#[inline(always)]
-fn addr6_at<F: Frame>(frame: &F, at: usize) -> Option<Words> {
-    Some((frame.u64(at)?, frame.u64(at + 8)?))
 }
 
 impl Prefix4 {
@@ -333,48 +264,55 @@ impl Finding {
 
 /// Whether a frame is what nearly all are: right, and from the first addresses of a Pod. Says no of some that are right.
 #[inline(always)]
-pub fn is_plain<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
+pub fn is_plain<F: Frame + ?Sized>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
     is_plain_or_short(frame, is_tagged, row).unwrap_or(false)
 }
 
 #[inline(always)]
-fn is_plain_or_short<F: Frame>(frame: &F, is_tagged: bool, row: &PlainRow) -> Option<bool> {
+fn is_plain_or_short<F: Frame + ?Sized>(
+    frame: &F,
+    is_tagged: bool,
+    row: &PlainRow,
+) -> Option<bool> {
     let mac = mac_word(row.mac.addr);
     if is_tagged || mac_at(frame, ETH_SOURCE)? != mac {
         return Some(false);
     }
     let v4 = u32::from_ne_bytes(row.v4);
-    match frame.u16(ETH_TYPE)? {
+    match frame.near(ETH_TYPE)? {
         ETH_IPV4 => {
-            if v4 == 0 || frame.u32(IPV4_SOURCE)? != v4 {
+            let header: Ipv4Header = frame.near(ETH)?;
+            if v4 == 0 || header.source != v4 {
                 return Some(false);
             }
-            Some(match frame.u8(IPV4_PROTOCOL)? {
+            Some(match header.protocol {
                 // With options the ports are elsewhere. A later fragment has none there, and may only look less plain.
                 UDP => {
-                    let to = frame.u16(IPV4_PAYLOAD + UDP_TO)?;
-                    frame.u8(ETH)? == IPV4_PLAIN && to != DHCP_SERVER && to != DHCP_CLIENT
+                    let to: u16 = frame.near(IPV4_PAYLOAD + UDP_TO)?;
+                    header.first == Ipv4Header::PLAIN && to != DHCP_SERVER && to != DHCP_CLIENT
                 }
                 _ => true,
             })
         }
         ETH_IPV6 => {
+            let header: Ipv6Header = frame.near(ETH)?;
+            let addresses: Ipv6Addresses = frame.near(IPV6_ADDRESSES)?;
             let v6 = words(&row.v6);
-            if v6 == UNSPECIFIED || addr6_at(frame, IPV6_SOURCE)? != v6 {
+            if v6 == UNSPECIFIED || addresses.source() != v6 {
                 return Some(false);
             }
-            Some(match frame.u8(IPV6_NEXT)? {
+            Some(match header.next {
                 TCP => true,
-                UDP => frame.u16(IPV6_PAYLOAD + UDP_TO)? != DHCPV6_CLIENT,
-                ICMPV6 => !(ROUTER_SOLICITATION..=REDIRECT).contains(&frame.u8(IPV6_PAYLOAD)?),
+                UDP => frame.near::<u16>(IPV6_PAYLOAD + UDP_TO)? != DHCPV6_CLIENT,
+                ICMPV6 => !(ROUTER_SOLICITATION..=REDIRECT).contains(&frame.near(IPV6_PAYLOAD)?),
                 _ => false,
             })
         }
         ETH_ARP => Some(
             v4 != 0
-                && frame.u32(ARP_SENDER)? == v4
+                && frame.near::<u32>(ARP_SENDER)? == v4
                 && mac_at(frame, ARP_SENDER_MAC)? == mac
-                && frame.u64(ARP_FORMAT)? & ARP_FORMAT_MASK == ARP_ETHERNET_IPV4,
+                && frame.near::<u64>(ARP_FORMAT)? & ARP_FORMAT_MASK == ARP_ETHERNET_IPV4,
         ),
         _ => Some(false),
     }
@@ -385,7 +323,7 @@ impl Claims {
     ///
     /// `is_tagged`: it came with a VLAN tag that is in the frame no more.
     #[inline(always)]
-    pub fn of<F: Frame>(frame: &F, is_tagged: bool) -> Option<Self> {
+    pub fn of<F: Frame + ?Sized>(frame: &F, is_tagged: bool) -> Option<Self> {
         let mac = mac_at(frame, ETH_SOURCE)?;
         let mut claims = Self {
             mac,
@@ -397,7 +335,7 @@ impl Claims {
             target6: UNSPECIFIED,
             wrong: None,
         };
-        match frame.u16(ETH_TYPE)? {
+        match frame.near(ETH_TYPE)? {
             ETH_IPV4 => claims.read_ipv4(frame)?,
             ETH_IPV6 => claims.read_ipv6(frame)?,
             ETH_ARP => claims.read_arp(frame)?,
@@ -418,7 +356,7 @@ impl Claims {
         finding.judge_address(sender, listing, Reason::Mac, mac_words(self.mac));
         if self.v4 != 0 {
             let listing = sender.listing4(self.v4);
-            finding.judge_address(sender, listing, self.v4_reason, mapped(self.v4));
+            finding.judge_address(sender, listing, self.v4_reason, mapped_words(self.v4));
         }
         if self.source6 != UNSPECIFIED {
             let [first, second, ..] = self.source6.0.to_ne_bytes();
@@ -450,14 +388,12 @@ impl Claims {
     }
 
     #[inline(always)]
-    fn read_ipv4<F: Frame>(&mut self, frame: &F) -> Option<()> {
-        let source = frame.u32(IPV4_SOURCE)?;
-        let protocol = frame.u8(IPV4_PROTOCOL)?;
-        let destination = frame.u32(IPV4_DESTINATION)?;
-        let is_whole = frame.u16(IPV4_FRAGMENT)? & FRAGMENT_OFFSET == 0;
-        let payload = ETH + usize::from(frame.u8(ETH)? & 0xf) * 4;
-        let udp_to = if protocol == UDP && is_whole {
-            u16::from_ne_bytes(frame.far(payload + UDP_TO)?)
+    fn read_ipv4<F: Frame + ?Sized>(&mut self, frame: &F) -> Option<()> {
+        let header: Ipv4Header = frame.near(ETH)?;
+        let (source, destination) = (header.source, header.destination);
+        let payload = ETH + header.length();
+        let udp_to = if header.protocol == UDP && header.part() != Part::Later {
+            frame.far(payload + UDP_TO)?
         } else {
             0
         };
@@ -474,23 +410,23 @@ impl Claims {
         }
         let [first, ..] = destination.to_ne_bytes();
         let is_request = udp_to == DHCP_SERVER && destination == u32::MAX;
-        if !is_request && (protocol != IGMP || first & 0xf0 != 0xe0) {
+        if !is_request && (header.protocol != IGMP || first & 0xf0 != 0xe0) {
             self.wrong = Some(Reason::Ipv4);
         }
         Some(())
     }
 
     #[inline(always)]
-    fn read_arp<F: Frame>(&mut self, frame: &F) -> Option<()> {
-        if frame.u64(ARP_FORMAT)? & ARP_FORMAT_MASK != ARP_ETHERNET_IPV4 {
+    fn read_arp<F: Frame + ?Sized>(&mut self, frame: &F) -> Option<()> {
+        if frame.near::<u64>(ARP_FORMAT)? & ARP_FORMAT_MASK != ARP_ETHERNET_IPV4 {
             self.wrong = Some(Reason::Malformed);
             return Some(());
         }
         self.inner_mac = mac_at(frame, ARP_SENDER_MAC)?;
         self.inner_reason = Reason::Arp;
         // From no address, a request means: this is to be mine.
-        self.v4 = match frame.u32(ARP_SENDER)? {
-            0 => frame.u32(ARP_TARGET)?,
+        self.v4 = match frame.near(ARP_SENDER)? {
+            0 => frame.near(ARP_TARGET)?,
             sender => sender,
         };
         self.v4_reason = Reason::Arp;
@@ -498,15 +434,18 @@ impl Claims {
     }
 
     #[inline(always)]
-    fn read_ipv6<F: Frame>(&mut self, frame: &F) -> Option<()> {
-        self.source6 = addr6_at(frame, IPV6_SOURCE)?;
-        if self.source6 == UNSPECIFIED && frame.u8(IPV6_DESTINATION)? != 0xff {
+    fn read_ipv6<F: Frame + ?Sized>(&mut self, frame: &F) -> Option<()> {
+        let header: Ipv6Header = frame.near(ETH)?;
+        let addresses: Ipv6Addresses = frame.near(IPV6_ADDRESSES)?;
+        self.source6 = addresses.source();
+        let [first, ..] = addresses.destination().0.to_ne_bytes();
+        if self.source6 == UNSPECIFIED && first != 0xff {
             self.wrong = Some(Reason::Ipv6);
         }
-        match frame.u8(IPV6_NEXT)? {
-            ICMPV6 => self.read_icmpv6(frame, frame.u8(IPV6_PAYLOAD)?, IPV6_PAYLOAD),
+        match header.next {
+            ICMPV6 => self.read_icmpv6(frame, frame.near(IPV6_PAYLOAD)?, IPV6_PAYLOAD),
             UDP => {
-                if frame.u16(IPV6_PAYLOAD + UDP_TO)? == DHCPV6_CLIENT {
+                if frame.near::<u16>(IPV6_PAYLOAD + UDP_TO)? == DHCPV6_CLIENT {
                     self.wrong = Some(Reason::Dhcp);
                 }
                 Some(())
@@ -519,31 +458,27 @@ impl Claims {
     }
 
     #[inline(always)]
-    fn read_behind_extensions<F: Frame>(&mut self, frame: &F, first: u8) -> Option<()> {
-        let (mut next, mut at) = (first, IPV6_PAYLOAD);
-        for _ in 0..MAX_EXTENSION_HEADERS {
-            if !matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS) {
-                break;
-            }
-            let [after, length, high, low] = frame.far(at)?;
-            at += 8;
-            if next != FRAGMENT {
-                at += usize::from(length) * 8;
-            } else if u16::from_ne_bytes([high, low]) & FRAGMENT6_OFFSET != 0 {
-                return Some(());
-            }
-            next = after;
+    fn read_behind_extensions<F: Frame + ?Sized>(&mut self, frame: &F, first: u8) -> Option<()> {
+        let is_walked =
+            |next| matches!(next, HOP_BY_HOP | ROUTING | FRAGMENT | DESTINATION_OPTIONS);
+        let Upper {
+            protocol, at, part, ..
+        } = Upper::find(frame, first, IPV6_PAYLOAD, is_walked);
+        match part {
+            Part::Whole | Part::First => {}
+            Part::Later => return Some(()),
+            Part::Unreadable => return None,
         }
-        match next {
+        match protocol {
             ICMPV6 => {
-                let [kind] = frame.far(at)?;
+                let kind = frame.far(at)?;
                 if (ROUTER_SOLICITATION..=REDIRECT).contains(&kind) {
                     self.wrong = Some(Reason::Nd);
                 }
                 self.read_icmpv6(frame, kind, at)
             }
             UDP => {
-                if u16::from_ne_bytes(frame.far(at + UDP_TO)?) == DHCPV6_CLIENT {
+                if frame.far::<u16>(at + UDP_TO)? == DHCPV6_CLIENT {
                     self.wrong = Some(Reason::Dhcp);
                 }
                 Some(())
@@ -557,7 +492,7 @@ impl Claims {
     }
 
     #[inline(always)]
-    fn read_icmpv6<F: Frame>(&mut self, frame: &F, kind: u8, at: usize) -> Option<()> {
+    fn read_icmpv6<F: Frame + ?Sized>(&mut self, frame: &F, kind: u8, at: usize) -> Option<()> {
         let options = match kind {
             ROUTER_SOLICITATION => at + 8,
             NEIGHBOUR_SOLICITATION | NEIGHBOUR_ADVERTISEMENT => at + 24,
@@ -573,12 +508,17 @@ impl Claims {
         {
             self.target6 = words(&frame.far(at + 8)?);
         }
-        let end = IPV6_PAYLOAD + usize::from(u16::from_be(frame.u16(IPV6_LENGTH)?));
+        let end = IPV6_PAYLOAD + usize::from(u16::from_be(frame.near(IPV6_LENGTH)?));
         self.read_nd_options(frame, options, end)
     }
 
     #[inline(always)]
-    fn read_nd_options<F: Frame>(&mut self, frame: &F, mut at: usize, end: usize) -> Option<()> {
+    fn read_nd_options<F: Frame + ?Sized>(
+        &mut self,
+        frame: &F,
+        mut at: usize,
+        end: usize,
+    ) -> Option<()> {
         for _ in 0..MAX_ND_OPTIONS {
             if at + 8 > end {
                 return Some(());

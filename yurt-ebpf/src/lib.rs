@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod claims;
+pub mod frame;
 pub mod rewrite;
 pub mod select;
 pub mod vxlan;

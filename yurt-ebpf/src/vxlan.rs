@@ -2,85 +2,73 @@
 //!
 //! Pure and `no_std`, for the program that listens on an underlay.
 
-use crate::abi::{VtepKey, mapped};
+use crate::abi::{VtepKey, bytes, mapped_words};
+use crate::frame::ip::{Ipv4Header, Ipv6Addresses, Ipv6Header, Part, UDP};
+use crate::frame::{Frame, Wire};
 
-/// Bytes of an IPv4 header without options.
-pub const IPV4_LEN: usize = 20;
-/// Bytes of an IPv6 header.
-pub const IPV6_LEN: usize = 40;
-/// Bytes of the headers of UDP and vxlan, and of both link-layer addresses of the inner frame.
-pub const TUNNEL_LEN: usize = 28;
+/// The headers of UDP and vxlan, and both link-layer addresses of the inner frame.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Tunnel {
+    from_port: [u8; 2],
+    to_port: [u8; 2],
+    length_and_sum: [u8; 4],
+    flags: u8,
+    reserved: [u8; 3],
+    vni: [u8; 3],
+    also_reserved: u8,
+    inner_destination: [u8; 6],
+    inner_source: [u8; 6],
+}
 
-const UDP: u8 = 17;
-/// More fragments follow, or this is not the first one.
-const FRAGMENT: u16 = 0x3fff;
+// SAFETY: bytes, in fields that need no alignment.
+unsafe impl Wire for Tunnel {}
+
 /// The header has a network identifier.
 const HAS_VNI: u8 = 0x08;
 
-/// A UDP packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outer {
-    /// Where it comes from; IPv4 addresses are IPv4-mapped.
-    pub source: [u8; 16],
-    /// Where the header of UDP begins, bytes from that of IP.
-    pub udp: usize,
-}
-
-impl Outer {
-    /// Reads an IPv4 header; `None` if what follows is no whole UDP packet.
-    #[inline(always)]
-    pub fn ipv4(header: &[u8; IPV4_LEN]) -> Option<Self> {
-        let udp = (header[0] & 0x0f) as usize * 4;
-        let fragment = u16::from_be_bytes([header[6], header[7]]) & FRAGMENT;
-        if header[0] >> 4 != 4 || udp < IPV4_LEN || fragment != 0 || header[9] != UDP {
+/// The key under which the sender is known, and the source of the inner frame. Of a packet from its IP header on; `None` of what is
+/// no whole UDP packet with a network identifier.
+#[inline(always)]
+pub fn sender<F: Frame + ?Sized>(packet: &F, is_v6: bool) -> Option<(VtepKey, [u8; 6])> {
+    let (source, udp) = if is_v6 {
+        let header: Ipv6Header = packet.far(0)?;
+        // The kernel puts no extension headers before vxlan.
+        if !header.is_valid() || header.next != UDP {
             return None;
         }
-        let source = mapped([header[12], header[13], header[14], header[15]]);
-        Some(Self { source, udp })
-    }
-
-    /// Reads an IPv6 header likewise. The kernel puts no extension headers before vxlan.
-    #[inline(always)]
-    pub fn ipv6(header: &[u8; IPV6_LEN]) -> Option<Self> {
-        if header[0] >> 4 != 6 || header[6] != UDP {
+        let addresses: Ipv6Addresses = packet.far(Ipv6Header::ADDRESSES)?;
+        (addresses.source(), Ipv6Header::LENGTH)
+    } else {
+        let header: Ipv4Header = packet.far(0)?;
+        if !header.is_valid() || header.part() != Part::Whole || header.protocol != UDP {
             return None;
         }
-        let mut source = [0; 16];
-        source.copy_from_slice(&header[8..24]);
-        Some(Self {
-            source,
-            udp: IPV6_LEN,
-        })
+        (mapped_words(header.source), header.length())
+    };
+    let tunnel: Tunnel = packet.far(udp)?;
+    if tunnel.flags & HAS_VNI == 0 {
+        return None;
     }
-
-    /// Reads on: the key under which the peer is known, and the source of the inner frame. `None` if it has no network identifier.
-    #[inline(always)]
-    pub fn inner(&self, bytes: &[u8; TUNNEL_LEN]) -> Option<(VtepKey, [u8; 6])> {
-        if bytes[8] & HAS_VNI == 0 {
-            return None;
-        }
-        let key = VtepKey {
-            underlay: self.source,
-            vni: u32::from_be_bytes([0, bytes[12], bytes[13], bytes[14]]),
-            port_be: [bytes[2], bytes[3]],
-            pad: [0; 2],
-        };
-        let source = [
-            bytes[22], bytes[23], bytes[24], bytes[25], bytes[26], bytes[27],
-        ];
-        Some((key, source))
-    }
+    let [a, b, c] = tunnel.vni;
+    let key = VtepKey {
+        underlay: bytes(source),
+        vni: u32::from_be_bytes([0, a, b, c]),
+        port_be: tunnel.to_port,
+        pad: [0; 2],
+    };
+    Some((key, tunnel.inner_source))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::abi::{Mac, VtepSeen};
+    use crate::abi::{Mac, VtepSeen, mapped};
 
-    const SOURCE: [u8; 6] = [0x0a, 1, 2, 3, 4, 5];
+    const INNER: [u8; 6] = [0x0a, 1, 2, 3, 4, 5];
 
-    fn ipv4() -> [u8; IPV4_LEN] {
-        let mut header = [0; IPV4_LEN];
+    fn ipv4() -> Vec<u8> {
+        let mut header = vec![0; 20];
         header[0] = 0x45;
         header[6] = 0x40;
         header[9] = UDP;
@@ -88,41 +76,49 @@ mod tests {
         header
     }
 
-    fn tunnel() -> [u8; TUNNEL_LEN] {
-        let mut bytes = [0xff; TUNNEL_LEN];
+    fn ipv6() -> Vec<u8> {
+        let mut header = vec![0; 40];
+        header[0] = 0x60;
+        header[6] = UDP;
+        header[8..24].copy_from_slice(&[7; 16]);
+        header
+    }
+
+    fn tunnel() -> Vec<u8> {
+        let mut bytes = vec![0xff; 28];
         bytes[2..4].copy_from_slice(&8472u16.to_be_bytes());
         bytes[8] = HAS_VNI;
         bytes[12..16].copy_from_slice(&[0x01, 0x02, 0x03, 0xff]);
-        bytes[22..].copy_from_slice(&SOURCE);
+        bytes[22..].copy_from_slice(&INNER);
         bytes
+    }
+
+    fn of(header: &[u8], tunnel: &[u8]) -> Option<(VtepKey, [u8; 6])> {
+        let is_v6 = header.len() == 40;
+        sender([header, tunnel].concat().as_slice(), is_v6)
     }
 
     #[test]
     fn sender_tunnel_and_inner_source_are_read() {
-        let outer = Outer::ipv4(&ipv4()).unwrap();
-        assert_eq!(outer.udp, 20);
-        let (key, source) = outer.inner(&tunnel()).unwrap();
-        let expected = VtepKey {
-            underlay: mapped([192, 0, 2, 7]),
+        let from = |underlay| VtepKey {
+            underlay,
             vni: 0x01_02_03,
             port_be: 8472u16.to_be_bytes(),
             pad: [0; 2],
         };
-        assert_eq!((key, source), (expected, SOURCE));
-
-        let mut header = [0; IPV6_LEN];
-        header[0] = 0x60;
-        header[6] = UDP;
-        header[8..24].copy_from_slice(&[7; 16]);
-        let outer = Outer::ipv6(&header).unwrap();
-        assert_eq!((outer.source, outer.udp), ([7; 16], 40));
+        let expected = (from(mapped([192, 0, 2, 7])), INNER);
+        assert_eq!(of(&ipv4(), &tunnel()), Some(expected));
+        assert_eq!(of(&ipv6(), &tunnel()), Some((from([7; 16]), INNER)));
     }
 
     #[test]
     fn options_of_ipv4_are_skipped() {
-        let mut header = ipv4();
+        let mut header = [ipv4(), vec![1; 40]].concat();
         header[0] = 0x4f;
-        assert_eq!(Outer::ipv4(&header).unwrap().udp, 60);
+        assert_eq!(
+            sender([header, tunnel()].concat().as_slice(), false),
+            of(&ipv4(), &tunnel())
+        );
     }
 
     #[test]
@@ -130,17 +126,17 @@ mod tests {
         for (at, value) in [(0, 0x65), (0, 0x44), (6, 0x20), (7, 0x01), (9, 6)] {
             let mut header = ipv4();
             header[at] = value;
-            assert_eq!(Outer::ipv4(&header), None, "{at}: {value:#x}");
+            assert_eq!(of(&header, &tunnel()), None, "{at}: {value:#x}");
         }
         for (at, value) in [(0, 0x45), (6, 44)] {
-            let mut header = [0; IPV6_LEN];
-            (header[0], header[6]) = (0x60, UDP);
+            let mut header = ipv6();
             header[at] = value;
-            assert_eq!(Outer::ipv6(&header), None, "{at}: {value:#x}");
+            assert_eq!(of(&header, &tunnel()), None, "{at}: {value:#x}");
         }
-        let mut bytes = tunnel();
-        bytes[8] = 0;
-        assert_eq!(Outer::ipv4(&ipv4()).unwrap().inner(&bytes), None);
+        let mut without_vni = tunnel();
+        without_vni[8] = 0;
+        assert_eq!(of(&ipv4(), &without_vni), None);
+        assert_eq!(of(&ipv4(), &tunnel()[..27]), None);
     }
 
     #[test]

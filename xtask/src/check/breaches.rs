@@ -35,12 +35,3 @@ pub(crate) const AGENT: &[Breaches] = &[
         ],
     },
 ];
-
-/// Of the programs' crate.
-pub(crate) const PROGRAMS: &[Breaches] = &[Breaches {
-    until: "frame/",
-    imports: &[
-        ("rewrite/answer.rs", "rewrite/mod.rs"),
-        ("rewrite/ip.rs", "rewrite/mod.rs"),
-    ],
-}];

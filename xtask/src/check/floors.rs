@@ -15,7 +15,7 @@ pub(crate) struct House {
     pub(crate) root: &'static str,
     /// How its program calls the library.
     pub(crate) name: &'static str,
-    /// From the ground up: a floor, and the rooms on it. Empty: only circles are judged.
+    /// From the ground up: a floor, and the rooms on it.
     pub(crate) floors: &'static [(&'static str, &'static [&'static str])],
     /// Imports that break a rule as yet.
     pub(crate) breaches: &'static [Breaches],
@@ -105,9 +105,6 @@ impl House {
 
     /// Files without a floor, and rooms without a file.
     fn placing(&self, files: &BTreeMap<&str, &File>) -> Vec<Violation> {
-        if self.floors.is_empty() {
-            return Vec::new();
-        }
         let homeless = files.keys().filter(|file| self.room(file).is_none());
         let homeless = homeless.map(|file| Violation {
             place: format!("{}{file}:1", self.root),

@@ -61,8 +61,15 @@ const HOUSES: [House; 2] = [
     House {
         root: "yurt-ebpf/src/",
         name: "yurt_ebpf",
-        floors: &[],
-        breaches: breaches::PROGRAMS,
+        floors: &[
+            ("layouts", &["abi"]),
+            ("bytes", &["frame"]),
+            ("decisions", &["claims", "rewrite", "select", "vxlan"]),
+            ("maps", &["maps"]),
+            ("hooks", &["prog"]),
+            ("crate", &["lib", "main"]),
+        ],
+        breaches: &[],
     },
 ];
 

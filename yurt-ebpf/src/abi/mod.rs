@@ -16,8 +16,8 @@ mod service;
 mod translate;
 mod vtep;
 
-pub(crate) use self::address::words;
 pub use self::address::{Mac, Prefix4, Prefix6, mapped};
+pub(crate) use self::address::{Words, bytes, mapped_words, words};
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,

@@ -9,31 +9,6 @@ pub(crate) mod frames;
 
 use self::frames::{Host, OTHER, POD, arp, fixtures, ipv4, tagged, udp, udp6};
 
-/// The first bytes of a frame, as many as are linear in the kernel.
-pub(super) struct Readable<'a>(pub(super) &'a [u8]);
-
-impl Frame for Readable<'_> {
-    fn far<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        self.0.get(at..)?.first_chunk().copied()
-    }
-
-    fn u8(&self, at: usize) -> Option<u8> {
-        self.0.get(at).copied()
-    }
-
-    fn u16(&self, at: usize) -> Option<u16> {
-        self.far(at).map(u16::from_ne_bytes)
-    }
-
-    fn u32(&self, at: usize) -> Option<u32> {
-        self.far(at).map(u32::from_ne_bytes)
-    }
-
-    fn u64(&self, at: usize) -> Option<u64> {
-        self.far(at).map(u64::from_ne_bytes)
-    }
-}
-
 pub(super) type Owned = BTreeMap<[u8; 16], OwnerRow>;
 
 impl Owners for Owned {
@@ -91,8 +66,8 @@ fn what_pods_send_all_the_time_is_plain() {
         frames::icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
         arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4),
     ] {
-        assert!(is_plain(&Readable(&frame), false, &plain), "{frame:x?}");
-        assert!(!is_plain(&Readable(&frame), false, &PlainRow::default()));
+        assert!(is_plain(frame.as_slice(), false, &plain), "{frame:x?}");
+        assert!(!is_plain(frame.as_slice(), false, &PlainRow::default()));
     }
 }
 
@@ -109,7 +84,7 @@ fn a_row_that_is_not_written_yet_is_nobodys() {
         udp6(POD.mac, any6, OTHER.v6, (1, 2)),
         arp(POD.mac, 1, (POD.mac, any4), OTHER.v4),
     ] {
-        assert!(!is_plain(&Readable(&frame), false, &nobody), "{frame:x?}");
+        assert!(!is_plain(frame.as_slice(), false, &nobody), "{frame:x?}");
     }
 }
 
@@ -124,9 +99,9 @@ pub(super) fn find(frame: &[u8], row: Option<&GuardRow>, owners: &Owned) -> Opti
         row,
         owners,
     };
-    let claims = Claims::of(&Readable(frame), false);
+    let claims = Claims::of(frame, false);
     let finding = claims.map(|claims| claims.judge(&sender));
-    let is_plain = row.is_some_and(|row| is_plain(&Readable(frame), false, &plain(row)));
+    let is_plain = row.is_some_and(|row| is_plain(frame, false, &plain(row)));
     let is_right = finding.is_some_and(|finding| finding.reason.is_none());
     assert!(!is_plain || is_right, "{finding:?}");
     finding
@@ -312,9 +287,9 @@ fn a_tag_that_the_kernel_has_taken_off_counts_as_one_in_the_frame() {
         row: Some(&row),
         owners: &owners,
     };
-    let claims = Claims::of(&Readable(&frame), true).unwrap();
+    let claims = Claims::of(frame.as_slice(), true).unwrap();
     assert_eq!(claims.judge(&sender).reason, Some(Reason::Vlan));
-    assert!(!is_plain(&Readable(&frame), true, &plain(&row)));
+    assert!(!is_plain(frame.as_slice(), true, &plain(&row)));
     assert_eq!(
         reason(&tagged(&frame, 0x8100, 1), Some(&row), &owners),
         Some(Reason::Vlan)

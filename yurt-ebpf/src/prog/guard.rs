@@ -3,19 +3,15 @@
 //! A plain frame costs one array lookup, and nothing is written. Every other one is judged by what it claims. Allowed
 //! means "no opinion" (`TC_ACT_UNSPEC`): the programs of others see every frame that they would see without this one.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "offsets in packets are small"
-)]
-
 use aya_ebpf::bindings::{__sk_buff, BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::bpf_skb_load_bytes;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASON_PLACES, Reason, SpoofCounts};
-use yurt_ebpf::claims::{Claims, Finding, Frame, Owners, Sender, is_plain};
+use yurt_ebpf::claims::{Claims, Finding, Owners, Sender, is_plain};
+use yurt_ebpf::frame::{Frame, Wire};
 
+use super::skb::Bytes;
 use crate::maps::guard::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
 
 /// As far as the part of the headers goes whose offsets are constants.
@@ -152,7 +148,7 @@ impl Owners for OwnerMap {
 
 /// A packet, of which the program can read the first part.
 struct Linear {
-    skb: *mut __sk_buff,
+    bytes: Bytes,
     data: usize,
     end: usize,
 }
@@ -163,15 +159,22 @@ impl Linear {
         // SAFETY: the context is valid while the program runs.
         unsafe {
             Self {
-                skb,
+                bytes: Bytes(skb),
                 data: core::ptr::read_volatile(&raw const (*skb).data) as usize,
                 end: core::ptr::read_volatile(&raw const (*skb).data_end) as usize,
             }
         }
     }
+}
+
+impl Frame for Linear {
+    #[inline(always)]
+    fn far<T: Wire>(&self, at: usize) -> Option<T> {
+        self.bytes.far(at)
+    }
 
     #[inline(always)]
-    fn read<T: Copy>(&self, at: usize) -> Option<T> {
+    fn near<T: Wire>(&self, at: usize) -> Option<T> {
         let place = self.data + at;
         if place + size_of::<T>() > self.end {
             return None;
@@ -181,36 +184,5 @@ impl Linear {
         // such loads through only where they work (`CONFIG_HAVE_EFFICIENT_UNALIGNED_ACCESS`), and a load byte by byte
         // takes several times as long.
         Some(unsafe { *place })
-    }
-}
-
-impl Frame for Linear {
-    #[inline(always)]
-    fn far<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        let to = bytes.as_mut_ptr().cast();
-        // SAFETY: `bytes` is valid for writes of its length; the helper checks the offset.
-        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), at as u32, to, N as u32) };
-        (result == 0).then_some(bytes)
-    }
-
-    #[inline(always)]
-    fn u8(&self, at: usize) -> Option<u8> {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn u16(&self, at: usize) -> Option<u16> {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn u32(&self, at: usize) -> Option<u32> {
-        self.read(at)
-    }
-
-    #[inline(always)]
-    fn u64(&self, at: usize) -> Option<u64> {
-        self.read(at)
     }
 }

@@ -2,6 +2,7 @@
 
 mod affinity;
 mod guard;
+mod skb;
 mod sock;
 mod translate;
 mod vtep;

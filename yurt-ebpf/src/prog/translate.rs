@@ -18,7 +18,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::generated::{
     bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail,
-    bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_skb_store_bytes,
 };
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
@@ -26,10 +26,12 @@ use aya_ebpf::programs::TcContext;
 use yurt_ebpf::abi::{
     LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey, TRANSLATIONS, TranslateRow, Translation,
 };
+use yurt_ebpf::frame::{ETH_IPV6, Frame, Wire};
 use yurt_ebpf::rewrite::{
     ADVERTISEMENT_FRAME, Asker, Flows, Follow, Packet, Verdict, arp, from_pod, neighbour, to_pod,
 };
 
+use super::skb::Bytes;
 use crate::maps::translate::{LIVE, XLATE, XLATE_COUNT};
 
 /// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older kernels refuse
@@ -76,7 +78,7 @@ fn start(ctx: &TcContext) -> Option<(Skb, &'static TranslateRow)> {
     let skb = Skb {
         skb,
         ifindex,
-        is_v6: protocol == u32::from(0x86dd_u16.to_be()),
+        is_v6: protocol == u32::from(ETH_IPV6),
     };
     Some((skb, row))
 }
@@ -95,7 +97,7 @@ fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> 
             skb.redirect(0)
         }
         Verdict::Arp(address) => {
-            let Some(request) = skb.load(0) else {
+            let Some(request) = skb.far(0) else {
                 return TC_ACT_UNSPEC;
             };
             match arp(&request, address, row.mac.addr, asker) {
@@ -104,7 +106,7 @@ fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> 
             }
         }
         Verdict::Neighbour(address) => {
-            let Some(request) = skb.load(0) else {
+            let Some(request) = skb.far(0) else {
                 return TC_ACT_UNSPEC;
             };
             match neighbour(&request, &address, row.mac.addr, asker) {
@@ -163,16 +165,14 @@ impl Skb {
     }
 }
 
-impl Packet for Skb {
+impl Frame for Skb {
     #[inline(always)]
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        let to = bytes.as_mut_ptr().cast();
-        // SAFETY: `bytes` is valid for writes of its length; the helper checks the offset.
-        let result = unsafe { bpf_skb_load_bytes(self.skb.cast(), at as u32, to, N as u32) };
-        (result == 0).then_some(bytes)
+    fn far<T: Wire>(&self, at: usize) -> Option<T> {
+        Bytes(self.skb).far(at)
     }
+}
 
+impl Packet for Skb {
     #[inline(always)]
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()> {
         let flags = if is_summed {

@@ -5,16 +5,14 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::macros::socket_filter;
 use aya_ebpf::programs::SkBuffContext;
 
-use yurt_ebpf::vxlan::{IPV4_LEN, IPV6_LEN, Outer, TUNNEL_LEN};
+use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
+use yurt_ebpf::vxlan::sender;
 
+use super::skb::Bytes;
 use crate::maps::vtep::VTEP;
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is for this node.
 const PACKET_HOST: u32 = 0;
-/// `ETH_P_IP` and `ETH_P_IPV6`, in network byte order as a number.
-const IPV4: u32 = 0x0800_u16.to_be() as u32;
-const IPV6: u32 = 0x86dd_u16.to_be() as u32;
-
 /// The packet begins with its network header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
 #[socket_filter]
 #[inline(always)]
@@ -38,12 +36,12 @@ fn listen(ctx: &SkBuffContext) -> Option<()> {
     if !is_host || is_tagged {
         return None;
     }
-    let outer = match protocol {
-        IPV4 => Outer::ipv4(&ctx.load::<[u8; IPV4_LEN]>(0).ok()?)?,
-        IPV6 => Outer::ipv6(&ctx.load::<[u8; IPV6_LEN]>(0).ok()?)?,
+    let is_v6 = match protocol as u16 {
+        ETH_IPV4 => false,
+        ETH_IPV6 => true,
         _ => return None,
     };
-    let (key, source) = outer.inner(&ctx.load::<[u8; TUNNEL_LEN]>(outer.udp).ok()?)?;
+    let (key, source) = sender(&Bytes(ctx.as_ptr().cast()), is_v6)?;
     let seen = VTEP.get_ptr_mut(key)?;
     // SAFETY: an entry of this CPU; nobody else writes to it but the agent, who begins anew then.
     unsafe { &mut *seen }.note(source);

@@ -1,7 +1,8 @@
 //! Answers to whoever asks where a promised address is.
 
-use super::sum::{fold, sum_of};
-use super::{ETH_ARP, ETH_IPV6};
+use crate::frame::ip::{ICMPV6, NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
+use crate::frame::sum::{fold, sum_of};
+use crate::frame::{ETH_ARP, ETH_IPV6};
 
 /// Length of an ARP message in its frame.
 pub const ARP_FRAME: usize = 42;
@@ -12,8 +13,6 @@ pub const ADVERTISEMENT_FRAME: usize = 86;
 
 const ARP_REQUEST: [u8; 2] = [0, 1];
 const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
-const SOLICITATION: u8 = 135;
-const ADVERTISEMENT: u8 = 136;
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
@@ -70,7 +69,8 @@ pub fn neighbour(
     let (their_mac, their_address): ([u8; 6], [u8; 16]) = (slice(request, 6), slice(request, 22));
     let target: [u8; 16] = slice(request, 62);
     // From beyond the link nobody may ask (RFC 4861, 7.1.1).
-    let is_asked = next == 58 && hop_limit == 255 && kind == SOLICITATION && code == 0;
+    let is_asked =
+        next == ICMPV6 && hop_limit == 255 && kind == NEIGHBOUR_SOLICITATION && code == 0;
     if !is_asked || target != address {
         return None;
     }
@@ -88,16 +88,20 @@ pub fn neighbour(
     put(&mut answer, 0, to_mac);
     put(&mut answer, 6, mac);
     put(&mut answer, 12, ETH_IPV6.to_ne_bytes());
-    put(&mut answer, 14, [0x60, 0, 0, 0, 0, 32, 58, 255]);
+    put(&mut answer, 14, [0x60, 0, 0, 0, 0, 32, ICMPV6, 255]);
     put(&mut answer, 22, address);
     put(&mut answer, 38, to);
-    put(&mut answer, 54, [ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0]);
+    put(
+        &mut answer,
+        54,
+        [NEIGHBOUR_ADVERTISEMENT, 0, 0, 0, flags, 0, 0, 0],
+    );
     put(&mut answer, 62, address);
     // The target's link-layer address.
     put(&mut answer, 78, [2, 1]);
     put(&mut answer, 80, mac);
     // Addresses, length, protocol, message.
-    let pseudo = [0, 32, 0, 58];
+    let pseudo = [0, 32, 0, ICMPV6];
     let message: [u8; 32] = slice(&answer, 54);
     let sum = sum_of(&address) + sum_of(&to) + sum_of(&pseudo) + sum_of(&message);
     put(&mut answer, 56, (!fold(sum)).to_ne_bytes());

@@ -26,16 +26,17 @@
 //! Headers beyond us (routing headers, AH, more extension headers than anyone sends, ends before the ports) leave a packet as
 //! it is, and are counted. SCTP has no checksum over addresses; ESP, GRE and others are told apart by addresses alone.
 
-use crate::abi::{LIVE_FLOW, LIVE_FRAGMENTS, LiveKey, TranslateRow, Translation, words};
-use crate::claims::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Words, bytes, mapped};
+use crate::abi::{
+    LIVE_FLOW, LIVE_FRAGMENTS, LiveKey, TranslateRow, Translation, Words, bytes, mapped_words,
+    words,
+};
+use crate::frame::ip::{Ip, Part, Ports, Role, Side, TCP, Talk, UDP};
+use crate::frame::sum::{adjust, both, change, change_of_sum};
+use crate::frame::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Frame};
 
 mod answer;
-mod ip;
-mod sum;
 
 pub use self::answer::{ADVERTISEMENT_FRAME, ARP_FRAME, Asker, SOLICITATION_FRAME, arp, neighbour};
-use self::ip::{Ip, Part, Ports, Role, Side, TCP, Talk, UDP};
-use self::sum::{adjust, both, change, change_of_sum};
 
 /// How a checksum of TCP, UDP or ICMP takes part in a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,9 +50,7 @@ pub enum Follow {
 }
 
 /// A frame that can be changed, from its Ethernet header on. Offsets are from there; `None` is beyond the end.
-pub trait Packet {
-    /// Bytes.
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]>;
+pub trait Packet: Frame {
     /// Puts bytes there. `is_summed`: a checksum follows, so that the sum of the packet is the same.
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()>;
     /// Has the checksum of an IPv4 header follow.
@@ -110,8 +109,8 @@ impl Pair {
             }
         } else {
             Self {
-                live: mapped(u32::from_ne_bytes(row.live4)),
-                promised: mapped(u32::from_ne_bytes(row.promised4)),
+                live: mapped_words(u32::from_ne_bytes(row.live4)),
+                promised: mapped_words(u32::from_ne_bytes(row.promised4)),
             }
         })
     }
@@ -140,7 +139,7 @@ impl Pair {
 /// The family of a frame that may be translated; what else it may be.
 #[inline(always)]
 fn family<P: Packet>(packet: &P, row: &TranslateRow) -> Result<bool, Verdict> {
-    match packet.load(ETH_TYPE).map(u16::from_ne_bytes) {
+    match packet.far(ETH_TYPE) {
         Some(ETH_IPV4) => Ok(false),
         Some(ETH_IPV6) => Ok(true),
         Some(ETH_ARP) if row.promised4 != [0; 4] => Err(Verdict::Arp(row.promised4)),
@@ -374,7 +373,7 @@ fn rewrite_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to
 /// Has a checksum inside a message follow; what that changes in the message. `None` where it has not all of it.
 #[inline(always)]
 fn replace_sum<P: Packet>(packet: &mut P, at: usize, change: u32, is_udp: bool) -> Option<u32> {
-    let old: [u8; 2] = packet.load(at)?;
+    let old: [u8; 2] = packet.far(at)?;
     if is_udp && old == [0; 2] {
         return None;
     }
@@ -396,7 +395,7 @@ fn tail4((_, low): Words) -> [u8; 4] {
 /// Sends a frame to where it came from.
 #[inline(always)]
 fn turn<P: Packet>(packet: &mut P) -> Option<()> {
-    let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.load(0)?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.far(0)?;
     // Of no checksum.
     packet.store(0, [g, h, i, j, k, l, a, b, c, d, e, f], true)
 }

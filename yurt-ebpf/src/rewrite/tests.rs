@@ -3,6 +3,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::*;
 use crate::abi::Mac;
+use crate::frame::Wire;
 
 #[expect(unreachable_pub, reason = "public in the crate of the tests")]
 #[path = "../../../tests/src/packets.rs"]
@@ -16,23 +17,25 @@ use self::packets::{
 /// A frame whose checksums are as they are on a wire.
 struct Bytes(Vec<u8>);
 
-impl Packet for Bytes {
-    fn load<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
-        self.0.get(at..)?.first_chunk().copied()
+impl Frame for Bytes {
+    fn far<T: Wire>(&self, at: usize) -> Option<T> {
+        self.0.far(at)
     }
+}
 
+impl Packet for Bytes {
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], _: bool) -> Option<()> {
         self.0.get_mut(at..at + N)?.copy_from_slice(&to);
         Some(())
     }
 
     fn follow_header(&mut self, at: usize, change: u32) -> Option<()> {
-        let old = self.load(at)?;
+        let old = self.far(at)?;
         self.store(at, adjust(old, change), true)
     }
 
     fn follow(&mut self, at: usize, change: u32, how: Follow) -> Option<()> {
-        let old = self.load(at)?;
+        let old = self.far(at)?;
         let is_udp = how == Follow::AddressesOfUdp;
         if is_udp && old == [0; 2] {
             return Some(());

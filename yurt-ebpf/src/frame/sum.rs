@@ -5,11 +5,11 @@
     reason = "folded into what it is cut to"
 )]
 
-use crate::claims::Words;
+use crate::abi::Words;
 
 /// What comes less what goes, for [`adjust`].
 #[inline(always)]
-pub(super) fn change((from_high, from_low): Words, (to_high, to_low): Words) -> u32 {
+pub(crate) fn change((from_high, from_low): Words, (to_high, to_low): Words) -> u32 {
     let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
     // What goes is added as its complement.
     let sum = halves(!from_high) + halves(!from_low) + halves(to_high) + halves(to_low);
@@ -19,13 +19,13 @@ pub(super) fn change((from_high, from_low): Words, (to_high, to_low): Words) -> 
 
 /// The same of a checksum that has changed.
 #[inline(always)]
-pub(super) fn change_of_sum(from: [u8; 2], to: [u8; 2]) -> u32 {
+pub(crate) fn change_of_sum(from: [u8; 2], to: [u8; 2]) -> u32 {
     u32::from(!u16::from_ne_bytes(from)) + u32::from(u16::from_ne_bytes(to))
 }
 
 /// Two changes as one.
 #[inline(always)]
-pub(super) fn both(a: u32, b: u32) -> u32 {
+pub(crate) fn both(a: u32, b: u32) -> u32 {
     let sum = u64::from(a) + u64::from(b);
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     sum as u32
@@ -33,14 +33,14 @@ pub(super) fn both(a: u32, b: u32) -> u32 {
 
 /// A checksum after a change (RFC 1624).
 #[inline(always)]
-pub(super) fn adjust(sum: [u8; 2], change: u32) -> [u8; 2] {
+pub(crate) fn adjust(sum: [u8; 2], change: u32) -> [u8; 2] {
     let without = u64::from(!u16::from_ne_bytes(sum));
     (!fold(without + u64::from(change))).to_ne_bytes()
 }
 
 /// A sum in 16 bits.
 #[inline(always)]
-pub(super) fn fold(sum: u64) -> u16 {
+pub(crate) fn fold(sum: u64) -> u16 {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
@@ -50,7 +50,7 @@ pub(super) fn fold(sum: u64) -> u16 {
 
 /// The sum of an even number of bytes.
 #[inline(always)]
-pub(super) fn sum_of<const N: usize>(bytes: &[u8; N]) -> u64 {
+pub(crate) fn sum_of<const N: usize>(bytes: &[u8; N]) -> u64 {
     let mut sum = 0;
     let mut at = 0;
     while at + 1 < N {
