@@ -97,7 +97,7 @@ fn gather(tree: &Path, dir: &Path) -> Result<()> {
         if is_own { line } else { line.dir(tree) }.run()
     };
     if is_own {
-        build_ebpf::run()?;
+        build_ebpf::run(&build_ebpf::Args::default())?;
     } else {
         Line::new("cargo xtask build-ebpf")
             .env("CARGO_TARGET_DIR", target_dir())

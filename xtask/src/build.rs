@@ -77,7 +77,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
 /// Builds both halves and returns the agent's path, absolute.
 pub(crate) fn agent(target: Target) -> Result<PathBuf> {
     setup::ensure(&[Need::Ebpf, target.need()])?;
-    build_ebpf::run()?;
+    build_ebpf::run(&build_ebpf::Args::default())?;
     release(target)?.args(["-p", "yurt-net"]).run()?;
     Ok(target.agent())
 }
@@ -85,7 +85,7 @@ pub(crate) fn agent(target: Target) -> Result<PathBuf> {
 /// Builds the agent with its symbols, and a bench; returns where they are. Nothing is timed, so a debug bench will do.
 pub(crate) fn for_layout() -> Result<(PathBuf, PathBuf)> {
     setup::ensure(&[Need::Ebpf, Need::X86, Need::Lab, Need::Cni])?;
-    build_ebpf::run()?;
+    build_ebpf::run(&build_ebpf::Args::default())?;
     let agent = release(Target::X86)?.args(["--config", "profile.release.strip='none'"]);
     agent.args(["-p", "yurt-net"]).run()?;
     Line::new("cargo build -p yurt-net-tests --bins").run()?;

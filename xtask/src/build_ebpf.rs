@@ -26,8 +26,16 @@ pub(crate) struct Toolchain {
     cargo: Line,
 }
 
+/// Options of `build-ebpf`.
+#[derive(clap::Args, Default)]
+pub(crate) struct Args {
+    /// Another object, whose programs say what they decide: for `yurt-net run --ebpf-log`, never to ship.
+    #[arg(long)]
+    log: bool,
+}
+
 /// Builds, and says with what, where to, and which bytes.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let toolchain = toolchain()?;
     linker()?;
     say(format_args!(
@@ -38,6 +46,7 @@ pub(crate) fn run() -> Result<()> {
     // A target directory of its own: another compiler would throw the host's cache away.
     cargo
         .args(["-p", "yurt-ebpf", "--bin", "yurt-ebpf"])
+        .args(args.log.then_some("--features=log"))
         .args(["--target", TARGET, "--profile", "bpf"])
         .args(["--target-dir", "target/bpf-build"])
         .run()
@@ -46,7 +55,7 @@ pub(crate) fn run() -> Result<()> {
              compiler's: build bpf-linker against that one, or use Debian's rustc-web)",
         )?;
     let built = root().join(format!("target/bpf-build/{TARGET}/bpf/yurt-ebpf"));
-    let object = object_path();
+    let object = object_path(args);
     publish(&strip(built)?, &object)?;
 
     let size = fs::metadata(&object)?.len();
@@ -89,9 +98,10 @@ pub(crate) fn objcopy() -> Option<Line> {
     .find(|tool| tool.clone().arg("--version").output().is_ok())
 }
 
-/// Where the agent's build script looks for the object.
-fn object_path() -> PathBuf {
-    root().join("target/bpf/yurt-ebpf.o")
+/// Where the agent's build script looks for the object; the other one is out of its way.
+fn object_path(args: &Args) -> PathBuf {
+    let dir = if args.log { "bpf-log" } else { "bpf" };
+    root().join("target").join(dir).join("yurt-ebpf.o")
 }
 
 /// The first toolchain that can compile for BPF, or why none can.

@@ -45,6 +45,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         return Ok(());
     }
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()?;
+    Line::new("cargo clippy -p yurt-ebpf --features log -- -D warnings").run()?;
     // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already, which is then not
     // compiled; any file does, for nothing is linked.
     Line::new("cargo clippy --manifest-path")

@@ -28,7 +28,7 @@ enum Verb {
     /// Install the tools that are missing (apt, cargo), or say what to install.
     Setup(setup::Args),
     /// Build the eBPF object, with the first toolchain that works.
-    BuildEbpf,
+    BuildEbpf(build_ebpf::Args),
     /// Build the eBPF object and the agent that embeds it: one static program (release).
     Build(build::Args),
     /// Build the image, for x86_64 and aarch64, as an archive that runtimes import.
@@ -55,7 +55,7 @@ enum Verb {
 fn run() -> Result<()> {
     match Verb::parse() {
         Verb::Setup(args) => setup::run(&args),
-        Verb::BuildEbpf => build_ebpf::run(),
+        Verb::BuildEbpf(args) => build_ebpf::run(&args),
         Verb::Build(args) => build::run(&args),
         Verb::Image => image::run(),
         Verb::Layout => layout::run(),

@@ -11,6 +11,7 @@ use yurt_ebpf::abi::{GUARD_ENFORCE, OwnerRow, PlainRow, REASON_PLACES, Reason, S
 use yurt_ebpf::claims::{Claims, Finding, Owners, Sender, is_plain};
 use yurt_ebpf::frame::{Frame, Wire};
 
+use super::say;
 use super::skb::Bytes;
 use crate::maps::guard::{CLAIMS, GUARD, OWNER, PLAIN, SPOOF, SPOOF_ALL};
 
@@ -85,6 +86,7 @@ fn judge(ctx: &TcContext, ifindex: u32, is_tagged: bool) -> i32 {
     };
     let is_dropped = is_enforced_by_owner || row.is_some_and(|row| row.mode == GUARD_ENFORCE);
     count(ifindex, reason, is_dropped);
+    say::spoofed(ifindex, reason, is_dropped);
     if is_dropped {
         TC_ACT_SHOT
     } else {

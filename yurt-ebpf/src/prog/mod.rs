@@ -2,6 +2,7 @@
 
 mod affinity;
 mod guard;
+mod say;
 mod skb;
 mod sock;
 mod translate;

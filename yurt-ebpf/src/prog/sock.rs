@@ -23,6 +23,7 @@ use yurt_ebpf::select::{
     Dialer, Resolved, Tables as _, contains4, contains6, passes4, resolve4, resolve6, stamp,
 };
 
+use super::say;
 use crate::maps::service::{CONF, COUNT, Maps, NETNS, PEER, REVSK, has_set_retval, peer_mask};
 
 /// What a hook of these types returns for "go on".
@@ -116,10 +117,14 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
     };
     match choice {
         Choice::Backend => {
+            say::forward4(addr, || sock.port_be(), &backend);
             sock.set4(backend.addr, backend.port_be);
             ALLOW
         }
-        Choice::Refuse(reason) => refuse(reason),
+        Choice::Refuse(reason) => {
+            say::refused4(addr, || sock.port_be(), reason);
+            refuse(reason)
+        }
         Choice::Pass => {
             // Not for what a connected socket sends to where it is connected.
             if call == Call::Connect || !sock.is_mapped_peer(addr) {
@@ -151,10 +156,14 @@ fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
     };
     match choice {
         Choice::Backend => {
+            say::forward6(&addr, || sock.port_be(), &backend);
             sock.set6(&backend.addr, backend.port_be);
             ALLOW
         }
-        Choice::Refuse(reason) => refuse(reason),
+        Choice::Refuse(reason) => {
+            say::refused6(&addr, || sock.port_be(), reason);
+            refuse(reason)
+        }
         Choice::Pass => {
             sock.dialled_directly(protocol, &addr);
             ALLOW
@@ -162,7 +171,7 @@ fn dial6(ctx: &SockAddrContext, call: Call) -> i32 {
     }
 }
 
-/// What becomes of a destination. One word, so that a subprogram can return it.
+/// What is done with a destination. One word, so that a subprogram can return it.
 #[derive(Clone, Copy)]
 enum Choice {
     Pass,
@@ -172,7 +181,7 @@ enum Choice {
 
 const _: () = assert!(size_of::<Choice>() == 4);
 
-/// Of an address in the form of the state maps.
+/// A backend whose address is in the form of the state maps.
 #[inline(always)]
 fn backend4(addr: [u8; 16], port_be: [u8; 2]) -> Backend4 {
     let [.., a, b, c, d] = addr;

@@ -31,6 +31,7 @@ use yurt_ebpf::rewrite::{
     ADVERTISEMENT_FRAME, Asker, Flows, Follow, Packet, Verdict, arp, from_pod, neighbour, to_pod,
 };
 
+use super::say;
 use super::skb::Bytes;
 use crate::maps::translate::{LIVE, XLATE, XLATE_COUNT};
 
@@ -89,6 +90,8 @@ fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> 
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Counted(what) => {
             count(what);
+            // Answers and what turns back are not said: the stack has no room for a second place that says something.
+            say::translated(skb.ifindex, what);
             TC_ACT_UNSPEC
         }
         Verdict::Back => {

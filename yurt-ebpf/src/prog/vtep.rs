@@ -8,6 +8,7 @@ use aya_ebpf::programs::SkBuffContext;
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
 use yurt_ebpf::vxlan::sender;
 
+use super::say;
 use super::skb::Bytes;
 use crate::maps::vtep::VTEP;
 
@@ -42,6 +43,7 @@ fn listen(ctx: &SkBuffContext) -> Option<()> {
         _ => return None,
     };
     let (key, source) = sender(&Bytes(ctx.as_ptr().cast()), is_v6)?;
+    say::heard(&key, source);
     let seen = VTEP.get_ptr_mut(key)?;
     // SAFETY: an entry of this CPU; nobody else writes to it but the agent, who begins anew then.
     unsafe { &mut *seen }.note(source);
