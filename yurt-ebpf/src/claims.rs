@@ -1,4 +1,4 @@
-//! Which addresses a frame claims as its sender's, and whether they are: the guard's decision, without the hook.
+//! Which addresses a frame claims for its sender, and whether they are the sender's: the guard's decision, without the hook.
 //!
 //! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. Of a Pod in `yurt_guard` every claim is
 //! judged:
@@ -46,7 +46,7 @@ pub trait Owners {
     fn owner_or(&self, nobody: OwnerRow, addr: &[u8; 16]) -> OwnerRow;
 }
 
-/// Who has sent a frame.
+/// The Pod that has sent a frame.
 #[derive(Clone, Copy)]
 pub struct Sender<'a, O> {
     /// The Pod's interface on the host's side.
@@ -67,17 +67,17 @@ pub struct Claims {
     mac: u64,
     /// A link-layer address inside; `mac` where there is none.
     inner_mac: u64,
-    /// What `inner_mac` is wrong as.
+    /// The reason to report where `inner_mac` is wrong.
     inner_reason: Reason,
     /// IPv4 address; 0 where there is none.
     v4: u32,
-    /// What `v4` is wrong as.
+    /// The reason to report where `v4` is wrong.
     v4_reason: Reason,
     /// IPv6 source; `::` where there is none.
     source6: Words,
     /// IPv6 address that neighbour discovery is about; `::` where there is none.
     target6: Words,
-    /// What no Pod may say.
+    /// Why the frame is wrong whatever addresses it claims; `None` where it is not.
     wrong: Option<Reason>,
 }
 
@@ -210,12 +210,12 @@ impl<O: Owners> Sender<'_, O> {
     }
 }
 
-/// What a row says of an address.
+/// How a row lists an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listing {
-    /// There is no row, or it names none of this kind.
+    /// There is no row, or it lists no address of this kind.
     Unknown,
-    /// Nothing.
+    /// Not listed.
     Absent,
     /// It is the Pod's own.
     Own,
@@ -262,7 +262,8 @@ impl Finding {
     }
 }
 
-/// Whether a frame is what nearly all are: right, and from the first addresses of a Pod. Says no of some that are right.
+/// Whether a frame is right and from the first addresses of a Pod, as nearly all are. May be false for a valid frame, never true for
+/// a spoofed one.
 #[inline(always)]
 pub fn is_plain<F: Frame + ?Sized>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
     is_plain_or_short(frame, is_tagged, row).unwrap_or(false)

@@ -45,12 +45,12 @@ pub trait Dialer {
     fn client(&self) -> Option<NetnsRow>;
 }
 
-/// Whose address it is.
+/// What a destination is resolved to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resolved {
-    /// Nobody's: not our business.
+    /// No Service's: it goes on unchanged.
     Pass,
-    /// A Service's, but not to be reached.
+    /// A Service's, which cannot be reached.
     Refuse(Counter),
     /// A Service's: its endpoint set, and its index for [`Tables::affinity`].
     Service(PublishWord, u32),
@@ -244,7 +244,7 @@ fn admit6<T: Tables, D: Dialer>(tables: &T, dialer: &D, word: PublishWord) -> Ad
     }
 }
 
-/// Whose an address is of which the port is no frontend.
+/// Whether an address whose port is no frontend is a Service's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 enum Miss {

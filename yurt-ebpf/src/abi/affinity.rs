@@ -24,7 +24,7 @@ impl Affinity {
 
     /// Seconds after its last new connection that a client stays with its backend.
     pub const fn seconds(self) -> u32 {
-        self.0 as u32 & 0x1_ffff
+        (self.0 & 0x1_ffff) as u32
     }
 
     /// Nanoseconds after its last new connection that a client stays with its backend.

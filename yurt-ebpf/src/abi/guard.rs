@@ -1,4 +1,4 @@
-//! The guard's maps: what a Pod may use, whose an address is, and what was found.
+//! The guard's maps: what each Pod may use, which Pod owns an address, and which frames were wrong.
 
 use super::address::{Mac, Prefix4, Prefix6};
 
@@ -10,9 +10,9 @@ pub const GUARD_MACS: usize = 4;
 /// Most prefixes of one family in a [`GuardRow`].
 pub const GUARD_PREFIXES: usize = 8;
 
-/// [`GuardRow::mode`], [`OwnerRow::mode`]: what is found is counted.
+/// [`GuardRow::mode`], [`OwnerRow::mode`]: wrong frames are counted.
 pub const GUARD_AUDIT: u32 = 0;
-/// [`GuardRow::mode`], [`OwnerRow::mode`]: and dropped.
+/// [`GuardRow::mode`], [`OwnerRow::mode`]: wrong frames are counted and dropped.
 pub const GUARD_ENFORCE: u32 = 1;
 
 /// Value of `yurt_guard`, by the index of the Pod's interface on the host's side: what the Pod may use.
@@ -23,7 +23,8 @@ pub struct GuardRow {
     pub mode: u32,
     /// Valid entries of `macs`; 0: it may use any.
     pub macs_len: u32,
-    /// The first entries of `v4` are the Pod's own, whatever `yurt_owner` says; of the others that says who may use them.
+    /// So many entries of `v4`, from the first, are the Pod's own, whatever `yurt_owner` says. The others it may use while no other
+    /// interface owns them.
     pub v4_own: u32,
     /// Valid entries of `v4`.
     pub v4_len: u32,
@@ -47,7 +48,7 @@ pub const GUARD_PLAIN: u32 = 1024;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PlainRow {
-    /// The interface; 0 = nobody's, and while the rest is written.
+    /// The interface; 0 where the entry is free, and while the rest of it is written.
     pub ifindex: u32,
     /// Its Pod's first IPv4 address; zero when it has none.
     pub v4: [u8; 4],
@@ -80,9 +81,9 @@ pub struct OwnerRow {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct SpoofCounts {
-    /// Those that went on.
+    /// Frames that went on.
     pub audited: [u64; REASON_PLACES],
-    /// Those that did not.
+    /// Frames that were dropped.
     pub dropped: [u64; REASON_PLACES],
 }
 
@@ -110,7 +111,7 @@ pub enum Reason {
     Malformed = 8,
 }
 
-/// Places for reasons; a power of two, so that a number is masked into it, and none is ever compared.
+/// Places for reasons: a power of two, so that a program masks an index instead of comparing it.
 pub const REASON_PLACES: usize = 16;
 /// A name for each reason, as `status` prints it.
 pub const REASON_NAMES: [&str; 9] = [

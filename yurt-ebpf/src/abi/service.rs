@@ -19,7 +19,7 @@ pub const FILTER_WORDS: u32 = 1 << 12;
 /// Destinations of one unconnected UDP socket that keep their backend.
 pub const UDP_PEERS: usize = 8;
 
-/// Who may use a frontend entry: this node and its Pods.
+/// Scope of a frontend entry that this node and its Pods may use.
 pub const SCOPE_INTERNAL: u8 = 0;
 /// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are refused.
 pub const SCOPE_ADDRESS: u8 = 1;
@@ -34,9 +34,9 @@ pub const PREFIXES_ARE_SERVICE_CIDRS: u32 = 1;
 
 /// [`Conf::socket_lb`]: sockets of every process on the node are served.
 pub const SOCKET_LB_ALL: u32 = 0;
-/// [`Conf::socket_lb`]: only sockets in the node's own network namespace are (for meshes and VM Pods).
+/// [`Conf::socket_lb`]: only sockets in the node's own network namespace are served (for meshes and VM Pods).
 pub const SOCKET_LB_HOST: u32 = 1;
-/// [`Conf::socket_lb`]: nobody is.
+/// [`Conf::socket_lb`]: no socket is served.
 pub const SOCKET_LB_OFF: u32 = 2;
 
 /// [`NetnsRow::class`]: a Pod whose sockets are left alone.
@@ -46,7 +46,7 @@ pub const NETNS_OPT_OUT: u32 = 1;
 /// table must not come between the agent and those who say what is in it.
 ///
 /// No queueing discipline takes it for a class or for another band than best effort, and no route depends on it, as on a mark.
-/// To set one above 6 takes `CAP_NET_ADMIN`, or `CAP_NET_RAW`; who does only has its own sockets left alone.
+/// To set one above 6 takes `CAP_NET_ADMIN` or `CAP_NET_RAW`, and a process that does so only loses Services for its own sockets.
 pub const OWN_SOCKET_PRIORITY: u32 = 0x7975_7270;
 
 /// Key of `yurt_fe4`.
@@ -138,7 +138,7 @@ impl PublishWord {
         Self(self.0 | (ranges as u64 & 0x7f) << 56)
     }
 
-    /// Whose endpoints are all on other nodes: who dials it is dropped, not refused.
+    /// Marks a set whose endpoints are all on other nodes: connections to it are dropped, not refused.
     #[must_use]
     pub const fn with_drop(self) -> Self {
         Self(self.0 | 1 << 63)
@@ -286,7 +286,7 @@ pub struct Conf {
     pub prefixes: [PrefixSet; 2],
 }
 
-/// Where ClusterIPs come from.
+/// The prefixes that ClusterIPs come from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PrefixSet {
@@ -430,7 +430,7 @@ pub enum Counter {
 }
 
 impl Counter {
-    /// Whether the client is to think that nobody is there, instead of that it is not wanted.
+    /// Whether the client is told that no host is there (`EHOSTUNREACH`), instead of that it is refused.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
         matches!(self, Self::DropNoLocalEndpoint | Self::DropSourceRange)

@@ -1,4 +1,4 @@
-//! The maps of translation: what a Pod has and what it is to appear with, and which flows came in at what it has.
+//! The maps of translation: the address that a Pod has, the one that was promised to it, and the flows that came in at the former.
 
 use super::address::Mac;
 
@@ -14,13 +14,13 @@ pub const LIVE_FLOWS: u32 = 16384;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct TranslateRow {
-    /// What the Pod has.
+    /// The address that the Pod has.
     pub live4: [u8; 4],
-    /// What it is reached at, and appears with.
+    /// The address that it is reached at, and appears with.
     pub promised4: [u8; 4],
-    /// What the Pod has.
+    /// The address that the Pod has.
     pub live6: [u8; 16],
-    /// What it is reached at, and appears with.
+    /// The address that it is reached at, and appears with.
     pub promised6: [u8; 16],
     /// Its link-layer address, which whoever asks for a promised address is told.
     pub mac: Mac,
@@ -61,7 +61,7 @@ pub struct LiveFlow {
 
 /// A flow without connections is over when it was quiet for so long, as conntrack has it for streams of UDP.
 pub const LIVE_QUIET_NS: u64 = 120_000_000_000;
-/// How far [`LiveFlow::last_ns`] may be behind: a write in every packet would be for nothing.
+/// How far [`LiveFlow::last_ns`] may be behind: a write for every packet would cost more than it tells.
 pub const LIVE_STEP_NS: u64 = 1_000_000_000;
 
 /// What `yurt_xl_count` counts: packets, by what was done with them.
@@ -78,7 +78,7 @@ pub enum Translation {
     ToItself = 3,
     /// Whoever asked for the promised address by ARP or neighbour discovery was answered.
     Answered = 4,
-    /// It should have been translated, and its headers are beyond us: it went as it was.
+    /// It should have been translated, but its headers cannot be read: it went on unchanged.
     Unreadable = 5,
 }
 

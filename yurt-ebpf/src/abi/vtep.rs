@@ -27,7 +27,7 @@ pub struct VtepKey {
 pub struct VtepSeen {
     /// The source of inner frames that this node knows of the peer; the agent sets it.
     pub known: Mac,
-    /// The last one that was another; zero while there was none.
+    /// The last source that was another one; zero before the first.
     pub other: Mac,
     /// Frames from `known`.
     pub known_frames: u64,

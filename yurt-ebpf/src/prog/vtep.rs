@@ -14,6 +14,10 @@ use crate::maps::vtep::VTEP;
 
 /// `PACKET_HOST` of `linux/if_packet.h`: the frame is for this node.
 const PACKET_HOST: u32 = 0;
+/// As the context has them.
+const IPV4: u32 = ETH_IPV4 as u32;
+const IPV6: u32 = ETH_IPV6 as u32;
+
 /// The packet begins with its network header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
 #[socket_filter]
 #[inline(always)]
@@ -37,9 +41,9 @@ fn listen(ctx: &SkBuffContext) -> Option<()> {
     if !is_host || is_tagged {
         return None;
     }
-    let is_v6 = match protocol as u16 {
-        ETH_IPV4 => false,
-        ETH_IPV6 => true,
+    let is_v6 = match protocol {
+        IPV4 => false,
+        IPV6 => true,
         _ => return None,
     };
     let (key, source) = sender(&Bytes(ctx.as_ptr().cast()), is_v6)?;

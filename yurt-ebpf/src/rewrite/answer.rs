@@ -16,16 +16,16 @@ const ARP_ETHERNET_IPV4: [u8; 6] = [0, 1, 8, 0, 6, 4];
 const ALL_NODES: [u8; 16] = [0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 
-/// Who asks.
+/// The one who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asker {
-    /// Anybody: who wants the address for itself is told as well that it is taken.
+    /// Any other host. One that wants the address for itself is told as well that it is taken.
     Anybody,
     /// The Pod itself, which may well make the address its own.
     Itself,
 }
 
-/// The answer to an ARP request for an address; `None` when it is none.
+/// The answer to an ARP request for an address; `None` where the frame is no such request.
 #[inline(always)]
 pub fn arp(
     request: &[u8; ARP_FRAME],
@@ -55,7 +55,7 @@ pub fn arp(
     Some(answer)
 }
 
-/// The answer to a neighbour solicitation for an address; `None` when it is none.
+/// The answer to a neighbour solicitation for an address; `None` where the frame is no such solicitation.
 #[inline(always)]
 pub fn neighbour(
     request: &[u8; SOLICITATION_FRAME],

@@ -1,4 +1,4 @@
-//! Which address a packet of a Pod is to have, and how it gets it: translation's decision, without the hook.
+//! Which address a packet of a Pod gets, and how the packet is changed: translation's decision, without the hook.
 //!
 //! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. A Pod has a *live* address, which its CNI
 //! gave it, and a *promised* one, which it had before. Both work:
@@ -15,16 +15,16 @@
 //! | ARP request, neighbour solicitation for the promised address | answered in the Pod's name |
 //! | neighbour discovery and groups otherwise; VLANs; anything that is not IP | as it is |
 //!
-//! So only flows that came in at the live address need memory: what has it forgotten appears with the promised address, and
-//! flows at that one survive everything. **A first packet decides anew** (TCP's SYN, an echo request): it comes from the
+//! So only flows that came in at the live address need memory. A flow that is forgotten appears with the promised address; flows at
+//! that one survive everything. **A first packet decides anew** (TCP's SYN, an echo request): it comes from the
 //! promised address whatever is remembered. **The last one asked for counts**: a packet to the promised address of a flow
 //! without connections forgets that it was at the live one.
 //!
 //! Two connections from one port of one host to one port of the Pod, one at each address, are one to the Pod: the second is
-//! refused by its stack. Who dials chooses ports so that this does not happen in earnest.
+//! refused by its stack. Clients choose their ports so that this does not happen in practice.
 //!
-//! Headers beyond us (routing headers, AH, more extension headers than anyone sends, ends before the ports) leave a packet as
-//! it is, and are counted. SCTP has no checksum over addresses; ESP, GRE and others are told apart by addresses alone.
+//! A packet whose headers cannot be read (routing headers, AH, more extension headers than anyone sends, an end before the ports)
+//! goes on unchanged, and is counted. SCTP has no checksum over addresses; ESP, GRE and others are told apart by addresses alone.
 
 use crate::abi::{
     LIVE_FLOW, LIVE_FRAGMENTS, LiveKey, TranslateRow, Translation, Words, bytes, mapped_words,
@@ -69,10 +69,10 @@ pub trait Flows {
     fn forget(&mut self, key: &LiveKey);
 }
 
-/// What becomes of a frame.
+/// What is done with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It is as it was.
+    /// It goes on unchanged.
     Pass,
     /// It goes on, and is counted.
     Counted(Translation),
@@ -136,7 +136,7 @@ impl Pair {
     }
 }
 
-/// The family of a frame that may be translated; what else it may be.
+/// Whether a frame that may be translated is of IPv6, else the verdict on it.
 #[inline(always)]
 fn family<P: Packet>(packet: &P, row: &TranslateRow) -> Result<bool, Verdict> {
     match packet.far(ETH_TYPE) {
@@ -267,7 +267,7 @@ pub fn from_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: 
     })
 }
 
-/// Whether it is sent to more than one host, or to none.
+/// Whether it is sent to a group or a broadcast address.
 #[inline(always)]
 fn is_group(ip: &Ip) -> bool {
     let (high, low) = ip.destination;
