@@ -1,7 +1,7 @@
 //! Disks that do not answer: whoever asks one waits until it does. At the agent's start, and under it.
 
 use std::ffi::CString;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::path::Path;
@@ -189,4 +189,31 @@ fn manifests_on_a_disk_that_does_not_answer_stay_in_force_until_it_does() -> Res
     world.node.apply(&world.web([&world.b]))?;
     world.converges(10, &[&world.b])?;
     is_well(&world)
+}
+
+#[test]
+fn an_agent_whose_cni_directory_does_not_answer_serves_on_and_says_so() -> Result<()> {
+    let world = World::new()?;
+    world.node.apply(&world.web([&world.a]))?;
+    let [conf, bin] = ["net.d", "plugins"].map(|name| world.lab.dir().join(name));
+    fs::create_dir(&conf)?;
+    let flags = [
+        "--cni=install".to_owned(),
+        format!("--cni-conf-dir={}", conf.display()),
+        format!("--cni-bin-dir={}", bin.display()),
+    ];
+    let silence = Silence::over(&conf)?;
+    let _agent = world.start_ready(&CAPACITY, &flags.each_ref().map(String::as_str))?;
+    let is_silent = |status: &Status| {
+        let mut alarms = status.retention.alarms.iter();
+        alarms.any(|alarm| alarm.starts_with("CNI: ") && alarm.contains("does not answer"))
+    };
+    let node = &world.node;
+    node.wait_for_status("a word of the CNI directory", is_silent)?;
+    world.expect(10, &[&world.a], false)?;
+    node.apply(&world.web([&world.b]))?;
+    world.converges(10, &[&world.b])?;
+    drop(silence);
+    node.wait_for_status("a directory that answers", |status| !is_silent(status))?;
+    Ok(())
 }

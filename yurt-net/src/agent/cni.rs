@@ -1,6 +1,6 @@
 //! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at every start.
 //!
-//! A task of its own; the disk is waited for in another thread. It never fights: after three times within a minute it waits for a
+//! A task of its own; the disk is waited for in another thread, be it for ever, and that is said. It never fights: after three times within a minute it waits for a
 //! minute in which nobody writes, and says so.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +14,7 @@ use crate::cni::install::Directories;
 use crate::cni::install::files::{Cni, InstallError, Report, Stamp};
 use crate::config::AgentConfig;
 use crate::error::chain;
+use crate::host::disk::errand::{PATIENCE, SILENCE};
 use crate::host::limit::Limit;
 use crate::ledger::watch::DirectoryWatch;
 use crate::observe::status::Status;
@@ -24,24 +25,41 @@ const SETTLE: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(30);
 /// Keeps the plugins where they are. Ends with this value.
 pub(super) struct CniKeeper {
-    problem: Arc<Mutex<Option<String>>>,
+    problem: Arc<SharedProblem>,
     task: JoinHandle<()>,
+}
+
+/// What is not as it should be at present: the task says it, and `status` shows it.
+#[derive(Default)]
+struct SharedProblem(Mutex<Option<String>>);
+
+impl SharedProblem {
+    fn get(&self) -> Option<String> {
+        let problem = self.0.lock();
+        problem.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set(&self, found: Option<String>) {
+        let mut problem = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if found.is_some() && *problem != found {
+            warn!(problem = found, "Pods may not keep what they should");
+        }
+        *problem = found;
+    }
 }
 
 impl CniKeeper {
     /// Installs the plugins, and goes on to see that they stay; `None` where that is left to others.
     pub(super) fn start(config: &AgentConfig) -> Option<Self> {
         let (cni, directories) = config.cni.clone()?;
-        let problem = Arc::default();
+        let problem: Arc<SharedProblem> = Arc::default();
         let task = tokio::spawn(keep(cni, directories, Arc::clone(&problem)));
         Some(Self { problem, task })
     }
 
     /// What is not as it should be at present.
     pub(super) fn report(&self, status: &mut Status) {
-        let problem = self.problem.lock();
-        let problem = problem.unwrap_or_else(PoisonError::into_inner).clone();
-        status.retention.alarms.extend(problem);
+        status.retention.alarms.extend(self.problem.get());
     }
 }
 
@@ -51,8 +69,12 @@ impl Drop for CniKeeper {
     }
 }
 
-async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<String>>>) {
+async fn keep(cni: Cni, directories: Directories, problem: Arc<SharedProblem>) {
     let start = Instant::now();
+    let disk = Files {
+        cni: &cni,
+        problem: &problem,
+    };
     let mut limit = Limit::default();
     let mut watch = None;
     // The plugins as they were left: to compare all of them each time would cost megabytes.
@@ -60,11 +82,12 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
     loop {
         if watch.as_ref().is_none_or(DirectoryWatch::is_over) {
             // Not there yet, or made anew: the network's own component makes it.
-            watch = DirectoryWatch::new(&cni.conf_dir, None).ok();
+            let made = disk.ask(|cni| Ok(DirectoryWatch::new(&cni.conf_dir, None).ok()));
+            watch = made.await.ok().flatten();
         }
         let now = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
         limit.pass(now);
-        let found = match install(&cni, &directories, &mut stamp, &mut limit, now).await {
+        let found = match install(disk, &directories, &mut stamp, &mut limit, now).await {
             Ok(Some(report)) => other_ipam(&report),
             Ok(None) => Some(format!(
                 "CNI: somebody takes the plugins out of the configuration in {} again and again; it is left alone until nobody has written it for a minute",
@@ -72,13 +95,7 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
             )),
             Err(error) => Some(format!("CNI: {}", chain(&error))),
         };
-        {
-            let mut problem = problem.lock().unwrap_or_else(PoisonError::into_inner);
-            if found.is_some() && *problem != found {
-                warn!(problem = found, "Pods may not keep what they should");
-            }
-            *problem = found;
-        }
+        problem.set(found);
         let changed = async {
             match &mut watch {
                 Some(watch) => watch.changed().await,
@@ -94,39 +111,60 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<Mutex<Option<Stri
 
 /// `None`: the plugins are not in the configuration, and it is left alone.
 async fn install(
-    cni: &Cni,
+    disk: Files<'_>,
     directories: &Directories,
     stamp: &mut Option<Stamp>,
     limit: &mut Limit,
     now: u64,
 ) -> Result<Option<Report>, InstallError> {
     // The plugins first: a configuration that names what is not there makes no Pods.
-    if *stamp != Some(cni.stamp()) {
-        let is_new = on_disk(cni, |cni| cni.install_plugins()).await?;
+    if *stamp != Some(disk.ask(|cni| Ok(cni.stamp())).await?) {
+        let is_new = disk.ask(|cni| cni.install_plugins()).await?;
         if is_new {
-            info!(directory = %cni.bin_dir.display(), "CNI: installed the plugins");
+            info!(directory = %disk.cni.bin_dir.display(), "CNI: installed the plugins");
         }
-        *stamp = Some(cni.stamp());
+        *stamp = Some(disk.ask(|cni| Ok(cni.stamp())).await?);
     }
     let told = directories.clone();
-    let found = on_disk(cni, move |cni| cni.installed_config(&told)).await?;
+    let found = disk.ask(move |cni| cni.installed_config(&told)).await?;
     if found.is_some() || !limit.grant(now) {
         return Ok(found);
     }
     let told = directories.clone();
-    let report = on_disk(cni, move |cni| cni.install_config(&told)).await?;
+    let report = disk.ask(move |cni| cni.install_config(&told)).await?;
     info!(config = %report.config.display(), "CNI: put the plugins into the configuration");
     Ok(Some(report))
 }
 
-/// The disk is waited for in another thread.
-async fn on_disk<T: Send + 'static>(
-    cni: &Cni,
-    work: impl FnOnce(&Cni) -> Result<T, InstallError> + Send + 'static,
-) -> Result<T, InstallError> {
-    let cni = cni.clone();
-    let done = tokio::task::spawn_blocking(move || work(&cni)).await;
-    done.map_err(|error| InstallError::Thread(std::io::Error::other(error)))?
+/// The node's CNI, on a disk that may not answer.
+#[derive(Clone, Copy)]
+struct Files<'a> {
+    cni: &'a Cni,
+    problem: &'a SharedProblem,
+}
+
+impl Files<'_> {
+    /// Waits in another thread for what the disk has to do, and says so where that takes long.
+    async fn ask<T: Send + 'static>(
+        self,
+        work: impl FnOnce(&Cni) -> Result<T, InstallError> + Send + 'static,
+    ) -> Result<T, InstallError> {
+        let cni = self.cni.clone();
+        let mut done = tokio::task::spawn_blocking(move || work(&cni));
+        let answer = match timeout(PATIENCE, &mut done).await {
+            Ok(answer) => answer,
+            Err(_elapsed) => {
+                let Cni {
+                    conf_dir, bin_dir, ..
+                } = self.cni;
+                let places = [conf_dir, bin_dir].map(|place| place.display().to_string());
+                let problem = format!("CNI: {}: {SILENCE}", places.join(" or "));
+                self.problem.set(Some(problem));
+                done.await
+            }
+        };
+        answer.map_err(|error| InstallError::Thread(std::io::Error::other(error)))?
+    }
 }
 
 /// What an operator should know of a configuration that has the plugins.

@@ -38,6 +38,7 @@ pub(super) struct Pods {
     watch: Option<LedgerWatch>,
     links: LinkWatch,
     /// The disk may not answer.
+    follow: Errand<Result<LedgerWatch, WatchError>>,
     read: Errand<Result<Reading, WatchError>>,
     leave: Errand<Result<(), String>>,
     releasing: Option<JoinHandle<Result<usize, WatchError>>>,
@@ -58,6 +59,7 @@ impl Pods {
             translation: config.translation.clone(),
             watch: None,
             links: LinkWatch::new()?,
+            follow: Errand::default(),
             read: Errand::default(),
             leave: Errand::default(),
             releasing: None,
@@ -88,6 +90,7 @@ impl Pods {
             tokio::select! {
                 () = ledger => return,
                 // All of it is asked for again.
+                _late = self.follow.late() => return,
                 _late = self.read.late() => return,
                 _late = self.leave.late() => return,
                 () = self.links.changed() => return,
@@ -111,7 +114,7 @@ impl Pods {
 
     /// Reads the ledger, and leaves what plugins go by where they look for it; `None` where it cannot be read.
     pub(super) async fn read(&mut self) -> Option<Reading> {
-        self.keep_watching();
+        self.keep_watching().await;
         match self.ask_the_disk().await {
             Ok(reading) => {
                 if reading.alarms != self.alarms {
@@ -160,16 +163,23 @@ impl Pods {
     }
 
     /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading after it.
-    fn keep_watching(&mut self) {
+    async fn keep_watching(&mut self) {
         if self.watch.as_ref().is_some_and(|watch| !watch.is_over()) {
             return;
         }
-        let watch = LedgerWatch::new(&self.dirs);
-        let problem = watch.as_ref().err();
-        let problem =
-            problem.map(|error| format!("it is read only every now and then: {}", chain(error)));
+        let dirs = self.dirs.clone();
+        let made = self.follow.run(move || LedgerWatch::new(&dirs)).await;
+        let (watch, problem) = match made {
+            Some(Ok(watch)) => (Some(watch), None),
+            Some(Err(error)) => (None, Some(chain(&error))),
+            None => {
+                let run_dir = self.dirs.run_dir.display();
+                (None, Some(format!("{run_dir}: {SILENCE}")))
+            }
+        };
+        let problem = problem.map(|why| format!("it is read only every now and then: {why}"));
         self.following.set(problem);
-        self.watch = watch.ok();
+        self.watch = watch;
     }
 
     /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no `podCIDR`.

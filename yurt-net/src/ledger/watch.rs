@@ -81,7 +81,7 @@ impl Reading {
 pub struct LedgerWatch(DirectoryWatch);
 
 impl LedgerWatch {
-    /// Changes from here on are not missed. Must be called inside a tokio runtime.
+    /// Changes from here on are not missed. Blocks as the disk does, so it is called in a thread of a tokio runtime that may.
     pub fn new(dirs: &LedgerDirs) -> Result<Self, WatchError> {
         // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
         let path = dirs.in_memory();
@@ -109,7 +109,8 @@ pub struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Of the file of this name, if there is one. Changes from here on are not missed. Must be called inside a tokio runtime.
+    /// Of the file of this name, if there is one. Changes from here on are not missed. Blocks as the disk does, so it is called in a thread
+    /// of a tokio runtime that may.
     pub fn new(path: &Path, only: Option<&'static str>) -> Result<Self, WatchError> {
         let failed = PathError::of("watch", path);
         let inotify = Inotify::init().map_err(&failed)?;
