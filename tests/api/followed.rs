@@ -26,7 +26,7 @@ pub(crate) fn nothing() -> Access {
     }
 }
 
-/// See the module.
+/// A source, and the runtime that drives it.
 pub(crate) struct Followed {
     runtime: Runtime,
     sources: Sources,

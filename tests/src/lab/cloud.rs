@@ -22,7 +22,7 @@ use super::worker;
 const HOST: u8 = 254;
 const PORT: u16 = 8001;
 
-/// See the module. It serves nothing before [`Cloud::start`].
+/// The apiserver of a lab. It serves nothing before [`Cloud::start`].
 #[derive(Debug)]
 pub struct Cloud {
     place: Place,

@@ -107,7 +107,7 @@ impl fmt::Display for Explanation {
     }
 }
 
-/// See the module.
+/// The verdict for one flow, and the reasons for it.
 pub fn explain(
     table: &ServiceTable,
     reasons: &Reasons<'_>,

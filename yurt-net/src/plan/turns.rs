@@ -103,7 +103,8 @@ pub(super) fn comes_first(key: &ServiceKey) -> bool {
     class(key) != Some(Standing::Tenant)
 }
 
-/// See the module. `room` is what is left of each map; `has_place` says whether a service port of the table is in the maps.
+/// Puts service ports into the order in which they get room. `room` is what is left of each map; `has_place` says
+/// whether a service port of the table is in the maps.
 pub(super) fn in_turns(
     mut absent: Vec<Change>,
     table: &ServiceTable,

@@ -87,7 +87,7 @@ fn kept(placed: &Placed, window: &Range<u32>) -> Range<u32> {
     }
 }
 
-/// See the module; `None`: all that tenants have is not enough.
+/// What tenants lose; `None` where all that they have would not be enough.
 pub(super) fn victims(
     candidates: &[Candidate<'_>],
     wanted: &Needs,

@@ -27,7 +27,7 @@ use crate::text;
 /// Things said of one Service.
 const MAX_REASONS: usize = 20;
 
-/// See the module. An entry that comes out equal keeps its `Arc`.
+/// The last compile: what it read, and the table. An entry that comes out equal keeps its `Arc`.
 #[derive(Clone, Debug, Default)]
 pub struct Memo {
     environment: Option<Environment>,

@@ -16,7 +16,7 @@ use crate::tunnel::peers::Peer;
 /// Of each family and Node. One would do if all endpoints were Pods of the Pods' network.
 const MOST_ENDPOINTS: usize = 4;
 
-/// See the module.
+/// The other nodes that are certainly in the pool of this one, with their addresses.
 pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -> Vec<Peer> {
     let (topology, _) = Topology::resolve(snapshot, config, memory, &mut Vec::new());
     if topology.pool().is_empty() {

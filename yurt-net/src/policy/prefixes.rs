@@ -155,7 +155,8 @@ impl GivenCidrs {
     }
 }
 
-/// See the module.
+/// The prefixes of ClusterIPs, at most [`MAX_PREFIXES`] of a family; what is wrong with the given ones goes to
+/// `rejections`.
 pub(super) fn cluster_prefixes(
     given: &GivenCidrs,
     snapshot: &Snapshot,

@@ -89,7 +89,7 @@ impl fmt::Display for Whose {
     }
 }
 
-/// What is protected on one node. See the module.
+/// What is protected on one node: addresses and ports that no frontend may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
     /// Of Nodes and of this machine, sorted.

@@ -29,7 +29,7 @@ use charge::{Act, Charge};
 use followed::FollowedFile;
 pub use status::{FollowedSource, Origin, SourceStatus};
 
-/// See the module.
+/// All sources of one agent, of which one is in charge.
 pub struct Sources {
     specs: Vec<SourceSpec>,
     scope: Scope,

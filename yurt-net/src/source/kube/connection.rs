@@ -39,7 +39,7 @@ const LONGEST_PACE: Duration = Duration::from_secs(5);
 /// Attempts in a row that are given up because the network has changed meanwhile.
 const CUTS: u32 = 2;
 
-/// See the module.
+/// The connections to one API, shared by the tasks that read from it.
 pub(super) struct Connection {
     access: Access,
     /// Tried in turn.

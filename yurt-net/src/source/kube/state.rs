@@ -35,7 +35,7 @@ const SHOWN_REJECTIONS: usize = 1000;
 /// Objects of one resource by name.
 type Objects = BTreeMap<NamespacedName, Object>;
 
-/// See the module.
+/// The cluster as far as lists and events have told of it.
 #[derive(Debug)]
 pub(super) struct ClusterState {
     snapshot: Snapshot,

@@ -124,7 +124,7 @@ pub(super) struct Wire {
     socket: Arc<OwnedFd>,
     way: Way,
     host: HeaderValue,
-    /// See the module.
+    /// Whether a token may be sent to the one at the other end.
     may_have_token: bool,
     /// When it was said last who we are.
     signed_at: Instant,

@@ -31,7 +31,7 @@ enum Standing {
     Bad(Duration),
 }
 
-/// See the module.
+/// The standing of each source, and which of them is in charge.
 #[derive(Clone, Debug)]
 pub(super) struct Charge {
     sources: Vec<Standing>,

@@ -11,7 +11,7 @@ use crate::source::file::{FileSource, SILENT_AFTER};
 /// A source that has been read, and what it says.
 type Loaded = (Box<FileSource>, Result<Snapshot, SourceError>);
 
-/// See the module.
+/// A source of manifests, with what it said last.
 pub(super) struct FollowedFile {
     path: PathBuf,
     /// `None` while it is read.

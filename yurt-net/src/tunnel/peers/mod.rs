@@ -242,7 +242,7 @@ struct Replaced {
     ours: Mac,
 }
 
-/// See the module.
+/// What is known of the peers' ends of the tunnels, and what was repaired of it.
 #[derive(Debug, Default)]
 pub struct Mender {
     peers: Vec<Peer>,

@@ -125,7 +125,7 @@ struct Kept {
     underlay_changes: u64,
 }
 
-/// See the module.
+/// The MACs that are kept for the node's own devices, and where each comes from.
 #[derive(Debug)]
 pub struct Keeper {
     kept: BTreeMap<String, Kept>,
