@@ -90,7 +90,7 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<SharedProblem>) {
         let found = match install(disk, &directories, &mut stamp, &mut limit, now).await {
             Ok(Some(report)) => other_ipam(&report),
             Ok(None) => Some(format!(
-                "CNI: somebody takes the plugins out of the configuration in {} again and again; it is left alone until nobody has written it for a minute",
+                "CNI: another program takes the plugins out of the configuration in {} again and again; the agent leaves it alone until a minute has passed without a write",
                 cni.conf_dir.display()
             )),
             Err(error) => Some(format!("CNI: {}", chain(&error))),

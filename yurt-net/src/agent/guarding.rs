@@ -76,7 +76,7 @@ impl Guarding {
     /// Nothing is loaded before there is a ledger. What an earlier agent left is taken off where nobody is to be guarded.
     pub(super) fn start(config: &AgentConfig) -> Self {
         let (bpffs, dirs) = (config.place.bpffs.clone(), config.place.ledger());
-        let mut problem = Problem::of("guard");
+        let mut problem = Problem::of("Pods are not guarded as they should be");
         if config.guard.is_none() {
             let withdrawn = Guard::withdraw(&bpffs);
             problem.set(withdrawn.err().map(|error| {

@@ -64,11 +64,11 @@ impl Pods {
             leave: Errand::default(),
             releasing: None,
             alarms: Vec::new(),
-            following: Problem::of("following the ledger"),
-            reading: Problem::of("ledger"),
-            listing: Problem::of("devices"),
-            leaving: Problem::of("settings for yurt-cni"),
-            release: Problem::of("release of addresses"),
+            following: Problem::of("the ledger is not followed"),
+            reading: Problem::of("the ledger cannot be read; what it said last is in force"),
+            listing: Problem::of("devices cannot be listed; the last known ones are in force"),
+            leaving: Problem::of("settings for yurt-cni cannot be written"),
+            release: Problem::of("addresses of deleted Pods cannot be released"),
         })
     }
 

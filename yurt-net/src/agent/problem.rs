@@ -5,7 +5,7 @@ use tracing::warn;
 /// What fails at present.
 #[derive(Debug)]
 pub(super) struct Problem {
-    /// Of what.
+    /// What does not work then, as the log says it.
     what: &'static str,
     now: Option<String>,
 }

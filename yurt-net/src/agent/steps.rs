@@ -93,7 +93,10 @@ impl Agent {
                 .set_addresses(view)
                 .then_some(Fact::AddressesChanged),
             Err(error) => {
-                warn!(error = chain(&error), "addresses: keeping the last known");
+                warn!(
+                    error = chain(&error),
+                    "addresses of this node cannot be read; the last known ones are in force"
+                );
                 None
             }
         }

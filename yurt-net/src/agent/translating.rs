@@ -75,7 +75,7 @@ impl Translating {
             translated: BTreeMap::new(),
             misread: Complaints::about("translation"),
             refused: Complaints::about("translation"),
-            problem: Problem::of("translation"),
+            problem: Problem::of("Pods are not translated as they should be"),
         }
     }
 

@@ -77,7 +77,7 @@ fn plugins(cni: &Cni) -> Finding {
         return Finding::ok("cni-plugins", detail);
     }
     let detail = format!(
-        "{} in {directory}: not there, or another version than this program",
+        "{} in {directory}: missing, or of another version than this program",
         foreign.join(" and ")
     );
     Finding::new("cni-plugins", Outcome::Warning, detail, INSTALL)

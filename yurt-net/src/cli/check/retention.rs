@@ -61,7 +61,7 @@ fn ledger(reading: &Reading) -> Finding {
         return Finding::new(
             "ledger",
             Outcome::Warning,
-            "empty: no Pod of this node was made by yurt-ipam or yurt-cni, so none keeps its address",
+            "the ledger is empty: no Pod of this node was made by yurt-ipam or yurt-cni, so no Pod keeps its address",
             "install the plugins (docs/retention.md), and make a Pod",
         );
     }
@@ -105,7 +105,7 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
             "addresses",
             Outcome::Failed,
             format!(
-                "used by somebody else too: those of {}",
+                "addresses of {} are used by somebody else too",
                 named(twice.iter().copied())
             ),
             "another IPAM or a Pod itself has taken them: make these Pods anew, and see that one plugin has the range to itself",
@@ -116,7 +116,7 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
             "leaks",
             Outcome::Warning,
             format!(
-                "in the ledger as running, and in no network namespace: {}",
+                "the ledger has Pods as running whose addresses are in no network namespace: {}",
                 named(gone.iter().copied())
             ),
             "their DEL was lost: the runtime's next GC, or a reboot, gives the addresses back",
@@ -126,7 +126,7 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
         let count: usize = active().map(|(_, entry)| entry.addresses.len()).sum();
         findings.push(Finding::ok(
             "addresses",
-            format!("all {count} of Pods that run are where the ledger has them, and nowhere else"),
+            format!("all {count} addresses of running Pods are where the ledger has them, and nowhere else"),
         ));
     }
     findings
@@ -162,7 +162,7 @@ fn guard(ledger: &Ledger, agent: &Status) -> Finding {
     Finding::new(
         "guarded",
         Outcome::Failed,
-        format!("not guarded: {}", named(without.into_iter())),
+        format!("Pods are not guarded: {}", named(without.into_iter())),
         "`yurt-net status` and the agent's log say why; --device must name the Pods' devices",
     )
 }
@@ -199,7 +199,7 @@ fn translated(agent: &Status) -> Option<Finding> {
             "translated",
             Outcome::Warning,
             format!(
-                "were given other addresses than they had: {}",
+                "Pods were given other addresses than they had: {}",
                 named(lost.iter())
             ),
             "`yurt-net status` says which and why; --translate=on or the Pod's annotation keeps them (docs/retention.md)",

@@ -96,12 +96,12 @@ impl Health<'_> {
             say(
                 "pins",
                 format!(
-                    "{count} are not there, {first} first: Services would end with this process; is a bpf file system mounted there?"
+                    "{count} pins are missing, {first} first: without them Services end when this process does; is a bpf file system mounted there?"
                 ),
             );
         }
         if let Some(error) = &self.unseen {
-            say("pins", format!("they cannot be looked at: {error}"));
+            say("pins", format!("the pins cannot be looked at: {error}"));
         }
         for failure in self.failures {
             say("repair", failure.clone());
