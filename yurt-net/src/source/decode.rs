@@ -60,7 +60,13 @@ pub struct Decoded {
     /// What is wrong. One without a `name` is about a document that could not be attributed: any object may
     /// have been in it.
     pub rejections: Vec<Rejection>,
+    /// How many documents could not be attributed.
+    unattributed: usize,
 }
+
+/// So many documents of a file that could not be attributed are told one by one: a log that is named as a manifest may have a
+/// hundred thousand.
+const MAX_UNATTRIBUTED: usize = 100;
 
 /// Decodes the text of one file; `path` is what Rejections call it.
 pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Decoded {
@@ -154,6 +160,7 @@ impl<'a> Reading<'a> {
                 Format::Json => self.json(&document),
             }
         }
+        self.decoded.tell_the_rest(self.path);
         self.decoded.objects.shrink_to_fit();
         self.decoded.rejections.shrink_to_fit();
         self.decoded
@@ -430,11 +437,25 @@ impl Decoded {
     }
 
     fn refuse_document(&mut self, path: &str, document: usize, reason: String) {
+        self.unattributed += 1;
+        if self.unattributed <= MAX_UNATTRIBUTED {
+            self.refuse(format!("{path}#{document}"), reason);
+        }
+    }
+
+    fn tell_the_rest(&mut self, path: &str) {
+        if let Some(more @ 1..) = self.unattributed.checked_sub(MAX_UNATTRIBUTED) {
+            let reason = format!("{more} more documents could not be read: is it a manifest?");
+            self.refuse(path.to_owned(), reason);
+        }
+    }
+
+    fn refuse(&mut self, source: String, reason: String) {
         self.rejections.push(Rejection {
             kind: String::new(),
             namespace: String::new(),
             name: String::new(),
-            source: format!("{path}#{document}"),
+            source,
             reason,
         });
     }

@@ -60,8 +60,8 @@ const LOAD_PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of a file is looked at once where it is only compared.
 const PART_BYTES: usize = 64 * 1024;
-/// Larger than the manifests of any cluster.
-const MAX_FILE_BYTES: u64 = 256 * 1024 * 1024;
+/// Larger than the manifests of any cluster. It is read whole, and a board has 512 MB.
+const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The source `file:PATH`.
 pub struct FileSource {

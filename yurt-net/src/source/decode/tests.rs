@@ -760,3 +760,15 @@ proptest! {
         prop_assert_eq!(parse_address(&address.to_string()), Some(address.to_canonical()));
     }
 }
+
+/// A log with ruled lines, or the list of a tool, under the name of a manifest.
+#[test]
+fn of_many_documents_that_are_no_objects_the_first_are_told_and_the_rest_is_counted() {
+    let text = "a\n---\n".repeat(20_000) + "apiVersion: v1\nkind: Node\nmetadata: {name: a}\n";
+    let decoded = decode(&text, Format::Yaml, "log.yaml", &mut Names::default());
+    assert_eq!(decoded.objects.len(), 1);
+    assert_eq!(decoded.rejections.len(), 101);
+    let last = &decoded.rejections[100];
+    assert_eq!(last.source, "log.yaml");
+    assert!(last.reason.starts_with("19900 more documents"), "{last:?}");
+}
