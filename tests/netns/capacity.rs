@@ -6,6 +6,7 @@ use anyhow::ensure;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto::Tcp;
 
+use crate::world;
 use crate::world::World;
 use crate::world::eventually;
 use crate::world::status;
@@ -192,7 +193,71 @@ fn a_tenant_that_fills_the_map_leaves_room_for_dns_the_apiserver_and_other_tenan
             told.contains("yurt_fe4 is full, raise --max-frontends4") == is_left_out,
             "{to}: {told}"
         );
+        ensure!(told.starts_with("refuse: ") == is_left_out, "{to}: {told}");
     }
+    Ok(())
+}
+
+/// A Service of one port, with endpoints that nobody has to be at.
+fn large(namespace: &str, name: &str, cluster_ip: &str, endpoints: u8) -> String {
+    let network = namespace.len();
+    let endpoints = (1..=endpoints).map(|n| format!("{{addresses: [\"10.77.{network}.{n}\"]}}"));
+    let endpoints: Vec<String> = endpoints.collect();
+    format!(
+        "---\napiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+         spec: {{clusterIP: {cluster_ip}, clusterIPs: [{cluster_ip}], ports: [{{port: 80, targetPort: 8080}}]}}\n\
+         ---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n\
+         metadata: {{name: {name}, namespace: {namespace}, labels: {{kubernetes.io/service-name: {name}}}}}\n\
+         addressType: IPv4\nports: [{{port: 8080}}]\nendpoints: [{}]\n",
+        endpoints.join(", ")
+    )
+}
+
+/// As a newcomer, which it was from then on, it asked for more than was left, for good.
+#[test]
+fn a_large_service_gives_kube_system_a_part_of_its_slots_and_serves_the_rest() -> Result<()> {
+    let mut world = World::single()?;
+    world
+        .manifests
+        .raw(&large("tenant", "bulk", "10.96.1.1", 110));
+    let _agent = world.start(0, &["--max-slots4", "128"])?;
+    let all = world::explain(world.node(0)?, "127.0.0.1", "10.96.1.1:80/TCP")?;
+    ensure!(
+        all["endpoints"].as_array().map(Vec::len) == Some(110),
+        "{all}"
+    );
+
+    world
+        .manifests
+        .raw(&large("kube-system", "second", "10.96.1.2", 40));
+    world.apply()?;
+    eventually(world.node(0)?, || {
+        let node = world.node(0)?;
+        let system = world::explain(node, "127.0.0.1", "10.96.1.2:80/TCP")?;
+        ensure!(system["verdict"] == "forward", "{system}");
+        ensure!(
+            system["endpoints"].as_array().map(Vec::len) == Some(40),
+            "{system}"
+        );
+        let bulk = world::explain(node, "127.0.0.1", "10.96.1.1:80/TCP")?;
+        let left = bulk["endpoints"].as_array().map_or(0, Vec::len);
+        ensure!(
+            bulk["verdict"] == "forward" && (75..110).contains(&left),
+            "{bulk}"
+        );
+        let reason = bulk["reason"].as_str().unwrap_or_default();
+        let told =
+            format!("only {left} of them are in force: yurt_slot is full, raise --max-slots4");
+        ensure!(reason.contains(&told), "{bulk}");
+        ensure!(
+            refused(&world)? == ["tenant/bulk:"],
+            "{:?}",
+            refused(&world)?
+        );
+        let status = status(node)?;
+        ensure!(status["refused"][0]["hasSome"] == true, "{status}");
+        Ok(())
+    })?;
     Ok(())
 }
 

@@ -38,7 +38,7 @@ use std::sync::Arc;
 
 use change::{Change, all_new, changes};
 pub use filter::Filter;
-pub use image::{Capacity, MapImage, Observed, ServiceImage};
+pub use image::{Capacity, InForce, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
 use turns::{comes_first, in_turns};
 pub use unit::{PROBE_V4, PROBE_V6};

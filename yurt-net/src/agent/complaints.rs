@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tracing::warn;
 
-use super::lines::Lines;
+use super::lines::{Lines, namespace};
 use crate::device::Complaint;
 
 /// Of one part of the agent.
@@ -33,9 +33,12 @@ impl Complaints {
         let new = complaints.iter().filter(|new| !known.contains(new));
         let new: Vec<&Complaint> = new.collect();
         let name = |complaint: &&Complaint| format!("{} {}", complaint.pod, complaint.interface);
-        let admitted = self
-            .lines
-            .admit(Instant::now(), &new, |complaint| &complaint.pod, name);
+        let admitted = self.lines.admit(
+            Instant::now(),
+            &new,
+            |complaint| namespace(&complaint.pod),
+            name,
+        );
         let what = self.what;
         for Complaint {
             pod,

@@ -140,9 +140,9 @@ impl Established {
         let withdrawn = ended.values().sum::<u64>() - outside;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         if withdrawn + outside > 0 {
-            let (now, scan) = (Instant::now().into_std(), [self.report.scans]);
-            let admitted = self.lines.admit(now, &scan, |_| "", u64::to_string);
-            for _ in admitted.lines {
+            let (now, scan) = (Instant::now().into_std(), self.report.scans.to_string());
+            let admitted = self.lines.admit_one(now, "", &scan);
+            if admitted.is_admitted {
                 info!(
                     withdrawn,
                     outside, seen, took_ms, "ended sockets whose endpoint went"

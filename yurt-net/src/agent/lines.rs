@@ -10,8 +10,16 @@ use crate::text::in_turns;
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lines in a minute, of all together.
 const MOST: usize = 30;
-/// Lines in a minute that are caused by one.
+/// Lines in a minute that are caused by one namespace.
 const MOST_OF_ONE: usize = 10;
+/// Lines in a minute that tenants together leave to the node itself and to the namespaces that the cluster lives in. Without them a
+/// tenant with three namespaces would be all that a log has room for.
+const KEPT: usize = 10;
+
+/// Whether a cause has its part of what is kept: "" is the node itself, or an object without a namespace.
+fn is_kept_for(cause: &str) -> bool {
+    ["", "default", "kube-system"].contains(&cause)
+}
 
 /// What was written in this minute. One for each kind of line.
 #[derive(Debug, Default)]
@@ -21,6 +29,8 @@ pub(super) struct Lines {
     causes: BTreeMap<String, usize>,
     /// What was said of what: not again before the minute is over.
     said: BTreeSet<String>,
+    /// How many of these lines tenants have caused.
+    of_tenants: usize,
     left_out: usize,
     has_counted: bool,
 }
@@ -33,9 +43,33 @@ pub(super) struct Admitted<'a, T> {
     pub(super) left_out: Option<usize>,
 }
 
+/// Whether one line is written.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct One {
+    pub(super) is_admitted: bool,
+    /// See [`Admitted::left_out`].
+    pub(super) left_out: Option<usize>,
+}
+
+/// The namespace of something that is called `namespace/name`.
+pub(super) fn namespace(name: &str) -> &str {
+    name.split('/').next().unwrap_or_default()
+}
+
 impl Lines {
+    /// See [`Self::admit`].
+    pub(super) fn admit_one(&mut self, now: Instant, cause: &str, what: &str) -> One {
+        let line = [(cause, what)];
+        let of = |(_, what): &(&str, &str)| (*what).to_owned();
+        let Admitted { lines, left_out } = self.admit(now, &line, |(cause, _)| cause, of);
+        One {
+            is_admitted: !lines.is_empty(),
+            left_out,
+        }
+    }
+
     /// Which of these are written, and how many were not: that is told at once when it begins, then once a minute. To be asked now
-    /// and then without lines, so that the last count is told. `cause`: whose it is; `what`: what it is about.
+    /// and then without lines, so that the last count is told. `cause`: the namespace that it is of; `what`: what it is about.
     pub(super) fn admit<'a, T>(
         &mut self,
         now: Instant,
@@ -61,9 +95,16 @@ impl Lines {
                 fit.push(line);
             }
         }
+        let (kept, tenants): (Vec<&T>, Vec<&T>) =
+            fit.into_iter().partition(|line| is_kept_for(cause(line)));
         let room = MOST.saturating_sub(self.said.len());
-        let lines = in_turns(&fit, room, |line| cause(line).to_owned());
-        let lines: Vec<&T> = lines.into_iter().copied().collect();
+        let kept = in_turns(&kept, room, |line| cause(line).to_owned());
+        let room = (MOST - KEPT)
+            .saturating_sub(self.of_tenants)
+            .min(room - kept.len());
+        let tenants = in_turns(&tenants, room, |line| cause(line).to_owned());
+        self.of_tenants += tenants.len();
+        let lines: Vec<&T> = kept.into_iter().chain(tenants).copied().collect();
         for line in &lines {
             *self.causes.entry(cause(line).to_owned()).or_default() += 1;
             self.said.insert(what(line));
@@ -135,8 +176,34 @@ mod tests {
         let admitted = admit(&mut lines, start, &all);
         assert_eq!(admitted.lines.len(), 20);
         let more = lines.admit(start, &names, |name| name, Clone::clone);
-        assert_eq!(more.lines.len(), MOST - 20);
-        let none = lines.admit(start, &["z"], |name| name, |name| (*name).to_owned());
-        assert!(none.lines.is_empty());
+        assert_eq!(more.lines.len(), MOST - KEPT - 20);
+        assert!(!lines.admit_one(start, "z", "z").is_admitted);
+    }
+
+    #[test]
+    fn a_tenant_of_many_namespaces_leaves_lines_to_the_cluster_and_the_node() {
+        let (mut lines, start) = (Lines::default(), Instant::now());
+        let mut all: Vec<Object> = ["a", "b", "c", "d"]
+            .iter()
+            .flat_map(|n| objects(n, 100))
+            .collect();
+        let first = admit(&mut lines, start, &all);
+        assert_eq!(first.lines.len(), MOST - KEPT);
+        all.extend(objects("kube-system", 4));
+        let second = admit(&mut lines, start, &all);
+        let of: BTreeSet<&str> = second.lines.iter().map(|line| line.0).collect();
+        assert_eq!(
+            (second.lines.len(), of),
+            (4, BTreeSet::from(["kube-system"]))
+        );
+        assert!(lines.admit_one(start, "", "the node's own").is_admitted);
+        // And these do not fill a log either.
+        assert_eq!(
+            admit(&mut lines, start, &objects("default", 100))
+                .lines
+                .len(),
+            5
+        );
+        assert!(!lines.admit_one(start, "", "one more").is_admitted);
     }
 }

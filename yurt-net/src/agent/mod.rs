@@ -170,6 +170,7 @@ struct Agent {
     status: Status,
     rejected: Lines,
     full: Lines,
+    alone: Lines,
 }
 
 /// Those who work beside the loop, and what they have said that is not yet heard.
@@ -280,6 +281,7 @@ impl Agent {
             status,
             rejected: Lines::default(),
             full: Lines::default(),
+            alone: Lines::default(),
         })
     }
 

@@ -74,12 +74,9 @@ impl Probing {
                         let Check { pod, at, .. } = &check;
                         let outcome = outcome.err();
                         let what = format!("{pod} {at} {}", outcome.is_none());
-                        let line = [(pod.to_string(), what)];
                         let now = Instant::now().into_std();
-                        let admitted =
-                            self.lines
-                                .admit(now, &line, |(pod, _)| pod, |(_, what)| what.clone());
-                        for _ in admitted.lines {
+                        let admitted = self.lines.admit_one(now, &pod.namespace, &what);
+                        if admitted.is_admitted {
                             match outcome {
                                 None => info!(%pod, %at, "answers again"),
                                 Some(failure) => warn!(%pod, %at, failure, "does not answer"),

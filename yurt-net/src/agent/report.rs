@@ -1,16 +1,18 @@
 //! What the agent says of what happened: once, in the log, and in its status.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use tracing::{error, info, warn};
 
 use super::Agent;
+use super::lines::namespace;
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::model::{Rejection, Snapshot};
 use crate::observe::status::{LeftAlone, RefusedService};
 use crate::plan::Refused;
 use crate::policy::Reasons;
+use crate::table::Scope;
 
 impl Agent {
     pub(super) fn report_clients(&mut self, known: usize, error: Option<String>) {
@@ -28,11 +30,30 @@ impl Agent {
         let now = LeftAlone::all(self.memo.table());
         let before = std::mem::replace(&mut self.status.left_alone, now);
         let now = &self.status.left_alone;
-        for LeftAlone { address, service } in now.iter().filter(|one| !before.contains(one)) {
-            info!(%address, service, "this ClusterIP is on an interface of this node: left to what listens there");
+        let come = now.iter().filter(|one| !before.contains(one));
+        let gone = before.iter().filter(|one| !now.contains(one));
+        let come = come.map(|one| (one, true));
+        let changes: Vec<_> = come.chain(gone.map(|one| (one, false))).collect();
+        let what = |(one, has_come): &(&LeftAlone, bool)| format!("{} {has_come}", one.address);
+        let admitted = self.alone.admit(
+            Instant::now(),
+            &changes,
+            |(one, _)| namespace(&one.service),
+            what,
+        );
+        for (LeftAlone { address, service }, has_come) in admitted.lines {
+            match has_come {
+                true => {
+                    info!(%address, service, "this ClusterIP is on an interface of this node: left to what listens there");
+                }
+                false => info!(%address, service, "this ClusterIP is no longer left alone"),
+            }
         }
-        for LeftAlone { address, service } in before.iter().filter(|one| !now.contains(one)) {
-            info!(%address, service, "this ClusterIP is no longer left alone");
+        if let Some(more) = admitted.left_out {
+            info!(
+                more,
+                "ClusterIPs are left alone, and are not, more often than is written"
+            );
         }
     }
 
@@ -46,24 +67,21 @@ impl Agent {
         own.pods.extend(pod);
         let reasons = Reasons::new(snapshot, &self.known.policy, &self.known.view, &self.memory);
         let table = self.memo.table();
-        let mut explanation = explain(table, &reasons, &own, dial);
+        let explanation = explain(table, &reasons, &own, dial);
         let mut keys = table.services.iter().map(|entry| &entry.key);
         let key = keys.find(|key| key.to_string() == explanation.service);
-        if let Some(refused) = key.and_then(|key| self.image.refused(key)) {
-            let RefusedService {
-                map,
-                flag,
-                has_some,
-                ..
-            } = RefusedService::from(&refused);
-            let what = if has_some {
-                "not all of it is"
-            } else {
-                "it is not"
-            };
-            explanation.reason += &format!("; but {what} in force: {map} is full, raise {flag}");
+        match key.and_then(|key| self.image.refused(key)) {
+            Some(refused) => {
+                let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
+                // Nothing is in force for clients of other nodes.
+                let in_force = match own.scope(dial.from) {
+                    Scope::Internal => Some(self.image.in_force(to, dial.protocol)),
+                    Scope::External => None,
+                };
+                explanation.with_a_full_map(&refused, in_force)
+            }
+            None => explanation,
         }
-        explanation
     }
 
     pub(super) fn report_refused(&mut self, refused: Vec<Refused>) {

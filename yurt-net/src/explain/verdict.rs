@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 pub use super::rows::FlowVerdict;
 use super::rows::{Path, Row};
 use crate::model::{Protocol, Snapshot, TrafficPolicy};
+use crate::plan::{InForce, Refused};
 use crate::policy::Reasons;
 use crate::table::{Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
@@ -52,6 +53,14 @@ impl OwnAddresses {
 
     fn is_node(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.node.contains(&address)
+    }
+
+    /// Whether a client is of this node.
+    pub fn scope(&self, from: IpAddr) -> Scope {
+        match self.is_internal(from.to_canonical()) {
+            true => Scope::Internal,
+            false => Scope::External,
+        }
     }
 
     fn is_internal(&self, address: IpAddr) -> bool {
@@ -107,6 +116,42 @@ impl fmt::Display for Explanation {
     }
 }
 
+impl Explanation {
+    /// As it is where the maps do not hold all that the table says. `in_force`: what they hold for the flow; `None`: nobody
+    /// has looked.
+    #[must_use]
+    pub fn with_a_full_map(mut self, refused: &Refused, in_force: Option<InForce>) -> Self {
+        let (map, flag) = (refused.map, refused.map.flag());
+        let is_forwarded = self.verdict == FlowVerdict::Forward;
+        let (verdict, what) = match in_force {
+            // Its source ranges do not admit the client, or it has no endpoint here, whatever there is room for.
+            _ if self.verdict == FlowVerdict::Drop => return self,
+            Some(InForce::Forward(some)) if is_forwarded && some.len() < self.endpoints.len() => {
+                let what = format!("only {} of them are in force", some.len());
+                self.endpoints = some.to_vec();
+                (FlowVerdict::Forward, what)
+            }
+            Some(InForce::Forward(_)) if is_forwarded => return self,
+            Some(InForce::Refuse) => (FlowVerdict::Refuse, "it is not in force".to_owned()),
+            Some(InForce::Pass) => {
+                let what = "it is not in force, so the flow goes its way untouched";
+                (FlowVerdict::Pass, what.to_owned())
+            }
+            Some(InForce::Forward(_)) | None if refused.has_some => {
+                (self.verdict, "not all of it is in force".to_owned())
+            }
+            Some(InForce::Forward(_)) | None => (self.verdict, "it is not in force".to_owned()),
+        };
+        if verdict != FlowVerdict::Forward {
+            self.endpoints.clear();
+            self.masquerade = false;
+        }
+        self.verdict = verdict;
+        self.reason += &format!("; but {what}: {map} is full, raise {flag}");
+        self
+    }
+}
+
 /// The verdict for one flow, and the reasons for it.
 pub fn explain(
     table: &ServiceTable,
@@ -117,10 +162,7 @@ pub fn explain(
     // An IPv6 socket dials IPv4 by mapped addresses, and the kernel side decides on what they stand for.
     let from = dial.from.to_canonical();
     let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
-    let scope = match own.is_internal(from) {
-        true => Scope::Internal,
-        false => Scope::External,
-    };
+    let scope = own.scope(from);
     let found = table.services.iter().find_map(|entry| {
         let is_dialled = |f: &&_| dials(f, to, from, own) && !table.leaves_alone(f);
         let frontend = entry.frontends.iter().find(is_dialled)?;

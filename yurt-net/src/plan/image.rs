@@ -1,13 +1,13 @@
 //! The maps as the planner sees them: what they hold, and what of their space may be written.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::space::Space;
 use super::{Filter, FrontendKey, FrontendRow, FullMap, KeyPort, Refused, ServedSet};
-use crate::model::AddressFamily;
-use crate::table::{ClusterPrefixes, ServiceEntry, ServiceKey};
+use crate::model::{AddressFamily, Protocol};
+use crate::table::{Backends, ClusterPrefixes, ServiceEntry, ServiceKey};
 
 /// Entries that each map holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,6 +132,17 @@ impl LeftOut {
     }
 }
 
+/// What the maps hold for a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InForce {
+    /// These endpoints.
+    Forward(Backends),
+    /// A refusal.
+    Refuse,
+    /// Nothing.
+    Pass,
+}
+
 /// A map image as read from the maps; see [`MapImage::observed`].
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
@@ -187,6 +198,26 @@ impl MapImage {
     /// What of a service port does not fit, as the last plan has told; `None`: all of it is in.
     pub fn refused(&self, key: &ServiceKey) -> Option<Refused> {
         self.left_out.get(key)?.told(key)
+    }
+
+    /// What the maps hold for a new flow of this node, source ranges apart.
+    pub fn in_force(&self, to: SocketAddr, protocol: Protocol) -> InForce {
+        let address = to.ip();
+        let port = KeyPort::Port(protocol, to.port());
+        if let Some(index) = self.service_of(&FrontendKey { address, port }) {
+            let service = self.services.get(&index);
+            let set = service.and_then(|service| service.set.as_ref());
+            let backends = set.map(|set| &set.backends);
+            let backends = backends.filter(|backends| !backends.is_empty());
+            return backends.map_or(InForce::Refuse, |some| InForce::Forward(some.clone()));
+        }
+        let port = KeyPort::Any;
+        match self.frontends.get(&FrontendKey { address, port }) {
+            _ if !self.prefixes.contain(address) => InForce::Pass,
+            Some(row) if row.is_on_node => InForce::Pass,
+            None if !self.prefixes.are_service_cidrs => InForce::Pass,
+            _ => InForce::Refuse,
+        }
     }
 
     /// Maps that somebody else has written: an agent before this one, perhaps in the middle of a plan.

@@ -1,7 +1,5 @@
 //! Single plans, spelled out.
 
-use std::net::SocketAddr;
-
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::service::memory::MemoryDataplane;

@@ -4,7 +4,9 @@ use super::{Dial, Explanation, FlowVerdict, OwnAddresses, explain};
 use crate::model::{
     AddressFamily, EndpointPort, EndpointSlice, Endpoints, Protocol, ServiceType, TrafficPolicy,
 };
+use crate::plan::{FullMap, InForce, Refused};
 use crate::policy::fixtures::{World, ip, port};
+use crate::table::Backends;
 
 fn world() -> World {
     let mut world = World::web(Some("openyurt.io/nodepool"));
@@ -472,4 +474,37 @@ fn an_address_that_is_withheld_from_this_node_is_said_to_be() {
     assert_eq!(verdict, FlowVerdict::Pass);
     assert!(reason.contains("svc.openyurt.io/discard"), "{reason}");
     assert!(reason.contains("LoadBalancer of default/web"), "{reason}");
+}
+
+#[test]
+fn what_a_full_map_has_no_room_for_is_told_as_it_is() {
+    let found = || tcp("10.1.0.9", "10.96.0.10:80");
+    let refused = |has_some| Refused {
+        service: world().compile().services[0].key.clone(),
+        map: FullMap::Slots4,
+        has_some,
+    };
+    let told = |has_some, in_force| found().with_a_full_map(&refused(has_some), Some(in_force));
+    let all: Backends = found().endpoints.into_iter().collect();
+    let part: Backends = all.iter().take(1).collect();
+
+    let in_part = told(true, InForce::Forward(part.clone()));
+    assert_eq!(in_part.verdict, FlowVerdict::Forward);
+    assert_eq!(in_part.endpoints, part.to_vec());
+    let how = "; but only 1 of them are in force: yurt_slot is full, raise --max-slots4";
+    assert!(in_part.reason.ends_with(how), "{}", in_part.reason);
+    assert_eq!(
+        told(true, InForce::Forward(all)),
+        found(),
+        "another port of it lacks something"
+    );
+
+    let out = told(false, InForce::Refuse);
+    assert_eq!((out.verdict, out.endpoints.len()), (FlowVerdict::Refuse, 0));
+    let how = "; but it is not in force: yurt_slot is full, raise --max-slots4";
+    assert!(out.reason.ends_with(how), "{}", out.reason);
+    assert_eq!(told(false, InForce::Pass).verdict, FlowVerdict::Pass);
+    let unknown = found().with_a_full_map(&refused(false), None);
+    assert_eq!(unknown.verdict, FlowVerdict::Forward);
+    assert!(unknown.reason.ends_with(how), "{}", unknown.reason);
 }

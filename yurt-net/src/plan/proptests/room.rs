@@ -8,7 +8,7 @@ fn what_fits(image: &MapImage, table: &ServiceTable) -> Option<String> {
     let all = table.services.iter();
     let all = all.flat_map(|entry| [AddressFamily::V4, AddressFamily::V6].map(|f| (entry, f)));
     let mut all = all.flat_map(|(entry, family)| {
-        let units = unit::units(entry, family, table).into_iter().flatten();
+        let units = units(entry, family, table).into_iter().flatten();
         units.map(move |unit| (entry, unit))
     });
     let left = |unused: usize, map: FullMap, key: &ServiceKey| {

@@ -617,3 +617,24 @@ fn where_rows_lack_who_has_most_rows_pays_and_not_who_has_most_slots() {
     }
     assert_eq!(how_many(&image, "203.0.113.9"), 1);
 }
+
+#[test]
+fn what_is_in_force_at_an_address_is_what_a_client_gets_there() {
+    let capacity = Capacity {
+        frontends4: 3,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let two = ["203.0.113.1", "10.96.0.9"];
+    let one = in_namespace("a", "a", &two, &["10.244.0.1:80"]);
+    let late = in_namespace("b", "b", &["203.0.113.2", "10.96.0.10"], &["10.244.0.2:80"]);
+    settle(&table(&[&one, &late]), &mut maps, &mut image);
+    let at = |to: &str| image.in_force(to.parse().unwrap(), Protocol::Tcp);
+    for to in two {
+        let backends = one.v4.cluster.clone();
+        assert_eq!(at(&format!("{to}:80")), InForce::Forward(backends));
+    }
+    // Inside the ServiceCIDR, and outside of it.
+    assert_eq!(at("10.96.0.10:80"), InForce::Refuse);
+    assert_eq!(at("203.0.113.2:80"), InForce::Pass);
+}
