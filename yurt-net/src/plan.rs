@@ -41,7 +41,7 @@ pub use filter::Filter;
 pub use image::{Capacity, InForce, MapImage, Observed, ServiceImage};
 pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
 use turns::{comes_first, in_turns};
-pub use unit::{PROBE_V4, PROBE_V6};
+pub use unit::{SELF_TEST_V4, SELF_TEST_V6};
 use unit::{Unit, known_addresses, units};
 
 use crate::model::AddressFamily;

@@ -23,6 +23,8 @@ pub const UDP_PEERS: usize = 8;
 pub const SCOPE_INTERNAL: u8 = 0;
 /// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are refused.
 pub const SCOPE_ADDRESS: u8 = 1;
+/// Who may use a frontend entry: everybody else, whose packets come in by a device. No program looks for such rows yet.
+pub const SCOPE_EXTERNAL: u8 = 2;
 
 /// Flag of a [`FrontendValue`]: only for sockets in the node's own network namespace (NodePorts on loopback).
 pub const FRONTEND_NODE_ONLY: u8 = 1;

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -106,8 +106,8 @@ pub fn probe() -> Result<(), String> {
     io::copy(&mut io::stdin(), &mut io::sink()).map_err(|error| error.to_string())?;
     // Without an address a connect fails before any program has a say. One of another family serves all the same.
     let families = [
-        (PROBE_V4, "0.0.0.0:0", "/proc/net/udp"),
-        (PROBE_V6, "[::]:0", "/proc/net/udp6"),
+        (SELF_TEST_V4, "0.0.0.0:0", "/proc/net/udp"),
+        (SELF_TEST_V6, "[::]:0", "/proc/net/udp6"),
     ];
     let mut has_any = false;
     for (probe, bind, table) in families {

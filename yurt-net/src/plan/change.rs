@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use super::unit::probe;
+use super::unit::self_test;
 use crate::table::{ServiceEntry, ServiceKey};
 
 /// A service port that is not what it was.
@@ -61,7 +61,7 @@ pub(super) fn changes(before: &[Arc<ServiceEntry>], after: &[Arc<ServiceEntry>])
 
 /// Every service port, and the self-test's, which is in the maps before and after all others.
 pub(super) fn all_new(after: &[Arc<ServiceEntry>]) -> Vec<Change> {
-    std::iter::once(probe())
+    std::iter::once(self_test())
         .chain(after.iter().cloned())
         .map(|entry| Change {
             at: 0,

@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use super::filter::Filter;
+use super::op::{FrontendKey, FrontendRow, FullMap, KeyPort, Refused, ServedSet};
 use super::space::Space;
-use super::{Filter, FrontendKey, FrontendRow, FullMap, KeyPort, Refused, ServedSet};
 use crate::model::{AddressFamily, Protocol};
-use crate::table::{Backends, ClusterPrefixes, ServiceEntry, ServiceKey};
+use crate::table::{Backends, ClusterPrefixes, Scope, ServiceEntry, ServiceKey};
 
 /// Entries that each map holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -203,7 +204,7 @@ impl MapImage {
     /// What the maps hold for a new flow of this node, source ranges apart.
     pub fn in_force(&self, to: SocketAddr, protocol: Protocol) -> InForce {
         let address = to.ip();
-        let port = KeyPort::Port(protocol, to.port());
+        let port = KeyPort::Port(Scope::Internal, protocol, to.port());
         if let Some(index) = self.service_of(&FrontendKey { address, port }) {
             let service = self.services.get(&index);
             let set = service.and_then(|service| service.set.as_ref());
@@ -238,7 +239,7 @@ impl MapImage {
         };
         image.is_prefix_buffer_free = false;
         for key in frontends.keys() {
-            image.row_counts[super::slot(key.address)] += 1;
+            image.row_counts[AddressFamily::from(key.address) as usize] += 1;
         }
         image.frontends = frontends;
         image.indices = Space::around(capacity.services, services.keys().map(|index| (*index, 1)));
@@ -326,13 +327,13 @@ impl MapImage {
 
     pub(super) fn insert_row(&mut self, key: FrontendKey, row: FrontendRow) {
         if self.frontends.insert(key, row).is_none() {
-            self.row_counts[super::slot(key.address)] += 1;
+            self.row_counts[AddressFamily::from(key.address) as usize] += 1;
         }
     }
 
     pub(super) fn remove_row(&mut self, key: &FrontendKey) {
         if self.frontends.remove(key).is_some() {
-            self.row_counts[super::slot(key.address)] -= 1;
+            self.row_counts[AddressFamily::from(key.address) as usize] -= 1;
         }
     }
 

@@ -7,7 +7,7 @@ use ipnetwork::IpNetwork;
 use serde::Serialize;
 
 use crate::model::{AddressFamily, Protocol};
-use crate::table::{Backends, ClusterPrefixes, ServiceKey};
+use crate::table::{Backends, ClusterPrefixes, Scope, ServiceKey};
 
 /// Key of a frontend row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,8 +23,9 @@ pub struct FrontendKey {
 pub enum KeyPort {
     /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
-    /// A frontend's port, TCP or UDP.
-    Port(Protocol, u16),
+    /// A frontend's port, TCP or UDP, for clients of one scope. Sockets of this node look for internal rows; external ones are
+    /// for packets, and no plan has any yet.
+    Port(Scope, Protocol, u16),
 }
 
 /// Value of a frontend row.

@@ -4,7 +4,7 @@ use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::service::memory::MemoryDataplane;
 use crate::model::Protocol;
-use crate::table::{EndpointSet, Frontend, FrontendKind};
+use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 
 pub(super) const CAPACITY: Capacity = Capacity {
     frontends4: 16,
@@ -326,4 +326,44 @@ fn source_ranges_with_bits_of_hosts_are_no_drift() {
     let mut image = maps.observe().unwrap();
     maps.apply(&plan(&table, &mut image)).unwrap();
     assert!(maps.holds(&image).unwrap());
+}
+
+/// As an agent that has a packet path would leave them.
+#[test]
+fn rows_for_clients_outside_are_written_read_and_removed_as_others_are() {
+    let (mut maps, image) = start();
+    let row = |scope| {
+        let address = "203.0.113.9".parse().unwrap();
+        let port = KeyPort::Port(scope, Protocol::Tcp, 80);
+        FrontendKey { address, port }
+    };
+    let own = image.service_of(&FrontendKey {
+        address: SELF_TEST_V4.ip(),
+        port: KeyPort::Port(Scope::Internal, Protocol::Udp, SELF_TEST_V4.port()),
+    });
+    let value = FrontendRow {
+        service: own.unwrap(),
+        ..FrontendRow::default()
+    };
+    let scopes = [Scope::Internal, Scope::External];
+    let puts = scopes.map(|scope| Op::PutFrontend(row(scope), value));
+    let ops = puts.to_vec();
+    maps.apply(&Plan {
+        ops,
+        ..Plan::default()
+    })
+    .unwrap();
+    let mut found = maps.observe().unwrap();
+    for scope in scopes {
+        assert_eq!(found.frontends().get(&row(scope)), Some(&value));
+    }
+    assert!(maps.holds(&found).unwrap());
+    // Both are in no table, and go.
+    maps.apply(&plan(&table(&[]), &mut found)).unwrap();
+    for scope in scopes {
+        assert_eq!(found.frontends().get(&row(scope)), None);
+    }
+    assert!(maps.holds(&found).unwrap());
+    let left = maps.observe().unwrap();
+    assert!(left.frontends().keys().eq(image.frontends().keys()));
 }

@@ -12,7 +12,8 @@
 use std::collections::BTreeMap;
 
 use super::change::Change;
-use super::{Capacity, FullMap};
+use super::image::Capacity;
+use super::op::FullMap;
 use crate::model::{Protocol, TrafficPolicy};
 use crate::table::{EndpointSet, FrontendKind, ServiceEntry, ServiceKey, ServiceTable, Standing};
 

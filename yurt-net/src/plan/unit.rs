@@ -1,4 +1,4 @@
-//! A service port as the maps see it: rows and backends of one family. And the one that is always there, the probe.
+//! A service port as the maps see it: rows and backends of one family. And the one that is always there, for the self-test.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::{FrontendKey, KeyPort, ServedSet, Terms};
+use super::op::{FrontendKey, KeyPort, ServedSet, Terms};
 use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
     EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, ServiceTable,
@@ -64,7 +64,7 @@ fn unit(
     };
     let (mut rows, mut known) = (Vec::new(), BTreeSet::new());
     for frontend in entry.frontends.iter().filter(is_ours) {
-        let port = KeyPort::Port(protocol, frontend.port);
+        let port = KeyPort::Port(Scope::Internal, protocol, frontend.port);
         let address = frontend.address;
         let row = (FrontendKey { address, port }, false);
         // An external IP may be the load balancer's address too; loopback is added below.
@@ -174,13 +174,13 @@ pub(super) fn known_addresses<'a>(
 }
 
 /// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of loopback.
-pub const PROBE_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
-/// See [`PROBE_V4`]; an address of the discard prefix of RFC 6666.
-pub const PROBE_V6: SocketAddr =
+pub const SELF_TEST_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
+/// See [`SELF_TEST_V4`]; an address of the discard prefix of RFC 6666.
+pub const SELF_TEST_V6: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9)), 9);
 
-/// The service behind [`PROBE_V4`] and [`PROBE_V6`]; it sorts before all others.
-pub(super) fn probe() -> Arc<ServiceEntry> {
+/// The service behind [`SELF_TEST_V4`] and [`SELF_TEST_V6`]; it sorts before all others.
+pub(super) fn self_test() -> Arc<ServiceEntry> {
     let frontend = |at: SocketAddr| Frontend {
         kind: FrontendKind::ExternalIp,
         address: at.ip(),
@@ -194,7 +194,7 @@ pub(super) fn probe() -> Arc<ServiceEntry> {
         protocol: Protocol::Udp,
     };
     Arc::new(ServiceEntry {
-        frontends: [frontend(PROBE_V4), frontend(PROBE_V6)].into(),
+        frontends: [frontend(SELF_TEST_V4), frontend(SELF_TEST_V6)].into(),
         v4: loopback(Ipv4Addr::LOCALHOST.into()),
         v6: loopback(Ipv6Addr::LOCALHOST.into()),
         ..ServiceEntry::new(key)

@@ -12,10 +12,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::image::Capacity;
+use super::op::FullMap;
 use super::space::Space;
 use super::turns::Needs;
 use super::unit::Unit;
-use super::{Capacity, FullMap};
 use crate::table::ServiceKey;
 
 /// What is no slot, in the order of [`Room::rows`].

@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use super::inputs::{NodeView, PolicyConfig, ProtectConfig};
 use crate::model::{NamespacedName, Snapshot};
-use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::table::FrontendKind;
 
 /// YurtHub's dummy interface (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, openyurt cmd/yurthub/app/options/options.go).
@@ -171,7 +171,12 @@ impl Protected {
         let servers = self.servers.iter().map(SocketAddr::ip);
         let given = self.config.given.iter().map(|place| place.address);
         let nameservers = self.nameservers.iter().copied();
-        let ours = [HUB_V4.into(), HUB_V6.into(), PROBE_V4.ip(), PROBE_V6.ip()];
+        let ours = [
+            HUB_V4.into(),
+            HUB_V6.into(),
+            SELF_TEST_V4.ip(),
+            SELF_TEST_V6.ip(),
+        ];
         let all = nodes
             .chain(servers)
             .chain(nameservers)
@@ -281,7 +286,7 @@ pub(super) fn special(address: IpAddr) -> Option<&'static str> {
         Some("a multicast or broadcast address")
     } else if is_link_local(address) {
         Some("a link-local address")
-    } else if [PROBE_V4.ip(), PROBE_V6.ip()].contains(&address) {
+    } else if [SELF_TEST_V4.ip(), SELF_TEST_V6.ip()].contains(&address) {
         Some("the address of the self-test")
     } else {
         None

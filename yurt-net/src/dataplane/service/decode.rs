@@ -15,7 +15,7 @@ use crate::plan::{
     Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, ServedSet,
     ServiceImage, Terms,
 };
-use crate::table::ClusterPrefixes;
+use crate::table::{ClusterPrefixes, Scope};
 
 /// The table maps, as [`decode`] reads them.
 pub(in crate::dataplane) trait RawTable {
@@ -140,12 +140,17 @@ fn holds_service(index: u32, service: &ServiceImage, table: &impl RawTable) -> b
 }
 
 fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
-    match (scope, protocol) {
-        (abi::SCOPE_ADDRESS, _) => KeyPort::Any,
-        (_, 6) => KeyPort::Port(Protocol::Tcp, u16::from_be_bytes(port_be)),
-        (_, 17) => KeyPort::Port(Protocol::Udp, u16::from_be_bytes(port_be)),
-        (_, _) => KeyPort::Port(Protocol::Sctp, u16::from_be_bytes(port_be)),
-    }
+    let scope = match scope {
+        abi::SCOPE_ADDRESS => return KeyPort::Any,
+        abi::SCOPE_EXTERNAL => Scope::External,
+        _ => Scope::Internal,
+    };
+    let protocol = match protocol {
+        6 => Protocol::Tcp,
+        17 => Protocol::Udp,
+        _ => Protocol::Sctp,
+    };
+    KeyPort::Port(scope, protocol, u16::from_be_bytes(port_be))
 }
 
 /// Whether an agent writes such a key. No [`FrontendKey`] encodes to any other one.
@@ -269,10 +274,18 @@ mod tests {
             protocol,
             scope,
         };
-        for (port, protocol, scope) in [(80, 6, 0), (80, 17, 0), (80, 132, 0), (0, 0, 1)] {
+        let written = [
+            (80, 6, 0),
+            (80, 17, 0),
+            (80, 132, 0),
+            (0, 0, 1),
+            (80, 6, 2),
+            (80, 17, 2),
+        ];
+        for (port, protocol, scope) in written {
             assert!(is_written4(&key(port, protocol, scope)));
         }
-        for (port, protocol, scope) in [(80, 99, 0), (80, 6, 7), (80, 6, 1), (0, 6, 1), (0, 0, 0)] {
+        for (port, protocol, scope) in [(80, 99, 2), (80, 6, 7), (80, 6, 1), (0, 6, 1), (0, 0, 0)] {
             assert!(!is_written4(&key(port, protocol, scope)));
         }
         let padded = abi::FrontendKey6 {

@@ -10,7 +10,7 @@ use yurt_ebpf::abi;
 use crate::dataplane::DataplaneError;
 use crate::model::Protocol;
 use crate::plan::{FrontendKey, FrontendRow, KeyPort, Op, ServedSet};
-use crate::table::{ClusterPrefixes, MAX_SOURCE_RANGES};
+use crate::table::{ClusterPrefixes, MAX_SOURCE_RANGES, Scope};
 
 const _: () = assert!(MAX_SOURCE_RANGES == abi::PublishWord::MAX_RANGES as usize);
 
@@ -26,11 +26,13 @@ fn protocol_number(protocol: Protocol) -> u8 {
 pub(in crate::dataplane) fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
     match port {
         KeyPort::Any => ([0; 2], 0, abi::SCOPE_ADDRESS),
-        KeyPort::Port(protocol, port) => (
-            port.to_be_bytes(),
-            protocol_number(protocol),
-            abi::SCOPE_INTERNAL,
-        ),
+        KeyPort::Port(scope, protocol, port) => {
+            let scope = match scope {
+                Scope::Internal => abi::SCOPE_INTERNAL,
+                Scope::External => abi::SCOPE_EXTERNAL,
+            };
+            (port.to_be_bytes(), protocol_number(protocol), scope)
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use super::super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::service::memory::MemoryDataplane;
 use crate::model::Protocol;
-use crate::table::{EndpointSet, Frontend, FrontendKind};
+use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 
 fn in_namespace(
     namespace: &str,
@@ -302,7 +302,7 @@ fn dns_serves(image: &MapImage) -> Option<Vec<SocketAddr>> {
 /// What clients of an address get.
 fn served(image: &MapImage, address: &str) -> Option<Vec<SocketAddr>> {
     let address = address.parse().unwrap();
-    let port = KeyPort::Port(Protocol::Tcp, 80);
+    let port = KeyPort::Port(Scope::Internal, Protocol::Tcp, 80);
     let index = image.service_of(&FrontendKey { address, port })?;
     Some(image.services[&index].set.as_ref()?.backends.to_vec())
 }
@@ -411,7 +411,7 @@ fn kube_dns_that_is_made_anew_gets_its_rows_from_a_tenant_where_known_addresses_
     let (with, without) = (of(&all, "10.96.0.0/24"), of(&all[1..], "10.96.0.0/26"));
     let is_there = |image: &MapImage| {
         let address = "10.96.0.250".parse().unwrap();
-        let port = KeyPort::Port(Protocol::Tcp, 80);
+        let port = KeyPort::Port(Scope::Internal, Protocol::Tcp, 80);
         image.service_of(&FrontendKey { address, port }).is_some()
     };
     for _ in 0..3 {

@@ -221,5 +221,5 @@ fn others_are_told_whose_an_address_is_and_all_that_can_be_named() {
     ] {
         assert!(listed.contains_key(&ip(address)), "{address}");
     }
-    assert!(listed.contains_key(&PROBE_V4.ip()) && listed.contains_key(&PROBE_V6.ip()));
+    assert!(listed.contains_key(&SELF_TEST_V4.ip()) && listed.contains_key(&SELF_TEST_V6.ip()));
 }

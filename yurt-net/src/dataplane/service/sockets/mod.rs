@@ -31,7 +31,7 @@ use self::message::{AF_INET, AF_INET6, Socket};
 use crate::dataplane::sys;
 use crate::host::netns;
 use crate::model::Protocol;
-use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::policy::{Flow, Standing, SuspectBackends, Suspects};
 
 /// For a call that chose its backend just before the table changed and is not in the kernel's tables yet.
@@ -258,7 +258,7 @@ fn scan(
             Protocol::Tcp | Protocol::Sctp => tcp_frontend(maps, socket)?,
         };
         // Sockets of the self-test are left alone.
-        if let Some(frontend) = frontend.filter(|f| ![PROBE_V4, PROBE_V6].contains(f)) {
+        if let Some(frontend) = frontend.filter(|f| ![SELF_TEST_V4, SELF_TEST_V6].contains(f)) {
             let flow = Flow {
                 protocol: connected.protocol,
                 frontend,

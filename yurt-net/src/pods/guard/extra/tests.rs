@@ -3,7 +3,7 @@ use super::super::{GuardImage, Policy, compile};
 use super::*;
 use crate::ledger::Ledger;
 use crate::model::Snapshot;
-use crate::plan::{PROBE_V4, PROBE_V6};
+use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::policy::fixtures::World;
 use crate::policy::protected::Protected;
 
@@ -215,8 +215,14 @@ fn nothing_that_no_service_may_take_is_a_pods_either_whatever_the_source_says() 
             ("198.51.100.9", "the operator (--protect)"),
             ("169.254.2.1", "YurtHub"),
             ("fd00::2:1", "YurtHub"),
-            (&PROBE_V4.ip().to_string(), "the address of the self-test"),
-            (&PROBE_V6.ip().to_string(), "the address of the self-test"),
+            (
+                &SELF_TEST_V4.ip().to_string(),
+                "the address of the self-test",
+            ),
+            (
+                &SELF_TEST_V6.ip().to_string(),
+                "the address of the self-test",
+            ),
         ] {
             let (asker, victim) = self::world(wish);
             let pods = [asker, victim];
