@@ -25,6 +25,7 @@ mod peers;
 mod policies;
 mod refusal;
 mod restart;
+mod said;
 mod selftest;
 mod source_ranges;
 mod strangers;

@@ -109,7 +109,7 @@ struct Edge {
 
 const EDGES: &[Edge] = &[
     Edge {
-        libraries: &["aya", "aya_obj"],
+        libraries: &["aya", "aya_log", "aya_obj", "log"],
         owners: &[
             "yurt-net/src/dataplane/load/",
             "yurt-net/src/dataplane/sys/",

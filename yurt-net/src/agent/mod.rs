@@ -70,6 +70,7 @@ use self::react::{Due, Fact, Phase};
 use self::translating::Translating;
 use crate::config::AgentConfig;
 use crate::dataplane::claim::{Claim, Owned};
+use crate::dataplane::load::load_from;
 use crate::dataplane::service::clients::{Clients, Look};
 use crate::dataplane::service::{BpfDataplane, Options, SocketLb};
 use crate::dataplane::{ApplyError, Dataplane as _, DataplaneError};
@@ -194,6 +195,9 @@ impl Agent {
     async fn start(config: AgentConfig, cgroup: Cgroup) -> Result<Self, AgentError> {
         let node = NodeWatch::new()?;
         let view = node.view().await?;
+        if let Some(object) = &config.ebpf_log {
+            load_from(object);
+        }
         let dataplane = BpfDataplane::open(Options {
             bpffs: config.place.bpffs.clone(),
             cgroup: cgroup.path.clone(),

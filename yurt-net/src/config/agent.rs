@@ -1,6 +1,7 @@
 //! What an agent is told, whoever has written it.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::place::Place;
@@ -55,4 +56,6 @@ pub struct AgentConfig {
     pub drift_interval: Option<Duration>,
     /// Where metrics are served, over HTTP; `None`: nowhere.
     pub metrics: Option<SocketAddr>,
+    /// An object whose programs say what they decide, in place of the embedded one.
+    pub ebpf_log: Option<PathBuf>,
 }

@@ -1,6 +1,7 @@
 //! Flags of `run`.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -103,6 +104,10 @@ pub struct RunArgs {
     /// tried again.
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
+    /// For debugging: an eBPF object of this very version whose programs say in the log what they decide, as
+    /// `cargo xtask build-ebpf --log` makes it. Without it they say nothing.
+    #[arg(long, value_name = "FILE")]
+    pub ebpf_log: Option<PathBuf>,
     /// Form of the log.
     #[arg(long, value_enum, default_value = "auto")]
     pub log_format: LogFormat,
@@ -187,6 +192,7 @@ impl RunArgs {
             probes_endpoints: self.probes.probe_endpoints,
             drift_interval: Some(self.drift_interval).filter(|interval| !interval.is_zero()),
             metrics: self.metrics_bind_address.0,
+            ebpf_log: self.ebpf_log.clone(),
             place,
         }
     }

@@ -3,6 +3,7 @@
 pub(super) mod hooks;
 pub(super) mod maps;
 mod object;
+mod said;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
@@ -15,6 +16,7 @@ use self::maps::{
 pub(super) use self::object::LoadedProgram;
 pub use self::object::ProgramSize;
 use self::object::{MapPlan, Object};
+pub use self::said::load_from;
 use super::DataplaneError;
 use super::sys::{self, MapInfo};
 use crate::plan::Capacity;
@@ -26,7 +28,7 @@ static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o.lz4
 /// Whether this binary has the programs.
 pub(in crate::dataplane) fn has_object() -> Result<(), DataplaneError> {
     match OBJECT {
-        [] => Err(DataplaneError::NoPrograms),
+        [] if said::object_path().is_none() => Err(DataplaneError::NoPrograms),
         _ => Ok(()),
     }
 }
@@ -34,6 +36,9 @@ pub(in crate::dataplane) fn has_object() -> Result<(), DataplaneError> {
 /// The object. What allocators give is aligned for every ELF header.
 fn object() -> Result<Vec<u8>, DataplaneError> {
     has_object()?;
+    if let Some(object) = said::object() {
+        return object;
+    }
     // build.rs has made it: what cannot be unpacked is as good as none.
     lz4_flex::decompress_size_prepended(OBJECT).map_err(|_damaged| DataplaneError::NoPrograms)
 }

@@ -11,6 +11,7 @@ use aya::maps::Map;
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 
+use super::said::Said;
 use crate::dataplane::{DataplaneError, LoadError};
 
 /// How a map is made where the object says otherwise.
@@ -42,7 +43,11 @@ pub struct ProgramSize {
 }
 
 /// An object whose maps exist. They live as long as their pins, a program that uses them, or this.
-pub(super) struct Object(Ebpf);
+pub(super) struct Object {
+    ebpf: Ebpf,
+    /// Until a program runs that says it.
+    said: Option<Said>,
+}
 
 impl Object {
     /// Opens or makes the maps; no program is loaded yet. `switches` are values of statics, set before the programs can
@@ -71,7 +76,9 @@ impl Object {
             EbpfError::MapError(error) => LoadError::from(error),
             error => LoadError::from(error),
         });
-        loaded.map(Self).map_err(DataplaneError::Load)
+        let mut ebpf = loaded.map_err(DataplaneError::Load)?;
+        let said = Said::by(&mut ebpf)?;
+        Ok(Self { ebpf, said })
     }
 
     /// Takes one of the hashes by CPU out, to be kept.
@@ -79,7 +86,7 @@ impl Object {
         &mut self,
         name: &'static str,
     ) -> Result<OwnedFd, DataplaneError> {
-        let Some(Map::PerCpuHashMap(map)) = self.0.take_map(name) else {
+        let Some(Map::PerCpuHashMap(map)) = self.ebpf.take_map(name) else {
             return Err(DataplaneError::Missing { name });
         };
         let map = map.fd().as_fd().try_clone_to_owned();
@@ -96,7 +103,7 @@ impl Object {
         name: &'static str,
         attach_type: u32,
     ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
-        let program = self.0.program_mut(name);
+        let program = self.ebpf.program_mut(name);
         let program = program.ok_or(DataplaneError::Missing { name })?;
         let loaded = match program {
             Program::CgroupSockAddr(program) => program.load(),
@@ -122,6 +129,9 @@ impl Object {
             verified: info.verified_instruction_count().unwrap_or_default(),
             translated: info.size_translated().unwrap_or_default(),
         };
+        if let Some(said) = self.said.take() {
+            said.forward()?;
+        }
         Ok((program, size))
     }
 }

@@ -1,0 +1,91 @@
+//! What programs say of their decisions: those of an object that was made for it, loaded in place of the embedded one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+use std::thread;
+use std::time::Duration;
+
+use aya::Ebpf;
+use aya_log::EbpfLogger;
+use log::{Level, Log, Metadata, Record};
+use tracing::{error, info, warn};
+
+use crate::dataplane::error::at;
+use crate::dataplane::{DataplaneError, LoadError};
+
+/// How long what a program has said may wait in its ring.
+const PAUSE: Duration = Duration::from_millis(100);
+/// The ring.
+const MAP: &str = "AYA_LOGS";
+
+static OBJECT: OnceLock<PathBuf> = OnceLock::new();
+
+/// Has this process load the programs of an object of `cargo xtask build-ebpf --log` from now on, for all features.
+pub fn load_from(path: &Path) {
+    // Called once; a second call would change nothing.
+    let _ = OBJECT.set(path.to_owned());
+}
+
+/// Where the object is that is to be loaded in place of the embedded one.
+pub(super) fn object_path() -> Option<&'static Path> {
+    OBJECT.get().map(PathBuf::as_path)
+}
+
+/// That object.
+pub(super) fn object() -> Option<Result<Vec<u8>, DataplaneError>> {
+    let path = object_path()?;
+    Some(fs::read(path).map_err(at("read", path)))
+}
+
+/// What the programs of one object say.
+pub(super) struct Said(EbpfLogger<ToTracing>);
+
+impl Said {
+    /// Takes the ring, if the object was made to say something and is to be heard.
+    pub(super) fn by(ebpf: &mut Ebpf) -> Result<Option<Self>, DataplaneError> {
+        if object_path().is_none() {
+            return Ok(None);
+        }
+        if ebpf.map(MAP).is_none() {
+            return Err(DataplaneError::Missing { name: MAP });
+        }
+        let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
+        let logger = logger.map_err(|error| DataplaneError::Load(error.into()))?;
+        Ok(Some(Self(logger)))
+    }
+
+    /// Forwards it to the agent's own log, for as long as the process runs.
+    pub(super) fn forward(mut self) -> Result<(), DataplaneError> {
+        let thread = thread::Builder::new().name("ebpf-log".to_owned());
+        let forward = move || {
+            loop {
+                self.0.flush();
+                thread::sleep(PAUSE);
+            }
+        };
+        let started = thread.spawn(forward);
+        started.map_err(|error| DataplaneError::Load(LoadError::from(error)))?;
+        Ok(())
+    }
+}
+
+/// From the `log` crate, which aya speaks, to the log of the agent.
+struct ToTracing;
+
+impl Log for ToTracing {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let said = record.args();
+        match record.level() {
+            Level::Error => error!(target: "ebpf", "{said}"),
+            Level::Warn => warn!(target: "ebpf", "{said}"),
+            Level::Info | Level::Debug | Level::Trace => info!(target: "ebpf", "{said}"),
+        }
+    }
+
+    fn flush(&self) {}
+}
