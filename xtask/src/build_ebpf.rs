@@ -31,7 +31,7 @@ pub(crate) struct Toolchain {
 pub(crate) struct Args {
     /// Another object, whose programs say what they decide: for `yurt-net run --ebpf-log`, never to ship.
     #[arg(long)]
-    log: bool,
+    pub(crate) log: bool,
 }
 
 /// Builds, and says with what, where to, and which bytes.

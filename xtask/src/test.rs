@@ -6,7 +6,7 @@ use clap::ValueEnum;
 use crate::build::Target;
 use crate::setup::{self, EMULATOR, Need};
 use crate::shell::{Line, require_root, say};
-use crate::{check, fuzz, image};
+use crate::{build_ebpf, check, fuzz, image};
 
 /// Options of `test`.
 #[derive(clap::Args)]
@@ -46,6 +46,8 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         fuzz::run(&fuzz::Args::default())?;
     }
     let image = image::image()?;
+    // For what is tested of `--ebpf-log`.
+    build_ebpf::run(&build_ebpf::Args { log: true })?;
     say("test: the tests that need root");
     // Becoming the runner leaves Ctrl-C to it: it ends its tests and they clean up.
     match Line::new("cargo nextest run --workspace -P root")
