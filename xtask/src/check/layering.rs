@@ -124,7 +124,7 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["kube"],
         owners: &[
-            "yurt-net/src/source/kube/access.rs",
+            "yurt-net/src/source/kube/access/mod.rs",
             // What a kubeconfig says of an exec plugin.
             "yurt-net/src/source/kube/plugin.rs",
         ],
@@ -143,7 +143,7 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["tokio_rustls", "tower"],
         owners: &[
-            "yurt-net/src/source/kube/access.rs",
+            "yurt-net/src/source/kube/access/mod.rs",
             "yurt-net/src/source/kube/wire.rs",
         ],
         remedy: "whom to believe is said by `source::kube`'s `access`",

@@ -24,6 +24,7 @@ pub mod body;
 mod connection;
 mod extent;
 mod failure;
+mod files;
 mod follow;
 mod gaps;
 mod plugin;
@@ -78,12 +79,12 @@ pub enum Api {
 
 impl Api {
     /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was dialled it is
-    /// a guess.
-    pub fn is_hub(&self, access: &Access) -> bool {
+    /// a guess; that of an inferred one is [`Access::leads_to_hub`].
+    pub fn is_hub(&self, is_inferred_hub: bool) -> bool {
         match self {
             Self::Hub(_) => true,
             Self::Server(server) => is_hub(server),
-            Self::Inferred => access.inferred().is_some_and(|server| is_hub(&server)),
+            Self::Inferred => is_inferred_hub,
         }
     }
 }
@@ -148,18 +149,18 @@ struct PodsList {
 }
 
 impl KubeSource {
-    /// A source that has asked nothing yet. `seed` is what is known already, and `versions` where an earlier agent's watches of the
-    /// same source were.
+    /// A source that has asked nothing yet, and may be YurtHub: a guess until somebody was dialled. `seed` is what is known already,
+    /// and `versions` where an earlier agent's watches of the same source were.
     pub fn new(
         api: Api,
+        is_hub: bool,
         scope: Scope,
         seed: Snapshot,
         versions: &BTreeMap<String, String>,
     ) -> Self {
         let (sender, updates) = mpsc::channel(QUEUE);
         let now = Instant::now();
-        let connection = Connection::new(&api, scope.access.clone());
-        let is_hub = connection.is_hub();
+        let connection = Connection::new(&api, is_hub, scope.access.clone());
         Self {
             is_behind: versions.is_empty() && seed != Snapshot::default(),
             state: ClusterState::new(&scope.node, seed, versions, is_hub),

@@ -33,6 +33,8 @@ pub use status::{FollowedSource, Origin, SourceStatus};
 pub struct Sources {
     specs: Vec<SourceSpec>,
     scope: Scope,
+    /// `kube:` leads to YurtHub, as far as was known at the start.
+    is_inferred_hub: bool,
     active: Vec<Option<Source>>,
     /// Since when each of them is lost that was good before.
     presence: Vec<Presence>,
@@ -113,8 +115,13 @@ impl Sources {
         scope: Scope,
         checkpoint: Option<Loaded>,
     ) -> Result<Self, SourceError> {
+        let inferred = SourceSpec::Kube(Api::Inferred);
+        let last = checkpoint.as_ref().map(|last| &last.provenance.source);
+        let is_inferred =
+            specs.contains(&inferred) || last.is_some_and(|last| *last == inferred.to_string());
         let mut sources = Self {
             specs: specs.to_vec(),
+            is_inferred_hub: is_inferred && scope.access.leads_to_hub().await,
             scope,
             active: specs.iter().map(|_| None).collect(),
             presence: vec![Presence::Unknown; specs.len()],
@@ -256,7 +263,7 @@ impl Sources {
         match (self.origin(), &self.checkpoint) {
             (Origin::Checkpoint, Some(loaded)) => {
                 let spec: Option<SourceSpec> = loaded.provenance.source.parse().ok();
-                matches!(spec, Some(SourceSpec::Kube(api)) if api.is_hub(&self.scope.access))
+                matches!(spec, Some(SourceSpec::Kube(api)) if api.is_hub(self.is_inferred_hub))
             }
             (origin, _) => origin == Origin::Hub,
         }
@@ -294,7 +301,7 @@ impl Sources {
         let is_own_hub = match spec {
             SourceSpec::Kube(Api::Hub(None)) => true,
             SourceSpec::Kube(Api::Hub(Some(server))) => is_hub(server),
-            SourceSpec::Kube(api) => api.is_hub(&self.scope.access),
+            SourceSpec::Kube(api) => api.is_hub(self.is_inferred_hub),
             SourceSpec::File(_) => false,
         };
         match is_own_hub {
@@ -457,7 +464,9 @@ impl Sources {
                 let last = self.last_word(spec);
                 let versions = last.map(|loaded| loaded.provenance.resource_versions.clone());
                 let versions = versions.unwrap_or_default();
-                let mut source = KubeSource::new(api.clone(), self.scope.clone(), seed, &versions);
+                let is_hub = api.is_hub(self.is_inferred_hub);
+                let scope = self.scope.clone();
+                let mut source = KubeSource::new(api.clone(), is_hub, scope, seed, &versions);
                 source.expect(self.adopted);
                 Source::Kube(Box::new(source))
             }

@@ -18,8 +18,16 @@ pub const SILENCE: &str = "it does not answer";
 /// One kind of work on a disk, one at a time.
 #[derive(Debug)]
 pub struct Errand<T> {
-    /// With when it was begun. By the clock on the wall: no thread waits for one that a test has stopped.
-    running: Option<(JoinHandle<T>, Instant)>,
+    running: Option<Running<T>>,
+}
+
+#[derive(Debug)]
+struct Running<T> {
+    work: JoinHandle<T>,
+    /// When it was begun. By the clock on the wall: no thread waits for one that a test has stopped.
+    since: Instant,
+    /// [`Errand::news`] has said that it takes longer.
+    is_told: bool,
 }
 
 impl<T> Default for Errand<T> {
@@ -42,16 +50,19 @@ impl<T: Send + 'static> Errand<T> {
 
     /// Has this done, unless something is.
     pub fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
-        self.running
-            .get_or_insert_with(|| (spawn_blocking(work), Instant::now()));
+        self.running.get_or_insert_with(|| Running {
+            work: spawn_blocking(work),
+            since: Instant::now(),
+            is_told: false,
+        });
     }
 
     /// Waits for what is being done, for so long since it was begun. `None`: it takes longer. Cancel safe.
     pub async fn answer(&mut self, patience: Duration) -> Option<T> {
         loop {
-            let (running, since) = self.running.as_mut()?;
+            let Running { work, since, .. } = self.running.as_mut()?;
             let left = patience.saturating_sub(since.elapsed());
-            let answer = timeout(left, running).await;
+            let answer = timeout(left, work).await;
             match answer {
                 Ok(answer) => {
                     self.running = None;
@@ -64,16 +75,34 @@ impl<T: Send + 'static> Errand<T> {
         }
     }
 
+    /// As [`Self::answer`]; but that it takes longer is told once, and from then on it is waited for, be it for ever. `None` without
+    /// anything being done: it went with its thread. Cancel safe.
+    pub async fn news(&mut self, patience: Duration) -> Option<T> {
+        if self.running.as_ref().is_some_and(|running| running.is_told) {
+            return self.late().await;
+        }
+        let answer = self.answer(patience).await;
+        if let Some(running) = &mut self.running {
+            running.is_told = true;
+        }
+        answer
+    }
+
+    /// Nothing is being done, and no answer waits to be taken.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_none()
+    }
+
     /// It was asked, and has not answered.
     pub fn is_outstanding(&self) -> bool {
         let running = self.running.as_ref();
-        running.is_some_and(|(running, _)| !running.is_finished())
+        running.is_some_and(|running| !running.work.is_finished())
     }
 
     /// Waits for what has taken too long, be it for ever. Cancel safe.
     pub async fn late(&mut self) -> Option<T> {
         let result = match &mut self.running {
-            Some((running, _)) => running.await,
+            Some(running) => (&mut running.work).await,
             None => std::future::pending().await,
         };
         self.running = None;
@@ -90,6 +119,8 @@ pub async fn once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
 mod tests {
     use std::sync::mpsc;
 
+    use futures_util::future::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -104,6 +135,23 @@ mod tests {
         answer.send(2).unwrap();
         assert_eq!(errand.late().await, Some(2));
         assert_eq!(errand.run(|| 3).await, Some(3));
+    }
+
+    #[tokio::test]
+    async fn that_a_disk_does_not_answer_is_told_once_and_then_its_answer() {
+        let mut errand = Errand::default();
+        let (answer, disk) = mpsc::channel();
+        errand.begin(move || disk.recv().unwrap());
+        assert_eq!(errand.news(Duration::ZERO).await, None);
+        assert!(!errand.is_idle());
+        assert_eq!(errand.news(Duration::ZERO).now_or_never(), None, "it waits");
+        answer.send(1).unwrap();
+        assert_eq!(errand.news(Duration::ZERO).await, Some(1));
+        assert!(errand.is_idle());
+        // The next one is another one.
+        let (_answer, disk) = mpsc::channel::<u8>();
+        errand.begin(move || disk.recv().map_or(2, Into::into));
+        assert_eq!(errand.news(Duration::ZERO).await, None);
     }
 
     #[tokio::test]

@@ -14,7 +14,7 @@ use socket2::SockRef;
 use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::{Instant, sleep_until};
 
-use super::access::{Access, Origin};
+use super::access::{Access, Files, Origin};
 use super::wire::{self, DialError, PROBE_AFTER, Wire};
 use super::{Api, Resource};
 use crate::source::hub::is_hub;
@@ -42,6 +42,7 @@ const CUTS: u32 = 2;
 /// The connections to one API, shared by the tasks that read from it.
 pub(super) struct Connection {
     access: Access,
+    files: Files,
     /// Tried in turn.
     servers: Vec<Server>,
     /// Index of the one in use.
@@ -144,8 +145,7 @@ impl Told {
 
 impl Connection {
     /// Nobody is asked before the first request.
-    pub(super) fn new(api: &Api, access: Access) -> Self {
-        let is_hub = api.is_hub(&access);
+    pub(super) fn new(api: &Api, is_hub: bool, access: Access) -> Self {
         let url = |url: &Uri, has_token| Origin::Url {
             url: url.clone(),
             has_token,
@@ -174,6 +174,7 @@ impl Connection {
         };
         Self {
             access,
+            files: Files::default(),
             servers,
             current: AtomicUsize::new(0),
             is_named_hub: matches!(api, Api::Hub(_)),
@@ -209,7 +210,7 @@ impl Connection {
                 url: Uri::default(),
             });
         };
-        Wire::dial(pods.way(&self.access).await?, false).await
+        Wire::dial(pods.way(&self.access, &self.files).await?, false).await
     }
 
     /// From here on.
@@ -278,7 +279,7 @@ impl Connection {
             false => &server.plain,
         };
         let is_lifeline = resource == LIFELINE;
-        let dialled = match origin.way(&self.access).await {
+        let dialled = match origin.way(&self.access, &self.files).await {
             Ok(way) => {
                 let is_hub = self.is_named_hub || is_hub(&way.url);
                 self.is_hub.store(is_hub, Ordering::Relaxed);

@@ -23,7 +23,7 @@ pub async fn servers(specs: &[SourceSpec], access: &Access) -> Vec<SocketAddr> {
             SourceSpec::File(_) | SourceSpec::Kube(Api::Hub(None)) => {}
             SourceSpec::Kube(Api::Server(url) | Api::Hub(Some(url))) => urls.push(url.clone()),
             // Without credentials: a plugin for them may be slow.
-            SourceSpec::Kube(Api::Inferred) => urls.extend(access.inferred()),
+            SourceSpec::Kube(Api::Inferred) => urls.extend(access.inferred().await),
         }
     }
     let mut found = Vec::new();

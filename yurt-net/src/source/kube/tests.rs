@@ -29,7 +29,13 @@ fn source() -> KubeSource {
         with_pods: false,
         access: nothing(),
     };
-    let mut source = KubeSource::new(Api::Inferred, scope, Snapshot::default(), &BTreeMap::new());
+    let mut source = KubeSource::new(
+        Api::Inferred,
+        false,
+        scope,
+        Snapshot::default(),
+        &BTreeMap::new(),
+    );
     source.pretend_to_ask();
     source
 }

@@ -6,9 +6,10 @@
 //! | rule | |
 //! |---|---|
 //! | 1 | The first source is always asked; a later one when no source before it was good for [`PATIENCE`]. |
-//! | 2 | A source that is good takes charge if none is in charge, if the one in charge comes later, or if that one was not good for [`PATIENCE`]. |
+//! | 2 | A source that is good takes charge if none is in charge, if the one in charge comes later, or if that one was not good for [`PATIENCE`]; at once, if that one flaps. |
 //! | 3 | A later source than the one in charge is let go once that one was good for [`REST`]. |
 //! | 4 | Nobody loses charge for being bad alone: what it last said stays in force until another source is good. |
+//! | 5 | A source that was lost before it had been good for [`REST`] flaps. While another one is good, it takes charge again only when it has been good for [`PATIENCE`]. |
 //!
 //! While one is in charge, another counts as good only if what it says is not older.
 #![forbid(unsafe_code)]
@@ -31,10 +32,35 @@ enum Standing {
     Bad(Duration),
 }
 
-/// The standing of each source, and which of them is in charge.
+/// One source: how it is, and whether that lasts.
+#[derive(Clone, Copy, Debug)]
+struct Source {
+    standing: Standing,
+    /// Rule 5: it was lost soon after it had become good.
+    flaps: bool,
+}
+
+impl Source {
+    const IDLE: Self = Self {
+        standing: Standing::Idle,
+        flaps: false,
+    };
+
+    /// While it is in charge and not good, others are not believed for so long.
+    fn patience(&self) -> Duration {
+        if self.flaps { Duration::ZERO } else { PATIENCE }
+    }
+
+    /// For how long it has to be good before it takes charge from one that is good, too.
+    fn probation(&self) -> Duration {
+        if self.flaps { PATIENCE } else { Duration::ZERO }
+    }
+}
+
+/// Which of the sources is in charge, and what decides that.
 #[derive(Clone, Debug)]
 pub(super) struct Charge {
-    sources: Vec<Standing>,
+    sources: Vec<Source>,
     in_charge: Option<usize>,
     /// When the rules were applied last: what fell due until then is settled.
     decided: Option<Duration>,
@@ -53,7 +79,7 @@ impl Charge {
     /// None is asked yet.
     pub(super) fn new(sources: usize) -> Self {
         Self {
-            sources: vec![Standing::Idle; sources],
+            sources: vec![Source::IDLE; sources],
             in_charge: None,
             decided: None,
         }
@@ -66,9 +92,13 @@ impl Charge {
 
     /// Says how a source that is asked is now.
     pub(super) fn report(&mut self, source: usize, is_good: bool, now: Duration) {
-        if let Some(standing) = self.sources.get_mut(source) {
-            *standing = match (*standing, is_good) {
+        if let Some(source) = self.sources.get_mut(source) {
+            source.standing = match (source.standing, is_good) {
                 (Standing::Good(since), true) => Standing::Good(since),
+                (Standing::Good(since), false) => {
+                    source.flaps = now.saturating_sub(since) < REST;
+                    Standing::Bad(now)
+                }
                 (Standing::Bad(since), false) => Standing::Bad(since),
                 (_, true) => Standing::Good(now),
                 (_, false) => Standing::Bad(now),
@@ -79,36 +109,27 @@ impl Charge {
     /// Applies the rules.
     pub(super) fn decide(&mut self, now: Duration) -> Vec<Act> {
         self.decided = Some(now);
-        let waited = |since: Duration| now.saturating_sub(since) >= PATIENCE;
+        let waited = |since: Duration, patience| now.saturating_sub(since) >= patience;
         let mut acts = Vec::new();
         // Rule 1.
-        for (index, standing) in self.sources.iter_mut().enumerate() {
-            if *standing == Standing::Idle {
-                *standing = Standing::Bad(now);
+        for (index, source) in self.sources.iter_mut().enumerate() {
+            if source.standing == Standing::Idle {
+                source.standing = Standing::Bad(now);
                 acts.push(Act::Start(index));
             }
-            if !matches!(standing, Standing::Bad(since) if waited(*since)) {
+            if !matches!(source.standing, Standing::Bad(since) if waited(since, PATIENCE)) {
                 break;
             }
         }
-        // Rules 2 and 4.
-        let is_good = |standing: &Standing| matches!(standing, Standing::Good(_));
-        let best = self.sources.iter().position(is_good);
-        self.in_charge = match (self.in_charge, best) {
-            (Some(current), Some(best)) if best > current => match self.sources.get(current) {
-                Some(Standing::Bad(since)) if !waited(*since) => Some(current),
-                _ => Some(best),
-            },
-            (current, best) => best.or(current),
-        };
+        self.in_charge = self.best(now).or(self.in_charge);
         // Rule 3.
-        if let Some(Some(Standing::Good(since))) = self.in_charge.map(|i| self.sources.get(i))
-            && now.saturating_sub(*since) >= REST
+        if let Some(index) = self.in_charge
+            && let Some(Standing::Good(since)) = self.sources.get(index).map(|s| s.standing)
+            && waited(since, REST)
         {
-            let after = self.in_charge.map_or(0, |i| i + 1);
-            for (index, standing) in self.sources.iter_mut().enumerate().skip(after) {
-                if *standing != Standing::Idle {
-                    *standing = Standing::Idle;
+            for (index, source) in self.sources.iter_mut().enumerate().skip(index + 1) {
+                if source.standing != Standing::Idle {
+                    *source = Source::IDLE;
                     acts.push(Act::Stop(index));
                 }
             }
@@ -116,21 +137,47 @@ impl Charge {
         acts
     }
 
+    /// Who takes charge, by rules 2, 4 and 5; `None`: nobody but who has it.
+    fn best(&self, now: Duration) -> Option<usize> {
+        let has_lasted = |since: Duration, wait| now.saturating_sub(since) >= wait;
+        let holder = self.in_charge.and_then(|index| self.sources.get(index));
+        let takes_charge = |(index, source): (usize, &Source)| {
+            let Standing::Good(good_since) = source.standing else {
+                return false;
+            };
+            let comes_earlier = self.in_charge.is_none_or(|current| index < current);
+            match holder.map(|holder| (holder, holder.standing)) {
+                Some((_, Standing::Good(_))) => {
+                    comes_earlier && has_lasted(good_since, source.probation())
+                }
+                Some((holder, Standing::Bad(bad_since))) => {
+                    comes_earlier || has_lasted(bad_since, holder.patience())
+                }
+                Some((_, Standing::Idle)) | None => true,
+            }
+        };
+        self.sources.iter().enumerate().position(takes_charge)
+    }
+
     /// Sources that are not asked.
     pub(super) fn idle(&self) -> impl Iterator<Item = usize> {
         let sources = self.sources.iter().enumerate();
-        sources.filter_map(|(index, standing)| (*standing == Standing::Idle).then_some(index))
+        sources.filter_map(|(index, s)| (s.standing == Standing::Idle).then_some(index))
     }
 
     /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was called
     /// last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been busy.
     pub(super) fn decide_at(&self) -> Option<Duration> {
-        let is_alone = self.sources.iter().skip(1).all(|s| *s == Standing::Idle);
-        let waits = self.sources.iter().filter_map(|standing| match standing {
-            Standing::Idle => None,
-            Standing::Bad(since) => Some(*since + PATIENCE),
-            Standing::Good(since) => (!is_alone).then(|| *since + REST),
+        let mut later = self.sources.iter().skip(1);
+        let is_alone = later.all(|source| source.standing == Standing::Idle);
+        let sources = self.sources.iter();
+        let waits = sources.flat_map(|source| match source.standing {
+            Standing::Idle => [None, None],
+            Standing::Bad(since) => [PATIENCE, source.patience()].map(|wait| Some(since + wait)),
+            Standing::Good(_) if is_alone => [None, None],
+            Standing::Good(since) => [REST, source.probation()].map(|wait| Some(since + wait)),
         });
+        let waits = waits.flatten();
         waits.filter(|at| Some(*at) > self.decided).min()
     }
 }
@@ -207,18 +254,73 @@ mod tests {
     }
 
     #[test]
-    fn a_short_failure_does_not_hand_over_to_a_source_that_is_still_asked() {
+    fn a_short_failure_does_not_hand_over_from_a_source_that_has_lasted() {
+        let mut charge = Charge::new(3);
+        charge.decide(at(0));
+        charge.decide(at(10));
+        charge.decide(at(20));
+        charge.report(2, true, at(21));
+        charge.report(1, true, at(22));
+        charge.decide(at(22));
+        // The last one is asked for as long as the one in charge has to last.
+        charge.report(1, false, at(52));
+        charge.decide(at(52));
+        charge.decide(at(61));
+        assert_eq!(charge.in_charge(), Some(1));
+        charge.decide(at(62));
+        assert_eq!(charge.in_charge(), Some(2));
+    }
+
+    /// How often, looked at every second, a first source was in charge and not good, that is good for `up` seconds, away for `down`
+    /// seconds, and so on, beside a second one that is always good.
+    fn silence_beside_a_good_source(up: u64, down: u64) -> usize {
+        let mut charge = Charge::new(2);
+        charge.decide(at(0));
+        charge.decide(at(10));
+        charge.report(1, true, at(10));
+        charge.decide(at(10));
+        let is_silent = |seconds: &u64| {
+            let is_up = seconds % (up + down) < up;
+            charge.report(0, is_up, at(10 + seconds));
+            charge.decide(at(10 + seconds));
+            charge.in_charge() == Some(0) && !is_up
+        };
+        (0..20 * (up + down)).filter(is_silent).count()
+    }
+
+    #[test]
+    fn a_first_source_that_flaps_is_never_waited_for_while_a_second_one_is_good() {
+        for (up, down) in [(3, 3), (3, 12), (1, 1), (9, 2), (29, 1), (1, 30)] {
+            let silence = silence_beside_a_good_source(up, down);
+            assert_eq!(silence, 0, "good for {up} s, away for {down} s");
+        }
+    }
+
+    #[test]
+    fn a_source_that_flapped_is_believed_again_once_it_has_been_good_for_a_while() {
         let mut charge = Charge::new(2);
         charge.decide(at(0));
         charge.decide(at(10));
         charge.report(1, true, at(11));
         charge.report(0, true, at(12));
         charge.decide(at(12));
-        charge.report(0, false, at(13));
+        charge.report(0, false, at(14));
         charge.decide(at(14));
-        assert_eq!(charge.in_charge(), Some(0));
-        charge.decide(at(23));
         assert_eq!(charge.in_charge(), Some(1));
+        charge.report(0, true, at(20));
+        charge.decide(at(20));
+        assert_eq!(charge.decide_at(), Some(at(30)));
+        charge.decide(at(29));
+        assert_eq!(charge.in_charge(), Some(1));
+        charge.decide(at(30));
+        assert_eq!(charge.in_charge(), Some(0));
+        // Where nobody else is good, there is nothing to wait for.
+        charge.report(0, false, at(31));
+        charge.decide(at(50));
+        charge.report(1, false, at(51));
+        charge.report(0, true, at(52));
+        charge.decide(at(52));
+        assert_eq!(charge.in_charge(), Some(0));
     }
 
     proptest! {
@@ -231,7 +333,7 @@ mod tests {
             charge.decide(now);
             for (source, is_good, seconds, is_looked_at) in turns {
                 // Nobody reports on a source that is not asked.
-                if charge.sources[source] != Standing::Idle {
+                if charge.sources[source].standing != Standing::Idle {
                     charge.report(source, is_good, now);
                     charge.decide(now);
                 }

@@ -17,8 +17,6 @@ pub(super) struct FollowedFile {
     /// `None` while it is read.
     source: Option<Box<FileSource>>,
     loading: Errand<Loaded>,
-    /// It was read for so long that its disk is taken for one that does not answer.
-    is_silent: bool,
     /// What it has said before this agent was started, heard while it was being read.
     memory: Option<Snapshot>,
     /// The last good one.
@@ -40,7 +38,6 @@ impl FollowedFile {
             path: path.to_owned(),
             source: Some(Box::new(source)),
             loading: Errand::default(),
-            is_silent: false,
             memory: None,
             snapshot: Snapshot::default(),
             has_loaded: false,
@@ -72,18 +69,13 @@ impl FollowedFile {
             source.changed().await;
             self.load();
         }
-        let loaded = match self.is_silent {
-            false => self.loading.answer(SILENT_AFTER).await,
-            true => self.loading.late().await,
-        };
-        match loaded {
+        match self.loading.news(SILENT_AFTER).await {
             Some(loaded) => {
                 let _told = self.take(loaded);
             }
             None => {
                 self.error = Some(format!("{}: {SILENCE}", self.path.display()));
-                self.is_silent = self.loading.is_outstanding();
-                if !self.is_silent {
+                if self.loading.is_idle() {
                     // It went with its thread, which has said why.
                     self.source = Some(Box::new(FileSource::new(&self.path)));
                 }
@@ -92,7 +84,6 @@ impl FollowedFile {
     }
 
     fn take(&mut self, (mut source, result): Loaded) -> Result<(), SourceError> {
-        self.is_silent = false;
         self.stale = source.stale().collect();
         let memory = self.memory.take();
         let result = match result {

@@ -146,6 +146,33 @@ async fn a_second_source_is_let_go_although_another_branch_wins_at_every_deadlin
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_source_that_is_lost_again_at_once_gives_way_at_once_and_is_back_when_it_lasts() {
+    let is_good = |sources: &Sources| sources.active[0].as_ref().is_some_and(Source::is_good);
+    let in_charge = |index| move |sources: &Sources| sources.charge.in_charge() == Some(index);
+    // It is looked at in this rhythm.
+    let is_close = |other: &Other| other.takes.is_zero() && other.every <= Duration::from_secs(1);
+    for other in others().filter(is_close) {
+        let lab = Lab::new();
+        let [first, away] = ["first", "away"].map(|name| lab.directory.path().join(name));
+        let mut sources = lab.start(None).await;
+        follow(&mut sources, other, in_charge(1)).await;
+        lab.make("first");
+        follow(&mut sources, other, in_charge(0)).await;
+
+        fs::rename(&first, &away).unwrap();
+        follow(&mut sources, other, |sources| !is_good(sources)).await;
+        assert_eq!(sources.charge.in_charge(), Some(1), "{other:?}");
+
+        fs::rename(&away, &first).unwrap();
+        follow(&mut sources, other, is_good).await;
+        assert_eq!(sources.charge.in_charge(), Some(1), "{other:?}");
+        let back = Instant::now() - other.every;
+        follow(&mut sources, other, in_charge(0)).await;
+        assert!(back.elapsed() >= charge::PATIENCE, "{other:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is_asked() {
     let lab = Lab::new();
     let mut sources = lab.start(Some(checkpoint(&lab))).await;

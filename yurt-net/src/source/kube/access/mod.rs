@@ -14,16 +14,22 @@ use http::{HeaderMap, HeaderValue, Request, Response, Uri};
 use kube::Config;
 use kube::client::ConfigExt as _;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError, LoadDataError};
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, ServerName};
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
+use super::files::Questions;
 use super::plugin;
 use crate::error::chain;
-use crate::host::disk::{check_size, read_text, read_whole};
+use crate::host::disk::{check_size, errand, read_text, read_whole};
+use crate::source::hub::is_hub;
 use crate::source::names_a_user;
+
+#[cfg(test)]
+mod tests;
 
 const SERVICE_ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
@@ -65,9 +71,16 @@ impl Access {
         }
     }
 
+    /// Whether a kubeconfig or else the environment names YurtHub.
+    pub async fn leads_to_hub(&self) -> bool {
+        self.inferred().await.is_some_and(|server| is_hub(&server))
+    }
+
     /// The server that a kubeconfig or else the environment names, as far as they can be read.
-    pub(super) fn inferred(&self) -> Option<Uri> {
-        let named = self.read_kubeconfig().ok().and_then(|config| {
+    pub(super) async fn inferred(&self) -> Option<Uri> {
+        let access = self.clone();
+        let config = errand::once(move || access.read_kubeconfig()).await;
+        let named = config.and_then(Result::ok).and_then(|config| {
             let current = config.current_context?;
             let mut contexts = config.contexts.into_iter();
             let context = contexts.find(|named| named.name == current)?.context?;
@@ -133,6 +146,8 @@ pub(super) enum AccessError {
         #[source]
         source: InvalidUri,
     },
+    #[error("the disk with the kubeconfig, certificates or token does not answer")]
+    Silent,
     #[error("read {}", path.display())]
     Read {
         path: PathBuf,
@@ -176,6 +191,23 @@ pub(super) enum Origin {
     Url { url: Uri, has_token: bool },
 }
 
+/// What an origin comes to, without what an exec plugin says.
+pub(super) struct Named {
+    config: Box<Config>,
+    token_file: Option<PathBuf>,
+}
+
+/// What one connection's tasks ask of the disk.
+#[derive(Default)]
+pub(super) struct Files {
+    /// What names a server: a kubeconfig, a CA's certificates.
+    named: Questions<Result<Named, AccessError>>,
+    /// Certificates and keys that a kubeconfig names.
+    tls: Questions<Result<Option<Tls>, AccessError>>,
+    /// Connections read them, too.
+    tokens: Arc<Questions<io::Result<String>>>,
+}
+
 /// How one connection is made.
 pub(super) struct Way {
     pub(super) url: Uri,
@@ -193,9 +225,8 @@ pub(super) struct Tls {
 
 /// Who we are, where certificates do not say it. Secret.
 pub(super) enum Credentials {
-    None,
-    TokenFile(PathBuf),
-    /// A kubeconfig's: password, token, or exec plugin.
+    TokenFile(PathBuf, Arc<Questions<io::Result<String>>>),
+    /// A kubeconfig's: password, token, or exec plugin; nothing at all for a URL alone.
     Config(Box<Config>),
 }
 
@@ -203,8 +234,7 @@ impl Credentials {
     /// They say something.
     pub(super) fn is_any(&self) -> bool {
         match self {
-            Self::None => false,
-            Self::TokenFile(_) => true,
+            Self::TokenFile(..) => true,
             Self::Config(config) => {
                 let user = &config.auth_info;
                 let is_plain = user.token.is_none() && user.username.is_none();
@@ -216,10 +246,39 @@ impl Credentials {
 
 impl Origin {
     /// Reads all that there is to it.
-    pub(super) async fn way(&self, access: &Access) -> Result<Way, AccessError> {
+    pub(super) async fn way(&self, access: &Access, files: &Files) -> Result<Way, AccessError> {
+        let (origin, with) = (self.clone(), access.clone());
+        let named = files.named.ask(move || origin.read(&with)).await;
+        let Named {
+            mut config,
+            token_file,
+        } = named.ok_or(AccessError::Silent)??;
+        // Read for each request, without what editors and shells put at its end.
+        let credentials = match token_file {
+            Some(path) => Credentials::TokenFile(path, Arc::clone(&files.tokens)),
+            None => Credentials::Config(config.clone()),
+        };
+        let url = config.cluster_url.clone();
+        let tls = match is_https(&url) {
+            true => {
+                // Its answer may be a certificate.
+                plugin::resolve(&mut config.auth_info).await?;
+                let tls = files.tls.ask(move || tls(&config)).await;
+                tls.ok_or(AccessError::Silent)??
+            }
+            false => None,
+        };
+        Ok(Way {
+            url,
+            tls,
+            credentials,
+        })
+    }
+
+    fn read(&self, access: &Access) -> Result<Named, AccessError> {
         let config = match self {
             Self::Url { url, has_token } => return to_url(url.clone(), *has_token, access),
-            Self::Inferred => match kubeconfig(access).await {
+            Self::Inferred => match kubeconfig(access) {
                 Ok(config) => config,
                 // In-cluster comes second, as for kubectl.
                 Err(why) => {
@@ -232,11 +291,11 @@ impl Origin {
                 }
             },
         };
-        from_kubeconfig(config, access).await
+        from_kubeconfig(config, access)
     }
 }
 
-async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
+fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
     let options = KubeConfigOptions::default();
     let wrong = |error| match &access.kubeconfig {
         Some(path) => AccessError::Kubeconfig {
@@ -248,9 +307,9 @@ async fn kubeconfig(access: &Access) -> Result<Config, AccessError> {
         },
     };
     let read = access.read_kubeconfig().map_err(wrong)?;
-    Config::from_custom_kubeconfig(read, &options)
-        .await
-        .map_err(wrong)
+    // It reads files, and waits for nothing else.
+    let config = Config::from_custom_kubeconfig(read, &options);
+    Handle::current().block_on(config).map_err(wrong)
 }
 
 /// Of the files that kube-rs reads for a kubeconfig.
@@ -277,7 +336,7 @@ fn check_sizes(config: &Kubeconfig) -> Result<(), KubeconfigError> {
     Ok(())
 }
 
-async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, AccessError> {
+fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Named, AccessError> {
     if names_a_user(&config.cluster_url.to_string()) {
         return Err(AccessError::CredentialsInUrl);
     }
@@ -286,24 +345,14 @@ async fn from_kubeconfig(mut config: Config, access: &Access) -> Result<Way, Acc
     {
         config.root_cert = Some(certificates(path)?);
     }
-    // Read here, without what editors and shells put at its end.
-    let credentials = match config.auth_info.token_file.take() {
-        Some(path) => Credentials::TokenFile(PathBuf::from(path)),
-        None => Credentials::Config(Box::new(config.clone())),
-    };
-    let url = config.cluster_url.clone();
-    if is_https(&url) {
-        // Its answer may be a certificate.
-        plugin::resolve(&mut config.auth_info).await?;
-    }
-    Ok(Way {
-        url,
-        tls: tls(&config)?,
-        credentials,
+    let token_file = config.auth_info.token_file.take();
+    Ok(Named {
+        token_file: token_file.map(PathBuf::from),
+        config: Box::new(config),
     })
 }
 
-fn to_url(url: Uri, has_token: bool, access: &Access) -> Result<Way, AccessError> {
+fn to_url(url: Uri, has_token: bool, access: &Access) -> Result<Named, AccessError> {
     let mut config = Config::new(url.clone());
     let own = access.service_account.join("ca.crt");
     let ca_file = access
@@ -313,11 +362,9 @@ fn to_url(url: Uri, has_token: bool, access: &Access) -> Result<Way, AccessError
     if let Some(path) = ca_file.filter(|_| is_https(&url)) {
         config.root_cert = Some(certificates(&path)?);
     }
-    let token_file = access.token_file().filter(|_| has_token);
-    Ok(Way {
-        tls: tls(&config)?,
-        credentials: token_file.map_or(Credentials::None, Credentials::TokenFile),
-        url,
+    Ok(Named {
+        token_file: access.token_file().filter(|_| has_token),
+        config: Box::new(config),
     })
 }
 
@@ -387,13 +434,14 @@ impl Way {
             why,
         };
         match &self.credentials {
-            Credentials::None => Ok(request),
-            Credentials::TokenFile(path) => {
-                let token =
-                    read_text(path, MOST_TOKEN_BYTES).map_err(|source| AccessError::Read {
-                        path: path.clone(),
-                        source,
-                    })?;
+            Credentials::TokenFile(path, tokens) => {
+                let file = path.clone();
+                let token = tokens.ask(move || read_text(&file, MOST_TOKEN_BYTES)).await;
+                let token = token.ok_or(AccessError::Silent)?;
+                let token = token.map_err(|source| AccessError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
                 let bearer = HeaderValue::try_from(format!("Bearer {}", token.trim()));
                 let mut bearer = bearer.map_err(|_invalid| {
                     wrong(format!("{} holds more than a token", path.display()))
@@ -437,149 +485,3 @@ fn signed(config: &Config, headers: HeaderMap) -> Result<Signed, kube::Error> {
 }
 
 type NoBody = http_body_util::Empty<bytes::Bytes>;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::source::kube::Api;
-
-    fn nothing() -> Access {
-        Access {
-            ca_file: None,
-            service_account: "/nowhere".into(),
-            in_cluster: None,
-            kubeconfig: Some("/nowhere".into()),
-        }
-    }
-
-    fn kubeconfig(server: &str) -> String {
-        format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: edge\n\
-             contexts: [{{name: cloud, context: {{cluster: cloud, user: node}}}}, {{name: edge, context: {{cluster: edge, user: node}}}}]\n\
-             clusters: [{{name: cloud, cluster: {{server: 'https://192.0.2.1:6443'}}}}, {{name: edge, cluster: {{server: '{server}'}}}}]\n\
-             users: [{{name: node, user: {{}}}}]\n"
-        )
-    }
-
-    #[tokio::test]
-    async fn a_file_that_a_crash_has_made_long_is_an_error_that_names_it_whichever_it_is() {
-        let long = tempfile::NamedTempFile::new().unwrap();
-        // More than this machine has memory for.
-        long.as_file().set_len(1 << 40).unwrap();
-        let path = long.path().display().to_string();
-        let text = kubeconfig("https://192.0.2.1:6443");
-        let text = |place: &str, file: &str| {
-            assert!(text.contains(place));
-            text.replace(place, &format!("{place}{file}: '{path}'"))
-        };
-        let server = "server: 'https://192.0.2.1:6443'";
-        let user = "users: [{name: node, user: {";
-        let inferred = |kubeconfig: &Path| Access {
-            kubeconfig: Some(kubeconfig.to_owned()),
-            ..nothing()
-        };
-        let mut ways = vec![(Origin::Inferred, inferred(long.path()))];
-        let mut files = Vec::new();
-        for text in [
-            text(server, ", certificate-authority"),
-            text(user, "client-certificate"),
-            text(user, "client-key"),
-        ] {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), text).unwrap();
-            ways.push((Origin::Inferred, inferred(file.path())));
-            files.push(file);
-        }
-        let url: Uri = "https://192.0.2.1:6443".parse().unwrap();
-        let has_token = false;
-        let ca_file = Some(long.path().to_owned());
-        let access = Access {
-            ca_file,
-            ..nothing()
-        };
-        ways.push((
-            Origin::Url {
-                url: url.clone(),
-                has_token,
-            },
-            access,
-        ));
-        for (origin, access) in ways {
-            let refused = origin.way(&access).await.map(|way| way.url);
-            let reason = chain(&refused.unwrap_err());
-            assert!(reason.contains(&path), "{reason}");
-            let sizes = "it has 1099511627776 bytes, and no more than 1048576 are read";
-            assert!(reason.contains(sizes), "{reason}");
-        }
-        let way = Way {
-            url,
-            tls: None,
-            credentials: Credentials::TokenFile(long.path().to_owned()),
-        };
-        let refused = way.sign(Request::new(())).await.map(drop);
-        let reason = chain(&refused.unwrap_err());
-        assert!(reason.contains(&path), "{reason}");
-        assert!(reason.contains("no more than 65536 are read"), "{reason}");
-    }
-
-    #[test]
-    fn paths_in_a_kubeconfig_are_those_beside_it() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("kubeconfig");
-        let text = kubeconfig("https://192.0.2.1:6443");
-        let text = text.replace("user: {}", "user: {tokenFile: token}");
-        std::fs::write(&path, text).unwrap();
-        let access = Access {
-            kubeconfig: Some(path),
-            ..nothing()
-        };
-        let read = access.read_kubeconfig().unwrap();
-        let token = read.auth_infos[0].auth_info.as_ref().unwrap();
-        let expected = directory.path().join("token").display().to_string();
-        assert_eq!(token.token_file.as_ref(), Some(&expected));
-    }
-
-    #[tokio::test]
-    async fn credentials_in_the_url_of_a_kubeconfig_are_refused_and_not_repeated() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        std::fs::write(file.path(), kubeconfig("http://user:secret@192.0.2.1:8080")).unwrap();
-        let access = Access {
-            kubeconfig: Some(file.path().to_owned()),
-            ..nothing()
-        };
-        let refused = Origin::Inferred.way(&access).await.map(|way| way.url);
-        let reason = chain(&refused.unwrap_err());
-        assert!(reason.contains("names a user or a password"), "{reason}");
-        assert!(!reason.contains("secret"), "{reason}");
-    }
-
-    #[test]
-    fn a_hub_that_the_environment_or_a_kubeconfig_names_is_one() {
-        for (server, expected) in [
-            ("https://169.254.2.1:10268", true),
-            ("http://127.0.0.1:10261", true),
-            ("https://192.0.2.1:6443", false),
-        ] {
-            let in_cluster = Access {
-                in_cluster: Some(server.to_owned()),
-                ..nothing()
-            };
-            assert_eq!(Api::Inferred.is_hub(&in_cluster), expected, "{server}");
-
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), kubeconfig(server)).unwrap();
-            // A kubeconfig comes before the environment.
-            let named = Access {
-                kubeconfig: Some(file.path().to_owned()),
-                in_cluster: Some("https://169.254.2.1:10268".to_owned()),
-                ..nothing()
-            };
-            assert_eq!(Api::Inferred.is_hub(&named), expected, "{server}");
-
-            let api = Api::Server(server.parse().unwrap());
-            assert_eq!(api.is_hub(&nothing()), expected, "{server}");
-        }
-        assert!(Api::Hub(None).is_hub(&nothing()));
-        assert!(!Api::Inferred.is_hub(&nothing()));
-    }
-}
