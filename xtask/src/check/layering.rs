@@ -155,7 +155,7 @@ const EDGES: &[Edge] = &[
     },
     Edge {
         libraries: &["k8s_openapi"],
-        owners: &["yurt-net/src/source/decode.rs"],
+        owners: &["yurt-net/src/source/decode/mod.rs"],
         remedy: "objects are `model`'s types after `source::decode`",
     },
     Edge {

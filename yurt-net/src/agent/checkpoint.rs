@@ -5,7 +5,8 @@ use tracing::debug;
 use super::Agent;
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
-use crate::source::checkpoint::{Due, Provenance};
+use crate::source::checkpoint::Provenance;
+use crate::source::checkpoint::keeper::Due;
 use crate::table::edition::Edition;
 
 impl Agent {

@@ -12,8 +12,9 @@ use serde::de::{
 };
 
 use super::kinds::{self, ROOT, Refusal};
+use super::names::Names;
+use super::object::Object;
 use super::value::{Fields, Key, Pick, Value, at, text};
-use super::{Names, Object};
 
 /// One YAML document of a file.
 #[derive(Debug, PartialEq, Eq)]

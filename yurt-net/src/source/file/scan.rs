@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use crate::source::SourceError;
 use crate::source::decode::Format;
+use crate::source::error::SourceError;
 
 /// Deeper than any tree of manifests; a bound for trees of links.
 const MAX_DEPTH: usize = 32;

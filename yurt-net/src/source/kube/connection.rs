@@ -15,9 +15,10 @@ use tokio::sync::{Mutex as AsyncMutex, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::access::{Access, Files, Origin};
+use super::resource::Resource;
 use super::wire::{self, DialError, PROBE_AFTER, Wire};
-use super::{Api, Resource};
 use crate::source::hub::is_hub;
+use crate::source::spec::Api;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Resource;
+use super::resource::Resource;
 use super::task::News;
 
 /// What is not followed for so long is not followed at present, for whoever asks.

@@ -21,7 +21,6 @@ use tokio::process::Command;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
-use super::access::AccessError;
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
 use crate::text;
@@ -34,6 +33,13 @@ const LEFT_OVER: Duration = Duration::from_millis(200);
 const LONGEST_ANSWER: u64 = 1 << 20;
 /// What was said last. All tasks ask at once, so one runs the plugin and the others wait for what it says.
 static LAST: Mutex<Option<Answer>> = Mutex::const_new(None);
+
+/// Why a plugin says nothing of who we are.
+#[derive(Debug, thiserror::Error)]
+#[error("the kubeconfig's exec plugin cannot be used: {why}")]
+pub(super) struct PluginError {
+    why: String,
+}
 
 #[derive(Deserialize)]
 struct Credential {
@@ -112,11 +118,11 @@ pub(super) async fn forget(sent_at: Instant) {
 }
 
 /// Puts what the user's plugin says in its place.
-pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), AccessError> {
+pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), PluginError> {
     let Some(exec) = user.exec.take() else {
         return Ok(());
     };
-    let wrong = |why: String| AccessError::Plugin { why };
+    let wrong = |why: String| PluginError { why };
     let question = Question::new(&exec).map_err(wrong)?;
     let status = ask(question).await.map_err(wrong)?;
     if let Some(certificate) = status.client_certificate_data

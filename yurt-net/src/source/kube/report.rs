@@ -1,27 +1,11 @@
 //! What a source tells of itself, for people and metrics.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
-use super::{KubeSource, Resource};
-
-/// What was received of one resource since the start.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Received {
-    /// Bytes of bodies, as they came over the wire.
-    pub bytes: u64,
-    /// Objects in lists and events.
-    pub objects: u64,
-    /// Requests for a list.
-    pub lists: u64,
-    /// Requests for a watch.
-    pub watches: u64,
-    /// Objects that watches said were added, modified or deleted.
-    pub events: u64,
-}
+use super::KubeSource;
+use super::received::Received;
+use super::resource::Resource;
 
 impl KubeSource {
     /// The time since the source was last heard of; `None` = never.
@@ -58,17 +42,7 @@ impl KubeSource {
     pub fn received(&self) -> BTreeMap<&'static str, Received> {
         let counters = self.counters.iter();
         counters
-            .map(|(resource, counters)| {
-                let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-                let received = Received {
-                    bytes: get(&counters.bytes),
-                    objects: get(&counters.objects),
-                    lists: get(&counters.lists),
-                    watches: get(&counters.watches),
-                    events: get(&counters.events),
-                };
-                (resource.name(), received)
-            })
+            .map(|(resource, counters)| (resource.name(), counters.received()))
             .collect()
     }
 }

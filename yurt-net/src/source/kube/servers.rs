@@ -6,9 +6,8 @@ use std::time::Duration;
 use http::Uri;
 use tokio::time::timeout;
 
-use super::Api;
 use super::access::Access;
-use crate::source::SourceSpec;
+use crate::source::spec::{Api, SourceSpec};
 
 /// At the edge there may be nobody to ask for a name; an agent does not wait for it at its start.
 const PATIENCE: Duration = Duration::from_secs(1);

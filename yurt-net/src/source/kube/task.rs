@@ -13,13 +13,13 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::Resource;
 use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
 use super::connection::{Connection, Loss, Told};
 use super::extent::Extent;
 use super::failure::RequestError;
 use super::follow::{Failure, Follower, Request};
-use super::resource::Shape;
+use super::received::Counters;
+use super::resource::{Resource, Shape};
 use super::wire::Wire;
 use crate::error::chain;
 
@@ -44,16 +44,6 @@ const PODS_TRIES: u32 = 6;
 const PODS_RETRY: Duration = Duration::from_secs(5);
 /// How long one watch lives; spread, so that a fleet does not come back in one moment.
 const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
-
-/// What was received of a resource; see [`super::Received`].
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) bytes: AtomicU64,
-    pub(super) objects: AtomicU64,
-    pub(super) lists: AtomicU64,
-    pub(super) watches: AtomicU64,
-    pub(super) events: AtomicU64,
-}
 
 /// From a task to the source.
 pub(super) struct Update {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::chain;
 use crate::host::disk::errand::{Errand, PATIENCE, SILENCE};
 use crate::model::Snapshot;
-use crate::source::SourceError;
+use crate::source::error::SourceError;
 use crate::source::file::{FileSource, SILENT_AFTER};
 
 /// A source that has been read, and what it says.

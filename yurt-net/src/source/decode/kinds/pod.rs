@@ -1,10 +1,10 @@
 //! What is read of a Pod.
 
-use super::super::Names;
-use super::super::value::Keep::{self, All, Only};
-use super::super::value::{Value, Wrong, at, each, name_of, text};
-use super::{OURS, annotations, port_number, required};
+use super::fields::{OURS, annotations, port_number, required};
 use crate::model::{LocalPod, NamespacedName, Question, ReadinessProbe};
+use crate::source::decode::names::Names;
+use crate::source::decode::value::Keep::{self, All, Only};
+use crate::source::decode::value::{Value, Wrong, at, each, name_of, text};
 
 /// What is kept of a container.
 pub(super) const CONTAINER: Keep = Only(&[

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 use jiff::Timestamp;
 
-use super::{
+use super::fields::{
     DISCARD, LISTEN, POOL_NAME, POOL_SERVICE_OF, PROXY_NAME, TOPOLOGY_KEYS, address, label,
     port_number, protocol, required,
 };
@@ -14,8 +14,9 @@ use crate::model::{
     MAX_ADDRESSES, MAX_PORTS, MAX_SOURCE_RANGES, NamespacedName, PoolService, Service, ServicePort,
     ServiceType, TrafficPolicy,
 };
+use crate::source::decode::addresses::parse_cidr;
+use crate::source::decode::names::Names;
 use crate::source::decode::value::{Value, Wrong, annotation, at, each, each_up_to, name_of, text};
-use crate::source::decode::{Names, parse_cidr};
 
 /// kube-apiserver's default and limit of `sessionAffinityConfig.clientIP.timeoutSeconds`: three hours, a day.
 const AFFINITY_DEFAULT: u32 = 10_800;

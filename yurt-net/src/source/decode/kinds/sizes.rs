@@ -11,7 +11,7 @@ const MOST: usize = 16_000;
 
 /// One object of each kind, with every text that is read of it.
 fn objects() -> Vec<Json> {
-    let flannel: serde_json::Map<_, _> = super::FLANNEL
+    let flannel: serde_json::Map<_, _> = super::fields::FLANNEL
         .iter()
         .map(|key| ((*key).to_owned(), json!("x")))
         .collect();
@@ -46,7 +46,7 @@ fn objects() -> Vec<Json> {
             "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24"]},
             "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.11"}]}}),
         json!({"apiVersion": "v1", "kind": "Pod",
-            "metadata": metadata(json!({"annotations": {super::OURS[0]: "x", super::OURS[1]: "x"}})),
+            "metadata": metadata(json!({"annotations": {super::fields::OURS[0]: "x", super::fields::OURS[1]: "x"}})),
             "spec": {"nodeName": "a1", "containers": [
                 {"ports": [{"name": "http", "containerPort": 80}], "readinessProbe": {"httpGet":
                     {"host": "", "port": "http", "path": "/", "scheme": "HTTP",

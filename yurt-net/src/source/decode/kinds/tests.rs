@@ -1,7 +1,7 @@
 use super::super::tests::{objects, rejections, yaml};
 use super::super::{Decoded, Located};
 use super::*;
-use crate::model::{Service, ServiceType, TrafficPolicy};
+use crate::model::{Protocol, Service, ServiceType, TrafficPolicy};
 
 use ipnetwork::IpNetwork;
 use std::sync::Arc;

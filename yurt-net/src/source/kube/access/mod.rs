@@ -22,11 +22,11 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, InvalidDnsNameError, Serve
 use tower::{Layer as _, ServiceExt as _, service_fn};
 
 use super::files::Questions;
-use super::plugin;
+use super::plugin::{self, PluginError};
 use crate::error::chain;
 use crate::host::disk::{check_size, errand, read_text, read_whole};
 use crate::source::hub::is_hub;
-use crate::source::names_a_user;
+use crate::source::spec::names_a_user;
 
 #[cfg(test)]
 mod tests;
@@ -176,8 +176,8 @@ pub(super) enum AccessError {
         #[source]
         source: InvalidDnsNameError,
     },
-    #[error("the kubeconfig's exec plugin cannot be used: {why}")]
-    Plugin { why: String },
+    #[error(transparent)]
+    Plugin(#[from] PluginError),
     #[error("the credentials for {url} cannot be used: {why}")]
     Credentials { url: Uri, why: String },
 }

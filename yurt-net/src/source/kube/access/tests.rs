@@ -1,7 +1,7 @@
 //! Ways to name an apiserver, right and wrong, on disks that answer and on one that does not.
 
 use super::*;
-use crate::source::kube::Api;
+use crate::source::spec::Api;
 
 fn nothing() -> Access {
     Access {

@@ -11,13 +11,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Uri;
 use tokio::sync::{Notify, Semaphore, mpsc};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
-use super::hub::is_hub;
 use crate::model::{Snapshot, Touched};
+use crate::source::spec::Api;
 
 mod access;
 pub mod body;
@@ -28,6 +27,7 @@ mod files;
 mod follow;
 mod gaps;
 mod plugin;
+mod received;
 mod report;
 mod resource;
 mod servers;
@@ -38,12 +38,13 @@ mod wire;
 use connection::Connection;
 use follow::Follower;
 use gaps::Gaps;
+use received::Counters;
 use resource::Shape;
 use state::{ClusterState, Listed};
-use task::{Counters, News, Task, Update, WAITING_BYTES};
+use task::{News, Task, Update, WAITING_BYTES};
 
 pub use access::Access;
-pub use report::Received;
+pub use received::Received;
 pub use resource::Resource;
 pub use servers::servers;
 pub use state::HeldList;
@@ -65,29 +66,6 @@ pub const FRESH_FOR: Duration = Duration::from_secs(10);
 /// a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
 pub const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
 const _: () = assert!(wire::DEAD_AFTER.as_secs() <= FRESH_FOR.as_secs());
-
-/// Where the API is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Api {
-    /// `kube:`: $KUBECONFIG, ~/.kube/config, or the ServiceAccount of a Pod.
-    Inferred,
-    /// `kube:URL`: an apiserver, with the ServiceAccount's token where there is one.
-    Server(Uri),
-    /// `yurthub:` or `yurthub:URL`.
-    Hub(Option<Uri>),
-}
-
-impl Api {
-    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was dialled it is
-    /// a guess; that of an inferred one is [`Access::leads_to_hub`].
-    pub fn is_hub(&self, is_inferred_hub: bool) -> bool {
-        match self {
-            Self::Hub(_) => true,
-            Self::Server(server) => is_hub(server),
-            Self::Inferred => is_inferred_hub,
-        }
-    }
-}
 
 /// What is asked for.
 #[derive(Clone, Debug)]

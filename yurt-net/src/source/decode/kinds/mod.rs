@@ -6,19 +6,16 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnetwork::IpNetwork;
-
+use super::names::Names;
+use super::object::Object;
 use super::value::Keep::{self, All, Only, Under};
-use super::value::{
-    MAX_NAME, Value, Wrong, annotation, at, boolean, each, each_up_to, entries, name_of, text,
-};
-use super::{Names, Object, parse_address, parse_cidr};
-
+use super::value::{Value, Wrong, at, boolean, each, each_up_to, entries, name_of, text};
 use crate::model::{
     AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, MAX_PORTS,
-    NamespacedName, Node, NodeBucket, NodePool, Placement, Protocol, ServiceCidr,
+    NamespacedName, Node, NodeBucket, NodePool, Placement, ServiceCidr,
 };
 
+mod fields;
 mod pod;
 mod service;
 #[cfg(test)]
@@ -26,35 +23,13 @@ mod sizes;
 #[cfg(test)]
 mod tests;
 
+use fields::{
+    DISCARD, FLANNEL, HEADLESS, LISTEN, MAX_LABEL_KEY, POOL_NAME, PREFIXES, SERVICE_NAME,
+    TOPOLOGY_KEYS, address, annotations, cidr, known_name, label, port_number, present, protocol,
+    required,
+};
 use pod::{CONTAINER, pod};
 use service::{pool_service, service};
-
-const TOPOLOGY_KEYS: &str = "openyurt.io/topologyKeys";
-const LISTEN: &str = "nodeport.openyurt.io/listen";
-const DISCARD: &str = "svc.openyurt.io/discard";
-const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
-const HEADLESS: &str = "service.kubernetes.io/headless";
-const POOL_NAME: &str = "openyurt.io/pool-name";
-const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
-/// What flannel tells the other nodes of a Node.
-const FLANNEL: [&str; 5] = [
-    "flannel.alpha.coreos.com/backend-type",
-    "flannel.alpha.coreos.com/backend-data",
-    "flannel.alpha.coreos.com/backend-v6-data",
-    "flannel.alpha.coreos.com/public-ip",
-    "flannel.alpha.coreos.com/public-ipv6",
-];
-/// What a Pod's author tells yurt-net.
-const OURS: [&str; 2] = [
-    "yurt-net.openyurt.io/extra-addresses",
-    "yurt-net.openyurt.io/keep-address",
-];
-/// Where these begin.
-const PREFIXES: [&str; 2] = ["flannel.alpha.coreos.com/", "yurt-net.openyurt.io/"];
-
-/// Bytes of the key of a label: a name with a prefix. No rule reads a longer one.
-const MAX_LABEL_KEY: usize = 317;
 
 /// Every field of every kind that is read: the rest is not even kept while parsing.
 pub(super) static ROOT: Keep = Only(&[
@@ -468,15 +443,6 @@ fn place_name(name: &str, names: &mut Names) -> Arc<str> {
     names.intern(known_name(name))
 }
 
-/// A name that something else may have. One that is too long for that is kept as a word that nothing has: of a text of a megabyte
-/// nothing matters but that it is another.
-fn known_name(name: &str) -> &str {
-    match name.len() <= MAX_NAME {
-        true => name,
-        false => "(longer than a name may be)",
-    }
-}
-
 fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
     let labels = at(value, "metadata", |metadata| {
         at(metadata, "labels", |labels| {
@@ -522,78 +488,9 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
     })
 }
 
-/// Those annotations that are there.
-fn annotations(value: &Value<'_>, keys: &[&str]) -> Result<BTreeMap<String, String>, Wrong> {
-    at(value, "metadata", |metadata| {
-        at(metadata, "annotations", |all| {
-            let mut kept = BTreeMap::new();
-            for key in keys {
-                if let Some(text) = at(all, key, text)? {
-                    kept.insert((*key).to_owned(), annotation(text).to_owned());
-                }
-            }
-            Ok(kept)
-        })
-    })
-}
-
 fn node_address(value: &Value<'_>, of_type: &str) -> Result<Option<IpAddr>, Wrong> {
     if at(value, "type", text)? != Some(of_type) {
         return Ok(None);
     }
     at(value, "address", address).map(Some)
-}
-
-fn label<'v, 'de, T>(
-    value: &'v Value<'de>,
-    key: &str,
-    read: impl FnOnce(&'v Value<'de>) -> Result<T, Wrong>,
-) -> Result<T, Wrong> {
-    at(value, "metadata", |metadata| {
-        at(metadata, "labels", |labels| at(labels, key, read))
-    })
-}
-
-/// A name that has to be there.
-fn required<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
-    name_of(value)?;
-    present(value, expected)
-}
-
-/// A text that has to be there, of any length.
-fn present<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
-    text(value)?
-        .filter(|text| !text.is_empty())
-        .ok_or_else(|| Wrong::new(expected, value))
-}
-
-fn address(value: &Value<'_>) -> Result<IpAddr, Wrong> {
-    text(value)?
-        .and_then(parse_address)
-        .ok_or_else(|| Wrong::new("an IP address", value))
-}
-
-fn cidr(value: &Value<'_>) -> Result<IpNetwork, Wrong> {
-    text(value)?
-        .and_then(parse_cidr)
-        .ok_or_else(|| Wrong::new("a prefix like 10.96.0.0/12", value))
-}
-
-fn protocol(value: &Value<'_>) -> Result<Protocol, Wrong> {
-    match text(value)? {
-        None | Some("" | "TCP") => Ok(Protocol::Tcp),
-        Some("UDP") => Ok(Protocol::Udp),
-        Some("SCTP") => Ok(Protocol::Sctp),
-        Some(_) => Err(Wrong::new("TCP, UDP or SCTP", value)),
-    }
-}
-
-/// 0 when there is none.
-fn port_number(value: &Value<'_>) -> Result<u16, Wrong> {
-    let number = match value {
-        Value::Null => Some(0),
-        Value::Int(number) => u16::try_from(*number).ok(),
-        _ => None,
-    };
-    number.ok_or_else(|| Wrong::new("a port up to 65535", value))
 }

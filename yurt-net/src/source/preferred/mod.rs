@@ -15,14 +15,16 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use super::checkpoint::{Loaded, Provenance};
+use super::error::SourceError;
 use super::hub::is_hub;
-use super::kube::{Api, KubeSource, Scope};
-use super::{SourceError, SourceSpec};
+use super::kube::{KubeSource, Scope};
+use super::spec::{Api, SourceSpec};
 use crate::model::{Snapshot, Touched};
 use crate::table::edition::{Edition, SaidBy};
 
 mod charge;
 mod followed;
+mod report;
 mod status;
 
 use charge::{Act, Charge};

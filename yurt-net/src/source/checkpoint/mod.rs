@@ -33,7 +33,7 @@ use crate::table::edition::Edition;
 
 mod codec;
 mod contents;
-mod keeper;
+pub mod keeper;
 mod pace;
 #[cfg(test)]
 mod proptests;
@@ -48,7 +48,6 @@ use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;
 
 pub use contents::{Contents, Provenance};
-pub use keeper::{Due, Keeper};
 pub use pace::{Occasion, Pace};
 
 const CURRENT: &str = "checkpoint";

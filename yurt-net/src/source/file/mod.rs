@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::SourceError;
 use super::decode::{self, Format, Names};
+use super::error::SourceError;
 use super::room::Room;
 use crate::host::clock::unix_seconds;
 use crate::host::disk::errand::Errand;
