@@ -137,7 +137,7 @@ pub enum SpecError {
     NoPath,
     /// The URL has a user in it, which is not shown.
     #[error(
-        "the source's URL names a user or a password, which is nothing that an apiserver reads: use a kubeconfig with a token or a client certificate"
+        "the source's URL names a user or a password, which no apiserver reads: use a kubeconfig with a token or a client certificate"
     )]
     Credentials,
     /// What follows `kube:` or `yurthub:`.

@@ -1,9 +1,9 @@
-//! Exec plugins: programs that a kubeconfig names, which say who we are (`client.authentication.k8s.io`).
+//! Exec plugins: programs that a kubeconfig names, which return our credentials (`client.authentication.k8s.io`).
 //!
 //! They are run here and not by kube-rs, which waits on the caller's thread, and until nobody holds the plugin's output open any more:
 //! a child that it has left behind would keep the agent waiting for as long as it lives.
 //!
-//! What one says is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does (plugin/pkg/client/auth/exec):
+//! A credential is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does (plugin/pkg/client/auth/exec):
 //! every connection and every request asks, and a plugin that asks the cloud over a bad link takes seconds.
 
 use std::process::Stdio;
@@ -34,7 +34,7 @@ const LONGEST_ANSWER: u64 = 1 << 20;
 /// What was said last. All tasks ask at once, so one runs the plugin and the others wait for what it says.
 static LAST: Mutex<Option<Answer>> = Mutex::const_new(None);
 
-/// Why a plugin says nothing of who we are.
+/// Why a plugin returns no credential.
 #[derive(Debug, thiserror::Error)]
 #[error("the kubeconfig's exec plugin cannot be used: {why}")]
 pub(super) struct PluginError {
@@ -56,7 +56,7 @@ struct Status {
     expiration_timestamp: Option<String>,
 }
 
-/// What a plugin is asked.
+/// How a plugin is run, and what it is told.
 #[derive(PartialEq, Eq)]
 struct Question {
     program: String,
@@ -66,7 +66,7 @@ struct Question {
     info: String,
 }
 
-/// What it said.
+/// The answer of a plugin.
 struct Answer {
     question: Question,
     /// Or why it said nothing.
@@ -165,7 +165,8 @@ async fn ask(question: Question) -> Result<Status, String> {
 fn read_status(output: &[u8]) -> Result<Status, String> {
     // JSON is YAML, and some answer in YAML.
     let credential: Result<Credential, _> = serde_saphyr::from_slice(output);
-    let credential = credential.map_err(|_secret| "its answer is no ExecCredential".to_owned())?;
+    let credential =
+        credential.map_err(|_secret| "its answer is not an ExecCredential".to_owned())?;
     let status = credential.status;
     let status = status.ok_or_else(|| "its answer has no status".to_owned())?;
     status.end().map(|_is_read| status)

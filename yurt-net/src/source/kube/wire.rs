@@ -70,12 +70,12 @@ pub(super) enum DialError {
         #[source]
         source: io::Error,
     },
-    #[error("{at} is served by a process of uid {uid}, not of root: port {} is asked nothing", at.port())]
+    #[error("{at} is served by a process of uid {uid}, not of root: nothing is sent to port {}", at.port())]
     Stranger { at: SocketAddr, uid: u32 },
-    #[error("{at} is listened at by nobody whom the kernel knows: port {} is asked nothing", at.port())]
+    #[error("the kernel knows no process that listens at {at}: nothing is sent to port {}", at.port())]
     Unknown { at: SocketAddr },
     #[error(
-        "{at} is YurtHub's on each node, and not on this one at present: whoever answers there is asked nothing"
+        "{at} is YurtHub's address, and no interface of this node has it at present: nothing is sent there"
     )]
     NotHere { at: SocketAddr },
     #[error("the kernel does not say who serves {at}; it needs CONFIG_INET_DIAG (module tcp_diag)")]

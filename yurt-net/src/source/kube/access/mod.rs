@@ -1,4 +1,5 @@
-//! The ways to name an apiserver: where it is, whom to believe, and who we are. Kubeconfigs are kube-rs' work, but for exec plugins.
+//! The ways to name an apiserver: its address, the certificates that prove it, and our own credentials. kube-rs reads kubeconfigs; exec
+//! plugins are run here.
 //!
 //! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under an agent that
 //! runs for months. What an exec plugin says is kept for a while (`plugin`). A source without TLS needs none of it, so it works in a file system that has nothing but the agent.
@@ -122,11 +123,11 @@ impl Access {
     }
 }
 
-/// Why an apiserver cannot be asked: something that was given is missing, or wrong.
+/// Why no connection can be attempted: something that was configured is missing or wrong.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AccessError {
     #[error(
-        "no kubeconfig can be used ({kubeconfig}) and this is no Pod (KUBERNETES_SERVICE_HOST)"
+        "no kubeconfig can be used ({kubeconfig}), and the environment names no apiserver (KUBERNETES_SERVICE_HOST)"
     )]
     Nowhere { kubeconfig: String },
     #[error("the kubeconfig {} cannot be used", path.display())]
@@ -137,7 +138,7 @@ pub(super) enum AccessError {
     },
     /// The URL is not shown.
     #[error(
-        "the server's URL in the kubeconfig names a user or a password, which is nothing that an apiserver reads: use a token or a client certificate"
+        "the server's URL in the kubeconfig names a user or a password, which no apiserver reads: use a token or a client certificate"
     )]
     CredentialsInUrl,
     #[error("the Pod's environment names no apiserver: {address}")]
@@ -170,7 +171,7 @@ pub(super) enum AccessError {
         #[source]
         source: Box<kube::Error>,
     },
-    #[error("{name} is no name of a server")]
+    #[error("{name} is not the name of a server")]
     Name {
         name: String,
         #[source]
@@ -215,7 +216,7 @@ pub(super) struct Way {
     pub(super) credentials: Credentials,
 }
 
-/// How a server is verified, and we are by it.
+/// How the server is verified, and how it verifies us.
 pub(super) struct Tls {
     pub(super) config: Arc<ClientConfig>,
     pub(super) name: ServerName<'static>,
@@ -223,7 +224,7 @@ pub(super) struct Tls {
     pub(super) is_verified: bool,
 }
 
-/// Who we are, where certificates do not say it. Secret.
+/// Our credentials, where they are not a client certificate. Secret.
 pub(super) enum Credentials {
     TokenFile(PathBuf, Arc<Questions<io::Result<String>>>),
     /// A kubeconfig's: password, token, or exec plugin; nothing at all for a URL alone.
@@ -245,7 +246,7 @@ impl Credentials {
 }
 
 impl Origin {
-    /// Reads all that there is to it.
+    /// Reads the files that it takes, and asks an exec plugin where there is one.
     pub(super) async fn way(&self, access: &Access, files: &Files) -> Result<Way, AccessError> {
         let (origin, with) = (self.clone(), access.clone());
         let named = files.named.ask(move || origin.read(&with)).await;
@@ -427,7 +428,7 @@ impl Way {
         has_plugin
     }
 
-    /// Adds who we are to a request.
+    /// Adds our credentials to a request.
     pub(super) async fn sign(&self, request: Request<()>) -> Result<Request<()>, AccessError> {
         let wrong = |why| AccessError::Credentials {
             url: self.url.clone(),
