@@ -2,6 +2,10 @@
 //! else changes does not wait for it.
 //!
 //! Judged by the processor time of this thread, as ratios in one run: what else the machine does moves neither.
+#![expect(
+    unsafe_code,
+    reason = "the thread's own clock, which the standard library lacks"
+)]
 
 mod sources;
 

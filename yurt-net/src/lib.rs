@@ -1,4 +1,5 @@
 //! The node agent of yurt-net, as a library: the binary, the lab and the benchmarks use the same code.
+#![deny(unsafe_code)]
 
 pub mod agent;
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The `yurt-net` command: reads the command line, prints errors, sets the exit code.
 //!
 //! Exit codes: 0 done, 1 failed, 2 bad usage.
+#![forbid(unsafe_code)]
 
 use std::borrow::Cow;
 use std::error::Error;

@@ -165,6 +165,10 @@ impl<W: Write> Write for LossyLog<W> {
 }
 
 #[cfg(test)]
+#[expect(
+    unsafe_code,
+    reason = "a terminal of its own, which the standard library lacks"
+)]
 mod tests {
     use std::io::Read as _;
     use std::os::fd::{AsRawFd as _, FromRawFd as _};

@@ -1,6 +1,10 @@
 //! The interface of a Pod, from inside its namespace: its MAC, and who is told of it.
 //!
 //! Beside `node`, the only user of rtnetlink. Each call goes into the namespace on a thread of its own, and is done when it returns.
+#![expect(
+    unsafe_code,
+    reason = "packet sockets, which the standard library lacks"
+)]
 
 use std::io;
 use std::net::IpAddr;

@@ -3,6 +3,10 @@
 //! A claim is a map that is not pinned: it lives as long as its process, and does not go with a directory that is
 //! removed or mounted over. The kernel wants `CAP_BPF` for an LPM trie, so no tenant can make a claim to keep an agent
 //! from starting. Decision 21 has the alternatives.
+#![expect(
+    unsafe_code,
+    reason = "a value of a map is read as what an agent wrote"
+)]
 
 use std::fs;
 use std::io;

@@ -1,4 +1,8 @@
 //! The clocks of this machine.
+#![expect(
+    unsafe_code,
+    reason = "the boot's clock, which the standard library lacks"
+)]
 
 use std::fs;
 use std::path::Path;

@@ -1,6 +1,10 @@
 //! Which kind of file system something is on, and whether it takes writes. The kernel has a number for each kind.
 //!
 //! The field has another width and sign in each C library; its values are those of `include/uapi/linux/magic.h`.
+#![expect(
+    unsafe_code,
+    reason = "statfs(2) and access(2), which the standard library lacks"
+)]
 
 use std::ffi::CString;
 use std::fs::File;

@@ -3,6 +3,10 @@
 //! A namespace is found where a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as container
 //! runtimes and iproute2 do); each counts once, by its inode. One that only a file descriptor or a thread keeps is not found.
 //! To see those of Pods the agent must see their processes (`hostPID: true`). Sources: `namespaces(7)`, `setns(2)`.
+#![expect(
+    unsafe_code,
+    reason = "setns(2) and getifaddrs(3), which the standard library lacks"
+)]
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};

@@ -1,4 +1,8 @@
 //! The process that the agent is, as the kernel counts it. Sources: `proc(5)`, `/proc/self/stat` and `/proc/stat`.
+#![expect(
+    unsafe_code,
+    reason = "sysconf(3) and the allocator, which the standard library lacks"
+)]
 
 use std::fs;
 

@@ -1,4 +1,8 @@
 //! The ledger, followed by the agent: plugins write it, each in a process of its own. And directories, followed.
+#![expect(
+    unsafe_code,
+    reason = "tokio takes a descriptor whose owner is kept beside it"
+)]
 
 use std::ffi::OsStr;
 use std::fs::DirBuilder;

@@ -2,6 +2,10 @@
 //!
 //! The agent is in a container as a rule, where a program finds libraries that the host does not have. A plugin that does not run there
 //! makes no Pods, and says so to nobody but the kubelet: so it is run before a configuration names it.
+#![expect(
+    unsafe_code,
+    reason = "a child becomes a process of the host between fork and exec"
+)]
 
 use std::ffi::{CString, NulError};
 use std::fs::{self, File};

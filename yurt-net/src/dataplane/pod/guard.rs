@@ -12,6 +12,10 @@
 //!
 //! A row outlives the device that it was written for, and an index may be used again. The program does not outlive its
 //! device: it is attached only after the device's row is written, and goes with the device.
+#![expect(
+    unsafe_code,
+    reason = "entries that the programs read while they are written"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};

@@ -16,6 +16,10 @@
 //! `open` adopts table maps that are complete, of this ABI and of the wanted capacities. Otherwise it makes new ones,
 //! which replace the old ones in `activate`, after the first plan was applied; until then the old ones serve clients.
 //! Programs are always those of this binary: they are loaded against the maps, and swapped in without a gap.
+#![expect(
+    unsafe_code,
+    reason = "entries that the programs read while they are written"
+)]
 
 pub mod clients;
 mod decode;

@@ -2,6 +2,10 @@
 //!
 //! The large arrays are mapped only while they are read or written. At any other time a fault in this process cannot
 //! change the table that clients are served from, and the arrays do not count as the agent's memory.
+#![expect(
+    unsafe_code,
+    reason = "entries that the programs read while they are written"
+)]
 
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;

@@ -13,6 +13,7 @@
 //!
 //! Decision 24 has more. Structures follow `union bpf_attr` of Linux `include/uapi/linux/bpf.h`. A structure may be
 //! shorter than the kernel's: the rest counts as zero.
+#![expect(unsafe_code, reason = "bpf(2), which takes pointers")]
 
 use std::ffi::CString;
 use std::io;

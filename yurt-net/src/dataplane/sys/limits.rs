@@ -1,4 +1,8 @@
 //! What this process may have, and how many CPUs the machine may have.
+#![expect(
+    unsafe_code,
+    reason = "limits of the process, which the standard library lacks"
+)]
 
 use std::path::Path;
 

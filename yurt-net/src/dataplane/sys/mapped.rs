@@ -1,4 +1,5 @@
 //! Arrays of the kernel in our memory.
+#![expect(unsafe_code, reason = "memory that is shared with the kernel")]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};

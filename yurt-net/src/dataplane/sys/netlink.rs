@@ -1,4 +1,8 @@
 //! A netlink socket with what socket diagnosis and traffic control need: `netlink(7)`.
+#![expect(
+    unsafe_code,
+    reason = "netlink sockets, which the standard library lacks"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};

@@ -1,4 +1,8 @@
 //! Packet sockets: `packet(7)`.
+#![expect(
+    unsafe_code,
+    reason = "packet sockets, which the standard library lacks"
+)]
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};

@@ -88,8 +88,8 @@ impl Attachment {
     }
 }
 
-/// What of a name's own it has no more, with these addresses: of a family that has changed, all that was promised, else all that it had. What
-/// was released is promised to nobody. And who gave it.
+/// Addresses that the Pod owned and no longer has once it has these, and who gave them: of a family that has changed, all that was promised,
+/// else all that it had. A Pod whose addresses were released is promised none.
 pub fn promised(known: &Entry, addresses: &[IpAddr]) -> (Vec<IpAddr>, Assigner) {
     let mut promised = Vec::new();
     let mut is_ours = true;

@@ -1,4 +1,8 @@
 //! inotify, reduced to two questions: did something happen, and is somebody still writing?
+#![expect(
+    unsafe_code,
+    reason = "tokio takes a descriptor whose owner is kept beside it"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};

@@ -5,6 +5,7 @@
 //!
 //! A credential is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does (plugin/pkg/client/auth/exec):
 //! every connection and every request asks, and a plugin that asks the cloud over a bad link takes seconds.
+#![expect(unsafe_code, reason = "a process group is ended by libc")]
 
 use std::process::Stdio;
 use std::time::Duration;

@@ -11,6 +11,10 @@
 //! That address is each node's own. While the interface is not there, connections to it leave by the default route.
 //!
 //! Its socket bears the agent's own priority, so no Service that is in the maps ever leads it elsewhere.
+#![expect(
+    unsafe_code,
+    reason = "socket options and user ids that the standard library lacks"
+)]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

@@ -47,6 +47,10 @@ pub async fn owner_of_peer(own: SocketAddr, peer: SocketAddr) -> io::Result<Owne
 }
 
 #[cfg(test)]
+#[expect(
+    unsafe_code,
+    reason = "who runs the test, which the standard library does not say"
+)]
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
 

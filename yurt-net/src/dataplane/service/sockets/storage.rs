@@ -3,6 +3,10 @@
 //! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it
 //! open (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for one lookup. The cookie proves that it is the right socket.
 //! A socket that no process has open, or that may not be borrowed, is not found.
+#![expect(
+    unsafe_code,
+    reason = "pidfd_getfd(2) and socket options, which the standard library lacks"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
