@@ -325,6 +325,38 @@ fn what_is_spoofed_by_a_pod_of_which_it_is_enforced_does_not_arrive_and_all_else
     Ok(())
 }
 
+/// A bridge leads the gateway's frames to whoever has sent from its MAC last.
+#[test]
+fn no_annotation_gives_a_pod_the_mac_that_the_node_knows_its_gateway_by() -> Result<()> {
+    let mut scene = Scene::new(Mode::Enforce, None)?;
+    let links = scene.links()?;
+    let uplink = links.iter().find(|link| !link.gateways.is_empty());
+    let Link { name, gateways, .. } = uplink.context("no default route")?;
+    let gateway = gateways[0];
+    let netns = scene.node.netns();
+    netns.ip(&format!(
+        "neigh replace {gateway} lladdr 02:00:00:00:00:fe dev {name}\n"
+    ))?;
+    let mac = [2, 0, 0, 0, 0, 0xfe];
+    scene.pods[0].extra.macs.push(mac);
+    let (wanted, complaints) = compile(
+        &scene.pods,
+        &scene.links()?,
+        &Reserved::default(),
+        &scene.policy,
+    );
+    let reasons: Vec<_> = complaints.iter().map(|c| &*c.reason).collect();
+    let told = format!("02:00:00:00:00:fe: it belongs to {gateway}, the gateway of this node");
+    assert!(
+        reasons.iter().any(|reason| reason.contains(&told)),
+        "{reasons:?}"
+    );
+    scene.bring_to(&wanted)?;
+    let payload = udp(1, 2, b"gateway");
+    scene.is_stopped(&ipv4(mac, POD.v4, OTHER.v4, 17, &payload))?;
+    scene.passes(&Scene::honest())
+}
+
 /// The annotation is a tenant's to write; a bridge leads a MAC's frames to whoever has sent from it last.
 #[test]
 fn an_annotation_with_anothers_mac_or_network_gives_a_pod_nothing() -> Result<()> {

@@ -19,7 +19,7 @@ use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Entry, Key, is_same};
 use crate::model::Snapshot;
 use crate::observe::status::Status;
-use crate::pods::guard::{ExtraPolicy, GuardImage, Policy, Reserved, compile, plan};
+use crate::pods::guard::{ExtraPolicy, GuardImage, GuardRow, Policy, Reserved, compile, plan};
 use crate::pods::settings::GuardSettings;
 use crate::pods::translate;
 use crate::policy::protected::Protected;
@@ -62,6 +62,8 @@ enum WorkError {
 pub(super) struct Guarding {
     settings: Option<GuardSettings>,
     extra: ExtraPolicy,
+    /// Rows of Pods that were granted more than their own, by device.
+    granted: BTreeMap<u32, GuardRow>,
     translation: translate::Policy,
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
@@ -87,9 +89,14 @@ impl Guarding {
                 )
             }));
         }
+        let granted = match config.guard {
+            Some(_) => Guard::left_rows(&bpffs),
+            None => BTreeMap::new(),
+        };
         Self {
             settings: config.guard.clone(),
             extra: config.extra.clone(),
+            granted,
             translation: config.translation.clone(),
             worker: Worker::new(move |guard, order| {
                 match do_work(guard, &bpffs, &dirs, &order) {
@@ -122,7 +129,10 @@ impl Guarding {
             owned.collect::<Vec<_>>()
         };
         let node = (&*known.policy.node, local);
-        let reserved = Reserved::new(node, snapshot, protected, &known.ledger.ledger, &pods);
+        let reserved = Reserved {
+            granted: std::mem::take(&mut self.granted),
+            ..Reserved::new(node, snapshot, protected, &known.ledger.ledger, &pods)
+        };
         let policy = Policy {
             extra: self.extra.clone(),
             ..settings.policy()
@@ -130,6 +140,7 @@ impl Guarding {
         let (wanted, more) = compile(&pods, links, &reserved, &policy);
         complaints.extend(more);
         self.complaints.set(complaints);
+        self.granted = reserved.granted_now(&wanted, &pods, snapshot);
         self.worker.order(Order {
             wanted,
             entries: known.entries().clone(),

@@ -23,6 +23,8 @@ pub struct Link {
     pub is_uplink: bool,
     /// Where those lead.
     pub gateways: Vec<IpAddr>,
+    /// The addresses and MACs of those that have answered there, by the node's own table.
+    pub neighbours: Vec<(IpAddr, [u8; 6])>,
     /// It is up, and so is what it is plugged into.
     pub has_carrier: bool,
     /// Index of the device that it is a part of, as a bridge.

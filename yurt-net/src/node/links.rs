@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
+use netlink_packet_route::AddressFamily;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
@@ -11,8 +12,9 @@ use netlink_packet_route::route::{
 use rtnetlink::{Handle, MulticastGroup};
 
 use super::follow::{Follower, NodeError, routes};
+use super::neighbours::{entries, neighbour};
 use super::routes::main_routes;
-use super::tables::Near;
+use super::tables::{Near, Neighbour};
 use crate::device::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
@@ -46,10 +48,24 @@ impl LinkWatch {
         Ok(near.leads_to_pods(address))
     }
 
-    /// The devices, by index.
+    /// The devices, by index, with their neighbours.
     pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
-        let routes = routes(&self.0.handle).await?;
-        links(&self.0.handle, &routes).await
+        let handle = &self.0.handle;
+        let mut links = links(handle, &routes(handle).await?).await?;
+        for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+            let entries = entries(handle, family).await?;
+            for Neighbour {
+                device,
+                address,
+                mac,
+            } in entries.iter().filter_map(neighbour)
+            {
+                if let Ok(at) = links.binary_search_by_key(&device, |link| link.ifindex) {
+                    links[at].neighbours.push((address, mac.0));
+                }
+            }
+        }
+        Ok(links)
     }
 }
 

@@ -16,9 +16,9 @@ use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 
 use super::follow::{NodeError, routes};
 use super::links::links;
-use super::neighbours::{as_ip, entries, mac};
+use super::neighbours::{entries, mac, neighbour};
 use super::routes::main_routes;
-use super::tables::{Near, Neighbour, Port, Question};
+use super::tables::{Near, Port, Question};
 use crate::device::Mac;
 use crate::host::netns::Netns;
 
@@ -148,30 +148,6 @@ impl From<NodeError> for io::Error {
     fn from(error: NodeError) -> Self {
         Self::other(error)
     }
-}
-
-/// Somebody who has answered, or was entered by hand.
-fn neighbour(entry: &NeighbourMessage) -> Option<Neighbour> {
-    let is_known = matches!(
-        entry.header.state,
-        NeighbourState::Reachable
-            | NeighbourState::Stale
-            | NeighbourState::Delay
-            | NeighbourState::Probe
-            | NeighbourState::Permanent
-    );
-    let address = entry
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(address) => as_ip(address),
-            _ => None,
-        });
-    Some(Neighbour {
-        device: entry.header.ifindex,
-        address: address.filter(|_| is_known)?,
-        mac: mac(entry)?,
-    })
 }
 
 /// Bridge and MAC, and the device behind which that is.

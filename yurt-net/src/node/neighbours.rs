@@ -11,6 +11,7 @@ use netlink_packet_route::neighbour::{
 use rtnetlink::Handle;
 
 use super::follow::NodeError;
+use super::tables::Neighbour;
 use crate::device::Mac;
 
 /// The permanent neighbours of a device.
@@ -113,4 +114,28 @@ pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
         }
         _ => None,
     }
+}
+
+/// Somebody who has answered, or was entered by hand.
+pub(super) fn neighbour(entry: &NeighbourMessage) -> Option<Neighbour> {
+    let is_known = matches!(
+        entry.header.state,
+        NeighbourState::Reachable
+            | NeighbourState::Stale
+            | NeighbourState::Delay
+            | NeighbourState::Probe
+            | NeighbourState::Permanent
+    );
+    let address = entry
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(address) => as_ip(address),
+            _ => None,
+        });
+    Some(Neighbour {
+        device: entry.header.ifindex,
+        address: address.filter(|_| is_known)?,
+        mac: mac(entry)?,
+    })
 }

@@ -106,6 +106,15 @@ impl Guard {
         finish(&pins, program.fd, program.id, method)
     }
 
+    /// What Pods may use by the word of an earlier agent, by device; nothing where it has left no maps.
+    pub fn left_rows(bpffs: &Path) -> BTreeMap<u32, GuardRow> {
+        let map = open_map(&directory(bpffs, FEATURE, abi::GUARD_ABI), "yurt_guard");
+        let rows = map.map(|map| sys::map_entries(map.as_fd()).unwrap_or_default());
+        let rows = rows.unwrap_or_default().into_iter();
+        rows.map(|(ifindex, row)| (ifindex, decode_row(&row)))
+            .collect()
+    }
+
     /// Takes the guard off all devices, wherever it is pinned, and forgets what it knew.
     pub fn withdraw(bpffs: &Path) -> Result<(), DataplaneError> {
         let withdraw = || match directory(bpffs, FEATURE, abi::GUARD_ABI).exists() {

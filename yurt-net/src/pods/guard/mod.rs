@@ -12,6 +12,7 @@ use ipnetwork::{IpNetwork, Ipv4Network, Ipv6Network};
 
 use crate::device::{Complaint, HostSide, Link, Mac, link_local};
 
+mod claims;
 mod extra;
 mod image;
 mod pod;
@@ -21,6 +22,7 @@ mod reserved;
 #[cfg(test)]
 mod tests;
 
+pub use self::claims::{Claims, Word};
 use self::extra::Taken;
 pub use self::extra::{Askers, ExtraPolicy, Reserved, ShortestPrefixes};
 pub use self::image::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};

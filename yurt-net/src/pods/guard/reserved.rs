@@ -5,10 +5,12 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::claims::Word;
 use super::extra::{Reserved, last};
+use super::image::{GuardImage, GuardRow};
 use super::pod::GuardedPod;
 use crate::ledger::{Ledger, State};
-use crate::model::Snapshot;
+use crate::model::{NamespacedName, Snapshot};
 
 impl Reserved {
     /// On the node of this name and these addresses. Of `pods` the owners are known otherwise; the ledger has those of Pods that are just
@@ -43,14 +45,38 @@ impl Reserved {
             }
         }
         reserved.hosts.extend(protected());
-        reserved.take_up(snapshot);
-        reserved.take_up_pods(snapshot, node, pods);
+        reserved.take_up_cluster_ips(snapshot);
+        reserved.take_up_nodes(snapshot, node);
+        reserved.take_up_claims(snapshot, node, pods);
         reserved
     }
 
-    /// Pods of other nodes, and those of this one that the ledger does not know: Services lead to them. Of all endpoints only those are
-    /// kept that somebody asks for.
-    fn take_up_pods(&mut self, snapshot: &Snapshot, node: &str, pods: &[GuardedPod]) {
+    /// What counts as granted the next time: what is granted now, and what was, for Pods of which no source has said yet what they
+    /// ask for.
+    pub fn granted_now(
+        self,
+        image: &GuardImage,
+        pods: &[GuardedPod],
+        snapshot: &Snapshot,
+    ) -> BTreeMap<u32, GuardRow> {
+        let is_known = |pod: &&GuardedPod| {
+            let name = NamespacedName::new(pod.namespace.as_str(), pod.name.as_str());
+            snapshot.pods.contains_key(&name)
+        };
+        let known = pods.iter().filter(is_known);
+        let known: BTreeSet<u32> = known.filter_map(|pod| Some(pod.host?.ifindex)).collect();
+        let mut granted = self.granted;
+        granted.retain(|ifindex, row| {
+            let is_there = image.attached.contains(ifindex) && !row.extra.is_empty();
+            is_there && !known.contains(ifindex)
+        });
+        let rows = image.rows.iter().filter(|(_, row)| !row.extra.is_empty());
+        granted.extend(rows.map(|(ifindex, row)| (*ifindex, row.clone())));
+        granted
+    }
+
+    /// What Pods of other nodes are given.
+    fn take_up_nodes(&mut self, snapshot: &Snapshot, node: &str) {
         let others = snapshot.nodes.values().filter(|other| &*other.name != node);
         for other in others {
             let whose = format!("the Pods of Node {}", other.name);
@@ -58,34 +84,17 @@ impl Reserved {
             self.networks
                 .extend(cidrs.map(|cidr| (*cidr, whose.clone())));
         }
-        let wishes = Ranges::new(pods.iter().flat_map(|pod| &pod.extra.prefixes));
-        let known: BTreeSet<IpAddr> = pods
-            .iter()
-            .flat_map(|pod| &pod.addresses)
-            .copied()
-            .collect();
-        for slice in snapshot.slices.values() {
-            let wished = slice.endpoints.iter().filter(|endpoint| {
-                wishes.contain(endpoint.address) && !known.contains(&endpoint.address)
-            });
-            for endpoint in wished {
-                // One without a node is no Pod.
-                if let Some(node) = endpoint.node_name() {
-                    let whose = format!("an endpoint of Service {} on Node {node}", slice.owner());
-                    self.hosts.entry(endpoint.address).or_insert(whose);
-                }
-            }
-        }
     }
 
-    fn take_up(&mut self, snapshot: &Snapshot) {
+    /// ClusterIPs, which the cluster allocates; and the prefixes that they are from.
+    fn take_up_cluster_ips(&mut self, snapshot: &Snapshot) {
         for cidr in snapshot.service_cidrs.values() {
             let prefixes = cidr.cidrs.iter();
             let whose = "the Services of this cluster";
             self.networks
                 .extend(prefixes.map(|prefix| (*prefix, whose.to_owned())));
         }
-        // Where nothing says which prefix the ClusterIPs are from.
+        // Where nothing says which prefix they are from.
         for service in snapshot.services.values() {
             for address in &service.cluster_ips {
                 let whose = format!("Service {}", service.name);
@@ -93,6 +102,62 @@ impl Reserved {
             }
         }
     }
+
+    /// What Services and EndpointSlices say of addresses that somebody asks for. Endpoints that are Pods of this node are left
+    /// out: the ledger knows them better.
+    fn take_up_claims(&mut self, snapshot: &Snapshot, node: &str, pods: &[GuardedPod]) {
+        let wishes = Ranges::new(pods.iter().flat_map(|pod| &pod.extra.prefixes));
+        let known: BTreeSet<IpAddr> = pods
+            .iter()
+            .flat_map(|pod| &pod.addresses)
+            .copied()
+            .collect();
+        let mut claim = |address: IpAddr, word: Word, by: &NamespacedName, what: &str, at: &str| {
+            if wishes.contain(address) {
+                let word = match is_clusters(by) && word == Word::Author {
+                    true => Word::Cluster,
+                    false => word,
+                };
+                let claims = self.claims.entry(address).or_default();
+                claims.add(word, by, what, at);
+            }
+        };
+        for service in snapshot.services.values() {
+            for address in &service.load_balancer_ips {
+                claim(*address, Word::Controller, &service.name, BALANCER, "");
+            }
+            for address in &service.external_ips {
+                claim(*address, Word::Author, &service.name, "Service", "");
+            }
+        }
+        for object in snapshot.pool_services.values() {
+            for address in &object.load_balancer_ips {
+                claim(*address, Word::Controller, &object.owner(), BALANCER, "");
+            }
+        }
+        for slice in snapshot.slices.values() {
+            for (index, endpoint) in slice.endpoints.iter().enumerate() {
+                if known.contains(&endpoint.address) || !wishes.contain(endpoint.address) {
+                    continue;
+                }
+                let mut pods = slice.pods.iter();
+                let is_pod = pods.any(|pod| usize::try_from(pod.endpoint) == Ok(index));
+                let at = endpoint.node_name().map_or("", |at| &**at);
+                let at = if at == node && !is_pod { "" } else { at };
+                claim(endpoint.address, Word::Author, &slice.owner(), ENDPOINT, at);
+            }
+        }
+    }
+}
+
+/// How a claim names whose an address is, before the Service.
+const BALANCER: &str = "the load balancer of Service";
+const ENDPOINT: &str = "an endpoint of Service";
+
+/// No tenant writes them.
+fn is_clusters(service: &NamespacedName) -> bool {
+    &*service.namespace == "kube-system"
+        || (&*service.namespace, &*service.name) == ("default", "kubernetes")
 }
 
 /// Prefixes as ranges that do not overlap: first and last address of each.

@@ -3,13 +3,15 @@
 //! Whoever may annotate a Pod is a tenant. So a prefix is refused as a whole where an address in it is another Pod's, here or
 //! away, this node's, a gateway's, a Service's or one of those that the node lives by; so is a link-layer address of another
 //! Pod or of a device of this node. Everything is judged anew with each change: what was granted is taken back when
-//! a Pod starts with an address inside.
+//! a Pod starts with an address inside. What Services and EndpointSlices say weighs as much as who may write it (decision 30).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
+use super::claims::{Claims, Word};
+use super::image::GuardRow;
 use super::pod::{Extra, GuardedPod, is_one_hosts_mac};
 use crate::device::{Link, Mac, link_local};
 
@@ -96,6 +98,10 @@ pub struct Reserved {
     pub hosts: BTreeMap<IpAddr, String>,
     /// Networks of which every address is somebody's, and whose, as `the Services of this cluster`.
     pub networks: Vec<(IpNetwork, String)>,
+    /// Addresses that Services and EndpointSlices say are somebody's, of those that a Pod asks for.
+    pub claims: BTreeMap<IpAddr, Claims>,
+    /// What was granted last, by device: whoever came first keeps it against what anybody may write.
+    pub granted: BTreeMap<u32, GuardRow>,
 }
 
 /// Whose something is.
@@ -119,7 +125,9 @@ impl std::fmt::Display for Holder<'_> {
 pub(super) struct Taken<'a> {
     addresses: BTreeMap<IpAddr, Holder<'a>>,
     macs: BTreeMap<[u8; 6], Holder<'a>>,
-    networks: &'a [(IpNetwork, String)],
+    /// MACs that the node's neighbours at somebody's address have.
+    neighbours: BTreeMap<[u8; 6], IpAddr>,
+    reserved: &'a Reserved,
     policy: &'a ExtraPolicy,
 }
 
@@ -155,10 +163,20 @@ impl<'a> Taken<'a> {
                 addresses.entry(*address).or_insert(Holder::Pod(pod));
             }
         }
+        // A neighbour at an address that is nobody's may be a Pod that asks, on this node or on another.
+        let neighbours = links.iter().flat_map(|link| &link.neighbours);
+        let neighbours = neighbours.filter(|(address, _)| {
+            matches!(
+                addresses.get(address),
+                Some(Holder::Node | Holder::Named(_))
+            )
+        });
+        let neighbours = neighbours.map(|(address, mac)| (*mac, *address)).collect();
         Self {
             addresses,
             macs,
-            networks: &reserved.networks,
+            neighbours,
+            reserved,
             policy,
         }
     }
@@ -211,26 +229,66 @@ impl<'a> Taken<'a> {
         if let Some(nobodys) = NOBODYS.iter().find(|net| overlap(net, prefix)) {
             return Some(format!("{nobodys} is not for use on a network"));
         }
-        if let Some((network, whose)) = self.networks.iter().find(|(net, _)| overlap(net, prefix)) {
+        let mut networks = self.reserved.networks.iter();
+        if let Some((network, whose)) = networks.find(|(net, _)| overlap(net, prefix)) {
             return Some(format!("{network} belongs to {whose}"));
         }
-        let mut inside = self.addresses.range(prefix.network()..=last(prefix));
+        let range = prefix.network()..=last(prefix);
+        let mut inside = self.addresses.range(range.clone());
         let is_anothers = |holder: &Holder<'_>| match holder {
             Holder::Pod(owner) => !std::ptr::eq(*owner, pod),
             Holder::Node | Holder::Named(_) => true,
         };
-        let (address, holder) = inside.find(|(_, holder)| is_anothers(holder))?;
-        Some(format!("{address} belongs to {holder}"))
+        if let Some((address, holder)) = inside.find(|(_, holder)| is_anothers(holder)) {
+            return Some(format!("{address} belongs to {holder}"));
+        }
+        let claims = self.reserved.claims.range(range);
+        let mut binding = claims.filter_map(|(address, claims)| {
+            let (word, whose) = claims.against(&pod.namespace)?;
+            self.binds(word, pod, prefix).then_some((address, whose))
+        });
+        let (address, whose) = binding.next()?;
+        Some(format!("{address} belongs to {whose}"))
+    }
+
+    /// Whether what is said for another namespace keeps a Pod from an address.
+    fn binds(&self, word: Word, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
+        let is_named = match &self.policy.askers {
+            Askers::All => false,
+            Askers::Namespaces(names) => names.contains(&pod.namespace),
+        };
+        match word {
+            Word::Cluster => true,
+            Word::Controller => !is_named,
+            Word::Author => !is_named && !self.has(pod, prefix),
+        }
+    }
+
+    /// Whether a Pod was granted a prefix the last time. A device may be another Pod's by now.
+    fn has(&self, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
+        let device = pod.host.map(|host| host.ifindex);
+        let row = device.and_then(|device| self.reserved.granted.get(&device));
+        row.is_some_and(|row| {
+            let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
+            let is_the_same = pod.mac.as_ref() == row.macs.first()
+                && addresses.all(|address| row.own.contains(&address));
+            let mut granted = row.extra.iter();
+            is_the_same && granted.any(|it| is_equal(it, prefix))
+        })
     }
 
     fn against_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<String> {
         if !is_one_hosts_mac(mac) {
             return Some("it is not one host's".to_owned());
         }
-        match self.macs.get(&mac)? {
-            Holder::Pod(owner) if std::ptr::eq(*owner, pod) => None,
-            holder => Some(format!("it belongs to {holder}")),
+        match self.macs.get(&mac) {
+            Some(Holder::Pod(owner)) if std::ptr::eq(*owner, pod) => return None,
+            Some(holder) => return Some(format!("it belongs to {holder}")),
+            None => {}
         }
+        let address = self.neighbours.get(&mac)?;
+        let holder = self.addresses.get(address)?;
+        Some(format!("it belongs to {address}, {holder}"))
     }
 }
 
@@ -257,6 +315,11 @@ const fn net6([a, b, c, d, e, f, g, h]: [u16; 8], bits: u8) -> IpNetwork {
         Some(prefix) => IpNetwork::V6(prefix),
         None => panic!("a prefix of more bits than an address"),
     }
+}
+
+/// Whether two prefixes are the same network, whatever the bits behind them.
+fn is_equal(a: &IpNetwork, b: &IpNetwork) -> bool {
+    (a.network(), a.prefix()) == (b.network(), b.prefix())
 }
 
 fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {

@@ -1,8 +1,10 @@
+use std::sync::Arc;
+
 use super::super::tests::{ip, net, pod, veth};
 use super::super::{GuardImage, Policy, compile};
 use super::*;
 use crate::ledger::Ledger;
-use crate::model::Snapshot;
+use crate::model::{LocalPod, NamespacedName, Service, Snapshot};
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::policy::fixtures::World;
 use crate::policy::protected::Protected;
@@ -26,6 +28,11 @@ fn judged(pods: &[GuardedPod], reserved: &Reserved, extra: &ExtraPolicy) -> (Gua
     let mut bridge = veth(1, 9);
     (bridge.kind, bridge.mac) = ("bridge".to_owned(), Some([2, 0, 0, 0, 0, 1]));
     bridge.gateways = vec![ip("192.168.1.254")];
+    bridge.neighbours = vec![
+        (ip("192.168.1.254"), [2, 0, 0, 0, 0, 0xfe]),
+        (ip("192.168.9.1"), [2, 0, 0, 0, 0, 0xa1]),
+        (ip("10.9.0.99"), VRRP),
+    ];
     let (image, complaints) = compile(pods, &[bridge, veth(7, 2), veth(8, 2)], reserved, &policy);
     let reasons = complaints.into_iter();
     let reasons = reasons.map(|complaint| format!("{}: {}", complaint.pod, complaint.reason));
@@ -50,6 +57,7 @@ fn reserved() -> Reserved {
         node: [ip("192.168.1.7"), ip("fe80::1")].into(),
         hosts: [(ip("192.168.9.1"), "an apiserver".to_owned())].into(),
         networks: vec![(net("10.96.0.0/12"), "the Services".to_owned())],
+        ..Reserved::default()
     }
 }
 
@@ -65,6 +73,11 @@ fn a_prefix_or_mac_that_holds_anything_of_anybody_is_refused_as_a_whole() {
         ("fe80::1", "this node"),
         ("02:00:00:00:00:01", "this node"),
         ("192.168.1.254", "the gateway of this node"),
+        (
+            "02:00:00:00:00:fe",
+            "192.168.1.254, the gateway of this node",
+        ),
+        ("02:00:00:00:00:a1", "192.168.9.1, an apiserver"),
         ("192.168.9.0/30", "an apiserver"),
         ("10.96.0.10", "the Services"),
     ] {
@@ -251,7 +264,8 @@ fn what_services_lead_to_on_any_node_is_a_pods_and_no_other_ones() {
     .into_iter()
     .chain(cidr.map(|cidr| (cidr.network().to_string(), "the Pods of Node")))
     {
-        let (asker, victim) = self::world(&wish);
+        let (mut asker, victim) = self::world(&wish);
+        asker.namespace = "vpn".to_owned();
         let pods = [asker, victim];
         let reserved = reserved_in(&world, &world.snapshot, &pods);
         let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
@@ -265,4 +279,237 @@ fn what_services_lead_to_on_any_node_is_a_pods_and_no_other_ones() {
     let reserved = reserved_in(&world, &world.snapshot, &pods);
     let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
     assert_eq!(image.rows[&7].extra.len(), 1, "{told}");
+}
+
+/// A Service of some namespace, and an endpoint of it.
+fn add(
+    world: &mut World,
+    (namespace, name): (&str, &str),
+    edit: impl FnOnce(&mut Service),
+    endpoints: &[(&str, Option<&str>)],
+) {
+    let mut service = None;
+    world.service(name, |made| service = Some(made.clone()));
+    world.slice(name, name, endpoints);
+    let key = NamespacedName::new("default", name);
+    world.snapshot.services.remove(&key);
+    let mut slice = world.snapshot.slices.remove(&key).unwrap();
+    let mut service = service.unwrap();
+    let key = NamespacedName::new(namespace, name);
+    service.name = key.clone();
+    service.cluster_ips = Box::default();
+    edit(&mut service);
+    Arc::make_mut(&mut slice).name = key.clone();
+    world.snapshot.services.insert(key.clone(), service.into());
+    world.snapshot.slices.insert(key, slice);
+}
+
+/// Services of `shop` and of the cluster with all that they can say of addresses.
+fn claimed() -> World {
+    let mut world = World::new();
+    let frontends = |service: &mut Service| {
+        service.load_balancer_ips = [ip("203.0.113.10")].into();
+        service.external_ips = [ip("203.0.113.20")].into();
+    };
+    let endpoints = [("198.51.100.50", None), ("198.51.100.51", Some("a1"))];
+    add(&mut world, ("shop", "web"), frontends, &endpoints);
+    let elsewhere = [("198.51.100.52", Some("b1"))];
+    add(&mut world, ("shop", "away"), |_| (), &elsewhere);
+    let ingress = |service: &mut Service| service.load_balancer_ips = [ip("203.0.113.30")].into();
+    let dns = [("198.51.100.53", None)];
+    add(&mut world, ("kube-system", "dns"), ingress, &dns);
+    world
+}
+
+/// Whether a Pod of this namespace is given the address, and what is told. `has`: it was given it before.
+fn asks(world: &World, namespace: &str, wish: &str, has: bool, askers: &str) -> (bool, String) {
+    let (mut asker, victim) = self::world(wish);
+    asker.namespace = namespace.to_owned();
+    let pods = [asker, victim];
+    let extra = ExtraPolicy {
+        askers: askers.parse().unwrap(),
+        ..ExtraPolicy::default()
+    };
+    let mut granted = BTreeMap::new();
+    if has {
+        let (image, told) = judged(&pods, &Reserved::default(), &ExtraPolicy::default());
+        assert_eq!(told, "");
+        granted = Reserved::default().granted_now(&image, &pods, &world.snapshot);
+    }
+    let reserved = Reserved {
+        granted,
+        ..reserved_in(world, &world.snapshot, &pods)
+    };
+    let (image, told) = judged(&pods, &reserved, &extra);
+    (!image.rows[&7].extra.is_empty(), told)
+}
+
+/// For each: who says it, and whether it is given to a Pod of its namespace, to one of another that had it before, and to one
+/// of a namespace that the operator names.
+#[test]
+fn what_services_and_slices_say_of_an_address_binds_as_far_as_nobody_else_may_write_it() {
+    let mut world = claimed();
+    world.service("pooled", |service| service.cluster_ips = Box::default());
+    world.pool_service("pooled", "hangzhou", &["203.0.113.40"]);
+    for (wish, owner, whose, to_own, to_first, to_named) in [
+        (
+            "203.0.113.10",
+            "shop",
+            "the load balancer of Service shop/web",
+            true,
+            false,
+            true,
+        ),
+        ("203.0.113.20", "shop", "Service shop/web", true, true, true),
+        (
+            "198.51.100.50",
+            "shop",
+            "an endpoint of Service shop/web",
+            true,
+            true,
+            true,
+        ),
+        (
+            "198.51.100.51",
+            "shop",
+            "an endpoint of Service shop/web",
+            true,
+            true,
+            true,
+        ),
+        (
+            "198.51.100.52",
+            "shop",
+            "an endpoint of Service shop/away on Node b1",
+            false,
+            true,
+            true,
+        ),
+        (
+            "203.0.113.30",
+            "kube-system",
+            "the load balancer of Service kube-system/dns",
+            true,
+            false,
+            true,
+        ),
+        (
+            "198.51.100.53",
+            "kube-system",
+            "an endpoint of Service kube-system/dns",
+            true,
+            false,
+            false,
+        ),
+        (
+            "203.0.113.40",
+            "default",
+            "the load balancer of Service default/pooled",
+            true,
+            false,
+            true,
+        ),
+    ] {
+        let (is_given, told) = asks(&world, "vpn", wish, false, "all");
+        assert!(!is_given, "{wish}");
+        assert!(
+            told.contains(&format!("{wish} belongs to {whose}")),
+            "{told}"
+        );
+        let (is_given, told) = asks(&world, "vpn", &format!("{wish}/28"), false, "all");
+        assert!(!is_given && told.contains("belongs to"), "{wish}: {told}");
+        for (namespace, has, askers, expected) in [
+            (owner, false, "all", to_own),
+            ("vpn", true, "all", to_first),
+            ("vpn", false, "vpn", to_named),
+        ] {
+            let (is_given, told) = asks(&world, namespace, wish, has, askers);
+            assert_eq!(
+                is_given, expected,
+                "{wish} to {namespace}, {askers}: {told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_tenant_takes_by_a_slice_or_a_service_what_a_pod_was_granted() {
+    let mut world = World::new();
+    let vip = "10.9.0.99";
+    let external = |service: &mut Service| service.external_ips = [ip(vip)].into();
+    add(
+        &mut world,
+        ("evil", "x"),
+        external,
+        &[(vip, Some("nowhere"))],
+    );
+    assert!(asks(&world, "vpn", vip, true, "all").0);
+    // Who asks later is told by whose word not, the tenant himself too.
+    let (is_given, told) = asks(&world, "vpn", vip, false, "all");
+    assert!(!is_given && told.contains("Service evil/x"), "{told}");
+    assert!(!asks(&world, "evil", vip, false, "all").0);
+}
+
+/// The address of a load balancer may be asked for by the Pods behind it (direct server return), whatever a tenant writes.
+#[test]
+fn a_tenant_who_writes_an_address_of_a_load_balancer_neither_gets_nor_withholds_it() {
+    let mut world = claimed();
+    let vip = "203.0.113.10";
+    let external = |service: &mut Service| service.external_ips = [ip(vip)].into();
+    add(&mut world, ("evil", "x"), external, &[(vip, None)]);
+    assert!(asks(&world, "shop", vip, false, "all").0);
+    let (is_given, told) = asks(&world, "evil", vip, true, "all");
+    assert!(!is_given && told.contains("Service shop/web"), "{told}");
+}
+
+#[test]
+fn what_was_granted_is_the_pods_that_had_it_until_a_source_says_that_it_asks_no_more() {
+    let (asker, victim) = world("10.9.0.99");
+    let pods = [asker, victim];
+    let (image, _) = judged(&pods, &Reserved::default(), &ExtraPolicy::default());
+    let mut snapshot = Snapshot::default();
+    let had = |image: &GuardImage, granted: &BTreeMap<u32, GuardRow>, snapshot: &Snapshot| {
+        let granted = granted.clone();
+        let reserved = Reserved {
+            granted,
+            ..Reserved::default()
+        };
+        reserved.granted_now(image, &pods, snapshot)
+    };
+    let granted = had(&image, &BTreeMap::new(), &snapshot);
+    assert_eq!(granted.keys().collect::<Vec<_>>(), [&7]);
+    // The agent starts, and no source has answered yet.
+    let mut silent = image.clone();
+    silent.rows.get_mut(&7).unwrap().extra.clear();
+    assert_eq!(had(&silent, &granted, &snapshot), granted);
+    let name = NamespacedName::new("default", "vpn");
+    let pod = LocalPod {
+        name: name.clone(),
+        uid: "5f0c".into(),
+        node_name: "a1".into(),
+        annotations: Default::default(),
+        readiness: Box::default(),
+    };
+    snapshot.pods.insert(name, Arc::new(pod));
+    assert_eq!(had(&silent, &granted, &snapshot), BTreeMap::new());
+    // Another Pod is at the device.
+    let mut world = World::new();
+    add(&mut world, ("evil", "x"), |_| (), &[("10.9.0.99", None)]);
+    let mut next = pods.clone();
+    next[0].mac = Some([2, 0, 0, 0, 0, 0x77]);
+    let reserved = Reserved {
+        granted,
+        ..reserved_in(&world, &world.snapshot, &next)
+    };
+    let (image, told) = judged(&next, &reserved, &ExtraPolicy::default());
+    assert_eq!(image.rows[&7].extra, [], "{told}");
+}
+
+/// A virtual MAC is its owner's neighbour's as soon as it has answered once, on the node that is about to take it over, too.
+#[test]
+fn a_neighbours_mac_is_given_where_its_address_is_nobodys() {
+    let (mut asker, victim) = world("10.9.0.99");
+    asker.extra.macs.push(VRRP);
+    let (image, told) = judged(&[asker, victim], &reserved(), &ExtraPolicy::default());
+    assert_eq!(image.rows[&7].macs.last(), Some(&VRRP), "{told}");
 }
