@@ -17,8 +17,7 @@ fuzz_target!(|text: &str| {
     match cli.command {
         Command::Run(args) => {
             args.source.iter().for_each(is_read_as_written);
-            drop(args.policy.config(&args.node));
-            args.capacity();
+            drop(args.config());
         }
         Command::Plan(args) => {
             is_read_as_written(&args.source);
