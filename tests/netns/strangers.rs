@@ -210,7 +210,7 @@ fn a_neighbour_at_yurthubs_address_is_no_hub_while_the_node_does_not_have_it() -
         node.run(|| {
             follow(source, false, |_, status| {
                 let error = status.source_error.as_deref().unwrap_or_default();
-                error.contains("not on this one")
+                error.contains("no interface of this node has it")
             })
         })??;
         ensure!(impostor.0.http().requests().is_empty(), "{source}");
