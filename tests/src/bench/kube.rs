@@ -342,8 +342,17 @@ impl Drop for Gentle {
 fn schedule(class: libc::c_int) -> Result<()> {
     // SAFETY: plain data, of which musl has more fields; zero is a value of each.
     let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // The system call itself: musl's function does nothing, because it is of a thread and not of a process.
     // SAFETY: valid parameters; 0 is the calling thread.
-    if unsafe { libc::sched_setscheduler(0, class, &raw const parameters) } != 0 {
+    let set = unsafe {
+        libc::syscall(
+            libc::SYS_sched_setscheduler,
+            0,
+            class,
+            &raw const parameters,
+        )
+    };
+    if set != 0 {
         return Err(io::Error::last_os_error()).context("set the scheduling class");
     }
     Ok(())
