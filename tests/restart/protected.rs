@@ -314,3 +314,25 @@ fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboo
     world.converges(10, &[&world.b])?;
     is_asked(&world, &server)
 }
+
+#[test]
+fn an_agent_whose_resolv_conf_does_not_answer_serves_all_the_same() -> Result<()> {
+    let world = World::new()?;
+    fs::create_dir_all(world.node.state_dir())?;
+    // Nobody ever writes into it, so who opens it waits.
+    let silent = world.node.state_dir().join("silent");
+    let made = Command::new("mkfifo").arg(&silent).status()?;
+    let mounted = Command::new("mount")
+        .arg("--bind")
+        .arg(&silent)
+        .arg("/etc/resolv.conf")
+        .status()?;
+    ensure!(made.success() && mounted.success());
+    world.node.apply(&world.web([&world.b]))?;
+    let agent = world.start_ready(&CAPACITY, &[])?;
+    world.converges(10, &[&world.b])?;
+    world.node.netns().ip("addr add 192.0.2.99/32 dev lo\n")?;
+    world.node.apply(&world.web([&world.a]))?;
+    world.converges(10, &[&world.a])?;
+    agent.terminate().map(drop)
+}

@@ -194,7 +194,7 @@ struct Units {
 
 impl Agent {
     async fn start(config: AgentConfig, cgroup: Cgroup) -> Result<Self, AgentError> {
-        let node = NodeWatch::new()?;
+        let mut node = NodeWatch::new()?;
         let view = node.view().await?;
         if let Some(object) = &config.ebpf_log {
             load_from(object);

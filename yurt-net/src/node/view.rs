@@ -13,6 +13,7 @@ use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::follow::{Follower, NodeError, routes};
 use super::resolver::nameservers;
+use crate::host::disk::errand::Errand;
 use crate::policy::NodeView;
 
 /// How often files are looked at that nobody tells the change of.
@@ -21,7 +22,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// Reads and follows addresses, and the machine's nameservers.
 pub struct NodeWatch {
     follower: Follower,
+    /// As they were read last; none before the first [`Self::view`].
     nameservers: BTreeSet<IpAddr>,
+    /// The disk that they are written on may not answer.
+    reading: Errand<BTreeSet<IpAddr>>,
     look_again: Interval,
 }
 
@@ -39,7 +43,8 @@ impl NodeWatch {
         look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             follower: Follower::new(&groups)?,
-            nameservers: nameservers(),
+            nameservers: BTreeSet::new(),
+            reading: Errand::default(),
             look_again,
         })
     }
@@ -49,10 +54,10 @@ impl NodeWatch {
         loop {
             tokio::select! {
                 () = self.follower.changed() => return,
-                _ = self.look_again.tick() => {
-                    let now = nameservers();
-                    if now != self.nameservers {
-                        self.nameservers = now;
+                _ = self.look_again.tick() => self.reading.begin(nameservers),
+                found = self.reading.late() => {
+                    if let Some(found) = found && found != self.nameservers {
+                        self.nameservers = found;
                         return;
                     }
                 }
@@ -61,8 +66,15 @@ impl NodeWatch {
     }
 
     /// Addresses on interfaces, and the sources of the default routes.
-    pub async fn view(&self) -> Result<NodeView, NodeError> {
-        view(&self.follower.handle).await.map(|(_, view)| view)
+    pub async fn view(&mut self) -> Result<NodeView, NodeError> {
+        if let Some(found) = self.reading.run(nameservers).await {
+            self.nameservers = found;
+        }
+        let (_, view) = view(&self.follower.handle).await?;
+        Ok(NodeView {
+            nameservers: self.nameservers.clone(),
+            ..view
+        })
     }
 }
 
@@ -133,7 +145,6 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
                 IpAddr::V4(_) => None,
             }),
         ),
-        nameservers: nameservers(),
         ..NodeView::default()
     };
     Ok((by_interface, view))
