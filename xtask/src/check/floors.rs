@@ -25,7 +25,7 @@ pub(crate) struct House {
 pub(crate) struct Breaches {
     /// What will end them, or why they stay.
     pub(crate) until: &'static str,
-    /// From a file, as `policy/edge.rs` below the crate's root, to another one.
+    /// From a file, as `policy/edge/mod.rs` below the crate's root, to another one.
     pub(crate) imports: &'static [(&'static str, &'static str)],
 }
 

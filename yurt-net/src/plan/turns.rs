@@ -1,7 +1,7 @@
 //! Who gets the room that there is, when not all fits.
 //!
 //! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules in order:
-//! (1) what is in the maps stays there, which the planner sees to, unless `room.rs` makes room; (2) the self-test;
+//! (1) what is in the maps stays there, which the planner sees to, unless `room` makes room; (2) the self-test;
 //! (3) default/kubernetes, then kube-system; (4) the others, of each namespace in turns: next comes the one that has least of the room once its next service port is in;
 //! (5) by name.
 //!

@@ -15,7 +15,7 @@
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
 //! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole, and what is
 //! in force keeps as many endpoints as it can (`sets.rs`). Who gets the room of a full map is said in `turns.rs`,
-//! `room.rs` and `victims.rs`.
+//! `room` and `victims`.
 
 mod change;
 mod filter;
