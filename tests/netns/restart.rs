@@ -1,5 +1,6 @@
 //! The agent ends, in every way, and starts again: clients notice nothing.
 
+use std::fs;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -192,4 +193,17 @@ fn endpoints_that_flap_a_hundred_times_under_load_fail_no_connect() -> Result<()
         Tcp => None,
         Udp => Some("EDESTADDRREQ"),
     })
+}
+
+/// They are megabytes, and parsing them was half of a start and three quarters of its memory.
+#[test]
+fn a_start_does_not_read_the_kernels_types() -> Result<()> {
+    let (mut world, _backends, _client) = with_two_backends()?;
+    let agent = world.start(0, &[])?;
+    let types = fs::metadata("/sys/kernel/btf/vmlinux").context("the kernel's types")?;
+    let io = fs::read_to_string(format!("/proc/{}/io", agent.pid()))?;
+    let read = io.lines().find_map(|line| line.strip_prefix("rchar: "));
+    let read: u64 = read.context("no rchar")?.parse()?;
+    assert!(read < types.len(), "{read} bytes of {}", types.len());
+    Ok(())
 }

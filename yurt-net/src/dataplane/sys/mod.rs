@@ -6,6 +6,7 @@ mod mapped;
 mod maps;
 pub(super) mod netlink;
 mod packet;
+mod secluded;
 pub(super) mod tc;
 
 pub use self::bpf::Hook;
@@ -20,3 +21,4 @@ pub(super) use self::limits::{possible_cpus, raise_memlock, raise_open_files};
 pub(super) use self::mapped::MappedArray;
 pub(super) use self::maps::{map_create, maps_named};
 pub(super) use self::packet::packet_socket;
+pub(super) use self::secluded::without_files;
