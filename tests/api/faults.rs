@@ -1,5 +1,6 @@
 //! What can go wrong on the way.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
@@ -7,7 +8,7 @@ use serde_json::json;
 use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, Settings, objects};
 
 use crate::followed::{Followed, services};
-use crate::{address, cluster, cluster_with, kube, web, yurthub};
+use crate::{NODE, address, cluster, cluster_with, kube, web, yurthub};
 
 fn lists() -> On {
     On::list(Resource::Services)
@@ -212,6 +213,27 @@ fn a_connection_that_is_made_anew_costs_one_item_of_a_list_and_no_list() -> Resu
     let lists = api.http().requests_on(lists());
     ensure!(
         lists.len() == 1 && lists[0].parameter("limit") == "1",
+        "{lists:?}"
+    );
+    Ok(())
+}
+
+/// A Node tells of its images, a slice of a hundred endpoints: 30 KB each.
+#[test]
+fn a_connection_that_is_made_anew_costs_nothing_of_an_object_but_its_metadata() -> Result<()> {
+    let api = cluster(&["a"])?;
+    let endpoint = |last: u8| objects::endpoint(Ipv4Addr::new(10, 1, 0, last).into(), NODE);
+    api.put(objects::slice("a-1", "a", 8080, (1..=100).map(endpoint)))?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    let lists = || api.http().requests_on(On::list(Resource::EndpointSlices));
+    let is_watched = || api.http().open_watches(Resource::EndpointSlices) == 1;
+    followed.until_status("slices are watched", |_| is_watched())?;
+    api.http().forget_requests();
+    api.http().drop_connections()?;
+    followed.until_status("they are again", |_| is_watched() && !lists().is_empty())?;
+    let lists = lists();
+    ensure!(
+        lists.len() == 1 && (1..1000).contains(&lists[0].body_bytes),
         "{lists:?}"
     );
     Ok(())

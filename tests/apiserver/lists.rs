@@ -59,6 +59,32 @@ fn a_list_of_custom_resources_tells_its_version_last() -> Result<()> {
     Ok(())
 }
 
+/// As `kubectl` and metadata informers ask for it.
+#[test]
+fn a_list_of_metadata_has_its_version_and_nothing_else_of_its_items() -> Result<()> {
+    let api = FakeApiserver::start()?;
+    let accept =
+        "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
+    let list = |path: &str| -> Result<Value> {
+        let body = ask(api.http(), path, &[("accept", accept)])?.body()?;
+        Ok(serde_json::from_slice(&body)?)
+    };
+    api.put(service("web", "web"))?;
+    let version = api.put(pool("a", &["n1"]))?;
+    let services = list("/api/v1/services?limit=1")?;
+    let pools = list("/apis/apps.openyurt.io/v1beta1/nodepools")?;
+    for (list, name) in [(services, "web"), (pools, "a")] {
+        assert_eq!(list["kind"], "PartialObjectMetadataList");
+        assert_eq!(list["apiVersion"], "meta.k8s.io/v1");
+        assert_eq!(list["metadata"]["resourceVersion"], version.to_string());
+        let item = &list["items"][0];
+        assert_eq!(item["kind"], "PartialObjectMetadata");
+        assert_eq!(item["metadata"]["name"], name);
+        assert_eq!(item["spec"], Value::Null);
+    }
+    Ok(())
+}
+
 #[test]
 fn lists_by_namespace_and_selectors() -> Result<()> {
     let api = FakeApiserver::start()?;

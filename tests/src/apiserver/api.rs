@@ -14,6 +14,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use http::StatusCode;
 use http::header;
+use serde_json::Value;
 use serde_json::json;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -284,6 +285,9 @@ impl Api {
                 body
             }
         };
+        if call.wants_metadata() {
+            return Ok(encode(call, plain));
+        }
         if !is_gzip || plain.len() <= GZIP_FROM {
             return Ok(Answer::json(plain));
         }
@@ -449,10 +453,30 @@ pub(super) fn list_body<'a>(
 }
 
 fn encode(call: &Call, body: Bytes) -> Answer {
+    let body = match call.wants_metadata() {
+        true => metadata_only(&body),
+        false => body,
+    };
     if call.wants_gzip() && body.len() > GZIP_FROM {
         return Answer::json(gzip(&body)).with(header::CONTENT_ENCODING, "gzip");
     }
     Answer::json(body)
+}
+
+/// A list of the same objects, of which nothing but the metadata is told.
+fn metadata_only(list: &[u8]) -> Bytes {
+    // It was made here, from objects that were parsed.
+    let mut list: Value = serde_json::from_slice(list).unwrap_or_default();
+    list["kind"] = json!("PartialObjectMetadataList");
+    list["apiVersion"] = json!("meta.k8s.io/v1");
+    for item in list["items"].as_array_mut().into_iter().flatten() {
+        *item = json!({
+            "kind": "PartialObjectMetadata",
+            "apiVersion": "meta.k8s.io/v1",
+            "metadata": item["metadata"],
+        });
+    }
+    list.to_string().into()
 }
 
 fn gzip(body: &[u8]) -> Vec<u8> {

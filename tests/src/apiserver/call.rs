@@ -99,6 +99,12 @@ impl Call {
         self.header(header::ACCEPT_ENCODING).contains("gzip")
     }
 
+    /// Of each object nothing but its metadata, as the first that it accepts.
+    pub(super) fn wants_metadata(&self) -> bool {
+        let first = self.header(header::ACCEPT).split(',').next();
+        first.is_some_and(|first| first.contains("as=PartialObjectMetadataList"))
+    }
+
     pub(super) fn timeout(&self) -> Option<Duration> {
         let seconds = self.parameter("timeoutSeconds").parse().ok()?;
         (seconds > 0).then(|| Duration::from_secs(seconds))
