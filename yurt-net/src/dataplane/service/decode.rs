@@ -8,7 +8,7 @@ use ipnetwork::{IpNetwork, Ipv4Network};
 use yurt_ebpf::abi;
 
 use super::encode::{
-    RawKey, affinity, backend4, backend6, key_parts, publish_word, range4, range6, raw_value,
+    RawKey, affinity, backend4, backend6, publish_word, range4, range6, raw_value,
 };
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{
@@ -29,49 +29,22 @@ pub(in crate::dataplane) trait RawTable {
 /// Rows of both families: key and value.
 pub(in crate::dataplane) type Rows = (Vec<(abi::FrontendKey4, u64)>, Vec<(abi::FrontendKey6, u64)>);
 
+/// Both families' rows, one after the other.
+fn rows_of((rows4, rows6): &Rows) -> impl Iterator<Item = (RawKey, u64)> {
+    let rows4 = rows4.iter().map(|(key, value)| (RawKey::V4(*key), *value));
+    let rows6 = rows6.iter().map(|(key, value)| (RawKey::V6(*key), *value));
+    rows4.chain(rows6)
+}
+
 /// Makes an image of the maps; what no plan would have written is marked as such.
 pub(in crate::dataplane) fn decode(
     capacity: Capacity,
-    (rows4, rows6): &Rows,
+    rows: &Rows,
     table: &impl RawTable,
 ) -> MapImage {
     let mut observed = Observed::default();
-    for (key, value) in rows4 {
-        let abi::FrontendKey4 {
-            addr,
-            port_be,
-            protocol,
-            scope,
-        } = *key;
-        let family = AddressFamily::V4;
-        let row = (
-            addr.into(),
-            port_be,
-            protocol,
-            scope,
-            key.fingerprint(),
-            *value,
-        );
-        decode_row(capacity, family, row, table, &mut observed);
-    }
-    for (key, value) in rows6 {
-        let abi::FrontendKey6 {
-            addr,
-            port_be,
-            protocol,
-            scope,
-            pad: _,
-        } = *key;
-        let family = AddressFamily::V6;
-        let row = (
-            addr.into(),
-            port_be,
-            protocol,
-            scope,
-            key.fingerprint(),
-            *value,
-        );
-        decode_row(capacity, family, row, table, &mut observed);
+    for (key, value) in rows_of(rows) {
+        decode_row(capacity, &key, value, table, &mut observed);
     }
     for index in 0..capacity.services {
         if let Some(row) = table.row(index) {
@@ -90,27 +63,15 @@ pub(in crate::dataplane) fn decode(
 }
 
 /// Whether the maps hold exactly what an image says.
-pub(in crate::dataplane) fn holds(
-    image: &MapImage,
-    (rows4, rows6): &Rows,
-    table: &impl RawTable,
-) -> bool {
-    let keys4 = rows4.iter().map(|(key, value)| {
-        let port = key_port(key.port_be, key.protocol, key.scope);
-        (key.addr.into(), port, RawKey::V4(*key), *value)
-    });
-    let keys6 = rows6.iter().map(|(key, value)| {
-        let port = key_port(key.port_be, key.protocol, key.scope);
-        (key.addr.into(), port, RawKey::V6(*key), *value)
-    });
-    let is_row = |(address, port, key, value): (IpAddr, KeyPort, RawKey, u64)| {
-        let row = image.frontends().get(&FrontendKey { address, port });
+pub(in crate::dataplane) fn holds(image: &MapImage, rows: &Rows, table: &impl RawTable) -> bool {
+    let is_row = |(key, value): (RawKey, u64)| {
+        let row = image.frontends().get(&FrontendKey::from(&key));
         row.is_some_and(|row| raw_value(&key, row) == value)
     };
     let prefixes = table.conf().map(|conf| decode_prefixes(&conf));
     let mut services = image.services().iter();
-    rows4.len() + rows6.len() == image.frontends().len()
-        && keys4.chain(keys6).all(is_row)
+    rows.0.len() + rows.1.len() == image.frontends().len()
+        && rows_of(rows).all(is_row)
         && services.all(|(index, service)| holds_service(*index, service, table))
         && prefixes.is_some_and(|prefixes| prefixes == *image.prefixes())
         && table.filter() == *image.filter()
@@ -153,42 +114,53 @@ fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
     KeyPort::Port(scope, protocol, u16::from_be_bytes(port_be))
 }
 
+impl From<&RawKey> for FrontendKey {
+    fn from(key: &RawKey) -> Self {
+        let (address, port) = match key {
+            RawKey::V4(key) => (
+                key.addr.into(),
+                key_port(key.port_be, key.protocol, key.scope),
+            ),
+            RawKey::V6(key) => (
+                key.addr.into(),
+                key_port(key.port_be, key.protocol, key.scope),
+            ),
+        };
+        Self { address, port }
+    }
+}
+
 /// Whether an agent writes such a key. No [`FrontendKey`] encodes to any other one.
-pub(in crate::dataplane) fn is_written4(key: &abi::FrontendKey4) -> bool {
-    let parts = (key.port_be, key.protocol, key.scope);
-    key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
+pub(in crate::dataplane) fn is_written(key: RawKey) -> bool {
+    RawKey::from(&FrontendKey::from(&key)) == key
 }
-
-pub(in crate::dataplane) fn is_written6(key: &abi::FrontendKey6) -> bool {
-    let parts = (key.port_be, key.protocol, key.scope);
-    key.pad == [0; 4] && key_parts(key_port(key.port_be, key.protocol, key.scope)) == parts
-}
-
-/// Address, port, protocol, scope, fingerprint of the key, value.
-type RawRow = (IpAddr, [u8; 2], u8, u8, u32, u64);
 
 fn decode_row(
     capacity: Capacity,
-    family: AddressFamily,
-    (address, port_be, protocol, scope, fingerprint, value): RawRow,
+    key: &RawKey,
+    value: u64,
     table: &impl RawTable,
     observed: &mut Observed,
 ) {
-    let port = key_port(port_be, protocol, scope);
+    let frontend = FrontendKey::from(key);
+    let family = match key {
+        RawKey::V4(_) => AddressFamily::V4,
+        RawKey::V6(_) => AddressFamily::V6,
+    };
     let value = abi::FrontendValue(value);
     let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
     let is_on_node = value.flags() & abi::FRONTEND_ON_NODE != 0;
-    let is_ours = value.fingerprint() == fingerprint;
+    let is_ours = value.fingerprint() == key.fingerprint();
     let service = if is_ours { value.service() } else { u32::MAX };
     observed.frontends.insert(
-        FrontendKey { address, port },
+        frontend,
         FrontendRow {
             service,
             is_node_only,
             is_on_node,
         },
     );
-    if port == KeyPort::Any || service >= capacity.services {
+    if frontend.port == KeyPort::Any || service >= capacity.services {
         return;
     }
     observed
@@ -268,11 +240,13 @@ mod tests {
 
     #[test]
     fn a_key_that_no_agent_writes_is_told_from_those_that_it_does() {
-        let key = |port, protocol, scope| abi::FrontendKey4 {
-            addr: [10, 96, 0, 10],
-            port_be: [0, port],
-            protocol,
-            scope,
+        let key = |port, protocol, scope| {
+            RawKey::V4(abi::FrontendKey4 {
+                addr: [10, 96, 0, 10],
+                port_be: [0, port],
+                protocol,
+                scope,
+            })
         };
         let written = [
             (80, 6, 0),
@@ -283,17 +257,17 @@ mod tests {
             (80, 17, 2),
         ];
         for (port, protocol, scope) in written {
-            assert!(is_written4(&key(port, protocol, scope)));
+            assert!(is_written(key(port, protocol, scope)));
         }
         for (port, protocol, scope) in [(80, 99, 2), (80, 6, 7), (80, 6, 1), (0, 6, 1), (0, 0, 0)] {
-            assert!(!is_written4(&key(port, protocol, scope)));
+            assert!(!is_written(key(port, protocol, scope)));
         }
         let padded = abi::FrontendKey6 {
             protocol: 6,
             pad: [0, 0, 0, 1],
             ..abi::FrontendKey6::default()
         };
-        assert!(!is_written6(&padded));
+        assert!(!is_written(RawKey::V6(padded)));
     }
 
     #[test]

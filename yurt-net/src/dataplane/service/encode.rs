@@ -23,7 +23,7 @@ fn protocol_number(protocol: Protocol) -> u8 {
 }
 
 /// Port, protocol and scope of a key.
-pub(in crate::dataplane) fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
+fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
     match port {
         KeyPort::Any => ([0; 2], 0, abi::SCOPE_ADDRESS),
         KeyPort::Port(scope, protocol, port) => {
@@ -37,7 +37,7 @@ pub(in crate::dataplane) fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
 }
 
 /// A row's key in the map of its family.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::dataplane) enum RawKey {
     V4(abi::FrontendKey4),
     V6(abi::FrontendKey6),
@@ -65,7 +65,7 @@ impl From<&FrontendKey> for RawKey {
 }
 
 impl RawKey {
-    fn fingerprint(&self) -> u32 {
+    pub(super) fn fingerprint(&self) -> u32 {
         match self {
             Self::V4(key) => key.fingerprint(),
             Self::V6(key) => key.fingerprint(),

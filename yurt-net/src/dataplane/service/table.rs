@@ -15,7 +15,7 @@ use yurt_ebpf::abi::{
     Backend4, Backend6, Conf, FILTER_WORDS, FrontendKey4, FrontendKey6, PrefixSet, ServiceRow,
 };
 
-use super::decode::{RawTable, Rows, is_written4, is_written6};
+use super::decode::{RawTable, Rows, is_written};
 use super::encode::{MapWriter, RawKey, raw_value};
 use super::grace::GracePeriod;
 use crate::dataplane::DataplaneError;
@@ -208,10 +208,10 @@ impl Table {
             .map_err(on_map("read", "yurt_fe4"))?;
         let mut rows6 = sys::map_entries::<FrontendKey6, u64>(self.fe6.as_fd())
             .map_err(on_map("read", "yurt_fe6"))?;
-        for (key, _) in rows4.extract_if(.., |(key, _)| !is_written4(key)) {
+        for (key, _) in rows4.extract_if(.., |(key, _)| !is_written(RawKey::V4(*key))) {
             sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))?;
         }
-        for (key, _) in rows6.extract_if(.., |(key, _)| !is_written6(key)) {
+        for (key, _) in rows6.extract_if(.., |(key, _)| !is_written(RawKey::V6(*key))) {
             sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))?;
         }
         Ok((rows4, rows6))
