@@ -465,7 +465,7 @@ impl Dataplane for BpfDataplane {
                 source,
             }
         };
-        let mut table = self.table.mapped().map_err(failed(0))?;
+        let mut table = self.table.writer();
         for run in plan
             .ops
             .chunk_by(|a, b| matches!((a, b), (Op::PutFrontend(..), Op::PutFrontend(..))))

@@ -1,7 +1,7 @@
 //! The table maps: hashes by system call, arrays in our memory.
 //!
-//! The large arrays are mapped only while they are read or written. At any other time a fault in this process cannot
-//! change the table that clients are served from, and the arrays do not count as the agent's memory.
+//! The large arrays are mapped only while they are read or written, and as far as they are written. At any other time a fault in
+//! this process cannot change the table that clients are served from, and the arrays do not count as the agent's memory.
 #![expect(
     unsafe_code,
     reason = "entries that the programs read while they are written"
@@ -21,8 +21,11 @@ use super::grace::GracePeriod;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{map_array, map_open, open_map};
 use crate::dataplane::error::on_map;
-use crate::dataplane::sys::{self, MappedArray};
+use crate::dataplane::sys::{self, MappedArray, WindowedArray};
 use crate::plan::{Capacity, Filter, Op};
+
+/// What is done to an array that is written.
+const MAP: &str = "map into memory";
 
 /// The table maps in use.
 pub(super) struct Table {
@@ -39,12 +42,20 @@ pub(super) struct Table {
     pub(super) first_generation: u16,
 }
 
-/// The table maps with all arrays in our memory.
+/// The table maps with all arrays in our memory, to be read.
 pub(super) struct Mapped<'a> {
     table: &'a Table,
     svc: MappedArray<ServiceRow>,
     slot: MappedArray<Backend4>,
     be6: MappedArray<Backend6>,
+}
+
+/// The table maps while a plan is written.
+pub(super) struct Writer<'a> {
+    table: &'a Table,
+    svc: WindowedArray<'a, ServiceRow>,
+    slot: WindowedArray<'a, Backend4>,
+    be6: WindowedArray<'a, Backend6>,
 }
 
 /// A start for the generations of a map, other than those of the maps before it: the kernel numbers maps, and this
@@ -86,6 +97,17 @@ impl Table {
         })
     }
 
+    /// Has as much of the arrays in our memory as is written, until the result is dropped.
+    pub(super) fn writer(&self) -> Writer<'_> {
+        let capacity = &self.capacity;
+        Writer {
+            table: self,
+            svc: WindowedArray::new(self.svc.as_fd(), capacity.services),
+            slot: WindowedArray::new(self.slot.as_fd(), capacity.slots4),
+            be6: WindowedArray::new(self.be6.as_fd(), capacity.slots6),
+        }
+    }
+
     pub(super) fn conf_entry(&self) -> Result<*mut Conf, DataplaneError> {
         let out_of_bounds = DataplaneError::OutOfBounds {
             map: "yurt_conf",
@@ -118,7 +140,7 @@ impl RawTable for Mapped<'_> {
     }
 }
 
-impl MapWriter for Mapped<'_> {
+impl MapWriter for Writer<'_> {
     fn grace(&mut self) -> Result<(), DataplaneError> {
         self.table.grace.wait().map_err(DataplaneError::Grace)
     }
@@ -153,6 +175,7 @@ impl MapWriter for Mapped<'_> {
         };
         self.slot
             .write(slot, backend)
+            .map_err(on_map(MAP, "yurt_slot"))?
             .then_some(())
             .ok_or(out_of_bounds)
     }
@@ -164,6 +187,7 @@ impl MapWriter for Mapped<'_> {
         };
         self.be6
             .write(slot, backend)
+            .map_err(on_map(MAP, "yurt_be6"))?
             .then_some(())
             .ok_or(out_of_bounds)
     }
@@ -173,7 +197,8 @@ impl MapWriter for Mapped<'_> {
             map: "yurt_svc",
             index: service,
         };
-        let row = self.svc.entry(service).ok_or(out_of_bounds)?.as_ptr();
+        let row = self.svc.entry(service).map_err(on_map(MAP, "yurt_svc"))?;
+        let row = row.ok_or(out_of_bounds)?.as_ptr();
         // SAFETY: valid, aligned words of our mapping. Release: the slots are there before the word that shows them.
         unsafe {
             AtomicU64::from_ptr(&raw mut (*row).affinity).store(new.affinity, Ordering::Relaxed);
@@ -218,7 +243,7 @@ impl Table {
     }
 }
 
-impl Mapped<'_> {
+impl Writer<'_> {
     /// Writes a run of new rows with one call for each family.
     pub(super) fn put_all(&self, ops: &[Op]) -> Result<(), DataplaneError> {
         let (mut keys4, mut values4) =

@@ -18,7 +18,13 @@ unsafe impl<T> Send for MappedArray<T> {}
 impl<T: Copy> MappedArray<T> {
     /// Maps a map that was made with `BPF_F_MMAPABLE`, values of `T` and `length` entries.
     pub(in crate::dataplane) fn new(map: BorrowedFd<'_>, length: u32) -> io::Result<Self> {
-        // SAFETY: a new mapping; the kernel checks the length against the map's.
+        Self::part(map, 0, length)
+    }
+
+    /// The same of `length` entries from the entry `first` on, which begins a page. To this array `first` is entry 0.
+    fn part(map: BorrowedFd<'_>, first: u32, length: u32) -> io::Result<Self> {
+        let offset = libc::off_t::try_from(Self::bytes(first)).map_err(io::Error::other)?;
+        // SAFETY: a new mapping; the kernel checks its place and length against the map's.
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
@@ -26,7 +32,7 @@ impl<T: Copy> MappedArray<T> {
                 libc::PROT_READ | libc::PROT_WRITE,
                 libc::MAP_SHARED,
                 map.as_raw_fd(),
-                0,
+                offset,
             )
         };
         if base == libc::MAP_FAILED {
@@ -53,14 +59,6 @@ impl<T: Copy> MappedArray<T> {
         self.entry(index)
             .map(|entry| unsafe { entry.read_volatile() })
     }
-
-    /// Writes an entry that no program reads at the moment. False beyond the end.
-    pub(in crate::dataplane) fn write(&self, index: u32, value: T) -> bool {
-        // SAFETY: a valid entry of our own mapping.
-        self.entry(index)
-            .map(|entry| unsafe { entry.write_volatile(value) })
-            .is_some()
-    }
 }
 
 impl<T> Drop for MappedArray<T> {
@@ -68,5 +66,145 @@ impl<T> Drop for MappedArray<T> {
         let bytes = self.length as usize * size_of::<T>();
         // SAFETY: mapped by `new` with this length, and no pointer into it outlives self.
         unsafe { libc::munmap(self.base.as_ptr().cast(), bytes) };
+    }
+}
+
+/// What is mapped at once. Windows begin at multiples of it, so pages of any size and entries of 8, 16 and 24 bytes have to divide it.
+const WINDOW_BYTES: usize = 3 << 16;
+/// After so many windows in one sitting it is cheaper to map all.
+const WINDOWS: u32 = 4;
+
+/// An array map of which as much is in our memory as is written to.
+///
+/// The kernel maps every page when it is asked to, touched or not: a thousand for the arrays of a table, which took longer
+/// than all else about the change of one Service, and that touches two.
+#[derive(Debug)]
+pub(in crate::dataplane) struct WindowedArray<'a, T> {
+    map: BorrowedFd<'a>,
+    length: u32,
+    /// From which entry on, and what is mapped.
+    window: Option<(u32, MappedArray<T>)>,
+    windows: u32,
+}
+
+impl<'a, T: Copy> WindowedArray<'a, T> {
+    /// An array as for [`MappedArray::new`], of which nothing is mapped yet.
+    pub(in crate::dataplane) fn new(map: BorrowedFd<'a>, length: u32) -> Self {
+        Self {
+            map,
+            length,
+            window: None,
+            windows: 0,
+        }
+    }
+
+    /// Pointer to an entry, good until the next call; `None` beyond the end.
+    pub(in crate::dataplane) fn entry(&mut self, index: u32) -> io::Result<Option<NonNull<T>>> {
+        if index >= self.length {
+            return Ok(None);
+        }
+        if let Some((first, window)) = &self.window
+            && let Some(entry) = index.checked_sub(*first).and_then(|at| window.entry(at))
+        {
+            return Ok(Some(entry));
+        }
+        let (first, length) = match self.windows < WINDOWS {
+            true => Self::around(index, self.length),
+            false => (0, self.length),
+        };
+        self.windows += 1;
+        let window = MappedArray::part(self.map, first, length)?;
+        let entry = window.entry(index - first);
+        self.window = Some((first, window));
+        Ok(entry)
+    }
+
+    /// The window that an entry is in: its first entry, and how many there are.
+    fn around(index: u32, length: u32) -> (u32, u32) {
+        const {
+            assert!(WINDOW_BYTES.is_multiple_of(size_of::<T>()));
+        }
+        // 24,576 at most.
+        let entries = (WINDOW_BYTES / size_of::<T>()) as u32;
+        let first = index - index % entries;
+        (first, entries.min(length - first))
+    }
+
+    /// Writes an entry that no program reads at the moment. False beyond the end.
+    pub(in crate::dataplane) fn write(&mut self, index: u32, value: T) -> io::Result<bool> {
+        let entry = self.entry(index)?;
+        // SAFETY: a valid entry of our own mapping.
+        Ok(entry
+            .map(|entry| unsafe { entry.write_volatile(value) })
+            .is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::os::fd::AsFd as _;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// As the largest entry: the one that no page is a multiple of.
+    type Entry = [u64; 3];
+    const LENGTH: u32 = 50_000;
+
+    fn array() -> File {
+        let file = tempfile::tempfile().unwrap();
+        let bytes = MappedArray::<Entry>::bytes(LENGTH);
+        file.set_len(bytes.try_into().unwrap()).unwrap();
+        file
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn what_is_written_through_windows_is_where_the_whole_array_has_it(
+            indices in proptest::collection::vec(
+                prop_oneof![0..LENGTH + 2, 8190u32..8194, LENGTH - 2..LENGTH + 2],
+                1..12,
+            ),
+        ) {
+            let mut file = array();
+            let mut expected = vec![0u64; LENGTH as usize * 3];
+            let mut windowed = WindowedArray::<Entry>::new(file.as_fd(), LENGTH);
+            for (index, value) in indices.into_iter().zip(1u64..) {
+                let is_there = windowed.write(index, [value; 3]).unwrap();
+                prop_assert_eq!(is_there, index < LENGTH);
+                if is_there {
+                    expected[index as usize * 3..][..3].fill(value);
+                }
+            }
+            drop(windowed);
+            let mut bytes = Vec::new();
+            file.read_to_end(&mut bytes).unwrap();
+            let words = bytes.as_chunks().0.iter().map(|word| u64::from_ne_bytes(*word));
+            prop_assert!(words.eq(expected));
+        }
+    }
+
+    #[test]
+    fn a_few_entries_cost_a_few_windows_and_many_cost_the_array_once() {
+        let file = array();
+        let mut windowed = WindowedArray::<Entry>::new(file.as_fd(), LENGTH);
+        let mut mapped = |index| {
+            windowed.entry(index).unwrap().unwrap();
+            let (first, window) = windowed.window.as_ref().unwrap();
+            (*first, window.length)
+        };
+        assert_eq!(mapped(5), (0, 8192));
+        assert_eq!(mapped(8191), (0, 8192));
+        assert_eq!(mapped(8192), (8192, 8192));
+        assert_eq!(mapped(LENGTH - 1), (49_152, 848));
+        assert_eq!(mapped(0), (0, 8192));
+        for index in [49_999, 0, 30_000] {
+            assert_eq!(mapped(index), (0, LENGTH));
+        }
     }
 }

@@ -18,7 +18,7 @@ pub(super) use self::bpf::{
     tcx_program,
 };
 pub(super) use self::limits::{possible_cpus, raise_memlock, raise_open_files};
-pub(super) use self::mapped::MappedArray;
+pub(super) use self::mapped::{MappedArray, WindowedArray};
 pub(super) use self::maps::{map_create, maps_named};
 pub(super) use self::packet::packet_socket;
 pub(super) use self::secluded::without_files;
