@@ -52,6 +52,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const PAUSE: Duration = Duration::from_millis(40);
 /// Objects of tenants that change in a second: 15 MB.
 const PER_SECOND: u32 = 10;
+/// How often each of them is written anew, with other names: what a name has cost must be given back.
+const REWRITES: usize = 10;
 /// The agent's default.
 const METRICS_PORT: u16 = 10249;
 
@@ -100,7 +102,7 @@ fn service(name: &str, number: usize) -> Value {
     of_tenant(objects::service(name, ip.into(), 80))
 }
 
-/// A large object and what it needs to be one; another version has something else in it.
+/// A large object and what it needs to be one; another version has something else in it, and other names wherever it has many.
 fn large(number: usize, version: usize) -> Vec<Value> {
     let name = format!("large-{number:03}");
     let mut service = service(&name, number);
@@ -134,14 +136,14 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             vec![service, slice(10)]
         }
         2 => {
-            let ports = (0..10_000).map(|n| {
-                json!({"name": format!("port-{n}"), "protocol": "TCP", "port": n + 1, "targetPort": 8080})
-            });
+            let port = |n: usize| format!("port-{version}-{n}");
+            let ports = (0..10_000).map(
+                |n| json!({"name": port(n), "protocol": "TCP", "port": n + 1, "targetPort": 8080}),
+            );
             service["spec"]["ports"] = ports.collect();
             let mut slice = slice(10);
-            let ports = (0..10_000).map(
-                |n| json!({"name": format!("port-{n}"), "protocol": "TCP", "port": n % 60_000 + 1}),
-            );
+            let ports = (0..10_000)
+                .map(|n| json!({"name": port(n), "protocol": "TCP", "port": n % 60_000 + 1}));
             slice["ports"] = ports.collect();
             vec![service, slice]
         }
@@ -162,9 +164,11 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             let mut slice = slice(1000);
             if let Some(endpoints) = slice["endpoints"].as_array_mut() {
                 for (n, endpoint) in endpoints.iter_mut().enumerate() {
-                    endpoint["nodeName"] = json!(format!("{name}-{n:04}-{}", "n".repeat(230)));
-                    let zones =
-                        (0..8).map(|z| json!({"name": format!("{n:04}-{z}-{}", "z".repeat(55))}));
+                    endpoint["nodeName"] =
+                        json!(format!("{name}-{version:04}-{n:04}-{}", "n".repeat(225)));
+                    let zones = (0..8).map(
+                        |z| json!({"name": format!("{version:04}-{n:04}-{z}-{}", "z".repeat(50))}),
+                    );
                     endpoint["hints"]["forZones"] = zones.collect();
                 }
             }
@@ -181,7 +185,8 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             vec![service, slice(10)]
         }
         7 => {
-            let labels = (0..40_000).map(|n| (format!("label-{n}"), json!("x".repeat(10))));
+            let labels =
+                (0..40_000).map(|n| (format!("label-{version}-{n}"), json!("x".repeat(10))));
             service["metadata"]["labels"] = Value::Object(labels.collect());
             vec![service, slice(10)]
         }
@@ -240,6 +245,22 @@ impl Upset {
         self.per_second.store(per_second, Ordering::Relaxed);
         u64::from(self.done.swap(0, Ordering::Relaxed))
     }
+}
+
+/// Has tenants change objects as fast as they can, so many or a few more; returns how many.
+fn rewrite(setting: &mut Setting, count: usize) -> Result<u64> {
+    let wanted = u64::try_from(count)?;
+    let (start, mut done) = (Instant::now(), 0);
+    while done < wanted {
+        ensure!(
+            start.elapsed() < PATIENCE * 10,
+            "{done} of {wanted} changes"
+        );
+        done += setting.server.call::<u64>(&Order::Upset(1_000_000))?;
+        thread::sleep(PAUSE);
+    }
+    done += setting.server.call::<u64>(&Order::Upset(0))?;
+    Ok(done)
 }
 
 /// Milliseconds from changes of the watched Service to its publish word.
@@ -396,6 +417,16 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
                 "  the same, changes",
                 "",
                 vec![f64::from(u32::try_from(done)?)],
+            ));
+        }
+        if of_each > 0 {
+            let rewrites = if options.quick { 1 } else { REWRITES };
+            let rewritten = rewrite(&mut setting, of_each * WAYS * rewrites)?;
+            let rewritten = f64::from(u32::try_from(rewritten)?);
+            claims.push(Claim::new(
+                "  then objects written anew, with other names",
+                "",
+                vec![rewritten],
             ));
         }
         let after = steady(agent.pid())?;
