@@ -67,16 +67,16 @@ const CAPACITY: Capacity = Capacity {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Tally {
     connects: u64,
-    /// While nothing was being published: only one set was right.
+    /// Connects during which nothing was published: only one set was right.
     settled: u64,
-    /// So many epochs went by that every backend was right at some time.
+    /// Connects during which so many epochs went by that every backend was right at some time.
     undecided: u64,
     withdrawn: u64,
     refused: u64,
     timed_out: u64,
 }
 
-/// Takes it, on a node of its own.
+/// Runs the measure on a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let mut dataplane = tables::dataplane(&node, CAPACITY)?;

@@ -10,7 +10,7 @@ use super::report::Noise;
 use super::report::Series;
 use crate::testrun::Program;
 
-/// Takes it; with a bound in nanoseconds or without. `what` names the frame, `who` the program.
+/// Runs a program on a frame. `what` names the frame, `who` the program; what it adds is judged where `at_most`, in nanoseconds, is given.
 pub fn cost(
     (what, who): (&str, &str),
     [empty, program]: [&Program; 2],

@@ -36,7 +36,7 @@ const TARGET_NS: f64 = 20.0;
 /// Pods whose rows are in the map as well.
 const NEIGHBOURS: u8 = 100;
 
-/// Takes it, with the maps of a node of its own.
+/// Runs the measure, with the maps of a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let mut guard = Guard::load(&node.bpffs(), None)?;

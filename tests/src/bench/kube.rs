@@ -84,7 +84,7 @@ impl Cluster {
         }
     }
 
-    /// Those of an agent that are not the defaults.
+    /// Flags of an agent that are not the defaults.
     fn flags(&self) -> &'static [&'static str] {
         // A pool has an eighth of the endpoints.
         let is_open = self.topology_keys.is_none();
@@ -257,13 +257,13 @@ impl Setting {
         Ok(())
     }
 
-    /// The same, and nothing is remembered.
+    /// The same, and the checkpoint is removed.
     fn remove(&self, agent: &Agent) -> Result<()> {
         self.reboot(agent)?;
         remove_dir(&self.node.state_dir().join("snapshot"))
     }
 
-    /// Starts that remember nothing; the last agent goes on.
+    /// Starts agents that find no checkpoint; the last one goes on running.
     fn fresh_starts(&self, rounds: usize) -> Result<(Agent, Fresh)> {
         let mut fresh = Fresh::default();
         loop {
@@ -392,7 +392,7 @@ impl Fresh {
     }
 }
 
-/// Takes it, on nodes of its own.
+/// Runs the measure on nodes of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let rounds = if options.quick { 1 } else { 5 };
     let seconds = if options.quick { 1 } else { 10 };

@@ -31,7 +31,7 @@ pub const NAMES: [&str; 4] = ["connect", "udp", "getpeername", "non-service"];
 /// cent or two, and stays the same as long as the node lives.
 const LIVES: usize = 5;
 
-/// Takes those of [`NAMES`] that are wanted.
+/// Runs the measures of [`NAMES`] that are wanted.
 pub fn measure(
     lab: &Lab,
     options: &Options,

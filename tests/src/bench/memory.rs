@@ -25,7 +25,7 @@ const ENDPOINTS: usize = 10;
 const STEADY_FOR: Duration = Duration::from_secs(2);
 const STEADY_WITHIN: Duration = Duration::from_secs(30);
 
-/// Takes it, on a node of its own.
+/// Runs the measure on a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let mut claims = Vec::new();

@@ -23,7 +23,7 @@ use crate::lab::Node;
 /// Name of the measure.
 pub const NAME: &str = "publish";
 
-/// Takes it, on a node of its own.
+/// Runs the measure on a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let count = options.services();

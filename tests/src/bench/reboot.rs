@@ -50,7 +50,7 @@ fn service(n: u8, at: &str) -> Result<[Value; 2]> {
     Ok([service, slice])
 }
 
-/// Takes it.
+/// Runs the measure.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);

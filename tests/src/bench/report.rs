@@ -31,7 +31,7 @@ pub struct Measure {
 /// The samples of one universe.
 #[derive(Clone, Debug, Serialize)]
 pub struct Series {
-    /// Which.
+    /// Its name.
     pub name: String,
     /// Its samples.
     pub summary: Summary,

@@ -31,7 +31,7 @@ use crate::lab::agent_program;
 /// Name of the measure.
 pub const NAME: &str = "retain";
 
-/// As many as a kubelet runs at most, by its defaults and a bit.
+/// More Pods than a kubelet runs by default (110).
 const PODS: usize = 250;
 
 /// An IPAM plugin, and what it is told.
@@ -40,7 +40,7 @@ struct Plugin {
     config: Value,
 }
 
-/// Takes it.
+/// Runs the measure.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let dir = tempfile::tempdir().context("make a directory")?;
     let program = dir.path().join("yurt-ipam");

@@ -46,7 +46,7 @@ pub fn table(services: Vec<Arc<ServiceEntry>>, are_service_cidrs: bool) -> Resul
     })
 }
 
-/// So many Services of two endpoints.
+/// A table of so many Services, each of two endpoints.
 pub fn services(count: usize) -> Vec<Arc<ServiceEntry>> {
     (0..count).map(|index| service(index, 0)).collect()
 }

@@ -340,7 +340,7 @@ fn healthz(node: &Node) -> Result<()> {
     })?
 }
 
-/// Takes it, on nodes of its own.
+/// Runs the measure on nodes of its own.
 pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
     let count = if options.quick { 20 } else { 300 };
     let mut claims = Vec::new();

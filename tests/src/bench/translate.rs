@@ -34,7 +34,7 @@ const TARGET_NS: f64 = 150.0;
 /// Pods that are translated as well.
 const NEIGHBOURS: u8 = 100;
 
-/// Takes it, with the maps of a node of its own.
+/// Runs the measure, with the maps of a node of its own.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node(NAME)?;
     let mut translate = Translate::load(&node.bpffs(), None)?;

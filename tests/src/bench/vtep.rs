@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// An agent repairs a device three times a minute.
 const REPAIRS: usize = 3;
 
-/// Takes it.
+/// Runs the measure.
 pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node("edge-1")?;
     let mut times = Vec::new();

@@ -25,7 +25,7 @@ pub(in crate::dataplane) struct CgroupLinks {
     links: BTreeMap<&'static str, OwnedFd>,
 }
 
-/// What a look at the links has come to.
+/// The result of mending the links.
 #[derive(Debug, Default)]
 pub(in crate::dataplane) struct Mended {
     /// Programs that were detached or replaced, or whose link was not pinned.

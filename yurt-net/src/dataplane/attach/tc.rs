@@ -61,14 +61,14 @@ impl Method {
     }
 }
 
-/// What came of attaching.
+/// The result of attaching a program to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attached {
-    /// It was there already.
+    /// The program was attached already.
     Kept,
-    /// Another version of it was there, and now it is.
+    /// It has replaced another version of it.
     Swapped,
-    /// It was not.
+    /// It was not attached before.
     Made,
     /// There is no such device.
     Gone,

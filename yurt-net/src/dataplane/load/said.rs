@@ -16,7 +16,7 @@ use crate::dataplane::{DataplaneError, LoadError};
 
 /// How long what a program has said may wait in its ring.
 const PAUSE: Duration = Duration::from_millis(100);
-/// The ring.
+/// Name of the ring that aya-log writes to.
 const MAP: &str = "AYA_LOGS";
 
 static OBJECT: OnceLock<PathBuf> = OnceLock::new();
@@ -32,7 +32,7 @@ pub(super) fn object_path() -> Option<&'static Path> {
     OBJECT.get().map(PathBuf::as_path)
 }
 
-/// That object.
+/// The bytes of that object.
 pub(super) fn object() -> Option<Result<Vec<u8>, DataplaneError>> {
     let path = object_path()?;
     Some(fs::read(path).map_err(at("read", path)))

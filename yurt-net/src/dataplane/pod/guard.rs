@@ -434,7 +434,7 @@ fn encode_row(row: &GuardRow) -> abi::GuardRow {
     raw
 }
 
-/// Empty where the row has no link-layer address, without which the short form cannot tell two senders apart.
+/// Zero where the row has no link-layer address: without one the short form cannot tell two senders apart.
 fn encode_plain(ifindex: u32, row: &GuardRow) -> abi::PlainRow {
     let Some(mac) = row.macs.first() else {
         return abi::PlainRow::default();
@@ -487,8 +487,7 @@ fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
     }
 }
 
-/// Of IPv4 first, then of IPv6, as [`GuardRow`]s that were compiled are; what no plan has written equals none that
-/// does.
+/// Prefixes of IPv4 come first, as in compiled [`GuardRow`]s. What no plan has written equals no row of a plan.
 fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     let v4 = raw.v4.iter().take(raw.v4_len as usize).map(|prefix| {
         let prefix = Ipv4Network::with_netmask(prefix.addr.into(), prefix.mask.into());
@@ -514,7 +513,7 @@ fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     }
 }
 
-/// A mask that is none shows as a prefix that no row has.
+/// A prefix that no row has: what a mask that is not contiguous is read as.
 const NO_PREFIX: Ipv4Network = match Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0) {
     Some(prefix) => prefix,
     None => panic!("a prefix of no bits"),

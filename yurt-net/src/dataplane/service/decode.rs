@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_with_a_mask_that_is_none_is_not_overlooked() {
+    fn a_mask_that_is_not_contiguous_is_not_overlooked() {
         let mut conf = abi::Conf::default();
         conf.prefixes[0].v4_len = 1;
         conf.prefixes[0].v4[0] = abi::Prefix4 {
