@@ -10,12 +10,12 @@ use anyhow::Result;
 use anyhow::ensure;
 use yurt_ebpf::abi::GuardRow;
 use yurt_ebpf::abi::PlainRow;
+use yurt_frames::guard::OTHER;
 use yurt_net::dataplane::attach::cleanup::cleanup;
 use yurt_net::dataplane::attach::tc::Method;
 use yurt_net::dataplane::pod::guard::Guard;
 use yurt_net::node::LinkWatch;
 use yurt_net::pods::guard::Mode;
-use yurt_net_tests::frames::OTHER;
 
 use crate::guard::Scene;
 use crate::guard::guarded;

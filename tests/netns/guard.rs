@@ -18,6 +18,13 @@ use anyhow::Context;
 use anyhow::Result;
 use anyhow::bail;
 use anyhow::ensure;
+use yurt_frames::Packet;
+use yurt_frames::guard::Host;
+use yurt_frames::guard::OTHER;
+use yurt_frames::guard::POD;
+use yurt_frames::guard::fixtures;
+use yurt_frames::guard::sent;
+use yurt_frames::ip;
 use yurt_net::dataplane::attach::tc::Method;
 use yurt_net::dataplane::pod::guard::Applied;
 use yurt_net::dataplane::pod::guard::Guard;
@@ -30,12 +37,6 @@ use yurt_net::pods::guard::Mode;
 use yurt_net::pods::guard::Policy;
 use yurt_net::pods::guard::Reserved;
 use yurt_net::pods::guard::compile;
-use yurt_net_tests::frames::Host;
-use yurt_net_tests::frames::OTHER;
-use yurt_net_tests::frames::POD;
-use yurt_net_tests::frames::fixtures;
-use yurt_net_tests::frames::ipv4;
-use yurt_net_tests::frames::udp;
 use yurt_net_tests::lab::Lab;
 use yurt_net_tests::lab::Netns;
 use yurt_net_tests::lab::Node;
@@ -169,12 +170,12 @@ impl Scene {
 
     /// A frame with a source that is not the Pod's.
     pub(crate) fn spoofed() -> Vec<u8> {
-        ipv4(POD.mac, OTHER.v4, OTHER.v4, 17, &udp(1, 2, b"spoofed"))
+        sent(POD.mac, ip(OTHER.v4, OTHER.v4).udp(1, 2).data(b"spoofed"))
     }
 
     /// A frame that is right.
     pub(crate) fn honest() -> Vec<u8> {
-        ipv4(POD.mac, POD.v4, OTHER.v4, 17, &udp(1, 2, b"honest"))
+        sent(POD.mac, ip(POD.v4, OTHER.v4).udp(1, 2).data(b"honest"))
     }
 }
 
@@ -352,8 +353,8 @@ fn no_annotation_gives_a_pod_the_mac_that_the_node_knows_its_gateway_by() -> Res
         "{reasons:?}"
     );
     scene.bring_to(&wanted)?;
-    let payload = udp(1, 2, b"gateway");
-    scene.is_stopped(&ipv4(mac, POD.v4, OTHER.v4, 17, &payload))?;
+    let datagram = |packet: Packet| packet.udp(1, 2).data(b"gateway");
+    scene.is_stopped(&sent(mac, datagram(ip(POD.v4, OTHER.v4))))?;
     scene.passes(&Scene::honest())
 }
 
@@ -380,13 +381,13 @@ fn an_annotation_with_anothers_mac_or_network_gives_a_pod_nothing() -> Result<()
     let refused = ["0.0.0.0/0: ", "10.244.1.0/24: ", "0a:58:0a:f4:01:0b: "];
     assert!(refused.iter().all(|wish| reason.contains(wish)), "{reason}");
     scene.bring_to(&wanted)?;
-    let payload = udp(1, 2, b"mine by now");
-    let as_victim = ipv4(OTHER.mac, POD.v4, OTHER.v4, 17, &payload);
+    let datagram = |packet: Packet| packet.udp(1, 2).data(b"mine by now");
+    let as_victim = sent(OTHER.mac, datagram(ip(POD.v4, OTHER.v4)));
     scene.is_stopped(&as_victim)?;
     scene.is_stopped(&Scene::spoofed())?;
     assert_eq!(scene.counts()?, ["1 dropped ipv4", "1 dropped mac"]);
     // What is nobody's is given.
-    scene.passes(&ipv4(vrrp, POD.v4, OTHER.v4, 17, &payload))
+    scene.passes(&sent(vrrp, datagram(ip(POD.v4, OTHER.v4))))
 }
 
 #[test]
@@ -447,7 +448,7 @@ fn a_frame_whose_headers_are_not_in_the_linear_part_is_judged_as_any_other() -> 
     let scene = Scene::new(Mode::Enforce, None)?;
     let long = [0; 6000];
     for (source, expected) in [(POD.v4, true), (OTHER.v4, false)] {
-        let frame = ipv4(POD.mac, source, OTHER.v4, 17, &udp(1, 2, &long));
+        let frame = sent(POD.mac, ip(source, OTHER.v4).udp(1, 2).data(&long));
         let mut arrivals = Arrivals::start(scene.other.netns())?;
         send_scattered(&scene, &frame)?;
         let patience = if expected { PATIENCE } else { SETTLE };

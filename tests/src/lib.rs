@@ -4,10 +4,8 @@
 pub mod apiserver;
 pub mod bench;
 mod bpf;
-pub mod frames;
 pub mod lab;
 pub mod matrix;
-pub mod packets;
 pub mod preempted;
 pub mod runtime;
 pub mod testrun;

@@ -8,9 +8,11 @@ use std::os::fd::AsRawFd as _;
 use anyhow::Context as _;
 use anyhow::Result;
 use ipnetwork::IpNetwork;
+use yurt_frames::guard::{Host, OTHER, POD, advertisement, fixtures, sent};
+use yurt_frames::ip;
+use yurt_frames::protocol::VRRP;
 use yurt_net::dataplane::pod::guard::{Guard, Spoofs};
 use yurt_net::pods::guard::{GuardOp, GuardRow, Identity, Mode, Owner};
-use yurt_net_tests::frames::{Host, OTHER, POD, advertisement, fixtures, ipv4, udp, udp6};
 use yurt_net_tests::lab::{Lab, Node};
 use yurt_net_tests::testrun::{IFINDEX, NEXT, Program, SHOT};
 
@@ -151,8 +153,8 @@ fn an_address_that_is_kept_for_a_pod_that_is_away_is_used_by_nobody() -> Result<
     let world = World::new()?;
     world.own(IpAddr::from(OTHER.v4), None, Mode::Enforce)?;
     world.own(IpAddr::from(OTHER.v6), None, Mode::Audit)?;
-    let stolen4 = ipv4(POD.mac, OTHER.v4, POD.v4, 17, &udp(1, 2, b""));
-    let stolen6 = advertisement(POD.mac, POD.v6, OTHER.v6, POD.mac);
+    let stolen4 = sent(POD.mac, ip(OTHER.v4, POD.v4).udp(1, 2));
+    let stolen6 = sent(POD.mac, advertisement(POD.v6, OTHER.v6, POD.mac));
     // By a Pod that nobody knows, and by one that is only audited.
     assert_eq!(world.send(&stolen4)?, (SHOT, vec!["dropped ipv4".into()]));
     assert_eq!(world.send(&stolen6)?, (NEXT, vec!["audited nd".into()]));
@@ -162,7 +164,7 @@ fn an_address_that_is_kept_for_a_pod_that_is_away_is_used_by_nobody() -> Result<
     // And by the Pod itself once it is back.
     world.own(IpAddr::from(OTHER.v4), Some(IFINDEX), Mode::Enforce)?;
     world.admit(OTHER, Mode::Enforce)?;
-    let back = ipv4(OTHER.mac, OTHER.v4, POD.v4, 17, &udp(1, 2, b""));
+    let back = sent(OTHER.mac, ip(OTHER.v4, POD.v4).udp(1, 2));
     assert_eq!(world.send(&back)?, (NEXT, vec![]));
     Ok(())
 }
@@ -174,9 +176,9 @@ fn extra_addresses_are_a_pods_to_use_unless_they_are_anothers() -> Result<()> {
     row.macs.push([0, 0, 0x5e, 0, 1, 51]);
     row.extra = vec!["10.244.1.0/24".parse()?, "fd00:244:1::/64".parse()?];
     world.apply(&[GuardOp::PutRow(IFINDEX, row)])?;
-    let vip = "10.244.1.200".parse()?;
-    let vrrp = ipv4([0, 0, 0x5e, 0, 1, 51], vip, OTHER.v4, 112, &[]);
-    let as_other = udp6(POD.mac, OTHER.v6, POD.v6, (1, 2));
+    let vrrp = ip([10, 244, 1, 200], OTHER.v4).raw(VRRP, &[]);
+    let vrrp = sent([0, 0, 0x5e, 0, 1, 51], vrrp);
+    let as_other = sent(POD.mac, ip(OTHER.v6, POD.v6).udp(1, 2));
     assert_eq!(world.send(&vrrp)?, (NEXT, vec![]));
     assert_eq!(world.send(&as_other)?, (NEXT, vec![]));
     world.own(IpAddr::from(OTHER.v6), Some(99), Mode::Audit)?;
@@ -190,7 +192,7 @@ fn a_link_layer_address_is_its_owners_whatever_an_annotation_has_added() -> Resu
     let mut row = row(POD, Mode::Audit);
     row.macs.push(OTHER.mac);
     world.apply(&[GuardOp::PutRow(IFINDEX, row)])?;
-    let stolen = ipv4(OTHER.mac, POD.v4, POD.v4, 17, &udp(1, 2, b""));
+    let stolen = sent(OTHER.mac, ip(POD.v4, POD.v4).udp(1, 2));
     assert_eq!(world.send(&stolen)?, (NEXT, vec![]), "nobody has it");
     world.own(OTHER.mac, Some(99), Mode::Enforce)?;
     assert_eq!(world.send(&stolen)?, (SHOT, vec!["dropped mac".into()]));
@@ -208,7 +210,7 @@ fn a_link_layer_address_is_its_owners_whatever_an_annotation_has_added() -> Resu
 fn what_is_forgotten_of_a_device_is_counted_anew() -> Result<()> {
     let world = World::new()?;
     world.admit(POD, Mode::Audit)?;
-    let wrong = ipv4(OTHER.mac, POD.v4, OTHER.v4, 17, &udp(1, 2, b""));
+    let wrong = sent(OTHER.mac, ip(POD.v4, OTHER.v4).udp(1, 2));
     world.send(&wrong)?;
     world.apply(&[GuardOp::Detach(IFINDEX)])?;
     assert_eq!(world.counts()?[0].audited["mac"], 0);

@@ -62,40 +62,43 @@ pub fn sender<F: Frame + ?Sized>(packet: &F, is_v6: bool) -> Option<(VtepKey, [u
 
 #[cfg(test)]
 mod tests {
+    use yurt_frames::protocol::{FRAGMENT, TCP};
+    use yurt_frames::{Ipv4, Ipv6, Packet, Udp, Vxlan, eth};
+
     use super::*;
     use crate::abi::{Mac, VtepSeen, mapped};
 
     const INNER: [u8; 6] = [0x0a, 1, 2, 3, 4, 5];
 
-    fn ipv4() -> Vec<u8> {
-        let mut header = vec![0; 20];
-        header[0] = 0x45;
-        header[6] = 0x40;
-        header[9] = UDP;
-        header[12..16].copy_from_slice(&[192, 0, 2, 7]);
-        header
+    /// What comes behind a header of IP: vxlan with these flags, and the frame inside.
+    fn tunnel(flags: u8) -> Packet {
+        let vxlan = Vxlan {
+            flags,
+            reserved: 0xff,
+            ..Vxlan::new(0x01_02_03)
+        };
+        let outer = Packet::from(Udp::new(50000, 8472));
+        outer.then(vxlan).then(eth(INNER, [0xff; 6]))
     }
 
-    fn ipv6() -> Vec<u8> {
-        let mut header = vec![0; 40];
-        header[0] = 0x60;
-        header[6] = UDP;
-        header[8..24].copy_from_slice(&[7; 16]);
-        header
+    fn ipv4() -> Ipv4 {
+        Ipv4 {
+            // Not to be cut.
+            fragment: 0x4000,
+            ..Ipv4::new([192, 0, 2, 7], [192, 0, 2, 1])
+        }
     }
 
-    fn tunnel() -> Vec<u8> {
-        let mut bytes = vec![0xff; 28];
-        bytes[2..4].copy_from_slice(&8472u16.to_be_bytes());
-        bytes[8] = HAS_VNI;
-        bytes[12..16].copy_from_slice(&[0x01, 0x02, 0x03, 0xff]);
-        bytes[22..].copy_from_slice(&INNER);
-        bytes
+    fn ipv6() -> Ipv6 {
+        Ipv6::new([7; 16], [8; 16])
     }
 
-    fn of(header: &[u8], tunnel: &[u8]) -> Option<(VtepKey, [u8; 6])> {
-        let is_v6 = header.len() == 40;
-        sender([header, tunnel].concat().as_slice(), is_v6)
+    fn of(header: impl Into<Packet>, tunnel: Packet) -> Option<(VtepKey, [u8; 6])> {
+        let packet = header.into().then(tunnel);
+        let is_v6 = packet
+            .addresses()
+            .is_some_and(|(source, _)| source.is_ipv6());
+        sender(packet.bytes().as_slice(), is_v6)
     }
 
     #[test]
@@ -107,36 +110,66 @@ mod tests {
             pad: [0; 2],
         };
         let expected = (from(mapped([192, 0, 2, 7])), INNER);
-        assert_eq!(of(&ipv4(), &tunnel()), Some(expected));
-        assert_eq!(of(&ipv6(), &tunnel()), Some((from([7; 16]), INNER)));
+        assert_eq!(of(ipv4(), tunnel(HAS_VNI)), Some(expected));
+        assert_eq!(of(ipv6(), tunnel(HAS_VNI)), Some((from([7; 16]), INNER)));
     }
 
     #[test]
     fn options_of_ipv4_are_skipped() {
-        let mut header = [ipv4(), vec![1; 40]].concat();
-        header[0] = 0x4f;
-        assert_eq!(
-            sender([header, tunnel()].concat().as_slice(), false),
-            of(&ipv4(), &tunnel())
-        );
+        let with_options = Ipv4 {
+            options: vec![1; 40],
+            ..ipv4()
+        };
+        let plain = of(ipv4(), tunnel(HAS_VNI));
+        assert_eq!(of(with_options, tunnel(HAS_VNI)), plain);
+        assert!(plain.is_some());
     }
 
     #[test]
     fn what_is_no_whole_udp_packet_of_a_tunnel_is_passed_over() {
-        for (at, value) in [(0, 0x65), (0, 0x44), (6, 0x20), (7, 0x01), (9, 6)] {
-            let mut header = ipv4();
-            header[at] = value;
-            assert_eq!(of(&header, &tunnel()), None, "{at}: {value:#x}");
+        for header in [
+            Ipv4 {
+                version_and_length: Some(0x65),
+                ..ipv4()
+            },
+            Ipv4 {
+                version_and_length: Some(0x44),
+                ..ipv4()
+            },
+            // The first of several fragments, and a later one.
+            Ipv4 {
+                fragment: 0x2000,
+                ..ipv4()
+            },
+            Ipv4 {
+                fragment: 0x0001,
+                ..ipv4()
+            },
+            Ipv4 {
+                protocol: Some(TCP),
+                ..ipv4()
+            },
+        ] {
+            assert_eq!(of(header.clone(), tunnel(HAS_VNI)), None, "{header:?}");
         }
-        for (at, value) in [(0, 0x45), (6, 44)] {
-            let mut header = ipv6();
-            header[at] = value;
-            assert_eq!(of(&header, &tunnel()), None, "{at}: {value:#x}");
+        for header in [
+            Ipv6 {
+                version_class_flow: 0x45 << 24,
+                ..ipv6()
+            },
+            Ipv6 {
+                next: Some(FRAGMENT),
+                ..ipv6()
+            },
+        ] {
+            assert_eq!(of(header.clone(), tunnel(HAS_VNI)), None, "{header:?}");
         }
-        let mut without_vni = tunnel();
-        without_vni[8] = 0;
-        assert_eq!(of(&ipv4(), &without_vni), None);
-        assert_eq!(of(&ipv4(), &tunnel()[..27]), None);
+        assert_eq!(of(ipv4(), tunnel(0)), None);
+        // The last byte of what is read, the inner source's, is missing.
+        let whole = Packet::from(ipv4()).then(tunnel(HAS_VNI)).bytes();
+        let needed = 20 + size_of::<Tunnel>();
+        assert!(sender(&whole[..needed], false).is_some());
+        assert_eq!(sender(&whole[..needed - 1], false), None);
     }
 
     #[test]

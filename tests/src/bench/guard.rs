@@ -6,6 +6,14 @@ use std::net::Ipv4Addr;
 use anyhow::Result;
 use anyhow::ensure;
 use ipnetwork::IpNetwork;
+use yurt_frames::ACK;
+use yurt_frames::Arp;
+use yurt_frames::guard::Host;
+use yurt_frames::guard::OTHER;
+use yurt_frames::guard::POD;
+use yurt_frames::guard::advertisement;
+use yurt_frames::guard::sent;
+use yurt_frames::ip;
 use yurt_net::dataplane::pod::guard::Guard;
 use yurt_net::pods::guard::GuardOp;
 use yurt_net::pods::guard::GuardRow;
@@ -14,16 +22,6 @@ use yurt_net::pods::guard::Mode;
 use super::Options;
 use super::frame::cost;
 use super::report::Measure;
-use crate::frames::Host;
-use crate::frames::OTHER;
-use crate::frames::POD;
-use crate::frames::advertisement;
-use crate::frames::arp;
-use crate::frames::icmpv6_frame;
-use crate::frames::ipv4;
-use crate::frames::ipv6;
-use crate::frames::udp;
-use crate::frames::udp6;
 use crate::lab::Lab;
 use crate::testrun::IFINDEX;
 use crate::testrun::NEXT;
@@ -79,38 +77,25 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
 
 /// Frames that Pods send all the time, which are judged, and others.
 fn frames() -> Vec<(&'static str, Vec<u8>, bool)> {
-    let tcp = [&[0x9c, 0x40, 0, 80][..], &[0; 16]].concat();
-    let echo = [0, 1, 0, 1, 0, 0, 0, 0];
-    vec![
-        ("TCP, IPv4", ipv4(POD.mac, POD.v4, OTHER.v4, 6, &tcp), true),
-        (
-            "UDP, IPv4",
-            ipv4(POD.mac, POD.v4, OTHER.v4, 17, &udp(40000, 53, b"question")),
-            true,
-        ),
-        ("TCP, IPv6", ipv6(POD.mac, POD.v6, OTHER.v6, 6, &tcp), true),
-        (
-            "UDP, IPv6",
-            udp6(POD.mac, POD.v6, OTHER.v6, (40000, 53)),
-            true,
-        ),
-        (
-            "ICMP, IPv4",
-            ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0, 0, 1, 0, 1]),
-            true,
-        ),
-        (
-            "ICMP, IPv6",
-            icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
-            true,
-        ),
-        ("ARP", arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4), true),
-        (
-            "neighbour advertisement",
-            advertisement(POD.mac, POD.v6, POD.v6, POD.mac),
-            false,
-        ),
-    ]
+    let [v4, v6] = [ip(POD.v4, OTHER.v4), ip(POD.v6, OTHER.v6)];
+    let ask = Arp::request((POD.mac, POD.v4), OTHER.v4);
+    let advertised = advertisement(POD.v6, POD.v6, POD.mac);
+    let judged = [
+        ("TCP, IPv4", v4.clone().tcp(40000, 80, ACK)),
+        ("UDP, IPv4", v4.clone().udp(40000, 53).data(b"question")),
+        ("TCP, IPv6", v6.clone().tcp(40000, 80, ACK)),
+        ("UDP, IPv6", v6.clone().udp(40000, 53).data(b"hello")),
+        ("ICMP, IPv4", v4.ping(1)),
+        ("ICMP, IPv6", v6.ping(1)),
+        ("ARP", ask.into()),
+    ];
+    let judged = judged
+        .into_iter()
+        .map(|(name, packet)| (name, packet, true));
+    let frames = judged.chain([("neighbour advertisement", advertised, false)]);
+    frames
+        .map(|(name, packet, is_judged)| (name, sent(POD.mac, packet), is_judged))
+        .collect()
 }
 
 fn row(host: Host) -> GuardRow {

@@ -7,6 +7,14 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use anyhow::ensure;
+use yurt_frames::ACK;
+use yurt_frames::Packet;
+use yurt_frames::SYN;
+use yurt_frames::eth;
+use yurt_frames::guard::OTHER;
+use yurt_frames::guard::POD;
+use yurt_frames::tcp;
+use yurt_frames::udp;
 use yurt_net::dataplane::pod::translate::Translate;
 use yurt_net::node::routes::Routes;
 use yurt_net::pods::translate::Pair;
@@ -16,13 +24,8 @@ use yurt_net::pods::translate::TranslateRow;
 use super::Options;
 use super::frame::cost;
 use super::report::Measure;
-use crate::frames::OTHER;
-use crate::frames::POD;
 use crate::lab::Lab;
 use crate::lab::Node;
-use crate::packets;
-use crate::packets::ACK;
-use crate::packets::SYN;
 use crate::testrun::IFINDEX;
 use crate::testrun::NEXT;
 use crate::testrun::Program;
@@ -45,7 +48,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     for is_changed in [true, false] {
         bring(&mut translate, &node, is_changed)?;
         for (name, direction, packet) in frames(is_changed) {
-            let (frame, program) = (packets::frame(&packet), &programs[direction]);
+            let frame = eth(OTHER.mac, POD.mac).then(packet).bytes();
+            let program = &programs[direction];
             let is_as_it_was = program.pass(&frame)? == (NEXT, frame.clone());
             ensure!(is_as_it_was, "{name}: it is not that what comes next");
             let both = [&empty, program];
@@ -96,7 +100,7 @@ fn bring(translate: &mut Translate, node: &Node, is_changed: bool) -> Result<()>
 }
 
 /// Name, which program, and the packet.
-fn frames(is_changed: bool) -> Vec<(&'static str, usize, Vec<u8>)> {
+fn frames(is_changed: bool) -> Vec<(&'static str, usize, Packet)> {
     const TO_POD: usize = 0;
     const FROM_POD: usize = 1;
     let to =
@@ -113,65 +117,49 @@ fn frames(is_changed: bool) -> Vec<(&'static str, usize, Vec<u8>)> {
             (
                 "TCP to the Pod, IPv4",
                 TO_POD,
-                packets::tcp(client4, pod4, ACK, data),
+                tcp(client4, pod4, ACK, data),
             ),
             (
                 "TCP from the Pod, IPv4",
                 FROM_POD,
-                packets::tcp(pod4, client4, ACK, data),
+                tcp(pod4, client4, ACK, data),
             ),
             (
                 "TCP to the Pod, IPv6",
                 TO_POD,
-                packets::tcp(client6, pod6, ACK, data),
+                tcp(client6, pod6, ACK, data),
             ),
             (
                 "TCP from the Pod, IPv6",
                 FROM_POD,
-                packets::tcp(pod6, client6, ACK, data),
+                tcp(pod6, client6, ACK, data),
             ),
-            (
-                "UDP to the Pod, IPv4",
-                TO_POD,
-                packets::udp(client4, pod4, data),
-            ),
-            (
-                "UDP from the Pod, IPv4",
-                FROM_POD,
-                packets::udp(pod4, client4, data),
-            ),
-            (
-                "UDP to the Pod, IPv6",
-                TO_POD,
-                packets::udp(client6, pod6, data),
-            ),
-            (
-                "UDP from the Pod, IPv6",
-                FROM_POD,
-                packets::udp(pod6, client6, data),
-            ),
+            ("UDP to the Pod, IPv4", TO_POD, udp(client4, pod4, data)),
+            ("UDP from the Pod, IPv4", FROM_POD, udp(pod4, client4, data)),
+            ("UDP to the Pod, IPv6", TO_POD, udp(client6, pod6, data)),
+            ("UDP from the Pod, IPv6", FROM_POD, udp(pod6, client6, data)),
         ];
     }
     vec![
         (
             "TCP to the live address, IPv4",
             TO_POD,
-            packets::tcp(client4, pod4, SYN, data),
+            tcp(client4, pod4, SYN, data),
         ),
         (
             "TCP from the live address, IPv4",
             FROM_POD,
-            packets::tcp(pod4, client4, ACK, data),
+            tcp(pod4, client4, ACK, data),
         ),
         (
             "UDP to the live address, IPv6",
             TO_POD,
-            packets::udp(client6, pod6, data),
+            udp(client6, pod6, data),
         ),
         (
             "UDP from the live address, IPv6",
             FROM_POD,
-            packets::udp(pod6, client6, data),
+            udp(pod6, client6, data),
         ),
     ]
 }

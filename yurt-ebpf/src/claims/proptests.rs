@@ -1,9 +1,9 @@
 use proptest::prelude::*;
+use yurt_frames::guard::{Fixture, OTHER, POD, advertisement, fixtures, sent};
+use yurt_frames::ip;
 
 use super::tests::{Owned, find, row};
 use super::*;
-
-use super::tests::frames::{self, Fixture, POD, fixtures};
 
 /// Fixtures with some bytes of theirs changed: close to what is judged, and not what anyone thought of.
 fn frame() -> impl Strategy<Value = Vec<u8>> {
@@ -38,7 +38,8 @@ proptest! {
     #[test]
     fn only_its_own_source_goes_on(source in any::<u32>(), destination in any::<u32>(), protocol in any::<u8>()) {
         let source = std::net::Ipv4Addr::from(source);
-        let frame = frames::ipv4(POD.mac, source, destination.into(), protocol, &[0; 20]);
+        let packet = ip(source, destination.to_be_bytes()).raw(protocol, &[0; 20]);
+        let frame = sent(POD.mac, packet);
         let finding = find(&frame, Some(&row(POD)), &Owned::new());
         let is_right = finding.is_some_and(|finding| finding.reason.is_none());
         let is_group_of_nobody = source.is_unspecified() && protocol == 2 && destination >> 28 == 0xe;
@@ -48,7 +49,7 @@ proptest! {
     #[test]
     fn only_its_own_target_is_advertised(target in any::<u128>()) {
         let target = std::net::Ipv6Addr::from(target);
-        let frame = frames::advertisement(POD.mac, POD.v6, target, POD.mac);
+        let frame = sent(POD.mac, advertisement(POD.v6, target, POD.mac));
         let finding = find(&frame, Some(&row(POD)), &Owned::new()).unwrap();
         let is_own = target == POD.v6 || target == POD.link_local;
         prop_assert_eq!(finding.reason, (!is_own).then_some(Reason::Nd));
@@ -57,7 +58,7 @@ proptest! {
     #[test]
     fn the_mode_of_an_owner_matters_only_where_something_is_wrong(frame in frame(), mode in 0u32..2) {
         let owner = OwnerRow { ifindex: 99, mode };
-        let owners: Owned = [frames::OTHER.v4.to_ipv6_mapped(), frames::OTHER.v6]
+        let owners: Owned = [OTHER.v4.to_ipv6_mapped(), OTHER.v6]
             .map(|addr| (addr.octets(), owner))
             .into();
         let finding = find(&frame, Some(&row(POD)), &owners).unwrap_or_default();

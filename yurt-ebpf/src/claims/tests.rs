@@ -1,13 +1,11 @@
 use std::collections::BTreeMap;
 
+use yurt_frames::guard::{Host, OTHER, POD, advertisement, fixtures, sent};
+use yurt_frames::protocol::{UDP, VRRP};
+use yurt_frames::{ACK, Arp, eth, ip};
+
 use super::*;
 use crate::abi::{GUARD_AUDIT, Mac, REASON_NAMES};
-
-#[expect(unreachable_pub, reason = "public in the crate of the tests")]
-#[path = "../../../tests/src/frames.rs"]
-pub(crate) mod frames;
-
-use self::frames::{Host, OTHER, POD, arp, fixtures, ipv4, tagged, udp, udp6};
 
 pub(super) type Owned = BTreeMap<[u8; 16], OwnerRow>;
 
@@ -56,15 +54,15 @@ fn plain(row: &GuardRow) -> PlainRow {
 #[test]
 fn what_pods_send_all_the_time_is_plain() {
     let plain = plain(&row(POD));
-    let echo = [0, 1, 0, 1];
+    let [v4, v6] = [ip(POD.v4, OTHER.v4), ip(POD.v6, OTHER.v6)];
     for frame in [
-        ipv4(POD.mac, POD.v4, OTHER.v4, 6, &[0; 20]),
-        ipv4(POD.mac, POD.v4, OTHER.v4, 17, &udp(1, 2, b"")),
-        ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0, 0, 1, 0, 1]),
-        udp6(POD.mac, POD.v6, OTHER.v6, (1, 2)),
-        frames::ipv6(POD.mac, POD.v6, OTHER.v6, 6, &[0; 20]),
-        frames::icmpv6_frame(POD.mac, POD.v6, OTHER.v6, 128, &echo),
-        arp(POD.mac, 1, (POD.mac, POD.v4), OTHER.v4),
+        sent(POD.mac, v4.clone().tcp(1, 2, ACK)),
+        sent(POD.mac, v4.clone().udp(1, 2)),
+        sent(POD.mac, v4.ping(1)),
+        sent(POD.mac, v6.clone().tcp(1, 2, ACK)),
+        sent(POD.mac, v6.clone().udp(1, 2)),
+        sent(POD.mac, v6.ping(1)),
+        sent(POD.mac, Arp::request((POD.mac, POD.v4), OTHER.v4)),
     ] {
         assert!(is_plain(frame.as_slice(), false, &plain), "{frame:x?}");
         assert!(!is_plain(frame.as_slice(), false, &PlainRow::default()));
@@ -80,9 +78,9 @@ fn a_row_that_is_not_written_yet_is_nobodys() {
     let any4 = std::net::Ipv4Addr::UNSPECIFIED;
     let any6 = std::net::Ipv6Addr::UNSPECIFIED;
     for frame in [
-        ipv4(POD.mac, any4, OTHER.v4, 6, &[0; 20]),
-        udp6(POD.mac, any6, OTHER.v6, (1, 2)),
-        arp(POD.mac, 1, (POD.mac, any4), OTHER.v4),
+        sent(POD.mac, ip(any4, OTHER.v4).tcp(1, 2, ACK)),
+        sent(POD.mac, ip(any6, OTHER.v6).udp(1, 2)),
+        sent(POD.mac, Arp::request((POD.mac, any4), OTHER.v4)),
     ] {
         assert!(!is_plain(frame.as_slice(), false, &nobody), "{frame:x?}");
     }
@@ -146,26 +144,33 @@ fn a_pod_of_which_nothing_is_known_may_not_use_an_address_that_is_anothers() {
     };
     let owners = owned(OTHER, away);
     let claims = [
+        (Reason::Ipv4, sent(POD.mac, ip(OTHER.v4, POD.v4).udp(1, 2))),
         (
-            Reason::Ipv4,
-            ipv4(POD.mac, OTHER.v4, POD.v4, 17, &udp(1, 2, b"")),
+            Reason::Arp,
+            sent(
+                POD.mac,
+                Arp::answer((POD.mac, OTHER.v4), ([0; 6], OTHER.v4)),
+            ),
         ),
-        (Reason::Arp, arp(POD.mac, 2, (POD.mac, OTHER.v4), OTHER.v4)),
-        (Reason::Ipv6, udp6(POD.mac, OTHER.v6, POD.v6, (1, 2))),
+        (Reason::Ipv6, sent(POD.mac, ip(OTHER.v6, POD.v6).udp(1, 2))),
         (
             Reason::LinkLocal,
-            udp6(POD.mac, OTHER.link_local, POD.v6, (1, 2)),
+            sent(POD.mac, ip(OTHER.link_local, POD.v6).udp(1, 2)),
         ),
         (
             Reason::Nd,
-            frames::advertisement(POD.mac, POD.v6, OTHER.v6, POD.mac),
+            sent(POD.mac, advertisement(POD.v6, OTHER.v6, POD.mac)),
         ),
     ];
     for (expected, frame) in claims {
         assert_eq!(reason(&frame, None, &owners), Some(expected));
     }
     assert_eq!(
-        reason(&ipv4(POD.mac, POD.v4, OTHER.v4, 17, &[]), None, &owners),
+        reason(
+            &sent(POD.mac, ip(POD.v4, OTHER.v4).raw(UDP, &[])),
+            None,
+            &owners
+        ),
         None
     );
 }
@@ -177,7 +182,7 @@ fn the_owner_of_an_address_uses_it_whatever_is_known_of_its_pod() {
         mode: GUARD_ENFORCE,
     };
     let owners = owned(OTHER, owner);
-    let frame = ipv4(OTHER.mac, OTHER.v4, POD.v4, 17, &[]);
+    let frame = sent(OTHER.mac, ip(OTHER.v4, POD.v4).raw(UDP, &[]));
     assert_eq!(reason(&frame, None, &owners), None);
 }
 
@@ -188,12 +193,12 @@ fn an_owner_who_enforces_is_obeyed_by_a_pod_that_is_only_audited() {
         ifindex: 9,
         mode: GUARD_ENFORCE,
     };
-    let frame = ipv4(POD.mac, OTHER.v4, POD.v4, 17, &[]);
+    let frame = sent(POD.mac, ip(OTHER.v4, POD.v4).raw(UDP, &[]));
     let finding = find(&frame, Some(&row), &owned(OTHER, owner)).unwrap();
     assert!(finding.is_enforced_by_owner);
     // Nor does a second wrong claim hide the first.
-    let advertised =
-        frames::advertisement(OTHER.mac, "fe80::bad".parse().unwrap(), OTHER.v6, POD.mac);
+    let source = "fe80::bad".parse().unwrap();
+    let advertised = sent(OTHER.mac, advertisement(source, OTHER.v6, POD.mac));
     let finding = find(&advertised, Some(&row), &owned(OTHER, owner)).unwrap();
     assert_eq!(finding.reason, Some(Reason::Mac));
     assert!(finding.is_enforced_by_owner);
@@ -223,17 +228,12 @@ fn extra_addresses_are_used_but_not_where_they_are_anothers() {
         pad: [0; 2],
     };
     row.macs_len = 2;
-    let vrrp = ipv4(
-        row.macs[1].addr,
-        "10.244.1.99".parse().unwrap(),
-        OTHER.v4,
-        112,
-        &[],
-    );
+    let vrrp = ip([10, 244, 1, 99], OTHER.v4).raw(VRRP, &[]);
+    let vrrp = sent(row.macs[1].addr, vrrp);
     let away = OwnerRow::default();
     let taken = [
-        ipv4(POD.mac, OTHER.v4, POD.v4, 17, &[]),
-        udp6(POD.mac, OTHER.v6, POD.v6, (1, 2)),
+        sent(POD.mac, ip(OTHER.v4, POD.v4).raw(UDP, &[])),
+        sent(POD.mac, ip(OTHER.v6, POD.v6).udp(1, 2)),
     ];
     assert_eq!(reason(&vrrp, Some(&row), &owned(OTHER, away)), None);
     for frame in &taken {
@@ -256,8 +256,9 @@ fn a_link_layer_address_that_is_anothers_is_used_by_nobody_else_whatever_was_all
         macs_len: 0,
         ..row(POD)
     };
-    let stolen = ipv4(OTHER.mac, POD.v4, POD.v4, 17, &udp(1, 2, b""));
-    let answered = arp(POD.mac, 2, (OTHER.mac, POD.v4), OTHER.v4);
+    let stolen = sent(OTHER.mac, ip(POD.v4, POD.v4).udp(1, 2));
+    let answered = Arp::answer((OTHER.mac, POD.v4), ([0; 6], OTHER.v4));
+    let answered = sent(POD.mac, answered);
     for (of, known) in [
         ("a Pod that was allowed it", Some(&allowed)),
         ("a Pod that may use any", Some(&any)),
@@ -274,14 +275,14 @@ fn a_link_layer_address_that_is_anothers_is_used_by_nobody_else_whatever_was_all
     assert_eq!(reason(&stolen, Some(&allowed), &Owned::new()), None);
     // And its owner's own is, whatever else is said of it.
     let own: Owned = [(mac_key(POD.mac), owner)].into();
-    let frame = ipv4(POD.mac, POD.v4, OTHER.v4, 1, &[8, 0, 0, 0]);
+    let frame = sent(POD.mac, ip(POD.v4, OTHER.v4).ping(1));
     assert_eq!(reason(&frame, Some(&row(POD)), &own), None);
 }
 
 #[test]
 fn a_tag_that_the_kernel_has_taken_off_counts_as_one_in_the_frame() {
     let (row, owners) = (row(POD), Owned::new());
-    let frame = ipv4(POD.mac, POD.v4, OTHER.v4, 17, &[]);
+    let frame = sent(POD.mac, ip(POD.v4, OTHER.v4).raw(UDP, &[]));
     let sender = Sender {
         ifindex: IFINDEX,
         row: Some(&row),
@@ -290,8 +291,7 @@ fn a_tag_that_the_kernel_has_taken_off_counts_as_one_in_the_frame() {
     let claims = Claims::of(frame.as_slice(), true).unwrap();
     assert_eq!(claims.judge(&sender).reason, Some(Reason::Vlan));
     assert!(!is_plain(frame.as_slice(), true, &plain(&row)));
-    assert_eq!(
-        reason(&tagged(&frame, 0x8100, 1), Some(&row), &owners),
-        Some(Reason::Vlan)
-    );
+    let tagged = eth(POD.mac, OTHER.mac).vlan(1).ip(POD.v4, OTHER.v4);
+    let tagged = tagged.raw(UDP, &[]).padded();
+    assert_eq!(reason(&tagged, Some(&row), &owners), Some(Reason::Vlan));
 }

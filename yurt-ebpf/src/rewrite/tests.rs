@@ -1,18 +1,27 @@
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use yurt_frames::guard::{OTHER, POD};
+use yurt_frames::protocol::{AH, DESTINATION_OPTIONS, GRE, HOP_BY_HOP, ROUTING};
+use yurt_frames::{
+    ACK, Extension, Icmp, Ipv4, Packet as Sent, SYN, Udp, addresses, eth, flaws, ip, tcp, udp,
+};
 
 use super::*;
 use crate::abi::Mac;
 use crate::frame::Wire;
 
-#[expect(unreachable_pub, reason = "public in the crate of the tests")]
-#[path = "../../../tests/src/packets.rs"]
-mod packets;
+fn frame(packet: &Sent) -> Vec<u8> {
+    eth(OTHER.mac, POD.mac).then(packet.clone()).bytes()
+}
 
-use self::packets::{
-    ACK, MACS, SYN, addresses, echo, error, extended, flaws, fragments, frame, octets, sctp, tcp,
-    udp, without_sum,
-};
+fn octets<const N: usize>(addr: IpAddr) -> [u8; N] {
+    let bytes = match addr {
+        IpAddr::V4(addr) => addr.octets().to_vec(),
+        IpAddr::V6(addr) => addr.octets().to_vec(),
+    };
+    bytes.try_into().unwrap()
+}
 
 /// A frame whose checksums are as they are on a wire.
 struct Bytes(Vec<u8>);
@@ -90,12 +99,12 @@ fn casts() -> [Cast; 2] {
 fn row() -> TranslateRow {
     let [v4, v6] = casts();
     TranslateRow {
-        live4: octets(v4.live).try_into().unwrap(),
-        promised4: octets(v4.promised).try_into().unwrap(),
-        live6: octets(v6.live).try_into().unwrap(),
-        promised6: octets(v6.promised).try_into().unwrap(),
+        live4: octets(v4.live),
+        promised4: octets(v4.promised),
+        live6: octets(v6.live),
+        promised6: octets(v6.promised),
         mac: Mac {
-            addr: MACS[0],
+            addr: POD.mac,
             pad: [0; 2],
         },
     }
@@ -105,20 +114,39 @@ fn at(addr: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(addr, port)
 }
 
+/// A datagram without a checksum.
+fn without_sum(from: SocketAddr, to: SocketAddr) -> Sent {
+    let header = Udp {
+        checksum: Some(0),
+        ..Udp::new(from.port(), to.port())
+    };
+    ip(from.ip(), to.ip()).then(header).data(b"none")
+}
+
+/// What a host or a router says that a packet, or its beginning, has come to.
+fn errors(source: IpAddr, to: IpAddr, about: &[u8]) -> [Sent; 3] {
+    let error = ip(source, to);
+    [
+        error.clone().port_unreachable(about),
+        error.clone().too_big(1280, about),
+        error.time_exceeded(about),
+    ]
+}
+
 /// The Pod's side of a link.
 #[derive(Default)]
 struct Link(Remembered);
 
 impl Link {
     #[track_caller]
-    fn deliver(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+    fn deliver(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = to_pod(&mut bytes, &row(), &mut self.0);
         (verdict, bytes.0)
     }
 
     #[track_caller]
-    fn send(&mut self, packet: &[u8]) -> (Verdict, Vec<u8>) {
+    fn send(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = from_pod(&mut bytes, &row(), &mut self.0);
         (verdict, bytes.0)
@@ -126,7 +154,7 @@ impl Link {
 
     /// Comes to the Pod as if it had been sent to another address, and in all else as it was.
     #[track_caller]
-    fn is_led(&mut self, packet: &[u8], expected: &[u8]) {
+    fn is_led(&mut self, packet: &Sent, expected: &Sent) {
         let (verdict, after) = self.deliver(packet);
         assert_eq!(verdict, Verdict::Counted(Translation::ToPod));
         assert_eq!(after, frame(expected));
@@ -134,7 +162,7 @@ impl Link {
     }
 
     #[track_caller]
-    fn appears(&mut self, packet: &[u8], expected: &[u8]) {
+    fn appears(&mut self, packet: &Sent, expected: &Sent) {
         let (verdict, after) = self.send(packet);
         assert_eq!(verdict, Verdict::Counted(Translation::FromPod));
         assert_eq!(after, frame(expected));
@@ -142,12 +170,12 @@ impl Link {
     }
 
     #[track_caller]
-    fn arrives_as_it_was(&mut self, packet: &[u8]) {
+    fn arrives_as_it_was(&mut self, packet: &Sent) {
         assert_eq!(self.deliver(packet), (Verdict::Pass, frame(packet)));
     }
 
     #[track_caller]
-    fn leaves_as_it_was(&mut self, packet: &[u8], verdict: Verdict) {
+    fn leaves_as_it_was(&mut self, packet: &Sent, verdict: Verdict) {
         assert_eq!(self.send(packet), (verdict, frame(packet)));
     }
 }
@@ -156,15 +184,18 @@ const KEPT: Verdict = Verdict::Counted(Translation::KeptLive);
 const UNREADABLE: Verdict = Verdict::Counted(Translation::Unreadable);
 
 /// What two hosts send each other, in all protocols: from one port to another, with flags of TCP.
-fn talks(source: IpAddr, to: IpAddr, flags: u8) -> Vec<Vec<u8>> {
+fn talks(source: IpAddr, to: IpAddr, flags: u8) -> Vec<Sent> {
     let (from, to_port) = (at(source, 40000), at(to, 80));
     vec![
         tcp(from, to_port, flags, b"hello"),
         udp(from, to_port, b"hello"),
         udp(from, to_port, b"odd"),
-        sctp(from, to_port),
-        echo(source, to, flags & ACK != 0, 77),
-        packets::ip(source, to, 47, &[0, 0, 8, 0, 1, 2, 3]),
+        ip(source, to).sctp(40000, 80),
+        match flags & ACK {
+            0 => ip(source, to).ping(77),
+            _ => ip(source, to).pong(77),
+        },
+        ip(source, to).raw(GRE, &[0, 0, 8, 0, 1, 2, 3]),
     ]
 }
 
@@ -216,8 +247,11 @@ fn a_flow_that_came_in_at_the_live_address_keeps_it() {
                 tcp(server, client, ACK, b"y"),
             ),
             (udp(client, server, b"x"), udp(server, client, b"y")),
-            (sctp(client, server), sctp(server, client)),
-            (echo(remote, live, false, 9), echo(live, remote, true, 9)),
+            (
+                ip(remote, live).sctp(40000, 80),
+                ip(live, remote).sctp(80, 40000),
+            ),
+            (ip(remote, live).ping(9), ip(live, remote).pong(9)),
         ] {
             let mut link = Link::default();
             link.arrives_as_it_was(&question);
@@ -236,7 +270,7 @@ fn other_flows_of_the_same_hosts_are_not_taken_for_the_one_that_is_remembered() 
     {
         let mut link = Link::default();
         link.arrives_as_it_was(&udp(at(remote, 40000), at(live, 80), b"x"));
-        link.arrives_as_it_was(&echo(remote, live, false, 9));
+        link.arrives_as_it_was(&ip(remote, live).ping(9));
         for (from, to) in [(80, 40001), (81, 40000)] {
             let of = |addr| udp(at(addr, from), at(remote, to), b"y");
             link.appears(&of(live), &of(promised));
@@ -244,17 +278,11 @@ fn other_flows_of_the_same_hosts_are_not_taken_for_the_one_that_is_remembered() 
         let of = |addr| tcp(at(addr, 80), at(remote, 40000), ACK, b"y");
         link.appears(&of(live), &of(promised));
         // It pings the other one, by chance with the same identifier.
-        link.appears(
-            &echo(live, remote, false, 9),
-            &echo(promised, remote, false, 9),
-        );
+        link.appears(&ip(live, remote).ping(9), &ip(promised, remote).ping(9));
         // The answer to that is none to remember.
         let mut link = Link::default();
-        link.arrives_as_it_was(&echo(remote, live, true, 5));
-        link.appears(
-            &echo(live, remote, true, 5),
-            &echo(promised, remote, true, 5),
-        );
+        link.arrives_as_it_was(&ip(remote, live).pong(5));
+        link.appears(&ip(live, remote).pong(5), &ip(promised, remote).pong(5));
     }
 }
 
@@ -292,15 +320,9 @@ fn the_first_packet_of_a_connection_decides_anew_and_the_last_address_asked_for_
         link.appears(&answer(live), &answer(promised));
         link.arrives_as_it_was(&ask(live));
         link.leaves_as_it_was(&answer(live), KEPT);
-        link.arrives_as_it_was(&echo(remote, live, false, 3));
-        link.is_led(
-            &echo(remote, promised, false, 3),
-            &echo(remote, live, false, 3),
-        );
-        link.appears(
-            &echo(live, remote, true, 3),
-            &echo(promised, remote, true, 3),
-        );
+        link.arrives_as_it_was(&ip(remote, live).ping(3));
+        link.is_led(&ip(remote, promised).ping(3), &ip(remote, live).ping(3));
+        link.appears(&ip(live, remote).pong(3), &ip(promised, remote).pong(3));
     }
 }
 
@@ -313,7 +335,7 @@ fn udp_without_a_checksum_stays_without_and_with_one_never_loses_it() {
     } in casts()
     {
         let (client, port) = (at(remote, 40000), 53);
-        let to = |addr| without_sum(udp(client, at(addr, port), b"none"));
+        let to = |addr| without_sum(client, at(addr, port));
         Link::default().is_led(&to(promised), &to(live));
         // Some of so many sums are zero, which is sent as its complement.
         for n in 0..=u16::MAX {
@@ -343,23 +365,24 @@ fn an_error_about_what_the_pod_has_sent_comes_with_the_packet_as_the_pod_has_sen
         .parse()
         .unwrap();
         let header = if live.is_ipv4() { 20 } else { 40 };
-        for is_too_big in [true, false] {
-            let sent = |addr| {
-                let from = at(addr, 40000);
-                [
-                    tcp(from, at(remote, 80), ACK, b"hello"),
-                    udp(from, at(remote, 80), b"hello"),
-                    without_sum(udp(from, at(remote, 80), b"hello")),
-                    echo(addr, remote, false, 7),
-                    sctp(from, at(remote, 80)),
-                ]
-            };
-            for (packet, expected) in sent(promised).iter().zip(sent(live)) {
-                // Routers of old send eight bytes behind the header.
-                for length in [packet.len(), header + 8] {
-                    let to_pod = error(router, promised, is_too_big, &packet[..length]);
-                    let expected = error(router, live, is_too_big, &expected[..length]);
-                    Link::default().is_led(&to_pod, &expected);
+        let sent = |addr| {
+            let from = at(addr, 40000);
+            [
+                tcp(from, at(remote, 80), ACK, b"hello"),
+                udp(from, at(remote, 80), b"hello"),
+                without_sum(from, at(remote, 80)),
+                ip(addr, remote).ping(7),
+                ip(addr, remote).sctp(40000, 80),
+            ]
+        };
+        for (packet, expected) in sent(promised).iter().zip(sent(live)) {
+            let (packet, expected) = (packet.bytes(), expected.bytes());
+            // Routers of old send eight bytes behind the header.
+            for length in [packet.len(), header + 8] {
+                let told = errors(router, promised, &packet[..length]);
+                let expected = errors(router, live, &expected[..length]);
+                for (to_pod, expected) in told.iter().zip(&expected) {
+                    Link::default().is_led(to_pod, expected);
                 }
             }
         }
@@ -375,7 +398,7 @@ fn an_error_of_the_pod_is_about_the_packet_as_it_was_sent() {
     } in casts()
     {
         let asked = |addr| udp(at(remote, 40000), at(addr, 9), b"nobody there");
-        let told = |addr| error(addr, remote, false, &asked(addr));
+        let told = |addr| ip(addr, remote).port_unreachable(&asked(addr).bytes());
         let mut link = Link::default();
         link.is_led(&asked(promised), &asked(live));
         link.appears(&told(live), &told(promised));
@@ -384,8 +407,8 @@ fn an_error_of_the_pod_is_about_the_packet_as_it_was_sent() {
         // About a flow at the promised address, while another one is at the live one.
         let other = |addr| udp(at(remote, 40001), at(addr, 9), b"nobody there");
         link.appears(
-            &error(live, remote, false, &other(live)),
-            &error(promised, remote, false, &other(promised)),
+            &ip(live, remote).port_unreachable(&other(live).bytes()),
+            &ip(promised, remote).port_unreachable(&other(promised).bytes()),
         );
     }
 }
@@ -401,11 +424,11 @@ fn later_fragments_go_where_the_first_one_went() {
         let (client, port) = (at(remote, 40000), 53);
         let data = [7; 40];
         let mut link = Link::default();
-        let to = |addr| fragments(&udp(client, at(addr, port), &data), 5, 24);
+        let to = |addr| udp(client, at(addr, port), &data).fragments(5, &[24]);
         for (packet, expected) in to(promised).iter().zip(to(live)) {
             assert_eq!(link.deliver(packet).1, frame(&expected));
         }
-        let from = |addr, id| fragments(&udp(at(addr, port), client, &data), id, 24);
+        let from = |addr, id| udp(at(addr, port), client, &data).fragments(id, &[24]);
         for (packet, expected) in from(live, 6).iter().zip(from(promised, 6)) {
             assert_eq!(
                 link.send(packet),
@@ -419,7 +442,7 @@ fn later_fragments_go_where_the_first_one_went() {
             link.leaves_as_it_was(&packet, KEPT);
         }
         // The identification is used again, for another flow.
-        let other = |addr| fragments(&udp(at(addr, 54), client, &data), 7, 24);
+        let other = |addr| udp(at(addr, 54), client, &data).fragments(7, &[24]);
         for (packet, expected) in other(live).iter().zip(other(promised)) {
             assert_eq!(link.send(packet).1, frame(&expected));
         }
@@ -434,10 +457,10 @@ fn a_packet_that_a_pod_sends_to_its_own_promised_address_comes_back_to_it() {
         let (verdict, after) = link.send(&sent(live, promised));
         assert_eq!(verdict, Verdict::Back);
         let expected = frame(&sent(promised, promised));
-        assert_eq!(after[..12], [MACS[1], MACS[0]].concat());
+        assert_eq!(after[..12], [OTHER.mac, POD.mac].concat());
         assert_eq!(after[12..], expected[12..]);
         // Out of the device again.
-        link.is_led(&after[14..], &sent(promised, live));
+        link.is_led(&sent(promised, promised), &sent(promised, live));
     }
 }
 
@@ -463,15 +486,11 @@ fn groups_neighbours_and_whatever_is_not_the_pods_are_left_alone() {
         link.arrives_as_it_was(&other(live, remote));
         assert!(link.0.0.is_empty());
     }
-    let solicitation = packets::ip(
-        v6.remote,
-        v6.live,
-        58,
-        &[[135, 0, 0, 0, 0, 0, 0, 0].to_vec(), octets(v6.live)].concat(),
-    );
+    let solicitation = ip(v6.remote, v6.live).then(Icmp::new(135));
+    let solicitation = solicitation.data(&octets::<16>(v6.live));
     let verdict = Verdict::Neighbour(row().promised6);
     assert_eq!(link.deliver(&solicitation), (verdict, frame(&solicitation)));
-    let report = packets::ip(v6.live, v6.remote, 58, &[143, 0, 0, 0, 0, 0, 0, 0]);
+    let report = ip(v6.live, v6.remote).then(Icmp::new(143));
     link.leaves_as_it_was(&report, verdict);
     for row in [
         TranslateRow {
@@ -504,37 +523,39 @@ fn extension_headers_are_walked_and_what_is_beyond_us_goes_as_it_was_and_is_coun
             remote,
         },
     ] = casts();
-    let of = |addr| tcp(at(addr, 80), at(remote, 40000), ACK, b"x");
-    for (kind, count) in [(60, 1), (0, 1), (60, 4)] {
-        let [packet, expected] = [live, promised].map(|addr| extended(&of(addr), kind, count));
-        Link::default().appears(&packet, &expected);
+    let extended = |source: IpAddr, to: IpAddr, kind, count| {
+        let headers = vec![Extension::padding(kind); count];
+        let packet = headers.into_iter().fold(ip(source, to), Sent::then);
+        packet.tcp(80, 40000, ACK).data(b"x")
+    };
+    for (kind, count) in [
+        (DESTINATION_OPTIONS, 1),
+        (HOP_BY_HOP, 1),
+        (DESTINATION_OPTIONS, 4),
+    ] {
+        let of = |addr| extended(addr, remote, kind, count);
+        Link::default().appears(&of(live), &of(promised));
     }
-    for (kind, count) in [(60, 5), (43, 1), (51, 1)] {
-        let packet = extended(&of(live), kind, count);
-        Link::default().leaves_as_it_was(&packet, UNREADABLE);
-        let to = |addr| {
-            extended(
-                &tcp(at(remote, 40000), at(addr, 80), ACK, b"x"),
-                kind,
-                count,
-            )
-        };
-        let packet = to(promised);
-        assert_eq!(
-            Link::default().deliver(&packet),
-            (UNREADABLE, frame(&packet))
-        );
+    for (kind, count) in [(DESTINATION_OPTIONS, 5), (ROUTING, 1), (AH, 1)] {
+        Link::default().leaves_as_it_was(&extended(live, remote, kind, count), UNREADABLE);
+        let packet = extended(remote, promised, kind, count);
+        let arrived = Link::default().deliver(&packet);
+        assert_eq!(arrived, (UNREADABLE, frame(&packet)));
     }
 }
 
 #[test]
 fn a_packet_that_is_signed_with_its_addresses_goes_as_it_was_in_fragments_too() {
+    let v4 = |addr| Ipv4Addr::from(octets(addr));
     let [Cast { live, remote, .. }, _] = casts();
     // Whole, the first of several, a later one.
     for fragment in [0u16, 0x2000, 0x0010] {
-        let mut packet = udp(at(live, 80), at(remote, 40000), b"x");
-        packet[6..8].copy_from_slice(&fragment.to_be_bytes());
-        packet[9] = 51;
+        let header = Ipv4 {
+            fragment,
+            protocol: Some(AH),
+            ..Ipv4::new(v4(live), v4(remote))
+        };
+        let packet = Sent::from(header).udp(80, 40000).data(b"x");
         Link::default().leaves_as_it_was(&packet, UNREADABLE);
     }
 }
@@ -551,17 +572,17 @@ fn whatever_is_cut_off_a_packet_is_no_panic_and_leaves_it_as_it_was_or_right() {
         for packet in [
             tcp(at(remote, 1), at(promised, 2), SYN, b""),
             udp(at(remote, 1), at(promised, 2), b""),
-            echo(remote, promised, false, 1),
-            error(remote, promised, true, &inner),
+            ip(remote, promised).ping(1),
+            ip(remote, promised).too_big(1280, &inner.bytes()),
         ] {
-            for length in 0..packet.len() {
-                let frame = frame(&packet);
-                let cut = &frame[..14 + length];
+            let frame = frame(&packet);
+            for length in 14..frame.len() {
+                let cut = &frame[..length];
                 let mut bytes = Bytes(cut.to_vec());
                 match to_pod(&mut bytes, &row(), &mut Remembered::default()) {
                     Verdict::Counted(Translation::ToPod) => {
                         let (_, to) = addresses(&bytes.0[14..]);
-                        assert_eq!(to, octets(live));
+                        assert_eq!(to, live);
                     }
                     _ => assert_eq!(bytes.0, cut),
                 }
@@ -588,37 +609,37 @@ fn a_frame_may_be_shorter_than_its_headers() {
 }
 
 mod answers {
-    use super::super::*;
-    use super::packets::{flaws, octets};
-    use super::{MACS, casts};
-    use crate::claims::tests::frames::{OTHER, POD, arp as arp_frame, option, solicitation};
     use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use yurt_frames::guard::{
+        ALL_NODES, OTHER, POD, advertised, advertisement, discovery, group_mac, option, sent,
+        solicitation,
+    };
+    use yurt_frames::{Arp, Packet as Sent, eth, flaws};
+
+    use super::super::*;
+    use super::{casts, octets};
 
     #[test]
     fn who_asks_by_arp_is_told_the_pods_mac_and_who_wants_the_address_that_it_is_taken() {
         let [v4, _] = casts();
-        let promised: [u8; 4] = octets(v4.promised).try_into().unwrap();
-        let ask = |operation, sender, target| -> [u8; ARP_FRAME] {
-            let frame = arp_frame(OTHER.mac, operation, (OTHER.mac, sender), target);
+        let promised: [u8; 4] = octets(v4.promised);
+        let target = Ipv4Addr::from(promised);
+        let frame = |message: Arp| -> [u8; ARP_FRAME] {
+            let frame = sent(OTHER.mac, message);
             frame[..ARP_FRAME].try_into().unwrap()
         };
-        let target = Ipv4Addr::from(promised);
+        let ask = |sender, target| frame(Arp::request((OTHER.mac, sender), target));
         for sender in [OTHER.v4, Ipv4Addr::UNSPECIFIED] {
-            let answer = arp(&ask(1, sender, target), promised, POD.mac, Asker::Anybody).unwrap();
-            let expected = [
-                &OTHER.mac[..],
-                &POD.mac,
-                &[8, 6, 0, 1, 8, 0, 6, 4, 0, 2],
-                &POD.mac,
-                &promised,
-                &OTHER.mac,
-                &sender.octets(),
-            ];
-            assert_eq!(answer.to_vec(), expected.concat());
-            let itself = arp(&ask(1, sender, target), promised, POD.mac, Asker::Itself);
+            let answer = arp(&ask(sender, target), promised, POD.mac, Asker::Anybody).unwrap();
+            let expected = Arp::answer((POD.mac, target), (OTHER.mac, sender));
+            let expected = eth(POD.mac, OTHER.mac).then(expected);
+            assert_eq!(answer.to_vec(), expected.bytes());
+            let itself = arp(&ask(sender, target), promised, POD.mac, Asker::Itself);
             assert_eq!(itself.is_some(), sender == OTHER.v4);
         }
-        for other in [ask(2, OTHER.v4, target), ask(1, target, POD.v4)] {
+        let told = Arp::answer((OTHER.mac, OTHER.v4), ([0; 6], target));
+        for other in [frame(told), ask(target, POD.v4)] {
             assert_eq!(arp(&other, promised, POD.mac, Asker::Anybody), None);
         }
     }
@@ -626,46 +647,35 @@ mod answers {
     #[test]
     fn who_asks_by_neighbour_discovery_is_told_and_who_wants_the_address_that_it_is_taken() {
         let [_, v6] = casts();
-        let promised: [u8; 16] = octets(v6.promised).try_into().unwrap();
+        let promised: [u8; 16] = octets(v6.promised);
         let target = Ipv6Addr::from(promised);
-        let ask = |source, target, options: &[u8]| -> [u8; SOLICITATION_FRAME] {
-            let frame = solicitation(OTHER.mac, source, target, options);
+        let frame = |packet: Sent| -> [u8; SOLICITATION_FRAME] {
+            let frame = sent(OTHER.mac, packet);
             frame[..SOLICITATION_FRAME].try_into().unwrap()
         };
-        let asked = ask(OTHER.v6, target, &option(1, OTHER.mac));
-        let answer = neighbour(&asked, &promised, MACS[0], Asker::Anybody).unwrap();
+        let asks = solicitation(OTHER.v6, target, &option(1, OTHER.mac));
+        let asked = frame(asks);
+        let answer = neighbour(&asked, &promised, POD.mac, Asker::Anybody).unwrap();
+        // It answers a question.
+        let message = advertised(0x60, target, POD.mac);
+        let expected = eth(POD.mac, OTHER.mac).then(discovery(target, OTHER.v6, message));
         assert_eq!(flaws(&answer), [""; 0]);
-        assert_eq!(
-            (&answer[..6], &answer[6..12]),
-            (&OTHER.mac[..], &MACS[0][..])
-        );
-        assert_eq!(
-            (&answer[22..38], &answer[38..54]),
-            (&promised[..], &OTHER.v6.octets()[..])
-        );
-        // Solicited, and to replace what was known.
-        assert_eq!((answer[54], answer[58], answer[21]), (136, 0x60, 255));
-        assert_eq!(answer[62..], [&promised[..], &[2, 1], &MACS[0]].concat());
-        assert!(neighbour(&asked, &promised, MACS[0], Asker::Itself).is_some());
+        assert_eq!(answer.to_vec(), expected.bytes());
+        assert!(neighbour(&asked, &promised, POD.mac, Asker::Itself).is_some());
 
-        let wanted = ask(Ipv6Addr::UNSPECIFIED, target, &[]);
-        let answer = neighbour(&wanted, &promised, MACS[0], Asker::Anybody).unwrap();
+        let wanted = frame(solicitation(Ipv6Addr::UNSPECIFIED, target, &[]));
+        let answer = neighbour(&wanted, &promised, POD.mac, Asker::Anybody).unwrap();
+        let to_all = eth(POD.mac, group_mac(ALL_NODES));
+        let expected = to_all.then(advertisement(target, target, POD.mac));
         assert_eq!(flaws(&answer), [""; 0]);
-        assert_eq!(
-            (&answer[..6], answer[58]),
-            (&[0x33, 0x33, 0, 0, 0, 1][..], 0x20)
-        );
-        assert_eq!(
-            answer[38..54],
-            Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1).octets()
-        );
-        assert_eq!(neighbour(&wanted, &promised, MACS[0], Asker::Itself), None);
+        assert_eq!(answer.to_vec(), expected.bytes());
+        assert_eq!(neighbour(&wanted, &promised, POD.mac, Asker::Itself), None);
 
-        let of_others = ask(OTHER.v6, POD.v6, &option(1, OTHER.mac));
+        let of_others = frame(solicitation(OTHER.v6, POD.v6, &option(1, OTHER.mac)));
         let mut from_afar = asked;
         from_afar[21] = 64;
         for other in [of_others, from_afar] {
-            assert_eq!(neighbour(&other, &promised, MACS[0], Asker::Anybody), None);
+            assert_eq!(neighbour(&other, &promised, POD.mac, Asker::Anybody), None);
         }
     }
 }

@@ -2,7 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Host, Mac, OTHER, POD, ipv4, ipv4_with, ipv6, udp, udp6};
+use super::{Host, OTHER, POD, sent, with_options};
+use crate::protocol::DESTINATION_OPTIONS;
+use crate::{Extension, Mac, Packet, ip};
 
 /// A message to a server, in the name of this link-layer address (`chaddr`).
 fn asks(chaddr: Mac) -> Vec<u8> {
@@ -15,14 +17,21 @@ fn asks(chaddr: Mac) -> Vec<u8> {
 const OFFER: [u8; 4] = [2, 1, 6, 0];
 
 fn first_request(host: Host, chaddr: Mac) -> Vec<u8> {
-    let (nowhere, all) = (Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
-    ipv4(host.mac, nowhere, all, 17, &udp(68, 67, &asks(chaddr)))
+    let all = ip(Ipv4Addr::UNSPECIFIED, Ipv4Addr::BROADCAST);
+    sent(host.mac, all.udp(68, 67).data(&asks(chaddr)))
 }
 
 /// A renewal or a release, from the address that the client has by now.
 fn later_request(host: Host, from_port: u16, chaddr: Mac) -> Vec<u8> {
-    let message = udp(from_port, 67, &asks(chaddr));
-    ipv4(host.mac, host.v4, OTHER.v4, 17, &message)
+    let server = ip(host.v4, OTHER.v4);
+    sent(host.mac, server.udp(from_port, 67).data(&asks(chaddr)))
+}
+
+/// A message from this port to a client's, of DHCPv6, behind these headers.
+fn answer6(from_port: u16, header: Option<Extension>) -> Vec<u8> {
+    let packet = ip(POD.link_local, OTHER.link_local);
+    let packet = header.into_iter().fold(packet, Packet::then);
+    sent(POD.mac, packet.udp(from_port, 546).data(b"hello"))
 }
 
 pub(super) fn peaceful() -> Vec<(&'static str, Vec<u8>)> {
@@ -38,26 +47,27 @@ pub(super) fn peaceful() -> Vec<(&'static str, Vec<u8>)> {
         ),
         (
             "a Pod asks a DHCPv6 server",
-            udp6(pod.mac, pod.link_local, OTHER.link_local, (546, 547)),
+            sent(
+                pod.mac,
+                ip(pod.link_local, OTHER.link_local)
+                    .udp(546, 547)
+                    .data(b"hello"),
+            ),
         ),
         (
             "a Pod sends from the port of a DHCP server to another than a client's",
-            ipv4(pod.mac, pod.v4, OTHER.v4, 17, &udp(67, 4011, b"")),
+            sent(pod.mac, ip(pod.v4, OTHER.v4).udp(67, 4011)),
         ),
     ]
 }
 
 pub(super) fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let (pod, other, all) = (POD, OTHER, Ipv4Addr::BROADCAST);
-    let answers = |from_port| ipv4(pod.mac, pod.v4, all, 17, &udp(from_port, 68, &OFFER));
-    let answers6 = |from_port| udp6(pod.mac, pod.link_local, other.link_local, (from_port, 546));
-    let behind = |next, header: [u8; 8]| {
-        let packet = [&header[..], &udp(1547, 546, b"hello")].concat();
-        ipv6(pod.mac, pod.link_local, other.link_local, next, &packet)
-    };
-    let with_options = |message: &[u8]| {
-        let (to, options) = ((pod.v4, all), [1; 12]);
-        ipv4_with(pod.mac, to, 0, 17, &options, message)
+    let answer = |packet: Packet, from_port| sent(pod.mac, packet.udp(from_port, 68).data(&OFFER));
+    let in_fragments = Extension {
+        // Reserved, and no length.
+        length: Some(0xff),
+        ..Extension::fragment(0, true, 1)
     };
     let frames = vec![
         (
@@ -74,29 +84,37 @@ pub(super) fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ),
         (
             "a Pod gives another's address back by DHCP behind IPv4 options",
-            with_options(&udp(68, 67, &asks(other.mac))),
+            sent(
+                pod.mac,
+                Packet::from(with_options(pod.v4, all))
+                    .udp(68, 67)
+                    .data(&asks(other.mac)),
+            ),
         ),
-        ("a Pod answers as a DHCP server", answers(67)),
+        (
+            "a Pod answers as a DHCP server",
+            answer(ip(pod.v4, all), 67),
+        ),
         (
             "a Pod answers as a DHCP server that sends from another port",
-            answers(1067),
+            answer(ip(pod.v4, all), 1067),
         ),
         (
             "a Pod answers as a DHCP server behind IPv4 options",
-            with_options(&udp(1067, 68, &OFFER)),
+            answer(with_options(pod.v4, all).into(), 1067),
         ),
-        ("a Pod answers as a DHCPv6 server", answers6(547)),
+        ("a Pod answers as a DHCPv6 server", answer6(547, None)),
         (
             "a Pod answers as a DHCPv6 server that sends from another port",
-            answers6(1547),
+            answer6(1547, None),
         ),
         (
             "a Pod answers as a DHCPv6 server behind an extension header",
-            behind(60, [17, 0, 1, 4, 0, 0, 0, 0]),
+            answer6(1547, Some(Extension::padding(DESTINATION_OPTIONS))),
         ),
         (
             "a Pod answers as a DHCPv6 server in fragments",
-            behind(44, [17, 0xff, 0, 1, 0, 0, 0, 1]),
+            answer6(1547, Some(in_fragments)),
         ),
     ];
     let frames = frames.into_iter();
@@ -104,7 +122,10 @@ pub(super) fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     frames.push((
         "a Pod asks by DHCP without saying for whom",
         "malformed",
-        ipv4(pod.mac, pod.v4, other.v4, 17, &udp(68, 67, &[1, 1, 6, 0])),
+        sent(
+            pod.mac,
+            ip(pod.v4, other.v4).udp(68, 67).data(&[1, 1, 6, 0]),
+        ),
     ));
     frames
 }
