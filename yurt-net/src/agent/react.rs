@@ -124,72 +124,45 @@ impl Step {
     }
 }
 
+/// What follows where Pods of this node, or what is known of them, may be others.
+const PODS: &[Step] = &[
+    Step::ReadLedger,
+    Step::Guard,
+    Step::Translate,
+    Step::Release,
+    Step::Locate,
+    Step::Probe,
+    Step::TakeFailing,
+    Step::TellClients,
+];
+/// What is said to those who keep the node's own devices.
+const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
+
 /// What follows from a fact.
-fn row(fact: Fact) -> &'static [Step] {
+fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
-        Answer, AskAgain, Boot, Guard, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses,
-        ReadLedger, ReadOwnPods, RefreshPods, Release, Repair, Sync, TakeFailing, TellClients,
-        TellDevices, TellPeers, TendCheckpoint, Translate, WriteClients,
+        Answer, AskAgain, Boot, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses, ReadOwnPods,
+        RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers, TendCheckpoint,
+        WriteClients,
     };
     match fact {
-        Fact::Started => &[
-            ReadLedger,
-            Guard,
-            Translate,
-            Release,
-            Locate,
-            Probe,
-            TakeFailing,
-            TellClients,
-            TellDevices,
-            TellPeers,
-        ],
-        Fact::BootDue => &[Boot],
-        Fact::DriftDue => &[
-            Repair,
-            LookAtCheckpoint,
-            ReadLedger,
-            Guard,
-            Translate,
-            Release,
-            Locate,
-            Probe,
-            TakeFailing,
-            TellClients,
-            TellDevices,
-            TellPeers,
-        ],
-        Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[Sync],
-        Fact::SourcesSpoke => &[
-            ReadOwnPods,
-            TellDevices,
-            TellPeers,
-            Locate,
-            Probe,
-            TakeFailing,
-            Sync,
-        ],
-        Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[
-            ReadLedger,
-            Guard,
-            Translate,
-            Release,
-            Locate,
-            Probe,
-            TakeFailing,
-            TellClients,
-        ],
-        Fact::LedgerChanged => &[RefreshPods],
+        Fact::Started => &[PODS, DEVICES],
+        Fact::BootDue => &[&[Boot]],
+        Fact::DriftDue => &[&[Repair, LookAtCheckpoint], PODS, DEVICES],
+        Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
+        Fact::SourcesSpoke => &[&[ReadOwnPods, Locate, Probe, TakeFailing, Sync], DEVICES],
+        Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
+        Fact::LedgerChanged => &[&[RefreshPods]],
         // How they fared is told by who asks.
         Fact::GuardDone | Fact::TranslationDone => &[],
-        Fact::ProbeEnded => &[TakeFailing],
-        Fact::NetworkStirred => &[AskAgain, ReadAddresses],
-        Fact::AddressesChanged => &[TellClients, Sync],
-        Fact::ClientsFound => &[WriteClients],
-        Fact::PeersDue => &[TellPeers],
-        Fact::SocketsFound => &[Judge],
-        Fact::CheckpointStirred => &[TendCheckpoint],
-        Fact::Asked => &[Answer],
+        Fact::ProbeEnded => &[&[TakeFailing]],
+        Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
+        Fact::AddressesChanged => &[&[TellClients, Sync]],
+        Fact::ClientsFound => &[&[WriteClients]],
+        Fact::PeersDue => &[&[TellPeers]],
+        Fact::SocketsFound => &[&[Judge]],
+        Fact::CheckpointStirred => &[&[TendCheckpoint]],
+        Fact::Asked => &[&[Answer]],
     }
 }
 
@@ -200,7 +173,7 @@ pub(super) struct Due(BTreeSet<Step>);
 impl Due {
     /// Adds what follows from a fact.
     pub(super) fn add(&mut self, fact: Fact, phase: Phase) {
-        let steps = row(fact).iter().copied();
+        let steps = row(fact).iter().copied().flatten().copied();
         self.0.extend(steps.filter(|step| step.applies(phase)));
     }
 
