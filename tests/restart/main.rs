@@ -4,6 +4,7 @@
 //! root.
 
 mod capacity;
+mod claims;
 mod cloud;
 mod damage;
 mod disk;

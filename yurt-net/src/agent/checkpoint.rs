@@ -23,7 +23,10 @@ impl Agent {
     /// Saves all there is: the agent ends.
     pub(super) async fn end(&mut self) {
         self.units.asked.end();
-        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), self.provenance()) {
+        self.units.claimed.look().await;
+        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), self.provenance())
+            && !self.units.claimed.is_refused()
+        {
             self.keeper.finish(snapshot, provenance).await;
         }
     }
@@ -39,6 +42,8 @@ impl Agent {
     /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
     fn save(&mut self) {
         match (self.sources.snapshot(), self.provenance()) {
+            // Another agent's is no place for this one's.
+            _ if self.units.claimed.is_refused() => self.keeper.skip(),
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
             _ => self.keeper.skip(),
         }

@@ -1,27 +1,10 @@
-//! The state directory, whose disk may not answer: at the start, while the agent runs, and late.
+//! The state directory, whose disk may not answer.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use tracing::error;
-
-use crate::host::disk::errand::{Errand, SILENCE, once};
+use crate::host::disk::errand::{Errand, SILENCE};
 use crate::host::filesystem::takes_writes;
-
-/// Makes the state directory; false where its disk does not answer.
-pub(super) async fn make(state_dir: &Path) -> bool {
-    let path = state_dir.to_owned();
-    let made = once(move || fs::create_dir_all(path)).await;
-    let directory = state_dir.display();
-    // The node is served all the same; `status` tells as long as it is so.
-    match &made {
-        Some(Ok(())) => {}
-        Some(Err(error)) => error!(%directory, %error, "state directory: cannot be made"),
-        None => error!(%directory, "state directory: {SILENCE}"),
-    }
-    made.is_some()
-}
 
 /// The state directory, as it was at the last look.
 pub(super) struct StateDir {

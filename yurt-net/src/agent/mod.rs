@@ -27,6 +27,7 @@
 mod answers;
 mod asked;
 mod checkpoint;
+mod claimed;
 mod cni;
 mod complaints;
 mod deadlines;
@@ -56,6 +57,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use self::asked::Asked;
+use self::claimed::Claimed;
 use self::cni::CniKeeper;
 use self::deadlines::Deadlines;
 use self::devices::Devices;
@@ -69,7 +71,6 @@ use self::probing::Probing;
 use self::react::{Due, Fact, Phase};
 use self::translating::Translating;
 use crate::config::AgentConfig;
-use crate::dataplane::claim::{Claim, Owned};
 use crate::dataplane::load::load_from;
 use crate::dataplane::service::clients::{Clients, Look};
 use crate::dataplane::service::{BpfDataplane, Options, SocketLb};
@@ -117,14 +118,9 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(PathError::of("handle", Path::new("SIGINT")))?;
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
-    let state_dir = &config.place.state_dir;
     // It makes this agent the only one, and the only writer of the checkpoint.
-    let owned = match disk::make(state_dir).await {
-        true => Owned::found(&cgroup.path, &config.place.bpffs, state_dir).await,
-        false => Owned::of(&cgroup.path, &config.place.bpffs, None),
-    };
-    let _claim = Claim::take(owned)?;
-    let mut agent = Agent::start(config, cgroup).await?;
+    let claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;
+    let mut agent = Agent::start(config, cgroup, claimed).await?;
     let mut fact = Fact::Started;
     loop {
         agent.react(fact).await?;
@@ -177,6 +173,7 @@ struct Agent {
 
 /// Those who work beside the loop, and what they have said that is not yet heard.
 struct Units {
+    claimed: Claimed,
     pods: Pods,
     guarding: Guarding,
     translating: Translating,
@@ -193,7 +190,11 @@ struct Units {
 }
 
 impl Agent {
-    async fn start(config: AgentConfig, cgroup: Cgroup) -> Result<Self, AgentError> {
+    async fn start(
+        config: AgentConfig,
+        cgroup: Cgroup,
+        claimed: Claimed,
+    ) -> Result<Self, AgentError> {
         let mut node = NodeWatch::new()?;
         let view = node.view().await?;
         if let Some(object) = &config.ebpf_log {
@@ -248,6 +249,7 @@ impl Agent {
         Ok(Self {
             known: Known::new(policy(&config).await, view),
             units: Units {
+                claimed,
                 pods: Pods::start(&config)?,
                 guarding: Guarding::start(&config),
                 translating: Translating::start(&config),
@@ -307,6 +309,7 @@ impl Agent {
             asked,
             devices: _,
             cni: _,
+            claimed: _,
         } = &mut self.units;
         let peers = async {
             match mending {

@@ -59,6 +59,8 @@ pub(super) enum Step {
     Boot,
     /// Ask again whom the network has kept from answering.
     AskAgain,
+    /// Claim what has come in the place of what this agent had for itself.
+    Claim,
     /// Read this node's addresses.
     ReadAddresses,
     /// Begin or end a save, or take up what the disk holds.
@@ -141,14 +143,14 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 /// What follows from a fact.
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
-        Answer, AskAgain, Boot, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses, ReadOwnPods,
-        RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers, TendCheckpoint,
-        WriteClients,
+        Answer, AskAgain, Boot, Claim, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses,
+        ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers,
+        TendCheckpoint, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
         Fact::BootDue => &[&[Boot]],
-        Fact::DriftDue => &[&[Repair, LookAtCheckpoint], PODS, DEVICES],
+        Fact::DriftDue => &[&[Claim, Repair, LookAtCheckpoint], PODS, DEVICES],
         Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
         Fact::SourcesSpoke => &[&[ReadOwnPods, Locate, Probe, TakeFailing, Sync], DEVICES],
         Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
@@ -161,7 +163,7 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::ClientsFound => &[&[WriteClients]],
         Fact::PeersDue => &[&[TellPeers]],
         Fact::SocketsFound => &[&[Judge]],
-        Fact::CheckpointStirred => &[&[TendCheckpoint]],
+        Fact::CheckpointStirred => &[&[Claim, TendCheckpoint]],
         Fact::Asked => &[&[Answer]],
     }
 }
@@ -219,7 +221,7 @@ mod tests {
             (
                 Fact::DriftDue,
                 [
-                    &[Repair, LookAtCheckpoint, TellDevices, TellPeers][..],
+                    &[Claim, Repair, LookAtCheckpoint, TellDevices, TellPeers][..],
                     &pods,
                 ]
                 .concat(),
@@ -245,7 +247,7 @@ mod tests {
             (Fact::ClientsFound, vec![WriteClients]),
             (Fact::PeersDue, vec![TellPeers]),
             (Fact::SocketsFound, vec![Judge]),
-            (Fact::CheckpointStirred, vec![TendCheckpoint]),
+            (Fact::CheckpointStirred, vec![Claim, TendCheckpoint]),
             (Fact::Asked, vec![Answer]),
         ];
         for (fact, expected) in rows {

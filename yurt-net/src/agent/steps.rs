@@ -38,6 +38,7 @@ impl Agent {
             Step::Locate => return Ok(self.locate()),
             Step::TakeFailing => return Ok(self.take_failing()),
             Step::Boot => self.boot().await?,
+            Step::Claim => self.units.claimed.look().await,
             Step::AskAgain => {
                 self.sources.network_changed();
                 self.units.clients.interfaces_changed();

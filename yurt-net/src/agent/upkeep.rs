@@ -21,6 +21,10 @@ impl Agent {
             // Programs of this agent would read a table that is not written yet.
             return false;
         }
+        if self.units.claimed.is_refused() {
+            // Two agents would take each other's repairs back for ever.
+            return false;
+        }
         // What was left out in the minute before.
         self.report_rejections(&[]);
         let repair = self.dataplane.repair();
@@ -119,6 +123,7 @@ impl Agent {
             state: self.units.asked.state_dir.problem(),
             checkpoint: checkpoint.as_deref(),
             socket: self.units.asked.problem(),
+            claim: self.units.claimed.problem(),
         };
         let (degraded, ready) = (health.degraded(), health.is_ready());
         let self_test = match (&*health.detached, &self.self_test) {

@@ -300,7 +300,10 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
     let cgroup =
         cgroup(place.cgroup.as_deref()).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
-    let claim = Claim::take(Owned::found(&cgroup, bpffs, state_dir).await)?;
+    let things = place.things(cgroup.clone());
+    let seen = things.clone();
+    let owned = once(move || Owned::of(&seen)).await;
+    let claim = Claim::take(owned.unwrap_or_else(|| Owned::without_a_disk(&things)))?;
     let pins = match Cleanup::begin(bpffs) {
         // Programs may be pinned elsewhere, and are to go all the same.
         Err(error @ DataplaneError::NotBpffs { .. }) => Err(error),

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::cni::install::Directories;
+use crate::dataplane::claim::Things;
 use crate::ledger::store::LedgerDirs;
 
 /// Where the agent keeps things.
@@ -30,6 +31,16 @@ impl Place {
     /// Where the agent's socket may lie.
     pub fn sockets(&self) -> [PathBuf; 2] {
         [self.state_dir.clone(), self.ledger().in_memory()].map(|dir| dir.join("agent.sock"))
+    }
+
+    /// What an agent that serves this cgroup has for itself.
+    pub fn things(&self, cgroup: PathBuf) -> Things {
+        Things {
+            cgroup,
+            bpffs: self.bpffs.clone(),
+            state_dir: self.state_dir.clone(),
+            memory: self.ledger().in_memory(),
+        }
     }
 
     /// Where the plugins keep the ledger.

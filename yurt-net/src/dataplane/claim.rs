@@ -12,13 +12,12 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::DataplaneError;
 use super::sys::{self, MapInfo};
-use crate::host::disk::errand::once;
 
 const NAME: &str = "yurt_claim";
 /// `BPF_MAP_TYPE_LPM_TRIE`.
@@ -29,7 +28,7 @@ const KEY: [u32; 2] = [0; 2];
 /// How long a claim may exist before it has its row.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A file, by device and inode number; zero where there is none.
+/// A file, by device and inode number; zero where none is seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 struct File {
@@ -51,38 +50,62 @@ impl File {
     }
 }
 
+/// Where the things are of which each has one agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Things {
+    /// The cgroup whose processes are served.
+    pub cgroup: PathBuf,
+    /// The mount point of the pins: not the directory in it, which can go.
+    pub bpffs: PathBuf,
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The directory of the ledger in memory.
+    pub memory: PathBuf,
+}
+
 /// What an agent owns: each of these has one agent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
 pub struct Owned {
     cgroup: File,
     pins: File,
     state: File,
     /// The network namespace, whose devices it looks after.
     netns: File,
+    memory: File,
 }
 
 impl Owned {
-    /// With these flags, in this network namespace. A state directory whose disk does not answer is left out: the rest
-    /// still tells two agents apart.
-    pub async fn found(cgroup: &Path, bpffs: &Path, state_dir: &Path) -> Self {
-        let paths = [cgroup, bpffs, state_dir].map(Path::to_owned);
-        let all = once(move || {
-            let [cgroup, bpffs, state_dir] = &paths;
-            Self::of(cgroup, bpffs, Some(state_dir))
-        });
-        let all = all.await;
-        all.unwrap_or_else(|| Self::of(cgroup, bpffs, None))
+    /// Looks at all of them, in this network namespace. Waits for the disk.
+    pub fn of(things: &Things) -> Self {
+        Self {
+            state: File::of(&things.state_dir),
+            memory: File::of(&things.memory),
+            ..Self::without_a_disk(things)
+        }
     }
 
-    /// The same, where the state directory is known not to answer, or to do so.
-    pub fn of(cgroup: &Path, bpffs: &Path, state_dir: Option<&Path>) -> Self {
+    /// The same, where the disk does not answer: the rest still tells two agents apart.
+    pub fn without_a_disk(things: &Things) -> Self {
         Self {
-            cgroup: File::of(cgroup),
-            // Not the directory in it, which can go.
-            pins: File::of(bpffs),
-            state: state_dir.map_or_else(File::default, File::of),
+            cgroup: File::of(&things.cgroup),
+            pins: File::of(&things.bpffs),
             netns: File::of(Path::new("/proc/self/ns/net")),
+            ..Self::default()
+        }
+    }
+
+    /// With what was seen before in the place of what cannot be seen now.
+    fn or(self, before: Self) -> Self {
+        let either = |now: File, before: File| match now == File::default() {
+            true => before,
+            false => now,
+        };
+        Self {
+            cgroup: either(self.cgroup, before.cgroup),
+            pins: either(self.pins, before.pins),
+            state: either(self.state, before.state),
+            netns: either(self.netns, before.netns),
+            memory: either(self.memory, before.memory),
         }
     }
 
@@ -93,6 +116,7 @@ impl Owned {
             (self.pins, other.pins, "the bpf file system"),
             (self.state, other.state, "the state directory"),
             (self.netns, other.netns, "the network namespace"),
+            (self.memory, other.memory, "the ledger's run directory"),
         ];
         let mut things = things.into_iter();
         things.find_map(|(a, b, what)| a.is_also(b).then_some(what))
@@ -103,18 +127,54 @@ impl Owned {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 struct Row {
-    owned: Owned,
+    cgroup: File,
+    pins: File,
+    state: File,
+    netns: File,
     /// In the process' own pid namespace.
     pid: u32,
     /// 0 until the agent has found nobody else.
     is_settled: u32,
     pid_namespace: File,
+    memory: File,
+}
+
+impl Row {
+    fn owned(&self) -> Owned {
+        Owned {
+            cgroup: self.cgroup,
+            pins: self.pins,
+            state: self.state,
+            netns: self.netns,
+            memory: self.memory,
+        }
+    }
+
+    fn with(self, owned: Owned) -> Self {
+        let Owned {
+            cgroup,
+            pins,
+            state,
+            netns,
+            memory,
+        } = owned;
+        Self {
+            cgroup,
+            pins,
+            state,
+            netns,
+            memory,
+            ..self
+        }
+    }
 }
 
 /// A claim that holds for as long as this lives.
 #[derive(Debug)]
 pub struct Claim {
-    _map: OwnedFd,
+    map: OwnedFd,
+    id: u32,
+    row: Row,
 }
 
 impl Claim {
@@ -131,21 +191,49 @@ impl Claim {
         };
         sys::raise_memlock();
         let map = sys::map_create(NAME, &info).map_err(failed)?;
-        let mut row = Row {
-            owned,
+        let id = sys::map_info(map.as_fd()).map_err(failed)?.id;
+        let row = Row {
             pid: std::process::id(),
             is_settled: 0,
             pid_namespace: pid_namespace(),
+            ..Row::default()
         };
-        sys::map_update(map.as_fd(), &KEY, &row).map_err(failed)?;
+        let mut claim = Self { map, id, row };
+        claim.write(row.with(owned))?;
         // Of two that start at once, each sees the other: the one with the lower number goes on.
-        let id = sys::map_info(map.as_fd()).map_err(failed)?.id;
         refuse(&owned, |other, other_id| {
             other_id != id && (other.is_settled != 0 || other_id < id)
         })?;
-        row.is_settled = 1;
-        sys::map_update(map.as_fd(), &KEY, &row).map_err(failed)?;
-        Ok(Self { _map: map })
+        claim.write(Row {
+            is_settled: 1,
+            ..claim.row
+        })?;
+        Ok(claim)
+    }
+
+    /// Claims what has come since, in the place of what was there: a directory that was made, or mounted over. What cannot be seen now
+    /// stays claimed as it was. Where somebody else has it, all stays as it was, and the error names that process.
+    pub fn renew(&mut self, found: Owned) -> Result<(), DataplaneError> {
+        let before = self.row;
+        let owned = found.or(before.owned());
+        if owned == before.owned() {
+            return Ok(());
+        }
+        let id = self.id;
+        refuse(&owned, |_, other_id| other_id != id)?;
+        self.write(before.with(owned))?;
+        // Two may look before either has written: then both step back, and try again later.
+        let refused = refuse(&owned, |_, other_id| other_id != id);
+        if refused.is_err() {
+            self.write(before)?;
+        }
+        refused
+    }
+
+    fn write(&mut self, row: Row) -> Result<(), DataplaneError> {
+        sys::map_update(self.map.as_fd(), &KEY, &row).map_err(DataplaneError::Claim)?;
+        self.row = row;
+        Ok(())
     }
 }
 
@@ -159,7 +247,7 @@ fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), Datap
             row => row.map_err(DataplaneError::Claim)?,
         };
         if let Some(row) = row
-            && let Some(what) = owned.common(&row.owned)
+            && let Some(what) = owned.common(&row.owned())
             && counts(&row, id)
         {
             return Err(DataplaneError::InUse {
@@ -211,7 +299,8 @@ fn name(row: &Row) -> String {
 mod tests {
     use super::*;
 
-    fn owned(cgroup: u64, pins: u64, state: u64, netns: u64) -> Owned {
+    /// By inode number, in the order in which they are named.
+    fn owned([cgroup, pins, state, netns, memory]: [u64; 5]) -> Owned {
         let file = |inode| File {
             device: u64::from(inode != 0),
             inode,
@@ -221,23 +310,48 @@ mod tests {
             pins: file(pins),
             state: file(state),
             netns: file(netns),
+            memory: file(memory),
         }
     }
 
     #[test]
     fn each_thing_alone_is_reason_enough_and_what_is_not_there_is_nobodys() {
-        let ours = owned(1, 2, 0, 4);
+        let ours = owned([1, 2, 0, 4, 5]);
         for (theirs, common) in [
-            (owned(1, 12, 13, 14), Some("the cgroup")),
-            (owned(11, 2, 13, 14), Some("the bpf file system")),
-            (owned(11, 12, 13, 4), Some("the network namespace")),
-            (owned(11, 12, 0, 14), None),
-            (owned(2, 1, 4, 11), None),
+            ([1, 12, 13, 14, 15], Some("the cgroup")),
+            ([11, 2, 13, 14, 15], Some("the bpf file system")),
+            ([11, 12, 13, 4, 15], Some("the network namespace")),
+            ([11, 12, 13, 14, 5], Some("the ledger's run directory")),
+            ([11, 12, 0, 14, 15], None),
+            ([2, 1, 4, 11, 0], None),
         ] {
-            assert_eq!(ours.common(&theirs), common, "{theirs:?}");
+            assert_eq!(ours.common(&owned(theirs)), common, "{theirs:?}");
         }
-        let with_state = owned(1, 2, 3, 4);
-        let theirs = owned(11, 12, 3, 14);
+        let with_state = owned([1, 2, 3, 4, 5]);
+        let theirs = owned([11, 12, 3, 14, 15]);
         assert_eq!(with_state.common(&theirs), Some("the state directory"));
+    }
+
+    #[test]
+    fn what_cannot_be_seen_stays_claimed_as_it_was() {
+        let before = owned([1, 2, 3, 4, 5]);
+        assert_eq!(owned([1, 2, 0, 4, 15]).or(before), owned([1, 2, 3, 4, 15]));
+        assert_eq!(Owned::default().or(before), before);
+    }
+
+    #[test]
+    fn a_claim_is_read_by_other_versions_of_the_agent_where_they_expect_it() {
+        use std::mem::offset_of;
+        let offsets = [
+            offset_of!(Row, cgroup),
+            offset_of!(Row, pins),
+            offset_of!(Row, state),
+            offset_of!(Row, netns),
+            offset_of!(Row, pid),
+            offset_of!(Row, is_settled),
+            offset_of!(Row, pid_namespace),
+            offset_of!(Row, memory),
+        ];
+        assert_eq!(offsets, [0, 16, 32, 48, 64, 68, 72, 88]);
     }
 }

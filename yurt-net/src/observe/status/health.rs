@@ -16,8 +16,9 @@ pub struct Degraded {
 }
 
 /// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
-pub const FAULTS: [&str; 10] = [
+pub const FAULTS: [&str; 11] = [
     "checkpoint",
+    "claim",
     "manifests",
     "pins",
     "programs",
@@ -63,6 +64,8 @@ pub struct Health<'a> {
     pub checkpoint: Option<&'a str>,
     /// Why the agent's socket is not where it should be.
     pub socket: Option<String>,
+    /// Why this agent does not have for itself what it uses.
+    pub claim: Option<&'a String>,
 }
 
 impl Health<'_> {
@@ -165,6 +168,12 @@ impl Health<'_> {
         }
         if let Some(reason) = &self.socket {
             say("socket", format!("agent.sock {reason}"));
+        }
+        if let Some(reason) = self.claim {
+            say(
+                "claim",
+                format!("neither repairs nor the checkpoint are written: {reason}"),
+            );
         }
         degraded
     }
@@ -298,7 +307,7 @@ mod tests {
     #[test]
     fn every_fault_has_its_word_among_the_metrics_labels() {
         let failures = ["one".to_owned()];
-        let left_out = left_out();
+        let (left_out, reason) = (left_out(), String::new());
         let everything = Health {
             is_serving: true,
             detached: vec!["yurt_connect4"],
@@ -314,6 +323,7 @@ mod tests {
             state: Some((Path::new("/"), String::new())),
             checkpoint: Some(""),
             socket: Some(String::new()),
+            claim: Some(&reason),
         };
         let mut said = whats(&everything);
         said.sort();

@@ -1,0 +1,89 @@
+//! What this agent has for itself: claimed at the start, and again where a directory is made, or mounted over, while it runs.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use tracing::error;
+
+use super::problem::Problem;
+use crate::config::place::Place;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::claim::{Claim, Owned, Things};
+use crate::error::chain;
+use crate::host::disk::errand::{Errand, SILENCE, once};
+
+/// The claim of this agent.
+pub(super) struct Claimed {
+    claim: Claim,
+    things: Things,
+    errand: Errand<Owned>,
+    /// Another agent has some of it.
+    is_refused: bool,
+    problem: Problem,
+}
+
+impl Claimed {
+    /// Makes the directories and claims all of it, or fails with the process that has some of it. A directory that cannot be made, or
+    /// whose disk does not answer, is claimed when it is there.
+    pub(super) async fn start(place: &Place, cgroup: PathBuf) -> Result<Self, DataplaneError> {
+        let things = place.things(cgroup);
+        // The plugins' own words for the directory in memory are the same: whoever comes first makes it.
+        let directories = [(&things.state_dir, 0o755), (&things.memory, 0o700)];
+        let mut answers = true;
+        for (directory, mode) in directories {
+            answers &= make(directory, mode).await;
+        }
+        let mut errand = Errand::default();
+        let seen = things.clone();
+        let owned = match answers {
+            true => errand.run(move || Owned::of(&seen)).await,
+            false => None,
+        };
+        let owned = owned.unwrap_or_else(|| Owned::without_a_disk(&things));
+        Ok(Self {
+            claim: Claim::take(owned)?,
+            things,
+            errand,
+            is_refused: false,
+            problem: Problem::of("not all that this agent uses is its own"),
+        })
+    }
+
+    /// Looks what is there now, and claims it.
+    pub(super) async fn look(&mut self) {
+        let things = self.things.clone();
+        let owned = self.errand.run(move || Owned::of(&things)).await;
+        // What does not answer stays claimed as it was.
+        let owned = owned.unwrap_or_else(|| Owned::without_a_disk(&self.things));
+        let renewed = self.claim.renew(owned);
+        self.is_refused = matches!(renewed, Err(DataplaneError::InUse { .. }));
+        self.problem.set(renewed.err().map(|error| chain(&error)));
+    }
+
+    /// Another agent has some of it: that is not written to.
+    pub(super) fn is_refused(&self) -> bool {
+        self.is_refused
+    }
+
+    /// Why this agent has not all of it for itself.
+    pub(super) fn problem(&self) -> Option<&String> {
+        self.problem.get()
+    }
+}
+
+/// Makes a directory with this mode, whatever the umask; false where its disk does not answer.
+async fn make(directory: &Path, mode: u32) -> bool {
+    let path = directory.to_owned();
+    let made: Option<io::Result<()>> =
+        once(move || DirBuilder::new().recursive(true).mode(mode).create(path)).await;
+    let directory = directory.display();
+    // The node is served all the same; `status` tells as long as it is so.
+    match &made {
+        Some(Ok(())) => {}
+        Some(Err(error)) => error!(%directory, %error, "a directory of the agent cannot be made"),
+        None => error!(%directory, "a directory of the agent: {SILENCE}"),
+    }
+    made.is_some()
+}
