@@ -7,7 +7,6 @@ use std::borrow::Cow;
 use std::error::Error;
 use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
-use std::sync::Mutex;
 use std::time::Duration;
 
 use clap::Parser as _;
@@ -19,7 +18,7 @@ use yurt_net::cni::Plugin;
 use yurt_net::config::flags::LogFormat;
 use yurt_net::config::{Cli, Command};
 use yurt_net::observe::selftest;
-use yurt_net::output::LossyLog;
+use yurt_net::output::{LimitedLog, LossyLog};
 use yurt_net::text::{self, Log, LogStyle};
 use yurt_net::{agent, cli, error, output};
 
@@ -141,7 +140,7 @@ fn start_log(format: LogFormat, level: LevelFilter) {
         LogStyle::Json
     };
     let lines = LossyLog::new(output::standard_error(), style);
-    let writer = Mutex::new(Log::new(lines, style));
+    let writer = LimitedLog::new(Log::new(lines, style), style);
     // A log that cannot be written is lost, and costs nothing else: the library would complain of it to stderr, and panic.
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)

@@ -117,12 +117,12 @@ impl Pods {
         self.keep_watching().await;
         match self.ask_the_disk().await {
             Ok(reading) => {
-                if reading.alarms != self.alarms {
-                    for alarm in &reading.alarms {
+                for alarm in &reading.alarms {
+                    if !self.alarms.contains(alarm) {
                         warn!(alarm, "ledger");
                     }
-                    self.alarms.clone_from(&reading.alarms);
                 }
+                self.alarms.clone_from(&reading.alarms);
                 self.reading.set(None);
                 Some(reading)
             }

@@ -1,6 +1,10 @@
 //! One thing that may fail: in the status as long as it does, in the log when it begins to.
 
+use std::time::Instant;
+
 use tracing::warn;
+
+use super::lines::Lines;
 
 /// What fails at present.
 #[derive(Debug)]
@@ -8,12 +12,17 @@ pub(super) struct Problem {
     /// What does not work then, as the log says it.
     what: &'static str,
     now: Option<String>,
+    lines: Lines,
 }
 
 impl Problem {
     /// Nothing fails yet.
     pub(super) fn of(what: &'static str) -> Self {
-        Self { what, now: None }
+        Self {
+            what,
+            now: None,
+            lines: Lines::default(),
+        }
     }
 
     /// How it is now; `None`: as it should be.
@@ -21,7 +30,17 @@ impl Problem {
         if let Some(problem) = &problem
             && self.now.as_ref() != Some(problem)
         {
-            warn!(problem, "{}", self.what);
+            let what = self.what;
+            let admitted = self.lines.admit_one(Instant::now(), "", problem);
+            if admitted.is_admitted {
+                warn!(problem, "{what}");
+            }
+            if let Some(more) = admitted.left_out {
+                warn!(
+                    more,
+                    "{what}: more often than is written; `yurt-net status` shows how it is"
+                );
+            }
         }
         self.now = problem;
     }

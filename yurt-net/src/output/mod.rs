@@ -1,5 +1,7 @@
 //! Standard output and standard error: what the verbs print, and the log, whatever has become of whoever reads it.
 
+mod limited;
+
 use std::fmt::Display;
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -9,6 +11,7 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
+pub use self::limited::LimitedLog;
 use crate::text::{self, LogStyle};
 
 /// Writes a text whole. A reader that has gone away, as `head -1` does, has what it wanted; any other failure is one.
