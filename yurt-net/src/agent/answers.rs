@@ -1,18 +1,26 @@
 //! What the agent answers: its status as it is now, the verdict of a flow, metrics, and whether it is well.
 
+use std::net::{IpAddr, SocketAddr};
+
 use tracing::debug;
 
 use super::Agent;
 use super::asked::Question;
+use super::react::Phase;
 use super::steps::facts;
 use crate::dataplane::DataplaneError;
 use crate::error::chain;
+use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
 use crate::host::clock::unix_seconds;
 use crate::host::process::Process;
+use crate::model::Snapshot;
 use crate::observe::control::{self, Request};
 use crate::observe::http;
 use crate::observe::metrics;
-use crate::observe::status::{MapUsage, Retention};
+use crate::observe::status::Status;
+use crate::observe::status::health::Health;
+use crate::policy::{Reasons, pods_among_services};
+use crate::table::Scope;
 
 /// Before the first table, `explain` cannot say anything.
 const NO_TABLE: &str = "no source is in charge since its start, so it cannot say why what is in the kernel is as it is: \
@@ -33,12 +41,14 @@ impl Agent {
 
     async fn answer_call(&mut self, call: control::Call) {
         let reply = match call.request {
-            Request::Status => match self.fill_status() {
-                Ok(()) => serde_json::to_value(&self.status),
+            Request::Status => match self.status() {
+                Ok(status) => serde_json::to_value(status),
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             // A table that nobody has said anything of knows no Service, and the kernel may serve them all.
-            Request::Explain(_) if !self.is_serving => Ok(control::error_reply(NO_TABLE)),
+            Request::Explain(_) if self.serving.phase() != Phase::Serving => {
+                Ok(control::error_reply(NO_TABLE))
+            }
             Request::Explain(dial) => {
                 // Whoever asks may be a Pod of this node.
                 let pod = self.units.pods.pod_at(&self.known, dial.from).await;
@@ -53,8 +63,8 @@ impl Agent {
 
     fn answer_scrape(&mut self, scrape: http::Scrape) {
         let answer = match scrape.question {
-            http::Question::Metrics => match self.fill_status() {
-                Ok(()) => Ok(metrics::render(&self.status)),
+            http::Question::Metrics => match self.status() {
+                Ok(status) => Ok(metrics::render(&status)),
                 Err(error) => Err(chain(&error)),
             },
             http::Question::Health => self.health(),
@@ -64,46 +74,98 @@ impl Agent {
         }
     }
 
-    fn fill_status(&mut self) -> Result<(), DataplaneError> {
-        self.fill_health();
-        self.report_units();
-        let (usage, capacity) = (self.image.usage(), self.image.capacity());
-        let status = &mut self.status;
+    /// How all of it is, now.
+    fn status(&self) -> Result<Status, DataplaneError> {
+        let mut status = self.readiness();
+        let facts = facts(&self.known, &self.sources, &self.serving);
+        let units = &self.units;
         status.source = self.sources.status(unix_seconds());
-        status.checkpoint.clone_from(self.keeper.stats());
-        status.pool.clone_from(&self.memo.table().pool);
-        status.services = self.memo.table().services.len();
-        status.set_rejections(&self.memo.table().rejections);
-        status.maps = MapUsage::all(&usage, &capacity);
         status.process = Process::current();
-        let counters = self.dataplane.counters()?;
-        status.counters = counters
-            .iter()
-            .map(|(name, count)| ((*name).to_owned(), *count))
-            .collect();
-        Ok(())
-    }
-
-    fn report_units(&mut self) {
-        let facts = facts(&self.known, &self.sources, &self.memo, &self.memory);
-        let (units, status) = (&self.units, &mut self.status);
-        status.retention = Retention::default();
+        self.serving.report(&mut status)?;
+        units.checkpoint.report(&mut status);
+        units.clients.report(&mut status);
         // The rows of the Pods first, which the others add to.
-        units.pods.report(&facts, status);
-        units.guarding.report(&facts, status);
-        units.translating.report(&facts, status);
-        (
-            status.retention.endpoints_moved,
-            status.retention.endpoints_away,
-        ) = facts.corrected();
+        units.pods.report(&facts, &mut status);
+        units.guarding.report(&facts, &mut status);
+        units.translating.report(&facts, &mut status);
+        let (moved, away) = facts.corrected();
+        status.retention.endpoints_moved = moved;
+        status.retention.endpoints_away = away;
         status.retention.endpoints_failing = facts.known.view.failing.len();
         if let Some(cni) = &units.cni {
-            cni.report(status);
+            cni.report(&mut status);
         }
-        units.devices.report(status);
+        units.devices.report(&mut status);
         if let Some(mending) = &units.mending {
-            mending.report(status);
+            mending.report(&mut status);
         }
-        units.established.report(status);
+        units.established.report(&mut status);
+        Ok(status)
+    }
+
+    /// Whether Services are served, and what is not as it should be: what the parts of the agent say of that, joined.
+    fn readiness(&self) -> Status {
+        let units = &self.units;
+        let snapshot = self.sources.snapshot();
+        let checkpoint = units.checkpoint.problem();
+        let health = Health {
+            manifests: self.sources.stale_manifests(),
+            failures: units.upkeep.failures(),
+            unasked: self.sources.unasked(),
+            unproven: self.sources.unproven(),
+            ranges: snapshot.and_then(|s| pods_among_services(s, self.serving.table())),
+            state: units.asked.state_dir.problem(),
+            checkpoint: checkpoint.as_deref(),
+            socket: units.asked.problem(),
+            claim: units.claimed.problem(),
+            ..self.serving.health()
+        };
+        let mut status = Status::new(&self.known.policy.node);
+        status.degraded = health.degraded();
+        status.ready = health.is_ready();
+        units.upkeep.report(&health.detached, &mut status);
+        status
+    }
+
+    /// What a probe is told: an error where Services are not served as they should be.
+    fn health(&self) -> Result<String, String> {
+        let status = self.readiness();
+        match (status.ready, &*status.degraded) {
+            (true, []) => Ok("ok".to_owned()),
+            (true, _) => Ok(status.readiness()),
+            (false, _) => Err(status.readiness()),
+        }
+    }
+
+    /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at this address.
+    fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
+        let empty = Snapshot::default();
+        let snapshot = self.sources.snapshot().unwrap_or(&empty);
+        let mut own = OwnAddresses::new(snapshot, &self.known.policy.node);
+        own.node
+            .extend(self.known.view.local_addresses.iter().flatten());
+        own.pods.extend(pod);
+        let reasons = Reasons::new(
+            snapshot,
+            &self.known.policy,
+            &self.known.view,
+            self.serving.memory(),
+        );
+        let table = self.serving.table();
+        let explanation = explain(table, &reasons, &own, dial);
+        let mut keys = table.services.iter().map(|entry| &entry.key);
+        let key = keys.find(|key| key.to_string() == explanation.service);
+        match key.and_then(|key| self.serving.image().refused(key)) {
+            Some(refused) => {
+                let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
+                // Nothing is in force for clients of other nodes.
+                let in_force = match own.scope(dial.from) {
+                    Scope::Internal => Some(self.serving.image().in_force(to, dial.protocol)),
+                    Scope::External => None,
+                };
+                explanation.with_a_full_map(&refused, in_force)
+            }
+            None => explanation,
+        }
     }
 }

@@ -1,66 +1,87 @@
-//! The checkpoint: when a save is due, of what, and what the maps say of it afterwards.
+//! The checkpoint: what the disk held at the start or says later, and when a save is due.
 
-use tracing::debug;
-
-use super::Agent;
-use crate::error::chain;
-use crate::host::clock::unix_seconds;
-use crate::source::checkpoint::Provenance;
-use crate::source::checkpoint::keeper::Due;
+use super::facts::Facts;
+use crate::config::AgentConfig;
+use crate::observe::status::Status;
+use crate::source::checkpoint::keeper::{Due, Keeper};
+use crate::source::checkpoint::{Loaded, Provenance};
 use crate::table::edition::Edition;
 
-impl Agent {
-    /// Does what is due.
-    pub(super) fn tend_checkpoint(&mut self) {
-        match self.units.due.take() {
-            Some(Due::Found(loaded)) => self.take_up(*loaded),
-            Some(Due::Save) => self.save(),
-            Some(Due::Saved { asked, on_disk }) => self.take_saved(asked, on_disk),
-            None => {}
-        }
+/// Keeps the checkpoint.
+pub(super) struct Checkpoint {
+    keeper: Keeper,
+    due: Option<Due>,
+    /// When what was taken up was true.
+    synced_at: Option<u64>,
+}
+
+impl Checkpoint {
+    /// Reads what there is, as far as its disk answers at once.
+    pub(super) async fn start(config: &AgentConfig) -> (Self, Option<Loaded>) {
+        let directory = config.place.state_dir.join("snapshot");
+        let (keeper, loaded) = Keeper::open(directory).await;
+        let checkpoint = Self {
+            synced_at: keeper.found().map(|found| found.synced_at),
+            keeper,
+            due: None,
+        };
+        (checkpoint, loaded)
     }
 
-    /// Saves all there is: the agent ends.
-    pub(super) async fn end(&mut self) {
-        self.units.asked.end();
-        self.units.claimed.look().await;
-        if let (Some(snapshot), Some(provenance)) = (self.sources.snapshot(), self.provenance())
-            && !self.units.claimed.is_refused()
-        {
-            self.keeper.finish(snapshot, provenance).await;
-        }
+    /// Waits until something is [`due`](Self::take_due). Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        self.due = Some(self.keeper.due().await);
     }
 
-    fn provenance(&self) -> Option<Provenance> {
-        let provenance = self.sources.provenance(unix_seconds(), self.edition)?;
-        Some(Provenance {
-            left_out: self.image.left_out().cloned().collect(),
-            ..provenance
-        })
+    /// What is to be done.
+    pub(super) fn take_due(&mut self) -> Option<Due> {
+        self.due.take()
     }
 
-    /// Starts to save the snapshot in force, where it came from a source that may be out of reach next time.
-    fn save(&mut self) {
-        match (self.sources.snapshot(), self.provenance()) {
-            // Another agent's is no place for this one's.
-            _ if self.units.claimed.is_refused() => self.keeper.skip(),
+    /// The edition of what was found at the start.
+    pub(super) fn edition(&self) -> Option<Edition> {
+        self.keeper.found().map(|found| found.edition)
+    }
+
+    /// What the disk has said late is in force now.
+    pub(super) fn took_up(&mut self, synced_at: u64) {
+        self.synced_at = Some(synced_at);
+    }
+
+    /// There is another table to be saved.
+    pub(super) fn note_change(&mut self) {
+        self.keeper.changed();
+    }
+
+    /// Has everything saved anew where the checkpoint has gone, or is not the one that was saved.
+    pub(super) fn look(&mut self) {
+        self.keeper.look();
+    }
+
+    /// Begins a save of the snapshot in force, where it came from a source that may be out of reach next time; without a `provenance`
+    /// nothing is worth saving.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>, provenance: Option<Provenance>) {
+        match (facts.snapshot, provenance) {
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
             _ => self.keeper.skip(),
         }
     }
 
-    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be taken for
-    /// newer than they are.
-    fn take_saved(&mut self, asked: Edition, on_disk: Edition) {
-        let has_news = self.has_news || self.sources.has_untold();
-        if asked == self.edition && asked != on_disk && !has_news {
-            self.edition = on_disk;
-            if let Err(error) = self.dataplane.set_edition(on_disk, self.sources.said_by()) {
-                debug!(
-                    error = chain(&error),
-                    "the maps are thought to be newer than the checkpoint"
-                );
-            }
+    /// Saves all there is: the agent ends.
+    pub(super) async fn end(&mut self, facts: &Facts<'_>, provenance: Option<Provenance>) {
+        if let (Some(snapshot), Some(provenance)) = (facts.snapshot, provenance) {
+            self.keeper.finish(snapshot, provenance).await;
         }
+    }
+
+    /// Why it is not as it should be.
+    pub(super) fn problem(&self) -> Option<String> {
+        self.keeper.problem()
+    }
+
+    /// What is on disk, and what was found there.
+    pub(super) fn report(&self, status: &mut Status) {
+        status.checkpoint.clone_from(self.keeper.stats());
+        status.checkpoint_synced_at = self.synced_at;
     }
 }

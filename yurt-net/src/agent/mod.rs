@@ -28,6 +28,7 @@ mod answers;
 mod asked;
 mod checkpoint;
 mod claimed;
+mod clients;
 mod cni;
 mod complaints;
 mod deadlines;
@@ -42,9 +43,9 @@ mod pods;
 mod probing;
 mod problem;
 mod react;
-mod report;
 mod serving;
 mod steps;
+mod told;
 mod translating;
 mod upkeep;
 mod worker;
@@ -53,40 +54,37 @@ use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::yield_now;
-use tokio::time::Instant;
 use tracing::info;
 
 use self::asked::Asked;
+use self::checkpoint::Checkpoint;
 use self::claimed::Claimed;
+use self::clients::Clients;
 use self::cni::CniKeeper;
 use self::deadlines::Deadlines;
 use self::devices::Devices;
 use self::established::Established;
 use self::facts::Known;
 use self::guarding::Guarding;
-use self::lines::Lines;
 use self::mending::Mending;
 use self::pods::Pods;
 use self::probing::Probing;
-use self::react::{Due, Fact, Phase};
+use self::react::{Due, Fact};
+use self::serving::Serving;
 use self::translating::Translating;
+use self::upkeep::Upkeep;
 use crate::config::AgentConfig;
 use crate::dataplane::load::load_from;
-use crate::dataplane::service::clients::{Clients, Look};
-use crate::dataplane::service::{BpfDataplane, Options, SocketLb};
-use crate::dataplane::{ApplyError, Dataplane as _, DataplaneError};
+use crate::dataplane::service::Options;
+use crate::dataplane::{ApplyError, DataplaneError};
 use crate::error::PathError;
 use crate::host::cgroup::{Cgroup, CgroupError, cgroup};
 use crate::node::{NodeError, NodeWatch};
-use crate::observe::status::{SelfTest, Status};
-use crate::plan::MapImage;
-use crate::policy::{Memo, Memory, PolicyConfig};
+use crate::policy::PolicyConfig;
 use crate::source::SourceError;
 use crate::source::checkpoint::Loaded;
-use crate::source::checkpoint::keeper::{self as saved, Keeper};
 use crate::source::kube::servers;
-use crate::source::preferred::{Origin, Sources};
-use crate::table::edition::Edition;
+use crate::source::preferred::Sources;
 
 /// Why the agent does not start, or stops.
 #[derive(Debug, thiserror::Error)]
@@ -139,41 +137,17 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
 
 struct Agent {
     known: Known,
-    units: Units,
     sources: Sources,
-    keeper: Keeper,
+    serving: Serving,
+    units: Units,
     deadlines: Deadlines,
-    started: Instant,
-    dataplane: BpfDataplane,
-    cgroup: Cgroup,
-    socket_lb: SocketLb,
-    is_adopted: bool,
-    /// The first table is applied, and the programs were attached.
-    is_serving: bool,
-    /// What an earlier agent left is served on as it is, until a source answers.
-    is_holding: bool,
-    /// Of what the sources say, or have said last.
-    edition: Edition,
-    /// What the sources say differs from that edition.
-    has_news: bool,
-    /// What the last repair could not mend.
-    failures: Vec<String>,
-    /// The last one.
-    self_test: SelfTest,
-    /// The maps as they are; wrong, and to be read again, while a retry is due.
-    image: MapImage,
-    memory: Memory,
-    /// With the table that should be in force.
-    memo: Memo,
-    status: Status,
-    rejected: Lines,
-    full: Lines,
-    alone: Lines,
 }
 
 /// Those who work beside the loop, and what they have said that is not yet heard.
 struct Units {
     claimed: Claimed,
+    checkpoint: Checkpoint,
+    upkeep: Upkeep,
     pods: Pods,
     guarding: Guarding,
     translating: Translating,
@@ -184,8 +158,6 @@ struct Units {
     established: Established,
     node: NodeWatch,
     clients: Clients,
-    found: Option<Look>,
-    due: Option<saved::Due>,
     asked: Asked,
 }
 
@@ -200,7 +172,7 @@ impl Agent {
         if let Some(object) = &config.ebpf_log {
             load_from(object);
         }
-        let dataplane = BpfDataplane::open(Options {
+        let mut serving = Serving::start(Options {
             bpffs: config.place.bpffs.clone(),
             cgroup: cgroup.path.clone(),
             capacity: config.capacity,
@@ -213,43 +185,22 @@ impl Agent {
         let devices =
             Devices::start(&config).map_err(PathError::of("start a thread for", state_dir))?;
         let mending = Mending::start(&config);
-        let ((keeper, mut loaded), asked) = tokio::join!(
-            Keeper::open(state_dir.join("snapshot")),
-            Asked::start(&config)
-        );
-        if let (Some(maps), Some(loaded)) = (dataplane.found_edition(), &mut loaded) {
-            loaded.list_what_is_newer(maps);
+        let ((checkpoint, mut loaded), asked) =
+            tokio::join!(Checkpoint::start(&config), Asked::start(&config));
+        if let Some(loaded) = &mut loaded {
+            serving.list_what_is_newer(loaded);
         }
-        let in_force = loaded.as_ref().map(Loaded::in_force);
-        let scope = config.scope.clone();
-        let mut sources = Sources::start(&config.sources, scope, loaded).await?;
-        let mut image = dataplane.observe()?;
-        let saved = keeper.found().map(|found| found.edition);
-        let saved = saved.unwrap_or_default();
-        let newer = dataplane.found_edition();
-        let newer = newer.filter(|maps| !saved.may_replace(*maps));
-        sources.expect(
-            image.cluster_ips(),
-            newer.map(|_| dataplane.found_said_by()),
-        );
-        // What an earlier agent left may ask already.
-        let mut clients = Clients::default();
-        clients.want(image.asks_for_clients());
-        image.remember(in_force.unwrap_or_default());
-        let mut status = Status::new(&config.policy.node);
-        status.refuses_with_econnrefused = dataplane.has_set_retval();
-        let programs = dataplane.programs().iter();
-        status.programs = programs
-            .map(|program| (program.name.to_owned(), program.verified))
-            .collect();
-        status.checkpoint_synced_at = keeper.found().map(|found| found.synced_at);
-        status.cgroup_is_root = cgroup.is_root;
-        status.cgroup.clone_from(&cgroup.path);
-        status.socket_lb = config.socket_lb;
+        let in_force = loaded.as_ref().map(Loaded::in_force).unwrap_or_default();
+        let mut sources = Sources::start(&config.sources, config.scope.clone(), loaded).await?;
+        serving.expect(&mut sources, checkpoint.edition(), in_force);
+        let mut clients = Clients::start();
+        clients.follow(&mut serving);
         Ok(Self {
             known: Known::new(policy(&config).await, view),
             units: Units {
                 claimed,
+                checkpoint,
+                upkeep: Upkeep::start(&config, cgroup),
                 pods: Pods::start(&config)?,
                 guarding: Guarding::start(&config),
                 translating: Translating::start(&config),
@@ -257,44 +208,21 @@ impl Agent {
                 devices,
                 mending,
                 cni: CniKeeper::start(&config),
-                established: Established::start(&config, dataplane.socket_maps()?),
+                established: Established::start(&config, serving.socket_maps()?),
                 node,
                 clients,
-                found: None,
-                due: None,
                 asked,
             },
             deadlines: Deadlines::start(config.drift_interval),
-            started: Instant::now(),
-            cgroup,
-            socket_lb: config.socket_lb,
-            is_adopted: dataplane.is_adopted(),
-            is_serving: false,
-            is_holding: false,
-            edition: Edition::resume(
-                dataplane.found_edition(),
-                keeper.found().map(|found| found.edition),
-                fastrand::u64(..),
-            ),
-            has_news: matches!(sources.origin(), Origin::File | Origin::Live | Origin::Hub),
-            failures: Vec::new(),
-            self_test: SelfTest::Pending,
-            image,
-            memory: Memory::default(),
-            memo: Memo::default(),
             sources,
-            keeper,
-            dataplane,
-            status,
-            rejected: Lines::default(),
-            full: Lines::default(),
-            alone: Lines::default(),
+            serving,
         })
     }
 
     /// Waits for a fact. Whatever is dropped of it is kept by who said it.
     async fn next(&mut self) -> Fact {
-        self.deadlines.boot = self.boot_at();
+        self.deadlines.boot = self.serving.begin_at(self.sources.origin());
+        self.deadlines.retry = self.serving.retry_at();
         let Units {
             pods,
             guarding,
@@ -304,12 +232,12 @@ impl Agent {
             established,
             node,
             clients,
-            found,
-            due,
+            checkpoint,
             asked,
+            claimed: _,
+            upkeep: _,
             devices: _,
             cni: _,
-            claimed: _,
         } = &mut self.units;
         let peers = async {
             match mending {
@@ -329,15 +257,9 @@ impl Agent {
             () = probing.changed() => Fact::ProbeEnded,
             () = peers => Fact::PeersDue,
             () = node.changed() => Fact::NetworkStirred,
-            look = clients.next() => {
-                *found = Some(look);
-                Fact::ClientsFound
-            }
+            () = clients.changed() => Fact::ClientsFound,
             () = established.changed() => Fact::SocketsFound,
-            what = self.keeper.due() => {
-                *due = Some(what);
-                Fact::CheckpointStirred
-            }
+            () = checkpoint.changed() => Fact::CheckpointStirred,
             () = asked.changed() => Fact::Asked,
         }
     }
@@ -345,21 +267,13 @@ impl Agent {
     /// Does what follows from a fact, and from what that brings to light.
     async fn react(&mut self, fact: Fact) -> Result<(), AgentError> {
         let mut due = Due::default();
-        due.add(fact, self.phase());
+        due.add(fact, self.serving.phase());
         while let Some(step) = due.next() {
             if let Some(fact) = self.take(step).await? {
-                due.add(fact, self.phase());
+                due.add(fact, self.serving.phase());
             }
         }
         Ok(())
-    }
-
-    fn phase(&self) -> Phase {
-        match (self.is_serving, self.is_holding) {
-            (true, _) => Phase::Serving,
-            (false, true) => Phase::Holding,
-            (false, false) => Phase::Waiting,
-        }
     }
 }
 

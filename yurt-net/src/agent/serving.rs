@@ -1,35 +1,174 @@
 //! From what the sources say to what is in the maps: snapshot, table, plan, writes; and once more where a write failed.
+//!
+//! No unit beside the loop: what it makes of the sources' word, the table, is a fact that the units hear. So it takes that word itself, with
+//! what has changed in it.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use super::AgentError;
 use super::deadlines::RETRY;
-use super::{Agent, AgentError};
+use super::facts::Known;
+use super::problem::Problem;
+use super::react::Phase;
+use super::told::Told;
 use crate::dataplane::service::clients::Look;
-use crate::dataplane::service::clients::identity::{ClientAddresses, Word};
-use crate::dataplane::{ApplyError, Dataplane as _};
+use crate::dataplane::service::sockets::SocketMaps;
+use crate::dataplane::service::{BpfDataplane, Options, Repair};
+use crate::dataplane::{ApplyError, Dataplane as _, DataplaneError};
 use crate::error::chain;
 use crate::host::clock::unix_seconds;
-use crate::host::process::give_back_memory;
-use crate::plan::{Plan, Refused, plan};
-use crate::policy::compile;
-use crate::source::checkpoint::Loaded;
-use crate::source::preferred::Origin;
+use crate::host::durations::Durations;
+use crate::observe::status::health::Health;
+use crate::observe::status::{MapUsage, Status};
+use crate::plan::{MapImage, Plan, Refused, plan};
+use crate::policy::{Memo, Memory, Suspects, compile};
+use crate::source::checkpoint::{Loaded, Provenance};
+use crate::source::preferred::{Origin, Sources};
 use crate::table::edition::Edition;
+use crate::table::{ServiceKey, ServiceTable};
 
 /// Plans in a row for one table: each frees space that the next one may need.
 const PLANS_PER_TABLE: usize = 8;
 /// How long adopted maps are left alone while only the checkpoint has something to say.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 
-impl Agent {
-    /// When to [`boot`](Self::boot); `None`: not before a source answers, or it is done.
+/// The table that should be in force, and the maps and programs that it is in.
+pub(super) struct Serving {
+    started: Instant,
+    dataplane: BpfDataplane,
+    /// The pins of an earlier agent were taken over at the start.
+    is_adopted: bool,
+    /// The first table is applied, and the programs were attached.
+    is_serving: bool,
+    /// What an earlier agent left is served on as it is, until a source answers.
+    is_holding: bool,
+    /// Of what the sources say, or have said last.
+    edition: Edition,
+    /// What the sources say differs from that edition.
+    has_news: bool,
+    /// The maps as they are; wrong, and to be read again, while a retry is due.
+    image: MapImage,
+    memory: Memory,
+    /// With the table that should be in force.
+    memo: Memo,
+    /// Backends that new flows do not go to any more, since they were last taken.
+    lost: Suspects,
+    /// A set of the image asks who dials.
+    asks_for_clients: bool,
+    /// When a write that has failed is tried again.
+    retry_at: Option<Instant>,
+    failing: Problem,
+    told: Told,
+    tally: Tally,
+}
+
+/// What was applied so far.
+#[derive(Debug, Default)]
+struct Tally {
+    applied: u64,
+    failed: u64,
+    durations: Durations,
+    last_at: Option<u64>,
+    last_writes: usize,
+    drift_writes: usize,
+}
+
+impl Serving {
+    /// Opens the maps, or takes over those that are there; nothing is written yet.
+    pub(super) fn start(options: Options) -> Result<Self, DataplaneError> {
+        let dataplane = BpfDataplane::open(options)?;
+        let image = dataplane.observe()?;
+        Ok(Self {
+            started: Instant::now(),
+            is_adopted: dataplane.is_adopted(),
+            is_serving: false,
+            is_holding: false,
+            edition: Edition::default(),
+            has_news: false,
+            // What an earlier agent left may ask already.
+            asks_for_clients: image.asks_for_clients(),
+            image,
+            dataplane,
+            memory: Memory::default(),
+            memo: Memo::default(),
+            lost: Suspects::default(),
+            retry_at: None,
+            failing: Problem::of("apply: clients keep what was written; trying again"),
+            told: Told::default(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Has what the sources say measured by what is in the maps. `saved`: the edition of the checkpoint that the sources have; `in_force`:
+    /// the service ports that were served by it, where a map was full.
+    pub(super) fn expect(
+        &mut self,
+        sources: &mut Sources,
+        saved: Option<Edition>,
+        in_force: BTreeSet<ServiceKey>,
+    ) {
+        let maps = self.found_edition();
+        let newer = maps.filter(|maps| !saved.unwrap_or_default().may_replace(*maps));
+        sources.expect(
+            self.image.cluster_ips(),
+            newer.map(|_| self.dataplane.found_said_by()),
+        );
+        self.image.remember(in_force);
+        self.edition = Edition::resume(maps, saved, fastrand::u64(..));
+        self.has_news = matches!(sources.origin(), Origin::File | Origin::Live | Origin::Hub);
+    }
+
+    /// Takes up what the disk has said after the start; true if it did. As at the start it counts while no source has answered.
+    pub(super) fn take_up(&mut self, sources: &mut Sources, mut loaded: Loaded) -> bool {
+        self.list_what_is_newer(&mut loaded);
+        let in_force = loaded.in_force();
+        let saved = loaded.provenance.edition;
+        if !sources.remember(loaded) {
+            return false;
+        }
+        info!("checkpoint: taken up, because no source is in charge yet");
+        self.image.remember(in_force);
+        self.edition = Edition::resume(self.found_edition(), Some(saved), fastrand::u64(..));
+        if std::mem::take(&mut self.is_holding) {
+            warn!("what an earlier agent left is compared with the checkpoint");
+        }
+        true
+    }
+
+    /// Has all of a checkpoint listed anew that the maps may be newer than.
+    pub(super) fn list_what_is_newer(&self, loaded: &mut Loaded) {
+        if let Some(maps) = self.found_edition() {
+            loaded.list_what_is_newer(maps);
+        }
+    }
+
+    fn found_edition(&self) -> Option<Edition> {
+        self.dataplane.found_edition()
+    }
+
+    /// What the scanner of sockets reads.
+    pub(super) fn socket_maps(&self) -> Result<SocketMaps, DataplaneError> {
+        self.dataplane.socket_maps()
+    }
+
+    /// How far it has come.
+    pub(super) fn phase(&self) -> Phase {
+        match (self.is_serving, self.is_holding) {
+            (true, _) => Phase::Serving,
+            (false, true) => Phase::Holding,
+            (false, false) => Phase::Waiting,
+        }
+    }
+
+    /// When to [`begin`](Self::begin); `None`: not before a source answers, or it is done.
     ///
     /// Maps that an earlier agent left are newer than its checkpoint, as a rule: before the sources had their time they are left alone.
-    pub(super) fn boot_at(&self) -> Option<Instant> {
-        match self.sources.origin() {
+    pub(super) fn begin_at(&self, origin: Origin) -> Option<Instant> {
+        match origin {
             _ if self.is_serving => None,
             Origin::File | Origin::Live | Origin::Hub => Some(self.started),
             Origin::Checkpoint | Origin::None if self.is_holding => None,
@@ -41,80 +180,55 @@ impl Agent {
         }
     }
 
-    /// Serves by what the sources or the checkpoint say, or by what an earlier agent left, where nobody says anything newer.
-    pub(super) async fn boot(&mut self) -> Result<(), AgentError> {
-        let maps = self.dataplane.found_edition().unwrap_or_default();
-        self.is_holding = match self.sources.origin() {
+    /// When a write that has failed is tried again.
+    pub(super) fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Serves by what the sources or the checkpoint say: writes the first table and attaches the programs. Or leaves what an earlier agent
+    /// left, where nobody says anything newer. `saved`: the edition of the checkpoint.
+    pub(super) fn begin(
+        &mut self,
+        sources: &mut Sources,
+        known: &mut Known,
+        saved: Option<Edition>,
+    ) -> Result<(), AgentError> {
+        let maps = self.found_edition().unwrap_or_default();
+        self.is_holding = match sources.origin() {
             Origin::File | Origin::Live | Origin::Hub => false,
             Origin::Checkpoint if !self.dataplane.was_serving() => false,
-            Origin::Checkpoint => {
-                let found = self.keeper.found();
-                !found.is_some_and(|found| found.edition.may_replace(maps))
-            }
+            Origin::Checkpoint => !saved.is_some_and(|saved| saved.may_replace(maps)),
             Origin::None => true,
         };
-        if !self.is_holding {
-            return self.become_ready().await;
+        if self.is_holding {
+            warn!(
+                "no source is in charge yet: what an earlier agent left in the kernel is served on as it is"
+            );
+            return Ok(());
         }
-        self.test_itself().await;
-        warn!(
-            "no source is in charge yet: what an earlier agent left in the kernel is served on as it is"
-        );
-        Ok(())
-    }
-
-    /// Takes up what the disk has said after the start. As at the start it counts while no source has answered.
-    pub(super) fn take_up(&mut self, mut loaded: Loaded) {
-        let maps = self.dataplane.found_edition();
-        if let Some(maps) = maps {
-            loaded.list_what_is_newer(maps);
-        }
-        let in_force = loaded.in_force();
-        let provenance = loaded.provenance.clone();
-        if !self.sources.remember(loaded) {
-            return;
-        }
-        info!("checkpoint: taken up, because no source is in charge yet");
-        self.image.remember(in_force);
-        self.edition = Edition::resume(maps, Some(provenance.edition), fastrand::u64(..));
-        self.status.checkpoint_synced_at = Some(provenance.synced_at);
-        if std::mem::take(&mut self.is_holding) {
-            warn!("what an earlier agent left is compared with the checkpoint");
-        }
-    }
-
-    /// Writes the first table and attaches the programs.
-    async fn become_ready(&mut self) -> Result<(), AgentError> {
-        self.sync()?;
+        self.sync(sources, known)?;
         self.dataplane.activate()?;
         self.is_serving = true;
-        give_back_memory();
-        self.status.adopted = self.is_adopted;
-        self.test_itself().await;
-        let source = self.sources.status(unix_seconds());
-        if source.provenance == Origin::Checkpoint {
-            warn!(
-                source = source.source,
-                age_seconds = source.age_seconds,
-                "serving from the checkpoint: no source is in charge yet"
-            );
-        }
-        info!(
-            node = self.known.policy.node,
-            pool = self.memo.table().pool,
-            adopted = self.is_adopted,
-            "ready"
-        );
         Ok(())
     }
 
-    /// Compiles the snapshot and writes what differs.
-    pub(super) fn sync(&mut self) -> Result<(), AgentError> {
+    /// The sources say something else.
+    pub(super) fn note_news(&mut self) {
+        self.has_news = true;
+    }
+
+    /// Compiles what the sources say and writes what differs; true where there was something.
+    pub(super) fn sync(
+        &mut self,
+        sources: &mut Sources,
+        known: &mut Known,
+    ) -> Result<bool, AgentError> {
         let started = Instant::now();
-        self.known.policy.is_source_hub = self.sources.is_hub();
-        let has_untold = self.sources.has_untold();
-        let Some((snapshot, touched)) = self.sources.take_up() else {
-            return Ok(());
+        known.policy.is_source_hub = sources.is_hub();
+        let has_untold = sources.has_untold();
+        let said_by = sources.said_by();
+        let Some((snapshot, touched)) = sources.take_up() else {
+            return Ok(false);
         };
         // Whatever fails below: what is taken up now is not taken up again. Findings about objects are no part of an edition.
         let has_news = std::mem::take(&mut self.has_news) || has_untold;
@@ -124,66 +238,56 @@ impl Agent {
         let compiled = compile(
             snapshot,
             &touched,
-            &self.known.policy,
-            &self.known.view,
+            &known.policy,
+            &known.view,
             &self.memory,
             &mut self.memo,
         );
         self.memory = compiled.memory;
-        self.units.established.suspect(compiled.lost);
-        let new_rejections = compiled.new_rejections;
-        self.report_rejections(&new_rejections);
-        if self
-            .deadlines
-            .retry
-            .replace(Instant::now() + RETRY)
-            .is_some()
-        {
+        self.lost.merge(compiled.lost);
+        self.told.rejections(&compiled.new_rejections);
+        if self.retry_at.replace(Instant::now() + RETRY).is_some() {
             self.image = self.dataplane.observe()?;
-            self.want_clients();
+            self.asks_for_clients = self.image.asks_for_clients();
         }
-        self.dataplane
-            .set_edition(self.edition, self.sources.said_by())?;
+        self.dataplane.set_edition(self.edition, said_by)?;
         let (writes, refused) = self.write_table()?;
-        self.deadlines.retry = None;
-        self.report_refused(refused);
-        self.report_left_alone();
-        self.tell(|units, facts| units.established.hear(facts));
-        let took = started.elapsed();
-        self.keeper.changed();
-        self.status.applied += 1;
-        self.status.apply_durations.record(took);
-        self.status.last_applied_at = Some(unix_seconds());
-        self.status.last_writes = writes;
+        self.retry_at = None;
+        self.told.refused(&refused);
+        self.told.left_alone(self.memo.table());
+        self.note(writes, started.elapsed());
+        Ok(true)
+    }
+
+    /// Takes note of a table that was applied.
+    fn note(&mut self, writes: usize, took: Duration) {
+        let tally = &mut self.tally;
+        tally.applied += 1;
+        tally.durations.record(took);
+        tally.last_at = Some(unix_seconds());
+        tally.last_writes = writes;
         let services = self.memo.table().services.len();
         let took_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         if self.is_serving {
             // Logs are on flash, and there may be a hundred changes a second.
             debug!(services, writes, took_us, "applied");
         } else {
-            info!(
-                services,
-                writes,
-                took_us,
-                pool = self.memo.table().pool,
-                "applied"
-            );
+            let pool = &self.memo.table().pool;
+            info!(services, writes, took_us, pool, "applied");
         }
-        Ok(())
     }
 
-    pub(super) fn try_sync(&mut self) {
-        if let Err(error) = self.sync() {
-            self.status.failed_applies += 1;
-            error!(
-                error = chain(&error),
-                "apply: clients keep what was written; trying again"
-            );
-        }
+    /// As [`Self::sync`]; what fails is told, and tried again.
+    pub(super) fn try_sync(&mut self, sources: &mut Sources, known: &mut Known) -> bool {
+        let synced = self.sync(sources, known);
+        self.tally.failed += u64::from(synced.is_err());
+        self.failing
+            .set(synced.as_ref().err().map(|error| chain(error)));
+        synced.unwrap_or_default()
     }
 
     /// Plans and applies until nothing more can be done; returns the number of writes and what does not fit.
-    pub(super) fn write_table(&mut self) -> Result<(usize, Vec<Refused>), ApplyError> {
+    fn write_table(&mut self) -> Result<(usize, Vec<Refused>), ApplyError> {
         let mut writes = 0;
         let mut planned = Plan::default();
         for _ in 0..PLANS_PER_TABLE {
@@ -191,8 +295,8 @@ impl Agent {
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
             // To look for such a set among all would cost more than most plans.
-            if planned.asks_for_clients() || self.units.clients.is_wanted() {
-                self.want_clients();
+            if planned.asks_for_clients() || self.asks_for_clients {
+                self.asks_for_clients = self.image.asks_for_clients();
             }
             if planned.refused.is_empty() || !planned.has_freed {
                 break;
@@ -201,31 +305,150 @@ impl Agent {
         Ok((writes, planned.refused))
     }
 
-    /// Has clients looked for while a set of the image asks who they are.
-    pub(super) fn want_clients(&mut self) {
-        let is_wanted = self.image.asks_for_clients();
-        if self.units.clients.want(is_wanted) && !is_wanted {
-            self.set_clients(&Look::default());
+    /// Mends what somebody else has changed: programs, pins, and the maps once they are this agent's.
+    pub(super) fn repair(&mut self) -> (Repair, Result<(), AgentError>) {
+        // What was left out in the minute before.
+        self.told.rejections(&[]);
+        let repair = self.dataplane.repair();
+        let maps = match self.is_serving {
+            true => self.repair_maps(),
+            false => Ok(()),
+        };
+        (repair, maps)
+    }
+
+    fn repair_maps(&mut self) -> Result<(), AgentError> {
+        if self.dataplane.holds(&self.image)? {
+            return Ok(());
+        }
+        self.image = self.dataplane.observe()?;
+        self.retry_at = Some(Instant::now() + RETRY);
+        let (writes, refused) = self.write_table()?;
+        self.retry_at = None;
+        self.told.refused(&refused);
+        self.tally.drift_writes += writes;
+        warn!(writes, "drift: maps were changed behind our back");
+        Ok(())
+    }
+
+    /// Programs of this agent may be attached: they would not read a table that is not written yet.
+    pub(super) fn may_attach(&self) -> bool {
+        self.is_serving || self.is_adopted
+    }
+
+    /// The pins of an earlier agent were taken over at the start.
+    pub(super) fn is_adopted(&self) -> bool {
+        self.is_adopted
+    }
+
+    /// Backends that new flows do not go to any more, since this was asked last.
+    pub(super) fn take_lost(&mut self) -> Suspects {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// A set of the table asks who dials.
+    pub(super) fn asks_for_clients(&self) -> bool {
+        self.asks_for_clients
+    }
+
+    /// Writes who dials.
+    pub(super) fn set_clients(&mut self, found: &Look) -> Result<(), DataplaneError> {
+        self.dataplane.set_clients(found)
+    }
+
+    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be taken for
+    /// newer than they are.
+    pub(super) fn take_saved(&mut self, sources: &Sources, asked: Edition, on_disk: Edition) {
+        let has_news = self.has_news || sources.has_untold();
+        if asked != self.edition || asked == on_disk || has_news {
+            return;
+        }
+        self.edition = on_disk;
+        if let Err(error) = self.dataplane.set_edition(on_disk, sources.said_by()) {
+            debug!(
+                error = chain(&error),
+                "the maps are thought to be newer than the checkpoint"
+            );
         }
     }
 
-    /// Passes on by what clients are known.
-    pub(super) fn tell_clients(&mut self) {
-        let (v4, v6) = self.known.view.default_source;
-        self.units.clients.hear(Word {
-            own: ClientAddresses { v4, v6 },
-            local: self.known.view.local_addresses.clone().unwrap_or_default(),
-            entries: self.known.entries().clone(),
-        });
+    /// What a checkpoint says of where its contents come from.
+    pub(super) fn provenance(&self, sources: &Sources) -> Option<Provenance> {
+        let provenance = sources.provenance(unix_seconds(), self.edition)?;
+        Some(Provenance {
+            left_out: self.image.left_out().cloned().collect(),
+            ..provenance
+        })
     }
 
-    pub(super) fn set_clients(&mut self, found: &Look) {
-        let written = self.dataplane.set_clients(found);
-        let error = match (&found.error, &written) {
-            (Some(error), _) => Some(chain(error)),
-            (None, Err(error)) => Some(chain(error)),
-            (None, Ok(())) => None,
+    /// The table that should be in force.
+    pub(super) fn table(&self) -> &ServiceTable {
+        self.memo.table()
+    }
+
+    /// What was known of the pool.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    /// The maps as they are.
+    pub(super) fn image(&self) -> &MapImage {
+        &self.image
+    }
+
+    /// Its part of how the agent is.
+    pub(super) fn health(&self) -> Health<'_> {
+        let serves = self.is_serving || self.is_holding;
+        let unpinned = match serves {
+            true => self.dataplane.unpinned(),
+            false => Ok(None),
         };
-        self.report_clients(found.clients.len(), error);
+        Health {
+            is_serving: self.is_serving,
+            is_holding: self.is_holding,
+            detached: match serves {
+                true => self.dataplane.detached(),
+                false => Vec::new(),
+            },
+            unseen: unpinned.as_ref().err().map(|error| chain(error)),
+            unpinned: unpinned.ok().flatten(),
+            refused: self.told.full_maps(),
+            ..Health::default()
+        }
+    }
+
+    /// What is applied, and what of it is wrong or has no room.
+    pub(super) fn report(&self, status: &mut Status) -> Result<(), DataplaneError> {
+        let table = self.memo.table();
+        status.pool.clone_from(&table.pool);
+        status.services = table.services.len();
+        status.set_rejections(&table.rejections);
+        self.told.report(status);
+        status.maps = MapUsage::all(&self.image.usage(), &self.image.capacity());
+        status.adopted = self.is_serving && self.is_adopted;
+        status.refuses_with_econnrefused = self.dataplane.has_set_retval();
+        let programs = self.dataplane.programs().iter();
+        status.programs = programs
+            .map(|program| (program.name.to_owned(), program.verified))
+            .collect();
+        let Tally {
+            applied,
+            failed,
+            durations,
+            last_at,
+            last_writes,
+            drift_writes,
+        } = &self.tally;
+        status.applied = *applied;
+        status.failed_applies = *failed;
+        status.apply_durations.clone_from(durations);
+        status.last_applied_at = *last_at;
+        status.last_writes = *last_writes;
+        status.drift_writes = *drift_writes;
+        let counters = self.dataplane.counters()?.into_iter();
+        status.counters = counters
+            .map(|(name, count)| (name.to_owned(), count))
+            .collect();
+        Ok(())
     }
 }

@@ -1,30 +1,28 @@
-//! The steps of `react`, each with the fact that it brings to light.
+//! The steps of `react`, each with the fact that it brings to light: who does them, with what.
 
 use tracing::{info, warn};
 
 use super::facts::{Facts, Known};
-use super::react::{Fact, Step};
+use super::react::{Fact, Phase, Step};
+use super::serving::Serving;
 use super::{Agent, AgentError, Units};
 use crate::error::chain;
+use crate::host::clock::unix_seconds;
 use crate::host::process::give_back_memory;
-use crate::policy::{Memo, Memory};
-use crate::source::preferred::Sources;
+use crate::source::checkpoint::keeper::Due;
+use crate::source::checkpoint::{Loaded, Provenance};
+use crate::source::preferred::{Origin, Sources};
 
 /// All that is known now.
-pub(super) fn facts<'a>(
-    known: &'a Known,
-    sources: &'a Sources,
-    memo: &'a Memo,
-    memory: &'a Memory,
-) -> Facts<'a> {
+pub(super) fn facts<'a>(known: &'a Known, sources: &'a Sources, serving: &'a Serving) -> Facts<'a> {
     Facts {
         known,
         snapshot: sources.snapshot(),
         origin: sources.origin(),
         freshness: sources.freshness(),
         pods_age: sources.pods_read_at().map(|at| at.elapsed()),
-        table: memo.table(),
-        memory,
+        table: serving.table(),
+        memory: serving.memory(),
     }
 }
 
@@ -44,13 +42,8 @@ impl Agent {
                 self.units.clients.interfaces_changed();
             }
             Step::TendCheckpoint => self.tend_checkpoint(),
-            Step::Repair => {
-                if self.repair() {
-                    self.test_itself().await;
-                }
-                give_back_memory();
-            }
-            Step::LookAtCheckpoint => self.keeper.look(),
+            Step::Repair => self.repair().await,
+            Step::LookAtCheckpoint => self.units.checkpoint.look(),
             Step::TellDevices => self.tell(|units, facts| units.devices.hear(facts)),
             Step::TellPeers => self.tell(|units, facts| {
                 if let Some(mending) = &mut units.mending {
@@ -62,12 +55,12 @@ impl Agent {
             Step::Translate => self.tell_of_ledger(|units, facts| units.translating.hear(facts)),
             Step::Release => self.tell_of_ledger(|units, facts| units.pods.hear(facts)),
             Step::Probe => self.tell(|units, facts| units.probing.hear(facts)),
-            Step::TellClients => self.tell_clients(),
-            Step::WriteClients => {
-                let found = self.units.found.take().unwrap_or_default();
-                self.set_clients(&found);
+            Step::TellClients => self.tell(|units, facts| units.clients.hear(facts)),
+            Step::WriteClients => self.units.clients.write(&mut self.serving),
+            Step::Sync => {
+                let has_synced = self.serving.try_sync(&mut self.sources, &mut self.known);
+                self.follow_table(has_synced);
             }
-            Step::Sync => self.try_sync(),
             Step::Judge => self.tell(|units, facts| units.established.hear(facts)),
             Step::Answer => self.answer().await,
         }
@@ -76,7 +69,7 @@ impl Agent {
 
     /// Has a unit hear what is known.
     pub(super) fn tell(&mut self, hear: impl FnOnce(&mut Units, &Facts<'_>)) {
-        let facts = facts(&self.known, &self.sources, &self.memo, &self.memory);
+        let facts = facts(&self.known, &self.sources, &self.serving);
         hear(&mut self.units, &facts);
     }
 
@@ -85,6 +78,102 @@ impl Agent {
         if self.known.has_ledger() {
             self.tell(hear);
         }
+    }
+
+    /// Serves by what the sources or the checkpoint say, or by what an earlier agent left.
+    async fn boot(&mut self) -> Result<(), AgentError> {
+        let Self {
+            serving,
+            sources,
+            known,
+            units,
+            ..
+        } = self;
+        serving.begin(sources, known, units.checkpoint.edition())?;
+        let is_serving = serving.phase() == Phase::Serving;
+        self.follow_table(is_serving);
+        give_back_memory();
+        self.units.upkeep.test_itself().await;
+        if !is_serving {
+            return Ok(());
+        }
+        let source = self.sources.status(unix_seconds());
+        if source.provenance == Origin::Checkpoint {
+            warn!(
+                source = source.source,
+                age_seconds = source.age_seconds,
+                "serving from the checkpoint: no source is in charge yet"
+            );
+        }
+        info!(
+            node = self.known.policy.node,
+            pool = self.serving.table().pool,
+            adopted = self.serving.is_adopted(),
+            "ready"
+        );
+        Ok(())
+    }
+
+    /// Tells those who follow the table. Where it could not be written, they are told with the next try.
+    fn follow_table(&mut self, has_synced: bool) {
+        let Self { serving, units, .. } = self;
+        units.established.suspect(serving.take_lost());
+        units.clients.follow(serving);
+        if has_synced {
+            units.checkpoint.note_change();
+            self.tell(|units, facts| units.established.hear(facts));
+        }
+    }
+
+    async fn repair(&mut self) {
+        let Units {
+            upkeep, claimed, ..
+        } = &mut self.units;
+        // Two agents would take each other's repairs back for ever.
+        if !claimed.is_refused() && upkeep.repair(&mut self.serving) {
+            upkeep.test_itself().await;
+        }
+        self.units.clients.follow(&mut self.serving);
+        give_back_memory();
+    }
+
+    /// Does what is due of the checkpoint.
+    fn tend_checkpoint(&mut self) {
+        match self.units.checkpoint.take_due() {
+            Some(Due::Found(loaded)) => self.take_up(*loaded),
+            Some(Due::Save) => {
+                let provenance = self.provenance();
+                self.tell(|units, facts| units.checkpoint.hear(facts, provenance));
+            }
+            Some(Due::Saved { asked, on_disk }) => {
+                self.serving.take_saved(&self.sources, asked, on_disk);
+            }
+            None => {}
+        }
+    }
+
+    fn take_up(&mut self, loaded: Loaded) {
+        let synced_at = loaded.provenance.synced_at;
+        if self.serving.take_up(&mut self.sources, loaded) {
+            self.units.checkpoint.took_up(synced_at);
+        }
+    }
+
+    /// What a save says of its contents. Another agent's directory is no place for this one's.
+    fn provenance(&self) -> Option<Provenance> {
+        let is_ours = !self.units.claimed.is_refused();
+        is_ours
+            .then(|| self.serving.provenance(&self.sources))
+            .flatten()
+    }
+
+    /// Saves all there is: the agent ends.
+    pub(super) async fn end(&mut self) {
+        self.units.asked.end();
+        self.units.claimed.look().await;
+        let provenance = self.provenance();
+        let facts = facts(&self.known, &self.sources, &self.serving);
+        self.units.checkpoint.end(&facts, provenance).await;
     }
 
     async fn read_addresses(&mut self) -> Option<Fact> {
@@ -104,7 +193,7 @@ impl Agent {
     }
 
     fn read_own_pods(&mut self) -> Option<Fact> {
-        self.has_news = true;
+        self.serving.note_news();
         let is_new = self.known.set_own_pods(self.sources.snapshot());
         is_new.then_some(Fact::OwnPodsChanged)
     }

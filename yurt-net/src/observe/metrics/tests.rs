@@ -8,7 +8,7 @@ use super::*;
 use crate::device::Mac;
 use crate::host::process::Process;
 use crate::model::{Protocol, Rejection};
-use crate::observe::status::{Degraded, MapUsage, SelfTest};
+use crate::observe::status::{Degraded, DoesNotFit, MapUsage, SelfTest};
 use crate::plan::{FullMap, Refused};
 use crate::source::kube::Received;
 use crate::source::preferred::{FollowedSource, Origin};
@@ -100,7 +100,7 @@ fn status() -> Status {
         used: 64,
         capacity: 64,
     }];
-    status.set_refused(&[Refused {
+    status.set_refused(&DoesNotFit::of(&[Refused {
         service: ServiceKey {
             namespace: "default".into(),
             name: "web".into(),
@@ -109,7 +109,7 @@ fn status() -> Status {
         },
         map: FullMap::Frontends4,
         has_some: false,
-    }]);
+    }]));
     status.set_rejections(&[Rejection {
         kind: "Service".to_owned(),
         namespace: "default".to_owned(),

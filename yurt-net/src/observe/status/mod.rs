@@ -21,14 +21,13 @@ use self::counted::{counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
 pub use self::left_alone::LeftAlone;
-pub use self::refused::RefusedService;
+pub use self::refused::{DoesNotFit, RefusedService};
 pub use self::retention::{GuardedPodStatus, Retention};
 pub use self::self_test::SelfTest;
 use crate::dataplane::service::SocketLb;
 use crate::host::durations::Durations;
 use crate::host::process::Process;
 use crate::model::Rejection;
-use crate::plan::Refused;
 use crate::source::checkpoint::Stats;
 use crate::source::preferred::SourceStatus;
 use crate::text;
@@ -165,18 +164,9 @@ impl Status {
     }
 
     /// Tells of these Service ports.
-    pub fn set_refused(&mut self, all: &[Refused]) {
-        let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
-        self.refused = first.into_iter().map(RefusedService::from).collect();
-        self.refused_by_map = counts(all.iter().map(|refused| refused.map.to_string()));
-    }
-
-    /// Full maps, how many Service ports do not fit into each, and the first of them.
-    pub fn refused_maps(&self) -> Vec<(&str, usize, &RefusedService)> {
-        let named = |map: &str| self.refused.iter().find(|refused| refused.map == map);
-        let maps = self.refused_by_map.iter();
-        maps.filter_map(|(map, count)| Some((&**map, *count, named(map)?)))
-            .collect()
+    pub fn set_refused(&mut self, DoesNotFit { first, by_map }: &DoesNotFit) {
+        self.refused.clone_from(first);
+        self.refused_by_map.clone_from(by_map);
     }
 
     fn write_table(&self, out: &mut String) -> std::fmt::Result {

@@ -1,8 +1,13 @@
 //! What does not fit into the maps.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
+use super::KEPT;
+use super::counted::counts;
 use crate::plan::Refused;
+use crate::text;
 
 /// A service port that does not fit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -31,5 +36,33 @@ impl From<&Refused> for RefusedService {
             flag: map.flag().to_owned(),
             has_some: *has_some,
         }
+    }
+}
+
+/// All Service ports that do not fit, as far as a status tells of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DoesNotFit {
+    /// The first few.
+    pub(super) first: Vec<RefusedService>,
+    /// How many there are, by map.
+    pub(super) by_map: BTreeMap<String, usize>,
+}
+
+impl DoesNotFit {
+    /// Of these.
+    pub fn of(all: &[Refused]) -> Self {
+        let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
+        Self {
+            first: first.into_iter().map(RefusedService::from).collect(),
+            by_map: counts(all.iter().map(|refused| refused.map.to_string())),
+        }
+    }
+
+    /// Full maps, how many Service ports do not fit into each, and the first of them.
+    pub fn maps(&self) -> Vec<(&str, usize, &RefusedService)> {
+        let named = |map: &str| self.first.iter().find(|refused| refused.map == map);
+        let maps = self.by_map.iter();
+        maps.filter_map(|(map, count)| Some((&**map, *count, named(map)?)))
+            .collect()
     }
 }

@@ -1,0 +1,84 @@
+//! Who dials, as far as source ranges ask: looked for while a Service does, written where the programs find it.
+
+use tracing::warn;
+
+use super::facts::Facts;
+use super::serving::Serving;
+use crate::dataplane::service::clients::identity::{ClientAddresses, Word};
+use crate::dataplane::service::clients::{Clients as Search, Look};
+use crate::error::chain;
+use crate::observe::status::{self, Status};
+
+/// Looks for the clients of this node.
+pub(super) struct Clients {
+    search: Search,
+    /// What was found, until it is written.
+    found: Option<Look>,
+    report: status::Clients,
+}
+
+impl Clients {
+    /// Looks for nobody before a Service asks.
+    pub(super) fn start() -> Self {
+        Self {
+            search: Search::default(),
+            found: None,
+            report: status::Clients::default(),
+        }
+    }
+
+    /// Waits until somebody was looked for. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        self.found = Some(self.search.next().await);
+    }
+
+    /// Looks while the table asks for it; what was found is forgotten when it does not any more.
+    pub(super) fn follow(&mut self, serving: &mut Serving) {
+        let is_wanted = serving.asks_for_clients();
+        if self.search.want(is_wanted) && !is_wanted {
+            self.found = None;
+            self.write(serving);
+        }
+    }
+
+    /// A Pod may have come or gone.
+    pub(super) fn interfaces_changed(&mut self) {
+        self.search.interfaces_changed();
+    }
+
+    /// Takes by what clients are known.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let view = &facts.known.view;
+        let (v4, v6) = view.default_source;
+        self.search.hear(Word {
+            own: ClientAddresses { v4, v6 },
+            local: view.local_addresses.clone().unwrap_or_default(),
+            entries: facts.known.entries().clone(),
+        });
+    }
+
+    /// Writes what was found.
+    pub(super) fn write(&mut self, serving: &mut Serving) {
+        let found = self.found.take().unwrap_or_default();
+        let written = serving.set_clients(&found);
+        let error = match (&found.error, &written) {
+            (Some(error), _) => Some(chain(error)),
+            (None, Err(error)) => Some(chain(error)),
+            (None, Ok(())) => None,
+        };
+        if let Some(error) = error.as_ref()
+            && self.report.last_error.as_ref() != Some(error)
+        {
+            warn!(error, "not all clients of this node are known");
+        }
+        self.report = status::Clients {
+            known: found.clients.len(),
+            last_error: error,
+        };
+    }
+
+    /// How many are known.
+    pub(super) fn report(&self, status: &mut Status) {
+        status.clients.clone_from(&self.report);
+    }
+}
