@@ -6,6 +6,7 @@ mod documents;
 mod floors;
 mod layering;
 mod paths;
+mod publicity;
 
 use std::collections::BTreeSet;
 use std::env;
@@ -90,6 +91,7 @@ fn layering() -> Result<()> {
     }
     let mut violations = layering::violations(&files);
     violations.extend(layering::violations_of_all(&files));
+    violations.extend(publicity::violations(&files));
     for violation in &violations {
         say(violation);
     }

@@ -48,6 +48,16 @@ pub(crate) fn mentions(text: &str) -> Vec<Mention> {
     found
 }
 
+/// Every word of the code, tests included, with its line.
+pub(crate) fn words(text: &str) -> Vec<(usize, String)> {
+    let tokens = tokens(&without_prose(text)).into_iter();
+    let words = tokens.filter_map(|Spot { line, kind }| match kind {
+        Token::Word(word) => Some((line, word)),
+        Token::Colons | Token::Other(_) => None,
+    });
+    words.collect()
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Token {
     Word(String),

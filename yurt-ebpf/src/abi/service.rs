@@ -124,8 +124,6 @@ impl FrontendValue {
 pub struct PublishWord(pub u64);
 
 impl PublishWord {
-    /// Largest slot index that fits.
-    pub const MAX_BASE: u32 = (1 << 24) - 1;
     /// Most source ranges that fit.
     pub const MAX_RANGES: u8 = (1 << 7) - 1;
 

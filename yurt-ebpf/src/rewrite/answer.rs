@@ -5,9 +5,9 @@ use crate::frame::sum::{fold, sum_of};
 use crate::frame::{ETH_ARP, ETH_IPV6};
 
 /// Length of an ARP message in its frame.
-pub const ARP_FRAME: usize = 42;
+pub(super) const ARP_FRAME: usize = 42;
 /// Length of a solicitation in its frame, as far as it is looked at.
-pub const SOLICITATION_FRAME: usize = 78;
+pub(super) const SOLICITATION_FRAME: usize = 78;
 /// Length of an advertisement with its one option in its frame.
 pub const ADVERTISEMENT_FRAME: usize = 86;
 

@@ -36,7 +36,7 @@ use crate::frame::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Frame};
 
 mod answer;
 
-pub use self::answer::{ADVERTISEMENT_FRAME, ARP_FRAME, Asker, SOLICITATION_FRAME, arp, neighbour};
+pub use self::answer::{ADVERTISEMENT_FRAME, Asker, arp, neighbour};
 
 /// How a checksum of TCP, UDP or ICMP takes part in a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

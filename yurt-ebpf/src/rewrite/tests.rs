@@ -617,6 +617,7 @@ mod answers {
     };
     use yurt_frames::{Arp, Packet as Sent, eth, flaws};
 
+    use super::super::answer::{ARP_FRAME, SOLICITATION_FRAME};
     use super::super::*;
     use super::{casts, octets};
 

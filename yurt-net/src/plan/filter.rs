@@ -30,7 +30,8 @@ impl Filter {
     }
 
     /// Whether rows of an address are seen.
-    pub fn lets_through(&self, address: IpAddr) -> bool {
+    #[cfg(test)]
+    pub(crate) fn lets_through(&self, address: IpAddr) -> bool {
         let place = place(address);
         place.is_in(self.0[place.word as usize])
     }

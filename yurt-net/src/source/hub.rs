@@ -27,7 +27,7 @@ pub fn is_hub(server: &Uri) -> bool {
 }
 
 /// Whether an address is of YurtHub's dummy interface. That is each node's own: where it is not (yet), somebody else answers.
-pub fn is_dummy(address: IpAddr) -> bool {
+pub(crate) fn is_dummy(address: IpAddr) -> bool {
     let mut all = DUMMY.iter().map(|dummy| dummy.parse::<IpAddr>());
     all.any(|dummy| dummy.is_ok_and(|dummy| dummy == address.to_canonical()))
 }

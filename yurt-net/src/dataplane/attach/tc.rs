@@ -52,7 +52,7 @@ pub enum Method {
 
 impl Method {
     /// Links where this kernel has them.
-    pub fn of_this_kernel(program: &TcProgram<'_>) -> Self {
+    pub(crate) fn of_this_kernel(program: &TcProgram<'_>) -> Self {
         if has_tcx(program.fd) {
             Self::Tcx
         } else {

@@ -61,7 +61,7 @@ impl MemoryDataplane {
     }
 
     /// Applies the first `count` writes of a plan: an agent that was killed there.
-    pub fn apply_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), ApplyError> {
+    pub(crate) fn apply_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), ApplyError> {
         for (applied, op) in plan.ops.iter().take(count).enumerate() {
             let total = plan.ops.len();
             self.write(op).map_err(|source| ApplyError {

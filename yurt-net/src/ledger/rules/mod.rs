@@ -28,12 +28,12 @@ mod tests;
 
 /// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
 /// name. Milliseconds.
-pub const RECREATION: u64 = 60_000;
+pub(crate) const RECREATION: u64 = 60_000;
 /// And nothing at all when it is older than this. Milliseconds.
-pub const FRESH: u64 = 60_000;
+pub(crate) const FRESH: u64 = 60_000;
 /// A container without a Pod never comes back, and is remembered so long after its DEL for what of its ADD comes behind it. Runtimes give
 /// an ADD up after minutes. Milliseconds.
-pub const OVERTAKEN: u64 = 600_000;
+pub(crate) const OVERTAKEN: u64 = 600_000;
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,8 +26,9 @@ pub use self::claims::{Claims, Word};
 use self::extra::Taken;
 pub use self::extra::{Askers, ExtraPolicy, Reserved, ShortestPrefixes};
 pub use self::image::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
+pub(crate) use self::pod::MAX_MACS;
 use self::pod::is_one_hosts_mac;
-pub use self::pod::{BadExtra, Extra, GuardedPod, MAX_MACS, MAX_PREFIXES};
+pub use self::pod::{BadExtra, Extra, GuardedPod, MAX_PREFIXES};
 
 /// What the operator decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use crate::device::{HostSide, Mac};
 /// Most addresses and prefixes of one family that a row holds, link-local ones too.
 pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
 /// Most link-layer addresses that a row holds.
-pub const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
+pub(crate) const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
 
 /// An interface of a Pod: what it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -74,7 +74,7 @@ pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Deco
 }
 
 /// Decodes one file as it is on disk: UTF-8, or UTF-16 as editors on Windows write it. Bytes that are neither cost their own document.
-pub fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut Names) -> Decoded {
+pub(crate) fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut Names) -> Decoded {
     match text_of(bytes) {
         Ok((text, is_damaged)) => Reading::new(path, names, is_damaged).read(&text, format),
         Err(reason) => {

@@ -146,14 +146,14 @@ impl Names {
     }
 
     /// Has the ports of a slice that was decoded elsewhere shared too.
-    pub fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
+    pub(crate) fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
         let mut all: Box<[_]> = ports.iter().cloned().collect();
         all.iter_mut().for_each(|port| self.share(&mut port.name));
         *ports = self.ports(all);
     }
 
     /// Has the placement of an endpoint that was decoded elsewhere shared too.
-    pub fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
+    pub(crate) fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
         *placement = placement.take().map(|placement| {
             let mut placement = Arc::unwrap_or_clone(placement);
             placement
@@ -189,7 +189,7 @@ impl Names {
     }
 
     /// Forgets the names that no object holds any more.
-    pub fn prune(&mut self) {
+    pub(crate) fn prune(&mut self) {
         // In this order: placements and ports hold words.
         self.ports.prune();
         self.placements.prune();

@@ -52,7 +52,7 @@ const WRITER_PATIENCE: Duration = Duration::from_secs(5);
 const POLL_EVERY: Duration = Duration::from_secs(5);
 
 /// A disk that has not answered for so long is taken for one that does not.
-pub const SILENT_AFTER: Duration = Duration::from_secs(10);
+pub(crate) const SILENT_AFTER: Duration = Duration::from_secs(10);
 
 /// How often a tree that changes while it is read is read again.
 const LOAD_ATTEMPTS: usize = 10;

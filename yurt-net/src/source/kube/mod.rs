@@ -61,10 +61,10 @@ const BATCH_BYTES: usize = 256 << 10;
 /// A change waits no longer than this for others that follow it: each time it is told, all that it touches is compiled.
 const GATHER_FOR: Duration = Duration::from_millis(20);
 /// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a probe.
-pub const FRESH_FOR: Duration = Duration::from_secs(10);
+pub(crate) const FRESH_FOR: Duration = Duration::from_secs(10);
 /// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An apiserver sends
 /// a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
-pub const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
+pub(crate) const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
 const _: () = assert!(wire::DEAD_AFTER.as_secs() <= FRESH_FOR.as_secs());
 
 /// What is asked for.
@@ -179,7 +179,7 @@ impl KubeSource {
 
     /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is listed before
     /// this source is synced again.
-    pub fn begin_anew(&mut self, seed: Snapshot) {
+    pub(crate) fn begin_anew(&mut self, seed: Snapshot) {
         self.is_behind = true;
         if self.state.is_blank() {
             // What it is about to say for the first time is of now.
@@ -230,7 +230,7 @@ impl KubeSource {
 
     /// What it says is not older than what another source has said. An event from behind a hub is the cloud's word, but others may
     /// follow at once; when a bookmark comes, within a minute, all of them are here.
-    pub fn is_level(&self) -> bool {
+    pub(crate) fn is_level(&self) -> bool {
         self.is_fresh() && (self.has_bookmark || !self.is_hub)
     }
 
@@ -265,12 +265,12 @@ impl KubeSource {
     }
 
     /// What may differ from the snapshot at the last call.
-    pub fn take_touched(&mut self) -> Touched {
+    pub(crate) fn take_touched(&mut self) -> Touched {
         self.state.take_touched()
     }
 
     /// Everything that a table needs has been read since the start.
-    pub fn is_synced(&self) -> bool {
+    pub(crate) fn is_synced(&self) -> bool {
         self.is_synced
     }
 

@@ -19,7 +19,7 @@ impl KubeSource {
     }
 
     /// Why it does not answer, on one line; `None` while it does, whatever may fail besides.
-    pub fn why_lost(&self) -> Option<String> {
+    pub(crate) fn why_lost(&self) -> Option<String> {
         self.failures_of(Resource::is_required)
     }
 

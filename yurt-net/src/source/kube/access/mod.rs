@@ -73,7 +73,7 @@ impl Access {
     }
 
     /// Whether a kubeconfig or else the environment names YurtHub.
-    pub async fn leads_to_hub(&self) -> bool {
+    pub(crate) async fn leads_to_hub(&self) -> bool {
         self.inferred().await.is_some_and(|server| is_hub(&server))
     }
 

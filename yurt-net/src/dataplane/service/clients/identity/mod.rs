@@ -86,7 +86,7 @@ pub struct Identities {
 }
 
 /// Judges these clients; `before`: what was known of them last.
-pub fn identify(
+pub(crate) fn identify(
     near: &Near,
     word: &Word,
     before: &BTreeMap<u64, ClientAddresses>,
