@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | the loop (`run`) | a fact (`react::Fact`), signals | what follows from it (`react`) |
 //! | one a resource (in `KubeSource`) | an apiserver | passes items and events to the loop, as bytes |
-//! | a save (in `Keeper`, its own thread) | the disk | writes the checkpoint |
+//! | a save (in `Checkpoint`, its own thread) | the disk | writes the checkpoint |
 //! | a scan (in `Established`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | a look (in `Clients`, its own thread) | interfaces, the ledger, a timer; only for source ranges | finds Pods' network namespaces, and which addresses this node has for them |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
@@ -19,10 +19,10 @@
 //! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
 //! | a release (in `Pods`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
-//! The loop owns all state, and alone has the units' handles: none of them knows another. A unit is started with the configuration, says
-//! that there is something new (`changed`, which may be dropped at any time and loses nothing), hears what is known (`hear`), and tells how
-//! things are (`report`). What follows from what is a table, in `react`. On SIGTERM and SIGINT it ends, and leaves maps, programs and
-//! links as they are.
+//! The loop owns what is known and what is served, and alone has the units' handles: none of them knows another. A unit is started with the
+//! configuration, says that there is something new (`changed`, which may be dropped at any time and loses nothing), hears what is known
+//! (`hear`), and tells how things are (`report`). What follows from what is a table, in `react`. On SIGTERM and SIGINT it ends, and leaves
+//! maps, programs and links as they are.
 
 mod answers;
 mod asked;
