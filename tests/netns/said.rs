@@ -1,6 +1,7 @@
 //! What the programs say of their decisions, when they are those that were made for it.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::Result;
 use anyhow::ensure;
@@ -51,17 +52,28 @@ fn programs_that_say_what_they_decide_are_heard_in_the_agents_log() -> Result<()
 }
 
 #[test]
-fn an_object_whose_programs_say_nothing_is_refused_in_their_place() -> Result<()> {
-    let object = object("bpf", "cargo xtask build-ebpf")?;
+fn an_object_that_is_no_file_or_whose_programs_say_nothing_is_refused_and_named() -> Result<()> {
+    let silent = object("bpf", "cargo xtask build-ebpf")?;
     let world = World::single()?;
     world.lab.apply(&world.manifests)?;
     let node = world.node(0)?;
-    let agent = node.start_agent(&["--ebpf-log", &object.to_string_lossy()])?;
-    let ended = agent.wait(PATIENCE)?;
-    let log = node.agent_log();
-    assert!(
-        !ended.success() && log.contains("AYA_LOGS"),
-        "{ended}: {log}"
-    );
+    let pipe = world.lab.dir().join("pipe");
+    ensure!(Command::new("mkfifo").arg(&pipe).status()?.success());
+    let absent = world.lab.dir().join("absent");
+    for (object, why) in [
+        (silent, "AYA_LOGS"),
+        (pipe, "not a regular file"),
+        (PathBuf::from("/dev/zero"), "not a regular file"),
+        (absent, "No such file"),
+    ] {
+        let object = object.display().to_string();
+        let before = node.agent_log().len();
+        let agent = node.start_agent(&["--ebpf-log", &object])?;
+        let ended = agent.wait(PATIENCE)?;
+        let log = node.agent_log().split_off(before);
+        let named = format!("--ebpf-log {object}: give the object that");
+        ensure!(!ended.success(), "{object}: {log}");
+        ensure!(log.contains(&named) && log.contains(why), "{why}: {log}");
+    }
     Ok(())
 }

@@ -63,6 +63,17 @@ pub enum DataplaneError {
         /// The directory.
         path: PathBuf,
     },
+    /// The object of `--ebpf-log` could not be read, or logs nothing.
+    #[error(
+        "--ebpf-log {}: give the object that `cargo xtask build-ebpf --log` makes, of this version", path.display()
+    )]
+    LogObject {
+        /// The object.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
     /// The object could not be loaded.
     #[error("load the eBPF object")]
     Load(#[source] LoadError),

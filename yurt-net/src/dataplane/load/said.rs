@@ -1,6 +1,7 @@
 //! What programs say of their decisions: those of an object that was made for it, loaded in place of the embedded one.
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::thread;
@@ -11,11 +12,13 @@ use aya_log::EbpfLogger;
 use log::{Level, Log, Metadata, Record};
 use tracing::{error, info, warn};
 
-use crate::dataplane::error::at;
 use crate::dataplane::{DataplaneError, LoadError};
+use crate::host::disk::read_whole;
 
 /// How long what a program has said may wait in its ring.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Many times what such an object has.
+const MAX_OBJECT_BYTES: u64 = 16 << 20;
 /// Name of the ring that aya-log writes to.
 const MAP: &str = "AYA_LOGS";
 
@@ -35,7 +38,20 @@ pub(super) fn object_path() -> Option<&'static Path> {
 /// The bytes of that object.
 pub(super) fn object() -> Option<Result<Vec<u8>, DataplaneError>> {
     let path = object_path()?;
-    Some(fs::read(path).map_err(at("read", path)))
+    Some(read(path).map_err(|source| unfit(path, source)))
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    // To open a pipe would wait for whoever writes into it.
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    read_whole(path, MAX_OBJECT_BYTES)
+}
+
+fn unfit(path: &Path, source: io::Error) -> DataplaneError {
+    let path = path.to_owned();
+    DataplaneError::LogObject { path, source }
 }
 
 /// What the programs of one object say.
@@ -44,11 +60,12 @@ pub(super) struct Said(EbpfLogger<ToTracing>);
 impl Said {
     /// Takes the ring, if the object was made to say something and is to be heard.
     pub(super) fn by(ebpf: &mut Ebpf) -> Result<Option<Self>, DataplaneError> {
-        if object_path().is_none() {
+        let Some(path) = object_path() else {
             return Ok(None);
-        }
+        };
         if ebpf.map(MAP).is_none() {
-            return Err(DataplaneError::Missing { name: MAP });
+            let silent = format!("its programs say nothing: it has no map {MAP}");
+            return Err(unfit(path, io::Error::other(silent)));
         }
         let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
         let logger = logger.map_err(|error| DataplaneError::Load(error.into()))?;
