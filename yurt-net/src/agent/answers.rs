@@ -27,7 +27,7 @@ const NO_TABLE: &str = "no source is in charge since its start, so it cannot say
     see `yurt-net status`";
 
 impl Agent {
-    /// Answers who asks.
+    /// Answers the question that was asked.
     pub(super) async fn answer(&mut self) {
         let Some(question) = self.units.asked.take() else {
             return;
@@ -74,7 +74,7 @@ impl Agent {
         }
     }
 
-    /// How all of it is, now.
+    /// The status, as it is now.
     fn status(&self) -> Result<Status, DataplaneError> {
         let mut status = self.readiness();
         let facts = facts(&self.known, &self.sources, &self.serving);

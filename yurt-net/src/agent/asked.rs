@@ -59,7 +59,7 @@ impl Asked {
         self.question.take()
     }
 
-    /// Lets nobody wait for metrics any more, and leaves their port to the next agent.
+    /// Ends the metrics server, whose port the next agent needs.
     pub(super) fn end(&mut self) {
         self.metrics = None;
     }

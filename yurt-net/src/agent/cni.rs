@@ -19,9 +19,9 @@ use crate::host::limit::Limit;
 use crate::ledger::watch::DirectoryWatch;
 use crate::observe::status::Status;
 
-/// A writer is done by then.
+/// How long a writer may take from its first change to its last.
 const SETTLE: Duration = Duration::from_millis(200);
-/// A directory that came later is found by then, and one that cannot be watched.
+/// How often a directory is looked at that is not there yet, or that cannot be watched.
 const EVERY: Duration = Duration::from_secs(30);
 /// Keeps the plugins where they are. Ends with this value.
 pub(super) struct CniKeeper {

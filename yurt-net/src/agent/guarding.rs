@@ -24,15 +24,15 @@ use crate::pods::settings::GuardSettings;
 use crate::pods::translate;
 use crate::policy::protected::Protected;
 
-/// What is to be done.
+/// One order: what the kernel is to hold.
 #[derive(Debug)]
 struct Order {
     wanted: GuardImage,
-    /// What it was planned for: the ledger may say more by now, and a plugin may have acted on that already.
+    /// The ledger that it was planned for. The ledger may say more by now, and a plugin may have acted on that already.
     entries: BTreeMap<Key, Entry>,
 }
 
-/// What has come of it.
+/// What came of an order.
 #[derive(Debug)]
 struct Work {
     counters: SpoofCounters,
@@ -50,10 +50,10 @@ enum Outcome {
 /// Why nothing was done.
 #[derive(Debug, thiserror::Error)]
 enum WorkError {
-    /// Program and maps.
+    /// The program or the maps could not be read.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// The ledger.
+    /// The ledger could not be read.
     #[error(transparent)]
     Ledger(#[from] WatchError),
 }

@@ -25,9 +25,9 @@ fn is_kept_for(cause: &str) -> bool {
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     began: Option<Instant>,
-    /// By who causes them.
+    /// By the namespace that causes them.
     causes: BTreeMap<String, usize>,
-    /// What was said of what: not again before the minute is over.
+    /// Subjects of these lines: none gets a second line before the minute is over.
     said: BTreeSet<String>,
     /// How many of these lines tenants have caused.
     of_tenants: usize,

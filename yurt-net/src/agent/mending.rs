@@ -22,9 +22,9 @@ use crate::policy::pool_peers;
 use crate::tunnel::Kind;
 use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};
 
-/// While peers are listened to.
+/// How often the map is looked at while peers are listened to.
 const LISTEN: Duration = Duration::from_secs(1);
-/// While they are not: nothing is missed for longer.
+/// How often the entries are looked at anyway.
 const LOOK: Duration = Duration::from_secs(30);
 /// Pools change seldom, and all endpoints are looked at to find who is in one.
 const PEERS_AGE: Duration = Duration::from_secs(10);
@@ -42,9 +42,9 @@ pub(super) struct Mending {
     peers: watch::Sender<Vec<Peer>>,
     report: watch::Receiver<MenderReport>,
     task: JoinHandle<()>,
-    /// When it may be looked again who the peers are.
+    /// When the agent may look again who the peers are.
     peers_at: Instant,
-    /// It should be, then.
+    /// It should look then.
     are_peers_due: bool,
 }
 

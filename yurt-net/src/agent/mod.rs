@@ -89,22 +89,22 @@ use crate::source::preferred::Sources;
 /// Why the agent does not start, or stops.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentError {
-    /// The machine is not set up.
+    /// No cgroup2 hierarchy was found, or not at the path that was given.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The source cannot be read at start. Later the last good state is kept instead.
+    /// A source could not be read at the start. Later the last good state is kept instead.
     #[error(transparent)]
     Source(#[from] SourceError),
-    /// Maps, programs, links.
+    /// Maps, programs or links could not be opened or made.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// A plan.
+    /// The first table could not be written.
     #[error(transparent)]
     Apply(#[from] ApplyError),
-    /// Addresses.
+    /// Addresses or devices could not be read.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// A directory, a socket, a signal.
+    /// A thread could not be started, or a signal not be handled.
     #[error(transparent)]
     Io(#[from] PathError),
 }
@@ -143,7 +143,7 @@ struct Agent {
     deadlines: Deadlines,
 }
 
-/// Those who work beside the loop, and what they have said that is not yet heard.
+/// The units that work beside the loop.
 struct Units {
     claimed: Claimed,
     checkpoint: Checkpoint,
@@ -219,7 +219,7 @@ impl Agent {
         })
     }
 
-    /// Waits for a fact. Whatever is dropped of it is kept by who said it.
+    /// Waits for a fact. May be dropped at any time: the unit that has something to say keeps it.
     async fn next(&mut self) -> Fact {
         self.deadlines.boot = self.serving.begin_at(self.sources.origin());
         self.deadlines.retry = self.serving.retry_at();
@@ -277,7 +277,7 @@ impl Agent {
     }
 }
 
-/// The policy, with what this agent and its sources must be left.
+/// The policy, with the addresses and ports that no Service may take from this agent and its sources.
 async fn policy(config: &AgentConfig) -> PolicyConfig {
     let mut policy = config.policy.clone();
     policy.protect.servers = servers(&config.sources, &config.scope.access).await;

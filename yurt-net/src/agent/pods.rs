@@ -27,7 +27,7 @@ use crate::observe::status::{GuardedPodStatus, Status};
 use crate::pods::settings::{GuardSettings, Settings as _};
 use crate::pods::translate;
 
-/// Plugins are at the ledger for milliseconds.
+/// How long the ledger's lock is waited for. Plugins hold it for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Follows ledger and devices.

@@ -73,7 +73,7 @@ impl Agent {
         hear(&mut self.units, &facts);
     }
 
-    /// The same, once a plugin has written a ledger.
+    /// Has a unit hear what is known, once a plugin has written a ledger.
     fn tell_of_ledger(&mut self, hear: impl FnOnce(&mut Units, &Facts<'_>)) {
         if self.known.has_ledger() {
             self.tell(hear);
@@ -114,7 +114,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells those who follow the table. Where it could not be written, they are told with the next try.
+    /// Tells the units that follow the table. Where it could not be written, they are told after the next try.
     fn follow_table(&mut self, has_synced: bool) {
         let Self { serving, units, .. } = self;
         units.established.suspect(serving.take_lost());

@@ -21,7 +21,7 @@ use crate::node::routes::Routes;
 use crate::observe::status::Status;
 use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
 
-/// What there is to be judged.
+/// One order: what is to be judged.
 #[derive(Debug)]
 struct Order {
     pods: Vec<Candidate>,
@@ -31,7 +31,7 @@ struct Order {
     policy: Policy,
 }
 
-/// What has come of it.
+/// What came of an order.
 #[derive(Debug, Default)]
 struct Work {
     counters: Option<TranslationCounters>,

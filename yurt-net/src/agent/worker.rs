@@ -33,7 +33,7 @@ where
         }
     }
 
-    /// Has this done, after what is being done just now, and instead of what waits.
+    /// Has this order carried out after the present one, and instead of one that waits.
     pub(super) fn order(&mut self, order: O) {
         self.next = Some(order);
         self.start();

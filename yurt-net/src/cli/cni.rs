@@ -1,4 +1,4 @@
-//! `cni`: the plugins into the node's configuration, and out of it.
+//! `cni`: puts the plugins into the node's configuration, and takes them out.
 
 use std::io;
 use std::path::Path;
@@ -9,10 +9,10 @@ use crate::config::flags::{CniArgs, CniVerb};
 use crate::output::print;
 use crate::text;
 
-/// Why it is not done, or not said.
+/// Why the verb failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CniVerbError {
-    /// It is not done.
+    /// The configuration or a plugin could not be written.
     #[error(transparent)]
     Install(#[from] InstallError),
     /// Standard output.
@@ -20,7 +20,7 @@ pub enum CniVerbError {
     Output(#[from] io::Error),
 }
 
-/// Does it, and prints what was done.
+/// Installs or uninstalls, and prints what was done.
 pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
     let cni = args.cni.cni();
     match args.verb {
@@ -53,7 +53,7 @@ pub fn cni(args: &CniArgs) -> Result<(), CniVerbError> {
     Ok(())
 }
 
-/// What was done. Names of files, and of plugins in them, are others' words.
+/// What was done, in words. Names of files, and of plugins in them, come from others, and are escaped.
 fn installed(has_installed: bool, bin_dir: &Path, report: &Report) -> String {
     let said = |is_new, what: &str, at: &Path| {
         let at = at.display().to_string();

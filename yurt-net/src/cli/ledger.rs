@@ -1,4 +1,4 @@
-//! `ledger`: who has which addresses, for people.
+//! `ledger`: prints which Pods have, or keep, which addresses.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,13 +17,13 @@ use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::output::print;
 use crate::text;
 
-/// What to do about them.
+/// What the operator should know of leaked rows.
 const LEAKED: &str = "leaked: recorded as running, and in no network namespace; the runtime's next GC, or a reboot, gives the addresses back\n";
 
 /// Why there is nothing to print.
 #[derive(Debug, thiserror::Error)]
 pub enum ListError {
-    /// Not even a place for one.
+    /// The directory of the ledger is not there.
     #[error(
         "no ledger is at {}: --state-dir is the plugins' dataDir, or the agent's --state-dir",
         directory.display()

@@ -50,7 +50,7 @@ pub enum VerbError {
     NoAnswer {
         /// The source.
         spec: String,
-        /// What was tried last.
+        /// Why not.
         why: String,
     },
     /// The agent.
@@ -59,7 +59,7 @@ pub enum VerbError {
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
-    /// What is left for the plugins.
+    /// The settings that are left for the plugins.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Routes.

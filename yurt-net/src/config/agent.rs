@@ -1,4 +1,4 @@
-//! What an agent is told, whoever has written it.
+//! The configuration of an agent, however it was written.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,13 +24,13 @@ pub struct AgentConfig {
     pub place: Place,
     /// Which node this is, and where traffic may go.
     pub policy: PolicyConfig,
-    /// What sources are asked for.
+    /// What the agent asks its sources for.
     pub scope: Scope,
     /// Where Services come from, in order of preference.
     pub sources: Vec<SourceSpec>,
     /// Whose sockets are served.
     pub socket_lb: SocketLb,
-    /// What happens to established flows to an endpoint that is outside the closure by now.
+    /// What happens to an established flow whose endpoint has left the closure.
     pub closure_established: ClosureEstablished,
     /// Entries of the table maps.
     pub capacity: Capacity,
@@ -38,24 +38,24 @@ pub struct AgentConfig {
     pub peers: u32,
     /// Clients of Services with session affinity that are remembered, for each family.
     pub affinity: u32,
-    /// The CNI that the plugins are put into, and what they are told; `None`: that is left to others.
+    /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do that.
     pub cni: Option<(Cni, Directories)>,
-    /// How Pods are guarded; `None`: not at all.
+    /// How Pods are guarded; `None`: they are not.
     pub guard: Option<GuardSettings>,
-    /// What annotations of Pods may give.
+    /// Which addresses a Pod may ask for by its annotation.
     pub extra: ExtraPolicy,
     /// Which Pods are reached at addresses that they had before.
     pub translation: translate::Policy,
     /// The node's own devices that are kept: names, and what each is.
     pub devices: Vec<(String, Kind)>,
-    /// What its vxlan devices know of peers is kept right.
+    /// The agent repairs what its vxlan devices know of peers.
     pub repairs_peers: bool,
-    /// Pods of this node are asked whether they answer, while the source is stale.
+    /// The agent probes the Pods of this node while the source is stale.
     pub probes_endpoints: bool,
     /// How often the kernel is compared with what it should hold; `None`: never.
     pub drift_interval: Option<Duration>,
-    /// Where metrics are served, over HTTP; `None`: nowhere.
+    /// Address at which metrics are served over HTTP; `None`: they are not.
     pub metrics: Option<SocketAddr>,
-    /// An object whose programs say what they decide, in place of the embedded one.
+    /// An eBPF object whose programs log what they decide, in place of the embedded one.
     pub ebpf_log: Option<PathBuf>,
 }

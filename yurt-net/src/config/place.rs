@@ -20,7 +20,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// What plugins are told of it.
+    /// The directories that the plugins are configured with.
     pub fn directories(&self) -> Directories {
         Directories {
             data_dir: self.state_dir.display().to_string(),
@@ -28,12 +28,12 @@ impl Place {
         }
     }
 
-    /// Where the agent's socket may lie.
+    /// Paths of the agent's socket, the better one first.
     pub fn sockets(&self) -> [PathBuf; 2] {
         [self.state_dir.clone(), self.ledger().in_memory()].map(|dir| dir.join("agent.sock"))
     }
 
-    /// What an agent that serves this cgroup has for itself.
+    /// What an agent that serves this cgroup has to itself.
     pub fn things(&self, cgroup: PathBuf) -> Things {
         Things {
             cgroup,

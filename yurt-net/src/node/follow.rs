@@ -11,13 +11,13 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 /// Addresses and devices seldom change alone.
 const BURST: Duration = Duration::from_millis(100);
 
-/// Talking to the kernel about addresses and routes.
+/// Why the kernel could not be asked about addresses, routes or devices.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
-    /// No socket.
+    /// The netlink socket could not be opened.
     #[error("open a netlink socket")]
     Open(#[source] io::Error),
-    /// A dump.
+    /// A list could not be read.
     #[error("list {what} of this machine")]
     List {
         /// Addresses, routes or devices.

@@ -33,7 +33,7 @@ pub(super) async fn neighbours(
     Ok(neighbours)
 }
 
-/// Makes those neighbours of a device that are not there. How many that were.
+/// Makes those neighbours of a device that are not there; returns how many.
 pub(super) async fn put_back(
     handle: &Handle,
     ifindex: u32,
@@ -51,7 +51,7 @@ pub(super) async fn put_back(
     Ok(count)
 }
 
-/// All of a family; the forwarding database is one, too.
+/// All entries of a family; the forwarding database is a family, too.
 pub(super) async fn entries(
     handle: &Handle,
     family: AddressFamily,
@@ -64,7 +64,8 @@ pub(super) async fn entries(
     entries.execute().try_collect().await.map_err(listing)
 }
 
-/// MAC and address of a permanent entry that says nothing else: one of a port, a network or a device of its own is for others to judge.
+/// MAC and address of a permanent entry without further attributes. An entry with a port, a network or a device of its own was made by
+/// somebody else for a purpose of theirs, and is left out.
 pub(super) fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     let is_expected = match entry.header.family {
         AddressFamily::Bridge => entry.header.flags == NeighbourFlags::Own,
@@ -89,7 +90,7 @@ pub(super) fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     Some((mac(entry)?, address?))
 }
 
-/// The link-layer address that an entry says.
+/// The link-layer address of an entry.
 pub(super) fn mac(entry: &NeighbourMessage) -> Option<Mac> {
     let bytes = entry
         .attributes
@@ -101,7 +102,7 @@ pub(super) fn mac(entry: &NeighbourMessage) -> Option<Mac> {
     bytes?.try_into().ok().map(Mac)
 }
 
-/// The address that an attribute says.
+/// The address in an attribute.
 pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
     match address {
         NeighbourAddress::Inet(address) => Some((*address).into()),
@@ -116,7 +117,7 @@ pub(super) fn as_ip(address: &NeighbourAddress) -> Option<IpAddr> {
     }
 }
 
-/// Somebody who has answered, or was entered by hand.
+/// Whether the neighbour has answered, or was entered by hand.
 pub(super) fn neighbour(entry: &NeighbourMessage) -> Option<Neighbour> {
     let is_known = matches!(
         entry.header.state,

@@ -18,13 +18,13 @@ use crate::tunnel::vtep::What;
 /// Entries that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum EntriesError {
-    /// Socket, or lists.
+    /// The socket could not be opened, or an entry not be listed.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// A device.
+    /// A device could not be read.
     #[error(transparent)]
     Device(#[from] VtepError),
-    /// An entry.
+    /// An entry could not be changed.
     #[error("{operation} of {device}")]
     Entry {
         /// What was tried.
@@ -117,7 +117,7 @@ impl Entries {
         Ok(tunnels)
     }
 
-    /// Has the peer known by another MAC. What it was known by leads nowhere, so nothing is lost between the steps.
+    /// Gives the peer's entries another MAC. The old one leads nowhere, so nothing is lost between the steps.
     pub async fn repair(&self, repair: &Repair) -> Result<(), EntriesError> {
         let Repair {
             device,

@@ -1,4 +1,4 @@
-//! Routes to single addresses, which lead to Pods that appear with other addresses than they have; and what other routes there are.
+//! Routes to the single addresses of translated Pods, and which other routes there are.
 //!
 //! Ours have a protocol of their own, so that they are found again, and nobody else's is touched. In the main table. Calls return when
 //! the kernel has answered; they are for a thread that may wait.
@@ -17,18 +17,18 @@ use super::follow::{NodeError, routes};
 use crate::device::Route;
 
 /// `rtm_protocol` of our routes, as `ip route` shows it. Nobody else in `/etc/iproute2/rt_protos` has it.
-pub const PROTOCOL: u8 = 121;
+const PROTOCOL: u8 = 121;
 
 /// Routes that cannot be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RouteError {
-    /// A runtime of its own, or a socket.
+    /// The runtime or its netlink socket could not be opened.
     #[error("open a netlink socket for routes")]
     Open(#[source] io::Error),
-    /// Those that there are.
+    /// The routes could not be listed.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// One.
+    /// A route could not be changed.
     #[error("{operation} the route to {address} by device {device}")]
     Change {
         /// What was tried.
@@ -71,7 +71,7 @@ impl Routes {
         Ok(Self { handle, runtime })
     }
 
-    /// Removes all of ours; whether there was one. May be called anywhere.
+    /// Removes all of ours; true where there was one. May be called anywhere.
     pub fn withdraw() -> Result<bool, RouteError> {
         let withdraw = || {
             let routes = Self::open()?;
@@ -83,7 +83,7 @@ impl Routes {
         })
     }
 
-    /// Removes all of ours; whether there was one.
+    /// Removes all of ours; true where there was one.
     pub fn remove_ours(&self) -> Result<bool, RouteError> {
         let ours = self.ours()?;
         let mut removed = Ok(());
@@ -135,7 +135,7 @@ impl Routes {
         done.map_err(failed("make", address, device))
     }
 
-    /// Takes that back. One that is gone is no error.
+    /// Removes such a route. It is no error if it has gone already.
     pub fn delete(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
         let request = self.handle.route().del(message(address, device));
         match self.runtime.block_on(request.execute()) {
@@ -179,7 +179,7 @@ fn message(address: IpAddr, device: u32) -> RouteMessage {
     }
 }
 
-/// The same of all routes, of whatever table.
+/// All routes, of whatever table, as the kernel tells them.
 pub(super) fn main_routes(all: [Vec<RouteMessage>; 2]) -> Vec<Route> {
     let is_main = |route: &RouteMessage| route.header.table == RouteHeader::RT_TABLE_MAIN;
     let main: Vec<RouteMessage> = all.into_iter().flatten().filter(is_main).collect();

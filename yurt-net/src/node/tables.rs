@@ -18,12 +18,12 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// Behind which of a bridge's ports somebody is.
+/// The port of a bridge behind which a MAC is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Port {
     /// This device.
     Only(u32),
-    /// It is told of several, as of one in each of two VLANs.
+    /// Several ports have it, such as one in each of two VLANs.
     Several,
 }
 

@@ -220,17 +220,17 @@ fn programs() -> Vec<Finding> {
         optional(
             "guard",
             &trial.guard.map(|size| vec![size]),
-            "what addresses Pods use cannot be watched on this kernel",
+            "this kernel cannot watch which addresses Pods use (--guard)",
         ),
         optional(
             "translation",
             &trial.translate.map(Vec::from),
-            "Pods cannot appear with addresses that they had on this kernel (--translate)",
+            "on this kernel Pods cannot keep addresses that they were not given again (--translate)",
         ),
         optional(
             "peer-repair",
             &trial.vtep.map(|size| vec![size]),
-            "how peers send cannot be listened to on this kernel (--repair-peers)",
+            "this kernel cannot listen to peers (--repair-peers)",
         ),
     ]
 }
@@ -314,7 +314,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
     }
 }
 
-/// What decides without an agent, and by no pin that one would find. An agent that runs takes it off itself.
+/// Programs that decide although no agent runs, and that no pin leads to. A running agent takes them off itself.
 fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
     let Strays { found, failures } = Strays::out_of_sight(bpffs, cgroup);
     let detail = match (found.as_slice(), failures.first()) {
@@ -331,7 +331,7 @@ fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
     Some(Finding::new("pins", Outcome::Warning, detail, remedy))
 }
 
-/// What the running agent leaves out by its flags.
+/// What the running agent does not serve because of its flags.
 fn socket_lb(status: &Status) -> Option<Finding> {
     let detail = match status.socket_lb {
         SocketLb::All => return None,

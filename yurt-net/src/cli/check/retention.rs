@@ -1,4 +1,4 @@
-//! Is what the ledger says of Pods so?
+//! Do the Pods really have the addresses that the ledger says they have?
 //!
 //! A ledger is right about whom it has heard of, and a runtime may have told it only half: so it is compared with the addresses that are
 //! really in the network namespaces of this machine, and with the devices that the agent guards.
@@ -69,7 +69,7 @@ fn ledger(reading: &Reading) -> Finding {
     Finding::ok("ledger", detail)
 }
 
-/// Some of them, as words.
+/// The first few, in words.
 fn named<'a>(keys: impl Iterator<Item = &'a Key>) -> String {
     let all: Vec<String> = keys.map(Key::to_string).collect();
     let more = match all.len().saturating_sub(NAMED) {
@@ -108,7 +108,7 @@ fn addresses(ledger: &Ledger, live: &[Vec<IpAddr>]) -> Vec<Finding> {
                 "addresses of {} are used by somebody else too",
                 named(twice.iter().copied())
             ),
-            "another IPAM or a Pod itself has taken them: make these Pods anew, and see that one plugin has the range to itself",
+            "another IPAM or a Pod itself has taken them: delete these Pods, so that they are made anew, and give the range to one plugin only",
         ));
     }
     if !gone.is_empty() {

@@ -1,4 +1,4 @@
-//! The command line of what is done to the node's CNI.
+//! Flags for the node's CNI.
 
 use std::path::PathBuf;
 
@@ -50,7 +50,7 @@ pub struct CniArgs {
     /// Where the node's CNI is.
     #[command(flatten)]
     pub cni: CniPlaceArgs,
-    /// What the plugins' dataDir is to be: the agent's state directory.
+    /// The plugins' dataDir: the agent's state directory.
     #[arg(
         long,
         global = true,
@@ -58,7 +58,7 @@ pub struct CniArgs {
         value_name = "DIR"
     )]
     pub state_dir: PathBuf,
-    /// What the plugins' runDir is to be.
+    /// The plugins' runDir: the agent's run directory.
     #[arg(long, global = true, default_value = LedgerDirs::RUN_DIR, value_name = "DIR")]
     pub run_dir: PathBuf,
 }
@@ -66,9 +66,9 @@ pub struct CniArgs {
 /// What to do with the plugins.
 #[derive(Subcommand, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CniVerb {
-    /// Install them, and put them into the configuration. Twice is once.
+    /// Install them, and put them into the configuration. Safe to repeat.
     Install,
-    /// Take them out of it, with host-local where yurt-ipam was, and remove them.
+    /// Take them out of the configuration, with host-local in the place of yurt-ipam, and remove them.
     Uninstall,
 }
 

@@ -1,4 +1,4 @@
-//! Flags for what is asked of sources, and what decides where traffic may go.
+//! Flags for what the agent asks its sources, and for where traffic may go.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use crate::policy::{ClosureFailure, ExternalIps, Place, PolicyConfig, ProtectConfig, ViaHub};
 use crate::source::kube::{Access, Scope};
 
-/// What is asked of sources, and what decides where traffic may go.
+/// What the agent asks its sources, and where traffic may go.
 #[derive(Args, Clone, Debug)]
 pub struct PolicyArgs {
     /// Certificates, in PEM, of those who may sign an apiserver's certificate. [default: the kubeconfig's, else the

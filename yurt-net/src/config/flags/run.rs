@@ -78,8 +78,8 @@ pub struct RunArgs {
     /// Namespace whose Pods are guarded by `enforce` while others are not; repeatable.
     #[arg(long, value_name = "NAME")]
     pub guard_enforce_namespace: Vec<String>,
-    /// Whose Pods may ask for addresses beside their own, by the annotation yurt-net.openyurt.io/extra-addresses: all, none,
-    /// or those of namespaces between commas. What is another's is never given.
+    /// Namespaces, between commas, whose Pods may ask for addresses beside their own by the annotation
+    /// yurt-net.openyurt.io/extra-addresses; or all, or none. An address that belongs to somebody else is never given.
     #[arg(long, default_value = "all", value_name = "all|none|NAMESPACE,..")]
     pub guard_extra: Askers,
     /// The shortest prefixes that such an annotation may name, of IPv4 and of IPv6.
@@ -104,8 +104,8 @@ pub struct RunArgs {
     /// tried again.
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
-    /// For debugging: an eBPF object of this very version whose programs say in the log what they decide, as
-    /// `cargo xtask build-ebpf --log` makes it. Without it they say nothing.
+    /// For debugging: an eBPF object whose programs log what they decide. `cargo xtask build-ebpf --log` makes it; it must be
+    /// of the same version as the agent. The embedded programs log nothing.
     #[arg(long, value_name = "FILE")]
     pub ebpf_log: Option<PathBuf>,
     /// Form of the log.
@@ -136,7 +136,7 @@ pub enum SocketLbArg {
     Off,
 }
 
-/// What happens to established flows to a backend that serves, but is outside the closure by now.
+/// What happens to an established flow whose backend still serves, but has left the closure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ClosureEstablishedArg {
     /// Such flows live on until they end by themselves.
@@ -163,7 +163,7 @@ impl std::str::FromStr for BindAddress {
 }
 
 impl RunArgs {
-    /// The same, as the agent takes it.
+    /// These flags as the agent's configuration.
     pub fn config(&self) -> AgentConfig {
         let place = self.place.place();
         AgentConfig {
@@ -197,7 +197,7 @@ impl RunArgs {
         }
     }
 
-    /// How Pods are guarded; `None`: not at all.
+    /// How Pods are guarded; `None`: they are not.
     fn guard_settings(&self) -> Option<GuardSettings> {
         (self.guard != GuardArg::Off).then(|| GuardSettings {
             bpffs: self.place.bpffs.clone(),
@@ -207,7 +207,7 @@ impl RunArgs {
         })
     }
 
-    /// What annotations may give.
+    /// Which addresses a Pod may ask for by its annotation.
     fn extra_policy(&self) -> ExtraPolicy {
         ExtraPolicy {
             askers: self.guard_extra.clone(),

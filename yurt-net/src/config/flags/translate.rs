@@ -1,4 +1,4 @@
-//! Flags for translation.
+//! Flags for translation: Pods that keep an address which they were not given again.
 
 use clap::{Args, ValueEnum};
 use ipnetwork::IpNetwork;
@@ -12,7 +12,7 @@ pub struct TranslateArgs {
     /// annotation yurt-net.openyurt.io/keep-address says otherwise (`true`, `false`). See docs/retention.md.
     #[arg(long, value_enum, default_value = "off")]
     pub translate: TranslateArg,
-    /// Prefix that the node's IPAM gives to nobody any more, because it is told so; repeatable. Where that IPAM is not yurt-ipam, only
+    /// Prefix that the node's IPAM was configured to give to nobody any more; repeatable. Where that IPAM is not yurt-ipam, only
     /// addresses of such prefixes are kept for Pods that were given others.
     #[arg(long, value_name = "CIDR")]
     pub translate_exclusive: Vec<IpNetwork>,

@@ -1,7 +1,7 @@
 //! `agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
 //!
 //! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state directory, so that
-//! agents may share a run directory, and nobody is answered by an agent that was not meant. An agent that can make it in neither
+//! agents may share a run directory, and nobody reaches another agent than the one that was meant. An agent that can make it in neither
 //! serves its node all the same, and so does one that finds another agent there. It is made again when it, or its directory, goes. A disk
 //! that does not answer is one that takes no socket: it is asked in threads of their own.
 
@@ -27,7 +27,7 @@ use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: u64 = 4096;
-/// How often it is looked whether the socket is where it was made: that is one `stat`.
+/// How often the agent looks whether the socket is where it was made, which costs one `stat`.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Where the socket may lie: the first place is the better one.
@@ -98,7 +98,7 @@ impl Bound {
         file(&self.path).is_ok_and(|file| file == self.file)
     }
 
-    /// Left behind, it is replaced by the next agent.
+    /// Removes it. A socket that is left behind is replaced by the next agent.
     fn remove(&self) {
         if self.is_there() {
             let _ = fs::remove_file(&self.path);
@@ -216,11 +216,11 @@ impl Socket {
         let now = Report { bound, problem };
         match (&now.problem, &before.problem) {
             (Some(problem), before) if before.as_ref() != Some(problem) => {
-                warn!(problem, "the agent's socket");
+                warn!(problem, "agent.sock is not where it should be");
             }
-            (None, Some(_)) => info!("the agent's socket is in the state directory again"),
+            (None, Some(_)) => info!("agent.sock is in the state directory again"),
             (None, None) if before.bound.is_some() && before.bound != now.bound => {
-                warn!("the agent's socket was removed; it is made again");
+                warn!("agent.sock was removed; it is made again");
             }
             _ => {}
         }
@@ -261,7 +261,7 @@ fn short(path: &Path) -> io::Result<(File, PathBuf)> {
     Ok((dir, short.join(path.file_name().unwrap_or_default())))
 }
 
-/// The process that listens at a path, in words. To ask waits for nobody, however busy that one is.
+/// The process that listens at a path, in words. Asking does not wait, however busy that process is.
 fn who_listens(path: &Path) -> Option<String> {
     let socket = RawSocket::new(Domain::UNIX, Type::STREAM.nonblocking(), None).ok()?;
     let another = "another agent".to_owned();
@@ -319,10 +319,10 @@ pub enum ControlError {
         #[source]
         source: io::Error,
     },
-    /// Not the expected form: another version.
-    #[error("understand the agent's answer")]
+    /// The answer has another form than expected: that agent is of another version.
+    #[error("understand the agent's answer (is it of another version?)")]
     Answer(#[source] serde_json::Error),
-    /// The agent said so.
+    /// The agent answered with an error.
     #[error("the agent answers: {reason}")]
     Refused {
         /// Its words.

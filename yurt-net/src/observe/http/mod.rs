@@ -31,7 +31,7 @@ use super::metrics;
 const CONNECTIONS: usize = 8;
 /// A connection, from its begin to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// All headers of a request together; the least that hyper takes.
+/// Bytes of all headers of a request together; the least that hyper takes.
 const BUFFER_BYTES: usize = 8192;
 /// How often a port that is taken is tried, as kube-proxy does.
 const RETRY: Duration = Duration::from_secs(5);

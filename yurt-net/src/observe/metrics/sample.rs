@@ -16,7 +16,7 @@ pub(super) enum Kind {
     Counter,
     /// It goes up and down.
     Gauge,
-    /// How many were at most so long.
+    /// It counts what took at most so long, for several lengths.
     Histogram,
 }
 
@@ -76,14 +76,14 @@ impl Samples<'_> {
         }
     }
 
-    /// One for each state, 1 for that which is: a state that has no sample cannot be told from a metric that is gone.
+    /// One for each state; 1 for the present one. A state without a sample could not be told from a metric that is gone.
     pub(super) fn put_state<const N: usize>(&mut self, states: [&str; N], current: &str) {
         for state in states {
             self.put(&[state], u8::from(state == current));
         }
     }
 
-    /// One for each source. A series must not be there twice, though a source may be.
+    /// One for each source. A series must not be written twice, even if a source is given twice.
     pub(super) fn put_sources(
         &mut self,
         status: &Status,

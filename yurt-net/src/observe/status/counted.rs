@@ -15,7 +15,7 @@ pub(super) fn counts<K: Into<String> + Ord>(
     counts.map(|(one, count)| (one.into(), count)).collect()
 }
 
-/// A heading with how many there are, by what; returns how many in all.
+/// A heading with how many there are of each kind; returns how many there are in all.
 pub(super) fn write_counts(
     out: &mut String,
     head: &str,
@@ -30,7 +30,7 @@ pub(super) fn write_counts(
     Ok(counts.values().sum())
 }
 
-/// That there are others, and where they are told.
+/// A line that says how many more there are, and which verb shows them.
 pub(super) fn write_more(
     out: &mut String,
     all: usize,

@@ -9,14 +9,14 @@ use super::refused::RefusedService;
 /// Something that is not as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Degraded {
-    /// In a word: it labels a metric.
+    /// What, in one word: the label of a metric.
     pub what: String,
     /// Why, for people.
     pub reason: String,
 }
 
 /// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
-pub const FAULTS: [&str; 11] = [
+pub(crate) const FAULTS: [&str; 11] = [
     "checkpoint",
     "claim",
     "manifests",

@@ -1,4 +1,4 @@
-//! How the agent is: what `status` prints, and `observe::metrics` for Prometheus. Each room of the house has a file.
+//! How the agent is: what `status` prints, and `observe::metrics` shows to Prometheus. Each room of the house has a file.
 
 mod counted;
 mod dataplane;
@@ -33,9 +33,9 @@ use crate::source::preferred::SourceStatus;
 use crate::text;
 use crate::tunnel::report::Report;
 
-/// Objects and Service ports of one list that a status names. There may be tens of thousands, and it is asked for every second.
+/// How many objects or Service ports a list of the status names. There may be tens of thousands, and the status is asked for every second.
 const KEPT: usize = 100;
-/// Those that its table names.
+/// How many the table for people names.
 const SHOWN: usize = 10;
 
 /// All of it.

@@ -1,4 +1,4 @@
-//! Pods whose addresses are kept, and who watches over them.
+//! Pods whose addresses are kept, and the guard that watches them.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write as _};
@@ -10,7 +10,7 @@ use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::ledger::State;
 
-/// Pods whose addresses are kept, and who watches over them.
+/// Pods whose addresses are kept, and the guard that watches them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Retention {
@@ -22,9 +22,9 @@ pub struct Retention {
     pub guarded_devices: usize,
     /// What an operator should look after.
     pub alarms: Vec<String>,
-    /// Frames that were found fault with and went on, by reason.
+    /// Frames that were wrong and went on, by reason.
     pub audited: BTreeMap<String, u64>,
-    /// Frames that did not, by reason.
+    /// Frames that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
     /// Endpoints of this node that are at other addresses than a stale source says.
     pub endpoints_moved: usize,
@@ -53,10 +53,10 @@ pub struct GuardedPodStatus {
     pub state: State,
     /// The addresses that it has, or had last.
     pub addresses: Vec<IpAddr>,
-    /// Those that it had before, and was given others.
+    /// Addresses that it had before and was not given again.
     #[serde(default)]
     pub promised: Vec<IpAddr>,
-    /// Those of them that it is reached at, and appears with.
+    /// Those of them that it is still reached at, and appears with.
     #[serde(default)]
     pub translated: Vec<IpAddr>,
     /// Its MAC.
@@ -65,7 +65,7 @@ pub struct GuardedPodStatus {
     pub device: Option<String>,
     /// Frames from it that claimed what is not its own, and went on.
     pub audited: u64,
-    /// And those that did not.
+    /// Such frames that were dropped.
     pub dropped: u64,
 }
 
