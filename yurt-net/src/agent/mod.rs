@@ -34,6 +34,7 @@ mod complaints;
 mod deadlines;
 mod devices;
 mod disk;
+mod error;
 mod established;
 mod facts;
 mod guarding;
@@ -63,6 +64,7 @@ use self::clients::Clients;
 use self::cni::CniKeeper;
 use self::deadlines::Deadlines;
 use self::devices::Devices;
+pub use self::error::AgentError;
 use self::established::Established;
 use self::facts::Known;
 use self::guarding::Guarding;
@@ -76,38 +78,13 @@ use self::upkeep::Upkeep;
 use crate::config::AgentConfig;
 use crate::dataplane::load::load_from;
 use crate::dataplane::service::Options;
-use crate::dataplane::{ApplyError, DataplaneError};
 use crate::error::PathError;
-use crate::host::cgroup::{Cgroup, CgroupError, cgroup};
-use crate::node::{NodeError, NodeWatch};
+use crate::host::cgroup::{Cgroup, cgroup};
+use crate::node::NodeWatch;
 use crate::policy::PolicyConfig;
-use crate::source::SourceError;
 use crate::source::checkpoint::Loaded;
 use crate::source::kube::servers;
 use crate::source::preferred::Sources;
-
-/// Why the agent does not start, or stops.
-#[derive(Debug, thiserror::Error)]
-pub enum AgentError {
-    /// No cgroup2 hierarchy was found, or not at the path that was given.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// A source could not be read at the start. Later the last good state is kept instead.
-    #[error(transparent)]
-    Source(#[from] SourceError),
-    /// Maps, programs or links could not be opened or made.
-    #[error(transparent)]
-    Dataplane(#[from] DataplaneError),
-    /// The first table could not be written.
-    #[error(transparent)]
-    Apply(#[from] ApplyError),
-    /// Addresses or devices could not be read.
-    #[error(transparent)]
-    Node(#[from] NodeError),
-    /// A thread could not be started, or a signal not be handled.
-    #[error(transparent)]
-    Io(#[from] PathError),
-}
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: AgentConfig) -> Result<(), AgentError> {

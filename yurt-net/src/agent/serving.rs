@@ -9,8 +9,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::AgentError;
 use super::deadlines::RETRY;
+use super::error::AgentError;
 use super::facts::Known;
 use super::problem::Problem;
 use super::react::Phase;

@@ -3,6 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+/// How many objects or Service ports a list of the status names. There may be tens of thousands, and the status is asked for every
+/// second.
+pub(super) const KEPT: usize = 100;
+
 /// How many there are of each.
 pub(super) fn counts<K: Into<String> + Ord>(
     all: impl Iterator<Item = K>,

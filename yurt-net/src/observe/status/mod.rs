@@ -17,7 +17,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use self::counted::{counts, write_counts, write_more};
+use self::counted::{KEPT, counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
 pub use self::left_alone::LeftAlone;
@@ -33,8 +33,6 @@ use crate::source::preferred::SourceStatus;
 use crate::text;
 use crate::tunnel::report::Report;
 
-/// How many objects or Service ports a list of the status names. There may be tens of thousands, and the status is asked for every second.
-const KEPT: usize = 100;
 /// How many the table for people names.
 const SHOWN: usize = 10;
 

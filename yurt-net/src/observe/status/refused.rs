@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::KEPT;
-use super::counted::counts;
+use super::counted::{KEPT, counts};
 use crate::plan::Refused;
 use crate::text;
 
