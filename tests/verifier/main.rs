@@ -10,8 +10,10 @@ mod old_kernel;
 mod translate;
 
 use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use yurt_net::dataplane::load::{ProgramSize, trial, trial_as};
 
 /// Program, most instructions that the verifier may look at, most bytes after translation.
@@ -113,5 +115,21 @@ fn every_program_loads_without_bpf_set_retval_as_on_kernels_before_it() -> Resul
             assert_eq!(without.translated, with.translated, "{without:?} {with:?}");
         }
     }
+    Ok(())
+}
+
+/// aya takes the verifier's log for UTF-8, and ends the agent where it is not. A full log ends anywhere, also within a character, and
+/// all that is not the kernel's own words is quoted from the object: names, and lines of the sources.
+#[test]
+fn the_verifier_can_quote_nothing_of_the_programs_that_is_not_ascii() -> Result<()> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/yurt-ebpf.o");
+    let object = fs::read(&path).with_context(|| path.display().to_string())?;
+    let btf = aya_obj::Object::parse(&object)?.btf.context("no types")?;
+    let btf = btf.to_bytes();
+    // `struct btf_header`: the sixth word is the length of the strings, which come last.
+    let (words, _) = btf.as_chunks();
+    let length = usize::try_from(u32::from_le_bytes(words[5]))?;
+    let strings = &btf[btf.len() - length..];
+    assert!(length > 1000 && strings.is_ascii());
     Ok(())
 }
