@@ -136,9 +136,7 @@ fn load(
         ("PEER_MASK", state.peers - 1),
     ];
     let mut object = Object::new(&object()?, &switches, &plans)?;
-    let programs = ON_CGROUP.map(|(name, attach_type)| object.load(name, attach_type));
-    let programs = programs.into_iter().collect::<Result<Vec<_>, _>>()?;
-    Ok(programs.into_iter().unzip())
+    Ok(object.load_all(ON_CGROUP)?.into_iter().unzip())
 }
 
 /// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.

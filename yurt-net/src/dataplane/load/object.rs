@@ -5,7 +5,10 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 
 use aya::maps::Map;
 use aya::programs::{Program, ProgramError};
@@ -105,37 +108,95 @@ impl Object {
         name: &'static str,
         attach_type: u32,
     ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
-        let program = self.ebpf.program_mut(name);
-        let program = program.ok_or(DataplaneError::Missing { name })?;
-        let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
-            Program::SocketFilter(program) => program.load(),
-            _ => return Err(DataplaneError::Missing { name }),
-        };
-        let failed = |error| DataplaneError::Program {
-            program: name,
-            source: shortened(error),
-        };
-        loaded.map_err(failed)?;
-        let info = program.info().map_err(failed)?;
-        let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
-        let program = LoadedProgram {
-            name,
-            attach_type,
-            fd: fd.map_err(|error| failed(error.into()))?,
-            id: info.id(),
-        };
-        let size = ProgramSize {
-            name,
-            verified: info.verified_instruction_count().unwrap_or_default(),
-            translated: info.size_translated().unwrap_or_default(),
-        };
-        if let Some(said) = self.said.take() {
-            said.forward()?;
-        }
-        Ok((program, size))
+        let loaded = load(name, attach_type, self.ebpf.program_mut(name))?;
+        forward(&mut self.said)?;
+        Ok(loaded)
     }
+
+    /// Loads programs, on as many processors as there are: the verifier is most of what a start waits for. In their order;
+    /// the error is that of the first one that has one.
+    pub(super) fn load_all<const N: usize>(
+        &mut self,
+        wanted: [(&'static str, u32); N],
+    ) -> Result<Vec<(LoadedProgram, ProgramSize)>, DataplaneError> {
+        let programs = self.ebpf.programs_mut();
+        let mut programs: BTreeMap<_, _> = programs
+            .map(|(name, program)| (name.to_owned(), program))
+            .collect();
+        let tasks = wanted.map(|(name, attach_type)| (name, attach_type, programs.remove(name)));
+        let tasks = Mutex::new(tasks.into_iter().enumerate());
+        // Of the programs on sockets the last ones take longest.
+        let next = || {
+            let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
+            tasks.next_back()
+        };
+        let work = || {
+            let mut loaded = Vec::new();
+            while let Some((at, (name, attach_type, program))) = next() {
+                loaded.push((at, load(name, attach_type, program)));
+            }
+            loaded
+        };
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        let mut loaded = thread::scope(|scope| {
+            let helpers: Vec<_> = (1..processors.min(N))
+                .map_while(|_| {
+                    let thread = thread::Builder::new().name("load".to_owned());
+                    thread.spawn_scoped(scope, work).ok()
+                })
+                .collect();
+            let mut loaded = work();
+            for helper in helpers {
+                loaded.extend(helper.join().unwrap_or_else(|panic| resume_unwind(panic)));
+            }
+            loaded
+        });
+        loaded.sort_by_key(|(at, _)| *at);
+        let loaded: Vec<_> = loaded
+            .into_iter()
+            .map(|(_, loaded)| loaded)
+            .collect::<Result<_, _>>()?;
+        forward(&mut self.said)?;
+        Ok(loaded)
+    }
+}
+
+/// Hears from now on what programs say.
+fn forward(said: &mut Option<Said>) -> Result<(), DataplaneError> {
+    said.take().map_or(Ok(()), Said::forward)
+}
+
+fn load(
+    name: &'static str,
+    attach_type: u32,
+    program: Option<&mut Program>,
+) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
+    let program = program.ok_or(DataplaneError::Missing { name })?;
+    let loaded = match program {
+        Program::CgroupSockAddr(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        Program::SocketFilter(program) => program.load(),
+        _ => return Err(DataplaneError::Missing { name }),
+    };
+    let failed = |error| DataplaneError::Program {
+        program: name,
+        source: shortened(error),
+    };
+    loaded.map_err(failed)?;
+    let info = program.info().map_err(failed)?;
+    let fd = program.fd().map_err(failed)?.as_fd().try_clone_to_owned();
+    let program = LoadedProgram {
+        name,
+        attach_type,
+        fd: fd.map_err(|error| failed(error.into()))?,
+        id: info.id(),
+    };
+    let size = ProgramSize {
+        name,
+        verified: info.verified_instruction_count().unwrap_or_default(),
+        translated: info.size_translated().unwrap_or_default(),
+    };
+    Ok((program, size))
 }
 
 /// Why a program was not loaded.
