@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use yurt_ebpf::abi::{FrontendKey4, PublishWord};
+use yurt_ebpf::frame::ip::TCP;
 use yurt_net_tests::lab::{Pod, Proto};
 
 use crate::kernel::{BPF_MAP_TYPE_ARRAY, BPF_MAP_TYPE_HASH, Object};
 use crate::world::{CAPACITY, World, check, vip};
 
 const KEY4: usize = size_of::<FrontendKey4>();
-const TCP: u8 = 6;
 
 impl World {
     pub(crate) fn pin(&self, path: &str) -> PathBuf {

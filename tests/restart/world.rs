@@ -230,7 +230,7 @@ impl World {
             bpffs: self.node.bpffs(),
             cgroup: self.node.cgroup().to_owned(),
             capacity,
-            peers: PEERS,
+            tcp_peers: PEERS,
             affinity: 1,
             socket_lb: SocketLb::All,
         };

@@ -91,7 +91,7 @@ pub fn dataplane(node: &Node, capacity: Capacity) -> Result<BpfDataplane> {
         bpffs: node.bpffs(),
         cgroup: node.cgroup().to_owned(),
         capacity,
-        peers: PEERS,
+        tcp_peers: PEERS,
         affinity: 1,
         socket_lb: SocketLb::All,
     })?)

@@ -3,14 +3,16 @@
 use super::{Frame, Wire};
 use crate::abi::{Words, mapped_words};
 
-/// IANA protocol number.
+// Protocol numbers (IANA).
+/// TCP.
 pub const TCP: u8 = 6;
-/// IANA protocol number.
+/// UDP.
 pub const UDP: u8 = 17;
+/// SCTP.
+pub const SCTP: u8 = 132;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const IGMP: u8 = 2;
 pub(crate) const ICMPV6: u8 = 58;
-const SCTP: u8 = 132;
 const UDP_LITE: u8 = 136;
 const DCCP: u8 = 33;
 
@@ -20,7 +22,7 @@ pub(crate) const ROUTING: u8 = 43;
 pub(crate) const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 pub(crate) const DESTINATION_OPTIONS: u8 = 60;
-/// More than anyone sends, so that the walk ends.
+/// More than anyone sends: the walk over them needs an end.
 const MAX_EXTENSION_HEADERS: usize = 4;
 
 // Types of ICMPv6.
@@ -46,17 +48,17 @@ pub struct Ipv4Header {
     pub first: u8,
     /// Type of service.
     pub service: u8,
-    /// Of the packet, in network byte order.
+    /// Length of the packet in bytes, in network byte order.
     pub length: u16,
-    /// Of a packet in fragments.
+    /// Identification: equal in all fragments of a packet.
     pub id: [u8; 2],
-    /// Flags and offset, in network byte order.
+    /// Flags and offset of a fragment, in network byte order.
     pub fragment: u16,
     /// Hops that are left.
     pub ttl: u8,
     /// What follows.
     pub protocol: u8,
-    /// Of the header.
+    /// Checksum of the header.
     pub checksum: [u8; 2],
     /// As in memory.
     pub source: u32,
@@ -69,22 +71,22 @@ const _: () = assert!(size_of::<Ipv4Header>() == 20);
 unsafe impl Wire for Ipv4Header {}
 
 impl Ipv4Header {
-    /// Version 4, and a header without options.
+    /// First byte of a header of version 4 without options.
     pub(crate) const PLAIN: u8 = 0x45;
 
-    /// Whether it is of IPv4, and as long as it must be.
+    /// Whether the version is 4, and the header no shorter than it must be.
     #[inline(always)]
     pub const fn is_valid(&self) -> bool {
         self.first >> 4 == 4 && self.first & 0xf >= 5
     }
 
-    /// Its length with options.
+    /// Length of the header with its options, in bytes.
     #[inline(always)]
     pub const fn length(&self) -> usize {
         (self.first & 0xf) as usize * 4
     }
 
-    /// What of the packet is there.
+    /// Which part of a packet this is.
     #[inline(always)]
     pub const fn part(&self) -> Part {
         if self.fragment & FRAGMENT4_OFFSET != 0 {
@@ -105,7 +107,7 @@ pub struct Ipv6Header {
     pub first: u8,
     /// Traffic class and flow label.
     pub flow: [u8; 3],
-    /// Of what follows, in network byte order.
+    /// Bytes that follow, in network byte order.
     pub length: u16,
     /// What follows.
     pub next: u8,
@@ -120,10 +122,10 @@ unsafe impl Wire for Ipv6Header {}
 impl Ipv6Header {
     /// Offset of its [`Ipv6Addresses`].
     pub const ADDRESSES: usize = 8;
-    /// Its length, with them.
+    /// Length of the header with its addresses, in bytes.
     pub const LENGTH: usize = Self::ADDRESSES + size_of::<Ipv6Addresses>();
 
-    /// Whether it is of IPv6.
+    /// Whether the version is 6.
     #[inline(always)]
     pub const fn is_valid(&self) -> bool {
         self.first >> 4 == 6
@@ -159,17 +161,17 @@ impl Ipv6Addresses {
 /// What is behind the extension headers of an IPv6 packet.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Upper {
-    /// What it is; still an extension header where there are more than anyone sends.
+    /// Its protocol; still that of an extension header where there are more than anyone sends.
     pub(crate) protocol: u8,
     /// Its offset.
     pub(crate) at: usize,
     pub(crate) part: Part,
-    /// Of fragments: what they have in common.
+    /// Identification, which all fragments of a packet share.
     pub(crate) id: [u8; 4],
 }
 
 impl Upper {
-    /// Walks over the extension headers that are told to be walked over. It is unreadable where one of them has no end.
+    /// Walks over the extension headers that hide nothing. A packet in which one of them has no end is unreadable.
     #[inline(always)]
     pub(crate) fn find<F: Frame + ?Sized>(
         frame: &F,
@@ -213,16 +215,16 @@ impl Upper {
     }
 }
 
-/// What of a packet is there.
+/// Which part of a packet is at hand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// All.
+    /// All of it.
     Whole,
-    /// A fragment, with the headers.
+    /// The first fragment, which has the headers.
     First,
-    /// A fragment without them.
+    /// A later fragment, without headers.
     Later,
-    /// It cannot be told where what comes next begins, or its addresses are not all that its checksums are about.
+    /// A packet of which nobody can tell where its payload begins, or whose checksums are about more than its addresses.
     Unreadable,
 }
 
@@ -234,16 +236,16 @@ pub(crate) struct Ip {
     pub(crate) at: usize,
     pub(crate) source: Words,
     pub(crate) destination: Words,
-    /// What follows, behind extension headers.
+    /// Protocol of the payload, behind extension headers.
     pub(crate) protocol: u8,
-    /// Offset of that.
+    /// Offset of the payload.
     pub(crate) payload: usize,
     pub(crate) part: Part,
-    /// Of fragments: what they have in common.
+    /// Identification, which all fragments of a packet share.
     pub(crate) id: [u8; 4],
 }
 
-/// Which of two addresses.
+/// One of the two addresses of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     Source,
@@ -251,7 +253,7 @@ pub(crate) enum Side {
 }
 
 impl Ip {
-    /// The header at an offset; `None` when there is none of that family.
+    /// Reads the header at an offset; `None` when no header of that family is there.
     #[inline(always)]
     pub(crate) fn read<F: Frame + ?Sized>(frame: &F, at: usize, is_v6: bool) -> Option<Self> {
         if is_v6 {
@@ -333,7 +335,7 @@ impl Ip {
         }
     }
 
-    /// Offset of the checksum that is about the addresses too; `None` where there is none.
+    /// Offset of the payload's checksum where it covers the addresses, too.
     #[inline(always)]
     pub(crate) fn sum_at(&self) -> Option<usize> {
         if self.part == Part::Later {
@@ -352,7 +354,7 @@ impl Ip {
         self.protocol == if self.is_v6 { ICMPV6 } else { ICMP }
     }
 
-    /// What the packet is about; `None` when it ends before it says so. It is no [`Part::Later`].
+    /// What the packet is about; `None` when it ends before that can be told. Not for a [`Part::Later`].
     #[inline(always)]
     pub(crate) fn talk<F: Frame + ?Sized>(&self, frame: &F) -> Option<Talk> {
         if self.is_icmp() {
@@ -400,7 +402,7 @@ impl Ip {
         })
     }
 
-    /// The ports, or what stands for them; errors have only these of a packet.
+    /// The ports, or what stands in for them: nothing else of a packet is sure to be in an error about it.
     #[inline(always)]
     pub(crate) fn ports<F: Frame + ?Sized>(&self, frame: &F) -> Option<Ports> {
         if self.is_icmp() {
@@ -418,7 +420,7 @@ impl Ip {
                     destination: [c, d],
                 })
             }
-            // The addresses have to do.
+            // Flows of other protocols are told apart by their addresses alone.
             _ => Some(Ports::default()),
         }
     }
@@ -431,14 +433,14 @@ pub(crate) struct Ports {
     pub(crate) destination: [u8; 2],
 }
 
-/// What a packet is to its flow.
+/// The part that a packet plays in its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The first one.
+    /// It opens the flow.
     Opens,
-    /// It answers one that opened.
+    /// It answers the packet that opened the flow.
     Answers,
-    /// Any.
+    /// Any other packet, or one that cannot be told apart.
     Any,
 }
 
@@ -447,8 +449,8 @@ pub(crate) enum Role {
 pub(crate) enum Talk {
     /// A flow.
     Flow { ports: Ports, role: Role },
-    /// What has become of another packet, which it holds the beginning of.
+    /// An error about another packet, whose beginning it holds.
     Error,
-    /// The link itself: nobody behind it ever sees that.
+    /// The link itself (neighbour discovery, groups): no router forwards it.
     Link,
 }

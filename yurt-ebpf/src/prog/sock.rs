@@ -19,6 +19,7 @@ use yurt_ebpf::abi::{
     Backend4, Backend6, Counter, FrontendKey4, FrontendKey6, NETNS_OPT_OUT, NetnsRow,
     OWN_SOCKET_PRIORITY, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, TcpPeer, UdpPeer, mapped,
 };
+use yurt_ebpf::frame::ip::{TCP, UDP};
 use yurt_ebpf::select::{
     Dialer, Resolved, Tables as _, contains4, contains6, passes4, resolve4, resolve6, stamp,
 };
@@ -31,8 +32,9 @@ const ALLOW: i32 = 1;
 /// What it returns for "the call fails", with the value set by `bpf_set_retval`, else with `EPERM`.
 const DENY: i32 = 0;
 
-const IPPROTO_TCP: u32 = 6;
-const IPPROTO_UDP: u32 = 17;
+// As the context has them.
+const IPPROTO_TCP: u32 = TCP as u32;
+const IPPROTO_UDP: u32 = UDP as u32;
 const ECONNREFUSED: i32 = 111;
 const EHOSTUNREACH: i32 = 113;
 

@@ -153,7 +153,7 @@ impl Agent {
             bpffs: config.place.bpffs.clone(),
             cgroup: cgroup.path.clone(),
             capacity: config.capacity,
-            peers: config.peers,
+            tcp_peers: config.tcp_peers,
             affinity: config.affinity,
             socket_lb: config.socket_lb,
         })?;

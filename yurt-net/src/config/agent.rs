@@ -35,7 +35,7 @@ pub struct AgentConfig {
     /// Entries of the table maps.
     pub capacity: Capacity,
     /// TCP sockets whose `getpeername` shows the Service.
-    pub peers: u32,
+    pub tcp_peers: u32,
     /// Clients of Services with session affinity that are remembered, for each family.
     pub affinity: u32,
     /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do that.

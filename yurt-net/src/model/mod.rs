@@ -56,6 +56,17 @@ pub enum Protocol {
     Udp,
 }
 
+impl Protocol {
+    /// Its IANA number, as it stands in IP headers.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Sctp => yurt_ebpf::frame::ip::SCTP,
+            Self::Tcp => yurt_ebpf::frame::ip::TCP,
+            Self::Udp => yurt_ebpf::frame::ip::UDP,
+        }
+    }
+}
+
 impl fmt::Display for Protocol {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

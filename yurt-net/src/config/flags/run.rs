@@ -180,7 +180,7 @@ impl RunArgs {
                 ClosureEstablishedArg::Reset => ClosureEstablished::Reset,
             },
             capacity: self.capacity(),
-            peers: self.peers,
+            tcp_peers: self.peers,
             affinity: self.max_affinity,
             cni: (self.cni == CniKeepArg::Install)
                 .then(|| (self.cni_place.cni(), place.directories())),

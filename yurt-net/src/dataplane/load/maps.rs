@@ -62,19 +62,22 @@ pub(in crate::dataplane) fn table_maps(capacity: &Capacity) -> [(&'static str, M
 #[derive(Clone, Copy, Debug)]
 pub(in crate::dataplane) struct StateCapacity {
     /// `yurt_peer`, a power of two.
-    pub(in crate::dataplane) peers: u32,
+    pub(in crate::dataplane) tcp_peers: u32,
     /// `yurt_aff4` and `yurt_aff6`.
     pub(in crate::dataplane) affinity: u32,
 }
 
 pub(in crate::dataplane) fn state_maps(capacity: StateCapacity) -> [(&'static str, MapInfo); 6] {
-    let StateCapacity { peers, affinity } = capacity;
+    let StateCapacity {
+        tcp_peers,
+        affinity,
+    } = capacity;
     let lru = BPF_MAP_TYPE_LRU_HASH;
     let storage = info::<u32, abi::UdpPeers>(BPF_MAP_TYPE_SK_STORAGE, 0, BPF_F_NO_PREALLOC);
     [
         (
             "yurt_peer",
-            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, peers, 0),
+            info::<u32, abi::TcpPeer>(BPF_MAP_TYPE_ARRAY, tcp_peers, 0),
         ),
         ("yurt_revsk", storage),
         (
@@ -153,7 +156,7 @@ pub(super) fn all_maps() -> impl Iterator<Item = (&'static str, MapInfo)> {
         slots6: 1,
     };
     let state = StateCapacity {
-        peers: 1,
+        tcp_peers: 1,
         affinity: 1,
     };
     let vtep = info::<abi::VtepKey, abi::VtepSeen>(BPF_MAP_TYPE_PERCPU_HASH, abi::VTEP_PEERS, 0);

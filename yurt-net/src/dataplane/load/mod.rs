@@ -85,7 +85,7 @@ pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError
 }
 
 const TRIAL_STATE: StateCapacity = StateCapacity {
-    peers: 512,
+    tcp_peers: 512,
     affinity: 1,
 };
 const TRIAL_CAPACITY: Capacity = Capacity {
@@ -133,7 +133,7 @@ fn load(
     plans.extend(pinned_in(kept, state_maps(state)));
     let switches = [
         ("HAS_SET_RETVAL", u32::from(has_set_retval)),
-        ("PEER_MASK", state.peers - 1),
+        ("PEER_MASK", state.tcp_peers - 1),
     ];
     let mut object = Object::new(&object()?, &switches, &plans)?;
     Ok(object.load_all(ON_CGROUP)?.into_iter().unzip())

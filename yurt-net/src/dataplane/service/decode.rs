@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use ipnetwork::{IpNetwork, Ipv4Network};
 use yurt_ebpf::abi;
+use yurt_ebpf::frame::ip::{TCP, UDP};
 
 use super::encode::{
     RawKey, affinity, backend4, backend6, publish_word, range4, range6, raw_value,
@@ -107,8 +108,8 @@ fn key_port(port_be: [u8; 2], protocol: u8, scope: u8) -> KeyPort {
         _ => Scope::Internal,
     };
     let protocol = match protocol {
-        6 => Protocol::Tcp,
-        17 => Protocol::Udp,
+        TCP => Protocol::Tcp,
+        UDP => Protocol::Udp,
         _ => Protocol::Sctp,
     };
     KeyPort::Port(scope, protocol, u16::from_be_bytes(port_be))

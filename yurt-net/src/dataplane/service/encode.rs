@@ -8,19 +8,10 @@ use ipnetwork::IpNetwork;
 use yurt_ebpf::abi;
 
 use crate::dataplane::DataplaneError;
-use crate::model::Protocol;
 use crate::plan::{FrontendKey, FrontendRow, KeyPort, Op, ServedSet};
 use crate::table::{ClusterPrefixes, MAX_SOURCE_RANGES, Scope};
 
 const _: () = assert!(MAX_SOURCE_RANGES == abi::PublishWord::MAX_RANGES as usize);
-
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    }
-}
 
 /// Port, protocol and scope of a key.
 fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
@@ -31,7 +22,7 @@ fn key_parts(port: KeyPort) -> ([u8; 2], u8, u8) {
                 Scope::Internal => abi::SCOPE_INTERNAL,
                 Scope::External => abi::SCOPE_EXTERNAL,
             };
-            (port.to_be_bytes(), protocol_number(protocol), scope)
+            (port.to_be_bytes(), protocol.number(), scope)
         }
     }
 }

@@ -67,7 +67,7 @@ pub struct Options {
     /// Entries of the table maps.
     pub capacity: Capacity,
     /// TCP sockets whose `getpeername` shows the Service; rounded up to a power of two.
-    pub peers: u32,
+    pub tcp_peers: u32,
     /// Clients of Services with session affinity that are remembered, for each family.
     pub affinity: u32,
     /// Whose sockets are served.
@@ -147,7 +147,7 @@ impl BpfDataplane {
         let cpus = possible_cpus()?;
         remove_dir(&next)?;
         let state_capacity = StateCapacity {
-            peers: options.peers.max(1).next_power_of_two(),
+            tcp_peers: options.tcp_peers.max(1).next_power_of_two(),
             affinity: options.affinity.max(1).saturating_add(lru_reserve(cpus)),
         };
         let wanted = table_maps(&options.capacity);
@@ -320,7 +320,7 @@ impl BpfDataplane {
         Ok(SocketMaps {
             udp: open_map(&state, "yurt_revsk")?,
             tcp: open_map(&state, "yurt_peer")?,
-            tcp_entries: self.options.peers.max(1).next_power_of_two(),
+            tcp_entries: self.options.tcp_peers.max(1).next_power_of_two(),
         })
     }
 

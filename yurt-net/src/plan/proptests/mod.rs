@@ -36,16 +36,8 @@ enum Answer {
 
 type Dialled = (IpAddr, u16, Protocol);
 
-fn protocol_number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-        Protocol::Sctp => 132,
-    }
-}
-
 fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolved {
-    let (port_be, protocol) = (port.to_be_bytes(), protocol_number(protocol));
+    let (port_be, protocol) = (port.to_be_bytes(), protocol.number());
     let scope = SCOPE_INTERNAL;
     match address {
         IpAddr::V4(addr) => resolve4(
@@ -509,7 +501,7 @@ fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
     universe()
         .into_iter()
         .map(|dialled| {
-            let (port_be, protocol) = (dialled.1.to_be_bytes(), protocol_number(dialled.2));
+            let (port_be, protocol) = (dialled.1.to_be_bytes(), dialled.2.number());
             let scope = SCOPE_INTERNAL;
             let value = match dialled.0 {
                 IpAddr::V4(addr) => {

@@ -7,14 +7,13 @@
 use std::io;
 use std::net::SocketAddr;
 
+use yurt_ebpf::frame::ip::{TCP, UDP};
+
 use super::message::{
-    AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, only_peers, owner, parse, request,
+    AF_INET, SOCK_DESTROY, SOCK_DIAG_BY_FAMILY, SOCKID, Socket, only_to, owner, parse, request,
     request_nothing, request_one,
 };
 use crate::dataplane::sys::netlink::Connection;
-
-pub(super) const IPPROTO_TCP: u8 = 6;
-pub(super) const IPPROTO_UDP: u8 = 17;
 
 /// A connection to the diagnosis of the namespace that it was opened in.
 #[derive(Debug)]
@@ -27,17 +26,17 @@ impl Diag {
     }
 
     /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`), all of them or those with one of these
-    /// peers. An error of `ENOENT`: the kernel has no diagnosis of the protocol.
+    /// remotes. An error of `ENOENT`: the kernel has no diagnosis of the protocol.
     pub(super) fn connected(
         &mut self,
         family: u8,
         protocol: u8,
-        peers: Option<&[SocketAddr]>,
+        remotes: Option<&[SocketAddr]>,
     ) -> io::Result<Vec<Socket>> {
         let mut body = request(family, protocol, &[0; SOCKID]);
-        match peers {
+        match remotes {
             Some([]) => return Ok(Vec::new()),
-            Some(peers) => body.extend(only_peers(peers)?),
+            Some(remotes) => body.extend(only_to(remotes)?),
             None => {}
         }
         let mut sockets = Vec::new();
@@ -55,29 +54,27 @@ impl Diag {
         }
     }
 
-    /// Who has the TCP socket that is bound to `own` and connected to `peer`: the user id, and whether a process has it
+    /// Who has the TCP socket that is bound to `own` and connected to `remote`: the user id, and whether a process has it
     /// open. `None`: there is none in this namespace.
     pub(super) fn owner(
         &mut self,
         own: SocketAddr,
-        peer: SocketAddr,
+        remote: SocketAddr,
     ) -> io::Result<Option<(u32, bool)>> {
-        let body = request_one(own, peer)?;
+        let body = request_one(own, remote)?;
         let mut found = None;
         let asked = self.0.get(SOCK_DIAG_BY_FAMILY, &body, |message| {
             found = owner(message);
         });
         match asked {
             // That of a missing handler is the same.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                match self.knows(IPPROTO_TCP)? {
-                    true => Ok(None),
-                    false => Err(io::Error::new(
-                        io::ErrorKind::Unsupported,
-                        "this kernel does not tell of TCP sockets: it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
-                    )),
-                }
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => match self.knows(TCP)? {
+                true => Ok(None),
+                false => Err(io::Error::new(
+                    io::ErrorKind::Unsupported,
+                    "this kernel does not tell of TCP sockets: it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
+                )),
+            },
             result => result.map(|()| found),
         }
     }
@@ -96,7 +93,7 @@ impl Diag {
     /// Whether the kernel ends sockets (`CONFIG_INET_DIAG_DESTROY`).
     pub(super) fn can_destroy(&mut self) -> io::Result<bool> {
         // No socket has port 0.
-        match self.try_destroy(AF_INET, IPPROTO_UDP, &[0; SOCKID]) {
+        match self.try_destroy(AF_INET, UDP, &[0; SOCKID]) {
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(false),
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(true),
             result => result.map(|()| true),
@@ -117,14 +114,14 @@ mod tests {
     #[test]
     fn a_protocol_that_the_kernel_does_not_diagnose_is_told_from_a_socket_that_is_not_there() {
         let mut diag = Diag::open().unwrap();
-        assert!(diag.knows(IPPROTO_TCP).unwrap());
-        assert!(diag.knows(IPPROTO_UDP).unwrap());
+        assert!(diag.knows(TCP).unwrap());
+        assert!(diag.knows(UDP).unwrap());
         // ICMP has none.
         assert!(!diag.knows(1).unwrap());
     }
 
     #[test]
-    fn the_kernel_tells_of_no_other_sockets_than_those_with_the_peers_that_are_asked_for() {
+    fn the_kernel_tells_of_no_other_sockets_than_those_with_the_remotes_that_are_asked_for() {
         use std::net::UdpSocket;
         for loopback in ["127.0.0.1:0", "[::1]:0", "[::ffff:127.0.0.1]:0"] {
             let is_v4 = loopback.starts_with('1');
@@ -147,10 +144,10 @@ mod tests {
             let all: Vec<SocketAddr> = targets.iter().map(canonical).collect();
             let mut diag = Diag::open().unwrap();
             for asked in [&all[..0], &all[..1], &all[39..], &all[3..20], &all[..]] {
-                let found = diag.connected(family, IPPROTO_UDP, Some(asked)).unwrap();
+                let found = diag.connected(family, UDP, Some(asked)).unwrap();
                 let mut found: Vec<u16> = found
                     .iter()
-                    .map(|socket| u16::from_be_bytes(socket.peer_port_be))
+                    .map(|socket| u16::from_be_bytes(socket.remote_port_be))
                     .collect();
                 let mut ports: Vec<u16> = asked.iter().map(SocketAddr::port).collect();
                 found.sort_unstable();
@@ -175,7 +172,7 @@ mod tests {
                 let port_be = target.port().to_be_bytes();
                 sockets
                     .into_iter()
-                    .filter(|s| s.peer_port_be == port_be)
+                    .filter(|s| s.remote_port_be == port_be)
                     .count()
             };
             assert_eq!(find(), 0, "{local}");

@@ -7,6 +7,8 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
+use yurt_ebpf::frame::ip::TCP;
+
 use crate::dataplane::netlink::u32_at;
 
 /// As the kernel's requests have them: `libc` has them in the width of `socket(2)`.
@@ -35,9 +37,9 @@ pub struct Socket {
     /// Its cookie, which no other socket is ever given.
     pub cookie: u64,
     /// What it is connected to; IPv4 addresses are IPv4-mapped.
-    pub peer: [u8; 16],
+    pub remote: [u8; 16],
     /// Its port, big endian.
-    pub peer_port_be: [u8; 2],
+    pub remote_port_be: [u8; 2],
     /// Of its file; 0 when it has none any more.
     pub inode: u32,
 }
@@ -46,18 +48,21 @@ pub struct Socket {
 const REQ_BYTECODE: u16 = 1;
 /// `INET_DIAG_BC_JMP`: goes where "no" leads.
 const BC_JMP: u8 = 1;
-/// `INET_DIAG_BC_D_COND`: the peer is this one.
+/// `INET_DIAG_BC_D_COND`: the remote is this one.
 const BC_D_COND: u8 = 8;
 /// `struct inet_diag_bc_op`.
 const OP: usize = 4;
 
-/// The attribute that limits a dump to sockets with one of these peers, IPv4-mapped ones too. The kernel checks it, and
-/// accepts about two thousand peers.
+/// The attribute that limits a dump to sockets with one of these remotes, IPv4-mapped ones too. The kernel checks it, and
+/// accepts about two thousand remotes.
 ///
-/// The filter is one comparison for each peer. A socket that matches jumps just behind the last operation, which admits
-/// it; one that matches no peer jumps further, which rejects it.
-pub(super) fn only_peers(peers: &[SocketAddr]) -> io::Result<Vec<u8>> {
-    let comparisons: Vec<Vec<u8>> = peers.iter().map(|peer| host_condition(*peer)).collect();
+/// The filter is one comparison for each remote. A socket that matches jumps just behind the last operation, which admits
+/// it; one that matches no remote jumps further, which rejects it.
+pub(super) fn only_to(remotes: &[SocketAddr]) -> io::Result<Vec<u8>> {
+    let comparisons: Vec<Vec<u8>> = remotes
+        .iter()
+        .map(|remote| host_condition(*remote))
+        .collect();
     let jumps = comparisons.len().saturating_sub(1);
     let length = comparisons.iter().map(|one| OP + one.len()).sum::<usize>() + jumps * OP;
     let mut program = Vec::with_capacity(OP + length);
@@ -82,14 +87,14 @@ pub(super) fn only_peers(peers: &[SocketAddr]) -> io::Result<Vec<u8>> {
 }
 
 /// `struct inet_diag_hostcond` of a whole address and a port.
-fn host_condition(peer: SocketAddr) -> Vec<u8> {
-    let (family, address) = match peer.ip() {
+fn host_condition(remote: SocketAddr) -> Vec<u8> {
+    let (family, address) = match remote.ip() {
         IpAddr::V4(address) => (AF_INET, address.octets().to_vec()),
         IpAddr::V6(address) => (AF_INET6, address.octets().to_vec()),
     };
     let bits = if family == AF_INET { 32 } else { 128 };
     let mut condition = vec![family, bits, 0, 0];
-    condition.extend(i32::from(peer.port()).to_ne_bytes());
+    condition.extend(i32::from(remote.port()).to_ne_bytes());
     condition.extend(address);
     condition
 }
@@ -112,30 +117,29 @@ pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     body
 }
 
-/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `peer`, whatever its state.
+/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `remote`, whatever its state.
 /// Addresses of two families are an error.
-pub(super) fn request_one(own: SocketAddr, peer: SocketAddr) -> io::Result<Vec<u8>> {
-    const IPPROTO_TCP: u8 = 6;
+pub(super) fn request_one(own: SocketAddr, remote: SocketAddr) -> io::Result<Vec<u8>> {
     // The kernel compares no cookie then.
     const NO_COOKIE: [u8; 8] = [0xff; 8];
     let mut id = [0; SOCKID];
     id[..2].copy_from_slice(&own.port().to_be_bytes());
-    id[2..4].copy_from_slice(&peer.port().to_be_bytes());
-    let family = match (own.ip(), peer.ip()) {
-        (IpAddr::V4(own), IpAddr::V4(peer)) => {
+    id[2..4].copy_from_slice(&remote.port().to_be_bytes());
+    let family = match (own.ip(), remote.ip()) {
+        (IpAddr::V4(own), IpAddr::V4(remote)) => {
             id[4..8].copy_from_slice(&own.octets());
-            id[20..24].copy_from_slice(&peer.octets());
+            id[20..24].copy_from_slice(&remote.octets());
             AF_INET
         }
-        (IpAddr::V6(own), IpAddr::V6(peer)) => {
+        (IpAddr::V6(own), IpAddr::V6(remote)) => {
             id[4..20].copy_from_slice(&own.octets());
-            id[20..36].copy_from_slice(&peer.octets());
+            id[20..36].copy_from_slice(&remote.octets());
             AF_INET6
         }
         _ => return Err(io::Error::other("a connection has two families")),
     };
     id[SOCKID - NO_COOKIE.len()..].copy_from_slice(&NO_COOKIE);
-    Ok(request(family, IPPROTO_TCP, &id))
+    Ok(request(family, TCP, &id))
 }
 
 /// The owner of the socket in a `struct inet_diag_msg`: the user id of its file, and whether it has a file. `None` for
@@ -154,10 +158,10 @@ pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
 pub fn parse(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;
-    let peer: [u8; 16] = id[20..36].try_into().ok()?;
-    let peer = match family {
-        AF_INET => yurt_ebpf::abi::mapped(peer[..4].try_into().ok()?),
-        AF_INET6 => peer,
+    let remote: [u8; 16] = id[20..36].try_into().ok()?;
+    let remote = match family {
+        AF_INET => yurt_ebpf::abi::mapped(remote[..4].try_into().ok()?),
+        AF_INET6 => remote,
         _ => return None,
     };
     let (low, high) = (u32_at(&id, 40)?, u32_at(&id, 44)?);
@@ -165,8 +169,8 @@ pub fn parse(body: &[u8]) -> Option<Socket> {
         family,
         id,
         cookie: u64::from(high) << 32 | u64::from(low),
-        peer,
-        peer_port_be: [id[2], id[3]],
+        remote,
+        remote_port_be: [id[2], id[3]],
         inode: u32_at(body, MESSAGE - 4)?,
     })
 }
@@ -187,13 +191,13 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_is_read_with_its_peer_its_cookie_and_its_inode() {
+    fn a_socket_is_read_with_its_remote_its_cookie_and_its_inode() {
         let v4 = parse(&socket(2, &[10, 1, 0, 2])).unwrap();
-        assert_eq!(v4.peer, yurt_ebpf::abi::mapped([10, 1, 0, 2]));
-        assert_eq!(u16::from_be_bytes(v4.peer_port_be), 8080);
+        assert_eq!(v4.remote, yurt_ebpf::abi::mapped([10, 1, 0, 2]));
+        assert_eq!(u16::from_be_bytes(v4.remote_port_be), 8080);
         assert_eq!((v4.cookie, v4.inode), (1 << 32 | 7, 99));
         let v6: Vec<u8> = (1..=16).collect();
-        assert_eq!(parse(&socket(10, &v6)).unwrap().peer[..], v6);
+        assert_eq!(parse(&socket(10, &v6)).unwrap().remote[..], v6);
         assert_eq!(parse(&socket(1, &v6)), None);
     }
 

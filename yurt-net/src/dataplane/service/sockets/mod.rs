@@ -1,13 +1,13 @@
 //! Established sockets on the whole node: which Service each dialled, and the end of those whose backend is gone.
 //!
-//! A UDP socket is known by its own storage (`yurt_revsk`): its peer must be a backend that a program chose for it. A
-//! TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and peer; where another socket has
+//! A UDP socket is known by its own storage (`yurt_revsk`): its remote end must be a backend that a program chose for it. A
+//! TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and backend; where another socket has
 //! overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod itself
 //! is left alone. One exception: a UDP socket that is connected to a Pod itself, then sends to a Service and gets the
 //! same Pod, is taken for one of the Service.
 //!
 //! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the flows it found
-//! are to end, and ends those. The kernel picks out the sockets whose peers are suspects, as a node may have a hundred
+//! are to end, and ends those. The kernel picks out the sockets that are connected to suspects, as a node may have a hundred
 //! thousand others. Scans that are asked for while one runs become one scan after it.
 
 mod diag;
@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
-use self::diag::{Diag, IPPROTO_TCP, IPPROTO_UDP};
+use self::diag::Diag;
 use self::message::{AF_INET, AF_INET6, Socket};
 use crate::dataplane::sys;
 use crate::host::netns;
@@ -69,7 +69,7 @@ fn module(protocol: Protocol) -> &'static str {
 pub fn support(with_tcp: bool) -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
     for &protocol in protocols(with_tcp) {
-        if !diag.knows(number(protocol))? {
+        if !diag.knows(protocol.number())? {
             return Err(Unsupported::NoDiag { protocol });
         }
     }
@@ -262,7 +262,7 @@ fn scan(
             let flow = Flow {
                 protocol: connected.protocol,
                 frontend,
-                backend: address(socket.peer, socket.peer_port_be),
+                backend: address(socket.remote, socket.remote_port_be),
             };
             owned.push(Owned { flow, connected });
         }
@@ -286,7 +286,7 @@ fn scan(
         let mut diag = Diag::open()?;
         for owned in owned.iter().filter(|o| o.connected.netns == netns.inode()) {
             if let Some(standing) = doomed.get(&owned.flow)
-                && diag.destroy(number(owned.flow.protocol), &owned.connected.socket)?
+                && diag.destroy(owned.flow.protocol.number(), &owned.connected.socket)?
             {
                 *ended.entry(*standing).or_default() += 1;
             }
@@ -296,14 +296,6 @@ fn scan(
     visits
         .into_iter()
         .fold(result, |result, visit| result.and(visit.flatten()))
-}
-
-fn number(protocol: Protocol) -> u8 {
-    match protocol {
-        Protocol::Tcp => IPPROTO_TCP,
-        Protocol::Udp => IPPROTO_UDP,
-        Protocol::Sctp => 132,
-    }
 }
 
 fn protocols(with_tcp: bool) -> &'static [Protocol] {
@@ -318,13 +310,13 @@ fn look(suspects: &Suspects, netns: u64) -> io::Result<Vec<Connected>> {
     let mut diag = Diag::open()?;
     let mut found = Vec::new();
     for (protocol, backends) in suspects.by_protocol() {
-        let peers: Option<Vec<SocketAddr>> = match backends {
+        let remotes: Option<Vec<SocketAddr>> = match backends {
             SuspectBackends::All => None,
             SuspectBackends::Named(backends) => Some(backends.iter().copied().collect()),
         };
         // An IPv4-mapped socket is one of AF_INET6.
         for family in [AF_INET, AF_INET6] {
-            let sockets = diag.connected(family, number(protocol), peers.as_deref())?;
+            let sockets = diag.connected(family, protocol.number(), remotes.as_deref())?;
             found.extend(sockets.into_iter().map(|socket| Connected {
                 netns,
                 protocol,
@@ -335,20 +327,20 @@ fn look(suspects: &Suspects, netns: u64) -> io::Result<Vec<Connected>> {
     Ok(found)
 }
 
-/// The frontend that a UDP socket dialled; `None` where it dialled the peer itself.
+/// The frontend that a UDP socket dialled; `None` where it dialled the backend itself.
 fn udp_frontend(peers: &UdpPeers, socket: &Socket) -> Option<SocketAddr> {
-    let (vip, port_be) = peers.shown(&socket.peer, socket.peer_port_be)?;
+    let (vip, port_be) = peers.shown(&socket.remote, socket.remote_port_be)?;
     Some(address(vip, port_be))
 }
 
-/// The frontend that a TCP socket dialled; `None` where it dialled the peer itself, or its entry was overwritten.
+/// The frontend that a TCP socket dialled; `None` where it dialled the backend itself, or its entry was overwritten.
 fn tcp_frontend(maps: &SocketMaps, socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let mask = u64::from(maps.tcp_entries.saturating_sub(1));
     let index = u32::try_from(socket.cookie & mask).map_err(io::Error::other)?;
     let mut entry = [TcpPeer::default()];
     let is_there = sys::map_lookup(maps.tcp.as_fd(), &index, &mut entry)?;
     let [entry] = entry;
-    let is_its = is_there && entry.is_of(socket.cookie, &socket.peer);
+    let is_its = is_there && entry.is_of(socket.cookie, &socket.remote);
     Ok(is_its.then(|| address(entry.vip, entry.vip_port_be)))
 }
 
