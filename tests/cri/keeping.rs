@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::json;
-use yurt_net_tests::apiserver::{FakeApiserver, FakeYurtHub, HubMode, objects};
+use yurt_net_tests::apiserver::{HubMode, objects};
 use yurt_net_tests::lab::{self, Lab};
 use yurt_net_tests::runtime::{self, Node};
 
@@ -131,10 +131,7 @@ fn a_pod_of_containerd_keeps_address_and_mac_offline_and_a_peer_that_learns_noth
     let containerd = Containerd::start(&edge, &node.dir().join("containerd"), &conf, &bin)?;
     let mut kubelet = Kubelet { containerd };
 
-    let cloud = edge.netns().run(FakeApiserver::start)??;
-    cloud.put(objects::node(NODE, None, edge.ip4().into()))?;
-    let hub = edge.netns().run(|| FakeYurtHub::start(&cloud))??;
-    hub.cache_agent("yurt-net");
+    let (cloud, hub) = edge.start_cloud_and_hub()?;
     let source = format!("yurthub:{}", hub.http().url());
     let agent = edge.start_agent_from(&source, NODE, &[])?;
     edge.wait_ready()?;

@@ -287,28 +287,32 @@ fn ping(pod: &Pod, to: IpAddr) -> Result<IpAddr> {
     }
 }
 
+/// Each kind of promised address with each way to attach the programs.
+fn everywhere() -> impl Iterator<Item = ([&'static str; 2], Method)> {
+    let promised = [AFAR, NEAR].into_iter();
+    promised.flat_map(|promised| BOTH.map(|method| (promised, method)))
+}
+
 #[test]
 fn a_pod_is_reached_at_the_promised_address_from_everywhere_and_at_its_own_as_well() -> Result<()> {
-    for promised in [AFAR, NEAR] {
-        for method in BOTH {
-            let scene = Scene::new(Some(method), promised)?;
-            let host = scene.node.host()?;
-            for (promised, live) in scene.promised.into_iter().zip(scene.live()) {
-                let server = listen(&scene.pod, live)?;
-                let answers = datagrams(&scene.pod, live, PORT)?;
-                for client in [&scene.peer, &scene.neighbour, &host] {
-                    for to in [promised, live] {
-                        let context = || format!("{method:?}: {} to {to}", client.name());
-                        let (_, dialled) = talk(client, &server, to).with_context(context)?;
-                        assert_eq!(dialled, live, "the Pod knows its own address only");
-                        let question = datagrams(client, live, 0)?;
-                        for size in [100, 4000] {
-                            let (_, answered) =
-                                ask(&question, &answers, to, size).with_context(context)?;
-                            assert_eq!(answered, to, "{}", context());
-                        }
-                        assert_eq!(ping(client, to).with_context(context)?, to);
+    for (promised, method) in everywhere() {
+        let scene = Scene::new(Some(method), promised)?;
+        let host = scene.node.host()?;
+        for (promised, live) in scene.promised.into_iter().zip(scene.live()) {
+            let server = listen(&scene.pod, live)?;
+            let answers = datagrams(&scene.pod, live, PORT)?;
+            for client in [&scene.peer, &scene.neighbour, &host] {
+                for to in [promised, live] {
+                    let context = || format!("{method:?}: {} to {to}", client.name());
+                    let (_, dialled) = talk(client, &server, to).with_context(context)?;
+                    assert_eq!(dialled, live, "the Pod knows its own address only");
+                    let question = datagrams(client, live, 0)?;
+                    for size in [100, 4000] {
+                        let (_, answered) =
+                            ask(&question, &answers, to, size).with_context(context)?;
+                        assert_eq!(answered, to, "{}", context());
                     }
+                    assert_eq!(ping(client, to).with_context(context)?, to);
                 }
             }
         }
@@ -318,27 +322,25 @@ fn a_pod_is_reached_at_the_promised_address_from_everywhere_and_at_its_own_as_we
 
 #[test]
 fn what_a_pod_begins_comes_from_the_promised_address() -> Result<()> {
-    for promised in [AFAR, NEAR] {
-        for method in BOTH {
-            let scene = Scene::new(Some(method), promised)?;
-            let host = scene.node.host()?;
-            for (index, promised) in scene.promised.into_iter().enumerate() {
-                let addr = |pod: &Pod| [IpAddr::from(pod.ip4()), IpAddr::from(pod.ip6())][index];
-                for server in [&scene.peer, &scene.neighbour, &host] {
-                    let to = addr(server);
-                    let listener = listen(server, to)?;
-                    let context = || format!("{method:?}: to {}", server.name());
-                    let (seen, _) = talk(&scene.pod, &listener, to).with_context(context)?;
-                    assert_eq!(seen, promised, "{}", context());
-                    let answers = datagrams_at(server, at(to, PORT))?;
-                    let question = datagrams(&scene.pod, to, 0)?;
-                    for size in [100, 4000] {
-                        let (seen, answered) =
-                            ask(&question, &answers, to, size).with_context(context)?;
-                        assert_eq!((seen, answered), (promised, to), "{}", context());
-                    }
-                    assert_eq!(ping(&scene.pod, to).with_context(context)?, to);
+    for (promised, method) in everywhere() {
+        let scene = Scene::new(Some(method), promised)?;
+        let host = scene.node.host()?;
+        for (index, promised) in scene.promised.into_iter().enumerate() {
+            let addr = |pod: &Pod| [IpAddr::from(pod.ip4()), IpAddr::from(pod.ip6())][index];
+            for server in [&scene.peer, &scene.neighbour, &host] {
+                let to = addr(server);
+                let listener = listen(server, to)?;
+                let context = || format!("{method:?}: to {}", server.name());
+                let (seen, _) = talk(&scene.pod, &listener, to).with_context(context)?;
+                assert_eq!(seen, promised, "{}", context());
+                let answers = datagrams_at(server, at(to, PORT))?;
+                let question = datagrams(&scene.pod, to, 0)?;
+                for size in [100, 4000] {
+                    let (seen, answered) =
+                        ask(&question, &answers, to, size).with_context(context)?;
+                    assert_eq!((seen, answered), (promised, to), "{}", context());
                 }
+                assert_eq!(ping(&scene.pod, to).with_context(context)?, to);
             }
         }
     }
@@ -444,16 +446,14 @@ fn a_path_that_takes_only_small_packets_is_found_out_by_the_pod() -> Result<()> 
 
 #[test]
 fn a_pod_reaches_itself_at_the_promised_address() -> Result<()> {
-    for promised in [AFAR, NEAR] {
-        for method in BOTH {
-            let scene = Scene::new(Some(method), promised)?;
-            for (promised, live) in scene.promised.into_iter().zip(scene.live()) {
-                let server = listen(&scene.pod, live)?;
-                let context = || format!("{method:?}: {promised}");
-                let (seen, _) = talk(&scene.pod, &server, promised).with_context(context)?;
-                assert_eq!(seen, promised);
-                assert_eq!(ping(&scene.pod, promised).with_context(context)?, promised);
-            }
+    for (promised, method) in everywhere() {
+        let scene = Scene::new(Some(method), promised)?;
+        for (promised, live) in scene.promised.into_iter().zip(scene.live()) {
+            let server = listen(&scene.pod, live)?;
+            let context = || format!("{method:?}: {promised}");
+            let (seen, _) = talk(&scene.pod, &server, promised).with_context(context)?;
+            assert_eq!(seen, promised);
+            assert_eq!(ping(&scene.pod, promised).with_context(context)?, promised);
         }
     }
     Ok(())

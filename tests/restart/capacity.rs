@@ -5,11 +5,10 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use yurt_net::dataplane::Dataplane as _;
-use yurt_net::plan::{Capacity, Plan};
+use yurt_net::plan::Capacity;
 use yurt_net_tests::lab::{Connection, Proto, Socket};
 
-use crate::world::{CAPACITY, OTHER_CAPACITY, World, check, vip};
+use crate::world::{CAPACITY, OTHER_CAPACITY, World, apply_first, check, vip};
 
 /// Sockets of all kinds that were opened before, and must not notice.
 struct LongLived {
@@ -160,11 +159,7 @@ fn an_agent_killed_between_any_two_writes_into_new_maps_leaves_the_old_ones_in_s
         let mut dataplane = world.open(OTHER_CAPACITY)?;
         assert!(!dataplane.is_adopted());
         let planned = world.planned(&dataplane, &world.web([c, d]))?;
-        let ops = planned.ops[..done].to_vec();
-        dataplane.apply(&Plan {
-            ops,
-            ..Plan::default()
-        })?;
+        apply_first(&mut dataplane, &planned, done)?;
         drop(dataplane);
         world.expect(10, &[a, b], false)?;
         let found = world.pins()?;

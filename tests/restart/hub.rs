@@ -11,7 +11,7 @@ use yurt_net_tests::apiserver::{
     Corruption, Endpoint, FakeApiserver, FakeYurtHub, Fault, HubMode, On, Resource, Settings, Verb,
     objects,
 };
-use yurt_net_tests::lab::Lab;
+use yurt_net_tests::lab::{Lab, Node};
 
 const NODE: &str = "edge-1";
 const SERVICES: u8 = 5;
@@ -39,6 +39,23 @@ fn cluster() -> Result<FakeApiserver> {
         api.put_all(web(id))?;
     }
     Ok(api)
+}
+
+/// Whoever listens at YurtHub's port, and has nothing yet.
+fn hub(edge: &Node) -> Result<FakeApiserver> {
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
+    let listen = || FakeApiserver::listen(at, Settings::default(), Vec::new());
+    edge.netns().run(listen)?
+}
+
+/// Has an agent write all Services into its maps, and takes its state directory away.
+fn leave_maps_alone(edge: &Node) -> Result<()> {
+    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
+    let count = usize::from(SERVICES);
+    edge.wait_for_status("all", |s| s.ready && s.services == count)?;
+    agent.kill9()?;
+    std::fs::remove_dir_all(edge.state_dir())?;
+    Ok(())
 }
 
 /// Its cache is rebuilt from files, of which none is left.
@@ -83,14 +100,10 @@ fn maps_that_are_newer_than_the_checkpoint_are_not_replaced_with_it_when_a_watch
 -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
-    let hub = edge.netns().run(|| -> Result<_> {
-        let hub = FakeApiserver::listen(at, Settings::default(), Vec::new())?;
-        for id in 1..=SERVICES {
-            hub.put_all(web(id))?;
-        }
-        Ok(hub)
-    })??;
+    let hub = hub(&edge)?;
+    for id in 1..=SERVICES {
+        hub.put_all(web(id))?;
+    }
     let count = usize::from(SERVICES);
     let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
     edge.wait_for_status("a checkpoint", |s| {
@@ -114,17 +127,11 @@ fn maps_that_are_newer_than_the_checkpoint_are_not_replaced_with_it_when_a_watch
 fn maps_without_a_checkpoint_are_not_emptied_by_a_hub_that_lists_nothing() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
-    let listen = || FakeApiserver::listen(at, Settings::default(), Vec::new());
-    let hub = edge.netns().run(listen)??;
+    let hub = hub(&edge)?;
     for id in 1..=SERVICES {
         hub.put_all(web(id))?;
     }
-    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
-    let count = usize::from(SERVICES);
-    edge.wait_for_status("all", |s| s.ready && s.services == count)?;
-    agent.kill9()?;
-    std::fs::remove_dir_all(edge.state_dir())?;
+    leave_maps_alone(&edge)?;
     for resource in [Resource::Services, Resource::EndpointSlices] {
         hub.http().fail_always(On::list(resource), Fault::EmptyList);
     }
@@ -140,6 +147,7 @@ fn maps_without_a_checkpoint_are_not_emptied_by_a_hub_that_lists_nothing() -> Re
     ensure!(status.applied == 0, "{} tables", status.applied);
     hub.http().clear_faults();
     let status = edge.wait_for_status("the first table", |s| s.services > 0)?;
+    let count = usize::from(SERVICES);
     ensure!(status.services == count, "{} services", status.services);
     Ok(())
 }
@@ -148,9 +156,7 @@ fn maps_without_a_checkpoint_are_not_emptied_by_a_hub_that_lists_nothing() -> Re
 fn maps_without_a_checkpoint_follow_a_hub_whose_cluster_has_no_services_left() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
-    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, 10261));
-    let listen = || FakeApiserver::listen(at, Settings::default(), Vec::new());
-    let hub = edge.netns().run(listen)??;
+    let hub = hub(&edge)?;
     let own = Ipv4Addr::new(10, 96, 0, 1).into();
     let endpoint = objects::endpoint(Ipv4Addr::new(192, 0, 2, 254).into(), NODE);
     hub.put(objects::service("kubernetes", own, 443))?;
@@ -158,11 +164,7 @@ fn maps_without_a_checkpoint_follow_a_hub_whose_cluster_has_no_services_left() -
     for id in 2..=SERVICES {
         hub.put_all(web(id))?;
     }
-    let agent = edge.start_agent_from("yurthub:", NODE, &[])?;
-    let count = usize::from(SERVICES);
-    edge.wait_for_status("all", |s| s.ready && s.services == count)?;
-    agent.kill9()?;
-    std::fs::remove_dir_all(edge.state_dir())?;
+    leave_maps_alone(&edge)?;
     for id in 2..=SERVICES {
         let name = format!("s{id}");
         hub.delete(Resource::Services, "default", &name)?;

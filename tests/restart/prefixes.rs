@@ -10,7 +10,7 @@ use yurt_net::dataplane::Dataplane as _;
 use yurt_net::plan::{Op, Plan};
 use yurt_net_tests::lab::{Manifests, Proto};
 
-use crate::world::{CAPACITY, World, check, vip};
+use crate::world::{CAPACITY, World, apply_first, check, vip};
 
 const KEPT: u8 = 10;
 const GONE: u8 = 20;
@@ -114,11 +114,7 @@ fn an_agent_killed_between_any_two_writes_leaves_old_or_new_backends_and_the_nex
         let reset = world.planned(&dataplane, &world.before())?;
         dataplane.apply(&reset)?;
         let planned = world.planned(&dataplane, &world.after())?;
-        let ops = planned.ops[..done].to_vec();
-        dataplane.apply(&Plan {
-            ops,
-            ..Plan::default()
-        })?;
+        apply_first(&mut dataplane, &planned, done)?;
         // Closes files and ends the mappings; pins, maps and programs stay.
         drop(dataplane);
         let what = || format!("killed after {done} of {:#?}", planned.ops);

@@ -327,3 +327,16 @@ impl Random {
         self.0 % end
     }
 }
+
+/// Makes the first of the planned writes, as an agent that is killed then.
+pub(crate) fn apply_first(
+    dataplane: &mut BpfDataplane,
+    planned: &Plan,
+    count: usize,
+) -> Result<()> {
+    dataplane.apply(&Plan {
+        ops: planned.ops[..count].to_vec(),
+        ..Plan::default()
+    })?;
+    Ok(())
+}

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
-use yurt_net_tests::apiserver::{FakeApiserver, FakeYurtHub, HubMode, Resource, objects};
+use yurt_net_tests::apiserver::{HubMode, Resource, objects};
 use yurt_net_tests::lab::{self, Lab};
 
 use yurt_net_tests::runtime::{Network, Node, Running, addresses, pod};
@@ -94,10 +94,7 @@ fn after_an_offline_reboot_services_lead_to_where_their_pods_are() -> Result<()>
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
-    let cloud = edge.netns().run(FakeApiserver::start)??;
-    cloud.put(objects::node(NODE, None, edge.ip4().into()))?;
-    let hub = edge.netns().run(|| FakeYurtHub::start(&cloud))??;
-    hub.cache_agent("yurt-net");
+    let (cloud, hub) = edge.start_cloud_and_hub()?;
     let source = format!("yurthub:{}", hub.http().url());
 
     let mut network = Network::new(&node, "1.0.0", plugins(&node));
@@ -181,10 +178,7 @@ fn while_the_cloud_is_away_an_endpoint_goes_and_comes_with_its_sandbox() -> Resu
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
-    let cloud = edge.netns().run(FakeApiserver::start)??;
-    cloud.put(objects::node(NODE, None, edge.ip4().into()))?;
-    let hub = edge.netns().run(|| FakeYurtHub::start(&cloud))??;
-    hub.cache_agent("yurt-net");
+    let (cloud, hub) = edge.start_cloud_and_hub()?;
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let (first, at) = add(&mut network, "web-0", "c1")?;
     let own: IpAddr = at.parse().context("the Pod has an address")?;

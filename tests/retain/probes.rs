@@ -5,9 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use yurt_net_tests::apiserver::{
-    FakeApiserver, FakeYurtHub, HubMode, PodsServer, Resource, objects,
-};
+use yurt_net_tests::apiserver::{FakeApiserver, HubMode, PodsServer, Resource, objects};
 use yurt_net_tests::lab::{self, Lab};
 use yurt_net_tests::runtime::{Network, Node, Running};
 
@@ -55,10 +53,7 @@ fn while_the_cloud_is_away_a_pod_that_is_not_ready_takes_no_traffic_and_is_back_
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
-    let cloud = edge.netns().run(FakeApiserver::start)??;
-    cloud.put(objects::node(NODE, None, edge.ip4().into()))?;
-    let hub = edge.netns().run(|| FakeYurtHub::start(&cloud))??;
-    hub.cache_agent("yurt-net");
+    let (cloud, hub) = edge.start_cloud_and_hub()?;
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let (web_0, at_0) = add(&mut network, "web-0", "c1")?;
     let (web_1, at_1) = add(&mut network, "web-1", "c2")?;

@@ -89,6 +89,16 @@ fn others(node: &Node, start: &str) -> Vec<Value> {
     }))
 }
 
+/// A Pod that had 10.1.0.2, and has 10.1.0.100 by now.
+fn come_back(network: &mut Network<'_>) -> Result<Running> {
+    let (first, web) = (pod("web-0", "c1"), pod("web-0", "c2"));
+    network.add(&first.sandbox);
+    network.del(&first.sandbox);
+    network.plugins = others(network.node, "10.1.0.100");
+    network.add(&web.sandbox);
+    Running::start(web, "web-0")
+}
+
 #[test]
 fn what_another_ipam_leaves_out_is_kept_for_a_pod_with_its_mac_through_restart_and_reboot()
 -> Result<()> {
@@ -303,14 +313,9 @@ fn pins_of_translation_that_are_removed_stop_no_packet_and_come_back() -> Result
     let agent = edge.start_agent(&flags)?;
     edge.wait_ready()?;
     let mut network = Network::new(&node, "1.0.0", others(&node, "10.1.0.2"));
-    let first = pod("web-0", "c1");
-    network.add(&first.sandbox);
-    network.del(&first.sandbox);
-    network.plugins = others(&node, "10.1.0.100");
-    let (web, other) = (pod("web-0", "c2"), pod("other-0", "c3"));
-    network.add(&web.sandbox);
+    let web = come_back(&mut network)?;
+    let other = pod("other-0", "c3");
     network.add(&other.sandbox);
-    let web = Running::start(web, "web-0")?;
     wait_until_translated(&edge, &["10.1.0.2"])?;
     let works = |when: &str| -> Result<()> {
         for from in [&other.netns, edge.netns()] {
@@ -366,13 +371,7 @@ fn translation_whose_pins_another_bpffs_hides_is_taken_over_or_back() -> Result<
     let agent = edge.start_agent(&flags)?;
     edge.wait_ready()?;
     let mut network = Network::new(&node, "1.0.0", others(&node, "10.1.0.2"));
-    let first = pod("web-0", "c1");
-    network.add(&first.sandbox);
-    network.del(&first.sandbox);
-    network.plugins = others(&node, "10.1.0.100");
-    let web = pod("web-0", "c2");
-    network.add(&web.sandbox);
-    let web = Running::start(web, "web-0")?;
+    let web = come_back(&mut network)?;
     wait_until_translated(&edge, &["10.1.0.2"])?;
     let works = || Ok::<_, anyhow::Error>(ask(edge.netns(), "10.1.0.2")? == "web-0");
     ensure!(works()?);

@@ -32,6 +32,9 @@ use super::pod4;
 use super::pod6;
 use super::wire4;
 use super::wire6;
+use crate::apiserver::FakeApiserver;
+use crate::apiserver::FakeYurtHub;
+use crate::apiserver::objects;
 
 const MANIFESTS: &str = "cluster.yaml";
 const AGENT: &str = "agent";
@@ -217,6 +220,15 @@ impl Node {
     /// As [`Self::start_agent`], for an agent that serves another cgroup than all of the node's.
     pub fn start_agent_serving(&self, cgroup: &Path, extra: &[&str]) -> Result<Agent> {
         self.start_agent_of(self.name(), &self.source(), cgroup, extra)
+    }
+
+    /// An apiserver in this node's network, which knows the node, and a YurtHub before it that keeps what the agent asks for.
+    pub fn start_cloud_and_hub(&self) -> Result<(FakeApiserver, FakeYurtHub)> {
+        let cloud = self.netns().run(FakeApiserver::start)??;
+        cloud.put(objects::node(self.name(), None, self.ip4().into()))?;
+        let hub = self.netns().run(|| FakeYurtHub::start(&cloud))??;
+        hub.cache_agent("yurt-net");
+        Ok((cloud, hub))
     }
 
     /// As [`Self::start_agent`], for an agent that follows another source, as a Node of that cluster.

@@ -28,6 +28,24 @@ macro_rules! say_why {
     };
 }
 
+/// Says why a socket is refused, in either family.
+macro_rules! say_refused {
+    ($text:literal, $values:tt, $reason:expr) => {
+        say_why!($reason, $text, $values, {
+            Counter::RefuseNoEndpoint => "no endpoint",
+            Counter::RefuseUnknownPort => "unknown port",
+            Counter::RefuseUnallocated => "unallocated",
+            Counter::RefuseInconsistent => "inconsistent",
+            Counter::DropNoLocalEndpoint => "no local endpoint",
+            Counter::DropSourceRange => "source range",
+            Counter::RefuseUnknownClient => "unknown client",
+            Counter::Forward => "forward",
+            Counter::UdpKept => "udp kept",
+            Counter::AffinityKept => "affinity kept",
+        })
+    };
+}
+
 /// A socket that dialled a Service goes to this backend.
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
@@ -58,38 +76,22 @@ pub(super) fn forward6(addr: &[u8; 16], port_be: impl FnOnce() -> [u8; 2], backe
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
 pub(super) fn refused4(addr: [u8; 4], port_be: impl FnOnce() -> [u8; 2], reason: Counter) {
-    say_why!(
-        reason, "{:i}:{} is refused: {}", [addr, u16::from_be_bytes(port_be())], {
-        Counter::RefuseNoEndpoint => "no endpoint",
-        Counter::RefuseUnknownPort => "unknown port",
-        Counter::RefuseUnallocated => "unallocated",
-        Counter::RefuseInconsistent => "inconsistent",
-        Counter::DropNoLocalEndpoint => "no local endpoint",
-        Counter::DropSourceRange => "source range",
-        Counter::RefuseUnknownClient => "unknown client",
-        Counter::Forward => "forward",
-        Counter::UdpKept => "udp kept",
-        Counter::AffinityKept => "affinity kept",
-    });
+    say_refused!(
+        "{:i}:{} is refused: {}",
+        [addr, u16::from_be_bytes(port_be())],
+        reason
+    );
 }
 
 /// See [`refused4`].
 #[cfg_attr(feature = "log", inline(never))]
 #[cfg_attr(not(feature = "log"), inline(always))]
 pub(super) fn refused6(addr: &[u8; 16], port_be: impl FnOnce() -> [u8; 2], reason: Counter) {
-    say_why!(
-        reason, "[{:i}]:{} is refused: {}", [*addr, u16::from_be_bytes(port_be())], {
-        Counter::RefuseNoEndpoint => "no endpoint",
-        Counter::RefuseUnknownPort => "unknown port",
-        Counter::RefuseUnallocated => "unallocated",
-        Counter::RefuseInconsistent => "inconsistent",
-        Counter::DropNoLocalEndpoint => "no local endpoint",
-        Counter::DropSourceRange => "source range",
-        Counter::RefuseUnknownClient => "unknown client",
-        Counter::Forward => "forward",
-        Counter::UdpKept => "udp kept",
-        Counter::AffinityKept => "affinity kept",
-    });
+    say_refused!(
+        "[{:i}]:{} is refused: {}",
+        [*addr, u16::from_be_bytes(port_be())],
+        reason
+    );
 }
 
 /// A frame claims what is not its sender's.

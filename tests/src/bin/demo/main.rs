@@ -309,23 +309,25 @@ impl Demo {
             seconds(start)
         );
         self.wait_until_effective("effective on all nodes", &answers)?;
-        // What was answered by whom has changed meanwhile; that nothing failed has not.
+        self.judge_failures(stop(traffic)?, "agents were started");
+        self.connect_and_judge(&|_: &str| Expected::Answers)
+    }
+
+    /// Of traffic during which it changed who answers: nothing was to fail all the same.
+    fn judge_failures(&mut self, tallies: BTreeMap<String, Tally>, meanwhile: &str) {
         let mut total = Tally::default();
-        stop(traffic)?
-            .into_values()
-            .for_each(|tally| total.merge(tally));
+        tallies.into_values().for_each(|tally| total.merge(tally));
         self.connects += total.connects();
         println!(
-            "  {} {} connects since they were started: {} failed",
+            "  {} {} connects while {meanwhile}: {} failed",
             mark(total.failed() == 0),
             grouped(total.connects()),
             total.failed()
         );
         for (errno, count) in total.errors {
-            self.faults
-                .push(format!("{count} times {errno} while agents were started"));
+            let fault = format!("{count} times {errno} while {meanwhile}");
+            self.faults.push(fault);
         }
-        self.connect_and_judge(&|_: &str| Expected::Answers)
     }
 
     fn move_node(&mut self, pool: &'static str) -> Result<()> {

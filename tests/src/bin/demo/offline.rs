@@ -8,13 +8,11 @@ use anyhow::Context;
 use anyhow::Result;
 use yurt_net::source::preferred::Origin;
 use yurt_net_tests::lab::Node;
-use yurt_net_tests::lab::Tally;
 use yurt_net_tests::matrix::Expected;
 
 use super::BEIJING;
 use super::Demo;
 use super::MOVING;
-use super::grouped;
 use super::in_parallel;
 use super::mark;
 use super::seconds;
@@ -85,21 +83,7 @@ impl Demo {
         self.move_node(BEIJING)?;
         cloud.apply(&self.manifests)?;
         self.wait_until_effective(&format!("and {MOVING} can move again"), &answers)?;
-        let mut total = Tally::default();
-        stop(traffic)?
-            .into_values()
-            .for_each(|tally| total.merge(tally));
-        self.connects += total.connects();
-        println!(
-            "  {} {} connects meanwhile: {} failed",
-            mark(total.failed() == 0),
-            grouped(total.connects()),
-            total.failed()
-        );
-        for (errno, count) in total.errors {
-            self.faults
-                .push(format!("{count} times {errno} while {MOVING} moved"));
-        }
+        self.judge_failures(stop(traffic)?, &format!("{MOVING} moved"));
         self.connect_and_judge(&answers)
     }
 
