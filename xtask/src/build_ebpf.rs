@@ -98,7 +98,7 @@ pub(crate) fn objcopy() -> Option<Line> {
     .find(|tool| tool.clone().arg("--version").output().is_ok())
 }
 
-/// Where the agent's build script looks for the object; the other one is out of its way.
+/// Where the agent's build script looks for the object. The one that logs is in another directory, so that none ships by mistake.
 fn object_path(args: &Args) -> PathBuf {
     let dir = if args.log { "bpf-log" } else { "bpf" };
     root().join("target").join(dir).join("yurt-ebpf.o")

@@ -1,4 +1,4 @@
-//! `setup`: what is missing is installed where that can be done, and named where not.
+//! `setup`: installs what is missing where it can, and names it where it cannot.
 
 use std::fs;
 use std::path::{Path, PathBuf};

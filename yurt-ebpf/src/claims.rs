@@ -86,7 +86,7 @@ pub struct Claims {
 pub struct Finding {
     /// The first wrong claim.
     pub reason: Option<Reason>,
-    /// It claims an address whose owner has it enforced.
+    /// Whether the frame claims an address whose owner wants that dropped.
     pub is_enforced_by_owner: bool,
 }
 
@@ -97,12 +97,13 @@ const IPV6_LENGTH: usize = ETH + offset_of!(Ipv6Header, length);
 const IPV6_ADDRESSES: usize = ETH + Ipv6Header::ADDRESSES;
 const IPV6_PAYLOAD: usize = ETH + Ipv6Header::LENGTH;
 
-/// A destination port, from the UDP header on. Servers are told by it alone: a client listens there, wherever from.
+/// Offset of the destination port in a UDP header. It alone tells a server's message: clients listen there, whatever port it
+/// comes from.
 const UDP_TO: usize = 2;
 const DHCP_SERVER: u16 = 67u16.to_be();
 const DHCP_CLIENT: u16 = 68u16.to_be();
 const DHCPV6_CLIENT: u16 = 546u16.to_be();
-/// `chaddr`, from the UDP header on.
+/// Offset of `chaddr`, the client's link-layer address, from the UDP header on.
 const DHCP_CHADDR: usize = 8 + 28;
 
 const ARP_FORMAT: usize = ETH;
@@ -115,7 +116,7 @@ const ARP_TARGET: usize = ETH + 24;
 
 /// Source and target link-layer address.
 const ND_LINK_LAYER: [u8; 2] = [1, 2];
-/// More than any sender has, so that the walk ends.
+/// More options than any sender has: the walk over them needs an end.
 const MAX_ND_OPTIONS: usize = 4;
 
 /// Key of a link-layer address in `yurt_owner`, beside those of IP: where multicast addresses are, which are nobody's.
@@ -123,12 +124,12 @@ pub const fn mac_key([a, b, c, d, e, f]: [u8; 6]) -> [u8; 16] {
     [0xff, 0, 0, 0, 0, 0, 0, 0, a, b, c, d, e, f, 0, 0]
 }
 
-/// The same of one as [`mac_at`] has it.
+/// The same of an address that [`mac_at`] has read.
 const fn mac_words(mac: u64) -> Words {
     (u64::from_ne_bytes([0xff, 0, 0, 0, 0, 0, 0, 0]), mac.to_le())
 }
 
-/// As [`mac_at`] has it.
+/// A link-layer address in the form that [`mac_at`] reads.
 const fn mac_word([a, b, c, d, e, f]: [u8; 6]) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
@@ -210,7 +211,7 @@ impl<O: Owners> Sender<'_, O> {
     }
 }
 
-/// How a row lists an address.
+/// How the sender's row lists an address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Listing {
     /// There is no row, or it lists no address of this kind.
@@ -320,9 +321,9 @@ fn is_plain_or_short<F: Frame + ?Sized>(
 }
 
 impl Claims {
-    /// Reads them; `None` when the frame, or the readable part of it, ends before all were seen.
+    /// Reads the claims; `None` when the frame, or the readable part of it, ends before all were seen.
     ///
-    /// `is_tagged`: it came with a VLAN tag that is in the frame no more.
+    /// `is_tagged`: the frame came with a VLAN tag, which the kernel has taken off.
     #[inline(always)]
     pub fn of<F: Frame + ?Sized>(frame: &F, is_tagged: bool) -> Option<Self> {
         let mac = mac_at(frame, ETH_SOURCE)?;
@@ -349,7 +350,7 @@ impl Claims {
         Some(claims)
     }
 
-    /// Judges them.
+    /// What is wrong with the claims.
     #[inline(always)]
     pub fn judge<O: Owners>(&self, sender: &Sender<'_, O>) -> Finding {
         let mut finding = Finding::default();

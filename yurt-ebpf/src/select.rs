@@ -145,7 +145,7 @@ pub fn resolve6<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey6
     hit(tables, dialer, value, admit6)
 }
 
-/// Whether the hash is worth a look: most connects are to no Service, and a miss in a large hash is dear.
+/// Whether the address may have rows in the hash: most connects are to no Service, and a miss in a large hash is expensive.
 #[inline(always)]
 fn may_have_rows<T: Tables>(tables: &T, place: FilterPlace) -> bool {
     tables
@@ -189,7 +189,7 @@ fn hit<T: Tables, D: Dialer>(
 enum Admission {
     Admitted,
     Outside,
-    /// The agent has not told of its address.
+    /// The agent has not said which addresses the client has.
     Unknown,
 }
 
@@ -331,7 +331,7 @@ fn inside(known: Option<FrontendValue>, fingerprint: u32, flags: u32) -> Miss {
     }
 }
 
-/// Tells one endpoint set from every other, of this service and of all: a word counts the publishes of its own index, and slots
+/// A number that tells one endpoint set from every other, also of other Services: a word counts the publishes of its own index, and slots
 /// may come to another index with the same count. (Multiplied: small numbers stay apart in all bits.)
 #[inline(always)]
 pub const fn stamp(word: PublishWord, service: u32) -> u64 {
@@ -460,7 +460,7 @@ impl UdpPeers {
         NOWHERE
     }
 
-    /// The next tick of the clock; never 0.
+    /// Advances the clock, and returns it; never 0.
     #[inline(always)]
     pub fn tick(&mut self) -> u32 {
         self.clock = match self.clock.wrapping_add(1) {
@@ -470,7 +470,7 @@ impl UdpPeers {
         self.clock
     }
 
-    /// Remembers a destination in place of itself, else of the one that was remembered first.
+    /// Remembers a destination. It replaces an entry of the same destination, else the oldest one.
     #[inline(always)]
     pub fn remember(&mut self, new: &UdpPeer) {
         let now = self.tick();
@@ -512,7 +512,7 @@ impl UdpPeers {
         best
     }
 
-    /// The socket dialled `to` itself: its answers show `to` until a Service is dialled again.
+    /// Notes that the socket dialled `to` itself: answers from there show `to` until a Service is dialled again.
     #[inline(never)]
     pub fn dialled_directly(&mut self, to: &[u8; 16], to_port_be: [u8; 2]) {
         for peer in &mut self.peers {

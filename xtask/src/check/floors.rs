@@ -1,7 +1,7 @@
 //! Which way imports go: a room knows only the floors below it, and nothing goes in a circle.
 //!
 //! A room is a module of the crate, a floor is several rooms that may know each other in one direction. What a file imports is every
-//! path of it that leads to another file of the crate: declarations, and paths in the code; `mod x;` alone is none. The end of a path
+//! path of it that leads to another file of the crate: declarations, and paths in the code; `mod x;` alone does not count. The end of a path
 //! that is no module (a type, a function) is the name that is imported.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -175,7 +175,7 @@ impl House {
         (from.0 == to.0 && from.1 != to.1).then_some((from.1, to.1))
     }
 
-    /// Listed breaches that are none any more.
+    /// Listed breaches that no longer happen.
     fn stale(&self, imports: &BTreeMap<Edge<'_>, Import<'_>>) -> Vec<Violation> {
         let all: Vec<&Import<'_>> = imports.values().collect();
         let files = circles(all.iter().map(|import| (import.from, import.to)));

@@ -221,7 +221,7 @@ fn is_rules(name: &str) -> bool {
     houses.any(|house| house.floor_of(name) == Some(RULES))
 }
 
-/// Whether a file's own words call its module pure: a sentence of its documentation that begins so. "Pure but for" is no such sentence.
+/// Whether a file's own words call its module pure: a sentence of its documentation that begins so. "Pure but for" does not count.
 fn says_pure(text: &str) -> bool {
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
     let mut words = lines.flat_map(str::split_whitespace).peekable();

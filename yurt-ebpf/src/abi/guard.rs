@@ -21,10 +21,10 @@ pub const GUARD_ENFORCE: u32 = 1;
 pub struct GuardRow {
     /// `GUARD_*`.
     pub mode: u32,
-    /// Valid entries of `macs`; 0: it may use any.
+    /// Valid entries of `macs`; with 0 the Pod may use any.
     pub macs_len: u32,
-    /// So many entries of `v4`, from the first, are the Pod's own, whatever `yurt_owner` says. The others it may use while no other
-    /// interface owns them.
+    /// How many entries of `v4`, from the first, are the Pod's own, whatever `yurt_owner` says. It may use the others while no
+    /// other interface owns them.
     pub v4_own: u32,
     /// Valid entries of `v4`.
     pub v4_len: u32,
@@ -44,7 +44,7 @@ pub struct GuardRow {
 pub const GUARD_PLAIN: u32 = 1024;
 
 /// Value of `yurt_plain`, at the index of the interface modulo [`GUARD_PLAIN`]: of a [`GuardRow`] what nearly all frames
-/// need, without a hash lookup. Lossy on purpose: of two interfaces at one place, one does without.
+/// need, without a hash lookup. Lossy on purpose: where two interfaces share a place, one of them uses the hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PlainRow {

@@ -33,7 +33,7 @@ pub struct VtepSeen {
     pub known_frames: u64,
     /// Frames from others.
     pub other_frames: u64,
-    /// Times that `other` has become another one.
+    /// How often `other` has changed.
     pub others: u64,
 }
 

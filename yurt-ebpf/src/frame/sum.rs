@@ -7,23 +7,23 @@
 
 use crate::abi::Words;
 
-/// What comes less what goes, for [`adjust`].
+/// The change of a sum when some words replace others, for [`adjust`].
 #[inline(always)]
 pub(crate) fn change((from_high, from_low): Words, (to_high, to_low): Words) -> u32 {
     let halves = |word: u64| (word & 0xffff_ffff) + (word >> 32);
-    // What goes is added as its complement.
+    // The words that go are added as their complement.
     let sum = halves(!from_high) + halves(!from_low) + halves(to_high) + halves(to_low);
     let sum = halves(sum);
     halves(sum) as u32
 }
 
-/// The same of a checksum that has changed.
+/// The change of a sum when a checksum inside changes.
 #[inline(always)]
 pub(crate) fn change_of_sum(from: [u8; 2], to: [u8; 2]) -> u32 {
     u32::from(!u16::from_ne_bytes(from)) + u32::from(u16::from_ne_bytes(to))
 }
 
-/// Two changes as one.
+/// Adds two changes up.
 #[inline(always)]
 pub(crate) fn both(a: u32, b: u32) -> u32 {
     let sum = u64::from(a) + u64::from(b);

@@ -11,18 +11,18 @@ use yurt_ebpf::claims::Claims;
 #[map(name = "yurt_guard")]
 pub(crate) static GUARD: HashMap<u32, GuardRow> =
     HashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// The same in short, at the index modulo the number of entries.
+/// The first addresses of the same, at the index modulo the number of entries.
 #[map(name = "yurt_plain")]
 pub(crate) static PLAIN: Array<PlainRow> = Array::with_max_entries(GUARD_PLAIN, BPF_F_MMAPABLE);
-/// Address -> whose it is.
+/// Address -> the interface that owns it.
 #[map(name = "yurt_owner")]
 pub(crate) static OWNER: HashMap<[u8; 16], OwnerRow> =
     HashMap::with_max_entries(8192, BPF_F_NO_PREALLOC);
-/// Index of an interface -> what was found on it.
+/// Index of an interface -> its wrong frames by reason.
 #[map(name = "yurt_spoof")]
 pub(crate) static SPOOF: PerCpuHashMap<u32, SpoofCounts> =
     PerCpuHashMap::with_max_entries(1024, BPF_F_NO_PREALLOC);
-/// What was found on all interfaces, those that are gone too.
+/// Wrong frames of all interfaces by reason, those that are gone included.
 #[map(name = "yurt_spoof_all")]
 pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_entries(1, 0);
 /// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does not

@@ -42,13 +42,13 @@ pub(crate) static PEER: Array<TcpPeer> = Array::with_max_entries(16384, 0);
 /// What `recvmsg` and `getpeername` show for a UDP socket.
 #[btf_map(name = "yurt_revsk")]
 pub(crate) static REVSK: SkStorage<UdpPeers> = SkStorage::new();
-/// Where clients stay of Services with session affinity.
+/// The backends of clients of Services with session affinity.
 #[map(name = "yurt_aff4")]
 pub(crate) static AFF4: LruHashMap<AffinityKey, Affinity4> = LruHashMap::with_max_entries(2048, 0);
 /// See `AFF4`.
 #[map(name = "yurt_aff6")]
 pub(crate) static AFF6: LruHashMap<AffinityKey, Affinity6> = LruHashMap::with_max_entries(2048, 0);
-/// What the hooks must know of a client, by network namespace cookie.
+/// A client's addresses and class, by the cookie of its network namespace.
 #[map(name = "yurt_netns")]
 pub(crate) static NETNS: HashMap<u64, NetnsRow> = HashMap::with_max_entries(512, 0);
 /// Verdicts by reason.

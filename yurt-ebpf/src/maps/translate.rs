@@ -13,6 +13,6 @@ pub(crate) static XLATE: HashMap<u32, TranslateRow> =
 /// Flows that came in at live addresses.
 #[map(name = "yurt_live")]
 pub(crate) static LIVE: LruHashMap<LiveKey, LiveFlow> = LruHashMap::with_max_entries(LIVE_FLOWS, 0);
-/// What was done, by `Translation`.
+/// Packets by `Translation`.
 #[map(name = "yurt_xl_count")]
 pub(crate) static XLATE_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(TRANSLATIONS, 0);

@@ -90,7 +90,7 @@ fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> 
         Verdict::Pass => TC_ACT_UNSPEC,
         Verdict::Counted(what) => {
             count(what);
-            // Answers and what turns back are not said: the stack has no room for a second place that says something.
+            // Answers and packets that turn back are not logged: the stack has no room for a second log line.
             say::translated(skb.ifindex, what);
             TC_ACT_UNSPEC
         }
