@@ -30,6 +30,13 @@ pub struct GuardRow {
     pub extra: Vec<IpNetwork>,
 }
 
+impl GuardRow {
+    /// Whether an annotation has given the Pod anything.
+    pub(super) fn is_granted_more(&self) -> bool {
+        !self.extra.is_empty() || self.macs.len() > 1
+    }
+}
+
 /// What a frame names its sender by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {

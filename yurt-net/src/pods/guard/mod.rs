@@ -14,6 +14,7 @@ use crate::device::{Complaint, HostSide, Link, Mac, link_local};
 
 mod claims;
 mod extra;
+mod grants;
 mod image;
 mod pod;
 #[cfg(test)]
@@ -82,7 +83,7 @@ pub fn compile(
     let macs = macs.into_iter().filter(|mac| is_one_hosts_mac(*mac));
     image.owners.extend(macs.map(|mac| (mac.into(), nodes)));
     // Nearly no Pod asks for anything.
-    let taken = pods
+    let mut taken = pods
         .iter()
         .any(|pod| !pod.extra.is_empty())
         .then(|| Taken::new(pods, links, reserved, &policy.extra));
@@ -108,7 +109,7 @@ pub fn compile(
             .and_then(|host| place(host, &guarded, &mut complain))
             .filter(|ifindex| match image.rows.entry(*ifindex) {
                 Entry::Vacant(place) => {
-                    let extra = taken.as_ref().map(|taken| taken.grant(pod, &mut complain));
+                    let extra = taken.as_mut().map(|taken| taken.grant(pod, &mut complain));
                     let extra = extra.unwrap_or_default();
                     place.insert(row(pod, &addresses, extra, mode, &mut complain));
                     true

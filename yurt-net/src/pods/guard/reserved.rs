@@ -67,10 +67,10 @@ impl Reserved {
         let known: BTreeSet<u32> = known.filter_map(|pod| Some(pod.host?.ifindex)).collect();
         let mut granted = self.granted;
         granted.retain(|ifindex, row| {
-            let is_there = image.attached.contains(ifindex) && !row.extra.is_empty();
+            let is_there = image.attached.contains(ifindex) && row.is_granted_more();
             is_there && !known.contains(ifindex)
         });
-        let rows = image.rows.iter().filter(|(_, row)| !row.extra.is_empty());
+        let rows = image.rows.iter().filter(|(_, row)| row.is_granted_more());
         granted.extend(rows.map(|(ifindex, row)| (*ifindex, row.clone())));
         granted
     }

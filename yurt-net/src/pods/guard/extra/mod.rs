@@ -3,7 +3,8 @@
 //! Whoever may annotate a Pod is a tenant. So a prefix is refused as a whole where an address in it is another Pod's, here or
 //! away, this node's, a gateway's, a Service's or one of those that the node lives by; so is a link-layer address of another
 //! Pod or of a device of this node. Everything is judged anew with each change: what was granted is taken back when
-//! a Pod starts with an address inside. What Services and EndpointSlices say weighs as much as who may write it (decision 30).
+//! a Pod starts with an address inside. What Services and EndpointSlices say weighs as much as who may write it, and what another
+//! namespace's Pod was granted before is that Pod's (decision 30).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,6 +12,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use ipnetwork::IpNetwork;
 
 use super::claims::{Claims, Word};
+use super::grants::Grants;
 use super::image::GuardRow;
 use super::pod::{Extra, GuardedPod, is_one_hosts_mac};
 use crate::device::{Link, Mac, link_local};
@@ -127,6 +129,8 @@ pub(super) struct Taken<'a> {
     macs: BTreeMap<[u8; 6], Holder<'a>>,
     /// MACs that the node's neighbours at somebody's address have.
     neighbours: BTreeMap<[u8; 6], IpAddr>,
+    /// What Pods were granted the last time, and what they have been granted this time.
+    grants: Grants<'a>,
     reserved: &'a Reserved,
     policy: &'a ExtraPolicy,
 }
@@ -172,17 +176,44 @@ impl<'a> Taken<'a> {
             )
         });
         let neighbours = neighbours.map(|(address, mac)| (*mac, *address)).collect();
-        Self {
+        let mut taken = Self {
             addresses,
             macs,
             neighbours,
+            grants: Grants::default(),
             reserved,
             policy,
+        };
+        for pod in pods {
+            let kept = taken.kept(pod);
+            taken.grants.add(pod, &kept);
         }
+        taken
+    }
+
+    /// What a Pod was granted the last time, as far as it asks for it still, or nobody has said yet what it asks for.
+    fn kept(&self, pod: &GuardedPod) -> Extra {
+        let asked = &pod.extra;
+        let row = self.row_of(pod).cloned().unwrap_or_default();
+        let mut kept = Extra {
+            prefixes: row.extra,
+            macs: row.macs.into_iter().skip(1).collect(),
+        };
+        if !asked.is_empty() {
+            let is_asked =
+                |prefix: &IpNetwork| asked.prefixes.iter().any(|it| is_equal(it, prefix));
+            kept.prefixes.retain(is_asked);
+            kept.macs.retain(|mac| asked.macs.contains(mac));
+        }
+        kept
     }
 
     /// What of a Pod's wishes is granted; what is not is told, in one complaint, because a tenant writes the wishes.
-    pub(super) fn grant(&self, pod: &GuardedPod, complain: &mut impl FnMut(String)) -> Extra {
+    pub(super) fn grant(
+        &mut self,
+        pod: &'a GuardedPod,
+        complain: &mut impl FnMut(String),
+    ) -> Extra {
         let mut granted = Extra::default();
         if pod.extra.is_empty() {
             return granted;
@@ -215,7 +246,13 @@ impl<'a> Taken<'a> {
                 refused.join("; ")
             ));
         }
+        self.grants.add(pod, &granted);
         granted
+    }
+
+    /// Whether the operator has named whose Pods may ask: those he trusts with what tenants write, and with one another's.
+    fn are_trusted(&self) -> bool {
+        matches!(self.policy.askers, Askers::Namespaces(_))
     }
 
     fn against_prefix(&self, pod: &GuardedPod, prefix: &IpNetwork) -> Option<String> {
@@ -247,8 +284,12 @@ impl<'a> Taken<'a> {
             let (word, whose) = claims.against(&pod.namespace)?;
             self.binds(word, pod, prefix).then_some((address, whose))
         });
-        let (address, whose) = binding.next()?;
-        Some(format!("{address} belongs to {whose}"))
+        if let Some((address, whose)) = binding.next() {
+            return Some(format!("{address} belongs to {whose}"));
+        }
+        let holder = self.grants.of_prefix(pod, prefix);
+        let holder = holder.filter(|_| !self.are_trusted())?;
+        Some(granted_to(holder))
     }
 
     /// Whether what is said for another namespace keeps a Pod from an address.
@@ -264,17 +305,19 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Whether a Pod was granted a prefix the last time. A device may be another Pod's by now.
+    /// Whether a Pod was granted a prefix the last time.
     fn has(&self, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
-        let device = pod.host.map(|host| host.ifindex);
-        let row = device.and_then(|device| self.reserved.granted.get(&device));
-        row.is_some_and(|row| {
-            let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
-            let is_the_same = pod.mac.as_ref() == row.macs.first()
-                && addresses.all(|address| row.own.contains(&address));
-            let mut granted = row.extra.iter();
-            is_the_same && granted.any(|it| is_equal(it, prefix))
-        })
+        let row = self.row_of(pod);
+        row.is_some_and(|row| row.extra.iter().any(|it| is_equal(it, prefix)))
+    }
+
+    /// What a Pod's device had the last time. It may be another Pod's by now.
+    fn row_of(&self, pod: &GuardedPod) -> Option<&'a GuardRow> {
+        let row = self.reserved.granted.get(&pod.host?.ifindex)?;
+        let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
+        let is_the_same = pod.mac.as_ref() == row.macs.first()
+            && addresses.all(|address| row.own.contains(&address));
+        is_the_same.then_some(row)
     }
 
     fn against_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<String> {
@@ -286,10 +329,24 @@ impl<'a> Taken<'a> {
             Some(holder) => return Some(format!("it belongs to {holder}")),
             None => {}
         }
-        let address = self.neighbours.get(&mac)?;
-        let holder = self.addresses.get(address)?;
-        Some(format!("it belongs to {address}, {holder}"))
+        if let Some(address) = self.neighbours.get(&mac)
+            && let Some(holder) = self.addresses.get(address)
+        {
+            return Some(format!("it belongs to {address}, {holder}"));
+        }
+        let holder = self.grants.of_mac(pod, mac);
+        let holder = holder.filter(|_| !self.are_trusted())?;
+        Some(granted_to(holder))
     }
+}
+
+fn granted_to(holder: &GuardedPod) -> String {
+    let GuardedPod {
+        namespace, name, ..
+    } = holder;
+    format!(
+        "Pod {namespace}/{name} was granted it first; Pods of several namespaces may share it where --guard-extra names those"
+    )
 }
 
 /// Addresses that no host has on a network: none, loopback, groups, everybody.

@@ -9,6 +9,8 @@ use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::policy::fixtures::World;
 use crate::policy::protected::Protected;
 
+/// What a keepalived asks for.
+const BOTH: &str = "10.9.0.99 02:00:00:00:00:99";
 const VRRP: [u8; 6] = [0, 0, 0x5e, 0, 1, 0x33];
 
 /// A Pod that asks, and another that has something.
@@ -512,4 +514,84 @@ fn a_neighbours_mac_is_given_where_its_address_is_nobodys() {
     asker.extra.macs.push(VRRP);
     let (image, told) = judged(&[asker, victim], &reserved(), &ExtraPolicy::default());
     assert_eq!(image.rows[&7].macs.last(), Some(&VRRP), "{told}");
+}
+
+/// A Pod of `first` is there, and then one of `second` asks too, whose name comes before; what each is given, and what is told.
+fn share(first: &str, second: &str, wishes: [&str; 2], askers: &str) -> ([Extra; 2], String) {
+    let asker = |namespace: &str, name: &str, host, wish: &str| {
+        let address = format!("10.244.1.{host}");
+        let mut pod = pod(name, &[&address], Some((host, None)));
+        pod.namespace = namespace.to_owned();
+        pod.mac = Some([2, 0, 0, 0, 1, u8::try_from(host).unwrap()]);
+        pod.extra = wish.parse().unwrap();
+        pod
+    };
+    let extra = ExtraPolicy {
+        askers: askers.parse().unwrap(),
+        ..ExtraPolicy::default()
+    };
+    let mut pods = [asker(second, "a", 7, ""), asker(first, "b", 8, wishes[0])];
+    let (image, told) = judged(&pods, &Reserved::default(), &extra);
+    assert_eq!(told, "");
+    let granted = Reserved::default().granted_now(&image, &pods, &Snapshot::default());
+    let reserved = Reserved {
+        granted,
+        ..Reserved::default()
+    };
+    pods[0].extra = wishes[1].parse().unwrap();
+    let (image, told) = judged(&pods, &reserved, &extra);
+    let given = [8, 7].map(|device| Extra {
+        prefixes: image.rows[&device].extra.clone(),
+        macs: image.rows[&device].macs[1..].to_vec(),
+    });
+    (given, told)
+}
+
+#[test]
+fn what_a_pod_was_granted_is_given_to_no_pod_of_another_namespace() {
+    for (has, asks) in [
+        (BOTH, BOTH),
+        ("10.9.0.99", "10.9.0.0/24"),
+        ("10.9.0.0/24", "10.9.0.99"),
+        ("fd09::/64", "fd09::1"),
+        ("02:00:00:00:00:99", "02:00:00:00:00:99"),
+    ] {
+        let (given, told) = share("shop", "evil", [has, asks], "all");
+        assert_eq!(given, [has.parse().unwrap(), Extra::default()], "{told}");
+        assert!(
+            told.starts_with("evil/a: extra addresses are refused"),
+            "{told}"
+        );
+        assert!(told.contains("Pod shop/b was granted it first"), "{told}");
+        // Two that take turns, and those whom the operator trusts.
+        for (second, askers) in [("shop", "all"), ("evil", "shop,evil")] {
+            let (given, told) = share("shop", second, [has, asks], askers);
+            assert_eq!(
+                given,
+                [has, asks].map(|wish| wish.parse().unwrap()),
+                "{told}"
+            );
+        }
+    }
+    let (given, told) = share("shop", "evil", ["10.9.0.99", "10.9.0.98"], "all");
+    assert_eq!(given[1], "10.9.0.98".parse().unwrap(), "{told}");
+}
+
+#[test]
+fn of_two_that_ask_at_once_one_is_granted_it_and_what_nobody_asks_for_any_more_is_free() {
+    let (mut asker, mut other) = world(BOTH);
+    (asker.namespace, other.namespace) = ("a".to_owned(), "b".to_owned());
+    other.extra = BOTH.parse().unwrap();
+    let mut pods = [asker, other];
+    let (image, told) = judged(&pods, &Reserved::default(), &ExtraPolicy::default());
+    let rows = |image: &GuardImage| [7, 8].map(|device| image.rows[&device].is_granted_more());
+    assert_eq!(rows(&image), [true, false], "{told}");
+    let granted = Reserved::default().granted_now(&image, &pods, &Snapshot::default());
+    let reserved = Reserved {
+        granted,
+        ..Reserved::default()
+    };
+    pods[0].extra = "10.9.0.1".parse().unwrap();
+    let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
+    assert_eq!((rows(&image), &*told), ([true, true], ""));
 }
