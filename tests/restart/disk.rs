@@ -6,6 +6,7 @@ use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::ptr;
 
 use anyhow::{Context as _, Result, ensure};
 use yurt_net::ledger::store::LedgerDirs;
@@ -244,6 +245,28 @@ fn an_agent_that_can_make_its_socket_nowhere_serves_without_one_until_it_can() -
     fs::remove_file(&run)?;
     world.wait_ready(&agent)?;
     is_told(&world)?;
+    Ok(())
+}
+
+#[test]
+fn an_agent_that_may_write_no_file_any_more_raises_an_alarm_and_serves() -> Result<()> {
+    let world = World::new()?;
+    let (cloud, agent) = followed(&world)?;
+    let none = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let pid = agent.pid().cast_signed();
+    // SAFETY: the limit is valid for reads, and the old one is not asked for.
+    let set = unsafe { libc::prlimit(pid, libc::RLIMIT_FSIZE, &raw const none, ptr::null_mut()) };
+    ensure!(set == 0, io::Error::last_os_error());
+    cloud.apply(&world.web([&world.c]))?;
+    world.converges(10, &[&world.c])?;
+    let alarm = |status: &Status| status.checkpoint.last_error.is_some();
+    let status = world.node.wait_for_status("an alarm", alarm)?;
+    let error = status.checkpoint.last_error.unwrap_or_default();
+    ensure!(error.contains("File too large"), "{error}");
+    ensure!(agent.is_running() && status.ready);
     Ok(())
 }
 

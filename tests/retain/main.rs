@@ -5,6 +5,7 @@ mod agent;
 mod chained;
 mod errors;
 mod guard;
+mod habits;
 mod host;
 mod ipam;
 mod migration;

@@ -17,6 +17,7 @@ use tracing_subscriber::prelude::*;
 use yurt_net::cni::Plugin;
 use yurt_net::config::flags::LogFormat;
 use yurt_net::config::{Cli, Command};
+use yurt_net::host::process;
 use yurt_net::observe::selftest;
 use yurt_net::output::{LimitedLog, LossyLog};
 use yurt_net::text::{self, Log, LogStyle};
@@ -26,6 +27,7 @@ use yurt_net::{agent, cli, error, output};
 const LAST_WORK: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
+    process::begin();
     // A container runtime waits for plugins: they come before all that only the agent needs.
     let program = std::env::args_os().next().unwrap_or_default();
     if let Some(plugin) = Plugin::named(program.as_ref()) {

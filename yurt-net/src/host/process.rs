@@ -1,12 +1,24 @@
 //! The process that the agent is, as the kernel counts it. Sources: `proc(5)`, `/proc/self/stat` and `/proc/stat`.
 #![expect(
     unsafe_code,
-    reason = "sysconf(3) and the allocator, which the standard library lacks"
+    reason = "sysconf(3), umask(2), a signal and the allocator, which the standard library lacks"
 )]
 
 use std::fs;
 
 use serde::{Deserialize, Serialize};
+
+/// Makes this process one that does not depend on how it was started: the first thing that each of this program's does.
+///
+/// - What it makes is for others to write only where that is said, also under the umask 0 that some runtimes and scripts leave.
+/// - A write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk fails, and does not end it.
+pub fn begin() {
+    // SAFETY: calls without pointers; no other thread runs yet.
+    unsafe {
+        libc::umask(0o022);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
 
 /// What it has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
