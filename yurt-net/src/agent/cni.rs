@@ -42,7 +42,10 @@ impl SharedProblem {
     fn set(&self, found: Option<String>) {
         let mut problem = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if found.is_some() && *problem != found {
-            warn!(problem = found, "Pods may not keep what they should");
+            warn!(
+                problem = found,
+                "CNI: until this is mended, new Pods may get other addresses or MACs than they had; the agent looks again every 30 s"
+            );
         }
         *problem = found;
     }

@@ -143,9 +143,9 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 /// What follows from a fact.
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
-        Answer, AskAgain, Boot, Claim, Judge, Locate, LookAtCheckpoint, Probe, ReadAddresses,
-        ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers,
-        TendCheckpoint, WriteClients,
+        Answer, AskAgain, Boot, Claim, Guard, Judge, Locate, LookAtCheckpoint, Probe,
+        ReadAddresses, ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers,
+        TendCheckpoint, Translate, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
@@ -159,7 +159,8 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::GuardDone | Fact::TranslationDone => &[],
         Fact::ProbeEnded => &[&[TakeFailing]],
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
-        Fact::AddressesChanged => &[&[TellClients, Sync]],
+        // What this node has is no Pod's.
+        Fact::AddressesChanged => &[&[Guard, Translate, TellClients, Sync]],
         Fact::ClientsFound => &[&[WriteClients]],
         Fact::PeersDue => &[&[TellPeers]],
         Fact::SocketsFound => &[&[Judge]],
@@ -216,7 +217,7 @@ mod tests {
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 14] = [
+        let rows: [(Fact, Vec<Step>); 15] = [
             (Fact::BootDue, vec![Boot]),
             (
                 Fact::DriftDue,
@@ -244,6 +245,10 @@ mod tests {
             (Fact::GuardDone, vec![]),
             (Fact::ProbeEnded, vec![TakeFailing]),
             (Fact::NetworkStirred, vec![AskAgain, ReadAddresses]),
+            (
+                Fact::AddressesChanged,
+                vec![Guard, Translate, TellClients, Sync],
+            ),
             (Fact::ClientsFound, vec![WriteClients]),
             (Fact::PeersDue, vec![TellPeers]),
             (Fact::SocketsFound, vec![Judge]),

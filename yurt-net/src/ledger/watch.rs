@@ -99,7 +99,7 @@ impl LedgerWatch {
         self.0.changed().await;
     }
 
-    /// The directory went, and nothing more will be seen: a new one is to be made.
+    /// The directory went, or the kernel tells no more: a new watch is to be made.
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
@@ -135,12 +135,12 @@ impl DirectoryWatch {
         })
     }
 
-    /// The directory went, and nothing more will be seen: a new one is to be made.
+    /// The directory went, or the kernel tells no more: a new watch is to be made.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Waits for a change; that the directory goes is one, and the last. Cancel safe.
+    /// Waits for a change; that the watch is over is one, and the last. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
             if self.is_over {
@@ -165,12 +165,13 @@ impl DirectoryWatch {
                 }
                 Ok((is_news, is_over))
             });
-            // Not ready after all is no error: the next round waits again.
-            if let Ok(Ok((is_news, is_over))) = result {
-                self.is_over = is_over;
-                if is_news || is_over {
-                    return;
-                }
+            // Not ready after all: the next round waits again.
+            let Ok(read) = result else { continue };
+            // A read that fails would fail again at once.
+            let (is_news, is_over) = read.unwrap_or((false, true));
+            self.is_over = is_over;
+            if is_news || is_over {
+                return;
             }
         }
     }
@@ -178,6 +179,8 @@ impl DirectoryWatch {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use tokio::time::timeout;
 
     use super::*;
@@ -242,6 +245,21 @@ mod tests {
         let (key, entry) = (key("web-0"), entry("10.1.0.2", "c1"));
         write(&dirs, vec![Record::Put { key, entry }]);
         timeout(PATIENCE, again.changed()).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_watch_that_cannot_be_read_any_more_is_over_and_does_not_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut watch = DirectoryWatch::new(directory.path(), None).unwrap();
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        // Ready by now, and what is read then is a directory.
+        drop(watch.inotify.readable().await.unwrap());
+        let other = std::fs::File::open(directory.path()).unwrap();
+        // SAFETY: both are open, and each is closed by its owner.
+        let replaced = unsafe { libc::dup2(other.as_raw_fd(), watch.inotify.as_raw_fd()) };
+        assert_eq!(replaced, watch.inotify.as_raw_fd());
+        timeout(PATIENCE, watch.changed()).await.unwrap();
+        assert!(watch.is_over());
     }
 
     #[test]
