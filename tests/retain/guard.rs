@@ -5,9 +5,10 @@ use std::net::UdpSocket;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
+use serde_json::{Value, json};
 use yurt_net::observe::status::Status;
 use yurt_net_tests::lab::{self, Lab, Netns};
-use yurt_net_tests::runtime::{Network, Node, addresses, pod};
+use yurt_net_tests::runtime::{Answer, Network, Node, Sandbox, addresses, ip, pod};
 
 use crate::agent::{NODE, PATIENCE, checked, found, shown, spoof};
 
@@ -162,30 +163,82 @@ fn pins_that_are_removed_leave_no_pod_unguarded_and_come_back() -> Result<()> {
     Ok(())
 }
 
-/// A runtime that has given a sandbox up does not always end its ADD. There is no agent that would put anything right.
-#[test]
-fn a_sandbox_whose_add_ends_after_its_successors_takes_no_address_from_it() -> Result<()> {
-    let lab = Lab::new()?;
+/// A node whose agent has said that Pods are guarded, and is gone: there is nobody who would put anything right.
+fn enforced(lab: &Lab) -> Result<(lab::Node, Node)> {
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
     let agent = edge.start_agent(&["--guard=enforce"])?;
     edge.wait_ready()?;
     agent.kill9()?;
-    let [bridge, chained] = &node.bridged(node.ipam())[..] else {
-        bail!("a bridge and yurt-cni");
-    };
-    let mut begun = Network::new(&node, "1.0.0", vec![bridge.clone()]);
+    Ok((edge, node))
+}
+
+/// The part of an ADD that `yurt-cni` has, after a main plugin that has said this.
+fn chained(node: &Node, sandbox: &Sandbox, previous: &Value) -> Answer {
+    let mut config = node.chained();
+    config["cniVersion"] = "1.0.0".into();
+    config["name"] = "edge".into();
+    config["prevResult"] = previous.clone();
+    node.call("ADD", sandbox, &config)
+}
+
+/// A runtime that has given a sandbox up does not always end its ADD.
+#[test]
+fn a_sandbox_whose_add_ends_after_its_successors_is_refused_and_takes_nothing_from_it() -> Result<()>
+{
+    let lab = Lab::new()?;
+    let (edge, node) = enforced(&lab)?;
+    let bridge = node.bridged(node.ipam()).remove(0);
+    let mut begun = Network::new(&node, "1.0.0", vec![bridge]);
     let (old, new) = (pod("web-0", "c1"), pod("web-0", "c2"));
     let previous = begun.add(&old.sandbox);
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let address = addresses(&network.add(&new.sandbox)).remove(0);
     ensure!(addresses(&previous)[0] == address, "{previous}");
-    let mut late = chained.clone();
-    late["cniVersion"] = "1.0.0".into();
-    late["name"] = "edge".into();
-    late["prevResult"] = previous;
-    let answer = node.call("ADD", &old.sandbox, &late);
-    ensure!(answer.is_ok && answer.stderr.is_empty(), "{answer:?}");
+    let macs = || [&old, &new].map(|pod| ip(&pod.netns, &["link", "show", "dev", "eth0"]));
+    let before = macs();
+    let answer = chained(&node, &old.sandbox, &previous);
+    ensure!(
+        answer.json["code"] == 102 && answer.stderr.is_empty(),
+        "{answer:?}"
+    );
+    ensure!(macs() == before, "{before:?}");
     spoofs(&edge, &new.netns, &address, true)?;
     spoofs(&edge, &old.netns, &address, false)
+}
+
+#[test]
+fn a_pod_whose_result_names_no_address_may_use_those_that_it_was_given() -> Result<()> {
+    let lab = Lab::new()?;
+    let (edge, node) = enforced(&lab)?;
+    let bridge = node.bridged(node.ipam()).remove(0);
+    let web = pod("web-0", "c1");
+    let mut previous = Network::new(&node, "1.0.0", vec![bridge]).add(&web.sandbox);
+    let address = addresses(&previous).remove(0);
+    previous["ips"] = json!([]);
+    let answer = chained(&node, &web.sandbox, &previous);
+    ensure!(answer.is_ok && answer.stderr.is_empty(), "{answer:?}");
+    spoofs(&edge, &web.netns, &address, true)?;
+    spoofs(&edge, &web.netns, "10.1.0.99", false)
+}
+
+#[test]
+fn a_pod_may_use_what_is_promised_to_it_and_no_other_pod_may() -> Result<()> {
+    let lab = Lab::new()?;
+    let (edge, node) = enforced(&lab)?;
+    let ranges = |from: &str, to: &str| {
+        let mut ipam = node.ipam();
+        ipam["ranges"] = json!([[{"subnet": "10.1.0.0/24", "rangeStart": from, "rangeEnd": to}]]);
+        node.bridged(ipam)
+    };
+    let mut network = Network::new(&node, "1.0.0", ranges("10.1.0.2", "10.1.0.9"));
+    let before = pod("web-0", "c1");
+    ensure!(addresses(&network.add(&before.sandbox)) == ["10.1.0.2"]);
+    network.del(&before.sandbox);
+    network.plugins = ranges("10.1.0.100", "10.1.0.109");
+    let (web, other) = (pod("web-0", "c2"), pod("other-0", "c3"));
+    ensure!(addresses(&network.add(&web.sandbox)) == ["10.1.0.100"]);
+    network.add(&other.sandbox);
+    spoofs(&edge, &web.netns, "10.1.0.2", true)?;
+    spoofs(&edge, &other.netns, "10.1.0.2", false)
 }

@@ -117,6 +117,68 @@ fn process_in(netns: &Netns, word: &str) -> Child {
     command.spawn().expect("start a shell")
 }
 
+/// Processes that anybody may start: each has more in its environment than a board wants to read.
+struct Bloated(Vec<Child>);
+
+impl Bloated {
+    fn start(count: usize) -> Self {
+        let mut command = Command::new("sleep");
+        command.arg("600");
+        // No variable may have more than 128 KiB.
+        for n in 0..12 {
+            command.env(format!("V{n}"), "x".repeat(130_000));
+        }
+        let start = |_| command.spawn().expect("start a process");
+        Self((0..count).map(start).collect())
+    }
+}
+
+impl Drop for Bloated {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            let _gone = child.kill();
+            let _gone = child.wait();
+        }
+    }
+}
+
+#[test]
+fn the_environments_of_others_cost_the_first_add_neither_its_time_nor_its_memory() {
+    let node = Node::alone();
+    let directory = node.dir().join("networks/edge");
+    fs::create_dir_all(&directory).unwrap();
+    let unknown = |n: usize| format!("{n:064x}\neth0");
+    for n in 2..252 {
+        fs::write(directory.join(format!("10.1.9.{n}")), unknown(n)).unwrap();
+    }
+    let bloated = Bloated::start(60);
+    let mut ipam = node.ipam();
+    ipam["ranges"] = json!([[{"subnet": "10.1.9.0/24"}]]);
+    ipam["name"] = json!("edge");
+    ipam["cniVersion"] = json!("1.0.0");
+    let web = pod("web-0", "c1");
+    let pause = process_in(&web.netns, "pause");
+    let before = peak_of_children();
+    let added = node.call("ADD", &web.sandbox, &ipam);
+    assert!(added.is_ok && added.stderr.is_empty(), "{added:?}");
+    assert_eq!(addresses(&added.json), ["10.1.9.252"]);
+    assert_eq!(node.entry(&format!("{:064x}", 2))["state"], "released");
+    // Of one process at a time, and not all of that. The environments together have 94 MB.
+    let peak = peak_of_children();
+    assert!(peak < before.max(48 << 10), "{peak} KiB");
+    drop((bloated, pause));
+}
+
+/// What the largest of the children that have ended had in memory, in KiB.
+fn peak_of_children() -> i64 {
+    // SAFETY: plain data; zero is a value of each field.
+    let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+    // SAFETY: `usage` is valid for a write.
+    let result = unsafe { libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut usage) };
+    assert_eq!(result, 0);
+    usage.ru_maxrss
+}
+
 /// A file of a disk that is failing: there it is, and nobody can read a byte of it.
 fn fail(file: &Path) {
     fs::write(file, "").expect("make a file");

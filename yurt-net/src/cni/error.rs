@@ -145,7 +145,10 @@ impl CniError {
             Self::Refused(Refusal::NotInRange { .. }) => 100,
             Self::Refused(Refusal::Taken { .. }) => 101,
             Self::Refused(
-                Refusal::Unknown { .. } | Refusal::Differs { .. } | Refusal::Deleted { .. },
+                Refusal::Unknown { .. }
+                | Refusal::Differs { .. }
+                | Refusal::Deleted { .. }
+                | Refusal::Superseded { .. },
             )
             | Self::OtherMac { .. } => 102,
         }

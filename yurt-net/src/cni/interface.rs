@@ -78,6 +78,13 @@ pub fn mac(netns: &Netns, interface: &str) -> Result<Mac, LinkError> {
     })
 }
 
+/// The other end of an interface, if it has one.
+pub fn host_side(netns: &Netns, interface: &str) -> Result<Option<HostSide>, LinkError> {
+    within(netns, async |handle| {
+        Ok(find(&handle, interface).await?.host)
+    })
+}
+
 /// Gives an interface this MAC, and tells the neighbours which addresses it has.
 ///
 /// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is derived anew,

@@ -1,17 +1,47 @@
-//! What lives on this machine, as far as a plugin can see: what its processes say of themselves, and which addresses its network namespaces have.
+//! Which containers live on this machine, as far as a plugin can see: what its processes say of themselves, and which addresses its
+//! network namespaces have.
+//!
+//! Anybody may start processes with megabytes of arguments and environment. So of each only a bounded part is read, of the environment only
+//! where the process may be a plugin, and all of it ends after [`PATIENCE`].
 
-use std::fs;
-use std::io;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::host::netns::{self, Netns};
-use crate::ledger::adopt::Living;
+use crate::ledger::adopt::{Living, Words};
 
-/// All of it; `None` where something cannot be looked at, or where the namespace of this request is not in sight: then others may not be, either.
-///
+/// How long a look may take: a hundred times as long as it takes on a board with a few hundred processes.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// What is read of one process' arguments, and what is read of its environment besides as many bytes as this process has. A shim has the ID
+/// among its first arguments. A plugin that is at work has the environment of the runtime, as this one has, and a few variables more.
+const MOST_BYTES: u64 = 64 << 10;
+
+/// What is seen of these containers. `None` where something cannot be looked at, or not in time, or where the namespace of this request is not in
+/// sight: then others may not be, either.
+pub(super) fn look(netns: &str, containers: BTreeSet<String>) -> Option<Living> {
+    let netns = netns.to_owned();
+    within(PATIENCE, move || see(&netns, &containers)).flatten()
+}
+
+/// What comes of this within so long. Later it is not waited for, and ends with this process.
+fn within<T: Send + 'static>(
+    patience: Duration,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    let (done, wait) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("living".to_owned());
+    thread.spawn(move || drop(done.send(work()))).ok()?;
+    wait.recv_timeout(patience).ok()
+}
+
 /// Processes come first. A main plugin that is at work for a container is seen, or it has ended, and then its namespace has the address.
-pub(super) fn look(netns: &str) -> Option<Living> {
-    let processes = processes().ok()?;
+fn see(netns: &str, containers: &BTreeSet<String>) -> Option<Living> {
+    let named = named(containers).ok()?;
     let namespaces = netns::all().ok()?;
     let own = Netns::open(Path::new(netns)).ok()?.inode();
     if !namespaces.iter().any(|netns| netns.inode() == own) {
@@ -21,32 +51,50 @@ pub(super) fn look(netns: &str) -> Option<Living> {
     let addresses: io::Result<Vec<_>> = visits.into_iter().map(io::Result::flatten).collect();
     Some(Living {
         addresses: addresses.ok()?.into_iter().flatten().collect(),
-        processes,
+        named,
     })
 }
 
-/// The environment of a process that has more rights than this one stays unknown. It is no plugin at work: those have been started as this one was.
-fn processes() -> io::Result<Vec<Vec<u8>>> {
-    let mut all = Vec::new();
+/// Those of the containers that a process of this machine names.
+fn named(containers: &BTreeSet<String>) -> io::Result<BTreeSet<String>> {
+    let words = Words::new(containers.iter().map(String::as_str));
+    let own = read(Path::new("/proc/self/environ"), u64::MAX)?;
+    let most_environment = MOST_BYTES.saturating_add(own.len().try_into().unwrap_or(u64::MAX));
+    let user = fs::metadata("/proc/self")?.uid();
+    let mut named = BTreeSet::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
         let name = entry.file_name();
         if !name.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
             continue;
         }
-        let mut text = Vec::new();
-        for file in ["cmdline", "environ", "cgroup"] {
-            match fs::read(entry.path().join(file)) {
-                Ok(bytes) => text.extend(bytes),
-                Err(error) if has_gone(&error) => {}
-                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
-                Err(error) => return Err(error),
-            }
-            text.push(0);
+        let process = entry.path();
+        let mut hear = |file: &str, most: u64| -> io::Result<()> {
+            let text = read(&process.join(file), most)?;
+            named.extend(words.named_in(&text).map(str::to_owned));
+            Ok(())
+        };
+        hear("cmdline", MOST_BYTES)?;
+        hear("cgroup", MOST_BYTES)?;
+        // Runtimes run all plugins as one user.
+        if fs::metadata(&process).is_ok_and(|process| process.uid() == user) {
+            hear("environ", most_environment)?;
         }
-        all.push(text);
     }
-    Ok(all)
+    Ok(named)
+}
+
+/// A file of a process, up to so many bytes: nothing where the process has ended since its directory was listed. The environment of a process
+/// that has more rights than this one stays unknown. It is no plugin at work: those have been started as this one was.
+fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let read = File::open(file).and_then(|file| file.take(most).read_to_end(&mut text));
+    match read {
+        Ok(_) => {}
+        Err(error) if has_gone(&error) || error.kind() == io::ErrorKind::PermissionDenied => {}
+        Err(error) => return Err(error),
+    }
+    Ok(text)
 }
 
 /// Of a process that has ended since its directory was listed.
@@ -56,35 +104,96 @@ fn has_gone(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::process::Command;
-    use std::time::Duration;
+    use std::process::{Child, Command};
 
     use super::*;
 
-    #[test]
-    fn a_process_says_its_arguments_its_environment_and_its_cgroup() {
-        let mut child = Command::new("sleep")
-            .args(["600"])
-            .env("CNI_CONTAINERID", "at-work-for-this-one")
-            .spawn()
-            .unwrap();
-        let is_child = |text: &Vec<u8>| {
-            let text = String::from_utf8_lossy(text);
-            text.contains("CNI_CONTAINERID=at-work-for-this-one") && text.contains("sleep\x00600")
-        };
-        // A program has neither in the moment in which it is loaded.
-        let is_found = (0..6000).any(|_| {
+    fn only(container: &str) -> BTreeSet<String> {
+        BTreeSet::from([container.to_owned()])
+    }
+
+    /// Whether this child names the container, in the end: a program has neither arguments nor environment in the moment in which it is
+    /// loaded.
+    fn is_named(container: &str, child: &mut Child) -> bool {
+        let is_named = (0..6000).any(|_| {
             std::thread::sleep(Duration::from_millis(10));
-            processes().unwrap().iter().any(is_child)
+            !named(&only(container)).unwrap().is_empty()
         });
         child.kill().unwrap();
         child.wait().unwrap();
-        assert!(is_found);
+        is_named
+    }
+
+    #[test]
+    fn a_process_names_a_container_in_its_arguments_or_its_environment() {
+        let mut sleep = Command::new("sh");
+        let in_arguments = sleep.args(["-c", "read line; sleep 600", "argued-by-this-one"]);
+        in_arguments.stdin(std::process::Stdio::piped());
+        assert!(is_named(
+            "argued-by-this-one",
+            &mut in_arguments.spawn().unwrap()
+        ));
+        let mut sleep = Command::new("sleep");
+        let in_environment = sleep
+            .arg("600")
+            .env("CNI_CONTAINERID", "at-work-for-this-one");
+        assert!(is_named(
+            "at-work-for-this-one",
+            &mut in_environment.spawn().unwrap()
+        ));
+        assert!(
+            named(&only("nobody-is-at-work-for-this-one"))
+                .unwrap()
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn of_a_file_no_more_is_read_than_asked_for() {
+        assert_eq!(read(Path::new("/dev/zero"), 4096).unwrap().len(), 4096);
+        assert_eq!(read(Path::new("/proc/0/cmdline"), 4096).unwrap(), b"");
     }
 
     #[test]
     fn where_the_namespace_of_the_request_is_not_in_sight_nothing_is_told() {
-        assert!(look("").is_none());
-        assert!(look("/nonexistent").is_none());
+        assert!(look("", only("c1")).is_none());
+        assert!(look("/nonexistent", only("c1")).is_none());
+    }
+
+    #[test]
+    fn what_takes_too_long_is_not_waited_for() {
+        let (end, wait) = mpsc::channel::<()>();
+        assert_eq!(within(Duration::ZERO, move || wait.recv()), None);
+        drop(end);
+        assert_eq!(within(PATIENCE, || 1), Some(1));
+    }
+
+    #[test]
+    fn of_an_environment_that_no_plugin_has_only_the_beginning_is_read() {
+        // The variables are in this order.
+        let mut child = Command::new("sleep");
+        child
+            .arg("600")
+            .env_clear()
+            .env("A", "in-the-beginning-of-this-one");
+        for n in 10..20 {
+            child.env(format!("B{n}"), "x".repeat(100_000));
+        }
+        child
+            .env("C", "in-the-end-of-this-one")
+            .env("PATH", "/usr/bin:/bin");
+        let mut child = child.spawn().unwrap();
+        let both = ["in-the-beginning-of-this-one", "in-the-end-of-this-one"].map(str::to_owned);
+        let mut found = BTreeSet::new();
+        for _ in 0..6000 {
+            found = named(&both.clone().into()).unwrap();
+            if !found.is_empty() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(found, only("in-the-beginning-of-this-one"));
     }
 }

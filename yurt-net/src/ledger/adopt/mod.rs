@@ -17,6 +17,9 @@ use super::{Assigner, Entry, Key, Ledger, Now, Record, State};
 
 #[cfg(test)]
 mod tests;
+mod words;
+
+pub use self::words::Words;
 
 /// A file: its name and its contents.
 pub type Leftover = (String, String);
@@ -30,9 +33,15 @@ const INTERFACE: &str = "eth0";
 pub struct Living {
     /// Addresses that network namespaces have.
     pub addresses: BTreeSet<IpAddr>,
-    /// What each process says of itself: arguments, environment, cgroups. Those of a container name it, or its shim does, or a plugin that is still at
-    /// work for it.
-    pub processes: Vec<Vec<u8>>,
+    /// Containers that a process names in its arguments, environment or cgroup. Those of a container do, or its shim, or a plugin that is
+    /// still at work for it.
+    pub named: BTreeSet<String>,
+}
+
+/// The IDs of the containers that the files name.
+pub fn container_ids(files: &[Leftover]) -> BTreeSet<String> {
+    let containers = containers(files).into_values();
+    containers.map(|(id, _)| id.to_owned()).collect()
 }
 
 /// The records that say what the files say, as far as the ledger does not know better; none when it has been done before. Where it cannot be told
@@ -123,11 +132,7 @@ fn alive<'a>(
     living: Option<&Living>,
 ) -> BTreeSet<&'a str> {
     let all = containers.values().map(|(container, _)| *container);
-    let Some(Living {
-        addresses,
-        processes,
-    }) = living
-    else {
+    let Some(Living { addresses, named }) = living else {
         return all.collect();
     };
     let has_address = |address: &IpAddr| addresses.contains(address);
@@ -135,23 +140,8 @@ fn alive<'a>(
         .iter()
         .filter(|(address, _)| has_address(address));
     let here: BTreeSet<&str> = here.map(|(_, (container, _))| *container).collect();
-    // Few are left that all processes have to be asked for.
-    all.filter(|container| {
-        here.contains(container) || processes.iter().any(|text| names(text, container))
-    })
-    .collect()
-}
-
-/// Whether a text names a container: as a word, since a short ID may be a part of another one.
-fn names(text: &[u8], container: &str) -> bool {
-    let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-    let length = container.len();
-    // No ID is empty.
-    text.windows(length.max(1)).enumerate().any(|(at, word)| {
-        word == container.as_bytes()
-            && !is_part(text[..at].last())
-            && !is_part(text.get(at + length))
-    })
+    all.filter(|&container| here.contains(container) || named.contains(container))
+        .collect()
 }
 
 /// Addresses that containers have, with the container and its interface.

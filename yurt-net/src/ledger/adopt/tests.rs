@@ -135,15 +135,10 @@ fn what_no_namespace_has_and_no_process_names_is_not_in_use() {
         ("10.1.0.5_shop_web-4", ""),
         ("10.1.0.6", "c5\neth0"),
     ];
-    let said = [
-        "containerd-shim-runc-v2\0-id\0c2\0",
-        "bridge\0PATH=/bin\0CNI_CONTAINERID=c3\0",
-        "sleep\0abc5\0c55\0/system.slice/c5d.scope",
-    ];
     let living = Living {
         // The other one of c1 is being looked for (it is tentative).
         addresses: BTreeSet::from(["127.0.0.1", "10.1.0.2"].map(|one| one.parse().unwrap())),
-        processes: said.map(|text| text.as_bytes().to_owned()).into(),
+        named: ["c2", "c3"].map(str::to_owned).into(),
     };
     assert_eq!(
         adopted_by(&Ledger::default(), &list, Some(&living)),
@@ -169,7 +164,7 @@ fn a_pod_has_the_address_of_its_container_that_lives_and_not_that_of_one_that_is
         ];
         let living = Living {
             addresses: BTreeSet::from([lives.parse().unwrap()]),
-            processes: Vec::new(),
+            named: BTreeSet::new(),
         };
         assert_eq!(
             adopted_by(&Ledger::default(), &list, Some(&living)),
@@ -178,15 +173,5 @@ fn a_pod_has_the_address_of_its_container_that_lives_and_not_that_of_one_that_is
                 format!("Pod shop/web-0 (eth0): {lives} active new"),
             ]
         );
-    }
-}
-
-#[test]
-fn a_word_is_found_at_either_end_of_a_text() {
-    for text in ["c1", "c1\0", "/c1", "crio-c1.scope", "xc1 c1"] {
-        assert!(names(text.as_bytes(), "c1"), "{text}");
-    }
-    for text in ["", "c", "c12", "xc1", "C1"] {
-        assert!(!names(text.as_bytes(), "c1"), "{text}");
     }
 }

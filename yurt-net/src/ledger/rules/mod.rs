@@ -210,6 +210,18 @@ pub enum Refusal {
         /// In which container.
         container: String,
     },
+    /// ADD of `yurt-cni`, for a sandbox whose Pod has a newer one: the addresses are that one's.
+    #[error(
+        "container {container} of {key} is no longer wanted: {successor} was added after it and has its addresses"
+    )]
+    Superseded {
+        /// Who.
+        key: Key,
+        /// In which container.
+        container: String,
+        /// The newer container.
+        successor: String,
+    },
     /// DEL.
     #[error(
         "container {container} of {key} was still being added, by process {pid}, when its DEL began: it is to be deleted again"
@@ -453,8 +465,11 @@ fn runs_with(entry: &Entry, address: IpAddr) -> bool {
     entry.state == State::Active && entry.addresses.contains(&address)
 }
 
-/// Whether the main plugin may have given these addresses: nobody else runs with one.
+/// Whether a container may run with the addresses that its main plugin has given: DEL has not come for it, its Pod has no newer
+/// sandbox, and nobody else runs with one.
 pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<(), Refusal> {
+    is_not_deleted(ledger, who)?;
+    is_not_superseded(ledger, who, addresses)?;
     let others = Others::new(ledger, &who.key);
     for &address in addresses {
         if let Some((owner, entry)) = others.owner(address)
@@ -482,9 +497,9 @@ pub struct Seen {
 }
 
 /// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
-/// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, and an old
-/// sandbox may come by late, so only the interface is added; and where DEL has overtaken the ADD, its Pod must not run: the
-/// addresses are kept for the next sandbox, and may be given to others.
+/// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, so only the
+/// interface is added. Where a DEL or the ADD of a newer sandbox has overtaken this one, its Pod must not run: the addresses are
+/// that sandbox's or kept for the next one, and may be given to others.
 pub fn observe(
     ledger: &Ledger,
     who: &Attachment,
@@ -492,7 +507,6 @@ pub fn observe(
     seen: Seen,
     now: Now,
 ) -> Result<Vec<Record>, Refusal> {
-    is_not_deleted(ledger, who)?;
     admit(ledger, who, addresses)?;
     let entry = match ledger.get(&who.key) {
         Some(ours) if ours.assigner == Assigner::Ours && ours.state == State::Active => {
@@ -536,6 +550,29 @@ fn is_not_deleted(ledger: &Ledger, who: &Attachment) -> Result<(), Refusal> {
             Err(Refusal::Deleted {
                 key: who.key.clone(),
                 container: who.container.clone(),
+            })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Fails for a sandbox whose Pod runs with these addresses in another one. Where they are others, another IPAM gives them now, and nobody
+/// has told the ledger what became of the container before.
+fn is_not_superseded(
+    ledger: &Ledger,
+    who: &Attachment,
+    addresses: &[IpAddr],
+) -> Result<(), Refusal> {
+    match ledger.get(&who.key) {
+        Some(ours)
+            if (ours.assigner, ours.state) == (Assigner::Ours, State::Active)
+                && ours.container != who.container
+                && addresses.iter().any(|it| ours.addresses.contains(it)) =>
+        {
+            Err(Refusal::Superseded {
+                key: who.key.clone(),
+                container: who.container.clone(),
+                successor: ours.container.clone(),
             })
         }
         _ => Ok(()),

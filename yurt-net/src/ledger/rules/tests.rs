@@ -339,8 +339,18 @@ fn an_old_sandbox_that_comes_by_late_takes_nothing_back_from_the_new_one() {
     give(&mut ledger, &old, 1);
     give(&mut ledger, &new, 2);
     let addresses = ips(&["10.1.0.2", "fd00::2"]);
+    let superseded = Refusal::Superseded {
+        key: key("a"),
+        container: "c1".to_owned(),
+        successor: "c2".to_owned(),
+    };
+    assert_eq!(admit(&ledger, &old, &addresses), Err(superseded.clone()));
     let late = observe(&ledger, &old, &addresses, seen(2), at(3));
-    assert_eq!(late, Ok(vec![]));
+    assert_eq!(late, Err(superseded));
+    assert_eq!(admit(&ledger, &new, &addresses), Ok(()));
+    // Another IPAM has given it something else: it is not ours to say which of them is the newer one.
+    let others = ips(&["10.9.0.2"]);
+    assert_eq!(observe(&ledger, &old, &others, seen(2), at(3)), Ok(vec![]));
     leave(&mut ledger, &old, 4);
     assert_eq!(state(&ledger, "a"), Some(State::Active));
 }

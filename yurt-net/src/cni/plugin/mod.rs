@@ -21,15 +21,15 @@ use super::error::CniError;
 use super::interface;
 use super::protocol::{self, Config, Environment, MacPolicy, StoreConfig, Verb, Version};
 use super::{asker, guarding, leftovers, living};
-use crate::device::mac_of;
+use crate::device::{HostSide, mac_of};
 use crate::error::{PathError, chain};
 use crate::host::clock::Clock;
 use crate::host::disk::read_text;
 use crate::host::netns::Netns;
-use crate::ledger::adopt::adopt;
+use crate::ledger::adopt::{Leftover, Living, adopt, container_ids};
 use crate::ledger::rules::{self, Attachment, Draft, Seen};
 use crate::ledger::store::{LedgerDirs, Lock, Store};
-use crate::ledger::{Assigner, Entry, Ledger, Now, Record, State};
+use crate::ledger::{Assigner, Entry, Key, Ledger, Now, Record, State};
 use crate::output;
 use crate::pods::settings::Settings as _;
 use crate::pods::translate;
@@ -162,6 +162,14 @@ enum Giving {
     Nothing,
 }
 
+/// What another IPAM plugin has left for a network.
+#[derive(Default)]
+struct Left {
+    files: Vec<Leftover>,
+    /// `None`: that cannot be told, or there is no container to tell it of.
+    living: Option<Living>,
+}
+
 /// A request that makes sense, for one network.
 struct Request<'a> {
     plugin: Plugin,
@@ -237,16 +245,28 @@ impl<'a> Request<'a> {
         alarms: &mut Vec<String>,
         step: impl FnOnce(&Ledger, Now) -> Result<(Vec<Record>, T), CniError>,
     ) -> Result<T, CniError> {
-        let lock = Lock::take(&self.place, LOCK_PATIENCE)?;
-        let mut store = Store::open(&self.place)?;
+        let (mut lock, mut store) = self.open()?;
+        let mut left = None;
+        if self.plugin == Plugin::Ipam && !store.ledger().has_adopted(&self.config.name) {
+            // To look for it takes time, and other Pods need the ledger meanwhile.
+            drop((lock, store));
+            left = match self.left(alarms) {
+                Err(error) if giving == Giving::Nothing => {
+                    alarms.push(format!(
+                        "{}; what is there is taken over once it can be read",
+                        chain(&error)
+                    ));
+                    None
+                }
+                left => Some(left?),
+            };
+            (lock, store) = self.open()?;
+        }
         let mut draft = Draft::new(store.ledger(), &Clock::read()?);
         let now = draft.now();
-        match self.adopt(&mut draft, alarms) {
-            Err(error) if giving == Giving::Nothing => alarms.push(format!(
-                "{}; what is there is taken over once it can be read",
-                chain(&error)
-            )),
-            adopted => adopted?,
+        if let Some(Left { files, living }) = left {
+            let network = &self.config.name;
+            draft.take(adopt(draft.ledger(), network, &files, living.as_ref(), now));
         }
         draft.take(rules::expire(draft.ledger(), self.ttl, now));
         let (records, answer) = step(draft.ledger(), now)?;
@@ -258,24 +278,39 @@ impl<'a> Request<'a> {
         Ok(answer)
     }
 
-    /// Takes over what host-local has left for this network, once.
-    fn adopt(&self, draft: &mut Draft, alarms: &mut Vec<String>) -> Result<(), CniError> {
-        let network = &self.config.name;
-        if self.plugin != Plugin::Ipam || draft.ledger().has_adopted(network) {
-            return Ok(());
-        }
+    /// The ledger, for a change.
+    fn open(&self) -> Result<(Lock, Store), CniError> {
+        let lock = Lock::take(&self.place, LOCK_PATIENCE)?;
+        Ok((lock, Store::open(&self.place)?))
+    }
+
+    /// What host-local has left for this network.
+    fn left(&self, alarms: &mut Vec<String>) -> Result<Left, CniError> {
         let ipam = self.config.ipam.as_ref();
         let directory = ipam.and_then(|ipam| ipam.migrate_from.as_deref());
-        let files = match directory.unwrap_or(HOST_LOCAL) {
-            "" => Vec::new(),
-            directory => leftovers::read(&Path::new(directory).join(network), alarms)
-                .map_err(|PathError { path, source, .. }| CniError::Read { path, source })?,
+        let directory = match directory.unwrap_or(HOST_LOCAL) {
+            "" => return Ok(Left::default()),
+            directory => Path::new(directory).join(&self.config.name),
         };
+        let files = leftovers::read(&directory, alarms)
+            .map_err(|PathError { path, source, .. }| CniError::Read { path, source })?;
+        let containers = container_ids(&files);
+        if containers.is_empty() {
+            return Ok(Left {
+                files,
+                living: None,
+            });
+        }
         // Looked at after the files: who has got an address meanwhile is seen, too.
-        let living = living::look(&self.environment.netns);
-        let now = draft.now();
-        draft.take(adopt(draft.ledger(), network, &files, living.as_ref(), now));
-        Ok(())
+        let living = living::look(&self.environment.netns, containers);
+        if living.is_none() {
+            alarms.push(format!(
+                "it cannot be told which containers of {} live, so each counts as one that does, and its addresses are given to nobody \
+                 before the runtime's GC or a reboot",
+                directory.display()
+            ));
+        }
+        Ok(Left { files, living })
     }
 
     /// Whether an ADD could be met as far as the configuration goes.
@@ -374,8 +409,13 @@ impl<'a> Request<'a> {
         let policy = self.config.mac_policy()?;
         // As it is after a reboot, too: what ran before runs no more.
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
-        // Before the neighbours are told that somebody else's address is here. It is decided again under the lock.
-        rules::admit(known.ledger(), &who, addresses)?;
+        // Before the interface is touched, and the neighbours are told that somebody else's address is here. It is decided again under
+        // the lock.
+        if let Err(refusal) = rules::admit(known.ledger(), &who, addresses) {
+            let host = interface::host_side(&netns, &who.key.interface);
+            self.guard(host.unwrap_or_default(), None, alarms);
+            return Err(refusal.into());
+        }
         let wanted = match policy {
             _ if self.config.is_mac_requested(self.environment) => None,
             MacPolicy::Address => {
@@ -394,24 +434,34 @@ impl<'a> Request<'a> {
             mac: settled.mac,
             host: settled.host,
         };
-        let entry = self.transact(Giving::Nothing, alarms, |ledger, now| {
+        let written = self.transact(Giving::Nothing, alarms, |ledger, now| {
             let records = rules::observe(ledger, &who, addresses, seen, now)?;
             let written = records.iter().find_map(|record| match record {
                 Record::Put { key, entry } if *key == who.key => Some(entry.clone()),
                 _ => None,
             });
             Ok((records, written))
-        })?;
+        });
         // After the ledger has it: the agent takes away what it finds no reason for.
-        if let Some(host) = seen.host {
-            let member = entry.as_ref().map(|entry| (&who.key, entry));
-            match guarding::guard(&self.place.state_dir, host, member) {
-                Ok(problems) => alarms.extend(problems),
-                Err(error) => alarms.push(format!("the Pod is not guarded yet: {}", chain(&error))),
-            }
-        }
+        let entry = written.as_ref().ok().and_then(Option::as_ref);
+        self.guard(seen.host, entry.map(|entry| (&who.key, entry)), alarms);
+        written?;
         let previous = self.config.prev_result.clone().unwrap_or_default();
         Ok(claimed.result(previous, settled.mac))
+    }
+
+    /// Guards a Pod's device. One of whom the ledger says nothing, as of a refused one that runs until its DEL, may use nothing that is another's.
+    fn guard(
+        &self,
+        host: Option<HostSide>,
+        member: Option<(&Key, &Entry)>,
+        alarms: &mut Vec<String>,
+    ) {
+        let Some(host) = host else { return };
+        match guarding::guard(&self.place.state_dir, host, member) {
+            Ok(problems) => alarms.extend(problems),
+            Err(error) => alarms.push(format!("the Pod is not guarded yet: {}", chain(&error))),
+        }
     }
 
     /// The addresses that a Pod is known by, best first: those that are promised to it and can be nobody else's, and those that it has.
