@@ -27,7 +27,9 @@ impl Sources {
             status.age_seconds = source.silence().unwrap_or_default().as_secs();
         } else if let Some(loaded) = &self.checkpoint {
             status.source.clone_from(&loaded.provenance.source);
-            status.age_seconds = now.saturating_sub(loaded.provenance.synced_at);
+            // A node that lost its clock with its power may be years behind the checkpoint.
+            let age = now.saturating_sub(loaded.provenance.synced_at);
+            status.age_seconds = age.max(self.started.elapsed().as_secs());
         }
         let in_charge = self.charge.in_charge();
         for (index, (spec, source)) in self.specs.iter().zip(&self.active).enumerate() {

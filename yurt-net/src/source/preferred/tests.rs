@@ -198,6 +198,19 @@ async fn a_checkpoint_and_a_source_that_was_never_asked_are_degraded_until_it_is
     assert_eq!(faults(&sources), []);
 }
 
+/// A node without a battery boots in 1970, and is told the time when the cloud is back.
+#[tokio::test(start_paused = true)]
+async fn a_checkpoint_is_at_least_as_old_as_the_agent_whatever_the_clock_says() {
+    let lab = Lab::new();
+    let mut loaded = checkpoint(&lab);
+    loaded.provenance.synced_at = 1_800_000_000;
+    let sources = lab.start(Some(loaded)).await;
+    advance(Duration::from_secs(700)).await;
+    for (now, age) in [(1_800_000_900, 900), (1_800_000_000, 700), (17, 700)] {
+        assert_eq!(sources.status(now).age_seconds, age, "{now}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_file_that_is_gone_after_a_restart_leaves_what_it_said_in_force() {
     let lab = Lab::new();
