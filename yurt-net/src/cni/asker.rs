@@ -6,8 +6,8 @@ use std::os::unix::process::parent_id;
 use super::protocol::Environment;
 use crate::ledger::Asker;
 
-/// The parent of this process, if it is a plugin that answers the same request. A runtime that calls IPAM plugins itself, and
-/// lives on, is none: nothing would ever tell that it is done.
+/// The parent of this process, if it is a plugin that answers the same request. A runtime that calls IPAM plugins itself does not count: it
+/// goes on running, and nothing would ever tell that the request is done.
 pub(super) fn find(environment: &Environment) -> Option<Asker> {
     let pid = parent_id();
     let start = start(pid)?;
@@ -30,7 +30,7 @@ pub(super) fn is_at_work(process: Asker) -> bool {
     start(process.pid) == Some(process.start)
 }
 
-/// When a process was started; `None` for one that is not there, or has ended and is not waited for.
+/// When a process was started; `None` for one that is not there, or that has ended and was not reaped yet.
 fn start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name may hold anything, and ends with the last parenthesis: proc_pid_stat(5).
@@ -64,7 +64,7 @@ mod tests {
         };
         assert!(!is_at_work(later));
         drop(child.stdin.take());
-        // Not waited for yet, it is a zombie soon.
+        // Until it is reaped it is a zombie.
         while is_at_work(process) {
             std::thread::yield_now();
         }
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parent_that_answers_no_such_request_is_no_asker() {
+    fn a_parent_that_answers_another_request_is_no_asker() {
         let environment = Environment {
             command: "ADD".to_owned(),
             container: "c1".to_owned(),

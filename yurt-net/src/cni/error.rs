@@ -1,4 +1,4 @@
-//! Why a request is not met, and what a container runtime is told then.
+//! Why a request fails, and what the container runtime is told then.
 
 use std::io;
 use std::net::AddrParseError;
@@ -11,22 +11,22 @@ use crate::ledger::range::RangeError;
 use crate::ledger::rules::Refusal;
 use crate::ledger::store::LedgerError;
 
-/// Why a request is not met. The specification has the codes up to 99.
+/// Why a request fails. Codes below 100 are those of the CNI specification.
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
-    /// Not one of ours.
+    /// A version of the protocol that these plugins do not speak.
     #[error("cniVersion {version:?} is not supported: use 0.3.1, 0.4.0, 1.0.0 or 1.1.0")]
     Version {
         /// What the configuration says.
         version: String,
     },
-    /// The configuration is older than the verb.
+    /// The verb is newer than the configuration's version.
     #[error("this verb needs cniVersion {since} or later in the configuration")]
     TooOld {
         /// The first version that has it.
         since: &'static str,
     },
-    /// A variable.
+    /// A variable of the environment is missing or wrong.
     #[error("{name} {problem}")]
     Environment {
         /// Its name.
@@ -34,16 +34,16 @@ pub enum CniError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// Standard input.
+    /// Standard input cannot be read.
     #[error("read the configuration from standard input")]
     Input(#[source] io::Error),
-    /// Not the JSON that it should be.
+    /// The configuration is not the JSON that it should be.
     #[error("the configuration cannot be read")]
     Decode(#[source] serde_json::Error),
-    /// No name.
+    /// The network has no name.
     #[error("the configuration has no name: the network must be called something")]
     NoName,
-    /// It becomes a part of paths.
+    /// The network's name cannot be part of a path.
     #[error(
         "the network's name {name:?} holds what no such name may hold: letters, digits, `_`, `.` and `-`, first a letter or digit"
     )]
@@ -51,7 +51,7 @@ pub enum CniError {
         /// What it says.
         name: String,
     },
-    /// A relative path depends on who calls.
+    /// A path is relative, so that it would depend on the caller's directory.
     #[error("{key} {path:?} is not an absolute path")]
     Relative {
         /// Which.
@@ -59,16 +59,16 @@ pub enum CniError {
         /// What it says.
         path: String,
     },
-    /// The ranges.
+    /// The ranges of addresses are wrong.
     #[error("the ranges cannot be used")]
     Ranges(#[from] RangeError),
-    /// `yurt-cni` alone, or first.
+    /// `yurt-cni` is alone in the list, or first.
     #[error("there is no prevResult: yurt-cni comes after the main plugin in the list")]
     NoPreviousResult,
-    /// GC of what is not in a list that is not there would take from everybody.
+    /// GC without the list of what is to stay would take the addresses of all Pods.
     #[error("there is no cni.dev/valid-attachments: GC needs the list of what is to stay")]
     NoAttachments,
-    /// `IP=`, `ips`.
+    /// The address asked for by `IP=` or `ips` is not one.
     #[error("the requested address {text:?} is not an IP address")]
     Requested {
         /// As asked for.
@@ -77,16 +77,16 @@ pub enum CniError {
         #[source]
         source: AddrParseError,
     },
-    /// The rules.
+    /// The ledger's rules refuse it.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The ledger.
+    /// The ledger cannot be read or written.
     #[error("the ledger cannot be used")]
     Ledger(#[from] LedgerError),
-    /// The clocks of this machine.
+    /// A clock of this machine cannot be read.
     #[error(transparent)]
     Clock(#[from] PathError),
-    /// Files of this machine.
+    /// A file of this machine cannot be read.
     #[error("read {}", path.display())]
     Read {
         /// Which.
@@ -95,7 +95,7 @@ pub enum CniError {
         #[source]
         source: io::Error,
     },
-    /// The Pod's namespace.
+    /// The Pod's network namespace cannot be opened.
     #[error("open the network namespace {path:?}")]
     Netns {
         /// As the runtime names it.
@@ -104,10 +104,10 @@ pub enum CniError {
         #[source]
         source: io::Error,
     },
-    /// The Pod's interface.
+    /// The Pod's interface cannot be read or set.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// CHECK.
+    /// CHECK: the interface has another MAC than it was given.
     #[error("{interface} has the MAC {actual}, and {claimed} in the previous result")]
     OtherMac {
         /// The interface.
@@ -140,7 +140,7 @@ impl CniError {
             | Self::NoPreviousResult
             | Self::NoAttachments
             | Self::Requested { .. } => 7,
-            // Pods go.
+            // To be tried again: addresses become free as Pods go.
             Self::Refused(Refusal::Exhausted { .. }) => 11,
             Self::Refused(Refusal::NotInRange { .. }) => 100,
             Self::Refused(Refusal::Taken { .. }) => 101,

@@ -16,20 +16,20 @@ use crate::pods::translate;
 /// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GuardingError {
-    /// What the agent has left.
+    /// The settings that the agent has left cannot be read.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The host's end of the interface.
+    /// The host's end of the interface cannot be found.
     #[error(transparent)]
     Link(#[from] LinkError),
-    /// Program and maps.
+    /// The program or its maps cannot be loaded or written.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
 }
 
-/// Guards a Pod as the last agent on this node would; not at all where none did. `member` is what the ledger says of the interface since
-/// this request; where that is nothing, as of a sandbox that has come by after its successor, the guard is on the device and keeps the
-/// Pod from what is anybody's. Returns what an operator should know.
+/// Guards a Pod as the last agent on this node would, or not at all where no agent did. `member` is the interface's entry in the ledger as this
+/// request left it. Without an entry, as for a sandbox that was replaced while it was added, the guard is put on the device all the same and
+/// keeps the Pod from every address that has an owner. Returns what an operator should know.
 pub(super) fn guard(
     state_dir: &Path,
     host: HostSide,
@@ -39,16 +39,16 @@ pub(super) fn guard(
         return Ok(Vec::new());
     };
     let Some(device) = interface::device(host.ifindex)? else {
-        // The other end is in a namespace of its own.
+        // The other end is in another namespace.
         return Ok(Vec::new());
     };
-    // It says which lost addresses nobody else is given: of a Pod that has lost none, nothing.
+    // It says which promised addresses are exclusive, which matters only to a Pod that was promised any.
     let has_lost = member.is_some_and(|(_, entry)| !entry.promised.is_empty());
     let translation = match has_lost {
         true => translate::Policy::load(state_dir)?.unwrap_or_default(),
         false => translate::Policy::default(),
     };
-    // The annotation comes with the agent.
+    // Only the agent knows the annotation.
     let pod = member.map(|(key, entry)| guarded(key, entry, &translation, Extra::default()));
     let pods: Vec<GuardedPod> = pod.into_iter().collect();
     let (wanted, complaints) = compile(&pods, &[device], &Reserved::default(), &settings.policy());

@@ -1,6 +1,6 @@
-//! The interface of a Pod, from inside its namespace: its MAC, and who is told of it.
+//! The interface of a Pod, from inside its network namespace: its MAC, and the announcements of its addresses.
 //!
-//! Beside `node`, the only user of rtnetlink. Each call goes into the namespace on a thread of its own, and is done when it returns.
+//! The only user of rtnetlink beside `node`. Each call enters the namespace on a thread of its own, and returns when that is done.
 #![expect(
     unsafe_code,
     reason = "packet sockets, which the standard library lacks"
@@ -24,13 +24,13 @@ use crate::node::as_link;
 /// An interface that cannot be found, read or set.
 #[derive(Debug, thiserror::Error)]
 pub enum LinkError {
-    /// The namespace.
+    /// The namespace cannot be entered.
     #[error("enter the network namespace of the Pod")]
     Enter(#[source] io::Error),
-    /// A socket inside, or what it runs on.
+    /// A socket inside, or the runtime that drives it, cannot be made.
     #[error("open a socket inside the Pod")]
     Open(#[source] io::Error),
-    /// A request.
+    /// The kernel refuses a request.
     #[error("{operation} {interface} of the Pod")]
     Netlink {
         /// What was asked for.
@@ -41,16 +41,16 @@ pub enum LinkError {
         #[source]
         source: rtnetlink::Error,
     },
-    /// No Ethernet.
+    /// The interface is not Ethernet.
     #[error("{interface} of the Pod has no MAC")]
     NoMac {
         /// The interface.
         interface: String,
     },
-    /// A frame.
+    /// A frame cannot be sent.
     #[error("announce {address} on {interface} of the Pod")]
     Announce {
-        /// What for.
+        /// The address that it would announce.
         address: IpAddr,
         /// The interface.
         interface: String,
@@ -60,14 +60,14 @@ pub enum LinkError {
     },
 }
 
-/// How an interface is in the end.
+/// How an interface was left.
 #[derive(Debug)]
 pub struct Settled {
     /// Its MAC.
     pub mac: Mac,
     /// Its other end, if it has one: a veth device has.
     pub host: Option<HostSide>,
-    /// What did not work. The Pod can do without.
+    /// What failed, and what a Pod can do without.
     pub problems: Vec<LinkError>,
 }
 
@@ -85,10 +85,10 @@ pub fn host_side(netns: &Netns, interface: &str) -> Result<Option<HostSide>, Lin
     })
 }
 
-/// Gives an interface this MAC, and tells the neighbours which addresses it has.
+/// Gives an interface this MAC, and announces its addresses to the neighbours.
 ///
-/// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is derived anew,
-/// so that it is retained as well. A driver that keeps its MAC to itself keeps it.
+/// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is derived anew, so
+/// that the Pod keeps that, too. A driver that refuses to change its MAC is a problem that is returned, and keeps it.
 pub fn settle(
     netns: &Netns,
     interface: &str,
@@ -140,7 +140,7 @@ pub fn device(ifindex: u32) -> Result<Option<Link>, LinkError> {
     })
 }
 
-/// Runs a few requests inside a namespace.
+/// Runs requests inside a namespace.
 fn within<T: Send>(
     netns: &Netns,
     requests: impl AsyncFnOnce(Handle) -> Result<T, LinkError> + Send,
@@ -156,7 +156,7 @@ fn within<T: Send>(
             tokio::spawn(connection);
             match requests.take() {
                 Some(requests) => requests(handle).await,
-                // There is one namespace.
+                // Not reached: there is one namespace, and it is visited once.
                 None => Err(LinkError::Open(io::ErrorKind::Other.into())),
             }
         })
@@ -230,8 +230,8 @@ async fn set(handle: &Handle, interface: &str, index: u32, mac: Mac) -> Result<(
         .map_err(failed("set the MAC of", interface))
 }
 
-/// Replaces the link-local address that was derived from the old MAC, if there is one, and returns the new one. That is not looked for on the link first: nobody else
-/// has the MAC that it is made of.
+/// Replaces the link-local address that was derived from the old MAC, if there is one, and returns the new one. Duplicates of it are not looked
+/// for: nobody else has the MAC that it is made of.
 async fn derive_anew(
     handle: &Handle,
     interface: &str,
@@ -271,7 +271,7 @@ async fn derive_anew(
 
 /// Sends a frame for each address.
 fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Result<(), LinkError> {
-    // Nothing is to be received: no protocol.
+    // Without a protocol nothing is received.
     // SAFETY: a call without pointers.
     let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
@@ -286,8 +286,8 @@ fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Resu
             source,
         })
     });
-    // To close a packet socket takes the kernel a grace period, as does putting the guard on a device, which comes next: together they
-    // take one. Where there is no thread, it is closed here.
+    // Closing a packet socket waits for a grace period in the kernel, and so does putting the guard on a device, which comes next: side by
+    // side they wait for one. Where no thread can be started, the socket is closed here.
     drop(std::thread::Builder::new().spawn(move || drop(socket)));
     sent
 }

@@ -1,4 +1,4 @@
-//! The files that another IPAM plugin has left for a network, as they are on a disk that may be failing.
+//! Reads the files that another IPAM plugin has left for a network, from a disk that may be failing.
 
 use std::fs;
 use std::io;
@@ -9,11 +9,11 @@ use crate::error::{PathError, chain};
 use crate::host::disk::read_whole;
 use crate::ledger::adopt::Leftover;
 
-/// More than two words of a runtime.
+/// More than a container ID and an interface take.
 const MAX_BYTES: u64 = 4096;
 
-/// Reads all of them; none where there is no such directory. A file that cannot be read costs its address alone: somebody has it, who is not
-/// known by any other name than that. What is no regular file is none of host-local's.
+/// Reads all of them; an absent directory has none. A file that cannot be read costs its own address alone, which counts as that of a container
+/// of unknown ID. host-local makes regular files only; anything else is left out.
 pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Leftover>, PathError> {
     let failed = |path: &Path| PathError::of("read", path);
     let listed = match fs::read_dir(directory) {
@@ -24,7 +24,7 @@ pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Lef
     for file in listed {
         let file = file.map_err(failed(directory))?;
         let name = file.file_name();
-        // A pipe would be waited for.
+        // Reading a pipe would wait for its writer.
         let (Some(name), Ok(true)) = (name.to_str(), file.file_type().map(|kind| kind.is_file()))
         else {
             continue;
@@ -36,7 +36,7 @@ pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Lef
             }
             // Its container has just gone.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // OpenYurt's files say all by their names.
+            // The names of OpenYurt's files say everything.
             Err(_) if name.parse::<IpAddr>().is_err() => {
                 files.push((name.to_owned(), String::new()))
             }

@@ -1,8 +1,8 @@
 //! The plugins that container runtimes run for each Pod (`yurt-ipam` and `yurt-cni`, this program under other names), and the
 //! configuration that they are put into.
 //!
-//! `plugin` answers a request: it reads it and writes the answer with `protocol`, decides with the rules of `retain`, and does what is
-//! to be done to the Pod's interface with `interface` and `guarding`. `install` is what an operator or the agent does once a node.
+//! `plugin` answers a request: `protocol` reads it and writes the answer, the rules of `ledger` decide, and `interface` and `guarding` change
+//! the Pod's interface. `install` puts the plugins into a node's configuration, for an operator or the agent.
 
 mod asker;
 mod error;

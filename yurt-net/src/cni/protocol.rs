@@ -1,4 +1,4 @@
-//! What a container runtime says to a plugin, and what it is told. Pure.
+//! The language of container runtimes and plugins: requests and answers. Pure.
 //!
 //! Source: the CNI specification (containernetworking/cni, SPEC.md), versions 0.3.1 to 1.1.0. The configuration comes on standard input,
 //! the rest in environment variables; the answer is JSON on standard output, and the exit code.
@@ -22,11 +22,11 @@ use crate::ledger::store::LedgerDirs;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(&'static str);
 
-/// In their order, as text also: `Version` compares them so.
+/// In ascending order, as text too: `Version` compares them so.
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 impl Version {
-    /// The newest: of answers to configurations that cannot be read.
+    /// The newest, in which configurations are answered that cannot be read.
     pub(super) const NEWEST: Self = Self(VERSIONS[3]);
 
     pub(super) fn parse(text: &str) -> Result<Self, CniError> {
@@ -72,7 +72,7 @@ impl Verb {
         })
     }
 
-    /// The first version that has it.
+    /// The first version that has this verb.
     pub(super) fn since(self) -> &'static str {
         match self {
             Self::Add | Self::Del | Self::Version => "0.3.1",
@@ -82,7 +82,7 @@ impl Verb {
     }
 }
 
-/// The environment variables that say for what a plugin is called.
+/// The environment variables of a request.
 #[derive(Clone, Debug, Default)]
 pub struct Environment {
     /// `CNI_COMMAND`.
@@ -105,7 +105,7 @@ impl Environment {
         values.next_back().unwrap_or("")
     }
 
-    /// For whom.
+    /// The interface that the request is for.
     pub fn attachment(&self, network: &str) -> Result<Attachment, CniError> {
         if !is_word(&self.container) {
             return Err(CniError::Environment {
@@ -143,7 +143,7 @@ impl Environment {
         })
     }
 
-    /// The namespace that ADD and CHECK cannot do without.
+    /// The network namespace, which ADD and CHECK need.
     pub(super) fn netns(&self) -> Result<&str, CniError> {
         if self.netns.is_empty() {
             return Err(CniError::Environment {
@@ -161,7 +161,7 @@ pub(super) fn is_word(text: &str) -> bool {
         && (text.bytes()).all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
 }
 
-/// What is on standard input.
+/// The configuration on standard input.
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Config {
@@ -219,11 +219,11 @@ impl StoreConfig {
     }
 }
 
-/// Which MAC `yurt-cni` gives.
+/// Which MAC `yurt-cni` gives an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MacPolicy {
-    /// That of the address.
+    /// The one that the address gives.
     #[default]
     Address,
     /// The one that the interface had the first time.
@@ -372,7 +372,7 @@ impl Config {
         Ok(requested)
     }
 
-    /// Which MAC to give.
+    /// Reads which MAC to give.
     pub fn mac_policy(&self) -> Result<MacPolicy, CniError> {
         // A word, and not a map of one key, which serde takes for a variant as well.
         let word = Option::<String>::deserialize(&self.mac).map_err(CniError::Decode)?;
@@ -441,7 +441,7 @@ struct PrevIp {
 /// What a previous result says of an interface.
 #[derive(Debug)]
 pub struct Claimed {
-    /// What it has.
+    /// Its addresses.
     pub addresses: Vec<IpAddr>,
     /// Its MAC, where the result says one.
     pub mac: Option<Mac>,
@@ -514,7 +514,7 @@ pub(super) fn versions() -> Value {
     json!({ "cniVersion": Version::NEWEST.0, "supportedVersions": VERSIONS })
 }
 
-/// The answer that says why there is none.
+/// The answer to a request that fails.
 pub(super) fn failure(version: Version, error: &CniError) -> Value {
     let mut details = String::new();
     let mut cause = std::error::Error::source(error);

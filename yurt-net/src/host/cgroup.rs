@@ -23,7 +23,7 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
-    /// Nothing to attach to.
+    /// There is no hierarchy to attach to.
     #[error(
         "no cgroup2 file system is mounted: mount one (mount -t cgroup2 none DIR) and pass --cgroup DIR"
     )]

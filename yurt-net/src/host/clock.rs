@@ -32,7 +32,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// As they are now.
+    /// Reads the clocks.
     pub fn read() -> Result<Self, PathError> {
         const BOOT: &str = "/proc/sys/kernel/random/boot_id";
         let boot = fs::read_to_string(BOOT).map_err(PathError::of("read", Path::new(BOOT)))?;

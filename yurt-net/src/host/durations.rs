@@ -18,12 +18,12 @@ pub struct Durations {
     pub counts: [u64; BOUNDS as usize + 1],
     /// All of them together, in microseconds.
     pub sum_us: u64,
-    /// The last one, in microseconds.
+    /// The latest one, in microseconds.
     pub last_us: u64,
 }
 
 impl Durations {
-    /// Counts one.
+    /// Counts a duration.
     pub fn record(&mut self, took: Duration) {
         self.last_us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         self.sum_us = self.sum_us.saturating_add(self.last_us);

@@ -1,8 +1,8 @@
 //! How often somebody else's doing is undone: never so often that it is a fight. Pure.
 
-/// Repairs in a row that nobody is asked about.
+/// Repairs that are made without a pause.
 pub const REPAIRS: usize = 3;
-/// In so many milliseconds; and so long nobody must have touched the thing before it is touched again.
+/// The milliseconds in which so many repairs are made; and how long nobody must have touched the thing before it is repaired again.
 pub const MINUTE: u64 = 60_000;
 
 /// At most [`REPAIRS`] in any [`MINUTE`]; one more that is asked for stops them until a minute is quiet.

@@ -36,7 +36,7 @@ impl Netns {
 
     /// The one that a file stands for: `/proc/<pid>/ns/net`, or a name in `/run/netns`.
     ///
-    /// Fails with `InvalidInput` when the file is none: what is left of a name after its namespace went.
+    /// Fails with `InvalidInput` when the file is no namespace, as what is left of a name after its namespace went.
     pub fn open(path: &Path) -> io::Result<Self> {
         let file = File::open(path)?;
         if !Kind::Namespaces.holds(&file)? {
@@ -80,7 +80,7 @@ pub fn all() -> io::Result<Vec<Netns>> {
     let of_processes = processes
         .filter(|entry| entry.file_name().to_str().is_some_and(is_process))
         .map(|entry| entry.path().join("ns/net"));
-    // Not there on a machine that has bound no name.
+    // The directory is absent on a machine that has bound no name.
     let names = fs::read_dir("/run/netns").into_iter().flatten().flatten();
     for path in of_processes.chain(names.map(|entry| entry.path())) {
         // A look at the inode first: to open each process's would cost more, and most are in the same few.
@@ -105,8 +105,8 @@ pub fn addresses_of_others() -> io::Result<Vec<Vec<IpAddr>>> {
     Ok(others.filter_map(|visit| visit.flatten().ok()).collect())
 }
 
-/// Does something inside each namespace, one after the other, and returns what came of it in the same order; an error for
-/// one that could not be entered. The thread is one of its own: the caller stays where it is, and waits.
+/// Visits each namespace in turn, and returns the results in the same order; an error stands for one that could not be entered. A thread of
+/// its own does it: the caller stays in its namespace, and waits.
 ///
 /// Sockets belong to the namespace that they were opened in, and stay there.
 pub fn inside<T: Send>(
@@ -129,7 +129,7 @@ pub fn inside<T: Send>(
 /// The cookie of the namespace that the calling thread is in, as `bpf_get_netns_cookie` gives it to programs: never used
 /// twice while the machine is up. `None` on kernels that do not tell (before 5.14).
 pub fn cookie() -> io::Result<Option<u64>> {
-    // Not bound: in a namespace whose loopback is down there is no address to bind to.
+    // The socket is not bound: in a namespace whose loopback is down there is no address to bind to.
     // SAFETY: a call without pointers.
     let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {

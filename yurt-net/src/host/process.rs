@@ -8,10 +8,11 @@ use std::fs;
 
 use serde::{Deserialize, Serialize};
 
-/// Makes this process one that does not depend on how it was started: the first thing that each of this program's does.
+/// Settles what a process inherits and must not depend on. Every verb and plugin does this first.
 ///
-/// - What it makes is for others to write only where that is said, also under the umask 0 that some runtimes and scripts leave.
-/// - A write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk fails, and does not end it.
+/// - The umask: some runtimes and scripts leave 0, under which everybody could write the state directory.
+/// - `SIGXFSZ`: a write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk fails, and does not end the
+///   process.
 pub fn begin() {
     // SAFETY: calls without pointers; no other thread runs yet.
     unsafe {
@@ -20,7 +21,7 @@ pub fn begin() {
     }
 }
 
-/// What it has used.
+/// What a process has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Process {
@@ -28,12 +29,12 @@ pub struct Process {
     pub resident_bytes: u64,
     /// Processor time, in user and system mode, in milliseconds.
     pub cpu_ms: u64,
-    /// When it was started, in seconds since 1970, by the clock of now.
+    /// When it was started, in seconds since 1970, by the present wall clock.
     pub started_at: u64,
 }
 
 impl Process {
-    /// This one; `None` where `/proc` cannot be read.
+    /// Reads that of this process; `None` where `/proc` cannot be read.
     pub fn current() -> Option<Self> {
         let stat = fs::read_to_string("/proc/self/stat").ok()?;
         let booted_at = boot_time(&fs::read_to_string("/proc/stat").ok()?)?;
@@ -54,7 +55,7 @@ impl Process {
     }
 }
 
-/// Gives back to the machine what this process has freed: what was needed on the way is worth more to the node than to the allocator.
+/// Returns freed memory to the machine: the node needs it more than the allocator does.
 pub fn give_back_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: a call without pointers.
@@ -63,10 +64,10 @@ pub fn give_back_memory() {
     }
 }
 
-/// From `/proc/<pid>/stat`.
+/// The fields of `/proc/<pid>/stat` that are of use here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
-    /// In clock ticks.
+    /// Processor time, in clock ticks.
     pub cpu: u64,
     /// Clock ticks from the boot to its start.
     pub start: u64,

@@ -64,7 +64,7 @@ impl fmt::Display for Key {
     }
 }
 
-/// What there is to say of addresses.
+/// What has become of an entry's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -120,14 +120,14 @@ pub struct Asker {
 pub struct Entry {
     /// What it has: one for each range set, in their order.
     pub addresses: Vec<IpAddr>,
-    /// What it had before, and its network has given it something else instead: it may appear with these all the same (`translate`). They
-    /// are nobody else's.
+    /// What it had before its network gave it something else instead. It may appear with these all the same (`translate`), and nobody else
+    /// owns them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub promised: Vec<IpAddr>,
-    /// Who gave what is promised; [`Assigner::Other`] where another IPAM gave any of it.
+    /// Who gave the promised addresses; [`Assigner::Other`] where another IPAM gave any of them.
     #[serde(default, skip_serializing_if = "Assigner::is_other")]
     pub promised_by: Assigner,
-    /// Of the interface, where `yurt-cni` set it.
+    /// The MAC of the interface, where `yurt-cni` has seen it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
     /// Where the interface comes out on the node, while the entry is active and that is known. Indices are of this boot.
@@ -145,7 +145,7 @@ pub struct Entry {
     pub network: String,
     /// Who chose them.
     pub assigner: Assigner,
-    /// How it is with them.
+    /// Whether a sandbox has them.
     pub state: State,
     /// Since when, in Unix seconds by the wall clock of that moment: for people.
     pub since: u64,
@@ -169,7 +169,7 @@ pub fn is_same(one: &BTreeMap<Key, Entry>, other: &BTreeMap<Key, Entry>) -> bool
 }
 
 impl Entry {
-    /// All that is nobody else's.
+    /// All addresses that it owns.
     pub fn owned(&self) -> impl Iterator<Item = IpAddr> + Clone {
         self.addresses.iter().chain(&self.promised).copied()
     }
@@ -195,7 +195,7 @@ pub enum Record {
         /// What.
         entry: Entry,
     },
-    /// There is nothing more to say of it.
+    /// An entry is forgotten.
     Remove(Key),
     /// The range set that begins at `set` goes on after `last`.
     Cursor {
@@ -213,7 +213,7 @@ pub enum Record {
         /// Ledger time then.
         at: u64,
     },
-    /// The files that another IPAM plugin left for this network have been taken over.
+    /// The files that another IPAM plugin has left for this network are taken over.
     Adopted(String),
 }
 
@@ -289,7 +289,7 @@ impl Ledger {
         &self.entries
     }
 
-    /// The one of this key.
+    /// The entry of this key.
     pub fn get(&self, key: &Key) -> Option<&Entry> {
         self.entries.get(key)
     }

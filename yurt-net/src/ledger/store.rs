@@ -37,10 +37,10 @@ pub(super) const JOURNAL_BYTES: u64 = if cfg!(test) { 2 * 1024 } else { 64 * 102
 /// What is read of a journal. Compaction keeps one far below: this is one that a crash or a strange tool has made long.
 pub(super) const MOST_BYTES: u64 = 16 << 20;
 
-/// What is wrong with a ledger, or with where it is.
+/// Why a ledger cannot be used, or what of it was lost.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// It cannot be known what is taken.
+    /// Its version is not known, so nor is which addresses are taken.
     #[error(
         "{} is of version {version}, and this yurt-net reads version {VERSION}: use the yurt-net that wrote it, or move the file \
          away, which forgets what is retained", path.display()
@@ -69,7 +69,7 @@ pub enum LedgerError {
         /// The file.
         path: PathBuf,
     },
-    /// Another process is at it.
+    /// Another process holds it.
     #[error("{} is held by another process for more than {} s", path.display(), waited.as_secs())]
     Locked {
         /// The lock.
@@ -83,10 +83,10 @@ pub enum LedgerError {
         /// The lock.
         path: PathBuf,
     },
-    /// A record has no JSON.
+    /// A record cannot be written as JSON.
     #[error("encode a record")]
     Encode(#[from] serde_json::Error),
-    /// The disk.
+    /// The disk refuses.
     #[error(transparent)]
     Io(#[from] PathError),
     /// Neither journal can be written.
@@ -100,7 +100,7 @@ pub enum LedgerError {
     },
 }
 
-/// Where a ledger is.
+/// The directories of a ledger.
 #[derive(Clone, Debug)]
 pub struct LedgerDirs {
     /// The agent's state directory.
@@ -110,7 +110,7 @@ pub struct LedgerDirs {
 }
 
 impl LedgerDirs {
-    /// Where it is by default.
+    /// The default of `run_dir`.
     pub const RUN_DIR: &str = "/run/yurt-net";
 
     fn on_disk(&self) -> PathBuf {
@@ -185,7 +185,7 @@ impl Lock {
         }
     }
 
-    /// `None`: another process is at it, or has removed what was locked.
+    /// `None`: another process holds it, or has removed what was locked.
     fn try_take(dirs: &LedgerDirs, path: &Path) -> Result<Option<Self>, LedgerError> {
         let io = |operation, source| LedgerError::from(PathError::of(operation, path)(source));
         let made = DirBuilder::new()
@@ -212,8 +212,8 @@ impl Lock {
         }
         let path = path.to_owned();
         let mut held = vec![Held { path, file }];
-        // Not there before the first change is written. A disk that can be neither written nor locked takes nothing from the
-        // ledger in memory.
+        // The directory is absent until the first change is written. A disk that can be neither written nor locked takes nothing from
+        // the ledger in memory.
         let path = dirs.on_disk();
         if let Ok(file) = File::open(&path) {
             match file.try_lock() {
@@ -265,7 +265,7 @@ impl Store<Directory> {
 }
 
 impl<D: Disk> Store<D> {
-    /// The same on any two disks.
+    /// Reads a ledger from any two disks.
     pub fn on(on_disk: D, in_memory: D) -> Result<Self, LedgerError> {
         let mut alarms = Vec::new();
         let (on_disk, durable) = Journal::open(on_disk, true, &mut alarms)?;
@@ -291,7 +291,7 @@ impl<D: Disk> Store<D> {
         })
     }
 
-    /// What it says.
+    /// The state.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -301,7 +301,7 @@ impl<D: Disk> Store<D> {
         self.sequence - self.durable_sequence
     }
 
-    /// What went wrong and was survived: an operator should know.
+    /// Errors that cost nothing yet, for an operator.
     pub fn alarms(&self) -> &[LedgerError] {
         &self.alarms
     }
@@ -424,7 +424,7 @@ impl<D: Disk> Journal<D> {
     }
 
     fn write(&mut self, step: &Step<'_>) -> Result<(), LedgerError> {
-        // What an error leaves is not known.
+        // After an error it is not known what the file holds.
         let end = self.end.take().filter(|end| {
             end.sequence == step.before && end.length <= JOURNAL_BYTES.max(end.base * 2)
         });

@@ -20,28 +20,28 @@ use super::{Ledger, Now};
 use crate::error::PathError;
 use crate::host::clock::Clock;
 
-/// Room for a few dozen events; what does not fit is read in the next round.
+/// Room for a few dozen events; the next round reads the rest.
 const BUFFER_BYTES: usize = 4096;
 
 /// A ledger that cannot be followed or read.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchError {
-    /// Its directory in memory.
+    /// Its directory in memory cannot be made or watched.
     #[error(transparent)]
     Io(#[from] PathError),
-    /// What is in it.
+    /// The ledger cannot be read.
     #[error(transparent)]
     Ledger(#[from] LedgerError),
 }
 
-/// What a ledger says at one moment.
+/// A ledger at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
     /// As it is in this boot: what ran before the last reboot is retained, also while no plugin has written that down.
     pub ledger: Ledger,
     /// When.
     pub now: Now,
-    /// What went wrong and was survived, and what a reboot would lose: an operator should know.
+    /// For an operator: errors that cost nothing yet, and what a reboot would lose.
     pub alarms: Vec<String>,
 }
 

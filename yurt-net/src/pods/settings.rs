@@ -18,10 +18,10 @@ const MOST_BYTES: u64 = 1 << 20;
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The disk.
+    /// The disk refuses.
     #[error(transparent)]
     Io(#[from] PathError),
-    /// Not what an agent writes.
+    /// The file does not hold what an agent writes.
     #[error("{} cannot be read: start the agent, which writes it anew", path.display())]
     Decode {
         /// The file.
@@ -72,17 +72,17 @@ impl Settings for translate::Policy {
     const FILE: &str = "translate.json";
 }
 
-/// A file of them in the state directory.
+/// Settings that are a file in the state directory.
 pub trait Settings: Serialize + DeserializeOwned + PartialEq {
     /// Its name.
     const FILE: &str;
 
-    /// What the last agent left; `None`: there was none, or it wants nothing.
+    /// Reads what the last agent left; `None`: there was no agent, or it left nothing.
     fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
         let path = state_dir.join(Self::FILE);
         let text = match Directory::new(state_dir).read_whole(Self::FILE, MOST_BYTES) {
             Ok(text) => text,
-            // Nor is there one where the directory is something else.
+            // There is no file either where the directory is something else.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -101,7 +101,7 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
             .map_err(|source| SettingsError::Decode { path, source })
     }
 
-    /// Leaves them, or nothing, for the plugin. Writes only what differs.
+    /// Leaves these settings, or none, for the plugin. Writes only what differs.
     fn leave(settings: Option<&Self>, state_dir: &Path) -> Result<(), SettingsError> {
         // What cannot be read is written anew.
         if Self::load(state_dir).is_ok_and(|found| found.as_ref() == settings) {

@@ -22,7 +22,7 @@ const INTERFACE: &str = "eth0";
 enum Whereabouts {
     /// At these addresses.
     At(Vec<IpAddr>),
-    /// Its sandbox is gone: it is at none.
+    /// It has no address: its sandbox is gone.
     Gone,
 }
 
@@ -35,7 +35,7 @@ pub enum Move {
     Away,
 }
 
-/// All that is known; of a Pod that is not in it, nothing is.
+/// What is known of the Pods of this node. Of a Pod that is not in it nothing is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
     /// By namespace, then by name.
@@ -73,7 +73,7 @@ impl Truth {
                 Whereabouts::At(addresses) => addresses.as_slice(),
                 Whereabouts::Gone => &[],
             };
-            // One that is still its own is not exchanged for another.
+            // An address that is still the Pod's is not exchanged for another.
             if addresses.contains(&endpoint.address) {
                 return None;
             }

@@ -1,7 +1,7 @@
 //! The node's own tunnels: vxlan devices and bridges keep what peers know of them, and what this node knows of its peers stays right.
 //!
-//! Pure but for `record`, which is on disk. `vtep` decides which MAC a device has and where it sends from, `node::vtep` does it; `peers`
-//! decides which entries about other nodes are wrong, `agent::mending` has them repaired; `announced` reads what flannel tells peers.
+//! Pure but for `record`, which is on disk. `vtep` decides which MAC a device has and where it sends from, and `node::vtep` sets it; `peers`
+//! decides which entries about other nodes are wrong, and `agent::mending` has them repaired; `announced` reads what flannel tells peers.
 
 pub mod announced;
 pub mod peers;

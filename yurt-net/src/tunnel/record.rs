@@ -20,7 +20,7 @@ use crate::host::disk::Disk;
 
 const NAME: &str = "vtep";
 const NEW: &str = "vtep.new";
-/// More than anybody's devices take.
+/// More than the devices of any node take.
 const MAX_BYTES: u64 = 1 << 16;
 
 #[derive(Serialize, Deserialize)]
@@ -29,7 +29,7 @@ struct Line {
     mac: Mac,
 }
 
-/// What there is, and how many lines of it are damaged. No file is no records.
+/// Reads the records, and how many lines are damaged. An absent file has no records.
 pub fn load(disk: &impl Disk) -> Result<(BTreeMap<String, Mac>, usize), PathError> {
     let mut bytes = Vec::new();
     let read = disk

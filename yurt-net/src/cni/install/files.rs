@@ -24,10 +24,10 @@ const PLUGINS: [&str; 2] = ["yurt-ipam", "yurt-cni"];
 /// More than any CNI configuration has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// Why nothing is installed, or not all.
+/// Why the plugins are not installed, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    /// There is no network yet.
+    /// The directory has no configuration.
     #[error(
         "there is no CNI configuration in {}: whatever makes the Pods' network writes it; then install again",
         directory.display()
@@ -36,7 +36,7 @@ pub enum InstallError {
         /// Where it was looked for.
         directory: PathBuf,
     },
-    /// It cannot hold the plugins.
+    /// The configuration cannot hold the plugins.
     #[error("{} stays as it is", path.display())]
     Refused {
         /// The file.
@@ -45,7 +45,7 @@ pub enum InstallError {
         #[source]
         source: Refusal,
     },
-    /// It would make no Pods.
+    /// A plugin refuses the configuration, so that no Pod would start.
     #[error("{} stays as it is: with the plugins in it, no Pod would start", path.display())]
     Unusable {
         /// The configuration.
@@ -54,7 +54,7 @@ pub enum InstallError {
         #[source]
         source: RunError,
     },
-    /// Of another machine, or in need of libraries that are not here.
+    /// The plugin does not run here: it is of another machine, or needs libraries that are missing.
     #[error(
         "the plugins of this version do not run on this node, so those in {} stay as they are",
         directory.display()
@@ -66,11 +66,11 @@ pub enum InstallError {
         #[source]
         source: RunError,
     },
-    /// The thread that waits for the disk.
+    /// The thread that waits for the disk failed.
     #[error("wait for the disk")]
     Thread(#[source] io::Error),
-    /// Not JSON.
-    #[error("{} is no JSON", path.display())]
+    /// The configuration is not JSON.
+    #[error("{} is not JSON", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum InstallError {
         #[source]
         source: serde_json::Error,
     },
-    /// The disk.
+    /// The disk refuses.
     #[error(transparent)]
     Io(#[from] PathError),
 }
@@ -88,7 +88,7 @@ fn at(operation: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallErro
     move |source| error(source).into()
 }
 
-/// Where a node's CNI is.
+/// The directories of a node's CNI.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cni {
     /// Configurations.
@@ -109,7 +109,7 @@ pub type Stamp = [Option<(u64, u64, i64)>; PLUGINS.len()];
 pub struct Report {
     /// The configuration that the runtime uses.
     pub config: PathBuf,
-    /// It was written.
+    /// Whether it was written.
     pub has_written: bool,
     /// See [`Installed::other_ipam`].
     pub other_ipam: Option<String>,
@@ -176,7 +176,7 @@ impl Cni {
         }
     }
 
-    /// Takes them out again. Where there is no configuration, that is done already.
+    /// Takes the plugins out of it. Without a configuration there is nothing to do.
     pub fn uninstall_config(&self) -> Result<Option<Report>, InstallError> {
         let (path, config) = match self.config() {
             Ok(found) => found,
@@ -524,7 +524,7 @@ exit 1
         let cni = cni(&directory);
         let path = cni.conf_dir.join("10-edge.conf");
         let single = json!({"cniVersion": "1.0.0", "type": "bridge"}).to_string();
-        for (text, reason) in [(single.as_str(), "make it a list"), ("{", "is no JSON")] {
+        for (text, reason) in [(single.as_str(), "make it a list"), ("{", "is not JSON")] {
             fs::write(&path, text).unwrap();
             let error = cni.install_config(&directories()).unwrap_err();
             let error = crate::error::chain(&error);

@@ -25,16 +25,16 @@ use super::conflist::{Call, VERSIONS};
 
 /// VERSION and STATUS take milliseconds; a slow disk may take seconds to read a program.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// For one that was ended.
+/// How long an ended program may take to go.
 const LAST: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
 /// More than any answer; what is behind it is not read.
 const MAX_ANSWER: u64 = 64 * 1024;
 
-/// Why a plugin is of no use here.
+/// Why a plugin does not work here.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// It does not even start.
+    /// It does not start.
     #[error("run {plugin} on this node")]
     Start {
         /// Which.
@@ -43,13 +43,13 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// It started.
+    /// It started, and did not end.
     #[error("{plugin} does not answer within {} s", PATIENCE.as_secs())]
     Hangs {
         /// Which.
         plugin: String,
     },
-    /// It ended with something else.
+    /// It ended with another answer.
     #[error("{plugin} {verb} ended with {status}: {said}")]
     Answer {
         /// Which.
@@ -71,7 +71,7 @@ pub struct Host {
 }
 
 impl Host {
-    /// That of the first process: the node's, for a container that sees the node's processes.
+    /// The file system of the first process: the node's, for a container that sees the node's processes.
     pub fn find() -> Self {
         const ROOT: &str = "/proc/1/root";
         let identity = |path: &str| {
@@ -252,7 +252,7 @@ fn text_of(pipe: Option<impl io::Read + AsRawFd>) -> String {
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// `None`: it did not end, and was ended.
+/// `None`: it did not end by itself, and was killed.
 fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     let status = try_wait(child, patience)?;
     if status.is_none() {

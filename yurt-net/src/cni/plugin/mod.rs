@@ -5,8 +5,8 @@
 //! | `yurt-ipam` | `ipam.type` of any main plugin | gives a Pod the addresses that it had |
 //! | `yurt-cni` | in the list, after the main plugin | gives its interface the MAC that it had, tells the neighbours, writes down the addresses whoever gave them |
 //!
-//! A plugin is a process for one request: it locks the ledger, reads it, asks `plan`, writes, and answers. The agent need not run.
-//! `protocol` is what the runtime says and is told.
+//! A plugin is a process for one request: it locks the ledger, reads it, asks `ledger::rules` what to change, writes that, and answers. The
+//! agent need not run. `protocol` is the language of runtimes.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Read as _};
@@ -40,14 +40,14 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// A runtime gives up after minutes; other plugins are at the ledger for milliseconds.
+/// A runtime gives up after minutes; other plugins hold the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// More than any `resolv.conf` has.
 const MAX_RESOLVER_BYTES: u64 = 1 << 16;
 /// Where host-local keeps its files unless it is told otherwise.
 const HOST_LOCAL: &str = "/var/lib/cni/networks";
 
-/// Which plugin to be.
+/// Which plugin this process is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plugin {
     /// `yurt-ipam`.
@@ -107,7 +107,7 @@ impl Plugin {
         }
     }
 
-    /// For a person who has started it by hand.
+    /// What a person is told who has started a plugin by hand.
     fn what_it_is(self) -> String {
         let name = self.name();
         format!(
@@ -132,7 +132,7 @@ impl Plugin {
     ) -> (Version, Result<Value, CniError>) {
         let mut version = Version::NEWEST;
         let mut answer = || {
-            // Always: who writes it does not like to find the pipe closed.
+            // Before anything can fail: the runtime would take a closed pipe for an error.
             let mut text = Vec::new();
             io::stdin()
                 .read_to_end(&mut text)
@@ -155,7 +155,7 @@ impl Plugin {
     }
 }
 
-/// What a step may give away: addresses only where it is known which ones others have.
+/// What a step may give away: addresses only where it is known which of them others have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Giving {
     Addresses,
@@ -313,7 +313,7 @@ impl<'a> Request<'a> {
         Ok(Left { files, living })
     }
 
-    /// Whether an ADD could be met as far as the configuration goes.
+    /// Whether an ADD could succeed as far as the configuration goes.
     fn status(&self) -> Result<Value, CniError> {
         match self.plugin {
             Plugin::Ipam => {
@@ -395,7 +395,7 @@ impl<'a> Request<'a> {
         Ok(Value::Null)
     }
 
-    /// As it is after a reboot, too: what ran before runs no more.
+    /// Judges by the ledger as a reboot leaves it: what ran before runs no more.
     fn check(&self, who: &Attachment, claimed: &[IpAddr]) -> Result<(), CniError> {
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         Ok(rules::check(known.ledger(), who, claimed)?)
@@ -407,7 +407,7 @@ impl<'a> Request<'a> {
         let netns = self.netns()?;
         let addresses = &claimed.addresses;
         let policy = self.config.mac_policy()?;
-        // As it is after a reboot, too: what ran before runs no more.
+        // As a reboot leaves it: what ran before runs no more.
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         // Before the interface is touched, and the neighbours are told that somebody else's address is here. It is decided again under
         // the lock.
@@ -421,13 +421,13 @@ impl<'a> Request<'a> {
             MacPolicy::Address => {
                 let entry = known.ledger().get(&who.key);
                 let wanted = first(&self.known_by(entry, addresses, alarms)).map(mac_of);
-                // One that runs may still have that of an address that was promised to it once.
+                // A Pod that runs may still have the MAC of an address that was promised to it once.
                 wanted.filter(|&mac| !rules::has_mac(known.ledger(), &who, mac))
             }
-            // Only requests for this Pod change it, and there is one at a time.
+            // Only requests for this Pod change it, one at a time.
             MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
         };
-        // Not under the lock: the kernel may take its time when many Pods start at once.
+        // Outside the lock: the kernel is slow when many Pods start at once.
         let settled = interface::settle(&netns, &who.key.interface, wanted, addresses)?;
         alarms.extend(settled.problems.iter().map(|problem| chain(problem)));
         let seen = Seen {
@@ -450,7 +450,7 @@ impl<'a> Request<'a> {
         Ok(claimed.result(previous, settled.mac))
     }
 
-    /// Guards a Pod's device. One of whom the ledger says nothing, as of a refused one that runs until its DEL, may use nothing that is another's.
+    /// Guards a Pod's device. A Pod without an entry, as one that was refused and runs until its DEL, may use no address that has an owner.
     fn guard(
         &self,
         host: Option<HostSide>,
@@ -464,7 +464,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The addresses that a Pod is known by, best first: those that are promised to it and can be nobody else's, and those that it has.
+    /// The addresses that a Pod is known by, best first: those that are promised to it and that nobody else can have, then those that it has.
     fn known_by(
         &self,
         known: Option<&Entry>,
@@ -519,7 +519,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The one that a MAC is derived from: of either family there is one at most in most networks.
+/// The address that a MAC is derived from: an IPv4 address where there is one.
 fn first(addresses: &[IpAddr]) -> Option<IpAddr> {
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     v4.or_else(|| addresses.first()).copied()

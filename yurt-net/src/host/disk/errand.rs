@@ -1,8 +1,7 @@
 //! Work on a disk that may not answer: a network file system whose server is away, a dying flash.
 //!
-//! Whoever asks such a disk is not waited for and cannot be ended, so each question goes to a thread of its own, and its answer is
-//! waited for with patience. While one is outstanding the same is not asked again, so a disk that never answers costs a few
-//! threads, and the loop one patience.
+//! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, whose answer is waited for with a limit. While
+//! a question is outstanding it is not asked again, so a disk that never answers costs a few threads, and the loop one such wait.
 
 use std::time::{Duration, Instant};
 
@@ -37,8 +36,8 @@ impl<T> Default for Errand<T> {
 }
 
 impl<T: Send + 'static> Errand<T> {
-    /// Has this done, and waits a moment for it. `None`: it takes longer, or what was to be done before does; [`Self::late`] tells
-    /// when that is over. Who drops this future asks again.
+    /// Starts the work and waits a moment for it. `None`: it takes longer, or the work before it does; [`Self::late`] tells when that is over.
+    /// After this future was dropped, ask again.
     pub async fn run(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_outstanding() {
             return None;
@@ -48,7 +47,7 @@ impl<T: Send + 'static> Errand<T> {
         self.answer(PATIENCE).await
     }
 
-    /// Has this done, unless something is.
+    /// Starts the work, unless some is being done.
     pub fn begin(&mut self, work: impl FnOnce() -> T + Send + 'static) {
         self.running.get_or_insert_with(|| Running {
             work: spawn_blocking(work),
@@ -57,7 +56,7 @@ impl<T: Send + 'static> Errand<T> {
         });
     }
 
-    /// Waits for what is being done, for so long since it was begun. `None`: it takes longer. Cancel safe.
+    /// Waits for the work, for so long since it was begun. `None`: it takes longer. Cancel safe.
     pub async fn answer(&mut self, patience: Duration) -> Option<T> {
         loop {
             let Running { work, since, .. } = self.running.as_mut()?;
@@ -110,7 +109,7 @@ impl<T: Send + 'static> Errand<T> {
     }
 }
 
-/// Has this done once. `None`: it takes longer than is waited for, and may be done yet.
+/// Does one piece of work. `None`: it takes longer than is waited for, and may be done yet.
 pub async fn once<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
     Errand::default().run(work).await
 }

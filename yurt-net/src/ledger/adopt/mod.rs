@@ -27,8 +27,8 @@ pub type Leftover = (String, String);
 /// The interface of a container, where host-local (before 0.8.5) did not write it down.
 const INTERFACE: &str = "eth0";
 
-/// What there is of containers on this machine, seen after the files were read. Either is proof of life: a Pod may take its addresses off its
-/// interface, and a runtime need not have a process for each sandbox.
+/// The signs of life of containers on this machine, looked for after the files were read. Either kind is proof: a Pod may take its addresses off
+/// its interface, and a runtime need not have a process for each sandbox.
 #[derive(Debug, Default)]
 pub struct Living {
     /// Addresses that network namespaces have.
@@ -44,8 +44,8 @@ pub fn container_ids(files: &[Leftover]) -> BTreeSet<String> {
     containers.map(|(id, _)| id.to_owned()).collect()
 }
 
-/// The records that say what the files say, as far as the ledger does not know better; none when it has been done before. Where it cannot be told
-/// who lives, everybody does.
+/// The records that take the files over, as far as the ledger does not know better; none where that was done before. Without `living` every
+/// container counts as one that lives.
 pub fn adopt(
     ledger: &Ledger,
     network: &str,
@@ -126,7 +126,7 @@ pub fn adopt(
         .collect()
 }
 
-/// The containers that are there still.
+/// The containers that live.
 fn alive<'a>(
     containers: &BTreeMap<IpAddr, (&'a str, &str)>,
     living: Option<&Living>,

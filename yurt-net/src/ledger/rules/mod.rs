@@ -35,10 +35,10 @@ pub(crate) const FRESH: u64 = 60_000;
 /// an ADD up after minutes. Milliseconds.
 pub(crate) const OVERTAKEN: u64 = 600_000;
 
-/// Who asks.
+/// An interface of a sandbox, for which a runtime asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
-    /// For whom.
+    /// The interface.
     pub key: Key,
     /// UID of the Pod; "" where the runtime does not tell.
     pub uid: String,
@@ -51,7 +51,7 @@ pub struct Attachment {
 }
 
 impl Attachment {
-    /// `known` is what there was of that name.
+    /// The entry that it becomes. `known` is the one before it of that name.
     fn entry(
         &self,
         assigner: Assigner,
@@ -137,7 +137,7 @@ impl Draft {
         draft
     }
 
-    /// Takes up records, for the next step to see.
+    /// Applies records, for the next step to see.
     pub fn take(&mut self, records: Vec<Record>) {
         for record in records {
             self.ledger.apply(record.clone());
@@ -145,7 +145,7 @@ impl Draft {
         }
     }
 
-    /// As it would be.
+    /// The ledger as it would be.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -155,7 +155,7 @@ impl Draft {
         self.now
     }
 
-    /// All that it changes.
+    /// All changes.
     pub fn into_records(self) -> Vec<Record> {
         self.records
     }
@@ -174,7 +174,7 @@ pub enum Refusal {
         /// How many are in use.
         used: usize,
     },
-    /// No range set has it, or another one asked for has taken its place.
+    /// No range set has it, or another address that was asked for has taken its set.
     #[error(
         "the requested address {address} is in none of the ranges, or one too many in its range set"
     )]
@@ -182,17 +182,17 @@ pub enum Refusal {
         /// What was asked for.
         address: IpAddr,
     },
-    /// It is another's.
+    /// The address is another Pod's.
     #[error("address {address} belongs to {owner}, which is {state}")]
     Taken {
         /// The address.
         address: IpAddr,
-        /// Whose.
+        /// Its owner.
         owner: Key,
         /// `running`, or `expected back`.
         state: &'static str,
     },
-    /// CHECK.
+    /// CHECK: the container is not in the ledger.
     #[error("the ledger has no active entry for {key} in container {container}")]
     Unknown {
         /// Who.
@@ -222,7 +222,7 @@ pub enum Refusal {
         /// The newer container.
         successor: String,
     },
-    /// DEL.
+    /// DEL: the ADD is still at work.
     #[error(
         "container {container} of {key} was still being added, by process {pid}, when its DEL began: it is to be deleted again"
     )]
@@ -266,7 +266,7 @@ fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
         .collect()
 }
 
-/// The sandbox is gone.
+/// The record of a sandbox that is gone.
 fn left(key: &Key, entry: &Entry, now: Now) -> Record {
     if key.is_pod() {
         becomes(key, entry, State::Retained, now)
@@ -365,7 +365,7 @@ pub fn add(
     Ok((records, assigned))
 }
 
-/// What all but one have.
+/// What all others own.
 struct Others<'a>(BTreeMap<IpAddr, (&'a Key, &'a Entry)>);
 
 impl<'a> Others<'a> {
@@ -378,13 +378,13 @@ impl<'a> Others<'a> {
         Self(addresses.collect())
     }
 
-    /// Whoever has it or is expected back.
+    /// The Pod that has an address, or is expected back to it.
     fn owner(&self, address: IpAddr) -> Option<(&'a Key, &'a Entry)> {
         let holder = self.0.get(&address).copied();
         holder.filter(|(_, entry)| entry.state != State::Released)
     }
 
-    /// They keep what else they have.
+    /// The records by which they lose these addresses, and keep what else they have.
     fn lose(&self, addresses: &[IpAddr]) -> Vec<Record> {
         let losers: BTreeMap<&Key, &Entry> = addresses
             .iter()
@@ -417,8 +417,8 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// One that nobody has or had; else the one that was given up first: released ones first, then retained ones, and last what is
-    /// promised to Pods that run with another one, for they may be using it as well.
+    /// An address that nobody has or had; else the one that was given up first: released ones come first, then retained ones, and last what
+    /// is promised to Pods that run with another address, for they may be using that as well.
     fn pick(&self, set: &RangeSet, last: Option<IpAddr>) -> Result<IpAddr, Refusal> {
         if let Some(free) = set
             .after(last)
@@ -460,7 +460,7 @@ fn taken(address: IpAddr, owner: &Key, entry: &Entry) -> Refusal {
     }
 }
 
-/// What is only promised gives way to what another IPAM gives.
+/// Whether an entry's Pod runs with an address. One that is only promised gives way to what another IPAM gives.
 fn runs_with(entry: &Entry, address: IpAddr) -> bool {
     entry.state == State::Active && entry.addresses.contains(&address)
 }

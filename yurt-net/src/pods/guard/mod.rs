@@ -1,8 +1,8 @@
 //! Which addresses each Pod may use, and on which devices that is watched: from Pods and devices to writes.
 //!
 //! Pure. A Pod is found again by the device that it was given (its index on the host's side), and only while that device
-//! still leads where it led: an index may be given to another device. The guard is on every device that leads to a Pod,
-//! those too of which nothing is known: there it sees to it that nobody's address is used.
+//! still leads where it led: an index may be given to another device. The guard is on every device that leads to a Pod. On
+//! those of which nothing is known it keeps the Pod from every address that has an owner.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,7 +82,7 @@ pub fn compile(
     let macs: BTreeSet<[u8; 6]> = links.iter().filter_map(|link| link.mac).collect();
     let macs = macs.into_iter().filter(|mac| is_one_hosts_mac(*mac));
     image.owners.extend(macs.map(|mac| (mac.into(), nodes)));
-    // Nearly no Pod asks for anything.
+    // Hardly any Pod asks for more.
     let mut taken = pods
         .iter()
         .any(|pod| !pod.extra.is_empty())

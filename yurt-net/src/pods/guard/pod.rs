@@ -52,12 +52,12 @@ const MAX_WORDS: usize = 2 * MAX_PREFIXES + MAX_MACS;
 /// An annotation that cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadExtra {
-    /// A word that is none.
+    /// A word is neither an address, a prefix nor a MAC.
     #[error(
         "{0:?} is not an address, a prefix or a link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
     )]
     Word(String),
-    /// More than a Pod can have.
+    /// It asks for more than a Pod can have.
     #[error(
         "it has more than {MAX_WORDS} words, and a Pod can have {MAX_PREFIXES} addresses of each family and {MAX_MACS} link-layer \
          addresses"

@@ -20,14 +20,14 @@ pub type Backend = (SocketAddr, Protocol);
 /// Backends that fail, with what is said of them.
 pub type Failing = BTreeMap<Backend, Arc<str>>;
 
-/// A question that is asked again and again.
+/// A question that is asked periodically.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Check {
-    /// Whom.
+    /// The Pod that is asked.
     pub pod: NamespacedName,
-    /// Where; the port is the probe's.
+    /// Its address, with the probe's port.
     pub at: SocketAddr,
-    /// What, and how often.
+    /// What is asked, and how often.
     pub probe: ReadinessProbe,
 }
 

@@ -1,7 +1,7 @@
 //! Which Pods appear with another address than they have, and what that takes: from Pods, devices and routes to writes.
 //!
 //! Pure. The ledger says what a Pod has (*live*) and what was promised to it (*promised*), where these differ. It is translated where
-//! nobody else can be given the promised address; where somebody can, the reason is said, and the Pod does with what it has. Of each
+//! nobody else can be given the promised address; else the reason is told, and the Pod uses what it has. Of each
 //! family one address is translated, the first.
 //!
 //! The promised address must lead to the Pod on this node: through the bridge that its device is a port of, or through the device
@@ -19,7 +19,7 @@ use crate::device::{Complaint, HostSide, Link, Route};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
-    /// Pods are translated that do not say otherwise.
+    /// Whether Pods are translated whose annotation does not say otherwise.
     pub is_on: bool,
     /// Prefixes that the other IPAM leaves out, so that nobody else is given an address of them.
     pub exclusive: Vec<IpNetwork>,
@@ -41,9 +41,9 @@ pub struct Candidate {
     pub interface: String,
     /// Its link-layer address.
     pub mac: Option<[u8; 6]>,
-    /// What it has.
+    /// The addresses that it has.
     pub live: Vec<IpAddr>,
-    /// What was promised to it instead.
+    /// The addresses that were promised to it instead.
     pub promised: Vec<IpAddr>,
     /// `yurt-ipam` gave it what is promised, and gives that to nobody else.
     pub is_ours: bool,
@@ -56,11 +56,11 @@ pub struct Candidate {
 /// Whether a Pod is to be translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// It says so, or that it is not.
+    /// Its annotation says so, or that it is not.
     Pods(bool),
-    /// As the node says.
+    /// As `--translate` says.
     Nodes,
-    /// What it says cannot be asked at the moment: as the node says, and what is translated stays so.
+    /// Its annotation is not known at the moment: as `--translate` says, and what is translated stays so.
     Unknown,
 }
 
@@ -109,14 +109,14 @@ pub enum Direction {
     FromPod,
 }
 
-/// All that the kernel holds of it, or should.
+/// All that the kernel holds of translation, or should.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslateImage {
     /// By device.
     pub rows: BTreeMap<u32, TranslateRow>,
     /// Which program is on which device.
     pub attached: BTreeSet<(Direction, u32)>,
-    /// Where they were, and are no more.
+    /// Where programs were, and are no more.
     pub lost: BTreeSet<(Direction, u32)>,
     /// Routes of ours: address and device.
     pub routes: BTreeSet<(IpAddr, u32)>,
@@ -125,18 +125,18 @@ pub struct TranslateImage {
 /// Why a promise is not kept. The Pod runs with the address that it has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Somebody may get it.
+    /// Another IPAM may give it to another Pod.
     #[error(
         "another IPAM may give {0} to somebody else: have it leave that address out, and name the prefix with --translate-exclusive"
     )]
     NotExclusive(IpAddr),
-    /// It is the node's.
+    /// It is an address of the node.
     #[error("{0} is the node's own")]
     Nodes(IpAddr),
-    /// Somebody has it.
+    /// Another Pod has it.
     #[error("{0} is Pod {1}'s")]
     Anothers(IpAddr, String),
-    /// It is elsewhere.
+    /// A route leads it elsewhere.
     #[error("the node leads {address} elsewhere, by its route to {prefix}")]
     LedElsewhere {
         /// The address.
@@ -144,25 +144,25 @@ pub enum Refusal {
         /// The route.
         prefix: IpNetwork,
     },
-    /// There is nothing to put it on.
+    /// The Pod has no address of its family to put it on.
     #[error("the Pod has no other address of the family of {0}")]
     NoLive(IpAddr),
-    /// One too many.
+    /// Its family has one already.
     #[error("{0} is one address too many: of each family one is translated")]
     OneTooMany(IpAddr),
-    /// It cannot be answered for.
+    /// Its MAC is not known, so ARP and NDP cannot be answered for it.
     #[error("the link-layer address of the Pod is not known")]
     NoMac,
-    /// It has no end on the node, or no `yurt-cni` has seen it.
+    /// The interface has no end on the node, or `yurt-cni` has not seen it.
     #[error(
         "no device of the node is known that leads to the Pod alone: it needs a veth device, and yurt-cni behind its main plugin"
     )]
     NoHost,
-    /// Its index is another device's by now.
+    /// The index is another device's by now.
     #[error("device {0} leads elsewhere by now")]
     NoDevice(String),
-    /// Nobody knows how that forwards.
-    #[error("its device {device} is part of {controller}, which is no bridge")]
+    /// It is a port of something other than a bridge.
+    #[error("its device {device} is part of {controller}, which is not a bridge")]
     NoBridge {
         /// The Pod's device.
         device: String,

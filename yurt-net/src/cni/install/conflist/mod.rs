@@ -41,21 +41,21 @@ const STAND_IN: &str = "192.0.2.0/24";
 /// A configuration that the plugins cannot be put into.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// One plugin.
+    /// It is a single plugin.
     #[error(
         "it is a single plugin, behind which nothing can be chained: make it a list (`.conflist`, with `plugins`)"
     )]
     Single,
-    /// Not a configuration.
-    #[error("it is no list of plugins")]
+    /// It is not a configuration.
+    #[error("it is not a list of plugins")]
     NoPlugins,
-    /// Too old, or too new.
+    /// Its version is too old or too new.
     #[error("its cniVersion {version:?} is not one of 0.3.1, 0.4.0, 1.0.0 and 1.1.0")]
     Version {
         /// What it says.
         version: String,
     },
-    /// Somebody else's.
+    /// Our plugins do not work behind this main plugin.
     #[error("its main plugin is {plugin}: {reason}")]
     Owned {
         /// The main plugin.
@@ -63,7 +63,7 @@ pub enum Refusal {
         /// Why not, and what to do.
         reason: &'static str,
     },
-    /// Nobody here knows what it relies on.
+    /// It is not known what the main plugin relies on.
     #[error(
         "its main plugin {plugin:?} may rely on its own IPAM, or on the MAC that it gives; if it does not, put {{\"type\": \"yurt-cni\"}} behind it by hand"
     )]
@@ -73,16 +73,16 @@ pub enum Refusal {
     },
 }
 
-/// What a configuration should be.
+/// A configuration as it should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Installed {
-    /// All of it.
+    /// The whole configuration.
     pub config: Value,
     /// The IPAM plugin that gives addresses where it is not `yurt-ipam`: Pods keep their MAC then, and their address as far as that one sees to it.
     pub other_ipam: Option<String>,
 }
 
-/// Where the plugins keep things.
+/// The directories of the plugins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {
     /// `dataDir`.

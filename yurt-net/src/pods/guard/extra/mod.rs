@@ -1,7 +1,7 @@
 //! What an annotation may give a Pod beside its own: never what belongs to somebody else.
 //!
-//! Whoever may annotate a Pod is a tenant. So a prefix is refused as a whole where an address in it is another Pod's, here or
-//! away, this node's, a gateway's, a Service's or one of those that the node lives by; so is a link-layer address of another
+//! Annotations are written by tenants. So a prefix is refused as a whole where an address in it is another Pod's, here or
+//! away, this node's, a gateway's, a Service's or one that the node depends on; so is a link-layer address of another
 //! Pod or of a device of this node. Everything is judged anew with each change: what was granted is taken back when
 //! a Pod starts with an address inside. What Services and EndpointSlices say weighs as much as who may write it, and what another
 //! namespace's Pod was granted before is that Pod's (decision 30).
@@ -91,7 +91,7 @@ pub struct ExtraPolicy {
     pub shortest: ShortestPrefixes,
 }
 
-/// What is no Pod's to ask for, beside what Pods have.
+/// What no Pod may ask for, beside what other Pods have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     /// Addresses on interfaces of this node.
@@ -344,9 +344,7 @@ fn granted_to(holder: &GuardedPod) -> String {
     let GuardedPod {
         namespace, name, ..
     } = holder;
-    format!(
-        "Pod {namespace}/{name} was granted it first; Pods of several namespaces may share it where --guard-extra names those"
-    )
+    format!("Pod {namespace}/{name} was granted it first (--guard-extra names who may share)")
 }
 
 /// Addresses that no host has on a network: none, loopback, groups, everybody.
