@@ -14,6 +14,5 @@ mod living;
 mod plugin;
 mod protocol;
 
-pub use self::error::CniError;
 pub use self::plugin::Plugin;
-pub use self::protocol::{Claimed, Config, Environment, MacPolicy};
+pub use self::protocol::{Config, Environment};

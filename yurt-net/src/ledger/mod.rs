@@ -305,7 +305,7 @@ impl Ledger {
     }
 
     /// Whether it knows of the boot that the clock is in.
-    pub(crate) fn is_awake(&self, clock: &Clock) -> bool {
+    fn is_awake(&self, clock: &Clock) -> bool {
         self.boot.as_ref().is_some_and(|(id, _)| *id == clock.boot)
     }
 
@@ -325,7 +325,7 @@ impl Ledger {
 
     /// Whether a power cut must not lose this change: what a name will be given again. Who has it at the moment, and what is free
     /// again, is worth nothing after a reboot.
-    pub(crate) fn must_survive(&self, record: &Record) -> bool {
+    fn must_survive(&self, record: &Record) -> bool {
         match record {
             Record::Put { key, entry } => self.get(key).is_none_or(|known| {
                 let is_back = known.state == State::Released && entry.state != State::Released;

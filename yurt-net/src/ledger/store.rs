@@ -296,6 +296,11 @@ impl<D: Disk> Store<D> {
         &self.ledger
     }
 
+    /// The state, for a reader: a node may have thousands of entries, and one copy is enough.
+    pub(super) fn into_ledger(self) -> Ledger {
+        self.ledger
+    }
+
     /// How many changes the journal on disk lacked when it was opened: what a reboot now would lose. The next change that can be written there mends it.
     pub fn behind(&self) -> u64 {
         self.sequence - self.durable_sequence

@@ -14,7 +14,7 @@ use inotify::{EventMask, Inotify, WatchMask};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::rules::Draft;
+use super::rules::wake;
 use super::store::{CURRENT, LedgerDirs, LedgerError, Lock, Store};
 use super::{Ledger, Now};
 use crate::error::PathError;
@@ -53,15 +53,14 @@ impl Reading {
             // A plugin may be between the two journals: it has the lock until both are written.
             let lock = Lock::take(dirs, Duration::ZERO);
             match lock {
-                Err(LedgerError::Locked { .. }) => return Self::of(&store, false),
+                Err(LedgerError::Locked { .. }) => return Self::of(store, false),
                 _ => store = Store::open(dirs)?,
             }
         }
-        Self::of(&store, true)
+        Self::of(store, true)
     }
 
-    fn of(store: &Store, is_settled: bool) -> Result<Self, WatchError> {
-        let draft = Draft::new(store.ledger(), &Clock::read()?);
+    fn of(store: Store, is_settled: bool) -> Result<Self, WatchError> {
         let mut alarms: Vec<String> = store
             .alarms()
             .iter()
@@ -73,9 +72,15 @@ impl Reading {
                 store.behind()
             ));
         }
+        let clock = Clock::read()?;
+        let mut ledger = store.into_ledger();
+        let now = ledger.now(&clock);
+        for record in wake(&ledger, &clock) {
+            ledger.apply(record);
+        }
         Ok(Self {
-            ledger: draft.ledger().clone(),
-            now: draft.now(),
+            ledger,
+            now,
             alarms,
         })
     }
@@ -184,6 +189,7 @@ mod tests {
     use tokio::time::timeout;
 
     use super::*;
+    use crate::ledger::rules::Draft;
     use crate::ledger::store::Lock;
     use crate::ledger::tests::{entry, key};
     use crate::ledger::{Record, State};

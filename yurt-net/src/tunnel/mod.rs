@@ -15,7 +15,7 @@ use crate::device::Mac;
 
 /// How long a fresh annotation must differ from the device before the device takes it, an underlay address must be missing before another
 /// is taken, and a peer be seen with another MAC before that is believed: whoever makes a device is done by then. Milliseconds.
-pub(crate) const SETTLED: u64 = 5_000;
+const SETTLED: u64 = 5_000;
 
 /// What is kept of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

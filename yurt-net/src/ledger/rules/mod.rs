@@ -28,12 +28,12 @@ mod tests;
 
 /// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
 /// name. Milliseconds.
-pub(crate) const RECREATION: u64 = 60_000;
+const RECREATION: u64 = 60_000;
 /// And nothing at all when it is older than this. Milliseconds.
-pub(crate) const FRESH: u64 = 60_000;
+const FRESH: u64 = 60_000;
 /// A container without a Pod never comes back, and is remembered so long after its DEL for what of its ADD comes behind it. Runtimes give
 /// an ADD up after minutes. Milliseconds.
-pub(crate) const OVERTAKEN: u64 = 600_000;
+const OVERTAKEN: u64 = 600_000;
 
 /// An interface of a sandbox, for which a runtime asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -247,7 +247,7 @@ pub enum Refusal {
 }
 
 /// After a reboot: nothing that lived before lives.
-fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
+pub(super) fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
     if ledger.is_awake(clock) {
         return Vec::new();
     }
