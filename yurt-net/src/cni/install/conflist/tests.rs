@@ -96,7 +96,9 @@ fn what_cannot_be_chained_is_refused_with_a_reason() {
     let single = json!({"cniVersion": "1.0.0", "name": "edge", "type": "bridge"});
     assert!(refused(single).contains("make it a list"));
     assert!(refused(json!([])).contains("not a list of plugins"));
-    assert!(refused(json!({"cniVersion": "1.0.0", "plugins": []})).contains("not a list of plugins"));
+    assert!(
+        refused(json!({"cniVersion": "1.0.0", "plugins": []})).contains("not a list of plugins")
+    );
     let old = json!({"cniVersion": "0.2.0", "plugins": [{"type": "bridge"}]});
     assert!(refused(old).contains("\"0.2.0\""));
     let cilium = json!({"cniVersion": "0.3.1", "plugins": [{"type": "cilium-cni"}]});
