@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-use super::extra::last;
 use super::pod::{Extra, GuardedPod};
+use super::prefix::last;
 
 /// Who has been granted what.
 #[derive(Debug, Default)]

@@ -17,6 +17,7 @@ mod extra;
 mod grants;
 mod image;
 mod pod;
+mod prefix;
 #[cfg(test)]
 mod proptests;
 mod reserved;

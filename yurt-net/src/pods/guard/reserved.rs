@@ -6,9 +6,10 @@ use std::net::IpAddr;
 use ipnetwork::IpNetwork;
 
 use super::claims::Word;
-use super::extra::{Reserved, last};
+use super::extra::Reserved;
 use super::image::{GuardImage, GuardRow};
 use super::pod::GuardedPod;
+use super::prefix::last;
 use crate::ledger::{Ledger, State};
 use crate::model::{NamespacedName, Snapshot};
 

@@ -15,6 +15,7 @@ use super::claims::{Claims, Word};
 use super::grants::Grants;
 use super::image::GuardRow;
 use super::pod::{Extra, GuardedPod, is_one_hosts_mac};
+use super::prefix::{is_equal, last, overlap};
 use crate::device::{Link, Mac, link_local};
 
 /// `--guard-extra`: whose Pods may ask.
@@ -369,23 +370,6 @@ const fn net6([a, b, c, d, e, f, g, h]: [u16; 8], bits: u8) -> IpNetwork {
     match ipnetwork::Ipv6Network::new_checked(Ipv6Addr::new(a, b, c, d, e, f, g, h), bits) {
         Some(prefix) => IpNetwork::V6(prefix),
         None => panic!("a prefix of more bits than an address"),
-    }
-}
-
-/// Whether two prefixes are the same network, whatever the bits behind them.
-fn is_equal(a: &IpNetwork, b: &IpNetwork) -> bool {
-    (a.network(), a.prefix()) == (b.network(), b.prefix())
-}
-
-fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
-    a.contains(b.network()) || b.contains(a.network())
-}
-
-/// The last address of a prefix.
-pub(super) fn last(prefix: &IpNetwork) -> IpAddr {
-    match prefix {
-        IpNetwork::V4(prefix) => prefix.broadcast().into(),
-        IpNetwork::V6(prefix) => prefix.broadcast().into(),
     }
 }
 
