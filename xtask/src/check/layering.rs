@@ -124,7 +124,7 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["kube"],
         owners: &[
-            "yurt-net/src/source/kube/access/mod.rs",
+            "yurt-net/src/source/kube/access/",
             // What a kubeconfig says of an exec plugin.
             "yurt-net/src/source/kube/plugin.rs",
         ],
@@ -133,17 +133,18 @@ const EDGES: &[Edge] = &[
     Edge {
         libraries: &["hyper", "hyper_util"],
         owners: &[
+            "yurt-net/src/agent/probing/",
             "yurt-net/src/observe/http/",
             "yurt-net/src/source/kube/failure.rs",
             "yurt-net/src/source/kube/task.rs",
             "yurt-net/src/source/kube/wire.rs",
         ],
-        remedy: "what is served over HTTP is served by `observe::http`, and what is asked is asked by `source::kube`",
+        remedy: "what is served over HTTP is served by `observe::http`, and what is asked is asked by `source::kube` and, of Pods, by `agent::probing`",
     },
     Edge {
-        libraries: &["tokio_rustls", "tower"],
+        libraries: &["tokio_rustls", "rustls_native_certs"],
         owners: &[
-            "yurt-net/src/source/kube/access/mod.rs",
+            "yurt-net/src/source/kube/access/",
             "yurt-net/src/source/kube/wire.rs",
         ],
         remedy: "whom to believe is said by `source::kube`'s `access`",

@@ -2,7 +2,15 @@
 
 use std::net::SocketAddr;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use bytes::Bytes;
+use futures_util::future::pending;
+use http::header::{ACCEPT, CONNECTION, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use http::{Request, Response};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -11,17 +19,28 @@ use super::grpc;
 use crate::model::Question;
 use crate::pods::probe::Check;
 
-/// A status line is shorter.
-const MOST_READ: usize = 256;
+/// What a path may not have, and is written in it all the same. What is escaped already stays.
+const NOT_IN_PATHS: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'<')
+    .add(b'>')
+    .add(b'\\')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'|')
+    .add(b'}');
 
 /// Asks once; to the end of the probe's timeout at most.
 pub(super) async fn ask(check: &Check) -> Result<(), Failure> {
     let within = check.timeout();
     let asked = async {
-        let mut stream = TcpStream::connect(check.at).await?;
+        let stream = TcpStream::connect(check.at).await?;
         match &check.probe.question {
             Question::Connect => Ok(()),
-            Question::Get { path, headers } => get(&mut stream, check.at, path, headers).await,
+            Question::Get { path, headers } => get(stream, check.at, path, headers).await,
             Question::Grpc { service } => grpc::check_health(stream, check.at, service).await,
         }
     };
@@ -32,101 +51,122 @@ pub(super) async fn ask(check: &Check) -> Result<(), Failure> {
 
 /// As the kubelet judges it: 200 to 399.
 async fn get(
-    stream: &mut TcpStream,
+    stream: TcpStream,
     at: SocketAddr,
     path: &str,
     headers: &[(String, String)],
 ) -> Result<(), Failure> {
-    stream
-        .write_all(request(at, path, headers).as_bytes())
-        .await?;
-    let mut answer = Vec::with_capacity(MOST_READ);
-    while !answer.contains(&b'\n') && answer.len() < MOST_READ {
-        if stream.read_buf(&mut answer).await? == 0 {
-            break;
+    let request = request(at, path, headers)?;
+    let answer = exchange(stream, request).await.map_err(|error| {
+        // What broke the connection says more than that it broke.
+        match error.is_parse() || error.is_parse_too_large() {
+            true => Failure::NotHttp,
+            false => Failure::Http(error),
         }
+    })?;
+    match answer.status().as_u16() {
+        200..=399 => Ok(()),
+        status => Err(Failure::Status(status)),
     }
-    match status(&answer) {
-        Some(200..=399) => Ok(()),
-        Some(status) => Err(Failure::Status(status)),
-        None => Err(Failure::NotHttp),
+}
+
+/// The head of the answer. Its body is of no interest.
+async fn exchange(
+    stream: TcpStream,
+    request: Request<Empty<Bytes>>,
+) -> hyper::Result<Response<Incoming>> {
+    let (mut sender, connection) = http1::Builder::new()
+        .title_case_headers(true)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    let driven = async {
+        // How it ends is told to who waits for the answer.
+        let _ended = connection.await;
+        pending().await
+    };
+    tokio::select! {
+        answer = sender.send_request(request) => answer,
+        answer = driven => answer,
     }
 }
 
 /// Without a body, and with the headers of its own that a probe does not give.
-fn request(at: SocketAddr, path: &str, headers: &[(String, String)]) -> String {
-    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
-    let own = [
-        ("Host", at.to_string()),
-        (
-            "User-Agent",
-            concat!("yurt-net/", env!("CARGO_PKG_VERSION")).to_owned(),
-        ),
-        ("Accept", "*/*".to_owned()),
-    ];
-    let is_given = |name: &str| {
-        headers
-            .iter()
-            .any(|(own, _)| own.eq_ignore_ascii_case(name))
-    };
-    let own = own.iter().filter(|(name, _)| !is_given(name));
-    let own = own.map(|(name, value)| (*name, value.as_str()));
-    let given = headers
-        .iter()
-        .map(|(name, value)| (name.as_str(), value.as_str()));
-    for (name, value) in own.chain(given) {
-        request.push_str(&format!("{name}: {value}\r\n"));
+fn request(
+    at: SocketAddr,
+    path: &str,
+    given: &[(String, String)],
+) -> Result<Request<Empty<Bytes>>, http::Error> {
+    let path = utf8_percent_encode(path, NOT_IN_PATHS).to_string();
+    let mut request = Request::get(path).body(Empty::new())?;
+    let headers: &mut HeaderMap = request.headers_mut();
+    for (name, value) in given {
+        headers.append(HeaderName::try_from(name)?, HeaderValue::try_from(value)?);
     }
-    request.push_str("\r\n");
-    request
-}
-
-/// The status code of the first line of an answer.
-fn status(answer: &[u8]) -> Option<u16> {
-    let line = answer.split(|byte| *byte == b'\n').next()?;
-    let line = std::str::from_utf8(line).ok()?;
-    let mut words = line.split_ascii_whitespace();
-    words
-        .next()
-        .filter(|version| version.starts_with("HTTP/1."))?;
-    words.next().filter(|code| code.len() == 3)?.parse().ok()
+    let agent = concat!("yurt-net/", env!("CARGO_PKG_VERSION"));
+    let host = HeaderValue::try_from(at.to_string())?;
+    headers.entry(HOST).or_insert(host);
+    headers
+        .entry(USER_AGENT)
+        .or_insert(HeaderValue::from_static(agent));
+    headers
+        .entry(ACCEPT)
+        .or_insert(HeaderValue::from_static("*/*"));
+    headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    Ok(request)
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::model::{NamespacedName, ReadinessProbe};
 
-    #[test]
-    fn the_status_is_read_from_the_first_line() {
-        for (answer, expected) in [
-            ("HTTP/1.1 200 OK\r\nA: HTTP/1.1 500\r\n", Some(200)),
-            ("HTTP/1.0 503\r\n", Some(503)),
-            ("HTTP/1.1 404 Not Found", Some(404)),
-            ("HTTP/2 200\r\n", None),
-            ("HTTP/1.1 2000 OK\r\n", None),
-            ("HTTP/1.1\r\n200", None),
-            ("SSH-2.0-x\r\n", None),
-            ("", None),
+    /// The text of a request as it is sent.
+    async fn sent(path: &str, headers: &[(&str, &str)]) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = listener.local_addr().unwrap();
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut text = Vec::new();
+            while !text.ends_with(b"\r\n\r\n") {
+                assert_ne!(stream.read_buf(&mut text).await.unwrap(), 0);
+            }
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+            String::from_utf8(text).unwrap()
+        });
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let headers: Vec<_> = headers.iter().map(own).collect();
+        let stream = TcpStream::connect(at).await.unwrap();
+        get(stream, at, path, &headers).await.unwrap();
+        let sent = server.await.unwrap();
+        sent.replace(&at.to_string(), "ADDRESS")
+    }
+
+    #[tokio::test]
+    async fn a_header_of_the_probe_takes_the_place_of_ours() {
+        let with = sent("/ok?a=1", &[("host", "shop"), ("X-A", "b"), ("x-a", "c")]).await;
+        assert!(with.starts_with("GET /ok?a=1 HTTP/1.1\r\n"), "{with}");
+        for line in ["\r\nHost: shop\r\n", "\r\nX-A: b\r\n", "\r\nX-A: c\r\n"] {
+            assert!(with.contains(line), "{with}");
+        }
+        assert!(!with.contains("ADDRESS"), "{with}");
+        let without = sent("/", &[]).await;
+        for line in [
+            "\r\nHost: ADDRESS\r\n",
+            "\r\nConnection: close\r\n",
+            "\r\nUser-Agent: yurt-net/",
         ] {
-            assert_eq!(status(answer.as_bytes()), expected, "{answer:?}");
+            assert!(without.contains(line), "{without}");
         }
     }
 
-    #[test]
-    fn a_header_of_the_probe_takes_the_place_of_ours() {
-        let headers = [
-            ("host".to_owned(), "shop".to_owned()),
-            ("X-A".to_owned(), "b".to_owned()),
-        ];
-        let at = SocketAddr::from(([10, 1, 0, 2], 81));
-        let with = request(at, "/ok", &headers);
-        assert!(with.starts_with("GET /ok HTTP/1.1\r\n") && with.ends_with("\r\n\r\n"));
-        assert!(with.contains("\r\nhost: shop\r\n") && with.contains("\r\nX-A: b\r\n"));
-        assert!(!with.contains("10.1.0.2"));
-        assert!(request(at, "/", &[]).contains("\r\nHost: 10.1.0.2:81\r\n"));
+    #[tokio::test]
+    async fn a_path_is_escaped_where_it_must_be_and_only_there() {
+        let said = sent("/a b/\u{e9}?q=%2F&x=\"|#1", &[]).await;
+        let expected = "GET /a%20b/%C3%A9?q=%2F&x=%22%7C%231 HTTP/1.1\r\n";
+        assert!(said.starts_with(expected), "{said}");
     }
 
     /// What is said of a server that answers each question like that.
@@ -144,6 +184,8 @@ mod tests {
             at,
             probe: ReadinessProbe {
                 question,
+                // Who answers is waited for, however busy this machine is.
+                timeout_seconds: if answer.is_empty() { 1 } else { 60 },
                 ..ReadinessProbe::connect(at.port())
             },
         };
@@ -162,8 +204,21 @@ mod tests {
         for (answer, expected) in [
             ("HTTP/1.1 204 No Content\r\n\r\n", Ok(())),
             ("HTTP/1.1 302 Found\r\n\r\n", Ok(())),
+            ("HTTP/1.0 200\r\n\r\n", Ok(())),
+            ("HTTP/1.1 200 OK\nA: b\n\n", Ok(())),
+            (
+                "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+                Ok(()),
+            ),
+            ("HTTP/1.1 404 Not Found\r\n\r\n", Err("status 404")),
             ("HTTP/1.1 500 Oh\r\n\r\n", Err("status 500")),
             ("hello\n", Err("an answer that is not HTTP")),
+            ("SSH-2.0-x\r\n", Err("an answer that is not HTTP")),
+            ("HTTP/2 200\r\n\r\n", Err("an answer that is not HTTP")),
+            (
+                "HTTP/1.1 2000 OK\r\n\r\n",
+                Err("an answer that is not HTTP"),
+            ),
             ("", Err("no answer within 1 s")),
         ] {
             let expected = expected.map_err(str::to_owned);

@@ -3,6 +3,8 @@
 use std::io;
 use std::time::Duration;
 
+use crate::error::chain;
+
 /// Why a Pod does not pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
@@ -15,6 +17,9 @@ pub(super) enum Failure {
     /// An answer that says no.
     #[error("status {0}")]
     Status(u16),
+    /// The connection broke before the answer was here.
+    #[error("{}", chain(.0))]
+    Http(hyper::Error),
     /// An answer in no language that was asked for.
     #[error("an answer that is not HTTP")]
     NotHttp,

@@ -32,6 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const LEFT_OVER: Duration = Duration::from_millis(200);
 /// Of what it says, and of what it complains of.
 const LONGEST_ANSWER: u64 = 1 << 20;
+/// A server that refuses all that a plugin says has it run so often, doubling up to the second: the first time at once.
+const FIRST_WAIT: Duration = Duration::from_secs(10);
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
 /// What was said last. All tasks ask at once, so one runs the plugin and the others wait for what it says.
 static LAST: Mutex<Option<Answer>> = Mutex::const_new(None);
 
@@ -73,6 +76,8 @@ struct Answer {
     /// Or why it said nothing.
     status: Result<Status, String>,
     came_at: Instant,
+    is_refused: bool,
+    refusals: Refusals,
 }
 
 impl Answer {
@@ -80,6 +85,7 @@ impl Answer {
     fn serves(&self, question: &Question, asked_at: Instant) -> bool {
         let is_good = |status: &Status| status.end().is_ok_and(is_to_come);
         self.question == *question
+            && !self.is_refused
             && (asked_at <= self.came_at || self.status.as_ref().is_ok_and(is_good))
     }
 }
@@ -100,6 +106,35 @@ fn is_to_come(end: Option<Timestamp>) -> bool {
     end.is_none_or(|end| seconds(end) > unix_seconds())
 }
 
+/// How often what one plugin says was refused.
+#[derive(Debug)]
+struct Refusals {
+    /// When another one is worth running the plugin again; `None`: now.
+    next: Option<Instant>,
+    wait: Duration,
+}
+
+impl Refusals {
+    const NONE: Self = Self {
+        next: None,
+        wait: FIRST_WAIT,
+    };
+
+    /// Whether the plugin is run again for a refusal at that time.
+    fn admit(&mut self, now: Instant) -> bool {
+        if self.next.is_some_and(|next| now < next) {
+            return false;
+        }
+        // None for as long again: what the plugin said was good.
+        if self.next.is_some_and(|next| now >= next + self.wait) {
+            *self = Self::NONE;
+        }
+        self.next = Some(now + self.wait);
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
+        true
+    }
+}
+
 /// Ends a plugin and what it has started, unless it has ended by itself.
 struct Group(Option<i32>);
 
@@ -112,10 +147,15 @@ impl Drop for Group {
     }
 }
 
-/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile.
-pub(super) async fn forget(sent_at: Instant) {
+/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile, or has helped as little just
+/// before. True where another credential than that is sent from now on.
+pub(super) async fn forget(sent_at: Instant) -> bool {
     let mut last = LAST.lock().await;
-    last.take_if(|last| last.came_at <= sent_at);
+    let Some(last) = last.as_mut().filter(|last| last.came_at <= sent_at) else {
+        return true;
+    };
+    last.is_refused = last.is_refused || last.refusals.admit(Instant::now());
+    last.is_refused
 }
 
 /// Puts what the user's plugin says in its place.
@@ -155,7 +195,10 @@ async fn ask(question: Question) -> Result<Status, String> {
             Err(format!("it has not answered within {seconds} s"))
         }
     };
+    let same = last.take_if(|last| last.question == question);
     *last = Some(Answer {
+        refusals: same.map_or(Refusals::NONE, |same| same.refusals),
+        is_refused: false,
         question,
         status: status.clone(),
         came_at: Instant::now(),
@@ -257,6 +300,27 @@ mod tests {
     fn said(end: &str) -> Result<Status, String> {
         let answer = format!("{{status: {{token: t, expirationTimestamp: '{end}'}}}}");
         read_status(answer.as_bytes())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_refuses_everything_has_a_plugin_run_ever_more_seldom() {
+        let (mut refusals, begun) = (Refusals::NONE, Instant::now());
+        let mut runs = Vec::new();
+        while begun.elapsed() < Duration::from_secs(1200) {
+            if refusals.admit(Instant::now()) {
+                runs.push(begun.elapsed().as_secs());
+            }
+            // Eight tasks ask, each every few seconds.
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert_eq!(runs, [0, 10, 30, 70, 150, 310, 610, 910]);
+        // It was good for a while, and is revoked.
+        tokio::time::advance(2 * LONGEST_WAIT).await;
+        let runs = [0, 1, 10].map(|seconds| {
+            let now = Instant::now() + Duration::from_secs(seconds);
+            refusals.admit(now)
+        });
+        assert_eq!(runs, [true, false, true]);
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! whole: what is not served is sorted out by the policy.
 #![forbid(unsafe_code)]
 
-use std::fmt::{self, Write as _};
+use std::fmt;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 
 use crate::model::Kind;
 
@@ -191,18 +193,15 @@ impl Shape {
     }
 }
 
-/// Percent-encodes all but the unreserved characters of RFC 3986.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            escaped.push(char::from(byte));
-        } else {
-            // A String takes every write.
-            let _infallible = write!(escaped, "%{byte:02X}");
-        }
-    }
-    escaped
+/// All but the unreserved characters of RFC 3986.
+const NOT_UNRESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+
+fn escape(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, NOT_UNRESERVED)
 }
 
 #[cfg(test)]

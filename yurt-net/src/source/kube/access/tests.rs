@@ -1,5 +1,7 @@
 //! Ways to name an apiserver, right and wrong, on disks that answer and on one that does not.
 
+use std::path::Path;
+
 use super::*;
 use crate::source::spec::Api;
 
@@ -19,6 +21,80 @@ fn kubeconfig(server: &str) -> String {
          clusters: [{{name: cloud, cluster: {{server: 'https://192.0.2.1:6443'}}}}, {{name: edge, cluster: {{server: '{server}'}}}}]\n\
          users: [{{name: node, user: {{}}}}]\n"
     )
+}
+
+fn token_in(file: &Path) -> Credentials {
+    Credentials {
+        user: AuthInfo::default(),
+        token_file: Some(file.to_owned()),
+        tokens: Arc::default(),
+    }
+}
+
+#[tokio::test]
+async fn a_proxy_that_a_kubeconfig_names_is_refused_and_not_passed_by() {
+    let text = kubeconfig("https://192.0.2.1:6443");
+    for (proxy, is_refused) in [
+        ("http://user:secret@192.0.2.9:3128", true),
+        ("socks5://192.0.2.9", true),
+        ("", false),
+    ] {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let server = "server: 'https://192.0.2.1:6443'}}]\nusers";
+        assert!(text.contains(server));
+        let text = text.replace(
+            server,
+            &format!("server: 'http://192.0.2.1:6443', proxy-url: '{proxy}'}}}}]\nusers"),
+        );
+        std::fs::write(file.path(), text).unwrap();
+        let access = Access {
+            kubeconfig: Some(file.path().to_owned()),
+            // It is the kubeconfig's server that was meant.
+            in_cluster: Some("http://192.0.2.2".to_owned()),
+            ..nothing()
+        };
+        let read = tokio::task::spawn_blocking(move || Origin::Inferred.read(&access)).await;
+        let url = read
+            .unwrap()
+            .map(|named| named.config.cluster_url.to_string());
+        match is_refused {
+            true => {
+                let reason = chain(&url.unwrap_err());
+                assert!(reason.contains("proxy-url"), "{reason}");
+                assert!(!reason.contains("secret"), "{reason}");
+            }
+            false => assert_eq!(url.unwrap(), "http://192.0.2.1:6443/"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_token_of_a_file_asks_as_whom_the_kubeconfig_says() {
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "t\r\n").unwrap();
+    let way = Way {
+        url: "https://192.0.2.1:6443".parse().unwrap(),
+        tls: None,
+        credentials: Credentials {
+            user: AuthInfo {
+                impersonate: Some("edge".to_owned()),
+                impersonate_groups: Some(vec!["a".to_owned(), "b".to_owned()]),
+                ..AuthInfo::default()
+            },
+            ..token_in(token.path())
+        },
+    };
+    let signed = loop {
+        match way.sign(Request::new(())).await {
+            // The machine is busy.
+            Err(AccessError::Silent) => {}
+            signed => break signed.unwrap(),
+        }
+    };
+    let all = |name: &str| -> Vec<_> { signed.headers().get_all(name).iter().cloned().collect() };
+    assert_eq!(all("authorization"), ["Bearer t"]);
+    assert_eq!(all("impersonate-user"), ["edge"]);
+    assert_eq!(all("impersonate-group"), ["a", "b"]);
 }
 
 #[tokio::test]
@@ -77,7 +153,7 @@ async fn a_file_that_a_crash_has_made_long_is_an_error_that_names_it_whichever_i
     let way = Way {
         url,
         tls: None,
-        credentials: Credentials::TokenFile(long.path().to_owned(), Arc::default()),
+        credentials: token_in(long.path()),
     };
     let refused = way.sign(Request::new(())).await.map(drop);
     let reason = chain(&refused.unwrap_err());
@@ -116,7 +192,7 @@ async fn a_disk_that_does_not_answer_is_an_error_and_keeps_nobody_else_waiting()
     let way = Way {
         url: "https://192.0.2.1:6443".parse().unwrap(),
         tls: None,
-        credentials: Credentials::TokenFile(pipe.clone(), Arc::default()),
+        credentials: token_in(&pipe),
     };
     let signed = way.sign(Request::new(())).await;
     assert_eq!(chain(&signed.map(drop).unwrap_err()), silence);
