@@ -249,6 +249,44 @@ fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_sou
     Ok(())
 }
 
+/// Versions say so, where no bookmark does.
+#[test]
+fn after_a_restart_a_hub_that_tells_of_something_newer_than_the_checkpoint_is_not_older()
+-> Result<()> {
+    let hub = cluster(&["a", "b", "c"])?;
+    let direct = cluster(&ALL)?;
+    let specs = [yurthub(&hub), kube(&direct)];
+    hub.http().stop();
+    let mut before = Followed::start(&specs)?;
+    before.until("what the second one says", |s| services(s) == ALL)?;
+    let checkpoint = before.checkpoint()?;
+    drop(before);
+
+    direct.http().stop();
+    hub.http().restart()?;
+    let mut followed = Followed::from(&specs, Some(checkpoint))?;
+    let is_held = |followed: &mut Followed| followed.sources().unproven() == specs[..1];
+    followed.until_status("the hub has said all", |status| {
+        status.sources.iter().any(|source| source.is_good)
+    })?;
+    ensure!(is_held(&mut followed));
+    // What the checkpoint knows already.
+    for (name, last) in [("d", 4), ("e", 5)] {
+        hub.put_all(web(name, last))?;
+    }
+    followed.until_status("the hub has told of it", |status| {
+        let events = status.received.values().map(|received| received.events);
+        events.sum::<u64>() == 4
+    })?;
+    ensure!(is_held(&mut followed));
+    hub.put_all(web("f", 6))?;
+    followed.until("all that the hub has", |s| {
+        services(s) == ["a", "b", "c", "d", "e", "f"]
+    })?;
+    ensure!(followed.status().source == specs[0]);
+    Ok(())
+}
+
 /// The maps say who said what they hold, where no checkpoint does: it was not written yet, or cannot be.
 #[test]
 fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_newer_maps_of_another_source()

@@ -336,3 +336,59 @@ fn an_agent_whose_resolv_conf_does_not_answer_serves_all_the_same() -> Result<()
     world.converges(10, &[&world.a])?;
     agent.terminate().map(drop)
 }
+
+#[test]
+fn an_apiservers_name_that_is_known_only_after_the_start_is_taken_by_no_external_ip() -> Result<()>
+{
+    let world = World::new()?;
+    let server = world.c.ip4().to_string();
+    fs::create_dir_all(world.node.state_dir())?;
+    // The lab's mounts are nobody else's. Nobody answers at this nameserver: the node boots before its link.
+    for (file, text) in [("resolv.conf", "nameserver 127.0.0.1\n"), ("hosts", "")] {
+        let ours = world.node.state_dir().join(file);
+        fs::write(&ours, text)?;
+        let mounted = Command::new("mount")
+            .arg("--bind")
+            .arg(&ours)
+            .arg(format!("/etc/{file}"))
+            .status()?;
+        ensure!(mounted.success(), "/etc/{file} cannot be mounted on");
+    }
+    let mut manifests = world.web([&world.b]);
+    let thief = manifests.service("thief");
+    thief.cluster_ip("10.96.0.67").external_ip(&server);
+    thief.port(6443, 8080).port(8080, 8080);
+    thief.endpoints([&world.a]);
+    let cloud = world.lab.cloud()?;
+    cloud.apply(&manifests)?;
+    cloud.start()?;
+    let named = ["--source", "kube:http://apiserver.test:6443"];
+    let _agent = start(&world, &cloud.source(), &named)?;
+    world.converges(10, &[&world.b])?;
+    let who = world.client.get(&place(&server, 6443))?;
+    ensure!(who == "a", "{who} answers where nothing is known to be");
+
+    let hosts = world.node.state_dir().join("hosts");
+    fs::write(&hosts, format!("{server} apiserver.test\n"))?;
+    world.node.netns().ip("addr add 192.0.2.98/32 dev lo\n")?;
+    let is_told = format!("ExternalIP {} is where nodes reach", place(&server, 6443));
+    world
+        .node
+        .wait_for_status("the thief to be told", |status| {
+            let mut told = status.rejections.iter();
+            told.any(|rejection| rejection.name == "thief" && rejection.reason.contains(&is_told))
+        })?;
+    world.c.serve_at(Proto::Tcp, world.c.ip4().into(), 6443)?;
+    let host = world.node.host()?;
+    for client in [&world.client, &host] {
+        let who = client.get(&place(&server, 6443))?;
+        ensure!(
+            who == "c",
+            "{}: {who} answers at the apiserver's",
+            client.name()
+        );
+        let who = client.get(&place(&server, 8080))?;
+        ensure!(who == "a", "{}: {who} answers beside it", client.name());
+    }
+    Ok(())
+}

@@ -10,6 +10,7 @@
 //! | a scan (in `Established`, its own thread) | the loop's verdict | looks at established sockets, ends those without a backend |
 //! | a look (in `Clients`, its own thread) | interfaces, the ledger, a timer; only for source ranges | finds Pods' network namespaces, and which addresses this node has for them |
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
+//! | a look (in `Servers`, its own thread) | a timer, the network; only for names | looks up where apiservers are, which Services may not take |
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
@@ -83,7 +84,7 @@ use crate::host::cgroup::{Cgroup, cgroup};
 use crate::node::NodeWatch;
 use crate::policy::PolicyConfig;
 use crate::source::checkpoint::Loaded;
-use crate::source::kube::servers;
+use crate::source::kube::Servers;
 use crate::source::preferred::Sources;
 
 /// Runs until SIGTERM or SIGINT.
@@ -133,6 +134,7 @@ struct Units {
     mending: Option<Mending>,
     cni: Option<CniKeeper>,
     established: Established,
+    servers: Servers,
     node: NodeWatch,
     clients: Clients,
     asked: Asked,
@@ -172,8 +174,9 @@ impl Agent {
         serving.expect(&mut sources, checkpoint.edition(), in_force);
         let mut clients = Clients::start();
         clients.follow(&mut serving);
+        let servers = Servers::start(&config.sources, &config.scope.access).await;
         Ok(Self {
-            known: Known::new(policy(&config).await, view),
+            known: Known::new(policy(&config, &servers), view),
             units: Units {
                 claimed,
                 checkpoint,
@@ -186,6 +189,7 @@ impl Agent {
                 mending,
                 cni: CniKeeper::start(&config),
                 established: Established::start(&config, serving.socket_maps()?),
+                servers,
                 node,
                 clients,
                 asked,
@@ -207,6 +211,7 @@ impl Agent {
             probing,
             mending,
             established,
+            servers,
             node,
             clients,
             checkpoint,
@@ -235,6 +240,7 @@ impl Agent {
             () = peers => Fact::PeersDue,
             () = node.changed() => Fact::NetworkStirred,
             () = clients.changed() => Fact::ClientsFound,
+            () = servers.changed() => Fact::ServersChanged,
             () = established.changed() => Fact::SocketsFound,
             () = checkpoint.changed() => Fact::CheckpointStirred,
             () = asked.changed() => Fact::Asked,
@@ -255,9 +261,9 @@ impl Agent {
 }
 
 /// The policy, with the addresses and ports that no Service may take from this agent and its sources.
-async fn policy(config: &AgentConfig) -> PolicyConfig {
+fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
     let mut policy = config.policy.clone();
-    policy.protect.servers = servers(&config.sources, &config.scope.access).await;
+    policy.protect.servers = servers.addresses();
     let metrics = config.metrics.iter();
     policy.protect.agent_ports = metrics.map(|address| address.port()).collect();
     policy

@@ -40,6 +40,8 @@ pub(super) enum Fact {
     NetworkStirred,
     /// This node's addresses are others than before.
     AddressesChanged,
+    /// The apiservers are known to be at other addresses than before.
+    ServersChanged,
     /// The clients of this node were looked for.
     ClientsFound,
     /// It may be looked again who the peers of this node are, and should be.
@@ -61,6 +63,8 @@ pub(super) enum Step {
     AskAgain,
     /// Claim what has come in the place of what this agent had for itself.
     Claim,
+    /// Take up where the apiservers are.
+    TakeServers,
     /// Read this node's addresses.
     ReadAddresses,
     /// Begin or end a save, or take up what the disk holds.
@@ -144,8 +148,8 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
         Answer, AskAgain, Boot, Claim, Guard, Judge, Locate, LookAtCheckpoint, Probe,
-        ReadAddresses, ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TellClients, TellPeers,
-        TendCheckpoint, Translate, WriteClients,
+        ReadAddresses, ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TakeServers,
+        TellClients, TellPeers, TendCheckpoint, Translate, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
@@ -161,6 +165,7 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
         // What this node has is no Pod's.
         Fact::AddressesChanged => &[&[Guard, Translate, TellClients, Sync]],
+        Fact::ServersChanged => &[&[TakeServers, Guard, Sync]],
         Fact::ClientsFound => &[&[WriteClients]],
         Fact::PeersDue => &[&[TellPeers]],
         Fact::SocketsFound => &[&[Judge]],
@@ -217,7 +222,7 @@ mod tests {
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 15] = [
+        let rows: [(Fact, Vec<Step>); 16] = [
             (Fact::BootDue, vec![Boot]),
             (
                 Fact::DriftDue,
@@ -249,6 +254,7 @@ mod tests {
                 Fact::AddressesChanged,
                 vec![Guard, Translate, TellClients, Sync],
             ),
+            (Fact::ServersChanged, vec![TakeServers, Guard, Sync]),
             (Fact::ClientsFound, vec![WriteClients]),
             (Fact::PeersDue, vec![TellPeers]),
             (Fact::SocketsFound, vec![Judge]),
@@ -265,6 +271,7 @@ mod tests {
         let facts = [
             Fact::SourcesSpoke,
             Fact::AddressesChanged,
+            Fact::ServersChanged,
             Fact::WhereaboutsChanged,
             Fact::FailingChanged,
             Fact::RetryDue,

@@ -40,6 +40,10 @@ impl Agent {
             Step::AskAgain => {
                 self.sources.network_changed();
                 self.units.clients.interfaces_changed();
+                self.units.servers.network_changed();
+            }
+            Step::TakeServers => {
+                self.known.policy.protect.servers = self.units.servers.addresses();
             }
             Step::TendCheckpoint => self.tend_checkpoint(),
             Step::Repair => self.repair().await,

@@ -27,7 +27,7 @@ use crate::output::print;
 use crate::pods::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::pods::translate::Policy;
 use crate::policy::{Memo, Memory, NodeView, Reasons, compile};
-use crate::source::kube::servers;
+use crate::source::kube::Servers;
 use crate::source::preferred::Sources;
 use crate::source::{SourceError, SourceSpec};
 use crate::table::ServiceTable;
@@ -154,7 +154,8 @@ impl<'a> Planned<'a> {
         let Read { snapshot, is_hub } = read;
         let mut config = policy.config(node);
         let specs = std::slice::from_ref(source);
-        config.protect.servers = servers(specs, &policy.scope(node).access).await;
+        let servers = Servers::start(specs, &policy.scope(node).access).await;
+        config.protect.servers = servers.addresses();
         config.is_source_hub = *is_hub;
         let view = interfaces()
             .await

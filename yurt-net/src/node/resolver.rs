@@ -3,7 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::{Interval, MissedTickBehavior, interval};
+
+use crate::host::disk::errand::Errand;
 use crate::host::disk::read_text;
 
 /// What this process asks (resolv.conf(5)), and whom the stubs of systemd-resolved and NetworkManager ask, whose files
@@ -16,8 +21,68 @@ const FILES: [&str; 3] = [
 /// Bytes. The C library reads three nameservers.
 const LARGEST: u64 = 64 << 10;
 
+/// How often they are read again: nobody tells that they have changed.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+
+/// Says who they are.
+type Read = Arc<dyn Fn() -> BTreeSet<IpAddr> + Send + Sync>;
+
+/// Reads them again and again, beside the loop: the disk that they are written on may not answer.
+pub(super) struct Nameservers {
+    read: Read,
+    /// As they were read last; none before the first [`Self::get`].
+    known: BTreeSet<IpAddr>,
+    reading: Errand<BTreeSet<IpAddr>>,
+    look_again: Interval,
+}
+
+impl Nameservers {
+    /// Those of this machine. Must be called inside a tokio runtime.
+    pub(super) fn new() -> Self {
+        Self::read_by(Arc::new(nameservers))
+    }
+
+    fn read_by(read: Read) -> Self {
+        let mut look_again = interval(LOOK_AGAIN);
+        look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            read,
+            known: BTreeSet::new(),
+            reading: Errand::default(),
+            look_again,
+        }
+    }
+
+    /// Waits until they are others. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.look_again.tick() => {
+                    let read = Arc::clone(&self.read);
+                    self.reading.begin(move || read());
+                }
+                found = self.reading.late() => {
+                    if let Some(found) = found && found != self.known {
+                        self.known = found;
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads them now; where the disk does not answer, those that were read last.
+    pub(super) async fn get(&mut self) -> BTreeSet<IpAddr> {
+        let read = Arc::clone(&self.read);
+        if let Some(found) = self.reading.run(move || read()).await {
+            self.known = found;
+        }
+        self.known.clone()
+    }
+}
+
 /// Reads them. A file that cannot be read names nobody: a process that cannot read it asks loopback.
-pub(super) fn nameservers() -> BTreeSet<IpAddr> {
+fn nameservers() -> BTreeSet<IpAddr> {
     let texts = FILES
         .into_iter()
         .filter_map(|path| read_text(Path::new(path), LARGEST).ok());
@@ -37,7 +102,77 @@ fn named(text: &str) -> BTreeSet<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use tokio::time::{Instant, timeout};
+
     use super::*;
+
+    /// What the files say at present, and how often they were read.
+    type Files = Arc<Mutex<(&'static str, u32)>>;
+
+    fn say(files: &Files, text: &'static str) {
+        files.lock().unwrap().0 = text;
+    }
+
+    fn reading(files: &Files) -> Nameservers {
+        let files = Arc::clone(files);
+        Nameservers::read_by(Arc::new(move || {
+            let mut files = files.lock().unwrap();
+            files.1 += 1;
+            named(files.0)
+        }))
+    }
+
+    fn one(address: &str) -> BTreeSet<IpAddr> {
+        [address.parse().unwrap()].into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_nameserver_is_known_within_half_a_minute_whatever_else_the_loop_does() {
+        let files = Files::default();
+        say(&files, "nameserver 192.0.2.53\n");
+        let mut nameservers = reading(&files);
+        nameservers.changed().await;
+        assert_eq!(nameservers.known, one("192.0.2.53"));
+        let begun = Instant::now();
+        let (mut changed, minutes) = (Vec::new(), 10 * Duration::from_secs(60));
+        while begun.elapsed() < minutes {
+            if begun.elapsed() > minutes / 2 {
+                say(&files, "nameserver 192.0.2.54\n");
+            }
+            // Something else is ready in the loop four times a second, and drops this one.
+            let turn = Duration::from_millis(250);
+            if timeout(turn, nameservers.changed()).await.is_ok() {
+                changed.push(begun.elapsed());
+            }
+        }
+        let [at] = *changed else {
+            panic!("{changed:?}");
+        };
+        assert!(
+            at - minutes / 2 <= LOOK_AGAIN + Duration::from_secs(1),
+            "{at:?}"
+        );
+        let times = files.lock().unwrap().1;
+        assert!((19..=22).contains(&times), "{times}");
+        assert_eq!(nameservers.known, one("192.0.2.54"));
+    }
+
+    #[tokio::test]
+    async fn nameservers_that_were_read_last_count_while_the_disk_does_not_answer() {
+        let (answer, disk) = mpsc::channel();
+        let disk = Mutex::new(disk);
+        let mut nameservers = Nameservers::read_by(Arc::new(move || {
+            disk.lock().unwrap().recv().unwrap_or_default()
+        }));
+        answer.send(one("192.0.2.53")).unwrap();
+        nameservers.changed().await;
+        assert_eq!(nameservers.get().await, one("192.0.2.53"), "it is silent");
+        answer.send(one("192.0.2.54")).unwrap();
+        nameservers.changed().await;
+        assert_eq!(nameservers.known, one("192.0.2.54"));
+    }
 
     #[test]
     fn nameservers_are_read_as_the_c_library_reads_them() {

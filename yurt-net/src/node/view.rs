@@ -3,30 +3,20 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::follow::{Follower, NodeError, routes};
-use super::resolver::nameservers;
-use crate::host::disk::errand::Errand;
+use super::resolver::Nameservers;
 use crate::policy::NodeView;
-
-/// How often files are looked at that nobody tells the change of.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
 
 /// Reads and follows addresses, and the machine's nameservers.
 pub struct NodeWatch {
     follower: Follower,
-    /// As they were read last; none before the first [`Self::view`].
-    nameservers: BTreeSet<IpAddr>,
-    /// The disk that they are written on may not answer.
-    reading: Errand<BTreeSet<IpAddr>>,
-    look_again: Interval,
+    nameservers: Nameservers,
 }
 
 impl NodeWatch {
@@ -39,40 +29,25 @@ impl NodeWatch {
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv6Route,
         ];
-        let mut look_again = interval(LOOK_AGAIN);
-        look_again.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Self {
             follower: Follower::new(&groups)?,
-            nameservers: BTreeSet::new(),
-            reading: Errand::default(),
-            look_again,
+            nameservers: Nameservers::new(),
         })
     }
 
     /// Waits for a change, and until a burst of them is over. Cancel safe.
     pub async fn changed(&mut self) {
-        loop {
-            tokio::select! {
-                () = self.follower.changed() => return,
-                _ = self.look_again.tick() => self.reading.begin(nameservers),
-                found = self.reading.late() => {
-                    if let Some(found) = found && found != self.nameservers {
-                        self.nameservers = found;
-                        return;
-                    }
-                }
-            }
+        tokio::select! {
+            () = self.follower.changed() => {}
+            () = self.nameservers.changed() => {}
         }
     }
 
     /// Addresses on interfaces, and the sources of the default routes.
     pub async fn view(&mut self) -> Result<NodeView, NodeError> {
-        if let Some(found) = self.reading.run(nameservers).await {
-            self.nameservers = found;
-        }
         let (_, view) = view(&self.follower.handle).await?;
         Ok(NodeView {
-            nameservers: self.nameservers.clone(),
+            nameservers: self.nameservers.get().await,
             ..view
         })
     }

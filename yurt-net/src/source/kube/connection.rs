@@ -36,6 +36,8 @@ const PACE: Duration = Duration::from_millis(250);
 /// The same while the other end refuses, doubling up to the second.
 const FIRST_PACE: Duration = Duration::from_millis(500);
 const LONGEST_PACE: Duration = Duration::from_secs(5);
+/// The network may change all the time, be it that a Pod's end of a veth comes and goes: an attempt follows on another one not sooner.
+const MIN_PACE: Duration = Duration::from_millis(500);
 
 /// Attempts in a row that are given up because the network has changed meanwhile.
 const CUTS: u32 = 2;
@@ -76,8 +78,13 @@ struct Server {
 /// When the next attempt is due.
 struct Pace {
     due: Instant,
+    /// When the last one began, and what had been told by then.
+    last: Option<(Instant, Counts)>,
     wait: Duration,
 }
+
+/// Of news and of deaths.
+type Counts = (u64, u64);
 
 #[derive(Default)]
 struct Lifeline {
@@ -127,8 +134,8 @@ impl Told {
         }
     }
 
-    /// There is a new connection: what was told before says nothing of it.
-    pub(super) fn is_connected(&mut self) {
+    /// What was told before says nothing of what is tried now.
+    pub(super) fn is_heard(&mut self) {
         self.news.mark_unchanged();
         self.has_died();
     }
@@ -184,6 +191,7 @@ impl Connection {
             is_reached: AtomicBool::new(true),
             door: AsyncMutex::new(Pace {
                 due: Instant::now(),
+                last: None,
                 wait: FIRST_PACE,
             }),
             news: watch::Sender::new(0),
@@ -236,10 +244,20 @@ impl Connection {
             if self.is_reached.load(Ordering::Relaxed) {
                 continue;
             }
+            if pace.last.is_some_and(|(_, counts)| counts == self.counts()) {
+                // Others have tried for that.
+                told.is_heard();
+            }
             tokio::select! {
                 () = sleep_until(pace.due) => {}
                 _is_death = told.news() => {}
             }
+            if let Some((began, _)) = pace.last {
+                sleep_until(began + MIN_PACE).await;
+            }
+            // This attempt is for all that was told by now.
+            told.is_heard();
+            pace.last = Some((Instant::now(), self.counts()));
             let result = tokio::select! {
                 result = self.dial(resource) => result,
                 // The network is another one: what was tried there says nothing. Not so for ever: one that changes all the time is
@@ -308,6 +326,10 @@ impl Connection {
 
     fn lifeline(&self) -> std::sync::MutexGuard<'_, Lifeline> {
         self.lifeline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn counts(&self) -> Counts {
+        (*self.news.borrow(), *self.deaths.borrow())
     }
 
     fn tell_news(&self) {
@@ -381,4 +403,66 @@ fn pods_url(hub: &Uri) -> Option<Uri> {
         host => host,
     };
     format!("http://{host}:{YURTHUB_PODS_PORT}").parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::future::{join_all, select};
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// When somebody was to be dialled, while all tasks want a connection, none is made, and the network changes so often.
+    async fn dials(change_every: Duration, time: Duration) -> Vec<Duration> {
+        let access = Access {
+            ca_file: None,
+            service_account: "/nowhere".into(),
+            in_cluster: None,
+            kubeconfig: Some("/nowhere".into()),
+        };
+        let connection = Connection::new(&Api::Inferred, false, access);
+        let (begun, dials) = (Instant::now(), Cell::new(Vec::new()));
+        let tasks = Resource::ALL.map(|resource| {
+            let (connection, dials) = (&connection, &dials);
+            async move {
+                loop {
+                    assert!(connection.open(resource).await.is_err());
+                    let mut all = dials.take();
+                    all.push(begun.elapsed());
+                    dials.set(all);
+                }
+            }
+        });
+        let changes = async {
+            while begun.elapsed() < time {
+                sleep(change_every).await;
+                connection.network_changed();
+            }
+        };
+        select(Box::pin(join_all(tasks)), Box::pin(changes)).await;
+        dials.take()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_flaps_has_nobody_dialled_all_the_time() {
+        let minute = Duration::from_secs(60);
+        let dials = dials(Duration::from_millis(66), minute).await;
+        // At first each task tries by itself.
+        assert!((100..=140).contains(&dials.len()), "{}", dials.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_that_comes_back_has_a_server_dialled_at_once_and_once() {
+        let every = Duration::from_secs(20);
+        let dials = dials(every, 5 * every).await;
+        for change in 2..5 {
+            let soon = |dial: &&Duration| {
+                let since = dial.saturating_sub(change * every);
+                **dial >= change * every && since <= MIN_PACE
+            };
+            assert_eq!(dials.iter().filter(soon).count(), 1, "{dials:?}");
+        }
+    }
 }

@@ -32,7 +32,7 @@ impl Gaps {
         }
         let now = Instant::now();
         match news {
-            News::Ended => {
+            News::Ended | News::Failed { .. } => {
                 self.0.entry(resource).or_insert(now);
             }
             // Of a cache that knows no version there are only lists.
@@ -42,7 +42,8 @@ impl Gaps {
             News::Listed { .. } | News::Watching { .. } => {
                 self.0.remove(&resource);
             }
-            _ => {}
+            News::Items { .. } | News::Put { .. } | News::Delete { .. } | News::Bookmark { .. } => {
+            }
         }
     }
 

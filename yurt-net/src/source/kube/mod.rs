@@ -46,7 +46,7 @@ use task::{News, Task, Update, WAITING_BYTES};
 pub use access::Access;
 pub use received::Received;
 pub use resource::Resource;
-pub use servers::servers;
+pub use servers::Servers;
 pub use state::HeldList;
 
 /// What is optional is not waited for longer than this once Services and slices are here.
@@ -108,6 +108,8 @@ pub struct KubeSource {
     last_word: Option<Instant>,
     /// The cloud has sent a bookmark, behind all that had happened.
     has_bookmark: bool,
+    /// The versions of the last events of what a table needs.
+    events: BTreeMap<Resource, u64>,
     gaps: Gaps,
     /// What [`Self::changed`] has told, or has yet to tell: whether it is synced and answers, and [`Self::is_fresh`].
     was_good: bool,
@@ -159,6 +161,7 @@ impl KubeSource {
             last_contact: None,
             last_word: None,
             has_bookmark: false,
+            events: BTreeMap::new(),
             gaps: Gaps::default(),
             was_good: false,
             was_fresh: false,
@@ -190,6 +193,7 @@ impl KubeSource {
         self.state = ClusterState::new(&self.scope.node, seed, &BTreeMap::new(), self.is_hub);
         (self.required_since, self.is_synced) = (None, false);
         (self.last_word, self.has_bookmark) = (None, false);
+        self.events.clear();
         (self.was_good, self.was_fresh) = (false, false);
         (self.pool, self.pods.read) = (None, None);
     }
@@ -228,10 +232,26 @@ impl KubeSource {
         self.fresh_until().is_some()
     }
 
-    /// What it says is not older than what another source has said. An event from behind a hub is the cloud's word, but others may
-    /// follow at once; when a bookmark comes, within a minute, all of them are here.
-    pub(crate) fn is_level(&self) -> bool {
-        self.is_fresh() && (self.has_bookmark || !self.is_hub)
+    /// What it says is not older than what another source has said, whose watches were at these versions. An event from behind a hub
+    /// is the cloud's word, but others may follow at once; when a bookmark comes, within a minute, all of them are here.
+    pub(crate) fn is_level(&self, with: &BTreeMap<String, String>) -> bool {
+        let has_word = self.is_fresh() && (self.has_bookmark || !self.is_hub);
+        has_word || self.is_beyond(with)
+    }
+
+    /// Versions show it, be the cloud in reach or not: nothing that a table needs is of an older one, and something has happened since.
+    /// A cluster has one sequence of versions, and a hub tells in that order what it was told.
+    fn is_beyond(&self, known: &BTreeMap<String, String>) -> bool {
+        let number = |version: &String| version.parse::<u64>().ok();
+        let own = self.state.versions();
+        let mut has_event = false;
+        let mut required = Resource::ALL.into_iter().filter(|all| all.is_required());
+        required.all(|resource| {
+            let known = known.get(resource.name()).and_then(number);
+            let own = own.get(resource.name()).and_then(number);
+            has_event |= self.events.get(&resource).copied() > known;
+            known.is_some() && own >= known
+        }) && has_event
     }
 
     /// Until when it is, unless more is heard.
@@ -358,7 +378,8 @@ impl KubeSource {
         // It may have passed while nobody waited here, and is due until it is told.
         let stale = self.was_fresh.then(|| self.fresh_until());
         let stale = stale.map(|until| until.unwrap_or_else(Instant::now));
-        let gap = self.gaps.is_long_at().filter(|_| self.was_good);
+        let is_untold = self.was_good || self.was_fresh;
+        let gap = self.gaps.is_long_at().filter(|_| is_untold);
         [release, patience, stale, gap]
             .into_iter()
             .flatten()
@@ -532,6 +553,12 @@ impl KubeSource {
         {
             self.last_word = Some(Instant::now());
             self.has_bookmark |= matches!(news, News::Bookmark { .. });
+        }
+        if let News::Put { version, .. } | News::Delete { version, .. } = &news
+            && resource.is_required()
+            && let Ok(version) = version.parse()
+        {
+            self.events.insert(resource, version);
         }
         let state = &mut self.state;
         match news {

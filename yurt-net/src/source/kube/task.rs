@@ -477,7 +477,7 @@ impl Task {
         }
         self.is_compared = false;
         let mut wire = self.connection.open(self.shape.resource).await?;
-        self.told.is_connected();
+        self.told.is_heard();
         let response = send(&mut wire, uri, accept, encoding).await?;
         ok(self.wire.insert(wire), response).await
     }

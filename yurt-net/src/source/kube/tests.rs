@@ -223,3 +223,33 @@ async fn a_source_whose_list_hangs_after_a_watch_does_not_answer_and_is_not_fres
     tokio::time::advance(Duration::from_secs(60)).await;
     assert!(source.answers());
 }
+
+/// Nodes and pools are followed all the while.
+#[tokio::test(start_paused = true)]
+async fn a_source_whose_services_or_slices_fail_is_not_fresh_however_much_else_it_says() {
+    for resource in [Resource::Services, Resource::EndpointSlices] {
+        let mut source = followed().await;
+        let failed = Instant::now();
+        source.hear_failure(resource, "500", Failure::Status(500, None));
+        source.changed().await;
+        assert!(!source.answers() && source.is_fresh());
+        let mut told_at = None;
+        while failed.elapsed() < Duration::from_secs(60) {
+            let version = "2".to_owned();
+            source.hear(Resource::Nodes, News::Bookmark { version });
+            source.hear_failure(resource, "500", Failure::Status(500, None));
+            let turn = Duration::from_secs(1);
+            if tokio::time::timeout(turn, source.changed()).await.is_ok() {
+                told_at.get_or_insert(failed.elapsed());
+                assert!(!source.is_fresh());
+            }
+        }
+        let told_at = told_at.unwrap();
+        assert!(told_at <= Duration::from_secs(11), "{told_at:?}");
+        assert!(!source.is_fresh() && source.pods_read_at().is_none());
+
+        source.hear_empty_list(resource);
+        source.hear(resource, watching());
+        assert!(source.answers() && source.is_fresh());
+    }
+}

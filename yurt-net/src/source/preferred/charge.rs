@@ -6,7 +6,7 @@
 //! | rule | |
 //! |---|---|
 //! | 1 | The first source is always asked; a later one when no source before it was good for [`PATIENCE`]. |
-//! | 2 | A source that is good takes charge if none is in charge, if the one in charge comes later, or if that one was not good for [`PATIENCE`]; at once, if that one flaps. |
+//! | 2 | A source that is good takes charge if none is in charge, if the one in charge comes later, or if that one was not good for [`PATIENCE`]; at once, if that one flaps and its own word is the cloud's present one. |
 //! | 3 | A later source than the one in charge is let go once that one was good for [`REST`]. |
 //! | 4 | Nobody loses charge for being bad alone: what it last said stays in force until another source is good. |
 //! | 5 | A source that was lost before it had been good for [`REST`] flaps. While another one is good, it takes charge again only when it has been good for [`PATIENCE`]. |
@@ -38,17 +38,23 @@ struct Source {
     standing: Standing,
     /// Rule 5: it was lost soon after it had become good.
     flaps: bool,
+    /// What it says is the cloud's present word. A file's is not: it may hold two Services for an emergency.
+    is_present: bool,
 }
 
 impl Source {
     const IDLE: Self = Self {
         standing: Standing::Idle,
         flaps: false,
+        is_present: false,
     };
 
-    /// While it is in charge and not good, others are not believed for so long.
-    fn patience(&self) -> Duration {
-        if self.flaps { Duration::ZERO } else { PATIENCE }
+    /// While it is in charge and not good, this other one is not believed for so long.
+    fn patience_with(&self, other: &Self) -> Duration {
+        match self.flaps && other.is_present {
+            true => Duration::ZERO,
+            false => PATIENCE,
+        }
     }
 
     /// For how long it has to be good before it takes charge from one that is good, too.
@@ -106,6 +112,13 @@ impl Charge {
         }
     }
 
+    /// Says whether what a source says is the cloud's present word.
+    pub(super) fn set_present(&mut self, source: usize, is_present: bool) {
+        if let Some(source) = self.sources.get_mut(source) {
+            source.is_present = is_present;
+        }
+    }
+
     /// Applies the rules.
     pub(super) fn decide(&mut self, now: Duration) -> Vec<Act> {
         self.decided = Some(now);
@@ -151,7 +164,7 @@ impl Charge {
                     comes_earlier && has_lasted(good_since, source.probation())
                 }
                 Some((holder, Standing::Bad(bad_since))) => {
-                    comes_earlier || has_lasted(bad_since, holder.patience())
+                    comes_earlier || has_lasted(bad_since, holder.patience_with(source))
                 }
                 Some((_, Standing::Idle)) | None => true,
             }
@@ -173,7 +186,7 @@ impl Charge {
         let sources = self.sources.iter();
         let waits = sources.flat_map(|source| match source.standing {
             Standing::Idle => [None, None],
-            Standing::Bad(since) => [PATIENCE, source.patience()].map(|wait| Some(since + wait)),
+            Standing::Bad(since) => [Some(since + PATIENCE), None],
             Standing::Good(_) if is_alone => [None, None],
             Standing::Good(since) => [REST, source.probation()].map(|wait| Some(since + wait)),
         });
@@ -275,6 +288,7 @@ mod tests {
     /// seconds, and so on, beside a second one that is always good.
     fn silence_beside_a_good_source(up: u64, down: u64) -> usize {
         let mut charge = Charge::new(2);
+        charge.set_present(1, true);
         charge.decide(at(0));
         charge.decide(at(10));
         charge.report(1, true, at(10));
@@ -297,8 +311,33 @@ mod tests {
     }
 
     #[test]
+    fn a_blip_never_hands_over_to_a_source_that_may_know_less_however_often_it_comes() {
+        for (up, down) in [(19, 1), (9, 2), (3, 3), (1, 9)] {
+            let mut charge = Charge::new(2);
+            charge.decide(at(0));
+            charge.decide(at(10));
+            charge.report(1, true, at(10));
+            charge.decide(at(10));
+            // It comes back, for long enough to be believed.
+            charge.report(0, true, at(20));
+            charge.decide(at(20));
+            for seconds in 20..20 + 20 * (up + down) {
+                let is_up = (seconds - 20) % (up + down) < up;
+                charge.report(0, is_up, at(seconds));
+                charge.decide(at(seconds));
+                assert_eq!(
+                    charge.in_charge(),
+                    Some(0),
+                    "good for {up} s, away for {down} s"
+                );
+            }
+        }
+    }
+
+    #[test]
     fn a_source_that_flapped_is_believed_again_once_it_has_been_good_for_a_while() {
         let mut charge = Charge::new(2);
+        charge.set_present(1, true);
         charge.decide(at(0));
         charge.decide(at(10));
         charge.report(1, true, at(11));
@@ -327,9 +366,13 @@ mod tests {
         #[test]
         fn what_has_fallen_due_stays_due_until_it_is_decided(
             turns in vec((0..3usize, any::<bool>(), 0..40u64, any::<bool>()), 1..60),
+            are_present in any::<[bool; 3]>(),
         ) {
             let mut charge = Charge::new(3);
             let mut now = Duration::ZERO;
+            for (source, is_present) in are_present.into_iter().enumerate() {
+                charge.set_present(source, is_present);
+            }
             charge.decide(now);
             for (source, is_good, seconds, is_looked_at) in turns {
                 // Nobody reports on a source that is not asked.

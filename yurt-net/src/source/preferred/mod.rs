@@ -4,8 +4,9 @@
 //! one, and else there is none: nothing is written to the kernel then.
 //!
 //! The table does not go back when charge changes hands. A source that was away while another one was believed forgets what it said,
-//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides. What a checkpoint
-//! has of another source counts as that source's word, after a reboot too, and so does what an earlier agent left in the maps.
+//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides, or of
+//! something newer. What a checkpoint has of another source counts as that source's word, after a reboot too, and so does what an
+//! earlier agent left in the maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -359,13 +360,21 @@ impl Sources {
             let spec = self.specs.get(index);
             spec.is_some_and(|spec| self.name(spec) != said_by)
         };
+        let versions = match (self.in_charge(), self.adopted_of, &self.checkpoint) {
+            (Some((_, Source::Kube(other))), _, _) => other.versions(),
+            // Maps do not say how new they are.
+            (Some((_, Source::File(_))), _, _) | (None, Some(_), _) | (None, None, None) => {
+                BTreeMap::new()
+            }
+            (None, None, Some(loaded)) => loaded.provenance.resource_versions.clone(),
+        };
         let is_of_another = match (self.charge.in_charge(), self.adopted_of, &self.checkpoint) {
             (Some(in_charge), _, _) => in_charge != index,
             (None, Some(said_by), _) => is_said_by_another(said_by),
             (None, None, Some(loaded)) => is_said_by_another(self.name_of(loaded)),
             (None, None, None) => false,
         };
-        is_of_another && !source.is_level()
+        is_of_another && !source.is_level(&versions)
     }
 
     fn decide(&mut self) {
@@ -388,6 +397,7 @@ impl Sources {
             for index in 0..self.specs.len() {
                 if let Some(Some(source)) = self.active.get(index) {
                     let is_good = source.is_good() && !self.may_be_older(index, source);
+                    self.charge.set_present(index, source.is_present());
                     self.charge.report(index, is_good, now);
                 }
             }
@@ -507,11 +517,19 @@ impl Source {
         }
     }
 
-    /// What it says is not older than what another source has said.
-    fn is_level(&self) -> bool {
+    /// What it says is the cloud's.
+    fn is_present(&self) -> bool {
+        match self {
+            Self::File(_) => false,
+            Self::Kube(source) => source.is_fresh(),
+        }
+    }
+
+    /// What it says is not older than what another source has said, whose watches were at these versions.
+    fn is_level(&self, with: &BTreeMap<String, String>) -> bool {
         match self {
             Self::File(_) => true,
-            Self::Kube(source) => source.is_level(),
+            Self::Kube(source) => source.is_level(with),
         }
     }
 

@@ -42,7 +42,7 @@ pub(super) fn service(
     let is_proxied_elsewhere = label(value, PROXY_NAME, |label| Ok(*label != Value::Null))?;
     let load_balancer_ips = load_balancer_ips(value)?;
     let created_at = at(value, "metadata", |m| {
-        at(m, "creationTimestamp", |at| Ok(seconds_since_1970(at)))
+        at(m, "creationTimestamp", seconds_since_1970)
     })?;
     at(value, "spec", |spec| {
         let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
@@ -74,11 +74,16 @@ pub(super) fn service(
     })
 }
 
-/// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without.
-fn seconds_since_1970(value: &Value<'_>) -> u64 {
-    let time = text(value).ok().flatten();
-    let time: Option<Timestamp> = time.and_then(|time| time.parse().ok());
-    time.map_or(0, |time| time.as_second().try_into().unwrap_or(0))
+/// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without. One that says nothing is refused, as
+/// by kubectl: who is older than whom decides who has an address.
+fn seconds_since_1970(value: &Value<'_>) -> Result<u64, Wrong> {
+    let Some(time) = text(value)?.filter(|time| !time.is_empty()) else {
+        return Ok(0);
+    };
+    let time: Option<Timestamp> = time.parse().ok();
+    let time = time.ok_or_else(|| Wrong::new("a time as 2006-01-02T15:04:05Z", value))?;
+    // Of a time before 1970 it is enough that it is long ago.
+    Ok(time.as_second().try_into().unwrap_or(1))
 }
 
 pub(super) fn pool_service(

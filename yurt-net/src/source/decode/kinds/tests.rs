@@ -640,3 +640,38 @@ fn of_a_pod_its_identity_and_what_its_author_tells_yurt_net_are_read() {
         )]
     );
 }
+
+#[test]
+fn the_time_of_making_is_read_in_every_offset_and_one_that_is_none_is_told() {
+    let decoded = |time: &str| {
+        yaml(&format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, creationTimestamp: {time}}}\nspec: {{ports: [{{port: 80}}]}}\n"
+        ))
+    };
+    for (time, expected) in [
+        ("2023-01-01T00:00:00Z", 1_672_531_200),
+        ("'2023-01-01T08:00:00+08:00'", 1_672_531_200),
+        ("'2023-01-01T00:00:00.5Z'", 1_672_531_200),
+        ("'1969-01-01T00:00:00Z'", 1),
+        ("null", 0),
+        ("''", 0),
+    ] {
+        let decoded = decoded(time);
+        let [
+            Located {
+                object: Object::Service(service),
+                ..
+            },
+        ] = decoded.objects.as_slice()
+        else {
+            panic!("{time}: {decoded:?}");
+        };
+        assert_eq!(service.created_at, expected, "{time}");
+    }
+    for time in ["yesterday", "'2023-01-01'", "17"] {
+        let decoded = decoded(time);
+        let told = rejections(&decoded);
+        assert!(decoded.objects.is_empty(), "{time}");
+        assert!(told[0].contains("creationTimestamp"), "{told:?}");
+    }
+}
