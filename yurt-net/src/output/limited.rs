@@ -4,6 +4,11 @@
 //! This is the last bound, for every line that there is. Where somebody outside can cause lines, whoever writes them shares them out first
 //! (`agent/lines.rs`), so that one tenant does not take the lines of another.
 
+#![expect(
+    clippy::disallowed_types,
+    reason = "places have no order; they are only looked up"
+)]
+
 use std::collections::HashMap;
 use std::io::{self, Write};
 use std::sync::{Mutex, MutexGuard, PoisonError};

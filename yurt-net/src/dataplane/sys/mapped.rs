@@ -125,7 +125,7 @@ impl<'a, T: Copy> WindowedArray<'a, T> {
             assert!(WINDOW_BYTES.is_multiple_of(size_of::<T>()));
         }
         // 24,576 at most.
-        let entries = (WINDOW_BYTES / size_of::<T>()) as u32;
+        let entries = u32::try_from(WINDOW_BYTES / size_of::<T>()).unwrap_or(u32::MAX);
         let first = index - index % entries;
         (first, entries.min(length - first))
     }
