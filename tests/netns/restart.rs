@@ -195,7 +195,7 @@ fn endpoints_that_flap_a_hundred_times_under_load_fail_no_connect() -> Result<()
     })
 }
 
-/// They are megabytes, and parsing them was half of a start and three quarters of its memory.
+/// They are megabytes, and parsing them takes twice the memory of a small node's agent.
 #[test]
 fn a_start_does_not_read_the_kernels_types() -> Result<()> {
     let (mut world, _backends, _client) = with_two_backends()?;
