@@ -79,3 +79,40 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::shell::root;
+
+    /// What follows `cargo xtask` on a page, whether a reader types it or prose names it; what is optional is left out.
+    fn said(page: &str) -> impl Iterator<Item = &str> {
+        let lines = page
+            .lines()
+            .flat_map(|line| line.split("cargo xtask ").skip(1));
+        let ends = ['`', '#', '&', '[', ','];
+        lines.map(move |rest| rest.split(ends).next().unwrap_or(rest).trim())
+    }
+
+    #[test]
+    fn every_line_of_a_page_that_begins_with_cargo_xtask_is_a_verb_with_its_flags() {
+        let docs = fs::read_dir(root().join("docs")).unwrap();
+        let docs = docs.map(|entry| entry.unwrap().path());
+        let pages = ["README.md", "CONTRIBUTING.md"].map(|name| root().join(name));
+        let pages = pages.into_iter().chain(docs.filter(|path| path.is_file()));
+        let mut count = 0;
+        for path in pages {
+            let page = fs::read_to_string(&path).unwrap();
+            for line in said(&page) {
+                count += 1;
+                let words = ["cargo xtask"].into_iter().chain(line.split_whitespace());
+                if let Err(error) = Verb::try_parse_from(words) {
+                    panic!("{}: cargo xtask {line}: {error}", path.display());
+                }
+            }
+        }
+        assert!(count > 30, "{count} lines");
+    }
+}

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 /// What a document names that is not there: line and path.
 ///
 /// A name is a code span (`` `a/b.rs` ``) that begins with a directory of the workspace or ends in `.rs`, or the target of a link.
-/// The former may leave out the beginning of a path, as prose does (`policy/memo.rs`).
+/// The former may leave out the beginning of a path, as prose does (`policy/memo.rs`). So is a module of a test binary (`netns::udp`).
 ///
 /// * `document`: its path from the workspace root.
 /// * `paths`: every file and directory, likewise.
@@ -24,7 +24,10 @@ pub(super) fn absent<'a>(
         if is_code {
             continue;
         }
-        let named = spans(line).filter(|span| is_path(span) && !is_known(span, paths));
+        let is_absent = |span: &&str| {
+            is_path(span) && !is_known(span, paths) || is_absent_test_module(span, paths)
+        };
+        let named = spans(line).filter(is_absent);
         let linked = links(line).filter(|link| !is_reachable(document, link, paths));
         found.extend(named.chain(linked).map(|path| (index + 1, path)));
     }
@@ -74,6 +77,19 @@ fn is_known(span: &str, paths: &BTreeSet<String>) -> bool {
     paths.contains(span) || paths.iter().any(|path| ends_with_path(path, span))
 }
 
+/// Whether a span is `binary::module`, where `tests/binary/` is there and has no such module.
+fn is_absent_test_module(span: &str, paths: &BTreeSet<String>) -> bool {
+    let is_word = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+    let Some((binary, module)) = span.split_once("::") else {
+        return false;
+    };
+    is_word(binary)
+        && is_word(module)
+        && paths.contains(&format!("tests/{binary}/main.rs"))
+        && !paths.contains(&format!("tests/{binary}/{module}.rs"))
+        && !paths.contains(&format!("tests/{binary}/{module}/mod.rs"))
+}
+
 fn ends_with_path(path: &str, end: &str) -> bool {
     path.strip_suffix(end)
         .is_some_and(|start| start.ends_with('/'))
@@ -104,6 +120,8 @@ mod tests {
             "docs",
             "docs/a.md",
             "docs/decisions/0001-b.md",
+            "tests/netns/main.rs",
+            "tests/netns/udp.rs",
             "yurt-net/src/plan/op.rs",
         ];
         all.map(str::to_owned).into()
@@ -128,6 +146,12 @@ mod tests {
             (3, "docs/gone.md"),
         ];
         assert_eq!(absent_in(text), expected);
+    }
+
+    #[test]
+    fn a_module_of_a_test_binary_is_named_by_its_path_in_rust() {
+        assert_eq!(absent_in("`netns::udp`, `std::fs`, `Op::Grace`"), []);
+        assert_eq!(absent_in("`netns::gone`"), [(1, "netns::gone")]);
     }
 
     #[test]
