@@ -26,7 +26,7 @@ fn main() -> ExitCode {
             println!("cargo::rustc-link-arg-bins=-u{function}");
         }
     }
-    // Which functions are mapped together: xtask/src/layout.rs says why. These targets are linked by lld (.cargo/config.toml).
+    // Which functions are mapped together: xtask/src/layout/ says why. These targets are linked by lld (.cargo/config.toml).
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl") {
         let directory = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo::rustc-link-arg-bins=-T{directory}/layout.ld");

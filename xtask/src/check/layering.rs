@@ -1,5 +1,6 @@
 //! Which file may know what: the pure core stays pure, each edge has one owner.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use super::breaches;
@@ -255,7 +256,23 @@ pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
         remedy: "list where it is now, or delete it from the list".to_owned(),
     });
     let imports = HOUSES.iter().flat_map(|house| house.violations(files));
-    missing.chain(imports).collect()
+    let imports = missing.chain(imports);
+    imports.chain(beside_their_directories(files)).collect()
+}
+
+/// Modules whose file lies beside the directory of their other files: one place has all of a module, and nobody looks in two.
+fn beside_their_directories(files: &[File]) -> impl Iterator<Item = Violation> {
+    let directories = files.iter().filter_map(|file| file.name.rsplit_once('/'));
+    let directories: BTreeSet<&str> = directories.map(|(directory, _)| directory).collect();
+    let is_beside = move |file: &&File| {
+        let module = file.name.trim_end_matches(".rs");
+        file.name.contains("/src/") && !is_test(&file.name) && directories.contains(module)
+    };
+    files.iter().filter(is_beside).map(|file| Violation {
+        place: file.name.clone(),
+        rule: "is a module with a directory, and lies beside it".to_owned(),
+        remedy: format!("git mv it to {}/mod.rs", module_of(&file.name)),
+    })
 }
 
 fn file_violations(file: &File, is_pure: bool) -> Vec<Violation> {
@@ -547,5 +564,30 @@ mod tests {
             ),
             [""; 0]
         );
+    }
+
+    #[test]
+    fn a_module_with_files_of_its_own_is_the_mod_rs_of_its_directory() {
+        let beside = |names: &[&str]| -> Vec<String> {
+            let files = names.iter().map(|name| File {
+                name: (*name).to_owned(),
+                text: String::new(),
+            });
+            let files: Vec<File> = files.collect();
+            beside_their_directories(&files)
+                .map(|violation| violation.place)
+                .collect()
+        };
+        let fine = [
+            "yurt-net/src/plan/mod.rs",
+            "yurt-net/src/plan/op.rs",
+            "yurt-net/src/source/tests.rs",
+            "yurt-net/src/source/tests/again.rs",
+            "tests/cases.rs",
+            "tests/cases/case.rs",
+        ];
+        assert_eq!(beside(&fine), [""; 0]);
+        let found = beside(&["yurt-net/src/plan.rs", "yurt-net/src/plan/op.rs"]);
+        assert_eq!(found, ["yurt-net/src/plan.rs"]);
     }
 }

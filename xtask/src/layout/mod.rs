@@ -149,7 +149,7 @@ fn pattern(symbol: &str) -> String {
 }
 
 fn script(parts: &[BTreeSet<String>]) -> String {
-    let mut text = "/* Made by `cargo xtask layout`, which says why (xtask/src/layout.rs). Not to be edited by hand. */\n\
+    let mut text = "/* Made by `cargo xtask layout`, which says why (xtask/src/layout/). Not to be edited by hand. */\n\
                     SECTIONS {\n"
         .to_owned();
     for ((name, _), patterns) in PARTS.iter().zip(parts) {
