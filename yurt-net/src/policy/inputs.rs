@@ -1,4 +1,5 @@
-//! What a table is compiled of beside the snapshot: what the operator decides, what this machine knows of itself, and what was known.
+//! The inputs of a table beside the snapshot: the operator's settings, facts about this machine, and the memory of
+//! earlier tables.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -18,7 +19,7 @@ pub const POOL_LABEL: &str = "apps.openyurt.io/nodepool";
 /// Where the agent's metrics are unless told otherwise.
 pub const METRICS_PORT: u16 = 10249;
 
-/// What the operator decides.
+/// The operator's settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyConfig {
     /// Name of this node's Node object.
@@ -27,19 +28,19 @@ pub struct PolicyConfig {
     pub nodepool: Option<String>,
     /// Key of the label that names a Node's pool.
     pub pool_label: String,
-    /// What counts as inside a closure while data is missing.
+    /// Which nodes count as inside a closure while data is missing.
     pub closure_failure: ClosureFailure,
-    /// `--service-cidr`: where ClusterIPs come from; empty = ask the ServiceCIDR objects.
+    /// `--service-cidr`: the prefixes of ClusterIPs; empty: the ServiceCIDR objects say.
     pub service_cidrs: Vec<IpNetwork>,
     /// `--kubernetes-via-hub`: endpoints of default/kubernetes.
     pub kubernetes_via_hub: ViaHub,
-    /// The source in charge is a YurtHub: the agent keeps it right.
+    /// The source in charge is a YurtHub; the agent updates this.
     pub is_source_hub: bool,
     /// `--compat-drop-service`: a Service whose NodePorts or load balancer are not for this node is not served at all.
     pub compat_drop_service: bool,
     /// `--compat-all-vips`: the load balancer's addresses of every pool are served.
     pub compat_all_vips: bool,
-    /// What no Service may take.
+    /// Addresses and ports that no Service may take.
     pub protect: ProtectConfig,
 }
 
@@ -85,14 +86,14 @@ pub enum ViaHub {
     Off,
 }
 
-/// What this machine knows of its own addresses; empty where there is no machine, as for `plan`.
+/// This machine's own addresses; empty if this machine is not the node, as for `plan`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeView {
-    /// Addresses on its interfaces; `None` = not looked at, the Node's status is believed.
+    /// Addresses on its interfaces; `None`: not known, and the Node's status counts.
     pub local_addresses: Option<BTreeSet<IpAddr>>,
     /// Source addresses of its default routes.
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
-    /// Whom its processes ask for names.
+    /// The nameservers that its processes ask.
     pub nameservers: BTreeSet<IpAddr>,
     /// Where its Pods are, while that is known better than the snapshot is.
     pub truth: Option<Arc<Truth>>,
@@ -101,7 +102,7 @@ pub struct NodeView {
 }
 
 impl NodeView {
-    /// The same, where the machine is this node: it has an address that the Node says. Elsewhere it is as if nobody had looked.
+    /// The view, if this machine is the node: it has an address of the Node. Otherwise an empty view.
     #[must_use]
     pub fn of(self, node: Option<&Node>) -> Self {
         let local = self.local_addresses.iter().flatten();
@@ -116,7 +117,7 @@ impl NodeView {
     }
 }
 
-/// What compile knew of the pool, for the time when data is missing. To be kept across snapshots.
+/// What an earlier compile knew of the pool, for the time when data is missing. The caller keeps it across snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Memory {
     /// The pool that the own Node's label named; "" = the Node was in no pool.
@@ -129,7 +130,7 @@ pub struct Memory {
     pub node_addresses: Vec<IpAddr>,
 }
 
-/// What nobody may take, as the operator and the sources say.
+/// Protected addresses and ports, from the operator and the sources.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProtectConfig {
     /// `--protect`.
@@ -162,12 +163,6 @@ pub struct Place {
     pub port: Option<u16>,
 }
 
-impl Place {
-    pub(super) fn contains(self, at: SocketAddr) -> bool {
-        self.address == at.ip() && self.port.is_none_or(|port| port == at.port())
-    }
-}
-
 impl FromStr for Place {
     type Err = &'static str;
 
@@ -194,12 +189,12 @@ impl FromStr for Place {
 /// `--external-ips`: which `spec.externalIPs` are served at all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum ExternalIps {
-    /// Those that are not protected.
+    /// All that are not protected.
     #[default]
     All,
-    /// None.
+    /// No external IP.
     None,
-    /// Of those that are not protected the ones inside.
+    /// Those inside these prefixes that are not protected.
     Inside(Vec<IpNetwork>),
 }
 

@@ -1,9 +1,10 @@
-//! Addresses and ports that are nobody's to take: those by which this node, its agents and its operator reach each other.
+//! Addresses and ports that are nobody's to take: those by which this node, its agents and its operator reach each
+//! other.
 //!
-//! Pure. In: `ProtectConfig`, Nodes, the endpoints of default/kubernetes, `NodeView`. Out: whose an address or a place is, and
-//! why a frontend must not be there. Whoever writes `externalIPs`, a load balancer's status or a NodePort would otherwise come
-//! between the node and its apiserver (CVE-2020-8554), for good: the checkpoint remembers it over a reboot. Rules in order, by
-//! kind of frontend:
+//! Pure. In: `ProtectConfig`, Nodes, the endpoints of default/kubernetes, `NodeView`. Out: whose an address or a place
+//! is, and why a frontend must not be there. Whoever writes `externalIPs`, a load balancer's status or a NodePort would
+//! otherwise come between the node and its apiserver (CVE-2020-8554), for good: the checkpoint remembers it over a
+//! reboot. Rules in order, by kind of frontend:
 //!
 //! | what | ExternalIP | LoadBalancer | NodePort | ClusterIP |
 //! |---|---|---|---|---|
@@ -11,10 +12,11 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node and of others | no | not the lifelines' ports | likewise | yes |
-//! | the node's nameservers, at the ports of DNS | no | yes | no | yes |
+//! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
-//! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are served; their
-//! lifelines are not. Nor is it rare that nodes ask a DNS server of their own cluster by a load balancer's address or a ClusterIP.
+//! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are
+//! served; their lifelines are not. Nor is it rare that nodes ask a DNS server of their own cluster by a load
+//! balancer's address or a ClusterIP.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -22,25 +24,25 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use super::inputs::{NodeView, PolicyConfig, ProtectConfig};
+use super::inputs::{NodeView, Place, PolicyConfig, ProtectConfig};
 use crate::model::{NamespacedName, Snapshot};
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::table::FrontendKind;
 
 /// YurtHub's dummy interface (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, openyurt cmd/yurthub/app/options/options.go).
 pub(super) const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
-/// See [`HUB_V4`].
+/// The same for IPv6.
 pub(super) const HUB_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
 /// Its secure port.
 pub(super) const HUB_PORT: u16 = 10268;
 /// All of its ports: proxy, metrics and Pods, secure proxy, secure proxy of a dummy interface.
 const HUB_PORTS: [u16; 4] = [10261, 10267, HUB_PORT, 10269];
-/// What else a node is reached or judged by: sshd, the kubelet, the health check of load balancers.
+/// Other ports by which a node is reached or checked: sshd, the kubelet, the health check of load balancers.
 const NODE_PORTS: [u16; 3] = [22, 10250, 10256];
 /// DNS (RFC 1035) and DNS over TLS (RFC 7858).
 const DNS_PORTS: [u16; 2] = [53, 853];
 
-/// Whose an address is.
+/// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whose {
     /// The operator's word.
@@ -53,7 +55,7 @@ pub enum Whose {
     Hub,
     /// An apiserver's, or a configured YurtHub's.
     Server,
-    /// Of a nameserver that this node asks.
+    /// A nameserver that this node asks.
     Nameserver,
     /// Unspecified, loopback, link-local, multicast, or the self-test's.
     Special(&'static str),
@@ -89,10 +91,10 @@ impl fmt::Display for Whose {
     }
 }
 
-/// What is protected on one node: addresses and ports that no frontend may take.
+/// The addresses and ports of one node that no frontend may take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Protected {
-    /// Of Nodes and of this machine, sorted.
+    /// The addresses of Nodes and of this machine, sorted.
     nodes: Vec<(IpAddr, Whose)>,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
@@ -139,7 +141,7 @@ impl Protected {
         }
     }
 
-    /// Whose an address is, at whatever port; `None` where it is not known to be anybody's.
+    /// The owner of an address, whatever the port; `None` if it has no known owner.
     pub fn whose(&self, address: IpAddr) -> Option<Whose> {
         let address = address.to_canonical();
         if is_hub(address) {
@@ -165,7 +167,7 @@ impl Protected {
         self.node(address).cloned()
     }
 
-    /// Every address that can be named, and whose it is. Some come twice.
+    /// Every address that can be listed, and its owner. Some come twice.
     pub fn listed(&self) -> impl Iterator<Item = (IpAddr, Whose)> {
         let nodes = self.nodes.iter().map(|(address, _)| *address);
         let servers = self.servers.iter().map(SocketAddr::ip);
@@ -217,37 +219,43 @@ impl Protected {
         Some(whose.to_string())
     }
 
-    /// Why no frontend of a kind is at an address and port. `is_apiserver`: it is of the Service default/kubernetes, whose
-    /// ClusterIP is what a Pod's environment calls the apiserver.
+    /// Why no frontend of a kind is at an address and port. `is_apiserver`: it is of the Service default/kubernetes,
+    /// whose ClusterIP is what a Pod's environment calls the apiserver.
     pub(super) fn refuses_at(
         &self,
         kind: FrontendKind,
         at: SocketAddr,
         is_apiserver: bool,
     ) -> Option<String> {
-        // NodePorts answer on loopback, too.
-        let loopback = match at.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        let loopback = SocketAddr::new(loopback, at.port());
         let is_node_port = kind == FrontendKind::NodePort;
         let is_cluster_ip = kind == FrontendKind::ClusterIp;
-        for place in [at, loopback]
-            .into_iter()
-            .take(1 + usize::from(is_node_port))
-        {
-            if self.config.given.iter().any(|given| given.contains(place)) {
-                return Some(Whose::Protected.to_string());
-            }
-            let is_server = self.servers.binary_search(&place).is_ok();
-            if is_server && !(is_cluster_ip && is_apiserver) {
-                return Some(Whose::Server.to_string());
-            }
+        // A NodePort also answers at every loopback address of its family.
+        let answers_at = |address: IpAddr| {
+            let is_loopback = address.is_loopback() && address.is_ipv4() == at.is_ipv4();
+            address == at.ip() || is_node_port && is_loopback
+        };
+        let told = |whose: Whose, address: IpAddr| match address == at.ip() {
+            true => whose.to_string(),
+            false => format!("{whose} ({address}): NodePorts answer on loopback, too"),
+        };
+        let mut given = self.config.given.iter();
+        let is_given = |place: &&Place| {
+            answers_at(place.address) && place.port.is_none_or(|port| port == at.port())
+        };
+        if let Some(place) = given.find(is_given) {
+            return Some(told(Whose::Protected, place.address));
         }
-        let is_dns = DNS_PORTS.contains(&at.port()) && self.nameservers.contains(&at.ip());
-        if is_dns && matches!(kind, FrontendKind::ExternalIp | FrontendKind::NodePort) {
-            return Some(Whose::Nameserver.to_string());
+        let mut servers = self.servers.iter();
+        let is_server = |place: &&SocketAddr| place.port() == at.port() && answers_at(place.ip());
+        let server = servers.find(is_server);
+        if let Some(server) = server.filter(|_| !(is_cluster_ip && is_apiserver)) {
+            return Some(told(Whose::Server, server.ip()));
+        }
+        if DNS_PORTS.contains(&at.port())
+            && matches!(kind, FrontendKind::ExternalIp | FrontendKind::NodePort)
+            && let Some(nameserver) = self.nameservers.iter().find(|one| answers_at(**one))
+        {
+            return Some(told(Whose::Nameserver, *nameserver));
         }
         let is_hub_port = HUB_PORTS.contains(&at.port());
         if is_cluster_ip {
@@ -275,7 +283,7 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// What an address is that belongs to no host of a network. The apiserver refuses most of them, too
+/// The kind of an address that no host of a network can have, in words. The apiserver refuses most of them, too
 /// (ValidateNonSpecialIP); manifests in a file have passed no apiserver.
 pub(super) fn special(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {

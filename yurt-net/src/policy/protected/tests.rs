@@ -173,6 +173,41 @@ fn a_node_port_is_no_lifeline_and_nothing_of_loopback() {
     }
 }
 
+/// systemd-resolved listens at 127.0.0.53, and a NodePort answers at all of 127.0.0.0/8.
+#[test]
+fn a_node_port_takes_nothing_that_is_protected_at_any_loopback_address_of_its_family() {
+    let protect: [fn(&mut World); 3] = [
+        |world| world.view.nameservers = [ip("127.0.0.53")].into(),
+        |world| world.config.protect.servers = vec!["127.0.0.2:53".parse().unwrap()],
+        |world| world.config.protect.given = vec!["127.1.2.3:53".parse().unwrap()],
+    ];
+    for protect in protect {
+        for (number, is_served) in [(53, false), (30053, true)] {
+            let mut world = written(&[], 80);
+            protect(&mut world);
+            world.service("web", |service| {
+                service.service_type = ServiceType::NodePort;
+                service.ports = [port("dns", 80, number)].into();
+            });
+            let all = given(&mut world);
+            assert_eq!(all.len(), 1 + usize::from(is_served), "{all:?}");
+            let told = world.rejections();
+            let is_told = told
+                .iter()
+                .any(|reason| reason.contains("NodePort 192.0.2.11:53"));
+            assert_eq!(is_told, !is_served, "{told:?}");
+        }
+    }
+    // The other family's loopback is another address.
+    let mut world = written(&[], 80);
+    world.view.nameservers = [ip("::1")].into();
+    world.service("web", |service| {
+        service.service_type = ServiceType::NodePort;
+        service.ports = [port("dns", 80, 53)].into();
+    });
+    assert_eq!(given(&mut world).len(), 2);
+}
+
 /// k3s and kubeadm: a Pod's environment names the ClusterIP of default/kubernetes.
 #[test]
 fn the_cluster_ip_that_the_environment_calls_the_apiserver_is_served_to_default_kubernetes_alone() {
