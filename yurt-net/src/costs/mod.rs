@@ -1,5 +1,5 @@
-//! What objects cost that an apiserver accepts: four times as large is at most about four times as much work, and what somebody
-//! else changes does not wait for it.
+//! What objects cost that an apiserver accepts: four times as large is at most about four times as much work, and what
+//! somebody else changes does not wait for it.
 //!
 //! Judged by the processor time of this thread, as ratios in one run: what else the machine does moves neither.
 #![expect(
@@ -205,7 +205,7 @@ impl Node {
     }
 }
 
-/// What no size explains.
+/// Costs that do not depend on the size.
 const FLOOR: Duration = Duration::from_micros(300);
 
 #[test]

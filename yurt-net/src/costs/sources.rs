@@ -1,4 +1,4 @@
-//! What it costs to read objects, to remember them and to tell of them.
+//! The cost of reading objects, keeping them and reporting on them.
 
 use serde_json::{Value, json};
 

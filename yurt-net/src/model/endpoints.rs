@@ -26,7 +26,7 @@ pub struct Endpoint {
     pub placement: Option<Arc<Placement>>,
 }
 
-/// What endpoints of one node have in common.
+/// The fields that endpoints of one node share.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Placement {
     /// `nodeName`.
@@ -105,7 +105,7 @@ pub struct Hints {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Endpoints(List);
 
-/// What fits into the first kind is of that kind, so that equal lists are equal.
+/// A list that fits into the first kind has that kind, so that equal lists compare equal.
 #[derive(Clone, PartialEq, Eq)]
 enum List {
     /// All of IPv4.
@@ -141,7 +141,7 @@ impl Endpoints {
         self.len() == 0
     }
 
-    /// One after the other.
+    /// Each endpoint, in order.
     pub fn iter(&self) -> impl Iterator<Item = Endpoint> {
         let (v4, any) = match &self.0 {
             List::V4(all) => (&**all, &[][..]),

@@ -1,7 +1,7 @@
 //! The part of Kubernetes' and OpenYurt's objects that decides where Service traffic goes.
 //!
 //! Pure. Built by `source::decode`, read by `policy`. The vocabulary is Kubernetes'; optional fields
-//! already carry their API defaults, and nothing that no rule reads is kept.
+//! already have their API defaults, and a field that no rule reads is left out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -18,8 +18,8 @@ mod endpoints;
 
 pub use endpoints::{Endpoint, Endpoints, Hints, Placement};
 
-/// Namespace and name of a namespaced object; sorts bytewise by namespace, then name. Clones share their text: every table
-/// has the name of a Service in it.
+/// Namespace and name of a namespaced object; sorts bytewise by namespace, then name. Clones share their text: every
+/// table has the name of a Service in it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct NamespacedName {
     /// `metadata.namespace`; `default` where the manifest has none.
@@ -48,7 +48,7 @@ impl fmt::Display for NamespacedName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Protocol {
-    /// SCTP: listed in the table, enforced by nobody here.
+    /// SCTP: listed in the table, and not enforced.
     Sctp,
     /// TCP.
     Tcp,
@@ -84,7 +84,7 @@ pub const MAX_ADDRESSES: usize = 1000;
 /// Source ranges of one family that a Service may have; one more is kept. The publish word has no room for more.
 pub const MAX_SOURCE_RANGES: usize = 127;
 
-/// What is kept of an annotation of more than 4,096 bytes: nobody who reads one knows this word, and who complains shows it.
+/// Stands for an annotation of more than 4,096 bytes. No reader of annotations knows this word, and complaints show it.
 pub const TOO_LONG: &str = "(longer-than-4096-bytes)";
 
 /// A v1 Service.
@@ -92,8 +92,8 @@ pub const TOO_LONG: &str = "(longer-than-4096-bytes)";
 pub struct Service {
     /// Identity.
     pub name: NamespacedName,
-    /// `metadata.creationTimestamp`, in seconds since 1970; 0 where a manifest has none. An apiserver writes it, whatever the
-    /// author says.
+    /// `metadata.creationTimestamp`, in seconds since 1970; 0 where a manifest has none. An apiserver writes it,
+    /// whatever the author says.
     pub created_at: u64,
     /// `spec.type`.
     pub service_type: ServiceType,
@@ -140,10 +140,10 @@ pub enum ServiceType {
 /// Which endpoints a Service's clients may be led to, before closure and readiness.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum TrafficPolicy {
-    /// The default: those of all nodes.
+    /// The default: endpoints on all nodes.
     #[default]
     Cluster,
-    /// Those on this node.
+    /// Endpoints on this node.
     Local,
 }
 
@@ -212,7 +212,7 @@ pub struct EndpointSlice {
     pub ports: Arc<[EndpointPort]>,
     /// Endpoints.
     pub endpoints: Endpoints,
-    /// Which Pods those of this node are, where a source was told which node that is; empty in most slices.
+    /// The Pods of this node among the endpoints, if the source was told which node that is; empty in most slices.
     pub pods: Box<[EndpointPod]>,
 }
 
@@ -256,13 +256,13 @@ pub struct Node {
     pub external_ips: Vec<IpAddr>,
     /// `spec.podCIDRs` (or `podCIDR`).
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Those of `metadata.annotations` in which flannel tells the peers of this Node where it is. They count only while they are
-    /// fresh, so a checkpoint does not keep them.
+    /// The annotations in which flannel tells other nodes where this Node is. They count only while they are fresh, so
+    /// a checkpoint does not keep them.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,
 }
 
-/// A v1 Pod of this node: what retention reads of it.
+/// A v1 Pod of this node: the fields that retention reads.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalPod {
     /// Identity.
@@ -271,10 +271,10 @@ pub struct LocalPod {
     pub uid: Arc<str>,
     /// `spec.nodeName`; "" where a manifest has none.
     pub node_name: Arc<str>,
-    /// Those of `metadata.annotations` that are for yurt-net.
+    /// The annotations that are for yurt-net.
     pub annotations: BTreeMap<String, String>,
-    /// What its containers say of when they are ready, as far as that can be asked over the network. Not in the checkpoint: Pods are
-    /// asked for again at every start, and records of its format have no room for more.
+    /// The readiness probes of its containers that can be asked over the network. Not in the checkpoint: Pods are read
+    /// again at every start, and records of its format have no room for more.
     #[serde(skip)]
     pub readiness: Box<[ReadinessProbe]>,
 }
@@ -282,9 +282,9 @@ pub struct LocalPod {
 /// A `readinessProbe` of a container; it is ready while this passes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ReadinessProbe {
-    /// What is asked.
+    /// The question.
     pub question: Question,
-    /// Where, on the Pod's address.
+    /// The port of the Pod's address.
     pub port: u16,
     /// Time between two, seconds.
     pub period_seconds: u32,
@@ -310,10 +310,10 @@ impl ReadinessProbe {
     }
 }
 
-/// What a probe asks.
+/// The question of a probe.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Question {
-    /// Whether somebody accepts a TCP connection.
+    /// Whether a TCP connection is accepted.
     Connect,
     /// Whether an HTTP GET is answered with 200 to 399.
     Get {
@@ -324,7 +324,7 @@ pub enum Question {
     },
     /// Whether the gRPC health check (grpc.health.v1.Health) says SERVING.
     Grpc {
-        /// Of what; "" for the server as a whole.
+        /// The service; "" for the server as a whole.
         service: String,
     },
 }
@@ -403,7 +403,7 @@ pub struct Snapshot {
     pub rejections: Vec<Rejection>,
 }
 
-/// What a manifest said when it could be read: all that is kept of it while it cannot.
+/// The last good version of a manifest, kept while the manifest cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Manifest {
     /// Path relative to the source.
@@ -474,7 +474,7 @@ impl Kind {
         Self::Pod,
     ];
 
-    /// That which the API spells so; `None`: no snapshot holds any.
+    /// The kind with this spelling in the API; `None` if snapshots hold no such objects.
     pub fn of(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.name() == name)
     }
@@ -487,7 +487,7 @@ impl Kind {
         )
     }
 
-    /// As the API spells it.
+    /// The spelling of the API.
     pub fn name(self) -> &'static str {
         match self {
             Self::Service => "Service",
@@ -517,12 +517,12 @@ impl Snapshot {
     }
 }
 
-/// What may differ from the snapshot that was looked at before.
+/// The objects that may differ from the snapshot that was examined before.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Touched {
     /// These EndpointSlices, and rejections.
     Slices(BTreeSet<NamespacedName>),
-    /// Nobody knows.
+    /// Not known: every object may differ.
     #[default]
     Anything,
 }
@@ -540,14 +540,14 @@ impl Touched {
         matches!(self, Self::Slices(names) if names.is_empty())
     }
 
-    /// What may differ now; from then on nothing does.
+    /// Takes what may differ now, and begins anew with nothing.
     #[must_use]
     pub fn take(&mut self) -> Self {
         std::mem::replace(self, Self::Slices(BTreeSet::new()))
     }
 }
 
-/// One object that is wrong, and why. It costs only itself: the rest of the table still ships.
+/// An invalid object, and why. It affects nothing else: the rest of the table takes effect.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Rejection {
     /// Kind as written; "" when the document could not be read that far.
@@ -558,6 +558,6 @@ pub struct Rejection {
     pub name: String,
     /// `web.yaml#3`: path relative to the source, document from 1; "" for an apiserver.
     pub source: String,
-    /// What is wrong and what to do about it.
+    /// The fault, and what to do about it.
     pub reason: String,
 }

@@ -1,4 +1,4 @@
-//! What differs between two tables.
+//! The difference between two tables.
 
 use std::cmp::Ordering;
 use std::sync::Arc;
@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::unit::self_test;
 use crate::table::{ServiceEntry, ServiceKey};
 
-/// A service port that is not what it was.
+/// A service port that differs from the last table, or is tried again.
 pub(super) struct Change {
-    /// Its place in the new table, where it is in both.
+    /// Its place in the new table, if it is in both.
     pub(super) at: usize,
     pub(super) old: Option<Arc<ServiceEntry>>,
     pub(super) new: Option<Arc<ServiceEntry>>,
@@ -22,7 +22,7 @@ impl Change {
             .map(|entry| &entry.key)
     }
 
-    /// Whether it is what it was, and only tried again.
+    /// Whether it has not changed, and is only tried again.
     pub(super) fn is_retry(&self) -> bool {
         let both = self.old.as_ref().zip(self.new.as_ref());
         both.is_some_and(|(old, new)| Arc::ptr_eq(old, new))
@@ -33,7 +33,7 @@ impl Change {
     }
 }
 
-/// What differs between two sorted tables.
+/// The changes from one sorted table to the next.
 pub(super) fn changes(before: &[Arc<ServiceEntry>], after: &[Arc<ServiceEntry>]) -> Vec<Change> {
     let mut changes = Vec::new();
     let (mut old, mut at) = (0, 0);

@@ -1,4 +1,4 @@
-//! Which addresses have rows: what a connect asks before it looks into the hash.
+//! Which addresses have rows: a connect asks this filter before it looks into the hash.
 
 use std::net::IpAddr;
 
@@ -14,7 +14,7 @@ impl Default for Filter {
     }
 }
 
-/// As they are in the map; those beyond its end are dropped, those that lack are zero.
+/// The words of the map. Words beyond its end are dropped; missing ones are zero.
 impl From<Vec<u64>> for Filter {
     fn from(mut words: Vec<u64>) -> Self {
         words.resize(FILTER_WORDS as usize, 0);
@@ -36,7 +36,7 @@ impl Filter {
         place.is_in(self.0[place.word as usize])
     }
 
-    /// The words of `new` that are others here, with their index.
+    /// The words of `new` that differ from these, with their index.
     pub(super) fn changes(&self, new: &Self) -> Vec<(u32, u64)> {
         if self == new {
             return Vec::new();

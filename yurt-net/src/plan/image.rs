@@ -1,4 +1,4 @@
-//! The maps as the planner sees them: what they hold, and what of their space may be written.
+//! The maps as the planner sees them: their contents, and the space that may be written.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -54,7 +54,7 @@ pub struct ServiceImage {
     pub family: AddressFamily,
     /// First slot; 0 when it takes none.
     pub base: u32,
-    /// What is in the slots; `None` when it is not what a plan writes (damaged, overlapping, unsorted).
+    /// The contents of the slots; `None` when no plan writes such (damaged, overlapping, unsorted).
     pub set: Option<ServedSet>,
 }
 
@@ -73,33 +73,33 @@ pub struct MapImage {
     pub(super) prefixes: ClusterPrefixes,
     /// ClusterIPs of `table` that are left alone.
     pub(super) on_node: Vec<IpAddr>,
-    /// Of the addresses in `frontends`.
+    /// The filter for the addresses in `frontends`.
     pub(super) filter: Filter,
-    /// The inactive half of the prefixes is read by nobody.
+    /// No reader uses the inactive half of the prefixes.
     pub(super) is_prefix_buffer_free: bool,
     pub(super) indices: Space,
     slots4: Space,
     slots6: Space,
     /// Users of each [`KeyPort::Any`] row.
     pub(super) addresses: BTreeMap<IpAddr, u32>,
-    /// The table that this image was planned from; `None`: nobody knows.
+    /// The table that this image was planned from; `None`: not known.
     pub(super) table: Option<Vec<Arc<ServiceEntry>>>,
-    /// What of it is not in, or not all of it.
+    /// Service ports of the table that are not in the maps, or only in part.
     pub(super) left_out: BTreeMap<ServiceKey, LeftOut>,
-    /// Who was in maps that a reboot has emptied; until the first plan.
+    /// Service ports that were in the maps before a reboot emptied them; until the first plan.
     pub(super) remembered: BTreeSet<ServiceKey>,
 }
 
 /// A service port that did not fit when it was planned last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeftOut {
-    /// How many entries of each map, by [`FullMap`], one of its units asked for and did not get: the least of them; 0: none did.
+    /// The fewest entries of each map, by [`FullMap`], that one of its units asked for in vain; 0: no unit did.
     needs: [u32; 5],
-    /// Something of it is in the maps.
+    /// A part of it is in the maps.
     pub(super) has_some: bool,
     /// Indices of its services that serve a part of their set.
     pub(super) parts: Vec<u32>,
-    /// Those who may give it room were changing: it is worth a try in the next plan.
+    /// Tenants that could give it room were changing: the next plan tries again.
     pub(super) is_next: bool,
 }
 
@@ -121,7 +121,7 @@ impl LeftOut {
         (needs > 0).then_some(needs as usize)
     }
 
-    /// As a plan tells it.
+    /// The form in which a plan reports it.
     pub(super) fn told(&self, key: &ServiceKey) -> Option<Refused> {
         Some(Refused {
             service: key.clone(),
@@ -133,18 +133,18 @@ impl LeftOut {
     }
 }
 
-/// What the maps hold for a flow.
+/// The contents of the maps for a flow.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InForce {
     /// These endpoints.
     Forward(Backends),
     /// A refusal.
     Refuse,
-    /// Nothing.
+    /// No row: the flow passes.
     Pass,
 }
 
-/// A map image as read from the maps; see [`MapImage::observed`].
+/// The contents of the maps as they were read; see [`MapImage::observed`].
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
     /// Rows. One whose value cannot be right (fingerprint, index) has a service index beyond the capacity.
@@ -183,25 +183,25 @@ impl MapImage {
         }
     }
 
-    /// Lets it know who was in the maps before they were emptied: these come before all others in the first plan.
+    /// Tells which service ports were in the maps before they were emptied: these come first in the first plan.
     pub fn remember(&mut self, in_force: BTreeSet<ServiceKey>) {
         if self.frontends.is_empty() {
             self.remembered = in_force;
         }
     }
 
-    /// Service ports of which nothing is in the maps, as there was no room.
+    /// Service ports of which no part is in the maps, for lack of room.
     pub fn left_out(&self) -> impl Iterator<Item = &ServiceKey> {
         let left_out = self.left_out.iter();
         left_out.filter_map(|(key, left)| (!left.has_some).then_some(key))
     }
 
-    /// What of a service port does not fit, as the last plan has told; `None`: all of it is in.
+    /// How a service port was refused by the last plan; `None`: all of it is in the maps.
     pub fn refused(&self, key: &ServiceKey) -> Option<Refused> {
         self.left_out.get(key)?.told(key)
     }
 
-    /// What the maps hold for a new flow of this node, source ranges apart.
+    /// The contents of the maps for a new flow of this node, without regard to source ranges.
     pub fn in_force(&self, to: SocketAddr, protocol: Protocol) -> InForce {
         let address = to.ip();
         let port = KeyPort::Port(Scope::Internal, protocol, to.port());
@@ -221,7 +221,7 @@ impl MapImage {
         }
     }
 
-    /// Maps that somebody else has written: an agent before this one, perhaps in the middle of a plan.
+    /// Maps that an earlier agent has written, perhaps only in part.
     pub fn observed(capacity: Capacity, observed: Observed) -> Self {
         let Observed {
             frontends,
@@ -251,8 +251,8 @@ impl MapImage {
 
     /// Counts the generations of indices that were never published from here on.
     ///
-    /// Sockets outlive maps, and what they remember is a publish word: were every map to count from 0, a word of new
-    /// maps could be the one of another set in old maps.
+    /// Sockets outlive maps, and remember a publish word. If every map counted from 0, a word of new maps could equal
+    /// the word of another set in old maps.
     #[must_use]
     pub fn counting_from(mut self, generation: u16) -> Self {
         self.first_generation = generation;
@@ -287,7 +287,7 @@ impl MapImage {
         v4.len().max(v6.len())
     }
 
-    /// Some set is for some clients only.
+    /// Whether a set admits only some clients.
     pub fn asks_for_clients(&self) -> bool {
         let mut sets = self
             .services
@@ -296,7 +296,7 @@ impl MapImage {
         sets.any(|set| !set.ranges().is_empty())
     }
 
-    /// How much fits.
+    /// The capacities of the maps.
     pub fn capacity(&self) -> Capacity {
         self.capacity
     }
@@ -405,7 +405,7 @@ impl MapImage {
             .any(Space::has_sealed)
     }
 
-    /// Makes each map anew, as one that grew has gaps in it.
+    /// Builds each map again: one that grew has gaps.
     pub(super) fn close_gaps(&mut self) {
         fn close<K: Ord, V>(all: &mut BTreeMap<K, V>) {
             *all = std::mem::take(all).into_iter().collect();
@@ -431,7 +431,7 @@ impl MapImage {
     }
 }
 
-/// The space around the ranges of a family. A range that overlaps an earlier one is nobody's: its service is marked.
+/// The space around the ranges of a family. A service whose range overlaps an earlier one is marked as damaged.
 fn used(services: &mut BTreeMap<u32, ServiceImage>, family: AddressFamily, capacity: u32) -> Space {
     let mut ranges: Vec<(u32, u32, u32)> = services
         .iter()

@@ -81,14 +81,14 @@ struct Planner<'a> {
     slots: Vec<Op>,
     publishes: Vec<Op>,
     puts: BTreeMap<FrontendKey, FrontendRow>,
-    /// Those of `puts` that are not in the image yet, by family: the peak counts them.
+    /// Rows of `puts` that are not in the image yet, by family: they count towards the peak.
     new_rows: [usize; 2],
     deletes: BTreeSet<FrontendKey>,
-    /// Service indices that a unit of this plan holds; only kept when not `is_delta`, as is the next field.
+    /// Service indices that a unit of this plan holds. Like the next field, it is only kept when not `is_delta`.
     claimed: BTreeSet<u32>,
     rows_by_index: BTreeMap<u32, Vec<FrontendKey>>,
     has_retired: bool,
-    /// Tenants have lost something to others, whose room nobody else gets.
+    /// Tenants have lost room to Services that come first; no other Service gets it.
     is_making_room: bool,
     /// Newcomers may have a part of their set.
     may_be_parts: bool,
@@ -108,7 +108,7 @@ impl Planner<'_> {
         };
         let is_same_length = self.is_delta && changes.iter().all(Change::is_replacement);
         if is_same_length {
-            // A table is long and a change short: clones of what did not change would be most of the work.
+            // A table is long and a change short: cloning the unchanged entries would be most of the work.
             for Change { at, new, .. } in &changes {
                 if let Some(new) = new {
                     table[*at] = new.clone();
@@ -119,7 +119,7 @@ impl Planner<'_> {
             table.extend_from_slice(desired);
         }
         if !self.is_delta {
-            // Nothing is known of the rows but what they say: all of them go, unless a unit asks for them below.
+            // No table tells which rows are still wanted: all are deleted, unless a unit below asks for them.
             self.deletes = self.image.frontends.keys().copied().collect();
             self.image.addresses.clear();
             for key in self.image.frontends.keys() {
@@ -131,7 +131,7 @@ impl Planner<'_> {
         let retries = self.retries(desired, &changes);
         let changes = changes.into_iter().chain(retries);
         let (gone, changes): (Vec<_>, Vec<_>) = changes.partition(|change| change.new.is_none());
-        // Those that are there keep their place before new ones take any: a full map keeps what it has.
+        // Service ports that are in the maps keep their place before new ones take any: a full map keeps what it has.
         let (present, absent): (Vec<_>, Vec<_>) = changes
             .into_iter()
             .partition(|change| self.is_in_place(change));
@@ -156,11 +156,11 @@ impl Planner<'_> {
         self.change_all(&first);
         self.make_room(&first, [&present, &were, &absent]);
         if self.is_making_room {
-            // Nobody gets more in this plan, and what was taken from one is not to be looked at as if it were there.
+            // No tenant gets more in this plan, and a set that was cut must not be planned as if it were whole.
             present.retain(|change| !change.is_retry());
         }
         self.change_all(&present);
-        // Before a reboot they were present.
+        // These were in the maps before the reboot.
         self.change_all(&were);
         self.give_parts(&were);
         self.change_all(&absent);
@@ -175,7 +175,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Those of which all was left out get a part of what they ask for, if there is one: they had that, or more.
+    /// Gives service ports that were left out whole a part of what they ask for, if there is room: before the reboot
+    /// they had that part, or more.
     fn give_parts(&mut self, were: &[Change]) {
         self.may_be_parts = true;
         for Change { new, .. } in were {
@@ -189,8 +190,8 @@ impl Planner<'_> {
         self.may_be_parts = false;
     }
 
-    /// Those that did not fit, are what they were, and may fit by now. All others stay out of the way: to try one that asks for
-    /// a thousand rows with each change of somebody else would cost more than all that is changed.
+    /// Unchanged service ports that did not fit, and may fit now. Others are not tried again: with each change of
+    /// another Service, trying one that asks for a thousand rows would cost more than the change itself.
     fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
         if self.image.left_out.is_empty() {
@@ -210,7 +211,7 @@ impl Planner<'_> {
         retry.collect()
     }
 
-    /// Whether it changes something that is in the maps, which comes before what is not.
+    /// Whether it changes a service port that is in the maps: those come before the others.
     fn is_in_place(&self, change: &Change) -> bool {
         match (&change.old, &change.new) {
             (Some(old), _) => !self.is_left_out(&old.key),
@@ -219,7 +220,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Whether nothing of a service port had room when it was planned last.
+    /// Whether the last plan had no room for any part of a service port.
     fn is_left_out(&self, key: &ServiceKey) -> bool {
         let left = self.image.left_out.get(key);
         left.is_some_and(|left| !left.has_some)
@@ -254,7 +255,7 @@ impl Planner<'_> {
             ops.push(Op::DeleteFrontend(key));
         }
         if may_shrink {
-            // Addresses share bits: only all that are left tell which ones are needed.
+            // Addresses share bits: only the whole set of remaining addresses tells which bits are needed.
             let mut left = Filter::default();
             let addresses = self.image.frontends.keys().map(|key| key.address);
             addresses.for_each(|address| left.insert(address));
@@ -273,7 +274,7 @@ impl Planner<'_> {
         }
     }
 
-    /// No row is there before its address is let through: a reader that knows nothing of it passes, as it should.
+    /// Lets addresses through before their rows are written: a reader in between finds no row and passes, as before.
     fn grow_filter(&mut self, ops: &mut Vec<Op>) {
         if self.is_delta && self.puts.is_empty() {
             return;
@@ -367,8 +368,8 @@ impl Planner<'_> {
                 .any(has_row)
     }
 
-    /// Programs a unit, in the place that it has (`index`) or in a new one, while as many rows as `leaving` lose theirs. False
-    /// when it has none afterwards.
+    /// Programs a unit, in the place that it has (`index`) or in a new one, while as many rows as `leaving` lose
+    /// theirs. False when it has none afterwards.
     fn place(&mut self, key: &ServiceKey, index: Option<u32>, unit: &Unit, leaving: usize) -> bool {
         let index = index.or_else(|| self.adoptable(unit));
         if let Some(index) = index

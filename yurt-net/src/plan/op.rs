@@ -1,4 +1,4 @@
-//! What a plan is made of: rows, writes, and what does not fit.
+//! The parts of a plan: rows, writes, and service ports that do not fit.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,7 +14,7 @@ use crate::table::{Backends, ClusterPrefixes, Scope, ServiceKey};
 pub struct FrontendKey {
     /// Address.
     pub address: IpAddr,
-    /// What the row is for.
+    /// The ports and clients that the row is for.
     pub port: KeyPort,
 }
 
@@ -23,8 +23,8 @@ pub struct FrontendKey {
 pub enum KeyPort {
     /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
-    /// A frontend's port, TCP or UDP, for clients of one scope. Sockets of this node look for internal rows; external ones are
-    /// for packets, and no plan has any yet.
+    /// A frontend's port, TCP or UDP, for clients of one scope. Sockets of this node look for internal rows; external
+    /// ones are for packets, and no plan has any yet.
     Port(Scope, Protocol, u16),
 }
 
@@ -44,32 +44,32 @@ pub struct FrontendRow {
 pub struct ServedSet {
     /// Of one family, sorted by address and port.
     pub backends: Backends,
-    /// `None` where nothing is special about them, as it is for most.
+    /// `None` for the default terms, which most sets have.
     pub terms: Option<Box<Terms>>,
 }
 
-/// On what terms clients get the backends of a set.
+/// The terms on which clients get the backends of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// Only clients inside one of these are admitted; none = all. Sorted, none inside another, at most
+    /// Only clients inside one of these are admitted; empty: all are. Sorted, no range inside another, at most
     /// [`crate::table::MAX_SOURCE_RANGES`].
     pub ranges: Vec<IpNetwork>,
     /// Session affinity: seconds after its last new connection that a client stays with its backend; 0 = not at all.
     pub affinity_seconds: u32,
-    /// Under which its memory is kept: 47 bits, see [`ServedSet::new`].
+    /// The key of the affinity table: 47 bits, see [`ServedSet::new`].
     pub affinity_identity: u64,
-    /// Who gets no backend is dropped, not refused.
+    /// A client that gets no backend is dropped, not refused.
     pub is_drop: bool,
 }
 
 impl ServedSet {
-    /// Terms that say nothing are left out, so that equal sets compare equal.
+    /// Default terms are left out, so that equal sets compare equal.
     pub fn new(backends: Backends, terms: Terms) -> Self {
         let terms = (terms != Terms::default()).then(|| Box::new(terms));
         Self { backends, terms }
     }
 
-    /// Clients that are admitted; none = all.
+    /// Clients that are admitted; empty: all are.
     pub fn ranges(&self) -> &[IpNetwork] {
         let terms = self.terms.as_ref();
         terms.map(|terms| &*terms.ranges).unwrap_or_default()
@@ -88,7 +88,7 @@ impl ServedSet {
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Op {
-    /// Wait until no program runs that started before.
+    /// Wait until every program that is running now has ended.
     Grace,
     /// Replace the prefixes; a switch of one word.
     SetPrefixes(ClusterPrefixes),
@@ -99,7 +99,7 @@ pub enum Op {
         /// All of it.
         bits: u64,
     },
-    /// Write a range that nobody can see yet.
+    /// Write a range that no reader can see yet.
     WriteSlots {
         /// First slot.
         base: u32,
@@ -112,9 +112,9 @@ pub enum Op {
         service: u32,
         /// First slot.
         base: u32,
-        /// What is in the slots.
+        /// The contents of the slots.
         set: ServedSet,
-        /// One more than the last one of this index, wrapping.
+        /// The last generation of this index plus one, wrapping.
         generation: u16,
     },
     /// Add or overwrite a row.
@@ -123,7 +123,7 @@ pub enum Op {
     DeleteFrontend(FrontendKey),
 }
 
-/// Ordered writes, and what had to be left out.
+/// Ordered writes, and the service ports that did not fit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// To be applied in this order.
@@ -135,7 +135,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Some set of it is for some clients only: the programs must know who they are.
+    /// Whether a set admits only some clients: the programs must then know the addresses of clients.
     pub fn asks_for_clients(&self) -> bool {
         let mut ops = self.ops.iter();
         ops.any(|op| matches!(op, Op::Publish { set, .. } if !set.ranges().is_empty()))
@@ -149,7 +149,7 @@ pub struct Refused {
     pub service: ServiceKey,
     /// The map that is full.
     pub map: FullMap,
-    /// What it still has: nothing, or a set that is valid but not complete.
+    /// Whether a part of it is in the maps: a set that is valid but not complete.
     pub has_some: bool,
 }
 
@@ -183,7 +183,7 @@ impl FullMap {
         Self::Slots6,
     ];
 
-    /// The flag that makes it larger.
+    /// The flag that makes the map larger.
     pub fn flag(self) -> &'static str {
         match self {
             Self::Frontends4 => "--max-frontends4",

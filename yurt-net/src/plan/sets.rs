@@ -1,9 +1,9 @@
-//! What services serve: their slots, and the word that switches to them.
+//! The endpoint sets of services: their slots, and the word that switches to them.
 //!
-//! A set that changes is copied before the old one goes, so it needs room beside it. Where there is too little, what is
-//! in force keeps as many endpoints as it can: those of the old set that are still right stay where they are and get
-//! what is free beside them, or as many as there is a range for are copied, whichever are more. The rest of the old
-//! range is free after a grace period, so a further plan does better. A full map may cost capacity, never closure.
+//! A set that changes is copied before the old one goes, so it needs room for both. If there is too little, the set in
+//! force keeps as many endpoints as it can, by the better of two ways: the endpoints of the old set that are still
+//! right stay in place and grow into free slots beside them, or a copy has as many endpoints as fit. The rest of the
+//! old range is free after a grace period, and a later plan does better. A full map may cost capacity, never closure.
 //!
 //! The slots of a set are sorted, because programs search them by halves. So a part grows in place by the endpoints
 //! that sort before and after it; one that sorts into its middle waits for a copy.
@@ -63,7 +63,7 @@ impl Planner<'_> {
         Some((self.write_slots(unit.family, &part)?, part))
     }
 
-    /// Has an existing service serve the set of `unit`, or what there is room for.
+    /// Has an existing service serve the set of `unit`, or the part that fits.
     pub(super) fn set(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
         let Some(service) = self.image.services.get(&index) else {
             return;
@@ -109,7 +109,8 @@ impl Planner<'_> {
         }
     }
 
-    /// What of `run`, slots of the set at `old_base`, is served when the endpoints join it for which slots beside it are free.
+    /// The set that is served in place: `run`, which is slots of the set at `old_base`, with the endpoints for which
+    /// the slots beside it are free.
     fn grown(&self, unit: &Unit, old_base: u32, run: &Run, most: u32) -> Grown {
         let Run { at, set } = run;
         let kept = old_base + at.start..old_base + at.end;
@@ -144,7 +145,8 @@ impl Planner<'_> {
         }
     }
 
-    /// Switches a service to what is right of its slots, and to what joins it there; gives back the others of `old`.
+    /// Switches a service to those of its slots that stay right, and to new ones beside them; gives back the rest of
+    /// `old`.
     fn serve_in_place(&mut self, index: u32, family: AddressFamily, grown: Grown, old: Range<u32>) {
         let Grown {
             kept,
@@ -170,7 +172,8 @@ impl Planner<'_> {
         self.retire_slots(family, kept.end, old.end - kept.end);
     }
 
-    /// Has a service serve no more than the slots `kept` of those that it has. Ranges, if there are any, are among them.
+    /// Has a service serve no more than the slots `kept` of those that it has. Ranges, if there are any, are among
+    /// them.
     pub(super) fn cut(&mut self, key: &ServiceKey, index: u32, kept: Range<u32>) {
         let Some(service) = self.image.services.get(&index) else {
             return;
@@ -194,7 +197,7 @@ impl Planner<'_> {
         self.serve_in_place(index, family, cut, all);
     }
 
-    /// Takes down that a service serves no more than `part` of its set. It may grow in place, or by a copy that is longer.
+    /// Records that a service serves only `part` of its set. The set may grow in place, or by a longer copy.
     fn refuse_rest(
         &mut self,
         key: &ServiceKey,
@@ -224,7 +227,8 @@ impl Planner<'_> {
         space.free_before(service.base) > 0 || space.free_from(service.base + slots) > 0
     }
 
-    /// As much of a set as a copy may have. The old range is free afterwards: what lacks sorts to that side.
+    /// The part of a set for which a copy has room. The missing endpoints are those that sort towards the old range,
+    /// which is free afterwards.
     fn part_of(&self, unit: &Unit, old_base: u32, slots: u32) -> Option<ServedSet> {
         let base = self.image.space(unit.family).find(slots)?;
         let is_end = base > old_base || !unit.set.ranges().is_empty();
@@ -292,7 +296,7 @@ impl Planner<'_> {
 struct Run {
     /// Which of the old ones, its ranges included.
     at: Range<u32>,
-    /// What is in them, on the new terms.
+    /// Their contents, on the new terms.
     set: ServedSet,
 }
 
@@ -339,7 +343,8 @@ fn still_right(old: &ServedSet, new: &ServedSet) -> Run {
     }
 }
 
-/// As much of a set as `slots` hold, of its end or its start; `None`: no backend. Ranges are all there, or nobody is let in.
+/// The end or the start of a set, as much as `slots` hold; `None`: no backend fits. A part has all ranges of its set:
+/// with some of them missing it would shut out clients.
 fn part_of(set: &ServedSet, slots: u32, is_end: bool) -> Option<ServedSet> {
     let all = set.backends.len();
     let most = (slots as usize).checked_sub(set.ranges().len())?.min(all);

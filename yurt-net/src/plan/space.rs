@@ -31,7 +31,7 @@ impl Space {
         }
     }
 
-    /// What lies between the `used` extents, which are sorted and do not overlap. Somebody may still read it.
+    /// The space between the `used` extents, which are sorted and do not overlap. A reader may still hold it.
     pub(super) fn around(capacity: u32, used: impl Iterator<Item = (u32, u32)>) -> Self {
         let mut sealed = Vec::new();
         let mut next = 0;
@@ -102,7 +102,7 @@ impl Space {
         self.free.iter().map(|(base, length)| (*base, *length))
     }
 
-    /// Gives a range back that no reader has seen.
+    /// Gives back a range that no reader has seen.
     pub(super) fn free(&mut self, base: u32, length: u32) {
         self.unused += length as usize;
         self.merge(base, length);
@@ -122,18 +122,18 @@ impl Space {
         self.free.insert(base, length);
     }
 
-    /// Gives a range back that readers may still see.
+    /// Gives back a range that readers may still see.
     pub(super) fn retire(&mut self, base: u32, length: u32) {
         self.retired.push((base, length));
     }
 
-    /// The plan is made: what it retired is free after the next grace period.
+    /// Ends the plan: ranges that it retired are free after the next grace period.
     pub(super) fn seal(&mut self) {
         self.unused += entries(&self.retired);
         self.sealed.append(&mut self.retired);
     }
 
-    /// What is free, or would be after a grace period.
+    /// Entries that are free, or would be after a grace period.
     pub(super) fn unused(&self) -> usize {
         self.unused
     }
@@ -143,7 +143,7 @@ impl Space {
         self.free.values().copied().max().unwrap_or_default()
     }
 
-    /// As it is once the plan that is being made is written, and nobody reads any more what it retired.
+    /// The space once the present plan is written and a grace period has passed.
     pub(super) fn after_the_plan(&self) -> Self {
         let mut after = self.clone();
         after.seal();

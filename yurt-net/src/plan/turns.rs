@@ -1,13 +1,13 @@
-//! Who gets the room that there is, when not all fits.
+//! The order in which Services get room, when not all of them fit.
 //!
-//! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules in order:
-//! (1) what is in the maps stays there, which the planner sees to, unless `room` makes room; (2) the self-test;
-//! (3) default/kubernetes, then kube-system; (4) the others, of each namespace in turns: next comes the one that has least of the room once its next service port is in;
-//! (5) by name.
+//! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules
+//! in order: (1) what is in the maps stays there, which the planner sees to, unless `room` makes room; (2) the
+//! self-test; (3) default/kubernetes, then kube-system; (4) the others, of each namespace in turns: next comes the one
+//! that has least of the room once its next service port is in; (5) by name.
 //!
-//! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: of those who come before
-//! its last service port, none has more than it has. There are several maps: what a namespace has is its part of the map of
-//! which it has the greatest part.
+//! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: no namespace that
+//! comes before its last service port has more than it has. The share of a namespace is its part of the map of which it
+//! has the greatest part.
 
 use std::collections::BTreeMap;
 
@@ -22,8 +22,8 @@ use crate::table::{EndpointSet, FrontendKind, ServiceEntry, ServiceKey, ServiceT
 pub(super) struct Needs(pub(super) [usize; 5]);
 
 impl Needs {
-    /// What a service port takes, or a little more: the same address as external IP and as load balancer's is one row, and so is
-    /// the one by which a ClusterIP of several ports is known.
+    /// The entries that a service port takes, or a little more: an external IP that is also the load balancer's is one
+    /// row, and so is the row by which a ClusterIP of several ports is known.
     pub(super) fn of(entry: &ServiceEntry, table: &ServiceTable) -> Self {
         let mut needs = Self::default();
         if entry.key.protocol == Protocol::Sctp {
@@ -49,7 +49,7 @@ impl Needs {
                     }
                     FrontendKind::LoadBalancer if ranges > 0 => is_limited = true,
                     FrontendKind::LoadBalancer | FrontendKind::ExternalIp => is_cluster = true,
-                    // And on loopback.
+                    // A NodePort has a row on loopback, too.
                     FrontendKind::NodePort => {
                         needs.0[rows as usize] += 1;
                         is_cluster = true;
@@ -86,7 +86,7 @@ impl Needs {
         self.0.iter().zip(room).all(|(needs, room)| *needs <= room)
     }
 
-    /// Of the map of which this is the greatest part, in millionths.
+    /// The greatest share of any map, in millionths.
     pub(super) fn share(&self, capacity: &Capacity) -> usize {
         let parts = self.0.iter().zip(capacity.by_map());
         let parts = parts.map(|(needs, all)| needs.saturating_mul(1_000_000) / all.max(1));
@@ -94,7 +94,7 @@ impl Needs {
     }
 }
 
-/// Which of the rules (2) to (4) a service port is under; the self-test's are nobody's.
+/// Which of the rules (2) to (4) applies to a service port; those of the self-test have no namespace.
 fn class(key: &ServiceKey) -> Option<Standing> {
     (!key.namespace.is_empty()).then(|| key.standing())
 }
@@ -122,7 +122,7 @@ pub(super) fn in_turns(
     });
     let needs: Vec<Needs> = needs.inspect(|needs| all.add(*needs)).collect();
     if absent.len() < 2 || all.fit_into(room) {
-        // There may be room for all, and no range of slots that is long enough for each.
+        // There may be room for all of them, and yet no range of slots that is long enough for each.
         absent.sort_by_key(class_of);
         return absent;
     }

@@ -1,4 +1,5 @@
-//! A service port as the maps see it: rows and backends of one family. And the one that is always there, for the self-test.
+//! A service port as the maps see it: rows and backends of one family. And the one that is always there, for the
+//! self-test.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -19,11 +20,11 @@ pub(super) struct Unit {
     pub(super) set: ServedSet,
 }
 
-/// What the publish word counts. The endpoints of a service beyond that take no traffic.
+/// The most backends that a publish word counts. Further endpoints of a service take no traffic.
 const MAX_BACKENDS: usize = u16::MAX as usize;
 
-/// Frontends that share their endpoints. One whose group changes moves from one entry to another, so no reader sees
-/// endpoints of a policy that it is not under, or passes by ranges that were not there before.
+/// A group of frontends that share their endpoints. A frontend that changes its group moves to another entry, so no
+/// reader sees it with the endpoints or ranges of the other group.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Group {
     /// Policy Cluster.
@@ -114,7 +115,7 @@ fn unit(
     })
 }
 
-/// The same addresses in ranges of which none is inside another, sorted, without the bits of hosts: programs search by halves.
+/// The same addresses as sorted ranges, no range inside another and without host bits: programs use a binary search.
 fn disjoint<'a>(ranges: impl Iterator<Item = &'a IpNetwork>) -> Vec<IpNetwork> {
     let whole = ranges.filter_map(|range| IpNetwork::new(range.network(), range.prefix()).ok());
     let mut ranges: Vec<IpNetwork> = whole.collect();
@@ -173,9 +174,10 @@ pub(super) fn known_addresses<'a>(
         .filter(|address| !prefixes.are_service_cidrs || table.is_on_node(*address))
 }
 
-/// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of loopback.
+/// Where the self-test dials, by UDP: the IPv4 dummy address of RFC 7600. Its row leads to the discard port of
+/// loopback.
 pub const SELF_TEST_V4: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 0, 8)), 9);
-/// See [`SELF_TEST_V4`]; an address of the discard prefix of RFC 6666.
+/// The same for IPv6: an address of the discard prefix of RFC 6666.
 pub const SELF_TEST_V6: SocketAddr =
     SocketAddr::new(IpAddr::V6(Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 9)), 9);
 

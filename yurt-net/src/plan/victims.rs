@@ -1,13 +1,13 @@
-//! What tenants lose for default/kubernetes or kube-system, when not all fits.
+//! What tenants lose to default/kubernetes and kube-system in a full map.
 //!
-//! Pure. In: what tenants have in the maps, what is wanted, and the room that there will be. Out: as little as makes room
-//! enough; nothing, if all would not do.
+//! Pure. In: the room that tenants have in the maps, the room that is wanted, and the room that will be free. Out: the
+//! smallest loss that makes enough room; none, if all of it would not be enough.
 //!
-//! **Where rows or indices lack**, whole service ports go, as if they were deleted: first of the namespace that has most of
-//! what lacks, and of it the smallest that does alone, or else the largest. **Where slots lack**, they have to lie in one
-//! range. Of the ranges that are free or of the namespaces with most slots, as few namespaces as possible, it is the one
-//! that leaves the fewest Services without any endpoint, then the one that costs the fewest. Sets that it reaches into are
-//! cut down to what is beside it.
+//! **Where rows or indices lack**, whole service ports go, as if they were deleted: first of the namespace that has
+//! most of what lacks, and of it the smallest that does alone, or else the largest. **Where slots lack**, they have to
+//! lie in one range. Of the ranges that are free or of the namespaces with most slots, as few namespaces as possible,
+//! it is the one that leaves the fewest Services without any endpoint, then the one that costs the fewest. Sets that it
+//! reaches into are cut down to what is beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -19,13 +19,13 @@ use super::turns::Needs;
 use super::unit::Unit;
 use crate::table::ServiceKey;
 
-/// What is no slot, in the order of [`Room::rows`].
+/// The maps other than slots, in the order of [`Room::rows`].
 const ROWS: [FullMap; 3] = [FullMap::Frontends4, FullMap::Frontends6, FullMap::Services];
 
 /// A service port that may lose something.
 pub(super) struct Candidate<'a> {
     pub(super) key: &'a ServiceKey,
-    /// In the maps.
+    /// Its entries in the maps.
     pub(super) has: Needs,
     pub(super) sets: Vec<Placed>,
 }
@@ -34,13 +34,13 @@ pub(super) struct Candidate<'a> {
 pub(super) struct Placed {
     pub(super) unit: Unit,
     pub(super) index: u32,
-    /// Of its backends, and then of its source ranges.
+    /// The slots of its backends, then of its source ranges.
     pub(super) slots: Range<u32>,
     /// How many of the slots are source ranges.
     pub(super) ranges: u32,
 }
 
-/// What there will be when a plan is written and nobody reads what it took out.
+/// The room once a plan is written and a grace period has passed.
 #[derive(Clone)]
 pub(super) struct Room {
     /// By [`ROWS`].
@@ -49,12 +49,12 @@ pub(super) struct Room {
     pub(super) slots: [Space; 2],
 }
 
-/// What has to go.
+/// The losses.
 #[derive(Default)]
 pub(super) struct Victims {
-    /// Which candidates go whole.
+    /// Candidates that are taken out whole.
     pub(super) out: BTreeSet<usize>,
-    /// Slots of each family that nobody else may keep.
+    /// Slots of each family that no tenant may keep.
     windows: [Option<Range<u32>>; 2],
 }
 
@@ -71,8 +71,8 @@ impl Victims {
     }
 }
 
-/// The longer side of a set that a window reaches into. Source ranges follow the last backend, so of a set that has some it
-/// is the end.
+/// The longer side of a set that a window reaches into. Source ranges follow the last backend, so a set with ranges
+/// keeps its end.
 fn kept(placed: &Placed, window: &Range<u32>) -> Range<u32> {
     let slots = &placed.slots;
     if window.end <= slots.start || slots.end <= window.start {
@@ -88,7 +88,7 @@ fn kept(placed: &Placed, window: &Range<u32>) -> Range<u32> {
     }
 }
 
-/// What tenants lose; `None` where all that they have would not be enough.
+/// The losses; `None` if all that tenants have would not be enough.
 pub(super) fn victims(
     candidates: &[Candidate<'_>],
     wanted: &Needs,
@@ -135,7 +135,7 @@ fn out_for_rows(
         parts.max().unwrap_or_default()
     };
     let has_some = |has: &Needs, maps: &[FullMap]| maps.iter().any(|map| has.0[*map as usize] > 0);
-    // Those of each namespace, the smallest first.
+    // The candidates of each namespace, the smallest first.
     let mut held: BTreeMap<&str, (Needs, Vec<usize>)> = BTreeMap::new();
     for (at, one) in candidates.iter().enumerate() {
         if has_some(&one.has, &first) {
@@ -179,7 +179,7 @@ fn out_for_rows(
         give(&mut room, at);
         out.push(at);
     }
-    // Of those who went first, one may be needless by what came after.
+    // A later choice may make an earlier one needless.
     out.retain(|at| {
         let mut without = room;
         for (room, map) in without.iter_mut().zip(ROWS) {
@@ -201,11 +201,11 @@ fn length_of(slots: &Range<u32>) -> u32 {
 /// Slots side by side, free or of one set.
 struct Block<'a> {
     slots: Range<u32>,
-    /// Whose, and where its namespace comes among those with most slots.
+    /// The candidate, and the rank of its namespace among those with the most slots.
     held: Option<(&'a Placed, usize)>,
 }
 
-/// What a window costs: sets without any endpoint, then slots in use.
+/// The cost of a window: sets left without any endpoint, then slots in use.
 type Cost = (u32, u32);
 
 /// The range of `length` slots that has to go; see the module.

@@ -1,4 +1,4 @@
-//! What every Service of a table depends on.
+//! The inputs that all Services of a table share.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -17,16 +17,16 @@ use crate::pods::truth::Truth;
 /// Well-known label of a Node, shown in the table.
 pub(super) const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
-/// What every Service depends on, and the table as a whole.
+/// The inputs that all Services share, and the table as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Environment {
     pub(super) topology: Topology,
     /// `topology.kubernetes.io/zone` of this node; "" when it has none.
     pub(super) zone: String,
     pub(super) node_addresses: Vec<IpAddr>,
-    /// Those on interfaces of this machine; `None` where nobody looked.
+    /// Addresses on interfaces of this machine; `None`: not known.
     pub(super) local_addresses: Option<BTreeSet<IpAddr>>,
-    /// Where ClusterIPs come from.
+    /// The prefixes of ClusterIPs.
     pub(super) service_cidrs: GivenCidrs,
     pub(super) is_behind_hub: bool,
     pub(super) compat_drop_service: bool,

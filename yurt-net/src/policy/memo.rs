@@ -1,9 +1,10 @@
-//! What the last compile read and what came of it, so that the next one does only what is new.
+//! The inputs and results of the last compile, so that the next one does only new work.
 //!
-//! Pure. In: the snapshot. Out: the objects that are others than before; the Services that these concern, compiled again;
-//! the table in step with them. Rules in order: (1) an object is another one when its `Arc` is, so finding out costs a
-//! walk over pointers, and not even that where the source says which slices it has touched; (2) slices move endpoints, nothing else, unless there is something else to say of
-//! them: the entries of their Services are exchanged where they stand; (3) after anything else conflicts, prefixes and rejections are settled anew.
+//! Pure. In: the snapshot. Out: the objects that were replaced; the Services that these concern, compiled again; the
+//! table in step with them. Rules in order: (1) an object was replaced when its `Arc` is another one: finding out costs
+//! a walk over pointers, or less if the source says which slices it has touched; (2) a change of slices alone moves
+//! only endpoints, so the entries of their Services are replaced in place, unless their rejections change; (3) after
+//! any other change, conflicts, prefixes and rejections are settled again.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +13,8 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::edge::{self, Claimant, ServiceAddresses};
+use super::conflicts::{self, Claimant};
+use super::edge::{self, ServiceAddresses};
 use super::endpoints::{Slices, endpoint_set};
 use super::environment::Environment;
 use super::established::Suspects;
@@ -33,10 +35,10 @@ pub struct Memo {
     environment: Option<Environment>,
     /// Rejections of the snapshot and of the environment.
     given: Vec<Rejection>,
-    /// The snapshot said where its objects were read.
+    /// The snapshot has the files of its objects.
     has_manifests: bool,
     inputs: Inputs,
-    /// All names that a Service, a slice or a PoolService speaks of.
+    /// By each name that a Service, a slice or a PoolService has or refers to.
     services: BTreeMap<NamespacedName, Remembered>,
     table: ServiceTable,
 }
@@ -53,25 +55,25 @@ struct Inputs {
 /// Most Services have one port, and its endpoints in one slice.
 type Few<T> = SmallVec<[Arc<T>; 1]>;
 
-/// One Service, what it was compiled from and to.
+/// One Service, with the inputs and the result of its last compile.
 #[derive(Clone, Debug, Default)]
 struct Remembered {
     service: Option<Arc<Service>>,
-    /// In any order, as are the next ones; those of headless Services are not here.
+    /// In any order, like the PoolServices; without those of headless Services.
     slices: Few<EndpointSlice>,
     pool_services: Few<PoolService>,
-    /// With every frontend that the Service asks for; none when it is not served.
+    /// With every frontend that the Service asks for; empty when it is not served.
     entries: Few<ServiceEntry>,
-    /// Without those that another Service has: what the table shows.
+    /// Without the frontends that another Service keeps: as they are in the table.
     shown: Few<ServiceEntry>,
     /// Reasons of rejections of the Service.
     reasons: Vec<String>,
 }
 
-/// The Services that are concerned, and how.
+/// The Services that have to be compiled again.
 struct Stale {
     names: BTreeSet<NamespacedName>,
-    /// Only slices are others.
+    /// Only slices were replaced.
     is_endpoints_only: bool,
 }
 
@@ -97,7 +99,7 @@ impl Memo {
         if let Some(known) = &mut self.environment {
             is_other_truth = known.truth != environment.truth;
             is_other_failing = known.failing != environment.failing;
-            // So that what is left to compare is the rest.
+            // So that only the other fields are left to compare.
             known.truth.clone_from(&environment.truth);
             known.failing.clone_from(&environment.failing);
         }
@@ -110,13 +112,14 @@ impl Memo {
             && !self.has_manifests;
         self.has_manifests = !snapshot.manifests.is_empty();
         if is_other_truth {
-            // It moves endpoints, nothing else, and only those of this node.
+            // The truth only moves endpoints, and only those of this node.
             let has_pods = |slices: &Few<EndpointSlice>| slices.iter().any(|s| !s.pods.is_empty());
             let concerned = self.services.iter().filter(|(_, of)| has_pods(&of.slices));
             stale.names.extend(concerned.map(|(name, _)| name.clone()));
         }
         if is_other_failing {
-            // It takes endpoints of this node away, nothing else, and of those also the ones that are no Pods but stand where one does.
+            // A failing probe only takes away endpoints of this node, also ones without a Pod that have the address of
+            // one.
             let is_here = |endpoint: Endpoint| environment.topology.is_here(&endpoint);
             let has_local = |slices: &Few<EndpointSlice>| {
                 slices.iter().any(|s| s.endpoints.iter().any(is_here))
@@ -163,13 +166,13 @@ impl Memo {
         )
     }
 
-    /// Takes the objects up that are others than before.
+    /// Takes up the objects that were replaced.
     fn take_up(&mut self, snapshot: &Snapshot, touched: &Touched) -> Stale {
         let Self {
             inputs, services, ..
         } = self;
         if services.is_empty() {
-            // A map that is made at once has no gaps in it, as one has that grows.
+            // A map that is built at once has no gaps; one that grows does.
             let names = snapshot.services.keys();
             *services = names
                 .map(|name| (name.clone(), Remembered::default()))
@@ -212,7 +215,7 @@ impl Memo {
         stale
     }
 
-    /// Settles what Services have to do with each other, and makes the table anew.
+    /// Settles conflicts between Services, and builds the table again.
     fn settle(&mut self, snapshot: &Snapshot) -> Vec<Rejection> {
         let Some(environment) = &self.environment else {
             return Vec::new();
@@ -381,12 +384,12 @@ impl Remembered {
         edge::is_served(service, environment).then_some(service)
     }
 
-    /// Nothing speaks of it any more.
+    /// No object refers to it any more.
     fn is_void(&self) -> bool {
         self.service.is_none() && self.slices.is_empty() && self.pool_services.is_empty()
     }
 
-    /// Makes the entries anew. What is shown stays what it was.
+    /// Compiles the entries again. `shown` stays as it was.
     fn compile(&mut self, environment: &Environment) {
         self.reasons.clear();
         let unread = self.service.as_deref().and_then(edge::unread_listen);
@@ -460,11 +463,11 @@ impl Remembered {
                 entry.v4.share(&last.v4);
                 entry.v6.share(&last.v6);
             }
-            // What was shown goes first: it is what the last table holds.
+            // `shown` first: the last table holds it.
             let entry = keep_equal(&[&self.shown, &old], entry);
             self.entries.push(entry);
         }
-        // Each is a line for people, and there may be one for each of a thousand addresses.
+        // Each reason is a line for people, and there may be one for each of a thousand addresses.
         let more = self.reasons.len().saturating_sub(MAX_REASONS);
         if more > 1 {
             self.reasons.truncate(MAX_REASONS);
@@ -473,7 +476,7 @@ impl Remembered {
         }
     }
 
-    /// Only endpoints have moved: each entry takes the place that it had, with the frontends that it had.
+    /// After a change of endpoints alone: puts each entry in its old place, with its old frontends.
     fn show_in_place(&mut self, table: &mut [Arc<ServiceEntry>], lost: &mut Suspects) {
         for (shown, entry) in self.shown.iter_mut().zip(&self.entries) {
             let new = match shown.frontends == entry.frontends {
@@ -509,7 +512,7 @@ fn keep_equal(old: &[&[Arc<ServiceEntry>]], entry: ServiceEntry) -> Arc<ServiceE
     }
 }
 
-/// Takes from each service port the frontends that another one keeps; returns losers with the reason.
+/// Removes from each service port the frontends that another one keeps; returns the losers with the reasons.
 fn settle_conflicts(
     services: &mut BTreeMap<NamespacedName, Remembered>,
 ) -> Vec<(NamespacedName, String)> {
@@ -519,7 +522,7 @@ fn settle_conflicts(
         entries.map(move |entry| Claimant { entry, created_at })
     });
     let claimants: Vec<_> = claimants.collect();
-    let lost = edge::conflicts(&claimants);
+    let lost = conflicts::losses(&claimants);
     let mut reasons = Vec::with_capacity(lost.len());
     let mut losses = lost.iter().peekable();
     let mut first = 0;

@@ -1,11 +1,13 @@
 //! From a whole snapshot of the cluster to the table of this node.
 //!
-//! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never fails.
-//! Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: where those of this node really
-//! are while the snapshot is old (`pods::truth`), closure (`topology`), then kube-proxy's traffic policies (`traffic`), then probes; then (3) conflicts between Services. `Memo` only saves time (`memo`): the
-//! table is the same with an empty one.
+//! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never
+//! fails. Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: where those of
+//! this node really are while the snapshot is old (`pods::truth`), closure (`topology`), then kube-proxy's traffic
+//! policies (`traffic`), then probes; then (3) conflicts between Services. `Memo` only saves time (`memo`): the table
+//! is the same with an empty one.
 #![forbid(unsafe_code)]
 
+mod conflicts;
 mod edge;
 mod endpoints;
 mod environment;
@@ -42,12 +44,12 @@ pub use self::reasons::{Reasons, Why};
 use crate::model::{Rejection, Snapshot, Touched};
 use crate::table::ServiceTable;
 
-/// What compile returns.
+/// The result of compile.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled<'m> {
     /// The table, which is in the memo.
     pub table: &'m ServiceTable,
-    /// Those of its rejections that the table of the memo did not have before, sorted.
+    /// Rejections that the last table of the memo did not have, sorted.
     pub new_rejections: Vec<Rejection>,
     /// Backends whose established flows may have lost them: a frontend or an endpoint of the last table is gone.
     pub lost: Suspects,

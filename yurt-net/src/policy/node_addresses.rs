@@ -8,8 +8,8 @@ use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 
 /// The addresses that NodePorts are served on: at most one of each family.
 ///
-/// `last` are those of the compile before. One that went with its link stays until another takes its place: links at the edge
-/// come back. Loopback answers in any case, so it is what is left where nothing else ever was.
+/// `last` are those of the compile before. One that went with its link stays until another takes its place: links at
+/// the edge come back. Loopback answers in any case, so it is what is left where nothing else ever was.
 pub(super) fn node_addresses(
     snapshot: &Snapshot,
     config: &PolicyConfig,
@@ -36,16 +36,19 @@ pub(super) fn node_addresses(
             (None, Some(_)) => default_source.or(last).filter(|_| node.is_none()),
             (Some(address), Some(local)) if local.contains(&address) => Some(address),
             (Some(address), Some(_)) => {
-                let (instead, why) = match default_source {
-                    Some(source) => (source, "the source of the default route"),
-                    None => (last.unwrap_or(address), "until another takes its place"),
+                let instead = default_source.or(last).unwrap_or(address);
+                let why = match default_source {
+                    Some(_) => ", the source of the default route",
+                    None => " until another address takes its place",
+                };
+                let use_it = match instead == address {
+                    true => "stay there".to_owned(),
+                    false => format!("use {instead}"),
                 };
                 rejections.push(snapshot.reject(
                     Kind::Node,
                     &NamespacedName::new("", config.node.as_str()),
-                    format!(
-                        "status address {address} is on no interface: NodePorts use {instead}, {why}"
-                    ),
+                    format!("status address {address} is on no interface: NodePorts {use_it}{why}"),
                 ));
                 Some(instead)
             }

@@ -1,7 +1,8 @@
-//! Who else is in this node's pool, and where.
+//! The other nodes of this node's pool, and their addresses.
 //!
-//! Pure. In: a snapshot, `PolicyConfig`, `Memory`. Out: the Nodes that are certainly members, with addresses that are there: their own, where the
-//! source has their Nodes, and of some endpoints that they run. Who may be one is none; with `--closure-failure=last-known` who was one last is.
+//! Pure. In: a snapshot, `PolicyConfig`, `Memory`. Out: the Nodes that are certainly members, with addresses that are
+//! there: their own, where the source has their Nodes, and of some endpoints that they run. Who may be one is none;
+//! with `--closure-failure=last-known` who was one last is.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +14,7 @@ use super::topology::Topology;
 use crate::model::Snapshot;
 use crate::tunnel::peers::Peer;
 
-/// Of each family and Node. One would do if all endpoints were Pods of the Pods' network.
+/// Endpoints of each family and Node. One would be enough if every endpoint were in the Pods' network.
 const MOST_ENDPOINTS: usize = 4;
 
 /// The other nodes that are certainly in the pool of this one, with their addresses.

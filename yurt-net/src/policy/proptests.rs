@@ -487,7 +487,8 @@ impl Filter<'_> {
         }
     }
 
-    /// What YurtHub leaves of a Service's endpoints in the family of `any`, and of two copies the one that kube-proxy takes.
+    /// What YurtHub leaves of a Service's endpoints in the family of `any`, and of two copies the one that kube-proxy
+    /// takes.
     fn endpoints(&self, service: &Service, any: IpAddr) -> BTreeMap<SocketAddr, Endpoint> {
         let snapshot = &self.past[self.past.len() - 1];
         let keys = service.topology_keys.as_deref();

@@ -1,8 +1,9 @@
 //! Why an endpoint takes traffic here, or does not.
 //!
-//! Pure. In: what `compile` had. Out: for a frontend and a scope the rule that kept endpoints, each endpoint that was dropped
-//! with the first rule that did it, and where nothing is left, what there is of EndpointSlices that gives no endpoint at all. The table holds none of this: a node of one pool sees the endpoints of
-//! all others, and the running agent would hold a reason for each. It is found again by the same code when somebody asks.
+//! Pure. In: the inputs of `compile`. Out: for a frontend and a scope, the rule that kept endpoints, and each endpoint
+//! that was dropped with the first rule that dropped it; if none is left, the EndpointSlices that give no endpoint. The
+//! table has no reasons: a node of one pool sees the endpoints of all others, and the agent would hold a reason for
+//! each. The same code finds them again when `explain` or `plan` asks.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -38,11 +39,12 @@ pub struct Reasons<'a> {
 /// The answer for one frontend and scope.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Why {
-    /// What the endpoints that take traffic have in common; "" when there are none.
+    /// The rule that kept the endpoints which take traffic; "" when there are none.
     pub kept: String,
     /// The others, sorted.
     pub dropped: Vec<Dropped>,
-    /// Where no endpoint takes traffic, the EndpointSlices that give none, or that there is none: clauses for people, a few.
+    /// Where no endpoint takes traffic, the EndpointSlices that give none, or that there is none: clauses for people, a
+    /// few.
     pub idle: Vec<String>,
 }
 
@@ -72,7 +74,7 @@ impl<'a> Reasons<'a> {
         self.environment.local_addresses.is_some()
     }
 
-    /// Whose address and port this is that is a frontend on other nodes but not on this one, and why.
+    /// The Service whose frontend this is on other nodes but not on this one, and why; in words.
     pub fn withheld(&self, to: SocketAddr, protocol: Protocol) -> Option<String> {
         self.snapshot.services.values().find_map(|service| {
             let is_its = |object: &&PoolService| {
@@ -85,7 +87,7 @@ impl<'a> Reasons<'a> {
         })
     }
 
-    /// Other Services that ask for an address and port which `key` has: each is told so by a rejection.
+    /// Other Services that ask for an address and port which `key` has. Each has a rejection that says so.
     pub fn rivals(
         &self,
         key: &ServiceKey,
@@ -213,7 +215,7 @@ impl<'a> Reasons<'a> {
         }
     }
 
-    /// What there is of a Service's EndpointSlices that gives a port no endpoint.
+    /// The EndpointSlices of a Service that give a port no endpoint, and why; in words.
     fn idle(
         &self,
         service: &NamespacedName,
@@ -246,7 +248,7 @@ impl<'a> Reasons<'a> {
         said
     }
 
-    /// EndpointSlices that are named as the controller names those of the Service, and labelled as nobody's.
+    /// EndpointSlices that are named as the controller names those of the Service, and whose label names no Service.
     fn mislabelled(&self, service: &NamespacedName) -> Vec<String> {
         let named = self.snapshot.slices.range(service.clone()..);
         let named = named.take(LOOKED_AT).map(|(_, slice)| slice);

@@ -1,10 +1,11 @@
 //! How far the traffic of a Service may go: OpenYurt's service topology.
 //!
-//! Pure. In: Nodes, NodePools, NodeBuckets, `Memory`. Out: the closure in force, and for an endpoint whether it is inside.
-//! Rules in order: (1) own pool: `--nodepool`, else the label of the own Node; (2) a node in no pool closes pool Services
-//! to itself; (3) this node is a member of its pool; (4) other nodes: the label of a Node at hand, else NodeBuckets of the
-//! pool, else its NodePool's status; (5) what none of them says, `--closure-failure` decides. Reference:
-//! openyurtio/openyurt pkg/yurthub/filter/servicetopology/filter.go. Differs: it lets all through where data is missing.
+//! Pure. In: Nodes, NodePools, NodeBuckets, `Memory`. Out: the closure in force, and for an endpoint whether it is
+//! inside. Rules in order: (1) own pool: `--nodepool`, else the label of the own Node; (2) a node in no pool closes
+//! pool Services to itself; (3) this node is a member of its pool; (4) other nodes: the label of a Node at hand, else
+//! NodeBuckets of the pool, else its NodePool's status; (5) what none of them says, `--closure-failure` decides.
+//! Reference: openyurtio/openyurt pkg/yurthub/filter/servicetopology/filter.go. Differs: it lets all through where data
+//! is missing.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +22,7 @@ enum OwnPool {
     Known(Arc<str>),
     /// The Node is known and carries no pool label.
     InNone,
-    /// Nothing says: the Node is absent, and so is a memory of it.
+    /// Not known: neither an object nor the memory has the Node.
     Unknown,
 }
 
@@ -50,7 +51,7 @@ pub(super) enum Outside {
     Unknown,
 }
 
-/// Who is in this node's pool, as far as one snapshot and the memory tell.
+/// The members of this node's pool, as far as one snapshot and the memory tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Topology {
     node: Arc<str>,
@@ -230,7 +231,7 @@ impl Topology {
         }
     }
 
-    /// The same in words.
+    /// The reason in words.
     pub(super) fn describe(&self, outside: Outside, endpoint: &Endpoint) -> String {
         let node = text::name(endpoint.node_name().map_or("", |node| node));
         let pool = self.pool();

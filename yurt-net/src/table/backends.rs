@@ -1,7 +1,8 @@
 //! A list of endpoints that several tables hold.
 //!
-//! Pure. A large table has a hundred thousand endpoints, nearly all lists of which are of one family and at one port: an IPv4 endpoint
-//! takes 4 bytes instead of the 32 of a `SocketAddr` then, and none where another port of its Service has the same endpoints.
+//! Pure. A large table has a hundred thousand endpoints, nearly all lists of which are of one family and at one port:
+//! an IPv4 endpoint takes 4 bytes instead of the 32 of a `SocketAddr` then, and none where another port of its Service
+//! has the same endpoints.
 #![forbid(unsafe_code)]
 
 use std::fmt;
@@ -14,7 +15,7 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, PartialEq, Eq)]
 pub struct Backends(List);
 
-/// What fits into an earlier kind is of that kind, so that equal lists are equal. Without any, the port is 0.
+/// A list has the first kind into which it fits, so that equal lists compare equal. The empty list has port 0.
 #[derive(Clone, PartialEq, Eq)]
 enum List {
     /// IPv4, all at one port.
@@ -40,7 +41,7 @@ impl Backends {
         self.len() == 0
     }
 
-    /// One after the other.
+    /// Each backend, in order.
     pub fn iter(&self) -> impl Iterator<Item = SocketAddr> {
         let (v4, v6, any, port) = match &self.0 {
             List::V4(all, port) => (&**all, &[][..], &[][..], *port),
@@ -72,8 +73,8 @@ impl Backends {
         }
     }
 
-    /// Takes another list's addresses in place of its own where they are the same: a Service of a thousand ports has those of its
-    /// endpoints once.
+    /// Takes another list's addresses in place of its own where they are the same: a Service of a thousand ports has
+    /// those of its endpoints once.
     pub fn share(&mut self, other: &Self) {
         match (&mut self.0, &other.0) {
             (List::V4(own, _), List::V4(others, _)) if own == others => own.clone_from(others),
@@ -83,14 +84,14 @@ impl Backends {
     }
 }
 
-/// None: all empty lists are one.
+/// The empty list: all empty lists are one.
 impl Default for Backends {
     fn default() -> Self {
         Self(List::V4(Arc::default(), 0))
     }
 }
 
-/// What comes must be sorted.
+/// The items must be sorted.
 impl FromIterator<SocketAddr> for Backends {
     fn from_iter<I: IntoIterator<Item = SocketAddr>>(backends: I) -> Self {
         let all: Vec<SocketAddr> = backends.into_iter().collect();

@@ -1,8 +1,8 @@
 //! Which of two states of what the sources say is the newer one, whatever the clock says. Pure.
 //!
-//! The kernel's maps and the checkpoint each carry an edition. After a reboot the clock of a node may say 1970, and any moment
-//! after that, so times are not compared: editions are counted, and the count goes on where the newest known one left it.
-//! Decision 22 has what else was looked at.
+//! The kernel's maps and the checkpoint each carry an edition. After a reboot the clock of a node may say 1970, and any
+//! moment after that, so times are not compared: editions are counted, and the count goes on where the newest known one
+//! left it. Decision 22 has what else was looked at.
 #![forbid(unsafe_code)]
 
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ impl Edition {
         let known = |edition: &Self| edition.is_known();
         match (maps.filter(known), checkpoint.filter(known)) {
             (Some(maps), Some(checkpoint)) if checkpoint.may_replace(maps) => checkpoint,
-            // What serves counts.
+            // The maps are in force, so they count.
             (Some(edition), _) | (None, Some(edition)) => edition,
             (None, None) => Self::first(series),
         }
@@ -63,7 +63,7 @@ impl Edition {
 pub struct SaidBy(u64);
 
 impl SaidBy {
-    /// Nobody knows who.
+    /// The source is not known.
     pub const UNKNOWN: Self = Self(0);
 
     /// The source of this name.

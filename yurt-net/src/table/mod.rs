@@ -1,7 +1,7 @@
 //! The compiled table: what every Service frontend of this node does, and why.
 //!
-//! Pure. Built by `policy::compile`, shown by `plan` and `explain`, written to the kernel by `plan::plan`. It holds what
-//! may be used; why the rest may not, `policy::Reasons` finds out again when somebody asks.
+//! Pure. Built by `policy::compile`, shown by `plan` and `explain`, written to the kernel by `plan::plan`. It holds the
+//! usable endpoints; `policy::Reasons` finds out, when asked, why the others are not used.
 //!
 //! Services that did not change keep their `Arc` from one table to the next, so comparing two tables
 //! costs one pointer comparison for each service port.
@@ -44,16 +44,16 @@ pub struct ServiceTable {
     pub services: Vec<Arc<ServiceEntry>>,
     /// Prefixes that ClusterIPs come from.
     pub cluster_prefixes: ClusterPrefixes,
-    /// ClusterIPs that are also on an interface of this node, sorted: they are left to the process that listens there, as
-    /// NodeLocal DNSCache does on that of kube-dns.
+    /// ClusterIPs that are also on an interface of this node, sorted: they are left to the process that listens there,
+    /// as NodeLocal DNSCache does on that of kube-dns.
     pub on_node: Vec<IpAddr>,
-    /// What was wrong with single objects, sorted.
+    /// The faults of single objects, sorted.
     pub rejections: Vec<Rejection>,
 }
 
 impl ServiceTable {
-    /// Whether a frontend is left to a process of this node, see [`Self::on_node`]. What else is at a node's addresses is there
-    /// to be served: NodePorts, and load balancers of clusters whose nodes are the load balancer.
+    /// Whether a frontend is left to a process of this node, see [`Self::on_node`]. Other frontends at a node's
+    /// addresses are served: NodePorts, and load balancers of clusters whose nodes are the load balancer.
     pub fn leaves_alone(&self, frontend: &Frontend) -> bool {
         frontend.kind == FrontendKind::ClusterIp && self.is_on_node(frontend.address)
     }
@@ -94,13 +94,13 @@ pub struct ServiceEntry {
     pub external_policy: TrafficPolicy,
     /// How long a client stays with its endpoint after its last new connection, over all frontends; 0 = not at all.
     pub affinity_seconds: u32,
-    /// Clients that the LoadBalancer frontends admit, sorted. A family of which there is none admits all.
+    /// Clients that the LoadBalancer frontends admit, sorted. A family without a range admits all.
     pub source_ranges: Arc<[IpNetwork]>,
     /// Frontends, sorted by kind, address, port.
     pub frontends: Box<[Frontend]>,
-    /// Endpoints of each family.
+    /// Endpoints of IPv4.
     pub v4: EndpointSet,
-    /// See `v4`.
+    /// Endpoints of IPv6.
     pub v6: EndpointSet,
 }
 
@@ -117,19 +117,19 @@ pub struct ServiceKey {
     pub protocol: Protocol,
 }
 
-/// Who has the word among Services: nothing works without the first ones, and no tenant writes them.
+/// The precedence of a Service: nothing works without the first two kinds, and no tenant writes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Standing {
     /// default/kubernetes.
     Apiserver,
-    /// Of kube-system.
+    /// A Service of kube-system.
     System,
-    /// Anybody's.
+    /// Any other.
     Tenant,
 }
 
 impl ServiceKey {
-    /// See the type.
+    /// The precedence of its Service.
     pub fn standing(&self) -> Standing {
         match (&*self.namespace, &*self.name) {
             ("default", "kubernetes") => Standing::Apiserver,
@@ -204,8 +204,8 @@ impl fmt::Display for FrontendKind {
     }
 }
 
-/// The endpoints of one service port in one family, inside its closure. Each list is sorted by address, then port, without
-/// duplicates; kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
+/// The endpoints of one service port in one family, inside its closure. Each list is sorted by address, then port,
+/// without duplicates; kube-proxy's `CategorizeEndpoints` (pkg/proxy/topology.go).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
     /// Under the policy Cluster; empty when no frontend has it.
@@ -225,7 +225,7 @@ pub struct Dropped {
     pub reason: String,
 }
 
-/// Who dials: a process on this node or in one of its Pods, or somebody outside.
+/// The place of a client: a process on this node or in one of its Pods, or a client outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Scope {
@@ -244,7 +244,7 @@ impl fmt::Display for Scope {
     }
 }
 
-/// What happens to a new flow.
+/// The fate of a new flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -252,7 +252,8 @@ pub enum Verdict {
     Forward,
     /// `ECONNREFUSED`: there is no endpoint that may take it, on any node.
     Refuse,
-    /// Silence; `EHOSTUNREACH` on a socket of this node, which has an error to give: the policy is Local, and the usable endpoints are on other nodes.
+    /// Silence; `EHOSTUNREACH` on a socket of this node, which has an error to give: the policy is Local, and the
+    /// usable endpoints are on other nodes.
     Drop,
 }
 
@@ -301,8 +302,8 @@ impl ServiceEntry {
         }
     }
 
-    /// The policy of a frontend for clients of `scope`. Those of this node that dial an external address are led as if they
-    /// had gone out to the load balancer and come back: to any endpoint (pkg/proxy/iptables/proxier.go).
+    /// The policy of a frontend for clients of `scope`. Those of this node that dial an external address are led as if
+    /// they had gone out to the load balancer and come back: to any endpoint (pkg/proxy/iptables/proxier.go).
     pub fn policy(&self, kind: FrontendKind, scope: Scope) -> TrafficPolicy {
         match (kind, scope) {
             (FrontendKind::ClusterIp, _) => self.internal_policy,
@@ -339,8 +340,8 @@ impl ServiceEntry {
         scope == Scope::External && !is_kept_here
     }
 
-    /// The clients that a frontend admits, sorted; none = all. An external IP that is the load balancer's too admits the same:
-    /// at one address and port there is one answer, and it is the narrower one.
+    /// The clients that a frontend admits, sorted; none = all. An external IP that is the load balancer's too admits
+    /// the same: at one address and port there is one answer, and it is the narrower one.
     pub fn admitted(&self, frontend: &Frontend) -> impl Iterator<Item = &IpNetwork> {
         let is_ours = |range: &&IpNetwork| range.is_ipv4() == frontend.address.is_ipv4();
         let balanced = Frontend {

@@ -1,8 +1,9 @@
-//! Texts that others wrote, on their way to a terminal, a log, a metric or JSON.
+//! Text from outside, made safe for a terminal, a log, a metric or JSON.
 //!
-//! Pure. Names and values of objects, files and other machines may hold escape sequences, newlines and marks that turn the
-//! direction of writing: shown raw they hide lines or forge them, and one value may be a megabyte long. Here they are shown
-//! escaped, and cut where a few words are enough to recognise them. Escaping twice is escaping once.
+//! Pure. Names and values of objects, files and other machines may hold escape sequences, newlines and marks that turn
+//! the direction of writing: shown raw, they hide or forge lines, and a value may be a megabyte long. This module
+//! escapes them, and cuts them where a few words are enough to recognise them. Escaping twice is the same as escaping
+//! once.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -17,23 +18,24 @@ use serde_json::ser::{Formatter, Serializer};
 
 /// Characters of a value in the middle of a sentence.
 const QUOTED_CHARS: usize = 64;
-/// Characters of a name, which Kubernetes lets be 253, with its namespace.
+/// Characters of a name with its namespace; Kubernetes allows 253 for a name.
 const NAME_CHARS: usize = 320;
 /// Characters of a whole message.
 const MESSAGE_CHARS: usize = 1024;
 
-/// Whether a character is seen, stands for itself, and leaves all others where they are.
+/// Whether a character is visible, stands for itself, and does not move others.
 pub fn is_plain(c: char) -> bool {
     match c {
         ' '..='~' => true,
         // Letters and symbols by their class, and blank all the same: fillers of Hangul, and Braille without a dot.
         '\u{115f}' | '\u{1160}' | '\u{2800}' | '\u{3164}' | '\u{ffa0}' => false,
-        // Controls, formats, separators, marks that join what is before them, private use, and what Unicode has not assigned.
+        // Controls, formats, separators, marks that join what is before them, private use, and what Unicode has not
+        // assigned.
         c => c.escape_debug().len() == 1,
     }
 }
 
-/// A text without what is not plain, and not longer than is good for the place where it is shown.
+/// A text with its special characters escaped, and cut to a length that suits the place where it is shown.
 #[derive(Clone, Copy, Debug)]
 pub struct Shown<'a> {
     text: &'a str,
@@ -122,7 +124,7 @@ fn escaped(text: &str, is_kept: impl Fn(char) -> bool) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
-/// A URL, or what is meant to be one, without the user and the password that it names.
+/// A URL, valid or not, without its user and password.
 pub fn without_user(url: &str) -> Cow<'_, str> {
     let Some((user, rest)) = url.rsplit_once('@') else {
         return Cow::Borrowed(url);
@@ -132,7 +134,7 @@ pub fn without_user(url: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{scheme}...@{rest}"))
 }
 
-/// The same value with each of its texts, and each key, as a [`message`]. For what is written in lines of its own afterwards.
+/// The same value with each of its texts and keys as a [`message`], for output that consists of lines.
 pub fn plain<T: Serialize + DeserializeOwned>(value: &T) -> serde_json::Result<T> {
     let mut json = serde_json::to_value(value)?;
     make_plain(&mut json);
@@ -155,7 +157,7 @@ fn make_plain(value: &mut Value) {
     }
 }
 
-/// JSON on one line. What is not plain in a text is written as JSON's own escapes, so it reads back as it was.
+/// JSON on one line. Special characters are written as JSON's own escapes, so that they read back unchanged.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     struct Plain;
     impl Formatter for Plain {
@@ -172,7 +174,7 @@ pub fn json<T: Serialize + ?Sized>(value: &T) -> serde_json::Result<String> {
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// What is inside of a JSON text, with JSON's escapes for what is not plain.
+/// The inside of a JSON string, with JSON's escapes for special characters.
 fn json_fragment(fragment: &str) -> Cow<'_, str> {
     if fragment.chars().all(is_plain) {
         return Cow::Borrowed(fragment);
@@ -200,7 +202,7 @@ pub enum LogStyle {
     Json,
 }
 
-/// Where a log goes: each write is one event, which ends with the only newline that is let through.
+/// The destination of a log. Each write is one event; only the newline at its end is let through.
 #[derive(Debug)]
 pub struct Log<W> {
     to: W,
@@ -208,7 +210,7 @@ pub struct Log<W> {
 }
 
 impl<W: io::Write> Log<W> {
-    /// See the type.
+    /// A log that writes to `to`.
     pub fn new(to: W, style: LogStyle) -> Self {
         Self { to, style }
     }
@@ -234,8 +236,8 @@ impl<W: io::Write> io::Write for Log<W> {
     }
 }
 
-/// At most `most` of many, in their order: the first of each group, then the second of each, so that nobody who has
-/// thousands hides what another has.
+/// At most `most` items, in their order: the first of each group, then the second of each, so that a group of thousands
+/// hides no other group.
 pub fn in_turns<'a, T, K: Ord>(
     all: &'a [T],
     most: usize,

@@ -1,9 +1,9 @@
-//! What `yurt-net plan` prints.
+//! The output of `yurt-net plan`.
 //!
-//! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of the contract (docs/architecture.md), or a table to read. Every
-//! frontend has a row for clients of this node, which the socket path answers, and one for everybody else, whom the packet
-//! path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go). Where the interfaces of
-//! the node were not looked at, because this machine is another one, it says so.
+//! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of `plan -o json`, which is a contract, or a table for people.
+//! Every frontend has a row for clients of this node, which the socket path answers, and one for all other clients,
+//! which the packet path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
+//! If the interfaces of the node are not known, because this is another machine, the output says so.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -22,13 +22,13 @@ use crate::text;
 
 /// Endpoints of one row in the table for people; the JSON lists all.
 const SHOWN_ENDPOINTS: usize = 4;
-/// What a star in the table means.
+/// The meaning of a star in the table.
 const UNSERVED: &str = "* only a packet path would serve these clients, and this version has none: they get what they get without it";
 
 /// Why a ClusterIP passes.
 const LEFT_ALONE: &str = "an interface of the node has it: left to what listens there";
 
-/// What happens to a flow.
+/// The fate of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FlowVerdict {
@@ -38,7 +38,7 @@ pub enum FlowVerdict {
     Refuse,
     /// Dropped: silence, but `EHOSTUNREACH` on a socket of this node.
     Drop,
-    /// None of ours.
+    /// No frontend: the flow goes its way untouched.
     Pass,
 }
 
@@ -63,7 +63,7 @@ impl From<Verdict> for FlowVerdict {
     }
 }
 
-/// Of a table that was made elsewhere than on its node.
+/// The remark about a table that was made elsewhere than on its node.
 pub(crate) fn unknown_interfaces(node: &str) -> String {
     format!(
         "the interfaces of node {node} are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them"
@@ -79,7 +79,7 @@ pub struct PlanJson<'a> {
     zone: &'a str,
     services: Vec<ServiceJson<'a>>,
     rejections: &'a [Rejection],
-    /// The interfaces of the node were looked at: a ClusterIP that is on one of them passes, and NodePorts follow them.
+    /// The interfaces of the node are known: a ClusterIP that is on one of them passes, and NodePorts follow them.
     sees_interfaces: bool,
 }
 
@@ -105,15 +105,15 @@ pub(super) struct Row<'a> {
     pub(super) port: u16,
     pub(super) scope: Scope,
     pub(super) verdict: FlowVerdict,
-    /// None unless `forward`.
+    /// Empty unless `forward`.
     pub(super) endpoints: Backends,
     pub(super) masquerade: bool,
-    /// What enforces the row.
+    /// The path that enforces the row.
     pub(super) path: Path,
     /// Clients that a LoadBalancer admits; empty = all.
     pub(super) source_ranges: Vec<&'a IpNetwork>,
     pub(super) dropped: Vec<Dropped>,
-    /// What the endpoints have in common, in words.
+    /// The rule that kept the endpoints, in words.
     #[serde(skip)]
     pub(super) kept: String,
     /// See [`crate::policy::Why::idle`].
@@ -168,7 +168,7 @@ impl<'a> Row<'a> {
     }
 }
 
-/// See `PlanJson`.
+/// The object that `plan -o json` prints.
 pub fn plan_json<'a>(table: &'a ServiceTable, reasons: &Reasons<'_>) -> PlanJson<'a> {
     let services = table.services.iter().map(|entry| ServiceJson {
         namespace: &entry.key.namespace,
@@ -301,7 +301,7 @@ fn write_table(
     Ok(())
 }
 
-/// What a Service asks for beyond the defaults.
+/// The settings of a Service that differ from the defaults.
 fn traffic(entry: &ServiceEntry) -> String {
     let mut text = String::new();
     for (whom, policy) in [

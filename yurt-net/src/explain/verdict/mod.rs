@@ -1,11 +1,11 @@
 //! The verdict for one flow, and why, in words.
 //!
 //! Pure. In: `ServiceTable`, `Reasons`, `OwnAddresses`, a flow. Out: `Explanation`. Rules in order: (1) the client is
-//! internal when it is this node or one of its Pods; (2) a load balancer drops whom its source ranges do not admit; (3) a
-//! ClusterIP that is also on an interface of this node passes, and else the row of the frontend counts, as `plan` prints it;
-//! (4) on loopback, the node's own NodePorts; (5) a known ClusterIP with an unknown port is refused, and so is an unallocated
-//! address inside a ServiceCIDR (pkg/proxy/nftables/proxier.go drops the latter; a refusal tells the client at once); (6) all
-//! else passes.
+//! internal when it is this node or one of its Pods; (2) a load balancer drops clients outside its source ranges; (3) a
+//! ClusterIP that is also on an interface of this node passes, and else the row of the frontend counts, as `plan`
+//! prints it; (4) on loopback, the node's own NodePorts; (5) a known ClusterIP with an unknown port is refused, and so
+//! is an unallocated address inside a ServiceCIDR (pkg/proxy/nftables/proxier.go drops the latter; a refusal tells the
+//! client at once); (6) all else passes.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -22,19 +22,19 @@ use crate::plan::{InForce, Refused};
 use crate::policy::Reasons;
 use crate::table::{Closure, Dropped, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
-/// The addresses by which a client is told to be of this node.
+/// The addresses of clients on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnAddresses {
-    /// Of the node itself.
+    /// The addresses of the node itself.
     pub node: BTreeSet<IpAddr>,
     /// The node's `podCIDRs`.
     pub pod_cidrs: Vec<IpNetwork>,
-    /// Of endpoints on this node, and of others of its Pods that are known.
+    /// The addresses of endpoints on this node, and of its other known Pods.
     pub pods: BTreeSet<IpAddr>,
 }
 
 impl OwnAddresses {
-    /// Collects them from what a source knows.
+    /// Collects them from a snapshot.
     pub fn new(snapshot: &Snapshot, node: &str) -> Self {
         let mut own = Self::default();
         if let Some(node) = snapshot.nodes.get(node) {
@@ -76,9 +76,9 @@ impl OwnAddresses {
 /// A new connection, or the first datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Dial {
-    /// Who dials.
+    /// The client's address.
     pub from: IpAddr,
-    /// What is dialled.
+    /// The address and port that it dials.
     pub to: SocketAddr,
     /// Transport protocol.
     pub protocol: Protocol,
@@ -87,7 +87,7 @@ pub struct Dial {
 /// The object that `explain -o json` prints. Names and order of the fields are a contract.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// What happens.
+    /// The fate of the flow.
     pub verdict: FlowVerdict,
     /// Sorted; empty unless `forward`.
     pub endpoints: Vec<SocketAddr>,
@@ -117,14 +117,14 @@ impl fmt::Display for Explanation {
 }
 
 impl Explanation {
-    /// As it is where the maps do not hold all that the table says. `in_force`: what they hold for the flow; `None`: nobody
-    /// has looked.
+    /// The verdict in force where the maps lack a part of the table. `in_force`: their contents for the flow; `None`:
+    /// not known.
     #[must_use]
     pub fn with_a_full_map(mut self, refused: &Refused, in_force: Option<InForce>) -> Self {
         let (map, flag) = (refused.map, refused.map.flag());
         let is_forwarded = self.verdict == FlowVerdict::Forward;
         let (verdict, what) = match in_force {
-            // Its source ranges do not admit the client, or it has no endpoint here, whatever there is room for.
+            // Source ranges do not admit the client, or no endpoint is here: room in the maps would change nothing.
             _ if self.verdict == FlowVerdict::Drop => return self,
             Some(InForce::Forward(some)) if is_forwarded && some.len() < self.endpoints.len() => {
                 let what = format!("only {} of them are in force", some.len());
@@ -159,7 +159,7 @@ pub fn explain(
     own: &OwnAddresses,
     dial: Dial,
 ) -> Explanation {
-    // An IPv6 socket dials IPv4 by mapped addresses, and the kernel side decides on what they stand for.
+    // An IPv6 socket dials IPv4 by mapped addresses, and the programs decide by the IPv4 address.
     let from = dial.from.to_canonical();
     let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
     let scope = own.scope(from);
@@ -211,8 +211,8 @@ fn dials(frontend: &Frontend, to: SocketAddr, from: IpAddr, own: &OwnAddresses) 
 }
 
 /// Whether the source ranges admit a client. A request of this node to an address of the load balancer that it carries
-/// itself has that address as its source, so who admits the node admits it (pkg/proxy/iptables/proxier.go); and who asks
-/// from loopback does not know yet by which of its addresses the node will dial.
+/// itself has that address as its source, so ranges that admit the node admit it (pkg/proxy/iptables/proxier.go). For a
+/// client on loopback it is not known yet from which of its addresses the node will dial.
 fn admits(row: &Row<'_>, from: IpAddr, own: &OwnAddresses) -> bool {
     let contain = |address: IpAddr| {
         row.source_ranges
@@ -285,7 +285,7 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
     )
 }
 
-/// A few of those who ask for the same address and port.
+/// A few of the Services that ask for the same address and port; the end of a sentence.
 fn rivals(reasons: &Reasons<'_>, entry: &ServiceEntry, to: SocketAddr) -> String {
     let mut all = reasons.rivals(&entry.key, to, entry.key.protocol);
     let few = all.by_ref().take(3);

@@ -134,7 +134,8 @@ proptest! {
                 sets.collect::<Vec<_>>()
             };
             for (reader, allowed) in &mut waiting {
-                // Whose what it has dialled is by now, it may be answered for, too: there may be no other row at that index.
+                // Whose what it has dialled is by now, it may be answered for, too: there may be no other row at that
+                // index.
                 reader.owners.extend(owner(new, reader.dialled).map(|(entry, _)| entry.key.clone()));
                 allowed.extend(sets(reader, new));
             }

@@ -1,12 +1,12 @@
-//! Room that nobody's objects take.
+//! Room in the maps that is kept free, and room that is taken from tenants.
 //!
 //! **Kept free of tenants**: the last part of each map. Newcomers and growth of tenants' Services stop before it;
 //! default/kubernetes and kube-system may have it, and so may, until the next grace period, the copy of a set that does
 //! not grow: so what is in force can change in a map that is full.
 //!
-//! **Taken from those who have most**: where that does not do for default/kubernetes or kube-system, `victims.rs` says
-//! what tenants lose. That alone frees room, after a grace period. Nobody but those for whom it was made gets it: tenants
-//! get nothing more in the same plan, and come after them in the next one.
+//! **Taken from the largest users**: if that is not enough for default/kubernetes or kube-system, `victims` decides
+//! what tenants lose. This room is free after a grace period, and only for the Services for which it was made: tenants
+//! get nothing more in the same plan, and come after those Services in the next one.
 
 use std::collections::BTreeSet;
 
@@ -21,7 +21,7 @@ use crate::table::{ServiceEntry, ServiceKey};
 
 const FAMILIES: [AddressFamily; 2] = [AddressFamily::V4, AddressFamily::V6];
 
-/// One of so many entries is kept free of tenants.
+/// One in this many entries is kept free of tenants.
 pub(super) const KEPT_FREE: usize = 64;
 
 impl<'t> Planner<'t> {
@@ -87,8 +87,8 @@ impl<'t> Planner<'t> {
         FAMILIES.map(|family| self.image.space(family).longest())
     }
 
-    /// Whether it is worth to try a service port again that did not fit. What fails for its size or its place is not tried
-    /// before that changes: it may be large. `longest`: see [`Self::longest_free`].
+    /// Whether a service port that did not fit is worth another try. One that failed for its size or its place is not
+    /// tried before that changes, because it may be large. `longest`: see [`Self::longest_free`].
     pub(super) fn may_fit(&self, key: &ServiceKey, left: &LeftOut, longest: [u32; 2]) -> bool {
         let mut maps = FullMap::ALL.into_iter();
         left.is_next
@@ -116,7 +116,7 @@ impl<'t> Planner<'t> {
             })
     }
 
-    /// Takes from tenants what those of `first` lack, where that gives them room enough. `others` are not changed yet.
+    /// Takes from tenants what Services of `first` lack, if that makes enough room. `others` are not changed yet.
     pub(super) fn make_room(&mut self, first: &[Change], others: [&Vec<Change>; 3]) {
         let entries = first.iter().filter_map(|change| change.new.as_deref());
         let lacking: Vec<_> = entries
@@ -125,8 +125,7 @@ impl<'t> Planner<'t> {
         if lacking.is_empty() {
             return;
         }
-        // What such a one has is as it was, and the table says what it will be.
-        // What these have is as it was, while the table says what it will be.
+        // The image has these as they were, while the table says what they will be.
         let changing: BTreeSet<&ServiceKey> = match self.is_delta {
             true => {
                 let changing = others.iter().flat_map(|changes| &**changes);
@@ -172,7 +171,7 @@ impl<'t> Planner<'t> {
         }
     }
 
-    /// Service ports of tenants that are in the maps, but for those that are `changing`.
+    /// Service ports of tenants that are in the maps and are not `changing`.
     fn candidates(&self, changing: &BTreeSet<&ServiceKey>) -> Vec<Candidate<'t>> {
         let tenants = self.table.services.iter().filter(|entry| {
             let left = self.image.left_out.get(&entry.key);
@@ -188,7 +187,7 @@ impl<'t> Planner<'t> {
             for unit in units(entry, family, self.table).into_iter().flatten() {
                 let rows = || unit.rows.iter().map(|(row, _)| row);
                 if rows().any(|row| self.puts.contains_key(row)) {
-                    // Somebody else has taken it over in this very plan.
+                    // Another service port has taken the row over in this plan.
                     return None;
                 }
                 let index = match self.is_delta {
@@ -219,7 +218,7 @@ impl<'t> Planner<'t> {
     }
 
     fn room_after_the_plan(&self) -> Room {
-        // Where nothing is known of the rows, those are among the deleted that somebody may still ask for.
+        // Without a delta, `deletes` also has rows that a service port may still ask for.
         let of = |family| {
             let deletes = self.deletes.iter().filter(|_| self.is_delta);
             deletes.filter(move |row| AddressFamily::from(row.address) == family)
@@ -232,7 +231,7 @@ impl<'t> Planner<'t> {
         }
     }
 
-    /// Takes a service port out, as if it were deleted, for those who `wanted` what it has.
+    /// Takes a service port out, as if it were deleted, to make the room that is `wanted`.
     fn take_out(&mut self, candidate: &Candidate<'_>, wanted: &Needs) {
         self.image.left_out.remove(candidate.key);
         for placed in &candidate.sets {

@@ -1,15 +1,14 @@
 //! The addresses at which clients reach a Service on this node.
 //!
-//! Pure. In: a `Service`, the own `Node`, `NodeView`. Out: its `Frontend`s, conflicts, and the prefixes of the ClusterIPs.
-//! Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP always,
-//! LoadBalancer and NodePort by type; (3) not the LoadBalancer's where it is discarded, only those of this pool where
-//! PoolServices share them out, and neither where `listen` leaves this pool out; (4) a NodePort is on the node's primary
-//! address of each family, present or last known; (5) nothing where it is protected (`protected`); (6) of two Services with
-//! one address, port and protocol one keeps it: see `conflicts`; (7) a ClusterIP that is also on an interface of this node is left
-//! to what listens there.
-//! Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
-//! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the rules of two Services with one
-//! address exist both; and the Services of (3) are gone, or have the addresses of all pools.
+//! Pure. In: a `Service`, the own `Node`, `NodeView`. Out: the `Frontend`s that it asks for; `conflicts` decides which
+//! it gets. Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP
+//! always, LoadBalancer and NodePort by type; (3) no LoadBalancer frontend where it is discarded, only those of this
+//! pool where PoolServices share them out, and neither LoadBalancer nor NodePort where `listen` leaves this pool out;
+//! (4) a NodePort is on the node's primary address of each family, present or last known; (5) nothing where it is
+//! protected (`protected`); (6) a ClusterIP that is also on an interface of this node is left to the process that
+//! listens there. Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go;
+//! openyurtio/openyurt pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the
+//! Services of (3) are gone, or have the addresses of all pools.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -61,7 +60,8 @@ fn is_listened_to(service: &Service, environment: &Environment) -> bool {
     }
 }
 
-/// What there is to say of a list of pools that is too long to be kept. It names none, so that no node listens that should not.
+/// The complaint about a list of pools that is too long to be kept. Such a list names no pool, so no node listens by
+/// mistake.
 pub(super) fn unread_listen(service: &Service) -> Option<String> {
     (service.listen.as_deref() == Some(TOO_LONG)).then(|| {
         "its annotation nodeport.openyurt.io/listen has more than 4096 bytes and is not read: its NodePorts and its load balancer \
@@ -70,8 +70,8 @@ pub(super) fn unread_listen(service: &Service) -> Option<String> {
     })
 }
 
-/// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for one that is left
-/// out, `*` for those not named. Of several entries of one name the first counts, whatever its sign.
+/// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for one that is
+/// left out, `*` for those not named. Of several entries of one name the first counts, whatever its sign.
 pub fn listens(listen: &str, pool: &str) -> bool {
     let first = |wanted: &str| {
         let mut entries = listen.split(',').map(str::trim);
@@ -104,8 +104,8 @@ fn balanced(
         .collect()
 }
 
-/// Why this node serves nothing at an address and port of the load balancer or the NodePorts of a Service that other nodes
-/// serve there; `None` when it is none of the Service's, or served.
+/// Why this node serves nothing at an address and port of the load balancer or the NodePorts of a Service that other
+/// nodes serve there; `None` when it is none of the Service's, or served.
 pub(super) fn withheld(
     service: &Service,
     pool_services: &[&PoolService],
@@ -209,7 +209,8 @@ pub(super) struct ServiceAddresses<'a> {
 }
 
 impl<'a> ServiceAddresses<'a> {
-    /// Collects them; `refused` gets what is wrong with those that are left out. `ranges` are the Service's [`source_ranges`].
+    /// Collects them; `refused` gets the reasons of those that are left out. `ranges` are the Service's
+    /// [`source_ranges`].
     pub(super) fn new(
         service: &Service,
         ranges: &[IpNetwork],
@@ -231,7 +232,7 @@ impl<'a> ServiceAddresses<'a> {
         let admitted_v4 = ranges.iter().filter(|range| range.is_ipv4()).count();
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
-            // Before the work: all of it is done again for each change of a slice.
+            // Limited before the work, which is done again for each change of a slice.
             if addresses.len() > MAX_ADDRESSES {
                 refused.push(format!(
                     "it has more than {MAX_ADDRESSES} addresses of kind {kind}: the others are not served here"
@@ -274,7 +275,7 @@ impl<'a> ServiceAddresses<'a> {
         }
     }
 
-    /// The frontends of one port, sorted; `refused` gets what is wrong with those that are left out.
+    /// The frontends of one port, sorted; `refused` gets the reasons of those that are left out.
     pub(super) fn frontends(&self, port: &ServicePort, refused: &mut Vec<String>) -> Vec<Frontend> {
         let fixed = self.fixed.iter().map(|&(kind, address)| Frontend {
             kind,
@@ -304,88 +305,6 @@ impl<'a> ServiceAddresses<'a> {
 /// The Service of the apiservers themselves.
 pub(super) fn is_apiserver(service: &Service) -> bool {
     (&*service.name.namespace, &*service.name.name) == ("default", "kubernetes")
-}
-
-/// A service port that asks for its frontends.
-pub(super) struct Claimant {
-    pub(super) entry: Arc<ServiceEntry>,
-    /// [`Service::created_at`].
-    pub(super) created_at: u64,
-}
-
-/// A frontend that a Service does not get because another one has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Lost {
-    /// Index of the loser in the table.
-    pub(super) loser: usize,
-    /// Index of the service port that keeps the frontend.
-    pub(super) winner: usize,
-    pub(super) address: IpAddr,
-    pub(super) port: u16,
-    /// The rule that decided, in words.
-    pub(super) why: &'static str,
-}
-
-/// Who may write an address of this kind, the most trusted first: the cluster allocates ClusterIPs; a load balancer's addresses
-/// are a controller's word, and a NodePort is the apiserver's; an external IP is whatever somebody wrote (CVE-2020-8554).
-fn authority(kind: FrontendKind) -> u8 {
-    match kind {
-        FrontendKind::ClusterIp => 0,
-        FrontendKind::LoadBalancer | FrontendKind::NodePort => 1,
-        FrontendKind::ExternalIp => 2,
-    }
-}
-
-/// The frontends that more than one of them claims; they are in the table's order.
-///
-/// Rules in order: (1) authority; (2) default/kubernetes and kube-system before tenants; (3) the older Service, for who comes
-/// later takes nothing that is in force; one of unknown age is the youngest; (4) the first by name.
-pub(super) fn conflicts(claimants: &[Claimant]) -> Vec<Lost> {
-    let mut claims: Vec<(IpAddr, u16, Protocol, usize, FrontendKind)> = Vec::new();
-    for (index, Claimant { entry, .. }) in claimants.iter().enumerate() {
-        let protocol = entry.key.protocol;
-        let frontends = entry.frontends.iter();
-        claims.extend(frontends.map(|f| (f.address, f.port, protocol, index, f.kind)));
-    }
-    claims.sort_unstable();
-    let mut lost = Vec::new();
-    for group in claims.chunk_by(|a, b| (a.0, a.1, a.2) == (b.0, b.1, b.2)) {
-        if group.iter().all(|claim| claim.3 == group[0].3) {
-            continue;
-        }
-        // Each claimant once, by the best of its kinds.
-        let one_each = group.chunk_by(|a, b| a.3 == b.3);
-        let ranks = one_each.filter_map(|claims| {
-            let index = claims[0].3;
-            let authority = claims.iter().map(|claim| authority(claim.4)).min()?;
-            let Claimant { entry, created_at } = &claimants[index];
-            // 0, which is not known, becomes the largest.
-            let age = created_at.wrapping_sub(1);
-            Some((authority, entry.key.standing(), age, index))
-        });
-        let ranks: Vec<_> = ranks.collect();
-        let Some(winner) = ranks.iter().min() else {
-            continue;
-        };
-        let losers = ranks.iter().filter(|rank| *rank != winner);
-        lost.extend(losers.map(|loser| Lost {
-            loser: loser.3,
-            winner: winner.3,
-            address: group[0].0,
-            port: group[0].1,
-            why: match () {
-                () if winner.0 < loser.0 && winner.0 == 0 => "a ClusterIP comes first",
-                () if winner.0 < loser.0 => {
-                    "a load balancer's address or a NodePort comes before an external IP"
-                }
-                () if winner.1 < loser.1 => "default/kubernetes and kube-system come first",
-                () if winner.2 < loser.2 => "the older Service comes first",
-                () => "the first by name keeps it",
-            },
-        }));
-    }
-    lost.sort_unstable();
-    lost
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Frontends, their conflicts, and the prefixes of ClusterIPs.
+//! Frontends.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -6,10 +6,10 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use crate::model::{NamespacedName, Protocol, Service, ServiceType};
+use crate::model::{NamespacedName, Service, ServiceType};
 use crate::policy::fixtures::{World, frontends, ip, only, port};
 use crate::policy::{NodeView, Suspects};
-use crate::table::{Frontend, MAX_PREFIXES};
+use crate::table::Frontend;
 
 #[test]
 fn the_type_decides_which_frontends_there_are() {
@@ -94,8 +94,8 @@ fn a_node_port_is_on_the_first_internal_address_of_each_family_else_external() {
     assert_eq!(
         world.rejections(),
         [
-            "Node a1: status address 2001:db8::11 is on no interface: NodePorts use 2001:db8::11, \
-          until another takes its place"
+            "Node a1: status address 2001:db8::11 is on no interface: NodePorts stay there until another address takes \
+             its place"
         ]
     );
     world.view.local_addresses = Some([ip("192.0.2.77"), ip("2001:db8::11")].into());
@@ -162,102 +162,6 @@ fn an_address_of_the_node_that_goes_is_kept_until_another_takes_its_place() {
 }
 
 #[test]
-fn of_two_services_with_one_frontend_the_first_by_name_keeps_it() {
-    let mut world = World::web(None);
-    let shared = || vec![ip("203.0.113.1")];
-    world.service("web", |service| service.external_ips = shared().into());
-    world.service("api", |service| {
-        service.cluster_ips = [ip("10.96.0.20")].into();
-        service.external_ips = shared().into();
-    });
-    let table = world.compile();
-    assert_eq!(
-        frontends(&table.services[0]),
-        ["ClusterIP 10.96.0.20:80", "ExternalIP 203.0.113.1:80"]
-    );
-    assert_eq!(frontends(&table.services[1]), ["ClusterIP 10.96.0.10:80"]);
-    assert_eq!(
-        world.rejections(),
-        ["Service web: 203.0.113.1:80/TCP belongs to default/api:http: the first by name keeps it"]
-    );
-}
-
-/// A load balancer of kube-system has an address in force, and somebody else comes who wants it, with a name that is earlier.
-#[test]
-fn nobody_takes_an_address_that_is_in_force() {
-    let at = ip("203.0.113.1");
-    let balanced = |service: &mut Service| {
-        service.service_type = ServiceType::LoadBalancer;
-        service.load_balancer_ips = [at].into();
-    };
-    let external = |service: &mut Service| service.external_ips = [at].into();
-    type Claim<'a> = (&'a str, u64, &'a dyn Fn(&mut Service));
-    let cases: [(Claim<'_>, Claim<'_>, &str); 6] = [
-        (
-            ("kube-system", 900, &balanced),
-            ("aaa", 1000, &external),
-            "a load balancer's address or a NodePort comes before an external IP",
-        ),
-        (
-            // An old Service may write new external IPs.
-            ("shop", 900, &balanced),
-            ("aaa", 100, &external),
-            "a load balancer's address or a NodePort comes before an external IP",
-        ),
-        (
-            ("kube-system", 900, &external),
-            ("aaa", 100, &external),
-            "default/kubernetes and kube-system come first",
-        ),
-        (
-            ("shop", 900, &external),
-            ("aaa", 1000, &external),
-            "the older Service comes first",
-        ),
-        (
-            ("shop", 900, &balanced),
-            ("aaa", 0, &balanced),
-            "the older Service comes first",
-        ),
-        (
-            ("aab", 900, &balanced),
-            ("zzz", 900, &balanced),
-            "the first by name keeps it",
-        ),
-    ];
-    for (owner, attacker, why) in cases {
-        let mut world = World::new();
-        let mut add = |(namespace, created_at, claim): Claim<'_>, cluster_ip| {
-            world.service("web", |service| {
-                service.created_at = created_at;
-                service.cluster_ips = [ip(cluster_ip)].into();
-                claim(service);
-            });
-            // The fixture knows one namespace.
-            let services = &mut world.snapshot.services;
-            let mut service = services
-                .remove(&NamespacedName::new("default", "web"))
-                .unwrap();
-            Arc::make_mut(&mut service).name = NamespacedName::new(namespace, "web");
-            services.insert(service.name.clone(), service);
-        };
-        add(owner, "10.96.0.10");
-        add(attacker, "10.96.0.11");
-        let table = world.compile();
-        let has_it = table.services.iter().filter(|entry| {
-            let mut frontends = entry.frontends.iter();
-            frontends.any(|frontend| frontend.address == at)
-        });
-        let has_it: Vec<&str> = has_it.map(|entry| &*entry.key.namespace).collect();
-        assert_eq!(has_it, [owner.0], "{why}");
-        let said = format!("203.0.113.1:80/TCP belongs to {}/web:http: {why}", owner.0);
-        let told = table.rejections.iter();
-        let told: Vec<_> = told.map(|r| (&*r.namespace, &*r.reason)).collect();
-        assert_eq!(told, [(attacker.0, &*said)]);
-    }
-}
-
-#[test]
 fn a_list_of_pools_that_was_too_long_to_keep_opens_no_node_port_and_says_so() {
     let mut world = World::web(None);
     world.service("web", |service| {
@@ -277,57 +181,6 @@ fn a_list_of_pools_that_was_too_long_to_keep_opens_no_node_port_and_says_so() {
     // With the flag there is no Service left to say it of.
     world.config.compat_drop_service = true;
     assert_eq!(world.rejections().len(), 1);
-}
-
-#[test]
-fn nobody_takes_a_cluster_ip_over_by_naming_it_as_an_external_address() {
-    let mut world = World::web(None);
-    world.service("api", |service| {
-        service.cluster_ips = [ip("10.96.0.20")].into();
-        service.external_ips = [ip("10.96.0.10")].into();
-    });
-    let table = world.compile();
-    assert_eq!(frontends(&table.services[0]), ["ClusterIP 10.96.0.20:80"]);
-    assert_eq!(frontends(&table.services[1]), ["ClusterIP 10.96.0.10:80"]);
-    assert_eq!(
-        world.rejections(),
-        ["Service api: 10.96.0.10:80/TCP belongs to default/web:http: a ClusterIP comes first"]
-    );
-    // And gets it back when the other one lets go.
-    let again = world.compile();
-    assert!(Arc::ptr_eq(&table.services[0], &again.services[0]));
-    world.service("web", |service| {
-        service.cluster_ips = [ip("10.96.0.11")].into()
-    });
-    assert_eq!(
-        frontends(&world.compile().services[0]),
-        ["ClusterIP 10.96.0.20:80", "ExternalIP 10.96.0.10:80"]
-    );
-    assert_eq!(world.rejections(), [""; 0]);
-}
-
-#[test]
-fn the_same_port_number_with_another_protocol_is_another_frontend() {
-    let mut world = World::web(None);
-    world.service("web", |service| {
-        let mut dns = port("http", 80, 0);
-        dns.protocol = Protocol::Udp;
-        let mut sctp = port("http", 80, 0);
-        sctp.protocol = Protocol::Sctp;
-        service.ports = [port("http", 80, 0), dns, sctp, port("http", 81, 0)].into();
-    });
-    let table = world.compile();
-    let protocols: Vec<_> = table
-        .services
-        .iter()
-        .map(|entry| entry.key.protocol)
-        .collect();
-    assert_eq!(protocols, [Protocol::Sctp, Protocol::Tcp, Protocol::Udp]);
-    // A second TCP port of the same name has no key of its own.
-    assert_eq!(
-        world.rejections(),
-        ["Service web: port \"http\" with TCP is there twice: the later one is left out"]
-    );
 }
 
 #[test]
@@ -372,56 +225,6 @@ fn a_cluster_ip_that_an_interface_of_this_node_has_is_left_alone_until_it_has_no
     assert!(world.compile().on_node.is_empty());
 }
 
-fn prefixes(world: &mut World) -> (Vec<String>, bool) {
-    let found = world.compile().cluster_prefixes;
-    let prefixes = found.prefixes.iter().map(ToString::to_string).collect();
-    (prefixes, found.are_service_cidrs)
-}
-
-#[test]
-fn cluster_prefixes_are_the_flag_else_the_objects_else_a_cover() {
-    let mut world = World::web(None);
-    let known = |prefixes: &[&str], are_cidrs| {
-        let prefixes: Vec<_> = prefixes.iter().map(|&p| p.to_owned()).collect();
-        (prefixes, are_cidrs)
-    };
-    assert_eq!(prefixes(&mut world), known(&["10.96.0.10/32"], false));
-    world.service("api", |service| {
-        service.cluster_ips = [ip("10.96.0.1")].into()
-    });
-    assert_eq!(prefixes(&mut world), known(&["10.96.0.0/28"], false));
-    world.service_cidr("kubernetes", &["10.96.0.0/12", "fd00:96::/108"]);
-    assert_eq!(
-        prefixes(&mut world),
-        known(&["10.96.0.0/12", "fd00:96::/108"], true)
-    );
-    world.config.service_cidrs = vec!["10.96.0.0/28".parse().unwrap()];
-    assert_eq!(prefixes(&mut world), known(&["10.96.0.0/28"], true));
-    // A ClusterIP outside what the flag says still counts, exactly.
-    world.service("old", |service| {
-        service.cluster_ips = [ip("10.90.0.1")].into()
-    });
-    assert_eq!(
-        prefixes(&mut world),
-        known(&["10.90.0.1/32", "10.96.0.0/28"], true)
-    );
-    assert_eq!(world.rejections(), [""; 0]);
-}
-
-#[test]
-fn too_many_service_cidrs_are_covered_and_rejected() {
-    let mut world = World::web(None);
-    for block in 0..20 {
-        world.service_cidr(
-            &format!("cidr-{block:02}"),
-            &[&format!("10.{}.0.0/24", 100 + block * 2)],
-        );
-    }
-    let (found, are_service_cidrs) = prefixes(&mut world);
-    assert_eq!((found.len(), are_service_cidrs), (MAX_PREFIXES, false));
-    assert_eq!(world.rejections().len(), 1);
-}
-
 #[test]
 fn the_default_route_stands_in_for_an_absent_node_and_adds_no_family_to_a_known_one() {
     let mut world = World::web(None);
@@ -461,39 +264,6 @@ fn a_single_stack_service_has_no_node_port_in_the_other_family() {
     assert_eq!(
         frontends(only(&world.compile())),
         ["ClusterIP 10.96.0.10:80"]
-    );
-}
-
-#[test]
-fn two_halves_of_a_service_cidr_are_one_prefix_and_a_part_of_one_is_none() {
-    let mut world = World::web(None);
-    world.service_cidr("low", &["10.96.0.0/25", "10.96.0.64/26"]);
-    world.service_cidr("high", &["10.96.0.128/25"]);
-    assert_eq!(
-        prefixes(&mut world),
-        (vec!["10.96.0.0/24".to_owned()], true)
-    );
-}
-
-#[test]
-fn many_cluster_ips_outside_the_service_cidrs_switch_refusing_off_and_say_so() {
-    let mut world = World::web(None);
-    world.service_cidr("wrong", &["172.16.0.0/24"]);
-    for n in 0..20 {
-        let cluster_ip = ip(&format!("10.{}.0.1", n * 2));
-        world.service(&format!("s{n}"), |service| {
-            service.cluster_ips = [cluster_ip].into()
-        });
-    }
-    let (found, are_service_cidrs) = prefixes(&mut world);
-    assert!(found.len() <= MAX_PREFIXES);
-    assert!(!are_service_cidrs);
-    assert_eq!(
-        world.rejections(),
-        [
-            "ServiceCIDR wrong: many ClusterIPs are outside the service CIDRs: \
-          connections to unallocated ClusterIPs are not refused"
-        ]
     );
 }
 

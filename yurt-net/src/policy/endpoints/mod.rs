@@ -1,9 +1,11 @@
 //! The endpoints of a service port: slices joined, closed, and sorted by traffic policy.
 //!
-//! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node really are,
-//! `pods::truth`, while the snapshot is old, and addresses that no host has left out; (1) slice ports of equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not terminating speaks;
-//! (4) `traffic`; (5) probes, where they are asked. Reference: kubernetes/kubernetes pkg/proxy/endpointslicecache.go; behind a YurtHub,
-//! openyurtio/openyurt pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
+//! Pure. In: a Service, its slices, `Environment`. Out: `EndpointSet`s. Rules in order: (0) where Pods of this node
+//! really are, `pods::truth`, while the snapshot is old, and addresses that no host has left out; (1) slice ports of
+//! equal name and protocol; (2) closure, `topology`; (3) of two copies of an address and port the one that is not
+//! terminating speaks; (4) `traffic`; (5) probes, where they are asked. Reference: kubernetes/kubernetes
+//! pkg/proxy/endpointslicecache.go; behind a YurtHub, openyurtio/openyurt
+//! pkg/yurthub/filter/forwardkubesvctraffic/filter.go.
 #![forbid(unsafe_code)]
 
 /// A single-stack Service does not exist in the other family, whatever other addresses it lists
@@ -36,8 +38,8 @@ use crate::pods::truth::Move;
 use crate::table::{Backends, Closure, EndpointSet, Frontend, FrontendKind, MAX_ENDPOINTS};
 use crate::text;
 
-/// The slice as the policy reads it. That of the apiserver itself leads to YurtHub where this node is behind one, so that
-/// Pods reach the API while the cloud is away; endpoints of this node are where their Pods are.
+/// The slice as the policy reads it. That of the apiserver itself leads to YurtHub where this node is behind one, so
+/// that Pods reach the API while the cloud is away; endpoints of this node are where their Pods are.
 fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, EndpointSlice> {
     if !(is_apiserver_slice(slice) && environment.is_behind_hub) {
         let truth = environment.truth.iter();
@@ -59,7 +61,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
         endpoints.retain(|_| indices.next().is_some_and(|index| !away.contains(&index)));
         return Cow::Owned(EndpointSlice {
             endpoints: endpoints.into(),
-            // They were of use here.
+            // They have served their purpose here.
             pods: Box::default(),
             ..slice.clone()
         });
@@ -85,7 +87,7 @@ fn seen<'a>(slice: &'a EndpointSlice, environment: &Environment) -> Cow<'a, Endp
     Cow::Owned(slice)
 }
 
-/// That of the apiservers themselves.
+/// Whether a slice is that of the apiservers.
 fn is_apiserver_slice(slice: &EndpointSlice) -> bool {
     (&*slice.name.namespace, &*slice.name.name) == ("default", "kubernetes")
 }
@@ -151,7 +153,7 @@ impl<'a> Slices<'a> {
             .map(|(slice, port)| (slice, port.port))
     }
 
-    /// What there is to say of endpoints that are not sent to wherever they are.
+    /// The complaints about endpoints that take no traffic on any node.
     pub(super) fn unfit(&self, environment: &Environment) -> Vec<String> {
         let mut reasons = Vec::new();
         for slice in &self.all {
@@ -175,7 +177,7 @@ impl<'a> Slices<'a> {
         reasons
     }
 
-    /// Leaves out what would cost more than one Service may; returns what there is to say of that.
+    /// Leaves out endpoints and ports beyond the limits of one Service; returns the complaints about them.
     pub(super) fn keep_within_limits(&mut self, ports: &[&ServicePort]) -> Vec<String> {
         let mut reasons = Vec::new();
         for slice in self
@@ -220,8 +222,8 @@ impl<'a> Slices<'a> {
     }
 }
 
-/// Why nothing is sent to an address, whoever asks. An apiserver refuses most of these (ValidateEndpointIP), and so they are in
-/// manifests only; kube-proxy skips the others one by one (endpointslicecache.go).
+/// Why an address takes no traffic from any client. An apiserver refuses most of these (ValidateEndpointIP), so only
+/// manifests have them; kube-proxy skips the others one by one (endpointslicecache.go).
 fn unfit(slice: &EndpointSlice, address: IpAddr, environment: &Environment) -> Option<Outside> {
     if AddressFamily::from(address) != slice.family {
         return Some(Outside::OtherFamily(slice.family));
@@ -235,7 +237,7 @@ fn unfit(slice: &EndpointSlice, address: IpAddr, environment: &Environment) -> O
 }
 
 /// The endpoints of one port in the family of `any` that are inside the closure, sorted, each once; `outside` gets the
-/// others. Copies outside do not speak: YurtHub takes them away before a proxy sees them.
+/// others. A copy outside the closure does not count: YurtHub removes it before a proxy sees it.
 pub(super) fn candidates(
     port: &ServicePort,
     any: IpAddr,
@@ -261,8 +263,8 @@ pub(super) fn candidates(
             }
         }
     }
-    // While a Pod moves from slice to slice it is in both, and an address may be given to a new Pod before the old one is
-    // gone. Of several that live the best speaks: any order that does not depend on slices will do.
+    // While a Pod moves from slice to slice it is in both, and an address may be given to a new Pod before the old one
+    // is gone. The best copy counts; any order that does not depend on slices will do.
     let rank = |c: &Candidate| {
         let e = &c.endpoint;
         (e.is_terminating, !e.is_ready, !e.is_serving, !c.is_here)
@@ -278,8 +280,8 @@ pub(super) fn candidates(
     found
 }
 
-/// Those of the selected whose probes fail, with what is said of them; at most half of all, so never the last one: where most fail,
-/// it may be the question that is wrong.
+/// Selected endpoints whose probes fail, with the failure; at most half of all, so never the last one: if most fail,
+/// the probe itself may be wrong.
 pub(super) fn ejected<'a>(
     selected: &[&Candidate],
     protocol: Protocol,

@@ -1,10 +1,11 @@
-//! What becomes of flows that were established before the table changed.
+//! The fate of flows that were established before the table changed.
 //!
-//! Pure. In: the table, the snapshot that it was compiled from, and flows: what a client dialled and the backend that it got.
-//! Out: how the backend stands with the Service now, and from that the fate of the flow. Rules in order: (1) the backend is
-//! among the endpoints of the frontend; (2) it is a serving endpoint of the Service inside the closure, which traffic policy,
-//! hints or readier ones keep new flows from: as for kube-proxy, that is no reason to end old ones; (3) it is a serving
-//! endpoint outside the closure; (4) it is none. Reference: kubernetes/kubernetes pkg/proxy/conntrack/cleanup.go.
+//! Pure. In: the table, the snapshot that it was compiled from, and flows: the frontend that a client dialled, and its
+//! backend. Out: how the backend stands with the Service now, and from that the fate of the flow. Rules in order: (1)
+//! the backend is among the endpoints of the frontend; (2) it is a serving endpoint of the Service inside the closure,
+//! which traffic policy, hints or readier ones keep new flows from: as for kube-proxy, that is no reason to end old
+//! ones; (3) it is a serving endpoint outside the closure; (4) it does not serve. Reference: kubernetes/kubernetes
+//! pkg/proxy/conntrack/cleanup.go.
 #![forbid(unsafe_code)]
 
 mod suspects;
@@ -21,7 +22,8 @@ use super::inputs::{Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
 use crate::table::{Backends, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
-/// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by now.
+/// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by
+/// now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClosureEstablished {
     /// They live on until they end by themselves.
@@ -31,7 +33,7 @@ pub enum ClosureEstablished {
     Reset,
 }
 
-/// What a client dialled, and the backend that it got. IPv4 addresses are plain, never IPv4-mapped.
+/// The frontend that a client dialled, and its backend. IPv4 addresses are plain, never IPv4-mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// TCP or UDP.
@@ -55,19 +57,20 @@ pub enum Standing {
     Withdrawn,
 }
 
-/// What is done with a flow.
+/// The action for a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Nothing, and nothing later without another change of the table.
+    /// No action, now or later, until the table changes again.
     Keep,
-    /// Nothing yet: the end of its backend will show in no table.
+    /// No action yet, but the agent watches: no table will show the end of its backend.
     Watch,
     /// It is ended.
     End,
 }
 
 impl Standing {
-    /// The fate of a flow whose backend stands like that. TCP notices a dead peer by itself: what is withdrawn is left to it.
+    /// The fate of a flow whose backend stands like that. TCP notices a dead peer by itself: what is withdrawn is left
+    /// to it.
     pub fn fate(self, protocol: Protocol, mode: ClosureEstablished) -> Fate {
         match (self, mode) {
             (Self::InForce, _) => Fate::Keep,
@@ -94,14 +97,14 @@ pub(super) fn lost(old: &[Arc<ServiceEntry>], new: &[Arc<ServiceEntry>]) -> Susp
     lost
 }
 
-/// The same of one service port; `None`: it is gone. Too many rather than too few: whoever asks looks at the flows next.
+/// Adds those of one service port; `None`: it is gone. Too many do no harm: the caller examines the flows next.
 pub(super) fn lost_by(old: &ServiceEntry, new: Option<&ServiceEntry>, lost: &mut Suspects) {
     let is_kept = |new: &ServiceEntry| {
         let mut frontends = old.frontends.iter();
         old.internal_policy == new.internal_policy
             && frontends.all(|frontend| new.frontends.binary_search(frontend).is_ok())
     };
-    // What was dialled is another thing or nothing now: no backend is its any more.
+    // The frontend is gone or has another policy: it has lost all its backends.
     let new = new.filter(|new| is_kept(new));
     let sets = |entry: &ServiceEntry| {
         let [v4, v6] = [&entry.v4, &entry.v6];
@@ -127,7 +130,7 @@ pub struct Judge<'a> {
     pub view: &'a NodeView,
     /// As `compile` had it, or returned it.
     pub memory: &'a Memory,
-    /// What `compile` made of them.
+    /// The table that `compile` made of them.
     pub table: &'a ServiceTable,
 }
 
@@ -202,7 +205,7 @@ impl Judge<'_> {
         }
     }
 
-    /// Who has the frontends that were dialled: one walk over the table for all of them.
+    /// The service ports of the frontends that were dialled, by one walk over the table.
     fn entries(&self, flows: &[Flow]) -> BTreeMap<Dialled, (&ServiceEntry, FrontendKind)> {
         let wanted: BTreeSet<Dialled> = flows.iter().map(dialled).collect();
         let mut found = BTreeMap::new();
@@ -231,7 +234,7 @@ impl Judge<'_> {
                 }
             }
         }
-        // Whoever dialled a NodePort at an address that the node has no more has lost nothing by that.
+        // A client that dialled a NodePort at an address that the node no longer has keeps its flow.
         for dialled in wanted {
             let (protocol, to) = dialled;
             let node_port = ((protocol, to.port()), to.is_ipv4());
@@ -246,7 +249,7 @@ impl Judge<'_> {
 
 type Dialled = (Protocol, SocketAddr);
 
-/// What was dialled; all of 127.0.0.0/8 is 127.0.0.1, as for the programs.
+/// The frontend that was dialled; all of 127.0.0.0/8 is 127.0.0.1, as for the programs.
 fn dialled(flow: &Flow) -> Dialled {
     let address = match flow.frontend.ip() {
         IpAddr::V4(address) if address.is_loopback() => Ipv4Addr::LOCALHOST.into(),

@@ -1,23 +1,23 @@
-//! Whose established flows may have lost their backend.
+//! Backends whose established flows may have lost them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use crate::model::Protocol;
 
-/// More backends than that are not told apart: to compare each socket with so many costs more than to look at all.
+/// More backends than this are not listed: comparing each socket with so many costs more than examining all sockets.
 const MOST: usize = 128;
 
 /// Backends by protocol. All backends of a protocol are suspects where there are too many to name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Suspects(BTreeMap<Protocol, Backends>);
 
-/// Those of a protocol.
+/// The backends of one protocol.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Backends {
-    /// These.
+    /// Only these.
     Named(BTreeSet<SocketAddr>),
-    /// Every one that there is or was.
+    /// Every backend, present or past.
     All,
 }
 
@@ -32,7 +32,7 @@ impl Suspects {
         )
     }
 
-    /// One more.
+    /// Adds a backend.
     pub fn add(&mut self, protocol: Protocol, backend: SocketAddr) {
         let nobody = || Backends::Named(BTreeSet::new());
         let backends = self.0.entry(protocol).or_insert_with(nobody);
@@ -44,7 +44,7 @@ impl Suspects {
         }
     }
 
-    /// Those of another one, too.
+    /// Adds the backends of `other`.
     pub fn merge(&mut self, other: Self) {
         for (protocol, backends) in other.0 {
             match backends {
@@ -60,7 +60,7 @@ impl Suspects {
         }
     }
 
-    /// None of this protocol.
+    /// Removes the backends of a protocol.
     pub fn forget(&mut self, protocol: Protocol) {
         self.0.remove(&protocol);
     }
@@ -79,7 +79,7 @@ impl Suspects {
         }
     }
 
-    /// Those of each protocol that has some.
+    /// The backends of each protocol that has some.
     pub fn by_protocol(&self) -> impl Iterator<Item = (Protocol, &Backends)> {
         self.0
             .iter()

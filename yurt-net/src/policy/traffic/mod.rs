@@ -1,10 +1,11 @@
 //! Which endpoints take traffic under each traffic policy: kube-proxy's `CategorizeEndpoints`.
 //!
-//! Pure. In: the endpoints of one service port and family that are inside its closure, this node's name and zone. Out: for
-//! each endpoint and policy, whether it is selected, else the first rule that is against it. Rules in order: (1) ready ones,
-//! and where there is none, those that are terminating but still serving; (2) Cluster: hints, if every ready endpoint has
-//! one and one of them is for this node, else for its zone; (3) Local: those on this node, whatever the hints; here (1)
-//! looks at this node alone. Reference: kubernetes/kubernetes pkg/proxy/topology.go; KEP-1669, KEP-2433, KEP-3015.
+//! Pure. In: the endpoints of one service port and family that are inside its closure, this node's name and zone. Out:
+//! for each endpoint and policy, whether it is selected, else the first rule that is against it. Rules in order: (1)
+//! ready ones, and where there is none, those that are terminating but still serving; (2) Cluster: hints, if every
+//! ready endpoint has one and one of them is for this node, else for its zone; (3) Local: those on this node, whatever
+//! the hints; here (1) looks at this node alone. Reference: kubernetes/kubernetes pkg/proxy/topology.go; KEP-1669,
+//! KEP-2433, KEP-3015.
 #![forbid(unsafe_code)]
 
 use std::net::SocketAddr;
@@ -32,11 +33,11 @@ impl Candidate {
     }
 }
 
-/// Of which endpoints one is taken.
+/// The group of endpoints from which one is taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Tier {
     Ready,
-    /// None is ready: those that are terminating and still serve.
+    /// No endpoint is ready: those that are terminating and still serve.
     Lingering,
     Nobody,
 }
@@ -56,7 +57,7 @@ impl Tier {
     }
 }
 
-/// Whose hints are followed.
+/// The hints that are followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Hinted {
     Nobody,
@@ -81,7 +82,7 @@ pub(super) enum Rule {
     OtherZones,
 }
 
-/// What decides on each endpoint of a service port.
+/// The facts that decide on each endpoint of a service port.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Categories<'a> {
     node: &'a str,
@@ -189,7 +190,7 @@ impl<'a> Categories<'a> {
         }
     }
 
-    /// What the selected endpoints have in common, in words.
+    /// The rule that selected the endpoints, in words.
     pub(super) fn kept(&self, policy: TrafficPolicy) -> String {
         let (tier, place) = match policy {
             TrafficPolicy::Cluster => (self.cluster, ""),

@@ -1,4 +1,5 @@
-//! The cases of kube-proxy's `TestCategorizeEndpoints` (pkg/proxy/topology_test.go), in our words, and what follows from them.
+//! The cases of kube-proxy's `TestCategorizeEndpoints` (pkg/proxy/topology_test.go), in our words, and what follows
+//! from them.
 
 use std::sync::Arc;
 
@@ -6,8 +7,8 @@ use crate::model::{Endpoint, Hints, Placement, ServiceType, TrafficPolicy};
 use crate::policy::fixtures::{World, only, port, rows, words};
 use crate::table::{Backends, EndpointSet, FrontendKind, Scope};
 
-/// The last part of an address, and what is known of the endpoint: `ready`, `serving`, `terminating`, `here`, and hints as
-/// `zone:NAME` and `node:NAME`.
+/// The last part of an address, and what is known of the endpoint: `ready`, `serving`, `terminating`, `here`, and hints
+/// as `zone:NAME` and `node:NAME`.
 type Given = (u8, &'static str);
 
 fn endpoint(&(last, words): &Given) -> Endpoint {

@@ -1,9 +1,10 @@
 //! The few prefixes that ClusterIPs come from.
 //!
-//! Pure. In: `--service-cidr`, ServiceCIDRs, the known ClusterIPs. Out: `ClusterPrefixes`, at most `MAX_PREFIXES` a family.
-//! Rules in order: (1) the flag; (2) else the ServiceCIDRs; both with the ClusterIPs outside them as exact prefixes;
-//! (3) where there are none, or all that does not fit, prefixes that cover what is known, and unallocated addresses
-//! inside are left alone. Reference: KEP-1880; pkg/proxy/nftables/proxier.go, which drops only inside ServiceCIDRs.
+//! Pure. In: `--service-cidr`, ServiceCIDRs, the known ClusterIPs. Out: `ClusterPrefixes`, at most `MAX_PREFIXES` a
+//! family. Rules in order: (1) the flag; (2) else the ServiceCIDRs; both with the ClusterIPs outside them as exact
+//! prefixes; (3) where there are none, or all that does not fit, prefixes that cover what is known, and unallocated
+//! addresses inside are left alone. Reference: KEP-1880; pkg/proxy/nftables/proxier.go, which drops only inside
+//! ServiceCIDRs.
 #![forbid(unsafe_code)]
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -125,7 +126,7 @@ fn cover(blocks: &[Block], limit: usize, address_bits: u8) -> Vec<Block> {
     parts.into_iter().filter_map(around).collect()
 }
 
-/// What somebody has said about where ClusterIPs come from.
+/// The prefixes of ClusterIPs, as the flag or the ServiceCIDRs give them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct GivenCidrs {
     cidrs: Vec<IpNetwork>,
@@ -211,8 +212,8 @@ pub(super) fn cluster_prefixes(
     }
 }
 
-/// What is wrong where Pods have addresses among those of Services, in words: of this node first, else of the first Node that is
-/// known. Who gives both their ranges is often not one person, and each works without the other.
+/// A warning if the addresses of Pods overlap those of Services: about this node first, else about the first Node. The
+/// two ranges are often given by different people, and each works without the other.
 pub fn pods_among_services(snapshot: &Snapshot, table: &ServiceTable) -> Option<String> {
     let own = snapshot.nodes.get(&*table.node).into_iter();
     let nodes = own.chain(snapshot.nodes.values());
@@ -250,68 +251,4 @@ fn is_one(prefix: &IpNetwork) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::pods_among_services;
-    use crate::policy::fixtures::{World, ip};
-
-    /// What is said of a node `a1` with Pods in 10.1.0.0/24.
-    fn said(edit: impl FnOnce(&mut World)) -> Option<String> {
-        let mut world = World::web(None);
-        edit(&mut world);
-        let table = world.compile();
-        pods_among_services(&world.snapshot, &table)
-    }
-
-    #[test]
-    fn a_pod_cidr_that_shares_addresses_with_a_service_cidr_is_told() {
-        for cidr in ["10.0.0.0/8", "10.1.0.0/24", "10.1.0.128/25"] {
-            let said = said(|world| world.service_cidr("all", &[cidr, "fd00::/112"]));
-            let said = said.unwrap_or_default();
-            let expected =
-                format!("podCIDR 10.1.0.0/24 of Node a1 overlaps the service CIDR {cidr}:");
-            assert!(said.starts_with(&expected), "{said}");
-        }
-        assert_eq!(
-            said(|world| world.service_cidr("all", &["10.96.0.0/12"])),
-            None
-        );
-        assert_eq!(said(|_| ()), None);
-    }
-
-    #[test]
-    fn so_is_one_of_another_node_if_the_own_one_is_in_order() {
-        let said = said(|world| {
-            world.service_cidr("all", &["10.96.0.0/12"]);
-            world.node("a0", None, |node| {
-                node.pod_cidrs = vec![
-                    "fd00:1::/64".parse().unwrap(),
-                    "10.97.0.0/24".parse().unwrap(),
-                ];
-            });
-        });
-        let said = said.unwrap_or_default();
-        assert!(
-            said.starts_with("podCIDR 10.97.0.0/24 of Node a0 overlaps"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn where_nobody_says_what_the_service_cidr_is_a_cluster_ip_among_pods_is_told() {
-        for cidr in [None, Some("10.96.0.0/12")] {
-            let said = said(|world| {
-                world.service_cidr("all", cidr.as_slice());
-                world.service("web", |service| {
-                    service.cluster_ips = [ip("10.1.0.77")].into()
-                });
-            });
-            let said = said.unwrap_or_default();
-            assert!(
-                said.starts_with(
-                    "podCIDR 10.1.0.0/24 of Node a1 contains the ClusterIP 10.1.0.77:"
-                ),
-                "{said}"
-            );
-        }
-    }
-}
+mod tests;
