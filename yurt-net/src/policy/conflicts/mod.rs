@@ -13,7 +13,7 @@ use crate::table::{FrontendKind, ServiceEntry};
 /// A service port that asks for its frontends.
 pub(super) struct Claimant {
     pub(super) entry: Arc<ServiceEntry>,
-    /// [`Service::created_at`].
+    /// `creationTimestamp` of its Service, seconds since 1970; 0 = not known.
     pub(super) created_at: u64,
 }
 
