@@ -19,10 +19,13 @@ use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Entry, Key, is_same};
 use crate::model::Snapshot;
 use crate::observe::status::Status;
-use crate::pods::guard::{ExtraPolicy, GuardImage, GuardRow, Policy, Reserved, compile, plan};
+use crate::pods::guard::{
+    ExtraPolicy, GuardImage, GuardRow, Policy, Reserved, ask_for_the_untold, compile, plan,
+};
 use crate::pods::settings::GuardSettings;
 use crate::pods::translate;
 use crate::policy::protected::Protected;
+use crate::source::preferred::Origin;
 
 /// One order: what the kernel is to hold.
 #[derive(Debug)]
@@ -119,7 +122,11 @@ impl Guarding {
         let (Some(settings), Some(links)) = (&self.settings, &known.links) else {
             return;
         };
-        let (pods, mut complaints) = facts.members(&self.translation).guarded();
+        let (mut pods, mut complaints) = facts.members(&self.translation).guarded();
+        let granted = std::mem::take(&mut self.granted);
+        let is_told = !matches!(facts.origin, Origin::None | Origin::Checkpoint);
+        let told = facts.snapshot.filter(|_| is_told);
+        ask_for_the_untold(&mut pods, &granted, told);
         let nothing = (Snapshot::default(), BTreeSet::new());
         let snapshot = facts.snapshot.unwrap_or(&nothing.0);
         let local = known.view.local_addresses.as_ref().unwrap_or(&nothing.1);
@@ -130,7 +137,7 @@ impl Guarding {
         };
         let node = (&*known.policy.node, local);
         let reserved = Reserved {
-            granted: std::mem::take(&mut self.granted),
+            granted,
             ..Reserved::new(node, snapshot, protected, &known.ledger.ledger, &pods)
         };
         let policy = Policy {
@@ -140,7 +147,7 @@ impl Guarding {
         let (wanted, more) = compile(&pods, links, &reserved, &policy);
         complaints.extend(more);
         self.complaints.set(complaints);
-        self.granted = reserved.granted_now(&wanted, &pods, snapshot);
+        self.granted = reserved.granted_now(&wanted, &pods, told.unwrap_or(&nothing.0));
         self.worker.order(Order {
             wanted,
             entries: known.entries().clone(),

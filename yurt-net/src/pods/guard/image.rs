@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
+use super::pod::Extra;
 use crate::device::Mac;
 
 /// What happens to a frame that claims what is not its sender's.
@@ -31,7 +32,15 @@ pub struct GuardRow {
 }
 
 impl GuardRow {
-    /// Whether an annotation has given the Pod anything.
+    /// What an annotation has given the Pod.
+    pub(super) fn granted(&self) -> Extra {
+        Extra {
+            prefixes: self.extra.clone(),
+            macs: self.macs.iter().skip(1).copied().collect(),
+        }
+    }
+
+    /// Whether that is anything.
     pub(super) fn is_granted_more(&self) -> bool {
         !self.extra.is_empty() || self.macs.len() > 1
     }

@@ -26,7 +26,7 @@ mod tests;
 
 pub use self::claims::{Claims, Word};
 use self::extra::Taken;
-pub use self::extra::{Askers, ExtraPolicy, Reserved, ShortestPrefixes};
+pub use self::extra::{Askers, ExtraPolicy, Reserved, ShortestPrefixes, ask_for_the_untold};
 pub use self::image::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
 pub(crate) use self::pod::MAX_MACS;
 use self::pod::is_one_hosts_mac;

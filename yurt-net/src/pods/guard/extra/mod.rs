@@ -17,6 +17,7 @@ use super::image::GuardRow;
 use super::pod::{Extra, GuardedPod, is_one_hosts_mac};
 use super::prefix::{is_equal, last, overlap};
 use crate::device::{Link, Mac, link_local};
+use crate::model::{NamespacedName, Snapshot};
 
 /// `--guard-extra`: whose Pods may ask.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -195,11 +196,8 @@ impl<'a> Taken<'a> {
     /// What a Pod was granted the last time, as far as it asks for it still, or nobody has said yet what it asks for.
     fn kept(&self, pod: &GuardedPod) -> Extra {
         let asked = &pod.extra;
-        let row = self.row_of(pod).cloned().unwrap_or_default();
-        let mut kept = Extra {
-            prefixes: row.extra,
-            macs: row.macs.into_iter().skip(1).collect(),
-        };
+        let row = row_of(pod, &self.reserved.granted);
+        let mut kept = row.map(GuardRow::granted).unwrap_or_default();
         if !asked.is_empty() {
             let is_asked =
                 |prefix: &IpNetwork| asked.prefixes.iter().any(|it| is_equal(it, prefix));
@@ -308,17 +306,8 @@ impl<'a> Taken<'a> {
 
     /// Whether a Pod was granted a prefix the last time.
     fn has(&self, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
-        let row = self.row_of(pod);
+        let row = row_of(pod, &self.reserved.granted);
         row.is_some_and(|row| row.extra.iter().any(|it| is_equal(it, prefix)))
-    }
-
-    /// What a Pod's device had the last time. It may be another Pod's by now.
-    fn row_of(&self, pod: &GuardedPod) -> Option<&'a GuardRow> {
-        let row = self.reserved.granted.get(&pod.host?.ifindex)?;
-        let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
-        let is_the_same = pod.mac.as_ref() == row.macs.first()
-            && addresses.all(|address| row.own.contains(&address));
-        is_the_same.then_some(row)
     }
 
     fn against_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<String> {
@@ -338,6 +327,35 @@ impl<'a> Taken<'a> {
         let holder = self.grants.of_mac(pod, mac);
         let holder = holder.filter(|_| !self.are_trusted())?;
         Some(granted_to(holder))
+    }
+}
+
+/// What a Pod's device had the last time. It may be another Pod's by now.
+fn row_of<'a>(pod: &GuardedPod, rows: &'a BTreeMap<u32, GuardRow>) -> Option<&'a GuardRow> {
+    let row = rows.get(&pod.host?.ifindex)?;
+    let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
+    let is_the_same =
+        pod.mac.as_ref() == row.macs.first() && addresses.all(|address| row.own.contains(&address));
+    is_the_same.then_some(row)
+}
+
+/// Has Pods ask for what they were granted, as long as nobody has told what they ask for: an agent that starts without the cloud takes
+/// nothing away. `told` is what a source has said since the start.
+pub fn ask_for_the_untold(
+    pods: &mut [GuardedPod],
+    granted: &BTreeMap<u32, GuardRow>,
+    told: Option<&Snapshot>,
+) {
+    for pod in pods {
+        let name = NamespacedName::new(&*pod.namespace, &*pod.name);
+        let is_told = told.is_some_and(|told| told.pods.contains_key(&name));
+        let Some(row) = row_of(pod, granted).filter(|_| !is_told) else {
+            continue;
+        };
+        let Extra { prefixes, macs } = row.granted();
+        let asked = &mut pod.extra;
+        asked.prefixes.extend(prefixes);
+        asked.macs.extend(macs);
     }
 }
 

@@ -485,14 +485,7 @@ fn what_was_granted_is_the_pods_that_had_it_until_a_source_says_that_it_asks_no_
     silent.rows.get_mut(&7).unwrap().extra.clear();
     assert_eq!(had(&silent, &granted, &snapshot), granted);
     let name = NamespacedName::new("default", "vpn");
-    let pod = LocalPod {
-        name: name.clone(),
-        uid: "5f0c".into(),
-        node_name: "a1".into(),
-        annotations: Default::default(),
-        readiness: Box::default(),
-    };
-    snapshot.pods.insert(name, Arc::new(pod));
+    snapshot.pods.insert(name, local_pod());
     assert_eq!(had(&silent, &granted, &snapshot), BTreeMap::new());
     // Another Pod is at the device.
     let mut world = World::new();
@@ -594,4 +587,54 @@ fn of_two_that_ask_at_once_one_is_granted_it_and_what_nobody_asks_for_any_more_i
     pods[0].extra = "10.9.0.1".parse().unwrap();
     let (image, told) = judged(&pods, &reserved, &ExtraPolicy::default());
     assert_eq!((rows(&image), &*told), ([true, true], ""));
+}
+
+/// The agent is started without the cloud, and has no checkpoint or an older one.
+#[test]
+fn what_a_pod_was_granted_is_its_until_a_source_has_told_what_it_asks_for() {
+    let (mut asker, victim) = world(BOTH);
+    let granted = {
+        let pods = [asker.clone(), victim.clone()];
+        let (image, told) = judged(&pods, &Reserved::default(), &ExtraPolicy::default());
+        assert_eq!(told, "");
+        Reserved::default().granted_now(&image, &pods, &Snapshot::default())
+    };
+    asker.extra = Extra::default();
+    let given = |asker: &GuardedPod, victim: &GuardedPod, told: Option<&Snapshot>| {
+        let mut pods = [asker.clone(), victim.clone()];
+        ask_for_the_untold(&mut pods, &granted, told);
+        let reserved = Reserved {
+            granted: granted.clone(),
+            ..reserved()
+        };
+        let (image, _) = judged(&pods, &reserved, &ExtraPolicy::default());
+        image.rows[&7].granted()
+    };
+    let mut snapshot = Snapshot::default();
+    for told in [None, Some(&snapshot)] {
+        assert_eq!(given(&asker, &victim, told), BOTH.parse().unwrap());
+    }
+    // What has an owner by now is the owner's, and the device may be another Pod's.
+    let mut owner = victim.clone();
+    owner.addresses.push(ip("10.9.0.99"));
+    let mac = "02:00:00:00:00:99".parse().unwrap();
+    assert_eq!(given(&asker, &owner, None), mac);
+    let mut other = asker.clone();
+    other.mac = Some([2, 0, 0, 0, 0, 0x77]);
+    assert_eq!(given(&other, &victim, None), Extra::default());
+    snapshot
+        .pods
+        .insert(NamespacedName::new("default", "vpn"), local_pod());
+    assert_eq!(given(&asker, &victim, Some(&snapshot)), Extra::default());
+}
+
+/// The object of the Pod that asks, which asks no more.
+fn local_pod() -> Arc<LocalPod> {
+    Arc::new(LocalPod {
+        name: NamespacedName::new("default", "vpn"),
+        uid: "5f0c".into(),
+        node_name: "a1".into(),
+        annotations: Default::default(),
+        readiness: Box::default(),
+    })
 }
