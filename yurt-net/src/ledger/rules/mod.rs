@@ -489,7 +489,6 @@ fn is_not_superseded(
         {
             Err(Refusal::Superseded {
                 key: who.key.clone(),
-                container: who.container.clone(),
                 successor: ours.container.clone(),
             })
         }

@@ -54,14 +54,10 @@ pub enum Refusal {
         container: String,
     },
     /// ADD of `yurt-cni`, for a sandbox whose Pod has a newer one: the addresses are that one's.
-    #[error(
-        "container {container} of {key} is no longer wanted: {successor} was added after it and has its addresses"
-    )]
+    #[error("the sandbox {successor} of {key} was added after this one and has its addresses")]
     Superseded {
         /// Who.
         key: Key,
-        /// In which container.
-        container: String,
         /// The newer container.
         successor: String,
     },

@@ -341,7 +341,6 @@ fn an_old_sandbox_that_comes_by_late_takes_nothing_back_from_the_new_one() {
     let addresses = ips(&["10.1.0.2", "fd00::2"]);
     let superseded = Refusal::Superseded {
         key: key("a"),
-        container: "c1".to_owned(),
         successor: "c2".to_owned(),
     };
     assert_eq!(admit(&ledger, &old, &addresses), Err(superseded.clone()));
