@@ -1,19 +1,19 @@
 //! Looks for container IDs in what processes say of themselves: in one pass over the text, however many IDs there are.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 /// Container IDs that are looked for.
 #[derive(Debug)]
 pub struct Words<'a> {
     /// By the first run of letters and digits of an ID: the bytes before that run, and the ID.
-    by_run: HashMap<&'a [u8], Vec<(usize, &'a str)>>,
+    by_run: BTreeMap<&'a [u8], Vec<(usize, &'a str)>>,
     longest_run: usize,
 }
 
 impl<'a> Words<'a> {
     /// An ID without a letter or digit is never found.
     pub fn new(ids: impl IntoIterator<Item = &'a str>) -> Self {
-        let mut by_run: HashMap<&[u8], Vec<_>> = HashMap::new();
+        let mut by_run: BTreeMap<&[u8], Vec<_>> = BTreeMap::new();
         for id in ids {
             if let Some((before, run)) = runs(id.as_bytes()).next() {
                 by_run.entry(run).or_default().push((before, id));
@@ -28,7 +28,7 @@ impl<'a> Words<'a> {
     /// The IDs that a text names: as words, since a short ID may be a part of another one.
     pub fn named_in<'t>(&'t self, text: &'t [u8]) -> impl Iterator<Item = &'a str> + 't {
         let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        // What is longer is not worth its hash: a tenant may say a megabyte without a blank.
+        // What is longer is not worth a look: a tenant may say a megabyte without a blank.
         let known = runs(text).filter(|(_, run)| run.len() <= self.longest_run);
         known.flat_map(move |(at, run)| {
             let ids = self.by_run.get(run).into_iter().flatten();
