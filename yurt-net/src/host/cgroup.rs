@@ -148,7 +148,7 @@ impl Mount {
 ///
 /// Of several at one place only the last one is seen there. Paths are any bytes: somebody else's mount must not keep the agent
 /// from its own.
-fn cgroup_mounts(mountinfo: &[u8]) -> Vec<Mount> {
+pub fn cgroup_mounts(mountinfo: &[u8]) -> Vec<Mount> {
     let mut found: Vec<Mount> = Vec::new();
     for line in mountinfo.split(|byte| *byte == b'\n') {
         let mut fields = line.split(|byte| *byte == b' ').skip(3);

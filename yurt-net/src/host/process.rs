@@ -88,7 +88,7 @@ pub fn counts(stat: &str) -> Option<Counts> {
 }
 
 /// When the machine was started, in seconds since 1970: from `/proc/stat`.
-fn boot_time(stat: &str) -> Option<u64> {
+pub fn boot_time(stat: &str) -> Option<u64> {
     let mut lines = stat.lines();
     lines
         .find_map(|line| line.strip_prefix("btime "))?
