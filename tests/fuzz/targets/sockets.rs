@@ -52,7 +52,7 @@ fn is_found(body: &[u8; 72]) {
         panic!("{sockets:?}");
     };
     assert_eq!(
-        (socket.peer, socket.peer_port_be),
+        (socket.remote, socket.remote_port_be),
         (peer, [body[6], body[7]])
     );
     assert_eq!(socket.cookie.to_ne_bytes(), body[44..52]);
