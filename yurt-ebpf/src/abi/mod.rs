@@ -25,10 +25,11 @@ pub use self::guard::{
 };
 pub use self::service::{
     Backend4, Backend6, COUNTER_NAMES, COUNTERS, Conf, Counter, FILTER_WORDS, FRONTEND_NODE_ONLY,
-    FRONTEND_ON_NODE, FilterPlace, FrontendKey4, FrontendKey6, FrontendValue, MAX_PREFIXES,
-    NETNS_OPT_OUT, NetnsRow, OWN_SOCKET_PRIORITY, PREFIXES_ARE_SERVICE_CIDRS, PrefixSet,
-    PublishWord, SCOPE_ADDRESS, SCOPE_EXTERNAL, SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST,
-    SOCKET_LB_OFF, STATE_ABI, ServiceRow, TABLE_ABI, TcpPeer, UDP_PEERS, UdpPeer, UdpPeers,
+    FRONTEND_ON_NODE, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FilterPlace, FrontendKey4,
+    FrontendKey6, FrontendValue, MAX_PREFIXES, NETNS_OPT_OUT, NetnsRow, OWN_SOCKET_PRIORITY,
+    PREFIXES_ARE_SERVICE_CIDRS, PrefixSet, PublishWord, SCOPE_ADDRESS, SCOPE_EXTERNAL,
+    SCOPE_INTERNAL, SOCKET_LB_ALL, SOCKET_LB_HOST, SOCKET_LB_OFF, STATE_ABI, ServiceRow, TABLE_ABI,
+    TcpPeer, UDP_PEERS, UdpPeer, UdpPeers,
 };
 pub use self::translate::{
     LIVE_FLOW, LIVE_FLOWS, LIVE_FRAGMENTS, LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey,

@@ -23,13 +23,24 @@ pub const UDP_PEERS: usize = 8;
 pub const SCOPE_INTERNAL: u8 = 0;
 /// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are refused.
 pub const SCOPE_ADDRESS: u8 = 1;
-/// Who may use a frontend entry: everybody else, whose packets come in by a device. No program looks for such rows yet.
+/// Scope of a frontend entry for everybody else, whose packets come in by a device: only where an entry of [`SCOPE_INTERNAL`]
+/// says [`FRONTEND_OUTSIDE_APART`].
 pub const SCOPE_EXTERNAL: u8 = 2;
 
 /// Flag of a [`FrontendValue`]: only for sockets in the node's own network namespace (NodePorts on loopback).
 pub const FRONTEND_NODE_ONLY: u8 = 1;
 /// Flag of a value of [`SCOPE_ADDRESS`]: an interface of this node has the address, and its unknown ports pass instead.
 pub const FRONTEND_ON_NODE: u8 = 2;
+/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the same set. Endpoints see this node's address in place of theirs.
+///
+/// With neither this flag nor [`FRONTEND_OUTSIDE_APART`] it is no frontend for clients outside. Hooks of sockets look at neither.
+pub const FRONTEND_OUTSIDE: u8 = 4;
+/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the set of the entry of [`SCOPE_EXTERNAL`] with the same address,
+/// port and protocol (external traffic policy Local). Endpoints see their own address.
+///
+/// The entry there is written before this flag, and goes after it. Who does not find it was interrupted in between, or the
+/// map is full: a refusal, for the packet is a Service's.
+pub const FRONTEND_OUTSIDE_APART: u8 = 8;
 
 /// [`PrefixSet::flags`]: the prefixes are ServiceCIDRs, so an unallocated address inside is refused.
 pub const PREFIXES_ARE_SERVICE_CIDRS: u32 = 1;

@@ -158,11 +158,11 @@ impl Agent {
         match key.and_then(|key| self.serving.image().refused(key)) {
             Some(refused) => {
                 let to = SocketAddr::new(dial.to.ip().to_canonical(), dial.to.port());
-                // Nothing is in force for clients of other nodes.
-                let in_force = match own.scope(dial.from) {
-                    Scope::Internal => Some(self.serving.image().in_force(to, dial.protocol)),
-                    Scope::External => None,
-                };
+                let scope = own.scope(dial.from);
+                // Without a packet path nothing is in force for clients outside.
+                let is_served = scope == Scope::Internal || table.serves_packets;
+                let image = self.serving.image();
+                let in_force = is_served.then(|| image.in_force(to, dial.protocol, scope));
                 explanation.with_a_full_map(&refused, in_force)
             }
             None => explanation,

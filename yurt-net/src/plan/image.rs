@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::filter::Filter;
-use super::op::{FrontendKey, FrontendRow, FullMap, KeyPort, Refused, ServedSet};
+use super::op::{FrontendKey, FrontendRow, FullMap, KeyPort, Outside, Refused, ServedSet};
 use super::space::Space;
 use crate::model::{AddressFamily, Protocol};
 use crate::table::{Backends, ClusterPrefixes, Scope, ServiceEntry, ServiceKey};
@@ -73,6 +73,8 @@ pub struct MapImage {
     pub(super) prefixes: ClusterPrefixes,
     /// ClusterIPs of `table` that are left alone.
     pub(super) on_node: Vec<IpAddr>,
+    /// `table` serves clients outside, too.
+    pub(super) serves_packets: bool,
     /// The filter for the addresses in `frontends`.
     pub(super) filter: Filter,
     /// No reader uses the inactive half of the prefixes.
@@ -171,6 +173,7 @@ impl MapImage {
             first_generation: 0,
             prefixes: ClusterPrefixes::default(),
             on_node: Vec::new(),
+            serves_packets: false,
             filter: Filter::default(),
             is_prefix_buffer_free: true,
             indices: Space::new(capacity.services),
@@ -201,12 +204,20 @@ impl MapImage {
         self.left_out.get(key)?.told(key)
     }
 
-    /// The contents of the maps for a new flow of this node, without regard to source ranges.
-    pub fn in_force(&self, to: SocketAddr, protocol: Protocol) -> InForce {
+    /// The contents of the maps for a new flow of a client of `scope`, without regard to source ranges.
+    pub fn in_force(&self, to: SocketAddr, protocol: Protocol, scope: Scope) -> InForce {
         let address = to.ip();
-        let port = KeyPort::Port(Scope::Internal, protocol, to.port());
-        if let Some(index) = self.service_of(&FrontendKey { address, port }) {
-            let service = self.services.get(&index);
+        let row = |scope| {
+            let port = KeyPort::Port(scope, protocol, to.port());
+            self.frontends.get(&FrontendKey { address, port })
+        };
+        if let Some(internal) = row(Scope::Internal) {
+            let theirs = match (scope, internal.outside) {
+                (Scope::Internal, _) | (Scope::External, Outside::Same) => Some(internal),
+                (Scope::External, Outside::Apart) => row(Scope::External),
+                (Scope::External, Outside::No) => return InForce::Pass,
+            };
+            let service = theirs.and_then(|row| self.services.get(&row.service));
             let set = service.and_then(|service| service.set.as_ref());
             let backends = set.map(|set| &set.backends);
             let backends = backends.filter(|backends| !backends.is_empty());

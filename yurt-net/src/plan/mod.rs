@@ -8,7 +8,7 @@
 //! 1. slots, into ranges that no reader can see,
 //! 2. publish words, each one atomic store,
 //! 3. the filter, grown by the addresses of new frontends,
-//! 4. new and moved frontends,
+//! 4. new and moved frontends, first those that others send clients outside to,
 //! 5. prefixes, 6. frontends that are gone,
 //! 7. the filter without their addresses.
 //!
@@ -39,7 +39,9 @@ use std::sync::Arc;
 use change::{Change, all_new, changes};
 pub use filter::Filter;
 pub use image::{Capacity, InForce, MapImage, Observed, ServiceImage};
-pub use op::{FrontendKey, FrontendRow, FullMap, KeyPort, Op, Plan, Refused, ServedSet, Terms};
+pub use op::{
+    FrontendKey, FrontendRow, FullMap, KeyPort, Op, Outside, Plan, Refused, ServedSet, Terms,
+};
 use turns::{comes_first, in_turns};
 pub use unit::{SELF_TEST_V4, SELF_TEST_V6};
 use unit::{Unit, known_addresses, units};
@@ -54,7 +56,8 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
     let mut planner = Planner {
         is_delta: image.table.is_some()
             && image.prefixes == table.cluster_prefixes
-            && image.on_node == table.on_node,
+            && image.on_node == table.on_node
+            && image.serves_packets == table.serves_packets,
         table,
         image,
         grace: false,
@@ -104,6 +107,7 @@ impl Planner<'_> {
         } else {
             self.image.left_out.clear();
             self.image.on_node.clone_from(&self.table.on_node);
+            self.image.serves_packets = self.table.serves_packets;
             all_new(desired)
         };
         let is_same_length = self.is_delta && changes.iter().all(Change::is_replacement);
@@ -238,9 +242,16 @@ impl Planner<'_> {
         ops.append(&mut self.slots);
         ops.append(&mut self.publishes);
         self.grow_filter(&mut ops);
-        for (key, row) in std::mem::take(&mut self.puts) {
-            self.image.insert_row(key, row);
-            ops.push(Op::PutFrontend(key, row));
+        let puts = std::mem::take(&mut self.puts);
+        // Those that internal rows send clients outside to are there before these say so; below they go after them.
+        for is_external in [true, false] {
+            for (key, row) in puts
+                .iter()
+                .filter(|(key, _)| key.is_external() == is_external)
+            {
+                self.image.insert_row(*key, *row);
+                ops.push(Op::PutFrontend(*key, *row));
+            }
         }
         if is_new_prefixes {
             // After the rows of new ClusterIPs, before those of old ones go.
@@ -385,11 +396,11 @@ impl Planner<'_> {
         if !self.has_room(key, map, needed, leaving) {
             self.refuse(key, map, index.is_some(), needed);
             let Some(index) = index else { return false };
-            // What is present stays, with what it serves now.
+            // What is present stays, with what it serves now, and to those whom it serves now.
             self.set(key, index, unit);
-            for (row, _) in &unit.rows {
-                if self.image.service_of(row) == Some(index) {
-                    self.deletes.remove(row);
+            for (key, row) in &unit.rows {
+                if self.image.service_of(key) == Some(index) {
+                    self.put_for(index, *key, *row);
                 }
             }
             return true;
@@ -404,17 +415,14 @@ impl Planner<'_> {
                 None => return false,
             },
         };
-        for &(row, is_node_only) in &unit.rows {
-            self.put(
-                row,
-                FrontendRow {
-                    service: index,
-                    is_node_only,
-                    is_on_node: false,
-                },
-            );
+        for (key, row) in &unit.rows {
+            self.put_for(index, *key, *row);
         }
         true
+    }
+
+    fn put_for(&mut self, service: u32, key: FrontendKey, row: FrontendRow) {
+        self.put(key, FrontendRow { service, ..row });
     }
 
     fn put(&mut self, key: FrontendKey, row: FrontendRow) {
@@ -446,7 +454,8 @@ impl Planner<'_> {
     /// Not knowing how the image came about: the index that rows of this unit point to already.
     ///
     /// Not one that rows of others point to as well: until those rows are gone and their readers done, their clients
-    /// would get backends of a service that they did not dial.
+    /// would get backends of a service that they did not dial. Nor one that clients outside share who are to have another
+    /// set: they would get the new one of this node before the row says so.
     fn adoptable(&self, unit: &Unit) -> Option<u32> {
         if self.is_delta {
             return None;
@@ -464,7 +473,16 @@ impl Planner<'_> {
                     .unwrap_or_default();
                 rows.iter().all(|other| ours.contains(other))
             };
-            (is_free && is_ours_alone()).then_some(index)
+            let is_shared = || {
+                unit.rows.iter().any(|(key, row)| {
+                    let present = self.image.frontends.get(key);
+                    let was_same = |present: &FrontendRow| {
+                        present.service == index && present.outside == Outside::Same
+                    };
+                    row.outside == Outside::Apart && present.is_some_and(was_same)
+                })
+            };
+            (is_free && is_ours_alone() && !is_shared()).then_some(index)
         })
     }
 

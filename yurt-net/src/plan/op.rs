@@ -23,9 +23,28 @@ pub struct FrontendKey {
 pub enum KeyPort {
     /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
-    /// A frontend's port, TCP or UDP, for clients of one scope. Sockets of this node look for internal rows; external
-    /// ones are for packets, and no plan has any yet.
+    /// A frontend's port, TCP or UDP, for clients of one scope. Everybody looks for the internal row; an external one is only
+    /// there where that says [`Outside::Apart`].
     Port(Scope, Protocol, u16),
+}
+
+impl FrontendKey {
+    /// Whether the row is for packets of clients outside alone.
+    pub(super) fn is_external(&self) -> bool {
+        matches!(self.port, KeyPort::Port(Scope::External, ..))
+    }
+}
+
+/// What clients outside this node get at an internal row.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Outside {
+    /// Nothing: to them it is no frontend.
+    #[default]
+    No,
+    /// The same set.
+    Same,
+    /// The set of the external row: its own endpoints, by the policy Local.
+    Apart,
 }
 
 /// Value of a frontend row.
@@ -37,6 +56,8 @@ pub struct FrontendRow {
     pub is_node_only: bool,
     /// In a row for [`KeyPort::Any`]: the address is on an interface of the node.
     pub is_on_node: bool,
+    /// For whom else an internal row is; `No` in all others.
+    pub outside: Outside,
 }
 
 /// What one service entry serves. One publish switches all of it.

@@ -3,7 +3,7 @@
 use super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::service::memory::MemoryDataplane;
-use crate::model::Protocol;
+use crate::model::{Protocol, TrafficPolicy};
 use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 
 pub(super) const CAPACITY: Capacity = Capacity {
@@ -326,6 +326,287 @@ fn source_ranges_with_bits_of_hosts_are_no_drift() {
     let mut image = maps.observe().unwrap();
     maps.apply(&plan(&table, &mut image)).unwrap();
     assert!(maps.holds(&image).unwrap());
+}
+
+/// A Service of all kinds with its external policy, three endpoints of which the second one is on this node.
+fn outward(external_policy: TrafficPolicy) -> ServiceEntry {
+    let web = service(
+        "web",
+        "10.96.0.10",
+        &["10.244.0.1:80", "10.244.0.2:80", "10.244.0.3:80"],
+    );
+    let mut web = ServiceEntry::clone(&web);
+    web.external_policy = external_policy;
+    web.v4.local = ["10.244.0.2:80".parse().unwrap()].into_iter().collect();
+    let external = |kind, address: &str, port| Frontend {
+        kind,
+        address: address.parse().unwrap(),
+        port,
+    };
+    let external = [
+        external(FrontendKind::ExternalIp, "198.51.100.1", 80),
+        external(FrontendKind::LoadBalancer, "203.0.113.1", 80),
+        external(FrontendKind::NodePort, "192.0.2.1", 30080),
+    ];
+    web.frontends = [&*web.frontends, &external].concat().into();
+    web
+}
+
+fn served_outside(services: &[&Arc<ServiceEntry>]) -> ServiceTable {
+    ServiceTable {
+        serves_packets: true,
+        ..table(services)
+    }
+}
+
+/// What the maps hold after the plan, of a port of IPv4: address, scope, for whom, endpoints, ranges.
+fn rows_of(image: &MapImage) -> Vec<(String, Scope, Outside, usize, usize)> {
+    let rows = image.frontends().iter().filter_map(|(key, row)| {
+        let KeyPort::Port(scope, Protocol::Tcp, _) = key.port else {
+            return None;
+        };
+        let set = image.services()[&row.service].set.as_ref().unwrap();
+        let (backends, ranges) = (set.backends.len(), set.ranges().len());
+        Some((
+            key.address.to_string(),
+            scope,
+            row.outside,
+            backends,
+            ranges,
+        ))
+    });
+    rows.collect()
+}
+
+#[test]
+fn where_the_policy_is_cluster_clients_outside_share_the_rows_and_sets_of_this_node() {
+    let web = Arc::new(outward(TrafficPolicy::Cluster));
+    let (_, mut image) = start();
+    plan(&table(&[&web]), &mut image);
+    let (rows, usage) = (rows_of(&image), image.usage());
+    assert!(rows.iter().all(|row| row.2 == Outside::No));
+    let (mut maps, _) = start();
+    let mut image = maps.observe().unwrap();
+    maps.apply(&plan(&served_outside(&[&web]), &mut image))
+        .unwrap();
+    assert_eq!(image.usage(), usage);
+    let shared = |(address, scope, _, backends, ranges): (String, _, _, _, _)| {
+        // NodePorts on loopback are the node's own.
+        let outside = match &*address {
+            "127.0.0.1" => Outside::No,
+            _ => Outside::Same,
+        };
+        (address, scope, outside, backends, ranges)
+    };
+    assert_eq!(
+        rows_of(&image),
+        rows.into_iter().map(shared).collect::<Vec<_>>()
+    );
+    assert!(maps.holds(&image).unwrap());
+    // So are the self-test's.
+    let tests = [SELF_TEST_V4, SELF_TEST_V6].map(|at| at.ip());
+    for (key, row) in image
+        .frontends()
+        .iter()
+        .filter(|(key, _)| tests.contains(&key.address))
+    {
+        assert_eq!(row.outside, Outside::No, "{key:?}");
+    }
+}
+
+#[test]
+fn where_the_external_policy_is_local_clients_outside_have_rows_and_endpoints_of_their_own() {
+    let mut web = outward(TrafficPolicy::Local);
+    let planned = |web: &ServiceEntry| {
+        let mut image = MapImage::empty(Capacity {
+            slots4: 32,
+            ..CAPACITY
+        });
+        let planned = plan(&served_outside(&[&Arc::new(web.clone())]), &mut image);
+        assert_eq!(planned.refused, []);
+        rows_of(&image)
+    };
+    let row = |address: &str, scope, outside, backends, ranges| {
+        (address.to_owned(), scope, outside, backends, ranges)
+    };
+    let (internal, external) = (Scope::Internal, Scope::External);
+    let expected = |ranges| {
+        [
+            row("10.96.0.10", internal, Outside::Same, 3, 0),
+            row("127.0.0.1", internal, Outside::No, 3, 0),
+            row("192.0.2.1", internal, Outside::Apart, 3, 0),
+            row("192.0.2.1", external, Outside::No, 1, 0),
+            row("198.51.100.1", internal, Outside::Apart, 3, 0),
+            row("198.51.100.1", external, Outside::No, 1, 0),
+            row("203.0.113.1", internal, Outside::Apart, 3, ranges),
+            row("203.0.113.1", external, Outside::No, 1, ranges),
+        ]
+    };
+    assert_eq!(planned(&web), expected(0));
+    // Ranges of load balancers hold for their addresses alone.
+    web.source_ranges = ["10.0.0.0/8".parse().unwrap()].into();
+    assert_eq!(planned(&web), expected(1));
+    // A Service that asks for it inside, too, has one answer for everybody at its ClusterIP.
+    web.internal_policy = TrafficPolicy::Local;
+    assert_eq!(
+        planned(&web)[0],
+        row("10.96.0.10", internal, Outside::Same, 1, 0)
+    );
+}
+
+/// Programs masquerade by the flag alone.
+#[test]
+fn a_row_says_apart_where_clients_outside_keep_their_address_and_same_where_they_do_not() {
+    let both = [TrafficPolicy::Cluster, TrafficPolicy::Local];
+    for (internal, external) in both
+        .into_iter()
+        .flat_map(|one| both.map(|other| (one, other)))
+    {
+        let mut web = outward(external);
+        web.internal_policy = internal;
+        let (_, mut image) = start();
+        plan(&served_outside(&[&Arc::new(web.clone())]), &mut image);
+        for frontend in &web.frontends {
+            let port = KeyPort::Port(Scope::Internal, Protocol::Tcp, frontend.port);
+            let address = frontend.address;
+            let expected = match web.is_masqueraded(frontend.kind, Scope::External) {
+                true => Outside::Same,
+                false => Outside::Apart,
+            };
+            let row = image.frontends()[&FrontendKey { address, port }];
+            assert_eq!(row.outside, expected, "{frontend:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_left_alone_and_sctp_is_no_frontend_for_clients_outside_either() {
+    let mut web = outward(TrafficPolicy::Local);
+    let mut table = served_outside(&[&Arc::new(web.clone())]);
+    table.on_node = vec!["10.96.0.10".parse().unwrap()];
+    let (_, mut image) = start();
+    plan(&table, &mut image);
+    assert!(rows_of(&image).iter().all(|row| row.0 != "10.96.0.10"));
+    web.key.protocol = Protocol::Sctp;
+    let (_, mut image) = start();
+    let rows = image.frontends().len();
+    plan(&served_outside(&[&Arc::new(web)]), &mut image);
+    let new = image
+        .frontends()
+        .keys()
+        .filter(|key| key.port != KeyPort::Any);
+    assert_eq!(new.count(), rows);
+}
+
+#[test]
+fn an_external_ip_that_is_the_cluster_ip_too_gives_it_no_second_row_and_no_second_set() {
+    let mut web = outward(TrafficPolicy::Local);
+    let frontend = web.frontends[0];
+    web.frontends = [FrontendKind::ClusterIp, FrontendKind::ExternalIp]
+        .map(|kind| Frontend { kind, ..frontend })
+        .into();
+    web.internal_policy = TrafficPolicy::Local;
+    let (mut maps, mut image) = start();
+    let table = served_outside(&[&Arc::new(web)]);
+    maps.apply(&plan(&table, &mut image)).unwrap();
+    let only = (
+        "10.96.0.10".to_owned(),
+        Scope::Internal,
+        Outside::Same,
+        1,
+        0,
+    );
+    assert_eq!(rows_of(&image), [only]);
+    assert_eq!(plan(&table, &mut maps.observe().unwrap()).ops, []);
+}
+
+#[test]
+fn a_row_that_sends_clients_outside_elsewhere_is_never_there_without_the_one_elsewhere() {
+    let (_, mut image) = start();
+    let [cluster, local] =
+        [TrafficPolicy::Cluster, TrafficPolicy::Local].map(|policy| Arc::new(outward(policy)));
+    let puts_and_deletes = |plan: &Plan| {
+        let ops = plan.ops.iter().filter_map(|op| match op {
+            Op::PutFrontend(key, row) => Some((key.is_external(), row.outside)),
+            Op::DeleteFrontend(key) => Some((key.is_external(), Outside::No)),
+            _ => None,
+        });
+        ops.collect::<Vec<_>>()
+    };
+    let (external, apart) = ((true, Outside::No), (false, Outside::Apart));
+    plan(&served_outside(&[&cluster]), &mut image);
+    let there = plan(&served_outside(&[&local]), &mut image);
+    assert_eq!(kinds(&there).last(), Some(&"put"));
+    assert_eq!(
+        puts_and_deletes(&there),
+        [[external; 3], [apart; 3]].concat()
+    );
+    let back = plan(&served_outside(&[&cluster]), &mut image);
+    let same = (false, Outside::Same);
+    assert_eq!(puts_and_deletes(&back), [[same; 3], [external; 3]].concat());
+}
+
+/// As after a restart, in which the address of one Service has come to another one.
+#[test]
+fn clients_outside_never_get_the_set_of_this_node_from_one_who_finds_the_rows_of_a_shared_one() {
+    let capacity = Capacity {
+        slots4: 32,
+        ..CAPACITY
+    };
+    let mut maps = MemoryDataplane::new(capacity);
+    let shared = Arc::new(outward(TrafficPolicy::Cluster));
+    let first = plan(&served_outside(&[&shared]), &mut MapImage::empty(capacity));
+    maps.apply(&first).unwrap();
+    let mut other = outward(TrafficPolicy::Local);
+    other.key.name = "other".into();
+    other.v4 = EndpointSet {
+        local: ["10.244.9.1:80".parse().unwrap()].into_iter().collect(),
+        ..EndpointSet::cluster(["10.244.9.1:80", "10.244.9.2:80"].map(|at| at.parse().unwrap()))
+    };
+    let mut image = maps.observe().unwrap();
+    let second = plan(&served_outside(&[&Arc::new(other.clone())]), &mut image);
+    assert_eq!(second.refused, []);
+    for op in second.ops {
+        let ops = vec![op];
+        maps.apply(&Plan {
+            ops,
+            ..Plan::default()
+        })
+        .unwrap();
+        let to = "198.51.100.1:80".parse().unwrap();
+        let seen = maps
+            .observe()
+            .unwrap()
+            .in_force(to, Protocol::Tcp, Scope::External);
+        let [before, after] = [&shared.v4.cluster, &other.v4.local];
+        let allowed = [before, after].map(|set| InForce::Forward(set.clone()));
+        assert!(allowed.contains(&seen), "{seen:?}");
+    }
+}
+
+#[test]
+fn an_agent_that_serves_no_packets_takes_what_clients_outside_had() {
+    let local = Arc::new(outward(TrafficPolicy::Local));
+    let capacity = Capacity {
+        slots4: 32,
+        ..CAPACITY
+    };
+    let mut maps = MemoryDataplane::new(capacity);
+    let mut image = MapImage::empty(capacity);
+    maps.apply(&plan(&served_outside(&[&local]), &mut image))
+        .unwrap();
+    // It is the same agent, or another one that finds the maps.
+    for mut image in [image, maps.observe().unwrap()] {
+        let mut maps = maps.clone();
+        maps.apply(&plan(&table(&[&local]), &mut image)).unwrap();
+        let rows = rows_of(&image);
+        assert!(
+            rows.iter()
+                .all(|row| (row.1, row.2) == (Scope::Internal, Outside::No))
+        );
+        assert_eq!(rows.len(), 5);
+        assert!(maps.holds(&image).unwrap());
+    }
 }
 
 /// As an agent that has a packet path would leave them.

@@ -37,9 +37,18 @@ impl Needs {
             let ranges = entry.source_ranges.iter();
             let ranges = ranges.filter(|range| range.is_ipv4() == is_v4).count();
             let (mut is_cluster, mut is_local, mut is_limited) = (false, false, false);
+            let (mut is_outside, mut is_outside_limited) = (false, false);
+            let is_apart = table.serves_packets && entry.external_policy == TrafficPolicy::Local;
             let frontends = entry.frontends.iter();
             for frontend in frontends.filter(|f| f.address.is_ipv4() == is_v4) {
                 needs.0[rows as usize] += 1;
+                if is_apart && frontend.kind != FrontendKind::ClusterIp {
+                    needs.0[rows as usize] += 1;
+                    match entry.admitted(frontend).next() {
+                        Some(_) => is_outside_limited = true,
+                        None => is_outside = true,
+                    }
+                }
                 match frontend.kind {
                     FrontendKind::ClusterIp => {
                         needs.0[rows as usize] +=
@@ -61,6 +70,8 @@ impl Needs {
                 (is_cluster, cluster.len()),
                 (is_local, local.len()),
                 (is_limited, cluster.len() + ranges),
+                (is_outside, local.len()),
+                (is_outside_limited, local.len() + ranges),
             ];
             for (_, length) in sets.iter().filter(|(is_there, _)| *is_there) {
                 needs.0[FullMap::Services as usize] += 1;

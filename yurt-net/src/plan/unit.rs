@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 
-use super::op::{FrontendKey, KeyPort, ServedSet, Terms};
+use super::op::{FrontendKey, FrontendRow, KeyPort, Outside, ServedSet, Terms};
 use crate::model::{AddressFamily, Protocol, TrafficPolicy};
 use crate::table::{
     EndpointSet, Frontend, FrontendKind, Scope, ServiceEntry, ServiceKey, ServiceTable,
@@ -16,7 +16,8 @@ use crate::table::{
 /// The frontends of one family of one service port that share their endpoints, as the maps see them.
 pub(super) struct Unit {
     pub(super) family: AddressFamily,
-    pub(super) rows: Vec<(FrontendKey, bool)>,
+    /// Their values lack the index of the service.
+    pub(super) rows: Vec<(FrontendKey, FrontendRow)>,
     pub(super) set: ServedSet,
 }
 
@@ -33,15 +34,69 @@ enum Group {
     Local,
     /// Policy Cluster, for the clients in some ranges.
     Limited,
+    /// Policy Local, for clients outside alone: those of this node have another policy at the same frontends.
+    Outside,
+    /// The same, for the clients in some ranges.
+    OutsideLimited,
 }
 
-/// The units of one family. Sockets of this node dial, so these are the endpoints for the scope internal.
+impl Group {
+    const ALL: [Self; 5] = [
+        Self::Cluster,
+        Self::Local,
+        Self::Limited,
+        Self::Outside,
+        Self::OutsideLimited,
+    ];
+
+    /// Whose rows these are.
+    fn scope(self) -> Scope {
+        match self {
+            Self::Cluster | Self::Local | Self::Limited => Scope::Internal,
+            Self::Outside | Self::OutsideLimited => Scope::External,
+        }
+    }
+
+    /// The one of a frontend for clients of `scope`; `None`: those outside have no rows of their own there.
+    fn of(entry: &ServiceEntry, frontend: &Frontend, scope: Scope) -> Option<Self> {
+        let is_limited = || entry.admitted(frontend).next().is_some();
+        let policy = entry.policy(frontend.kind, Scope::Internal);
+        Some(match (scope, policy) {
+            (Scope::Internal, TrafficPolicy::Local) => Self::Local,
+            (Scope::Internal, TrafficPolicy::Cluster) if is_limited() => Self::Limited,
+            (Scope::Internal, TrafficPolicy::Cluster) => Self::Cluster,
+            (Scope::External, _) if !is_apart(entry, frontend) => return None,
+            (Scope::External, _) if is_limited() => Self::OutsideLimited,
+            (Scope::External, _) => Self::Outside,
+        })
+    }
+}
+
+/// Whether a frontend is an external one at an address and port of its own Service's ClusterIP: there is one answer, that one's.
+fn is_cluster_ip_too(entry: &ServiceEntry, frontend: &Frontend, table: &ServiceTable) -> bool {
+    let kind = FrontendKind::ClusterIp;
+    frontend.kind != kind
+        && !table.is_on_node(frontend.address)
+        && entry
+            .frontends
+            .binary_search(&Frontend { kind, ..*frontend })
+            .is_ok()
+}
+
+/// Whether clients outside get other endpoints at a frontend than those of this node. As it is the external policy that
+/// is Local then, their address is kept.
+fn is_apart(entry: &ServiceEntry, frontend: &Frontend) -> bool {
+    let policy = |scope| entry.policy(frontend.kind, scope);
+    policy(Scope::External) != policy(Scope::Internal)
+}
+
+/// The units of one family.
 pub(super) fn units(
     entry: &ServiceEntry,
     family: AddressFamily,
     table: &ServiceTable,
-) -> [Option<Unit>; 3] {
-    [Group::Cluster, Group::Local, Group::Limited].map(|group| unit(entry, family, group, table))
+) -> [Option<Unit>; Group::ALL.len()] {
+    Group::ALL.map(|group| unit(entry, family, group, table))
 }
 
 /// The rows and backends of the frontends of a group; `None` when no row is needed.
@@ -52,35 +107,43 @@ fn unit(
     table: &ServiceTable,
 ) -> Option<Unit> {
     let protocol = entry.key.protocol;
-    if protocol == Protocol::Sctp {
+    let scope = group.scope();
+    let is_external = scope == Scope::External;
+    if protocol == Protocol::Sctp || is_external && !table.serves_packets {
         return None;
     }
-    let group_of = |frontend: &Frontend| match entry.policy(frontend.kind, Scope::Internal) {
-        TrafficPolicy::Local => Group::Local,
-        TrafficPolicy::Cluster if entry.admitted(frontend).next().is_some() => Group::Limited,
-        TrafficPolicy::Cluster => Group::Cluster,
-    };
     let is_ours = |frontend: &&Frontend| {
-        AddressFamily::from(frontend.address) == family && group_of(frontend) == group
+        AddressFamily::from(frontend.address) == family
+            && Group::of(entry, frontend, scope) == Some(group)
+            && !is_cluster_ip_too(entry, frontend, table)
     };
     let (mut rows, mut known) = (Vec::new(), BTreeSet::new());
     for frontend in entry.frontends.iter().filter(is_ours) {
-        let port = KeyPort::Port(Scope::Internal, protocol, frontend.port);
+        let port = KeyPort::Port(scope, protocol, frontend.port);
         let address = frontend.address;
-        let row = (FrontendKey { address, port }, false);
+        let key = FrontendKey { address, port };
         // An external IP may be the load balancer's address too; loopback is added below.
         let is_left_alone = address.is_loopback() || table.leaves_alone(frontend);
-        if !is_left_alone && known.insert(row) {
-            rows.push(row);
+        if !is_left_alone && known.insert(key) {
+            let outside = outside(entry, frontend, scope, table);
+            let row = FrontendRow {
+                outside,
+                ..FrontendRow::default()
+            };
+            rows.push((key, row));
         }
-        if frontend.kind == FrontendKind::NodePort {
+        if frontend.kind == FrontendKind::NodePort && !is_external {
             let address = match family {
                 AddressFamily::V4 => Ipv4Addr::LOCALHOST.into(),
                 AddressFamily::V6 => Ipv6Addr::LOCALHOST.into(),
             };
-            let loopback = (FrontendKey { address, port }, true);
-            if known.insert(loopback) {
-                rows.push(loopback);
+            let key = FrontendKey { address, port };
+            if known.insert(key) {
+                let row = FrontendRow {
+                    is_node_only: true,
+                    ..FrontendRow::default()
+                };
+                rows.push((key, row));
             }
         }
     }
@@ -92,7 +155,7 @@ fn unit(
     };
     let backends = match group {
         Group::Cluster | Group::Limited => endpoints.cluster.clone(),
-        Group::Local => endpoints.local.clone(),
+        Group::Local | Group::Outside | Group::OutsideLimited => endpoints.local.clone(),
     };
     let backends = match backends.len() > MAX_BACKENDS {
         true => backends.iter().take(MAX_BACKENDS).collect(),
@@ -113,6 +176,26 @@ fn unit(
         rows,
         set: ServedSet::new(backends, terms),
     })
+}
+
+/// What clients outside get at a row for clients of `scope`. The self-test's rows, which are in no namespace, lead to
+/// loopback: they are nobody else's.
+fn outside(
+    entry: &ServiceEntry,
+    frontend: &Frontend,
+    scope: Scope,
+    table: &ServiceTable,
+) -> Outside {
+    let is_self_test = entry.key.namespace.is_empty();
+    match scope {
+        Scope::Internal if table.serves_packets && !is_self_test => {
+            match is_apart(entry, frontend) {
+                true => Outside::Apart,
+                false => Outside::Same,
+            }
+        }
+        Scope::Internal | Scope::External => Outside::No,
+    }
 }
 
 /// The same addresses as sorted ranges, no range inside another and without host bits: programs use a binary search.

@@ -40,6 +40,8 @@ pub struct PolicyConfig {
     pub compat_drop_service: bool,
     /// `--compat-all-vips`: the load balancer's addresses of every pool are served.
     pub compat_all_vips: bool,
+    /// `--packet-path`: packets of clients outside this node are served, too.
+    pub serves_packets: bool,
     /// Addresses and ports that no Service may take.
     pub protect: ProtectConfig,
 }
@@ -57,6 +59,7 @@ impl PolicyConfig {
             is_source_hub: false,
             compat_drop_service: false,
             compat_all_vips: false,
+            serves_packets: false,
             protect: ProtectConfig::default(),
         }
     }

@@ -253,6 +253,7 @@ impl Memo {
         let shown = services.values().flat_map(|remembered| &remembered.shown);
         table.services = shown.cloned().collect();
         table.on_node = edge::on_node(&table.services, environment.local_addresses.as_ref());
+        table.serves_packets = environment.serves_packets;
         table.cluster_prefixes = cluster_prefixes;
         table.rejections = rejections;
         new

@@ -47,6 +47,8 @@ pub struct ServiceTable {
     /// ClusterIPs that are also on an interface of this node, sorted: they are left to the process that listens there,
     /// as NodeLocal DNSCache does on that of kube-dns.
     pub on_node: Vec<IpAddr>,
+    /// Packets of clients outside this node are served, too, and not only its sockets: `--packet-path`.
+    pub serves_packets: bool,
     /// The faults of single objects, sorted.
     pub rejections: Vec<Rejection>,
 }

@@ -43,6 +43,18 @@ pub struct PolicyArgs {
     /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.
     #[arg(long, default_value = "all", value_name = "all|none|CIDR,..")]
     pub external_ips: ExternalIps,
+    /// Serve packets from outside this node at NodePorts, load balancers, external IPs and ClusterIPs.
+    #[arg(long, default_value = "off", value_enum)]
+    pub packet_path: PacketPathArg,
+}
+
+/// `--packet-path`: whether clients outside this node are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PacketPathArg {
+    /// Only sockets of this node are.
+    Off,
+    /// They are, too.
+    On,
 }
 
 /// `--kubernetes-via-hub`, as [`ViaHub`] has it.
@@ -99,6 +111,7 @@ impl PolicyArgs {
             is_source_hub: false,
             compat_drop_service: self.compat_drop_service,
             compat_all_vips: self.compat_all_vips,
+            serves_packets: self.packet_path == PacketPathArg::On,
             protect: ProtectConfig {
                 given: self.protect.clone(),
                 external_ips: self.external_ips.clone(),

@@ -13,7 +13,7 @@ use super::encode::{
 };
 use crate::model::{AddressFamily, Protocol};
 use crate::plan::{
-    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, ServedSet,
+    Capacity, Filter, FrontendKey, FrontendRow, KeyPort, MapImage, Observed, Outside, ServedSet,
     ServiceImage, Terms,
 };
 use crate::table::{ClusterPrefixes, Scope};
@@ -138,36 +138,36 @@ pub(in crate::dataplane) fn is_written(key: RawKey) -> bool {
 
 fn decode_row(
     capacity: Capacity,
-    key: &RawKey,
+    raw_key: &RawKey,
     value: u64,
     table: &impl RawTable,
     observed: &mut Observed,
 ) {
-    let frontend = FrontendKey::from(key);
-    let family = match key {
-        RawKey::V4(_) => AddressFamily::V4,
-        RawKey::V6(_) => AddressFamily::V6,
-    };
-    let value = abi::FrontendValue(value);
-    let is_node_only = value.flags() & abi::FRONTEND_NODE_ONLY != 0;
-    let is_on_node = value.flags() & abi::FRONTEND_ON_NODE != 0;
-    let is_ours = value.fingerprint() == key.fingerprint();
-    let service = if is_ours { value.service() } else { u32::MAX };
-    observed.frontends.insert(
-        frontend,
-        FrontendRow {
-            service,
-            is_node_only,
-            is_on_node,
+    let key = FrontendKey::from(raw_key);
+    let has = |flag| abi::FrontendValue(value).flags() & flag != 0;
+    let mut row = FrontendRow {
+        service: abi::FrontendValue(value).service(),
+        is_node_only: has(abi::FRONTEND_NODE_ONLY),
+        is_on_node: has(abi::FRONTEND_ON_NODE),
+        outside: match has(abi::FRONTEND_OUTSIDE_APART) {
+            true => Outside::Apart,
+            false if has(abi::FRONTEND_OUTSIDE) => Outside::Same,
+            false => Outside::No,
         },
-    );
-    if frontend.port == KeyPort::Any || service >= capacity.services {
+    };
+    // Of another key, or with flags that no row has: it is not believed.
+    if raw_value(raw_key, &row) != value {
+        row.service = u32::MAX;
+    }
+    observed.frontends.insert(key, row);
+    let service = row.service;
+    if key.port == KeyPort::Any || service >= capacity.services {
         return;
     }
     observed
         .services
         .entry(service)
-        .or_insert_with(|| decode_service(family, service, table));
+        .or_insert_with(|| decode_service(key.address.into(), service, table));
 }
 
 fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> ServiceImage {
@@ -237,7 +237,10 @@ fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::dataplane::service::memory::MemoryDataplane;
 
     #[test]
     fn a_key_that_no_agent_writes_is_told_from_those_that_it_does() {
@@ -269,6 +272,63 @@ mod tests {
             ..abi::FrontendKey6::default()
         };
         assert!(!is_written(RawKey::V6(padded)));
+    }
+
+    const CAPACITY: Capacity = Capacity {
+        frontends4: 4,
+        frontends6: 4,
+        services: 8,
+        slots4: 8,
+        slots6: 8,
+    };
+
+    fn frontend_keys() -> impl Strategy<Value = FrontendKey> {
+        let protocol = proptest::sample::select(&[Protocol::Tcp, Protocol::Udp][..]);
+        let scope = proptest::sample::select(&[Scope::Internal, Scope::External][..]);
+        let port = (scope, protocol, any::<u16>());
+        let port = port.prop_map(|(scope, protocol, port)| KeyPort::Port(scope, protocol, port));
+        let port = proptest::prop_oneof![Just(KeyPort::Any), port];
+        (any::<IpAddr>(), port).prop_map(|(address, port)| FrontendKey { address, port })
+    }
+
+    fn decoded(key: &FrontendKey, value: u64) -> FrontendRow {
+        let rows = match RawKey::from(key) {
+            RawKey::V4(key) => (vec![(key, value)], Vec::new()),
+            RawKey::V6(key) => (Vec::new(), vec![(key, value)]),
+        };
+        let image = decode(CAPACITY, &rows, &MemoryDataplane::new(CAPACITY));
+        image.frontends()[key]
+    }
+
+    proptest! {
+        #[test]
+        fn a_row_is_read_as_it_was_written(
+            key in frontend_keys(),
+            service in any::<u32>(),
+            is_node_only in any::<bool>(),
+            is_on_node in any::<bool>(),
+            outside in proptest::sample::select(&[Outside::No, Outside::Same, Outside::Apart][..]),
+        ) {
+            let row = FrontendRow { service, is_node_only, is_on_node, outside };
+            let value = raw_value(&RawKey::from(&key), &row);
+            prop_assert_eq!(decoded(&key, value), row);
+        }
+
+        #[test]
+        fn a_value_that_no_row_has_is_no_service_of_any_plan(
+            key in frontend_keys(),
+            service in 0..8u32,
+            flags in any::<u8>(),
+            flipped in 0..64u32,
+        ) {
+            let raw_key = RawKey::from(&key);
+            let row = FrontendRow { service, ..FrontendRow::default() };
+            let value = raw_value(&raw_key, &row) | u64::from(flags) << 56;
+            for value in [value, value ^ 1 << flipped] {
+                let row = decoded(&key, value);
+                prop_assert!(raw_value(&raw_key, &row) == value || row.service == u32::MAX);
+            }
+        }
     }
 
     #[test]

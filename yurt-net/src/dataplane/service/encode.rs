@@ -8,7 +8,7 @@ use ipnetwork::IpNetwork;
 use yurt_ebpf::abi;
 
 use crate::dataplane::DataplaneError;
-use crate::plan::{FrontendKey, FrontendRow, KeyPort, Op, ServedSet};
+use crate::plan::{FrontendKey, FrontendRow, KeyPort, Op, Outside, ServedSet};
 use crate::table::{ClusterPrefixes, MAX_SOURCE_RANGES, Scope};
 
 const _: () = assert!(MAX_SOURCE_RANGES == abi::PublishWord::MAX_RANGES as usize);
@@ -65,12 +65,11 @@ impl RawKey {
 }
 
 pub(in crate::dataplane) fn raw_value(key: &RawKey, row: &FrontendRow) -> u64 {
-    let flags = match (row.is_node_only, row.is_on_node) {
-        (false, false) => 0,
-        (true, false) => abi::FRONTEND_NODE_ONLY,
-        (false, true) => abi::FRONTEND_ON_NODE,
-        (true, true) => abi::FRONTEND_NODE_ONLY | abi::FRONTEND_ON_NODE,
-    };
+    let flag = |is_set, flag| if is_set { flag } else { 0 };
+    let flags = flag(row.is_node_only, abi::FRONTEND_NODE_ONLY)
+        | flag(row.is_on_node, abi::FRONTEND_ON_NODE)
+        | flag(row.outside == Outside::Same, abi::FRONTEND_OUTSIDE)
+        | flag(row.outside == Outside::Apart, abi::FRONTEND_OUTSIDE_APART);
     abi::FrontendValue::new(row.service, key.fingerprint(), flags).0
 }
 

@@ -8,7 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use yurt_ebpf::abi::{FrontendKey4, FrontendKey6, NetnsRow, PublishWord, SCOPE_INTERNAL};
+use yurt_ebpf::abi::{
+    Counter, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FrontendKey4, FrontendKey6, FrontendValue,
+    NetnsRow, PublishWord, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+};
 use yurt_ebpf::select::{Resolved, Tables, resolve4, resolve6, stamp};
 
 use super::*;
@@ -20,7 +23,7 @@ use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 const ROOMY: Capacity = Capacity {
     frontends4: 256,
     frontends6: 256,
-    services: 128,
+    services: 192,
     slots4: 512,
     slots6: 512,
 };
@@ -36,34 +39,86 @@ enum Answer {
 
 type Dialled = (IpAddr, u16, Protocol);
 
-fn resolve(maps: &MemoryDataplane, (address, port, protocol): Dialled) -> Resolved {
-    let (port_be, protocol) = (port.to_be_bytes(), protocol.number());
-    let scope = SCOPE_INTERNAL;
-    match address {
-        IpAddr::V4(addr) => resolve4(
-            maps,
-            maps,
-            &FrontendKey4 {
+/// A key as the programs look it up.
+#[derive(Clone, Copy)]
+enum LookedUp {
+    V4(FrontendKey4),
+    V6(FrontendKey6),
+}
+
+impl LookedUp {
+    fn new((address, port, protocol): Dialled, scope: Scope) -> Self {
+        let (port_be, protocol) = (port.to_be_bytes(), protocol.number());
+        let scope = match scope {
+            Scope::Internal => SCOPE_INTERNAL,
+            Scope::External => SCOPE_EXTERNAL,
+        };
+        match address {
+            IpAddr::V4(addr) => Self::V4(FrontendKey4 {
                 addr: addr.octets(),
                 port_be,
                 protocol,
                 scope,
-            },
-        ),
-        IpAddr::V6(addr) => {
-            let (addr, pad) = (addr.octets(), [0; 4]);
-            resolve6(
-                maps,
-                maps,
-                &FrontendKey6 {
-                    addr,
-                    port_be,
-                    protocol,
-                    scope,
-                    pad,
-                },
-            )
+            }),
+            IpAddr::V6(addr) => Self::V6(FrontendKey6 {
+                addr: addr.octets(),
+                port_be,
+                protocol,
+                scope,
+                pad: [0; 4],
+            }),
         }
+    }
+
+    fn value(&self, maps: &MemoryDataplane) -> Option<FrontendValue> {
+        match self {
+            Self::V4(key) => maps.frontend4(key),
+            Self::V6(key) => maps.frontend6(key),
+        }
+    }
+
+    fn resolve(&self, maps: &MemoryDataplane) -> Resolved {
+        match self {
+            Self::V4(key) => resolve4(maps, maps, key),
+            Self::V6(key) => resolve6(maps, maps, key),
+        }
+    }
+}
+
+/// Which row a client of `scope` comes to, as the programs find it: those outside look at the internal one first.
+enum Found {
+    Row(LookedUp),
+    /// To this client, it is no frontend.
+    Nothing,
+    /// The row that the internal one speaks of is not there.
+    Lost,
+}
+
+fn find(maps: &MemoryDataplane, dialled: Dialled, scope: Scope) -> Found {
+    let internal = LookedUp::new(dialled, Scope::Internal);
+    let value = internal.value(maps).filter(|_| scope == Scope::External);
+    // An address without a row is a miss for everybody.
+    let Some(value) = value else {
+        return Found::Row(internal);
+    };
+    if value.flags() & FRONTEND_OUTSIDE_APART != 0 {
+        let external = LookedUp::new(dialled, Scope::External);
+        return match external.value(maps) {
+            Some(_) => Found::Row(external),
+            None => Found::Lost,
+        };
+    }
+    match value.flags() & FRONTEND_OUTSIDE {
+        0 => Found::Nothing,
+        _ => Found::Row(internal),
+    }
+}
+
+fn resolve(maps: &MemoryDataplane, dialled: Dialled, scope: Scope) -> Resolved {
+    match find(maps, dialled, scope) {
+        Found::Row(key) => key.resolve(maps),
+        Found::Nothing => Resolved::Pass,
+        Found::Lost => Resolved::Refuse(Counter::RefuseInconsistent),
     }
 }
 
@@ -81,8 +136,10 @@ fn backends(maps: &MemoryDataplane, is_v4: bool, word: PublishWord) -> Vec<Socke
         .collect()
 }
 
-fn answer(maps: &MemoryDataplane, dialled: Dialled) -> Answer {
-    match resolve(maps, dialled) {
+const SCOPES: [Scope; 2] = [Scope::Internal, Scope::External];
+
+fn answer(maps: &MemoryDataplane, dialled: Dialled, scope: Scope) -> Answer {
+    match resolve(maps, dialled, scope) {
         Resolved::Pass => Answer::Pass,
         Resolved::Refuse(reason) if reason.is_drop() => Answer::Drop,
         Resolved::Refuse(_) => Answer::Refuse,
@@ -118,15 +175,12 @@ const CLIENT: NetnsRow = NetnsRow {
     addr6: [0xfd, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3],
 };
 
-fn endpoints(entry: &ServiceEntry, frontend: &Frontend) -> Answer {
-    endpoints_on_terms_of(entry, entry, frontend)
-}
-
 /// What `entry` has for those whom `terms` admits, under its policy.
 fn endpoints_on_terms_of(
     terms: &ServiceEntry,
     entry: &ServiceEntry,
     frontend: &Frontend,
+    scope: Scope,
 ) -> Answer {
     let client: IpAddr = match frontend.address {
         IpAddr::V4(_) => CLIENT.addr4.into(),
@@ -136,7 +190,7 @@ fn endpoints_on_terms_of(
     if ranges.peek().is_some() && !ranges.any(|range| range.contains(client)) {
         return Answer::Drop;
     }
-    let policy = terms.policy(frontend.kind, Scope::Internal);
+    let policy = terms.policy(frontend.kind, scope);
     match whole_set(entry, frontend.address, policy) {
         Answer::Backends(none) if none.is_empty() => match entry.set(frontend.address).has_any {
             true => Answer::Drop,
@@ -155,19 +209,27 @@ fn whole_set(entry: &ServiceEntry, address: IpAddr, policy: TrafficPolicy) -> An
 }
 
 /// What the endpoints are now of the service whose frontend it was, on the old terms: until its row goes or moves.
-fn of_old_owner(old: &ServiceTable, new: &ServiceTable, dialled: Dialled) -> Option<Answer> {
+fn of_old_owner(
+    old: &ServiceTable,
+    new: &ServiceTable,
+    dialled: Dialled,
+    scope: Scope,
+) -> Option<Answer> {
     let (entry, frontend) = owner(old, dialled)?;
     let mut services = new.services.iter();
     let now = services.find(|now| now.key == entry.key)?;
-    Some(endpoints_on_terms_of(entry, now, frontend))
+    Some(endpoints_on_terms_of(entry, now, frontend, scope))
 }
 
 /// What the table says a client gets.
-fn expected(table: &ServiceTable, dialled: Dialled) -> Answer {
+fn expected(table: &ServiceTable, dialled: Dialled, scope: Scope) -> Answer {
     let address = dialled.0;
+    // Loopback is the node's own.
+    let is_served = scope == Scope::Internal || table.serves_packets && !address.is_loopback();
     match owner(table, dialled) {
         Some((_, frontend)) if table.leaves_alone(frontend) => return Answer::Pass,
-        Some((entry, frontend)) => return endpoints(entry, frontend),
+        Some(_) if !is_served => return Answer::Pass,
+        Some((entry, frontend)) => return endpoints_on_terms_of(entry, entry, frontend, scope),
         None if table.is_on_node(address) => return Answer::Pass,
         None => {}
     }
@@ -205,6 +267,12 @@ fn universe() -> Vec<Dialled> {
     all
 }
 
+/// Whoever dials any of it.
+fn everybody() -> impl Iterator<Item = (Dialled, Scope)> {
+    let all = universe().into_iter();
+    all.flat_map(|dialled| SCOPES.map(|scope| (dialled, scope)))
+}
+
 fn cluster_ip4(service: u8) -> IpAddr {
     Ipv4Addr::new(10, 96, 0, service).into()
 }
@@ -229,7 +297,8 @@ struct Shape {
     /// With these source ranges.
     balancer: Option<BTreeSet<&'static str>>,
     affinity_seconds: u32,
-    internal_policy: TrafficPolicy,
+    /// Internal and external.
+    policies: (TrafficPolicy, TrafficPolicy),
     endpoints: BTreeSet<u8>,
 }
 
@@ -243,29 +312,23 @@ fn shape() -> impl Strategy<Value = Shape> {
         "fd09::/33",
     ];
     let ranges = proptest::sample::subsequence(ranges.to_vec(), 0..4);
+    let policy = || proptest::sample::select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]);
     (
         any::<bool>(),
         any::<bool>(),
         proptest::option::of(ranges),
         proptest::sample::select(&[0, 0, 600, 86_400][..]),
-        proptest::sample::select(&[TrafficPolicy::Cluster, TrafficPolicy::Local][..]),
+        (policy(), policy()),
         proptest::collection::btree_set(1..7u8, 0..5),
     )
         .prop_map(
-            |(
-                has_node_port,
-                has_external,
-                balancer,
-                affinity_seconds,
-                internal_policy,
-                endpoints,
-            )| {
+            |(has_node_port, has_external, balancer, affinity_seconds, policies, endpoints)| {
                 Shape {
                     has_node_port,
                     has_external,
                     balancer: balancer.map(|ranges| ranges.into_iter().collect()),
                     affinity_seconds,
-                    internal_policy,
+                    policies,
                     endpoints,
                 }
             },
@@ -278,7 +341,7 @@ fn entry(service: u8, protocol: Protocol, shape: &Shape) -> Arc<ServiceEntry> {
         has_external,
         balancer,
         affinity_seconds,
-        internal_policy,
+        policies,
         endpoints,
     } = shape;
     let mut frontends = vec![
@@ -336,7 +399,8 @@ fn entry(service: u8, protocol: Protocol, shape: &Shape) -> Arc<ServiceEntry> {
         protocol,
     };
     Arc::new(ServiceEntry {
-        internal_policy: *internal_policy,
+        internal_policy: policies.0,
+        external_policy: policies.1,
         affinity_seconds: *affinity_seconds,
         source_ranges: source_ranges.map(|range| range.parse().unwrap()).collect(),
         frontends: frontends.into(),
@@ -369,48 +433,59 @@ fn entries() -> impl Strategy<Value = Vec<Arc<ServiceEntry>>> {
 
 fn tables(count: usize) -> impl Strategy<Value = Vec<ServiceTable>> {
     let on_node = proptest::collection::btree_set(0..6u8, 0..3);
-    let table = (entries(), on_node, any::<bool>(), any::<bool>());
+    // An agent is started again where that changes.
+    let serves_packets = proptest::bool::weighted(0.8);
+    let table = (
+        entries(),
+        on_node,
+        any::<bool>(),
+        any::<bool>(),
+        serves_packets,
+    );
     proptest::collection::vec(table, 1..=count).prop_map(|tables| {
         let mut before: BTreeMap<ServiceKey, Arc<ServiceEntry>> = BTreeMap::new();
         tables
             .into_iter()
-            .map(|(services, on_node, are_service_cidrs, is_wide)| {
-                // What is equal keeps its `Arc`, as it does in the compiler.
-                let services: Vec<_> = services
-                    .into_iter()
-                    .map(|entry| match before.get(&entry.key) {
-                        Some(old) if *old == entry => old.clone(),
-                        _ => entry,
-                    })
-                    .collect();
-                before = services
-                    .iter()
-                    .map(|entry| (entry.key.clone(), entry.clone()))
-                    .collect();
-                let v4 = if is_wide {
-                    "10.96.0.0/16"
-                } else {
-                    "10.96.0.0/29"
-                };
-                let prefixes = vec![v4.parse().unwrap(), "fd00::/125".parse().unwrap()];
-                let has = |address: &IpAddr| {
-                    let mut frontends = services.iter().flat_map(|entry| &entry.frontends);
-                    frontends.any(|frontend| frontend.address == *address)
-                };
-                let on_node = on_node
-                    .iter()
-                    .flat_map(|id| [cluster_ip4(*id), cluster_ip6(*id)]);
-                let on_node: BTreeSet<IpAddr> = on_node.filter(has).collect();
-                ServiceTable {
-                    services,
-                    on_node: on_node.into_iter().collect(),
-                    cluster_prefixes: ClusterPrefixes {
-                        prefixes,
-                        are_service_cidrs,
-                    },
-                    ..ServiceTable::default()
-                }
-            })
+            .map(
+                |(services, on_node, are_service_cidrs, is_wide, serves_packets)| {
+                    // What is equal keeps its `Arc`, as it does in the compiler.
+                    let services: Vec<_> = services
+                        .into_iter()
+                        .map(|entry| match before.get(&entry.key) {
+                            Some(old) if *old == entry => old.clone(),
+                            _ => entry,
+                        })
+                        .collect();
+                    before = services
+                        .iter()
+                        .map(|entry| (entry.key.clone(), entry.clone()))
+                        .collect();
+                    let v4 = if is_wide {
+                        "10.96.0.0/16"
+                    } else {
+                        "10.96.0.0/29"
+                    };
+                    let prefixes = vec![v4.parse().unwrap(), "fd00::/125".parse().unwrap()];
+                    let has = |address: &IpAddr| {
+                        let mut frontends = services.iter().flat_map(|entry| &entry.frontends);
+                        frontends.any(|frontend| frontend.address == *address)
+                    };
+                    let on_node = on_node
+                        .iter()
+                        .flat_map(|id| [cluster_ip4(*id), cluster_ip6(*id)]);
+                    let on_node: BTreeSet<IpAddr> = on_node.filter(has).collect();
+                    ServiceTable {
+                        services,
+                        on_node: on_node.into_iter().collect(),
+                        serves_packets,
+                        cluster_prefixes: ClusterPrefixes {
+                            prefixes,
+                            are_service_cidrs,
+                        },
+                        ..ServiceTable::default()
+                    }
+                },
+            )
             .collect()
     })
 }
@@ -463,15 +538,19 @@ fn settle(maps: &mut MemoryDataplane, image: &mut MapImage, table: &ServiceTable
 }
 
 fn assert_yields(maps: &MemoryDataplane, table: &ServiceTable) {
-    for dialled in universe() {
+    for (dialled, scope) in everybody() {
         assert_eq!(
-            answer(maps, dialled),
-            expected(table, dialled),
-            "{dialled:?}"
+            answer(maps, dialled, scope),
+            expected(table, dialled, scope),
+            "{dialled:?} {scope}"
         );
-        if let Resolved::Service(_, service) = resolve(maps, dialled) {
+        if let Resolved::Service(_, service) = resolve(maps, dialled, scope) {
             let wanted = owner(table, dialled).unwrap().0.affinity_seconds;
-            assert_eq!(maps.affinity(service).seconds(), wanted, "{dialled:?}");
+            assert_eq!(
+                maps.affinity(service).seconds(),
+                wanted,
+                "{dialled:?} {scope}"
+            );
         }
     }
 }
@@ -498,33 +577,12 @@ struct Reader {
 }
 
 fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
-    universe()
-        .into_iter()
-        .map(|dialled| {
-            let (port_be, protocol) = (dialled.1.to_be_bytes(), dialled.2.number());
-            let scope = SCOPE_INTERNAL;
-            let value = match dialled.0 {
-                IpAddr::V4(addr) => {
-                    let addr = addr.octets();
-                    maps.frontend4(&FrontendKey4 {
-                        addr,
-                        port_be,
-                        protocol,
-                        scope,
-                    })
-                }
-                IpAddr::V6(addr) => {
-                    let (addr, pad) = (addr.octets(), [0; 4]);
-                    maps.frontend6(&FrontendKey6 {
-                        addr,
-                        port_be,
-                        protocol,
-                        scope,
-                        pad,
-                    })
-                }
-            };
-            let word = match resolve(maps, dialled) {
+    everybody()
+        .map(|(dialled, scope)| {
+            // Where those outside have no row of their own, they see what others see, or nothing.
+            let key = LookedUp::new(dialled, scope);
+            let value = key.value(maps);
+            let word = match key.resolve(maps) {
                 Resolved::Service(word, _) => {
                     Some((word, backends(maps, dialled.0.is_ipv4(), word)))
                 }
@@ -541,5 +599,6 @@ fn readers(maps: &MemoryDataplane, tables: [&ServiceTable; 2]) -> Vec<Reader> {
                 word,
             }
         })
+        .filter(|reader| reader.service.is_some() || reader.word.is_some())
         .collect()
 }

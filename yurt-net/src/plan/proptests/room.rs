@@ -87,8 +87,9 @@ proptest! {
             // `apply` fails when a map would overflow.
             let refused = settle(&mut maps, &mut image, table);
             let names: BTreeSet<_> = refused.iter().map(|refused| &refused.service).collect();
-            for dialled in universe() {
-                let (seen, wanted) = (answer(&maps, dialled), expected(table, dialled));
+            for (dialled, scope) in everybody() {
+                let seen = answer(&maps, dialled, scope);
+                let wanted = expected(table, dialled, scope);
                 let owner = table.services.iter().find(|entry| {
                     entry.key.protocol == dialled.2
                         && entry.frontends.iter().any(|f| f.address == dialled.0 && f.port == dialled.1)
@@ -217,7 +218,7 @@ proptest! {
         }
         let served = |maps: &MemoryDataplane, entry: &ServiceEntry| {
             let frontend = entry.frontends.first().unwrap();
-            answer(maps, (frontend.address, frontend.port, Protocol::Tcp))
+            answer(maps, (frontend.address, frontend.port, Protocol::Tcp), Scope::Internal)
         };
         let mut old = ServiceTable::default();
         for (which, backends, is_systems) in std::iter::once(None).chain(steps.iter().map(Some)).map(|step| {
@@ -300,7 +301,7 @@ proptest! {
         }
         let served = |maps: &MemoryDataplane, entry: &ServiceEntry| {
             let frontend = entry.frontends.first().unwrap();
-            match answer(maps, (frontend.address, frontend.port, Protocol::Tcp)) {
+            match answer(maps, (frontend.address, frontend.port, Protocol::Tcp), Scope::Internal) {
                 Answer::Backends(seen) => seen.len(),
                 _ => 0,
             }

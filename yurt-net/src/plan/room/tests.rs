@@ -6,7 +6,7 @@ use super::super::tests::{CAPACITY, table};
 use super::super::*;
 use crate::dataplane::Dataplane;
 use crate::dataplane::service::memory::MemoryDataplane;
-use crate::model::Protocol;
+use crate::model::{Protocol, TrafficPolicy};
 use crate::table::{EndpointSet, Frontend, FrontendKind, Scope};
 
 fn in_namespace(
@@ -629,7 +629,7 @@ fn what_is_in_force_at_an_address_is_what_a_client_gets_there() {
     let one = in_namespace("a", "a", &two, &["10.244.0.1:80"]);
     let late = in_namespace("b", "b", &["203.0.113.2", "10.96.0.10"], &["10.244.0.2:80"]);
     settle(&table(&[&one, &late]), &mut maps, &mut image);
-    let at = |to: &str| image.in_force(to.parse().unwrap(), Protocol::Tcp);
+    let at = |to: &str| image.in_force(to.parse().unwrap(), Protocol::Tcp, Scope::Internal);
     for to in two {
         let backends = one.v4.cluster.clone();
         assert_eq!(at(&format!("{to}:80")), InForce::Forward(backends));
@@ -637,4 +637,82 @@ fn what_is_in_force_at_an_address_is_what_a_client_gets_there() {
     // Inside the ServiceCIDR, and outside of it.
     assert_eq!(at("10.96.0.10:80"), InForce::Refuse);
     assert_eq!(at("203.0.113.2:80"), InForce::Pass);
+}
+
+#[test]
+fn clients_outside_whose_rows_have_no_room_are_refused_and_never_led_to_the_set_of_this_node() {
+    let local = |external_policy| {
+        let one = in_namespace(
+            "a",
+            "a",
+            &["203.0.113.1"],
+            &["10.244.0.1:80", "10.244.0.2:80"],
+        );
+        let mut one = ServiceEntry::clone(&one);
+        one.external_policy = external_policy;
+        one.v4.local = one.v4.cluster.iter().take(1).collect();
+        let services = table(&[&Arc::new(one)]);
+        ServiceTable {
+            serves_packets: true,
+            ..services
+        }
+    };
+    // The self-test's row, and one more, or two.
+    for (frontends4, has_room) in [(2, false), (3, true)] {
+        let capacity = Capacity {
+            frontends4,
+            ..CAPACITY
+        };
+        let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+        settle(&local(TrafficPolicy::Cluster), &mut maps, &mut image);
+        let at = |image: &MapImage, scope| {
+            let to = "203.0.113.1:80".parse().unwrap();
+            match image.in_force(to, Protocol::Tcp, scope) {
+                InForce::Forward(backends) => backends.len(),
+                InForce::Refuse => 0,
+                InForce::Pass => panic!("{scope} passes"),
+            }
+        };
+        assert_eq!(at(&image, Scope::External), 2);
+        let planned = settle(&local(TrafficPolicy::Local), &mut maps, &mut image);
+        assert_eq!(planned.refused.is_empty(), has_room);
+        assert_eq!(at(&image, Scope::External), usize::from(has_room));
+        assert_eq!(at(&image, Scope::Internal), 2);
+        settle(&local(TrafficPolicy::Cluster), &mut maps, &mut image);
+        assert_eq!(at(&image, Scope::External), 2);
+    }
+}
+
+#[test]
+fn a_service_whose_new_addresses_have_no_room_does_not_go_on_with_an_old_policy_outside() {
+    let capacity = Capacity {
+        frontends4: 3,
+        ..CAPACITY
+    };
+    let (mut maps, mut image) = (MemoryDataplane::new(capacity), MapImage::empty(capacity));
+    let of = |addresses: &[&str], external_policy| {
+        let one = in_namespace("a", "a", addresses, &["10.244.0.1:80"]);
+        let one = ServiceEntry {
+            external_policy,
+            ..ServiceEntry::clone(&one)
+        };
+        ServiceTable {
+            serves_packets: true,
+            ..table(&[&Arc::new(one)])
+        }
+    };
+    settle(
+        &of(&["203.0.113.1"], TrafficPolicy::Cluster),
+        &mut maps,
+        &mut image,
+    );
+    let more = ["203.0.113.1", "203.0.113.2", "203.0.113.3"];
+    settle(&of(&more, TrafficPolicy::Local), &mut maps, &mut image);
+    let to = "203.0.113.1:80".parse().unwrap();
+    let outside = image.in_force(to, Protocol::Tcp, Scope::External);
+    assert_eq!(outside, InForce::Refuse);
+    assert_ne!(
+        image.in_force(to, Protocol::Tcp, Scope::Internal),
+        InForce::Refuse
+    );
 }
