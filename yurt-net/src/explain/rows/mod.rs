@@ -2,13 +2,14 @@
 //!
 //! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of `plan -o json`, which is a contract, or a table for people.
 //! Every frontend has a row for clients of this node, which the socket path answers, and one for all other clients,
-//! which the packet path answers; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
+//! which the packet path answers if it is on; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
 //! If the interfaces of the node are not known, because this is another machine, the output says so.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -22,8 +23,9 @@ use crate::text;
 
 /// Endpoints of one row in the table for people; the JSON lists all.
 const SHOWN_ENDPOINTS: usize = 4;
-/// The meaning of a star in the table.
+/// What a star in the table means while clients outside are not served, and while they are.
 const UNSERVED: &str = "* only a packet path would serve these clients, and this version has none: they get what they get without it";
+const UNSERVED_SCTP: &str = "* SCTP is listed only: nothing serves it";
 
 /// Why a ClusterIP passes.
 const LEFT_ALONE: &str = "an interface of the node has it: left to what listens there";
@@ -119,6 +121,9 @@ pub(super) struct Row<'a> {
     /// See [`crate::policy::Why::idle`].
     #[serde(skip)]
     pub(super) idle: Vec<String>,
+    /// Something enforces the row.
+    #[serde(skip)]
+    pub(super) is_served: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -164,6 +169,11 @@ impl<'a> Row<'a> {
             dropped: why.dropped,
             kept: why.kept,
             idle: why.idle,
+            is_served: match (scope, entry.key.protocol) {
+                (_, Protocol::Sctp) => false,
+                (Scope::Internal, Protocol::Tcp | Protocol::Udp) => true,
+                (Scope::External, Protocol::Tcp | Protocol::Udp) => table.serves_packets,
+            },
         }
     }
 }
@@ -282,7 +292,13 @@ fn write_table(
         }
     }
     if !table.services.is_empty() {
-        writeln!(out, "\n{}", paint.dim(UNSERVED))?;
+        let has_sctp = |entry: &Arc<ServiceEntry>| entry.key.protocol == Protocol::Sctp;
+        writeln!(out)?;
+        if !table.serves_packets {
+            writeln!(out, "{}", paint.dim(UNSERVED))?;
+        } else if table.services.iter().any(has_sctp) {
+            writeln!(out, "{}", paint.dim(UNSERVED_SCTP))?;
+        }
         let interfaces = match reasons.see_interfaces() {
             true => format!(
                 "interfaces are those of this machine, which has an address of node {}",
@@ -339,9 +355,9 @@ fn write_frontend(
         }
         format!("  {kind:<12}  {address:<address_width$}  {scope:<20}  {fate}")
     };
-    let scope = |row: &Row<'_>| match row.path {
-        Path::Socket => row.scope.to_string(),
-        Path::Packet => format!("{}*", row.scope),
+    let scope = |row: &Row<'_>| match row.is_served {
+        true => row.scope.to_string(),
+        false => format!("{}*", row.scope),
     };
     match rows {
         [internal, external]

@@ -182,6 +182,35 @@ fn each_row_has_its_own_verdict_path_ranges_and_dropped_endpoints() {
 }
 
 #[test]
+fn with_a_packet_path_rows_for_clients_outside_are_not_marked_and_say_what_they_get() {
+    let mut world = local();
+    let without = json(&mut world);
+    world.config.serves_packets = true;
+    let text = text(&mut world, Paint::Plain);
+    let expected = "\
+  ClusterIP     10.96.0.10:80     internal, external    drop
+  LoadBalancer  203.0.113.9:80    internal              forward -> 10.1.1.2:8080   only from 198.51.100.0/24
+  LoadBalancer  203.0.113.9:80    external              drop   only from 198.51.100.0/24
+  NodePort      192.0.2.11:30080  internal              forward -> 10.1.1.2:8080
+  NodePort      192.0.2.11:30080  external              drop
+  dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
+
+the interfaces of node a1 are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them
+";
+    assert!(text.ends_with(expected), "{text}");
+    assert!(!text.contains('*'), "{text}");
+    // The contract is what the table says, whoever enforces it.
+    assert_eq!(json(&mut world), without);
+    world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
+    let text = self::text(&mut world, Paint::Plain);
+    assert!(text.contains("  internal*, external*  refuse"), "{text}");
+    assert!(
+        text.contains("\n* SCTP is listed only: nothing serves it\n"),
+        "{text}"
+    );
+}
+
+#[test]
 fn rows_that_no_hook_of_a_socket_serves_are_marked() {
     let mut world = World::web(None);
     world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);

@@ -16,7 +16,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use super::rows::FlowVerdict;
-use super::rows::{Path, Row};
+use super::rows::Row;
 use crate::model::{Protocol, Snapshot, TrafficPolicy};
 use crate::plan::{InForce, Refused};
 use crate::policy::Reasons;
@@ -266,10 +266,10 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
         }
         _ => String::new(),
     };
-    let unserved = match (row.path, entry.key.protocol) {
-        (Path::Socket, _) => "",
-        (Path::Packet, Protocol::Sctp) => "; SCTP is listed only, nothing enforces it",
-        (Path::Packet, _) => {
+    let unserved = match (row.is_served, entry.key.protocol) {
+        (true, _) => "",
+        (false, Protocol::Sctp) => "; SCTP is listed only, nothing enforces it",
+        (false, _) => {
             "; only a packet path would do this, and this version has none: nothing enforces it"
         }
     };

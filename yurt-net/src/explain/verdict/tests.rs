@@ -412,6 +412,34 @@ fn a_load_balancer_drops_clients_outside_its_source_ranges_pods_too() {
 }
 
 #[test]
+fn with_a_packet_path_a_client_outside_gets_what_is_said_and_sctp_still_nothing() {
+    let mut world = world();
+    world.config.serves_packets = true;
+    for (from, to) in [
+        ("198.51.100.1", "192.0.2.11:30080"),
+        ("198.51.100.1", "10.96.0.10:80"),
+        ("10.1.0.9", "10.96.0.10:80"),
+    ] {
+        let found = ask(&mut world, from, to, Protocol::Tcp);
+        assert_eq!(found.verdict, FlowVerdict::Forward);
+        assert!(
+            !found.reason.contains("nothing enforces it"),
+            "{}",
+            found.reason
+        );
+    }
+    world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
+    for from in ["198.51.100.1", "10.1.0.9"] {
+        let found = ask(&mut world, from, "10.96.0.10:80", Protocol::Sctp);
+        assert!(
+            found
+                .reason
+                .ends_with("; SCTP is listed only, nothing enforces it")
+        );
+    }
+}
+
+#[test]
 fn sctp_is_explained_as_what_nothing_enforces() {
     let mut world = world();
     world.service("web", |service| service.ports[0].protocol = Protocol::Sctp);
