@@ -3,14 +3,15 @@
 //! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
 //! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
 //! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
-//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`]: the
-//! numbers are part of the pin paths.
+//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`], of
+//! the packet path's [`PACKET_ABI`]: the numbers are part of the pin paths.
 
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;
 
 mod address;
 mod affinity;
+mod flow;
 mod guard;
 mod service;
 mod translate;
@@ -19,6 +20,11 @@ mod vtep;
 pub use self::address::{Mac, Prefix4, Prefix6, mapped};
 pub(crate) use self::address::{Words, bytes, mapped_words, words};
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey};
+pub use self::flow::{
+    EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
+    FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6,
+    HANDLED, HANDLED_NAMES, Handled, PACKET_ABI,
+};
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,
     OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
@@ -50,7 +56,7 @@ macro_rules! pods {
         #[cfg(not(target_arch = "bpf"))]
         pub fn layout() -> alloc::string::String {
             use core::fmt::Write as _;
-            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}, translate ABI {TRANSLATE_ABI}\n");
+            let mut text = alloc::format!("table ABI {TABLE_ABI}, state ABI {STATE_ABI}, guard ABI {GUARD_ABI}, translate ABI {TRANSLATE_ABI}, packet ABI {PACKET_ABI}\n");
             $(
                 let _ = writeln!(text, "\n{}: {} bytes", stringify!($type), size_of::<$type>());
                 $(
@@ -105,6 +111,11 @@ pods! {
     TranslateRow: 48 { live4, promised4, live6, promised6, mac }
     LiveKey: 40 { live, remote, remote_port_be, local_port_be, protocol, kind, pad }
     LiveFlow: 8 { last_ns }
+    FlowKey4: 16 { source, destination, source_port_be, destination_port_be, protocol, place, pad }
+    FlowKey6: 40 { source, destination, source_port_be, destination_port_be, protocol, place, pad }
+    Flow4: 32 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, pad }
+    Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, pad }
+    EdgeRow: 24 { addr6, addr4, pad }
     VtepKey: 24 { underlay, vni, port_be, pad }
     VtepSeen: 40 { known, other, known_frames, other_frames, others }
 }

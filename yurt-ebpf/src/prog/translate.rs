@@ -3,41 +3,28 @@
 //! On the host's side of the Pod's interface: egress leads to the Pod, ingress comes from it. Translated or not, a packet goes on with
 //! "no opinion" (`TC_ACT_UNSPEC`): the programs of others see it, those at egress as the Pod will see it. Only what is answered in the
 //! Pod's name, or sent by the Pod to itself, turns back.
-//!
-//! Everything goes through helpers, which know whether a checksum is whole or left to the device, and make what is shared with other
-//! packets this one's own.
 
 #![expect(
     clippy::cast_possible_truncation,
     reason = "offsets in packets are small"
 )]
 
-use aya_ebpf::bindings::{
-    __sk_buff, BPF_ANY, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
-    BPF_F_RECOMPUTE_CSUM, TC_ACT_UNSPEC,
-};
-use aya_ebpf::helpers::generated::{
-    bpf_ktime_get_ns, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_change_tail,
-    bpf_skb_store_bytes,
-};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_change_tail};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{
     LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey, TRANSLATIONS, TranslateRow, Translation,
 };
-use yurt_ebpf::frame::{ETH_IPV6, Frame, Wire};
+use yurt_ebpf::frame::{ETH_IPV6, Frame as _};
 use yurt_ebpf::rewrite::{
-    ADVERTISEMENT_FRAME, Asker, Flows, Follow, Packet, Verdict, arp, from_pod, neighbour, to_pod,
+    ADVERTISEMENT_FRAME, Asker, Flows, Packet as _, Verdict, arp, from_pod, neighbour, to_pod,
 };
 
 use super::say;
-use super::skb::Bytes;
+use super::skb::Skb;
 use crate::maps::translate::{LIVE, XLATE, XLATE_COUNT};
-
-/// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older kernels refuse
-/// it, and get the sum of a packet wrong that a device has summed up; such a packet does not come out of a bridge or a router.
-const BPF_F_IPV6: u64 = 1 << 7;
 
 #[classifier]
 #[inline(always)]
@@ -139,13 +126,6 @@ fn count(what: Translation) {
     }
 }
 
-/// A frame in the kernel.
-struct Skb {
-    skb: *mut __sk_buff,
-    ifindex: u32,
-    is_v6: bool,
-}
-
 impl Skb {
     #[inline(always)]
     fn redirect(&self, flags: u64) -> i32 {
@@ -165,57 +145,6 @@ impl Skb {
             Asker::Anybody => u64::from(BPF_F_INGRESS),
             Asker::Itself => 0,
         })
-    }
-}
-
-impl Frame for Skb {
-    #[inline(always)]
-    fn far<T: Wire>(&self, at: usize) -> Option<T> {
-        Bytes(self.skb).far(at)
-    }
-}
-
-impl Packet for Skb {
-    #[inline(always)]
-    fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()> {
-        let flags = if is_summed {
-            0
-        } else {
-            u64::from(BPF_F_RECOMPUTE_CSUM)
-        };
-        // SAFETY: `to` is valid for reads of its length; the helper checks the offset.
-        let result = unsafe {
-            bpf_skb_store_bytes(self.skb, at as u32, to.as_ptr().cast(), N as u32, flags)
-        };
-        (result == 0).then_some(())
-    }
-
-    #[inline(always)]
-    fn follow_header(&mut self, at: usize, change: u32) -> Option<()> {
-        // SAFETY: the context is valid; the helper checks the offset.
-        let result = unsafe { bpf_l3_csum_replace(self.skb, at as u32, 0, u64::from(change), 0) };
-        (result == 0).then_some(())
-    }
-
-    #[inline(always)]
-    fn follow(&mut self, at: usize, change: u32, how: Follow) -> Option<()> {
-        let flags = match how {
-            Follow::Addresses => u64::from(BPF_F_PSEUDO_HDR),
-            Follow::AddressesOfUdp => u64::from(BPF_F_PSEUDO_HDR | BPF_F_MARK_MANGLED_0),
-            Follow::Bytes => 0,
-        };
-        // SAFETY: the context is valid; the helper checks the offset.
-        let replace = |flags| unsafe {
-            bpf_l4_csum_replace(self.skb, at as u32, 0, u64::from(change), flags)
-        };
-        let mut result = -1;
-        if self.is_v6 && flags != 0 {
-            result = replace(flags | BPF_F_IPV6);
-        }
-        if result != 0 {
-            result = replace(flags);
-        }
-        (result == 0).then_some(())
     }
 }
 

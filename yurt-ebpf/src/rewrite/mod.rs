@@ -35,6 +35,7 @@ use crate::frame::sum::{adjust, both, change, change_of_sum};
 use crate::frame::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Frame};
 
 mod answer;
+pub mod flow;
 
 pub use self::answer::{ADVERTISEMENT_FRAME, Asker, arp, neighbour};
 
@@ -47,6 +48,8 @@ pub enum Follow {
     AddressesOfUdp,
     /// Bytes changed that it is about.
     Bytes,
+    /// The same of UDP.
+    BytesOfUdp,
 }
 
 /// A frame that can be changed, from its Ethernet header on. Offsets are from there; `None` is beyond the end.

@@ -11,11 +11,11 @@ use super::*;
 use crate::abi::Mac;
 use crate::frame::Wire;
 
-fn frame(packet: &Sent) -> Vec<u8> {
+pub(super) fn frame(packet: &Sent) -> Vec<u8> {
     eth(OTHER.mac, POD.mac).then(packet.clone()).bytes()
 }
 
-fn octets<const N: usize>(addr: IpAddr) -> [u8; N] {
+pub(super) fn octets<const N: usize>(addr: IpAddr) -> [u8; N] {
     let bytes = match addr {
         IpAddr::V4(addr) => addr.octets().to_vec(),
         IpAddr::V6(addr) => addr.octets().to_vec(),
@@ -24,7 +24,7 @@ fn octets<const N: usize>(addr: IpAddr) -> [u8; N] {
 }
 
 /// A frame whose checksums are as they are on a wire.
-struct Bytes(Vec<u8>);
+pub(super) struct Bytes(pub(super) Vec<u8>);
 
 impl Frame for Bytes {
     fn far<T: Wire>(&self, at: usize) -> Option<T> {
@@ -45,7 +45,7 @@ impl Packet for Bytes {
 
     fn follow(&mut self, at: usize, change: u32, how: Follow) -> Option<()> {
         let old = self.far(at)?;
-        let is_udp = how == Follow::AddressesOfUdp;
+        let is_udp = matches!(how, Follow::AddressesOfUdp | Follow::BytesOfUdp);
         if is_udp && old == [0; 2] {
             return Some(());
         }
@@ -115,7 +115,7 @@ fn at(addr: IpAddr, port: u16) -> SocketAddr {
 }
 
 /// A datagram without a checksum.
-fn without_sum(from: SocketAddr, to: SocketAddr) -> Sent {
+pub(super) fn without_sum(from: SocketAddr, to: SocketAddr) -> Sent {
     let header = Udp {
         checksum: Some(0),
         ..Udp::new(from.port(), to.port())

@@ -10,9 +10,10 @@
 )]
 
 use crate::abi::{
-    Affinity, Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FRONTEND_ON_NODE, FilterPlace,
-    FrontendKey4, FrontendKey6, FrontendValue, NetnsRow, PREFIXES_ARE_SERVICE_CIDRS, PublishWord,
-    SCOPE_ADDRESS, UDP_PEERS, UdpPeer, UdpPeers, words,
+    Affinity, Backend4, Backend6, Conf, Counter, FRONTEND_NODE_ONLY, FRONTEND_ON_NODE,
+    FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FilterPlace, FrontendKey4, FrontendKey6,
+    FrontendValue, NetnsRow, PREFIXES_ARE_SERVICE_CIDRS, PublishWord, SCOPE_ADDRESS,
+    SCOPE_EXTERNAL, UDP_PEERS, UdpPeer, UdpPeers, words,
 };
 
 /// The table as a reader sees it. Every call is one map lookup.
@@ -98,51 +99,106 @@ fn kept_under(addr: [u8; 4]) -> u32 {
 /// Resolves an IPv4 destination.
 #[inline(always)]
 pub fn resolve4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4) -> Resolved {
+    match find4(tables, key) {
+        Ok(value) => hit(tables, dialer, value, admit4),
+        Err(resolved) => resolved,
+    }
+}
+
+/// Resolves an IPv4 destination for a client outside, whose address the dialer knows. `key` is of [`SCOPE_INTERNAL`]: its row says
+/// whether it holds outside, too.
+#[inline(always)]
+pub fn outside4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4) -> Resolved {
+    match find4(tables, key) {
+        Ok(value) if value.flags() & FRONTEND_OUTSIDE != 0 => hit(tables, dialer, value, admit4),
+        Ok(value) if value.flags() & FRONTEND_OUTSIDE_APART != 0 => {
+            let scope = SCOPE_EXTERNAL;
+            match find4(tables, &FrontendKey4 { scope, ..*key }) {
+                Ok(value) => hit(tables, dialer, value, admit4),
+                // It is there before the other row says so.
+                Err(_) => Resolved::Refuse(Counter::RefuseInconsistent),
+            }
+        }
+        Ok(_) => Resolved::Pass,
+        Err(resolved) => resolved,
+    }
+}
+
+/// The value of a row, or what there is to say without one.
+#[inline(always)]
+fn find4<T: Tables>(tables: &T, key: &FrontendKey4) -> Result<FrontendValue, Resolved> {
     let addr = kept_under(key.addr);
     let key = FrontendKey4 {
         addr: addr.to_be_bytes(),
         ..*key
     };
     if !may_have_rows(tables, FilterPlace::of4(addr)) {
-        return unallocated(tables, |tables| miss4(tables, &key));
+        return Err(unallocated(tables, |tables| miss4(tables, &key)));
     }
     let fingerprint = key.fingerprint();
     let Some(mut value) = tables.frontend4(&key) else {
-        return unknown_port(miss4(tables, &key));
+        return Err(unknown_port(miss4(tables, &key)));
     };
     if value.fingerprint() != fingerprint {
         // The element was reused while we looked: the key is new, gone or moved. Look once more.
         let Some(again) = tables.frontend4(&key) else {
-            return unknown_port(miss4(tables, &key));
+            return Err(unknown_port(miss4(tables, &key)));
         };
         if again.fingerprint() != fingerprint {
-            return Resolved::Refuse(Counter::RefuseInconsistent);
+            return Err(Resolved::Refuse(Counter::RefuseInconsistent));
         }
         value = again;
     }
-    hit(tables, dialer, value, admit4)
+    Ok(value)
 }
 
 /// Resolves an IPv6 destination (not an IPv4-mapped one).
 #[inline(always)]
 pub fn resolve6<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey6) -> Resolved {
+    match find6(tables, key) {
+        Ok(value) => hit(tables, dialer, value, admit6),
+        Err(resolved) => resolved,
+    }
+}
+
+/// See [`outside4`].
+#[inline(always)]
+pub fn outside6<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey6) -> Resolved {
+    match find6(tables, key) {
+        Ok(value) if value.flags() & FRONTEND_OUTSIDE != 0 => hit(tables, dialer, value, admit6),
+        Ok(value) if value.flags() & FRONTEND_OUTSIDE_APART != 0 => {
+            let scope = SCOPE_EXTERNAL;
+            match find6(tables, &FrontendKey6 { scope, ..*key }) {
+                Ok(value) => hit(tables, dialer, value, admit6),
+                // As for IPv4.
+                Err(_) => Resolved::Refuse(Counter::RefuseInconsistent),
+            }
+        }
+        Ok(_) => Resolved::Pass,
+        Err(resolved) => resolved,
+    }
+}
+
+/// See [`find4`].
+#[inline(always)]
+fn find6<T: Tables>(tables: &T, key: &FrontendKey6) -> Result<FrontendValue, Resolved> {
     if !may_have_rows(tables, FilterPlace::of6(&key.addr)) {
-        return unallocated(tables, |tables| miss6(tables, key));
+        return Err(unallocated(tables, |tables| miss6(tables, key)));
     }
     let fingerprint = key.fingerprint();
     let Some(mut value) = tables.frontend6(key) else {
-        return unknown_port(miss6(tables, key));
+        return Err(unknown_port(miss6(tables, key)));
     };
     if value.fingerprint() != fingerprint {
         let Some(again) = tables.frontend6(key) else {
-            return unknown_port(miss6(tables, key));
+            return Err(unknown_port(miss6(tables, key)));
         };
         if again.fingerprint() != fingerprint {
-            return Resolved::Refuse(Counter::RefuseInconsistent);
+            return Err(Resolved::Refuse(Counter::RefuseInconsistent));
         }
         value = again;
     }
-    hit(tables, dialer, value, admit6)
+    Ok(value)
 }
 
 /// Whether the address may have rows in the hash: most connects are to no Service, and a miss in a large hash is expensive.

@@ -1,0 +1,143 @@
+//! The maps of the packet path: flows of clients outside, and the devices that lead there.
+
+/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_edge`, `yurt_pk_count`.
+pub const PACKET_ABI: u32 = 1;
+
+/// [`FlowKey::place`]: as the client sends it, to the address that it dialled.
+pub const FLOW_DIALLED: u8 = 0;
+/// [`FlowKey::place`]: from the client to its backend, whichever way the packet goes.
+pub const FLOW_SERVED: u8 = 1;
+/// [`FlowKey::place`]: from the backend to this node's address, which stands for the client.
+pub const FLOW_MASQUERADED: u8 = 2;
+
+/// Key of `yurt_flow4` and `yurt_flow6`: a packet of a flow, at the place where it is looked up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C, align(8))]
+pub struct FlowKey<A> {
+    /// Address that the packet comes from. Under [`FLOW_SERVED`] it is the client's in both directions.
+    pub source: A,
+    /// Address that it goes to. Under [`FLOW_SERVED`] it is the backend's in both directions.
+    pub destination: A,
+    /// Port of `source`.
+    pub source_port_be: [u8; 2],
+    /// Port of `destination`.
+    pub destination_port_be: [u8; 2],
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// `FLOW_*`.
+    pub place: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// Key of `yurt_flow4`.
+pub type FlowKey4 = FlowKey<[u8; 4]>;
+/// Key of `yurt_flow6`.
+pub type FlowKey6 = FlowKey<[u8; 16]>;
+
+/// Value of `yurt_flow4` and `yurt_flow6`: the whole translation at one place, so that a packet costs one lookup and no look into the
+/// table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct Flow<A> {
+    /// What the packet's address becomes. [`FLOW_DIALLED`]: the backend, as destination. [`FLOW_SERVED`]: the address that the client
+    /// dialled, as source of answers. [`FLOW_MASQUERADED`]: the client, as destination of answers.
+    pub to: A,
+    /// [`FLOW_SERVED`]: this node's address, which the backend takes for the client's; zero while there is none.
+    pub node: A,
+    /// Port of `to`.
+    pub to_port_be: [u8; 2],
+    /// Port of `node`; zero while there is none.
+    pub node_port_be: [u8; 2],
+    /// The device that the client's first packet came in by.
+    pub ifindex: u32,
+    /// Index into `yurt_svc` of the Service that it dialled.
+    pub service: u32,
+    /// `FLOW_IS_*`.
+    pub state: u32,
+    /// When a packet was seen last: seconds of `CLOCK_MONOTONIC`.
+    pub last_s: u32,
+    /// Zero.
+    pub pad: [u8; 4],
+}
+
+/// Value of `yurt_flow4`.
+pub type Flow4 = Flow<[u8; 4]>;
+/// Value of `yurt_flow6`.
+pub type Flow6 = Flow<[u8; 16]>;
+
+/// [`Flow::state`]: the backend has answered.
+pub const FLOW_IS_ANSWERED: u32 = 1;
+/// [`Flow::state`]: a FIN or RST of TCP was seen here.
+pub const FLOW_IS_CLOSING: u32 = 2;
+
+/// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP.
+pub const FLOW_QUIET_S: u32 = 120;
+/// A connection that is closing is over when it was quiet for so many seconds.
+pub const FLOW_CLOSED_S: u32 = 10;
+
+/// Entries of `yurt_edge`: more devices that lead outside than any node has.
+pub const EDGES: u32 = 64;
+
+/// Value of `yurt_edge`, by the index of a device that leads outside: this node's addresses on it, zero where it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(8))]
+pub struct EdgeRow {
+    /// What backends behind the device take for the address of masqueraded clients.
+    pub addr6: [u8; 16],
+    /// See `addr6`.
+    pub addr4: [u8; 4],
+    /// Zero.
+    pub pad: [u8; 4],
+}
+
+/// Index into `yurt_pk_count`: what was done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Handled {
+    /// The first one of a flow, and led to a backend.
+    NewFlow = 0,
+    /// A further one, and led to its backend.
+    ToBackend = 1,
+    /// An answer, and led to appear with the address that the client dialled.
+    ToClient = 2,
+    /// Refused: the Service has no endpoint that may take it.
+    RefuseNoEndpoint = 3,
+    /// Refused: a port that this ClusterIP does not have.
+    RefuseUnknownPort = 4,
+    /// Refused: an address inside a ServiceCIDR that no Service has.
+    RefuseUnallocated = 5,
+    /// Dropped: the table changed twice under the reader, or holds what it must not.
+    DropInconsistent = 6,
+    /// Dropped: the policy is Local, and the endpoints that may take it are on other nodes.
+    DropNoLocalEndpoint = 7,
+    /// Dropped: the client is in none of the source ranges.
+    DropSourceRange = 8,
+    /// Dropped: a packet from outside to a loopback address (CVE-2020-8558).
+    DropLoopback = 9,
+    /// Dropped: the client has another flow to each of the backends that were tried, from the same port.
+    DropClash = 10,
+    /// Dropped: no port was free to masquerade with, or no address.
+    DropNoPort = 11,
+    /// Dropped: the packet could not be changed.
+    DropUnchanged = 12,
+}
+
+/// Entries of `yurt_pk_count`: a power of two, so that a number is masked into it.
+pub const HANDLED: u32 = 16;
+/// A name for each, as `status` prints it.
+pub const HANDLED_NAMES: [&str; 13] = [
+    "new_flow",
+    "to_backend",
+    "to_client",
+    "refuse_no_endpoint",
+    "refuse_unknown_port",
+    "refuse_unallocated",
+    "drop_inconsistent",
+    "drop_no_local_endpoint",
+    "drop_source_range",
+    "drop_loopback",
+    "drop_clash",
+    "drop_no_port",
+    "drop_unchanged",
+];

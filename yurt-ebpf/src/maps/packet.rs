@@ -1,0 +1,46 @@
+//! The maps of the packet path.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
+
+use yurt_ebpf::abi::{EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED};
+use yurt_ebpf::rewrite::flow::Scratch;
+
+/// Flows of IPv4 clients outside; the entries that were quiet for longest make room.
+#[map(name = "yurt_flow4")]
+pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(32768, 0);
+/// See `FLOW4`.
+#[map(name = "yurt_flow6")]
+pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(8192, 0);
+/// Index of a device that leads outside -> this node's addresses there.
+#[map(name = "yurt_edge")]
+pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, 0);
+/// What was done with packets, by `Handled`.
+#[map(name = "yurt_pk_count")]
+pub(crate) static HANDLED_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(HANDLED, 0);
+
+/// What is looked up for the packet at hand, see [`Scratch`].
+#[map(name = "yurt_pk_work4")]
+pub(crate) static SCRATCH4: PerCpuArray<Scratch<[u8; 4]>> = PerCpuArray::with_max_entries(1, 0);
+/// See `SCRATCH4`.
+#[map(name = "yurt_pk_work6")]
+pub(crate) static SCRATCH6: PerCpuArray<Scratch<[u8; 16]>> = PerCpuArray::with_max_entries(1, 0);
+
+/// First port to masquerade with. The agent sets it before the load.
+#[unsafe(no_mangle)]
+static SNAT_FIRST: u32 = 61000;
+/// How many there are.
+#[unsafe(no_mangle)]
+static SNAT_COUNT: u32 = 4536;
+
+/// First port to masquerade with, and how many there are.
+#[expect(clippy::cast_possible_truncation, reason = "ports")]
+pub(crate) fn snat_ports() -> (u16, u16) {
+    // SAFETY: reads of initialised statics; volatile, so that they are not folded to the defaults.
+    unsafe {
+        (
+            core::ptr::read_volatile(&raw const SNAT_FIRST) as u16,
+            core::ptr::read_volatile(&raw const SNAT_COUNT) as u16,
+        )
+    }
+}

@@ -1,0 +1,510 @@
+//! What a packet of a client outside gets: the decision of the packet path, without the hook.
+//!
+//! Pure and `no_std`. A packet passes a device twice on its way through the node, or once where it ends or begins here:
+//! **where it comes in, its destination changes; where it leaves, its source does.** So no packet ever comes up into the stack with an
+//! address of this node as its source, which the stack would take for a martian, and routing sees real addresses.
+//!
+//! | packet of a flow | looked up as | what changes |
+//! |---|---|---|
+//! | client to the address that it dialled, coming in | [`FLOW_DIALLED`] | destination: the backend |
+//! | client to backend, leaving | [`FLOW_SERVED`] | source: this node's address and a port of its own (masqueraded) |
+//! | backend to this node's address, coming in | [`FLOW_MASQUERADED`] | destination: the client |
+//! | backend to client, leaving | [`FLOW_SERVED`] | source: the address that the client dialled |
+//!
+//! A flow whose backend is on this node never leaves on its way there, so it is not masqueraded and has two entries; others have
+//! three. The table is asked once, by the first packet: an entry is the whole translation. **A SYN decides anew**, so that a port that
+//! a client uses again never gets a backend of before; only where nobody has answered yet it is the same SYN once more.
+
+mod address;
+
+pub use self::address::Address;
+use super::{Follow, Packet};
+use crate::abi::{
+    Affinity, Counter, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
+    FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED, Flow, FlowKey, Handled, NetnsRow,
+};
+use crate::frame::ETH;
+use crate::frame::ip::{Ip, Part, Side, TCP, UDP};
+use crate::frame::sum::change_of_sum;
+use crate::select::{Dialer, Resolved, Tables, random_slot};
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+/// Backends that a new flow tries where the client has another flow to the first ones from the same port.
+const BACKEND_TRIES: u32 = 3;
+/// Ports that a masqueraded flow tries.
+const PORT_TRIES: u32 = 8;
+
+/// The maps of flows.
+pub trait Flows<A> {
+    /// An entry; it may be written to.
+    fn find(&mut self, key: &FlowKey<A>) -> Option<&mut Flow<A>>;
+    /// Puts an entry in; false where there is no room.
+    fn put(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Puts an entry in, if there is none.
+    fn put_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+}
+
+/// The memory of affinity.
+pub trait Memory<A: Address> {
+    /// Reads the backend that a client had; false where there is none, or it counts no more.
+    fn recall(&mut self, client: u64, affinity: Affinity, backend: &mut A::Backend) -> bool;
+    /// Remembers it.
+    fn remember(&mut self, client: u64, affinity: Affinity, backend: &A::Backend);
+}
+
+/// Where and when a packet is looked at.
+pub trait Here {
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Seconds of `CLOCK_MONOTONIC`.
+    fn now_s(&self) -> u32;
+    /// The device.
+    fn ifindex(&self) -> u32;
+    /// First port to masquerade with, and how many there are.
+    fn ports(&self) -> (u16, u16);
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on unchanged.
+    Pass,
+    /// It goes on, or is refused or dropped as that says.
+    Is(Handled),
+}
+
+/// What is looked up, in memory of its own: with IPv6 it is more than a stack has room for.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct Scratch<A: Address> {
+    key: FlowKey<A>,
+    other: FlowKey<A>,
+    flow: Flow<A>,
+    backend: A::Backend,
+}
+
+/// A packet of TCP or UDP, as far as it is read.
+struct Head {
+    ip: Ip,
+    source_port_be: [u8; 2],
+    destination_port_be: [u8; 2],
+    /// Of TCP.
+    flags: u8,
+}
+
+impl Head {
+    #[inline(always)]
+    fn read<P: Packet>(packet: &P, is_v6: bool) -> Option<Self> {
+        let ip = Ip::read(packet, ETH, is_v6)?;
+        if ip.part != Part::Whole {
+            return None;
+        }
+        let ([a, b, c, d], flags) = match ip.protocol {
+            TCP => {
+                let [a, b, c, d, _, _, _, _, _, _, _, _, _, flags]: [u8; 14] =
+                    packet.far(ip.payload)?;
+                ([a, b, c, d], flags)
+            }
+            UDP => (packet.far(ip.payload)?, 0),
+            _ => return None,
+        };
+        Some(Self {
+            source_port_be: [a, b],
+            destination_port_be: [c, d],
+            flags,
+            ip,
+        })
+    }
+
+    #[inline(always)]
+    fn is_tcp(&self) -> bool {
+        self.ip.protocol == TCP
+    }
+
+    /// Whether it opens a connection.
+    #[inline(always)]
+    fn opens(&self) -> bool {
+        self.flags & (SYN | ACK) == SYN
+    }
+
+    /// Writes its key, in its own direction.
+    #[inline(always)]
+    fn key<A: Address>(&self, key: &mut FlowKey<A>, place: u8) {
+        key.source = A::of(self.ip.source);
+        key.destination = A::of(self.ip.destination);
+        key.source_port_be = self.source_port_be;
+        key.destination_port_be = self.destination_port_be;
+        key.protocol = self.ip.protocol;
+        key.place = place;
+    }
+
+    /// Writes the key of the flow that it is an answer of.
+    #[inline(always)]
+    fn answer_key<A: Address>(&self, key: &mut FlowKey<A>) {
+        key.source = A::of(self.ip.destination);
+        key.destination = A::of(self.ip.source);
+        key.source_port_be = self.destination_port_be;
+        key.destination_port_be = self.source_port_be;
+        key.protocol = self.ip.protocol;
+        key.place = FLOW_SERVED;
+    }
+
+    /// Gives it another address and port on one side.
+    #[inline(always)]
+    fn rewrite<A: Address, P: Packet>(
+        &self,
+        packet: &mut P,
+        side: Side,
+        (to, port_be): (A, [u8; 2]),
+    ) -> Option<()> {
+        let (old_port, at) = match side {
+            Side::Source => (self.source_port_be, self.ip.payload),
+            Side::Destination => (self.destination_port_be, self.ip.payload + 2),
+        };
+        if u16::from_ne_bytes(old_port) != u16::from_ne_bytes(port_be) {
+            let how = match self.ip.protocol {
+                UDP => Follow::BytesOfUdp,
+                _ => Follow::Bytes,
+            };
+            packet.follow(self.ip.sum_at()?, change_of_sum(old_port, port_be), how)?;
+            packet.store(at, port_be, true)?;
+        }
+        super::rewrite(packet, &self.ip, side, to.words())
+    }
+}
+
+impl<A: Address> Flow<A> {
+    /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
+    #[inline(always)]
+    fn touch(&mut self, head: &Head, now_s: u32) -> bool {
+        let quiet = now_s.wrapping_sub(self.last_s);
+        if !head.is_tcp() && quiet > FLOW_QUIET_S {
+            return false;
+        }
+        // A SYN that is sent again says nothing new.
+        let mut new = self.state;
+        if !head.opens() {
+            new |= FLOW_IS_ANSWERED;
+        }
+        if head.flags & (FIN | RST) != 0 {
+            new |= FLOW_IS_CLOSING;
+        }
+        // A store for every packet would have all processors fight for the line.
+        if quiet != 0 {
+            self.last_s = now_s;
+        }
+        if new != self.state {
+            self.state = new;
+        }
+        true
+    }
+
+    /// Whether it changes packets to the same as another one.
+    #[inline(always)]
+    fn leads_to(&self, other: &Self) -> bool {
+        self.to == other.to
+            && u16::from_ne_bytes(self.to_port_be) == u16::from_ne_bytes(other.to_port_be)
+    }
+
+    /// Whether another flow may have its key.
+    #[inline(always)]
+    fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
+        let quiet = now_s.wrapping_sub(self.last_s);
+        if is_tcp {
+            self.state & FLOW_IS_CLOSING != 0 && quiet > FLOW_CLOSED_S
+        } else {
+            quiet > FLOW_QUIET_S
+        }
+    }
+}
+
+/// A packet that comes in by a device that leads outside.
+#[inline(always)]
+pub fn arriving<A, P, T, F, H>(
+    packet: &mut P,
+    tables: &T,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    T: Tables,
+    F: Flows<A> + Memory<A>,
+    H: Here,
+{
+    let Some(head) = Head::read(packet, A::IS_V6) else {
+        return Verdict::Pass;
+    };
+    if A::of(head.ip.destination).is_loopback() {
+        return Verdict::Is(Handled::DropLoopback);
+    }
+    let now_s = here.now_s();
+    let (first, count) = here.ports();
+    let port = u16::from_be_bytes(head.destination_port_be);
+    head.key(&mut scratch.key, FLOW_MASQUERADED);
+    if port.wrapping_sub(first) < count
+        && let Some(flow) = flows.find(&scratch.key)
+        && flow.touch(&head, now_s)
+    {
+        let client = (flow.to, flow.to_port_be);
+        return led(&head, packet, Side::Destination, client, Handled::ToClient);
+    }
+    scratch.key.place = FLOW_DIALLED;
+    let mut is_known = false;
+    if let Some(flow) = flows.find(&scratch.key) {
+        let backend = (flow.to, flow.to_port_be);
+        if !head.opens() {
+            if flow.touch(&head, now_s) {
+                return led(
+                    &head,
+                    packet,
+                    Side::Destination,
+                    backend,
+                    Handled::ToBackend,
+                );
+            }
+        } else if flow.state & FLOW_IS_ANSWERED == 0 {
+            scratch.backend = flow.to.backend(flow.to_port_be);
+            is_known = true;
+        }
+    }
+    if head.is_tcp() && !head.opens() || A::of(head.ip.destination).is_of_the_link() {
+        return Verdict::Pass;
+    }
+    begin(&head, packet, tables, flows, here, scratch, is_known)
+}
+
+/// The first packet of a flow, whose key is there, and the backend if it is known.
+#[inline(always)]
+fn begin<A, P, T, F, H>(
+    head: &Head,
+    packet: &mut P,
+    tables: &T,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+    is_known: bool,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    T: Tables,
+    F: Flows<A> + Memory<A>,
+    H: Here,
+{
+    let (client, client_id) = scratch.key.source.client();
+    let dialer = Outside { client, here };
+    let (port_be, protocol) = (head.destination_port_be, head.ip.protocol);
+    let dialled = scratch.key.destination;
+    let (word, service) = match dialled.outside(tables, &dialer, port_be, protocol) {
+        Resolved::Pass => return Verdict::Pass,
+        Resolved::Refuse(why) => return Verdict::Is(refused(why)),
+        Resolved::Service(word, service) => (word, service),
+    };
+    let now_s = here.now_s();
+    let affinity = tables.affinity(service);
+    let mut is_kept =
+        is_known || !affinity.is_none() && flows.recall(client_id, affinity, &mut scratch.backend);
+    scratch.flow = Flow {
+        to: dialled,
+        node: A::of((0, 0)),
+        to_port_be: port_be,
+        node_port_be: [0; 2],
+        ifindex: here.ifindex(),
+        service,
+        state: 0,
+        last_s: now_s,
+        pad: [0; 4],
+    };
+    scratch.other = scratch.key;
+    scratch.other.place = FLOW_SERVED;
+    for _ in 0..BACKEND_TRIES {
+        is_kept = is_kept && A::is_in(tables, word, &scratch.backend);
+        if !is_kept && !A::read(tables, random_slot(&dialer, word), &mut scratch.backend) {
+            return Verdict::Is(Handled::DropInconsistent);
+        }
+        is_kept = false;
+        let backend = A::of_backend(&scratch.backend);
+        (scratch.other.destination, scratch.other.destination_port_be) = backend;
+        if let Some(flow) = flows.find(&scratch.other)
+            && !flow.leads_to(&scratch.flow)
+            && !flow.is_over(head.is_tcp(), now_s)
+        {
+            continue;
+        }
+        // Answers find their entry before anything is asked.
+        if !flows.put(&scratch.other, &scratch.flow) {
+            return Verdict::Is(Handled::DropInconsistent);
+        }
+        (scratch.flow.to, scratch.flow.to_port_be) = backend;
+        if !flows.put(&scratch.key, &scratch.flow) {
+            return Verdict::Is(Handled::DropInconsistent);
+        }
+        if !affinity.is_none() {
+            flows.remember(client_id, affinity, &scratch.backend);
+        }
+        return led(head, packet, Side::Destination, backend, Handled::NewFlow);
+    }
+    Verdict::Is(Handled::DropClash)
+}
+
+/// A packet that leaves by a device that leads outside, where this node has `node` as its address.
+#[inline(always)]
+pub fn leaving<A, P, F, H>(
+    packet: &mut P,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+    is_forwarded: bool,
+    node: impl FnOnce() -> Option<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    F: Flows<A>,
+    H: Here,
+{
+    let Some(head) = Head::read(packet, A::IS_V6) else {
+        return Verdict::Pass;
+    };
+    let now_s = here.now_s();
+    head.answer_key(&mut scratch.key);
+    if let Some(flow) = flows.find(&scratch.key) {
+        if !flow.touch(&head, now_s) {
+            return Verdict::Pass;
+        }
+        let dialled = (flow.to, flow.to_port_be);
+        return led(&head, packet, Side::Source, dialled, Handled::ToClient);
+    }
+    if !is_forwarded {
+        return Verdict::Pass;
+    }
+    head.key(&mut scratch.key, FLOW_SERVED);
+    let Some(flow) = flows.find(&scratch.key) else {
+        return Verdict::Pass;
+    };
+    if !flow.touch(&head, now_s) {
+        return Verdict::Pass;
+    }
+    if u16::from_ne_bytes(flow.node_port_be) != 0 {
+        let source = (flow.node, flow.node_port_be);
+        return led(&head, packet, Side::Source, source, Handled::ToBackend);
+    }
+    scratch.flow = *flow;
+    let port_be = match node() {
+        Some(node) if node.is_some() => {
+            scratch.flow.node = node;
+            masquerade(&head, flows, here, scratch)
+        }
+        _ => None,
+    };
+    let Some(port_be) = port_be else {
+        return Verdict::Is(Handled::DropNoPort);
+    };
+    let source = (scratch.flow.node, port_be);
+    if let Some(flow) = flows.find(&scratch.key) {
+        (flow.node, flow.node_port_be) = source;
+    }
+    led(&head, packet, Side::Source, source, Handled::ToBackend)
+}
+
+/// Finds a port of this node's address (`scratch.flow.node`) that no other flow to the backend has.
+#[inline(always)]
+fn masquerade<A, F, H>(
+    head: &Head,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+) -> Option<[u8; 2]>
+where
+    A: Address,
+    F: Flows<A>,
+    H: Here,
+{
+    let now_s = here.now_s();
+    let (first, count) = here.ports();
+    scratch.flow.to = scratch.key.source;
+    scratch.flow.to_port_be = head.source_port_be;
+    head.answer_key(&mut scratch.other);
+    scratch.other.source = scratch.key.destination;
+    scratch.other.destination = scratch.flow.node;
+    scratch.other.place = FLOW_MASQUERADED;
+    let mut offset = u16::from_be_bytes(head.source_port_be).wrapping_sub(first);
+    for _ in 0..PORT_TRIES {
+        if offset >= count {
+            offset = (((here.random() >> 16) * u32::from(count)) >> 16) as u16;
+        }
+        let port_be = first.wrapping_add(offset).to_be_bytes();
+        scratch.other.destination_port_be = port_be;
+        if flows.put_new(&scratch.other, &scratch.flow) {
+            return Some(port_be);
+        }
+        let is_free = match flows.find(&scratch.other) {
+            Some(flow) => flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s),
+            None => false,
+        };
+        if is_free && flows.put(&scratch.other, &scratch.flow) {
+            return Some(port_be);
+        }
+        offset = u16::MAX;
+    }
+    None
+}
+
+#[inline(always)]
+fn led<A: Address, P: Packet>(
+    head: &Head,
+    packet: &mut P,
+    side: Side,
+    to: (A, [u8; 2]),
+    as_what: Handled,
+) -> Verdict {
+    match head.rewrite(packet, side, to) {
+        Some(()) => Verdict::Is(as_what),
+        // Half of it may have changed.
+        None => Verdict::Is(Handled::DropUnchanged),
+    }
+}
+
+#[inline(always)]
+fn refused(why: Counter) -> Handled {
+    match why {
+        Counter::RefuseNoEndpoint => Handled::RefuseNoEndpoint,
+        Counter::RefuseUnknownPort => Handled::RefuseUnknownPort,
+        Counter::RefuseUnallocated => Handled::RefuseUnallocated,
+        Counter::DropNoLocalEndpoint => Handled::DropNoLocalEndpoint,
+        Counter::DropSourceRange => Handled::DropSourceRange,
+        _ => Handled::DropInconsistent,
+    }
+}
+
+/// A client outside, for the table.
+struct Outside<'a, H> {
+    client: NetnsRow,
+    here: &'a H,
+}
+
+impl<H: Here> Dialer for Outside<'_, H> {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        self.here.random()
+    }
+
+    #[inline(always)]
+    fn is_in_node_netns(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn client(&self) -> Option<NetnsRow> {
+        Some(self.client)
+    }
+}
+
+#[cfg(test)]
+mod tests;

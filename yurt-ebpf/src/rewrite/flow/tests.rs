@@ -1,0 +1,806 @@
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+
+use proptest::prelude::*;
+use yurt_frames::{ACK, Packet as Sent, SYN, addresses, flaws, ip as host, tcp, udp};
+
+use super::*;
+use crate::abi::{
+    AffinityKey, Backend4, Backend6, Conf, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FlowKey,
+    FrontendKey4, FrontendKey6, FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord,
+    SCOPE_EXTERNAL, SCOPE_INTERNAL,
+};
+use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
+
+const FIN_ACK: u8 = 0x11;
+const RST: u8 = 0x04;
+
+/// A Service.
+#[derive(Clone, Default)]
+struct Entry {
+    word: PublishWord,
+    affinity: Affinity,
+}
+
+/// The table, the flows and the clock of a node, for both families.
+struct Node {
+    rows: BTreeMap<(IpAddr, u16, u8, u8), (u32, u8)>,
+    services: Vec<Entry>,
+    slots: Vec<SocketAddr>,
+    ranges: BTreeMap<u32, Backend4>,
+    conf: Conf,
+    flows4: Map<[u8; 4]>,
+    flows6: Map<[u8; 16]>,
+    random: Cell<u32>,
+    now_s: u32,
+    ports: (u16, u16),
+    node: [IpAddr; 2],
+}
+
+/// The flows of one family.
+struct Map<A: Address> {
+    flows: Vec<(FlowKey<A>, Flow<A>)>,
+    affinity: Vec<(u64, Affinity, A::Backend)>,
+    is_full: bool,
+}
+
+impl<A: Address> Map<A> {
+    fn new() -> Self {
+        Self {
+            flows: Vec::new(),
+            affinity: Vec::new(),
+            is_full: false,
+        }
+    }
+}
+
+fn is_same<A: Address>(a: &FlowKey<A>, b: &FlowKey<A>) -> bool {
+    a.source == b.source
+        && a.destination == b.destination
+        && (a.source_port_be, a.destination_port_be) == (b.source_port_be, b.destination_port_be)
+        && (a.protocol, a.place) == (b.protocol, b.place)
+}
+
+impl<A: Address> Flows<A> for Map<A> {
+    fn find(&mut self, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
+        let mut flows = self.flows.iter_mut();
+        flows
+            .find(|(known, _)| is_same(known, key))
+            .map(|(_, flow)| flow)
+    }
+
+    fn put(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        if self.is_full {
+            return false;
+        }
+        match self.find(key) {
+            Some(known) => *known = *flow,
+            None => self.flows.push((*key, *flow)),
+        }
+        true
+    }
+
+    fn put_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.find(key).is_none() && self.put(key, flow)
+    }
+}
+
+impl<A: Address> Memory<A> for Map<A> {
+    fn recall(&mut self, client: u64, affinity: Affinity, backend: &mut A::Backend) -> bool {
+        let mut known = self.affinity.iter();
+        let known = known.find(|(of, under, _)| (*of, *under) == (client, affinity));
+        if let Some((.., known)) = known {
+            *backend = *known;
+        }
+        known.is_some()
+    }
+
+    fn remember(&mut self, client: u64, affinity: Affinity, backend: &A::Backend) {
+        self.affinity
+            .retain(|(of, under, _)| (*of, *under) != (client, affinity));
+        self.affinity.push((client, affinity, *backend));
+    }
+}
+
+/// What the decision sees of a node, but its flows.
+struct View<'a>(&'a Node);
+
+impl Here for View<'_> {
+    fn random(&self) -> u32 {
+        // Any numbers that do not repeat soon.
+        let next = self
+            .0
+            .random
+            .get()
+            .wrapping_mul(0x9e37_79b1)
+            .wrapping_add(0x7f4a_7c15);
+        self.0.random.set(next);
+        next
+    }
+
+    fn now_s(&self) -> u32 {
+        self.0.now_s
+    }
+
+    fn ifindex(&self) -> u32 {
+        2
+    }
+
+    fn ports(&self) -> (u16, u16) {
+        self.0.ports
+    }
+}
+
+impl View<'_> {
+    fn row(&self, addr: IpAddr, port_be: [u8; 2], protocol: u8, scope: u8) -> Option<(u32, u8)> {
+        let key = (addr, u16::from_be_bytes(port_be), protocol, scope);
+        self.0.rows.get(&key).copied()
+    }
+}
+
+impl Tables for View<'_> {
+    fn filter(&self, _: u32) -> Option<u64> {
+        Some(u64::MAX)
+    }
+
+    fn frontend4(&self, key: &FrontendKey4) -> Option<FrontendValue> {
+        let row = self.row(key.addr.into(), key.port_be, key.protocol, key.scope);
+        row.map(|(service, flags)| FrontendValue::new(service, key.fingerprint(), flags))
+    }
+
+    fn frontend6(&self, key: &FrontendKey6) -> Option<FrontendValue> {
+        let row = self.row(key.addr.into(), key.port_be, key.protocol, key.scope);
+        row.map(|(service, flags)| FrontendValue::new(service, key.fingerprint(), flags))
+    }
+
+    fn publish_word(&self, service: u32) -> Option<PublishWord> {
+        self.0
+            .services
+            .get(service as usize)
+            .map(|entry| entry.word)
+    }
+
+    fn affinity(&self, service: u32) -> Affinity {
+        let entry = self.0.services.get(service as usize);
+        entry.map(|entry| entry.affinity).unwrap_or_default()
+    }
+
+    fn backend4(&self, slot: u32) -> Option<Backend4> {
+        if let Some(range) = self.0.ranges.get(&slot) {
+            return Some(*range);
+        }
+        match self.0.slots.get(slot as usize)? {
+            SocketAddr::V4(at) => Some(at.ip().octets().backend(at.port().to_be_bytes())),
+            SocketAddr::V6(_) => None,
+        }
+    }
+
+    fn backend6(&self, slot: u32) -> Option<Backend6> {
+        match self.0.slots.get(slot as usize)? {
+            SocketAddr::V6(at) => Some(at.ip().octets().backend(at.port().to_be_bytes())),
+            SocketAddr::V4(_) => None,
+        }
+    }
+
+    fn conf(&self) -> Option<&Conf> {
+        Some(&self.0.conf)
+    }
+}
+
+fn scratch<A: Address>() -> Scratch<A> {
+    let nobody = A::of((0, 0));
+    let key = FlowKey {
+        source: nobody,
+        destination: nobody,
+        source_port_be: [0; 2],
+        destination_port_be: [0; 2],
+        protocol: 0,
+        place: 0,
+        pad: [0; 2],
+    };
+    let flow = Flow {
+        to: nobody,
+        node: nobody,
+        to_port_be: [0; 2],
+        node_port_be: [0; 2],
+        ifindex: 0,
+        service: 0,
+        state: 0,
+        last_s: 0,
+        pad: [0; 4],
+    };
+    Scratch {
+        key,
+        other: key,
+        flow,
+        backend: nobody.backend([0; 2]),
+    }
+}
+
+impl Node {
+    fn new() -> Self {
+        Self {
+            rows: BTreeMap::new(),
+            services: Vec::new(),
+            slots: Vec::new(),
+            ranges: BTreeMap::new(),
+            conf: Conf::default(),
+            flows4: Map::new(),
+            flows6: Map::new(),
+            random: Cell::new(1),
+            now_s: 1000,
+            ports: (61000, 4536),
+            node: [ip("192.0.2.11"), ip("2001:db8::11")],
+        }
+    }
+
+    /// A Service at these frontends, for clients outside too.
+    fn serve(&mut self, protocol: u8, at: &[&str], backends: &[&str]) -> usize {
+        let index = self.add(backends);
+        for at in at {
+            let at: SocketAddr = at.parse().unwrap();
+            let key = (at.ip(), at.port(), protocol, SCOPE_INTERNAL);
+            self.rows
+                .insert(key, (u32::try_from(index).unwrap(), FRONTEND_OUTSIDE));
+        }
+        index
+    }
+
+    /// A set of backends.
+    fn add(&mut self, backends: &[&str]) -> usize {
+        let mut backends: Vec<SocketAddr> = backends.iter().map(|at| at.parse().unwrap()).collect();
+        backends.sort();
+        let base = u32::try_from(self.slots.len()).unwrap();
+        let word = PublishWord::new(base, u16::try_from(backends.len()).unwrap(), 1);
+        self.slots.append(&mut backends);
+        self.services.push(Entry {
+            word,
+            ..Entry::default()
+        });
+        self.services.len() - 1
+    }
+
+    fn arrive(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
+        let mut bytes = Bytes(frame(packet));
+        let verdict = if packet
+            .addresses()
+            .is_some_and(|(source, _)| source.is_ipv4())
+        {
+            let mut flows = std::mem::replace(&mut self.flows4, Map::new());
+            let view = View(self);
+            let verdict = arriving(&mut bytes, &view, &mut flows, &view, &mut scratch());
+            self.flows4 = flows;
+            verdict
+        } else {
+            let mut flows = std::mem::replace(&mut self.flows6, Map::new());
+            let view = View(self);
+            let verdict = arriving(&mut bytes, &view, &mut flows, &view, &mut scratch());
+            self.flows6 = flows;
+            verdict
+        };
+        (verdict, bytes.0)
+    }
+
+    fn leave(&mut self, packet: &Sent, is_forwarded: bool) -> (Verdict, Vec<u8>) {
+        let mut bytes = Bytes(frame(packet));
+        let verdict = if packet
+            .addresses()
+            .is_some_and(|(source, _)| source.is_ipv4())
+        {
+            let mut flows = std::mem::replace(&mut self.flows4, Map::new());
+            let node = || Some(octets(self.node[0]));
+            let here = View(self);
+            let verdict = leaving(
+                &mut bytes,
+                &mut flows,
+                &here,
+                &mut scratch(),
+                is_forwarded,
+                node,
+            );
+            self.flows4 = flows;
+            verdict
+        } else {
+            let mut flows = std::mem::replace(&mut self.flows6, Map::new());
+            let node = || Some(octets(self.node[1]));
+            let here = View(self);
+            let verdict = leaving(
+                &mut bytes,
+                &mut flows,
+                &here,
+                &mut scratch(),
+                is_forwarded,
+                node,
+            );
+            self.flows6 = flows;
+            verdict
+        };
+        (verdict, bytes.0)
+    }
+
+    /// A packet that comes in and is led to a backend: which one.
+    #[track_caller]
+    fn led(&mut self, packet: &Sent, as_what: Handled) -> SocketAddr {
+        let (verdict, after) = self.arrive(packet);
+        assert_eq!(verdict, Verdict::Is(as_what));
+        assert_eq!(flaws(&after), [""; 0]);
+        ends(&after[14..]).1
+    }
+
+    /// A packet that leaves: from where to where it appears.
+    #[track_caller]
+    fn sent(&mut self, packet: &Sent, as_what: Handled) -> (SocketAddr, SocketAddr) {
+        let (verdict, after) = self.leave(packet, true);
+        assert_eq!(verdict, Verdict::Is(as_what));
+        assert_eq!(flaws(&after), [""; 0]);
+        ends(&after[14..])
+    }
+
+    #[track_caller]
+    fn is_handled(&mut self, packet: &Sent, as_what: Handled) {
+        assert_eq!(self.arrive(packet).0, Verdict::Is(as_what));
+    }
+}
+
+fn ip(text: &str) -> IpAddr {
+    text.parse().unwrap()
+}
+
+fn at(text: &str) -> SocketAddr {
+    text.parse().unwrap()
+}
+
+/// Source and destination of a packet with ports.
+fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
+    let (source, to) = addresses(packet);
+    let header = if packet[0] >> 4 == 4 { 20 } else { 40 };
+    let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
+    (
+        SocketAddr::new(source, port(header)),
+        SocketAddr::new(to, port(header + 2)),
+    )
+}
+
+/// A client, the frontend that it dials, a backend, and another frontend with the same backend; of one family.
+struct Cast {
+    client: SocketAddr,
+    dialled: SocketAddr,
+    backend: SocketAddr,
+    node: IpAddr,
+}
+
+fn casts() -> [Cast; 2] {
+    let cast = |[client, dialled, backend, node]: [&str; 4]| Cast {
+        client: at(client),
+        dialled: at(dialled),
+        backend: at(backend),
+        node: ip(node),
+    };
+    [
+        cast([
+            "198.51.100.7:40000",
+            "192.0.2.11:30080",
+            "10.244.1.5:8080",
+            "192.0.2.11",
+        ]),
+        cast([
+            "[2001:db8:9::7]:40000",
+            "[2001:db8::11]:30080",
+            "[fd00:244:1::5]:8080",
+            "2001:db8::11",
+        ]),
+    ]
+}
+
+#[test]
+fn a_client_outside_is_led_to_a_backend_and_sees_only_the_address_that_it_dialled() {
+    for Cast {
+        client,
+        dialled,
+        backend,
+        ..
+    } in casts()
+    {
+        let mut node = Node::new();
+        let (from, to) = (dialled.to_string(), backend.to_string());
+        node.serve(TCP, &[&from], &[&to]);
+        node.serve(UDP, &[&from], &[&to]);
+        let asked = [
+            (tcp(client, dialled, SYN, b""), Handled::NewFlow),
+            (tcp(client, dialled, ACK, b"question"), Handled::ToBackend),
+            (udp(client, dialled, b"question"), Handled::NewFlow),
+            (udp(client, dialled, b"another one"), Handled::ToBackend),
+        ];
+        for (packet, as_what) in asked {
+            assert_eq!(node.led(&packet, as_what), backend);
+        }
+        let answers = [
+            tcp(backend, client, SYN | ACK, b""),
+            udp(backend, client, b"answer"),
+        ];
+        for packet in answers {
+            assert_eq!(node.sent(&packet, Handled::ToClient), (dialled, client));
+        }
+        if client.is_ipv4() {
+            let (_, after) = node.arrive(&without_sum(client, dialled));
+            assert_eq!(after, frame(&without_sum(client, backend)));
+        }
+    }
+}
+
+#[test]
+fn a_backend_elsewhere_sees_the_nodes_address_and_its_answer_comes_back_to_the_client() {
+    for Cast {
+        client,
+        dialled,
+        backend,
+        node: address,
+    } in casts()
+    {
+        let mut node = Node::new();
+        node.serve(UDP, &[&dialled.to_string()], &[&backend.to_string()]);
+        let asked = udp(client, dialled, b"question");
+        assert_eq!(node.led(&asked, Handled::NewFlow), backend);
+        let (seen, to) = node.sent(&udp(client, backend, b"question"), Handled::ToBackend);
+        assert_eq!((seen.ip(), to), (address, backend));
+        assert!((61000..65536).contains(&u32::from(seen.port())), "{seen}");
+        // The second one has the same port.
+        let again = node.sent(&udp(client, backend, b"another one"), Handled::ToBackend);
+        assert_eq!(again, (seen, backend));
+        // As it comes in it is the client's, and as it leaves it comes from the address that was dialled.
+        let (verdict, after) = node.arrive(&udp(backend, seen, b"answer"));
+        assert_eq!(verdict, Verdict::Is(Handled::ToClient));
+        assert_eq!(ends(&after[14..]), (backend, client));
+        let answer = udp(backend, client, b"answer");
+        assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
+        // To nobody who has not asked.
+        let stranger = SocketAddr::new(seen.ip(), if seen.port() == 61000 { 61001 } else { 61000 });
+        assert_eq!(node.arrive(&udp(backend, stranger, b"")).0, Verdict::Pass);
+    }
+}
+
+#[test]
+fn a_client_that_has_a_port_of_the_range_keeps_it_while_that_is_free() {
+    let mut node = Node::new();
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.2.5:53"]);
+    let seen = |node: &mut Node, client: &str| {
+        let client = at(client);
+        node.led(&udp(client, at("192.0.2.11:53"), b"?"), Handled::NewFlow);
+        let (seen, _) = node.sent(&udp(client, at("10.244.2.5:53"), b"?"), Handled::ToBackend);
+        seen.port()
+    };
+    assert_eq!(seen(&mut node, "198.51.100.7:61234"), 61234);
+    let other = seen(&mut node, "198.51.100.8:61234");
+    assert_ne!(other, 61234);
+}
+
+#[test]
+fn without_a_free_port_or_an_address_a_flow_is_dropped_and_costs_nobody_else() {
+    let mut node = Node::new();
+    node.ports = (61000, 2);
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.2.5:53"]);
+    let backend = at("10.244.2.5:53");
+    let mut seen = Vec::new();
+    for host in 1..=40 {
+        let client = SocketAddr::new(ip(&format!("198.51.100.{host}")), 40000);
+        node.led(&udp(client, at("192.0.2.11:53"), b"?"), Handled::NewFlow);
+        let (verdict, after) = node.leave(&udp(client, backend, b"?"), true);
+        match verdict {
+            Verdict::Is(Handled::ToBackend) => seen.push(ends(&after[14..]).0),
+            other => assert_eq!(other, Verdict::Is(Handled::DropNoPort)),
+        }
+    }
+    seen.sort();
+    seen.dedup();
+    assert_eq!(seen.len(), 2);
+    // When they are over, their ports are free.
+    node.now_s += FLOW_QUIET_S + 1;
+    let client = at("198.51.100.99:40000");
+    node.led(&udp(client, at("192.0.2.11:53"), b"?"), Handled::NewFlow);
+    node.sent(&udp(client, backend, b"?"), Handled::ToBackend);
+    node.node = [ip("0.0.0.0"), ip("::")];
+    let client = at("198.51.100.98:40000");
+    node.led(&udp(client, at("192.0.2.11:53"), b"?"), Handled::NewFlow);
+    let (verdict, _) = node.leave(&udp(client, backend, b"?"), true);
+    assert_eq!(verdict, Verdict::Is(Handled::DropNoPort));
+}
+
+#[test]
+fn a_syn_decides_anew_unless_it_is_the_same_one_once_more() {
+    let backends: Vec<String> = (1..=50).map(|host| format!("10.244.1.{host}:80")).collect();
+    let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+    let mut node = Node::new();
+    node.serve(TCP, &["192.0.2.11:80"], &backends);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let first = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    for _ in 0..5 {
+        let again = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+        assert_eq!(again, first);
+    }
+    node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+    let others = (0..5).map(|_| {
+        node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+        node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow)
+    });
+    assert!(others.into_iter().any(|other| other != first));
+}
+
+#[test]
+fn an_established_flow_stays_with_its_backend_whatever_the_table_says() {
+    let mut node = Node::new();
+    let index = node.serve(TCP, &["192.0.2.11:80"], &["10.244.1.5:80"]);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    let other = node.add(&["10.244.1.6:80"]);
+    node.services[index] = node.services[other].clone();
+    node.now_s += 100_000;
+    let led = node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+    assert_eq!(led, at("10.244.1.5:80"));
+    node.rows.clear();
+    let led = node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+    assert_eq!(led, at("10.244.1.5:80"));
+    // Of no Service any more.
+    assert_eq!(
+        node.arrive(&tcp(client, dialled, SYN, b"")).0,
+        Verdict::Pass
+    );
+}
+
+#[test]
+fn a_quiet_flow_of_datagrams_is_over_and_decides_anew() {
+    let mut node = Node::new();
+    let index = node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
+    node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+    let other = node.add(&["10.244.1.6:53"]);
+    node.services[index] = node.services[other].clone();
+    node.now_s += FLOW_QUIET_S;
+    let led = node.led(&udp(client, dialled, b"?"), Handled::ToBackend);
+    assert_eq!(led, at("10.244.1.5:53"));
+    node.now_s += FLOW_QUIET_S + 1;
+    let led = node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+    assert_eq!(led, at("10.244.1.6:53"));
+}
+
+#[test]
+fn two_flows_of_one_client_port_to_one_backend_are_never_mixed_up() {
+    let mut node = Node::new();
+    let backend = "10.244.1.5:80";
+    node.serve(TCP, &["192.0.2.11:80"], &[backend]);
+    node.serve(TCP, &["192.0.2.11:81"], &[backend]);
+    let client = at("198.51.100.7:40000");
+    node.led(
+        &tcp(client, at("192.0.2.11:80"), SYN, b""),
+        Handled::NewFlow,
+    );
+    node.is_handled(
+        &tcp(client, at("192.0.2.11:81"), SYN, b""),
+        Handled::DropClash,
+    );
+    // Where there is another backend, it has that one.
+    node.serve(TCP, &["192.0.2.11:82"], &[backend, "10.244.1.6:80"]);
+    let mut led = Vec::new();
+    for port in 82..83 {
+        let dialled = SocketAddr::new(ip("192.0.2.11"), port);
+        if let (Verdict::Is(Handled::NewFlow), after) = node.arrive(&tcp(client, dialled, SYN, b""))
+        {
+            led.push(ends(&after[14..]).1);
+        }
+    }
+    assert!(led.iter().all(|to| *to == at("10.244.1.6:80")), "{led:?}");
+    // When the first one is closed, its backend is free.
+    node.arrive(&tcp(client, at("192.0.2.11:80"), RST, b""));
+    node.sent(&tcp(at(backend), client, RST, b""), Handled::ToClient);
+    node.now_s += FLOW_CLOSED_S + 1;
+    let led = node.led(
+        &tcp(client, at("192.0.2.11:81"), SYN, b""),
+        Handled::NewFlow,
+    );
+    assert_eq!(led, at(backend));
+    let answer = tcp(at(backend), client, SYN | ACK, b"");
+    assert_eq!(node.sent(&answer, Handled::ToClient).0, at("192.0.2.11:81"));
+}
+
+#[test]
+fn clients_outside_get_what_rows_say_of_them() {
+    let mut node = Node::new();
+    let inside = node.serve(TCP, &["192.0.2.11:80"], &["10.244.2.5:80"]);
+    let outside = node.add(&["10.244.1.5:80"]);
+    let nobody = node.add(&[]);
+    let (client, addr) = (at("198.51.100.7:40000"), ip("192.0.2.11"));
+    let dial = tcp(client, at("192.0.2.11:80"), SYN, b"");
+    let row = |scope| (addr, 80, TCP, scope);
+    let index = |index: usize| u32::try_from(index).unwrap();
+    node.rows
+        .insert(row(SCOPE_INTERNAL), (index(inside), FRONTEND_OUTSIDE_APART));
+    // The agent writes the other row first: without it nobody is led anywhere.
+    node.is_handled(&dial, Handled::DropInconsistent);
+    node.rows.insert(row(SCOPE_EXTERNAL), (index(outside), 0));
+    assert_eq!(node.led(&dial, Handled::NewFlow), at("10.244.1.5:80"));
+    node.rows.insert(row(SCOPE_EXTERNAL), (index(nobody), 0));
+    node.is_handled(&dial, Handled::RefuseNoEndpoint);
+    node.services[nobody].word = node.services[nobody].word.with_drop();
+    node.is_handled(&dial, Handled::DropNoLocalEndpoint);
+    // A row for this node alone.
+    node.rows.insert(row(SCOPE_INTERNAL), (index(inside), 0));
+    assert_eq!(node.arrive(&dial), (Verdict::Pass, frame(&dial)));
+}
+
+#[test]
+fn a_client_outside_the_ranges_of_a_service_is_dropped() {
+    let mut node = Node::new();
+    let index = node.serve(TCP, &["203.0.113.9:80"], &["10.244.1.5:80"]);
+    let range = Backend4::range([198, 51, 100, 0], [255, 255, 255, 0]);
+    let slot = u32::try_from(node.slots.len()).unwrap();
+    node.ranges.insert(slot, range);
+    node.services[index].word = node.services[index].word.with_ranges(1);
+    let dial = |client: &str| tcp(at(client), at("203.0.113.9:80"), SYN, b"");
+    node.led(&dial("198.51.100.7:40000"), Handled::NewFlow);
+    node.is_handled(&dial("198.51.101.7:40000"), Handled::DropSourceRange);
+}
+
+#[test]
+fn a_client_with_affinity_is_known_by_its_address_at_every_frontend() {
+    for v6 in [false, true] {
+        let mut node = Node::new();
+        let backends: Vec<String> = (1..=50)
+            .map(|host| match v6 {
+                false => format!("10.244.1.{host}:80"),
+                true => format!("[fd00:244:1::{host}]:80"),
+            })
+            .collect();
+        let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
+        let (client, frontends) = match v6 {
+            false => (ip("198.51.100.7"), ["192.0.2.11:80", "203.0.113.9:80"]),
+            true => (
+                ip("2001:db8:9::7"),
+                ["[2001:db8::11]:80", "[2001:db8::9]:80"],
+            ),
+        };
+        let index = node.serve(TCP, &frontends, &backends);
+        node.services[index].affinity = Affinity::new(600, 77);
+        let mut led: Vec<SocketAddr> = (0..20_u16)
+            .map(|number| {
+                let dialled = at(frontends[usize::from(number % 2)]);
+                let client = SocketAddr::new(client, 40000 + number);
+                node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow)
+            })
+            .collect();
+        led.dedup();
+        assert_eq!(led.len(), 1, "{led:?}");
+    }
+}
+
+#[test]
+fn what_comes_from_outside_for_a_loopback_address_is_dropped() {
+    let mut node = Node::new();
+    for (from, to) in [
+        ("198.51.100.7:1", "127.0.0.1:80"),
+        ("[2001:db8::7]:1", "[::1]:80"),
+    ] {
+        node.is_handled(&tcp(at(from), at(to), SYN, b""), Handled::DropLoopback);
+    }
+}
+
+#[test]
+fn an_address_of_the_link_is_no_frontend_outside_whatever_the_table_says() {
+    let mut node = Node::new();
+    for (from, to, backend) in [
+        ("198.51.100.7:1", "169.254.20.10:53", "10.244.1.5:53"),
+        ("[2001:db8::7]:1", "[fe80::10]:53", "[fd00:244:1::5]:53"),
+    ] {
+        node.serve(UDP, &[to], &[backend]);
+        let packet = udp(at(from), at(to), b"?");
+        assert_eq!(node.arrive(&packet), (Verdict::Pass, frame(&packet)));
+    }
+}
+
+#[test]
+fn unknown_ports_and_unallocated_addresses_of_services_are_refused() {
+    let mut node = Node::new();
+    node.conf.prefixes[0].v4_len = 1;
+    node.conf.prefixes[0].flags = PREFIXES_ARE_SERVICE_CIDRS;
+    node.conf.prefixes[0].v4[0] = Prefix4 {
+        addr: [10, 96, 0, 0],
+        mask: [255, 255, 0, 0],
+    };
+    node.serve(TCP, &["10.96.0.10:80"], &["10.244.1.5:80"]);
+    let dial = |to: &str| tcp(at("198.51.100.7:40000"), at(to), SYN, b"");
+    node.led(&dial("10.96.0.10:80"), Handled::NewFlow);
+    node.is_handled(&dial("10.96.0.10:81"), Handled::RefuseUnknownPort);
+}
+
+#[test]
+fn what_is_of_no_flow_and_no_service_goes_on_unchanged() {
+    let mut node = Node::new();
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
+    let between = || host(client.ip(), dialled.ip());
+    let fragments = udp(client, dialled, &[7; 40]).fragments(9, &[24]);
+    let packets = [
+        tcp(client, at("192.0.2.11:22"), SYN, b""),
+        tcp(client, at("192.0.2.11:53"), ACK, b""),
+        udp(client, at("192.0.2.11:54"), b"?"),
+        between().ping(7),
+        between().sctp(client.port(), dialled.port()),
+    ];
+    for packet in packets.into_iter().chain(fragments) {
+        assert_eq!(node.arrive(&packet), (Verdict::Pass, frame(&packet)));
+        for is_forwarded in [false, true] {
+            let left = node.leave(&packet, is_forwarded);
+            assert_eq!(left, (Verdict::Pass, frame(&packet)));
+        }
+    }
+    assert!(node.flows4.flows.is_empty());
+}
+
+#[test]
+fn a_flow_that_cannot_be_remembered_is_not_begun() {
+    let mut node = Node::new();
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
+    node.flows4.is_full = true;
+    let ask = udp(at("198.51.100.7:40000"), at("192.0.2.11:53"), b"?");
+    node.is_handled(&ask, Handled::DropInconsistent);
+}
+
+#[test]
+fn a_client_outside_has_no_key_of_affinity_that_a_network_namespace_has() {
+    let (_, client) = [198, 51, 100, 7].client();
+    let key = AffinityKey {
+        netns: client,
+        identity: 1,
+    };
+    assert!(key.netns > u64::MAX / 2);
+}
+
+proptest! {
+    /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody else does.
+    #[test]
+    fn what_went_out_comes_back_to_who_sent_it(
+        steps in proptest::collection::vec((0..4_u8, 0..3_u16, 0..3_usize, any::<bool>()), 1..60),
+        seed in any::<u32>(),
+    ) {
+        let mut node = Node::new();
+        node.random = Cell::new(seed);
+        node.ports = (61000, 40);
+        let frontends = ["192.0.2.11:30001", "192.0.2.11:30002", "203.0.113.9:80"];
+        // Here, and on another node.
+        let backends = ["10.244.1.5:80", "10.244.2.5:80"];
+        for frontend in frontends {
+            node.serve(UDP, &[frontend], &backends);
+        }
+        for (host, port, frontend, is_quiet) in steps {
+            if is_quiet {
+                node.now_s += FLOW_QUIET_S + 1;
+            }
+            let client = SocketAddr::new(ip(&format!("198.51.100.{host}")), 61000 + port);
+            let dialled = at(frontends[frontend]);
+            let (verdict, after) = node.arrive(&udp(client, dialled, b"?"));
+            match verdict {
+                Verdict::Is(Handled::NewFlow | Handled::ToBackend) => {}
+                other => {
+                    prop_assert_eq!(other, Verdict::Is(Handled::DropClash));
+                    continue;
+                }
+            }
+            let backend = ends(&after[14..]).1;
+            let is_here = backend == at(backends[0]);
+            let mut answered = client;
+            if !is_here {
+                let (verdict, after) = node.leave(&udp(client, backend, b"?"), true);
+                prop_assert_eq!(verdict, Verdict::Is(Handled::ToBackend));
+                let seen = ends(&after[14..]).0;
+                prop_assert_eq!(seen.ip(), ip("192.0.2.11"));
+                let (verdict, after) = node.arrive(&udp(backend, seen, b"!"));
+                prop_assert_eq!(verdict, Verdict::Is(Handled::ToClient));
+                answered = ends(&after[14..]).1;
+            }
+            prop_assert_eq!(answered, client);
+            let (verdict, after) = node.leave(&udp(backend, answered, b"!"), true);
+            prop_assert_eq!(verdict, Verdict::Is(Handled::ToClient));
+            prop_assert_eq!(ends(&after[14..]), (dialled, client));
+            prop_assert!(flaws(&after).is_empty());
+        }
+    }
+}
