@@ -21,6 +21,7 @@ mod kernel;
 mod metrics;
 mod namespaces;
 mod node_local;
+mod outside;
 mod peers;
 mod policies;
 mod refusal;

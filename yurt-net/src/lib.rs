@@ -11,6 +11,7 @@ pub mod config;
 mod costs;
 pub mod dataplane;
 pub mod device;
+pub mod edge;
 pub mod error;
 pub mod explain;
 mod go_json;

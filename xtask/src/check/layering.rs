@@ -49,7 +49,7 @@ const HOUSES: [House; 2] = [
             (
                 "rules",
                 &[
-                    "explain", "ledger", "plan", "pods", "policy", "table", "tunnel",
+                    "edge", "explain", "ledger", "plan", "pods", "policy", "table", "tunnel",
                 ],
             ),
             ("edges", &["cni", "dataplane", "node", "observe", "source"]),

@@ -11,7 +11,6 @@
 use aya_ebpf::bindings::{BPF_NOEXIST, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::{bpf_get_prandom_u32, bpf_ktime_get_ns};
 use aya_ebpf::macros::classifier;
-use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{
@@ -19,7 +18,7 @@ use yurt_ebpf::abi::{
     FlowKey6, HANDLED, Handled,
 };
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
-use yurt_ebpf::rewrite::flow::{Address, Flows, Here, Memory, Scratch, Verdict, arriving, leaving};
+use yurt_ebpf::rewrite::flow::{Flows, Here, Memory, Verdict, arriving, leaving};
 
 use super::skb::Skb;
 use crate::maps::packet::{EDGE, FLOW4, FLOW6, HANDLED_COUNT, SCRATCH4, SCRATCH6, snat_ports};
@@ -49,27 +48,33 @@ fn yurt_edge_out(ctx: TcContext) -> i32 {
 
 #[inline(never)]
 fn in4(ctx: &TcContext) -> i32 {
-    let Some(scratch) = scratch(&SCRATCH4) else {
+    let Some(scratch) = SCRATCH4.get_ptr_mut(0) else {
         return TC_ACT_UNSPEC;
     };
+    // SAFETY: this CPU's entry, and nobody else's while the program runs.
+    let scratch = unsafe { &mut *scratch };
     let (mut skb, here) = start(ctx, false);
     finish(arriving(&mut skb, &Maps, &mut FlowMaps, &here, scratch))
 }
 
 #[inline(never)]
 fn in6(ctx: &TcContext) -> i32 {
-    let Some(scratch) = scratch(&SCRATCH6) else {
+    let Some(scratch) = SCRATCH6.get_ptr_mut(0) else {
         return TC_ACT_UNSPEC;
     };
+    // SAFETY: as in `in4`.
+    let scratch = unsafe { &mut *scratch };
     let (mut skb, here) = start(ctx, true);
     finish(arriving(&mut skb, &Maps, &mut FlowMaps, &here, scratch))
 }
 
 #[inline(never)]
 fn out4(ctx: &TcContext) -> i32 {
-    let Some(scratch) = scratch(&SCRATCH4) else {
+    let Some(scratch) = SCRATCH4.get_ptr_mut(0) else {
         return TC_ACT_UNSPEC;
     };
+    // SAFETY: as in `in4`.
+    let scratch = unsafe { &mut *scratch };
     let (mut skb, here) = start(ctx, false);
     let is_forwarded = is_forwarded(ctx);
     // SAFETY: copied at once; a row of this device that is put in again has the same address.
@@ -86,9 +91,11 @@ fn out4(ctx: &TcContext) -> i32 {
 
 #[inline(never)]
 fn out6(ctx: &TcContext) -> i32 {
-    let Some(scratch) = scratch(&SCRATCH6) else {
+    let Some(scratch) = SCRATCH6.get_ptr_mut(0) else {
         return TC_ACT_UNSPEC;
     };
+    // SAFETY: as in `in4`.
+    let scratch = unsafe { &mut *scratch };
     let (mut skb, here) = start(ctx, true);
     let is_forwarded = is_forwarded(ctx);
     // SAFETY: as above.
@@ -101,12 +108,6 @@ fn out6(ctx: &TcContext) -> i32 {
         is_forwarded,
         node,
     ))
-}
-
-#[inline(always)]
-fn scratch<A: Address>(map: &'static PerCpuArray<Scratch<A>>) -> Option<&'static mut Scratch<A>> {
-    // SAFETY: this CPU's entry, and nobody else's while the program runs.
-    map.get_ptr_mut(0).map(|scratch| unsafe { &mut *scratch })
 }
 
 enum Family {

@@ -88,6 +88,7 @@ impl Agent {
         units.pods.report(&facts, &mut status);
         units.guarding.report(&facts, &mut status);
         units.translating.report(&facts, &mut status);
+        units.packets.report(&facts, &mut status);
         let (moved, away) = facts.corrected();
         status.retention.endpoints_moved = moved;
         status.retention.endpoints_away = away;

@@ -15,6 +15,7 @@
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
+//! | the packet path (in `Packets`, its own thread) | the node's devices | loads its programs, puts them on devices |
 //! | the node's own devices (in `OwnDevices`, its own thread) | the kernel | sets their MACs back |
 //! | what is known of peers (in `Mending`; only with `--repair-peers`) | a timer, the loop | listens to them, repairs entries |
 //! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
@@ -41,6 +42,7 @@ mod facts;
 mod guarding;
 mod lines;
 mod mending;
+mod packets;
 mod pods;
 mod probing;
 mod problem;
@@ -70,6 +72,7 @@ use self::established::Established;
 use self::facts::Known;
 use self::guarding::Guarding;
 use self::mending::Mending;
+use self::packets::Packets;
 use self::pods::Pods;
 use self::probing::Probing;
 use self::react::{Due, Fact};
@@ -129,6 +132,7 @@ struct Units {
     pods: Pods,
     guarding: Guarding,
     translating: Translating,
+    packets: Packets,
     probing: Probing,
     devices: Devices,
     mending: Option<Mending>,
@@ -184,6 +188,7 @@ impl Agent {
                 pods: Pods::start(&config)?,
                 guarding: Guarding::start(&config),
                 translating: Translating::start(&config),
+                packets: Packets::start(&config),
                 probing: Probing::start(&config),
                 devices,
                 mending,
@@ -208,6 +213,7 @@ impl Agent {
             pods,
             guarding,
             translating,
+            packets,
             probing,
             mending,
             established,
@@ -236,6 +242,7 @@ impl Agent {
                 false => Fact::GuardDone,
             },
             () = translating.changed() => Fact::TranslationDone,
+            () = packets.changed() => Fact::PacketsDone,
             () = probing.changed() => Fact::ProbeEnded,
             () = peers => Fact::PeersDue,
             () = node.changed() => Fact::NetworkStirred,

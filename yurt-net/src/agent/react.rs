@@ -32,6 +32,10 @@ pub(super) enum Fact {
     TranslationDone,
     /// Where this node's Pods are is known to be another place than before, or is left to the source again.
     WhereaboutsChanged,
+    /// The first table is in force, and packets are to be served by it.
+    PacketsDue,
+    /// The packet path was brought in step.
+    PacketsDone,
     /// A Pod answers no more, or answers again.
     ProbeEnded,
     /// Other backends than before are left out because they do not answer.
@@ -87,6 +91,8 @@ pub(super) enum Step {
     Guard,
     /// Have translation brought in step.
     Translate,
+    /// Have the packet path brought in step.
+    ServePackets,
     /// Have addresses of deleted Pods released.
     Release,
     /// Take up where this node's Pods are.
@@ -135,6 +141,7 @@ const PODS: &[Step] = &[
     Step::ReadLedger,
     Step::Guard,
     Step::Translate,
+    Step::ServePackets,
     Step::Release,
     Step::Locate,
     Step::Probe,
@@ -148,23 +155,31 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
         Answer, AskAgain, Boot, Claim, Guard, Judge, Locate, LookAtCheckpoint, Probe,
-        ReadAddresses, ReadOwnPods, RefreshPods, Repair, Sync, TakeFailing, TakeServers,
-        TellClients, TellPeers, TendCheckpoint, Translate, WriteClients,
+        ReadAddresses, ReadLedger, ReadOwnPods, RefreshPods, Repair, ServePackets, Sync,
+        TakeFailing, TakeServers, TellClients, TellPeers, TendCheckpoint, Translate, WriteClients,
     };
     match fact {
         Fact::Started => &[PODS, DEVICES],
         Fact::BootDue => &[&[Boot]],
+        Fact::PacketsDue => &[&[ReadLedger, ServePackets]],
         Fact::DriftDue => &[&[Claim, Repair, LookAtCheckpoint], PODS, DEVICES],
         Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
         Fact::SourcesSpoke => &[&[ReadOwnPods, Locate, Probe, TakeFailing, Sync], DEVICES],
         Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
         Fact::LedgerChanged => &[&[RefreshPods]],
         // How they fared is told by who asks.
-        Fact::GuardDone | Fact::TranslationDone => &[],
+        Fact::GuardDone | Fact::TranslationDone | Fact::PacketsDone => &[],
         Fact::ProbeEnded => &[&[TakeFailing]],
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
         // What this node has is no Pod's.
-        Fact::AddressesChanged => &[&[Guard, Translate, TellClients, Sync]],
+        Fact::AddressesChanged => &[&[
+            ReadLedger,
+            Guard,
+            Translate,
+            ServePackets,
+            TellClients,
+            Sync,
+        ]],
         Fact::ServersChanged => &[&[TakeServers, Guard, Sync]],
         Fact::ClientsFound => &[&[WriteClients]],
         Fact::PeersDue => &[&[TellPeers]],
@@ -216,14 +231,16 @@ mod tests {
             ReadLedger,
             Guard,
             Translate,
+            ServePackets,
             Release,
             Locate,
             Probe,
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 16] = [
+        let rows: [(Fact, Vec<Step>); 18] = [
             (Fact::BootDue, vec![Boot]),
+            (Fact::PacketsDue, vec![ReadLedger, ServePackets]),
             (
                 Fact::DriftDue,
                 [
@@ -248,11 +265,19 @@ mod tests {
             (Fact::PodsStirred, pods.clone()),
             (Fact::GuardOutdated, pods),
             (Fact::GuardDone, vec![]),
+            (Fact::PacketsDone, vec![]),
             (Fact::ProbeEnded, vec![TakeFailing]),
             (Fact::NetworkStirred, vec![AskAgain, ReadAddresses]),
             (
                 Fact::AddressesChanged,
-                vec![Guard, Translate, TellClients, Sync],
+                vec![
+                    ReadLedger,
+                    Guard,
+                    Translate,
+                    ServePackets,
+                    TellClients,
+                    Sync,
+                ],
             ),
             (Fact::ServersChanged, vec![TakeServers, Guard, Sync]),
             (Fact::ClientsFound, vec![WriteClients]),

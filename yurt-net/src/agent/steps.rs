@@ -35,7 +35,12 @@ impl Agent {
             Step::ReadLedger => return Ok(self.read_ledger().await),
             Step::Locate => return Ok(self.locate()),
             Step::TakeFailing => return Ok(self.take_failing()),
-            Step::Boot => self.boot().await?,
+            Step::Boot => {
+                self.boot().await?;
+                let is_serving = self.serving.phase() == Phase::Serving;
+                let is_due = is_serving && self.units.packets.is_wanted();
+                return Ok(is_due.then_some(Fact::PacketsDue));
+            }
             Step::Claim => self.units.claimed.look().await,
             Step::AskAgain => {
                 self.sources.network_changed();
@@ -57,6 +62,12 @@ impl Agent {
             Step::RefreshPods => self.sources.refresh_pods(),
             Step::Guard => self.tell_of_ledger(|units, facts| units.guarding.hear(facts)),
             Step::Translate => self.tell_of_ledger(|units, facts| units.translating.hear(facts)),
+            // The programs read the table that is in force.
+            Step::ServePackets => {
+                if self.serving.phase() == Phase::Serving {
+                    self.tell(|units, facts| units.packets.hear(facts));
+                }
+            }
             Step::Release => self.tell_of_ledger(|units, facts| units.pods.hear(facts)),
             Step::Probe => self.tell(|units, facts| units.probing.hear(facts)),
             Step::TellClients => self.tell(|units, facts| units.clients.hear(facts)),
@@ -207,13 +218,17 @@ impl Agent {
             pods,
             guarding,
             probing,
+            packets,
             ..
         } = &mut self.units;
         let reading = pods.read().await;
         let is_new = reading.is_some_and(|reading| self.known.set_ledger(reading));
         self.known.set_guard_loaded(guarding.is_loaded());
-        if self.known.has_ledger() || probing.is_on() {
+        let has_pods = self.known.has_ledger() || probing.is_on();
+        if has_pods {
             self.sources.follow_pods();
+        }
+        if has_pods || packets.is_on() {
             // After the ledger: a device is there before its Pod is in it.
             if let Some(links) = pods.list_devices().await {
                 self.known.links = Some(links);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::place::Place;
 use crate::cni::install::Directories;
 use crate::cni::install::files::Cni;
+use crate::dataplane::packet::PacketOptions;
 use crate::dataplane::service::SocketLb;
 use crate::plan::Capacity;
 use crate::pods::guard::ExtraPolicy;
@@ -16,6 +17,15 @@ use crate::policy::{ClosureEstablished, PolicyConfig};
 use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 use crate::tunnel::Kind;
+
+/// How packets from outside are served.
+#[derive(Clone, Debug)]
+pub struct PacketConfig {
+    /// Sizes and ports.
+    pub options: PacketOptions,
+    /// Patterns of the names of devices that lead outside; empty: the agent finds them.
+    pub devices: Vec<String>,
+}
 
 /// All that `run` needs to know.
 #[derive(Clone, Debug)]
@@ -40,6 +50,8 @@ pub struct AgentConfig {
     pub affinity: u32,
     /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do that.
     pub cni: Option<(Cni, Directories)>,
+    /// How packets from outside are served; `None`: they are not.
+    pub packets: Option<PacketConfig>,
     /// How Pods are guarded; `None`: they are not.
     pub guard: Option<GuardSettings>,
     /// Which addresses a Pod may ask for by its annotation.

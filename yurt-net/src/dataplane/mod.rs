@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `service` | the maps that Services are served from, the clients and the sockets of Services |
 //! | `pod` | the maps of the guard and of translation |
+//! | `packet` | the maps and programs that serve packets from outside |
 //! | `tunnel` | listening to how peers send through tunnels |
 //! | `attach` | pins, links on cgroups, programs on devices: all that outlives the agent |
 //! | `load` | from the embedded object to programs in the kernel |
@@ -19,6 +20,7 @@ pub mod claim;
 mod error;
 pub mod load;
 pub mod netlink;
+pub mod packet;
 pub mod pod;
 pub mod service;
 mod sys;

@@ -29,6 +29,8 @@ pub struct Link {
     pub has_carrier: bool,
     /// Index of the device that it is a part of, as a bridge.
     pub controller: Option<u32>,
+    /// This node's addresses on it, those first that packets from here would have; not those that are not in force (yet).
+    pub addresses: Vec<IpAddr>,
 }
 
 /// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
@@ -41,17 +43,27 @@ impl Link {
         self.ifindex == host.ifindex && (!is_known || host.peer == self.peer)
     }
 
+    /// Whether nothing is ever put on it, whatever the patterns.
+    pub fn is_untouched(&self) -> bool {
+        UNTOUCHED.contains(&self.name.as_str())
+    }
+
+    /// Whether its name fits one of these patterns, with `*` and `?`.
+    pub fn is_named(&self, patterns: &[String]) -> bool {
+        let mut patterns = patterns.iter();
+        patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
+    }
+
     /// Whether it leads to a Pod. `patterns` are those of the names of devices that do, with `*` and `?`; empty: every veth device
     /// whose other end is in another network namespace and that no default route leads out of.
     pub fn leads_to_pod(&self, patterns: &[String]) -> bool {
-        if UNTOUCHED.contains(&self.name.as_str()) {
+        if self.is_untouched() {
             return false;
         }
         if patterns.is_empty() {
             return self.kind == "veth" && self.peer_netns.is_some() && !self.is_uplink;
         }
-        let mut patterns = patterns.iter();
-        patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
+        self.is_named(patterns)
     }
 }
 

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
 use netlink_packet_route::AddressFamily;
+use netlink_packet_route::address::AddressHeaderFlags;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteVia,
@@ -15,6 +16,7 @@ use super::follow::{Follower, NodeError, routes};
 use super::neighbours::{entries, neighbour};
 use super::routes::main_routes;
 use super::tables::{Near, Neighbour};
+use super::view::local_address;
 use crate::device::Link;
 
 /// Reads and follows devices, the default routes that lead out of them, and what is attached to them by filters.
@@ -52,6 +54,10 @@ impl LinkWatch {
     pub async fn links(&self) -> Result<Vec<Link>, NodeError> {
         let handle = &self.0.handle;
         let mut links = links(handle, &routes(handle).await?).await?;
+        let mut addresses = addresses(handle).await?;
+        for link in &mut links {
+            link.addresses = addresses.remove(&link.ifindex).unwrap_or_default();
+        }
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
             let entries = entries(handle, family).await?;
             for Neighbour {
@@ -67,6 +73,27 @@ impl LinkWatch {
         }
         Ok(links)
     }
+}
+
+/// The addresses that are in force on each device. The kernel tells them in the order in which it takes them for its own packets.
+async fn addresses(handle: &Handle) -> Result<BTreeMap<u32, Vec<IpAddr>>, NodeError> {
+    let listing = |source| NodeError::List {
+        what: "addresses",
+        source,
+    };
+    let unfit = AddressHeaderFlags::Tentative
+        | AddressHeaderFlags::Dadfailed
+        | AddressHeaderFlags::Deprecated;
+    let mut found: BTreeMap<u32, Vec<IpAddr>> = BTreeMap::new();
+    let mut listed = handle.address().get().execute();
+    while let Some(message) = listed.try_next().await.map_err(listing)? {
+        if message.header.flags.intersects(unfit) {
+            continue;
+        }
+        let own = found.entry(message.header.index).or_default();
+        own.extend(local_address(&message));
+    }
+    Ok(found)
 }
 
 /// The devices, by index; `routes` say which of them lead away from here.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use netlink_packet_route::address::AddressAttribute;
+use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteMessage};
 use rtnetlink::{Handle, MulticastGroup};
 
@@ -69,6 +69,19 @@ async fn proxy_devices(handle: &Handle) -> Vec<u32> {
     found
 }
 
+/// The address of ours that a message is about. On a point-to-point link, `Address` is the peer and `Local` is ours.
+pub(super) fn local_address(message: &AddressMessage) -> Option<IpAddr> {
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(local) => return Some(*local),
+            AddressAttribute::Address(other) => address = Some(*other),
+            _ => {}
+        }
+    }
+    address
+}
+
 /// The same, and which interface has which address.
 pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeView), NodeError> {
     let proxies = proxy_devices(handle).await;
@@ -79,29 +92,11 @@ pub(super) async fn view(handle: &Handle) -> Result<(Vec<(u32, IpAddr)>, NodeVie
         source,
     };
     while let Some(message) = addresses.try_next().await.map_err(listing)? {
-        // On a point-to-point link, `Address` is the peer and `Local` is ours.
-        let local = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Local(address) => Some(*address),
-                _ => None,
-            });
-        let address = message
-            .attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                AddressAttribute::Address(address) => Some(*address),
-                _ => None,
-            });
         if proxies.contains(&message.header.index) {
             continue;
         }
-        by_interface.extend(
-            local
-                .or(address)
-                .map(|address| (message.header.index, address)),
-        );
+        let address = local_address(&message);
+        by_interface.extend(address.map(|address| (message.header.index, address)));
     }
     let [routes4, routes6] = routes(handle).await?;
     let source4 = default_source(&routes4, &by_interface, IpAddr::is_ipv4);

@@ -2,6 +2,7 @@
 
 mod cni;
 mod devices;
+mod packets;
 mod place;
 mod policy;
 mod probes;
@@ -39,7 +40,7 @@ pub struct Cli {
 #[derive(Subcommand)]
 pub enum Command {
     /// Serve this node: follow the source, keep the kernel's maps in step. Stopping it changes nothing for clients.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no kernel support.
     Plan(PlanArgs),
     /// Print the verdict for one flow, and why. From the running agent, or from a source.

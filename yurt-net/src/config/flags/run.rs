@@ -8,8 +8,9 @@ use clap::{Args, ValueEnum};
 
 use super::cni::{CniKeepArg, CniPlaceArgs};
 use super::devices::DeviceArgs;
+use super::packets::PacketArgs;
 use super::place::PlaceArgs;
-use super::policy::PolicyArgs;
+use super::policy::{PacketPathArg, PolicyArgs};
 use super::probes::ProbeArgs;
 use super::translate::TranslateArgs;
 use super::values::{LogFormat, duration};
@@ -66,6 +67,9 @@ pub struct RunArgs {
     /// room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_affinity: u32,
+    /// Packets from outside.
+    #[command(flatten)]
+    pub packets: PacketArgs,
     /// Whether the CNI plugins are put into this node's configuration, and kept there.
     #[arg(long, value_enum, default_value = "off")]
     pub cni: CniKeepArg,
@@ -184,6 +188,7 @@ impl RunArgs {
             affinity: self.max_affinity,
             cni: (self.cni == CniKeepArg::Install)
                 .then(|| (self.cni_place.cni(), place.directories())),
+            packets: (self.policy.packet_path == PacketPathArg::On).then(|| self.packets.config()),
             guard: self.guard_settings(),
             extra: self.extra_policy(),
             translation: self.translate.policy(),

@@ -21,7 +21,7 @@ use tracing::warn;
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::error::{on_device, on_program};
-use crate::dataplane::load::hooks::{DeviceProgram, GUARD, ON_CGROUP, TRANSLATE};
+use crate::dataplane::load::hooks::{DeviceProgram, ON_CGROUP, ON_DEVICES};
 use crate::dataplane::sys::tc::{Device, Filter, Filters, devices};
 use crate::dataplane::sys::{self, Hook, tcx_links};
 use crate::host::netns;
@@ -103,20 +103,18 @@ impl Strays {
         };
         let links = ids(entries(&root.join("links")));
         let mut strays = Self::on_any_cgroup(cgroup, |_, link| links.contains(&link));
-        let programs = [GUARD, TRANSLATE[0], TRANSLATE[1]];
         let maps = entries(&root).into_iter().flat_map(|directory| {
-            let maps = programs.iter().map(|(_, _, map)| directory.join(map));
+            let maps = ON_DEVICES.iter().map(|(_, _, map)| directory.join(map));
             maps.collect::<Vec<_>>()
         });
-        strays.add(Self::on_devices(&programs, &ids(maps.collect())));
+        strays.add(Self::on_devices(&ON_DEVICES, &ids(maps.collect())));
         strays
     }
 
     /// All programs of ours on a cgroup and on the devices of this network namespace, whoever keeps them.
     pub fn all(cgroup: &Path) -> Self {
         let mut strays = Self::on_any_cgroup(cgroup, |_, _| false);
-        let programs = [GUARD, TRANSLATE[0], TRANSLATE[1]];
-        strays.add(Self::on_devices(&programs, &BTreeSet::new()));
+        strays.add(Self::on_devices(&ON_DEVICES, &BTreeSet::new()));
         strays
     }
 

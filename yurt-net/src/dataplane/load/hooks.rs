@@ -23,3 +23,11 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
     ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
     ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
 ];
+/// The packet path: what comes in by a device that leads outside, and what leaves by it.
+pub(in crate::dataplane) const PACKET: [DeviceProgram; 2] = [
+    ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
+    ("yurt_edge_out", Hook::Egress, "yurt_flow4"),
+];
+/// All programs on devices.
+pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 5] =
+    [GUARD, TRANSLATE[0], TRANSLATE[1], PACKET[0], PACKET[1]];

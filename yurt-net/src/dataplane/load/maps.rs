@@ -1,6 +1,7 @@
 //! Which maps there are, by feature: the kind and size of each, and how many entries it has.
 
 use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
+use yurt_ebpf::rewrite::flow::Scratch;
 
 use crate::dataplane::sys::MapInfo;
 use crate::plan::Capacity;
@@ -143,6 +144,42 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
+/// Entries of the flow tables: a flow has two, or three where it is masqueraded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowCapacity {
+    /// `yurt_flow4`.
+    pub v4: u32,
+    /// `yurt_flow6`.
+    pub v6: u32,
+}
+
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 6] {
+    let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
+    [
+        (
+            "yurt_flow4",
+            info::<abi::FlowKey4, abi::Flow4>(lru, capacity.v4, 0),
+        ),
+        (
+            "yurt_flow6",
+            info::<abi::FlowKey6, abi::Flow6>(lru, capacity.v6, 0),
+        ),
+        (
+            "yurt_edge",
+            info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, 0),
+        ),
+        ("yurt_pk_count", info::<u32, u64>(per_cpu, abi::HANDLED, 0)),
+        (
+            "yurt_pk_work4",
+            info::<u32, Scratch<[u8; 4]>>(per_cpu, 1, 0),
+        ),
+        (
+            "yurt_pk_work6",
+            info::<u32, Scratch<[u8; 16]>>(per_cpu, 1, 0),
+        ),
+    ]
+}
+
 /// The map of the program that listens to peers' tunnels, as the object has it.
 pub(in crate::dataplane) const VTEP_MAP: &str = "yurt_vtep";
 
@@ -164,5 +201,6 @@ pub(super) fn all_maps() -> impl Iterator<Item = (&'static str, MapInfo)> {
         .chain(state_maps(state))
         .chain(guard_maps())
         .chain(translate_maps())
+        .chain(packet_maps(FlowCapacity { v4: 1, v6: 1 }))
         .chain([(VTEP_MAP, vtep)])
 }

@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 use self::hooks::ON_CGROUP;
 use self::maps::{
-    StateCapacity, VTEP_MAP, all_maps, guard_maps, state_maps, table_maps, translate_maps,
+    FlowCapacity, StateCapacity, VTEP_MAP, all_maps, guard_maps, packet_maps, state_maps,
+    table_maps, translate_maps,
 };
 pub(super) use self::object::LoadedProgram;
 pub use self::object::ProgramSize;
@@ -63,6 +64,8 @@ pub struct Trial {
     pub translate: Result<[ProgramSize; 2], DataplaneError>,
     /// Listening to peers' tunnels, likewise.
     pub vtep: Result<ProgramSize, DataplaneError>,
+    /// The packet path, likewise.
+    pub packet: Result<[ProgramSize; 2], DataplaneError>,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them?
@@ -75,6 +78,8 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         guard: load_guard(None).map(|(_, size)| size),
         translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
         vtep: load_vtep().map(|(_, _, size)| size),
+        packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (61000, 4536))
+            .map(|programs| programs.map(|(_, size)| size)),
     })
 }
 
@@ -96,6 +101,7 @@ const TRIAL_CAPACITY: Capacity = Capacity {
     slots6: 512,
 };
 
+#[derive(Debug)]
 pub(in crate::dataplane) struct Pins {
     pub(in crate::dataplane) table: PathBuf,
     pub(in crate::dataplane) state: PathBuf,
@@ -154,6 +160,50 @@ pub(in crate::dataplane) fn load_translate(
     let mut object = Object::new(&object()?, &[], &plans)?;
     let [to_pod, from_pod] = TRANSLATE;
     Ok([object.load(to_pod, 0)?, object.load(from_pod, 0)?])
+}
+
+/// What the programs of the packet path are loaded with.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::dataplane) struct PacketPins<'a> {
+    /// Where the maps of Services are pinned.
+    pub(in crate::dataplane) services: &'a Pins,
+    /// Where their own are.
+    pub(in crate::dataplane) own: &'a Path,
+}
+
+/// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are not. `ports` are
+/// the first one to masquerade with, and how many there are.
+pub(in crate::dataplane) fn load_packet(
+    pins: Option<PacketPins<'_>>,
+    capacity: FlowCapacity,
+    ports: (u16, u16),
+) -> Result<[(LoadedProgram, ProgramSize); 2], DataplaneError> {
+    let mut plans = plans_for(pins.map(|pins| pins.own), packet_maps(capacity));
+    // These are there, and have the sizes that they have.
+    let services = pins.map(|pins| pins.services);
+    let as_it_is = |(name, dir): (&'static str, &Path)| {
+        let pin = Some(dir.join(name));
+        (
+            name,
+            MapPlan {
+                max_entries: 0,
+                pin,
+            },
+        )
+    };
+    if let Some(Pins { table, state }) = services {
+        let of_table = table_maps(&TRIAL_CAPACITY).map(|(name, _)| (name, table.as_path()));
+        let of_state = ["yurt_aff4", "yurt_aff6"].map(|name| (name, state.as_path()));
+        plans.extend(of_table.into_iter().chain(of_state).map(as_it_is));
+    }
+    let (first, count) = ports;
+    let switches = [
+        ("SNAT_FIRST", u32::from(first)),
+        ("SNAT_COUNT", u32::from(count)),
+    ];
+    let mut object = Object::new(&object()?, &switches, &plans)?;
+    let [arriving, leaving] = hooks::PACKET;
+    Ok([object.load(arriving.0, 0)?, object.load(leaving.0, 0)?])
 }
 
 /// Loads the program that listens, and makes its map, which is nobody else's.

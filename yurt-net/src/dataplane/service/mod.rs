@@ -396,11 +396,12 @@ fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
 }
 
 /// Every kind of directory that has an ABI of its own, and the newest that this agent knows.
-const ABIS: [(&str, u32); 4] = [
+const ABIS: [(&str, u32); 5] = [
     ("v", abi::TABLE_ABI),
     ("state-v", abi::STATE_ABI),
     ("guard-v", abi::GUARD_ABI),
     ("translate-v", abi::TRANSLATE_ABI),
+    ("packet-v", abi::PACKET_ABI),
 ];
 
 /// Refuses pins of a newer agent. Tables of an older one serve until [`BpfDataplane::activate`] has replaced them.

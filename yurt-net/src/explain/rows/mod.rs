@@ -24,7 +24,8 @@ use crate::text;
 /// Endpoints of one row in the table for people; the JSON lists all.
 const SHOWN_ENDPOINTS: usize = 4;
 /// What a star in the table means while clients outside are not served, and while they are.
-const UNSERVED: &str = "* only a packet path would serve these clients, and this version has none: they get what they get without it";
+const UNSERVED: &str =
+    "* only the packet path would serve these clients, and it is off (--packet-path)";
 const UNSERVED_SCTP: &str = "* SCTP is listed only: nothing serves it";
 
 /// Why a ClusterIP passes.

@@ -89,7 +89,7 @@ default/web:http   TCP   closure pool
   NodePort      192.0.2.11:30080  internal, external*   forward -> 10.1.0.2:8080, 10.1.1.2:8080
   dropped 10.2.0.2:8080: closure: node b1 is not in pool hangzhou
 
-* only a packet path would serve these clients, and this version has none: they get what they get without it
+* only the packet path would serve these clients, and it is off (--packet-path)
 the interfaces of node a1 are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them
 
 rejections
@@ -162,7 +162,7 @@ default/web:http   TCP   closure none   internal policy Local   external policy 
   NodePort      192.0.2.11:30080  external*             drop
   dropped 10.1.1.2:8080: traffic policy Local: node a2 is not this node
 
-* only a packet path would serve these clients, and this version has none: they get what they get without it
+* only the packet path would serve these clients, and it is off (--packet-path)
 the interfaces of node a1 are not known here: on it, a ClusterIP that one of them has is left alone, and NodePorts follow them
 ";
     assert!(text.ends_with(expected), "{text}");

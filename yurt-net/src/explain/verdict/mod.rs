@@ -270,7 +270,7 @@ fn row_reason(table: &ServiceTable, entry: &ServiceEntry, row: &Row<'_>) -> Stri
         (true, _) => "",
         (false, Protocol::Sctp) => "; SCTP is listed only, nothing enforces it",
         (false, _) => {
-            "; only a packet path would do this, and this version has none: nothing enforces it"
+            "; only the packet path would do this, and it is off (--packet-path): nothing enforces it"
         }
     };
     let (kind, why) = (row.kind, why(&row.dropped));

@@ -345,7 +345,7 @@ fn both_scopes_have_their_policy_their_endpoints_and_the_reason() {
          endpoints 1 (ready on this node), left out 2, each client stays with one for 60 s; \
          10.1.1.2:8080: traffic policy Local: node a2 is not this node; \
          10.2.0.2:8080: traffic policy Local: node b1 is not this node; \
-         only a packet path would do this, and this version has none: nothing enforces it"
+         only the packet path would do this, and it is off (--packet-path): nothing enforces it"
     );
     world.slice("web-1", "web", &[("10.2.0.2", Some("b1"))]);
     let other = ask(
@@ -362,7 +362,7 @@ fn both_scopes_have_their_policy_their_endpoints_and_the_reason() {
         other.reason.ends_with(
             "all that may take it are on other nodes; \
              10.2.0.2:8080: traffic policy Local: node b1 is not this node; \
-             only a packet path would do this, and this version has none: nothing enforces it"
+             only the packet path would do this, and it is off (--packet-path): nothing enforces it"
         ),
         "{}",
         other.reason

@@ -279,6 +279,24 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     metric(
         Gauge,
+        "yurtnet_packet_devices",
+        &[],
+        "Devices that lead outside, and whose packets are served.",
+        |status, out| out.put_some(status.packet_path.as_ref().map(|path| path.devices.len())),
+    ),
+    metric(
+        Counter,
+        "yurtnet_packets_total",
+        &["what"],
+        "Packets of clients outside, by what was done with them.",
+        |status, out| {
+            for (what, count) in status.packet_path.iter().flat_map(|path| &path.packets) {
+                out.put(&[what], count);
+            }
+        },
+    ),
+    metric(
+        Gauge,
         "yurtnet_program_verified_instructions",
         &["program"],
         "Instructions that the verifier looked at.",

@@ -8,7 +8,7 @@ use super::*;
 use crate::device::Mac;
 use crate::host::process::Process;
 use crate::model::{Protocol, Rejection};
-use crate::observe::status::{Degraded, DoesNotFit, MapUsage, SelfTest};
+use crate::observe::status::{Degraded, DoesNotFit, MapUsage, PacketPath, SelfTest};
 use crate::plan::{FullMap, Refused};
 use crate::source::kube::Received;
 use crate::source::preferred::{FollowedSource, Origin};
@@ -82,6 +82,11 @@ fn status() -> Status {
     retention.audited = [("source".to_owned(), 5), ("arp".to_owned(), 0)].into();
     retention.dropped = [("source".to_owned(), 1)].into();
     retention.translated_packets = [("to_pod".to_owned(), 7)].into();
+    status.packet_path = Some(PacketPath {
+        devices: vec!["eth0".to_owned()],
+        packets: [("new_flow".to_owned(), 3)].into(),
+        problem: None,
+    });
     let mac = Mac([2, 0, 0, 0, 0, 1]);
     status.devices.devices = vec![DeviceReport {
         name: "flannel.1".to_owned(),

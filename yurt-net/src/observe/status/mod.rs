@@ -4,6 +4,7 @@ mod counted;
 mod dataplane;
 pub mod health;
 mod left_alone;
+mod packets;
 mod refused;
 mod retention;
 mod self_test;
@@ -21,6 +22,7 @@ use self::counted::{KEPT, counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
 pub use self::left_alone::LeftAlone;
+pub use self::packets::PacketPath;
 pub use self::refused::{DoesNotFit, RefusedService};
 pub use self::retention::{GuardedPodStatus, Retention};
 pub use self::self_test::SelfTest;
@@ -105,6 +107,9 @@ pub struct Status {
     pub retention: Retention,
     /// The node's own devices whose addresses are kept.
     pub devices: Report,
+    /// Packets from outside; `None`: they are not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub packet_path: Option<PacketPath>,
     /// The cgroup that the programs are attached to: processes in it and below it are served.
     #[serde(default)]
     pub cgroup: PathBuf,
@@ -206,6 +211,9 @@ impl Status {
         };
         writeln!(out, "refusals      {errno}")?;
         self.sockets.write(out)?;
+        if let Some(packets) = &self.packet_path {
+            packets.write(out)?;
+        }
         self.retention.write(out)?;
         out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;

@@ -1,0 +1,167 @@
+//! Clients outside: hosts that are no node of the agent's, and Pods of other nodes, whose packets come in by the wire.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use anyhow::Result;
+use anyhow::ensure;
+use yurt_net_tests::lab::Agent;
+use yurt_net_tests::lab::Pod;
+use yurt_net_tests::lab::Proto;
+use yurt_net_tests::lab::Proto::Tcp;
+use yurt_net_tests::lab::Proto::Udp;
+
+use crate::world::World;
+use crate::world::all_answered;
+use crate::world::names;
+
+const ON: &[&str] = &["--packet-path=on"];
+const NODE_PORT: u16 = 30080;
+const BALANCER: [&str; 2] = ["203.0.113.9", "2001:db8:77::9"];
+
+/// A node with an agent, another one in its pool, and a host outside.
+struct Stage {
+    near: Pod,
+    far: Pod,
+    client: Pod,
+    world: World,
+}
+
+impl Stage {
+    fn new() -> Result<Self> {
+        let mut world =
+            World::new(&[("edge-1", "hangzhou"), ("edge-2", "hangzhou"), ("home", "")])?;
+        let (near, far) = (world.backend(0, "near")?, world.backend(1, "far")?);
+        let client = world.node(2)?.host()?;
+        // As a router in front of the cluster has it.
+        for (address, via) in [
+            (BALANCER[0], world.node(0)?.ip4().to_string()),
+            (BALANCER[1], world.node(0)?.ip6().to_string()),
+        ] {
+            world
+                .node(2)?
+                .netns()
+                .ip(&format!("route add {address} via {via}"))?;
+        }
+        let web = world.manifests.service("web");
+        web.cluster_ip("10.96.0.10").cluster_ip("fd00:96::10");
+        web.load_balancer_ip(BALANCER[0])
+            .load_balancer_ip(BALANCER[1]);
+        web.node_port(Tcp, 80, 8080, NODE_PORT);
+        web.node_port(Udp, 80, 8080, NODE_PORT);
+        Ok(Self {
+            near,
+            far,
+            client,
+            world,
+        })
+    }
+
+    /// NodePort and load balancer of both families.
+    fn frontends(&self) -> Result<Vec<String>> {
+        let node = self.world.node(0)?;
+        Ok(vec![
+            format!("{}:{NODE_PORT}", node.ip4()),
+            format!("[{}]:{NODE_PORT}", node.ip6()),
+            format!("{}:80", BALANCER[0]),
+            format!("[{}]:80", BALANCER[1]),
+        ])
+    }
+
+    fn start(&mut self, backends: &[&Pod]) -> Result<Agent> {
+        let backends: Vec<Pod> = backends.iter().map(|pod| (*pod).clone()).collect();
+        self.world.manifests.service("web").endpoints(&backends);
+        let agent = self.world.start(0, ON)?;
+        self.wait_served()?;
+        Ok(agent)
+    }
+
+    fn wait_served(&self) -> Result<()> {
+        let node = self.world.node(0)?;
+        node.wait_for_status("packets are served", |status| {
+            let packets = status.packet_path.as_ref();
+            packets.is_some_and(|packets| packets.devices == ["eth0"])
+        })?;
+        Ok(())
+    }
+
+    /// What was done with packets, by its name.
+    fn count(&self, what: &str) -> Result<u64> {
+        let packets = self.world.node(0)?.status()?.packet_path;
+        let packets = packets.context("packets are served")?.packets;
+        Ok(packets.get(what).copied().unwrap_or_default())
+    }
+
+    fn who(&self, proto: Proto, to: &str) -> Result<BTreeSet<String>> {
+        let tally = self.client.connect_many(proto, to, 30)?;
+        all_answered(&tally)?;
+        Ok(tally.answers.into_keys().collect())
+    }
+}
+
+#[test]
+fn a_host_outside_reaches_backends_on_this_node_and_on_others_at_every_frontend() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (near, far) = (stage.near.clone(), stage.far.clone());
+    let _agent = stage.start(&[&near, &far])?;
+    for to in stage.frontends()? {
+        for proto in [Tcp, Udp] {
+            assert_eq!(
+                stage.who(proto, &to)?,
+                names(["near", "far"]),
+                "{proto:?} {to}"
+            );
+        }
+    }
+    ensure!(stage.count("to_client")? > 0);
+    assert_eq!(stage.count("drop_clash")? + stage.count("drop_no_port")?, 0);
+    Ok(())
+}
+
+#[test]
+fn an_established_flow_lives_through_agents_and_changes_of_the_table() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (near, far) = (stage.near.clone(), stage.far.clone());
+    for backend in [&near, &far] {
+        let agent = stage.start(&[backend])?;
+        let mut held = Vec::new();
+        for to in stage.frontends()? {
+            held.push(stage.client.hold(Tcp, &to)?);
+        }
+        agent.kill9()?;
+        let other = if backend.name() == "near" {
+            &far
+        } else {
+            &near
+        };
+        for flow in &held {
+            ensure!(flow.ping()?.answer.as_deref() == Some(backend.name()));
+        }
+        let agent = stage.start(&[other])?;
+        for (flow, to) in held.iter().zip(stage.frontends()?) {
+            ensure!(flow.ping()?.answer.as_deref() == Some(backend.name()));
+            assert_eq!(stage.who(Tcp, &to)?, names([other.name()]));
+        }
+        agent.kill9()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_switched_off_is_taken_off_the_devices_and_sockets_are_served_on() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let agent = stage.start(&[&near])?;
+    let to = &stage.frontends()?[0];
+    assert_eq!(stage.who(Tcp, to)?, names(["near"]));
+    let _agent = stage.world.restart(&agent, 0, &[])?;
+    let node = stage.world.node(0)?;
+    let pins = node.bpffs().join("yurt-net");
+    node.wait_for_status("no packets are served", |status| {
+        status.packet_path.is_none() && !pins.join("packet-v1").exists()
+    })?;
+    ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
+    let inside = node.pod("inside")?;
+    assert_eq!(inside.get("10.96.0.10:80")?, "near");
+    Ok(())
+}

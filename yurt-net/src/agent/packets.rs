@@ -1,0 +1,170 @@
+//! The packet path, brought in step with the node's devices in a thread of its own: programs on devices take the kernel a while.
+//!
+//! What is loaded goes on without an agent. A device that comes while there is none is taken up by the next one.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use tracing::{info, warn};
+
+use super::facts::Facts;
+use super::problem::Problem;
+use super::worker::Worker;
+use crate::config::AgentConfig;
+use crate::dataplane::DataplaneError;
+use crate::dataplane::packet::{PacketCounters, PacketOptions, Packets as Kernel};
+use crate::edge::{EdgeImage, compile};
+use crate::error::{chain, distinct};
+use crate::observe::status::{PacketPath, Status};
+
+/// What has come of an order.
+#[derive(Debug, Default)]
+struct Work {
+    counters: Option<PacketCounters>,
+    served: Vec<u32>,
+    failures: Vec<DataplaneError>,
+}
+
+/// Serves packets from outside, where the operator wants that.
+pub(super) struct Packets {
+    bpffs: PathBuf,
+    options: Option<PacketOptions>,
+    /// Patterns of the names of devices that lead outside.
+    devices: Vec<String>,
+    worker: Worker<Kernel, EdgeImage, Result<Work, DataplaneError>>,
+    counters: Option<PacketCounters>,
+    /// Once, for what an earlier agent has left where no pin of it is seen.
+    has_looked: bool,
+    served: Vec<u32>,
+    problem: Problem,
+}
+
+impl Packets {
+    /// Nothing is loaded before there is a device to serve.
+    pub(super) fn start(config: &AgentConfig) -> Self {
+        let bpffs = config.place.bpffs.clone();
+        let options = config.packets.as_ref().map(|packets| packets.options);
+        let place = bpffs.clone();
+        Self {
+            options,
+            devices: config
+                .packets
+                .as_ref()
+                .map(|packets| packets.devices.clone())
+                .unwrap_or_default(),
+            worker: Worker::new(move |kernel, wanted| {
+                match do_work(kernel, &place, options, &wanted) {
+                    Ok((kernel, work)) => (kernel, Ok(work)),
+                    // It is loaded anew next time.
+                    Err(error) => (None, Err(error)),
+                }
+            }),
+            counters: None,
+            has_looked: false,
+            served: Vec::new(),
+            problem: Problem::of("packets from outside are not served as they should be"),
+            bpffs,
+        }
+    }
+
+    /// Whether the node's devices are to be known.
+    pub(super) fn is_on(&self) -> bool {
+        self.options.is_some()
+    }
+
+    /// Whether there is anything to be done as soon as a table is in force.
+    pub(super) fn is_wanted(&self) -> bool {
+        self.is_on() || Kernel::is_pinned(&self.bpffs)
+    }
+
+    /// Has the kernel brought in step with what there is. Without a list of devices, those that are served stay so.
+    pub(super) fn hear(&mut self, facts: &Facts<'_>) {
+        let wanted = match (&self.options, &facts.known.links) {
+            (Some(_), Some(links)) => compile(links, &self.devices),
+            (Some(_), None) => return,
+            (None, _) => EdgeImage::default(),
+        };
+        if self.is_wanted() || !self.has_looked {
+            self.worker.order(wanted);
+        }
+    }
+
+    /// Waits until something has been done. Cancel safe.
+    pub(super) async fn changed(&mut self) {
+        let problem = match self.worker.done().await {
+            Ok(Ok(work)) => {
+                if work.served != self.served {
+                    info!(
+                        devices = work.served.len(),
+                        "packets from outside are served"
+                    );
+                }
+                self.counters = work.counters;
+                self.served = work.served;
+                self.has_looked = work.failures.is_empty();
+                let failures = distinct(work.failures.iter().map(|error| chain(error)));
+                (!failures.is_empty()).then(|| failures.join("; "))
+            }
+            Ok(Err(error)) => Some(chain(&error)),
+            Err(error) => Some(error.to_string()),
+        };
+        self.problem.set(problem);
+    }
+
+    /// At which devices packets are served, what was done with them, and what fails.
+    pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
+        let counts = self.counters.as_ref().map(PacketCounters::read);
+        let counts = counts.and_then(Result::ok).unwrap_or_default();
+        let links = facts.known.links.iter().flatten();
+        let served = links.filter(|link| self.served.contains(&link.ifindex));
+        status.packet_path = self.is_on().then(|| PacketPath {
+            devices: served.map(|link| link.name.clone()).collect(),
+            packets: counts
+                .into_iter()
+                .map(|(what, count)| (what.to_owned(), count))
+                .collect::<BTreeMap<_, _>>(),
+            problem: self.problem.get().cloned(),
+        });
+    }
+}
+
+fn do_work(
+    kernel: Option<Kernel>,
+    bpffs: &Path,
+    options: Option<PacketOptions>,
+    wanted: &EdgeImage,
+) -> Result<(Option<Kernel>, Work), DataplaneError> {
+    let is_needed = options.is_some() || Kernel::is_pinned(bpffs);
+    let options = options.unwrap_or(PacketOptions::DEFAULT);
+    let mut kernel = match kernel {
+        Some(kernel) => kernel,
+        None if is_needed => Kernel::load(bpffs, options, None)?,
+        None => {
+            let failures = Kernel::strays(None).mend();
+            let work = Work {
+                failures,
+                ..Work::default()
+            };
+            return Ok((None, work));
+        }
+    };
+    let kept = kernel.keep_pins();
+    if let Ok([_, ..]) = kept.as_deref() {
+        warn!(pins = ?kept, "drift: pins of the packet path were removed");
+    }
+    let mut failures = kernel.bring_to(wanted)?;
+    failures.extend(kept.err());
+    failures.extend(Kernel::strays(Some(&kernel)).mend());
+    if *wanted == EdgeImage::default() && failures.is_empty() {
+        kernel.remove()?;
+        return Ok((None, Work::default()));
+    }
+    let now = kernel.observe()?;
+    let served = wanted.rows.keys().copied();
+    let work = Work {
+        counters: Some(kernel.counters()?),
+        served: served.filter(|ifindex| now.is_complete(*ifindex)).collect(),
+        failures,
+    };
+    Ok((Some(kernel), work))
+}

@@ -1,0 +1,65 @@
+//! Flags of the packet path.
+
+use std::str::FromStr;
+
+use clap::Args;
+
+use crate::config::agent::PacketConfig;
+use crate::dataplane::packet::{FlowCapacity, PacketOptions};
+
+/// How packets from outside are served.
+#[derive(Args, Clone, Debug)]
+pub struct PacketArgs {
+    /// Devices that lead outside this node, with * and ?; repeatable [default: those with a default route, hardware with an address,
+    /// and the tunnels of overlays]. Raven's are never touched.
+    #[arg(long, value_name = "GLOB")]
+    pub edge_device: Vec<String>,
+    /// Ports that stand for clients outside where their backend is on another node. They must be outside of
+    /// net.ipv4.ip_local_port_range.
+    #[arg(long, default_value = "61000-65535", value_name = "FIRST-LAST")]
+    pub snat_ports: Ports,
+    /// Entries for IPv4 flows of clients outside; a flow has two, or three where its backend is on another node. The one that was
+    /// quiet for longest makes room. 96 bytes.
+    #[arg(long, default_value_t = PacketOptions::DEFAULT.flows.v4, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 22))]
+    pub max_flows4: u32,
+    /// Entries for IPv6 flows, likewise. 144 bytes.
+    #[arg(long, default_value_t = PacketOptions::DEFAULT.flows.v6, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 22))]
+    pub max_flows6: u32,
+}
+
+impl PacketArgs {
+    /// The same, as the agent takes it.
+    pub fn config(&self) -> PacketConfig {
+        let Ports(first, last) = self.snat_ports;
+        PacketConfig {
+            options: PacketOptions {
+                flows: FlowCapacity {
+                    v4: self.max_flows4,
+                    v6: self.max_flows6,
+                },
+                // There are no more than fit: the first one is not 0.
+                ports: (first, last - first + 1),
+            },
+            devices: self.edge_device.clone(),
+        }
+    }
+}
+
+/// A range of ports: the first and the last one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ports(pub u16, pub u16);
+
+impl FromStr for Ports {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        const EXPECTED: &str =
+            "expected FIRST-LAST, as 61000-65535, from 1024 on and at least 64 of them";
+        let (first, last) = text.split_once('-').ok_or(EXPECTED)?;
+        let (first, last) = (first.parse::<u16>().ok(), last.parse::<u16>().ok());
+        let (first, last) = first.zip(last).ok_or(EXPECTED)?;
+        (first >= 1024 && last >= first.saturating_add(63))
+            .then_some(Self(first, last))
+            .ok_or(EXPECTED)
+    }
+}

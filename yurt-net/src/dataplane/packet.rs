@@ -1,0 +1,275 @@
+//! The packet path in the kernel: its maps, its two programs, and the devices that they are on.
+//!
+//! ```text
+//! <bpffs>/yurt-net/packet-v1/     locked (flock) while it is loaded into; by its ABI
+//!     yurt_flow4, yurt_flow6      flows: they survive agents
+//!     yurt_edge                   the devices that lead outside, and this node's addresses there
+//!     yurt_pk_count               what was done
+//!     yurt_pk_work4, _work6       what is looked up for the packet at hand
+//!     yurt_edge_in, _out          the programs: what comes in, what leaves
+//! ```
+//!
+//! The programs read the table of Services, so they are loaded against its pins.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use yurt_ebpf::abi;
+
+use super::DataplaneError;
+use super::attach::bpffs::{open_map, remove_dir};
+use super::attach::kept::KeptPins;
+use super::attach::pinned::{PinDir, directory, keep_all};
+use super::attach::strays::{self, Strays};
+use super::attach::tc::{Hook, Method, Tc, TcProgram};
+use super::error::on_map;
+pub use super::load::maps::FlowCapacity;
+use super::load::maps::packet_maps;
+use super::load::{PacketPins, Pins, hooks, load_packet};
+use super::sys::{self, possible_cpus};
+use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
+
+const FEATURE: &str = "packet";
+
+/// How the packet path is set up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketOptions {
+    /// Entries of the flow tables.
+    pub flows: FlowCapacity,
+    /// First port to masquerade with, and how many there are.
+    pub ports: (u16, u16),
+}
+
+impl PacketOptions {
+    /// What the flags say by default.
+    pub const DEFAULT: Self = Self {
+        flows: FlowCapacity {
+            v4: 32768,
+            v6: 8192,
+        },
+        ports: (61000, 4536),
+    };
+}
+
+/// The packet path's side of the kernel.
+#[derive(Debug)]
+pub struct Packets {
+    programs: BTreeMap<Direction, Program>,
+    /// By it the programs are known to be these.
+    flows: OwnedFd,
+    edges: OwnedFd,
+    counts: OwnedFd,
+    /// Values of an entry of `counts`.
+    cpus: usize,
+    tc: Tc,
+    pins: KeptPins,
+    bpffs: PathBuf,
+}
+
+#[derive(Debug)]
+struct Program {
+    name: &'static str,
+    id: u32,
+    fd: OwnedFd,
+}
+
+impl Program {
+    fn on(&self, direction: Direction) -> TcProgram<'_> {
+        TcProgram {
+            name: self.name,
+            id: self.id,
+            hook: match direction {
+                Direction::Arriving => Hook::Ingress,
+                Direction::Leaving => Hook::Egress,
+            },
+            fd: self.fd.as_fd(),
+            after: None,
+        }
+    }
+}
+
+impl Packets {
+    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned. The maps of Services are there.
+    pub fn load(
+        bpffs: &Path,
+        options: PacketOptions,
+        method: Option<Method>,
+    ) -> Result<Self, DataplaneError> {
+        let pins = PinDir::lock(bpffs, FEATURE, abi::PACKET_ABI)?;
+        pins.clear(&packet_maps(options.flows))?;
+        let services = Pins {
+            table: pins.root.join(format!("v{}", abi::TABLE_ABI)),
+            state: pins.root.join(format!("state-v{}", abi::STATE_ABI)),
+        };
+        let at = PacketPins {
+            services: &services,
+            own: &pins.dir,
+        };
+        let loaded = load_packet(Some(at), options.flows, options.ports)?;
+        let mut programs = BTreeMap::new();
+        for (direction, (loaded, _)) in [Direction::Arriving, Direction::Leaving]
+            .into_iter()
+            .zip(loaded)
+        {
+            pins.pin(&loaded)?;
+            let (name, id, fd) = (loaded.name, loaded.id, loaded.fd);
+            programs.insert(direction, Program { name, id, fd });
+        }
+        let of_this_kernel = |(direction, program): (&Direction, &Program)| {
+            Method::of_this_kernel(&program.on(*direction))
+        };
+        let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
+        let maps = packet_maps(options.flows).map(|(name, _)| name).into_iter();
+        Ok(Self {
+            flows: open_map(&pins.dir, "yurt_flow4")?,
+            edges: open_map(&pins.dir, "yurt_edge")?,
+            counts: open_map(&pins.dir, "yurt_pk_count")?,
+            cpus: possible_cpus()?,
+            tc: Tc::open(&pins.root, method.unwrap_or(Method::Clsact))?,
+            pins: KeptPins::open(
+                &pins.dir,
+                maps.chain(programs.values().map(|program| program.name)),
+            )?,
+            bpffs: bpffs.to_owned(),
+            programs,
+        })
+    }
+
+    /// Makes the pins of its maps and its programs again, where they are gone; returns which those were.
+    pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
+        keep_all(&self.bpffs, FEATURE, abi::PACKET_ABI, &self.pins)
+    }
+
+    /// Whether an agent has left something, which outlives it.
+    pub fn is_pinned(bpffs: &Path) -> bool {
+        directory(bpffs, FEATURE, abi::PACKET_ABI).exists()
+    }
+
+    /// Programs of the packet path on devices that do not use the flows of `this`: an earlier agent has pinned them elsewhere.
+    pub fn strays(this: Option<&Self>) -> Strays {
+        let kept = this.and_then(|this| strays::id(this.flows.as_fd()));
+        Strays::on_devices(&hooks::PACKET, &kept.into_iter().collect())
+    }
+
+    /// Reads the devices, and looks where the programs are.
+    pub fn observe(&mut self) -> Result<EdgeImage, DataplaneError> {
+        let rows = sys::map_entries(self.edges.as_fd()).map_err(on_map("read", "yurt_edge"))?;
+        let mut image = EdgeImage {
+            rows: rows
+                .iter()
+                .map(|(ifindex, row)| (*ifindex, decode(row)))
+                .collect(),
+            ..EdgeImage::default()
+        };
+        for (direction, program) in &self.programs {
+            for (ifindex, is_in_place) in self.tc.devices(&program.on(*direction))? {
+                let at = (*direction, ifindex);
+                if is_in_place {
+                    image.attached.insert(at);
+                } else {
+                    image.lost.insert(at);
+                }
+            }
+        }
+        Ok(image)
+    }
+
+    /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
+    pub fn bring_to(&mut self, wanted: &EdgeImage) -> Result<Vec<DataplaneError>, DataplaneError> {
+        let ops = plan(&self.observe()?, wanted);
+        Ok(ops.iter().filter_map(|op| self.write(op).err()).collect())
+    }
+
+    /// Removes maps and programs, which must be on no device any more.
+    pub fn remove(self) -> Result<(), DataplaneError> {
+        remove_dir(&directory(&self.bpffs, FEATURE, abi::PACKET_ABI))
+    }
+
+    fn write(&mut self, op: &EdgeOp) -> Result<(), DataplaneError> {
+        match op {
+            EdgeOp::PutRow(ifindex, row) => {
+                sys::map_update(self.edges.as_fd(), ifindex, &encode(row))
+                    .map_err(on_map("write", "yurt_edge"))
+            }
+            EdgeOp::DeleteRow(ifindex) => sys::map_delete(self.edges.as_fd(), ifindex)
+                .map_err(on_map("delete from", "yurt_edge")),
+            EdgeOp::Attach(direction, ifindex) => match self.programs.get(direction) {
+                Some(program) => self
+                    .tc
+                    .attach(&program.on(*direction), *ifindex)
+                    .map(|_| ()),
+                None => Ok(()),
+            },
+            EdgeOp::Detach(direction, ifindex) => match self.programs.get(direction) {
+                Some(program) => {
+                    let TcProgram { name, hook, .. } = program.on(*direction);
+                    self.tc.detach(name, hook, *ifindex)
+                }
+                None => Ok(()),
+            },
+        }
+    }
+
+    /// What it counts, to be read while it is worked on.
+    pub fn counters(&self) -> Result<PacketCounters, DataplaneError> {
+        let counts = self.counts.try_clone();
+        Ok(PacketCounters {
+            counts: counts.map_err(on_map("open", "yurt_pk_count"))?,
+            cpus: self.cpus,
+        })
+    }
+}
+
+/// What was done with packets.
+#[derive(Debug)]
+pub struct PacketCounters {
+    counts: OwnedFd,
+    cpus: usize,
+}
+
+impl PacketCounters {
+    /// By the names of [`abi::HANDLED_NAMES`].
+    pub fn read(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
+        let mut counts = BTreeMap::new();
+        for (index, name) in (0u32..).zip(abi::HANDLED_NAMES) {
+            let mut per_cpu = vec![0u64; self.cpus];
+            sys::map_lookup(self.counts.as_fd(), &index, &mut per_cpu)
+                .map_err(on_map("read", "yurt_pk_count"))?;
+            counts.insert(name, per_cpu.iter().sum());
+        }
+        Ok(counts)
+    }
+}
+
+// === Encoding: edge -> abi, and back ===
+
+fn encode(row: &EdgeRow) -> abi::EdgeRow {
+    abi::EdgeRow {
+        addr6: row.v6.map(|address| address.octets()).unwrap_or_default(),
+        addr4: row.v4.map(|address| address.octets()).unwrap_or_default(),
+        pad: [0; 4],
+    }
+}
+
+fn decode(row: &abi::EdgeRow) -> EdgeRow {
+    EdgeRow {
+        v4: (row.addr4 != [0; 4]).then(|| row.addr4.into()),
+        v6: (row.addr6 != [0; 16]).then(|| row.addr6.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_row_is_read_back_as_it_was_written() {
+        let v4 = Some("192.0.2.11".parse().unwrap());
+        let v6 = Some("2001:db8::11".parse().unwrap());
+        for (v4, v6) in [(v4, v6), (v4, None), (None, v6), (None, None)] {
+            let row = EdgeRow { v4, v6 };
+            assert_eq!(decode(&encode(&row)), row);
+        }
+    }
+}
