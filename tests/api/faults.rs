@@ -59,6 +59,13 @@ fn an_answer_that_is_no_list_loses_nothing() -> Result<()> {
     survives([Fault::Body("application/json", empty)])
 }
 
+#[test]
+fn a_list_of_another_kind_takes_no_service_away() -> Result<()> {
+    let slices = br#"{"kind":"EndpointSliceList","apiVersion":"discovery.k8s.io/v1","metadata":
+        {"resourceVersion":"1000000"},"items":[{"kind":"EndpointSlice","metadata":{"name":"a-1"}}]}"#;
+    survives([Fault::Body("application/json", slices.to_vec())])
+}
+
 /// Of a proxy that drops the query, and of a server that has more each time.
 #[test]
 fn a_list_whose_pages_never_end_is_given_up_and_loses_nothing() -> Result<()> {

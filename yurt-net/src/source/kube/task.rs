@@ -326,7 +326,12 @@ impl Task {
         inflate
             .finish(|bytes| scanner.push(bytes, |item| items.push(Bytes::copy_from_slice(item))))?;
         self.tell_items(wanted, items, extent).await?;
-        Ok(scanner.finish()?)
+        let end = scanner.finish()?;
+        match wanted {
+            Some(_) => Ok(end.of_kind(self.shape.resource.kind().name())?),
+            // Only how far the server has come was asked: metadata may have a kind of their own.
+            None => Ok(end),
+        }
     }
 
     /// The items that were handed over are a whole list; returns whether it is held back.

@@ -37,6 +37,14 @@ pub enum BodyError {
     /// It has no items, or far too much besides.
     #[error("the answer is no list")]
     NoList,
+    /// A list of something else says nothing of what was asked for.
+    #[error("the answer is a list of another kind, {found:?} where {wanted}List was asked for")]
+    OtherKind {
+        /// Its kind, or the beginning of it.
+        found: String,
+        /// The kind of the objects that were asked for.
+        wanted: &'static str,
+    },
     /// What is around the items, or an event.
     #[error("the answer is not JSON")]
     Json(#[from] serde_json::Error),
@@ -91,10 +99,28 @@ impl Inflate {
 /// The end of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ListEnd {
+    /// What it says that it is, as `ServiceList`; "" where it does not say so.
+    pub kind: String,
     /// Where a watch goes on.
     pub version: String,
     /// There is more, to be had with this token.
     pub next_page: Option<String>,
+}
+
+impl ListEnd {
+    /// Refuses a list of another kind: it would be taken for an empty one. Servers that do not say what they send are believed, and so
+    /// is `List`, as which YurtHub and kubectl put objects together.
+    pub fn of_kind(self, wanted: &'static str) -> Result<Self, BodyError> {
+        let is_wanted = self
+            .kind
+            .strip_suffix("List")
+            .is_some_and(|kind| kind == wanted);
+        if is_wanted || matches!(&*self.kind, "" | "List") {
+            return Ok(self);
+        }
+        let found = self.kind.chars().take(64).collect();
+        Err(BodyError::OtherKind { found, wanted })
+    }
 }
 
 /// Takes a list apart.
@@ -142,6 +168,8 @@ impl ListScanner {
     pub fn finish(self) -> Result<ListEnd, BodyError> {
         #[derive(Deserialize)]
         struct Envelope {
+            #[serde(default)]
+            kind: String,
             metadata: Metadata,
         }
         #[derive(Deserialize)]
@@ -169,6 +197,7 @@ impl ListScanner {
             result => result?,
         };
         Ok(ListEnd {
+            kind: envelope.kind,
             version: envelope.metadata.resource_version.unwrap_or_default(),
             next_page: envelope
                 .metadata

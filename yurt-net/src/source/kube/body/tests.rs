@@ -78,6 +78,7 @@ fn an_empty_list_is_a_list() {
     assert_eq!(
         end,
         ListEnd {
+            kind: String::new(),
             version: "7".to_owned(),
             next_page: Some("x".to_owned())
         }
@@ -93,6 +94,32 @@ fn a_list_whose_items_are_null_is_an_empty_list() {
         assert_eq!((items.len(), end.version.as_str()), (0, "7"));
         assert!(scan([head]).is_err(), "cut at {cut}");
     }
+}
+
+#[test]
+fn a_list_of_another_kind_is_not_taken_for_an_empty_one() {
+    let end = |kind: &str| ListEnd {
+        kind: kind.to_owned(),
+        version: "7".to_owned(),
+        next_page: None,
+    };
+    for kind in ["ServiceList", "List", ""] {
+        assert_eq!(end(kind).of_kind("Service").unwrap(), end(kind));
+    }
+    for kind in ["EndpointSliceList", "Service", "PoolServiceList", "Status"] {
+        let error = end(kind).of_kind("Service").unwrap_err().to_string();
+        assert!(
+            error.contains(kind) && error.contains("ServiceList"),
+            "{error}"
+        );
+    }
+    let error = end(&"\u{202e}".repeat(1000))
+        .of_kind("Service")
+        .unwrap_err();
+    assert!(
+        error.to_string().len() < 1000 && error.to_string().is_ascii(),
+        "{error}"
+    );
 }
 
 #[test]
