@@ -219,7 +219,7 @@ fn rows_that_no_hook_of_a_socket_serves_are_marked() {
     });
     let text = text(&mut world, Paint::Plain);
     assert!(text.contains("  internal*, external*  forward"), "{text}");
-    assert!(text.contains("\n* only a packet path"), "{text}");
+    assert!(text.contains("\n* only the packet path"), "{text}");
     // In JSON it is the field `path`; and where there is no row, nothing is explained.
     assert!(!self::text(&mut World::new(), Paint::Plain).contains('*'));
 }
