@@ -251,13 +251,14 @@ fn after_a_cleanup_no_plugin_loads_the_guard_again() -> Result<()> {
 }
 
 #[test]
-fn an_annotation_lets_a_pod_use_more() -> Result<()> {
+fn an_annotation_lets_a_pod_use_more_until_a_source_says_otherwise() -> Result<()> {
     let lab = Lab::new()?;
     let edge = lab.node(NODE)?;
     let node = Node::on(&edge);
     let api = edge.netns().run(FakeApiserver::start)??;
     api.put(objects::node(NODE, None, edge.ip4().into()))?;
-    let _agent = edge.start_agent_from(&format!("kube:{}", api.http().url()), NODE, &[])?;
+    let source = format!("kube:{}", api.http().url());
+    let agent = edge.start_agent_from(&source, NODE, &[])?;
     edge.wait_ready()?;
     let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
     let web = pod("web-0", "c1");
@@ -290,6 +291,23 @@ fn an_annotation_lets_a_pod_use_more() -> Result<()> {
     let (before, _) = found(&edge, "web-0")?;
     spoof(&web.netns, "10.1.0.99")?;
     ensure!(found(&edge, "web-0")?.0 == before);
+
+    // The next agent starts without the cloud, and a checkpoint it has not.
+    agent.kill9()?;
+    api.http().stop();
+    let snapshot = edge.state_dir().join("snapshot");
+    if snapshot.exists() {
+        fs::remove_dir_all(snapshot)?;
+    }
+    let _agent = edge.start_agent_from(&source, NODE, &[])?;
+    edge.wait_for_status("the Pod is guarded again", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+    })?;
+    let (before, _) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.99")?;
+    ensure!(found(&edge, "web-0")?.0 == before);
+    spoof(&web.netns, "10.1.0.98")?;
+    ensure!(found(&edge, "web-0")?.0 > before);
     Ok(())
 }
 
