@@ -1,10 +1,18 @@
 //! Clients outside: hosts that are no node of the agent's, and Pods of other nodes, whose packets come in by the wire.
 
 use std::collections::BTreeSet;
+use std::io;
+use std::net::Ipv4Addr;
+use std::net::SocketAddrV4;
+use std::os::fd::AsRawFd;
+use std::os::fd::FromRawFd;
+use std::os::fd::OwnedFd;
 
 use anyhow::Context;
 use anyhow::Result;
 use anyhow::ensure;
+use yurt_frames::SYN;
+use yurt_frames::tcp;
 use yurt_net_tests::lab::Agent;
 use yurt_net_tests::lab::Pod;
 use yurt_net_tests::lab::Proto;
@@ -163,5 +171,65 @@ fn what_is_switched_off_is_taken_off_the_devices_and_sockets_are_served_on() -> 
     ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
     let inside = node.pod("inside")?;
     assert_eq!(inside.get("10.96.0.10:80")?, "near");
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_first_packets_costs_no_quiet_flow_and_moves_none() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let (near, far) = (stage.near.clone(), stage.far.clone());
+    let _agent = stage.start(&[&near, &far])?;
+    let to = stage.frontends()?[0].clone();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(stage.client.hold(Tcp, &to)?);
+    }
+    let (address, client) = (stage.world.node(0)?.ip4(), stage.world.node(2)?.ip4());
+    // From every port of the client, those of the flows among them, and from hosts that are not there.
+    let strangers = (1..=2).map(|last| Ipv4Addr::new(198, 18, 0, last));
+    let sources: Vec<Ipv4Addr> = strangers.chain([client]).collect();
+    let flood = || flood(&sources, address);
+    stage.world.node(2)?.netns().run(flood)??;
+    ensure!(stage.count("new_flow")? > 150_000);
+    for flow in &held {
+        assert_eq!(flow.ping()?.answer, flow.opened().answer);
+    }
+    Ok(())
+}
+
+/// Sends a SYN from each port of these addresses to the NodePort.
+fn flood(sources: &[Ipv4Addr], to: Ipv4Addr) -> Result<()> {
+    // SAFETY: no pointers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW) };
+    ensure!(socket >= 0, io::Error::last_os_error());
+    // SAFETY: just opened, and owned by nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    let place = libc::sockaddr_in {
+        sin_family: libc::AF_INET.try_into()?,
+        sin_port: 0,
+        sin_addr: libc::in_addr {
+            s_addr: u32::from_ne_bytes(to.octets()),
+        },
+        sin_zero: [0; 8],
+    };
+    let length = size_of::<libc::sockaddr_in>().try_into()?;
+    for source in sources {
+        for port in 1024..=u16::MAX {
+            let from = SocketAddrV4::new(*source, port);
+            let packet = tcp(from, SocketAddrV4::new(to, NODE_PORT), SYN, b"").bytes();
+            // SAFETY: both are valid for reads of their lengths.
+            let sent = unsafe {
+                libc::sendto(
+                    socket.as_raw_fd(),
+                    packet.as_ptr().cast(),
+                    packet.len(),
+                    0,
+                    (&raw const place).cast(),
+                    length,
+                )
+            };
+            ensure!(sent >= 0, io::Error::last_os_error());
+        }
+    }
     Ok(())
 }

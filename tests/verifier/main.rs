@@ -33,8 +33,8 @@ const CAPS: [(&str, u32, u32); 14] = [
     ("yurt_xlate_out", 8470, 21600),
     ("yurt_xlate_in", 22020, 31290),
     ("yurt_vtep_in", 340, 1920),
-    ("yurt_edge_in", 113680, 53140),
-    ("yurt_edge_out", 14610, 41770),
+    ("yurt_edge_in", 311600, 63250),
+    ("yurt_edge_out", 22280, 28450),
 ];
 
 #[test]

@@ -1,6 +1,6 @@
 //! The maps of the packet path: flows of clients outside, and the devices that lead there.
 
-/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_edge`, `yurt_pk_count`.
+/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_open4`, `yurt_open6`, `yurt_edge`, `yurt_pk_count`.
 pub const PACKET_ABI: u32 = 1;
 
 /// [`FlowKey::place`]: as the client sends it, to the address that it dialled.
@@ -10,7 +10,7 @@ pub const FLOW_SERVED: u8 = 1;
 /// [`FlowKey::place`]: from the backend to this node's address, which stands for the client.
 pub const FLOW_MASQUERADED: u8 = 2;
 
-/// Key of `yurt_flow4` and `yurt_flow6`: a packet of a flow, at the place where it is looked up.
+/// Key of `yurt_flow4` and `yurt_flow6`, and of `yurt_open4` and `yurt_open6`: a packet of a flow, at the place where it is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey<A> {
@@ -35,7 +35,7 @@ pub type FlowKey4 = FlowKey<[u8; 4]>;
 /// Key of `yurt_flow6`.
 pub type FlowKey6 = FlowKey<[u8; 16]>;
 
-/// Value of `yurt_flow4` and `yurt_flow6`: the whole translation at one place, so that a packet costs one lookup and no look into the
+/// Value of the same: the whole translation at one place, so that a packet costs one lookup and no look into the
 /// table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -57,8 +57,8 @@ pub struct Flow<A> {
     pub state: u32,
     /// When a packet was seen last: seconds of `CLOCK_MONOTONIC`.
     pub last_s: u32,
-    /// Zero.
-    pub pad: [u8; 4],
+    /// [`FLOW_SERVED`] of TCP: what the client's first acknowledgement must be.
+    pub expected: u32,
 }
 
 /// Value of `yurt_flow4`.

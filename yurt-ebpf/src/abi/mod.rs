@@ -113,8 +113,8 @@ pods! {
     LiveFlow: 8 { last_ns }
     FlowKey4: 16 { source, destination, source_port_be, destination_port_be, protocol, place, pad }
     FlowKey6: 40 { source, destination, source_port_be, destination_port_be, protocol, place, pad }
-    Flow4: 32 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, pad }
-    Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, pad }
+    Flow4: 32 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
+    Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
     EdgeRow: 24 { addr6, addr4, pad }
     VtepKey: 24 { underlay, vni, port_be, pad }
     VtepSeen: 40 { known, other, known_frames, other_frames, others }

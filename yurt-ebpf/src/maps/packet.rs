@@ -6,12 +6,18 @@ use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
 use yurt_ebpf::abi::{EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED};
 use yurt_ebpf::rewrite::flow::Scratch;
 
-/// Flows of IPv4 clients outside; the entries that were quiet for longest make room.
+/// Flows of IPv4 clients outside that are up; the entries that were quiet for longest make room.
 #[map(name = "yurt_flow4")]
 pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(32768, 0);
 /// See `FLOW4`.
 #[map(name = "yurt_flow6")]
 pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(8192, 0);
+/// Those that are opening.
+#[map(name = "yurt_open4")]
+pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
+/// See `OPEN4`.
+#[map(name = "yurt_open6")]
+pub(crate) static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
 /// Index of a device that leads outside -> this node's addresses there.
 #[map(name = "yurt_edge")]
 pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, 0);

@@ -18,15 +18,27 @@ use yurt_ebpf::abi::{
     FlowKey6, HANDLED, Handled,
 };
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
-use yurt_ebpf::rewrite::flow::{Flows, Here, Memory, Verdict, arriving, leaving};
+use yurt_ebpf::rewrite::flow::{Flows, Found, Here, Memory, Verdict, arriving, leaving};
 
 use super::skb::Skb;
-use crate::maps::packet::{EDGE, FLOW4, FLOW6, HANDLED_COUNT, SCRATCH4, SCRATCH6, snat_ports};
+use crate::maps::packet::{
+    EDGE, FLOW4, FLOW6, HANDLED_COUNT, OPEN4, OPEN6, SCRATCH4, SCRATCH6, snat_ports,
+};
 use crate::maps::service::{AFF4, AFF6, Maps};
+
+/// `skb->pkt_type` of a frame to another link-layer address, which a device in promiscuous mode shows.
+const PACKET_OTHERHOST: u32 = 3;
+/// The number of a VLAN in `skb->vlan_tci`. Number 0 is none: only a priority.
+const VLAN_ID: u32 = 0xfff;
 
 #[classifier]
 #[inline(always)]
 fn yurt_edge_in(ctx: TcContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let packet_type = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) };
+    if packet_type == PACKET_OTHERHOST {
+        return TC_ACT_UNSPEC;
+    }
     match family(&ctx) {
         Some(Family::V4) => in4(&ctx),
         Some(Family::V6) => in6(&ctx),
@@ -120,13 +132,14 @@ enum Family {
 fn family(ctx: &TcContext) -> Option<Family> {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
-    let (is_tagged, protocol) = unsafe {
+    let (is_tagged, tag, protocol) = unsafe {
         (
             core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0,
+            core::ptr::read_volatile(&raw const (*skb).vlan_tci),
             core::ptr::read_volatile(&raw const (*skb).protocol),
         )
     };
-    if is_tagged {
+    if is_tagged && tag & VLAN_ID != 0 {
         None
     } else if protocol == u32::from(ETH_IPV4) {
         Some(Family::V4)
@@ -215,38 +228,86 @@ struct FlowMaps;
 
 impl Flows<[u8; 4]> for FlowMaps {
     #[inline(always)]
-    fn find(&mut self, key: &FlowKey4) -> Option<&mut Flow4> {
-        // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: single words, whose last
-        // writer may win; an entry that is another's by now is found out by the checksums of nobody, and costs one packet.
-        FLOW4.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+    fn find(&mut self, key: &FlowKey4) -> Option<Found<'_, [u8; 4]>> {
+        let up = FLOW4.get_ptr_mut(key);
+        let flow = match up {
+            Some(flow) => flow,
+            None => OPEN4.get_ptr_mut(key)?,
+        };
+        // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: single words, whose last writer may
+        // win. An entry may be another's by now: that costs one packet.
+        let flow = unsafe { &mut *flow };
+        Some(Found {
+            flow,
+            is_opening: up.is_none(),
+        })
     }
 
     #[inline(always)]
-    fn put(&mut self, key: &FlowKey4, flow: &Flow4) -> bool {
-        FLOW4.insert(key, flow, 0).is_ok()
+    fn open(&mut self, key: &FlowKey4, flow: &Flow4) -> bool {
+        OPEN4.insert(key, flow, 0).is_ok()
     }
 
     #[inline(always)]
-    fn put_new(&mut self, key: &FlowKey4, flow: &Flow4) -> bool {
-        FLOW4.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+    fn open_new(&mut self, key: &FlowKey4, flow: &Flow4) -> bool {
+        OPEN4.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn settle(&mut self, key: &FlowKey4, flow: &Flow4) -> bool {
+        let is_up = FLOW4.insert(key, flow, 0).is_ok();
+        if is_up {
+            let _ = OPEN4.remove(key);
+        }
+        is_up
+    }
+
+    #[inline(always)]
+    fn forget(&mut self, key: &FlowKey4) {
+        let _ = FLOW4.remove(key);
+        let _ = OPEN4.remove(key);
     }
 }
 
 impl Flows<[u8; 16]> for FlowMaps {
     #[inline(always)]
-    fn find(&mut self, key: &FlowKey6) -> Option<&mut Flow6> {
+    fn find(&mut self, key: &FlowKey6) -> Option<Found<'_, [u8; 16]>> {
+        let up = FLOW6.get_ptr_mut(key);
+        let flow = match up {
+            Some(flow) => flow,
+            None => OPEN6.get_ptr_mut(key)?,
+        };
         // SAFETY: as for IPv4.
-        FLOW6.get_ptr_mut(key).map(|flow| unsafe { &mut *flow })
+        let flow = unsafe { &mut *flow };
+        Some(Found {
+            flow,
+            is_opening: up.is_none(),
+        })
     }
 
     #[inline(always)]
-    fn put(&mut self, key: &FlowKey6, flow: &Flow6) -> bool {
-        FLOW6.insert(key, flow, 0).is_ok()
+    fn open(&mut self, key: &FlowKey6, flow: &Flow6) -> bool {
+        OPEN6.insert(key, flow, 0).is_ok()
     }
 
     #[inline(always)]
-    fn put_new(&mut self, key: &FlowKey6, flow: &Flow6) -> bool {
-        FLOW6.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+    fn open_new(&mut self, key: &FlowKey6, flow: &Flow6) -> bool {
+        OPEN6.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+    }
+
+    #[inline(always)]
+    fn settle(&mut self, key: &FlowKey6, flow: &Flow6) -> bool {
+        let is_up = FLOW6.insert(key, flow, 0).is_ok();
+        if is_up {
+            let _ = OPEN6.remove(key);
+        }
+        is_up
+    }
+
+    #[inline(always)]
+    fn forget(&mut self, key: &FlowKey6) {
+        let _ = FLOW6.remove(key);
+        let _ = OPEN6.remove(key);
     }
 }
 

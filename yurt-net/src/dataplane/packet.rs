@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <bpffs>/yurt-net/packet-v1/     locked (flock) while it is loaded into; by its ABI
-//!     yurt_flow4, yurt_flow6      flows: they survive agents
+//!     yurt_flow4, yurt_flow6      flows that are up: they survive agents
+//!     yurt_open4, yurt_open6      flows that are opening
 //!     yurt_edge                   the devices that lead outside, and this node's addresses there
 //!     yurt_pk_count               what was done
 //!     yurt_pk_work4, _work6       what is looked up for the packet at hand

@@ -12,8 +12,11 @@
 //! | backend to client, leaving | [`FLOW_SERVED`] | source: the address that the client dialled |
 //!
 //! A flow whose backend is on this node never leaves on its way there, so it is not masqueraded and has two entries; others have
-//! three. The table is asked once, by the first packet: an entry is the whole translation. **A SYN decides anew**, so that a port that
-//! a client uses again never gets a backend of before; only where nobody has answered yet it is the same SYN once more.
+//! three. The table is asked once, by the first packet: an entry is the whole translation.
+//!
+//! A flow is opening until the backend has answered and the client has answered that, and its entries are in a smaller map: a flood
+//! of first packets pushes out none that is up. A SYN decides anew once its flow is closing, or its backend is not in the set any more;
+//! else it goes to the backend that the flow has, which answers a stray one by itself (RFC 5961).
 
 mod address;
 
@@ -36,15 +39,30 @@ const ACK: u8 = 0x10;
 const BACKEND_TRIES: u32 = 3;
 /// Ports that a masqueraded flow tries.
 const PORT_TRIES: u32 = 8;
+/// So far may a client's first acknowledgement be ahead: what the backend has sent since it said SYN.
+const WINDOW: u32 = 1 << 20;
 
-/// The maps of flows.
+/// The maps of flows: of those that are up, and of those that are opening. The latter are few, and whoever opens many pushes out no
+/// flow that is up.
 pub trait Flows<A> {
-    /// An entry; it may be written to.
-    fn find(&mut self, key: &FlowKey<A>) -> Option<&mut Flow<A>>;
-    /// Puts an entry in; false where there is no room.
-    fn put(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
-    /// Puts an entry in, if there is none.
-    fn put_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// An entry of either; it may be written to.
+    fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>>;
+    /// Puts an entry among those that are opening, in place of what is there; false where there is no room.
+    fn open(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// The same, if nothing is there.
+    fn open_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Puts an entry among those that are up, and takes it out of those that are opening.
+    fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Takes an entry out of both.
+    fn forget(&mut self, key: &FlowKey<A>);
+}
+
+/// An entry that was found.
+pub struct Found<'a, A> {
+    /// The entry.
+    pub flow: &'a mut Flow<A>,
+    /// It is among those that are opening.
+    pub is_opening: bool,
 }
 
 /// The memory of affinity.
@@ -83,6 +101,7 @@ pub struct Scratch<A: Address> {
     key: FlowKey<A>,
     other: FlowKey<A>,
     flow: Flow<A>,
+    served: Flow<A>,
     backend: A::Backend,
 }
 
@@ -91,32 +110,43 @@ struct Head {
     ip: Ip,
     source_port_be: [u8; 2],
     destination_port_be: [u8; 2],
-    /// Of TCP.
+    /// Of TCP, as the next two: the number of its first byte.
+    sequence: u32,
+    /// The byte that is expected next.
+    acknowledged: u32,
     flags: u8,
 }
 
 impl Head {
     #[inline(always)]
-    fn read<P: Packet>(packet: &P, is_v6: bool) -> Option<Self> {
-        let ip = Ip::read(packet, ETH, is_v6)?;
+    fn of<P: Packet>(packet: &P, ip: Ip) -> Option<Self> {
         if ip.part != Part::Whole {
             return None;
         }
-        let ([a, b, c, d], flags) = match ip.protocol {
-            TCP => {
-                let [a, b, c, d, _, _, _, _, _, _, _, _, _, flags]: [u8; 14] =
-                    packet.far(ip.payload)?;
-                ([a, b, c, d], flags)
-            }
-            UDP => (packet.far(ip.payload)?, 0),
-            _ => return None,
-        };
-        Some(Self {
-            source_port_be: [a, b],
-            destination_port_be: [c, d],
-            flags,
+        let mut head = Self {
+            source_port_be: [0; 2],
+            destination_port_be: [0; 2],
+            sequence: 0,
+            acknowledged: 0,
+            flags: 0,
             ip,
-        })
+        };
+        match head.ip.protocol {
+            TCP => {
+                let [a, b, c, d, s0, s1, s2, s3, a0, a1, a2, a3, _, flags]: [u8; 14] =
+                    packet.far(head.ip.payload)?;
+                (head.source_port_be, head.destination_port_be) = ([a, b], [c, d]);
+                head.sequence = u32::from_be_bytes([s0, s1, s2, s3]);
+                head.acknowledged = u32::from_be_bytes([a0, a1, a2, a3]);
+                head.flags = flags;
+            }
+            UDP => {
+                let [a, b, c, d] = packet.far(head.ip.payload)?;
+                (head.source_port_be, head.destination_port_be) = ([a, b], [c, d]);
+            }
+            _ => return None,
+        }
+        Some(head)
     }
 
     #[inline(always)]
@@ -180,8 +210,7 @@ impl<A: Address> Flow<A> {
     /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
     #[inline(always)]
     fn touch(&mut self, head: &Head, now_s: u32) -> bool {
-        let quiet = now_s.wrapping_sub(self.last_s);
-        if !head.is_tcp() && quiet > FLOW_QUIET_S {
+        if self.is_over(head.is_tcp(), now_s) {
             return false;
         }
         // A SYN that is sent again says nothing new.
@@ -193,7 +222,7 @@ impl<A: Address> Flow<A> {
             new |= FLOW_IS_CLOSING;
         }
         // A store for every packet would have all processors fight for the line.
-        if quiet != 0 {
+        if self.last_s != now_s {
             self.last_s = now_s;
         }
         if new != self.state {
@@ -209,7 +238,7 @@ impl<A: Address> Flow<A> {
             && u16::from_ne_bytes(self.to_port_be) == u16::from_ne_bytes(other.to_port_be)
     }
 
-    /// Whether another flow may have its key.
+    /// Whether it counts no more, and another flow may have its key.
     #[inline(always)]
     fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
         let quiet = now_s.wrapping_sub(self.last_s);
@@ -219,6 +248,20 @@ impl<A: Address> Flow<A> {
             quiet > FLOW_QUIET_S
         }
     }
+}
+
+/// What is known of the flow that a packet seems to open.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// Nothing.
+    Nothing,
+    /// It is over, or closing.
+    Over,
+    /// Nobody has answered yet: it is the same packet once more.
+    Opening,
+    /// It is up. The backend answers a SYN that comes all the same, from long ago or from somebody else (RFC 5961): it must not move
+    /// the flow to another one. Where its backend is not in the set any more, it is decided anew.
+    Up,
 }
 
 /// A packet that comes in by a device that leads outside.
@@ -237,29 +280,37 @@ where
     F: Flows<A> + Memory<A>,
     H: Here,
 {
-    let Some(head) = Head::read(packet, A::IS_V6) else {
+    let Some(ip) = Ip::read(packet, ETH, A::IS_V6) else {
         return Verdict::Pass;
     };
-    if A::of(head.ip.destination).is_loopback() {
+    // Of any protocol, and in every fragment.
+    if A::of(ip.destination).is_loopback() || A::of(ip.source).is_loopback() {
         return Verdict::Is(Handled::DropLoopback);
     }
+    let Some(head) = Head::of(packet, ip) else {
+        return Verdict::Pass;
+    };
     let now_s = here.now_s();
     let (first, count) = here.ports();
     let port = u16::from_be_bytes(head.destination_port_be);
     head.key(&mut scratch.key, FLOW_MASQUERADED);
     if port.wrapping_sub(first) < count
-        && let Some(flow) = flows.find(&scratch.key)
+        && let Some(Found { flow, .. }) = flows.find(&scratch.key)
         && flow.touch(&head, now_s)
     {
         let client = (flow.to, flow.to_port_be);
         return led(&head, packet, Side::Destination, client, Handled::ToClient);
     }
     scratch.key.place = FLOW_DIALLED;
-    let mut is_known = false;
-    if let Some(flow) = flows.find(&scratch.key) {
+    let mut known = Known::Nothing;
+    if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
         let backend = (flow.to, flow.to_port_be);
         if !head.opens() {
             if flow.touch(&head, now_s) {
+                if is_opening {
+                    scratch.flow = *flow;
+                    settle(&head, flows, scratch);
+                }
                 return led(
                     &head,
                     packet,
@@ -268,15 +319,53 @@ where
                     Handled::ToBackend,
                 );
             }
-        } else if flow.state & FLOW_IS_ANSWERED == 0 {
+            known = Known::Over;
+        } else {
             scratch.backend = flow.to.backend(flow.to_port_be);
-            is_known = true;
+            known = match flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
+                0 => Known::Opening,
+                FLOW_IS_ANSWERED => Known::Up,
+                _ => Known::Over,
+            };
         }
     }
     if head.is_tcp() && !head.opens() || A::of(head.ip.destination).is_of_the_link() {
         return Verdict::Pass;
     }
-    begin(&head, packet, tables, flows, here, scratch, is_known)
+    begin(&head, packet, tables, flows, here, scratch, known)
+}
+
+/// The client has answered in a flow that is opening, of which `scratch.key` and `scratch.flow` are what it dialled: once the backend has
+/// answered before, it is up. By TCP the client must know what the backend said, so that nobody sends both sides' packets.
+#[inline(always)]
+fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scratch<A>) {
+    scratch.other = scratch.key;
+    scratch.other.destination = scratch.flow.to;
+    scratch.other.destination_port_be = scratch.flow.to_port_be;
+    scratch.other.place = FLOW_SERVED;
+    let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
+        return;
+    };
+    let is_known = !head.is_tcp() || head.acknowledged.wrapping_sub(flow.expected) < WINDOW;
+    if flow.state & FLOW_IS_ANSWERED == 0 || !is_known {
+        return;
+    }
+    scratch.served = *flow;
+    if !flows.settle(&scratch.other, &scratch.served) || !flows.settle(&scratch.key, &scratch.flow)
+    {
+        return;
+    }
+    if u16::from_ne_bytes(scratch.served.node_port_be) != 0 {
+        scratch.other.source = scratch.flow.to;
+        scratch.other.source_port_be = scratch.flow.to_port_be;
+        scratch.other.destination = scratch.served.node;
+        scratch.other.destination_port_be = scratch.served.node_port_be;
+        scratch.other.place = FLOW_MASQUERADED;
+        if let Some(Found { flow, .. }) = flows.find(&scratch.other) {
+            scratch.served = *flow;
+            flows.settle(&scratch.other, &scratch.served);
+        }
+    }
 }
 
 /// The first packet of a flow, whose key is there, and the backend if it is known.
@@ -288,7 +377,7 @@ fn begin<A, P, T, F, H>(
     flows: &mut F,
     here: &H,
     scratch: &mut Scratch<A>,
-    is_known: bool,
+    known: Known,
 ) -> Verdict
 where
     A: Address,
@@ -302,14 +391,14 @@ where
     let (port_be, protocol) = (head.destination_port_be, head.ip.protocol);
     let dialled = scratch.key.destination;
     let (word, service) = match dialled.outside(tables, &dialer, port_be, protocol) {
-        Resolved::Pass => return Verdict::Pass,
+        Resolved::Pass => return direct(head, flows, here, scratch),
         Resolved::Refuse(why) => return Verdict::Is(refused(why)),
         Resolved::Service(word, service) => (word, service),
     };
     let now_s = here.now_s();
     let affinity = tables.affinity(service);
-    let mut is_kept =
-        is_known || !affinity.is_none() && flows.recall(client_id, affinity, &mut scratch.backend);
+    let mut is_kept = matches!(known, Known::Opening | Known::Up)
+        || !affinity.is_none() && flows.recall(client_id, affinity, &mut scratch.backend);
     scratch.flow = Flow {
         to: dialled,
         node: A::of((0, 0)),
@@ -319,7 +408,7 @@ where
         service,
         state: 0,
         last_s: now_s,
-        pad: [0; 4],
+        expected: 0,
     };
     scratch.other = scratch.key;
     scratch.other.place = FLOW_SERVED;
@@ -328,21 +417,28 @@ where
         if !is_kept && !A::read(tables, random_slot(&dialer, word), &mut scratch.backend) {
             return Verdict::Is(Handled::DropInconsistent);
         }
-        is_kept = false;
+        let was_kept = core::mem::replace(&mut is_kept, false);
         let backend = A::of_backend(&scratch.backend);
         (scratch.other.destination, scratch.other.destination_port_be) = backend;
-        if let Some(flow) = flows.find(&scratch.other)
-            && !flow.leads_to(&scratch.flow)
-            && !flow.is_over(head.is_tcp(), now_s)
-        {
-            continue;
+        if let Some(Found { flow, .. }) = flows.find(&scratch.other) {
+            let is_its = flow.leads_to(&scratch.flow);
+            if !is_its && !flow.is_over(head.is_tcp(), now_s) {
+                continue;
+            }
+            if is_its && was_kept && known == Known::Up && flow.state & FLOW_IS_CLOSING == 0 {
+                return led(head, packet, Side::Destination, backend, Handled::ToBackend);
+            }
+            flows.forget(&scratch.other);
+        }
+        if known != Known::Nothing {
+            flows.forget(&scratch.key);
         }
         // Answers find their entry before anything is asked.
-        if !flows.put(&scratch.other, &scratch.flow) {
+        if !flows.open(&scratch.other, &scratch.flow) {
             return Verdict::Is(Handled::DropInconsistent);
         }
         (scratch.flow.to, scratch.flow.to_port_be) = backend;
-        if !flows.put(&scratch.key, &scratch.flow) {
+        if !flows.open(&scratch.key, &scratch.flow) {
             return Verdict::Is(Handled::DropInconsistent);
         }
         if !affinity.is_none() {
@@ -351,6 +447,31 @@ where
         return led(head, packet, Side::Destination, backend, Handled::NewFlow);
     }
     Verdict::Is(Handled::DropClash)
+}
+
+/// A packet to no Service that may open a flow, perhaps to a backend itself. Its answers could not be told from those that the client gets
+/// through a Service from the same port: a connection that is up stays, of all else the last one counts.
+#[inline(always)]
+fn direct<A, F, H>(head: &Head, flows: &mut F, here: &H, scratch: &mut Scratch<A>) -> Verdict
+where
+    A: Address,
+    F: Flows<A>,
+    H: Here,
+{
+    scratch.key.place = FLOW_SERVED;
+    let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
+        return Verdict::Pass;
+    };
+    let is_up = flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) == FLOW_IS_ANSWERED;
+    if head.is_tcp() && is_up && !flow.is_over(true, here.now_s()) {
+        return Verdict::Is(Handled::DropClash);
+    }
+    let dialled = (flow.to, flow.to_port_be);
+    flows.forget(&scratch.key);
+    (scratch.key.destination, scratch.key.destination_port_be) = dialled;
+    scratch.key.place = FLOW_DIALLED;
+    flows.forget(&scratch.key);
+    Verdict::Pass
 }
 
 /// A packet that leaves by a device that leads outside, where this node has `node` as its address.
@@ -369,14 +490,20 @@ where
     F: Flows<A>,
     H: Here,
 {
-    let Some(head) = Head::read(packet, A::IS_V6) else {
+    let Some(ip) = Ip::read(packet, ETH, A::IS_V6) else {
+        return Verdict::Pass;
+    };
+    let Some(head) = Head::of(packet, ip) else {
         return Verdict::Pass;
     };
     let now_s = here.now_s();
     head.answer_key(&mut scratch.key);
-    if let Some(flow) = flows.find(&scratch.key) {
+    if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
         if !flow.touch(&head, now_s) {
             return Verdict::Pass;
+        }
+        if is_opening && head.flags & (SYN | ACK) == (SYN | ACK) {
+            flow.expected = head.sequence.wrapping_add(1);
         }
         let dialled = (flow.to, flow.to_port_be);
         return led(&head, packet, Side::Source, dialled, Handled::ToClient);
@@ -385,10 +512,11 @@ where
         return Verdict::Pass;
     }
     head.key(&mut scratch.key, FLOW_SERVED);
-    let Some(flow) = flows.find(&scratch.key) else {
+    let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
         return Verdict::Pass;
     };
-    if !flow.touch(&head, now_s) {
+    // What the client says makes nothing of it answered: that is the backend's.
+    if flow.is_over(head.is_tcp(), now_s) {
         return Verdict::Pass;
     }
     if u16::from_ne_bytes(flow.node_port_be) != 0 {
@@ -407,7 +535,7 @@ where
         return Verdict::Is(Handled::DropNoPort);
     };
     let source = (scratch.flow.node, port_be);
-    if let Some(flow) = flows.find(&scratch.key) {
+    if let Some(Found { flow, .. }) = flows.find(&scratch.key) {
         (flow.node, flow.node_port_be) = source;
     }
     led(&head, packet, Side::Source, source, Handled::ToBackend)
@@ -441,15 +569,23 @@ where
         }
         let port_be = first.wrapping_add(offset).to_be_bytes();
         scratch.other.destination_port_be = port_be;
-        if flows.put_new(&scratch.other, &scratch.flow) {
-            return Some(port_be);
-        }
         let is_free = match flows.find(&scratch.other) {
-            Some(flow) => flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s),
-            None => false,
+            Some(Found { flow, .. }) => {
+                flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s)
+            }
+            None => {
+                // Another CPU may be faster.
+                if flows.open_new(&scratch.other, &scratch.flow) {
+                    return Some(port_be);
+                }
+                false
+            }
         };
-        if is_free && flows.put(&scratch.other, &scratch.flow) {
-            return Some(port_be);
+        if is_free {
+            flows.forget(&scratch.other);
+            if flows.open_new(&scratch.other, &scratch.flow) {
+                return Some(port_be);
+            }
         }
         offset = u16::MAX;
     }

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use proptest::prelude::*;
-use yurt_frames::{ACK, Packet as Sent, SYN, addresses, flaws, ip as host, tcp, udp};
+use yurt_frames::{ACK, Packet as Sent, SYN, Tcp, addresses, flaws, ip as host, tcp, udp};
 
 use super::*;
 use crate::abi::{
@@ -40,7 +40,8 @@ struct Node {
 
 /// The flows of one family.
 struct Map<A: Address> {
-    flows: Vec<(FlowKey<A>, Flow<A>)>,
+    up: Vec<(FlowKey<A>, Flow<A>)>,
+    opening: Vec<(FlowKey<A>, Flow<A>)>,
     affinity: Vec<(u64, Affinity, A::Backend)>,
     is_full: bool,
 }
@@ -48,7 +49,8 @@ struct Map<A: Address> {
 impl<A: Address> Map<A> {
     fn new() -> Self {
         Self {
-            flows: Vec::new(),
+            up: Vec::new(),
+            opening: Vec::new(),
             affinity: Vec::new(),
             is_full: false,
         }
@@ -63,26 +65,34 @@ fn is_same<A: Address>(a: &FlowKey<A>, b: &FlowKey<A>) -> bool {
 }
 
 impl<A: Address> Flows<A> for Map<A> {
-    fn find(&mut self, key: &FlowKey<A>) -> Option<&mut Flow<A>> {
-        let mut flows = self.flows.iter_mut();
-        flows
-            .find(|(known, _)| is_same(known, key))
-            .map(|(_, flow)| flow)
+    fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>> {
+        let up = self.up.iter_mut().map(|entry| (entry, false));
+        let opening = self.opening.iter_mut().map(|entry| (entry, true));
+        let mut entries = up.chain(opening);
+        let ((_, flow), is_opening) = entries.find(|((known, _), _)| is_same(known, key))?;
+        Some(Found { flow, is_opening })
     }
 
-    fn put(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        if self.is_full {
-            return false;
-        }
-        match self.find(key) {
-            Some(known) => *known = *flow,
-            None => self.flows.push((*key, *flow)),
-        }
+    fn open(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.opening.retain(|(known, _)| !is_same(known, key));
+        self.opening.push((*key, *flow));
+        !self.is_full
+    }
+
+    fn open_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        let is_new = !self.opening.iter().any(|(known, _)| is_same(known, key));
+        is_new && self.open(key, flow)
+    }
+
+    fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
+        self.forget(key);
+        self.up.push((*key, *flow));
         true
     }
 
-    fn put_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        self.find(key).is_none() && self.put(key, flow)
+    fn forget(&mut self, key: &FlowKey<A>) {
+        self.up.retain(|(known, _)| !is_same(known, key));
+        self.opening.retain(|(known, _)| !is_same(known, key));
     }
 }
 
@@ -208,12 +218,13 @@ fn scratch<A: Address>() -> Scratch<A> {
         service: 0,
         state: 0,
         last_s: 0,
-        pad: [0; 4],
+        expected: 0,
     };
     Scratch {
         key,
         other: key,
         flow,
+        served: flow,
         backend: nobody.backend([0; 2]),
     }
 }
@@ -345,6 +356,11 @@ impl Node {
 
 fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
+}
+
+/// An IP header between two hosts.
+fn host_to_host(from: SocketAddr, to: SocketAddr) -> Sent {
+    host(from.ip(), to.ip())
 }
 
 fn at(text: &str) -> SocketAddr {
@@ -506,24 +522,146 @@ fn without_a_free_port_or_an_address_a_flow_is_dropped_and_costs_nobody_else() {
     assert_eq!(verdict, Verdict::Is(Handled::DropNoPort));
 }
 
-#[test]
-fn a_syn_decides_anew_unless_it_is_the_same_one_once_more() {
+/// A Service of fifty backends on this node, and a client that has a connection to one of them.
+fn connected(client: SocketAddr, dialled: SocketAddr) -> (Node, usize, SocketAddr) {
     let backends: Vec<String> = (1..=50).map(|host| format!("10.244.1.{host}:80")).collect();
     let backends: Vec<&str> = backends.iter().map(String::as_str).collect();
     let mut node = Node::new();
-    node.serve(TCP, &["192.0.2.11:80"], &backends);
+    let index = node.serve(TCP, &[&dialled.to_string()], &backends);
+    let backend = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+    let led = node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+    assert_eq!(led, backend);
+    (node, index, backend)
+}
+
+#[test]
+fn a_syn_that_is_sent_again_goes_to_the_same_backend() {
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let (mut node, ..) = connected(at("198.51.100.8:1"), dialled);
     let first = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
     for _ in 0..5 {
         let again = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
         assert_eq!(again, first);
     }
+}
+
+#[test]
+fn a_stray_syn_moves_no_connection_that_is_up() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let (mut node, _, backend) = connected(client, dialled);
+    for _ in 0..10 {
+        let led = node.led(&tcp(client, dialled, SYN, b""), Handled::ToBackend);
+        assert_eq!(led, backend);
+        let led = node.led(&tcp(client, dialled, ACK, b"more"), Handled::ToBackend);
+        assert_eq!(led, backend);
+    }
+}
+
+#[test]
+fn a_port_that_is_used_again_gets_no_backend_of_before_that_has_gone() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let (mut node, index, _) = connected(client, dialled);
+    let other = node.add(&["10.244.9.9:80"]);
+    node.services[index] = node.services[other].clone();
+    let led = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    assert_eq!(led, at("10.244.9.9:80"));
+}
+
+#[test]
+fn a_connection_that_was_closed_by_either_side_is_decided_anew() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    for is_by_client in [true, false] {
+        let led = (0..10).map(|_| {
+            let (mut node, _, backend) = connected(client, dialled);
+            if is_by_client {
+                node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+            } else {
+                node.sent(&tcp(backend, client, RST, b""), Handled::ToClient);
+            }
+            let again = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+            let answer = node.sent(&tcp(again, client, SYN | ACK, b""), Handled::ToClient);
+            assert_eq!(answer, (dialled, client));
+            let led = node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+            assert_eq!(led, again);
+            node.now_s += FLOW_CLOSED_S + 1;
+            node.sent(&tcp(again, client, ACK, b""), Handled::ToClient);
+            again
+        });
+        assert_eq!(led.count(), 10);
+    }
+}
+
+#[test]
+fn only_who_has_seen_the_backends_answer_has_a_flow_that_is_up() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let (mut node, _, _) = connected(client, dialled);
+    assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (2, 0));
+    for host in 1..=5 {
+        let client = SocketAddr::new(ip(&format!("203.0.113.{host}")), 1);
+        let backend = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+        let blind = Tcp {
+            acknowledged: 0x9000_0000,
+            ..Tcp::new(client.port(), dialled.port(), ACK)
+        };
+        let blind = host_to_host(client, dialled).then(blind);
+        node.led(&blind, Handled::ToBackend);
+        node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+        node.led(&blind, Handled::ToBackend);
+    }
+    assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (2, 10));
+}
+
+#[test]
+fn a_masqueraded_flow_that_is_up_is_so_in_all_of_its_entries() {
+    let mut node = Node::new();
+    node.serve(TCP, &["192.0.2.11:80"], &["10.244.2.5:80"]);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let backend = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    let (seen, _) = node.sent(&tcp(client, backend, SYN, b""), Handled::ToBackend);
+    node.is_handled(&tcp(backend, seen, SYN | ACK, b""), Handled::ToClient);
+    node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+    assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (0, 3));
     node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
-    let others = (0..5).map(|_| {
-        node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
-        node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow)
-    });
-    assert!(others.into_iter().any(|other| other != first));
+    assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (3, 0));
+    let again = node.sent(&tcp(client, backend, ACK, b""), Handled::ToBackend);
+    assert_eq!(again, (seen, backend));
+}
+
+#[test]
+fn who_dials_a_backend_itself_gets_its_answers_as_they_are() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let (mut node, _, backend) = connected(client, dialled);
+    let direct = tcp(client, backend, SYN, b"");
+    let answer = tcp(backend, client, SYN | ACK, b"");
+    // Not while answers could be either's.
+    node.is_handled(&direct, Handled::DropClash);
+    node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+    node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient);
+    assert_eq!(node.arrive(&direct), (Verdict::Pass, frame(&direct)));
+    assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
+    // Or a while after it was closed, whoever began.
+    let (mut node, _, backend) = connected(client, dialled);
+    node.sent(&tcp(backend, client, RST, b""), Handled::ToClient);
+    node.now_s += FLOW_CLOSED_S + 1;
+    let answer = tcp(backend, client, SYN | ACK, b"");
+    assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
+}
+
+#[test]
+fn of_datagrams_to_a_backend_and_to_its_service_the_last_one_asked_for_counts() {
+    let mut node = Node::new();
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
+    let backend = at("10.244.1.5:53");
+    let answer = udp(backend, client, b"!");
+    for _ in 0..2 {
+        node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+        assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
+        let direct = udp(client, backend, b"?");
+        assert_eq!(node.arrive(&direct), (Verdict::Pass, frame(&direct)));
+        assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
+    }
 }
 
 #[test]
@@ -561,6 +699,11 @@ fn a_quiet_flow_of_datagrams_is_over_and_decides_anew() {
     node.now_s += FLOW_QUIET_S + 1;
     let led = node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
     assert_eq!(led, at("10.244.1.6:53"));
+    node.sent(&udp(led, client, b"!"), Handled::ToClient);
+    for _ in 0..2 {
+        let led = node.led(&udp(client, dialled, b"?"), Handled::ToBackend);
+        assert_eq!(led, at("10.244.1.6:53"));
+    }
 }
 
 #[test]
@@ -679,7 +822,17 @@ fn what_comes_from_outside_for_a_loopback_address_is_dropped() {
         ("198.51.100.7:1", "127.0.0.1:80"),
         ("[2001:db8::7]:1", "[::1]:80"),
     ] {
-        node.is_handled(&tcp(at(from), at(to), SYN, b""), Handled::DropLoopback);
+        let (from, to) = (at(from), at(to));
+        let packets = [
+            tcp(from, to, SYN, b""),
+            host_to_host(from, to).ping(7),
+            host_to_host(from, to).sctp(1, 2),
+            host_to_host(to, from).udp(1, 2),
+        ];
+        let fragments = udp(from, to, &[7; 40]).fragments(9, &[24]);
+        for packet in packets.into_iter().chain(fragments) {
+            node.is_handled(&packet, Handled::DropLoopback);
+        }
     }
 }
 
@@ -716,7 +869,7 @@ fn what_is_of_no_flow_and_no_service_goes_on_unchanged() {
     let mut node = Node::new();
     node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
-    let between = || host(client.ip(), dialled.ip());
+    let between = || host_to_host(client, dialled);
     let fragments = udp(client, dialled, &[7; 40]).fragments(9, &[24]);
     let packets = [
         tcp(client, at("192.0.2.11:22"), SYN, b""),
@@ -732,7 +885,7 @@ fn what_is_of_no_flow_and_no_service_goes_on_unchanged() {
             assert_eq!(left, (Verdict::Pass, frame(&packet)));
         }
     }
-    assert!(node.flows4.flows.is_empty());
+    assert!(node.flows4.up.is_empty() && node.flows4.opening.is_empty());
 }
 
 #[test]

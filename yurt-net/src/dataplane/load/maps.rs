@@ -153,7 +153,11 @@ pub struct FlowCapacity {
     pub v6: u32,
 }
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 6] {
+/// A flow that is up stays for hours, one that is opening for a moment: so much smaller is their map.
+const OPENINGS: u32 = 4;
+
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 8] {
+    let opening = |entries: u32| entries.div_ceil(OPENINGS);
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     [
         (
@@ -163,6 +167,14 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
         (
             "yurt_flow6",
             info::<abi::FlowKey6, abi::Flow6>(lru, capacity.v6, 0),
+        ),
+        (
+            "yurt_open4",
+            info::<abi::FlowKey4, abi::Flow4>(lru, opening(capacity.v4), 0),
+        ),
+        (
+            "yurt_open6",
+            info::<abi::FlowKey6, abi::Flow6>(lru, opening(capacity.v6), 0),
         ),
         (
             "yurt_edge",
