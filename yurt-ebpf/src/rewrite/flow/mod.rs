@@ -105,6 +105,28 @@ pub struct Scratch<A: Address> {
     backend: A::Backend,
 }
 
+impl<A: Address> Scratch<A> {
+    /// `other` is the entry for the answers to `key`, which leads to `flow`.
+    #[inline(always)]
+    fn point_at_served(&mut self) {
+        self.other = self.key;
+        self.other.destination = self.flow.to;
+        self.other.destination_port_be = self.flow.to_port_be;
+        self.other.place = FLOW_SERVED;
+    }
+
+    /// `other`, which was that, is the entry for the answers to this node's address; false where there is none.
+    #[inline(always)]
+    fn point_at_masqueraded(&mut self, node: A, node_port_be: [u8; 2]) -> bool {
+        self.other.source = self.flow.to;
+        self.other.source_port_be = self.flow.to_port_be;
+        self.other.destination = node;
+        self.other.destination_port_be = node_port_be;
+        self.other.place = FLOW_MASQUERADED;
+        u16::from_ne_bytes(node_port_be) != 0
+    }
+}
+
 /// A packet of TCP or UDP, as far as it is read.
 struct Head {
     ip: Ip,
@@ -238,6 +260,14 @@ impl<A: Address> Flow<A> {
             && u16::from_ne_bytes(self.to_port_be) == u16::from_ne_bytes(other.to_port_be)
     }
 
+    /// Whether its answers are those to what was dialled, and not to another frontend that has led the client to the same backend since.
+    #[inline(always)]
+    fn answers(&self, dialled: &FlowKey<A>) -> bool {
+        self.to == dialled.destination
+            && u16::from_ne_bytes(self.to_port_be)
+                == u16::from_ne_bytes(dialled.destination_port_be)
+    }
+
     /// Whether it counts no more, and another flow may have its key.
     #[inline(always)]
     fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
@@ -305,10 +335,23 @@ where
     let mut known = Known::Nothing;
     if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
         let backend = (flow.to, flow.to_port_be);
-        if !head.opens() {
-            if flow.touch(&head, now_s) {
+        scratch.backend = flow.to.backend(flow.to_port_be);
+        if head.opens() {
+            known = match flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
+                0 => Known::Opening,
+                FLOW_IS_ANSWERED => Known::Up,
+                _ => Known::Over,
+            };
+        } else {
+            known = Known::Over;
+            let is_later = flow.last_s != now_s;
+            let mut is_alive = flow.touch(&head, now_s);
+            scratch.flow = *flow;
+            if !head.is_tcp() && is_later {
+                is_alive = keep_alive(flows, scratch, is_alive, now_s);
+            }
+            if is_alive {
                 if is_opening {
-                    scratch.flow = *flow;
                     settle(&head, flows, scratch);
                 }
                 return led(
@@ -319,14 +362,6 @@ where
                     Handled::ToBackend,
                 );
             }
-            known = Known::Over;
-        } else {
-            scratch.backend = flow.to.backend(flow.to_port_be);
-            known = match flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
-                0 => Known::Opening,
-                FLOW_IS_ANSWERED => Known::Up,
-                _ => Known::Over,
-            };
         }
     }
     if head.is_tcp() && !head.opens() || A::of(head.ip.destination).is_of_the_link() {
@@ -339,15 +374,12 @@ where
 /// answered before, it is up. By TCP the client must know what the backend said, so that nobody sends both sides' packets.
 #[inline(always)]
 fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scratch<A>) {
-    scratch.other = scratch.key;
-    scratch.other.destination = scratch.flow.to;
-    scratch.other.destination_port_be = scratch.flow.to_port_be;
-    scratch.other.place = FLOW_SERVED;
+    scratch.point_at_served();
     let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
         return;
     };
     let is_known = !head.is_tcp() || head.acknowledged.wrapping_sub(flow.expected) < WINDOW;
-    if flow.state & FLOW_IS_ANSWERED == 0 || !is_known {
+    if flow.state & FLOW_IS_ANSWERED == 0 || !is_known || !flow.answers(&scratch.key) {
         return;
     }
     scratch.served = *flow;
@@ -355,17 +387,41 @@ fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scr
     {
         return;
     }
-    if u16::from_ne_bytes(scratch.served.node_port_be) != 0 {
-        scratch.other.source = scratch.flow.to;
-        scratch.other.source_port_be = scratch.flow.to_port_be;
-        scratch.other.destination = scratch.served.node;
-        scratch.other.destination_port_be = scratch.served.node_port_be;
-        scratch.other.place = FLOW_MASQUERADED;
-        if let Some(Found { flow, .. }) = flows.find(&scratch.other) {
-            scratch.served = *flow;
-            flows.settle(&scratch.other, &scratch.served);
-        }
+    if scratch.point_at_masqueraded(scratch.served.node, scratch.served.node_port_be)
+        && let Some(Found { flow, .. }) = flows.find(&scratch.other)
+    {
+        scratch.served = *flow;
+        flows.settle(&scratch.other, &scratch.served);
     }
+}
+
+/// A flow of datagrams lives for as long as anybody sends: once a second, a packet of the client is told to the entries for its answers,
+/// and is believed by what they have heard. `scratch.key` and `scratch.flow` are what it dialled. False where the flow is over.
+#[inline(always)]
+fn keep_alive<A: Address, F: Flows<A>>(
+    flows: &mut F,
+    scratch: &mut Scratch<A>,
+    is_alive: bool,
+    now_s: u32,
+) -> bool {
+    scratch.point_at_served();
+    let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
+        return false;
+    };
+    if !flow.answers(&scratch.key) || !is_alive && flow.is_over(false, now_s) {
+        return false;
+    }
+    flow.last_s = now_s;
+    let (node, node_port_be) = (flow.node, flow.node_port_be);
+    if scratch.point_at_masqueraded(node, node_port_be)
+        && let Some(Found { flow, .. }) = flows.find(&scratch.other)
+    {
+        flow.last_s = now_s;
+    }
+    if !is_alive && let Some(Found { flow, .. }) = flows.find(&scratch.key) {
+        flow.last_s = now_s;
+    }
+    true
 }
 
 /// The first packet of a flow, whose key is there, and the backend if it is known.

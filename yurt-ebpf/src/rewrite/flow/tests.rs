@@ -707,6 +707,50 @@ fn a_quiet_flow_of_datagrams_is_over_and_decides_anew() {
 }
 
 #[test]
+fn a_flow_of_datagrams_lives_in_both_directions_for_as_long_as_anybody_sends() {
+    for is_here in [true, false] {
+        let mut node = Node::new();
+        let index = node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
+        let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
+        let backend = node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+        let mut seen = client;
+        if !is_here {
+            seen = node.sent(&udp(client, backend, b"?"), Handled::ToBackend).0;
+        }
+        let other = node.add(&["10.244.1.6:53"]);
+        node.services[index] = node.services[other].clone();
+        let answer = |node: &mut Node| {
+            if !is_here {
+                node.is_handled(&udp(backend, seen, b"!"), Handled::ToClient);
+            }
+            let answer = node.sent(&udp(backend, client, b"!"), Handled::ToClient);
+            assert_eq!(answer, (dialled, client));
+        };
+        // Only the client, for long.
+        for _ in 0..5 {
+            node.now_s += FLOW_QUIET_S - 1;
+            let led = node.led(&udp(client, dialled, b"?"), Handled::ToBackend);
+            assert_eq!(led, backend);
+            if !is_here {
+                let again = node.sent(&udp(client, backend, b"?"), Handled::ToBackend);
+                assert_eq!(again.0, seen);
+            }
+        }
+        // Only the backend.
+        for _ in 0..5 {
+            answer(&mut node);
+            node.now_s += FLOW_QUIET_S - 1;
+        }
+        answer(&mut node);
+        let led = node.led(&udp(client, dialled, b"?"), Handled::ToBackend);
+        assert_eq!(led, backend);
+        node.now_s += FLOW_QUIET_S + 1;
+        let led = node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+        assert_eq!(led, at("10.244.1.6:53"));
+    }
+}
+
+#[test]
 fn two_flows_of_one_client_port_to_one_backend_are_never_mixed_up() {
     let mut node = Node::new();
     let backend = "10.244.1.5:80";
