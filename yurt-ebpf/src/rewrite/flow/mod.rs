@@ -19,22 +19,19 @@
 //! else it goes to the backend that the flow has, which answers a stray one by itself (RFC 5961).
 
 mod address;
+mod head;
 
 pub use self::address::Address;
-use super::{Follow, Packet};
+use self::head::{ACK, FIN, Head, RST, SYN};
+use super::Packet;
 use crate::abi::{
     Affinity, Counter, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
     FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED, Flow, FlowKey, Handled, NetnsRow,
 };
 use crate::frame::ETH;
-use crate::frame::ip::{Ip, Part, Side, TCP, UDP};
-use crate::frame::sum::change_of_sum;
+use crate::frame::ip::{Ip, Side};
 use crate::select::{Dialer, Resolved, Tables, random_slot};
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
 /// Backends that a new flow tries where the client has another flow to the first ones from the same port.
 const BACKEND_TRIES: u32 = 3;
 /// Ports that a masqueraded flow tries.
@@ -124,107 +121,6 @@ impl<A: Address> Scratch<A> {
         self.other.destination_port_be = node_port_be;
         self.other.place = FLOW_MASQUERADED;
         u16::from_ne_bytes(node_port_be) != 0
-    }
-}
-
-/// A packet of TCP or UDP, as far as it is read.
-struct Head {
-    ip: Ip,
-    source_port_be: [u8; 2],
-    destination_port_be: [u8; 2],
-    /// Of TCP, as the next two: the number of its first byte.
-    sequence: u32,
-    /// The byte that is expected next.
-    acknowledged: u32,
-    flags: u8,
-}
-
-impl Head {
-    #[inline(always)]
-    fn of<P: Packet>(packet: &P, ip: Ip) -> Option<Self> {
-        if ip.part != Part::Whole {
-            return None;
-        }
-        let mut head = Self {
-            source_port_be: [0; 2],
-            destination_port_be: [0; 2],
-            sequence: 0,
-            acknowledged: 0,
-            flags: 0,
-            ip,
-        };
-        match head.ip.protocol {
-            TCP => {
-                let [a, b, c, d, s0, s1, s2, s3, a0, a1, a2, a3, _, flags]: [u8; 14] =
-                    packet.far(head.ip.payload)?;
-                (head.source_port_be, head.destination_port_be) = ([a, b], [c, d]);
-                head.sequence = u32::from_be_bytes([s0, s1, s2, s3]);
-                head.acknowledged = u32::from_be_bytes([a0, a1, a2, a3]);
-                head.flags = flags;
-            }
-            UDP => {
-                let [a, b, c, d] = packet.far(head.ip.payload)?;
-                (head.source_port_be, head.destination_port_be) = ([a, b], [c, d]);
-            }
-            _ => return None,
-        }
-        Some(head)
-    }
-
-    #[inline(always)]
-    fn is_tcp(&self) -> bool {
-        self.ip.protocol == TCP
-    }
-
-    /// Whether it opens a connection.
-    #[inline(always)]
-    fn opens(&self) -> bool {
-        self.flags & (SYN | ACK) == SYN
-    }
-
-    /// Writes its key, in its own direction.
-    #[inline(always)]
-    fn key<A: Address>(&self, key: &mut FlowKey<A>, place: u8) {
-        key.source = A::of(self.ip.source);
-        key.destination = A::of(self.ip.destination);
-        key.source_port_be = self.source_port_be;
-        key.destination_port_be = self.destination_port_be;
-        key.protocol = self.ip.protocol;
-        key.place = place;
-    }
-
-    /// Writes the key of the flow that it is an answer of.
-    #[inline(always)]
-    fn answer_key<A: Address>(&self, key: &mut FlowKey<A>) {
-        key.source = A::of(self.ip.destination);
-        key.destination = A::of(self.ip.source);
-        key.source_port_be = self.destination_port_be;
-        key.destination_port_be = self.source_port_be;
-        key.protocol = self.ip.protocol;
-        key.place = FLOW_SERVED;
-    }
-
-    /// Gives it another address and port on one side.
-    #[inline(always)]
-    fn rewrite<A: Address, P: Packet>(
-        &self,
-        packet: &mut P,
-        side: Side,
-        (to, port_be): (A, [u8; 2]),
-    ) -> Option<()> {
-        let (old_port, at) = match side {
-            Side::Source => (self.source_port_be, self.ip.payload),
-            Side::Destination => (self.destination_port_be, self.ip.payload + 2),
-        };
-        if u16::from_ne_bytes(old_port) != u16::from_ne_bytes(port_be) {
-            let how = match self.ip.protocol {
-                UDP => Follow::BytesOfUdp,
-                _ => Follow::Bytes,
-            };
-            packet.follow(self.ip.sum_at()?, change_of_sum(old_port, port_be), how)?;
-            packet.store(at, port_be, true)?;
-        }
-        super::rewrite(packet, &self.ip, side, to.words())
     }
 }
 

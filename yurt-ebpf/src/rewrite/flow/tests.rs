@@ -11,6 +11,7 @@ use crate::abi::{
     FrontendKey4, FrontendKey6, FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord,
     SCOPE_EXTERNAL, SCOPE_INTERNAL,
 };
+use crate::frame::ip::{TCP, UDP};
 use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
 
 const FIN_ACK: u8 = 0x11;
