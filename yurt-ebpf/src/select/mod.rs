@@ -105,7 +105,7 @@ pub fn resolve4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4
     }
 }
 
-/// Resolves an IPv4 destination for a client outside, whose address the dialer knows. `key` is of [`SCOPE_INTERNAL`]: its row says
+/// Resolves an IPv4 destination for a client outside, whose address the dialer knows. `key` is of `SCOPE_INTERNAL`: its row says
 /// whether it holds outside, too.
 #[inline(always)]
 pub fn outside4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4) -> Resolved {

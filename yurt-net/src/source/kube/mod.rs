@@ -279,7 +279,7 @@ impl KubeSource {
         }
     }
 
-    /// What is known of the cluster. Until [`Self::is_synced`] it is the seed, or a part.
+    /// What is known of the cluster. Until it is synced it is the seed, or a part.
     pub fn snapshot(&self) -> &Snapshot {
         self.state.snapshot()
     }
