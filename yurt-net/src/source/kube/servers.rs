@@ -343,8 +343,16 @@ mod tests {
         while Instant::now() < until {
             let turn = Duration::from_millis(700);
             changes += u32::from(timeout(turn, servers.changed()).await.is_ok());
+            breathe(servers);
         }
         changes
+    }
+
+    /// Who looks is a thread, which the paused clock does not wait for.
+    fn breathe(servers: &Servers) {
+        if !servers.looking.is_idle() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -370,11 +378,13 @@ mod tests {
             servers.network_changed();
             let turn = Duration::from_millis(50);
             assert!(timeout(turn, servers.changed()).await.is_err());
+            breathe(&servers);
         }
         assert!(dns.asked() - asked <= 6, "{}", dns.asked() - asked);
         dns.says(Some(&["203.0.113.50"]));
         servers.network_changed();
-        assert!(timeout(2 * FIRST_WAIT, servers.changed()).await.is_ok());
+        assert!(servers.due.unwrap() <= servers.looked_at + FIRST_WAIT);
+        assert_eq!(pass(&mut servers, 2 * LONGEST_WAIT).await, 1);
     }
 
     #[tokio::test(start_paused = true)]
