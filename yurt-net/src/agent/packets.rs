@@ -134,7 +134,8 @@ fn do_work(
     options: Option<PacketOptions>,
     wanted: &EdgeImage,
 ) -> Result<(Option<Kernel>, Work), DataplaneError> {
-    let is_needed = options.is_some() || Kernel::is_pinned(bpffs);
+    let is_on = options.is_some();
+    let is_needed = is_on && !wanted.rows.is_empty() || Kernel::is_pinned(bpffs);
     let options = options.unwrap_or(PacketOptions::DEFAULT);
     let mut kernel = match kernel {
         Some(kernel) => kernel,
@@ -155,7 +156,8 @@ fn do_work(
     let mut failures = kernel.bring_to(wanted)?;
     failures.extend(kept.err());
     failures.extend(Kernel::strays(Some(&kernel)).mend());
-    if *wanted == EdgeImage::default() && failures.is_empty() {
+    // A link that is away for a moment takes no flow away: it goes on when the link is back.
+    if !is_on && failures.is_empty() {
         kernel.remove()?;
         return Ok((None, Work::default()));
     }
