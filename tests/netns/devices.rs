@@ -197,7 +197,7 @@ fn an_index_that_is_given_again_is_another_device() -> Result<()> {
     let other = scene.link("pod10")?;
     let side = yurt_net::device::HostSide {
         ifindex: device,
-        peer: other.peer,
+        other_end: other.other_end,
     };
     scene.pods = vec![guarded("new", OTHER, side)];
     assert_eq!(scene.sync()?.attached, [device]);

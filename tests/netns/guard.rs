@@ -105,8 +105,10 @@ impl Scene {
     }
 
     pub(crate) fn host_side(&self, name: &str) -> Result<HostSide> {
-        let Link { ifindex, peer, .. } = self.link(name)?;
-        Ok(HostSide { ifindex, peer })
+        let Link {
+            ifindex, other_end, ..
+        } = self.link(name)?;
+        Ok(HostSide { ifindex, other_end })
     }
 
     /// As the agent does it when a device or a Pod has changed. Nothing may fail.

@@ -110,7 +110,9 @@ impl Scene {
     }
 
     fn candidate(&self, device: &str) -> Result<Candidate> {
-        let Link { ifindex, peer, .. } = self.link(device)?;
+        let Link {
+            ifindex, other_end, ..
+        } = self.link(device)?;
         Ok(Candidate {
             pod: "shop/pod".to_owned(),
             interface: "eth0".to_owned(),
@@ -118,7 +120,7 @@ impl Scene {
             live: vec![self.pod.ip4().into(), self.pod.ip6().into()],
             promised: self.promised.to_vec(),
             is_ours: true,
-            host: Some(HostSide { ifindex, peer }),
+            host: Some(HostSide { ifindex, other_end }),
             wish: Wish::Nodes,
         })
     }

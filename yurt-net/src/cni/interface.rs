@@ -216,7 +216,7 @@ async fn find(handle: &Handle, interface: &str) -> Result<Found, LinkError> {
         mac: mac.ok_or_else(no_mac)?,
         host: other.map(|ifindex| HostSide {
             ifindex,
-            peer: Some(index),
+            other_end: Some(index),
         }),
     })
 }

@@ -15,10 +15,11 @@ pub struct Link {
     pub kind: String,
     /// Its link-layer address, where it has one of six bytes.
     pub mac: Option<[u8; 6]>,
-    /// Index of its other end.
-    pub peer: Option<u32>,
-    /// What this namespace calls the one that the other end is in, where that is another one.
-    pub peer_netns: Option<i32>,
+    /// The index of the device at its other end, or of the one that it is stacked on (IFLA_LINK).
+    pub other_end: Option<u32>,
+    /// The identifier that this network namespace has for the one of the other end, if that is another one
+    /// (IFLA_LINK_NETNSID).
+    pub other_end_netns: Option<i32>,
     /// A default route leads out of it: a node that is a container itself has such a veth device.
     pub is_uplink: bool,
     /// Where those lead.
@@ -39,8 +40,8 @@ const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
 impl Link {
     /// Whether it leads where it led when it was written down, as far as that is known.
     pub fn is_still(&self, host: HostSide) -> bool {
-        let is_known = host.peer.is_some() && self.peer.is_some();
-        self.ifindex == host.ifindex && (!is_known || host.peer == self.peer)
+        let is_known = host.other_end.is_some() && self.other_end.is_some();
+        self.ifindex == host.ifindex && (!is_known || host.other_end == self.other_end)
     }
 
     /// Whether nothing is ever put on it, whatever the patterns.
@@ -61,7 +62,7 @@ impl Link {
             return false;
         }
         if patterns.is_empty() {
-            return self.kind == "veth" && self.peer_netns.is_some() && !self.is_uplink;
+            return self.kind == "veth" && self.other_end_netns.is_some() && !self.is_uplink;
         }
         self.is_named(patterns)
     }
@@ -84,8 +85,8 @@ pub struct HostSide {
     /// Index of the device.
     pub ifindex: u32,
     /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<u32>,
+    #[serde(rename = "peer", default, skip_serializing_if = "Option::is_none")]
+    pub other_end: Option<u32>,
 }
 
 #[cfg(test)]

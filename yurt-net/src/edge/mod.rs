@@ -150,9 +150,9 @@ mod tests {
 
     fn node() -> Vec<Link> {
         let mut pod = link(4, "vethab", "veth", &[]);
-        pod.peer_netns = Some(1);
+        pod.other_end_netns = Some(1);
         let mut container = link(5, "eth9", "veth", &["172.18.0.2"]);
-        (container.peer_netns, container.is_uplink) = (Some(0), true);
+        (container.other_end_netns, container.is_uplink) = (Some(0), true);
         let mut part = link(6, "eth1", "", &["192.0.2.12"]);
         part.controller = Some(7);
         let mut modem = link(8, "wwan0", "", &["100.64.0.9"]);

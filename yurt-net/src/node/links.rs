@@ -169,8 +169,8 @@ pub fn as_link(message: &LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Address(mac) => link.mac = mac.as_slice().try_into().ok(),
-            LinkAttribute::Link(peer) => link.peer = Some(*peer),
-            LinkAttribute::LinkNetNsId(netns) => link.peer_netns = Some(*netns),
+            LinkAttribute::Link(other) => link.other_end = Some(*other),
+            LinkAttribute::LinkNetNsId(netns) => link.other_end_netns = Some(*netns),
             LinkAttribute::Controller(controller) => link.controller = Some(*controller),
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

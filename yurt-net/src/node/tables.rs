@@ -44,10 +44,9 @@ impl Near {
     /// The devices that lead to a Pod's namespace, by the number that this namespace has for it.
     pub fn devices_to(&self, netns_id: i32) -> Vec<u32> {
         let policy = Policy::default();
-        let links = self
-            .links
-            .iter()
-            .filter(|link| link.peer_netns == Some(netns_id) && link.leads_to_pod(&policy.devices));
+        let links = self.links.iter().filter(|link| {
+            link.other_end_netns == Some(netns_id) && link.leads_to_pod(&policy.devices)
+        });
         links.map(|link| link.ifindex).collect()
     }
 }

@@ -146,12 +146,12 @@ mod tests {
         let mut web = entry("10.1.0.2", "c1");
         web.host = Some(HostSide {
             ifindex: 7,
-            peer: Some(2),
+            other_end: Some(2),
         });
         let ledger = ledger([(key("web"), web)]);
-        let device = |ifindex, peer| Link {
+        let device = |ifindex, other_end| Link {
             ifindex,
-            peer,
+            other_end,
             ..Link::default()
         };
         for (devices, is_live) in [

@@ -221,7 +221,7 @@ mod tests {
         let mut web = entry("10.1.0.2", "c1");
         web.host = Some(HostSide {
             ifindex: 7,
-            peer: None,
+            other_end: None,
         });
         let mut away = entry("10.1.0.3", "c2");
         away.state = State::Retained;

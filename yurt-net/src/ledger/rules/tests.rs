@@ -74,7 +74,7 @@ fn seen(byte: u8) -> Seen {
         mac: Mac([byte; 6]),
         host: Some(HostSide {
             ifindex: u32::from(byte),
-            peer: Some(2),
+            other_end: Some(2),
         }),
     }
 }

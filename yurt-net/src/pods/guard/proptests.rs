@@ -16,7 +16,7 @@ fn pod() -> impl Strategy<Value = GuardedPod> {
         interface: "eth0".to_owned(),
         mac,
         addresses: addresses.into_iter().map(address).collect(),
-        host: host.map(|(ifindex, peer)| HostSide { ifindex, peer }),
+        host: host.map(|(ifindex, other_end)| HostSide { ifindex, other_end }),
         extra: Extra {
             prefixes: extra
                 .into_iter()
@@ -40,13 +40,13 @@ fn address(number: u8) -> IpAddr {
 }
 
 fn link() -> impl Strategy<Value = Link> {
-    (1u32..8, 1u32..4, any::<bool>()).prop_map(|(ifindex, peer, is_peer_elsewhere)| Link {
+    (1u32..8, 1u32..4, any::<bool>()).prop_map(|(ifindex, other_end, is_elsewhere)| Link {
         has_carrier: true,
         ifindex,
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),
-        peer: Some(peer),
-        peer_netns: is_peer_elsewhere.then_some(0),
+        other_end: Some(other_end),
+        other_end_netns: is_elsewhere.then_some(0),
         ..Link::default()
     })
 }

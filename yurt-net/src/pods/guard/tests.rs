@@ -17,19 +17,19 @@ pub(super) fn pod(name: &str, addresses: &[&str], host: Option<(u32, Option<u32>
         interface: "eth0".to_owned(),
         mac: Some(MAC),
         addresses: addresses.iter().map(|addr| ip(addr)).collect(),
-        host: host.map(|(ifindex, peer)| HostSide { ifindex, peer }),
+        host: host.map(|(ifindex, other_end)| HostSide { ifindex, other_end }),
         extra: Extra::default(),
     }
 }
 
-pub(super) fn veth(ifindex: u32, peer: u32) -> Link {
+pub(super) fn veth(ifindex: u32, other_end: u32) -> Link {
     Link {
         has_carrier: true,
         ifindex,
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),
-        peer: Some(peer),
-        peer_netns: Some(0),
+        other_end: Some(other_end),
+        other_end_netns: Some(0),
         ..Link::default()
     }
 }
@@ -140,10 +140,10 @@ fn a_namespace_is_enforced_or_the_whole_node() {
 #[test]
 fn the_guard_is_on_devices_that_lead_to_pods_and_on_no_others() {
     let policy = Policy::default();
-    let link = |name: &str, kind: &str, is_peer_elsewhere: bool| Link {
+    let link = |name: &str, kind: &str, is_elsewhere: bool| Link {
         name: name.to_owned(),
         kind: kind.to_owned(),
-        peer_netns: is_peer_elsewhere.then_some(0),
+        other_end_netns: is_elsewhere.then_some(0),
         ..veth(7, 2)
     };
     assert!(link("veth1", "veth", true).leads_to_pod(&policy.devices));

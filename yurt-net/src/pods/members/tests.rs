@@ -72,9 +72,9 @@ fn ip(text: &str) -> IpAddr {
 
 /// On the device of this index.
 fn here(address: &str, ifindex: u32) -> Entry {
-    let peer = Some(2);
+    let other_end = Some(2);
     Entry {
-        host: Some(HostSide { ifindex, peer }),
+        host: Some(HostSide { ifindex, other_end }),
         mac: Some(Mac([2, 0, 0, 0, 0, 7])),
         ..entry(address, "c1")
     }
@@ -100,8 +100,8 @@ fn veth(ifindex: u32) -> Link {
         ifindex,
         name: format!("veth{ifindex}"),
         kind: "veth".to_owned(),
-        peer: Some(2),
-        peer_netns: Some(0),
+        other_end: Some(2),
+        other_end_netns: Some(0),
         ..Link::default()
     }
 }

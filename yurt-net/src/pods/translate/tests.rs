@@ -14,7 +14,7 @@ const DEVICE: u32 = 7;
 const UPLINK: u32 = 2;
 const HOST: HostSide = HostSide {
     ifindex: DEVICE,
-    peer: Some(2),
+    other_end: Some(2),
 };
 
 fn links() -> Vec<Link> {
@@ -28,8 +28,8 @@ fn links() -> Vec<Link> {
         link(UPLINK, "eth0", ""),
         link(BRIDGE, "cni0", "bridge"),
         Link {
-            peer: Some(2),
-            peer_netns: Some(0),
+            other_end: Some(2),
+            other_end_netns: Some(0),
             controller: Some(BRIDGE),
             ..link(DEVICE, "veth7", "veth")
         },
@@ -290,7 +290,7 @@ fn what_cannot_be_translated_says_why() {
     with(&|world| world.pods[0].host = None).refuses(&["it needs a veth device"]);
     // It is about to come, or has just gone.
     with(&|world| world.links.truncate(2)).refuses(&[]);
-    with(&|world| world.links[2].peer = Some(9)).refuses(&["device veth7 leads elsewhere"]);
+    with(&|world| world.links[2].other_end = Some(9)).refuses(&["device veth7 leads elsewhere"]);
     with(&|world| world.links[1].kind = "openvswitch".to_owned())
         .refuses(&["veth7 is part of cni0"]);
     with(&|world| world.pods[0].live = ips(&["10.244.1.20"])).refuses(&["family of fd00:99::5"]);

@@ -20,8 +20,8 @@ fn veth(device: u32, bridge: Option<u32>) -> Link {
         ifindex: device,
         name: format!("veth{device}"),
         kind: "veth".to_owned(),
-        peer: Some(2),
-        peer_netns: i32::try_from(device).ok(),
+        other_end: Some(2),
+        other_end_netns: i32::try_from(device).ok(),
         controller: bridge,
         ..Link::default()
     }
@@ -160,7 +160,7 @@ fn the_ledger_has_the_last_word_about_the_device_that_it_names() {
     let mut web = entry("10.1.0.2", "c1");
     web.host = Some(HostSide {
         ifindex: 11,
-        peer: Some(2),
+        other_end: Some(2),
     });
     let word = Word {
         entries: [(key("web"), web)].into(),
@@ -173,7 +173,7 @@ fn the_ledger_has_the_last_word_about_the_device_that_it_names() {
     assert!(known(&found, 12).is_empty());
     assert_eq!(found.questions, []);
     // The index was given to another device since.
-    near.links[0].peer = Some(3);
+    near.links[0].other_end = Some(3);
     let found = identify(&near, &word, &nobody(), &clients);
     assert_eq!(known(&found, 11), [ip("10.1.0.67")]);
 }
@@ -188,7 +188,7 @@ fn of_several_interfaces_of_a_pod_the_first_one_counts() {
         let mut entry = entry(address, "c1");
         entry.host = Some(HostSide {
             ifindex: device,
-            peer: Some(2),
+            other_end: Some(2),
         });
         let key = Key {
             interface: interface.to_owned(),
