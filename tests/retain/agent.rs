@@ -437,7 +437,7 @@ fn the_agent_keeps_the_plugins_in_the_configuration_and_never_fights() -> Result
     let _agent = edge.start_agent(&flags)?;
     edge.wait_for_status("there is nothing to install into", |status| {
         let mut alarms = status.retention.alarms.iter();
-        alarms.any(|alarm| alarm.contains("there is no CNI configuration"))
+        alarms.any(|alarm| alarm.contains("has no CNI configuration"))
     })?;
     let kinds = || -> Result<Vec<String>> {
         let config: Value = serde_json::from_slice(&fs::read(&file)?)?;

@@ -145,7 +145,7 @@ fn what_another_ipam_leaves_out_is_kept_for_a_pod_with_its_mac_through_restart_a
     };
     works()?;
     // What that IPAM may give to others is not kept, and the reason is said.
-    let reason = "plain-0 (eth0): not translated: another IPAM may give 10.1.0.40 to somebody else";
+    let reason = "plain-0 (eth0): not translated: another IPAM may give 10.1.0.40 to another Pod";
     let status = edge.wait_for_status(reason, |status| {
         let reasons = &status.retention.alarms;
         reasons.len() == 1 && reasons[0].contains(reason)

@@ -1,30 +1,31 @@
-//! Which address a packet of a Pod gets, and how the packet is changed: translation's decision, without the hook.
+//! Translation's decision, without the hook: which address a packet of a Pod gets, and how the packet is changed.
 //!
-//! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. A Pod has a *live* address, which its CNI
-//! gave it, and a *promised* one, which it had before. Both work:
+//! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. A Pod has a *live* address, which its
+//! CNI gave it, and a *promised* one, which it had before. Both work:
 //!
 //! | packet | what happens |
 //! |---|---|
-//! | to the promised address | goes to the live one |
-//! | to the live address | as it is; its flow is remembered |
-//! | from the live address, of a flow that is remembered | as it is |
-//! | from the live address, any other | appears to come from the promised one |
-//! | from the live address to a group | as it is: groups are the link's, where the promised address may not belong |
-//! | an ICMP error | as the packet in it, which is changed too |
-//! | a later fragment | as the first one |
+//! | to the promised address | is sent to the live one |
+//! | to the live address | unchanged; its flow is remembered |
+//! | from the live address, of a remembered flow | unchanged |
+//! | from the live address, of any other flow | gets the promised address as its source |
+//! | from the live address to a multicast address | unchanged: the promised address may not belong to this link |
+//! | an ICMP error | like the packet that it quotes, which is changed, too |
+//! | a later fragment | like the first one |
 //! | ARP request, neighbour solicitation for the promised address | answered in the Pod's name |
-//! | neighbour discovery and groups otherwise; VLANs; anything that is not IP | as it is |
+//! | other neighbour discovery and multicast; VLANs; anything that is not IP | unchanged |
 //!
-//! So only flows that came in at the live address need memory. A flow that is forgotten appears with the promised address; flows at
-//! that one survive everything. **A first packet decides anew** (TCP's SYN, an echo request): it comes from the
-//! promised address whatever is remembered. **The last one asked for counts**: a packet to the promised address of a flow
-//! without connections forgets that it was at the live one.
+//! So only flows that came in at the live address have to be remembered. A flow that is forgotten appears with the
+//! promised address; flows at the promised address survive everything. **A first packet decides anew**: TCP's SYN and
+//! an echo request leave from the promised address, whatever is remembered. **The address that was used last counts**:
+//! in protocols without connections, a packet to the promised address forgets that the flow was at the live one.
 //!
-//! Two connections from one port of one host to one port of the Pod, one at each address, are one to the Pod: the second is
-//! refused by its stack. Clients choose their ports so that this does not happen in practice.
+//! The Pod cannot tell apart two connections from one port of a host to one port of the Pod, one at each address: its
+//! stack refuses the second one. Clients choose their ports so that this does not happen in practice.
 //!
-//! A packet whose headers cannot be read (routing headers, AH, more extension headers than anyone sends, an end before the ports)
-//! goes on unchanged, and is counted. SCTP has no checksum over addresses; ESP, GRE and others are told apart by addresses alone.
+//! A packet whose headers cannot be read (routing headers, AH, too many extension headers, an end before the ports)
+//! passes unchanged, and is counted. The checksum of SCTP does not cover addresses. Flows of ESP, GRE and the like are
+//! told apart by addresses alone.
 
 use crate::abi::{
     LIVE_FLOW, LIVE_FRAGMENTS, LiveKey, TranslateRow, Translation, Words, bytes, mapped_words,
@@ -39,55 +40,55 @@ pub mod flow;
 
 pub use self::answer::{ADVERTISEMENT_FRAME, Asker, arp, neighbour};
 
-/// How a checksum of TCP, UDP or ICMP takes part in a change.
+/// How a checksum of TCP, UDP or ICMP is updated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Follow {
-    /// Addresses changed, which it is about.
+    /// Addresses of the pseudo header have changed.
     Addresses,
-    /// The same of UDP: zero means that there is none, and none becomes zero.
+    /// The same in UDP, where zero means that there is no checksum, and a sum of zero is sent as all ones.
     AddressesOfUdp,
-    /// Bytes changed that it is about.
+    /// Bytes that the checksum covers have changed.
     Bytes,
-    /// The same of UDP.
+    /// The same in UDP.
     BytesOfUdp,
 }
 
-/// A frame that can be changed, from its Ethernet header on. Offsets are from there; `None` is beyond the end.
+/// A frame that can be changed. Offsets count from the Ethernet header; `None` means beyond the end.
 pub trait Packet: Frame {
-    /// Puts bytes there. `is_summed`: a checksum follows, so that the sum of the packet is the same.
+    /// Stores bytes. `is_summed`: a checksum is updated too, so the sum over the packet stays the same.
     fn store<const N: usize>(&mut self, at: usize, to: [u8; N], is_summed: bool) -> Option<()>;
-    /// Has the checksum of an IPv4 header follow.
+    /// Updates the checksum of an IPv4 header.
     fn follow_header(&mut self, at: usize, change: u32) -> Option<()>;
-    /// Has a checksum of what is behind the header follow.
+    /// Updates a checksum behind the IP header.
     fn follow(&mut self, at: usize, change: u32, how: Follow) -> Option<()>;
 }
 
-/// `yurt_live`.
+/// The map `yurt_live`: flows that came in at the live address.
 pub trait Flows {
-    /// Whether a flow is remembered; `fades`: only while it is not quiet for too long.
+    /// Whether a flow is remembered. `fades`: a flow that was quiet for too long is not.
     fn is_live(&mut self, key: &LiveKey, fades: bool) -> bool;
-    /// Remembers one.
+    /// Remembers a flow.
     fn remember(&mut self, key: &LiveKey);
-    /// Forgets one.
+    /// Forgets a flow.
     fn forget(&mut self, key: &LiveKey);
 }
 
-/// What is done with a frame.
+/// What the hook does with a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on unchanged.
+    /// Pass it on unchanged.
     Pass,
-    /// It goes on, and is counted.
+    /// Pass it on, and count it.
     Counted(Translation),
-    /// It goes back to the Pod that sent it.
+    /// Send it back to the Pod that sent it.
     Back,
-    /// It may be a request by ARP for the promised address.
+    /// Answer it, if it is an ARP request for the promised address.
     Arp([u8; 4]),
-    /// It may be one by neighbour discovery.
+    /// Answer it, if it is a neighbour solicitation for the promised address.
     Neighbour([u8; 16]),
 }
 
-/// The addresses of a Pod of one family.
+/// The addresses of a Pod, of one family.
 #[derive(Clone, Copy)]
 struct Pair {
     live: Words,
@@ -118,7 +119,7 @@ impl Pair {
         })
     }
 
-    /// The flow of a packet between this Pod and another one.
+    /// The key of a flow between this Pod and a remote host.
     #[inline(always)]
     fn key(
         &self,
@@ -139,7 +140,7 @@ impl Pair {
     }
 }
 
-/// Whether a frame that may be translated is of IPv6, else the verdict on it.
+/// Whether a frame is IPv6; the verdict on it if it cannot be translated.
 #[inline(always)]
 fn family<P: Packet>(packet: &P, row: &TranslateRow) -> Result<bool, Verdict> {
     match packet.far(ETH_TYPE) {
@@ -150,7 +151,7 @@ fn family<P: Packet>(packet: &P, row: &TranslateRow) -> Result<bool, Verdict> {
     }
 }
 
-/// A frame on its way to the Pod.
+/// Decides about a frame on its way to the Pod.
 #[inline(always)]
 pub fn to_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: &mut F) -> Verdict {
     let is_v6 = match family(packet, row) {
@@ -177,7 +178,7 @@ pub fn to_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: &m
     if let Some(Talk::Flow { ports, role }) = talk {
         let key = pair.key(ip.source, ports.source, ports.destination, ip.protocol);
         if !is_promised {
-            // An answer to what the Pod has opened says nothing new.
+            // An answer to a flow that the Pod has opened says nothing new.
             if role != Role::Answers {
                 flows.remember(&key);
             }
@@ -201,7 +202,7 @@ pub fn to_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: &m
     }
 }
 
-/// A frame that the Pod has sent.
+/// Decides about a frame that the Pod has sent.
 #[inline(always)]
 pub fn from_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: &mut F) -> Verdict {
     let is_v6 = match family(packet, row) {
@@ -270,7 +271,7 @@ pub fn from_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: 
     })
 }
 
-/// Whether it is sent to a group or a broadcast address.
+/// Whether the destination is a multicast or broadcast address.
 #[inline(always)]
 fn is_group(ip: &Ip) -> bool {
     let (high, low) = ip.destination;
@@ -281,7 +282,7 @@ fn is_group(ip: &Ip) -> bool {
     }
 }
 
-/// What the fragments of a packet that the Pod sends have in common.
+/// The key that all fragments of a packet from the Pod share.
 #[inline(always)]
 fn fragments(pair: &Pair, ip: &Ip) -> LiveKey {
     let [a, b, c, d] = ip.id;
@@ -291,7 +292,7 @@ fn fragments(pair: &Pair, ip: &Ip) -> LiveKey {
     }
 }
 
-/// Whether an error that the Pod sends is about a packet that came in at its live address.
+/// Whether an ICMP error from the Pod is about a packet that came in at its live address.
 #[inline(always)]
 fn is_error_about_live<P: Packet, F: Flows>(
     packet: &P,
@@ -316,15 +317,15 @@ fn is_error_about_live<P: Packet, F: Flows>(
     flows.is_live(&key, inner.protocol != TCP)
 }
 
-/// Of an error; the beginning of the packet follows.
+/// Length of the header of an ICMP error. The beginning of the packet that it is about follows.
 const ICMP_HEADER: usize = 8;
 
-/// Gives a packet another address.
+/// Rewrites an address of a packet.
 #[inline(always)]
 fn rewrite<P: Packet>(packet: &mut P, ip: &Ip, side: Side, to: Words) -> Option<()> {
     let change = change(ip.address(side), to);
     let sum_at = ip.sum_at();
-    // What may fail comes first: then nothing has changed.
+    // What may fail comes first, while nothing has changed.
     if let Some(at) = sum_at {
         let how = if ip.protocol == UDP {
             Follow::AddressesOfUdp
@@ -342,8 +343,8 @@ fn rewrite<P: Packet>(packet: &mut P, ip: &Ip, side: Side, to: Words) -> Option<
     }
 }
 
-/// Gives the packet that an error holds the beginning of another address, if it has the one that is to be changed. Its own checksums
-/// and that of the error follow, as far as they are there.
+/// Rewrites an address of the packet that an ICMP error quotes, if it is `from`. The checksums of the quoted packet and
+/// of the error are updated, as far as the quotation includes them.
 #[inline(always)]
 fn rewrite_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to: Words) {
     let Some(inner) = Ip::read(packet, ip.payload + ICMP_HEADER, ip.is_v6) else {
@@ -373,7 +374,8 @@ fn rewrite_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to
     let _ = packet.follow(ip.payload + 2, all, Follow::Bytes);
 }
 
-/// Has a checksum inside a message follow; what that changes in the message. `None` where it has not all of it.
+/// Updates a checksum in a quoted packet, and returns how that changes the sum of the message; `None` if it is not
+/// included.
 #[inline(always)]
 fn replace_sum<P: Packet>(packet: &mut P, at: usize, change: u32, is_udp: bool) -> Option<u32> {
     let old: [u8; 2] = packet.far(at)?;
@@ -388,18 +390,18 @@ fn replace_sum<P: Packet>(packet: &mut P, at: usize, change: u32, is_udp: bool) 
     Some(change_of_sum(old, new))
 }
 
-/// The IPv4 address of an IPv4-mapped one.
+/// The IPv4 address in an IPv4-mapped one.
 #[inline(always)]
 fn tail4((_, low): Words) -> [u8; 4] {
     let [_, _, _, _, a, b, c, d] = low.to_ne_bytes();
     [a, b, c, d]
 }
 
-/// Sends a frame to where it came from.
+/// Sends a frame back to where it came from.
 #[inline(always)]
 fn turn<P: Packet>(packet: &mut P) -> Option<()> {
     let [a, b, c, d, e, f, g, h, i, j, k, l]: [u8; 12] = packet.far(0)?;
-    // Of no checksum.
+    // No checksum covers these bytes.
     packet.store(0, [g, h, i, j, k, l, a, b, c, d, e, f], true)
 }
 

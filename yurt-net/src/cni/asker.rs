@@ -1,4 +1,4 @@
-//! The main plugin that has `yurt-ipam` give addresses: which process it is, and whether it is still at work.
+//! The main plugin for which `yurt-ipam` gives addresses: which process it is, and whether it is still at work.
 
 use std::fs;
 use std::os::unix::process::parent_id;
@@ -6,7 +6,8 @@ use std::os::unix::process::parent_id;
 use super::protocol::Environment;
 use crate::ledger::Asker;
 
-/// The parent of this process, if it is a plugin that answers the same request. A runtime that calls IPAM plugins itself does not count: it
+/// The parent of this process, if it is a plugin that answers the same request. A runtime that calls IPAM plugins
+/// itself does not count: it runs on, so its end would never show that the request is done.
 /// goes on running, and nothing would ever tell that the request is done.
 pub(super) fn find(environment: &Environment) -> Option<Asker> {
     let pid = parent_id();
@@ -30,14 +31,14 @@ pub(super) fn is_at_work(process: Asker) -> bool {
     start(process.pid) == Some(process.start)
 }
 
-/// When a process was started; `None` for one that is not there, or that has ended and was not reaped yet.
+/// When a process was started; `None` if it does not exist, or has ended and was not reaped yet.
 fn start(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, and ends with the last parenthesis: proc_pid_stat(5).
+    // The name may contain anything, and ends with the last parenthesis: proc_pid_stat(5).
     let (_, behind) = stat.rsplit_once(')')?;
     let mut fields = behind.split_ascii_whitespace();
     let state = fields.next()?;
-    // The 22nd of all.
+    // Field 22 of the file.
     let start = fields.nth(18)?.parse().ok()?;
     (!matches!(state, "Z" | "X")).then_some(start)
 }
@@ -64,7 +65,7 @@ mod tests {
         };
         assert!(!is_at_work(later));
         drop(child.stdin.take());
-        // Until it is reaped it is a zombie.
+        // A process is a zombie until it is reaped.
         while is_at_work(process) {
             std::thread::yield_now();
         }

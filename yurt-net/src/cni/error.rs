@@ -1,4 +1,4 @@
-//! Why a request fails, and what the container runtime is told then.
+//! The reasons why a request fails, and what the container runtime is told.
 
 use std::io;
 use std::net::AddrParseError;
@@ -11,13 +11,13 @@ use crate::ledger::range::RangeError;
 use crate::ledger::rules::Refusal;
 use crate::ledger::store::LedgerError;
 
-/// Why a request fails. Codes below 100 are those of the CNI specification.
+/// The reason why a request fails. Codes below 100 are those of the CNI specification.
 #[derive(Debug, thiserror::Error)]
 pub enum CniError {
     /// A version of the protocol that these plugins do not speak.
     #[error("cniVersion {version:?} is not supported: use 0.3.1, 0.4.0, 1.0.0 or 1.1.0")]
     Version {
-        /// What the configuration says.
+        /// The version in the configuration.
         version: String,
     },
     /// The verb is newer than the configuration's version.
@@ -31,7 +31,7 @@ pub enum CniError {
     Environment {
         /// Its name.
         name: &'static str,
-        /// What is wrong with it.
+        /// Its fault.
         problem: &'static str,
     },
     /// Standard input cannot be read.
@@ -41,39 +41,39 @@ pub enum CniError {
     #[error("the configuration cannot be read")]
     Decode(#[source] serde_json::Error),
     /// The network has no name.
-    #[error("the configuration has no name: the network must be called something")]
+    #[error("the configuration has no name: name the network")]
     NoName,
     /// The network's name cannot be part of a path.
     #[error(
-        "the network's name {name:?} holds what no such name may hold: letters, digits, `_`, `.` and `-`, first a letter or digit"
+        "the network's name {name:?} is not valid: use letters, digits, `_`, `.` and `-`, beginning with a letter or digit"
     )]
     BadName {
-        /// What it says.
+        /// The name.
         name: String,
     },
-    /// A path is relative, so that it would depend on the caller's directory.
+    /// A path is relative, so it would depend on the caller's directory.
     #[error("{key} {path:?} is not an absolute path")]
     Relative {
-        /// Which.
+        /// Its key in the configuration.
         key: &'static str,
-        /// What it says.
+        /// The path.
         path: String,
     },
     /// The ranges of addresses are wrong.
     #[error("the ranges cannot be used")]
     Ranges(#[from] RangeError),
-    /// `yurt-cni` is alone in the list, or first.
+    /// `yurt-cni` is alone in the list, or comes first.
     #[error("there is no prevResult: yurt-cni comes after the main plugin in the list")]
     NoPreviousResult,
-    /// GC without the list of what is to stay would take the addresses of all Pods.
-    #[error("there is no cni.dev/valid-attachments: GC needs the list of what is to stay")]
+    /// GC without the list of attachments to keep would free the addresses of all Pods.
+    #[error("there is no cni.dev/valid-attachments: GC needs the list of attachments to keep")]
     NoAttachments,
-    /// The address asked for by `IP=` or `ips` is not one.
+    /// The address in `IP=` or `ips` is not an IP address.
     #[error("the requested address {text:?} is not an IP address")]
     Requested {
-        /// As asked for.
+        /// The text.
         text: String,
-        /// Why not.
+        /// The parser's error.
         #[source]
         source: AddrParseError,
     },
@@ -89,18 +89,18 @@ pub enum CniError {
     /// A file of this machine cannot be read.
     #[error("read {}", path.display())]
     Read {
-        /// Which.
+        /// Its path.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The Pod's network namespace cannot be opened.
     #[error("open the network namespace {path:?}")]
     Netns {
-        /// As the runtime names it.
+        /// The path that the runtime names.
         path: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -112,9 +112,9 @@ pub enum CniError {
     OtherMac {
         /// The interface.
         interface: String,
-        /// What it has.
+        /// The MAC that it has.
         actual: Mac,
-        /// What it was given.
+        /// The MAC in the previous result.
         claimed: Mac,
     },
 }
@@ -140,7 +140,7 @@ impl CniError {
             | Self::NoPreviousResult
             | Self::NoAttachments
             | Self::Requested { .. } => 7,
-            // To be tried again: addresses become free as Pods go.
+            // The runtime should try again: addresses become free as Pods go.
             Self::Refused(Refusal::Exhausted { .. }) => 11,
             Self::Refused(Refusal::NotInRange { .. }) => 100,
             Self::Refused(Refusal::Taken { .. }) => 101,

@@ -1,4 +1,4 @@
-//! The guard on a new Pod's interface, before anything can be sent from it.
+//! Puts the guard on a new Pod's device, before anything can be sent from there.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ use crate::pods::members::guarded;
 use crate::pods::settings::{GuardSettings, Settings as _, SettingsError};
 use crate::pods::translate;
 
-/// Why a Pod is not guarded yet. It runs all the same, and the agent tries again.
+/// The reason why a Pod is not guarded yet. It runs all the same, and the agent tries again.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum GuardingError {
     /// The settings that the agent has left cannot be read.
@@ -27,9 +27,10 @@ pub(super) enum GuardingError {
     Dataplane(#[from] DataplaneError),
 }
 
-/// Guards a Pod as the last agent on this node would, or not at all where no agent did. `member` is the interface's entry in the ledger as this
-/// request left it. Without an entry, as for a sandbox that was replaced while it was added, the guard is put on the device all the same and
-/// keeps the Pod from every address that has an owner. Returns what an operator should know.
+/// Guards a Pod as the last agent on this node would; not at all if no agent left settings. `member` is the interface's
+/// entry in the ledger after this request. Without an entry, such as for a sandbox that was replaced while it was
+/// added, the guard is put on the device all the same, and keeps the Pod from every address that has an owner. Returns
+/// problems that an operator should know.
 pub(super) fn guard(
     state_dir: &Path,
     host: HostSide,
@@ -39,10 +40,10 @@ pub(super) fn guard(
         return Ok(Vec::new());
     };
     let Some(device) = interface::device(host.ifindex)? else {
-        // The other end is in another namespace.
+        // The interface has no end in this namespace.
         return Ok(Vec::new());
     };
-    // It says which promised addresses are exclusive, which matters only to a Pod that was promised any.
+    // The settings say which promised addresses are exclusive, which matters only to a Pod that was promised any.
     let has_lost = member.is_some_and(|(_, entry)| !entry.promised.is_empty());
     let translation = match has_lost {
         true => translate::Policy::load(state_dir)?.unwrap_or_default(),

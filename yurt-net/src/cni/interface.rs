@@ -1,6 +1,7 @@
-//! The interface of a Pod, from inside its network namespace: its MAC, and the announcements of its addresses.
+//! The interface of a Pod, seen from inside its network namespace: its MAC, and the announcements of its addresses.
 //!
-//! The only user of rtnetlink beside `node`. Each call enters the namespace on a thread of its own, and returns when that is done.
+//! Besides `node`, only this file uses rtnetlink. Each call enters the namespace on a thread of its own, and returns
+//! when that thread is done.
 #![expect(
     unsafe_code,
     reason = "packet sockets, which the standard library lacks"
@@ -33,11 +34,11 @@ pub enum LinkError {
     /// The kernel refuses a request.
     #[error("{operation} {interface} of the Pod")]
     Netlink {
-        /// What was asked for.
+        /// The request.
         operation: &'static str,
-        /// Of which interface.
+        /// The interface.
         interface: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: rtnetlink::Error,
     },
@@ -54,31 +55,31 @@ pub enum LinkError {
         address: IpAddr,
         /// The interface.
         interface: String,
-        /// Why not.
+        /// The cause.
         #[source]
         source: io::Error,
     },
 }
 
-/// How an interface was left.
+/// The state in which an interface was left.
 #[derive(Debug)]
 pub struct Settled {
     /// Its MAC.
     pub mac: Mac,
-    /// Its other end, if it has one: a veth device has.
+    /// The host's end, if the interface is one of a veth device.
     pub host: Option<HostSide>,
-    /// What failed, and what a Pod can do without.
+    /// Failures that a Pod can do without.
     pub problems: Vec<LinkError>,
 }
 
-/// The MAC that an interface has.
+/// The MAC of an interface.
 pub fn mac(netns: &Netns, interface: &str) -> Result<Mac, LinkError> {
     within(netns, async |handle| {
         Ok(find(&handle, interface).await?.mac)
     })
 }
 
-/// The other end of an interface, if it has one.
+/// The host's end of an interface, if it is one of a veth device.
 pub fn host_side(netns: &Netns, interface: &str) -> Result<Option<HostSide>, LinkError> {
     within(netns, async |handle| {
         Ok(find(&handle, interface).await?.host)
@@ -87,8 +88,9 @@ pub fn host_side(netns: &Netns, interface: &str) -> Result<Option<HostSide>, Lin
 
 /// Gives an interface this MAC, and announces its addresses to the neighbours.
 ///
-/// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is derived anew, so
-/// that the Pod keeps that, too. A driver that refuses to change its MAC is a problem that is returned, and keeps it.
+/// The interface stays up (veth and macvlan allow that), so it loses no address and no route. Its link-local address is
+/// derived anew, so that the Pod keeps that one, too. If the driver refuses to change the MAC, the interface keeps its
+/// own, and the problem is returned.
 pub fn settle(
     netns: &Netns,
     interface: &str,
@@ -125,7 +127,7 @@ pub fn settle(
     })
 }
 
-/// A device of the node; `None` where there is none of this index.
+/// A device of the node; `None` if no device has this index.
 pub fn device(ifindex: u32) -> Result<Option<Link>, LinkError> {
     let netns = Netns::current().map_err(LinkError::Enter)?;
     within(&netns, async |handle| {
@@ -203,7 +205,7 @@ async fn find(handle: &Handle, interface: &str) -> Result<Found, LinkError> {
         matches!(attribute, LinkAttribute::LinkInfo(infos)
             if infos.contains(&LinkInfo::Kind(InfoKind::Veth)))
     });
-    // Of a macvlan it is the device below, which is not the Pod's alone.
+    // For a macvlan device this is the device below, which is not the Pod's alone.
     let other = link
         .attributes
         .iter()
@@ -230,8 +232,8 @@ async fn set(handle: &Handle, interface: &str, index: u32, mac: Mac) -> Result<(
         .map_err(failed("set the MAC of", interface))
 }
 
-/// Replaces the link-local address that was derived from the old MAC, if there is one, and returns the new one. Duplicates of it are not looked
-/// for: nobody else has the MAC that it is made of.
+/// Replaces the link-local address that was derived from the old MAC, if there is one, and returns the new one.
+/// Duplicate address detection is left out: no other host has the MAC that it is made of.
 async fn derive_anew(
     handle: &Handle,
     interface: &str,
@@ -271,8 +273,7 @@ async fn derive_anew(
 
 /// Sends a frame for each address.
 fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Result<(), LinkError> {
-    // Without a protocol nothing is received.
-    // SAFETY: a call without pointers.
+    // SAFETY: a call without pointers. Protocol 0 means that the socket receives nothing.
     let socket = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
     if socket < 0 {
         return Err(LinkError::Open(io::Error::last_os_error()));
@@ -286,8 +287,9 @@ fn announce(interface: &str, index: u32, mac: Mac, addresses: &[IpAddr]) -> Resu
             source,
         })
     });
-    // Closing a packet socket waits for a grace period in the kernel, and so does putting the guard on a device, which comes next: side by
-    // side they wait for one. Where no thread can be started, the socket is closed here.
+    // Closing a packet socket waits for a grace period in the kernel, and so does attaching the guard to a device,
+    // which comes next. Side by side they wait for a single one. If no thread can be started, the socket is closed
+    // here.
     drop(std::thread::Builder::new().spawn(move || drop(socket)));
     sent
 }

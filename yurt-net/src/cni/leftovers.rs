@@ -9,11 +9,11 @@ use crate::error::{PathError, chain};
 use crate::host::disk::read_whole;
 use crate::ledger::adopt::Leftover;
 
-/// More than a container ID and an interface take.
+/// More than a container ID and an interface need.
 const MAX_BYTES: u64 = 4096;
 
-/// Reads all of them; an absent directory has none. A file that cannot be read costs its own address alone, which counts as that of a container
-/// of unknown ID. host-local makes regular files only; anything else is left out.
+/// Reads all files; an absent directory has none. A file that cannot be read costs only its own address, which counts
+/// as that of an unknown container. host-local makes only regular files; anything else is left out.
 pub(super) fn read(directory: &Path, alarms: &mut Vec<String>) -> Result<Vec<Leftover>, PathError> {
     let failed = |path: &Path| PathError::of("read", path);
     let listed = match fs::read_dir(directory) {

@@ -1,8 +1,8 @@
-//! Which containers live on this machine, as far as a plugin can see: what its processes say of themselves, and which addresses its
-//! network namespaces have.
+//! Which containers run on this machine, as far as a plugin can see: from the processes that name them, and from the
+//! addresses that network namespaces have.
 //!
-//! Anybody may start processes with megabytes of arguments and environment. So of each only a bounded part is read, of the environment only
-//! where the process may be a plugin, and all of it ends after [`PATIENCE`].
+//! Any tenant may start processes with megabytes of arguments and environment. So only a bounded part of each process
+//! is read, the environment only of processes that may be plugins, and the search ends after [`PATIENCE`].
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,18 +17,19 @@ use crate::ledger::adopt::{Living, Words};
 
 /// How long a look may take: a hundred times as long as it takes on a board with a few hundred processes.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// What is read of one process' arguments, and what is read of its environment besides as many bytes as this process has. A shim has the ID
-/// among its first arguments. A plugin that is at work has the environment of the runtime, as this one has, and a few variables more.
+/// The bound on the arguments of a process; the bound on its environment is this plus the size of our own. A shim has
+/// the ID among its first arguments. The environment of a plugin that is at work is the runtime's, as ours is, and a
+/// few variables more.
 const MOST_BYTES: u64 = 64 << 10;
 
-/// What is seen of these containers. `None` where something cannot be looked at, or not in time, or where the namespace of this request is not in
-/// sight: then others may not be, either.
+/// The signs of life of these containers. `None` if something cannot be examined, or not in time, or if the namespace
+/// of this request is not visible: then others may not be visible either.
 pub(super) fn look(netns: &str, containers: BTreeSet<String>) -> Option<Living> {
     let netns = netns.to_owned();
     within(PATIENCE, move || see(&netns, &containers)).flatten()
 }
 
-/// What comes of this within so long. Later it is not waited for, and ends with this process.
+/// The result of this, if it comes within this time. After that, it is left to end with this process.
 fn within<T: Send + 'static>(
     patience: Duration,
     work: impl FnOnce() -> T + Send + 'static,
@@ -39,7 +40,8 @@ fn within<T: Send + 'static>(
     wait.recv_timeout(patience).ok()
 }
 
-/// Processes come first. A main plugin that is at work for a container is seen, or it has ended, and then its namespace has the address.
+/// Processes come first: if a main plugin is at work for a container, it is seen, or it has ended and the namespace has
+/// the address.
 fn see(netns: &str, containers: &BTreeSet<String>) -> Option<Living> {
     let named = named(containers).ok()?;
     let namespaces = netns::all().ok()?;
@@ -55,7 +57,7 @@ fn see(netns: &str, containers: &BTreeSet<String>) -> Option<Living> {
     })
 }
 
-/// Those of the containers that a process of this machine names.
+/// The containers that a process of this machine names.
 fn named(containers: &BTreeSet<String>) -> io::Result<BTreeSet<String>> {
     let words = Words::new(containers.iter().map(String::as_str));
     let own = read(Path::new("/proc/self/environ"), u64::MAX)?;
@@ -84,8 +86,9 @@ fn named(containers: &BTreeSet<String>) -> io::Result<BTreeSet<String>> {
     Ok(named)
 }
 
-/// A file of a process, up to so many bytes: nothing where the process has ended since its directory was listed. The environment of a process
-/// that has more rights than this one stays unknown. It is no plugin at work: those have been started as this one was.
+/// Reads a file of a process, up to a limit; nothing if the process has ended since its directory was listed. The
+/// environment of a process with more rights than this one stays unknown. Such a process is no plugin at work: those
+/// were started as this one was.
 fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut text = Vec::new();
     let read = File::open(file).and_then(|file| file.take(most).read_to_end(&mut text));
@@ -97,7 +100,7 @@ fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Of a process that has ended since its directory was listed.
+/// Whether the process has ended since its directory was listed.
 fn has_gone(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
 }
@@ -112,8 +115,8 @@ mod tests {
         BTreeSet::from([container.to_owned()])
     }
 
-    /// Whether this child names the container, in the end: a program has neither arguments nor environment in the moment in which it is
-    /// loaded.
+    /// Waits until this child names the container: while a program is being loaded, it has neither arguments nor
+    /// environment.
     fn is_named(container: &str, child: &mut Child) -> bool {
         let is_named = (0..6000).any(|_| {
             std::thread::sleep(Duration::from_millis(10));

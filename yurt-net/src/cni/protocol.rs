@@ -1,7 +1,7 @@
 //! The language of container runtimes and plugins: requests and answers. Pure.
 //!
-//! Source: the CNI specification (containernetworking/cni, SPEC.md), versions 0.3.1 to 1.1.0. The configuration comes on standard input,
-//! the rest in environment variables; the answer is JSON on standard output, and the exit code.
+//! Source: the CNI specification (containernetworking/cni, SPEC.md), versions 0.3.1 to 1.1.0. The configuration comes
+//! on standard input, the rest in environment variables; the answer is JSON on standard output, and the exit code.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -22,11 +22,11 @@ use crate::ledger::store::LedgerDirs;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Version(&'static str);
 
-/// In ascending order, as text too: `Version` compares them so.
+/// In ascending order, also as text: `Version` compares them so.
 const VERSIONS: [&str; 4] = ["0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 impl Version {
-    /// The newest, in which configurations are answered that cannot be read.
+    /// The newest, used to answer configurations that cannot be read.
     pub(super) const NEWEST: Self = Self(VERSIONS[3]);
 
     pub(super) fn parse(text: &str) -> Result<Self, CniError> {
@@ -98,7 +98,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The last one of this name, as libcni's `LoadArgs` has it; "" where there is none.
+    /// The value of the last argument with this name, as in libcni's `LoadArgs`; empty if there is none.
     fn arg(&self, name: &str) -> &str {
         let pairs = self.args.split(';').filter_map(|pair| pair.split_once('='));
         let mut values = pairs.filter_map(|(key, value)| (key == name).then_some(value));
@@ -110,7 +110,7 @@ impl Environment {
         if !is_word(&self.container) {
             return Err(CniError::Environment {
                 name: "CNI_CONTAINERID",
-                problem: "is missing, or holds what no container ID may hold",
+                problem: "is missing, or is not a container ID",
             });
         }
         let is_forbidden = |c: char| c == '/' || c == ':' || c.is_whitespace();
@@ -120,7 +120,7 @@ impl Environment {
         if !is_interface {
             return Err(CniError::Environment {
                 name: "CNI_IFNAME",
-                problem: "is missing, or is no name of an interface",
+                problem: "is missing, or is not the name of an interface",
             });
         }
         let [namespace, name, uid] =
@@ -155,7 +155,7 @@ impl Environment {
     }
 }
 
-/// A container ID or the name of a network, as libcni has them. Both become parts of paths.
+/// Whether a text is a container ID or the name of a network by libcni's rules. Both become parts of paths.
 pub(super) fn is_word(text: &str) -> bool {
     text.starts_with(|first: char| first.is_ascii_alphanumeric())
         && (text.bytes()).all(|byte| byte.is_ascii_alphanumeric() || b"_.-".contains(&byte))
@@ -167,14 +167,15 @@ pub(super) fn is_word(text: &str) -> bool {
 pub struct Config {
     pub(super) cni_version: String,
     pub(super) name: String,
-    /// `yurt-cni`'s policy. `yurt-ipam` is told the main plugin's configuration, where it may mean anything: macvlan has a MAC there.
+    /// `yurt-cni`'s policy. `yurt-ipam` gets the main plugin's configuration, where the key may mean anything: macvlan
+    /// has a MAC there.
     mac: Value,
     pub(super) ipam: Option<Ipam>,
     runtime_config: RuntimeConfig,
     args: Args,
-    /// What the plugin before this one answered.
+    /// The answer of the plugin before this one.
     pub prev_result: Option<Value>,
-    /// `None` where there is no such key; null is an empty list, as Go writes it.
+    /// `None` if the key is absent. Null is an empty list, as Go writes it.
     #[serde(rename = "cni.dev/valid-attachments")]
     pub(super) valid_attachments: Option<Vec<ValidAttachment>>,
     /// Of `yurt-cni`, and of `yurt-ipam`. They stand beside what the plugin says otherwise.
@@ -184,13 +185,13 @@ pub struct Config {
     pub(super) ipam_store: StoreConfig,
 }
 
-/// Where the ledger is, and for how long it retains.
+/// Where the ledger is, and how long it retains addresses.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct StoreConfig {
     pub(super) data_dir: String,
     pub(super) run_dir: String,
-    /// After the last DEL.
+    /// Seconds after the last DEL.
     pub(super) ttl_seconds: u64,
 }
 
@@ -205,7 +206,7 @@ impl Default for StoreConfig {
 }
 
 impl StoreConfig {
-    /// As host-local has it, an empty directory is the default one.
+    /// As in host-local, an empty directory is the default one.
     fn read(section: &Value) -> Result<Self, serde_json::Error> {
         let mut read: Self = go_json::read(section)?;
         let default = Self::default();
@@ -219,14 +220,14 @@ impl StoreConfig {
     }
 }
 
-/// Which MAC `yurt-cni` gives an interface.
+/// The MAC that `yurt-cni` gives an interface.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MacPolicy {
-    /// The one that the address gives.
+    /// The one that is made of its address.
     #[default]
     Address,
-    /// The one that the interface had the first time.
+    /// The one that it had the first time.
     First,
 }
 
@@ -235,7 +236,7 @@ pub enum MacPolicy {
 #[serde(rename_all = "camelCase", default)]
 pub(super) struct Ipam {
     ranges: Vec<Vec<RangeConfig>>,
-    /// One range without a list around it: this, and the next three.
+    /// One range without a list around it: this field and the next three.
     #[serde(deserialize_with = "go_json::network")]
     subnet: Option<IpNetwork>,
     #[serde(deserialize_with = "go_json::address")]
@@ -246,7 +247,7 @@ pub(super) struct Ipam {
     gateway: Option<IpAddr>,
     routes: Vec<Option<Route>>,
     pub(super) resolv_conf: String,
-    /// Where host-local keeps its files; "" where there is nothing to take over.
+    /// Where host-local keeps its files; empty if there are none to take over.
     pub(super) migrate_from: Option<String>,
 }
 

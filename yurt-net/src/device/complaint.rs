@@ -1,12 +1,12 @@
-//! What is said of a Pod.
+//! Faults of single Pods.
 
-/// Something about a Pod that is not as it should be. The rest goes on.
+/// A fault of a Pod's interface, which affects nothing else.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Complaint {
     /// The Pod, as `namespace/name`.
     pub pod: String,
     /// Its interface.
     pub interface: String,
-    /// What, and what to do.
+    /// What is wrong, and what to do.
     pub reason: String,
 }

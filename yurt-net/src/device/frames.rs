@@ -1,18 +1,18 @@
-//! Frames that tell the neighbours who has an address. Pure.
+//! Frames that announce to neighbours which MAC has an address. Pure.
 //!
-//! They make the bridge learn the port of a MAC that has moved, and neighbours forget the one that an address had before.
+//! A bridge learns from them at which port a MAC is now. Neighbours replace the MAC that they had for the address.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::Mac;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
-/// Where ff02::1 goes (RFC 2464, section 7).
+/// The multicast MAC of ff02::1 (RFC 2464, section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ICMPV6: u8 = 58;
 
-/// An Ethernet frame that announces an address: an ARP announcement, or an unsolicited neighbour advertisement.
+/// The Ethernet frame that announces an address: an ARP announcement, or an unsolicited neighbour advertisement.
 pub fn frame(mac: Mac, address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(address) => arp(mac, address),
@@ -24,10 +24,10 @@ fn ethernet(to: [u8; 6], from: Mac, kind: u16) -> Vec<u8> {
     [&to[..], &from.0, &kind.to_be_bytes()].concat()
 }
 
-/// A request for the own address (RFC 5227, section 3).
+/// A request for the sender's own address (RFC 5227, section 3).
 fn arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     let mut frame = ethernet(BROADCAST, mac, 0x0806);
-    // Ethernet, IPv4, their lengths, request.
+    // Hardware type Ethernet, protocol IPv4, the lengths of both addresses, operation request.
     frame.extend([0, 1, 8, 0, 6, 4, 0, 1]);
     frame.extend(mac.0);
     frame.extend(address.octets());
@@ -36,13 +36,13 @@ fn arp(mac: Mac, address: Ipv4Addr) -> Vec<u8> {
     frame
 }
 
-/// With the flag Override, and the MAC as its option (RFC 4861, sections 4.4 and 7.2.6).
+/// With the Override flag, and the MAC as an option (RFC 4861, sections 4.4 and 7.2.6).
 fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
     message.extend(address.octets());
     message.extend([2, 1]);
     message.extend(mac.0);
-    // 32 bytes: no length of a pseudo header is larger than a byte.
+    // The message has 32 bytes; the checksum's pseudo header has this length, too.
     let length = [0, 32];
     let pseudo = [
         &address.octets()[..],
@@ -59,7 +59,7 @@ fn advertisement(mac: Mac, address: Ipv6Addr) -> Vec<u8> {
     let mut frame = ethernet(ALL_NODES_MAC, mac, 0x86dd);
     frame.extend([0x60, 0, 0, 0]);
     frame.extend(length);
-    // A receiver believes none that a router may have forwarded.
+    // The hop limit must be 255: receivers discard a message that a router may have forwarded.
     frame.extend([ICMPV6, 255]);
     frame.extend(address.octets());
     frame.extend(ALL_NODES.octets());

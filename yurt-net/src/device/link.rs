@@ -1,4 +1,4 @@
-//! Devices of a node, and those that lead to its Pods.
+//! Devices of a node, and which of them lead to Pods.
 
 use std::net::IpAddr;
 
@@ -11,52 +11,53 @@ pub struct Link {
     pub ifindex: u32,
     /// Its name.
     pub name: String,
-    /// Its kind, as `veth` and `bridge`; "" for hardware.
+    /// Its kind, such as `veth` or `bridge`; empty for hardware.
     pub kind: String,
-    /// Its link-layer address, where it has one of six bytes.
+    /// Its link-layer address, if that has six bytes.
     pub mac: Option<[u8; 6]>,
     /// The index of the device at its other end, or of the one that it is stacked on (IFLA_LINK).
     pub other_end: Option<u32>,
     /// The identifier that this network namespace has for the one of the other end, if that is another one
     /// (IFLA_LINK_NETNSID).
     pub other_end_netns: Option<i32>,
-    /// A default route leads out of it: a node that is a container itself has such a veth device.
+    /// Whether a default route leads out of it. A node that is itself a container has such a veth device.
     pub is_uplink: bool,
-    /// Where those lead.
+    /// The gateways of those routes.
     pub gateways: Vec<IpAddr>,
-    /// The addresses and MACs of those that have answered there, by the node's own table.
+    /// The neighbours that have answered there: addresses and MACs from the node's own table.
     pub neighbours: Vec<(IpAddr, [u8; 6])>,
-    /// It is up, and so is what it is plugged into.
+    /// Whether it is up, and has a carrier.
     pub has_carrier: bool,
-    /// Index of the device that it is a part of, as a bridge.
+    /// The index of the device that it belongs to, such as a bridge.
     pub controller: Option<u32>,
-    /// This node's addresses on it, those first that packets from here would have; not those that are not in force (yet).
+    /// This node's addresses on it, preferred source addresses first. Tentative addresses are left out.
     pub addresses: Vec<IpAddr>,
 }
 
-/// Never touched, whatever the patterns: the loopback, and Raven's devices, of which Raven removes all filters.
+/// Devices that are never touched, whatever the patterns: loopback, and Raven's, whose filters Raven removes.
 const UNTOUCHED: [&str; 3] = ["lo", "raven0", "raven-wg0"];
 
 impl Link {
-    /// Whether it leads where it led when it was written down, as far as that is known.
+    /// Whether its other end is still the recorded one, as far as both are known.
     pub fn is_still(&self, host: HostSide) -> bool {
         let is_known = host.other_end.is_some() && self.other_end.is_some();
         self.ifindex == host.ifindex && (!is_known || host.other_end == self.other_end)
     }
 
-    /// Whether nothing is ever put on it, whatever the patterns.
+    /// Whether no program is ever attached to it, whatever the patterns.
     pub fn is_untouched(&self) -> bool {
         UNTOUCHED.contains(&self.name.as_str())
     }
 
-    /// Whether its name fits one of these patterns, with `*` and `?`.
+    /// Whether its name matches one of these patterns, with `*` and `?`.
     pub fn is_named(&self, patterns: &[String]) -> bool {
         let mut patterns = patterns.iter();
         patterns.any(|pattern| matches(pattern.as_bytes(), self.name.as_bytes()))
     }
 
-    /// Whether it leads to a Pod. `patterns` are those of the names of devices that do, with `*` and `?`; empty: every veth device
-    /// whose other end is in another network namespace and that no default route leads out of.
+    /// Whether it leads to a Pod. `patterns` are the names of such devices, with `*` and `?`. Without patterns these
+    /// are all veth devices whose other end is in another network namespace, except those that a default route leads
+    /// out of.
     pub fn leads_to_pod(&self, patterns: &[String]) -> bool {
         if self.is_untouched() {
             return false;
@@ -68,7 +69,7 @@ impl Link {
     }
 }
 
-/// Whether a name fits a pattern: `*` stands for any characters, `?` for one.
+/// Whether a name matches a pattern: `*` stands for any characters, `?` for one.
 fn matches(pattern: &[u8], name: &[u8]) -> bool {
     match (pattern, name) {
         ([], []) => true,
@@ -79,12 +80,12 @@ fn matches(pattern: &[u8], name: &[u8]) -> bool {
     }
 }
 
-/// The host's end of a Pod's interface, as it was when the Pod got it.
+/// The host's end of a Pod's interface, as recorded when the Pod got it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct HostSide {
     /// Index of the device.
     pub ifindex: u32,
-    /// Index of the other end, in the Pod's namespace; `None` where it was not written down.
+    /// Index of the other end, in the Pod's namespace; `None` if it was not recorded.
     #[serde(rename = "peer", default, skip_serializing_if = "Option::is_none")]
     pub other_end: Option<u32>,
 }

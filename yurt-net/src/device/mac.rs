@@ -1,4 +1,4 @@
-//! Link-layer addresses, and the network addresses that come from them.
+//! Link-layer addresses, and the conversion between them and network addresses.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -17,7 +17,7 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Not six bytes in hexadecimal with colons between them.
+/// A text that is not six hexadecimal bytes with colons between them.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a MAC address such as 0a:58:0a:01:00:02")]
 pub struct BadMac(String);
@@ -57,8 +57,9 @@ impl From<Mac> for String {
     }
 }
 
-/// The MAC that an address gives: local and unicast. For IPv4 it is the one that container networks have long used
-/// (`0a:58` and the address). Addresses of one subnet have different ones: an IPv6 address counts with its last four bytes.
+/// The MAC that is made of an address: locally administered, unicast, and different for all addresses of a subnet. For
+/// IPv4 it is the one that container networks have long used (`0a:58` and the address); an IPv6 address contributes its
+/// last four bytes.
 pub fn mac_of(address: IpAddr) -> Mac {
     let ([a, b], [c, d, e, f]) = match address {
         IpAddr::V4(address) => ([0x0a, 0x58], address.octets()),

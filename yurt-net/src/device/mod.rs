@@ -1,7 +1,4 @@
-//! Devices and what goes over them, in the words that every room has for them. Pure.
-//!
-//! Link-layer addresses, links and the host's ends of them, routes, the frames that announce an address, and what is said of a Pod that
-//! cannot have on its device what it asks for.
+//! Devices, routes and link-layer addresses, as every room names them. Pure.
 
 mod complaint;
 pub mod frames;

@@ -2,15 +2,15 @@
 
 use ipnetwork::IpNetwork;
 
-/// A route of the node that is no default route.
+/// A route of the node other than a default route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
-    /// To where.
+    /// Its destination.
     pub prefix: IpNetwork,
-    /// Out of which device, to neighbours there; `None`: through a gateway, or to nowhere.
+    /// The device that it leads out of, to neighbours there; `None` if it has a gateway or leads nowhere.
     pub link: Option<u32>,
-    /// It leads to no host at all, as the one that keeps a node's whole block from leaving by the default route.
+    /// Whether it leads to no host at all, such as one that keeps the node's whole block off the default route.
     pub is_hole: bool,
-    /// It was made by an agent or a plugin of ours.
+    /// Whether an agent or a plugin of ours made it.
     pub is_ours: bool,
 }

@@ -7,12 +7,12 @@
 //! 96b1c4d0 8 {"remove":{"namespace":"shop","name":"web-1","interface":"eth0"}}
 //! ```
 //!
-//! Lines of text, for people and for `grep`: a CRC-32 in hexadecimal of what follows the blank, the number of the change, and JSON. The header
-//! is followed by so many records that are the whole state as of its number; then come the changes, each with a number one higher than the
-//! one before.
+//! Lines of text, for people and for `grep`: a CRC-32 in hexadecimal of all that follows the space, the number of the
+//! change, and JSON. The header says how many records follow it that make up the whole state as of its number. Then
+//! come the changes, each numbered one higher than the one before.
 //!
-//! A line counts by itself. One that is damaged costs its own record and no other; the numbers tell that something is missing. What an append
-//! left unfinished is at the end only, and was never confirmed to anybody.
+//! A line counts by itself. A damaged line loses only its own record; the numbers show that something is missing. An
+//! unfinished append can only be at the end, and was never confirmed.
 
 use std::fmt::Write as _;
 
@@ -20,19 +20,19 @@ use serde::{Deserialize, Serialize};
 
 use super::{Ledger, Record};
 
-/// To be raised when an older version would misread what is written. New fields that it may ignore need none.
+/// Raised when an older version would misread what is written; not for new fields that it may ignore.
 pub(super) const VERSION: u32 = 1;
 
-/// What is wrong with a file.
+/// A fault of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flaw {
     /// Not a ledger at all.
     Foreign,
     /// Of another version.
     Version(u32),
-    /// Its last append is unfinished: no harm is done.
+    /// Its last append is unfinished, which does no harm.
     Torn,
-    /// It goes on behind what was read.
+    /// It is longer than what was read.
     TooLong,
     /// Records are missing, or are not what was written.
     Damaged,
@@ -46,7 +46,7 @@ struct Header {
     records: u64,
 }
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub(super) struct Replayed {
     /// The state.
@@ -57,11 +57,11 @@ pub(super) struct Replayed {
     pub(super) base: u64,
     /// Bytes.
     pub(super) length: u64,
-    /// Why there may be more to know.
+    /// The reason why the file may have had more to say.
     pub(super) flaw: Option<Flaw>,
 }
 
-/// A file that says just this.
+/// A file that holds just this state.
 pub(super) fn whole(ledger: &Ledger, sequence: u64) -> serde_json::Result<Vec<u8>> {
     let records = ledger.records();
     let header = Header {
@@ -77,7 +77,7 @@ pub(super) fn whole(ledger: &Ledger, sequence: u64) -> serde_json::Result<Vec<u8
     Ok(out.into_bytes())
 }
 
-/// Changes that come after the one of number `sequence`.
+/// The lines of changes that follow change `sequence`.
 pub(super) fn changes(sequence: u64, records: &[Record]) -> serde_json::Result<Vec<u8>> {
     let mut out = String::new();
     for (n, record) in (sequence + 1..).zip(records) {
@@ -93,7 +93,7 @@ fn line(out: &mut String, n: u64, what: &impl Serialize) -> serde_json::Result<(
     Ok(())
 }
 
-/// Number and JSON of a line that is what was written.
+/// The number and the JSON of a line whose checksum is right.
 fn checked(line: &[u8]) -> Option<(u64, &str)> {
     let (crc, text) = str::from_utf8(line)
         .ok()?
@@ -106,19 +106,19 @@ fn checked(line: &[u8]) -> Option<(u64, &str)> {
     Some((n.parse().ok()?, json))
 }
 
-/// Reads a file as far as it can be read. An empty one is an unfinished one.
+/// Reads a file as far as possible. An empty file is one whose first write is unfinished.
 pub(super) fn replay(bytes: &[u8]) -> Replayed {
     let mut replayed = Replayed {
         length: bytes.len().try_into().unwrap_or(u64::MAX),
         ..Replayed::default()
     };
-    // Records of the whole state that are still to come.
+    // The number of records of the whole state that are still missing.
     let mut due = None;
     let (mut is_gapless, mut is_torn, mut read) = (true, bytes.is_empty(), 0);
     for line in bytes.split_inclusive(|&byte| byte == b'\n') {
         read += line.len();
         let Some((n, json)) = checked(line) else {
-            // Unless something good follows, it is the end of an append.
+            // It is the end of an append, unless a good line follows.
             is_torn = true;
             continue;
         };
@@ -151,7 +151,7 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
                     replayed.base = read.try_into().unwrap_or(u64::MAX);
                 }
             }
-            // What an older file of that place has left, as a disk may show after a power cut.
+            // An older file at this place on the disk left these; a power cut can show them.
             _ if n < replayed.sequence => {
                 is_gapless = false;
                 continue;
@@ -162,7 +162,7 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
             }
         }
         if let (false, Record::Put { key, entry }) = (is_gapless, &record) {
-            // What is missing may be how it came to be free.
+            // A missing record may be the one that freed these addresses.
             let owned: Vec<_> = entry.owned().collect();
             replayed.ledger.dispossess(key, &owned);
         }
@@ -170,7 +170,7 @@ pub(super) fn replay(bytes: &[u8]) -> Replayed {
     }
     replayed.flaw = match due {
         None if replayed.sequence == 0 => {
-            // A file that was never written, but has its length.
+            // The file has its length, but was never written.
             let is_blank = bytes.iter().all(|&byte| byte == 0);
             Some(if is_blank { Flaw::Torn } else { Flaw::Foreign })
         }

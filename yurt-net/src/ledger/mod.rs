@@ -1,15 +1,17 @@
-//! Who has which addresses on this node, and who had them: the state, and what changes it.
+//! Which Pod has or had which addresses on this node: the state, and the records that change it.
 //!
-//! Pure. A `Ledger` is what its records say, in their order; `codec` turns records into lines. Which records to write is decided by
-//! `rules`, from the addresses that `range` has, and by `adopt` for what another plugin has left; these are pure, too. `store` keeps the
-//! lines on a disk and in memory, `watch` follows them in the agent. docs/retention.md is what an operator needs. Two things hold after every record, so also when a writer was killed in the middle:
+//! Pure. A `Ledger` is the result of its records, in their order; `codec` turns records into lines. `rules` decides
+//! which records to write, from the addresses of `range`, and `adopt` which ones take over the files of another plugin;
+//! both are pure, too. `store` keeps the lines on a disk and in memory, `watch` follows them in the agent.
+//! docs/retention.md is for operators. After every record, even if a writer is killed in the middle of several:
 //!
 //! - no address has two owners (entries that are active or retained);
 //! - what an entry says of its state was true when it was written.
 //!
-//! **Time.** TTLs are counted by the ledger's own clock, in milliseconds: the clock of this boot (`CLOCK_BOOTTIME`), and with a new boot on from
-//! where it was when the last record was written. The wall clock may jump (boards without a battery boot in 1970): it is for people
-//! only. So the hours in which the node was off do not count, and nothing is ever released too early.
+//! **Time.** TTLs count by the ledger's own clock, in milliseconds. It is the clock of this boot (`CLOCK_BOOTTIME`),
+//! and a new boot continues from the time of the last record. The wall clock may jump (boards without a battery boot in
+//! 1970), so it is only shown to people. So the time in which the node was off does not count, and no address is ever
+//! released too early.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,19 +33,19 @@ pub mod store;
 pub(crate) mod tests;
 pub mod watch;
 
-/// Whose addresses: an interface of a Pod, or of a container that is no Pod's.
+/// The owner of addresses: an interface of a Pod, or of a container outside Kubernetes.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Key {
-    /// Namespace of the Pod; "" where the runtime named no Pod.
+    /// Namespace of the Pod; empty if the runtime named no Pod.
     pub namespace: String,
     /// Name of the Pod, or the container ID.
     pub name: String,
-    /// Interface inside, as `eth0`.
+    /// The interface's name in the Pod, such as `eth0`.
     pub interface: String,
 }
 
 impl Key {
-    /// Whether it is a name under which somebody can come back. A container ID is used once.
+    /// Whether the owner can come back under this name. A container ID is used only once.
     pub fn is_pod(&self) -> bool {
         !self.namespace.is_empty()
     }
@@ -64,15 +66,15 @@ impl fmt::Display for Key {
     }
 }
 
-/// What has become of an entry's addresses.
+/// The state of an entry's addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// A sandbox has them.
     Active,
-    /// The sandbox is gone; they are kept for the next one of that name.
+    /// The sandbox is gone; they are kept for the next one with the same name.
     Retained,
-    /// Anybody may have them. Until somebody does, they are given to the same name by preference.
+    /// Any Pod may get them. Until one does, they are given to the same name by preference.
     Released,
 }
 
@@ -86,11 +88,11 @@ impl fmt::Display for State {
     }
 }
 
-/// Who chose addresses.
+/// The plugin that chose the addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Assigner {
-    /// `yurt-ipam`: it is the one to say when they are free.
+    /// `yurt-ipam`, which also decides when they are free.
     Ours,
     /// Another IPAM plugin; `yurt-cni` wrote down what it saw.
     #[default]
@@ -104,56 +106,57 @@ impl Assigner {
     }
 }
 
-/// A main plugin, a process of this boot. Times are the kernel's ticks since then.
+/// A main plugin, as a process of this boot. Times are the kernel's ticks since boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Asker {
-    /// Its number, as whoever wrote it down sees it.
+    /// Its process ID, as seen by the plugin that recorded it.
     pub pid: u32,
-    /// When it was started: another one may have its number later.
+    /// When it was started. Another process may get the same ID later.
     pub start: u64,
     /// When it asked.
     pub asked: u64,
 }
 
-/// Addresses and their owner.
+/// The addresses of an owner.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
-    /// What it has: one for each range set, in their order.
+    /// The addresses that it has: one of each range set, in their order.
     pub addresses: Vec<IpAddr>,
-    /// What it had before its network gave it something else instead. It may appear with these all the same (`translate`), and nobody else
-    /// owns them.
+    /// The addresses that it had before its network gave it others. It may still appear with them (`translate`), and
+    /// nobody else owns them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub promised: Vec<IpAddr>,
-    /// Who gave the promised addresses; [`Assigner::Other`] where another IPAM gave any of them.
+    /// The plugin that chose the promised addresses; [`Assigner::Other`] if another IPAM chose any of them.
     #[serde(default, skip_serializing_if = "Assigner::is_other")]
     pub promised_by: Assigner,
-    /// The MAC of the interface, where `yurt-cni` has seen it.
+    /// The MAC of the interface, if `yurt-cni` has seen it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mac: Option<Mac>,
-    /// Where the interface comes out on the node, while the entry is active and that is known. Indices are of this boot.
+    /// The host's end of the interface, if it is known and the entry is active. Indices are of this boot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host: Option<HostSide>,
-    /// The main plugin that asked for the addresses, where that is known. While it runs it is at work on the interface that gets them.
+    /// The main plugin that asked for the addresses, if it is known. While it runs, it is at work on the interface.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asker: Option<Asker>,
-    /// UID of the Pod, where the runtime told it.
+    /// UID of the Pod, if the runtime told it.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
     /// ID of the container (the Pod's sandbox) that has them, or had them last.
     pub container: String,
     /// Name of the CNI network.
     pub network: String,
-    /// Who chose them.
+    /// The plugin that chose the addresses.
     pub assigner: Assigner,
     /// Whether a sandbox has them.
     pub state: State,
-    /// Since when, in Unix seconds by the wall clock of that moment: for people.
+    /// The Unix time of the last change of state, by the wall clock of that moment; only shown to people.
     pub since: u64,
-    /// The same in ledger time (milliseconds): for TTLs, and for who was first.
+    /// The same in ledger time (milliseconds), for TTLs and for precedence.
     pub at: u64,
 }
 
-/// Whether two readings say the same. What a reboot has ended is so from the first reading on, and has the wall clock's time of each.
+/// Whether two readings say the same. An entry that a reboot has ended gets the wall clock's time at each reading,
+/// which is ignored.
 pub fn is_same(one: &BTreeMap<Key, Entry>, other: &BTreeMap<Key, Entry>) -> bool {
     let undated = |entry: &Entry| Entry {
         since: 0,
@@ -190,9 +193,9 @@ pub struct Now {
 pub enum Record {
     /// An entry is as it says here.
     Put {
-        /// Whose.
+        /// The owner.
         key: Key,
-        /// What.
+        /// Its entry.
         entry: Entry,
     },
     /// An entry is forgotten.
@@ -201,10 +204,11 @@ pub enum Record {
     Cursor {
         /// First address of the set.
         set: IpAddr,
-        /// The last one that was newly given away.
+        /// The last address that was newly given out.
         last: IpAddr,
     },
-    /// The machine has booted, and nothing of before lives: `up` milliseconds into it, ledger time was `at`.
+    /// The machine has booted, and nothing that ran before runs any more. After `up` milliseconds of this boot, ledger
+    /// time was `at`.
     Boot {
         /// Which boot.
         id: String,
@@ -217,16 +221,16 @@ pub enum Record {
     Adopted(String),
 }
 
-/// What the records say.
+/// The result of the records.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     entries: BTreeMap<Key, Entry>,
     cursors: BTreeMap<IpAddr, IpAddr>,
     adopted: BTreeSet<String>,
     boot: Option<(String, u64)>,
-    /// Ledger time at that many milliseconds of `boot`.
+    /// Ledger time, at so many milliseconds of `boot`.
     booted_at: u64,
-    /// The latest that a record has told of.
+    /// The latest time of any record.
     latest: u64,
 }
 
@@ -255,7 +259,7 @@ impl Ledger {
         }
     }
 
-    /// Drops what others than `key` are said to own of these addresses.
+    /// Takes these addresses from all owners except `key`.
     fn dispossess(&mut self, key: &Key, addresses: &[IpAddr]) {
         let has_any = |entry: &Entry| entry.addresses.iter().any(|a| addresses.contains(a));
         self.entries
@@ -266,11 +270,11 @@ impl Ledger {
         }
     }
 
-    /// The fewest records that say the same.
+    /// The fewest records with the same result.
     pub fn records(&self) -> Vec<Record> {
         let boot = self.boot.iter().map(|(id, up)| Record::Boot {
             id: id.clone(),
-            // Later than it was written, so that time goes on from the latest record all the same.
+            // Later than when it was written, so that time continues from the latest record.
             up: up + (self.latest - self.booted_at),
             at: self.latest,
         });
@@ -304,12 +308,12 @@ impl Ledger {
         self.adopted.contains(network)
     }
 
-    /// Whether it knows of the boot that the clock is in.
+    /// Whether it has a record of the boot that the clock is in.
     fn is_awake(&self, clock: &Clock) -> bool {
         self.boot.as_ref().is_some_and(|(id, _)| *id == clock.boot)
     }
 
-    /// The present in ledger time. Before the first record of a boot it stands where the one before has left it.
+    /// The present in ledger time. Before the first record of a boot, it stands where the last boot has left it.
     pub fn now(&self, clock: &Clock) -> Now {
         let at = match &self.boot {
             Some((id, up)) if *id == clock.boot => {
@@ -323,8 +327,8 @@ impl Ledger {
         }
     }
 
-    /// Whether a power cut must not lose this change: what a name will be given again. Who has it at the moment, and what is free
-    /// again, is worth nothing after a reboot.
+    /// Whether a power cut must not lose this change. That applies to the addresses that a name will be given again.
+    /// Which sandbox has an address, and which addresses are free again, does not matter after a reboot.
     fn must_survive(&self, record: &Record) -> bool {
         match record {
             Record::Put { key, entry } => self.get(key).is_none_or(|known| {

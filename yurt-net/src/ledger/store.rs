@@ -1,4 +1,5 @@
-//! The ledger on disk: two journals that say the same, one that survives a reboot and one that cannot fail with the disk.
+//! The ledger on disk: two journals that say the same, one that survives a reboot and one that cannot fail with the
+//! disk.
 //!
 //! | file | what |
 //! |---|---|
@@ -7,12 +8,13 @@
 //! | `/run/yurt-net/<state-dir>/lock`, and the directory on disk | held by whoever reads in order to write |
 //! | `ledger.new`, `ledger.damaged` | one that is being written; what could not be read |
 //!
-//! Every change goes to both, and is confirmed when one of them has it. Each journal is a beginning of the same history, so the one that
-//! has more of it is right, and the other is written anew with the next change. That no address has two owners rests on the journal in
-//! memory: a full, read-only or damaged disk takes nothing from it, and no owner outlives a boot. The journal on disk brings
-//! addresses back after a reboot; what it misses because the disk was full costs its Pod another address then.
+//! Every change goes to both journals, and is confirmed when one of them has it. Each journal is a beginning of the
+//! same history, so the longer one is right, and the other is written anew with the next change. The journal in memory
+//! ensures that no address has two owners: a full, read-only or damaged disk does not affect it, and no owner outlives
+//! a boot. The journal on disk brings addresses back after a reboot; a Pod that it misses because the disk was full
+//! gets another address then.
 //!
-//! Everything here blocks. Whoever calls `commit` holds the [`Lock`] since before `open`.
+//! Everything here blocks. The caller of `commit` must hold the [`Lock`] since before `open`.
 
 use std::ffi::OsStr;
 use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
@@ -31,16 +33,16 @@ pub(super) const CURRENT: &str = "ledger";
 const NEW: &str = "ledger.new";
 const DAMAGED: &str = "ledger.damaged";
 
-/// A journal up to this size is not worth a new file. What a board reads for each ADD and DEL. Tests come by here often.
+/// A journal beyond this size is replaced by a new file: a board reads it for each ADD and DEL. Tests reach it often.
 pub(super) const JOURNAL_BYTES: u64 = if cfg!(test) { 2 * 1024 } else { 64 * 1024 };
 
-/// What is read of a journal. Compaction keeps one far below: this is one that a crash or a strange tool has made long.
+/// The most that is read of a journal. Compaction keeps it far smaller: a crash or another program made this one long.
 pub(super) const MOST_BYTES: u64 = 16 << 20;
 
-/// Why a ledger cannot be used, or what of it was lost.
+/// The reason why a ledger cannot be used, or part of it was lost.
 #[derive(Debug, thiserror::Error)]
 pub enum LedgerError {
-    /// Its version is not known, so nor is which addresses are taken.
+    /// Its version is not known, so it cannot be known which addresses are taken.
     #[error(
         "{} is of version {version}, and this yurt-net reads version {VERSION}: use the yurt-net that wrote it, or move the file \
          away, which forgets what is retained", path.display()
@@ -51,20 +53,20 @@ pub enum LedgerError {
         /// Its version.
         version: u32,
     },
-    /// Something else is there in its place; it is set aside.
+    /// The file holds something else. It is set aside.
     #[error("{} is not a ledger", path.display())]
     Foreign {
         /// The file.
         path: PathBuf,
     },
-    /// Some of it is lost; it is set aside, and the rest is used.
+    /// Some of its records are lost. It is set aside, and the rest is used.
     #[error("{} is damaged", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
     },
-    /// As if its end were lost; it is set aside, and what was read is used.
-    #[error("{} is longer than {MOST_BYTES} bytes, and nothing behind those is read", path.display())]
+    /// Its end is treated as lost. It is set aside, and what was read is used.
+    #[error("{} is longer than {MOST_BYTES} bytes; the rest is not read", path.display())]
     TooLong {
         /// The file.
         path: PathBuf,
@@ -74,10 +76,10 @@ pub enum LedgerError {
     Locked {
         /// The lock.
         path: PathBuf,
-        /// For how long.
+        /// How long this process waited.
         waited: Duration,
     },
-    /// Somebody has removed what was locked, and another process may have written since.
+    /// Another program has removed the locked file, and another process may have written since.
     #[error("{} was removed while it was held: try again", path.display())]
     LockLost {
         /// The lock.
@@ -92,9 +94,9 @@ pub enum LedgerError {
     /// Neither journal can be written.
     #[error("the ledger can be written neither on disk ({on_disk}) nor in memory")]
     Nowhere {
-        /// Why not on disk, in words.
+        /// The error on disk, in words.
         on_disk: String,
-        /// Why not in memory.
+        /// The error in memory.
         #[source]
         in_memory: Box<Self>,
     },
@@ -105,7 +107,7 @@ pub enum LedgerError {
 pub struct LedgerDirs {
     /// The agent's state directory.
     pub state_dir: PathBuf,
-    /// A directory in memory, emptied by a reboot.
+    /// A directory in memory, which a reboot empties.
     pub run_dir: PathBuf,
 }
 
@@ -117,8 +119,9 @@ impl LedgerDirs {
         self.state_dir.join("ledger")
     }
 
-    /// The directory in memory: its own for each state directory, however it is spelled: two ledgers must not mix, and one must not have two locks. The
-    /// path is the name, with `-` between its components and percent-encoded within them.
+    /// The directory in memory. Each state directory has its own, however its path is spelled, because two ledgers must
+    /// not mix, and one ledger must not have two locks. The name is the path, with `-` between its components and
+    /// percent-encoding within them.
     pub fn in_memory(&self) -> PathBuf {
         let components = self.state_dir.components().filter_map(|part| match part {
             Component::Normal(name) => Some(encoded(name.as_bytes(), b"-%")),
@@ -141,11 +144,11 @@ fn encoded(name: &[u8], special: &[u8]) -> Vec<u8> {
     name.iter().flat_map(encode).collect()
 }
 
-/// The right to write a ledger. Ends with this value, or with the process.
+/// The right to write a ledger. It ends with this value, or with the process.
 ///
-/// It is two locks: a file beside the journal in memory, and the directory of the one on disk. Somebody may remove either
-/// directory while it is locked, and whoever comes next would lock another one under its name; the other lock keeps
-/// them apart then. A lock counts only where it is found at its path.
+/// It is two locks: on a file beside the journal in memory, and on the directory of the journal on disk. If one of the
+/// directories is removed while it is locked, the next process would lock another one under the same name; the other
+/// lock then keeps the two apart. A lock counts only while it is found at its path.
 #[derive(Debug)]
 pub struct Lock(Vec<Held>);
 
@@ -158,14 +161,14 @@ struct Held {
 impl Held {
     fn is_in_place(&self) -> bool {
         let identity = |found: io::Result<Metadata>| found.ok().map(|it| (it.dev(), it.ino()));
-        // Where the path leads, as it was opened: the directory may be a link to another disk.
+        // The target of the path as it was opened: the directory may be a link to another disk.
         let there = identity(std::fs::metadata(&self.path));
         there.is_some() && there == identity(self.file.metadata())
     }
 }
 
 impl Lock {
-    /// Waits for it.
+    /// Waits for the right.
     pub fn take(dirs: &LedgerDirs, patience: Duration) -> Result<Self, LedgerError> {
         let path = dirs.in_memory().join("lock");
         let started = Instant::now();
@@ -185,7 +188,7 @@ impl Lock {
         }
     }
 
-    /// `None`: another process holds it, or has removed what was locked.
+    /// `None` if another process holds it, or has removed the locked file.
     fn try_take(dirs: &LedgerDirs, path: &Path) -> Result<Option<Self>, LedgerError> {
         let io = |operation, source| LedgerError::from(PathError::of(operation, path)(source));
         let made = DirBuilder::new()
@@ -198,7 +201,7 @@ impl Lock {
             .create(true)
             .truncate(false)
             .mode(0o600)
-            // A pipe in its place is refused, and not waited for.
+            // A pipe in its place is refused; opening it must not block.
             .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
             .open(path);
         let file = match opened {
@@ -212,7 +215,8 @@ impl Lock {
         }
         let path = path.to_owned();
         let mut held = vec![Held { path, file }];
-        // The directory is absent until the first change is written. A disk that can be neither written nor locked takes nothing from
+        // The directory is absent until the first change is written. A disk that can be neither written nor locked does
+        // not affect the ledger in memory.
         // the ledger in memory.
         let path = dirs.on_disk();
         if let Ok(file) = File::open(&path) {
@@ -226,8 +230,8 @@ impl Lock {
         Ok(is_in_place.then_some(Self(held)))
     }
 
-    /// Whether nobody else can have taken it since: one of its parts is where everybody looks for it. To be asked when all is
-    /// written, and before anybody acts on it.
+    /// Whether no other process can have taken it since: one of its parts is still at its path. The caller asks this
+    /// after everything is written, and before acting on it.
     pub fn check(&self) -> Result<(), LedgerError> {
         match self.0.iter().any(Held::is_in_place) {
             true => Ok(()),
@@ -249,13 +253,13 @@ pub struct Store<D = Directory> {
     in_memory: Journal<D>,
     ledger: Ledger,
     sequence: u64,
-    /// Up to where the journal on disk was read.
+    /// The number of the last change that the journal on disk has.
     durable_sequence: u64,
     alarms: Vec<LedgerError>,
 }
 
 impl Store<Directory> {
-    /// Reads what there is, which may be nothing.
+    /// Reads the two journals, which may be absent.
     pub fn open(dirs: &LedgerDirs) -> Result<Self, LedgerError> {
         Self::on(
             Directory::new(dirs.on_disk()),
@@ -270,7 +274,7 @@ impl<D: Disk> Store<D> {
         let mut alarms = Vec::new();
         let (on_disk, durable) = Journal::open(on_disk, true, &mut alarms)?;
         let (in_memory, volatile) = Journal::open(in_memory, false, &mut alarms)?;
-        // The one that has more of the history; where that is equal, one that is whole.
+        // The one with the longer history; if they are equal, an undamaged one.
         let rank = |replayed: &codec::Replayed| {
             let is_whole = matches!(replayed.flaw, None | Some(Flaw::Torn));
             (replayed.sequence, is_whole)
@@ -301,17 +305,18 @@ impl<D: Disk> Store<D> {
         self.ledger
     }
 
-    /// How many changes the journal on disk lacked when it was opened: what a reboot now would lose. The next change that can be written there mends it.
+    /// How many changes the journal on disk lacked when it was opened: a reboot now would lose them. The next change
+    /// that can be written there repairs that.
     pub fn behind(&self) -> u64 {
         self.sequence - self.durable_sequence
     }
 
-    /// Errors that cost nothing yet, for an operator.
+    /// Errors that have cost nothing yet, for operators.
     pub fn alarms(&self) -> &[LedgerError] {
         &self.alarms
     }
 
-    /// Takes up changes, all of them or a beginning of them. After an error nobody may act on them.
+    /// Takes up changes: all of them, or a beginning of them. After an error, the caller must not act on them.
     pub fn commit(&mut self, records: Vec<Record>) -> Result<(), LedgerError> {
         if records.is_empty() {
             return Ok(());
@@ -358,9 +363,9 @@ struct Step<'a> {
 struct Journal<D> {
     disk: D,
     is_durable: bool,
-    /// How its file ends; `None` when nothing can be written behind it.
+    /// The end of its file; `None` if nothing can be appended.
     end: Option<End>,
-    /// Its file is set aside when it is replaced.
+    /// Whether the file is set aside when it is replaced.
     is_damaged: bool,
 }
 
@@ -429,7 +434,7 @@ impl<D: Disk> Journal<D> {
     }
 
     fn write(&mut self, step: &Step<'_>) -> Result<(), LedgerError> {
-        // After an error it is not known what the file holds.
+        // After an error, the contents of the file are not known.
         let end = self.end.take().filter(|end| {
             end.sequence == step.before && end.length <= JOURNAL_BYTES.max(end.base * 2)
         });
@@ -441,7 +446,7 @@ impl<D: Disk> Journal<D> {
         self.replace(step)
     }
 
-    /// False when the file is not what it was.
+    /// False if the file is not as it was left.
     fn append(&mut self, end: End, step: &Step<'_>) -> Result<bool, LedgerError> {
         let io = self.error("append to", CURRENT);
         let Some(mut file) = self.disk.append(CURRENT, end.length).map_err(&io)? else {
@@ -450,7 +455,7 @@ impl<D: Disk> Journal<D> {
         file.write_all(step.lines).map_err(&io)?;
         if self.is_durable && step.must_survive {
             self.disk.sync_file(&file).map_err(&io)?;
-            // Whoever gave it its name may have been killed before that was on the medium.
+            // The process that renamed it may have been killed before the rename was on the medium.
             self.disk.sync().map_err(&io)?;
         }
         self.end = Some(End {
@@ -470,11 +475,11 @@ impl<D: Disk> Journal<D> {
             written = written.and_then(|()| self.disk.sync_file(&file));
         }
         written.map_err(&io).inspect_err(|_| {
-            // It may be what fills the disk. That it cannot be removed is no error besides.
+            // It may be the very file that fills the disk. Failing to remove it is not an error of its own.
             let _ = self.disk.remove(NEW);
         })?;
         if self.is_damaged {
-            // For people. That it cannot be kept is no reason not to go on.
+            // It is kept for people. Failing to keep it is no reason to stop.
             let _ = self.disk.rename(CURRENT, DAMAGED);
         }
         self.disk.rename(NEW, CURRENT).map_err(&io)?;

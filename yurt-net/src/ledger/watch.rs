@@ -1,4 +1,4 @@
-//! The ledger, followed by the agent: plugins write it, each in a process of its own. And directories, followed.
+//! Follows the ledger for the agent: plugins write it, each in a process of its own. Also follows other directories.
 #![expect(
     unsafe_code,
     reason = "tokio takes a descriptor whose owner is kept beside it"
@@ -20,7 +20,7 @@ use super::{Ledger, Now};
 use crate::error::PathError;
 use crate::host::clock::Clock;
 
-/// Room for a few dozen events; the next round reads the rest.
+/// Room for a few dozen events. The next read gets the rest.
 const BUFFER_BYTES: usize = 4096;
 
 /// A ledger that cannot be followed or read.
@@ -34,14 +34,15 @@ pub enum WatchError {
     Ledger(#[from] LedgerError),
 }
 
-/// A ledger at one moment.
+/// The ledger at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Reading {
-    /// As it is in this boot: what ran before the last reboot is retained, also while no plugin has written that down.
+    /// The ledger as of this boot: sandboxes from before the reboot are retained, even while no plugin has recorded
+    /// that.
     pub ledger: Ledger,
-    /// When.
+    /// When it was read.
     pub now: Now,
-    /// For an operator: errors that cost nothing yet, and what a reboot would lose.
+    /// For operators: errors that have cost nothing yet, and changes that a reboot would lose.
     pub alarms: Vec<String>,
 }
 
@@ -50,7 +51,7 @@ impl Reading {
     pub fn take(dirs: &LedgerDirs) -> Result<Self, WatchError> {
         let mut store = Store::open(dirs)?;
         if store.behind() > 0 {
-            // A plugin may be between the two journals: it has the lock until both are written.
+            // A plugin may be between the two journals: it holds the lock until both are written.
             let lock = Lock::take(dirs, Duration::ZERO);
             match lock {
                 Err(LedgerError::Locked { .. }) => return Self::of(store, false),
@@ -90,9 +91,11 @@ impl Reading {
 pub struct LedgerWatch(DirectoryWatch);
 
 impl LedgerWatch {
-    /// Changes from here on are not missed. Blocks as the disk does, so it is called in a thread of a tokio runtime that may.
+    /// Watches for changes from now on. Blocks as the disk does, so call it on a thread of a tokio runtime that may
+    /// block.
     pub fn new(dirs: &LedgerDirs) -> Result<Self, WatchError> {
-        // Every change goes to the journal in memory, while that can be written; so a watch on disk would see no more.
+        // Every change goes to the journal in memory while that can be written, so a watch on the disk would see no
+        // more.
         let path = dirs.in_memory();
         let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
         made.map_err(PathError::of("make", &path))?;
@@ -104,13 +107,13 @@ impl LedgerWatch {
         self.0.changed().await;
     }
 
-    /// The directory went, or the kernel tells no more: a new watch is to be made.
+    /// Whether the directory has gone, or the kernel reports no more events: the caller has to make a new watch.
     pub fn is_over(&self) -> bool {
         self.0.is_over()
     }
 }
 
-/// Waits for files of a directory to be written, put there or taken away. There is no thread and no timer.
+/// Waits for files of a directory to be written, added or removed, without a thread or a timer.
 pub struct DirectoryWatch {
     inotify: AsyncFd<Inotify>,
     only: Option<&'static str>,
@@ -118,8 +121,8 @@ pub struct DirectoryWatch {
 }
 
 impl DirectoryWatch {
-    /// Of the file of this name, if there is one. Changes from here on are not missed. Blocks as the disk does, so it is called in a thread
-    /// of a tokio runtime that may.
+    /// Watches for changes from now on: of the file `only`, if it is given. Blocks as the disk does, so call it on a
+    /// thread of a tokio runtime that may block.
     pub fn new(path: &Path, only: Option<&'static str>) -> Result<Self, WatchError> {
         let failed = PathError::of("watch", path);
         let inotify = Inotify::init().map_err(&failed)?;
@@ -140,19 +143,19 @@ impl DirectoryWatch {
         })
     }
 
-    /// The directory went, or the kernel tells no more: a new watch is to be made.
+    /// Whether the directory has gone, or the kernel reports no more events: the caller has to make a new watch.
     pub fn is_over(&self) -> bool {
         self.is_over
     }
 
-    /// Waits for a change; that the watch is over is one, and the last. Cancel safe.
+    /// Waits for a change. The end of the watch counts as the last one. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
             if self.is_over {
                 return std::future::pending().await;
             }
             let Ok(mut guard) = self.inotify.readable_mut().await else {
-                // The runtime ends.
+                // The runtime is shutting down.
                 return std::future::pending().await;
             };
             let only = self.only.map(OsStr::new);
@@ -160,7 +163,7 @@ impl DirectoryWatch {
                 let mut buffer = [0; BUFFER_BYTES];
                 let (mut is_news, mut is_over) = (false, false);
                 for event in inotify.get_mut().read_events(&mut buffer)? {
-                    // The watch ends with its directory, and one that was moved is not where anybody writes.
+                    // The watch ends with its directory; one that was moved is not where plugins write.
                     is_over |= event
                         .mask
                         .intersects(EventMask::IGNORED | EventMask::MOVE_SELF);
@@ -170,9 +173,9 @@ impl DirectoryWatch {
                 }
                 Ok((is_news, is_over))
             });
-            // Not ready after all: the next round waits again.
+            // The socket was not ready after all: wait again.
             let Ok(read) = result else { continue };
-            // A read that fails would fail again at once.
+            // Reading again would fail again at once.
             let (is_news, is_over) = read.unwrap_or((false, true));
             self.is_over = is_over;
             if is_news || is_over {
@@ -258,7 +261,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut watch = DirectoryWatch::new(directory.path(), None).unwrap();
         std::fs::write(directory.path().join("file"), "").unwrap();
-        // Ready by now, and what is read then is a directory.
+        // The descriptor is ready now, and what is read then is a directory.
         drop(watch.inotify.readable().await.unwrap());
         let other = std::fs::File::open(directory.path()).unwrap();
         // SAFETY: both are open, and each is closed by its owner.

@@ -1,7 +1,9 @@
-//! The node's own devices: their MACs are set back, and vxlan devices follow the address below them.
+//! The thread that keeps the node's own devices: it sets back their MACs, and vxlan devices follow their underlay
+//! address.
 //!
-//! On a thread of its own, which waits for nothing but the kernel: a device that is made gets its MAC also while the agent compiles a table, and
-//! before any source has answered. What to do is decided by `tunnel::vtep`; events only say that it is time to look.
+//! The thread waits for nothing but the kernel, so a device that was just made gets its MAC even while the agent
+//! compiles a table, and before any source has answered. `tunnel::vtep` decides what to do; events only say that it is
+//! time to look.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -33,53 +35,53 @@ use crate::tunnel::record;
 use crate::tunnel::report::Report;
 use crate::tunnel::vtep::{Action, Device, Keeper, Underlay, Vxlan, What};
 
-/// Nothing is missed for longer, whatever happens to events.
+/// The longest time until a change is seen whose event was lost.
 const LOOK: Duration = Duration::from_secs(30);
-/// When what cannot be opened or written is tried again.
+/// How long to wait after a failure of netlink.
 const AGAIN: Duration = Duration::from_secs(1);
 const SAVE_AGAIN: Duration = Duration::from_secs(30);
 
-/// Devices that cannot be followed or set.
+/// Devices that cannot be followed or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum VtepError {
-    /// Socket, or lists.
+    /// The socket cannot be opened, or a list fails.
     #[error(transparent)]
     Node(#[from] NodeError),
-    /// The socket has ended: more has happened than it holds.
-    #[error("follow the devices of this machine")]
+    /// The socket has ended, because it could not hold all events.
+    #[error("follow the devices of this machine: events were lost")]
     Ended,
-    /// A request.
+    /// A request about a device fails.
     #[error("{operation} {device}")]
     Device {
-        /// What was asked for.
+        /// The request.
         operation: &'static str,
-        /// Of which device.
+        /// The device.
         device: String,
-        /// Why not.
+        /// The kernel's answer.
         #[source]
         source: rtnetlink::Error,
     },
 }
 
-/// What the cloud has said of the own Node.
+/// What the cloud says of this node's Node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
     /// Name of the Node.
     pub node: String,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
-    /// They are the cloud's present word.
+    /// Whether the cloud says so at present.
     pub is_fresh: bool,
 }
 
-/// The thread's other end. It ends when this is dropped.
+/// The agent's handle of the thread. The thread ends when it is dropped.
 pub struct OwnDevices {
     word: watch::Sender<Word>,
     report: watch::Receiver<Report>,
 }
 
 impl OwnDevices {
-    /// Starts to keep these devices, with what is recorded in a directory. In the network namespace of the caller.
+    /// Starts the thread for these devices, in the network namespace of the caller, with the records in a directory.
     pub fn start(devices: Vec<(String, Kind)>, state_dir: PathBuf) -> io::Result<Self> {
         let (word, words) = watch::channel(Word::default());
         let (reports, report) = watch::channel(Report::default());
@@ -94,7 +96,7 @@ impl OwnDevices {
                 }
                 Err(error) => warn!(
                     error = chain(&error),
-                    "the node's own devices are not looked after"
+                    "cannot keep the addresses of the node's own devices"
                 ),
             }
         };
@@ -104,7 +106,7 @@ impl OwnDevices {
         Ok(Self { word, report })
     }
 
-    /// Passes on what the cloud has said, if it is new.
+    /// Passes on what the cloud says, if it is new.
     pub fn hear(&self, word: Word) {
         self.word.send_if_modified(|known| {
             let is_new = *known != word;
@@ -113,7 +115,7 @@ impl OwnDevices {
         });
     }
 
-    /// How things are.
+    /// The state of the devices.
     pub fn report(&self) -> Report {
         self.report.borrow().clone()
     }
@@ -136,14 +138,15 @@ struct Thread {
     words: watch::Receiver<Word>,
     reports: watch::Sender<Report>,
     start: Instant,
-    /// Devices that are there, by index.
+    /// The names of the devices that exist, by index.
     present: BTreeMap<u32, String>,
-    /// Permanent neighbours of each of them. The kernel forgets those of a device whose MAC is changed, and flannel does not look again.
+    /// The permanent neighbours of each device. The kernel forgets them when the MAC is changed, and flannel does not
+    /// add them again.
     neighbours: BTreeMap<u32, BTreeMap<IpAddr, Mac>>,
     saving: Option<JoinHandle<Result<(), PathError>>>,
-    /// The records are to be written, then.
+    /// When to write the records.
     save_at: Option<Instant>,
-    /// What was wrong with the records at the start, what the disk and the kernel refuse.
+    /// Faults of the records at the start, of the kernel and of the disk.
     damage: Option<String>,
     disk: Option<String>,
     kernel: Option<String>,
@@ -161,7 +164,7 @@ impl Thread {
             Ok((records, damaged)) => {
                 let path = state_dir.join("vtep");
                 let what = format!(
-                    "{damaged} lines of {} are damaged: the MACs of their devices are those that they have now",
+                    "{damaged} lines of {} are damaged: their devices keep the MACs that they have now",
                     path.display()
                 );
                 (records, Some(what))
@@ -196,7 +199,7 @@ impl Thread {
         }
     }
 
-    /// Until the agent has ended, or something fails.
+    /// Runs until the agent has ended, or something fails.
     async fn follow(&mut self) -> Result<(), VtepError> {
         let groups = [
             MulticastGroup::Link,
@@ -205,7 +208,7 @@ impl Thread {
         ];
         let (connection, handle, mut messages) =
             rtnetlink::new_multicast_connection(&groups).map_err(NodeError::Open)?;
-        // It ends with its last handle.
+        // This task ends when the last handle is dropped.
         tokio::spawn(connection);
         let all = News {
             devices: true,
@@ -225,7 +228,7 @@ impl Thread {
             let due = due.map_or(look, |due| look.min(self.start + due));
             let save_at = self.save_at.filter(|_| self.saving.is_none());
             tokio::select! {
-                // A device that was just made comes first.
+                // A device that was just made must not wait.
                 biased;
                 message = messages.next() => {
                     let (message, _) = message.ok_or(VtepError::Ended)?;
@@ -327,7 +330,7 @@ impl Thread {
         Ok(())
     }
 
-    /// Does all that is to be done now.
+    /// Takes all actions that are due.
     async fn act(&mut self, handle: &Handle) -> Result<(), VtepError> {
         loop {
             let actions = self.keeper.decide(self.now());
@@ -348,7 +351,7 @@ impl Thread {
                         if done.is_ok() && from == to {
                             info!(device = name, mac = %to, "pinned the MAC of a bridge");
                         } else if done.is_ok() {
-                            warn!(device = name, %from, %to, "set the MAC back to what peers know");
+                            warn!(device = name, %from, %to, "set the MAC back to the one that peers know");
                         }
                         self.look_at(handle, &name).await?;
                     }
@@ -362,7 +365,7 @@ impl Thread {
                         let done = set_local(handle, &name, ifindex, vni, to).await;
                         self.report_set(&name, &done);
                         if done.is_ok() {
-                            warn!(device = name, %from, %to, "the address below has changed: peers have to be told by the cloud");
+                            warn!(device = name, %from, %to, "the underlay address has changed; peers learn that from the cloud");
                         }
                         self.look_at(handle, &name).await?;
                     }
@@ -371,14 +374,18 @@ impl Thread {
         }
     }
 
-    /// What is lost by a change that is to come. Of a device whose neighbours cannot be listed, what was known of it stays.
+    /// Lists the neighbours that a change of MAC would lose. If those of a device cannot be listed, the earlier list
+    /// stays.
     async fn remember(&mut self, handle: &Handle) {
         let mut before = std::mem::take(&mut self.neighbours);
         for &ifindex in self.present.keys() {
             let now = match neighbours::neighbours(handle, ifindex).await {
                 Ok(now) => now,
                 Err(error) => {
-                    warn!(error = chain(&error), "neighbours may be forgotten");
+                    warn!(
+                        error = chain(&error),
+                        "cannot list neighbours; they are lost if the MAC is changed"
+                    );
                     before.remove(&ifindex).unwrap_or_default()
                 }
             };
@@ -386,7 +393,7 @@ impl Thread {
         }
     }
 
-    /// Sets a MAC, and puts back what the kernel has forgotten of neighbours: now, or when somebody else has set it.
+    /// Sets a MAC, and puts back the neighbours that the kernel forgets, now or when another program had set the MAC.
     async fn set_mac(
         &self,
         handle: &Handle,
@@ -394,13 +401,13 @@ impl Thread {
         ifindex: u32,
         mac: Mac,
     ) -> Result<(), VtepError> {
-        // What cannot be listed does not keep the MAC from being set.
+        // The MAC is set even if the neighbours cannot be listed.
         let listed = neighbours::neighbours(handle, ifindex).await;
         let mut neighbours = listed.unwrap_or_else(|error| {
             warn!(
                 device = name,
                 error = chain(&error),
-                "neighbours may be forgotten"
+                "cannot list neighbours; they are lost when the MAC is set"
             );
             BTreeMap::new()
         });
@@ -422,7 +429,7 @@ impl Thread {
         if count > 0 {
             info!(
                 device = name,
-                count, "put back neighbours that are forgotten when a MAC is set"
+                count, "put back the neighbours that the kernel forgets when a MAC is set"
             );
         }
         Ok(())
@@ -435,7 +442,7 @@ impl Thread {
         }
     }
 
-    /// Has the records written; the disk is waited for elsewhere.
+    /// Starts to write the records. The loop does not wait for the disk.
     fn save(&mut self) {
         self.save_at = None;
         let records: BTreeMap<String, Mac> = self.keeper.records();
@@ -445,12 +452,12 @@ impl Thread {
         }));
     }
 
-    /// Says how things are, and logs what is newly wrong.
+    /// Publishes the report, and logs alarms that are new.
     fn publish(&self) {
         let mut report = self.keeper.report();
         let disk = self.disk.iter();
         let disk = disk.map(|error| {
-            format!("{error}: after a reboot the node's own devices would have other MACs")
+            format!("{error}: until it is written, the node's own devices would have other MACs after a reboot")
         });
         let problems = [&self.damage, &self.kernel].into_iter().flatten();
         report.alarms.extend(problems.cloned().chain(disk));
@@ -467,7 +474,7 @@ impl Thread {
     }
 }
 
-/// Waits for the disk. Cancel safe.
+/// Waits until the records are written. Cancel safe.
 async fn saved(saving: &mut Option<JoinHandle<Result<(), PathError>>>) -> Result<(), String> {
     match saving {
         None => std::future::pending().await,
@@ -502,7 +509,7 @@ async fn has_ports(handle: &Handle, bridge: u32) -> Result<bool, VtepError> {
         what: "devices",
         source,
     })?;
-    // An old kernel lists all.
+    // An old kernel ignores the filter and lists all devices.
     Ok(links.iter().any(|link| link.attributes.contains(&is_port)))
 }
 
@@ -528,7 +535,7 @@ async fn set_local(
     })
 }
 
-/// A device as the kernel tells it; `None` where it has no MAC.
+/// A device as netlink describes it; `None` if it has no MAC.
 pub(super) fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device> {
     let attributes = message.attributes.iter();
     let mac = attributes.clone().find_map(|attribute| match attribute {
@@ -565,7 +572,7 @@ pub(super) fn as_device(message: &LinkMessage, has_ports: bool) -> Option<Device
             _ => {}
         }
     }
-    // "Any address" is none.
+    // An unspecified address or index means that the device is not bound.
     if let What::Vxlan(vxlan) = &mut what {
         vxlan.local = vxlan.local.filter(|local| !local.is_unspecified());
         vxlan.underlay = vxlan.underlay.filter(|&index| index != 0);

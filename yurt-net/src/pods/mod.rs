@@ -1,8 +1,9 @@
-//! What this node knows of its Pods: what each may use and appear with, where it is, and whether it answers.
+//! What this node knows of its Pods: which addresses each may use and appears with, where it is, and whether it
+//! answers.
 //!
-//! Pure but for `settings`, which are on disk. `members` joins what the ledger, the Pods' objects and the operator say; `guard` makes of it
-//! who may send with which address, `translate` who appears with an address that it had. `truth` says where Pods are and `probe` whether
-//! they answer, while nobody else tells.
+//! Pure, except for `settings`, which are on disk. `members` joins the ledger, the Pods' objects and the operator's
+//! settings. From that, `guard` decides which addresses a Pod may send with, and `translate` which earlier address it
+//! appears with. While the cloud does not say so, `truth` knows where Pods are, and `probe` whether they answer.
 
 pub mod guard;
 pub mod members;

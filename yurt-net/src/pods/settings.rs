@@ -1,4 +1,5 @@
-//! What the agent leaves for `yurt-cni`, which has a new Pod in its hands before the agent has heard of it, or has started at all.
+//! The settings that the agent leaves on disk for `yurt-cni`, which sees a new Pod before the agent does, or before it
+//! runs.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -12,44 +13,44 @@ use super::translate;
 use crate::error::PathError;
 use crate::host::disk::{Directory, Disk as _};
 
-/// More than thousands of namespaces take.
+/// More than settings with thousands of namespaces need.
 const MOST_BYTES: u64 = 1 << 20;
 
 /// A file that cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// The disk refuses.
+    /// The disk refuses the operation.
     #[error(transparent)]
     Io(#[from] PathError),
-    /// The file does not hold what an agent writes.
-    #[error("{} cannot be read: start the agent, which writes it anew", path.display())]
+    /// The file does not hold settings.
+    #[error("{} does not hold settings: start the agent, which writes it anew", path.display())]
     Decode {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         #[source]
         source: serde_json::Error,
     },
 }
 
-/// How Pods are guarded on this node.
+/// The settings of the guard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuardSettings {
-    /// Where its maps and its program are pinned.
+    /// The bpffs where its maps and its program are pinned.
     pub bpffs: PathBuf,
-    /// Frames that claim what is not their sender's are dropped, on all of the node.
+    /// Whether frames with a spoofed sender are dropped for all Pods of the node.
     pub enforce: bool,
-    /// And in these namespaces.
+    /// The namespaces whose Pods' spoofed frames are dropped in any case.
     #[serde(default)]
     pub enforced_namespaces: BTreeSet<String>,
-    /// Patterns of devices that lead to Pods; empty: every veth device that leads out of the node's namespace.
+    /// Name patterns of devices that lead to Pods; empty for every veth device that leads out of the node's namespace.
     #[serde(default)]
     pub devices: Vec<String>,
 }
 
 impl GuardSettings {
-    /// As the planner wants them.
+    /// The settings as the guard's planner takes them.
     pub fn policy(&self) -> Policy {
         Policy {
             mode: match self.enforce {
@@ -58,7 +59,7 @@ impl GuardSettings {
             },
             enforced_namespaces: self.enforced_namespaces.clone(),
             devices: self.devices.clone(),
-            // Annotations are the agent's to judge.
+            // Only the agent judges annotations.
             extra: ExtraPolicy::default(),
         }
     }
@@ -74,15 +75,15 @@ impl Settings for translate::Policy {
 
 /// Settings that are a file in the state directory.
 pub trait Settings: Serialize + DeserializeOwned + PartialEq {
-    /// Its name.
+    /// The file's name.
     const FILE: &str;
 
-    /// Reads what the last agent left; `None`: there was no agent, or it left nothing.
+    /// Reads the settings that an agent left; `None` if there are none.
     fn load(state_dir: &Path) -> Result<Option<Self>, SettingsError> {
         let path = state_dir.join(Self::FILE);
         let text = match Directory::new(state_dir).read_whole(Self::FILE, MOST_BYTES) {
             Ok(text) => text,
-            // There is no file either where the directory is something else.
+            // If the directory is something else, it holds no file either.
             Err(error)
                 if matches!(
                     error.kind(),
@@ -101,9 +102,9 @@ pub trait Settings: Serialize + DeserializeOwned + PartialEq {
             .map_err(|source| SettingsError::Decode { path, source })
     }
 
-    /// Leaves these settings, or none, for the plugin. Writes only what differs.
+    /// Writes these settings for the plugin, or removes the file. An equal file is left as it is.
     fn leave(settings: Option<&Self>, state_dir: &Path) -> Result<(), SettingsError> {
-        // What cannot be read is written anew.
+        // A file that cannot be read is written anew.
         if Self::load(state_dir).is_ok_and(|found| found.as_ref() == settings) {
             return Ok(());
         }

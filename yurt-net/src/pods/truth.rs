@@ -1,11 +1,13 @@
-//! Where the Pods of this node really are, for the time when the cloud's word is old.
+//! Where the Pods of this node are, while the cloud's word is old.
 //!
-//! Pure. In: the ledger and the devices of the node. Out: for a Pod its live addresses, or that it is gone. After a reboot without the cloud
-//! Pods may have other addresses than EndpointSlices say, and nobody can tell these: what a kubelet reports is swallowed
-//! (openyurt#2137, #2810). The ledger knows, because every sandbox is made through it.
+//! Pure. From the ledger and the node's devices, this makes the live addresses of each Pod, or the fact that it is
+//! gone. After a reboot without the cloud, Pods may have other addresses than the EndpointSlices say, and no component
+//! can correct these: YurtHub swallows what the kubelet reports (openyurt#2137, #2810). The ledger is right, because
+//! every sandbox gets its addresses through it.
 //!
-//! A Pod is known by namespace and name, and not by its UID: there are no two of one name at a time; the runtime calls a static Pod by
-//! another UID than the API does; and a Pod that was made again under its name is the successor that the old endpoint stands for.
+//! A Pod is identified by namespace and name, not by UID. Two Pods cannot have the same name at a time; the runtime and
+//! the API give a static Pod different UIDs; and a Pod that was created again under its name is the successor that the
+//! old endpoint stands for.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -17,25 +19,25 @@ use crate::model::{AddressFamily, EndpointSlice};
 /// The interface that a Pod's address is on (kubernetes pkg/kubelet: `network.DefaultInterfaceName`).
 const INTERFACE: &str = "eth0";
 
-/// Where a Pod is.
+/// The place of a Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Whereabouts {
-    /// At these addresses.
+    /// It has these addresses.
     At(Vec<IpAddr>),
-    /// It has no address: its sandbox is gone.
+    /// It has no address, because its sandbox is gone.
     Gone,
 }
 
-/// What has become of an endpoint of this node since its slice was written.
+/// The change of an endpoint of this node since its slice was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
-    /// Its Pod is at this address.
+    /// Its Pod has this address now.
     To(IpAddr),
-    /// Its Pod is gone, or has no address of the slice's family.
+    /// Its Pod is gone, or has no address of the slice's family any more.
     Away,
 }
 
-/// What is known of the Pods of this node. Of a Pod that is not in it nothing is known.
+/// The Pods of this node. Nothing is known of a Pod that is not among them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Truth {
     /// By namespace, then by name.
@@ -43,10 +45,11 @@ pub struct Truth {
 }
 
 impl Truth {
-    /// What the ledger says, as far as the devices agree. `devices` are those of the node's own namespace; `None`: nobody has looked.
+    /// Reads the ledger, as far as the devices confirm it. `devices` are those of the node's own namespace; `None` if
+    /// they have not been listed yet.
     pub fn new(ledger: &Ledger, devices: Option<&[Link]>) -> Self {
         let mut truth = Self::default();
-        // A key sorts by interface last: of several, `eth0` counts, else the first.
+        // Keys sort by interface last. Of several interfaces `eth0` counts, else the first.
         for (key, entry) in ledger.entries().iter().filter(|(key, _)| key.is_pod()) {
             let pods = truth.pods.entry(key.namespace.clone()).or_default();
             let is_known = pods.contains_key(&key.name);
@@ -61,7 +64,7 @@ impl Truth {
         truth
     }
 
-    /// The endpoints of a slice whose Pods are not where it says, by their index and with the name of the Pod.
+    /// The endpoints of a slice whose Pods have moved, by their index and with the name of the Pod.
     pub fn moves<'a>(
         &'a self,
         slice: &'a EndpointSlice,
@@ -73,7 +76,7 @@ impl Truth {
                 Whereabouts::At(addresses) => addresses.as_slice(),
                 Whereabouts::Gone => &[],
             };
-            // An address that is still the Pod's is not exchanged for another.
+            // An address that the Pod still has is not replaced by another one.
             if addresses.contains(&endpoint.address) {
                 return None;
             }
@@ -86,13 +89,13 @@ impl Truth {
         })
     }
 
-    /// Where a Pod is; `None`: the ledger has never heard of it, as of one on the host's network.
+    /// The place of a Pod; `None` if the ledger does not know it, such as a Pod on the host's network.
     fn of(&self, namespace: &str, name: &str) -> Option<&Whereabouts> {
         self.pods.get(namespace)?.get(name)
     }
 }
 
-/// Its sandbox has it, and the interface comes out where it did.
+/// Whether the entry's sandbox still has it, and its device still leads to the same interface.
 fn is_live(entry: &Entry, devices: Option<&[Link]>) -> bool {
     if entry.state != State::Active {
         return false;

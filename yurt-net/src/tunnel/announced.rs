@@ -1,4 +1,4 @@
-//! What flannel tells the peers of this node: annotations of its Node. Pure.
+//! What flannel tells the peers of this node, in annotations of its Node. Pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,24 +10,24 @@ use crate::device::Mac;
 
 const PREFIX: &str = "flannel.alpha.coreos.com/";
 const VXLAN: &str = "vxlan";
-/// What a `VNI` that is not there means to flannel.
+/// The VNI that flannel means when it names none.
 const DEFAULT_VNI: u32 = 1;
 
-/// A vxlan device as peers know it.
+/// A vxlan device as flannel announces it to peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnouncedVtep {
-    /// Where they send inner frames to.
+    /// The MAC that peers send inner frames to.
     pub mac: Mac,
-    /// Where they send outer packets to; `None` where it is not said.
+    /// The address that peers send outer packets to, if it is announced.
     pub underlay: Option<IpAddr>,
 }
 
-/// What the annotations say of each device, and what is wrong with them.
+/// The devices that the annotations announce, and what is wrong with the annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Announced {
-    /// By the name that flannel gives the device.
+    /// The devices, by the name that flannel gives each.
     pub devices: BTreeMap<String, AnnouncedVtep>,
-    /// One line each, with what to do.
+    /// One line for each fault, which says what to do.
     pub complaints: Vec<String>,
 }
 
@@ -40,7 +40,7 @@ struct BackendData {
     mac: Mac,
 }
 
-/// Keys of a family, and how flannel names its device.
+/// The annotations of an address family, and how flannel names its device.
 struct Family {
     data: &'static str,
     underlay: &'static str,
@@ -61,11 +61,11 @@ const FAMILIES: [Family; 2] = [
 ];
 
 impl Announced {
-    /// Reads the annotations of this node's Node. One that is bad costs its own family.
+    /// Reads the annotations of this node's Node. A bad annotation loses only its own address family.
     pub fn read(node: &str, annotations: &BTreeMap<String, String>) -> Self {
         let get = |key: &str| annotations.get(&format!("{PREFIX}{key}"));
         let mut announced = Self::default();
-        // Other backends keep other things there.
+        // Other backends of flannel keep other things in these annotations.
         if get("backend-type").is_some_and(|backend| backend != VXLAN) {
             return announced;
         }
@@ -75,7 +75,7 @@ impl Announced {
             };
             let mut complain = |key: &str, why: String| {
                 announced.complaints.push(format!(
-                    "Node {node}: annotation {PREFIX}{key}: {why}; it is not used: restart flannel on the node, which writes it anew"
+                    "Node {node}: annotation {PREFIX}{key}: {why}; the agent ignores it: restart flannel on the node, which writes it anew"
                 ));
             };
             let data: BackendData = match serde_json::from_str(text) {
@@ -86,12 +86,15 @@ impl Announced {
                 }
             };
             if !is_unicast(data.mac) {
-                complain(family.data, format!("{} is no device's MAC", data.mac));
+                complain(
+                    family.data,
+                    format!("{} cannot be the MAC of a device", data.mac),
+                );
                 continue;
             }
             let underlay = get(family.underlay).map(|text| text.parse());
             let underlay = underlay.transpose().unwrap_or_else(|_| {
-                complain(family.underlay, "no address".to_owned());
+                complain(family.underlay, "it is not an IP address".to_owned());
                 None
             });
             let vni = data.vni.unwrap_or(DEFAULT_VNI);

@@ -1,11 +1,12 @@
-//! Which MACs the node's own devices have had, on disk.
+//! The MACs that the node's own devices should have, on disk.
 //!
 //! ```text
 //! 1a2b3c4d {"device":"flannel.1","mac":"0a:58:0a:f4:01:00"}
 //! ```
 //!
-//! Lines as the ledger's: a CRC-32 of what follows the blank, and JSON. A line that is damaged costs its own device. The file is written whole
-//! under another name and renamed, so that it is the old or the new one after a power cut.
+//! A line is written like one of the ledger: a CRC-32 of what follows the space, then JSON. A damaged line loses only
+//! its own device. The file is written under another name and then renamed, so after a power cut it is either the old
+//! one or the new one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -20,7 +21,7 @@ use crate::host::disk::Disk;
 
 const NAME: &str = "vtep";
 const NEW: &str = "vtep.new";
-/// More than the devices of any node take.
+/// More than the records of any node need.
 const MAX_BYTES: u64 = 1 << 16;
 
 #[derive(Serialize, Deserialize)]
@@ -29,7 +30,7 @@ struct Line {
     mac: Mac,
 }
 
-/// Reads the records, and how many lines are damaged. An absent file has no records.
+/// Reads the records, and the number of damaged lines. An absent file has no records.
 pub fn load(disk: &impl Disk) -> Result<(BTreeMap<String, Mac>, usize), PathError> {
     let mut bytes = Vec::new();
     let read = disk
@@ -42,7 +43,7 @@ pub fn load(disk: &impl Disk) -> Result<(BTreeMap<String, Mac>, usize), PathErro
     }
 }
 
-/// Writes the records; they are on the medium when it returns.
+/// Writes the records. They are on the medium when this returns.
 pub fn save(disk: &mut impl Disk, records: &BTreeMap<String, Mac>) -> Result<(), PathError> {
     let written = encode(records).and_then(|bytes| {
         let mut file = disk.create(NEW)?;

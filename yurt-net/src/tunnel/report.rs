@@ -1,4 +1,4 @@
-//! How the node's own devices are. Pure.
+//! The state of the node's own devices, for `status` and metrics. Pure.
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -8,46 +8,46 @@ use serde::{Deserialize, Serialize};
 use super::Kind;
 use crate::device::Mac;
 
-/// For `status` and metrics.
+/// All devices, and what an operator has to look after.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
     /// The devices, by name.
     pub devices: Vec<DeviceReport>,
-    /// What an operator should look after.
+    /// Faults that an operator has to look after, one line each.
     pub alarms: Vec<String>,
 }
 
-/// A device whose addresses are kept.
+/// A device whose addresses the agent keeps.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DeviceReport {
     /// Name.
     pub name: String,
-    /// What is kept.
+    /// Which addresses are kept.
     pub kind: Kind,
-    /// Its MAC; `None`: it is not there.
+    /// Its MAC; `None` if the device does not exist.
     pub mac: Option<Mac>,
-    /// The MAC that it should have; `None`: nothing is known yet.
+    /// The MAC that it should have; `None` if that is not known yet.
     pub wanted: Option<Mac>,
-    /// Where a vxlan device sends from.
+    /// The address that a vxlan device sends from.
     pub underlay: Option<IpAddr>,
-    /// How often its MAC was set because it was another.
+    /// How often the agent set its MAC because it was another one.
     pub repairs: u64,
-    /// How often its underlay address was gone and another was taken.
+    /// How often the agent replaced its underlay address because that had gone from the node.
     pub underlay_changes: u64,
-    /// How many peers are listened for; `None`: none shall be.
+    /// The number of peers that the agent listens for; `None` if it listens for no peers at all.
     #[serde(default)]
     pub peers: Option<u64>,
-    /// How often entries of it about peers were repaired.
+    /// How often the agent repaired entries of this device about peers.
     #[serde(default)]
     pub peer_repairs: u64,
-    /// It is changed so often that it is left alone, until a minute is quiet.
+    /// The device changes so often that the agent leaves it alone until it has been quiet for a minute.
     pub is_left_alone: bool,
 }
 
 impl Report {
-    /// For people: a line for each device that is there, and the alarms.
+    /// The report for people: a line for each device that exists, then the alarms.
     pub fn lines(&self) -> String {
         let mut out = String::new();
         for device in &self.devices {
@@ -82,17 +82,20 @@ impl DeviceReport {
         match wanted {
             Some(wanted) if wanted == mac => {}
             Some(wanted) => write!(out, ", NOT {wanted}")?,
-            None => write!(out, ", not written down yet")?,
+            None => write!(out, ", not recorded yet")?,
         }
         if let Some(underlay) = underlay {
             write!(out, ", from {underlay}")?;
         }
         write!(out, "; set back {repairs} times")?;
         if *underlay_changes > 0 {
-            write!(out, ", the address below changed {underlay_changes} times")?;
+            write!(out, ", underlay address changed {underlay_changes} times")?;
         }
         if let Some(peers) = peers {
-            write!(out, ", {peers} peers listened to, {peer_repairs} repaired")?;
+            write!(
+                out,
+                ", listening for {peers} peers, {peer_repairs} repaired"
+            )?;
         }
         writeln!(out, "{}", if *is_left_alone { "; LEFT ALONE" } else { "" })
     }

@@ -1,7 +1,8 @@
 //! The files of a node's CNI: its configuration, and the plugins.
 //!
-//! Everything is written beside its place, under a name that runtimes do not look at, and renamed: they see the old or the new. A runtime
-//! takes the first configuration by name (containernetworking/cni libcni `ConfFiles`), and so does this.
+//! Every file is written beside its place, under a name that runtimes ignore, and then renamed, so runtimes see the old
+//! or the new one. Like a runtime, this takes the first configuration by name (containernetworking/cni libcni
+//! `ConfFiles`).
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -16,53 +17,53 @@ use super::run::{Host, RunError};
 use crate::error::PathError;
 use crate::host::disk::read_whole;
 
-/// What runtimes take for a configuration.
+/// The extensions of files that runtimes read as configurations.
 const EXTENSIONS: [&str; 3] = ["conf", "conflist", "json"];
-/// Our program among the plugins, and the names that it is called by.
+/// The name of our program among the plugins.
 const PROGRAM: &str = "yurt-net";
 const PLUGINS: [&str; 2] = ["yurt-ipam", "yurt-cni"];
 /// More than any CNI configuration has.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// Why the plugins are not installed, or not completely.
+/// The reason why the plugins are not installed, or not completely.
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
     /// The directory has no configuration.
     #[error(
-        "there is no CNI configuration in {}: whatever makes the Pods' network writes it; then install again",
+        "{} has no CNI configuration: set up the network of Pods, which writes one, then install again",
         directory.display()
     )]
     NoConfig {
-        /// Where it was looked for.
+        /// The directory.
         directory: PathBuf,
     },
-    /// The configuration cannot hold the plugins.
+    /// The plugins cannot be put into the configuration.
     #[error("{} stays as it is", path.display())]
     Refused {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         #[source]
         source: Refusal,
     },
-    /// A plugin refuses the configuration, so that no Pod would start.
+    /// A plugin refuses the configuration with them, so no Pod would start.
     #[error("{} stays as it is: with the plugins in it, no Pod would start", path.display())]
     Unusable {
         /// The configuration.
         path: PathBuf,
-        /// What a plugin says of it.
+        /// The plugin's answer.
         #[source]
         source: RunError,
     },
-    /// The plugin does not run here: it is of another machine, or needs libraries that are missing.
+    /// The plugins do not run on this node: they are for another machine, or lack libraries.
     #[error(
         "the plugins of this version do not run on this node, so those in {} stay as they are",
         directory.display()
     )]
     DoesNotRun {
-        /// Where plugins are.
+        /// The directory of the plugins.
         directory: PathBuf,
-        /// How they fail.
+        /// How the plugin fails.
         #[source]
         source: RunError,
     },
@@ -74,7 +75,7 @@ pub enum InstallError {
     Decode {
         /// The file.
         path: PathBuf,
-        /// Where it goes wrong.
+        /// The parser's error.
         #[source]
         source: serde_json::Error,
     },
@@ -95,16 +96,16 @@ pub struct Cni {
     pub conf_dir: PathBuf,
     /// Plugins.
     pub bin_dir: PathBuf,
-    /// What becomes a plugin: this very program.
+    /// The program that becomes the plugins: this one.
     pub program: PathBuf,
     /// Where plugins are run.
     pub host: Host,
 }
 
-/// Inode, length and the nanoseconds of the last change of each plugin; `None` where there is none.
+/// Inode, length and nanoseconds of the last change of each plugin; `None` if it does not exist.
 pub type Stamp = [Option<(u64, u64, i64)>; PLUGINS.len()];
 
-/// What was done, or found.
+/// What was done or found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
     /// The configuration that the runtime uses.
@@ -176,7 +177,7 @@ impl Cni {
         }
     }
 
-    /// Takes the plugins out of it. Without a configuration there is nothing to do.
+    /// Takes the plugins out of the configuration, if there is one.
     pub fn uninstall_config(&self) -> Result<Option<Report>, InstallError> {
         let (path, config) = match self.config() {
             Ok(found) => found,
@@ -193,7 +194,7 @@ impl Cni {
         }
     }
 
-    /// Has the plugins, as a runtime would run them, look at a configuration that nobody uses yet.
+    /// Runs the plugins with a configuration that no runtime uses yet.
     fn try_config(&self, path: &Path, config: &Value) -> Result<(), InstallError> {
         for call in calls(config) {
             let plugin = self.bin_dir.join(call.plugin);
@@ -212,8 +213,9 @@ impl Cni {
         plugins.try_for_each(|name| self.host.version(&self.bin_dir.join(name), name))
     }
 
-    /// Puts this very program among the plugins, in place of an older one while that may run; true when it was not there. It is run
-    /// first, from here and from where it is to be: what does not run is not installed.
+    /// Puts this program among the plugins, and keeps an older one until it is known that this one runs. Returns
+    /// whether it was not there. The program is run first, from here and from its new place: one that does not run is
+    /// not installed.
     pub fn install_plugins(&self) -> Result<bool, InstallError> {
         let own = self.program.as_path();
         let tried = |place: &Path| {
@@ -225,7 +227,7 @@ impl Cni {
                     source,
                 })
         };
-        // Not only for what is new: the node may be another one than yesterday.
+        // Also for a program that is there already: the node may have changed since.
         tried(own)?;
         fs::create_dir_all(&self.bin_dir).map_err(at("make", &self.bin_dir))?;
         let place = self.bin_dir.join(PROGRAM);
@@ -244,7 +246,7 @@ impl Cni {
                 continue;
             }
             let beside = self.bin_dir.join(format!(".{name}.new"));
-            // What is left of an attempt that was cut short.
+            // An earlier attempt that was cut short may have left it.
             let _none = fs::remove_file(&beside);
             symlink(PROGRAM, &beside).map_err(at("make", &beside))?;
             fs::rename(&beside, &link).map_err(at("rename", &beside))?;
@@ -253,7 +255,7 @@ impl Cni {
         Ok(is_new || has_linked)
     }
 
-    /// Tells when the plugins may be others than before, without reading them.
+    /// Shows whether the plugins may have changed, without reading them.
     pub fn stamp(&self) -> Stamp {
         PLUGINS.map(|name| {
             let metadata = fs::metadata(self.bin_dir.join(name)).ok()?;
@@ -275,7 +277,7 @@ impl Cni {
         Ok(())
     }
 
-    /// The plugins that are not this program, or not there.
+    /// The plugins that are missing, or are not this program.
     pub fn foreign_plugins(&self) -> Vec<&'static str> {
         let own = self.program.as_path();
         let mut plugins = PLUGINS.to_vec();
@@ -284,7 +286,7 @@ impl Cni {
     }
 }
 
-/// Whether two files hold the same bytes; what is not there, or is a pipe, holds none.
+/// Whether two files hold the same bytes. A missing file, or a pipe, holds none.
 fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
     let mut one = File::open(one)?;
     let mut other = match fs::metadata(other).map(|found| found.is_file()) {
@@ -296,7 +298,7 @@ fn is_same_file(one: &Path, other: &Path) -> io::Result<bool> {
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }
-    // Not both whole in memory: the agent keeps small.
+    // Not whole in memory: the agent has to stay small.
     let (mut left, mut right) = (vec![0; 64 * 1024], vec![0; 64 * 1024]);
     loop {
         let length = one.read(&mut left)?;
@@ -321,13 +323,13 @@ fn write_if_other(path: &Path, found: &Value, wanted: &Value) -> Result<bool, In
         source,
     })?;
     text.push(b'\n');
-    // Through a link: it is another's, and what it leads to is what is read.
+    // The place may be a link of another program: the file that it leads to is the one that is read.
     let place = fs::canonicalize(path).map_err(at("follow", path))?;
     replace(&place, mode, |file| file.write_all(&text), |_| Ok(()))?;
     Ok(true)
 }
 
-/// Writes a file beside the place, and puts it there when it is whole, on the medium and found good.
+/// Writes a file beside the place, and renames it when it is complete, on the medium, and approved.
 fn replace(
     place: &Path,
     mode: u32,
@@ -335,9 +337,9 @@ fn replace(
     is_good: impl FnOnce(&Path) -> Result<(), InstallError>,
 ) -> Result<(), InstallError> {
     let name = place.file_name().unwrap_or_default().to_string_lossy();
-    // Without an extension that a runtime would read.
+    // Runtimes ignore it, because it lacks one of their extensions.
     let beside = place.with_file_name(format!(".{name}.new"));
-    // What is left of an attempt that was cut short, or a pipe, which would be waited for.
+    // An earlier attempt that was cut short may have left it; or it is a pipe, and opening that would block.
     let _none = fs::remove_file(&beside);
     let opened = OpenOptions::new()
         .write(true)
@@ -493,7 +495,7 @@ exit 1
         let directory = tempfile::tempdir().unwrap();
         let cni = cni(&directory);
         let error = cni.install_config(&directories()).unwrap_err();
-        assert!(error.to_string().contains("there is no CNI configuration"));
+        assert!(error.to_string().contains("has no CNI configuration"));
         let first = cni.conf_dir.join("10-edge.conflist");
         fs::write(&first, LIST).unwrap();
         fs::set_permissions(&first, Permissions::from_mode(0o600)).unwrap();

@@ -1,7 +1,8 @@
 //! Runs a plugin as a container runtime of this node would: on the host, whatever file system the agent itself has.
 //!
-//! The agent is in a container as a rule, where a program finds libraries that the host does not have. A plugin that does not run there
-//! makes no Pods, and says so to nobody but the kubelet: so it is run before a configuration names it.
+//! The agent usually runs in a container, where a program finds libraries that the host does not have. A plugin that
+//! does not run on the host makes no Pods, and only the kubelet would report that. So it is run before a configuration
+//! names it.
 #![expect(
     unsafe_code,
     reason = "a child becomes a process of the host between fork and exec"
@@ -25,40 +26,40 @@ use super::conflist::{Call, VERSIONS};
 
 /// VERSION and STATUS take milliseconds; a slow disk may take seconds to read a program.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How long an ended program may take to go.
+/// How long a killed program may take to end.
 const LAST: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(2);
-/// More than any answer; what is behind it is not read.
+/// More than any answer. The rest is not read.
 const MAX_ANSWER: u64 = 64 * 1024;
 
-/// Why a plugin does not work here.
+/// The reason why a plugin does not work on this node.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     /// It does not start.
     #[error("run {plugin} on this node")]
     Start {
-        /// Which.
+        /// The plugin.
         plugin: String,
-        /// Why not: no such file, for a program that is there, is the loader that it asks for.
+        /// The cause. "No such file" about a program that exists means that its loader is missing.
         #[source]
         source: io::Error,
     },
-    /// It started, and did not end.
+    /// It started, but does not end.
     #[error("{plugin} does not answer within {} s", PATIENCE.as_secs())]
     Hangs {
-        /// Which.
+        /// The plugin.
         plugin: String,
     },
-    /// It ended with another answer.
+    /// It ended with an unexpected answer.
     #[error("{plugin} {verb} ended with {status}: {said}")]
     Answer {
-        /// Which.
+        /// The plugin.
         plugin: String,
-        /// What was asked.
+        /// The verb that it was called with.
         verb: &'static str,
         /// How it ended.
         status: ExitStatus,
-        /// What it said.
+        /// Its answer.
         said: String,
     },
 }
@@ -66,12 +67,12 @@ pub enum RunError {
 /// The file system that container runtimes see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    /// Its root; `None` where it is the one of this process.
+    /// Its root; `None` if it is that of this process.
     root: Option<PathBuf>,
 }
 
 impl Host {
-    /// The file system of the first process: the node's, for a container that sees the node's processes.
+    /// The file system of process 1. For a container that sees the node's processes, this is the node's.
     pub fn find() -> Self {
         const ROOT: &str = "/proc/1/root";
         let identity = |path: &str| {
@@ -92,7 +93,7 @@ impl Host {
         }
     }
 
-    /// Asks the program, as the plugin of this name, for its versions.
+    /// Calls the program, under the name of this plugin, with VERSION.
     pub(super) fn version(&self, program: &Path, name: &str) -> Result<(), RunError> {
         let input = format!(r#"{{"cniVersion":"{}"}}"#, VERSIONS[0]);
         let ran = self.run(program, name, "VERSION", input.into_bytes())?;
@@ -105,7 +106,7 @@ impl Host {
         Err(ran.into_error(name, "VERSION"))
     }
 
-    /// Asks a plugin whether it could meet an ADD with a configuration.
+    /// Calls a plugin with STATUS: whether an ADD with this configuration could succeed.
     pub(super) fn status(&self, program: &Path, call: &Call) -> Result<(), RunError> {
         let input = call.config.to_string().into_bytes();
         let ran = self.run(program, call.plugin, "STATUS", input)?;
@@ -127,7 +128,7 @@ impl Host {
             source,
         };
         let mut child = self.spawn(program, name, verb).map_err(started)?;
-        // It may end without having read, and then this does, too.
+        // The plugin may end without reading its input; then writing fails.
         let mut written = Ok(());
         if let Some(mut stdin) = child.stdin.take() {
             let thread = thread::Builder::new().name("stdin".to_owned());
@@ -138,13 +139,13 @@ impl Host {
             Err(_) => Duration::ZERO,
         };
         let status = wait(&mut child, patience).map_err(started)?;
-        // Without its input it may have ended in whatever way.
+        // A plugin that did not get its input may end in any way.
         written.map_err(started)?;
         let status = status.ok_or_else(|| RunError::Hangs {
             plugin: name.to_owned(),
         })?;
-        // What the pipes hold is enough, so they are read afterwards, and not to their end: whatever it has left running may
-        // have them open for ever.
+        // The pipes hold enough, so they are read afterwards, and not to their end: a process that the plugin has left
+        // behind may keep them open.
         let said = text_of(child.stdout.take());
         let complaint = text_of(child.stderr.take());
         Ok(Ran {
@@ -158,8 +159,8 @@ impl Host {
         })
     }
 
-    /// The program is opened here and run there, so that it does not matter what its path is on the host. What loads it, if it is no
-    /// static program, is the host's.
+    /// The program is opened here and run there, so its path on the host does not matter. The loader, if it needs one,
+    /// is the host's.
     fn spawn(&self, program: &Path, name: &str, verb: &str) -> io::Result<Child> {
         let file = File::open(program)?;
         let fd = file.as_raw_fd();
@@ -179,7 +180,7 @@ impl Host {
         .collect::<Result<_, NulError>>()?;
         let mut command = Command::new(name);
         command
-            // What it has started ends with it, where it must be ended.
+            // If it has to be killed, the processes that it started are killed with it.
             .process_group(0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -196,8 +197,8 @@ impl Host {
                 *pointer = variable.as_ptr();
             }
             let arguments = [argument.as_ptr(), std::ptr::null()];
-            // SAFETY: lists of strings that end with NULL, and a descriptor of a file that is open until the program is another. It
-            // returns only where it failed. A script needs the descriptor, too.
+            // SAFETY: lists of strings that end with NULL, and a descriptor of a file that is open until the program is
+            // another. It returns only where it failed. A script needs the descriptor, too.
             unsafe {
                 libc::chdir(c"/".as_ptr());
                 libc::fcntl(fd, libc::F_SETFD, 0);
@@ -237,22 +238,22 @@ impl Ran {
     }
 }
 
-/// What is in a pipe now.
+/// What a pipe holds now.
 fn text_of(pipe: Option<impl io::Read + AsRawFd>) -> String {
     let mut bytes = Vec::new();
     if let Some(pipe) = pipe {
         // SAFETY: a call without pointers, on a descriptor that is open.
         let is_set = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } == 0;
         if is_set {
-            // It ends with an error where somebody else may still write; what was read until then is there. What cannot be
-            // read is shown as nothing.
+            // Reading ends with an error if another process may still write; what was read until then counts. If it
+            // cannot be read at all, the result is empty.
             let _empty = pipe.take(MAX_ANSWER).read_to_end(&mut bytes);
         }
     }
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// `None`: it did not end by itself, and was killed.
+/// `None` if it did not end by itself, and was killed.
 fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>> {
     let status = try_wait(child, patience)?;
     if status.is_none() {
@@ -260,7 +261,7 @@ fn wait(child: &mut Child, patience: Duration) -> io::Result<Option<ExitStatus>>
         // SAFETY: a call without pointers; the child is not waited for yet, so its number is nobody else's.
         unsafe { libc::kill(-group, libc::SIGKILL) };
         child.kill()?;
-        // One that waits for a disk does not even end by that.
+        // A process that waits for a disk does not end even then.
         try_wait(child, LAST)?;
     }
     Ok(status)

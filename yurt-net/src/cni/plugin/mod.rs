@@ -5,8 +5,8 @@
 //! | `yurt-ipam` | `ipam.type` of any main plugin | gives a Pod the addresses that it had |
 //! | `yurt-cni` | in the list, after the main plugin | gives its interface the MAC that it had, tells the neighbours, writes down the addresses whoever gave them |
 //!
-//! A plugin is a process for one request: it locks the ledger, reads it, asks `ledger::rules` what to change, writes that, and answers. The
-//! agent need not run. `protocol` is the language of runtimes.
+//! A plugin is a process for one request: it locks the ledger, reads it, asks `ledger::rules` what to change, writes
+//! that, and answers. The agent need not run. `protocol` is the language of runtimes.
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal as _, Read as _};
@@ -40,7 +40,7 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// A runtime gives up after minutes; other plugins hold the ledger for milliseconds.
+/// How long to wait for the ledger. A runtime waits for minutes; other plugins hold the ledger for milliseconds.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 /// More than any `resolv.conf` has.
 const MAX_RESOLVER_BYTES: u64 = 1 << 16;
@@ -57,7 +57,7 @@ pub enum Plugin {
 }
 
 impl Plugin {
-    /// Which one a program of this path is, if any.
+    /// The plugin that a program of this path is, if any.
     pub fn named(program: &Path) -> Option<Self> {
         match program.file_name()?.to_str()? {
             "yurt-ipam" => Some(Self::Ipam),
@@ -96,7 +96,7 @@ impl Plugin {
         if answer.is_null() {
             return code;
         }
-        // A runtime logs what it reads, and parts of it are others' words.
+        // A runtime logs the answer, and others wrote parts of it.
         let answer = text::json(&answer).unwrap_or_else(|_| answer.to_string());
         match output::print(answer + "\n") {
             Ok(()) => code,
@@ -107,7 +107,7 @@ impl Plugin {
         }
     }
 
-    /// What a person is told who has started a plugin by hand.
+    /// The text for a person who starts a plugin by hand.
     fn what_it_is(self) -> String {
         let name = self.name();
         format!(
@@ -132,7 +132,7 @@ impl Plugin {
     ) -> (Version, Result<Value, CniError>) {
         let mut version = Version::NEWEST;
         let mut answer = || {
-            // Before anything can fail: the runtime would take a closed pipe for an error.
+            // Read before anything can fail: the runtime would take a closed pipe for an error.
             let mut text = Vec::new();
             io::stdin()
                 .read_to_end(&mut text)
@@ -155,22 +155,22 @@ impl Plugin {
     }
 }
 
-/// What a step may give away: addresses only where it is known which of them others have.
+/// Whether a step may give addresses: only if it is known which addresses others have.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Giving {
     Addresses,
     Nothing,
 }
 
-/// What another IPAM plugin has left for a network.
+/// The files that another IPAM plugin has left for a network.
 #[derive(Default)]
 struct Left {
     files: Vec<Leftover>,
-    /// `None`: that cannot be told, or there is no container to tell it of.
+    /// `None` if that is not known, or no file names a container.
     living: Option<Living>,
 }
 
-/// A request that makes sense, for one network.
+/// A valid request for one network.
 struct Request<'a> {
     plugin: Plugin,
     version: Version,
@@ -248,7 +248,7 @@ impl<'a> Request<'a> {
         let (mut lock, mut store) = self.open()?;
         let mut left = None;
         if self.plugin == Plugin::Ipam && !store.ledger().has_adopted(&self.config.name) {
-            // To look for it takes time, and other Pods need the ledger meanwhile.
+            // Looking for signs of life takes time, and other Pods need the ledger meanwhile.
             drop((lock, store));
             left = match self.left(alarms) {
                 Err(error) if giving == Giving::Nothing => {
@@ -278,13 +278,13 @@ impl<'a> Request<'a> {
         Ok(answer)
     }
 
-    /// The ledger, for a change.
+    /// Opens the ledger to change it.
     fn open(&self) -> Result<(Lock, Store), CniError> {
         let lock = Lock::take(&self.place, LOCK_PATIENCE)?;
         Ok((lock, Store::open(&self.place)?))
     }
 
-    /// What host-local has left for this network.
+    /// The files that host-local has left for this network.
     fn left(&self, alarms: &mut Vec<String>) -> Result<Left, CniError> {
         let ipam = self.config.ipam.as_ref();
         let directory = ipam.and_then(|ipam| ipam.migrate_from.as_deref());
@@ -301,7 +301,7 @@ impl<'a> Request<'a> {
                 living: None,
             });
         }
-        // Looked at after the files: who has got an address meanwhile is seen, too.
+        // After the files were read, so that a container that got its address meanwhile is seen, too.
         let living = living::look(&self.environment.netns, containers);
         if living.is_none() {
             alarms.push(format!(
@@ -313,7 +313,7 @@ impl<'a> Request<'a> {
         Ok(Left { files, living })
     }
 
-    /// Whether an ADD could succeed as far as the configuration goes.
+    /// Whether an ADD could succeed with this configuration.
     fn status(&self) -> Result<Value, CniError> {
         match self.plugin {
             Plugin::Ipam => {
@@ -395,7 +395,7 @@ impl<'a> Request<'a> {
         Ok(Value::Null)
     }
 
-    /// Judges by the ledger as a reboot leaves it: what ran before runs no more.
+    /// Checks against the ledger as of this boot: sandboxes from before a reboot have ended.
     fn check(&self, who: &Attachment, claimed: &[IpAddr]) -> Result<(), CniError> {
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
         Ok(rules::check(known.ledger(), who, claimed)?)
@@ -407,10 +407,10 @@ impl<'a> Request<'a> {
         let netns = self.netns()?;
         let addresses = &claimed.addresses;
         let policy = self.config.mac_policy()?;
-        // As a reboot leaves it: what ran before runs no more.
+        // The ledger as of this boot: sandboxes from before a reboot have ended.
         let known = Draft::new(Store::open(&self.place)?.ledger(), &Clock::read()?);
-        // Before the interface is touched, and the neighbours are told that somebody else's address is here. It is decided again under
-        // the lock.
+        // Decided before the interface is touched and neighbours are told about an address that may be another Pod's;
+        // and again later, under the lock.
         if let Err(refusal) = rules::admit(known.ledger(), &who, addresses) {
             let host = interface::host_side(&netns, &who.key.interface);
             self.guard(host.unwrap_or_default(), None, alarms);
@@ -421,13 +421,13 @@ impl<'a> Request<'a> {
             MacPolicy::Address => {
                 let entry = known.ledger().get(&who.key);
                 let wanted = first(&self.known_by(entry, addresses, alarms)).map(mac_of);
-                // A Pod that runs may still have the MAC of an address that was promised to it once.
+                // Another running Pod may still have the MAC of an address that was promised to it.
                 wanted.filter(|&mac| !rules::has_mac(known.ledger(), &who, mac))
             }
-            // Only requests for this Pod change it, one at a time.
+            // Only requests for this Pod change this, one at a time.
             MacPolicy::First => known.ledger().get(&who.key).and_then(|entry| entry.mac),
         };
-        // Outside the lock: the kernel is slow when many Pods start at once.
+        // Outside the lock: the kernel is slow while many Pods start at once.
         let settled = interface::settle(&netns, &who.key.interface, wanted, addresses)?;
         alarms.extend(settled.problems.iter().map(|problem| chain(problem)));
         let seen = Seen {
@@ -442,7 +442,7 @@ impl<'a> Request<'a> {
             });
             Ok((records, written))
         });
-        // After the ledger has it: the agent takes away what it finds no reason for.
+        // After the ledger has the entry: the agent removes rows that it finds no reason for.
         let entry = written.as_ref().ok().and_then(Option::as_ref);
         self.guard(seen.host, entry.map(|entry| (&who.key, entry)), alarms);
         written?;
@@ -450,7 +450,8 @@ impl<'a> Request<'a> {
         Ok(claimed.result(previous, settled.mac))
     }
 
-    /// Guards a Pod's device. A Pod without an entry, as one that was refused and runs until its DEL, may use no address that has an owner.
+    /// Guards a Pod's device. A Pod without an entry, such as one that was refused and runs until its DEL, may use no
+    /// address that has an owner.
     fn guard(
         &self,
         host: Option<HostSide>,
@@ -464,7 +465,8 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The addresses that a Pod is known by, best first: those that are promised to it and that nobody else can have, then those that it has.
+    /// The addresses that a Pod is known by, best first: promised ones that no other Pod can get, then those that it
+    /// has.
     fn known_by(
         &self,
         known: Option<&Entry>,
@@ -519,7 +521,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// The address that a MAC is derived from: an IPv4 address where there is one.
+/// The address that a MAC is derived from: an IPv4 address if there is one.
 fn first(addresses: &[IpAddr]) -> Option<IpAddr> {
     let v4 = addresses.iter().find(|address| address.is_ipv4());
     v4.or_else(|| addresses.first()).copied()

@@ -25,7 +25,8 @@ fn styles() -> impl Strategy<Value = Vec<Style>> {
     prop::collection::vec(style, 1..24)
 }
 
-/// The fields that a Go program may write as nothing in several ways, by the section that they are in, and what stands for nothing.
+/// The fields that a Go program may write as nothing in several ways, by the section that they are in, and what stands
+/// for nothing.
 fn empty_fields() -> Vec<(&'static [&'static str], &'static str, Vec<Value>)> {
     let list = || vec![json!(null), json!([])];
     let text = || vec![json!(null), json!("")];

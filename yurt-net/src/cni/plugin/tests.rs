@@ -235,7 +235,8 @@ enum Kind {
 }
 
 impl Kind {
-    /// What encoding/json and the types' own readers take for it, and what they refuse: first a field of libcni's, host-local's or types' structs.
+    /// What encoding/json and the types' own readers take for it, and what they refuse: first a field of libcni's,
+    /// host-local's or types' structs.
     fn forms(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
             Self::Text => (
@@ -289,8 +290,8 @@ impl Kind {
     }
 }
 
-/// A value at a path. A step in brackets is a list of one, with the key that each of its kind must have: written so that any other spelling of it
-/// comes behind it, and counts.
+/// A value at a path. A step in brackets is a list of one, with the key that each of its kind must have: written so
+/// that any other spelling of it comes behind it, and counts.
 fn at(path: &[&str], spelling: fn(&str) -> String, value: Value) -> Value {
     let Some((step, rest)) = path.split_first() else {
         return value;

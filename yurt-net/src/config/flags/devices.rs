@@ -7,21 +7,21 @@ use crate::tunnel::Kind;
 /// Devices of the node whose addresses are kept.
 #[derive(Args, Clone, Debug)]
 pub struct DeviceArgs {
-    /// vxlan device whose MAC is kept, and set back when it is made anew, and which follows the address below it; repeatable. "" = none.
+    /// vxlan device that keeps its MAC when it is made again, and follows its underlay address; repeatable. "" = none.
     /// See docs/retention.md.
     #[arg(long, value_name = "NAME", default_values = ["flannel.1", "flannel-v6.1"], value_parser = device_name)]
     pub vtep: Vec<String>,
-    /// Bridge whose MAC is kept, whichever ports come and go; repeatable. "" = none.
+    /// Bridge that keeps its MAC, whichever ports come and go; repeatable. "" = none.
     #[arg(long, value_name = "NAME", default_value = "cni0", value_parser = device_name)]
     pub pin_bridge: Vec<String>,
-    /// Repair what the vxlan devices know of the pool's other nodes, where one of them is seen to send with another MAC. See
-    /// docs/retention.md.
+    /// Repair the entries of the vxlan devices about other nodes of the pool, when such a node is seen to send with
+    /// another MAC. See docs/retention.md.
     #[arg(long)]
     pub repair_peers: bool,
 }
 
 impl DeviceArgs {
-    /// Names, and what is kept of each.
+    /// The devices, and which addresses are kept for each.
     pub fn kept(&self) -> Vec<(String, Kind)> {
         let vteps = self.vtep.iter().map(|name| (name, Kind::Vtep));
         let bridges = self.pin_bridge.iter().map(|name| (name, Kind::Bridge));
@@ -33,12 +33,12 @@ impl DeviceArgs {
     }
 }
 
-/// As the kernel takes it, or nothing.
+/// A name that the kernel accepts, or an empty one.
 fn device_name(text: &str) -> Result<String, &'static str> {
     let is_name = text.len() < libc::IFNAMSIZ && !text.contains(['/', ':', ' ']);
     is_name
         .then(|| text.to_owned())
-        .ok_or("expected the name of a device, of at most 15 bytes, as flannel.1")
+        .ok_or("expected the name of a device, at most 15 bytes long, such as flannel.1")
 }
 
 #[cfg(test)]

@@ -5,10 +5,12 @@
 //! | `10.1.0.7` | container ID, and its interface on a second line | host-local |
 //! | `10.1.0.7_shop_web-0` | nothing | OpenYurt's patch of it: which Pod has or had the address |
 //!
-//! host-local knows no names. Without OpenYurt's file a container's address is reserved until its DEL, and not retained.
+//! host-local knows no names. Without OpenYurt's file a container's address is reserved until its DEL, and not
+//! retained.
 //!
-//! Files outlive containers: after a DEL that was lost, a power cut, a runtime's state that was deleted. A container whose addresses no network
-//! namespace has, and which no process names, is gone ([`Living`]). Its Pod's addresses are retained; without a Pod they are released.
+//! Files outlive containers: after a lost DEL, a power cut, or the deletion of a runtime's state. A container is gone
+//! if no network namespace has its addresses and no process names it ([`Living`]). The addresses of its Pod are then
+//! retained; those of a container without a Pod are released.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -24,17 +26,17 @@ pub use self::words::Words;
 /// A file: its name and its contents.
 pub type Leftover = (String, String);
 
-/// The interface of a container, where host-local (before 0.8.5) did not write it down.
+/// The interface of a container, if host-local (before 0.8.5) did not record it.
 const INTERFACE: &str = "eth0";
 
-/// The signs of life of containers on this machine, looked for after the files were read. Either kind is proof: a Pod may take its addresses off
-/// its interface, and a runtime need not have a process for each sandbox.
+/// The signs of life of containers on this machine, looked for after the files were read. Either kind is proof: a Pod
+/// may remove its addresses from its interface, and a runtime need not have a process for each sandbox.
 #[derive(Debug, Default)]
 pub struct Living {
     /// Addresses that network namespaces have.
     pub addresses: BTreeSet<IpAddr>,
-    /// Containers that a process names in its arguments, environment or cgroup. Those of a container do, or its shim, or a plugin that is
-    /// still at work for it.
+    /// Containers that a process names in its arguments, environment or cgroup: a process of the container, its shim,
+    /// or a plugin that is still at work for it.
     pub named: BTreeSet<String>,
 }
 
@@ -44,8 +46,8 @@ pub fn container_ids(files: &[Leftover]) -> BTreeSet<String> {
     containers.map(|(id, _)| id.to_owned()).collect()
 }
 
-/// The records that take the files over, as far as the ledger does not know better; none where that was done before. Without `living` every
-/// container counts as one that lives.
+/// The records that take the files over, as far as the ledger does not know better; empty if that was done before.
+/// Without `living`, every container counts as one that lives.
 pub fn adopt(
     ledger: &Ledger,
     network: &str,
@@ -79,7 +81,8 @@ pub fn adopt(
         since: now.since,
         at: now.at,
     };
-    // Of two addresses of a Pod, the one of a container that lives comes first, then one that a container had: only the first is certain.
+    // Of two addresses of a Pod, that of a living container comes first, then that of any container: only the first
+    // address is certain.
     let mut pods = pods(files);
     pods.sort_by_key(|(address, _)| match containers.get(address) {
         Some((container, _)) => u8::from(!alive.contains(container)),
@@ -92,7 +95,7 @@ pub fn adopt(
             name: name.to_owned(),
             interface: interface.to_owned(),
         };
-        // Known with other addresses. Of this one only its container, if there is one, is believed.
+        // The Pod is known with other addresses. Of this one only the container, if it has one, is believed.
         if ledger.get(&key).is_some() {
             continue;
         }
@@ -148,7 +151,8 @@ fn alive<'a>(
 fn containers(files: &[Leftover]) -> BTreeMap<IpAddr, (&str, &str)> {
     let found = files.iter().filter_map(|(name, contents)| {
         let mut lines = contents.lines().map(str::trim);
-        // A power cut leaves files of zeros: nobody has what they reserve, since nobody has lived through it.
+        // A power cut leaves files of zeros. What they reserve is free, because no container has outlived the power
+        // cut.
         let container = lines.next().filter(|line| is_id(line))?;
         let interface = lines.next().filter(|line| is_id(line));
         Some((
@@ -159,12 +163,12 @@ fn containers(files: &[Leftover]) -> BTreeMap<IpAddr, (&str, &str)> {
     found.collect()
 }
 
-/// Whether a runtime may have written it: IDs and interfaces are printable words.
+/// Whether a runtime may have written this: IDs and interfaces are printable words.
 fn is_id(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Addresses that Pods have or had, with namespace and name, which hold no underscore.
+/// Addresses that Pods have or had, with namespace and name. Neither can contain an underscore.
 fn pods(files: &[Leftover]) -> Vec<(IpAddr, (&str, &str))> {
     let found = files.iter().filter_map(|(file, _)| {
         let (address, pod) = file.split_once('_')?;

@@ -1,8 +1,9 @@
-//! Looks for container IDs in what processes say of themselves: in one pass over the text, however many IDs there are.
+//! The search for container IDs in the arguments, environment and cgroups of processes: one pass over the text, however
+//! many IDs there are.
 
 use std::collections::BTreeMap;
 
-/// Container IDs that are looked for.
+/// The container IDs to look for.
 #[derive(Debug)]
 pub struct Words<'a> {
     /// By the first run of letters and digits of an ID: the bytes before that run, and the ID.
@@ -25,10 +26,10 @@ impl<'a> Words<'a> {
         }
     }
 
-    /// The IDs that a text names: as words, since a short ID may be a part of another one.
+    /// The IDs that a text contains as words. A short ID may be a part of a longer one.
     pub fn named_in<'t>(&'t self, text: &'t [u8]) -> impl Iterator<Item = &'a str> + 't {
         let is_part = |byte: Option<&u8>| byte.is_some_and(u8::is_ascii_alphanumeric);
-        // What is longer is not worth a look: a tenant may say a megabyte without a blank.
+        // Longer runs are skipped: a tenant may write a megabyte without a space.
         let known = runs(text).filter(|(_, run)| run.len() <= self.longest_run);
         known.flat_map(move |(at, run)| {
             let ids = self.by_run.get(run).into_iter().flatten();
@@ -60,7 +61,7 @@ mod tests {
 
     use super::*;
 
-    /// As it is meant, at the price of each ID in each place.
+    /// The definition of a match, at the price of comparing each ID at each position.
     fn names(text: &str, id: &str) -> bool {
         let is_part = |character: Option<char>| {
             character.is_some_and(|character| character.is_ascii_alphanumeric())

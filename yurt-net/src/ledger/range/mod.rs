@@ -1,7 +1,7 @@
 //! Ranges that addresses are taken from. Pure.
 //!
-//! As host-local has them (containernetworking/plugins, plugins/ipam/host-local): a set is one address of an interface, from any of its
-//! ranges; the gateway, the network and an IPv4 broadcast address are nobody's.
+//! The rules are host-local's (containernetworking/plugins, plugins/ipam/host-local): each set gives an interface one
+//! address, from any of its ranges. The gateway, the network and the IPv4 broadcast address are never given.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,13 +21,13 @@ pub struct RangeConfig {
     /// The subnet.
     #[serde(deserialize_with = "go_json::some_network")]
     pub subnet: IpNetwork,
-    /// Its first address to give [the one after the network].
+    /// The first address to give; by default the one after the network.
     #[serde(default, deserialize_with = "go_json::address")]
     pub range_start: Option<IpAddr>,
-    /// Its last one [the one before the broadcast address].
+    /// The last address to give; by default the one before the broadcast address.
     #[serde(default, deserialize_with = "go_json::address")]
     pub range_end: Option<IpAddr>,
-    /// The gateway, which is never given [the first address].
+    /// The gateway, which is never given; by default the first address.
     #[serde(default, deserialize_with = "go_json::address")]
     pub gateway: Option<IpAddr>,
 }
@@ -54,9 +54,9 @@ pub enum RangeError {
     Outside {
         /// `rangeStart` or `rangeEnd`.
         what: &'static str,
-        /// It.
+        /// The address.
         address: IpAddr,
-        /// Where it should be.
+        /// The subnet that it should be in.
         subnet: IpNetwork,
     },
     /// It ends before it begins.
@@ -67,21 +67,21 @@ pub enum RangeError {
         /// Last.
         end: IpAddr,
     },
-    /// `[]`.
+    /// A range set without ranges.
     #[error("a range set is empty: name a subnet, or leave the set out")]
     NoRange,
-    /// No set at all.
+    /// No range sets.
     #[error("no ranges are configured: name at least one subnet")]
     NoSet,
     /// IPv4 and IPv6 in one set.
     #[error("a range set mixes IPv4 and IPv6: make a set for each family")]
     Mixed,
-    /// One address would be given twice.
+    /// Two ranges overlap, so an address would be given twice.
     #[error("ranges {first} and {second} overlap")]
     Overlap {
-        /// One.
+        /// One range.
         first: IpNetwork,
-        /// The other.
+        /// The other range.
         second: IpNetwork,
     },
 }
@@ -127,7 +127,7 @@ impl Range {
             subnet,
             start: inside("rangeStart", config.range_start, first)?,
             end: inside("rangeEnd", config.range_end, last)?,
-            // It may well be elsewhere: whoever says so knows.
+            // The gateway may be outside the subnet; the operator knows best.
             gateway: config
                 .gateway
                 .unwrap_or_else(|| address_like(subnet.network(), first)),
@@ -158,11 +158,11 @@ impl Range {
     }
 }
 
-/// Where one address of an interface comes from.
+/// Ranges that give an interface one address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RangeSet(Vec<Range>);
 
-/// An address as an interface gets it.
+/// An address as the plugin answers it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Assigned {
     /// With the prefix length of its subnet.

@@ -1,6 +1,6 @@
-//! Who gets which address, and when it is free again.
+//! Which Pod gets which address, and when an address is free again.
 //!
-//! Pure: the ledger, a request and the time in; the records to write, and the answer, out. The rules:
+//! Pure: from the ledger, a request and the time to the records to write, and the answer. The rules:
 //!
 //! | | |
 //! |---|---|
@@ -13,7 +13,7 @@
 //! | GC, a reboot | what no sandbox has any more, and none is just being given, is retained |
 //! | TTL after that; the Pod object is gone | released: free, but its name still gets it by preference |
 //!
-//! Records that take from one and give to another take first.
+//! Records that take an address away come before those that give it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,32 +29,32 @@ mod tests;
 
 pub use self::refusal::Refusal;
 
-/// A list of Pods says nothing of one whose sandbox went less than this before it was read: a StatefulSet makes it again under the same
-/// name. Milliseconds.
+/// How long a list of Pods must be read after a sandbox went before it can show that its Pod is gone: a StatefulSet
+/// makes a Pod again under the same name. Milliseconds.
 const RECREATION: u64 = 60_000;
-/// And nothing at all when it is older than this. Milliseconds.
+/// The age at which a list of Pods shows nothing any more. Milliseconds.
 const FRESH: u64 = 60_000;
-/// A container without a Pod never comes back, and is remembered so long after its DEL for what of its ADD comes behind it. Runtimes give
-/// an ADD up after minutes. Milliseconds.
+/// How long a container without a Pod is remembered after its DEL, for a late part of its ADD. It never comes back;
+/// runtimes give up an ADD after minutes. Milliseconds.
 const OVERTAKEN: u64 = 600_000;
 
-/// An interface of a sandbox, for which a runtime asks.
+/// An interface of a sandbox, as a runtime asks for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attachment {
     /// The interface.
     pub key: Key,
-    /// UID of the Pod; "" where the runtime does not tell.
+    /// UID of the Pod; empty if the runtime does not tell it.
     pub uid: String,
     /// The container.
     pub container: String,
     /// Name of the CNI network.
     pub network: String,
-    /// The main plugin at whose request, of this ADD or DEL, where that is known.
+    /// The main plugin that makes the request for an ADD or DEL, if it is known.
     pub asker: Option<Asker>,
 }
 
 impl Attachment {
-    /// The entry that it becomes. `known` is the one before it of that name.
+    /// The entry of this attachment. `known` is the entry that its name has so far.
     fn entry(
         &self,
         assigner: Assigner,
@@ -81,7 +81,7 @@ impl Attachment {
         }
     }
 
-    /// The entry that this container owns: by its ID, whatever name it was asked for under.
+    /// The entry that this container owns. It is found by ID, whatever name it was added under.
     fn owned<'a>(&self, ledger: &'a Ledger) -> Option<(&'a Key, &'a Entry)> {
         ledger.entries().iter().find(|(key, entry)| {
             entry.container == self.container
@@ -91,8 +91,8 @@ impl Attachment {
     }
 }
 
-/// Addresses that the Pod owned and no longer has once it has these, and who gave them: of a family that has changed, all that was promised,
-/// else all that it had. A Pod whose addresses were released is promised none.
+/// Addresses that the Pod owned and no longer has once it has these, and the plugin that chose them: of a family that
+/// changes, all promised ones, or else all that it had. A Pod whose addresses were released is promised nothing.
 pub fn promised(known: &Entry, addresses: &[IpAddr]) -> (Vec<IpAddr>, Assigner) {
     let mut promised = Vec::new();
     let mut is_ours = true;
@@ -108,7 +108,7 @@ pub fn promised(known: &Entry, addresses: &[IpAddr]) -> (Vec<IpAddr>, Assigner) 
         if own.is_empty() {
             (own, by) = (of(&known.addresses), known.assigner);
         }
-        // Which of them another one stands for can be told only where all have gone.
+        // Only if all of them have gone is it clear which address replaces which.
         if !own.is_empty() && !own.iter().any(|address| addresses.contains(address)) {
             is_ours &= by == Assigner::Ours;
             promised.extend(own);
@@ -120,7 +120,7 @@ pub fn promised(known: &Entry, addresses: &[IpAddr]) -> (Vec<IpAddr>, Assigner) 
     }
 }
 
-/// What a request changes: the ledger as it would be, and the records that make it so.
+/// The changes of a request: the resulting ledger, and the records.
 #[derive(Debug)]
 pub struct Draft {
     ledger: Ledger,
@@ -129,7 +129,7 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins a request. What a reboot has changed comes first.
+    /// Begins a request. The effects of a reboot come first.
     pub fn new(ledger: &Ledger, clock: &Clock) -> Self {
         let mut draft = Self {
             ledger: ledger.clone(),
@@ -140,7 +140,7 @@ impl Draft {
         draft
     }
 
-    /// Applies records, for the next step to see.
+    /// Applies records, so that the next step sees them.
     pub fn take(&mut self, records: Vec<Record>) {
         for record in records {
             self.ledger.apply(record.clone());
@@ -148,7 +148,7 @@ impl Draft {
         }
     }
 
-    /// The ledger as it would be.
+    /// The resulting ledger.
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
     }
@@ -164,7 +164,7 @@ impl Draft {
     }
 }
 
-/// After a reboot: nothing that lived before lives.
+/// The records after a reboot: no sandbox has survived it.
 pub(super) fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
     if ledger.is_awake(clock) {
         return Vec::new();
@@ -172,7 +172,7 @@ pub(super) fn wake(ledger: &Ledger, clock: &Clock) -> Vec<Record> {
     let now = ledger.now(clock);
     let active = ledger.entries().iter();
     let active = active.filter(|(_, entry)| entry.state == State::Active);
-    // Last, so that whoever is killed before begins again.
+    // Last, so that a process that is killed before begins anew.
     let boot = Record::Boot {
         id: clock.boot.clone(),
         up: clock.up,
@@ -207,7 +207,7 @@ fn becomes(key: &Key, entry: &Entry, state: State, now: Now) -> Record {
     }
 }
 
-/// What has been kept long enough, in milliseconds of ledger time: released, and later forgotten.
+/// Releases what was retained longer than `ttl` (milliseconds of ledger time), and forgets it later.
 pub fn expire(ledger: &Ledger, ttl: u64, now: Now) -> Vec<Record> {
     let is_due = |key: &Key, entry: &Entry| {
         let ttl = if key.is_pod() {
@@ -227,7 +227,7 @@ pub fn expire(ledger: &Ledger, ttl: u64, now: Now) -> Vec<Record> {
     .collect()
 }
 
-/// ADD of `yurt-ipam`: an address of each set, `requested` ones where there are any.
+/// ADD of `yurt-ipam`: an address of each set, `requested` ones if there are any.
 pub fn add(
     ledger: &Ledger,
     who: &Attachment,
@@ -264,7 +264,7 @@ pub fn add(
                 }
             },
         };
-        // It was found in the set.
+        // The address is from this set.
         assigned.extend(set.assign(address));
     }
     if let Some(&address) = wanted.first() {
@@ -283,7 +283,7 @@ pub fn add(
     Ok((records, assigned))
 }
 
-/// What all others own.
+/// The addresses that all others own.
 struct Others<'a>(BTreeMap<IpAddr, (&'a Key, &'a Entry)>);
 
 impl<'a> Others<'a> {
@@ -296,13 +296,13 @@ impl<'a> Others<'a> {
         Self(addresses.collect())
     }
 
-    /// The Pod that has an address, or is expected back to it.
+    /// The Pod that has an address, or is expected back with it.
     fn owner(&self, address: IpAddr) -> Option<(&'a Key, &'a Entry)> {
         let holder = self.0.get(&address).copied();
         holder.filter(|(_, entry)| entry.state != State::Released)
     }
 
-    /// The records by which they lose these addresses, and keep what else they have.
+    /// The records by which their owners lose these addresses, and keep the rest.
     fn lose(&self, addresses: &[IpAddr]) -> Vec<Record> {
         let losers: BTreeMap<&Key, &Entry> = addresses
             .iter()
@@ -315,7 +315,7 @@ impl<'a> Others<'a> {
             left.promised.retain(is_left);
             let key = key.clone();
             if left.addresses.is_empty() {
-                // It is away, and comes back to what was promised.
+                // The Pod is away, and comes back to the promised address.
                 left.addresses = std::mem::take(&mut left.promised);
             }
             if left.addresses.is_empty() {
@@ -327,7 +327,7 @@ impl<'a> Others<'a> {
         records.collect()
     }
 
-    /// The address, unless somebody owns it.
+    /// The address, unless it has an owner.
     fn vacant(&self, address: IpAddr) -> Result<IpAddr, Refusal> {
         match self.owner(address) {
             None => Ok(address),
@@ -335,8 +335,9 @@ impl<'a> Others<'a> {
         }
     }
 
-    /// An address that nobody has or had; else the one that was given up first: released ones come first, then retained ones, and last what
-    /// is promised to Pods that run with another address, for they may be using that as well.
+    /// An address that no Pod has or had; otherwise the one that was given up first. Released addresses come first,
+    /// then retained ones, and last those promised to Pods that run with another address, because these may still
+    /// appear with them.
     fn pick(&self, set: &RangeSet, last: Option<IpAddr>) -> Result<IpAddr, Refusal> {
         if let Some(free) = set
             .after(last)
@@ -378,13 +379,13 @@ fn taken(address: IpAddr, owner: &Key, entry: &Entry) -> Refusal {
     }
 }
 
-/// Whether an entry's Pod runs with an address. One that is only promised gives way to what another IPAM gives.
+/// Whether an entry's Pod runs with an address. An address that is only promised gives way to another IPAM's choice.
 fn runs_with(entry: &Entry, address: IpAddr) -> bool {
     entry.state == State::Active && entry.addresses.contains(&address)
 }
 
-/// Whether a container may run with the addresses that its main plugin has given: DEL has not come for it, its Pod has no newer
-/// sandbox, and nobody else runs with one.
+/// Whether a container may run with the addresses that its main plugin has given: no DEL has come for it, its Pod has
+/// no newer sandbox, and no other Pod runs with one of them.
 pub fn admit(ledger: &Ledger, who: &Attachment, addresses: &[IpAddr]) -> Result<(), Refusal> {
     is_not_deleted(ledger, who)?;
     is_not_superseded(ledger, who, addresses)?;
@@ -410,14 +411,14 @@ pub fn has_mac(ledger: &Ledger, who: &Attachment, mac: Mac) -> bool {
 pub struct Seen {
     /// Its MAC.
     pub mac: Mac,
-    /// Its other end.
+    /// The host's end.
     pub host: Option<HostSide>,
 }
 
-/// ADD of `yurt-cni`: what the main plugin gave, whoever chose it. Of another IPAM's addresses that IPAM is the judge, so what
-/// is merely retained gives way to it. Of `yurt-ipam`'s, `yurt-ipam` is: a previous result may leave addresses out, so only the
-/// interface is added. Where a DEL or the ADD of a newer sandbox has overtaken this one, its Pod must not run: the addresses are
-/// that sandbox's or kept for the next one, and may be given to others.
+/// ADD of `yurt-cni`: records what the main plugin gave, whichever IPAM chose it. Another IPAM decides about its own
+/// addresses, so retained ones give way. If `yurt-ipam` chose them, only the interface is added, because a previous
+/// result may leave addresses out. If a DEL or the ADD of a newer sandbox has overtaken this one, its Pod must not run:
+/// its addresses belong to that sandbox, are kept for the next one, or may be given to others.
 pub fn observe(
     ledger: &Ledger,
     who: &Attachment,
@@ -440,7 +441,7 @@ pub fn observe(
                 },
             }]);
         }
-        // A result that names no address says nothing of those that are kept.
+        // A result without addresses says nothing about those that are kept.
         Some(known) if addresses.is_empty() && !known.addresses.is_empty() => {
             return Ok(Vec::new());
         }
@@ -458,7 +459,7 @@ pub fn observe(
     Ok(records)
 }
 
-/// Fails for a container that DEL has come for.
+/// Fails for a container after its DEL.
 fn is_not_deleted(ledger: &Ledger, who: &Attachment) -> Result<(), Refusal> {
     match ledger.get(&who.key) {
         Some(ours)
@@ -474,8 +475,8 @@ fn is_not_deleted(ledger: &Ledger, who: &Attachment) -> Result<(), Refusal> {
     }
 }
 
-/// Fails for a sandbox whose Pod runs with these addresses in another one. Where they are others, another IPAM gives them now, and nobody
-/// has told the ledger what became of the container before.
+/// Fails for a sandbox whose Pod runs with these addresses in another one. If they differ, another IPAM gives them now,
+/// and the ledger was not told what became of the earlier container.
 fn is_not_superseded(
     ledger: &Ledger,
     who: &Attachment,
@@ -496,9 +497,10 @@ fn is_not_superseded(
     }
 }
 
-/// DEL, of addresses that this assigner gave. A runtime that has given an ADD up may call it while the main plugin is still at work, which
-/// would go on, and bring the Pod up with addresses that are free. And a DEL that began before the ADD asked for addresses may have
-/// looked for an interface that was not there yet: it is over too early, and the next one finds all.
+/// DEL, for addresses that this plugin chose. A runtime that has given up an ADD may call DEL while the main plugin is
+/// still at work, which would then bring up the Pod with addresses that are free. And a DEL that began before the ADD
+/// asked for addresses may have looked for an interface that did not exist yet: it is too early, and the next one finds
+/// everything.
 pub fn del(
     ledger: &Ledger,
     who: &Attachment,
@@ -523,14 +525,14 @@ pub fn del(
         });
     }
     let gone = match (key.is_pod(), assigner) {
-        // What follows the main plugin in the list may still be at work.
+        // A plugin that follows the main plugin in the list may still be at work.
         (false, Assigner::Ours) => becomes(key, entry, State::Released, now),
         _ => left(key, entry, now),
     };
     Ok(vec![gone])
 }
 
-/// GC: only these attachments (container ID, interface) of the network are left, and those that are just being made.
+/// GC: keeps only these attachments (container ID, interface) of the network, and those that are just being made.
 pub fn gc(
     ledger: &Ledger,
     network: &str,
@@ -549,7 +551,7 @@ pub fn gc(
         .collect()
 }
 
-/// CHECK of `yurt-ipam`: the container owns what the previous result says, other plugins' addresses aside.
+/// CHECK of `yurt-ipam`: the container owns what the previous result says, except for other plugins' addresses.
 pub fn check(ledger: &Ledger, who: &Attachment, claimed: &[IpAddr]) -> Result<(), Refusal> {
     is_not_deleted(ledger, who)?;
     let (key, entry) = who.owned(ledger).ok_or_else(|| Refusal::Unknown {
@@ -570,18 +572,18 @@ pub fn check(ledger: &Ledger, who: &Attachment, claimed: &[IpAddr]) -> Result<()
     })
 }
 
-/// The Pods of this node, as somebody said.
+/// A list of this node's Pods.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodList {
     /// Namespaces and names.
     pub pods: BTreeSet<(String, String)>,
-    /// It comes from an apiserver or a kubelet, and not from a cache that may be older than the present.
+    /// Whether an apiserver or a kubelet has sent it, rather than a cache that may be out of date.
     pub is_live: bool,
     /// When it was read, in ledger time.
     pub read_at: u64,
 }
 
-/// What is retained for Pods whose objects are gone. A list that is not live, or not fresh, releases nothing.
+/// Releases what is retained for Pods whose objects are gone. A list that is not live, or not fresh, releases nothing.
 pub fn release(ledger: &Ledger, list: &PodList, now: Now) -> Vec<Record> {
     if !list.is_live || now.at.saturating_sub(list.read_at) > FRESH {
         return Vec::new();

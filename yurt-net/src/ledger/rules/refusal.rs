@@ -9,7 +9,7 @@ use crate::ledger::Key;
 pub enum Refusal {
     /// Every address has an owner that is alive.
     #[error(
-        "no address is free in {ranges}: {used} are in use as far as the ledger knows; enlarge the range, or end what `yurt-net ledger` lists and no longer runs with a GC or a reboot"
+        "no address is free in {ranges}: the ledger has {used} in use; enlarge the range, or have a GC or a reboot free what `yurt-net ledger` lists and no longer runs"
     )]
     Exhausted {
         /// The range set.
@@ -17,70 +17,70 @@ pub enum Refusal {
         /// How many are in use.
         used: usize,
     },
-    /// No range set has it, or another address that was asked for has taken its set.
+    /// No range set has the address, or another requested address has taken its set.
     #[error(
-        "the requested address {address} is in none of the ranges, or one too many in its range set"
+        "the requested address {address} is in no range, or another requested address has taken its range set"
     )]
     NotInRange {
-        /// What was asked for.
+        /// The requested address.
         address: IpAddr,
     },
-    /// The address is another Pod's.
+    /// The address has another owner.
     #[error("address {address} belongs to {owner}, which is {state}")]
     Taken {
         /// The address.
         address: IpAddr,
         /// Its owner.
         owner: Key,
-        /// `running`, or `expected back`.
+        /// What its owner is: `running`, or `expected back`.
         state: &'static str,
     },
     /// CHECK: the container is not in the ledger.
     #[error("the ledger has no active entry for {key} in container {container}")]
     Unknown {
-        /// Who.
+        /// The interface.
         key: Key,
-        /// In which container.
+        /// The container.
         container: String,
     },
-    /// CHECK, and ADD of `yurt-cni`, for a container that DEL has come for since `yurt-ipam` gave it addresses.
+    /// CHECK, and ADD of `yurt-cni`, after a DEL that came when `yurt-ipam` had given the container its addresses.
     #[error(
         "container {container} of {key} was deleted while it was being added, and its addresses are kept for the next one"
     )]
     Deleted {
-        /// Who.
+        /// The interface.
         key: Key,
-        /// In which container.
+        /// The container.
         container: String,
     },
-    /// ADD of `yurt-cni`, for a sandbox whose Pod has a newer one: the addresses are that one's.
+    /// ADD of `yurt-cni`, for a sandbox whose Pod has a newer one, which has the addresses.
     #[error("the sandbox {successor} of {key} was added after this one and has its addresses")]
     Superseded {
-        /// Who.
+        /// The interface.
         key: Key,
         /// The newer container.
         successor: String,
     },
-    /// DEL: the ADD is still at work.
+    /// DEL, while the ADD is still at work.
     #[error(
-        "container {container} of {key} was still being added, by process {pid}, when its DEL began: it is to be deleted again"
+        "container {container} of {key} was still being added, by process {pid}, when its DEL began: delete it again"
     )]
     BeingAdded {
-        /// Who.
+        /// The interface.
         key: Key,
-        /// In which container.
+        /// The container.
         container: String,
-        /// The process that does.
+        /// The process that is at work.
         pid: u32,
     },
-    /// CHECK.
+    /// CHECK: the previous result and the ledger differ.
     #[error("{key} has {recorded:?} in the ledger, and {claimed:?} in the previous result")]
     Differs {
-        /// Who.
+        /// The interface.
         key: Key,
-        /// In the ledger.
+        /// The addresses in the ledger.
         recorded: Vec<IpAddr>,
-        /// In the request.
+        /// The addresses in the previous result.
         claimed: Vec<IpAddr>,
     },
 }

@@ -154,14 +154,14 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         "yurtnet_device_peer_repairs_total",
         &["device"],
-        "Times that entries of a vxlan device about a peer were given the peer's other MAC.",
+        "Times that the entries of a vxlan device about a peer were given the new MAC of the peer.",
         |status, out| out.put_devices(status, |device| device.peer_repairs),
     ),
     metric(
         Counter,
         "yurtnet_device_underlay_changes_total",
         &["device"],
-        "Times that the address below a vxlan device was gone and another was taken.",
+        "Times that the underlay address of a vxlan device was gone and the agent took another.",
         |status, out| out.put_devices(status, |device| device.underlay_changes),
     ),
     metric(

@@ -1,28 +1,30 @@
-//! What Services and EndpointSlices say of an address, and how much that weighs: as much as who may write it. Pure.
+//! What Services and EndpointSlices say of an address. A claim weighs as much as the trust in those who may write it.
+//! Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::NamespacedName;
 
-/// Who has said, by a Service or an EndpointSlice, that an address is somebody's: the weightiest word first.
+/// The author of a claim on an address by a Service or an EndpointSlice, most trusted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Word {
-    /// default/kubernetes or kube-system.
+    /// The cluster itself: default/kubernetes, or an object in kube-system.
     Cluster,
-    /// A controller, in a status that no tenant writes: the address of a load balancer.
+    /// A controller, in a status that tenants cannot write: the address of a load balancer.
     Controller,
-    /// The author of a Service or an EndpointSlice, who may be anybody.
+    /// The author of a Service or an EndpointSlice, who may be any tenant.
     Author,
 }
 
-/// What is said of one address: the weightiest word of each namespace, and apart from it (`true`) that for an endpoint which
-/// is on another Node, or another Pod of this one. The second kind is no Pod's that asks here, not of that namespace either.
+/// The claims on one address: the most trusted of each namespace, and separately (`true`) the most trusted for an
+/// endpoint on another Node, or for another Pod of this one. A claim of the second kind never belongs to the Pod that
+/// asks, whichever its namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claims(BTreeMap<(Arc<str>, bool), (Word, String)>);
 
 impl Claims {
-    /// Adds that a Service has the address: somewhere, or at another Pod, on the Node `at`.
+    /// Adds the claim of a Service: on the address as such, or for another Pod on the Node `at`.
     pub(super) fn add(&mut self, word: Word, by: &NamespacedName, what: &str, at: &str) {
         let whose = || match at {
             "" => format!("{what} {by}"),
@@ -35,7 +37,7 @@ impl Claims {
         }
     }
 
-    /// The weightiest claim, if it is not for Pods of this namespace on this node.
+    /// The most trusted claim, unless it is for Pods of this namespace on this node.
     pub(super) fn against(&self, namespace: &str) -> Option<(Word, &str)> {
         let word = self.0.values().map(|(word, _)| *word).min()?;
         let mut claims = self.0.iter();

@@ -1,5 +1,5 @@
-//! What annotations have given Pods: theirs against Pods of other namespaces. Pods of one namespace may share, as two that take turns
-//! with a virtual address do. Pure.
+//! What annotations have granted to Pods, which binds Pods of other namespaces. Pods of one namespace may share, such
+//! as two that take turns with a virtual address. Pure.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -9,16 +9,16 @@ use ipnetwork::IpNetwork;
 use super::pod::{Extra, GuardedPod};
 use super::prefix::last;
 
-/// Who has been granted what.
+/// What was granted, and to which Pods.
 #[derive(Debug, Default)]
 pub(super) struct Grants<'a> {
-    /// By the first address and the length of a prefix.
+    /// The Pods that were granted a prefix, by its first address and its length.
     prefixes: BTreeMap<(IpAddr, u8), Vec<&'a GuardedPod>>,
     macs: BTreeMap<[u8; 6], Vec<&'a GuardedPod>>,
 }
 
 impl<'a> Grants<'a> {
-    /// From here on this is the Pod's.
+    /// Notes what a Pod was granted.
     pub(super) fn add(&mut self, pod: &'a GuardedPod, granted: &Extra) {
         for prefix in &granted.prefixes {
             let key = (prefix.network(), prefix.prefix());
@@ -29,10 +29,10 @@ impl<'a> Grants<'a> {
         }
     }
 
-    /// A Pod of another namespace that has been granted an address of this prefix.
+    /// A Pod of another namespace that was granted an address of this prefix.
     pub(super) fn of_prefix(&self, pod: &GuardedPod, prefix: &IpNetwork) -> Option<&'a GuardedPod> {
         let (first, length) = (prefix.network(), prefix.prefix());
-        // Of two prefixes one holds the other, or they share nothing.
+        // If two prefixes overlap, one contains the other.
         let around = (0..length).filter_map(|length| {
             let around = IpNetwork::new(first, length).ok()?;
             self.prefixes.get(&(around.network(), length))
@@ -47,7 +47,7 @@ impl<'a> Grants<'a> {
             .find(|holder| is_other(holder, pod))
     }
 
-    /// A Pod of another namespace that has been granted this MAC.
+    /// A Pod of another namespace that was granted this MAC.
     pub(super) fn of_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<&'a GuardedPod> {
         let mut holders = self.macs.get(&mac)?.iter().copied();
         holders.find(|holder| is_other(holder, pod))

@@ -1,4 +1,4 @@
-//! What the kernel holds of the guard, and the writes from one such image to another. Pure.
+//! The state of the guard in the kernel, and the writes from one state to another. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -8,31 +8,31 @@ use ipnetwork::IpNetwork;
 use super::pod::Extra;
 use crate::device::Mac;
 
-/// What happens to a frame that claims what is not its sender's.
+/// What the program does with a frame whose sender is spoofed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Mode {
-    /// It is counted.
+    /// Count it, and let it pass.
     #[default]
     Audit,
-    /// And dropped.
+    /// Count it, and drop it.
     Enforce,
 }
 
-/// What a Pod may use.
+/// The addresses that a Pod may use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuardRow {
-    /// What happens otherwise.
+    /// What happens to frames with other addresses.
     pub mode: Mode,
-    /// Link-layer addresses, its own first; empty: any.
+    /// Its link-layer addresses, its own first; empty if it may use any.
     pub macs: Vec<[u8; 6]>,
-    /// Its own addresses, link-local ones too.
+    /// Its own addresses, including link-local ones.
     pub own: Vec<IpNetwork>,
-    /// Others, where nobody owns them.
+    /// Further addresses, which it may use as long as they have no owner.
     pub extra: Vec<IpNetwork>,
 }
 
 impl GuardRow {
-    /// What an annotation has given the Pod.
+    /// What an annotation has granted the Pod.
     pub(super) fn granted(&self) -> Extra {
         Extra {
             prefixes: self.extra.clone(),
@@ -40,16 +40,16 @@ impl GuardRow {
         }
     }
 
-    /// Whether that is anything.
+    /// Whether an annotation has granted the Pod anything.
     pub(super) fn is_granted_more(&self) -> bool {
         !self.extra.is_empty() || self.macs.len() > 1
     }
 }
 
-/// What a frame names its sender by.
+/// An address by which a frame identifies its sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Identity {
-    /// An address.
+    /// An IP address.
     Ip(IpAddr),
     /// A link-layer address.
     Mac([u8; 6]),
@@ -76,47 +76,48 @@ impl std::fmt::Display for Identity {
     }
 }
 
-/// Whose an identity is.
+/// The owner of an identity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The device of the Pod; `None` while it is away.
+    /// The device of the Pod; `None` while the Pod is away.
     pub ifindex: Option<u32>,
-    /// What happens to frames of others that claim it.
+    /// What happens to frames of other Pods with this identity.
     pub mode: Mode,
 }
 
-/// All that the kernel holds, or should.
+/// The state of the guard in the kernel, as it is or as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuardImage {
-    /// By device.
+    /// The rows, by index of the device.
     pub rows: BTreeMap<u32, GuardRow>,
-    /// By address, of IP and of the link.
+    /// The owners, by IP address or link-layer address.
     pub owners: BTreeMap<Identity, Owner>,
-    /// The devices that the guard is on.
+    /// The devices that the program is attached to.
     pub attached: BTreeSet<u32>,
-    /// Devices that it was on, and is no more: somebody has detached it, or they are gone.
+    /// The devices that it was attached to once and no longer is, because another program detached it or the device is
+    /// gone.
     pub lost: BTreeSet<u32>,
 }
 
-/// One write.
+/// A write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GuardOp {
-    /// A Pod may use this.
+    /// Put the row of a device.
     PutRow(u32, GuardRow),
-    /// An identity is this one's.
+    /// Put the owner of an identity.
     PutOwner(Identity, Owner),
-    /// The guard is to be on this device.
+    /// Attach the program to a device.
     Attach(u32),
-    /// The guard is to be on this device no more, and what it counted there is to be forgotten.
+    /// Detach the program from a device, and forget its counters.
     Detach(u32),
-    /// Nothing is known of the Pod on this device any more.
+    /// Delete the row of a device.
     DeleteRow(u32),
-    /// An identity is nobody's.
+    /// Delete the owner of an identity.
     DeleteOwner(Identity),
 }
 
-/// The writes from one image to another, in an order of which every prefix is safe: what a Pod may use is written before
-/// the guard is on its device, and goes after it.
+/// The writes from one state to another. Every prefix of them is safe: a row is written before the program is attached
+/// to its device, and deleted after the program is detached.
 pub fn plan(observed: &GuardImage, wanted: &GuardImage) -> Vec<GuardOp> {
     let mut ops = Vec::new();
     for (ifindex, row) in &wanted.rows {

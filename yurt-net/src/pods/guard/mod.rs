@@ -1,8 +1,8 @@
-//! Which addresses each Pod may use, and on which devices that is watched: from Pods and devices to writes.
+//! Which addresses each Pod may use, and on which devices that is checked: from Pods and devices to writes.
 //!
-//! Pure. A Pod is found again by the device that it was given (its index on the host's side), and only while that device
-//! still leads where it led: an index may be given to another device. The guard is on every device that leads to a Pod. On
-//! those of which nothing is known it keeps the Pod from every address that has an owner.
+//! Pure. A Pod is identified by its device on the host's side (by index), but only while that device still leads to the
+//! same interface, because the kernel may give the index to another device. The guard is on every device that leads to
+//! a Pod. If nothing is known of a device, its Pod may use every address that has no owner.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -32,17 +32,17 @@ pub(crate) use self::pod::MAX_MACS;
 use self::pod::is_one_hosts_mac;
 pub use self::pod::{BadExtra, Extra, GuardedPod, MAX_PREFIXES};
 
-/// What the operator decides.
+/// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// The node's mode.
     pub mode: Mode,
-    /// Namespaces whose Pods' mode is `Enforce`, whatever the node's.
+    /// Namespaces whose Pods have the mode `Enforce`, whatever the node's mode is.
     pub enforced_namespaces: BTreeSet<String>,
-    /// Patterns of the names of devices that lead to Pods, with `*` and `?`. Empty: every veth device whose other end is in
-    /// another network namespace and that no default route leads out of.
+    /// Name patterns of devices that lead to Pods, with `*` and `?`. Without patterns these are all veth devices whose
+    /// other end is in another network namespace, except those that a default route leads out of.
     pub devices: Vec<String>,
-    /// What annotations may give.
+    /// What annotations may grant.
     pub extra: ExtraPolicy,
 }
 
@@ -56,7 +56,7 @@ impl Policy {
     }
 }
 
-/// What the kernel should hold. Addresses of the node, and of its devices, are nobody's but the node's.
+/// The state that the kernel should have. No Pod owns an address of the node.
 pub fn compile(
     pods: &[GuardedPod],
     links: &[Link],
@@ -83,7 +83,7 @@ pub fn compile(
     let macs: BTreeSet<[u8; 6]> = links.iter().filter_map(|link| link.mac).collect();
     let macs = macs.into_iter().filter(|mac| is_one_hosts_mac(*mac));
     image.owners.extend(macs.map(|mac| (mac.into(), nodes)));
-    // Hardly any Pod asks for more.
+    // Few Pods ask for extra addresses.
     let mut taken = pods
         .iter()
         .any(|pod| !pod.extra.is_empty())
@@ -101,7 +101,7 @@ pub fn compile(
             pod.addresses.iter().partition(|addr| is_nodes(addr));
         for addr in nodes {
             complain(format!(
-                "{addr} is the node's own, and not this Pod's to use: take it out of the range of Pods"
+                "{addr} is an address of the node, so the Pod may not use it: take it out of the range of Pods"
             ));
         }
         let mode = policy.mode_of(&pod.namespace);
@@ -121,13 +121,13 @@ pub fn compile(
                 }
             });
         let addresses = addresses.into_iter().filter(is_owned).map(Identity::from);
-        // A MAC that is kept for a Pod that is away is nobody's: the Pod announces itself with it before its device is guarded again,
+        // The MAC of an absent Pod has no owner: the Pod announces itself with it before its device is guarded again,
         // and no other Pod with a row may use it anyway.
         let mac = pod.mac.filter(|mac| is_one_hosts_mac(*mac));
         let mac = mac.filter(|_| ifindex.is_some());
         for identity in addresses.chain(mac.map(Identity::from)) {
             match image.owners.get(&identity) {
-                // One that is here has more need of it than one that is away.
+                // A Pod that is here takes precedence over one that is away.
                 Some(owner) if owner.ifindex.is_some() || ifindex.is_none() => {
                     complain(format!("{identity} is another's already"));
                 }
@@ -140,7 +140,7 @@ pub fn compile(
     (image, complaints)
 }
 
-/// Whether an address is one host's on all of the node: those of a link are only there.
+/// Whether an address belongs to one host of the node. Link-local addresses are only unique on their link.
 fn is_owned(addr: &IpAddr) -> bool {
     match addr {
         IpAddr::V4(addr) => !addr.is_loopback() && !addr.is_link_local(),
@@ -148,17 +148,17 @@ fn is_owned(addr: &IpAddr) -> bool {
     }
 }
 
-/// The device of a Pod, if it is still that Pod's.
+/// The device of a Pod, if it still leads to that Pod.
 fn place(
     host: HostSide,
     guarded: &BTreeMap<u32, &Link>,
     complain: &mut impl FnMut(String),
 ) -> Option<u32> {
-    // On its way in or out: it will come, or the Pod is gone.
+    // The Pod is about to start, or has just gone.
     let link = guarded.get(&host.ifindex)?;
     if !link.is_still(host) {
         complain(format!(
-            "device {} ({}) leads elsewhere by now",
+            "device {} ({}) leads elsewhere now",
             link.ifindex, link.name
         ));
         return None;
@@ -176,7 +176,7 @@ fn row(
     let mut own: Vec<IpNetwork> = addresses.iter().copied().map(host_prefix).collect();
     own.push(match pod.mac {
         Some(mac) => host_prefix(link_local(Mac(mac)).into()),
-        // Whatever comes from a link-layer address that nobody has written down.
+        // The Pod's MAC is not known, so it may use any link-local address.
         None => IpNetwork::V6(LINK_LOCAL),
     });
     let macs = match pod.mac {
@@ -192,12 +192,12 @@ fn row(
     let Cut { own, extra } = row.cut();
     if own > 0 {
         complain(format!(
-            "the Pod has more than {MAX_PREFIXES} addresses of one family: what it sends from those beyond would be dropped, so \
-             nothing of this Pod is"
+            "the Pod has more than {MAX_PREFIXES} addresses of one family; its mode is audit, because frames from the rest \
+             would be dropped"
         ));
         row.mode = Mode::Audit;
     }
-    // A tenant writes them: more of them are no way out of the guard.
+    // Tenants write these: too many of them do not switch the guard off.
     if extra > 0 {
         complain(format!(
             "{extra} extra addresses have no room and are refused: a Pod can have {MAX_PREFIXES} addresses of each family and \
@@ -207,7 +207,7 @@ fn row(
     row
 }
 
-/// As the kernel holds them: IPv4 first, without bits beyond the mask, each once.
+/// The order and form in which the kernel has them: IPv4 first, host bits cleared, no duplicates.
 fn in_order(prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
     let networks = prefixes.into_iter().map(|prefix| match prefix {
         IpNetwork::V4(prefix) => {
@@ -227,10 +227,10 @@ fn in_order(prefixes: Vec<IpNetwork>) -> Vec<IpNetwork> {
 }
 
 impl GuardRow {
-    /// Leaves out what the kernel has no room for.
+    /// Cuts the row down to the size that the kernel has room for.
     fn cut(&mut self) -> Cut {
         let before = (self.own.len(), self.macs.len() + self.extra.len());
-        // The first one is its own.
+        // The first MAC is the Pod's own.
         self.macs.truncate(MAX_MACS);
         let mut room = [MAX_PREFIXES, MAX_PREFIXES];
         let mut fits = |prefix: &IpNetwork| {
@@ -248,11 +248,11 @@ impl GuardRow {
     }
 }
 
-/// So much of a row had no room.
+/// How much of a row was cut off.
 struct Cut {
-    /// Of the addresses that the Pod was given.
+    /// The number of addresses that the Pod was given.
     own: usize,
-    /// Of those that an annotation asks for.
+    /// The number of addresses that an annotation asks for.
     extra: usize,
 }
 

@@ -1,4 +1,4 @@
-//! A Pod as the guard knows it: what it was given, and what its annotation asks for. Pure.
+//! A Pod as the guard knows it: its addresses, and what its annotation asks for. Pure.
 
 use std::net::IpAddr;
 
@@ -6,31 +6,31 @@ use ipnetwork::IpNetwork;
 
 use crate::device::{HostSide, Mac};
 
-/// Most addresses and prefixes of one family that a row holds, link-local ones too.
+/// The most addresses and prefixes of one family that a row holds, including link-local ones.
 pub const MAX_PREFIXES: usize = yurt_ebpf::abi::GUARD_PREFIXES;
-/// Most link-layer addresses that a row holds.
+/// The most link-layer addresses that a row holds.
 pub(crate) const MAX_MACS: usize = yurt_ebpf::abi::GUARD_MACS;
 
-/// An interface of a Pod: what it was given.
+/// An interface of a Pod, and the addresses that it was given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardedPod {
     /// Namespace of the Pod.
     pub namespace: String,
     /// Name of the Pod.
     pub name: String,
-    /// Name of the interface inside.
+    /// The interface's name in the Pod.
     pub interface: String,
-    /// Its link-layer address; `None` where it is not known, and any is admitted.
+    /// Its link-layer address; `None` if it is not known, so that any passes.
     pub mac: Option<[u8; 6]>,
-    /// Its addresses; those of a link count where a Pod uses others than the one that comes from `mac`.
+    /// Its addresses, including a link-local one that is not derived from `mac`.
     pub addresses: Vec<IpAddr>,
-    /// Where it is; `None` while the Pod is away and its addresses are kept for it.
+    /// The host's end of the interface; `None` while the Pod is away and its addresses are kept.
     pub host: Option<HostSide>,
     /// What else it may use.
     pub extra: Extra,
 }
 
-/// What an annotation lets a Pod use beside its own: VRRP, VPN, direct server return.
+/// The additional addresses that an annotation asks for: VRRP, VPN, direct server return.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extra {
     /// Addresses and prefixes.
@@ -40,13 +40,14 @@ pub struct Extra {
 }
 
 impl Extra {
-    /// Whether nothing is asked for.
+    /// Whether the annotation asks for nothing.
     pub fn is_empty(&self) -> bool {
         self.prefixes.is_empty() && self.macs.is_empty()
     }
 }
 
-/// Most words of an annotation: more than a row holds are never granted, and each is judged with every change of the node's Pods.
+/// The most words of an annotation. A row could not hold more, and each word is judged at every change of the node's
+/// Pods.
 const MAX_WORDS: usize = 2 * MAX_PREFIXES + MAX_MACS;
 
 /// An annotation that cannot be read.
@@ -57,7 +58,7 @@ pub enum BadExtra {
         "{0:?} is not an address, a prefix or a link-layer address, such as 10.0.0.9, fd00:1::/64 or 00:00:5e:00:01:33"
     )]
     Word(String),
-    /// It asks for more than a Pod can have.
+    /// The annotation asks for more than a row can hold.
     #[error(
         "it has more than {MAX_WORDS} words, and a Pod can have {MAX_PREFIXES} addresses of each family and {MAX_MACS} link-layer \
          addresses"
@@ -68,7 +69,7 @@ pub enum BadExtra {
 impl std::str::FromStr for Extra {
     type Err = BadExtra;
 
-    /// Words between commas or blanks.
+    /// Words are separated by commas or white space.
     fn from_str(text: &str) -> Result<Self, BadExtra> {
         let mut extra = Self::default();
         let is_between = |c: char| c == ',' || c.is_whitespace();
@@ -89,7 +90,7 @@ impl std::str::FromStr for Extra {
     }
 }
 
-/// Whether a link-layer address is one host's: no group's, and not the one of loopback.
+/// Whether a link-layer address can be one host's: it is neither a multicast address nor all zeros.
 pub(super) fn is_one_hosts_mac(mac: [u8; 6]) -> bool {
     mac[0] & 1 == 0 && mac != [0; 6]
 }

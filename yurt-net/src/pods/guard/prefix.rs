@@ -1,15 +1,15 @@
-//! Prefixes, compared. Pure.
+//! Comparison of prefixes. Pure.
 
 use std::net::IpAddr;
 
 use ipnetwork::IpNetwork;
 
-/// Whether two prefixes are the same network, whatever the bits behind them.
+/// Whether two prefixes are the same network, whatever their host bits are.
 pub(super) fn is_equal(a: &IpNetwork, b: &IpNetwork) -> bool {
     (a.network(), a.prefix()) == (b.network(), b.prefix())
 }
 
-/// Whether two prefixes share an address: then one holds the other.
+/// Whether two prefixes share an address, which means that one contains the other.
 pub(super) fn overlap(a: &IpNetwork, b: &IpNetwork) -> bool {
     a.contains(b.network()) || b.contains(a.network())
 }

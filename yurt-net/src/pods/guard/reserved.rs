@@ -1,4 +1,4 @@
-//! What no Pod may ask for, as the cluster and the ledger say it.
+//! What no Pod may ask for, according to the cluster and the ledger.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,9 +14,9 @@ use crate::ledger::{Ledger, State};
 use crate::model::{NamespacedName, Snapshot};
 
 impl Reserved {
-    /// On the node of this name and these addresses. Of `pods` the owners are known otherwise; the ledger has those of Pods that are just
-    /// being made, too. `protected` are addresses that no Service may take either, and whose each is; it is asked only where a Pod asks
-    /// for anything.
+    /// What is reserved on the Node with this name and these addresses. The owners of the addresses of `pods` are known
+    /// from `pods` itself; the ledger adds those of Pods that are just being made. `protected` names the addresses that
+    /// no Service may take either, and their owners; it is called only if a Pod asks for anything.
     pub fn new<P: IntoIterator<Item = (IpAddr, String)>>(
         (node, addresses): (&str, &BTreeSet<IpAddr>),
         snapshot: &Snapshot,
@@ -28,7 +28,7 @@ impl Reserved {
             node: addresses.clone(),
             ..Self::default()
         };
-        // For everybody else only that counts: what follows is a walk over all Services.
+        // If no Pod asks for anything, the walk over all Services below is not worth its cost.
         if pods.iter().all(|pod| pod.extra.is_empty()) {
             return reserved;
         }
@@ -38,7 +38,7 @@ impl Reserved {
             .collect();
         for (key, entry) in ledger.entries() {
             let is_known = known.contains(&(&*key.namespace, &*key.name, &*key.interface));
-            // What was released is nobody's.
+            // A released address has no owner.
             if !is_known && entry.state != State::Released {
                 let whose = format!("Pod {}/{}", key.namespace, key.name);
                 let owned = entry.owned().map(|address| (address, whose.clone()));
@@ -52,8 +52,8 @@ impl Reserved {
         reserved
     }
 
-    /// What counts as granted the next time: what is granted now, and what was, for Pods of which no source has said yet what they
-    /// ask for.
+    /// What counts as granted from now on: what is granted now, and what was granted before to Pods whose annotations
+    /// no source has told yet.
     pub fn granted_now(
         self,
         image: &GuardImage,
@@ -76,7 +76,7 @@ impl Reserved {
         granted
     }
 
-    /// What Pods of other nodes are given.
+    /// Adds the addresses of Pods of other nodes.
     fn take_up_nodes(&mut self, snapshot: &Snapshot, node: &str) {
         let others = snapshot.nodes.values().filter(|other| &*other.name != node);
         for other in others {
@@ -87,7 +87,7 @@ impl Reserved {
         }
     }
 
-    /// ClusterIPs, which the cluster allocates; and the prefixes that they are from.
+    /// Adds the ClusterIPs, and the prefixes that the cluster allocates them from.
     fn take_up_cluster_ips(&mut self, snapshot: &Snapshot) {
         for cidr in snapshot.service_cidrs.values() {
             let prefixes = cidr.cidrs.iter();
@@ -95,7 +95,7 @@ impl Reserved {
             self.networks
                 .extend(prefixes.map(|prefix| (*prefix, whose.to_owned())));
         }
-        // Where nothing says which prefix they are from.
+        // If the prefixes are not known, single ClusterIPs count.
         for service in snapshot.services.values() {
             for address in &service.cluster_ips {
                 let whose = format!("Service {}", service.name);
@@ -104,8 +104,8 @@ impl Reserved {
         }
     }
 
-    /// What Services and EndpointSlices say of addresses that somebody asks for. Endpoints that are Pods of this node are left
-    /// out: the ledger knows them better.
+    /// Adds what Services and EndpointSlices say of addresses that a Pod asks for. Endpoints that are Pods of this node
+    /// are left out, because the ledger knows them better.
     fn take_up_claims(&mut self, snapshot: &Snapshot, node: &str, pods: &[GuardedPod]) {
         let wishes = Ranges::new(pods.iter().flat_map(|pod| &pod.extra.prefixes));
         let known: BTreeSet<IpAddr> = pods
@@ -151,17 +151,17 @@ impl Reserved {
     }
 }
 
-/// How a claim names whose an address is, before the Service.
+/// The owner that a claim names, before the name of the Service.
 const BALANCER: &str = "the load balancer of Service";
 const ENDPOINT: &str = "an endpoint of Service";
 
-/// No tenant writes them.
+/// Whether tenants cannot write this Service.
 fn is_clusters(service: &NamespacedName) -> bool {
     &*service.namespace == "kube-system"
         || (&*service.namespace, &*service.name) == ("default", "kubernetes")
 }
 
-/// Prefixes as ranges that do not overlap: first and last address of each.
+/// Prefixes as ranges that do not overlap, with the first and the last address of each.
 struct Ranges(BTreeMap<IpAddr, IpAddr>);
 
 impl Ranges {
@@ -169,7 +169,7 @@ impl Ranges {
         let mut all: Vec<(IpAddr, IpAddr)> = prefixes
             .map(|prefix| (prefix.network(), last(prefix)))
             .collect();
-        // Of two prefixes one holds the other, or they share nothing: the longer range first.
+        // If two prefixes overlap, one contains the other: the longer range comes first.
         all.sort_by(|a, b| a.0.cmp(&b.0).then(b.1.cmp(&a.1)));
         let mut ranges = Self(BTreeMap::new());
         for (from, to) in all {

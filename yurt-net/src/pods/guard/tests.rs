@@ -110,7 +110,7 @@ fn a_device_that_was_given_the_index_of_another_is_not_that_pods() {
     assert_eq!(image.owners[&ip("10.244.1.10").into()].ifindex, None);
     assert_eq!(
         complaints,
-        ["default/web: device 7 (veth7) leads elsewhere by now"]
+        ["default/web: device 7 (veth7) leads elsewhere now"]
     );
 }
 

@@ -1,9 +1,11 @@
-//! Which interfaces of Pods this node has addresses for, and what each is to be given: a join of the ledger with the Pods' objects.
+//! Which interfaces of Pods this node has addresses for, and what each gets: a join of the ledger with the Pods'
+//! objects.
 //!
-//! Pure. The ledger says who has which addresses and where, and who is away and keeps them; a Pod's object says by annotations what else it
-//! wants. Neither is complete: a Pod is in the ledger before its object has arrived here and after that has gone, and one on the
-//! host's network is never in it. So the ledger decides who is a member, and an object only adds to one. Whether its device is still
-//! there is for `guard` and `translate` to see, which look at devices.
+//! Pure. The ledger says which Pod has which addresses on which device, and which absent Pod keeps its addresses; the
+//! annotations of a Pod's object say what else it wants. Neither is complete: a Pod is in the ledger before its object
+//! arrives here and after its object has gone, and a Pod on the host's network is never in the ledger. So the ledger
+//! decides which Pods are members, and an object only adds to one. Whether its device still exists is for `guard` and
+//! `translate` to see, which look at devices.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -14,30 +16,30 @@ use crate::device::Complaint;
 use crate::ledger::{Assigner, Entry, Key, Ledger, Now, State};
 use crate::model::{LocalPod, NamespacedName, Snapshot};
 
-/// The annotation by which a Pod asks to use more than its own: addresses, prefixes and MACs.
+/// The annotation by which a Pod asks for more than its own addresses: other addresses, prefixes and MACs.
 const EXTRA: &str = "yurt-net.openyurt.io/extra-addresses";
-/// The annotation by which a Pod says that it is to be translated where it has lost its address (`true`), or not (`false`).
+/// The annotation that says whether a Pod is translated after it has lost its address (`true` or `false`).
 const KEEP: &str = "yurt-net.openyurt.io/keep-address";
 
-/// For so long `yurt-ipam` may know a Pod that `yurt-cni` does not know yet, while it is made. Milliseconds.
+/// How long `yurt-ipam` may know a Pod before `yurt-cni` does, while the Pod is made. Milliseconds.
 const MAKING: u64 = 10_000;
 
-/// What is known of them at one moment.
+/// All that is known of the Pods' interfaces at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Members<'a> {
-    /// Who has which addresses.
+    /// Which Pod has which addresses.
     pub ledger: &'a Ledger,
-    /// When it was read.
+    /// When the ledger was read.
     pub now: Now,
-    /// The Pods' objects; `None` while no source has said anything.
+    /// The Pods' objects; `None` until a source has sent some.
     pub snapshot: Option<&'a Snapshot>,
-    /// What the operator has decided of addresses that Pods have lost.
+    /// The operator's settings for Pods that have lost their addresses.
     pub translation: &'a Policy,
 }
 
 impl Members<'_> {
-    /// For the guard: the Pods that are here, and those that are away and keep their addresses. One that is just being made is left out, and
-    /// so is one that no `yurt-cni` has seen: nobody knows on which device it uses its addresses.
+    /// The Pods that the guard looks after: those that are here, and those that are away and keep their addresses. A
+    /// Pod that is being made is left out, and so is one that `yurt-cni` has not seen, because its device is not known.
     pub fn guarded(&self) -> (Vec<GuardedPod>, Vec<Complaint>) {
         let mut complaints = Vec::new();
         let entries = self.ledger.entries().iter();
@@ -50,7 +52,8 @@ impl Members<'_> {
             let asked = self.annotation(key, EXTRA).flatten();
             let extra = asked.map(str::parse).transpose();
             let extra = extra.unwrap_or_else(|error| {
-                let reason = format!("annotation {EXTRA}: {error}; none of it is used");
+                let reason =
+                    format!("annotation {EXTRA}: {error}; the agent ignores the whole annotation");
                 complaints.push(complaint(key, reason));
                 None
             });
@@ -59,7 +62,7 @@ impl Members<'_> {
         (pods.collect(), complaints)
     }
 
-    /// For translation: the Pods that run with other addresses than were promised to them.
+    /// The Pods that run with other addresses than were promised to them, for translation.
     pub fn candidates(&self) -> (Vec<Candidate>, Vec<Complaint>) {
         let mut complaints = Vec::new();
         let entries = self.ledger.entries().iter();
@@ -81,7 +84,7 @@ impl Members<'_> {
         (candidates.collect(), complaints)
     }
 
-    /// Who owns which address: what a Pod has, and what is kept for it while it is away or has another one.
+    /// The owner of each address: a Pod that has it, or for which it is kept while the Pod is away or has another one.
     pub fn owners(&self) -> BTreeMap<IpAddr, String> {
         let entries = self.ledger.entries().iter();
         let owned = entries.filter(|(_, entry)| entry.state != State::Released);
@@ -108,7 +111,7 @@ impl Members<'_> {
         }
     }
 
-    /// What a Pod's object says; `None`: there is no object.
+    /// The annotation of a Pod's object; `None` if there is no object.
     fn annotation(&self, key: &Key, name: &str) -> Option<Option<&str>> {
         let pod = self.pod(key)?;
         Some(pod.annotations.get(name).map(String::as_str))
@@ -121,7 +124,8 @@ impl Members<'_> {
     }
 }
 
-/// One interface, as the guard wants it. The CNI plugin has a single one in its hands, and `extra` is known to the agent only.
+/// One interface as the guard takes it. The CNI plugin calls this for the interface that it makes; only the agent knows
+/// `extra`.
 pub fn guarded(key: &Key, entry: &Entry, translation: &Policy, extra: Extra) -> GuardedPod {
     let kept = kept_for(entry, translation);
     GuardedPod {
@@ -135,7 +139,7 @@ pub fn guarded(key: &Key, entry: &Entry, translation: &Policy, extra: Extra) -> 
     }
 }
 
-/// What is promised to an entry's Pod and can be nobody else's.
+/// The addresses that were promised to an entry's Pod and can be given to no other.
 fn kept_for<'a>(entry: &'a Entry, translation: &'a Policy) -> impl Iterator<Item = IpAddr> + 'a {
     let is_ours = entry.promised_by == Assigner::Ours;
     let promised = entry.promised.iter().copied();

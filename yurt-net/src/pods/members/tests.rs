@@ -177,7 +177,11 @@ fn an_annotation_is_the_pods_own_and_one_that_cannot_be_read_is_told_and_gives_n
         (&*complaints[0].pod, &*complaints[0].interface),
         ("shop/vpn", "eth0")
     );
-    assert!(complaints[0].reason.contains("none of it is used"));
+    assert!(
+        complaints[0]
+            .reason
+            .contains("ignores the whole annotation")
+    );
 }
 
 #[test]

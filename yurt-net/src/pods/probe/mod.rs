@@ -1,10 +1,11 @@
-//! Which endpoints of this node answer, for the time when nobody tells: a kubelet's word of a failed readiness probe does not reach a
-//! cloud that is away (openyurt#303).
+//! Which endpoints of this node answer, while the cloud is away: a kubelet cannot report failed readiness probes to it
+//! then (openyurt#303).
 //!
-//! Pure. In: the slices, where their Pods are, the Pods' own readiness probes, the outcome of each question, the time. Out: what to ask next,
-//! and which backends fail. Rules in order: (1) a Pod's readiness probes speak for all of its endpoints; where none can be asked, a TCP
-//! connect for each TCP port; (2) an endpoint is believed until `failureThreshold` failures in a row, and again after
-//! `successThreshold` answers. That some have to stay in whatever their probes say is for `policy` to see to, which knows the sets.
+//! Pure. From the slices, the places of their Pods, the Pods' own readiness probes, the outcome of each probe and the
+//! time, this makes the next probe and the backends that fail. The rules, in this order: (1) the readiness probes of a
+//! Pod decide about all its endpoints; if none of them can be run, a TCP connect to each TCP port does. (2) An endpoint
+//! fails after `failureThreshold` failures in a row, and is well again after `successThreshold` successes. How many
+//! endpoints stay in a set even if their probes fail is decided by `policy`, which knows the sets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -17,17 +18,17 @@ use crate::model::{EndpointSlice, NamespacedName, Protocol, Question, ReadinessP
 /// An endpoint as tables have it.
 pub type Backend = (SocketAddr, Protocol);
 
-/// Backends that fail, with what is said of them.
+/// The backends that fail, each with the reason.
 pub type Failing = BTreeMap<Backend, Arc<str>>;
 
-/// A question that is asked periodically.
+/// A probe that is run periodically.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Check {
-    /// The Pod that is asked.
+    /// The Pod that is probed.
     pub pod: NamespacedName,
-    /// Its address, with the probe's port.
+    /// The Pod's address, with the probe's port.
     pub at: SocketAddr,
-    /// What is asked, and how often.
+    /// How to probe, and how often.
     pub probe: ReadinessProbe,
 }
 
@@ -51,8 +52,8 @@ impl Check {
     }
 }
 
-/// What to ask about the endpoints of this node, and which backends each answer decides on. `truth` is where Pods are, if that is
-/// known better than the slices are.
+/// The probes for the endpoints of this node, and the backends that each of them decides about. `truth` says where Pods
+/// are, if that is known better than from the slices.
 pub fn checks(snapshot: &Snapshot, truth: Option<&Truth>) -> BTreeMap<Check, BTreeSet<Backend>> {
     let mut checks: BTreeMap<Check, BTreeSet<Backend>> = BTreeMap::new();
     let slices = snapshot.slices.values();
@@ -107,28 +108,28 @@ fn local<'a>(
     })
 }
 
-/// How it went so far with a check.
+/// The course of a check so far.
 #[derive(Clone, Debug)]
 struct Course {
     backends: BTreeSet<Backend>,
-    /// When to ask next.
+    /// When it is due next.
     due: Duration,
     is_running: bool,
-    /// Outcomes in a row that speak against what is believed.
+    /// Outcomes in a row that contradict what is believed.
     against: u32,
-    /// Why it fails; `None`: it passes.
+    /// Why it fails; `None` if it passes.
     failure: Option<Arc<str>>,
 }
 
-/// All checks. Times are since any one moment.
+/// All checks. Times count from any fixed moment.
 #[derive(Clone, Debug, Default)]
 pub struct Prober {
     checks: BTreeMap<Check, Course>,
 }
 
 impl Prober {
-    /// Takes up what is to be asked from now on. What was asked before goes on where it was; what is new is believed at first, and asked
-    /// within its period: after `spread(period)`, so that not all are asked at once.
+    /// Sets the checks. A check that was there before goes on; a new one is believed to pass, and is due within its
+    /// period, after `spread(period)`, so that not all are due at once.
     pub fn set(
         &mut self,
         wanted: BTreeMap<Check, BTreeSet<Backend>>,
@@ -152,7 +153,7 @@ impl Prober {
         self.checks = checks.collect();
     }
 
-    /// The check that is due longest. It is not due again before its period is over and its outcome is told.
+    /// The check that is overdue longest. It is due again once its period is over and its outcome has been told.
     pub fn take_due(&mut self, now: Duration) -> Option<Check> {
         let idle = self.checks.iter_mut().filter(|(_, c)| !c.is_running);
         let (check, course) = idle.min_by_key(|(_, course)| course.due)?;
@@ -164,13 +165,13 @@ impl Prober {
         Some(check.clone())
     }
 
-    /// When the next one is due.
+    /// When the next check is due.
     pub fn next_due(&self) -> Option<Duration> {
         let idle = self.checks.values().filter(|course| !course.is_running);
         idle.map(|course| course.due).min()
     }
 
-    /// What came of a check; true when it is believed to be something else than before.
+    /// Takes up the outcome of a check, and returns whether that changes what is believed.
     pub fn tell(&mut self, check: &Check, outcome: Result<(), &str>) -> bool {
         let Some(course) = self.checks.get_mut(check) else {
             return false;
@@ -193,7 +194,7 @@ impl Prober {
         true
     }
 
-    /// The backends of which a check fails.
+    /// The backends with a check that fails.
     pub fn failing(&self) -> Failing {
         let mut failing = Failing::new();
         for course in self.checks.values() {

@@ -204,7 +204,8 @@ fn what_is_still_asked_keeps_its_course_and_what_is_asked_anew_begins_with_trust
 }
 
 proptest! {
-    /// The last outcomes decide: whoever has just had as many answers as the threshold passes, and likewise for failures.
+    /// The last outcomes decide: whoever has just had as many answers as the threshold passes, and likewise for
+    /// failures.
     #[test]
     fn the_latest_run_decides(
         failure_threshold in 1_u32..4,

@@ -1,11 +1,11 @@
-//! Which Pods appear with another address than they have, and what that takes: from Pods, devices and routes to writes.
+//! Which Pods appear with another address than their own, and the writes that this takes.
 //!
-//! Pure. The ledger says what a Pod has (*live*) and what was promised to it (*promised*), where these differ. It is translated where
-//! nobody else can be given the promised address; else the reason is told, and the Pod uses what it has. Of each
-//! family one address is translated, the first.
+//! Pure. The ledger says which address a Pod has (*live*) and which one was promised to it (*promised*), if these
+//! differ. A promised address is translated if it cannot be given to another Pod; otherwise the Pod uses its live
+//! address, and the reason is reported. Of each family, only the first address is translated.
 //!
-//! The promised address must lead to the Pod on this node: through the bridge that its device is a port of, or through the device
-//! itself. Where no route does, one is made.
+//! The promised address must lead to the Pod on this node: through the bridge that the Pod's device is a port of, or
+//! through the device itself. If no route does that, the plan adds one.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -15,29 +15,29 @@ use serde::{Deserialize, Serialize};
 
 use crate::device::{Complaint, HostSide, Link, Route};
 
-/// What the operator decides.
+/// The operator's settings.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
-    /// Whether Pods are translated whose annotation does not say otherwise.
+    /// Whether Pods without an annotation are translated.
     pub is_on: bool,
-    /// Prefixes that the other IPAM leaves out, so that nobody else is given an address of them.
+    /// Prefixes that other IPAMs leave out, so that their addresses are given to nobody else.
     pub exclusive: Vec<IpNetwork>,
 }
 
 impl Policy {
-    /// Whether another IPAM gives this address to nobody.
+    /// Whether no other IPAM can give this address to a Pod.
     pub fn is_exclusive(&self, address: IpAddr) -> bool {
         self.exclusive.iter().any(|prefix| prefix.contains(address))
     }
 }
 
-/// An interface of a Pod that has other addresses than were promised to it.
+/// An interface of a Pod whose addresses are not those that were promised to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
     /// The Pod, as `namespace/name`.
     pub pod: String,
-    /// Name of the interface inside.
+    /// The interface's name in the Pod.
     pub interface: String,
     /// Its link-layer address.
     pub mac: Option<[u8; 6]>,
@@ -45,47 +45,47 @@ pub struct Candidate {
     pub live: Vec<IpAddr>,
     /// The addresses that were promised to it instead.
     pub promised: Vec<IpAddr>,
-    /// `yurt-ipam` gave it what is promised, and gives that to nobody else.
+    /// Whether `yurt-ipam` manages the promised addresses, and so gives them to no other Pod.
     pub is_ours: bool,
-    /// Where it is, as far as that is known.
+    /// The host's end of the interface, if it is known.
     pub host: Option<HostSide>,
-    /// What its annotation says.
+    /// Whether it is to be translated.
     pub wish: Wish,
 }
 
-/// Whether a Pod is to be translated.
+/// Whether an interface is to be translated, and on whose word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wish {
-    /// Its annotation says so, or that it is not.
+    /// The Pod's annotation decides.
     Pods(bool),
-    /// As `--translate` says.
+    /// The Pod has no annotation: `--translate` decides.
     Nodes,
-    /// Its annotation is not known at the moment: as `--translate` says, and what is translated stays so.
+    /// The annotation is not known at the moment: `--translate` decides, but what is translated stays so.
     Unknown,
 }
 
-/// The addresses of a family.
+/// The addresses of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pair<A> {
-    /// What the Pod has.
+    /// The address that the Pod has.
     pub live: A,
-    /// What it appears with.
+    /// The address that it appears with.
     pub promised: A,
 }
 
-/// What is translated on a device.
+/// The translation on a device.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslateRow {
     /// The Pod's link-layer address.
     pub mac: [u8; 6],
-    /// IPv4.
+    /// Its IPv4 addresses, if they are translated.
     pub v4: Option<Pair<Ipv4Addr>>,
-    /// IPv6.
+    /// Its IPv6 addresses, if they are translated.
     pub v6: Option<Pair<Ipv6Addr>>,
 }
 
 impl TranslateImage {
-    /// Both programs are on this device.
+    /// Whether both programs are attached to this device.
     pub fn is_complete(&self, ifindex: u32) -> bool {
         let mut both = [Direction::ToPod, Direction::FromPod].into_iter();
         both.all(|direction| self.attached.contains(&(direction, ifindex)))
@@ -100,93 +100,95 @@ impl TranslateRow {
     }
 }
 
-/// Which of the two programs.
+/// One of the two programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
-    /// What is sent to the promised address goes to the live one.
+    /// Rewrites the destination of packets to the Pod, from the promised address to the live one.
     ToPod,
-    /// What comes from the live address appears to come from the promised one.
+    /// Rewrites the source of packets from the Pod, from the live address to the promised one.
     FromPod,
 }
 
-/// All that the kernel holds of translation, or should.
+/// The state of translation in the kernel, as it is or as it should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslateImage {
-    /// By device.
+    /// The rows, by index of the device.
     pub rows: BTreeMap<u32, TranslateRow>,
-    /// Which program is on which device.
+    /// The programs that are attached, and the device of each.
     pub attached: BTreeSet<(Direction, u32)>,
-    /// Where programs were, and are no more.
+    /// The programs that were attached once and are no longer, and the device of each.
     pub lost: BTreeSet<(Direction, u32)>,
-    /// Routes of ours: address and device.
+    /// Our routes: an address, and the device that it is routed to.
     pub routes: BTreeSet<(IpAddr, u32)>,
 }
 
-/// Why a promise is not kept. The Pod runs with the address that it has.
+/// The reason why a promised address is not translated. The Pod uses its live address.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Another IPAM may give it to another Pod.
+    /// Another IPAM may give the address to another Pod.
     #[error(
-        "another IPAM may give {0} to somebody else: have it leave that address out, and name the prefix with --translate-exclusive"
+        "another IPAM may give {0} to another Pod: exclude the address there, and name its prefix with --translate-exclusive"
     )]
     NotExclusive(IpAddr),
     /// It is an address of the node.
-    #[error("{0} is the node's own")]
+    #[error("{0} is an address of the node")]
     Nodes(IpAddr),
-    /// Another Pod has it.
+    /// Another Pod has the address.
     #[error("{0} is Pod {1}'s")]
     Anothers(IpAddr, String),
-    /// A route leads it elsewhere.
-    #[error("the node leads {address} elsewhere, by its route to {prefix}")]
+    /// A route of the node leads the address elsewhere.
+    #[error("the node's route to {prefix} leads {address} elsewhere")]
     LedElsewhere {
         /// The address.
         address: IpAddr,
         /// The route.
         prefix: IpNetwork,
     },
-    /// The Pod has no address of its family to put it on.
-    #[error("the Pod has no other address of the family of {0}")]
+    /// The Pod has no address of this family that could be translated.
+    #[error("the Pod has no other address of the same family as {0}")]
     NoLive(IpAddr),
-    /// Its family has one already.
-    #[error("{0} is one address too many: of each family one is translated")]
-    OneTooMany(IpAddr),
-    /// Its MAC is not known, so ARP and NDP cannot be answered for it.
-    #[error("the link-layer address of the Pod is not known")]
-    NoMac,
-    /// The interface has no end on the node, or `yurt-cni` has not seen it.
+    /// Another address of this family is translated already.
     #[error(
-        "no device of the node is known that leads to the Pod alone: it needs a veth device, and yurt-cni behind its main plugin"
+        "{0} is not the first promised address of its family, and only one of each is translated"
+    )]
+    OneTooMany(IpAddr),
+    /// The Pod's MAC is not known, so ARP and NDP cannot be answered in its name.
+    #[error("the MAC of the Pod is not known")]
+    NoMac,
+    /// The interface has no end on the node, or `yurt-cni` did not record it.
+    #[error(
+        "no device of the node is known to lead to this Pod alone: use a main plugin that makes veth devices, with yurt-cni behind it"
     )]
     NoHost,
-    /// The index is another device's by now.
-    #[error("device {0} leads elsewhere by now")]
+    /// The kernel has given the index to another device.
+    #[error("device {0} leads elsewhere now")]
     NoDevice(String),
-    /// It is a port of something other than a bridge.
+    /// The device is a port of something other than a bridge.
     #[error("its device {device} is part of {controller}, which is not a bridge")]
     NoBridge {
         /// The Pod's device.
         device: String,
-        /// What it belongs to.
+        /// The device that it belongs to.
         controller: String,
     },
 }
 
-/// What there is on the node.
+/// The state of the node.
 #[derive(Clone, Copy, Debug)]
 pub struct Surroundings<'a> {
-    /// Who owns which address, those that are kept too.
+    /// The owner of each address, including the addresses that are kept for absent Pods.
     pub owners: &'a BTreeMap<IpAddr, String>,
     /// Its devices.
     pub links: &'a [Link],
-    /// Its own addresses: nobody else's.
+    /// Its own addresses, which cannot be a Pod's.
     pub local: &'a BTreeSet<IpAddr>,
     /// Its routes.
     pub routes: &'a [Route],
-    /// The devices on which something is translated now.
+    /// The devices whose Pods are translated now.
     pub translated: &'a BTreeSet<u32>,
 }
 
-/// What the kernel should hold.
+/// The state that the kernel should have, and the Pods that cannot be translated.
 pub fn compile(
     pods: &[Candidate],
     node: Surroundings<'_>,
@@ -290,7 +292,7 @@ impl Judge<'_> {
         Ok(is_any.then_some((row, routes)))
     }
 
-    /// The address that a promised one is put on.
+    /// The live address that a promised address is translated to.
     fn admit(
         &self,
         pod: &Candidate,
@@ -322,11 +324,12 @@ impl Judge<'_> {
         live.copied().ok_or(Refusal::NoLive(promised))
     }
 
-    /// The device that routes to the Pod lead out of: the bridge, or its own; `None`: there is none.
+    /// The device that routes to the Pod lead out of: the bridge, or the Pod's device; `None` if the device does not
+    /// exist.
     fn way_out(&self, host: HostSide) -> Result<Option<u32>, Refusal> {
         let find = |ifindex| self.node.links.iter().find(|link| link.ifindex == ifindex);
         let Some(device) = find(host.ifindex) else {
-            // On its way in or out: it will come, or the Pod is gone.
+            // The Pod is about to start, or has just gone.
             return Ok(None);
         };
         if !device.is_still(host) {
@@ -344,7 +347,7 @@ impl Judge<'_> {
         }
     }
 
-    /// The route that leads an address out of a device; `None` where one does already.
+    /// The route that is missing; `None` if a route leads the address out of this device already.
     fn route(&self, address: IpAddr, out: u32) -> Result<Option<(IpAddr, u32)>, Refusal> {
         let leading = self.node.routes.iter().filter(|route| {
             !route.is_ours && route.prefix.prefix() > 0 && route.prefix.contains(address)
@@ -361,30 +364,30 @@ impl Judge<'_> {
     }
 }
 
-/// One write.
+/// A write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TranslateOp {
-    /// An address leads out of a device.
+    /// Route an address out of a device.
     PutRoute(IpAddr, u32),
-    /// This is translated on a device.
+    /// Put the row of a device.
     PutRow(u32, TranslateRow),
-    /// A program is to be on a device.
+    /// Attach a program to a device.
     Attach(Direction, u32),
-    /// A program is to be on a device no more.
+    /// Detach a program from a device.
     Detach(Direction, u32),
-    /// Nothing is translated on a device.
+    /// Delete the row of a device.
     DeleteRow(u32),
-    /// An address leads out of a device no more.
+    /// Delete the route of an address out of a device.
     DeleteRoute(IpAddr, u32),
 }
 
-/// The writes from one image to another, in an order of which every prefix is safe: a Pod appears with an address only while that leads
-/// to it on this node and is translated there.
+/// The writes from one state to another. Every prefix of them is safe: a Pod appears with an address only while that
+/// address leads to it on this node and is translated there.
 pub fn plan(observed: &TranslateImage, wanted: &TranslateImage) -> Vec<TranslateOp> {
     let mut ops = Vec::new();
     let routes = wanted.routes.difference(&observed.routes);
     ops.extend(routes.map(|&(addr, device)| TranslateOp::PutRoute(addr, device)));
-    // Where the row goes, what comes from there is left alone first.
+    // Before a row goes, nothing may be sent from the promised address any more.
     let ever: BTreeSet<_> = observed.attached.union(&observed.lost).copied().collect();
     let gone = |direction| {
         let ever = ever.iter().filter(move |(at, _)| *at == direction);
@@ -397,7 +400,7 @@ pub fn plan(observed: &TranslateImage, wanted: &TranslateImage) -> Vec<Translate
             ops.push(TranslateOp::PutRow(*ifindex, row.clone()));
         }
     }
-    // To the Pod first: they sort so.
+    // `ToPod` sorts first, so packets to the promised address arrive before any packet is sent from it.
     let attach = wanted.attached.difference(&observed.attached);
     ops.extend(attach.map(|&(direction, device)| TranslateOp::Attach(direction, device)));
     ops.extend(gone(Direction::ToPod).map(detach));

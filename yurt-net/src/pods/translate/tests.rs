@@ -240,7 +240,7 @@ fn an_address_that_is_somebodys_is_not_taken_from_him() {
         .owners
         .insert(ip("fd00:99::5"), "shop/db-0".to_owned());
     world.refuses(&[
-        "10.99.0.5 is the node's own",
+        "10.99.0.5 is an address of the node",
         "fd00:99::5 is Pod shop/db-0's",
     ]);
     // Its own is no other's.
@@ -273,7 +273,7 @@ fn an_address_that_the_node_leads_elsewhere_is_not_led_to_the_pod() {
     ] {
         let mut world = World::new(web());
         world.routes.push(route(elsewhere, link));
-        let reason = format!("leads 10.99.0.5 elsewhere, by its route to {elsewhere}");
+        let reason = format!("the node's route to {elsewhere} leads 10.99.0.5 elsewhere");
         world.refuses(&[&reason]);
         assert_eq!(world.kept(), [("fd00:99::5".to_owned(), true)]);
     }
@@ -286,15 +286,17 @@ fn what_cannot_be_translated_says_why() {
         change(&mut world);
         world
     };
-    with(&|world| world.pods[0].mac = None).refuses(&["link-layer address"]);
-    with(&|world| world.pods[0].host = None).refuses(&["it needs a veth device"]);
+    with(&|world| world.pods[0].mac = None).refuses(&["the MAC of the Pod"]);
+    with(&|world| world.pods[0].host = None)
+        .refuses(&["use a main plugin that makes veth devices"]);
     // It is about to come, or has just gone.
     with(&|world| world.links.truncate(2)).refuses(&[]);
     with(&|world| world.links[2].other_end = Some(9)).refuses(&["device veth7 leads elsewhere"]);
     with(&|world| world.links[1].kind = "openvswitch".to_owned())
         .refuses(&["veth7 is part of cni0"]);
-    with(&|world| world.pods[0].live = ips(&["10.244.1.20"])).refuses(&["family of fd00:99::5"]);
+    with(&|world| world.pods[0].live = ips(&["10.244.1.20"]))
+        .refuses(&["same family as fd00:99::5"]);
     with(&|world| world.pods[0].promised = ips(&["10.99.0.5", "10.99.0.6"]))
-        .refuses(&["10.99.0.6 is one address too many"]);
+        .refuses(&["10.99.0.6 is not the first promised address"]);
     with(&|world| world.pods[0].promised.clear()).refuses(&[]);
 }

@@ -1,18 +1,20 @@
-//! What this node knows of its peers: which MAC their ends of a tunnel have, and whether that is still so. Pure.
+//! Whether this node's entries about its peers have the MACs that the peers' ends of a tunnel have. Pure.
 //!
-//! An entry about a peer has three parts: a route leads to an address in the tunnel, a neighbour entry gives that address a MAC, and the
-//! forwarding database gives the MAC an underlay address. All are permanent, and only flannel changes them, on the cloud's word. A peer that
-//! comes back with another MAC while the cloud is away is lost: what is sent to it arrives, and is not for it.
+//! An entry about a peer has three parts: a route leads to an address in the tunnel, a neighbour entry gives that
+//! address a MAC, and the forwarding database gives the MAC an underlay address. All three are permanent, and only
+//! flannel changes them, when the cloud tells it to. A peer that comes back with another MAC while the cloud is away is
+//! lost: packets reach it, but it discards them because they carry its old MAC.
 //!
-//! What a peer is seen to send with is right, if it is nothing else for a while; and what somebody else wrote is right again once the
-//! peer is seen to send with that for as long, whatever else is seen. Only the MAC is ever replaced, and never the underlay address that it leads to: whoever
-//! sends with a peer's address can keep packets from a peer that is silent, and cannot have them sent anywhere else.
+//! A MAC that a peer is seen to send with is believed if no other MAC is seen for a while. A MAC that the agent itself
+//! replaced is believed again once the peer is seen to send with it for as long, whatever else is seen. Only the MAC of
+//! an entry is ever replaced, never its underlay address: a host that sends with a peer's address can keep packets from
+//! a silent peer, but cannot have them sent anywhere else.
 //!
-//! Of the pool's Nodes only names are known on most nodes: who reads all Nodes pays for it. Where a peer is, the entries say themselves: they
-//! lead to it what is sent to its Pods.
+//! Most nodes know only the names of the pool's Nodes, because reading all Nodes is expensive. Where a peer is follows
+//! from the entries themselves: they say where packets to its Pods are sent.
 //!
-//! It is told what there is ([`Mender::hear`], [`Mender::see`], [`Mender::notice`]) and says what to do ([`Mender::decide`]). Times are
-//! milliseconds of a monotonic clock.
+//! The caller tells [`Mender`] what it observes ([`Mender::hear`], [`Mender::see`], [`Mender::notice`]), and
+//! [`Mender::decide`] says what to repair. Times are milliseconds of a monotonic clock.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -29,23 +31,23 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// So often a peer must be seen to send with another MAC, and for [`SETTLED`], before that is believed.
+/// How often a peer must be seen to send with another MAC, over at least [`SETTLED`], before that MAC is believed.
 const SIGHTINGS: u32 = 3;
-/// After so long in which a peer was not seen at all, it is judged anew.
+/// After a silence of this many milliseconds, sightings of a peer are counted anew.
 const QUIET: u64 = 60_000;
-/// What is believed must have been seen so recently.
+/// The last sighting of a MAC that is believed must not be older than this, in milliseconds.
 const RECENT: u64 = 10_000;
 
-/// A Node of the own pool.
+/// Another Node of this node's pool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Peer {
     /// Its name.
     pub node: Arc<str>,
-    /// Addresses that are there: its own, and some of its Pods.
+    /// Addresses by which it is found: its own, and those of some of its Pods.
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// A vxlan device of this node, with what it knows of peers.
+/// A vxlan device of this node, with its entries about peers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tunnel {
     /// Index.
@@ -56,23 +58,23 @@ pub struct Tunnel {
     pub vni: u32,
     /// UDP port that it receives at.
     pub port: u16,
-    /// The device that outer packets come in at.
+    /// The device that outer packets arrive at.
     pub underlay: Option<u32>,
-    /// Permanent entries of the forwarding database: MACs, and where each is.
+    /// Permanent entries of the forwarding database: the underlay address of each MAC.
     pub forwarding: BTreeMap<Mac, IpAddr>,
-    /// MACs of its other entries: learnt ones, and those with a port, a network or a device of their own.
+    /// MACs of all other entries: learnt ones, and those with a port, a network identifier or a device of their own.
     pub others: BTreeSet<Mac>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<IpAddr, Mac>,
-    /// Routes out of it, and the neighbours that they lead to; `None`: whatever is sent to.
+    /// Routes out of the device, each with its gateway; `None` for a route to neighbours.
     pub routes: Vec<(IpNetwork, Option<IpAddr>)>,
 }
 
-/// A tunnel, with the peers that it leads to.
+/// A tunnel, with the peers that its entries lead to.
 #[derive(Debug)]
 struct Seen {
     tunnel: Tunnel,
-    /// By underlay address: the Node, and the MAC that leads there.
+    /// By underlay address: the name of the Node there, and the MAC that leads there.
     peers: BTreeMap<IpAddr, (Arc<str>, Mac)>,
 }
 
@@ -93,7 +95,7 @@ impl Seen {
                 }
             }
         }
-        // An address of two Nodes and a Node at two addresses say nothing, and neither has a peer with two MACs one.
+        // An address that two Nodes have, a Node at two addresses and a peer with two MACs are ambiguous, and left out.
         let mut known = BTreeMap::new();
         for (at, nodes) in nodes {
             if let (1, Some(&node), Some(&Some(mac))) = (nodes.len(), nodes.first(), macs.get(&at))
@@ -110,7 +112,7 @@ impl Seen {
 }
 
 impl Tunnel {
-    /// The MAC that neighbours have at each underlay address; `None` where they have several.
+    /// The MAC that leads to each underlay address; `None` if there are several.
     fn macs(&self) -> BTreeMap<IpAddr, Option<Mac>> {
         let mut macs = BTreeMap::new();
         for &mac in self.neighbours.values() {
@@ -122,7 +124,7 @@ impl Tunnel {
         macs
     }
 
-    /// The underlay address that is sent to for an address in the tunnel.
+    /// The underlay address that packets to an address in the tunnel are sent to.
     fn leads_to(&self, address: IpAddr) -> Option<IpAddr> {
         let routes = self.routes.iter();
         let routes = routes.filter(|(prefix, _)| prefix.contains(address));
@@ -133,10 +135,10 @@ impl Tunnel {
             .copied()
     }
 
-    /// Who else has a MAC, in words; `None`: a peer may have it.
+    /// The other owner of a MAC, in words; `None` if a peer may have this MAC.
     fn other_owner(&self, mac: Mac, peer: IpAddr) -> Option<String> {
         if !is_unicast(mac) {
-            return Some("no device's".to_owned());
+            return Some("not the MAC of any device".to_owned());
         }
         if mac == self.mac {
             return Some("this node's own".to_owned());
@@ -149,42 +151,42 @@ impl Tunnel {
     }
 }
 
-/// A peer whose packets are to be listened for.
+/// A peer to listen for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Listened {
-    /// The device that they come in at.
+    /// The device that its packets arrive at.
     pub ifindex: u32,
-    /// Where they come from.
+    /// Its underlay address, the source of its packets.
     pub peer: IpAddr,
     /// Network identifier.
     pub vni: u32,
-    /// UDP port that they come to.
+    /// UDP port that its packets are sent to.
     pub port: u16,
-    /// The source of their inner frames, as this node knows it.
+    /// The MAC that this node knows it by: the expected source of its inner frames.
     pub known: Mac,
 }
 
-/// What was heard of a peer since the last time.
+/// What was heard of a peer since the last look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heard {
-    /// Frames from the MAC that is known.
+    /// Frames with the known MAC were heard.
     pub is_known: bool,
-    /// Frames from others.
+    /// The other MACs of the frames that were heard.
     pub others: Others,
 }
 
-/// MACs that are not known of a peer.
+/// MACs that a peer is not known by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Others {
-    /// None was heard.
+    /// No other MAC was heard.
     None,
-    /// One.
+    /// One other MAC was heard.
     One(Mac),
-    /// More.
+    /// Several other MACs were heard.
     Several,
 }
 
-/// Entries to be changed: wherever `from` is, there should be `to`.
+/// A repair of the entries about a peer: `from` is replaced by `to` wherever it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repair {
     /// The vxlan device.
@@ -195,34 +197,34 @@ pub struct Repair {
     pub node: Arc<str>,
     /// Its underlay address.
     pub peer: IpAddr,
-    /// The MAC that leads there.
+    /// The MAC that the entries have.
     pub from: Mac,
-    /// The MAC that should.
+    /// The MAC that they should have.
     pub to: Mac,
-    /// The addresses in the tunnel that have the first.
+    /// The addresses in the tunnel whose neighbour entries have `from`.
     pub neighbours: Vec<IpAddr>,
 }
 
-/// How things are.
+/// The state of the entries about peers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MenderReport {
     /// How often peers' entries were repaired, by device.
     pub repairs: BTreeMap<String, u64>,
-    /// How many peers are listened for, by device.
+    /// The number of peers that the agent listens for, by device.
     pub listened: BTreeMap<String, u64>,
-    /// What an operator should look after.
+    /// Faults that an operator has to look after, one line each.
     pub alarms: Vec<String>,
 }
 
-/// That a peer has another MAC than is known.
+/// A sign that a peer has another MAC than the known one.
 #[derive(Clone, Copy, Debug)]
 struct Doubt {
     mac: Mac,
-    /// When it was seen first.
+    /// When it was first seen.
     since: u64,
-    /// When it was seen last.
+    /// When it was last seen.
     last: u64,
-    /// In how many looks it was.
+    /// The number of looks in which it was seen.
     sightings: u32,
 }
 
@@ -235,14 +237,14 @@ struct Known {
     complaint: Option<String>,
 }
 
-/// A MAC that somebody else had written, and the one that we have put in its place.
+/// The latest repair of a peer: the MAC that another program had written, and ours in its place.
 #[derive(Clone, Copy, Debug)]
 struct Replaced {
     theirs: Mac,
     ours: Mac,
 }
 
-/// What is known of the peers' ends of the tunnels, and what was repaired of it.
+/// What is known of the peers' ends of the tunnels, and which repairs were made.
 #[derive(Debug, Default)]
 pub struct Mender {
     peers: Vec<Peer>,
@@ -252,12 +254,12 @@ pub struct Mender {
 }
 
 impl Mender {
-    /// These are the peers. It counts from the next [`Self::see`] on.
+    /// Sets the peers. The next [`Self::see`] takes them into account.
     pub fn hear(&mut self, peers: Vec<Peer>) {
         self.peers = peers;
     }
 
-    /// These are the tunnels, by name.
+    /// Sets the tunnels, by device name.
     pub fn see(&mut self, tunnels: BTreeMap<String, Tunnel>) {
         let tunnels = tunnels.into_iter();
         self.tunnels = tunnels
@@ -265,7 +267,7 @@ impl Mender {
             .collect();
     }
 
-    /// Whom to listen for.
+    /// The peers to listen for.
     pub fn listened(&self) -> BTreeSet<Listened> {
         let mut listened = BTreeSet::new();
         for Seen { tunnel, peers } in self.tunnels.values() {
@@ -283,7 +285,7 @@ impl Mender {
         listened
     }
 
-    /// This was heard of a peer that was listened for.
+    /// Takes up what was heard of a peer since the last look.
     pub fn notice(&mut self, listened: &Listened, heard: Heard, now: u64) {
         let is_it = |Seen { tunnel, peers }: &Seen| {
             let known = peers.get(&listened.peer).map(|(_, known)| *known);
@@ -305,13 +307,13 @@ impl Mender {
         }
     }
 
-    /// Whether something may have to be done soon, if nothing more is heard.
+    /// Whether a repair may become due soon, even if nothing more is heard.
     pub fn is_in_doubt(&self) -> bool {
         self.known.values().any(|known| known.doubt.is_some())
     }
 
-    /// What is to be done now. Each attempt counts for the limit; what works is to be told to [`Self::repaired`], and what does not is asked for
-    /// again.
+    /// The repairs to make now. Each attempt counts for the limit. The caller reports a repair that worked to
+    /// [`Self::repaired`]; one that failed is returned again.
     pub fn decide(&mut self, now: u64) -> Vec<Repair> {
         let mut repairs = Vec::new();
         let tunnels = &self.tunnels;
@@ -322,7 +324,8 @@ impl Mender {
             if tunnels.get(device).is_some_and(is_seen) {
                 return true;
             }
-            // Whoever takes a peer away and brings it back does not get more repairs by that, nor is what was written forgotten.
+            // A peer whose entries vanish and return gets no more repairs by that, and what was replaced is not
+            // forgotten.
             known.doubt = None;
             !known.limit.is_idle(now)
         });
@@ -331,27 +334,27 @@ impl Mender {
                 let Some(known) = self.known.get_mut(&(device.clone(), peer)) else {
                     continue;
                 };
-                // What is repaired is no doubt any more.
+                // A repair that has taken effect leaves no doubt.
                 known.doubt = known.doubt.filter(|doubt| doubt.mac != from);
                 let Some(to) = known.doubt.and_then(|doubt| doubt.believed(now)) else {
                     continue;
                 };
                 if let Some(whose) = tunnel.other_owner(to, peer) {
                     known.complaint = Some(format!(
-                        "{device}: Node {node} sends from {peer} with {to}, which is {whose}; that is not believed, and its entries stay as they are: \
-                         find out who has its address or its MAC"
+                        "{device}: Node {node} sends from {peer} with {to}, which is {whose}; the agent does not believe that, and keeps \
+                         the entries as they are: find out which host has the address or the MAC of {node}"
                     ));
                     continue;
                 }
                 if !known.limit.grant(now) {
                     known.complaint = Some(format!(
-                        "{device}: Node {node} ({peer}) has another MAC again and again; its entries are left alone until nobody has changed them or \
-                         sent with yet another one for a minute. Find out who sends with its address, or what changes its entries"
+                        "{device}: Node {node} ({peer}) has another MAC again and again; the agent leaves its entries alone until they have \
+                         been quiet for a minute. Find out which host sends with {peer}, or which program changes the entries"
                     ));
                     continue;
                 }
                 known.replace(from, to);
-                // Nobody else is given it in this round.
+                // No other peer is given this MAC in the same round.
                 tunnel.forwarding.insert(to, peer);
                 let neighbours = tunnel.neighbours.iter();
                 let neighbours = neighbours.filter(|(_, mac)| **mac == from);
@@ -369,12 +372,12 @@ impl Mender {
         repairs
     }
 
-    /// A repair has worked.
+    /// Counts a repair that has worked.
     pub fn repaired(&mut self, repair: &Repair) {
         *self.repairs.entry(repair.device.clone()).or_default() += 1;
     }
 
-    /// How things are.
+    /// The state of the entries, for `status` and metrics.
     pub fn report(&self) -> MenderReport {
         let listened = self.tunnels.iter().map(|(device, seen)| {
             let peers = seen.tunnel.underlay.map_or(0, |_| seen.peers.len());
@@ -392,7 +395,7 @@ impl Mender {
 }
 
 impl Known {
-    /// Whether we have put the MAC that is known in the place of this one.
+    /// Whether the agent has replaced this MAC by the known one.
     fn is_replaced(&self, mac: Mac, known: Mac) -> bool {
         let is_it = |replaced: Replaced| (replaced.theirs, replaced.ours) == (mac, known);
         self.replaced.is_some_and(is_it)
@@ -427,7 +430,7 @@ impl Known {
 }
 
 impl Doubt {
-    /// The MAC, once there is no doubt any more that it is the peer's.
+    /// The MAC, once it is certain to be the peer's.
     fn believed(&self, now: u64) -> Option<Mac> {
         let is_settled = now.saturating_sub(self.since) >= SETTLED;
         let is_recent = now.saturating_sub(self.last) < RECENT;

@@ -81,7 +81,8 @@ fn knowing() -> Mender {
     mender
 }
 
-/// Peer 1, known by MAC 1, is heard like this each second from `start` on; the repairs of that time, each with when it was.
+/// Peer 1, known by MAC 1, is heard like this each second from `start` on; the repairs of that time, each with when it
+/// was.
 fn hear(mender: &mut Mender, start: u64, seconds: &[Heard]) -> Vec<(u64, Mac)> {
     let mut repairs = Vec::new();
     for (now, heard) in (start..).step_by(1_000).zip(seconds) {
@@ -182,7 +183,7 @@ fn a_mac_that_is_somebody_else_s_is_not_believed_and_that_is_said() {
     let mut mender = knowing();
     let group = heard(false, Others::One(Mac([1, 0, 0x5e, 0, 0, 1])));
     assert_eq!(hear(&mut mender, 0, &[group; 10]), []);
-    alarm(&mender, "no device's");
+    alarm(&mender, "not the MAC of any device");
 }
 
 #[test]

@@ -1,10 +1,12 @@
-//! The node's own addresses: which MAC its vxlan devices and bridges should have, and where vxlan devices send from. Pure.
+//! Which MACs the node's own vxlan devices and bridges should have, and which address a vxlan device should send from.
+//! Pure.
 //!
-//! Peers know a vxlan device by permanent entries that only the cloud changes: with another MAC the node is not reachable from them. What is
-//! right, in this order: what the cloud says now that peers are told, what is recorded, what the device has.
+//! Peers know a vxlan device by permanent entries that change only when the cloud says so: with another MAC, the node
+//! is unreachable for them. The first of these that is known is the right MAC: the one that the cloud announces to
+//! peers now, the recorded one, the one that the device has.
 //!
-//! It is told what there is ([`Keeper::see`], [`Keeper::hear`]) and says what to do ([`Keeper::decide`]). Times are milliseconds of a
-//! monotonic clock.
+//! The caller tells [`Keeper`] what it observes ([`Keeper::see`], [`Keeper::hear`]), and [`Keeper::decide`] says what
+//! to do. Times are milliseconds of a monotonic clock.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -20,7 +22,7 @@ mod proptests;
 #[cfg(test)]
 mod tests;
 
-/// When what has failed is tried again.
+/// Milliseconds until an action that failed is tried again.
 const AGAIN: u64 = 1_000;
 
 /// A device as the kernel has it.
@@ -30,21 +32,21 @@ pub struct Device {
     pub ifindex: u32,
     /// MAC.
     pub mac: Mac,
-    /// What it is.
+    /// Its kind.
     pub what: What,
 }
 
-/// What a device is.
+/// The kind of a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum What {
     /// A vxlan device.
     Vxlan(Vxlan),
     /// A bridge.
     Bridge {
-        /// Only then its MAC is one that anybody has learnt.
+        /// Whether it has ports. Before it has one, nobody can have learnt its MAC.
         has_ports: bool,
     },
-    /// Something else.
+    /// Any other device.
     Other,
 }
 
@@ -55,36 +57,36 @@ pub struct Vxlan {
     pub vni: u32,
     /// UDP port that it receives at.
     pub port: u16,
-    /// Where it sends from, if it is bound to an address.
+    /// The address that it sends from, if it is bound to one.
     pub local: Option<IpAddr>,
-    /// The device that it sends out of, if it is bound to one.
+    /// The index of the device that it sends out of, if it is bound to one.
     pub underlay: Option<u32>,
 }
 
-/// The addresses of the machine, and what its default routes send from.
+/// The addresses of the machine, and the sources of its default routes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Underlay {
-    /// With the index of the interface that has each, in the kernel's order.
+    /// The addresses, each with the index of its interface, in the kernel's order.
     pub by_interface: Vec<(u32, IpAddr)>,
-    /// Sources of the default routes.
+    /// The source addresses of the default routes.
     pub default_source: (Option<Ipv4Addr>, Option<Ipv6Addr>),
 }
 
-/// Something to do.
+/// An action for the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Give the device this MAC. What it has may be just this one: a bridge keeps only what somebody has set.
+    /// Set the MAC of a device, even to the one that it has: a bridge keeps its MAC only if it was set.
     SetMac {
         /// Device.
         name: String,
         /// Its index.
         ifindex: u32,
-        /// What it has.
+        /// The MAC that it has.
         from: Mac,
-        /// What it should have.
+        /// The MAC that it should have.
         to: Mac,
     },
-    /// Have the vxlan device send from this address.
+    /// Set the address that a vxlan device sends from.
     SetLocal {
         /// Device.
         name: String,
@@ -92,12 +94,12 @@ pub enum Action {
         ifindex: u32,
         /// Its network identifier.
         vni: u32,
-        /// What it sends from, and is on no interface any more.
+        /// The address that it sends from, which is on no interface any more.
         from: IpAddr,
-        /// What it should send from.
+        /// The address that it should send from.
         to: IpAddr,
     },
-    /// Write the records down.
+    /// Write the records to disk.
     Save,
 }
 
@@ -106,26 +108,26 @@ struct Kept {
     kind: Kind,
     record: Option<Mac>,
     device: Option<Device>,
-    /// What peers are told, while that is fresh, and since when without a break.
+    /// What the cloud announces to peers, while that is fresh, and since when it has been so.
     fresh: Option<(AnnouncedVtep, u64)>,
-    /// The same, fresh or not.
+    /// What was last announced to peers, fresh or not.
     heard: Option<AnnouncedVtep>,
     limit: Limit,
     local_limit: Limit,
-    /// The bridge of this index has its MAC from us.
+    /// The index of the bridge whose MAC was set by us.
     pinned: Option<u32>,
-    /// Since when the underlay address is on no interface.
+    /// When the underlay address was first seen to be on no interface.
     missing_since: Option<u64>,
-    /// The last change of the underlay address, until peers are told.
+    /// The last change of the underlay address, until it is announced to peers.
     moved: Option<(IpAddr, IpAddr)>,
-    /// What has failed is left alone until then.
+    /// Until then, no action is tried again.
     again_at: Option<u64>,
     complaint: Option<String>,
     repairs: u64,
     underlay_changes: u64,
 }
 
-/// The MACs that are kept for the node's own devices, and where each comes from.
+/// The addresses that are kept for the node's own devices.
 #[derive(Debug)]
 pub struct Keeper {
     kept: BTreeMap<String, Kept>,
@@ -135,7 +137,7 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Keeps these devices, of which this is recorded.
+    /// Starts with these devices and the records of earlier runs.
     pub fn new(
         devices: impl IntoIterator<Item = (String, Kind)>,
         records: &BTreeMap<String, Mac>,
@@ -179,14 +181,14 @@ impl Keeper {
             .is_some_and(|kept| kept.record.is_some())
     }
 
-    /// What is to be written down.
+    /// The records to write to disk.
     pub fn records(&self) -> BTreeMap<String, Mac> {
         let kept = self.kept.iter();
         kept.filter_map(|(name, kept)| Some((name.clone(), kept.record?)))
             .collect()
     }
 
-    /// A device is like this now, or is not there.
+    /// Takes up the state of a device; `None` if it does not exist.
     pub fn see(&mut self, name: &str, device: Option<Device>, now: u64) {
         let Some(kept) = self.kept.get_mut(name) else {
             return;
@@ -198,12 +200,12 @@ impl Keeper {
         kept.device = device;
     }
 
-    /// The machine has these addresses now.
+    /// Takes up the addresses of the machine.
     pub fn see_underlay(&mut self, underlay: Underlay) {
         self.underlay = Some(underlay);
     }
 
-    /// A source has said this of the own Node; fresh is what is the cloud's present word.
+    /// Takes up what a source says of this node's Node. `is_fresh`: the cloud says so at present.
     pub fn hear(&mut self, announced: Announced, is_fresh: bool, now: u64) {
         self.announced = announced;
         for (name, kept) in &mut self.kept {
@@ -216,7 +218,7 @@ impl Keeper {
         }
     }
 
-    /// An action on a device has not worked.
+    /// Notes that an action on a device has failed.
     pub fn failed(&mut self, name: &str, now: u64) {
         if let Some(kept) = self.kept.get_mut(name) {
             let again_at = now.saturating_add(AGAIN);
@@ -226,12 +228,12 @@ impl Keeper {
         }
     }
 
-    /// When to decide again, if nothing is heard before.
+    /// When to decide again, unless something is observed before.
     pub fn due(&self) -> Option<u64> {
         self.due
     }
 
-    /// What is to be done now. It counts as done; what does not work is to be told to [`Self::failed`].
+    /// The actions to take now. They count as done; the caller reports one that fails to [`Self::failed`].
     pub fn decide(&mut self, now: u64) -> Vec<Action> {
         let mut actions = Vec::new();
         let mut due: Vec<u64> = Vec::new();
@@ -256,7 +258,7 @@ impl Keeper {
         actions
     }
 
-    /// How things are.
+    /// The state of the devices, for `status` and metrics.
     pub fn report(&self) -> Report {
         let mut report = Report {
             devices: Vec::new(),
@@ -289,7 +291,7 @@ impl Kept {
         }
     }
 
-    /// The device, if it is what it is kept as.
+    /// The device, if it is of the kind that it is configured as.
     fn fitting(&self) -> Option<Device> {
         self.device.filter(|device| {
             matches!(
@@ -299,7 +301,7 @@ impl Kept {
         })
     }
 
-    /// Which MAC is right; `None`: that is not known yet.
+    /// The right MAC, if it is known yet.
     fn right(&self, device: Device, now: u64) -> Option<Mac> {
         if let Some((peers, since)) = self.fresh
             && (peers.mac == device.mac || now.saturating_sub(since) >= SETTLED)
@@ -319,11 +321,13 @@ impl Kept {
     fn mac(&mut self, name: &str, now: u64) -> Option<Action> {
         let Some(device) = self.fitting() else {
             self.complaint = self.device.map(|_| {
-                let kind = match self.kind {
-                    Kind::Vtep => "vxlan device",
-                    Kind::Bridge => "bridge",
+                let (kind, flag) = match self.kind {
+                    Kind::Vtep => ("vxlan device", "--vtep"),
+                    Kind::Bridge => ("bridge", "--pin-bridge"),
                 };
-                format!("{name} is no {kind}, and is left as it is: name another to the agent")
+                format!(
+                    "{name} is not a {kind}, so the agent keeps no addresses for it: correct {flag}"
+                )
             });
             return None;
         };
@@ -368,7 +372,7 @@ impl Kept {
         }
         let Some(to) = other_source(vxlan.underlay, from, underlay) else {
             self.complaint = Some(format!(
-                "{name} sends from {from}, which is on no interface, and there is no other address to take: peers are not reached"
+                "{name} sends from {from}, which is on no interface, and the node has no other address for it: peers cannot be reached until the node has an address again"
             ));
             return None;
         };
@@ -387,7 +391,7 @@ impl Kept {
         })
     }
 
-    /// When time alone changes something.
+    /// The times at which a decision may change without a new observation.
     fn due(&self, now: u64) -> impl Iterator<Item = u64> {
         let settled = |since: u64| since.saturating_add(SETTLED);
         let differs = self.fresh.filter(|_| self.device.is_some());
@@ -406,14 +410,14 @@ impl Kept {
     fn alarms(&self, name: &str) -> impl Iterator<Item = String> {
         let left_alone = self.limit.has_stopped().then(|| {
             format!(
-                "{name}: somebody changes its MAC again and again; it is left alone until nobody has for a minute. Find out who: udev (MACAddressPolicy), \
-                 NetworkManager, or flannel, which is restarted"
+                "{name}: another program changes its MAC again and again; the agent leaves it alone until it has been quiet for a \
+                 minute. Find that program: udev (MACAddressPolicy), NetworkManager, or a flannel that restarts"
             )
         });
         let moved = self.moved.map(|(from, to)| {
             format!(
-                "{name}: sends from {to} now, because {from} is gone from this node; peers go on sending to {from} until flannel announces {to}: restart \
-                 flannel once the cloud can be reached"
+                "{name}: sends from {to} now, because {from} is gone from this node; peers still send to {from} until flannel \
+                 announces {to}: restart flannel once the cloud can be reached"
             )
         });
         [left_alone, moved, self.complaint.clone()]
@@ -422,7 +426,8 @@ impl Kept {
     }
 }
 
-/// Another address of the family, of the interface that the device sends out of; of the default route's if it is bound to none.
+/// Another address of the same family: of the interface that the device is bound to, else the source of the default
+/// route.
 fn other_source(interface: Option<u32>, gone: IpAddr, underlay: &Underlay) -> Option<IpAddr> {
     let (v4, v6) = underlay.default_source;
     let default = match gone {

@@ -177,7 +177,7 @@ fn the_fourth_repair_in_a_minute_is_an_alarm_and_the_device_is_left_alone_until_
     assert_eq!(keeper.decide(30), []);
     let alarms = keeper.report().alarms;
     assert!(
-        alarms[0].starts_with("flannel.1: somebody changes its MAC"),
+        alarms[0].starts_with("flannel.1: another program changes its MAC"),
         "{alarms:?}"
     );
     // It goes on, more slowly.
@@ -232,7 +232,7 @@ fn a_device_that_is_something_else_is_left_alone_and_said() {
     keeper.see(VTEP, Some(device), 0);
     assert_eq!(keeper.decide(0), []);
     let alarms = keeper.report().alarms;
-    assert!(alarms[0].contains("is no vxlan device"), "{alarms:?}");
+    assert!(alarms[0].contains("is not a vxlan device"), "{alarms:?}");
 }
 
 #[test]

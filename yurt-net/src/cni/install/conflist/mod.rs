@@ -1,16 +1,17 @@
-//! The plugins in a node's CNI configuration: how it looks with them, and without.
+//! The plugins in a node's CNI configuration: the configuration with them, and without.
 //!
-//! Pure. In: what is in the file. Out: what should be. Everything else in it stays. `yurt-cni` goes behind the main plugin; `yurt-ipam` takes the
-//! place of host-local, with its settings. Of flannel's plugin the section `ipam` is at the top and not in `delegate`, which must not have
-//! one (flannel-io/cni-plugin flannel.go).
+//! Pure: from the contents of the file to the contents that it should have. Everything else in it stays. `yurt-cni`
+//! goes behind the main plugin; `yurt-ipam` replaces host-local, with its settings. Flannel's plugin has its section
+//! `ipam` at the top, and not in `delegate`, which must not have one (flannel-io/cni-plugin flannel.go).
 
 use serde_json::{Map, Value, json};
 
 use crate::go_json;
 
-/// Main plugins that take any IPAM's addresses, and do not mind what becomes of the MAC.
+/// Main plugins that work with any IPAM, and with a MAC that is changed afterwards.
 const MAINS: [&str; 5] = ["bridge", FLANNEL, "ipvlan", "macvlan", "ptp"];
-/// Main plugins that rely on an IPAM of their own, on the MAC that they gave, or on being alone in the file; with what to do instead.
+/// Main plugins that rely on an IPAM of their own, on the MAC that they gave, or on being alone in the file; and what
+/// to do instead.
 const OWNERS: [(&str, &str); 4] = [
     (
         "antrea",
@@ -35,7 +36,7 @@ const IPAM: &str = "yurt-ipam";
 const CHAINED: &str = "yurt-cni";
 const HOST_LOCAL: &str = "host-local";
 const FLANNEL: &str = "flannel";
-/// For ranges that are known with an ADD only: documentation's (RFC 5737), which nobody else has.
+/// Stands for ranges that come only with an ADD: a documentation prefix (RFC 5737), which no network uses.
 const STAND_IN: &str = "192.0.2.0/24";
 
 /// A configuration that the plugins cannot be put into.
@@ -52,18 +53,18 @@ pub enum Refusal {
     /// Its version is too old or too new.
     #[error("its cniVersion {version:?} is not one of 0.3.1, 0.4.0, 1.0.0 and 1.1.0")]
     Version {
-        /// What it says.
+        /// The version in the configuration.
         version: String,
     },
-    /// Our plugins do not work behind this main plugin.
+    /// Our plugins do not work with this main plugin.
     #[error("its main plugin is {plugin}: {reason}")]
     Owned {
         /// The main plugin.
         plugin: &'static str,
-        /// Why not, and what to do.
+        /// The reason, and what to do.
         reason: &'static str,
     },
-    /// It is not known what the main plugin relies on.
+    /// The main plugin is unknown, and so is what it relies on.
     #[error(
         "its main plugin {plugin:?} may rely on its own IPAM, or on the MAC that it gives; if it does not, put {{\"type\": \"yurt-cni\"}} behind it by hand"
     )]
@@ -73,12 +74,13 @@ pub enum Refusal {
     },
 }
 
-/// A configuration as it should be.
+/// A configuration with the plugins in it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Installed {
     /// The whole configuration.
     pub config: Value,
-    /// The IPAM plugin that gives addresses where it is not `yurt-ipam`: Pods keep their MAC then, and their address as far as that one sees to it.
+    /// The IPAM plugin, if it is not `yurt-ipam`. Pods then keep their MAC, and their addresses only as far as that
+    /// plugin keeps them.
     pub other_ipam: Option<String>,
 }
 
@@ -91,7 +93,8 @@ pub struct Directories {
     pub run_dir: String,
 }
 
-/// The configuration with the plugins in it. Behind a main plugin that is not known a person has put them; that is left as it is.
+/// The configuration with the plugins in it. If a person has put them behind a main plugin that is unknown, it is left
+/// as it is.
 pub fn install(config: &Value, directories: &Directories) -> Result<Installed, Refusal> {
     let mut config = config.clone();
     let version = version(&config);
@@ -122,7 +125,7 @@ pub fn install(config: &Value, directories: &Directories) -> Result<Installed, R
     Ok(Installed { config, other_ipam })
 }
 
-/// The configuration without them, and with host-local where `yurt-ipam` was.
+/// The configuration without the plugins, and with host-local in place of `yurt-ipam`.
 pub fn uninstall(config: &Value) -> Result<Value, Refusal> {
     let mut config = config.clone();
     let plugins = plugins(&mut config)?;
@@ -155,13 +158,13 @@ fn ipam_of(main: &Value) -> Option<&str> {
     (!kind.is_empty()).then_some(kind)
 }
 
-/// Gives a field a value, under the key that Go takes for it.
+/// Sets a field, under the key that Go reads it from.
 fn set(fields: &mut Map<String, Value>, name: &str, value: Value) {
     let key = go_json::key(fields, name).unwrap_or(name).to_owned();
     fields.insert(key, value);
 }
 
-/// Takes a field out, under whatever keys; what Go has read there, if it is anything.
+/// Removes a field under all keys that Go reads it from, and returns the value that Go would have read.
 fn take(fields: &mut Map<String, Value>, name: &str) -> Option<Value> {
     let mut taken = None;
     while let Some(key) = go_json::key(fields, name).map(str::to_owned) {
@@ -171,8 +174,8 @@ fn take(fields: &mut Map<String, Value>, name: &str) -> Option<Value> {
     taken.filter(|value| !value.is_null() && *value != "")
 }
 
-/// The version that a runtime speaks with the plugins (libcni `NetworkConfFromBytes`): the newest of `cniVersions` and `cniVersion` that
-/// it knows. A runtime from before `cniVersions` reads the other one only.
+/// The version that a runtime speaks with the plugins (libcni `NetworkConfFromBytes`): the newest of `cniVersions` and
+/// `cniVersion` that it knows. A runtime from before `cniVersions` reads only the other one.
 fn version(config: &Value) -> Result<&'static str, Refusal> {
     let single = config["cniVersion"].as_str().unwrap_or_default();
     let listed = config["cniVersions"]
@@ -199,12 +202,12 @@ fn plugins(config: &mut Value) -> Result<&mut Vec<Value>, Refusal> {
     plugins.ok_or(Refusal::NoPlugins)
 }
 
-/// Returns the IPAM plugin that stays.
+/// Replaces host-local, and returns the IPAM plugin if it is another one.
 fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Option<String> {
     let found = ipam_of(main).map(str::to_owned);
     let fields = main.as_object_mut()?;
     if kind == FLANNEL && go_json::key(fields, "ipam").is_none_or(|key| fields[key].is_null()) {
-        // Without one it uses host-local.
+        // Without a section `ipam` it uses host-local.
         set(fields, "ipam", json!({}));
     }
     match found.as_deref() {
@@ -213,7 +216,7 @@ fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Opti
         None | Some(HOST_LOCAL) => {
             let ipam = go_json::field_mut(main, "ipam").and_then(Value::as_object_mut)?;
             set(ipam, "type", json!(IPAM));
-            // Where host-local has kept its files: they are taken over, and it finds them again.
+            // The files of host-local are taken over from there, and host-local finds them again.
             if let Some(directory) = take(ipam, "dataDir") {
                 ipam.insert("migrateFrom".to_owned(), directory);
             }
@@ -224,23 +227,23 @@ fn replace_ipam(main: &mut Value, kind: &str, directories: &Directories) -> Opti
     }
 }
 
-/// A plugin of ours, and the configuration that a runtime would give it.
+/// A call of one of our plugins, as a runtime would make it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Call {
     /// Which plugin.
     pub plugin: &'static str,
-    /// What it is told on standard input.
+    /// The configuration on standard input.
     pub config: Value,
 }
 
-/// How a runtime would call our plugins in this configuration. Ranges that come only with an ADD have a stand-in.
+/// The calls that a runtime would make with this configuration. Ranges that come only with an ADD have a stand-in.
 pub fn calls(config: &Value) -> Vec<Call> {
-    // STATUS is there since 1.1.0; nothing that it looks at depends on the version.
+    // STATUS exists since 1.1.0; nothing that it examines depends on the version.
     let version = VERSIONS[VERSIONS.len() - 1];
     let plugins = config["plugins"].as_array().map_or(&[][..], Vec::as_slice);
     let of = |plugin: &'static str, conf: &Value| {
         let mut conf = conf.clone();
-        // By flannel's plugin, or by the runtime.
+        // Flannel's plugin or the runtime supplies them.
         let is_brought = go_json::text(&conf, "type") == FLANNEL
             || go_json::field(&conf, "capabilities")["ipRanges"] == true;
         if let Some(fields) = conf.as_object_mut() {

@@ -1,10 +1,10 @@
-//! What an annotation may give a Pod beside its own: never what belongs to somebody else.
+//! What an annotation may grant a Pod beside its own addresses: never an address that has another owner.
 //!
-//! Annotations are written by tenants. So a prefix is refused as a whole where an address in it is another Pod's, here or
-//! away, this node's, a gateway's, a Service's or one that the node depends on; so is a link-layer address of another
-//! Pod or of a device of this node. Everything is judged anew with each change: what was granted is taken back when
-//! a Pod starts with an address inside. What Services and EndpointSlices say weighs as much as who may write it, and what another
-//! namespace's Pod was granted before is that Pod's (decision 30).
+//! Tenants write annotations. So a prefix is refused as a whole if an address in it belongs to another Pod (present or
+//! absent), to this node, to a gateway, to a Service, or to something that the node depends on; and so is a MAC of
+//! another Pod or of a device of this node. Everything is judged anew at each change: a grant is taken back when a Pod
+//! starts with an address inside it. A claim by a Service or an EndpointSlice weighs as much as the trust in its
+//! author, and what was granted to a Pod of another namespace before stays that Pod's (decision 30).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -19,13 +19,13 @@ use super::prefix::{is_equal, last, overlap};
 use crate::device::{Link, Mac, link_local};
 use crate::model::{NamespacedName, Snapshot};
 
-/// `--guard-extra`: whose Pods may ask.
+/// `--guard-extra`: the Pods whose annotations count.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Askers {
     /// Every Pod.
     #[default]
     All,
-    /// Those of these namespaces.
+    /// The Pods of these namespaces.
     Namespaces(BTreeSet<String>),
 }
 
@@ -40,13 +40,13 @@ impl std::str::FromStr for Askers {
         }
         let names: BTreeSet<String> = text.split(',').map(str::to_owned).collect();
         match names.contains("") {
-            true => Err("expected all, none, or names of namespaces between commas"),
+            true => Err("expected all, none, or names of namespaces with commas between them"),
             false => Ok(Self::Namespaces(names)),
         }
     }
 }
 
-/// `--guard-extra-prefix`: lengths of the shortest prefixes that are given, of IPv4 and of IPv6.
+/// `--guard-extra-prefix`: the shortest prefixes that are granted, by family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShortestPrefixes {
     /// Of IPv4, at most 32.
@@ -71,7 +71,7 @@ impl std::str::FromStr for ShortestPrefixes {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const EXPECTED: &str = "expected lengths for IPv4 and IPv6, as /24,/64";
+        const EXPECTED: &str = "expected lengths for IPv4 and IPv6, such as /24,/64";
         let length = |text: &str, most: u8| {
             let length = text.trim_start_matches('/').parse().ok();
             length.filter(|length| *length <= most).ok_or(EXPECTED)
@@ -84,31 +84,31 @@ impl std::str::FromStr for ShortestPrefixes {
     }
 }
 
-/// What the operator decides of annotations.
+/// The operator's settings for annotations.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExtraPolicy {
-    /// Whose Pods may ask.
+    /// The Pods whose annotations count.
     pub askers: Askers,
-    /// For how much at once.
+    /// How large the prefixes that they ask for may be.
     pub shortest: ShortestPrefixes,
 }
 
-/// What no Pod may ask for, beside what other Pods have.
+/// What no Pod may ask for, besides what other Pods have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reserved {
     /// Addresses on interfaces of this node.
     pub node: BTreeSet<IpAddr>,
-    /// Addresses of others, and whose they are, as `an apiserver`.
+    /// Addresses of other hosts, each with its owner, such as `an apiserver`.
     pub hosts: BTreeMap<IpAddr, String>,
-    /// Networks of which every address is somebody's, and whose, as `the Services of this cluster`.
+    /// Networks whose addresses all belong to one owner, such as `the Services of this cluster`.
     pub networks: Vec<(IpNetwork, String)>,
-    /// Addresses that Services and EndpointSlices say are somebody's, of those that a Pod asks for.
+    /// What Services and EndpointSlices claim, for the addresses that a Pod asks for.
     pub claims: BTreeMap<IpAddr, Claims>,
-    /// What was granted last, by device: whoever came first keeps it against what anybody may write.
+    /// What was granted before, by device. It stays granted, whatever others write later.
     pub granted: BTreeMap<u32, GuardRow>,
 }
 
-/// Whose something is.
+/// The owner of an address.
 enum Holder<'a> {
     Pod(&'a GuardedPod),
     Node,
@@ -125,13 +125,13 @@ impl std::fmt::Display for Holder<'_> {
     }
 }
 
-/// What is somebody's already.
+/// All addresses that have an owner.
 pub(super) struct Taken<'a> {
     addresses: BTreeMap<IpAddr, Holder<'a>>,
     macs: BTreeMap<[u8; 6], Holder<'a>>,
-    /// MACs that the node's neighbours at somebody's address have.
+    /// The MACs that the node's neighbours have, and an address of an owner with each.
     neighbours: BTreeMap<[u8; 6], IpAddr>,
-    /// What Pods were granted the last time, and what they have been granted this time.
+    /// What Pods were granted before, and what they are granted now.
     grants: Grants<'a>,
     reserved: &'a Reserved,
     policy: &'a ExtraPolicy,
@@ -169,7 +169,7 @@ impl<'a> Taken<'a> {
                 addresses.entry(*address).or_insert(Holder::Pod(pod));
             }
         }
-        // A neighbour at an address that is nobody's may be a Pod that asks, on this node or on another.
+        // A neighbour at an address without an owner may be the very Pod that asks, on this node or on another.
         let neighbours = links.iter().flat_map(|link| &link.neighbours);
         let neighbours = neighbours.filter(|(address, _)| {
             matches!(
@@ -193,7 +193,7 @@ impl<'a> Taken<'a> {
         taken
     }
 
-    /// What a Pod was granted the last time, as far as it asks for it still, or nobody has said yet what it asks for.
+    /// What a Pod was granted before, as far as it still asks for that, or no source has told yet what it asks for.
     fn kept(&self, pod: &GuardedPod) -> Extra {
         let asked = &pod.extra;
         let row = row_of(pod, &self.reserved.granted);
@@ -207,7 +207,8 @@ impl<'a> Taken<'a> {
         kept
     }
 
-    /// What of a Pod's wishes is granted; what is not is told, in one complaint, because a tenant writes the wishes.
+    /// Grants what a Pod asks for, as far as possible. The rest is reported in a single complaint, because tenants
+    /// write the annotations.
     pub(super) fn grant(
         &mut self,
         pod: &'a GuardedPod,
@@ -249,7 +250,8 @@ impl<'a> Taken<'a> {
         granted
     }
 
-    /// Whether the operator has named whose Pods may ask: those he trusts with what tenants write, and with one another's.
+    /// Whether the operator has named the Pods whose annotations count, and so trusts their tenants, also with one
+    /// another's addresses.
     fn are_trusted(&self) -> bool {
         matches!(self.policy.askers, Askers::Namespaces(_))
     }
@@ -259,11 +261,11 @@ impl<'a> Taken<'a> {
         let shortest = if prefix.is_ipv4() { v4 } else { v6 };
         if prefix.prefix() < shortest {
             return Some(format!(
-                "a prefix is of /{shortest} or longer (--guard-extra-prefix)"
+                "a prefix must be /{shortest} or longer (--guard-extra-prefix)"
             ));
         }
         if let Some(nobodys) = NOBODYS.iter().find(|net| overlap(net, prefix)) {
-            return Some(format!("{nobodys} is not for use on a network"));
+            return Some(format!("{nobodys} is not an address that a host can use"));
         }
         let mut networks = self.reserved.networks.iter();
         if let Some((network, whose)) = networks.find(|(net, _)| overlap(net, prefix)) {
@@ -291,7 +293,7 @@ impl<'a> Taken<'a> {
         Some(granted_to(holder))
     }
 
-    /// Whether what is said for another namespace keeps a Pod from an address.
+    /// Whether a claim for another namespace keeps a Pod from an address.
     fn binds(&self, word: Word, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
         let is_named = match &self.policy.askers {
             Askers::All => false,
@@ -304,7 +306,7 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Whether a Pod was granted a prefix the last time.
+    /// Whether a Pod was granted a prefix before.
     fn has(&self, pod: &GuardedPod, prefix: &IpNetwork) -> bool {
         let row = row_of(pod, &self.reserved.granted);
         row.is_some_and(|row| row.extra.iter().any(|it| is_equal(it, prefix)))
@@ -312,7 +314,7 @@ impl<'a> Taken<'a> {
 
     fn against_mac(&self, pod: &GuardedPod, mac: [u8; 6]) -> Option<String> {
         if !is_one_hosts_mac(mac) {
-            return Some("it is not one host's".to_owned());
+            return Some("it is not the MAC of a single host".to_owned());
         }
         match self.macs.get(&mac) {
             Some(Holder::Pod(owner)) if std::ptr::eq(*owner, pod) => return None,
@@ -330,7 +332,7 @@ impl<'a> Taken<'a> {
     }
 }
 
-/// What a Pod's device had the last time. It may be another Pod's by now.
+/// The row that a Pod's device had before. The device may belong to another Pod now.
 fn row_of<'a>(pod: &GuardedPod, rows: &'a BTreeMap<u32, GuardRow>) -> Option<&'a GuardRow> {
     let row = rows.get(&pod.host?.ifindex)?;
     let mut addresses = pod.addresses.iter().copied().map(IpNetwork::from);
@@ -339,8 +341,8 @@ fn row_of<'a>(pod: &GuardedPod, rows: &'a BTreeMap<u32, GuardRow>) -> Option<&'a
     is_the_same.then_some(row)
 }
 
-/// Has Pods ask for what they were granted, as long as nobody has told what they ask for: an agent that starts without the cloud takes
-/// nothing away. `told` is what a source has said since the start.
+/// Makes Pods ask for what they were granted before, as long as no source has told what they ask for, so that an agent
+/// that starts without the cloud takes nothing away. `told` is what a source has sent since the start.
 pub fn ask_for_the_untold(
     pods: &mut [GuardedPod],
     granted: &BTreeMap<u32, GuardRow>,
@@ -363,10 +365,12 @@ fn granted_to(holder: &GuardedPod) -> String {
     let GuardedPod {
         namespace, name, ..
     } = holder;
-    format!("Pod {namespace}/{name} was granted it first (--guard-extra names who may share)")
+    format!(
+        "Pod {namespace}/{name} was granted it first (--guard-extra names the namespaces that may share)"
+    )
 }
 
-/// Addresses that no host has on a network: none, loopback, groups, everybody.
+/// Addresses that no host can have on a network: unspecified, loopback, multicast and broadcast.
 const NOBODYS: [IpNetwork; 7] = [
     net4([0, 0, 0, 0], 8),
     net4([127, 0, 0, 0], 8),

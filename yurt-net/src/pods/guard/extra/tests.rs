@@ -346,8 +346,8 @@ fn asks(world: &World, namespace: &str, wish: &str, has: bool, askers: &str) -> 
     (!image.rows[&7].extra.is_empty(), told)
 }
 
-/// For each: who says it, and whether it is given to a Pod of its namespace, to one of another that had it before, and to one
-/// of a namespace that the operator names.
+/// For each: who says it, and whether it is given to a Pod of its namespace, to one of another that had it before, and
+/// to one of a namespace that the operator names.
 #[test]
 fn what_services_and_slices_say_of_an_address_binds_as_far_as_nobody_else_may_write_it() {
     let mut world = claimed();
@@ -452,7 +452,8 @@ fn no_tenant_takes_by_a_slice_or_a_service_what_a_pod_was_granted() {
     assert!(!asks(&world, "evil", vip, false, "all").0);
 }
 
-/// The address of a load balancer may be asked for by the Pods behind it (direct server return), whatever a tenant writes.
+/// The address of a load balancer may be asked for by the Pods behind it (direct server return), whatever a tenant
+/// writes.
 #[test]
 fn a_tenant_who_writes_an_address_of_a_load_balancer_neither_gets_nor_withholds_it() {
     let mut world = claimed();
@@ -500,7 +501,8 @@ fn what_was_granted_is_the_pods_that_had_it_until_a_source_says_that_it_asks_no_
     assert_eq!(image.rows[&7].extra, [], "{told}");
 }
 
-/// A virtual MAC is its owner's neighbour's as soon as it has answered once, on the node that is about to take it over, too.
+/// A virtual MAC is its owner's neighbour's as soon as it has answered once, on the node that is about to take it over,
+/// too.
 #[test]
 fn a_neighbours_mac_is_given_where_its_address_is_nobodys() {
     let (mut asker, victim) = world("10.9.0.99");
@@ -509,7 +511,8 @@ fn a_neighbours_mac_is_given_where_its_address_is_nobodys() {
     assert_eq!(image.rows[&7].macs.last(), Some(&VRRP), "{told}");
 }
 
-/// A Pod of `first` is there, and then one of `second` asks too, whose name comes before; what each is given, and what is told.
+/// A Pod of `first` is there, and then one of `second` asks too, whose name comes before; what each is given, and what
+/// is told.
 fn share(first: &str, second: &str, wishes: [&str; 2], askers: &str) -> ([Extra; 2], String) {
     let asker = |namespace: &str, name: &str, host, wish: &str| {
         let address = format!("10.244.1.{host}");
