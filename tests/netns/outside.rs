@@ -1,6 +1,7 @@
 //! Clients outside: hosts that are no node of the agent's, and Pods of other nodes, whose packets come in by the wire.
 
 use std::collections::BTreeSet;
+use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::net::SocketAddrV4;
@@ -171,6 +172,34 @@ fn what_is_switched_off_is_taken_off_the_devices_and_sockets_are_served_on() -> 
     ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
     let inside = node.pod("inside")?;
     assert_eq!(inside.get("10.96.0.10:80")?, "near");
+    Ok(())
+}
+
+#[test]
+fn without_the_program_for_first_packets_no_flow_begins_and_those_that_are_up_go_on() -> Result<()>
+{
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let agent = stage.start(&[&near])?;
+    let frontends = [stage.frontends()?[0].clone(), stage.frontends()?[1].clone()];
+    let mut held = Vec::new();
+    for to in &frontends {
+        held.push(stage.client.hold(Tcp, to)?);
+    }
+    agent.kill9()?;
+    // The kernel empties it with its last pin.
+    let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v1");
+    fs::remove_file(pins.join("yurt_edge_more"))?;
+    for (flow, to) in held.iter().zip(&frontends) {
+        ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
+        ensure!(flow.ping()?.answer.as_deref() == Some("near"));
+    }
+    let _agent = stage.start(&[&near])?;
+    ensure!(stage.count("drop_no_program")? >= 2);
+    for (flow, to) in held.iter().zip(&frontends) {
+        assert_eq!(stage.who(Tcp, to)?, names(["near"]));
+        ensure!(flow.ping()?.answer.as_deref() == Some("near"));
+    }
     Ok(())
 }
 

@@ -53,22 +53,17 @@ pub struct AffinityKey {
     pub identity: u64,
 }
 
-/// Value of `yurt_aff4`.
+/// Value of `yurt_aff4` and `yurt_aff6`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
-pub struct Affinity4 {
+pub struct LastBackend<B> {
     /// Where the client's connections go.
-    pub backend: Backend4,
+    pub backend: B,
     /// When the last one began, nanoseconds of `CLOCK_MONOTONIC`.
     pub last_ns: u64,
 }
 
+/// Value of `yurt_aff4`.
+pub type Affinity4 = LastBackend<Backend4>;
 /// Value of `yurt_aff6`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C, align(8))]
-pub struct Affinity6 {
-    /// Where the client's connections go.
-    pub backend: Backend6,
-    /// When the last one began, nanoseconds of `CLOCK_MONOTONIC`.
-    pub last_ns: u64,
-}
+pub type Affinity6 = LastBackend<Backend6>;

@@ -91,6 +91,16 @@ pub struct EdgeRow {
     pub pad: [u8; 4],
 }
 
+/// Entries of `yurt_edge_more`, the programs that others of the packet path go on with: more than there are.
+pub const STAGES: u32 = 16;
+/// Index into `yurt_edge_more`: decides on a packet of IPv4 that came in by a device that leads outside, and may open a flow.
+///
+/// Between a load and the swap on the devices, programs of an earlier agent call those of a later one. So what an index means is
+/// part of the ABI: the packet is as it came in, and the program relies on nothing that the caller has found out of it.
+pub const STAGE_OPENS4: u32 = 0;
+/// The same for IPv6.
+pub const STAGE_OPENS6: u32 = 1;
+
 /// Index into `yurt_pk_count`: what was done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -121,12 +131,14 @@ pub enum Handled {
     DropNoPort = 11,
     /// Dropped: the packet could not be changed.
     DropUnchanged = 12,
+    /// Dropped: the program that decides on first packets is not there. The agent that is started next puts it in its place.
+    DropNoProgram = 13,
 }
 
 /// Entries of `yurt_pk_count`: a power of two, so that a number is masked into it.
-pub const HANDLED: u32 = 16;
+pub const HANDLED: u32 = 32;
 /// A name for each, as `status` prints it.
-pub const HANDLED_NAMES: [&str; 13] = [
+pub const HANDLED_NAMES: [&str; 14] = [
     "new_flow",
     "to_backend",
     "to_client",
@@ -140,4 +152,5 @@ pub const HANDLED_NAMES: [&str; 13] = [
     "drop_clash",
     "drop_no_port",
     "drop_unchanged",
+    "drop_no_program",
 ];

@@ -1,9 +1,9 @@
 //! The maps of the packet path.
 
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
-use yurt_ebpf::abi::{EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED};
+use yurt_ebpf::abi::{self, EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED};
 use yurt_ebpf::rewrite::flow::Scratch;
 
 /// Flows of IPv4 clients outside that are up; the entries that were quiet for longest make room.
@@ -24,6 +24,10 @@ pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES,
 /// What was done with packets, by `Handled`.
 #[map(name = "yurt_pk_count")]
 pub(crate) static HANDLED_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(HANDLED, 0);
+
+/// The programs that go on where others end, by `STAGE_*`.
+#[map(name = "yurt_edge_more")]
+pub(crate) static STAGES: ProgramArray = ProgramArray::with_max_entries(abi::STAGES, 0);
 
 /// What is looked up for the packet at hand, see [`Scratch`].
 #[map(name = "yurt_pk_work4")]

@@ -1,4 +1,4 @@
-//! The packet path in the kernel: its maps, its two programs, and the devices that they are on.
+//! The packet path in the kernel: its maps, its programs, and the devices that they are on.
 //!
 //! ```text
 //! <bpffs>/yurt-net/packet-v1/     locked (flock) while it is loaded into; by its ABI
@@ -6,6 +6,8 @@
 //!     yurt_open4, yurt_open6      flows that are opening
 //!     yurt_edge                   the devices that lead outside, and this node's addresses there
 //!     yurt_pk_count               what was done
+//!     yurt_edge_more              the programs that decide on first packets: those below call them. Without a pin or a
+//!                                 descriptor the kernel empties it, and first packets are dropped
 //!     yurt_pk_work4, _work6       what is looked up for the packet at hand
 //!     yurt_edge_in, _out          the programs: what comes in, what leaves
 //! ```
@@ -13,7 +15,7 @@
 //! The programs read the table of Services, so they are loaded against its pins.
 
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi;
@@ -27,7 +29,7 @@ use super::attach::tc::{Hook, Method, Tc, TcProgram};
 use super::error::on_map;
 pub use super::load::maps::FlowCapacity;
 use super::load::maps::packet_maps;
-use super::load::{PacketPins, Pins, hooks, load_packet};
+use super::load::{LoadedProgram, PacketPins, Pins, hooks, load_packet};
 use super::sys::{self, possible_cpus};
 use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
 
@@ -107,14 +109,21 @@ impl Packets {
             services: &services,
             own: &pins.dir,
         };
-        let loaded = load_packet(Some(at), options.flows, options.ports)?;
+        let (mut stages, _) = load_packet(Some(at), options.flows, options.ports)?;
+        let on_devices = stages.split_off(hooks::PACKET_STAGES.len());
+        // Before any program that calls them is on a device. Those of an earlier agent get on with them, too.
+        let array = open_map(&pins.dir, "yurt_edge_more")?;
+        for (stage, (_, index)) in stages.iter().zip(hooks::PACKET_STAGES) {
+            sys::map_update(array.as_fd(), &index, &stage.fd.as_raw_fd())
+                .map_err(on_map("write", "yurt_edge_more"))?;
+        }
         let mut programs = BTreeMap::new();
-        for (direction, (loaded, _)) in [Direction::Arriving, Direction::Leaving]
+        for (direction, loaded) in [Direction::Arriving, Direction::Leaving]
             .into_iter()
-            .zip(loaded)
+            .zip(on_devices)
         {
             pins.pin(&loaded)?;
-            let (name, id, fd) = (loaded.name, loaded.id, loaded.fd);
+            let LoadedProgram { name, id, fd, .. } = loaded;
             programs.insert(direction, Program { name, id, fd });
         }
         let of_this_kernel = |(direction, program): (&Direction, &Program)| {

@@ -5,14 +5,16 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use yurt_frames::{ACK, Packet as Sent, SYN, Tcp, addresses, flaws, ip as host, tcp, udp};
 
+use super::memory::Known;
 use super::*;
 use crate::abi::{
-    AffinityKey, Backend4, Backend6, Conf, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FlowKey,
-    FrontendKey4, FrontendKey6, FrontendValue, PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord,
-    SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    Affinity, AffinityKey, Backend4, Backend6, Conf, FLOW_CLOSED_S, FLOW_QUIET_S, FRONTEND_OUTSIDE,
+    FRONTEND_OUTSIDE_APART, Flow, FlowKey, FrontendKey4, FrontendKey6, FrontendValue, Handled,
+    PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord, SCOPE_EXTERNAL, SCOPE_INTERNAL,
 };
 use crate::frame::ip::{TCP, UDP};
 use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
+use crate::select::Tables;
 
 const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
@@ -199,6 +201,14 @@ impl Tables for View<'_> {
     }
 }
 
+/// Both programs that see what comes in, as the kernel runs them.
+fn come_in<A: Address>(packet: &mut Bytes, view: &View<'_>, flows: &mut Map<A>) -> Verdict {
+    match arriving(packet, flows, view, &mut scratch()) {
+        Verdict::Opens => opening(packet, view, flows, view, &mut scratch()),
+        verdict => verdict,
+    }
+}
+
 fn scratch<A: Address>() -> Scratch<A> {
     let nobody = A::of((0, 0));
     let key = FlowKey {
@@ -227,6 +237,7 @@ fn scratch<A: Address>() -> Scratch<A> {
         flow,
         served: flow,
         backend: nobody.backend([0; 2]),
+        known: Known::Nothing,
     }
 }
 
@@ -281,13 +292,13 @@ impl Node {
         {
             let mut flows = std::mem::replace(&mut self.flows4, Map::new());
             let view = View(self);
-            let verdict = arriving(&mut bytes, &view, &mut flows, &view, &mut scratch());
+            let verdict = come_in(&mut bytes, &view, &mut flows);
             self.flows4 = flows;
             verdict
         } else {
             let mut flows = std::mem::replace(&mut self.flows6, Map::new());
             let view = View(self);
-            let verdict = arriving(&mut bytes, &view, &mut flows, &view, &mut scratch());
+            let verdict = come_in(&mut bytes, &view, &mut flows);
             self.flows6 = flows;
             verdict
         };

@@ -1,5 +1,7 @@
 //! Which programs there are, and where each belongs.
 
+use yurt_ebpf::abi;
+
 use crate::dataplane::sys::Hook;
 
 /// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
@@ -27,6 +29,11 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
 pub(in crate::dataplane) const PACKET: [DeviceProgram; 2] = [
     ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
     ("yurt_edge_out", Hook::Egress, "yurt_flow4"),
+];
+/// The packet path's programs that others go on with by tail call, and their places in `yurt_edge_more`.
+pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 2] = [
+    ("yurt_edge_new4", abi::STAGE_OPENS4),
+    ("yurt_edge_new6", abi::STAGE_OPENS6),
 ];
 /// All programs on devices.
 pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 5] =

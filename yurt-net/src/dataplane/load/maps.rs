@@ -8,6 +8,7 @@ use crate::plan::Capacity;
 
 const BPF_MAP_TYPE_HASH: u32 = 1;
 pub(in crate::dataplane) const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
@@ -156,7 +157,7 @@ pub struct FlowCapacity {
 /// A flow that is up stays for hours, one that is opening for a moment: so much smaller is their map.
 const OPENINGS: u32 = 4;
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 8] {
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 9] {
     let opening = |entries: u32| entries.div_ceil(OPENINGS);
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     [
@@ -181,6 +182,10 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
             info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, 0),
         ),
         ("yurt_pk_count", info::<u32, u64>(per_cpu, abi::HANDLED, 0)),
+        (
+            "yurt_edge_more",
+            info::<u32, u32>(BPF_MAP_TYPE_PROG_ARRAY, abi::STAGES, 0),
+        ),
         (
             "yurt_pk_work4",
             info::<u32, Scratch<[u8; 4]>>(per_cpu, 1, 0),

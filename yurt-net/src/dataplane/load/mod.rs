@@ -19,6 +19,7 @@ pub use self::object::ProgramSize;
 use self::object::{MapPlan, Object};
 pub use self::said::load_from;
 use super::DataplaneError;
+use super::error::at;
 use super::sys::{self, MapInfo};
 use crate::plan::Capacity;
 
@@ -65,7 +66,7 @@ pub struct Trial {
     /// Listening to peers' tunnels, likewise.
     pub vtep: Result<ProgramSize, DataplaneError>,
     /// The packet path, likewise.
-    pub packet: Result<[ProgramSize; 2], DataplaneError>,
+    pub packet: Result<Vec<ProgramSize>, DataplaneError>,
 }
 
 /// Loads the programs against maps of their own, and drops both: can this kernel run them?
@@ -79,7 +80,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
         vtep: load_vtep().map(|(_, _, size)| size),
         packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (61000, 4536))
-            .map(|programs| programs.map(|(_, size)| size)),
+            .map(|(_, sizes)| sizes),
     })
 }
 
@@ -172,29 +173,15 @@ pub(in crate::dataplane) struct PacketPins<'a> {
 }
 
 /// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are not. `ports` are
-/// the first one to masquerade with, and how many there are.
+/// the first one to masquerade with, and how many there are. Programs that others go on with come first, as in [`hooks`].
 pub(in crate::dataplane) fn load_packet(
     pins: Option<PacketPins<'_>>,
     capacity: FlowCapacity,
     ports: (u16, u16),
-) -> Result<[(LoadedProgram, ProgramSize); 2], DataplaneError> {
+) -> Result<Loaded, DataplaneError> {
     let mut plans = plans_for(pins.map(|pins| pins.own), packet_maps(capacity));
-    // These are there, and have the sizes that they have.
-    let services = pins.map(|pins| pins.services);
-    let as_it_is = |(name, dir): (&'static str, &Path)| {
-        let pin = Some(dir.join(name));
-        (
-            name,
-            MapPlan {
-                max_entries: 0,
-                pin,
-            },
-        )
-    };
-    if let Some(Pins { table, state }) = services {
-        let of_table = table_maps(&TRIAL_CAPACITY).map(|(name, _)| (name, table.as_path()));
-        let of_state = ["yurt_aff4", "yurt_aff6"].map(|name| (name, state.as_path()));
-        plans.extend(of_table.into_iter().chain(of_state).map(as_it_is));
+    if let Some(PacketPins { services, .. }) = pins {
+        plans.extend(services_as_they_are(services)?);
     }
     let (first, count) = ports;
     let switches = [
@@ -202,8 +189,30 @@ pub(in crate::dataplane) fn load_packet(
         ("SNAT_COUNT", u32::from(count)),
     ];
     let mut object = Object::new(&object()?, &switches, &plans)?;
-    let [arriving, leaving] = hooks::PACKET;
-    Ok([object.load(arriving.0, 0)?, object.load(leaving.0, 0)?])
+    let [opens4, opens6] = hooks::PACKET_STAGES.map(|(name, _)| (name, 0));
+    let [arriving, leaving] = hooks::PACKET.map(|(name, ..)| (name, 0));
+    let loaded = object.load_all([opens4, opens6, arriving, leaving])?;
+    Ok(loaded.into_iter().unzip())
+}
+
+/// The maps of Services that the packet path reads, of the sizes that they have. All must be there: a table of its own would be
+/// empty, and its pins would be taken for the table's.
+fn services_as_they_are(
+    Pins { table, state }: &Pins,
+) -> Result<Vec<(&'static str, MapPlan)>, DataplaneError> {
+    let of_table = table_maps(&TRIAL_CAPACITY).map(|(name, _)| (name, table));
+    let of_state = ["yurt_aff4", "yurt_aff6"].map(|name| (name, state));
+    let maps = of_table.into_iter().chain(of_state);
+    let plan = |(name, dir): (&'static str, &PathBuf)| {
+        let pin = dir.join(name);
+        sys::object_get(&pin).map_err(at("open", &pin))?;
+        let plan = MapPlan {
+            max_entries: 0,
+            pin: Some(pin),
+        };
+        Ok((name, plan))
+    };
+    maps.map(plan).collect()
 }
 
 /// Loads the program that listens, and makes its map, which is nobody else's.

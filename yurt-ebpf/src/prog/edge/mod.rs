@@ -1,0 +1,203 @@
+//! The packet path at devices that lead outside: what comes in there for a Service, and what leaves there of one.
+//!
+//! What goes on does so with "no opinion" (`TC_ACT_UNSPEC`): the programs of others, netfilter and routing see every packet, as it will
+//! reach the backend.
+//!
+//! Packets of flows that are known are served by the programs on the device. What may open a flow goes on to a program of its own by
+//! tail call: its decision is most of the verifier's work. Kernels before 5.10, and those of arm64 before 6.0, refuse a program that has both
+//! tail calls and subprograms, so those on the device have none.
+
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "seconds, and results of helpers"
+)]
+
+mod flows;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+
+use yurt_ebpf::abi::{HANDLED, Handled, STAGE_OPENS4, STAGE_OPENS6};
+use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
+use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
+
+use self::flows::{Family, FlowMaps, now_ns};
+use super::skb::Skb;
+use crate::maps::packet::{EDGE, HANDLED_COUNT, STAGES, snat_ports};
+use crate::maps::service::Maps;
+
+/// `skb->pkt_type` of a frame to another link-layer address, which a device in promiscuous mode shows.
+const PACKET_OTHERHOST: u32 = 3;
+/// The number of a VLAN in `skb->vlan_tci`. Number 0 is none: only a priority.
+const VLAN_ID: u32 = 0xfff;
+
+#[classifier]
+#[inline(always)]
+fn yurt_edge_in(ctx: TcContext) -> i32 {
+    // SAFETY: the context is valid while the program runs.
+    let packet_type = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) };
+    if packet_type == PACKET_OTHERHOST {
+        return TC_ACT_UNSPEC;
+    }
+    match protocol(&ctx) {
+        Some(ETH_IPV4) => come_in::<[u8; 4]>(&ctx),
+        Some(ETH_IPV6) => come_in::<[u8; 16]>(&ctx),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_edge_new4(ctx: TcContext) -> i32 {
+    open::<[u8; 4]>(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_edge_new6(ctx: TcContext) -> i32 {
+    open::<[u8; 16]>(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_edge_out(ctx: TcContext) -> i32 {
+    match protocol(&ctx) {
+        Some(ETH_IPV4) => leave::<[u8; 4]>(&ctx),
+        Some(ETH_IPV6) => leave::<[u8; 16]>(&ctx),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[inline(always)]
+fn come_in<A: Family>(ctx: &TcContext) -> i32 {
+    let Some(scratch) = A::scratch() else {
+        return TC_ACT_UNSPEC;
+    };
+    let (mut skb, here) = start::<A>(ctx);
+    let verdict = arriving(&mut skb, &mut FlowMaps, &here, scratch);
+    if verdict != Verdict::Opens {
+        return finish(verdict);
+    }
+    let stage = match A::IS_V6 {
+        false => STAGE_OPENS4,
+        true => STAGE_OPENS6,
+    };
+    // SAFETY: nothing is to be dropped here.
+    unsafe { STAGES.tail_call(ctx, stage) };
+    // It has come back. The packet may be a closed Service's, and must not go on.
+    finish(Verdict::Is(Handled::DropNoProgram))
+}
+
+#[inline(always)]
+fn open<A: Family>(ctx: &TcContext) -> i32 {
+    let Some(scratch) = A::scratch() else {
+        return TC_ACT_UNSPEC;
+    };
+    let (mut skb, here) = start::<A>(ctx);
+    finish(opening(&mut skb, &Maps, &mut FlowMaps, &here, scratch))
+}
+
+#[inline(always)]
+fn leave<A: Family>(ctx: &TcContext) -> i32 {
+    let Some(scratch) = A::scratch() else {
+        return TC_ACT_UNSPEC;
+    };
+    let (mut skb, here) = start::<A>(ctx);
+    // It came in by another device; else it began here.
+    // SAFETY: the context is valid while the program runs.
+    let is_forwarded =
+        unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) != 0 };
+    // SAFETY: copied at once; a row of this device that is put in again has the same address.
+    let node = || unsafe { EDGE.get(here.ifindex) }.map(A::node);
+    finish(leaving(
+        &mut skb,
+        &mut FlowMaps,
+        &here,
+        scratch,
+        is_forwarded,
+        node,
+    ))
+}
+
+/// What a frame holds, as its `skb` says. Tagged frames are another network's, which has a device of its own.
+#[inline(always)]
+fn protocol(ctx: &TcContext) -> Option<u16> {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs.
+    let (is_tagged, tag, protocol) = unsafe {
+        (
+            core::ptr::read_volatile(&raw const (*skb).vlan_present) != 0,
+            core::ptr::read_volatile(&raw const (*skb).vlan_tci),
+            core::ptr::read_volatile(&raw const (*skb).protocol),
+        )
+    };
+    match is_tagged && tag & VLAN_ID != 0 {
+        true => None,
+        false => Some(protocol as u16),
+    }
+}
+
+#[inline(always)]
+fn start<A: Family>(ctx: &TcContext) -> (Skb, Now) {
+    let skb = ctx.skb.skb;
+    // SAFETY: the context is valid while the program runs.
+    let ifindex = unsafe { core::ptr::read_volatile(&raw const (*skb).ifindex) };
+    let is_v6 = A::IS_V6;
+    (
+        Skb {
+            skb,
+            ifindex,
+            is_v6,
+        },
+        Now { ifindex },
+    )
+}
+
+#[inline(always)]
+fn finish(verdict: Verdict) -> i32 {
+    let Verdict::Is(what) = verdict else {
+        return TC_ACT_UNSPEC;
+    };
+    let what = what as u32;
+    // SAFETY: a read of a valid value; volatile, so that nothing is known of it.
+    let what = unsafe { core::ptr::read_volatile(&raw const what) } & (HANDLED - 1);
+    if let Some(counter) = HANDLED_COUNT.get_ptr_mut(what) {
+        // SAFETY: this CPU's entry; nobody else writes to it.
+        unsafe { *counter += 1 };
+    }
+    if what <= Handled::ToClient as u32 {
+        TC_ACT_UNSPEC
+    } else {
+        TC_ACT_SHOT
+    }
+}
+
+/// Where and when a packet is looked at.
+struct Now {
+    ifindex: u32,
+}
+
+impl Here for Now {
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: a helper without arguments.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn now_s(&self) -> u32 {
+        (now_ns() / 1_000_000_000) as u32
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    #[inline(always)]
+    fn ports(&self) -> (u16, u16) {
+        snat_ports()
+    }
+}

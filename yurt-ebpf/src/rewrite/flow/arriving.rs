@@ -1,0 +1,133 @@
+//! What comes in, and is of a flow that is known.
+
+use super::address::Address;
+use super::head::Head;
+use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
+use crate::abi::{FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_MASQUERADED, Handled};
+use crate::frame::ETH;
+use crate::frame::ip::{Ip, Side};
+use crate::rewrite::Packet;
+
+/// So far may a client's first acknowledgement be ahead: what the backend has sent since it said SYN.
+const WINDOW: u32 = 1 << 20;
+
+/// A packet that comes in by a device that leads outside.
+#[inline(always)]
+pub fn arriving<A, P, F, H>(
+    packet: &mut P,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    F: Flows<A>,
+    H: Here,
+{
+    let Some(ip) = Ip::read(packet, ETH, A::IS_V6) else {
+        return Verdict::Pass;
+    };
+    // Of any protocol, and in every fragment.
+    if A::of(ip.destination).is_loopback() || A::of(ip.source).is_loopback() {
+        return Verdict::Is(Handled::DropLoopback);
+    }
+    let Some(head) = Head::of(packet, ip) else {
+        return Verdict::Pass;
+    };
+    let now_s = here.now_s();
+    let (first, count) = here.ports();
+    let port = u16::from_be_bytes(head.destination_port_be);
+    head.key(&mut scratch.key, FLOW_MASQUERADED);
+    if port.wrapping_sub(first) < count
+        && let Some(Found { flow, .. }) = flows.find(&scratch.key)
+        && flow.touch(&head, now_s)
+    {
+        let client = (flow.to, flow.to_port_be);
+        return led(&head, packet, Side::Destination, client, Handled::ToClient);
+    }
+    // A flow may be there already, which this packet may replace.
+    if head.opens() {
+        return Verdict::Opens;
+    }
+    scratch.key.place = FLOW_DIALLED;
+    if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
+        let backend = (flow.to, flow.to_port_be);
+        let is_later = flow.last_s != now_s;
+        let mut is_alive = flow.touch(&head, now_s);
+        scratch.flow = *flow;
+        if !head.is_tcp() && is_later {
+            is_alive = keep_alive(flows, scratch, is_alive, now_s);
+        }
+        if is_alive {
+            if is_opening {
+                settle(&head, flows, scratch);
+            }
+            return led(
+                &head,
+                packet,
+                Side::Destination,
+                backend,
+                Handled::ToBackend,
+            );
+        }
+    }
+    match head.is_tcp() {
+        true => Verdict::Pass,
+        false => Verdict::Opens,
+    }
+}
+
+/// The client has answered in a flow that is opening, of which `scratch.key` and `scratch.flow` are what it dialled: once the backend has
+/// answered before, it is up. By TCP the client must know what the backend said, so that nobody sends both sides' packets.
+#[inline(always)]
+fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scratch<A>) {
+    scratch.point_at_served();
+    let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
+        return;
+    };
+    let is_known = !head.is_tcp() || head.acknowledged.wrapping_sub(flow.expected) < WINDOW;
+    if flow.state & FLOW_IS_ANSWERED == 0 || !is_known || !flow.answers(&scratch.key) {
+        return;
+    }
+    scratch.served = *flow;
+    if !flows.settle(&scratch.other, &scratch.served) || !flows.settle(&scratch.key, &scratch.flow)
+    {
+        return;
+    }
+    if scratch.point_at_masqueraded(scratch.served.node, scratch.served.node_port_be)
+        && let Some(Found { flow, .. }) = flows.find(&scratch.other)
+    {
+        scratch.served = *flow;
+        flows.settle(&scratch.other, &scratch.served);
+    }
+}
+
+/// A flow of datagrams lives for as long as anybody sends: once a second, a packet of the client is told to the entries for its answers,
+/// and is believed by what they have heard. `scratch.key` and `scratch.flow` are what it dialled. False where the flow is over.
+#[inline(always)]
+fn keep_alive<A: Address, F: Flows<A>>(
+    flows: &mut F,
+    scratch: &mut Scratch<A>,
+    is_alive: bool,
+    now_s: u32,
+) -> bool {
+    scratch.point_at_served();
+    let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
+        return false;
+    };
+    if !flow.answers(&scratch.key) || !is_alive && flow.is_over(false, now_s) {
+        return false;
+    }
+    flow.last_s = now_s;
+    let (node, node_port_be) = (flow.node, flow.node_port_be);
+    if scratch.point_at_masqueraded(node, node_port_be)
+        && let Some(Found { flow, .. }) = flows.find(&scratch.other)
+    {
+        flow.last_s = now_s;
+    }
+    if !is_alive && let Some(Found { flow, .. }) = flows.find(&scratch.key) {
+        flow.last_s = now_s;
+    }
+    true
+}

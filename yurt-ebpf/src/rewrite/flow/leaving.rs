@@ -1,0 +1,130 @@
+//! What leaves: answers, and what is masqueraded.
+
+use super::address::Address;
+use super::head::{ACK, Head, SYN};
+use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
+use crate::abi::{FLOW_MASQUERADED, FLOW_SERVED, Handled};
+use crate::frame::ETH;
+use crate::frame::ip::{Ip, Side};
+use crate::rewrite::Packet;
+
+/// Ports that a masqueraded flow tries.
+const PORT_TRIES: u32 = 8;
+
+/// A packet that leaves by a device that leads outside, where this node has `node` as its address.
+#[inline(always)]
+pub fn leaving<A, P, F, H>(
+    packet: &mut P,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+    is_forwarded: bool,
+    node: impl FnOnce() -> Option<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    F: Flows<A>,
+    H: Here,
+{
+    let Some(ip) = Ip::read(packet, ETH, A::IS_V6) else {
+        return Verdict::Pass;
+    };
+    let Some(head) = Head::of(packet, ip) else {
+        return Verdict::Pass;
+    };
+    let now_s = here.now_s();
+    head.answer_key(&mut scratch.key);
+    if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
+        if !flow.touch(&head, now_s) {
+            return Verdict::Pass;
+        }
+        if is_opening && head.flags & (SYN | ACK) == (SYN | ACK) {
+            flow.expected = head.sequence.wrapping_add(1);
+        }
+        let dialled = (flow.to, flow.to_port_be);
+        return led(&head, packet, Side::Source, dialled, Handled::ToClient);
+    }
+    if !is_forwarded {
+        return Verdict::Pass;
+    }
+    head.key(&mut scratch.key, FLOW_SERVED);
+    let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
+        return Verdict::Pass;
+    };
+    // What the client says makes nothing of it answered: that is the backend's.
+    if flow.is_over(head.is_tcp(), now_s) {
+        return Verdict::Pass;
+    }
+    if u16::from_ne_bytes(flow.node_port_be) != 0 {
+        let source = (flow.node, flow.node_port_be);
+        return led(&head, packet, Side::Source, source, Handled::ToBackend);
+    }
+    scratch.flow = *flow;
+    let port_be = match node() {
+        Some(node) if node.is_some() => {
+            scratch.flow.node = node;
+            masquerade(&head, flows, here, scratch)
+        }
+        _ => None,
+    };
+    let Some(port_be) = port_be else {
+        return Verdict::Is(Handled::DropNoPort);
+    };
+    let source = (scratch.flow.node, port_be);
+    if let Some(Found { flow, .. }) = flows.find(&scratch.key) {
+        (flow.node, flow.node_port_be) = source;
+    }
+    led(&head, packet, Side::Source, source, Handled::ToBackend)
+}
+
+/// Finds a port of this node's address (`scratch.flow.node`) that no other flow to the backend has.
+#[inline(always)]
+fn masquerade<A, F, H>(
+    head: &Head,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+) -> Option<[u8; 2]>
+where
+    A: Address,
+    F: Flows<A>,
+    H: Here,
+{
+    let now_s = here.now_s();
+    let (first, count) = here.ports();
+    scratch.flow.to = scratch.key.source;
+    scratch.flow.to_port_be = head.source_port_be;
+    head.answer_key(&mut scratch.other);
+    scratch.other.source = scratch.key.destination;
+    scratch.other.destination = scratch.flow.node;
+    scratch.other.place = FLOW_MASQUERADED;
+    let mut offset = u16::from_be_bytes(head.source_port_be).wrapping_sub(first);
+    for _ in 0..PORT_TRIES {
+        if offset >= count {
+            offset = (((here.random() >> 16) * u32::from(count)) >> 16) as u16;
+        }
+        let port_be = first.wrapping_add(offset).to_be_bytes();
+        scratch.other.destination_port_be = port_be;
+        let is_free = match flows.find(&scratch.other) {
+            Some(Found { flow, .. }) => {
+                flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s)
+            }
+            None => {
+                // Another CPU may be faster.
+                if flows.open_new(&scratch.other, &scratch.flow) {
+                    return Some(port_be);
+                }
+                false
+            }
+        };
+        if is_free {
+            flows.forget(&scratch.other);
+            if flows.open_new(&scratch.other, &scratch.flow) {
+                return Some(port_be);
+            }
+        }
+        offset = u16::MAX;
+    }
+    None
+}

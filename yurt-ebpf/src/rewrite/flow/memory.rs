@@ -1,0 +1,181 @@
+//! What the decisions ask and remember: flows, the memory of affinity, and what is looked up for the packet at hand.
+
+use super::address::Address;
+use super::head::{FIN, Head, RST};
+use crate::abi::{
+    Affinity, FLOW_CLOSED_S, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_QUIET_S,
+    FLOW_SERVED, Flow, FlowKey, Handled,
+};
+use crate::frame::ip::Side;
+use crate::rewrite::Packet;
+
+/// The maps of flows: of those that are up, and of those that are opening. The latter are few, and whoever opens many pushes out no
+/// flow that is up.
+pub trait Flows<A> {
+    /// An entry of either; it may be written to.
+    fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>>;
+    /// Puts an entry among those that are opening, in place of what is there; false where there is no room.
+    fn open(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// The same, if nothing is there.
+    fn open_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Puts an entry among those that are up, and takes it out of those that are opening.
+    fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Takes an entry out of both.
+    fn forget(&mut self, key: &FlowKey<A>);
+}
+
+/// An entry that was found.
+pub struct Found<'a, A> {
+    /// The entry.
+    pub flow: &'a mut Flow<A>,
+    /// It is among those that are opening.
+    pub is_opening: bool,
+}
+
+/// The memory of affinity.
+pub trait Memory<A: Address> {
+    /// Reads the backend that a client had; false where there is none, or it counts no more.
+    fn recall(&mut self, client: u64, affinity: Affinity, backend: &mut A::Backend) -> bool;
+    /// Remembers it.
+    fn remember(&mut self, client: u64, affinity: Affinity, backend: &A::Backend);
+}
+
+/// Where and when a packet is looked at.
+pub trait Here {
+    /// 32 random bits.
+    fn random(&self) -> u32;
+    /// Seconds of `CLOCK_MONOTONIC`.
+    fn now_s(&self) -> u32;
+    /// The device.
+    fn ifindex(&self) -> u32;
+    /// First port to masquerade with, and how many there are.
+    fn ports(&self) -> (u16, u16);
+}
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on unchanged.
+    Pass,
+    /// It goes on, or is refused or dropped as that says.
+    Is(Handled),
+    /// It is of no flow, and may open one: [`opening()`](super::opening()) decides, and nobody else, for its Service may be closed.
+    Opens,
+}
+
+/// What is looked up, in memory of its own: with IPv6 it is more than a stack has room for.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
+pub struct Scratch<A: Address> {
+    pub(super) key: FlowKey<A>,
+    pub(super) other: FlowKey<A>,
+    pub(super) flow: Flow<A>,
+    pub(super) served: Flow<A>,
+    pub(super) backend: A::Backend,
+    pub(super) known: Known,
+}
+
+impl<A: Address> Scratch<A> {
+    /// `other` is the entry for the answers to `key`, which leads to `flow`.
+    #[inline(always)]
+    pub(super) fn point_at_served(&mut self) {
+        self.other = self.key;
+        self.other.destination = self.flow.to;
+        self.other.destination_port_be = self.flow.to_port_be;
+        self.other.place = FLOW_SERVED;
+    }
+
+    /// `other`, which was that, is the entry for the answers to this node's address; false where there is none.
+    #[inline(always)]
+    pub(super) fn point_at_masqueraded(&mut self, node: A, node_port_be: [u8; 2]) -> bool {
+        self.other.source = self.flow.to;
+        self.other.source_port_be = self.flow.to_port_be;
+        self.other.destination = node;
+        self.other.destination_port_be = node_port_be;
+        self.other.place = FLOW_MASQUERADED;
+        u16::from_ne_bytes(node_port_be) != 0
+    }
+}
+
+impl<A: Address> Flow<A> {
+    /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
+    #[inline(always)]
+    pub(super) fn touch(&mut self, head: &Head, now_s: u32) -> bool {
+        if self.is_over(head.is_tcp(), now_s) {
+            return false;
+        }
+        // A SYN that is sent again says nothing new.
+        let mut new = self.state;
+        if !head.opens() {
+            new |= FLOW_IS_ANSWERED;
+        }
+        if head.flags & (FIN | RST) != 0 {
+            new |= FLOW_IS_CLOSING;
+        }
+        // A store for every packet would have all processors fight for the line.
+        if self.last_s != now_s {
+            self.last_s = now_s;
+        }
+        if new != self.state {
+            self.state = new;
+        }
+        true
+    }
+
+    /// Whether it changes packets to the same as another one.
+    #[inline(always)]
+    pub(super) fn leads_to(&self, other: &Self) -> bool {
+        self.to == other.to
+            && u16::from_ne_bytes(self.to_port_be) == u16::from_ne_bytes(other.to_port_be)
+    }
+
+    /// Whether its answers are those to what was dialled, and not to another frontend that has led the client to the same backend since.
+    #[inline(always)]
+    pub(super) fn answers(&self, dialled: &FlowKey<A>) -> bool {
+        self.to == dialled.destination
+            && u16::from_ne_bytes(self.to_port_be)
+                == u16::from_ne_bytes(dialled.destination_port_be)
+    }
+
+    /// Whether it counts no more, and another flow may have its key.
+    #[inline(always)]
+    pub(super) fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
+        let quiet = now_s.wrapping_sub(self.last_s);
+        if is_tcp {
+            self.state & FLOW_IS_CLOSING != 0 && quiet > FLOW_CLOSED_S
+        } else {
+            quiet > FLOW_QUIET_S
+        }
+    }
+}
+
+/// Gives a packet another address and port, and says what was done.
+#[inline(always)]
+pub(super) fn led<A: Address, P: Packet>(
+    head: &Head,
+    packet: &mut P,
+    side: Side,
+    to: (A, [u8; 2]),
+    as_what: Handled,
+) -> Verdict {
+    match head.rewrite(packet, side, to) {
+        Some(()) => Verdict::Is(as_what),
+        // Half of it may have changed.
+        None => Verdict::Is(Handled::DropUnchanged),
+    }
+}
+
+/// What is known of the flow that a packet seems to open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub(super) enum Known {
+    /// Nothing.
+    Nothing,
+    /// It is over, or closing.
+    Over,
+    /// Nobody has answered yet: it is the same packet once more.
+    Opening,
+    /// It is up. The backend answers a SYN that comes all the same, from long ago or from somebody else (RFC 5961): it must not move
+    /// the flow to another one. Where its backend is not in the set any more, it is decided anew.
+    Up,
+}
