@@ -3,7 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, UdpSocket};
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
@@ -308,6 +308,50 @@ fn an_annotation_lets_a_pod_use_more_until_a_source_says_otherwise() -> Result<(
     ensure!(found(&edge, "web-0")?.0 == before);
     spoof(&web.netns, "10.1.0.98")?;
     ensure!(found(&edge, "web-0")?.0 > before);
+    Ok(())
+}
+
+#[test]
+fn an_address_that_a_load_balancer_gets_is_no_longer_granted_to_a_pod_though_nothing_else_happens()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let api = edge.netns().run(FakeApiserver::start)??;
+    api.put(objects::node(NODE, None, edge.ip4().into()))?;
+    let mut object = objects::pod("web-0", NODE);
+    object["metadata"]["namespace"] = json!("shop");
+    object["metadata"]["annotations"] =
+        json!({"yurt-net.openyurt.io/extra-addresses": "10.1.0.99"});
+    api.put(object)?;
+    let source = format!("kube:{}", api.http().url());
+    // Nothing is mended by the clock.
+    let _agent = edge.start_agent_from(&source, NODE, &["--drift-interval=0"])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", node.bridged(node.ipam()));
+    let web = pod("web-0", "c1");
+    network.add(&web.sandbox);
+    edge.wait_for_status("the Pod is guarded", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.device.is_some())
+    })?;
+    let (before, _) = found(&edge, "web-0")?;
+    spoof(&web.netns, "10.1.0.99")?;
+    ensure!(found(&edge, "web-0")?.0 == before, "it was granted");
+
+    let mut service = objects::service("vip", "10.96.0.77".parse()?, 80);
+    service["spec"]["type"] = json!("LoadBalancer");
+    service["status"] = json!({"loadBalancer": {"ingress": [{"ip": "10.1.0.99"}]}});
+    api.put(service)?;
+    edge.wait_for_status("the grant is taken back", |status| {
+        let mut alarms = status.retention.alarms.iter();
+        alarms.any(|alarm| alarm.contains("10.1.0.99 belongs to the load balancer of Service"))
+    })?;
+    let deadline = Instant::now() + PATIENCE;
+    // The guard is told by a thread.
+    while found(&edge, "web-0")?.0 == before {
+        ensure!(Instant::now() < deadline, "the guard lets it pass");
+        spoof(&web.netns, "10.1.0.99")?;
+    }
     Ok(())
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Deadlines {
     pub(super) boot: Option<Instant>,
     /// To try a write again that has failed.
     pub(super) retry: Option<Instant>,
+    /// To judge anew what Pods were granted beside their own; `None`: nothing was said of it.
+    pub(super) grants: Option<Instant>,
     /// To compare the kernel with what it should hold; `None`: never.
     drift: Option<Instant>,
     interval: Duration,
@@ -30,6 +32,7 @@ impl Deadlines {
         Self {
             boot: None,
             retry: None,
+            grants: None,
             drift: interval.map(|interval| Instant::now() + interval),
             interval: interval.unwrap_or(NEVER),
         }
@@ -40,6 +43,7 @@ impl Deadlines {
         let all = [
             (self.boot, Fact::BootDue),
             (self.retry, Fact::RetryDue),
+            (self.grants, Fact::GrantsDue),
             (self.drift, Fact::DriftDue),
         ];
         let first = all
@@ -77,6 +81,7 @@ mod tests {
                     seen.push(fact);
                     match fact {
                         Fact::BootDue => deadlines.boot = None,
+                        Fact::GrantsDue => deadlines.grants = None,
                         _ => deadlines.retry = None,
                     }
                 }
@@ -92,8 +97,14 @@ mod tests {
             let mut deadlines = Deadlines::start(Some(3 * SECOND));
             deadlines.boot = Some(Instant::now() + SECOND);
             deadlines.retry = Some(Instant::now() + 2 * SECOND);
+            deadlines.grants = Some(Instant::now() + 2 * SECOND);
             let seen = seen(&mut deadlines, 20, turn).await;
-            for fact in [Fact::BootDue, Fact::RetryDue, Fact::DriftDue] {
+            for fact in [
+                Fact::BootDue,
+                Fact::RetryDue,
+                Fact::GrantsDue,
+                Fact::DriftDue,
+            ] {
                 assert!(seen.contains(&fact), "{turn:?}: {seen:?}");
             }
         }

@@ -3,7 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
 use super::complaints::Complaints;
@@ -26,6 +28,9 @@ use crate::pods::settings::GuardSettings;
 use crate::pods::translate;
 use crate::policy::protected::Protected;
 use crate::source::preferred::Origin;
+
+/// Grants are judged again at most this often: it is a walk over all Services, and each event of a source may change what they claim.
+const JUDGE_EVERY: Duration = Duration::from_secs(1);
 
 /// One order: what the kernel is to hold.
 #[derive(Debug)]
@@ -67,6 +72,10 @@ pub(super) struct Guarding {
     extra: ExtraPolicy,
     /// Rows of Pods that were granted more than their own, by device.
     granted: BTreeMap<u32, GuardRow>,
+    /// When grants were judged last, if any Pod asks for more than its own.
+    judged: Option<Instant>,
+    /// When they are to be judged again, because a source has said something since.
+    judge_at: Option<Instant>,
     translation: translate::Policy,
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
@@ -100,6 +109,8 @@ impl Guarding {
             settings: config.guard.clone(),
             extra: config.extra.clone(),
             granted,
+            judged: None,
+            judge_at: None,
             translation: config.translation.clone(),
             worker: Worker::new(move |guard, order| {
                 match do_work(guard, &bpffs, &dirs, &order) {
@@ -127,6 +138,9 @@ impl Guarding {
         let is_told = !matches!(facts.origin, Origin::None | Origin::Checkpoint);
         let told = facts.snapshot.filter(|_| is_told);
         ask_for_the_untold(&mut pods, &granted, told);
+        self.judge_at = None;
+        let is_asked = pods.iter().any(|pod| !pod.extra.is_empty());
+        self.judged = is_asked.then(Instant::now);
         let nothing = (Snapshot::default(), BTreeSet::new());
         let snapshot = facts.snapshot.unwrap_or(&nothing.0);
         let local = known.view.local_addresses.as_ref().unwrap_or(&nothing.1);
@@ -152,6 +166,18 @@ impl Guarding {
             wanted,
             entries: known.entries().clone(),
         });
+    }
+
+    /// A source has said something: it may be of an address that a Pod was granted.
+    pub(super) fn doubt_grants(&mut self) {
+        if let Some(judged) = self.judged {
+            self.judge_at.get_or_insert(judged + JUDGE_EVERY);
+        }
+    }
+
+    /// When to [`Self::hear`] again, though neither the ledger nor a device has changed.
+    pub(super) fn judge_at(&self) -> Option<Instant> {
+        self.judge_at
     }
 
     /// Waits until something has been done. Cancel safe.

@@ -209,6 +209,7 @@ impl Agent {
     async fn next(&mut self) -> Fact {
         self.deadlines.boot = self.serving.begin_at(self.sources.origin());
         self.deadlines.retry = self.serving.retry_at();
+        self.deadlines.grants = self.units.guarding.judge_at();
         let Units {
             pods,
             guarding,

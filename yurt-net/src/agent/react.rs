@@ -16,6 +16,8 @@ pub(super) enum Fact {
     DriftDue,
     /// It is time to try a write again that has failed.
     RetryDue,
+    /// It is time to judge anew what Pods were granted beside their own: a source has said something since.
+    GrantsDue,
     /// The snapshot in force, or whether it is fresh, is another than before.
     SourcesSpoke,
     /// Pods of this node are others than before, by the snapshot in force.
@@ -87,6 +89,8 @@ pub(super) enum Step {
     ReadLedger,
     /// Have the Pods of this node listed anew.
     RefreshPods,
+    /// Note that what Pods were granted may be somebody else's by now.
+    DoubtGrants,
     /// Have the guard brought in step.
     Guard,
     /// Have translation brought in step.
@@ -154,7 +158,7 @@ const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 /// What follows from a fact.
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
-        Answer, AskAgain, Boot, Claim, Guard, Judge, Locate, LookAtCheckpoint, Probe,
+        Answer, AskAgain, Boot, Claim, DoubtGrants, Guard, Judge, Locate, LookAtCheckpoint, Probe,
         ReadAddresses, ReadLedger, ReadOwnPods, RefreshPods, Repair, ServePackets, Sync,
         TakeFailing, TakeServers, TellClients, TellPeers, TendCheckpoint, Translate, WriteClients,
     };
@@ -164,7 +168,11 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::PacketsDue => &[&[ReadLedger, ServePackets]],
         Fact::DriftDue => &[&[Claim, Repair, LookAtCheckpoint], PODS, DEVICES],
         Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
-        Fact::SourcesSpoke => &[&[ReadOwnPods, Locate, Probe, TakeFailing, Sync], DEVICES],
+        Fact::GrantsDue => &[&[Guard]],
+        Fact::SourcesSpoke => &[
+            &[ReadOwnPods, DoubtGrants, Locate, Probe, TakeFailing, Sync],
+            DEVICES,
+        ],
         Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
         Fact::LedgerChanged => &[&[RefreshPods]],
         // How they fared is told by who asks.
@@ -238,7 +246,7 @@ mod tests {
             TakeFailing,
             TellClients,
         ];
-        let rows: [(Fact, Vec<Step>); 18] = [
+        let rows: [(Fact, Vec<Step>); 19] = [
             (Fact::BootDue, vec![Boot]),
             (Fact::PacketsDue, vec![ReadLedger, ServePackets]),
             (
@@ -250,12 +258,14 @@ mod tests {
                 .concat(),
             ),
             (Fact::RetryDue, vec![Sync]),
+            (Fact::GrantsDue, vec![Guard]),
             (
                 Fact::SourcesSpoke,
                 vec![
                     ReadOwnPods,
                     TellDevices,
                     TellPeers,
+                    DoubtGrants,
                     Locate,
                     Probe,
                     TakeFailing,
