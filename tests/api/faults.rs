@@ -1,9 +1,11 @@
 //! What can go wrong on the way.
 
-use std::net::Ipv4Addr;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, TcpListener};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::json;
 use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, Settings, objects};
 
@@ -47,6 +49,29 @@ fn a_list_that_breaks_off_anywhere_loses_nothing() -> Result<()> {
     for bytes in [0, 1, 40, 100, 700, 1500] {
         survives([Fault::Cut(bytes)])?;
     }
+    Ok(())
+}
+
+/// Beside which nothing else would run, for as long as they come.
+#[test]
+fn a_server_that_only_ever_says_continue_is_given_up() -> Result<()> {
+    /// What the kernel buffers of a connection is a tenth.
+    const MOST: usize = 64 << 20;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let url = format!("kube:http://{}", listener.local_addr()?);
+    let server = thread::spawn(move || -> Result<usize> {
+        let (mut stream, _) = listener.accept()?;
+        let many = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(1000);
+        let mut sent = 0;
+        while sent < MOST && stream.write_all(&many).is_ok() {
+            sent += many.len();
+        }
+        Ok(sent)
+    });
+    let followed = Followed::start(&[url])?;
+    let sent = server.join().map_err(|_panic| anyhow!("the server"))??;
+    ensure!(sent < MOST, "all of {sent} bytes were read");
+    drop(followed);
     Ok(())
 }
 

@@ -146,6 +146,7 @@ mod tests {
             if timeout(turn, nameservers.changed()).await.is_ok() {
                 changed.push(begun.elapsed());
             }
+            nameservers.reading.settle();
         }
         let [at] = *changed else {
             panic!("{changed:?}");

@@ -98,6 +98,14 @@ impl<T: Send + 'static> Errand<T> {
         running.is_some_and(|running| !running.work.is_finished())
     }
 
+    /// Lets the work end, where a test's clock stands still or what it reads is about to change.
+    #[cfg(test)]
+    pub(crate) fn settle(&self) {
+        while self.is_outstanding() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Waits for what has taken too long, be it for ever. Cancel safe.
     pub async fn late(&mut self) -> Option<T> {
         let result = match &mut self.running {

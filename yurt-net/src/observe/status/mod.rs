@@ -217,7 +217,14 @@ impl Status {
         self.retention.write(out)?;
         out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;
-        self.left_alone.iter().try_for_each(|one| one.write(out))?;
+        let mut first = self.left_alone.iter().take(SHOWN);
+        first.try_for_each(|one| one.write(out))?;
+        write_more(
+            out,
+            self.left_alone.len(),
+            SHOWN,
+            "status -o json` shows all",
+        )?;
         writeln!(
             out,
             "tables        {} applied, {} writes for the last",

@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::SHOWN;
+use super::counted::write_more;
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::ledger::State;
@@ -69,6 +71,18 @@ pub struct GuardedPodStatus {
     pub dropped: u64,
 }
 
+impl GuardedPodStatus {
+    /// Whom an operator looks for first: Pods that sent what is not theirs, that lost an address, that run.
+    fn rank(&self) -> (bool, bool, bool) {
+        let is_quiet = self.audited + self.dropped == 0;
+        (
+            is_quiet,
+            self.promised.is_empty(),
+            self.state != State::Active,
+        )
+    }
+}
+
 impl Retention {
     pub(super) fn write(&self, out: &mut String) -> fmt::Result {
         let Retention {
@@ -110,7 +124,7 @@ impl Retention {
         write_alarms(out, alarms)
     }
 
-    /// The table of its Pods.
+    /// The table of its Pods: the first few, of whom something is to be said first.
     pub(super) fn write_pods(&self, out: &mut String) -> fmt::Result {
         if self.pods.is_empty() {
             return Ok(());
@@ -126,7 +140,10 @@ impl Retention {
             "DROPPED",
         ];
         let mut lines = vec![head.map(str::to_owned)];
-        for pod in &self.pods {
+        let mut first: Vec<&GuardedPodStatus> = self.pods.iter().collect();
+        first.sort_by_key(|pod| pod.rank());
+        first.truncate(SHOWN);
+        for pod in &first {
             let GuardedPodStatus {
                 namespace,
                 name,
@@ -158,7 +175,8 @@ impl Retention {
                 dropped.to_string(),
             ]);
         }
-        write!(out, "\n{}", columns(&lines))
+        write!(out, "\n{}", columns(&lines))?;
+        write_more(out, self.pods.len(), first.len(), "ledger` shows all")
     }
 }
 

@@ -1,4 +1,5 @@
 use super::*;
+use crate::ledger::State;
 
 fn rejection(namespace: &str, name: &str) -> Rejection {
     Rejection {
@@ -48,4 +49,41 @@ fn nothing_that_others_wrote_adds_a_line_to_the_table() {
         after.lines().all(|line| line.chars().all(text::is_plain)),
         "{after}"
     );
+}
+
+#[test]
+fn of_many_pods_and_addresses_a_few_are_shown_and_first_those_of_which_something_is_to_be_said() {
+    let pod = |name: String| GuardedPodStatus {
+        namespace: "shop".to_owned(),
+        name,
+        interface: "eth0".to_owned(),
+        state: State::Active,
+        addresses: Vec::new(),
+        promised: Vec::new(),
+        translated: Vec::new(),
+        mac: None,
+        device: None,
+        audited: 0,
+        dropped: 0,
+    };
+    let mut status = Status::default();
+    status.retention.pods = (0..1000).map(|n| pod(format!("quiet-{n}"))).collect();
+    status.retention.pods[700].audited = 3;
+    status.retention.pods[800].promised = vec![[10, 1, 0, 2].into()];
+    let alone = |n: u8| LeftAlone {
+        address: [10, 96, 0, n].into(),
+        service: "kube-system/dns".to_owned(),
+    };
+    status.left_alone = (0..200).map(alone).collect();
+    let table = status.table();
+    for shown in [
+        "quiet-700",
+        "quiet-800",
+        "and 990 more: `yurt-net ledger` shows all\n",
+        "and 190 more: `yurt-net status -o json` shows all\n",
+    ] {
+        assert!(table.contains(shown), "{shown}: {table}");
+    }
+    assert!(table.lines().count() < 60, "{table}");
+    assert!(text::json(&status).unwrap().contains("quiet-999"));
 }

@@ -26,6 +26,7 @@ mod failure;
 mod files;
 mod follow;
 mod gaps;
+mod head;
 mod plugin;
 mod received;
 mod report;

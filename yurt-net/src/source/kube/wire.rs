@@ -38,6 +38,7 @@ use tokio_rustls::TlsConnector;
 use yurt_ebpf::abi::OWN_SOCKET_PRIORITY;
 
 use super::access::{AccessError, Way};
+use super::head::{Head, Limited};
 use crate::dataplane::service::sockets::owner::{Owner, owner_of_peer};
 use crate::source::hub::is_dummy;
 
@@ -125,6 +126,7 @@ pub(super) fn is_silence(error: &io::Error) -> bool {
 pub(super) struct Wire {
     sender: SendRequest<Empty<Bytes>>,
     driver: JoinHandle<()>,
+    head: Head,
     socket: Arc<OwnedFd>,
     way: Way,
     host: HeaderValue,
@@ -149,19 +151,20 @@ impl Wire {
         let socket = stream.as_fd().try_clone_to_owned();
         let connecting = |source| DialError::Connect { to: at, source };
         let socket = Arc::new(socket.map_err(connecting)?);
+        let head = Head::new();
         let (sender, driver, may_have_token) = match &way.tls {
             Some(tls) => {
                 let connector = TlsConnector::from(Arc::clone(&tls.config));
                 let handshake = connector.connect(tls.name.clone(), stream);
                 let stream = in_time(handshake).await;
                 let stream = stream.map_err(|source| DialError::Tls { at, source })?;
-                let (sender, driver) = drive(stream, at).await?;
+                let (sender, driver) = drive(Limited::new(stream, head.clone()), at).await?;
                 (sender, driver, tls.is_verified)
             }
             None => {
                 let own = stream.local_addr().map_err(connecting)?;
                 let is_ours = is_roots(own, at).await?;
-                let (sender, driver) = drive(stream, at).await?;
+                let (sender, driver) = drive(Limited::new(stream, head.clone()), at).await?;
                 (sender, driver, is_ours)
             }
         };
@@ -171,6 +174,7 @@ impl Wire {
         Ok(Self {
             sender,
             driver,
+            head,
             socket,
             host: host.ok_or(DialError::NoHost { url })?,
             way,
@@ -200,7 +204,9 @@ impl Wire {
         request.headers_mut().insert(HOST, self.host.clone());
         self.sender.ready().await?;
         let request = request.map(|()| Empty::new());
+        self.head.is_awaited();
         let response = self.sender.send_request(request).await?;
+        self.head.is_here();
         if response.status() == StatusCode::UNAUTHORIZED {
             // A plugin's answer may be what TLS began with, so another connection is made then.
             self.is_spent = self.way.forget(self.signed_at).await;

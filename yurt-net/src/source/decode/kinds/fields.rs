@@ -79,6 +79,31 @@ pub(super) fn required<'v>(value: &'v Value<'_>, expected: &'static str) -> Resu
     present(value, expected)
 }
 
+/// Refuses names that no apiserver lets an object have (RFC 1123): a manifest may have them, and other tools than this one show them as
+/// they are.
+pub(super) fn known_to_apiservers(value: &Value<'_>) -> Result<(), Wrong> {
+    let name = text(value)?.unwrap_or_default();
+    let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
+    let is_label = |label: &[u8]| match label {
+        [only] => is_alphanumeric(only),
+        [first, inner @ .., last] => {
+            let mut inner = inner.iter();
+            is_alphanumeric(first)
+                && inner.all(|byte| is_alphanumeric(byte) || *byte == b'-')
+                && is_alphanumeric(last)
+        }
+        [] => false,
+    };
+    let is_known = name.is_empty() || name.as_bytes().split(|byte| *byte == b'.').all(is_label);
+    match is_known {
+        true => Ok(()),
+        false => Err(Wrong::new(
+            "a name of lower case letters, digits, \"-\" and \".\"",
+            value,
+        )),
+    }
+}
+
 /// A text that has to be there, of any length.
 pub(super) fn present<'v>(value: &'v Value<'_>, expected: &'static str) -> Result<&'v str, Wrong> {
     text(value)?

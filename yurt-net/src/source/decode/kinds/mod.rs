@@ -25,8 +25,8 @@ mod tests;
 
 use fields::{
     DISCARD, FLANNEL, HEADLESS, LISTEN, MAX_LABEL_KEY, POOL_NAME, PREFIXES, SERVICE_NAME,
-    TOPOLOGY_KEYS, address, annotations, cidr, known_name, label, port_number, present, protocol,
-    required,
+    TOPOLOGY_KEYS, address, annotations, cidr, known_name, known_to_apiservers, label, port_number,
+    present, protocol, required,
 };
 use pod::{CONTAINER, pod};
 use service::{pool_service, service};
@@ -231,8 +231,10 @@ fn decode(
     }
     at(value, "metadata", |metadata| {
         at(metadata, "name", |name| {
-            required(name, "the name of the object")
-        })
+            required(name, "the name of the object")?;
+            known_to_apiservers(name)
+        })?;
+        at(metadata, "namespace", known_to_apiservers)
     })?;
     at(value, "apiVersion", |version| {
         let found = required(version, "the API version of the object")?;

@@ -1,9 +1,10 @@
 use super::super::tests::{objects, rejections, yaml};
-use super::super::{Decoded, Located};
+use super::super::{Decoded, Format, Located, decode as decode_all};
 use super::*;
 use crate::model::{Protocol, Service, ServiceType, TrafficPolicy};
 
 use ipnetwork::IpNetwork;
+use serde_json::json;
 use std::sync::Arc;
 
 fn service(text: &str) -> Arc<Service> {
@@ -674,4 +675,56 @@ fn the_time_of_making_is_read_in_every_offset_and_one_that_is_none_is_told() {
         assert!(decoded.objects.is_empty(), "{time}");
         assert!(told[0].contains("creationTimestamp"), "{told:?}");
     }
+}
+
+#[test]
+fn a_name_that_no_apiserver_would_take_costs_its_object_and_no_other() {
+    let service = |name: &str| {
+        json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "d"},
+            "spec": {"clusterIP": "10.96.0.9", "ports": [{"port": 80}]}})
+    };
+    let long = "a".repeat(253);
+    let right = ["a", "0", "web-1", "a.b-c.d", &long];
+    let wrong = [
+        "\u{1f600}\u{0}x",
+        "web\u{202e}",
+        "w\u{e9}b",
+        "Web",
+        "a_b",
+        "-a",
+        "a-",
+        "a..b",
+        ".",
+        "a b",
+        "a\nb",
+    ];
+    let all = right
+        .iter()
+        .chain(&wrong)
+        .map(|name| service(name).to_string());
+    let decoded = decode_all(
+        &all.collect::<String>(),
+        Format::Json,
+        "a",
+        &mut Names::default(),
+    );
+    let told = rejections(&decoded);
+    assert_eq!(decoded.objects.len(), right.len(), "{told:?}");
+    assert_eq!(told.len(), wrong.len(), "{told:?}");
+    assert!(
+        told.iter().all(|why| why.contains("metadata.name")),
+        "{told:?}"
+    );
+    let mut elsewhere = service("web");
+    elsewhere["metadata"]["namespace"] = json!("n\u{0}");
+    let decoded = decode_all(
+        &elsewhere.to_string(),
+        Format::Json,
+        "a",
+        &mut Names::default(),
+    );
+    assert!(
+        rejections(&decoded)[0].contains("metadata.namespace"),
+        "{decoded:?}"
+    );
 }

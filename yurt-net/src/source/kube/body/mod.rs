@@ -28,6 +28,9 @@ pub enum BodyError {
     /// Its connection was lost, or its server stopped.
     #[error("the answer ends before its end")]
     Cut,
+    /// It is made of what means nothing.
+    #[error("the answer has more blanks than objects")]
+    Blanks,
     /// Items are objects.
     #[error("the answer is no list: it has {found:?} between its items")]
     NoItem {
@@ -131,6 +134,9 @@ pub struct ListScanner {
     /// The begin of an item whose end has not arrived.
     item: Vec<u8>,
     place: Place,
+    /// Bytes of items, and of what is between them: packed, blanks without end cost their sender nothing.
+    items: usize,
+    between: usize,
     /// Open braces.
     depth: u32,
     is_in_string: bool,
@@ -253,6 +259,10 @@ impl ListScanner {
         let begin = bytes
             .iter()
             .position(|byte| !byte.is_ascii_whitespace() && *byte != b',');
+        self.between += begin.unwrap_or(bytes.len());
+        if self.between > MAX_ENVELOPE_BYTES + self.items {
+            return Err(BodyError::Blanks);
+        }
         let Some(begin) = begin else { return Ok(&[]) };
         let bytes = &bytes[begin..];
         match bytes[0] {
@@ -304,6 +314,7 @@ impl ListScanner {
             }
             if self.depth == 0 && !self.is_in_string {
                 let (end, after) = bytes.split_at(at);
+                self.items += self.item.len() + end.len();
                 if self.item.is_empty() {
                     sink(end);
                 } else {

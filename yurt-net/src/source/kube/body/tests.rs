@@ -86,6 +86,22 @@ fn an_empty_list_is_a_list() {
 }
 
 #[test]
+fn blanks_without_end_are_no_list_and_a_list_may_be_written_with_many() {
+    let blanks = [b' '; 4096];
+    let begin = br#"{"metadata":{"resourceVersion":"7"},"items":["#.as_slice();
+    for begin in [begin, &begin[..1], &[begin, b"{},"].concat(), b""] {
+        let endless = std::iter::once(begin).chain(std::iter::repeat(blanks.as_slice()));
+        let result = scan(endless.take(1000));
+        let is_given_up = matches!(result, Err(BodyError::Blanks | BodyError::NoList));
+        assert!(is_given_up, "{result:?}");
+    }
+    // Each field on a line of its own, as deep in as kubectl writes it.
+    let pretty = format!("{{}},\n{}", " ".repeat(8)).repeat(5000);
+    let (items, _) = scan([begin, pretty.as_bytes(), b"{}]}"]).unwrap();
+    assert_eq!(items.len(), 5001);
+}
+
+#[test]
 fn a_list_whose_items_are_null_is_an_empty_list() {
     let body = br#"{"kind":"NodeBucketList","metadata":{"resourceVersion":"7"},"items":null}"#;
     for cut in 0..body.len() {
