@@ -68,10 +68,10 @@ fn a_server_that_only_ever_says_continue_is_given_up() -> Result<()> {
         }
         Ok(sent)
     });
-    let followed = Followed::start(&[url])?;
+    let mut followed = Followed::start(&[url])?;
+    followed.until_status("it is given up", |_| server.is_finished())?;
     let sent = server.join().map_err(|_panic| anyhow!("the server"))??;
     ensure!(sent < MOST, "all of {sent} bytes were read");
-    drop(followed);
     Ok(())
 }
 
