@@ -18,7 +18,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use self::counted::{KEPT, counts, write_counts, write_more};
+use self::counted::{KEPT, SHOWN, counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
 pub use self::left_alone::LeftAlone;
@@ -34,9 +34,6 @@ use crate::source::checkpoint::Stats;
 use crate::source::preferred::SourceStatus;
 use crate::text;
 use crate::tunnel::report::Report;
-
-/// How many the table for people names.
-const SHOWN: usize = 10;
 
 /// All of it.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]

@@ -6,8 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use super::SHOWN;
-use super::counted::write_more;
+use super::counted::{SHOWN, write_more};
 use crate::device::Mac;
 use crate::host::columns::columns;
 use crate::ledger::State;
