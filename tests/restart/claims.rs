@@ -177,7 +177,13 @@ fn a_state_directory_of_another_agent_is_left_to_it_and_named() -> Result<()> {
         Ok(snapshot.join("checkpoint").exists())
     })?;
 
-    let first = world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
+    // An agent that guards no Pods takes away the settings that plugins guard new ones by: its own.
+    let settings = dirs[2].join("guard.json");
+    world.wait_for("the other agent's settings for plugins", || {
+        Ok(settings.exists())
+    })?;
+    let guards_none = ["--drift-interval", "1", "--guard", "off"];
+    let first = world.start_ready(&CAPACITY, &guards_none)?;
     let theirs = contents(&snapshot)?;
     let state = world.node.state_dir().display().to_string();
     mount(&["mount", "--bind", &dirs[2].display().to_string(), &state])?;
@@ -193,6 +199,7 @@ fn a_state_directory_of_another_agent_is_left_to_it_and_named() -> Result<()> {
         .node
         .apply(&world.web([a, b]))
         .and_then(|()| world.converges(10, &[a, b]));
+    let has_settings = settings.exists();
     let ended = first.terminate();
     let is_left = contents(&snapshot).map(|now| now == theirs);
     mount(&["umount", &state])?;
@@ -200,6 +207,10 @@ fn a_state_directory_of_another_agent_is_left_to_it_and_named() -> Result<()> {
     served?;
     assert_eq!(ended?.code(), Some(0));
     assert!(is_left?, "the other agent's checkpoint was written to");
+    assert!(
+        has_settings,
+        "the other agent's settings for plugins were taken away"
+    );
 
     world.start_ready(&CAPACITY, &["--drift-interval", "1"])?;
     let faults = world.status()?.degraded;

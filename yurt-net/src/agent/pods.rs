@@ -112,10 +112,10 @@ impl Pods {
         }
     }
 
-    /// Reads the ledger, and leaves what plugins go by where they look for it; `None` where it cannot be read.
-    pub(super) async fn read(&mut self) -> Option<Reading> {
+    /// Reads the ledger; `None` where it cannot be read. Where the directory is this agent's, leaves there what plugins go by.
+    pub(super) async fn read(&mut self, is_ours: bool) -> Option<Reading> {
         self.keep_watching().await;
-        match self.ask_the_disk().await {
+        match self.ask_the_disk(is_ours).await {
             Ok(reading) => {
                 for alarm in &reading.alarms {
                     if !self.alarms.contains(alarm) {
@@ -141,13 +141,16 @@ impl Pods {
         listed.ok()
     }
 
-    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs.
-    /// Beside it, reads the ledger.
-    async fn ask_the_disk(&mut self) -> Result<Reading, String> {
+    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs, and
+    /// nothing into another agent's directory, whose Pods are guarded by its settings. Beside it, reads the ledger.
+    async fn ask_the_disk(&mut self, is_ours: bool) -> Result<Reading, String> {
         let settings = self.settings.clone();
         let translation = self.translation.clone();
         let directory = self.dirs.state_dir.clone();
-        let leave = move || leave_settings(settings.as_ref(), &translation, &directory);
+        let leave = move || match is_ours {
+            true => leave_settings(settings.as_ref(), &translation, &directory),
+            false => Ok(()),
+        };
         let dirs = self.dirs.clone();
         let (left, read) = tokio::join!(
             self.leave.run(leave),

@@ -142,6 +142,8 @@ impl Step {
 
 /// What follows where Pods of this node, or what is known of them, may be others.
 const PODS: &[Step] = &[
+    // Settings for plugins are left beside the ledger.
+    Step::Claim,
     Step::ReadLedger,
     Step::Guard,
     Step::Translate,
@@ -165,8 +167,8 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
     match fact {
         Fact::Started => &[PODS, DEVICES],
         Fact::BootDue => &[&[Boot]],
-        Fact::PacketsDue => &[&[ReadLedger, ServePackets]],
-        Fact::DriftDue => &[&[Claim, Repair, LookAtCheckpoint], PODS, DEVICES],
+        Fact::PacketsDue => &[&[Claim, ReadLedger, ServePackets]],
+        Fact::DriftDue => &[&[Repair, LookAtCheckpoint], PODS, DEVICES],
         Fact::RetryDue | Fact::WhereaboutsChanged | Fact::FailingChanged => &[&[Sync]],
         Fact::GrantsDue => &[&[Guard]],
         Fact::SourcesSpoke => &[
@@ -181,6 +183,7 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
         // What this node has is no Pod's.
         Fact::AddressesChanged => &[&[
+            Claim,
             ReadLedger,
             Guard,
             Translate,
@@ -236,6 +239,7 @@ mod tests {
     fn each_fact_that_the_loop_waits_for_has_what_must_follow() {
         use Step::*;
         let pods = vec![
+            Claim,
             ReadLedger,
             Guard,
             Translate,
@@ -248,12 +252,12 @@ mod tests {
         ];
         let rows: [(Fact, Vec<Step>); 19] = [
             (Fact::BootDue, vec![Boot]),
-            (Fact::PacketsDue, vec![ReadLedger, ServePackets]),
+            (Fact::PacketsDue, vec![Claim, ReadLedger, ServePackets]),
             (
                 Fact::DriftDue,
                 [
                     &[Claim, Repair, LookAtCheckpoint, TellDevices, TellPeers][..],
-                    &pods,
+                    &pods[1..],
                 ]
                 .concat(),
             ),
@@ -281,6 +285,7 @@ mod tests {
             (
                 Fact::AddressesChanged,
                 vec![
+                    Claim,
                     ReadLedger,
                     Guard,
                     Translate,

@@ -69,7 +69,11 @@ impl Agent {
                     self.tell(|units, facts| units.packets.hear(facts));
                 }
             }
-            Step::Release => self.tell_of_ledger(|units, facts| units.pods.hear(facts)),
+            Step::Release => {
+                if !self.units.claimed.is_refused() {
+                    self.tell_of_ledger(|units, facts| units.pods.hear(facts));
+                }
+            }
             Step::Probe => self.tell(|units, facts| units.probing.hear(facts)),
             Step::TellClients => self.tell(|units, facts| units.clients.hear(facts)),
             Step::WriteClients => self.units.clients.write(&mut self.serving),
@@ -220,9 +224,10 @@ impl Agent {
             guarding,
             probing,
             packets,
+            claimed,
             ..
         } = &mut self.units;
-        let reading = pods.read().await;
+        let reading = pods.read(!claimed.is_refused()).await;
         let is_new = reading.is_some_and(|reading| self.known.set_ledger(reading));
         self.known.set_guard_loaded(guarding.is_loaded());
         let has_pods = self.known.has_ledger() || probing.is_on();
