@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use crate::text::in_turns;
+use crate::text::{in_turns, is_of_tenants};
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Lines in a minute, of all together.
@@ -15,11 +15,6 @@ const MOST_OF_ONE: usize = 10;
 /// Lines in a minute that tenants together leave to the node itself and to the namespaces that the cluster lives in. Without them a
 /// tenant with three namespaces would be all that a log has room for.
 const KEPT: usize = 10;
-
-/// Whether a cause has its part of what is kept: "" is the node itself, or an object without a namespace.
-fn is_kept_for(cause: &str) -> bool {
-    ["", "default", "kube-system"].contains(&cause)
-}
 
 /// What was written in this minute. One for each kind of line.
 #[derive(Debug, Default)]
@@ -95,8 +90,9 @@ impl Lines {
                 fit.push(line);
             }
         }
-        let (kept, tenants): (Vec<&T>, Vec<&T>) =
-            fit.into_iter().partition(|line| is_kept_for(cause(line)));
+        let (kept, tenants): (Vec<&T>, Vec<&T>) = fit
+            .into_iter()
+            .partition(|line| !is_of_tenants(cause(line)));
         let room = MOST.saturating_sub(self.said.len());
         let kept = in_turns(&kept, room, |line| cause(line).to_owned());
         let room = (MOST - KEPT)

@@ -236,9 +236,19 @@ impl<W: io::Write> io::Write for Log<W> {
     }
 }
 
-/// At most `most` items, in their order: the first of each group, then the second of each, so that a group of thousands
-/// hides no other group.
-pub fn in_turns<'a, T, K: Ord>(
+/// Whether objects of this namespace are written by tenants; "" has those of the cluster.
+pub fn is_of_tenants(namespace: &str) -> bool {
+    !["", "default", "kube-system"].contains(&namespace)
+}
+
+/// The group of an object for [`in_turns`]: what no tenant writes comes first, or names would decide.
+pub fn by_namespace(namespace: &str) -> (bool, &str) {
+    (is_of_tenants(namespace), namespace)
+}
+
+/// At most `most` items, in their order: the first of each group, by the order of groups, then the second of each, so that a group of
+/// thousands hides no other group.
+pub fn in_turns<'a, T, K: Ord + Clone>(
     all: &'a [T],
     most: usize,
     group: impl Fn(&'a T) -> K,
@@ -247,16 +257,18 @@ pub fn in_turns<'a, T, K: Ord>(
         return all.iter().collect();
     }
     let mut turns: BTreeMap<K, usize> = BTreeMap::new();
-    let mut ranked: Vec<(usize, usize)> = Vec::with_capacity(all.len());
+    let mut ranked: Vec<(usize, K, usize)> = Vec::with_capacity(all.len());
     for (index, one) in all.iter().enumerate() {
-        let turn = turns.entry(group(one)).or_default();
-        ranked.push((*turn, index));
+        let group = group(one);
+        let turn = turns.entry(group.clone()).or_default();
+        ranked.push((*turn, group, index));
         *turn += 1;
     }
     ranked.sort_unstable();
     ranked.truncate(most);
-    ranked.sort_unstable_by_key(|&(_, index)| index);
-    ranked.into_iter().map(|(_, index)| &all[index]).collect()
+    let mut kept: Vec<usize> = ranked.into_iter().map(|(_, _, index)| index).collect();
+    kept.sort_unstable();
+    kept.into_iter().map(|index| &all[index]).collect()
 }
 
 #[cfg(test)]

@@ -73,6 +73,14 @@ fn the_first_few_are_of_everybody() {
     assert_eq!(in_turns(&many, 7, |one| &one[..1]).len(), 7);
 }
 
+#[test]
+fn what_no_tenant_writes_is_among_the_first_few_however_many_namespaces_come_before() {
+    let tenants = (0..40).map(|tenant| format!("evil{tenant}"));
+    let all: Vec<String> = tenants.chain(["kube-system".to_owned()]).collect();
+    let few = in_turns(&all, 10, |namespace| by_namespace(namespace));
+    assert_eq!((few.len(), few.last()), (10, Some(&&all[40])));
+}
+
 /// What a log makes of an event whose message somebody else has written.
 fn logged(style: LogStyle, text: &str) -> String {
     use std::sync::{Arc, Mutex};

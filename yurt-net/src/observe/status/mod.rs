@@ -158,7 +158,9 @@ impl Status {
 
     /// Tells of these objects.
     pub fn set_rejections(&mut self, all: &[Rejection]) {
-        let first = text::in_turns(all, KEPT, |rejection| &rejection.namespace);
+        let first = text::in_turns(all, KEPT, |rejection| {
+            text::by_namespace(&rejection.namespace)
+        });
         self.rejections = first.into_iter().cloned().collect();
         self.rejected_by_kind = counts(all.iter().map(|rejection| rejection.kind.as_str()));
     }
@@ -249,7 +251,7 @@ impl Status {
         if !self.refused.is_empty() {
             let all = write_counts(out, "DOES NOT FIT", &self.refused_by_map)?;
             let shown = text::in_turns(&self.refused, SHOWN, |refused| {
-                refused.service.split('/').next()
+                text::by_namespace(refused.service.split('/').next().unwrap_or_default())
             });
             for RefusedService {
                 service,
@@ -265,7 +267,9 @@ impl Status {
         }
         if !self.rejections.is_empty() {
             let all = write_counts(out, "REJECTED", &self.rejected_by_kind)?;
-            let shown = text::in_turns(&self.rejections, SHOWN, |r| &r.namespace);
+            let shown = text::in_turns(&self.rejections, SHOWN, |r| {
+                text::by_namespace(&r.namespace)
+            });
             for Rejection {
                 kind,
                 namespace,

@@ -50,7 +50,9 @@ pub struct DoesNotFit {
 impl DoesNotFit {
     /// Of these.
     pub fn of(all: &[Refused]) -> Self {
-        let first = text::in_turns(all, KEPT, |refused| &refused.service.namespace);
+        let first = text::in_turns(all, KEPT, |refused| {
+            text::by_namespace(&refused.service.namespace)
+        });
         Self {
             first: first.into_iter().map(RefusedService::from).collect(),
             by_map: counts(all.iter().map(|refused| refused.map.to_string())),

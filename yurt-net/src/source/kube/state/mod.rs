@@ -608,7 +608,9 @@ impl ClusterState {
         self.has_other_rejections = false;
         let known = self.known.values();
         let all: Vec<&Rejection> = known.flat_map(|known| known.rejections.values()).collect();
-        let shown = text::in_turns(&all, SHOWN_REJECTIONS, |rejection| &rejection.namespace);
+        let shown = text::in_turns(&all, SHOWN_REJECTIONS, |rejection| {
+            text::by_namespace(&rejection.namespace)
+        });
         let more = all.len() - shown.len();
         self.snapshot.rejections = shown.into_iter().copied().cloned().collect();
         if more > 0 {
