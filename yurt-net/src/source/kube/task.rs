@@ -13,7 +13,9 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
+use super::body::{
+    BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, check_item, watch_event,
+};
 use super::connection::{Connection, Loss, Told};
 use super::extent::Extent;
 use super::failure::RequestError;
@@ -521,6 +523,10 @@ impl Task {
         let Some(api_version) = wanted.filter(|_| !items.is_empty()) else {
             return Ok(());
         };
+        let kind = self.shape.resource.kind().name();
+        items
+            .iter()
+            .try_for_each(|item| check_item(item, kind, api_version))?;
         count(
             &self.counters.objects,
             u64::try_from(items.len()).unwrap_or_default(),

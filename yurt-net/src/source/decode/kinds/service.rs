@@ -45,6 +45,10 @@ pub(super) fn service(
         at(m, "creationTimestamp", seconds_since_1970)
     })?;
     at(value, "spec", |spec| {
+        // Who strips objects of it would have all Services be without ports.
+        if *spec == Value::Null {
+            return Err(Wrong::new("an object", spec));
+        }
         let mut cluster_ips = at(spec, "clusterIPs", |all| each(all, cluster_ip))?;
         if cluster_ips.is_empty() {
             cluster_ips.push(at(spec, "clusterIP", cluster_ip)?);

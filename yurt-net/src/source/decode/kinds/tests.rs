@@ -126,7 +126,7 @@ fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
         "spec: {clusterIP: None}",
         "spec: {clusterIP: ''}",
         "spec: {clusterIPs: [None]}",
-        "spec:",
+        "spec: {}",
     ] {
         assert_eq!(
             service(no_address).cluster_ips,
@@ -138,6 +138,18 @@ fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
         service("spec: {clusterIP: 10.96.0.1}").cluster_ips,
         addresses(&["10.96.0.1"]).into()
     );
+}
+
+#[test]
+fn a_service_without_a_spec_is_refused_and_not_taken_for_one_without_ports() {
+    for no_spec in ["", "spec:", "spec: null"] {
+        let text = format!("apiVersion: v1\nkind: Service\nmetadata: {{name: web}}\n{no_spec}\n");
+        let reason = &yaml(&text).rejections[0].reason;
+        assert_eq!(
+            reason, "spec: expected an object, found nothing",
+            "{no_spec}"
+        );
+    }
 }
 
 #[test]

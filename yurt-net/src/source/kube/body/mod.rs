@@ -4,10 +4,11 @@
 //! here, and what is outside the items is kept and parsed at the end.
 #![forbid(unsafe_code)]
 
+use std::borrow::Cow;
 use std::io::{self, Write as _};
 
 use flate2::write::MultiGzDecoder;
-use memchr::{memchr, memchr2, memchr3};
+use memchr::{memchr, memchr2, memchr3, memmem};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -44,6 +45,14 @@ pub enum BodyError {
     #[error("the answer is a list of another kind, {found:?} where {wanted}List was asked for")]
     OtherKind {
         /// Its kind, or the beginning of it.
+        found: String,
+        /// The kind of the objects that were asked for.
+        wanted: &'static str,
+    },
+    /// And so does a list that is right, but for what is in it.
+    #[error("the answer is no list of {wanted}s: an item of it is {found:?}")]
+    OtherItem {
+        /// API version and kind of the item, or the beginning of them.
         found: String,
         /// The kind of the objects that were asked for.
         wanted: &'static str,
@@ -124,6 +133,45 @@ impl ListEnd {
         let found = self.kind.chars().take(64).collect();
         Err(BodyError::OtherKind { found, wanted })
     }
+}
+
+/// Refuses an item that says that it is of another kind, or of another API group: left out, it would be taken for deleted. Items of an
+/// apiserver's list say neither; those of YurtHub's say both.
+pub(super) fn check_item(
+    item: &[u8],
+    wanted: &'static str,
+    api_version: &str,
+) -> Result<(), BodyError> {
+    #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Said<'a> {
+        #[serde(borrow, default)]
+        kind: Cow<'a, str>,
+        #[serde(borrow, default)]
+        api_version: Cow<'a, str>,
+    }
+    // Most items are not read twice.
+    if memmem::find(item, b"\"kind\"").is_none() {
+        return Ok(());
+    }
+    // One that cannot be read is a rejection, by whoever decodes it.
+    let Ok(said) = serde_json::from_slice::<Said<'_>>(item) else {
+        return Ok(());
+    };
+    let group = |version: &str| {
+        version
+            .split_once('/')
+            .map_or("", |(group, _)| group)
+            .to_owned()
+    };
+    let is_kind = said.kind.is_empty() || said.kind == wanted;
+    let is_group = said.api_version.is_empty() || group(&said.api_version) == group(api_version);
+    if is_kind && is_group {
+        return Ok(());
+    }
+    let found = format!("{} {}", said.api_version, said.kind);
+    let found = found.trim().chars().take(64).collect();
+    Err(BodyError::OtherItem { found, wanted })
 }
 
 /// Takes a list apart.

@@ -70,6 +70,39 @@ fn what_is_no_list_is_refused() {
 }
 
 #[test]
+fn an_item_that_says_it_is_something_else_is_refused_and_one_that_says_nothing_is_believed() {
+    for item in [
+        r#"{"metadata":{"name":"web"},"spec":{}}"#,
+        r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1"}"#,
+        r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1beta1"}"#,
+        r#"{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Service"}]}}"#,
+        // Decoding refuses it, and names it.
+        r#"{"kind":7,"metadata":{"name":"web"}}"#,
+    ] {
+        let checked = check_item(item.as_bytes(), "EndpointSlice", "discovery.k8s.io/v1");
+        assert!(checked.is_ok(), "{item}: {checked:?}");
+    }
+    for (item, named) in [
+        (
+            r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1"}"#,
+            "EndpointSlice",
+        ),
+        (
+            r#"{"kind":"PartialObjectMetadata"}"#,
+            "PartialObjectMetadata",
+        ),
+        (
+            r#"{"apiVersion":"serving.knative.dev/v1","kind":"Service"}"#,
+            "serving.knative.dev/v1",
+        ),
+        (r#"{"metadata":{"name":"web"},"kind":"Pod"}"#, "Pod"),
+    ] {
+        let error = check_item(item.as_bytes(), "Service", "v1").unwrap_err();
+        assert!(error.to_string().contains(named), "{item}: {error}");
+    }
+}
+
+#[test]
 fn an_empty_list_is_a_list() {
     let (items, end) =
         scan([br#"{"metadata":{"resourceVersion":"7","continue":"x"},"items":[]}"#.as_slice()])
