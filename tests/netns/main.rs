@@ -14,6 +14,7 @@ mod devices;
 mod drift;
 mod established;
 mod files;
+mod flows;
 mod frontends;
 mod golden;
 mod guard;

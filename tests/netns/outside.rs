@@ -25,19 +25,19 @@ use crate::world::all_answered;
 use crate::world::names;
 
 const ON: &[&str] = &["--packet-path=on"];
-const NODE_PORT: u16 = 30080;
+pub(crate) const NODE_PORT: u16 = 30080;
 const BALANCER: [&str; 2] = ["203.0.113.9", "2001:db8:77::9"];
 
 /// A node with an agent, another one in its pool, and a host outside.
-struct Stage {
-    near: Pod,
-    far: Pod,
-    client: Pod,
-    world: World,
+pub(crate) struct Stage {
+    pub(crate) near: Pod,
+    pub(crate) far: Pod,
+    pub(crate) client: Pod,
+    pub(crate) world: World,
 }
 
 impl Stage {
-    fn new() -> Result<Self> {
+    pub(crate) fn new() -> Result<Self> {
         let mut world =
             World::new(&[("edge-1", "hangzhou"), ("edge-2", "hangzhou"), ("home", "")])?;
         let (near, far) = (world.backend(0, "near")?, world.backend(1, "far")?);
@@ -67,7 +67,7 @@ impl Stage {
     }
 
     /// NodePort and load balancer of both families.
-    fn frontends(&self) -> Result<Vec<String>> {
+    pub(crate) fn frontends(&self) -> Result<Vec<String>> {
         let node = self.world.node(0)?;
         Ok(vec![
             format!("{}:{NODE_PORT}", node.ip4()),
@@ -77,12 +77,23 @@ impl Stage {
         ])
     }
 
-    fn start(&mut self, backends: &[&Pod]) -> Result<Agent> {
-        let backends: Vec<Pod> = backends.iter().map(|pod| (*pod).clone()).collect();
-        self.world.manifests.service("web").endpoints(&backends);
-        let agent = self.world.start(0, ON)?;
+    pub(crate) fn start(&mut self, backends: &[&Pod]) -> Result<Agent> {
+        self.start_with(backends, &[])
+    }
+
+    /// With more flags.
+    pub(crate) fn start_with(&mut self, backends: &[&Pod], flags: &[&str]) -> Result<Agent> {
+        self.lead_to(backends);
+        let flags: Vec<&str> = ON.iter().chain(flags).copied().collect();
+        let agent = self.world.start(0, &flags)?;
         self.wait_served()?;
         Ok(agent)
+    }
+
+    /// Has the Service these endpoints, once the manifests are applied.
+    pub(crate) fn lead_to(&mut self, backends: &[&Pod]) {
+        let backends: Vec<Pod> = backends.iter().map(|pod| (*pod).clone()).collect();
+        self.world.manifests.service("web").endpoints(&backends);
     }
 
     fn wait_served(&self) -> Result<()> {

@@ -309,7 +309,7 @@ impl Node {
                 command.args(["--node", self.name(), "--source"]);
                 command.arg(self.source());
             }
-            Some(&("status" | "explain" | "check" | "monitor" | "cleanup")) => {
+            Some(&("status" | "flows" | "explain" | "check" | "monitor" | "cleanup")) => {
                 command.args(self.agent_flags(self.cgroup()));
             }
             _ => {}

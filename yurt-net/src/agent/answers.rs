@@ -10,7 +10,7 @@ use super::react::Phase;
 use super::steps::facts;
 use crate::dataplane::DataplaneError;
 use crate::error::chain;
-use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain};
+use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain, services};
 use crate::host::clock::unix_seconds;
 use crate::host::process::Process;
 use crate::model::Snapshot;
@@ -46,13 +46,18 @@ impl Agent {
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
             // A table that nobody has said anything of knows no Service, and the kernel may serve them all.
-            Request::Explain(_) if self.serving.phase() != Phase::Serving => {
+            Request::Explain(_) | Request::Services(_)
+                if self.serving.phase() != Phase::Serving =>
+            {
                 Ok(control::error_reply(NO_TABLE))
             }
             Request::Explain(dial) => {
                 // Whoever asks may be a Pod of this node.
                 let pod = self.units.pods.pod_at(&self.known, dial.from).await;
                 serde_json::to_value(self.explain(dial, pod))
+            }
+            Request::Services(frontends) => {
+                serde_json::to_value(services(self.serving.table(), &frontends))
             }
         };
         let reply = reply.unwrap_or_else(|error| control::error_reply(&error.to_string()));

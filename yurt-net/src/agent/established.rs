@@ -8,7 +8,9 @@ use tracing::{debug, info, warn};
 use super::facts::Facts;
 use super::lines::Lines;
 use crate::config::AgentConfig;
-use crate::dataplane::service::sockets::{Event, Found, Outcome, Scanner, SocketMaps, support};
+use crate::dataplane::service::sockets::{
+    Event, Found, Outcome, Reach, Scanner, SocketMaps, support,
+};
 use crate::error::chain;
 use crate::host::process::give_back_memory;
 use crate::model::Protocol;
@@ -16,7 +18,7 @@ use crate::observe::status::{Sockets, Status};
 use crate::policy::{ClosureEstablished, Fate, Flow, Judge, Standing, Suspects};
 use crate::source::preferred::Origin;
 
-/// Ends the sockets of flows whose backends went.
+/// Ends flows whose backends went: their sockets, or where packets are served what is known of them.
 pub(super) struct Established {
     policy: ClosureEstablished,
     scanner: Scanner,
@@ -27,6 +29,10 @@ pub(super) struct Established {
     /// What the scanner has said, until it is heard.
     event: Option<Event>,
     report: Sockets,
+    /// Packets are served, or were: their flows are ended, too.
+    has_packets: bool,
+    /// How many of those were.
+    ended_flows: u64,
     lines: Lines,
 }
 
@@ -41,7 +47,14 @@ impl Established {
         }
         Self {
             policy,
-            scanner: Scanner::new(maps, with_tcp),
+            scanner: Scanner::new(
+                maps,
+                Reach {
+                    has_sockets: unsupported.is_none(),
+                    with_tcp,
+                    bpffs: config.place.bpffs.clone(),
+                },
+            ),
             suspects: Suspects::all(&[Protocol::Udp, Protocol::Tcp]),
             watched: Vec::new(),
             event: None,
@@ -49,6 +62,8 @@ impl Established {
                 unsupported,
                 ..Sockets::default()
             },
+            has_packets: config.packets.is_some(),
+            ended_flows: 0,
             lines: Lines::default(),
         }
     }
@@ -74,7 +89,8 @@ impl Established {
     }
 
     fn scan(&mut self, facts: &Facts<'_>) {
-        if facts.origin == Origin::Checkpoint || self.report.unsupported.is_some() {
+        let is_idle = self.report.unsupported.is_some() && !self.has_packets;
+        if facts.origin == Origin::Checkpoint || is_idle {
             return;
         }
         let fates = self.fates(&self.watched, facts);
@@ -131,6 +147,7 @@ impl Established {
     fn take(&mut self, outcome: Outcome) {
         let Outcome {
             ended,
+            flows,
             sockets: seen,
             took,
             error,
@@ -139,19 +156,19 @@ impl Established {
         let outside = outside.unwrap_or_default();
         let withdrawn = ended.values().sum::<u64>() - outside;
         let took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        if withdrawn + outside > 0 {
+        if withdrawn + outside + flows > 0 {
             let (now, scan) = (Instant::now().into_std(), self.report.scans.to_string());
             let admitted = self.lines.admit_one(now, "", &scan);
             if admitted.is_admitted {
                 info!(
                     withdrawn,
-                    outside, seen, took_ms, "ended sockets whose endpoint went"
+                    outside, flows, seen, took_ms, "ended sockets and flows whose endpoint went"
                 );
             }
             if let Some(more) = admitted.left_out {
                 info!(
                     more,
-                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
+                    "ended sockets and flows whose endpoint went more often than is written; `yurt-net status` counts them"
                 );
             }
         }
@@ -170,10 +187,14 @@ impl Established {
         report.last_error = error;
         report.ended_withdrawn += withdrawn;
         report.ended_outside_closure += outside;
+        self.ended_flows += flows;
     }
 
     /// How scans went.
     pub(super) fn report(&self, status: &mut Status) {
         status.sockets.clone_from(&self.report);
+        if let Some(packets) = &mut status.packet_path {
+            packets.ended_flows = self.ended_flows;
+        }
     }
 }

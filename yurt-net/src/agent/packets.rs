@@ -13,6 +13,7 @@ use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::packet::{PacketCounters, PacketOptions, Packets as Kernel};
+use crate::dataplane::ports::ReservedPorts;
 use crate::edge::{EdgeImage, compile};
 use crate::error::{chain, distinct};
 use crate::observe::status::{PacketPath, Status};
@@ -45,6 +46,7 @@ impl Packets {
         let bpffs = config.place.bpffs.clone();
         let options = config.packets.as_ref().map(|packets| packets.options);
         let place = bpffs.clone();
+        let ports = ReservedPorts::recorded_in(&config.place.ledger().in_memory());
         Self {
             options,
             devices: config
@@ -53,7 +55,7 @@ impl Packets {
                 .map(|packets| packets.devices.clone())
                 .unwrap_or_default(),
             worker: Worker::new(move |kernel, wanted| {
-                match do_work(kernel, &place, options, &wanted) {
+                match do_work(kernel, &place, &ports, options, &wanted) {
                     Ok((kernel, work)) => (kernel, Ok(work)),
                     // It is loaded anew next time.
                     Err(error) => (None, Err(error)),
@@ -123,7 +125,12 @@ impl Packets {
                 .into_iter()
                 .map(|(what, count)| (what.to_owned(), count))
                 .collect::<BTreeMap<_, _>>(),
+            ports: (self.options).map_or_else(String::new, |options| {
+                let (first, count) = options.ports;
+                format!("{first}-{}", first.saturating_add(count - 1))
+            }),
             problem: self.problem.get().cloned(),
+            ..PacketPath::default()
         });
     }
 }
@@ -131,6 +138,7 @@ impl Packets {
 fn do_work(
     kernel: Option<Kernel>,
     bpffs: &Path,
+    ports: &ReservedPorts,
     options: Option<PacketOptions>,
     wanted: &EdgeImage,
 ) -> Result<(Option<Kernel>, Work), DataplaneError> {
@@ -141,7 +149,10 @@ fn do_work(
         Some(kernel) => kernel,
         None if is_needed => Kernel::load(bpffs, options, None)?,
         None => {
-            let failures = Kernel::strays(None).mend();
+            let mut failures = Kernel::strays(None).mend();
+            if !is_on {
+                failures.extend(ports.release().err());
+            }
             let work = Work {
                 failures,
                 ..Work::default()
@@ -155,6 +166,10 @@ fn do_work(
     }
     let mut failures = kernel.bring_to(wanted)?;
     failures.extend(kept.err());
+    failures.extend(match is_on {
+        true => ports.keep(options.ports).err(),
+        false => ports.release().err(),
+    });
     failures.extend(Kernel::strays(Some(&kernel)).mend());
     // A link that is away for a moment takes no flow away: it goes on when the link is back.
     if !is_on && failures.is_empty() {

@@ -2,5 +2,8 @@
 
 pub mod check;
 pub mod cni;
+pub mod flows;
 pub mod ledger;
+mod links;
+mod live;
 pub mod verbs;

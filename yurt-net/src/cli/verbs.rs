@@ -3,15 +3,19 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::timeout;
 
+use super::links::PATIENCE;
+use super::live::{Live, LiveError, live};
 use crate::config::Place;
 use crate::config::flags::{CleanupArgs, ExplainArgs, Output, PlanArgs, PolicyArgs, StatusArgs};
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::cleanup::Cleanup;
 use crate::dataplane::attach::strays::{Strays, shown};
 use crate::dataplane::claim::{Claim, Owned};
+use crate::dataplane::ports::ReservedPorts;
 use crate::error::chain;
 use crate::explain::rows::{Paint, plan_json, plan_table, unknown_interfaces};
 use crate::explain::verdict::{Dial, Explanation, OwnAddresses, explain as explain_flow};
@@ -37,7 +41,6 @@ use crate::text;
 const SOURCE_PATIENCE: Duration = Duration::from_secs(120);
 const FAILING_PATIENCE: Duration = Duration::from_secs(5);
 const SOURCE_LOOK: Duration = Duration::from_millis(500);
-const INTERFACES_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Why a verb failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +62,9 @@ pub enum VerbError {
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),
+    /// `explain --live`.
+    #[error(transparent)]
+    Live(#[from] LiveError),
     /// The settings that are left for the plugins.
     #[error(transparent)]
     Settings(#[from] SettingsError),
@@ -132,7 +138,7 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Re
 /// The interfaces of this machine. Where there is no netlink, or not all of it, as under an emulator, they are not known.
 async fn interfaces() -> NodeView {
     let look = async || NodeWatch::new()?.view().await;
-    match timeout(INTERFACES_PATIENCE, look()).await {
+    match timeout(PATIENCE, look()).await {
         Ok(Ok(view)) => view,
         Ok(Err(error)) => {
             tracing::debug!(error = chain(&error), "the interfaces cannot be listed");
@@ -218,11 +224,29 @@ pub async fn explain(args: &ExplainArgs) -> Result<(), VerbError> {
             serde_json::from_value(answer)?
         }
     };
+    let live = match args.live {
+        true => Some(live(&args.place.place(), dial, args.device.as_deref()).await?),
+        false => None,
+    };
     match args.output {
-        Output::Table => print(text::plain(&explanation)?)?,
-        Output::Json => print(text::json(&explanation)? + "\n")?,
+        Output::Table => {
+            let live = live.as_ref().map(text::plain).transpose()?;
+            let live = live.map_or_else(String::new, |live| live.to_string());
+            print(text::plain(&explanation)?.to_string() + &live)?;
+        }
+        Output::Json => print(text::json(&Explained { explanation, live })? + "\n")?,
     }
     Ok(())
+}
+
+/// The object that `explain -o json` prints.
+#[derive(Serialize)]
+struct Explained {
+    #[serde(flatten)]
+    explanation: Explanation,
+    /// With `--live`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    live: Option<Live>,
 }
 
 /// `status`.
@@ -324,6 +348,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let programs = programs.take_off();
     let pins = pins.and_then(Cleanup::finish);
     let routes = Routes::withdraw();
+    let ports = ReservedPorts::recorded_in(&place.ledger().in_memory()).release();
     for socket in place.sockets() {
         // Only a killed agent leaves it; gone is gone.
         let _ = once(move || std::fs::remove_file(socket)).await;
@@ -331,6 +356,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     drop(claim);
     let had = |removed: Option<&bool>| removed.is_some_and(|had| *had);
     let had_some = had_programs || had(pins.as_ref().ok()) || had(routes.as_ref().ok());
+    let had_some = had_some || had(ports.as_ref().ok());
     let mut left = Vec::new();
     match settings {
         Some((guard, translation)) => {
@@ -348,6 +374,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     left.extend(programs.iter().map(|error| chain(error)));
     left.extend(pins.err().map(|error| chain(&error)));
     left.extend(routes.err().map(|error| chain(&error)));
+    left.extend(ports.err().map(|error| chain(&error)));
     if !hidden.is_empty() {
         let hidden = shown(&hidden);
         print(format!(

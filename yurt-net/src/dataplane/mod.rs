@@ -5,6 +5,9 @@
 //! | `service` | the maps that Services are served from, the clients and the sockets of Services |
 //! | `pod` | the maps of the guard and of translation |
 //! | `packet` | the maps and programs that serve packets from outside |
+//! | `flows` | the flow tables of the packet path, read and swept |
+//! | `live` | the program of the packet path on a made-up packet |
+//! | `ports` | the ports that stand for clients outside, kept from sockets of this node |
 //! | `tunnel` | listening to how peers send through tunnels |
 //! | `attach` | pins, links on cgroups, programs on devices: all that outlives the agent |
 //! | `load` | from the embedded object to programs in the kernel |
@@ -18,10 +21,13 @@
 pub mod attach;
 pub mod claim;
 mod error;
+pub mod flows;
+pub mod live;
 pub mod load;
 pub mod netlink;
 pub mod packet;
 pub mod pod;
+pub mod ports;
 pub mod service;
 mod sys;
 pub mod tunnel;

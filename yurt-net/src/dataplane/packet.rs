@@ -33,7 +33,7 @@ use super::load::{LoadedProgram, PacketPins, Pins, hooks, load_packet};
 use super::sys::{self, possible_cpus};
 use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
 
-const FEATURE: &str = "packet";
+pub(super) const FEATURE: &str = "packet";
 
 /// How the packet path is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

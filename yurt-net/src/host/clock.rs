@@ -20,6 +20,21 @@ pub fn unix_seconds() -> u64 {
     since.unwrap_or_default().as_secs()
 }
 
+/// Seconds of `CLOCK_MONOTONIC`, as programs in the kernel have them (`bpf_ktime_get_ns`).
+pub fn monotonic_seconds() -> u64 {
+    u64::try_from(read(libc::CLOCK_MONOTONIC).tv_sec).unwrap_or(0)
+}
+
+fn read(clock: libc::clockid_t) -> libc::timespec {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: a valid buffer. It cannot fail: both clocks are there since Linux 2.6.39.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time
+}
+
 /// What the machine's clocks say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Clock {
@@ -36,12 +51,7 @@ impl Clock {
     pub fn read() -> Result<Self, PathError> {
         const BOOT: &str = "/proc/sys/kernel/random/boot_id";
         let boot = fs::read_to_string(BOOT).map_err(PathError::of("read", Path::new(BOOT)))?;
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        // SAFETY: a valid buffer. It cannot fail: the clock is there since Linux 2.6.39.
-        unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };
+        let time = read(libc::CLOCK_BOOTTIME);
         Ok(Self {
             boot: boot.trim().to_owned(),
             up: u64::try_from(time.tv_sec).unwrap_or(0) * 1000

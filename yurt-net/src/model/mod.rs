@@ -65,6 +65,12 @@ impl Protocol {
             Self::Udp => yurt_ebpf::frame::ip::UDP,
         }
     }
+
+    /// That of an IANA number; `None`: no Service has it.
+    pub fn of_number(number: u8) -> Option<Self> {
+        let mut all = [Self::Sctp, Self::Tcp, Self::Udp].into_iter();
+        all.find(|protocol| protocol.number() == number)
+    }
 }
 
 impl fmt::Display for Protocol {

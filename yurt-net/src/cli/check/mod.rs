@@ -2,6 +2,7 @@
 
 mod cni;
 mod finding;
+mod packets;
 mod retention;
 
 use std::fs;
@@ -89,6 +90,10 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
     }
     findings.push(agent(&status));
     findings.extend(running.as_ref().and_then(socket_lb));
+    let served = running
+        .as_ref()
+        .and_then(|status| status.packet_path.as_ref());
+    findings.extend(served.into_iter().flat_map(packets::findings));
     if is_root && status.is_err() {
         let cgroup = cgroup.as_ref().map_or(Path::new(""), |cgroup| &cgroup.path);
         findings.extend(strays(&place.bpffs, cgroup));
@@ -231,6 +236,11 @@ fn programs() -> Vec<Finding> {
             "peer-repair",
             &trial.vtep.map(|size| vec![size]),
             "this kernel cannot listen to peers (--repair-peers)",
+        ),
+        optional(
+            "packet-path",
+            &trial.packet.map(Vec::from),
+            "on this kernel clients outside are not served (--packet-path)",
         ),
     ]
 }

@@ -2,6 +2,7 @@
 
 mod cni;
 mod devices;
+mod flows;
 mod packets;
 mod place;
 mod policy;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 pub use self::cni::{CniArgs, CniKeepArg, CniPlaceArgs, CniVerb};
+pub use self::flows::{FlowsArgs, To};
 pub use self::place::PlaceArgs;
 pub use self::policy::PolicyArgs;
 pub use self::run::RunArgs;
@@ -47,6 +49,8 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print the status of the running agent.
     Status(StatusArgs),
+    /// Print the flows of clients whose packets are served (--packet-path), the latest first. Needs no running agent, but for names.
+    Flows(FlowsArgs),
     /// Check that this machine can run the agent, and that Services are really translated.
     Check(CheckArgs),
     /// Print which addresses Pods of this node have, and which are kept for them. Needs no running agent.
@@ -86,6 +90,13 @@ pub struct ExplainArgs {
     /// What it dials, as `10.96.0.10:80/TCP` or `[fd00::10]:53/UDP`.
     #[arg(long, value_name = "ADDR:PORT/PROTO")]
     pub to: Destination,
+    /// Run the program of the packet path that is in force on a made-up packet as well, and print what it does. As root, on the node; for
+    /// clients outside. No flow is left behind.
+    #[arg(long)]
+    pub live: bool,
+    /// The device that the made-up packet comes in by [default: the one with the default route].
+    #[arg(long, value_name = "NAME", requires = "live")]
+    pub device: Option<String>,
     /// Name of the node; with --source.
     #[arg(long, env = "NODE_NAME", value_name = "NAME", requires = "source")]
     pub node: Option<String>,

@@ -14,8 +14,8 @@ pub struct PacketArgs {
     /// and the tunnels of overlays]. Raven's are never touched.
     #[arg(long, value_name = "GLOB")]
     pub edge_device: Vec<String>,
-    /// Ports that stand for clients outside where their backend is on another node. They must be outside of
-    /// net.ipv4.ip_local_port_range.
+    /// Ports that stand for clients outside where their backend is on another node. Those that are in
+    /// net.ipv4.ip_local_port_range are put into net.ipv4.ip_local_reserved_ports.
     #[arg(long, default_value = "61000-65535", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
     /// Entries for IPv4 flows of clients outside; a flow has two, or three where its backend is on another node. The one that was

@@ -1,5 +1,6 @@
 //! What outlives the agent: pins, links on cgroups, programs on devices.
 
+pub mod before;
 pub mod bpffs;
 pub(super) mod cgroup;
 pub mod cleanup;

@@ -393,11 +393,20 @@ pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
     let mut entries = Vec::new();
-    let mut room = 256;
+    map_each(map, |key, value| entries.push((*key, *value)))?;
+    Ok(entries)
+}
+
+/// The same, in turn: a large one needs no more memory than a few hundred entries do.
+pub(in crate::dataplane) fn map_each<K: Copy + Default, V: Copy + Default>(
+    map: BorrowedFd<'_>,
+    mut see: impl FnMut(&K, &V),
+) -> io::Result<()> {
+    let (mut keys, mut values) = (vec![K::default(); 256], vec![V::default(); 256]);
     // A hash numbers its buckets.
     let mut cursor: Option<u32> = None;
     loop {
-        let (mut keys, mut values) = (vec![K::default(); room], vec![V::default(); room]);
+        let room = keys.len();
         let mut next = 0u32;
         let mut attr = BatchAttr {
             in_batch: cursor.as_ref().map_or(0, address),
@@ -413,14 +422,17 @@ pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
             // More entries in one bucket than there is room for.
             Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < 1 << 20 => {
-                room *= 2;
+                keys.resize(room * 2, K::default());
+                values.resize(room * 2, V::default());
                 continue;
             }
             Err(error) => return Err(error),
         };
-        entries.extend(keys.into_iter().zip(values).take(attr.count as usize));
+        for (key, value) in keys.iter().zip(&values).take(attr.count as usize) {
+            see(key, value);
+        }
         if is_last {
-            return Ok(entries);
+            return Ok(());
         }
         cursor = Some(next);
     }

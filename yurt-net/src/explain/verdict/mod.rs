@@ -8,7 +8,7 @@
 //! client at once); (6) all else passes.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -110,7 +110,10 @@ impl fmt::Display for Explanation {
             writeln!(f, "  endpoint    {endpoint}")?;
         }
         if self.masquerade {
-            writeln!(f, "  masquerade  yes: endpoints see this node's address")?;
+            writeln!(
+                f,
+                "  masquerade  yes: endpoints on other nodes see this node's address"
+            )?;
         }
         Ok(())
     }
@@ -198,6 +201,21 @@ pub fn explain(
         service: String::new(),
         reason,
     }
+}
+
+/// The service port (`ns/name:port`) of each of these frontends, in their order.
+pub fn services(table: &ServiceTable, frontends: &[(SocketAddr, Protocol)]) -> Vec<Option<String>> {
+    let mut found: BTreeMap<_, _> = frontends.iter().map(|frontend| (frontend, None)).collect();
+    for entry in &table.services {
+        for frontend in &entry.frontends {
+            let at = SocketAddr::new(frontend.address, frontend.port);
+            if let Some(name) = found.get_mut(&(at, entry.key.protocol)) {
+                *name = Some(entry.key.to_string());
+            }
+        }
+    }
+    let name = |frontend| found.get(frontend).cloned().flatten();
+    frontends.iter().map(name).collect()
 }
 
 /// NodePorts also answer on loopback, to sockets of the node itself: a Pod's loopback is the Pod's.

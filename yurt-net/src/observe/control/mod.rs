@@ -8,6 +8,7 @@
 use std::fs::{self, DirBuilder, File};
 use std::future::pending;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
 use std::os::unix::net as blocking;
@@ -24,6 +25,10 @@ use tracing::{debug, info, warn};
 
 use crate::explain::verdict::Dial;
 use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once};
+use crate::model::Protocol;
+
+/// Frontends in one request, of which none takes more than 64 bytes.
+pub const ASKED_AT_ONCE: usize = 60;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: u64 = 4096;
@@ -41,6 +46,8 @@ pub enum Request {
     Status,
     /// The verdict for a flow.
     Explain(Dial),
+    /// The service port of each of these frontends; [`ASKED_AT_ONCE`] of them at most.
+    Services(Vec<(SocketAddr, Protocol)>),
 }
 
 /// A request on its way to the loop, and the way back.

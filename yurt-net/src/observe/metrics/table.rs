@@ -286,6 +286,13 @@ pub(super) const METRICS: &[Metric] = &[
     ),
     metric(
         Counter,
+        "yurtnet_packet_flows_ended_total",
+        &[],
+        "Flows of clients outside that were ended because their endpoint went.",
+        |status, out| out.put_some(status.packet_path.as_ref().map(|path| path.ended_flows)),
+    ),
+    metric(
+        Counter,
         "yurtnet_packets_total",
         &["what"],
         "Packets of clients outside, by what was done with them.",

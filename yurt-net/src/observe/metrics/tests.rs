@@ -85,7 +85,8 @@ fn status() -> Status {
     status.packet_path = Some(PacketPath {
         devices: vec!["eth0".to_owned()],
         packets: [("new_flow".to_owned(), 3)].into(),
-        problem: None,
+        ended_flows: 2,
+        ..PacketPath::default()
     });
     let mac = Mac([2, 0, 0, 0, 0, 1]);
     status.devices.devices = vec![DeviceReport {

@@ -243,9 +243,11 @@ impl Status {
         {
             writeln!(out, "{map:<10} {used:>5}  {capacity:>8}")?;
         }
-        writeln!(out, "\nVERDICT              COUNT")?;
+        let names = self.counters.keys().map(|name| name.chars().count());
+        let width = names.max().unwrap_or(0).max(20);
+        writeln!(out, "\n{:<width$} COUNT", "VERDICT")?;
         for (name, count) in &self.counters {
-            writeln!(out, "{name:<20} {count:>5}")?;
+            writeln!(out, "{name:<width$} {count:>5}")?;
         }
         self.retention.write_pods(out)?;
         if !self.refused.is_empty() {

@@ -13,6 +13,12 @@ pub struct PacketPath {
     pub devices: Vec<String>,
     /// Packets since the maps were made, by what was done with them.
     pub packets: BTreeMap<String, u64>,
+    /// Flows that were ended since the agent was started, because their endpoint went.
+    #[serde(default)]
+    pub ended_flows: u64,
+    /// The ports that stand for clients where their backend is on another node: `61000-65535`.
+    #[serde(default)]
+    pub ports: String,
     /// What cannot be done, and why.
     pub problem: Option<String>,
 }
@@ -28,6 +34,9 @@ impl PacketPath {
         for (number, (what, count)) in counted.enumerate() {
             let before = if number == 0 { "; " } else { ", " };
             write!(out, "{before}{what} {count}")?;
+        }
+        if self.ended_flows > 0 {
+            write!(out, "; {} flows ended", self.ended_flows)?;
         }
         writeln!(out)?;
         match &self.problem {

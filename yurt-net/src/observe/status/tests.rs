@@ -31,6 +31,20 @@ fn ten_thousand_rejections_are_a_count_and_the_first_few_of_everybody() {
 }
 
 #[test]
+fn counts_stand_below_each_other_however_long_the_names_are() {
+    let mut status = Status::default();
+    let long = "refuse_of_a_kind_with_a_long_name";
+    status.counters = [("forward".to_owned(), 7), (long.to_owned(), 12)].into();
+    let table = status.table();
+    let mut lines = table
+        .lines()
+        .skip_while(|line| !line.starts_with("VERDICT"));
+    let ends = lines.by_ref().take(3).map(str::len);
+    let width = long.len() + 6;
+    assert_eq!(ends.collect::<Vec<_>>(), [width; 3], "{table}");
+}
+
+#[test]
 fn nothing_that_others_wrote_adds_a_line_to_the_table() {
     let evil = "x\nready         yes\x1b[2J\u{202e}";
     let mut status = Status::default();

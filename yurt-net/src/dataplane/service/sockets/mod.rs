@@ -9,6 +9,8 @@
 //! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the flows it found
 //! are to end, and ends those. The kernel picks out the sockets that are connected to suspects, as a node may have a hundred
 //! thousand others. Scans that are asked for while one runs become one scan after it.
+//!
+//! Flows of clients whose packets are served are ended by the same judgement: they are found in the flow table, and forgotten there.
 
 mod diag;
 pub mod message;
@@ -19,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc as blocking;
 use std::time::{Duration, Instant};
@@ -28,6 +31,7 @@ use yurt_ebpf::abi::{TcpPeer, UdpPeers};
 
 use self::diag::Diag;
 use self::message::{AF_INET, AF_INET6, Socket};
+use crate::dataplane::flows::FlowTables;
 use crate::dataplane::sys;
 use crate::host::netns;
 use crate::model::Protocol;
@@ -90,6 +94,17 @@ pub struct SocketMaps {
     pub tcp_entries: u32,
 }
 
+/// Whose ends a scan brings about.
+#[derive(Clone, Debug)]
+pub struct Reach {
+    /// Sockets, where this kernel can end them.
+    pub has_sockets: bool,
+    /// TCP, too.
+    pub with_tcp: bool,
+    /// The bpf file system where the flow tables of the packet path are, if there are any.
+    pub bpffs: PathBuf,
+}
+
 /// What a scan tells the loop.
 #[derive(Debug)]
 pub enum Event {
@@ -122,6 +137,8 @@ impl Found {
 pub struct Outcome {
     /// Sockets ended, by how their backends stood.
     pub ended: BTreeMap<Standing, u64>,
+    /// Flows of clients whose packets are served, ended.
+    pub flows: u64,
     /// Sockets of Services that were looked at.
     pub sockets: usize,
     /// How long it took, waiting for the loop included.
@@ -134,7 +151,7 @@ pub struct Outcome {
 #[derive(Debug)]
 pub struct Scanner {
     maps: Arc<SocketMaps>,
-    with_tcp: bool,
+    reach: Reach,
     /// The suspects of the scan that runs.
     running: Option<Suspects>,
     /// The suspects of the next scan.
@@ -144,12 +161,12 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// One that looks at UDP sockets, and at TCP sockets if wanted.
-    pub fn new(maps: SocketMaps, with_tcp: bool) -> Self {
+    /// One that reaches so far.
+    pub fn new(maps: SocketMaps, reach: Reach) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         Self {
             maps: Arc::new(maps),
-            with_tcp,
+            reach,
             running: None,
             due: Suspects::default(),
             sender,
@@ -159,7 +176,7 @@ impl Scanner {
 
     /// Starts a scan for sockets that are connected to these backends, or has another one follow the one that runs.
     pub fn start(&mut self, mut suspects: Suspects) {
-        let looked_at = protocols(self.with_tcp);
+        let looked_at = protocols(self.reach.with_tcp);
         for protocol in [Protocol::Sctp, Protocol::Tcp] {
             if !looked_at.contains(&protocol) {
                 suspects.forget(protocol);
@@ -171,13 +188,13 @@ impl Scanner {
         }
         let suspects = std::mem::take(&mut self.due);
         self.running = Some(suspects.clone());
-        let (maps, sender) = (self.maps.clone(), self.sender.clone());
+        let (maps, reach, sender) = (self.maps.clone(), self.reach.clone(), self.sender.clone());
         let thread = std::thread::Builder::new().name("sockets".to_owned());
         let scan = move || {
             let started = Instant::now();
             std::thread::sleep(SETTLE);
             let mut outcome = Outcome::default();
-            outcome.error = scan(&maps, &suspects, &sender, &mut outcome).err();
+            outcome.error = scan(&maps, &reach, &suspects, &sender, &mut outcome).err();
             outcome.took = started.elapsed();
             // No receiver: the agent ends.
             let _ = sender.send(Event::Done(outcome));
@@ -229,14 +246,18 @@ struct Owned {
 
 fn scan(
     maps: &SocketMaps,
+    reach: &Reach,
     suspects: &Suspects,
     sender: &mpsc::UnboundedSender<Event>,
     outcome: &mut Outcome,
 ) -> io::Result<()> {
-    let namespaces = netns::all()?;
+    let mut result = Ok(());
+    let namespaces = match reach.has_sockets {
+        true => netns::all()?,
+        false => Vec::new(),
+    };
     let visits = netns::inside(&namespaces, |netns| look(suspects, netns.inode()))?;
     let mut connected = Vec::new();
-    let mut result = Ok(());
     for visit in visits {
         match visit.flatten() {
             Ok(found) => connected.extend(found),
@@ -268,7 +289,18 @@ fn scan(
         }
     }
     outcome.sockets = owned.len();
-    let flows: BTreeSet<Flow> = owned.iter().map(|owned| owned.flow).collect();
+    let mut flows: BTreeSet<Flow> = owned.iter().map(|owned| owned.flow).collect();
+    let tables = FlowTables::open(&reach.bpffs).map_err(io::Error::other);
+    let packets = tables.and_then(|tables| {
+        if let Some(tables) = &tables {
+            flows.extend(tables.led_to(suspects).map_err(io::Error::other)?);
+        }
+        Ok(tables)
+    });
+    let tables = packets.unwrap_or_else(|error| {
+        result = Err(error);
+        None
+    });
     let (answer, verdict) = blocking::channel();
     let flows = flows.into_iter().collect();
     // No receiver, no verdict: the agent ends.
@@ -280,6 +312,12 @@ fn scan(
     let doomed = verdict.recv().unwrap_or_default();
     if doomed.is_empty() {
         return result;
+    }
+    if let Some(tables) = tables {
+        match tables.end(&doomed) {
+            Ok(ended) => outcome.flows = ended,
+            Err(error) => result = Err(io::Error::other(error)),
+        }
     }
     let ended = &mut outcome.ended;
     let visits = netns::inside(&namespaces, |netns| {

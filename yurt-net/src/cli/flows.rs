@@ -1,0 +1,411 @@
+//! `flows`: prints the flow table of the packet path, with the names of what is in it.
+//!
+//! The table may hold millions of flows. They are gone through one by one, and only those that are printed are kept. Services are named
+//! by the agent, Pods by the ledger of this node, devices by the kernel; what cannot be named is printed as a number.
+
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
+use std::net::{IpAddr, SocketAddr};
+
+use serde::Serialize;
+
+use super::ledger::age;
+use super::links::devices;
+use super::verbs::VerbError;
+use crate::config::Place;
+use crate::config::flags::{FlowsArgs, Output, To};
+use crate::dataplane::flows::{FlowTables, PacketFlow, Stage};
+use crate::error::chain;
+use crate::host::columns::columns;
+use crate::ledger::State;
+use crate::ledger::watch::Reading;
+use crate::model::Protocol;
+use crate::observe::control::{ASKED_AT_ONCE, Request, ask};
+use crate::output::print;
+use crate::text;
+
+const NONE: &str = "-";
+
+/// What a client dialled.
+type Frontend = (SocketAddr, Protocol);
+
+/// The object that `flows -o json` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listing {
+    /// The latest first.
+    flows: Vec<Row>,
+    /// How many more there are than were asked for.
+    left_out: usize,
+    /// Why Services have no names.
+    unnamed: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Row {
+    protocol: String,
+    client: SocketAddr,
+    dialled: SocketAddr,
+    /// `ns/name:port`; `None` where it is not known, or has no such frontend any more.
+    service: Option<String>,
+    backend: SocketAddr,
+    /// `ns/name` of the Pod of this node that has the backend's address.
+    pod: Option<String>,
+    /// What the backend takes for the client; `None`: the client.
+    masquerade: Option<SocketAddr>,
+    /// The device that the flow came in by; `None` where it is gone.
+    device: Option<String>,
+    ifindex: u32,
+    state: &'static str,
+    /// Since the client has sent anything.
+    quiet_seconds: u32,
+}
+
+impl Row {
+    fn columns(&self) -> [String; 10] {
+        let or_none = |text: &Option<String>| text.as_deref().unwrap_or(NONE).to_owned();
+        [
+            self.protocol.clone(),
+            self.client.to_string(),
+            self.dialled.to_string(),
+            or_none(&self.service),
+            self.backend.to_string(),
+            or_none(&self.pod),
+            or_none(&self.masquerade.map(|address| address.to_string())),
+            (self.device.clone()).unwrap_or_else(|| self.ifindex.to_string()),
+            self.state.to_owned(),
+            age(u64::from(self.quiet_seconds)),
+        ]
+    }
+}
+
+impl Listing {
+    fn table(&self) -> String {
+        let head = [
+            "PROTOCOL",
+            "CLIENT",
+            "DIALLED",
+            "SERVICE",
+            "BACKEND",
+            "POD",
+            "MASQUERADE",
+            "DEVICE",
+            "STATE",
+            "QUIET",
+        ];
+        let rows = self.flows.iter().map(Row::columns);
+        let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
+            .chain(rows)
+            .collect();
+        let mut table = columns(&lines);
+        if self.left_out > 0 {
+            table += &format!(
+                "and {} more: narrow them down with --from and --to, or raise --limit\n",
+                self.left_out
+            );
+        }
+        if let Some(why) = &self.unnamed {
+            table += &format!("Services have no names here: {}\n", text::message(why));
+        }
+        table
+    }
+}
+
+/// The flows that were quiet for the shortest time, of all that are shown to it.
+struct Latest {
+    limit: usize,
+    heap: BinaryHeap<Kept>,
+    left_out: usize,
+}
+
+/// In the order of how long they were quiet.
+struct Kept(PacketFlow);
+
+impl Kept {
+    fn key(&self) -> (u32, SocketAddr, SocketAddr) {
+        (self.0.quiet_s, self.0.client, self.0.dialled)
+    }
+}
+
+impl PartialEq for Kept {
+    fn eq(&self, other: &Self) -> bool {
+        self.key() == other.key()
+    }
+}
+
+impl Eq for Kept {}
+
+impl PartialOrd for Kept {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Kept {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl Latest {
+    fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            heap: BinaryHeap::new(),
+            left_out: 0,
+        }
+    }
+
+    fn see(&mut self, flow: PacketFlow) {
+        self.heap.push(Kept(flow));
+        if self.heap.len() > self.limit {
+            self.heap.pop();
+            self.left_out += 1;
+        }
+    }
+
+    fn into_flows(self) -> Vec<PacketFlow> {
+        let sorted = self.heap.into_sorted_vec().into_iter();
+        sorted.map(|Kept(flow)| flow).collect()
+    }
+}
+
+/// Whether a flow is one of those that are asked for. `services`: the frontends of the Service that is.
+fn is_wanted(args: &FlowsArgs, services: &BTreeSet<Frontend>, flow: &PacketFlow) -> bool {
+    let is_from = args
+        .from
+        .is_none_or(|network| network.contains(flow.client.ip()));
+    let mut ends = [flow.dialled, flow.backend].into_iter();
+    is_from
+        && match &args.to {
+            None => true,
+            Some(To::Network(network)) => ends.any(|end| network.contains(end.ip())),
+            Some(To::Port(port)) => ends.any(|end| end == *port),
+            Some(To::Service(_)) => frontend(flow).is_some_and(|at| services.contains(&at)),
+        }
+}
+
+fn frontend(flow: &PacketFlow) -> Option<Frontend> {
+    let protocol = Protocol::of_number(flow.protocol)?;
+    Some((flow.dialled, protocol))
+}
+
+/// Whether a service port, `ns/name:port`, is of the Service that is asked for.
+fn is_of(name: &str, wanted: &str) -> bool {
+    let rest = name.strip_prefix(wanted);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !wanted.contains(':'))
+}
+
+/// The names of service ports, as the running agent has them.
+async fn names(
+    place: &Place,
+    frontends: BTreeSet<Frontend>,
+) -> Result<BTreeMap<Frontend, String>, VerbError> {
+    let mut names = BTreeMap::new();
+    let frontends: Vec<Frontend> = frontends.into_iter().collect();
+    for some in frontends.chunks(ASKED_AT_ONCE) {
+        let answer = ask(&place.sockets(), &Request::Services(some.to_vec())).await?;
+        let answer: Vec<Option<String>> = serde_json::from_value(answer)?;
+        let named = some.iter().zip(answer);
+        names.extend(named.filter_map(|(frontend, name)| Some((*frontend, name?))));
+    }
+    Ok(names)
+}
+
+/// The Pods of this node, by their addresses; none where there is no ledger.
+fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
+    let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
+        return BTreeMap::new();
+    };
+    let entries = ledger.entries().iter();
+    let pods = entries.filter(|(key, entry)| {
+        // A container's is all that is known of some.
+        entry.state == State::Active && !key.namespace.is_empty()
+    });
+    pods.flat_map(|(key, entry)| {
+        let name = format!("{}/{}", key.namespace, key.name);
+        (entry.addresses.iter()).map(move |address| (*address, name.clone()))
+    })
+    .collect()
+}
+
+fn row(
+    flow: &PacketFlow,
+    names: &BTreeMap<Frontend, String>,
+    pods: &BTreeMap<IpAddr, String>,
+    devices: &BTreeMap<u32, String>,
+) -> Row {
+    let protocol = Protocol::of_number(flow.protocol);
+    Row {
+        protocol: protocol.map_or_else(|| flow.protocol.to_string(), |known| known.to_string()),
+        client: flow.client,
+        dialled: flow.dialled,
+        service: frontend(flow).and_then(|at| names.get(&at).cloned()),
+        backend: flow.backend,
+        pod: pods.get(&flow.backend.ip()).cloned(),
+        masquerade: flow.masquerade,
+        device: devices.get(&flow.device).cloned(),
+        ifindex: flow.device,
+        state: match flow.stage {
+            Stage::Opening => "opening",
+            Stage::Up => "up",
+            Stage::Closing => "closing",
+            Stage::Over => "over",
+        },
+        quiet_seconds: flow.quiet_s,
+    }
+}
+
+/// Prints them. Reads only.
+pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
+    let place = args.place.place();
+    let tables = FlowTables::open(&place.bpffs)?;
+    let mut of_the_service = BTreeSet::new();
+    if let (Some(tables), Some(To::Service(wanted))) = (&tables, &args.to) {
+        let mut dialled = BTreeSet::new();
+        tables.each(|flow| dialled.extend(frontend(&flow)))?;
+        let names = names(&place, dialled).await?.into_iter();
+        let found = names.filter(|(_, name)| is_of(name, wanted));
+        of_the_service.extend(found.map(|(frontend, _)| frontend));
+    }
+    let mut latest = Latest::new(args.limit);
+    if let Some(tables) = &tables {
+        tables.each(|flow| {
+            if is_wanted(args, &of_the_service, &flow) {
+                latest.see(flow);
+            }
+        })?;
+    }
+    let left_out = latest.left_out;
+    let flows = latest.into_flows();
+    let names = names(&place, flows.iter().filter_map(frontend).collect()).await;
+    let unnamed = names.as_ref().err().map(|error| chain(error));
+    let (names, pods, devices) = (names.unwrap_or_default(), pods(&place), devices().await);
+    let rows = flows.iter().map(|flow| row(flow, &names, &pods, &devices));
+    let listing = Listing {
+        flows: rows.collect(),
+        left_out,
+        unnamed,
+    };
+    match args.output {
+        Output::Json => print(text::json(&listing)? + "\n")?,
+        Output::Table if tables.is_none() => {
+            print("no packets are served: `yurt-net run --packet-path=on` does that\n")?;
+        }
+        Output::Table => print(listing.table())?,
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+    use crate::config::{Cli, Command};
+
+    fn flow(client: &str, dialled: &str, backend: &str, quiet_s: u32) -> PacketFlow {
+        PacketFlow {
+            protocol: 6,
+            client: client.parse().unwrap(),
+            dialled: dialled.parse().unwrap(),
+            backend: backend.parse().unwrap(),
+            masquerade: None,
+            device: 2,
+            stage: Stage::Up,
+            quiet_s,
+        }
+    }
+
+    fn args(flags: &[&str]) -> FlowsArgs {
+        let words = ["yurt-net", "flows"].iter().chain(flags);
+        match Cli::try_parse_from(words).map(|cli| cli.command) {
+            Ok(Command::Flows(args)) => args,
+            _ => panic!("{flags:?}"),
+        }
+    }
+
+    #[test]
+    fn a_flow_is_shown_with_names_where_they_are_known_and_with_numbers_where_not() {
+        let web = flow("192.0.2.9:40000", "192.0.2.1:30080", "10.244.1.2:8080", 3);
+        let mut far = flow("192.0.2.9:40001", "192.0.2.1:30081", "10.244.2.2:53", 200);
+        (far.protocol, far.device, far.stage) = (17, 7, Stage::Over);
+        far.masquerade = Some("10.244.1.0:61000".parse().unwrap());
+        let mut odd = flow("[2001:db8::9]:1", "[fd00::1]:2", "[fd00::2]:3", 0);
+        (odd.protocol, odd.stage) = (200, Stage::Opening);
+        let name = "shop/web:ht\u{1b}tp".to_owned();
+        let names = BTreeMap::from([((web.dialled, Protocol::Tcp), name)]);
+        let pods = BTreeMap::from([(web.backend.ip(), "shop/web-0".to_owned())]);
+        let devices = BTreeMap::from([(2, "eth0".to_owned())]);
+        let flows = [odd, web, far].map(|flow| row(&flow, &names, &pods, &devices));
+        let listing = Listing {
+            flows: flows.into(),
+            left_out: 7,
+            unnamed: Some("no agent answers".to_owned()),
+        };
+        let expected = "\
+PROTOCOL  CLIENT           DIALLED          SERVICE              BACKEND          POD         MASQUERADE        DEVICE  STATE    QUIET
+200       [2001:db8::9]:1  [fd00::1]:2      -                    [fd00::2]:3      -           -                 eth0    opening  0s
+TCP       192.0.2.9:40000  192.0.2.1:30080  shop/web:ht\\u{1b}tp  10.244.1.2:8080  shop/web-0  -                 eth0    up       3s
+UDP       192.0.2.9:40001  192.0.2.1:30081  -                    10.244.2.2:53    -           10.244.1.0:61000  7       over     3m20s
+and 7 more: narrow them down with --from and --to, or raise --limit
+Services have no names here: no agent answers
+";
+        assert_eq!(listing.table(), expected);
+        let json: serde_json::Value = serde_json::from_str(&text::json(&listing).unwrap()).unwrap();
+        assert_eq!(json["flows"][1]["service"], "shop/web:ht\u{1b}tp");
+        assert_eq!(json["flows"][2]["masquerade"], "10.244.1.0:61000");
+        assert_eq!(json["leftOut"], 7);
+    }
+
+    #[test]
+    fn of_too_many_flows_those_that_were_quiet_for_longest_are_left_out() {
+        let mut latest = Latest::new(3);
+        for quiet_s in [9, 2, 7, 1, 8, 3] {
+            latest.see(flow("192.0.2.9:1", "192.0.2.1:2", "10.244.1.2:3", quiet_s));
+        }
+        assert_eq!(latest.left_out, 3);
+        let quiet: Vec<u32> = latest
+            .into_flows()
+            .iter()
+            .map(|flow| flow.quiet_s)
+            .collect();
+        assert_eq!(quiet, [1, 2, 3]);
+    }
+
+    #[test]
+    fn flows_are_found_by_client_address_backend_and_service() {
+        let flow = flow("192.0.2.9:40000", "192.0.2.1:30080", "10.244.1.2:8080", 3);
+        let services = BTreeSet::from([(flow.dialled, Protocol::Tcp)]);
+        for (flags, expected) in [
+            (&[][..], true),
+            (&["--from", "192.0.2.9"], true),
+            (&["--from", "192.0.2.0/28"], true),
+            (&["--from", "192.0.2.8"], false),
+            (&["--to", "192.0.2.1"], true),
+            (&["--to", "192.0.2.1:30081"], false),
+            (&["--to", "10.244.0.0/16"], true),
+            (&["--to", "10.244.1.2:8080"], true),
+            (&["--to", "shop/web"], true),
+            (&["--from", "192.0.2.8", "--to", "shop/web"], false),
+        ] {
+            let is_found = is_wanted(&args(flags), &services, &flow);
+            assert_eq!(is_found, expected, "{flags:?}");
+        }
+        let other = PacketFlow {
+            protocol: 17,
+            ..flow
+        };
+        assert!(!is_wanted(&args(&["--to", "shop/web"]), &services, &other));
+        for (name, wanted, expected) in [
+            ("shop/web:http", "shop/web", true),
+            ("shop/web", "shop/web", true),
+            ("shop/web:http", "shop/web:http", true),
+            ("shop/web:http", "shop/web:ht", false),
+            ("shop/web2:http", "shop/web", false),
+        ] {
+            assert_eq!(is_of(name, wanted), expected, "{name} {wanted}");
+        }
+        assert!(Cli::try_parse_from(["yurt-net", "flows", "--to", "web"]).is_err());
+    }
+}

@@ -1,0 +1,20 @@
+//! The devices of this machine, as verbs ask for them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+use crate::node::LinkWatch;
+
+/// The kernel answers at once, where there is netlink.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The names of this machine's devices; none where they cannot be listed.
+pub(super) async fn devices() -> BTreeMap<u32, String> {
+    let links = async || LinkWatch::new()?.links().await;
+    let links = timeout(PATIENCE, links()).await;
+    let links = links.ok().and_then(Result::ok).unwrap_or_default();
+    let links = links.into_iter();
+    links.map(|link| (link.ifindex, link.name)).collect()
+}

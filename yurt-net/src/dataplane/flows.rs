@@ -1,0 +1,328 @@
+//! The flow tables of the packet path, read and swept through their pins: with an agent, and without one.
+//!
+//! A flow is seen by the entry for what the client dialled. Reading takes the memory of a few hundred entries, however large the
+//! tables are.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
+
+use yurt_ebpf::abi::{
+    FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED,
+    Flow, FlowKey, PACKET_ABI,
+};
+use yurt_ebpf::frame::ip::TCP;
+
+use super::DataplaneError;
+use super::attach::bpffs::open_map;
+use super::attach::pinned::directory;
+use super::error::on_map;
+use super::packet::FEATURE;
+use super::sys;
+use crate::host::clock::monotonic_seconds;
+use crate::model::Protocol;
+use crate::policy::{Flow as Judged, Standing, Suspects};
+
+/// A flow through the packet path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PacketFlow {
+    /// IANA number of its protocol.
+    pub protocol: u8,
+    /// The client.
+    pub client: SocketAddr,
+    /// What it dialled.
+    pub dialled: SocketAddr,
+    /// The backend that it was led to.
+    pub backend: SocketAddr,
+    /// What the backend takes for the client; `None`: the client.
+    pub masquerade: Option<SocketAddr>,
+    /// Index of the device that its first packet came in by.
+    pub device: u32,
+    /// How far it has come.
+    pub stage: Stage,
+    /// Seconds since the client has sent anything.
+    pub quiet_s: u32,
+}
+
+/// How far a flow has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// Not both sides have answered yet.
+    Opening,
+    /// It is up.
+    Up,
+    /// One side has ended it.
+    Closing,
+    /// It is kept until something else needs the room, and leads nowhere.
+    Over,
+}
+
+/// The flow tables.
+#[derive(Debug)]
+pub struct FlowTables {
+    v4: Family,
+    v6: Family,
+}
+
+/// Those of one family: of flows that are up, and of those that are opening.
+#[derive(Debug)]
+struct Family {
+    up: OwnedFd,
+    opening: OwnedFd,
+}
+
+impl FlowTables {
+    /// Opens them; `None` where there are none: nothing has served packets since the last cleanup.
+    pub fn open(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
+        let pins = directory(bpffs, FEATURE, PACKET_ABI);
+        if !pins.join("yurt_flow4").exists() {
+            return Ok(None);
+        }
+        let family = |up, opening| {
+            let (up, opening) = (open_map(&pins, up)?, open_map(&pins, opening)?);
+            Ok::<_, DataplaneError>(Family { up, opening })
+        };
+        Ok(Some(Self {
+            v4: family("yurt_flow4", "yurt_open4")?,
+            v6: family("yurt_flow6", "yurt_open6")?,
+        }))
+    }
+
+    /// Shows each flow to `see`. One that comes or goes meanwhile may be seen or not, or twice while it settles.
+    pub fn each(&self, mut see: impl FnMut(PacketFlow)) -> Result<(), DataplaneError> {
+        self.each_of(
+            |_, _, _| true,
+            |flow| {
+                see(flow);
+                Ok(())
+            },
+        )
+    }
+
+    /// The same, of those whose protocol, frontend and backend are wanted.
+    fn each_of(
+        &self,
+        is_wanted: impl Fn(u8, SocketAddr, SocketAddr) -> bool,
+        mut see: impl FnMut(PacketFlow) -> Result<(), DataplaneError>,
+    ) -> Result<(), DataplaneError> {
+        let now_s = now_s();
+        self.v4.each::<[u8; 4]>(now_s, &is_wanted, &mut see)?;
+        self.v6.each::<[u8; 16]>(now_s, &is_wanted, &mut see)
+    }
+
+    /// What flows to these backends have dialled, each pair once.
+    pub(in crate::dataplane) fn led_to(
+        &self,
+        suspects: &Suspects,
+    ) -> Result<BTreeSet<Judged>, DataplaneError> {
+        let mut found = BTreeSet::new();
+        let is_suspect = |protocol, _, backend| {
+            let protocol = Protocol::of_number(protocol);
+            protocol.is_some_and(|protocol| suspects.contains(protocol, backend))
+        };
+        self.each_of(is_suspect, |flow| {
+            found.extend(judged(flow.protocol, flow.dialled, flow.backend));
+            Ok(())
+        })?;
+        Ok(found)
+    }
+
+    /// Forgets the flows between these pairs, and says how many were not over yet. The next packet of the client opens another one.
+    pub(in crate::dataplane) fn end(
+        &self,
+        doomed: &BTreeMap<Judged, Standing>,
+    ) -> Result<u64, DataplaneError> {
+        let mut ended = 0;
+        let is_doomed = |protocol, dialled, backend| {
+            judged(protocol, dialled, backend).is_some_and(|pair| doomed.contains_key(&pair))
+        };
+        self.each_of(is_doomed, |flow| {
+            ended += u64::from(flow.stage != Stage::Over);
+            self.forget(&flow)
+        })?;
+        Ok(ended)
+    }
+
+    /// Forgets a flow, in both directions. What belongs to another flow by now stays.
+    pub fn forget(&self, flow: &PacketFlow) -> Result<(), DataplaneError> {
+        match (flow.client.ip(), flow.dialled.ip(), flow.backend.ip()) {
+            (IpAddr::V4(client), IpAddr::V4(dialled), IpAddr::V4(backend)) => {
+                let at = [client, dialled, backend].map(|address| address.octets());
+                self.v4.forget(flow, at)
+            }
+            (IpAddr::V6(client), IpAddr::V6(dialled), IpAddr::V6(backend)) => {
+                let at = [client, dialled, backend].map(|address| address.octets());
+                self.v6.forget(flow, at)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn judged(protocol: u8, frontend: SocketAddr, backend: SocketAddr) -> Option<Judged> {
+    let protocol = Protocol::of_number(protocol)?;
+    Some(Judged {
+        protocol,
+        frontend,
+        backend,
+    })
+}
+
+/// The clock of the entries, which wraps after 136 years.
+#[expect(clippy::cast_possible_truncation, reason = "as the programs have it")]
+fn now_s() -> u32 {
+    monotonic_seconds() as u32
+}
+
+/// An address as it is in the maps.
+trait Address: Copy + Default + PartialEq + Into<IpAddr> {}
+impl Address for [u8; 4] {}
+impl Address for [u8; 16] {}
+
+impl Family {
+    fn each<A: Address>(
+        &self,
+        now_s: u32,
+        is_wanted: &impl Fn(u8, SocketAddr, SocketAddr) -> bool,
+        see: &mut impl FnMut(PacketFlow) -> Result<(), DataplaneError>,
+    ) -> Result<(), DataplaneError> {
+        for (map, is_opening) in [(&self.up, false), (&self.opening, true)] {
+            let mut failed = None;
+            let read = sys::map_each(map.as_fd(), |key: &FlowKey<A>, flow: &Flow<A>| {
+                let dialled = at(key.destination, key.destination_port_be);
+                let backend = at(flow.to, flow.to_port_be);
+                if key.place != FLOW_DIALLED || !is_wanted(key.protocol, dialled, backend) {
+                    return;
+                }
+                let answers = self.find(&served(key, flow));
+                let seen = answers.and_then(|it| see(seen(key, flow, it, is_opening, now_s)));
+                failed = failed.take().or(seen.err());
+            });
+            read.map_err(on_map("read", "the flow table"))?;
+            failed.map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+
+    /// The entry at a key, in either table.
+    fn find<A: Address>(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, DataplaneError> {
+        let mut flow = [Flow::default()];
+        for map in [&self.up, &self.opening] {
+            let found = sys::map_lookup(map.as_fd(), key, &mut flow);
+            if found.map_err(on_map("read", "the flow table"))? {
+                return Ok(Some(flow[0]));
+            }
+        }
+        Ok(None)
+    }
+
+    fn forget<A: Address>(
+        &self,
+        flow: &PacketFlow,
+        [client, dialled, backend]: [A; 3],
+    ) -> Result<(), DataplaneError> {
+        let dialled_port_be = flow.dialled.port().to_be_bytes();
+        let mut key = FlowKey {
+            source: client,
+            destination: dialled,
+            source_port_be: flow.client.port().to_be_bytes(),
+            destination_port_be: dialled_port_be,
+            protocol: flow.protocol,
+            place: FLOW_DIALLED,
+            pad: [0; 2],
+        };
+        // The client may be on its way to another backend already.
+        let mut leads_to = Flow {
+            to: backend,
+            to_port_be: flow.backend.port().to_be_bytes(),
+            ..Flow::default()
+        };
+        let is_same =
+            |found: &Flow<A>, to: &Flow<A>| found.to == to.to && found.to_port_be == to.to_port_be;
+        if self
+            .find(&key)?
+            .is_some_and(|found| is_same(&found, &leads_to))
+        {
+            self.delete(&key)?;
+        }
+        key = served(&key, &leads_to);
+        (leads_to.to, leads_to.to_port_be) = (dialled, dialled_port_be);
+        let Some(answers) = self.find(&key)?.filter(|found| is_same(found, &leads_to)) else {
+            return Ok(());
+        };
+        self.delete(&key)?;
+        if answers.node_port_be == [0; 2] {
+            return Ok(());
+        }
+        let masqueraded = FlowKey {
+            source: key.destination,
+            source_port_be: key.destination_port_be,
+            destination: answers.node,
+            destination_port_be: answers.node_port_be,
+            place: FLOW_MASQUERADED,
+            ..key
+        };
+        (leads_to.to, leads_to.to_port_be) = (client, key.source_port_be);
+        match self.find(&masqueraded)? {
+            Some(found) if is_same(&found, &leads_to) => self.delete(&masqueraded),
+            _ => Ok(()),
+        }
+    }
+
+    fn delete<A>(&self, key: &FlowKey<A>) -> Result<(), DataplaneError> {
+        for map in [&self.up, &self.opening] {
+            sys::map_delete(map.as_fd(), key).map_err(on_map("delete from", "the flow table"))?;
+        }
+        Ok(())
+    }
+}
+
+fn at<A: Address>(address: A, port_be: [u8; 2]) -> SocketAddr {
+    SocketAddr::new(address.into(), u16::from_be_bytes(port_be))
+}
+
+/// The key of the entry for the answers to a flow.
+fn served<A: Address>(dialled: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
+    FlowKey {
+        destination: flow.to,
+        destination_port_be: flow.to_port_be,
+        place: FLOW_SERVED,
+        ..*dialled
+    }
+}
+
+/// `answers`: the entry for its answers, which may be another flow's by now.
+fn seen<A: Address>(
+    key: &FlowKey<A>,
+    flow: &Flow<A>,
+    answers: Option<Flow<A>>,
+    is_opening: bool,
+    now_s: u32,
+) -> PacketFlow {
+    let dialled = at(key.destination, key.destination_port_be);
+    let answers = answers.filter(|answers| at(answers.to, answers.to_port_be) == dialled);
+    let state = flow.state | answers.map_or(0, |answers| answers.state & FLOW_IS_CLOSING);
+    let (is_tcp, quiet_s) = (key.protocol == TCP, now_s.wrapping_sub(flow.last_s));
+    let is_over = match is_tcp {
+        true => state & FLOW_IS_CLOSING != 0 && quiet_s > FLOW_CLOSED_S,
+        false => quiet_s > FLOW_QUIET_S,
+    };
+    PacketFlow {
+        protocol: key.protocol,
+        client: at(key.source, key.source_port_be),
+        dialled,
+        backend: at(flow.to, flow.to_port_be),
+        masquerade: answers
+            .filter(|answers| answers.node_port_be != [0; 2])
+            .map(|answers| at(answers.node, answers.node_port_be)),
+        device: flow.ifindex,
+        stage: match () {
+            () if is_over || answers.is_none() => Stage::Over,
+            () if state & FLOW_IS_CLOSING != 0 => Stage::Closing,
+            () if is_opening => Stage::Opening,
+            () => Stage::Up,
+        },
+        quiet_s,
+    }
+}

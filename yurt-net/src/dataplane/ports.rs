@@ -1,0 +1,141 @@
+//! The ports that stand for clients outside, kept from sockets of this node.
+//!
+//! A socket that is given a port by itself gets one of `net.ipv4.ip_local_port_range`. Where ours are among them, an answer to that socket
+//! could be taken for one to a client, so they are put into `net.ipv4.ip_local_reserved_ports`, which IPv6 heeds, too. What we have put there
+//! is written down in memory, where it is for as long as the kernel's list, so that what others have reserved stays.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::DataplaneError;
+use super::error::at;
+
+const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
+const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
+
+/// What was reserved, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReservedPorts {
+    /// The list of those that we have reserved.
+    record: PathBuf,
+}
+
+impl ReservedPorts {
+    /// With its record in this directory, which need not exist.
+    pub fn recorded_in(memory: &Path) -> Self {
+        Self {
+            record: memory.join("reserved-ports"),
+        }
+    }
+
+    /// Reserves those of these ports that sockets could be given, and no others any more.
+    pub fn keep(&self, (first, count): (u16, u16)) -> Result<(), DataplaneError> {
+        let local = read(Path::new(LOCAL))?;
+        self.bring_to(among_local((first, count), &local)).map(drop)
+    }
+
+    /// Takes out what was reserved; true where there was any.
+    pub fn release(&self) -> Result<bool, DataplaneError> {
+        if !self.record.exists() {
+            return Ok(false);
+        }
+        self.bring_to(BTreeSet::new())
+    }
+
+    fn bring_to(&self, wanted: BTreeSet<u16>) -> Result<bool, DataplaneError> {
+        let ours = match read(&self.record) {
+            Err(DataplaneError::Path { source, .. })
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                BTreeSet::new()
+            }
+            ours => ports(&ours?),
+        };
+        let reserved = ports(&read(Path::new(RESERVED))?);
+        let others: BTreeSet<u16> = reserved.difference(&ours).copied().collect();
+        let new: BTreeSet<u16> = wanted.difference(&others).copied().collect();
+        let all: BTreeSet<u16> = others.union(&new).copied().collect();
+        // Written down first: what is reserved and not written down would stay for ever.
+        if !new.is_empty() && new != ours {
+            if let Some(directory) = self.record.parent() {
+                fs::create_dir_all(directory).map_err(at("make", directory))?;
+            }
+            fs::write(&self.record, text(&new)).map_err(at("write", &self.record))?;
+        }
+        if all != reserved {
+            fs::write(RESERVED, text(&all)).map_err(at("write", Path::new(RESERVED)))?;
+        }
+        if new.is_empty() && !ours.is_empty() {
+            fs::remove_file(&self.record).map_err(at("remove", &self.record))?;
+        }
+        Ok(all != reserved)
+    }
+}
+
+/// Those of our ports that sockets of this node may be given without asking for them. `local` is `ip_local_port_range`.
+pub fn among_local((first, count): (u16, u16), local: &str) -> BTreeSet<u16> {
+    let mut bounds = local
+        .split_whitespace()
+        .map_while(|number| number.parse().ok());
+    let local = bounds.next().zip(bounds.next());
+    let ours = (0..count).map(|offset| first.saturating_add(offset));
+    ours.filter(|port| local.is_none_or(|(low, high): (u16, u16)| (low..=high).contains(port)))
+        .collect()
+}
+
+/// The ports of a list like `80,1000-1999`, as `ip_local_reserved_ports` is written. What is no port is passed over.
+pub fn ports(text: &str) -> BTreeSet<u16> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?)
+    };
+    text.split(',').filter_map(range).flatten().collect()
+}
+
+fn text(ports: &BTreeSet<u16>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*port) => *last = *port,
+            _ => ranges.push((*port, *port)),
+        }
+    }
+    let ranges = ranges.iter().map(|(first, last)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    });
+    ranges.collect::<Vec<_>>().join(",") + "\n"
+}
+
+fn read(path: &Path) -> Result<String, DataplaneError> {
+    fs::read_to_string(path).map_err(at("read", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_ports_is_read_back_as_it_was_written() {
+        for (list, shown) in [
+            ("\n", "\n"),
+            ("80,1000-1003,1004\n", "80,1000-1004\n"),
+            ("65534-65535", "65534-65535\n"),
+            ("7, 9,x,8-", "7,9\n"),
+        ] {
+            assert_eq!(text(&ports(list)), shown, "{list}");
+            assert_eq!(ports(&text(&ports(list))), ports(list), "{list}");
+        }
+    }
+
+    #[test]
+    fn only_ports_that_sockets_could_be_given_are_reserved() {
+        assert!(among_local((61000, 4536), "32768\t60999\n").is_empty());
+        let some = among_local((61000, 4536), "32768\t61001\n");
+        assert_eq!(text(&some), "61000-61001\n");
+        // Where it cannot be known.
+        assert_eq!(among_local((61000, 64), "").len(), 64);
+    }
+}
