@@ -3,6 +3,7 @@
 //! | measure | compares |
 //! |---|---|
 //! | [`latency`] | what clients wait for, between [universes](universe) that all exist at once |
+//! | [`packets`] | what clients outside wait for by the packet path, by forwarding alone, and by kube-proxy's kind of rules |
 //! | [`flips`] | who answers while endpoint sets are exchanged, with who may |
 //! | [`publish`] | the time from a compiled table to the maps, with a bound |
 //! | [`memory`] | an agent's memory, with a bound |
@@ -24,6 +25,7 @@ pub mod guard;
 pub mod kube;
 pub mod latency;
 pub mod memory;
+pub mod packets;
 pub mod plot;
 pub mod publish;
 pub mod reboot;
@@ -96,7 +98,8 @@ pub fn names() -> impl Iterator<Item = &'static str> {
         kube::NAME,
         tenants::NAME,
     ];
-    latency::NAMES.into_iter().chain(others)
+    let by_turns = latency::NAMES.into_iter().chain(packets::NAMES);
+    by_turns.chain(others)
 }
 
 /// Takes every measure that is wanted, and hands each one over when it is there. `progress` hears what is next.
@@ -112,6 +115,13 @@ pub fn run(
         .collect();
     if !latencies.is_empty() {
         for measure in latency::measure(lab, options, &latencies, &mut progress)? {
+            done(measure)?;
+        }
+    }
+    let outside = packets::NAMES.into_iter();
+    let outside: Vec<_> = outside.filter(|name| options.wants(name)).collect();
+    if !outside.is_empty() {
+        for measure in packets::measure(lab, options, &outside, &mut progress)? {
             done(measure)?;
         }
     }

@@ -137,8 +137,13 @@ pub fn server_addresses(server: &Pod, more: &[u8]) -> Result<Vec<SocketAddrV4>> 
 
 /// Starts an agent with these manifests and waits until they are in force.
 pub fn start_agent(node: &Node, manifests: &Manifests) -> Result<Agent> {
+    start_agent_with(node, manifests, &[])
+}
+
+/// The same, with more flags.
+pub fn start_agent_with(node: &Node, manifests: &Manifests, flags: &[&str]) -> Result<Agent> {
     node.apply(manifests)?;
-    let agent = node.start_agent(&[])?;
+    let agent = node.start_agent(flags)?;
     for _ in 1..READY_TRIES {
         if node.wait_ready().is_ok() {
             return Ok(agent);
@@ -177,7 +182,7 @@ fn address([a, b]: [u8; 2], index: usize) -> Ipv4Addr {
 }
 
 /// Where the workers run: the agents and the bench may have the others.
-fn last_cpu() -> usize {
+pub fn last_cpu() -> usize {
     cpus() - 1
 }
 

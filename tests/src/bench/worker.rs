@@ -69,6 +69,8 @@ pub enum Op {
     Connect,
     /// A question and its answer between unconnected UDP sockets: two sends, two receives.
     Udp,
+    /// A question and its answer in one TCP connection: two sends, two receives.
+    Exchange,
     /// `getpeername` of a connected TCP socket.
     Peer,
     /// `connect` of one UDP socket to an address that is no service's.
@@ -155,6 +157,7 @@ impl Stage {
                 dial.map(|to| self.connect(to)).collect()
             }
             Op::Udp => (0..count).map(|_| self.ask(&self.dial_udp)).collect(),
+            Op::Exchange => self.exchange(count),
             Op::Peer => self.look_at_peer(count, batch.repeats),
             Op::Reconnect => self.reconnect(count, batch.repeats),
         }
@@ -181,6 +184,26 @@ impl Stage {
         let (from, to) = (SocketAddrV4::from(from), SocketAddrV4::from(*to));
         ensure!(from == to, "asked {to}, answered by {from}");
         Ok(nanoseconds(took))
+    }
+
+    fn exchange(&self, count: usize) -> Result<Vec<f64>> {
+        let client = Socket::tcp()?;
+        let to = self.dial.first().context("nothing to dial")?;
+        client.connect(to)?;
+        let (server, _) = self.listener.accept()?;
+        let mut buffer = [0; 64];
+        let mut samples = Vec::with_capacity(count);
+        for _ in 0..count {
+            let start = Instant::now();
+            // Where a connection leads is not asked again.
+            for (from, at) in [(&client, &server), (&server, &client)] {
+                from.send_to(QUESTION, to)?;
+                let (length, _) = at.receive(&mut buffer)?;
+                ensure!(length == QUESTION.len(), "{length} bytes at once");
+            }
+            samples.push(nanoseconds(start.elapsed()));
+        }
+        Ok(samples)
     }
 
     fn look_at_peer(&self, count: usize, repeats: u32) -> Result<Vec<f64>> {

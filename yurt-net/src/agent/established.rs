@@ -162,13 +162,13 @@ impl Established {
             if admitted.is_admitted {
                 info!(
                     withdrawn,
-                    outside, flows, seen, took_ms, "ended sockets and flows whose endpoint went"
+                    outside, flows, seen, took_ms, "ended sockets whose endpoint went"
                 );
             }
             if let Some(more) = admitted.left_out {
                 info!(
                     more,
-                    "ended sockets and flows whose endpoint went more often than is written; `yurt-net status` counts them"
+                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
                 );
             }
         }

@@ -239,7 +239,7 @@ fn programs() -> Vec<Finding> {
         ),
         optional(
             "packet-path",
-            &trial.packet.map(Vec::from),
+            &trial.packet,
             "on this kernel clients outside are not served (--packet-path)",
         ),
     ]
