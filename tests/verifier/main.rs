@@ -34,10 +34,10 @@ const CAPS: [(&str, u32, u32); 16] = [
     ("yurt_xlate_out", 8470, 21600),
     ("yurt_xlate_in", 22020, 31290),
     ("yurt_vtep_in", 340, 1920),
-    ("yurt_edge_new4", 55660, 20540),
-    ("yurt_edge_new6", 46150, 30250),
-    ("yurt_edge_in", 48220, 25550),
-    ("yurt_edge_out", 22240, 28380),
+    ("yurt_edge_new4", 58340, 23350),
+    ("yurt_edge_new6", 72450, 32930),
+    ("yurt_edge_in", 66750, 32050),
+    ("yurt_edge_out", 27340, 36240),
 ];
 
 #[test]

@@ -9,6 +9,11 @@ pub const FLOW_DIALLED: u8 = 0;
 pub const FLOW_SERVED: u8 = 1;
 /// [`FlowKey::place`]: from the backend to this node's address, which stands for the client.
 pub const FLOW_MASQUERADED: u8 = 2;
+/// [`FlowKey::place`]: fragments of a packet that comes in. The ports are its identification, of IPv4 its first two bytes; `protocol` is 0
+/// for IPv6. [`Flow::to`] is what its destination becomes.
+pub const FLOW_PART_ARRIVING: u8 = 3;
+/// The same of a packet that leaves. [`Flow::to`] is what its source becomes.
+pub const FLOW_PART_LEAVING: u8 = 4;
 
 /// Key of `yurt_flow4` and `yurt_flow6`, and of `yurt_open4` and `yurt_open6`: a packet of a flow, at the place where it is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -71,10 +76,13 @@ pub const FLOW_IS_ANSWERED: u32 = 1;
 /// [`Flow::state`]: a FIN or RST of TCP was seen here.
 pub const FLOW_IS_CLOSING: u32 = 2;
 
-/// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP.
+/// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so is a
+/// connection that nobody has answered.
 pub const FLOW_QUIET_S: u32 = 120;
 /// A connection that is closing is over when it was quiet for so many seconds.
 pub const FLOW_CLOSED_S: u32 = 10;
+/// Fragments follow the first one for so many seconds, as long as hosts wait for all of a packet (`net.ipv4.ipfrag_time`).
+pub const FLOW_PART_S: u32 = 30;
 
 /// Entries of `yurt_edge`: more devices that lead outside than any node has.
 pub const EDGES: u32 = 64;

@@ -22,8 +22,9 @@ pub(crate) use self::address::{Words, bytes, mapped_words, words};
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey, LastBackend};
 pub use self::flow::{
     EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
-    FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6,
-    HANDLED, HANDLED_NAMES, Handled, PACKET_ABI, STAGE_OPENS4, STAGE_OPENS6, STAGES,
+    FLOW_MASQUERADED, FLOW_PART_ARRIVING, FLOW_PART_LEAVING, FLOW_PART_S, FLOW_QUIET_S,
+    FLOW_SERVED, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6, HANDLED, HANDLED_NAMES, Handled,
+    PACKET_ABI, STAGE_OPENS4, STAGE_OPENS6, STAGES,
 };
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,

@@ -5,11 +5,12 @@ use crate::abi::{
     Backend4, Backend6, FrontendKey4, FrontendKey6, NetnsRow, PublishWord, SCOPE_INTERNAL, Words,
     bytes, mapped_words, words,
 };
+use crate::frame::Wire;
 use crate::rewrite::tail4;
 use crate::select::{Dialer, Resolved, Tables, contains4, contains6, outside4, outside6};
 
 /// An address of one family, as it is in maps.
-pub trait Address: Copy + PartialEq {
+pub trait Address: Copy + PartialEq + Wire {
     /// Which family.
     const IS_V6: bool;
     /// Of a packet.

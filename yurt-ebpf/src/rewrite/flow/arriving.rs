@@ -3,15 +3,18 @@
 use super::address::Address;
 use super::head::Head;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
+use super::parts;
 use crate::abi::{FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_MASQUERADED, Handled};
 use crate::frame::ETH;
-use crate::frame::ip::{Ip, Side};
+use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
 
 /// So far may a client's first acknowledgement be ahead: what the backend has sent since it said SYN.
 const WINDOW: u32 = 1 << 20;
 
 /// A packet that comes in by a device that leads outside.
+///
+/// Flows that are known are served, and fragments that follow a first one; the rest is passed, or said to be [`Verdict::Opens`].
 #[inline(always)]
 pub fn arriving<A, P, F, H>(
     packet: &mut P,
@@ -32,19 +35,43 @@ where
     if A::of(ip.destination).is_loopback() || A::of(ip.source).is_loopback() {
         return Verdict::Is(Handled::DropLoopback);
     }
+    if ip.part == Part::Later {
+        return parts::follow(packet, (&ip, Side::Destination), flows, here, scratch);
+    }
     let Some(head) = Head::of(packet, ip) else {
         return Verdict::Pass;
     };
+    head.key(&mut scratch.key, FLOW_MASQUERADED);
+    parts::look(&ip, Side::Destination, scratch);
+    let verdict = of_flow(&head, packet, flows, here, scratch);
+    parts::remember(packet, flows, here, scratch, verdict);
+    verdict
+}
+
+/// A packet with ports, whose key is there.
+#[inline(always)]
+fn of_flow<A, P, F, H>(
+    head: &Head,
+    packet: &mut P,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    F: Flows<A>,
+    H: Here,
+{
     let now_s = here.now_s();
     let (first, count) = here.ports();
     let port = u16::from_be_bytes(head.destination_port_be);
-    head.key(&mut scratch.key, FLOW_MASQUERADED);
     if port.wrapping_sub(first) < count
         && let Some(Found { flow, .. }) = flows.find(&scratch.key)
-        && flow.touch(&head, now_s)
+        && flow.touch(head, now_s)
     {
         let client = (flow.to, flow.to_port_be);
-        return led(&head, packet, Side::Destination, client, Handled::ToClient);
+        return led(head, packet, Side::Destination, client, Handled::ToClient);
     }
     // A flow may be there already, which this packet may replace.
     if head.opens() {
@@ -54,22 +81,16 @@ where
     if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
         let backend = (flow.to, flow.to_port_be);
         let is_later = flow.last_s != now_s;
-        let mut is_alive = flow.touch(&head, now_s);
+        let mut is_alive = flow.touch(head, now_s);
         scratch.flow = *flow;
         if !head.is_tcp() && is_later {
             is_alive = keep_alive(flows, scratch, is_alive, now_s);
         }
         if is_alive {
             if is_opening {
-                settle(&head, flows, scratch);
+                settle(head, flows, scratch);
             }
-            return led(
-                &head,
-                packet,
-                Side::Destination,
-                backend,
-                Handled::ToBackend,
-            );
+            return led(head, packet, Side::Destination, backend, Handled::ToBackend);
         }
     }
     match head.is_tcp() {

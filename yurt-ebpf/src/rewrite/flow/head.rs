@@ -26,7 +26,7 @@ pub(super) struct Head {
 impl Head {
     #[inline(always)]
     pub(super) fn of<P: Packet>(packet: &P, ip: Ip) -> Option<Self> {
-        if ip.part != Part::Whole {
+        if !matches!(ip.part, Part::Whole | Part::First) {
             return None;
         }
         let mut head = Self {

@@ -3,9 +3,10 @@
 use super::address::Address;
 use super::head::{ACK, Head, SYN};
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
+use super::parts;
 use crate::abi::{FLOW_MASQUERADED, FLOW_SERVED, Handled};
 use crate::frame::ETH;
-use crate::frame::ip::{Ip, Side};
+use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
 
 /// Ports that a masqueraded flow tries.
@@ -30,20 +31,47 @@ where
     let Some(ip) = Ip::read(packet, ETH, A::IS_V6) else {
         return Verdict::Pass;
     };
+    if ip.part == Part::Later {
+        return parts::follow(packet, (&ip, Side::Source), flows, here, scratch);
+    }
     let Some(head) = Head::of(packet, ip) else {
         return Verdict::Pass;
     };
+    head.key(&mut scratch.key, FLOW_SERVED);
+    parts::look(&ip, Side::Source, scratch);
+    let verdict = of_flow(&head, packet, flows, here, scratch, is_forwarded, node);
+    parts::remember(packet, flows, here, scratch, verdict);
+    verdict
+}
+
+/// A packet with ports.
+#[inline(always)]
+fn of_flow<A, P, F, H>(
+    head: &Head,
+    packet: &mut P,
+    flows: &mut F,
+    here: &H,
+    scratch: &mut Scratch<A>,
+    is_forwarded: bool,
+    node: impl FnOnce() -> Option<A>,
+) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    F: Flows<A>,
+    H: Here,
+{
     let now_s = here.now_s();
     head.answer_key(&mut scratch.key);
     if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
-        if !flow.touch(&head, now_s) {
+        if !flow.touch(head, now_s) {
             return Verdict::Pass;
         }
         if is_opening && head.flags & (SYN | ACK) == (SYN | ACK) {
             flow.expected = head.sequence.wrapping_add(1);
         }
         let dialled = (flow.to, flow.to_port_be);
-        return led(&head, packet, Side::Source, dialled, Handled::ToClient);
+        return led(head, packet, Side::Source, dialled, Handled::ToClient);
     }
     if !is_forwarded {
         return Verdict::Pass;
@@ -58,13 +86,13 @@ where
     }
     if u16::from_ne_bytes(flow.node_port_be) != 0 {
         let source = (flow.node, flow.node_port_be);
-        return led(&head, packet, Side::Source, source, Handled::ToBackend);
+        return led(head, packet, Side::Source, source, Handled::ToBackend);
     }
     scratch.flow = *flow;
     let port_be = match node() {
         Some(node) if node.is_some() => {
             scratch.flow.node = node;
-            masquerade(&head, flows, here, scratch)
+            masquerade(head, flows, here, scratch)
         }
         _ => None,
     };
@@ -75,7 +103,7 @@ where
     if let Some(Found { flow, .. }) = flows.find(&scratch.key) {
         (flow.node, flow.node_port_be) = source;
     }
-    led(&head, packet, Side::Source, source, Handled::ToBackend)
+    led(head, packet, Side::Source, source, Handled::ToBackend)
 }
 
 /// Finds a port of this node's address (`scratch.flow.node`) that no other flow to the backend has.

@@ -73,6 +73,9 @@ pub struct Scratch<A: Address> {
     pub(super) served: Flow<A>,
     pub(super) backend: A::Backend,
     pub(super) known: Known,
+    /// If the packet is the first of several fragments, where its address is that changes, and the key of the others; else 0.
+    pub(super) first_part_at: u32,
+    pub(super) part: FlowKey<A>,
 }
 
 impl<A: Address> Scratch<A> {
@@ -141,10 +144,10 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub(super) fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
         let quiet = now_s.wrapping_sub(self.last_s);
-        if is_tcp {
-            self.state & FLOW_IS_CLOSING != 0 && quiet > FLOW_CLOSED_S
-        } else {
-            quiet > FLOW_QUIET_S
+        match self.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
+            FLOW_IS_ANSWERED if is_tcp => false,
+            state if is_tcp && state & FLOW_IS_CLOSING != 0 => quiet > FLOW_CLOSED_S,
+            _ => quiet > FLOW_QUIET_S,
         }
     }
 }

@@ -19,6 +19,8 @@
 //! else it goes to the backend that the flow has, which answers a stray one by itself (RFC 5961).
 
 //!
+//! Later fragments have no ports. They follow the first one of their packet, see `parts`.
+//!
 //! Three programs decide, and each reads the packet anew: what comes in and is of a flow ([`arriving()`]), what may open one
 //! ([`opening()`]), and what leaves ([`leaving()`]).
 //!
@@ -32,6 +34,7 @@ mod head;
 mod leaving;
 mod memory;
 mod opening;
+mod parts;
 
 pub use self::address::Address;
 pub use self::arriving::arriving;

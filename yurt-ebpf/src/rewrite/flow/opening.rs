@@ -5,6 +5,7 @@ use core::hint::black_box;
 use super::address::Address;
 use super::head::Head;
 use super::memory::{Flows, Found, Here, Known, Memory, Scratch, Verdict, led};
+use super::parts;
 use crate::abi::{
     Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_SERVED, Flow, Handled, NetnsRow,
 };
@@ -43,7 +44,10 @@ where
     scratch.known = known(&head, flows, here, scratch);
     // The verifier forgets what it knows of a value in a map, and so has a third of the paths to walk.
     let known = *black_box(&scratch.known);
-    begin(&head, packet, tables, flows, here, scratch, known)
+    parts::look(&head.ip, Side::Destination, scratch);
+    let verdict = begin(&head, packet, tables, flows, here, scratch, known);
+    parts::remember(packet, flows, here, scratch, verdict);
+    verdict
 }
 
 /// What is known of the flow whose key is there; its backend is then, too.
@@ -66,6 +70,7 @@ where
         };
     }
     match flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
+        0 if flow.is_over(true, here.now_s()) => Known::Over,
         0 => Known::Opening,
         FLOW_IS_ANSWERED => Known::Up,
         _ => Known::Over,
@@ -118,7 +123,7 @@ where
     scratch.other = scratch.key;
     scratch.other.place = FLOW_SERVED;
     let mut tries = 0..BACKEND_TRIES;
-    let backend = loop {
+    loop {
         if tries.next().is_none() {
             return Verdict::Is(Handled::DropClash);
         }
@@ -126,20 +131,29 @@ where
             return Verdict::Is(Handled::DropInconsistent);
         }
         let was_kept = core::mem::replace(&mut is_kept, false);
-        let backend = A::of_backend(&scratch.backend);
-        (scratch.other.destination, scratch.other.destination_port_be) = backend;
+        (scratch.other.destination, scratch.other.destination_port_be) =
+            A::of_backend(&scratch.backend);
         let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
-            break backend;
+            break;
         };
         let is_its = flow.leads_to(&scratch.flow);
         if is_its && was_kept && known == Known::Up && flow.state & FLOW_IS_CLOSING == 0 {
+            let backend = A::of_backend(&scratch.backend);
             return led(head, packet, Side::Destination, backend, Handled::ToBackend);
         }
         if is_its || flow.is_over(head.is_tcp(), now_s) {
             flows.forget(&scratch.other);
-            break backend;
+            break;
         }
-    };
+        let is_closing = flow.state & FLOW_IS_CLOSING != 0;
+        (scratch.key.destination, scratch.key.destination_port_be) = (flow.to, flow.to_port_be);
+        if head.is_tcp() && has_closed(is_closing, flows, scratch, now_s) {
+            flows.forget(&scratch.other);
+            break;
+        }
+    }
+    let backend = A::of_backend(&scratch.backend);
+    (scratch.key.destination, scratch.key.destination_port_be) = (scratch.flow.to, port_be);
     if known != Known::Nothing {
         flows.forget(&scratch.key);
     }
@@ -155,6 +169,26 @@ where
         flows.remember(client_id, affinity, &scratch.backend);
     }
     led(head, packet, Side::Destination, backend, Handled::NewFlow)
+}
+
+/// Whether a client's connection to another frontend, whose key is there, has ended, though its answers still have an entry: both sides
+/// have said so (`is_closing`: the backend has), or the client has a while ago. It is forgotten then.
+#[inline(always)]
+fn has_closed<A, F>(is_closing: bool, flows: &mut F, scratch: &Scratch<A>, now_s: u32) -> bool
+where
+    A: Address,
+    F: Flows<A>,
+{
+    let has_closed = match flows.find(&scratch.key) {
+        Some(Found { flow, .. }) => {
+            is_closing && flow.state & FLOW_IS_CLOSING != 0 || flow.is_over(true, now_s)
+        }
+        None => true,
+    };
+    if has_closed {
+        flows.forget(&scratch.key);
+    }
+    has_closed
 }
 
 /// A packet to no Service that may open a flow, perhaps to a backend itself. Its answers could not be told from those that the client gets

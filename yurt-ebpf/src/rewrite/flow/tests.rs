@@ -5,12 +5,12 @@ use std::net::{IpAddr, SocketAddr};
 use proptest::prelude::*;
 use yurt_frames::{ACK, Packet as Sent, SYN, Tcp, addresses, flaws, ip as host, tcp, udp};
 
-use super::memory::Known;
 use super::*;
 use crate::abi::{
-    Affinity, AffinityKey, Backend4, Backend6, Conf, FLOW_CLOSED_S, FLOW_QUIET_S, FRONTEND_OUTSIDE,
-    FRONTEND_OUTSIDE_APART, Flow, FlowKey, FrontendKey4, FrontendKey6, FrontendValue, Handled,
-    PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord, SCOPE_EXTERNAL, SCOPE_INTERNAL,
+    Affinity, AffinityKey, Backend4, Backend6, Conf, FLOW_CLOSED_S, FLOW_PART_S, FLOW_QUIET_S,
+    FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, Flow, FlowKey, FrontendKey4, FrontendKey6,
+    FrontendValue, Handled, PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord, SCOPE_EXTERNAL,
+    SCOPE_INTERNAL,
 };
 use crate::frame::ip::{TCP, UDP};
 use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
@@ -209,36 +209,10 @@ fn come_in<A: Address>(packet: &mut Bytes, view: &View<'_>, flows: &mut Map<A>) 
     }
 }
 
+/// As the kernel makes it.
 fn scratch<A: Address>() -> Scratch<A> {
-    let nobody = A::of((0, 0));
-    let key = FlowKey {
-        source: nobody,
-        destination: nobody,
-        source_port_be: [0; 2],
-        destination_port_be: [0; 2],
-        protocol: 0,
-        place: 0,
-        pad: [0; 2],
-    };
-    let flow = Flow {
-        to: nobody,
-        node: nobody,
-        to_port_be: [0; 2],
-        node_port_be: [0; 2],
-        ifindex: 0,
-        service: 0,
-        state: 0,
-        last_s: 0,
-        expected: 0,
-    };
-    Scratch {
-        key,
-        other: key,
-        flow,
-        served: flow,
-        backend: nobody.backend([0; 2]),
-        known: Known::Nothing,
-    }
+    // SAFETY: numbers, and enumerations that have a value 0.
+    unsafe { std::mem::zeroed() }
 }
 
 impl Node {
@@ -682,6 +656,7 @@ fn an_established_flow_stays_with_its_backend_whatever_the_table_says() {
     let index = node.serve(TCP, &["192.0.2.11:80"], &["10.244.1.5:80"]);
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
     node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
     let other = node.add(&["10.244.1.6:80"]);
     node.services[index] = node.services[other].clone();
     node.now_s += 100_000;
@@ -926,7 +901,7 @@ fn what_is_of_no_flow_and_no_service_goes_on_unchanged() {
     node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
     let between = || host_to_host(client, dialled);
-    let fragments = udp(client, dialled, &[7; 40]).fragments(9, &[24]);
+    let fragments = udp(client, at("192.0.2.11:54"), &[7; 40]).fragments(9, &[24]);
     let packets = [
         tcp(client, at("192.0.2.11:22"), SYN, b""),
         tcp(client, at("192.0.2.11:53"), ACK, b""),
@@ -963,7 +938,161 @@ fn a_client_outside_has_no_key_of_affinity_that_a_network_namespace_has() {
     assert!(key.netns > u64::MAX / 2);
 }
 
+#[test]
+fn a_port_whose_connection_was_closed_by_both_sides_may_dial_any_frontend_of_that_backend() {
+    let (client, backend) = (at("198.51.100.7:40000"), at("10.244.1.5:80"));
+    let frontends = [at("192.0.2.11:80"), at("192.0.2.11:81")];
+    let connect = || {
+        let mut node = Node::new();
+        node.serve(
+            TCP,
+            &frontends
+                .map(|at| at.to_string())
+                .each_ref()
+                .map(String::as_str),
+            &["10.244.1.5:80"],
+        );
+        node.led(&tcp(client, frontends[0], SYN, b""), Handled::NewFlow);
+        node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+        node.led(&tcp(client, frontends[0], ACK, b""), Handled::ToBackend);
+        node
+    };
+    let other = tcp(client, frontends[1], SYN, b"");
+    let by_client = tcp(client, frontends[0], FIN_ACK, b"");
+    let by_backend = tcp(backend, client, FIN_ACK, b"");
+    let mut node = connect();
+    node.is_handled(&other, Handled::DropClash);
+    node.led(&by_client, Handled::ToBackend);
+    node.is_handled(&other, Handled::DropClash);
+    node.sent(&by_backend, Handled::ToClient);
+    node.led(&other, Handled::NewFlow);
+    let answer = node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+    assert_eq!(answer, (frontends[1], client));
+    // The first one is no more: what comes late of it is not mixed up with the second.
+    assert_eq!(node.arrive(&by_client).0, Verdict::Pass);
+    // A reset is the client's last word, and the backend says nothing to it.
+    let mut node = connect();
+    node.led(&tcp(client, frontends[0], RST, b""), Handled::ToBackend);
+    node.is_handled(&other, Handled::DropClash);
+    node.now_s += FLOW_CLOSED_S + 1;
+    node.led(&other, Handled::NewFlow);
+}
+
+#[test]
+fn a_connection_that_nobody_has_answered_is_over_once_it_is_quiet() {
+    let (client, backend) = (at("198.51.100.7:40000"), at("10.244.1.5:80"));
+    let mut node = Node::new();
+    let index = node.serve(TCP, &["192.0.2.11:80"], &["10.244.1.5:80"]);
+    node.serve(TCP, &["192.0.2.11:81"], &["10.244.1.5:80"]);
+    let first = tcp(client, at("192.0.2.11:80"), SYN, b"");
+    let second = tcp(client, at("192.0.2.11:81"), SYN, b"");
+    assert_eq!(node.led(&first, Handled::NewFlow), backend);
+    node.is_handled(&second, Handled::DropClash);
+    // The client sends it again.
+    node.now_s += FLOW_QUIET_S;
+    node.services[index].word = {
+        let both = node.add(&["10.244.1.5:80", "10.244.1.6:80"]);
+        node.services[both].word
+    };
+    assert_eq!(node.led(&first, Handled::NewFlow), backend);
+    node.is_handled(&second, Handled::DropClash);
+    node.now_s += FLOW_QUIET_S + 1;
+    node.led(&second, Handled::NewFlow);
+    let led = node.led(&first, Handled::NewFlow);
+    assert_eq!(led, at("10.244.1.6:80"));
+}
+
+/// Fragments in the order that numbers say, but for the first one.
+fn shuffled(mut fragments: Vec<Sent>, order: &[usize]) -> Vec<Sent> {
+    let mut shuffled = vec![fragments.remove(0)];
+    for at in order {
+        if !fragments.is_empty() {
+            shuffled.push(fragments.remove(at % fragments.len()));
+        }
+    }
+    shuffled.append(&mut fragments);
+    shuffled
+}
+
+/// What the fragments of a packet must be.
+fn assert_fragments(mut are: Vec<Vec<u8>>, of: &Sent, id: u16, cuts: &[usize]) {
+    let mut should_be: Vec<Vec<u8>> = of.fragments(id, cuts).iter().map(frame).collect();
+    are.sort();
+    should_be.sort();
+    assert_eq!(are, should_be);
+}
+
+#[test]
+fn a_later_fragment_follows_the_first_one_of_its_own_packet_alone() {
+    for Cast {
+        client,
+        dialled,
+        backend,
+        ..
+    } in casts()
+    {
+        let mut node = Node::new();
+        node.serve(UDP, &[&dialled.to_string()], &[&backend.to_string()]);
+        let elsewhere = SocketAddr::new(dialled.ip(), 9);
+        let ours = udp(client, dialled, &[7; 60]).fragments(9, &[24]);
+        let others = udp(client, elsewhere, &[7; 60]).fragments(9, &[24]);
+        // Before the first one there is nothing to follow, and nothing is held back.
+        assert_eq!(node.arrive(&ours[1]), (Verdict::Pass, frame(&ours[1])));
+        node.led(&ours[0], Handled::NewFlow);
+        assert_eq!(node.arrive(&ours[1]).0, Verdict::Is(Handled::ToBackend));
+        // Of another identification.
+        let stranger = &udp(client, dialled, &[7; 60]).fragments(10, &[24])[1];
+        assert_eq!(node.arrive(stranger).0, Verdict::Pass);
+        // The same one, of what is no Service's.
+        assert_eq!(node.arrive(&others[0]).0, Verdict::Pass);
+        assert_eq!(node.arrive(&others[1]), (Verdict::Pass, frame(&others[1])));
+        // Or much later.
+        node.led(&ours[0], Handled::ToBackend);
+        node.now_s += FLOW_PART_S + 1;
+        assert_eq!(node.arrive(&ours[1]).0, Verdict::Pass);
+    }
+}
+
 proptest! {
+    /// Whatever its sum, size and pieces, whichever way: what was one datagram is one again, as if it had come whole.
+    #[test]
+    fn fragments_of_a_datagram_in_any_order_that_begins_with_the_first_arrive_as_the_whole_would(
+        order in proptest::collection::vec(0..8_usize, 5),
+        cuts in 1..6_usize,
+        is_here in any::<bool>(),
+        id in any::<u16>(),
+    ) {
+        let data: Vec<u8> = (0..120).collect();
+        let cuts: Vec<usize> = (1..=cuts).map(|cut| cut * 16).collect();
+        for Cast { client, dialled, backend, .. } in casts() {
+            let mut node = Node::new();
+            node.serve(UDP, &[&dialled.to_string()], &[&backend.to_string()]);
+            let arrive = |node: &mut Node, sent: Sent, as_it_should: Sent, is_answer: bool| {
+                let fragments = shuffled(sent.fragments(id, &cuts), &order);
+                let what = if is_answer { Handled::ToClient } else { Handled::ToBackend };
+                let arrived = fragments.iter().enumerate().map(|(at, fragment)| {
+                    let (verdict, after) = node.arrive(fragment);
+                    let is_new = at == 0 && !is_answer;
+                    assert_eq!(verdict, Verdict::Is(if is_new { Handled::NewFlow } else { what }));
+                    after
+                });
+                assert_fragments(arrived.collect(), &as_it_should, id, &cuts);
+            };
+            let leave = |node: &mut Node, sent: Sent, as_it_should: Sent| {
+                let fragments = shuffled(sent.fragments(id, &cuts), &order);
+                let left = fragments.iter().map(|fragment| node.leave(fragment, true).1);
+                assert_fragments(left.collect(), &as_it_should, id, &cuts);
+            };
+            arrive(&mut node, udp(client, dialled, &data), udp(client, backend, &data), false);
+            if !is_here {
+                let (seen, _) = node.sent(&udp(client, backend, b"?"), Handled::ToBackend);
+                leave(&mut node, udp(client, backend, &data), udp(seen, backend, &data));
+                arrive(&mut node, udp(backend, seen, &data), udp(backend, client, &data), true);
+            }
+            leave(&mut node, udp(backend, client, &data), udp(dialled, client, &data));
+        }
+    }
+
     /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody else does.
     #[test]
     fn what_went_out_comes_back_to_who_sent_it(
