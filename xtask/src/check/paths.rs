@@ -48,12 +48,13 @@ pub(crate) fn mentions(text: &str) -> Vec<Mention> {
     found
 }
 
-/// Every word of the code, tests included, with its line.
+/// Every word and every other character of the code, tests included, with its line. Paths lose their colons.
 pub(crate) fn words(text: &str) -> Vec<(usize, String)> {
     let tokens = tokens(&without_prose(text)).into_iter();
     let words = tokens.filter_map(|Spot { line, kind }| match kind {
         Token::Word(word) => Some((line, word)),
-        Token::Colons | Token::Other(_) => None,
+        Token::Other(character) => Some((line, character.to_string())),
+        Token::Colons => None,
     });
     words.collect()
 }

@@ -580,4 +580,6 @@ impl UdpPeers {
 }
 
 #[cfg(all(test, not(target_arch = "bpf")))]
+mod proptests;
+#[cfg(all(test, not(target_arch = "bpf")))]
 mod tests;

@@ -46,9 +46,10 @@ mod v4;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;
+use pace::Pace;
 
 pub use contents::{Contents, Provenance};
-pub use pace::{Occasion, Pace};
+pub use pace::Occasion;
 
 const CURRENT: &str = "checkpoint";
 const NEW: &str = "checkpoint.new";

@@ -32,7 +32,7 @@ pub enum Occasion {
 
 /// Decides when to save.
 #[derive(Debug, Default)]
-pub struct Pace {
+pub(super) struct Pace {
     changed: Option<Instant>,
     attempted: Option<Instant>,
     failures: u32,

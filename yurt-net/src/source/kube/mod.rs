@@ -84,7 +84,7 @@ pub struct Scope {
 }
 
 /// The source `kube:` or `yurthub:`.
-pub struct KubeSource {
+pub(crate) struct KubeSource {
     /// It may answer from a cache.
     is_hub: bool,
     scope: Scope,

@@ -76,7 +76,7 @@ pub struct Client {
 
 /// The result of a judgement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Identities {
+pub(crate) struct Identities {
     /// Of Pods of which something is known, by cookie.
     pub known: BTreeMap<u64, ClientAddresses>,
     /// Pods of which more could be known, by their place among those that were asked about.
