@@ -210,9 +210,9 @@ fn a_file_can_stand_behind_an_apiserver() -> Result<()> {
     followed.until("the apiserver's", |s| services(s) == ["a"])
 }
 
-#[test]
-fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_source_said()
--> Result<()> {
+/// A node that starts again without the cloud: its checkpoint is from an apiserver that is away, and a hub that lacks the
+/// last two Services has answered from its disk.
+fn restarted_behind_a_hub() -> Result<(FakeApiserver, [String; 2], Followed)> {
     let hub = cluster(&["a", "b", "c"])?;
     let direct = cluster(&ALL)?;
     let specs = [yurthub(&hub), kube(&direct)];
@@ -222,12 +222,21 @@ fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_sou
     let checkpoint = before.checkpoint()?;
     drop(before);
 
-    // The cloud is out of reach, and the hub answers from its disk.
     direct.http().stop();
     hub.http().restart()?;
     let mut followed = Followed::from(&specs, Some(checkpoint))?;
-    let is_good = |status: &SourceStatus| status.sources.iter().any(|source| source.is_good);
-    followed.until_status("the hub has said all", is_good)?;
+    followed.until_status("the hub has said all", has_said_all)?;
+    Ok((hub, specs, followed))
+}
+
+fn has_said_all(status: &SourceStatus) -> bool {
+    status.sources.iter().any(|source| source.is_good)
+}
+
+#[test]
+fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_source_said()
+-> Result<()> {
+    let (hub, specs, mut followed) = restarted_behind_a_hub()?;
     let status = followed.status();
     ensure!(status.provenance == Origin::Checkpoint, "{status:?}");
     ensure!(
@@ -253,22 +262,8 @@ fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_what_another_sou
 #[test]
 fn after_a_restart_a_hub_that_tells_of_something_newer_than_the_checkpoint_is_not_older()
 -> Result<()> {
-    let hub = cluster(&["a", "b", "c"])?;
-    let direct = cluster(&ALL)?;
-    let specs = [yurthub(&hub), kube(&direct)];
-    hub.http().stop();
-    let mut before = Followed::start(&specs)?;
-    before.until("what the second one says", |s| services(s) == ALL)?;
-    let checkpoint = before.checkpoint()?;
-    drop(before);
-
-    direct.http().stop();
-    hub.http().restart()?;
-    let mut followed = Followed::from(&specs, Some(checkpoint))?;
+    let (hub, specs, mut followed) = restarted_behind_a_hub()?;
     let is_held = |followed: &mut Followed| followed.sources().unproven() == specs[..1];
-    followed.until_status("the hub has said all", |status| {
-        status.sources.iter().any(|source| source.is_good)
-    })?;
     ensure!(is_held(&mut followed));
     // What the checkpoint knows already.
     for (name, last) in [("d", 4), ("e", 5)] {
@@ -312,9 +307,7 @@ fn after_a_restart_a_hub_waits_for_the_cloud_before_it_replaces_newer_maps_of_an
         for newer in [of_direct, SaidBy::UNKNOWN] {
             let mut followed = Followed::from(&specs, checkpoint.clone())?;
             followed.sources().expect(ALL.len(), Some(newer));
-            let is_good =
-                |status: &SourceStatus| status.sources.iter().any(|source| source.is_good);
-            followed.until_status("the hub has said all", is_good)?;
+            followed.until_status("the hub has said all", has_said_all)?;
             ensure!(followed.sources().unproven() == specs[..1], "{newer:?}");
             ensure!(followed.status().provenance != Origin::Hub, "{newer:?}");
         }

@@ -49,6 +49,13 @@ pub(crate) fn ask(
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// What `explain` says of a client and the Service web.
+pub(crate) fn explained(edge: &lab::Node) -> Result<String> {
+    let to = "10.96.0.10:80/TCP";
+    let output = edge.yurt_net(&["explain", "--from", "10.1.0.250", "--to", to])?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
 fn answers(edge: &lab::Node) -> Result<[String; 2]> {
     Ok([ask(edge, "tcp", WEB)?, ask(edge, "udp", DNS)?])
 }
@@ -129,14 +136,7 @@ fn after_an_offline_reboot_services_lead_to_where_their_pods_are() -> Result<()>
     wait_for_answers(&edge)?;
     let status = edge.status()?;
     ensure!(!status.source.is_fresh && status.retention.endpoints_moved == 2);
-    let explained = edge.yurt_net(&[
-        "explain",
-        "--from",
-        "10.1.0.250",
-        "--to",
-        "10.96.0.10:80/TCP",
-    ])?;
-    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    let explained = explained(&edge)?;
     ensure!(
         explained.contains(&format!("Pod shop/web-0 is at {web_now}")),
         "{explained}"

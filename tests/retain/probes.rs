@@ -9,7 +9,7 @@ use yurt_net_tests::apiserver::{FakeApiserver, HubMode, PodsServer, Resource, ob
 use yurt_net_tests::lab::{self, Lab};
 use yurt_net_tests::runtime::{Network, Node, Running};
 
-use crate::offline::{NODE, WEB, add, ask, service};
+use crate::offline::{NODE, WEB, add, ask, explained, service};
 
 /// Where Pods say that they are ready.
 const READY: u16 = 8081;
@@ -79,14 +79,7 @@ fn while_the_cloud_is_away_a_pod_that_is_not_ready_takes_no_traffic_and_is_back_
     ready_0.take();
     wait_for_failing(&edge, 1)?;
     ensure!(who_answers(&edge)? == ["web-1"]);
-    let explained = edge.yurt_net(&[
-        "explain",
-        "--from",
-        "10.1.0.250",
-        "--to",
-        "10.96.0.10:80/TCP",
-    ])?;
-    let explained = String::from_utf8_lossy(&explained.stdout).into_owned();
+    let explained = explained(&edge)?;
     let reason = format!("a TCP connect to Pod shop/web-0 at {at_0}:{READY}: ");
     ensure!(explained.contains(&reason), "{explained}");
 

@@ -12,7 +12,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use std::os::linux::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -137,6 +137,15 @@ pub fn cookie() -> io::Result<Option<u64>> {
     }
     // SAFETY: the kernel has just opened it for us.
     let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    match socket_cookie(socket.as_fd(), SO_NETNS_COOKIE) {
+        Ok(cookie) => Ok(Some(cookie)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// A cookie that the kernel gives a socket: its own (`SO_COOKIE`), or that of its namespace (`SO_NETNS_COOKIE`).
+pub fn socket_cookie(socket: BorrowedFd<'_>, option: libc::c_int) -> io::Result<u64> {
     let mut cookie = 0u64;
     let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
     // SAFETY: `cookie` and `length` are valid for writes of their sizes.
@@ -144,17 +153,14 @@ pub fn cookie() -> io::Result<Option<u64>> {
         libc::getsockopt(
             socket.as_raw_fd(),
             libc::SOL_SOCKET,
-            SO_NETNS_COOKIE,
+            option,
             std::ptr::from_mut(&mut cookie).cast(),
             &raw mut length,
         )
     };
-    if result == 0 {
-        return Ok(Some(cookie));
-    }
-    match io::Error::last_os_error() {
-        error if error.raw_os_error() == Some(libc::ENOPROTOOPT) => Ok(None),
-        error => Err(error),
+    match result {
+        0 => Ok(cookie),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

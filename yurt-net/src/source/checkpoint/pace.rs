@@ -40,12 +40,12 @@ pub(super) struct Pace {
 
 impl Pace {
     /// There is a new snapshot.
-    pub fn changed(&mut self, now: Instant) {
+    pub(super) fn changed(&mut self, now: Instant) {
         self.changed.get_or_insert(now);
     }
 
     /// When to call `begin`; `None`: not before something happens.
-    pub fn due(&self) -> Option<Instant> {
+    pub(super) fn due(&self) -> Option<Instant> {
         self.changed.map(|at| self.not_before(at + SETTLE))
     }
 
@@ -58,7 +58,7 @@ impl Pace {
     }
 
     /// Whether to save now. From then on what changed counts as saved, until `failed` says otherwise.
-    pub fn begin(&mut self, now: Instant) -> bool {
+    pub(super) fn begin(&mut self, now: Instant) -> bool {
         let is_due = self.due().is_some_and(|due| due <= now);
         if is_due {
             self.changed = None;
@@ -68,12 +68,12 @@ impl Pace {
     }
 
     /// The save has ended well.
-    pub fn saved(&mut self) {
+    pub(super) fn saved(&mut self) {
         self.failures = 0;
     }
 
     /// It has failed: it is tried again.
-    pub fn failed(&mut self, now: Instant) {
+    pub(super) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.attempted = Some(now);
         self.changed.get_or_insert(now);

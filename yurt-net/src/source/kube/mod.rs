@@ -132,7 +132,7 @@ struct PodsList {
 impl KubeSource {
     /// A source that has asked nothing yet, and may be YurtHub: a guess until somebody was dialled. `seed` is what is known already,
     /// and `versions` where an earlier agent's watches of the same source were.
-    pub fn new(
+    pub(crate) fn new(
         api: Api,
         is_hub: bool,
         scope: Scope,
@@ -172,12 +172,12 @@ impl KubeSource {
     }
 
     /// Until it has said itself how many there are: so many Services are in force, in maps that an earlier agent left.
-    pub fn expect(&mut self, services: usize) {
+    pub(crate) fn expect(&mut self, services: usize) {
         self.state.expect(services);
     }
 
     /// Lets it know what an earlier agent knew, as far as it has not said anything itself.
-    pub fn learn(&mut self, known: &Snapshot) {
+    pub(crate) fn learn(&mut self, known: &Snapshot) {
         self.state.learn(known);
     }
 
@@ -200,36 +200,36 @@ impl KubeSource {
     }
 
     /// It is YurtHub, which may answer from its cache.
-    pub fn is_hub(&self) -> bool {
+    pub(crate) fn is_hub(&self) -> bool {
         self.is_hub
     }
 
     /// Asks for the Pods of the own Node from now on.
-    pub fn follow_pods(&mut self) {
+    pub(crate) fn follow_pods(&mut self) {
         if !std::mem::replace(&mut self.scope.with_pods, true) && self.is_asked() {
             self.follow(Resource::Pods, self.name_of(Resource::Pods));
         }
     }
 
     /// An address, a link or a route of this node has changed: who could not be reached is asked at once.
-    pub fn network_changed(&self) {
+    pub(crate) fn network_changed(&self) {
         self.connection.network_changed();
     }
 
     /// Has the Pods of the own Node read again soon, where no watch follows them.
-    pub fn refresh_pods(&self) {
+    pub(crate) fn refresh_pods(&self) {
         self.pods.is_asked_for.notify_one();
     }
 
     /// When the Pods of the own Node were all of those that the cloud knows; `None`: never, or it is not known.
-    pub fn pods_read_at(&self) -> Option<Instant> {
+    pub(crate) fn pods_read_at(&self) -> Option<Instant> {
         let (at, is_followed) = self.pods.read?;
         self.fresh_until()?;
         Some(if is_followed { Instant::now() } else { at })
     }
 
     /// What it says is the cloud's present word.
-    pub fn is_fresh(&self) -> bool {
+    pub(crate) fn is_fresh(&self) -> bool {
         self.fresh_until().is_some()
     }
 
@@ -281,7 +281,7 @@ impl KubeSource {
     }
 
     /// What is known of the cluster. Until it is synced it is the seed, or a part.
-    pub fn snapshot(&self) -> &Snapshot {
+    pub(crate) fn snapshot(&self) -> &Snapshot {
         self.state.snapshot()
     }
 
@@ -296,7 +296,7 @@ impl KubeSource {
     }
 
     /// What a table needs is being followed at present.
-    pub fn answers(&self) -> bool {
+    pub(crate) fn answers(&self) -> bool {
         self.is_asked() && self.why_lost().is_none()
     }
 
@@ -306,19 +306,19 @@ impl KubeSource {
     }
 
     /// Where watches go on, by resource.
-    pub fn versions(&self) -> BTreeMap<String, String> {
+    pub(crate) fn versions(&self) -> BTreeMap<String, String> {
         self.state.versions()
     }
 
     /// Lists that are held back.
-    pub fn held(&self) -> Vec<HeldList> {
+    pub(crate) fn held(&self) -> Vec<HeldList> {
         self.state.held().collect()
     }
 
     /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is right behind
     /// it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must be called inside a tokio
     /// runtime.
-    pub async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         self.ask();
         loop {
             let next = match self.untold_since {
@@ -346,7 +346,7 @@ impl KubeSource {
     }
 
     /// The snapshot has changed, or what else [`Self::changed`] waits for, and it has not told so yet.
-    pub fn has_untold(&self) -> bool {
+    pub(crate) fn has_untold(&self) -> bool {
         self.untold_since.is_some()
     }
 

@@ -9,12 +9,12 @@ use super::resource::Resource;
 
 impl KubeSource {
     /// The time since the source was last heard of; `None` = never.
-    pub fn silence(&self) -> Option<Duration> {
+    pub(crate) fn silence(&self) -> Option<Duration> {
         self.last_sign().map(|at| at.elapsed())
     }
 
     /// What fails at present, on one line.
-    pub fn error(&self) -> Option<String> {
+    pub(crate) fn error(&self) -> Option<String> {
         self.failures_of(|_| true)
     }
 
@@ -39,7 +39,7 @@ impl KubeSource {
     }
 
     /// What was received, by resource.
-    pub fn received(&self) -> BTreeMap<&'static str, Received> {
+    pub(crate) fn received(&self) -> BTreeMap<&'static str, Received> {
         let counters = self.counters.iter();
         counters
             .map(|(resource, counters)| (resource.name(), counters.received()))

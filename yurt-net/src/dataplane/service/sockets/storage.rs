@@ -5,7 +5,7 @@
 //! A socket that no process has open, or that may not be borrowed, is not found.
 #![expect(
     unsafe_code,
-    reason = "pidfd_getfd(2) and socket options, which the standard library lacks"
+    reason = "pidfd_open(2) and pidfd_getfd(2), which the standard library lacks"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,7 @@ use std::path::Path;
 use yurt_ebpf::abi::UdpPeers;
 
 use crate::dataplane::sys;
+use crate::host::netns;
 
 /// The sockets that are wanted: by inode the cookie, and the inode of the network namespace.
 pub(super) type Wanted = BTreeMap<u32, (u64, u64)>;
@@ -117,7 +118,7 @@ fn look(
     };
     // SAFETY: as above.
     let socket = owned(unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) })?;
-    let cookie = cookie(socket.as_fd())?;
+    let cookie = netns::socket_cookie(socket.as_fd(), libc::SO_COOKIE)?;
     let mut value = [UdpPeers::default()];
     let is_there = sys::map_lookup(map, &socket.as_raw_fd(), &mut value)?;
     let [value] = value;
@@ -131,25 +132,6 @@ fn owned(result: libc::c_long) -> io::Result<OwnedFd> {
     let fd = i32::try_from(result).map_err(io::Error::other)?;
     // SAFETY: the kernel has just opened it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
-fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0u64;
-    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
-    // SAFETY: `cookie` and `length` are valid for writes of their sizes.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_COOKIE,
-            std::ptr::from_mut(&mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    match result {
-        0 => Ok(cookie),
-        _ => Err(io::Error::last_os_error()),
-    }
 }
 
 #[cfg(test)]
