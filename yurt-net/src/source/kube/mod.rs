@@ -48,7 +48,7 @@ pub use access::Access;
 pub use received::Received;
 pub use resource::Resource;
 pub use servers::Servers;
-pub use state::HeldList;
+pub(crate) use state::HeldList;
 
 /// What is optional is not waited for longer than this once Services and slices are here.
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);

@@ -98,15 +98,15 @@ struct Held {
 
 /// A list that is held back, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldList {
+pub(crate) struct HeldList {
     /// Of what.
-    pub resource: &'static str,
+    pub(crate) resource: &'static str,
     /// Objects that stay in force.
-    pub have: usize,
+    pub(crate) have: usize,
     /// Objects that the list has.
-    pub offered: usize,
+    pub(crate) offered: usize,
     /// It lacks default/kubernetes, so that no repetition confirms it.
-    pub is_of_no_cluster: bool,
+    pub(crate) is_of_no_cluster: bool,
 }
 
 /// What became of a list.
