@@ -1,4 +1,5 @@
-//! What the pages (README.md, CONTRIBUTING.md, docs/) say of the command line is so. The lines of `cargo xtask` are tested in xtask.
+//! What the pages (README.md, CONTRIBUTING.md, docs/) say of the command line is so. The lines of `cargo xtask` are
+//! tested in xtask.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -13,20 +13,21 @@ use std::process::ExitCode;
 const OVERRIDE: &str = "YURT_EBPF_OBJECT";
 
 fn main() -> ExitCode {
-    // At a fixed address nothing has to be relocated: 700 kB of tables and rewritten pages less in every process.
-    // For musl .cargo/config.toml says so to the compiler: told only to the linker, the start files are of the other kind.
+    // At a fixed address nothing has to be relocated: 700 kB of tables and rewritten pages less in every process. For
+    // musl .cargo/config.toml says so to the compiler: told only to the linker, the start files are of the other kind.
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "gnu") {
         println!("cargo::rustc-link-arg-bins=-no-pie");
     }
-    // The standard library refers weakly to what a C library may lack. Link-time optimization can merge a plain call of the same
-    // function into that: then nothing takes it out of the archive, and the call leads to address 0. So what musl has of it is
-    // asked for by name.
+    // The standard library refers weakly to what a C library may lack. Link-time optimization can merge a plain call of
+    // the same function into that: then nothing takes it out of the archive, and the call leads to address 0. So what
+    // musl has of it is asked for by name.
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl") {
         for function in ["copy_file_range", "getrandom", "gettid"] {
             println!("cargo::rustc-link-arg-bins=-u{function}");
         }
     }
-    // Which functions are mapped together: xtask/src/layout/ says why. These targets are linked by lld (.cargo/config.toml).
+    // Which functions are mapped together: xtask/src/layout/ says why. These targets are linked by lld
+    // (.cargo/config.toml).
     if env::var("CARGO_CFG_TARGET_ENV").is_ok_and(|kind| kind == "musl") {
         let directory = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
         println!("cargo::rustc-link-arg-bins=-T{directory}/layout.ld");

@@ -198,8 +198,8 @@ fn an_exec_plugin_that_hangs_keeps_no_other_source_waiting_nor_the_next_run_of_i
     let (api, authority, dir) = world()?;
     let hang = write(dir.path(), "hang", "")?;
     let credential = r#"{"apiVersion": "client.authentication.k8s.io/v1", "kind": "ExecCredential", "status": {"token": "a.token"}}"#;
-    // The first run waits for a child that never ends by itself, and each other one leaves such a child behind. All of them hold the
-    // plugin's output open.
+    // The first run waits for a child that never ends by itself, and each other one leaves such a child behind. All of
+    // them hold the plugin's output open.
     let lives = format!(
         "(while [ -d {} ]; do sleep 0.5; done) &",
         dir.path().display()

@@ -1,4 +1,5 @@
-//! Behind YurtHub: with the cloud, without it, and in between (openyurt pkg/yurthub). Nothing is lost because of an error.
+//! Behind YurtHub: with the cloud, without it, and in between (openyurt pkg/yurthub). Nothing is lost because of an
+//! error.
 
 use std::time::{Duration, Instant};
 

@@ -32,7 +32,8 @@ fn the_second_source_serves_while_the_first_is_away_and_steps_back() -> Result<(
     Ok(())
 }
 
-/// Two servers of one cluster, of which the second is in charge, because the first has gone: with what it said, and nothing more.
+/// Two servers of one cluster, of which the second is in charge, because the first has gone: with what it said, and
+/// nothing more.
 fn failed_over(
     first: &FakeApiserver,
     second: &FakeApiserver,
@@ -210,8 +211,8 @@ fn a_file_can_stand_behind_an_apiserver() -> Result<()> {
     followed.until("the apiserver's", |s| services(s) == ["a"])
 }
 
-/// A node that starts again without the cloud: its checkpoint is from an apiserver that is away, and a hub that lacks the
-/// last two Services has answered from its disk.
+/// A node that starts again without the cloud: its checkpoint is from an apiserver that is away, and a hub that lacks
+/// the last two Services has answered from its disk.
 fn restarted_behind_a_hub() -> Result<(FakeApiserver, [String; 2], Followed)> {
     let hub = cluster(&["a", "b", "c"])?;
     let direct = cluster(&ALL)?;

@@ -26,8 +26,8 @@ fn daemonset() -> Result<Value> {
     Ok(container.clone())
 }
 
-/// A container as the DaemonSet describes it, but for the runtime: the image's root file system, what the kernel says in
-/// `/proc` and `/sys`, and the mounts.
+/// A container as the DaemonSet describes it, but for the runtime: the image's root file system, what the kernel says
+/// in `/proc` and `/sys`, and the mounts.
 struct Container {
     root: PathBuf,
     mounts: Vec<(PathBuf, String)>,

@@ -190,8 +190,8 @@ SystemdCgroup = false
     )
 }
 
-/// runc, after it was relieved of what it could not do: containerd asks for a share of the processor for every sandbox, and cgroup2 of
-/// a machine that has its controllers in version 1 knows of none.
+/// runc, after it was relieved of what it could not do: containerd asks for a share of the processor for every sandbox,
+/// and cgroup2 of a machine that has its controllers in version 1 knows of none.
 fn write_runc(path: &Path) -> Result<()> {
     let script = r#"#!/bin/sh
 for argument; do
@@ -221,7 +221,8 @@ fn spawn(node: &lab::Node, dir: &Path, namespaces: Option<&[File; 2]>) -> Result
         Some(fds) => fds.into_iter().try_for_each(join),
         None => make_namespaces(),
     };
-    // SAFETY: the closure makes system calls only, on descriptors that are open past spawn; it neither allocates nor takes locks.
+    // SAFETY: the closure makes system calls only, on descriptors that are open past spawn; it neither allocates nor
+    // takes locks.
     unsafe { command.pre_exec(enter) };
     command
         .spawn()
@@ -241,7 +242,8 @@ fn join(fd: i32) -> io::Result<()> {
     check(unsafe { libc::setns(fd, 0) })
 }
 
-/// Gives the calling process, which must be in its cgroup by now, mounts of its own, and a view of cgroups that begins there.
+/// Gives the calling process, which must be in its cgroup by now, mounts of its own, and a view of cgroups that begins
+/// there.
 fn make_namespaces() -> io::Result<()> {
     // SAFETY: no pointers.
     check(unsafe { libc::unshare(libc::CLONE_NEWNS | libc::CLONE_NEWCGROUP) })?;

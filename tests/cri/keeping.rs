@@ -1,4 +1,5 @@
-//! A Pod keeps its addresses and its MAC whatever happens to its sandbox, its runtime and its node, all of it without the cloud.
+//! A Pod keeps its addresses and its MAC whatever happens to its sandbox, its runtime and its node, all of it without
+//! the cloud.
 
 use std::fs;
 use std::net::IpAddr;
@@ -227,7 +228,8 @@ fn a_pod_of_containerd_keeps_address_and_mac_offline_and_a_peer_that_learns_noth
         "{status:#?}"
     );
 
-    // Only then are the sandboxes of before the reboot taken away: DEL of an old one behind ADD of the next takes nothing from it.
+    // Only then are the sandboxes of before the reboot taken away: DEL of an old one behind ADD of the next takes
+    // nothing from it.
     before.iter().try_for_each(|id| kubelet.remove(id))?;
     let entry = node.entry("web-0");
     ensure!(

@@ -1,4 +1,5 @@
-//! Real Pods: Debian's containerd and runc, asked through CRI as kubelet asks, call the installed plugins on a node of the lab. Needs root.
+//! Real Pods: Debian's containerd and runc, asked through CRI as kubelet asks, call the installed plugins on a node of
+//! the lab. Needs root.
 
 mod bare;
 mod client;

@@ -1,4 +1,5 @@
-//! A machine beside the node that learns nothing: all that it knows of a Pod are permanent entries, as flannel's peers have them.
+//! A machine beside the node that learns nothing: all that it knows of a Pod are permanent entries, as flannel's peers
+//! have them.
 
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};

@@ -1,4 +1,5 @@
-//! All there is in the image of the tests' Pods. It is compiled by the tests, with the C library inside: an image has no other file.
+//! All there is in the image of the tests' Pods. It is compiled by the tests, with the C library inside: an image has
+//! no other file.
 //!
 //! `pod pause` waits; `pod serve NAME` answers each message on port 8080, TCP and UDP, with its name.
 

@@ -1,5 +1,5 @@
-//! Session affinity: a client stays with its endpoint, at whatever address it dials the Service port, until it has been silent
-//! for the timeout or the endpoint may not take its traffic any more.
+//! Session affinity: a client stays with its endpoint, at whatever address it dials the Service port, until it has been
+//! silent for the timeout or the endpoint may not take its traffic any more.
 
 use std::collections::BTreeSet;
 use std::thread::sleep;

@@ -197,8 +197,8 @@ pub(crate) fn guarded(name: &str, host: Host, side: HostSide) -> GuardedPod {
     }
 }
 
-/// Gives a Pod the link-layer address of a host, and the address that comes from it. (The device stays up: a bridge lets one
-/// that comes up again forward only when the kernel next looks at carriers, up to a second later.)
+/// Gives a Pod the link-layer address of a host, and the address that comes from it. (The device stays up: a bridge
+/// lets one that comes up again forward only when the kernel next looks at carriers, up to a second later.)
 fn dress(netns: &Netns, host: Host) -> Result<()> {
     let [a, b, c, d, e, f] = host.mac;
     netns.ip(&format!(

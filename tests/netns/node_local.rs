@@ -1,5 +1,5 @@
-//! A ClusterIP that an interface of the node has, too: it is left to the process that listens there, as NodeLocal DNSCache does
-//! on the address of kube-dns.
+//! A ClusterIP that an interface of the node has, too: it is left to the process that listens there, as NodeLocal
+//! DNSCache does on the address of kube-dns.
 
 use anyhow::Result;
 use anyhow::ensure;
@@ -54,7 +54,8 @@ fn addresses(world: &World, verb: &str, device: &str) -> Result<()> {
     ))
 }
 
-/// Who answers at kube-dns' address, by TCP, connected UDP and the sockets that stay open; each shows the address dialled.
+/// Who answers at kube-dns' address, by TCP, connected UDP and the sockets that stay open; each shows the address
+/// dialled.
 fn answers(client: &Pod, sockets: &[(UdpSocket, String)], who: &str) -> Result<()> {
     for to in [dns4(), dns6(), mapped(&dns4())?] {
         for proto in [Tcp, Udp] {

@@ -1,6 +1,7 @@
 //! Translation on a real Pod's device, between real stacks: a Pod that has another address than was promised to it.
 //!
-//! Two nodes. The Pod is on the first one; the peer is a Pod of the second, which has a route for the promised addresses by the first.
+//! Two nodes. The Pod is on the first one; the peer is a Pod of the second, which has a route for the promised
+//! addresses by the first.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

@@ -1,5 +1,5 @@
-//! Services that claim the addresses and ports by which the node, its hub and its apiserver are reached take none of them, by
-//! whatever field: live, and after a reboot from the checkpoint, which remembers the same Services.
+//! Services that claim the addresses and ports by which the node, its hub and its apiserver are reached take none of
+//! them, by whatever field: live, and after a reboot from the checkpoint, which remembers the same Services.
 
 use std::fs;
 use std::process::Command;

@@ -1,4 +1,5 @@
-//! A link that says nothing, and one that is unplugged: how soon that is noticed, and how soon what was missed is in force.
+//! A link that says nothing, and one that is unplugged: how soon that is noticed, and how soon what was missed is in
+//! force.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -15,8 +15,8 @@ use crate::cloud::{followed, start_ready};
 use crate::disk::health;
 use crate::world::{CAPACITY, World};
 
-/// A file system over a directory whose server says no word but its first, as long as this lives. That one lets several processes
-/// wait at once, each of which can be killed.
+/// A file system over a directory whose server says no word but its first, as long as this lives. That one lets several
+/// processes wait at once, each of which can be killed.
 struct Silence<'a> {
     at: &'a Path,
     /// Without it the kernel answers in the server's place, with errors.

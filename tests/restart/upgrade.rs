@@ -1,4 +1,5 @@
-//! Pins of an agent of an older ABI: a new agent serves from them until it has filled its own, and clients do not notice.
+//! Pins of an agent of an older ABI: a new agent serves from them until it has filled its own, and clients do not
+//! notice.
 
 use std::fs;
 use std::time::Duration;
@@ -11,8 +12,8 @@ use crate::world::{CAPACITY, World, check, vip};
 
 /// Makes the pins that an agent of table ABI 1 leaves of those that this one has left.
 ///
-/// ABI 1 had the same maps of the same sizes, with zeros where there are source ranges and affinity now, which the Services of
-/// these tests do not have; no memory of affinity; and fewer counters.
+/// ABI 1 had the same maps of the same sizes, with zeros where there are source ranges and affinity now, which the
+/// Services of these tests do not have; no memory of affinity; and fewer counters.
 fn make_abi_1(world: &World) -> Result<()> {
     fs::rename(world.pin("v2"), world.pin("v1"))?;
     for map in ["yurt_aff4", "yurt_aff6", "yurt_count"] {

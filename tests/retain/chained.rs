@@ -13,7 +13,8 @@ fn link(netns: &Netns) -> Value {
     ip(netns, &["link", "show", "dev", "eth0"])[0].clone()
 }
 
-/// The Pod that has this address answers a datagram to a port that nobody listens on: with an error that only it can send.
+/// The Pod that has this address answers a datagram to a port that nobody listens on: with an error that only it can
+/// send.
 #[track_caller]
 fn assert_answers(from: &Netns, address: &str) {
     let any = if address.contains(':') {

@@ -1,4 +1,5 @@
-//! How a process was started is not for it to choose: under the umask of a careless runtime, and with limits that another program has set.
+//! How a process was started is not for it to choose: under the umask of a careless runtime, and with limits that
+//! another program has set.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};

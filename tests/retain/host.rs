@@ -1,4 +1,5 @@
-//! Plugins are run on the node before anybody relies on them: in the file system of its first process, whatever the agent's own is.
+//! Plugins are run on the node before anybody relies on them: in the file system of its first process, whatever the
+//! agent's own is.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -46,7 +47,8 @@ fn a_plugin_is_run_on_the_node_before_a_configuration_names_it_and_again_after_a
     fs::create_dir(&node)?;
     compile(&witness)?;
     fs::copy(&witness, node.join("init"))?;
-    // A namespace of processes as a node's, whose first one has a root of its own; this test is a process of it, with another.
+    // A namespace of processes as a node's, whose first one has a root of its own; this test is a process of it, with
+    // another.
     let script = "mount -t proc proc /proc
         (\"$1\" --exact \"$2\" --nocapture; echo $? > $3/done) &
         exec chroot $3 /init";

@@ -111,8 +111,8 @@ fn a_del_of_the_old_sandbox_after_the_add_of_the_new_one_changes_nothing() {
     assert_eq!(node.entry("web-0")["state"], "retained");
 }
 
-/// A runtime that gives an ADD up, by the plugin's own processes or by its own clock, calls DEL while it is at work. Whoever wins,
-/// no interface is left with an address that the ledger would give to another.
+/// A runtime that gives an ADD up, by the plugin's own processes or by its own clock, calls DEL while it is at work.
+/// Whoever wins, no interface is left with an address that the ledger would give to another.
 #[test]
 fn a_del_in_the_middle_of_an_add_leaves_no_pod_with_an_address_that_is_free() {
     let node = Node::alone();

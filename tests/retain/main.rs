@@ -1,5 +1,5 @@
-//! Retention: `yurt-ipam` and `yurt-cni` as a container runtime calls them, with the plugins of Debian's `containernetworking-plugins`, in
-//! network namespaces that the test makes. Needs root.
+//! Retention: `yurt-ipam` and `yurt-cni` as a container runtime calls them, with the plugins of Debian's
+//! `containernetworking-plugins`, in network namespaces that the test makes. Needs root.
 
 mod agent;
 mod chained;

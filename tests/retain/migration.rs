@@ -96,7 +96,8 @@ fn files_that_outlived_their_containers_are_not_in_use_and_pods_that_run_keep_th
     for (name, container) in [("web-3", "c3"), ("web-4", "c4")] {
         given.extend(addresses(&after.add(&pod(name, container).sandbox)));
     }
-    // The range is full by now: first what was never given, then what is nobody's, and last what a Pod may come back to.
+    // The range is full by now: first what was never given, then what is nobody's, and last what a Pod may come back
+    // to.
     assert_eq!(given, ["10.1.7.6", "10.1.7.4", "10.1.7.5"]);
     assert_eq!(node.entry(&id("running"))["state"], "active");
     assert_eq!(node.entry(&id("bare"))["state"], "active");
@@ -108,7 +109,8 @@ fn files_that_outlived_their_containers_are_not_in_use_and_pods_that_run_keep_th
     drop(processes);
 }
 
-/// A process in a namespace that has this word among its arguments, and lives as long as the value: its standard input ends then.
+/// A process in a namespace that has this word among its arguments, and lives as long as the value: its standard input
+/// ends then.
 fn process_in(netns: &Netns, word: &str) -> Child {
     let mut command = Command::new("sh");
     command.args(["-c", "read line", "sh", word]);

@@ -1,5 +1,6 @@
-//! openyurt#2810: without the cloud a node reboots, all of its Pods get new addresses, and nobody can tell EndpointSlices. The ledger knows,
-//! so the node's Services go on; once the cloud is back it is right again, and nobody notices.
+//! openyurt#2810: without the cloud a node reboots, all of its Pods get new addresses, and nobody can tell
+//! EndpointSlices. The ledger knows, so the node's Services go on; once the cloud is back it is right again, and nobody
+//! notices.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};

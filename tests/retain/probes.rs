@@ -1,4 +1,5 @@
-//! openyurt#303: while the cloud is away, nobody hears of a readiness probe that fails. With `--probe-endpoints` the agent asks itself.
+//! openyurt#303: while the cloud is away, nobody hears of a readiness probe that fails. With `--probe-endpoints` the
+//! agent asks itself.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! A plugin that writes down, in the file system in which it finds itself, by which name it was called, what it was asked, and about
-//! what. The test `host` compiles it, as one static program. As the first process of a namespace it waits for a file instead.
+//! A plugin that writes down, in the file system in which it finds itself, by which name it was called, what it was
+//! asked, and about what. The test `host` compiles it, as one static program. As the first process of a namespace it
+//! waits for a file instead.
 
 use std::fs::{OpenOptions, read_to_string};
 use std::io::{Read as _, Write as _};

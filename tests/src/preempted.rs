@@ -1,7 +1,7 @@
 //! A program of the kernel that is preempted in the middle, and what waits for its end.
 //!
-//! The program marks its start and its end in a map, and copies for milliseconds in between. On one processor of a kernel
-//! that preempts, whoever sees the first mark without the second runs while the program is on its way.
+//! The program marks its start and its end in a map, and copies for milliseconds in between. On one processor of a
+//! kernel that preempts, whoever sees the first mark without the second runs while the program is on its way.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

@@ -1,5 +1,5 @@
-//! A container runtime, as far as CNI goes: a node with the directories that plugins are told of, and who calls them in turn. What
-//! cannot be is a panic.
+//! A container runtime, as far as CNI goes: a node with the directories that plugins are told of, and who calls them in
+//! turn. What cannot be is a panic.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -148,8 +148,8 @@ impl Node {
         }
     }
 
-    /// The same, again while it is to be tried again (code 11), as runtimes do. A DEL that begins in the tick of the clock in which its
-    /// ADD asked for addresses cannot be told from one that began before.
+    /// The same, again while it is to be tried again (code 11), as runtimes do. A DEL that begins in the tick of the
+    /// clock in which its ADD asked for addresses cannot be told from one that began before.
     pub fn call_until_done(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
         let started = Instant::now();
         loop {

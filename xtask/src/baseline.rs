@@ -1,7 +1,7 @@
 //! `baseline`: what others rely on, as files, so that two commits can be compared.
 //!
-//! For a change that is to change nothing (code that moves), and for whoever writes the release notes: the printed difference is what
-//! users, dashboards and maps on nodes will see of the release.
+//! For a change that is to change nothing (code that moves), and for whoever writes the release notes: the printed
+//! difference is what users, dashboards and maps on nodes will see of the release.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -191,8 +191,8 @@ fn metrics(document: &str) -> String {
     names.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// The object's checksum without what the kernel's type information says of it: there are the paths of the sources on the machine
-/// that compiled it.
+/// The object's checksum without what the kernel's type information says of it: there are the paths of the sources on
+/// the machine that compiled it.
 fn object(tree: &Path) -> Result<String> {
     let object = tree.join("target/bpf/yurt-ebpf.o");
     let bare = stored("yurt-ebpf.o");
@@ -226,7 +226,8 @@ fn cases(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What `plan` and `explain` say of a case; `explain` of each of its frontends, for a client on the node and for one elsewhere.
+/// What `plan` and `explain` say of a case; `explain` of each of its frontends, for a client on the node and for one
+/// elsewhere.
 fn answers(agent: &Path, dir: &Path, case: &str) -> Result<(String, String)> {
     const MANIFESTS: &str = "cluster.yaml";
     let (head, manifests) = case.split_once("\n---\n").context("no `---`")?;

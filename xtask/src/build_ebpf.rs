@@ -98,7 +98,8 @@ pub(crate) fn objcopy() -> Option<Line> {
     .find(|tool| tool.clone().arg("--version").output().is_ok())
 }
 
-/// Where the agent's build script looks for the object. The one that logs is in another directory, so that none ships by mistake.
+/// Where the agent's build script looks for the object. The one that logs is in another directory, so that none ships
+/// by mistake.
 fn object_path(args: &Args) -> PathBuf {
     let dir = if args.log { "bpf-log" } else { "bpf" };
     root().join("target").join(dir).join("yurt-ebpf.o")

@@ -1,7 +1,8 @@
 //! `fuzz`: everything that takes bytes from outside, against bytes that libFuzzer makes up (`tests/fuzz`).
 //!
-//! No nightly and no cargo-fuzz: what libFuzzer needs of the compiler are options of stable rustc. AddressSanitizer, which sees
-//! single allocations that are too large and stacks that overflow, comes along where the toolchain has its runtime.
+//! No nightly and no cargo-fuzz: what libFuzzer needs of the compiler are options of stable rustc. AddressSanitizer,
+//! which sees single allocations that are too large and stacks that overflow, comes along where the toolchain has its
+//! runtime.
 
 use std::collections::VecDeque;
 use std::fs;

@@ -1,11 +1,11 @@
 //! `image`: what runs on nodes, for each architecture, in one archive that `ctr images import` and `docker load` take.
 //!
-//! It is made of files, with no daemon. In it are the agent and the directories above it, and nothing else: no shell, no library, no
-//! certificates. The same programs make the same bytes: owners, times and order are fixed.
+//! It is made of files, with no daemon. In it are the agent and the directories above it, and nothing else: no shell,
+//! no library, no certificates. The same programs make the same bytes: owners, times and order are fixed.
 //!
-//! The archive is an image layout: `index.json` names an index of one manifest for each architecture. `manifest.json` is for
-//! docker, which does not read it all: there the image for aarch64 has a tag of its own. Sources: the specifications
-//! opencontainers/image-spec 1.1 and moby/docker-image-spec 1.2.
+//! The archive is an image layout: `index.json` names an index of one manifest for each architecture. `manifest.json`
+//! is for docker, which does not read it all: there the image for aarch64 has a tag of its own. Sources: the
+//! specifications opencontainers/image-spec 1.1 and moby/docker-image-spec 1.2.
 
 use std::fmt::Write as _;
 use std::fs;

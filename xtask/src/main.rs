@@ -33,7 +33,8 @@ enum Verb {
     Build(build::Args),
     /// Build the image, for x86_64 and aarch64, as an archive that runtimes import.
     Image,
-    /// Write down in which order the linker lays the agent's functions out, from what agents of a lab enter (root, x86_64).
+    /// Write down in which order the linker lays the agent's functions out, from what agents of a lab enter (root,
+    /// x86_64).
     Layout,
     /// Runs a program, and notes which of its functions it enters: what `layout` is made from.
     #[command(hide = true)]

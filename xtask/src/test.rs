@@ -57,13 +57,13 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         .exec()? {}
 }
 
-/// What asks the kernel in ways that qemu's emulation of system calls does not know (socket diagnosis, exchanged files), or asks what
-/// the emulator and not the program takes.
+/// What asks the kernel in ways that qemu's emulation of system calls does not know (socket diagnosis, exchanged
+/// files), or asks what the emulator and not the program takes.
 const NOT_EMULATED: &str = "not (test(/^dataplane::service::sockets::/) | test(/^node::near::/) | test(/^host::process::/) \
                             | test(=source::file::tests::swaps_during_loads_never_show_a_mixture))";
 
-/// The libraries' tests as aarch64 has them, word sizes, alignment and memory order included. Emulation is slow, so that property
-/// tests try fewer cases; what they find is in the code, and rarely in the architecture.
+/// The libraries' tests as aarch64 has them, word sizes, alignment and memory order included. Emulation is slow, so
+/// that property tests try fewer cases; what they find is in the code, and rarely in the architecture.
 fn emulated() -> Result<()> {
     Line::new("cargo nextest run -P ci --lib -p yurt-ebpf -p yurt-net --target")
         .arg(Target::Arm.triple())

@@ -1,8 +1,8 @@
 //! The eBPF programs.
 //!
-//! Of `prog/`, `sock.rs` is the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods send,
-//! `translate.rs` has them appear with the addresses that were promised to them, `vtep.rs` listens to peers' tunnels. `maps/` has
-//! every map.
+//! Of `prog/`, `sock.rs` is the socket path: each program is one call that cannot fail. `guard.rs` judges what Pods
+//! send, `translate.rs` has them appear with the addresses that were promised to them, `vtep.rs` listens to peers'
+//! tunnels. `maps/` has every map.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(not(target_arch = "bpf"))]

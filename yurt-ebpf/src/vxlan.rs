@@ -27,8 +27,8 @@ unsafe impl Wire for Tunnel {}
 /// The header has a network identifier.
 const HAS_VNI: u8 = 0x08;
 
-/// The key under which the sender is known, and the source of the inner frame. Of a packet from its IP header on; `None` of what is
-/// no whole UDP packet with a network identifier.
+/// The key under which the sender is known, and the source of the inner frame. Of a packet from its IP header on;
+/// `None` of what is no whole UDP packet with a network identifier.
 #[inline(always)]
 pub fn sender<F: Frame + ?Sized>(packet: &F, is_v6: bool) -> Option<(VtepKey, [u8; 6])> {
     let (source, udp) = if is_v6 {

@@ -1,11 +1,13 @@
 //! JSON as Go programs read it. Pure.
 //!
-//! CNI configurations are written by Go programs for Go programs, and encoding/json forgives much: keys in any letter case (of several
-//! the last one, and libcni has sorted them), null for whatever is not there, "" for an address that is not there. What other plugins
-//! take, ours take, too. Where Go would refuse (another type, a subnet without a length), so does this.
+//! CNI configurations are written by Go programs for Go programs, and encoding/json forgives much: keys in any letter
+//! case (of several the last one, and libcni has sorted them), null for whatever is not there, "" for an address that
+//! is not there. What other plugins take, ours take, too. Where Go would refuse (another type, a subnet without a
+//! length), so does this.
 //!
-//! A runtime reads a list of plugins into maps and writes each plugin's part anew, so a number arrives as a float is written: `1400.0` and
-//! `1.4e3` of a file as `1400`. Files are read here as well, so a float that is an integer is one.
+//! A runtime reads a list of plugins into maps and writes each plugin's part anew, so a number arrives as a float is
+//! written: `1400.0` and `1.4e3` of a file as `1400`. Files are read here as well, so a float that is an integer is
+//! one.
 
 use std::collections::{BTreeMap, btree_map};
 use std::net::IpAddr;
@@ -29,8 +31,8 @@ pub(crate) fn key<'v>(fields: &'v Map<String, Value>, name: &str) -> Option<&'v 
         .map(|(key, _)| key.as_str())
 }
 
-/// Whether Go takes a key for the field of this name, which is of ASCII: in any letter case, and Unicode folds two more letters into it
-/// (encoding/json `foldName`).
+/// Whether Go takes a key for the field of this name, which is of ASCII: in any letter case, and Unicode folds two more
+/// letters into it (encoding/json `foldName`).
 fn is_key(key: &str, name: &str) -> bool {
     let fold = |letter: char| match letter {
         '\u{17f}' => 's',
@@ -71,7 +73,8 @@ pub(crate) fn address<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpAd
     Ok(Some(address.to_canonical()))
 }
 
-/// A subnet (`types.IPNet`), with a length behind a slash, as Go's `ParseCIDR` reads it. "" is none, which Go would refuse.
+/// A subnet (`types.IPNet`), with a length behind a slash, as Go's `ParseCIDR` reads it. "" is none, which Go would
+/// refuse.
 pub(crate) fn network<'de, D: Deserializer<'de>>(value: D) -> Result<Option<IpNetwork>, D::Error> {
     let text = String::deserialize(value)?;
     if text.is_empty() {

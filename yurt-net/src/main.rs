@@ -73,8 +73,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Help, the version, or what is wrong with the command line: clap writes it in colours, where they are wanted. It repeats the value that
-/// is wrong, which may have a password in it.
+/// Help, the version, or what is wrong with the command line: clap writes it in colours, where they are wanted. It
+/// repeats the value that is wrong, which may have a password in it.
 fn explain_usage(mut error: clap::Error) -> ExitCode {
     let kinds = [
         ContextKind::InvalidValue,
@@ -121,7 +121,8 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Logs to stderr: stdout belongs to results. `RUST_LOG` overrides the level, as `debug` or `yurt_net::plan=trace,info`.
+/// Logs to stderr: stdout belongs to results. `RUST_LOG` overrides the level, as `debug` or
+/// `yurt_net::plan=trace,info`.
 fn start_log(format: LogFormat, level: LevelFilter) {
     let filter = std::env::var("RUST_LOG")
         .ok()
@@ -144,7 +145,8 @@ fn start_log(format: LogFormat, level: LevelFilter) {
     };
     let lines = LossyLog::new(output::standard_error(), style);
     let writer = LimitedLog::new(Log::new(lines, style), style);
-    // A log that cannot be written is lost, and costs nothing else: the library would complain of it to stderr, and panic.
+    // A log that cannot be written is lost, and costs nothing else: the library would complain of it to stderr, and
+    // panic.
     let layer = tracing_subscriber::fmt::layer()
         .with_writer(writer)
         .log_internal_errors(false);

@@ -40,7 +40,7 @@ pub struct Ethernet {
 /// A VLAN tag.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Vlan {
-    /// What the header before announces: 0x8100, or 0x88a8 for a provider's.
+    /// The EtherType of the tag: 0x8100, or 0x88a8 for a provider's.
     pub tag: u16,
     /// Priority and number of the VLAN.
     pub id: u16,
@@ -55,9 +55,9 @@ pub struct Arp {
     pub hardware: u16,
     /// 1 asks, 2 answers.
     pub operation: u16,
-    /// Who says that he has this address.
+    /// The host that claims this address.
     pub sender: (Mac, Ipv4Addr),
-    /// Who is asked, or told.
+    /// The host that is asked or told.
     pub target: (Mac, Ipv4Addr),
 }
 
@@ -82,9 +82,9 @@ pub struct Ipv4 {
     pub version_and_length: Option<u8>,
     /// Bytes, with the header.
     pub total_length: Option<u16>,
-    /// What follows.
+    /// The protocol number; by default that of the next layer.
     pub protocol: Option<u8>,
-    /// Of the header.
+    /// The checksum of the header.
     pub checksum: Option<u16>,
 }
 
@@ -104,20 +104,20 @@ pub struct Ipv6 {
     pub version_class_flow: u32,
     /// Bytes behind this header.
     pub payload_length: Option<u16>,
-    /// What follows.
+    /// The next header; by default that of the next layer.
     pub next: Option<u8>,
 }
 
 /// An extension header of IPv6.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Extension {
-    /// What the header before announces.
+    /// The number of this extension header.
     pub kind: u8,
-    /// What follows.
+    /// The next header; by default that of the next layer.
     pub next: Option<u8>,
     /// The second byte: units of 8 bytes behind the first 8, but reserved in a fragment's header.
     pub length: Option<u8>,
-    /// What is behind the first two bytes: 6 bytes, and a multiple of 8.
+    /// The bytes after the first two: 6, and a multiple of 8 more.
     pub body: Vec<u8>,
 }
 
@@ -130,7 +130,7 @@ pub struct Udp {
     pub to: u16,
     /// Bytes, with the header.
     pub length: Option<u16>,
-    /// 0 is none.
+    /// 0 means no checksum.
     pub checksum: Option<u16>,
 }
 
@@ -164,7 +164,7 @@ pub struct Icmp {
     pub kind: u8,
     /// Code.
     pub code: u8,
-    /// What is behind the checksum.
+    /// The four bytes after the checksum.
     pub rest: [u8; 4],
     /// In IPv6 with the addresses around.
     pub checksum: Option<u16>,
@@ -197,7 +197,7 @@ pub struct Vxlan {
 /// Bytes as they are.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Raw {
-    /// What the header before announces: an EtherType or a protocol.
+    /// The number by which the layer before names this one: an EtherType or a protocol.
     pub number: Option<u16>,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -392,7 +392,7 @@ impl Layer {
         }
     }
 
-    /// As what a link announces it.
+    /// The EtherType of the layer.
     fn ether_type(&self) -> u16 {
         match self {
             Self::Vlan(tag) => tag.tag,
@@ -404,7 +404,7 @@ impl Layer {
         }
     }
 
-    /// As what an IP header announces it.
+    /// The protocol number of the layer.
     pub(crate) fn protocol(&self, is_v6: bool) -> u8 {
         match self {
             Self::Ipv4(_) => 4,

@@ -1,7 +1,7 @@
 //! Frames by layers: right by default, and wrong where a test says so.
 //!
-//! Layers are named from the outside in. Lengths, checksums, and the numbers that announce the next layer follow from what
-//! is inside; each can be set to anything instead, by naming the field of its layer:
+//! Layers are named from the outside in. Lengths, checksums, and the numbers that announce the next layer follow from
+//! what is inside; each can be set to anything instead, by naming the field of its layer:
 //!
 //! ```
 //! use yurt_frames::{ACK, Ipv4, eth, ip};

@@ -124,7 +124,7 @@ impl Packet {
         .data(b"ping")
     }
 
-    /// An ICMP error: nobody listens at the port that this packet, or its beginning, was sent to.
+    /// An ICMP error: no socket is bound to the port that this packet, or its beginning, was sent to.
     #[must_use]
     pub fn port_unreachable(self, about: &[u8]) -> Self {
         let (kind, code) = if self.is_v6() { (1, 4) } else { (3, 3) };
@@ -196,8 +196,8 @@ impl Packet {
         inside
     }
 
-    /// Fragments of the outermost IP packet, which is cut at these offsets in its payload, multiples of 8. What is around it
-    /// is around each.
+    /// Fragments of the outermost IP packet, which is cut at these offsets in its payload, multiples of 8. What is
+    /// around it is around each.
     ///
     /// # Panics
     /// Without an IP header, or with an offset beyond the end.

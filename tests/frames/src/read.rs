@@ -1,4 +1,4 @@
-//! What is wrong with the checksums of a frame: read here without the layers that frames are made of.
+//! Faults of the checksums of a frame, found without the layers that frames are made of.
 
 use std::net::IpAddr;
 
@@ -6,8 +6,8 @@ use crate::protocol::{DESTINATION_OPTIONS, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, R
 
 const ETHERNET: usize = 14;
 
-/// What is wrong with the checksums of an IP packet in a frame, and whether all of it is there. What an ICMP error holds is
-/// looked at as well, as far as it is whole; of fragments only the header is.
+/// What is wrong with the checksums of an IP packet in a frame, and whether all of it is there. What an ICMP error
+/// holds is looked at as well, as far as it is whole; of fragments only the header is.
 pub fn flaws(frame: &[u8]) -> Vec<String> {
     let mut flaws = Vec::new();
     let packet = frame.get(ETHERNET..).unwrap_or_default();
@@ -64,7 +64,7 @@ fn sum_at(protocol: u8) -> Option<(usize, bool)> {
     }
 }
 
-/// What is behind the IP headers, by its protocol, and the length that the packet says it has.
+/// The payload behind the IP headers, its protocol, and its length by the IP header.
 struct Payload<'a> {
     protocol: u8,
     bytes: &'a [u8],

@@ -13,7 +13,7 @@ pub(crate) fn internet(pieces: &[&[u8]]) -> u16 {
     !u16::try_from(sum).unwrap_or(u16::MAX)
 }
 
-/// What is summed up of the IP header around a payload (RFC 768, RFC 8200 section 8.1).
+/// The pseudo header: the part of the IP header that checksums cover (RFC 768, RFC 8200 section 8.1).
 pub(crate) fn pseudo_header(addresses: (IpAddr, IpAddr), protocol: u8, length: usize) -> Vec<u8> {
     let (source, to) = (octets(addresses.0), octets(addresses.1));
     let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();

@@ -1,4 +1,4 @@
-//! What the layers make, read by another's parser.
+//! Frames made by the layers, read by an independent parser.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 

@@ -1,7 +1,8 @@
-//! A checkpoint on disk: any bytes, frames that are well formed and say anything, and real ones that are cut or flipped.
+//! A checkpoint on disk: any bytes, frames that are well formed and say anything, and real ones that are cut or
+//! flipped.
 //!
-//! The input: a byte that says what is done (below), two that say where, then frames, each a length in two bytes (little
-//! endian) and so many bytes of records.
+//! The input: a byte that says what is done (below), two that say where, then frames, each a length in two bytes
+//! (little endian) and so many bytes of records.
 #![no_main]
 
 use std::cell::RefCell;

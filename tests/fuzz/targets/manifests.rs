@@ -1,4 +1,5 @@
-//! Manifests: any text, as YAML and as JSON. What is wrong costs only its own document, and what is right goes the whole way.
+//! Manifests: any text, as YAML and as JSON. What is wrong costs only its own document, and what is right goes the
+//! whole way.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;

@@ -50,8 +50,8 @@ pub struct Settings {
     pub future_wait: Duration,
     /// A watch from a version of the future hears nothing until it has come, instead of an error.
     pub is_future_watch_silent: bool,
-    /// A cluster with a past: the objects that are there at the start come after this version, and what was before it is
-    /// forgotten. `None`: a new one.
+    /// A cluster with a past: the objects that are there at the start come after this version, and what was before it
+    /// is forgotten. `None`: a new one.
     pub first_version: Option<u64>,
     /// How many changes of a resource watches can go back.
     pub history: usize,
@@ -143,7 +143,7 @@ impl Api {
         versions.contains(&target.version)
     }
 
-    /// What a client may ask besides objects.
+    /// Answers requests that are not about objects.
     fn other(&self, call: &Call) -> Answer {
         let parts: Vec<&str> = call.path.trim_matches('/').split('/').collect();
         match parts.as_slice() {

@@ -19,7 +19,7 @@ use super::resource::Resource;
 use super::resource::Target;
 use super::selector::Filter;
 
-/// What is done with a resource.
+/// What a request does with a resource.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verb {
     /// One object.
@@ -43,7 +43,7 @@ pub(super) struct Call {
     pub(super) edit: Option<Edit>,
 }
 
-/// What a script changes in a list.
+/// A change of a list by a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Edit {
     /// Only so many items, as if there were no more.
@@ -99,7 +99,7 @@ impl Call {
         self.header(header::ACCEPT_ENCODING).contains("gzip")
     }
 
-    /// Of each object nothing but its metadata, as the first that it accepts.
+    /// Whether the client accepts metadata alone as its first choice.
     pub(super) fn wants_metadata(&self) -> bool {
         let first = self.header(header::ACCEPT).split(',').next();
         first.is_some_and(|first| first.contains("as=PartialObjectMetadataList"))
@@ -137,7 +137,7 @@ impl Call {
 /// The parts of a body as they come; an error breaks the connection.
 pub(super) type Frames = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 
-/// What is answered.
+/// An answer.
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: Vec<(header::HeaderName, String)>,
@@ -201,7 +201,7 @@ impl Answer {
         Self::status(StatusCode::NOT_FOUND, &message)
     }
 
-    /// As a rule about a verb and a resource, or none at all, would refuse it.
+    /// The refusal of a request that RBAC does not allow: with a resource and a verb, or without.
     pub(super) fn forbidden(resource: Option<Resource>, verb: Verb) -> Self {
         let verb = format!("{verb:?}").to_lowercase();
         let what = resource.map_or("", Resource::plural);

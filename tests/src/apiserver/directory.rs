@@ -16,7 +16,7 @@ use serde_json::Value;
 use super::objects;
 use super::resource::Resource;
 
-/// What tells a changed file from one that is as it was.
+/// Values that differ once a file has changed.
 type Stamp = (u64, u64, Option<SystemTime>);
 
 /// The YAML and JSON files of a directory.
@@ -27,7 +27,7 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// Nothing is read yet.
+    /// Starts without having read the directory.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),

@@ -1,4 +1,4 @@
-//! What YurtHub keeps on disk: what a component has asked for once, by component and resource.
+//! YurtHub's cache on disk: all that components have asked for, by component and resource.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,7 +15,7 @@ use super::store::Store;
 /// What a power cut leaves of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corruption {
-    /// So many objects are gone, and nothing tells.
+    /// So many objects are lost, without a trace.
     Lose(usize),
     /// All are.
     Empty,
@@ -54,7 +54,7 @@ struct Cache {
     files: Files,
 }
 
-/// What makes two lists two lists.
+/// Requests that differ in these have lists of their own.
 type Shape = [String; 3];
 
 /// Why there is no answer.
@@ -64,14 +64,14 @@ pub(super) enum Miss {
     NeverCached,
     /// Another list is cached.
     OtherShape,
-    /// What is cached cannot be read.
+    /// The cache cannot be read.
     Unreadable,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Disk {
     components: BTreeMap<(String, Resource), Cache>,
-    /// Of the multiplexer.
+    /// The files of the multiplexer.
     pub(super) pool: BTreeMap<Resource, Files>,
 }
 

@@ -57,12 +57,12 @@ use super::resource::Resource;
 
 const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
-/// What answers.
+/// A server behind an endpoint.
 pub(super) trait Answers: Send + Sync + 'static {
     /// Answers a request.
     fn answer(self: Arc<Self>, call: Call) -> impl Future<Output = Answer> + Send;
 
-    /// What it does by itself while it is up.
+    /// Its own work while it is up.
     fn run(self: Arc<Self>) -> impl Future<Output = Infallible> + Send {
         pending()
     }
@@ -165,7 +165,7 @@ impl Endpoint {
         *self.wire.tls() = Some(tls);
     }
 
-    /// Closes the listener and all connections: whoever connects is refused.
+    /// Closes the listener and all connections, so that connections are refused.
     pub fn stop(&self) {
         self.running().take();
     }
@@ -196,7 +196,7 @@ impl Endpoint {
         self.wire.script().always(on, fault);
     }
 
-    /// Nothing goes wrong any more.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.wire.script().clear();
     }
@@ -333,7 +333,7 @@ async fn accept<S: Answers>(listener: TcpListener, server: Arc<S>, wire: Arc<Wir
         });
         connections.spawn(async move {
             let http = http1::Builder::new();
-            // What a broken connection says is the client's to see.
+            // The client notices a broken connection by itself.
             let _ = match tls {
                 None => http.serve_connection(TokioIo::new(stream), service).await,
                 Some(tls) => match TlsAcceptor::from(tls).accept(stream).await {

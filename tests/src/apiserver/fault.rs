@@ -1,4 +1,4 @@
-//! What a script makes go wrong between a client and what would have been answered.
+//! Faults that a script puts between a client and the server's answer.
 
 use std::collections::VecDeque;
 use std::io;
@@ -34,7 +34,7 @@ impl On {
         verb: None,
     };
 
-    /// Whatever is done with a resource.
+    /// All requests about a resource.
     pub fn resource(resource: Resource) -> Self {
         Self {
             resource: Some(resource),
@@ -78,10 +78,10 @@ impl On {
     }
 }
 
-/// What happens to a request.
+/// A fault of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing: it is answered as it should be. Keeps the place of a request in a script.
+    /// No fault, to keep the place of a request in a script.
     None,
     /// An error, as the apiserver words it; 429 comes with `Retry-After: 1`.
     Status(u16),
@@ -93,7 +93,7 @@ pub enum Fault {
     Close,
     /// It is answered as it should be, and the connection closed after that.
     LastAnswer,
-    /// Nothing is ever answered.
+    /// The answer never comes.
     Stall,
     /// The answer begins, and nothing of its body ever comes.
     StallBody,
@@ -116,7 +116,7 @@ pub enum Fault {
     ListVersion(u64),
 }
 
-/// What is still to happen.
+/// The faults that are still to come.
 #[derive(Debug, Default)]
 pub(super) struct Script {
     /// Each happens once.

@@ -80,7 +80,7 @@ struct State {
     is_multiplexer_ready: bool,
     agents: BTreeSet<String>,
     pool_scope: BTreeSet<Resource>,
-    /// What YurtHub's own certificate may not read.
+    /// The resources that YurtHub's own certificate may not read.
     needs_token: BTreeSet<Resource>,
     /// Up to which version the watch cache has followed the cloud; nothing for what it has no list of.
     followed: BTreeMap<Resource, u64>,
@@ -149,7 +149,7 @@ impl Hub {
     }
 
     fn set_mode(&self, mode: HubMode) {
-        // What happened before this is known to it.
+        // It knows of all changes so far.
         self.follow();
         let is_online = mode == HubMode::Online;
         self.change(|state| {
@@ -211,7 +211,7 @@ impl Hub {
         self.pool.respond(&call).await
     }
 
-    /// What only the cloud can answer.
+    /// Answers that only the cloud can give.
     async fn proxied(self: &Arc<Self>, call: Call, target: Option<&Target>) -> Answer {
         let Some(target) = target else {
             return self.cloud.respond(&call).await;
@@ -247,7 +247,7 @@ impl Hub {
         answer
     }
 
-    /// What is answered without the cloud.
+    /// Answers without the cloud.
     fn local(self: &Arc<Self>, call: &Call, target: Option<&Target>) -> Answer {
         let Some(target) = target else {
             return bad_gateway();
@@ -321,7 +321,7 @@ fn bad_gateway() -> Answer {
     Answer::whole(StatusCode::BAD_GATEWAY, "text/plain; charset=utf-8", "")
 }
 
-/// Who asks, as YurtHub tells components apart.
+/// The component that asks, as YurtHub tells components apart.
 fn component(call: &Call) -> String {
     let agent = call.header(header::USER_AGENT);
     let name = agent.split('/').next().unwrap_or_default();
@@ -407,7 +407,7 @@ impl FakeYurtHub {
         Ok(Self { hub, http })
     }
 
-    /// What goes wrong on the node, and what was asked there. What goes wrong beyond is the cloud's.
+    /// Faults between components and YurtHub, and the requests there. Faults beyond YurtHub are the cloud's.
     pub fn http(&self) -> &Endpoint {
         &self.http
     }
@@ -430,7 +430,7 @@ impl FakeYurtHub {
             .change(|state| state.agents.insert(component.to_owned()));
     }
 
-    /// What is multiplexed for the pool, and what is not.
+    /// Sets the resources that are multiplexed for the pool.
     pub fn set_pool_scope(&self, resources: &[Resource]) {
         self.hub.change(|state| {
             state.pool_scope = resources.iter().copied().collect();

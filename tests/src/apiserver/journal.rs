@@ -1,4 +1,4 @@
-//! Who asked for what, and what was sent.
+//! A record of all requests, and of what was sent in answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -26,15 +26,15 @@ pub struct Exchange {
     pub path: String,
     /// The parameters, decoded.
     pub query: BTreeMap<String, String>,
-    /// By names in lower case.
+    /// The headers, with names in lower case.
     pub headers: BTreeMap<String, String>,
-    /// What is done.
+    /// What the request does.
     pub verb: Verb,
-    /// What with; `None` when the path names no known resource.
+    /// The resource; `None` if the path names no known one.
     pub resource: Option<Resource>,
     /// `None`: nothing was answered, or not yet.
     pub status: Option<u16>,
-    /// Of the body, as it was sent: compressed, without what frames it.
+    /// Bytes of the body as it was sent: compressed, without its framing.
     pub body_bytes: u64,
     /// When the last of them was handed to the socket.
     pub sent_at: Option<Instant>,

@@ -42,7 +42,7 @@ impl PodsServer {
                     Some(items) => ("200 OK", list(items).to_string()),
                     None => ("404 Not Found", String::new()),
                 };
-                // Whoever has gone is not answered.
+                // A client that has gone gets no answer.
                 let _gone = write!(
                     stream,
                     "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",

@@ -31,7 +31,7 @@ pub(super) struct Shape {
     pub(super) plural: &'static str,
     pub(super) kind: &'static str,
     pub(super) is_namespaced: bool,
-    /// Of a CustomResourceDefinition: its lists are written by another encoder than those of built-in kinds.
+    /// Whether it comes from a CustomResourceDefinition, whose lists another encoder writes.
     pub(super) is_custom: bool,
     /// The members beside metadata of an object of which nothing is set, as bookmarks show it.
     pub(super) blank: &'static str,
@@ -177,7 +177,7 @@ impl Resource {
     }
 }
 
-/// What a path names.
+/// The resource and the object that a path names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Target {
     pub(super) resource: Resource,

@@ -65,7 +65,7 @@ impl FakeApiserver {
         Ok(Self { api, http })
     }
 
-    /// What goes wrong, and what was asked.
+    /// The faults, and the requests so far.
     pub fn http(&self) -> &Endpoint {
         &self.http
     }
@@ -151,7 +151,7 @@ impl FakeApiserver {
             .change(|store| store.table_mut(resource).is_paused = false);
     }
 
-    /// Forgets the history of all resources: whoever watches from an older version than now is told 410.
+    /// Forgets the history of all resources: a watch from an older version gets 410.
     pub fn compact(&self) {
         self.api.change(|store| {
             let version = store.version;

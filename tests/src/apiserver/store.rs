@@ -127,13 +127,13 @@ pub(super) struct Event {
     pub(super) is_deletion: bool,
 }
 
-/// What watches are told.
+/// A message to watches.
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     Event(Event),
     /// A line for those who watch now.
     Line(Bytes),
-    /// Who watches now is told that it is over.
+    /// Present watches end.
     End,
 }
 
@@ -141,9 +141,9 @@ pub(super) enum Entry {
 #[derive(Debug)]
 pub(super) struct Table {
     pub(super) objects: BTreeMap<Key, Arc<Object>>,
-    /// Of the last change that is known here, as a watch cache knows it.
+    /// The version of the last change that is known here, as in a watch cache.
     pub(super) version: u64,
-    /// Who watches from an older version than this has missed something that the log does not tell.
+    /// A watch from an older version than this has missed changes that are no longer in the log.
     pub(super) oldest: u64,
     log: VecDeque<Entry>,
     /// The position of the log's first entry.
@@ -270,7 +270,7 @@ impl Table {
 /// All resources.
 #[derive(Debug)]
 pub(super) struct Store {
-    /// Of the last change to any resource.
+    /// The version of the last change to any resource.
     pub(super) version: u64,
     /// How many entries a log holds.
     pub(super) history: usize,

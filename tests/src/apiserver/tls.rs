@@ -1,4 +1,5 @@
-//! Certificates of a private authority, as a cluster's own: what an apiserver serves with, and what clients say who they are with.
+//! Certificates of a private authority, as a cluster's own: what an apiserver serves with, and what clients say who
+//! they are with.
 
 use std::sync::Arc;
 
@@ -20,7 +21,7 @@ use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 
-/// Who signs certificates that nobody else knows.
+/// A certificate authority that no system trusts.
 #[derive(Debug)]
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
@@ -58,7 +59,7 @@ impl Authority {
         Ok(Self { issuer, pem })
     }
 
-    /// What clients verify servers with: `ca.crt`.
+    /// The certificate that clients verify servers with: `ca.crt`.
     pub fn pem(&self) -> &str {
         &self.pem
     }
@@ -83,7 +84,7 @@ impl Authority {
         Ok(Identity { certificate, key })
     }
 
-    /// What a server at 127.0.0.1 serves with.
+    /// The configuration of a server at 127.0.0.1.
     pub fn server(&self, validity: Validity) -> Result<Arc<ServerConfig>> {
         let identity = self.sign(&["127.0.0.1", "::1", "localhost"], validity)?;
         identity.server(None)
@@ -97,7 +98,7 @@ impl Authority {
 }
 
 impl Identity {
-    /// What a server with this identity serves with; `clients` has to have signed those of clients.
+    /// The configuration of a server with this identity. With `clients`, certificates of clients must be signed by it.
     pub fn server(&self, clients: Option<&Authority>) -> Result<Arc<ServerConfig>> {
         let builder = ServerConfig::builder();
         let builder = match clients {

@@ -56,8 +56,8 @@ async fn serve(arguments: Arguments) -> Result<()> {
     let mut directory = Directory::new(arguments.manifests);
     let objects = directory.load_if_changed()?.unwrap_or_default();
     let settings = Settings {
-        // Started anew, be it within the same second, it goes on after all versions that it ever had: clients of an earlier one are
-        // told 410.
+        // Started anew, be it within the same second, it goes on after all versions that it ever had: clients of an
+        // earlier one are told 410.
         first_version: Some(micros_since_1970()?),
         bookmark_every: Duration::from_secs(arguments.bookmark_every),
         ..Settings::default()

@@ -187,7 +187,8 @@ impl Node {
         Ok(self.0.host.get_or_init(|| pod).clone())
     }
 
-    /// A command that runs on the node itself, in a cgroup of this name below the node's, and dies with the thread that starts it.
+    /// A command that runs on the node itself, in a cgroup of this name below the node's, and dies with the thread that
+    /// starts it.
     pub fn command(&self, cgroup: &str, program: &str) -> Result<Command> {
         self.child_place(cgroup)?.command(Path::new(program))
     }
@@ -222,7 +223,8 @@ impl Node {
         self.start_agent_of(self.name(), &self.source(), cgroup, extra)
     }
 
-    /// An apiserver in this node's network, which knows the node, and a YurtHub before it that keeps what the agent asks for.
+    /// An apiserver in this node's network, which knows the node, and a YurtHub before it that keeps what the agent
+    /// asks for.
     pub fn start_cloud_and_hub(&self) -> Result<(FakeApiserver, FakeYurtHub)> {
         let cloud = self.netns().run(FakeApiserver::start)??;
         cloud.put(objects::node(self.name(), None, self.ip4().into()))?;
@@ -419,8 +421,8 @@ impl Node {
     }
 }
 
-/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is. Names with a dot are the
-/// kernel's own (`bpf_lookup` in kernel/bpf/inode.c) and stay.
+/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is. Names with a dot are
+/// the kernel's own (`bpf_lookup` in kernel/bpf/inode.c) and stay.
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let entry = entry?;

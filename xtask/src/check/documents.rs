@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 
 /// What a document names that is not there: line and path.
 ///
-/// A name is a code span (`` `a/b.rs` ``) that begins with a directory of the workspace or ends in `.rs`, or the target of a link.
-/// The former may leave out the beginning of a path, as prose does (`policy/memo.rs`). So is a module of a test binary (`netns::udp`).
+/// A name is a code span (`` `a/b.rs` ``) that begins with a directory of the workspace or ends in `.rs`, or the target
+/// of a link. The former may leave out the beginning of a path, as prose does (`policy/memo.rs`). So is a module of a
+/// test binary (`netns::udp`).
 ///
 /// * `document`: its path from the workspace root.
 /// * `paths`: every file and directory, likewise.

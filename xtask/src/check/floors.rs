@@ -1,8 +1,8 @@
 //! Which way imports go: a room knows only the floors below it, and nothing goes in a circle.
 //!
-//! A room is a module of the crate, a floor is several rooms that may know each other in one direction. What a file imports is every
-//! path of it that leads to another file of the crate: declarations, and paths in the code; `mod x;` alone does not count. The end of a path
-//! that is no module (a type, a function) is the name that is imported.
+//! A room is a module of the crate, a floor is several rooms that may know each other in one direction. What a file
+//! imports is every path of it that leads to another file of the crate: declarations, and paths in the code; `mod x;`
+//! alone does not count. The end of a path that is no module (a type, a function) is the name that is imported.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -223,7 +223,8 @@ fn is_rules(name: &str) -> bool {
     houses.any(|house| house.floor_of(name) == Some(RULES))
 }
 
-/// Whether a file's own words call its module pure: a sentence of its documentation that begins so. "Pure but for" does not count.
+/// Whether a file's own words call its module pure: a sentence of its documentation that begins so. "Pure but for" does
+/// not count.
 fn says_pure(text: &str) -> bool {
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
     let mut words = lines.flat_map(str::split_whitespace).peekable();
@@ -260,7 +261,8 @@ pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
     imports.chain(beside_their_directories(files)).collect()
 }
 
-/// Modules whose file lies beside the directory of their other files: one place has all of a module, and nobody looks in two.
+/// Modules whose file lies beside the directory of their other files: one place has all of a module, and nobody looks
+/// in two.
 fn beside_their_directories(files: &[File]) -> impl Iterator<Item = Violation> {
     let directories = files.iter().filter_map(|file| file.name.rsplit_once('/'));
     let directories: BTreeSet<&str> = directories.map(|(directory, _)| directory).collect();

@@ -47,8 +47,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()?;
     Line::new("cargo clippy -p yurt-ebpf --features log -- -D warnings").run()?;
-    // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already, which is then not
-    // compiled; any file does, for nothing is linked.
+    // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already,
+    // which is then not compiled; any file does, for nothing is linked.
     Line::new("cargo clippy --manifest-path")
         .arg(fuzz::MANIFEST)
         .arg("--target-dir")
@@ -59,8 +59,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     crates()
 }
 
-/// What comes with the crates (`deny.toml`). The database of advisories is not fetched here: a check asks nobody but the registry that
-/// the crates are from.
+/// What comes with the crates (`deny.toml`). The database of advisories is not fetched here: a check asks nobody but
+/// the registry that the crates are from.
 fn crates() -> Result<()> {
     setup::ensure(&[Need::Deny])?;
     Line::new("cargo deny check --hide-inclusion-graph licenses bans sources").run()?;

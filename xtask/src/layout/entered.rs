@@ -1,7 +1,7 @@
 //! A program run with a trap at the start of each of its functions: which of them it enters, and when first.
 //!
-//! Each trap goes when it is hit, so a run costs a few thousand stops and is as fast as ever afterwards. The traced program
-//! keeps its process: whoever starts this starts the program, and a child of it is the tracer.
+//! Each trap goes when it is hit, so a run costs a few thousand stops and is as fast as ever afterwards. The traced
+//! program keeps its process: whoever starts this starts the program, and a child of it is the tracer.
 #![cfg(target_arch = "x86_64")]
 
 use std::collections::BTreeMap;

@@ -1,12 +1,12 @@
 //! `layout`: the order of the agent's functions, as the linker reads it (`yurt-net/layout.ld`).
 //!
-//! The kernel maps the 64 KiB around each page that is touched. Of 7.7 MB of text an agent enters 2 MB, a function here and
-//! one there: laid out as it comes, nearly all of it is mapped. So what an agent enters that follows files comes first, then
-//! what one enters that follows an apiserver, then the rest, which is mapped as it is needed.
+//! The kernel maps the 64 KiB around each page that is touched. Of 7.7 MB of text an agent enters 2 MB, a function here
+//! and one there: laid out as it comes, nearly all of it is mapped. So what an agent enters that follows files comes
+//! first, then what one enters that follows an apiserver, then the rest, which is mapped as it is needed.
 //!
-//! The list is of names and not of addresses, and what the compiler makes up in a name is left open: one list serves both
-//! architectures. A function that it does not know is in the rest, and one that is gone is no error: a list that has grown
-//! old costs memory, up to what there would be without any. `cargo xtask bench -- --only memory` tells when.
+//! The list is of names and not of addresses, and what the compiler makes up in a name is left open: one list serves
+//! both architectures. A function that it does not know is in the rest, and one that is gone is no error: a list that
+//! has grown old costs memory, up to what there would be without any. `cargo xtask bench -- --only memory` tells when.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -114,8 +114,8 @@ fn entered(directory: &Path) -> Result<BTreeSet<u64>> {
 }
 
 /// The section of a function: its name, in which what differs from one compiler to the next is left open. These are the
-/// hashes of crates (`Cs` and base 62), the offsets of what was named before, which depend on them (`B` and base 62), and
-/// the numbers that LLVM appends.
+/// hashes of crates (`Cs` and base 62), the offsets of what was named before, which depend on them (`B` and base 62),
+/// and the numbers that LLVM appends.
 fn pattern(symbol: &str) -> String {
     let mut name = String::new();
     let mut rest = symbol.split(".llvm.").next().unwrap_or_default();

@@ -1,4 +1,5 @@
-//! Which addresses a frame claims for its sender, and whether they are the sender's: the guard's decision, without the hook.
+//! Which addresses a frame claims for its sender, and whether they are the sender's: the guard's decision, without the
+//! hook.
 //!
 //! Pure and `no_std`: runs in the kernel over a packet and in tests over bytes. Of a Pod in `yurt_guard` every claim is
 //! judged:
@@ -97,8 +98,8 @@ const IPV6_LENGTH: usize = ETH + offset_of!(Ipv6Header, length);
 const IPV6_ADDRESSES: usize = ETH + Ipv6Header::ADDRESSES;
 const IPV6_PAYLOAD: usize = ETH + Ipv6Header::LENGTH;
 
-/// Offset of the destination port in a UDP header. It alone tells a server's message: clients listen there, whatever port it
-/// comes from.
+/// Offset of the destination port in a UDP header. It alone tells a server's message: clients listen there, whatever
+/// port it comes from.
 const UDP_TO: usize = 2;
 const DHCP_SERVER: u16 = 67u16.to_be();
 const DHCP_CLIENT: u16 = 68u16.to_be();
@@ -263,8 +264,8 @@ impl Finding {
     }
 }
 
-/// Whether a frame is right and from the first addresses of a Pod, as nearly all are. May be false for a valid frame, never true for
-/// a spoofed one.
+/// Whether a frame is right and from the first addresses of a Pod, as nearly all are. May be false for a valid frame,
+/// never true for a spoofed one.
 #[inline(always)]
 pub fn is_plain<F: Frame + ?Sized>(frame: &F, is_tagged: bool, row: &PlainRow) -> bool {
     is_plain_or_short(frame, is_tagged, row).unwrap_or(false)

@@ -62,8 +62,8 @@ impl Sock<'_> {
         any.is_some()
     }
 
-    /// The backend that the client had, if it is in the set still, else any. (A subprogram: its keys and values have no room
-    /// on the caller's stack.)
+    /// The backend that the client had, if it is in the set still, else any. (A subprogram: its keys and values have no
+    /// room on the caller's stack.)
     #[inline(never)]
     fn sticky4(&self, word: PublishWord, affinity: Affinity, backend: &mut Backend4) -> bool {
         let (key, now) = (self.key(affinity), now_ns());

@@ -125,8 +125,8 @@ fn add(counts: *mut SpoofCounts, reason: Reason, is_dropped: bool) {
     counts[place(reason)] += 1;
 }
 
-/// The compiler knows that a reason is one of nine, and would leave the bound of an index out. The verifier does not: the
-/// reason comes out of a map.
+/// The compiler knows that a reason is one of nine, and would leave the bound of an index out. The verifier does not:
+/// the reason comes out of a map.
 #[inline(always)]
 fn place(reason: Reason) -> usize {
     let reason = reason as u32;

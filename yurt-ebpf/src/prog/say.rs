@@ -1,6 +1,8 @@
-//! What the programs say of their decisions, in the object of `cargo xtask build-ebpf --log`. The one that ships has nothing of it.
+//! What the programs say of their decisions, in the object of `cargo xtask build-ebpf --log`. The one that ships has
+//! nothing of it.
 //!
-//! Functions, because a line takes more of a stack than the programs have to spare. A port is read only where it is said.
+//! Functions, because a line takes more of a stack than the programs have to spare. A port is read only where it is
+//! said.
 
 use yurt_ebpf::abi::{Backend4, Backend6, Counter, Reason, Translation, VtepKey};
 

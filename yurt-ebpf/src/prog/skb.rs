@@ -1,5 +1,5 @@
-//! What the kernel has of a frame, read and changed by its helpers: they know whether a checksum is whole or left to the device, and
-//! make what is shared with other packets this one's own.
+//! What the kernel has of a frame, read and changed by its helpers: they know whether a checksum is whole or left to
+//! the device, and make what is shared with other packets this one's own.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "offsets in packets are small"
@@ -15,8 +15,9 @@ use aya_ebpf::helpers::generated::{
 use yurt_ebpf::frame::{Frame, Wire};
 use yurt_ebpf::rewrite::{Follow, Packet};
 
-/// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older kernels refuse
-/// it, and get the sum of a packet wrong that a device has summed up; such a packet does not come out of a bridge or a router.
+/// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older
+/// kernels refuse it, and get the sum of a packet wrong that a device has summed up; such a packet does not come out of
+/// a bridge or a router.
 const BPF_F_IPV6: u64 = 1 << 7;
 
 /// A frame, or a packet, wherever its bytes are.

@@ -111,8 +111,8 @@ fn dial4(ctx: &SockAddrContext, call: Call) -> i32 {
         return ALLOW;
     }
     let (addr, mut backend) = (sock.addr4(), Backend4::default());
-    // Before the subprogram: its call is a third of what those would pay who dial no Service. (For IPv6 there is no room on
-    // the stack.)
+    // Before the subprogram: its call is a third of what those would pay who dial no Service. (For IPv6 there is no
+    // room on the stack.)
     let choice = match passes4(&Maps, addr) {
         true => Choice::Pass,
         false => sock.choose4(u32::from_ne_bytes(addr), protocol, call, &mut backend),
@@ -324,7 +324,8 @@ impl Sock<'_> {
         if protocol != IPPROTO_TCP && protocol != IPPROTO_UDP {
             return false;
         }
-        // Before all else, whatever is in the maps. Elsewhere the priority says nothing: a Pod may set any in its own namespace.
+        // Before all else, whatever is in the maps. Elsewhere the priority says nothing: a Pod may set any in its own
+        // namespace.
         if self.priority() == OWN_SOCKET_PRIORITY && self.is_in_node_netns() {
             return false;
         }

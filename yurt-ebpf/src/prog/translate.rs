@@ -1,8 +1,8 @@
 //! Translation: a Pod is reached at the address that was promised to it, and appears with it, while it has another one.
 //!
-//! On the host's side of the Pod's interface: egress leads to the Pod, ingress comes from it. Translated or not, a packet goes on with
-//! "no opinion" (`TC_ACT_UNSPEC`): the programs of others see it, those at egress as the Pod will see it. Only what is answered in the
-//! Pod's name, or sent by the Pod to itself, turns back.
+//! On the host's side of the Pod's interface: egress leads to the Pod, ingress comes from it. Translated or not, a
+//! packet goes on with "no opinion" (`TC_ACT_UNSPEC`): the programs of others see it, those at egress as the Pod will
+//! see it. Only what is answered in the Pod's name, or sent by the Pod to itself, turns back.
 
 #![expect(
     clippy::cast_possible_truncation,

@@ -18,7 +18,8 @@ const PACKET_HOST: u32 = 0;
 const IPV4: u32 = ETH_IPV4 as u32;
 const IPV6: u32 = ETH_IPV6 as u32;
 
-/// The packet begins with its network header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the packet the socket gets.
+/// The packet begins with its network header: the socket is a `SOCK_DGRAM` one. What it returns is how much of the
+/// packet the socket gets.
 #[socket_filter]
 #[inline(always)]
 fn yurt_vtep_in(ctx: SkBuffContext) -> i64 {

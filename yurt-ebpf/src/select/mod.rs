@@ -1,9 +1,9 @@
 //! Which backend a new flow gets: the decision of every hook, without the hook.
 //!
 //! Pure and `no_std`: runs in the kernel over the maps and in tests over anything that implements [`Tables`] and
-//! [`Dialer`]. One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one value: a reader
-//! sees all of one endpoint set or all of another. What cannot be made sense of is refused: a packet never leaves
-//! towards a virtual address.
+//! [`Dialer`]. One hash lookup on a hit. The publish word is read once, and everything after it hangs on that one
+//! value: a reader sees all of one endpoint set or all of another. What cannot be made sense of is refused: a packet
+//! never leaves towards a virtual address.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "numbers are cut out of packed words"
@@ -82,14 +82,15 @@ impl FrontendKey6 {
     }
 }
 
-/// Whether an IPv4 destination is passed by the filter alone, as most are: [`resolve4`] would say so too, and costs more.
+/// Whether an IPv4 destination is passed by the filter alone, as most are: [`resolve4`] would say so too, and costs
+/// more.
 #[inline(always)]
 pub fn passes4<T: Tables>(tables: &T, addr: [u8; 4]) -> bool {
     !may_have_rows(tables, FilterPlace::of4(kept_under(addr))) && !are_service_cidrs(tables)
 }
 
-/// The address whose rows are those of this one: NodePorts answer on all of 127.0.0.0/8, and are kept under 127.0.0.1. (In
-/// words: bytes cost instructions.)
+/// The address whose rows are those of this one: NodePorts answer on all of 127.0.0.0/8, and are kept under 127.0.0.1.
+/// (In words: bytes cost instructions.)
 #[inline(always)]
 fn kept_under(addr: [u8; 4]) -> u32 {
     let addr = u32::from_be_bytes(addr);
@@ -105,8 +106,8 @@ pub fn resolve4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4
     }
 }
 
-/// Resolves an IPv4 destination for a client outside, whose address the dialer knows. `key` is of `SCOPE_INTERNAL`: its row says
-/// whether it holds outside, too.
+/// Resolves an IPv4 destination for a client outside, whose address the dialer knows. `key` is of `SCOPE_INTERNAL`: its
+/// row says whether it holds outside, too.
 #[inline(always)]
 pub fn outside4<T: Tables, D: Dialer>(tables: &T, dialer: &D, key: &FrontendKey4) -> Resolved {
     match find4(tables, key) {
@@ -201,7 +202,8 @@ fn find6<T: Tables>(tables: &T, key: &FrontendKey6) -> Result<FrontendValue, Res
     Ok(value)
 }
 
-/// Whether the address may have rows in the hash: most connects are to no Service, and a miss in a large hash is expensive.
+/// Whether the address may have rows in the hash: most connects are to no Service, and a miss in a large hash is
+/// expensive.
 #[inline(always)]
 fn may_have_rows<T: Tables>(tables: &T, place: FilterPlace) -> bool {
     tables
@@ -249,8 +251,8 @@ enum Admission {
     Unknown,
 }
 
-// Ranges are sorted, and none is inside another: the last one that does not begin behind the client is the only one that can
-// have it inside.
+// Ranges are sorted, and none is inside another: the last one that does not begin behind the client is the only one
+// that can have it inside.
 
 #[inline(never)]
 fn admit4<T: Tables, D: Dialer>(tables: &T, dialer: &D, word: PublishWord) -> Admission {
@@ -308,8 +310,9 @@ enum Miss {
     Inside,
 }
 
-/// The filter lets the address through, so it is a Service's, and the port is not. (Nearly always: for one address in forty, while there
-/// are 20,000, the filter is wrong. It only counts, and to be sure would take a row for each address.)
+/// The filter lets the address through, so it is a Service's, and the port is not. (Nearly always: for one address in
+/// forty, while there are 20,000, the filter is wrong. It only counts, and to be sure would take a row for each
+/// address.)
 #[inline(always)]
 fn unknown_port(miss: Miss) -> Resolved {
     match miss {
@@ -318,7 +321,8 @@ fn unknown_port(miss: Miss) -> Resolved {
     }
 }
 
-/// The filter turns the address away, so it is no Service's: not even scanned where unallocated addresses are left alone.
+/// The filter turns the address away, so it is no Service's: not even scanned where unallocated addresses are left
+/// alone.
 #[inline(always)]
 fn unallocated<T: Tables>(tables: &T, miss: impl FnOnce(&T) -> Miss) -> Resolved {
     if are_service_cidrs(tables) && miss(tables) == Miss::Inside {
@@ -387,8 +391,9 @@ fn inside(known: Option<FrontendValue>, fingerprint: u32, flags: u32) -> Miss {
     }
 }
 
-/// A number that tells one endpoint set from every other, also of other Services: a word counts the publishes of its own index, and slots
-/// may come to another index with the same count. (Multiplied: small numbers stay apart in all bits.)
+/// A number that tells one endpoint set from every other, also of other Services: a word counts the publishes of its
+/// own index, and slots may come to another index with the same count. (Multiplied: small numbers stay apart in all
+/// bits.)
 #[inline(always)]
 pub const fn stamp(word: PublishWord, service: u32) -> u64 {
     word.0 ^ (service as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
@@ -469,8 +474,8 @@ fn count_less(
     count: u64,
     is_less: impl Fn(u32) -> Option<u64>,
 ) -> Option<u64> {
-    // How many are known to be less. What is compared is moved to the upper half of the word: of small numbers, LLVM would
-    // make comparisons, and so branches.
+    // How many are known to be less. What is compared is moved to the upper half of the word: of small numbers, LLVM
+    // would make comparisons, and so branches.
     let mut less = 0u64;
     while step > 0 {
         let probe = less + step;

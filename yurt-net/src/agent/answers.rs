@@ -1,4 +1,4 @@
-//! What the agent answers: its status as it is now, the verdict of a flow, metrics, and whether it is well.
+//! The agent's answers: its status at this moment, the verdict of a flow, metrics, and whether it is well.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -45,14 +45,14 @@ impl Agent {
                 Ok(status) => serde_json::to_value(status),
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
-            // A table that nobody has said anything of knows no Service, and the kernel may serve them all.
+            // Without a word from any source the table has no Service, although the kernel may serve them all.
             Request::Explain(_) | Request::Services(_)
                 if self.serving.phase() != Phase::Serving =>
             {
                 Ok(control::error_reply(NO_TABLE))
             }
             Request::Explain(dial) => {
-                // Whoever asks may be a Pod of this node.
+                // The caller may be a Pod of this node.
                 let pod = self.units.pods.pod_at(&self.known, dial.from).await;
                 serde_json::to_value(self.explain(dial, pod))
             }
@@ -133,7 +133,7 @@ impl Agent {
         status
     }
 
-    /// What a probe is told: an error where Services are not served as they should be.
+    /// The answer to a health probe: an error if Services are not served as they should be.
     fn health(&self) -> Result<String, String> {
         let status = self.readiness();
         match (status.ready, &*status.degraded) {
@@ -143,7 +143,8 @@ impl Agent {
         }
     }
 
-    /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at this address.
+    /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at
+    /// this address.
     fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
         let empty = Snapshot::default();
         let snapshot = self.sources.snapshot().unwrap_or(&empty);

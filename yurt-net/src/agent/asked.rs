@@ -1,4 +1,4 @@
-//! Who asks how the agent is, by `agent.sock` and over HTTP: each question waits here for its answer.
+//! Questions to the agent, by `agent.sock` and over HTTP: each waits here for its answer.
 
 use tokio::sync::mpsc;
 
@@ -13,7 +13,7 @@ pub(super) struct Asked {
     calls: mpsc::Receiver<control::Call>,
     metrics: Option<http::Server>,
     scrapes: mpsc::Receiver<http::Scrape>,
-    /// Held, so that `scrapes` waits where nobody can ask.
+    /// Held so that `scrapes` waits if no listener can send on it.
     _scraper: mpsc::Sender<http::Scrape>,
     question: Option<Question>,
     /// Looked at for each question.
@@ -22,7 +22,7 @@ pub(super) struct Asked {
 
 /// A question.
 pub(super) enum Question {
-    /// By the socket.
+    /// The questions on the socket.
     Call(control::Call),
     /// Over HTTP.
     Scrape(http::Scrape),

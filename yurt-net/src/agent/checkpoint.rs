@@ -33,7 +33,7 @@ impl Checkpoint {
         self.due = Some(self.keeper.due().await);
     }
 
-    /// What is to be done.
+    /// The next thing to do.
     pub(super) fn take_due(&mut self) -> Option<Due> {
         self.due.take()
     }
@@ -43,12 +43,12 @@ impl Checkpoint {
         self.keeper.found().map(|found| found.edition)
     }
 
-    /// What the disk has said late is in force now.
+    /// A checkpoint that the disk delivered late is in force now.
     pub(super) fn took_up(&mut self, synced_at: u64) {
         self.synced_at = Some(synced_at);
     }
 
-    /// There is another table to be saved.
+    /// There is a new table to save.
     pub(super) fn note_change(&mut self) {
         self.keeper.changed();
     }
@@ -58,8 +58,8 @@ impl Checkpoint {
         self.keeper.look();
     }
 
-    /// Begins a save of the snapshot in force, where it came from a source that may be out of reach next time; without a `provenance`
-    /// nothing is worth saving.
+    /// Begins a save of the snapshot in force, where it came from a source that may be out of reach next time; without
+    /// a `provenance` nothing is worth saving.
     pub(super) fn hear(&mut self, facts: &Facts<'_>, provenance: Option<Provenance>) {
         match (facts.snapshot, provenance) {
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
@@ -79,7 +79,7 @@ impl Checkpoint {
         self.keeper.problem()
     }
 
-    /// What is on disk, and what was found there.
+    /// The checkpoint on disk, and the faults that were found there.
     pub(super) fn report(&self, status: &mut Status) {
         status.checkpoint.clone_from(self.keeper.stats());
         status.checkpoint_synced_at = self.synced_at;

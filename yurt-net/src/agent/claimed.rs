@@ -1,4 +1,5 @@
-//! What this agent has for itself: claimed at the start, and again where a directory is made, or mounted over, while it runs.
+//! The directories that this agent claims for itself: at the start, and again when one is made or mounted over while it
+//! runs.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -25,11 +26,11 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
-    /// Makes the directories and claims all of it, or fails with the process that has some of it. A directory that cannot be made, or
-    /// whose disk does not answer, is claimed when it is there.
+    /// Makes the directories and claims all of it, or fails with the process that has some of it. A directory that
+    /// cannot be made, or whose disk does not answer, is claimed when it is there.
     pub(super) async fn start(place: &Place, cgroup: PathBuf) -> Result<Self, DataplaneError> {
         let things = place.things(cgroup);
-        // The plugins' own words for the directory in memory are the same: whoever comes first makes it.
+        // The plugins use the same mode for the directory in memory: the first process makes it.
         let directories = [(&things.state_dir, 0o755), (&things.memory, 0o700)];
         let mut answers = true;
         for (directory, mode) in directories {
@@ -55,7 +56,7 @@ impl Claimed {
     pub(super) async fn look(&mut self) {
         let things = self.things.clone();
         let owned = self.errand.run(move || Owned::of(&things)).await;
-        // What does not answer stays claimed as it was.
+        // A directory on a disk that does not answer stays claimed as it was.
         let owned = owned.unwrap_or_else(|| Owned::without_a_disk(&self.things));
         let renewed = self.claim.renew(owned);
         self.is_refused = matches!(renewed, Err(DataplaneError::InUse { .. }));

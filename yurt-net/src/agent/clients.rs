@@ -1,4 +1,5 @@
-//! Who dials, as far as source ranges ask: looked for while a Service does, written where the programs find it.
+//! The clients that source ranges ask about: looked for while a Service has ranges, and written where the programs find
+//! them.
 
 use tracing::warn;
 
@@ -12,13 +13,13 @@ use crate::observe::status::{self, Status};
 /// Looks for the clients of this node.
 pub(super) struct Clients {
     search: Search,
-    /// What was found, until it is written.
+    /// The clients that were found, until they are written.
     found: Option<Look>,
     report: status::Clients,
 }
 
 impl Clients {
-    /// Looks for nobody before a Service asks.
+    /// Looks for no clients until a Service asks.
     pub(super) fn start() -> Self {
         Self {
             search: Search::default(),

@@ -1,7 +1,8 @@
-//! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at every start.
+//! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at
+//! every start.
 //!
-//! A task of its own; the disk is waited for in another thread, be it for ever, and that is said. It never fights: after three times within a minute it waits for a
-//! minute in which nobody writes, and says so.
+//! A task of its own; the disk is waited for in another thread, be it for ever, and that is said. It never fights:
+//! after three times within a minute it waits for a minute in which nobody writes, and says so.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -29,7 +30,7 @@ pub(super) struct CniKeeper {
     task: JoinHandle<()>,
 }
 
-/// What is not as it should be at present: the task says it, and `status` shows it.
+/// The faults at present. The task reports them, and `status` shows them.
 #[derive(Default)]
 struct SharedProblem(Mutex<Option<String>>);
 
@@ -60,7 +61,7 @@ impl CniKeeper {
         Some(Self { problem, task })
     }
 
-    /// What is not as it should be at present.
+    /// The faults at present.
     pub(super) fn report(&self, status: &mut Status) {
         status.retention.alarms.extend(self.problem.get());
     }
@@ -170,7 +171,7 @@ impl Files<'_> {
     }
 }
 
-/// What an operator should know of a configuration that has the plugins.
+/// Remarks for an operator on a configuration that has the plugins.
 fn other_ipam(report: &Report) -> Option<String> {
     let ipam = report.other_ipam.as_ref()?;
     Some(format!(

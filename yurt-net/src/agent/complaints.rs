@@ -1,4 +1,4 @@
-//! What cannot be done for Pods as they ask for it: in the status as it is, in the log when it is new.
+//! Wishes of Pods that cannot be met: all of them in the status, new ones in the log.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -8,17 +8,17 @@ use tracing::warn;
 use super::lines::{Lines, namespace};
 use crate::device::Complaint;
 
-/// Of one part of the agent.
+/// The complaints of one part of the agent.
 #[derive(Debug)]
 pub(super) struct Complaints {
-    /// Whose.
+    /// The name of that part.
     what: &'static str,
     now: Vec<Complaint>,
     lines: Lines,
 }
 
 impl Complaints {
-    /// None yet.
+    /// No complaints yet.
     pub(super) fn about(what: &'static str) -> Self {
         Self {
             what,

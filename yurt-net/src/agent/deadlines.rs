@@ -1,4 +1,5 @@
-//! What is due at a time. A deadline is a state: one that passes while the loop does something else is due at the next turn.
+//! Deadlines of the loop. A deadline is a state: one that passes while the loop does something else is due at the next
+//! turn.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use super::react::Fact;
 
 /// How soon a write that has failed is tried again.
 pub(super) const RETRY: Duration = Duration::from_secs(1);
-/// As good as never: the clock does not go so far.
+/// In effect never: no clock goes that far.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// When what is due.
@@ -54,7 +55,7 @@ impl Deadlines {
             return std::future::pending().await;
         };
         sleep_until(at).await;
-        // The others are set by whoever does what is due.
+        // The others are set by the steps that they lead to.
         if fact == Fact::DriftDue {
             self.drift = Some(Instant::now() + self.interval);
         }

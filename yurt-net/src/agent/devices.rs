@@ -1,4 +1,5 @@
-//! The node's own devices: what the cloud says of this node goes to the thread that keeps them, and how they are comes back.
+//! The node's own devices: what the cloud says of this node goes to the thread that keeps them, and how they are comes
+//! back.
 
 use std::io;
 

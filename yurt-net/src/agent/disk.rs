@@ -32,7 +32,7 @@ impl StateDir {
         };
     }
 
-    /// What is wrong with it, and where it is.
+    /// The fault, with the path of the directory.
     pub(super) fn problem(&self) -> Option<(&Path, String)> {
         let problem = self.problem.clone()?;
         Some((&self.path, problem))

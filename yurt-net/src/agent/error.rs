@@ -1,4 +1,4 @@
-//! What ends an agent.
+//! The errors that end an agent.
 
 use crate::dataplane::{ApplyError, DataplaneError};
 use crate::error::PathError;

@@ -26,7 +26,7 @@ pub(super) struct Established {
     suspects: Suspects,
     /// Established flows whose backends new flows do not go to.
     watched: Vec<Flow>,
-    /// What the scanner has said, until it is heard.
+    /// The scanner's last message, until the loop takes it.
     event: Option<Event>,
     report: Sockets,
     /// Packets are served, or were: their flows are ended, too.
@@ -78,8 +78,8 @@ impl Established {
         self.suspects.merge(lost);
     }
 
-    /// Judges what a scan has found; or else looks at the sockets, where one may have lost its backend. Not for what a checkpoint says: it
-    /// may be older than the sockets.
+    /// Judges what a scan has found; or else looks at the sockets, where one may have lost its backend. Not for what a
+    /// checkpoint says: it may be older than the sockets.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         match self.event.take() {
             Some(Event::Found(found)) => self.judge(found, facts),

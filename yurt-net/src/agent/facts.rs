@@ -1,4 +1,4 @@
-//! What is known. Pure: a setter says whether that is news.
+//! The facts that the agent knows. Pure: a setter returns whether a value is new.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::policy::{Memory, NodeView, PolicyConfig};
 use crate::source::preferred::{Freshness, Origin};
 use crate::table::ServiceTable;
 
-/// What this node knows of itself, whatever the sources say.
+/// What this node knows of itself, without any source.
 #[derive(Debug)]
 pub(super) struct Known {
-    /// What the operator decides of the table.
+    /// The operator's settings for the table.
     pub(super) policy: PolicyConfig,
     /// This machine's addresses, where its Pods are, and which of them do not answer.
     pub(super) view: NodeView,
@@ -38,7 +38,7 @@ pub(super) struct Known {
 pub(super) struct Facts<'a> {
     /// What this node knows of itself.
     pub(super) known: &'a Known,
-    /// What the sources say; `None`: nothing yet.
+    /// The last snapshot of the sources; `None` until there is one.
     pub(super) snapshot: Option<&'a Snapshot>,
     /// Where that comes from.
     pub(super) origin: Origin,
@@ -48,12 +48,12 @@ pub(super) struct Facts<'a> {
     pub(super) pods_age: Option<Duration>,
     /// The table that should be in force.
     pub(super) table: &'a ServiceTable,
-    /// What was known of the pool.
+    /// What was last known of the pool.
     pub(super) memory: &'a Memory,
 }
 
 impl Known {
-    /// What is known at the start.
+    /// The facts at the start.
     pub(super) fn new(policy: PolicyConfig, view: NodeView) -> Self {
         Self {
             policy,
@@ -65,7 +65,7 @@ impl Known {
         }
     }
 
-    /// Whose addresses are whose, as the ledger has it.
+    /// The owner of each address in the ledger.
     pub(super) fn entries(&self) -> &BTreeMap<Key, Entry> {
         self.ledger.ledger.entries()
     }
@@ -75,7 +75,7 @@ impl Known {
         !self.entries().is_empty() || self.is_guard_loaded
     }
 
-    /// A default route leads out of a device that is up. Where nobody has looked, none is known.
+    /// Whether a default route leads out of a device that is up. False until the devices have been listed.
     pub(super) fn is_link_up(&self) -> bool {
         let mut links = self.links.iter().flatten();
         links.any(|link| link.is_uplink && link.has_carrier)
@@ -107,7 +107,7 @@ impl Known {
         is_new
     }
 
-    /// What this machine says of its network: addresses, default routes, nameservers.
+    /// This machine's network: addresses, default routes, nameservers.
     pub(super) fn set_addresses(&mut self, addresses: NodeView) -> bool {
         let view = NodeView {
             truth: self.view.truth.clone(),

@@ -1,5 +1,5 @@
-//! The guard, brought in step with the ledger in a thread of its own: to put a program on a device takes the kernel a grace period, and a
-//! node may have a hundred of them when the agent starts.
+//! The guard, brought in step with the ledger in a thread of its own: to put a program on a device takes the kernel a
+//! grace period, and a node may have a hundred of them when the agent starts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -29,18 +29,19 @@ use crate::pods::translate;
 use crate::policy::protected::Protected;
 use crate::source::preferred::Origin;
 
-/// Grants are judged again at most this often: it is a walk over all Services, and each event of a source may change what they claim.
+/// Grants are judged again at most this often: it is a walk over all Services, and each event of a source may change
+/// what they claim.
 const JUDGE_EVERY: Duration = Duration::from_secs(1);
 
 /// One order: what the kernel is to hold.
 #[derive(Debug)]
 struct Order {
     wanted: GuardImage,
-    /// The ledger that it was planned for. The ledger may say more by now, and a plugin may have acted on that already.
+    /// The ledger that the plan is for. The ledger may have changed since, and a plugin may have acted on the change.
     entries: BTreeMap<Key, Entry>,
 }
 
-/// What came of an order.
+/// The result of an order.
 #[derive(Debug)]
 struct Work {
     counters: SpoofCounters,
@@ -80,14 +81,14 @@ pub(super) struct Guarding {
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
     guarded: BTreeSet<u32>,
-    /// It was planned for an older ledger.
+    /// The plan was for an older ledger.
     is_outdated: bool,
     complaints: Complaints,
     problem: Problem,
 }
 
 impl Guarding {
-    /// Nothing is loaded before there is a ledger. What an earlier agent left is taken off where nobody is to be guarded.
+    /// Nothing is loaded until there is a ledger. Programs of an earlier agent are detached if the guard is off.
     pub(super) fn start(config: &AgentConfig) -> Self {
         let (bpffs, dirs) = (config.place.bpffs.clone(), config.place.ledger());
         let mut problem = Problem::of("Pods are not guarded as they should be");
@@ -115,7 +116,7 @@ impl Guarding {
             worker: Worker::new(move |guard, order| {
                 match do_work(guard, &bpffs, &dirs, &order) {
                     Ok((guard, work)) => (Some(guard), Ok(work)),
-                    // It is loaded anew next time.
+                    // The guard is loaded anew next time.
                     Err(error) => (None, Err(error)),
                 }
             }),
@@ -127,7 +128,8 @@ impl Guarding {
         }
     }
 
-    /// Has the kernel brought in step with ledger and devices; the last order counts. Without a list of devices, what is guarded stays so.
+    /// Has the kernel brought in step with ledger and devices; the last order counts. Without a list of devices, what
+    /// is guarded stays so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let (Some(settings), Some(links)) = (&self.settings, &known.links) else {
@@ -214,7 +216,7 @@ impl Guarding {
         self.is_outdated
     }
 
-    /// It has been loaded once.
+    /// It has been loaded before.
     pub(super) fn is_loaded(&self) -> bool {
         self.counters.is_some()
     }
@@ -249,7 +251,7 @@ impl Guarding {
         retention.alarms.extend(self.complaints.alarms());
     }
 
-    /// What was found on a device; on all of them, those that are gone too, where none is named.
+    /// The counters of a device; of all devices, including those that are gone, if none is named.
     fn spoofs(&self, ifindex: Option<u32>) -> Spoofs {
         let counters = self.counters.as_ref();
         let spoofs = counters.and_then(|counters| match ifindex {
@@ -283,8 +285,8 @@ fn do_work(
         warn!(pins = ?kept, "drift: pins of the guard were removed");
     }
     let counters = guard.counters()?;
-    // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it has written
-    // before has its reason in the ledger, which it writes first.
+    // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it
+    // has written before has its reason in the ledger, which it writes first.
     let observed = guard.observe()?;
     let is_current = is_same(Reading::take(dirs)?.ledger.entries(), &order.entries);
     let outcome = match is_current {

@@ -12,15 +12,15 @@ const MINUTE: Duration = Duration::from_secs(60);
 const MOST: usize = 30;
 /// Lines in a minute that are caused by one namespace.
 const MOST_OF_ONE: usize = 10;
-/// Lines in a minute that tenants together leave to the node itself and to the namespaces that the cluster lives in. Without them a
-/// tenant with three namespaces would be all that a log has room for.
+/// Lines in a minute that tenants together leave to the node itself and to the namespaces that the cluster lives in.
+/// Without them a tenant with three namespaces would be all that a log has room for.
 const KEPT: usize = 10;
 
-/// What was written in this minute. One for each kind of line.
+/// The lines of one kind that were written in this minute.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     began: Option<Instant>,
-    /// By the namespace that causes them.
+    /// The counts, by the namespace that causes the lines.
     causes: BTreeMap<String, usize>,
     /// Subjects of these lines: none gets a second line before the minute is over.
     said: BTreeSet<String>,
@@ -30,11 +30,11 @@ pub(super) struct Lines {
     has_counted: bool,
 }
 
-/// What to write.
+/// The lines to write.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Admitted<'a, T> {
     pub(super) lines: Vec<&'a T>,
-    /// So many were left out, now and since the last count.
+    /// How many were left out, now and since the last time that this was said.
     pub(super) left_out: Option<usize>,
 }
 
@@ -63,8 +63,9 @@ impl Lines {
         }
     }
 
-    /// Which of these are written, and how many were not: that is told at once when it begins, then once a minute. To be asked now
-    /// and then without lines, so that the last count is told. `cause`: the namespace that it is of; `what`: what it is about.
+    /// Which of these are written, and how many were not: that is told at once when it begins, then once a minute. To
+    /// be asked now and then without lines, so that the last count is told. `cause`: the namespace that it is of;
+    /// `what`: what it is about.
     pub(super) fn admit<'a, T>(
         &mut self,
         now: Instant,

@@ -1,7 +1,8 @@
-//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `tunnel::peers` says what is to be changed.
+//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `tunnel::peers` says what is to
+//! be changed.
 //!
-//! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard with another MAC than is
-//! known, and every half minute.
+//! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard
+//! with another MAC than is known, and every half minute.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -44,7 +45,7 @@ pub(super) struct Mending {
     task: JoinHandle<()>,
     /// When the agent may look again who the peers are.
     peers_at: Instant,
-    /// It should look then.
+    /// The time of the next look.
     are_peers_due: bool,
 }
 
@@ -55,8 +56,8 @@ impl Drop for Mending {
 }
 
 impl Mending {
-    /// Looks after the vxlan devices among these from now on; `None` where the operator does not want it. In the network namespace of
-    /// the caller.
+    /// Looks after the vxlan devices among these from now on; `None` where the operator does not want it. In the
+    /// network namespace of the caller.
     pub(super) fn start(config: &AgentConfig) -> Option<Self> {
         if !config.repairs_peers {
             return None;
@@ -109,7 +110,7 @@ impl Mending {
         });
     }
 
-    /// What was listened to and repaired, beside what is said of the devices.
+    /// Adds the peers that are listened for, and the repairs, to the report of the devices.
     pub(super) fn report(&self, status: &mut Status) {
         let mended = self.report.borrow();
         for device in &mut status.devices.devices {

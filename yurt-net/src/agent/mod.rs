@@ -21,10 +21,10 @@
 //! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
 //! | a release (in `Pods`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
-//! The loop owns what is known and what is served, and alone has the units' handles: none of them knows another. A unit is started with the
-//! configuration, says that there is something new (`changed`, which may be dropped at any time and loses nothing), hears what is known
-//! (`hear`), and tells how things are (`report`). What follows from what is a table, in `react`. On SIGTERM and SIGINT it ends, and leaves
-//! maps, programs and links as they are.
+//! The loop owns what is known and what is served, and alone has the units' handles: none of them knows another. A unit
+//! is started with the configuration, says that there is something new (`changed`, which may be dropped at any time and
+//! loses nothing), hears what is known (`hear`), and tells how things are (`report`). What follows from what is a
+//! table, in `react`. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
 
 mod answers;
 mod asked;

@@ -1,8 +1,8 @@
 //! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves what the plugins go by,
 //! and has addresses released whose Pods are gone.
 //!
-//! Nothing here keeps Services from being served: what fails is said in `status`, and tried again with the next change or tick.
-//! While no plugin has ever written a ledger, nothing is loaded and nobody is asked.
+//! Nothing here keeps Services from being served: `status` shows what fails, and the next change or tick tries it
+//! again. Until a plugin has written a ledger, nothing is loaded and no Pod is probed.
 
 use std::net::IpAddr;
 use std::path::Path;

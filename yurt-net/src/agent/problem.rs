@@ -6,17 +6,17 @@ use tracing::warn;
 
 use super::lines::Lines;
 
-/// What fails at present.
+/// A fault that may be present.
 #[derive(Debug)]
 pub(super) struct Problem {
-    /// What does not work then, as the log says it.
+    /// The consequence, as the log words it.
     what: &'static str,
     now: Option<String>,
     lines: Lines,
 }
 
 impl Problem {
-    /// Nothing fails yet.
+    /// No fault yet.
     pub(super) fn of(what: &'static str) -> Self {
         Self {
             what,

@@ -1,4 +1,4 @@
-//! What follows from what becomes known: one table. Pure.
+//! Which steps follow from which fact: one table. Pure.
 //!
 //! The loop waits for a fact, takes the steps that follow from it in their order, each once, and with them those of the facts that a
 //! step brings to light. Nothing else decides what is done when.
@@ -10,11 +10,11 @@ use std::collections::BTreeSet;
 pub(super) enum Fact {
     /// The agent runs: what is due at a start is done at the start.
     Started,
-    /// It is time to serve, by what there is.
+    /// It is time to serve what there is.
     BootDue,
-    /// It is time to compare the kernel with what it should hold.
+    /// It is time to compare the kernel with its intended state.
     DriftDue,
-    /// It is time to try a write again that has failed.
+    /// It is time to repeat a write that has failed.
     RetryDue,
     /// It is time to judge anew what Pods were granted beside their own: a source has said something since.
     GrantsDue,
@@ -26,7 +26,7 @@ pub(super) enum Fact {
     PodsStirred,
     /// The ledger says something else than before.
     LedgerChanged,
-    /// The guard has not done what it was told, because the ledger says more by now.
+    /// The guard has not carried out its order, because the ledger has changed.
     GuardOutdated,
     /// The guard has done what it was told.
     GuardDone,
@@ -50,13 +50,13 @@ pub(super) enum Fact {
     ServersChanged,
     /// The clients of this node were looked for.
     ClientsFound,
-    /// It may be looked again who the peers of this node are, and should be.
+    /// It is time to look for the peers of this node again.
     PeersDue,
     /// A scan of the sockets has found some, or has ended.
     SocketsFound,
     /// The disk holds a checkpoint, which was not known at the start; or a save is due, or has ended.
     CheckpointStirred,
-    /// Somebody asks how the agent is.
+    /// A question about the agent has arrived.
     Asked,
 }
 
@@ -89,7 +89,7 @@ pub(super) enum Step {
     ReadLedger,
     /// Have the Pods of this node listed anew.
     RefreshPods,
-    /// Note that what Pods were granted may be somebody else's by now.
+    /// Note that an owner of what Pods were granted may have changed.
     DoubtGrants,
     /// Have the guard brought in step.
     Guard,
@@ -120,16 +120,16 @@ pub(super) enum Step {
 /// How far the agent has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
-    /// Nothing of it is in force.
+    /// No table is in force.
     Waiting,
-    /// What an earlier agent left is in force.
+    /// The table of an earlier agent is in force.
     Holding,
-    /// What this one has written is in force.
+    /// A table of this agent is in force.
     Serving,
 }
 
 impl Step {
-    /// Whether there is anything for this step to do by now.
+    /// Whether this step has anything to do yet.
     fn applies(self, phase: Phase) -> bool {
         match self {
             // The first table is written by `Boot`.
@@ -140,7 +140,7 @@ impl Step {
     }
 }
 
-/// What follows where Pods of this node, or what is known of them, may be others.
+/// The steps after a change of this node's Pods, or of what is known about them.
 const PODS: &[Step] = &[
     // Settings for plugins are left beside the ledger.
     Step::Claim,
@@ -154,10 +154,10 @@ const PODS: &[Step] = &[
     Step::TakeFailing,
     Step::TellClients,
 ];
-/// What is said to those who keep the node's own devices.
+/// The steps that inform the thread of the node's own devices.
 const DEVICES: &[Step] = &[Step::TellDevices, Step::TellPeers];
 
-/// What follows from a fact.
+/// The steps that follow from a fact.
 fn row(fact: Fact) -> &'static [&'static [Step]] {
     use Step::{
         Answer, AskAgain, Boot, Claim, DoubtGrants, Guard, Judge, Locate, LookAtCheckpoint, Probe,
@@ -181,7 +181,7 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         Fact::GuardDone | Fact::TranslationDone | Fact::PacketsDone => &[],
         Fact::ProbeEnded => &[&[TakeFailing]],
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
-        // What this node has is no Pod's.
+        // No Pod may have an address of this node.
         Fact::AddressesChanged => &[&[
             Claim,
             ReadLedger,

@@ -1,7 +1,7 @@
 //! From what the sources say to what is in the maps: snapshot, table, plan, writes; and once more where a write failed.
 //!
-//! No unit beside the loop: what it makes of the sources' word, the table, is a fact that the units hear. So it takes that word itself, with
-//! what has changed in it.
+//! No unit beside the loop: what it makes of the sources' word, the table, is a fact that the units hear. So it takes
+//! that word itself, with what has changed in it.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -103,8 +103,8 @@ impl Serving {
         })
     }
 
-    /// Has what the sources say measured by what is in the maps. `saved`: the edition of the checkpoint that the sources have; `in_force`:
-    /// the service ports that were served by it, where a map was full.
+    /// Has what the sources say measured by what is in the maps. `saved`: the edition of the checkpoint that the
+    /// sources have; `in_force`: the service ports that were served by it, where a map was full.
     pub(super) fn expect(
         &mut self,
         sources: &mut Sources,
@@ -122,7 +122,8 @@ impl Serving {
         self.has_news = matches!(sources.origin(), Origin::File | Origin::Live | Origin::Hub);
     }
 
-    /// Takes up what the disk has said after the start; true if it did. As at the start it counts while no source has answered.
+    /// Takes up what the disk has said after the start; true if it did. As at the start it counts while no source has
+    /// answered.
     pub(super) fn take_up(&mut self, sources: &mut Sources, mut loaded: Loaded) -> bool {
         self.list_what_is_newer(&mut loaded);
         let in_force = loaded.in_force();
@@ -166,7 +167,8 @@ impl Serving {
 
     /// When to [`begin`](Self::begin); `None`: not before a source answers, or it is done.
     ///
-    /// Maps that an earlier agent left are newer than its checkpoint, as a rule: before the sources had their time they are left alone.
+    /// Maps that an earlier agent left are newer than its checkpoint, as a rule: before the sources had their time they
+    /// are left alone.
     pub(super) fn begin_at(&self, origin: Origin) -> Option<Instant> {
         match origin {
             _ if self.is_serving => None,
@@ -185,8 +187,8 @@ impl Serving {
         self.retry_at
     }
 
-    /// Serves by what the sources or the checkpoint say: writes the first table and attaches the programs. Or leaves what an earlier agent
-    /// left, where nobody says anything newer. `saved`: the edition of the checkpoint.
+    /// Serves by what the sources or the checkpoint say: writes the first table and attaches the programs. Or leaves
+    /// what an earlier agent left, where nobody says anything newer. `saved`: the edition of the checkpoint.
     pub(super) fn begin(
         &mut self,
         sources: &mut Sources,
@@ -230,7 +232,8 @@ impl Serving {
         let Some((snapshot, touched)) = sources.take_up() else {
             return Ok(false);
         };
-        // Whatever fails below: what is taken up now is not taken up again. Findings about objects are no part of an edition.
+        // Whatever fails below: what is taken up now is not taken up again. Findings about objects are no part of an
+        // edition.
         let has_news = std::mem::take(&mut self.has_news) || has_untold;
         if has_news && !touched.is_nothing() {
             self.edition = self.edition.next();
@@ -356,8 +359,8 @@ impl Serving {
         self.dataplane.set_clients(found)
     }
 
-    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be taken for
-    /// newer than they are.
+    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be
+    /// taken for newer than they are.
     pub(super) fn take_saved(&mut self, sources: &Sources, asked: Edition, on_disk: Edition) {
         let has_news = self.has_news || sources.has_untold();
         if asked != self.edition || asked == on_disk || has_news {

@@ -1,4 +1,5 @@
-//! What the log and the status say of a table: objects that are wrong, Service ports that have no room, ClusterIPs that are left alone.
+//! What the log and the status say of a table: objects that are wrong, Service ports that have no room, ClusterIPs that
+//! are left alone.
 
 use std::time::Instant;
 

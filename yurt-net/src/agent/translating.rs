@@ -1,7 +1,9 @@
-//! Translation, brought in step with the ledger in a thread of its own: programs on devices and routes take the kernel a while.
+//! Translation, brought in step with the ledger in a thread of its own: programs on devices and routes take the kernel
+//! a while.
 //!
-//! Only the agent translates: a Pod that a plugin has just made appears with the address that it has until the agent has heard of it,
-//! some milliseconds later. What is translated stays so without an agent, and is left alone where an agent cannot know better.
+//! Only the agent translates: a Pod that a plugin has just made appears with the address that it has until the agent
+//! has heard of it, some milliseconds later. What is translated stays so without an agent, and is left alone where an
+//! agent cannot know better.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -79,8 +81,8 @@ impl Translating {
         }
     }
 
-    /// Has the kernel brought in step with what the ledger and the Pods say. Without a list of devices there is none that could be
-    /// translated: what is, stays.
+    /// Has the kernel brought in step with what the ledger and the Pods say. Without a list of devices there is none
+    /// that could be translated: what is, stays.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let Some(links) = &known.links else {

@@ -34,8 +34,9 @@ impl Upkeep {
         }
     }
 
-    /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another from being
-    /// made; what fails is shown until a later one succeeds. True where the self-test may say something else than it last did.
+    /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another
+    /// from being made; what fails is shown until a later one succeeds. True where the self-test may say something else
+    /// than it last did.
     pub(super) fn repair(&mut self, serving: &mut Serving) -> bool {
         if !serving.may_attach() {
             return false;

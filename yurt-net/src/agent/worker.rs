@@ -1,4 +1,5 @@
-//! Work on the kernel that takes it a while, in a thread of its own: one piece at a time, and of those that wait the last one.
+//! Work on the kernel that takes it a while, in a thread of its own: one piece at a time, and of those that wait the
+//! last one.
 
 use std::sync::Arc;
 

@@ -48,7 +48,8 @@ pub struct AgentConfig {
     pub tcp_peers: u32,
     /// Clients of Services with session affinity that are remembered, for each family.
     pub affinity: u32,
-    /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do that.
+    /// The CNI configuration that the agent puts the plugins into, and the directories that they use; `None`: others do
+    /// that.
     pub cni: Option<(Cni, Directories)>,
     /// How packets from outside are served; `None`: they are not.
     pub packets: Option<PacketConfig>,

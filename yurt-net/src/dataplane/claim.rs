@@ -1,4 +1,5 @@
-//! What one agent owns on a machine. A second agent that would own some of it is refused.
+//! Claims: each of these things on a machine has at most one agent. A second agent that would own one of them is
+//! refused.
 //!
 //! A claim is a map that is not pinned: it lives as long as its process, and does not go with a directory that is
 //! removed or mounted over. The kernel wants `CAP_BPF` for an LPM trie, so no tenant can make a claim to keep an agent
@@ -63,7 +64,7 @@ pub struct Things {
     pub memory: PathBuf,
 }
 
-/// What an agent owns: each of these has one agent.
+/// A thing that only one agent can own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owned {
     cgroup: File,
@@ -133,7 +134,7 @@ struct Row {
     netns: File,
     /// In the process' own pid namespace.
     pid: u32,
-    /// 0 until the agent has found nobody else.
+    /// 0 until the agent knows that it is the only one.
     is_settled: u32,
     pid_namespace: File,
     memory: File,
@@ -200,7 +201,7 @@ impl Claim {
         };
         let mut claim = Self { map, id, row };
         claim.write(row.with(owned))?;
-        // Of two that start at once, each sees the other: the one with the lower number goes on.
+        // Two agents that start at once see each other: the one with the lower number goes on.
         refuse(&owned, |other, other_id| {
             other_id != id && (other.is_settled != 0 || other_id < id)
         })?;
@@ -211,8 +212,9 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Claims what has come since, in the place of what was there: a directory that was made, or mounted over. What cannot be seen now
-    /// stays claimed as it was. Where somebody else has it, all stays as it was, and the error names that process.
+    /// Claims what has come since, in the place of what was there: a directory that was made, or mounted over. What
+    /// cannot be seen now stays claimed as it was. Where somebody else has it, all stays as it was, and the error names
+    /// that process.
     pub fn renew(&mut self, found: Owned) -> Result<(), DataplaneError> {
         let before = self.row;
         let owned = found.or(before.owned());
@@ -299,7 +301,7 @@ fn name(row: &Row) -> String {
 mod tests {
     use super::*;
 
-    /// By inode number, in the order in which they are named.
+    /// The inode numbers, in the order in which they are named.
     fn owned([cgroup, pins, state, netns, memory]: [u64; 5]) -> Owned {
         let file = |inode| File {
             device: u64::from(inode != 0),

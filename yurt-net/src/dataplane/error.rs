@@ -1,4 +1,4 @@
-//! What can go wrong between the agent and the kernel.
+//! Errors between the agent and the kernel.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ pub struct ApplyError {
 /// The loader's words: its types stay in `bpf`.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
 
-/// What can go wrong with maps, programs and links.
+/// An error of maps, programs and links.
 #[derive(Debug, thiserror::Error)]
 pub enum DataplaneError {
     /// The embedded object is the stub of a debug build.
@@ -34,7 +34,7 @@ pub enum DataplaneError {
     /// A directory or pin.
     #[error("{operation} {}", path.display())]
     Path {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// On what.
         path: PathBuf,
@@ -47,9 +47,9 @@ pub enum DataplaneError {
         "{what} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first"
     )]
     InUse {
-        /// What both would own.
+        /// The thing that both would own.
         what: String,
-        /// Who has it.
+        /// The other agent.
         pid: String,
     },
     /// A claim could not be made, or those of others not be read.
@@ -95,7 +95,7 @@ pub enum DataplaneError {
     /// A map call.
     #[error("{operation} map {map}")]
     Map {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// On which map.
         map: &'static str,
@@ -106,7 +106,7 @@ pub enum DataplaneError {
     /// A link call.
     #[error("{operation} {program}")]
     Link {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// Which program's link.
         program: &'static str,
@@ -117,7 +117,7 @@ pub enum DataplaneError {
     /// A call on a device.
     #[error("{operation} {program} on device {ifindex}")]
     Device {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
         /// With which program.
         program: String,
@@ -143,7 +143,7 @@ pub enum DataplaneError {
     NetnsCookie(#[source] io::Error),
 }
 
-/// What a call on a directory or a pin was to do, for its error.
+/// The operation on a directory or a pin, for its error.
 pub(super) fn at<'a>(
     operation: &'static str,
     path: &'a Path,

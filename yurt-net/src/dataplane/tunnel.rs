@@ -24,7 +24,7 @@ pub struct Listener {
     map: OwnedFd,
     /// Values of an entry.
     cpus: usize,
-    /// By the device that each listens at.
+    /// The filters, by the device that each listens at.
     sockets: BTreeMap<u32, OwnedFd>,
     /// With the counts of the last look.
     listened: BTreeMap<Listened, Vec<VtepSeen>>,
@@ -162,7 +162,7 @@ mod tests {
 
     const KNOWN: u8 = 1;
 
-    /// What a CPU has seen after frames from these.
+    /// The entry of a CPU after frames from these MACs.
     fn after(before: VtepSeen, frames: &[u8]) -> VtepSeen {
         let mut seen = before;
         seen.known.addr[5] = KNOWN;

@@ -1,7 +1,7 @@
 //! Where the cgroup2 hierarchy is on a machine, and how much of it an agent serves there.
 //!
-//! A machine may have one hierarchy at `/sys/fs/cgroup`, or both versions, with the second at `/sys/fs/cgroup/unified`. A
-//! container may see a part of it only. Sources: `cgroups(7)`, `cgroup_namespaces(7)`, `proc_pid_mountinfo(5)`.
+//! A machine may have one hierarchy at `/sys/fs/cgroup`, or both versions, with the second at `/sys/fs/cgroup/unified`.
+//! A container may see a part of it only. Sources: `cgroups(7)`, `cgroup_namespaces(7)`, `proc_pid_mountinfo(5)`.
 
 use std::ffi::OsString;
 use std::fs;
@@ -119,8 +119,8 @@ fn choose(
         .ok_or(CgroupError::NoCgroup)?;
     let is_root = is_root(&best.point);
     let path = best.point.clone();
-    // A node may itself live in a cgroup namespace (kind's do), and all its Pods are below what it sees as the root. Where nobody
-    // is to be seen but this process, it is a container without the host's mount.
+    // A node may itself live in a cgroup namespace (kind's do), and all its Pods are below what it sees as the root.
+    // Where nobody is to be seen but this process, it is a container without the host's mount.
     if !is_root && own == Some(&best.root) {
         return Err(CgroupError::PrivateCgroup { mount_point: path });
     }
@@ -146,8 +146,8 @@ impl Mount {
 
 /// The cgroup2 mounts of a `/proc/self/mountinfo`: `36 35 0:30 ROOT MOUNT-POINT OPTIONS [TAGS] - TYPE SOURCE OPTIONS`.
 ///
-/// Of several at one place only the last one is seen there. Paths are any bytes: somebody else's mount must not keep the agent
-/// from its own.
+/// Of several at one place only the last one is seen there. Paths are any bytes: somebody else's mount must not keep
+/// the agent from its own.
 pub fn cgroup_mounts(mountinfo: &[u8]) -> Vec<Mount> {
     let mut found: Vec<Mount> = Vec::new();
     for line in mountinfo.split(|byte| *byte == b'\n') {

@@ -62,8 +62,8 @@ impl Kind {
     }
 }
 
-/// Fails where nothing can be written to a directory, as far as that can be told without writing: it is absent, something
-/// else, read-only or full.
+/// Fails where nothing can be written to a directory, as far as that can be told without writing: it is absent,
+/// something else, read-only or full.
 pub fn takes_writes(directory: &Path) -> io::Result<()> {
     let path = CString::new(directory.as_os_str().as_bytes()).map_err(io::Error::other)?;
     let call = |result| match result {

@@ -2,7 +2,8 @@
 
 /// Repairs that are made without a pause.
 pub const REPAIRS: usize = 3;
-/// The milliseconds in which so many repairs are made; and how long nobody must have touched the thing before it is repaired again.
+/// The milliseconds in which so many repairs are made; and how long nobody must have touched the thing before it is
+/// repaired again.
 pub const MINUTE: u64 = 60_000;
 
 /// At most [`REPAIRS`] in any [`MINUTE`]; one more that is asked for stops them until a minute is quiet.

@@ -1,4 +1,5 @@
-//! The machine below everything: its clocks, disks, file systems, network namespaces and processes, and how people read its figures.
+//! The machine below everything: its clocks, disks, file systems, network namespaces and processes, and how people read
+//! its figures.
 
 pub mod cgroup;
 pub mod clock;

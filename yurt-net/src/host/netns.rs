@@ -1,8 +1,9 @@
 //! The network namespaces of this machine: which there are, and how to do something inside one.
 //!
-//! A namespace is found where a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as container
-//! runtimes and iproute2 do); each counts once, by its inode. One that only a file descriptor or a thread keeps is not found.
-//! To see those of Pods the agent must see their processes (`hostPID: true`). Sources: `namespaces(7)`, `setns(2)`.
+//! A namespace is found where a process is in it (`/proc/<pid>/ns/net`) or a name is bound to it (`/run/netns`, as
+//! container runtimes and iproute2 do); each counts once, by its inode. One that only a file descriptor or a thread
+//! keeps is not found. To see those of Pods the agent must see their processes (`hostPID: true`). Sources:
+//! `namespaces(7)`, `setns(2)`.
 #![expect(
     unsafe_code,
     reason = "setns(2) and getifaddrs(3), which the standard library lacks"
@@ -105,8 +106,8 @@ pub fn addresses_of_others() -> io::Result<Vec<Vec<IpAddr>>> {
     Ok(others.filter_map(|visit| visit.flatten().ok()).collect())
 }
 
-/// Visits each namespace in turn, and returns the results in the same order; an error stands for one that could not be entered. A thread of
-/// its own does it: the caller stays in its namespace, and waits.
+/// Visits each namespace in turn, and returns the results in the same order; an error stands for one that could not be
+/// entered. A thread of its own does it: the caller stays in its namespace, and waits.
 ///
 /// Sockets belong to the namespace that they were opened in, and stay there.
 pub fn inside<T: Send>(
@@ -126,8 +127,8 @@ pub fn inside<T: Send>(
     })
 }
 
-/// The cookie of the namespace that the calling thread is in, as `bpf_get_netns_cookie` gives it to programs: never used
-/// twice while the machine is up. `None` on kernels that do not tell (before 5.14).
+/// The cookie of the namespace that the calling thread is in, as `bpf_get_netns_cookie` gives it to programs: never
+/// used twice while the machine is up. `None` on kernels that do not tell (before 5.14).
 pub fn cookie() -> io::Result<Option<u64>> {
     // The socket is not bound: in a namespace whose loopback is down there is no address to bind to.
     // SAFETY: a call without pointers.

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 /// Settles what a process inherits and must not depend on. Every verb and plugin does this first.
 ///
 /// - The umask: some runtimes and scripts leave 0, under which everybody could write the state directory.
-/// - `SIGXFSZ`: a write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk fails, and does not end the
-///   process.
+/// - `SIGXFSZ`: a write beyond `RLIMIT_FSIZE` (systemd's `LimitFSIZE=`) fails with `EFBIG`, as one to a full disk
+///   fails, and does not end the process.
 pub fn begin() {
     // SAFETY: calls without pointers; no other thread runs yet.
     unsafe {

@@ -1,8 +1,8 @@
-//! How many lines of the log one place of the program may write: a log is on flash, and a device that flaps, a Pod that restarts or a
-//! disk that fails would fill it.
+//! How many lines of the log one place of the program may write: a log is on flash, and a device that flaps, a Pod that
+//! restarts or a disk that fails would fill it.
 //!
-//! This is the last bound, for every line that there is. Where somebody outside can cause lines, whoever writes them shares them out first
-//! (`agent/lines.rs`), so that one tenant does not take the lines of another.
+//! This is the last bound, for every line that there is. Where somebody outside can cause lines, whoever writes them
+//! shares them out first (`agent/lines.rs`), so that one tenant does not take the lines of another.
 
 #![expect(
     clippy::disallowed_types,
@@ -26,8 +26,8 @@ const MOST: u64 = 100;
 /// What the programs in the kernel say is asked for, for as long as somebody wants to read it.
 const UNLIMITED: &str = "ebpf";
 
-/// A log in which no place of the program writes more than so many lines in a minute. What is left out is counted: that is told at once when
-/// it begins, and with the next line of the same place.
+/// A log in which no place of the program writes more than so many lines in a minute. What is left out is counted: that
+/// is told at once when it begins, and with the next line of the same place.
 pub struct LimitedLog<W> {
     log: Mutex<Limited<W>>,
     style: LogStyle,

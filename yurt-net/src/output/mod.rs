@@ -29,8 +29,8 @@ pub fn print(text: impl Display) -> io::Result<()> {
     }
 }
 
-/// The last word of a program, without what others may have put into it to hide or forge lines. Nobody can be told where it cannot be
-/// written.
+/// The last word of a program, without what others may have put into it to hide or forge lines. Nobody can be told
+/// where it cannot be written.
 pub fn complain(said: impl Display) {
     let line = format!("{}\n", text::lines(&said.to_string()));
     let _none = LossyLog::new(standard_error(), LogStyle::Text).write_all(line.as_bytes());
@@ -40,9 +40,9 @@ pub fn complain(said: impl Display) {
 const TRIES: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Standard error, so that a write fails where it would wait. The log of a container goes into a pipe that somebody holds open while
-/// the runtime that reads it is stopped or hangs, and that of a shell to a terminal behind a link that is down: an agent that waits for
-/// it would stop with it.
+/// Standard error, so that a write fails where it would wait. The log of a container goes into a pipe that somebody
+/// holds open while the runtime that reads it is stopped or hangs, and that of a shell to a terminal behind a link that
+/// is down: an agent that waits for it would stop with it.
 pub fn standard_error() -> Box<dyn Write + Send> {
     let path = "/proc/self/fd/2";
     let Ok(metadata) = fs::metadata(path) else {
@@ -69,8 +69,8 @@ pub fn standard_error() -> Box<dyn Write + Send> {
     Box::new(io::stderr())
 }
 
-/// What is open there, without waiting in writes. The flag of the one that is open is whoever's it is shared with, too. A terminal does not
-/// become the agent's own, whose Ctrl-C would end it.
+/// What is open there, without waiting in writes. The flag of the one that is open is whoever's it is shared with, too.
+/// A terminal does not become the agent's own, whose Ctrl-C would end it.
 fn open_again(path: &str) -> io::Result<File> {
     File::options()
         .write(true)
@@ -78,8 +78,8 @@ fn open_again(path: &str) -> io::Result<File> {
         .open(path)
 }
 
-/// Lines on their way to a writer that may have no room. A line that finds none within a moment is dropped; how many were is said as
-/// soon as there is room again.
+/// Lines on their way to a writer that may have no room. A line that finds none within a moment is dropped; how many
+/// were is said as soon as there is room again.
 pub struct LossyLog<W> {
     to: W,
     style: LogStyle,

@@ -13,7 +13,7 @@ fn asks(chaddr: Mac) -> Vec<u8> {
     [&head[..], &[0; 24], &chaddr, &[0; 206], &options].concat()
 }
 
-/// What a server says to a client.
+/// The first bytes of a message from a server to a client.
 const OFFER: [u8; 4] = [2, 1, 6, 0];
 
 fn first_request(host: Host, chaddr: Mac) -> Vec<u8> {
@@ -21,7 +21,7 @@ fn first_request(host: Host, chaddr: Mac) -> Vec<u8> {
     sent(host.mac, all.udp(68, 67).data(&asks(chaddr)))
 }
 
-/// A renewal or a release, from the address that the client has by now.
+/// A renewal or a release, from the address that the client has by then.
 fn later_request(host: Host, from_port: u16, chaddr: Mac) -> Vec<u8> {
     let server = ip(host.v4, OTHER.v4);
     sent(host.mac, server.udp(from_port, 67).data(&asks(chaddr)))

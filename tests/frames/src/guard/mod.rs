@@ -52,7 +52,7 @@ pub const POD: Host = Host::new(
     Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 10),
 );
 
-/// Somebody else on its link.
+/// Another host on its link.
 pub const OTHER: Host = Host::new(
     [0x0a, 0x58, 10, 244, 1, 11],
     Ipv4Addr::new(10, 244, 1, 11),
@@ -104,7 +104,7 @@ pub fn solicited_node(addr: Ipv6Addr) -> Ipv6Addr {
     Ipv6Addr::from_octets([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0xff, a, b, c])
 }
 
-/// A message of neighbour discovery (RFC 4861) in a packet: nobody believes one that a router may have forwarded.
+/// A message of neighbour discovery (RFC 4861) in a packet. Its hop limit shows that no router has forwarded it.
 pub fn discovery(source: Ipv6Addr, to: Ipv6Addr, message: Packet) -> Packet {
     let header = Ipv6 {
         hop_limit: 255,
@@ -162,7 +162,7 @@ fn with_options(source: Ipv4Addr, to: Ipv4Addr) -> Ipv4 {
     }
 }
 
-/// What [`POD`] may do.
+/// Frames that [`POD`] may send.
 fn peaceful() -> Vec<(&'static str, Vec<u8>)> {
     let (pod, any4, any6) = (POD, Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
     let web = |packet: Packet| packet.udp(40000, 80).data(b"hello");
@@ -275,7 +275,7 @@ fn peaceful() -> Vec<(&'static str, Vec<u8>)> {
     ]
 }
 
-/// What it may not, and the reason.
+/// Frames that it may not send, each with the reason.
 fn spoofed() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let (pod, other, any4, any6) = (POD, OTHER, Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED);
     let web = |packet: Packet| packet.udp(40000, 80).data(b"hello");

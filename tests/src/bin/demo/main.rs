@@ -1,6 +1,6 @@
-//! Two pools of two nodes, one Service, real agents and real sockets: who answers whom, before and
-//! after a node moves, a pool empties, every agent is killed, and all nodes reboot without the cloud. And Pods that keep their
-//! addresses meanwhile.
+//! Two pools of two nodes, one Service, real agents and real sockets: who answers whom, before and after a node moves,
+//! a pool empties, every agent is killed, and all nodes reboot without the cloud. And Pods that keep their addresses
+//! meanwhile.
 //!
 //! Run by `cargo xtask demo`, as root. Exits with 1 when an answer came from another pool, a connect
 //! failed, or anything was left behind.

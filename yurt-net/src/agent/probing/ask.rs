@@ -19,7 +19,7 @@ use super::grpc;
 use crate::model::Question;
 use crate::pods::probe::Check;
 
-/// What a path may not have, and is written in it all the same. What is escaped already stays.
+/// Characters that a path must not contain; kubelets escape them. Escapes that are there already stay.
 const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -49,7 +49,7 @@ pub(super) async fn ask(check: &Check) -> Result<(), Failure> {
         .unwrap_or(Err(Failure::TimedOut(within)))
 }
 
-/// As the kubelet judges it: 200 to 399.
+/// The kubelet's rule: 200 to 399.
 async fn get(
     stream: TcpStream,
     at: SocketAddr,
@@ -58,7 +58,7 @@ async fn get(
 ) -> Result<(), Failure> {
     let request = request(at, path, headers)?;
     let answer = exchange(stream, request).await.map_err(|error| {
-        // What broke the connection says more than that it broke.
+        // The cause of a broken connection says more than the fact.
         match error.is_parse() || error.is_parse_too_large() {
             true => Failure::NotHttp,
             false => Failure::Http(error),

@@ -43,7 +43,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve this node: follow the source, keep the kernel's maps in step. Stopping it changes nothing for clients.
     Run(Box<RunArgs>),
-    /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no kernel support.
+    /// Print the table that a node would have; on that node, with what its interfaces change. Needs no root and no
+    /// kernel support.
     Plan(PlanArgs),
     /// Print the verdict for one flow, and why. From the running agent, or from a source.
     Explain(ExplainArgs),

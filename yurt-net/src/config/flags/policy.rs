@@ -30,7 +30,8 @@ pub struct PolicyArgs {
     /// Lead default/kubernetes to YurtHub on this node [auto: while the source in charge is a YurtHub].
     #[arg(long, default_value = "auto", value_enum)]
     pub kubernetes_via_hub: ViaHubArg,
-    /// As OpenYurt: where nodeport.openyurt.io/listen or svc.openyurt.io/discard takes frontends away, take the whole Service.
+    /// As OpenYurt: where nodeport.openyurt.io/listen or svc.openyurt.io/discard takes frontends away, take the whole
+    /// Service.
     #[arg(long)]
     pub compat_drop_service: bool,
     /// As OpenYurt: serve a Service's load balancer addresses of every pool, whatever its PoolServices say.

@@ -41,8 +41,8 @@ pub struct RunArgs {
     /// Whose sockets are served.
     #[arg(long, value_enum, default_value = "all")]
     pub socket_lb: SocketLbArg,
-    /// What happens to established flows, TCP too, to an endpoint that serves but is outside the closure by now: keep them,
-    /// or reset them. New flows never go there. UDP sockets whose endpoint is gone are ended either way.
+    /// What happens to established flows, TCP too, to an endpoint that serves but is outside the closure by now: keep
+    /// them, or reset them. New flows never go there. UDP sockets whose endpoint is gone are ended either way.
     #[arg(long, value_enum, default_value = "keep")]
     pub closure_established: ClosureEstablishedArg,
     /// IPv4 frontends: addresses and ports of Services, and a ClusterIP each without a known service CIDR. 80 bytes.
@@ -63,8 +63,8 @@ pub struct RunArgs {
     /// TCP sockets whose getpeername shows the Service; an older one may show its backend. 32 bytes.
     #[arg(long, default_value_t = 16384, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
     pub peers: u32,
-    /// Clients of Services with session affinity that are remembered, for each family; the one that dialled longest ago makes
-    /// room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
+    /// Clients of Services with session affinity that are remembered, for each family; the one that dialled longest ago
+    /// makes room. A client is a Pod, or the node, and counts once for each such Service port. 96 and 112 bytes.
     #[arg(long, default_value_t = 2048, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_affinity: u32,
     /// Packets from outside.
@@ -89,7 +89,8 @@ pub struct RunArgs {
     /// The shortest prefixes that such an annotation may name, of IPv4 and of IPv6.
     #[arg(long, default_value_t, value_name = "/V4,/V6")]
     pub guard_extra_prefix: ShortestPrefixes,
-    /// Devices that lead to Pods, with * and ?; repeatable [default: veth devices whose other end is in another namespace].
+    /// Devices that lead to Pods, with * and ?; repeatable [default: veth devices whose other end is in another
+    /// namespace].
     #[arg(long, value_name = "GLOB")]
     pub device: Vec<String>,
     /// Translation.
@@ -104,12 +105,12 @@ pub struct RunArgs {
     /// How often the maps and links are compared with what they should be, as 30s or 1m; 0 = never.
     #[arg(long, default_value = "30s", value_name = "TIME", value_parser = duration)]
     pub drift_interval: Duration,
-    /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example, it is
-    /// tried again.
+    /// Where metrics are served, over HTTP; "" or port 0 = nowhere. While the port is taken, by kube-proxy for example,
+    /// it is tried again.
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
-    /// For debugging: an eBPF object whose programs log what they decide. `cargo xtask build-ebpf --log` makes it; it must be
-    /// of the same version as the agent. The embedded programs log nothing.
+    /// For debugging: an eBPF object whose programs log what they decide. `cargo xtask build-ebpf --log` makes it; it
+    /// must be of the same version as the agent. The embedded programs log nothing.
     #[arg(long, value_name = "FILE")]
     pub ebpf_log: Option<PathBuf>,
     /// Form of the log.
@@ -133,8 +134,8 @@ pub enum GuardArg {
 pub enum SocketLbArg {
     /// Every process of the node and its Pods.
     All,
-    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service, their DNS too,
-    /// unless something else serves them: this version serves sockets only, and no packets.
+    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service,
+    /// their DNS too, unless something else serves them: this version serves sockets only, and no packets.
     Host,
     /// No process: the agent writes its maps and serves nobody.
     Off,

@@ -15,7 +15,7 @@ use crate::dataplane::sys;
 
 /// The links of the programs of one agent.
 pub(in crate::dataplane) struct CgroupLinks {
-    /// Of their pins.
+    /// The names of their pins.
     dir: PathBuf,
     cgroup: PathBuf,
     /// Cookie of the node's network namespace, if the kernel tells it.
@@ -30,7 +30,7 @@ pub(in crate::dataplane) struct CgroupLinks {
 pub(in crate::dataplane) struct Mended {
     /// Programs that were detached or replaced, or whose link was not pinned.
     pub(in crate::dataplane) programs: Vec<&'static str>,
-    /// What could not be mended.
+    /// The programs that could not be repaired.
     pub(in crate::dataplane) failures: Vec<DataplaneError>,
 }
 
@@ -136,7 +136,7 @@ impl CgroupLinks {
         mended.failures.extend(strays.mend());
     }
 
-    /// Programs that serve nobody just now. `with_pinned`: a link that an earlier agent has pinned counts as well.
+    /// Programs that do not serve at the moment. `with_pinned`: a link that an earlier agent has pinned counts as well.
     pub(in crate::dataplane) fn detached(&self, with_pinned: bool) -> Vec<&'static str> {
         let is_attached = |program: &&LoadedProgram| {
             // A link whose cgroup is gone has none.

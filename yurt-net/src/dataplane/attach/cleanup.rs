@@ -39,7 +39,7 @@ impl Cleanup {
         let mut removed = remove_dir(&root.join("links")).and(tc::cleanup(&root));
         for entry in fs::read_dir(&root).map_err(at("read", &root))? {
             let path = entry.map_err(at("read", &root))?.path();
-            // By what is left there, filters are found the next time.
+            // The directory of filters goes last: until then it shows the next run that there may be filters.
             if path != tc::directory(&root) {
                 removed = removed.and(remove_dir(&path));
             }

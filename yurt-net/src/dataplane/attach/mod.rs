@@ -1,4 +1,4 @@
-//! What outlives the agent: pins, links on cgroups, programs on devices.
+//! The objects that outlive the agent: pins, links on cgroups, programs on devices.
 
 pub mod before;
 pub mod bpffs;

@@ -19,7 +19,7 @@ use crate::dataplane::sys::{self, MapInfo};
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// A directory of pins that nobody else loads into while this lives.
+/// A directory of pins, locked so that no other process loads into it while this value lives.
 pub(in crate::dataplane) struct PinDir {
     pub(in crate::dataplane) bpffs: PathBuf,
     pub(in crate::dataplane) root: PathBuf,
@@ -181,7 +181,7 @@ mod tests {
         let make = || fs::create_dir_all(&dir).map_err(at("make", &dir));
         let first = lock(Duration::ZERO, &dir, make).unwrap();
         fs::remove_dir(&dir).unwrap();
-        // As a cleanup has it: nobody shares a lock with what is gone.
+        // As after a cleanup: the first lock is on a directory that is gone, and keeps no other process out.
         let second = lock(Duration::ZERO, &dir, make).unwrap();
         drop(first);
         lock(Duration::ZERO, &dir, make).unwrap_err();

@@ -1,13 +1,13 @@
 //! Strays: programs of ours, on a cgroup or on devices, that read maps which no agent keeps.
 //!
-//! An agent that is started with another `--bpffs`, or after another bpf file system was mounted over its pins, does not
-//! find what an earlier agent pinned. Those programs live on by pins that nobody sees. They run first, and read a table
-//! that is never written again. So the kernel is asked what is attached to the cgroup and to each device, and strays are
-//! known by their names. A cgroup and a network namespace have one agent (`claim`), so a program that the asking agent
-//! does not keep belongs to no agent. So does one on any other cgroup (above, below, beside) whose table was written for
-//! this network namespace: an agent with another `--cgroup` left it. A table for another network namespace is another
-//! node's (kind has several on one machine), whose agent may be away for a moment. One exception: a program on a device
-//! that reads a map which is kept is no stray, because a plugin may be attaching it just now.
+//! An agent that is started with another `--bpffs`, or after another bpf file system was mounted over its pins, does
+//! not find what an earlier agent pinned. Those programs live on by pins that nobody sees. They run first, and read a
+//! table that is never written again. So the kernel is asked what is attached to the cgroup and to each device, and
+//! strays are known by their names. A cgroup and a network namespace have one agent (`claim`), so a program that the
+//! asking agent does not keep belongs to no agent. So does one on any other cgroup (above, below, beside) whose table
+//! was written for this network namespace: an agent with another `--cgroup` left it. A table for another network
+//! namespace is another node's (kind has several on one machine), whose agent may be away for a moment. One exception:
+//! a program on a device that reads a map which is kept is no stray, because a plugin may be attaching it just now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -84,12 +84,12 @@ struct OnCgroup {
     maps: Vec<u32>,
 }
 
-/// What a search has found, and what it could not search.
+/// The result of a search, and the places that it could not search.
 #[derive(Debug, Default)]
 pub struct Strays {
     /// The strays.
     pub found: Vec<Stray>,
-    /// What failed; the rest was searched all the same.
+    /// Failures; everything else was searched.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -111,7 +111,7 @@ impl Strays {
         strays
     }
 
-    /// All programs of ours on a cgroup and on the devices of this network namespace, whoever keeps them.
+    /// All programs of ours on a cgroup and on the devices of this network namespace, whichever process holds them.
     pub fn all(cgroup: &Path) -> Self {
         let mut strays = Self::on_any_cgroup(cgroup, |_, _| false);
         strays.add(Self::on_devices(&ON_DEVICES, &BTreeSet::new()));
@@ -123,7 +123,7 @@ impl Strays {
         self.failures.extend(other.failures);
     }
 
-    /// As [`Self::on_cgroups`], for the network namespace of this thread.
+    /// Like [`Self::on_cgroups`], for the network namespace of this thread.
     fn on_any_cgroup(cgroup: &Path, is_kept: impl Fn(&str, u32) -> bool) -> Self {
         match netns::cookie() {
             Ok(netns) => Self::on_cgroups(cgroup, netns, is_kept),
@@ -324,8 +324,8 @@ fn maps_of(id: u32, name: &str) -> Option<Vec<u32>> {
     is_ours.then(|| sys::program_maps(program.as_fd()).ok())?
 }
 
-/// The numbers of all `yurt_conf` in the kernel that were written for a network namespace. Its cookie is the first word in
-/// each version.
+/// The numbers of all `yurt_conf` in the kernel that were written for a network namespace. Its cookie is the first word
+/// in each version.
 fn tables_for(netns: u64) -> io::Result<BTreeSet<u32>> {
     /// `BPF_MAP_TYPE_ARRAY`.
     const ARRAY: u32 = 2;

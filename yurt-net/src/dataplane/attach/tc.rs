@@ -44,9 +44,9 @@ pub struct TcProgram<'a> {
 /// How programs are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// By links.
+    /// Attaches by tcx links.
     Tcx,
-    /// By filters.
+    /// Attaches by filters.
     Clsact,
 }
 
@@ -74,7 +74,7 @@ pub enum Attached {
     Gone,
 }
 
-/// The devices of the network namespace of whoever calls.
+/// The devices of the caller's network namespace.
 #[derive(Debug)]
 pub struct Tc {
     pins: PathBuf,
@@ -165,7 +165,7 @@ impl Tc {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let pin = self.pin(program.name, ifindex);
         let key = (ifindex, program.name);
-        // What is pinned may be somebody else's by now; what is held may have lost its pin.
+        // A pinned link may be another's now; a held one may have lost its pin.
         let pinned = sys::object_get(&pin).ok();
         for link in pinned.into_iter().chain(self.links.remove(&key)) {
             let taken = take_over(link.as_fd(), program, ifindex);
@@ -296,7 +296,7 @@ impl Tc {
                     }
                     Ok(found)
                 });
-                // A pin of something else, or of the other method, is none of a link.
+                // A pin of another object, or of the other method, is not a link.
                 found.unwrap_or_default()
             }
             Method::Clsact => {
@@ -340,7 +340,8 @@ pub(in crate::dataplane) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
                     removed = removed.and(detach_filter(&name, hook, ifindex));
                 }
             }
-            // Somebody may hold it: its pin alone would not take it off. Where its device is gone, so is it.
+            // Another process may hold the link, so removing its pin alone would not detach it. A link whose device is
+            // gone is detached already.
             Method::Tcx => {
                 let link = sys::object_get(&dir.join(format!("{ifindex}-{name}")));
                 let _ = link.and_then(|link| sys::link_detach(link.as_fd()));

@@ -52,7 +52,7 @@ const TRANSLATE: [&str; 2] = [hooks::TRANSLATE[0].0, hooks::TRANSLATE[1].0];
 
 /// Listens to peers' tunnels; a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
-/// What this kernel makes of the programs.
+/// The result of loading the programs on this kernel.
 #[derive(Debug)]
 pub struct Trial {
     /// Those on sockets.
@@ -84,7 +84,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
     })
 }
 
-/// As [`trial`] for the programs on sockets, but with `bpf_set_retval` or without it, whatever this kernel has.
+/// Like [`trial`] for the programs on sockets, but with or without `bpf_set_retval` as told, whatever this kernel has.
 pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
     sys::raise_memlock();
     load(&TRIAL_CAPACITY, TRIAL_STATE, None, has_set_retval).map(|(_, sizes)| sizes)
@@ -163,7 +163,7 @@ pub(in crate::dataplane) fn load_translate(
     Ok([object.load(to_pod, 0)?, object.load(from_pod, 0)?])
 }
 
-/// What the programs of the packet path are loaded with.
+/// The parameters of the packet path's programs.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::dataplane) struct PacketPins<'a> {
     /// Where the maps of Services are pinned.
@@ -215,7 +215,7 @@ fn services_as_they_are(
     maps.map(plan).collect()
 }
 
-/// Loads the program that listens, and makes its map, which is nobody else's.
+/// Loads the program that listens, and makes its map, which no other program uses.
 pub(in crate::dataplane) fn load_vtep()
 -> Result<(OwnedFd, LoadedProgram, ProgramSize), DataplaneError> {
     let as_it_says = MapPlan {

@@ -1,6 +1,6 @@
 //! The embedded object on its way into the kernel: maps first, then the programs that point to them. aya does it.
 //!
-//! What it costs, and what aya does not do, is in decision 24.
+//! Decision 24 says what this costs, and what aya does not do.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -29,13 +29,13 @@ pub(super) struct MapPlan {
 /// A program as the kernel has it. It lives as long as this, a pin or a link.
 pub(in crate::dataplane) struct LoadedProgram {
     pub(in crate::dataplane) name: &'static str,
-    /// Of programs on cgroups; 0 for those that are not bound to one.
+    /// Their attach type on cgroups; 0 for programs that have none.
     pub(in crate::dataplane) attach_type: u32,
     pub(in crate::dataplane) fd: OwnedFd,
     pub(in crate::dataplane) id: u32,
 }
 
-/// What the verifier made of a program.
+/// The verifier's result for a program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ProgramSize {
     /// Name.
@@ -125,7 +125,7 @@ impl Object {
             .collect();
         let tasks = wanted.map(|(name, attach_type)| (name, attach_type, programs.remove(name)));
         let tasks = Mutex::new(tasks.into_iter().enumerate());
-        // Of the programs on sockets the last ones take longest.
+        // Of the programs on sockets, the last ones take longest.
         let next = || {
             let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
             tasks.next_back()

@@ -1,4 +1,5 @@
-//! What programs say of their decisions: those of an object that was made for it, loaded in place of the embedded one.
+//! Messages of the programs about their decisions: from an object that is built for it, and loaded in place of the
+//! embedded one.
 
 use std::fs;
 use std::io;
@@ -42,7 +43,7 @@ pub(super) fn object() -> Option<Result<Vec<u8>, DataplaneError>> {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    // To open a pipe would wait for whoever writes into it.
+    // Opening a pipe would wait for its writer.
     if !fs::metadata(path)?.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
@@ -54,7 +55,7 @@ fn unfit(path: &Path, source: io::Error) -> DataplaneError {
     DataplaneError::LogObject { path, source }
 }
 
-/// What the programs of one object say.
+/// The messages of the programs of one object.
 pub(super) struct Said(EbpfLogger<ToTracing>);
 
 impl Said {

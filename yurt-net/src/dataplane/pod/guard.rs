@@ -43,7 +43,7 @@ use crate::pods::guard::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, p
 pub(super) const PROGRAM: &str = hooks::GUARD.0;
 const FEATURE: &str = "guard";
 
-/// What was found on a device, by the names of [`abi::REASON_NAMES`].
+/// The counters of a device, by the names of [`abi::REASON_NAMES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spoofs {
     /// Frames that went on.
@@ -57,7 +57,7 @@ pub struct Spoofs {
 pub struct Applied {
     /// Devices that the guard is on now, and was not.
     pub attached: Vec<u32>,
-    /// What failed; the rest was done all the same.
+    /// Failures; everything else was done.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -106,7 +106,7 @@ impl Guard {
         finish(&pins, program.fd, program.id, method)
     }
 
-    /// What Pods may use by the word of an earlier agent, by device; nothing where it has left no maps.
+    /// The rows that an earlier agent left, by device; empty if there are no maps.
     pub fn left_rows(bpffs: &Path) -> BTreeMap<u32, GuardRow> {
         let map = open_map(&directory(bpffs, FEATURE, abi::GUARD_ABI), "yurt_guard");
         let rows = map.map(|map| sys::map_entries(map.as_fd()).unwrap_or_default());
@@ -178,7 +178,7 @@ impl Guard {
         });
     }
 
-    /// Writes a short form, the index last: until then it is nobody's.
+    /// Writes a short form, with the index last: until then the place belongs to no device.
     fn write_plain(&mut self, row: &abi::PlainRow) {
         self.clear_plain(row.ifindex, true);
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(row.ifindex)) {
@@ -194,7 +194,7 @@ impl Guard {
         }
     }
 
-    /// Clears the place of a device; where another device has it, only if `whoever`.
+    /// Clears the place of a device; the place of another device only if `whoever`.
     fn clear_plain(&mut self, ifindex: u32, whoever: bool) {
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(ifindex)) {
             // SAFETY: a valid entry of our mapping, and one aligned word of it.
@@ -267,7 +267,7 @@ impl Guard {
         Ok(None)
     }
 
-    /// What it counts, to be read while it is worked on.
+    /// The map of counters, to be read without blocking the thread.
     pub fn counters(&self) -> Result<SpoofCounters, DataplaneError> {
         let clone = |map: &OwnedFd, name| map.try_clone().map_err(on_map("open", name));
         Ok(SpoofCounters {
@@ -278,7 +278,7 @@ impl Guard {
     }
 }
 
-/// What the guard has found.
+/// The counters of the guard.
 #[derive(Debug)]
 pub struct SpoofCounters {
     by_device: OwnedFd,
@@ -464,7 +464,7 @@ fn is_short_form(found: &abi::PlainRow, ifindex: u32, row: &GuardRow) -> bool {
     if found.ifindex == ifindex {
         return *found == encode_plain(ifindex, row);
     }
-    // Where it is nobody's, the index was cleared, and the rest is of whoever had it.
+    // The index was cleared if the place belongs to no device; the rest is of the last one.
     found.ifindex != 0 || encode_plain(ifindex, row).ifindex == 0
 }
 

@@ -170,7 +170,7 @@ impl Translate {
         routes: &Routes,
     ) -> Vec<TranslateError> {
         let mut failures = Vec::new();
-        // What is missing for a device.
+        // Addresses without a route and devices without a row: nothing is built on them.
         let mut unled: BTreeSet<IpAddr> = BTreeSet::new();
         let mut unready: BTreeSet<u32> = BTreeSet::new();
         for op in plan(observed, wanted) {
@@ -229,7 +229,7 @@ impl Translate {
         Ok(())
     }
 
-    /// What it counts, to be read while it is worked on.
+    /// The map of counters, to be read without blocking the thread.
     pub fn counters(&self) -> Result<TranslationCounters, DataplaneError> {
         let counts = self.counts.try_clone();
         Ok(TranslationCounters {
@@ -239,7 +239,7 @@ impl Translate {
     }
 }
 
-/// What was done with packets.
+/// The counters of translation.
 #[derive(Debug)]
 pub struct TranslationCounters {
     counts: OwnedFd,

@@ -1,4 +1,4 @@
-//! From the words of the kernel back to an image: what the maps hold, whoever has written it.
+//! Decodes the kernel's maps into an image, whichever program wrote them.
 //!
 //! Pure. What no plan would have written is decoded to something that no plan wants, so that it is replaced.
 
@@ -155,7 +155,7 @@ fn decode_row(
             false => Outside::No,
         },
     };
-    // Of another key, or with flags that no row has: it is not believed.
+    // The entry belongs to another key, or has flags that no row has: it is ignored.
     if raw_value(raw_key, &row) != value {
         row.service = u32::MAX;
     }

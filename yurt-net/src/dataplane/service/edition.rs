@@ -1,4 +1,5 @@
-//! Which edition of what the sources say the table maps hold, and which source said it: a map beside them that no program reads.
+//! Which edition of what the sources say the table maps hold, and which source said it: a map beside them that no
+//! program reads.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -20,7 +21,7 @@ const SAID_BY: u32 = 1;
 type SaidByEntry = [SaidBy; 2];
 const _: () = assert!(size_of::<SaidByEntry>() == size_of::<Edition>());
 
-/// Opens it; where there is none, a new one says that nothing is known.
+/// Opens the map. A new one says that nothing is known.
 pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
     let pin = dir.join(NAME);
     let wanted = info::<u32, Edition>(BPF_MAP_TYPE_ARRAY, 2, 0);
@@ -34,7 +35,8 @@ pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
     open_map(dir, NAME)
 }
 
-/// What the table maps of a directory hold, and who said it; `None` where none are. Versions before this one did not say who.
+/// The edition of the table maps in a directory, and the source that sent it; `None` if there are none. Earlier
+/// versions did not record the source.
 pub(super) fn read(dir: &Path) -> Option<(Edition, SaidBy)> {
     let map = open_map(dir, NAME).ok()?;
     let mut edition = [Edition::default()];
@@ -51,7 +53,8 @@ pub(super) fn read(dir: &Path) -> Option<(Edition, SaidBy)> {
     Some((edition[0], said_by))
 }
 
-/// Writes both. Who said it comes first: whoever is ended in between leaves an older edition of somebody who knew a newer one.
+/// Writes both, the source first: a process that is killed in between leaves an older edition of a source that knew a
+/// newer one.
 pub(super) fn write(map: BorrowedFd<'_>, edition: Edition, said_by: SaidBy) -> io::Result<()> {
     sys::map_update(map, &SAID_BY, &[said_by, SaidBy::UNKNOWN])?;
     sys::map_update(map, &EDITION, &edition)

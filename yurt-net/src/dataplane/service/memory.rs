@@ -37,7 +37,7 @@ pub struct MemoryDataplane {
     pub random: Cell<u32>,
     /// Whether readers are in the node's network namespace.
     pub is_in_node_netns: bool,
-    /// What is known of readers.
+    /// The state of the readers.
     pub client: Option<NetnsRow>,
 }
 

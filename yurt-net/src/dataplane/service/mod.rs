@@ -70,11 +70,11 @@ pub struct Options {
     pub tcp_peers: u32,
     /// Clients of Services with session affinity that are remembered, for each family.
     pub affinity: u32,
-    /// Whose sockets are served.
+    /// The processes whose sockets are served.
     pub socket_lb: SocketLb,
 }
 
-/// Whose sockets are served.
+/// The processes whose sockets are served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SocketLb {
@@ -88,14 +88,14 @@ pub enum SocketLb {
     Off,
 }
 
-/// What a repair of links and pins has changed.
+/// The result of a repair of links and pins.
 #[derive(Debug, Default)]
 pub struct Repair {
     /// Programs that were detached or replaced, or whose link was not pinned.
     pub programs: Vec<&'static str>,
     /// Maps that were not pinned.
     pub pins: Vec<&'static str>,
-    /// What could not be repaired.
+    /// Failures of the repair.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -118,7 +118,7 @@ pub struct BpfDataplane {
     is_staged: bool,
     was_serving: bool,
     edition: OwnedFd,
-    /// What the maps in use held at the start.
+    /// The contents of the maps at the start.
     found_edition: Option<(Edition, SaidBy)>,
 }
 
@@ -231,8 +231,8 @@ impl BpfDataplane {
         found.map_or(SaidBy::UNKNOWN, |(_, said_by)| said_by)
     }
 
-    /// Writes which edition the table maps hold, and of which source. Called before they hold it, so that they are never
-    /// newer than they say.
+    /// Writes which edition the table maps hold, and of which source. Called before they hold it, so that they are
+    /// never newer than they say.
     pub fn set_edition(&self, edition: Edition, said_by: SaidBy) -> Result<(), DataplaneError> {
         let written = edition::write(self.edition.as_fd(), edition, said_by);
         written.map_err(on_map("write", edition::NAME))
@@ -243,7 +243,7 @@ impl BpfDataplane {
         self.has_set_retval
     }
 
-    /// What the verifier said of the programs.
+    /// The verifier's results for the programs.
     pub fn programs(&self) -> &[ProgramSize] {
         &self.sizes
     }
@@ -377,7 +377,7 @@ impl BpfDataplane {
     }
 }
 
-/// Table maps of older ABIs, finished or not. The programs that read them are swapped by now.
+/// Table maps of older ABIs, finished or not. The programs that read them have been replaced.
 fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     let mut older = Vec::new();
     for entry in fs::read_dir(root).map_err(at("read", root))? {

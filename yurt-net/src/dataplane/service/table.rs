@@ -1,7 +1,8 @@
 //! The table maps: hashes by system call, arrays in our memory.
 //!
-//! The large arrays are mapped only while they are read or written, and as far as they are written. At any other time a fault in
-//! this process cannot change the table that clients are served from, and the arrays do not count as the agent's memory.
+//! The large arrays are mapped only while they are read or written, and as far as they are written. At any other time a
+//! fault in this process cannot change the table that clients are served from, and the arrays do not count as the
+//! agent's memory.
 #![expect(
     unsafe_code,
     reason = "entries that the programs read while they are written"
@@ -24,7 +25,7 @@ use crate::dataplane::error::on_map;
 use crate::dataplane::sys::{self, MappedArray, WindowedArray};
 use crate::plan::{Capacity, Filter, Op};
 
-/// What is done to an array that is written.
+/// A write to an array.
 const MAP: &str = "map into memory";
 
 /// The table maps in use.

@@ -163,8 +163,8 @@ pub(in crate::dataplane) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]
     info(fd)
 }
 
-/// All links of the kernel that have a program on a cgroup, whichever it is. One that may not be looked at is left out, as it is none of
-/// ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
+/// All links of the kernel that have a program on a cgroup, whichever it is. One that may not be looked at is left out,
+/// as it is none of ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
 pub(in crate::dataplane) fn cgroup_links() -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
     let mut found = Vec::new();
     let mut last = 0;
@@ -277,7 +277,7 @@ pub(in crate::dataplane) fn link_update(
     bpf(BPF_LINK_UPDATE, &mut attr).map(drop)
 }
 
-/// Takes a link's program off, whoever else holds the link.
+/// Detaches a link's program, even if other processes hold the link.
 pub(in crate::dataplane) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut raw(link)).map(drop)
 }

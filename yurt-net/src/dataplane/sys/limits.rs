@@ -1,4 +1,4 @@
-//! What this process may have, and how many CPUs the machine may have.
+//! Limits of this process, and the number of CPUs that the machine may have.
 #![expect(
     unsafe_code,
     reason = "limits of the process, which the standard library lacks"

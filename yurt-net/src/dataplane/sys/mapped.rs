@@ -69,15 +69,16 @@ impl<T> Drop for MappedArray<T> {
     }
 }
 
-/// What is mapped at once. Windows begin at multiples of it, so pages of any size and entries of 8, 16 and 24 bytes have to divide it.
+/// The size of a window. Windows begin at multiples of it, so pages of any size and entries of 8, 16 and 24 bytes have
+/// to divide it.
 const WINDOW_BYTES: usize = 3 << 16;
 /// After so many windows in one sitting it is cheaper to map all.
 const WINDOWS: u32 = 4;
 
 /// An array map of which as much is in our memory as is written to.
 ///
-/// The kernel maps every page when it is asked to, touched or not: a thousand for the arrays of a table, which took longer
-/// than all else about the change of one Service, and that touches two.
+/// The kernel maps every page when it is asked to, touched or not: a thousand for the arrays of a table, which took
+/// longer than all else about the change of one Service, and that touches two.
 #[derive(Debug)]
 pub(in crate::dataplane) struct WindowedArray<'a, T> {
     map: BorrowedFd<'a>,
@@ -150,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// As the largest entry: the one that no page is a multiple of.
+    /// The size of the largest entry, which no page is a multiple of.
     type Entry = [u64; 3];
     const LENGTH: u32 = 50_000;
 

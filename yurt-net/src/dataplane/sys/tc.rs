@@ -26,7 +26,7 @@ pub(in crate::dataplane) struct Device {
     pub(in crate::dataplane) name: String,
 }
 
-/// The devices of the network namespace of whoever calls.
+/// The devices of the caller's network namespace.
 pub(in crate::dataplane) fn devices() -> io::Result<Vec<Device>> {
     let mut devices = Vec::new();
     // `struct ifinfomsg`, of all families.

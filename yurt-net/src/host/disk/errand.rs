@@ -1,7 +1,8 @@
 //! Work on a disk that may not answer: a network file system whose server is away, a dying flash.
 //!
-//! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, whose answer is waited for with a limit. While
-//! a question is outstanding it is not asked again, so a disk that never answers costs a few threads, and the loop one such wait.
+//! A thread that waits for such a disk cannot be ended. So each question has a thread of its own, whose answer is
+//! waited for with a limit. While a question is outstanding it is not asked again, so a disk that never answers costs a
+//! few threads, and the loop one such wait.
 
 use std::time::{Duration, Instant};
 
@@ -36,8 +37,8 @@ impl<T> Default for Errand<T> {
 }
 
 impl<T: Send + 'static> Errand<T> {
-    /// Starts the work and waits a moment for it. `None`: it takes longer, or the work before it does; [`Self::late`] tells when that is over.
-    /// After this future was dropped, ask again.
+    /// Starts the work and waits a moment for it. `None`: it takes longer, or the work before it does; [`Self::late`]
+    /// tells when that is over. After this future was dropped, ask again.
     pub async fn run(&mut self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         if self.is_outstanding() {
             return None;
@@ -74,8 +75,8 @@ impl<T: Send + 'static> Errand<T> {
         }
     }
 
-    /// As [`Self::answer`]; but that it takes longer is told once, and from then on it is waited for, be it for ever. `None` without
-    /// anything being done: it went with its thread. Cancel safe.
+    /// As [`Self::answer`]; but that it takes longer is told once, and from then on it is waited for, be it for ever.
+    /// `None` without anything being done: it went with its thread. Cancel safe.
     pub async fn news(&mut self, patience: Duration) -> Option<T> {
         if self.running.as_ref().is_some_and(|running| running.is_told) {
             return self.late().await;

@@ -9,8 +9,8 @@ pub mod errand;
 #[cfg(test)]
 pub(crate) mod memory;
 
-/// Reads a file that may hold so many bytes. One that a crash or a strange tool has made long is an error that tells its size, and never
-/// taken into memory.
+/// Reads a file that may hold so many bytes. One that a crash or a strange tool has made long is an error that tells
+/// its size, and never taken into memory.
 pub fn read_whole(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     whole(&File::open(path)?, most)
 }

@@ -41,7 +41,7 @@ const ANSWERS: [Duration; 4] = [
     Duration::from_millis(80),
     Duration::from_millis(160),
 ];
-/// Nobody is there (RFC 2544, RFC 5180), and nothing is sent: a socket that is connected tells what it would send with.
+/// Addresses that no host has (RFC 2544, RFC 5180). Nothing is sent there: a connected socket shows its source address.
 const ANYWHERE: [&str; 2] = ["198.18.0.1:9", "[2001:2::1]:9"];
 
 /// The result of a search.
@@ -140,7 +140,7 @@ impl Clients {
             if self.is_looking {
                 let found = self.found.recv().await;
                 self.is_looking = false;
-                // We hold a sender ourselves. Nobody may want to know by now.
+                // This always returns an answer, because we hold a sender. It may not be wanted any more.
                 let found = found.filter(|_| self.is_wanted).unwrap_or_default();
                 if found.is_complete() {
                     self.known.clone_from(&found.clients);
@@ -245,7 +245,7 @@ fn take_claims(
     Ok(())
 }
 
-/// What a socket of this thread's namespace would be bound to.
+/// The source address that a socket of this thread's namespace would have.
 fn claim() -> ClientAddresses {
     let mut claimed = ClientAddresses::default();
     for to in ANYWHERE {
@@ -270,7 +270,7 @@ fn claim() -> ClientAddresses {
     claimed
 }
 
-/// What the node dials with: by its default route, and where it has none the first of its interfaces' addresses.
+/// The source address of the node: of its default route, or else the first address of its interfaces.
 fn own_addresses(word: &Word) -> io::Result<ClientAddresses> {
     let mut own = word.own;
     if own.v4.is_none() || own.v6.is_none() {

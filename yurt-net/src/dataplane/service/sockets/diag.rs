@@ -54,8 +54,8 @@ impl Diag {
         }
     }
 
-    /// Who has the TCP socket that is bound to `own` and connected to `remote`: the user id, and whether a process has it
-    /// open. `None`: there is none in this namespace.
+    /// The owner of the TCP socket that is bound to `own` and connected to `remote`: the user ID, and whether a process
+    /// has it open. `None` if this namespace has no such socket.
     pub(super) fn owner(
         &mut self,
         own: SocketAddr,
@@ -67,7 +67,7 @@ impl Diag {
             found = owner(message);
         });
         match asked {
-            // That of a missing handler is the same.
+            // The error of a missing handler is the same.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => match self.knows(TCP)? {
                 true => Ok(None),
                 false => Err(io::Error::new(

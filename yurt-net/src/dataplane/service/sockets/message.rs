@@ -11,7 +11,7 @@ use yurt_ebpf::frame::ip::TCP;
 
 use crate::dataplane::netlink::u32_at;
 
-/// As the kernel's requests have them: `libc` has them in the width of `socket(2)`.
+/// The widths of the kernel's requests; `libc` has those of `socket(2)`.
 pub const AF_INET: u8 = 2;
 /// Also of sockets that are IPv4-mapped.
 pub const AF_INET6: u8 = 10;
@@ -36,11 +36,11 @@ pub struct Socket {
     pub(super) id: [u8; SOCKID],
     /// Its cookie, which no other socket is ever given.
     pub cookie: u64,
-    /// What it is connected to; IPv4 addresses are IPv4-mapped.
+    /// The address that it is connected to; IPv4 addresses are IPv4-mapped.
     pub remote: [u8; 16],
     /// Its port, big endian.
     pub remote_port_be: [u8; 2],
-    /// Of its file; 0 when it has none any more.
+    /// The inode of its file; 0 if it has none any more.
     pub inode: u32,
 }
 
@@ -53,11 +53,11 @@ const BC_D_COND: u8 = 8;
 /// `struct inet_diag_bc_op`.
 const OP: usize = 4;
 
-/// The attribute that limits a dump to sockets with one of these remotes, IPv4-mapped ones too. The kernel checks it, and
-/// accepts about two thousand remotes.
+/// The attribute that limits a dump to sockets with one of these remotes, IPv4-mapped ones too. The kernel checks it,
+/// and accepts about two thousand remotes.
 ///
-/// The filter is one comparison for each remote. A socket that matches jumps just behind the last operation, which admits
-/// it; one that matches no remote jumps further, which rejects it.
+/// The filter is one comparison for each remote. A socket that matches jumps just behind the last operation, which
+/// admits it; one that matches no remote jumps further, which rejects it.
 pub(super) fn only_to(remotes: &[SocketAddr]) -> io::Result<Vec<u8>> {
     let comparisons: Vec<Vec<u8>> = remotes
         .iter()
@@ -117,8 +117,8 @@ pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     body
 }
 
-/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `remote`, whatever its state.
-/// Addresses of two families are an error.
+/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `remote`, whatever its
+/// state. Addresses of two families are an error.
 pub(super) fn request_one(own: SocketAddr, remote: SocketAddr) -> io::Result<Vec<u8>> {
     // The kernel compares no cookie then.
     const NO_COOKIE: [u8; 8] = [0xff; 8];

@@ -1,16 +1,17 @@
 //! Established sockets on the whole node: which Service each dialled, and the end of those whose backend is gone.
 //!
-//! A UDP socket is known by its own storage (`yurt_revsk`): its remote end must be a backend that a program chose for it. A
-//! TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and backend; where another socket has
-//! overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod itself
-//! is left alone. One exception: a UDP socket that is connected to a Pod itself, then sends to a Service and gets the
-//! same Pod, is taken for one of the Service.
+//! A UDP socket is known by its own storage (`yurt_revsk`): its remote end must be a backend that a program chose for
+//! it. A TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and backend; where another socket
+//! has overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod
+//! itself is left alone. One exception: a UDP socket that is connected to a Pod itself, then sends to a Service and
+//! gets the same Pod, is taken for one of the Service.
 //!
 //! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the flows it found
-//! are to end, and ends those. The kernel picks out the sockets that are connected to suspects, as a node may have a hundred
-//! thousand others. Scans that are asked for while one runs become one scan after it.
+//! are to end, and ends those. The kernel picks out the sockets that are connected to suspects, as a node may have a
+//! hundred thousand others. Scans that are asked for while one runs become one scan after it.
 //!
-//! Flows of clients whose packets are served are ended by the same judgement: they are found in the flow table, and forgotten there.
+//! Flows of clients whose packets are served are ended by the same judgement: they are found in the flow table, and
+//! forgotten there.
 
 mod diag;
 pub mod message;
@@ -50,7 +51,7 @@ pub enum Unsupported {
         module(*protocol)
     )]
     NoDiag {
-        /// Of this protocol.
+        /// The protocol of the socket.
         protocol: Protocol,
     },
     /// Sockets can be listed, but not ended.
@@ -143,7 +144,7 @@ pub struct Outcome {
     pub sockets: usize,
     /// How long it took, waiting for the loop included.
     pub took: Duration,
-    /// What went wrong; the rest was done.
+    /// Failures; everything else was done.
     pub error: Option<io::Error>,
 }
 
@@ -208,7 +209,7 @@ impl Scanner {
         }
     }
 
-    /// What a scan has to say; waits for ever when none runs. Safe to cancel.
+    /// Waits for the next message of a scan; forever if none runs. Cancel safe.
     pub async fn next(&mut self) -> Event {
         match self.events.recv().await {
             Some(event) => {

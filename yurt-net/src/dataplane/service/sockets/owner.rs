@@ -32,7 +32,7 @@ pub enum Owner {
 ///
 /// # Errors
 ///
-/// What the kernel says where it has no socket diagnosis.
+/// The kernel's error if it has no socket diagnosis.
 pub async fn owner_of_peer(own: SocketAddr, peer: SocketAddr) -> io::Result<Owner> {
     let mut diag = Diag::open()?;
     let until = Instant::now() + ACCEPT_PATIENCE;

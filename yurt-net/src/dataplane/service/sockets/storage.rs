@@ -1,4 +1,4 @@
-//! What a program stored with sockets of other processes.
+//! What our programs stored with sockets of other processes.
 //!
 //! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it
 //! open (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for one lookup. The cookie proves that it is the right socket.
@@ -85,7 +85,7 @@ fn values_in(
                 found.extend(value.map(|value| (of, value)));
                 wanted.remove(&inode);
             }
-            // Closed meanwhile, or another one by now.
+            // The descriptor was closed meanwhile, or is another socket now.
             Ok(_) => {}
             Err(error) if matches!(error.raw_os_error(), Some(libc::EBADF | libc::ESRCH)) => {}
             Err(error) => result = Err(error),

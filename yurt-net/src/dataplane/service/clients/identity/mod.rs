@@ -52,10 +52,10 @@ impl ClientAddresses {
     }
 }
 
-/// What the agent knows beforehand.
+/// What the agent knows before it looks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
-    /// What the node itself dials with.
+    /// The addresses that the node itself dials with.
     pub own: ClientAddresses,
     /// All addresses on its interfaces.
     pub local: BTreeSet<IpAddr>,
@@ -70,18 +70,18 @@ pub struct Client {
     pub cookie: u64,
     /// The devices of this node that lead there.
     pub devices: Vec<u32>,
-    /// What it would dial with, as it says itself.
+    /// The addresses that a client would dial with, by its own word.
     pub claimed: ClientAddresses,
 }
 
 /// The result of a judgement.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Identities {
-    /// Of Pods of which something is known, by cookie.
+    /// Pods of which something is known, by cookie.
     pub known: BTreeMap<u64, ClientAddresses>,
     /// Pods of which more could be known, by their place among those that were asked about.
     pub open: Vec<usize>,
-    /// What is to be asked for them.
+    /// The questions to ask about them.
     pub questions: Vec<Question>,
 }
 
@@ -130,9 +130,9 @@ struct Judge<'a> {
     links: BTreeMap<u32, &'a Link>,
     word: &'a Word,
     before: &'a BTreeMap<u64, ClientAddresses>,
-    /// Who was known by an address, of those that are still here.
+    /// The clients that are still here, by the address that they were known by.
     holders: BTreeMap<IpAddr, u64>,
-    /// What the ledger keeps, or has at a device.
+    /// The addresses that the ledger keeps, or has at a device.
     owned: BTreeSet<IpAddr>,
 }
 
@@ -148,7 +148,7 @@ impl<'a> Judge<'a> {
             Some(known.iter().map(|address| (address, client.cookie)))
         });
         let placed = word.entries.values().filter(|entry| match entry.state {
-            // Of one without a device only the neighbours can tell who has it.
+            // If a Pod has no device, only the neighbours can show its address.
             State::Active => entry.host.is_some(),
             State::Retained => true,
             State::Released => false,
@@ -210,7 +210,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// What the ledger has at one of its devices; of several, the Pod's first interface.
+    /// The ledger's addresses at one of these devices; of several interfaces, the Pod's first one.
     fn entry(&self, client: &Client) -> Option<&'a Entry> {
         let leads_there = |entry: &Entry| {
             let host = entry.host?;
