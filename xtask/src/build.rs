@@ -13,12 +13,12 @@ use crate::shell::{Line, say, target_dir};
 /// Options of `build`.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to build for [default: this machine].
+    /// The machine to build for [default: this machine].
     #[arg(long, value_enum)]
     target: Option<Target>,
 }
 
-/// What there are images for.
+/// The machines that images are made for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Target {
     /// PCs and servers.
@@ -39,7 +39,7 @@ impl Target {
         Self::X86
     };
 
-    /// As the compiler calls it.
+    /// The compiler's name of the target.
     pub(crate) const fn triple(self) -> &'static str {
         match self {
             Self::X86 => "x86_64-unknown-linux-musl",

@@ -41,7 +41,7 @@ pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
 const PROFILE: &str = "fuzz";
 /// Targets that run side by side.
 const AT_ONCE: usize = 2;
-/// Of a log, from where it says what happened.
+/// Lines of a log, from the one that says what happened.
 const SHOWN_LINES: usize = 12;
 
 /// What an edge of the control flow leaves for libFuzzer: that it was taken, and with what it was decided.

@@ -16,12 +16,12 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::{self, Target};
 use crate::shell::{Line, root, say, target_dir};
 
-/// As container runtimes know it where no registry is named. deploy/kustomization.yaml says the same.
+/// The name that container runtimes complete to if no registry is given. deploy/kustomization.yaml has the same.
 const NAME: &str = "docker.io/library/yurt-net";
 const TAG: &str = env!("CARGO_PKG_VERSION");
 /// Where the agent is in it; also what `PATH` says there, for `kubectl exec` and the probes.
 const BIN_DIR: &str = "usr/local/bin";
-/// What one architecture may take: boards load it over a mobile link.
+/// The largest image of an architecture: boards load it over a mobile link.
 const LARGEST: u64 = 8_000_000;
 
 const INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -99,7 +99,7 @@ fn index_of(blob: &Blob, more: &str) -> String {
     index(&blob.json(more))
 }
 
-/// As Go calls it.
+/// Go's name of the architecture.
 const fn architecture(target: Target) -> &'static str {
     match target {
         Target::X86 => "amd64",
@@ -213,7 +213,7 @@ impl Layout {
     }
 }
 
-/// What is in `dir`, with nothing in it of this machine, this user and this moment.
+/// The contents of `dir` as an archive, with no trace of this machine, this user and this moment.
 fn tar(dir: &Path, archive: &Path, what: &str) -> Result<()> {
     Line::new(
         "tar --create --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner",

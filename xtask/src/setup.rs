@@ -208,7 +208,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 /// Runs one program of another architecture, with this machine's kernel.
 pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
-/// What the tests need, and so all that any verb does.
+/// Everything that the tests need, and so everything that any verb needs.
 pub(crate) const ALL: [Need; 11] = [
     Need::Deny,
     Need::Nextest,

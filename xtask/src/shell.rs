@@ -128,7 +128,7 @@ impl Line {
         Err(self.command().exec()).with_context(|| self.not_started())
     }
 
-    /// What the line prints, without showing either; an error when it fails.
+    /// The output of the line, without showing either; an error if the line fails.
     pub(crate) fn output(&self) -> Result<String> {
         let output = self
             .command()

@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 
 use crate::text::message;
 
-/// What the operating system did not do with a file, a directory, or whatever else has a path.
+/// An operation on a file, a directory or another thing with a path that the operating system has refused.
 #[derive(Debug, thiserror::Error)]
 #[error("{operation} {}", path.display())]
 pub struct PathError {
-    /// What was tried, as a verb.
+    /// The operation, as a verb.
     pub operation: &'static str,
     /// On what.
     pub path: PathBuf,

@@ -42,7 +42,7 @@ fn is_key(key: &str, name: &str) -> bool {
     key.chars().map(fold).eq(name.chars().map(fold))
 }
 
-/// The field of this name; `Null` where there is none.
+/// The field with this name; `Null` if there is none.
 pub(crate) fn field<'v>(object: &'v Value, name: &str) -> &'v Value {
     let found = object
         .as_object()
@@ -50,14 +50,14 @@ pub(crate) fn field<'v>(object: &'v Value, name: &str) -> &'v Value {
     found.unwrap_or(&Value::Null)
 }
 
-/// The same, to be changed; `None` where there is none.
+/// The same, for a change; `None` if there is none.
 pub(crate) fn field_mut<'v>(object: &'v mut Value, name: &str) -> Option<&'v mut Value> {
     let fields = object.as_object_mut()?;
     let key = key(fields, name)?.to_owned();
     fields.get_mut(&key)
 }
 
-/// The text of a field; "" where there is none.
+/// The text of a field; empty if there is none.
 pub(crate) fn text<'v>(object: &'v Value, name: &str) -> &'v str {
     field(object, name).as_str().unwrap_or_default()
 }

@@ -2,5 +2,5 @@
 
 use super::floors::Breaches;
 
-/// Of the agent's crate.
+/// The exceptions of the agent's crate.
 pub(crate) const AGENT: &[Breaches] = &[];

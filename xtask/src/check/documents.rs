@@ -1,4 +1,4 @@
-//! Documents name files that are there: a path in a document that nobody can open is worse than none.
+//! Documents name files that exist: a path that leads nowhere is worse than none.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ pub(super) fn absent<'a>(
     found
 }
 
-/// What is between single backticks.
+/// The words between single backticks.
 fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }

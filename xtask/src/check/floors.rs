@@ -23,7 +23,7 @@ pub(crate) struct House {
 
 /// Imports that are let through, until something ends them.
 pub(crate) struct Breaches {
-    /// What will end them, or why they stay.
+    /// The change that will end them, or the reason why they stay.
     pub(crate) until: &'static str,
     /// From a file, as `policy/edge/mod.rs` below the crate's root, to another one.
     pub(crate) imports: &'static [(&'static str, &'static str)],
@@ -36,14 +36,14 @@ struct Import<'a> {
     to: &'a str,
     /// Where it is first, from 1.
     line: usize,
-    /// What is imported there.
+    /// The name that is imported.
     name: String,
 }
 
 type Edge<'a> = (&'a str, &'a str);
 
 impl House {
-    /// What breaks a rule. Other crates' files are left out, and modules of tests.
+    /// The imports that break a rule. Files of other crates and modules of tests are left out.
     pub(crate) fn violations(&self, files: &[File]) -> Vec<Violation> {
         let of_house = files.iter().filter_map(|file| {
             let name = file.name.strip_prefix(self.root)?;

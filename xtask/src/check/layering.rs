@@ -126,7 +126,7 @@ const EDGES: &[Edge] = &[
         libraries: &["kube"],
         owners: &[
             "yurt-net/src/source/kube/access/",
-            // What a kubeconfig says of an exec plugin.
+            // The description of an exec plugin in a kubeconfig.
             "yurt-net/src/source/kube/plugin.rs",
         ],
         remedy: "the API is read through `source`; a module of that name is `self::kube`",
@@ -243,7 +243,8 @@ fn module_of(name: &str) -> &str {
     name.trim_end_matches("/mod")
 }
 
-/// What only all files together show: imports that go the wrong way, and paths of the tables above that lead nowhere.
+/// Violations that only all files together show: imports in the wrong direction, and table entries above that lead
+/// nowhere.
 pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
     let edges = EDGES.iter().flat_map(|edge| edge.owners);
     let listed = EDGES_OF_RULES

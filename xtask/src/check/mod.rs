@@ -146,7 +146,7 @@ fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
     entries.sort();
     for path in entries {
         if path.ends_with("target") {
-            // What cargo has built in a workspace of its own.
+            // The target directory of a workspace of its own.
         } else if path.is_dir() {
             collect(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -67,7 +67,7 @@ fn trace_this_process(functions: &Path, out: &Path) -> Result<()> {
         }
         _ => {
             drop(ready);
-            // Nothing is written: it ends when the tracer is attached, or gone.
+            // No byte is ever written: reading ends when the tracer is attached, or gone.
             io::read_to_string(waiting)?;
             Ok(())
         }
@@ -77,7 +77,7 @@ fn trace_this_process(functions: &Path, out: &Path) -> Result<()> {
 struct Tracer {
     program: pid_t,
     out: File,
-    /// What each trap stands for.
+    /// The instruction that each trap replaces.
     under_traps: BTreeMap<u64, u8>,
     /// Those that were entered.
     entered: BTreeMap<u64, u8>,

@@ -102,7 +102,7 @@ fn stand_in(scratch: &Path, list: &Path, out: &Path, agent: &Path) -> Result<std
     Ok(path)
 }
 
-/// What agents have entered.
+/// The functions that agents have entered.
 fn entered(directory: &Path) -> Result<BTreeSet<u64>> {
     let mut all = BTreeSet::new();
     for file in fs::read_dir(directory)? {

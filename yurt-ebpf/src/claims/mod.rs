@@ -43,7 +43,8 @@ use crate::frame::{
 
 /// `yurt_owner`.
 pub trait Owners {
-    /// Who may use an address, else `nobody`; IPv4 ones are IPv4-mapped, link-layer ones as [`mac_key`] has them.
+    /// The owner of an address, or `nobody`. IPv4 addresses are IPv4-mapped, link-layer addresses as [`mac_key`] makes
+    /// them.
     fn owner_or(&self, nobody: OwnerRow, addr: &[u8; 16]) -> OwnerRow;
 }
 
@@ -52,9 +53,9 @@ pub trait Owners {
 pub struct Sender<'a, O> {
     /// The Pod's interface on the host's side.
     pub ifindex: u32,
-    /// What it may use; `None` for a Pod of which nothing is known.
+    /// The addresses that it may use; `None` if nothing is known of its Pod.
     pub row: Option<&'a GuardRow>,
-    /// What others may use.
+    /// The owners of addresses.
     pub owners: &'a O,
 }
 
@@ -66,23 +67,23 @@ pub struct Sender<'a, O> {
 pub struct Claims {
     /// Source link-layer address.
     mac: u64,
-    /// A link-layer address inside; `mac` where there is none.
+    /// The sender's link-layer address inside the packet; `mac` if there is none.
     inner_mac: u64,
     /// The reason to report where `inner_mac` is wrong.
     inner_reason: Reason,
-    /// IPv4 address; 0 where there is none.
+    /// IPv4 address; 0 if there is none.
     v4: u32,
     /// The reason to report where `v4` is wrong.
     v4_reason: Reason,
-    /// IPv6 source; `::` where there is none.
+    /// IPv6 source; `::` if there is none.
     source6: Words,
-    /// IPv6 address that neighbour discovery is about; `::` where there is none.
+    /// IPv6 address that neighbour discovery is about; `::` if there is none.
     target6: Words,
     /// Why the frame is wrong whatever addresses it claims; `None` where it is not.
     wrong: Option<Reason>,
 }
 
-/// What is wrong with a frame.
+/// The fault of a frame.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Finding {
     /// The first wrong claim.
@@ -221,7 +222,7 @@ enum Listing {
     Absent,
     /// It is the Pod's own.
     Own,
-    /// The Pod may use it where nobody owns it.
+    /// The Pod may use it as long as it has no owner.
     Extra,
 }
 
@@ -351,7 +352,7 @@ impl Claims {
         Some(claims)
     }
 
-    /// What is wrong with the claims.
+    /// Judges the claims of a frame.
     #[inline(always)]
     pub fn judge<O: Owners>(&self, sender: &Sender<'_, O>) -> Finding {
         let mut finding = Finding::default();

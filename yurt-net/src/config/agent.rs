@@ -34,11 +34,11 @@ pub struct AgentConfig {
     pub place: Place,
     /// Which node this is, and where traffic may go.
     pub policy: PolicyConfig,
-    /// What the agent asks its sources for.
+    /// The objects that the agent asks its sources for.
     pub scope: Scope,
     /// Where Services come from, in order of preference.
     pub sources: Vec<SourceSpec>,
-    /// Whose sockets are served.
+    /// The processes whose sockets are served.
     pub socket_lb: SocketLb,
     /// What happens to an established flow whose endpoint has left the closure.
     pub closure_established: ClosureEstablished,

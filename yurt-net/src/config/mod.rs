@@ -1,4 +1,4 @@
-//! What the operator decides, as values. Flags, and variables of the environment in their place, are decoders of them.
+//! The operator's settings, as values. Flags, and environment variables in their place, are decoded into them.
 
 pub mod agent;
 pub mod flags;

@@ -33,7 +33,7 @@ impl Place {
         [self.state_dir.clone(), self.ledger().in_memory()].map(|dir| dir.join("agent.sock"))
     }
 
-    /// What an agent that serves this cgroup has to itself.
+    /// The things that an agent for this cgroup owns.
     pub fn things(&self, cgroup: PathBuf) -> Things {
         Things {
             cgroup,
