@@ -1,7 +1,7 @@
 //! `kube:` and `yurthub:`: the cluster as an apiserver tells it, live or from YurtHub's cache.
 //!
 //! One task for each resource asks and listens (`follow` says what for); it hands items and events over as bytes, so
-//! that nothing is decoded twice and a list is never in memory whole. [`KubeSource`] decodes them into `state`.
+//! that nothing is decoded twice and a list is never in memory whole. `KubeSource` decodes them into `state`.
 //!
 //! The only user of kube-rs: kubeconfigs and their credentials are read with it (`access`). Its client is not used, because it
 //! cannot tell whom it is connected to (`wire` does); its objects and caches are not, because they keep many times what is
