@@ -6,6 +6,8 @@
 
 mod cpio;
 mod guard;
+mod guest;
+mod kernels;
 mod old_kernel;
 mod packet;
 mod translate;

@@ -1,25 +1,19 @@
 //! Debian's 6.1 kernel, booted under qemu with nothing in it but busybox and a program of ours, on one processor.
 //!
 //! Every program is loaded there, a Service is served, and one without endpoints is refused; and what waits for a program
-//! that was preempted is tried where it can be. No network, no disk: all files are in the initramfs, and what happens is read
-//! from the serial console.
+//! that was preempted is tried where it can be.
 
-use std::ffi::OsStr;
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, ensure};
 use yurt_net_tests::lab;
 
-use crate::cpio::Archive;
+use crate::guest::{Guest, Initramfs, stripped};
 
 /// Names the kernel to boot instead of the one that `cargo xtask setup --kernel` fetches.
 const KERNEL: &str = "YURT_OLD_KERNEL";
 const REMEDY: &str = "run `cargo xtask setup --kernel`";
-const PATIENCE: Duration = Duration::from_secs(600);
 
 const INIT: &str = include_str!("init.sh");
 const INIT_GRACE: &str = "#!/bin/busybox sh
@@ -31,9 +25,10 @@ const MANIFESTS: &str = include_str!("old_kernel.yaml");
 
 #[test]
 fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()> {
-    let agent = lab::agent_program()?;
-    let manifests = ("manifests/cluster.yaml", MANIFESTS);
-    let console = boot(&initramfs(INIT, &agent, "yurt-net", &[manifests])?, "")?;
+    let mut initramfs = Initramfs::new(INIT, REMEDY)?;
+    initramfs.program("/bin/yurt-net", &lab::agent_program()?)?;
+    initramfs.file("/manifests/cluster.yaml", MANIFESTS.as_bytes());
+    let console = boot(initramfs, "")?;
     // The last lines are what an engineer wants to see of a failure.
     let said = |line: &str| console.lines().any(|said| said.trim_end() == line);
     assert!(
@@ -60,18 +55,11 @@ fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()>
 
 #[test]
 fn a_grace_period_on_one_processor_waits_for_a_program_that_was_preempted() -> Result<()> {
-    // With its debug information it is larger than the guest's memory.
     let dir = tempfile::tempdir()?;
-    let program = dir.path().join("grace-period");
-    let stripped = Command::new("strip")
-        .arg("-o")
-        .arg(&program)
-        .arg(env!("CARGO_BIN_EXE_grace-period"))
-        .status()
-        .context("run strip, which comes with the linker")?;
-    ensure!(stripped.success(), "strip: {stripped}");
-    let image = initramfs(INIT_GRACE, &program, "grace-period", &[])?;
-    let console = boot(&image, "preempt=full")?;
+    let program = stripped(Path::new(env!("CARGO_BIN_EXE_grace-period")), dir.path())?;
+    let mut initramfs = Initramfs::new(INIT_GRACE, REMEDY)?;
+    initramfs.program("/bin/grace-period", &program)?;
+    let console = boot(initramfs, "preempt=full")?;
     // The firmware's last words are on the first line.
     let said = |line: &str| console.lines().any(|said| said.trim_end().ends_with(line));
     assert!(said("YURT grace period: 10 of 10 had ended"), "{console}");
@@ -80,55 +68,15 @@ fn a_grace_period_on_one_processor_waits_for_a_program_that_was_preempted() -> R
     Ok(())
 }
 
-/// What the guest says on its console. `parameters` are for its kernel.
-fn boot(initramfs: &[u8], parameters: &str) -> Result<String> {
-    let kernel = kernel()?;
-    let dir = tempfile::tempdir()?;
-    let [initrd, console] = ["initrd", "console"].map(|name| dir.path().join(name));
-    fs::write(&initrd, initramfs)?;
-    let mut qemu = Command::new("qemu-system-x86_64")
-        .args([
-            "-accel",
-            "tcg",
-            "-m",
-            "512",
-            "-smp",
-            "1",
-            "-nographic",
-            "-no-reboot",
-            "-nic",
-            "none",
-        ])
-        .args([OsStr::new("-kernel"), kernel.as_os_str()])
-        .args([OsStr::new("-initrd"), initrd.as_os_str()])
-        .arg("-append")
-        .arg(format!("console=ttyS0 panic=-1 quiet {parameters}"))
-        .stdin(Stdio::null())
-        .stdout(File::create(&console)?)
-        .stderr(File::create(dir.path().join("stderr"))?)
-        .spawn()
-        .with_context(|| format!("start qemu-system-x86_64; {REMEDY}"))?;
-    let deadline = Instant::now() + PATIENCE;
-    let status = loop {
-        if let Some(status) = qemu.try_wait()? {
-            break Some(status);
-        }
-        if Instant::now() > deadline {
-            qemu.kill()?;
-            qemu.wait()?;
-            break None;
-        }
-        thread::sleep(Duration::from_millis(20));
+fn boot(initramfs: Initramfs, parameters: &str) -> Result<String> {
+    let guest = Guest {
+        kernel: &kernel()?,
+        processors: 1,
+        memory: 512,
+        parameters,
+        patience: Duration::from_secs(600),
     };
-    let said = String::from_utf8_lossy(&fs::read(&console)?).into_owned();
-    match status {
-        Some(status) if status.success() => Ok(said),
-        Some(status) => {
-            let complaint = fs::read_to_string(dir.path().join("stderr"))?;
-            bail!("qemu: {status}\n{complaint}\n{said}")
-        }
-        None => bail!("the guest still runs after {PATIENCE:?}:\n{said}"),
-    }
+    guest.boot(&initramfs.finish(), REMEDY)
 }
 
 fn kernel() -> Result<PathBuf> {
@@ -138,49 +86,4 @@ fn kernel() -> Result<PathBuf> {
     };
     ensure!(path.is_file(), "no kernel at {}; {REMEDY}", path.display());
     Ok(path)
-}
-
-/// Busybox, a program under a name, the libraries that it is linked with, at the paths that they have here, and other files.
-fn initramfs(init: &str, program: &Path, name: &str, files: &[(&str, &str)]) -> Result<Vec<u8>> {
-    let mut archive = Archive::new();
-    for directory in ["bin", "dev", "proc", "sys", "run", "manifests"] {
-        archive.directory(directory);
-    }
-    let busybox = ["/usr/bin/busybox", "/bin/busybox"]
-        .into_iter()
-        .find(|path| Path::new(path).exists())
-        .with_context(|| format!("no busybox; {REMEDY}"))?;
-    archive.file("bin/busybox", &fs::read(busybox)?);
-    archive.file(&format!("bin/{name}"), &fs::read(program)?);
-    let mut directories = Vec::new();
-    for library in libraries(program)? {
-        for directory in Path::new(&library).ancestors().skip(1) {
-            let directory = directory.display().to_string();
-            if directory != "/" && !directories.contains(&directory) {
-                directories.push(directory);
-            }
-        }
-        directories.sort();
-    }
-    for directory in &directories {
-        archive.directory(directory);
-    }
-    for library in libraries(program)? {
-        archive.file(&library, &fs::read(&library)?);
-    }
-    for (path, content) in files {
-        archive.file(path, content.as_bytes());
-    }
-    archive.file("init", init.as_bytes());
-    Ok(archive.finish())
-}
-
-/// What `ldd` lists: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)`, and the loader by its path.
-fn libraries(program: &Path) -> Result<Vec<String>> {
-    let output = Command::new("ldd").arg(program).output().context("ldd")?;
-    Ok(String::from_utf8(output.stdout)?
-        .lines()
-        .filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
-        .map(str::to_owned)
-        .collect())
 }

@@ -11,6 +11,7 @@ mod check;
 mod demo;
 mod fuzz;
 mod image;
+mod kernels;
 mod layout;
 mod setup;
 mod shell;
@@ -43,6 +44,8 @@ enum Verb {
     Check(check::Args),
     /// Everything that must pass.
     Test(test::Args),
+    /// Everything that clients see of the agent, on a kernel of another Debian release under qemu (root).
+    TestKernel(kernels::Args),
     /// Feed everything that takes bytes from outside with made-up bytes.
     Fuzz(fuzz::Args),
     /// Show service closure in a lab of network namespaces (root).
@@ -63,6 +66,7 @@ fn run() -> Result<()> {
         Verb::Entered(args) => layout::entered::run(&args),
         Verb::Check(args) => check::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::TestKernel(args) => kernels::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
         Verb::Demo(args) => demo::run(args),
         Verb::Baseline(args) => baseline::run(&args),

@@ -32,18 +32,39 @@ pub fn mount_point() -> Result<PathBuf> {
 /// Kills every process below `path`, then removes `path` and what is below it. A cgroup that is
 /// not there is fine.
 pub fn remove(path: &Path) -> Result<()> {
-    match fs::write(path.join("cgroup.kill"), "1") {
-        Err(e) if is_gone(&e) && !path.exists() => return Ok(()),
-        other => other.with_context(|| format!("kill the processes of {}", path.display()))?,
+    let kill = path.join("cgroup.kill");
+    let kills = kill.exists();
+    if kills {
+        match fs::write(kill, "1") {
+            Err(e) if is_gone(&e) && !path.exists() => return Ok(()),
+            other => other.with_context(|| format!("kill the processes of {}", path.display()))?,
+        }
     }
     let deadline = Instant::now() + EMPTY_WITHIN;
     loop {
+        if !kills {
+            kill_each(path);
+        }
         match remove_children_first(path) {
             Ok(()) => return Ok(()),
             Err(e) if e.raw_os_error() == Some(libc::EBUSY) && Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(1));
             }
             Err(e) => bail!("remove cgroup {}: {e}", path.display()),
+        }
+    }
+}
+
+/// What `cgroup.kill` does from Linux 5.14 on. Who is not found now is found at the next turn, as long as anything cannot be removed.
+fn kill_each(path: &Path) {
+    let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for process in processes.lines().filter_map(|line| line.parse().ok()) {
+        // SAFETY: no pointers; the process is the lab's, for its cgroup is.
+        unsafe { libc::kill(process, libc::SIGKILL) };
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            kill_each(&entry.path());
         }
     }
 }

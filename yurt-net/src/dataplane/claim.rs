@@ -187,7 +187,8 @@ impl Claim {
             id: 0,
             key_size: bytes(size_of_val(&KEY)),
             value_size: bytes(size_of::<Row>()),
-            max_entries: 1,
+            // One, which is written anew: Linux before 6.13 asks for the room of two then (532d6b36b2bf).
+            max_entries: 2,
             map_flags: BPF_F_NO_PREALLOC,
         };
         sys::raise_memlock();
