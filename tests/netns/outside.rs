@@ -26,6 +26,7 @@ use yurt_net_tests::lab::Proto::Udp;
 
 use crate::world::World;
 use crate::world::all_answered;
+use crate::world::eventually;
 use crate::world::names;
 
 const ON: &[&str] = &["--packet-path=on"];
@@ -110,14 +111,14 @@ impl Stage {
     }
 
     /// What was done with packets, by its name.
-    fn count(&self, what: &str) -> Result<u64> {
+    pub(crate) fn count(&self, what: &str) -> Result<u64> {
         let packets = self.world.node(0)?.status()?.packet_path;
         let packets = packets.context("packets are served")?.packets;
         Ok(packets.get(what).copied().unwrap_or_default())
     }
 
-    fn who(&self, proto: Proto, to: &str) -> Result<BTreeSet<String>> {
-        let tally = self.client.connect_many(proto, to, 30)?;
+    pub(crate) fn who(&self, proto: Proto, to: &str) -> Result<BTreeSet<String>> {
+        let tally = self.client.connect_many(proto, to, 16)?;
         all_answered(&tally)?;
         Ok(tally.answers.into_keys().collect())
     }
@@ -207,7 +208,11 @@ fn without_the_program_for_first_packets_no_flow_begins_and_those_that_are_up_go
     let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v1");
     fs::remove_file(pins.join("yurt_edge_more"))?;
     for (flow, to) in held.iter().zip(&frontends) {
-        ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
+        // It takes its time with that.
+        eventually(stage.world.node(0)?, || {
+            ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
+            Ok(())
+        })?;
         ensure!(flow.ping()?.answer.as_deref() == Some("near"));
     }
     let _agent = stage.start(&[&near])?;

@@ -108,6 +108,12 @@ pub const STAGES: u32 = 16;
 pub const STAGE_OPENS4: u32 = 0;
 /// The same for IPv6.
 pub const STAGE_OPENS6: u32 = 1;
+/// Translates an ICMP error that came in by a device that leads outside.
+pub const STAGE_ERROR_IN: u32 = 2;
+/// Translates an ICMP error that leaves by such a device.
+pub const STAGE_ERROR_OUT: u32 = 3;
+/// Answers a packet that is refused, and is counted already, where it came from.
+pub const STAGE_REFUSES: u32 = 4;
 
 /// Index into `yurt_pk_count`: what was done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -141,6 +147,17 @@ pub enum Handled {
     DropUnchanged = 12,
     /// Dropped: the program that decides on first packets is not there. The agent that is started next puts it in its place.
     DropNoProgram = 13,
+}
+
+impl Handled {
+    /// Whether whoever sent the packet is told.
+    #[inline(always)]
+    pub const fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Self::RefuseNoEndpoint | Self::RefuseUnknownPort | Self::RefuseUnallocated
+        )
+    }
 }
 
 /// Entries of `yurt_pk_count`: a power of two, so that a number is masked into it.

@@ -13,6 +13,7 @@ mod address;
 mod affinity;
 mod flow;
 mod guard;
+mod refusal;
 mod service;
 mod translate;
 mod vtep;
@@ -24,12 +25,13 @@ pub use self::flow::{
     EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
     FLOW_MASQUERADED, FLOW_PART_ARRIVING, FLOW_PART_LEAVING, FLOW_PART_S, FLOW_QUIET_S,
     FLOW_SERVED, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6, HANDLED, HANDLED_NAMES, Handled,
-    PACKET_ABI, STAGE_OPENS4, STAGE_OPENS6, STAGES,
+    PACKET_ABI, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_REFUSES, STAGES,
 };
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,
     OwnerRow, PlainRow, REASON_NAMES, REASON_PLACES, Reason, SpoofCounts,
 };
+pub use self::refusal::{REFUSED_HOSTS, Refused};
 pub use self::service::{
     Backend4, Backend6, COUNTER_NAMES, COUNTERS, Conf, Counter, FILTER_WORDS, FRONTEND_NODE_ONLY,
     FRONTEND_ON_NODE, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, FilterPlace, FrontendKey4,
@@ -116,6 +118,7 @@ pods! {
     FlowKey6: 40 { source, destination, source_port_be, destination_port_be, protocol, place, pad }
     Flow4: 32 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
     Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
+    Refused: 8 { second, count }
     EdgeRow: 24 { addr6, addr4, pad }
     VtepKey: 24 { underlay, vni, port_be, pad }
     VtepSeen: 40 { known, other, known_frames, other_frames, others }

@@ -350,7 +350,7 @@ impl Ip {
     }
 
     #[inline(always)]
-    fn is_icmp(&self) -> bool {
+    pub(crate) fn is_icmp(&self) -> bool {
         self.protocol == if self.is_v6 { ICMPV6 } else { ICMP }
     }
 

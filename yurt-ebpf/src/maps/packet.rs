@@ -3,7 +3,9 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
-use yurt_ebpf::abi::{self, EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED};
+use yurt_ebpf::abi::{
+    self, EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, REFUSED_HOSTS, Refused,
+};
 use yurt_ebpf::rewrite::flow::Scratch;
 
 /// Flows of IPv4 clients outside that are up; the entries that were quiet for longest make room.
@@ -24,6 +26,11 @@ pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES,
 /// What was done with packets, by `Handled`.
 #[map(name = "yurt_pk_count")]
 pub(crate) static HANDLED_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(HANDLED, 0);
+
+/// Host outside -> how often it was refused something of late.
+#[map(name = "yurt_refused")]
+pub(crate) static REFUSED: LruHashMap<[u8; 16], Refused> =
+    LruHashMap::with_max_entries(REFUSED_HOSTS, 0);
 
 /// The programs that go on where others end, by `STAGE_*`.
 #[map(name = "yurt_edge_more")]

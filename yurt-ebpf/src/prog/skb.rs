@@ -9,10 +9,12 @@ use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM};
 use aya_ebpf::helpers::generated::{
-    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_adjust_room,
+    bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 
 use yurt_ebpf::frame::{Frame, Wire};
+use yurt_ebpf::rewrite::refusal::Resize;
 use yurt_ebpf::rewrite::{Follow, Packet};
 
 /// `BPF_F_IPV6`, which the bindings lack: the IPv6 header has no checksum that would balance what changes in it. Older
@@ -35,6 +37,9 @@ impl Frame for Bytes {
         (result == 0).then(|| unsafe { value.assume_init() })
     }
 }
+
+/// `BPF_ADJ_ROOM_MAC`: between the link-layer header and the packet.
+const BEHIND_MAC: u32 = 1;
 
 /// A frame in the kernel.
 pub(super) struct Skb {
@@ -92,5 +97,30 @@ impl Packet for Skb {
             result = replace(flags);
         }
         (result == 0).then_some(())
+    }
+}
+
+impl Resize for Skb {
+    #[inline(always)]
+    fn set_length(&mut self, length: usize) -> Option<()> {
+        // SAFETY: the context is valid; nobody holds on to where its data was.
+        let result = unsafe { bpf_skb_change_tail(self.skb, length as u32, 0) };
+        (result == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, bytes: usize) -> Option<()> {
+        // SAFETY: as above.
+        let result = unsafe { bpf_skb_adjust_room(self.skb, bytes as i32, BEHIND_MAC, 0) };
+        (result == 0).then_some(())
+    }
+}
+
+impl Skb {
+    /// Sends it out of its own device, or with `BPF_F_INGRESS` has it come in there.
+    #[inline(always)]
+    pub(super) fn redirect(&self, flags: u64) -> i32 {
+        // SAFETY: a call without pointers.
+        unsafe { bpf_redirect(self.ifindex, flags) as i32 }
     }
 }

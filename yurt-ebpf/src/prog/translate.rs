@@ -4,13 +4,8 @@
 //! packet goes on with "no opinion" (`TC_ACT_UNSPEC`): the programs of others see it, those at egress as the Pod will
 //! see it. Only what is answered in the Pod's name, or sent by the Pod to itself, turns back.
 
-#![expect(
-    clippy::cast_possible_truncation,
-    reason = "offsets in packets are small"
-)]
-
 use aya_ebpf::bindings::{BPF_ANY, BPF_F_INGRESS, TC_ACT_UNSPEC};
-use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_redirect, bpf_skb_change_tail};
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
@@ -18,6 +13,7 @@ use yurt_ebpf::abi::{
     LIVE_QUIET_NS, LIVE_STEP_NS, LiveFlow, LiveKey, TRANSLATIONS, TranslateRow, Translation,
 };
 use yurt_ebpf::frame::{ETH_IPV6, Frame as _};
+use yurt_ebpf::rewrite::refusal::Resize as _;
 use yurt_ebpf::rewrite::{
     ADVERTISEMENT_FRAME, Asker, Flows, Packet as _, Verdict, arp, from_pod, neighbour, to_pod,
 };
@@ -101,9 +97,7 @@ fn finish(skb: &mut Skb, row: &TranslateRow, verdict: Verdict, asker: Asker) -> 
             };
             match neighbour(&request, &address, row.mac.addr, asker) {
                 Some(answer) => {
-                    let length = ADVERTISEMENT_FRAME as u32;
-                    // SAFETY: the context is valid; nobody holds on to where its data was.
-                    if unsafe { bpf_skb_change_tail(skb.skb, length, 0) } != 0 {
+                    if skb.set_length(ADVERTISEMENT_FRAME).is_none() {
                         return TC_ACT_UNSPEC;
                     }
                     skb.answer(answer, asker)
@@ -127,12 +121,6 @@ fn count(what: Translation) {
 }
 
 impl Skb {
-    #[inline(always)]
-    fn redirect(&self, flags: u64) -> i32 {
-        // SAFETY: a call without pointers.
-        unsafe { bpf_redirect(self.ifindex, flags) as i32 }
-    }
-
     /// Puts an answer in the place of a request, and sends it to whoever asked.
     #[inline(always)]
     fn answer<const N: usize>(&mut self, answer: [u8; N], asker: Asker) -> i32 {

@@ -37,6 +37,7 @@ use crate::frame::{ETH, ETH_ARP, ETH_IPV4, ETH_IPV6, ETH_TYPE, Frame};
 
 mod answer;
 pub mod flow;
+pub mod refusal;
 
 pub use self::answer::{ADVERTISEMENT_FRAME, Asker, arp, neighbour};
 
@@ -194,7 +195,7 @@ pub fn to_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: &m
         return Verdict::Counted(Translation::Unreadable);
     }
     if let Some(Talk::Error) = talk {
-        rewrite_inner(packet, &ip, Side::Source, pair.promised, pair.live);
+        replace_inner(packet, &ip, Side::Source, pair.promised, pair.live);
     }
     match rewrite(packet, &ip, Side::Destination, pair.live) {
         Some(()) => Verdict::Counted(Translation::ToPod),
@@ -252,7 +253,7 @@ pub fn from_pod<P: Packet, F: Flows>(packet: &mut P, row: &TranslateRow, flows: 
     }
     if !is_live {
         if let Some(Talk::Error) = talk {
-            rewrite_inner(packet, &ip, Side::Destination, pair.live, pair.promised);
+            replace_inner(packet, &ip, Side::Destination, pair.live, pair.promised);
         }
         if rewrite(packet, &ip, Side::Source, pair.promised).is_none() {
             return Verdict::Counted(Translation::Unreadable);
@@ -343,25 +344,47 @@ fn rewrite<P: Packet>(packet: &mut P, ip: &Ip, side: Side, to: Words) -> Option<
     }
 }
 
-/// Rewrites an address of the packet that an ICMP error quotes, if it is `from`. The checksums of the quoted packet and
-/// of the error are updated, as far as the quotation includes them.
+/// Rewrites an address of the packet that an ICMP error quotes, if it is `from`.
 #[inline(always)]
-fn rewrite_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to: Words) {
+fn replace_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to: Words) {
     let Some(inner) = Ip::read(packet, ip.payload + ICMP_HEADER, ip.is_v6) else {
         return;
     };
-    if inner.address(side) != from {
-        return;
+    if inner.address(side) == from {
+        rewrite_inner(packet, ip, &inner, side, to, None);
     }
-    let address = change(from, to);
-    let mut all = address;
+}
+
+/// Rewrites an address of the packet that an ICMP error quotes, and with `ports` its port from the first to the second of them.
+/// The checksums of the quoted packet and of the error are updated, as far as the quotation includes them.
+#[inline(always)]
+fn rewrite_inner<P: Packet>(
+    packet: &mut P,
+    ip: &Ip,
+    inner: &Ip,
+    side: Side,
+    to: Words,
+    ports: Option<([u8; 2], [u8; 2])>,
+) {
+    let address = change(inner.address(side), to);
+    let mut ends = address;
+    if let Some((from, to)) = ports {
+        let at = match side {
+            Side::Source => inner.payload,
+            Side::Destination => inner.payload + 2,
+        };
+        if packet.store(at, to, true).is_some() {
+            ends = both(ends, change_of_sum(from, to));
+        }
+    }
+    let mut all = ends;
     if !inner.is_v6
         && let Some(more) = replace_sum(packet, inner.at + 10, address, false)
     {
         all = both(all, more);
     }
     if let Some(at) = inner.sum_at()
-        && let Some(more) = replace_sum(packet, at, address, inner.protocol == UDP)
+        && let Some(more) = replace_sum(packet, at, ends, inner.protocol == UDP)
     {
         all = both(all, more);
     }

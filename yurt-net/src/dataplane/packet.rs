@@ -6,6 +6,7 @@
 //!     yurt_open4, yurt_open6      flows that are opening
 //!     yurt_edge                   the devices that lead outside, and this node's addresses there
 //!     yurt_pk_count               what was done
+//!     yurt_refused                hosts that were refused something of late
 //!     yurt_edge_more              the programs that decide on first packets: those below call them. Without a pin or a
 //!                                 descriptor the kernel empties it, and first packets are dropped
 //!     yurt_pk_work4, _work6       what is looked up for the packet at hand

@@ -13,13 +13,16 @@
 )]
 
 mod flows;
+mod icmp;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::generated::bpf_get_prandom_u32;
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
-use yurt_ebpf::abi::{HANDLED, Handled, STAGE_OPENS4, STAGE_OPENS6};
+use yurt_ebpf::abi::{
+    HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_REFUSES,
+};
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
 use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
 
@@ -77,15 +80,15 @@ fn come_in<A: Family>(ctx: &TcContext) -> i32 {
     };
     let (mut skb, here) = start::<A>(ctx);
     let verdict = arriving(&mut skb, &mut FlowMaps, &here, scratch);
-    if verdict != Verdict::Opens {
-        return finish(verdict);
+    match (verdict, A::IS_V6) {
+        (Verdict::Opens, false) => go_on(ctx, STAGE_OPENS4),
+        (Verdict::Opens, true) => go_on(ctx, STAGE_OPENS6),
+        (Verdict::Error, _) => {
+            go_on(ctx, STAGE_ERROR_IN);
+            return TC_ACT_UNSPEC;
+        }
+        _ => return finish(verdict),
     }
-    let stage = match A::IS_V6 {
-        false => STAGE_OPENS4,
-        true => STAGE_OPENS6,
-    };
-    // SAFETY: nothing is to be dropped here.
-    unsafe { STAGES.tail_call(ctx, stage) };
     // It has come back. The packet may be a closed Service's, and must not go on.
     finish(Verdict::Is(Handled::DropNoProgram))
 }
@@ -96,7 +99,14 @@ fn open<A: Family>(ctx: &TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     };
     let (mut skb, here) = start::<A>(ctx);
-    finish(opening(&mut skb, &Maps, &mut FlowMaps, &here, scratch))
+    let verdict = opening(&mut skb, &Maps, &mut FlowMaps, &here, scratch);
+    let action = finish(verdict);
+    if let Verdict::Is(what) = verdict
+        && what.is_refusal()
+    {
+        go_on(ctx, STAGE_REFUSES);
+    }
+    action
 }
 
 #[inline(always)]
@@ -111,14 +121,18 @@ fn leave<A: Family>(ctx: &TcContext) -> i32 {
         unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).ingress_ifindex) != 0 };
     // SAFETY: copied at once; a row of this device that is put in again has the same address.
     let node = || unsafe { EDGE.get(here.ifindex) }.map(A::node);
-    finish(leaving(
-        &mut skb,
-        &mut FlowMaps,
-        &here,
-        scratch,
-        is_forwarded,
-        node,
-    ))
+    let verdict = leaving(&mut skb, &mut FlowMaps, &here, scratch, is_forwarded, node);
+    if verdict == Verdict::Error {
+        go_on(ctx, STAGE_ERROR_OUT);
+    }
+    finish(verdict)
+}
+
+/// Goes on with another program; comes back only where that is not there.
+#[inline(always)]
+fn go_on(ctx: &TcContext, stage: u32) {
+    // SAFETY: nothing is to be dropped here.
+    unsafe { STAGES.tail_call(ctx, stage) };
 }
 
 /// What a frame holds, as its `skb` says. Tagged frames are another network's, which has a device of its own.

@@ -2,6 +2,7 @@
 
 use super::address::Address;
 use super::head::Head;
+use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
 use super::parts;
 use crate::abi::{FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_MASQUERADED, Handled};
@@ -39,7 +40,7 @@ where
         return parts::follow(packet, (&ip, Side::Destination), flows, here, scratch);
     }
     let Some(head) = Head::of(packet, ip) else {
-        return Verdict::Pass;
+        return icmp::may_be_about_a_flow(packet, &ip);
     };
     head.key(&mut scratch.key, FLOW_MASQUERADED);
     parts::look(&ip, Side::Destination, scratch);

@@ -2,6 +2,7 @@
 
 use super::address::Address;
 use super::head::{ACK, Head, SYN};
+use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
 use super::parts;
 use crate::abi::{FLOW_MASQUERADED, FLOW_SERVED, Handled};
@@ -35,7 +36,7 @@ where
         return parts::follow(packet, (&ip, Side::Source), flows, here, scratch);
     }
     let Some(head) = Head::of(packet, ip) else {
-        return Verdict::Pass;
+        return icmp::may_be_about_a_flow(packet, &ip);
     };
     head.key(&mut scratch.key, FLOW_SERVED);
     parts::look(&ip, Side::Source, scratch);

@@ -61,6 +61,9 @@ pub enum Verdict {
     Is(Handled),
     /// It is of no flow, and may open one: [`opening()`](super::opening()) decides, and nobody else, for its Service may be closed.
     Opens,
+    /// It is an ICMP error, perhaps about a packet of a flow: [`error_arriving()`](super::error_arriving()) or
+    /// [`error_leaving()`](super::error_leaving()) decides.
+    Error,
 }
 
 /// What is looked up, in memory of its own: with IPv6 it is more than a stack has room for.

@@ -17,12 +17,12 @@
 //! A flow is opening until the backend has answered and the client has answered that, and its entries are in a smaller map: a flood
 //! of first packets pushes out none that is up. A SYN decides anew once its flow is closing, or its backend is not in the set any more;
 //! else it goes to the backend that the flow has, which answers a stray one by itself (RFC 5961).
-
 //!
 //! Later fragments have no ports. They follow the first one of their packet, see `parts`.
 //!
 //! Three programs decide, and each reads the packet anew: what comes in and is of a flow ([`arriving()`]), what may open one
-//! ([`opening()`]), and what leaves ([`leaving()`]).
+//! ([`opening()`]), and what leaves ([`leaving()`]). Of ICMP errors about packets of flows, two more do: [`error_arriving()`] and
+//! [`error_leaving()`].
 //!
 //! [`FLOW_DIALLED`]: crate::abi::FLOW_DIALLED
 //! [`FLOW_SERVED`]: crate::abi::FLOW_SERVED
@@ -31,6 +31,7 @@
 mod address;
 mod arriving;
 mod head;
+mod icmp;
 mod leaving;
 mod memory;
 mod opening;
@@ -38,6 +39,7 @@ mod parts;
 
 pub use self::address::Address;
 pub use self::arriving::arriving;
+pub use self::icmp::{error_arriving, error_leaving};
 pub use self::leaving::leaving;
 pub use self::memory::{Flows, Found, Here, Memory, Scratch, Verdict};
 pub use self::opening::opening;

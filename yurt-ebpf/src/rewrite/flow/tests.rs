@@ -27,7 +27,7 @@ struct Entry {
 }
 
 /// The table, the flows and the clock of a node, for both families.
-struct Node {
+pub(super) struct Node {
     rows: BTreeMap<(IpAddr, u16, u8, u8), (u32, u8)>,
     services: Vec<Entry>,
     slots: Vec<SocketAddr>,
@@ -35,8 +35,8 @@ struct Node {
     conf: Conf,
     flows4: Map<[u8; 4]>,
     flows6: Map<[u8; 16]>,
-    random: Cell<u32>,
-    now_s: u32,
+    pub(super) random: Cell<u32>,
+    pub(super) now_s: u32,
     ports: (u16, u16),
     node: [IpAddr; 2],
 }
@@ -205,6 +205,21 @@ impl Tables for View<'_> {
 fn come_in<A: Address>(packet: &mut Bytes, view: &View<'_>, flows: &mut Map<A>) -> Verdict {
     match arriving(packet, flows, view, &mut scratch()) {
         Verdict::Opens => opening(packet, view, flows, view, &mut scratch()),
+        Verdict::Error => error_arriving(packet, flows, view, &mut scratch()),
+        verdict => verdict,
+    }
+}
+
+/// Both programs that see what leaves.
+fn go_out<A: Address>(
+    packet: &mut Bytes,
+    view: &View<'_>,
+    flows: &mut Map<A>,
+    is_forwarded: bool,
+    node: impl FnOnce() -> Option<A>,
+) -> Verdict {
+    match leaving(packet, flows, view, &mut scratch(), is_forwarded, node) {
+        Verdict::Error => error_leaving(packet, flows, view, &mut scratch()),
         verdict => verdict,
     }
 }
@@ -216,7 +231,7 @@ fn scratch<A: Address>() -> Scratch<A> {
 }
 
 impl Node {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             rows: BTreeMap::new(),
             services: Vec::new(),
@@ -233,7 +248,7 @@ impl Node {
     }
 
     /// A Service at these frontends, for clients outside too.
-    fn serve(&mut self, protocol: u8, at: &[&str], backends: &[&str]) -> usize {
+    pub(super) fn serve(&mut self, protocol: u8, at: &[&str], backends: &[&str]) -> usize {
         let index = self.add(backends);
         for at in at {
             let at: SocketAddr = at.parse().unwrap();
@@ -258,7 +273,7 @@ impl Node {
         self.services.len() - 1
     }
 
-    fn arrive(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
+    pub(super) fn arrive(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = if packet
             .addresses()
@@ -279,7 +294,7 @@ impl Node {
         (verdict, bytes.0)
     }
 
-    fn leave(&mut self, packet: &Sent, is_forwarded: bool) -> (Verdict, Vec<u8>) {
+    pub(super) fn leave(&mut self, packet: &Sent, is_forwarded: bool) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = if packet
             .addresses()
@@ -288,28 +303,14 @@ impl Node {
             let mut flows = std::mem::replace(&mut self.flows4, Map::new());
             let node = || Some(octets(self.node[0]));
             let here = View(self);
-            let verdict = leaving(
-                &mut bytes,
-                &mut flows,
-                &here,
-                &mut scratch(),
-                is_forwarded,
-                node,
-            );
+            let verdict = go_out(&mut bytes, &here, &mut flows, is_forwarded, node);
             self.flows4 = flows;
             verdict
         } else {
             let mut flows = std::mem::replace(&mut self.flows6, Map::new());
             let node = || Some(octets(self.node[1]));
             let here = View(self);
-            let verdict = leaving(
-                &mut bytes,
-                &mut flows,
-                &here,
-                &mut scratch(),
-                is_forwarded,
-                node,
-            );
+            let verdict = go_out(&mut bytes, &here, &mut flows, is_forwarded, node);
             self.flows6 = flows;
             verdict
         };
@@ -340,7 +341,7 @@ impl Node {
     }
 }
 
-fn ip(text: &str) -> IpAddr {
+pub(super) fn ip(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
@@ -349,12 +350,12 @@ fn host_to_host(from: SocketAddr, to: SocketAddr) -> Sent {
     host(from.ip(), to.ip())
 }
 
-fn at(text: &str) -> SocketAddr {
+pub(super) fn at(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
 /// Source and destination of a packet with ports.
-fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
+pub(super) fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
     let (source, to) = addresses(packet);
     let header = if packet[0] >> 4 == 4 { 20 } else { 40 };
     let port = |at: usize| u16::from_be_bytes([packet[at], packet[at + 1]]);
@@ -365,14 +366,14 @@ fn ends(packet: &[u8]) -> (SocketAddr, SocketAddr) {
 }
 
 /// A client, the frontend that it dials, a backend, and another frontend with the same backend; of one family.
-struct Cast {
-    client: SocketAddr,
-    dialled: SocketAddr,
-    backend: SocketAddr,
-    node: IpAddr,
+pub(super) struct Cast {
+    pub(super) client: SocketAddr,
+    pub(super) dialled: SocketAddr,
+    pub(super) backend: SocketAddr,
+    pub(super) node: IpAddr,
 }
 
-fn casts() -> [Cast; 2] {
+pub(super) fn casts() -> [Cast; 2] {
     let cast = |[client, dialled, backend, node]: [&str; 4]| Cast {
         client: at(client),
         dialled: at(dialled),

@@ -31,9 +31,12 @@ pub(in crate::dataplane) const PACKET: [DeviceProgram; 2] = [
     ("yurt_edge_out", Hook::Egress, "yurt_flow4"),
 ];
 /// The packet path's programs that others go on with by tail call, and their places in `yurt_edge_more`.
-pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 2] = [
+pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 5] = [
     ("yurt_edge_new4", abi::STAGE_OPENS4),
     ("yurt_edge_new6", abi::STAGE_OPENS6),
+    ("yurt_edge_err_in", abi::STAGE_ERROR_IN),
+    ("yurt_edge_err_out", abi::STAGE_ERROR_OUT),
+    ("yurt_edge_refuse", abi::STAGE_REFUSES),
 ];
 /// All programs on devices.
 pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 5] =

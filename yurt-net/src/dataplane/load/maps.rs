@@ -157,7 +157,7 @@ pub struct FlowCapacity {
 /// A flow that is up stays for hours, one that is opening for a moment: so much smaller is their map.
 const OPENINGS: u32 = 4;
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 9] {
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 10] {
     let opening = |entries: u32| entries.div_ceil(OPENINGS);
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     [
@@ -182,6 +182,10 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
             info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, 0),
         ),
         ("yurt_pk_count", info::<u32, u64>(per_cpu, abi::HANDLED, 0)),
+        (
+            "yurt_refused",
+            info::<[u8; 16], abi::Refused>(lru, abi::REFUSED_HOSTS, 0),
+        ),
         (
             "yurt_edge_more",
             info::<u32, u32>(BPF_MAP_TYPE_PROG_ARRAY, abi::STAGES, 0),

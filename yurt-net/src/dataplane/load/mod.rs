@@ -189,9 +189,12 @@ pub(in crate::dataplane) fn load_packet(
         ("SNAT_COUNT", u32::from(count)),
     ];
     let mut object = Object::new(&object()?, &switches, &plans)?;
-    let [opens4, opens6] = hooks::PACKET_STAGES.map(|(name, _)| (name, 0));
+    let [opens4, opens6, errs_in, errs_out, refuses] =
+        hooks::PACKET_STAGES.map(|(name, _)| (name, 0));
     let [arriving, leaving] = hooks::PACKET.map(|(name, ..)| (name, 0));
-    let loaded = object.load_all([opens4, opens6, arriving, leaving])?;
+    let loaded = object.load_all([
+        opens4, opens6, errs_in, errs_out, refuses, arriving, leaving,
+    ])?;
     Ok(loaded.into_iter().unzip())
 }
 
