@@ -11,6 +11,7 @@ use std::os::fd::AsRawFd;
 use std::os::fd::FromRawFd;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
+use std::time::Instant;
 
 use anyhow::Context;
 use anyhow::Result;
@@ -204,9 +205,17 @@ fn without_the_program_for_first_packets_no_flow_begins_and_those_that_are_up_go
         held.push(stage.client.hold(Tcp, to)?);
     }
     agent.kill9()?;
-    // The kernel empties it with its last pin.
+    // The kernel empties it with its last pin, once nobody can be looking at that any more.
     let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v1");
     fs::remove_file(pins.join("yurt_edge_more"))?;
+    let patience = Instant::now() + Duration::from_secs(60);
+    let is_served = || anyhow::Ok(stage.client.attempt(Tcp, &frontends[0])?.failure.is_none());
+    while is_served()? {
+        ensure!(
+            Instant::now() < patience,
+            "a flow begins without the program"
+        );
+    }
     for (flow, to) in held.iter().zip(&frontends) {
         // It takes its time with that.
         eventually(stage.world.node(0)?, || {
