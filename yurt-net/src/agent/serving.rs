@@ -104,7 +104,7 @@ impl Serving {
     }
 
     /// Has what the sources say measured by what is in the maps. `saved`: the edition of the checkpoint that the
-    /// sources have; `in_force`: the service ports that were served by it, where a map was full.
+    /// sources have; `in_force`: the service ports that were served by it.
     pub(super) fn expect(
         &mut self,
         sources: &mut Sources,

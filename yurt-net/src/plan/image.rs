@@ -101,7 +101,9 @@ pub(super) struct LeftOut {
     pub(super) has_some: bool,
     /// Indices of its services that serve a part of their set.
     pub(super) parts: Vec<u32>,
-    /// Tenants that could give it room were changing: the next plan tries again.
+    /// One of its services is in the maps, and serves none of the endpoints that it has.
+    pub(super) is_closed: bool,
+    /// The next plan makes room for it: tenants were changing, or others have to move first.
     pub(super) is_next: bool,
 }
 

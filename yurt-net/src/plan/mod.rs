@@ -15,10 +15,11 @@
 //! What a reader may still hold (an old range, the index of a deleted service) is *retired*: it is used again only
 //! after a [`Op::Grace`]. Space is counted before anything is written; what does not fit is left out whole, and what is
 //! in force keeps as many endpoints as it can (`sets.rs`). Who gets the room of a full map is said in `turns.rs`,
-//! `room` and `victims`.
+//! `room`, `victims` and `homes`.
 
 mod change;
 mod filter;
+mod homes;
 mod image;
 mod op;
 #[cfg(test)]
@@ -38,11 +39,13 @@ use std::sync::Arc;
 
 use change::{Change, all_new, changes};
 pub use filter::Filter;
+use homes::level;
+use image::LeftOut;
 pub use image::{Capacity, InForce, MapImage, Observed, ServiceImage};
 pub use op::{
     FrontendKey, FrontendRow, FullMap, KeyPort, Op, Outside, Plan, Refused, ServedSet, Terms,
 };
-use turns::{comes_first, in_turns};
+use turns::{Needs, comes_first, in_turns};
 pub use unit::{SELF_TEST_V4, SELF_TEST_V6};
 use unit::{Unit, known_addresses, units};
 
@@ -70,7 +73,7 @@ pub fn plan(table: &ServiceTable, image: &mut MapImage) -> Plan {
         rows_by_index: BTreeMap::new(),
         has_retired: false,
         is_making_room: false,
-        may_be_parts: false,
+        most_endpoints: None,
     };
     planner.run()
 }
@@ -93,8 +96,8 @@ struct Planner<'a> {
     has_retired: bool,
     /// Tenants have lost room to Services that come first; no other Service gets it.
     is_making_room: bool,
-    /// Newcomers may have a part of their set.
-    may_be_parts: bool,
+    /// Newcomers were in the maps before a reboot, and may have a part of their set: this many endpoints, by family.
+    most_endpoints: Option<[u32; 2]>,
 }
 
 impl Planner<'_> {
@@ -156,17 +159,19 @@ impl Planner<'_> {
         ] = [present, were, absent].map(split);
         first.extend(first_were);
         first.extend(first_absent);
+        // Room is being made for these: they would take what others are to move to.
+        let (next, first) = first
+            .into_iter()
+            .partition::<Vec<_>, _>(|change| self.is_next(change));
         self.change_all(&gone);
         self.change_all(&first);
-        self.make_room(&first, [&present, &were, &absent]);
+        self.make_room(&first, &next, [&present, &were, &absent]);
         if self.is_making_room {
             // No tenant gets more in this plan, and a set that was cut must not be planned as if it were whole.
             present.retain(|change| !change.is_retry());
         }
         self.change_all(&present);
-        // These were in the maps before the reboot.
-        self.change_all(&were);
-        self.give_parts(&were);
+        self.change_remembered(&were);
         self.change_all(&absent);
         let plan = self.finish(&old_prefixes);
         self.image.table = Some(table);
@@ -179,23 +184,37 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives service ports that were left out whole a part of what they ask for, if there is room: before the reboot
-    /// they had that part, or more.
-    fn give_parts(&mut self, were: &[Change]) {
-        self.may_be_parts = true;
-        for Change { new, .. } in were {
-            let Some(new) = new.as_deref() else { continue };
-            if self.is_left_out(&new.key) {
-                // It counts the users of its addresses anew.
-                self.change_addresses(Some(new), None);
-                self.change(None, Some(new));
-            }
+    /// Service ports that were in the maps before a reboot emptied them. Where not all of them fit, each has as many
+    /// endpoints as there is room for, and none is without any.
+    fn change_remembered(&mut self, were: &[Change]) {
+        let (mut all, room) = (Needs::default(), self.room_for_tenants());
+        for entry in were.iter().filter_map(|change| change.new.as_deref()) {
+            all.add(Needs::of(entry, self.table));
         }
-        self.may_be_parts = false;
+        if all.fit_into(room) {
+            return self.change_all(were);
+        }
+        let units_of = |entry: &Arc<ServiceEntry>, family| units(entry, family, self.table);
+        self.most_endpoints = Some([AddressFamily::V4, AddressFamily::V6].map(|family| {
+            let entries = were.iter().filter_map(|change| change.new.as_ref());
+            let sets = entries.flat_map(|entry| units_of(entry, family).into_iter().flatten());
+            let (mut endpoints, mut ranges) = (Vec::new(), 0);
+            for unit in sets {
+                let all = unit.set.slots();
+                let of_ranges = u32::try_from(unit.set.ranges().len()).unwrap_or(all);
+                ranges += of_ranges;
+                endpoints.push(all - of_ranges);
+            }
+            let room = u32::try_from(room[FullMap::slots(family) as usize]).unwrap_or(u32::MAX);
+            level(endpoints, room.saturating_sub(ranges))
+        }));
+        self.change_all(were);
+        self.most_endpoints = None;
     }
 
     /// Unchanged service ports that did not fit, and may fit now. Others are not tried again: with each change of
-    /// another Service, trying one that asks for a thousand rows would cost more than the change itself.
+    /// another Service, trying one that asks for a thousand rows would cost more than the change itself. Who
+    /// has the shortest part comes first.
     fn retries(&self, desired: &[Arc<ServiceEntry>], changes: &[Change]) -> Vec<Change> {
         let changed: BTreeSet<_> = changes.iter().filter_map(Change::key).collect();
         if self.image.left_out.is_empty() {
@@ -204,7 +223,10 @@ impl Planner<'_> {
         let (left_out, longest) = (self.image.left_out.iter(), self.longest_free());
         let may_fit = left_out.filter(|(key, left)| self.may_fit(key, left, longest));
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
-        let retry = same.filter_map(|(key, _)| {
+        let mut same: Vec<_> = same.collect();
+        let least = |left: &LeftOut| left.parts.iter().map(|index| self.slots_of(*index)).min();
+        same.sort_by_key(|(_, left)| least(left));
+        let retry = same.into_iter().filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
             Some(Change {
                 at,
@@ -228,6 +250,12 @@ impl Planner<'_> {
     fn is_left_out(&self, key: &ServiceKey) -> bool {
         let left = self.image.left_out.get(key);
         left.is_some_and(|left| !left.has_some)
+    }
+
+    /// Whether it is tried again because room is being made for it.
+    fn is_next(&self, change: &Change) -> bool {
+        let left = change.key().and_then(|key| self.image.left_out.get(key));
+        change.is_retry() && left.is_some_and(|left| left.is_next)
     }
 
     fn finish(&mut self, old_prefixes: &ClusterPrefixes) -> Plan {

@@ -151,7 +151,7 @@ pub struct Plan {
     pub ops: Vec<Op>,
     /// Service ports that do not fit, sorted.
     pub refused: Vec<Refused>,
-    /// True when space was given back that a further plan can use: worth planning again if something was refused.
+    /// True when a further plan may find more space: worth planning again if something was refused.
     pub has_freed: bool,
 }
 
@@ -203,6 +203,11 @@ impl FullMap {
         Self::Slots4,
         Self::Slots6,
     ];
+
+    /// Whether its entries are those of sets, which may be in the maps in part.
+    pub(super) fn is_slots(self) -> bool {
+        matches!(self, Self::Slots4 | Self::Slots6)
+    }
 
     /// The flag that makes the map larger.
     pub fn flag(self) -> &'static str {

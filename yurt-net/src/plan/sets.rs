@@ -11,13 +11,14 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use super::homes::length_of;
 use super::{FullMap, Op, Planner, ServedSet, ServiceImage, Terms, Unit};
 use crate::model::AddressFamily;
 use crate::plan::MapImage;
 use crate::table::{Backends, ServiceKey};
 
 impl Planner<'_> {
-    /// A newcomer is in as a whole, or not at all; one that had a part before a reboot may have a part.
+    /// A newcomer is in as a whole, or not at all; one that was in the maps before a reboot may have a part.
     pub(super) fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
         let has_room = self.has_room(key, FullMap::Services, 1, 0);
         let taken = has_room.then(|| self.with_grace(|image| image.indices.take(1)));
@@ -30,7 +31,10 @@ impl Planner<'_> {
         }
         let (map, slots) = (FullMap::slots(unit.family), unit.set.slots());
         let has_room = self.has_room(key, map, slots as usize, 0);
-        let whole = has_room.then(|| self.write_slots(unit.family, &unit.set));
+        let is_cut = self
+            .most_endpoints
+            .is_some_and(|most| unit.set.backends.len() > most[unit.family as usize] as usize);
+        let whole = (has_room && !is_cut).then(|| self.write_slots(unit.family, &unit.set));
         let whole = whole.flatten().map(|base| (base, unit.set.clone()));
         let Some((base, served)) = whole.or_else(|| self.write_part(key, unit)) else {
             self.image.indices.free(index, 1);
@@ -40,6 +44,8 @@ impl Planner<'_> {
         };
         if served != unit.set {
             self.refuse_rest(key, unit.family, index, &served, &unit.set);
+            // What others leave is for the next plan.
+            self.has_retired = true;
         }
         self.image.services.insert(
             index,
@@ -54,10 +60,10 @@ impl Planner<'_> {
     }
 
     fn write_part(&mut self, key: &ServiceKey, unit: &Unit) -> Option<(u32, ServedSet)> {
-        if !self.may_be_parts {
-            return None;
-        }
-        let most = self.most_slots(key, unit.family, unit.set.slots(), 0);
+        let endpoints = self.most_endpoints?[unit.family as usize];
+        let most = self.most_slots(key, unit, 0);
+        let ranges = u32::try_from(unit.set.ranges().len()).unwrap_or(u32::MAX);
+        let most = most.min(endpoints.saturating_add(ranges));
         let most = most.min(self.longest(unit.family));
         let part = part_of(&unit.set, most, !unit.set.ranges().is_empty())?;
         Some((self.write_slots(unit.family, &part)?, part))
@@ -79,7 +85,7 @@ impl Planner<'_> {
             return;
         }
         let (wanted, had) = (unit.set.slots(), old.slots());
-        let most = self.most_slots(key, unit.family, wanted, had);
+        let most = self.most_slots(key, unit, had);
         if most == wanted
             && let Some(base) = self.write_slots(unit.family, &unit.set)
         {
@@ -209,12 +215,20 @@ impl Planner<'_> {
         let has_some = !part.backends.is_empty();
         let needs = part.backends.len() + 1 + wanted.ranges().len();
         self.refuse(key, FullMap::slots(family), has_some, needs);
-        if let Some(left) = self.image.left_out.get_mut(key)
-            && has_some
-            && !left.parts.contains(&index)
-        {
+        let Some(left) = self.image.left_out.get_mut(key) else {
+            return;
+        };
+        left.is_closed |= !has_some;
+        if has_some && !left.parts.contains(&index) {
             left.parts.push(index);
         }
+    }
+
+    /// How many slots a service has.
+    pub(super) fn slots_of(&self, index: u32) -> u32 {
+        let service = self.image.services.get(&index);
+        let set = service.and_then(|service| service.set.as_ref());
+        set.map_or(0, ServedSet::slots)
     }
 
     /// Whether slots are free beside a service that serves a part.
@@ -222,8 +236,7 @@ impl Planner<'_> {
         let Some(service) = self.image.services.get(&index) else {
             return false;
         };
-        let slots = service.set.as_ref().map_or(0, ServedSet::slots);
-        let space = self.image.space(service.family);
+        let (slots, space) = (self.slots_of(index), self.image.space(service.family));
         space.free_before(service.base) > 0 || space.free_from(service.base + slots) > 0
     }
 
@@ -244,11 +257,37 @@ impl Planner<'_> {
 
     /// The longest range that a plan may get.
     fn longest(&mut self, family: AddressFamily) -> u32 {
+        self.free_sealed();
+        self.image.space(family).longest()
+    }
+
+    /// Has what earlier plans retired free for this one, by a grace period.
+    pub(super) fn free_sealed(&mut self) {
         if self.image.has_sealed() {
             self.grace = true;
             self.image.end_grace();
         }
-        self.image.space(family).longest()
+    }
+
+    /// Has a service serve the part of its set that its new `home` holds, where that is free.
+    pub(super) fn move_to(&mut self, key: &ServiceKey, index: u32, unit: &Unit, home: &Range<u32>) {
+        let Some(service) = self.image.services.get(&index) else {
+            return;
+        };
+        let (family, base) = (service.family, service.base);
+        let had = self.slots_of(index);
+        let is_end = !unit.set.ranges().is_empty();
+        let part = part_of(&unit.set, length_of(home), is_end).unwrap_or_else(|| unit.set.clone());
+        self.image.slots(family).take_at(home.start, part.slots());
+        self.slots.push(Op::WriteSlots {
+            base: home.start,
+            set: part.clone(),
+        });
+        if part != unit.set {
+            self.refuse_rest(key, family, index, &part, &unit.set);
+        }
+        self.publish(index, home.start, part);
+        self.retire_slots(family, base, had);
     }
 
     fn write_slots(&mut self, family: AddressFamily, set: &ServedSet) -> Option<u32> {

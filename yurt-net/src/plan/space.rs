@@ -1,6 +1,7 @@
 //! Space in an array map: extents that are used, free, or retired and perhaps still read.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 /// Allocator of contiguous ranges of `0..capacity`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +101,16 @@ impl Space {
     /// Free extents, in order: start and length.
     pub(super) fn extents(&self) -> impl Iterator<Item = (u32, u32)> {
         self.free.iter().map(|(base, length)| (*base, *length))
+    }
+
+    /// The parts of free extents that are outside of a range.
+    pub(super) fn beside(&self, range: &Range<u32>) -> impl Iterator<Item = (u32, u32)> {
+        let extents = self.extents().flat_map(|(base, length)| {
+            let end = base + length;
+            [(base, end.min(range.start)), (base.max(range.end), end)]
+        });
+        let extents = extents.filter(|(base, end)| base < end);
+        extents.map(|(base, end)| (base, end - base))
     }
 
     /// Gives back a range that no reader has seen.

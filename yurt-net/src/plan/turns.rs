@@ -93,7 +93,7 @@ impl Needs {
         }
     }
 
-    fn fit_into(&self, room: [usize; 5]) -> bool {
+    pub(super) fn fit_into(&self, room: [usize; 5]) -> bool {
         self.0.iter().zip(room).all(|(needs, room)| *needs <= room)
     }
 

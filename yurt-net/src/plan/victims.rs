@@ -5,18 +5,20 @@
 //!
 //! **Where rows or indices lack**, whole service ports go, as if they were deleted: first of the namespace that has
 //! most of what lacks, and of it the smallest that does alone, or else the largest. **Where slots lack**, they have to
-//! lie in one range. Of the ranges that are free or of the namespaces with most slots, as few namespaces as possible,
-//! it is the one that leaves the fewest Services without any endpoint, then the one that costs the fewest. Sets that it
-//! reaches into are cut down to what is beside it.
+//! lie in one range: a window. Of the ranges that are free or of the namespaces with most slots, as few namespaces as
+//! possible, it is the one beside which most is free for the sets that have to move, then the one that has the fewest
+//! of them, then the one that costs the fewest slots. Sets that it reaches into are cut down to what is beside it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use super::homes::{length_of, level};
 use super::image::Capacity;
 use super::op::FullMap;
 use super::space::Space;
 use super::turns::Needs;
 use super::unit::Unit;
+use crate::model::AddressFamily;
 use crate::table::ServiceKey;
 
 /// The maps other than slots, in the order of [`Room::rows`].
@@ -40,6 +42,29 @@ pub(super) struct Placed {
     pub(super) ranges: u32,
 }
 
+impl Placed {
+    /// The fewest slots that are of use to it: for one endpoint and all its source ranges.
+    pub(super) fn least(&self) -> u32 {
+        let set = &self.unit.set;
+        let slots = set.ranges().len() + usize::from(!set.backends.is_empty());
+        u32::try_from(slots).unwrap_or(u32::MAX)
+    }
+
+    fn endpoints(&self) -> u32 {
+        length_of(&self.slots).saturating_sub(self.ranges)
+    }
+
+    /// The slots for so many endpoints, or as many as it has, and for all source ranges.
+    fn enough(&self, endpoints: u32) -> u32 {
+        let ranges = u32::try_from(self.unit.set.ranges().len()).unwrap_or(u32::MAX);
+        self.least().max(ranges + endpoints.min(self.endpoints()))
+    }
+
+    fn is_of(&self, family: usize) -> bool {
+        self.unit.family as usize == family && !self.slots.is_empty()
+    }
+}
+
 /// The room once a plan is written and a grace period has passed.
 #[derive(Clone)]
 pub(super) struct Room {
@@ -56,9 +81,21 @@ pub(super) struct Victims {
     pub(super) out: BTreeSet<usize>,
     /// Slots of each family that no tenant may keep.
     windows: [Option<Range<u32>>; 2],
+    /// Half of an even share, in endpoints.
+    half: [u32; 2],
 }
 
 impl Victims {
+    /// The fewest slots of a set with which it has about as many endpoints as others.
+    pub(super) fn enough(&self, placed: &Placed) -> u32 {
+        placed.enough(self.half[placed.unit.family as usize])
+    }
+
+    /// Slots of a family that no tenant may keep.
+    pub(super) fn window(&self, family: AddressFamily) -> Option<&Range<u32>> {
+        self.windows[family as usize].as_ref()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.out.is_empty() && self.windows.iter().all(Option::is_none)
     }
@@ -102,17 +139,29 @@ pub(super) fn victims(
         let space = &mut room.slots[placed.unit.family as usize];
         space.free(slots.start, length_of(slots));
     }
-    let mut windows = [None, None];
+    let (mut windows, mut half) = ([None, None], [0; 2]);
     for (family, map) in [FullMap::Slots4, FullMap::Slots6].into_iter().enumerate() {
         let (space, wanted) = (&room.slots[family], wanted.0[map as usize]);
         if (space.longest() as usize) < wanted {
             let others = candidates.iter().enumerate();
             let others = others.filter(|(at, _)| !out.contains(at));
             let others: Vec<_> = others.map(|(_, candidate)| candidate).collect();
-            windows[family] = Some(window(&others, family, space, u32::try_from(wanted).ok()?)?);
+            let wanted = u32::try_from(wanted).ok()?;
+            half[family] = even_share(&others, family, space, wanted) / 2;
+            windows[family] = Some(window(&others, family, space, half[family], wanted)?);
         }
     }
-    Some(Victims { out, windows })
+    Some(Victims { out, windows, half })
+}
+
+/// Endpoints that each set may have, so that all sets have as many as fit beside `taken` slots.
+fn even_share(candidates: &[&Candidate<'_>], family: usize, space: &Space, taken: u32) -> u32 {
+    let sets = candidates.iter().flat_map(|one| &one.sets);
+    let sets = sets.filter(|placed| placed.is_of(family));
+    let endpoints: Vec<u32> = sets.map(Placed::endpoints).collect();
+    let free: u32 = space.extents().map(|(_, length)| length).sum();
+    let all = endpoints.iter().sum::<u32>() + free;
+    level(endpoints, all.saturating_sub(taken))
 }
 
 /// Service ports that have to go for rows and indices.
@@ -194,10 +243,6 @@ fn out_for_rows(
     Some(out.into_iter().collect())
 }
 
-fn length_of(slots: &Range<u32>) -> u32 {
-    slots.end - slots.start
-}
-
 /// Slots side by side, free or of one set.
 struct Block<'a> {
     slots: Range<u32>,
@@ -205,18 +250,37 @@ struct Block<'a> {
     held: Option<(&'a Placed, usize)>,
 }
 
-/// The cost of a window: sets left without any endpoint, then slots in use.
-type Cost = (u32, u32);
+/// The cost of a window.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Cost {
+    /// Slots that are not free beside it, and would be enough for those who have to move.
+    lacking: u32,
+    /// Sets that have to move, because they do not keep enough.
+    movers: u32,
+    /// Slots in use.
+    slots: u32,
+}
+
+/// What some blocks are, in all.
+#[derive(Clone, Copy, Default)]
+struct Sum {
+    /// Sets, and the slots that are enough for them.
+    sets: u32,
+    enough: u32,
+    /// Slots in use.
+    slots: u32,
+    free: u32,
+}
 
 /// The range of `length` slots that has to go; see the module.
 fn window(
     candidates: &[&Candidate<'_>],
     family: usize,
     space: &Space,
+    half: u32,
     length: u32,
 ) -> Option<Range<u32>> {
-    let is_ours =
-        |placed: &&Placed| placed.unit.family as usize == family && !placed.slots.is_empty();
+    let is_ours = |placed: &&Placed| placed.is_of(family);
     let mut held: BTreeMap<&str, u32> = BTreeMap::new();
     for one in candidates {
         let slots = one
@@ -246,39 +310,47 @@ fn window(
     let (mut few, mut many) = (0, order.len() + 1);
     while few < many {
         let middle = usize::midpoint(few, many);
-        match cheapest(&blocks, middle, length) {
+        match cheapest(&blocks, middle, half, length) {
             Some(_) => many = middle,
             None => few = middle + 1,
         }
     }
-    cheapest(&blocks, few, length)
+    cheapest(&blocks, few, half, length)
 }
 
 /// The cheapest range of `length` slots that are free or of the first `namespaces`.
-fn cheapest(blocks: &[Block<'_>], namespaces: usize, length: u32) -> Option<Range<u32>> {
+fn cheapest(blocks: &[Block<'_>], namespaces: usize, half: u32, length: u32) -> Option<Range<u32>> {
     let may_go = |block: &Block<'_>| block.held.is_none_or(|(_, place)| place < namespaces);
     let is_joined =
         |a: &Block<'_>, b: &Block<'_>| may_go(a) && may_go(b) && a.slots.end == b.slots.start;
+    let free = blocks.iter().filter(|block| block.held.is_none());
+    let free = free.map(|block| length_of(&block.slots)).sum();
     let mut best: Option<(Cost, u32)> = None;
     for run in blocks.chunk_by(is_joined).filter(|run| may_go(&run[0])) {
         let (start, end) = (run[0].slots.start, run[run.len() - 1].slots.end);
         if end - start < length {
             continue;
         }
-        let mut costs = vec![(0, 0)];
+        let mut sums = vec![Sum::default()];
         for block in run {
-            let (outs, slots) = costs[costs.len() - 1];
-            costs.push(match block.held {
-                Some(_) => (outs + 1, slots + length_of(&block.slots)),
-                None => (outs, slots),
-            });
+            let mut sum = sums[sums.len() - 1];
+            let length = length_of(&block.slots);
+            match block.held {
+                Some((placed, _)) => {
+                    sum.sets += 1;
+                    sum.enough += placed.enough(half);
+                    sum.slots += length;
+                }
+                None => sum.free += length,
+            }
+            sums.push(sum);
         }
         // The cost changes its slope only where the window begins or ends with a block.
         let begins = run.iter().map(|block| block.slots.start);
         let ends = run.iter().map(|block| block.slots.end);
         let starts = begins.chain(ends.filter_map(|end| end.checked_sub(length)));
         for at in starts.filter(|at| (start..=end - length).contains(at)) {
-            let cost = cost(run, &costs, at..at + length);
+            let cost = cost(run, &sums, half, free, at..at + length);
             if best.is_none_or(|best| (cost, at) < best) {
                 best = Some((cost, at));
             }
@@ -287,22 +359,33 @@ fn cheapest(blocks: &[Block<'_>], namespaces: usize, length: u32) -> Option<Rang
     best.map(|(_, at)| at..at + length)
 }
 
-/// `costs`: of all blocks of the run before each.
-fn cost(run: &[Block<'_>], costs: &[Cost], window: Range<u32>) -> Cost {
+/// `sums`: of all blocks of the run before each; `free`: slots that are free, in the run or not.
+fn cost(run: &[Block<'_>], sums: &[Sum], half: u32, free: u32, window: Range<u32>) -> Cost {
     let first = run.partition_point(|block| block.slots.end <= window.start);
     let end = run.partition_point(|block| block.slots.start < window.end);
-    let (mut outs, mut slots) = (costs[end].0 - costs[first].0, costs[end].1 - costs[first].1);
+    let mut movers = sums[end].sets - sums[first].sets;
+    let mut enough = sums[end].enough - sums[first].enough;
+    let mut slots = sums[end].slots - sums[first].slots;
+    let mut beside = free - (sums[end].free - sums[first].free);
     // Only these can be in it in part.
     let ends = [first, end - 1];
     for at in &ends[..if first + 1 == end { 1 } else { 2 }] {
-        let Some((placed, _)) = run[*at].held else {
+        let block = &run[*at];
+        let Some((placed, _)) = block.held else {
+            beside += window.start.saturating_sub(block.slots.start);
+            beside += block.slots.end.saturating_sub(window.end);
             continue;
         };
-        let left = kept(placed, &window);
-        if !left.is_empty() {
-            outs -= 1;
-            slots -= length_of(&left);
+        let left = length_of(&kept(placed, &window));
+        slots -= left;
+        if left >= placed.enough(half) {
+            movers -= 1;
+            enough -= placed.enough(half);
         }
     }
-    (outs, slots)
+    Cost {
+        lacking: enough.saturating_sub(beside),
+        movers,
+        slots,
+    }
 }

@@ -1,5 +1,6 @@
 //! Plans against the code that the kernel runs: after every single write, what does a client get?
 
+mod losses;
 mod room;
 mod safety;
 

@@ -6,14 +6,17 @@
 //!
 //! **Taken from the largest users**: if that is not enough for default/kubernetes or kube-system, `victims` decides
 //! what tenants lose. This room is free after a grace period, and only for the Services for which it was made: tenants
-//! get nothing more in the same plan, and come after those Services in the next one.
+//! get nothing more in the same plan, and come after those Services in the next one. Sets that lie in it move first
+//! (`moving.rs`).
+
+mod moving;
 
 use std::collections::BTreeSet;
 
 use super::change::Change;
 use super::image::LeftOut;
 use super::turns::{Needs, comes_first};
-use super::unit::units;
+use super::unit::{Unit, units};
 use super::victims::{Candidate, Placed, Room, Victims, victims};
 use super::{FrontendKey, FullMap, Planner, ServedSet};
 use crate::model::AddressFamily;
@@ -57,29 +60,34 @@ impl<'t> Planner<'t> {
         needs: usize,
         leaving: usize,
     ) -> bool {
-        let may_have_all = comes_first(key) || needs <= leaving;
+        // A reboot finds room for all rows that there were.
+        let was_there = self.most_endpoints.is_some() && !map.is_slots();
+        let may_have_all = comes_first(key) || needs <= leaving || was_there;
         match may_have_all {
             true => needs <= self.unused(map),
             false => needs == 0 || !self.is_making_room && needs <= self.unused_by_tenants(map),
         }
     }
 
-    /// How many slots a set that `had` some may have of those `wanted`.
-    pub(super) fn most_slots(
-        &self,
-        key: &ServiceKey,
-        family: AddressFamily,
-        wanted: u32,
-        had: u32,
-    ) -> u32 {
+    /// How many slots the set of a unit that `had` some may have.
+    pub(super) fn most_slots(&self, key: &ServiceKey, unit: &Unit, had: u32) -> u32 {
+        let wanted = unit.set.slots();
         if comes_first(key) || wanted <= had {
             return wanted;
         }
+        let map = FullMap::slots(unit.family);
         let more = match self.is_making_room {
             true => 0,
-            false => self.unused_by_tenants(FullMap::slots(family)),
+            false => self.unused_by_tenants(map),
         };
-        wanted.min(had.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)))
+        let ranges = unit.set.ranges().len();
+        // Who is in force has one endpoint before anything is kept free.
+        let least = match !self.is_making_room && ranges < self.unused(map) {
+            true => ranges + 1,
+            false => 0,
+        };
+        let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+        wanted.min(had.saturating_add(count(more)).max(count(least)))
     }
 
     /// Entries of the longest free range of each family, as far as it is known without a grace period.
@@ -96,7 +104,7 @@ impl<'t> Planner<'t> {
                 let Some(needs) = left.asked(map) else {
                     return false;
                 };
-                let room = match comes_first(key) {
+                let room = match comes_first(key) || left.is_closed {
                     true => self.unused(map),
                     false => self.unused_by_tenants(map),
                 };
@@ -116,9 +124,16 @@ impl<'t> Planner<'t> {
             })
     }
 
-    /// Takes from tenants what Services of `first` lack, if that makes enough room. `others` are not changed yet.
-    pub(super) fn make_room(&mut self, first: &[Change], others: [&Vec<Change>; 3]) {
-        let entries = first.iter().filter_map(|change| change.new.as_deref());
+    /// Takes from tenants what Services of `first` and of `next` lack, if that makes enough room; those of `next` are
+    /// planned only where it does not. `others` are not changed yet.
+    pub(super) fn make_room(
+        &mut self,
+        first: &[Change],
+        next: &[Change],
+        others: [&Vec<Change>; 3],
+    ) {
+        let entries = first.iter().chain(next);
+        let entries = entries.filter_map(|change| change.new.as_deref());
         let lacking: Vec<_> = entries
             .filter(|entry| self.image.left_out.contains_key(&entry.key))
             .collect();
@@ -134,10 +149,12 @@ impl<'t> Planner<'t> {
             }
             false => BTreeSet::new(),
         };
+        let mut left = lacking.iter().map(|entry| &self.image.left_out[&entry.key]);
+        let is_again = left.any(|left| left.is_next);
         let candidates = self.candidates(&changing);
         let room = self.room_after_the_plan();
-        let (mut promised, mut found) = (Needs::default(), Victims::default());
-        for entry in lacking {
+        let (mut promised, mut found, mut has_next) = (Needs::default(), Victims::default(), false);
+        for entry in &lacking {
             let mut wanted = promised;
             let needs = Needs::of(entry, self.table).0;
             for map in FullMap::ALL {
@@ -151,22 +168,28 @@ impl<'t> Planner<'t> {
             }
             match victims(&candidates, &wanted, room.clone(), &self.image.capacity) {
                 Some(enough) => (promised, found) = (wanted, enough),
-                None if !changing.is_empty() => {
-                    self.has_retired = true;
-                    if let Some(left) = self.image.left_out.get_mut(&entry.key) {
-                        left.is_next = true;
-                    }
-                }
-                None => {}
+                None => has_next |= !changing.is_empty(),
             }
         }
         self.is_making_room = !found.is_empty();
+        if !self.is_making_room {
+            self.change_all(next);
+        }
+        let homes = self.homes(&candidates, &found, is_again);
+        has_next |= homes.is_none();
+        for entry in lacking {
+            if let Some(left) = self.image.left_out.get_mut(&entry.key) {
+                left.is_next = has_next;
+            }
+        }
+        self.has_retired |= has_next;
+        let Some(homes) = homes else { return };
         for at in &found.out {
             self.take_out(&candidates[*at], &promised);
         }
         for (at, candidate) in candidates.iter().enumerate() {
             if !found.out.contains(&at) {
-                self.cut_down(candidate, &found);
+                self.cut_down(candidate, &found, &homes);
             }
         }
     }
@@ -242,29 +265,6 @@ impl<'t> Planner<'t> {
             if has > 0 && wanted.0[map as usize] > 0 {
                 self.refuse(candidate.key, map, false, has);
             }
-        }
-    }
-
-    /// Cuts the sets of a service port down to what is not in the way.
-    fn cut_down(&mut self, candidate: &Candidate<'_>, victims: &Victims) {
-        let mut is_cut = false;
-        for placed in &candidate.sets {
-            let kept = victims.kept(placed);
-            if kept == placed.slots {
-                continue;
-            }
-            is_cut = true;
-            if kept.is_empty() {
-                let (map, slots) = (FullMap::slots(placed.unit.family), placed.unit.set.slots());
-                self.change_unit(candidate.key, Some(&placed.unit), None);
-                self.refuse(candidate.key, map, false, slots as usize);
-            } else {
-                self.cut(candidate.key, placed.index, kept);
-            }
-        }
-        if is_cut && let Some(left) = self.image.left_out.get_mut(candidate.key) {
-            let mut indices = candidate.sets.iter().map(|placed| placed.index);
-            left.has_some = indices.any(|index| self.image.services.contains_key(&index));
         }
     }
 }

@@ -117,12 +117,9 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The service ports that were served when it was saved; none where all had room, so that there is nothing to tell them from.
+    /// The service ports that were served when it was saved.
     pub fn in_force(&self) -> BTreeSet<ServiceKey> {
         let left_out = &self.provenance.left_out;
-        if left_out.is_empty() {
-            return BTreeSet::new();
-        }
         let services = self.snapshot.services.values();
         let keys = services.flat_map(|service| {
             service.ports.iter().map(|port| ServiceKey {
