@@ -246,8 +246,9 @@ fn a_large_service_gives_kube_system_a_part_of_its_slots_and_serves_the_rest() -
             "{bulk}"
         );
         let reason = bulk["reason"].as_str().unwrap_or_default();
-        let told =
-            format!("only {left} of them are in force: yurt_slot is full, raise --max-slots4");
+        let told = format!(
+            "only {left} of 110 endpoints are in force: yurt_slot is full, raise --max-slots4"
+        );
         ensure!(reason.contains(&told), "{bulk}");
         ensure!(
             refused(&world)? == ["tenant/bulk:"],
@@ -255,7 +256,10 @@ fn a_large_service_gives_kube_system_a_part_of_its_slots_and_serves_the_rest() -
             refused(&world)?
         );
         let status = status(node)?;
-        ensure!(status["refused"][0]["hasSome"] == true, "{status}");
+        let refused = &status["refused"][0];
+        ensure!(refused["hasSome"] == true, "{status}");
+        let part = (&refused["endpointsInForce"], &refused["endpoints"]);
+        ensure!(*part.0 == left && *part.1 == 110, "{status}");
         Ok(())
     })?;
     Ok(())

@@ -99,8 +99,8 @@ pub(super) struct LeftOut {
     needs: [u32; 5],
     /// A part of it is in the maps.
     pub(super) has_some: bool,
-    /// Indices of its services that serve a part of their set.
-    pub(super) parts: Vec<u32>,
+    /// Its services that serve a part of their set, by index: how many endpoints of how many.
+    pub(super) parts: BTreeMap<u32, (usize, usize)>,
     /// One of its services is in the maps, and serves none of the endpoints that it has.
     pub(super) is_closed: bool,
     /// The next plan makes room for it: tenants were changing, or others have to move first.
@@ -133,6 +133,7 @@ impl LeftOut {
                 .iter()
                 .find(|map| self.needs[**map as usize] > 0)?,
             has_some: self.has_some,
+            part: self.parts.values().copied().min(),
         })
     }
 }

@@ -40,7 +40,6 @@ use std::sync::Arc;
 use change::{Change, all_new, changes};
 pub use filter::Filter;
 use homes::level;
-use image::LeftOut;
 pub use image::{Capacity, InForce, MapImage, Observed, ServiceImage};
 pub use op::{
     FrontendKey, FrontendRow, FullMap, KeyPort, Op, Outside, Plan, Refused, ServedSet, Terms,
@@ -224,8 +223,7 @@ impl Planner<'_> {
         let may_fit = left_out.filter(|(key, left)| self.may_fit(key, left, longest));
         let same = may_fit.filter(|(key, _)| !changed.contains(key));
         let mut same: Vec<_> = same.collect();
-        let least = |left: &LeftOut| left.parts.iter().map(|index| self.slots_of(*index)).min();
-        same.sort_by_key(|(_, left)| least(left));
+        same.sort_by_key(|(_, left)| left.parts.values().min().copied());
         let retry = same.into_iter().filter_map(|(key, _)| {
             let at = desired.binary_search_by(|entry| entry.key.cmp(key)).ok()?;
             Some(Change {

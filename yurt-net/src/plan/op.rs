@@ -172,6 +172,8 @@ pub struct Refused {
     pub map: FullMap,
     /// Whether a part of it is in the maps: a set that is valid but not complete.
     pub has_some: bool,
+    /// The shortest of its sets that are in the maps in part: how many endpoints of how many.
+    pub part: Option<(usize, usize)>,
 }
 
 /// Maps that can be full.

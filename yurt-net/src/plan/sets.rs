@@ -179,8 +179,8 @@ impl Planner<'_> {
     }
 
     /// Has a service serve no more than the slots `kept` of those that it has. Ranges, if there are any, are among
-    /// them.
-    pub(super) fn cut(&mut self, key: &ServiceKey, index: u32, kept: Range<u32>) {
+    /// them. `unit`: what it asks for.
+    pub(super) fn cut(&mut self, key: &ServiceKey, index: u32, unit: &Unit, kept: Range<u32>) {
         let Some(service) = self.image.services.get(&index) else {
             return;
         };
@@ -194,7 +194,7 @@ impl Planner<'_> {
             backends: backends.take(kept.len().saturating_sub(ranges)).collect(),
             terms: old.terms,
         };
-        self.refuse_rest(key, family, index, &set, &set);
+        self.refuse_rest(key, family, index, &set, &unit.set);
         let cut = Grown {
             kept,
             set,
@@ -219,13 +219,14 @@ impl Planner<'_> {
             return;
         };
         left.is_closed |= !has_some;
-        if has_some && !left.parts.contains(&index) {
-            left.parts.push(index);
+        let (in_force, all) = (part.backends.len(), wanted.backends.len());
+        if has_some && in_force < all {
+            left.parts.insert(index, (in_force, all));
         }
     }
 
     /// How many slots a service has.
-    pub(super) fn slots_of(&self, index: u32) -> u32 {
+    fn slots_of(&self, index: u32) -> u32 {
         let service = self.image.services.get(&index);
         let set = service.and_then(|service| service.set.as_ref());
         set.map_or(0, ServedSet::slots)

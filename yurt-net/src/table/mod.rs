@@ -334,8 +334,9 @@ impl ServiceEntry {
         }
     }
 
-    /// Whether endpoints see this node's address instead of the client's. Sockets of this node dial the endpoint
-    /// themselves; of the others, those that the policy Local keeps on this node need no way back over it.
+    /// Whether endpoints on other nodes see this node's address instead of the client's: those here see the client.
+    /// Sockets of this node dial the endpoint themselves; of the others, those that the policy Local keeps on this node
+    /// need no way back over it.
     pub fn is_masqueraded(&self, kind: FrontendKind, scope: Scope) -> bool {
         let is_kept_here = kind != FrontendKind::ClusterIp
             && self.policy(kind, Scope::External) == TrafficPolicy::Local;

@@ -2,7 +2,8 @@
 //!
 //! Pure. In: `ServiceTable`, `Reasons`. Out: the JSON of `plan -o json`, which is a contract, or a table for people.
 //! Every frontend has a row for clients of this node, which the socket path answers, and one for all other clients,
-//! which the packet path answers if it is on; only the latter are masqueraded, as kube-proxy does (pkg/proxy/iptables/proxier.go).
+//! which the packet path answers if it is on; only the latter are masqueraded, and only to
+//! endpoints on other nodes: kube-proxy does it to those here, too (pkg/proxy/iptables/proxier.go).
 //! If the interfaces of the node are not known, because this is another machine, the output says so.
 #![forbid(unsafe_code)]
 
@@ -110,6 +111,7 @@ pub(super) struct Row<'a> {
     pub(super) verdict: FlowVerdict,
     /// Empty unless `forward`.
     pub(super) endpoints: Backends,
+    /// Endpoints on other nodes see this node's address instead of the client's.
     pub(super) masquerade: bool,
     /// The path that enforces the row.
     pub(super) path: Path,

@@ -91,7 +91,7 @@ pub struct Explanation {
     pub verdict: FlowVerdict,
     /// Sorted; empty unless `forward`.
     pub endpoints: Vec<SocketAddr>,
-    /// The endpoint sees this node's address instead of the client's.
+    /// Endpoints on other nodes see this node's address instead of the client's; those here see the client.
     pub masquerade: bool,
     /// `ns/name:port`; "" when it is no service port's.
     pub service: String,
@@ -130,7 +130,11 @@ impl Explanation {
             // Source ranges do not admit the client, or no endpoint is here: room in the maps would change nothing.
             _ if self.verdict == FlowVerdict::Drop => return self,
             Some(InForce::Forward(some)) if is_forwarded && some.len() < self.endpoints.len() => {
-                let what = format!("only {} of them are in force", some.len());
+                let what = format!(
+                    "only {} of {} endpoints are in force",
+                    some.len(),
+                    self.endpoints.len()
+                );
                 self.endpoints = some.to_vec();
                 (FlowVerdict::Forward, what)
             }

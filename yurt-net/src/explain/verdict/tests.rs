@@ -511,6 +511,7 @@ fn what_a_full_map_has_no_room_for_is_told_as_it_is() {
         service: world().compile().services[0].key.clone(),
         map: FullMap::Slots4,
         has_some,
+        part: None,
     };
     let told = |has_some, in_force| found().with_a_full_map(&refused(has_some), Some(in_force));
     let all: Backends = found().endpoints.into_iter().collect();
@@ -519,8 +520,11 @@ fn what_a_full_map_has_no_room_for_is_told_as_it_is() {
     let in_part = told(true, InForce::Forward(part.clone()));
     assert_eq!(in_part.verdict, FlowVerdict::Forward);
     assert_eq!(in_part.endpoints, part.to_vec());
-    let how = "; but only 1 of them are in force: yurt_slot is full, raise --max-slots4";
-    assert!(in_part.reason.ends_with(how), "{}", in_part.reason);
+    let how = format!(
+        "; but only 1 of {} endpoints are in force: yurt_slot is full, raise --max-slots4",
+        all.len()
+    );
+    assert!(in_part.reason.ends_with(&how), "{}", in_part.reason);
     assert_eq!(
         told(true, InForce::Forward(all)),
         found(),

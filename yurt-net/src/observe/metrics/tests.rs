@@ -115,6 +115,7 @@ fn status() -> Status {
         },
         map: FullMap::Frontends4,
         has_some: false,
+        part: None,
     }]));
     status.set_rejections(&[Rejection {
         kind: "Service".to_owned(),

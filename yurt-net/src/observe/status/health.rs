@@ -205,6 +205,8 @@ mod tests {
             map: "yurt_slot".to_owned(),
             flag: "--max-slots4".to_owned(),
             has_some: false,
+            endpoints_in_force: None,
+            endpoints: None,
         }
     }
 

@@ -260,9 +260,15 @@ impl Status {
                 map,
                 flag,
                 has_some,
+                endpoints_in_force,
+                endpoints,
             } in &shown
             {
-                let what = if *has_some { "incomplete" } else { "left out" };
+                let what = match (endpoints_in_force, endpoints, has_some) {
+                    (Some(some), Some(all), _) => format!("{some} of {all} endpoints in force"),
+                    (.., true) => "incomplete".to_owned(),
+                    (.., false) => "left out".to_owned(),
+                };
                 writeln!(out, "{service}  {what}: {map} is full, raise {flag}")?;
             }
             write_more(out, all, shown.len(), "explain` says it of one address")?;

@@ -20,6 +20,12 @@ pub struct RefusedService {
     pub flag: String,
     /// It serves some of its endpoints; else it is left out whole.
     pub has_some: bool,
+    /// How many endpoints of its shortest set are in force, where a part of it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints_in_force: Option<usize>,
+    /// Of how many.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoints: Option<usize>,
 }
 
 impl From<&Refused> for RefusedService {
@@ -28,12 +34,15 @@ impl From<&Refused> for RefusedService {
             service,
             map,
             has_some,
+            part,
         } = refused;
         Self {
             service: service.to_string(),
             map: map.to_string(),
             flag: map.flag().to_owned(),
             has_some: *has_some,
+            endpoints_in_force: part.map(|(in_force, _)| in_force),
+            endpoints: part.map(|(_, all)| all),
         }
     }
 }

@@ -118,7 +118,7 @@ impl<'t> Planner<'t> {
                 let has_place = || {
                     self.image.has_sealed()
                         || needs <= longest as usize
-                        || left.parts.iter().any(|index| self.has_free_beside(*index))
+                        || left.parts.keys().any(|index| self.has_free_beside(*index))
                 };
                 least <= room && has_place()
             })

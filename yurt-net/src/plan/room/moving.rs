@@ -76,7 +76,7 @@ impl Planner<'_> {
         }
         for ((key, set), stays) in sets.iter().zip(staying) {
             if stays.slots != victims.kept(set) {
-                self.cut(key, set.index, stays.slots);
+                self.cut(key, set.index, &set.unit, stays.slots);
             }
         }
         true
@@ -98,7 +98,7 @@ impl Planner<'_> {
                 self.change_unit(candidate.key, Some(&placed.unit), None);
                 self.refuse(candidate.key, map, false, slots as usize);
             } else {
-                self.cut(candidate.key, placed.index, kept);
+                self.cut(candidate.key, placed.index, &placed.unit, kept);
             }
         }
         if is_cut && let Some(left) = self.image.left_out.get_mut(candidate.key) {
