@@ -144,7 +144,7 @@ fn the_fourth_repair_in_a_minute_is_an_alarm_and_no_fight() -> Result<()> {
         becomes(&node, V4, MAC4)?;
     }
     change()?;
-    is_told(&node, "left alone")?;
+    is_told(&node, "leaves it alone")?;
     stays(&node, V4, OTHER)?;
     let status = node.status()?;
     let mut devices = status.devices.devices.iter();
