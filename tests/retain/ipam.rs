@@ -216,7 +216,7 @@ fn a_retained_address_is_given_away_when_nothing_else_is_free_and_the_oldest_fir
         error["msg"]
             .as_str()
             .unwrap()
-            .contains("no address is free in 10.1.0.1-10.1.0.4: 3 are in use"),
+            .contains("no address is free in 10.1.0.1-10.1.0.4: the ledger has 3 in use"),
         "{error}"
     );
     network.del(&pods[1]);
