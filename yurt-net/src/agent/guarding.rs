@@ -140,7 +140,6 @@ impl Guarding {
         let is_told = !matches!(facts.origin, Origin::None | Origin::Checkpoint);
         let told = facts.snapshot.filter(|_| is_told);
         ask_for_the_untold(&mut pods, &granted, told);
-        self.judge_at = None;
         let is_asked = pods.iter().any(|pod| !pod.extra.is_empty());
         self.judged = is_asked.then(Instant::now);
         let nothing = (Snapshot::default(), BTreeSet::new());
@@ -175,6 +174,11 @@ impl Guarding {
         if let Some(judged) = self.judged {
             self.judge_at.get_or_insert(judged + JUDGE_EVERY);
         }
+    }
+
+    /// [`Self::hear`] is called now, or there is nothing to hear of any more: a deadline that stayed would be due at each turn.
+    pub(super) fn settle_doubt(&mut self) {
+        self.judge_at = None;
     }
 
     /// When to [`Self::hear`] again, though neither the ledger nor a device has changed.

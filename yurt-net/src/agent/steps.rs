@@ -61,7 +61,10 @@ impl Agent {
             }),
             Step::RefreshPods => self.sources.refresh_pods(),
             Step::DoubtGrants => self.units.guarding.doubt_grants(),
-            Step::Guard => self.tell_of_ledger(|units, facts| units.guarding.hear(facts)),
+            Step::Guard => {
+                self.units.guarding.settle_doubt();
+                self.tell_of_ledger(|units, facts| units.guarding.hear(facts));
+            }
             Step::Translate => self.tell_of_ledger(|units, facts| units.translating.hear(facts)),
             // The programs read the table that is in force.
             Step::ServePackets => {

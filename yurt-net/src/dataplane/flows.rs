@@ -9,10 +9,10 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use yurt_ebpf::abi::{
-    FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_QUIET_S, FLOW_SERVED,
-    Flow, FlowKey, PACKET_ABI,
+    FLOW_DIALLED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_SERVED, Flow, FlowKey, PACKET_ABI,
 };
 use yurt_ebpf::frame::ip::TCP;
+use yurt_ebpf::rewrite::flow;
 
 use super::DataplaneError;
 use super::attach::bpffs::open_map;
@@ -175,8 +175,8 @@ fn now_s() -> u32 {
     monotonic_seconds() as u32
 }
 
-/// An address as it is in the maps.
-trait Address: Copy + Default + PartialEq + Into<IpAddr> {}
+/// An address as it is in the maps, and as it is shown.
+trait Address: flow::Address + Default + PartialEq + Into<IpAddr> {}
 impl Address for [u8; 4] {}
 impl Address for [u8; 16] {}
 
@@ -303,11 +303,7 @@ fn seen<A: Address>(
     let dialled = at(key.destination, key.destination_port_be);
     let answers = answers.filter(|answers| at(answers.to, answers.to_port_be) == dialled);
     let state = flow.state | answers.map_or(0, |answers| answers.state & FLOW_IS_CLOSING);
-    let (is_tcp, quiet_s) = (key.protocol == TCP, now_s.wrapping_sub(flow.last_s));
-    let is_over = match is_tcp {
-        true => state & FLOW_IS_CLOSING != 0 && quiet_s > FLOW_CLOSED_S,
-        false => quiet_s > FLOW_QUIET_S,
-    };
+    let is_over = Flow { state, ..*flow }.is_over(key.protocol == TCP, now_s);
     PacketFlow {
         protocol: key.protocol,
         client: at(key.source, key.source_port_be),
@@ -323,6 +319,38 @@ fn seen<A: Address>(
             () if is_opening => Stage::Opening,
             () => Stage::Up,
         },
-        quiet_s,
+        quiet_s: now_s.wrapping_sub(flow.last_s),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_that_nobody_has_answered_is_shown_as_over_when_the_programs_take_it_for_over() {
+        let key = FlowKey {
+            source: [192, 0, 2, 9],
+            destination: [192, 0, 2, 1],
+            protocol: TCP,
+            place: FLOW_DIALLED,
+            ..FlowKey::default()
+        };
+        let flow = Flow {
+            to: [10, 244, 1, 2],
+            ..Flow::default()
+        };
+        let answers = Flow {
+            to: key.destination,
+            ..Flow::default()
+        };
+        let stages = [120, 121].map(|now_s| seen(&key, &flow, Some(answers), true, now_s).stage);
+        assert_eq!(stages, [Stage::Opening, Stage::Over]);
+        let closing = Flow {
+            state: FLOW_IS_CLOSING,
+            ..answers
+        };
+        let stages = [10, 11].map(|now_s| seen(&key, &flow, Some(closing), false, now_s).stage);
+        assert_eq!(stages, [Stage::Closing, Stage::Over]);
     }
 }

@@ -143,9 +143,9 @@ impl<A: Address> Flow<A> {
                 == u16::from_ne_bytes(dialled.destination_port_be)
     }
 
-    /// Whether it counts no more, and another flow may have its key.
+    /// Whether it counts no more, and another flow may have its key. `now_s` are seconds of `CLOCK_MONOTONIC`.
     #[inline(always)]
-    pub(super) fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
+    pub fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
         let quiet = now_s.wrapping_sub(self.last_s);
         match self.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
             FLOW_IS_ANSWERED if is_tcp => false,
