@@ -134,7 +134,10 @@ impl Charge {
                 break;
             }
         }
-        self.in_charge = self.best(now).or(self.in_charge);
+        // The one that takes charge may give way at once, to one before it. It ends: a good one gives way only to those.
+        while let Some(better) = self.best(now) {
+            self.in_charge = Some(better);
+        }
         // Rule 3.
         if let Some(index) = self.in_charge
             && let Some(Standing::Good(since)) = self.sources.get(index).map(|s| s.standing)
@@ -332,6 +335,25 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn one_decision_is_enough_where_the_one_that_takes_charge_gives_way_to_another() {
+        let mut charge = Charge::new(3);
+        charge.set_present(2, true);
+        for seconds in [0, 10, 20] {
+            charge.decide(at(seconds));
+        }
+        charge.report(0, true, at(20));
+        charge.decide(at(20));
+        // The first flaps: the last, whose word is present, takes its place at once, and the second comes before the last.
+        charge.report(1, true, at(21));
+        charge.report(2, true, at(21));
+        charge.report(0, false, at(21));
+        charge.decide(at(21));
+        assert_eq!(charge.in_charge(), Some(1));
+        charge.decide(at(21));
+        assert_eq!(charge.in_charge(), Some(1));
     }
 
     #[test]
