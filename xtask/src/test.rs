@@ -30,7 +30,7 @@ enum Rings {
 pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     if rings == Rings::Unit {
         setup::ensure(&[Need::Nextest])?;
-        return unit("default");
+        return unit("default", None);
     }
     // Said at once, not after ten minutes; and never a silent skip.
     require_root("this test run")?;
@@ -38,8 +38,9 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
     let kernel = setup::old_kernel()?;
     if rings == Rings::All {
         check::run(&check::Args::default())?;
-        unit("ci")?;
-        emulated()?;
+        let seed = seed();
+        unit("ci", Some(&seed))?;
+        emulated(&seed)?;
         Line::new("cargo doc --workspace --no-deps")
             .env("RUSTDOCFLAGS", "-D warnings")
             .run()?;
@@ -64,18 +65,36 @@ const NOT_EMULATED: &str = "not (test(/^dataplane::service::sockets::/) | test(/
 
 /// The libraries' tests as aarch64 has them, word sizes, alignment and memory order included. Emulation is slow, so
 /// that property tests try fewer cases; what they find is in the code, and rarely in the architecture.
-fn emulated() -> Result<()> {
+fn emulated(seed: &str) -> Result<()> {
     Line::new("cargo nextest run -P ci --lib -p yurt-ebpf -p yurt-net --target")
         .arg(Target::Arm.triple())
         .env("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER", EMULATOR)
         .env("PROPTEST_CASES", "8")
+        .env(SEED, seed)
         .args(["-E", NOT_EMULATED])
         .run()
 }
 
-fn unit(profile: &str) -> Result<()> {
+/// What `seed` is for: proptest's name of it.
+const SEED: &str = "PROPTEST_RNG_SEED";
+
+/// What the property tests of a whole run generate from: the content of the commit. A run that is red is so again wherever it is
+/// repeated, and the next change is tried with other cases. Where there is no commit, the number stays the same.
+fn seed() -> String {
+    let tree = Line::new("git rev-parse HEAD^{tree}").output();
+    let number = tree.ok().and_then(|tree| {
+        let digits = tree.trim().get(..16)?;
+        u64::from_str_radix(digits, 16).ok()
+    });
+    number.unwrap_or_default().to_string()
+}
+
+/// Without a seed, each run tries cases of its own.
+fn unit(profile: &str, seed: Option<&str>) -> Result<()> {
     Line::new("cargo test --workspace --doc --quiet").run()?;
-    Line::new("cargo nextest run --workspace -P")
-        .arg(profile)
-        .run()
+    let mut line = Line::new("cargo nextest run --workspace -P").arg(profile);
+    if let Some(seed) = seed {
+        line = line.env(SEED, seed);
+    }
+    line.run()
 }
