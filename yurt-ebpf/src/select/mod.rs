@@ -406,6 +406,16 @@ pub fn random_slot<D: Dialer>(dialer: &D, word: PublishWord) -> u32 {
     word.base() + offset as u32
 }
 
+/// The slot of the set after another one; the first one after the last.
+#[inline(always)]
+pub const fn next_slot(slot: u32, word: PublishWord) -> u32 {
+    let next = slot.wrapping_add(1);
+    match next.wrapping_sub(word.base()) < word.count() as u32 {
+        true => next,
+        false => word.base(),
+    }
+}
+
 // Whether a backend is in a set: binary search, for the agent writes every range sorted by address and port.
 //
 // BPF has no instruction that turns a comparison into a number, so each comparison is a branch, which the verifier

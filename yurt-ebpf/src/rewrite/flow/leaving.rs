@@ -1,4 +1,8 @@
 //! What leaves: answers, and what is masqueraded.
+#![expect(
+    clippy::cast_possible_truncation,
+    reason = "offsets of ports are below their count"
+)]
 
 use super::address::Address;
 use super::head::{ACK, Head, SYN};
@@ -10,7 +14,7 @@ use crate::frame::ETH;
 use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
 
-/// Ports that a masqueraded flow tries.
+/// Ports that a masqueraded flow tries, if it cannot keep the client's.
 const PORT_TRIES: u32 = 8;
 
 /// A packet that leaves by a device that leads outside, where this node has `node` as its address.
@@ -128,32 +132,33 @@ where
     scratch.other.source = scratch.key.destination;
     scratch.other.destination = scratch.flow.node;
     scratch.other.place = FLOW_MASQUERADED;
-    let mut offset = u16::from_be_bytes(head.source_port_be).wrapping_sub(first);
-    for _ in 0..PORT_TRIES {
+    let count = u32::from(count);
+    let mut offset = u32::from(u16::from_be_bytes(head.source_port_be).wrapping_sub(first));
+    // In a map's memory, of which the verifier knows nothing: it would walk the loop for each value.
+    scratch.next = ((here.random() >> 16) * count) >> 16;
+    // Far from each other, for ports that are taken may lie in heaps. Of a small range it is every port.
+    let apart = (count / PORT_TRIES).max(1);
+    for _ in 0..=PORT_TRIES {
         if offset >= count {
-            offset = (((here.random() >> 16) * u32::from(count)) >> 16) as u16;
+            offset = scratch.next;
+            scratch.next = match offset + apart {
+                next if next < count => next,
+                next => next.wrapping_sub(count),
+            };
         }
-        let port_be = first.wrapping_add(offset).to_be_bytes();
+        let port_be = first.wrapping_add(offset as u16).to_be_bytes();
         scratch.other.destination_port_be = port_be;
-        let is_free = match flows.find(&scratch.other) {
-            Some(Found { flow, .. }) => {
-                flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s)
-            }
-            None => {
-                // Another CPU may be faster.
-                if flows.open_new(&scratch.other, &scratch.flow) {
-                    return Some(port_be);
-                }
-                false
-            }
-        };
-        if is_free {
+        let is_old = flows.find(&scratch.other).map(|Found { flow, .. }| {
+            flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s)
+        });
+        if is_old == Some(true) {
             flows.forget(&scratch.other);
-            if flows.open_new(&scratch.other, &scratch.flow) {
-                return Some(port_be);
-            }
         }
-        offset = u16::MAX;
+        // Another CPU may be faster.
+        if is_old != Some(false) && flows.open_new(&scratch.other, &scratch.flow) {
+            return Some(port_be);
+        }
+        offset = u32::MAX;
     }
     None
 }

@@ -75,6 +75,8 @@ pub struct Scratch<A: Address> {
     pub(super) flow: Flow<A>,
     pub(super) served: Flow<A>,
     pub(super) backend: A::Backend,
+    /// What a new flow tries next: the slot of a backend, or which of the ports to masquerade with.
+    pub(super) next: u32,
     pub(super) known: Known,
     /// If the packet is the first of several fragments, where its address is that changes, and the key of the others; else 0.
     pub(super) first_part_at: u32,

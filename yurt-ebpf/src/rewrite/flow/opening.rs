@@ -12,9 +12,9 @@ use crate::abi::{
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Side};
 use crate::rewrite::Packet;
-use crate::select::{Dialer, Resolved, Tables, random_slot};
+use crate::select::{Dialer, Resolved, Tables, next_slot, random_slot};
 
-/// Backends that a new flow tries where the client has another flow to the first ones from the same port.
+/// Backends that a new flow tries, one after the other, where the client has other flows to the first ones from the same port.
 const BACKEND_TRIES: u32 = 3;
 
 /// A packet that may open a flow, as it came in: a SYN, or a datagram that is of no flow. What another program has found out
@@ -122,13 +122,17 @@ where
     };
     scratch.other = scratch.key;
     scratch.other.place = FLOW_SERVED;
+    scratch.next = random_slot(&dialer, word);
     let mut tries = 0..BACKEND_TRIES;
     loop {
         if tries.next().is_none() {
             return Verdict::Is(Handled::DropClash);
         }
-        if !is_kept && !A::read(tables, random_slot(&dialer, word), &mut scratch.backend) {
-            return Verdict::Is(Handled::DropInconsistent);
+        if !is_kept {
+            if !A::read(tables, scratch.next, &mut scratch.backend) {
+                return Verdict::Is(Handled::DropInconsistent);
+            }
+            scratch.next = next_slot(scratch.next, word);
         }
         let was_kept = core::mem::replace(&mut is_kept, false);
         (scratch.other.destination, scratch.other.destination_port_be) =

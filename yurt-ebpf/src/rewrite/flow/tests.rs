@@ -921,6 +921,54 @@ fn what_is_of_no_flow_and_no_service_goes_on_unchanged() {
 }
 
 #[test]
+fn a_port_that_has_a_flow_to_one_backend_gets_another_one_of_the_set_at_another_frontend() {
+    for Cast {
+        client,
+        dialled,
+        backend,
+        ..
+    } in casts()
+    {
+        let other = SocketAddr::new(dialled.ip(), dialled.port() + 1);
+        for seed in 0..200 {
+            let mut node = Node::new();
+            node.random = Cell::new(seed);
+            let backends = [0, 1, 2].map(|more| {
+                let port = backend.port() + more;
+                SocketAddr::new(backend.ip(), port).to_string()
+            });
+            let backends = backends.each_ref().map(String::as_str);
+            node.serve(UDP, &[&dialled.to_string(), &other.to_string()], &backends);
+            let first = node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+            let second = node.led(&udp(client, other, b"?"), Handled::NewFlow);
+            assert_ne!(first, second, "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn every_port_of_a_small_range_is_found() {
+    let mut node = Node::new();
+    node.serve(UDP, &["192.0.2.11:53"], &["10.244.2.5:53"]);
+    for seed in 0..200 {
+        node.random = Cell::new(seed);
+        node.now_s += FLOW_QUIET_S + 1;
+        node.ports = (61000, 8);
+        let mut seen: Vec<u16> = (0..8)
+            .map(|host| {
+                let client = SocketAddr::new(ip(&format!("198.51.100.{host}")), 61003);
+                node.led(&udp(client, at("192.0.2.11:53"), b"?"), Handled::NewFlow);
+                let asked = udp(client, at("10.244.2.5:53"), b"?");
+                node.sent(&asked, Handled::ToBackend).0.port()
+            })
+            .collect();
+        assert_eq!(seen[0], 61003);
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(61000..61008), "seed {seed}");
+    }
+}
+
+#[test]
 fn a_flow_that_cannot_be_remembered_is_not_begun() {
     let mut node = Node::new();
     node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
@@ -1094,24 +1142,29 @@ proptest! {
         }
     }
 
-    /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody else does.
+    /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody else does. No two
+    /// flows share a tuple, and none is dropped while there is a backend or a port for it.
     #[test]
     fn what_went_out_comes_back_to_who_sent_it(
         steps in proptest::collection::vec((0..4_u8, 0..3_u16, 0..3_usize, any::<bool>()), 1..60),
         seed in any::<u32>(),
+        ports in 1..=8_u16,
     ) {
         let mut node = Node::new();
         node.random = Cell::new(seed);
-        node.ports = (61000, 40);
+        node.ports = (61000, ports);
         let frontends = ["192.0.2.11:30001", "192.0.2.11:30002", "203.0.113.9:80"];
         // Here, and on another node.
         let backends = ["10.244.1.5:80", "10.244.2.5:80"];
         for frontend in frontends {
             node.serve(UDP, &[frontend], &backends);
         }
+        let (mut dialled_by, mut stands_for) = (BTreeMap::new(), BTreeMap::new());
         for (host, port, frontend, is_quiet) in steps {
             if is_quiet {
                 node.now_s += FLOW_QUIET_S + 1;
+                dialled_by.clear();
+                stands_for.clear();
             }
             let client = SocketAddr::new(ip(&format!("198.51.100.{host}")), 61000 + port);
             let dialled = at(frontends[frontend]);
@@ -1120,17 +1173,26 @@ proptest! {
                 Verdict::Is(Handled::NewFlow | Handled::ToBackend) => {}
                 other => {
                     prop_assert_eq!(other, Verdict::Is(Handled::DropClash));
+                    for backend in backends {
+                        prop_assert!(dialled_by.contains_key(&(client, at(backend))));
+                    }
                     continue;
                 }
             }
             let backend = ends(&after[14..]).1;
+            prop_assert_eq!(*dialled_by.entry((client, backend)).or_insert(dialled), dialled);
             let is_here = backend == at(backends[0]);
             let mut answered = client;
             if !is_here {
                 let (verdict, after) = node.leave(&udp(client, backend, b"?"), true);
+                if verdict == Verdict::Is(Handled::DropNoPort) {
+                    prop_assert_eq!(stands_for.len(), usize::from(ports));
+                    continue;
+                }
                 prop_assert_eq!(verdict, Verdict::Is(Handled::ToBackend));
                 let seen = ends(&after[14..]).0;
                 prop_assert_eq!(seen.ip(), ip("192.0.2.11"));
+                prop_assert_eq!(*stands_for.entry(seen).or_insert(client), client);
                 let (verdict, after) = node.arrive(&udp(backend, seen, b"!"));
                 prop_assert_eq!(verdict, Verdict::Is(Handled::ToClient));
                 answered = ends(&after[14..]).1;
