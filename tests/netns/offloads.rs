@@ -13,7 +13,8 @@ use crate::icmp::echo;
 use crate::outside::Stage;
 use crate::world::PATIENCE;
 
-/// `ETHTOOL_S*` of checksums of what is sent, of what is received, of segments of TCP and of any kind, and of putting such together.
+/// `ETHTOOL_S*` of checksums of what is sent, of what is received, of segments of TCP and of any kind, and of putting
+/// such together.
 const OFFLOADS: [u32; 5] = [0x17, 0x15, 0x1f, 0x24, 0x2c];
 const SIOCETHTOOL: libc::Ioctl = 0x8946;
 

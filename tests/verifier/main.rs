@@ -129,8 +129,8 @@ fn every_program_loads_without_bpf_set_retval_as_on_kernels_before_it() -> Resul
     Ok(())
 }
 
-/// aya takes the verifier's log for UTF-8, and ends the agent where it is not. A full log ends anywhere, also within a character, and
-/// all that is not the kernel's own words is quoted from the object: names, and lines of the sources.
+/// aya takes the verifier's log for UTF-8, and ends the agent where it is not. A full log ends anywhere, also within a
+/// character, and all that is not the kernel's own words is quoted from the object: names, and lines of the sources.
 #[test]
 fn the_verifier_can_quote_nothing_of_the_programs_that_is_not_ascii() -> Result<()> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bpf/yurt-ebpf.o");

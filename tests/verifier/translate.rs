@@ -1,4 +1,5 @@
-//! Translation's programs on frames: what becomes of them in the kernel, with the checksums and the sizes that it keeps itself.
+//! Translation's programs on frames: what becomes of them in the kernel, with the checksums and the sizes that it keeps
+//! itself.
 
 use std::net::IpAddr;
 use std::net::SocketAddr;

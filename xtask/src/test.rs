@@ -78,8 +78,9 @@ fn emulated(seed: &str) -> Result<()> {
 /// What `seed` is for: proptest's name of it.
 const SEED: &str = "PROPTEST_RNG_SEED";
 
-/// What the property tests of a whole run generate from: the content of the commit. A run that is red is so again wherever it is
-/// repeated, and the next change is tried with other cases. Where there is no commit, the number stays the same.
+/// What the property tests of a whole run generate from: the content of the commit. A run that is red is so again
+/// wherever it is repeated, and the next change is tried with other cases. Where there is no commit, the number stays
+/// the same.
 fn seed() -> String {
     let tree = Line::new("git rev-parse HEAD^{tree}").output();
     let number = tree.ok().and_then(|tree| {

@@ -10,7 +10,8 @@ use super::report::Noise;
 use super::report::Series;
 use crate::testrun::Program;
 
-/// Runs a program on a frame. `what` names the frame, `who` the program; what it adds is judged where `at_most`, in nanoseconds, is given.
+/// Runs a program on a frame. `what` names the frame, `who` the program; what it adds is judged where `at_most`, in
+/// nanoseconds, is given.
 pub fn cost(
     (what, who): (&str, &str),
     [empty, program]: [&Program; 2],

@@ -1,7 +1,8 @@
 //! What the packet path costs clients outside: the same operations through a NodePort and to the Pod itself, by turns.
 //!
-//! Each universe is a host outside, a node that it is connected to by the lab's wire, and a server in a Pod of that node or of another one.
-//! To the Pod itself packets are forwarded by the kernel alone, both ways through the same nodes.
+//! Each universe is a host outside, a node that it is connected to by the lab's wire, and a server in a Pod of that
+//! node or of another one. To the Pod itself packets are forwarded by the kernel alone, both ways through the same
+//! nodes.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -269,8 +270,8 @@ fn wait_served(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Rules for `iptables-restore` of the shape of kube-proxy's: a chain for each Service and for each endpoint, all Services in one list, and
-/// marks for what is masqueraded. NodePorts come last.
+/// Rules for `iptables-restore` of the shape of kube-proxy's: a chain for each Service and for each endpoint, all
+/// Services in one list, and marks for what is masqueraded. NodePorts come last.
 fn rules(server: Ipv4Addr, count: usize) -> Result<String> {
     let mut chains = String::new();
     let mut list = String::new();

@@ -1,5 +1,5 @@
-//! A node that reboots without the cloud, all of whose Pods have new addresses: how soon after the agent's start every ClusterIP
-//! answers again (openyurt#2810).
+//! A node that reboots without the cloud, all of whose Pods have new addresses: how soon after the agent's start every
+//! ClusterIP answers again (openyurt#2810).
 
 use std::fs;
 use std::net::Ipv4Addr;

@@ -135,8 +135,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     })
 }
 
-/// Milliseconds of an ADD of `yurt-cni` for a Pod that is really there: it sets the MAC, tells the neighbours, writes the ledger and puts the
-/// guard on the device.
+/// Milliseconds of an ADD of `yurt-cni` for a Pod that is really there: it sets the MAC, tells the neighbours, writes
+/// the ledger and puts the guard on the device.
 fn chained(lab: &Lab, options: &Options, dir: &tempfile::TempDir) -> Result<Vec<f64>> {
     let node = lab.node("edge-1")?;
     let program = dir.path().join("yurt-cni");

@@ -1,7 +1,7 @@
 //! What others wait for beside tenants who write as much as an apiserver takes.
 //!
-//! A hundred objects of up to 1.5 MB, each a way to be large; while some of them are changed again and again, the slice of
-//! somebody else's Service is changed, and `status` and `/healthz` are asked for.
+//! A hundred objects of up to 1.5 MB, each a way to be large; while some of them are changed again and again, the slice
+//! of somebody else's Service is changed, and `status` and `/healthz` are asked for.
 
 use std::io::Read;
 use std::io::Write;
@@ -102,7 +102,8 @@ fn service(name: &str, number: usize) -> Value {
     of_tenant(objects::service(name, ip.into(), 80))
 }
 
-/// A large object and what it needs to be one; another version has something else in it, and other names wherever it has many.
+/// A large object and what it needs to be one; another version has something else in it, and other names wherever it
+/// has many.
 fn large(number: usize, version: usize) -> Vec<Value> {
     let name = format!("large-{number:03}");
     let mut service = service(&name, number);
@@ -287,7 +288,8 @@ fn changes(
     Ok(times)
 }
 
-/// The service index of the watched Service: the one whose word changes each time. Others may change meanwhile, for the self-test.
+/// The service index of the watched Service: the one whose word changes each time. Others may change meanwhile, for the
+/// self-test.
 fn index_of_watched(setting: &mut Setting, words: &PublishWords) -> Result<usize> {
     let mut found: Option<Vec<usize>> = None;
     for _ in 0..3 {

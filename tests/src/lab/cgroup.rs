@@ -55,7 +55,8 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// What `cgroup.kill` does from Linux 5.14 on. Who is not found now is found at the next turn, as long as anything cannot be removed.
+/// What `cgroup.kill` does from Linux 5.14 on. Who is not found now is found at the next turn, as long as anything
+/// cannot be removed.
 fn kill_each(path: &Path) {
     let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     for process in processes.lines().filter_map(|line| line.parse().ok()) {

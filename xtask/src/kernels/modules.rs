@@ -7,7 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Devices of the lab, what programs on devices are attached with, socket diagnosis. One that a kernel has built in is not there.
+/// Devices of the lab, what programs on devices are attached with, socket diagnosis. One that a kernel has built in is
+/// not there.
 const WANTED: [&str; 12] = [
     "veth",
     "bridge",
@@ -23,7 +24,8 @@ const WANTED: [&str; 12] = [
     "sctp",
 ];
 
-/// Copies the modules to `to`, unpacked, with those that they need, numbered in the order in which they are to be loaded.
+/// Copies the modules to `to`, unpacked, with those that they need, numbered in the order in which they are to be
+/// loaded.
 pub(super) fn take(from: &Path, to: &Path) -> Result<()> {
     let mut found = BTreeMap::new();
     find(&from.join("kernel"), &mut found)?;

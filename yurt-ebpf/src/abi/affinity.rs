@@ -4,8 +4,8 @@ use super::service::{Backend4, Backend6};
 
 /// Session affinity of a service port: timeout in seconds (bits 0-16), identity (17-63); 0 = none.
 ///
-/// The identity is a hash of the Service's name and port, not the index in `yurt_svc`: what clients had is kept when the
-/// maps are made anew, and shared by the entries of all frontends of the port.
+/// The identity is a hash of the Service's name and port, not the index in `yurt_svc`: what clients had is kept when
+/// the maps are made anew, and shared by the entries of all frontends of the port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Affinity(pub u64);

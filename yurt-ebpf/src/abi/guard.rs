@@ -23,8 +23,8 @@ pub struct GuardRow {
     pub mode: u32,
     /// Valid entries of `macs`; with 0 the Pod may use any.
     pub macs_len: u32,
-    /// How many entries of `v4`, from the first, are the Pod's own, whatever `yurt_owner` says. It may use the others while no
-    /// other interface owns them.
+    /// How many entries of `v4`, from the first, are the Pod's own, whatever `yurt_owner` says. It may use the others
+    /// while no other interface owns them.
     pub v4_own: u32,
     /// Valid entries of `v4`.
     pub v4_len: u32,
@@ -43,8 +43,8 @@ pub struct GuardRow {
 /// Entries of `yurt_plain`: a power of two.
 pub const GUARD_PLAIN: u32 = 1024;
 
-/// Value of `yurt_plain`, at the index of the interface modulo [`GUARD_PLAIN`]: of a [`GuardRow`] what nearly all frames
-/// need, without a hash lookup. Lossy on purpose: where two interfaces share a place, one of them uses the hash.
+/// Value of `yurt_plain`, at the index of the interface modulo [`GUARD_PLAIN`]: of a [`GuardRow`] what nearly all
+/// frames need, without a hash lookup. Lossy on purpose: where two interfaces share a place, one of them uses the hash.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct PlainRow {
@@ -66,8 +66,8 @@ impl PlainRow {
     }
 }
 
-/// Value of `yurt_owner`, by address (IPv4 ones are IPv4-mapped, link-layer ones at `ff00::a:b:c:0`): the one interface that
-/// may use it.
+/// Value of `yurt_owner`, by address (IPv4 ones are IPv4-mapped, link-layer ones at `ff00::a:b:c:0`): the one interface
+/// that may use it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct OwnerRow {
@@ -101,7 +101,8 @@ pub enum Reason {
     LinkLocal = 3,
     /// The sender of an ARP message, or what an ARP probe asks for.
     Arp = 4,
-    /// What a neighbour advertisement, a duplicate address detection or a link-layer address option claims; to be a router.
+    /// What a neighbour advertisement, a duplicate address detection or a link-layer address option claims; to be a
+    /// router.
     Nd = 5,
     /// Another's link-layer address in a DHCP request, or to be a DHCP server.
     Dhcp = 6,

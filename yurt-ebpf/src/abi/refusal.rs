@@ -2,7 +2,8 @@
 
 /// So many refusals a second are told to one host, as the kernel has it for errors of its own.
 const REFUSALS_PER_SECOND: u32 = 100;
-/// Entries of `yurt_refused`: hosts that are refused something at the same time. One that is pushed out is told more, not less.
+/// Entries of `yurt_refused`: hosts that are refused something at the same time. One that is pushed out is told more,
+/// not less.
 pub const REFUSED_HOSTS: u32 = 1024;
 
 /// Value of `yurt_refused`, by the address of a host, IPv4-mapped for IPv4.

@@ -21,25 +21,28 @@ pub const UDP_PEERS: usize = 8;
 
 /// Scope of a frontend entry that this node and its Pods may use.
 pub const SCOPE_INTERNAL: u8 = 0;
-/// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are refused.
+/// Not a frontend: a known ClusterIP, port 0 and protocol 0. Inside the cluster's prefixes its unknown ports are
+/// refused.
 pub const SCOPE_ADDRESS: u8 = 1;
-/// Scope of a frontend entry for everybody else, whose packets come in by a device: only where an entry of [`SCOPE_INTERNAL`]
-/// says [`FRONTEND_OUTSIDE_APART`].
+/// Scope of a frontend entry for everybody else, whose packets come in by a device: only where an entry of
+/// [`SCOPE_INTERNAL`] says [`FRONTEND_OUTSIDE_APART`].
 pub const SCOPE_EXTERNAL: u8 = 2;
 
 /// Flag of a [`FrontendValue`]: only for sockets in the node's own network namespace (NodePorts on loopback).
 pub const FRONTEND_NODE_ONLY: u8 = 1;
 /// Flag of a value of [`SCOPE_ADDRESS`]: an interface of this node has the address, and its unknown ports pass instead.
 pub const FRONTEND_ON_NODE: u8 = 2;
-/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the same set. Endpoints see this node's address in place of theirs.
+/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the same set. Endpoints see this node's address in place
+/// of theirs.
 ///
-/// With neither this flag nor [`FRONTEND_OUTSIDE_APART`] it is no frontend for clients outside. Hooks of sockets look at neither.
+/// With neither this flag nor [`FRONTEND_OUTSIDE_APART`] it is no frontend for clients outside. Hooks of sockets look
+/// at neither.
 pub const FRONTEND_OUTSIDE: u8 = 4;
-/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the set of the entry of [`SCOPE_EXTERNAL`] with the same address,
-/// port and protocol (external traffic policy Local). Endpoints see their own address.
+/// Flag of a value of [`SCOPE_INTERNAL`]: clients outside get the set of the entry of [`SCOPE_EXTERNAL`] with the same
+/// address, port and protocol (external traffic policy Local). Endpoints see their own address.
 ///
-/// The entry there is written before this flag, and goes after it. Who does not find it was interrupted in between, or the
-/// map is full: a refusal, for the packet is a Service's.
+/// The entry there is written before this flag, and goes after it. Who does not find it was interrupted in between, or
+/// the map is full: a refusal, for the packet is a Service's.
 pub const FRONTEND_OUTSIDE_APART: u8 = 8;
 
 /// [`PrefixSet::flags`]: the prefixes are ServiceCIDRs, so an unallocated address inside is refused.
@@ -55,11 +58,12 @@ pub const SOCKET_LB_OFF: u32 = 2;
 /// [`NetnsRow::class`]: a Pod whose sockets are left alone.
 pub const NETNS_OPT_OUT: u32 = 1;
 
-/// Priority (`SO_PRIORITY`) of the agent's sockets to its sources. In the node's network namespace they are never translated: a
-/// table must not come between the agent and those who say what is in it.
+/// Priority (`SO_PRIORITY`) of the agent's sockets to its sources. In the node's network namespace they are never
+/// translated: a table must not come between the agent and those who say what is in it.
 ///
-/// No queueing discipline takes it for a class or for another band than best effort, and no route depends on it, as on a mark.
-/// To set one above 6 takes `CAP_NET_ADMIN` or `CAP_NET_RAW`, and a process that does so only loses Services for its own sockets.
+/// No queueing discipline takes it for a class or for another band than best effort, and no route depends on it, as on
+/// a mark. To set one above 6 takes `CAP_NET_ADMIN` or `CAP_NET_RAW`, and a process that does so only loses Services
+/// for its own sockets.
 pub const OWN_SOCKET_PRIORITY: u32 = 0x7975_7270;
 
 /// Key of `yurt_fe4`.
@@ -127,9 +131,9 @@ impl FrontendValue {
 /// The publish word of a service: one atomic store switches every new connection from one endpoint set to the next, and
 /// from one set of admitted clients to the next.
 ///
-/// First slot (bits 0-23), number of backends (24-39), generation (40-55), number of source ranges (56-62), whether a set
-/// without backends drops (63). The ranges follow the backends in the slots. The generation grows with every publish of the
-/// index, so that an equal word of the same index means an equal set.
+/// First slot (bits 0-23), number of backends (24-39), generation (40-55), number of source ranges (56-62), whether a
+/// set without backends drops (63). The ranges follow the backends in the slots. The generation grows with every
+/// publish of the index, so that an equal word of the same index means an equal set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct PublishWord(pub u64);
@@ -143,7 +147,8 @@ impl PublishWord {
         Self(base as u64 & 0xff_ffff | (count as u64) << 24 | (generation as u64) << 40)
     }
 
-    /// With source ranges after the backends, at most [`Self::MAX_RANGES`]: only clients inside one of them are admitted.
+    /// With source ranges after the backends, at most [`Self::MAX_RANGES`]: only clients inside one of them are
+    /// admitted.
     #[must_use]
     pub const fn with_ranges(self, ranges: u8) -> Self {
         Self(self.0 | (ranges as u64 & 0x7f) << 56)
@@ -359,7 +364,8 @@ pub struct TcpPeer {
     pub pad: [u8; 6],
 }
 
-/// Where an address is in `yurt_filter`: an address that lacks one of these bits has no row in `yurt_fe4` or `yurt_fe6`.
+/// Where an address is in `yurt_filter`: an address that lacks one of these bits has no row in `yurt_fe4` or
+/// `yurt_fe6`.
 ///
 /// Both bits are in one word, so that a reader loads once and a writer stores at once. Which bits they are is part of
 /// the layout: programs of an earlier agent go on reading what this one writes.

@@ -1,16 +1,19 @@
-//! The maps of translation: the address that a Pod has, the one that was promised to it, and the flows that came in at the former.
+//! The maps of translation: the address that a Pod has, the one that was promised to it, and the flows that came in at
+//! the former.
 
 use super::address::Mac;
 
 /// Version of the maps of translation: `yurt_xlate`, `yurt_live`, `yurt_xl_count`.
 pub const TRANSLATE_ABI: u32 = 1;
 
-/// Flows that came in at live addresses and are remembered, of all Pods together: the one that was quiet for longest makes room.
+/// Flows that came in at live addresses and are remembered, of all Pods together: the one that was quiet for longest
+/// makes room.
 pub const LIVE_FLOWS: u32 = 16384;
 
 /// Value of `yurt_xlate`, by the index of the Pod's interface on the host's side.
 ///
-/// Of each family: the address that the Pod has, and the one that was promised to it; both zero where nothing is translated.
+/// Of each family: the address that the Pod has, and the one that was promised to it; both zero where nothing is
+/// translated.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct TranslateRow {
@@ -34,7 +37,8 @@ pub struct LiveKey {
     pub live: [u8; 16],
     /// The other one's.
     pub remote: [u8; 16],
-    /// The other one's port, or the identifier of an ICMP echo; of a packet in fragments the first half of its identification.
+    /// The other one's port, or the identifier of an ICMP echo; of a packet in fragments the first half of its
+    /// identification.
     pub remote_port_be: [u8; 2],
     /// The Pod's port; of a packet in fragments the second half of its identification.
     pub local_port_be: [u8; 2],

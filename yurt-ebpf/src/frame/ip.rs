@@ -12,7 +12,8 @@ pub const UDP: u8 = 17;
 pub const SCTP: u8 = 132;
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const IGMP: u8 = 2;
-pub(crate) const ICMPV6: u8 = 58;
+/// ICMPv6.
+pub const ICMPV6: u8 = 58;
 const UDP_LITE: u8 = 136;
 const DCCP: u8 = 33;
 
@@ -132,8 +133,8 @@ impl Ipv6Header {
     }
 }
 
-/// The addresses of an IPv6 header. They are read apart: with both in one, the verifier has half as many paths again to walk through
-/// the programs of translation.
+/// The addresses of an IPv6 header. They are read apart: with both in one, the verifier has half as many paths again to
+/// walk through the programs of translation.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub struct Ipv6Addresses {
@@ -224,7 +225,8 @@ pub enum Part {
     First,
     /// A later fragment, without headers.
     Later,
-    /// A packet of which nobody can tell where its payload begins, or whose checksums are about more than its addresses.
+    /// A packet of which nobody can tell where its payload begins, or whose checksums are about more than its
+    /// addresses.
     Unreadable,
 }
 

@@ -12,8 +12,8 @@ pub trait Frame {
     /// What begins at an offset; `None` where the frame ends before all of it.
     fn far<T: Wire>(&self, at: usize) -> Option<T>;
 
-    /// The same for an offset that is a constant. In the kernel it is next to nothing, and `None` beyond the part of the frame that
-    /// a program reaches without a call.
+    /// The same for an offset that is a constant. In the kernel it is next to nothing, and `None` beyond the part of
+    /// the frame that a program reaches without a call.
     #[inline(always)]
     fn near<T: Wire>(&self, at: usize) -> Option<T> {
         self.far(at)
@@ -51,7 +51,7 @@ pub(crate) const ETH_SOURCE: usize = 6;
 /// Offset of what is inside.
 pub(crate) const ETH_TYPE: usize = 12;
 /// Length of an Ethernet header without tags.
-pub(crate) const ETH: usize = 14;
+pub const ETH: usize = 14;
 
 /// `ETH_P_IP`, in network byte order.
 pub const ETH_IPV4: u16 = 0x0800_u16.to_be();

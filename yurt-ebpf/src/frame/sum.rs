@@ -1,4 +1,5 @@
-//! Sums of the Internet's checksum (RFC 1071), of words as they are in memory: the order of bytes does not matter to them.
+//! Sums of the Internet's checksum (RFC 1071), of words as they are in memory: the order of bytes does not matter to
+//! them.
 
 #![expect(
     clippy::cast_possible_truncation,

@@ -25,7 +25,7 @@ pub(crate) static SPOOF: PerCpuHashMap<u32, SpoofCounts> =
 /// Wrong frames of all interfaces by reason, those that are gone included.
 #[map(name = "yurt_spoof_all")]
 pub(crate) static SPOOF_ALL: PerCpuArray<SpoofCounts> = PerCpuArray::with_max_entries(1, 0);
-/// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does not
-/// know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
+/// The claims of the frame at hand, on their way from where they are read to where they are judged: the verifier does
+/// not know what is in a map, so it walks the judgement once, and not once for each way in which claims are read.
 #[map(name = "yurt_claims")]
 pub(crate) static CLAIMS: PerCpuArray<Claims> = PerCpuArray::with_max_entries(1, 0);

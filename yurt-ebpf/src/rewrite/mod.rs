@@ -355,8 +355,8 @@ fn replace_inner<P: Packet>(packet: &mut P, ip: &Ip, side: Side, from: Words, to
     }
 }
 
-/// Rewrites an address of the packet that an ICMP error quotes, and with `ports` its port from the first to the second of them.
-/// The checksums of the quoted packet and of the error are updated, as far as the quotation includes them.
+/// Rewrites an address of the packet that an ICMP error quotes, and with `ports` its port from the first to the second
+/// of them. The checksums of the quoted packet and of the error are updated, as far as the quotation includes them.
 #[inline(always)]
 fn rewrite_inner<P: Packet>(
     packet: &mut P,

@@ -176,7 +176,8 @@ impl Guarding {
         }
     }
 
-    /// [`Self::hear`] is called now, or there is nothing to hear of any more: a deadline that stayed would be due at each turn.
+    /// [`Self::hear`] is called now, or there is nothing to hear of any more: a deadline that stayed would be due at
+    /// each turn.
     pub(super) fn settle_doubt(&mut self) {
         self.judge_at = None;
     }

@@ -1,5 +1,5 @@
-//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves what the plugins go by,
-//! and has addresses released whose Pods are gone.
+//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves what the
+//! plugins go by, and has addresses released whose Pods are gone.
 //!
 //! Nothing here keeps Services from being served: `status` shows what fails, and the next change or tick tries it
 //! again. Until a plugin has written a ledger, nothing is loaded and no Pod is probed.
@@ -112,7 +112,8 @@ impl Pods {
         }
     }
 
-    /// Reads the ledger; `None` where it cannot be read. Where the directory is this agent's, leaves there what plugins go by.
+    /// Reads the ledger; `None` where it cannot be read. Where the directory is this agent's, leaves there what plugins
+    /// go by.
     pub(super) async fn read(&mut self, is_ours: bool) -> Option<Reading> {
         self.keep_watching().await;
         match self.ask_the_disk(is_ours).await {
@@ -141,8 +142,9 @@ impl Pods {
         listed.ok()
     }
 
-    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only what differs, and
-    /// nothing into another agent's directory, whose Pods are guarded by its settings. Beside it, reads the ledger.
+    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only
+    /// what differs, and nothing into another agent's directory, whose Pods are guarded by its settings. Beside it,
+    /// reads the ledger.
     async fn ask_the_disk(&mut self, is_ours: bool) -> Result<Reading, String> {
         let settings = self.settings.clone();
         let translation = self.translation.clone();
@@ -165,7 +167,8 @@ impl Pods {
         }
     }
 
-    /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading after it.
+    /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading
+    /// after it.
     async fn keep_watching(&mut self) {
         if self.watch.as_ref().is_some_and(|watch| !watch.is_over()) {
             return;
@@ -185,7 +188,8 @@ impl Pods {
         self.watch = watch;
     }
 
-    /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no `podCIDR`.
+    /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no
+    /// `podCIDR`.
     pub(super) async fn pod_at(&self, known: &Known, address: IpAddr) -> Option<IpAddr> {
         let mut entries = known.entries().values();
         let is_known =
@@ -198,7 +202,8 @@ impl Pods {
         is_near.then_some(address)
     }
 
-    /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for elsewhere.
+    /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for
+    /// elsewhere.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let (None, Some(age), Some(snapshot)) = (&self.releasing, facts.pods_age, facts.snapshot)
         else {

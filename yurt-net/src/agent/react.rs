@@ -1,7 +1,7 @@
 //! Which steps follow from which fact: one table. Pure.
 //!
-//! The loop waits for a fact, takes the steps that follow from it in their order, each once, and with them those of the facts that a
-//! step brings to light. Nothing else decides what is done when.
+//! The loop waits for a fact, takes the steps that follow from it in their order, each once, and with them those of the
+//! facts that a step brings to light. Nothing else decides what is done when.
 
 use std::collections::BTreeSet;
 

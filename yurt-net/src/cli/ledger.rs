@@ -73,7 +73,8 @@ struct Row<'a> {
     since: u64,
     /// How long the node has been up since then.
     seconds: u64,
-    /// Of active ones: some network namespace of this machine has one of the addresses. `None` where that cannot be looked at.
+    /// Of active ones: some network namespace of this machine has one of the addresses. `None` where that cannot be
+    /// looked at.
     is_found: Option<bool>,
 }
 

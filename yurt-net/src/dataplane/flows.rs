@@ -1,7 +1,7 @@
 //! The flow tables of the packet path, read and swept through their pins: with an agent, and without one.
 //!
-//! A flow is seen by the entry for what the client dialled. Reading takes the memory of a few hundred entries, however large the
-//! tables are.
+//! A flow is seen by the entry for what the client dialled. Reading takes the memory of a few hundred entries, however
+//! large the tables are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -128,7 +128,8 @@ impl FlowTables {
         Ok(found)
     }
 
-    /// Forgets the flows between these pairs, and says how many were not over yet. The next packet of the client opens another one.
+    /// Forgets the flows between these pairs, and says how many were not over yet. The next packet of the client opens
+    /// another one.
     pub(in crate::dataplane) fn end(
         &self,
         doomed: &BTreeMap<Judged, Standing>,

@@ -1,7 +1,8 @@
 //! The program of the packet path that is in force, on a made-up first packet of a client.
 //!
-//! The packet comes from port 0, which no client has: what the program writes down of its flow is no other's, and is forgotten at once. What
-//! is remembered of the client (session affinity) is put back as it was. Only the counters have one packet more.
+//! The packet comes from port 0, which no client has: what the program writes down of its flow is no other's, and is
+//! forgotten at once. What is remembered of the client (session affinity) is put back as it was. Only the counters have
+//! one packet more.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -11,6 +12,7 @@ use std::path::Path;
 use yurt_ebpf::abi::{
     self, Affinity4, Affinity6, AffinityKey, HANDLED_NAMES, PACKET_ABI, STATE_ABI,
 };
+use yurt_ebpf::frame::ETH;
 use yurt_ebpf::frame::ip::TCP;
 use yurt_ebpf::rewrite::flow::Address;
 
@@ -27,7 +29,6 @@ const PROGRAM: &str = "yurt_edge_in";
 const SHOT: u32 = 2;
 /// `TC_ACT_REDIRECT`.
 const REDIRECT: u32 = 7;
-const ETHERNET: usize = 14;
 const TTL: u8 = 64;
 
 /// What the program has done.
@@ -66,7 +67,8 @@ pub fn devices(bpffs: &Path) -> Result<Vec<u32>, DataplaneError> {
     Ok(rows.into_iter().map(|(ifindex, _)| ifindex).collect())
 }
 
-/// Has a first packet of `client` to `to` come in by a device with this link-layer address. The addresses are of one family.
+/// Has a first packet of `client` to `to` come in by a device with this link-layer address. The addresses are of one
+/// family.
 pub fn try_packet(
     bpffs: &Path,
     (ifindex, mac): (u32, [u8; 6]),
@@ -191,7 +193,8 @@ fn put_back<V: Copy + Default + PartialEq>(
     Ok(())
 }
 
-/// An Ethernet frame to `mac` with a SYN, or an empty datagram. Its sums are wrong, which nobody looks at but whoever receives it.
+/// An Ethernet frame to `mac` with a SYN, or an empty datagram. Its sums are wrong, which nobody looks at but whoever
+/// receives it.
 fn first_packet(mac: [u8; 6], client: IpAddr, to: SocketAddr, protocol: u8) -> Vec<u8> {
     let payload = match protocol {
         TCP => {
@@ -230,8 +233,8 @@ fn first_packet(mac: [u8; 6], client: IpAddr, to: SocketAddr, protocol: u8) -> V
 
 /// Where a frame of ours goes.
 fn destination(frame: &[u8]) -> Option<SocketAddr> {
-    let ip = frame.get(ETHERNET..)?;
-    let (address, rest): (IpAddr, _) = match frame.get(12..ETHERNET)? {
+    let ip = frame.get(ETH..)?;
+    let (address, rest): (IpAddr, _) = match frame.get(12..ETH)? {
         [0x08, 0x00] => {
             let address: [u8; 4] = ip.get(16..20)?.try_into().ok()?;
             (address.into(), ip.get(20..)?)
@@ -262,9 +265,9 @@ mod tests {
             for (protocol, header) in [(TCP, 20), (UDP, 8)] {
                 let frame = first_packet([2, 0, 0, 0, 0, 1], client.parse().unwrap(), to, protocol);
                 let ip = if to.is_ipv4() { 20 } else { 40 };
-                assert_eq!(frame.len(), ETHERNET + ip + header);
+                assert_eq!(frame.len(), ETH + ip + header);
                 assert_eq!(destination(&frame), Some(to));
-                let ports = ETHERNET + ip;
+                let ports = ETH + ip;
                 assert_eq!(frame[ports..ports + 2], [0, 0], "no client has port 0");
             }
         }

@@ -1,8 +1,9 @@
 //! The ports that stand for clients outside, kept from sockets of this node.
 //!
-//! A socket that is given a port by itself gets one of `net.ipv4.ip_local_port_range`. Where ours are among them, an answer to that socket
-//! could be taken for one to a client, so they are put into `net.ipv4.ip_local_reserved_ports`, which IPv6 heeds, too. What we have put there
-//! is written down in memory, where it is for as long as the kernel's list, so that what others have reserved stays.
+//! A socket that is given a port by itself gets one of `net.ipv4.ip_local_port_range`. Where ours are among them, an
+//! answer to that socket could be taken for one to a client, so they are put into `net.ipv4.ip_local_reserved_ports`,
+//! which IPv6 heeds, too. What we have put there is written down in memory, where it is for as long as the kernel's
+//! list, so that what others have reserved stays.
 
 use std::collections::BTreeSet;
 use std::fs;

@@ -4,13 +4,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use yurt_ebpf::frame::ip::ICMPV6;
+
 use super::Mac;
 
 const BROADCAST: [u8; 6] = [0xff; 6];
 /// The multicast MAC of ff02::1 (RFC 2464, section 7).
 const ALL_NODES_MAC: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ICMPV6: u8 = 58;
 
 /// The Ethernet frame that announces an address: an ARP announcement, or an unsolicited neighbour advertisement.
 pub fn frame(mac: Mac, address: IpAddr) -> Vec<u8> {

@@ -75,7 +75,8 @@ impl LinkWatch {
     }
 }
 
-/// The addresses that are in force on each device. The kernel tells them in the order in which it takes them for its own packets.
+/// The addresses that are in force on each device. The kernel tells them in the order in which it takes them for its
+/// own packets.
 async fn addresses(handle: &Handle) -> Result<BTreeMap<u32, Vec<IpAddr>>, NodeError> {
     let listing = |source| NodeError::List {
         what: "addresses",

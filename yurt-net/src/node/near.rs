@@ -1,4 +1,5 @@
-//! What lies near this node: which network namespaces its devices lead to, and which addresses its own tables have there.
+//! What lies near this node: which network namespaces its devices lead to, and which addresses its own tables have
+//! there.
 //!
 //! Calls return when the kernel has answered; they are for a thread that may wait, and that no runtime waits on.
 

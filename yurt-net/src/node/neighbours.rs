@@ -64,8 +64,8 @@ pub(super) async fn entries(
     entries.execute().try_collect().await.map_err(listing)
 }
 
-/// MAC and address of a permanent entry without further attributes. An entry with a port, a network or a device of its own was made by
-/// somebody else for a purpose of theirs, and is left out.
+/// MAC and address of a permanent entry without further attributes. An entry with a port, a network or a device of its
+/// own was made by somebody else for a purpose of theirs, and is left out.
 pub(super) fn plain(entry: &NeighbourMessage) -> Option<(Mac, IpAddr)> {
     let is_expected = match entry.header.family {
         AddressFamily::Bridge => entry.header.flags == NeighbourFlags::Own,

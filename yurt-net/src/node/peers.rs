@@ -1,4 +1,5 @@
-//! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as `tunnel::peers` says.
+//! What the kernel knows of the peers of vxlan devices: neighbours, and the forwarding database. Read, and repaired as
+//! `tunnel::peers` says.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;

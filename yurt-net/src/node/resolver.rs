@@ -1,4 +1,5 @@
-//! The nameservers of this machine. Whoever has their address answers every lookup of the node, the agent's own for its apiserver too.
+//! The nameservers of this machine. Whoever has their address answers every lookup of the node, the agent's own for its
+//! apiserver too.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

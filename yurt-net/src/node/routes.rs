@@ -1,7 +1,7 @@
 //! Routes to the single addresses of translated Pods, and which other routes there are.
 //!
-//! Ours have a protocol of their own, so that they are found again, and nobody else's is touched. In the main table. Calls return when
-//! the kernel has answered; they are for a thread that may wait.
+//! Ours have a protocol of their own, so that they are found again, and nobody else's is touched. In the main table.
+//! Calls return when the kernel has answered; they are for a thread that may wait.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -117,7 +117,8 @@ impl Routes {
         Ok(known(&self.list()?))
     }
 
-    /// Leads an address out of a device, to a neighbour there. Takes the place of a route of ours, and of nobody else's.
+    /// Leads an address out of a device, to a neighbour there. Takes the place of a route of ours, and of nobody
+    /// else's.
     pub fn put(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
         let add = || {
             let request = self.handle.route().add(message(address, device));

@@ -1,5 +1,5 @@
-//! The addresses of this machine. NodePorts answer on those that are really on an interface; at the edge they come and go with modems
-//! and DHCP.
+//! The addresses of this machine. NodePorts answer on those that are really on an interface; at the edge they come and
+//! go with modems and DHCP.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -53,8 +53,8 @@ impl NodeWatch {
     }
 }
 
-/// Where kube-proxy in IPVS mode (kubernetes pkg/proxy/ipvs) and kube-router put every address of every Service: they are not the
-/// node's own. The devices stay behind when these proxies go.
+/// Where kube-proxy in IPVS mode (kubernetes pkg/proxy/ipvs) and kube-router put every address of every Service: they
+/// are not the node's own. The devices stay behind when these proxies go.
 const PROXY_DEVICES: [&str; 2] = ["kube-ipvs0", "kube-dummy-if"];
 
 /// The indices of those that there are.

@@ -155,7 +155,8 @@ fn dial(probe: SocketAddr, bind: &str, table: &str) -> Result<(), String> {
     ))
 }
 
-/// The remote address of a socket in `/proc/net/udp` or `udp6`: `sl local rem st tx:rx tr:when retrnsmt uid timeout inode`.
+/// The remote address of a socket in `/proc/net/udp` or `udp6`: `sl local rem st tx:rx tr:when retrnsmt uid timeout
+/// inode`.
 fn remote_of(sockets: &str, inode: u64) -> Option<IpAddr> {
     let inode = inode.to_string();
     let line = sockets.lines().skip(1).find(|line| {

@@ -23,8 +23,8 @@ pub struct FrontendKey {
 pub enum KeyPort {
     /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
-    /// A frontend's port, TCP or UDP, for clients of one scope. Everybody looks for the internal row; an external one is only
-    /// there where that says [`Outside::Apart`].
+    /// A frontend's port, TCP or UDP, for clients of one scope. Everybody looks for the internal row; an external one
+    /// is only there where that says [`Outside::Apart`].
     Port(Scope, Protocol, u16),
 }
 

@@ -72,7 +72,8 @@ impl Group {
     }
 }
 
-/// Whether a frontend is an external one at an address and port of its own Service's ClusterIP: there is one answer, that one's.
+/// Whether a frontend is an external one at an address and port of its own Service's ClusterIP: there is one answer,
+/// that one's.
 fn is_cluster_ip_too(entry: &ServiceEntry, frontend: &Frontend, table: &ServiceTable) -> bool {
     let kind = FrontendKind::ClusterIp;
     frontend.kind != kind

@@ -1,6 +1,7 @@
-//! Which addresses are YurtHub's. A hub is a hub however it was named: OpenYurt's masterservice filter puts its address into
-//! `KUBERNETES_SERVICE_HOST` of Pods on edge nodes, and kubeconfigs of edge components name it (openyurt cmd/yurthub/app/options).
-//! What a hub says may be its cache's word, so a hub that is taken for an apiserver would be believed too much.
+//! Which addresses are YurtHub's. A hub is a hub however it was named: OpenYurt's masterservice filter puts its address
+//! into `KUBERNETES_SERVICE_HOST` of Pods on edge nodes, and kubeconfigs of edge components name it (openyurt
+//! cmd/yurthub/app/options). What a hub says may be its cache's word, so a hub that is taken for an apiserver would be
+//! believed too much.
 
 #![forbid(unsafe_code)]
 
@@ -26,7 +27,8 @@ pub fn is_hub(server: &Uri) -> bool {
         || is_loopback && server.port_u16().is_some_and(|port| PORTS.contains(&port))
 }
 
-/// Whether an address is of YurtHub's dummy interface. That is each node's own: where it is not (yet), somebody else answers.
+/// Whether an address is of YurtHub's dummy interface. That is each node's own: where it is not (yet), somebody else
+/// answers.
 pub(crate) fn is_dummy(address: IpAddr) -> bool {
     let mut all = DUMMY.iter().map(|dummy| dummy.parse::<IpAddr>());
     all.any(|dummy| dummy.is_ok_and(|dummy| dummy == address.to_canonical()))

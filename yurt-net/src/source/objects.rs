@@ -123,8 +123,8 @@ pub(super) fn count(snapshot: &Snapshot, kind: Kind) -> usize {
     }
 }
 
-/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind, and those that
-/// say what the snapshot's say are the snapshot's.
+/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind, and those
+/// that say what the snapshot's say are the snapshot's.
 pub(super) fn replace(
     snapshot: &mut Snapshot,
     kind: Kind,

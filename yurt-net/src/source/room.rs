@@ -1,8 +1,8 @@
 //! How many endpoints of one Service are kept, and how many ways a slice may say for whom they are.
 //!
-//! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the limit is cut off
-//! before a snapshot has it, in the order in which slices come; a list and a directory come in the order of names. What was cut off
-//! is not known any more: it is back when its slice is read again.
+//! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the
+//! limit is cut off before a snapshot has it, in the order in which slices come; a list and a directory come in the
+//! order of names. What was cut off is not known any more: it is back when its slice is read again.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use crate::model::{EndpointSlice, Hints, Placement};
 use crate::table::MAX_ENDPOINTS;
 
-/// Zones, nodes, or sets of both, that the hints of one slice may name, those aside that name an endpoint's own node. A controller
-/// names the zones of a cluster.
+/// Zones, nodes, or sets of both, that the hints of one slice may name, those aside that name an endpoint's own node. A
+/// controller names the zones of a cluster.
 const MAX_HINTS: usize = 100;
 
 /// Endpoints that are kept, by Service.
@@ -79,8 +79,8 @@ impl Room {
     }
 }
 
-/// A thousand endpoints of a slice may each name others, which takes a hundred times what their addresses take. Without hints they
-/// are for everybody, as they are where one of them has none.
+/// A thousand endpoints of a slice may each name others, which takes a hundred times what their addresses take. Without
+/// hints they are for everybody, as they are where one of them has none.
 fn without_hints_of_too_many(slice: &mut Arc<EndpointSlice>) -> Option<String> {
     let is_own = |placement: &Placement, hints: &Hints| {
         hints.zones.is_empty() && hints.nodes.iter().eq(&placement.node_name)
@@ -216,7 +216,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever comes, goes and is replaced: no Service has more than the limit, and nothing is cut while there is room.
+        /// Whatever comes, goes and is replaced: no Service has more than the limit, and nothing is cut while there is
+        /// room.
         #[test]
         fn a_service_has_its_limit_and_not_less(
             events in prop::collection::vec((0..12u8, 0..2u8, prop_oneof![Just(0usize), 1..30_000usize]), 1..40)

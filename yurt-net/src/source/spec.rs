@@ -33,8 +33,8 @@ pub enum Api {
 }
 
 impl Api {
-    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was dialled it is
-    /// a guess; that of an inferred one is `kube::Access::leads_to_hub`.
+    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was
+    /// dialled it is a guess; that of an inferred one is `kube::Access::leads_to_hub`.
     pub fn is_hub(&self, is_inferred_hub: bool) -> bool {
         match self {
             Self::Hub(_) => true,
@@ -88,7 +88,8 @@ pub(crate) fn names_a_user(url: &str) -> bool {
     authority.is_some_and(|authority| authority.contains('@'))
 }
 
-/// Whether it names a server. What follows on a colon is a port, and not the begin of a password that has a slash in it.
+/// Whether it names a server. What follows on a colon is a port, and not the begin of a password that has a slash in
+/// it.
 fn is_usable(url: &Uri) -> bool {
     let is_known = matches!(url.scheme_str(), Some("http" | "https"));
     let authority = url.authority();

@@ -246,8 +246,8 @@ pub fn by_namespace(namespace: &str) -> (bool, &str) {
     (is_of_tenants(namespace), namespace)
 }
 
-/// At most `most` items, in their order: the first of each group, by the order of groups, then the second of each, so that a group of
-/// thousands hides no other group.
+/// At most `most` items, in their order: the first of each group, by the order of groups, then the second of each, so
+/// that a group of thousands hides no other group.
 pub fn in_turns<'a, T, K: Ord + Clone>(
     all: &'a [T],
     most: usize,

@@ -28,10 +28,12 @@ const DONT_FRAGMENT: u8 = 0x40;
 const UNREACHABLE4: [u8; 2] = [3, 3];
 const UNREACHABLE6: [u8; 2] = [1, 4];
 
-/// Makes of a packet its refusal, which goes back to where the packet came from: from the address that it was sent to, with its headers
-/// as they came. `None` where there must be none (RFC 1122, 3.2.2) or can be none: the packet is to be dropped then.
+/// Makes of a packet its refusal, which goes back to where the packet came from: from the address that it was sent to,
+/// with its headers as they came. `None` where there must be none (RFC 1122, 3.2.2) or can be none: the packet is to be
+/// dropped then.
 ///
-/// `is_told`: whether the host at this address, IPv4-mapped for IPv4, is told of one more. Of the payload only the transport header is quoted. By it a host knows whose socket it is, and a refusal fits into every link.
+/// `is_told`: whether the host at this address, IPv4-mapped for IPv4, is told of one more. Of the payload only the
+/// transport header is quoted. By it a host knows whose socket it is, and a refusal fits into every link.
 #[inline(always)]
 pub fn refuse<P: Resize>(
     packet: &mut P,
@@ -67,7 +69,8 @@ fn is_from_a_host(ip: &Ip) -> bool {
     }
 }
 
-/// What is left of a packet: its length from the IP header on, and the sum of its transport header as that will be on the wire.
+/// What is left of a packet: its length from the IP header on, and the sum of its transport header as that will be on
+/// the wire.
 struct Quoted {
     length: usize,
     sum: u64,
@@ -89,9 +92,10 @@ fn quote<P: Resize>(packet: &mut P, ip: &Ip) -> Option<Quoted> {
     })
 }
 
-/// Cuts a packet behind the `N` bytes of its transport header, whose checksum is `sum_at`; returns their sum. A device that is to put the
-/// checksum in does so in a refusal, too: it sums up what is left, so that the whole of it comes to the complement of what is in the
-/// place of the checksum until then (`Documentation/networking/checksum-offloads.rst` of Linux, LCO).
+/// Cuts a packet behind the `N` bytes of its transport header, whose checksum is `sum_at`; returns their sum. A device
+/// that is to put the checksum in does so in a refusal, too: it sums up what is left, so that the whole of it comes to
+/// the complement of what is in the place of the checksum until then (`Documentation/networking/checksum-offloads.rst`
+/// of Linux, LCO).
 #[inline(always)]
 fn cut<P: Resize, const N: usize>(
     packet: &mut P,

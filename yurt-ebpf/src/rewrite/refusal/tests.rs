@@ -71,8 +71,8 @@ impl Buffer {
         }
     }
 
-    /// As a host leaves it to its device: in the place of the checksum is the sum of addresses, length and protocol, which makes a packet
-    /// with its checksum come to nothing.
+    /// As a host leaves it to its device: in the place of the checksum is the sum of addresses, length and protocol,
+    /// which makes a packet with its checksum come to nothing.
     fn left_to_a_device(mut bytes: Vec<u8>, start: usize, sum_at: usize) -> Self {
         let until_then = !fold(sum_of_all(&bytes[start..]));
         let sum_at = start + sum_at;

@@ -1,7 +1,7 @@
 //! Asks the Pods of this node whether they answer, while nobody else tells: `pods::probe` says whom and when.
 //!
-//! At most four at a time. While the node's own link is down nobody is asked and nobody is left out: who fails then may only fail to be
-//! reached. What was found before is forgotten.
+//! At most four at a time. While the node's own link is down nobody is asked and nobody is left out: who fails then may
+//! only fail to be reached. What was found before is forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -98,7 +98,8 @@ impl Probing {
         self.is_on
     }
 
-    /// Takes up whom to ask, or leaves that to the source while it is fresh. While no link leads out of this node, nobody is asked.
+    /// Takes up whom to ask, or leaves that to the source while it is fresh. While no link leads out of this node,
+    /// nobody is asked.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let is_asked = self.is_on && !facts.freshness.is_fresh() && known.is_link_up();

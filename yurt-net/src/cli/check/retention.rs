@@ -1,7 +1,7 @@
 //! Do the Pods really have the addresses that the ledger says they have?
 //!
-//! A ledger is right about whom it has heard of, and a runtime may have told it only half: so it is compared with the addresses that are
-//! really in the network namespaces of this machine, and with the devices that the agent guards.
+//! A ledger is right about whom it has heard of, and a runtime may have told it only half: so it is compared with the
+//! addresses that are really in the network namespaces of this machine, and with the devices that the agent guards.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;

@@ -8,8 +8,8 @@ use crate::dataplane::load::hooks::PACKET;
 use crate::dataplane::sys::tc::devices;
 use crate::dataplane::sys::{name_of, program_by_id, program_name, tcx_links};
 
-/// Names of the programs of others that run before those of the packet path on a device. One that lets packets through with a verdict of
-/// its own hides them from ours.
+/// Names of the programs of others that run before those of the packet path on a device. One that lets packets through
+/// with a verdict of its own hides them from ours.
 pub fn others_before(device: &str) -> Vec<String> {
     let devices = devices().unwrap_or_default();
     let device = devices.iter().find(|one| one.name == device);

@@ -61,8 +61,8 @@ impl Object {
         switches: &[(&'static str, u32)],
         plans: &BTreeMap<&'static str, MapPlan>,
     ) -> Result<Self, DataplaneError> {
-        // It would parse all types of the kernel, which takes twice the memory of a small node's agent, and no program of ours
-        // looks into one. There is no way to make a loader without them but that it does not find their file.
+        // It would parse all types of the kernel, which takes twice the memory of a small node's agent, and no program
+        // of ours looks into one. There is no way to make a loader without them but that it does not find their file.
         let mut loader = without_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in switches {
@@ -113,8 +113,8 @@ impl Object {
         Ok(loaded)
     }
 
-    /// Loads programs, on as many processors as there are: the verifier is most of what a start waits for. In their order;
-    /// the error is that of the first one that has one.
+    /// Loads programs, on as many processors as there are: the verifier is most of what a start waits for. In their
+    /// order; the error is that of the first one that has one.
     pub(super) fn load_all<const N: usize>(
         &mut self,
         wanted: [(&'static str, u32); N],

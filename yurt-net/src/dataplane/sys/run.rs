@@ -8,8 +8,8 @@ use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions}
 /// By so much a frame may grow.
 const ROOM: usize = 256;
 
-/// What a pinned program for devices returns for a frame that comes in at a device, and the frame as it leaves it. The device's programs
-/// and network stack see nothing of it. Needs Linux 5.10.
+/// What a pinned program for devices returns for a frame that comes in at a device, and the frame as it leaves it. The
+/// device's programs and network stack see nothing of it. Needs Linux 5.10.
 pub(in crate::dataplane) fn run_on_frame(
     pin: &Path,
     ifindex: u32,

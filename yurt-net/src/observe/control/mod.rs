@@ -1,9 +1,10 @@
 //! `agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
 //!
-//! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state directory, so that
-//! agents may share a run directory, and nobody reaches another agent than the one that was meant. An agent that can make it in neither
-//! serves its node all the same, and so does one that finds another agent there. It is made again when it, or its directory, goes. A disk
-//! that does not answer is one that takes no socket: it is asked in threads of their own.
+//! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state
+//! directory, so that agents may share a run directory, and nobody reaches another agent than the one that was meant.
+//! An agent that can make it in neither serves its node all the same, and so does one that finds another agent there.
+//! It is made again when it, or its directory, goes. A disk that does not answer is one that takes no socket: it is
+//! asked in threads of their own.
 
 use std::fs::{self, DirBuilder, File};
 use std::future::pending;

@@ -1,8 +1,8 @@
 //! The metrics server: `GET /metrics` and `GET /healthz`, for Prometheus and for people.
 //!
-//! Whoever can reach the port may be anybody, so a request costs the agent little and waits for nobody: a few connections at
-//! a time, each with a small buffer and some seconds. Who has not asked for anything yet gives way to others, so that nobody
-//! blinds the alerts by connecting. The text is made by the agent's loop, which is asked for it.
+//! Whoever can reach the port may be anybody, so a request costs the agent little and waits for nobody: a few
+//! connections at a time, each with a small buffer and some seconds. Who has not asked for anything yet gives way to
+//! others, so that nobody blinds the alerts by connecting. The text is made by the agent's loop, which is asked for it.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

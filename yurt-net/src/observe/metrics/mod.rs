@@ -1,8 +1,8 @@
 //! A `Status` as Prometheus reads it.
 //!
-//! Pure. One table says which metrics there are; `docs/metrics.md` says what they mean, and a test compares the two. Where
-//! kube-proxy has a metric of the same fact (pkg/proxy/metrics/metrics.go), it has kube-proxy's name. What is written is the
-//! text format 0.0.4.
+//! Pure. One table says which metrics there are; `docs/metrics.md` says what they mean, and a test compares the two.
+//! Where kube-proxy has a metric of the same fact (pkg/proxy/metrics/metrics.go), it has kube-proxy's name. What is
+//! written is the text format 0.0.4.
 //!
 //! No library: the numbers are in `Status` already, and a registry beside it would be a second place for each of them.
 #![forbid(unsafe_code)]

@@ -76,7 +76,8 @@ impl Samples<'_> {
         }
     }
 
-    /// One for each state; 1 for the present one. A state without a sample could not be told from a metric that is gone.
+    /// One for each state; 1 for the present one. A state without a sample could not be told from a metric that is
+    /// gone.
     pub(super) fn put_state<const N: usize>(&mut self, states: [&str; N], current: &str) {
         for state in states {
             self.put(&[state], u8::from(state == current));

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-/// How many objects or Service ports a list of the status names. There may be tens of thousands, and the status is asked for every
-/// second.
+/// How many objects or Service ports a list of the status names. There may be tens of thousands, and the status is
+/// asked for every second.
 pub(super) const KEPT: usize = 100;
 /// How many of them the table for people names.
 pub(super) const SHOWN: usize = 10;

@@ -46,7 +46,8 @@ pub struct Health<'a> {
     pub unseen: Option<String>,
     /// What the last repair could not mend.
     pub failures: &'a [String],
-    /// The maps of an earlier agent are left alone: no source is in charge, and the checkpoint may be older than they are.
+    /// The maps of an earlier agent are left alone: no source is in charge, and the checkpoint may be older than they
+    /// are.
     pub is_holding: bool,
     /// Manifests that cannot be read, and why.
     pub manifests: Vec<String>,

@@ -1,4 +1,5 @@
-//! How the agent is: what `status` prints, and `observe::metrics` shows to Prometheus. Each room of the house has a file.
+//! How the agent is: what `status` prints, and `observe::metrics` shows to Prometheus. Each room of the house has a
+//! file.
 
 mod counted;
 mod dataplane;

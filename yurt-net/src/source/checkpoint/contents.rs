@@ -32,7 +32,8 @@ pub struct Provenance {
     pub resource_versions: BTreeMap<String, String>,
     /// Which of the states that this node was told it is.
     pub edition: Edition,
-    /// Service ports that had no room in the maps; sorted. A reboot, which empties the maps, gives it to all others first.
+    /// Service ports that had no room in the maps; sorted. A reboot, which empties the maps, gives it to all others
+    /// first.
     pub left_out: Vec<ServiceKey>,
 }
 
@@ -55,8 +56,8 @@ impl<K, T: Clone> Edit<K, T> {
     }
 }
 
-/// One line for each kind of object: the field of `Snapshot`, its type, how a record has it, its key. The order is part of the
-/// format: a new kind goes last, and takes a new `VERSION`.
+/// One line for each kind of object: the field of `Snapshot`, its type, how a record has it, its key. The order is part
+/// of the format: a new kind goes last, and takes a new `VERSION`.
 macro_rules! kinds {
     ($($field:ident: $object:ident as $form:ident by $key:ty,)*) => {
         /// The objects of a snapshot, in the order of their names: cheap to take from the snapshot and to hold.

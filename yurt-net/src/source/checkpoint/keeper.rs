@@ -48,7 +48,8 @@ pub struct Keeper {
     found: Option<Provenance>,
     directory: PathBuf,
     opening: Errand<(Saver, Found)>,
-    /// Who waits for a disk that is taken away gets an error: the next one that is there in its place is asked once more.
+    /// Who waits for a disk that is taken away gets an error: the next one that is there in its place is asked once
+    /// more.
     is_asked_again: bool,
     /// `None` while the disk is at work, and until it has answered once.
     saver: Option<Saver>,

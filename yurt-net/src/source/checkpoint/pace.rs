@@ -1,8 +1,8 @@
 //! When a checkpoint is saved. Pure: the caller has the clock.
 //!
 //! What flash pays for is the writing, hardly the bytes: on ext4 an append of 3 KB and its fsync costs 26 KB (the
-//! last block once more, inode, journal). So a first change is saved within seconds, for the node that loses power next;
-//! under changes without end there is one save a minute, 1,440 a day of about 32 KB. Nothing changes, nothing is
+//! last block once more, inode, journal). So a first change is saved within seconds, for the node that loses power
+//! next; under changes without end there is one save a minute, 1,440 a day of about 32 KB. Nothing changes, nothing is
 //! written.
 //!
 //! That watches have moved on, with nothing new in them, is saved with the next change and when the agent stops, never

@@ -1,4 +1,5 @@
-//! What is saved is what is loaded; in `tests/` what damages it, what older agents wrote, what disks do, and what it costs.
+//! What is saved is what is loaded; in `tests/` what damages it, what older agents wrote, what disks do, and what it
+//! costs.
 
 use std::fs;
 use std::sync::{Arc, LazyLock};

@@ -1,4 +1,5 @@
-//! What checkpoints of versions 1 and 2 say of where a state came from: nothing of editions. And there are no manifests. Pure.
+//! What checkpoints of versions 1 and 2 say of where a state came from: nothing of editions. And there are no
+//! manifests. Pure.
 
 #![forbid(unsafe_code)]
 

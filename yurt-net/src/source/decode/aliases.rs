@@ -1,9 +1,10 @@
 //! Aliases in a list: which items would grow too far, or refer to nothing, and a text in which they do not.
 //!
-//! The parser expands aliases as it goes. It stops where they have added too much, and is then in the middle of an item, so all the others would be lost
-//! with it. Here nothing is expanded: what an anchor comes to is summed up as it is read, in one pass over the text. Items that do not fit are
-//! told by their index, and their aliases are written over, as long as they are, with values that are empty. Anchors stay, for other
-//! items may refer to them, and so does in them what those need.
+//! The parser expands aliases as it goes. It stops where they have added too much, and is then in the middle of an
+//! item, so all the others would be lost with it. Here nothing is expanded: what an anchor comes to is summed up as it
+//! is read, in one pass over the text. Items that do not fit are told by their index, and their aliases are written
+//! over, as long as they are, with values that are empty. Anchors stay, for other items may refer to them, and so does
+//! in them what those need.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -51,8 +52,8 @@ pub(super) struct Spared {
     pub(super) items: BTreeSet<usize>,
 }
 
-/// Leaves out items of a `List`, in their order, that have no room in what aliases may add to the document. `None` where that leaves out nothing, or
-/// where it is not for items to make the document fit.
+/// Leaves out items of a `List`, in their order, that have no room in what aliases may add to the document. `None`
+/// where that leaves out nothing, or where it is not for items to make the document fit.
 pub(super) fn spare(text: &str, room: Size) -> Option<Spared> {
     if !text.contains('*') {
         return None;

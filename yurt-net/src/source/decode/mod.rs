@@ -64,8 +64,8 @@ pub struct Decoded {
     unattributed: usize,
 }
 
-/// So many documents of a file that could not be attributed are told one by one: a log that is named as a manifest may have a
-/// hundred thousand.
+/// So many documents of a file that could not be attributed are told one by one: a log that is named as a manifest may
+/// have a hundred thousand.
 const MAX_UNATTRIBUTED: usize = 100;
 
 /// Decodes the text of one file; `path` is what Rejections call it.
@@ -73,7 +73,8 @@ pub fn decode(text: &str, format: Format, path: &str, names: &mut Names) -> Deco
     Reading::new(path, names, false).read(text, format)
 }
 
-/// Decodes one file as it is on disk: UTF-8, or UTF-16 as editors on Windows write it. Bytes that are neither cost their own document.
+/// Decodes one file as it is on disk: UTF-8, or UTF-16 as editors on Windows write it. Bytes that are neither cost
+/// their own document.
 pub(crate) fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut Names) -> Decoded {
     match text_of(bytes) {
         Ok((text, is_damaged)) => Reading::new(path, names, is_damaged).read(&text, format),
@@ -85,8 +86,8 @@ pub(crate) fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut
     }
 }
 
-/// Decodes one object of an apiserver; `None` when nothing reads it. `kind` and `api_version` are what its list or watch is
-/// of: the items of a list do not say it.
+/// Decodes one object of an apiserver; `None` when nothing reads it. `kind` and `api_version` are what its list or
+/// watch is of: the items of a list do not say it.
 pub fn item(
     json: &[u8],
     kind: &str,
@@ -179,7 +180,8 @@ impl<'a> Reading<'a> {
             return;
         };
         if let Some(spared) = aliases::spare(document.text, room) {
-            // What others need of the items that are left out counts twice, and merged maps may be replayed more than once.
+            // What others need of the items that are left out counts twice, and merged maps may be replayed more than
+            // once.
             let room = Size {
                 events: room.events.saturating_mul(4),
                 bytes: room.bytes.saturating_mul(4),
@@ -199,8 +201,8 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reads values one after the other, each as a document. Behind one that cannot be read, the next begins with a line that begins
-    /// with a brace.
+    /// Reads values one after the other, each as a document. Behind one that cannot be read, the next begins with a
+    /// line that begins with a brace.
     fn json(&mut self, document: &Document<'_>) {
         let mut rest = document.body();
         let mut broken = 0;
@@ -271,8 +273,8 @@ const MARK: char = '\u{feff}';
 /// Values of one document that cannot be read, of which each is looked behind for the next.
 const MAX_BROKEN: usize = 100;
 
-/// The text of a file, and whether some of its bytes are none. Its encoding is told as YAML 1.2 (5.2) has it: by a byte-order mark, or by
-/// where the zeros are in its first character, which is an ASCII one.
+/// The text of a file, and whether some of its bytes are none. Its encoding is told as YAML 1.2 (5.2) has it: by a
+/// byte-order mark, or by where the zeros are in its first character, which is an ASCII one.
 fn text_of(bytes: &[u8]) -> Result<(Cow<'_, str>, bool), &'static str> {
     const UTF32: &str = "cannot be read: the file is in UTF-32: save it as UTF-8";
     let (number, units): (fn([u8; 2]) -> u16, _) = match bytes {
@@ -326,8 +328,8 @@ fn begins_with_json(text: &str) -> bool {
 
 /// What aliases may add to the text of a document, in bytes.
 const ALIASED_BYTES: usize = 16 << 20;
-/// What they may add in parts (scalars, and the beginnings and ends of lists and maps), whatever the size of the document; and for how
-/// many bytes of it one more. PyYAML writes an alias for each list that objects share.
+/// What they may add in parts (scalars, and the beginnings and ends of lists and maps), whatever the size of the
+/// document; and for how many bytes of it one more. PyYAML writes an alias for each list that objects share.
 const ALIASED_EVENTS: usize = 1 << 18;
 const BYTES_AN_EVENT: usize = 8;
 

@@ -75,8 +75,8 @@ impl<T: ?Sized + Ord + Weigh> Pool<T> {
     }
 }
 
-/// What objects repeat: names of Services, nodes, zones, namespaces and ports, where endpoints are, the ports of slices; and for as long
-/// as [`Names::expect`] said so, whole objects.
+/// What objects repeat: names of Services, nodes, zones, namespaces and ports, where endpoints are, the ports of
+/// slices; and for as long as [`Names::expect`] said so, whole objects.
 #[derive(Debug, Default)]
 pub struct Names {
     words: Pool<str>,
@@ -97,8 +97,8 @@ impl Names {
         names
     }
 
-    /// From now on an object that is decoded and equals one of these is that one, which takes no memory. Nothing is expected after
-    /// `expect([])`.
+    /// From now on an object that is decoded and equals one of these is that one, which takes no memory. Nothing is
+    /// expected after `expect([])`.
     pub fn expect<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
         let named = |object: &Object| ((object.kind(), object.name()), object.clone());
         self.expected = objects.into_iter().map(named).collect();
@@ -175,8 +175,8 @@ impl Names {
         }
     }
 
-    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in proportion to what
-    /// was added, in bytes, because a list of ports is a thousand times a word.
+    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in
+    /// proportion to what was added, in bytes, because a list of ports is a thousand times a word.
     fn make_room(&mut self) {
         if self.bytes() >= self.limit {
             self.prune();

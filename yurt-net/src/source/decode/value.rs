@@ -64,8 +64,8 @@ const NULL: &Value<'static> = &Value::Null;
 pub(super) struct Fields<'de>(Vec<(Cow<'de, str>, Value<'de>)>);
 
 impl<'de> Fields<'de> {
-    /// Takes fields as they were written; the second one of a name makes both unusable. Costs no more than to sort them: there may
-    /// be a hundred thousand labels.
+    /// Takes fields as they were written; the second one of a name makes both unusable. Costs no more than to sort
+    /// them: there may be a hundred thousand labels.
     pub(super) fn new(mut fields: Vec<(Cow<'de, str>, Value<'de>)>) -> Self {
         fields.sort_by(|(one, _), (other, _)| one.cmp(other));
         fields.dedup_by(|(later, _), (name, earlier)| {
@@ -243,7 +243,8 @@ pub(super) fn text<'v>(value: &'v Value<'_>) -> Result<Option<&'v str>, Wrong> {
     }
 }
 
-/// Bytes of a name that somebody reads: of an object, a port, a node, a label's value. The API lets none be longer; a file may.
+/// Bytes of a name that somebody reads: of an object, a port, a node, a label's value. The API lets none be longer; a
+/// file may.
 pub(super) const MAX_NAME: usize = 253;
 
 /// A string that is no longer than a name, or nothing. It is kept as long as its object, and there may be thousands.

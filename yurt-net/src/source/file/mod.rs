@@ -1,8 +1,8 @@
 //! `file:PATH`: a file or a directory of manifests, read whole and followed for changes.
 //!
 //! `load` is blocking I/O of the length of one look at the tree, plus the reading of what has changed in it.
-//! Files that have not changed are not read again, those that were only touched are not decoded again, and an object that
-//! says the same as before keeps its `Arc`, so that everything compiled from it stays valid.
+//! Files that have not changed are not read again, those that were only touched are not decoded again, and an object
+//! that says the same as before keeps its `Arc`, so that everything compiled from it stays valid.
 //!
 //! What is broken never shrinks the snapshot: an object that became invalid, and every object of a file or
 //! document that cannot be read any more, stays as it was last good, with a `Rejection`. Only what is absent
@@ -11,8 +11,8 @@
 //!
 //! `changed` needs no task of its own: it runs inside the caller's `select!` and may be
 //! cancelled there at any time. inotify tells it when to look; every few seconds it looks anyway, which
-//! also covers lost events, network file systems and a source that is deleted and made anew. It looks in another thread, for
-//! the disk may not answer: that is a change, and the load after it finds what it finds.
+//! also covers lost events, network file systems and a source that is deleted and made anew. It looks in another
+//! thread, for the disk may not answer: that is a change, and the load after it finds what it finds.
 
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
@@ -413,8 +413,8 @@ fn is_recent(stamp: Stamp) -> bool {
 }
 
 impl Manifest {
-    /// Whether the file with this stamp has the very bytes that this was read from. It is read in parts: to decode it once more would
-    /// take the memory of the whole file, and of all its objects, beside those that there are.
+    /// Whether the file with this stamp has the very bytes that this was read from. It is read in parts: to decode it
+    /// once more would take the memory of the whole file, and of all its objects, beside those that there are.
     fn is_in(&self, path: &Path, stamp: Stamp) -> bool {
         let look = || -> io::Result<bool> {
             let mut file = File::open(path)?;

@@ -1,7 +1,9 @@
-//! The connections to one API, which is one server or several ways to the same hub: who dials when, and what all of them know.
+//! The connections to one API, which is one server or several ways to the same hub: who dials when, and what all of
+//! them know.
 //!
-//! While nobody gets through, one of the tasks tries and the others wait for it, so that a fleet without its cloud costs little.
-//! Of the connections one, the lifeline, is probed: when it dies, all are taken for dead, and are made anew.
+//! While nobody gets through, one of the tasks tries and the others wait for it, so that a fleet without its cloud
+//! costs little. Of the connections one, the lifeline, is probed: when it dies, all are taken for dead, and are made
+//! anew.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -22,8 +24,8 @@ use crate::source::spec::Api;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
-/// Where YurtHub lists the Pods of this node, as the kubelet was last told them (openyurt pkg/yurthub/otaupdate): on loopback
-/// only, whichever of its addresses the API is asked at.
+/// Where YurtHub lists the Pods of this node, as the kubelet was last told them (openyurt pkg/yurthub/otaupdate): on
+/// loopback only, whichever of its addresses the API is asked at.
 const YURTHUB_PODS_PORT: u16 = 10267;
 /// Of YurtHub's dummy interface.
 const DUMMY_ADDRESS: &str = "169.254.2.1";
@@ -36,7 +38,8 @@ const PACE: Duration = Duration::from_millis(250);
 /// The same while the other end refuses, doubling up to the second.
 const FIRST_PACE: Duration = Duration::from_millis(500);
 const LONGEST_PACE: Duration = Duration::from_secs(5);
-/// The network may change all the time, be it that a Pod's end of a veth comes and goes: an attempt follows on another one not sooner.
+/// The network may change all the time, be it that a Pod's end of a veth comes and goes: an attempt follows on another
+/// one not sooner.
 const MIN_PACE: Duration = Duration::from_millis(500);
 
 /// Attempts in a row that are given up because the network has changed meanwhile.
@@ -114,8 +117,8 @@ pub(super) enum Loss {
 }
 
 impl Told {
-    /// Waits for something that makes another attempt worthwhile; whether it is that all connections are taken for dead. Safe to
-    /// cancel.
+    /// Waits for something that makes another attempt worthwhile; whether it is that all connections are taken for
+    /// dead. Safe to cancel.
     pub(super) async fn news(&mut self) -> bool {
         tokio::select! {
             biased;
@@ -124,7 +127,8 @@ impl Told {
         }
     }
 
-    /// Waits until all connections are taken for dead or, for who goes on from a version, versions have gone back. Safe to cancel.
+    /// Waits until all connections are taken for dead or, for who goes on from a version, versions have gone back. Safe
+    /// to cancel.
     pub(super) async fn loss(&mut self, goes_on: bool) -> Loss {
         // The senders live as long as the task.
         tokio::select! {
@@ -201,8 +205,8 @@ impl Connection {
         }
     }
 
-    /// Whether who is asked is YurtHub. A kubeconfig and a Pod's environment may name another server than before, or one that cannot
-    /// be used: it counts who was dialled.
+    /// Whether who is asked is YurtHub. A kubeconfig and a Pod's environment may name another server than before, or
+    /// one that cannot be used: it counts who was dialled.
     pub(super) fn is_hub(&self) -> bool {
         self.is_hub.load(Ordering::Relaxed)
     }
@@ -260,8 +264,8 @@ impl Connection {
             pace.last = Some((Instant::now(), self.counts()));
             let result = tokio::select! {
                 result = self.dial(resource) => result,
-                // The network is another one: what was tried there says nothing. Not so for ever: one that changes all the time is
-                // one to get through.
+                // The network is another one: what was tried there says nothing. Not so for ever: one that changes all
+                // the time is one to get through.
                 _is_death = told.news(), if cuts < CUTS => {
                     cuts += 1;
                     continue;
@@ -414,7 +418,8 @@ mod tests {
 
     use super::*;
 
-    /// When somebody was to be dialled, while all tasks want a connection, none is made, and the network changes so often.
+    /// When somebody was to be dialled, while all tasks want a connection, none is made, and the network changes so
+    /// often.
     async fn dials(change_every: Duration, time: Duration) -> Vec<Duration> {
         let access = Access {
             ca_file: None,

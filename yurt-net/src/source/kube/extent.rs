@@ -1,8 +1,8 @@
 //! How large one list may be, over all of its pages.
 //!
-//! Pure. Nobody asks for pages here, so an apiserver sends none; what stands before it may. One that drops the query answers the
-//! first page for ever, and one that lies has more objects each time: such a list is given up before it takes the node's memory.
-//! The limits are far above what Kubernetes is made for (10,000 Services, 150,000 Pods).
+//! Pure. Nobody asks for pages here, so an apiserver sends none; what stands before it may. One that drops the query
+//! answers the first page for ever, and one that lies has more objects each time: such a list is given up before it
+//! takes the node's memory. The limits are far above what Kubernetes is made for (10,000 Services, 150,000 Pods).
 #![forbid(unsafe_code)]
 
 use super::resource::Resource;

@@ -1,7 +1,8 @@
 //! The files that say how an apiserver is reached, read beside the loop: their disk may not answer.
 //!
-//! Kubeconfigs, certificates and tokens are read for each connection, and tokens for each request. What is asked goes to a thread;
-//! while one of a kind gets no answer, no other is begun, so a disk that never answers costs three threads, and each attempt a patience.
+//! Kubeconfigs, certificates and tokens are read for each connection, and tokens for each request. What is asked goes
+//! to a thread; while one of a kind gets no answer, no other is begun, so a disk that never answers costs three
+//! threads, and each attempt a patience.
 
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -18,7 +19,8 @@ impl<T> Default for Questions<T> {
 }
 
 impl<T: Send + 'static> Questions<T> {
-    /// Has this done, behind what others have asked. `None`: the disk does not answer. Who drops this future asks again.
+    /// Has this done, behind what others have asked. `None`: the disk does not answer. Who drops this future asks
+    /// again.
     pub(super) async fn ask(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut errand = self.0.lock().await;
         if errand.is_outstanding() {

@@ -1,5 +1,5 @@
-//! Times in which no watch follows what a table needs: what happens in them is seen only once a list or the next watch is here, and
-//! either may hang.
+//! Times in which no watch follows what a table needs: what happens in them is seen only once a list or the next watch
+//! is here, and either may hang.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! A limit for what a server sends before the head of its answer.
 //!
-//! HTTP allows any number of `100 Continue` before it. hyper reads and forgets them for as long as bytes are there, within one
-//! turn, so a server that sends nothing else would keep the thread, and everything else that runs on it, from its work.
+//! HTTP allows any number of `100 Continue` before it. hyper reads and forgets them for as long as bytes are there,
+//! within one turn, so a server that sends nothing else would keep the thread, and everything else that runs on it,
+//! from its work.
 
 use std::io;
 use std::pin::Pin;
@@ -48,8 +49,8 @@ impl Head {
     }
 }
 
-/// A stream that breaks where a head is too large. The read that brings the end of a head may bring some of the body, so no read is
-/// cut short: the next one fails.
+/// A stream that breaks where a head is too large. The read that brings the end of a head may bring some of the body,
+/// so no read is cut short: the next one fails.
 #[derive(Debug)]
 pub(super) struct Limited<S> {
     stream: S,

@@ -3,9 +3,9 @@
 //! One task for each resource asks and listens (`follow` says what for); it hands items and events over as bytes, so
 //! that nothing is decoded twice and a list is never in memory whole. `KubeSource` decodes them into `state`.
 //!
-//! The only user of kube-rs: kubeconfigs and their credentials are read with it (`access`). Its client is not used, because it
-//! cannot tell whom it is connected to (`wire` does); its objects and caches are not, because they keep many times what is
-//! needed here.
+//! The only user of kube-rs: kubeconfigs and their credentials are read with it (`access`). Its client is not used,
+//! because it cannot tell whom it is connected to (`wire` does); its objects and caches are not, because they keep many
+//! times what is needed here.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,10 +61,12 @@ const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 256 << 10;
 /// A change waits no longer than this for others that follow it: each time it is told, all that it touches is compiled.
 const GATHER_FOR: Duration = Duration::from_millis(20);
-/// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a probe.
+/// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a
+/// probe.
 pub(crate) const FRESH_FOR: Duration = Duration::from_secs(10);
-/// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An apiserver sends
-/// a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some delay.
+/// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An
+/// apiserver sends a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some
+/// delay.
 pub(crate) const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
 const _: () = assert!(wire::DEAD_AFTER.as_secs() <= FRESH_FOR.as_secs());
 
@@ -93,8 +95,8 @@ pub(crate) struct KubeSource {
     /// Services and slices are here since.
     required_since: Option<Instant>,
     is_synced: bool,
-    /// Another source has spoken later than this one. Until this one is whole, what it missed is listed: a watch would begin with
-    /// the table of then.
+    /// Another source has spoken later than this one. Until this one is whole, what it missed is listed: a watch would
+    /// begin with the table of then.
     is_behind: bool,
     pool: Option<String>,
     connection: Arc<Connection>,
@@ -130,8 +132,8 @@ struct PodsList {
 }
 
 impl KubeSource {
-    /// A source that has asked nothing yet, and may be YurtHub: a guess until somebody was dialled. `seed` is what is known already,
-    /// and `versions` where an earlier agent's watches of the same source were.
+    /// A source that has asked nothing yet, and may be YurtHub: a guess until somebody was dialled. `seed` is what is
+    /// known already, and `versions` where an earlier agent's watches of the same source were.
     pub(crate) fn new(
         api: Api,
         is_hub: bool,
@@ -181,8 +183,8 @@ impl KubeSource {
         self.state.learn(known);
     }
 
-    /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is listed before
-    /// this source is synced again.
+    /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is
+    /// listed before this source is synced again.
     pub(crate) fn begin_anew(&mut self, seed: Snapshot) {
         self.is_behind = true;
         if self.state.is_blank() {
@@ -233,15 +235,16 @@ impl KubeSource {
         self.fresh_until().is_some()
     }
 
-    /// What it says is not older than what another source has said, whose watches were at these versions. An event from behind a hub
-    /// is the cloud's word, but others may follow at once; when a bookmark comes, within a minute, all of them are here.
+    /// What it says is not older than what another source has said, whose watches were at these versions. An event from
+    /// behind a hub is the cloud's word, but others may follow at once; when a bookmark comes, within a minute, all of
+    /// them are here.
     pub(crate) fn is_level(&self, with: &BTreeMap<String, String>) -> bool {
         let has_word = self.is_fresh() && (self.has_bookmark || !self.is_hub);
         has_word || self.is_beyond(with)
     }
 
-    /// Versions show it, be the cloud in reach or not: nothing that a table needs is of an older one, and something has happened since.
-    /// A cluster has one sequence of versions, and a hub tells in that order what it was told.
+    /// Versions show it, be the cloud in reach or not: nothing that a table needs is of an older one, and something has
+    /// happened since. A cluster has one sequence of versions, and a hub tells in that order what it was told.
     fn is_beyond(&self, known: &BTreeMap<String, String>) -> bool {
         let number = |version: &String| version.parse::<u64>().ok();
         let own = self.state.versions();
@@ -257,8 +260,9 @@ impl KubeSource {
 
     /// Until when it is, unless more is heard.
     ///
-    /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the cloud is out of
-    /// reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt pkg/yurthub/proxy/local).
+    /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the
+    /// cloud is out of reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt
+    /// pkg/yurthub/proxy/local).
     fn fresh_until(&self) -> Option<Instant> {
         if self.gaps.long().next().is_some() {
             return None;
@@ -315,9 +319,9 @@ impl KubeSource {
         self.state.held().collect()
     }
 
-    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is right behind
-    /// it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must be called inside a tokio
-    /// runtime.
+    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is
+    /// right behind it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must
+    /// be called inside a tokio runtime.
     pub(crate) async fn changed(&mut self) {
         self.ask();
         loop {
@@ -340,7 +344,8 @@ impl KubeSource {
                 }
             };
             self.take_batch(next);
-            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn; so have the tasks that bring what follows.
+            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn; so have the tasks
+            // that bring what follows.
             yield_now().await;
         }
     }
@@ -618,7 +623,8 @@ impl KubeSource {
                 let is_new = state
                     .failures()
                     .all(|(failed, reason)| failed != resource && reason != why);
-                // That a source is lost which was there before is told of the source as a whole, once: not again for each of what was asked.
+                // That a source is lost which was there before is told of the source as a whole, once: not again for
+                // each of what was asked.
                 let is_told = resource.is_required() || failure.is_of_server();
                 match self.is_synced && is_told {
                     true => tracing::debug!(%resource, why, "source: keeping what is known"),

@@ -1,10 +1,11 @@
 //! Exec plugins: programs that a kubeconfig names, which return our credentials (`client.authentication.k8s.io`).
 //!
-//! They are run here and not by kube-rs, which waits on the caller's thread, and until nobody holds the plugin's output open any more:
-//! a child that it has left behind would keep the agent waiting for as long as it lives.
+//! They are run here and not by kube-rs, which waits on the caller's thread, and until nobody holds the plugin's output
+//! open any more: a child that it has left behind would keep the agent waiting for as long as it lives.
 //!
-//! A credential is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does (plugin/pkg/client/auth/exec):
-//! every connection and every request asks, and a plugin that asks the cloud over a bad link takes seconds.
+//! A credential is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does
+//! (plugin/pkg/client/auth/exec): every connection and every request asks, and a plugin that asks the cloud over a bad
+//! link takes seconds.
 #![expect(unsafe_code, reason = "a process group is ended by libc")]
 
 use std::process::Stdio;
@@ -147,8 +148,8 @@ impl Drop for Group {
     }
 }
 
-/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile, or has helped as little just
-/// before. True where another credential than that is sent from now on.
+/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile, or has helped
+/// as little just before. True where another credential than that is sent from now on.
 pub(super) async fn forget(sent_at: Instant) -> bool {
     let mut last = LAST.lock().await;
     let Some(last) = last.as_mut().filter(|last| last.came_at <= sent_at) else {

@@ -95,8 +95,8 @@ impl Resource {
         !matches!(self, Self::Pods)
     }
 
-    /// YurtHub serves it from a cache of its own, which goes on sending bookmarks while the cloud is out of reach (openyurt
-    /// pkg/yurthub/multiplexer). Of all others it relays the cloud's watch, or one that says nothing.
+    /// YurtHub serves it from a cache of its own, which goes on sending bookmarks while the cloud is out of reach
+    /// (openyurt pkg/yurthub/multiplexer). Of all others it relays the cloud's watch, or one that says nothing.
     pub(super) const fn is_multiplexed(self) -> bool {
         matches!(self, Self::Services | Self::EndpointSlices)
     }
@@ -114,7 +114,8 @@ impl Resource {
         )
     }
 
-    /// To ask for one of them costs the server as little as it seems: it need not look through all of them for those that match.
+    /// To ask for one of them costs the server as little as it seems: it need not look through all of them for those
+    /// that match.
     pub(super) const fn is_cheap_to_probe(self) -> bool {
         !matches!(self, Self::Pods | Self::NodeBuckets)
     }

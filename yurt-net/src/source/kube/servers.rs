@@ -1,8 +1,9 @@
 //! Where apiservers and YurtHubs are, for those who keep Services off their addresses.
 //!
-//! Addresses do not change, names do: at a boot before the link nobody may know them yet, and later a record may be another one.
-//! So names are looked up again as long as the agent runs, and the last answer counts while there is no new one. A kubeconfig is
-//! read again, too. All of it is done beside the loop, on one thread at a time: neither DNS nor a disk has to answer.
+//! Addresses do not change, names do: at a boot before the link nobody may know them yet, and later a record may be
+//! another one. So names are looked up again as long as the agent runs, and the last answer counts while there is no
+//! new one. A kubeconfig is read again, too. All of it is done beside the loop, on one thread at a time: neither DNS
+//! nor a disk has to answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -27,13 +27,14 @@ use crate::error::chain;
 
 /// Whole objects.
 const OBJECTS: &str = "application/json";
-/// What every object has, for a list of which only its own version counts: a Node, or a slice of a hundred endpoints, is 30 KB, and a
-/// server that knows no such lists sends the object.
+/// What every object has, for a list of which only its own version counts: a Node, or a slice of a hundred endpoints,
+/// is 30 KB, and a server that knows no such lists sends the object.
 const METADATA: &str =
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
 /// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
 const PIECE_BYTES: usize = 4096;
-/// What of one resource may wait for the loop: one object where they are larger. It is what others' news wait for, and memory.
+/// What of one resource may wait for the loop: one object where they are larger. It is what others' news wait for, and
+/// memory.
 pub(super) const WAITING_BYTES: usize = 1 << 20;
 /// From the request to the headers of the answer; a large list over a slow link begins late.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
@@ -42,12 +43,13 @@ const EXPLANATION_BYTES: usize = 64 << 10;
 const EXPLANATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two pieces of a list.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a server that hangs (a
-/// connection that is dead shows sooner), or a hub without its cloud. To ask again costs a few hundred bytes.
+/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a server that
+/// hangs (a connection that is dead shows sooner), or a hub without its cloud. To ask again costs a few hundred bytes.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
 /// Between two looks at the Pods that YurtHub lists by itself; sooner when somebody asks.
 const PODS_INTERVAL: Duration = Duration::from_secs(60);
-/// YurtHub may start later than the agent; one that has said nothing for so many tries, [`PODS_RETRY`] apart, lists no Pods.
+/// YurtHub may start later than the agent; one that has said nothing for so many tries, [`PODS_RETRY`] apart, lists no
+/// Pods.
 const PODS_TRIES: u32 = 6;
 const PODS_RETRY: Duration = Duration::from_secs(5);
 /// How long one watch lives; spread, so that a fleet does not come back in one moment.
@@ -187,7 +189,8 @@ impl Task {
         }
     }
 
-    /// One request and its whole answer, unless all connections are taken for dead meanwhile, or what is watched from is lost.
+    /// One request and its whole answer, unless all connections are taken for dead meanwhile, or what is watched from
+    /// is lost.
     async fn attempt(&mut self, request: &Request) -> Result<(), RequestError> {
         let mut told = self.told.clone();
         let asking: BoxFuture<'_, _> = match request {
@@ -225,8 +228,8 @@ impl Task {
         }
     }
 
-    /// Reads the list that YurtHub keeps of this node's Pods again and again: it costs the uplink nothing. Returns where there
-    /// is none; the only error is that the source has gone.
+    /// Reads the list that YurtHub keeps of this node's Pods again and again: it costs the uplink nothing. Returns
+    /// where there is none; the only error is that the source has gone.
     async fn poll_pods(&self) -> Result<(), RequestError> {
         let mut failures = 0;
         let mut has_worked = false;
@@ -372,8 +375,8 @@ impl Task {
                 has_compared = true;
             }
             let response = self.get(&uri, OBJECTS, "identity").await?;
-            // A connection that was lost just now is not that of who was compared: asked once more. But once only: some servers
-            // close each connection after its answer, as an apiserver does while it shuts down.
+            // A connection that was lost just now is not that of who was compared: asked once more. But once only: some
+            // servers close each connection after its answer, as an apiserver does while it shuts down.
             if has_compared || !self.is_doubted() {
                 break response;
             }
@@ -444,9 +447,10 @@ impl Task {
         is_new && self.shape.resource.is_cheap_to_probe() && !self.follower.is_cache()
     }
 
-    /// Asks a server that is new how far it has come. A watch from a version that is yet to come hears of nothing until it has
-    /// (kubernetes pkg/storage/cacher), and an apiserver whose etcd was restored from a backup, or has lost its last writes, gives the
-    /// same versions once more. Versions are compared as numbers, as apiservers promise that they can be (KEP-5504).
+    /// Asks a server that is new how far it has come. A watch from a version that is yet to come hears of nothing until
+    /// it has (kubernetes pkg/storage/cacher), and an apiserver whose etcd was restored from a backup, or has lost its
+    /// last writes, gives the same versions once more. Versions are compared as numbers, as apiservers promise that
+    /// they can be (KEP-5504).
     async fn compare(&mut self, version: &str) -> Result<(), RequestError> {
         let uri = self.shape.probe(self.api_version());
         let response = self.get(&uri, METADATA, "gzip").await?;

@@ -44,8 +44,8 @@ use crate::source::hub::is_dummy;
 
 /// To be connected. A link that is slow for a moment still gets there, for the first attempt lives as long.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
-/// Between two attempts to connect: the kernel repeats a lost SYN after ever longer pauses, and would notice a link that is back
-/// only after the next one.
+/// Between two attempts to connect: the kernel repeats a lost SYN after ever longer pauses, and would notice a link
+/// that is back only after the next one.
 const ANOTHER_ATTEMPT: Duration = Duration::from_millis(1_500);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so much silence the other end is probed.
@@ -280,7 +280,8 @@ async fn drive<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     Ok((sender, driver))
 }
 
-/// Whether the other end is trusted without TLS: on this machine only root's is, and this process' own user's. An error where it must not even be asked.
+/// Whether the other end is trusted without TLS: on this machine only root's is, and this process' own user's. An error
+/// where it must not even be asked.
 async fn is_roots(own: SocketAddr, at: SocketAddr) -> Result<bool, DialError> {
     let is_here = at.ip().to_canonical().is_loopback() || own.ip() == at.ip();
     let owner = owner_of_peer(own, at).await;

@@ -134,7 +134,8 @@ impl Charge {
                 break;
             }
         }
-        // The one that takes charge may give way at once, to one before it. It ends: a good one gives way only to those.
+        // The one that takes charge may give way at once, to one before it. It ends: a good one gives way only to
+        // those.
         while let Some(better) = self.best(now) {
             self.in_charge = Some(better);
         }
@@ -181,8 +182,9 @@ impl Charge {
         sources.filter_map(|(index, s)| (s.standing == Standing::Idle).then_some(index))
     }
 
-    /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was called
-    /// last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been busy.
+    /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was
+    /// called last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been
+    /// busy.
     pub(super) fn decide_at(&self) -> Option<Duration> {
         let mut later = self.sources.iter().skip(1);
         let is_alone = later.all(|source| source.standing == Standing::Idle);
@@ -287,8 +289,8 @@ mod tests {
         assert_eq!(charge.in_charge(), Some(2));
     }
 
-    /// How often, looked at every second, a first source was in charge and not good, that is good for `up` seconds, away for `down`
-    /// seconds, and so on, beside a second one that is always good.
+    /// How often, looked at every second, a first source was in charge and not good, that is good for `up` seconds,
+    /// away for `down` seconds, and so on, beside a second one that is always good.
     fn silence_beside_a_good_source(up: u64, down: u64) -> usize {
         let mut charge = Charge::new(2);
         charge.set_present(1, true);
@@ -346,7 +348,8 @@ mod tests {
         }
         charge.report(0, true, at(20));
         charge.decide(at(20));
-        // The first flaps: the last, whose word is present, takes its place at once, and the second comes before the last.
+        // The first flaps: the last, whose word is present, takes its place at once, and the second comes before the
+        // last.
         charge.report(1, true, at(21));
         charge.report(2, true, at(21));
         charge.report(0, false, at(21));

@@ -1,12 +1,12 @@
 //! The sources in order of preference, and which of them is in charge (`charge` has the rules).
 //!
-//! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there is
-//! one, and else there is none: nothing is written to the kernel then.
+//! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there
+//! is one, and else there is none: nothing is written to the kernel then.
 //!
-//! The table does not go back when charge changes hands. A source that was away while another one was believed forgets what it said,
-//! and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the cloud besides, or of
-//! something newer. What a checkpoint has of another source counts as that source's word, after a reboot too, and so does what an
-//! earlier agent left in the maps.
+//! The table does not go back when charge changes hands. A source that was away while another one was believed forgets
+//! what it said, and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the
+//! cloud besides, or of something newer. What a checkpoint has of another source counts as that source's word, after a
+//! reboot too, and so does what an earlier agent left in the maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -67,8 +67,8 @@ enum Presence {
 }
 
 impl Presence {
-    /// Takes note of how the source is now; `error` is what keeps it from being good. One line when it is lost, or not there at first,
-    /// one when it is back: links go and come all day.
+    /// Takes note of how the source is now; `error` is what keeps it from being good. One line when it is lost, or not
+    /// there at first, one when it is back: links go and come all day.
     fn note(&mut self, spec: &SourceSpec, is_good: bool, error: Option<String>) {
         match (*self, is_good) {
             (Self::Here, false) => {
@@ -99,7 +99,8 @@ impl Presence {
 pub enum Freshness {
     /// It is.
     Fresh,
-    /// A cache's, a checkpoint's, or that of a source that has fallen silent: it may be older than this node's own state.
+    /// A cache's, a checkpoint's, or that of a source that has fallen silent: it may be older than this node's own
+    /// state.
     Stale,
 }
 
@@ -111,8 +112,8 @@ impl Freshness {
 }
 
 impl Sources {
-    /// Starts the first source. A file that cannot be read is an error if it is the only source; one whose disk does not answer is
-    /// waited for later.
+    /// Starts the first source. A file that cannot be read is an error if it is the only source; one whose disk does
+    /// not answer is waited for later.
     pub async fn start(
         specs: &[SourceSpec],
         scope: Scope,
@@ -150,8 +151,8 @@ impl Sources {
         Ok(sources)
     }
 
-    /// So many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back, as with a checkpoint.
-    /// `newer`: who said them, where the checkpoint is not as new.
+    /// So many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back, as with
+    /// a checkpoint. `newer`: who said them, where the checkpoint is not as new.
     pub fn expect(&mut self, services: usize, newer: Option<SaidBy>) {
         self.adopted = services;
         self.adopted_of = newer;
@@ -162,7 +163,8 @@ impl Sources {
         }
     }
 
-    /// Takes up what was found on disk later than at the start; false where somebody has said something meanwhile, which counts.
+    /// Takes up what was found on disk later than at the start; false where somebody has said something meanwhile,
+    /// which counts.
     pub fn remember(&mut self, checkpoint: Loaded) -> bool {
         if self.charge.in_charge().is_some() || self.checkpoint.is_some() {
             return false;
@@ -272,8 +274,8 @@ impl Sources {
         }
     }
 
-    /// What a checkpoint says of the snapshot in force, which is of this edition, but for who had no room; `None` while no source is
-    /// in charge.
+    /// What a checkpoint says of the snapshot in force, which is of this edition, but for who had no room; `None` while
+    /// no source is in charge.
     /// `now` is in seconds since 1970.
     pub fn provenance(&self, now: u64, edition: Edition) -> Option<Provenance> {
         let (spec, source) = self.in_charge()?;
@@ -428,7 +430,8 @@ impl Sources {
         }
     }
 
-    /// Has sources that were away while another one was believed forget what they said. As soon as they answer, they would seem whole.
+    /// Has sources that were away while another one was believed forget what they said. As soon as they answer, they
+    /// would seem whole.
     fn begin_anew(&mut self, is_behind: &[usize]) {
         for index in is_behind {
             let seed = self.snapshot().cloned().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! The sources as the agent's loop follows them: beside other branches, and dropped at any moment. Under a clock that stands still
-//! while anything runs.
+//! The sources as the agent's loop follows them: beside other branches, and dropped at any moment. Under a clock that
+//! stands still while anything runs.
 
 use std::fs;
 use std::io::{self, Write};

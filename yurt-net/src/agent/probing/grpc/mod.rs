@@ -1,4 +1,5 @@
-//! The health check of gRPC (grpc.health.v1.Health/Check), as the kubelet asks it: HTTP/2 from the first byte, without TLS.
+//! The health check of gRPC (grpc.health.v1.Health/Check), as the kubelet asks it: HTTP/2 from the first byte, without
+//! TLS.
 //!
 //! A connection for each question, of which little is read.
 
@@ -128,7 +129,8 @@ fn unframed(answer: &[u8]) -> Option<&[u8]> {
     (length == message.len()).then_some(message)
 }
 
-/// The status in a HealthCheckResponse, which is field 1; what is absent is 0, and fields that are not known are passed over.
+/// The status in a HealthCheckResponse, which is field 1; what is absent is 0, and fields that are not known are passed
+/// over.
 fn serving_status(mut message: &[u8]) -> Option<u64> {
     let mut status = 0;
     while !message.is_empty() {

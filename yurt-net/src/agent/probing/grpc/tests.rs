@@ -137,7 +137,8 @@ async fn who_does_not_serve_does_not_pass_and_it_is_said_why() {
     assert_eq!(asked("", late).await.0, no("gRPC status 13"));
 }
 
-/// Servers that answer from the headers alone want no more of the request (RFC 9113, 8.1). H2's own forgets the answer when it resets.
+/// Servers that answer from the headers alone want no more of the request (RFC 9113, 8.1). H2's own forgets the answer
+/// when it resets.
 #[tokio::test]
 async fn an_error_is_understood_although_the_stream_is_reset_behind_it() {
     const LAST_OF_THE_REQUEST: &[u8] = b"\0\0\x05\0\x01\0\0\0\x01\0\0\0\0\0";

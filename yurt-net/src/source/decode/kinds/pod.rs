@@ -53,7 +53,8 @@ pub(super) fn pod(
     })
 }
 
-/// The probes of the containers that decide on a Pod's readiness. One that cannot be read costs only itself: more hangs on a Pod.
+/// The probes of the containers that decide on a Pod's readiness. One that cannot be read costs only itself: more hangs
+/// on a Pod.
 fn readiness(value: &Value<'_>, name: &NamespacedName) -> Box<[ReadinessProbe]> {
     let containers = |field, is_counted: fn(&Value<'_>) -> bool| {
         at(value, "spec", |spec| {

@@ -47,8 +47,8 @@ enum Deed {
     Again,
 }
 
-/// An item that shares the ports of the first one, one of which is an alias there, and has an anchor of its own, whatever is done to it. `borrowed` is
-/// the item whose anchor it refers to.
+/// An item that shares the ports of the first one, one of which is an alias there, and has an anchor of its own,
+/// whatever is done to it. `borrowed` is the item whose anchor it refers to.
 fn shared_item(index: usize, deed: Deed, borrowed: Option<usize>, is_flow: bool) -> String {
     let levels = || {
         let level = |level: usize| match level {

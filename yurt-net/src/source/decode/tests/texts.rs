@@ -124,7 +124,8 @@ fn numbers_are_read_as_yaml_had_them_when_kubernetes_began() {
     assert_eq!(service("'0120'"), None);
 }
 
-/// A text of a megabyte, repeated by an alias of two characters, would be as many megabytes in memory as there are aliases.
+/// A text of a megabyte, repeated by an alias of two characters, would be as many megabytes in memory as there are
+/// aliases.
 #[test]
 fn a_long_text_is_not_repeated_without_end() {
     let long = "x".repeat(1 << 20);

@@ -1,9 +1,9 @@
-//! The ways to name an apiserver: its address, the certificates that prove it, and our own credentials. kube-rs reads kubeconfigs; what
-//! they say of TLS and of a user is `tls` and `user`, and exec plugins are run by `plugin`.
+//! The ways to name an apiserver: its address, the certificates that prove it, and our own credentials. kube-rs reads
+//! kubeconfigs; what they say of TLS and of a user is `tls` and `user`, and exec plugins are run by `plugin`.
 //!
-//! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under an agent that
-//! runs for months. What an exec plugin says is kept for a while. A source without TLS needs none of it, so it works in a file system that has
-//! nothing but the agent.
+//! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under
+//! an agent that runs for months. What an exec plugin says is kept for a while. A source without TLS needs none of it,
+//! so it works in a file system that has nothing but the agent.
 
 use std::io;
 use std::path::PathBuf;
@@ -239,7 +239,8 @@ fn current_cluster(config: &Kubeconfig) -> Option<&Cluster> {
     cluster.cluster.as_ref()
 }
 
-/// What the kubeconfig says, and whether it wants a proxy: kube-rs' own word of that has the environment's in it, which is for others.
+/// What the kubeconfig says, and whether it wants a proxy: kube-rs' own word of that has the environment's in it, which
+/// is for others.
 fn kubeconfig(access: &Access) -> Result<(Config, bool), AccessError> {
     let options = KubeConfigOptions::default();
     let wrong = |error| match &access.kubeconfig {

@@ -120,8 +120,8 @@ pub struct ListEnd {
 }
 
 impl ListEnd {
-    /// Refuses a list of another kind: it would be taken for an empty one. Servers that do not say what they send are believed, and so
-    /// is `List`, as which YurtHub and kubectl put objects together.
+    /// Refuses a list of another kind: it would be taken for an empty one. Servers that do not say what they send are
+    /// believed, and so is `List`, as which YurtHub and kubectl put objects together.
     pub fn of_kind(self, wanted: &'static str) -> Result<Self, BodyError> {
         let is_wanted = self
             .kind
@@ -135,8 +135,8 @@ impl ListEnd {
     }
 }
 
-/// Refuses an item that says that it is of another kind, or of another API group: left out, it would be taken for deleted. Items of an
-/// apiserver's list say neither; those of YurtHub's say both.
+/// Refuses an item that says that it is of another kind, or of another API group: left out, it would be taken for
+/// deleted. Items of an apiserver's list say neither; those of YurtHub's say both.
 pub(super) fn check_item(
     item: &[u8],
     wanted: &'static str,

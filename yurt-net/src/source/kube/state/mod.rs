@@ -5,9 +5,10 @@
 //! - A list takes effect when its last byte has arrived, never before. An object that cannot be decoded keeps its last
 //!   good version.
 //! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
-//!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later, when an
-//!   event shows that the cache is alive, or after [`LONGEST_HOLD`]. One without default/kubernetes, which every apiserver
-//!   makes again at once, is of no cluster: neither repetition nor time makes it true. A live apiserver is believed at once.
+//!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later,
+//!   when an event shows that the cache is alive, or after [`LONGEST_HOLD`]. One without default/kubernetes, which
+//!   every apiserver makes again at once, is of no cluster: neither repetition nor time makes it true. A live apiserver
+//!   is believed at once.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -119,7 +120,8 @@ pub(super) enum Listed {
 }
 
 impl ClusterState {
-    /// Starts from what an earlier agent knew, or another source says. What that found of its own input says nothing of this one.
+    /// Starts from what an earlier agent knew, or another source says. What that found of its own input says nothing of
+    /// this one.
     pub(super) fn new(
         node: &str,
         mut seed: Snapshot,
@@ -158,8 +160,8 @@ impl ClusterState {
         self.touched = Touched::Anything;
     }
 
-    /// Answers come from a cache from now on, or no longer. What the other one has said and what is held back of it is not confirmed by
-    /// what this one says.
+    /// Answers come from a cache from now on, or no longer. What the other one has said and what is held back of it is
+    /// not confirmed by what this one says.
     pub(super) fn set_cache(&mut self, is_cache: bool) {
         self.is_cache = is_cache;
         for known in self.known.values_mut() {
@@ -205,8 +207,8 @@ impl ClusterState {
         self.known.get(&resource).is_some_and(|k| k.is_confirmed)
     }
 
-    /// It has been asked for, with or without success. The Node's pool decides who is served by whom, and what refuses it for a moment
-    /// says nothing of it: it is asked for [`NODE_TRIES`] times.
+    /// It has been asked for, with or without success. The Node's pool decides who is served by whom, and what refuses
+    /// it for a moment says nothing of it: it is asked for [`NODE_TRIES`] times.
     pub(super) fn is_settled(&self, resource: Resource) -> bool {
         let has_failed = |known: &Known| match resource {
             Resource::Nodes => known.is_absent || known.failures >= NODE_TRIES,
@@ -416,8 +418,8 @@ impl ClusterState {
         held.is_some_and(|held| self.use_list(resource, held.list, &held.version))
     }
 
-    /// Uses what is held back, because an event shows that the cache is alive. One that is of no cluster is being filled: the
-    /// event is one more of its objects, and it is used when it is of one, or holds enough.
+    /// Uses what is held back, because an event shows that the cache is alive. One that is of no cluster is being
+    /// filled: the event is one more of its objects, and it is used when it is of one, or holds enough.
     fn confirm_held(&mut self, resource: Resource, event: Option<Object>) -> bool {
         let known = self.known.entry(resource).or_default();
         let Some(mut held) = known.held.take() else {
@@ -593,8 +595,8 @@ impl ClusterState {
         was_rejected
     }
 
-    /// Of a few the snapshot tells at once; of many when it is taken up. A list that is copied at each of 20,000 events costs
-    /// a minute.
+    /// Of a few the snapshot tells at once; of many when it is taken up. A list that is copied at each of 20,000 events
+    /// costs a minute.
     fn rejections_changed(&mut self) {
         let all = self.known.values().map(|known| known.rejections.len());
         self.has_other_rejections = true;

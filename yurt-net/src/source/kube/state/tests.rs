@@ -284,7 +284,8 @@ fn a_slice_that_loses_its_service_is_gone() {
 /// One thing that a source hears.
 #[derive(Clone, Debug)]
 enum Heard {
-    /// A slice, its Service (`None`: it has lost it), and the last part of its endpoint's address (over 255: no address).
+    /// A slice, its Service (`None`: it has lost it), and the last part of its endpoint's address (over 255: no
+    /// address).
     Slice(u8, Option<u8>, u16),
     SliceGone(u8),
     SliceList(Vec<u8>),
