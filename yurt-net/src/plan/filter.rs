@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use yurt_ebpf::abi::{FILTER_WORDS, FilterPlace};
 
-/// The words of `yurt_filter`. An address that is not in has no row; one that is in may have none.
+/// The words of `yurt_filter`. An address that is not in it has no row; one that is in it may have none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filter(Box<[u64]>);
 

@@ -1,4 +1,4 @@
-//! Where sets go that lie in a range of slots which is taken from tenants.
+//! Where sets go whose slots are taken from tenants.
 //!
 //! Pure. In: sets that have to move, and the free slots beside that range. Out: a home for each of them, which holds at
 //! least one endpoint and all source ranges of its set. No set is without a home while slots are free for it, in

@@ -52,9 +52,9 @@ impl Capacity {
 pub struct ServiceImage {
     /// Which slots `base` points into.
     pub family: AddressFamily,
-    /// First slot; 0 when it takes none.
+    /// First slot; 0 when it has no slots.
     pub base: u32,
-    /// The contents of the slots; `None` when no plan writes such (damaged, overlapping, unsorted).
+    /// The contents of the slots; `None` when no plan writes such contents (damaged, overlapping, unsorted).
     pub set: Option<ServedSet>,
 }
 
@@ -71,9 +71,9 @@ pub struct MapImage {
     /// Generation of an index that was never published.
     first_generation: u16,
     pub(super) prefixes: ClusterPrefixes,
-    /// ClusterIPs of `table` that are left alone.
+    /// ClusterIPs of `table` that the programs leave alone.
     pub(super) on_node: Vec<IpAddr>,
-    /// `table` serves clients outside, too.
+    /// `table` serves clients outside this node, too.
     pub(super) serves_packets: bool,
     /// The filter for the addresses in `frontends`.
     pub(super) filter: Filter,
@@ -95,15 +95,15 @@ pub struct MapImage {
 /// A service port that did not fit when it was planned last.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LeftOut {
-    /// The fewest entries of each map, by [`FullMap`], that one of its units asked for in vain; 0: no unit did.
+    /// The fewest entries of each map, by [`FullMap`], that a unit of it asked for and did not get; 0: none did.
     needs: [u32; 5],
     /// A part of it is in the maps.
     pub(super) has_some: bool,
     /// Its services that serve a part of their set, by index: how many endpoints of how many.
     pub(super) parts: BTreeMap<u32, (usize, usize)>,
-    /// One of its services is in the maps, and serves none of the endpoints that it has.
+    /// One of its services is in the maps, and serves none of its endpoints.
     pub(super) is_closed: bool,
-    /// The next plan makes room for it: tenants were changing, or others have to move first.
+    /// The next plan makes room for it: tenants were changing, or other sets have to move first.
     pub(super) is_next: bool,
 }
 
@@ -119,7 +119,7 @@ impl LeftOut {
         };
     }
 
-    /// How many entries of a map would help the most modest of its units.
+    /// How many entries of a map would be enough for the smallest of its units that did not fit.
     pub(super) fn asked(&self, map: FullMap) -> Option<usize> {
         let needs = self.needs[map as usize];
         (needs > 0).then_some(needs as usize)
@@ -152,7 +152,7 @@ pub enum InForce {
 /// The contents of the maps as they were read; see [`MapImage::observed`].
 #[derive(Clone, Debug, Default)]
 pub struct Observed {
-    /// Rows. One whose value cannot be right (fingerprint, index) has a service index beyond the capacity.
+    /// Rows. A row whose value cannot be right (fingerprint, index) has a service index beyond the capacity.
     pub frontends: BTreeMap<FrontendKey, FrontendRow>,
     /// Services that rows point to.
     pub services: BTreeMap<u32, ServiceImage>,
@@ -189,20 +189,20 @@ impl MapImage {
         }
     }
 
-    /// Tells which service ports were in the maps before they were emptied: these come first in the first plan.
+    /// Says which service ports were in the maps before they were emptied: the first plan puts these in first.
     pub fn remember(&mut self, in_force: BTreeSet<ServiceKey>) {
         if self.frontends.is_empty() {
             self.remembered = in_force;
         }
     }
 
-    /// Service ports of which no part is in the maps, for lack of room.
+    /// Service ports that are not in the maps at all, for lack of room.
     pub fn left_out(&self) -> impl Iterator<Item = &ServiceKey> {
         let left_out = self.left_out.iter();
         left_out.filter_map(|(key, left)| (!left.has_some).then_some(key))
     }
 
-    /// How a service port was refused by the last plan; `None`: all of it is in the maps.
+    /// How the last plan refused a service port; `None`: all of it is in the maps.
     pub fn refused(&self, key: &ServiceKey) -> Option<Refused> {
         self.left_out.get(key)?.told(key)
     }

@@ -23,8 +23,8 @@ pub struct FrontendKey {
 pub enum KeyPort {
     /// The address is a known ClusterIP: ports of it that have no row are refused, or pass where it is on the node.
     Any,
-    /// A frontend's port, TCP or UDP, for clients of one scope. Everybody looks for the internal row; an external one
-    /// is only there where that says [`Outside::Apart`].
+    /// A port of a frontend, TCP or UDP, for clients of one scope. All clients look for the internal row; an external
+    /// row is there only if that row says [`Outside::Apart`].
     Port(Scope, Protocol, u16),
 }
 
@@ -56,7 +56,7 @@ pub struct FrontendRow {
     pub is_node_only: bool,
     /// In a row for [`KeyPort::Any`]: the address is on an interface of the node.
     pub is_on_node: bool,
-    /// For whom else an internal row is; `No` in all others.
+    /// For which other clients an internal row is, too; `No` in all others.
     pub outside: Outside,
 }
 
@@ -124,7 +124,7 @@ pub enum Op {
     WriteSlots {
         /// First slot.
         base: u32,
-        /// Has a backend or a range.
+        /// A slot has a backend or a range.
         set: ServedSet,
     },
     /// Switch a service to a range: one atomic store.
@@ -172,7 +172,7 @@ pub struct Refused {
     pub map: FullMap,
     /// Whether a part of it is in the maps: a set that is valid but not complete.
     pub has_some: bool,
-    /// The shortest of its sets that are in the maps in part: how many endpoints of how many.
+    /// Of the shortest of its sets that are in the maps in part: how many endpoints, of how many.
     pub part: Option<(usize, usize)>,
 }
 

@@ -18,7 +18,7 @@ use crate::plan::MapImage;
 use crate::table::{Backends, ServiceKey};
 
 impl Planner<'_> {
-    /// A newcomer is in as a whole, or not at all; one that was in the maps before a reboot may have a part.
+    /// A set that is new is in as a whole, or not at all; one that was in the maps before a reboot may have a part.
     pub(super) fn new_service(&mut self, key: &ServiceKey, unit: &Unit) -> Option<u32> {
         let has_room = self.has_room(key, FullMap::Services, 1, 0);
         let taken = has_room.then(|| self.with_grace(|image| image.indices.take(1)));
@@ -44,7 +44,7 @@ impl Planner<'_> {
         };
         if served != unit.set {
             self.refuse_rest(key, unit.family, index, &served, &unit.set);
-            // What others leave is for the next plan.
+            // The space that other sets leave is for the next plan.
             self.has_retired = true;
         }
         self.image.services.insert(
@@ -69,7 +69,7 @@ impl Planner<'_> {
         Some((self.write_slots(unit.family, &part)?, part))
     }
 
-    /// Has an existing service serve the set of `unit`, or the part that fits.
+    /// Makes an existing service serve the set of `unit`, or the part that fits.
     pub(super) fn set(&mut self, key: &ServiceKey, index: u32, unit: &Unit) {
         let Some(service) = self.image.services.get(&index) else {
             return;
@@ -115,8 +115,8 @@ impl Planner<'_> {
         }
     }
 
-    /// The set that is served in place: `run`, which is slots of the set at `old_base`, with the endpoints for which
-    /// the slots beside it are free.
+    /// The set that is served in place: `run`, which is slots of the set at `old_base`, and the endpoints for which
+    /// slots beside it are free.
     fn grown(&self, unit: &Unit, old_base: u32, run: &Run, most: u32) -> Grown {
         let Run { at, set } = run;
         let kept = old_base + at.start..old_base + at.end;
@@ -178,8 +178,8 @@ impl Planner<'_> {
         self.retire_slots(family, kept.end, old.end - kept.end);
     }
 
-    /// Has a service serve no more than the slots `kept` of those that it has. Ranges, if there are any, are among
-    /// them. `unit`: what it asks for.
+    /// Makes a service serve only the slots `kept` of those that it has. Ranges, if there are any, are among them.
+    /// `unit`: what it asks for.
     pub(super) fn cut(&mut self, key: &ServiceKey, index: u32, unit: &Unit, kept: Range<u32>) {
         let Some(service) = self.image.services.get(&index) else {
             return;
@@ -241,8 +241,8 @@ impl Planner<'_> {
         space.free_before(service.base) > 0 || space.free_from(service.base + slots) > 0
     }
 
-    /// The part of a set for which a copy has room. The missing endpoints are those that sort towards the old range,
-    /// which is free afterwards.
+    /// The part of a set for which a copy has room. It leaves out the endpoints that sort towards the old range, which
+    /// is free afterwards.
     fn part_of(&self, unit: &Unit, old_base: u32, slots: u32) -> Option<ServedSet> {
         let base = self.image.space(unit.family).find(slots)?;
         let is_end = base > old_base || !unit.set.ranges().is_empty();
@@ -262,7 +262,7 @@ impl Planner<'_> {
         self.image.space(family).longest()
     }
 
-    /// Has what earlier plans retired free for this one, by a grace period.
+    /// Frees what earlier plans retired, by a grace period.
     pub(super) fn free_sealed(&mut self) {
         if self.image.has_sealed() {
             self.grace = true;
@@ -270,7 +270,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Has a service serve the part of its set that its new `home` holds, where that is free.
+    /// Makes a service serve the part of its set that its new `home` holds, if that is free.
     pub(super) fn move_to(&mut self, key: &ServiceKey, index: u32, unit: &Unit, home: &Range<u32>) {
         let Some(service) = self.image.services.get(&index) else {
             return;
@@ -318,7 +318,7 @@ impl Planner<'_> {
         }
     }
 
-    /// Takes space; if there is none, what was retired by earlier plans becomes free by a grace period.
+    /// Takes space. If there is none, a grace period first frees what earlier plans retired.
     fn with_grace(&mut self, take: impl Fn(&mut MapImage) -> Option<u32>) -> Option<u32> {
         take(self.image).or_else(|| {
             if !self.image.has_sealed() {
@@ -331,7 +331,7 @@ impl Planner<'_> {
     }
 }
 
-/// Slots of a set that are right in another, too.
+/// Slots of a set that are right in another set, too.
 #[derive(Default)]
 struct Run {
     /// Which of the old ones, its ranges included.
@@ -383,8 +383,8 @@ fn still_right(old: &ServedSet, new: &ServedSet) -> Run {
     }
 }
 
-/// The end or the start of a set, as much as `slots` hold; `None`: no backend fits. A part has all ranges of its set:
-/// with some of them missing it would shut out clients.
+/// The end or the start of a set, as much as `slots` hold; `None`: no backend fits. A part has all ranges of its set,
+/// because without some of them it would shut out clients.
 fn part_of(set: &ServedSet, slots: u32, is_end: bool) -> Option<ServedSet> {
     let all = set.backends.len();
     let most = (slots as usize).checked_sub(set.ranges().len())?.min(all);

@@ -53,14 +53,14 @@ impl Space {
         }
     }
 
-    /// The first free extent that is long enough; its start is taken.
+    /// Takes the start of the first free extent that is long enough.
     pub(super) fn take(&mut self, length: u32) -> Option<u32> {
         let base = self.find(length)?;
         self.take_at(base, length);
         Some(base)
     }
 
-    /// Where [`Self::take`] would take from.
+    /// Where [`Self::take`] would take it.
     pub(super) fn find(&self, length: u32) -> Option<u32> {
         let mut free = self.free.iter();
         free.find_map(|(&base, &found)| (found >= length).then_some(base))

@@ -1,13 +1,13 @@
 //! The order in which Services get room, when not all of them fit.
 //!
 //! Pure. In: service ports that are not in the maps, and the whole table. Out: the order in which they get room. Rules
-//! in order: (1) what is in the maps stays there, which the planner sees to, unless `room` makes room; (2) the
-//! self-test; (3) default/kubernetes, then kube-system; (4) the others, of each namespace in turns: next comes the one
-//! that has least of the room once its next service port is in; (5) by name.
+//! in order: (1) what is in the maps stays there, which the planner ensures, unless `room` makes room; (2) the
+//! self-test; (3) default/kubernetes, then kube-system; (4) the others, each namespace in turn: the next is the one
+//! that has the smallest share of the room once its next service port is in; (5) by name.
 //!
-//! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: no namespace that
-//! comes before its last service port has more than it has. The share of a namespace is its part of the map of which it
-//! has the greatest part.
+//! So a namespace that asks for no more than its even share gets all of it, whatever others ask for: until its last
+//! service port is in, no other namespace gets more than it. The share of a namespace is its part of the map of which
+//! it has the largest part.
 
 use std::collections::BTreeMap;
 
@@ -133,7 +133,7 @@ pub(super) fn in_turns(
     });
     let needs: Vec<Needs> = needs.inspect(|needs| all.add(*needs)).collect();
     if absent.len() < 2 || all.fit_into(room) {
-        // There may be room for all of them, and yet no range of slots that is long enough for each.
+        // The room may be enough for all of them, and yet no range of slots be long enough for each.
         absent.sort_by_key(class_of);
         return absent;
     }

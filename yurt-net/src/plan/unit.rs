@@ -1,5 +1,4 @@
-//! A service port as the maps see it: rows and backends of one family. And the one that is always there, for the
-//! self-test.
+//! A service port as the maps see it: rows and backends of one family. And the self-test's, which is always there.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,7 +33,7 @@ enum Group {
     Local,
     /// Policy Cluster, for the clients in some ranges.
     Limited,
-    /// Policy Local, for clients outside alone: those of this node have another policy at the same frontends.
+    /// Policy Local, for clients outside only: those of this node have another policy at the same frontends.
     Outside,
     /// The same, for the clients in some ranges.
     OutsideLimited,
@@ -57,7 +56,7 @@ impl Group {
         }
     }
 
-    /// The one of a frontend for clients of `scope`; `None`: those outside have no rows of their own there.
+    /// The group of a frontend for clients of `scope`; `None`: clients outside have no rows of their own there.
     fn of(entry: &ServiceEntry, frontend: &Frontend, scope: Scope) -> Option<Self> {
         let is_limited = || entry.admitted(frontend).next().is_some();
         let policy = entry.policy(frontend.kind, Scope::Internal);
@@ -72,8 +71,8 @@ impl Group {
     }
 }
 
-/// Whether a frontend is an external one at an address and port of its own Service's ClusterIP: there is one answer,
-/// that one's.
+/// Whether an external frontend has the address and port of its own Service's ClusterIP: then the ClusterIP's answer
+/// holds for both.
 fn is_cluster_ip_too(entry: &ServiceEntry, frontend: &Frontend, table: &ServiceTable) -> bool {
     let kind = FrontendKind::ClusterIp;
     frontend.kind != kind
@@ -84,8 +83,8 @@ fn is_cluster_ip_too(entry: &ServiceEntry, frontend: &Frontend, table: &ServiceT
             .is_ok()
 }
 
-/// Whether clients outside get other endpoints at a frontend than those of this node. As it is the external policy that
-/// is Local then, their address is kept.
+/// Whether clients outside get other endpoints at a frontend than those of this node. Then the external policy is
+/// Local, so their address is kept.
 fn is_apart(entry: &ServiceEntry, frontend: &Frontend) -> bool {
     let policy = |scope| entry.policy(frontend.kind, scope);
     policy(Scope::External) != policy(Scope::Internal)
@@ -179,8 +178,8 @@ fn unit(
     })
 }
 
-/// What clients outside get at a row for clients of `scope`. The self-test's rows, which are in no namespace, lead to
-/// loopback: they are nobody else's.
+/// What clients outside get at a row for clients of `scope`. The rows of the self-test, which are in no namespace, lead
+/// to loopback, where no other client comes.
 fn outside(
     entry: &ServiceEntry,
     frontend: &Frontend,

@@ -43,8 +43,8 @@ pub struct Memo {
     table: ServiceTable,
 }
 
-/// The objects of the last compile in the order of their names. They are held, so their addresses are not used again
-/// while they stand for them.
+/// The objects of the last compile, in the order of their names. While they are held, no other object can get their
+/// addresses, so an equal address means the same object.
 #[derive(Clone, Debug, Default)]
 struct Inputs {
     services: Vec<Arc<Service>>,
@@ -99,7 +99,7 @@ impl Memo {
         if let Some(known) = &mut self.environment {
             is_other_truth = known.truth != environment.truth;
             is_other_failing = known.failing != environment.failing;
-            // So that only the other fields are left to compare.
+            // Compared here, so that the comparison below is about the other fields.
             known.truth.clone_from(&environment.truth);
             known.failing.clone_from(&environment.failing);
         }
@@ -107,7 +107,7 @@ impl Memo {
         let mut is_settled = is_same_environment
             && stale.is_endpoints_only
             && self.given.iter().eq(given.clone())
-            // Where objects were read is known for files only, and those are read anew as a whole.
+            // Only files say where objects were read, and a change of a file reads all of them again.
             && snapshot.manifests.is_empty()
             && !self.has_manifests;
         self.has_manifests = !snapshot.manifests.is_empty();
@@ -118,8 +118,7 @@ impl Memo {
             stale.names.extend(concerned.map(|(name, _)| name.clone()));
         }
         if is_other_failing {
-            // A failing probe only takes away endpoints of this node, also ones without a Pod that have the address of
-            // one.
+            // A failing probe only takes away endpoints of this node. They may lack a Pod, and have the address of one.
             let is_here = |endpoint: Endpoint| environment.topology.is_here(&endpoint);
             let has_local = |slices: &Few<EndpointSlice>| {
                 slices.iter().any(|s| s.endpoints.iter().any(is_here))
@@ -311,7 +310,7 @@ impl Named for PoolService {
     }
 }
 
-/// Brings `known`, which is sorted by name, in step with `now`, and tells each step on the way.
+/// Brings `known`, which is sorted by name, in step with `now`, and reports each step.
 ///
 /// Identity, not equality: sources keep the `Arc` of what did not change.
 fn step_all<T: Named>(

@@ -8,8 +8,9 @@ use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 
 /// The addresses that NodePorts are served on: at most one of each family.
 ///
-/// `last` are those of the compile before. One that went with its link stays until another takes its place: links at
-/// the edge come back. Loopback answers in any case, so it is what is left where nothing else ever was.
+/// `last` are those of the last compile. An address that went with its link stays until another takes its place,
+/// because links at the edge come back. Where no other was ever known, loopback is left: a NodePort answers there in
+/// any case.
 pub(super) fn node_addresses(
     snapshot: &Snapshot,
     config: &PolicyConfig,

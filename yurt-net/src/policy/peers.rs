@@ -1,8 +1,8 @@
 //! The other nodes of this node's pool, and their addresses.
 //!
-//! Pure. In: a snapshot, `PolicyConfig`, `Memory`. Out: the Nodes that are certainly members, with addresses that are
-//! there: their own, where the source has their Nodes, and of some endpoints that they run. Who may be one is none;
-//! with `--closure-failure=last-known` who was one last is.
+//! Pure. In: a snapshot, `PolicyConfig`, `Memory`. Out: the Nodes that are certainly members, with the addresses known
+//! of them: those of their Node objects, if the source has these, and of some endpoints that they run. A node not known
+//! to be in the pool is not a peer; with `--closure-failure=last-known` a member stays one while data is missing.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub fn pool_peers(snapshot: &Snapshot, config: &PolicyConfig, memory: &Memory) -
         let peer = peer.or_insert_with(|| topology.is_peer(node).then(BTreeSet::new));
         if let Some(addresses) = peer {
             let of_family = |known: &&IpAddr| known.is_ipv4() == address.is_ipv4();
-            // All of them are looked through, so only where they are few.
+            // The filter looks through all of them, so it is used only where they are few.
             if most.is_none_or(|most| addresses.iter().filter(of_family).count() < most) {
                 addresses.insert(address);
             }

@@ -23,9 +23,9 @@ use crate::pods::truth::Move;
 use crate::table::{Dropped, Frontend, Scope, ServiceEntry, ServiceKey};
 use crate::text;
 
-/// EndpointSlices of one Service, and ports of one of them, that are said to be of no use.
+/// So many EndpointSlices of one Service, and ports of one of them, are named as useless; more are not.
 const SAID: usize = 3;
-/// EndpointSlices whose names begin as a Service's that are looked at.
+/// So many EndpointSlices are examined that sort behind a Service's name.
 const LOOKED_AT: usize = 100;
 
 /// Answers for one snapshot.
@@ -43,8 +43,8 @@ pub struct Why {
     pub kept: String,
     /// The others, sorted.
     pub dropped: Vec<Dropped>,
-    /// Where no endpoint takes traffic, the EndpointSlices that give none, or that there is none: clauses for people, a
-    /// few.
+    /// Where no endpoint takes traffic: a few clauses for people, which name the EndpointSlices that give none, or say
+    /// that the Service has no EndpointSlice.
     pub idle: Vec<String>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Reasons<'a> {
         }
     }
 
-    /// The interfaces of the node were looked at.
+    /// Whether the interfaces of the node are known.
     pub fn see_interfaces(&self) -> bool {
         self.environment.local_addresses.is_some()
     }
@@ -130,7 +130,7 @@ impl<'a> Reasons<'a> {
                 let namespace = &slice.name.namespace;
                 let reason = match to {
                     Move::To(address) => format!(
-                        "Pod {namespace}/{pod} is at {address} by now: the ledger knows, and the source is stale"
+                        "Pod {namespace}/{pod} is now at {address}: the ledger knows, and the source is stale"
                     ),
                     Move::Away => format!(
                         "Pod {namespace}/{pod} is not running: the ledger knows, and the source is stale"
@@ -248,7 +248,7 @@ impl<'a> Reasons<'a> {
         said
     }
 
-    /// EndpointSlices that are named as the controller names those of the Service, and whose label names no Service.
+    /// EndpointSlices that the controller would name so for the Service, but whose label names no Service.
     fn mislabelled(&self, service: &NamespacedName) -> Vec<String> {
         let named = self.snapshot.slices.range(service.clone()..);
         let named = named.take(LOOKED_AT).map(|(_, slice)| slice);
@@ -258,7 +258,7 @@ impl<'a> Reasons<'a> {
         let nobodys = named.filter(|slice| !self.snapshot.services.contains_key(&slice.owner()));
         let clauses = nobodys.map(|slice| {
             let (name, label) = (text::name(&slice.name.name), text::name(&slice.service));
-            format!("EndpointSlice {name} has it with {label}, which is no Service")
+            format!("EndpointSlice {name} has it with {label}, and no such Service exists")
         });
         clauses.take(SAID).collect()
     }

@@ -562,7 +562,7 @@ fn while_the_source_is_stale_an_endpoint_of_this_node_is_where_its_pod_is() {
     assert_eq!(
         world.dropped(),
         [
-            "10.1.0.2:8080 Pod default/web-0 is at 10.1.0.9 by now: the ledger knows, and the source is stale"
+            "10.1.0.2:8080 Pod default/web-0 is now at 10.1.0.9: the ledger knows, and the source is stale"
         ]
     );
     world.ledger(&[("web-0", None)]);

@@ -34,12 +34,12 @@ enum Member {
     Unknown,
 }
 
-/// Why an endpoint is outside a closure, or is none for anybody.
+/// Why an endpoint is outside a closure, or takes traffic from no client at all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outside {
-    /// Its address is not of its slice's family, which is this.
+    /// Its address is not of the family of its slice, which this is.
     OtherFamily(AddressFamily),
-    /// Its address is no host's, but this.
+    /// No host can have its address, which is of this kind.
     NoHost(&'static str),
     /// Closure to this node: it runs on another one.
     OtherNode,
@@ -56,9 +56,9 @@ pub(super) enum Outside {
 pub(super) struct Topology {
     node: Arc<str>,
     pool: OwnPool,
-    /// Nodes that a Node object, a NodeBucket or the NodePool's status speaks of.
+    /// Nodes that a Node object, a NodeBucket or the NodePool's status mentions.
     known: BTreeMap<String, bool>,
-    /// A NodeBucket or the NodePool lists the members: who is not in `known` is no member.
+    /// A NodeBucket or the NodePool lists the members: a node that is not in `known` is not a member.
     is_listed: bool,
     /// Members when they were last known; empty unless `--closure-failure=last-known`.
     remembered: BTreeSet<String>,
@@ -66,7 +66,7 @@ pub(super) struct Topology {
 }
 
 impl Topology {
-    /// Reads the snapshot, and says what is worth remembering of it.
+    /// Reads the snapshot; returns what is worth remembering of it, too.
     pub(super) fn resolve(
         snapshot: &Snapshot,
         config: &PolicyConfig,

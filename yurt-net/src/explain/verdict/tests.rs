@@ -264,7 +264,7 @@ fn a_refusal_says_that_no_slice_is_labelled_and_which_ones_label_is_wrong() {
     assert!(
         reason.ends_with(
             "it has no endpoints; no EndpointSlice in namespace default has the label \
-             kubernetes.io/service-name=web; EndpointSlice web-1 has it with wbe, which is no Service"
+             kubernetes.io/service-name=web; EndpointSlice web-1 has it with wbe, and no such Service exists"
         ),
         "{reason}"
     );

@@ -1,7 +1,7 @@
 //! Sets of tenants that lie in room which is being made: they are cut down, or move.
 //!
-//! Nobody is without an endpoint meanwhile: the part of a set that moves is written before its old slots are given
-//! back. Where slots have to become free for it first, all of it waits for the next plan.
+//! No client is without an endpoint meanwhile: the part of a set that moves is written before its old slots are given
+//! back. If slots have to become free for it first, all of it waits for the next plan.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

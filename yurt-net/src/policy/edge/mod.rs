@@ -104,8 +104,8 @@ fn balanced(
         .collect()
 }
 
-/// Why this node serves nothing at an address and port of the load balancer or the NodePorts of a Service that other
-/// nodes serve there; `None` when it is none of the Service's, or served.
+/// Why this node does not serve an address and port that other nodes serve for the Service, as its load balancer's or a
+/// NodePort. `None`: the Service does not have it, or this node serves it.
 pub(super) fn withheld(
     service: &Service,
     pool_services: &[&PoolService],
@@ -200,7 +200,7 @@ pub(super) fn on_node(
     here.into_iter().collect()
 }
 
-/// The addresses of one Service; every port is served on them, but where it is protected.
+/// The addresses of one Service. Every port is served on them, except where it is protected.
 pub(super) struct ServiceAddresses<'a> {
     fixed: Vec<(FrontendKind, IpAddr)>,
     node: Vec<IpAddr>,
@@ -232,7 +232,7 @@ impl<'a> ServiceAddresses<'a> {
         let admitted_v4 = ranges.iter().filter(|range| range.is_ipv4()).count();
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
-            // Limited before the work, which is done again for each change of a slice.
+            // Limited before the work below, which is done again for each change of a slice.
             if addresses.len() > MAX_ADDRESSES {
                 refused.push(format!(
                     "it has more than {MAX_ADDRESSES} addresses of kind {kind}: the others are not served here"

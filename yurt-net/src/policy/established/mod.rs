@@ -22,8 +22,7 @@ use super::inputs::{Memory, NodeView, PolicyConfig};
 use crate::model::{Endpoint, EndpointSlice, NamespacedName, Protocol, Snapshot};
 use crate::table::{Backends, Frontend, FrontendKind, Scope, ServiceEntry, ServiceTable};
 
-/// `--closure-established`: what happens to established flows to a backend that serves, but is outside the closure by
-/// now.
+/// `--closure-established`: what happens to established flows to a backend that serves, but is now outside the closure.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClosureEstablished {
     /// They live on until they end by themselves.
@@ -69,8 +68,8 @@ pub enum Fate {
 }
 
 impl Standing {
-    /// The fate of a flow whose backend stands like that. TCP notices a dead peer by itself: what is withdrawn is left
-    /// to it.
+    /// The fate of a flow whose backend has this standing. TCP notices a dead peer by itself, so its flows to a
+    /// withdrawn backend are left alone.
     pub fn fate(self, protocol: Protocol, mode: ClosureEstablished) -> Fate {
         match (self, mode) {
             (Self::InForce, _) => Fate::Keep,
@@ -146,7 +145,7 @@ impl Judge<'_> {
                 doubtful.insert((&*entry.key.namespace, &*entry.key.name));
             }
         }
-        // Most looks find nothing that is not in force: only then are the slices gone through.
+        // Mostly every backend is in force. Only for others are the slices read.
         let mut slices: BTreeMap<_, Vec<_>> = BTreeMap::new();
         let mut environment = None;
         if !doubtful.is_empty() {
@@ -174,7 +173,7 @@ impl Judge<'_> {
         flows.iter().map(stand).collect()
     }
 
-    /// How a backend stands that is not in force; `None`: it does not serve.
+    /// The standing of a backend that is not in force; `None`: it does not serve.
     fn out_of_force(
         &self,
         entry: &ServiceEntry,
@@ -210,7 +209,7 @@ impl Judge<'_> {
         let wanted: BTreeSet<Dialled> = flows.iter().map(dialled).collect();
         let mut found = BTreeMap::new();
         if wanted.is_empty() {
-            // It is asked for at each change of any Service, and the walk would be a third of what that costs.
+            // This runs at each change of any Service, and the walk would be a third of its cost.
             return found;
         }
         let mut by_node_port = BTreeMap::new();

@@ -16,8 +16,8 @@ use crate::model::{AddressFamily, Kind, NamespacedName, Rejection, Snapshot};
 use crate::table::{ClusterPrefixes, FrontendKind, MAX_PREFIXES, ServiceTable};
 use crate::text;
 
-/// A cover is not split below this many bits of host part: 256 neighbours are narrow enough, every prefix
-/// costs each miss a comparison, and the cover stays put while Services come and go.
+/// A cover with this many host bits is not split further: 256 neighbours are narrow enough, every prefix costs each
+/// miss a comparison, and a wide cover stays put while Services come and go.
 const COVER_HOST_BITS: u8 = 8;
 
 /// A prefix of either family, its address left-aligned.
@@ -67,7 +67,7 @@ impl Block {
 
     /// Addresses inside, as a measure to compare.
     fn size(self) -> f64 {
-        // A power of two by its exponent: `exp2` would have every agent map the C library's mathematics.
+        // A power of two by its exponent: `exp2` would bring the C library's mathematics into every agent's memory.
         f64::from_bits(u64::from(1023 + 128 - u16::from(self.length)) << 52)
     }
 }
