@@ -1,7 +1,7 @@
-//! Which addresses are YurtHub's. A hub is a hub however it was named: OpenYurt's masterservice filter puts its address
-//! into `KUBERNETES_SERVICE_HOST` of Pods on edge nodes, and kubeconfigs of edge components name it (openyurt
-//! cmd/yurthub/app/options). What a hub says may be its cache's word, so a hub that is taken for an apiserver would be
-//! believed too much.
+//! Which addresses are YurtHub's. A hub counts as one, whatever name it was given: OpenYurt's masterservice filter puts
+//! its address into `KUBERNETES_SERVICE_HOST` of Pods on edge nodes, and kubeconfigs of edge components name it
+//! (openyurt cmd/yurthub/app/options). A hub may answer from its cache, so a hub that is taken for an apiserver would
+//! be trusted too much.
 
 #![forbid(unsafe_code)]
 
@@ -11,7 +11,7 @@ use http::Uri;
 
 /// Of YurtHub's dummy interface.
 const DUMMY: [&str; 2] = ["169.254.2.1", "fd00::2:1"];
-/// Where it listens on loopback: its proxy without and with TLS, what it says of itself, and its peers' entrance.
+/// Its ports on loopback: its proxy without and with TLS, its own status, and the entrance for its peers.
 const PORTS: [u16; 4] = [10261, 10267, 10268, 10269];
 
 /// Whether a server is YurtHub.
@@ -27,8 +27,8 @@ pub fn is_hub(server: &Uri) -> bool {
         || is_loopback && server.port_u16().is_some_and(|port| PORTS.contains(&port))
 }
 
-/// Whether an address is of YurtHub's dummy interface. That is each node's own: where it is not (yet), somebody else
-/// answers.
+/// Whether an address is of YurtHub's dummy interface. Each node has that address for itself: where the interface is
+/// not there (yet), another machine answers.
 pub(crate) fn is_dummy(address: IpAddr) -> bool {
     let mut all = DUMMY.iter().map(|dummy| dummy.parse::<IpAddr>());
     all.any(|dummy| dummy.is_ok_and(|dummy| dummy == address.to_canonical()))

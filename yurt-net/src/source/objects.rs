@@ -81,7 +81,7 @@ pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
     }
 }
 
-/// Makes each map anew: one that is made at once has no gaps in it, as one has that grows.
+/// Builds each map again: one that grew has gaps, one that is built at once has none.
 pub(super) fn close_gaps(snapshot: &mut Snapshot) {
     fn close<K: Ord, T>(all: &mut BTreeMap<K, T>) {
         *all = std::mem::take(all).into_iter().collect();
@@ -123,14 +123,14 @@ pub(super) fn count(snapshot: &Snapshot, kind: Kind) -> usize {
     }
 }
 
-/// Leaves of one kind only these objects; true when that changed the snapshot. `objects` are of that kind, and those
-/// that say what the snapshot's say are the snapshot's.
+/// Keeps only these objects of one kind; true when that changed the snapshot. `objects` are of that kind; an object
+/// that has not changed keeps the identity that it has in the snapshot.
 pub(super) fn replace(
     snapshot: &mut Snapshot,
     kind: Kind,
     objects: BTreeMap<NamespacedName, Object>,
 ) -> bool {
-    /// A map that is made at once has no gaps in it, as one has that grows.
+    /// A map that is built at once has no gaps; one that grew has.
     fn replace<K: Ord, T>(
         all: &mut BTreeMap<K, Arc<T>>,
         objects: BTreeMap<NamespacedName, Object>,

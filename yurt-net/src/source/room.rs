@@ -1,8 +1,8 @@
-//! How many endpoints of one Service are kept, and how many ways a slice may say for whom they are.
+//! How many endpoints of one Service are kept, and how many different hints the endpoints of a slice may have.
 //!
 //! Pure. A tenant may write a thousand slices of a thousand endpoints, which take 50 MB decoded. What is beyond the
-//! limit is cut off before a snapshot has it, in the order in which slices come; a list and a directory come in the
-//! order of names. What was cut off is not known any more: it is back when its slice is read again.
+//! limit is cut off before it is in a snapshot, in the order in which slices come; a list and a directory come in the
+//! order of names. What was cut off is forgotten: it is back when its slice is read again.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,7 +25,7 @@ pub(super) struct Room {
 }
 
 impl Room {
-    /// What is taken by slices that are known already.
+    /// What slices that are known already take.
     pub(super) fn of<'a>(slices: impl IntoIterator<Item = &'a Arc<EndpointSlice>>) -> Self {
         let mut room = Self::default();
         for slice in slices {
@@ -34,7 +34,7 @@ impl Room {
         room
     }
 
-    /// Takes a slice in, and cuts off what is too much; returns what there is to say of that.
+    /// Takes a slice in, and cuts off what is too much; returns what to report about that.
     pub(super) fn admit(&mut self, slice: &mut Arc<EndpointSlice>) -> Option<String> {
         let hints = without_hints_of_too_many(slice);
         let kept = self.kept_of(slice);
@@ -79,8 +79,8 @@ impl Room {
     }
 }
 
-/// A thousand endpoints of a slice may each name others, which takes a hundred times what their addresses take. Without
-/// hints they are for everybody, as they are where one of them has none.
+/// A thousand endpoints of a slice may each have other hints, which take a hundred times as much as their addresses.
+/// Without hints they are for all clients, as they are if one of them has none.
 fn without_hints_of_too_many(slice: &mut Arc<EndpointSlice>) -> Option<String> {
     let is_own = |placement: &Placement, hints: &Hints| {
         hints.zones.is_empty() && hints.nodes.iter().eq(&placement.node_name)

@@ -33,8 +33,8 @@ pub enum Api {
 }
 
 impl Api {
-    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before anybody was
-    /// dialled it is a guess; that of an inferred one is `kube::Access::leads_to_hub`.
+    /// Whether it is YurtHub, which may answer from its cache: named so, or found where it listens. Before a server was
+    /// dialled it is a guess; for an inferred one see `kube::Access::leads_to_hub`.
     pub fn is_hub(&self, is_inferred_hub: bool) -> bool {
         match self {
             Self::Hub(_) => true,
@@ -81,15 +81,15 @@ impl FromStr for SourceSpec {
     }
 }
 
-/// Whether a URL has a user or a password in it. They would be sent to nobody, and shown to everybody.
+/// Whether a URL has a user or a password in it. They would be sent to no server, and shown to everybody.
 pub(crate) fn names_a_user(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = rest.split(['/', '?', '#']).next();
     authority.is_some_and(|authority| authority.contains('@'))
 }
 
-/// Whether it names a server. What follows on a colon is a port, and not the begin of a password that has a slash in
-/// it.
+/// Whether it names a server. A colon must be followed by a port, and not by the beginning of a password with a slash
+/// in it.
 fn is_usable(url: &Uri) -> bool {
     let is_known = matches!(url.scheme_str(), Some("http" | "https"));
     let authority = url.authority();
@@ -99,7 +99,7 @@ fn is_usable(url: &Uri) -> bool {
     is_known && is_whole
 }
 
-/// As it is given on the command line; in checkpoints too.
+/// As on the command line, and in checkpoints.
 impl fmt::Display for SourceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -1,10 +1,9 @@
 //! Aliases in a list: which items would grow too far, or refer to nothing, and a text in which they do not.
 //!
 //! The parser expands aliases as it goes. It stops where they have added too much, and is then in the middle of an
-//! item, so all the others would be lost with it. Here nothing is expanded: what an anchor comes to is summed up as it
-//! is read, in one pass over the text. Items that do not fit are told by their index, and their aliases are written
-//! over, as long as they are, with values that are empty. Anchors stay, for other items may refer to them, and so does
-//! in them what those need.
+//! item, so all the others would be lost with it. Nothing is expanded here: one pass over the text adds up what each
+//! anchor comes to. Items that do not fit are named by their index, and their aliases are overwritten with empty values
+//! of the same length. Anchors stay, and so does what they contain, because other items may refer to them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -16,12 +15,12 @@ use granit_parser::{Event, Options, Parser};
 pub(super) struct Size {
     /// Scalars, and the beginnings and ends of lists and maps.
     pub(super) events: usize,
-    /// Of scalars.
+    /// Bytes of scalars.
     pub(super) bytes: usize,
 }
 
 impl Size {
-    /// Of what cannot be expanded: no limit admits it.
+    /// The cost of what cannot be expanded: no limit admits it.
     const ENDLESS: Self = Self {
         events: usize::MAX,
         bytes: usize::MAX,
@@ -48,12 +47,12 @@ impl Size {
 pub(super) struct Spared {
     /// As long as it was, line by line.
     pub(super) text: String,
-    /// The items that are not to be read: they say something else now.
+    /// The items that are not to be read: their content has changed.
     pub(super) items: BTreeSet<usize>,
 }
 
-/// Leaves out items of a `List`, in their order, that have no room in what aliases may add to the document. `None`
-/// where that leaves out nothing, or where it is not for items to make the document fit.
+/// Leaves out items of a `List`, in their order, for which the limit of aliases in the document has no room. `None` if
+/// that leaves out nothing, or if the items alone cannot make the document fit.
 pub(super) fn spare(text: &str, room: Size) -> Option<Spared> {
     if !text.contains('*') {
         return None;
@@ -78,7 +77,7 @@ pub(super) fn spare(text: &str, room: Size) -> Option<Spared> {
         return None;
     }
     let is_spared = |alias: &Alias| alias.item.is_some_and(|item| items.contains(&item));
-    // What the others refer to, and what that refers to in turn.
+    // The items that others refer to, and the ones that those refer to in turn.
     let mut needed: BTreeSet<usize> = BTreeSet::new();
     let others = aliases.iter().filter(|alias| !is_spared(alias));
     let mut unseen: Vec<usize> = others.filter_map(|alias| alias.anchor).collect();

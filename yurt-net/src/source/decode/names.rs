@@ -1,4 +1,4 @@
-//! What objects have in common, kept once.
+//! Values that objects have in common, kept once.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::object::Object;
 use crate::model::{EndpointPort, Kind, NamespacedName, Placement};
 
-/// So many bytes may be kept for nothing.
+/// So many bytes may be kept without a user.
 const FEW_BYTES: usize = 64 << 10;
 /// What a pool and the allocator take for each value, besides the value.
 const OVERHEAD: usize = 48;
@@ -37,7 +37,7 @@ impl Weigh for [EndpointPort] {
     }
 }
 
-/// Values of which each is there once, for as long as somebody holds it, and until the next [`Pool::prune`].
+/// Values, each kept once, for as long as something holds it, and until the next [`Pool::prune`].
 #[derive(Debug)]
 struct Pool<T: ?Sized> {
     values: BTreeSet<Arc<T>>,
@@ -75,16 +75,16 @@ impl<T: ?Sized + Ord + Weigh> Pool<T> {
     }
 }
 
-/// What objects repeat: names of Services, nodes, zones, namespaces and ports, where endpoints are, the ports of
-/// slices; and for as long as [`Names::expect`] said so, whole objects.
+/// What objects repeat: names of Services, nodes, zones, namespaces and ports, the placements of endpoints, the ports
+/// of slices; and whole objects, while [`Names::expect`] names them.
 #[derive(Debug, Default)]
 pub struct Names {
     words: Pool<str>,
     placements: Pool<Placement>,
     ports: Pool<[EndpointPort]>,
-    /// How many bytes of all may be there before those go that no object holds any more.
+    /// When so many bytes are there, values that no object holds are dropped.
     limit: usize,
-    /// The own Node: only of its endpoints it matters which Pods they are.
+    /// The own Node: only for its endpoints does it matter which Pods they are.
     node: Option<Arc<str>>,
     expected: BTreeMap<(Kind, NamespacedName), Object>,
 }
@@ -97,14 +97,14 @@ impl Names {
         names
     }
 
-    /// From now on an object that is decoded and equals one of these is that one, which takes no memory. Nothing is
-    /// expected after `expect([])`.
+    /// From now on an object that is decoded and equals one of these is replaced by it, so it takes no memory. Nothing
+    /// is expected after `expect([])`.
     pub fn expect<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
         let named = |object: &Object| ((object.kind(), object.name()), object.clone());
         self.expected = objects.into_iter().map(named).collect();
     }
 
-    /// The expected object, where it says the same.
+    /// The expected object, if it is equal.
     pub(super) fn same(&self, object: Object) -> Object {
         let key = (object.kind(), object.name());
         let expected = self.expected.get(&key).cloned();
@@ -145,14 +145,14 @@ impl Names {
         }
     }
 
-    /// Has the ports of a slice that was decoded elsewhere shared too.
+    /// Shares the ports of a slice that was decoded elsewhere, too.
     pub(crate) fn share_ports(&mut self, ports: &mut Arc<[EndpointPort]>) {
         let mut all: Box<[_]> = ports.iter().cloned().collect();
         all.iter_mut().for_each(|port| self.share(&mut port.name));
         *ports = self.ports(all);
     }
 
-    /// Has the placement of an endpoint that was decoded elsewhere shared too.
+    /// Shares the placement of an endpoint that was decoded elsewhere, too.
     pub(crate) fn share_placement(&mut self, placement: &mut Option<Arc<Placement>>) {
         *placement = placement.take().map(|placement| {
             let mut placement = Arc::unwrap_or_clone(placement);
@@ -164,7 +164,7 @@ impl Names {
         });
     }
 
-    /// Has a text that was decoded elsewhere shared too.
+    /// Shares a text that was decoded elsewhere, too.
     pub fn share(&mut self, name: &mut Arc<str>) {
         match self.words.get(name) {
             Some(known) => *name = known,
@@ -175,8 +175,8 @@ impl Names {
         }
     }
 
-    /// A watch may go on for weeks, and each event may bring names that nobody has had: what is forgotten is in
-    /// proportion to what was added, in bytes, because a list of ports is a thousand times a word.
+    /// A watch may go on for weeks, and each event may bring new names. What is dropped is in proportion to what was
+    /// added, in bytes, because a list of ports is a thousand times as large as a word.
     fn make_room(&mut self) {
         if self.bytes() >= self.limit {
             self.prune();

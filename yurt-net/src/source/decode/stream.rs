@@ -99,7 +99,7 @@ impl Found<'_> {
         }
     }
 
-    /// Decodes the items that did not say what they are: objects of `kind` ("" = nobody knows).
+    /// Decodes the items that did not name their kind, as objects of `kind` ("": not known).
     pub(super) fn settle(&mut self, kind: &str, api_version: Option<&str>, names: &mut Names) {
         for (index, mut item) in std::mem::take(&mut self.kindless) {
             if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
@@ -149,7 +149,7 @@ pub(super) struct Top<'a, 'de> {
     pub(super) found: &'a mut Found<'de>,
     /// Position in the list that this is an item of.
     pub(super) index: Option<usize>,
-    /// Items of this list that are passed over: what aliases add to them has no room.
+    /// Items of this list that are passed over: the limit of aliases has no room for what theirs add.
     pub(super) spared: Option<&'a BTreeSet<usize>>,
 }
 

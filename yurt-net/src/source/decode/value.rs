@@ -25,7 +25,7 @@ pub(super) enum Keep {
 }
 
 impl Keep {
-    /// How to read field `key`; `None` when nobody does.
+    /// How to read field `key`; `None` when no rule reads it.
     pub(super) fn field(&self, key: &str) -> Option<&'static Keep> {
         match self {
             Self::All => Some(&Keep::All),
@@ -53,7 +53,7 @@ pub(super) enum Value<'de> {
     Text(Cow<'de, str>),
     List(Vec<Value<'de>>),
     Map(Fields<'de>),
-    /// A field that was given twice: nobody can say which one was meant.
+    /// A field that was given twice: which one was meant cannot be known.
     Twice,
 }
 
@@ -199,8 +199,8 @@ pub(super) fn each<'v, 'de, T>(
     Ok(all)
 }
 
-/// Reads each element, and keeps one more than `most` of those that are something: of a longer list nobody needs to
-/// know more than that it is too long, and it may be a megabyte.
+/// Reads each element, and keeps one more than `most` of the elements that are there: of a longer list it is enough to
+/// know that it is too long, and it may be a megabyte.
 pub(super) fn each_up_to<'v, 'de, T>(
     most: usize,
     value: &'v Value<'de>,
@@ -208,7 +208,7 @@ pub(super) fn each_up_to<'v, 'de, T>(
 ) -> Result<Box<[T]>, Wrong> {
     let mut kept = Vec::new();
     each(value, |element| {
-        // All are read: what is wrong behind the limit is wrong, too.
+        // All of them are read, because errors behind the limit are reported, too.
         if let Some(one) = read(element)?
             && kept.len() <= most
         {
@@ -243,8 +243,8 @@ pub(super) fn text<'v>(value: &'v Value<'_>) -> Result<Option<&'v str>, Wrong> {
     }
 }
 
-/// Bytes of a name that somebody reads: of an object, a port, a node, a label's value. The API lets none be longer; a
-/// file may.
+/// Bytes of a name that is read: of an object, a port, a node, a label's value. The API does not admit longer ones; a
+/// file may have them.
 pub(super) const MAX_NAME: usize = 253;
 
 /// A string that is no longer than a name, or nothing. It is kept as long as its object, and there may be thousands.

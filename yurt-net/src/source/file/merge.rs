@@ -20,7 +20,7 @@ pub(super) struct Manifest {
     pub(super) path: Arc<str>,
     /// The file that `objects` and `rejections` were read from; `None` when it cannot be read.
     pub(super) stamp: Option<Stamp>,
-    /// Of that file's bytes; nothing without a `stamp`.
+    /// The hash of that file's bytes; 0 without a `stamp`.
     pub(super) digest: u64,
     /// To be read again by the next load even if the stamp stays the same.
     pub(super) is_provisional: bool,
@@ -50,7 +50,7 @@ impl Manifest {
         }
     }
 
-    /// Cuts off what is more than Services may have, and says so.
+    /// Cuts off what is more than Services may have, and reports it.
     pub(super) fn keep_to(&mut self, room: &mut Room) {
         for located in &mut self.objects {
             let Object::EndpointSlice(slice) = &mut located.object else {
@@ -66,13 +66,13 @@ impl Manifest {
                 source: format!("{}#{}", self.path, located.document),
                 reason,
             };
-            // It may have been cut before, when others had less.
+            // It may have been cut before, when other files had less.
             self.rejections.retain(|old| id(old) != id(&rejection));
             self.rejections.push(rejection);
         }
     }
 
-    /// Why not all that is in force of it is what it says, if that is so.
+    /// Why what is in force of it is not all that it says, if that is so.
     pub(super) fn staleness(&self) -> Option<String> {
         if self.stamp.is_some() && self.held.is_empty() {
             return None;
@@ -109,7 +109,7 @@ fn id(rejection: &Rejection) -> ObjectId<'_> {
     }
 }
 
-/// Makes `files` what `scan` and the `fresh` readings say, and the snapshot of it.
+/// Makes `files` agree with `scan` and the `fresh` readings, and makes the snapshot of it.
 pub(super) fn merge(
     files: &mut BTreeMap<OsString, Manifest>,
     scan: &Scan,
@@ -216,7 +216,7 @@ fn manifest_object(located: &Located) -> ManifestObject {
     }
 }
 
-/// What is known of the files of a snapshot, when none of them has been read: what they said.
+/// What is known of the files of a snapshot before any of them was read: what they said last.
 pub(super) fn remembered(last: &Snapshot) -> BTreeMap<OsString, Manifest> {
     let located = |said: &ManifestObject| {
         let id = ObjectId {
@@ -263,7 +263,7 @@ fn last_good(
     all
 }
 
-/// An object that says what it said before is the same object.
+/// An object that has not changed keeps its identity.
 fn keep_identity(located: &mut Located, before: &BTreeMap<ObjectId<'_>, (&OsString, &Located)>) {
     if let Some((_, known)) = before.get(&located.object.id())
         && known.object == located.object

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::source::decode::Format;
 use crate::source::error::SourceError;
 
-/// Deeper than any tree of manifests; a bound for trees of links.
+/// Deeper than any tree of manifests; it bounds trees of links.
 const MAX_DEPTH: usize = 32;
 
 /// Tells one content of a file from another, as far as the file system can.
@@ -163,7 +163,7 @@ impl Scan {
             let result = self.walk(&path, &relative, above);
             above.pop();
             if let Err(error) = result {
-                // Deleted while we walked is gone; anything else hides what is in it.
+                // A file that was deleted during the walk is gone; any other error hides what is in it.
                 if error.kind() != io::ErrorKind::NotFound {
                     self.entries.insert(
                         relative,
@@ -184,7 +184,7 @@ impl Scan {
         }
     }
 
-    /// What a link leads to changes in a directory of its own.
+    /// A change of what a link leads to shows in another directory.
     fn note_link_target(&mut self, link: &Path) {
         if let Ok(target) = fs::canonicalize(link)
             && let Some(directory) = target.parent()

@@ -1,4 +1,4 @@
-//! inotify, reduced to two questions: did something happen, and is somebody still writing?
+//! inotify, reduced to two questions: has something happened, and is a process still writing?
 #![expect(
     unsafe_code,
     reason = "tokio takes a descriptor whose owner is kept beside it"
@@ -26,9 +26,9 @@ pub(super) struct Watch {
     inotify: AsyncFd<Inotify>,
     /// By watch number: its handle and what is watched.
     targets: BTreeMap<i32, (WatchDescriptor, Target)>,
-    /// The limit on watches was met and said so.
+    /// The limit on watches was reached, and that was reported.
     is_incomplete: bool,
-    /// Last sign of a writer that has not closed its file since.
+    /// The last sign of a writer that has not closed its file since.
     pub(super) written_at: Option<Instant>,
 }
 
@@ -59,7 +59,7 @@ impl Watch {
         })
     }
 
-    /// Watches `directories`, and `root` itself in its parent directory; nothing else any more.
+    /// Watches `directories`, and `root` itself in its parent directory, and nothing else any more.
     ///
     /// A directory that cannot be watched is left to the caller's polling.
     pub(super) fn set(&mut self, root: &Path, directories: &BTreeSet<PathBuf>) {
@@ -136,7 +136,7 @@ impl Watch {
             }
             Ok(())
         });
-        // Not ready after all is no error: the next call waits again.
+        // A wrong sign of readiness is no error: the next call waits again.
         if let Ok(read) = result {
             read?;
         }
@@ -151,7 +151,7 @@ impl Watch {
         if event.mask.contains(EventMask::Q_OVERFLOW) {
             return true;
         }
-        // An event of a watch that was removed meanwhile: the tree was read again since.
+        // An event of a watch that was removed meanwhile: the tree has been read since.
         let Some((_, target)) = self.targets.get(&event.watch) else {
             return false;
         };

@@ -1,9 +1,8 @@
-//! The connections to one API, which is one server or several ways to the same hub: who dials when, and what all of
-//! them know.
+//! The connections to one API, which is one server or several ways to the same hub: which task dials when, and what all
+//! of them know.
 //!
-//! While nobody gets through, one of the tasks tries and the others wait for it, so that a fleet without its cloud
-//! costs little. Of the connections one, the lifeline, is probed: when it dies, all are taken for dead, and are made
-//! anew.
+//! While no task gets through, one of them tries and the others wait for it, so that a fleet without its cloud costs
+//! little. One of the connections, the lifeline, is probed: when it dies, all are taken for dead, and are made anew.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -24,46 +23,47 @@ use crate::source::spec::Api;
 
 /// Where YurtHub listens (openyurt cmd/yurthub/app/options): on loopback, and on its dummy interface.
 const YURTHUB: [&str; 2] = ["http://127.0.0.1:10261", "http://169.254.2.1:10261"];
-/// Where YurtHub lists the Pods of this node, as the kubelet was last told them (openyurt pkg/yurthub/otaupdate): on
-/// loopback only, whichever of its addresses the API is asked at.
+/// Where YurtHub lists the Pods of this node, as it last gave them to the kubelet (openyurt pkg/yurthub/otaupdate): on
+/// loopback only, whichever of its addresses serves the API.
 const YURTHUB_PODS_PORT: u16 = 10267;
 /// Of YurtHub's dummy interface.
 const DUMMY_ADDRESS: &str = "169.254.2.1";
-/// Whose watch is the lifeline: everybody follows it, always.
+/// The resource whose watch is the lifeline: every agent follows it, at all times.
 const LIFELINE: Resource = Resource::Services;
-/// An answer to a probe may take so long.
+/// The time in which a probe must be answered.
 const PROBE_DELAY: Duration = Duration::from_millis(1_500);
-/// Between two attempts while the way there is silent: they take their own time.
+/// Between two attempts while the way there is silent; the attempts themselves take time.
 const PACE: Duration = Duration::from_millis(250);
 /// The same while the other end refuses, doubling up to the second.
 const FIRST_PACE: Duration = Duration::from_millis(500);
 const LONGEST_PACE: Duration = Duration::from_secs(5);
-/// The network may change all the time, be it that a Pod's end of a veth comes and goes: an attempt follows on another
-/// one not sooner.
+/// The network may change all the time, for example when Pods' devices come and go: attempts have at least this
+/// distance.
 const MIN_PACE: Duration = Duration::from_millis(500);
 
-/// Attempts in a row that are given up because the network has changed meanwhile.
+/// So many attempts in a row may be given up because the network changed meanwhile.
 const CUTS: u32 = 2;
 
 /// The connections to one API, shared by the tasks that read from it.
 pub(super) struct Connection {
     access: Access,
     files: Files,
-    /// Tried in turn.
+    /// Addresses that are tried in turn.
     servers: Vec<Server>,
     /// Index of the one in use.
     current: AtomicUsize,
-    /// YurtHub was named as such.
+    /// `--source` names YurtHub.
     is_named_hub: bool,
-    /// YurtHub is who was dialled last.
+    /// The last connection was to YurtHub.
     is_hub: AtomicBool,
-    /// Where YurtHub lists Pods by itself.
+    /// Where YurtHub lists Pods itself.
     pods: Option<Origin>,
     /// The last attempt succeeded.
     is_reached: AtomicBool,
-    /// Held by who tries while it did not.
+    /// Held by the task that tries while the last attempt failed.
     door: AsyncMutex<Pace>,
-    /// Counts what is worth another attempt at once: a server that answers again, a network that has changed.
+    /// Counts the events that make another attempt worthwhile at once: a server that answers again, a network that has
+    /// changed.
     news: watch::Sender<u64>,
     /// Counts how often all connections were found to be dead.
     deaths: watch::Sender<u64>,
@@ -81,18 +81,18 @@ struct Server {
 /// When the next attempt is due.
 struct Pace {
     due: Instant,
-    /// When the last one began, and what had been told by then.
+    /// When the last one began, and the count of news at that time.
     last: Option<(Instant, Counts)>,
     wait: Duration,
 }
 
-/// Of news and of deaths.
+/// The counts of news and of deaths.
 type Counts = (u64, u64);
 
 #[derive(Default)]
 struct Lifeline {
     socket: Weak<OwnedFd>,
-    /// When it, or one before it, was heard.
+    /// When it, or an earlier one, was heard from.
     heard: Option<Instant>,
     /// Where its packets leave from.
     from: Option<IpAddr>,
@@ -100,7 +100,7 @@ struct Lifeline {
     is_renewed: bool,
 }
 
-/// What a task has been told of. It is a state: what happens while nobody waits here is told to who waits next.
+/// What a task has heard. It is a state: what happens while the task does not wait is reported at its next wait.
 #[derive(Clone)]
 pub(super) struct Told {
     news: watch::Receiver<u64>,
@@ -117,8 +117,8 @@ pub(super) enum Loss {
 }
 
 impl Told {
-    /// Waits for something that makes another attempt worthwhile; whether it is that all connections are taken for
-    /// dead. Safe to cancel.
+    /// Waits for something that makes another attempt worthwhile; returns whether all connections are taken for dead.
+    /// Safe to cancel.
     pub(super) async fn news(&mut self) -> bool {
         tokio::select! {
             biased;
@@ -127,8 +127,8 @@ impl Told {
         }
     }
 
-    /// Waits until all connections are taken for dead or, for who goes on from a version, versions have gone back. Safe
-    /// to cancel.
+    /// Waits until all connections are taken for dead or, for a task that goes on from a version, until versions have
+    /// gone back. Safe to cancel.
     pub(super) async fn loss(&mut self, goes_on: bool) -> Loss {
         // The senders live as long as the task.
         tokio::select! {
@@ -138,25 +138,25 @@ impl Told {
         }
     }
 
-    /// What was told before says nothing of what is tried now.
+    /// Marks all news so far as heard: it says nothing about the next attempt.
     pub(super) fn is_heard(&mut self) {
         self.news.mark_unchanged();
         self.has_died();
     }
 
-    /// All connections until now were given up.
+    /// Marks all deaths so far as heard: all earlier connections were given up.
     pub(super) fn has_died(&mut self) {
         self.deaths.mark_unchanged();
     }
 
-    /// What was known is of now: that versions went back before says nothing of it.
+    /// Marks all rewinds so far as heard: what is known now is newer than they are.
     pub(super) fn is_current(&mut self) {
         self.rewinds.mark_unchanged();
     }
 }
 
 impl Connection {
-    /// Nobody is asked before the first request.
+    /// No server is asked before the first request.
     pub(super) fn new(api: &Api, is_hub: bool, access: Access) -> Self {
         let url = |url: &Uri, has_token| Origin::Url {
             url: url.clone(),
@@ -205,18 +205,18 @@ impl Connection {
         }
     }
 
-    /// Whether who is asked is YurtHub. A kubeconfig and a Pod's environment may name another server than before, or
-    /// one that cannot be used: it counts who was dialled.
+    /// Whether the server is YurtHub. A kubeconfig and a Pod's environment may name another server than before, or one
+    /// that cannot be used, so the server that was dialled last counts.
     pub(super) fn is_hub(&self) -> bool {
         self.is_hub.load(Ordering::Relaxed)
     }
 
-    /// Whether Pods of this node are listed at no cost to the uplink; not so where there is no YurtHub.
+    /// Whether listing this node's Pods costs the uplink nothing; only YurtHub can do that.
     pub(super) fn lists_pods(&self) -> bool {
         self.pods.is_some()
     }
 
-    /// A connection to who lists them.
+    /// A connection to the server that lists them.
     pub(super) async fn open_pods(&self) -> Result<Wire, DialError> {
         let Some(pods) = &self.pods else {
             return Err(DialError::NoHost {
@@ -226,7 +226,7 @@ impl Connection {
         Wire::dial(pods.way(&self.access, &self.files).await?, false).await
     }
 
-    /// From here on.
+    /// What happens from here on.
     pub(super) fn told(&self) -> Told {
         Told {
             news: self.news.subscribe(),
@@ -235,7 +235,7 @@ impl Connection {
         }
     }
 
-    /// A connection for a resource's requests. While nobody gets through, it takes as long as it is this task's turn.
+    /// A connection for a resource's requests. While no task gets through, this waits until it is this task's turn.
     pub(super) async fn open(&self, resource: Resource) -> Result<Wire, DialError> {
         let mut told = self.told();
         let mut cuts = 0;
@@ -249,7 +249,7 @@ impl Connection {
                 continue;
             }
             if pace.last.is_some_and(|(_, counts)| counts == self.counts()) {
-                // Others have tried for that.
+                // Another task has tried meanwhile.
                 told.is_heard();
             }
             tokio::select! {
@@ -259,13 +259,13 @@ impl Connection {
             if let Some((began, _)) = pace.last {
                 sleep_until(began + MIN_PACE).await;
             }
-            // This attempt is for all that was told by now.
+            // This attempt takes account of all news so far.
             told.is_heard();
             pace.last = Some((Instant::now(), self.counts()));
             let result = tokio::select! {
                 result = self.dial(resource) => result,
-                // The network is another one: what was tried there says nothing. Not so for ever: one that changes all
-                // the time is one to get through.
+                // The network has changed, so this attempt says nothing. The number of such cuts is limited, because a
+                // network may change all the time.
                 _is_death = told.news(), if cuts < CUTS => {
                     cuts += 1;
                     continue;
@@ -321,7 +321,7 @@ impl Connection {
             lifeline.socket = Arc::downgrade(wire.socket());
             lifeline.from = from.map(|from| from.ip());
             if std::mem::replace(&mut lifeline.is_renewed, true) {
-                // An apiserver that was away: what it refused or did not have is asked for again.
+                // An apiserver that was away: earlier refusals, and resources that it lacked, are tried again.
                 self.tell_news();
             }
         }
@@ -340,7 +340,7 @@ impl Connection {
         self.news.send_modify(|count| *count += 1);
     }
 
-    /// A connection of this resource's has fallen silent. Where it is the lifeline, all are taken for dead.
+    /// A connection of this resource has fallen silent. If it is the lifeline, all are taken for dead.
     pub(super) fn is_silent(&self, resource: Resource) {
         if resource == LIFELINE {
             // The last that is known of it.
@@ -350,12 +350,12 @@ impl Connection {
         }
     }
 
-    /// The apiserver's versions have gone back: what is known is of a past that it has lost.
+    /// The apiserver's versions have gone back: what is known belongs to a past that it has lost.
     pub(super) fn has_rewound(&self) {
         self.rewinds.send_modify(|count| *count += 1);
     }
 
-    /// When the other end of a lifeline was last heard.
+    /// When the other end of a lifeline was last heard from.
     pub(super) fn heard(&self) -> Option<Instant> {
         let mut lifeline = self.lifeline();
         let silence = lifeline
@@ -367,7 +367,8 @@ impl Connection {
         lifeline.heard
     }
 
-    /// An address, a link or a route has changed: what was silent, or leaves from elsewhere now, is made anew at once.
+    /// An address, a link or a route has changed: a connection that was silent, or would now leave from elsewhere, is
+    /// made anew at once.
     pub(super) fn network_changed(&self) {
         if !self.is_reached.load(Ordering::Relaxed) {
             self.tell_news();
@@ -396,7 +397,7 @@ fn source_address(to: SocketAddr) -> Option<IpAddr> {
     };
     let socket = UdpSocket::bind((any, 0)).ok()?;
     wire::own(SockRef::from(&socket));
-    // It sends nothing.
+    // This sends nothing.
     socket.connect(to).ok()?;
     Some(socket.local_addr().ok()?.ip())
 }

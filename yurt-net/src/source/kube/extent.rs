@@ -1,8 +1,9 @@
 //! How large one list may be, over all of its pages.
 //!
-//! Pure. Nobody asks for pages here, so an apiserver sends none; what stands before it may. One that drops the query
-//! answers the first page for ever, and one that lies has more objects each time: such a list is given up before it
-//! takes the node's memory. The limits are far above what Kubernetes is made for (10,000 Services, 150,000 Pods).
+//! Pure. The agent does not ask for pages, so an apiserver sends none; a proxy in front of it may. A proxy that drops
+//! the query answers with the first page for ever, and one that lies sends more objects each time: such a list is given
+//! up before it takes the node's memory. The limits are far above what Kubernetes is made for (10,000 Services, 150,000
+//! Pods).
 #![forbid(unsafe_code)]
 
 use super::resource::Resource;
@@ -34,7 +35,7 @@ enum Why {
     Circle,
 }
 
-/// What has come of a list by now.
+/// What has arrived of a list so far.
 #[derive(Debug)]
 pub(super) struct Extent {
     resource: Resource,
@@ -67,7 +68,7 @@ impl Extent {
         }
     }
 
-    /// There is one more page, to be had with this token.
+    /// There is one more page, which this token asks for.
     pub(super) fn page(&mut self, token: &str) -> Result<(), Endless> {
         if self.token == token {
             return Err(self.endless(Why::Circle));

@@ -1,4 +1,4 @@
-//! Why a request of the API came to nothing, and what follows from that.
+//! Why a request to the API failed, and what follows from that.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::extent::Endless;
 use super::follow::Failure;
 use super::wire::{self, DialError, SendError};
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum RequestError {
     #[error(transparent)]
@@ -28,7 +28,7 @@ pub(super) enum RequestError {
     Status {
         status: StatusCode,
         retry_after: Option<Duration>,
-        /// There are credentials, and they were kept back.
+        /// There are credentials, but they were not sent.
         is_anonymous: bool,
     },
     #[error("the version is too old: {message}")]
@@ -66,7 +66,7 @@ impl RequestError {
         }
     }
 
-    /// The other end, or the way there, has fallen silent.
+    /// The other end, or the way there, does not answer any more.
     pub(super) fn is_silence(&self) -> bool {
         let mut cause: Option<&dyn std::error::Error> = match self {
             Self::Send(SendError::Http(error)) | Self::Broken(error) => Some(error),
@@ -82,7 +82,7 @@ impl RequestError {
     }
 }
 
-/// The innermost cause: the layers above it only say that there was one.
+/// The innermost cause: the layers above it only say that there is one.
 fn root(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(deeper) = cause.source() {

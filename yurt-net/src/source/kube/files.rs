@@ -1,8 +1,8 @@
 //! The files that say how an apiserver is reached, read beside the loop: their disk may not answer.
 //!
-//! Kubeconfigs, certificates and tokens are read for each connection, and tokens for each request. What is asked goes
-//! to a thread; while one of a kind gets no answer, no other is begun, so a disk that never answers costs three
-//! threads, and each attempt a patience.
+//! Kubeconfigs, certificates and tokens are read for each connection, and tokens for each request. A thread does each
+//! read. While one read of a kind gets no answer, no other of that kind begins, so a disk that never answers costs
+//! three threads, and each attempt its patience.
 
 use tokio::sync::Mutex;
 use tokio::time::timeout;
@@ -19,12 +19,12 @@ impl<T> Default for Questions<T> {
 }
 
 impl<T: Send + 'static> Questions<T> {
-    /// Has this done, behind what others have asked. `None`: the disk does not answer. Who drops this future asks
+    /// Runs this after the earlier questions. `None`: the disk does not answer. A caller that drops this future asks
     /// again.
     pub(super) async fn ask(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut errand = self.0.lock().await;
         if errand.is_outstanding() {
-            // Of somebody who waits for it no longer.
+            // The result of a question whose asker has gone.
             let _nobodys = timeout(PATIENCE, errand.late()).await;
         }
         errand.run(work).await

@@ -1,8 +1,8 @@
 //! How one resource is followed: LIST once, WATCH from there, and what to do when something fails.
 //!
-//! Pure: outcomes go in, the next request and the wait before it come out. What it is made for is YurtHub without its
-//! cloud: a resourceVersion may go backwards, a watch may say nothing for an hour and then end, a list may come from
-//! files of last week. So a version is opaque, an end is no error, and any doubt ends in a LIST.
+//! Pure: outcomes go in, the next request and the wait before it come out. It is made for a YurtHub without its cloud:
+//! a resourceVersion may go backwards, a watch may be silent for an hour and then end, a list may come from last week's
+//! files. So a version is opaque, the end of a watch is no error, and any doubt ends in a LIST.
 //!
 //! | outcome | next |
 //! |---|---|
@@ -22,26 +22,26 @@ use std::time::Duration;
 
 /// A list that was held back is asked for again after this long.
 pub(super) const CONFIRM_AFTER: Duration = Duration::from_secs(10);
-/// Failed watches in a row until the version itself is doubted.
+/// After so many failed watches in a row the version itself is doubted.
 const WATCHES_IN_DOUBT: u32 = 5;
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// For what this node may not read, or this cluster does not have: answers of the moment.
+/// For what this node may not read, or this cluster does not have: both may change at any moment.
 const FIRST_WAIT_FOR_RIGHTS: Duration = Duration::from_secs(1);
 const LONGEST_WAIT_FOR_RIGHTS: Duration = Duration::from_secs(300);
 const LONGEST_WAIT_FOR_RESOURCE: Duration = Duration::from_secs(60);
-/// A watch that lived this long was no failure, whatever its end.
+/// A watch that lived this long did not fail, however it ended.
 const WATCH_WORKED: Duration = Duration::from_secs(5);
 
-/// What to ask for.
+/// What to request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Request {
-    /// All of it.
+    /// All objects.
     List {
-        /// As it is now, not as some cache has it: what is known already is newer than nothing.
+        /// All objects as they are now, not as some cache has them: what is known already is newer than a cache may be.
         is_latest: bool,
     },
-    /// What changes from this version on; no longer than `limit` where there is one.
+    /// The changes from this version on; for no longer than `limit`, if there is one.
     Watch {
         version: String,
         limit: Option<Duration>,
@@ -54,7 +54,7 @@ impl Request {
     }
 }
 
-/// What came of it.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Failure {
     /// No connection.
@@ -77,7 +77,7 @@ impl Failure {
         matches!(self, Self::Status(404, _))
     }
 
-    /// It says something of the server or the way there, and nothing of the resource.
+    /// It tells about the server or the way there, and nothing about the resource.
     pub(super) fn is_of_server(self) -> bool {
         matches!(
             self,
@@ -91,13 +91,13 @@ impl Failure {
 pub(super) struct Follower {
     next: Request,
     failures: u32,
-    /// Answers in a row that there is no such resource, or that it is not for this node.
+    /// Answers in a row that the resource does not exist, or that this node may not read it.
     refusals: u32,
     /// Answers come from a cache, which keeps one shape of lists.
     is_cache: bool,
-    /// Something was known, here or elsewhere: nothing older is wanted.
+    /// Something is known already, here or elsewhere: nothing older is wanted.
     has_version: bool,
-    /// Which of the resource's API versions is asked for.
+    /// Which of the resource's API versions to request.
     api_version: usize,
     api_versions: usize,
     is_required: bool,
@@ -131,7 +131,7 @@ impl Follower {
         }
     }
 
-    /// Something is known already, though not from here: nothing older is wanted.
+    /// Something is known already, though not from this source: nothing older is wanted.
     pub(super) fn superseding(mut self) -> Self {
         self.has_version = true;
         if self.next.is_list() {
@@ -161,7 +161,7 @@ impl Follower {
         self.refusals = 0;
         self.has_version |= !version.is_empty();
         self.next = if version.is_empty() {
-            // Nothing to watch from: a cache that knows no version is asked again.
+            // There is no version to watch from: a cache that knows none is asked again.
             self.again()
         } else {
             Request::Watch {
@@ -171,7 +171,7 @@ impl Follower {
         };
     }
 
-    /// The wait after a list. A watch follows on it at once, another list does not.
+    /// The wait after a list. A watch follows at once, another list does not.
     pub(super) fn goes_on(&mut self) -> Duration {
         match self.next.is_list() {
             true => self.back_off(),
@@ -197,7 +197,7 @@ impl Follower {
         {
             self.next = self.again();
             if lived < limit.mul_f64(0.9) {
-                // What was waited for may be over. If it is not, the same again at once would confirm nothing.
+                // The cause of the wait may be gone. If it is not, the same request at once would confirm nothing.
                 return self.back_off();
             }
             return Duration::ZERO;
@@ -216,7 +216,7 @@ impl Follower {
         match failure {
             Failure::Expired => {
                 self.next = self.again();
-                // Once at once: an expired version is how a normal relist begins.
+                // The first list comes at once: an expired version is how a normal relist begins.
                 match self.failures {
                     0 => {
                         self.failures = 1;
@@ -225,7 +225,7 @@ impl Follower {
                     _ => self.back_off(),
                 }
             }
-            // A watch of a version from the future times out like that.
+            // A watch from a future version times out like that.
             Failure::Status(504, _) | Failure::Garbage | Failure::Status(400, _) => {
                 self.next = self.again();
                 self.back_off()
@@ -255,7 +255,7 @@ impl Follower {
         }
     }
 
-    /// The server was away and is back, or the network is another one: what it refused says nothing any more.
+    /// The server was away and is back, or the network has changed: earlier refusals say nothing any more.
     pub(super) fn reconnected(&mut self) {
         (self.failures, self.refusals) = (0, 0);
     }
@@ -266,7 +266,7 @@ impl Follower {
         }
     }
 
-    /// A list in place of what was known.
+    /// A list, in place of what was known.
     fn again(&self) -> Request {
         Request::List {
             is_latest: self.has_version && !self.is_cache,

@@ -1,5 +1,5 @@
-//! Times in which no watch follows what a table needs: what happens in them is seen only once a list or the next watch
-//! is here, and either may hang.
+//! Times in which no watch follows what a table needs. What happens in such a gap is seen only when a list or the next
+//! watch arrives, and either may hang.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use super::resource::Resource;
 use super::task::News;
 
-/// What is not followed for so long is not followed at present, for whoever asks.
+/// What was not followed for so long is reported as not followed.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Since when there is a gap, by resource.
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Gaps(BTreeMap<Resource, Instant>);
 
 impl Gaps {
-    /// All of it is asked for from now on.
+    /// Everything is requested from now on.
     pub(super) fn open(&mut self) {
         let now = Instant::now();
         for resource in Resource::ALL.into_iter().filter(|r| r.is_required()) {
@@ -25,7 +25,7 @@ impl Gaps {
         }
     }
 
-    /// Takes note of what a task has told.
+    /// Takes note of what a task reports.
     pub(super) fn note(&mut self, resource: Resource, news: &News) {
         if !resource.is_required() {
             return;
@@ -35,7 +35,7 @@ impl Gaps {
             News::Ended | News::Failed { .. } => {
                 self.0.entry(resource).or_insert(now);
             }
-            // Of a cache that knows no version there are only lists.
+            // A cache that knows no version sends only lists.
             News::Listed { version, .. } if !version.is_empty() => {
                 self.0.insert(resource, now);
             }

@@ -1,6 +1,6 @@
 //! A limit for what a server sends before the head of its answer.
 //!
-//! HTTP allows any number of `100 Continue` before it. hyper reads and forgets them for as long as bytes are there,
+//! HTTP allows any number of `100 Continue` before the answer. hyper reads and drops them as long as bytes arrive,
 //! within one turn, so a server that sends nothing else would keep the thread, and everything else that runs on it,
 //! from its work.
 
@@ -14,15 +14,15 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes. An apiserver's head has about 500.
 const LARGEST: usize = 64 << 10;
-/// No head is waited for.
+/// No head is expected.
 const NO_LIMIT: usize = usize::MAX;
 
-/// How much of a head may still come.
+/// How many bytes of a head may still come.
 #[derive(Clone, Debug)]
 pub(super) struct Head(Arc<AtomicUsize>);
 
 impl Head {
-    /// Of an answer that is yet to come.
+    /// The head of an answer that has not arrived.
     pub(super) fn new() -> Self {
         Self(Arc::new(AtomicUsize::new(LARGEST)))
     }

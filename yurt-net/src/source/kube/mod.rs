@@ -1,7 +1,8 @@
-//! `kube:` and `yurthub:`: the cluster as an apiserver tells it, live or from YurtHub's cache.
+//! `kube:` and `yurthub:`: the cluster as an apiserver reports it, live or from YurtHub's cache.
 //!
-//! One task for each resource asks and listens (`follow` says what for); it hands items and events over as bytes, so
-//! that nothing is decoded twice and a list is never in memory whole. `KubeSource` decodes them into `state`.
+//! One task for each resource sends requests and listens (`follow` decides which requests). It hands items and events
+//! over as bytes, so that nothing is decoded twice and a list is never in memory whole. `KubeSource` decodes them into
+//! `state`.
 //!
 //! The only user of kube-rs: kubeconfigs and their credentials are read with it (`access`). Its client is not used,
 //! because it cannot tell whom it is connected to (`wire` does); its objects and caches are not, because they keep many
@@ -50,27 +51,26 @@ pub use resource::Resource;
 pub use servers::Servers;
 pub(crate) use state::HeldList;
 
-/// What is optional is not waited for longer than this once Services and slices are here.
+/// Optional resources are waited for no longer than this once Services and slices are here.
 const OPTIONAL_PATIENCE: Duration = Duration::from_secs(3);
-/// The Node is waited for longer: without its pool a node would serve, for a while, whom it must not.
+/// The Node is waited for longer: without its pool a node would serve, for a while, endpoints that it must not.
 const NODE_PATIENCE: Duration = Duration::from_secs(30);
 /// Events that wait; also pieces of lists, which are tens of kilobytes.
 const QUEUE: usize = 32;
-/// Events taken up in one go, and bytes of objects: what others wait for.
+/// Events taken up at a time, and bytes of objects: other work of the loop waits for them.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 256 << 10;
-/// A change waits no longer than this for others that follow it: each time it is told, all that it touches is compiled.
+/// A change waits no longer than this for others that follow it: each report compiles everything that it touches.
 const GATHER_FOR: Duration = Duration::from_millis(20);
-/// What an apiserver says is the cloud's present word for this long after its last sign of life, be it the answer to a
+/// An apiserver counts as the cloud's present word for this long after its last sign of life, such as the answer to a
 /// probe.
 pub(crate) const FRESH_FOR: Duration = Duration::from_secs(10);
-/// The same of a hub, after the cloud was last heard through it: nothing probes that connection but the hub. An
-/// apiserver sends a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so that is two of them, and some
-/// delay.
+/// The same for a hub, after the cloud was last heard through it: only the hub probes that connection. An apiserver
+/// sends a bookmark a minute on every watch (kubernetes pkg/storage/cacher), so this is two of them, and some delay.
 pub(crate) const FRESH_FOR_AT_HUB: Duration = Duration::from_secs(150);
 const _: () = assert!(wire::DEAD_AFTER.as_secs() <= FRESH_FOR.as_secs());
 
-/// What is asked for.
+/// What to request.
 #[derive(Clone, Debug)]
 pub struct Scope {
     /// Name of the own Node.
@@ -79,7 +79,7 @@ pub struct Scope {
     pub pool: Option<String>,
     /// Label of a Node that names its pool.
     pub pool_label: String,
-    /// The Pods of the own Node are asked for.
+    /// Whether to request the Pods of the own Node.
     pub with_pods: bool,
     /// What apiservers are reached with.
     pub access: Access,
@@ -95,8 +95,8 @@ pub(crate) struct KubeSource {
     /// Services and slices are here since.
     required_since: Option<Instant>,
     is_synced: bool,
-    /// Another source has spoken later than this one. Until this one is whole, what it missed is listed: a watch would
-    /// begin with the table of then.
+    /// Another source was believed after this one. Until this one has listed everything, it lists instead of watching:
+    /// a watch would begin with the table of that time.
     is_behind: bool,
     pool: Option<String>,
     connection: Arc<Connection>,
@@ -114,10 +114,11 @@ pub(crate) struct KubeSource {
     /// The versions of the last events of what a table needs.
     events: BTreeMap<Resource, u64>,
     gaps: Gaps,
-    /// What [`Self::changed`] has told, or has yet to tell: whether it is synced and answers, and [`Self::is_fresh`].
+    /// What [`Self::changed`] has reported, or has yet to report: whether it is synced and answers, and
+    /// [`Self::is_fresh`].
     was_good: bool,
     was_fresh: bool,
-    /// Since when [`Self::changed`] has something to tell.
+    /// Since when [`Self::changed`] has something to report.
     untold_since: Option<Instant>,
     pods: PodsList,
 }
@@ -125,15 +126,15 @@ pub(crate) struct KubeSource {
 /// How the Pods of the own Node are read.
 #[derive(Debug, Default)]
 struct PodsList {
-    /// Makes it be read again, where no watch says what has changed.
+    /// Makes it read again, where no watch reports changes.
     is_asked_for: Arc<Notify>,
     /// When it was, and whether a watch follows it since.
     read: Option<(Instant, bool)>,
 }
 
 impl KubeSource {
-    /// A source that has asked nothing yet, and may be YurtHub: a guess until somebody was dialled. `seed` is what is
-    /// known already, and `versions` where an earlier agent's watches of the same source were.
+    /// A source that has asked nothing yet, and may be YurtHub: a guess until a server was dialled. `seed` is what is
+    /// known already, and `versions` are those of an earlier agent's watches of the same source.
     pub(crate) fn new(
         api: Api,
         is_hub: bool,
@@ -173,22 +174,22 @@ impl KubeSource {
         }
     }
 
-    /// Until it has said itself how many there are: so many Services are in force, in maps that an earlier agent left.
+    /// Used until it reports its own number: so many Services are in force, in maps that an earlier agent left.
     pub(crate) fn expect(&mut self, services: usize) {
         self.state.expect(services);
     }
 
-    /// Lets it know what an earlier agent knew, as far as it has not said anything itself.
+    /// Adds what an earlier agent knew, where this source has not reported anything itself.
     pub(crate) fn learn(&mut self, known: &Snapshot) {
         self.state.learn(known);
     }
 
-    /// Forgets what it said: another source was believed since, and what is in force is the `seed` now. All of it is
-    /// listed before this source is synced again.
+    /// Forgets what it reported: another source was believed meanwhile, and the `seed` is in force now. This source
+    /// lists everything before it is synced again.
     pub(crate) fn begin_anew(&mut self, seed: Snapshot) {
         self.is_behind = true;
         if self.state.is_blank() {
-            // What it is about to say for the first time is of now.
+            // Its first report is under way, and will be current.
             return;
         }
         // Dropping them ends them.
@@ -213,7 +214,7 @@ impl KubeSource {
         }
     }
 
-    /// An address, a link or a route of this node has changed: who could not be reached is asked at once.
+    /// An address, a link or a route of this node has changed: a server that could not be reached is asked at once.
     pub(crate) fn network_changed(&self) {
         self.connection.network_changed();
     }
@@ -223,28 +224,28 @@ impl KubeSource {
         self.pods.is_asked_for.notify_one();
     }
 
-    /// When the Pods of the own Node were all of those that the cloud knows; `None`: never, or it is not known.
+    /// When the Pods of the own Node were all of those that the cloud has; `None`: never, or it is not known.
     pub(crate) fn pods_read_at(&self) -> Option<Instant> {
         let (at, is_followed) = self.pods.read?;
         self.fresh_until()?;
         Some(if is_followed { Instant::now() } else { at })
     }
 
-    /// What it says is the cloud's present word.
+    /// Its state is the cloud's present word.
     pub(crate) fn is_fresh(&self) -> bool {
         self.fresh_until().is_some()
     }
 
-    /// What it says is not older than what another source has said, whose watches were at these versions. An event from
-    /// behind a hub is the cloud's word, but others may follow at once; when a bookmark comes, within a minute, all of
-    /// them are here.
+    /// Its state is not older than that of another source, whose watches were at these versions. An event from behind a
+    /// hub is the cloud's word, but others may follow at once; when a bookmark comes, within a minute, all of them are
+    /// here.
     pub(crate) fn is_level(&self, with: &BTreeMap<String, String>) -> bool {
         let has_word = self.is_fresh() && (self.has_bookmark || !self.is_hub);
         has_word || self.is_beyond(with)
     }
 
-    /// Versions show it, be the cloud in reach or not: nothing that a table needs is of an older one, and something has
-    /// happened since. A cluster has one sequence of versions, and a hub tells in that order what it was told.
+    /// Versions show it, whether the cloud can be reached or not: nothing that a table needs has an older version, and
+    /// something has happened since. A cluster has one sequence of versions, and a hub passes events on in that order.
     fn is_beyond(&self, known: &BTreeMap<String, String>) -> bool {
         let number = |version: &String| version.parse::<u64>().ok();
         let own = self.state.versions();
@@ -258,10 +259,10 @@ impl KubeSource {
         }) && has_event
     }
 
-    /// Until when it is, unless more is heard.
+    /// Until when it is fresh, unless more is heard.
     ///
-    /// Of an apiserver any answer counts. YurtHub answers a LIST from its disk, and a WATCH with silence, while the
-    /// cloud is out of reach; so of a hub only events and bookmarks count, and only of what it relays (openyurt
+    /// For an apiserver any answer counts. While the cloud is out of reach, YurtHub answers a LIST from its disk, and a
+    /// WATCH with silence; so for a hub only events and bookmarks count, and only of what it relays (openyurt
     /// pkg/yurthub/proxy/local).
     fn fresh_until(&self) -> Option<Instant> {
         if self.gaps.long().next().is_some() {
@@ -269,14 +270,14 @@ impl KubeSource {
         }
         let until = match self.is_hub {
             true => self.last_word? + FRESH_FOR_AT_HUB,
-            // Of one that answers it is enough that its machine answers probes.
+            // For an apiserver that answers, it is enough that its machine answers probes.
             false if self.answers() => self.last_sign()? + FRESH_FOR,
             false => self.last_contact? + FRESH_FOR,
         };
         (self.is_synced && until > Instant::now()).then_some(until)
     }
 
-    /// When the source was last heard, be it only the answer to a probe.
+    /// When the source was last heard from, including answers to probes.
     fn last_sign(&self) -> Option<Instant> {
         match self.is_hub {
             true => self.last_contact,
@@ -284,7 +285,7 @@ impl KubeSource {
         }
     }
 
-    /// What is known of the cluster. Until it is synced it is the seed, or a part.
+    /// What is known of the cluster. Until it is synced this is the seed, or a part.
     pub(crate) fn snapshot(&self) -> &Snapshot {
         self.state.snapshot()
     }
@@ -299,7 +300,7 @@ impl KubeSource {
         self.is_synced
     }
 
-    /// What a table needs is being followed at present.
+    /// What a table needs is followed at present.
     pub(crate) fn answers(&self) -> bool {
         self.is_asked() && self.why_lost().is_none()
     }
@@ -319,9 +320,9 @@ impl KubeSource {
         self.state.held().collect()
     }
 
-    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what is
-    /// right behind it, so that a burst is told once. Safe to cancel: what is yet to be told is in `untold_since`. Must
-    /// be called inside a tokio runtime.
+    /// Waits until the snapshot has changed, or whether the source is synced and answers, or is fresh; then for what
+    /// comes right behind it, so that a burst is one report. Safe to cancel: what is yet to be reported is in
+    /// `untold_since`. Must be called inside a tokio runtime.
     pub(crate) async fn changed(&mut self) {
         self.ask();
         loop {
@@ -344,18 +345,18 @@ impl KubeSource {
                 }
             };
             self.take_batch(next);
-            // A list may be a hundred megabytes, and whoever else waits in the loop has its turn; so have the tasks
-            // that bring what follows.
+            // A list may be a hundred megabytes. Other work in the loop gets its turn, and so do the tasks that bring
+            // what follows.
             yield_now().await;
         }
     }
 
-    /// The snapshot has changed, or what else [`Self::changed`] waits for, and it has not told so yet.
+    /// The snapshot has changed, or something else that [`Self::changed`] waits for, and it has not reported that yet.
     pub(crate) fn has_untold(&self) -> bool {
         self.untold_since.is_some()
     }
 
-    /// Takes up this update and some of those that wait behind it, and what is due.
+    /// Takes up this update and some of those that wait behind it, and whatever is due.
     fn take_batch(&mut self, mut next: Option<Update>) {
         let was = (self.was_good, self.was_fresh);
         self.follow_server();
@@ -381,7 +382,7 @@ impl KubeSource {
         let release = self.state.release_at().map(|at| self.started + at);
         let patience = self.required_since.filter(|_| !self.is_synced);
         let patience = patience.map(|since| since + self.patience());
-        // It may have passed while nobody waited here, and is due until it is told.
+        // It may have passed while nothing waited here, and is due until it is reported.
         let stale = self.was_fresh.then(|| self.fresh_until());
         let stale = stale.map(|until| until.unwrap_or_else(Instant::now));
         let is_untold = self.was_good || self.was_fresh;
@@ -399,7 +400,7 @@ impl KubeSource {
             return false;
         }
         let since = *self.required_since.get_or_insert_with(Instant::now);
-        // The pool's resources are asked for once the Node has said which pool that is.
+        // The pool's resources are requested once the Node has named its pool.
         let is_settled = Resource::ALL.into_iter().all(|r| self.is_settled(r));
         is_settled || since.elapsed() >= self.patience()
     }
@@ -410,7 +411,7 @@ impl KubeSource {
         !resource.is_of_table() || !is_asked || self.state.is_settled(resource)
     }
 
-    /// How long what is not settled is waited for, once Services and slices are here.
+    /// How long unsettled resources are waited for, once Services and slices are here.
     fn patience(&self) -> Duration {
         match self.is_settled(Resource::Nodes) {
             true => OPTIONAL_PATIENCE,
@@ -439,7 +440,7 @@ impl KubeSource {
         }
     }
 
-    /// Asks for what is of the pool, as soon as it is known which one that is, and again when it is another one.
+    /// Requests the resources of the pool, as soon as its name is known, and again when it changes.
     fn follow_pool(&mut self) {
         let label = || {
             let node = self.state.snapshot().nodes.get(&*self.scope.node)?;
@@ -452,7 +453,7 @@ impl KubeSource {
         }
         let is_first = self.pool.is_none();
         self.pool.clone_from(&pool);
-        // An earlier agent may have asked for another pool: what it knew of that is no beginning for this one.
+        // An earlier agent may have asked for another pool: what it knew of that is no start for this one.
         let mut known = self.state.snapshot().pools.keys();
         let is_seeded = is_first && known.all(|name| Some(&**name) == self.pool.as_deref());
         for resource in Resource::ALL {
@@ -465,7 +466,8 @@ impl KubeSource {
         }
     }
 
-    /// Asks anew where an apiserver was taken for a hub, or a hub for an apiserver: a cache is believed less.
+    /// Requests everything again if an apiserver was taken for a hub, or a hub for an apiserver: a cache is trusted
+    /// less.
     fn follow_server(&mut self) {
         if self.connection.is_hub() == self.is_hub {
             return;
@@ -520,7 +522,7 @@ impl KubeSource {
         match news {
             News::Listed { version, .. } => *read = Some((now, !version.is_empty())),
             News::Watching { .. } => *read = Some((now, true)),
-            // What it would have said is missed.
+            // Its next messages are missed.
             News::Failed { .. } => *read = None,
             News::Items { .. }
             | News::Put { .. }
@@ -623,8 +625,8 @@ impl KubeSource {
                 let is_new = state
                     .failures()
                     .all(|(failed, reason)| failed != resource && reason != why);
-                // That a source is lost which was there before is told of the source as a whole, once: not again for
-                // each of what was asked.
+                // The loss of a source that was there before is reported once, for the source as a whole, and not again
+                // for each resource.
                 let is_told = resource.is_required() || failure.is_of_server();
                 match self.is_synced && is_told {
                     true => tracing::debug!(%resource, why, "source: keeping what is known"),

@@ -1,7 +1,7 @@
 //! Exec plugins: programs that a kubeconfig names, which return our credentials (`client.authentication.k8s.io`).
 //!
-//! They are run here and not by kube-rs, which waits on the caller's thread, and until nobody holds the plugin's output
-//! open any more: a child that it has left behind would keep the agent waiting for as long as it lives.
+//! They are run here and not by kube-rs, which blocks the caller's thread until the plugin's output is closed: a child
+//! that the plugin left behind would keep the agent waiting for as long as it lives.
 //!
 //! A credential is kept until its `expirationTimestamp`, or until a server refuses it, as client-go does
 //! (plugin/pkg/client/auth/exec): every connection and every request asks, and a plugin that asks the cloud over a bad
@@ -27,19 +27,20 @@ use crate::error::chain;
 use crate::host::clock::unix_seconds;
 use crate::text;
 
-/// A plugin asks the cloud, be it over a bad link.
+/// A plugin may ask the cloud over a bad link.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// What a plugin has written is in the pipe when it ends. Its children may hold that open for ever.
+/// When a plugin ends, all that it wrote is in the pipe. Its children may hold the pipe open for ever.
 const LEFT_OVER: Duration = Duration::from_millis(200);
-/// Of what it says, and of what it complains of.
+/// Most bytes of its output, and of its errors.
 const LONGEST_ANSWER: u64 = 1 << 20;
-/// A server that refuses all that a plugin says has it run so often, doubling up to the second: the first time at once.
+/// A server that refuses every answer of a plugin makes it run so often, doubling up to the second: the first time at
+/// once.
 const FIRST_WAIT: Duration = Duration::from_secs(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
-/// What was said last. All tasks ask at once, so one runs the plugin and the others wait for what it says.
+/// The last answer. All tasks ask at once, so one runs the plugin and the others wait for its answer.
 static LAST: Mutex<Option<Answer>> = Mutex::const_new(None);
 
-/// Why a plugin returns no credential.
+/// Why a plugin gives no credential.
 #[derive(Debug, thiserror::Error)]
 #[error("the kubeconfig's exec plugin cannot be used: {why}")]
 pub(super) struct PluginError {
@@ -61,7 +62,7 @@ struct Status {
     expiration_timestamp: Option<String>,
 }
 
-/// How a plugin is run, and what it is told.
+/// How a plugin is run, and what it is given.
 #[derive(PartialEq, Eq)]
 struct Question {
     program: String,
@@ -74,7 +75,7 @@ struct Question {
 /// The answer of a plugin.
 struct Answer {
     question: Question,
-    /// Or why it said nothing.
+    /// Or why it gave none.
     status: Result<Status, String>,
     came_at: Instant,
     is_refused: bool,
@@ -82,7 +83,7 @@ struct Answer {
 }
 
 impl Answer {
-    /// Whether it answers who has asked this at that time: nobody has a plugin run that has run since.
+    /// Whether it answers a question that was asked at that time. A run that ended after the question does.
     fn serves(&self, question: &Question, asked_at: Instant) -> bool {
         let is_good = |status: &Status| status.end().is_ok_and(is_to_come);
         self.question == *question
@@ -92,7 +93,7 @@ impl Answer {
 }
 
 impl Status {
-    /// Until when it can be used, `None` without end.
+    /// Until when it can be used; `None`: without end.
     fn end(&self) -> Result<Option<Timestamp>, String> {
         let end = self.expiration_timestamp.as_deref();
         let end = end.map(str::parse).transpose();
@@ -107,10 +108,10 @@ fn is_to_come(end: Option<Timestamp>) -> bool {
     end.is_none_or(|end| seconds(end) > unix_seconds())
 }
 
-/// How often what one plugin says was refused.
+/// How often the answers of one plugin were refused.
 #[derive(Debug)]
 struct Refusals {
-    /// When another one is worth running the plugin again; `None`: now.
+    /// When the next run of the plugin is worth its cost; `None`: now.
     next: Option<Instant>,
     wait: Duration,
 }
@@ -121,12 +122,12 @@ impl Refusals {
         wait: FIRST_WAIT,
     };
 
-    /// Whether the plugin is run again for a refusal at that time.
+    /// Whether a refusal at that time makes the plugin run again.
     fn admit(&mut self, now: Instant) -> bool {
         if self.next.is_some_and(|next| now < next) {
             return false;
         }
-        // None for as long again: what the plugin said was good.
+        // No refusal for as long again: the plugin's answer was good.
         if self.next.is_some_and(|next| now >= next + self.wait) {
             *self = Self::NONE;
         }
@@ -136,20 +137,20 @@ impl Refusals {
     }
 }
 
-/// Ends a plugin and what it has started, unless it has ended by itself.
+/// Ends a plugin and its children, unless it has ended by itself.
 struct Group(Option<i32>);
 
 impl Drop for Group {
     fn drop(&mut self) {
         if let Some(leader) = self.0 {
-            // SAFETY: no pointers. The leader has not been waited for, so the number is still its group's.
+            // SAFETY: no pointers. The leader has not been waited for, so the number still belongs to its group.
             unsafe { libc::kill(-leader, libc::SIGKILL) };
         }
     }
 }
 
-/// A server has refused what was sent at that time: it is asked for anew, unless that was done meanwhile, or has helped
-/// as little just before. True where another credential than that is sent from now on.
+/// A server has refused what was sent at that time: the plugin runs again, unless it has run meanwhile, or has helped
+/// as little just before. True if another credential is sent from now on.
 pub(super) async fn forget(sent_at: Instant) -> bool {
     let mut last = LAST.lock().await;
     let Some(last) = last.as_mut().filter(|last| last.came_at <= sent_at) else {
@@ -159,7 +160,7 @@ pub(super) async fn forget(sent_at: Instant) -> bool {
     last.is_refused
 }
 
-/// Puts what the user's plugin says in its place.
+/// Puts the credential of the user's plugin in its place.
 pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), PluginError> {
     let Some(exec) = user.exec.take() else {
         return Ok(());
@@ -173,14 +174,14 @@ pub(super) async fn resolve(user: &mut AuthInfo) -> Result<(), PluginError> {
         user.client_certificate_data = Some(BASE64_STANDARD.encode(certificate));
         user.client_key_data = Some(BASE64_STANDARD.encode(key).into());
     }
-    // What the kubeconfig itself says comes first.
+    // A credential in the kubeconfig itself comes first.
     if user.token.is_none() {
         user.token = status.token.map(Into::into);
     }
     Ok(())
 }
 
-/// What a plugin says, or has said.
+/// What a plugin answers, or has answered.
 async fn ask(question: Question) -> Result<Status, String> {
     let asked_at = Instant::now();
     let mut last = LAST.lock().await;
@@ -208,7 +209,7 @@ async fn ask(question: Question) -> Result<Status, String> {
 }
 
 fn read_status(output: &[u8]) -> Result<Status, String> {
-    // JSON is YAML, and some answer in YAML.
+    // JSON is YAML, and some plugins answer in YAML.
     let credential: Result<Credential, _> = serde_saphyr::from_slice(output);
     let credential =
         credential.map_err(|_secret| "its answer is not an ExecCredential".to_owned())?;
@@ -279,7 +280,7 @@ async fn run(question: &Question) -> Result<Vec<u8>, String> {
     };
     let status = status.map_err(cannot)?;
     if !status.success() {
-        // Of its output, arguments and environment nothing is shown: they may be credentials.
+        // Its output, arguments and environment are never shown: they may be credentials.
         let said = String::from_utf8_lossy(&complaint);
         let said = said.trim().lines().last().unwrap_or_default();
         return Err(format!("{program}: {status}: {}", text::message(said)));
@@ -289,7 +290,7 @@ async fn run(question: &Question) -> Result<Vec<u8>, String> {
 
 async fn read(pipe: Option<impl AsyncRead + Unpin>, all: &mut Vec<u8>) {
     if let Some(pipe) = pipe {
-        // What breaks it shows in what is missing.
+        // If it breaks, the missing output shows that.
         let _broken = pipe.take(LONGEST_ANSWER).read_to_end(all).await;
     }
 }

@@ -15,7 +15,7 @@ pub struct Received {
     pub lists: u64,
     /// Requests for a watch.
     pub watches: u64,
-    /// Objects that watches said were added, modified or deleted.
+    /// Objects that watches reported as added, modified or deleted.
     pub events: u64,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Counters {
 }
 
 impl Counters {
-    /// What they say now.
+    /// The counts at present.
     pub(super) fn received(&self) -> Received {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         Received {

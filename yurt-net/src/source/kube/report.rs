@@ -1,4 +1,4 @@
-//! What a source tells of itself, for people and metrics.
+//! What a source reports of itself, for people and metrics.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use super::received::Received;
 use super::resource::Resource;
 
 impl KubeSource {
-    /// The time since the source was last heard of; `None` = never.
+    /// The time since the source was last heard from; `None` = never.
     pub(crate) fn silence(&self) -> Option<Duration> {
         self.last_sign().map(|at| at.elapsed())
     }
@@ -18,7 +18,7 @@ impl KubeSource {
         self.failures_of(|_| true)
     }
 
-    /// Why it does not answer, on one line; `None` while it does, whatever may fail besides.
+    /// Why it does not answer, on one line; `None` while it answers, whatever else may fail.
     pub(crate) fn why_lost(&self) -> Option<String> {
         self.failures_of(Resource::is_required)
     }

@@ -1,4 +1,4 @@
-//! What is asked of an apiserver: one LIST and WATCH shape for each resource, for ever.
+//! The requests to an apiserver: one LIST and WATCH shape for each resource, for ever.
 //!
 //! Pure. The shapes are fixed because YurtHub caches one list shape for each component and resource, and refuses every
 //! other one while it is offline (openyurt pkg/yurthub/cachemanager `CanCacheFor`). Services and EndpointSlices come
@@ -101,7 +101,7 @@ impl Resource {
         matches!(self, Self::Services | Self::EndpointSlices)
     }
 
-    /// What is asked for depends on the pool.
+    /// The request depends on the pool.
     pub(super) const fn is_of_pool(self) -> bool {
         matches!(self, Self::NodePools | Self::NodeBuckets)
     }
@@ -120,7 +120,7 @@ impl Resource {
         !matches!(self, Self::Pods | Self::NodeBuckets)
     }
 
-    /// The selector of the one shape; `name` is the node's or the pool's.
+    /// The selector of the one shape; `name` is the node's or the pool's name.
     fn selector(self, name: &str) -> Option<(&'static str, String)> {
         match self {
             // A Service that is shared out to other pools only must not look as if it was shared out to none.
@@ -140,16 +140,16 @@ impl fmt::Display for Resource {
     }
 }
 
-/// One resource as it is asked for on this node.
+/// One resource as this node requests it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub(super) resource: Resource,
-    /// The node or the pool that it is about; "" where it is about everything.
+    /// The node or the pool in the request; "" if it has neither.
     pub(super) name: String,
 }
 
 impl Shape {
-    /// The path and query of a LIST that any cache may answer, or only who knows the latest.
+    /// The path and query of a LIST that any cache may answer, or that only a server may answer that knows the latest.
     pub(super) fn list(&self, api_version: &str, is_latest: bool) -> String {
         let mut uri = self.base(api_version);
         match is_latest {
@@ -159,12 +159,12 @@ impl Shape {
         uri
     }
 
-    /// The path and query of a LIST of one item at most, which says the version that the cluster has reached.
+    /// The path and query of a LIST of one item at most, whose version is the one that the cluster has reached.
     pub(super) fn probe(&self, api_version: &str) -> String {
         self.base(api_version) + "limit=1"
     }
 
-    /// The path and query of what follows on a page of a list.
+    /// The path and query of the next page of a list.
     pub(super) fn page(&self, api_version: &str, token: &str) -> String {
         format!("{}continue={}", self.base(api_version), escape(token))
     }

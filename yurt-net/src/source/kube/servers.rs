@@ -1,9 +1,9 @@
-//! Where apiservers and YurtHubs are, for those who keep Services off their addresses.
+//! The addresses of apiservers and YurtHubs, so that Services can be kept off them.
 //!
-//! Addresses do not change, names do: at a boot before the link nobody may know them yet, and later a record may be
-//! another one. So names are looked up again as long as the agent runs, and the last answer counts while there is no
-//! new one. A kubeconfig is read again, too. All of it is done beside the loop, on one thread at a time: neither DNS
-//! nor a disk has to answer.
+//! Addresses do not change, names do: at a boot before the link comes up no server may know them, and later a record
+//! may have changed. So names are looked up again as long as the agent runs, and the last answer counts until there is
+//! a new one. A kubeconfig is read again, too. All of this is done beside the loop, on one thread at a time, because
+//! neither DNS nor a disk has to answer.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,33 +18,34 @@ use super::access::Access;
 use crate::host::disk::errand::Errand;
 use crate::source::spec::{Api, SourceSpec};
 
-/// At the edge there may be nobody to ask for a name; an agent does not wait for it at its start.
+/// At the edge no nameserver may answer; the agent does not wait for one at its start.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How soon it is looked again while something is not known, doubling up to the second.
+/// How soon the next look is while something is not known, doubling up to the second.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
-/// The same while all is known: records live a minute, as a rule.
+/// The same while everything is known: records usually live for a minute.
 const LOOK_AGAIN: Duration = Duration::from_secs(60);
-/// An address that the answers lack by now is kept for so long: many records name a few of their addresses at a time.
+/// An address that is missing from the answers is kept for so long: many records name a few of their addresses at a
+/// time.
 const KEPT_FOR: Duration = Duration::from_secs(3600);
 
-/// Says the addresses of a name, with this port.
+/// Looks up the addresses of a name, and adds this port.
 type Lookup = Arc<dyn Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync>;
 
 /// A host, which is a name or an address, and a port.
 type Place = (String, u16);
 
-/// The addresses and ports of what the sources, the kubeconfig and a Pod's environment name.
+/// The addresses and ports that the sources, the kubeconfig and a Pod's environment name.
 pub struct Servers {
     specs: Arc<[SourceSpec]>,
     access: Access,
     lookup: Lookup,
     looking: Errand<Look>,
-    /// When it is looked again; `None`: nothing of it can change.
+    /// When the next look is; `None`: nothing of it can change.
     due: Option<Instant>,
     looked_at: Instant,
     wait: Duration,
-    /// With the time at which an answer had them last.
+    /// Each with the time at which an answer last had it.
     known: BTreeMap<Place, BTreeMap<SocketAddr, Instant>>,
     /// Names without an address.
     unknown: BTreeSet<String>,
@@ -53,14 +54,14 @@ pub struct Servers {
 /// What was found.
 struct Look {
     answers: Vec<(Place, io::Result<Vec<SocketAddr>>)>,
-    /// A kubeconfig counts, and cannot be read.
+    /// A kubeconfig is used, and cannot be read.
     lacks_kubeconfig: bool,
-    /// Something else says where that apiserver is.
+    /// Another setting says where that apiserver is.
     has_other: bool,
 }
 
 impl Servers {
-    /// Looks for the first time, and waits a moment for what is found.
+    /// Looks for the first time, and waits a moment for the result.
     pub async fn start(specs: &[SourceSpec], access: &Access) -> Self {
         let lookup = |host: &str, port| Ok((host, port).to_socket_addrs()?.collect());
         let mut servers = Self::new(specs, access, Arc::new(lookup));
@@ -93,7 +94,7 @@ impl Servers {
         all.into_iter().collect()
     }
 
-    /// Waits until others are known than before. Cancel safe.
+    /// Waits until the known addresses change. Cancel safe.
     pub async fn changed(&mut self) {
         loop {
             let due = self.due.filter(|_| self.looking.is_idle());
@@ -118,13 +119,13 @@ impl Servers {
         }
     }
 
-    /// An address, a link or a route of this node has changed: a name that nobody knew may be known now.
+    /// An address, a link or a route of this node has changed: a name that could not be looked up may be known now.
     pub fn network_changed(&mut self) {
         if !self.unknown.is_empty() {
             // Links may come and go all the time.
             let soon = self.looked_at + FIRST_WAIT;
             self.due = self.due.map(|due| due.min(soon));
-            // What is being looked up now was asked of the network before.
+            // The lookup that is under way began on the earlier network.
             self.wait = FIRST_WAIT;
         }
     }
@@ -135,7 +136,7 @@ impl Servers {
         self.looking.begin(move || look(&specs, &access, &*lookup));
     }
 
-    /// Whether others are known than before.
+    /// Whether the known addresses have changed.
     fn take_up(&mut self, look: Look) -> bool {
         let before = self.addresses();
         let now = Instant::now();
@@ -192,7 +193,7 @@ fn is_name((host, _): &Place) -> bool {
     host.parse::<std::net::IpAddr>().is_err()
 }
 
-/// Reads what names servers, and asks for names. Without credentials: a plugin for them may be slow.
+/// Reads what names servers, and looks names up. Without credentials: a plugin for them may be slow.
 fn look(
     specs: &[SourceSpec],
     access: &Access,

@@ -1,4 +1,4 @@
-//! The task of one resource: asks for what [`super::follow`] says, and hands the answer over as bytes.
+//! The task of one resource: sends the requests that [`super::follow`] decides on, and hands the answers over as bytes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,28 +28,27 @@ use crate::error::chain;
 /// Whole objects.
 const OBJECTS: &str = "application/json";
 /// What every object has, for a list of which only its own version counts: a Node, or a slice of a hundred endpoints,
-/// is 30 KB, and a server that knows no such lists sends the object.
+/// is 30 KB. A server that knows no such lists sends the whole object.
 const METADATA: &str =
     "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json";
-/// What is taken apart in one go: a piece of a packed list becomes twenty times as much.
+/// Bytes that are taken apart at a time: a piece of a packed list becomes twenty times as large.
 const PIECE_BYTES: usize = 4096;
-/// What of one resource may wait for the loop: one object where they are larger. It is what others' news wait for, and
+/// Bytes of one resource that may wait for the loop; at least one object. Other news waits behind them, and they take
 /// memory.
 pub(super) const WAITING_BYTES: usize = 1 << 20;
 /// From the request to the headers of the answer; a large list over a slow link begins late.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of an answer that says why there is none.
+/// Bytes of an answer that gives the reason of a failure.
 const EXPLANATION_BYTES: usize = 64 << 10;
 const EXPLANATION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Between two pieces of a list.
 const LIST_SILENCE: Duration = Duration::from_secs(30);
-/// Between two pieces of a watch: an apiserver sends a bookmark every minute, so a longer silence is a server that
-/// hangs (a connection that is dead shows sooner), or a hub without its cloud. To ask again costs a few hundred bytes.
+/// Between two pieces of a watch. An apiserver sends a bookmark every minute, so a longer silence means a server that
+/// hangs (a dead connection shows sooner), or a hub without its cloud. Another request costs a few hundred bytes.
 const WATCH_SILENCE: Duration = Duration::from_secs(150);
-/// Between two looks at the Pods that YurtHub lists by itself; sooner when somebody asks.
+/// Between two reads of the Pods that YurtHub lists itself; sooner when a reader asks.
 const PODS_INTERVAL: Duration = Duration::from_secs(60);
-/// YurtHub may start later than the agent; one that has said nothing for so many tries, [`PODS_RETRY`] apart, lists no
-/// Pods.
+/// YurtHub may start later than the agent; if so many tries, [`PODS_RETRY`] apart, get no answer, it lists no Pods.
 const PODS_TRIES: u32 = 6;
 const PODS_RETRY: Duration = Duration::from_secs(5);
 /// How long one watch lives; spread, so that a fleet does not come back in one moment.
@@ -58,14 +57,14 @@ const WATCH_SECONDS: std::ops::Range<u64> = 300..600;
 /// From a task to the source.
 pub(super) struct Update {
     pub(super) resource: Resource,
-    /// Which of the resource's tasks it is from: a replaced one may have left something behind.
+    /// The generation of the resource's task: a replaced task may have left something behind.
     pub(super) generation: u64,
     pub(super) news: News,
     /// Its share of [`WAITING_BYTES`].
     pub(super) room: OwnedSemaphorePermit,
 }
 
-/// What a task has to tell.
+/// A message of a task.
 pub(super) enum News {
     /// The next items of a list.
     Items {
@@ -93,7 +92,7 @@ pub(super) enum News {
     Bookmark {
         version: String,
     },
-    /// A watch has ended as watches do. What follows on it is on its way.
+    /// A watch has ended in the usual way. What follows is on its way.
     Ended,
     Failed {
         why: String,
@@ -123,16 +122,16 @@ pub(super) struct Task {
     pub(super) follower: Follower,
     pub(super) shape: Shape,
     pub(super) connection: Arc<Connection>,
-    /// What the last request went over.
+    /// The connection of the last request.
     pub(super) wire: Option<Wire>,
-    /// Whoever is at its other end is not behind what is known: see [`Task::compare`].
+    /// The server at its other end is not behind what is known: see [`Task::compare`].
     pub(super) is_compared: bool,
     pub(super) told: Told,
     pub(super) sender: mpsc::Sender<Update>,
     /// Of [`WAITING_BYTES`].
     pub(super) room: Arc<Semaphore>,
     pub(super) counters: Arc<Counters>,
-    /// Of Pods: somebody cannot wait for [`PODS_INTERVAL`].
+    /// For Pods: a reader cannot wait for [`PODS_INTERVAL`].
     pub(super) is_asked_for: Arc<Notify>,
 }
 
@@ -167,7 +166,7 @@ impl Task {
                     let wait = self.follower.failed(failure);
                     let is_normal = match failure {
                         Failure::Expired | Failure::Silence => !request.is_list(),
-                        // Another version of the API is asked for first.
+                        // Another version of the API is requested first.
                         Failure::Status(404, _) => self.follower.api_version() != 0,
                         _ => false,
                     };
@@ -189,8 +188,8 @@ impl Task {
         }
     }
 
-    /// One request and its whole answer, unless all connections are taken for dead meanwhile, or what is watched from
-    /// is lost.
+    /// One request and its whole answer, unless all connections are taken for dead meanwhile, or the version that the
+    /// watch began from is lost.
     async fn attempt(&mut self, request: &Request) -> Result<(), RequestError> {
         let mut told = self.told.clone();
         let asking: BoxFuture<'_, _> = match request {
@@ -212,7 +211,7 @@ impl Task {
         result
     }
 
-    /// Waits, but not once there is news of the server or of the network since the connection was made.
+    /// Waits; ends at once if there is news of the server or of the network since the connection was made.
     async fn rest(&mut self, wait: Duration) {
         if wait.is_zero() {
             return;
@@ -228,8 +227,8 @@ impl Task {
         }
     }
 
-    /// Reads the list that YurtHub keeps of this node's Pods again and again: it costs the uplink nothing. Returns
-    /// where there is none; the only error is that the source has gone.
+    /// Reads the list that YurtHub keeps of this node's Pods again and again: it costs the uplink nothing. Returns if
+    /// there is no such list; the only error is that the source has gone.
     async fn poll_pods(&self) -> Result<(), RequestError> {
         let mut failures = 0;
         let mut has_worked = false;
@@ -237,7 +236,7 @@ impl Task {
             match self.list_pods().await {
                 Ok(()) => {
                     (failures, has_worked) = (0, true);
-                    // No event says that it has changed.
+                    // No event reports that it has changed.
                     let _elapsed = timeout(PODS_INTERVAL, self.is_asked_for.notified()).await;
                 }
                 Err(RequestError::Gone) => return Err(RequestError::Gone),
@@ -304,7 +303,7 @@ impl Task {
         Ok(())
     }
 
-    /// Hands over the items of a list, or of a page of it, where they are wanted as ones of an API version.
+    /// Hands over the items of a list, or of a page of it, if they are wanted as items of an API version.
     async fn items(
         &self,
         response: Response<Incoming>,
@@ -334,7 +333,7 @@ impl Task {
         let end = scanner.finish()?;
         match wanted {
             Some(_) => Ok(end.of_kind(self.shape.resource.kind().name())?),
-            // Only how far the server has come was asked: metadata may have a kind of their own.
+            // Only the server's version was requested: metadata may have a kind of its own.
             None => Ok(end),
         }
     }
@@ -346,7 +345,7 @@ impl Task {
         answer.await.map_err(|_closed| RequestError::Gone)
     }
 
-    /// A watch was accepted; an error where what was missed is to be listed all the same.
+    /// A watch was accepted; an error if what was missed is to be listed all the same.
     async fn tell_watching(&self) -> Result<(), RequestError> {
         let (is_enough, answer) = oneshot::channel();
         self.tell(News::Watching { is_enough }).await?;
@@ -366,7 +365,7 @@ impl Task {
         };
         let uri = self.shape.watch(api_version, version, seconds);
         count(&self.counters.watches, 1);
-        // A server that does not end the watch in time is not waited for.
+        // The task does not wait for a server that does not end the watch in time.
         let end = Instant::now() + Duration::from_secs(seconds + 15);
         let mut has_compared = false;
         let response = loop {
@@ -375,8 +374,9 @@ impl Task {
                 has_compared = true;
             }
             let response = self.get(&uri, OBJECTS, "identity").await?;
-            // A connection that was lost just now is not that of who was compared: asked once more. But once only: some
-            // servers close each connection after its answer, as an apiserver does while it shuts down.
+            // A connection that was lost just now does not lead to the server that was compared, so that is asked once
+            // more. But once only: some servers close each connection after its answer, as an apiserver does while it
+            // shuts down.
             if has_compared || !self.is_doubted() {
                 break response;
             }
@@ -441,16 +441,16 @@ impl Task {
         }
     }
 
-    /// Whether what the connection leads to may be behind what is known.
+    /// Whether the server of a connection may be behind what is known.
     fn is_doubted(&self) -> bool {
         let is_new = !self.is_compared || self.wire.as_ref().is_none_or(|wire| !wire.is_open());
         is_new && self.shape.resource.is_cheap_to_probe() && !self.follower.is_cache()
     }
 
-    /// Asks a server that is new how far it has come. A watch from a version that is yet to come hears of nothing until
-    /// it has (kubernetes pkg/storage/cacher), and an apiserver whose etcd was restored from a backup, or has lost its
-    /// last writes, gives the same versions once more. Versions are compared as numbers, as apiservers promise that
-    /// they can be (KEP-5504).
+    /// Asks a new server for its version. A watch from a version that is yet to come gets no events until it has come
+    /// (kubernetes pkg/storage/cacher), and an apiserver whose etcd was restored from a backup, or has lost its last
+    /// writes, gives the same versions once more. Versions are compared as numbers, which apiservers promise to be
+    /// possible (KEP-5504).
     async fn compare(&mut self, version: &str) -> Result<(), RequestError> {
         let uri = self.shape.probe(self.api_version());
         let response = self.get(&uri, METADATA, "gzip").await?;
@@ -480,7 +480,7 @@ impl Task {
         accept: &str,
         encoding: &str,
     ) -> Result<Response<Incoming>, RequestError> {
-        // The server may have closed what was open: that says nothing of the next one.
+        // The server may have closed the connections that were open: that says nothing about the next one.
         if let Some(mut wire) = self.wire.take().filter(Wire::is_open)
             && let Ok(response) = send(&mut wire, uri, accept, encoding).await
         {
@@ -571,7 +571,7 @@ async fn send(
         .map_err(RequestError::Send)
 }
 
-/// Only an answer that is one.
+/// Only a whole answer.
 async fn ok(wire: &Wire, response: Response<Incoming>) -> Result<Response<Incoming>, RequestError> {
     let status = response.status();
     if status == StatusCode::OK {
@@ -579,7 +579,7 @@ async fn ok(wire: &Wire, response: Response<Incoming>) -> Result<Response<Incomi
     }
     let retry_after = response.headers().get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()?.parse().ok());
-    // Read to its end, so that the connection may be used again.
+    // Read to its end, so that the connection can be used again.
     let rest = Limited::new(response.into_body(), EXPLANATION_BYTES);
     let _explanation = timeout(EXPLANATION_TIMEOUT, rest.collect()).await;
     Err(RequestError::Status {

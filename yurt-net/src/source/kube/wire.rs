@@ -42,18 +42,18 @@ use super::head::{Head, Limited};
 use crate::dataplane::service::sockets::owner::{Owner, owner_of_peer};
 use crate::source::hub::is_dummy;
 
-/// To be connected. A link that is slow for a moment still gets there, for the first attempt lives as long.
+/// The time to connect. A link that is slow for a moment is enough, because the first attempt lives as long as this.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(6);
 /// Between two attempts to connect: the kernel repeats a lost SYN after ever longer pauses, and would notice a link
-/// that is back only after the next one.
+/// that is back only after the next pause.
 const ANOTHER_ATTEMPT: Duration = Duration::from_millis(1_500);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// After so much silence the other end is probed.
 pub(super) const PROBE_AFTER: Duration = Duration::from_secs(5);
 const PROBE_INTERVAL: Duration = Duration::from_secs(2);
-/// A connection of which nothing was heard for so long although it was asked is dead.
+/// A connection is dead if it was asked and sent nothing for so long.
 pub(super) const DEAD_AFTER: Duration = Duration::from_secs(9);
-/// Of connections that die with another one: probes cost an uplink a hundred bytes each.
+/// For connections that die with another one: probes cost an uplink a hundred bytes each.
 const SELDOM: Duration = Duration::from_secs(120);
 
 /// Why there is no connection.
@@ -104,7 +104,7 @@ pub(super) enum DialError {
 }
 
 impl DialError {
-    /// Nothing answered at all, rather than with a refusal.
+    /// There was no answer at all, not even a refusal.
     pub(super) fn is_silence(&self) -> bool {
         match self {
             Self::Connect { source, .. } | Self::Tls { source, .. } => is_silence(source),
@@ -113,7 +113,7 @@ impl DialError {
     }
 }
 
-/// The other end, or the way there, says nothing.
+/// The other end, or the way there, is silent.
 pub(super) fn is_silence(error: &io::Error) -> bool {
     use io::ErrorKind::{HostUnreachable, NetworkDown, NetworkUnreachable, TimedOut};
     matches!(
@@ -130,9 +130,9 @@ pub(super) struct Wire {
     socket: Arc<OwnedFd>,
     way: Way,
     host: HeaderValue,
-    /// Whether a token may be sent to the one at the other end.
+    /// Whether the other end may get a token.
     may_have_token: bool,
-    /// When it was said last who we are.
+    /// When credentials were last sent.
     signed_at: Instant,
     /// No other request is sent.
     is_spent: bool,
@@ -184,7 +184,7 @@ impl Wire {
         })
     }
 
-    /// Sends a request about what is below the server's URL, and waits for the head of the answer.
+    /// Sends a request for a path below the server's URL, and waits for the head of the answer.
     pub(super) async fn send(
         &mut self,
         request: Request<()>,
@@ -208,13 +208,13 @@ impl Wire {
         let response = self.sender.send_request(request).await?;
         self.head.is_here();
         if response.status() == StatusCode::UNAUTHORIZED {
-            // A plugin's answer may be what TLS began with, so another connection is made then.
+            // TLS may have begun with a plugin's earlier answer, so then another connection is made.
             self.is_spent = self.way.forget(self.signed_at).await;
         }
         Ok(response)
     }
 
-    /// What says who we are is not sent: see the module.
+    /// Credentials are not sent; the table above says why.
     pub(super) fn keeps_credentials_back(&self) -> bool {
         !self.may_have_token && self.way.credentials.is_any()
     }
@@ -242,7 +242,7 @@ pub(super) enum SendError {
     Http(#[from] hyper::Error),
 }
 
-/// How long ago the other end was heard, if it only said that it is there; `None`: the kernel does not say.
+/// How long ago the other end was heard from, even if only to say that it is there; `None`: the kernel does not say.
 pub(super) fn silence(socket: &OwnedFd) -> Option<Duration> {
     // SAFETY: all of it are numbers, for which 0 is a value.
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
@@ -275,13 +275,13 @@ async fn drive<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(
     let (sender, connection) = http1::handshake(TokioIo::new(stream))
         .await
         .map_err(|source| DialError::Http { at, source })?;
-    // What breaks it is told to who waits for an answer.
+    // The task that waits for an answer gets the error.
     let driver = tokio::spawn(async move { drop(connection.await) });
     Ok((sender, driver))
 }
 
-/// Whether the other end is trusted without TLS: on this machine only root's is, and this process' own user's. An error
-/// where it must not even be asked.
+/// Whether the other end is trusted without TLS: on this machine only processes of root and of our own user are. An
+/// error where it must not even be asked.
 async fn is_roots(own: SocketAddr, at: SocketAddr) -> Result<bool, DialError> {
     let is_here = at.ip().to_canonical().is_loopback() || own.ip() == at.ip();
     let owner = owner_of_peer(own, at).await;
@@ -312,7 +312,7 @@ async fn reach(url: &Uri, is_lifeline: bool) -> Result<(TcpStream, SocketAddr), 
     Err(last.unwrap_or_else(|| DialError::NoHost { url: url.clone() }))
 }
 
-/// The addresses of a server. A name is asked for anew each time; an address needs no DNS.
+/// The addresses of a server. A name is looked up each time; an address needs no DNS.
 pub(super) async fn addresses(url: &Uri) -> Result<Vec<SocketAddr>, DialError> {
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -332,7 +332,7 @@ pub(super) async fn addresses(url: &Uri) -> Result<Vec<SocketAddr>, DialError> {
     Ok(found.collect())
 }
 
-/// Several attempts at one time, of which the first that succeeds counts, and the first that is refused.
+/// Several attempts at a time. The first success counts, and so does the first refusal.
 async fn connect(to: SocketAddr, is_lifeline: bool) -> io::Result<TcpStream> {
     let end = Instant::now() + CONNECT_TIMEOUT;
     let mut attempts = JoinSet::new();
@@ -367,6 +367,6 @@ fn socket(to: IpAddr, is_lifeline: bool) -> io::Result<TcpSocket> {
 
 /// Has the socket programs leave a socket alone.
 pub(super) fn own(socket: SockRef<'_>) {
-    // Without CAP_NET_ADMIN it fails, but who lacks that attaches no programs either.
+    // Without CAP_NET_ADMIN it fails; but without that the agent attaches no programs either.
     let _not_privileged = socket.set_priority(OWN_SOCKET_PRIORITY);
 }

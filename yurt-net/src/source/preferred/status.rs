@@ -33,7 +33,7 @@ pub struct SourceStatus {
     pub provenance: Origin,
     /// It is the cloud's present word, and not a cache's.
     pub is_fresh: bool,
-    /// Seconds since the source in charge was last heard of, or since the checkpoint was true: at least as many as the
+    /// Seconds since the source in charge was last heard from, or since the checkpoint was true: at least as many as the
     /// agent runs.
     pub age_seconds: u64,
     /// The sources that are followed, in order of preference.
@@ -56,6 +56,6 @@ pub struct FollowedSource {
     pub is_in_charge: bool,
     /// It has answered whole, and answers.
     pub is_good: bool,
-    /// Seconds since it was last heard of; `None`: never, or it is a file.
+    /// Seconds since it was last heard from; `None`: never, or it is a file.
     pub age_seconds: Option<u64>,
 }

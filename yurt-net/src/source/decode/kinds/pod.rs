@@ -33,7 +33,7 @@ pub(super) const CONTAINER: Keep = Only(&[
     ),
 ]);
 
-/// Bytes of the path of a probe, and its headers: with each a Pod may have thousands of them.
+/// Bytes of the path of a probe, and its headers: a Pod may have thousands of probes.
 const MAX_PATH: usize = 4096;
 const MAX_HEADERS: usize = 32;
 
@@ -53,8 +53,8 @@ pub(super) fn pod(
     })
 }
 
-/// The probes of the containers that decide on a Pod's readiness. One that cannot be read costs only itself: more hangs
-/// on a Pod.
+/// The probes of the containers that decide on a Pod's readiness. One that cannot be read costs only itself, because
+/// other things depend on the Pod.
 fn readiness(value: &Value<'_>, name: &NamespacedName) -> Box<[ReadinessProbe]> {
     let containers = |field, is_counted: fn(&Value<'_>) -> bool| {
         at(value, "spec", |spec| {
@@ -70,7 +70,7 @@ fn readiness(value: &Value<'_>, name: &NamespacedName) -> Box<[ReadinessProbe]> 
         })
         .unwrap_or_default()
     };
-    // An init container counts if it goes on beside the others (KEP-753).
+    // An init container counts if it runs on beside the others (KEP-753).
     let is_sidecar = |container: &Value<'_>| {
         at(container, "restartPolicy", text).is_ok_and(|policy| policy == Some("Always"))
     };
@@ -79,7 +79,7 @@ fn readiness(value: &Value<'_>, name: &NamespacedName) -> Box<[ReadinessProbe]> 
     all.into_iter().flatten().flatten().collect()
 }
 
-/// `None`: there is none, or none that can be asked here.
+/// `None`: there is no probe, or none that can be asked here.
 fn readiness_probe(container: &Value<'_>) -> Result<Option<ReadinessProbe>, Wrong> {
     at(container, "readinessProbe", |probe| {
         let is_given = |handler| at(probe, handler, |handler| Ok(*handler != Value::Null));
@@ -88,7 +88,7 @@ fn readiness_probe(container: &Value<'_>) -> Result<Option<ReadinessProbe>, Wron
             (Question::Connect, port)
         } else if is_given("httpGet")? {
             at(probe, "httpGet", |get| {
-                // Who asks without a certificate learns no more than that somebody is there.
+                // Without a client certificate the answer shows no more than that a server is there.
                 let question = match at(get, "scheme", text)? {
                     Some("HTTPS") => Question::Connect,
                     _ => self::get(get)?,
@@ -119,7 +119,8 @@ fn readiness_probe(container: &Value<'_>) -> Result<Option<ReadinessProbe>, Wron
     })
 }
 
-/// The port of a handler, by number or by a name of the container's; `None` where another host is asked than the Pod.
+/// The port of a handler, by its number or its name in the container; `None` if another host than the Pod is to be
+/// asked.
 fn own_port(handler: &Value<'_>, container: &Value<'_>) -> Result<Option<u16>, Wrong> {
     if at(handler, "host", text)?.is_some_and(|host| !host.is_empty()) {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! Why nobody can be asked.
+//! Why no server can be asked.
 
 use std::io;
 use std::path::PathBuf;

@@ -1,8 +1,8 @@
 //! The ways to name an apiserver: its address, the certificates that prove it, and our own credentials. kube-rs reads
 //! kubeconfigs; what they say of TLS and of a user is `tls` and `user`, and exec plugins are run by `plugin`.
 //!
-//! All of it is read anew for each connection, and a token for each request: certificates and tokens are rotated under
-//! an agent that runs for months. What an exec plugin says is kept for a while. A source without TLS needs none of it,
+//! All of it is read again for each connection, and a token for each request: certificates and tokens are rotated while
+//! an agent runs for months. The answer of an exec plugin is kept for a while. A source without TLS needs none of this,
 //! so it works in a file system that has nothing but the agent.
 
 use std::io;

@@ -1,4 +1,4 @@
-//! Whom to believe, and how we prove who we are, over TLS: a kubeconfig's certificates and keys, as rustls takes them.
+//! Whom to trust, and how we prove who we are, over TLS: a kubeconfig's certificates and keys, as rustls takes them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ pub(super) const MOST_BYTES: u64 = 1 << 20;
 pub(crate) struct Tls {
     pub(crate) config: Arc<ClientConfig>,
     pub(crate) name: ServerName<'static>,
-    /// Not so where a kubeconfig says `insecure-skip-tls-verify`.
+    /// False where a kubeconfig says `insecure-skip-tls-verify`.
     pub(crate) is_verified: bool,
 }
 
@@ -84,7 +84,7 @@ fn client(config: &Config) -> Result<ClientConfig, AccessError> {
     })
 }
 
-/// Those who may sign the server's certificate: the ones that are named, or else those that the machine believes.
+/// The authorities that may sign the server's certificate: those that are named, or else those that the machine trusts.
 fn roots(config: &Config) -> Result<RootCertStore, AccessError> {
     let mut roots = RootCertStore::empty();
     let url = || config.cluster_url.clone();
@@ -156,7 +156,7 @@ fn identity(user: &AuthInfo) -> Result<Option<Identity>, String> {
     Ok(Some((certificates, key)))
 }
 
-/// What a kubeconfig has in itself in base64, or else in a file.
+/// A value that a kubeconfig has in base64, or else in a file.
 fn pem(field: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec<u8>>, String> {
     let is_given = |text: &&str| !text.is_empty();
     if let Some(data) = data.filter(is_given) {
@@ -174,7 +174,7 @@ fn pem(field: &str, data: Option<&str>, path: Option<&str>) -> Result<Option<Vec
     Ok(Some(read))
 }
 
-/// `insecure-skip-tls-verify`: whoever answers is believed, as long as the certificate is that of who speaks.
+/// `insecure-skip-tls-verify`: any server is trusted that has the key of its own certificate.
 #[derive(Debug)]
 struct AnyServer(Arc<CryptoProvider>);
 

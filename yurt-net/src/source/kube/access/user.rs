@@ -1,4 +1,4 @@
-//! What a kubeconfig's user adds to each request: its token or password, and as whom it asks.
+//! What a kubeconfig's user adds to each request: its token or password, and the user to impersonate.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -68,7 +68,7 @@ pub(super) fn headers(user: &AuthInfo) -> Result<Vec<(HeaderName, HeaderValue)>,
     Ok(headers)
 }
 
-/// What comes first counts, as with kubectl.
+/// The first of these counts, as with kubectl.
 fn authorization(user: &AuthInfo) -> Result<Option<String>, String> {
     let bearer = |token: &str| format!("Bearer {}", token.trim());
     if let Some(provider) = &user.auth_provider {

@@ -1,7 +1,7 @@
 //! The bodies of the API's answers, piece by piece as they arrive: gunzip, the items of a list, the lines of a watch.
 //!
-//! Pure. A list of ten thousand Services is never in memory whole: each item is handed out as soon as its last byte is
-//! here, and what is outside the items is kept and parsed at the end.
+//! Pure. A list of ten thousand Services is never in memory whole: each item is handed out when its last byte is here,
+//! and what is outside the items is kept and parsed at the end.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 
 /// No object of an apiserver is larger: etcd refuses 1.5 MB.
 const MAX_ITEM_BYTES: usize = 16 << 20;
-/// A list says little outside its items.
+/// A list has little outside its items.
 const MAX_ENVELOPE_BYTES: usize = 64 << 10;
 
 /// Why a body is of no use.
@@ -23,13 +23,13 @@ pub enum BodyError {
     /// It says that it is gzip, and is not.
     #[error("the answer cannot be decompressed")]
     Gzip(#[source] io::Error),
-    /// Nobody keeps what is larger.
+    /// Nothing larger is kept.
     #[error("an object in the answer is larger than {MAX_ITEM_BYTES} bytes")]
     TooLarge,
     /// Its connection was lost, or its server stopped.
     #[error("the answer ends before its end")]
     Cut,
-    /// It is made of what means nothing.
+    /// It has more blanks than objects.
     #[error("the answer has more blanks than objects")]
     Blanks,
     /// Items are objects.
@@ -49,7 +49,7 @@ pub enum BodyError {
         /// The kind of the objects that were asked for.
         wanted: &'static str,
     },
-    /// And so does a list that is right, but for what is in it.
+    /// Nor does a list of the right kind with items of another one.
     #[error("the answer is no list of {wanted}s: an item of it is {found:?}")]
     OtherItem {
         /// API version and kind of the item, or the beginning of them.
@@ -71,7 +71,7 @@ pub enum Inflate {
 }
 
 impl Inflate {
-    /// At the begin of a body.
+    /// At the beginning of a body.
     pub fn new(is_gzip: bool) -> Self {
         match is_gzip {
             true => Self::Gzip(Box::new(MultiGzDecoder::new(Vec::new()))),
@@ -79,7 +79,7 @@ impl Inflate {
         }
     }
 
-    /// Passes on what `bytes` stand for: up to a thousand times as much, so they should be few.
+    /// Passes on what `bytes` unpack to: up to a thousand times as much, so they should be few.
     pub fn push(
         &mut self,
         bytes: &[u8],
@@ -96,7 +96,7 @@ impl Inflate {
         }
     }
 
-    /// Says whether all has arrived, and passes on the last of it.
+    /// Says whether everything has arrived, and passes on the last of it.
     pub fn finish(
         self,
         sink: impl FnOnce(&[u8]) -> Result<(), BodyError>,
@@ -111,17 +111,17 @@ impl Inflate {
 /// The end of a list.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ListEnd {
-    /// What it says that it is, as `ServiceList`; "" where it does not say so.
+    /// The kind that it claims, such as `ServiceList`; "" if it claims none.
     pub kind: String,
     /// Where a watch goes on.
     pub version: String,
-    /// There is more, to be had with this token.
+    /// There are more objects, which this token asks for.
     pub next_page: Option<String>,
 }
 
 impl ListEnd {
-    /// Refuses a list of another kind: it would be taken for an empty one. Servers that do not say what they send are
-    /// believed, and so is `List`, as which YurtHub and kubectl put objects together.
+    /// Refuses a list of another kind, which would be taken for an empty one. A server that does not name the kind is
+    /// believed, and so is `List`, the kind under which YurtHub and kubectl put objects together.
     pub fn of_kind(self, wanted: &'static str) -> Result<Self, BodyError> {
         let is_wanted = self
             .kind
@@ -135,8 +135,8 @@ impl ListEnd {
     }
 }
 
-/// Refuses an item that says that it is of another kind, or of another API group: left out, it would be taken for
-/// deleted. Items of an apiserver's list say neither; those of YurtHub's say both.
+/// Refuses an item that claims another kind, or another API group: left out, it would be taken for deleted. Items of an
+/// apiserver's list name neither; those of YurtHub's name both.
 pub(super) fn check_item(
     item: &[u8],
     wanted: &'static str,
@@ -154,7 +154,7 @@ pub(super) fn check_item(
     if memmem::find(item, b"\"kind\"").is_none() {
         return Ok(());
     }
-    // One that cannot be read is a rejection, by whoever decodes it.
+    // An item that cannot be read is a rejection; its decoder reports it.
     let Ok(said) = serde_json::from_slice::<Said<'_>>(item) else {
         return Ok(());
     };
@@ -177,12 +177,12 @@ pub(super) fn check_item(
 /// Takes a list apart.
 #[derive(Debug, Default)]
 pub struct ListScanner {
-    /// All but the items: JSON too, with an empty list of items.
+    /// Everything but the items: also JSON, with an empty list of items.
     envelope: Vec<u8>,
-    /// The begin of an item whose end has not arrived.
+    /// The beginning of an item whose end has not arrived.
     item: Vec<u8>,
     place: Place,
-    /// Bytes of items, and of what is between them: packed, blanks without end cost their sender nothing.
+    /// Bytes of items, and of what is between them: a packed body of endless blanks costs its sender nothing.
     items: usize,
     between: usize,
     /// Open braces.
@@ -436,7 +436,7 @@ pub enum WatchEvent<'a> {
     Delete {
         /// Its last state.
         object: &'a RawValue,
-        /// Of its end.
+        /// Version at its end.
         version: String,
     },
     /// BOOKMARK: nothing happened until here.
@@ -451,7 +451,7 @@ pub enum WatchEvent<'a> {
         /// For people.
         message: String,
     },
-    /// A type that nobody knows yet.
+    /// A type that is not known.
     Unknown {
         /// That type.
         kind: String,

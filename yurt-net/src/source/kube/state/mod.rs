@@ -24,24 +24,24 @@ use crate::source::objects;
 use crate::source::room::Room;
 use crate::text;
 
-/// A Node that cannot be read so often, within about seven seconds, is done without.
+/// After so many failed reads of a Node, within about seven seconds, the agent goes on without it.
 const NODE_TRIES: u32 = 4;
 /// A list is held back no longer than this.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
 
-/// Objects that cannot be read of which the snapshot tells. All of them are remembered, and each is told when it is
-/// among the first few.
+/// Of so many objects that cannot be read the snapshot tells. All of them are remembered, and each is reported when it
+/// is among the first few.
 const SHOWN_REJECTIONS: usize = 1000;
 
 /// Objects of one resource by name.
 type Objects = BTreeMap<NamespacedName, Object>;
 
-/// The cluster as far as lists and events have told of it.
+/// The cluster, as far as lists and events have reported it.
 #[derive(Debug)]
 pub(super) struct ClusterState {
     snapshot: Snapshot,
     touched: Touched,
-    /// The snapshot does not tell yet of what is rejected by now.
+    /// The snapshot does not have all present rejections yet.
     has_other_rejections: bool,
     names: Names,
     /// Answers come from a cache, which may be older than what is known.
@@ -59,14 +59,14 @@ struct Known {
     held: Option<Held>,
     /// A list or a watch has succeeded since the start.
     is_confirmed: bool,
-    /// So many are in force by another word than this source's, which does not name them.
+    /// Another source than this one has so many in force. It does not name them.
     expected: usize,
-    /// What it was asked for has changed: the next list says something else than the last one.
+    /// The request has changed: the next list has other objects than the last one.
     is_renewed: bool,
     failure: Option<String>,
-    /// Requests in a row that have failed.
+    /// Failed requests in a row.
     failures: u32,
-    /// The last has failed because there is no such resource.
+    /// The last request has failed because the resource does not exist.
     is_absent: bool,
     rejections: BTreeMap<NamespacedName, Rejection>,
     version: String,
@@ -93,14 +93,14 @@ struct Held {
     is_of_no_cluster: bool,
     version: String,
     since: Duration,
-    /// Lists have said just this since.
+    /// Since when lists have been the same as this one.
     unchanged_since: Duration,
 }
 
 /// A list that is held back, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct HeldList {
-    /// Of what.
+    /// The resource.
     pub(crate) resource: &'static str,
     /// Objects that stay in force.
     pub(crate) have: usize,
@@ -110,7 +110,7 @@ pub(crate) struct HeldList {
     pub(crate) is_of_no_cluster: bool,
 }
 
-/// What became of a list.
+/// What was done with a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Listed {
     /// It is in force; whether that changed anything.
@@ -120,8 +120,8 @@ pub(super) enum Listed {
 }
 
 impl ClusterState {
-    /// Starts from what an earlier agent knew, or another source says. What that found of its own input says nothing of
-    /// this one.
+    /// Starts from what an earlier agent knew, or another source reports. Its findings about its own input do not
+    /// concern this source.
     pub(super) fn new(
         node: &str,
         mut seed: Snapshot,
@@ -148,7 +148,7 @@ impl ClusterState {
         }
     }
 
-    /// Starts from this, found late, where nothing was said yet.
+    /// Starts from this, which was found late, if nothing was reported yet.
     pub(super) fn learn(&mut self, seed: &Snapshot) {
         if self.known.values().any(|known| known.is_confirmed) {
             return;
@@ -160,8 +160,8 @@ impl ClusterState {
         self.touched = Touched::Anything;
     }
 
-    /// Answers come from a cache from now on, or no longer. What the other one has said and what is held back of it is
-    /// not confirmed by what this one says.
+    /// Answers come from a cache from now on, or no longer. What the other server has reported, and its lists that are
+    /// held back, are not confirmed by this one.
     pub(super) fn set_cache(&mut self, is_cache: bool) {
         self.is_cache = is_cache;
         for known in self.known.values_mut() {
@@ -181,13 +181,13 @@ impl ClusterState {
         self.touched.take()
     }
 
-    /// The version that a watch would go on from; `None` where a list comes first.
+    /// The version that a watch would go on from; `None`: a list comes first.
     pub(super) fn version(&self, resource: Resource) -> Option<String> {
         let known = self.known.get(&resource)?;
         (!known.version.is_empty()).then(|| known.version.clone())
     }
 
-    /// All of them, for the next agent.
+    /// All versions, for the next agent.
     pub(super) fn versions(&self) -> BTreeMap<String, String> {
         let known = self.known.iter();
         let known = known.filter(|(_, known)| !known.version.is_empty());
@@ -207,8 +207,8 @@ impl ClusterState {
         self.known.get(&resource).is_some_and(|k| k.is_confirmed)
     }
 
-    /// It has been asked for, with or without success. The Node's pool decides who is served by whom, and what refuses
-    /// it for a moment says nothing of it: it is asked for [`NODE_TRIES`] times.
+    /// It has been requested, with or without success. The Node's pool decides which endpoints its clients get, and a
+    /// refusal for a moment says nothing about the Node: it is requested [`NODE_TRIES`] times.
     pub(super) fn is_settled(&self, resource: Resource) -> bool {
         let has_failed = |known: &Known| match resource {
             Resource::Nodes => known.is_absent || known.failures >= NODE_TRIES,
@@ -253,7 +253,7 @@ impl ClusterState {
         }
     }
 
-    /// From now on it is asked for in another shape: fewer objects will be no sign of a broken cache.
+    /// From now on it is requested in another shape: fewer objects will be no sign of a broken cache.
     pub(super) fn renew(&mut self, resource: Resource) {
         let known = self.known.entry(resource).or_default();
         known.is_renewed = true;
@@ -313,7 +313,7 @@ impl ClusterState {
             let known = self.known.entry(resource).or_default();
             let mut held = known.held.take();
             if !is_of_no_cluster {
-                // What was no word of a cluster does not confirm one.
+                // A list that is of no cluster does not confirm another one.
                 held = held.filter(|held| !held.is_of_no_cluster);
             }
             let same = held
@@ -325,7 +325,7 @@ impl ClusterState {
             let is_over = now.saturating_sub(since) >= LONGEST_HOLD;
             if is_of_no_cluster || (!is_confirmed && !is_over) {
                 if is_of_no_cluster && is_over {
-                    // Others are asked, where there are any.
+                    // Other sources are asked, if there are any.
                     let why = "a cache that lists no default/kubernetes is of no cluster";
                     known.failure = Some(why.to_owned());
                 }
@@ -343,7 +343,7 @@ impl ClusterState {
         Listed::Used { has_changed }
     }
 
-    /// Far less than is in force, of a cache that may have lost it.
+    /// A list with far fewer objects than are in force, from a cache that may have lost them.
     fn is_suspect(&self, resource: Resource, list: &List) -> bool {
         let known = self.known.get(&resource);
         let expected = known.map_or(0, |known| known.expected);
@@ -352,7 +352,7 @@ impl ClusterState {
         self.is_cache && !is_renewed && list.objects.len() * 2 < have
     }
 
-    /// It lacks what every cluster has, and what this one is known to have; or nobody says what this one has.
+    /// It lacks what every cluster has, and what this one is known to have; or nothing is known of this one.
     fn is_of_no_cluster(&self, resource: Resource, list: &List) -> bool {
         let name = NamespacedName::new("default", "kubernetes");
         let is_known = match resource {
@@ -388,7 +388,7 @@ impl ClusterState {
         has_changed || has_new_rejections
     }
 
-    /// Uses the lists that were held back long enough; true when that changed something.
+    /// Uses the lists that were held back long enough; true if that changed something.
     pub(super) fn release(&mut self, now: Duration) -> bool {
         let mut has_changed = false;
         for resource in Resource::ALL {
@@ -418,8 +418,9 @@ impl ClusterState {
         held.is_some_and(|held| self.use_list(resource, held.list, &held.version))
     }
 
-    /// Uses what is held back, because an event shows that the cache is alive. One that is of no cluster is being
-    /// filled: the event is one more of its objects, and it is used when it is of one, or holds enough.
+    /// Uses what is held back, because an event shows that the cache is alive. A list that is of no cluster is still
+    /// being filled: the event is one more of its objects, and the list is used when it is of a cluster, or holds
+    /// enough.
     fn confirm_held(&mut self, resource: Resource, event: Option<Object>) -> bool {
         let known = self.known.entry(resource).or_default();
         let Some(mut held) = known.held.take() else {
@@ -458,14 +459,14 @@ impl ClusterState {
         known.failures = 0;
     }
 
-    /// A request has failed: all that is known stays.
+    /// A request has failed: everything that is known stays.
     pub(super) fn failed(&mut self, resource: Resource, why: String, is_absent: bool) {
         let known = self.known.entry(resource).or_default();
         (known.failure, known.is_absent) = (Some(why), is_absent);
         known.failures = known.failures.saturating_add(1);
     }
 
-    /// What was said of it before is of a past.
+    /// Earlier findings about it are out of date.
     pub(super) fn doubt(&mut self, resource: Resource) {
         self.known.entry(resource).or_default().is_confirmed = false;
     }
@@ -501,7 +502,7 @@ impl ClusterState {
                 self.touch(resource, name);
                 has_changed | objects::put(&mut self.snapshot, &object)
             }
-            // It says nothing to us any more, as a slice without its service name.
+            // It does not concern us any more, as a slice without its service name.
             Ok(None) => has_changed | self.remove(resource, json),
             Err(rejection) => {
                 let id = ObjectId {
@@ -516,7 +517,7 @@ impl ClusterState {
         }
     }
 
-    /// Cuts off a slice what is more than its Service may have in the snapshot; returns what there is to say of that.
+    /// Cuts off what a slice has more than its Service may have in the snapshot; returns what to report about that.
     fn make_room(&mut self, object: &mut Object) -> Option<String> {
         let Object::EndpointSlice(slice) = object else {
             return None;
@@ -573,7 +574,7 @@ impl ClusterState {
         }
     }
 
-    /// Remembers a rejection; true when that says something new.
+    /// Remembers a rejection; true if it is a new one.
     fn reject(&mut self, resource: Resource, rejection: Rejection) -> bool {
         let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
         let known = self.known.entry(resource).or_default();
@@ -595,7 +596,7 @@ impl ClusterState {
         was_rejected
     }
 
-    /// Of a few the snapshot tells at once; of many when it is taken up. A list that is copied at each of 20,000 events
+    /// A few are in the snapshot at once; many when it is taken up. A list that is copied at each of 20,000 events
     /// costs a minute.
     fn rejections_changed(&mut self) {
         let all = self.known.values().map(|known| known.rejections.len());
@@ -605,7 +606,7 @@ impl ClusterState {
         }
     }
 
-    /// Tells of so many that each namespace is heard, and of how many there are besides.
+    /// Reports so many that each namespace has one, and how many more there are.
     fn collect_rejections(&mut self) {
         self.has_other_rejections = false;
         let known = self.known.values();
