@@ -23,7 +23,7 @@ use crate::policy::{Reasons, pods_among_services};
 use crate::table::Scope;
 
 /// Before the first table, `explain` cannot say anything.
-const NO_TABLE: &str = "no source is in charge since its start, so it cannot say why what is in the kernel is as it is: \
+const NO_TABLE: &str = "no source has been in charge since its start, so it cannot explain what is in the kernel: \
     see `yurt-net status`";
 
 impl Agent {

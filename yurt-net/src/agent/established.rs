@@ -168,7 +168,7 @@ impl Established {
             if let Some(more) = admitted.left_out {
                 info!(
                     more,
-                    "ended sockets whose endpoint went more often than is written; `yurt-net status` counts them"
+                    "ended more sockets whose endpoint went than are logged; `yurt-net status` counts them"
                 );
             }
         }

@@ -183,7 +183,7 @@ impl Pods {
                 (None, Some(format!("{run_dir}: {SILENCE}")))
             }
         };
-        let problem = problem.map(|why| format!("it is read only every now and then: {why}"));
+        let problem = problem.map(|why| format!("it is read only from time to time: {why}"));
         self.following.set(problem);
         self.watch = watch;
     }

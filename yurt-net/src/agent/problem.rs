@@ -38,7 +38,7 @@ impl Problem {
             if let Some(more) = admitted.left_out {
                 warn!(
                     more,
-                    "{what}: more often than is written; `yurt-net status` shows how it is"
+                    "{what}: more often than is logged; `yurt-net status` shows the present state"
                 );
             }
         }

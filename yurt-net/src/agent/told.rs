@@ -49,7 +49,7 @@ impl Told {
         if let Some(more) = admitted.left_out {
             info!(
                 more,
-                "ClusterIPs are left alone, and are not, more often than is written"
+                "more ClusterIPs began or stopped being left alone than are logged"
             );
         }
     }

@@ -62,7 +62,7 @@ struct Row<'a> {
     state: State,
     ipv4: Vec<IpAddr>,
     ipv6: Vec<IpAddr>,
-    /// What it had before, and was given other addresses.
+    /// Addresses that it had before it was given others.
     promised: &'a [IpAddr],
     mac: Option<Mac>,
     uid: &'a str,
@@ -73,8 +73,8 @@ struct Row<'a> {
     since: u64,
     /// How long the node has been up since then.
     seconds: u64,
-    /// Of active ones: some network namespace of this machine has one of the addresses. `None` where that cannot be
-    /// looked at.
+    /// Of active rows: whether some network namespace of this machine has one of the addresses. `None`: the namespaces
+    /// cannot be examined.
     is_found: Option<bool>,
 }
 
@@ -107,7 +107,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    /// A sandbox is recorded, and there is none: its DEL was lost, or another IPAM's file outlived it.
+    /// A sandbox is recorded and does not exist: its DEL was lost, or another IPAM's file outlived it.
     fn is_leaked(&self) -> bool {
         self.is_found == Some(false)
     }
@@ -123,7 +123,7 @@ impl<'a> Row<'a> {
                 .join(","),
         };
         let (whose, name) = match self.namespace {
-            // A container's is all that is known of it.
+            // Of a container that is no Pod's only its ID is known.
             "" => ("container ", short(self.name)),
             namespace => (namespace, self.name),
         };
@@ -188,7 +188,7 @@ fn rows<'a>(ledger: &'a Ledger, now: Now, live: Option<&BTreeSet<IpAddr>>) -> Ve
         .collect()
 }
 
-/// The addresses in use in other network namespaces; `None` where none of those is seen, as without root or `hostPID`.
+/// The addresses in use in other network namespaces. `None`: none of those can be seen, as without root or `hostPID`.
 fn live() -> Option<BTreeSet<IpAddr>> {
     let others = netns::addresses_of_others().unwrap_or_default();
     (!others.is_empty()).then(|| others.into_iter().flatten().collect())

@@ -17,7 +17,7 @@ use crate::node::{LinkWatch, NodeError};
 /// Why nothing was tried.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
-    /// The packet cannot be, or would show nothing.
+    /// There can be no such packet, or it would show nothing.
     #[error("--live: {0}")]
     Refused(String),
     /// The kernel.

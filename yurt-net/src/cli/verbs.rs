@@ -130,12 +130,12 @@ async fn load(source: &SourceSpec, node: &str, policy: &PolicyArgs) -> Result<Re
                 why: error.unwrap_or_else(|| "not all of it has arrived".to_owned()),
             });
         }
-        // It is waited for as long as it may still be at it, and not longer than a few tries if it only fails.
+        // An answer may still be on its way; a source that only fails gets a few tries.
         let _elapsed = timeout(SOURCE_LOOK, sources.changed()).await;
     }
 }
 
-/// The interfaces of this machine. Where there is no netlink, or not all of it, as under an emulator, they are not known.
+/// The interfaces of this machine. Where netlink is missing or not complete, as under an emulator, they are not known.
 async fn interfaces() -> NodeView {
     let look = async || NodeWatch::new()?.view().await;
     match timeout(PATIENCE, look()).await {
@@ -279,7 +279,7 @@ pub async fn status(args: &StatusArgs) -> Result<(), VerbError> {
     Ok(())
 }
 
-/// What an agent that is not ready waits for: a source, the kernel, or what its last repair could not mend.
+/// What an agent that is not ready waits for: a source, the kernel, or the end of a failed repair.
 pub(super) fn why_not_ready(status: &Status) -> String {
     let source = &status.source;
     let asked: Vec<&str> = source
@@ -287,7 +287,7 @@ pub(super) fn why_not_ready(status: &Status) -> String {
         .iter()
         .map(|one| one.source.as_str())
         .collect();
-    // Of several sources the error says which one it is about.
+    // Of several sources the error names the one that it is about.
     let is_named = |error: &str| asked.iter().any(|one| error.starts_with(one));
     let names = asked.join(", ");
     let faults: Vec<String> = status
@@ -307,9 +307,9 @@ pub(super) fn why_not_ready(status: &Status) -> String {
     }
 }
 
-/// `cleanup`. What fails keeps nothing else in place.
+/// `cleanup`. A part that cannot be removed does not keep the others in place.
 pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
-    // From now on, so that whoever says so early ends it when all is removed, and not in the middle.
+    // Watched from here on: a signal that comes early ends the verb after everything is removed, and not in the middle.
     let ended = |kind| signal(kind).map_err(VerbError::Signal);
     let told_to_end = match args.stay {
         true => Some((
@@ -322,7 +322,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let Place {
         bpffs, state_dir, ..
     } = &place;
-    // Refused before anything is touched; and no agent starts meanwhile. Without a cgroup there is none to share.
+    // Refused before anything is touched, and no agent starts meanwhile. Without a cgroup no agent can share it.
     let cgroup =
         cgroup(place.cgroup.as_deref()).map_or_else(|_| PathBuf::new(), |cgroup| cgroup.path);
     let things = place.things(cgroup.clone());
@@ -330,7 +330,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let owned = once(move || Owned::of(&seen)).await;
     let claim = Claim::take(owned.unwrap_or_else(|| Owned::without_a_disk(&things)))?;
     let pins = match Cleanup::begin(bpffs) {
-        // Programs may be pinned elsewhere, and are to go all the same.
+        // Programs may be pinned elsewhere; those have to go, too.
         Err(error @ DataplaneError::NotBpffs { .. }) => Err(error),
         pins => Ok(pins?),
     };
@@ -341,7 +341,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
         (guard, Policy::leave(None, &directory))
     });
     let settings = settings.await;
-    // None depends on another, and a disk that has failed is a reason to want the way back.
+    // The steps do not depend on each other, and a disk that has failed is a reason to want the way back.
     let hidden = Strays::out_of_sight(bpffs, &cgroup).found;
     let programs = Strays::all(&cgroup);
     let had_programs = !programs.found.is_empty();
@@ -350,7 +350,7 @@ pub async fn cleanup(args: &CleanupArgs) -> Result<(), VerbError> {
     let routes = Routes::withdraw();
     let ports = ReservedPorts::recorded_in(&place.ledger().in_memory()).release();
     for socket in place.sockets() {
-        // Only a killed agent leaves it; gone is gone.
+        // Only an agent that was killed leaves it; if it is gone already, all is well.
         let _ = once(move || std::fs::remove_file(socket)).await;
     }
     drop(claim);

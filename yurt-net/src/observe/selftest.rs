@@ -62,7 +62,7 @@ pub async fn run(cgroup: &Path) -> Result<(), SelfTestError> {
         _ => {}
     }
     let result = run_in(&dir).await;
-    // The child is gone, so is its claim on the directory; an emptied cgroup can still be busy for a moment.
+    // The child is gone, and so is its claim on the directory; an emptied cgroup can still be busy for a moment.
     for _ in 0..50 {
         if fs::remove_dir(&dir).is_ok() {
             return result;
@@ -81,7 +81,7 @@ async fn run_in(dir: &Path) -> Result<(), SelfTestError> {
         .kill_on_drop(true)
         .spawn()
         .map_err(SelfTestError::Child)?;
-    // It waits for the end of its input, by when it is where it should be.
+    // It waits for the end of its input, which comes when it is in its cgroup.
     let pid = child.id().map(|pid| pid.to_string()).unwrap_or_default();
     let procs = dir.join("cgroup.procs");
     fs::write(&procs, pid).map_err(|source| SelfTestError::Cgroup {
@@ -104,7 +104,7 @@ async fn run_in(dir: &Path) -> Result<(), SelfTestError> {
 pub fn probe() -> Result<(), String> {
     // `wait_with_output` closes our input once we have been moved.
     io::copy(&mut io::stdin(), &mut io::sink()).map_err(|error| error.to_string())?;
-    // Without an address a connect fails before any program has a say. One of another family serves all the same.
+    // Without an address a connect fails before any program runs. The other family may serve all the same.
     let families = [
         (SELF_TEST_V4, "0.0.0.0:0", "/proc/net/udp"),
         (SELF_TEST_V6, "[::]:0", "/proc/net/udp6"),
@@ -136,7 +136,7 @@ fn has_loopback(family: SocketAddr) -> bool {
 
 fn dial(probe: SocketAddr, bind: &str, table: &str) -> Result<(), String> {
     let socket = UdpSocket::bind(bind).map_err(|error| format!("bind {bind}: {error}"))?;
-    // An untranslated connect may succeed as well as fail, for want of a route.
+    // An untranslated connect may succeed, or fail because there is no route.
     let connected = socket.connect(probe);
     let inode = fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))
         .map_err(|error| format!("stat a socket: {error}"))?

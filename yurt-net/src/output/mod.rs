@@ -132,7 +132,7 @@ impl<W: Write> LossyLog<W> {
 
     fn say_lost(&mut self) -> io::Result<()> {
         let lost = self.lost;
-        let said = "lines of the log were dropped: whoever reads it did not";
+        let said = "lines of the log were dropped, because they were not read";
         let line = match self.style {
             LogStyle::Text => format!(" WARN {said} lines={lost}\n"),
             LogStyle::Json => {

@@ -83,7 +83,7 @@ impl Probing {
                             }
                         }
                         if let Some(more) = admitted.left_out {
-                            info!(more, "Pods answer and do not answer more often than is written");
+                            info!(more, "more Pods began or stopped answering than are logged");
                         }
                         return;
                     }

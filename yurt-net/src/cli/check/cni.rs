@@ -66,7 +66,7 @@ fn configuration(path: &Path, config: &Value, directories: &Directories) -> Find
 fn plugins(cni: &Cni) -> Finding {
     let directory = cni.bin_dir.display();
     let foreign = cni.foreign_plugins();
-    // A CNI that others have installed counts by whether it runs, too.
+    // A configuration that others have installed counts, too, if its plugins run.
     if let (false, Err(error)) = (foreign.len() == 2, cni.try_plugins()) {
         let remedy =
             "Pods do not start while a configuration names them: install a build that runs here";

@@ -17,7 +17,7 @@ pub(super) struct Finding {
 #[serde(rename_all = "lowercase")]
 pub(super) enum Outcome {
     Ok,
-    /// Works, but not as it could.
+    /// Works, with a drawback.
     Warning,
     Failed,
 }

@@ -73,7 +73,7 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         .as_ref()
         .ok()
         .and_then(|status| serde_json::from_value(status.clone()).ok());
-    // What the running agent serves counts, and not what this process would find; if it sees the same files.
+    // What the running agent serves counts, not what this process would find, if both see the same files.
     let is_here = |status: &Status| Kind::Cgroup2.is_at(&status.cgroup).unwrap_or_default();
     let cgroup = match &running {
         Some(status) if place.cgroup.is_none() && is_here(status) => Ok(Cgroup {
@@ -98,7 +98,8 @@ async fn findings(args: &CheckArgs) -> Vec<Finding> {
         let cgroup = cgroup.as_ref().map_or(Path::new(""), |cgroup| &cgroup.path);
         findings.extend(strays(&place.bpffs, cgroup));
     }
-    // Whoever is ready serves; else what an earlier agent has left does, and before the first table nothing.
+    // An agent that is ready serves. Otherwise what an earlier agent left serves, and before the first table nothing
+    // does.
     let is_ready = running.as_ref().is_some_and(|status| status.ready);
     let is_served = is_ready || place.bpffs.join("yurt-net/links").is_dir();
     if is_root {
@@ -245,7 +246,7 @@ fn programs() -> Vec<Finding> {
     ]
 }
 
-/// Programs that Services do without.
+/// Programs without which Services still work.
 fn optional(
     what: &'static str,
     loaded: &Result<Vec<ProgramSize>, DataplaneError>,
@@ -276,7 +277,7 @@ fn stale_sockets() -> Finding {
             );
             let remedy = match without_tcp {
                 true => {
-                    "until then a YurtHub on this node is not believed, for nobody can tell whose it is, and \
+                    "until then no YurtHub on this node is believed, because its owner cannot be found out, and \
                      --closure-established=reset ends nothing"
                 }
                 false => "until then clients with connected UDP sockets must notice by themselves",
@@ -312,7 +313,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
             let detail = format!("ready, but degraded (pid {pid}): {why}");
             Finding::new("agent", Outcome::Warning, detail, remedy)
         }
-        // It has no table yet, and whoever has none is new.
+        // It has no table yet: it is new.
         (false, true) => {
             let detail = format!("not ready (pid {pid}): {}", why_not_ready(&status));
             Finding::new("agent", Outcome::Warning, detail, remedy)
@@ -324,7 +325,7 @@ fn agent(status: &Result<serde_json::Value, ControlError>) -> Finding {
     }
 }
 
-/// Programs that decide although no agent runs, and that no pin leads to. A running agent takes them off itself.
+/// Programs that still decide although no agent runs, and that no pin leads to. A running agent takes them off itself.
 fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
     let Strays { found, failures } = Strays::out_of_sight(bpffs, cgroup);
     let detail = match (found.as_slice(), failures.first()) {
@@ -349,7 +350,7 @@ fn socket_lb(status: &Status) -> Option<Finding> {
             "--socket-lb=host: Pods have no Service, their DNS neither, unless something else serves them: this version serves \
              sockets only, and no packets"
         }
-        SocketLb::Off => "--socket-lb=off: nobody has a Service",
+        SocketLb::Off => "--socket-lb=off: yurt-net serves no Service",
     };
     let remedy = "run the agent with --socket-lb=all, or leave Services to kube-proxy";
     Some(Finding::new("socket-lb", Outcome::Warning, detail, remedy))

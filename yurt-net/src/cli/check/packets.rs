@@ -22,7 +22,7 @@ pub(super) fn findings(path: &PacketPath) -> Vec<Finding> {
     })
 }
 
-/// `setting` reads one of the kernel's, below `net`; `None`: there is none, or it cannot be read.
+/// `setting` reads a setting of the kernel below `net`; `None`: it does not exist, or cannot be read.
 fn judge(
     path: &PacketPath,
     before: &[String],

@@ -1,7 +1,8 @@
 //! Do the Pods really have the addresses that the ledger says they have?
 //!
-//! A ledger is right about whom it has heard of, and a runtime may have told it only half: so it is compared with the
-//! addresses that are really in the network namespaces of this machine, and with the devices that the agent guards.
+//! A ledger is right about the containers that it was told about, and a runtime may have told it only half. So it is
+//! compared with the addresses that are really in the network namespaces of this machine, and with the devices that the
+//! agent guards.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -167,7 +168,7 @@ fn guard(ledger: &Ledger, agent: &Status) -> Finding {
     )
 }
 
-/// Nothing, where every Pod has what it had.
+/// No finding, if every Pod has what it had.
 fn translated(agent: &Status) -> Option<Finding> {
     let pods = agent.retention.pods.iter();
     let moved: Vec<_> = pods

@@ -1,10 +1,10 @@
 //! `agent.sock`: how the other verbs ask the running agent. Root only; one line of JSON each way.
 //!
-//! It lies in the state directory; where that is absent, full or read-only, in memory beside the ledger of that state
-//! directory, so that agents may share a run directory, and nobody reaches another agent than the one that was meant.
-//! An agent that can make it in neither serves its node all the same, and so does one that finds another agent there.
-//! It is made again when it, or its directory, goes. A disk that does not answer is one that takes no socket: it is
-//! asked in threads of their own.
+//! It lies in the state directory. If that is absent, full or read-only, it lies in memory, beside the ledger of that
+//! state directory: so agents may share a run directory, and nobody reaches another agent than the one that was meant.
+//! An agent that can make it in neither place serves its node all the same, and so does one that finds another agent
+//! there. It is made again when it, or its directory, is removed. A disk that does not answer counts as one that takes
+//! no socket: threads of their own ask it.
 
 use std::fs::{self, DirBuilder, File};
 use std::future::pending;
@@ -28,12 +28,12 @@ use crate::explain::verdict::Dial;
 use crate::host::disk::errand::{Errand, PATIENCE as DISK_PATIENCE, SILENCE, once};
 use crate::model::Protocol;
 
-/// Frontends in one request, of which none takes more than 64 bytes.
+/// Most frontends in one request; none of them takes more than 64 bytes.
 pub const ASKED_AT_ONCE: usize = 60;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 const MAX_REQUEST_BYTES: u64 = 4096;
-/// How often the agent looks whether the socket is where it was made, which costs one `stat`.
+/// How often the agent checks that the socket is where it was made, which costs one `stat`.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Where the socket may lie: the first place is the better one.
@@ -91,7 +91,7 @@ impl Drop for Server {
         self.task.abort();
         let bound = self.report.borrow().bound.clone();
         let Some(bound) = bound else { return };
-        // The disk may have fallen silent since the last look.
+        // The disk may have stopped answering since the last look.
         let (done, is_done) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
             bound.remove();
@@ -119,7 +119,8 @@ fn file(path: &Path) -> io::Result<(u64, u64)> {
     Ok((metadata.dev(), metadata.ino()))
 }
 
-/// Listens. The caller has claimed the node, so a socket that is there is a dead agent's, or one of another node.
+/// Listens. The caller has claimed the node, so a socket that is there belongs to a dead agent, or to one of another
+/// node.
 pub async fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
     let (reports, report) = watch::channel(Report::default());
     let mut socket = Socket {
@@ -129,7 +130,7 @@ pub async fn serve(places: Places, calls: mpsc::Sender<Call>) -> Server {
     };
     socket.look().await;
     let task = tokio::spawn(async move {
-        // Kept across requests, or whoever asks all the time would keep the socket from being looked at.
+        // Kept across requests: a client that asks all the time must not keep the socket from being checked.
         let mut looks = interval(LOOK);
         loop {
             tokio::select! {
@@ -176,7 +177,7 @@ impl Socket {
         }
     }
 
-    /// Sees to it that there is a socket, in the best place that takes one.
+    /// Makes sure that there is a socket, in the best place that takes one.
     async fn look(&mut self) {
         let before = self.reports.borrow().clone();
         let mut failures = Vec::new();
@@ -194,7 +195,7 @@ impl Socket {
                 }
                 Some(Ok(Place::Made(listener, bound))) => match UnixListener::from_std(listener) {
                     Ok(listener) => {
-                        // Those who have come to the old one are answered by the task that each of them has.
+                        // Clients that have connected to the old one are answered by tasks of their own.
                         self.listener = Some(listener);
                         if let Some(old) = before.bound.clone().filter(|old| old.path != *path) {
                             let _ = once(move || old.remove()).await;
@@ -277,7 +278,7 @@ fn who_listens(path: &Path) -> Option<String> {
         Ok(()) => {
             let stream = UnixStream::from_std(blocking::UnixStream::from(socket));
             let pid = stream.and_then(|stream| stream.peer_cred()).ok()?.pid();
-            // One of another pid namespace has none here.
+            // A process of another pid namespace has no number here.
             Some(match pid.filter(|pid| *pid != 0) {
                 Some(pid) => format!("{another} (pid {pid})"),
                 None => another,
@@ -316,7 +317,7 @@ pub fn error_reply(error: &str) -> serde_json::Value {
 /// Why the agent could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ControlError {
-    /// Nobody listens.
+    /// No process listens.
     #[error(
         "no agent answers at {} or {} (is `yurt-net run` up, with this --state-dir and --run-dir?)", places[0].display(), places[1].display()
     )]
@@ -359,7 +360,7 @@ pub async fn ask(places: &Places, request: &Request) -> Result<serde_json::Value
 async fn exchange([first, second]: &Places, request: &str) -> io::Result<String> {
     let mut stream = match connect(first).await {
         Ok(stream) => stream,
-        // What is wrong with the first says more than that there is no second.
+        // The error of the first place says more than the absence of the second.
         Err(error) => connect(second).await.map_err(|_absent| error)?,
     };
     stream.write_all(format!("{request}\n").as_bytes()).await?;

@@ -1,8 +1,8 @@
 //! The metrics server: `GET /metrics` and `GET /healthz`, for Prometheus and for people.
 //!
-//! Whoever can reach the port may be anybody, so a request costs the agent little and waits for nobody: a few
-//! connections at a time, each with a small buffer and some seconds. Who has not asked for anything yet gives way to
-//! others, so that nobody blinds the alerts by connecting. The text is made by the agent's loop, which is asked for it.
+//! Anybody may reach the port, so a request costs the agent little, and the agent waits for no client: a few
+//! connections at a time, each with a small buffer and some seconds. A connection that has not asked for anything gives
+//! way to a new one, so that nobody blinds the alerts by connecting. The agent's loop makes the text when it is asked.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -29,11 +29,11 @@ use super::metrics;
 
 /// Connections at a time; others wait while all of these are being answered.
 const CONNECTIONS: usize = 8;
-/// A connection, from its begin to its end.
+/// A connection, from its beginning to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes of all headers of a request together; the least that hyper takes.
 const BUFFER_BYTES: usize = 8192;
-/// How often a port that is taken is tried, as kube-proxy does.
+/// How often the agent tries a port that is taken, as kube-proxy does.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// What can be asked.
@@ -96,7 +96,7 @@ async fn accept(listener: TcpListener, scrapes: mpsc::Sender<Scrape>) {
             // Out of descriptors: others must close some first.
             Err(_) => sleep(Duration::from_millis(100)).await,
         }
-        // Who has sent its request with its connection is heard before the next one takes its place.
+        // A client that has sent its request with its connection is heard before the next one takes its place.
         yield_now().await;
     }
 }

@@ -76,8 +76,8 @@ impl Samples<'_> {
         }
     }
 
-    /// One for each state; 1 for the present one. A state without a sample could not be told from a metric that is
-    /// gone.
+    /// One for each state; 1 for the present one. Without samples for the others, nobody could tell a state that is not
+    /// there from a metric that is gone.
     pub(super) fn put_state<const N: usize>(&mut self, states: [&str; N], current: &str) {
         for state in states {
             self.put(&[state], u8::from(state == current));
@@ -118,7 +118,8 @@ impl Samples<'_> {
             self.text.push(if index == 0 { '{' } else { ',' });
             self.text.push_str(name);
             self.text.push_str("=\"");
-            // The format has an escape for a newline; what else is not plain is shown as ours.
+            // The format has an escape for a newline; other characters that are not plain are shown with escapes of
+            // ours.
             for part in value.split_inclusive('\n') {
                 let (part, newline) = match part.strip_suffix('\n') {
                     Some(part) => (part, "\\n"),

@@ -115,7 +115,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_degraded",
         &["what"],
-        "1 while this is not as it should be: `yurt-net status` says why.",
+        "1 while this is degraded: `yurt-net status` says why.",
         |status, out| {
             for what in FAULTS {
                 let is_so = status.degraded.iter().any(|fault| fault.what == what);
@@ -127,7 +127,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_device_mac_info",
         &["device", "mac", "wanted"],
-        "1, with the MAC of an own device of the node, and the one that it should have.",
+        "1, with the MAC of one of the node's own devices, and the MAC that it should have.",
         |status, out| {
             for device in &status.devices.devices {
                 if let (Some(mac), Some(wanted)) = (device.mac, device.wanted) {
@@ -140,14 +140,14 @@ pub(super) const METRICS: &[Metric] = &[
         Counter,
         "yurtnet_device_mac_repairs_total",
         &["device"],
-        "Times that the MAC of an own device of the node was set because it was another.",
+        "Times that the agent set the MAC of one of the node's own devices, because it had another.",
         |status, out| out.put_devices(status, |device| device.repairs),
     ),
     metric(
         Gauge,
         "yurtnet_device_mac_unrepaired",
         &["device"],
-        "1 while the MAC of an own device is changed so often that it is left alone.",
+        "1 while the MAC of one of the node's own devices changes so often that the agent leaves it alone.",
         |status, out| out.put_devices(status, |device| device.is_left_alone.into()),
     ),
     metric(
@@ -168,14 +168,14 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_devices_alarms",
         &[],
-        "What an operator should look after of the node's own devices: `yurt-net status` says what.",
+        "Faults of the node's own devices that an operator should look into: `yurt-net status` lists them.",
         |status, out| out.put(&[], status.devices.alarms.len()),
     ),
     metric(
         Counter,
         "yurtnet_drift_repairs_total",
         &["object"],
-        "Map writes and programs that somebody else's changes made necessary.",
+        "Map writes, and programs attached again, that changes by others made necessary.",
         |status, out| {
             out.put(&["map_entry"], status.drift_writes);
             out.put(&["program"], status.drift_links);
@@ -338,7 +338,7 @@ pub(super) const METRICS: &[Metric] = &[
         &["kind"],
         "Objects that are wrong.",
         |status, out| {
-            // What is no kind that is read is written by somebody who may write anything: one series for all of it.
+            // An unknown kind comes from somebody who may write anything: all of these share one series.
             let mut kinds = BTreeMap::new();
             for (kind, count) in &status.rejected_by_kind {
                 *kinds
@@ -354,7 +354,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_retention_alarms",
         &[],
-        "What an operator should look after: `yurt-net status` says what.",
+        "Faults that an operator should look into: `yurt-net status` lists them.",
         |status, out| out.put(&[], status.retention.alarms.len()),
     ),
     metric(
@@ -383,7 +383,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_snapshot_age_seconds",
         &[],
-        "Time since the source in charge was last heard of, or the checkpoint was true.",
+        "Time since the source in charge was last heard from, or the checkpoint was true.",
         |status, out| out.put(&[], status.source.age_seconds),
     ),
     metric(
@@ -430,7 +430,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_source_age_seconds",
         &["source"],
-        "Time since a source was last heard of.",
+        "Time since a source was last heard from.",
         |status, out| out.put_sources(status, |source| source.age_seconds),
     ),
     metric(
@@ -479,7 +479,7 @@ pub(super) const METRICS: &[Metric] = &[
         Gauge,
         "yurtnet_source_up",
         &["source"],
-        "1 when a source has answered whole and answers.",
+        "1 while a source has sent all that was asked for, and still answers.",
         |status, out| out.put_sources(status, |source| Some(source.is_good.into())),
     ),
     metric(

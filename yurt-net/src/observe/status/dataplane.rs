@@ -12,7 +12,7 @@ use crate::plan::{Capacity, FullMap};
 pub struct Clients {
     /// Network namespaces whose addresses the programs know; 0 while no Service has source ranges.
     pub known: usize,
-    /// Why the last look did not find all; those that it did not find are refused where there are source ranges.
+    /// Why the last look did not find all of them. Source ranges refuse those that it did not find.
     pub last_error: Option<String>,
 }
 
@@ -46,7 +46,7 @@ impl MapUsage {
     }
 }
 
-/// Looks at established sockets, and their ends.
+/// Looks at established sockets, and the sockets that were ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Sockets {
@@ -58,7 +58,7 @@ pub struct Sockets {
     pub last_seen: usize,
     /// How long it took, in milliseconds.
     pub last_scan_ms: u64,
-    /// What went wrong in it.
+    /// What failed in it.
     pub last_error: Option<String>,
     /// UDP sockets ended because their endpoint was withdrawn.
     pub ended_withdrawn: u64,

@@ -1,4 +1,4 @@
-//! Whether the node's Services are served, and what is not as it should be: a join of what the agent's parts say. Pure.
+//! Whether the node's Services are served, and what is wrong: a join of what the agent's parts report. Pure.
 
 use std::path::{Path, PathBuf};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::refused::RefusedService;
 
-/// Something that is not as it should be.
+/// Something that is wrong.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Degraded {
     /// What, in one word: the label of a metric.
@@ -15,7 +15,7 @@ pub struct Degraded {
     pub reason: String,
 }
 
-/// What can be degraded: the labels of a metric. Every one has a sample, whether it is so or not.
+/// What can be degraded: the labels of a metric. Each has a sample, at 0 too.
 pub(crate) const FAULTS: [&str; 11] = [
     "checkpoint",
     "claim",
@@ -33,12 +33,12 @@ pub(crate) const FAULTS: [&str; 11] = [
 /// Manifests that are named.
 const NAMED: usize = 3;
 
-/// What the agent's parts say, as it is now.
+/// What the agent's parts report at present.
 #[derive(Clone, Debug, Default)]
 pub struct Health<'a> {
     /// The first table is applied, and the programs were attached.
     pub is_serving: bool,
-    /// Programs that are not attached by now.
+    /// Programs that should be attached, and are not.
     pub detached: Vec<&'static str>,
     /// The first pin that is not there, and how many such there are.
     pub unpinned: Option<(PathBuf, usize)>,
@@ -46,14 +46,13 @@ pub struct Health<'a> {
     pub unseen: Option<String>,
     /// What the last repair could not mend.
     pub failures: &'a [String],
-    /// The maps of an earlier agent are left alone: no source is in charge, and the checkpoint may be older than they
-    /// are.
+    /// The maps of an earlier agent are left alone: no source is in charge, and they may be newer than the checkpoint.
     pub is_holding: bool,
     /// Manifests that cannot be read, and why.
     pub manifests: Vec<String>,
-    /// Sources that are not asked although only the checkpoint has something to say.
+    /// Sources that are not asked, although there is only the checkpoint.
     pub unasked: Vec<String>,
-    /// Sources that have said all, which may be older than what is in force.
+    /// Sources that have sent everything, which may be older than what is in force.
     pub unproven: Vec<String>,
     /// Where the networks of Pods and of Services overlap.
     pub ranges: Option<String>,
@@ -63,9 +62,9 @@ pub struct Health<'a> {
     pub state: Option<(&'a Path, String)>,
     /// Why the checkpoint could not be saved.
     pub checkpoint: Option<&'a str>,
-    /// Why the agent's socket is not where it should be.
+    /// Why the agent's socket is not in its place.
     pub socket: Option<String>,
-    /// Why this agent does not have for itself what it uses.
+    /// Why this agent shares with others what it should have for itself.
     pub claim: Option<&'a String>,
 }
 
@@ -75,12 +74,12 @@ impl Health<'_> {
         self.is_serving || self.is_holding
     }
 
-    /// Services are served, and what was found amiss could be mended. What probes ask.
+    /// Services are served, and what was found amiss was mended. Probes ask for this.
     pub fn is_ready(&self) -> bool {
         self.serves() && self.detached.is_empty() && self.failures.is_empty()
     }
 
-    /// What is not as it should be.
+    /// What is wrong.
     pub fn degraded(&self) -> Vec<Degraded> {
         let mut degraded = Vec::new();
         let mut say = |what: &str, reason: String| {

@@ -91,7 +91,7 @@ pub struct Status {
     pub rejected_by_kind: BTreeMap<String, usize>,
     /// Verdicts since the maps were made.
     pub counters: BTreeMap<String, u64>,
-    /// Map writes that somebody else's changes made necessary.
+    /// Map writes that changes by others made necessary.
     pub drift_writes: usize,
     /// Programs that had to be attached again.
     pub drift_links: usize,

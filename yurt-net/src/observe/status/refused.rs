@@ -18,9 +18,9 @@ pub struct RefusedService {
     pub map: String,
     /// The flag that makes it larger.
     pub flag: String,
-    /// It serves some of its endpoints; else it is left out whole.
+    /// Some of its endpoints are in force; otherwise it is left out whole.
     pub has_some: bool,
-    /// How many endpoints of its shortest set are in force, where a part of it is.
+    /// How many endpoints of its shortest set are in force, if only a part is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoints_in_force: Option<usize>,
     /// Of how many.
@@ -47,7 +47,7 @@ impl From<&Refused> for RefusedService {
     }
 }
 
-/// All Service ports that do not fit, as far as a status tells of them.
+/// All Service ports that do not fit, as far as a status lists them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DoesNotFit {
     /// The first few.

@@ -17,13 +17,13 @@ use crate::ledger::State;
 pub struct Retention {
     /// A plugin has written a ledger.
     pub is_on: bool,
-    /// What happens to frames that claim what is not their sender's: `off`, `audit` or `enforce`.
+    /// What happens to frames whose claims are not their sender's: `off`, `audit` or `enforce`.
     pub guard: String,
     /// Devices of Pods that it watches.
     pub guarded_devices: usize,
-    /// What an operator should look after.
+    /// What an operator should look into.
     pub alarms: Vec<String>,
-    /// Frames that were wrong and went on, by reason.
+    /// Frames with a wrong claim that went on, by reason.
     pub audited: BTreeMap<String, u64>,
     /// Frames that were dropped, by reason.
     pub dropped: BTreeMap<String, u64>,
@@ -31,9 +31,9 @@ pub struct Retention {
     pub endpoints_moved: usize,
     /// Those whose Pods are not running, whatever a stale source says.
     pub endpoints_away: usize,
-    /// Those whose probes fail while the source is stale; at least half of a set stay in it all the same.
+    /// Endpoints whose probes fail while the source is stale. At least half of a set stay in it all the same.
     pub endpoints_failing: usize,
-    /// Packets of Pods that appear with addresses that they had, by what was done with them.
+    /// Packets of Pods that still appear with earlier addresses, by what was done with them.
     #[serde(default)]
     pub translated_packets: BTreeMap<String, u64>,
     /// The Pods, and containers that are no Pod's.
@@ -54,24 +54,25 @@ pub struct GuardedPodStatus {
     pub state: State,
     /// The addresses that it has, or had last.
     pub addresses: Vec<IpAddr>,
-    /// Addresses that it had before and was not given again.
+    /// Addresses that it had before and has no more.
     #[serde(default)]
     pub promised: Vec<IpAddr>,
-    /// Those of them that it is still reached at, and appears with.
+    /// Those of them at which it is still reached, and with which it still appears.
     #[serde(default)]
     pub translated: Vec<IpAddr>,
     /// Its MAC.
     pub mac: Option<Mac>,
-    /// The node's device that leads to it, while that is guarded.
+    /// The node's device that leads to it, while the device is guarded.
     pub device: Option<String>,
-    /// Frames from it that claimed what is not its own, and went on.
+    /// Frames from it with a wrong claim that went on.
     pub audited: u64,
     /// Such frames that were dropped.
     pub dropped: u64,
 }
 
 impl GuardedPodStatus {
-    /// Whom an operator looks for first: Pods that sent what is not theirs, that lost an address, that run.
+    /// The order in which an operator looks for them: Pods that sent what is not theirs, Pods that lost an address,
+    /// Pods that run.
     fn rank(&self) -> (bool, bool, bool) {
         let is_quiet = self.audited + self.dropped == 0;
         (
@@ -112,7 +113,7 @@ impl Retention {
         let (audited, dropped): (u64, u64) = (audited.values().sum(), dropped.values().sum());
         writeln!(
             out,
-            "guard         {guard}: {guarded_devices} Pods, {audited} frames found fault with, {dropped} dropped"
+            "guard         {guard}: {guarded_devices} Pods, {audited} wrong frames passed, {dropped} dropped"
         )?;
         if endpoints_moved + endpoints_away > 0 {
             writeln!(
@@ -123,7 +124,7 @@ impl Retention {
         write_alarms(out, alarms)
     }
 
-    /// The table of its Pods: the first few, of whom something is to be said first.
+    /// The table of its Pods: the first few, those with something to report first.
     pub(super) fn write_pods(&self, out: &mut String) -> fmt::Result {
         if self.pods.is_empty() {
             return Ok(());

@@ -20,7 +20,7 @@ pub(super) fn write(source: &SourceStatus, checkpoint: &Stats, out: &mut String)
     let what = match provenance {
         Origin::None => "nothing yet".to_owned(),
         Origin::File => "manifests".to_owned(),
-        Origin::Live | Origin::Hub => format!("heard of {age_seconds} s ago"),
+        Origin::Live | Origin::Hub => format!("heard from {age_seconds} s ago"),
         Origin::Checkpoint => {
             format!("CHECKPOINT of {age_seconds} s ago; no source is in charge since the start")
         }
