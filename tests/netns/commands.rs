@@ -8,8 +8,11 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use anyhow::Context;
 use anyhow::Result;
+use anyhow::ensure;
 use serde_json::Value;
+use yurt_net_tests::lab::Node;
 use yurt_net_tests::lab::Proto::Tcp;
 use yurt_net_tests::lab::agent_program;
 
@@ -66,6 +69,82 @@ fn status_waits_until_the_agent_is_ready_and_not_longer_than_told() -> Result<()
         (&true.into(), &"hangzhou".into())
     );
     assert!(world.node(0)?.agent_log().contains("ready"));
+    Ok(())
+}
+
+/// The rows of `services`, by frontend: who is served, verdict, and endpoints.
+fn in_force(node: &Node, service: &str) -> Result<(Vec<String>, Value)> {
+    let listed = json(&node.yurt_net(&["services", service, "-o", "json"])?)?;
+    let rows = listed["services"].as_array().context("a list of rows")?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let row = |row: &Value| {
+        let endpoints = row["endpoints"].as_array().into_iter().flatten();
+        let endpoints: Vec<String> = endpoints.map(text).collect();
+        let [frontend, clients, verdict] =
+            ["frontend", "clients", "verdict"].map(|key| text(&row[key]));
+        format!("{frontend} {clients} {verdict} {}", endpoints.join(","))
+    };
+    Ok((rows.iter().map(row).collect(), listed))
+}
+
+#[test]
+fn services_are_listed_as_the_kernel_has_them_with_an_agent_and_without_one() -> Result<()> {
+    let mut world = with_services()?;
+    let none = world.node(0)?.yurt_net(&["services"])?;
+    ensure!(
+        said(&none).contains("no Service is in the kernel"),
+        "{}",
+        said(&none)
+    );
+    let agent = world.start(0, &[])?;
+    let node = world.node(0)?;
+    let ip = node.ip4();
+    let (rows, listed) = in_force(node, "default/web")?;
+    let backend = rows
+        .iter()
+        .find_map(|row| row.strip_prefix("10.96.0.10:80 node forward "))
+        .with_context(|| format!("{listed}"))?;
+    // One endpoint: the other one is in another pool.
+    ensure!(
+        backend.ends_with(":8080") && !backend.contains(','),
+        "{listed}"
+    );
+    ensure!(
+        rows.contains(&format!("{ip}:30080 node forward {backend}")),
+        "{listed}"
+    );
+    ensure!(
+        rows.contains(&format!("127.0.0.1:30080 host forward {backend}")),
+        "{listed}"
+    );
+    ensure!(
+        listed["isAttached"] == true && listed["remark"].is_null(),
+        "{listed}"
+    );
+    assert_eq!(
+        in_force(node, "default/empty")?.0,
+        ["10.96.0.11:80 node refuse "]
+    );
+    let all = node.yurt_net(&["services"])?;
+    ensure!(
+        said(&all).contains("default/empty:tcp-80     TCP"),
+        "{}",
+        said(&all)
+    );
+    let unknown = node.yurt_net(&["services", "default/nothing"])?;
+    ensure!(
+        said(&unknown).contains("no frontend of default/nothing"),
+        "{}",
+        said(&unknown)
+    );
+    ensure!(!node.yurt_net(&["services", "web"])?.status.success());
+
+    node.wait_for_status("a checkpoint", |status| status.checkpoint.writes > 0)?;
+    agent.kill9()?;
+    let (without, listed) = in_force(node, "default/web")?;
+    assert_eq!(without, rows);
+    let remark = listed["remark"].as_str().unwrap_or_default();
+    ensure!(remark.contains("checkpoint"), "{listed}");
     Ok(())
 }
 

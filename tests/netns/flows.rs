@@ -1,6 +1,7 @@
 //! Flows of clients outside: as `flows` lists them, and their end when their backend goes; and what of the node is in their way.
 
 use std::fs;
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
@@ -30,8 +31,8 @@ fn flows(node: &Node, flags: &[&str]) -> Result<Vec<Value>> {
 }
 
 #[test]
-fn flows_are_listed_with_the_names_of_their_services_and_without_an_agent_by_numbers() -> Result<()>
-{
+fn flows_are_listed_with_the_names_of_their_services_and_without_an_agent_with_those_of_its_checkpoint()
+-> Result<()> {
     let mut stage = Stage::new()?;
     let far = stage.far.clone();
     let agent = stage.start(&[&far])?;
@@ -73,15 +74,30 @@ fn flows_are_listed_with_the_names_of_their_services_and_without_an_agent_by_num
     assert_eq!(cut["flows"].as_array().map(Vec::len), Some(1));
     ensure!(cut["leftOut"].as_u64() >= Some(3), "{cut}");
 
+    node.wait_for_status("a checkpoint", |status| status.checkpoint.writes > 0)?;
     agent.kill9()?;
     let listed = json(&node.yurt_net(&["flows", "-o", "json"])?)?;
     let all = listed["flows"].as_array().context("a list of flows")?;
     ensure!(all.len() >= frontends.len(), "{listed}");
     for row in all {
-        ensure!(row["service"].is_null() && row["device"] == "eth0", "{row}");
+        let service = row["service"].as_str().unwrap_or_default();
+        ensure!(service.starts_with("default/web"), "{listed}");
+        ensure!(row["device"] == "eth0", "{row}");
     }
-    let why = listed["unnamed"].as_str().unwrap_or_default();
-    ensure!(why.contains("no agent answers"), "{listed}");
+    let remark = listed["remark"].as_str().unwrap_or_default();
+    ensure!(remark.contains("checkpoint"), "{listed}");
+    let named = flows(node, &["--to", "default/web"])?;
+    assert_eq!(named.len(), frontends.len());
+
+    // Without that, too, they have no names.
+    for name in ["checkpoint", "checkpoint.old"] {
+        let _not_there = fs::remove_file(node.state_dir().join("snapshot").join(name));
+    }
+    let listed = json(&node.yurt_net(&["flows", "-o", "json"])?)?;
+    let all = listed["flows"].as_array().context("a list of flows")?;
+    ensure!(all.iter().all(|row| row["service"].is_null()), "{listed}");
+    let remark = listed["remark"].as_str().unwrap_or_default();
+    ensure!(remark.contains("no agent answers"), "{listed}");
     let nameless = node.yurt_net(&["flows", "--to", "default/web"])?;
     ensure!(!nameless.status.success(), "{}", said(&nameless));
     Ok(())
@@ -178,17 +194,44 @@ fn established_flows_of_clients_outside_to_a_node_that_moved_pools_are_reset_on_
 }
 
 /// Writes a setting of a node.
-fn set(node: &Node, path: &'static str, value: &'static str) -> Result<()> {
+fn set(node: &Node, path: &'static str, value: &str) -> Result<()> {
+    let value = value.to_owned();
     node.netns().run(move || fs::write(path, value))??;
     Ok(())
 }
 
+/// Reads it at once: the kernel answers only the first read of a list.
 fn get(node: &Node, path: &'static str) -> Result<String> {
-    Ok(node
-        .netns()
-        .run(move || fs::read_to_string(path))??
-        .trim()
-        .to_owned())
+    let read = move || {
+        let mut buffer = vec![0; 1 << 18];
+        let length = fs::File::open(path)?.read(&mut buffer)?;
+        buffer.truncate(length);
+        Ok::<_, std::io::Error>(buffer)
+    };
+    let value = String::from_utf8(node.netns().run(read)??)?;
+    Ok(value.trim().to_owned())
+}
+
+#[test]
+fn what_others_have_reserved_stays_however_long_their_list_is() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let node = stage.world.node(0)?.clone();
+    set(&node, LOCAL, "32768 61099")?;
+    // Longer than a page.
+    let ports: Vec<String> = (0..1500).map(|n| (10_001 + 2 * n).to_string()).collect();
+    let others = ports.join(",");
+    set(&node, RESERVED, &others)?;
+    assert_eq!(get(&node, RESERVED)?, others);
+    let agent = stage.start(&[&near])?;
+    assert_eq!(get(&node, RESERVED)?, format!("{others},61000-61099"));
+    let line = checked(&node)?;
+    ensure!(line.starts_with("ok"), "{line}");
+    agent.terminate()?;
+    let output = node.yurt_net(&["cleanup"])?;
+    ensure!(output.status.success(), "{}", said(&output));
+    assert_eq!(get(&node, RESERVED)?, others);
+    Ok(())
 }
 
 /// The line of `check` about packets.

@@ -104,6 +104,7 @@ async fn dispatch(command: &Command) -> Result<ExitCode, Box<dyn Error>> {
         Command::Plan(args) => cli::verbs::plan(args).await?,
         Command::Explain(args) => cli::verbs::explain(args).await?,
         Command::Status(args) => cli::verbs::status(args).await?,
+        Command::Services(args) => cli::services::services(args).await?,
         Command::Flows(args) => cli::flows::flows(args).await?,
         Command::Ledger(args) => cli::ledger::ledger(args)?,
         Command::Cni(args) => cli::cni::cni(args)?,

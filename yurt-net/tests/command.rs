@@ -94,6 +94,8 @@ impl Node {
             format!("check {place} {cni} -o json"),
             format!("ledger --state-dir {state} --run-dir {state}"),
             format!("ledger --state-dir {state} --run-dir {state} -o json"),
+            format!("services {place}"),
+            format!("services shop/web {place} -o json"),
             format!("flows {place}"),
             format!("flows {place} -o json"),
             format!("cni install {cni} --state-dir {state} --run-dir {state}"),

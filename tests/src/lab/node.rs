@@ -311,7 +311,9 @@ impl Node {
                 command.args(["--node", self.name(), "--source"]);
                 command.arg(self.source());
             }
-            Some(&("status" | "flows" | "explain" | "check" | "monitor" | "cleanup")) => {
+            Some(
+                &("status" | "services" | "flows" | "explain" | "check" | "monitor" | "cleanup"),
+            ) => {
                 command.args(self.agent_flags(self.cgroup()));
             }
             _ => {}

@@ -18,7 +18,7 @@ pub(super) struct Checkpoint {
 impl Checkpoint {
     /// Reads what there is, as far as its disk answers at once.
     pub(super) async fn start(config: &AgentConfig) -> (Self, Option<Loaded>) {
-        let directory = config.place.state_dir.join("snapshot");
+        let directory = config.place.checkpoint();
         let (keeper, loaded) = Keeper::open(directory).await;
         let checkpoint = Self {
             synced_at: keeper.found().map(|found| found.synced_at),

@@ -1,7 +1,7 @@
 //! `flows`: prints the flow table of the packet path, with the names of what is in it.
 //!
 //! The table may hold millions of flows. They are gone through one by one, and only those that are printed are kept. Services are named
-//! by the agent, Pods by the ledger of this node, devices by the kernel; what cannot be named is printed as a number.
+//! by the agent or its checkpoint, Pods by the ledger of this node, devices by the kernel; what cannot be named is printed as a number.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};
@@ -10,23 +10,19 @@ use serde::Serialize;
 
 use super::ledger::age;
 use super::links::devices;
+use super::names::{Frontend, Names, is_of};
 use super::verbs::VerbError;
 use crate::config::Place;
 use crate::config::flags::{FlowsArgs, Output, To};
 use crate::dataplane::flows::{FlowTables, PacketFlow, Stage};
-use crate::error::chain;
 use crate::host::columns::columns;
 use crate::ledger::State;
 use crate::ledger::watch::Reading;
 use crate::model::Protocol;
-use crate::observe::control::{ASKED_AT_ONCE, Request, ask};
 use crate::output::print;
 use crate::text;
 
 const NONE: &str = "-";
-
-/// What a client dialled.
-type Frontend = (SocketAddr, Protocol);
 
 /// The object that `flows -o json` prints.
 #[derive(Debug, Serialize)]
@@ -36,8 +32,8 @@ struct Listing {
     flows: Vec<Row>,
     /// How many more there are than were asked for.
     left_out: usize,
-    /// Why Services have no names.
-    unnamed: Option<String>,
+    /// Why the names of Services are not an agent's.
+    remark: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -104,8 +100,8 @@ impl Listing {
                 self.left_out
             );
         }
-        if let Some(why) = &self.unnamed {
-            table += &format!("Services have no names here: {}\n", text::message(why));
+        if let Some(remark) = &self.remark {
+            table += &format!("{}\n", text::message(remark));
         }
         table
     }
@@ -190,28 +186,6 @@ fn frontend(flow: &PacketFlow) -> Option<Frontend> {
     Some((flow.dialled, protocol))
 }
 
-/// Whether a service port, `ns/name:port`, is of the Service that is asked for.
-fn is_of(name: &str, wanted: &str) -> bool {
-    let rest = name.strip_prefix(wanted);
-    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !wanted.contains(':'))
-}
-
-/// The names of service ports, as the running agent has them.
-async fn names(
-    place: &Place,
-    frontends: BTreeSet<Frontend>,
-) -> Result<BTreeMap<Frontend, String>, VerbError> {
-    let mut names = BTreeMap::new();
-    let frontends: Vec<Frontend> = frontends.into_iter().collect();
-    for some in frontends.chunks(ASKED_AT_ONCE) {
-        let answer = ask(&place.sockets(), &Request::Services(some.to_vec())).await?;
-        let answer: Vec<Option<String>> = serde_json::from_value(answer)?;
-        let named = some.iter().zip(answer);
-        names.extend(named.filter_map(|(frontend, name)| Some((*frontend, name?))));
-    }
-    Ok(names)
-}
-
 /// The Pods of this node, by their addresses; none where there is no ledger.
 fn pods(place: &Place) -> BTreeMap<IpAddr, String> {
     let Ok(Reading { ledger, .. }) = Reading::take(&place.ledger()) else {
@@ -264,8 +238,16 @@ pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
     if let (Some(tables), Some(To::Service(wanted))) = (&tables, &args.to) {
         let mut dialled = BTreeSet::new();
         tables.each(|flow| dialled.extend(frontend(&flow)))?;
-        let names = names(&place, dialled).await?.into_iter();
-        let found = names.filter(|(_, name)| is_of(name, wanted));
+        let names = Names::of(&place, &dialled).await;
+        if names.known.is_empty()
+            && let Some(remark) = names.remark
+        {
+            return Err(VerbError::Nameless(remark));
+        }
+        let found = names
+            .known
+            .into_iter()
+            .filter(|(_, name)| is_of(name, wanted));
         of_the_service.extend(found.map(|(frontend, _)| frontend));
     }
     let mut latest = Latest::new(args.limit);
@@ -278,14 +260,15 @@ pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
     }
     let left_out = latest.left_out;
     let flows = latest.into_flows();
-    let names = names(&place, flows.iter().filter_map(frontend).collect()).await;
-    let unnamed = names.as_ref().err().map(|error| chain(error));
-    let (names, pods, devices) = (names.unwrap_or_default(), pods(&place), devices().await);
-    let rows = flows.iter().map(|flow| row(flow, &names, &pods, &devices));
+    let names = Names::of(&place, &flows.iter().filter_map(frontend).collect()).await;
+    let (pods, devices) = (pods(&place), devices().await);
+    let rows = flows
+        .iter()
+        .map(|flow| row(flow, &names.known, &pods, &devices));
     let listing = Listing {
         flows: rows.collect(),
         left_out,
-        unnamed,
+        remark: names.remark,
     };
     match args.output {
         Output::Json => print(text::json(&listing)? + "\n")?,
@@ -341,7 +324,7 @@ mod tests {
         let listing = Listing {
             flows: flows.into(),
             left_out: 7,
-            unnamed: Some("no agent answers".to_owned()),
+            remark: Some("names are those of the checkpoint".to_owned()),
         };
         let expected = "\
 PROTOCOL  CLIENT           DIALLED          SERVICE              BACKEND          POD         MASQUERADE        DEVICE  STATE    QUIET
@@ -349,7 +332,7 @@ PROTOCOL  CLIENT           DIALLED          SERVICE              BACKEND        
 TCP       192.0.2.9:40000  192.0.2.1:30080  shop/web:ht\\u{1b}tp  10.244.1.2:8080  shop/web-0  -                 eth0    up       3s
 UDP       192.0.2.9:40001  192.0.2.1:30081  -                    10.244.2.2:53    -           10.244.1.0:61000  7       over     3m20s
 and 7 more: narrow them down with --from and --to, or raise --limit
-Services have no names here: no agent answers
+names are those of the checkpoint
 ";
         assert_eq!(listing.table(), expected);
         let json: serde_json::Value = serde_json::from_str(&text::json(&listing).unwrap()).unwrap();
@@ -397,15 +380,6 @@ Services have no names here: no agent answers
             ..flow
         };
         assert!(!is_wanted(&args(&["--to", "shop/web"]), &services, &other));
-        for (name, wanted, expected) in [
-            ("shop/web:http", "shop/web", true),
-            ("shop/web", "shop/web", true),
-            ("shop/web:http", "shop/web:http", true),
-            ("shop/web:http", "shop/web:ht", false),
-            ("shop/web2:http", "shop/web", false),
-        ] {
-            assert_eq!(is_of(name, wanted), expected, "{name} {wanted}");
-        }
         assert!(Cli::try_parse_from(["yurt-net", "flows", "--to", "web"]).is_err());
     }
 }

@@ -6,4 +6,6 @@ pub mod flows;
 pub mod ledger;
 mod links;
 mod live;
+mod names;
+pub mod services;
 pub mod verbs;

@@ -59,6 +59,9 @@ pub enum VerbError {
     /// The agent.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// A Service was asked for by its name, and none is known.
+    #[error("{0}")]
+    Nameless(String),
     /// The kernel.
     #[error(transparent)]
     Dataplane(#[from] DataplaneError),

@@ -28,6 +28,11 @@ impl Place {
         }
     }
 
+    /// Directory of the checkpoint.
+    pub fn checkpoint(&self) -> PathBuf {
+        self.state_dir.join("snapshot")
+    }
+
     /// Paths of the agent's socket, the better one first.
     pub fn sockets(&self) -> [PathBuf; 2] {
         [self.state_dir.clone(), self.ledger().in_memory()].map(|dir| dir.join("agent.sock"))

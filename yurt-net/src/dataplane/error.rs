@@ -63,6 +63,12 @@ pub enum DataplaneError {
         /// The directory.
         path: PathBuf,
     },
+    /// A map that no agent of this version makes.
+    #[error("{} is no map of this yurt-net", path.display())]
+    OtherMap {
+        /// Its pin.
+        path: PathBuf,
+    },
     /// The object of `--ebpf-log` could not be read, or logs nothing.
     #[error(
         "--ebpf-log {}: give the object that `cargo xtask build-ebpf --log` makes, of this version", path.display()

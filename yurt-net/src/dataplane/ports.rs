@@ -6,12 +6,15 @@
 //! list, so that what others have reserved stays.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::DataplaneError;
 use super::error::at;
+
+/// More than the longest list has: every other port alone.
+const LONGEST_LIST: usize = 1 << 18;
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
@@ -110,8 +113,19 @@ fn text(ports: &BTreeSet<u16>) -> String {
     ranges.collect::<Vec<_>>().join(",") + "\n"
 }
 
-fn read(path: &Path) -> Result<String, DataplaneError> {
-    fs::read_to_string(path).map_err(at("read", path))
+/// Reads a list or a range. The kernel answers only the first read of such a file, and cuts the list where the buffer ends, in the middle of
+/// a number: so that is one read (`proc_do_large_bitmap`, kernel/sysctl.c). Nothing is made of what may have been cut.
+pub fn read(path: &Path) -> Result<String, DataplaneError> {
+    let mut buffer = vec![0; LONGEST_LIST];
+    let length = File::open(path).and_then(|mut file| file.read(&mut buffer));
+    let length = length.map_err(at("read", path))?;
+    buffer.truncate(length);
+    let text = String::from_utf8(buffer).map_err(io::Error::other);
+    let text = match text {
+        Ok(_) if length == LONGEST_LIST => Err(io::Error::other("it is too long")),
+        text => text,
+    };
+    text.map_err(at("read", path))
 }
 
 #[cfg(test)]

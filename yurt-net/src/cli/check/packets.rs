@@ -1,11 +1,11 @@
 //! Whether the node lets packets through that the packet path serves.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::path::Path;
 
 use super::finding::{Finding, Outcome};
 use crate::dataplane::attach::before::others_before;
-use crate::dataplane::ports::{among_local, ports};
+use crate::dataplane::ports::{among_local, ports, read};
 use crate::observe::status::PacketPath;
 
 const CHECK: &str = "packets";
@@ -18,7 +18,7 @@ pub(super) fn findings(path: &PacketPath) -> Vec<Finding> {
         before.extend(others.map(|name| format!("{name} at {device}")));
     }
     judge(path, &before, |key| {
-        fs::read_to_string(format!("/proc/sys/net/{key}")).ok()
+        read(&Path::new("/proc/sys/net").join(key)).ok()
     })
 }
 

@@ -7,7 +7,7 @@ use clap::Args;
 use ipnetwork::IpNetwork;
 
 use super::place::PlaceArgs;
-use super::values::Output;
+use super::values::{Output, service_name};
 
 /// `flows`.
 #[derive(Args, Clone, Debug)]
@@ -48,12 +48,10 @@ impl FromStr for To {
             Ok(Self::Network(network))
         } else if let Ok(port) = text.parse() {
             Ok(Self::Port(port))
-        } else if text.split('/').filter(|part| !part.is_empty()).count() == 2 {
-            Ok(Self::Service(text.to_owned()))
         } else {
-            Err(
-                "expected an address, a prefix, an address and port, or a Service as NAMESPACE/NAME",
-            )
+            service_name(text).map(Self::Service).map_err(|_| {
+                "expected an address, a prefix, an address and port, or a Service as NAMESPACE/NAME"
+            })
         }
     }
 }

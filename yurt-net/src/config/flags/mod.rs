@@ -8,6 +8,7 @@ mod place;
 mod policy;
 mod probes;
 mod run;
+mod services;
 #[cfg(test)]
 mod tests;
 mod translate;
@@ -24,6 +25,7 @@ pub use self::flows::{FlowsArgs, To};
 pub use self::place::PlaceArgs;
 pub use self::policy::PolicyArgs;
 pub use self::run::RunArgs;
+pub use self::services::{Form, ServicesArgs};
 use self::values::duration;
 pub use self::values::{Destination, LogFormat, Output};
 use crate::ledger::store::LedgerDirs;
@@ -50,6 +52,9 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print the status of the running agent.
     Status(StatusArgs),
+    /// Print the Services that the kernel serves on this node, with their endpoints. Needs no running agent: names are then those of its
+    /// checkpoint.
+    Services(ServicesArgs),
     /// Print the flows of clients whose packets are served (--packet-path), the latest first. Needs no running agent, but for names.
     Flows(FlowsArgs),
     /// Check that this machine can run the agent, and that Services are really translated.

@@ -17,6 +17,14 @@ pub enum Output {
     Json,
 }
 
+/// A Service, `namespace/name`, or one of its ports, `namespace/name:port`.
+pub(super) fn service_name(text: &str) -> Result<String, &'static str> {
+    match text.split('/').filter(|part| !part.is_empty()).count() {
+        2 => Ok(text.to_owned()),
+        _ => Err("expected a Service as NAMESPACE/NAME"),
+    }
+}
+
 /// Form of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {

@@ -26,6 +26,7 @@ mod decode;
 mod edition;
 mod encode;
 pub mod grace;
+pub mod in_force;
 pub mod memory;
 pub mod sockets;
 mod table;

@@ -230,10 +230,7 @@ impl MapWriter for Writer<'_> {
 impl Table {
     /// All rows. Rows that no agent would write are removed, because no plan could name them.
     pub(super) fn rows(&self) -> Result<Rows, DataplaneError> {
-        let mut rows4 = sys::map_entries::<FrontendKey4, u64>(self.fe4.as_fd())
-            .map_err(on_map("read", "yurt_fe4"))?;
-        let mut rows6 = sys::map_entries::<FrontendKey6, u64>(self.fe6.as_fd())
-            .map_err(on_map("read", "yurt_fe6"))?;
+        let (mut rows4, mut rows6) = self.all_rows()?;
         for (key, _) in rows4.extract_if(.., |(key, _)| !is_written(RawKey::V4(*key))) {
             sys::map_delete(self.fe4.as_fd(), &key).map_err(on_map("delete from", "yurt_fe4"))?;
         }
@@ -241,6 +238,23 @@ impl Table {
             sys::map_delete(self.fe6.as_fd(), &key).map_err(on_map("delete from", "yurt_fe6"))?;
         }
         Ok((rows4, rows6))
+    }
+
+    /// All rows but those that no agent would write, which stay.
+    pub(super) fn written_rows(&self) -> Result<Rows, DataplaneError> {
+        let (mut rows4, mut rows6) = self.all_rows()?;
+        rows4.retain(|(key, _)| is_written(RawKey::V4(*key)));
+        rows6.retain(|(key, _)| is_written(RawKey::V6(*key)));
+        Ok((rows4, rows6))
+    }
+
+    fn all_rows(&self) -> Result<Rows, DataplaneError> {
+        let rows4 = sys::map_entries::<FrontendKey4, u64>(self.fe4.as_fd());
+        let rows6 = sys::map_entries::<FrontendKey6, u64>(self.fe6.as_fd());
+        Ok((
+            rows4.map_err(on_map("read", "yurt_fe4"))?,
+            rows6.map_err(on_map("read", "yurt_fe6"))?,
+        ))
     }
 }
 

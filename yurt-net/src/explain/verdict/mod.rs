@@ -10,7 +10,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
@@ -212,9 +212,17 @@ pub fn services(table: &ServiceTable, frontends: &[(SocketAddr, Protocol)]) -> V
     let mut found: BTreeMap<_, _> = frontends.iter().map(|frontend| (frontend, None)).collect();
     for entry in &table.services {
         for frontend in &entry.frontends {
-            let at = SocketAddr::new(frontend.address, frontend.port);
-            if let Some(name) = found.get_mut(&(at, entry.key.protocol)) {
-                *name = Some(entry.key.to_string());
+            // Node ports also answer on loopback.
+            let loopback: IpAddr = match frontend.address {
+                IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+                IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+            };
+            let loopback = (frontend.kind == FrontendKind::NodePort).then_some(loopback);
+            for address in [Some(frontend.address), loopback].into_iter().flatten() {
+                let at = SocketAddr::new(address, frontend.port);
+                if let Some(name) = found.get_mut(&(at, entry.key.protocol)) {
+                    *name = Some(entry.key.to_string());
+                }
             }
         }
     }

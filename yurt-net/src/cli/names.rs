@@ -1,0 +1,145 @@
+//! Names of frontends: the running agent knows them, and otherwise the checkpoint that it left.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+
+use crate::config::Place;
+use crate::error::chain;
+use crate::host::disk::errand::once;
+use crate::model::{Protocol, Service, Snapshot};
+use crate::observe::control::{ASKED_AT_ONCE, ControlError, Request, ask};
+use crate::source::checkpoint::Saver;
+use crate::table::ServiceKey;
+
+/// What a client dials.
+pub(super) type Frontend = (SocketAddr, Protocol);
+
+/// The service ports of frontends, as `ns/name:port`, or `ns/name` where the port has no name.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    /// Those that are known.
+    pub(super) known: BTreeMap<Frontend, String>,
+    /// Why they are not an agent's.
+    pub(super) remark: Option<String>,
+}
+
+impl Names {
+    /// Finds them.
+    pub(super) async fn of(place: &Place, frontends: &BTreeSet<Frontend>) -> Self {
+        let why = match from_agent(place, frontends).await {
+            Ok(known) => {
+                return Self {
+                    known,
+                    remark: None,
+                };
+            }
+            Err(error) => chain(&error),
+        };
+        let directory = place.checkpoint();
+        let found = once(move || Saver::open(directory).1.loaded).await;
+        match found.flatten() {
+            Some(loaded) => Self {
+                known: from_snapshot(&loaded.snapshot, frontends),
+                remark: Some(format!("names are those of the checkpoint: {why}")),
+            },
+            None => Self {
+                known: BTreeMap::new(),
+                remark: Some(format!("Services have no names here: {why}")),
+            },
+        }
+    }
+}
+
+async fn from_agent(
+    place: &Place,
+    frontends: &BTreeSet<Frontend>,
+) -> Result<BTreeMap<Frontend, String>, ControlError> {
+    let mut names = BTreeMap::new();
+    let frontends: Vec<Frontend> = frontends.iter().copied().collect();
+    for some in frontends.chunks(ASKED_AT_ONCE) {
+        let answer = ask(&place.sockets(), &Request::Services(some.to_vec())).await?;
+        let answer: Vec<Option<String>> =
+            serde_json::from_value(answer).map_err(ControlError::Answer)?;
+        let named = some.iter().zip(answer);
+        names.extend(named.filter_map(|(frontend, name)| Some((*frontend, shown(&name?)))));
+    }
+    Ok(names)
+}
+
+/// A node port is the same at all addresses, so it is whose no address is.
+fn from_snapshot(
+    snapshot: &Snapshot,
+    frontends: &BTreeSet<Frontend>,
+) -> BTreeMap<Frontend, String> {
+    let (mut by_address, mut by_node_port) = (BTreeMap::new(), BTreeMap::new());
+    for service in snapshot.services.values() {
+        for port in &service.ports {
+            let key = ServiceKey {
+                namespace: service.name.namespace.clone(),
+                name: service.name.name.clone(),
+                port: port.name.clone(),
+                protocol: port.protocol,
+            };
+            for address in addresses(service, snapshot) {
+                let at = SocketAddr::new(address, port.port);
+                by_address.entry((at, port.protocol)).or_insert(key.clone());
+            }
+            if port.node_port != 0 {
+                by_node_port.insert((port.node_port, port.protocol), key);
+            }
+        }
+    }
+    let name = |(at, protocol): &Frontend| {
+        let by_address = by_address.get(&(*at, *protocol));
+        by_address.or_else(|| by_node_port.get(&(at.port(), *protocol)))
+    };
+    let named = frontends.iter();
+    named
+        .filter_map(|frontend| Some((*frontend, shown(&name(frontend)?.to_string()))))
+        .collect()
+}
+
+/// Without the colon before the name that a port does not have.
+fn shown(name: &str) -> String {
+    name.strip_suffix(':').unwrap_or(name).to_owned()
+}
+
+/// The addresses of a Service, whichever of them are served here.
+fn addresses<'a>(
+    service: &'a Service,
+    snapshot: &'a Snapshot,
+) -> impl Iterator<Item = IpAddr> + 'a {
+    let own = [
+        &service.cluster_ips,
+        &service.external_ips,
+        &service.load_balancer_ips,
+    ];
+    let of_pools = snapshot.pool_services.values();
+    let of_pools = of_pools.filter(move |object| object.owner() == service.name);
+    let of_pools = of_pools.flat_map(|object| object.load_balancer_ips.iter());
+    own.into_iter().flatten().chain(of_pools).copied()
+}
+
+/// Whether a service port, `ns/name:port`, is of the Service that is asked for: `ns/name`, or one port of it.
+pub(super) fn is_of(name: &str, wanted: &str) -> bool {
+    let rest = name.strip_prefix(wanted);
+    rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !wanted.contains(':'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_is_asked_for_by_its_name_or_by_one_of_its_ports() {
+        for (name, wanted, expected) in [
+            ("shop/web:http", "shop/web", true),
+            ("shop/web", "shop/web", true),
+            ("shop/web:http", "shop/web:http", true),
+            ("shop/web:http", "shop/web:ht", false),
+            ("shop/web2:http", "shop/web", false),
+        ] {
+            assert_eq!(is_of(name, wanted), expected, "{name} {wanted}");
+        }
+    }
+}
