@@ -26,7 +26,7 @@ pub(super) struct Claimed {
 }
 
 impl Claimed {
-    /// Makes the directories and claims all of it, or fails with the process that has some of it. A directory that
+    /// Makes the directories and claims all of them, or fails with the process that has one of them. A directory that
     /// cannot be made, or whose disk does not answer, is claimed when it is there.
     pub(super) async fn start(place: &Place, cgroup: PathBuf) -> Result<Self, DataplaneError> {
         let things = place.things(cgroup);
@@ -52,7 +52,7 @@ impl Claimed {
         })
     }
 
-    /// Looks what is there now, and claims it.
+    /// Looks for what is there now, and claims it.
     pub(super) async fn look(&mut self) {
         let things = self.things.clone();
         let owned = self.errand.run(move || Owned::of(&things)).await;
@@ -68,7 +68,7 @@ impl Claimed {
         self.is_refused
     }
 
-    /// Why this agent has not all of it for itself.
+    /// Why this agent does not have everything for itself.
     pub(super) fn problem(&self) -> Option<&String> {
         self.problem.get()
     }
@@ -80,7 +80,7 @@ async fn make(directory: &Path, mode: u32) -> bool {
     let made: Option<io::Result<()>> =
         once(move || DirBuilder::new().recursive(true).mode(mode).create(path)).await;
     let directory = directory.display();
-    // The node is served all the same; `status` tells as long as it is so.
+    // The node is served all the same; `status` reports it as long as it lasts.
     match &made {
         Some(Ok(())) => {}
         Some(Err(error)) => error!(%directory, %error, "a directory of the agent cannot be made"),

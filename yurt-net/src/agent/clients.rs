@@ -28,7 +28,7 @@ impl Clients {
         }
     }
 
-    /// Waits until somebody was looked for. Cancel safe.
+    /// Waits until a look has ended. Cancel safe.
     pub(super) async fn changed(&mut self) {
         self.found = Some(self.search.next().await);
     }
@@ -47,7 +47,7 @@ impl Clients {
         self.search.interfaces_changed();
     }
 
-    /// Takes by what clients are known.
+    /// The clients that are known at present.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let view = &facts.known.view;
         let (v4, v6) = view.default_source;

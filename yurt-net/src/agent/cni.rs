@@ -1,8 +1,9 @@
 //! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at
 //! every start.
 //!
-//! A task of its own; the disk is waited for in another thread, be it for ever, and that is said. It never fights:
-//! after three times within a minute it waits for a minute in which nobody writes, and says so.
+//! A task of its own. Another thread waits for the disk, for ever if need be, and the agent reports that. The task
+//! never fights: after three writes within a minute it waits until nothing has been written for a minute, and reports
+//! that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl SharedProblem {
 }
 
 impl CniKeeper {
-    /// Installs the plugins, and goes on to see that they stay; `None` where that is left to others.
+    /// Installs the plugins, and keeps them installed; `None` if that is left to others.
     pub(super) fn start(config: &AgentConfig) -> Option<Self> {
         let (cni, directories) = config.cni.clone()?;
         let problem: Arc<SharedProblem> = Arc::default();
@@ -148,7 +149,7 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Waits in another thread for what the disk has to do, and says so where that takes long.
+    /// Waits in another thread for what the disk has to do, and reports it if that takes long.
     async fn ask<T: Send + 'static>(
         self,
         work: impl FnOnce(&Cni) -> Result<T, InstallError> + Send + 'static,

@@ -1,5 +1,4 @@
-//! The node's own devices: what the cloud says of this node goes to the thread that keeps them, and how they are comes
-//! back.
+//! The node's own devices: the thread that keeps them gets what the cloud says of this node, and returns how they are.
 
 use std::io;
 
@@ -8,7 +7,7 @@ use crate::config::AgentConfig;
 use crate::node::vtep::{OwnDevices, Word};
 use crate::observe::status::Status;
 
-/// Has the node's own devices kept.
+/// Keeps the node's own devices.
 pub(super) struct Devices(OwnDevices);
 
 impl Devices {

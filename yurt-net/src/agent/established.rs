@@ -68,7 +68,7 @@ impl Established {
         }
     }
 
-    /// Waits until a scan has something to say. Cancel safe.
+    /// Waits until a scan has a message. Cancel safe.
     pub(super) async fn changed(&mut self) {
         self.event = Some(self.scanner.next().await);
     }
@@ -126,7 +126,7 @@ impl Established {
         let judged = self.fates(&found.flows, facts);
         let judged = found.flows.iter().zip(judged);
         let mut doomed = BTreeMap::new();
-        // Those that were looked for are seen, or are no more.
+        // Those that were looked for have been seen, or are gone.
         let suspects = &found.suspects;
         self.watched
             .retain(|flow| !suspects.contains(flow.protocol, flow.backend));
@@ -143,7 +143,7 @@ impl Established {
         found.end(doomed);
     }
 
-    /// Takes note of what a scan has come to.
+    /// Takes note of the result of a scan.
     fn take(&mut self, outcome: Outcome) {
         let Outcome {
             ended,

@@ -119,7 +119,7 @@ impl Known {
         is_new
     }
 
-    /// Where the Pods of this node are: by the ledger while the source is stale, else that is left to the source.
+    /// Where the Pods of this node are: by the ledger while the source is stale, otherwise as the source says.
     pub(super) fn locate_pods(&mut self, freshness: Freshness) -> bool {
         let is_by_ledger = !freshness.is_fresh() && self.has_ledger();
         let truth =

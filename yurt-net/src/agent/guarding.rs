@@ -52,7 +52,7 @@ struct Work {
 enum Outcome {
     /// The devices that the guard is on with a row, and what failed.
     Applied(BTreeSet<u32>, Vec<DataplaneError>),
-    /// The ledger says something else meanwhile: nothing was done.
+    /// The ledger has changed meanwhile: nothing was done.
     Outdated,
 }
 
@@ -75,7 +75,7 @@ pub(super) struct Guarding {
     granted: BTreeMap<u32, GuardRow>,
     /// When grants were judged last, if any Pod asks for more than its own.
     judged: Option<Instant>,
-    /// When they are to be judged again, because a source has said something since.
+    /// When they are to be judged again, because a source has changed since.
     judge_at: Option<Instant>,
     translation: translate::Policy,
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
@@ -128,8 +128,8 @@ impl Guarding {
         }
     }
 
-    /// Has the kernel brought in step with ledger and devices; the last order counts. Without a list of devices, what
-    /// is guarded stays so.
+    /// Orders the kernel to be brought in step with ledger and devices; the last order counts. Without a list of
+    /// devices, what is guarded stays so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let (Some(settings), Some(links)) = (&self.settings, &known.links) else {
@@ -169,7 +169,7 @@ impl Guarding {
         });
     }
 
-    /// A source has said something: it may be of an address that a Pod was granted.
+    /// A source has changed: this may concern an address that a Pod was granted.
     pub(super) fn doubt_grants(&mut self) {
         if let Some(judged) = self.judged {
             self.judge_at.get_or_insert(judged + JUDGE_EVERY);
@@ -290,8 +290,8 @@ fn do_work(
         warn!(pins = ?kept, "drift: pins of the guard were removed");
     }
     let counters = guard.counters()?;
-    // What a plugin writes after this look is not seen, so it is not taken for something that has no reason; what it
-    // has written before has its reason in the ledger, which it writes first.
+    // What a plugin writes after this look is not seen, so it is not taken for something without a reason; what it has
+    // written before has its reason in the ledger, which it writes first.
     let observed = guard.observe()?;
     let is_current = is_same(Reading::take(dirs)?.ledger.entries(), &order.entries);
     let outcome = match is_current {

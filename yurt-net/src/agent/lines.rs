@@ -1,4 +1,5 @@
-//! How many lines of the log others may cause: a log is on flash, and who is right and wrong in turns would fill it.
+//! How many lines of the log others may cause: a log is on flash, and an object that is right and wrong in turns would
+//! fill it.
 //!
 //! Pure: the time goes in. What is left out is counted, and `status` shows how things are at any time.
 

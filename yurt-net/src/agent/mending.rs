@@ -1,7 +1,7 @@
 //! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `tunnel::peers` says what is to
 //! be changed.
 //!
-//! A task of its own, which does little: once a second it looks at a map; at the entries only when somebody was heard
+//! A task of its own, which does little: it looks at a map once a second, and at the entries only when a peer was heard
 //! with another MAC than is known, and every half minute.
 
 use std::collections::BTreeMap;
@@ -27,7 +27,7 @@ use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};
 const LISTEN: Duration = Duration::from_secs(1);
 /// How often the entries are looked at anyway.
 const LOOK: Duration = Duration::from_secs(30);
-/// Pools change seldom, and all endpoints are looked at to find who is in one.
+/// Pools change seldom, and finding their members takes a look at all endpoints.
 const PEERS_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ pub(super) struct Mending {
     peers: watch::Sender<Vec<Peer>>,
     report: watch::Receiver<MenderReport>,
     task: JoinHandle<()>,
-    /// When the agent may look again who the peers are.
+    /// When the agent may look for the peers again.
     peers_at: Instant,
     /// The time of the next look.
     are_peers_due: bool,
@@ -94,7 +94,7 @@ impl Mending {
         }
     }
 
-    /// Looks who the peers are, where it is time, and passes that on, if it is new.
+    /// Looks for the peers, if it is time, and passes them on if they have changed.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let now = Instant::now();
         self.are_peers_due = now < self.peers_at;
@@ -126,7 +126,7 @@ struct Task {
     devices: Vec<String>,
     mender: Mender,
     entries: Option<Entries>,
-    /// Only while there is somebody to listen for.
+    /// Only while there are peers to listen for.
     listener: Option<Listener>,
     peers: watch::Receiver<Vec<Peer>>,
     reports: watch::Sender<MenderReport>,

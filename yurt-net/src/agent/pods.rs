@@ -1,5 +1,5 @@
-//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves what the
-//! plugins go by, and has addresses released whose Pods are gone.
+//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves settings
+//! for the plugins, and releases the addresses of deleted Pods.
 //!
 //! Nothing here keeps Services from being served: `status` shows what fails, and the next change or tick tries it
 //! again. Until a plugin has written a ledger, nothing is loaded and no Pod is probed.
@@ -51,7 +51,7 @@ pub(super) struct Pods {
 }
 
 impl Pods {
-    /// Starts to follow; what is there already is found by the first [`Self::read`].
+    /// Starts to follow; the first [`Self::read`] finds what is there already.
     pub(super) fn start(config: &AgentConfig) -> Result<Self, NodeError> {
         Ok(Self {
             dirs: config.place.ledger(),
@@ -89,7 +89,7 @@ impl Pods {
             };
             tokio::select! {
                 () = ledger => return,
-                // All of it is asked for again.
+                // Everything is requested again.
                 _late = self.follow.late() => return,
                 _late = self.read.late() => return,
                 _late = self.leave.late() => return,
@@ -112,8 +112,8 @@ impl Pods {
         }
     }
 
-    /// Reads the ledger; `None` where it cannot be read. Where the directory is this agent's, leaves there what plugins
-    /// go by.
+    /// Reads the ledger; `None`: it cannot be read. If the directory is this agent's, leaves the settings for plugins
+    /// there.
     pub(super) async fn read(&mut self, is_ours: bool) -> Option<Reading> {
         self.keep_watching().await;
         match self.ask_the_disk(is_ours).await {
@@ -142,8 +142,8 @@ impl Pods {
         listed.ok()
     }
 
-    /// Leaves what plugins go by where they look for it, whoever has taken it away or changed it since. Writes only
-    /// what differs, and nothing into another agent's directory, whose Pods are guarded by its settings. Beside it,
+    /// Leaves the settings for plugins in their place, even if another process has removed or changed them since.
+    /// Writes only what differs, and nothing into another agent's directory, whose settings guard its own Pods. Also
     /// reads the ledger.
     async fn ask_the_disk(&mut self, is_ours: bool) -> Result<Reading, String> {
         let settings = self.settings.clone();
@@ -197,13 +197,13 @@ impl Pods {
         if is_known {
             return Some(address);
         }
-        // Who cannot look says what it would say without.
+        // If the devices cannot be looked at, the ledger alone decides.
         let is_near = self.links.leads_to_pods(address).await.unwrap_or_default();
         is_near.then_some(address)
     }
 
-    /// Has what is kept for deleted Pods released, where the cloud's present word says so. The disk is waited for
-    /// elsewhere.
+    /// Releases the addresses that are kept for deleted Pods, if the cloud's present word has no such Pods. Another
+    /// thread waits for the disk.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let (None, Some(age), Some(snapshot)) = (&self.releasing, facts.pods_age, facts.snapshot)
         else {

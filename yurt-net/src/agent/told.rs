@@ -1,5 +1,5 @@
-//! What the log and the status say of a table: objects that are wrong, Service ports that have no room, ClusterIPs that
-//! are left alone.
+//! What the log and the status report about a table: objects that are wrong, Service ports that have no room,
+//! ClusterIPs that are left alone.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::observe::status::{DoesNotFit, LeftAlone, RefusedService, Status};
 use crate::plan::Refused;
 use crate::table::ServiceTable;
 
-/// What was said last.
+/// What was reported last.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     refused: DoesNotFit,
@@ -119,7 +119,7 @@ impl Told {
     }
 }
 
-/// Whatever is wrong with it.
+/// Everything that is wrong with it.
 fn object(rejection: &Rejection) -> String {
     let Rejection {
         kind,

@@ -1,9 +1,8 @@
 //! Translation, brought in step with the ledger in a thread of its own: programs on devices and routes take the kernel
 //! a while.
-//!
-//! Only the agent translates: a Pod that a plugin has just made appears with the address that it has until the agent
-//! has heard of it, some milliseconds later. What is translated stays so without an agent, and is left alone where an
-//! agent cannot know better.
+//! Only the agent translates: a Pod that a plugin has just made appears with its new address until the agent learns of
+//! it, some milliseconds later. Translation goes on without an agent, and is left as it is while an agent cannot know
+//! better.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -23,7 +22,7 @@ use crate::node::routes::Routes;
 use crate::observe::status::Status;
 use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
 
-/// One order: what is to be judged.
+/// One order: the inputs of a judgement.
 #[derive(Debug)]
 struct Order {
     pods: Vec<Candidate>,
@@ -52,7 +51,7 @@ pub(super) struct Translating {
     has_looked: bool,
     /// By device, the addresses that its Pod appears with.
     translated: BTreeMap<u32, Vec<IpAddr>>,
-    /// What annotations say that cannot be read, and what cannot be kept.
+    /// Annotations that cannot be read, and addresses that cannot be kept.
     misread: Complaints,
     refused: Complaints,
     problem: Problem,
@@ -81,8 +80,8 @@ impl Translating {
         }
     }
 
-    /// Has the kernel brought in step with what the ledger and the Pods say. Without a list of devices there is none
-    /// that could be translated: what is, stays.
+    /// Orders the kernel to be brought in step with the ledger and the Pods. Without a list of devices nothing new can
+    /// be translated, and what is translated stays so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let Some(links) = &known.links else {

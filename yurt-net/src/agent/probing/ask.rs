@@ -58,7 +58,7 @@ async fn get(
 ) -> Result<(), Failure> {
     let request = request(at, path, headers)?;
     let answer = exchange(stream, request).await.map_err(|error| {
-        // The cause of a broken connection says more than the fact.
+        // The cause of a broken connection is more useful than the fact.
         match error.is_parse() || error.is_parse_too_large() {
             true => Failure::NotHttp,
             false => Failure::Http(error),
@@ -80,7 +80,7 @@ async fn exchange(
         .handshake(TokioIo::new(stream))
         .await?;
     let driven = async {
-        // How it ends is told to who waits for the answer.
+        // The task that waits for the answer learns how it ends.
         let _ended = connection.await;
         pending().await
     };

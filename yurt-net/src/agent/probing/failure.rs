@@ -8,22 +8,22 @@ use crate::error::chain;
 /// Why a Pod does not pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The connection, or what is said over it.
+    /// The connection, or the exchange over it.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// Too late.
+    /// There was no answer in time.
     #[error("no answer within {} s", .0.as_secs())]
     TimedOut(Duration),
-    /// An answer that says no.
+    /// An HTTP status that does not pass.
     #[error("status {0}")]
     Status(u16),
     /// The connection broke before the answer was here.
     #[error("{}", chain(.0))]
     Http(hyper::Error),
-    /// An answer in no language that was asked for.
+    /// An answer that is not HTTP.
     #[error("an answer that is not HTTP")]
     NotHttp,
-    /// Likewise, where gRPC was asked for.
+    /// An answer that is not HTTP/2, where gRPC was asked for.
     #[error("an answer that is not HTTP/2")]
     NotHttp2,
     /// The request cannot be written.
@@ -35,10 +35,10 @@ pub(super) enum Failure {
     /// HTTP/2, and not what a health check answers.
     #[error("an answer that is not gRPC")]
     NotGrpc,
-    /// The health check itself did not work.
+    /// The call of the health check failed.
     #[error("gRPC status {0}{hint}", hint = hint(*.0))]
     GrpcStatus(u32),
-    /// A health check that says no.
+    /// A health check that does not report SERVING.
     #[error("the health check says {0}")]
     NotServing(&'static str),
 }

@@ -1,7 +1,8 @@
-//! Asks the Pods of this node whether they answer, while nobody else tells: `pods::probe` says whom and when.
+//! Asks the Pods of this node whether they answer, while no other source knows: `pods::probe` says which Pods, and
+//! when.
 //!
-//! At most four at a time. While the node's own link is down nobody is asked and nobody is left out: who fails then may
-//! only fail to be reached. What was found before is forgotten.
+//! At most four at a time. While the node's own link is down no Pod is asked and no Pod is left out: a probe could fail
+//! only because the Pod cannot be reached. Earlier results are forgotten.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -25,7 +26,7 @@ mod grpc;
 
 const MOST_AT_A_TIME: usize = 4;
 
-/// Asks Pods, where the operator wants it.
+/// Asks Pods, if the operator wants it.
 pub(super) struct Probing {
     is_on: bool,
     /// Times of `prober` are since then.
@@ -37,7 +38,7 @@ pub(super) struct Probing {
 }
 
 impl Probing {
-    /// Asks nobody yet, and never does if it is not wanted.
+    /// Asks no Pod yet, and never does if the operator does not want it.
     pub(super) fn start(config: &AgentConfig) -> Self {
         Self {
             is_on: config.probes_endpoints,
@@ -49,7 +50,7 @@ impl Probing {
         }
     }
 
-    /// Asks when it is time, and waits until somebody fails or answers again. Cancel safe.
+    /// Asks when it is time, and waits until a Pod fails or answers again. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
             while self.running.len() < MOST_AT_A_TIME
@@ -66,7 +67,7 @@ impl Probing {
             tokio::select! {
                 () = sleep_until(next.unwrap_or(self.started)), if next.is_some() => {}
                 Some(done) = self.running.join_next(), if !self.running.is_empty() => {
-                    // One that panicked would have ended the agent.
+                    // A question that panicked would have ended the agent.
                     let Ok((check, outcome)) = done else { continue };
                     let outcome = outcome.map_err(|failure| failure.to_string());
                     let outcome = outcome.as_ref().map(|&()| ()).map_err(String::as_str);
@@ -98,8 +99,8 @@ impl Probing {
         self.is_on
     }
 
-    /// Takes up whom to ask, or leaves that to the source while it is fresh. While no link leads out of this node,
-    /// nobody is asked.
+    /// Takes up which Pods to ask, or leaves that to the source while it is fresh. While no link leads out of this
+    /// node, no Pod is asked.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let is_asked = self.is_on && !facts.freshness.is_fresh() && known.is_link_up();
@@ -109,7 +110,7 @@ impl Probing {
         }
     }
 
-    /// Asks these from now on, each for the backends that are its; those that were asked before go on as they were.
+    /// Asks these from now on, each for its own backends; those that were asked before go on as they were.
     fn ask_these(&mut self, wanted: BTreeMap<Check, BTreeSet<(SocketAddr, Protocol)>>) {
         if !self.is_asking {
             info!("the source is stale: Pods of this node are asked whether they answer");
@@ -120,12 +121,12 @@ impl Probing {
         self.prober.set(wanted, now, spread);
     }
 
-    /// Who does not answer.
+    /// The backends that do not answer.
     pub(super) fn failing(&self) -> Failing {
         self.prober.failing()
     }
 
-    /// Asks nobody any more, and forgets what was found.
+    /// Asks no Pod any more, and forgets the results.
     fn stop(&mut self) {
         if std::mem::take(&mut self.is_asking) {
             info!("Pods of this node are no longer asked whether they answer");

@@ -1,7 +1,7 @@
 //! The health check of gRPC (grpc.health.v1.Health/Check), as the kubelet asks it: HTTP/2 from the first byte, without
 //! TLS.
 //!
-//! A connection for each question, of which little is read.
+//! Each question has a connection of its own, of which little is read.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,7 +16,7 @@ use super::failure::Failure;
 
 /// A frame with a status takes seven bytes.
 const MOST_READ: usize = 256;
-/// What the server may send before it is known that it is too much, bytes.
+/// Bytes that the server may send before the agent knows that they are too many.
 const WINDOW: u32 = 1024;
 /// Of the headers, and of the trailers, which may hold a message; bytes.
 const MOST_HEADERS: u32 = 8 * 1024;
@@ -47,7 +47,7 @@ pub(super) async fn check_health(
         .max_header_list_size(MOST_HEADERS)
         .handshake(stream)
         .await?;
-    // The connection says goodbye and ends once nobody asks over it any more. Its errors are those of the call, too.
+    // The connection says goodbye and ends once no call uses it any more. Its errors are those of the call, too.
     let (outcome, _connection) = tokio::join!(call(sender, at, service), connection);
     outcome
 }
@@ -120,7 +120,7 @@ fn framed(message: &[u8]) -> Vec<u8> {
     [&[0], &length.to_be_bytes()[..], message].concat()
 }
 
-/// The one message of an answer. It is not compressed, for nobody has asked for that.
+/// The one message of an answer. It is not compressed, because the request did not ask for that.
 fn unframed(answer: &[u8]) -> Option<&[u8]> {
     let (&[0, length @ ..], message) = answer.split_first_chunk::<FRAME_HEAD>()? else {
         return None;
