@@ -68,8 +68,8 @@ impl<A: Family> Flows<A> for FlowMaps {
             Some(flow) => flow,
             None => A::OPENING.get_ptr_mut(key)?,
         };
-        // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: single words, whose last writer may
-        // win. An entry may be another's by now: that costs one packet.
+        // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: single words,
+        // whose last writer may win. An entry may be another's by now: that costs one packet.
         let flow = unsafe { &mut *flow };
         Some(Found {
             flow,

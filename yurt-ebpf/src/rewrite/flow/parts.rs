@@ -1,8 +1,9 @@
 //! Fragments of a datagram: only the first one has ports, and the others follow it.
 //!
-//! What was done to the first one's address is remembered for as long as hosts wait for the others, among the flows that are opening. One
-//! that comes before the first, or much later, goes on as it is: nothing is held back. Where several clients are masqueraded, two that use one
-//! identification at the same moment could be mixed up; checksums tell, as they do of a host that counts around.
+//! What was done to the first one's address is remembered for as long as hosts wait for the others, among the flows
+//! that are opening. One that comes before the first, or much later, goes on as it is: nothing is held back. Where
+//! several clients are masqueraded, two that use one identification at the same moment could be mixed up; checksums
+//! tell, as they do of a host that counts around.
 #![expect(
     clippy::cast_possible_truncation,
     reason = "offsets in packets are small"
@@ -31,8 +32,8 @@ fn make_common<A: Address>(key: &mut FlowKey<A>, ip: &Ip, side: Side) {
     };
 }
 
-/// Notes whether a packet is a first fragment, before it changes. Its addresses are in `scratch.key`: to copy them from there takes
-/// no room on a stack that is nearly full.
+/// Notes whether a packet is a first fragment, before it changes. Its addresses are in `scratch.key`: to copy them from
+/// there takes no room on a stack that is nearly full.
 #[inline(always)]
 pub(super) fn look<A: Address>(ip: &Ip, side: Side, scratch: &mut Scratch<A>) {
     scratch.first_part_at = 0;

@@ -33,8 +33,8 @@ pub struct SourceStatus {
     pub provenance: Origin,
     /// It is the cloud's present word, and not a cache's.
     pub is_fresh: bool,
-    /// Seconds since the source in charge was last heard from, or since the checkpoint was true: at least as many as the
-    /// agent runs.
+    /// Seconds since the source in charge was last heard from, or since the checkpoint was true: at least as many as
+    /// the agent runs.
     pub age_seconds: u64,
     /// The sources that are followed, in order of preference.
     pub sources: Vec<FollowedSource>,

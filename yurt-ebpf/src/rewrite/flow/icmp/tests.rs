@@ -219,8 +219,8 @@ fn an_error_does_not_keep_a_flow_alive() {
 }
 
 proptest! {
-    /// Wherever an error arises, about whichever packet of whichever flow: it comes to the one who has sent that packet, and holds it as
-    /// it was sent.
+    /// Wherever an error arises, about whichever packet of whichever flow: it comes to the one who has sent that
+    /// packet, and holds it as it was sent.
     #[test]
     fn who_is_told_of_an_error_has_sent_the_packet_in_it(
         flows in proptest::collection::vec((0..3_u16, 0..2_usize, any::<bool>()), 1..8),
