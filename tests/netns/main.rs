@@ -19,6 +19,7 @@ mod frontends;
 mod golden;
 mod guard;
 mod icmp;
+mod inside;
 mod kernel;
 mod metrics;
 mod namespaces;

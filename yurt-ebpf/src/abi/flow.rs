@@ -75,6 +75,8 @@ pub type Flow6 = Flow<[u8; 16]>;
 pub const FLOW_IS_ANSWERED: u32 = 1;
 /// [`Flow::state`]: a FIN or RST of TCP was seen here.
 pub const FLOW_IS_CLOSING: u32 = 2;
+/// [`Flow::state`]: the client is a Pod of this node. It is seen by its own address wherever the backend is, but by itself.
+pub const FLOW_IS_INSIDE: u32 = 4;
 
 /// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so is a
 /// connection that nobody has answered.
@@ -84,10 +86,10 @@ pub const FLOW_CLOSED_S: u32 = 10;
 /// Fragments follow the first one for so many seconds, as long as hosts wait for all of a packet (`net.ipv4.ipfrag_time`).
 pub const FLOW_PART_S: u32 = 30;
 
-/// Entries of `yurt_edge`: more devices that lead outside than any node has.
-pub const EDGES: u32 = 64;
+/// Entries of `yurt_edge`: more devices that lead outside, and to Pods, than any node has.
+pub const EDGES: u32 = 1024;
 
-/// Value of `yurt_edge`, by the index of a device that leads outside: this node's addresses on it, zero where it has none.
+/// Value of `yurt_edge`, by the index of a device that leads outside or to a Pod: this node's addresses on it, zero where it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct EdgeRow {
@@ -95,8 +97,8 @@ pub struct EdgeRow {
     pub addr6: [u8; 16],
     /// See `addr6`.
     pub addr4: [u8; 4],
-    /// Zero.
-    pub pad: [u8; 4],
+    /// 1 if the device leads to a Pod of this node, else 0.
+    pub is_pods: u32,
 }
 
 /// Entries of `yurt_edge_more`, the programs that others of the packet path go on with: more than there are.
@@ -114,6 +116,10 @@ pub const STAGE_ERROR_IN: u32 = 2;
 pub const STAGE_ERROR_OUT: u32 = 3;
 /// Answers a packet that is refused, and is counted already, where it came from.
 pub const STAGE_REFUSES: u32 = 4;
+/// [`STAGE_OPENS4`] for a packet that came in from a Pod of this node.
+pub const STAGE_POD_OPENS4: u32 = 8;
+/// The same for IPv6.
+pub const STAGE_POD_OPENS6: u32 = 9;
 
 /// Index into `yurt_pk_count`: what was done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,10 +22,11 @@ pub use self::address::{Mac, Prefix4, Prefix6, mapped};
 pub(crate) use self::address::{Words, bytes, mapped_words, words};
 pub use self::affinity::{Affinity, Affinity4, Affinity6, AffinityKey, LastBackend};
 pub use self::flow::{
-    EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING,
+    EDGES, EdgeRow, FLOW_CLOSED_S, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_IS_INSIDE,
     FLOW_MASQUERADED, FLOW_PART_ARRIVING, FLOW_PART_LEAVING, FLOW_PART_S, FLOW_QUIET_S,
     FLOW_SERVED, Flow, Flow4, Flow6, FlowKey, FlowKey4, FlowKey6, HANDLED, HANDLED_NAMES, Handled,
-    PACKET_ABI, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_REFUSES, STAGES,
+    PACKET_ABI, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_POD_OPENS4,
+    STAGE_POD_OPENS6, STAGE_REFUSES, STAGES,
 };
 pub use self::guard::{
     GUARD_ABI, GUARD_AUDIT, GUARD_ENFORCE, GUARD_MACS, GUARD_PLAIN, GUARD_PREFIXES, GuardRow,
@@ -119,7 +120,7 @@ pods! {
     Flow4: 32 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
     Flow6: 56 { to, node, to_port_be, node_port_be, ifindex, service, state, last_s, expected }
     Refused: 8 { second, count }
-    EdgeRow: 24 { addr6, addr4, pad }
+    EdgeRow: 24 { addr6, addr4, is_pods }
     VtepKey: 24 { underlay, vni, port_be, pad }
     VtepSeen: 40 { known, other, known_frames, other_frames, others }
 }

@@ -1,5 +1,6 @@
 //! The maps of the packet path.
 
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
@@ -8,7 +9,7 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::rewrite::flow::Scratch;
 
-/// Flows of IPv4 clients outside that are up; the entries that were quiet for longest make room.
+/// Flows of IPv4 that are up; the entries that were quiet for longest make room.
 #[map(name = "yurt_flow4")]
 pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(32768, 0);
 /// See `FLOW4`.
@@ -20,14 +21,14 @@ pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entr
 /// See `OPEN4`.
 #[map(name = "yurt_open6")]
 pub(crate) static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
-/// Index of a device that leads outside -> this node's addresses there.
+/// Index of a device that leads outside or to a Pod -> this node's addresses there.
 #[map(name = "yurt_edge")]
-pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, 0);
+pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, BPF_F_NO_PREALLOC);
 /// What was done with packets, by `Handled`.
 #[map(name = "yurt_pk_count")]
 pub(crate) static HANDLED_COUNT: PerCpuArray<u64> = PerCpuArray::with_max_entries(HANDLED, 0);
 
-/// Host outside -> how often it was refused something of late.
+/// Host or Pod -> how often it was refused something of late.
 #[map(name = "yurt_refused")]
 pub(crate) static REFUSED: LruHashMap<[u8; 16], Refused> =
     LruHashMap::with_max_entries(REFUSED_HOSTS, 0);

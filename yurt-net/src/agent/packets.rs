@@ -2,7 +2,7 @@
 //!
 //! What is loaded goes on without an agent. A device that comes while there is none is taken up by the next one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use tracing::{info, warn};
@@ -14,7 +14,7 @@ use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::packet::{PacketCounters, PacketOptions, Packets as Kernel};
 use crate::dataplane::ports::ReservedPorts;
-use crate::edge::{EdgeImage, compile};
+use crate::edge::{EdgeImage, Patterns, compile};
 use crate::error::{chain, distinct};
 use crate::observe::status::{PacketPath, Status};
 
@@ -22,21 +22,22 @@ use crate::observe::status::{PacketPath, Status};
 #[derive(Debug, Default)]
 struct Work {
     counters: Option<PacketCounters>,
-    served: Vec<u32>,
+    /// Devices with their programs.
+    served: BTreeSet<u32>,
     failures: Vec<DataplaneError>,
 }
 
-/// Serves packets from outside, where the operator wants that.
+/// Serves packets from outside and of Pods, where the operator wants that.
 pub(super) struct Packets {
     bpffs: PathBuf,
     options: Option<PacketOptions>,
-    /// Patterns of the names of devices that lead outside.
-    devices: Vec<String>,
+    devices: Patterns,
     worker: Worker<Kernel, EdgeImage, Result<Work, DataplaneError>>,
     counters: Option<PacketCounters>,
     /// Once, for what an earlier agent has left where no pin of it is seen.
     has_looked: bool,
-    served: Vec<u32>,
+    served: BTreeSet<u32>,
+    mistaken: Problem,
     problem: Problem,
 }
 
@@ -63,8 +64,9 @@ impl Packets {
             }),
             counters: None,
             has_looked: false,
-            served: Vec::new(),
-            problem: Problem::of("packets from outside are not served as they should be"),
+            served: BTreeSet::new(),
+            mistaken: Problem::of("--edge-device"),
+            problem: Problem::of("packets are not served as they should be"),
             bpffs,
         }
     }
@@ -82,7 +84,16 @@ impl Packets {
     /// Has the kernel brought in step with what there is. Without a list of devices, those that are served stay so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let wanted = match (&self.options, &facts.known.links) {
-            (Some(_), Some(links)) => compile(links, &self.devices),
+            (Some(_), Some(links)) => {
+                let mistaken = self.devices.mistaken(links);
+                self.mistaken.set((!mistaken.is_empty()).then(|| {
+                    format!(
+                        "{} lead to Pods, and not outside: name other devices with --edge-device, or those of Pods with --device",
+                        mistaken.join(", ")
+                    )
+                }));
+                compile(links, &self.devices)
+            }
             (Some(_), None) => return,
             (None, _) => EdgeImage::default(),
         };
@@ -96,10 +107,7 @@ impl Packets {
         let problem = match self.worker.done().await {
             Ok(Ok(work)) => {
                 if work.served != self.served {
-                    info!(
-                        devices = work.served.len(),
-                        "packets from outside are served"
-                    );
+                    info!(devices = work.served.len(), "packets are served");
                 }
                 self.counters = work.counters;
                 self.served = work.served;
@@ -119,8 +127,11 @@ impl Packets {
         let counts = counts.and_then(Result::ok).unwrap_or_default();
         let links = facts.known.links.iter().flatten();
         let served = links.filter(|link| self.served.contains(&link.ifindex));
+        let (pods, edges): (Vec<_>, Vec<_>) =
+            served.partition(|link| self.devices.lead_to_pod(link));
         status.packet_path = self.is_on().then(|| PacketPath {
-            devices: served.map(|link| link.name.clone()).collect(),
+            devices: edges.into_iter().map(|link| link.name.clone()).collect(),
+            pods: pods.len(),
             packets: counts
                 .into_iter()
                 .map(|(what, count)| (what.to_owned(), count))
@@ -129,7 +140,7 @@ impl Packets {
                 let (first, count) = options.ports;
                 format!("{first}-{}", first.saturating_add(count - 1))
             }),
-            problem: self.problem.get().cloned(),
+            problem: (self.problem.get().or(self.mistaken.get())).cloned(),
             ..PacketPath::default()
         });
     }
@@ -176,11 +187,9 @@ fn do_work(
         kernel.remove()?;
         return Ok((None, Work::default()));
     }
-    let now = kernel.observe()?;
-    let served = wanted.rows.keys().copied();
     let work = Work {
         counters: Some(kernel.counters()?),
-        served: served.filter(|ifindex| now.is_complete(*ifindex)).collect(),
+        served: kernel.observe()?.complete(wanted),
         failures,
     };
     Ok((Some(kernel), work))

@@ -10,6 +10,7 @@ use super::links::PATIENCE;
 use crate::config::Place;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::live::{Verdict, devices, try_packet};
+use crate::device::Link;
 use crate::error::chain;
 use crate::explain::verdict::Dial;
 use crate::node::{LinkWatch, NodeError};
@@ -79,12 +80,18 @@ pub(super) async fn live(
         Ok(Err(error)) => return refused(chain(&error)),
         Err(_elapsed) => return refused("the kernel does not list its devices".to_owned()),
     };
-    if is_pod || links.iter().any(|link| link.addresses.contains(&from)) {
+    let is_here = is_pod || links.iter().any(|link| link.addresses.contains(&from));
+    if is_here && (!is_pod || device.is_none()) {
         return refused(format!(
-            "{from} is on this node: what it dials is decided at its socket, and not by a packet that comes in"
+            "{from} is on this node: what it dials is decided at its socket, and not by a packet that comes in. Of a Pod that bypasses \
+             its socket, name the device with --device"
         ));
     }
-    let mut candidates = links.iter().filter(|link| served.contains(&link.ifindex));
+    let place_of = |link: &Link| {
+        let mut served = served.iter();
+        served.find(|one| one.ifindex == link.ifindex && one.is_pods == is_pod)
+    };
+    let mut candidates = links.iter().filter(|link| place_of(link).is_some());
     let found = match device {
         Some(name) => candidates.find(|link| link.name == name),
         None => {
@@ -92,9 +99,9 @@ pub(super) async fn live(
             candidates.find(|link| link.is_uplink).or(first)
         }
     };
-    let Some(link) = found else {
+    let Some((link, served)) = found.and_then(|link| Some((link, *place_of(link)?))) else {
         return refused(format!(
-            "packets are served at no device {}: `yurt-net status` lists those",
+            "packets from {from} are served at no device {}: `yurt-net status` lists those that lead outside",
             device.unwrap_or("that is there")
         ));
     };
@@ -105,7 +112,7 @@ pub(super) async fn live(
         ));
     };
     let protocol = dial.protocol.number();
-    let tried = try_packet(&place.bpffs, (link.ifindex, mac), from, to, protocol)?;
+    let tried = try_packet(&place.bpffs, (served, mac), from, to, protocol)?;
     let verdict = match tried.verdict {
         Verdict::GoesOn if tried.to == Some(to) => "pass".to_owned(),
         Verdict::GoesOn => "forward".to_owned(),

@@ -9,6 +9,7 @@ use crate::cni::install::Directories;
 use crate::cni::install::files::Cni;
 use crate::dataplane::packet::PacketOptions;
 use crate::dataplane::service::SocketLb;
+use crate::edge::Patterns;
 use crate::plan::Capacity;
 use crate::pods::guard::ExtraPolicy;
 use crate::pods::settings::GuardSettings;
@@ -18,13 +19,13 @@ use crate::source::SourceSpec;
 use crate::source::kube::Scope;
 use crate::tunnel::Kind;
 
-/// How packets from outside are served.
+/// How packets are served.
 #[derive(Clone, Debug)]
 pub struct PacketConfig {
     /// Sizes and ports.
     pub options: PacketOptions,
-    /// Patterns of the names of devices that lead outside; empty: the agent finds them.
-    pub devices: Vec<String>,
+    /// Devices that lead outside, and those of Pods.
+    pub devices: Patterns,
 }
 
 /// All that `run` needs to know.

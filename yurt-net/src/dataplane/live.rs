@@ -24,7 +24,8 @@ use super::flows::{FlowTables, PacketFlow, Stage};
 use super::packet::FEATURE;
 use super::sys::{self, possible_cpus};
 
-const PROGRAM: &str = "yurt_edge_in";
+/// At a device that leads outside, and at one of a Pod.
+const PROGRAMS: [&str; 2] = ["yurt_edge_in", "yurt_pod_in"];
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
 /// `TC_ACT_REDIRECT`.
@@ -49,29 +50,42 @@ pub enum Verdict {
     GoesOn,
     /// It is dropped.
     Dropped,
-    /// It is sent out by a device at once: an answer, or on its way to a Pod.
+    /// It is sent out by a device at once: it is refused.
     Redirected,
     /// Something that ours never return.
     Unknown(u32),
 }
 
-/// Whether packets are served here: without a pinned program nothing can be tried.
-pub fn devices(bpffs: &Path) -> Result<Vec<u32>, DataplaneError> {
+/// A device where packets are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// Its index.
+    pub ifindex: u32,
+    /// It leads to a Pod of this node, else outside.
+    pub is_pods: bool,
+}
+
+/// The devices where packets are served: without a pinned program nothing can be tried.
+pub fn devices(bpffs: &Path) -> Result<Vec<Served>, DataplaneError> {
     let pins = directory(bpffs, FEATURE, PACKET_ABI);
-    if !pins.join(PROGRAM).exists() {
+    if !PROGRAMS.iter().all(|program| pins.join(program).exists()) {
         return Ok(Vec::new());
     }
     let map = open_map(&pins, "yurt_edge")?;
     let rows: Vec<(u32, abi::EdgeRow)> =
         sys::map_entries(map.as_fd()).map_err(on_map("read", "yurt_edge"))?;
-    Ok(rows.into_iter().map(|(ifindex, _)| ifindex).collect())
+    let served = rows.into_iter().map(|(ifindex, row)| Served {
+        ifindex,
+        is_pods: row.is_pods != 0,
+    });
+    Ok(served.collect())
 }
 
 /// Has a first packet of `client` to `to` come in by a device with this link-layer address. The addresses are of one
 /// family.
 pub fn try_packet(
     bpffs: &Path,
-    (ifindex, mac): (u32, [u8; 6]),
+    (Served { ifindex, is_pods }, mac): (Served, [u8; 6]),
     client: IpAddr,
     to: SocketAddr,
     protocol: u8,
@@ -80,8 +94,9 @@ pub fn try_packet(
     let before = counts(&pins)?;
     let memory = Remembered::of(bpffs, client)?;
     let frame = first_packet(mac, client, to, protocol);
-    let run = sys::run_on_frame(&pins.join(PROGRAM), ifindex, &frame);
-    let (verdict, out) = run.map_err(on_program("run", PROGRAM))?;
+    let program = PROGRAMS[usize::from(is_pods)];
+    let run = sys::run_on_frame(&pins.join(program), ifindex, &frame);
+    let (verdict, out) = run.map_err(on_program("run", program))?;
     let after = counts(&pins)?;
     let led_to = destination(&out).filter(|_| verdict != SHOT && verdict != REDIRECT);
     if let (Some(backend), Some(tables)) = (led_to, FlowTables::open(bpffs)?) {

@@ -4,13 +4,14 @@
 //! <bpffs>/yurt-net/packet-v1/     locked (flock) while it is loaded into; by its ABI
 //!     yurt_flow4, yurt_flow6      flows that are up: they survive agents
 //!     yurt_open4, yurt_open6      flows that are opening
-//!     yurt_edge                   the devices that lead outside, and this node's addresses there
+//!     yurt_edge                   the devices that lead outside or to Pods, and this node's addresses there
 //!     yurt_pk_count               what was done
 //!     yurt_refused                hosts that were refused something of late
 //!     yurt_edge_more              the programs that decide on first packets: those below call them. Without a pin or a
 //!                                 descriptor the kernel empties it, and first packets are dropped
 //!     yurt_pk_work4, _work6       what is looked up for the packet at hand
-//!     yurt_edge_in, _out          the programs: what comes in, what leaves
+//!     yurt_edge_in, _out          the programs at devices that lead outside: what comes in, what leaves
+//!     yurt_pod_in, _out           those at devices of Pods: what a Pod sends, what goes to it
 //! ```
 //!
 //! The programs read the table of Services, so they are loaded against its pins.
@@ -80,15 +81,20 @@ struct Program {
 
 impl Program {
     fn on(&self, direction: Direction) -> TcProgram<'_> {
+        let (hook, after): (_, &[&str]) = match direction {
+            Direction::Arriving => (Hook::Ingress, &[]),
+            Direction::Leaving => (Hook::Egress, &[]),
+            // What the Pod itself has sent, where the guard lets it through.
+            Direction::FromPod => (Hook::Ingress, &[hooks::GUARD.0]),
+            // Flows have the Pod's own address, and not one that it is translated from.
+            Direction::ToPod => (Hook::Egress, &[hooks::TRANSLATE[0].0]),
+        };
         TcProgram {
             name: self.name,
             id: self.id,
-            hook: match direction {
-                Direction::Arriving => Hook::Ingress,
-                Direction::Leaving => Hook::Egress,
-            },
+            hook,
             fd: self.fd.as_fd(),
-            after: None,
+            after,
         }
     }
 }
@@ -119,10 +125,13 @@ impl Packets {
                 .map_err(on_map("write", "yurt_edge_more"))?;
         }
         let mut programs = BTreeMap::new();
-        for (direction, loaded) in [Direction::Arriving, Direction::Leaving]
-            .into_iter()
-            .zip(on_devices)
-        {
+        let directions = [
+            Direction::Arriving,
+            Direction::Leaving,
+            Direction::FromPod,
+            Direction::ToPod,
+        ];
+        for (direction, loaded) in directions.into_iter().zip(on_devices) {
             pins.pin(&loaded)?;
             let LoadedProgram { name, id, fd, .. } = loaded;
             programs.insert(direction, Program { name, id, fd });
@@ -259,12 +268,13 @@ fn encode(row: &EdgeRow) -> abi::EdgeRow {
     abi::EdgeRow {
         addr6: row.v6.map(|address| address.octets()).unwrap_or_default(),
         addr4: row.v4.map(|address| address.octets()).unwrap_or_default(),
-        pad: [0; 4],
+        is_pods: u32::from(row.is_pods),
     }
 }
 
 fn decode(row: &abi::EdgeRow) -> EdgeRow {
     EdgeRow {
+        is_pods: row.is_pods != 0,
         v4: (row.addr4 != [0; 4]).then(|| row.addr4.into()),
         v6: (row.addr6 != [0; 16]).then(|| row.addr6.into()),
     }
@@ -279,8 +289,10 @@ mod tests {
         let v4 = Some("192.0.2.11".parse().unwrap());
         let v6 = Some("2001:db8::11".parse().unwrap());
         for (v4, v6) in [(v4, v6), (v4, None), (None, v6), (None, None)] {
-            let row = EdgeRow { v4, v6 };
-            assert_eq!(decode(&encode(&row)), row);
+            for is_pods in [false, true] {
+                let row = EdgeRow { is_pods, v4, v6 };
+                assert_eq!(decode(&encode(&row)), row);
+            }
         }
     }
 }

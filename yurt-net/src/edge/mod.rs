@@ -1,8 +1,9 @@
-//! The packet path's side of the node: which devices lead outside, which address stands for clients there, and the writes that put the
-//! programs in place.
+//! The packet path's side of the node: which devices lead outside and which to Pods, which address stands for clients there, and the
+//! writes that put the programs in place.
 //!
 //! Pure. A device leads outside where clients or Pods of other nodes can be behind it: one with a default route, hardware with an
-//! address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond, and Raven's never do.
+//! address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond, and Raven's never do, however they
+//! are named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,24 +18,38 @@ const LIKE_HARDWARE: [&str; 5] = ["", "vlan", "bond", "team", "macvlan"];
 /// This node's addresses on a device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EdgeRow {
+    /// The device leads to a Pod of this node, else outside.
+    pub is_pods: bool,
     /// What backends behind it take for the address of masqueraded clients; `None`: there are none to be served there.
     pub v4: Option<Ipv4Addr>,
     /// See `v4`.
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Which of the two programs.
+/// Which of the programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
-    /// What comes in.
+    /// What comes in from outside.
     Arriving,
     /// What leaves.
     Leaving,
+    /// What a Pod sends.
+    FromPod,
+    /// What goes to a Pod.
+    ToPod,
 }
 
 impl Direction {
-    /// Both. Answers are let out before questions are let in.
-    pub const BOTH: [Self; 2] = [Self::Leaving, Self::Arriving];
+    /// All. Answers are let out before questions are let in.
+    pub const ALL: [Self; 4] = [Self::Leaving, Self::ToPod, Self::Arriving, Self::FromPod];
+
+    /// The two of a device.
+    fn both(row: &EdgeRow) -> [Self; 2] {
+        match row.is_pods {
+            true => [Self::ToPod, Self::FromPod],
+            false => [Self::Leaving, Self::Arriving],
+        }
+    }
 }
 
 /// All that the kernel holds of it, or should.
@@ -49,10 +64,13 @@ pub struct EdgeImage {
 }
 
 impl EdgeImage {
-    /// Both programs are on this device.
-    pub fn is_complete(&self, ifindex: u32) -> bool {
-        let mut both = Direction::BOTH.into_iter();
-        both.all(|direction| self.attached.contains(&(direction, ifindex)))
+    /// The devices whose programs are there, of those that have a row in `wanted`.
+    pub fn complete(&self, wanted: &Self) -> BTreeSet<u32> {
+        let rows = wanted.rows.iter().filter(|(ifindex, row)| {
+            let mut both = Direction::both(row).into_iter();
+            both.all(|direction| self.attached.contains(&(direction, **ifindex)))
+        });
+        rows.map(|(ifindex, _)| *ifindex).collect()
     }
 }
 
@@ -69,13 +87,37 @@ pub enum EdgeOp {
     DeleteRow(u32),
 }
 
-/// Whether a device leads outside. `patterns` are those of the names of devices that do, with `*` and `?`; empty: see the module.
-fn leads_outside(link: &Link, patterns: &[String]) -> bool {
-    if link.is_untouched() {
+/// Patterns of the names of devices, with `*` and `?`.
+#[derive(Clone, Debug, Default)]
+pub struct Patterns {
+    /// Of those that lead outside; empty: see the module.
+    pub edges: Vec<String>,
+    /// Of those that lead to Pods; empty: see [`Link::leads_to_pod`].
+    pub pods: Vec<String>,
+}
+
+impl Patterns {
+    /// Whether a device leads to a Pod. One that the default route leads out of never does.
+    pub fn lead_to_pod(&self, link: &Link) -> bool {
+        link.leads_to_pod(&self.pods) && !link.is_uplink
+    }
+
+    /// The names of devices that are said to lead outside, and lead to Pods.
+    pub fn mistaken<'a>(&self, links: &'a [Link]) -> Vec<&'a str> {
+        let mistaken = links.iter().filter(|link| {
+            !self.edges.is_empty() && link.is_named(&self.edges) && self.lead_to_pod(link)
+        });
+        mistaken.map(|link| &*link.name).collect()
+    }
+}
+
+/// Whether a device leads outside.
+fn leads_outside(link: &Link, patterns: &Patterns) -> bool {
+    if link.is_untouched() || patterns.lead_to_pod(link) {
         return false;
     }
-    if !patterns.is_empty() {
-        return link.is_named(patterns);
+    if !patterns.edges.is_empty() {
+        return link.is_named(&patterns.edges);
     }
     let is_part = link.controller.is_some();
     let is_tunnel = TUNNELS.contains(&link.kind.as_str());
@@ -85,11 +127,14 @@ fn leads_outside(link: &Link, patterns: &[String]) -> bool {
 }
 
 /// What there should be.
-pub fn compile(links: &[Link], patterns: &[String]) -> EdgeImage {
+pub fn compile(links: &[Link], patterns: &Patterns) -> EdgeImage {
     let edges = links.iter().filter(|link| leads_outside(link, patterns));
-    let rows: BTreeMap<u32, EdgeRow> = edges.map(|link| (link.ifindex, row(link))).collect();
-    let attached = rows.keys().flat_map(|ifindex| {
-        let both = Direction::BOTH.into_iter();
+    let mut rows: BTreeMap<u32, EdgeRow> = edges.map(|link| (link.ifindex, row(link))).collect();
+    let outside: Vec<EdgeRow> = rows.values().copied().collect();
+    let pods = links.iter().filter(|link| patterns.lead_to_pod(link));
+    rows.extend(pods.map(|link| (link.ifindex, gateway(link, links, &outside))));
+    let attached = rows.iter().flat_map(|(ifindex, row)| {
+        let both = Direction::both(row).into_iter();
         both.map(|direction| (direction, *ifindex))
     });
     EdgeImage {
@@ -114,12 +159,31 @@ fn row(link: &Link) -> EdgeRow {
     row
 }
 
+/// What a Pod takes for the client where it is its own: this node's address on its device or on the bridge of that, else one that leads
+/// outside. The way to any of them is through the device.
+fn gateway(link: &Link, links: &[Link], outside: &[EdgeRow]) -> EdgeRow {
+    let bridge = links
+        .iter()
+        .find(|bridge| link.controller == Some(bridge.ifindex));
+    let rows = [Some(row(link)), bridge.map(row)];
+    let rows: Vec<EdgeRow> = rows.into_iter().flatten().collect();
+    let mut gateway = EdgeRow {
+        is_pods: true,
+        ..EdgeRow::default()
+    };
+    for row in rows.iter().chain(outside) {
+        gateway.v4 = gateway.v4.or(row.v4);
+        gateway.v6 = gateway.v6.or(row.v6);
+    }
+    gateway
+}
+
 /// The writes that lead from one to the other. A device has its addresses before its programs, and as long as they are there.
 pub fn plan(observed: &EdgeImage, wanted: &EdgeImage) -> Vec<EdgeOp> {
     let rows = wanted.rows.iter();
     let changed = rows.filter(|(ifindex, row)| observed.rows.get(ifindex) != Some(row));
     let puts = changed.map(|(ifindex, row)| EdgeOp::PutRow(*ifindex, *row));
-    let attaches = Direction::BOTH.into_iter().flat_map(|direction| {
+    let attaches = Direction::ALL.into_iter().flat_map(|direction| {
         let missing = wanted.attached.difference(&observed.attached);
         let missing = missing.filter(move |(which, _)| *which == direction);
         missing.map(|(direction, ifindex)| EdgeOp::Attach(*direction, *ifindex))
@@ -178,23 +242,76 @@ mod tests {
 
     #[test]
     fn uplinks_hardware_with_addresses_and_tunnels_lead_outside_and_nothing_else() {
-        let image = compile(&node(), &[]);
-        assert_eq!(image.rows.keys().copied().collect::<Vec<_>>(), [2, 5, 9]);
+        let image = compile(&node(), &Patterns::default());
+        assert_eq!(outside(&image), [2, 5, 9]);
         assert_eq!(
             image.rows[&2],
             EdgeRow {
+                is_pods: false,
                 v4: Some(Ipv4Addr::new(192, 0, 2, 11)),
                 v6: Some("2001:db8::11".parse().unwrap()),
             }
         );
         assert_eq!(image.rows[&9].v6, None);
-        let named = compile(&node(), &["wwan*".to_owned(), "raven*".to_owned()]);
-        assert_eq!(named.rows.keys().copied().collect::<Vec<_>>(), [8]);
+        let named = compile(&node(), &named(&["wwan*", "raven*"]));
+        assert_eq!(outside(&named), [8]);
+    }
+
+    #[test]
+    fn devices_of_pods_never_lead_outside_however_they_are_named() {
+        let patterns = named(&["eth0", "veth*"]);
+        let image = compile(&node(), &patterns);
+        assert_eq!(outside(&image), [2]);
+        assert_eq!(pods(&image), [4]);
+        assert_eq!(patterns.mistaken(&node()), ["vethab"]);
+        assert_eq!(Patterns::default().mistaken(&node()), [""; 0]);
+        let patterns = Patterns {
+            pods: vec!["eth*".to_owned(), "lo".to_owned()],
+            ..named(&["eth0"])
+        };
+        // A device with the default route is no Pod's, whatever the patterns.
+        assert_eq!(pods(&compile(&node(), &patterns)), [2, 6, 11]);
+    }
+
+    #[test]
+    fn a_pod_that_serves_itself_sees_its_gateway_or_else_any_address_of_this_node() {
+        let mut links = node();
+        let by_bridge = |links: &[Link]| {
+            let EdgeRow { v4, v6, is_pods } = compile(links, &Patterns::default()).rows[&4];
+            assert!(is_pods);
+            [v4.map(|v4| v4.to_string()), v6.map(|v6| v6.to_string())].map(Option::unwrap)
+        };
+        assert_eq!(by_bridge(&links), ["192.0.2.11", "2001:db8::11"]);
+        links[3].controller = Some(3);
+        assert_eq!(by_bridge(&links), ["10.244.1.1", "2001:db8::11"]);
+        links[3].addresses = vec!["169.254.1.1".parse().unwrap()];
+        assert_eq!(by_bridge(&links), ["169.254.1.1", "2001:db8::11"]);
+        links[3].addresses = vec!["fd00:244:1::1".parse().unwrap()];
+        assert_eq!(by_bridge(&links), ["10.244.1.1", "fd00:244:1::1"]);
+    }
+
+    fn named(edges: &[&str]) -> Patterns {
+        Patterns {
+            edges: edges.iter().map(|name| (*name).to_owned()).collect(),
+            pods: Vec::new(),
+        }
+    }
+
+    fn outside(image: &EdgeImage) -> Vec<u32> {
+        let rows = image.rows.iter().filter(|(_, row)| !row.is_pods);
+        rows.map(|(ifindex, _)| *ifindex).collect()
+    }
+
+    fn pods(image: &EdgeImage) -> Vec<u32> {
+        let rows = image.rows.iter().filter(|(_, row)| row.is_pods);
+        rows.map(|(ifindex, _)| *ifindex).collect()
     }
 
     #[test]
     fn programs_come_after_the_addresses_of_their_device_and_go_before_them() {
-        let wanted = compile(&node(), &["eth0".to_owned()]);
+        let mut links = node();
+        links.retain(|link| link.name == "eth0");
+        let wanted = compile(&links, &named(&["eth0"]));
         let ops = plan(&EdgeImage::default(), &wanted);
         assert_eq!(
             ops,

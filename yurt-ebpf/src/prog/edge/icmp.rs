@@ -10,11 +10,11 @@ use yurt_ebpf::rewrite::flow::{Here as _, error_arriving, error_leaving};
 use yurt_ebpf::rewrite::refusal::refuse;
 
 use super::flows::{Family, FlowMaps};
-use super::{finish, protocol, start};
+use super::{OUTSIDE, finish, protocol, start};
 use crate::maps::packet::REFUSED;
 
-/// `skb->pkt_type` of a frame to this host alone.
-const PACKET_HOST: u32 = 0;
+/// `skb->pkt_type` of a frame to all, and to a group.
+const PACKET_TO_MANY: [u32; 2] = [1, 2];
 
 #[classifier]
 #[inline(always)]
@@ -51,7 +51,7 @@ fn come_in<A: Family>(ctx: &TcContext) -> i32 {
     let Some(scratch) = A::scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let (mut skb, here) = start::<A>(ctx);
+    let (mut skb, here) = start::<A, OUTSIDE>(ctx);
     finish(error_arriving(&mut skb, &mut FlowMaps, &here, scratch))
 }
 
@@ -60,7 +60,7 @@ fn leave<A: Family>(ctx: &TcContext) -> i32 {
     let Some(scratch) = A::scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let (mut skb, here) = start::<A>(ctx);
+    let (mut skb, here) = start::<A, OUTSIDE>(ctx);
     finish(error_leaving(&mut skb, &mut FlowMaps, &here, scratch))
 }
 
@@ -81,8 +81,9 @@ fn turn_back6(ctx: &TcContext) -> i32 {
 fn turn_back<A: Family>(ctx: &TcContext) -> i32 {
     // SAFETY: the context is valid while the program runs.
     let packet_type = unsafe { core::ptr::read_volatile(&raw const (*ctx.skb.skb).pkt_type) };
-    let (mut skb, here) = start::<A>(ctx);
-    if packet_type != PACKET_HOST {
+    let (mut skb, here) = start::<A, OUTSIDE>(ctx);
+    // A Pod's frames are for the bridge, which is another host to the device.
+    if PACKET_TO_MANY.contains(&packet_type) {
         return TC_ACT_SHOT;
     }
     match refuse(&mut skb, A::IS_V6, |host| is_told(host, here.now_s())) {

@@ -1,4 +1,5 @@
-//! The packet path at devices that lead outside: what comes in there for a Service, and what leaves there of one.
+//! The packet path at devices that lead outside, and at those of this node's Pods: what comes in there for a Service, and what leaves
+//! there of one. Both are the same code; what differs hangs on [`Here::IS_INSIDE`].
 //!
 //! What goes on does so with "no opinion" (`TC_ACT_UNSPEC`): the programs of others, netfilter and routing see every packet, as it will
 //! reach the backend.
@@ -21,7 +22,8 @@ use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 
 use yurt_ebpf::abi::{
-    HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6, STAGE_REFUSES,
+    HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6,
+    STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES,
 };
 use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
 use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
@@ -36,6 +38,11 @@ const PACKET_OTHERHOST: u32 = 3;
 /// The number of a VLAN in `skb->vlan_tci`. Number 0 is none: only a priority.
 const VLAN_ID: u32 = 0xfff;
 
+/// [`Here::IS_INSIDE`] of the programs at devices that lead outside.
+const OUTSIDE: bool = false;
+/// The same of those at devices of Pods.
+const INSIDE: bool = true;
+
 #[classifier]
 #[inline(always)]
 fn yurt_edge_in(ctx: TcContext) -> i32 {
@@ -45,8 +52,8 @@ fn yurt_edge_in(ctx: TcContext) -> i32 {
         return TC_ACT_UNSPEC;
     }
     match protocol(&ctx) {
-        Some(ETH_IPV4) => come_in::<[u8; 4]>(&ctx),
-        Some(ETH_IPV6) => come_in::<[u8; 16]>(&ctx),
+        Some(ETH_IPV4) => come_in::<[u8; 4], OUTSIDE>(&ctx),
+        Some(ETH_IPV6) => come_in::<[u8; 16], OUTSIDE>(&ctx),
         _ => TC_ACT_UNSPEC,
     }
 }
@@ -54,36 +61,76 @@ fn yurt_edge_in(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 fn yurt_edge_new4(ctx: TcContext) -> i32 {
-    open::<[u8; 4]>(&ctx)
+    open::<[u8; 4], OUTSIDE>(&ctx)
 }
 
 #[classifier]
 #[inline(always)]
 fn yurt_edge_new6(ctx: TcContext) -> i32 {
-    open::<[u8; 16]>(&ctx)
+    open::<[u8; 16], OUTSIDE>(&ctx)
 }
 
 #[classifier]
 #[inline(always)]
 fn yurt_edge_out(ctx: TcContext) -> i32 {
     match protocol(&ctx) {
-        Some(ETH_IPV4) => leave::<[u8; 4]>(&ctx),
-        Some(ETH_IPV6) => leave::<[u8; 16]>(&ctx),
+        Some(ETH_IPV4) => leave::<[u8; 4], OUTSIDE>(&ctx),
+        Some(ETH_IPV6) => leave::<[u8; 16], OUTSIDE>(&ctx),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+/// What a Pod sends. On a bridge its frames are for the bridge, so that they are for "another host" here says nothing.
+#[classifier]
+#[inline(always)]
+fn yurt_pod_in(ctx: TcContext) -> i32 {
+    match protocol(&ctx) {
+        Some(ETH_IPV4) => come_in::<[u8; 4], INSIDE>(&ctx),
+        Some(ETH_IPV6) => come_in::<[u8; 16], INSIDE>(&ctx),
+        _ => TC_ACT_UNSPEC,
+    }
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_pod_new4(ctx: TcContext) -> i32 {
+    open::<[u8; 4], INSIDE>(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_pod_new6(ctx: TcContext) -> i32 {
+    open::<[u8; 16], INSIDE>(&ctx)
+}
+
+#[classifier]
+#[inline(always)]
+fn yurt_pod_out(ctx: TcContext) -> i32 {
+    match protocol(&ctx) {
+        Some(ETH_IPV4) => leave::<[u8; 4], INSIDE>(&ctx),
+        Some(ETH_IPV6) => leave::<[u8; 16], INSIDE>(&ctx),
         _ => TC_ACT_UNSPEC,
     }
 }
 
 #[inline(always)]
-fn come_in<A: Family>(ctx: &TcContext) -> i32 {
+fn come_in<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
     let Some(scratch) = A::scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let (mut skb, here) = start::<A>(ctx);
+    let (mut skb, here) = start::<A, IS_INSIDE>(ctx);
     let verdict = arriving(&mut skb, &mut FlowMaps, &here, scratch);
-    match (verdict, A::IS_V6) {
-        (Verdict::Opens, false) => go_on(ctx, STAGE_OPENS4),
-        (Verdict::Opens, true) => go_on(ctx, STAGE_OPENS6),
-        (Verdict::Error, _) => {
+    match verdict {
+        Verdict::Opens => go_on(
+            ctx,
+            match (IS_INSIDE, A::IS_V6) {
+                (false, false) => STAGE_OPENS4,
+                (false, true) => STAGE_OPENS6,
+                (true, false) => STAGE_POD_OPENS4,
+                (true, true) => STAGE_POD_OPENS6,
+            },
+        ),
+        Verdict::Error => {
             go_on(ctx, STAGE_ERROR_IN);
             return TC_ACT_UNSPEC;
         }
@@ -94,11 +141,11 @@ fn come_in<A: Family>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn open<A: Family>(ctx: &TcContext) -> i32 {
+fn open<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
     let Some(scratch) = A::scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let (mut skb, here) = start::<A>(ctx);
+    let (mut skb, here) = start::<A, IS_INSIDE>(ctx);
     let verdict = opening(&mut skb, &Maps, &mut FlowMaps, &here, scratch);
     let action = finish(verdict);
     if let Verdict::Is(what) = verdict
@@ -110,11 +157,11 @@ fn open<A: Family>(ctx: &TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn leave<A: Family>(ctx: &TcContext) -> i32 {
+fn leave<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> i32 {
     let Some(scratch) = A::scratch() else {
         return TC_ACT_UNSPEC;
     };
-    let (mut skb, here) = start::<A>(ctx);
+    let (mut skb, here) = start::<A, IS_INSIDE>(ctx);
     // It came in by another device; else it began here.
     // SAFETY: the context is valid while the program runs.
     let is_forwarded =
@@ -154,7 +201,7 @@ fn protocol(ctx: &TcContext) -> Option<u16> {
 }
 
 #[inline(always)]
-fn start<A: Family>(ctx: &TcContext) -> (Skb, Now) {
+fn start<A: Family, const IS_INSIDE: bool>(ctx: &TcContext) -> (Skb, Now<IS_INSIDE>) {
     let skb = ctx.skb.skb;
     // SAFETY: the context is valid while the program runs.
     let ifindex = unsafe { core::ptr::read_volatile(&raw const (*skb).ifindex) };
@@ -189,11 +236,13 @@ fn finish(verdict: Verdict) -> i32 {
 }
 
 /// Where and when a packet is looked at.
-struct Now {
+struct Now<const IS_INSIDE: bool> {
     ifindex: u32,
 }
 
-impl Here for Now {
+impl<const IS_INSIDE: bool> Here for Now<IS_INSIDE> {
+    const IS_INSIDE: bool = IS_INSIDE;
+
     #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: a helper without arguments.

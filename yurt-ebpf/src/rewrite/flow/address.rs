@@ -7,7 +7,9 @@ use crate::abi::{
 };
 use crate::frame::Wire;
 use crate::rewrite::tail4;
-use crate::select::{Dialer, Resolved, Tables, contains4, contains6, outside4, outside6};
+use crate::select::{
+    Dialer, Resolved, Tables, contains4, contains6, outside4, outside6, resolve4, resolve6,
+};
 
 /// An address of one family, as it is in maps.
 pub trait Address: Copy + PartialEq + Wire {
@@ -25,8 +27,8 @@ pub trait Address: Copy + PartialEq + Wire {
     fn is_some(self) -> bool;
     /// A client by its address: its sockets are not known here, see [`AffinityKey::netns`](crate::abi::AffinityKey).
     fn client(self) -> (NetnsRow, u64);
-    /// What the table says of this frontend for clients outside.
-    fn outside<T: Tables, D: Dialer>(
+    /// What the table says of this frontend for Pods of this node, or for clients outside.
+    fn resolve<const IS_INSIDE: bool, T: Tables, D: Dialer>(
         self,
         tables: &T,
         dialer: &D,
@@ -80,11 +82,11 @@ impl Address for [u8; 4] {
             addr4: self,
             ..NetnsRow::default()
         };
-        (row, OUTSIDE | u64::from(u32::from_ne_bytes(self)))
+        (row, BY_ADDRESS | u64::from(u32::from_ne_bytes(self)))
     }
 
     #[inline(always)]
-    fn outside<T: Tables, D: Dialer>(
+    fn resolve<const IS_INSIDE: bool, T: Tables, D: Dialer>(
         self,
         tables: &T,
         dialer: &D,
@@ -97,7 +99,10 @@ impl Address for [u8; 4] {
             protocol,
             scope: SCOPE_INTERNAL,
         };
-        outside4(tables, dialer, &key)
+        match IS_INSIDE {
+            true => resolve4(tables, dialer, &key),
+            false => outside4(tables, dialer, &key),
+        }
     }
 
     #[inline(always)]
@@ -170,11 +175,11 @@ impl Address for [u8; 16] {
         let (high, low) = words(&self);
         let hash =
             (high.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ low).wrapping_mul(0xff51_afd7_ed55_8ccd);
-        (row, OUTSIDE | hash >> 1)
+        (row, BY_ADDRESS | hash >> 1)
     }
 
     #[inline(always)]
-    fn outside<T: Tables, D: Dialer>(
+    fn resolve<const IS_INSIDE: bool, T: Tables, D: Dialer>(
         self,
         tables: &T,
         dialer: &D,
@@ -188,7 +193,10 @@ impl Address for [u8; 16] {
             scope: SCOPE_INTERNAL,
             pad: [0; 4],
         };
-        outside6(tables, dialer, &key)
+        match IS_INSIDE {
+            true => resolve6(tables, dialer, &key),
+            false => outside6(tables, dialer, &key),
+        }
     }
 
     #[inline(always)]
@@ -222,5 +230,5 @@ impl Address for [u8; 16] {
     }
 }
 
-/// Clients outside among those of affinity: no cookie of a network namespace has this bit.
-const OUTSIDE: u64 = 1 << 63;
+/// Clients known by their address among those of affinity: no cookie of a network namespace has this bit.
+const BY_ADDRESS: u64 = 1 << 63;

@@ -13,7 +13,7 @@ use crate::rewrite::Packet;
 /// So far may a client's first acknowledgement be ahead: what the backend has sent since it said SYN.
 const WINDOW: u32 = 1 << 20;
 
-/// A packet that comes in by a device that leads outside.
+/// A packet that comes in by a device that leads outside or to a Pod of this node.
 ///
 /// Flows that are known are served, and fragments that follow a first one; the rest is passed, or said to be [`Verdict::Opens`].
 #[inline(always)]

@@ -9,7 +9,7 @@ use super::head::{ACK, Head, SYN};
 use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
 use super::parts;
-use crate::abi::{FLOW_MASQUERADED, FLOW_SERVED, Handled};
+use crate::abi::{FLOW_IS_INSIDE, FLOW_MASQUERADED, FLOW_SERVED, Handled};
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
@@ -17,7 +17,7 @@ use crate::rewrite::Packet;
 /// Ports that a masqueraded flow tries, if it cannot keep the client's.
 const PORT_TRIES: u32 = 8;
 
-/// A packet that leaves by a device that leads outside, where this node has `node` as its address.
+/// A packet that leaves by a device that leads outside or to a Pod of this node, where this node has `node` as its address.
 #[inline(always)]
 pub fn leaving<A, P, F, H>(
     packet: &mut P,
@@ -78,13 +78,18 @@ where
         let dialled = (flow.to, flow.to_port_be);
         return led(head, packet, Side::Source, dialled, Handled::ToClient);
     }
-    if !is_forwarded {
+    // What goes to a Pod is masqueraded where the Pod itself has sent it: else it would drop it as one with its own address.
+    let is_back = head.ip.source == head.ip.destination;
+    if !is_forwarded || H::IS_INSIDE && !is_back {
         return Verdict::Pass;
     }
     head.key(&mut scratch.key, FLOW_SERVED);
     let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
         return Verdict::Pass;
     };
+    if !H::IS_INSIDE && flow.state & FLOW_IS_INSIDE != 0 {
+        return Verdict::Pass;
+    }
     // What the client says makes nothing of it answered: that is the backend's.
     if flow.is_over(head.is_tcp(), now_s) {
         return Verdict::Pass;

@@ -42,6 +42,8 @@ pub trait Memory<A: Address> {
 
 /// Where and when a packet is looked at.
 pub trait Here {
+    /// The device leads to a Pod of this node: what comes in there is sent by the Pod, what leaves goes to it. Else it leads outside.
+    const IS_INSIDE: bool;
     /// 32 random bits.
     fn random(&self) -> u32;
     /// Seconds of `CLOCK_MONOTONIC`.

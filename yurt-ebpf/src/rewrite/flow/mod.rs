@@ -1,4 +1,5 @@
-//! What a packet of a client outside gets: the decision of the packet path, without the hook.
+//! What a packet gets of a client outside, or of a Pod of this node that bypasses its sockets: the decision of the packet path, without
+//! the hook.
 //!
 //! Pure and `no_std`. A packet passes a device twice on its way through the node, or once where it ends or begins here:
 //! **where it comes in, its destination changes; where it leaves, its source does.** So no packet ever comes up into the stack with an
@@ -13,6 +14,9 @@
 //!
 //! A flow whose backend is on this node never leaves on its way there, so it is not masqueraded and has two entries; others have
 //! three. The table is asked once, by the first packet: an entry is the whole translation.
+//!
+//! Of a Pod of this node "coming in" is at its own device, and so is "leaving" of what goes to it ([`Here::IS_INSIDE`]). It is
+//! masqueraded only where it is led to itself.
 //!
 //! A flow is opening until the backend has answered and the client has answered that, and its entries are in a smaller map: a flood
 //! of first packets pushes out none that is up. A SYN decides anew once its flow is closing, or its backend is not in the set any more;

@@ -7,7 +7,8 @@ use super::head::Head;
 use super::memory::{Flows, Found, Here, Known, Memory, Scratch, Verdict, led};
 use super::parts;
 use crate::abi::{
-    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_SERVED, Flow, Handled, NetnsRow,
+    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_IS_INSIDE, FLOW_SERVED, Flow,
+    FlowKey, Handled, NetnsRow,
 };
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Side};
@@ -96,10 +97,14 @@ where
     H: Here,
 {
     let (client, client_id) = scratch.key.source.client();
-    let dialer = Outside { client, here };
+    let dialer = Sender { client, here };
     let (port_be, protocol) = (head.destination_port_be, head.ip.protocol);
     let dialled = scratch.key.destination;
-    let (word, service) = match dialled.outside(tables, &dialer, port_be, protocol) {
+    let resolved = match H::IS_INSIDE {
+        true => dialled.resolve::<true, _, _>(tables, &dialer, port_be, protocol),
+        false => dialled.resolve::<false, _, _>(tables, &dialer, port_be, protocol),
+    };
+    let (word, service) = match resolved {
         Resolved::Pass => return direct(head, flows, here, scratch),
         Resolved::Refuse(why) => return Verdict::Is(refused(why)),
         Resolved::Service(word, service) => (word, service),
@@ -116,7 +121,7 @@ where
         node_port_be: [0; 2],
         ifindex: here.ifindex(),
         service,
-        state: 0,
+        state: if H::IS_INSIDE { FLOW_IS_INSIDE } else { 0 },
         last_s: now_s,
         expected: 0,
     };
@@ -137,6 +142,10 @@ where
         let was_kept = core::mem::replace(&mut is_kept, false);
         (scratch.other.destination, scratch.other.destination_port_be) =
             A::of_backend(&scratch.backend);
+        // What a port sends to itself could not be told from its answers.
+        if H::IS_INSIDE && is_to_itself(&scratch.other) {
+            continue;
+        }
         let Some(Found { flow, .. }) = flows.find(&scratch.other) else {
             break;
         };
@@ -173,6 +182,13 @@ where
         flows.remember(client_id, affinity, &scratch.backend);
     }
     led(head, packet, Side::Destination, backend, Handled::NewFlow)
+}
+
+/// Whether a packet goes where it comes from.
+#[inline(always)]
+fn is_to_itself<A: Address>(key: &FlowKey<A>) -> bool {
+    key.source == key.destination
+        && u16::from_ne_bytes(key.source_port_be) == u16::from_ne_bytes(key.destination_port_be)
 }
 
 /// Whether a client's connection to another frontend, whose key is there, has ended, though its answers still have an entry: both sides
@@ -232,13 +248,13 @@ fn refused(why: Counter) -> Handled {
     }
 }
 
-/// A client outside, for the table.
-struct Outside<'a, H> {
+/// Who has sent a packet, for the table.
+struct Sender<'a, H> {
     client: NetnsRow,
     here: &'a H,
 }
 
-impl<H: Here> Dialer for Outside<'_, H> {
+impl<H: Here> Dialer for Sender<'_, H> {
     #[inline(always)]
     fn random(&self) -> u32 {
         self.here.random()

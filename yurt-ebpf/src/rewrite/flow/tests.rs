@@ -16,6 +16,8 @@ use crate::frame::ip::{TCP, UDP};
 use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
 use crate::select::Tables;
 
+mod inside;
+
 const FIN_ACK: u8 = 0x11;
 const RST: u8 = 0x04;
 
@@ -117,9 +119,11 @@ impl<A: Address> Memory<A> for Map<A> {
 }
 
 /// What the decision sees of a node, but its flows.
-struct View<'a>(&'a Node);
+struct View<'a, const IS_INSIDE: bool = false>(&'a Node);
 
-impl Here for View<'_> {
+impl<const IS_INSIDE: bool> Here for View<'_, IS_INSIDE> {
+    const IS_INSIDE: bool = IS_INSIDE;
+
     fn random(&self) -> u32 {
         // Any numbers that do not repeat soon.
         let next = self
@@ -145,14 +149,14 @@ impl Here for View<'_> {
     }
 }
 
-impl View<'_> {
+impl<const IS_INSIDE: bool> View<'_, IS_INSIDE> {
     fn row(&self, addr: IpAddr, port_be: [u8; 2], protocol: u8, scope: u8) -> Option<(u32, u8)> {
         let key = (addr, u16::from_be_bytes(port_be), protocol, scope);
         self.0.rows.get(&key).copied()
     }
 }
 
-impl Tables for View<'_> {
+impl<const IS_INSIDE: bool> Tables for View<'_, IS_INSIDE> {
     fn filter(&self, _: u32) -> Option<u64> {
         Some(u64::MAX)
     }
@@ -202,7 +206,11 @@ impl Tables for View<'_> {
 }
 
 /// Both programs that see what comes in, as the kernel runs them.
-fn come_in<A: Address>(packet: &mut Bytes, view: &View<'_>, flows: &mut Map<A>) -> Verdict {
+fn come_in<A: Address, const IS_INSIDE: bool>(
+    packet: &mut Bytes,
+    view: &View<'_, IS_INSIDE>,
+    flows: &mut Map<A>,
+) -> Verdict {
     match arriving(packet, flows, view, &mut scratch()) {
         Verdict::Opens => opening(packet, view, flows, view, &mut scratch()),
         Verdict::Error => error_arriving(packet, flows, view, &mut scratch()),
@@ -211,9 +219,9 @@ fn come_in<A: Address>(packet: &mut Bytes, view: &View<'_>, flows: &mut Map<A>) 
 }
 
 /// Both programs that see what leaves.
-fn go_out<A: Address>(
+fn go_out<A: Address, const IS_INSIDE: bool>(
     packet: &mut Bytes,
-    view: &View<'_>,
+    view: &View<'_, IS_INSIDE>,
     flows: &mut Map<A>,
     is_forwarded: bool,
     node: impl FnOnce() -> Option<A>,
@@ -274,19 +282,24 @@ impl Node {
     }
 
     pub(super) fn arrive(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
+        self.arrive_at::<false>(packet)
+    }
+
+    /// At a device that leads to a Pod of this node, or outside.
+    fn arrive_at<const IS_INSIDE: bool>(&mut self, packet: &Sent) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = if packet
             .addresses()
             .is_some_and(|(source, _)| source.is_ipv4())
         {
             let mut flows = std::mem::replace(&mut self.flows4, Map::new());
-            let view = View(self);
+            let view = View::<IS_INSIDE>(self);
             let verdict = come_in(&mut bytes, &view, &mut flows);
             self.flows4 = flows;
             verdict
         } else {
             let mut flows = std::mem::replace(&mut self.flows6, Map::new());
-            let view = View(self);
+            let view = View::<IS_INSIDE>(self);
             let verdict = come_in(&mut bytes, &view, &mut flows);
             self.flows6 = flows;
             verdict
@@ -295,6 +308,15 @@ impl Node {
     }
 
     pub(super) fn leave(&mut self, packet: &Sent, is_forwarded: bool) -> (Verdict, Vec<u8>) {
+        self.leave_at::<false>(packet, is_forwarded)
+    }
+
+    /// See `arrive_at`.
+    fn leave_at<const IS_INSIDE: bool>(
+        &mut self,
+        packet: &Sent,
+        is_forwarded: bool,
+    ) -> (Verdict, Vec<u8>) {
         let mut bytes = Bytes(frame(packet));
         let verdict = if packet
             .addresses()
@@ -302,14 +324,14 @@ impl Node {
         {
             let mut flows = std::mem::replace(&mut self.flows4, Map::new());
             let node = || Some(octets(self.node[0]));
-            let here = View(self);
+            let here = View::<IS_INSIDE>(self);
             let verdict = go_out(&mut bytes, &here, &mut flows, is_forwarded, node);
             self.flows4 = flows;
             verdict
         } else {
             let mut flows = std::mem::replace(&mut self.flows6, Map::new());
             let node = || Some(octets(self.node[1]));
-            let here = View(self);
+            let here = View::<IS_INSIDE>(self);
             let verdict = go_out(&mut bytes, &here, &mut flows, is_forwarded, node);
             self.flows6 = flows;
             verdict

@@ -344,13 +344,15 @@ fn strays(bpffs: &Path, cgroup: &Path) -> Option<Finding> {
 
 /// What the running agent does not serve because of its flags.
 fn socket_lb(status: &Status) -> Option<Finding> {
-    let detail = match status.socket_lb {
-        SocketLb::All => return None,
-        SocketLb::Host => {
-            "--socket-lb=host: Pods have no Service, their DNS neither, unless something else serves them: this version serves \
-             sockets only, and no packets"
+    let detail = match (status.socket_lb, &status.packet_path) {
+        (SocketLb::All, _) | (SocketLb::Host, Some(_)) => return None,
+        (SocketLb::Host, None) => {
+            "--socket-lb=host: Pods have no Service, their DNS neither, unless something else serves them, or --packet-path=on"
         }
-        SocketLb::Off => "--socket-lb=off: yurt-net serves no Service",
+        (SocketLb::Off, Some(_)) => {
+            "--socket-lb=off: processes of this node have no Service; Pods are served by packets"
+        }
+        (SocketLb::Off, None) => "--socket-lb=off: yurt-net serves no Service",
     };
     let remedy = "run the agent with --socket-lb=all, or leave Services to kube-proxy";
     Some(Finding::new("socket-lb", Outcome::Warning, detail, remedy))

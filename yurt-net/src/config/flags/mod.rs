@@ -100,7 +100,7 @@ pub struct ExplainArgs {
     /// clients outside. No flow is left behind.
     #[arg(long)]
     pub live: bool,
-    /// The device that the made-up packet comes in by [default: the one with the default route].
+    /// The device that the made-up packet comes in by [default: the one with the default route]. For a Pod of this node, its own.
     #[arg(long, value_name = "NAME", requires = "live")]
     pub device: Option<String>,
     /// Name of the node; with --source.

@@ -6,19 +6,21 @@ use clap::Args;
 
 use crate::config::agent::PacketConfig;
 use crate::dataplane::packet::{FlowCapacity, PacketOptions};
+use crate::edge::Patterns;
 
-/// How packets from outside are served.
+/// How packets are served.
 #[derive(Args, Clone, Debug)]
 pub struct PacketArgs {
     /// Devices that lead outside this node, with * and ?; repeatable [default: those with a default route, hardware
-    /// with an address, and the tunnels of overlays]. Raven's are never touched.
+    /// with an address, and the tunnels of overlays]. Raven's are never touched, and those of Pods (--device) never lead
+    /// outside.
     #[arg(long, value_name = "GLOB")]
     pub edge_device: Vec<String>,
-    /// Ports that stand for clients outside where their backend is on another node. Those that are in
-    /// net.ipv4.ip_local_port_range are put into net.ipv4.ip_local_reserved_ports.
+    /// Ports that stand for clients outside where their backend is on another node, and for Pods that are led to
+    /// themselves. Those that are in net.ipv4.ip_local_port_range are put into net.ipv4.ip_local_reserved_ports.
     #[arg(long, default_value = "61000-65535", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
-    /// Entries for IPv4 flows of clients outside; a flow has two, or three where its backend is on another node. The
+    /// Entries for IPv4 flows; a flow has two, or three where its backend is on another node. The
     /// one that was quiet for longest makes room. 96 bytes.
     #[arg(long, default_value_t = PacketOptions::DEFAULT.flows.v4, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 22))]
     pub max_flows4: u32,
@@ -28,8 +30,8 @@ pub struct PacketArgs {
 }
 
 impl PacketArgs {
-    /// The same, as the agent takes it.
-    pub fn config(&self) -> PacketConfig {
+    /// The same, as the agent takes it. `pods`: patterns of the names of devices that lead to Pods.
+    pub fn config(&self, pods: &[String]) -> PacketConfig {
         let Ports(first, last) = self.snat_ports;
         PacketConfig {
             options: PacketOptions {
@@ -40,7 +42,10 @@ impl PacketArgs {
                 // There are no more than fit: the first one is not 0.
                 ports: (first, last - first + 1),
             },
-            devices: self.edge_device.clone(),
+            devices: Patterns {
+                edges: self.edge_device.clone(),
+                pods: pods.to_vec(),
+            },
         }
     }
 }

@@ -44,12 +44,13 @@ pub struct PolicyArgs {
     /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.
     #[arg(long, default_value = "all", value_name = "all|none|CIDR,..")]
     pub external_ips: ExternalIps,
-    /// Serve packets from outside this node at NodePorts, load balancers, external IPs and ClusterIPs.
+    /// Serve packets from outside this node, and of Pods that bypass their sockets, at NodePorts, load balancers, external
+    /// IPs and ClusterIPs.
     #[arg(long, default_value = "off", value_enum)]
     pub packet_path: PacketPathArg,
 }
 
-/// `--packet-path`: whether clients outside this node are served.
+/// `--packet-path`: whether clients outside this node, and Pods that bypass their sockets, are served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum PacketPathArg {
     /// Only sockets of this node are.

@@ -135,9 +135,9 @@ pub enum SocketLbArg {
     /// Every process of the node and its Pods.
     All,
     /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service,
-    /// their DNS too, unless something else serves them: this version serves sockets only, and no packets.
+    /// their DNS too, unless their packets are served (--packet-path=on), or something else serves them.
     Host,
-    /// No process: the agent writes its maps and serves nobody.
+    /// No process: the agent writes its maps, and serves nobody but by packets (--packet-path=on).
     Off,
 }
 
@@ -189,7 +189,8 @@ impl RunArgs {
             affinity: self.max_affinity,
             cni: (self.cni == CniKeepArg::Install)
                 .then(|| (self.cni_place.cni(), place.directories())),
-            packets: (self.policy.packet_path == PacketPathArg::On).then(|| self.packets.config()),
+            packets: (self.policy.packet_path == PacketPathArg::On)
+                .then(|| self.packets.config(&self.device)),
             guard: self.guard_settings(),
             extra: self.extra_policy(),
             translation: self.translate.policy(),

@@ -37,8 +37,8 @@ pub struct TcProgram<'a> {
     pub hook: Hook,
     /// Its descriptor.
     pub fd: BorrowedFd<'a>,
-    /// The program of ours that runs before it on that hook, if it is on the device already.
-    pub after: Option<&'static str>,
+    /// The programs of ours that run before it on that hook, where they are on the device already; the last one first.
+    pub after: &'static [&'static str],
 }
 
 /// How programs are attached.
@@ -189,11 +189,13 @@ impl Tc {
         pinned.map(|_| Attached::Made)
     }
 
-    /// The link of the program that comes before this one, if it is in place.
+    /// The link of the program that comes just before this one, of those that are in place.
     fn first(&self, program: &TcProgram<'_>, ifindex: u32) -> Option<OwnedFd> {
-        let link = sys::object_get(&self.pin(program.after?, ifindex)).ok()?;
-        let is_there = tcx_program(link.as_fd(), program.hook, ifindex);
-        is_there.is_ok_and(|id| id.is_some()).then_some(link)
+        program.after.iter().find_map(|before| {
+            let link = sys::object_get(&self.pin(before, ifindex)).ok()?;
+            let is_there = tcx_program(link.as_fd(), program.hook, ifindex);
+            is_there.is_ok_and(|id| id.is_some()).then_some(link)
+        })
     }
 
     fn attach_filter(
@@ -223,21 +225,9 @@ impl Tc {
                 let swapped = filters.replace(fd, name, hook, ifindex, filter);
                 swapped.map(|()| Attached::Swapped)
             }
-            None => {
-                let first = match after {
-                    Some(first) => filters.find(first, hook, ifindex),
-                    None => Ok(None),
-                };
-                // Room is left for one that comes later.
-                let lowest = first.map(|first| match (first, after) {
-                    (Some(first), _) => first.priority + 1,
-                    (None, Some(_)) => 2,
-                    (None, None) => 1,
-                });
-                lowest
-                    .and_then(|lowest| filters.add(fd, name, hook, ifindex, lowest))
-                    .map(|()| Attached::Made)
-            }
+            None => lowest(&mut filters, after, hook, ifindex)
+                .and_then(|lowest| filters.add(fd, name, hook, ifindex, lowest))
+                .map(|()| Attached::Made),
         };
         let attached = match attached {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
@@ -319,6 +309,19 @@ impl Tc {
         };
         self.pins.join(format!("{ifindex}-{name}{suffix}"))
     }
+}
+
+/// The lowest priority of a filter that runs after these programs of ours, the last one first. Room is left for those of them that come
+/// later.
+fn lowest(filters: &mut Filters, after: &[&str], hook: Hook, ifindex: u32) -> io::Result<u32> {
+    let mut room = 1;
+    for before in after {
+        if let Some(found) = filters.find(before, hook, ifindex)? {
+            return Ok(found.priority + room);
+        }
+        room += 1;
+    }
+    Ok(room)
 }
 
 /// Where the pins of programs on devices are.

@@ -25,19 +25,30 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
     ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
     ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
 ];
-/// The packet path: what comes in by a device that leads outside, and what leaves by it.
-pub(in crate::dataplane) const PACKET: [DeviceProgram; 2] = [
+/// The packet path: what comes in by a device that leads outside, and what leaves by it; and what a Pod sends, and what goes to it.
+pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
     ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
     ("yurt_edge_out", Hook::Egress, "yurt_flow4"),
+    ("yurt_pod_in", Hook::Ingress, "yurt_flow4"),
+    ("yurt_pod_out", Hook::Egress, "yurt_flow4"),
 ];
 /// The packet path's programs that others go on with by tail call, and their places in `yurt_edge_more`.
-pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 5] = [
+pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [
     ("yurt_edge_new4", abi::STAGE_OPENS4),
     ("yurt_edge_new6", abi::STAGE_OPENS6),
     ("yurt_edge_err_in", abi::STAGE_ERROR_IN),
     ("yurt_edge_err_out", abi::STAGE_ERROR_OUT),
     ("yurt_edge_refuse", abi::STAGE_REFUSES),
+    ("yurt_pod_new4", abi::STAGE_POD_OPENS4),
+    ("yurt_pod_new6", abi::STAGE_POD_OPENS6),
 ];
 /// All programs on devices.
-pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 5] =
-    [GUARD, TRANSLATE[0], TRANSLATE[1], PACKET[0], PACKET[1]];
+pub(in crate::dataplane) const ON_DEVICES: [DeviceProgram; 7] = [
+    GUARD,
+    TRANSLATE[0],
+    TRANSLATE[1],
+    PACKET[0],
+    PACKET[1],
+    PACKET[2],
+    PACKET[3],
+];

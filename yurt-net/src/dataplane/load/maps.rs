@@ -179,7 +179,7 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
         ),
         (
             "yurt_edge",
-            info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, 0),
+            info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, BPF_F_NO_PREALLOC),
         ),
         ("yurt_pk_count", info::<u32, u64>(per_cpu, abi::HANDLED, 0)),
         (

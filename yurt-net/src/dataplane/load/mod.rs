@@ -189,13 +189,11 @@ pub(in crate::dataplane) fn load_packet(
         ("SNAT_COUNT", u32::from(count)),
     ];
     let mut object = Object::new(&object()?, &switches, &plans)?;
-    let [opens4, opens6, errs_in, errs_out, refuses] =
-        hooks::PACKET_STAGES.map(|(name, _)| (name, 0));
-    let [arriving, leaving] = hooks::PACKET.map(|(name, ..)| (name, 0));
-    let loaded = object.load_all([
-        opens4, opens6, errs_in, errs_out, refuses, arriving, leaving,
-    ])?;
-    Ok(loaded.into_iter().unzip())
+    let stages = hooks::PACKET_STAGES.map(|(name, _)| name).into_iter();
+    let mut names = stages.chain(hooks::PACKET.map(|(name, ..)| name));
+    const COUNT: usize = hooks::PACKET_STAGES.len() + hooks::PACKET.len();
+    let programs = [(); COUNT].map(|()| (names.next().unwrap_or_default(), 0));
+    Ok(object.load_all(programs)?.into_iter().unzip())
 }
 
 /// The maps of Services that the packet path reads, of the sizes that they have. All must be there: a table of its own would be

@@ -40,7 +40,7 @@ use crate::dataplane::sys::{self, MappedArray, possible_cpus};
 use crate::pods::guard::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
 
 /// The program's name, and its pin's.
-pub(super) const PROGRAM: &str = hooks::GUARD.0;
+const PROGRAM: &str = hooks::GUARD.0;
 const FEATURE: &str = "guard";
 
 /// The counters of a device, by the names of [`abi::REASON_NAMES`].
@@ -324,7 +324,7 @@ fn on_devices(program: &OwnedFd, id: u32) -> TcProgram<'_> {
         id,
         hook: Hook::Ingress,
         fd: program.as_fd(),
-        after: None,
+        after: &[],
     }
 }
 

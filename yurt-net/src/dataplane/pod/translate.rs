@@ -15,7 +15,6 @@ use std::path::{Path, PathBuf};
 
 use yurt_ebpf::abi;
 
-use super::guard::PROGRAM as GUARD;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{open_map, remove_dir};
 use crate::dataplane::attach::kept::KeptPins;
@@ -64,10 +63,10 @@ struct Program {
 
 impl Program {
     fn on(&self, direction: Direction) -> TcProgram<'_> {
-        let (hook, after) = match direction {
-            Direction::ToPod => (Hook::Egress, None),
-            // The guard looks at what the Pod itself has sent.
-            Direction::FromPod => (Hook::Ingress, Some(GUARD)),
+        let (hook, after): (_, &[&str]) = match direction {
+            Direction::ToPod => (Hook::Egress, &[]),
+            // The guard looks at what the Pod itself has sent, and flows have the Pod's own address.
+            Direction::FromPod => (Hook::Ingress, &[hooks::PACKET[2].0, hooks::GUARD.0]),
         };
         TcProgram {
             name: self.name,

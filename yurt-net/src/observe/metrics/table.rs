@@ -292,10 +292,17 @@ pub(super) const METRICS: &[Metric] = &[
         |status, out| out.put_some(status.packet_path.as_ref().map(|path| path.ended_flows)),
     ),
     metric(
+        Gauge,
+        "yurtnet_packet_pods",
+        &[],
+        "Devices of Pods whose packets are served.",
+        |status, out| out.put_some(status.packet_path.as_ref().map(|path| path.pods)),
+    ),
+    metric(
         Counter,
         "yurtnet_packets_total",
         &["what"],
-        "Packets of clients outside, by what was done with them.",
+        "Packets of clients outside and of Pods, by what was done with them.",
         |status, out| {
             for (what, count) in status.packet_path.iter().flat_map(|path| &path.packets) {
                 out.put(&[what], count);

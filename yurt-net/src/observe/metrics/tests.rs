@@ -84,6 +84,7 @@ fn status() -> Status {
     retention.translated_packets = [("to_pod".to_owned(), 7)].into();
     status.packet_path = Some(PacketPath {
         devices: vec!["eth0".to_owned()],
+        pods: 4,
         packets: [("new_flow".to_owned(), 3)].into(),
         ended_flows: 2,
         ..PacketPath::default()

@@ -105,7 +105,7 @@ pub struct Status {
     pub retention: Retention,
     /// The node's own devices whose addresses are kept.
     pub devices: Report,
-    /// Packets from outside; `None`: they are not served.
+    /// Packets from outside and of Pods; `None`: they are not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_path: Option<PacketPath>,
     /// The cgroup that the programs are attached to: processes in it and below it are served.
@@ -192,7 +192,7 @@ impl Status {
         writeln!(out, "maps          {adopted}")?;
         source::write(&self.source, &self.checkpoint, out)?;
         writeln!(out, "self-test     {}", self.self_test)?;
-        if self.socket_lb == SocketLb::Host {
+        if self.socket_lb == SocketLb::Host && self.packet_path.is_none() {
             writeln!(
                 out,
                 "serving       the node's own sockets only: Pods have no Service (--socket-lb=host)"

@@ -124,7 +124,7 @@ impl About {
     }
 }
 
-/// An error that comes in by a device that leads outside.
+/// An error that comes in, by a device that leads outside or to a Pod of this node.
 #[inline(always)]
 pub fn error_arriving<A, P, F, H>(
     packet: &mut P,
@@ -162,7 +162,7 @@ where
     Verdict::Pass
 }
 
-/// An error that leaves by a device that leads outside, whether it began here or not.
+/// An error that leaves by such a device, whether it began here or not.
 #[inline(always)]
 pub fn error_leaving<A, P, F, H>(
     packet: &mut P,
