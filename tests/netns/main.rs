@@ -18,6 +18,7 @@ mod flows;
 mod frontends;
 mod golden;
 mod guard;
+mod health;
 mod icmp;
 mod inside;
 mod kernel;

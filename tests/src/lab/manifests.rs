@@ -256,6 +256,12 @@ impl ServiceObject {
         self.policy("internal", policy, is_local)
     }
 
+    /// Sets the external traffic policy to Local, with this port for the health check of a load balancer; 0: to Cluster.
+    pub fn health_check(&mut self, port: u16) -> &mut Self {
+        let policy = format!("  externalTrafficPolicy: Local\n  healthCheckNodePort: {port}\n");
+        self.policy("external", policy, port != 0)
+    }
+
     /// Sets the source ranges of its load balancer's addresses; none removes them.
     pub fn source_ranges(&mut self, ranges: &[&str]) -> &mut Self {
         let policy = format!("  loadBalancerSourceRanges: {ranges:?}\n");

@@ -106,6 +106,7 @@ impl Agent {
             mending.report(&mut status);
         }
         units.established.report(&mut status);
+        units.health.report(&mut status);
         Ok(status)
     }
 

@@ -1,5 +1,8 @@
 //! Questions to the agent, by `agent.sock` and over HTTP: each waits here for its answer.
 
+use std::net::SocketAddr;
+
+use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::disk::StateDir;
@@ -37,7 +40,7 @@ impl Asked {
         Self {
             socket: control::serve(config.place.sockets(), caller).await,
             calls,
-            metrics: metrics.map(|address| http::serve(address, scraper.clone())),
+            metrics: metrics.map(|address| http::serve(address, &configz(config), scraper.clone())),
             scrapes,
             _scraper: scraper,
             question: None,
@@ -68,4 +71,17 @@ impl Asked {
     pub(super) fn problem(&self) -> Option<String> {
         self.socket.problem()
     }
+}
+
+/// What kube-proxy shows of its configuration, as far as this agent has it.
+fn configz(config: &AgentConfig) -> String {
+    let shown = |address: Option<SocketAddr>| address.map_or_else(String::new, |a| a.to_string());
+    let ours = json!({
+        "mode": http::PROXY_MODE,
+        "hostnameOverride": config.policy.node,
+        "healthzBindAddress": shown(config.healthz),
+        "metricsBindAddress": shown(config.metrics),
+        "nodePortAddresses": ["primary"],
+    });
+    json!({ "kubeproxy.config.k8s.io": ours }).to_string()
 }

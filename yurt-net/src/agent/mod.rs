@@ -12,6 +12,7 @@
 //! | the socket (`control::serve`) | clients of `agent.sock` | passes requests to the loop, and answers back |
 //! | a look (in `Servers`, its own thread) | a timer, the network; only for names | looks up where apiservers are, which Services may not take |
 //! | metrics (`observe::http`) | scrapes | passes them to the loop, and the text back |
+//! | health (in `Health`) | load balancers | answers by what it was told last |
 //! | netlink (in `NodeWatch`, in `LinkWatch`) | the kernel | tells the loop that an interface or address changed |
 //! | the plugins' configuration (in `CniKeeper`; only with `--cni install`) | its directory | puts the plugins into it |
 //! | the guard (in `Guarding`, its own thread) | a plan | writes its maps, puts its program on devices |
@@ -40,6 +41,7 @@ mod error;
 mod established;
 mod facts;
 mod guarding;
+mod health;
 mod lines;
 mod mending;
 mod packets;
@@ -71,6 +73,7 @@ pub use self::error::AgentError;
 use self::established::Established;
 use self::facts::Known;
 use self::guarding::Guarding;
+use self::health::Health;
 use self::mending::Mending;
 use self::packets::Packets;
 use self::pods::Pods;
@@ -141,6 +144,7 @@ struct Units {
     servers: Servers,
     node: NodeWatch,
     clients: Clients,
+    health: Health,
     asked: Asked,
 }
 
@@ -197,6 +201,7 @@ impl Agent {
                 servers,
                 node,
                 clients,
+                health: Health::start(&config),
                 asked,
             },
             deadlines: Deadlines::start(config.drift_interval),
@@ -225,6 +230,7 @@ impl Agent {
             asked,
             claimed: _,
             upkeep: _,
+            health: _,
             devices: _,
             cni: _,
         } = &mut self.units;
@@ -272,7 +278,7 @@ impl Agent {
 fn policy(config: &AgentConfig, servers: &Servers) -> PolicyConfig {
     let mut policy = config.policy.clone();
     policy.protect.servers = servers.addresses();
-    let metrics = config.metrics.iter();
-    policy.protect.agent_ports = metrics.map(|address| address.port()).collect();
+    let ours = config.metrics.iter().chain(&config.healthz);
+    policy.protect.agent_ports = ours.map(|address| address.port()).collect();
     policy
 }

@@ -146,6 +146,14 @@ impl Agent {
             units.checkpoint.note_change();
             self.tell(|units, facts| units.established.hear(facts));
         }
+        self.tell_health(has_synced);
+    }
+
+    /// Tells load balancers how things are. `has_synced`: the kernel was brought in step.
+    fn tell_health(&mut self, has_synced: bool) {
+        let upkeep = &self.units.upkeep;
+        let is_behind = self.serving.retry_at().is_some() || !upkeep.failures().is_empty();
+        self.tell(|units, facts| units.health.hear(facts, has_synced, is_behind));
     }
 
     async fn repair(&mut self) {
@@ -157,6 +165,7 @@ impl Agent {
             upkeep.test_itself().await;
         }
         self.units.clients.follow(&mut self.serving);
+        self.tell_health(false);
         give_back_memory();
     }
 

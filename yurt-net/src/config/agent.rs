@@ -70,6 +70,8 @@ pub struct AgentConfig {
     pub drift_interval: Option<Duration>,
     /// Address at which metrics are served over HTTP; `None`: they are not.
     pub metrics: Option<SocketAddr>,
+    /// Address at which load balancers ask for the health of the node, over HTTP; `None`: nowhere.
+    pub healthz: Option<SocketAddr>,
     /// An eBPF object whose programs log what they decide, in place of the embedded one.
     pub ebpf_log: Option<PathBuf>,
 }

@@ -128,6 +128,8 @@ pub struct Service {
     pub is_discarded: bool,
     /// Label `service.kubernetes.io/service-proxy-name` is present: another proxy serves it.
     pub is_proxied_elsewhere: bool,
+    /// `spec.healthCheckNodePort`: where a load balancer asks each node for local endpoints; 0 when there is none.
+    pub health_check_node_port: u16,
 }
 
 /// `spec.type` of a Service.
@@ -266,6 +268,10 @@ pub struct Node {
     /// a checkpoint does not keep them.
     #[serde(skip)]
     pub annotations: BTreeMap<String, String>,
+    /// It is being deleted, or the cluster autoscaler is about to: load balancers are to leave it alone. Present news,
+    /// which a checkpoint does not keep.
+    #[serde(skip)]
+    pub is_leaving: bool,
 }
 
 /// A v1 Pod of this node: the fields that retention reads.

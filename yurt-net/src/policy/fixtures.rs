@@ -73,6 +73,7 @@ impl World {
         let labels = pool.map(|pool| (super::POOL_LABEL.to_owned(), pool.to_owned()));
         let mut node = Node {
             annotations: Default::default(),
+            is_leaving: false,
             name: name.into(),
             labels: labels.into_iter().collect(),
             internal_ips: Vec::new(),
@@ -146,6 +147,7 @@ impl World {
                 listen: None,
                 is_discarded: false,
                 is_proxied_elsewhere: false,
+                health_check_node_port: 0,
             },
         };
         edit(&mut service);

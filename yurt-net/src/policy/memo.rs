@@ -18,12 +18,13 @@ use super::edge::{self, ServiceAddresses};
 use super::endpoints::{Slices, endpoint_set};
 use super::environment::Environment;
 use super::established::Suspects;
-use super::{established, prefixes};
+use super::health::health_check;
+use super::{established, health, prefixes};
 use crate::model::{
     Endpoint, EndpointSlice, Kind, MAX_PORTS, NamespacedName, PoolService, Rejection, Service,
     ServicePort, Snapshot, Touched,
 };
-use crate::table::{Frontend, ServiceEntry, ServiceKey, ServiceTable};
+use crate::table::{Frontend, HealthCheck, ServiceEntry, ServiceKey, ServiceTable};
 use crate::text;
 
 /// Things said of one Service.
@@ -66,6 +67,7 @@ struct Remembered {
     entries: Few<ServiceEntry>,
     /// Without the frontends that another Service keeps: as they are in the table.
     shown: Few<ServiceEntry>,
+    health_check: Option<HealthCheck>,
     /// Reasons of rejections of the Service.
     reasons: Vec<String>,
 }
@@ -148,6 +150,7 @@ impl Memo {
             };
             if is_settled {
                 remembered.show_in_place(&mut self.table.services, &mut lost);
+                remembered.count_in_place(&mut self.table.health_checks);
             }
             if remembered.is_void() {
                 self.services.remove(name);
@@ -229,7 +232,16 @@ impl Memo {
                 cluster_ips.extend(&service.cluster_ips);
             }
         }
-        for (loser, reason) in conflicts {
+        let asked = self.services.values().filter_map(|remembered| {
+            let check = remembered.health_check.clone()?;
+            Some((remembered.service.as_ref()?.created_at, check))
+        });
+        let shown = self
+            .services
+            .values()
+            .flat_map(|remembered| &remembered.shown);
+        let (health_checks, without) = health::settle(asked.collect(), shown);
+        for (loser, reason) in conflicts.into_iter().chain(without) {
             rejections.push(snapshot.reject(Kind::Service, &loser, reason));
         }
         let cluster_prefixes = prefixes::cluster_prefixes(
@@ -254,6 +266,7 @@ impl Memo {
         table.on_node = edge::on_node(&table.services, environment.local_addresses.as_ref());
         table.serves_packets = environment.serves_packets;
         table.cluster_prefixes = cluster_prefixes;
+        table.health_checks = health_checks;
         table.rejections = rejections;
         new
     }
@@ -396,6 +409,7 @@ impl Remembered {
         self.reasons.extend(unread);
         let Some(service) = self.served(environment).cloned() else {
             self.entries.clear();
+            self.health_check = None;
             return;
         };
         let topology_keys = service.topology_keys.as_deref();
@@ -417,6 +431,13 @@ impl Remembered {
         }
         let mut slices = Slices::new(&self.slices, environment);
         self.reasons.extend(slices.unfit(environment));
+        self.health_check = health_check(
+            &service,
+            &self.pool_services,
+            &slices,
+            environment,
+            &mut self.reasons,
+        );
         self.reasons.extend(slices.keep_within_limits(&ports));
         ports.sort_by_key(|port| (&port.name, port.protocol));
         let old = std::mem::take(&mut self.entries);
@@ -473,6 +494,16 @@ impl Remembered {
             self.reasons.truncate(MAX_REASONS);
             self.reasons
                 .push(format!("and {more} more of the same Service"));
+        }
+    }
+
+    /// After a change of endpoints alone: says how many are ready here, if the Service has its health check.
+    fn count_in_place(&self, table: &mut [HealthCheck]) {
+        if let Some(check) = &self.health_check
+            && let Ok(at) = table.binary_search_by_key(&check.port, |other| other.port)
+            && table[at].service == check.service
+        {
+            table[at].local_endpoints = check.local_endpoints;
         }
     }
 

@@ -17,7 +17,7 @@ use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
 pub use self::backends::Backends;
-use crate::model::{Protocol, Rejection, TrafficPolicy};
+use crate::model::{NamespacedName, Protocol, Rejection, TrafficPolicy};
 
 /// Most prefixes of one family in `ClusterPrefixes`: the kernel scans them one by one on every miss.
 pub const MAX_PREFIXES: usize = 16;
@@ -30,6 +30,9 @@ pub const MAX_FRONTENDS: usize = 4096;
 /// Endpoints of one Service, over all of its ports: as many as one publish word counts, and twice what the map holds by
 /// default.
 pub const MAX_ENDPOINTS: usize = 1 << 16;
+
+/// Health checks of load balancers that a node serves: each has a listening socket.
+pub const MAX_HEALTH_CHECKS: usize = 500;
 
 /// The whole table of one node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -49,8 +52,21 @@ pub struct ServiceTable {
     pub on_node: Vec<IpAddr>,
     /// Packets of clients outside this node are served, too, and not only its sockets: `--packet-path`.
     pub serves_packets: bool,
+    /// Where load balancers ask for endpoints on this node, sorted by port.
+    pub health_checks: Vec<HealthCheck>,
     /// The faults of single objects, sorted.
     pub rejections: Vec<Rejection>,
+}
+
+/// A `healthCheckNodePort`, and what is said there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// TCP port, on every address of this node.
+    pub port: u16,
+    /// The Service that has it.
+    pub service: NamespacedName,
+    /// Addresses on this node that are ready; a load balancer sends nothing to a node that has none.
+    pub local_endpoints: usize,
 }
 
 impl ServiceTable {
@@ -130,14 +146,21 @@ pub enum Standing {
     Tenant,
 }
 
+impl Standing {
+    /// That of the Service of this name.
+    pub fn of(namespace: &str, name: &str) -> Self {
+        match (namespace, name) {
+            ("default", "kubernetes") => Self::Apiserver,
+            ("kube-system", _) => Self::System,
+            _ => Self::Tenant,
+        }
+    }
+}
+
 impl ServiceKey {
     /// The precedence of its Service.
     pub fn standing(&self) -> Standing {
-        match (&*self.namespace, &*self.name) {
-            ("default", "kubernetes") => Standing::Apiserver,
-            ("kube-system", _) => Standing::System,
-            _ => Standing::Tenant,
-        }
+        Standing::of(&self.namespace, &self.name)
     }
 }
 

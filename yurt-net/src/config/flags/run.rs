@@ -109,6 +109,10 @@ pub struct RunArgs {
     /// it is tried again.
     #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
     pub metrics_bind_address: BindAddress,
+    /// Where the health of this node is served to load balancers, /healthz and /livez; "" or port 0 = nowhere. 0.0.0.0
+    /// stands for all addresses of both families. The health checks of Services have ports of their own.
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
+    pub healthz_bind_address: BindAddress,
     /// For debugging: an eBPF object whose programs log what they decide. `cargo xtask build-ebpf --log` makes it; it
     /// must be of the same version as the agent. The embedded programs log nothing.
     #[arg(long, value_name = "FILE")]
@@ -199,6 +203,7 @@ impl RunArgs {
             probes_endpoints: self.probes.probe_endpoints,
             drift_interval: Some(self.drift_interval).filter(|interval| !interval.is_zero()),
             metrics: self.metrics_bind_address.0,
+            healthz: self.healthz_bind_address.0,
             ebpf_log: self.ebpf_log.clone(),
             place,
         }

@@ -42,6 +42,20 @@ fn metrics_are_served_where_kube_proxy_has_them_unless_told_otherwise() {
 }
 
 #[test]
+fn the_nodes_health_is_served_where_kube_proxy_has_it_unless_told_otherwise() {
+    let parse = |more: &[&str]| {
+        let words = ["yurt-net", "run", "--node", "a1", "--source", "file:x"];
+        match Cli::parse_from(words.iter().chain(more)).command {
+            Command::Run(args) => args.config().healthz,
+            _ => unreachable!(),
+        }
+    };
+    assert_eq!(parse(&[]), Some("0.0.0.0:10256".parse().unwrap()));
+    assert_eq!(parse(&["--healthz-bind-address="]), None);
+    assert_eq!(parse(&["--healthz-bind-address=0.0.0.0:0"]), None);
+}
+
+#[test]
 fn times_are_read_with_units_and_a_number_alone_is_seconds() {
     for (text, millis) in [
         ("10", 10_000),

@@ -3,15 +3,34 @@
 use std::collections::BTreeMap;
 
 use super::sample::Kind::{Counter, Gauge, Histogram};
-use super::sample::{Metric, metric, micros, millis};
+use super::sample::{Metric, Samples, metric, micros, millis};
 use crate::ledger::State;
 use crate::model::Kind;
 use crate::observe::status::health::FAULTS;
 use crate::observe::status::{Retention, SelfTest};
 use crate::source::preferred::Origin;
 
+fn put_codes(out: &mut Samples<'_>, [ok, unavailable]: [u64; 2]) {
+    out.put(&["200"], ok);
+    out.put(&["503"], unavailable);
+}
+
 /// All of them.
 pub(super) const METRICS: &[Metric] = &[
+    metric(
+        Counter,
+        "kubeproxy_proxy_healthz_total",
+        &["code"],
+        "Answers of /healthz of the health port.",
+        |status, out| put_codes(out, status.health_ports.healthz),
+    ),
+    metric(
+        Counter,
+        "kubeproxy_proxy_livez_total",
+        &["code"],
+        "Answers of /livez of the health port.",
+        |status, out| put_codes(out, status.health_ports.livez),
+    ),
     metric(
         Histogram,
         "kubeproxy_sync_proxy_rules_duration_seconds",

@@ -76,6 +76,8 @@ fn status() -> Status {
     status.checkpoint.errors = 1;
     status.checkpoint.last_write_ms = 15;
     status.checkpoint.last_write_at = Some(1_700_000_050);
+    status.health_ports.healthz = [5, 1];
+    status.health_ports.livez = [6, 0];
     let retention = &mut status.retention;
     retention.guarded_devices = 2;
     retention.alarms = vec!["the disk is full".to_owned()];

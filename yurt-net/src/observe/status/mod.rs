@@ -4,6 +4,7 @@
 mod counted;
 mod dataplane;
 pub mod health;
+mod health_ports;
 mod left_alone;
 mod packets;
 mod refused;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use self::counted::{KEPT, SHOWN, counts, write_counts, write_more};
 pub use self::dataplane::{Clients, MapUsage, Sockets};
 pub use self::health::Degraded;
+pub use self::health_ports::HealthPorts;
 pub use self::left_alone::LeftAlone;
 pub use self::packets::PacketPath;
 pub use self::refused::{DoesNotFit, RefusedService};
@@ -108,6 +110,9 @@ pub struct Status {
     /// Packets from outside and of Pods; `None`: they are not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub packet_path: Option<PacketPath>,
+    /// Where load balancers ask whether to send clients here.
+    #[serde(default)]
+    pub health_ports: HealthPorts,
     /// The cgroup that the programs are attached to: processes in it and below it are served.
     #[serde(default)]
     pub cgroup: PathBuf,
@@ -214,6 +219,7 @@ impl Status {
         if let Some(packets) = &self.packet_path {
             packets.write(out)?;
         }
+        self.health_ports.write(out)?;
         self.retention.write(out)?;
         out.write_str(&self.devices.lines())?;
         writeln!(out, "service ports {}", self.services)?;

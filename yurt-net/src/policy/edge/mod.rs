@@ -83,16 +83,28 @@ pub fn listens(listen: &str, pool: &str) -> bool {
     }
 }
 
+/// Whether clients reach a Service through its load balancer on this node.
+pub(super) fn is_balanced_here(
+    service: &Service,
+    pool_services: &[Arc<PoolService>],
+    environment: &Environment,
+) -> bool {
+    let pool = environment.topology.pool();
+    service.service_type == ServiceType::LoadBalancer
+        && !is_discarded(service)
+        && is_listened_to(service, environment)
+        && (pool_services.is_empty()
+            || environment.compat_all_vips
+            || pool_services.iter().any(|object| &*object.pool == pool))
+}
+
 /// The addresses of a Service's load balancer that this node serves.
 fn balanced(
     service: &Service,
     pool_services: &[Arc<PoolService>],
     environment: &Environment,
 ) -> Vec<IpAddr> {
-    if service.service_type != ServiceType::LoadBalancer
-        || is_discarded(service)
-        || !is_listened_to(service, environment)
-    {
+    if !is_balanced_here(service, pool_services, environment) {
         return Vec::new();
     }
     if pool_services.is_empty() || environment.compat_all_vips {

@@ -153,6 +153,21 @@ impl<'a> Slices<'a> {
             .map(|(slice, port)| (slice, port.port))
     }
 
+    /// How many addresses on this node are ready, on any port.
+    pub(super) fn ready_here(&self, environment: &Environment) -> usize {
+        let with_ports = self.all.iter().filter(|slice| !slice.ports.is_empty());
+        let ready = with_ports.flat_map(|slice| {
+            let endpoints = slice.endpoints.iter();
+            endpoints.filter(move |endpoint| {
+                endpoint.is_ready
+                    && environment.topology.is_here(endpoint)
+                    && unfit(slice, endpoint.address, environment).is_none()
+            })
+        });
+        let addresses: BTreeSet<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
+        addresses.len()
+    }
+
     /// The complaints about endpoints that take no traffic on any node.
     pub(super) fn unfit(&self, environment: &Environment) -> Vec<String> {
         let mut reasons = Vec::new();

@@ -219,6 +219,30 @@ impl Protected {
         Some(whose.to_string())
     }
 
+    /// Why nobody may have this agent listen on a TCP port of all addresses of this node. Where an apiserver is does not
+    /// matter: one of this node may not be up yet, and a listener would keep it from its port.
+    pub(super) fn refuses_listener(&self, port: u16) -> Option<String> {
+        let is_here =
+            |address: IpAddr| address.is_loopback() || self.node(address) == Some(&Whose::ThisNode);
+        let mut given = self.config.given.iter();
+        if given.any(|place| place.port.map_or(is_here(place.address), |own| own == port)) {
+            return Some(Whose::Protected.to_string());
+        }
+        if self.servers.iter().any(|server| server.port() == port) {
+            return Some("a port of an apiserver".to_owned());
+        }
+        if DNS_PORTS.contains(&port) && self.nameservers.iter().copied().any(is_here) {
+            return Some(Whose::Nameserver.to_string());
+        }
+        self.is_lifeline(port)
+            .then(|| "a port by which the node is reached".to_owned())
+    }
+
+    fn is_lifeline(&self, port: u16) -> bool {
+        let all = [&HUB_PORTS[..], &NODE_PORTS[..], &self.config.agent_ports];
+        all.iter().any(|ports| ports.contains(&port))
+    }
+
     /// Why no frontend of a kind is at an address and port. `is_apiserver`: it is of the Service default/kubernetes,
     /// whose ClusterIP is what a Pod's environment calls the apiserver.
     pub(super) fn refuses_at(
@@ -265,10 +289,8 @@ impl Protected {
             true => &Whose::ThisNode,
             false => self.node(at.ip())?,
         };
-        let is_lifeline = is_hub_port
-            || NODE_PORTS.contains(&at.port())
-            || self.config.agent_ports.contains(&at.port());
-        is_lifeline.then(|| format!("{whose}, at a port by which the node is reached"))
+        self.is_lifeline(at.port())
+            .then(|| format!("{whose}, at a port by which the node is reached"))
     }
 }
 

@@ -15,7 +15,8 @@
 //!
 //! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
 //! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`), version 3
-//! nothing of what had no room (`v3`), version 4 not when a Service was made (`v4`): they are read, and not gone on with.
+//! nothing of what had no room (`v3`), version 4 not when a Service was made (`v4`), version 5 not
+//! where its load balancer asks for health (`v5`): they are read, and not gone on with.
 
 #![forbid(unsafe_code)]
 
@@ -25,12 +26,12 @@ use crc32fast::Hasher;
 use serde::Serialize;
 
 use super::contents::{Provenance, Record, RecordOf};
-use super::{v1, v2, v3, v4};
+use super::{v1, v2, v3, v4, v5};
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
 /// To be raised with every change of what `model` or `Record` look like.
-pub(super) const VERSION: u32 = 5;
+pub(super) const VERSION: u32 = 6;
 /// The oldest one that is read.
 pub(super) const OLDEST: u32 = 1;
 
@@ -301,6 +302,8 @@ impl<R: Read> Decoder<R> {
                 3 => postcard::take_from_bytes::<RecordOf<v3::Provenance, v4::Service>>(rest)
                     .map(|(record, after)| (record.converted(), after)),
                 4 => postcard::take_from_bytes::<RecordOf<Provenance, v4::Service>>(rest)
+                    .map(|(record, after)| (record.converted(), after)),
+                5 => postcard::take_from_bytes::<RecordOf<Provenance, v5::Service>>(rest)
                     .map(|(record, after)| (record.converted(), after)),
                 _ => postcard::take_from_bytes::<Record>(rest),
             };

@@ -43,6 +43,7 @@ mod v1;
 mod v2;
 mod v3;
 mod v4;
+mod v5;
 
 use codec::{Encoder, End, Flaw, VERSION};
 use contents::Record;

@@ -32,6 +32,7 @@ spec:
   clusterIP: 10.96.0.10
   clusterIPs: [10.96.0.10, "fd00::10"]
   externalIPs: [198.51.100.7]
+  healthCheckNodePort: 30999
   ports:
     - {name: http, port: 80, targetPort: 8080, nodePort: 30080}
     - {name: dns, protocol: UDP, port: 65535, targetPort: dns}
@@ -241,7 +242,7 @@ fn a_state_that_says_the_same_is_of_the_edition_that_is_on_disk() {
 #[test]
 fn the_newest_of_several_spares_is_used() {
     let disk = Memory::default();
-    for (name, step) in [(OLD, 1), ("checkpoint.v5", 2)] {
+    for (name, step) in [(OLD, 1), ("checkpoint.v6", 2)] {
         disk.put(name, &file_of(&state(step)));
     }
     assert_eq!(loaded(&disk), Some(state(2)));

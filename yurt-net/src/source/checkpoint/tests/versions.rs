@@ -21,20 +21,20 @@ fn every_version_finds_its_own_checkpoint_again() {
     let (disk, _) = three_states();
     let ours = disk.get(CURRENT).unwrap();
     // A newer agent has done what this one does with others.
-    disk.put("checkpoint.v5", &ours);
-    disk.put(CURRENT, &of_version(6));
+    disk.put("checkpoint.v6", &ours);
+    disk.put(CURRENT, &of_version(7));
     let (mut saver, found) = Saver::on(disk.clone());
-    let [problem @ CheckpointError::Newer { version: 6, .. }] = found.problems.as_slice() else {
+    let [problem @ CheckpointError::Newer { version: 7, .. }] = found.problems.as_slice() else {
         panic!("{:?}", found.problems);
     };
     assert_eq!(
         problem.to_string(),
-        "memory/checkpoint is of version 6, after 5"
+        "memory/checkpoint is of version 7, after 6"
     );
     let spare = found.loaded.unwrap();
     assert_eq!((spare.snapshot, spare.provenance), state(2));
     assert!(save(&mut saver, &state(1)));
-    assert_eq!(disk.get("checkpoint.v6"), Some(of_version(6)));
+    assert_eq!(disk.get("checkpoint.v7"), Some(of_version(7)));
     assert_eq!(loaded(&disk), Some(state(1)));
 
     disk.put(CURRENT, &of_version(0));
@@ -47,12 +47,15 @@ fn every_version_finds_its_own_checkpoint_again() {
     assert_eq!(disk.get("checkpoint.v0"), Some(of_version(0)));
 }
 
-/// What an agent of this version could know of a state: before 5 not when a Service was made, before 3 no manifests and no edition,
+/// What an agent of this version could know of a state: before 6 no health check, before 5 not when a Service was made, before 3 no manifests and no edition,
 /// before 2 no Pods.
 fn known_to(
     version: u32,
     (mut snapshot, mut provenance): (Snapshot, Provenance),
 ) -> (Snapshot, Provenance) {
+    for service in snapshot.services.values_mut().filter(|_| version < 6) {
+        Arc::make_mut(service).health_check_node_port = 0;
+    }
     if version < 5 {
         for service in snapshot.services.values_mut() {
             Arc::make_mut(service).created_at = 0;
@@ -79,6 +82,10 @@ fn written_as(version: u32, (snapshot, provenance): &(Snapshot, Provenance)) -> 
             2 => Some(add::<v2::Provenance>(&mut encoder, record)),
             3 => Some(add::<v3::Provenance>(&mut encoder, record)),
             4 => Some(add::<Provenance>(&mut encoder, record)),
+            5 => {
+                let record: RecordOf<Provenance, v5::Service> = record.converted();
+                Some(encoder.record(&record))
+            }
             _ => Some(encoder.record(&record)),
         };
         added.transpose().unwrap();
@@ -102,7 +109,8 @@ fn the_shape_of_the_model_is_part_of_the_version() {
         (2, 609, 0xdb50_eab5),
         (3, 731, 0x466e_2c62),
         (4, 732, 0x71f8_81d5),
-        (VERSION, 737, 0x00c2_8b4e),
+        (5, 737, 0x00c2_8b4e),
+        (VERSION, 740, 0xbe62_4bfc),
     ] {
         let bytes = written_as(shape.0, &state(0));
         // Packed bytes are the packer's affair.

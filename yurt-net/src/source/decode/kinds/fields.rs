@@ -17,6 +17,8 @@ pub(super) const SERVICE_NAME: &str = "kubernetes.io/service-name";
 pub(super) const HEADLESS: &str = "service.kubernetes.io/headless";
 pub(super) const POOL_NAME: &str = "openyurt.io/pool-name";
 pub(super) const POOL_SERVICE_OF: &str = "openyurt.io/service-name";
+/// Taint of a Node that the cluster autoscaler is about to delete.
+pub(super) const TO_BE_DELETED: &str = "ToBeDeletedByClusterAutoscaler";
 /// What flannel tells the other nodes of a Node.
 pub(super) const FLANNEL: [&str; 5] = [
     "flannel.alpha.coreos.com/backend-type",

@@ -25,8 +25,8 @@ mod tests;
 
 use fields::{
     DISCARD, FLANNEL, HEADLESS, LISTEN, MAX_LABEL_KEY, POOL_NAME, PREFIXES, SERVICE_NAME,
-    TOPOLOGY_KEYS, address, annotations, cidr, known_name, known_to_apiservers, label, port_number,
-    present, protocol, required,
+    TO_BE_DELETED, TOPOLOGY_KEYS, address, annotations, cidr, known_name, known_to_apiservers,
+    label, port_number, present, protocol, required,
 };
 use pod::{CONTAINER, pod};
 use service::{pool_service, service};
@@ -42,6 +42,8 @@ pub(super) static ROOT: Keep = Only(&[
             ("name", All),
             // Service
             ("creationTimestamp", All),
+            // Node
+            ("deletionTimestamp", All),
             // Pod
             ("uid", All),
             ("labels", All),
@@ -65,6 +67,7 @@ pub(super) static ROOT: Keep = Only(&[
                 Only(&[("clientIP", Only(&[("timeoutSeconds", All)]))]),
             ),
             ("loadBalancerSourceRanges", All),
+            ("healthCheckNodePort", All),
             ("internalTrafficPolicy", All),
             ("externalTrafficPolicy", All),
             (
@@ -79,6 +82,7 @@ pub(super) static ROOT: Keep = Only(&[
             // Node
             ("podCIDR", All),
             ("podCIDRs", All),
+            ("taints", Only(&[("key", All)])),
             // ServiceCIDR
             ("cidrs", All),
             // Pod
@@ -487,7 +491,21 @@ fn node(value: &Value<'_>, name: Arc<str>) -> Result<Node, Wrong> {
         external_ips: addresses("ExternalIP")?,
         pod_cidrs,
         annotations: annotations(value, &FLANNEL)?,
+        is_leaving: is_leaving(value)?,
     })
+}
+
+/// Whether load balancers are to leave a Node alone (kube-proxy's `NodeEligible`, KEP-3836).
+fn is_leaving(value: &Value<'_>) -> Result<bool, Wrong> {
+    let deleted_at = at(value, "metadata", |m| at(m, "deletionTimestamp", text))?;
+    let taints = at(value, "spec", |spec| {
+        at(spec, "taints", |all| {
+            each(all, |taint| {
+                Ok(at(taint, "key", text)? == Some(TO_BE_DELETED))
+            })
+        })
+    })?;
+    Ok(deleted_at.is_some_and(|time| !time.is_empty()) || taints.contains(&true))
 }
 
 fn node_address(value: &Value<'_>, of_type: &str) -> Result<Option<IpAddr>, Wrong> {

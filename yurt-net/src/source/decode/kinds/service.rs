@@ -74,6 +74,7 @@ pub(super) fn service(
             listen,
             is_discarded,
             is_proxied_elsewhere,
+            health_check_node_port: at(spec, "healthCheckNodePort", port_number)?,
         })
     })
 }

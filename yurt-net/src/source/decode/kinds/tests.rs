@@ -81,6 +81,32 @@ nodes: [{name: a}, {name: b}]
 }
 
 #[test]
+fn a_node_that_is_deleted_or_about_to_be_is_leaving() {
+    let is_leaving = |metadata: &str, spec: &str| {
+        let decoded = yaml(&format!(
+            "apiVersion: v1\nkind: Node\nmetadata: {{name: a{metadata}}}\nspec: {{{spec}}}"
+        ));
+        match decoded.objects.as_slice() {
+            [
+                Located {
+                    object: Object::Node(node),
+                    ..
+                },
+            ] => node.is_leaving,
+            _ => panic!("{decoded:?}"),
+        }
+    };
+    let other = "taints: [{key: node.kubernetes.io/unreachable, effect: NoExecute}]";
+    assert!(!is_leaving("", "") && !is_leaving("", other));
+    let doomed = "taints: [{key: other}, {key: ToBeDeletedByClusterAutoscaler, value: '1'}]";
+    assert!(is_leaving("", doomed));
+    assert!(is_leaving(
+        ", deletionTimestamp: '2026-01-02T03:04:05Z'",
+        ""
+    ));
+}
+
+#[test]
 fn kinds_and_versions_that_no_rule_reads_are_ignored() {
     for (version, kind) in [
         ("v1", "ConfigMap"),

@@ -86,6 +86,20 @@ status:
 }
 
 #[test]
+fn a_health_check_port_is_read_and_a_wrong_one_costs_the_service() {
+    let port = |spec: &str| service(&format!("spec: {{{spec}}}")).health_check_node_port;
+    assert_eq!([port("healthCheckNodePort: 30999"), port("")], [30999, 0]);
+    let wrong =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {healthCheckNodePort: 70000}";
+    assert_eq!(
+        rejections(&yaml(wrong)),
+        [
+            "Service default/web web.yaml#1: spec.healthCheckNodePort: expected a port up to 65535, found 70000"
+        ]
+    );
+}
+
+#[test]
 fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
     let bare = service("spec: {ports: [{port: 80}]}");
     assert_eq!(&*bare.name.namespace, "default");

@@ -2,14 +2,20 @@
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
 use super::*;
+use crate::observe::http::conversations::PATIENCE;
+
+const CONFIGZ: &str = "{\"kubeproxy.config.k8s.io\":{}}";
 
 /// A server with a loop that knows one metric, and its address.
 async fn server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, mut scrapes) = mpsc::channel::<Scrape>(1);
-    tokio::spawn(accept(listener, sender));
+    tokio::spawn(accept(listener, CONFIGZ.into(), sender));
     tokio::spawn(async move {
         while let Some(scrape) = scrapes.recv().await {
             let answer = match scrape.question {
@@ -58,6 +64,29 @@ async fn everything_but_metrics_and_health_is_not_there() {
 }
 
 #[tokio::test]
+async fn whoever_asks_kube_proxy_for_its_mode_and_its_configuration_is_answered() {
+    let address = server().await;
+    let body = async |path: &str| {
+        let answer = exchange(address, &get(path)).await;
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 200 OK\r\n"), "{head}");
+        (
+            head.contains("\r\ncontent-type: application/json\r\n"),
+            body.to_owned(),
+        )
+    };
+    assert_eq!(body("/proxyMode").await, (false, "yurt-net".to_owned()));
+    assert_eq!(body("/configz").await, (true, CONFIGZ.to_owned()));
+    // Services are not served, which a restart would not change.
+    assert_eq!(body("/livez").await, (false, "ok".to_owned()));
+    assert!(
+        exchange(address, &get("/readyz"))
+            .await
+            .starts_with("HTTP/1.1 503 ")
+    );
+}
+
+#[tokio::test]
 async fn what_is_no_request_and_headers_without_end_are_refused() {
     let address = server().await;
     let garbage = exchange(address, "\u{16}\u{3}\u{1}\r\n\r\n").await;
@@ -103,7 +132,7 @@ async fn a_client_waits_while_all_others_are_being_answered_and_is_served_then()
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, mut scrapes) = mpsc::channel::<Scrape>(64);
-    tokio::spawn(accept(listener, sender));
+    tokio::spawn(accept(listener, CONFIGZ.into(), sender));
     let ask = || tokio::spawn(async move { exchange(address, &get("/metrics")).await });
     let answered: Vec<_> = (0..CONNECTIONS).map(|_| ask()).collect();
     let mut asked = Vec::new();
@@ -141,7 +170,7 @@ async fn an_agent_that_stops_answers_that_it_does() {
     let address = listener.local_addr().unwrap();
     let (sender, scrapes) = mpsc::channel(1);
     drop(scrapes);
-    tokio::spawn(accept(listener, sender));
+    tokio::spawn(accept(listener, CONFIGZ.into(), sender));
     let answer = exchange(address, &get("/metrics")).await;
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
 }

@@ -1,0 +1,97 @@
+//! The ports at which load balancers ask this node whether a Service has endpoints here.
+//!
+//! Pure. In: a Service with its slices; then all that ask for a port. Out: `HealthCheck`s, at most one for each port.
+//! Rules in order: (1) a load balancer with `externalTrafficPolicy: Local` and a `healthCheckNodePort`, if this node
+//! serves it; (2) endpoints that are ready and on this node count, each address once, whatever their ports; (3) no port
+//! by which the node is reached (`protected`); (4) no NodePort of TCP, which the listener would never hear of; (5) of
+//! several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`. Reference:
+//! kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go. Differs:
+//! there, no port is protected, and whoever binds first has it.
+#![forbid(unsafe_code)]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::edge;
+use super::endpoints::Slices;
+use super::environment::Environment;
+use crate::model::{NamespacedName, PoolService, Protocol, Service, TrafficPolicy};
+use crate::table::{FrontendKind, HealthCheck, MAX_HEALTH_CHECKS, ServiceEntry, Standing};
+
+/// What one Service asks for.
+pub(super) fn health_check(
+    service: &Service,
+    pool_services: &[Arc<PoolService>],
+    slices: &Slices<'_>,
+    environment: &Environment,
+    refused: &mut Vec<String>,
+) -> Option<HealthCheck> {
+    let port = service.health_check_node_port;
+    if port == 0
+        || service.external_policy != TrafficPolicy::Local
+        || !edge::is_balanced_here(service, pool_services, environment)
+    {
+        return None;
+    }
+    if let Some(why) = environment.protected.refuses_listener(port) {
+        refused.push(format!("healthCheckNodePort {port} is {why}"));
+        return None;
+    }
+    Some(HealthCheck {
+        port,
+        service: service.name.clone(),
+        local_endpoints: slices.ready_here(environment),
+    })
+}
+
+/// A health check, and when its Service was made: seconds since 1970; 0 = not known.
+pub(super) type Asked = (u64, HealthCheck);
+
+/// Those that are served, sorted by port; the others with the reason.
+pub(super) fn settle<'a>(
+    mut asked: Vec<Asked>,
+    entries: impl Iterator<Item = &'a Arc<ServiceEntry>>,
+) -> (Vec<HealthCheck>, Vec<(NamespacedName, String)>) {
+    if asked.is_empty() {
+        return (Vec::new(), Vec::new());
+    }
+    let mut node_ports = BTreeMap::new();
+    for entry in entries.filter(|entry| entry.key.protocol == Protocol::Tcp) {
+        let of_node = |kind| kind == FrontendKind::NodePort;
+        for frontend in entry.frontends.iter().filter(|f| of_node(f.kind)) {
+            node_ports.entry(frontend.port).or_insert(&entry.key);
+        }
+    }
+    asked.sort_by(|(a_made, a), (b_made, b)| {
+        let rank = |made: u64, check: &HealthCheck| {
+            let NamespacedName { namespace, name } = &check.service;
+            // 0, which is not known, becomes the largest.
+            (Standing::of(namespace, name), made.wrapping_sub(1))
+        };
+        let by_name = || a.service.cmp(&b.service);
+        rank(*a_made, a).cmp(&rank(*b_made, b)).then_with(by_name)
+    });
+    let mut served: BTreeMap<u16, HealthCheck> = BTreeMap::new();
+    let mut refused = Vec::new();
+    for (_, check) in asked {
+        let port = check.port;
+        let why = if let Some(key) = node_ports.get(&port) {
+            format!("a NodePort of {}/{}", key.namespace, key.name)
+        } else if let Some(other) = served.get(&port) {
+            format!("that of {}, which comes first", other.service)
+        } else if served.len() >= MAX_HEALTH_CHECKS {
+            format!("one too many: this node serves the first {MAX_HEALTH_CHECKS}")
+        } else {
+            served.insert(port, check);
+            continue;
+        };
+        refused.push((
+            check.service,
+            format!("healthCheckNodePort {port} is {why}"),
+        ));
+    }
+    (served.into_values().collect(), refused)
+}
+
+#[cfg(test)]
+mod tests;
