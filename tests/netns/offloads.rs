@@ -68,7 +68,7 @@ pub(crate) fn offload(device: &str, is_on: bool) -> io::Result<()> {
         // SAFETY: all zeros are a value.
         let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
         for (to, from) in request.ifr_name.iter_mut().zip(device.bytes()) {
-            *to = from.cast_signed();
+            *to = libc::c_char::from_ne_bytes([from]);
         }
         request.ifr_ifru.ifru_data = value.as_mut_ptr().cast();
         // SAFETY: the request names a device, and points to a value of the command.

@@ -14,10 +14,15 @@ use crate::cpio::Archive;
 
 /// What is to be booted.
 pub(crate) struct Guest<'a> {
+    /// As qemu calls it.
+    pub(crate) architecture: &'a str,
     pub(crate) kernel: &'a Path,
     pub(crate) processors: u8,
     /// In MiB.
     pub(crate) memory: u32,
+    /// Whether its clock counts instructions, a thousand million a second, and leaps over the time in which nothing is to be done. No
+    /// patience in the guest ends because the machine that emulates it is busy.
+    pub(crate) has_own_time: bool,
     /// For its kernel.
     pub(crate) parameters: &'a str,
     /// A machine that has not ended by then hangs.
@@ -30,19 +35,35 @@ impl Guest<'_> {
         let dir = tempfile::tempdir()?;
         let [initrd, console] = ["initrd", "console"].map(|name| dir.path().join(name));
         fs::write(&initrd, initramfs)?;
-        let mut qemu = Command::new("qemu-system-x86_64")
+        let program = format!("qemu-system-{}", self.architecture);
+        // What a Raspberry Pi 4 has, on a board of qemu's own; the other architecture has a board and a processor by default.
+        let (machine, console_device): (&[&str], _) = match self.architecture {
+            "aarch64" => (&["-M", "virt", "-cpu", "cortex-a72"], "ttyAMA0"),
+            _ => (&[], "ttyS0"),
+        };
+        let own_time: &[_] = if self.has_own_time {
+            &["-icount", "shift=0,sleep=off"]
+        } else {
+            &[]
+        };
+        let mut qemu = Command::new(&program)
             .args(["-accel", "tcg", "-nographic", "-no-reboot", "-nic", "none"])
+            .args(machine)
+            .args(own_time)
             .args(["-m", &self.memory.to_string()])
             .args(["-smp", &self.processors.to_string()])
             .args([OsStr::new("-kernel"), self.kernel.as_os_str()])
             .args([OsStr::new("-initrd"), initrd.as_os_str()])
             .arg("-append")
-            .arg(format!("console=ttyS0 panic=-1 quiet {}", self.parameters))
+            .arg(format!(
+                "console={console_device} panic=-1 quiet {}",
+                self.parameters
+            ))
             .stdin(Stdio::null())
             .stdout(File::create(&console)?)
             .stderr(File::create(dir.path().join("stderr"))?)
             .spawn()
-            .with_context(|| format!("start qemu-system-x86_64; {remedy}"))?;
+            .with_context(|| format!("start {program}; {remedy}"))?;
         let deadline = Instant::now() + self.patience;
         let status = loop {
             if let Some(status) = qemu.try_wait()? {
@@ -75,8 +96,8 @@ pub(crate) struct Initramfs {
 }
 
 impl Initramfs {
-    /// Busybox, the first process, and empty directories for what that mounts.
-    pub(crate) fn new(init: &str, remedy: &str) -> Result<Self> {
+    /// The first process, and empty directories for what that mounts.
+    pub(crate) fn new(init: &str) -> Self {
         let mut initramfs = Self {
             archive: Archive::new(),
             directories: Vec::new(),
@@ -85,12 +106,36 @@ impl Initramfs {
         for directory in ["/bin", "/dev", "/proc", "/sys", "/run", "/tmp"] {
             initramfs.directory(Path::new(directory));
         }
+        initramfs.file("/init", init.as_bytes());
+        initramfs
+    }
+
+    /// Adds this machine's busybox.
+    pub(crate) fn busybox(&mut self, remedy: &str) -> Result<()> {
         let busybox = ["/usr/bin/busybox", "/bin/busybox"].into_iter();
         let busybox = busybox.map(Path::new).find(|path| path.exists());
         let busybox = busybox.with_context(|| format!("no busybox; {remedy}"))?;
-        initramfs.file("/bin/busybox", &fs::read(busybox)?);
-        initramfs.file("/init", init.as_bytes());
-        Ok(initramfs)
+        self.file("/bin/busybox", &fs::read(busybox)?);
+        Ok(())
+    }
+
+    /// Adds the files below a directory of this machine, whose root is the guest's.
+    pub(crate) fn tree(&mut self, root: &Path) -> Result<()> {
+        let mut directories = vec![root.to_owned()];
+        while let Some(directory) = directories.pop() {
+            for entry in
+                fs::read_dir(&directory).with_context(|| directory.display().to_string())?
+            {
+                let path = entry?.path();
+                if path.is_dir() {
+                    directories.push(path);
+                } else {
+                    let place = Path::new("/").join(path.strip_prefix(root)?);
+                    self.file(&place.display().to_string(), &fs::read(&path)?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Adds a file, with the directories that it is in.
@@ -145,15 +190,15 @@ fn libraries(program: &Path) -> Result<Vec<String>> {
 }
 
 /// A program without its debug information, which is larger than a guest's memory.
-pub(crate) fn stripped(program: &Path, dir: &Path) -> Result<PathBuf> {
+pub(crate) fn stripped(architecture: &str, program: &Path, dir: &Path) -> Result<PathBuf> {
     let name = program.file_name().context("the program has no name")?;
     let to = dir.join(name);
-    let stripped = Command::new("strip")
+    let stripped = Command::new(format!("{architecture}-linux-gnu-strip"))
         .arg("-o")
         .arg(&to)
         .arg(program)
         .status();
-    let stripped = stripped.context("run strip, which comes with the linker")?;
+    let stripped = stripped.context("run strip, which comes with the C compiler")?;
     ensure!(stripped.success(), "strip: {stripped}");
     Ok(to)
 }

@@ -1,7 +1,8 @@
 #!/bin/busybox sh
 # The first process on another kernel: what the lab needs, then the lab's tests, one feature after another. What it finds goes to the
 # serial console, in lines that begin with YURT.
-export PATH=/bin:/usr/bin:/sbin:/usr/sbin YURT_NET_BIN=/bin/yurt-net RUST_BACKTRACE=0
+export PATH=/bin:/usr/bin:/sbin:/usr/sbin
+. /environment
 b=/bin/busybox
 $b mount -t proc proc /proc
 $b mount -t sysfs sys /sys

@@ -15,6 +15,9 @@ use crate::guest::{Guest, Initramfs, stripped};
 const KERNEL: &str = "YURT_OLD_KERNEL";
 const REMEDY: &str = "run `cargo xtask setup --kernel`";
 
+/// The tests' own, which is their kernel's, too.
+const ARCHITECTURE: &str = "x86_64";
+
 const INIT: &str = include_str!("init.sh");
 const INIT_GRACE: &str = "#!/bin/busybox sh
 /bin/busybox mount -t proc proc /proc
@@ -25,7 +28,8 @@ const MANIFESTS: &str = include_str!("old_kernel.yaml");
 
 #[test]
 fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()> {
-    let mut initramfs = Initramfs::new(INIT, REMEDY)?;
+    let mut initramfs = Initramfs::new(INIT);
+    initramfs.busybox(REMEDY)?;
     initramfs.program("/bin/yurt-net", &lab::agent_program()?)?;
     initramfs.file("/manifests/cluster.yaml", MANIFESTS.as_bytes());
     let console = boot(initramfs, "")?;
@@ -56,8 +60,10 @@ fn debians_6_1_kernel_loads_every_program_and_serves_and_refuses() -> Result<()>
 #[test]
 fn a_grace_period_on_one_processor_waits_for_a_program_that_was_preempted() -> Result<()> {
     let dir = tempfile::tempdir()?;
-    let program = stripped(Path::new(env!("CARGO_BIN_EXE_grace-period")), dir.path())?;
-    let mut initramfs = Initramfs::new(INIT_GRACE, REMEDY)?;
+    let program = Path::new(env!("CARGO_BIN_EXE_grace-period"));
+    let program = stripped(ARCHITECTURE, program, dir.path())?;
+    let mut initramfs = Initramfs::new(INIT_GRACE);
+    initramfs.busybox(REMEDY)?;
     initramfs.program("/bin/grace-period", &program)?;
     let console = boot(initramfs, "preempt=full")?;
     // The firmware's last words are on the first line.
@@ -70,9 +76,11 @@ fn a_grace_period_on_one_processor_waits_for_a_program_that_was_preempted() -> R
 
 fn boot(initramfs: Initramfs, parameters: &str) -> Result<String> {
     let guest = Guest {
+        architecture: ARCHITECTURE,
         kernel: &kernel()?,
         processors: 1,
         memory: 512,
+        has_own_time: false,
         parameters,
         patience: Duration::from_secs(600),
     };

@@ -47,6 +47,22 @@ impl Target {
         }
     }
 
+    /// As Debian and Go call it.
+    pub(crate) const fn arch(self) -> &'static str {
+        match self {
+            Self::X86 => "amd64",
+            Self::Arm => "arm64",
+        }
+    }
+
+    /// As the kernel, compilers and qemu call it.
+    pub(crate) const fn machine(self) -> &'static str {
+        match self {
+            Self::X86 => "x86_64",
+            Self::Arm => "aarch64",
+        }
+    }
+
     /// The compiler's target, and a C compiler for it.
     pub(crate) const fn need(self) -> Need {
         match self {

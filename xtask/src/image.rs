@@ -63,7 +63,7 @@ fn assemble(agents: &[(Target, PathBuf)], dir: &Path) -> Result<PathBuf> {
         }
         manifests.push(image.manifest.json(&format!(
             r#","platform":{{"architecture":"{}","os":"linux"}}"#,
-            architecture(*target)
+            target.arch()
         )));
         let tag = match *target {
             Target::X86 => TAG.to_owned(),
@@ -97,14 +97,6 @@ fn index(manifests: &str) -> String {
 
 fn index_of(blob: &Blob, more: &str) -> String {
     index(&blob.json(more))
-}
-
-/// Go's name of the architecture.
-const fn architecture(target: Target) -> &'static str {
-    match target {
-        Target::X86 => "amd64",
-        Target::Arm => "arm64",
-    }
 }
 
 /// A file in `blobs`, which is named by its sum.
@@ -165,7 +157,7 @@ impl Layout {
         write!(
             config,
             r#"{{"architecture":"{}","os":"linux","created":"1970-01-01T00:00:00Z","config":{{"#,
-            architecture(target)
+            target.arch()
         )?;
         write!(
             config,

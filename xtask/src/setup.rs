@@ -127,6 +127,13 @@ const TOOLS: &[Tool] = &[
     },
     Tool {
         need: Need::Qemu,
+        name: "qemu-system-aarch64",
+        purpose: "boots kernels for aarch64",
+        origin: Origin::Apt(&["qemu-system-arm"]),
+        is_present: || find_program("qemu-system-aarch64").is_some(),
+    },
+    Tool {
+        need: Need::Qemu,
         name: "a static busybox",
         purpose: "is the user land of the old kernel",
         origin: Origin::Apt(&["busybox-static"]),

@@ -1,15 +1,12 @@
-//! The kernel of a Debian release, from the archive that this machine's apt uses, whatever release the machine has.
+//! The kernel of a Debian release: its image, and the modules that the lab needs.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::archive::Apt;
 use super::{Kernel, modules};
 use crate::shell::{Line, find_program, say};
-
-/// Debian's own keys, of all releases.
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Fetches image and modules, unless they are here.
 pub(super) fn fetch(kernel: Kernel) -> Result<()> {
@@ -28,9 +25,9 @@ pub(super) fn fetch(kernel: Kernel) -> Result<()> {
         dir.join("vmlinuz").display(),
         dir.join("modules").display()
     );
-    let apt = Apt::new(kernel, dir.join("apt"))?;
+    let apt = Apt::new(kernel.release, kernel.target, dir.join("apt"))?;
     let download = dir.join("download");
-    let mut packages = apt.packages()?;
+    let mut packages = apt.packages(&kernel.packages())?;
     packages.sort_by_key(|name| numbers(name));
     // A mirror may lack the last one for some hours.
     while let Some(package) = packages.pop() {
@@ -71,88 +68,6 @@ pub(super) fn fetch(kernel: Kernel) -> Result<()> {
     )
 }
 
-/// The lists of one release, apart from those of this machine.
-struct Apt {
-    kernel: Kernel,
-    dir: PathBuf,
-}
-
-impl Apt {
-    fn new(kernel: Kernel, dir: PathBuf) -> Result<Self> {
-        fs::create_dir_all(dir.join("lists/partial"))?;
-        fs::create_dir_all(dir.join("cache/archives/partial"))?;
-        fs::write(dir.join("status"), "")?;
-        let known = Line::new("apt-get indextargets --format")
-            .arg("$(SITE) $(RELEASE)")
-            .arg("Created-By: Packages")
-            .output()?;
-        let sources = sources(&known, kernel.suite());
-        ensure!(
-            !sources.is_empty(),
-            "this machine's apt knows no archive of Debian; run apt-get update"
-        );
-        fs::write(dir.join("sources.list"), sources)?;
-        let apt = Self { kernel, dir };
-        apt.line("apt-get").arg("update").run()?;
-        Ok(apt)
-    }
-
-    /// One of apt's programs, with this release in the place of the machine's.
-    fn line(&self, program: &str) -> Line {
-        let option = |name: &str, value: &Path| format!("{name}={}", value.display());
-        let file = |name: &str| self.dir.join(name);
-        let options = [
-            option("Dir::Etc::SourceList", &file("sources.list")),
-            option("Dir::Etc::SourceParts", Path::new("/dev/null")),
-            option("Dir::State::Lists", &file("lists")),
-            option("Dir::State::status", &file("status")),
-            option("Dir::Cache", &file("cache")),
-            "Acquire::Languages=none".to_owned(),
-            "APT::Architecture=amd64".to_owned(),
-            "APT::Architectures=amd64".to_owned(),
-            // Root's downloads are otherwise handed to a user who cannot write here.
-            "APT::Sandbox::User=root".to_owned(),
-        ];
-        let options = options
-            .into_iter()
-            .flat_map(|option| ["-o".to_owned(), option]);
-        Line::new(program).args(options)
-    }
-
-    fn packages(&self) -> Result<Vec<String>> {
-        let listed = self.line("apt-cache").args(["search", "--names-only"]);
-        let listed = listed.arg(self.kernel.packages()).output()?;
-        let names = listed
-            .lines()
-            .filter_map(|line| line.split_whitespace().next());
-        Ok(names.map(str::to_owned).collect())
-    }
-}
-
-/// The archive's main and security parts for a release, by where they are for the releases in `known`: lines `SITE RELEASE`.
-fn sources(known: &str, suite: &str) -> String {
-    let mut sources = Vec::new();
-    for line in known.lines() {
-        let Some((site, release)) = line.split_once(' ') else {
-            continue;
-        };
-        let suffix = match release.split_once('-') {
-            None => "",
-            Some((_, "security")) => "-security",
-            Some(_) => continue,
-        };
-        // Other vendors' archives have other releases.
-        if site.trim_end_matches('/').ends_with("debian") || suffix == "-security" {
-            sources.push(format!(
-                "deb [signed-by={KEYRING}] {site} {suite}{suffix} main\n"
-            ));
-        }
-    }
-    sources.sort();
-    sources.dedup();
-    sources.concat()
-}
-
 /// All numbers in a name, which order kernels.
 fn numbers(name: &str) -> Vec<u32> {
     let digits = name.split(|c: char| !c.is_ascii_digit());
@@ -172,16 +87,5 @@ mod tests {
         ];
         names.sort_by_key(|name| numbers(name));
         assert_eq!(names[2], "linux-image-6.12.117+deb13-cloud-amd64");
-    }
-
-    #[test]
-    fn another_release_is_asked_for_where_this_machines_is() {
-        let known = "http://mirror.example/debian bookworm\nhttp://mirror.example/debian bookworm-updates\n\
-                     http://mirror.example/debian-security bookworm-security\nhttps://vendor.example/apt stable\n";
-        let expected = format!(
-            "deb [signed-by={KEYRING}] http://mirror.example/debian bullseye main\n\
-             deb [signed-by={KEYRING}] http://mirror.example/debian-security bullseye-security main\n"
-        );
-        assert_eq!(sources(known, "bullseye"), expected);
     }
 }

@@ -3,8 +3,10 @@
 //! What runs there are the tests of the lab themselves (`tests/netns`), in an initramfs with nothing else in it: a kernel is as good
 //! as what clients, nodes and Pods see of it. KVM is not used, so that it works in a virtual machine as well.
 
+mod archive;
 mod fetch;
 mod modules;
+mod userland;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -12,6 +14,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use clap::ValueEnum;
 
+use crate::build::Target;
 use crate::setup::{self, Need};
 use crate::shell::{Line, require_root, target_dir};
 
@@ -21,6 +24,9 @@ pub(crate) struct Args {
     /// Which kernel.
     #[arg(value_enum)]
     kernel: Wanted,
+    /// Only on machines of this kind, for which the agent is built then [default: of both].
+    #[arg(long, value_enum)]
+    target: Option<Target>,
     /// Processors of the emulated machine.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=8))]
     processors: u8,
@@ -44,15 +50,15 @@ enum Wanted {
     All,
 }
 
-/// A kernel of Debian, by the release that it is of.
+/// A release of Debian, by whose name its kernel is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kernel {
+enum Release {
     Bullseye,
     Bookworm,
     Trixie,
 }
 
-impl Kernel {
+impl Release {
     const ALL: [Self; 3] = [Self::Bullseye, Self::Bookworm, Self::Trixie];
 
     /// The release's name in archives.
@@ -64,22 +70,44 @@ impl Kernel {
         }
     }
 
-    /// What the names of its packages match, as a regular expression of apt's.
-    const fn packages(self) -> &'static str {
+    /// What the versions in its packages' names match, as a regular expression of apt's.
+    const fn versions(self) -> &'static str {
         match self {
-            Self::Bullseye => "^linux-image-5\\.10\\.0-[0-9]+-cloud-amd64$",
-            Self::Bookworm => "^linux-image-6\\.1\\.0-[0-9]+-cloud-amd64$",
-            Self::Trixie => "^linux-image-6\\.12\\.[0-9]+\\+deb13-cloud-amd64$",
+            Self::Bullseye => "5\\.10\\.0-[0-9]+",
+            Self::Bookworm => "6\\.1\\.0-[0-9]+",
+            Self::Trixie => "6\\.12\\.[0-9]+\\+deb13",
         }
+    }
+}
+
+/// A kernel of Debian: the one of a release, for machines of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kernel {
+    release: Release,
+    target: Target,
+}
+
+impl Kernel {
+    /// What the names of its packages match, as a regular expression of apt's.
+    fn packages(self) -> String {
+        let Self { release, target } = self;
+        format!(
+            "^linux-image-{}-cloud-{}$",
+            release.versions(),
+            target.arch()
+        )
     }
 
     /// Where its image and its modules are once they were fetched.
     fn dir(self) -> PathBuf {
-        target_dir().join("kernels").join(self.to_string())
+        target_dir().join("kernels").join(match self.target {
+            Target::X86 => self.release.to_string(),
+            Target::Arm => format!("{}-arm64", self.release),
+        })
     }
 }
 
-impl fmt::Display for Kernel {
+impl fmt::Display for Release {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Bullseye => "5.10",
@@ -89,52 +117,100 @@ impl fmt::Display for Kernel {
     }
 }
 
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} for {}", self.release, self.target.arch())
+    }
+}
+
 /// Runs the tests of the features on these kernels. The last lines on the screen are what passed on the last one, and the test
 /// runner's summary.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("this test run")?;
     setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;
-    let kernels: &[Kernel] = match args.kernel {
-        Wanted::Bullseye => &[Kernel::Bullseye],
-        Wanted::Bookworm => &[Kernel::Bookworm],
-        Wanted::Trixie => &[Kernel::Trixie],
-        Wanted::All => &Kernel::ALL,
+    let releases: &[Release] = match args.kernel {
+        Wanted::Bullseye => &[Release::Bullseye],
+        Wanted::Bookworm => &[Release::Bookworm],
+        Wanted::Trixie => &[Release::Trixie],
+        Wanted::All => &Release::ALL,
     };
-    for kernel in kernels {
-        fetch::fetch(*kernel)?;
-    }
-    let (agent, lab) = build()?;
-    for kernel in kernels {
-        let mut line = Line::new(
-            "cargo nextest run -P root -p yurt-net-tests --test verifier --run-ignored only --no-capture -E",
-        )
-        .arg("test(=kernels::every_feature_works_on_another_kernel)")
-        .env("YURT_KERNEL", kernel.dir())
-        .env("YURT_KERNEL_PROCESSORS", args.processors.to_string())
-        .env("YURT_NET_BIN", &agent)
-        .env("YURT_LAB_TESTS", &lab);
-        if let Some(feature) = &args.feature {
-            line = line.env("YURT_KERNEL_FEATURE", feature);
+    let targets = Target::ALL.into_iter();
+    let targets = targets.filter(|target| args.target.is_none_or(|wanted| wanted == *target));
+    for target in targets {
+        let kernels: Vec<_> = releases
+            .iter()
+            .map(|&release| Kernel { release, target })
+            .collect();
+        for kernel in &kernels {
+            fetch::fetch(*kernel)?;
         }
-        line.run().with_context(|| format!("Linux {kernel}"))?;
+        let programs = Programs::build(target)?;
+        for kernel in kernels {
+            on_kernel(kernel, &programs, args).with_context(|| format!("Linux {kernel}"))?;
+        }
     }
     Ok(())
 }
 
-/// The agent, and the tests of the lab.
-fn build() -> Result<(PathBuf, PathBuf)> {
-    crate::build_ebpf::run(&crate::build_ebpf::Args { log: false })?;
-    Line::new("cargo build -p yurt-net").run()?;
-    let built = Line::new("cargo test --no-run -p yurt-net-tests --test netns")
-        .arg("--message-format=json")
-        .output()?;
-    let lab = built.lines().find_map(|line| {
-        let (_, rest) = line.split_once("\"executable\":\"")?;
-        let is_lab = line.contains("\"name\":\"netns\"");
-        rest.split_once('"')
-            .map(|(path, _)| path)
-            .filter(|_| is_lab)
-    });
-    let lab = lab.context("cargo has not said where the tests of the lab are")?;
-    Ok((target_dir().join("debug/yurt-net"), lab.into()))
+fn on_kernel(kernel: Kernel, programs: &Programs, args: &Args) -> Result<()> {
+    let mut line = Line::new(
+        "cargo nextest run -P root -p yurt-net-tests --test verifier --run-ignored only --no-capture -E",
+    )
+    .arg("test(=kernels::every_feature_works_on_another_kernel)")
+    .env("YURT_KERNEL", kernel.dir())
+    .env("YURT_KERNEL_RELEASE", kernel.release.to_string())
+    .env("YURT_KERNEL_ARCHITECTURE", kernel.target.machine())
+    .env("YURT_KERNEL_PROCESSORS", args.processors.to_string())
+    .env("YURT_NET_BIN", &programs.agent)
+    .env("YURT_LAB_TESTS", &programs.lab);
+    if let Some(userland) = &programs.userland {
+        line = line.env("YURT_KERNEL_USERLAND", userland);
+    }
+    if let Some(feature) = &args.feature {
+        line = line.env("YURT_KERNEL_FEATURE", feature);
+    }
+    line.run()
+}
+
+/// What runs in an emulated machine of a kind.
+struct Programs {
+    agent: PathBuf,
+    /// The tests of the lab.
+    lab: PathBuf,
+    /// Other people's programs, if those of this machine do not run there.
+    userland: Option<PathBuf>,
+}
+
+impl Programs {
+    fn build(target: Target) -> Result<Self> {
+        // Without a C library of the other kind, programs are static there, as the agent that ships is everywhere.
+        let (built, words, userland) = if target == Target::HOST {
+            (target_dir(), Vec::new(), None)
+        } else {
+            setup::ensure(&[target.need(), Need::Emulator])?;
+            let built = target_dir().join(target.triple());
+            (
+                built,
+                vec!["--target", target.triple()],
+                Some(userland::fetch(target)?),
+            )
+        };
+        crate::build_ebpf::run(&crate::build_ebpf::Args { log: false })?;
+        Line::new("cargo build -p yurt-net").args(&words).run()?;
+        let lab = Line::new("cargo test --no-run -p yurt-net-tests --test netns").args(&words);
+        let lab = lab.arg("--message-format=json").output()?;
+        let lab = lab.lines().find_map(|line| {
+            let (_, rest) = line.split_once("\"executable\":\"")?;
+            let is_lab = line.contains("\"name\":\"netns\"");
+            rest.split_once('"')
+                .map(|(path, _)| path)
+                .filter(|_| is_lab)
+        });
+        let lab = lab.context("cargo has not said where the tests of the lab are")?;
+        Ok(Self {
+            agent: built.join("debug/yurt-net"),
+            lab: lab.into(),
+            userland,
+        })
+    }
 }
