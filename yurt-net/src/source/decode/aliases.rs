@@ -105,6 +105,9 @@ pub(super) fn spare(text: &str, room: Size) -> Option<Spared> {
     })
 }
 
+/// Aliases, and anchors, of a text that is looked through: those of a `List` of a whole cluster, in 10 MB each.
+const MOST: usize = 1 << 17;
+
 struct Alias {
     /// Of its star and its name, which has a letter at least.
     place: Range<usize>,
@@ -183,6 +186,9 @@ impl Walk {
                 Event::Alias(anchor) => walk.alias(span.byte_range()?, Some(anchor)),
                 Event::UnresolvedAlias(_) => walk.alias(span.byte_range()?, None),
                 _ => {}
+            }
+            if walk.aliases.len() > MOST || walk.anchors.len() > MOST {
+                return None;
             }
         }
         walk.has_items.then_some(walk)

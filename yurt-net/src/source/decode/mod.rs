@@ -13,7 +13,8 @@ use std::collections::BTreeSet;
 
 use serde::de::DeserializeSeed;
 use serde_json::value::RawValue;
-use serde_saphyr::options::{DuplicateKeyPolicy, NonFiniteFloatPolicy};
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::options::{DuplicateKeyPolicy, MergeKeyPolicy, NonFiniteFloatPolicy};
 
 use crate::model::Rejection;
 use crate::text;
@@ -32,7 +33,7 @@ pub use addresses::{parse_address, parse_cidr};
 use aliases::Size;
 pub use names::Names;
 pub use object::{Object, ObjectId};
-use stream::{Document, Found, Top};
+use stream::{Document, Found, MAX_OBJECTS, MAX_REFUSALS, Top};
 
 /// How a file is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +63,8 @@ pub struct Decoded {
     pub rejections: Vec<Rejection>,
     /// How many documents could not be attributed.
     unattributed: usize,
+    /// How many objects, readable or not, are left out because there are too many.
+    left_out: usize,
 }
 
 /// So many documents of a file that could not be attributed are told one by one: a log that is named as a manifest may
@@ -171,7 +174,7 @@ impl<'a> Reading<'a> {
         if self.is_no_text(document.text) {
             return;
         }
-        let room = alias_room(document.text.len());
+        let room = alias_room(document.text);
         let mut found = Found::default();
         let parsed = parse_yaml(document.text, room, self.names, &mut found, None);
         let Err(error) = parsed else {
@@ -332,13 +335,48 @@ const ALIASED_BYTES: usize = 16 << 20;
 /// document; and for how many bytes of it one more. PyYAML writes an alias for each list that objects share.
 const ALIASED_EVENTS: usize = 1 << 18;
 const BYTES_AN_EVENT: usize = 8;
+/// Parts that the parser keeps for aliases to come, whether they come or not: about 150 bytes each. PyYAML has five for
+/// the labels that 20,000 objects have twice.
+const ANCHORED_EVENTS: usize = 1 << 17;
+/// And bytes of scalars that are not in the text as they are read.
+const ANCHORED_BYTES: usize = 4 << 20;
+/// Parts of a document of which the parser keeps more than one part at once: people write these, no tool.
+const MERGED_EVENTS: usize = 1 << 16;
 
 /// What aliases may add to a document of this length.
-fn alias_room(text_bytes: usize) -> Size {
+fn alias_room(text: &str) -> Size {
+    let events = match keeps_parts(text) {
+        true => MERGED_EVENTS,
+        false => ALIASED_EVENTS + text.len() / BYTES_AN_EVENT,
+    };
     Size {
-        events: ALIASED_EVENTS + text_bytes / BYTES_AN_EVENT,
+        events,
         bytes: ALIASED_BYTES,
     }
+}
+
+/// Whether there are merge keys in a document, or keys that are more than a word. The parser keeps what they stand for
+/// until it is read, and where there are merge keys the names of all fields of a map. May be true of a document in
+/// which a text looks like that.
+fn keeps_parts(text: &str) -> bool {
+    has_merge_keys(text)
+        || text.match_indices('?').any(|(at, _)| {
+            let (before, after) = (&text[..at], &text[at + 1..]);
+            let is_key = after.is_empty() || after.starts_with(char::is_whitespace);
+            let before = before.trim_end_matches([' ', '\t']);
+            is_key
+                && (before.is_empty()
+                    || before.ends_with(['\n', '\r', '-', ',', '{', '[', '?', ':']))
+        })
+}
+
+/// May be true of a document in which a text looks like one.
+fn has_merge_keys(text: &str) -> bool {
+    let is_key = |(at, key): (usize, &str)| {
+        let after = text[at + key.len()..].trim_start_matches(['"', '\'', ' ', '\t', '\r', '\n']);
+        after.starts_with(':')
+    };
+    text.match_indices("<<").any(is_key)
 }
 
 /// Reads one document. `spared` are items of it that are passed over, and refused.
@@ -353,27 +391,27 @@ fn parse_yaml<'de>(
         spared,
         ..Top::document(names, found)
     };
-    let options = yaml_options(text.len(), room);
-    serde_saphyr::with_deserializer_from_str_with_options(text, options, |yaml| {
+    serde_saphyr::with_deserializer_from_str_with_options(text, yaml_options(text, room), |yaml| {
         top.deserialize(yaml)
     })
 }
 
 /// The parser's limits are made for configuration files; a `List` of a whole cluster passes them all. What
-/// still holds is the nesting depth, which guards the stack, and what aliases may add, which guards
-/// against documents that grow when they are read. How many aliases there are, and of how many anchors, says nothing.
-fn yaml_options(text_bytes: usize, room: Size) -> serde_saphyr::Options {
+/// still holds is the nesting depth, which guards the stack, what aliases may add, which guards
+/// against documents that grow when they are read, and what the parser keeps besides the text, which guards the memory.
+/// How many aliases there are, and of how many anchors, says nothing.
+fn yaml_options(text: &str, room: Size) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            max_events: usize::MAX,
+            max_events: if keeps_parts(text) { MERGED_EVENTS } else { usize::MAX },
             max_nodes: usize::MAX,
             max_aliases: usize::MAX,
             max_anchors: usize::MAX,
             max_merge_keys: usize::MAX,
-            max_recorded_anchor_events: usize::MAX,
-            max_recorded_anchor_bytes: usize::MAX,
+            max_recorded_anchor_events: ANCHORED_EVENTS,
+            max_recorded_anchor_bytes: ANCHORED_BYTES,
             enforce_alias_anchor_ratio: false,
-            max_total_scalar_bytes: text_bytes.saturating_add(room.bytes),
+            max_total_scalar_bytes: text.len().saturating_add(room.bytes),
             max_total_comment_bytes: usize::MAX,
         },
         alias_limits: serde_saphyr::alias_limits! {
@@ -383,9 +421,29 @@ fn yaml_options(text_bytes: usize, room: Size) -> serde_saphyr::Options {
         with_snippet: false,
         // A field given twice is found by us, so that it costs its object and not the document.
         duplicate_keys: DuplicateKeyPolicy::PassThrough,
+        // Where there may be some, the parser remembers all fields of a map, which takes more than their text.
+        merge_keys: if has_merge_keys(text) { MergeKeyPolicy::Merge } else { MergeKeyPolicy::AsOrdinary },
         non_finite_float_policy: NonFiniteFloatPolicy::AsString,
         // 0120 is 80, as in YAML 1.1, which kubectl reads.
         legacy_octal_numbers: true,
+    }
+}
+
+/// What a document has too much of, where that is why it cannot be read.
+fn too_much(error: &serde_saphyr::Error) -> Option<String> {
+    let serde_saphyr::Error::Budget { breach, .. } = error.without_snippet() else {
+        return None;
+    };
+    match breach {
+        BudgetBreach::Events { .. } => Some(format!(
+            "a document with merge keys (<<) or keys of more than a word (?) may have {MERGED_EVENTS} parts: split it, or write them out"
+        )),
+        BudgetBreach::RecordedAnchorEvents { .. } | BudgetBreach::RecordedAnchorBytes { .. } => {
+            Some(format!(
+                "what its anchors (&) name is more than {ANCHORED_EVENTS} parts or {ANCHORED_BYTES} bytes: leave out those that no alias (*) needs, or split it"
+            ))
+        }
+        _ => None,
     }
 }
 
@@ -397,7 +455,7 @@ fn yaml_reason(error: &serde_saphyr::Error, lines_before: usize) -> String {
     ) {
         return "cannot be read: something follows the end of the document: begin the next one with ---".to_owned();
     }
-    let message = error.without_snippet().to_string();
+    let message = too_much(error).unwrap_or_else(|| error.without_snippet().to_string());
     let mut reason = format!(
         "cannot be read: {}",
         message.lines().next().unwrap_or_default()
@@ -422,20 +480,22 @@ impl<'a, 'de> Top<'a, 'de> {
 
 impl Decoded {
     fn take(&mut self, found: Found<'_>, path: &str, document: usize) {
-        self.objects.extend(
-            found
-                .objects
-                .into_iter()
-                .map(|object| Located { object, document }),
-        );
-        self.rejections
-            .extend(found.refusals.into_iter().map(|refusal| Rejection {
-                kind: refusal.kind,
-                namespace: refusal.namespace,
-                name: refusal.name,
-                source: format!("{path}#{document}"),
-                reason: refusal.reason,
-            }));
+        let objects = MAX_OBJECTS.saturating_sub(self.objects.len());
+        let refusals = MAX_REFUSALS.saturating_sub(self.rejections.len());
+        self.left_out += found.left_out
+            + found.objects.len().saturating_sub(objects)
+            + found.refusals.len().saturating_sub(refusals);
+        let found_objects = found.objects.into_iter().take(objects);
+        self.objects
+            .extend(found_objects.map(|object| Located { object, document }));
+        let refusals = found.refusals.into_iter().take(refusals);
+        self.rejections.extend(refusals.map(|refusal| Rejection {
+            kind: refusal.kind,
+            namespace: refusal.namespace,
+            name: refusal.name,
+            source: format!("{path}#{document}"),
+            reason: refusal.reason,
+        }));
     }
 
     fn refuse_document(&mut self, path: &str, document: usize, reason: String) {
@@ -448,6 +508,13 @@ impl Decoded {
     fn tell_the_rest(&mut self, path: &str) {
         if let Some(more @ 1..) = self.unattributed.checked_sub(MAX_UNATTRIBUTED) {
             let reason = format!("{more} more documents could not be read: is it a manifest?");
+            self.refuse(path.to_owned(), reason);
+        }
+        if self.left_out > 0 {
+            let reason = format!(
+                "a file may have {MAX_OBJECTS} objects and {MAX_REFUSALS} that cannot be read: {} more are left out: split it",
+                self.left_out
+            );
             self.refuse(path.to_owned(), reason);
         }
     }

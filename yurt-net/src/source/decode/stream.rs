@@ -14,7 +14,7 @@ use serde::de::{
 use super::kinds::{self, ROOT, Refusal};
 use super::names::Names;
 use super::object::Object;
-use super::value::{Fields, Key, Pick, Value, at, text};
+use super::value::{Fields, Key, MAX_VALUES, Pick, Value, ValueRoom, at, text};
 
 /// One YAML document of a file.
 #[derive(Debug, PartialEq, Eq)]
@@ -81,27 +81,61 @@ fn marker<'a>(line: &'a str, marker: &str) -> Option<&'a str> {
         .filter(|rest| rest.is_empty() || rest.starts_with(char::is_whitespace))
 }
 
+/// Objects of a file that are kept. An apiserver's list has no more either.
+pub(super) const MAX_OBJECTS: usize = 100_000;
+/// Objects of a file of which it is told that they cannot be read.
+pub(super) const MAX_REFUSALS: usize = 10_000;
+/// Values that wait for the kind of their list, which may come after them.
+const MAX_KINDLESS: usize = MAX_VALUES;
+
 /// What a document held.
 #[derive(Default)]
 pub(super) struct Found<'de> {
     pub(super) objects: Vec<Object>,
     pub(super) refusals: Vec<Refusal>,
-    /// Items that name no kind: a `ServiceList` says it once for all, perhaps after the items.
-    kindless: Vec<(usize, Value<'de>)>,
+    /// Objects, readable or not, that are left out because there are too many.
+    pub(super) left_out: usize,
+    /// Items that name no kind, and whether they are too large: a `ServiceList` says it once for all, perhaps after the
+    /// items.
+    kindless: Vec<(usize, Value<'de>, bool)>,
+    /// How many values those have.
+    kindless_values: usize,
 }
 
-impl Found<'_> {
+impl<'de> Found<'de> {
     fn add(&mut self, decoded: Result<Option<Object>, Refusal>, names: &Names) {
         match decoded {
+            Ok(Some(_)) if self.objects.len() >= MAX_OBJECTS => self.left_out += 1,
             Ok(Some(object)) => self.objects.push(names.same(object)),
             Ok(None) => {}
-            Err(refusal) => self.refusals.push(refusal),
+            Err(refusal) => self.refuse(refusal),
         }
+    }
+
+    fn refuse(&mut self, refusal: Refusal) {
+        match self.refusals.len() < MAX_REFUSALS {
+            true => self.refusals.push(refusal),
+            false => self.left_out += 1,
+        }
+    }
+
+    fn keep_kindless(&mut self, index: usize, item: Value<'de>, room: &ValueRoom) {
+        let values = self.kindless_values + room.used() + 1;
+        if values <= MAX_KINDLESS {
+            self.kindless_values = values;
+            self.kindless.push((index, item, room.is_spent()));
+            return;
+        }
+        let reason = format!(
+            "items[{index}]: it names no kind, and its list says it only after too many items: write `kind` into the item, or before `items`"
+        );
+        self.refuse(Refusal::nameless(reason));
     }
 
     /// Decodes the items that did not name their kind, as objects of `kind` ("": not known).
     pub(super) fn settle(&mut self, kind: &str, api_version: Option<&str>, names: &mut Names) {
-        for (index, mut item) in std::mem::take(&mut self.kindless) {
+        self.kindless_values = 0;
+        for (index, mut item, is_too_large) in std::mem::take(&mut self.kindless) {
             if let (Value::Map(fields), false) = (&mut item, kind.is_empty()) {
                 fields.fill_in("kind", kind);
                 // An item that names its version keeps it.
@@ -109,7 +143,7 @@ impl Found<'_> {
                     fields.fill_in("apiVersion", version);
                 }
             }
-            let decoded = kinds::object(&item, names);
+            let decoded = kinds::object(&item, is_too_large, names);
             self.add(
                 decoded.map_err(|refusal| refusal.within_item(Some(index))),
                 names,
@@ -183,14 +217,17 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut fields: Vec<(Cow<'de, str>, Value<'de>)> = Vec::new();
+        let mut room = ValueRoom::default();
         let mut items = None;
         while let Some(key) = map.next_key_seed(Key)? {
             if key == "items" {
                 let names = &mut *self.names;
                 let spared = self.spared;
-                items = Some(map.next_value_seed(Items { names, spared })?);
+                let of = ItemsOf::said_in(&fields);
+                items = Some(map.next_value_seed(Items { names, spared, of })?);
             } else if let Some(keep) = ROOT.field(&key) {
-                fields.push((key, map.next_value_seed(Pick(keep))?));
+                let value = map.next_value_seed(Pick(keep, &mut room))?;
+                room.keep(&mut fields, (key, value));
             } else {
                 map.next_value::<IgnoredAny>()?;
             }
@@ -200,12 +237,11 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
         match (kind.and_then(|kind| kind.strip_suffix("List")), items) {
             (Some(item_kind), Some(items)) => self.list(item_kind, &object, items),
             _ if kind.is_none() && self.index.is_some() => {
-                self.found
-                    .kindless
-                    .push((self.index.unwrap_or_default(), object));
+                let index = self.index.unwrap_or_default();
+                self.found.keep_kindless(index, object, &room);
             }
             _ => {
-                let decoded = kinds::object(&object, self.names);
+                let decoded = kinds::object(&object, room.is_spent(), self.names);
                 let decoded = decoded.map_err(|refusal| refusal.within_item(self.index));
                 self.found.add(decoded, self.names);
             }
@@ -221,7 +257,7 @@ impl<'de> Top<'_, 'de> {
             return Err(E::invalid_type(found, &self));
         };
         let reason = format!("items[{index}]: expected an object, found {found}");
-        self.found.refusals.push(Refusal::nameless(reason));
+        self.found.refuse(Refusal::nameless(reason));
         Ok(())
     }
 
@@ -232,8 +268,38 @@ impl<'de> Top<'_, 'de> {
             at(list, "apiVersion", text).ok().flatten(),
             self.names,
         );
-        self.found.objects.extend(items.objects);
-        self.found.refusals.extend(items.refusals);
+        let room = MAX_OBJECTS.saturating_sub(self.found.objects.len());
+        self.found.left_out += items.left_out + items.objects.len().saturating_sub(room);
+        self.found
+            .objects
+            .extend(items.objects.into_iter().take(room));
+        items
+            .refusals
+            .into_iter()
+            .for_each(|refusal| self.found.refuse(refusal));
+    }
+}
+
+/// What a list is of.
+struct ItemsOf {
+    /// "" of a mixed `List`.
+    kind: String,
+    api_version: String,
+}
+
+impl ItemsOf {
+    /// Where its fields say so before its items come. The items of a mixed list have versions of their own.
+    fn said_in(fields: &[(Cow<'_, str>, Value<'_>)]) -> Option<Self> {
+        let said = |name: &str| {
+            let (_, value) = fields.iter().find(|(key, _)| key == name)?;
+            text(value).ok().flatten()
+        };
+        let kind = said("kind")?.strip_suffix("List")?.to_owned();
+        let api_version = said("apiVersion").map(str::to_owned);
+        (kind.is_empty() || api_version.is_some()).then(|| Self {
+            kind,
+            api_version: api_version.unwrap_or_default(),
+        })
     }
 }
 
@@ -241,6 +307,8 @@ impl<'de> Top<'_, 'de> {
 struct Items<'a> {
     names: &'a mut Names,
     spared: Option<&'a BTreeSet<usize>>,
+    /// What they are, where it is known already.
+    of: Option<ItemsOf>,
 }
 
 impl<'de> Items<'_> {
@@ -290,7 +358,7 @@ impl<'de> Visitor<'de> for Items<'_> {
                 let reason = format!(
                     "items[{index}]: what its aliases add is too much, or they refer to nothing: write it out"
                 );
-                found.refusals.push(Refusal::nameless(reason));
+                found.refuse(Refusal::nameless(reason));
                 continue;
             }
             let item = Top {
@@ -301,6 +369,9 @@ impl<'de> Visitor<'de> for Items<'_> {
             };
             if seq.next_element_seed(item)?.is_none() {
                 break;
+            }
+            if let Some(of) = &self.of {
+                found.settle(&of.kind, Some(&of.api_version), self.names);
             }
         }
         Ok(found)

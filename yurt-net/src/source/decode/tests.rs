@@ -1,4 +1,5 @@
-//! Documents, of which each costs only itself; in `tests/` lists, aliases, and how texts and addresses are written.
+//! Documents, of which each costs only itself; in `tests/` lists, aliases, what is too much, and how texts and
+//! addresses are written.
 
 use std::fmt::Write as _;
 
@@ -8,6 +9,7 @@ use super::*;
 
 mod addresses;
 mod aliases;
+mod large;
 mod lists;
 mod texts;
 

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::names::Names;
 use super::object::Object;
 use super::value::Keep::{self, All, Only, Under};
-use super::value::{Value, Wrong, at, boolean, each, each_up_to, entries, name_of, text};
+use super::value::{
+    MAX_VALUES, Value, Wrong, at, boolean, each, each_up_to, entries, name_of, text,
+};
 use crate::model::{
     AddressFamily, Endpoint, EndpointPod, EndpointPort, EndpointSlice, Hints, Kind, MAX_PORTS,
     NamespacedName, Node, NodeBucket, NodePool, Placement, ServiceCidr,
@@ -175,11 +177,18 @@ fn versions(kind: Kind) -> &'static [&'static str] {
     }
 }
 
-/// Decodes one object; `None` when nothing reads it.
-pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Object>, Refusal> {
+/// Decodes one object; `None` when nothing reads it. Of one that is too large not all is there.
+pub(super) fn object(
+    value: &Value<'_>,
+    is_too_large: bool,
+    names: &mut Names,
+) -> Result<Option<Object>, Refusal> {
     let mut refusal = Refusal::nameless(String::new());
-    decode(value, names, &mut refusal).map_err(|wrong| {
-        refusal.reason = wrong.to_string();
+    decode(value, is_too_large, names, &mut refusal).map_err(|wrong| {
+        refusal.reason = match is_too_large {
+            true => format!("it has more than {MAX_VALUES} values in the fields that are read"),
+            false => wrong.to_string(),
+        };
         refusal
     })
 }
@@ -187,6 +196,7 @@ pub(super) fn object(value: &Value<'_>, names: &mut Names) -> Result<Option<Obje
 /// Decodes one object and notes in `identity` what it has learnt of it on the way.
 fn decode(
     value: &Value<'_>,
+    is_too_large: bool,
     names: &mut Names,
     identity: &mut Refusal,
 ) -> Result<Option<Object>, Wrong> {
@@ -232,6 +242,9 @@ fn decode(
             .flatten()
             .unwrap_or_default()
             .clone_into(&mut identity.name);
+    }
+    if is_too_large {
+        return Err(Wrong::new("fewer values", value));
     }
     at(value, "metadata", |metadata| {
         at(metadata, "name", |name| {
