@@ -81,6 +81,23 @@ pub(super) fn get(snapshot: &Snapshot, id: ObjectId<'_>) -> Option<Object> {
     }
 }
 
+/// The objects of one kind.
+pub(super) fn all(snapshot: &Snapshot, kind: Kind) -> Vec<Object> {
+    fn all<K, T>(all: &BTreeMap<K, Arc<T>>, object: fn(Arc<T>) -> Object) -> Vec<Object> {
+        all.values().cloned().map(object).collect()
+    }
+    match kind {
+        Kind::Service => all(&snapshot.services, Object::Service),
+        Kind::EndpointSlice => all(&snapshot.slices, Object::EndpointSlice),
+        Kind::Node => all(&snapshot.nodes, Object::Node),
+        Kind::NodePool => all(&snapshot.pools, Object::NodePool),
+        Kind::NodeBucket => all(&snapshot.buckets, Object::NodeBucket),
+        Kind::PoolService => all(&snapshot.pool_services, Object::PoolService),
+        Kind::ServiceCidr => all(&snapshot.service_cidrs, Object::ServiceCidr),
+        Kind::Pod => all(&snapshot.pods, Object::Pod),
+    }
+}
+
 /// Builds each map again: one that grew has gaps, one that is built at once has none.
 pub(super) fn close_gaps(snapshot: &mut Snapshot) {
     fn close<K: Ord, T>(all: &mut BTreeMap<K, T>) {

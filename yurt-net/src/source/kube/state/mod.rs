@@ -3,7 +3,8 @@
 //! Pure; `now` is the time since the source was started. Two rules keep it from shrinking for a wrong reason:
 //!
 //! - A list takes effect when its last byte has arrived, never before. An object that cannot be decoded keeps its last
-//!   good version.
+//!   good version; one that cannot be told from others may be any, so with it all stay that its list does not name. A
+//!   list of which nothing can be read is no word of what there is.
 //! - A list from a cache that is empty, or has less than half of the last good objects, is held back: YurtHub's cache
 //!   may be half written, or rebuilt from files. It takes effect when a list says the same [`CONFIRM_AFTER`] later,
 //!   when an event shows that the cache is alive, or after [`LONGEST_HOLD`]. One without default/kubernetes, which
@@ -11,10 +12,14 @@
 //!   is believed at once.
 #![forbid(unsafe_code)]
 
+mod list;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use list::List;
 
 use super::follow::CONFIRM_AFTER;
 use super::resource::Resource;
@@ -32,9 +37,6 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// Of so many objects that cannot be read the snapshot tells. All of them are remembered, and each is reported when it
 /// is among the first few.
 const SHOWN_REJECTIONS: usize = 1000;
-
-/// Objects of one resource by name.
-type Objects = BTreeMap<NamespacedName, Object>;
 
 /// The cluster, as far as lists and events have reported it.
 #[derive(Debug)]
@@ -70,20 +72,6 @@ struct Known {
     is_absent: bool,
     rejections: BTreeMap<NamespacedName, Rejection>,
     version: String,
-}
-
-#[derive(Debug, Default)]
-struct List {
-    objects: Objects,
-    rejections: BTreeMap<NamespacedName, Rejection>,
-    /// Of its slices.
-    room: Room,
-}
-
-impl List {
-    fn says_the_same_as(&self, other: &Self) -> bool {
-        (&self.objects, &self.rejections) == (&other.objects, &other.rejections)
-    }
 }
 
 #[derive(Debug)]
@@ -265,9 +253,11 @@ impl ClusterState {
     pub(super) fn item(&mut self, resource: Resource, api_version: &str, json: &[u8]) {
         let decoded = decode::item(json, resource.kind().name(), api_version, &mut self.names);
         let list = &mut self.known.entry(resource).or_default().arriving;
+        list.items += 1;
         match decoded {
             Ok(None) => {}
             Ok(Some(mut object)) => {
+                list.read += 1;
                 let name = object.name();
                 if let Object::EndpointSlice(slice) = &mut object
                     && let Some(reason) = list.room.admit(slice)
@@ -287,13 +277,9 @@ impl ClusterState {
                     name: &rejection.name,
                 };
                 let old = objects::get(&self.snapshot, id);
+                list.has_nameless |= rejection.name.is_empty();
                 let rejection = keeping(rejection, old.is_some());
-                if let Some(mut old) = old {
-                    if let Object::EndpointSlice(slice) = &mut old {
-                        list.room.admit(slice);
-                    }
-                    list.objects.insert(name.clone(), old);
-                }
+                old.into_iter().for_each(|old| list.keep(old));
                 list.rejections.insert(name, rejection);
             }
         }
@@ -307,7 +293,16 @@ impl ClusterState {
     /// The list that was arriving is whole.
     pub(super) fn listed(&mut self, resource: Resource, version: &str, now: Duration) -> Listed {
         let known = self.known.entry(resource).or_default();
-        let list = std::mem::take(&mut known.arriving);
+        let mut list = std::mem::take(&mut known.arriving);
+        let known_of_others = known.expected;
+        if list.is_unreadable() && self.count(resource) == 0 && known_of_others > 0 {
+            self.failed(resource, list.unreadable(), false);
+            return Listed::Held;
+        }
+        if list.may_be_any() {
+            let kind = resource.kind();
+            list.keep_unnamed(kind, objects::all(&self.snapshot, kind));
+        }
         if self.is_suspect(resource, &list) {
             let is_of_no_cluster = self.is_of_no_cluster(resource, &list);
             let known = self.known.entry(resource).or_default();

@@ -533,3 +533,84 @@ fn an_apiserver_is_believed_whatever_it_lists() {
     let used = list(&mut state, &[], 1);
     assert_eq!(used, Listed::Used { has_changed: true });
 }
+
+/// As whatever stands between strips objects, and keeps the list: of their names, of their labels, or of all.
+#[test]
+fn items_that_nobody_can_read_take_nothing_away_that_they_may_be() {
+    let slice = |name: &str| slice_of(name, true);
+    let stripped = [
+        json!({}),
+        json!({"metadata": {}}),
+        json!({"metadata": {"namespace": "default"}, "spec": {}}),
+    ];
+    for is_cache in [false, true] {
+        for item in &stripped {
+            let mut state =
+                ClusterState::new("edge-a1", Snapshot::default(), &BTreeMap::new(), is_cache);
+            list(&mut state, &["a", "b", "c"], 0);
+            // None of three has its name; then one of two.
+            for (good, at) in [(&[][..], 1), (&["b"][..], 2)] {
+                for _ in good.len()..3 {
+                    state.item(Resource::Services, V1, item.to_string().as_bytes());
+                }
+                let listed = list(&mut state, good, at);
+                assert!(matches!(listed, Listed::Used { .. }), "{item}");
+                assert_eq!(names(&state), ["a", "b", "c"], "{item}");
+                let told = &state.snapshot().rejections;
+                assert!(
+                    told.iter().any(|told| told.reason.contains("is kept of")),
+                    "{told:?}"
+                );
+            }
+            // One that can be read is believed.
+            list(&mut state, &["a", "b"], 3);
+            assert_eq!(names(&state), ["a", "b"]);
+            assert_eq!(state.snapshot().rejections, []);
+        }
+    }
+    let mut state = live();
+    let slices = |state: &mut ClusterState, items: &[Value]| {
+        for item in items {
+            state.item(
+                Resource::EndpointSlices,
+                "discovery.k8s.io/v1",
+                item.to_string().as_bytes(),
+            );
+        }
+        state.listed(Resource::EndpointSlices, "5", Duration::ZERO);
+        state.snapshot().slices.len()
+    };
+    assert_eq!(slices(&mut state, &[slice("a"), slice("b")]), 2);
+    // Without its label a slice is of no Service: all of them at once are not.
+    assert_eq!(
+        slices(&mut state, &[slice_of("a", false), slice_of("b", false)]),
+        2
+    );
+    assert_eq!(slices(&mut state, &[slice_of("a", false), slice("b")]), 1);
+    assert_eq!(slices(&mut state, &[]), 0);
+}
+
+fn slice_of(name: &str, has_label: bool) -> Value {
+    let labels = match has_label {
+        true => json!({"kubernetes.io/service-name": "web"}),
+        false => json!({}),
+    };
+    json!({
+        "metadata": {"namespace": "default", "name": name, "labels": labels},
+        "addressType": "IPv4", "endpoints": [{"addresses": ["10.1.0.2"]}],
+    })
+}
+
+#[test]
+fn a_list_that_nobody_can_read_does_not_empty_the_maps_that_an_earlier_agent_left() {
+    let mut state = live();
+    state.expect(3);
+    state.item(Resource::Services, V1, b"{}");
+    assert_eq!(list(&mut state, &[], 0), Listed::Held);
+    assert!(!state.is_confirmed(Resource::Services));
+    let why: Vec<_> = state.failures().map(|(_, why)| why).collect();
+    assert_eq!(why, ["none of the 1 items of the list can be read"]);
+    let all = list(&mut state, &["a"], 1);
+    assert_eq!(all, Listed::Used { has_changed: true });
+    assert_eq!(state.failures().count(), 0);
+}
