@@ -30,13 +30,23 @@ impl PathError {
     }
 }
 
+/// An error in its own words; in ours where those are for programmers.
+pub fn words(error: &dyn std::error::Error) -> String {
+    let text = error.to_string();
+    // rustls goes on with a link to its manual.
+    match text.starts_with("peer closed connection without sending TLS close_notify") {
+        true => "the connection was cut: the other end did not close it".to_owned(),
+        false => text,
+    }
+}
+
 /// An error and its causes on one line. None of them is longer than a message is: what a server says may be.
 pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = message(&error.to_string()).to_string();
+    let mut text = message(&words(error)).to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
-        text.push_str(&message(&error.to_string()).to_string());
+        text.push_str(&message(&words(error)).to_string());
         cause = error.source();
     }
     text
@@ -86,6 +96,18 @@ mod tests {
         assert!(told.len() < 2000, "{}", told.len());
         assert!(told.starts_with("the server says: no\\nno"), "{told}");
         assert!(told.ends_with("...: entity not found"), "{told}");
+    }
+
+    #[test]
+    fn a_tls_connection_that_was_cut_is_told_in_a_sentence_without_a_link() {
+        let told = "peer closed connection without sending TLS close_notify: \
+                    https://docs.rs/rustls/latest/rustls/manual/_03_howto/index.html#unexpected-eof";
+        let cut = io::Error::new(io::ErrorKind::UnexpectedEof, told);
+        let error = PathError::of("read", Path::new("answer"))(cut);
+        assert_eq!(
+            chain(&error),
+            "read answer: the connection was cut: the other end did not close it"
+        );
     }
 
     #[test]

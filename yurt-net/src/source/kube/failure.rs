@@ -8,6 +8,7 @@ use super::body::BodyError;
 use super::extent::Endless;
 use super::follow::Failure;
 use super::wire::{self, DialError, SendError};
+use crate::error::words;
 
 /// Why a request failed.
 #[derive(Debug, thiserror::Error)]
@@ -88,5 +89,5 @@ fn root(error: &dyn std::error::Error) -> String {
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    cause.to_string()
+    words(cause)
 }
