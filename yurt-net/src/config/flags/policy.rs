@@ -37,8 +37,8 @@ pub struct PolicyArgs {
     /// As OpenYurt: serve a Service's load balancer addresses of every pool, whatever its PoolServices say.
     #[arg(long)]
     pub compat_all_vips: bool,
-    /// Address, or one port of it, that no Service may take; repeatable. Apiservers, YurtHub and addresses of nodes are
-    /// protected anyway.
+    /// Address, or one port of it, that no Service may take; repeatable. Apiservers, YurtHub and addresses of this node
+    /// are protected anyway; those of other nodes only where the source is `file:`.
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub protect: Vec<Place>,
     /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.

@@ -11,8 +11,12 @@
 //! | unspecified, loopback, multicast, broadcast; the self-test's | no | no | - | no |
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
-//! | addresses of this Node and of others | no | not the lifelines' ports | likewise | yes |
+//! | addresses of this Node, and of others whose objects the source has | no | not the lifelines' ports | likewise | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
+//!
+//! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: all
+//! Nodes of a large cluster, each of which changes every few minutes, are more than an uplink and a small board can
+//! take. There `--protect` names those that matter.
 //!
 //! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are
 //! served; their lifelines are not. Nor is it rare that nodes ask a DNS server of their own cluster by a load
