@@ -1,4 +1,5 @@
-//! Flows of clients outside: as `flows` lists them, and their end when their backend goes; and what of the node is in their way.
+//! Flows of clients outside: as `flows` lists them, and their end when their backend goes; and what of the node is in
+//! their way.
 
 use std::fs;
 use std::io::Read;
@@ -330,7 +331,8 @@ fn explain_runs_the_program_in_force_on_a_made_up_packet_and_leaves_nothing_behi
         for protocol in ["TCP", "UDP"] {
             let to = format!("{to}/{protocol}");
             let mut seen = std::collections::BTreeSet::new();
-            // Were the client remembered, all would go to one of the two: that they do so by chance happens once in a billion times.
+            // Were the client remembered, all would go to one of the two: that they do so by chance happens once in a
+            // billion times.
             for _ in 0..30 {
                 let said = live(&from, &to)?;
                 let tried = &said["live"];

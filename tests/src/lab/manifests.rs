@@ -256,7 +256,8 @@ impl ServiceObject {
         self.policy("internal", policy, is_local)
     }
 
-    /// Sets the external traffic policy to Local, with this port for the health check of a load balancer; 0: to Cluster.
+    /// Sets the external traffic policy to Local, with this port for the health check of a load balancer; 0: to
+    /// Cluster.
     pub fn health_check(&mut self, port: u16) -> &mut Self {
         let policy = format!("  externalTrafficPolicy: Local\n  healthCheckNodePort: {port}\n");
         self.policy("external", policy, port != 0)

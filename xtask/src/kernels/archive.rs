@@ -72,7 +72,8 @@ impl Apt {
     }
 }
 
-/// The archive's main and security parts for a release, by where they are for the releases in `known`: lines `SITE RELEASE`.
+/// The archive's main and security parts for a release, by where they are for the releases in `known`: lines `SITE
+/// RELEASE`.
 fn sources(known: &str, suite: &str) -> String {
     let mut sources = Vec::new();
     for line in known.lines() {

@@ -1,4 +1,5 @@
-//! The health ports of kube-proxy: what load balancers hear of this node, and of the Services that have local endpoints.
+//! The health ports of kube-proxy: what load balancers hear of this node, and of the Services that have local
+//! endpoints.
 
 use std::sync::atomic::Ordering;
 
@@ -71,8 +72,8 @@ impl Health {
     }
 }
 
-/// Whether the Node says so. One that is absent is gone only by an apiserver's word: a manifest need not have Nodes, and
-/// a cache may have lost them.
+/// Whether the Node says so. One that is absent is gone only by an apiserver's word: a manifest need not have Nodes,
+/// and a cache may have lost them.
 fn is_leaving(facts: &Facts<'_>) -> bool {
     let Some(snapshot) = facts.snapshot else {
         return false;

@@ -1,4 +1,5 @@
-//! The packet path, brought in step with the node's devices in a thread of its own: programs on devices take the kernel a while.
+//! The packet path, brought in step with the node's devices in a thread of its own: programs on devices take the kernel
+//! a while.
 //!
 //! What is loaded goes on without an agent. A device that comes while there is none is taken up by the next one.
 

@@ -1,7 +1,8 @@
 //! `flows`: prints the flow table of the packet path, with the names of what is in it.
 //!
-//! The table may hold millions of flows. They are gone through one by one, and only those that are printed are kept. Services are named
-//! by the agent or its checkpoint, Pods by the ledger of this node, devices by the kernel; what cannot be named is printed as a number.
+//! The table may hold millions of flows. They are gone through one by one, and only those that are printed are kept.
+//! Services are named by the agent or its checkpoint, Pods by the ledger of this node, devices by the kernel; what
+//! cannot be named is printed as a number.
 
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::net::{IpAddr, SocketAddr};

@@ -1,7 +1,7 @@
 //! `services`: prints what the kernel serves on this node: frontends, what becomes of who dials them, endpoints.
 //!
-//! It reads the pinned maps, so it says what is in force whatever becomes of the agent, and of what the agent believes. `plan` and
-//! `explain` say what should be in force, and why.
+//! It reads the pinned maps, so it says what is in force whatever becomes of the agent, and of what the agent believes.
+//! `plan` and `explain` say what should be in force, and why.
 
 use std::net::SocketAddr;
 
@@ -305,7 +305,8 @@ mod tests {
         text.parse().unwrap()
     }
 
-    /// The maps of a node: six endpoints for all, none for clients outside, one that says nothing of itself, and a damaged set.
+    /// The maps of a node: six endpoints for all, none for clients outside, one that says nothing of itself, and a
+    /// damaged set.
     fn table() -> TableInForce {
         let row = |service, outside| FrontendRow {
             service,

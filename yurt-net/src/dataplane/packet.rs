@@ -100,7 +100,8 @@ impl Program {
 }
 
 impl Packets {
-    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned. The maps of Services are there.
+    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned. The maps of Services
+    /// are there.
     pub fn load(
         bpffs: &Path,
         options: PacketOptions,
@@ -166,7 +167,8 @@ impl Packets {
         directory(bpffs, FEATURE, abi::PACKET_ABI).exists()
     }
 
-    /// Programs of the packet path on devices that do not use the flows of `this`: an earlier agent has pinned them elsewhere.
+    /// Programs of the packet path on devices that do not use the flows of `this`: an earlier agent has pinned them
+    /// elsewhere.
     pub fn strays(this: Option<&Self>) -> Strays {
         let kept = this.and_then(|this| strays::id(this.flows.as_fd()));
         Strays::on_devices(&hooks::PACKET, &kept.into_iter().collect())

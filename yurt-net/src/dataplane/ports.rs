@@ -113,8 +113,9 @@ fn text(ports: &BTreeSet<u16>) -> String {
     ranges.collect::<Vec<_>>().join(",") + "\n"
 }
 
-/// Reads a list or a range. The kernel answers only the first read of such a file, and cuts the list where the buffer ends, in the middle of
-/// a number: so that is one read (`proc_do_large_bitmap`, kernel/sysctl.c). Nothing is made of what may have been cut.
+/// Reads a list or a range. The kernel answers only the first read of such a file, and cuts the list where the buffer
+/// ends, in the middle of a number: so that is one read (`proc_do_large_bitmap`, kernel/sysctl.c). Nothing is made of
+/// what may have been cut.
 pub fn read(path: &Path) -> Result<String, DataplaneError> {
     let mut buffer = vec![0; LONGEST_LIST];
     let length = File::open(path).and_then(|mut file| file.read(&mut buffer));

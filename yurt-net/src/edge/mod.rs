@@ -1,9 +1,9 @@
-//! The packet path's side of the node: which devices lead outside and which to Pods, which address stands for clients there, and the
-//! writes that put the programs in place.
+//! The packet path's side of the node: which devices lead outside and which to Pods, which address stands for clients
+//! there, and the writes that put the programs in place.
 //!
-//! Pure. A device leads outside where clients or Pods of other nodes can be behind it: one with a default route, hardware with an
-//! address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond, and Raven's never do, however they
-//! are named.
+//! Pure. A device leads outside where clients or Pods of other nodes can be behind it: one with a default route,
+//! hardware with an address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond,
+//! and Raven's never do, however they are named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -159,8 +159,8 @@ fn row(link: &Link) -> EdgeRow {
     row
 }
 
-/// What a Pod takes for the client where it is its own: this node's address on its device or on the bridge of that, else one that leads
-/// outside. The way to any of them is through the device.
+/// What a Pod takes for the client where it is its own: this node's address on its device or on the bridge of that,
+/// else one that leads outside. The way to any of them is through the device.
 fn gateway(link: &Link, links: &[Link], outside: &[EdgeRow]) -> EdgeRow {
     let bridge = links
         .iter()
@@ -178,7 +178,8 @@ fn gateway(link: &Link, links: &[Link], outside: &[EdgeRow]) -> EdgeRow {
     gateway
 }
 
-/// The writes that lead from one to the other. A device has its addresses before its programs, and as long as they are there.
+/// The writes that lead from one to the other. A device has its addresses before its programs, and as long as they are
+/// there.
 pub fn plan(observed: &EdgeImage, wanted: &EdgeImage) -> Vec<EdgeOp> {
     let rows = wanted.rows.iter();
     let changed = rows.filter(|(ifindex, row)| observed.rows.get(ifindex) != Some(row));

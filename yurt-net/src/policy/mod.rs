@@ -3,8 +3,8 @@
 //! Pure. In: `Snapshot`, `PolicyConfig`, `NodeView`, `Memory`. Out: `ServiceTable` and the next `Memory`; it never
 //! fails. Rules in order, for each Service: (1) its frontends, `edge`; (2) its endpoints, `endpoints`: where those of
 //! this node really are while the snapshot is old (`pods::truth`), closure (`topology`), then kube-proxy's traffic
-//! policies (`traffic`), then probes; (3) the port at which its load balancer asks for endpoints here, `health`; then (4)
-//! conflicts between Services. `Memo` only saves time (`memo`): the table is the same with an empty one.
+//! policies (`traffic`), then probes; (3) the port at which its load balancer asks for endpoints here, `health`; then
+//! (4) conflicts between Services. `Memo` only saves time (`memo`): the table is the same with an empty one.
 #![forbid(unsafe_code)]
 
 mod conflicts;

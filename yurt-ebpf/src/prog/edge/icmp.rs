@@ -102,6 +102,7 @@ fn is_told(host: &[u8; 16], now_s: u32) -> bool {
         let _ = REFUSED.insert(host, refused, 0);
         return is_told;
     };
-    // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: some more are told then.
+    // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: some more are told
+    // then.
     unsafe { (*refused).tell(now_s) }
 }

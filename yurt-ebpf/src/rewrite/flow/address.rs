@@ -1,5 +1,5 @@
-//! Addresses of one family: how they are in packets and maps, and what the table says of them. What is decided of packets is
-//! written once, for both families.
+//! Addresses of one family: how they are in packets and maps, and what the table says of them. What is decided of
+//! packets is written once, for both families.
 
 use crate::abi::{
     Backend4, Backend6, FrontendKey4, FrontendKey6, NetnsRow, PublishWord, SCOPE_INTERNAL, Words,

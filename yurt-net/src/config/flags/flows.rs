@@ -15,7 +15,8 @@ pub struct FlowsArgs {
     /// Only those of clients at this address, or in this prefix.
     #[arg(long, value_name = "ADDR")]
     pub from: Option<IpNetwork>,
-    /// Only those to this address, prefix, or address and port, be it what the client dialled or its backend; or to this Service.
+    /// Only those to this address, prefix, or address and port, be it what the client dialled or its backend; or to
+    /// this Service.
     #[arg(long, value_name = "ADDR|NAMESPACE/NAME")]
     pub to: Option<To>,
     /// Print no more than this many, the latest ones.

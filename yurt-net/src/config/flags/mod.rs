@@ -52,10 +52,11 @@ pub enum Command {
     Explain(ExplainArgs),
     /// Print the status of the running agent.
     Status(StatusArgs),
-    /// Print the Services that the kernel serves on this node, with their endpoints. Needs no running agent: names are then those of its
-    /// checkpoint.
+    /// Print the Services that the kernel serves on this node, with their endpoints. Needs no running agent: names are
+    /// then those of its checkpoint.
     Services(ServicesArgs),
-    /// Print the flows of clients whose packets are served (--packet-path), the latest first. Needs no running agent, but for names.
+    /// Print the flows of clients whose packets are served (--packet-path), the latest first. Needs no running agent,
+    /// but for names.
     Flows(FlowsArgs),
     /// Check that this machine can run the agent, and that Services are really translated.
     Check(CheckArgs),
@@ -96,11 +97,12 @@ pub struct ExplainArgs {
     /// What it dials, as `10.96.0.10:80/TCP` or `[fd00::10]:53/UDP`.
     #[arg(long, value_name = "ADDR:PORT/PROTO")]
     pub to: Destination,
-    /// Run the program of the packet path that is in force on a made-up packet as well, and print what it does. As root, on the node; for
-    /// clients outside. No flow is left behind.
+    /// Run the program of the packet path that is in force on a made-up packet as well, and print what it does. As
+    /// root, on the node; for clients outside. No flow is left behind.
     #[arg(long)]
     pub live: bool,
-    /// The device that the made-up packet comes in by [default: the one with the default route]. For a Pod of this node, its own.
+    /// The device that the made-up packet comes in by [default: the one with the default route]. For a Pod of this
+    /// node, its own.
     #[arg(long, value_name = "NAME", requires = "live")]
     pub device: Option<String>,
     /// Name of the node; with --source.

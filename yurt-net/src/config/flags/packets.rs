@@ -12,8 +12,8 @@ use crate::edge::Patterns;
 #[derive(Args, Clone, Debug)]
 pub struct PacketArgs {
     /// Devices that lead outside this node, with * and ?; repeatable [default: those with a default route, hardware
-    /// with an address, and the tunnels of overlays]. Raven's are never touched, and those of Pods (--device) never lead
-    /// outside.
+    /// with an address, and the tunnels of overlays]. Raven's are never touched, and those of Pods (--device) never
+    /// lead outside.
     #[arg(long, value_name = "GLOB")]
     pub edge_device: Vec<String>,
     /// Ports that stand for clients outside where their backend is on another node, and for Pods that are led to

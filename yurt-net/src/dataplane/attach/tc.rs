@@ -311,8 +311,8 @@ impl Tc {
     }
 }
 
-/// The lowest priority of a filter that runs after these programs of ours, the last one first. Room is left for those of them that come
-/// later.
+/// The lowest priority of a filter that runs after these programs of ours, the last one first. Room is left for those
+/// of them that come later.
 fn lowest(filters: &mut Filters, after: &[&str], hook: Hook, ifindex: u32) -> io::Result<u32> {
     let mut room = 1;
     for before in after {

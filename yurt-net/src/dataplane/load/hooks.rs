@@ -25,7 +25,8 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
     ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
     ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
 ];
-/// The packet path: what comes in by a device that leads outside, and what leaves by it; and what a Pod sends, and what goes to it.
+/// The packet path: what comes in by a device that leads outside, and what leaves by it; and what a Pod sends, and what
+/// goes to it.
 pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
     ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
     ("yurt_edge_out", Hook::Egress, "yurt_flow4"),

@@ -172,8 +172,9 @@ pub(in crate::dataplane) struct PacketPins<'a> {
     pub(in crate::dataplane) own: &'a Path,
 }
 
-/// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are not. `ports` are
-/// the first one to masquerade with, and how many there are. Programs that others go on with come first, as in [`hooks`].
+/// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are
+/// not. `ports` are the first one to masquerade with, and how many there are. Programs that others go on with come
+/// first, as in [`hooks`].
 pub(in crate::dataplane) fn load_packet(
     pins: Option<PacketPins<'_>>,
     capacity: FlowCapacity,
@@ -196,8 +197,8 @@ pub(in crate::dataplane) fn load_packet(
     Ok(object.load_all(programs)?.into_iter().unzip())
 }
 
-/// The maps of Services that the packet path reads, of the sizes that they have. All must be there: a table of its own would be
-/// empty, and its pins would be taken for the table's.
+/// The maps of Services that the packet path reads, of the sizes that they have. All must be there: a table of its own
+/// would be empty, and its pins would be taken for the table's.
 fn services_as_they_are(
     Pins { table, state }: &Pins,
 ) -> Result<Vec<(&'static str, MapPlan)>, DataplaneError> {

@@ -27,7 +27,8 @@ pub struct TableInForce {
 }
 
 impl TableInForce {
-    /// Reads them; `None` where there are none of this version: no agent of it has served this node since the last cleanup or boot.
+    /// Reads them; `None` where there are none of this version: no agent of it has served this node since the last
+    /// cleanup or boot.
     pub fn read(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
         let root = bpffs.join("yurt-net");
         let dir = root.join(format!("v{TABLE_ABI}"));

@@ -1,5 +1,6 @@
 //! Connections of clients that nobody knows: a few at a time, each with a small buffer and some seconds. A connection
-//! that has not asked for anything gives way to a new one, so that nobody blinds alerts or load balancers by connecting.
+//! that has not asked for anything gives way to a new one, so that nobody blinds alerts or load balancers by
+//! connecting.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;

@@ -136,8 +136,8 @@ impl Loaded {
 }
 
 impl Loaded {
-    /// Has all of it listed, where maps of this edition may hold more. A watch from its versions would bring that, too, but a source
-    /// is whole once its watches are accepted: with what is here, for as long as they say nothing.
+    /// Has all of it listed, where maps of this edition may hold more. A watch from its versions would bring that, too,
+    /// but a source is whole once its watches are accepted: with what is here, for as long as they say nothing.
     pub fn list_what_is_newer(&mut self, maps: Edition) {
         if !self.provenance.edition.may_replace(maps) {
             self.provenance.resource_versions.clear();
@@ -283,7 +283,8 @@ impl<D: Disk> Saver<D> {
         &self.stats
     }
 
-    /// Looks whether `checkpoint` is still there, as long as it was left. True when it is not: the next save writes everything.
+    /// Looks whether `checkpoint` is still there, as long as it was left. True when it is not: the next save writes
+    /// everything.
     pub fn has_lost(&mut self) -> bool {
         let Some(saved) = &self.saved else {
             return false;

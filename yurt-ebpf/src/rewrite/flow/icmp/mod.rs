@@ -1,7 +1,8 @@
 //! ICMP errors about packets of flows: unreachable, too big, time exceeded, parameter problem.
 //!
-//! An error goes to whoever sent the packet that it is about, and holds the beginning of that packet as it was where the error arose.
-//! So it takes the way of an answer to that packet, and **the packet in it becomes what its receiver has sent**:
+//! An error goes to whoever sent the packet that it is about, and holds the beginning of that packet as it was where
+//! the error arose. So it takes the way of an answer to that packet, and **the packet in it becomes what its receiver
+//! has sent**:
 //!
 //! | error | looked up as | what changes |
 //! |---|---|---|
@@ -10,10 +11,11 @@
 //! | to the client, leaving | [`FLOW_SERVED`] | source, and destination of the packet in it: the address that the client dialled |
 //! | to the backend, leaving | [`FLOW_SERVED`], as answered | the same: this node's address, where the flow is masqueraded |
 //!
-//! The source of an error becomes an address that its receiver has dialled, also where a router has sent it, as netfilter has it: the
-//! receiver may not know a way to the router, and need not know of the backend.
+//! The source of an error becomes an address that its receiver has dialled, also where a router has sent it, as
+//! netfilter has it: the receiver may not know a way to the router, and need not know of the backend.
 //!
-//! An error says nothing of how long a flow lives. Redirects are between a router and its neighbour, and are left alone.
+//! An error says nothing of how long a flow lives. Redirects are between a router and its neighbour, and are left
+//! alone.
 
 use super::address::Address;
 use super::memory::{Flows, Found, Here, Scratch, Verdict};

@@ -47,8 +47,8 @@ fn every_version_finds_its_own_checkpoint_again() {
     assert_eq!(disk.get("checkpoint.v0"), Some(of_version(0)));
 }
 
-/// What an agent of this version could know of a state: before 6 no health check, before 5 not when a Service was made, before 3 no manifests and no edition,
-/// before 2 no Pods.
+/// What an agent of this version could know of a state: before 6 no health check, before 5 not when a Service was made,
+/// before 3 no manifests and no edition, before 2 no Pods.
 fn known_to(
     version: u32,
     (mut snapshot, mut provenance): (Snapshot, Provenance),
@@ -101,7 +101,8 @@ where
     encoder.record(&record)
 }
 
-/// As they were written down while each version was the newest: whatever becomes of the model, an older one stays what it was.
+/// As they were written down while each version was the newest: whatever becomes of the model, an older one stays what
+/// it was.
 #[test]
 fn the_shape_of_the_model_is_part_of_the_version() {
     for shape in [

@@ -38,8 +38,8 @@ pub(super) const PREFIXES: [&str; 2] = ["flannel.alpha.coreos.com/", "yurt-net.o
 /// Bytes of the key of a label: a name with a prefix. No rule reads a longer one.
 pub(super) const MAX_LABEL_KEY: usize = 317;
 
-/// A name that something else may have. One that is too long for that is kept as a word that nothing has: of a text of a megabyte
-/// nothing matters but that it is another.
+/// A name that something else may have. One that is too long for that is kept as a word that nothing has: of a text of
+/// a megabyte nothing matters but that it is another.
 pub(super) fn known_name(name: &str) -> &str {
     match name.len() <= MAX_NAME {
         true => name,
@@ -81,8 +81,8 @@ pub(super) fn required<'v>(value: &'v Value<'_>, expected: &'static str) -> Resu
     present(value, expected)
 }
 
-/// Refuses names that no apiserver lets an object have (RFC 1123): a manifest may have them, and other tools than this one show them as
-/// they are.
+/// Refuses names that no apiserver lets an object have (RFC 1123): a manifest may have them, and other tools than this
+/// one show them as they are.
 pub(super) fn known_to_apiservers(value: &Value<'_>) -> Result<(), Wrong> {
     let name = text(value)?.unwrap_or_default();
     let is_alphanumeric = |byte: &u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();

@@ -79,8 +79,8 @@ pub(super) fn service(
     })
 }
 
-/// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without. One that says nothing is refused, as
-/// by kubectl: who is older than whom decides who has an address.
+/// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without. One that says
+/// nothing is refused, as by kubectl: who is older than whom decides who has an address.
 fn seconds_since_1970(value: &Value<'_>) -> Result<u64, Wrong> {
     let Some(time) = text(value)?.filter(|time| !time.is_empty()) else {
         return Ok(0);
