@@ -80,7 +80,10 @@ fn merge_keys_are_followed_and_texts_that_look_like_them_are_read() {
         .unwrap();
     }
     let decoded = yaml(&(text + "kind: List\n"));
-    assert_eq!((decoded.objects.len(), decoded.rejections), (5_000, vec![]));
+    assert_eq!(
+        (decoded.objects.len(), decoded.rejections),
+        (10_000, vec![])
+    );
 }
 
 /// As PyYAML writes labels that an object has twice.

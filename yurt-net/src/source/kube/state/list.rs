@@ -15,7 +15,7 @@ pub(super) struct List {
     pub(super) rejections: BTreeMap<NamespacedName, Rejection>,
     /// Of its slices.
     pub(super) room: Room,
-    /// How many it has, and how many of them could be read.
+    /// How many it has, and how many of them could be read, or are known to be an object that is in force.
     pub(super) items: usize,
     pub(super) read: usize,
     /// One of them could not be read, and nobody knows which object it is.

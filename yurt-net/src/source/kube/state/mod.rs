@@ -279,7 +279,10 @@ impl ClusterState {
                 let old = objects::get(&self.snapshot, id);
                 list.has_nameless |= rejection.name.is_empty();
                 let rejection = keeping(rejection, old.is_some());
-                old.into_iter().for_each(|old| list.keep(old));
+                if let Some(old) = old {
+                    list.read += 1;
+                    list.keep(old);
+                }
                 list.rejections.insert(name, rejection);
             }
         }

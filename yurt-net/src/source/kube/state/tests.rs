@@ -568,6 +568,15 @@ fn items_that_nobody_can_read_take_nothing_away_that_they_may_be() {
             assert_eq!(state.snapshot().rejections, []);
         }
     }
+    // Where all that it names is wrong and new, it says nothing of the others; where that is in force, it does.
+    let mut state = live();
+    list(&mut state, &["a", "b"], 0);
+    for (name, left) in [("c", &["a", "b"][..]), ("b", &["b"])] {
+        let wrong = service(name, 99_999).to_string();
+        state.item(Resource::Services, V1, wrong.as_bytes());
+        list(&mut state, &[], 1);
+        assert_eq!(names(&state), left);
+    }
     let mut state = live();
     let slices = |state: &mut ClusterState, items: &[Value]| {
         for item in items {
