@@ -62,7 +62,8 @@ pub struct Flow<A> {
     pub state: u32,
     /// When a packet was seen last: seconds of `CLOCK_MONOTONIC`.
     pub last_s: u32,
-    /// [`FLOW_SERVED`] of TCP: what the client's first acknowledgement must be.
+    /// Of TCP: what was acknowledged last by who sends here, which is what the other side sends next. [`FLOW_SERVED`] of a flow that is
+    /// opening: what the backend acknowledges to the client's SYN, and once it has, what the client's first acknowledgement must be.
     pub expected: u32,
 }
 
@@ -73,15 +74,23 @@ pub type Flow6 = Flow<[u8; 16]>;
 
 /// [`Flow::state`]: the backend has answered.
 pub const FLOW_IS_ANSWERED: u32 = 1;
-/// [`Flow::state`]: a FIN or RST of TCP was seen here.
+/// [`Flow::state`]: a FIN of TCP was seen here. Who has sent it may still be sent to.
 pub const FLOW_IS_CLOSING: u32 = 2;
 /// [`Flow::state`]: the client is a Pod of this node. It is seen by its own address wherever the backend is, but by itself.
 pub const FLOW_IS_INSIDE: u32 = 4;
+/// [`Flow::state`]: both sides have sent theirs, or one has reset the connection. All entries of a flow get it at once, and are among those
+/// that are opening from then on, for nobody is hurt if they go.
+pub const FLOW_IS_CLOSED: u32 = 8;
 
 /// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so is a
 /// connection that nobody has answered.
 pub const FLOW_QUIET_S: u32 = 120;
-/// A connection that is closing is over when it was quiet for so many seconds.
+/// A SYN that nobody has answered for so many seconds gives way to others: senders that are not there leave many behind.
+pub const FLOW_OPENING_S: u32 = 3;
+/// A connection that one side has closed is over when it was quiet for so many seconds, as kube-proxy has it for conntrack
+/// (`tcpCloseWaitTimeout`).
+pub const FLOW_HALF_CLOSED_S: u32 = 3600;
+/// A connection that is closed is over when it was quiet for so many seconds.
 pub const FLOW_CLOSED_S: u32 = 10;
 /// Fragments follow the first one for so many seconds, as long as hosts wait for all of a packet (`net.ipv4.ipfrag_time`).
 pub const FLOW_PART_S: u32 = 30;
@@ -153,6 +162,8 @@ pub enum Handled {
     DropUnchanged = 12,
     /// Dropped: the program that decides on first packets is not there. The agent that is started next puts it in its place.
     DropNoProgram = 13,
+    /// Dropped: a VLAN tag behind none, or behind a priority alone: the kernel would deliver what is in it, past all programs.
+    DropTag = 14,
 }
 
 impl Handled {
@@ -169,7 +180,7 @@ impl Handled {
 /// Entries of `yurt_pk_count`: a power of two, so that a number is masked into it.
 pub const HANDLED: u32 = 32;
 /// A name for each, as `status` prints it.
-pub const HANDLED_NAMES: [&str; 14] = [
+pub const HANDLED_NAMES: [&str; 15] = [
     "new_flow",
     "to_backend",
     "to_client",
@@ -184,4 +195,5 @@ pub const HANDLED_NAMES: [&str; 14] = [
     "drop_no_port",
     "drop_unchanged",
     "drop_no_program",
+    "drop_tag",
 ];

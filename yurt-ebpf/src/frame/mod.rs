@@ -58,5 +58,7 @@ pub const ETH_IPV4: u16 = 0x0800_u16.to_be();
 /// `ETH_P_IPV6`, in network byte order.
 pub const ETH_IPV6: u16 = 0x86dd_u16.to_be();
 pub(crate) const ETH_ARP: u16 = 0x0806_u16.to_be();
-pub(crate) const ETH_VLAN: u16 = 0x8100_u16.to_be();
-pub(crate) const ETH_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();
+/// IEEE 802.1Q: a tag, and what is in it.
+pub const ETH_VLAN: u16 = 0x8100_u16.to_be();
+/// IEEE 802.1ad: the outer one of two.
+pub const ETH_SERVICE_VLAN: u16 = 0x88a8_u16.to_be();

@@ -9,7 +9,8 @@ use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
 use yurt_ebpf::abi::{
-    FLOW_DIALLED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_SERVED, Flow, FlowKey, PACKET_ABI,
+    FLOW_DIALLED, FLOW_IS_CLOSED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_SERVED, Flow, FlowKey,
+    PACKET_ABI,
 };
 use yurt_ebpf::frame::ip::TCP;
 use yurt_ebpf::rewrite::flow;
@@ -316,7 +317,7 @@ fn seen<A: Address>(
         device: flow.ifindex,
         stage: match () {
             () if is_over || answers.is_none() => Stage::Over,
-            () if state & FLOW_IS_CLOSING != 0 => Stage::Closing,
+            () if state & (FLOW_IS_CLOSING | FLOW_IS_CLOSED) != 0 => Stage::Closing,
             () if is_opening => Stage::Opening,
             () => Stage::Up,
         },

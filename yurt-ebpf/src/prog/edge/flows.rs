@@ -97,6 +97,13 @@ impl<A: Family> Flows<A> for FlowMaps {
     }
 
     #[inline(always)]
+    fn retire(&mut self, key: &FlowKey<A>, flow: &Flow<A>) {
+        if A::OPENING.insert(key, flow, 0).is_ok() {
+            let _ = A::UP.remove(key);
+        }
+    }
+
+    #[inline(always)]
     fn forget(&mut self, key: &FlowKey<A>) {
         let _ = A::UP.remove(key);
         let _ = A::OPENING.remove(key);

@@ -25,7 +25,7 @@ use yurt_ebpf::abi::{
     HANDLED, Handled, STAGE_ERROR_IN, STAGE_ERROR_OUT, STAGE_OPENS4, STAGE_OPENS6,
     STAGE_POD_OPENS4, STAGE_POD_OPENS6, STAGE_REFUSES,
 };
-use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6};
+use yurt_ebpf::frame::{ETH_IPV4, ETH_IPV6, ETH_SERVICE_VLAN, ETH_VLAN};
 use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
 
 use self::flows::{Family, FlowMaps, now_ns};
@@ -54,6 +54,8 @@ fn yurt_edge_in(ctx: TcContext) -> i32 {
     match protocol(&ctx) {
         Some(ETH_IPV4) => come_in::<[u8; 4], OUTSIDE>(&ctx),
         Some(ETH_IPV6) => come_in::<[u8; 16], OUTSIDE>(&ctx),
+        // The kernel strips it, and delivers what is in it without asking anybody again.
+        Some(ETH_VLAN | ETH_SERVICE_VLAN) => finish(Verdict::Is(Handled::DropTag)),
         _ => TC_ACT_UNSPEC,
     }
 }

@@ -1,11 +1,12 @@
 //! What comes in, and is of a flow that is known.
 
 use super::address::Address;
+use super::ending::{self, end};
 use super::head::Head;
 use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
 use super::parts;
-use crate::abi::{FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_MASQUERADED, Handled};
+use crate::abi::{FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_MASQUERADED, Handled};
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
@@ -68,8 +69,8 @@ where
     let (first, count) = here.ports();
     let port = u16::from_be_bytes(head.destination_port_be);
     if port.wrapping_sub(first) < count
-        && let Some(Found { flow, .. }) = flows.find(&scratch.key)
-        && flow.touch(head, now_s)
+        && let Some(Found { flow, is_opening }) = flows.find(&scratch.key)
+        && flow.touch(head, now_s, is_opening)
     {
         let client = (flow.to, flow.to_port_be);
         return led(head, packet, Side::Destination, client, Handled::ToClient);
@@ -82,13 +83,16 @@ where
     if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
         let backend = (flow.to, flow.to_port_be);
         let is_later = flow.last_s != now_s;
-        let mut is_alive = flow.touch(head, now_s);
+        let mut is_alive = flow.touch(head, now_s, is_opening);
         scratch.flow = *flow;
         if !head.is_tcp() && is_later {
             is_alive = keep_alive(flows, scratch, is_alive, now_s);
         }
         if is_alive {
-            if is_opening {
+            if head.ends() {
+                scratch.point_at_served();
+                end(head, flows, scratch, (ending::Side::Client, is_opening));
+            } else if is_opening && scratch.flow.state & FLOW_IS_CLOSED == 0 {
                 settle(head, flows, scratch);
             }
             return led(head, packet, Side::Destination, backend, Handled::ToBackend);
@@ -113,6 +117,10 @@ fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scr
         return;
     }
     scratch.served = *flow;
+    if head.is_tcp() {
+        scratch.served.expected = head.sequence;
+        scratch.flow.expected = head.acknowledged;
+    }
     if !flows.settle(&scratch.other, &scratch.served) || !flows.settle(&scratch.key, &scratch.flow)
     {
         return;

@@ -66,6 +66,12 @@ impl Head {
         self.flags & (SYN | ACK) == SYN
     }
 
+    /// Whether its sender ends a connection.
+    #[inline(always)]
+    pub(super) fn ends(&self) -> bool {
+        self.flags & (FIN | RST) != 0
+    }
+
     /// Writes its key, in its own direction.
     #[inline(always)]
     pub(super) fn key<A: Address>(&self, key: &mut FlowKey<A>, place: u8) {

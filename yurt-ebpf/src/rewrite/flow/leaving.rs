@@ -5,11 +5,12 @@
 )]
 
 use super::address::Address;
+use super::ending::{self, end};
 use super::head::{ACK, Head, SYN};
 use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
 use super::parts;
-use crate::abi::{FLOW_IS_INSIDE, FLOW_MASQUERADED, FLOW_SERVED, Handled};
+use crate::abi::{FLOW_DIALLED, FLOW_IS_INSIDE, FLOW_MASQUERADED, FLOW_SERVED, Handled};
 use crate::frame::ETH;
 use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
@@ -69,13 +70,21 @@ where
     let now_s = here.now_s();
     head.answer_key(&mut scratch.key);
     if let Some(Found { flow, is_opening }) = flows.find(&scratch.key) {
-        if !flow.touch(head, now_s) {
+        if is_opening && head.is_tcp() && !flow.is_answer(head)
+            || !flow.touch(head, now_s, is_opening)
+        {
             return Verdict::Pass;
         }
         if is_opening && head.flags & (SYN | ACK) == (SYN | ACK) {
             flow.expected = head.sequence.wrapping_add(1);
         }
         let dialled = (flow.to, flow.to_port_be);
+        if head.ends() {
+            scratch.other = scratch.key;
+            (scratch.key.destination, scratch.key.destination_port_be) = dialled;
+            scratch.key.place = FLOW_DIALLED;
+            end(head, flows, scratch, (ending::Side::Backend, is_opening));
+        }
         return led(head, packet, Side::Source, dialled, Handled::ToClient);
     }
     // What goes to a Pod is masqueraded where the Pod itself has sent it: else it would drop it as one with its own address.
@@ -154,7 +163,7 @@ where
         let port_be = first.wrapping_add(offset as u16).to_be_bytes();
         scratch.other.destination_port_be = port_be;
         let is_old = flows.find(&scratch.other).map(|Found { flow, .. }| {
-            flow.leads_to(&scratch.flow) || flow.is_over(head.is_tcp(), now_s)
+            flow.leads_to(&scratch.flow) || flow.gives_way(head.is_tcp(), now_s)
         });
         if is_old == Some(true) {
             flows.forget(&scratch.other);

@@ -1,16 +1,19 @@
 //! What the decisions ask and remember: flows, the memory of affinity, and what is looked up for the packet at hand.
 
 use super::address::Address;
-use super::head::{FIN, Head, RST};
+use super::head::{ACK, FIN, Head};
 use crate::abi::{
-    Affinity, FLOW_CLOSED_S, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_QUIET_S,
-    FLOW_SERVED, Flow, FlowKey, Handled,
+    Affinity, FLOW_CLOSED_S, FLOW_HALF_CLOSED_S, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_IS_CLOSING,
+    FLOW_MASQUERADED, FLOW_OPENING_S, FLOW_QUIET_S, FLOW_SERVED, Flow, FlowKey, Handled,
 };
 use crate::frame::ip::Side;
 use crate::rewrite::Packet;
 
-/// The maps of flows: of those that are up, and of those that are opening. The latter are few, and whoever opens many pushes out no
-/// flow that is up.
+/// So much may a backend acknowledge beside the SYN: what came with it (RFC 7413).
+const SYN_DATA: u32 = 1 << 16;
+
+/// The maps of flows: of those that are up, and of those that are opening or closed. The latter are few, and whoever opens and closes many
+/// pushes out no flow that is up.
 pub trait Flows<A> {
     /// An entry of either; it may be written to.
     fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>>;
@@ -20,6 +23,8 @@ pub trait Flows<A> {
     fn open_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
     /// Puts an entry among those that are up, and takes it out of those that are opening.
     fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool;
+    /// Puts an entry back among those that are opening: its connection is closed.
+    fn retire(&mut self, key: &FlowKey<A>, flow: &Flow<A>);
     /// Takes an entry out of both.
     fn forget(&mut self, key: &FlowKey<A>);
 }
@@ -109,8 +114,11 @@ impl<A: Address> Scratch<A> {
 
 impl<A: Address> Flow<A> {
     /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
+    ///
+    /// Anybody may send a FIN or a RST with the client's address, who does not know where its connection is. So one says nothing here but that
+    /// its sender will say no more; [`end`](super::ending::end) knows when the connection is closed.
     #[inline(always)]
-    pub(super) fn touch(&mut self, head: &Head, now_s: u32) -> bool {
+    pub(super) fn touch(&mut self, head: &Head, now_s: u32, is_opening: bool) -> bool {
         if self.is_over(head.is_tcp(), now_s) {
             return false;
         }
@@ -119,8 +127,12 @@ impl<A: Address> Flow<A> {
         if !head.opens() {
             new |= FLOW_IS_ANSWERED;
         }
-        if head.flags & (FIN | RST) != 0 {
+        if head.flags & FIN != 0 {
             new |= FLOW_IS_CLOSING;
+        }
+        // While it is opening, that is what the client must know.
+        if !is_opening && head.flags & ACK != 0 && self.expected != head.acknowledged {
+            self.expected = head.acknowledged;
         }
         // A store for every packet would have all processors fight for the line.
         if self.last_s != now_s {
@@ -151,11 +163,30 @@ impl<A: Address> Flow<A> {
     #[inline(always)]
     pub fn is_over(&self, is_tcp: bool, now_s: u32) -> bool {
         let quiet = now_s.wrapping_sub(self.last_s);
-        match self.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
+        match self.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING | FLOW_IS_CLOSED) {
+            state if is_tcp && state & FLOW_IS_CLOSED != 0 => quiet > FLOW_CLOSED_S,
             FLOW_IS_ANSWERED if is_tcp => false,
-            state if is_tcp && state & FLOW_IS_CLOSING != 0 => quiet > FLOW_CLOSED_S,
+            state if is_tcp && state & FLOW_IS_ANSWERED != 0 => quiet > FLOW_HALF_CLOSED_S,
             _ => quiet > FLOW_QUIET_S,
         }
+    }
+
+    /// Whether another flow may have its key now: it is over or closed, or its SYN is still unanswered. `now_s` are seconds of
+    /// `CLOCK_MONOTONIC`.
+    #[inline(always)]
+    pub(super) fn gives_way(&self, is_tcp: bool, now_s: u32) -> bool {
+        let is_unanswered = is_tcp && self.state & FLOW_IS_ANSWERED == 0;
+        self.state & FLOW_IS_CLOSED != 0
+            || is_unanswered && now_s.wrapping_sub(self.last_s) > FLOW_OPENING_S
+            || self.is_over(is_tcp, now_s)
+    }
+
+    /// Whether a packet of TCP, of this entry's direction, is one of its connection, and not of another one between the same ends, which began
+    /// without a Service: the first one answers the client's SYN.
+    #[inline(always)]
+    pub(super) fn is_answer(&self, head: &Head) -> bool {
+        self.state & FLOW_IS_ANSWERED != 0
+            || head.flags & ACK != 0 && head.acknowledged.wrapping_sub(self.expected) < SYN_DATA
     }
 }
 
@@ -181,7 +212,7 @@ pub(super) fn led<A: Address, P: Packet>(
 pub(super) enum Known {
     /// Nothing.
     Nothing,
-    /// It is over, or closing.
+    /// It is over, or closed.
     Over,
     /// Nobody has answered yet: it is the same packet once more.
     Opening,

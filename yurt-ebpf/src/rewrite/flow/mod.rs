@@ -19,8 +19,9 @@
 //! masqueraded only where it is led to itself.
 //!
 //! A flow is opening until the backend has answered and the client has answered that, and its entries are in a smaller map: a flood
-//! of first packets pushes out none that is up. A SYN decides anew once its flow is closing, or its backend is not in the set any more;
-//! else it goes to the backend that the flow has, which answers a stray one by itself (RFC 5961).
+//! of first packets pushes out none that is up. Once it is closed, by both sides or by a RST that is believed, its entries are there again: many
+//! short connections push out no long one. A SYN decides anew once its flow is closed, or its backend is not in the set any more; else it goes
+//! to the backend that the flow has, which answers a stray one by itself (RFC 5961).
 //!
 //! Later fragments have no ports. They follow the first one of their packet, see `parts`.
 //!
@@ -34,6 +35,7 @@
 
 mod address;
 mod arriving;
+mod ending;
 mod head;
 mod icmp;
 mod leaving;

@@ -7,7 +7,7 @@ use super::head::Head;
 use super::memory::{Flows, Found, Here, Known, Memory, Scratch, Verdict, led};
 use super::parts;
 use crate::abi::{
-    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSING, FLOW_IS_INSIDE, FLOW_SERVED, Flow,
+    Counter, FLOW_DIALLED, FLOW_IS_ANSWERED, FLOW_IS_CLOSED, FLOW_IS_INSIDE, FLOW_SERVED, Flow,
     FlowKey, Handled, NetnsRow,
 };
 use crate::frame::ETH;
@@ -70,11 +70,12 @@ where
             false => Known::Opening,
         };
     }
-    match flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) {
-        0 if flow.is_over(true, here.now_s()) => Known::Over,
+    if flow.gives_way(true, here.now_s()) {
+        return Known::Over;
+    }
+    match flow.state & FLOW_IS_ANSWERED {
         0 => Known::Opening,
-        FLOW_IS_ANSWERED => Known::Up,
-        _ => Known::Over,
+        _ => Known::Up,
     }
 }
 
@@ -123,7 +124,7 @@ where
         service,
         state: if H::IS_INSIDE { FLOW_IS_INSIDE } else { 0 },
         last_s: now_s,
-        expected: 0,
+        expected: head.sequence.wrapping_add(1),
     };
     scratch.other = scratch.key;
     scratch.other.place = FLOW_SERVED;
@@ -150,23 +151,20 @@ where
             break;
         };
         let is_its = flow.leads_to(&scratch.flow);
-        if is_its && was_kept && known == Known::Up && flow.state & FLOW_IS_CLOSING == 0 {
+        if is_its && was_kept && known == Known::Up && flow.state & FLOW_IS_CLOSED == 0 {
             let backend = A::of_backend(&scratch.backend);
             return led(head, packet, Side::Destination, backend, Handled::ToBackend);
         }
-        if is_its || flow.is_over(head.is_tcp(), now_s) {
-            flows.forget(&scratch.other);
-            break;
-        }
-        let is_closing = flow.state & FLOW_IS_CLOSING != 0;
-        (scratch.key.destination, scratch.key.destination_port_be) = (flow.to, flow.to_port_be);
-        if head.is_tcp() && has_closed(is_closing, flows, scratch, now_s) {
+        if is_its || flow.gives_way(head.is_tcp(), now_s) {
+            // What comes late of the one before is not mixed up with this one.
+            (scratch.key.destination, scratch.key.destination_port_be) = (flow.to, flow.to_port_be);
+            flows.forget(&scratch.key);
             flows.forget(&scratch.other);
             break;
         }
     }
-    let backend = A::of_backend(&scratch.backend);
     (scratch.key.destination, scratch.key.destination_port_be) = (scratch.flow.to, port_be);
+    let backend = A::of_backend(&scratch.backend);
     if known != Known::Nothing {
         flows.forget(&scratch.key);
     }
@@ -191,28 +189,8 @@ fn is_to_itself<A: Address>(key: &FlowKey<A>) -> bool {
         && u16::from_ne_bytes(key.source_port_be) == u16::from_ne_bytes(key.destination_port_be)
 }
 
-/// Whether a client's connection to another frontend, whose key is there, has ended, though its answers still have an entry: both sides
-/// have said so (`is_closing`: the backend has), or the client has a while ago. It is forgotten then.
-#[inline(always)]
-fn has_closed<A, F>(is_closing: bool, flows: &mut F, scratch: &Scratch<A>, now_s: u32) -> bool
-where
-    A: Address,
-    F: Flows<A>,
-{
-    let has_closed = match flows.find(&scratch.key) {
-        Some(Found { flow, .. }) => {
-            is_closing && flow.state & FLOW_IS_CLOSING != 0 || flow.is_over(true, now_s)
-        }
-        None => true,
-    };
-    if has_closed {
-        flows.forget(&scratch.key);
-    }
-    has_closed
-}
-
 /// A packet to no Service that may open a flow, perhaps to a backend itself. Its answers could not be told from those that the client gets
-/// through a Service from the same port: a connection that is up stays, of all else the last one counts.
+/// through a Service from the same port: what is up stays, whoever sends this, and of all else the last one counts.
 #[inline(always)]
 fn direct<A, F, H>(head: &Head, flows: &mut F, here: &H, scratch: &mut Scratch<A>) -> Verdict
 where
@@ -224,8 +202,8 @@ where
     let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
         return Verdict::Pass;
     };
-    let is_up = flow.state & (FLOW_IS_ANSWERED | FLOW_IS_CLOSING) == FLOW_IS_ANSWERED;
-    if head.is_tcp() && is_up && !flow.is_over(true, here.now_s()) {
+    let is_up = flow.state & FLOW_IS_ANSWERED != 0;
+    if is_up && !flow.gives_way(head.is_tcp(), here.now_s()) {
         return Verdict::Is(Handled::DropClash);
     }
     let dialled = (flow.to, flow.to_port_be);

@@ -7,10 +7,10 @@ use yurt_frames::{ACK, Packet as Sent, SYN, Tcp, addresses, flaws, ip as host, t
 
 use super::*;
 use crate::abi::{
-    Affinity, AffinityKey, Backend4, Backend6, Conf, FLOW_CLOSED_S, FLOW_PART_S, FLOW_QUIET_S,
-    FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, Flow, FlowKey, FrontendKey4, FrontendKey6,
-    FrontendValue, Handled, PREFIXES_ARE_SERVICE_CIDRS, Prefix4, PublishWord, SCOPE_EXTERNAL,
-    SCOPE_INTERNAL,
+    Affinity, AffinityKey, Backend4, Backend6, Conf, FLOW_CLOSED_S, FLOW_HALF_CLOSED_S,
+    FLOW_OPENING_S, FLOW_PART_S, FLOW_QUIET_S, FRONTEND_OUTSIDE, FRONTEND_OUTSIDE_APART, Flow,
+    FlowKey, FrontendKey4, FrontendKey6, FrontendValue, Handled, PREFIXES_ARE_SERVICE_CIDRS,
+    Prefix4, PublishWord, SCOPE_EXTERNAL, SCOPE_INTERNAL,
 };
 use crate::frame::ip::{TCP, UDP};
 use crate::rewrite::tests::{Bytes, frame, octets, without_sum};
@@ -93,6 +93,11 @@ impl<A: Address> Flows<A> for Map<A> {
         self.forget(key);
         self.up.push((*key, *flow));
         true
+    }
+
+    fn retire(&mut self, key: &FlowKey<A>, flow: &Flow<A>) {
+        self.forget(key);
+        self.opening.push((*key, *flow));
     }
 
     fn forget(&mut self, key: &FlowKey<A>) {
@@ -577,17 +582,35 @@ fn a_port_that_is_used_again_gets_no_backend_of_before_that_has_gone() {
     assert_eq!(led, at("10.244.9.9:80"));
 }
 
+/// A RST whose number is the one that its receiver expects.
+fn reset(from: SocketAddr, to: SocketAddr) -> Sent {
+    host_to_host(from, to).then(Tcp {
+        sequence: 9,
+        ..Tcp::new(from.port(), to.port(), RST)
+    })
+}
+
 #[test]
-fn a_connection_that_was_closed_by_either_side_is_decided_anew() {
+fn a_connection_that_was_closed_by_both_sides_or_reset_by_one_is_decided_anew() {
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
-    for is_by_client in [true, false] {
-        let led = (0..10).map(|_| {
+    for way in 0..4 {
+        for _ in 0..10 {
             let (mut node, _, backend) = connected(client, dialled);
-            if is_by_client {
-                node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
-            } else {
-                node.sent(&tcp(backend, client, RST, b""), Handled::ToClient);
+            if way == 0 {
+                node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient);
             }
+            if way <= 1 {
+                node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+            }
+            match way {
+                0 => {}
+                1 => drop(node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient)),
+                2 => drop(node.sent(&reset(backend, client), Handled::ToClient)),
+                _ => drop(node.led(&reset(client, dialled), Handled::ToBackend)),
+            }
+            // What ends it is still led, and it takes no room from those that are up.
+            node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+            assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (0, 2));
             let again = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
             let answer = node.sent(&tcp(again, client, SYN | ACK, b""), Handled::ToClient);
             assert_eq!(answer, (dialled, client));
@@ -595,10 +618,89 @@ fn a_connection_that_was_closed_by_either_side_is_decided_anew() {
             assert_eq!(led, again);
             node.now_s += FLOW_CLOSED_S + 1;
             node.sent(&tcp(again, client, ACK, b""), Handled::ToClient);
-            again
-        });
-        assert_eq!(led.count(), 10);
+        }
     }
+}
+
+#[test]
+fn a_connection_that_one_side_has_closed_lives_for_as_long_as_the_other_one_may_need() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    for is_by_client in [true, false] {
+        let (mut node, _, backend) = connected(client, dialled);
+        if is_by_client {
+            node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+        } else {
+            node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient);
+        }
+        for _ in 0..3 {
+            node.now_s += FLOW_HALF_CLOSED_S;
+            let answer = node.sent(&tcp(backend, client, ACK, b"!"), Handled::ToClient);
+            assert_eq!(answer, (dialled, client));
+            let led = node.led(&tcp(client, dialled, ACK, b"?"), Handled::ToBackend);
+            assert_eq!(led, backend);
+        }
+    }
+}
+
+#[test]
+fn who_does_not_know_where_a_connection_is_neither_ends_nor_moves_it() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let blind = |flags| {
+        host_to_host(client, dialled).then(Tcp {
+            sequence: 0x7000_0000,
+            acknowledged: 0x7000_0000,
+            ..Tcp::new(client.port(), dialled.port(), flags)
+        })
+    };
+    for flags in [RST, RST | ACK, FIN_ACK, FIN_ACK | RST] {
+        let (mut node, _, backend) = connected(client, dialled);
+        for packet in [blind(flags), blind(SYN), blind(ACK)] {
+            assert_eq!(node.led(&packet, Handled::ToBackend), backend);
+        }
+        assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (2, 0));
+        node.now_s += FLOW_CLOSED_S + 1;
+        let led = node.led(&tcp(client, dialled, ACK, b"?"), Handled::ToBackend);
+        assert_eq!(led, backend, "{flags}");
+        let answer = node.sent(&tcp(backend, client, ACK, b"!"), Handled::ToClient);
+        assert_eq!(answer, (dialled, client));
+    }
+}
+
+#[test]
+fn a_forged_syn_does_not_take_the_answers_of_a_connection_without_a_service() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    let mut node = Node::new();
+    node.serve(TCP, &["192.0.2.11:80"], &["10.244.1.5:80"]);
+    let backend = node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+    let far = host_to_host(backend, client).then(Tcp {
+        acknowledged: 0x5000_0000,
+        ..Tcp::new(backend.port(), client.port(), ACK)
+    });
+    assert_eq!(node.leave(&far, false), (Verdict::Pass, frame(&far)));
+    // The backend's answer to that SYN is the flow's.
+    let answer = node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+    assert_eq!(answer, (dialled, client));
+}
+
+#[test]
+fn syns_that_nobody_has_answered_give_way_to_others_after_three_seconds() {
+    let mut node = Node::new();
+    node.serve(TCP, &["192.0.2.11:80"], &["10.244.2.5:80"]);
+    let (dialled, backend) = (at("192.0.2.11:80"), at("10.244.2.5:80"));
+    let dial = |node: &mut Node, host: usize| {
+        let client = at(&format!(
+            "198.51.100.{}:{}",
+            host % 250 + 1,
+            1000 + host / 250
+        ));
+        node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+        node.leave(&tcp(client, backend, SYN, b""), true).0
+    };
+    let mut hosts = 0..;
+    while dial(&mut node, hosts.next().unwrap()) != Verdict::Is(Handled::DropNoPort) {}
+    node.now_s += FLOW_OPENING_S + 1;
+    let is_found = Verdict::Is(Handled::ToBackend);
+    assert_eq!(dial(&mut node, hosts.next().unwrap()), is_found);
 }
 
 #[test]
@@ -649,28 +751,32 @@ fn who_dials_a_backend_itself_gets_its_answers_as_they_are() {
     node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient);
     assert_eq!(node.arrive(&direct), (Verdict::Pass, frame(&direct)));
     assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
-    // Or a while after it was closed, whoever began.
+    // Or a while after it was reset.
     let (mut node, _, backend) = connected(client, dialled);
-    node.sent(&tcp(backend, client, RST, b""), Handled::ToClient);
+    node.sent(&reset(backend, client), Handled::ToClient);
     node.now_s += FLOW_CLOSED_S + 1;
     let answer = tcp(backend, client, SYN | ACK, b"");
     assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
 }
 
 #[test]
-fn of_datagrams_to_a_backend_and_to_its_service_the_last_one_asked_for_counts() {
+fn of_datagrams_to_a_backend_and_to_its_service_those_of_a_flow_that_was_answered_count() {
     let mut node = Node::new();
     node.serve(UDP, &["192.0.2.11:53"], &["10.244.1.5:53"]);
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:53"));
     let backend = at("10.244.1.5:53");
     let answer = udp(backend, client, b"!");
+    let direct = udp(client, backend, b"?");
     for _ in 0..2 {
         node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
-        assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
-        let direct = udp(client, backend, b"?");
         assert_eq!(node.arrive(&direct), (Verdict::Pass, frame(&direct)));
         assert_eq!(node.leave(&answer, false), (Verdict::Pass, frame(&answer)));
     }
+    // Whoever sends with the client's address does not end what was answered.
+    node.led(&udp(client, dialled, b"?"), Handled::NewFlow);
+    assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
+    node.is_handled(&direct, Handled::DropClash);
+    assert_eq!(node.sent(&answer, Handled::ToClient), (dialled, client));
 }
 
 #[test]
@@ -788,7 +894,8 @@ fn two_flows_of_one_client_port_to_one_backend_are_never_mixed_up() {
     assert!(led.iter().all(|to| *to == at("10.244.1.6:80")), "{led:?}");
     // When the first one is closed, its backend is free.
     node.arrive(&tcp(client, at("192.0.2.11:80"), RST, b""));
-    node.sent(&tcp(at(backend), client, RST, b""), Handled::ToClient);
+    let refusal = tcp(at(backend), client, RST | ACK, b"");
+    node.sent(&refusal, Handled::ToClient);
     node.now_s += FLOW_CLOSED_S + 1;
     let led = node.led(
         &tcp(client, at("192.0.2.11:81"), SYN, b""),
@@ -1043,9 +1150,7 @@ fn a_port_whose_connection_was_closed_by_both_sides_may_dial_any_frontend_of_tha
     assert_eq!(node.arrive(&by_client).0, Verdict::Pass);
     // A reset is the client's last word, and the backend says nothing to it.
     let mut node = connect();
-    node.led(&tcp(client, frontends[0], RST, b""), Handled::ToBackend);
-    node.is_handled(&other, Handled::DropClash);
-    node.now_s += FLOW_CLOSED_S + 1;
+    node.led(&reset(client, frontends[0]), Handled::ToBackend);
     node.led(&other, Handled::NewFlow);
 }
 
