@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::{Value, json};
 use yurt_net::observe::status::{GuardedPodStatus, Status};
 use yurt_net_tests::apiserver::{FakeApiserver, objects};
-use yurt_net_tests::lab::{self, Lab, Netns};
+use yurt_net_tests::lab::{self, Lab, Manifests, Netns};
 use yurt_net_tests::runtime::{Network, Node, Running, addresses, ip, mac, pod};
 
 use crate::agent::{checked, shown};
@@ -398,5 +398,70 @@ fn translation_whose_pins_another_bpffs_hides_is_taken_over_or_back() -> Result<
     ensure!(ask(edge.netns(), "10.1.0.100")? == "web-0");
     ensure!(ask_for(SILENCE, edge.netns(), "10.1.0.2").is_err());
     drop(web);
+    Ok(())
+}
+
+#[test]
+fn a_guarded_and_translated_pod_that_bypasses_its_sockets_is_served_with_its_own_address()
+-> Result<()> {
+    let lab = Lab::new()?;
+    let edge = lab.node(NODE)?;
+    let node = Node::on(&edge);
+    let mut manifests = Manifests::new();
+    manifests.node(&edge);
+    let web = manifests.service("web");
+    web.cluster_ip("10.96.0.10")
+        .port(8080, 8080)
+        .udp_port(9, 8080);
+    web.add_endpoint("10.1.0.101".parse()?, Some(NODE), true);
+    edge.apply(&manifests)?;
+    let _agent = edge.start_agent(&[
+        "--translate=on",
+        "--translate-exclusive=10.1.0.0/28",
+        "--guard=enforce",
+        "--packet-path=on",
+        "--socket-lb=host",
+        NO_PIN,
+    ])?;
+    edge.wait_ready()?;
+    let mut network = Network::new(&node, "1.0.0", others(&node, "10.1.0.2"));
+    let web = come_back(&mut network)?;
+    let other = pod("other-0", "c3");
+    ensure!(addresses(&network.add(&other.sandbox)) == ["10.1.0.101"]);
+    let other = Running::start(other, "other-0")?;
+    wait_until_translated(&edge, &["10.1.0.2"])?;
+    edge.wait_for_status("both Pods are served", |status| {
+        let packets = status.packet_path.as_ref();
+        packets.is_some_and(|packets| packets.pods == 2)
+    })?;
+    // With flows behind translation, or on the way back before it, the answer would come from the Pod that gives it.
+    let before = edge.status()?.retention.translated_packets;
+    ensure!(ask(&web.pod.netns, "10.96.0.10")? == "other-0");
+    let after = edge.status()?.retention.translated_packets;
+    for what in ["from_pod", "to_pod"] {
+        ensure!(after[what] > before[what], "{what}: {before:?} {after:?}");
+    }
+    // What the guard drops begins no flow.
+    let begun = || -> Result<u64> {
+        let packets = edge.status()?.packet_path.context("packets")?.packets;
+        Ok(packets.get("new_flow").copied().unwrap_or_default())
+    };
+    let say = |from: &str| -> Result<()> {
+        let from: IpAddr = from.parse()?;
+        let vip: SocketAddr = "10.96.0.10:9".parse()?;
+        let send = || UdpSocket::bind((from, 0))?.send_to(b"!", vip);
+        web.pod.netns.run(send)??;
+        Ok(())
+    };
+    web.pod.netns.ip("addr add 10.1.0.77/32 dev eth0\n")?;
+    let flows = begun()?;
+    say("10.1.0.77")?;
+    edge.wait_for_status("the guard has dropped it", |status| {
+        shown(status, "web-0").is_some_and(|pod| pod.dropped > 0)
+    })?;
+    assert_eq!(begun()?, flows);
+    say("10.1.0.100")?;
+    edge.wait_for_status("a flow has begun", |_| begun().is_ok_and(|now| now > flows))?;
+    drop((web, other));
     Ok(())
 }
