@@ -260,12 +260,13 @@ fn rows(image: &MapImage) -> Vec<Row> {
 pub async fn services(args: &ServicesArgs) -> Result<(), VerbError> {
     let place = args.place.place();
     let Some(table) = TableInForce::read(&place.bpffs)? else {
-        return Ok(match args.output {
-            Form::Json => print("{\"services\":[],\"isAttached\":false,\"remark\":null}\n")?,
+        print(match args.output {
+            Form::Json => "{\"services\":[],\"isAttached\":false,\"remark\":null}\n",
             Form::Table | Form::Wide => {
-                print("no Service is in the kernel: `yurt-net run` puts them there\n")?;
+                "no Service is in the kernel: `yurt-net run` puts them there\n"
             }
-        });
+        })?;
+        return Ok(());
     };
     let rows = rows(&table.image);
     let names = Names::of(&place, &rows.iter().map(Row::frontend).collect()).await;

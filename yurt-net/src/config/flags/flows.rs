@@ -50,7 +50,7 @@ impl FromStr for To {
         } else if let Ok(port) = text.parse() {
             Ok(Self::Port(port))
         } else {
-            service_name(text).map(Self::Service).map_err(|_| {
+            service_name(text).map(Self::Service).map_err(|_service_alone| {
                 "expected an address, a prefix, an address and port, or a Service as NAMESPACE/NAME"
             })
         }
