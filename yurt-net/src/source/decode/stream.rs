@@ -86,7 +86,7 @@ pub(super) const MAX_OBJECTS: usize = 100_000;
 /// Objects of a file of which it is told that they cannot be read.
 pub(super) const MAX_REFUSALS: usize = 10_000;
 /// Values that wait for the kind of their list, which may come after them.
-const MAX_KINDLESS: usize = MAX_VALUES;
+const MAX_KINDLESS: usize = MAX_VALUES / 2;
 
 /// What a document held.
 #[derive(Default)]

@@ -311,6 +311,11 @@ impl ValueRoom {
         has_room
     }
 
+    /// So much of the object was kept that lists and maps that stay small must not have room to grow.
+    fn is_scarce(&self) -> bool {
+        self.left < MAX_VALUES / 2
+    }
+
     /// What was kept of the object.
     pub(super) fn used(&self) -> usize {
         MAX_VALUES - self.left
@@ -401,6 +406,9 @@ impl<'de> Visitor<'de> for Pick<'_> {
                 break;
             }
         }
+        if room.is_scarce() {
+            elements.shrink_to_fit();
+        }
         Ok(Value::List(elements))
     }
 
@@ -417,6 +425,9 @@ impl<'de> Visitor<'de> for Pick<'_> {
                 while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
                 break;
             }
+        }
+        if room.is_scarce() {
+            fields.shrink_to_fit();
         }
         Ok(Value::Map(Fields::new(fields)))
     }
