@@ -43,10 +43,10 @@ const CAPS: [(&str, u32, u32); 23] = [
     ("yurt_edge_refuse", 6880, 18570),
     ("yurt_pod_new4", 41940, 22600),
     ("yurt_pod_new6", 69250, 31280),
-    ("yurt_edge_in", 66750, 32050),
-    ("yurt_edge_out", 27340, 36240),
-    ("yurt_pod_in", 66490, 32260),
-    ("yurt_pod_out", 25570, 35290),
+    ("yurt_edge_in", 85040, 38620),
+    ("yurt_edge_out", 59110, 43340),
+    ("yurt_pod_in", 86180, 38620),
+    ("yurt_pod_out", 59290, 43370),
 ];
 
 #[test]

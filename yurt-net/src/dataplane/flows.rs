@@ -304,7 +304,10 @@ fn seen<A: Address>(
 ) -> PacketFlow {
     let dialled = at(key.destination, key.destination_port_be);
     let answers = answers.filter(|answers| at(answers.to, answers.to_port_be) == dialled);
-    let state = flow.state | answers.map_or(0, |answers| answers.state & FLOW_IS_CLOSING);
+    let state = flow.state
+        | answers.map_or(0, |answers| {
+            answers.state & (FLOW_IS_CLOSING | FLOW_IS_CLOSED)
+        });
     let is_over = Flow { state, ..*flow }.is_over(key.protocol == TCP, now_s);
     PacketFlow {
         protocol: key.protocol,
@@ -327,6 +330,8 @@ fn seen<A: Address>(
 
 #[cfg(test)]
 mod tests {
+    use yurt_ebpf::abi::FLOW_IS_ANSWERED;
+
     use super::*;
 
     #[test]
@@ -348,11 +353,15 @@ mod tests {
         };
         let stages = [120, 121].map(|now_s| seen(&key, &flow, Some(answers), true, now_s).stage);
         assert_eq!(stages, [Stage::Opening, Stage::Over]);
-        let closing = Flow {
-            state: FLOW_IS_CLOSING,
-            ..answers
-        };
-        let stages = [10, 11].map(|now_s| seen(&key, &flow, Some(closing), false, now_s).stage);
-        assert_eq!(stages, [Stage::Closing, Stage::Over]);
+        // By one side, and by both.
+        for (state, quiet) in [
+            (FLOW_IS_ANSWERED | FLOW_IS_CLOSING, 3600),
+            (FLOW_IS_CLOSED, 10),
+        ] {
+            let (flow, answers) = (Flow { state, ..flow }, Flow { state, ..answers });
+            let stages = [quiet, quiet + 1]
+                .map(|now_s| seen(&key, &flow, Some(answers), false, now_s).stage);
+            assert_eq!(stages, [Stage::Closing, Stage::Over]);
+        }
     }
 }

@@ -153,7 +153,7 @@ impl<'a> Slices<'a> {
             .map(|(slice, port)| (slice, port.port))
     }
 
-    /// How many addresses on this node are ready, on any port.
+    /// How many endpoints on this node are ready, on any port. One of two families counts once: the more of them there are in either.
     pub(super) fn ready_here(&self, environment: &Environment) -> usize {
         let with_ports = self.all.iter().filter(|slice| !slice.ports.is_empty());
         let ready = with_ports.flat_map(|slice| {
@@ -165,7 +165,8 @@ impl<'a> Slices<'a> {
             })
         });
         let addresses: BTreeSet<IpAddr> = ready.map(|endpoint| endpoint.address).collect();
-        addresses.len()
+        let v4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+        v4.max(addresses.len() - v4)
     }
 
     /// The complaints about endpoints that take no traffic on any node.
