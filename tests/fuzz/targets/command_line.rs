@@ -25,6 +25,7 @@ fuzz_target!(|text: &str| {
         }
         Command::Explain(args) => assert!(args.source.is_some() == args.node.is_some()),
         Command::Status(_)
+        | Command::Services(_)
         | Command::Flows(_)
         | Command::Check(_)
         | Command::Cleanup(_)
