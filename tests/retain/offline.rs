@@ -139,7 +139,7 @@ fn after_an_offline_reboot_services_lead_to_where_their_pods_are() -> Result<()>
     ensure!(!status.source.is_fresh && status.retention.endpoints_moved == 2);
     let explained = explained(&edge)?;
     ensure!(
-        explained.contains(&format!("Pod shop/web-0 is at {web_now}")),
+        explained.contains(&format!("Pod shop/web-0 is now at {web_now}")),
         "{explained}"
     );
 
