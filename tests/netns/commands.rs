@@ -324,7 +324,10 @@ fn the_way_back_takes_the_programs_away_and_stays_until_it_is_told_to_end() -> R
     }
     let mut cleanup = command.spawn()?;
     eventually(node, || {
-        ensure!(!node.bpffs().join("yurt-net").exists(), "still pinned");
+        // Where its socket really leads; nobody is there.
+        let tally = client.dial(Tcp, "10.96.0.10:80", 1)?;
+        let is_plain = tally.answers.keys().eq(["10.96.0.10:80"]);
+        ensure!(is_plain, "still translated: {tally:?}");
         Ok(())
     })?;
     assert!(cleanup.try_wait()?.is_none(), "it does not stay");

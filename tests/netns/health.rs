@@ -133,8 +133,10 @@ fn a_health_check_port_that_a_process_has_is_told_and_served_once_it_is_free() -
     let [problem] = status.health_ports.problems.as_slice() else {
         anyhow::bail!("{:?}", status.health_ports);
     };
-    let says = "port 30999 (default/web): Address already in use";
-    ensure!(problem.starts_with(says), "{problem}");
+    // Each libc has its own words for an error; the number is the kernel's.
+    let is_taken = problem.starts_with("port 30999 (default/web): ")
+        && problem.contains(&format!("(os error {})", libc::EADDRINUSE));
+    ensure!(is_taken, "{problem}");
     ensure!(status.ready && status.degraded.is_empty());
     drop(holder);
     let answer = eventually(world.node(0)?, || check(&world, 0)?.context("refused"))?;
