@@ -233,8 +233,8 @@ pub(crate) fn is_refused_by(client: &Pod, proto: Proto, to: &str) -> Result<()> 
     fails_with(client, proto, to, "ECONNREFUSED")
 }
 
-/// The error of a call that a hook refuses: `chosen`, which it chooses, but where `YURT_LAB_REFUSAL` names another: on kernels below
-/// about Linux 6.1 it cannot choose. Whoever boots such a kernel says so; the agent is not asked.
+/// The error of a call that a hook refuses: `chosen`, which it chooses, but where `YURT_LAB_REFUSAL` names another: on
+/// kernels below about Linux 6.1 it cannot choose. Whoever boots such a kernel says so; the agent is not asked.
 pub(crate) fn refusal(chosen: &str) -> String {
     std::env::var("YURT_LAB_REFUSAL").unwrap_or_else(|_| chosen.to_owned())
 }

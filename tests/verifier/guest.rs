@@ -1,5 +1,5 @@
-//! A machine that qemu emulates: a kernel, one or more processors, and an initramfs. No network, no disk: what happens is read
-//! from the serial console.
+//! A machine that qemu emulates: a kernel, one or more processors, and an initramfs. No network, no disk: what happens
+//! is read from the serial console.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -20,8 +20,8 @@ pub(crate) struct Guest<'a> {
     pub(crate) processors: u8,
     /// In MiB.
     pub(crate) memory: u32,
-    /// Whether its clock counts instructions, a thousand million a second, and leaps over the time in which nothing is to be done. No
-    /// patience in the guest ends because the machine that emulates it is busy.
+    /// Whether its clock counts instructions, a thousand million a second, and leaps over the time in which nothing is
+    /// to be done. No patience in the guest ends because the machine that emulates it is busy.
     pub(crate) has_own_time: bool,
     /// For its kernel.
     pub(crate) parameters: &'a str,
@@ -36,7 +36,8 @@ impl Guest<'_> {
         let [initrd, console] = ["initrd", "console"].map(|name| dir.path().join(name));
         fs::write(&initrd, initramfs)?;
         let program = format!("qemu-system-{}", self.architecture);
-        // What a Raspberry Pi 4 has, on a board of qemu's own; the other architecture has a board and a processor by default.
+        // What a Raspberry Pi 4 has, on a board of qemu's own; the other architecture has a board and a processor by
+        // default.
         let (machine, console_device): (&[&str], _) = match self.architecture {
             "aarch64" => (&["-M", "virt", "-cpu", "cortex-a72"], "ttyAMA0"),
             _ => (&[], "ttyS0"),
@@ -179,7 +180,8 @@ impl Initramfs {
     }
 }
 
-/// What `ldd` lists: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)`, and the loader by its path. Nothing of a static program.
+/// What `ldd` lists: `libc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x..)`, and the loader by its path. Nothing of a
+/// static program.
 fn libraries(program: &Path) -> Result<Vec<String>> {
     let output = Command::new("ldd").arg(program).output().context("ldd")?;
     Ok(String::from_utf8(output.stdout)?

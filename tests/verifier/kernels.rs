@@ -1,5 +1,5 @@
-//! Kernels of other Debian releases under qemu: the lab's own tests are run there, feature by feature. `cargo xtask test-kernel`
-//! fetches the kernels and says what else is needed.
+//! Kernels of other Debian releases under qemu: the lab's own tests are run there, feature by feature. `cargo xtask
+//! test-kernel` fetches the kernels and says what else is needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};

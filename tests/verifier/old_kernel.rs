@@ -1,7 +1,7 @@
 //! Debian's 6.1 kernel, booted under qemu with nothing in it but busybox and a program of ours, on one processor.
 //!
-//! Every program is loaded there, a Service is served, and one without endpoints is refused; and what waits for a program
-//! that was preempted is tried where it can be.
+//! Every program is loaded there, a Service is served, and one without endpoints is refused; and what waits for a
+//! program that was preempted is tried where it can be.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;

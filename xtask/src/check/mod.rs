@@ -2,6 +2,7 @@
 
 mod abi;
 mod breaches;
+mod columns;
 mod documents;
 mod floors;
 mod layering;
@@ -105,6 +106,7 @@ fn layering() -> Result<()> {
 /// Documents that tell what was so at their time.
 const HISTORY: &[&str] = &["CHANGELOG.md", "docs/decisions/"];
 
+/// Looks at what documents name, and at the columns of all prose.
 fn documents() -> Result<()> {
     let listed = Line::new("git ls-files --cached --others --exclude-standard").output()?;
     let mut paths = BTreeSet::new();
@@ -112,21 +114,31 @@ fn documents() -> Result<()> {
         let ancestors = Path::new(file).ancestors();
         paths.extend(ancestors.map(|path| path.display().to_string()));
     }
-    let is_document = |path: &&String| {
-        path.ends_with(".md") && !HISTORY.iter().any(|history| path.starts_with(history))
-    };
+    let too_long = format!("over {} columns of prose; break the line", columns::MAX);
     let mut found = 0;
-    for document in paths.iter().filter(is_document) {
-        let text = read(&root().join(document))?;
-        for (line, path) in documents::absent(document, &text, &paths) {
-            say(format_args!(
-                "{document}:{line}: `{path}` is not there; name what is"
-            ));
-            found += 1;
+    let mut report = |place: &str, line: usize, what: &str| {
+        say(format_args!("{place}:{line}: {what}"));
+        found += 1;
+    };
+    for path in &paths {
+        let text = || read(&root().join(path));
+        if path.ends_with(".rs") {
+            columns::long_comments(&text()?).for_each(|line| report(path, line, &too_long));
+        }
+        if !path.ends_with(".md") {
+            continue;
+        }
+        let text = text()?;
+        columns::long_prose(&text).for_each(|line| report(path, line, &too_long));
+        if HISTORY.iter().any(|history| path.starts_with(history)) {
+            continue;
+        }
+        for (line, name) in documents::absent(path, &text, &paths) {
+            report(path, line, &format!("`{name}` is not there; name what is"));
         }
     }
     if found > 0 {
-        bail!("documents: {found} names of files that are not there");
+        bail!("documents: {found} places to mend");
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! `test-kernel`: the agent on other kernels, which Debian ships and qemu emulates.
 //!
-//! What runs there are the tests of the lab themselves (`tests/netns`), in an initramfs with nothing else in it: a kernel is as good
-//! as what clients, nodes and Pods see of it. KVM is not used, so that it works in a virtual machine as well.
+//! What runs there are the tests of the lab themselves (`tests/netns`), in an initramfs with nothing else in it: a
+//! kernel is as good as what clients, nodes and Pods see of it. KVM is not used, so that it works in a virtual machine
+//! as well.
 
 mod archive;
 mod fetch;
@@ -123,8 +124,8 @@ impl fmt::Display for Kernel {
     }
 }
 
-/// Runs the tests of the features on these kernels. The last lines on the screen are what passed on the last one, and the test
-/// runner's summary.
+/// Runs the tests of the features on these kernels. The last lines on the screen are what passed on the last one, and
+/// the test runner's summary.
 pub(crate) fn run(args: &Args) -> Result<()> {
     require_root("this test run")?;
     setup::ensure(&[Need::Nextest, Need::Ebpf, Need::Lab, Need::Qemu])?;

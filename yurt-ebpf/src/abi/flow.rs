@@ -1,6 +1,7 @@
 //! The maps of the packet path: flows of clients outside, and the devices that lead there.
 
-/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_open4`, `yurt_open6`, `yurt_edge`, `yurt_pk_count`.
+/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_open4`, `yurt_open6`, `yurt_edge`,
+/// `yurt_pk_count`.
 pub const PACKET_ABI: u32 = 1;
 
 /// [`FlowKey::place`]: as the client sends it, to the address that it dialled.
@@ -9,13 +10,14 @@ pub const FLOW_DIALLED: u8 = 0;
 pub const FLOW_SERVED: u8 = 1;
 /// [`FlowKey::place`]: from the backend to this node's address, which stands for the client.
 pub const FLOW_MASQUERADED: u8 = 2;
-/// [`FlowKey::place`]: fragments of a packet that comes in. The ports are its identification, of IPv4 its first two bytes; `protocol` is 0
-/// for IPv6. [`Flow::to`] is what its destination becomes.
+/// [`FlowKey::place`]: fragments of a packet that comes in. The ports are its identification, of IPv4 its first two
+/// bytes; `protocol` is 0 for IPv6. [`Flow::to`] is what its destination becomes.
 pub const FLOW_PART_ARRIVING: u8 = 3;
 /// The same of a packet that leaves. [`Flow::to`] is what its source becomes.
 pub const FLOW_PART_LEAVING: u8 = 4;
 
-/// Key of `yurt_flow4` and `yurt_flow6`, and of `yurt_open4` and `yurt_open6`: a packet of a flow, at the place where it is looked up.
+/// Key of `yurt_flow4` and `yurt_flow6`, and of `yurt_open4` and `yurt_open6`: a packet of a flow, at the place where
+/// it is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey<A> {
@@ -45,8 +47,8 @@ pub type FlowKey6 = FlowKey<[u8; 16]>;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct Flow<A> {
-    /// What the packet's address becomes. [`FLOW_DIALLED`]: the backend, as destination. [`FLOW_SERVED`]: the address that the client
-    /// dialled, as source of answers. [`FLOW_MASQUERADED`]: the client, as destination of answers.
+    /// What the packet's address becomes. [`FLOW_DIALLED`]: the backend, as destination. [`FLOW_SERVED`]: the address
+    /// that the client dialled, as source of answers. [`FLOW_MASQUERADED`]: the client, as destination of answers.
     pub to: A,
     /// [`FLOW_SERVED`]: this node's address, which the backend takes for the client's; zero while there is none.
     pub node: A,
@@ -62,8 +64,9 @@ pub struct Flow<A> {
     pub state: u32,
     /// When a packet was seen last: seconds of `CLOCK_MONOTONIC`.
     pub last_s: u32,
-    /// Of TCP: what was acknowledged last by who sends here, which is what the other side sends next. [`FLOW_SERVED`] of a flow that is
-    /// opening: what the backend acknowledges to the client's SYN, and once it has, what the client's first acknowledgement must be.
+    /// Of TCP: what was acknowledged last by who sends here, which is what the other side sends next. [`FLOW_SERVED`]
+    /// of a flow that is opening: what the backend acknowledges to the client's SYN, and once it has, what the client's
+    /// first acknowledgement must be.
     pub expected: u32,
 }
 
@@ -76,29 +79,33 @@ pub type Flow6 = Flow<[u8; 16]>;
 pub const FLOW_IS_ANSWERED: u32 = 1;
 /// [`Flow::state`]: a FIN of TCP was seen here. Who has sent it may still be sent to.
 pub const FLOW_IS_CLOSING: u32 = 2;
-/// [`Flow::state`]: the client is a Pod of this node. It is seen by its own address wherever the backend is, but by itself.
+/// [`Flow::state`]: the client is a Pod of this node. It is seen by its own address wherever the backend is, but by
+/// itself.
 pub const FLOW_IS_INSIDE: u32 = 4;
-/// [`Flow::state`]: both sides have sent theirs, or one has reset the connection. All entries of a flow get it at once, and are among those
-/// that are opening from then on, for nobody is hurt if they go.
+/// [`Flow::state`]: both sides have sent theirs, or one has reset the connection. All entries of a flow get it at once,
+/// and are among those that are opening from then on, for nobody is hurt if they go.
 pub const FLOW_IS_CLOSED: u32 = 8;
 
-/// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so is a
-/// connection that nobody has answered.
+/// A flow without connections is over when it was quiet for so many seconds, as conntrack has it for streams of UDP; so
+/// is a connection that nobody has answered.
 pub const FLOW_QUIET_S: u32 = 120;
-/// A SYN that nobody has answered for so many seconds gives way to others: senders that are not there leave many behind.
+/// A SYN that nobody has answered for so many seconds gives way to others: senders that are not there leave many
+/// behind.
 pub const FLOW_OPENING_S: u32 = 3;
-/// A connection that one side has closed is over when it was quiet for so many seconds, as kube-proxy has it for conntrack
-/// (`tcpCloseWaitTimeout`).
+/// A connection that one side has closed is over when it was quiet for so many seconds, as kube-proxy has it for
+/// conntrack (`tcpCloseWaitTimeout`).
 pub const FLOW_HALF_CLOSED_S: u32 = 3600;
 /// A connection that is closed is over when it was quiet for so many seconds.
 pub const FLOW_CLOSED_S: u32 = 10;
-/// Fragments follow the first one for so many seconds, as long as hosts wait for all of a packet (`net.ipv4.ipfrag_time`).
+/// Fragments follow the first one for so many seconds, as long as hosts wait for all of a packet
+/// (`net.ipv4.ipfrag_time`).
 pub const FLOW_PART_S: u32 = 30;
 
 /// Entries of `yurt_edge`: more devices that lead outside, and to Pods, than any node has.
 pub const EDGES: u32 = 1024;
 
-/// Value of `yurt_edge`, by the index of a device that leads outside or to a Pod: this node's addresses on it, zero where it has none.
+/// Value of `yurt_edge`, by the index of a device that leads outside or to a Pod: this node's addresses on it, zero
+/// where it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct EdgeRow {
@@ -112,10 +119,12 @@ pub struct EdgeRow {
 
 /// Entries of `yurt_edge_more`, the programs that others of the packet path go on with: more than there are.
 pub const STAGES: u32 = 16;
-/// Index into `yurt_edge_more`: decides on a packet of IPv4 that came in by a device that leads outside, and may open a flow.
+/// Index into `yurt_edge_more`: decides on a packet of IPv4 that came in by a device that leads outside, and may open a
+/// flow.
 ///
-/// Between a load and the swap on the devices, programs of an earlier agent call those of a later one. So what an index means is
-/// part of the ABI: the packet is as it came in, and the program relies on nothing that the caller has found out of it.
+/// Between a load and the swap on the devices, programs of an earlier agent call those of a later one. So what an index
+/// means is part of the ABI: the packet is as it came in, and the program relies on nothing that the caller has found
+/// out of it.
 pub const STAGE_OPENS4: u32 = 0;
 /// The same for IPv6.
 pub const STAGE_OPENS6: u32 = 1;
@@ -160,9 +169,11 @@ pub enum Handled {
     DropNoPort = 11,
     /// Dropped: the packet could not be changed.
     DropUnchanged = 12,
-    /// Dropped: the program that decides on first packets is not there. The agent that is started next puts it in its place.
+    /// Dropped: the program that decides on first packets is not there. The agent that is started next puts it in its
+    /// place.
     DropNoProgram = 13,
-    /// Dropped: a VLAN tag behind none, or behind a priority alone: the kernel would deliver what is in it, past all programs.
+    /// Dropped: a VLAN tag behind none, or behind a priority alone: the kernel would deliver what is in it, past all
+    /// programs.
     DropTag = 14,
 }
 

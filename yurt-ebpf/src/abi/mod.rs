@@ -3,8 +3,8 @@
 //! Pure. Rules: fixed-size integers and byte arrays only; padding is explicit and zero (hash keys compare it);
 //! addresses are byte arrays in network order; fields in network byte order end in `_be`, all others are native;
 //! object names have at most 15 bytes (`BPF_OBJ_NAME_LEN` is 16 with the NUL). A change of layout of a table map
-//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`], of
-//! the packet path's [`PACKET_ABI`]: the numbers are part of the pin paths.
+//! bumps [`TABLE_ABI`], of a state map [`STATE_ABI`], of the guard's [`GUARD_ABI`], of translation's [`TRANSLATE_ABI`],
+//! of the packet path's [`PACKET_ABI`]: the numbers are part of the pin paths.
 
 #[cfg(not(target_arch = "bpf"))]
 extern crate alloc;

@@ -480,8 +480,8 @@ impl Planner<'_> {
     /// Not knowing how the image came about: the index that rows of this unit point to already.
     ///
     /// Not one that rows of others point to as well: until those rows are gone and their readers done, their clients
-    /// would get backends of a service that they did not dial. Nor one that clients outside share who are to have another
-    /// set: they would get the new one of this node before the row says so.
+    /// would get backends of a service that they did not dial. Nor one that clients outside share who are to have
+    /// another set: they would get the new one of this node before the row says so.
     fn adoptable(&self, unit: &Unit) -> Option<u32> {
         if self.is_delta {
             return None;

@@ -1,12 +1,12 @@
-//! The packet path at devices that lead outside, and at those of this node's Pods: what comes in there for a Service, and what leaves
-//! there of one. Both are the same code; what differs hangs on [`Here::IS_INSIDE`].
+//! The packet path at devices that lead outside, and at those of this node's Pods: what comes in there for a Service,
+//! and what leaves there of one. Both are the same code; what differs hangs on [`Here::IS_INSIDE`].
 //!
-//! What goes on does so with "no opinion" (`TC_ACT_UNSPEC`): the programs of others, netfilter and routing see every packet, as it will
-//! reach the backend.
+//! What goes on does so with "no opinion" (`TC_ACT_UNSPEC`): the programs of others, netfilter and routing see every
+//! packet, as it will reach the backend.
 //!
-//! Packets of flows that are known are served by the programs on the device. What may open a flow goes on to a program of its own by
-//! tail call: its decision is most of the verifier's work. Kernels before 5.10, and those of arm64 before 6.0, refuse a program that has both
-//! tail calls and subprograms, so those on the device have none.
+//! Packets of flows that are known are served by the programs on the device. What may open a flow goes on to a program
+//! of its own by tail call: its decision is most of the verifier's work. Kernels before 5.10, and those of arm64 before
+//! 6.0, refuse a program that has both tail calls and subprograms, so those on the device have none.
 
 #![expect(
     clippy::cast_possible_truncation,

@@ -16,7 +16,8 @@ const WINDOW: u32 = 1 << 20;
 
 /// A packet that comes in by a device that leads outside or to a Pod of this node.
 ///
-/// Flows that are known are served, and fragments that follow a first one; the rest is passed, or said to be [`Verdict::Opens`].
+/// Flows that are known are served, and fragments that follow a first one; the rest is passed, or said to be
+/// [`Verdict::Opens`].
 #[inline(always)]
 pub fn arriving<A, P, F, H>(
     packet: &mut P,
@@ -104,8 +105,9 @@ where
     }
 }
 
-/// The client has answered in a flow that is opening, of which `scratch.key` and `scratch.flow` are what it dialled: once the backend has
-/// answered before, it is up. By TCP the client must know what the backend said, so that nobody sends both sides' packets.
+/// The client has answered in a flow that is opening, of which `scratch.key` and `scratch.flow` are what it dialled:
+/// once the backend has answered before, it is up. By TCP the client must know what the backend said, so that nobody
+/// sends both sides' packets.
 #[inline(always)]
 fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scratch<A>) {
     scratch.point_at_served();
@@ -133,8 +135,9 @@ fn settle<A: Address, F: Flows<A>>(head: &Head, flows: &mut F, scratch: &mut Scr
     }
 }
 
-/// A flow of datagrams lives for as long as anybody sends: once a second, a packet of the client is told to the entries for its answers,
-/// and is believed by what they have heard. `scratch.key` and `scratch.flow` are what it dialled. False where the flow is over.
+/// A flow of datagrams lives for as long as anybody sends: once a second, a packet of the client is told to the entries
+/// for its answers, and is believed by what they have heard. `scratch.key` and `scratch.flow` are what it dialled.
+/// False where the flow is over.
 #[inline(always)]
 fn keep_alive<A: Address, F: Flows<A>>(
     flows: &mut F,

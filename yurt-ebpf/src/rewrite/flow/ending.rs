@@ -17,11 +17,12 @@ pub(super) enum Side {
     Backend,
 }
 
-/// A FIN or RST of a flow, of which `scratch.key` is what the client dialled, and `scratch.other` the entry for its answers. Where both sides
-/// have said FIN, or the RST is one that its receiver believes (RFC 5961), the connection is closed, and all of its entries say so.
+/// A FIN or RST of a flow, of which `scratch.key` is what the client dialled, and `scratch.other` the entry for its
+/// answers. Where both sides have said FIN, or the RST is one that its receiver believes (RFC 5961), the connection is
+/// closed, and all of its entries say so.
 ///
-/// A side that has said FIN may be sent to for hours. A RST that is not believed changes nothing: a real one, of a side that is far ahead of
-/// the other, leaves entries behind that nobody needs, until others need the room.
+/// A side that has said FIN may be sent to for hours. A RST that is not believed changes nothing: a real one, of a side
+/// that is far ahead of the other, leaves entries behind that nobody needs, until others need the room.
 #[inline(always)]
 pub(super) fn end<A, F>(
     head: &Head,

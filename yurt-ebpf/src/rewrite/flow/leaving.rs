@@ -18,7 +18,8 @@ use crate::rewrite::Packet;
 /// Ports that a masqueraded flow tries, if it cannot keep the client's.
 const PORT_TRIES: u32 = 8;
 
-/// A packet that leaves by a device that leads outside or to a Pod of this node, where this node has `node` as its address.
+/// A packet that leaves by a device that leads outside or to a Pod of this node, where this node has `node` as its
+/// address.
 #[inline(always)]
 pub fn leaving<A, P, F, H>(
     packet: &mut P,
@@ -87,7 +88,8 @@ where
         }
         return led(head, packet, Side::Source, dialled, Handled::ToClient);
     }
-    // What goes to a Pod is masqueraded where the Pod itself has sent it: else it would drop it as one with its own address.
+    // What goes to a Pod is masqueraded where the Pod itself has sent it: else it would drop it as one with its own
+    // address.
     let is_back = head.ip.source == head.ip.destination;
     if !is_forwarded || H::IS_INSIDE && !is_back {
         return Verdict::Pass;

@@ -12,8 +12,8 @@ use crate::rewrite::Packet;
 /// So much may a backend acknowledge beside the SYN: what came with it (RFC 7413).
 const SYN_DATA: u32 = 1 << 16;
 
-/// The maps of flows: of those that are up, and of those that are opening or closed. The latter are few, and whoever opens and closes many
-/// pushes out no flow that is up.
+/// The maps of flows: of those that are up, and of those that are opening or closed. The latter are few, and whoever
+/// opens and closes many pushes out no flow that is up.
 pub trait Flows<A> {
     /// An entry of either; it may be written to.
     fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>>;
@@ -47,7 +47,8 @@ pub trait Memory<A: Address> {
 
 /// Where and when a packet is looked at.
 pub trait Here {
-    /// The device leads to a Pod of this node: what comes in there is sent by the Pod, what leaves goes to it. Else it leads outside.
+    /// The device leads to a Pod of this node: what comes in there is sent by the Pod, what leaves goes to it. Else it
+    /// leads outside.
     const IS_INSIDE: bool;
     /// 32 random bits.
     fn random(&self) -> u32;
@@ -66,7 +67,8 @@ pub enum Verdict {
     Pass,
     /// It goes on, or is refused or dropped as that says.
     Is(Handled),
-    /// It is of no flow, and may open one: [`opening()`](super::opening()) decides, and nobody else, for its Service may be closed.
+    /// It is of no flow, and may open one: [`opening()`](super::opening()) decides, and nobody else, for its Service
+    /// may be closed.
     Opens,
     /// It is an ICMP error, perhaps about a packet of a flow: [`error_arriving()`](super::error_arriving()) or
     /// [`error_leaving()`](super::error_leaving()) decides.
@@ -85,7 +87,8 @@ pub struct Scratch<A: Address> {
     /// What a new flow tries next: the slot of a backend, or which of the ports to masquerade with.
     pub(super) next: u32,
     pub(super) known: Known,
-    /// If the packet is the first of several fragments, where its address is that changes, and the key of the others; else 0.
+    /// If the packet is the first of several fragments, where its address is that changes, and the key of the others;
+    /// else 0.
     pub(super) first_part_at: u32,
     pub(super) part: FlowKey<A>,
 }
@@ -115,8 +118,9 @@ impl<A: Address> Scratch<A> {
 impl<A: Address> Flow<A> {
     /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
     ///
-    /// Anybody may send a FIN or a RST with the client's address, who does not know where its connection is. So one says nothing here but that
-    /// its sender will say no more; [`end`](super::ending::end) knows when the connection is closed.
+    /// Anybody may send a FIN or a RST with the client's address, who does not know where its connection is. So one
+    /// says nothing here but that its sender will say no more; [`end`](super::ending::end) knows when the connection is
+    /// closed.
     #[inline(always)]
     pub(super) fn touch(&mut self, head: &Head, now_s: u32, is_opening: bool) -> bool {
         if self.is_over(head.is_tcp(), now_s) {
@@ -151,7 +155,8 @@ impl<A: Address> Flow<A> {
             && u16::from_ne_bytes(self.to_port_be) == u16::from_ne_bytes(other.to_port_be)
     }
 
-    /// Whether its answers are those to what was dialled, and not to another frontend that has led the client to the same backend since.
+    /// Whether its answers are those to what was dialled, and not to another frontend that has led the client to the
+    /// same backend since.
     #[inline(always)]
     pub(super) fn answers(&self, dialled: &FlowKey<A>) -> bool {
         self.to == dialled.destination
@@ -171,8 +176,8 @@ impl<A: Address> Flow<A> {
         }
     }
 
-    /// Whether another flow may have its key now: it is over or closed, or its SYN is still unanswered. `now_s` are seconds of
-    /// `CLOCK_MONOTONIC`.
+    /// Whether another flow may have its key now: it is over or closed, or its SYN is still unanswered. `now_s` are
+    /// seconds of `CLOCK_MONOTONIC`.
     #[inline(always)]
     pub(super) fn gives_way(&self, is_tcp: bool, now_s: u32) -> bool {
         let is_unanswered = is_tcp && self.state & FLOW_IS_ANSWERED == 0;
@@ -181,8 +186,8 @@ impl<A: Address> Flow<A> {
             || self.is_over(is_tcp, now_s)
     }
 
-    /// Whether a packet of TCP, of this entry's direction, is one of its connection, and not of another one between the same ends, which began
-    /// without a Service: the first one answers the client's SYN.
+    /// Whether a packet of TCP, of this entry's direction, is one of its connection, and not of another one between the
+    /// same ends, which began without a Service: the first one answers the client's SYN.
     #[inline(always)]
     pub(super) fn is_answer(&self, head: &Head) -> bool {
         self.state & FLOW_IS_ANSWERED != 0
@@ -216,7 +221,7 @@ pub(super) enum Known {
     Over,
     /// Nobody has answered yet: it is the same packet once more.
     Opening,
-    /// It is up. The backend answers a SYN that comes all the same, from long ago or from somebody else (RFC 5961): it must not move
-    /// the flow to another one. Where its backend is not in the set any more, it is decided anew.
+    /// It is up. The backend answers a SYN that comes all the same, from long ago or from somebody else (RFC 5961): it
+    /// must not move the flow to another one. Where its backend is not in the set any more, it is decided anew.
     Up,
 }

@@ -15,11 +15,12 @@ use crate::frame::ip::{Ip, Side};
 use crate::rewrite::Packet;
 use crate::select::{Dialer, Resolved, Tables, next_slot, random_slot};
 
-/// Backends that a new flow tries, one after the other, where the client has other flows to the first ones from the same port.
+/// Backends that a new flow tries, one after the other, where the client has other flows to the first ones from the
+/// same port.
 const BACKEND_TRIES: u32 = 3;
 
-/// A packet that may open a flow, as it came in: a SYN, or a datagram that is of no flow. What another program has found out
-/// of it is not needed.
+/// A packet that may open a flow, as it came in: a SYN, or a datagram that is of no flow. What another program has
+/// found out of it is not needed.
 #[inline(always)]
 pub fn opening<A, P, T, F, H>(
     packet: &mut P,
@@ -189,8 +190,9 @@ fn is_to_itself<A: Address>(key: &FlowKey<A>) -> bool {
         && u16::from_ne_bytes(key.source_port_be) == u16::from_ne_bytes(key.destination_port_be)
 }
 
-/// A packet to no Service that may open a flow, perhaps to a backend itself. Its answers could not be told from those that the client gets
-/// through a Service from the same port: what is up stays, whoever sends this, and of all else the last one counts.
+/// A packet to no Service that may open a flow, perhaps to a backend itself. Its answers could not be told from those
+/// that the client gets through a Service from the same port: what is up stays, whoever sends this, and of all else the
+/// last one counts.
 #[inline(always)]
 fn direct<A, F, H>(head: &Head, flows: &mut F, here: &H, scratch: &mut Scratch<A>) -> Verdict
 where

@@ -44,8 +44,8 @@ pub struct PolicyArgs {
     /// Which external IPs of Services are served: all that are not protected, none, or those inside prefixes.
     #[arg(long, default_value = "all", value_name = "all|none|CIDR,..")]
     pub external_ips: ExternalIps,
-    /// Serve packets from outside this node, and of Pods that bypass their sockets, at NodePorts, load balancers, external
-    /// IPs and ClusterIPs.
+    /// Serve packets from outside this node, and of Pods that bypass their sockets, at NodePorts, load balancers,
+    /// external IPs and ClusterIPs.
     #[arg(long, default_value = "off", value_enum)]
     pub packet_path: PacketPathArg,
 }

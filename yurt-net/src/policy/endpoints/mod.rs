@@ -153,7 +153,8 @@ impl<'a> Slices<'a> {
             .map(|(slice, port)| (slice, port.port))
     }
 
-    /// How many endpoints on this node are ready, on any port. One of two families counts once: the more of them there are in either.
+    /// How many endpoints on this node are ready, on any port. One of two families counts once: the more of them there
+    /// are in either.
     pub(super) fn ready_here(&self, environment: &Environment) -> usize {
         let with_ports = self.all.iter().filter(|slice| !slice.ports.is_empty());
         let ready = with_ports.flat_map(|slice| {

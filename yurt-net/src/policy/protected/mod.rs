@@ -223,8 +223,8 @@ impl Protected {
         Some(whose.to_string())
     }
 
-    /// Why nobody may have this agent listen on a TCP port of all addresses of this node. Where an apiserver is does not
-    /// matter: one of this node may not be up yet, and a listener would keep it from its port.
+    /// Why nobody may have this agent listen on a TCP port of all addresses of this node. Where an apiserver is does
+    /// not matter: one of this node may not be up yet, and a listener would keep it from its port.
     pub(super) fn refuses_listener(&self, port: u16) -> Option<String> {
         let is_here =
             |address: IpAddr| address.is_loopback() || self.node(address) == Some(&Whose::ThisNode);

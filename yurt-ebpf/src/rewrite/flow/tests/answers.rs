@@ -3,8 +3,8 @@
 use super::*;
 
 proptest! {
-    /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody else does. No two
-    /// flows share a tuple, and none is dropped while there is a backend or a port for it.
+    /// Whatever is asked, in whatever order: who asked gets the answer, from the address that it dialled, and nobody
+    /// else does. No two flows share a tuple, and none is dropped while there is a backend or a port for it.
     #[test]
     fn what_went_out_comes_back_to_who_sent_it(
         steps in proptest::collection::vec((0..4_u8, 0..3_u16, 0..3_usize, any::<bool>()), 1..60),

@@ -410,8 +410,8 @@ fn endpoint_port(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint
     }))
 }
 
-/// An endpoint without addresses is no endpoint; of several addresses kube-proxy uses the first. That of another family than the
-/// slice's costs only the endpoint, which the policy leaves out.
+/// An endpoint without addresses is no endpoint; of several addresses kube-proxy uses the first. That of another family
+/// than the slice's costs only the endpoint, which the policy leaves out.
 fn endpoint(value: &Value<'_>, names: &mut Names) -> Result<Option<Endpoint>, Wrong> {
     let mut first = None;
     at(value, "addresses", |all| {
