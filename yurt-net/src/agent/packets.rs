@@ -13,7 +13,8 @@ use super::problem::Problem;
 use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
-use crate::dataplane::packet::{PacketCounters, PacketOptions, Packets as Kernel};
+use crate::dataplane::counts::Counts;
+use crate::dataplane::packet::{PacketOptions, Packets as Kernel};
 use crate::dataplane::ports::ReservedPorts;
 use crate::edge::{EdgeImage, Patterns, compile};
 use crate::error::{chain, distinct};
@@ -22,7 +23,7 @@ use crate::observe::status::{PacketPath, Status};
 /// What has come of an order.
 #[derive(Debug, Default)]
 struct Work {
-    counters: Option<PacketCounters>,
+    counters: Option<Counts>,
     /// Devices with their programs.
     served: BTreeSet<u32>,
     failures: Vec<DataplaneError>,
@@ -34,7 +35,7 @@ pub(super) struct Packets {
     options: Option<PacketOptions>,
     devices: Patterns,
     worker: Worker<Kernel, EdgeImage, Result<Work, DataplaneError>>,
-    counters: Option<PacketCounters>,
+    counters: Option<Counts>,
     /// Once, for what an earlier agent has left where no pin of it is seen.
     has_looked: bool,
     served: BTreeSet<u32>,
@@ -124,7 +125,7 @@ impl Packets {
 
     /// At which devices packets are served, what was done with them, and what fails.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
-        let counts = self.counters.as_ref().map(PacketCounters::read);
+        let counts = self.counters.as_ref().map(Counts::read);
         let counts = counts.and_then(Result::ok).unwrap_or_default();
         let links = facts.known.links.iter().flatten();
         let served = links.filter(|link| self.served.contains(&link.ifindex));

@@ -15,7 +15,8 @@ use super::facts::Facts;
 use super::problem::Problem;
 use super::worker::Worker;
 use crate::config::AgentConfig;
-use crate::dataplane::pod::translate::{Translate, TranslateError, TranslationCounters};
+use crate::dataplane::counts::Counts;
+use crate::dataplane::pod::translate::{Translate, TranslateError};
 use crate::device::{Complaint, Link};
 use crate::error::{chain, distinct};
 use crate::node::routes::Routes;
@@ -35,7 +36,7 @@ struct Order {
 /// What came of an order.
 #[derive(Debug, Default)]
 struct Work {
-    counters: Option<TranslationCounters>,
+    counters: Option<Counts>,
     translated: BTreeMap<u32, Vec<IpAddr>>,
     complaints: Vec<Complaint>,
     failures: Vec<TranslateError>,
@@ -46,7 +47,7 @@ pub(super) struct Translating {
     bpffs: PathBuf,
     policy: Policy,
     worker: Worker<Translate, Order, Result<Work, TranslateError>>,
-    counters: Option<TranslationCounters>,
+    counters: Option<Counts>,
     /// Once, for what an earlier agent has left where no pin of it is seen.
     has_looked: bool,
     /// By device, the addresses that its Pod appears with.
@@ -137,7 +138,7 @@ impl Translating {
     /// Which Pods appear with addresses that they had, why others do not, and what fails.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
         let retention = &mut status.retention;
-        let counts = self.counters.as_ref().map(TranslationCounters::read);
+        let counts = self.counters.as_ref().map(Counts::read);
         let counts = counts.and_then(Result::ok).unwrap_or_default();
         let counts = counts.into_iter();
         retention.translated_packets = counts

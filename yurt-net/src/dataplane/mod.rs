@@ -8,6 +8,7 @@
 //! | `flows` | the flow tables of the packet path, read and swept |
 //! | `live` | the program of the packet path on a made-up packet |
 //! | `ports` | the ports that stand for clients outside, kept from sockets of this node |
+//! | `counts` | counters that programs add to, by name |
 //! | `tunnel` | listening to how peers send through tunnels |
 //! | `attach` | pins, links on cgroups, programs on devices: all that outlives the agent |
 //! | `load` | from the embedded object to programs in the kernel |
@@ -20,6 +21,7 @@
 
 pub mod attach;
 pub mod claim;
+pub mod counts;
 mod error;
 pub mod flows;
 pub mod live;

@@ -16,7 +16,6 @@
 //!
 //! The programs read the table of Services, so they are loaded against its pins.
 
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -24,15 +23,17 @@ use yurt_ebpf::abi;
 
 use super::DataplaneError;
 use super::attach::bpffs::{open_map, remove_dir};
+use super::attach::devices::OnDevices;
 use super::attach::kept::KeptPins;
 use super::attach::pinned::{PinDir, directory, keep_all};
 use super::attach::strays::{self, Strays};
-use super::attach::tc::{Hook, Method, Tc, TcProgram};
+use super::attach::tc::{Hook, Method, TcProgram};
+use super::counts::Counts;
 use super::error::on_map;
 pub use super::load::maps::FlowCapacity;
 use super::load::maps::packet_maps;
-use super::load::{LoadedProgram, PacketPins, Pins, hooks, load_packet};
-use super::sys::{self, possible_cpus};
+use super::load::{PacketPins, Pins, hooks, load_packet};
+use super::sys;
 use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
 
 pub(super) const FEATURE: &str = "packet";
@@ -60,42 +61,24 @@ impl PacketOptions {
 /// The packet path's side of the kernel.
 #[derive(Debug)]
 pub struct Packets {
-    programs: BTreeMap<Direction, Program>,
+    devices: OnDevices<Direction>,
     /// By it the programs are known to be these.
     flows: OwnedFd,
     edges: OwnedFd,
-    counts: OwnedFd,
-    /// Values of an entry of `counts`.
-    cpus: usize,
-    tc: Tc,
+    counts: Counts,
     pins: KeptPins,
     bpffs: PathBuf,
 }
 
-#[derive(Debug)]
-struct Program {
-    name: &'static str,
-    id: u32,
-    fd: OwnedFd,
-}
-
-impl Program {
-    fn on(&self, direction: Direction) -> TcProgram<'_> {
-        let (hook, after): (_, &[&str]) = match direction {
-            Direction::Arriving => (Hook::Ingress, &[]),
-            Direction::Leaving => (Hook::Egress, &[]),
-            // What the Pod itself has sent, where the guard lets it through.
-            Direction::FromPod => (Hook::Ingress, &[hooks::GUARD.0]),
-            // Flows have the Pod's own address, and not one that it is translated from.
-            Direction::ToPod => (Hook::Egress, &[hooks::TRANSLATE[0].0]),
-        };
-        TcProgram {
-            name: self.name,
-            id: self.id,
-            hook,
-            fd: self.fd.as_fd(),
-            after,
-        }
+/// Where programs belong that see packets of a direction, and after which of ours.
+fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
+    match direction {
+        Direction::Arriving => (Hook::Ingress, &[]),
+        Direction::Leaving => (Hook::Egress, &[]),
+        // What the Pod itself has sent, where the guard lets it through.
+        Direction::FromPod => (Hook::Ingress, &[hooks::GUARD.0]),
+        // Flows have the Pod's own address, and not one that it is translated from.
+        Direction::ToPod => (Hook::Egress, &[hooks::TRANSLATE[0].0]),
     }
 }
 
@@ -125,35 +108,28 @@ impl Packets {
             sys::map_update(array.as_fd(), &index, &stage.fd.as_raw_fd())
                 .map_err(on_map("write", "yurt_edge_more"))?;
         }
-        let mut programs = BTreeMap::new();
         let directions = [
             Direction::Arriving,
             Direction::Leaving,
             Direction::FromPod,
             Direction::ToPod,
         ];
+        let mut programs = Vec::new();
         for (direction, loaded) in directions.into_iter().zip(on_devices) {
             pins.pin(&loaded)?;
-            let LoadedProgram { name, id, fd, .. } = loaded;
-            programs.insert(direction, Program { name, id, fd });
+            let (hook, after) = place(direction);
+            programs.push((direction, TcProgram::new(loaded, hook, after)));
         }
-        let of_this_kernel = |(direction, program): (&Direction, &Program)| {
-            Method::of_this_kernel(&program.on(*direction))
-        };
-        let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
+        let devices = OnDevices::open(&pins.root, programs, method)?;
         let maps = packet_maps(options.flows).map(|(name, _)| name).into_iter();
+        let counts = open_map(&pins.dir, "yurt_pk_count")?;
         Ok(Self {
             flows: open_map(&pins.dir, "yurt_flow4")?,
             edges: open_map(&pins.dir, "yurt_edge")?,
-            counts: open_map(&pins.dir, "yurt_pk_count")?,
-            cpus: possible_cpus()?,
-            tc: Tc::open(&pins.root, method.unwrap_or(Method::Clsact))?,
-            pins: KeptPins::open(
-                &pins.dir,
-                maps.chain(programs.values().map(|program| program.name)),
-            )?,
+            counts: Counts::new(counts, "yurt_pk_count", &abi::HANDLED_NAMES)?,
+            pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
             bpffs: bpffs.to_owned(),
-            programs,
+            devices,
         })
     }
 
@@ -177,24 +153,15 @@ impl Packets {
     /// Reads the devices, and looks where the programs are.
     pub fn observe(&mut self) -> Result<EdgeImage, DataplaneError> {
         let rows = sys::map_entries(self.edges.as_fd()).map_err(on_map("read", "yurt_edge"))?;
-        let mut image = EdgeImage {
+        let found = self.devices.find()?;
+        Ok(EdgeImage {
             rows: rows
                 .iter()
                 .map(|(ifindex, row)| (*ifindex, decode(row)))
                 .collect(),
-            ..EdgeImage::default()
-        };
-        for (direction, program) in &self.programs {
-            for (ifindex, is_in_place) in self.tc.devices(&program.on(*direction))? {
-                let at = (*direction, ifindex);
-                if is_in_place {
-                    image.attached.insert(at);
-                } else {
-                    image.lost.insert(at);
-                }
-            }
-        }
-        Ok(image)
+            attached: found.attached,
+            lost: found.lost,
+        })
     }
 
     /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
@@ -216,51 +183,16 @@ impl Packets {
             }
             EdgeOp::DeleteRow(ifindex) => sys::map_delete(self.edges.as_fd(), ifindex)
                 .map_err(on_map("delete from", "yurt_edge")),
-            EdgeOp::Attach(direction, ifindex) => match self.programs.get(direction) {
-                Some(program) => self
-                    .tc
-                    .attach(&program.on(*direction), *ifindex)
-                    .map(|_| ()),
-                None => Ok(()),
-            },
-            EdgeOp::Detach(direction, ifindex) => match self.programs.get(direction) {
-                Some(program) => {
-                    let TcProgram { name, hook, .. } = program.on(*direction);
-                    self.tc.detach(name, hook, *ifindex)
-                }
-                None => Ok(()),
-            },
+            EdgeOp::Attach(direction, ifindex) => {
+                self.devices.attach(*direction, *ifindex).map(|_| ())
+            }
+            EdgeOp::Detach(direction, ifindex) => self.devices.detach(*direction, *ifindex),
         }
     }
 
     /// What it counts, to be read while it is worked on.
-    pub fn counters(&self) -> Result<PacketCounters, DataplaneError> {
-        let counts = self.counts.try_clone();
-        Ok(PacketCounters {
-            counts: counts.map_err(on_map("open", "yurt_pk_count"))?,
-            cpus: self.cpus,
-        })
-    }
-}
-
-/// What was done with packets.
-#[derive(Debug)]
-pub struct PacketCounters {
-    counts: OwnedFd,
-    cpus: usize,
-}
-
-impl PacketCounters {
-    /// By the names of [`abi::HANDLED_NAMES`].
-    pub fn read(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
-        let mut counts = BTreeMap::new();
-        for (index, name) in (0u32..).zip(abi::HANDLED_NAMES) {
-            let mut per_cpu = vec![0u64; self.cpus];
-            sys::map_lookup(self.counts.as_fd(), &index, &mut per_cpu)
-                .map_err(on_map("read", "yurt_pk_count"))?;
-            counts.insert(name, per_cpu.iter().sum());
-        }
-        Ok(counts)
+    pub fn counters(&self) -> Result<Counts, DataplaneError> {
+        self.counts.try_clone()
     }
 }
 

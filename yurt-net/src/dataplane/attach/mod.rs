@@ -4,6 +4,7 @@ pub mod before;
 pub mod bpffs;
 pub(super) mod cgroup;
 pub mod cleanup;
+pub(super) mod devices;
 pub(super) mod kept;
 pub(super) mod pinned;
 pub mod strays;

@@ -18,6 +18,7 @@ use super::bpffs::{create_dir, remove_dir};
 use super::kept::keep_pin;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::error::{at, on_device};
+use crate::dataplane::load::LoadedProgram;
 pub use crate::dataplane::sys::Hook;
 use crate::dataplane::sys::tc::Filters;
 use crate::dataplane::sys::{self, has_tcx, tcx_create, tcx_program};
@@ -27,8 +28,8 @@ const TRIES: usize = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
 /// A loaded program, and where it belongs.
-#[derive(Clone, Copy, Debug)]
-pub struct TcProgram<'a> {
+#[derive(Debug)]
+pub(in crate::dataplane) struct TcProgram {
     /// Its name, which no other of our programs has.
     pub name: &'static str,
     /// The kernel's number of it.
@@ -36,9 +37,26 @@ pub struct TcProgram<'a> {
     /// Which packets it sees.
     pub hook: Hook,
     /// Its descriptor.
-    pub fd: BorrowedFd<'a>,
+    pub fd: OwnedFd,
     /// The programs of ours that run before it on that hook, where they are on the device already; the last one first.
     pub after: &'static [&'static str],
+}
+
+impl TcProgram {
+    pub(in crate::dataplane) fn new(
+        loaded: LoadedProgram,
+        hook: Hook,
+        after: &'static [&'static str],
+    ) -> Self {
+        let LoadedProgram { name, id, fd, .. } = loaded;
+        Self {
+            name,
+            id,
+            hook,
+            fd,
+            after,
+        }
+    }
 }
 
 /// How programs are attached.
@@ -52,8 +70,8 @@ pub enum Method {
 
 impl Method {
     /// Links where this kernel has them.
-    pub(crate) fn of_this_kernel(program: &TcProgram<'_>) -> Self {
-        if has_tcx(program.fd) {
+    pub(super) fn of_this_kernel(program: &TcProgram) -> Self {
+        if has_tcx(program.fd.as_fd()) {
             Self::Tcx
         } else {
             Self::Clsact
@@ -63,7 +81,7 @@ impl Method {
 
 /// The result of attaching a program to a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attached {
+pub(in crate::dataplane) enum Attached {
     /// The program was attached already.
     Kept,
     /// It has replaced another version of it.
@@ -76,7 +94,7 @@ pub enum Attached {
 
 /// The devices of the caller's network namespace.
 #[derive(Debug)]
-pub struct Tc {
+pub(super) struct Tc {
     pins: PathBuf,
     method: Method,
     /// Held, so that a program stays on its device when the pin of its link goes.
@@ -86,14 +104,14 @@ pub struct Tc {
 /// Sees to it that a link shows this program; `None` where it is not on the device.
 fn take_over(
     link: BorrowedFd<'_>,
-    program: &TcProgram<'_>,
+    program: &TcProgram,
     ifindex: u32,
 ) -> Result<Option<Attached>, DataplaneError> {
     let failed = |operation| on_device(operation, program.name, ifindex);
     match tcx_program(link, program.hook, ifindex).map_err(failed("inspect"))? {
         None => Ok(None),
         Some(id) if id == program.id => Ok(Some(Attached::Kept)),
-        Some(_) => match sys::link_update(link, program.fd) {
+        Some(_) => match sys::link_update(link, program.fd.as_fd()) {
             // It went in this moment.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(None),
             result => result
@@ -109,7 +127,7 @@ fn is_gone(error: &io::Error) -> bool {
 
 impl Tc {
     /// With pins in `root/tc`, which is made in an existing `root`.
-    pub fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
+    pub(super) fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
         let pins = directory(root);
         create_dir(&pins)?;
         Ok(Self {
@@ -120,9 +138,9 @@ impl Tc {
     }
 
     /// Makes sure that a program is on a device.
-    pub fn attach(
+    pub(super) fn attach(
         &mut self,
-        program: &TcProgram<'_>,
+        program: &TcProgram,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
         let attached = match self.method {
@@ -138,7 +156,7 @@ impl Tc {
 
     fn attach_link(
         &mut self,
-        program: &TcProgram<'_>,
+        program: &TcProgram,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
         let mut tries = TRIES;
@@ -159,7 +177,7 @@ impl Tc {
 
     fn try_attach_link(
         &mut self,
-        program: &TcProgram<'_>,
+        program: &TcProgram,
         ifindex: u32,
     ) -> Result<Attached, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
@@ -180,7 +198,7 @@ impl Tc {
         }
         let first = self.first(program, ifindex);
         let first = first.as_ref().map(|link| link.as_fd());
-        let link = match tcx_create(program.fd, program.hook, ifindex, first) {
+        let link = match tcx_create(program.fd.as_fd(), program.hook, ifindex, first) {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
             link => link.map_err(failed("attach"))?,
         };
@@ -190,7 +208,7 @@ impl Tc {
     }
 
     /// The link of the program that comes just before this one, of those that are in place.
-    fn first(&self, program: &TcProgram<'_>, ifindex: u32) -> Option<OwnedFd> {
+    fn first(&self, program: &TcProgram, ifindex: u32) -> Option<OwnedFd> {
         program.after.iter().find_map(|before| {
             let link = sys::object_get(&self.pin(before, ifindex)).ok()?;
             let is_there = tcx_program(link.as_fd(), program.hook, ifindex);
@@ -198,19 +216,16 @@ impl Tc {
         })
     }
 
-    fn attach_filter(
-        &self,
-        program: &TcProgram<'_>,
-        ifindex: u32,
-    ) -> Result<Attached, DataplaneError> {
+    fn attach_filter(&self, program: &TcProgram, ifindex: u32) -> Result<Attached, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let TcProgram {
             name,
             id,
             hook,
-            fd,
+            ref fd,
             after,
         } = *program;
+        let fd = fd.as_fd();
         let mut filters = Filters::open().map_err(failed("open netlink for"))?;
         let found = match filters.find(name, hook, ifindex) {
             Err(error) if is_gone(&error) => return Ok(Attached::Gone),
@@ -238,7 +253,7 @@ impl Tc {
     }
 
     /// Takes a program off a device, and forgets the device.
-    pub fn detach(
+    pub(super) fn detach(
         &mut self,
         name: &'static str,
         hook: Hook,
@@ -254,9 +269,9 @@ impl Tc {
     }
 
     /// The devices that a program was attached to, and whether just this one is there still, and pinned.
-    pub fn devices(
+    pub(super) fn devices(
         &mut self,
-        program: &TcProgram<'_>,
+        program: &TcProgram,
     ) -> Result<BTreeMap<u32, bool>, DataplaneError> {
         let mut devices = BTreeMap::new();
         let held = self.links.keys().filter(|(_, name)| *name == program.name);
@@ -269,11 +284,7 @@ impl Tc {
         Ok(devices)
     }
 
-    fn is_in_place(
-        &mut self,
-        program: &TcProgram<'_>,
-        ifindex: u32,
-    ) -> Result<bool, DataplaneError> {
+    fn is_in_place(&mut self, program: &TcProgram, ifindex: u32) -> Result<bool, DataplaneError> {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let found = match self.method {
             Method::Tcx => {

@@ -29,13 +29,14 @@ use yurt_ebpf::claims::mac_key;
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{map_array, open_map};
+use crate::dataplane::attach::devices::OnDevices;
 use crate::dataplane::attach::kept::KeptPins;
 use crate::dataplane::attach::pinned::{PinDir, directory, keep_all};
 use crate::dataplane::attach::strays::{self, Strays};
-use crate::dataplane::attach::tc::{Attached, Hook, Method, Tc, TcProgram};
+use crate::dataplane::attach::tc::{Attached, Hook, Method, TcProgram};
 use crate::dataplane::error::{on_map, on_program};
 use crate::dataplane::load::maps::guard_maps;
-use crate::dataplane::load::{LoadedProgram, hooks, load_guard};
+use crate::dataplane::load::{hooks, load_guard};
 use crate::dataplane::sys::{self, MappedArray, possible_cpus};
 use crate::pods::guard::{GuardImage, GuardOp, GuardRow, Identity, Mode, Owner, plan};
 
@@ -64,8 +65,7 @@ pub struct Applied {
 /// The guard's side of the kernel.
 #[derive(Debug)]
 pub struct Guard {
-    program: OwnedFd,
-    program_id: u32,
+    devices: OnDevices<()>,
     rows: OwnedFd,
     plain: MappedArray<abi::PlainRow>,
     owners: OwnedFd,
@@ -73,7 +73,6 @@ pub struct Guard {
     all_spoofs: OwnedFd,
     /// Values of an entry of the counting maps.
     cpus: usize,
-    tc: Tc,
     pins: KeptPins,
     bpffs: PathBuf,
 }
@@ -82,8 +81,7 @@ impl Guard {
     /// For the agent: takes the maps over, and puts this binary's program in the place of the one that is pinned.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
-        let program = load(&pins)?;
-        finish(&pins, program.fd, program.id, method)
+        finish(&pins, load(&pins)?, method)
     }
 
     /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what
@@ -96,14 +94,20 @@ impl Guard {
     pub fn open(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
         if pins.has_maps(&guard_maps())
-            && let Ok(program) = sys::object_get(&pins.dir.join(PROGRAM))
+            && let Ok(fd) = sys::object_get(&pins.dir.join(PROGRAM))
         {
-            let id = sys::object_id(program.as_fd());
+            let id = sys::object_id(fd.as_fd());
             let [_, id] = id.map_err(on_program("inspect", PROGRAM))?;
-            return finish(&pins, program, id, method);
+            let program = TcProgram {
+                name: PROGRAM,
+                id,
+                hook: Hook::Ingress,
+                fd,
+                after: &[],
+            };
+            return finish(&pins, program, method);
         }
-        let program = load(&pins)?;
-        finish(&pins, program.fd, program.id, method)
+        finish(&pins, load(&pins)?, method)
     }
 
     /// The rows that an earlier agent left, by device; empty if there are no maps.
@@ -150,16 +154,10 @@ impl Guard {
             ..GuardImage::default()
         };
         self.observe_plain(&mut image);
-        for (ifindex, is_in_place) in self
-            .tc
-            .devices(&on_devices(&self.program, self.program_id))?
-        {
-            if is_in_place {
-                image.attached.insert(ifindex);
-            } else {
-                image.lost.insert(ifindex);
-            }
-        }
+        let found = self.devices.find()?;
+        let devices = |found: BTreeSet<((), u32)>| found.into_iter().map(|((), ifindex)| ifindex);
+        image.attached = devices(found.attached).collect();
+        image.lost = devices(found.lost).collect();
         Ok(image)
     }
 
@@ -243,14 +241,13 @@ impl Guard {
                     .map_err(on_map("write", "yurt_owner"))?;
             }
             GuardOp::Attach(ifindex) => {
-                let program = on_devices(&self.program, self.program_id);
-                let attached = self.tc.attach(&program, *ifindex)?;
+                let attached = self.devices.attach((), *ifindex)?;
                 // Kept where only its pin was gone.
                 let is_new = matches!(attached, Attached::Made | Attached::Kept);
                 return Ok(is_new.then_some(*ifindex));
             }
             GuardOp::Detach(ifindex) => {
-                self.tc.detach(PROGRAM, Hook::Ingress, *ifindex)?;
+                self.devices.detach((), *ifindex)?;
                 sys::map_delete(self.spoofs.as_fd(), ifindex)
                     .map_err(on_map("forget in", "yurt_spoof"))?;
             }
@@ -317,33 +314,20 @@ impl SpoofCounters {
     }
 }
 
-/// The program as it belongs on devices.
-fn on_devices(program: &OwnedFd, id: u32) -> TcProgram<'_> {
-    TcProgram {
-        name: PROGRAM,
-        id,
-        hook: Hook::Ingress,
-        fd: program.as_fd(),
-        after: &[],
-    }
-}
-
 /// Loads the program against the pinned maps, makes those that are not there, and pins it.
-fn load(pins: &PinDir) -> Result<LoadedProgram, DataplaneError> {
+fn load(pins: &PinDir) -> Result<TcProgram, DataplaneError> {
     pins.clear(&guard_maps())?;
     let (program, _) = load_guard(Some(&pins.dir))?;
     pins.pin(&program)?;
-    Ok(program)
+    Ok(TcProgram::new(program, Hook::Ingress, &[]))
 }
 
 fn finish(
     pins: &PinDir,
-    program: OwnedFd,
-    program_id: u32,
+    program: TcProgram,
     method: Option<Method>,
 ) -> Result<Guard, DataplaneError> {
-    let of_this_kernel = || Method::of_this_kernel(&on_devices(&program, program_id));
-    let method = method.unwrap_or_else(of_this_kernel);
+    let maps = guard_maps().map(|(name, _)| name).into_iter();
     Ok(Guard {
         rows: open_map(&pins.dir, "yurt_guard")?,
         plain: map_array(&pins.dir, "yurt_plain", abi::GUARD_PLAIN)?,
@@ -351,17 +335,9 @@ fn finish(
         spoofs: open_map(&pins.dir, "yurt_spoof")?,
         all_spoofs: open_map(&pins.dir, "yurt_spoof_all")?,
         cpus: possible_cpus()?,
-        tc: Tc::open(&pins.root, method)?,
-        pins: KeptPins::open(
-            &pins.dir,
-            guard_maps()
-                .map(|(name, _)| name)
-                .into_iter()
-                .chain([PROGRAM]),
-        )?,
+        devices: OnDevices::open(&pins.root, [((), program)], method)?,
+        pins: KeptPins::open(&pins.dir, maps.chain([PROGRAM]))?,
         bpffs: pins.bpffs.clone(),
-        program,
-        program_id,
     })
 }
 

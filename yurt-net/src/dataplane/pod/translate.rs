@@ -8,7 +8,7 @@
 //!     yurt_xlate_out, _in     the programs: to the Pod, from it
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -17,14 +17,16 @@ use yurt_ebpf::abi;
 
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{open_map, remove_dir};
+use crate::dataplane::attach::devices::OnDevices;
 use crate::dataplane::attach::kept::KeptPins;
 use crate::dataplane::attach::pinned::{PinDir, directory, keep_all};
 use crate::dataplane::attach::strays::{self, Strays};
-use crate::dataplane::attach::tc::{Hook, Method, Tc, TcProgram};
+use crate::dataplane::attach::tc::{Hook, Method, TcProgram};
+use crate::dataplane::counts::Counts;
 use crate::dataplane::error::on_map;
 use crate::dataplane::load::maps::translate_maps;
 use crate::dataplane::load::{hooks, load_translate};
-use crate::dataplane::sys::{self, possible_cpus};
+use crate::dataplane::sys;
 use crate::node::routes::{RouteError, Routes};
 use crate::pods::translate::{Direction, Pair, TranslateImage, TranslateOp, TranslateRow, plan};
 
@@ -44,37 +46,19 @@ pub enum TranslateError {
 /// Translation's side of the kernel.
 #[derive(Debug)]
 pub struct Translate {
-    programs: BTreeMap<Direction, Program>,
+    devices: OnDevices<Direction>,
     rows: OwnedFd,
-    counts: OwnedFd,
-    /// Values of an entry of `counts`.
-    cpus: usize,
-    tc: Tc,
+    counts: Counts,
     pins: KeptPins,
     bpffs: PathBuf,
 }
 
-#[derive(Debug)]
-struct Program {
-    name: &'static str,
-    id: u32,
-    fd: OwnedFd,
-}
-
-impl Program {
-    fn on(&self, direction: Direction) -> TcProgram<'_> {
-        let (hook, after): (_, &[&str]) = match direction {
-            Direction::ToPod => (Hook::Egress, &[]),
-            // The guard looks at what the Pod itself has sent, and flows have the Pod's own address.
-            Direction::FromPod => (Hook::Ingress, &[hooks::PACKET[2].0, hooks::GUARD.0]),
-        };
-        TcProgram {
-            name: self.name,
-            id: self.id,
-            hook,
-            fd: self.fd.as_fd(),
-            after,
-        }
+/// Where programs belong that see packets of a direction, and after which of ours.
+fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
+    match direction {
+        Direction::ToPod => (Hook::Egress, &[]),
+        // The guard looks at what the Pod itself has sent, and flows have the Pod's own address.
+        Direction::FromPod => (Hook::Ingress, &[hooks::PACKET[2].0, hooks::GUARD.0]),
     }
 }
 
@@ -84,29 +68,22 @@ impl Translate {
         let pins = PinDir::lock(bpffs, FEATURE, abi::TRANSLATE_ABI)?;
         pins.clear(&translate_maps())?;
         let directions = [Direction::ToPod, Direction::FromPod];
-        let mut programs = BTreeMap::new();
+        let mut programs = Vec::new();
         for (direction, (loaded, _)) in directions.into_iter().zip(load_translate(Some(&pins.dir))?)
         {
             pins.pin(&loaded)?;
-            let (name, id, fd) = (loaded.name, loaded.id, loaded.fd);
-            programs.insert(direction, Program { name, id, fd });
+            let (hook, after) = place(direction);
+            programs.push((direction, TcProgram::new(loaded, hook, after)));
         }
-        let of_this_kernel = |(direction, program): (&Direction, &Program)| {
-            Method::of_this_kernel(&program.on(*direction))
-        };
-        let method = method.or_else(|| programs.iter().next().map(of_this_kernel));
+        let devices = OnDevices::open(&pins.root, programs, method)?;
         let maps = translate_maps().map(|(name, _)| name).into_iter();
+        let counts = open_map(&pins.dir, "yurt_xl_count")?;
         Ok(Self {
             rows: open_map(&pins.dir, "yurt_xlate")?,
-            counts: open_map(&pins.dir, "yurt_xl_count")?,
-            cpus: possible_cpus()?,
-            tc: Tc::open(&pins.root, method.unwrap_or(Method::Clsact))?,
-            pins: KeptPins::open(
-                &pins.dir,
-                maps.chain(programs.values().map(|program| program.name)),
-            )?,
+            counts: Counts::new(counts, "yurt_xl_count", &abi::TRANSLATION_NAMES)?,
+            pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
             bpffs: bpffs.to_owned(),
-            programs,
+            devices,
         })
     }
 
@@ -130,25 +107,16 @@ impl Translate {
     /// Reads the maps and the routes, and looks where the programs are.
     pub fn observe(&mut self, routes: &Routes) -> Result<TranslateImage, TranslateError> {
         let rows = sys::map_entries(self.rows.as_fd()).map_err(on_map("read", "yurt_xlate"))?;
-        let mut image = TranslateImage {
+        let found = self.devices.find()?;
+        Ok(TranslateImage {
             rows: rows
                 .iter()
                 .map(|(ifindex, row)| (*ifindex, decode(row)))
                 .collect(),
             routes: routes.ours()?,
-            ..TranslateImage::default()
-        };
-        for (direction, program) in &self.programs {
-            for (ifindex, is_in_place) in self.tc.devices(&program.on(*direction))? {
-                let at = (*direction, ifindex);
-                if is_in_place {
-                    image.attached.insert(at);
-                } else {
-                    image.lost.insert(at);
-                }
-            }
-        }
-        Ok(image)
+            attached: found.attached,
+            lost: found.lost,
+        })
     }
 
     /// Looks, and writes what differs from what there should be.
@@ -214,48 +182,18 @@ impl Translate {
                     .map_err(on_map("delete from", "yurt_xlate"))?;
             }
             TranslateOp::Attach(direction, ifindex) => {
-                if let Some(program) = self.programs.get(direction) {
-                    self.tc.attach(&program.on(*direction), *ifindex)?;
-                }
+                self.devices.attach(*direction, *ifindex)?;
             }
             TranslateOp::Detach(direction, ifindex) => {
-                if let Some(program) = self.programs.get(direction) {
-                    let TcProgram { name, hook, .. } = program.on(*direction);
-                    self.tc.detach(name, hook, *ifindex)?;
-                }
+                self.devices.detach(*direction, *ifindex)?;
             }
         }
         Ok(())
     }
 
     /// The map of counters, to be read without blocking the thread.
-    pub fn counters(&self) -> Result<TranslationCounters, DataplaneError> {
-        let counts = self.counts.try_clone();
-        Ok(TranslationCounters {
-            counts: counts.map_err(on_map("open", "yurt_xl_count"))?,
-            cpus: self.cpus,
-        })
-    }
-}
-
-/// The counters of translation.
-#[derive(Debug)]
-pub struct TranslationCounters {
-    counts: OwnedFd,
-    cpus: usize,
-}
-
-impl TranslationCounters {
-    /// By the names of [`abi::TRANSLATION_NAMES`].
-    pub fn read(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
-        let mut counts = BTreeMap::new();
-        for (index, name) in (0u32..).zip(abi::TRANSLATION_NAMES) {
-            let mut per_cpu = vec![0u64; self.cpus];
-            sys::map_lookup(self.counts.as_fd(), &index, &mut per_cpu)
-                .map_err(on_map("read", "yurt_xl_count"))?;
-            counts.insert(name, per_cpu.iter().sum());
-        }
-        Ok(counts)
+    pub fn counters(&self) -> Result<Counts, DataplaneError> {
+        self.counts.try_clone()
     }
 }
 

@@ -49,6 +49,7 @@ use self::table::Table;
 use super::attach::bpffs::{check_bpffs, create_dir, is_pinned_as, lock, open_map, remove_dir};
 use super::attach::cgroup::{CgroupLinks, Mended};
 use super::attach::kept::KeptPins;
+use super::counts::Counts;
 use super::error::{at, on_map};
 use super::load::maps::{StateCapacity, state_maps, table_maps};
 use super::load::{Pins, ProgramSize, has_object, load_either};
@@ -106,10 +107,8 @@ pub struct BpfDataplane {
     root: PathBuf,
     _lock: File,
     table: Table,
-    count: OwnedFd,
+    counts: Counts,
     netns: OwnedFd,
-    /// Values of an entry of `count`.
-    cpus: usize,
     links: CgroupLinks,
     table_pins: KeptPins,
     state_pins: KeptPins,
@@ -188,9 +187,8 @@ impl BpfDataplane {
             root,
             _lock: lock,
             table,
-            count,
+            counts: Counts::new(count, "yurt_count", &abi::COUNTER_NAMES)?,
             netns,
-            cpus,
             links,
             table_pins,
             state_pins,
@@ -272,14 +270,7 @@ impl BpfDataplane {
 
     /// Verdicts so far, summed over the CPUs, in the order of [`abi::COUNTER_NAMES`].
     pub fn counters(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
-        let mut per_cpu = vec![0u64; self.cpus];
-        let mut counters = BTreeMap::new();
-        for (index, name) in (0u32..).zip(abi::COUNTER_NAMES) {
-            sys::map_lookup(self.count.as_fd(), &index, &mut per_cpu)
-                .map_err(on_map("read", "yurt_count"))?;
-            counters.insert(name, per_cpu.iter().sum());
-        }
-        Ok(counters)
+        self.counts.read()
     }
 
     /// Writes the addresses of this node's clients. A client that cannot be written is left unknown; the error is
