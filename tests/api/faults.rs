@@ -91,6 +91,34 @@ fn a_list_of_another_kind_takes_no_service_away() -> Result<()> {
     survives([Fault::Body("application/json", slices.to_vec())])
 }
 
+#[test]
+fn a_list_with_an_item_of_another_kind_takes_no_service_away() -> Result<()> {
+    let mixed = br#"{"kind":"List","apiVersion":"v1","metadata":{"resourceVersion":"1000000"},"items":[
+        {"kind":"Service","apiVersion":"v1","metadata":{"namespace":"default","name":"a"},"spec":{}},
+        {"kind":"Secret","apiVersion":"v1","metadata":{"namespace":"default","name":"b"}}]}"#;
+    survives([Fault::Body("application/json", mixed.to_vec())])
+}
+
+#[test]
+fn an_event_of_another_kind_takes_no_service_away() -> Result<()> {
+    let api = cluster(&["a", "b", "c"])?;
+    let mut followed = Followed::start(&[kube(&api)])?;
+    followed.until("all services", |s| services(s) == ["a", "b", "c"])?;
+    let event = |deed: &str| {
+        let object = json!({
+            "kind": "Secret",
+            "apiVersion": "v1",
+            "metadata": { "namespace": "default", "name": "a", "resourceVersion": "1000000" },
+        });
+        let line = format!("{}\n", json!({ "type": deed, "object": object }));
+        Fault::Body("application/json", line.into_bytes())
+    };
+    let watches = On::watch(Resource::Services);
+    api.http()
+        .fail_next(watches, ["MODIFIED", "DELETED"].map(event));
+    relists(&api, &mut followed, [])
+}
+
 /// Of a proxy that drops the query, and of a server that has more each time.
 #[test]
 fn a_list_whose_pages_never_end_is_given_up_and_loses_nothing() -> Result<()> {

@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use yurt_net::source::decode::{Names, item};
+use yurt_net::source::decode::{ItemError, Names, item};
 use yurt_net::source::kube::Resource;
 use yurt_net::source::kube::body::{BodyError, Inflate, ListEnd, ListScanner};
 use yurt_net_fuzz::{follow, pieces, snapshot};
@@ -139,7 +139,8 @@ fn go_on(items: &[Vec<u8>]) {
         for json in items {
             match item(json, kind, version, &mut names) {
                 Ok(object) => objects.extend(object),
-                Err(rejection) => assert!(!rejection.reason.is_empty()),
+                Err(ItemError::Rejected(rejection)) => assert!(!rejection.reason.is_empty()),
+                Err(ItemError::Other(other)) => assert!(!other.to_string().is_empty()),
             }
         }
     }

@@ -23,13 +23,13 @@ fuzz_target!(|data: &[u8]| {
     let mut names = Names::default();
     let mut objects = Vec::new();
     for line in &lines {
-        let Ok(event) = watch_event(line) else {
-            continue;
-        };
-        is_what_it_says(line, &event);
-        if let WatchEvent::Put { object, .. } = event {
-            let json = object.get().as_bytes();
-            for (kind, version) in [("Service", "v1"), ("EndpointSlice", "discovery.k8s.io/v1")] {
+        for (kind, version) in [("Service", "v1"), ("EndpointSlice", "discovery.k8s.io/v1")] {
+            let Ok(event) = watch_event(line, kind, version) else {
+                continue;
+            };
+            is_what_it_says(line, &event);
+            if let WatchEvent::Put { object, .. } = event {
+                let json = object.get().as_bytes();
                 objects.extend(item(json, kind, version, &mut names).ok().flatten());
             }
         }

@@ -21,9 +21,11 @@ use crate::text;
 
 mod addresses;
 mod aliases;
+mod item;
 mod kinds;
 mod names;
 mod object;
+mod other;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -31,8 +33,10 @@ mod value;
 
 pub use addresses::{parse_address, parse_cidr};
 use aliases::Size;
+pub use item::{ItemError, item};
 pub use names::Names;
 pub use object::{Object, ObjectId};
+pub use other::OtherObject;
 use stream::{Document, Found, MAX_OBJECTS, MAX_REFUSALS, Top};
 
 /// How a file is written.
@@ -86,51 +90,6 @@ pub(crate) fn decode_bytes(bytes: &[u8], format: Format, path: &str, names: &mut
             reading.refuse(reason.to_owned());
             reading.decoded
         }
-    }
-}
-
-/// Decodes one object of an apiserver; `None` when nothing reads it. `kind` and `api_version` are what its list or
-/// watch is of: the items of a list do not say it.
-pub fn item(
-    json: &[u8],
-    kind: &str,
-    api_version: &str,
-    names: &mut Names,
-) -> Result<Option<Object>, Rejection> {
-    let mut found = Found::default();
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
-    let item = Top {
-        names,
-        found: &mut found,
-        index: Some(0),
-        spared: None,
-    };
-    let parsed = item.deserialize(&mut deserializer);
-    let refused = |kind, namespace, name, reason| Rejection {
-        kind,
-        namespace,
-        name,
-        source: String::new(),
-        reason,
-    };
-    if let Err(error) = parsed.and_then(|()| deserializer.end()) {
-        let reason = text::message(&format!("cannot be read: {error}")).to_string();
-        return Err(refused(
-            kind.to_owned(),
-            String::new(),
-            String::new(),
-            reason,
-        ));
-    }
-    found.settle(kind, Some(api_version), names);
-    match found.refusals.pop() {
-        Some(refusal) => Err(refused(
-            refusal.kind,
-            refusal.namespace,
-            refusal.name,
-            refusal.reason,
-        )),
-        None => Ok(found.objects.pop()),
     }
 }
 
@@ -473,6 +432,7 @@ impl<'a, 'de> Top<'a, 'de> {
             names,
             found,
             index: None,
+            asked: None,
             spared: None,
         }
     }

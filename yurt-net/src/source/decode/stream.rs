@@ -14,6 +14,7 @@ use serde::de::{
 use super::kinds::{self, ROOT, Refusal};
 use super::names::Names;
 use super::object::Object;
+use super::other::{Asked, OtherObject};
 use super::value::{Fields, Key, MAX_VALUES, Pick, Value, ValueRoom, at, text};
 
 /// One YAML document of a file.
@@ -100,6 +101,8 @@ pub(super) struct Found<'de> {
     kindless: Vec<(usize, Value<'de>, bool)>,
     /// How many values those have.
     kindless_values: usize,
+    /// An object that is not what was asked for.
+    pub(super) other: Option<OtherObject>,
 }
 
 impl<'de> Found<'de> {
@@ -183,6 +186,8 @@ pub(super) struct Top<'a, 'de> {
     pub(super) found: &'a mut Found<'de>,
     /// Position in the list that this is an item of.
     pub(super) index: Option<usize>,
+    /// What it has to be; `None`: it may be anything.
+    pub(super) asked: Option<Asked<'a>>,
     /// Items of this list that are passed over: the limit of aliases has no room for what theirs add.
     pub(super) spared: Option<&'a BTreeSet<usize>>,
 }
@@ -234,6 +239,18 @@ impl<'de> Visitor<'de> for Top<'_, 'de> {
         }
         let object = Value::Map(Fields::new(fields));
         let kind = at(&object, "kind", text).ok().flatten();
+        if let Some(Asked {
+            kind: asked_kind,
+            api_version: asked_version,
+        }) = self.asked
+        {
+            let version = at(&object, "apiVersion", text).ok().flatten();
+            let (kind, version) = (kind.unwrap_or_default(), version.unwrap_or_default());
+            self.found.other = OtherObject::said(kind, version, asked_kind, asked_version);
+            if self.found.other.is_some() {
+                return Ok(());
+            }
+        }
         match (kind.and_then(|kind| kind.strip_suffix("List")), items) {
             (Some(item_kind), Some(items)) => self.list(item_kind, &object, items),
             _ if kind.is_none() && self.index.is_some() => {
@@ -365,6 +382,7 @@ impl<'de> Visitor<'de> for Items<'_> {
                 names: &mut *self.names,
                 found: &mut found,
                 index: Some(index),
+                asked: None,
                 spared: None,
             };
             if seq.next_element_seed(item)?.is_none() {

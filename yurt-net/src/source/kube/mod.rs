@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{Notify, Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinSet, yield_now};
 use tokio::time::{Instant, sleep_until};
 
@@ -29,6 +29,7 @@ mod follow;
 mod gaps;
 mod head;
 mod plugin;
+mod pods;
 mod received;
 mod report;
 mod resource;
@@ -40,6 +41,7 @@ mod wire;
 use connection::Connection;
 use follow::Follower;
 use gaps::Gaps;
+use pods::PodsList;
 use received::Counters;
 use resource::Shape;
 use state::{ClusterState, Listed};
@@ -121,15 +123,6 @@ pub(crate) struct KubeSource {
     /// Since when [`Self::changed`] has something to report.
     untold_since: Option<Instant>,
     pods: PodsList,
-}
-
-/// How the Pods of the own Node are read.
-#[derive(Debug, Default)]
-struct PodsList {
-    /// Makes it read again, where no watch reports changes.
-    is_asked_for: Arc<Notify>,
-    /// When it was, and whether a watch follows it since.
-    read: Option<(Instant, bool)>,
 }
 
 impl KubeSource {
@@ -516,22 +509,6 @@ impl KubeSource {
         self.tasks.insert(resource, (self.generation, tasks));
     }
 
-    fn note_pods(&mut self, news: &News) {
-        let now = Instant::now();
-        let read = &mut self.pods.read;
-        match news {
-            News::Listed { version, .. } => *read = Some((now, !version.is_empty())),
-            News::Watching { .. } => *read = Some((now, true)),
-            // Its next messages are missed.
-            News::Failed { .. } => *read = None,
-            News::Items { .. }
-            | News::Put { .. }
-            | News::Delete { .. }
-            | News::Bookmark { .. }
-            | News::Ended => {}
-        }
-    }
-
     /// Takes up one update; true when that changed the snapshot.
     fn take(&mut self, update: Update) -> bool {
         let Update {
@@ -550,8 +527,20 @@ impl KubeSource {
         if !matches!(news, News::Failed { .. } | News::Ended) {
             self.last_contact = Some(Instant::now());
         }
+        let is_listed = matches!(news, News::Listed { .. });
+        let refused = is_listed
+            .then(|| self.state.refuse_list(resource))
+            .flatten();
+        let news = match (news, refused) {
+            (News::Listed { is_held, .. }, Some(other)) => {
+                // Its task fails, and says so.
+                let _gone = is_held.send(Err(other));
+                return false;
+            }
+            (news, _) => news,
+        };
         if resource == Resource::Pods {
-            self.note_pods(&news);
+            self.pods.note(&news);
         }
         self.gaps.note(resource, &news);
         if matches!(
@@ -579,7 +568,7 @@ impl KubeSource {
             News::Listed { version, is_held } => {
                 let listed = state.listed(resource, &version, self.started.elapsed());
                 // The task may have been replaced meanwhile.
-                let _gone = is_held.send(listed == Listed::Held);
+                let _gone = is_held.send(Ok(listed == Listed::Held));
                 match listed {
                     Listed::Used { has_changed } => has_changed,
                     Listed::Held => {

@@ -13,9 +13,7 @@ use hyper::body::Incoming;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::body::{
-    BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, check_item, watch_event,
-};
+use super::body::{BodyError, Inflate, LineScanner, ListEnd, ListScanner, WatchEvent, watch_event};
 use super::connection::{Connection, Loss, Told};
 use super::extent::Extent;
 use super::failure::RequestError;
@@ -24,6 +22,7 @@ use super::received::Counters;
 use super::resource::{Resource, Shape};
 use super::wire::Wire;
 use crate::error::chain;
+use crate::source::decode::OtherObject;
 
 /// Whole objects.
 const OBJECTS: &str = "application/json";
@@ -71,10 +70,10 @@ pub(super) enum News {
         api_version: &'static str,
         items: Vec<Bytes>,
     },
-    /// The list is whole. Answered with whether it is held back.
+    /// The list is whole. Answered with whether it is held back, or why it is no list of what was asked for.
     Listed {
         version: String,
-        is_held: oneshot::Sender<bool>,
+        is_held: oneshot::Sender<Result<bool, OtherObject>>,
     },
     /// A watch goes on where the last answer was. Answered with whether that is enough.
     Watching {
@@ -342,7 +341,8 @@ impl Task {
     async fn tell_listed(&self, version: String) -> Result<bool, RequestError> {
         let (is_held, answer) = oneshot::channel();
         self.tell(News::Listed { version, is_held }).await?;
-        answer.await.map_err(|_closed| RequestError::Gone)
+        let answer = answer.await.map_err(|_closed| RequestError::Gone)?;
+        answer.map_err(|other| BodyError::from(other).into())
     }
 
     /// A watch was accepted; an error if what was missed is to be listed all the same.
@@ -383,6 +383,7 @@ impl Task {
             self.wire = None;
         };
         self.tell_watching().await?;
+        let kind = self.shape.resource.kind().name();
         let mut lines = LineScanner::default();
         let mut body = response.into_body();
         loop {
@@ -397,7 +398,7 @@ impl Task {
                 if failed.is_some() || line.trim_ascii().is_empty() {
                     return Ok(());
                 }
-                match watch_event(line)? {
+                match watch_event(line, kind, api_version)? {
                     WatchEvent::Put { object, version } => news.push(News::Put {
                         api_version,
                         object: Bytes::copy_from_slice(object.get().as_bytes()),
@@ -527,10 +528,6 @@ impl Task {
         let Some(api_version) = wanted.filter(|_| !items.is_empty()) else {
             return Ok(());
         };
-        let kind = self.shape.resource.kind().name();
-        items
-            .iter()
-            .try_for_each(|item| check_item(item, kind, api_version))?;
         count(
             &self.counters.objects,
             u64::try_from(items.len()).unwrap_or_default(),

@@ -1,5 +1,6 @@
 //! What a source makes of what its tasks tell it. Nobody is dialled.
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 use serde_json::json;
 use tokio::sync::oneshot;
@@ -182,6 +183,49 @@ async fn only_what_a_table_cannot_be_without_keeps_a_source_from_answering() {
         let expected = resource.is_required().then_some(expected);
         assert_eq!(why_lost, expected);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_with_an_item_that_says_it_is_something_else_takes_nothing_and_is_answered_with_why()
+{
+    let mut source = followed().await;
+    let items = |items: &[&'static str]| News::Items {
+        api_version: "v1",
+        items: items
+            .iter()
+            .map(|item| Bytes::from_static(item.as_bytes()))
+            .collect(),
+    };
+    let web = r#"{"metadata":{"namespace":"default","name":"web"},"spec":{"clusterIP":"10.96.0.9","ports":[{"port":80}]}}"#;
+    let shop = r#"{"metadata":{"namespace":"default","name":"shop"},"spec":{}}"#;
+    let secret =
+        r#"{"kind":"Secret","apiVersion":"v1","metadata":{"namespace":"default","name":"db"}}"#;
+    let listed = || {
+        let (is_held, answer) = oneshot::channel();
+        let version = "9".to_owned();
+        (News::Listed { version, is_held }, answer)
+    };
+    source.hear(Resource::Services, items(&[web]));
+    let (news, answer) = listed();
+    source.hear(Resource::Services, news);
+    assert_eq!(answer.await.unwrap(), Ok(false));
+
+    for item in [shop, secret, web] {
+        source.hear(Resource::Services, items(&[item]));
+    }
+    let (news, answer) = listed();
+    source.hear(Resource::Services, news);
+    let why = answer.await.unwrap().unwrap_err().to_string();
+    assert_eq!(
+        why,
+        "the answer is not of Services: an object in it is \"v1 Secret\""
+    );
+    assert_eq!(source.snapshot().services.len(), 1);
+    assert_eq!(source.snapshot().rejections, []);
+
+    // What comes next is a list of its own.
+    source.hear_empty_list(Resource::Services);
+    assert_eq!(source.snapshot().services.len(), 0);
 }
 
 fn watching() -> News {

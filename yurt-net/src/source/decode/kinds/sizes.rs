@@ -2,7 +2,7 @@
 
 use serde_json::{Value as Json, json};
 
-use super::super::{Names, item};
+use super::super::{ItemError, Names, item};
 
 /// Longer than an apiserver takes in most places, as a file may have it.
 const LONG: usize = 200_000;
@@ -115,7 +115,7 @@ fn no_text_of_an_object_makes_it_take_much_whichever_it_is() {
             let kept = read(&changed, &mut names);
             let size = format!("{kept:?} {names:?}").len();
             assert!(size < MOST, "{kind}{at}: {size} bytes are kept");
-            if let Err(rejection) = kept {
+            if let Err(ItemError::Rejected(rejection)) = kept {
                 assert!(!rejection.reason.is_empty(), "{kind}{at}");
             }
             cases += 1;

@@ -8,9 +8,11 @@ use std::borrow::Cow;
 use std::io::{self, Write as _};
 
 use flate2::write::MultiGzDecoder;
-use memchr::{memchr, memchr2, memchr3, memmem};
+use memchr::{memchr, memchr2, memchr3};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::source::decode::OtherObject;
 
 /// No object of an apiserver is larger: etcd refuses 1.5 MB.
 const MAX_ITEM_BYTES: usize = 16 << 20;
@@ -49,14 +51,9 @@ pub enum BodyError {
         /// The kind of the objects that were asked for.
         wanted: &'static str,
     },
-    /// Nor does a list of the right kind with items of another one.
-    #[error("the answer is no list of {wanted}s: an item of it is {found:?}")]
-    OtherItem {
-        /// API version and kind of the item, or the beginning of them.
-        found: String,
-        /// The kind of the objects that were asked for.
-        wanted: &'static str,
-    },
+    /// Nor does a list of the right kind with items of another one, or an event of such an object.
+    #[error(transparent)]
+    OtherObject(#[from] OtherObject),
     /// What is around the items, or an event.
     #[error("the answer is not JSON")]
     Json(#[from] serde_json::Error),
@@ -133,45 +130,6 @@ impl ListEnd {
         let found = self.kind.chars().take(64).collect();
         Err(BodyError::OtherKind { found, wanted })
     }
-}
-
-/// Refuses an item that claims another kind, or another API group: left out, it would be taken for deleted. Items of an
-/// apiserver's list name neither; those of YurtHub's name both.
-pub(super) fn check_item(
-    item: &[u8],
-    wanted: &'static str,
-    api_version: &str,
-) -> Result<(), BodyError> {
-    #[derive(Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Said<'a> {
-        #[serde(borrow, default)]
-        kind: Cow<'a, str>,
-        #[serde(borrow, default)]
-        api_version: Cow<'a, str>,
-    }
-    // Most items are not read twice.
-    if memmem::find(item, b"\"kind\"").is_none() {
-        return Ok(());
-    }
-    // An item that cannot be read is a rejection; its decoder reports it.
-    let Ok(said) = serde_json::from_slice::<Said<'_>>(item) else {
-        return Ok(());
-    };
-    let group = |version: &str| {
-        version
-            .split_once('/')
-            .map_or("", |(group, _)| group)
-            .to_owned()
-    };
-    let is_kind = said.kind.is_empty() || said.kind == wanted;
-    let is_group = said.api_version.is_empty() || group(&said.api_version) == group(api_version);
-    if is_kind && is_group {
-        return Ok(());
-    }
-    let found = format!("{} {}", said.api_version, said.kind);
-    let found = found.trim().chars().take(64).collect();
-    Err(BodyError::OtherItem { found, wanted })
 }
 
 /// Takes a list apart.
@@ -458,8 +416,13 @@ pub enum WatchEvent<'a> {
     },
 }
 
-/// Reads one line of a watch.
-pub fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
+/// Reads one line of a watch of `wanted`, a kind, in an API version. Its objects all say what they are, and one that is
+/// something else is refused as in a list.
+pub fn watch_event<'a>(
+    line: &'a [u8],
+    wanted: &str,
+    api_version: &str,
+) -> Result<WatchEvent<'a>, BodyError> {
     #[derive(Deserialize)]
     struct Line<'a> {
         #[serde(rename = "type")]
@@ -468,8 +431,12 @@ pub fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
         object: &'a RawValue,
     }
     #[derive(Default, Deserialize)]
-    #[serde(default)]
-    struct Object {
+    #[serde(default, rename_all = "camelCase")]
+    struct Object<'a> {
+        #[serde(borrow)]
+        kind: Option<&'a RawValue>,
+        #[serde(borrow)]
+        api_version: Option<&'a RawValue>,
         metadata: Option<Metadata>,
         code: Option<u16>,
         message: Option<String>,
@@ -481,10 +448,23 @@ pub fn watch_event(line: &[u8]) -> Result<WatchEvent<'_>, BodyError> {
     }
     let Line { kind, object } = serde_json::from_slice(line)?;
     let Object {
+        kind: object_kind,
+        api_version: object_version,
         metadata,
         code,
         message,
     } = serde_json::from_str(object.get())?;
+    if matches!(&*kind, "ADDED" | "MODIFIED" | "DELETED") {
+        // What is no text is told of the object alone, by its decoder.
+        let said = |value: Option<&'a RawValue>| -> Cow<'a, str> {
+            let text = value.map(|value| serde_json::from_str(value.get()));
+            text.and_then(Result::ok).unwrap_or_default()
+        };
+        let (kind, version) = (said(object_kind), said(object_version));
+        if let Some(other) = OtherObject::said(&kind, &version, wanted, api_version) {
+            return Err(other.into());
+        }
+    }
     let version = metadata
         .and_then(|meta| meta.resource_version)
         .unwrap_or_default();

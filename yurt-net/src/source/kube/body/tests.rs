@@ -70,39 +70,6 @@ fn what_is_no_list_is_refused() {
 }
 
 #[test]
-fn an_item_that_says_it_is_something_else_is_refused_and_one_that_says_nothing_is_believed() {
-    for item in [
-        r#"{"metadata":{"name":"web"},"spec":{}}"#,
-        r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1"}"#,
-        r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1beta1"}"#,
-        r#"{"metadata":{"ownerReferences":[{"apiVersion":"v1","kind":"Service"}]}}"#,
-        // Decoding refuses it, and names it.
-        r#"{"kind":7,"metadata":{"name":"web"}}"#,
-    ] {
-        let checked = check_item(item.as_bytes(), "EndpointSlice", "discovery.k8s.io/v1");
-        assert!(checked.is_ok(), "{item}: {checked:?}");
-    }
-    for (item, named) in [
-        (
-            r#"{"kind":"EndpointSlice","apiVersion":"discovery.k8s.io/v1"}"#,
-            "EndpointSlice",
-        ),
-        (
-            r#"{"kind":"PartialObjectMetadata"}"#,
-            "PartialObjectMetadata",
-        ),
-        (
-            r#"{"apiVersion":"serving.knative.dev/v1","kind":"Service"}"#,
-            "serving.knative.dev/v1",
-        ),
-        (r#"{"metadata":{"name":"web"},"kind":"Pod"}"#, "Pod"),
-    ] {
-        let error = check_item(item.as_bytes(), "Service", "v1").unwrap_err();
-        assert!(error.to_string().contains(named), "{item}: {error}");
-    }
-}
-
-#[test]
 fn an_empty_list_is_a_list() {
     let (items, end) =
         scan([br#"{"metadata":{"resourceVersion":"7","continue":"x"},"items":[]}"#.as_slice()])
@@ -213,7 +180,7 @@ fn watch_lines_are_told_apart() {
         for bytes in lines.as_bytes().chunks(chunk) {
             scanner
                 .push(bytes, |line| -> Result<(), BodyError> {
-                    seen.push(match watch_event(line)? {
+                    seen.push(match watch_event(line, "Service", "v1")? {
                         WatchEvent::Put { version, .. } => format!("put {version}"),
                         WatchEvent::Bookmark { version } => format!("bookmark {version}"),
                         WatchEvent::Error { code, .. } => format!("error {code}"),
@@ -224,6 +191,50 @@ fn watch_lines_are_told_apart() {
                 .unwrap();
         }
         assert_eq!(seen, ["put 1", "bookmark 9", "error 410"]);
+    }
+}
+
+#[test]
+fn an_event_of_an_object_that_says_it_is_something_else_is_refused() {
+    let event = |deed: &str, object: &str| {
+        let line = format!(r#"{{"type":"{deed}","object":{object}}}"#);
+        watch_event(line.as_bytes(), "Service", "v1")
+            .map(|event| format!("{event:?}"))
+            .map_err(|error| error.to_string())
+    };
+    for deed in ["ADDED", "MODIFIED", "DELETED"] {
+        for object in [
+            r#"{"kind":"Service","apiVersion":"v1","metadata":{"name":"web"}}"#,
+            r#"{"metadata":{"name":"web","ownerReferences":[{"apiVersion":"apps/v1","kind":"Deployment"}]}}"#,
+            // Its decoder refuses it, and names it.
+            r#"{"kind":7,"apiVersion":["v1"],"metadata":{"name":"web"}}"#,
+        ] {
+            let read = event(deed, object);
+            assert!(read.is_ok(), "{deed} {object}: {read:?}");
+        }
+        for (object, named) in [
+            (r#"{"kind":"Pod","apiVersion":"v1"}"#, "v1 Pod"),
+            (r#"{"metadata":{"name":"web"},"kind":"Secret"}"#, "Secret"),
+            (
+                r#"{"kind":"Service","apiVersion":"serving.knative.dev/v1"}"#,
+                "serving.knative.dev",
+            ),
+            (
+                r#"{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1"}"#,
+                "meta.k8s.io",
+            ),
+        ] {
+            let error = event(deed, object).unwrap_err();
+            assert!(
+                error.contains(named) && error.contains("not of Services"),
+                "{error}"
+            );
+        }
+    }
+    // These are of the watch itself.
+    for deed in ["BOOKMARK", "ERROR"] {
+        let read = event(deed, r#"{"kind":"Status","apiVersion":"v1","code":410}"#);
+        assert!(read.is_ok(), "{deed}: {read:?}");
     }
 }
 
@@ -238,7 +249,7 @@ proptest! {
         for chunk in &chunks {
             is_over |= is_over || lists.push(chunk.as_bytes(), |_| {}).is_err();
             lines.push(chunk.as_bytes(), |line| -> Result<(), BodyError> {
-                let _ignored = watch_event(line);
+                let _ignored = watch_event(line, "Service", "v1");
                 Ok(())
             }).unwrap();
         }

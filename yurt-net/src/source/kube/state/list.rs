@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::model::{Kind, NamespacedName, Rejection};
-use crate::source::decode::Object;
+use crate::source::decode::{Object, OtherObject};
 use crate::source::room::Room;
 
 #[derive(Debug, Default)]
@@ -20,6 +20,8 @@ pub(super) struct List {
     pub(super) read: usize,
     /// One of them could not be read, and nobody knows which object it is.
     pub(super) has_nameless: bool,
+    /// One of them is not what was asked for: it is no list of that.
+    pub(super) other: Option<OtherObject>,
 }
 
 impl List {

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod list;
+mod rejections;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,23 +21,19 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use list::List;
+use rejections::{SHOWN_REJECTIONS, cut, keeping};
 
 use super::follow::CONFIRM_AFTER;
 use super::resource::Resource;
 use crate::model::{NamespacedName, Rejection, Snapshot, Touched};
-use crate::source::decode::{self, Names, Object, ObjectId};
+use crate::source::decode::{self, ItemError, Names, Object, ObjectId, OtherObject};
 use crate::source::objects;
 use crate::source::room::Room;
-use crate::text;
 
 /// After so many failed reads of a Node, within about seven seconds, the agent goes on without it.
 const NODE_TRIES: u32 = 4;
 /// A list is held back no longer than this.
 const LONGEST_HOLD: Duration = Duration::from_secs(60);
-
-/// Of so many objects that cannot be read the snapshot tells. All of them are remembered, and each is reported when it
-/// is among the first few.
-const SHOWN_REJECTIONS: usize = 1000;
 
 /// The cluster, as far as lists and events have reported it.
 #[derive(Debug)]
@@ -251,10 +248,14 @@ impl ClusterState {
 
     /// The next item of the list that is arriving.
     pub(super) fn item(&mut self, resource: Resource, api_version: &str, json: &[u8]) {
-        let decoded = decode::item(json, resource.kind().name(), api_version, &mut self.names);
         let list = &mut self.known.entry(resource).or_default().arriving;
+        if list.other.is_some() {
+            return;
+        }
+        let decoded = decode::item(json, resource.kind().name(), api_version, &mut self.names);
         list.items += 1;
         match decoded {
+            Err(ItemError::Other(other)) => list.other = Some(other),
             Ok(None) => {}
             Ok(Some(mut object)) => {
                 list.read += 1;
@@ -269,7 +270,7 @@ impl ClusterState {
                 let object = old.filter(|old| *old == object).unwrap_or(object);
                 list.objects.insert(name, object);
             }
-            Err(rejection) => {
+            Err(ItemError::Rejected(rejection)) => {
                 let name = NamespacedName::new(&*rejection.namespace, &*rejection.name);
                 let id = ObjectId {
                     kind: resource.kind().name(),
@@ -286,6 +287,14 @@ impl ClusterState {
                 list.rejections.insert(name, rejection);
             }
         }
+    }
+
+    /// Gives up the list that has arrived if it is not of what was asked for; returns why.
+    pub(super) fn refuse_list(&mut self, resource: Resource) -> Option<OtherObject> {
+        let arriving = &mut self.known.get_mut(&resource)?.arriving;
+        let other = arriving.other.take()?;
+        *arriving = List::default();
+        Some(other)
     }
 
     /// The list that was arriving will not be whole.
@@ -485,7 +494,13 @@ impl ClusterState {
         json: &[u8],
         version: &str,
     ) -> bool {
-        let item = decode::item(json, resource.kind().name(), api_version, &mut self.names);
+        let kind = resource.kind().name();
+        let item = match decode::item(json, kind, api_version, &mut self.names) {
+            // Its task refuses it, and lists anew.
+            Err(ItemError::Other(_)) => return false,
+            Err(ItemError::Rejected(rejection)) => Err(rejection),
+            Ok(item) => Ok(item),
+        };
         let event = item.as_ref().ok().cloned().flatten();
         let mut has_changed = self.confirm_held(resource, event);
         self.bookmark(resource, version);
@@ -504,7 +519,7 @@ impl ClusterState {
             Ok(None) => has_changed | self.remove(resource, json),
             Err(rejection) => {
                 let id = ObjectId {
-                    kind: resource.kind().name(),
+                    kind,
                     namespace: &rejection.namespace,
                     name: &rejection.name,
                 };
@@ -609,39 +624,8 @@ impl ClusterState {
         self.has_other_rejections = false;
         let known = self.known.values();
         let all: Vec<&Rejection> = known.flat_map(|known| known.rejections.values()).collect();
-        let shown = text::in_turns(&all, SHOWN_REJECTIONS, |rejection| {
-            text::by_namespace(&rejection.namespace)
-        });
-        let more = all.len() - shown.len();
-        self.snapshot.rejections = shown.into_iter().copied().cloned().collect();
-        if more > 0 {
-            self.snapshot.rejections.push(Rejection {
-                kind: String::new(),
-                namespace: String::new(),
-                name: String::new(),
-                source: String::new(),
-                reason: format!("more objects cannot be read than these {SHOWN_REJECTIONS}"),
-            });
-        }
+        self.snapshot.rejections = rejections::shown(&all);
     }
-}
-
-/// A slice that is not kept whole.
-fn cut(name: &NamespacedName, reason: String) -> Rejection {
-    Rejection {
-        kind: "EndpointSlice".to_owned(),
-        namespace: name.namespace.to_string(),
-        name: name.name.to_string(),
-        source: String::new(),
-        reason,
-    }
-}
-
-fn keeping(mut rejection: Rejection, is_known: bool) -> Rejection {
-    if is_known {
-        rejection.reason += "; the last good version is kept";
-    }
-    rejection
 }
 
 #[cfg(test)]
