@@ -10,10 +10,13 @@
 //!   when an event shows that the cache is alive, or after [`LONGEST_HOLD`]. One without default/kubernetes, which
 //!   every apiserver makes again at once, is of no cluster: neither repetition nor time makes it true. A live apiserver
 //!   is believed at once.
+//!
+//! An object that has lost what nobody takes away, as a Node all of its labels, keeps its last good version, too.
 #![forbid(unsafe_code)]
 
 mod list;
 mod rejections;
+mod stripped;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -22,6 +25,7 @@ use serde::Deserialize;
 
 use list::List;
 use rejections::{SHOWN_REJECTIONS, cut, keeping};
+use stripped::{lost, stripped};
 
 use super::follow::CONFIRM_AFTER;
 use super::resource::Resource;
@@ -38,6 +42,8 @@ const LONGEST_HOLD: Duration = Duration::from_secs(60);
 /// The cluster, as far as lists and events have reported it.
 #[derive(Debug)]
 pub(super) struct ClusterState {
+    /// Name of the own Node.
+    node: String,
     snapshot: Snapshot,
     touched: Touched,
     /// The snapshot does not have all present rejections yet.
@@ -123,6 +129,7 @@ impl ClusterState {
             (resource, known)
         });
         Self {
+            node: node.to_owned(),
             room: Room::of(seed.slices.values()),
             snapshot: seed,
             touched: Touched::Anything,
@@ -260,12 +267,18 @@ impl ClusterState {
             Ok(Some(mut object)) => {
                 list.read += 1;
                 let name = object.name();
+                let old = objects::get(&self.snapshot, object.id());
+                if let Some(lost) = old.as_ref().and_then(|old| lost(old, &object, &self.node)) {
+                    let rejection = stripped(object.kind(), &name, lost);
+                    list.rejections.insert(name, keeping(rejection, true));
+                    list.objects.extend(old.map(|old| (old.name(), old)));
+                    return;
+                }
                 if let Object::EndpointSlice(slice) = &mut object
                     && let Some(reason) = list.room.admit(slice)
                 {
                     list.rejections.insert(name.clone(), cut(&name, reason));
                 }
-                let old = objects::get(&self.snapshot, object.id());
                 // The old one of two equal objects: nothing compiled from it has to be compiled again.
                 let object = old.filter(|old| *old == object).unwrap_or(object);
                 list.objects.insert(name, object);
@@ -507,6 +520,11 @@ impl ClusterState {
         match item {
             Ok(Some(mut object)) => {
                 let name = object.name();
+                let old = objects::get(&self.snapshot, object.id());
+                if let Some(lost) = old.and_then(|old| lost(&old, &object, &self.node)) {
+                    let rejection = stripped(object.kind(), &name, lost);
+                    return has_changed | self.reject(resource, keeping(rejection, true));
+                }
                 let reason = self.make_room(&mut object);
                 has_changed |= match reason {
                     None => self.forgive(resource, &name),
