@@ -177,17 +177,20 @@ fn an_established_flow_lives_through_agents_and_changes_of_the_table() -> Result
 }
 
 #[test]
-fn what_is_switched_off_is_taken_off_the_devices_and_sockets_are_served_on() -> Result<()> {
+fn what_is_switched_off_or_older_is_removed_and_sockets_are_served_on() -> Result<()> {
     let mut stage = Stage::new()?;
     let near = stage.near.clone();
+    let pins = stage.world.node(0)?.bpffs().join("yurt-net");
+    let older = pins.join("packet-v1");
+    fs::create_dir_all(&older)?;
     let agent = stage.start(&[&near])?;
+    ensure!(!older.exists(), "an older agent's maps stay");
     let to = &stage.frontends()?[0];
     assert_eq!(stage.who(Tcp, to)?, names(["near"]));
     let _agent = stage.world.restart(&agent, 0, &[])?;
     let node = stage.world.node(0)?;
-    let pins = node.bpffs().join("yurt-net");
     node.wait_for_status("no packets are served", |status| {
-        status.packet_path.is_none() && !pins.join("packet-v1").exists()
+        status.packet_path.is_none() && !pins.join("packet-v2").exists()
     })?;
     ensure!(stage.client.attempt(Tcp, to)?.failure.is_some());
     let inside = node.pod("inside")?;
@@ -208,7 +211,7 @@ fn without_the_program_for_first_packets_no_flow_begins_and_those_that_are_up_go
     }
     agent.kill9()?;
     // The kernel empties it with its last pin, once nobody can be looking at that any more.
-    let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v1");
+    let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v2");
     fs::remove_file(pins.join("yurt_edge_more"))?;
     let patience = Instant::now() + Duration::from_secs(60);
     let is_served = || anyhow::Ok(stage.client.attempt(Tcp, &frontends[0])?.failure.is_none());
@@ -295,6 +298,45 @@ fn a_flood_of_first_packets_costs_no_quiet_flow_and_moves_none() -> Result<()> {
     ensure!(stage.count("new_flow")? > 150_000);
     for flow in &held {
         assert_eq!(flow.ping()?.answer, flow.opened().answer);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_datagrams_that_are_answered_costs_no_quiet_connection() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let _agent = stage.start(&[&near])?;
+    let to = stage.frontends()?[0].clone();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(stage.client.hold(Tcp, &to)?);
+    }
+    let (from, to) = (stage.world.node(2)?.ip4(), to.parse::<SocketAddrV4>()?);
+    let flood = move || ask_from_every_port(from, to);
+    stage.world.node(2)?.netns().run(flood)??;
+    for flow in &held {
+        assert_eq!(flow.ping()?.answer, flow.opened().answer);
+    }
+    Ok(())
+}
+
+/// Opens more flows of datagrams than there are entries: each is asked once more after an answer.
+fn ask_from_every_port(from: Ipv4Addr, to: SocketAddrV4) -> Result<()> {
+    for port in 20_000..56_000 {
+        let socket = UdpSocket::bind((from, port))?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.connect(to)?;
+        let mut answer = [0; 64];
+        let mut tries = 0..5;
+        loop {
+            ensure!(tries.next().is_some(), "no answer to port {port}");
+            socket.send(b"?")?;
+            if socket.recv(&mut answer).is_ok() {
+                break;
+            }
+        }
+        socket.send(b"?")?;
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! The maps of the packet path: flows of clients outside, and the devices that lead there.
 
-/// Version of the maps of the packet path: `yurt_flow4`, `yurt_flow6`, `yurt_open4`, `yurt_open6`, `yurt_edge`,
+/// Version of the maps of the packet path: `yurt_flow4`, `yurt_dgram4`, `yurt_open4` and those of IPv6, `yurt_edge`,
 /// `yurt_pk_count`.
-pub const PACKET_ABI: u32 = 1;
+///
+/// 2: flows of datagrams that are up are in maps of their own.
+pub const PACKET_ABI: u32 = 2;
 
 /// [`FlowKey::place`]: as the client sends it, to the address that it dialled.
 pub const FLOW_DIALLED: u8 = 0;
@@ -16,8 +18,8 @@ pub const FLOW_PART_ARRIVING: u8 = 3;
 /// The same of a packet that leaves. [`Flow::to`] is what its source becomes.
 pub const FLOW_PART_LEAVING: u8 = 4;
 
-/// Key of `yurt_flow4` and `yurt_flow6`, and of `yurt_open4` and `yurt_open6`: a packet of a flow, at the place where
-/// it is looked up.
+/// Key of `yurt_flow4`, `yurt_dgram4` and `yurt_open4`, and of those of IPv6: a packet of a flow, at the place where it
+/// is looked up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(C, align(8))]
 pub struct FlowKey<A> {

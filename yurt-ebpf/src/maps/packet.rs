@@ -9,13 +9,20 @@ use yurt_ebpf::abi::{
 };
 use yurt_ebpf::rewrite::flow::Scratch;
 
-/// Flows of IPv4 that are up; the entries that were quiet for longest make room.
+/// Connections of IPv4 that are up; the entries that were quiet for longest make room.
 #[map(name = "yurt_flow4")]
-pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(32768, 0);
+pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(24576, 0);
 /// See `FLOW4`.
 #[map(name = "yurt_flow6")]
-pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(8192, 0);
-/// Those that are opening.
+pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(6144, 0);
+/// Flows of datagrams of IPv4 that are up, apart: whoever sends many of them, with whose address ever, pushes out no
+/// connection.
+#[map(name = "yurt_dgram4")]
+pub(crate) static DGRAM4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
+/// See `DGRAM4`.
+#[map(name = "yurt_dgram6")]
+pub(crate) static DGRAM6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
+/// Those that are opening, of any protocol.
 #[map(name = "yurt_open4")]
 pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
 /// See `OPEN4`.

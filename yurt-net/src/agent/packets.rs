@@ -163,6 +163,7 @@ fn do_work(
         None if is_needed => Kernel::load(bpffs, options, None)?,
         None => {
             let mut failures = Kernel::strays(None).mend();
+            failures.extend(Kernel::remove_older(bpffs).err());
             if !is_on {
                 failures.extend(ports.release().err());
             }
@@ -184,6 +185,7 @@ fn do_work(
         false => ports.release().err(),
     });
     failures.extend(Kernel::strays(Some(&kernel)).mend());
+    failures.extend(Kernel::remove_older(bpffs).err());
     // A link that is away for a moment takes no flow away: it goes on when the link is back.
     if !is_on && failures.is_empty() {
         kernel.remove()?;

@@ -12,7 +12,7 @@ use yurt_ebpf::abi::{
     FLOW_DIALLED, FLOW_IS_CLOSED, FLOW_IS_CLOSING, FLOW_MASQUERADED, FLOW_SERVED, Flow, FlowKey,
     PACKET_ABI,
 };
-use yurt_ebpf::frame::ip::TCP;
+use yurt_ebpf::frame::ip::{TCP, UDP};
 use yurt_ebpf::rewrite::flow;
 
 use super::DataplaneError;
@@ -66,10 +66,11 @@ pub struct FlowTables {
     v6: Family,
 }
 
-/// Those of one family: of flows that are up, and of those that are opening.
+/// Those of one family: of connections and of flows of datagrams that are up, and of what is opening or closed.
 #[derive(Debug)]
 struct Family {
-    up: OwnedFd,
+    connections: OwnedFd,
+    datagrams: OwnedFd,
     opening: OwnedFd,
 }
 
@@ -80,13 +81,16 @@ impl FlowTables {
         if !pins.join("yurt_flow4").exists() {
             return Ok(None);
         }
-        let family = |up, opening| {
-            let (up, opening) = (open_map(&pins, up)?, open_map(&pins, opening)?);
-            Ok::<_, DataplaneError>(Family { up, opening })
+        let family = |connections, datagrams, opening| {
+            Ok::<_, DataplaneError>(Family {
+                connections: open_map(&pins, connections)?,
+                datagrams: open_map(&pins, datagrams)?,
+                opening: open_map(&pins, opening)?,
+            })
         };
         Ok(Some(Self {
-            v4: family("yurt_flow4", "yurt_open4")?,
-            v6: family("yurt_flow6", "yurt_open6")?,
+            v4: family("yurt_flow4", "yurt_dgram4", "yurt_open4")?,
+            v6: family("yurt_flow6", "yurt_dgram6", "yurt_open6")?,
         }))
     }
 
@@ -189,7 +193,8 @@ impl Family {
         is_wanted: &impl Fn(u8, SocketAddr, SocketAddr) -> bool,
         see: &mut impl FnMut(PacketFlow) -> Result<(), DataplaneError>,
     ) -> Result<(), DataplaneError> {
-        for (map, is_opening) in [(&self.up, false), (&self.opening, true)] {
+        let up = [&self.connections, &self.datagrams].map(|map| (map, false));
+        for (map, is_opening) in up.into_iter().chain([(&self.opening, true)]) {
             let mut failed = None;
             let read = sys::map_each(map.as_fd(), |key: &FlowKey<A>, flow: &Flow<A>| {
                 let dialled = at(key.destination, key.destination_port_be);
@@ -207,10 +212,19 @@ impl Family {
         Ok(())
     }
 
+    /// Where an entry of a protocol may be.
+    fn tables(&self, protocol: u8) -> [&OwnedFd; 2] {
+        let up = match protocol {
+            UDP => &self.datagrams,
+            _ => &self.connections,
+        };
+        [up, &self.opening]
+    }
+
     /// The entry at a key, in either table.
     fn find<A: Address>(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, DataplaneError> {
         let mut flow = [Flow::default()];
-        for map in [&self.up, &self.opening] {
+        for map in self.tables(key.protocol) {
             let found = sys::map_lookup(map.as_fd(), key, &mut flow);
             if found.map_err(on_map("read", "the flow table"))? {
                 return Ok(Some(flow[0]));
@@ -273,7 +287,7 @@ impl Family {
     }
 
     fn delete<A>(&self, key: &FlowKey<A>) -> Result<(), DataplaneError> {
-        for map in [&self.up, &self.opening] {
+        for map in self.tables(key.protocol) {
             sys::map_delete(map.as_fd(), key).map_err(on_map("delete from", "the flow table"))?;
         }
         Ok(())

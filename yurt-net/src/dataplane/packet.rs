@@ -1,8 +1,9 @@
 //! The packet path in the kernel: its maps, its programs, and the devices that they are on.
 //!
 //! ```text
-//! <bpffs>/yurt-net/packet-v1/     locked (flock) while it is loaded into; by its ABI
-//!     yurt_flow4, yurt_flow6      flows that are up: they survive agents
+//! <bpffs>/yurt-net/packet-v2/     locked (flock) while it is loaded into; by its ABI
+//!     yurt_flow4, yurt_flow6      connections that are up: they survive agents
+//!     yurt_dgram4, yurt_dgram6    flows of datagrams that are, likewise
 //!     yurt_open4, yurt_open6      flows that are opening
 //!     yurt_edge                   the devices that lead outside or to Pods, and this node's addresses there
 //!     yurt_pk_count               what was done
@@ -41,7 +42,7 @@ pub(super) const FEATURE: &str = "packet";
 /// How the packet path is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketOptions {
-    /// Entries of the flow tables.
+    /// Entries for flows that are up.
     pub flows: FlowCapacity,
     /// First port to masquerade with, and how many there are.
     pub ports: (u16, u16),
@@ -170,6 +171,11 @@ impl Packets {
         Ok(ops.iter().filter_map(|op| self.write(op).err()).collect())
     }
 
+    /// Removes what agents with older maps have pinned. Their programs must be on no device any more.
+    pub fn remove_older(bpffs: &Path) -> Result<(), DataplaneError> {
+        (1..abi::PACKET_ABI).try_for_each(|version| remove_dir(&directory(bpffs, FEATURE, version)))
+    }
+
     /// Removes maps and programs, which must be on no device any more.
     pub fn remove(self) -> Result<(), DataplaneError> {
         remove_dir(&directory(&self.bpffs, FEATURE, abi::PACKET_ABI))
@@ -217,6 +223,17 @@ fn decode(row: &abi::EdgeRow) -> EdgeRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flow_tables_of_the_default_sizes_leave_room_for_those_of_services_in_six_megabytes() {
+        // Of each entry, `struct htab_elem` (kernel/bpf/hashtab.c).
+        const HEADER: u32 = 48;
+        let maps = packet_maps(PacketOptions::DEFAULT.flows);
+        let tables = maps[..6].iter();
+        let bytes =
+            tables.map(|(_, map)| map.max_entries * (HEADER + map.key_size + map.value_size));
+        assert_eq!(bytes.sum::<u32>(), 5_406_720);
+    }
 
     #[test]
     fn a_row_is_read_back_as_it_was_written() {

@@ -1,13 +1,16 @@
 //! The maps of flows and of affinity, for both families.
 
+use core::hint::black_box;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 
 use yurt_ebpf::abi::{Affinity, AffinityKey, EdgeRow, Flow, FlowKey, LastBackend};
+use yurt_ebpf::frame::ip::UDP;
 use yurt_ebpf::rewrite::flow::{Address, Flows, Found, Memory, Scratch};
 
-use crate::maps::packet::{FLOW4, FLOW6, OPEN4, OPEN6, SCRATCH4, SCRATCH6};
+use crate::maps::packet::{DGRAM4, DGRAM6, FLOW4, FLOW6, OPEN4, OPEN6, SCRATCH4, SCRATCH6};
 use crate::maps::service::{AFF4, AFF6};
 
 type FlowMap<A> = LruHashMap<FlowKey<A>, Flow<A>>;
@@ -15,7 +18,9 @@ type LastBackends<A> = LruHashMap<AffinityKey, LastBackend<<A as Address>::Backe
 
 /// A family of addresses, and its maps.
 pub(super) trait Family: Address + 'static {
+    /// Of connections, and of all that is not UDP.
     const UP: &'static FlowMap<Self>;
+    const DATAGRAMS: &'static FlowMap<Self>;
     const OPENING: &'static FlowMap<Self>;
     const LAST: &'static LastBackends<Self>;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>>;
@@ -35,6 +40,7 @@ pub(super) trait Family: Address + 'static {
 
 impl Family for [u8; 4] {
     const UP: &'static FlowMap<Self> = &FLOW4;
+    const DATAGRAMS: &'static FlowMap<Self> = &DGRAM4;
     const OPENING: &'static FlowMap<Self> = &OPEN4;
     const LAST: &'static LastBackends<Self> = &AFF4;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>> = &SCRATCH4;
@@ -47,6 +53,7 @@ impl Family for [u8; 4] {
 
 impl Family for [u8; 16] {
     const UP: &'static FlowMap<Self> = &FLOW6;
+    const DATAGRAMS: &'static FlowMap<Self> = &DGRAM6;
     const OPENING: &'static FlowMap<Self> = &OPEN6;
     const LAST: &'static LastBackends<Self> = &AFF6;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>> = &SCRATCH6;
@@ -60,10 +67,29 @@ impl Family for [u8; 16] {
 /// The maps, as the decision asks them.
 pub(super) struct FlowMaps;
 
+/// The map of those that are up and have the protocol of a key.
+#[inline(always)]
+fn up<A: Family>(key: &FlowKey<A>) -> &'static FlowMap<A> {
+    match key.protocol {
+        UDP => A::DATAGRAMS,
+        _ => A::UP,
+    }
+}
+
+/// Looks there. By two calls, each with its map: for a call with either the kernel would not write the lookup in its
+/// place.
+#[inline(always)]
+fn find_up<A: Family>(key: &FlowKey<A>) -> Option<*mut Flow<A>> {
+    match key.protocol {
+        UDP => black_box(A::DATAGRAMS.get_ptr_mut(key)),
+        _ => A::UP.get_ptr_mut(key),
+    }
+}
+
 impl<A: Family> Flows<A> for FlowMaps {
     #[inline(always)]
     fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>> {
-        let up = A::UP.get_ptr_mut(key);
+        let up = find_up(key);
         let flow = match up {
             Some(flow) => flow,
             None => A::OPENING.get_ptr_mut(key)?,
@@ -89,7 +115,7 @@ impl<A: Family> Flows<A> for FlowMaps {
 
     #[inline(always)]
     fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        let is_up = A::UP.insert(key, flow, 0).is_ok();
+        let is_up = up(key).insert(key, flow, 0).is_ok();
         if is_up {
             let _ = A::OPENING.remove(key);
         }
@@ -99,13 +125,13 @@ impl<A: Family> Flows<A> for FlowMaps {
     #[inline(always)]
     fn retire(&mut self, key: &FlowKey<A>, flow: &Flow<A>) {
         if A::OPENING.insert(key, flow, 0).is_ok() {
-            let _ = A::UP.remove(key);
+            let _ = up(key).remove(key);
         }
     }
 
     #[inline(always)]
     fn forget(&mut self, key: &FlowKey<A>) {
-        let _ = A::UP.remove(key);
+        let _ = up(key).remove(key);
         let _ = A::OPENING.remove(key);
     }
 }

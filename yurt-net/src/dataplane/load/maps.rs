@@ -145,38 +145,35 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
-/// Entries of the flow tables: a flow has two, or three where it is masqueraded.
+/// Entries for flows that are up: a flow has two, or three where it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowCapacity {
-    /// `yurt_flow4`.
+    /// `yurt_flow4` and `yurt_dgram4` together.
     pub v4: u32,
-    /// `yurt_flow6`.
+    /// `yurt_flow6` and `yurt_dgram6` together.
     pub v6: u32,
 }
 
-/// A flow that is up stays for hours, one that is opening for a moment: so much smaller is their map.
-const OPENINGS: u32 = 4;
+/// The sizes of the tables of connections that are up, of flows of datagrams that are, and of what is opening or
+/// closed. Anybody may fill the second one, with whose address ever, so it is apart; what is in the third one stays for
+/// a moment.
+const fn shares(entries: u32) -> [u32; 3] {
+    let quarter = entries.div_ceil(4);
+    [entries - quarter, quarter, quarter]
+}
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 10] {
-    let opening = |entries: u32| entries.div_ceil(OPENINGS);
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 12] {
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
+    let v4 = shares(capacity.v4).map(|entries| info::<abi::FlowKey4, abi::Flow4>(lru, entries, 0));
+    let v6 = shares(capacity.v6).map(|entries| info::<abi::FlowKey6, abi::Flow6>(lru, entries, 0));
+    let ([flow4, dgram4, open4], [flow6, dgram6, open6]) = (v4, v6);
     [
-        (
-            "yurt_flow4",
-            info::<abi::FlowKey4, abi::Flow4>(lru, capacity.v4, 0),
-        ),
-        (
-            "yurt_flow6",
-            info::<abi::FlowKey6, abi::Flow6>(lru, capacity.v6, 0),
-        ),
-        (
-            "yurt_open4",
-            info::<abi::FlowKey4, abi::Flow4>(lru, opening(capacity.v4), 0),
-        ),
-        (
-            "yurt_open6",
-            info::<abi::FlowKey6, abi::Flow6>(lru, opening(capacity.v6), 0),
-        ),
+        ("yurt_flow4", flow4),
+        ("yurt_flow6", flow6),
+        ("yurt_dgram4", dgram4),
+        ("yurt_dgram6", dgram6),
+        ("yurt_open4", open4),
+        ("yurt_open6", open6),
         (
             "yurt_edge",
             info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, BPF_F_NO_PREALLOC),
