@@ -222,6 +222,37 @@ fn four_times_the_size_is_not_sixteen_times_the_work() {
     }
 }
 
+/// Slices and PoolServices of one Service, all of which are other ones with each generation.
+fn many_objects(world: &mut World, count: usize, generation: usize) {
+    world.service("big", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+    });
+    for n in 0..count {
+        let address = address(n % 100 + generation * 100).to_string();
+        world.slice(&format!("big-{n}"), "big", &[(&address, None)]);
+        world.pool_service("big", &format!("pool-{n}"), &[&address]);
+    }
+}
+
+#[test]
+fn objects_of_one_service_that_all_change_at_once_cost_what_each_of_them_costs() {
+    let [small, large] = [4000, 16_000].map(|count| {
+        let mut node = Node::new(None);
+        let changes = (0..4).map(|generation| {
+            many_objects(&mut node.world, count, generation);
+            let started = processor_time();
+            node.follow(&Touched::Anything);
+            processor_time() - started
+        });
+        // At first there is nothing that could go.
+        changes.skip(1).min().unwrap()
+    });
+    assert!(
+        large < small * RATIO,
+        "{small:?}, {large:?} for four times as many"
+    );
+}
+
 #[test]
 fn beyond_the_limits_size_costs_next_to_nothing() {
     for (what, tenant, size) in TENANTS {

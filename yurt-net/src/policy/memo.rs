@@ -184,6 +184,7 @@ impl Memo {
             names: BTreeSet::new(),
             is_endpoints_only: true,
         };
+        let mut gone = Gone::default();
         if *touched == Touched::Anything {
             step_all(&mut inputs.services, &snapshot.services, |step| {
                 let service = step.object();
@@ -197,7 +198,8 @@ impl Memo {
                 let owner = object.owner();
                 stale.is_endpoints_only = false;
                 stale.names.insert(owner.clone());
-                step.repeat(&mut services.entry(owner).or_default().pool_services);
+                let list = &mut services.entry(owner).or_default().pool_services;
+                gone.repeat(&step, list);
             });
         }
         let take_slice = |step: Step<'_, EndpointSlice>| {
@@ -205,7 +207,8 @@ impl Memo {
             if !slice.is_headless {
                 let owner = slice.owner();
                 stale.names.insert(owner.clone());
-                step.repeat(&mut services.entry(owner).or_default().slices);
+                let list = &mut services.entry(owner).or_default().slices;
+                gone.repeat(&step, list);
             }
         };
         match touched {
@@ -213,6 +216,14 @@ impl Memo {
                 step_named(&mut inputs.slices, &snapshot.slices, names, take_slice);
             }
             Touched::Anything => step_all(&mut inputs.slices, &snapshot.slices, take_slice),
+        }
+        if !gone.0.is_empty() {
+            for name in &stale.names {
+                if let Some(remembered) = services.get_mut(name) {
+                    gone.leave(&mut remembered.slices);
+                    gone.leave(&mut remembered.pool_services);
+                }
+            }
         }
         stale
     }
@@ -291,13 +302,30 @@ impl<T> Step<'_, T> {
             Self::Came(object) => Some(object),
         }
     }
+}
 
-    /// Does the same to a list.
-    fn repeat(&self, list: &mut Few<T>) {
-        match self {
-            Self::Gone(object) => list.retain(|other| !Arc::ptr_eq(other, object)),
-            Self::Came(object) => list.push(Arc::clone(object)),
+/// The addresses of objects that are gone, and are still in the list of their Service. They leave it together: a
+/// Service may have ten thousand slices that all change at once.
+#[derive(Default)]
+struct Gone(BTreeSet<usize>);
+
+impl Gone {
+    fn address<T>(object: &Arc<T>) -> usize {
+        Arc::as_ptr(object).addr()
+    }
+
+    /// Does the same to a list, but for what has to leave it.
+    fn repeat<T>(&mut self, step: &Step<'_, T>, list: &mut Few<T>) {
+        match step {
+            Step::Gone(object) => {
+                self.0.insert(Self::address(object));
+            }
+            Step::Came(object) => list.push(Arc::clone(object)),
         }
+    }
+
+    fn leave<T>(&self, list: &mut Few<T>) {
+        list.retain(|object| !self.0.contains(&Self::address(object)));
     }
 }
 
