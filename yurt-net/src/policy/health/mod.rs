@@ -4,7 +4,8 @@
 //! Rules in order: (1) a load balancer with `externalTrafficPolicy: Local` and a `healthCheckNodePort`, if this node
 //! serves it; (2) endpoints that are ready and on this node count, each address once, whatever their ports; (3) no port
 //! by which the node is reached (`protected`); (4) no NodePort of TCP, which the listener would never hear of; (5) of
-//! several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`. Reference:
+//! several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: those that come before
+//! tenants, then the first one of each namespace, the second one of each, and so on. Reference:
 //! kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go. Differs:
 //! there, no port is protected, and whoever binds first has it.
 #![forbid(unsafe_code)]
@@ -72,25 +73,51 @@ pub(super) fn settle<'a>(
         rank(*a_made, a).cmp(&rank(*b_made, b)).then_with(by_name)
     });
     let mut served: BTreeMap<u16, HealthCheck> = BTreeMap::new();
-    let mut refused = Vec::new();
+    let (mut refused, mut order) = (Vec::new(), Vec::new());
     for (_, check) in asked {
         let port = check.port;
         let why = if let Some(key) = node_ports.get(&port) {
             format!("a NodePort of {}/{}", key.namespace, key.name)
         } else if let Some(other) = served.get(&port) {
             format!("that of {}, which comes first", other.service)
-        } else if served.len() >= MAX_HEALTH_CHECKS {
-            format!("one too many: this node serves the first {MAX_HEALTH_CHECKS}")
         } else {
+            order.push(port);
             served.insert(port, check);
             continue;
         };
-        refused.push((
-            check.service,
-            format!("healthCheckNodePort {port} is {why}"),
-        ));
+        refused.push(refusal(check, &why));
+    }
+    let too_many =
+        format!("one too many: this node serves {MAX_HEALTH_CHECKS}, of each namespace as many");
+    for port in last_in_turns(&order, &served) {
+        let check = served.remove(&port);
+        refused.extend(check.map(|check| refusal(check, &too_many)));
     }
     (served.into_values().collect(), refused)
+}
+
+fn refusal(check: HealthCheck, why: &str) -> (NamespacedName, String) {
+    let reason = format!("healthCheckNodePort {} is {why}", check.port);
+    (check.service, reason)
+}
+
+/// The ports of those that are too many. `order`: all ports that are served, the first to come first. One namespace
+/// with many would otherwise keep those of all others closed, on every node.
+fn last_in_turns(order: &[u16], served: &BTreeMap<u16, HealthCheck>) -> Vec<u16> {
+    if order.len() <= MAX_HEALTH_CHECKS {
+        return Vec::new();
+    }
+    let mut turns: BTreeMap<&str, usize> = BTreeMap::new();
+    let places = order.iter().enumerate().filter_map(|(rank, port)| {
+        let NamespacedName { namespace, name } = &served.get(port)?.service;
+        let turn = turns.entry(namespace).or_default();
+        *turn += 1;
+        Some((Standing::of(namespace, name), *turn, rank, *port))
+    });
+    let mut places: Vec<_> = places.collect();
+    places.sort_unstable();
+    let last = places.into_iter().skip(MAX_HEALTH_CHECKS);
+    last.map(|(_, _, _, port)| port).collect()
 }
 
 #[cfg(test)]

@@ -173,6 +173,40 @@ fn a_node_has_no_more_health_checks_than_it_has_sockets_for() {
     assert_eq!(*youngest.name, *format!("web-{most}"));
 }
 
+#[test]
+fn one_namespace_with_many_health_checks_closes_none_of_another() {
+    let most = u16::try_from(MAX_HEALTH_CHECKS).unwrap();
+    let asked = |number: u16, namespace: &str| {
+        let check = HealthCheck {
+            port: 30000 + number,
+            service: NamespacedName::new(namespace, format!("web-{number}")),
+            local_endpoints: 1,
+        };
+        (u64::from(number) + 1, check)
+    };
+    let many = (0..most + 100).map(|number| asked(number, "many"));
+    let few = (2000..2003).map(|number| asked(number, "few"));
+    let system = [asked(2500, "kube-system")];
+    let all: Vec<Asked> = many.chain(few).chain(system).collect();
+    let (served, refused) = settle(all, [].iter());
+    let count = |namespace: &str| {
+        let of = |check: &&HealthCheck| &*check.service.namespace == namespace;
+        served.iter().filter(of).count()
+    };
+    assert_eq!(
+        ["kube-system", "few", "many"].map(count),
+        [1, 3, MAX_HEALTH_CHECKS - 4]
+    );
+    assert!(served.is_sorted_by_key(|check| check.port));
+    assert_eq!(refused.len(), 104);
+    // Its youngest are left out.
+    let is_young = |(service, _): &(NamespacedName, String)| {
+        let number: u16 = service.name["web-".len()..].parse().unwrap();
+        &*service.namespace == "many" && number >= most - 4
+    };
+    assert!(refused.iter().all(is_young), "{refused:?}");
+}
+
 /// The memo has no say: what is counted in place is what a first compile counts.
 #[test]
 fn a_slice_that_changes_is_counted_as_if_all_were_new() {
