@@ -63,10 +63,7 @@ impl ReservedPorts {
         let all: BTreeSet<u16> = others.union(&new).copied().collect();
         // Written down first: what is reserved and not written down would stay for ever.
         if !new.is_empty() && new != ours {
-            if let Some(directory) = self.record.parent() {
-                fs::create_dir_all(directory).map_err(at("make", directory))?;
-            }
-            fs::write(&self.record, text(&new)).map_err(at("write", &self.record))?;
+            self.write_down(&new)?;
         }
         if all != reserved {
             fs::write(RESERVED, text(&all)).map_err(at("write", Path::new(RESERVED)))?;
@@ -75,6 +72,21 @@ impl ReservedPorts {
             fs::remove_file(&self.record).map_err(at("remove", &self.record))?;
         }
         Ok(all != reserved)
+    }
+
+    /// The record is whole at any time: without it, what is reserved would never be taken out.
+    fn write_down(&self, ours: &BTreeSet<u16>) -> Result<(), DataplaneError> {
+        if let Some(directory) = self.record.parent() {
+            fs::create_dir_all(directory).map_err(at("make", directory))?;
+        }
+        let next = self.record.with_extension("next");
+        let written = fs::write(&next, text(ours)).map_err(at("write", &next));
+        let written =
+            written.and_then(|()| fs::rename(&next, &self.record).map_err(at("rename", &next)));
+        if written.is_err() {
+            let _ = fs::remove_file(&next);
+        }
+        written
     }
 }
 
@@ -144,6 +156,17 @@ mod tests {
             assert_eq!(text(&ports(list)), shown, "{list}");
             assert_eq!(ports(&text(&ports(list))), ports(list), "{list}");
         }
+    }
+
+    #[test]
+    fn a_record_that_cannot_be_written_anew_stays_as_it_was() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserved = ReservedPorts::recorded_in(dir.path());
+        reserved.write_down(&[1].into()).unwrap();
+        // A disk that is full would do.
+        fs::create_dir(dir.path().join("reserved-ports.next")).unwrap();
+        reserved.write_down(&[2].into()).unwrap_err();
+        assert_eq!(read(&reserved.record).unwrap(), "1\n");
     }
 
     #[test]
