@@ -401,11 +401,11 @@ impl Task {
                 match watch_event(line, kind, api_version)? {
                     WatchEvent::Put { object, version } => news.push(News::Put {
                         api_version,
-                        object: Bytes::copy_from_slice(object.get().as_bytes()),
+                        object: Bytes::copy_from_slice(object),
                         version,
                     }),
                     WatchEvent::Delete { object, version } => news.push(News::Delete {
-                        object: Bytes::copy_from_slice(object.get().as_bytes()),
+                        object: Bytes::copy_from_slice(object),
                         version,
                     }),
                     WatchEvent::Bookmark { version } => news.push(News::Bookmark { version }),

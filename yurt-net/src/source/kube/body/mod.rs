@@ -385,15 +385,15 @@ impl LineScanner {
 pub enum WatchEvent<'a> {
     /// ADDED or MODIFIED.
     Put {
-        /// Its state.
-        object: &'a RawValue,
+        /// Its state, in JSON.
+        object: &'a [u8],
         /// `metadata.resourceVersion`; "" = none.
         version: String,
     },
     /// DELETED, with the last state of the object.
     Delete {
-        /// Its last state.
-        object: &'a RawValue,
+        /// Its last state, in JSON.
+        object: &'a [u8],
         /// Version at its end.
         version: String,
     },
@@ -430,53 +430,76 @@ pub fn watch_event<'a>(
         #[serde(borrow)]
         object: &'a RawValue,
     }
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Object<'a> {
-        #[serde(borrow)]
-        kind: Option<&'a RawValue>,
-        #[serde(borrow)]
-        api_version: Option<&'a RawValue>,
-        metadata: Option<Metadata>,
-        code: Option<u16>,
-        message: Option<String>,
-    }
-    #[derive(Default, Deserialize)]
-    #[serde(default, rename_all = "camelCase")]
-    struct Metadata {
-        resource_version: Option<String>,
+    if let Some((kind, object)) = as_go_writes_it(line)
+        && let Ok(head) = serde_json::from_slice(object)
+    {
+        return event(kind, object, head, wanted, api_version);
     }
     let Line { kind, object } = serde_json::from_slice(line)?;
-    let Object {
-        kind: object_kind,
-        api_version: object_version,
-        metadata,
-        code,
-        message,
-    } = serde_json::from_str(object.get())?;
-    if matches!(&*kind, "ADDED" | "MODIFIED" | "DELETED") {
+    let head = serde_json::from_str(object.get())?;
+    event(&kind, object.get().as_bytes(), head, wanted, api_version)
+}
+
+/// The type and the object of a line that is written as apiservers write it. An object may have megabytes, and would be
+/// read once more if its end was looked for. If it is JSON, the line is, too.
+fn as_go_writes_it(line: &[u8]) -> Option<(&str, &[u8])> {
+    let line = line.trim_ascii().strip_prefix(br#"{"type":""#)?;
+    let (kind, rest) = line.split_at(memchr(b'"', line)?);
+    let object = rest.strip_prefix(br#"","object":"#)?.strip_suffix(b"}")?;
+    let is_word = kind.iter().all(u8::is_ascii_uppercase);
+    is_word.then_some((str::from_utf8(kind).ok()?, object))
+}
+
+/// What is read of an object before it is decoded.
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct Head<'a> {
+    #[serde(borrow)]
+    kind: Option<&'a RawValue>,
+    #[serde(borrow)]
+    api_version: Option<&'a RawValue>,
+    metadata: Option<HeadMetadata>,
+    code: Option<u16>,
+    message: Option<String>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+struct HeadMetadata {
+    resource_version: Option<String>,
+}
+
+fn event<'a>(
+    kind: &str,
+    object: &'a [u8],
+    head: Head<'_>,
+    wanted: &str,
+    api_version: &str,
+) -> Result<WatchEvent<'a>, BodyError> {
+    if matches!(kind, "ADDED" | "MODIFIED" | "DELETED") {
         // What is no text is told of the object alone, by its decoder.
-        let said = |value: Option<&'a RawValue>| -> Cow<'a, str> {
+        fn said(value: Option<&RawValue>) -> Cow<'_, str> {
             let text = value.map(|value| serde_json::from_str(value.get()));
             text.and_then(Result::ok).unwrap_or_default()
-        };
-        let (kind, version) = (said(object_kind), said(object_version));
+        }
+        let (kind, version) = (said(head.kind), said(head.api_version));
         if let Some(other) = OtherObject::said(&kind, &version, wanted, api_version) {
             return Err(other.into());
         }
     }
-    let version = metadata
-        .and_then(|meta| meta.resource_version)
-        .unwrap_or_default();
-    Ok(match kind.as_str() {
+    let version = head.metadata.and_then(|meta| meta.resource_version);
+    let version = version.unwrap_or_default();
+    Ok(match kind {
         "ADDED" | "MODIFIED" => WatchEvent::Put { object, version },
         "DELETED" => WatchEvent::Delete { object, version },
         "BOOKMARK" => WatchEvent::Bookmark { version },
         "ERROR" => WatchEvent::Error {
-            code: code.unwrap_or_default(),
-            message: message.unwrap_or_default(),
+            code: head.code.unwrap_or_default(),
+            message: head.message.unwrap_or_default(),
         },
-        _ => WatchEvent::Unknown { kind },
+        _ => WatchEvent::Unknown {
+            kind: kind.to_owned(),
+        },
     })
 }
 

@@ -194,6 +194,34 @@ fn watch_lines_are_told_apart() {
     }
 }
 
+/// The object is found without a look for its end, and nothing else is taken for it.
+#[test]
+fn a_line_says_the_same_however_it_is_written() {
+    let read = |line: &str| {
+        watch_event(line.as_bytes(), "Service", "v1")
+            .map(|event| format!("{event:?}"))
+            .map_err(|error| matches!(error, BodyError::Json(_)))
+    };
+    for kind in ["ADDED", "DELETED", "BOOKMARK", "ERROR", "NEW"] {
+        for object in [
+            r#"{"metadata":{"resourceVersion":"7"},"a":"}"}"#,
+            r#"{"metadata":null}"#,
+            r#"{"a":1},"more":{"b":2}"#,
+            r#"{"a":1"#,
+            r#"{"a":1}}"#,
+            r#"{} {}"#,
+            "",
+            "7",
+        ] {
+            let go = format!("{{\"type\":\"{kind}\",\"object\":{object}}}");
+            assert!(as_go_writes_it(go.as_bytes()).is_some(), "{go}");
+            let with_blanks = format!("{{ \"type\" : \"{kind}\" , \"object\" : {object} }}");
+            assert_eq!(as_go_writes_it(with_blanks.as_bytes()), None);
+            assert_eq!(read(&go), read(&with_blanks), "{go}");
+        }
+    }
+}
+
 #[test]
 fn an_event_of_an_object_that_says_it_is_something_else_is_refused() {
     let event = |deed: &str, object: &str| {
