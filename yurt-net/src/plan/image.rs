@@ -339,9 +339,17 @@ impl MapImage {
         self.row_counts[family as usize]
     }
 
-    pub(super) fn insert_row(&mut self, key: FrontendKey, row: FrontendRow) {
-        if self.frontends.insert(key, row).is_none() {
+    /// Adds rows, or changes those that there are.
+    pub(super) fn insert_rows(&mut self, mut rows: BTreeMap<FrontendKey, FrontendRow>) {
+        let are_many = rows.len() > self.frontends.len();
+        let new = rows.keys().filter(|key| !self.frontends.contains_key(key));
+        for key in new {
             self.row_counts[AddressFamily::from(key.address) as usize] += 1;
+        }
+        match are_many {
+            // Both are gone through once, where each row of empty maps would look for its place.
+            true => self.frontends.append(&mut rows),
+            false => self.frontends.extend(rows),
         }
     }
 

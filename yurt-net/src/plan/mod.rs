@@ -275,10 +275,10 @@ impl Planner<'_> {
                 .iter()
                 .filter(|(key, _)| key.is_external() == is_external)
             {
-                self.image.insert_row(*key, *row);
                 ops.push(Op::PutFrontend(*key, *row));
             }
         }
+        self.image.insert_rows(puts);
         if is_new_prefixes {
             // After the rows of new ClusterIPs, before those of old ones go.
             self.image.prefixes = self.table.cluster_prefixes.clone();
@@ -380,6 +380,9 @@ impl Planner<'_> {
             }
         };
         let has_place = kept.is_some();
+        if old_rows.is_empty() {
+            return has_place;
+        }
         let kept = kept.iter().flat_map(|unit| &unit.rows);
         let kept: BTreeSet<FrontendKey> = kept.map(|(row, _)| *row).collect();
         for (row, _) in old_rows {
