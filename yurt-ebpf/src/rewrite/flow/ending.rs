@@ -70,3 +70,20 @@ pub(super) fn end<A, F>(
         flows.retire(&scratch.other, &scratch.served);
     }
 }
+
+/// The backend of a flow that is up takes a SYN of the client: another connection begins, and what was said of the end
+/// of the one before says nothing of this one. `scratch.key` is what the client dialled, and `scratch.other` the entry
+/// for its answers.
+#[inline(always)]
+pub(super) fn begin_again<A, F>(flows: &mut F, scratch: &mut Scratch<A>)
+where
+    A: Address,
+    F: Flows<A>,
+{
+    if let Some(Found { flow, .. }) = flows.find(&scratch.other) {
+        flow.state &= !FLOW_IS_CLOSING;
+    }
+    if let Some(Found { flow, .. }) = flows.find(&scratch.key) {
+        flow.state &= !FLOW_IS_CLOSING;
+    }
+}

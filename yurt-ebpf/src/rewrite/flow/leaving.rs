@@ -5,7 +5,7 @@
 )]
 
 use super::address::Address;
-use super::ending::{self, end};
+use super::ending::{self, begin_again, end};
 use super::head::{ACK, Head, SYN};
 use super::icmp;
 use super::memory::{Flows, Found, Here, Scratch, Verdict, led};
@@ -76,15 +76,19 @@ where
         {
             return Verdict::Pass;
         }
-        if is_opening && head.flags & (SYN | ACK) == (SYN | ACK) {
+        let takes_a_syn = head.flags & (SYN | ACK) == (SYN | ACK);
+        if is_opening && takes_a_syn {
             flow.expected = head.sequence.wrapping_add(1);
         }
         let dialled = (flow.to, flow.to_port_be);
-        if head.ends() {
+        if head.ends() || takes_a_syn && !is_opening {
             scratch.other = scratch.key;
             (scratch.key.destination, scratch.key.destination_port_be) = dialled;
             scratch.key.place = FLOW_DIALLED;
-            end(head, flows, scratch, (ending::Side::Backend, is_opening));
+            match head.ends() {
+                true => end(head, flows, scratch, (ending::Side::Backend, is_opening)),
+                false => begin_again(flows, scratch),
+            }
         }
         return led(head, packet, Side::Source, dialled, Handled::ToClient);
     }

@@ -118,9 +118,9 @@ impl<A: Address> Scratch<A> {
 impl<A: Address> Flow<A> {
     /// Has it know of a packet after the first one; false where it is over, and the packet is not its.
     ///
-    /// Anybody may send a FIN or a RST with the client's address, who does not know where its connection is. So one
-    /// says nothing here but that its sender will say no more; [`end`](super::ending::end) knows when the connection is
-    /// closed.
+    /// A FIN or a RST proves nothing: anybody may send one with the client's address. So a FIN is only noted, in the
+    /// entry of the packets of its direction, and a RST is not even that. Whether the connection is closed is for
+    /// [`end`](super::ending::end) to say, from the FINs of both sides or from the number of the RST.
     #[inline(always)]
     pub(super) fn touch(&mut self, head: &Head, now_s: u32, is_opening: bool) -> bool {
         if self.is_over(head.is_tcp(), now_s) {

@@ -26,6 +26,28 @@ fn a_stray_syn_moves_no_connection_that_is_up() {
 }
 
 #[test]
+fn a_connection_that_begins_in_a_flow_that_one_side_had_closed_is_up_until_both_of_its_own_sides_have_closed_it() {
+    let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
+    for is_by_client in [true, false] {
+        let (mut node, _, backend) = connected(client, dialled);
+        let by_client = tcp(client, dialled, FIN_ACK, b"");
+        let by_backend = tcp(backend, client, FIN_ACK, b"");
+        let close = |node: &mut Node, is_by_client| match is_by_client {
+            true => drop(node.led(&by_client, Handled::ToBackend)),
+            false => drop(node.sent(&by_backend, Handled::ToClient)),
+        };
+        close(&mut node, is_by_client);
+        node.led(&tcp(client, dialled, SYN, b""), Handled::ToBackend);
+        node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+        node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+        close(&mut node, !is_by_client);
+        assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (2, 0));
+        close(&mut node, is_by_client);
+        assert_eq!((node.flows4.up.len(), node.flows4.opening.len()), (0, 2));
+    }
+}
+
+#[test]
 fn a_port_that_is_used_again_gets_no_backend_of_before_that_has_gone() {
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
     let (mut node, index, _) = connected(client, dialled);
