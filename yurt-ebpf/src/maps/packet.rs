@@ -11,10 +11,10 @@ use yurt_ebpf::rewrite::flow::Scratch;
 
 /// Connections of IPv4 that are up; the entries that were quiet for longest make room.
 #[map(name = "yurt_flow4")]
-pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(24576, 0);
+pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(20480, 0);
 /// See `FLOW4`.
 #[map(name = "yurt_flow6")]
-pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(6144, 0);
+pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(5120, 0);
 /// Flows of datagrams of IPv4 that are up, apart: whoever sends many of them, with whose address ever, pushes out no
 /// connection.
 #[map(name = "yurt_dgram4")]
@@ -24,10 +24,10 @@ pub(crate) static DGRAM4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_ent
 pub(crate) static DGRAM6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
 /// Those that are opening, of any protocol.
 #[map(name = "yurt_open4")]
-pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
+pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(12288, 0);
 /// See `OPEN4`.
 #[map(name = "yurt_open6")]
-pub(crate) static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
+pub(crate) static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(3072, 0);
 /// Index of a device that leads outside or to a Pod -> this node's addresses there.
 #[map(name = "yurt_edge")]
 pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, BPF_F_NO_PREALLOC);

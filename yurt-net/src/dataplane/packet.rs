@@ -42,7 +42,7 @@ pub(super) const FEATURE: &str = "packet";
 /// How the packet path is set up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketOptions {
-    /// Entries for flows that are up.
+    /// Entries of the flow tables.
     pub flows: FlowCapacity,
     /// First port to masquerade with, and how many there are.
     pub ports: (u16, u16),

@@ -99,7 +99,7 @@ where
         return Verdict::Pass;
     }
     head.key(&mut scratch.key, FLOW_SERVED);
-    let Some(Found { flow, .. }) = flows.find(&scratch.key) else {
+    let Some(Found { flow, is_opening }) = flows.find(&scratch.key) else {
         return Verdict::Pass;
     };
     if !H::IS_INSIDE && flow.state & FLOW_IS_INSIDE != 0 {
@@ -114,6 +114,7 @@ where
         return led(head, packet, Side::Source, source, Handled::ToBackend);
     }
     scratch.flow = *flow;
+    let dialled = (flow.to, flow.to_port_be);
     let port_be = match node() {
         Some(node) if node.is_some() => {
             scratch.flow.node = node;
@@ -122,6 +123,13 @@ where
         _ => None,
     };
     let Some(port_be) = port_be else {
+        // It takes no room from others that are opening; what is sent again decides anew.
+        if is_opening {
+            flows.forget(&scratch.key);
+            (scratch.key.destination, scratch.key.destination_port_be) = dialled;
+            scratch.key.place = FLOW_DIALLED;
+            flows.forget(&scratch.key);
+        }
         return Verdict::Is(Handled::DropNoPort);
     };
     let source = (scratch.flow.node, port_be);

@@ -145,21 +145,21 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
-/// Entries for flows that are up: a flow has two, or three where it is masqueraded.
+/// Entries of the flow tables, in all a quarter more: a flow has two, or three where it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowCapacity {
-    /// `yurt_flow4` and `yurt_dgram4` together.
+    /// Of IPv4: what is in `yurt_flow4` is five eighths.
     pub v4: u32,
-    /// `yurt_flow6` and `yurt_dgram6` together.
+    /// Of IPv6, likewise.
     pub v6: u32,
 }
 
 /// The sizes of the tables of connections that are up, of flows of datagrams that are, and of what is opening or
-/// closed. Anybody may fill the second one, with whose address ever, so it is apart; what is in the third one stays for
-/// a moment.
-const fn shares(entries: u32) -> [u32; 3] {
-    let quarter = entries.div_ceil(4);
-    [entries - quarter, quarter, quarter]
+/// closed. Anybody may fill the second one, with whose address ever, so it is apart. What is in the third one stays for
+/// a moment, but that is as long as a client's answer takes, while others open flows by the ten thousand.
+fn shares(entries: u32) -> [u32; 3] {
+    let eighths = |count: u32| (entries * count).div_ceil(8);
+    [eighths(5), eighths(2), eighths(3)]
 }
 
 pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 12] {

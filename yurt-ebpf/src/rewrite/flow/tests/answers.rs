@@ -48,6 +48,7 @@ proptest! {
                 let (verdict, after) = node.leave(&udp(client, backend, b"?"), true);
                 if verdict == Verdict::Is(Handled::DropNoPort) {
                     prop_assert_eq!(stands_for.len(), usize::from(ports));
+                    dialled_by.remove(&(client, backend));
                     continue;
                 }
                 prop_assert_eq!(verdict, Verdict::Is(Handled::ToBackend));

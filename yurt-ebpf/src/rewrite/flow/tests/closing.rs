@@ -26,7 +26,8 @@ fn a_stray_syn_moves_no_connection_that_is_up() {
 }
 
 #[test]
-fn a_connection_that_begins_in_a_flow_that_one_side_had_closed_is_up_until_both_of_its_own_sides_have_closed_it() {
+fn a_connection_that_begins_in_a_flow_that_one_side_had_closed_is_up_until_both_of_its_own_sides_have_closed_it()
+ {
     let (client, dialled) = (at("198.51.100.7:40000"), at("192.0.2.11:80"));
     for is_by_client in [true, false] {
         let (mut node, _, backend) = connected(client, dialled);

@@ -67,6 +67,8 @@ fn without_a_free_port_or_an_address_a_flow_is_dropped_and_costs_nobody_else() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 2);
+    // It takes no room, either.
+    assert_eq!(node.flows4.opening.len(), 3 * seen.len());
     // When they are over, their ports are free.
     node.now_s += FLOW_QUIET_S + 1;
     let client = at("198.51.100.99:40000");
