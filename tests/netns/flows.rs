@@ -218,14 +218,14 @@ fn what_others_have_reserved_stays_however_long_their_list_is() -> Result<()> {
     let mut stage = Stage::new()?;
     let near = stage.near.clone();
     let node = stage.world.node(0)?.clone();
-    set(&node, LOCAL, "32768 61099")?;
+    set(&node, LOCAL, "29900 60999")?;
     // Longer than a page.
     let ports: Vec<String> = (0..1500).map(|n| (10_001 + 2 * n).to_string()).collect();
     let others = ports.join(",");
     set(&node, RESERVED, &others)?;
     assert_eq!(get(&node, RESERVED)?, others);
     let agent = stage.start(&[&near])?;
-    assert_eq!(get(&node, RESERVED)?, format!("{others},61000-61099"));
+    assert_eq!(get(&node, RESERVED)?, format!("{others},29900-29999"));
     let line = checked(&node)?;
     ensure!(line.starts_with("ok"), "{line}");
     agent.terminate()?;
@@ -248,10 +248,10 @@ fn ports_of_ours_are_reserved_and_given_back_and_check_says_what_is_in_the_way()
     let mut stage = Stage::new()?;
     let near = stage.near.clone();
     let node = stage.world.node(0)?.clone();
-    set(&node, LOCAL, "32768 61099")?;
-    set(&node, RESERVED, "7,61050")?;
+    set(&node, LOCAL, "29900 60999")?;
+    set(&node, RESERVED, "7,29950")?;
     let agent = stage.start(&[&near])?;
-    assert_eq!(get(&node, RESERVED)?, "7,61000-61099");
+    assert_eq!(get(&node, RESERVED)?, "7,29900-29999");
     let line = checked(&node)?;
     ensure!(
         line.starts_with("ok") && line.contains("served at eth0"),
@@ -277,7 +277,7 @@ fn ports_of_ours_are_reserved_and_given_back_and_check_says_what_is_in_the_way()
     // The next one reserves them again, and the way back takes out ours alone.
     let agent = stage.start(&[&near])?;
     eventually(&node, || {
-        ensure!(get(&node, RESERVED)? == "7,61000-61099");
+        ensure!(get(&node, RESERVED)? == "7,29900-29999");
         Ok(())
     })?;
     agent.terminate()?;

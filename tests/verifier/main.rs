@@ -44,9 +44,9 @@ const CAPS: [(&str, u32, u32); 23] = [
     ("yurt_pod_new4", 93830, 22600),
     ("yurt_pod_new6", 119860, 31280),
     ("yurt_edge_in", 215190, 45120),
-    ("yurt_edge_out", 153150, 48620),
+    ("yurt_edge_out", 205080, 52700),
     ("yurt_pod_in", 218340, 45380),
-    ("yurt_pod_out", 153240, 48690),
+    ("yurt_pod_out", 205450, 52750),
 ];
 
 #[test]

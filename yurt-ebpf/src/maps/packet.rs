@@ -2,7 +2,7 @@
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{HashMap, LruHashMap, PerCpuArray, ProgramArray};
+use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
 use yurt_ebpf::abi::{
     self, EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, REFUSED_HOSTS, Refused,
@@ -51,12 +51,16 @@ pub(crate) static SCRATCH4: PerCpuArray<Scratch<[u8; 4]>> = PerCpuArray::with_ma
 #[map(name = "yurt_pk_work6")]
 pub(crate) static SCRATCH6: PerCpuArray<Scratch<[u8; 16]>> = PerCpuArray::with_max_entries(1, 0);
 
+/// How many ports were given to masquerade with: whose turn it is, in order.
+#[map(name = "yurt_snat_turn")]
+static SNAT_TURN: Array<u32> = Array::with_max_entries(1, 0);
+
 /// First port to masquerade with. The agent sets it before the load.
 #[unsafe(no_mangle)]
-static SNAT_FIRST: u32 = 61000;
+static SNAT_FIRST: u32 = 12000;
 /// How many there are.
 #[unsafe(no_mangle)]
-static SNAT_COUNT: u32 = 4536;
+static SNAT_COUNT: u32 = 18000;
 
 /// First port to masquerade with, and how many there are.
 #[expect(clippy::cast_possible_truncation, reason = "ports")]
@@ -67,5 +71,18 @@ pub(crate) fn snat_ports() -> (u16, u16) {
             core::ptr::read_volatile(&raw const SNAT_FIRST) as u16,
             core::ptr::read_volatile(&raw const SNAT_COUNT) as u16,
         )
+    }
+}
+
+/// Whose turn it is among them.
+pub(crate) fn snat_turn() -> u32 {
+    let Some(turn) = SNAT_TURN.get_ptr_mut(0) else {
+        return 0;
+    };
+    // SAFETY: the kernel keeps the memory. Of two processors that give the same turn, the slower one finds the port
+    // taken.
+    unsafe {
+        *turn = (*turn).wrapping_add(1);
+        *turn
     }
 }

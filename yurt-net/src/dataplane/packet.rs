@@ -5,6 +5,7 @@
 //!     yurt_flow4, yurt_flow6      connections that are up: they survive agents
 //!     yurt_dgram4, yurt_dgram6    flows of datagrams that are, likewise
 //!     yurt_open4, yurt_open6      flows that are opening
+//!     yurt_snat_turn              which port stands for a client next
 //!     yurt_edge                   the devices that lead outside or to Pods, and this node's addresses there
 //!     yurt_pk_count               what was done
 //!     yurt_refused                hosts that were refused something of late
@@ -55,7 +56,7 @@ impl PacketOptions {
             v4: 32768,
             v6: 8192,
         },
-        ports: (61000, 4536),
+        ports: (12000, 18000),
     };
 }
 

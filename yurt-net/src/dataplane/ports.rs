@@ -37,7 +37,16 @@ impl ReservedPorts {
     /// Reserves those of these ports that sockets could be given, and no others any more.
     pub fn keep(&self, (first, count): (u16, u16)) -> Result<(), DataplaneError> {
         let local = read(Path::new(LOCAL))?;
-        self.bring_to(among_local((first, count), &local)).map(drop)
+        let among = among_local((first, count), &local);
+        if leaves_too_few(among.len(), &local) {
+            let last = first.saturating_add(count - 1);
+            let source = io::Error::other(format!(
+                "--snat-ports {first}-{last} would leave sockets of this node too few ports of {}: choose others",
+                local.trim()
+            ));
+            return Err(at("reserve ports in", Path::new(RESERVED))(source));
+        }
+        self.bring_to(among).map(drop)
     }
 
     /// Takes out what was reserved; true where there was any.
@@ -88,6 +97,15 @@ impl ReservedPorts {
         }
         written
     }
+}
+
+/// Sockets of this node need some, too.
+const FEWEST: usize = 1024;
+
+/// Whether sockets of this node would be left with too few, if so many ports of `local` were reserved.
+fn leaves_too_few(reserved: usize, local: &str) -> bool {
+    let all = among_local((1, u16::MAX), local).len();
+    reserved > 0 && all - reserved < FEWEST
 }
 
 /// Those of our ports that sockets of this node may be given without asking for them. `local` is `ip_local_port_range`.
@@ -167,6 +185,21 @@ mod tests {
         fs::create_dir(dir.path().join("reserved-ports.next")).unwrap();
         reserved.write_down(&[2].into()).unwrap_err();
         assert_eq!(read(&reserved.record).unwrap(), "1\n");
+    }
+
+    #[test]
+    fn sockets_of_this_node_are_not_left_without_ports() {
+        for (ours, local, is_too_few) in [
+            ((12000, 18000), "32768\t60999", false),
+            ((12000, 18000), "1024\t65535", false),
+            ((12000, 18000), "20000\t29999", true),
+            ((12000, 18000), "20000\t31000", true),
+            // Few as they are, none of them is ours.
+            ((12000, 18000), "32768\t32800", false),
+        ] {
+            let among = among_local(ours, local);
+            assert_eq!(leaves_too_few(among.len(), local), is_too_few, "{local}");
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ use yurt_ebpf::rewrite::flow::{Here, Verdict, arriving, leaving, opening};
 
 use self::flows::{Family, FlowMaps, now_ns};
 use super::skb::Skb;
-use crate::maps::packet::{EDGE, HANDLED_COUNT, STAGES, snat_ports};
+use crate::maps::packet::{EDGE, HANDLED_COUNT, STAGES, snat_ports, snat_turn};
 use crate::maps::service::Maps;
 
 /// `skb->pkt_type` of a frame to another link-layer address, which a device in promiscuous mode shows.
@@ -264,5 +264,10 @@ impl<const IS_INSIDE: bool> Here for Now<IS_INSIDE> {
     #[inline(always)]
     fn ports(&self) -> (u16, u16) {
         snat_ports()
+    }
+
+    #[inline(always)]
+    fn turn(&self) -> u32 {
+        snat_turn()
     }
 }

@@ -15,7 +15,7 @@ use crate::frame::ETH;
 use crate::frame::ip::{Ip, Part, Side};
 use crate::rewrite::Packet;
 
-/// Ports that a masqueraded flow tries, if it cannot keep the client's.
+/// Ports that a masqueraded flow tries, if it cannot keep the client's: the first one is whose turn it is.
 const PORT_TRIES: u32 = 8;
 
 /// A packet that leaves by a device that leads outside or to a Pod of this node, where this node has `node` as its
@@ -140,6 +140,9 @@ where
 }
 
 /// Finds a port of this node's address (`scratch.flow.node`) that no other flow to the backend has.
+///
+/// Ports have their turn one after the other, for a backend that has closed a connection refuses another one from the
+/// same port for a minute (`TIME_WAIT`), if its client has other sequence numbers than the one before.
 #[inline(always)]
 fn masquerade<A, F, H>(
     head: &Head,
@@ -163,11 +166,14 @@ where
     let count = u32::from(count);
     let mut offset = u32::from(u16::from_be_bytes(head.source_port_be).wrapping_sub(first));
     // In a map's memory, of which the verifier knows nothing: it would walk the loop for each value.
-    scratch.next = ((here.random() >> 16) * count) >> 16;
-    // Far from each other, for ports that are taken may lie in heaps. Of a small range it is every port.
+    scratch.next = here.turn().checked_rem(count).unwrap_or(0);
+    // Those behind it are far from each other, for ports that are taken may lie in heaps, and begin with the one that
+    // had its turn first. Of a small range it is every port.
     let apart = (count / PORT_TRIES).max(1);
     for _ in 0..=PORT_TRIES {
-        if offset >= count {
+        // The client's own is not worth that, if another client has had it.
+        let is_own = offset < count;
+        if !is_own {
             offset = scratch.next;
             scratch.next = match offset + apart {
                 next if next < count => next,
@@ -177,7 +183,7 @@ where
         let port_be = first.wrapping_add(offset as u16).to_be_bytes();
         scratch.other.destination_port_be = port_be;
         let is_old = flows.find(&scratch.other).map(|Found { flow, .. }| {
-            flow.leads_to(&scratch.flow) || flow.gives_way(head.is_tcp(), now_s)
+            flow.leads_to(&scratch.flow) || !is_own && flow.gives_way(head.is_tcp(), now_s)
         });
         if is_old == Some(true) {
             flows.forget(&scratch.other);

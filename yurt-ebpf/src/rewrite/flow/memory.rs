@@ -58,6 +58,8 @@ pub trait Here {
     fn ifindex(&self) -> u32;
     /// First port to masquerade with, and how many there are.
     fn ports(&self) -> (u16, u16);
+    /// Whose turn it is among them: counts on, from anywhere.
+    fn turn(&self) -> u32;
 }
 
 /// What is done with a packet.

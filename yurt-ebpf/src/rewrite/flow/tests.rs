@@ -44,6 +44,7 @@ pub(super) struct Node {
     flows4: Map<[u8; 4]>,
     flows6: Map<[u8; 16]>,
     pub(super) random: Cell<u32>,
+    turn: Cell<u32>,
     pub(super) now_s: u32,
     ports: (u16, u16),
     node: [IpAddr; 2],
@@ -158,6 +159,11 @@ impl<const IS_INSIDE: bool> Here for View<'_, IS_INSIDE> {
     fn ports(&self) -> (u16, u16) {
         self.0.ports
     }
+
+    fn turn(&self) -> u32 {
+        self.0.turn.set(self.0.turn.get().wrapping_add(1));
+        self.0.turn.get()
+    }
 }
 
 impl<const IS_INSIDE: bool> View<'_, IS_INSIDE> {
@@ -260,6 +266,7 @@ impl Node {
             flows4: Map::new(),
             flows6: Map::new(),
             random: Cell::new(1),
+            turn: Cell::new(0),
             now_s: 1000,
             ports: (61000, 4536),
             node: [ip("192.0.2.11"), ip("2001:db8::11")],

@@ -18,7 +18,7 @@ pub struct PacketArgs {
     pub edge_device: Vec<String>,
     /// Ports that stand for clients outside where their backend is on another node, and for Pods that are led to
     /// themselves. Those that are in net.ipv4.ip_local_port_range are put into net.ipv4.ip_local_reserved_ports.
-    #[arg(long, default_value = "61000-65535", value_name = "FIRST-LAST")]
+    #[arg(long, default_value = "12000-29999", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
     /// Entries for IPv4 flows: five eighths for connections, a quarter for datagrams, and three eighths for what is
     /// opening or closed. A flow has two, or three where its backend is on another node. The one that was quiet for
@@ -60,7 +60,7 @@ impl FromStr for Ports {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         const EXPECTED: &str =
-            "expected FIRST-LAST, as 61000-65535, from 1024 on and at least 64 of them";
+            "expected FIRST-LAST, as 12000-29999, from 1024 on and at least 64 of them";
         let (first, last) = text.split_once('-').ok_or(EXPECTED)?;
         let (first, last) = (first.parse::<u16>().ok(), last.parse::<u16>().ok());
         let (first, last) = first.zip(last).ok_or(EXPECTED)?;

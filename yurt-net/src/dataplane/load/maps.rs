@@ -162,7 +162,7 @@ fn shares(entries: u32) -> [u32; 3] {
     [eighths(5), eighths(2), eighths(3)]
 }
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 12] {
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 13] {
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     let v4 = shares(capacity.v4).map(|entries| info::<abi::FlowKey4, abi::Flow4>(lru, entries, 0));
     let v6 = shares(capacity.v6).map(|entries| info::<abi::FlowKey6, abi::Flow6>(lru, entries, 0));
@@ -187,6 +187,7 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
             "yurt_edge_more",
             info::<u32, u32>(BPF_MAP_TYPE_PROG_ARRAY, abi::STAGES, 0),
         ),
+        ("yurt_snat_turn", info::<u32, u32>(BPF_MAP_TYPE_ARRAY, 1, 0)),
         (
             "yurt_pk_work4",
             info::<u32, Scratch<[u8; 4]>>(per_cpu, 1, 0),

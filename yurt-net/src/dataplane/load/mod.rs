@@ -79,7 +79,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
         guard: load_guard(None).map(|(_, size)| size),
         translate: load_translate(None).map(|programs| programs.map(|(_, size)| size)),
         vtep: load_vtep().map(|(_, _, size)| size),
-        packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (61000, 4536))
+        packet: load_packet(None, FlowCapacity { v4: 1, v6: 1 }, (12000, 18000))
             .map(|(_, sizes)| sizes),
     })
 }

@@ -19,7 +19,7 @@ pub struct PacketPath {
     /// Flows that were ended since the agent was started, because their endpoint went.
     #[serde(default)]
     pub ended_flows: u64,
-    /// The ports that stand for clients whose backend is on another node: `61000-65535`.
+    /// The ports that stand for clients whose backend is on another node: `12000-29999`.
     #[serde(default)]
     pub ports: String,
     /// What cannot be done, and why.

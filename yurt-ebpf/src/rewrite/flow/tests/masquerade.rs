@@ -124,6 +124,41 @@ fn a_port_that_has_a_flow_to_one_backend_gets_another_one_of_the_set_at_another_
 }
 
 #[test]
+fn a_port_is_given_again_after_all_others_and_to_no_other_client_that_has_it_itself() {
+    let mut node = Node::new();
+    node.serve(TCP, &["192.0.2.11:80"], &["10.244.2.5:80"]);
+    let (dialled, backend) = (at("192.0.2.11:80"), at("10.244.2.5:80"));
+    // A connection that both sides close, from its beginning.
+    let connect = |node: &mut Node, client: SocketAddr| {
+        node.led(&tcp(client, dialled, SYN, b""), Handled::NewFlow);
+        let (seen, _) = node.sent(&tcp(client, backend, SYN, b""), Handled::ToBackend);
+        node.sent(&tcp(backend, client, SYN | ACK, b""), Handled::ToClient);
+        node.led(&tcp(client, dialled, ACK, b""), Handled::ToBackend);
+        node.sent(&tcp(backend, client, FIN_ACK, b""), Handled::ToClient);
+        node.led(&tcp(client, dialled, FIN_ACK, b""), Handled::ToBackend);
+        seen.port()
+    };
+    for seed in [0, 7, 1000] {
+        node.turn = Cell::new(seed);
+        node.ports = (12000, 40);
+        let clients = (0..120).map(|port| SocketAddr::new(ip("198.51.100.7"), 40000 + port));
+        let given: Vec<u16> = clients.map(|client| connect(&mut node, client)).collect();
+        for (at, port) in given.iter().enumerate().skip(1) {
+            let before = given[..at].iter().rev().take(20);
+            assert!(before.into_iter().all(|other| other != port), "{given:?}");
+        }
+    }
+    // Beside 40 ports that were given and are free, its own is as good as any if it was its own.
+    let [client, other] = ["198.51.100.8:12003", "198.51.100.9:12003"].map(at);
+    node.ports = (12000, 4000);
+    node.now_s += FLOW_QUIET_S + 1;
+    node.flows4 = Map::new();
+    assert_eq!(connect(&mut node, client), 12003);
+    assert_eq!(connect(&mut node, client), 12003);
+    assert_ne!(connect(&mut node, other), 12003);
+}
+
+#[test]
 fn every_port_of_a_small_range_is_found() {
     let mut node = Node::new();
     node.serve(UDP, &["192.0.2.11:53"], &["10.244.2.5:53"]);
