@@ -27,6 +27,10 @@ use crate::model::{
 use crate::table::{Frontend, HealthCheck, ServiceEntry, ServiceKey, ServiceTable};
 use crate::text;
 
+/// Slices that are looked up by their names: each that comes or goes moves those after it. With more, a walk over all
+/// of them takes less.
+const NAMES: usize = 64;
+
 /// Things said of one Service.
 const MAX_REASONS: usize = 20;
 
@@ -212,10 +216,10 @@ impl Memo {
             }
         };
         match touched {
-            Touched::Slices(names) => {
+            Touched::Slices(names) if names.len() <= NAMES => {
                 step_named(&mut inputs.slices, &snapshot.slices, names, take_slice);
             }
-            Touched::Anything => step_all(&mut inputs.slices, &snapshot.slices, take_slice),
+            _ => step_all(&mut inputs.slices, &snapshot.slices, take_slice),
         }
         if !gone.0.is_empty() {
             for name in &stale.names {
