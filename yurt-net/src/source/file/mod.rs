@@ -60,7 +60,9 @@ const LOAD_PAUSE: Duration = Duration::from_millis(20);
 
 /// How much of a file is looked at once where it is only compared.
 const PART_BYTES: usize = 64 * 1024;
-/// Larger than the manifests of any cluster. It is read whole, and a board has 512 MB.
+/// Larger than the manifests of any cluster. It is read whole, and a board has 512 MB. Where it is one text in YAML,
+/// the parser has three copies of that for a moment (`peek_scalar_view` of serde-saphyr): a file of 40 MB takes 160 MB,
+/// and 40 MB where it is JSON.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The source `file:PATH`.
