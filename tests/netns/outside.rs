@@ -177,6 +177,25 @@ fn an_established_flow_lives_through_agents_and_changes_of_the_table() -> Result
 }
 
 #[test]
+fn a_held_flow_goes_on_when_the_link_that_it_came_by_is_back() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let _agent = stage.start(&[&near])?;
+    let to = stage.frontends()?[0].clone();
+    let held = stage.client.hold(Tcp, &to)?;
+    let node = stage.world.node(0)?;
+    node.netns().ip("link set eth0 down")?;
+    ensure!(stage.client.attempt(Tcp, &to)?.failure.is_some());
+    node.netns().ip("link set eth0 up")?;
+    eventually(node, || {
+        ensure!(stage.client.attempt(Tcp, &to)?.failure.is_none());
+        Ok(())
+    })?;
+    assert_eq!(held.ping()?.answer, held.opened().answer);
+    Ok(())
+}
+
+#[test]
 fn what_is_switched_off_or_older_is_removed_and_sockets_are_served_on() -> Result<()> {
     let mut stage = Stage::new()?;
     let near = stage.near.clone();
