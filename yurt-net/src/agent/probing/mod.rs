@@ -1,14 +1,14 @@
 //! Asks the Pods of this node whether they answer, while no other source knows: `pods::probe` says which Pods, and
 //! when.
 //!
-//! At most four at a time. While the node's own link is down no Pod is asked and no Pod is left out: a probe could fail
-//! only because the Pod cannot be reached. Earlier results are forgotten.
+//! At most 64 at a time, and four of one namespace: Pods that let the agent wait keep no other from being asked. While
+//! the node's own link is down no Pod is asked and no Pod is left out: a probe could fail only because the Pod cannot
+//! be reached. Earlier results are forgotten.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
@@ -17,14 +17,13 @@ use self::failure::Failure;
 use super::facts::Facts;
 use super::lines::Lines;
 use crate::config::AgentConfig;
-use crate::model::Protocol;
-use crate::pods::probe::{Check, Failing, Prober, checks};
+use crate::pods::probe::{Check, Failing, Prober, Wanted, checks};
 
 mod ask;
 mod failure;
 mod grpc;
 
-const MOST_AT_A_TIME: usize = 4;
+const MOST_AT_A_TIME: usize = 64;
 
 /// Asks Pods, if the operator wants it.
 pub(super) struct Probing {
@@ -33,7 +32,11 @@ pub(super) struct Probing {
     started: Instant,
     prober: Prober,
     running: JoinSet<(Check, Result<(), Failure>)>,
+    /// Of each check that runs, or has just ended.
+    handles: BTreeMap<Check, AbortHandle>,
     is_asking: bool,
+    /// Not all are asked.
+    has_more: bool,
     lines: Lines,
 }
 
@@ -45,7 +48,9 @@ impl Probing {
             started: Instant::now(),
             prober: Prober::default(),
             running: JoinSet::new(),
+            handles: BTreeMap::new(),
             is_asking: false,
+            has_more: false,
             lines: Lines::default(),
         }
     }
@@ -56,10 +61,12 @@ impl Probing {
             while self.running.len() < MOST_AT_A_TIME
                 && let Some(check) = self.prober.take_due(self.started.elapsed())
             {
-                self.running.spawn(async move {
-                    let outcome = ask(&check).await;
-                    (check, outcome)
+                let asked = check.clone();
+                let handle = self.running.spawn(async move {
+                    let outcome = ask(&asked).await;
+                    (asked, outcome)
                 });
+                self.handles.insert(check, handle);
             }
             let is_full = self.running.len() >= MOST_AT_A_TIME;
             let next = self.prober.next_due().filter(|_| !is_full);
@@ -67,7 +74,7 @@ impl Probing {
             tokio::select! {
                 () = sleep_until(next.unwrap_or(self.started)), if next.is_some() => {}
                 Some(done) = self.running.join_next(), if !self.running.is_empty() => {
-                    // A question that panicked would have ended the agent.
+                    // One that nobody wants any more. A question that panicked would have ended the agent.
                     let Ok((check, outcome)) = done else { continue };
                     let outcome = outcome.map_err(|failure| failure.to_string());
                     let outcome = outcome.as_ref().map(|&()| ()).map_err(String::as_str);
@@ -111,14 +118,28 @@ impl Probing {
     }
 
     /// Asks these from now on, each for its own backends; those that were asked before go on as they were.
-    fn ask_these(&mut self, wanted: BTreeMap<Check, BTreeSet<(SocketAddr, Protocol)>>) {
+    fn ask_these(&mut self, wanted: Wanted) {
         if !self.is_asking {
             info!("the source is stale: Pods of this node are asked whether they answer");
         }
         self.is_asking = true;
         let now = self.started.elapsed();
         let spread = |period: Duration| period.mul_f64(fastrand::f64());
-        self.prober.set(wanted, now, spread);
+        let was_told = std::mem::replace(&mut self.has_more, wanted.has_more);
+        if wanted.has_more && !was_told {
+            warn!(
+                "Pods of this node have more endpoints than are asked: the others are believed to answer"
+            );
+        }
+        self.prober.set(wanted.checks, now, spread);
+        let prober = &self.prober;
+        self.handles.retain(|check, handle| {
+            let is_wanted = prober.is_wanted(check);
+            if !is_wanted {
+                handle.abort();
+            }
+            is_wanted && !handle.is_finished()
+        });
     }
 
     /// The backends that do not answer.
@@ -131,6 +152,8 @@ impl Probing {
         if std::mem::take(&mut self.is_asking) {
             info!("Pods of this node are no longer asked whether they answer");
             self.running = JoinSet::new();
+            self.handles.clear();
+            self.has_more = false;
             self.prober = Prober::default();
         }
     }

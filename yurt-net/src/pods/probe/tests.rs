@@ -42,6 +42,7 @@ fn set_readiness(world: &mut World, pod: &str, readiness: &[ReadinessProbe]) {
 /// `pod at -> backends`.
 fn found(world: &World) -> Vec<String> {
     checks(&world.snapshot, world.view.truth.as_deref())
+        .checks
         .iter()
         .map(|(check, backends)| {
             let backends: Vec<_> = backends.iter().map(|(at, p)| format!("{at}/{p}")).collect();
@@ -225,4 +226,70 @@ proptest! {
             }
         }
     }
+}
+
+/// A slice of this many Pods of this node, and of this many ports.
+fn many(world: &mut World, namespace: &str, pods: u16, ports: u16) {
+    let address = |n: u16| format!("10.2.{}.{}", n / 250, n % 250 + 1);
+    let endpoints: Vec<String> = (0..pods).map(address).collect();
+    let endpoints: Vec<_> = endpoints.iter().map(|one| (&**one, Some("a1"))).collect();
+    let names: Vec<String> = (0..pods).map(|n| format!("many-{n}")).collect();
+    let names: Vec<&str> = names.iter().map(|name| &**name).collect();
+    world.slice_with("many", "many", &endpoints, |slice| {
+        let port = |n: u16| EndpointPort {
+            name: n.to_string().into(),
+            protocol: Protocol::Tcp,
+            port: n,
+        };
+        slice.ports = (1..=ports).map(port).collect();
+    });
+    world.pods("many", &names);
+    let of_default = NamespacedName::new("default", "many");
+    let mut slice = world.snapshot.slices.remove(&of_default).unwrap();
+    Arc::make_mut(&mut slice).name = NamespacedName::new(namespace, "many");
+    world.snapshot.slices.insert(slice.name.clone(), slice);
+}
+
+#[test]
+fn a_tenant_with_many_endpoints_is_asked_for_some_and_keeps_no_other_from_being_asked() {
+    let mut world = world();
+    let of = |world: &World, namespace: &str| {
+        let wanted = checks(&world.snapshot, None);
+        let checks = wanted.checks.iter();
+        let checks = checks.filter(|(check, _)| &*check.pod.namespace == namespace);
+        let count: usize = checks.map(|(_, backends)| backends.len()).sum();
+        (count, wanted.has_more)
+    };
+    many(&mut world, "tenant", 1, 1000);
+    assert_eq!(of(&world, "tenant"), (MOST_OF_POD, true));
+    many(&mut world, "tenant", 1000, 1000);
+    assert!(of(&world, "tenant").0 <= MOST / 2);
+    assert_eq!(of(&world, "default"), (2, true));
+    many(&mut world, "tenant", 100, 2);
+    assert_eq!(of(&world, "tenant"), (200, false));
+}
+
+#[test]
+fn pods_that_let_the_agent_wait_keep_no_other_namespace_from_being_asked() {
+    let mut world = world();
+    many(&mut world, "tenant", 100, 1);
+    let mut prober = Prober::default();
+    let wanted = checks(&world.snapshot, None);
+    // Those of the tenant are due first.
+    prober.set(wanted.checks, Duration::ZERO, |_| Duration::ZERO);
+    let asked: Vec<Check> = std::iter::from_fn(|| prober.take_due(SECOND)).collect();
+    let of = |namespace: &str| {
+        let of = |check: &&Check| &*check.pod.namespace == namespace;
+        asked.iter().filter(of).count()
+    };
+    assert_eq!((of("tenant"), of("default")), (MOST_OPEN, 2));
+    assert_eq!(prober.next_due(), None);
+    prober.tell(
+        asked
+            .iter()
+            .find(|c| &*c.pod.namespace == "tenant")
+            .unwrap(),
+        Ok(()),
+    );
+    assert_eq!(prober.next_due(), Some(Duration::ZERO));
 }
