@@ -213,6 +213,7 @@ fn what_the_operator_protects_no_service_takes_after_a_restart_nor_from_the_chec
     let world = World::new()?;
     let (v4, v6) = (world.c.ip4().to_string(), world.c.ip6().to_string());
     let mut manifests = world.web([&world.b]);
+    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
     thief.cluster_ip("10.96.0.65").cluster_ip("fd00:96::65");
     thief.port(8080, 8080).port(8081, 8080);
@@ -292,6 +293,7 @@ fn no_external_ip_takes_the_nodes_nameserver_when_that_changes_nor_after_a_reboo
     ensure!(mounted.success(), "/etc/resolv.conf cannot be mounted on");
 
     let mut manifests = world.web([&world.b]);
+    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
     thief.cluster_ip("10.96.0.66").external_ip(&server);
     thief.port(53, 8080).udp_port(53, 8080).port(8080, 8080);
@@ -355,6 +357,7 @@ fn an_apiservers_name_that_is_known_only_after_the_start_is_taken_by_no_external
         ensure!(mounted.success(), "/etc/{file} cannot be mounted on");
     }
     let mut manifests = world.web([&world.b]);
+    manifests.node(&world.node).without_pod_cidrs();
     let thief = manifests.service("thief");
     thief.cluster_ip("10.96.0.67").external_ip(&server);
     thief.port(6443, 8080).port(8080, 8080);

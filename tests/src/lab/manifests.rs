@@ -140,6 +140,12 @@ impl NodeObject {
         self
     }
 
+    /// The network hands out Pods' addresses by itself.
+    pub fn without_pod_cidrs(&mut self) -> &mut Self {
+        self.cidrs.clear();
+        self
+    }
+
     fn to_yaml(&self, name: &str) -> String {
         let mut labels = self.labels.clone();
         labels.insert("kubernetes.io/hostname".to_owned(), name.to_owned());

@@ -12,6 +12,7 @@
 //! | link-local, YurtHub's addresses | no | no | - | not YurtHub's ports there |
 //! | address and port of an apiserver, of a configured YurtHub; `--protect` | no | no | no | no, but default/kubernetes |
 //! | addresses of this Node, and of others whose objects the source has | no | not the lifelines' ports | likewise | yes |
+//! | inside the podCIDRs of this Node, and of others whose objects the source has | no | yes | - | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
 //! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: all
@@ -28,10 +29,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
+
 use super::inputs::{NodeView, Place, PolicyConfig, ProtectConfig};
 use crate::model::{NamespacedName, Snapshot};
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::table::FrontendKind;
+use crate::text;
 
 /// YurtHub's dummy interface (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, openyurt cmd/yurthub/app/options/options.go).
 pub(super) const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
@@ -100,6 +104,8 @@ impl fmt::Display for Whose {
 pub struct Protected {
     /// The addresses of Nodes and of this machine, sorted.
     nodes: Vec<(IpAddr, Whose)>,
+    /// Where the Pods of Nodes are. The kubelet asks them whether they live, and members of a database each other.
+    pods: Vec<(IpNetwork, Arc<str>)>,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
     nameservers: BTreeSet<IpAddr>,
@@ -121,6 +127,10 @@ impl Protected {
         nodes.extend(local.map(|address| (*address, Whose::ThisNode)));
         nodes.sort_unstable();
         nodes.dedup_by(|next, kept| next.0 == kept.0);
+        let pods = snapshot.nodes.values().flat_map(|node| {
+            let cidrs = node.pod_cidrs.iter();
+            cidrs.map(|cidr| (*cidr, node.name.clone()))
+        });
         let mut servers = config.protect.servers.clone();
         // Where the apiservers say that they are: the controller that writes it is theirs.
         let own = NamespacedName::new("default", "kubernetes");
@@ -139,6 +149,7 @@ impl Protected {
         servers.dedup();
         Self {
             nodes,
+            pods: pods.collect(),
             servers,
             nameservers: view.nameservers.clone(),
             config: config.protect.clone(),
@@ -214,6 +225,15 @@ impl Protected {
                     ));
                 }
                 _ => {
+                    let is_of_pods = |(cidr, _): &&(IpNetwork, _)| cidr.contains(address);
+                    if kind == FrontendKind::ExternalIp
+                        && let Some((cidr, node)) = self.pods.iter().find(is_of_pods)
+                    {
+                        return Some(format!(
+                            "an address of Pods ({cidr} of Node {}), which no external IP may take",
+                            text::name(node)
+                        ));
+                    }
                     let is_admitted = self.config.external_ips.admit(address);
                     let is_left_out = kind == FrontendKind::ExternalIp && !is_admitted;
                     return is_left_out.then(|| "left out by --external-ips".to_owned());

@@ -63,10 +63,37 @@ fn an_external_ip_takes_no_address_by_which_nodes_are_reached_and_the_rest_is_se
 
 #[test]
 fn an_address_that_is_only_on_an_interface_is_this_nodes_too() {
-    let mut world = written(&["10.1.0.1"], 80);
+    let mut world = written(&["198.51.100.1"], 80);
     assert_eq!(given(&mut world).len(), 2);
-    world.view.local_addresses = Some([ip("192.0.2.11"), ip("10.1.0.1")].into());
+    world.view.local_addresses = Some([ip("192.0.2.11"), ip("198.51.100.1")].into());
     assert_eq!(given(&mut world), ["ClusterIP 10.96.0.10:80"]);
+}
+
+/// The author would answer for the Pod: to the kubelet, which asks whether it lives, and to all who dial it directly.
+#[test]
+fn an_external_ip_takes_no_address_of_pods() {
+    let mut world = written(&["10.1.0.2", "10.3.0.2", "198.51.100.7"], 8080);
+    world.node("a2", None, |node| {
+        node.pod_cidrs = vec!["10.3.0.0/24".parse().unwrap()]
+    });
+    let rest = ["ClusterIP 10.96.0.10:8080", "ExternalIP 198.51.100.7:8080"];
+    assert_eq!(given(&mut world), rest);
+    let told = |address, of| {
+        format!(
+            "Service web: ExternalIP {address} is an address of Pods ({of}), which no external IP may take"
+        )
+    };
+    let told = [
+        told("10.1.0.2", "10.1.0.0/24 of Node a1"),
+        told("10.3.0.2", "10.3.0.0/24 of Node a2"),
+    ];
+    assert_eq!(world.rejections(), told);
+    // Who writes a load balancer's status is a controller.
+    world.service("web", |service| {
+        service.service_type = ServiceType::LoadBalancer;
+        (service.external_ips, service.load_balancer_ips) = ([].into(), [ip("10.1.0.2")].into());
+    });
+    assert_eq!(given(&mut world).len(), 2);
 }
 
 #[test]
