@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use super::breaches;
+use super::columns::{self, long_comments};
 use super::floors::House;
 use super::paths::{Mention, mentions};
 
@@ -300,6 +301,10 @@ fn file_violations(file: &File, is_pure: bool) -> Vec<Violation> {
             let remedy = format!("do it, or name its issue: {marker}(#12)");
             report(index + 1, rule, &remedy);
         }
+    }
+    for line in long_comments(&file.text) {
+        let rule = format!("a comment of more than {} columns", columns::MAX);
+        report(line, rule, "break the line");
     }
     let name = file.name.as_str();
     if is_test(name) {

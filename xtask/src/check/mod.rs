@@ -106,7 +106,7 @@ fn layering() -> Result<()> {
 /// Documents that tell what was so at their time.
 const HISTORY: &[&str] = &["CHANGELOG.md", "docs/decisions/"];
 
-/// Looks at what documents name, and at the columns of all prose.
+/// Looks at what documents name, and at their columns.
 fn documents() -> Result<()> {
     let listed = Line::new("git ls-files --cached --others --exclude-standard").output()?;
     let mut paths = BTreeSet::new();
@@ -121,14 +121,10 @@ fn documents() -> Result<()> {
         found += 1;
     };
     for path in &paths {
-        let text = || read(&root().join(path));
-        if path.ends_with(".rs") {
-            columns::long_comments(&text()?).for_each(|line| report(path, line, &too_long));
-        }
         if !path.ends_with(".md") {
             continue;
         }
-        let text = text()?;
+        let text = read(&root().join(path))?;
         columns::long_prose(&text).for_each(|line| report(path, line, &too_long));
         if HISTORY.iter().any(|history| path.starts_with(history)) {
             continue;

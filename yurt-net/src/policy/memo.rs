@@ -203,7 +203,7 @@ impl Memo {
                 stale.is_endpoints_only = false;
                 stale.names.insert(owner.clone());
                 let list = &mut services.entry(owner).or_default().pool_services;
-                gone.repeat(&step, list);
+                gone.follow(&step, list);
             });
         }
         let take_slice = |step: Step<'_, EndpointSlice>| {
@@ -212,7 +212,7 @@ impl Memo {
                 let owner = slice.owner();
                 stale.names.insert(owner.clone());
                 let list = &mut services.entry(owner).or_default().slices;
-                gone.repeat(&step, list);
+                gone.follow(&step, list);
             }
         };
         match touched {
@@ -224,8 +224,8 @@ impl Memo {
         if !gone.0.is_empty() {
             for name in &stale.names {
                 if let Some(remembered) = services.get_mut(name) {
-                    gone.leave(&mut remembered.slices);
-                    gone.leave(&mut remembered.pool_services);
+                    gone.take_out_of(&mut remembered.slices);
+                    gone.take_out_of(&mut remembered.pool_services);
                 }
             }
         }
@@ -308,8 +308,8 @@ impl<T> Step<'_, T> {
     }
 }
 
-/// The addresses of objects that are gone, and are still in the list of their Service. They leave it together: a
-/// Service may have ten thousand slices that all change at once.
+/// The objects that are gone, by their address in memory: nobody else gets it, for each is in the list of its Service
+/// until all of them are taken out of it together. A Service may have ten thousand slices that change at once.
 #[derive(Default)]
 struct Gone(BTreeSet<usize>);
 
@@ -318,8 +318,8 @@ impl Gone {
         Arc::as_ptr(object).addr()
     }
 
-    /// Does the same to a list, but for what has to leave it.
-    fn repeat<T>(&mut self, step: &Step<'_, T>, list: &mut Few<T>) {
+    /// Adds what came to the list of its Service, and notes what is gone.
+    fn follow<T>(&mut self, step: &Step<'_, T>, list: &mut Few<T>) {
         match step {
             Step::Gone(object) => {
                 self.0.insert(Self::address(object));
@@ -328,7 +328,7 @@ impl Gone {
         }
     }
 
-    fn leave<T>(&self, list: &mut Few<T>) {
+    fn take_out_of<T>(&self, list: &mut Few<T>) {
         list.retain(|object| !self.0.contains(&Self::address(object)));
     }
 }

@@ -35,8 +35,9 @@ pub(super) struct Probing {
     /// Of each check that runs, or has just ended.
     handles: BTreeMap<Check, AbortHandle>,
     is_asking: bool,
-    /// Not all are asked.
-    has_more: bool,
+    /// That not all are asked was said, which is once until the source is fresh again: who writes slices can have too
+    /// many and few in turns.
+    has_told_more: bool,
     lines: Lines,
 }
 
@@ -50,7 +51,7 @@ impl Probing {
             running: JoinSet::new(),
             handles: BTreeMap::new(),
             is_asking: false,
-            has_more: false,
+            has_told_more: false,
             lines: Lines::default(),
         }
     }
@@ -125,8 +126,7 @@ impl Probing {
         self.is_asking = true;
         let now = self.started.elapsed();
         let spread = |period: Duration| period.mul_f64(fastrand::f64());
-        let was_told = std::mem::replace(&mut self.has_more, wanted.has_more);
-        if wanted.has_more && !was_told {
+        if wanted.has_more && !std::mem::replace(&mut self.has_told_more, true) {
             warn!(
                 "Pods of this node have more endpoints than are asked: the others are believed to answer"
             );
@@ -153,7 +153,7 @@ impl Probing {
             info!("Pods of this node are no longer asked whether they answer");
             self.running = JoinSet::new();
             self.handles.clear();
-            self.has_more = false;
+            self.has_told_more = false;
             self.prober = Prober::default();
         }
     }

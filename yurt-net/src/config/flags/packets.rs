@@ -20,9 +20,9 @@ pub struct PacketArgs {
     /// themselves. Those that are in net.ipv4.ip_local_port_range are put into net.ipv4.ip_local_reserved_ports.
     #[arg(long, default_value = "12000-29999", value_name = "FIRST-LAST")]
     pub snat_ports: Ports,
-    /// Entries for IPv4 flows: five eighths for connections, a quarter for datagrams, and three eighths for what is
-    /// opening or closed. A flow has two, or three where its backend is on another node. The one that was quiet for
-    /// longest makes room. 96 bytes.
+    /// Entries for IPv4 flows of 96 bytes: five eighths for connections, a quarter for flows of datagrams. Besides them
+    /// there are three eighths as many for flows that are opening or closed. A flow has two entries, or three where its
+    /// backend is on another node. Where all are taken, the one that was quiet for longest makes room.
     #[arg(long, default_value_t = PacketOptions::DEFAULT.flows.v4, value_name = "N", value_parser = clap::value_parser!(u32).range(1024..=1 << 22))]
     pub max_flows4: u32,
     /// Entries for IPv6 flows, likewise. 144 bytes.

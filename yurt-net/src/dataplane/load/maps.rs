@@ -145,18 +145,21 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
-/// Entries of the flow tables, in all a quarter more: a flow has two, or three where it is masqueraded.
+/// How large the flow tables are. [`shares`] says which has how many entries, which are a quarter more than these in
+/// all. A flow has two of them, or three where it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowCapacity {
-    /// Of IPv4: what is in `yurt_flow4` is five eighths.
+    /// Entries for IPv4: `--max-flows4`.
     pub v4: u32,
-    /// Of IPv6, likewise.
+    /// Entries for IPv6: `--max-flows6`.
     pub v6: u32,
 }
 
-/// The sizes of the tables of connections that are up, of flows of datagrams that are, and of what is opening or
-/// closed. Anybody may fill the second one, with whose address ever, so it is apart. What is in the third one stays for
-/// a moment, but that is as long as a client's answer takes, while others open flows by the ten thousand.
+/// Entries of the tables of connections that are up, of flows of datagrams that are up, and of what is opening or
+/// closed.
+///
+/// Anybody can fill the second table, from forged addresses too, so connections are not in it. An entry stays in the
+/// third one only until the client has answered, but others may open flows by the ten thousand meanwhile.
 fn shares(entries: u32) -> [u32; 3] {
     let eighths = |count: u32| (entries * count).div_ceil(8);
     [eighths(5), eighths(2), eighths(3)]

@@ -96,7 +96,7 @@ impl Wanted {
             return self;
         }
         self.has_more = true;
-        let share = MOST / self.of_namespace.len();
+        let share = (MOST / self.of_namespace.len()).max(1);
         let mut left: BTreeMap<Arc<str>, usize> = BTreeMap::new();
         self.checks.retain(|check, backends| {
             let namespace = check.pod.namespace.clone();

@@ -10,7 +10,7 @@
 //! there, no port is protected, and whoever binds first has it.
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::edge;
@@ -18,6 +18,7 @@ use super::endpoints::Slices;
 use super::environment::Environment;
 use crate::model::{NamespacedName, PoolService, Protocol, Service, TrafficPolicy};
 use crate::table::{FrontendKind, HealthCheck, MAX_HEALTH_CHECKS, ServiceEntry, Standing};
+use crate::text;
 
 /// What one Service asks for.
 pub(super) fn health_check(
@@ -87,11 +88,19 @@ pub(super) fn settle<'a>(
         };
         refused.push(refusal(check, &why));
     }
-    let too_many =
-        format!("one too many: this node serves {MAX_HEALTH_CHECKS}, of each namespace as many");
-    for port in last_in_turns(&order, &served) {
-        let check = served.remove(&port);
-        refused.extend(check.map(|check| refusal(check, &too_many)));
+    // One namespace with many would keep those of all others closed, on every node.
+    let turns = text::in_turns(&order, MAX_HEALTH_CHECKS, |port| {
+        let NamespacedName { namespace, name } = &served.get(port)?.service;
+        Some(match Standing::of(namespace, name) {
+            Standing::Tenant => (true, &**namespace, 0),
+            // Each has the first turn.
+            _ => (false, "", *port),
+        })
+    });
+    let kept: BTreeSet<u16> = turns.into_iter().copied().collect();
+    let why = format!("one too many: namespaces share the {MAX_HEALTH_CHECKS} of this node evenly");
+    for port in order.iter().filter(|port| !kept.contains(port)) {
+        refused.extend(served.remove(port).map(|check| refusal(check, &why)));
     }
     (served.into_values().collect(), refused)
 }
@@ -99,25 +108,6 @@ pub(super) fn settle<'a>(
 fn refusal(check: HealthCheck, why: &str) -> (NamespacedName, String) {
     let reason = format!("healthCheckNodePort {} is {why}", check.port);
     (check.service, reason)
-}
-
-/// The ports of those that are too many. `order`: all ports that are served, the first to come first. One namespace
-/// with many would otherwise keep those of all others closed, on every node.
-fn last_in_turns(order: &[u16], served: &BTreeMap<u16, HealthCheck>) -> Vec<u16> {
-    if order.len() <= MAX_HEALTH_CHECKS {
-        return Vec::new();
-    }
-    let mut turns: BTreeMap<&str, usize> = BTreeMap::new();
-    let places = order.iter().enumerate().filter_map(|(rank, port)| {
-        let NamespacedName { namespace, name } = &served.get(port)?.service;
-        let turn = turns.entry(namespace).or_default();
-        *turn += 1;
-        Some((Standing::of(namespace, name), *turn, rank, *port))
-    });
-    let mut places: Vec<_> = places.collect();
-    places.sort_unstable();
-    let last = places.into_iter().skip(MAX_HEALTH_CHECKS);
-    last.map(|(_, _, _, port)| port).collect()
 }
 
 #[cfg(test)]
