@@ -1,9 +1,9 @@
-//! The packet path's side of the node: which devices lead outside and which to Pods, which address stands for clients
-//! there, and the writes that put the programs in place.
+//! The devices where the packet path serves packets, and the writes that bring its map and programs there: which
+//! devices lead outside and which to Pods, and which address of this node stands for clients.
 //!
-//! Pure. A device leads outside where clients or Pods of other nodes can be behind it: one with a default route,
+//! Pure. A device leads outside if clients or Pods of other nodes can be behind it: a device with a default route,
 //! hardware with an address, the tunnel of an overlay. Devices of this node's own Pods, parts of a bridge or a bond,
-//! and Raven's never do, however they are named.
+//! and Raven's devices never lead outside, however they are named.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,38 +12,39 @@ use crate::device::Link;
 
 /// Kinds of devices that are tunnels to other nodes.
 const TUNNELS: [&str; 3] = ["vxlan", "geneve", "gretap"];
-/// Kinds of devices that are as good as hardware.
+/// Kinds of devices that are treated like hardware.
 const LIKE_HARDWARE: [&str; 5] = ["", "vlan", "bond", "team", "macvlan"];
 
-/// This node's addresses on a device.
+/// A device where packets are served, and the addresses of this node there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EdgeRow {
-    /// The device leads to a Pod of this node, else outside.
+    /// Whether the device leads to a Pod of this node; otherwise it leads outside.
     pub is_pods: bool,
-    /// What backends behind it take for the address of masqueraded clients; `None`: there are none to be served there.
+    /// The address that stands for masqueraded clients towards backends behind this device; `None`: no backend of this
+    /// family is served there.
     pub v4: Option<Ipv4Addr>,
-    /// See `v4`.
+    /// Like `v4`, for IPv6.
     pub v6: Option<Ipv6Addr>,
 }
 
-/// Which of the programs.
+/// One of the programs on a device, by the packets that it sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Direction {
-    /// What comes in from outside.
+    /// Packets that come in from outside.
     Arriving,
-    /// What leaves.
+    /// Packets that leave the node.
     Leaving,
-    /// What a Pod sends.
+    /// Packets that a Pod sends.
     FromPod,
-    /// What goes to a Pod.
+    /// Packets that go to a Pod.
     ToPod,
 }
 
 impl Direction {
-    /// All. Answers are let out before questions are let in.
+    /// All of them, in the order of attaching: the programs for answers come before those for questions.
     pub const ALL: [Self; 4] = [Self::Leaving, Self::ToPod, Self::Arriving, Self::FromPod];
 
-    /// The two of a device.
+    /// The two programs of a device.
     fn both(row: &EdgeRow) -> [Self; 2] {
         match row.is_pods {
             true => [Self::ToPod, Self::FromPod],
@@ -52,19 +53,19 @@ impl Direction {
     }
 }
 
-/// All that the kernel holds of it, or should.
+/// The devices and programs of the packet path, as they are in the kernel or as they should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EdgeImage {
-    /// By device.
+    /// The devices, by index.
     pub rows: BTreeMap<u32, EdgeRow>,
     /// Which program is on which device.
     pub attached: BTreeSet<(Direction, u32)>,
-    /// Where they were, and are no more.
+    /// Places where a program was attached and no longer is.
     pub lost: BTreeSet<(Direction, u32)>,
 }
 
 impl EdgeImage {
-    /// The devices whose programs are there, of those that have a row in `wanted`.
+    /// The devices with a row in `wanted` that have both of their programs.
     pub fn complete(&self, wanted: &Self) -> BTreeSet<u32> {
         let rows = wanted.rows.iter().filter(|(ifindex, row)| {
             let mut both = Direction::both(row).into_iter();
@@ -81,7 +82,7 @@ pub enum EdgeOp {
     PutRow(u32, EdgeRow),
     /// Puts a program on a device.
     Attach(Direction, u32),
-    /// Takes it off, or forgets where it was.
+    /// Takes a program off a device, or forgets that it was there.
     Detach(Direction, u32),
     /// Removes the addresses of a device.
     DeleteRow(u32),
@@ -90,19 +91,19 @@ pub enum EdgeOp {
 /// Patterns of the names of devices, with `*` and `?`.
 #[derive(Clone, Debug, Default)]
 pub struct Patterns {
-    /// Of those that lead outside; empty: see the module.
+    /// Devices that lead outside; empty: the rules of the module decide.
     pub edges: Vec<String>,
-    /// Of those that lead to Pods; empty: see [`Link::leads_to_pod`].
+    /// Devices that lead to Pods; empty: [`Link::leads_to_pod`] decides.
     pub pods: Vec<String>,
 }
 
 impl Patterns {
-    /// Whether a device leads to a Pod. One that the default route leads out of never does.
+    /// Whether a device leads to a Pod. A device with a default route never does.
     pub fn lead_to_pod(&self, link: &Link) -> bool {
         link.leads_to_pod(&self.pods) && !link.is_uplink
     }
 
-    /// The names of devices that are said to lead outside, and lead to Pods.
+    /// The names of devices that `edges` names although they lead to Pods.
     pub fn mistaken<'a>(&self, links: &'a [Link]) -> Vec<&'a str> {
         let mistaken = links.iter().filter(|link| {
             !self.edges.is_empty() && link.is_named(&self.edges) && self.lead_to_pod(link)
@@ -126,7 +127,7 @@ fn leads_outside(link: &Link, patterns: &Patterns) -> bool {
     link.mac.is_some() && !is_part && (link.is_uplink || is_tunnel || is_wire)
 }
 
-/// What there should be.
+/// The devices and programs that there should be.
 pub fn compile(links: &[Link], patterns: &Patterns) -> EdgeImage {
     let edges = links.iter().filter(|link| leads_outside(link, patterns));
     let mut rows: BTreeMap<u32, EdgeRow> = edges.map(|link| (link.ifindex, row(link))).collect();
@@ -144,7 +145,7 @@ pub fn compile(links: &[Link], patterns: &Patterns) -> EdgeImage {
     }
 }
 
-/// The first address of each family that hosts elsewhere can answer to.
+/// The first address of each family that other hosts can answer to.
 fn row(link: &Link) -> EdgeRow {
     let mut row = EdgeRow::default();
     for address in &link.addresses {
@@ -159,8 +160,8 @@ fn row(link: &Link) -> EdgeRow {
     row
 }
 
-/// What a Pod takes for the client where it is its own: this node's address on its device or on the bridge of that,
-/// else one that leads outside. The way to any of them is through the device.
+/// The addresses that a Pod sees as the client when it is its own backend: this node's address on its device or on the
+/// device's bridge, otherwise one that leads outside. The Pod's route to each of them leads through this device.
 fn gateway(link: &Link, links: &[Link], outside: &[EdgeRow]) -> EdgeRow {
     let bridge = links
         .iter()
@@ -178,8 +179,8 @@ fn gateway(link: &Link, links: &[Link], outside: &[EdgeRow]) -> EdgeRow {
     gateway
 }
 
-/// The writes that lead from one to the other. A device has its addresses before its programs, and as long as they are
-/// there.
+/// The writes that lead from `observed` to `wanted`. A device gets its row before its programs, and keeps the row as
+/// long as they are there.
 pub fn plan(observed: &EdgeImage, wanted: &EdgeImage) -> Vec<EdgeOp> {
     let rows = wanted.rows.iter();
     let changed = rows.filter(|(ifindex, row)| observed.rows.get(ifindex) != Some(row));

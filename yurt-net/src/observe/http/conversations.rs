@@ -1,6 +1,5 @@
-//! Connections of clients that nobody knows: a few at a time, each with a small buffer and some seconds. A connection
-//! that has not asked for anything gives way to a new one, so that nobody blinds alerts or load balancers by
-//! connecting.
+//! Connections of unknown clients: a few at a time, each with a small buffer and a few seconds. An idle connection
+//! gives way to a new one, so that nobody can keep alerts or load balancers out by opening connections.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -21,23 +20,23 @@ use tokio::task::{AbortHandle, JoinSet, yield_now};
 use tokio::time::timeout;
 use tracing::debug;
 
-/// A connection, from its beginning to its end.
+/// The longest time that a connection may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes of all headers of a request together; the least that hyper takes.
+/// Bytes of all headers of a request together; hyper accepts no smaller limit.
 const BUFFER_BYTES: usize = 8192;
 
 pub(super) const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// Those that are connected, the oldest first.
+/// The open connections, the oldest first.
 pub(super) struct Conversations {
-    /// Connections at a time; others wait while all of these are being answered.
+    /// The most connections at a time; others wait while all of these are being answered.
     most: usize,
     tasks: JoinSet<()>,
     open: VecDeque<(AbortHandle, Arc<AtomicBool>)>,
 }
 
 impl Conversations {
-    /// At most so many at a time.
+    /// Allows `most` connections at a time.
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
@@ -65,7 +64,7 @@ impl Conversations {
             }
         });
         self.open.push_back((task, has_asked));
-        // A client that has sent its request with its connection is heard before the next one takes its place.
+        // A client that has sent its request with its connection is heard before a new connection takes its place.
         yield_now().await;
     }
 
@@ -82,7 +81,7 @@ impl Conversations {
                     task.abort();
                 }
             }
-            // All of them are being answered.
+            // All connections are being answered.
             None => {
                 self.tasks.join_next().await;
                 self.open.retain(|(task, _)| !task.is_finished());
@@ -104,13 +103,13 @@ where
         let answer = answer(request);
         async move { Ok::<_, Infallible>(answer.await) }
     });
-    // Questions are seconds apart: nothing is kept open for the next one.
+    // Requests are seconds apart, so no connection is kept open for the next one.
     let mut server = http1::Builder::new();
     let server = server.max_buf_size(BUFFER_BYTES).keep_alive(false);
     server.serve_connection(TokioIo::new(stream), service).await
 }
 
-/// An answer with this text, whose kind a browser must not guess at.
+/// An answer with this text. A browser must not guess another content type than `kind`.
 pub(super) fn response(
     status: StatusCode,
     kind: &'static str,

@@ -1,7 +1,8 @@
-//! What is served over HTTP: metrics and questions about the agent (`scrapes`), and the health ports of kube-proxy
+//! What is served over HTTP: metrics and requests about the agent (`scrapes`), and the health ports of kube-proxy
 //! (`health`).
 //!
-//! Anybody may reach a port, so a request costs the agent little, and the agent waits for no client: `conversations`.
+//! Anybody may reach these ports, so a request costs the agent little, and the agent waits for no client
+//! (`conversations`).
 
 mod conversations;
 pub mod health;

@@ -1,12 +1,12 @@
 //! Room in the maps that is kept free, and room that is taken from tenants.
 //!
-//! **Kept free of tenants**: the last part of each map. Newcomers and growth of tenants' Services stop before it;
-//! default/kubernetes and kube-system may have it, and so may, until the next grace period, the copy of a set that does
-//! not grow: so what is in force can change in a map that is full.
+//! **Kept free of tenants**: the last part of each map. New Services of tenants, and growth of theirs, stop before it.
+//! default/kubernetes and kube-system may use it. So may, until the next grace period, the copy of a set that does not
+//! grow: so a set can be changed even when the map is full.
 //!
-//! **Taken from the largest users**: if that is not enough for default/kubernetes or kube-system, `victims` decides
-//! what tenants lose. This room is free after a grace period, and only for the Services for which it was made: tenants
-//! get nothing more in the same plan, and come after those Services in the next one. Sets that lie in it move first
+//! **Taken from the largest users**: if that part is not enough for default/kubernetes or kube-system, `victims`
+//! decides what tenants lose. This room becomes free after a grace period, for those Services only: tenants get nothing
+//! more in the same plan, and come after those Services in the next one. Sets that lie in this room move first
 //! (`moving.rs`).
 
 mod moving;
@@ -52,7 +52,7 @@ impl<'t> Planner<'t> {
         FullMap::ALL.map(|map| self.unused_by_tenants(map))
     }
 
-    /// Whether a service port may have `needs` more entries, of which it gives back as many as `leaving` in this plan.
+    /// Whether a service port may have `needs` more entries, if it gives back `leaving` of them in this plan.
     pub(super) fn has_room(
         &self,
         key: &ServiceKey,
@@ -60,7 +60,7 @@ impl<'t> Planner<'t> {
         needs: usize,
         leaving: usize,
     ) -> bool {
-        // A reboot finds room for all rows that there were.
+        // After a reboot there is room for all rows that there were before.
         let was_there = self.most_endpoints.is_some() && !map.is_slots();
         let may_have_all = comes_first(key) || needs <= leaving || was_there;
         match may_have_all {
@@ -69,7 +69,7 @@ impl<'t> Planner<'t> {
         }
     }
 
-    /// How many slots the set of a unit that `had` some may have.
+    /// How many slots the set of a unit may have, if it `had` so many before.
     pub(super) fn most_slots(&self, key: &ServiceKey, unit: &Unit, had: u32) -> u32 {
         let wanted = unit.set.slots();
         if comes_first(key) || wanted <= had {
@@ -81,7 +81,7 @@ impl<'t> Planner<'t> {
             false => self.unused_by_tenants(map),
         };
         let ranges = unit.set.ranges().len();
-        // Who is in force has one endpoint before anything is kept free.
+        // A Service that is in force keeps one endpoint, before any room is kept free.
         let least = match !self.is_making_room && ranges < self.unused(map) {
             true => ranges + 1,
             false => 0,
@@ -90,13 +90,13 @@ impl<'t> Planner<'t> {
         wanted.min(had.saturating_add(count(more)).max(count(least)))
     }
 
-    /// Entries of the longest free range of each family, as far as it is known without a grace period.
+    /// The length of the longest free range of each family, without waiting for a grace period.
     pub(super) fn longest_free(&self) -> [u32; 2] {
         FAMILIES.map(|family| self.image.space(family).longest())
     }
 
-    /// Whether a service port that did not fit is worth another try. One that failed for its size or its place is not
-    /// tried before that changes, because it may be large. `longest`: see [`Self::longest_free`].
+    /// Whether to try again a service port that did not fit. If it failed for its size or place, it waits until more
+    /// room is free, because it may be large. `longest`: see [`Self::longest_free`].
     pub(super) fn may_fit(&self, key: &ServiceKey, left: &LeftOut, longest: [u32; 2]) -> bool {
         let mut maps = FullMap::ALL.into_iter();
         left.is_next
@@ -113,7 +113,7 @@ impl<'t> Planner<'t> {
                     FullMap::Slots6 => longest[1],
                     _ => return needs <= room,
                 };
-                // A part grows by as little as one.
+                // A set that is in the maps in part can grow by as little as one slot.
                 let least = if left.has_some { 1 } else { needs };
                 let has_place = || {
                     self.image.has_sealed()
@@ -124,8 +124,8 @@ impl<'t> Planner<'t> {
             })
     }
 
-    /// Takes from tenants what Services of `first` and of `next` lack, if that makes enough room; those of `next` are
-    /// planned only where it does not. `others` are not changed yet.
+    /// Takes from tenants what the Services of `first` and `next` lack, if that makes enough room. Only if it does not,
+    /// the changes in `next` are planned. `others` are not planned yet.
     pub(super) fn make_room(
         &mut self,
         first: &[Change],
@@ -140,7 +140,7 @@ impl<'t> Planner<'t> {
         if lacking.is_empty() {
             return;
         }
-        // The image has these as they were, while the table says what they will be.
+        // The image still has these as they were, while the table already says what they will be.
         let changing: BTreeSet<&ServiceKey> = match self.is_delta {
             true => {
                 let changing = others.iter().flat_map(|changes| &**changes);
@@ -162,7 +162,7 @@ impl<'t> Planner<'t> {
                 let asked = asked.and_then(|left| left.asked(map));
                 wanted.0[map as usize] += asked.map_or(0, |asked| match map {
                     FullMap::Frontends4 | FullMap::Frontends6 => asked,
-                    // At once, in one range, beside what it has.
+                    // A set needs its slots at once, in one range, beside those that it has.
                     _ => needs[map as usize].max(asked),
                 });
             }

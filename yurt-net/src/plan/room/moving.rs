@@ -1,7 +1,7 @@
-//! Sets of tenants that lie in room which is being made: they are cut down, or move.
+//! Sets of tenants that lie in room which is being made: they are cut down or moved.
 //!
 //! No client is without an endpoint meanwhile: the part of a set that moves is written before its old slots are given
-//! back. If slots have to become free for it first, all of it waits for the next plan.
+//! back. If other slots have to become free first, the whole move waits for the next plan.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -12,11 +12,11 @@ use crate::plan::victims::{Candidate, Placed, Victims};
 use crate::plan::{FullMap, Planner};
 use crate::table::ServiceKey;
 
-/// Where sets move, by their index.
+/// New places of sets, by the index of the set.
 pub(super) type Homes = BTreeMap<u32, Range<u32>>;
 
 impl Planner<'_> {
-    /// Where sets move that keep too little beside the windows of `victims`. `None`: the next plan says it, in which
+    /// New places for sets that keep too little outside the windows of `victims`. `None`: the next plan decides, when
     /// slots that others share with them are free. `is_again`: this is that plan.
     pub(super) fn homes(
         &mut self,
@@ -60,7 +60,7 @@ impl Planner<'_> {
         (!has_to_wait).then_some(found)
     }
 
-    /// Has sets share what they keep. True if one did.
+    /// Makes sets with slots to spare share them with `poor` ones. True if a set did.
     fn share(
         &mut self,
         sets: &[(&ServiceKey, &Placed)],
@@ -108,7 +108,7 @@ impl Planner<'_> {
     }
 }
 
-/// A set that should move, and its index; `None`: it keeps enough where it is.
+/// A set that should move, with its index; `None`: it keeps enough where it is.
 fn mover(set: &Placed, victims: &Victims) -> Option<(u32, Mover)> {
     let kept = victims.kept(set);
     let mover = Mover {

@@ -42,7 +42,7 @@ fn in_namespace(
     })
 }
 
-/// As the agent does it.
+/// Plans and applies until nothing is left to do, as the agent does.
 fn settle(wanted: &ServiceTable, maps: &mut MemoryDataplane, image: &mut MapImage) -> Plan {
     let mut planned = Plan::default();
     for _ in 0..8 {
@@ -63,7 +63,7 @@ fn names(refused: &[Refused]) -> Vec<String> {
     names.collect()
 }
 
-/// What clients of an address get.
+/// The backends that clients of an address reach.
 fn served(image: &MapImage, address: &str) -> Option<Vec<SocketAddr>> {
     let address = address.parse().unwrap();
     let port = KeyPort::Port(Scope::Internal, Protocol::Tcp, 80);

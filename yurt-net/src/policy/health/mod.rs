@@ -1,13 +1,13 @@
 //! The ports at which load balancers ask this node whether a Service has endpoints here.
 //!
-//! Pure. In: a Service with its slices; then all that ask for a port. Out: `HealthCheck`s, at most one for each port.
-//! Rules in order: (1) a load balancer with `externalTrafficPolicy: Local` and a `healthCheckNodePort`, if this node
-//! serves it; (2) endpoints that are ready and on this node count, each address once, whatever their ports; (3) no port
-//! by which the node is reached (`protected`); (4) no NodePort of TCP, which the listener would never hear of; (5) of
-//! several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: those that come before
-//! tenants, then the first one of each namespace, the second one of each, and so on. Reference:
-//! kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go. Differs:
-//! there, no port is protected, and whoever binds first has it.
+//! Pure. In: a Service with its slices; then all health checks that Services ask for. Out: `HealthCheck`s, at most one
+//! for each port. Rules in order: (1) a load balancer with `externalTrafficPolicy: Local` and a `healthCheckNodePort`,
+//! if this node serves it; (2) its ready endpoints on this node count, each address once, whatever their ports; (3) no
+//! port by which the node is reached (`protected`); (4) no TCP NodePort, because connections to it never reach the
+//! listener; (5) of several Services the first by precedence, age and name; (6) at most `MAX_HEALTH_CHECKS`: first
+//! those of Services that come before tenants, then the first one of each namespace, the second one of each, and so on.
+//! Reference: kubernetes/kubernetes pkg/proxy/healthcheck/service_health.go and pkg/proxy/endpointschangetracker.go.
+//! Differs: there, no port is protected, and the first to bind has it.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -20,7 +20,7 @@ use crate::model::{NamespacedName, PoolService, Protocol, Service, TrafficPolicy
 use crate::table::{FrontendKind, HealthCheck, MAX_HEALTH_CHECKS, ServiceEntry, Standing};
 use crate::text;
 
-/// What one Service asks for.
+/// The health check that one Service asks for; `refused` gets the reason if it cannot have it.
 pub(super) fn health_check(
     service: &Service,
     pool_services: &[Arc<PoolService>],
@@ -46,10 +46,10 @@ pub(super) fn health_check(
     })
 }
 
-/// A health check, and when its Service was made: seconds since 1970; 0 = not known.
+/// A health check, and when its Service was made: seconds since 1970; 0 = unknown.
 pub(super) type Asked = (u64, HealthCheck);
 
-/// Those that are served, sorted by port; the others with the reason.
+/// The health checks that are served, sorted by port; the others with the reason.
 pub(super) fn settle<'a>(
     mut asked: Vec<Asked>,
     entries: impl Iterator<Item = &'a Arc<ServiceEntry>>,
@@ -67,7 +67,7 @@ pub(super) fn settle<'a>(
     asked.sort_by(|(a_made, a), (b_made, b)| {
         let rank = |made: u64, check: &HealthCheck| {
             let NamespacedName { namespace, name } = &check.service;
-            // 0, which is not known, becomes the largest.
+            // 0, which means unknown, becomes the largest.
             (Standing::of(namespace, name), made.wrapping_sub(1))
         };
         let by_name = || a.service.cmp(&b.service);
@@ -88,12 +88,12 @@ pub(super) fn settle<'a>(
         };
         refused.push(refusal(check, &why));
     }
-    // One namespace with many would keep those of all others closed, on every node.
+    // Otherwise one namespace with many checks would take the places of all others, on every node.
     let turns = text::in_turns(&order, MAX_HEALTH_CHECKS, |port| {
         let NamespacedName { namespace, name } = &served.get(port)?.service;
         Some(match Standing::of(namespace, name) {
             Standing::Tenant => (true, &**namespace, 0),
-            // Each has the first turn.
+            // These come in the first turn.
             _ => (false, "", *port),
         })
     });

@@ -1,10 +1,10 @@
-//! Addresses and ports that are nobody's to take: those by which this node, its agents and its operator reach each
+//! Addresses and ports that no Service may take: those by which this node, its agents and its operator reach each
 //! other.
 //!
-//! Pure. In: `ProtectConfig`, Nodes, the endpoints of default/kubernetes, `NodeView`. Out: whose an address or a place
-//! is, and why a frontend must not be there. Whoever writes `externalIPs`, a load balancer's status or a NodePort would
-//! otherwise come between the node and its apiserver (CVE-2020-8554), for good: the checkpoint remembers it over a
-//! reboot. Rules in order, by kind of frontend:
+//! Pure. In: `ProtectConfig`, Nodes, the endpoints of default/kubernetes, `NodeView`. Out: the owner of an address or
+//! of an address and port, and why a frontend must not be there. Otherwise whoever writes `externalIPs`, a load
+//! balancer's status or a NodePort could come between the node and its apiserver (CVE-2020-8554), and stay there over a
+//! reboot, because the checkpoint remembers it. Rules in order, by kind of frontend:
 //!
 //! | what | ExternalIP | LoadBalancer | NodePort | ClusterIP |
 //! |---|---|---|---|---|
@@ -15,13 +15,13 @@
 //! | inside the podCIDRs of this Node, and of others whose objects the source has | no | yes | - | yes |
 //! | the node's nameservers, at the ports of DNS | no | yes | no, also where one is a loopback address | yes |
 //!
-//! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: all
-//! Nodes of a large cluster, each of which changes every few minutes, are more than an uplink and a small board can
-//! take. There `--protect` names those that matter.
+//! Other Nodes are known from `file:` alone. From an apiserver or YurtHub the agent asks for its own Node only: in a
+//! large cluster each Node changes every few minutes, and all of them are more than an uplink and a small board can
+//! take. There `--protect` names the Nodes that matter.
 //!
-//! A load balancer of a small cluster is the nodes themselves (k3s' ServiceLB, kube-vip), so their addresses are
-//! served; their lifelines are not. Nor is it rare that nodes ask a DNS server of their own cluster by a load
-//! balancer's address or a ClusterIP.
+//! In a small cluster the nodes themselves are often the load balancer (k3s' ServiceLB, kube-vip), so their addresses
+//! are served, except for their lifelines. Nodes may also ask a DNS server of their own cluster, by a load balancer's
+//! address or a ClusterIP.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -39,11 +39,11 @@ use crate::text;
 
 /// YurtHub's dummy interface (`DefaultDummyIfIP4`, `DefaultDummyIfIP6`, openyurt cmd/yurthub/app/options/options.go).
 pub(super) const HUB_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 2, 1);
-/// The same for IPv6.
+/// YurtHub's address for IPv6.
 pub(super) const HUB_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 2, 1);
-/// Its secure port.
+/// YurtHub's secure port.
 pub(super) const HUB_PORT: u16 = 10268;
-/// All of its ports: proxy, metrics and Pods, secure proxy, secure proxy of a dummy interface.
+/// All ports of YurtHub: proxy, metrics and Pods, secure proxy, secure proxy of a dummy interface.
 const HUB_PORTS: [u16; 4] = [10261, 10267, HUB_PORT, 10269];
 /// Other ports by which a node is reached or checked: sshd, the kubelet, the health check of load balancers.
 const NODE_PORTS: [u16; 3] = [22, 10250, 10256];
@@ -53,7 +53,7 @@ const DNS_PORTS: [u16; 2] = [53, 853];
 /// The owner of an address.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Whose {
-    /// The operator's word.
+    /// Protected by the operator (`--protect`).
     Protected,
     /// On this node, or in its Node's status.
     ThisNode,
@@ -104,7 +104,7 @@ impl fmt::Display for Whose {
 pub struct Protected {
     /// The addresses of Nodes and of this machine, sorted.
     nodes: Vec<(IpAddr, Whose)>,
-    /// Where the Pods of Nodes are. The kubelet asks them whether they live, and members of a database each other.
+    /// The podCIDRs of Nodes. The kubelet probes Pods there, and members of a database reach each other there.
     pods: Vec<(IpNetwork, Arc<str>)>,
     /// Apiservers, sorted.
     servers: Vec<SocketAddr>,
@@ -113,7 +113,7 @@ pub struct Protected {
 }
 
 impl Protected {
-    /// Collects it.
+    /// Collects what is protected.
     pub fn new(snapshot: &Snapshot, config: &PolicyConfig, view: &NodeView) -> Self {
         let mut nodes: Vec<(IpAddr, Whose)> = Vec::new();
         for node in snapshot.nodes.values() {
@@ -132,7 +132,7 @@ impl Protected {
             cidrs.map(|cidr| (*cidr, node.name.clone()))
         });
         let mut servers = config.protect.servers.clone();
-        // Where the apiservers say that they are: the controller that writes it is theirs.
+        // The apiservers' own controller writes these addresses.
         let own = NamespacedName::new("default", "kubernetes");
         if let Some(slice) = snapshot
             .slices
@@ -182,7 +182,7 @@ impl Protected {
         self.node(address).cloned()
     }
 
-    /// Every address that can be listed, and its owner. Some come twice.
+    /// Every address that can be listed, and its owner. Some addresses come twice.
     pub fn listed(&self) -> impl Iterator<Item = (IpAddr, Whose)> {
         let nodes = self.nodes.iter().map(|(address, _)| *address);
         let servers = self.servers.iter().map(SocketAddr::ip);
@@ -209,7 +209,7 @@ impl Protected {
         found.ok().map(|at| &self.nodes[at].1)
     }
 
-    /// Why no frontend of a kind is at an address, whatever its port.
+    /// Why no frontend of this kind may have an address, whatever its port.
     pub(super) fn refuses(&self, kind: FrontendKind, address: IpAddr) -> Option<String> {
         if address.to_canonical() != address {
             return Some("an IPv4 address written as IPv6".to_owned());
@@ -243,8 +243,8 @@ impl Protected {
         Some(whose.to_string())
     }
 
-    /// Why nobody may have this agent listen on a TCP port of all addresses of this node. Where an apiserver is does
-    /// not matter: one of this node may not be up yet, and a listener would keep it from its port.
+    /// Why this agent must not listen on a TCP port of all addresses of this node for a Service. The address of an
+    /// apiserver does not matter: one on this node may not be up yet, and the listener would take its port.
     pub(super) fn refuses_listener(&self, port: u16) -> Option<String> {
         let is_here =
             |address: IpAddr| address.is_loopback() || self.node(address) == Some(&Whose::ThisNode);
@@ -267,8 +267,8 @@ impl Protected {
         all.iter().any(|ports| ports.contains(&port))
     }
 
-    /// Why no frontend of a kind is at an address and port. `is_apiserver`: it is of the Service default/kubernetes,
-    /// whose ClusterIP is what a Pod's environment calls the apiserver.
+    /// Why no frontend of this kind may have an address and port. `is_apiserver`: the frontend is of the Service
+    /// default/kubernetes, whose ClusterIP Pods find in their environment as the apiserver's.
     pub(super) fn refuses_at(
         &self,
         kind: FrontendKind,
@@ -329,8 +329,8 @@ fn is_link_local(address: IpAddr) -> bool {
     }
 }
 
-/// The kind of an address that no host of a network can have, in words. The apiserver refuses most of them, too
-/// (ValidateNonSpecialIP); manifests in a file have passed no apiserver.
+/// What kind of address it is, if no host of a network can have it. The apiserver refuses most of them as well
+/// (ValidateNonSpecialIP), but manifests in a file have passed no apiserver.
 pub(super) fn special(address: IpAddr) -> Option<&'static str> {
     if address.is_unspecified() {
         Some("the unspecified address")

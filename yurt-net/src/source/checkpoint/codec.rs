@@ -5,18 +5,18 @@
 //! frame*   length u32  crc u32       length bytes: size u32, LZ4 block
 //! ```
 //!
-//! A frame unpacks to records (postcard), as many as fill it. `Record::Synced` ends a state and its frame. The first
-//! state is the whole, every later one what had changed since: together they are the journal, and one file holds both,
-//! so that a journal can never be taken for that of another snapshot.
+//! A frame unpacks to as many records (postcard) as fill it. `Record::Synced` ends a state and its frame. The first
+//! state is a whole snapshot. Each later state holds the changes since the one before; together they are the journal.
+//! Both are in one file, so that a journal can never be applied to another snapshot.
 //!
-//! Each checksum covers *all* bytes of the file before it, other checksums aside (a CRC over its own value says nothing
-//! any more). So a frame counts only behind the very bytes that it was written behind, and what reading gives is
-//! always a state that was saved: the last one before the first flaw.
+//! Each checksum covers *all* bytes of the file before it except other checksums (a CRC over its own value says nothing
+//! any more). So a frame counts only behind the very bytes that it was written behind, and reading always gives a state
+//! that was saved: the last one before the first flaw.
 //!
-//! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test holds
-//! on to it. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`), version 3
-//! nothing of what had no room (`v3`), version 4 not when a Service was made (`v4`), version 5 not
-//! where its load balancer asks for health (`v5`): they are read, and not gone on with.
+//! postcard does not describe itself: the shape of `model` and of `Record` is part of the version, and a test fails
+//! when it changes. Version 1 has no Pods (`v1`), version 2 no editions and no manifests (`v2`), version 3 no Services
+//! that had no room (`v3`), version 4 no creation times of Services (`v4`), version 5 no health check ports (`v5`).
+//! Files of these versions are read, but not appended to.
 
 #![forbid(unsafe_code)]
 
@@ -30,18 +30,18 @@ use super::{v1, v2, v3, v4, v5};
 use crate::model::Snapshot;
 use crate::source::decode::Names;
 
-/// To be raised with every change of what `model` or `Record` look like.
+/// Raise it with every change to the shape of `model` or `Record`.
 pub(super) const VERSION: u32 = 6;
-/// The oldest one that is read.
+/// The oldest version that is read.
 pub(super) const OLDEST: u32 = 1;
 
 const MAGIC: &[u8; 8] = b"YURT-NET";
-/// A frame is closed when its records have this many bytes: what reading and writing needs of memory, about twice.
+/// A frame is closed when its records have this many bytes. Reading and writing need about twice as much memory.
 const FRAME_BYTES: usize = 64 * 1024;
-/// LZ4 cannot unpack a byte to more.
+/// LZ4 cannot unpack a byte to more bytes than this.
 const MAX_RATIO: usize = 255;
 
-/// What keeps a file from being read, or from being read further.
+/// Why a file cannot be read, or not read further.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Flaw {
     /// Not a checkpoint at all.
@@ -50,10 +50,10 @@ pub(super) enum Flaw {
     /// Of another version.
     #[error("is of version {0}")]
     Version(u32),
-    /// It ends before a state does: the writing of that state was interrupted.
+    /// It ends in the middle of a state, whose writing was interrupted.
     #[error("ends unfinished after byte {0}")]
     Torn(u64),
-    /// It is not what was written.
+    /// Its bytes are not what was written.
     #[error("is damaged after byte {0}")]
     Damaged(u64),
     /// It cannot be read.
@@ -61,12 +61,12 @@ pub(super) enum Flaw {
     Read(#[from] io::Error),
 }
 
-/// The end of the last state of a file: what a writer needs to go on there.
+/// The end of the last state of a file: a writer goes on there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct End {
-    /// Bytes up to here.
+    /// Bytes of the file up to here.
     pub(super) length: u64,
-    /// Of all of them that are no checksum.
+    /// The checksum of all these bytes except checksums.
     crc: u32,
 }
 
@@ -99,7 +99,7 @@ impl<W: Write> Encoder<W> {
         Self::begin_as(VERSION, out)
     }
 
-    /// The same as an agent of another version does.
+    /// The same, in the format of another version.
     pub(super) fn begin_as(version: u32, mut out: W) -> io::Result<Self> {
         let version = version.to_le_bytes();
         let end = End::default().after([MAGIC, &version]);
@@ -154,18 +154,18 @@ impl<W: Write> Encoder<W> {
     }
 }
 
-/// What a file says.
+/// The contents of a file.
 #[derive(Debug, Default)]
 pub(super) struct Replayed {
     /// The last state before the flaw.
     pub(super) state: Option<(Snapshot, Provenance)>,
     /// Where the first state ends.
     pub(super) base: u64,
-    /// Where the last one does.
+    /// The end of the last state.
     pub(super) end: End,
     /// The version of the file.
     pub(super) version: u32,
-    /// Why there is no more, unless that is the end of the file.
+    /// Why reading ended, if that was before the end of the file.
     pub(super) flaw: Option<Flaw>,
 }
 
@@ -194,14 +194,14 @@ pub(super) fn replay(input: impl Read) -> Replayed {
 struct Decoder<R> {
     input: R,
     names: Names,
-    /// Of the last frame.
+    /// The end of the last frame.
     end: End,
     /// The frame, packed and unpacked.
     buffer: Vec<u8>,
     records: Vec<u8>,
     snapshot: Snapshot,
     provenance: Provenance,
-    /// Of a state that has not ended, unless it is the first: before that has ended, nothing counts.
+    /// Records of a state that has not ended yet; unused for the first state, which counts for nothing before its end.
     pending: Vec<Record>,
     replayed: Replayed,
 }
@@ -212,7 +212,7 @@ impl<R: Read> Decoder<R> {
         while self.frame()? {
             self.records()?;
         }
-        // Between states nothing is torn.
+        // The file ends between two states: nothing is torn.
         if self.end == self.replayed.end && self.replayed.base > 0 {
             return Ok(());
         }
@@ -226,7 +226,7 @@ impl<R: Read> Decoder<R> {
             return Err(if is_ours { torn } else { Flaw::Foreign });
         }
         if self.buffer != MAGIC {
-            // A file that was never written, but has its length.
+            // A file whose length was written, but not its bytes.
             let is_blank = self.buffer.iter().all(|&byte| byte == 0);
             return Err(if is_blank { torn } else { Flaw::Foreign });
         }
@@ -260,7 +260,7 @@ impl<R: Read> Decoder<R> {
             };
         };
         if length == 0 {
-            // No frame is empty. The file has got its length, and not its bytes.
+            // No frame is empty: the length of the file was written, but not its bytes.
             return Err(torn);
         }
         let Some(crc) = self.number()? else {
@@ -341,8 +341,8 @@ impl<R: Read> Decoder<R> {
         Ok(bytes.map(u32::from_le_bytes))
     }
 
-    /// Fills the buffer with so many bytes; false when there are fewer. A length that makes no sense costs no
-    /// memory: the buffer grows with what is there.
+    /// Fills the buffer with `length` bytes; false if there are fewer. A false length costs no memory, because the
+    /// buffer grows only with bytes that are there.
     fn read(&mut self, length: usize) -> io::Result<bool> {
         self.buffer.clear();
         let limit = u64::try_from(length).unwrap_or(u64::MAX);
@@ -357,7 +357,7 @@ impl<R: Read> Decoder<R> {
 
 #[cfg(test)]
 impl<W: Write> Encoder<W> {
-    /// A frame of any bytes.
+    /// A frame with any bytes as its records.
     pub(super) fn raw_frame(mut self, records: &[u8]) -> io::Result<W> {
         self.records = records.to_vec();
         self.frame()?;

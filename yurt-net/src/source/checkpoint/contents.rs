@@ -1,7 +1,7 @@
 //! What a checkpoint keeps of a `Snapshot`, and the difference between two of them. Pure.
 //!
-//! `rejections` are not kept: they are findings about input that is gone by the time a checkpoint is read, and the next
-//! live read finds them again. An object that is kept in an older version is kept like any other.
+//! `rejections` are not kept: the input that they are about is gone by the time a checkpoint is read, and the next live
+//! read finds them again. If a source serves an object in its last good version, that version is kept.
 
 #![forbid(unsafe_code)]
 
@@ -20,34 +20,34 @@ use crate::source::decode::Names;
 use crate::table::ServiceKey;
 use crate::table::edition::Edition;
 
-/// Where a snapshot came from, and how far it had been followed.
+/// The source of a snapshot, and how far it had been followed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Provenance {
     /// The `--source` that it came from.
     pub source: String,
-    /// When it was last known to be what the source says, in seconds since 1970.
+    /// When the snapshot was last known to be the source's word, in seconds since 1970.
     pub synced_at: u64,
-    /// For each resource, where its watch goes on: versions of the very moment of the snapshot, or of one before. Later
-    /// ones would make the next agent miss what lies between.
+    /// The version at which the watch of each resource goes on: that of this very snapshot, or an earlier one. A later
+    /// one would make the next agent miss the changes in between.
     pub resource_versions: BTreeMap<String, String>,
-    /// Which of the states that this node was told it is.
+    /// The edition of the snapshot.
     pub edition: Edition,
-    /// Service ports that had no room in the maps; sorted. A reboot, which empties the maps, gives it to all others
-    /// first.
+    /// Service ports that had no room in the maps; sorted. After a reboot, when the maps are empty, all other service
+    /// ports get their room first.
     pub left_out: Vec<ServiceKey>,
 }
 
-/// What happened to one object.
+/// A change of one object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Edit<K, T> {
-    /// It is new, or says something else.
+    /// It is new, or has other contents.
     Put(Arc<T>),
     /// It is gone.
     Delete(K),
 }
 
 impl<K, T: Clone> Edit<K, T> {
-    /// The same of the object as another version has it.
+    /// The same edit, with the object as another version of the format has it.
     pub(super) fn converted<N: From<T>>(self) -> Edit<K, N> {
         match self {
             Self::Put(object) => Edit::Put(Arc::new(Arc::unwrap_or_clone(object).into())),
@@ -56,20 +56,21 @@ impl<K, T: Clone> Edit<K, T> {
     }
 }
 
-/// One line for each kind of object: the field of `Snapshot`, its type, how a record has it, its key. The order is part
-/// of the format: a new kind goes last, and takes a new `VERSION`.
+/// One line for each kind of object: the field of `Snapshot`, its type, the name and form of its record, its key. The
+/// order is part of the format: a new kind goes last, and takes a new `VERSION`.
 macro_rules! kinds {
     ($($field:ident: $object:ident as $form:ident by $key:ty,)*) => {
-        /// The objects of a snapshot, in the order of their names: cheap to take from the snapshot and to hold.
+        /// The objects of a snapshot, sorted by name. Cheap to take from a snapshot and to hold.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Contents {
             $($field: Vec<Arc<$object>>,)*
         }
 
-        /// The smallest part of a checkpoint, with what its version says of where a state came from, and of a Service.
+        /// The smallest part of a checkpoint. `P` and `S` are the provenance and the Service as the version of the file
+        /// has them.
         #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
         pub(super) enum RecordOf<P, S> {
-            /// The end of a state: with it, all that came before counts.
+            /// The end of a state: everything before it counts from here on.
             Synced(P),
             $(
                 #[doc = concat!("About a ", stringify!($object), ".")]
@@ -78,7 +79,7 @@ macro_rules! kinds {
         }
 
         impl Contents {
-            /// What a checkpoint keeps of this snapshot.
+            /// The contents of this snapshot.
             pub fn of(snapshot: &Snapshot) -> Self {
                 let Snapshot { $($field,)* rejections: _ } = snapshot;
                 Self {
@@ -92,7 +93,7 @@ macro_rules! kinds {
                 0 $(+ $field.len())*
             }
 
-            /// What leads from these contents to `new`.
+            /// The records that lead from these contents to `new`.
             pub(super) fn changes(&self, new: &Self) -> Vec<Record> {
                 let mut changes = Vec::new();
                 $(
@@ -103,7 +104,7 @@ macro_rules! kinds {
                 changes
             }
 
-            /// What leads from nothing to these contents.
+            /// The records that lead from nothing to these contents.
             pub(super) fn records(&self) -> impl Iterator<Item = Record> {
                 std::iter::empty()
                     $(.chain(self.$field.iter().map(|object| Record::$object(Edit::Put(Arc::clone(object))))))*
@@ -111,7 +112,7 @@ macro_rules! kinds {
         }
 
         impl<P, S: Clone> RecordOf<P, S> {
-            /// The same as another version has it.
+            /// The same record, as another version of the format has it.
             pub(super) fn converted<Q: From<P>, T: From<S>>(self) -> RecordOf<Q, T> {
                 match self {
                     Self::Synced(provenance) => RecordOf::Synced(provenance.into()),
@@ -121,7 +122,7 @@ macro_rules! kinds {
         }
 
         impl Record {
-            /// Does to the snapshot what was done to the one that was saved.
+            /// Applies the record to a snapshot.
             pub(super) fn apply(self, snapshot: &mut Snapshot, provenance: &mut Provenance) {
                 match self {
                     Self::Synced(synced) => *provenance = synced,
@@ -151,7 +152,7 @@ kinds! {
     manifests: Manifest as Manifest by OsString,
 }
 
-/// As it is written.
+/// A record of the version that is written.
 pub(super) type Record = RecordOf<Provenance, Service>;
 
 impl Contents {
@@ -161,7 +162,8 @@ impl Contents {
     }
 }
 
-/// Both lists are sorted by name. Identity is asked first: what a source did not touch has the `Arc` it had before.
+/// Both lists are sorted by name. Pointers are compared first: an object that a source did not touch still has the same
+/// `Arc`.
 fn compare<K: Ord + Clone, T: PartialEq>(
     old: &[Arc<T>],
     new: &[Arc<T>],
@@ -190,9 +192,9 @@ fn compare<K: Ord + Clone, T: PartialEq>(
 }
 
 impl Record {
-    /// Lets it share the words that are known already.
+    /// Makes the record share the strings that `names` knows.
     pub(super) fn share(&mut self, names: &mut Names) {
-        // Just decoded: nobody else has it.
+        // It was just decoded, so nobody else holds it.
         match self {
             Self::Service(Edit::Put(service)) => {
                 let Some(service) = Arc::get_mut(service) else {

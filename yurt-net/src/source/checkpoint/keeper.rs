@@ -1,4 +1,4 @@
-//! The checkpoint beside the loop: whatever is done to the disk is done on a blocking thread, one thing at a time.
+//! The checkpoint, kept beside the loop: all work on the disk runs on a blocking thread, one job at a time.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,58 +12,58 @@ use crate::host::disk::errand::{Errand, SILENCE};
 use crate::model::Snapshot;
 use crate::table::edition::Edition;
 
-/// A disk that has not answered for so long is told.
+/// A disk that has not answered for this long is reported.
 const SLOW: Duration = Duration::from_secs(5);
-/// How long the last save of all is waited for: kubelet kills an agent that takes 10 s to end.
+/// How long the last save is waited for: kubelet kills an agent that takes 10 s to end.
 const LAST_SAVE: Duration = Duration::from_secs(5);
 
-/// Work on the disk that has ended.
+/// A job on the disk that has ended.
 type Done = (Saver, Outcome);
 
-/// What it came to.
+/// The result of a job.
 enum Outcome {
-    /// Whether the checkpoint is gone.
+    /// Whether the checkpoint is gone or was replaced.
     Looked(bool),
     Saved(Result<bool, CheckpointError>),
 }
 
-/// What is due.
+/// Something for the loop to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Due {
-    /// To take up what the disk holds, which did not answer at the start.
+    /// Take up the checkpoint on a disk that did not answer at the start.
     Found(Box<Loaded>),
-    /// [`Keeper::begin`].
+    /// Call [`Keeper::begin`].
     Save,
-    /// To take note that the checkpoint says what this edition says.
+    /// Note that the checkpoint on disk holds an edition.
     Saved {
-        /// The one that was to be saved.
+        /// The edition that was to be saved.
         asked: Edition,
-        /// The one that the checkpoint is of: an earlier one, where that says the same.
+        /// The edition of the checkpoint: an earlier one, if its contents are the same.
         on_disk: Edition,
     },
 }
 
-/// The checkpoint beside the loop.
+/// The checkpoint, kept beside the loop.
 pub struct Keeper {
     found: Option<Provenance>,
     directory: PathBuf,
     opening: Errand<(Saver, Found)>,
-    /// Who waits for a disk that is taken away gets an error: the next one that is there in its place is asked once
-    /// more.
+    /// The first question has been repeated. A disk that is taken away while it is asked ends the question with an
+    /// error, and another disk may be there in its place.
     is_asked_again: bool,
-    /// `None` while the disk is at work, and until it has answered once.
+    /// `None` while a job runs, and until the disk has answered for the first time.
     saver: Option<Saver>,
     running: Option<JoinHandle<Done>>,
-    /// Since when the disk is at work.
+    /// When the present job began.
     since: Instant,
-    /// What is, or was last, being saved.
+    /// The edition that is being saved, or was saved last.
     asked: Edition,
     pace: Pace,
     stats: Stats,
 }
 
 impl Keeper {
-    /// Reads what there is in the directory, as far as its disk answers at once. What comes later is [`Due::Found`].
+    /// Reads the directory, if its disk answers at once. What it delivers later is [`Due::Found`].
     pub async fn open(directory: PathBuf) -> (Self, Option<Loaded>) {
         let mut keeper = Self {
             found: None,
@@ -102,7 +102,7 @@ impl Keeper {
         found.loaded
     }
 
-    /// Where the state came from that was found at the start.
+    /// The provenance of the state that was found at the start.
     pub fn found(&self) -> Option<&Provenance> {
         self.found.as_ref()
     }
@@ -112,7 +112,7 @@ impl Keeper {
         &self.stats
     }
 
-    /// Why the checkpoint is not as it should be.
+    /// Why the checkpoint cannot be kept in step.
     pub fn problem(&self) -> Option<String> {
         let is_at_work = self.running.is_some() || self.opening.is_outstanding();
         let waited = self.since.elapsed();
@@ -130,12 +130,12 @@ impl Keeper {
         self.pace.changed(Instant::now());
     }
 
-    /// Has everything saved anew where the checkpoint has gone, or is not the one that was saved.
+    /// Looks whether the checkpoint is still the one that was saved. If not, everything is saved anew.
     pub fn look(&mut self) {
         self.work(|saver| Outcome::Looked(saver.has_lost()));
     }
 
-    /// Has the disk do something, unless it is at work.
+    /// Starts a job on the disk, unless one is running.
     fn work(&mut self, work: impl FnOnce(&mut Saver) -> Outcome + Send + 'static) {
         let Some(mut saver) = self.saver.take() else {
             return;
@@ -147,7 +147,7 @@ impl Keeper {
         }));
     }
 
-    /// Waits until there is something to be done. Safe to cancel.
+    /// Waits until the loop has something to do. Safe to cancel.
     pub async fn due(&mut self) -> Due {
         loop {
             let save_at = self.pace.due().filter(|_| self.saver.is_some());
@@ -187,7 +187,7 @@ impl Keeper {
                                 return Due::Saved { asked, on_disk };
                             }
                         }
-                        // Without its saver there is nothing to try again with.
+                        // The saver is lost with its thread, so there is no second try.
                         Err(error) => error!(%error, "checkpoint: the save has failed for good"),
                     }
                 }
@@ -196,7 +196,7 @@ impl Keeper {
         }
     }
 
-    /// Starts to save what `snapshot` says, if it is time.
+    /// Starts to save `snapshot`, if it is time.
     pub fn begin(&mut self, snapshot: &Snapshot, provenance: Provenance) {
         if self.pace.begin(Instant::now()) {
             self.start(snapshot, provenance, Occasion::Changes);
@@ -219,7 +219,8 @@ impl Keeper {
         self.work(move |saver| Outcome::Saved(saver.save(contents, &provenance, occasion)));
     }
 
-    /// Saves all there is, versions too: the agent ends. A disk that does not answer does not keep it.
+    /// Saves everything, versions too, because the agent ends. A disk that does not answer does not keep it from
+    /// ending.
     pub async fn finish(&mut self, snapshot: &Snapshot, provenance: Provenance) {
         let save = async {
             self.wait().await;
@@ -243,7 +244,7 @@ impl Keeper {
         }
     }
 
-    /// Takes the saver back, and says what is on disk now, where that is certain.
+    /// Takes the saver back. Returns the edition on disk, if that is certain.
     fn take(&mut self, (saver, outcome): Done) -> Option<Edition> {
         let result = match outcome {
             Outcome::Saved(result) => result,

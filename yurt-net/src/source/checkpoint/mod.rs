@@ -11,12 +11,12 @@
 //! was appended outgrows half of the snapshot, everything is written anew: new file, fsync, rename, fsync of the
 //! directory. After an error the end of the file is uncertain, so the next save writes everything anew too.
 //!
-//! Loading changes nothing on disk. A file that cannot be used stays until a good one takes its place, and is set
-//! aside then, under its own name: a newer agent finds its own checkpoint again after a downgrade, and so does an older
-//! one. Where there are several, the newest state wins that this version can read.
+//! Loading changes nothing on disk. A file that cannot be used stays until a good one takes its place, and is then set
+//! aside under a name of its own: after a downgrade or an upgrade the other agent finds its own checkpoint again. Of
+//! several usable files, the newest state wins.
 //!
-//! Everything here blocks: `Contents::of` in the loop, `Saver::save` in a thread. There must be one `Saver` for a
-//! directory only; whoever runs the agent holds the lock for that. `Pace` says when to save.
+//! Everything here blocks: `Contents::of` runs in the loop, `Saver::save` in a thread. A directory must have only one
+//! `Saver`; the agent holds a lock for that. `Pace` says when to save.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -56,16 +56,17 @@ const CURRENT: &str = "checkpoint";
 const NEW: &str = "checkpoint.new";
 const OLD: &str = "checkpoint.old";
 
-/// One write to a file: as large as a frame.
+/// The size of one write to a file: as large as a frame.
 const BUFFER_BYTES: usize = 64 * 1024;
-/// A journal up to this size is not worth a new file, however small the snapshot is. For a large one the limit is half
-/// of the snapshot: boot waits while it is replayed, and writing anew is no more than a quarter of all writing then.
+/// Up to this size a journal is not worth a new file, however small the snapshot is. For a large snapshot the limit is
+/// half of its size: the journal is replayed while the agent boots, and rewriting everything is then at most a quarter
+/// of all writing.
 const JOURNAL_BYTES: u64 = 256 * 1024;
 
 /// What is wrong with a checkpoint, or with the disk it is on. The agent goes on without.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    /// Something else is there in its place.
+    /// Something else is there.
     #[error("{} is not a checkpoint", path.display())]
     Foreign {
         /// The file.
@@ -87,7 +88,7 @@ pub enum CheckpointError {
         /// Its version.
         version: u32,
     },
-    /// Its writing was interrupted: what was complete before is used.
+    /// Writing it was interrupted: the states before that are used.
     #[error("{} ends unfinished after byte {kept}", path.display())]
     Torn {
         /// The file.
@@ -95,7 +96,7 @@ pub enum CheckpointError {
         /// Bytes that are good.
         kept: u64,
     },
-    /// It is not what was written: what was complete before is used.
+    /// Its bytes are not what was written: the states before that are used.
     #[error("{} is damaged after byte {kept}", path.display())]
     Damaged {
         /// The file.
@@ -103,7 +104,7 @@ pub enum CheckpointError {
         /// Bytes that are good.
         kept: u64,
     },
-    /// The disk.
+    /// The disk failed.
     #[error(transparent)]
     Io(#[from] PathError),
 }
@@ -113,12 +114,12 @@ pub enum CheckpointError {
 pub struct Loaded {
     /// Without rejections.
     pub snapshot: Snapshot,
-    /// Where it came from, and when.
+    /// The source of the snapshot, and its age.
     pub provenance: Provenance,
 }
 
 impl Loaded {
-    /// The service ports that were served when it was saved.
+    /// The service ports that were in force when it was saved.
     pub fn in_force(&self) -> BTreeSet<ServiceKey> {
         let left_out = &self.provenance.left_out;
         let services = self.snapshot.services.values();
@@ -136,8 +137,9 @@ impl Loaded {
 }
 
 impl Loaded {
-    /// Has all of it listed, where maps of this edition may hold more. A watch from its versions would bring that, too,
-    /// but a source is whole once its watches are accepted: with what is here, for as long as they say nothing.
+    /// Forgets the resource versions, so that a source lists everything, if maps of this edition may be newer. A watch
+    /// from these versions would bring the changes too, but a source counts as complete as soon as its watches are
+    /// accepted, with what is here.
     pub fn list_what_is_newer(&mut self, maps: Edition) {
         if !self.provenance.edition.may_replace(maps) {
             self.provenance.resource_versions.clear();
@@ -150,7 +152,7 @@ impl Loaded {
 pub struct Found {
     /// The newest state that could be read.
     pub loaded: Option<Loaded>,
-    /// What was wrong on the way; an absent file is not.
+    /// The problems on the way; an absent file is none.
     pub problems: Vec<CheckpointError>,
 }
 
@@ -158,19 +160,19 @@ pub struct Found {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Stats {
-    /// Bytes handed to the file system, also in vain.
+    /// Bytes handed to the file system, including failed writes.
     pub bytes_written: u64,
-    /// Saves that wrote.
+    /// Saves that wrote something.
     pub writes: u64,
-    /// Of these, saves of everything.
+    /// How many of these wrote everything.
     pub whole_writes: u64,
-    /// Milliseconds that the last of them took, until it was on the medium.
+    /// Milliseconds that the last save took, until it was on the medium.
     pub last_write_ms: u64,
-    /// When that was, in seconds since 1970.
+    /// When that save ended, in seconds since 1970.
     pub last_write_at: Option<u64>,
     /// Saves that failed.
     pub errors: u64,
-    /// Why, until a save succeeds.
+    /// The last error, until a save succeeds.
     pub last_error: Option<String>,
 }
 
@@ -178,11 +180,12 @@ pub struct Stats {
 #[derive(Debug)]
 pub struct Saver<D = Directory> {
     disk: D,
-    /// What `checkpoint` says, and how it ends; `None` when that is not certain.
+    /// The contents and end of `checkpoint`; `None` if they are not certain.
     saved: Option<Saved>,
-    /// The name that `checkpoint` takes when it is replaced.
+    /// The name that the present `checkpoint` gets when it is replaced.
     aside: String,
-    /// The name of `checkpoint` may not be on the medium: whoever gave it may have been killed before it was.
+    /// The name of `checkpoint` may not be on the medium: the agent that renamed it may have been killed before the
+    /// fsync of the directory.
     is_name_loose: bool,
     stats: Stats,
 }
@@ -191,20 +194,20 @@ pub struct Saver<D = Directory> {
 struct Saved {
     contents: Contents,
     provenance: Provenance,
-    /// Length of the snapshot at its beginning.
+    /// The length of the whole snapshot at the beginning of the file.
     base: u64,
     end: End,
 }
 
 impl Saver<Directory> {
-    /// Reads what there is in the directory, which need not exist.
+    /// Reads the directory, which need not exist.
     pub fn open(directory: impl Into<PathBuf>) -> (Self, Found) {
         Self::on(Directory::new(directory))
     }
 }
 
 impl<D: Disk> Saver<D> {
-    /// The same on any disk.
+    /// The same, on any disk.
     pub fn on(disk: D) -> (Self, Found) {
         let mut saver = Self {
             disk,
@@ -258,7 +261,7 @@ impl<D: Disk> Saver<D> {
             });
         }
         let (snapshot, provenance) = replayed.state?;
-        // Whoever wrote an older version could not read on.
+        // A file of an older version cannot be appended to.
         if is_current && is_whole && replayed.version == VERSION {
             self.saved = Some(Saved {
                 contents: Contents::of(&snapshot),
@@ -273,7 +276,7 @@ impl<D: Disk> Saver<D> {
         })
     }
 
-    /// Which edition `checkpoint` says, where that is certain.
+    /// The edition in `checkpoint`, if that is certain.
     pub fn edition(&self) -> Option<Edition> {
         self.saved.as_ref().map(|saved| saved.provenance.edition)
     }
@@ -283,13 +286,12 @@ impl<D: Disk> Saver<D> {
         &self.stats
     }
 
-    /// Looks whether `checkpoint` is still there, as long as it was left. True when it is not: the next save writes
-    /// everything.
+    /// Looks whether `checkpoint` is still there with its length. True if it is not: the next save writes everything.
     pub fn has_lost(&mut self) -> bool {
         let Some(saved) = &self.saved else {
             return false;
         };
-        // What cannot be looked at is told by the save that needs it.
+        // A file that cannot be looked at is reported by the save that needs it.
         let is_gone = matches!(self.disk.append(CURRENT, saved.end.length), Ok(None));
         if is_gone {
             self.saved = None;
@@ -297,8 +299,8 @@ impl<D: Disk> Saver<D> {
         is_gone
     }
 
-    /// Brings the checkpoint in step, and returns whether that took any writing. After an error the checkpoint says
-    /// what it said before or what it should say, and the next save will not build on it.
+    /// Brings the checkpoint in step, and returns whether it wrote anything. After an error the checkpoint holds the
+    /// old state or the new one, and the next save writes everything anew.
     pub fn save(
         &mut self,
         contents: Contents,
@@ -345,14 +347,16 @@ impl<D: Disk> Saver<D> {
             Occasion::Everything => has_changed || saved.provenance != *provenance,
         };
         if !is_due {
-            // Equal, but not the same: what was compared with can be dropped.
+            // The contents are equal to the saved ones. Keeping these lets the objects of the older snapshot be
+            // dropped.
             saved.contents = contents;
             self.saved = Some(saved);
             return Ok(false);
         }
         let journal = saved.end.length - saved.base;
         let is_outgrown = journal > JOURNAL_BYTES.max(saved.base / 2);
-        // More than half: nearly as much as everything, and then what it replaces.
+        // Records for more than half of the objects cost nearly as much as writing everything, and everything would
+        // follow soon.
         if is_outgrown || changes.len() > contents.len() / 2 + 16 {
             return self.replace(contents, provenance);
         }
@@ -407,7 +411,7 @@ impl<D: Disk> Saver<D> {
             encoder.finish(provenance)
         });
         let end = written.inspect_err(|_| {
-            // It may be what fills the disk. That it cannot be removed is no error besides.
+            // The new file may be what fills the disk. If it cannot be removed, the first error says enough.
             let _ = self.disk.remove(NEW);
         })?;
         let aside = self.aside.clone();
@@ -438,7 +442,7 @@ impl<D: Disk> Saver<D> {
         Ok(())
     }
 
-    /// Writes to a file and returns when that is on the medium.
+    /// Writes to a file, and returns once the bytes are on the medium.
     fn write(
         &mut self,
         name: &str,
@@ -464,7 +468,7 @@ impl<D: Disk> Saver<D> {
     }
 }
 
-/// By their editions; times count only where those say nothing.
+/// The newer one by edition. Times count only if editions do not decide.
 fn newer(one: Loaded, other: Loaded) -> Loaded {
     let (a, b) = (&one.provenance, &other.provenance);
     let is_other = b.edition.may_replace(a.edition)
@@ -478,7 +482,7 @@ fn version_name(version: u32) -> String {
 
 type Out<'a, F> = BufWriter<Counted<'a, F>>;
 
-/// A file, and the count of what is written to it.
+/// A file, with a count of the bytes that are written to it.
 struct Counted<'a, F> {
     file: F,
     bytes: &'a mut u64,

@@ -1,32 +1,31 @@
 //! When a checkpoint is saved. Pure: the caller has the clock.
 //!
-//! What flash pays for is the writing, hardly the bytes: on ext4 an append of 3 KB and its fsync costs 26 KB (the
-//! last block once more, inode, journal). So a first change is saved within seconds, for the node that loses power
-//! next; under changes without end there is one save a minute, 1,440 a day of about 32 KB. Nothing changes, nothing is
-//! written.
+//! Flash wears by writes, hardly by their bytes: on ext4 an append of 3 KB and its fsync costs 26 KB (the last block
+//! once more, inode, journal). So a first change is saved within seconds, in case the node loses power next. Under
+//! changes without end there is one save a minute: 1,440 a day of about 32 KB. If nothing changes, nothing is written.
 //!
-//! That watches have moved on, with nothing new in them, is saved with the next change and when the agent stops, never
-//! alone. A watch of *all* objects of a kind can go on from any old version as long as no object has changed, and
-//! then it was saved; what a long rest costs is the own Node, once.
+//! Watches may move on without anything new. Their versions are saved with the next change and when the agent stops,
+//! never alone: a watch of *all* objects of a kind can go on from any old version as long as no object has changed, and
+//! a changed object would have been saved. After a long rest only the own Node is read once more.
 
 #![forbid(unsafe_code)]
 
 use std::time::{Duration, Instant};
 
-/// A change waits for its company this long.
+/// How long a change waits for more changes.
 const SETTLE: Duration = Duration::from_secs(2);
-/// From one save of changes to the next.
+/// The time from one save of changes to the next.
 const EVERY: Duration = Duration::from_secs(60);
-/// From a failure to the next attempt; doubled each time, because a full disk pays for each attempt too.
+/// The time from a failure to the next attempt. It is doubled each time, because each attempt wears a full disk, too.
 const RETRY: Duration = Duration::from_secs(30);
 const RETRY_AT_MOST: Duration = Duration::from_secs(10 * 60);
 
 /// What a save is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occasion {
-    /// Objects, or the source, may differ: where they do not, nothing is written.
+    /// Objects, or the source, may differ. If they do not, nothing is written.
     Changes,
-    /// Also when only the versions or `synced_at` differ. So at the end of the agent.
+    /// Also saved when only the versions or `synced_at` differ, as at the end of the agent.
     Everything,
 }
 
@@ -57,7 +56,7 @@ impl Pace {
         self.attempted.map_or(at, |last| at.max(last + pause))
     }
 
-    /// Whether to save now. From then on what changed counts as saved, until `failed` says otherwise.
+    /// Whether to save now. The changes so far then count as saved, until `failed` is called.
     pub(super) fn begin(&mut self, now: Instant) -> bool {
         let is_due = self.due().is_some_and(|due| due <= now);
         if is_due {
@@ -67,12 +66,12 @@ impl Pace {
         is_due
     }
 
-    /// The save has ended well.
+    /// The save has succeeded.
     pub(super) fn saved(&mut self) {
         self.failures = 0;
     }
 
-    /// It has failed: it is tried again.
+    /// The save has failed, and will be tried again.
     pub(super) fn failed(&mut self, now: Instant) {
         self.failures = self.failures.saturating_add(1);
         self.attempted = Some(now);

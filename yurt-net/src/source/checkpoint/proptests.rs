@@ -80,8 +80,8 @@ fn apply(snapshot: &mut Snapshot, template: &Snapshot, event: &Event) {
 proptest! {
     #![proptest_config(crate::cases::cases(512))]
 
-    /// Whatever fails, and wherever the power is cut: what is loaded is a state that was to be saved, whole, and not
-    /// an older one than the last of which the saver had said that it is.
+    /// Whatever fails, and whenever the power is cut: what is loaded is a whole state that was to be saved, and not
+    /// older than the last one that the saver called saved.
     #[test]
     fn what_is_loaded_is_the_last_state_saved_or_one_that_was_being_saved(
         events in prop::collection::vec(event(), 1..60),
@@ -124,7 +124,7 @@ proptest! {
                 if let Some((loaded, _)) = &loaded {
                     snapshot.clone_from(loaded);
                 }
-                // Without a power cut, what an attempt left may be read and not be on the medium.
+                // Without a power cut, an unfinished attempt may be readable without being on the medium.
                 if was_off {
                     allowed = vec![loaded];
                 }
@@ -132,7 +132,7 @@ proptest! {
         }
     }
 
-    /// What is no checkpoint is refused, not choked on.
+    /// Bytes that are no checkpoint give an error and no panic.
     #[test]
     fn any_bytes_can_be_read(bytes in prop::collection::vec(any::<u8>(), 0..200), is_ours: bool) {
         let mut file = Vec::new();
@@ -149,7 +149,7 @@ proptest! {
         }
     }
 
-    /// The records of any frame, with a checksum that is right: somebody forged it, or forgot the version.
+    /// The records of any frame, under a right checksum: forged, or of another version.
     #[test]
     fn any_records_can_be_read(records in prop::collection::vec(any::<u8>(), 0..200), cut in 0usize..40) {
         let template = cluster();

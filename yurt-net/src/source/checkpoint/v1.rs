@@ -77,7 +77,7 @@ impl From<Record> for contents::Record {
 
 #[cfg(test)]
 impl Record {
-    /// The record that an agent of then would have written; `None` of what it did not know.
+    /// The record that an agent of version 1 would have written; `None` for what that version does not have.
     pub(super) fn of(record: contents::Record) -> Option<Self> {
         Some(match record {
             contents::Record::Synced(provenance) => Self::Synced(provenance.into()),

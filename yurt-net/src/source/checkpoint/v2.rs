@@ -1,5 +1,4 @@
-//! What checkpoints of versions 1 and 2 say of where a state came from: nothing of editions. And there are no
-//! manifests. Pure.
+//! The provenance in checkpoints of versions 1 and 2: without editions. These versions also have no manifests. Pure.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! What checkpoints of version 3 say of where a state came from: nothing of what had no room. Pure.
+//! The provenance in checkpoints of version 3: without the Services that had no room. Pure.
 
 #![forbid(unsafe_code)]
 

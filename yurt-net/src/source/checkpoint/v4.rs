@@ -1,4 +1,4 @@
-//! Services as checkpoints up to version 4 have them: nothing says when they were made. Pure.
+//! Services in checkpoints up to version 4: without their creation time. Pure.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Services as checkpoints of version 5 have them: nothing says where their load balancers ask for health. Pure.
+//! Services in checkpoints of version 5: without their health check port. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -18,7 +18,7 @@ pub(super) struct Service {
     rest: Rest,
 }
 
-/// What versions 4 and 5 have in common; in postcard a struct within another is as its fields in its place.
+/// The fields that versions 4 and 5 share. In postcard, a struct within another is written like its fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Rest {
     service_type: ServiceType,
@@ -37,7 +37,7 @@ pub(super) struct Rest {
 }
 
 impl Rest {
-    /// The whole Service.
+    /// The Service of the model.
     pub(super) fn of(self, name: NamespacedName, created_at: u64) -> model::Service {
         model::Service {
             name,
@@ -52,7 +52,7 @@ impl Rest {
             affinity_seconds: self.affinity_seconds,
             source_ranges: self.source_ranges,
             topology_keys: self.topology_keys,
-            // Version 4 kept them whole, whatever their length.
+            // Version 4 kept annotations of any length.
             listen: self.listen.map(|listen| match listen.len() {
                 ..=4096 => listen,
                 _ => TOO_LONG.into(),

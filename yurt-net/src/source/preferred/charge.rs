@@ -11,7 +11,7 @@
 //! | 4 | Nobody loses charge for being bad alone: what it last said stays in force until another source is good. |
 //! | 5 | A source that was lost before it had been good for [`REST`] flaps. While another one is good, it takes charge again only when it has been good for [`PATIENCE`]. |
 //!
-//! While one is in charge, another counts as good only if what it says is not older.
+//! While one source is in charge, another one counts as good only if its word is not older.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -21,18 +21,18 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// A source that is good again has to stay so for this long before the others are let go.
 pub(super) const REST: Duration = Duration::from_secs(30);
 
-/// How one source is.
+/// The state of one source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
     /// Not asked.
     Idle,
-    /// All of it is read, and it still answers, since then.
+    /// It has been read completely and answers, since this time.
     Good(Duration),
-    /// Asked, and not good since then.
+    /// It has been asked, and is not good since this time.
     Bad(Duration),
 }
 
-/// One source: how it is, and whether that lasts.
+/// One source: its state, and whether that lasts.
 #[derive(Clone, Copy, Debug)]
 struct Source {
     standing: Standing,
@@ -49,7 +49,7 @@ impl Source {
         is_present: false,
     };
 
-    /// While it is in charge and not good, this other one is not believed for so long.
+    /// How long this source may be in charge without being good before `other` takes charge.
     fn patience_with(&self, other: &Self) -> Duration {
         match self.flaps && other.is_present {
             true => Duration::ZERO,
@@ -57,7 +57,7 @@ impl Source {
         }
     }
 
-    /// For how long it has to be good before it takes charge from one that is good, too.
+    /// How long it has to be good before it takes charge from another good source.
     fn probation(&self) -> Duration {
         if self.flaps { PATIENCE } else { Duration::ZERO }
     }
@@ -68,7 +68,7 @@ impl Source {
 pub(super) struct Charge {
     sources: Vec<Source>,
     in_charge: Option<usize>,
-    /// When the rules were applied last: what fell due until then is settled.
+    /// When the rules were last applied: everything that was due by then is settled.
     decided: Option<Duration>,
 }
 
@@ -82,7 +82,7 @@ pub(super) enum Act {
 }
 
 impl Charge {
-    /// None is asked yet.
+    /// No source is asked yet.
     pub(super) fn new(sources: usize) -> Self {
         Self {
             sources: vec![Source::IDLE; sources],
@@ -96,7 +96,7 @@ impl Charge {
         self.in_charge
     }
 
-    /// Says how a source that is asked is now.
+    /// Tells the present state of a source that is asked.
     pub(super) fn report(&mut self, source: usize, is_good: bool, now: Duration) {
         if let Some(source) = self.sources.get_mut(source) {
             source.standing = match (source.standing, is_good) {
@@ -134,8 +134,8 @@ impl Charge {
                 break;
             }
         }
-        // The one that takes charge may give way at once, to one before it. It ends: a good one gives way only to
-        // those.
+        // The source that takes charge may itself give way at once, to one before it. The loop ends, because a good
+        // source gives way only to earlier ones.
         while let Some(better) = self.best(now) {
             self.in_charge = Some(better);
         }
@@ -154,7 +154,7 @@ impl Charge {
         acts
     }
 
-    /// Who takes charge, by rules 2, 4 and 5; `None`: nobody but who has it.
+    /// The source that takes charge by rules 2, 4 and 5; `None`: no change.
     fn best(&self, now: Duration) -> Option<usize> {
         let has_lasted = |since: Duration, wait| now.saturating_sub(since) >= wait;
         let holder = self.in_charge.and_then(|index| self.sources.get(index));
@@ -182,9 +182,8 @@ impl Charge {
         sources.filter_map(|(index, s)| (s.standing == Standing::Idle).then_some(index))
     }
 
-    /// When [`Self::decide`] may come to something else although nothing is reported. What has fallen due since it was
-    /// called last stays due, however late anybody looks: a deadline is a state, and whoever waits for it may have been
-    /// busy.
+    /// When [`Self::decide`] may decide otherwise although nothing is reported. What has become due stays due until
+    /// `decide` is called, however late that is: the caller may have been busy.
     pub(super) fn decide_at(&self) -> Option<Duration> {
         let mut later = self.sources.iter().skip(1);
         let is_alone = later.all(|source| source.standing == Standing::Idle);
@@ -280,7 +279,7 @@ mod tests {
         charge.report(2, true, at(21));
         charge.report(1, true, at(22));
         charge.decide(at(22));
-        // The last one is asked for as long as the one in charge has to last.
+        // The last source stays asked for as long as the one in charge has to last.
         charge.report(1, false, at(52));
         charge.decide(at(52));
         charge.decide(at(61));
@@ -289,8 +288,8 @@ mod tests {
         assert_eq!(charge.in_charge(), Some(2));
     }
 
-    /// How often, looked at every second, a first source was in charge and not good, that is good for `up` seconds,
-    /// away for `down` seconds, and so on, beside a second one that is always good.
+    /// How many seconds a first source was in charge and not good, if it is good for `up` seconds and away for `down`
+    /// seconds in turns, beside a second source that is always good.
     fn silence_beside_a_good_source(up: u64, down: u64) -> usize {
         let mut charge = Charge::new(2);
         charge.set_present(1, true);
@@ -348,8 +347,8 @@ mod tests {
         }
         charge.report(0, true, at(20));
         charge.decide(at(20));
-        // The first flaps: the last, whose word is present, takes its place at once, and the second comes before the
-        // last.
+        // The first source flaps: the last one, whose word is the present one, takes its place at once, and the second
+        // comes before the last.
         charge.report(1, true, at(21));
         charge.report(2, true, at(21));
         charge.report(0, false, at(21));
@@ -378,7 +377,7 @@ mod tests {
         assert_eq!(charge.in_charge(), Some(1));
         charge.decide(at(30));
         assert_eq!(charge.in_charge(), Some(0));
-        // Where nobody else is good, there is nothing to wait for.
+        // Where no other source is good, there is nothing to wait for.
         charge.report(0, false, at(31));
         charge.decide(at(50));
         charge.report(1, false, at(51));

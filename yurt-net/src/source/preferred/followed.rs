@@ -1,4 +1,4 @@
-//! A source of manifests beside the others. It is read in another thread: its disk may not answer.
+//! A source of manifests, followed beside the others. It is read in another thread, because its disk may not answer.
 
 use std::path::{Path, PathBuf};
 
@@ -8,27 +8,27 @@ use crate::model::Snapshot;
 use crate::source::error::SourceError;
 use crate::source::file::{FileSource, SILENT_AFTER};
 
-/// A source that has been read, and what it says.
+/// A source after a reading, and what the reading gave.
 type Loaded = (Box<FileSource>, Result<Snapshot, SourceError>);
 
-/// A source of manifests, with what it said last.
+/// A source of manifests, with the result of the last reading that succeeded.
 pub(super) struct FollowedFile {
     path: PathBuf,
-    /// `None` while it is read.
+    /// `None` while another thread reads it.
     source: Option<Box<FileSource>>,
     loading: Errand<Loaded>,
-    /// What it has said before this agent was started, heard while it was being read.
+    /// What an earlier agent took from it, handed over while it was being read.
     memory: Option<Snapshot>,
-    /// The last good one.
+    /// The last good snapshot.
     snapshot: Snapshot,
     has_loaded: bool,
     error: Option<String>,
-    /// What could not all be read, and why.
+    /// Manifests that could not be read completely, and why.
     stale: Vec<String>,
 }
 
 impl FollowedFile {
-    /// Begins to read one that said this last.
+    /// Starts to read the manifests; `last` is what an earlier agent took from them.
     pub(super) fn start(path: &Path, last: Option<&Snapshot>) -> Self {
         let mut source = FileSource::new(path);
         if let Some(last) = last {
@@ -57,13 +57,13 @@ impl FollowedFile {
         }
     }
 
-    /// Waits a moment for the first reading; returns why it has failed.
+    /// Waits a moment for the first reading; returns the error if it failed.
     pub(super) async fn first_load(&mut self) -> Option<SourceError> {
         let loaded = self.loading.answer(PATIENCE).await?;
         self.take(loaded).err()
     }
 
-    /// Waits until it says something else, or can be read no longer. Safe to cancel.
+    /// Waits until the manifests say something else, or can no longer be read. Safe to cancel.
     pub(super) async fn changed(&mut self) {
         if let Some(source) = &mut self.source {
             source.changed().await;
@@ -76,7 +76,7 @@ impl FollowedFile {
             None => {
                 self.error = Some(format!("{}: {SILENCE}", self.path.display()));
                 if self.loading.is_idle() {
-                    // It went with its thread, which has said why.
+                    // The source went with its thread, which has logged why.
                     self.source = Some(Box::new(FileSource::new(&self.path)));
                 }
             }
@@ -105,7 +105,7 @@ impl FollowedFile {
         result
     }
 
-    /// Lets it know what it said last, before it has been read.
+    /// Hands over what an earlier agent took from it, before it has been read.
     pub(super) fn remember(&mut self, last: &Snapshot) {
         match &mut self.source {
             _ if self.has_loaded => {}
@@ -114,7 +114,7 @@ impl FollowedFile {
         }
     }
 
-    /// The last good one.
+    /// The last good snapshot.
     pub(super) fn snapshot(&self) -> &Snapshot {
         &self.snapshot
     }
@@ -127,7 +127,7 @@ impl FollowedFile {
         self.error.clone()
     }
 
-    /// What cannot be read, and why: what it said last is in force.
+    /// Manifests that cannot be read completely, and why: what they said last is in force.
     pub(super) fn stale(&self) -> Vec<String> {
         match &self.error {
             Some(error) => vec![error.clone()],

@@ -1,12 +1,12 @@
 //! The sources in order of preference, and which of them is in charge (`charge` has the rules).
 //!
-//! The snapshot in force is that of the source in charge. Before any source was good it is the checkpoint's, if there
-//! is one, and else there is none: nothing is written to the kernel then.
+//! The snapshot in force is that of the source in charge. Until a source has been in charge, it is the checkpoint's.
+//! Without a checkpoint there is no snapshot, and nothing is written to the kernel.
 //!
-//! The table does not go back when charge changes hands. A source that was away while another one was believed forgets
-//! what it said, and lists all of it before it is good again. A hub, which lists from its disk, has to hear of the
-//! cloud besides, or of something newer. What a checkpoint has of another source counts as that source's word, after a
-//! reboot too, and so does what an earlier agent left in the maps.
+//! The table does not go back in time when another source takes charge. A source that was away while another one was
+//! believed forgets what it said, and lists everything again before it counts as good. YurtHub lists from its disk, so
+//! it must also hear from the cloud, or hear something newer. What the checkpoint holds from another source counts as
+//! that source's word, also after a reboot; so does what an earlier agent left in the maps.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,17 +39,17 @@ pub struct Sources {
     /// `kube:` leads to YurtHub, as far as was known at the start.
     is_inferred_hub: bool,
     active: Vec<Option<Source>>,
-    /// Since when each of them is lost that was good before.
+    /// Whether each source answers, as the log last said.
     presence: Vec<Presence>,
     charge: Charge,
     started: Instant,
     /// What the agent booted from; dropped when a source takes charge.
     checkpoint: Option<Loaded>,
-    /// Services in the maps that an earlier agent left. They are in force while nobody has said anything.
+    /// How many Services are in the maps that an earlier agent left. They are in force until a source speaks.
     adopted: usize,
-    /// Who said what is in these maps, where that is newer than the checkpoint.
+    /// The source that said what is in these maps, if they are newer than the checkpoint.
     adopted_of: Option<SaidBy>,
-    /// The snapshot in force is not of the source that it was of.
+    /// The snapshot in force comes from another source than at the last call of `take_up`.
     is_other: bool,
 }
 
@@ -58,7 +58,7 @@ enum Source {
     Kube(Box<KubeSource>),
 }
 
-/// Whether a source is there, as it was told in the log.
+/// Whether a source answers, as the log last said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
     Unknown,
@@ -67,8 +67,8 @@ enum Presence {
 }
 
 impl Presence {
-    /// Takes note of how the source is now; `error` is what keeps it from being good. One line when it is lost, or not
-    /// there at first, one when it is back: links go and come all day.
+    /// Notes whether the source is good now; `error` is what keeps it from being good. Logs one line when the source is
+    /// lost or gives no answer at first, and one when it is back: links go and come all day.
     fn note(&mut self, spec: &SourceSpec, is_good: bool, error: Option<String>) {
         match (*self, is_good) {
             (Self::Here, false) => {
@@ -83,7 +83,7 @@ impl Presence {
             }
             (Self::Unknown, true) => *self = Self::Here,
             (Self::Unknown, false) => {
-                // Until it has failed once, its answer is on its way.
+                // Until its first failure, its answer is on its way.
                 if let Some(error) = error {
                     *self = Self::Lost(Instant::now());
                     info!(source = %spec, error, "source: gives no answer yet");
@@ -99,8 +99,8 @@ impl Presence {
 pub enum Freshness {
     /// It is.
     Fresh,
-    /// A cache's, a checkpoint's, or that of a source that has fallen silent: it may be older than this node's own
-    /// state.
+    /// The word of a cache, of a checkpoint, or of a source that has fallen silent: it may be older than this node's
+    /// own state.
     Stale,
 }
 
@@ -140,7 +140,7 @@ impl Sources {
             let last = sources.last_word(&specs[0]);
             let mut file = FollowedFile::start(path, last.map(|loaded| &loaded.snapshot));
             match file.first_load().await {
-                // A mistake shows at once; what was read before was none.
+                // A mistake in the first manifests shows at once; manifests that were read before were good.
                 Some(error) if last.is_none() => return Err(error),
                 Some(_) | None => {}
             }
@@ -151,8 +151,8 @@ impl Sources {
         Ok(sources)
     }
 
-    /// So many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back, as with
-    /// a checkpoint. `newer`: who said them, where the checkpoint is not as new.
+    /// Tells how many Services are in the maps that an earlier agent left: a cache that lists far fewer is held back,
+    /// as with a checkpoint. `newer`: the source that said them, if they are newer than the checkpoint.
     pub fn expect(&mut self, services: usize, newer: Option<SaidBy>) {
         self.adopted = services;
         self.adopted_of = newer;
@@ -163,8 +163,8 @@ impl Sources {
         }
     }
 
-    /// Takes up what was found on disk later than at the start; false where somebody has said something meanwhile,
-    /// which counts.
+    /// Takes up a checkpoint that the disk delivered after the start. False if a source has spoken since, because its
+    /// word counts more.
     pub fn remember(&mut self, checkpoint: Loaded) -> bool {
         if self.charge.in_charge().is_some() || self.checkpoint.is_some() {
             return false;
@@ -190,7 +190,7 @@ impl Sources {
         }
     }
 
-    /// The snapshot in force, and what may differ from the one at the last call.
+    /// The snapshot in force, and what may have changed since the last call.
     pub fn take_up(&mut self) -> Option<(&Snapshot, Touched)> {
         let in_charge = self.charge.in_charge();
         let source = in_charge.and_then(|index| self.active.get_mut(index)?.as_mut());
@@ -205,12 +205,12 @@ impl Sources {
         Some((self.snapshot()?, touched))
     }
 
-    /// The snapshot in force has changed, and [`Self::changed`] has yet to tell.
+    /// The snapshot in force has changed, and [`Self::changed`] has not returned for it yet.
     pub fn has_untold(&self) -> bool {
         matches!(self.in_charge(), Some((_, Source::Kube(source))) if source.has_untold())
     }
 
-    /// What the snapshot in force is.
+    /// Where the snapshot in force comes from.
     pub fn origin(&self) -> Origin {
         match self.in_charge() {
             Some((SourceSpec::File(_), _)) => Origin::File,
@@ -229,7 +229,7 @@ impl Sources {
         }
     }
 
-    /// Asks for the Pods of the own Node from now on.
+    /// Also asks for the Pods of the own Node from now on.
     pub fn follow_pods(&mut self) {
         self.scope.with_pods = true;
         for source in self.active.iter_mut().flatten() {
@@ -239,7 +239,8 @@ impl Sources {
         }
     }
 
-    /// An address, a link or a route of this node has changed: who could not be reached is asked at once.
+    /// An address, a link or a route of this node has changed: servers that could not be reached are asked again at
+    /// once.
     pub fn network_changed(&self) {
         for source in self.active.iter().flatten() {
             if let Source::Kube(source) = source {
@@ -255,7 +256,7 @@ impl Sources {
         }
     }
 
-    /// When the Pods of the snapshot in force were all that the cloud has on this node; `None`: that is not known.
+    /// When the Pods of the snapshot in force were known to be all that the cloud has on this node; `None`: unknown.
     pub fn pods_read_at(&self) -> Option<Instant> {
         match self.in_charge()? {
             (_, Source::Kube(source)) => source.pods_read_at(),
@@ -263,7 +264,7 @@ impl Sources {
         }
     }
 
-    /// The source in charge answers from YurtHub; before there is one, the checkpoint did.
+    /// The snapshot in force came from YurtHub, directly or through the checkpoint.
     pub fn is_hub(&self) -> bool {
         match (self.origin(), &self.checkpoint) {
             (Origin::Checkpoint, Some(loaded)) => {
@@ -274,9 +275,8 @@ impl Sources {
         }
     }
 
-    /// What a checkpoint says of the snapshot in force, which is of this edition, but for who had no room; `None` while
-    /// no source is in charge.
-    /// `now` is in seconds since 1970.
+    /// What a checkpoint records about the snapshot in force, whose edition this is. The caller adds the Services that
+    /// had no room. `None` while no source is in charge. `now` is in seconds since 1970.
     pub fn provenance(&self, now: u64, edition: Edition) -> Option<Provenance> {
         let (spec, source) = self.in_charge()?;
         let silence = source.silence().unwrap_or_default();
@@ -292,7 +292,7 @@ impl Sources {
         })
     }
 
-    /// The source that says what is in force, as another start will know it.
+    /// The source of the snapshot in force, under a name that stays the same after a restart.
     pub fn said_by(&self) -> SaidBy {
         match (self.in_charge(), &self.checkpoint) {
             (Some((spec, _)), _) => self.name(spec),
@@ -301,7 +301,7 @@ impl Sources {
         }
     }
 
-    /// The node's own hub is one source, whatever it is called.
+    /// The node's own YurtHub is one source under all its names.
     fn name(&self, spec: &SourceSpec) -> SaidBy {
         let is_own_hub = match spec {
             SourceSpec::Kube(Api::Hub(None)) => true,
@@ -321,7 +321,7 @@ impl Sources {
         spec.map_or_else(|_unknown| SaidBy::of(source), |spec| self.name(&spec))
     }
 
-    /// What the checkpoint has of this source.
+    /// The checkpoint, if it is of this source.
     fn last_word(&self, spec: &SourceSpec) -> Option<&Loaded> {
         let loaded = self.checkpoint.as_ref();
         loaded.filter(|loaded| loaded.provenance.source == spec.to_string())
@@ -356,7 +356,7 @@ impl Sources {
         Some((self.specs.get(index)?, self.active.get(index)?.as_ref()?))
     }
 
-    /// What this source says may be older than what is in force, which another one has said.
+    /// Whether the word of this source may be older than what is in force, if that is another source's word.
     fn may_be_older(&self, index: usize, source: &Source) -> bool {
         let is_said_by_another = |said_by| {
             let spec = self.specs.get(index);
@@ -364,7 +364,7 @@ impl Sources {
         };
         let versions = match (self.in_charge(), self.adopted_of, &self.checkpoint) {
             (Some((_, Source::Kube(other))), _, _) => other.versions(),
-            // Maps do not say how new they are.
+            // Maps do not record resource versions.
             (Some((_, Source::File(_))), _, _) | (None, Some(_), _) | (None, None, None) => {
                 BTreeMap::new()
             }
@@ -430,8 +430,8 @@ impl Sources {
         }
     }
 
-    /// Has sources that were away while another one was believed forget what they said. As soon as they answer, they
-    /// would seem whole.
+    /// Has sources that were away while another one was believed forget what they said. Otherwise they would count as
+    /// complete as soon as they answer.
     fn begin_anew(&mut self, is_behind: &[usize]) {
         for index in is_behind {
             let seed = self.snapshot().cloned().unwrap_or_default();
@@ -474,7 +474,7 @@ impl Sources {
                 Source::File(Box::new(FollowedFile::start(path, last)))
             }
             SourceSpec::Kube(api) => {
-                // What is known already guards against a cache that has lost half of it.
+                // What is known already guards against a cache that has lost half of its objects.
                 let seed = self.snapshot().cloned().unwrap_or_default();
                 let last = self.last_word(spec);
                 let versions = last.map(|loaded| loaded.provenance.resource_versions.clone());
@@ -492,7 +492,7 @@ impl Sources {
 impl Source {
     async fn changed(&mut self) {
         match self {
-            // What fails is in its status, and in the log by `Presence`.
+            // Its failures are in its status, and `Presence` logs them.
             Self::File(file) => file.changed().await,
             Self::Kube(source) => source.changed().await,
         }
@@ -512,7 +512,7 @@ impl Source {
         }
     }
 
-    /// What it says is the present word, not a cache's.
+    /// Whether its word is the present one, and not a cache's.
     fn is_fresh(&self) -> bool {
         match self {
             Self::File(_) => true,
@@ -520,7 +520,7 @@ impl Source {
         }
     }
 
-    /// What it says is the cloud's.
+    /// Whether its word is the cloud's present one.
     fn is_present(&self) -> bool {
         match self {
             Self::File(_) => false,
@@ -528,7 +528,7 @@ impl Source {
         }
     }
 
-    /// What it says is not older than what another source has said, whose watches were at these versions.
+    /// Whether its word is at least as new as that of another source, whose watches were at these versions.
     fn is_level(&self, with: &BTreeMap<String, String>) -> bool {
         match self {
             Self::File(_) => true,
@@ -543,7 +543,7 @@ impl Source {
         }
     }
 
-    /// What keeps it from being good; what it can do without does not.
+    /// What keeps it from being good; failures that it can do without are left out.
     fn why_lost(&self) -> Option<String> {
         match self {
             Self::File(file) => file.error(),

@@ -1,10 +1,10 @@
-//! What the sources tell of themselves.
+//! What the sources report about themselves.
 
 use super::status::{FollowedSource, Origin, SourceStatus};
 use super::{Source, Sources};
 
 impl Sources {
-    /// Manifests that cannot be read, or not all of them, and why: what they said last is in force.
+    /// Manifests that cannot be read completely, and why: what they said last is in force.
     pub fn stale_manifests(&self) -> Vec<String> {
         let mut stale = Vec::new();
         for source in self.active.iter().flatten() {
@@ -44,7 +44,7 @@ impl Sources {
                 let text = status.source_error.get_or_insert_default();
                 let separator = if text.is_empty() { "" } else { "; " };
                 let spec = spec.to_string();
-                // Some end with one.
+                // Some specs end with a colon.
                 let colon = if spec.ends_with(':') { "" } else { ":" };
                 *text += &match self.specs.len() {
                     1 => error,
@@ -81,7 +81,7 @@ impl Sources {
         status
     }
 
-    /// Sources before the one in charge that have said all, but may be older than what is in force.
+    /// Sources before the one in charge that have answered completely, but whose word may be older.
     pub fn unproven(&self) -> Vec<String> {
         let all = self.specs.iter().zip(&self.active).enumerate();
         let unproven = all.filter(|(index, (_, source))| {
@@ -97,7 +97,7 @@ impl Sources {
         is_first && source.is_good() && self.may_be_older(index, source)
     }
 
-    /// Sources that are not asked although only the checkpoint has something to say.
+    /// Sources that are not asked, although only the checkpoint says what to serve.
     pub fn unasked(&self) -> Vec<String> {
         match self.origin() {
             Origin::Checkpoint => {

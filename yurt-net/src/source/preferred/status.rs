@@ -1,4 +1,4 @@
-//! How the sources are, for people and for metrics.
+//! The state of the sources, for people and for metrics.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +10,7 @@ use crate::source::kube::Received;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Origin {
-    /// There is none yet.
+    /// There is no snapshot yet.
     #[default]
     None,
     /// From an apiserver.
@@ -19,26 +19,26 @@ pub enum Origin {
     Hub,
     /// From manifests.
     File,
-    /// From the checkpoint: no source is in charge since the start.
+    /// From the checkpoint: no source has been in charge since the start.
     Checkpoint,
 }
 
-/// For status and metrics.
+/// The sources, for status and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceStatus {
     /// The source in charge, as given; that of the checkpoint while none is.
     pub source: String,
-    /// What the snapshot in force is.
+    /// Where the snapshot in force comes from.
     pub provenance: Origin,
-    /// It is the cloud's present word, and not a cache's.
+    /// Whether that is the cloud's present word, and not a cache's.
     pub is_fresh: bool,
-    /// Seconds since the source in charge was last heard from, or since the checkpoint was true: at least as many as
-    /// the agent runs.
+    /// Seconds since the source in charge was last heard from, or since the checkpoint was true. For a checkpoint at
+    /// least the agent's age.
     pub age_seconds: u64,
     /// The sources that are followed, in order of preference.
     pub sources: Vec<FollowedSource>,
-    /// What fails at present; what was known before is in force.
+    /// What fails at present; what was known before stays in force.
     pub source_error: Option<String>,
     /// Lists of a cache that are held back.
     pub held_lists: Vec<String>,

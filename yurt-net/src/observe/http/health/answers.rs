@@ -1,5 +1,6 @@
-//! What the health ports say. Pure: codes, headers and bodies are those of kube-proxy
-//! (pkg/proxy/healthcheck/proxy_health.go, service_health.go), which balancers and tests compare byte for byte.
+//! What the health ports answer. Pure: codes, headers and bodies are those of kube-proxy
+//! (pkg/proxy/healthcheck/proxy_health.go, service_health.go), because load balancers and tests compare them byte for
+//! byte.
 #![forbid(unsafe_code)]
 
 use std::time::Duration;
@@ -16,13 +17,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What is known of this node's health.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeHealth {
-    /// When the kernel was last brought in step with what is known; `None`: not yet.
+    /// When the kernel last agreed with all that is known; `None`: not yet.
     pub updated_at: Option<Timestamp>,
-    /// Since when the kernel lacks something that is known; `None`: nothing.
+    /// Since when the kernel has lacked something that is known; `None`: it lacks nothing.
     pub behind_since: Option<Timestamp>,
-    /// Load balancers are to leave this node alone: its Node is gone, or about to go.
+    /// Load balancers should send no clients to this node: its Node is gone, or is being deleted.
     pub is_leaving: bool,
-    /// What load balancers ask, sorted by port.
+    /// The health checks of Services, sorted by port.
     pub checks: Vec<HealthCheck>,
 }
 
@@ -47,7 +48,7 @@ struct Proxy<'a> {
     status: Option<Families<'a>>,
 }
 
-/// One table has both families.
+/// One table serves both families.
 #[derive(Serialize)]
 struct Families<'a> {
     #[serde(rename = "IPv4")]
@@ -64,7 +65,7 @@ struct Family<'a> {
 }
 
 impl NodeHealth {
-    /// What is known is in the kernel, or has not waited for long. Whether the apiserver is there does not matter.
+    /// Everything that is known is in the kernel, or has not waited for long. The apiserver does not matter.
     fn is_healthy(&self, now: Timestamp) -> bool {
         let late = |since: Timestamp| {
             let waited = Duration::try_from(now.duration_since(since));
@@ -79,7 +80,7 @@ impl NodeHealth {
         self.proxy(now, is_ok, Some(!self.is_leaving))
     }
 
-    /// `/livez`: the same, whatever becomes of the node.
+    /// `/livez`: the same, but a node that is leaving is still alive.
     pub(super) fn livez(&self, now: Timestamp) -> Answer {
         self.proxy(now, self.is_healthy(now), None)
     }
@@ -88,14 +89,14 @@ impl NodeHealth {
         let healthy = self.is_healthy(now);
         let updated = self.updated_at.map(|at| at.to_string());
         let current_time = &*now.to_string();
-        // The zero of Go's time.
+        // The zero time of Go.
         let last_updated = updated.as_deref().unwrap_or("0001-01-01T00:00:00Z");
         let family = Family {
             last_updated,
             healthy,
         };
         let proxy = Proxy {
-            // Older readers take a healthy proxy's last update for recent.
+            // Older readers expect the last update of a healthy proxy to be recent.
             last_updated: if is_ok { current_time } else { last_updated },
             current_time,
             node_eligible,
@@ -107,17 +108,17 @@ impl NodeHealth {
         };
         Answer {
             status: code(is_ok),
-            // Strings and booleans: it cannot fail.
+            // Serializing strings and booleans cannot fail.
             body: serde_json::to_string(&proxy).unwrap_or_default(),
             weight: None,
         }
     }
 
-    /// What a load balancer hears at the port of a Service, whatever the path.
+    /// What a load balancer is told at the port of a Service, whatever the path.
     pub(super) fn check(&self, port: u16, now: Timestamp) -> Answer {
         let at = self.checks.binary_search_by_key(&port, |check| check.port);
         let Ok(at) = at else {
-            // Its Service went while this one was asking.
+            // The Service went away while it was being asked about.
             return Answer {
                 status: StatusCode::SERVICE_UNAVAILABLE,
                 body: String::new(),
@@ -243,7 +244,7 @@ mod tests {
         );
         health.behind_since = None;
         assert_eq!(codes(&health, 70), [200; 3]);
-        // A clock that is set back makes nobody ill.
+        // A clock that is set back makes no node unhealthy.
         health.behind_since = Some(at(1_000_000));
         assert_eq!(codes(&health, 70), [200; 3]);
     }

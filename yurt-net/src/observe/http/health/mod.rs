@@ -1,8 +1,8 @@
 //! The health ports of kube-proxy: `/healthz` and `/livez` of the node, and the `healthCheckNodePort` of each Service
 //! that has one.
 //!
-//! One task has all listening sockets and answers from what it was told last, without the agent's loop. A port that
-//! another process holds is tried again; one that is not wanted any more is closed.
+//! One task holds all listening sockets and answers from what the agent's loop last told it. A port that another
+//! process holds is tried again; a port that is no longer wanted is closed.
 
 mod answers;
 
@@ -34,12 +34,12 @@ use super::conversations::{Conversations, PLAIN, response};
 
 /// Connections at a time, over all ports.
 const CONNECTIONS: usize = 64;
-/// Connections that wait to be accepted, at each port.
+/// Connections that wait to be accepted, for each port.
 const BACKLOG: i32 = 64;
-/// How often the agent tries a port that is taken, as kube-proxy does.
+/// How often the task tries a port that is taken, as kube-proxy does.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// What is asked at a port.
+/// Whose health is asked at a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Place {
     /// `/healthz` and `/livez` of the node.
@@ -48,7 +48,7 @@ enum Place {
     Service(u16),
 }
 
-/// Answers since the start, by their code.
+/// Answers since the start, by status code.
 #[derive(Debug, Default)]
 pub struct Answers {
     /// 200.
@@ -76,12 +76,12 @@ pub struct Asked {
     pub livez: Answers,
 }
 
-/// How the listening fares.
+/// Which ports are listened on, and which are not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listening {
     /// Ports of Services that are listened on.
     pub ports: usize,
-    /// Why a port is not, the node's own among them.
+    /// Why a wanted port is not listened on; the node's own port may be among them.
     pub problems: BTreeMap<u16, String>,
 }
 
@@ -120,17 +120,17 @@ impl HealthServer {
         }
     }
 
-    /// Takes what is true from now on.
+    /// Takes the node's state from now on.
     pub fn tell(&self, health: NodeHealth) {
         self.word.send_replace(Arc::new(health));
     }
 
-    /// How the listening fares.
+    /// Which ports are listened on, and which are not.
     pub fn listening(&self) -> Listening {
         self.listening.borrow().clone()
     }
 
-    /// What was answered.
+    /// The counts of the answers.
     pub fn asked(&self) -> &Asked {
         &self.asked
     }
@@ -157,11 +157,11 @@ impl Ports {
                 }
             };
             let accepted = tokio::select! {
-                // Who is asked last hears the newest.
+                // A request that comes just after a new state is answered with the new state.
                 biased;
                 changed = self.words.changed() => match changed {
                     Ok(()) => None,
-                    // Nobody is left who would say anything.
+                    // The agent is gone: nobody would tell a new state.
                     Err(_) => return,
                 },
                 () = again => None,
@@ -172,13 +172,13 @@ impl Ports {
                     retry_at = self.listen().then(|| tokio::time::Instant::now() + retry);
                 }
                 Some((place, Ok(stream))) => self.answer(&mut conversations, place, stream).await,
-                // Out of descriptors: others must close some first.
+                // Out of file descriptors: others must close some first.
                 Some((_, Err(_))) => sleep(Duration::from_millis(100)).await,
             }
         }
     }
 
-    /// Brings the sockets in step with what is wanted; true where one is not open and is to be tried again.
+    /// Opens and closes sockets as wanted; true if a wanted one is not open and has to be tried again.
     fn listen(&mut self) -> bool {
         let word = Arc::clone(&self.words.borrow_and_update());
         let services = word.checks.iter().map(|check| {
@@ -259,7 +259,7 @@ fn respond(word: &NodeHealth, place: Place, path: &str, asked: &Asked) -> Respon
     response
 }
 
-/// A listening socket. The unspecified address of IPv4 stands for all addresses of both families, as Go has it.
+/// A listening socket. The unspecified address of IPv4 stands for all addresses of both families, as in Go.
 fn bind(address: SocketAddr) -> io::Result<TcpListener> {
     if address.ip() == IpAddr::V4(Ipv4Addr::UNSPECIFIED) {
         let both = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), address.port());
@@ -281,7 +281,7 @@ fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     if address.is_ipv6() {
         socket.set_only_v6(false)?;
     }
-    // What is closing of an earlier agent does not keep the next one from its port.
+    // Connections of an earlier agent that are still closing do not keep this one from the port.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -289,7 +289,8 @@ fn bind_to(address: SocketAddr) -> io::Result<TcpListener> {
     TcpListener::from_std(socket.into())
 }
 
-/// The next connection, of whichever port. `last`: where the last one was, so that no port is kept waiting by another.
+/// The next connection of any port. `last`: the port of the last connection, so that no port is kept waiting by
+/// another.
 async fn accept(
     open: &BTreeMap<Place, TcpListener>,
     last: &mut Place,

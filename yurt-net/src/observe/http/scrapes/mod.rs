@@ -1,7 +1,7 @@
 //! The metrics server: `GET /metrics` for Prometheus, `GET /healthz`, `/livez` and `/readyz` for probes, `GET
-//! /proxyMode` and `/configz` for those who ask kube-proxy for them.
+//! /proxyMode` and `/configz` for tools that read them from kube-proxy.
 //!
-//! The text is made by the agent's loop, which is asked for it.
+//! The agent's loop writes the text when it is asked for it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::observe::metrics;
 
 /// Connections at a time; others wait while all of these are being answered.
 const CONNECTIONS: usize = 8;
-/// How often the agent tries a port that is taken, as kube-proxy does.
+/// How often the server tries a port that is taken, as kube-proxy does.
 const RETRY: Duration = Duration::from_secs(5);
-/// What `/proxyMode` says, in the place of kube-proxy's iptables, ipvs or nftables.
+/// The answer of `/proxyMode`, where kube-proxy says iptables, ipvs or nftables.
 pub const PROXY_MODE: &str = "yurt-net";
 
-/// What can be asked.
+/// A request that the loop answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Question {
     /// The metrics: their text, or why there is none.
@@ -34,9 +34,9 @@ pub enum Question {
     Health,
 }
 
-/// A request on its way to the loop, and the way back: what fails is a 503.
+/// A request on its way to the loop, and the way back. An error is answered with 503.
 pub struct Scrape {
-    /// What is asked.
+    /// The request.
     pub question: Question,
     /// Where the answer goes.
     pub reply: oneshot::Sender<Result<String, String>>,
@@ -51,8 +51,8 @@ impl Drop for Server {
     }
 }
 
-/// Serves at this address, as soon as that is free: an agent serves its node with or without metrics. `configz`: what
-/// the page of that name says.
+/// Serves at this address, as soon as it is free: an agent serves its node with or without metrics. `configz`: the text
+/// of that page.
 pub fn serve(address: SocketAddr, configz: &str, scrapes: mpsc::Sender<Scrape>) -> Server {
     let configz = configz.into();
     Server(tokio::spawn(async move {
@@ -83,7 +83,7 @@ async fn accept(listener: TcpListener, configz: Arc<str>, scrapes: mpsc::Sender<
     let mut conversations = Conversations::new(CONNECTIONS);
     loop {
         let Ok((stream, _)) = listener.accept().await else {
-            // Out of descriptors: others must close some first.
+            // Out of file descriptors: others must close some first.
             sleep(Duration::from_millis(100)).await;
             continue;
         };
@@ -105,7 +105,7 @@ async fn answer(
     let (question, kind) = match (method, &*path) {
         (Method::GET, "/metrics") => (Question::Metrics, metrics::CONTENT_TYPE),
         (Method::GET, "/healthz" | "/readyz") => (Question::Health, PLAIN),
-        // It is alive when it answers: what it serves is for others to ask.
+        // An agent that answers is alive, whatever it serves.
         (Method::GET, "/livez") => return response(StatusCode::OK, PLAIN, "ok"),
         (Method::GET, "/proxyMode") => return response(StatusCode::OK, PLAIN, PROXY_MODE),
         (Method::GET, "/configz") => {
