@@ -1,4 +1,4 @@
-//! The agent's answers: its status at this moment, the verdict of a flow, metrics, and whether it is well.
+//! The agent's answers: its present status, the verdict of a flow, metrics, and whether it is well.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -45,7 +45,7 @@ impl Agent {
                 Ok(status) => serde_json::to_value(status),
                 Err(error) => Ok(control::error_reply(&chain(&error))),
             },
-            // Without a word from any source the table has no Service, although the kernel may serve them all.
+            // Before any source has spoken the table has no Service, although the kernel may serve them all.
             Request::Explain(_) | Request::Services(_)
                 if self.serving.phase() != Phase::Serving =>
             {
@@ -79,7 +79,7 @@ impl Agent {
         }
     }
 
-    /// The status, as it is now.
+    /// The present status.
     fn status(&self) -> Result<Status, DataplaneError> {
         let mut status = self.readiness();
         let facts = facts(&self.known, &self.sources, &self.serving);
@@ -89,7 +89,7 @@ impl Agent {
         self.serving.report(&mut status)?;
         units.checkpoint.report(&mut status);
         units.clients.report(&mut status);
-        // The rows of the Pods first, which the others add to.
+        // First the rows of the Pods, to which the other units add.
         units.pods.report(&facts, &mut status);
         units.guarding.report(&facts, &mut status);
         units.translating.report(&facts, &mut status);
@@ -110,7 +110,7 @@ impl Agent {
         Ok(status)
     }
 
-    /// Whether Services are served, and what is not as it should be: what the parts of the agent say of that, joined.
+    /// Whether Services are served, and what is wrong: the findings of all parts of the agent.
     fn readiness(&self) -> Status {
         let units = &self.units;
         let snapshot = self.sources.snapshot();
@@ -144,8 +144,8 @@ impl Agent {
         }
     }
 
-    /// How a flow fares, by the table and by what of it fits into the maps. `pod`: who dials is a Pod of this node, at
-    /// this address.
+    /// The verdict of the table on a flow, as far as it fits into the maps. `pod`: the address, if the client is a Pod
+    /// of this node there.
     fn explain(&self, dial: Dial, pod: Option<IpAddr>) -> Explanation {
         let empty = Snapshot::default();
         let snapshot = self.sources.snapshot().unwrap_or(&empty);

@@ -16,16 +16,16 @@ pub(super) struct Asked {
     calls: mpsc::Receiver<control::Call>,
     metrics: Option<http::Server>,
     scrapes: mpsc::Receiver<http::Scrape>,
-    /// Held so that `scrapes` waits if no listener can send on it.
+    /// Held so that `scrapes` waits, instead of ending, if no listener can send.
     _scraper: mpsc::Sender<http::Scrape>,
     question: Option<Question>,
-    /// Looked at for each question.
+    /// Checked for each question.
     pub(super) state_dir: StateDir,
 }
 
 /// A question.
 pub(super) enum Question {
-    /// The questions on the socket.
+    /// By the socket.
     Call(control::Call),
     /// Over HTTP.
     Scrape(http::Scrape),

@@ -1,4 +1,4 @@
-//! The checkpoint: what the disk held at the start or says later, and when a save is due.
+//! The checkpoint: what the disk held at the start or delivers later, and when a save is due.
 
 use super::facts::Facts;
 use crate::config::AgentConfig;
@@ -11,12 +11,12 @@ use crate::table::edition::Edition;
 pub(super) struct Checkpoint {
     keeper: Keeper,
     due: Option<Due>,
-    /// When what was taken up was true.
+    /// When the checkpoint that was taken up was true, in seconds since 1970.
     synced_at: Option<u64>,
 }
 
 impl Checkpoint {
-    /// Reads what there is, as far as its disk answers at once.
+    /// Reads the checkpoint, if its disk answers at once.
     pub(super) async fn start(config: &AgentConfig) -> (Self, Option<Loaded>) {
         let directory = config.place.checkpoint();
         let (keeper, loaded) = Keeper::open(directory).await;
@@ -53,13 +53,12 @@ impl Checkpoint {
         self.keeper.changed();
     }
 
-    /// Has everything saved anew where the checkpoint has gone, or is not the one that was saved.
+    /// Looks whether the checkpoint is still the one that was saved. If not, everything is saved anew.
     pub(super) fn look(&mut self) {
         self.keeper.look();
     }
 
-    /// Begins a save of the snapshot in force, where it came from a source that may be out of reach next time; without
-    /// a `provenance` nothing is worth saving.
+    /// Begins a save of the snapshot in force. Without a `provenance` nothing is worth saving.
     pub(super) fn hear(&mut self, facts: &Facts<'_>, provenance: Option<Provenance>) {
         match (facts.snapshot, provenance) {
             (Some(snapshot), Some(provenance)) => self.keeper.begin(snapshot, provenance),
@@ -67,14 +66,14 @@ impl Checkpoint {
         }
     }
 
-    /// Saves all there is: the agent ends.
+    /// Saves everything, because the agent ends.
     pub(super) async fn end(&mut self, facts: &Facts<'_>, provenance: Option<Provenance>) {
         if let (Some(snapshot), Some(provenance)) = (facts.snapshot, provenance) {
             self.keeper.finish(snapshot, provenance).await;
         }
     }
 
-    /// Why it is not as it should be.
+    /// Why the checkpoint cannot be kept in step.
     pub(super) fn problem(&self) -> Option<String> {
         self.keeper.problem()
     }

@@ -20,14 +20,14 @@ pub(super) struct Claimed {
     claim: Claim,
     things: Things,
     errand: Errand<Owned>,
-    /// Another agent has some of it.
+    /// Another agent owns some of it.
     is_refused: bool,
     problem: Problem,
 }
 
 impl Claimed {
-    /// Makes the directories and claims all of them, or fails with the process that has one of them. A directory that
-    /// cannot be made, or whose disk does not answer, is claimed when it is there.
+    /// Makes the directories and claims all of them. Fails if another process has one of them, and names that process.
+    /// A directory that cannot be made, or whose disk does not answer, is claimed later.
     pub(super) async fn start(place: &Place, cgroup: PathBuf) -> Result<Self, DataplaneError> {
         let things = place.things(cgroup);
         // The plugins use the same mode for the directory in memory: the first process makes it.
@@ -52,7 +52,7 @@ impl Claimed {
         })
     }
 
-    /// Looks for what is there now, and claims it.
+    /// Claims what has come since.
     pub(super) async fn look(&mut self) {
         let things = self.things.clone();
         let owned = self.errand.run(move || Owned::of(&things)).await;
@@ -63,7 +63,7 @@ impl Claimed {
         self.problem.set(renewed.err().map(|error| chain(&error)));
     }
 
-    /// Another agent has some of it: that is not written to.
+    /// Another agent owns some of it, so nothing is written there.
     pub(super) fn is_refused(&self) -> bool {
         self.is_refused
     }
@@ -80,7 +80,7 @@ async fn make(directory: &Path, mode: u32) -> bool {
     let made: Option<io::Result<()>> =
         once(move || DirBuilder::new().recursive(true).mode(mode).create(path)).await;
     let directory = directory.display();
-    // The node is served all the same; `status` reports it as long as it lasts.
+    // The node is served all the same; `status` reports the fault as long as it lasts.
     match &made {
         Some(Ok(())) => {}
         Some(Err(error)) => error!(%directory, %error, "a directory of the agent cannot be made"),

@@ -1,4 +1,4 @@
-//! The clients that source ranges ask about: looked for while a Service has ranges, and written where the programs find
+//! The clients that source ranges need: looked for while a Service has ranges, and written where the programs find
 //! them.
 
 use tracing::warn;
@@ -33,7 +33,7 @@ impl Clients {
         self.found = Some(self.search.next().await);
     }
 
-    /// Looks while the table asks for it; what was found is forgotten when it does not any more.
+    /// Looks for clients while the table needs them. When it no longer does, forgets what was found.
     pub(super) fn follow(&mut self, serving: &mut Serving) {
         let is_wanted = serving.asks_for_clients();
         if self.search.want(is_wanted) && !is_wanted {
@@ -47,7 +47,7 @@ impl Clients {
         self.search.interfaces_changed();
     }
 
-    /// The clients that are known at present.
+    /// Passes on what is known of clients.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let view = &facts.known.view;
         let (v4, v6) = view.default_source;
@@ -78,7 +78,7 @@ impl Clients {
         };
     }
 
-    /// How many are known.
+    /// How many clients are known.
     pub(super) fn report(&self, status: &mut Status) {
         status.clients.clone_from(&self.report);
     }

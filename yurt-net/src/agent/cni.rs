@@ -1,9 +1,9 @@
 //! Keeps the plugins in the node's CNI configuration while others write it anew, as flannel's init container does at
 //! every start.
 //!
-//! A task of its own. Another thread waits for the disk, for ever if need be, and the agent reports that. The task
-//! never fights: after three writes within a minute it waits until nothing has been written for a minute, and reports
-//! that.
+//! A task of its own. Another thread waits for the disk, for ever if need be, and the agent reports that. The task does
+//! not fight over the file: after three writes within a minute it waits until nothing has been written for a minute,
+//! and reports that.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::observe::status::Status;
 
 /// How long a writer may take from its first change to its last.
 const SETTLE: Duration = Duration::from_millis(200);
-/// How often a directory is looked at that is not there yet, or that cannot be watched.
+/// How often a directory is looked at that is missing, or that cannot be watched.
 const EVERY: Duration = Duration::from_secs(30);
 /// Keeps the plugins where they are. Ends with this value.
 pub(super) struct CniKeeper {
@@ -82,11 +82,11 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<SharedProblem>) {
     };
     let mut limit = Limit::default();
     let mut watch = None;
-    // The plugins as they were left: to compare all of them each time would cost megabytes.
+    // The state of the plugins after the last install: to compare all of them each time would cost megabytes.
     let mut stamp = None;
     loop {
         if watch.as_ref().is_none_or(DirectoryWatch::is_over) {
-            // Not there yet, or made anew: the network's own component makes it.
+            // The directory is missing, or was made anew; the network's own component makes it.
             let made = disk.ask(|cni| Ok(DirectoryWatch::new(&cni.conf_dir, None).ok()));
             watch = made.await.ok().flatten();
         }
@@ -114,7 +114,7 @@ async fn keep(cni: Cni, directories: Directories, problem: Arc<SharedProblem>) {
     }
 }
 
-/// `None`: the plugins are not in the configuration, and it is left alone.
+/// `None`: the plugins are not in the configuration, because it is left alone.
 async fn install(
     disk: Files<'_>,
     directories: &Directories,
@@ -122,7 +122,7 @@ async fn install(
     limit: &mut Limit,
     now: u64,
 ) -> Result<Option<Report>, InstallError> {
-    // The plugins first: a configuration that names what is not there makes no Pods.
+    // The plugins come first: with a configuration that names missing plugins no Pod can be made.
     if *stamp != Some(disk.ask(|cni| Ok(cni.stamp())).await?) {
         let is_new = disk.ask(|cni| cni.install_plugins()).await?;
         if is_new {
@@ -149,7 +149,7 @@ struct Files<'a> {
 }
 
 impl Files<'_> {
-    /// Waits in another thread for what the disk has to do, and reports it if that takes long.
+    /// Runs `work` in another thread, because the disk may not answer. Reports a disk that takes long.
     async fn ask<T: Send + 'static>(
         self,
         work: impl FnOnce(&Cni) -> Result<T, InstallError> + Send + 'static,

@@ -1,4 +1,4 @@
-//! Wishes of Pods that cannot be met: all of them in the status, new ones in the log.
+//! Wishes of Pods that cannot be granted: the status has all of them, the log the new ones.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -27,7 +27,7 @@ impl Complaints {
         }
     }
 
-    /// These are all there are now.
+    /// Sets the present complaints.
     pub(super) fn set(&mut self, complaints: Vec<Complaint>) {
         let known: BTreeSet<&Complaint> = self.now.iter().collect();
         let new = complaints.iter().filter(|new| !known.contains(new));
@@ -57,7 +57,7 @@ impl Complaints {
         self.now = complaints;
     }
 
-    /// All there are now, as a status tells them.
+    /// The present complaints, as lines of the status.
     pub(super) fn alarms(&self) -> impl Iterator<Item = String> {
         self.now.iter().map(|complaint| {
             let Complaint {

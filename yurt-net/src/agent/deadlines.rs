@@ -12,14 +12,14 @@ pub(super) const RETRY: Duration = Duration::from_secs(1);
 /// In effect never: no clock goes that far.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// When what is due.
+/// When each of these is due.
 #[derive(Debug)]
 pub(super) struct Deadlines {
-    /// To serve; `None`: not before a source answers, or that is done.
+    /// To serve for the first time; `None`: not before a source answers, or it is done.
     pub(super) boot: Option<Instant>,
-    /// To try a write again that has failed.
+    /// To repeat a write that has failed.
     pub(super) retry: Option<Instant>,
-    /// To judge anew what Pods were granted beside their own; `None`: nothing was said of it.
+    /// To judge again what Pods were granted beyond their own addresses; `None`: no source has changed.
     pub(super) grants: Option<Instant>,
     /// To compare the kernel with what it should hold; `None`: never.
     drift: Option<Instant>,
@@ -55,7 +55,7 @@ impl Deadlines {
             return std::future::pending().await;
         };
         sleep_until(at).await;
-        // The others are set by the steps that they lead to.
+        // The steps that follow set the other deadlines anew.
         if fact == Fact::DriftDue {
             self.drift = Some(Instant::now() + self.interval);
         }
@@ -69,11 +69,11 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    /// The facts that are due within so many turns of a loop in which something else is ready first each time.
+    /// The facts that are due within `turns` turns of a loop in which something else is ready first each time.
     async fn seen(deadlines: &mut Deadlines, turns: usize, turn: Duration) -> Vec<Fact> {
         let mut seen = Vec::new();
         for _ in 0..turns {
-            // Another branch wins just when a deadline has passed: the future is dropped before it is polled again.
+            // Another branch wins just as a deadline passes: the future is dropped before it is polled again.
             let other = tokio::time::sleep(turn);
             tokio::select! {
                 biased;

@@ -1,4 +1,4 @@
-//! The node's own devices: the thread that keeps them gets what the cloud says of this node, and returns how they are.
+//! The node's own devices: the thread that keeps them hears what the cloud says of this node, and reports their state.
 
 use std::io;
 
@@ -30,7 +30,7 @@ impl Devices {
         });
     }
 
-    /// How they are.
+    /// The state of the devices.
     pub(super) fn report(&self, status: &mut Status) {
         status.devices = self.0.report();
     }

@@ -1,4 +1,4 @@
-//! Sockets that are connected through Services: looked at when one may have lost its backend, and judged.
+//! Established flows through Services: looked at when one may have lost its backend, and ended if it has.
 
 use std::collections::BTreeMap;
 
@@ -18,20 +18,20 @@ use crate::observe::status::{Sockets, Status};
 use crate::policy::{ClosureEstablished, Fate, Flow, Judge, Standing, Suspects};
 use crate::source::preferred::Origin;
 
-/// Ends flows whose backends went: their sockets, or where packets are served what is known of them.
+/// Ends flows whose backends are gone: sockets, and with a packet path its flows, too.
 pub(super) struct Established {
     policy: ClosureEstablished,
     scanner: Scanner,
-    /// Backends whose established flows may have lost them since the last scan; at first, while no agent was there.
+    /// Backends whose established flows may have lost them since the last scan. At the start: since an agent last ran.
     suspects: Suspects,
-    /// Established flows whose backends new flows do not go to.
+    /// Established flows to backends that new flows do not go to.
     watched: Vec<Flow>,
     /// The scanner's last message, until the loop takes it.
     event: Option<Event>,
     report: Sockets,
-    /// Packets are served, or were: their flows are ended, too.
+    /// Packets are served, or were, so flows of the packet path are ended, too.
     has_packets: bool,
-    /// How many of those were.
+    /// How many of these were ended.
     ended_flows: u64,
     lines: Lines,
 }
@@ -73,13 +73,13 @@ impl Established {
         self.event = Some(self.scanner.next().await);
     }
 
-    /// Backends that new flows do not go to any more.
+    /// New flows no longer go to these backends.
     pub(super) fn suspect(&mut self, lost: Suspects) {
         self.suspects.merge(lost);
     }
 
-    /// Judges what a scan has found; or else looks at the sockets, where one may have lost its backend. Not for what a
-    /// checkpoint says: it may be older than the sockets.
+    /// Judges the result of a scan, or starts one if a flow may have lost its backend. Not by a checkpoint, which may
+    /// be older than the sockets.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         match self.event.take() {
             Some(Event::Found(found)) => self.judge(found, facts),
@@ -126,7 +126,7 @@ impl Established {
         let judged = self.fates(&found.flows, facts);
         let judged = found.flows.iter().zip(judged);
         let mut doomed = BTreeMap::new();
-        // Those that were looked for have been seen, or are gone.
+        // The flows that the scan was to find have been seen, or are gone.
         let suspects = &found.suspects;
         self.watched
             .retain(|flow| !suspects.contains(flow.protocol, flow.backend));
@@ -178,7 +178,7 @@ impl Established {
         {
             warn!(error, "not all sockets could be looked at");
         }
-        // A node may have had a hundred thousand of them.
+        // A node may have had a hundred thousand sockets.
         give_back_memory();
         let report = &mut self.report;
         report.scans += 1;
@@ -190,7 +190,7 @@ impl Established {
         self.ended_flows += flows;
     }
 
-    /// How scans went.
+    /// The results of scans.
     pub(super) fn report(&self, status: &mut Status) {
         status.sockets.clone_from(&self.report);
         if let Some(packets) = &mut status.packet_path {

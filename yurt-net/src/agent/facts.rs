@@ -21,7 +21,7 @@ use crate::table::ServiceTable;
 pub(super) struct Known {
     /// The operator's settings for the table.
     pub(super) policy: PolicyConfig,
-    /// This machine's addresses, where its Pods are, and which of them do not answer.
+    /// This machine's addresses, the places of its Pods, and backends that do not answer.
     pub(super) view: NodeView,
     /// The ledger, as it was read last.
     pub(super) ledger: Reading,
@@ -44,7 +44,7 @@ pub(super) struct Facts<'a> {
     pub(super) origin: Origin,
     /// Whether it is the cloud's present word.
     pub(super) freshness: Freshness,
-    /// How long ago the Pods in it were all that the cloud has on this node; `None`: that is not known.
+    /// How long ago the Pods in the snapshot were known to be all that the cloud has on this node; `None`: unknown.
     pub(super) pods_age: Option<Duration>,
     /// The table that should be in force.
     pub(super) table: &'a ServiceTable,
@@ -81,19 +81,19 @@ impl Known {
         links.any(|link| link.is_uplink && link.has_carrier)
     }
 
-    /// The ledger as it is now; true where it has other entries.
+    /// Takes the ledger as it was just read; true if its entries have changed.
     pub(super) fn set_ledger(&mut self, reading: Reading) -> bool {
         let is_new = !is_same(reading.ledger.entries(), self.entries());
         self.ledger = reading;
         is_new
     }
 
-    /// Whether the guard was loaded.
+    /// Takes whether the guard was loaded.
     pub(super) fn set_guard_loaded(&mut self, is_loaded: bool) -> bool {
         std::mem::replace(&mut self.is_guard_loaded, is_loaded) != is_loaded
     }
 
-    /// The Pods of this node in the snapshot in force; true where one of them is another.
+    /// Takes the Pods of this node in the snapshot in force; true if one of them has changed.
     pub(super) fn set_own_pods(&mut self, snapshot: Option<&Snapshot>) -> bool {
         let empty = BTreeMap::new();
         let pods = snapshot.map_or(&empty, |snapshot| &snapshot.pods);
@@ -107,7 +107,7 @@ impl Known {
         is_new
     }
 
-    /// This machine's network: addresses, default routes, nameservers.
+    /// Takes this machine's network: addresses, default routes, nameservers.
     pub(super) fn set_addresses(&mut self, addresses: NodeView) -> bool {
         let view = NodeView {
             truth: self.view.truth.clone(),
@@ -119,7 +119,7 @@ impl Known {
         is_new
     }
 
-    /// Where the Pods of this node are: by the ledger while the source is stale, otherwise as the source says.
+    /// Decides where the Pods of this node are: by the ledger while the source is stale, otherwise by the source.
     pub(super) fn locate_pods(&mut self, freshness: Freshness) -> bool {
         let is_by_ledger = !freshness.is_fresh() && self.has_ledger();
         let truth =
@@ -129,7 +129,7 @@ impl Known {
         is_new
     }
 
-    /// The backends on this node that do not answer.
+    /// Takes the backends on this node that do not answer.
     pub(super) fn set_failing(&mut self, failing: Failing) -> bool {
         let is_new = failing != *self.view.failing;
         if is_new {
@@ -151,7 +151,7 @@ impl<'a> Facts<'a> {
         }
     }
 
-    /// How many endpoints of this node are elsewhere than the snapshot says, and how many have no Pod that runs.
+    /// How many endpoints of this node are elsewhere than the snapshot says, and how many have no running Pod.
     pub(super) fn corrected(&self) -> (usize, usize) {
         let (Some(truth), Some(snapshot)) = (&self.known.view.truth, self.snapshot) else {
             return (0, 0);
@@ -203,7 +203,7 @@ mod tests {
         assert!(known.set_ledger(reading(&[("web", "10.1.0.2")])) && known.has_ledger());
         assert!(!known.set_ledger(reading(&[("web", "10.1.0.2")])));
         assert!(known.set_ledger(reading(&[("web", "10.1.0.3")])));
-        // Emptied: that there was one is known by the guard.
+        // The ledger is empty now; the guard shows that there was one.
         assert!(known.set_guard_loaded(true) && !known.set_guard_loaded(true));
         assert!(known.set_ledger(reading(&[])) && known.has_ledger());
     }

@@ -29,11 +29,11 @@ use crate::pods::translate;
 use crate::policy::protected::Protected;
 use crate::source::preferred::Origin;
 
-/// Grants are judged again at most this often: it is a walk over all Services, and each event of a source may change
+/// Grants are judged again at most this often: each time walks over all Services, and any event of a source may change
 /// what they claim.
 const JUDGE_EVERY: Duration = Duration::from_secs(1);
 
-/// One order: what the kernel is to hold.
+/// One order: what the kernel should hold.
 #[derive(Debug)]
 struct Order {
     wanted: GuardImage,
@@ -81,14 +81,14 @@ pub(super) struct Guarding {
     worker: Worker<Guard, Order, Result<Work, WorkError>>,
     counters: Option<SpoofCounters>,
     guarded: BTreeSet<u32>,
-    /// The plan was for an older ledger.
+    /// The last order was planned for an older ledger.
     is_outdated: bool,
     complaints: Complaints,
     problem: Problem,
 }
 
 impl Guarding {
-    /// Nothing is loaded until there is a ledger. Programs of an earlier agent are detached if the guard is off.
+    /// Loads nothing until there is a ledger. If the guard is off, detaches the programs of an earlier agent.
     pub(super) fn start(config: &AgentConfig) -> Self {
         let (bpffs, dirs) = (config.place.bpffs.clone(), config.place.ledger());
         let mut problem = Problem::of("Pods are not guarded as they should be");
@@ -116,7 +116,7 @@ impl Guarding {
             worker: Worker::new(move |guard, order| {
                 match do_work(guard, &bpffs, &dirs, &order) {
                     Ok((guard, work)) => (Some(guard), Ok(work)),
-                    // The guard is loaded anew next time.
+                    // The guard is loaded anew at the next order.
                     Err(error) => (None, Err(error)),
                 }
             }),
@@ -128,8 +128,8 @@ impl Guarding {
         }
     }
 
-    /// Orders the kernel to be brought in step with ledger and devices; the last order counts. Without a list of
-    /// devices, what is guarded stays so.
+    /// Orders the kernel to be brought in step with ledger and devices; of several orders the last one counts. Without
+    /// a list of devices, what is guarded stays so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let (Some(settings), Some(links)) = (&self.settings, &known.links) else {
@@ -169,25 +169,25 @@ impl Guarding {
         });
     }
 
-    /// A source has changed: this may concern an address that a Pod was granted.
+    /// A source has changed, perhaps an address that a Pod was granted.
     pub(super) fn doubt_grants(&mut self) {
         if let Some(judged) = self.judged {
             self.judge_at.get_or_insert(judged + JUDGE_EVERY);
         }
     }
 
-    /// [`Self::hear`] is called now, or there is nothing to hear of any more: a deadline that stayed would be due at
-    /// each turn.
+    /// Drops the deadline of the judgement: [`Self::hear`] is being called, or there is nothing to judge any more. A
+    /// deadline that stayed would be due at each turn.
     pub(super) fn settle_doubt(&mut self) {
         self.judge_at = None;
     }
 
-    /// When to [`Self::hear`] again, though neither the ledger nor a device has changed.
+    /// When to call [`Self::hear`] again, although neither the ledger nor a device has changed.
     pub(super) fn judge_at(&self) -> Option<Instant> {
         self.judge_at
     }
 
-    /// Waits until something has been done. Cancel safe.
+    /// Waits for the result of an order. Cancel safe.
     pub(super) async fn changed(&mut self) {
         let done = self.worker.done().await;
         self.is_outdated = false;
@@ -221,12 +221,12 @@ impl Guarding {
         self.is_outdated
     }
 
-    /// It has been loaded before.
+    /// The guard has been loaded before.
     pub(super) fn is_loaded(&self) -> bool {
         self.counters.is_some()
     }
 
-    /// Which Pods are guarded, what was found on their devices, and what fails.
+    /// Which Pods are guarded, what the guard found on their devices, and what fails.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
         let retention = &mut status.retention;
         retention.guard = match (&self.settings, self.is_loaded()) {
@@ -256,7 +256,7 @@ impl Guarding {
         retention.alarms.extend(self.complaints.alarms());
     }
 
-    /// The counters of a device; of all devices, including those that are gone, if none is named.
+    /// The counters of a device; without a device those of all, including devices that are gone.
     fn spoofs(&self, ifindex: Option<u32>) -> Spoofs {
         let counters = self.counters.as_ref();
         let spoofs = counters.and_then(|counters| match ifindex {
@@ -284,14 +284,14 @@ fn do_work(
         Some(guard) => guard,
         None => Guard::load(bpffs, None)?,
     };
-    // A failure costs nothing else: without the guard that is held, no Pod would be guarded.
+    // A failure is reported and stops nothing: without the guard that is held, no Pod would be guarded.
     let kept = guard.keep_pins();
     if let Ok([_, ..]) = kept.as_deref() {
         warn!(pins = ?kept, "drift: pins of the guard were removed");
     }
     let counters = guard.counters()?;
-    // What a plugin writes after this look is not seen, so it is not taken for something without a reason; what it has
-    // written before has its reason in the ledger, which it writes first.
+    // A plugin writes the ledger first, then the kernel. So what it has written by now has its reason in the ledger,
+    // and what it writes later is not seen here and not taken for something without a reason.
     let observed = guard.observe()?;
     let is_current = is_same(Reading::take(dirs)?.ledger.entries(), &order.entries);
     let outcome = match is_current {
@@ -304,7 +304,7 @@ fn do_work(
             let mut guarded = observed.attached;
             guarded.extend(applied.attached);
             guarded.retain(|ifindex| order.wanted.rows.contains_key(ifindex));
-            // Where ours cannot be attached, what there is guards better than nothing.
+            // Where our program cannot be attached, an older one guards better than none.
             let is_spared =
                 |ifindex| order.wanted.rows.contains_key(&ifindex) && !guarded.contains(&ifindex);
             let strays = guard.strays().spare(is_spared).mend();

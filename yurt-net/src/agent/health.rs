@@ -1,4 +1,4 @@
-//! The health ports of kube-proxy: what load balancers hear of this node, and of the Services that have local
+//! The health ports of kube-proxy: what load balancers learn about this node, and about the Services that have local
 //! endpoints.
 
 use std::sync::atomic::Ordering;
@@ -14,7 +14,7 @@ use crate::source::preferred::Origin;
 /// Tells load balancers whether to send clients here.
 pub(super) struct Health {
     server: HealthServer,
-    /// Its own port, if it has one.
+    /// The port of the node's own health, if there is one.
     node_port: Option<u16>,
     told: NodeHealth,
 }
@@ -29,7 +29,8 @@ impl Health {
         }
     }
 
-    /// Takes what is to be said. `has_synced`: the kernel was brought in step. `is_behind`: it is not in step now.
+    /// Passes on the present state. `has_synced`: the kernel was just brought in step. `is_behind`: it is not in step
+    /// now.
     pub(super) fn hear(&mut self, facts: &Facts<'_>, has_synced: bool, is_behind: bool) {
         let now = Timestamp::now();
         let told = NodeHealth {
@@ -72,8 +73,8 @@ impl Health {
     }
 }
 
-/// Whether the Node says so. One that is absent is gone only by an apiserver's word: a manifest need not have Nodes,
-/// and a cache may have lost them.
+/// Whether the Node is leaving. An absent Node counts as gone only by an apiserver's word: manifests need not have
+/// Nodes, and a cache may have lost them.
 fn is_leaving(facts: &Facts<'_>) -> bool {
     let Some(snapshot) = facts.snapshot else {
         return false;

@@ -1,5 +1,5 @@
-//! How many lines of the log others may cause: a log is on flash, and an object that is right and wrong in turns would
-//! fill it.
+//! How many lines of the log others may cause: a log is on flash, and an object that changes between right and wrong
+//! all the time would fill it.
 //!
 //! Pure: the time goes in. What is left out is counted, and `status` shows how things are at any time.
 
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 use crate::text::{in_turns, is_of_tenants};
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Lines in a minute, of all together.
+/// Lines in a minute, all together.
 const MOST: usize = 30;
-/// Lines in a minute that are caused by one namespace.
+/// Lines in a minute that one namespace causes.
 const MOST_OF_ONE: usize = 10;
-/// Lines in a minute that tenants together leave to the node itself and to the namespaces that the cluster lives in.
-/// Without them a tenant with three namespaces would be all that a log has room for.
+/// Lines in a minute that tenants leave to the node itself and to the cluster's own namespaces. Otherwise a tenant with
+/// three namespaces could take all lines.
 const KEPT: usize = 10;
 
 /// The lines of one kind that were written in this minute.
@@ -23,7 +23,7 @@ pub(super) struct Lines {
     began: Option<Instant>,
     /// The counts, by the namespace that causes the lines.
     causes: BTreeMap<String, usize>,
-    /// Subjects of these lines: none gets a second line before the minute is over.
+    /// Subjects of these lines: none gets a second line in the same minute.
     said: BTreeSet<String>,
     /// How many of these lines tenants have caused.
     of_tenants: usize,
@@ -35,7 +35,7 @@ pub(super) struct Lines {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Admitted<'a, T> {
     pub(super) lines: Vec<&'a T>,
-    /// How many were left out, now and since the last time that this was said.
+    /// How many were left out, now and since this was last reported.
     pub(super) left_out: Option<usize>,
 }
 
@@ -64,9 +64,9 @@ impl Lines {
         }
     }
 
-    /// Which of these are written, and how many were not: that is told at once when it begins, then once a minute. To
-    /// be asked now and then without lines, so that the last count is told. `cause`: the namespace that it is of;
-    /// `what`: what it is about.
+    /// Which of these lines are written, and how many were left out: that count is reported when it begins, then once a
+    /// minute. Call it from time to time without lines, so that the last count is reported. `cause`: the namespace that
+    /// causes a line; `what`: its subject.
     pub(super) fn admit<'a, T>(
         &mut self,
         now: Instant,

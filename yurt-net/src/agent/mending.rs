@@ -1,8 +1,8 @@
-//! Keeps what this node knows of its peers' tunnels right, where the operator wants it: `tunnel::peers` says what is to
-//! be changed.
+//! Keeps what this node knows of its peers' tunnels right, if the operator wants that: `tunnel::peers` decides what to
+//! change.
 //!
-//! A task of its own, which does little: it looks at a map once a second, and at the entries only when a peer was heard
-//! with another MAC than is known, and every half minute.
+//! A task of its own, which does little: it looks at a map once a second. It looks at the entries only when a peer was
+//! heard with another MAC than the known one, and every half minute.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -23,11 +23,11 @@ use crate::policy::pool_peers;
 use crate::tunnel::Kind;
 use crate::tunnel::peers::{Mender, MenderReport, Others, Peer, Repair};
 
-/// How often the map is looked at while peers are listened to.
+/// How often the map is looked at while the task listens to peers.
 const LISTEN: Duration = Duration::from_secs(1);
-/// How often the entries are looked at anyway.
+/// How often the entries are looked at in any case.
 const LOOK: Duration = Duration::from_secs(30);
-/// Pools change seldom, and finding their members takes a look at all endpoints.
+/// How long a list of peers is used: pools change seldom, and finding their members takes a walk over all endpoints.
 const PEERS_AGE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +38,7 @@ enum MendError {
     Dataplane(#[from] DataplaneError),
 }
 
-/// The task's other end. The task ends with it.
+/// The agent's end of the task. The task ends when this is dropped.
 pub(super) struct Mending {
     peers: watch::Sender<Vec<Peer>>,
     report: watch::Receiver<MenderReport>,
@@ -56,8 +56,8 @@ impl Drop for Mending {
 }
 
 impl Mending {
-    /// Looks after the vxlan devices among these from now on; `None` where the operator does not want it. In the
-    /// network namespace of the caller.
+    /// Looks after the vxlan devices of the configuration from now on; `None` if the operator does not want that. In
+    /// the network namespace of the caller.
     pub(super) fn start(config: &AgentConfig) -> Option<Self> {
         if !config.repairs_peers {
             return None;
@@ -86,7 +86,7 @@ impl Mending {
         })
     }
 
-    /// Waits until there is more to hear than there was at the last [`Self::hear`]. Cancel safe.
+    /// Waits until it is time for the next [`Self::hear`]. Cancel safe.
     pub(super) async fn changed(&self) {
         match self.are_peers_due {
             true => sleep_until(self.peers_at).await,
@@ -94,7 +94,7 @@ impl Mending {
         }
     }
 
-    /// Looks for the peers, if it is time, and passes them on if they have changed.
+    /// Finds the peers, if it is time, and passes them on if they have changed.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let now = Instant::now();
         self.are_peers_due = now < self.peers_at;
@@ -131,7 +131,7 @@ struct Task {
     peers: watch::Receiver<Vec<Peer>>,
     reports: watch::Sender<MenderReport>,
     start: Instant,
-    /// When the entries were looked at last; `None`: that is due.
+    /// When the entries were last looked at; `None`: a look is due.
     seen_at: Option<Instant>,
     problems: Vec<String>,
 }
@@ -142,7 +142,7 @@ impl Task {
             self.problems.clear();
             if let Err(error) = self.look().await {
                 self.problems.push(chain(&error));
-                // The connection may have ended.
+                // The netlink connection may have ended, so it is opened anew.
                 (self.entries, self.seen_at) = (None, None);
             }
             self.publish();
@@ -243,7 +243,7 @@ impl Task {
         }
     }
 
-    /// Says how things are, and logs what is newly wrong.
+    /// Publishes the state, and logs what is newly wrong.
     fn publish(&self) {
         let mut report = self.mender.report();
         let problems = self.problems.iter();

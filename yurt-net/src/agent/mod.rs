@@ -22,10 +22,10 @@
 //! | a probe (in `Probing`, at most four; only with `--probe-endpoints`) | a Pod | asks it whether it answers |
 //! | a release (in `Pods`, its own thread) | the ledger's lock, the disk | frees the addresses of deleted Pods |
 //!
-//! The loop owns what is known and what is served, and alone has the units' handles: none of them knows another. A unit
-//! is started with the configuration, says that there is something new (`changed`, which may be dropped at any time and
-//! loses nothing), hears what is known (`hear`), and tells how things are (`report`). What follows from what is a
-//! table, in `react`. On SIGTERM and SIGINT it ends, and leaves maps, programs and links as they are.
+//! The loop owns what is known and what is served. It alone has the units' handles: no unit knows another. A unit is
+//! started with the configuration, says that it has something new (`changed`, which may be dropped at any time and
+//! loses nothing), is told what is known (`hear`), and reports its state (`report`). The table in `react` says what
+//! follows from what. On SIGTERM and SIGINT the agent ends, and leaves maps, programs and links as they are.
 
 mod answers;
 mod asked;
@@ -100,13 +100,13 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(PathError::of("handle", Path::new("SIGINT")))?;
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
-    // It makes this agent the only one, and the only writer of the checkpoint.
+    // Makes this agent the only one, and the only writer of the checkpoint.
     let claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;
     let mut agent = Agent::start(config, cgroup, claimed).await?;
     let mut fact = Fact::Started;
     loop {
         agent.react(fact).await?;
-        // Where one thing is ready after another, those who listen on sockets are tasks that would not run.
+        // If facts never run out, the tasks that listen on sockets would not run.
         yield_now().await;
         fact = tokio::select! {
             fact = agent.next() => fact,
@@ -168,7 +168,7 @@ impl Agent {
             socket_lb: config.socket_lb,
         })?;
         let state_dir = &config.place.state_dir;
-        // Before all that may take long: devices are made whenever flannel starts.
+        // Before anything that may take long: flannel makes devices whenever it starts.
         let devices =
             Devices::start(&config).map_err(PathError::of("start a thread for", state_dir))?;
         let mending = Mending::start(&config);
@@ -210,7 +210,7 @@ impl Agent {
         })
     }
 
-    /// Waits for a fact. May be dropped at any time: the unit that has something to say keeps it.
+    /// Waits for a fact. May be dropped at any time: the unit with the news keeps it.
     async fn next(&mut self) -> Fact {
         self.deadlines.boot = self.serving.begin_at(self.sources.origin());
         self.deadlines.retry = self.serving.retry_at();
@@ -261,7 +261,7 @@ impl Agent {
         }
     }
 
-    /// Does what follows from a fact, and from what that brings to light.
+    /// Takes the steps that follow from a fact, and from the facts that these steps bring to light.
     async fn react(&mut self, fact: Fact) -> Result<(), AgentError> {
         let mut due = Due::default();
         due.add(fact, self.serving.phase());

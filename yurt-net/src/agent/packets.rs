@@ -1,7 +1,7 @@
-//! The packet path, brought in step with the node's devices in a thread of its own: programs on devices take the kernel
-//! a while.
+//! The packet path, brought in step with the node's devices in a thread of its own, because putting programs on devices
+//! takes the kernel a while.
 //!
-//! What is loaded goes on without an agent. A device that comes while there is none is taken up by the next one.
+//! What is loaded goes on without an agent. A device that appears meanwhile is served by the next agent.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -20,11 +20,11 @@ use crate::edge::{EdgeImage, Patterns, compile};
 use crate::error::{chain, distinct};
 use crate::observe::status::{PacketPath, Status};
 
-/// What has come of an order.
+/// The result of an order.
 #[derive(Debug, Default)]
 struct Work {
     counters: Option<Counts>,
-    /// Devices with their programs.
+    /// Devices that have their programs.
     served: BTreeSet<u32>,
     failures: Vec<DataplaneError>,
 }
@@ -36,7 +36,7 @@ pub(super) struct Packets {
     devices: Patterns,
     worker: Worker<Kernel, EdgeImage, Result<Work, DataplaneError>>,
     counters: Option<Counts>,
-    /// Once, for what an earlier agent has left where no pin of it is seen.
+    /// The search for programs whose pins are out of sight is done: once is enough, as an earlier agent left them.
     has_looked: bool,
     served: BTreeSet<u32>,
     mistaken: Problem,
@@ -60,7 +60,7 @@ impl Packets {
             worker: Worker::new(move |kernel, wanted| {
                 match do_work(kernel, &place, &ports, options, &wanted) {
                     Ok((kernel, work)) => (kernel, Ok(work)),
-                    // It is loaded anew next time.
+                    // It is loaded anew at the next order.
                     Err(error) => (None, Err(error)),
                 }
             }),
@@ -73,17 +73,18 @@ impl Packets {
         }
     }
 
-    /// Whether the node's devices are to be known.
+    /// Whether the agent needs to know the node's devices.
     pub(super) fn is_on(&self) -> bool {
         self.options.is_some()
     }
 
-    /// Whether there is anything to be done as soon as a table is in force.
+    /// Whether there is something to do as soon as a table is in force.
     pub(super) fn is_wanted(&self) -> bool {
         self.is_on() || Kernel::is_pinned(&self.bpffs)
     }
 
-    /// Has the kernel brought in step with what there is. Without a list of devices, those that are served stay so.
+    /// Orders the kernel to be brought in step with the devices. Without a list of devices, those that are served stay
+    /// so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let wanted = match (&self.options, &facts.known.links) {
             (Some(_), Some(links)) => {
@@ -104,7 +105,7 @@ impl Packets {
         }
     }
 
-    /// Waits until something has been done. Cancel safe.
+    /// Waits for the result of an order. Cancel safe.
     pub(super) async fn changed(&mut self) {
         let problem = match self.worker.done().await {
             Ok(Ok(work)) => {
@@ -123,7 +124,7 @@ impl Packets {
         self.problem.set(problem);
     }
 
-    /// At which devices packets are served, what was done with them, and what fails.
+    /// On which devices packets are served, what was counted, and what fails.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
         let counts = self.counters.as_ref().map(Counts::read);
         let counts = counts.and_then(Result::ok).unwrap_or_default();
@@ -186,7 +187,7 @@ fn do_work(
     });
     failures.extend(Kernel::strays(Some(&kernel)).mend());
     failures.extend(Kernel::remove_older(bpffs).err());
-    // A link that is away for a moment takes no flow away: it goes on when the link is back.
+    // A device that is away for a moment loses no flows: they go on when it is back.
     if !is_on && failures.is_empty() {
         kernel.remove()?;
         return Ok((None, Work::default()));

@@ -1,8 +1,8 @@
-//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, leaves settings
+//! The Pods of this node: follows the ledger that the plugins write and the devices that lead to Pods, writes settings
 //! for the plugins, and releases the addresses of deleted Pods.
 //!
-//! Nothing here keeps Services from being served: `status` shows what fails, and the next change or tick tries it
-//! again. Until a plugin has written a ledger, nothing is loaded and no Pod is probed.
+//! Failures here keep no Service from being served: `status` shows them, and the next change or tick tries again. Until
+//! a plugin has written a ledger, nothing is loaded and no Pod is probed.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -37,7 +37,7 @@ pub(super) struct Pods {
     translation: translate::Policy,
     watch: Option<LedgerWatch>,
     links: LinkWatch,
-    /// The disk may not answer.
+    /// An errand, because the disk may not answer.
     follow: Errand<Result<LedgerWatch, WatchError>>,
     read: Errand<Result<Reading, WatchError>>,
     leave: Errand<Result<(), String>>,
@@ -89,7 +89,7 @@ impl Pods {
             };
             tokio::select! {
                 () = ledger => return,
-                // Everything is requested again.
+                // The watch is opened again by the next call.
                 _late = self.follow.late() => return,
                 _late = self.read.late() => return,
                 _late = self.leave.late() => return,
@@ -142,9 +142,8 @@ impl Pods {
         listed.ok()
     }
 
-    /// Leaves the settings for plugins in their place, even if another process has removed or changed them since.
-    /// Writes only what differs, and nothing into another agent's directory, whose settings guard its own Pods. Also
-    /// reads the ledger.
+    /// Reads the ledger. Also writes the settings for plugins, if they differ, are missing, or were changed by another
+    /// process. Does not write them into the directory of another agent, whose settings guard its own Pods.
     async fn ask_the_disk(&mut self, is_ours: bool) -> Result<Reading, String> {
         let settings = self.settings.clone();
         let translation = self.translation.clone();
@@ -167,8 +166,8 @@ impl Pods {
         }
     }
 
-    /// Follows the ledger, wherever its directory was made anew. What is written before this is found by the reading
-    /// after it.
+    /// Follows the ledger, also in a directory that was made anew. What was written before this call is found by the
+    /// reading after it.
     async fn keep_watching(&mut self) {
         if self.watch.as_ref().is_some_and(|watch| !watch.is_over()) {
             return;
@@ -188,8 +187,8 @@ impl Pods {
         self.watch = watch;
     }
 
-    /// The address, if a Pod of this node is there: by the ledger, or because it leads to one. A node may have no
-    /// `podCIDR`.
+    /// Returns the address, if it belongs to a Pod of this node: by the ledger, or because its route leads to one. A
+    /// node may have no `podCIDR`.
     pub(super) async fn pod_at(&self, known: &Known, address: IpAddr) -> Option<IpAddr> {
         let mut entries = known.entries().values();
         let is_known =
@@ -228,7 +227,7 @@ impl Pods {
             let lock = Lock::take(&dirs, LOCK_PATIENCE)?;
             let mut store = Store::open(&dirs)?;
             let mut draft = Draft::new(store.ledger(), &Clock::read()?);
-            // A Pod may have come back since.
+            // A Pod may have come back meanwhile.
             let released = release(draft.ledger(), &list, draft.now());
             let count = released.len();
             draft.take(released);
@@ -238,7 +237,7 @@ impl Pods {
         }));
     }
 
-    /// What the ledger has, and what fails of following it. What others know of the same Pods, they add.
+    /// What the ledger has, and what fails in following it. Other units add what they know of the same Pods.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
         let (known, retention) = (facts.known, &mut status.retention);
         retention.is_on = known.has_ledger();

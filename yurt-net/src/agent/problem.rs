@@ -1,4 +1,4 @@
-//! One thing that may fail: in the status as long as it does, in the log when it begins to.
+//! One thing that may fail: in the status for as long as it fails, in the log when it begins to fail.
 
 use std::time::Instant;
 
@@ -25,7 +25,7 @@ impl Problem {
         }
     }
 
-    /// How it is now; `None`: as it should be.
+    /// Sets the present fault; `None`: none.
     pub(super) fn set(&mut self, problem: Option<String>) {
         if let Some(problem) = &problem
             && self.now.as_ref() != Some(problem)
@@ -45,7 +45,7 @@ impl Problem {
         self.now = problem;
     }
 
-    /// How it is.
+    /// The present fault.
     pub(super) fn get(&self) -> Option<&String> {
         self.now.as_ref()
     }

@@ -1,75 +1,75 @@
 //! Which steps follow from which fact: one table. Pure.
 //!
-//! The loop waits for a fact, takes the steps that follow from it in their order, each once, and with them those of the
-//! facts that a step brings to light. Nothing else decides what is done when.
+//! The loop waits for a fact and takes the steps that follow from it, each once, in their order. It also takes the
+//! steps of the facts that a step brings to light. Nothing else decides what is done when.
 
 use std::collections::BTreeSet;
 
 /// Something that has become known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fact {
-    /// The agent runs: what is due at a start is done at the start.
+    /// The agent has started.
     Started,
-    /// It is time to serve what there is.
+    /// It is time to serve for the first time.
     BootDue,
     /// It is time to compare the kernel with its intended state.
     DriftDue,
     /// It is time to repeat a write that has failed.
     RetryDue,
-    /// It is time to judge anew what Pods were granted beside their own: a source has said something since.
+    /// It is time to judge again what Pods were granted beyond their own addresses, because a source has changed.
     GrantsDue,
-    /// The snapshot in force, or whether it is fresh, is another than before.
+    /// The snapshot in force has changed, or whether it is fresh.
     SourcesSpoke,
-    /// Pods of this node are others than before, by the snapshot in force.
+    /// The Pods of this node have changed, by the snapshot in force.
     OwnPodsChanged,
     /// The ledger was written, or a device, a default route or a filter on a device has changed.
     PodsStirred,
-    /// The ledger says something else than before.
+    /// The entries of the ledger have changed.
     LedgerChanged,
-    /// The guard has not carried out its order, because the ledger has changed.
+    /// The guard did nothing, because the ledger has changed since its order.
     GuardOutdated,
-    /// The guard has done what it was told.
+    /// The guard has carried out its order.
     GuardDone,
-    /// Translation has done what it was told.
+    /// Translation has carried out its order.
     TranslationDone,
-    /// Where this node's Pods are is known to be another place than before, or is left to the source again.
+    /// The places of this node's Pods have changed, or the source decides them again.
     WhereaboutsChanged,
     /// The first table is in force, and packets are to be served by it.
     PacketsDue,
     /// The packet path was brought in step.
     PacketsDone,
-    /// A Pod answers no more, or answers again.
+    /// A Pod no longer answers, or answers again.
     ProbeEnded,
-    /// Other backends than before are left out because they do not answer.
+    /// The backends that are left out because they do not answer have changed.
     FailingChanged,
     /// An address, a link or a route of this node has changed.
     NetworkStirred,
-    /// This node's addresses are others than before.
+    /// This node's addresses have changed.
     AddressesChanged,
-    /// The apiservers are known to be at other addresses than before.
+    /// The known addresses of the apiservers have changed.
     ServersChanged,
-    /// The clients of this node were looked for.
+    /// The clients of this node have been looked for.
     ClientsFound,
     /// It is time to look for the peers of this node again.
     PeersDue,
     /// A scan of the sockets has found some, or has ended.
     SocketsFound,
-    /// The disk holds a checkpoint, which was not known at the start; or a save is due, or has ended.
+    /// The disk has delivered a checkpoint that was unknown at the start, or a save is due or has ended.
     CheckpointStirred,
     /// A question about the agent has arrived.
     Asked,
 }
 
-/// Something to be done. They are taken in this order.
+/// Something to do. Steps are taken in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Step {
-    /// Serve for the first time, or hold what an earlier agent left.
+    /// Serve for the first time, or keep what an earlier agent left in force.
     Boot,
-    /// Ask again whom the network has kept from answering.
+    /// Ask the servers again that the network kept from answering.
     AskAgain,
-    /// Claim what has come in the place of what this agent had for itself.
+    /// Claim what has taken the place of something that this agent had claimed.
     Claim,
-    /// Take up where the apiservers are.
+    /// Take the addresses of the apiservers.
     TakeServers,
     /// Read this node's addresses.
     ReadAddresses,
@@ -77,19 +77,19 @@ pub(super) enum Step {
     TendCheckpoint,
     /// Mend the kernel's maps and programs.
     Repair,
-    /// See whether the checkpoint is where it was saved.
+    /// See whether the checkpoint is still the one that was saved.
     LookAtCheckpoint,
     /// Compare the Pods of the snapshot with those that are known.
     ReadOwnPods,
-    /// Say what the cloud says of this node to who keeps its devices.
+    /// Tell the keeper of this node's devices what the cloud says of this node.
     TellDevices,
-    /// Say who the peers are to who keeps what is known of them.
+    /// Tell the mender of tunnel entries who the peers are.
     TellPeers,
     /// Read the ledger and the devices.
     ReadLedger,
     /// Have the Pods of this node listed anew.
     RefreshPods,
-    /// Note that an owner of what Pods were granted may have changed.
+    /// Note that Services may claim what Pods were granted.
     DoubtGrants,
     /// Have the guard brought in step.
     Guard,
@@ -97,23 +97,23 @@ pub(super) enum Step {
     Translate,
     /// Have the packet path brought in step.
     ServePackets,
-    /// Have addresses of deleted Pods released.
+    /// Have the addresses of deleted Pods released.
     Release,
-    /// Take up where this node's Pods are.
+    /// Decide where this node's Pods are.
     Locate,
-    /// Say which Pods are to be asked whether they answer.
+    /// Tell the prober which Pods to ask.
     Probe,
-    /// Take up which backends do not answer.
+    /// Take which backends do not answer.
     TakeFailing,
-    /// Say what is known of this node to who looks for clients.
+    /// Tell the search for clients what is known of this node.
     TellClients,
     /// Write the clients that were found.
     WriteClients,
-    /// Compile what the sources say, and write what differs.
+    /// Compile what the sources say, and write the difference.
     Sync,
-    /// Judge what a scan has found.
+    /// Judge the result of a scan.
     Judge,
-    /// Answer who asks.
+    /// Answer a question.
     Answer,
 }
 
@@ -177,11 +177,11 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
         ],
         Fact::OwnPodsChanged | Fact::PodsStirred | Fact::GuardOutdated => &[PODS],
         Fact::LedgerChanged => &[&[RefreshPods]],
-        // How they fared is told by who asks.
+        // Whoever asks for the status learns how they fared.
         Fact::GuardDone | Fact::TranslationDone | Fact::PacketsDone => &[],
         Fact::ProbeEnded => &[&[TakeFailing]],
         Fact::NetworkStirred => &[&[AskAgain, ReadAddresses]],
-        // No Pod may have an address of this node.
+        // Pods must not have this node's addresses.
         Fact::AddressesChanged => &[&[
             Claim,
             ReadLedger,
@@ -200,18 +200,18 @@ fn row(fact: Fact) -> &'static [&'static [Step]] {
     }
 }
 
-/// Steps that are to be taken.
+/// Steps that are due.
 #[derive(Debug, Default)]
 pub(super) struct Due(BTreeSet<Step>);
 
 impl Due {
-    /// Adds what follows from a fact.
+    /// Adds the steps that follow from a fact.
     pub(super) fn add(&mut self, fact: Fact, phase: Phase) {
         let steps = row(fact).iter().copied().flatten().copied();
         self.0.extend(steps.filter(|step| step.applies(phase)));
     }
 
-    /// The next one.
+    /// Takes the next step.
     pub(super) fn next(&mut self) -> Option<Step> {
         self.0.pop_first()
     }
@@ -234,7 +234,7 @@ mod tests {
         steps(&[fact], Phase::Serving)
     }
 
-    /// What each fact that the loop waits for leads to: who changes the table changes this, too, and says so.
+    /// Which steps follow from each fact that the loop waits for: a change of the table has to change this, too.
     #[test]
     fn each_fact_that_the_loop_waits_for_has_what_must_follow() {
         use Step::*;

@@ -1,7 +1,7 @@
-//! From what the sources say to what is in the maps: snapshot, table, plan, writes; and once more where a write failed.
+//! From the sources' word to the maps: snapshot, table, plan, writes; and again after a failed write.
 //!
-//! No unit beside the loop: what it makes of the sources' word, the table, is a fact that the units hear. So it takes
-//! that word itself, with what has changed in it.
+//! Not a unit beside the loop: the table that it makes is a fact that the units hear. So it reads the sources itself,
+//! with what has changed in them.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -31,9 +31,9 @@ use crate::source::preferred::{Origin, Sources};
 use crate::table::edition::Edition;
 use crate::table::{ServiceKey, ServiceTable};
 
-/// Plans in a row for one table: each frees space that the next one may need.
+/// Plans in a row for one table: each may free space that the next one needs.
 const PLANS_PER_TABLE: usize = 8;
-/// How long adopted maps are left alone while only the checkpoint has something to say.
+/// How long the maps of an earlier agent are left alone while only the checkpoint says what to serve.
 const ADOPTED_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The table that should be in force, and the maps and programs that it is in.
@@ -44,29 +44,29 @@ pub(super) struct Serving {
     is_adopted: bool,
     /// The first table is applied, and the programs were attached.
     is_serving: bool,
-    /// What an earlier agent left is served on as it is, until a source answers.
+    /// What an earlier agent left is served unchanged, until a source answers.
     is_holding: bool,
-    /// Of what the sources say, or have said last.
+    /// The edition of what the sources last said.
     edition: Edition,
-    /// What the sources say differs from that edition.
+    /// The sources have changed since that edition.
     has_news: bool,
-    /// The maps as they are; wrong, and to be read again, while a retry is due.
+    /// The contents of the maps. While a retry is due it is wrong, and the maps are read again.
     image: MapImage,
     memory: Memory,
-    /// With the table that should be in force.
+    /// What compiling remembers, with the table that should be in force.
     memo: Memo,
-    /// Backends that new flows do not go to any more, since they were last taken.
+    /// Backends that new flows no longer go to, since they were last taken.
     lost: Suspects,
-    /// A set of the image asks who dials.
+    /// A set of the image needs to know the client.
     asks_for_clients: bool,
-    /// When a write that has failed is tried again.
+    /// When to repeat a write that has failed.
     retry_at: Option<Instant>,
     failing: Problem,
     told: Told,
     tally: Tally,
 }
 
-/// What was applied so far.
+/// What has been applied so far.
 #[derive(Debug, Default)]
 struct Tally {
     applied: u64,
@@ -89,7 +89,7 @@ impl Serving {
             is_holding: false,
             edition: Edition::default(),
             has_news: false,
-            // What an earlier agent left may ask already.
+            // The sets that an earlier agent left may need clients already.
             asks_for_clients: image.asks_for_clients(),
             image,
             dataplane,
@@ -103,8 +103,8 @@ impl Serving {
         })
     }
 
-    /// Has what the sources say measured by what is in the maps. `saved`: the edition of the checkpoint that the
-    /// sources have; `in_force`: the service ports that were served by it.
+    /// Has the sources' word checked against what is in the maps. `saved`: the edition of the checkpoint that the
+    /// sources have; `in_force`: the service ports that were in force by it.
     pub(super) fn expect(
         &mut self,
         sources: &mut Sources,
@@ -122,8 +122,8 @@ impl Serving {
         self.has_news = matches!(sources.origin(), Origin::File | Origin::Live | Origin::Hub);
     }
 
-    /// Takes up what the disk has said after the start; true if it did. As at the start it counts while no source has
-    /// answered.
+    /// Takes up a checkpoint that the disk delivered after the start; true if it did. As at the start, it counts until
+    /// a source answers.
     pub(super) fn take_up(&mut self, sources: &mut Sources, mut loaded: Loaded) -> bool {
         self.list_what_is_newer(&mut loaded);
         let in_force = loaded.in_force();
@@ -140,7 +140,7 @@ impl Serving {
         true
     }
 
-    /// Has all of a checkpoint listed anew that the maps may be newer than.
+    /// Has everything listed again if the maps may be newer than a checkpoint.
     pub(super) fn list_what_is_newer(&self, loaded: &mut Loaded) {
         if let Some(maps) = self.found_edition() {
             loaded.list_what_is_newer(maps);
@@ -156,7 +156,7 @@ impl Serving {
         self.dataplane.socket_maps()
     }
 
-    /// How far it has come.
+    /// How far serving has come.
     pub(super) fn phase(&self) -> Phase {
         match (self.is_serving, self.is_holding) {
             (true, _) => Phase::Serving,
@@ -167,8 +167,8 @@ impl Serving {
 
     /// When to [`begin`](Self::begin); `None`: not before a source answers, or it is done.
     ///
-    /// Maps that an earlier agent left are newer than its checkpoint, as a rule: before the sources had their time they
-    /// are left alone.
+    /// Maps that an earlier agent left are usually newer than its checkpoint, so they are left alone until the sources
+    /// have had time to answer.
     pub(super) fn begin_at(&self, origin: Origin) -> Option<Instant> {
         match origin {
             _ if self.is_serving => None,
@@ -182,13 +182,13 @@ impl Serving {
         }
     }
 
-    /// When a write that has failed is tried again.
+    /// When to repeat a write that has failed.
     pub(super) fn retry_at(&self) -> Option<Instant> {
         self.retry_at
     }
 
-    /// Serves by what the sources or the checkpoint say: writes the first table and attaches the programs. Or leaves
-    /// what an earlier agent left, where nobody says anything newer. `saved`: the edition of the checkpoint.
+    /// Serves what the sources or the checkpoint say: writes the first table and attaches the programs. If nobody says
+    /// anything newer, keeps what an earlier agent left. `saved`: the edition of the checkpoint.
     pub(super) fn begin(
         &mut self,
         sources: &mut Sources,
@@ -214,12 +214,12 @@ impl Serving {
         Ok(())
     }
 
-    /// The sources say something else.
+    /// The sources have changed.
     pub(super) fn note_news(&mut self) {
         self.has_news = true;
     }
 
-    /// Compiles what the sources say and writes what differs; true where there was something.
+    /// Compiles what the sources say and writes the difference; true if there was one.
     pub(super) fn sync(
         &mut self,
         sources: &mut Sources,
@@ -232,7 +232,7 @@ impl Serving {
         let Some((snapshot, touched)) = sources.take_up() else {
             return Ok(false);
         };
-        // Whatever fails below: what is taken up now is not taken up again. Findings about objects are no part of an
+        // Taken first, so that a failure below does not take it up twice. Findings about objects are no part of an
         // edition.
         let has_news = std::mem::take(&mut self.has_news) || has_untold;
         if has_news && !touched.is_nothing() {
@@ -262,7 +262,7 @@ impl Serving {
         Ok(true)
     }
 
-    /// Takes note of a table that was applied.
+    /// Logs a table that was applied.
     fn note(&mut self, writes: usize, took: Duration) {
         let tally = &mut self.tally;
         tally.applied += 1;
@@ -280,7 +280,7 @@ impl Serving {
         }
     }
 
-    /// As [`Self::sync`]; what fails is told, and tried again.
+    /// Like [`Self::sync`]; a failure is reported, and tried again later.
     pub(super) fn try_sync(&mut self, sources: &mut Sources, known: &mut Known) -> bool {
         let synced = self.sync(sources, known);
         self.tally.failed += u64::from(synced.is_err());
@@ -297,7 +297,7 @@ impl Serving {
             planned = plan(self.memo.table(), &mut self.image);
             self.dataplane.apply(&planned)?;
             writes += planned.ops.len();
-            // To look for such a set among all would cost more than most plans.
+            // Searching all sets for one that needs clients would cost more than most plans.
             if planned.asks_for_clients() || self.asks_for_clients {
                 self.asks_for_clients = self.image.asks_for_clients();
             }
@@ -308,9 +308,9 @@ impl Serving {
         Ok((writes, planned.refused))
     }
 
-    /// Mends what somebody else has changed: programs, pins, and the maps once they are this agent's.
+    /// Repairs what another process has changed: programs, pins, and the maps once they are this agent's.
     pub(super) fn repair(&mut self) -> (Repair, Result<(), AgentError>) {
-        // What was left out in the minute before.
+        // Reports what was left out of the log in the minute before.
         self.told.rejections(&[]);
         let repair = self.dataplane.repair();
         let maps = match self.is_serving {
@@ -334,7 +334,7 @@ impl Serving {
         Ok(())
     }
 
-    /// Programs of this agent may be attached: they would not read a table that is not written yet.
+    /// Whether programs of this agent may be attached: the table that they would read has been written.
     pub(super) fn may_attach(&self) -> bool {
         self.is_serving || self.is_adopted
     }
@@ -344,23 +344,23 @@ impl Serving {
         self.is_adopted
     }
 
-    /// Backends that new flows do not go to any more, since this was asked last.
+    /// The backends that new flows no longer go to, since the last call.
     pub(super) fn take_lost(&mut self) -> Suspects {
         std::mem::take(&mut self.lost)
     }
 
-    /// A set of the table asks who dials.
+    /// A set of the table needs to know the client.
     pub(super) fn asks_for_clients(&self) -> bool {
         self.asks_for_clients
     }
 
-    /// Writes who dials.
+    /// Writes the clients.
     pub(super) fn set_clients(&mut self, found: &Look) -> Result<(), DataplaneError> {
         self.dataplane.set_clients(found)
     }
 
-    /// Where the checkpoint says what is in force already, that is of its edition: maps that say a later one would be
-    /// taken for newer than they are.
+    /// If the checkpoint already held the same contents as an earlier edition, takes that edition for the maps, too:
+    /// otherwise the maps would be taken for newer than the checkpoint.
     pub(super) fn take_saved(&mut self, sources: &Sources, asked: Edition, on_disk: Edition) {
         let has_news = self.has_news || sources.has_untold();
         if asked != self.edition || asked == on_disk || has_news {
@@ -375,7 +375,7 @@ impl Serving {
         }
     }
 
-    /// What a checkpoint says of where its contents come from.
+    /// What a checkpoint says of the origin of its contents.
     pub(super) fn provenance(&self, sources: &Sources) -> Option<Provenance> {
         let provenance = sources.provenance(unix_seconds(), self.edition)?;
         Some(Provenance {
@@ -389,17 +389,17 @@ impl Serving {
         self.memo.table()
     }
 
-    /// What was known of the pool.
+    /// What was last known of the pool.
     pub(super) fn memory(&self) -> &Memory {
         &self.memory
     }
 
-    /// The maps as they are.
+    /// The contents of the maps.
     pub(super) fn image(&self) -> &MapImage {
         &self.image
     }
 
-    /// Its part of how the agent is.
+    /// The part of the agent's health that serving knows.
     pub(super) fn health(&self) -> Health<'_> {
         let serves = self.is_serving || self.is_holding;
         let unpinned = match serves {
@@ -420,7 +420,7 @@ impl Serving {
         }
     }
 
-    /// What is applied, and what of it is wrong or has no room.
+    /// What is in force, and what is wrong or has no room.
     pub(super) fn report(&self, status: &mut Status) -> Result<(), DataplaneError> {
         let table = self.memo.table();
         status.pool.clone_from(&table.pool);

@@ -1,4 +1,4 @@
-//! The steps of `react`, each with the fact that it brings to light: who does them, with what.
+//! The steps of `react`: which unit does each with which facts, and the fact that each brings to light.
 
 use tracing::{info, warn};
 
@@ -66,7 +66,7 @@ impl Agent {
                 self.tell_of_ledger(|units, facts| units.guarding.hear(facts));
             }
             Step::Translate => self.tell_of_ledger(|units, facts| units.translating.hear(facts)),
-            // The programs read the table that is in force.
+            // The programs of the packet path read the table that is in force.
             Step::ServePackets => {
                 if self.serving.phase() == Phase::Serving {
                     self.tell(|units, facts| units.packets.hear(facts));
@@ -103,7 +103,7 @@ impl Agent {
         }
     }
 
-    /// Serves by what the sources or the checkpoint say, or by what an earlier agent left.
+    /// Serves what the sources or the checkpoint say, or keeps what an earlier agent left.
     async fn boot(&mut self) -> Result<(), AgentError> {
         let Self {
             serving,
@@ -137,7 +137,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Tells the units that follow the table. Where it could not be written, they are told after the next try.
+    /// Tells the units that follow the table. If it could not be written, they are told after the next try.
     fn follow_table(&mut self, has_synced: bool) {
         let Self { serving, units, .. } = self;
         units.established.suspect(serving.take_lost());
@@ -149,7 +149,7 @@ impl Agent {
         self.tell_health(has_synced);
     }
 
-    /// Tells load balancers how things are. `has_synced`: the kernel was brought in step.
+    /// Tells load balancers the present state. `has_synced`: the kernel was just brought in step.
     fn tell_health(&mut self, has_synced: bool) {
         let upkeep = &self.units.upkeep;
         let is_behind = self.serving.retry_at().is_some() || !upkeep.failures().is_empty();
@@ -160,7 +160,7 @@ impl Agent {
         let Units {
             upkeep, claimed, ..
         } = &mut self.units;
-        // Two agents would take each other's repairs back for ever.
+        // Two agents would undo each other's repairs for ever.
         if !claimed.is_refused() && upkeep.repair(&mut self.serving) {
             upkeep.test_itself().await;
         }
@@ -169,7 +169,7 @@ impl Agent {
         give_back_memory();
     }
 
-    /// Does what is due of the checkpoint.
+    /// Does what is due with the checkpoint.
     fn tend_checkpoint(&mut self) {
         match self.units.checkpoint.take_due() {
             Some(Due::Found(loaded)) => self.take_up(*loaded),
@@ -191,7 +191,7 @@ impl Agent {
         }
     }
 
-    /// What a save says of its contents. Another agent's directory is no place for this one's.
+    /// What a save says of its contents; `None` if the directory belongs to another agent.
     fn provenance(&self) -> Option<Provenance> {
         let is_ours = !self.units.claimed.is_refused();
         is_ours
@@ -199,7 +199,7 @@ impl Agent {
             .flatten()
     }
 
-    /// Saves all there is: the agent ends.
+    /// Saves everything, because the agent ends.
     pub(super) async fn end(&mut self) {
         self.units.asked.end();
         self.units.claimed.look().await;
@@ -247,7 +247,7 @@ impl Agent {
             self.sources.follow_pods();
         }
         if has_pods || packets.is_on() {
-            // After the ledger: a device is there before its Pod is in it.
+            // After the ledger: a Pod's device exists before the ledger has the Pod.
             if let Some(links) = pods.list_devices().await {
                 self.known.links = Some(links);
             }

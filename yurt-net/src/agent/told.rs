@@ -1,5 +1,5 @@
-//! What the log and the status report about a table: objects that are wrong, Service ports that have no room,
-//! ClusterIPs that are left alone.
+//! What the log and the status say of a table: objects that are wrong, service ports that have no room, ClusterIPs that
+//! are left alone.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use crate::observe::status::{DoesNotFit, LeftAlone, RefusedService, Status};
 use crate::plan::Refused;
 use crate::table::ServiceTable;
 
-/// What was reported last.
+/// What was last reported.
 #[derive(Debug, Default)]
 pub(super) struct Told {
     refused: DoesNotFit,
@@ -22,7 +22,7 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// These are left alone now.
+    /// Takes the ClusterIPs that are left alone now, and logs the changes.
     pub(super) fn left_alone(&mut self, table: &ServiceTable) {
         let now = LeftAlone::all(table);
         let before = std::mem::replace(&mut self.left_alone, now);
@@ -54,7 +54,7 @@ impl Told {
         }
     }
 
-    /// These have no room now.
+    /// Takes the service ports that have no room now, and logs the changes.
     pub(super) fn refused(&mut self, refused: &[Refused]) {
         let now = DoesNotFit::of(refused);
         if now == self.refused {
@@ -81,12 +81,12 @@ impl Told {
         }
     }
 
-    /// Full maps, how many Service ports do not fit into each, and the first of them.
+    /// Full maps, how many service ports do not fit into each, and the first of them.
     pub(super) fn full_maps(&self) -> Vec<(&str, usize, &RefusedService)> {
         self.refused.maps()
     }
 
-    /// These are rejected since the last time.
+    /// Logs objects that are newly rejected.
     pub(super) fn rejections(&mut self, new: &[Rejection]) {
         let admitted = self.rejected_lines.admit(
             Instant::now(),
@@ -119,7 +119,7 @@ impl Told {
     }
 }
 
-/// Everything that is wrong with it.
+/// Everything that is wrong with one object.
 fn object(rejection: &Rejection) -> String {
     let Rejection {
         kind,

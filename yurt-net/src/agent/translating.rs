@@ -1,8 +1,7 @@
-//! Translation, brought in step with the ledger in a thread of its own: programs on devices and routes take the kernel
-//! a while.
-//! Only the agent translates: a Pod that a plugin has just made appears with its new address until the agent learns of
-//! it, some milliseconds later. Translation goes on without an agent, and is left as it is while an agent cannot know
-//! better.
+//! Translation, brought in step with the ledger in a thread of its own, because programs on devices and routes take the
+//! kernel a while. Only the agent translates: a Pod that a plugin has just made appears with its new address until the
+//! agent learns of it, some milliseconds later. Translation goes on without an agent. An agent that does not know
+//! enough leaves it as it is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,7 +32,7 @@ struct Order {
     policy: Policy,
 }
 
-/// What came of an order.
+/// The result of an order.
 #[derive(Debug, Default)]
 struct Work {
     counters: Option<Counts>,
@@ -48,9 +47,9 @@ pub(super) struct Translating {
     policy: Policy,
     worker: Worker<Translate, Order, Result<Work, TranslateError>>,
     counters: Option<Counts>,
-    /// Once, for what an earlier agent has left where no pin of it is seen.
+    /// The search for programs whose pins are out of sight is done: once is enough, as an earlier agent left them.
     has_looked: bool,
-    /// By device, the addresses that its Pod appears with.
+    /// The addresses that Pods appear with, by device.
     translated: BTreeMap<u32, Vec<IpAddr>>,
     /// Annotations that cannot be read, and addresses that cannot be kept.
     misread: Complaints,
@@ -68,7 +67,7 @@ impl Translating {
             worker: Worker::new(move |translate, order| {
                 match do_work(translate, &bpffs, &order) {
                     Ok((translate, work)) => (translate, Ok(work)),
-                    // It is loaded anew next time.
+                    // It is loaded anew at the next order.
                     Err(error) => (None, Err(error)),
                 }
             }),
@@ -81,8 +80,8 @@ impl Translating {
         }
     }
 
-    /// Orders the kernel to be brought in step with the ledger and the Pods. Without a list of devices nothing new can
-    /// be translated, and what is translated stays so.
+    /// Orders the kernel to be brought in step with the ledger and the Pods. Without a list of devices nothing new is
+    /// translated, and what is translated stays so.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let Some(links) = &known.links else {
@@ -113,7 +112,7 @@ impl Translating {
         });
     }
 
-    /// Waits until something has been done. Cancel safe.
+    /// Waits for the result of an order. Cancel safe.
     pub(super) async fn changed(&mut self) {
         let problem = match self.worker.done().await {
             Ok(Ok(work)) => {
@@ -135,7 +134,7 @@ impl Translating {
         self.problem.set(problem);
     }
 
-    /// Which Pods appear with addresses that they had, why others do not, and what fails.
+    /// Which Pods appear with earlier addresses, why others do not, and what fails.
     pub(super) fn report(&self, facts: &Facts<'_>, status: &mut Status) {
         let retention = &mut status.retention;
         let counts = self.counters.as_ref().map(Counts::read);
@@ -163,7 +162,7 @@ fn do_work(
 ) -> Result<(Option<Translate>, Work), TranslateError> {
     let routes = Routes::open()?;
     let known = routes.known()?;
-    // What is translated by pins that nobody sees is taken over, and not back.
+    // Devices that are translated through hidden pins count as translated: they are taken over, and stay translated.
     let hidden = Translate::strays(translate.as_ref()).devices();
     let judge = |observed: &TranslateImage| {
         let node = Surroundings {
@@ -179,7 +178,7 @@ fn do_work(
         Some(translate) => translate,
         None if Translate::is_pinned(bpffs) => Translate::load(bpffs, None)?,
         None => {
-            // Nothing is loaded for Pods that are all refused.
+            // If all Pods are refused, nothing is loaded.
             let (wanted, complaints) = judge(&TranslateImage::default());
             if wanted.rows.is_empty() {
                 let strays = Translate::strays(None).mend();
@@ -194,7 +193,7 @@ fn do_work(
             Translate::load(bpffs, None)?
         }
     };
-    // A failure costs nothing else: without the programs that are held, no Pod would be translated.
+    // A failure is reported and stops nothing: without the programs that are held, no Pod would be translated.
     let kept = translate.keep_pins();
     if let Ok([_, ..]) = kept.as_deref() {
         warn!(pins = ?kept, "drift: pins of translation were removed");
@@ -204,7 +203,7 @@ fn do_work(
     let mut failures = translate.apply(&observed, &wanted, &routes);
     let unready: BTreeSet<u32> = match failures.is_empty() {
         true => BTreeSet::new(),
-        // Where ours cannot be attached, what there is serves better than nothing.
+        // Where our programs cannot be attached, older ones serve better than none.
         false => wanted.rows.keys().copied().collect(),
     };
     let strays = Translate::strays(Some(&translate));

@@ -1,4 +1,4 @@
-//! What is in the kernel, compared with what should be there: mended by the drift timer, and told as it is.
+//! The kernel, compared with what it should hold: repaired by the drift timer, and reported.
 
 use tracing::{error, warn};
 
@@ -10,15 +10,15 @@ use crate::host::cgroup::Cgroup;
 use crate::observe::selftest;
 use crate::observe::status::{SelfTest, Status};
 
-/// Looks after what is served, and whether it is.
+/// Repairs what is served, and tests whether it is.
 pub(super) struct Upkeep {
     cgroup: Cgroup,
     socket_lb: SocketLb,
     /// What the last repair could not mend.
     failures: Vec<String>,
-    /// The last one.
+    /// The result of the last self-test.
     self_test: SelfTest,
-    /// Programs that were attached again.
+    /// How many programs were attached again.
     programs: usize,
 }
 
@@ -34,9 +34,9 @@ impl Upkeep {
         }
     }
 
-    /// Compares the kernel with what it should hold, and mends what somebody else has changed. No step keeps another
-    /// from being made; what fails is shown until a later one succeeds. True where the self-test may say something else
-    /// than it last did.
+    /// Compares the kernel with what it should hold, and repairs what another process has changed. A failed step stops
+    /// no other one; failures are shown until a later repair succeeds. True if the self-test may have another result
+    /// now.
     pub(super) fn repair(&mut self, serving: &mut Serving) -> bool {
         if !serving.may_attach() {
             return false;
@@ -57,7 +57,7 @@ impl Upkeep {
         }
         let failures = repair.failures.iter().map(|failure| chain(failure));
         let failures = failures.chain(maps.err().map(|failure| chain(&failure)));
-        // One reason may keep all pins from being made.
+        // One cause may keep all pins from being made.
         self.failures = distinct(failures.collect::<Vec<_>>());
         for failure in &self.failures {
             error!(
@@ -69,7 +69,7 @@ impl Upkeep {
         !repair.programs.is_empty() || is_failed
     }
 
-    /// Runs the self-test, whose result is shown until the next one.
+    /// Runs the self-test. Its result is shown until the next one.
     pub(super) async fn test_itself(&mut self) {
         self.self_test = match self.socket_lb {
             SocketLb::Off => SelfTest::Skipped,
@@ -93,7 +93,7 @@ impl Upkeep {
         &self.failures
     }
 
-    /// Whom the programs serve, and whether they do. `detached`: programs that are not attached by now.
+    /// Which processes are served, and whether that works. `detached`: programs that are not attached now.
     pub(super) fn report(&self, detached: &[&str], status: &mut Status) {
         status.cgroup.clone_from(&self.cgroup.path);
         status.cgroup_is_root = self.cgroup.is_root;

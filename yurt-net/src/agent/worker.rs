@@ -1,5 +1,5 @@
-//! Work on the kernel that takes it a while, in a thread of its own: one piece at a time, and of those that wait the
-//! last one.
+//! Work on the kernel that takes a while, in a thread of its own: one order at a time, and of the waiting orders only
+//! the last one.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use tokio::task::{JoinError, JoinHandle, spawn_blocking};
 
 type Task<S, O, R> = dyn Fn(Option<S>, O) -> (Option<S>, R) + Send + Sync;
 
-/// Has orders `O` carried out, each of which comes to a result `R`, with a state `S` that they hand on.
+/// Carries out orders `O` one after the other, each with a result `R`, and hands a state `S` from one to the next.
 pub(super) struct Worker<S, O, R> {
     task: Arc<Task<S, O, R>>,
-    /// `None` before the first order, after one that has lost it, and while the thread has it.
+    /// `None` before the first order, while the thread has it, and after an order that has lost it.
     state: Option<S>,
     running: Option<JoinHandle<(Option<S>, R)>>,
     next: Option<O>,
@@ -22,7 +22,7 @@ where
     O: Send + 'static,
     R: Send + 'static,
 {
-    /// Nothing is done before the first order.
+    /// Does nothing before the first order.
     pub(super) fn new(
         task: impl Fn(Option<S>, O) -> (Option<S>, R) + Send + Sync + 'static,
     ) -> Self {
@@ -34,13 +34,13 @@ where
         }
     }
 
-    /// Has this order carried out after the present one, and instead of one that waits.
+    /// Carries out this order after the present one, instead of a waiting one.
     pub(super) fn order(&mut self, order: O) {
         self.next = Some(order);
         self.start();
     }
 
-    /// Nothing is being done.
+    /// No order is being carried out.
     pub(super) fn is_idle(&self) -> bool {
         self.running.is_none()
     }

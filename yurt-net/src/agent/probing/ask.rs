@@ -1,4 +1,4 @@
-//! One question to a Pod, and what its answer means: a TCP connect, an HTTP GET or, in `grpc`, a gRPC health check.
+//! One probe of a Pod, and what its answer means: a TCP connect, an HTTP GET or, in `grpc`, a gRPC health check.
 
 use std::net::SocketAddr;
 
@@ -19,7 +19,7 @@ use super::grpc;
 use crate::model::Question;
 use crate::pods::probe::Check;
 
-/// Characters that a path must not contain; kubelets escape them. Escapes that are there already stay.
+/// Characters that are escaped in a path, as kubelets do. Escapes that are there already stay.
 const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b' ')
     .add(b'"')
@@ -33,7 +33,7 @@ const NOT_IN_PATHS: &AsciiSet = &CONTROLS
     .add(b'|')
     .add(b'}');
 
-/// Asks once; to the end of the probe's timeout at most.
+/// Asks once, within the probe's timeout.
 pub(super) async fn ask(check: &Check) -> Result<(), Failure> {
     let within = check.timeout();
     let asked = async {
@@ -49,7 +49,7 @@ pub(super) async fn ask(check: &Check) -> Result<(), Failure> {
         .unwrap_or(Err(Failure::TimedOut(within)))
 }
 
-/// The kubelet's rule: 200 to 399.
+/// Asks by HTTP. By the kubelet's rule a status from 200 to 399 passes.
 async fn get(
     stream: TcpStream,
     at: SocketAddr,
@@ -58,7 +58,7 @@ async fn get(
 ) -> Result<(), Failure> {
     let request = request(at, path, headers)?;
     let answer = exchange(stream, request).await.map_err(|error| {
-        // The cause of a broken connection is more useful than the fact.
+        // The cause of a broken connection says more than the fact.
         match error.is_parse() || error.is_parse_too_large() {
             true => Failure::NotHttp,
             false => Failure::Http(error),
@@ -80,7 +80,7 @@ async fn exchange(
         .handshake(TokioIo::new(stream))
         .await?;
     let driven = async {
-        // The task that waits for the answer learns how it ends.
+        // The task that waits for the answer learns how the connection ends.
         let _ended = connection.await;
         pending().await
     };
@@ -90,7 +90,7 @@ async fn exchange(
     }
 }
 
-/// Without a body, and with the headers of its own that a probe does not give.
+/// The request: without a body, and with default headers unless the probe gives its own.
 fn request(
     at: SocketAddr,
     path: &str,
@@ -169,14 +169,14 @@ mod tests {
         assert!(said.starts_with(expected), "{said}");
     }
 
-    /// What is said of a server that answers each question like that.
+    /// What a probe says of a server that gives this answer.
     async fn asked(answer: &'static str, question: Question) -> Result<(), String> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = listener.local_addr().unwrap();
         let server = tokio::spawn(async move {
             let (mut stream, _) = listener.accept().await.unwrap();
             let _gone = stream.write_all(answer.as_bytes()).await;
-            // Until the other one hangs up.
+            // Until the client hangs up.
             let _gone = stream.read_to_end(&mut Vec::new()).await;
         });
         let check = Check {
@@ -184,7 +184,7 @@ mod tests {
             at,
             probe: ReadinessProbe {
                 question,
-                // Who answers is waited for, however busy this machine is.
+                // A server that answers is waited for, however busy this machine is.
                 timeout_seconds: if answer.is_empty() { 1 } else { 60 },
                 ..ReadinessProbe::connect(at.port())
             },

@@ -8,7 +8,7 @@ use crate::error::chain;
 /// Why a Pod does not pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Failure {
-    /// The connection, or the exchange over it.
+    /// The connection failed, or the exchange over it.
     #[error("{0}")]
     Io(#[from] io::Error),
     /// There was no answer in time.
@@ -17,7 +17,7 @@ pub(super) enum Failure {
     /// An HTTP status that does not pass.
     #[error("status {0}")]
     Status(u16),
-    /// The connection broke before the answer was here.
+    /// The connection broke before the answer arrived.
     #[error("{}", chain(.0))]
     Http(hyper::Error),
     /// An answer that is not HTTP.
@@ -29,10 +29,10 @@ pub(super) enum Failure {
     /// The request cannot be written.
     #[error("{0}")]
     Request(#[from] http::Error),
-    /// The server broke it off, or sent too much.
+    /// The server ended the exchange, or sent too much.
     #[error("HTTP/2: {0}")]
     Http2(h2::Reason),
-    /// HTTP/2, and not what a health check answers.
+    /// An answer over HTTP/2 that is not the answer of a health check.
     #[error("an answer that is not gRPC")]
     NotGrpc,
     /// The call of the health check failed.

@@ -1,9 +1,9 @@
-//! Asks the Pods of this node whether they answer, while no other source knows: `pods::probe` says which Pods, and
+//! Probes the Pods of this node while no source can say whether they are ready. `pods::probe` decides which Pods, and
 //! when.
 //!
-//! At most 64 at a time, and four of one namespace: Pods that let the agent wait keep no other from being asked. While
-//! the node's own link is down no Pod is asked and no Pod is left out: a probe could fail only because the Pod cannot
-//! be reached. Earlier results are forgotten.
+//! At most 64 at a time, and four of one namespace, so that slow Pods do not keep others from being asked. While the
+//! node's own link is down, no Pod is asked and none is left out, because a probe could fail only by the link; earlier
+//! results are forgotten.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -25,24 +25,24 @@ mod grpc;
 
 const MOST_AT_A_TIME: usize = 64;
 
-/// Asks Pods, if the operator wants it.
+/// Asks Pods, if the operator wants that.
 pub(super) struct Probing {
     is_on: bool,
-    /// Times of `prober` are since then.
+    /// The times in `prober` count from here.
     started: Instant,
     prober: Prober,
     running: JoinSet<(Check, Result<(), Failure>)>,
-    /// Of each check that runs, or has just ended.
+    /// Checks that run or have just ended.
     handles: BTreeMap<Check, AbortHandle>,
     is_asking: bool,
-    /// That not all are asked was said, which is once until the source is fresh again: who writes slices can have too
-    /// many and few in turns.
+    /// The log has said that not all Pods are asked. It says so once until the source is fresh again, because an author
+    /// of slices could cross the limit again and again.
     has_told_more: bool,
     lines: Lines,
 }
 
 impl Probing {
-    /// Asks no Pod yet, and never does if the operator does not want it.
+    /// Asks no Pod yet, and never does if the operator does not want that.
     pub(super) fn start(config: &AgentConfig) -> Self {
         Self {
             is_on: config.probes_endpoints,
@@ -56,7 +56,7 @@ impl Probing {
         }
     }
 
-    /// Asks when it is time, and waits until a Pod fails or answers again. Cancel safe.
+    /// Asks when it is time, and waits until the state of a Pod changes. Cancel safe.
     pub(super) async fn changed(&mut self) {
         loop {
             while self.running.len() < MOST_AT_A_TIME
@@ -75,7 +75,7 @@ impl Probing {
             tokio::select! {
                 () = sleep_until(next.unwrap_or(self.started)), if next.is_some() => {}
                 Some(done) = self.running.join_next(), if !self.running.is_empty() => {
-                    // One that nobody wants any more. A question that panicked would have ended the agent.
+                    // A check that is no longer wanted. A panic in a check would have ended the agent.
                     let Ok((check, outcome)) = done else { continue };
                     let outcome = outcome.map_err(|failure| failure.to_string());
                     let outcome = outcome.as_ref().map(|&()| ()).map_err(String::as_str);
@@ -107,8 +107,7 @@ impl Probing {
         self.is_on
     }
 
-    /// Takes up which Pods to ask, or leaves that to the source while it is fresh. While no link leads out of this
-    /// node, no Pod is asked.
+    /// Takes which Pods to ask. While the source is fresh, or no link leads out of this node, no Pod is asked.
     pub(super) fn hear(&mut self, facts: &Facts<'_>) {
         let known = facts.known;
         let is_asked = self.is_on && !facts.freshness.is_fresh() && known.is_link_up();
@@ -118,7 +117,7 @@ impl Probing {
         }
     }
 
-    /// Asks these from now on, each for its own backends; those that were asked before go on as they were.
+    /// Asks these from now on. Those that were asked before go on as they were.
     fn ask_these(&mut self, wanted: Wanted) {
         if !self.is_asking {
             info!("the source is stale: Pods of this node are asked whether they answer");

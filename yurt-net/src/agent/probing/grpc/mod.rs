@@ -1,7 +1,7 @@
 //! The health check of gRPC (grpc.health.v1.Health/Check), as the kubelet asks it: HTTP/2 from the first byte, without
 //! TLS.
 //!
-//! Each question has a connection of its own, of which little is read.
+//! Each check has a connection of its own, of which little is read.
 
 use std::io;
 use std::net::SocketAddr;
@@ -14,28 +14,28 @@ use tokio::net::TcpStream;
 
 use super::failure::Failure;
 
-/// A frame with a status takes seven bytes.
+/// Bytes of the answer that are read: a frame with a status takes seven.
 const MOST_READ: usize = 256;
-/// Bytes that the server may send before the agent knows that they are too many.
+/// Bytes that the server may send before the agent tells it that they are too many.
 const WINDOW: u32 = 1024;
-/// Of the headers, and of the trailers, which may hold a message; bytes.
+/// Bytes of the headers and of the trailers, which may hold a message.
 const MOST_HEADERS: u32 = 8 * 1024;
-/// Whether the message is compressed, and its length.
+/// The head of a message: whether it is compressed, and its length.
 const FRAME_HEAD: usize = 5;
 
 impl From<h2::Error> for Failure {
     fn from(error: h2::Error) -> Self {
         match error.reason() {
-            // What the other side says on the connection cannot be read.
+            // Bytes from the server that are not HTTP/2.
             Some(_) if error.is_library() && error.is_go_away() => Self::NotHttp2,
-            // Without the text that it may add, which can be long.
+            // Without the text that the server may add, which can be long.
             Some(reason) => Self::Http2(reason),
             None => Self::Io(io::Error::other(error)),
         }
     }
 }
 
-/// Passes if the server says SERVING of the service; of itself, if that is "".
+/// Passes if the server says SERVING about the service; "" is the server itself.
 pub(super) async fn check_health(
     stream: TcpStream,
     at: SocketAddr,
@@ -47,7 +47,7 @@ pub(super) async fn check_health(
         .max_header_list_size(MOST_HEADERS)
         .handshake(stream)
         .await?;
-    // The connection says goodbye and ends once no call uses it any more. Its errors are those of the call, too.
+    // The connection says goodbye and ends once the call is done. Its errors are also the call's.
     let (outcome, _connection) = tokio::join!(call(sender, at, service), connection);
     outcome
 }
@@ -72,7 +72,7 @@ async fn call(sender: SendRequest<Bytes>, at: SocketAddr, service: &str) -> Resu
             return Err(Failure::NotGrpc);
         }
     }
-    // Of a call that fails at once the trailers are the headers.
+    // A call that fails at once has its trailers as headers.
     let trailers = body.trailers().await?.unwrap_or(head.headers);
     judge(grpc_status(&trailers), &answer)
 }
@@ -99,7 +99,7 @@ fn judge(grpc_status: Option<u32>, answer: &[u8]) -> Result<(), Failure> {
 /// A HealthCheckRequest: field 1 is the service.
 fn request_for(service: &str) -> Vec<u8> {
     let mut message = Vec::new();
-    // What is empty is not written.
+    // An empty field is not written.
     if !service.is_empty() {
         message.push(1 << 3 | 2);
         let mut length = service.len();
@@ -129,8 +129,7 @@ fn unframed(answer: &[u8]) -> Option<&[u8]> {
     (length == message.len()).then_some(message)
 }
 
-/// The status in a HealthCheckResponse, which is field 1; what is absent is 0, and fields that are not known are passed
-/// over.
+/// The status in a HealthCheckResponse, which is field 1; an absent field is 0, and unknown fields are skipped.
 fn serving_status(mut message: &[u8]) -> Option<u64> {
     let mut status = 0;
     while !message.is_empty() {
@@ -153,7 +152,7 @@ fn serving_status(mut message: &[u8]) -> Option<u64> {
     Some(status)
 }
 
-/// Takes a number off the front: seven bits a byte, the lowest first, and the eighth where more follow.
+/// Takes a varint off the front: seven bits a byte, the lowest first; the eighth bit says that more follow.
 fn varint(message: &mut &[u8]) -> Option<u64> {
     let mut number = 0;
     for shift in (0..u64::BITS).step_by(7) {
