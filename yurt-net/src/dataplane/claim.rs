@@ -1,9 +1,9 @@
-//! Claims: each of these things on a machine has at most one agent. A second agent that would own one of them is
+//! Claims: each of these things on a machine belongs to at most one agent. A second agent that would own one of them is
 //! refused.
 //!
-//! A claim is a map that is not pinned: it lives as long as its process, and does not go with a directory that is
-//! removed or mounted over. The kernel wants `CAP_BPF` for an LPM trie, so no tenant can make a claim to keep an agent
-//! from starting. Decision 21 has the alternatives.
+//! A claim is a map that is not pinned: it lives as long as its process, and does not disappear with a directory that
+//! is removed or mounted over. The kernel requires `CAP_BPF` for an LPM trie, so no tenant can make a claim to keep an
+//! agent from starting. Decision 21 has the alternatives.
 #![expect(
     unsafe_code,
     reason = "a value of a map is read as what an agent wrote"
@@ -29,7 +29,7 @@ const KEY: [u32; 2] = [0; 2];
 /// How long a claim may exist before it has its row.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A file, by device and inode number; zero where none is seen.
+/// A file, by device and inode number; zero if it cannot be seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 struct File {
@@ -51,12 +51,12 @@ impl File {
     }
 }
 
-/// Where the things are of which each has one agent.
+/// The paths of the things that belong to one agent each.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Things {
     /// The cgroup whose processes are served.
     pub cgroup: PathBuf,
-    /// The mount point of the pins: not the directory in it, which can go.
+    /// The mount point of the pins, and not the directory in it, which can be removed.
     pub bpffs: PathBuf,
     /// The state directory.
     pub state_dir: PathBuf,
@@ -64,13 +64,13 @@ pub struct Things {
     pub memory: PathBuf,
 }
 
-/// A thing that only one agent can own.
+/// The things that an agent owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Owned {
     cgroup: File,
     pins: File,
     state: File,
-    /// The network namespace, whose devices it looks after.
+    /// The network namespace whose devices it looks after.
     netns: File,
     memory: File,
 }
@@ -95,7 +95,7 @@ impl Owned {
         }
     }
 
-    /// With what was seen before in the place of what cannot be seen now.
+    /// With what was seen before in place of what cannot be seen now.
     fn or(self, before: Self) -> Self {
         let either = |now: File, before: File| match now == File::default() {
             true => before,
@@ -132,7 +132,7 @@ struct Row {
     pins: File,
     state: File,
     netns: File,
-    /// In the process' own pid namespace.
+    /// The process, in its own pid namespace.
     pid: u32,
     /// 0 until the agent knows that it is the only one.
     is_settled: u32,
@@ -179,7 +179,7 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// Claims all of it, or fails with the process that has some of it.
+    /// Claims all of it. Fails if another process has some of it, and names that process.
     pub fn take(owned: Owned) -> Result<Self, DataplaneError> {
         let failed = DataplaneError::Claim;
         let info = MapInfo {
@@ -187,7 +187,7 @@ impl Claim {
             id: 0,
             key_size: bytes(size_of_val(&KEY)),
             value_size: bytes(size_of::<Row>()),
-            // One, which is written anew: Linux before 6.13 asks for the room of two then (532d6b36b2bf).
+            // One entry, which is rewritten: before Linux 6.13 a rewrite needs room for two (532d6b36b2bf).
             max_entries: 2,
             map_flags: BPF_F_NO_PREALLOC,
         };
@@ -202,7 +202,7 @@ impl Claim {
         };
         let mut claim = Self { map, id, row };
         claim.write(row.with(owned))?;
-        // Two agents that start at once see each other: the one with the lower number goes on.
+        // Two agents that start at the same time see each other: the one with the lower number goes on.
         refuse(&owned, |other, other_id| {
             other_id != id && (other.is_settled != 0 || other_id < id)
         })?;
@@ -213,9 +213,8 @@ impl Claim {
         Ok(claim)
     }
 
-    /// Claims what has come since, in the place of what was there: a directory that was made, or mounted over. What
-    /// cannot be seen now stays claimed as it was. Where somebody else has it, all stays as it was, and the error names
-    /// that process.
+    /// Also claims what has come since: a directory that was made or mounted over. What cannot be seen now stays
+    /// claimed as before. If another process has some of it, nothing changes, and the error names that process.
     pub fn renew(&mut self, found: Owned) -> Result<(), DataplaneError> {
         let before = self.row;
         let owned = found.or(before.owned());
@@ -225,7 +224,7 @@ impl Claim {
         let id = self.id;
         refuse(&owned, |_, other_id| other_id != id)?;
         self.write(before.with(owned))?;
-        // Two may look before either has written: then both step back, and try again later.
+        // Two agents may look before either has written: then both step back and try again later.
         let refused = refuse(&owned, |_, other_id| other_id != id);
         if refused.is_err() {
             self.write(before)?;
@@ -240,12 +239,12 @@ impl Claim {
     }
 }
 
-/// Fails if another claim shares something, and `counts` says that it stands; the error names the process.
+/// Fails if another claim shares something and `counts` says that it stands. The error names the process.
 fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), DataplaneError> {
     let found = sys::maps_named(NAME).map_err(DataplaneError::Claim)?;
     for (id, map) in found {
         let row = match read(map.as_fd()) {
-            // Anybody may give a map this name.
+            // Any process may give a map this name.
             Err(error) if sys::is_passed_over(&error) => None,
             row => row.map_err(DataplaneError::Claim)?,
         };
@@ -262,13 +261,13 @@ fn refuse(owned: &Owned, counts: impl Fn(&Row, u32) -> bool) -> Result<(), Datap
     Ok(())
 }
 
-/// The row of a claim. A map without a row is one that is being made, and belongs to no running agent.
+/// The row of a claim. A map without a row is just being made, and belongs to no running agent.
 fn read(map: BorrowedFd<'_>) -> io::Result<Option<Row>> {
     let info = sys::map_info(map)?;
     if info.map_type != LPM_TRIE || info.key_size as usize != size_of_val(&KEY) {
         return Ok(None);
     }
-    // A later version's is longer, an earlier one's shorter.
+    // A row of a later version is longer, one of an earlier version shorter.
     let mut bytes = vec![0u64; (info.value_size as usize).max(size_of::<Row>()).div_ceil(8)];
     let deadline = Instant::now() + PATIENCE;
     while !sys::map_lookup(map, &KEY, &mut bytes)? {
@@ -289,7 +288,7 @@ fn pid_namespace() -> File {
     File::of(Path::new("/proc/self/ns/pid"))
 }
 
-/// The process that made a claim, by its number in our pid namespace where it has one.
+/// The process that made a claim, by its number in our pid namespace if it has one there.
 fn name(row: &Row) -> String {
     if row.pid_namespace == pid_namespace() {
         row.pid.to_string()
@@ -302,7 +301,7 @@ fn name(row: &Row) -> String {
 mod tests {
     use super::*;
 
-    /// The inode numbers, in the order in which they are named.
+    /// Things with these inode numbers, in this order.
     fn owned([cgroup, pins, state, netns, memory]: [u64; 5]) -> Owned {
         let file = |inode| File {
             device: u64::from(inode != 0),

@@ -1,4 +1,4 @@
-//! Counters that programs add to, one set for each CPU, under the names that the ABI gives them.
+//! Counters that programs increment, one set for each CPU, under the names that the ABI gives them.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -12,9 +12,9 @@ use super::sys::{self, possible_cpus};
 pub struct Counts {
     map: OwnedFd,
     map_name: &'static str,
-    /// Of its entries, in order.
+    /// The names of its entries, in order.
     names: &'static [&'static str],
-    /// Values of an entry.
+    /// The number of values that an entry has.
     cpus: usize,
 }
 
@@ -41,7 +41,7 @@ impl Counts {
         })
     }
 
-    /// What was counted so far, summed over the CPUs.
+    /// The counts so far, summed over the CPUs.
     pub fn read(&self) -> Result<BTreeMap<&'static str, u64>, DataplaneError> {
         let mut per_cpu = vec![0u64; self.cpus];
         let mut counts = BTreeMap::new();

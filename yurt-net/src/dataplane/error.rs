@@ -11,12 +11,12 @@ pub struct ApplyError {
     pub applied: usize,
     /// Writes of the plan.
     pub total: usize,
-    /// Why the next one did not.
+    /// Why the next write failed.
     #[source]
     pub source: DataplaneError,
 }
 
-/// The loader's words: its types stay in `bpf`.
+/// An error of the loader, whose types stay in `load`.
 pub type LoadError = Box<dyn std::error::Error + Send + Sync>;
 
 /// An error of maps, programs and links.
@@ -47,12 +47,12 @@ pub enum DataplaneError {
         "{what} is in use by another yurt-net (pid {pid}): one agent serves a node; stop that one first"
     )]
     InUse {
-        /// The thing that both would own.
+        /// The thing that both agents would own.
         what: String,
-        /// The other agent.
+        /// The process of the other agent.
         pid: String,
     },
-    /// A claim could not be made, or those of others not be read.
+    /// A claim could not be made, or the claims of others could not be read.
     #[error("look for other agents")]
     Claim(#[source] io::Error),
     /// A pin directory of an agent that is newer than this one.
@@ -69,7 +69,7 @@ pub enum DataplaneError {
         /// Its pin.
         path: PathBuf,
     },
-    /// The object of `--ebpf-log` could not be read, or logs nothing.
+    /// The object of `--ebpf-log` could not be read, or its programs log nothing.
     #[error(
         "--ebpf-log {}: give the object that `cargo xtask build-ebpf --log` makes, of this version", path.display()
     )]
@@ -133,7 +133,7 @@ pub enum DataplaneError {
         #[source]
         source: io::Error,
     },
-    /// A write that a plan for these maps cannot hold.
+    /// A write to an entry that these maps do not have.
     #[error("entry {index} is beyond the end of map {map}")]
     OutOfBounds {
         /// The map.
@@ -141,10 +141,10 @@ pub enum DataplaneError {
         /// The entry.
         index: u32,
     },
-    /// The grace period could not be waited for.
+    /// Waiting for the grace period failed.
     #[error("wait for running programs")]
     Grace(#[source] io::Error),
-    /// The network namespace has no cookie.
+    /// The kernel does not tell the cookie of the network namespace.
     #[error("read the cookie of the network namespace")]
     NetnsCookie(#[source] io::Error),
 }

@@ -1,6 +1,6 @@
 //! The flow tables of the packet path, read and swept through their pins: with an agent, and without one.
 //!
-//! A flow is seen by the entry for what the client dialled. Reading takes the memory of a few hundred entries, however
+//! Each flow is read by its entry for what the client dialled. Reading needs memory for a few hundred entries, however
 //! large the tables are.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -34,28 +34,28 @@ pub struct PacketFlow {
     pub client: SocketAddr,
     /// What it dialled.
     pub dialled: SocketAddr,
-    /// The backend that it was led to.
+    /// The backend that it goes to.
     pub backend: SocketAddr,
-    /// What the backend takes for the client; `None`: the client.
+    /// The address and port that the backend sees as the client's; `None`: the client's own.
     pub masquerade: Option<SocketAddr>,
     /// Index of the device that its first packet came in by.
     pub device: u32,
     /// How far it has come.
     pub stage: Stage,
-    /// Seconds since the client has sent anything.
+    /// Seconds since the last packet of the client.
     pub quiet_s: u32,
 }
 
 /// How far a flow has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// Not both sides have answered yet.
+    /// One side has not answered yet.
     Opening,
     /// It is up.
     Up,
     /// One side has ended it.
     Closing,
-    /// It is kept until something else needs the room, and leads nowhere.
+    /// It has ended. Its entry is kept until the room is needed, and leads nowhere.
     Over,
 }
 
@@ -66,7 +66,8 @@ pub struct FlowTables {
     v6: Family,
 }
 
-/// Those of one family: of connections and of flows of datagrams that are up, and of what is opening or closed.
+/// The tables of one family: established connections, established flows of datagrams, and flows that are opening or
+/// closing.
 #[derive(Debug)]
 struct Family {
     connections: OwnedFd,
@@ -75,7 +76,7 @@ struct Family {
 }
 
 impl FlowTables {
-    /// Opens them; `None` where there are none: nothing has served packets since the last cleanup.
+    /// Opens them; `None` if there are none, because no packets have been served since the last cleanup or boot.
     pub fn open(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
         let pins = directory(bpffs, FEATURE, PACKET_ABI);
         if !pins.join("yurt_flow4").exists() {
@@ -94,7 +95,8 @@ impl FlowTables {
         }))
     }
 
-    /// Shows each flow to `see`. One that comes or goes meanwhile may be seen or not, or twice while it settles.
+    /// Shows each flow to `see`. A flow that comes or goes meanwhile may be missed, or seen twice while it becomes
+    /// established.
     pub fn each(&self, mut see: impl FnMut(PacketFlow)) -> Result<(), DataplaneError> {
         self.each_of(
             |_, _, _| true,
@@ -105,7 +107,7 @@ impl FlowTables {
         )
     }
 
-    /// The same, of those whose protocol, frontend and backend are wanted.
+    /// The same, for flows whose protocol, frontend and backend are wanted.
     fn each_of(
         &self,
         is_wanted: impl Fn(u8, SocketAddr, SocketAddr) -> bool,
@@ -116,7 +118,7 @@ impl FlowTables {
         self.v6.each::<[u8; 16]>(now_s, &is_wanted, &mut see)
     }
 
-    /// What flows to these backends have dialled, each pair once.
+    /// The frontends and backends of flows to these suspects, each pair once.
     pub(in crate::dataplane) fn led_to(
         &self,
         suspects: &Suspects,
@@ -133,8 +135,8 @@ impl FlowTables {
         Ok(found)
     }
 
-    /// Forgets the flows between these pairs, and says how many were not over yet. The next packet of the client opens
-    /// another one.
+    /// Forgets the flows between these pairs, and returns how many were not over yet. The next packet of their clients
+    /// opens a new flow.
     pub(in crate::dataplane) fn end(
         &self,
         doomed: &BTreeMap<Judged, Standing>,
@@ -150,7 +152,7 @@ impl FlowTables {
         Ok(ended)
     }
 
-    /// Forgets a flow, in both directions. What belongs to another flow by now stays.
+    /// Forgets a flow, in both directions. Entries that belong to another flow by now stay.
     pub fn forget(&self, flow: &PacketFlow) -> Result<(), DataplaneError> {
         match (flow.client.ip(), flow.dialled.ip(), flow.backend.ip()) {
             (IpAddr::V4(client), IpAddr::V4(dialled), IpAddr::V4(backend)) => {
@@ -175,13 +177,13 @@ fn judged(protocol: u8, frontend: SocketAddr, backend: SocketAddr) -> Option<Jud
     })
 }
 
-/// The clock of the entries, which wraps after 136 years.
+/// The clock of the entries, in seconds. It wraps after 136 years.
 #[expect(clippy::cast_possible_truncation, reason = "as the programs have it")]
 fn now_s() -> u32 {
     monotonic_seconds() as u32
 }
 
-/// An address as it is in the maps, and as it is shown.
+/// An address as the maps have it.
 trait Address: flow::Address + Default + PartialEq + Into<IpAddr> {}
 impl Address for [u8; 4] {}
 impl Address for [u8; 16] {}
@@ -212,7 +214,7 @@ impl Family {
         Ok(())
     }
 
-    /// Where an entry of a protocol may be.
+    /// The tables that may have the entry of a protocol.
     fn tables(&self, protocol: u8) -> [&OwnedFd; 2] {
         let up = match protocol {
             UDP => &self.datagrams,
@@ -221,7 +223,7 @@ impl Family {
         [up, &self.opening]
     }
 
-    /// The entry at a key, in either table.
+    /// The entry of a key, in either table.
     fn find<A: Address>(&self, key: &FlowKey<A>) -> Result<Option<Flow<A>>, DataplaneError> {
         let mut flow = [Flow::default()];
         for map in self.tables(key.protocol) {
@@ -248,7 +250,7 @@ impl Family {
             place: FLOW_DIALLED,
             pad: [0; 2],
         };
-        // The client may be on its way to another backend already.
+        // The client may have opened another flow to another backend already.
         let mut leads_to = Flow {
             to: backend,
             to_port_be: flow.backend.port().to_be_bytes(),
@@ -308,7 +310,7 @@ fn served<A: Address>(dialled: &FlowKey<A>, flow: &Flow<A>) -> FlowKey<A> {
     }
 }
 
-/// `answers`: the entry for its answers, which may be another flow's by now.
+/// A flow as people see it. `answers`: the entry for its answers, which may belong to another flow by now.
 fn seen<A: Address>(
     key: &FlowKey<A>,
     flow: &Flow<A>,
@@ -367,7 +369,7 @@ mod tests {
         };
         let stages = [120, 121].map(|now_s| seen(&key, &flow, Some(answers), true, now_s).stage);
         assert_eq!(stages, [Stage::Opening, Stage::Over]);
-        // By one side, and by both.
+        // Closed by one side, and by both.
         for (state, quiet) in [
             (FLOW_IS_ANSWERED | FLOW_IS_CLOSING, 3600),
             (FLOW_IS_CLOSED, 10),

@@ -1,8 +1,8 @@
-//! The program of the packet path that is in force, on a made-up first packet of a client.
+//! Tries the program of the packet path that is in force with a made-up first packet of a client.
 //!
-//! The packet comes from port 0, which no client has: what the program writes down of its flow is no other's, and is
-//! forgotten at once. What is remembered of the client (session affinity) is put back as it was. Only the counters have
-//! one packet more.
+//! The packet comes from port 0, which no client has: so the program's entry for its flow is no other flow's, and is
+//! removed at once. What the program remembers of the client (session affinity) is put back as it was. Only the
+//! counters have one more packet.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -24,7 +24,7 @@ use super::flows::{FlowTables, PacketFlow, Stage};
 use super::packet::FEATURE;
 use super::sys::{self, possible_cpus};
 
-/// At a device that leads outside, and at one of a Pod.
+/// The program at a device that leads outside, and the one at a device of a Pod.
 const PROGRAMS: [&str; 2] = ["yurt_edge_in", "yurt_pod_in"];
 /// `TC_ACT_SHOT`.
 const SHOT: u32 = 2;
@@ -32,12 +32,12 @@ const SHOT: u32 = 2;
 const REDIRECT: u32 = 7;
 const TTL: u8 = 64;
 
-/// What the program has done.
+/// The result of the trial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Tried {
-    /// What it returned.
+    /// The verdict of the program.
     pub verdict: Verdict,
-    /// What it counted: more than one where packets of others were served just then.
+    /// The counters that rose: more than one if packets of others were served at the same time.
     pub counted: Vec<&'static str>,
     /// Where the packet goes now.
     pub to: Option<SocketAddr>,
@@ -46,13 +46,13 @@ pub struct Tried {
 /// What a program returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The packet goes on, to the programs of others and into the stack.
+    /// The packet goes on to the programs of others and into the network stack.
     GoesOn,
     /// It is dropped.
     Dropped,
-    /// It is sent out by a device at once: it is refused.
+    /// It is sent out by a device at once, as a refusal.
     Redirected,
-    /// Something that ours never return.
+    /// A value that our programs never return.
     Unknown(u32),
 }
 
@@ -61,7 +61,7 @@ pub enum Verdict {
 pub struct Served {
     /// Its index.
     pub ifindex: u32,
-    /// It leads to a Pod of this node, else outside.
+    /// It leads to a Pod of this node; otherwise it leads outside.
     pub is_pods: bool,
 }
 
@@ -81,8 +81,8 @@ pub fn devices(bpffs: &Path) -> Result<Vec<Served>, DataplaneError> {
     Ok(served.collect())
 }
 
-/// Has a first packet of `client` to `to` come in by a device with this link-layer address. The addresses are of one
-/// family.
+/// Runs the program on a first packet from `client` to `to` that comes in by this device, whose link-layer address is
+/// `mac`. Both addresses are of one family.
 pub fn try_packet(
     bpffs: &Path,
     (Served { ifindex, is_pods }, mac): (Served, [u8; 6]),
@@ -126,7 +126,7 @@ pub fn try_packet(
     })
 }
 
-/// What was counted, in the order of the names.
+/// The counters, in the order of their names.
 fn counts(pins: &Path) -> Result<Vec<u64>, DataplaneError> {
     let map = open_map(pins, "yurt_pk_count")?;
     let cpus = possible_cpus()?;
@@ -140,7 +140,7 @@ fn counts(pins: &Path) -> Result<Vec<u64>, DataplaneError> {
     counts.collect()
 }
 
-/// What the memory of affinity has of a client.
+/// What session affinity remembers of a client.
 enum Remembered {
     V4(u64, BTreeMap<u64, Affinity4>),
     V6(u64, BTreeMap<u64, Affinity6>),
@@ -168,7 +168,7 @@ impl Remembered {
     }
 }
 
-/// By identity of the service port.
+/// The entry of this client, by service port.
 fn remembered<V: Copy + Default>(
     bpffs: &Path,
     name: &'static str,
@@ -208,8 +208,8 @@ fn put_back<V: Copy + Default + PartialEq>(
     Ok(())
 }
 
-/// An Ethernet frame to `mac` with a SYN, or an empty datagram. Its sums are wrong, which nobody looks at but whoever
-/// receives it.
+/// An Ethernet frame to `mac` with a TCP SYN or an empty datagram. Its checksums are wrong, which only a receiver would
+/// check.
 fn first_packet(mac: [u8; 6], client: IpAddr, to: SocketAddr, protocol: u8) -> Vec<u8> {
     let payload = match protocol {
         TCP => {
@@ -246,7 +246,7 @@ fn first_packet(mac: [u8; 6], client: IpAddr, to: SocketAddr, protocol: u8) -> V
     frame
 }
 
-/// Where a frame of ours goes.
+/// The destination of a frame that [`first_packet`] made.
 fn destination(frame: &[u8]) -> Option<SocketAddr> {
     let ip = frame.get(ETH..)?;
     let (address, rest): (IpAddr, _) = match frame.get(12..ETH)? {

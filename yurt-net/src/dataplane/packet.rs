@@ -1,4 +1,4 @@
-//! The packet path in the kernel: its maps, its programs, and the devices that they are on.
+//! The packet path in the kernel: its maps, its programs, and the devices that the programs are on.
 //!
 //! ```text
 //! <bpffs>/yurt-net/packet-v2/     locked (flock) while it is loaded into; by its ABI
@@ -60,11 +60,11 @@ impl PacketOptions {
     };
 }
 
-/// The packet path's side of the kernel.
+/// The kernel's side of the packet path.
 #[derive(Debug)]
 pub struct Packets {
     devices: OnDevices<Direction>,
-    /// By it the programs are known to be these.
+    /// A map that shows which programs are these.
     flows: OwnedFd,
     edges: OwnedFd,
     counts: Counts,
@@ -72,21 +72,21 @@ pub struct Packets {
     bpffs: PathBuf,
 }
 
-/// Where programs belong that see packets of a direction, and after which of ours.
+/// The hook where the programs for a direction belong, and which of ours run before them there.
 fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
     match direction {
         Direction::Arriving => (Hook::Ingress, &[]),
         Direction::Leaving => (Hook::Egress, &[]),
-        // What the Pod itself has sent, where the guard lets it through.
+        // It sees what the Pod itself has sent and the guard has let through.
         Direction::FromPod => (Hook::Ingress, &[hooks::GUARD.0]),
-        // Flows have the Pod's own address, and not one that it is translated from.
+        // Flows have the Pod's own address, not one that it is translated from.
         Direction::ToPod => (Hook::Egress, &[hooks::TRANSLATE[0].0]),
     }
 }
 
 impl Packets {
-    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned. The maps of Services
-    /// are there.
+    /// Takes the maps over, and replaces the pinned programs with those of this binary. The maps of Services must
+    /// exist.
     pub fn load(
         bpffs: &Path,
         options: PacketOptions,
@@ -104,7 +104,7 @@ impl Packets {
         };
         let (mut stages, _) = load_packet(Some(at), options.flows, options.ports)?;
         let on_devices = stages.split_off(hooks::PACKET_STAGES.len());
-        // Before any program that calls them is on a device. Those of an earlier agent get on with them, too.
+        // Before any program that calls them is on a device. Programs of an earlier agent can call them, too.
         let array = open_map(&pins.dir, "yurt_edge_more")?;
         for (stage, (_, index)) in stages.iter().zip(hooks::PACKET_STAGES) {
             sys::map_update(array.as_fd(), &index, &stage.fd.as_raw_fd())
@@ -135,24 +135,24 @@ impl Packets {
         })
     }
 
-    /// Makes the pins of its maps and its programs again, where they are gone; returns which those were.
+    /// Makes missing pins of its maps and programs again, and returns their names.
     pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
         keep_all(&self.bpffs, FEATURE, abi::PACKET_ABI, &self.pins)
     }
 
-    /// Whether an agent has left something, which outlives it.
+    /// Whether an agent has left pins of the packet path.
     pub fn is_pinned(bpffs: &Path) -> bool {
         directory(bpffs, FEATURE, abi::PACKET_ABI).exists()
     }
 
-    /// Programs of the packet path on devices that do not use the flows of `this`: an earlier agent has pinned them
-    /// elsewhere.
+    /// Programs of the packet path on devices that do not use the flow tables of `this`: an earlier agent has pinned
+    /// them elsewhere.
     pub fn strays(this: Option<&Self>) -> Strays {
         let kept = this.and_then(|this| strays::id(this.flows.as_fd()));
         Strays::on_devices(&hooks::PACKET, &kept.into_iter().collect())
     }
 
-    /// Reads the devices, and looks where the programs are.
+    /// Reads the rows of the devices, and looks where the programs are.
     pub fn observe(&mut self) -> Result<EdgeImage, DataplaneError> {
         let rows = sys::map_entries(self.edges.as_fd()).map_err(on_map("read", "yurt_edge"))?;
         let found = self.devices.find()?;
@@ -166,18 +166,18 @@ impl Packets {
         })
     }
 
-    /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
+    /// Writes the difference to `wanted`, and returns what failed of it: the next call tries again.
     pub fn bring_to(&mut self, wanted: &EdgeImage) -> Result<Vec<DataplaneError>, DataplaneError> {
         let ops = plan(&self.observe()?, wanted);
         Ok(ops.iter().filter_map(|op| self.write(op).err()).collect())
     }
 
-    /// Removes what agents with older maps have pinned. Their programs must be on no device any more.
+    /// Removes what agents with older maps have pinned. Their programs must no longer be on any device.
     pub fn remove_older(bpffs: &Path) -> Result<(), DataplaneError> {
         (1..abi::PACKET_ABI).try_for_each(|version| remove_dir(&directory(bpffs, FEATURE, version)))
     }
 
-    /// Removes maps and programs, which must be on no device any more.
+    /// Removes maps and programs. The programs must no longer be on any device.
     pub fn remove(self) -> Result<(), DataplaneError> {
         remove_dir(&directory(&self.bpffs, FEATURE, abi::PACKET_ABI))
     }
@@ -197,7 +197,7 @@ impl Packets {
         }
     }
 
-    /// What it counts, to be read while it is worked on.
+    /// Its counters, to be read while it is in use.
     pub fn counters(&self) -> Result<Counts, DataplaneError> {
         self.counts.try_clone()
     }

@@ -1,9 +1,9 @@
-//! The ports that stand for clients outside, kept from sockets of this node.
+//! The ports that stand for clients outside, reserved so that sockets of this node do not get them.
 //!
-//! A socket that is given a port by itself gets one of `net.ipv4.ip_local_port_range`. Where ours are among them, an
-//! answer to that socket could be taken for one to a client, so they are put into `net.ipv4.ip_local_reserved_ports`,
-//! which IPv6 heeds, too. What we have put there is written down in memory, where it is for as long as the kernel's
-//! list, so that what others have reserved stays.
+//! A socket that does not ask for a port gets one of `net.ipv4.ip_local_port_range`. If that were one of our ports, an
+//! answer to the socket could be taken for one to a client. So our ports in that range are put into
+//! `net.ipv4.ip_local_reserved_ports`, which IPv6 follows, too. A record in memory, which lives as long as the kernel's
+//! list, says which of them we have put there: what others have reserved stays.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,28 +13,28 @@ use std::path::{Path, PathBuf};
 use super::DataplaneError;
 use super::error::at;
 
-/// More than the longest list has: every other port alone.
+/// More bytes than the longest list has: every second port alone.
 const LONGEST_LIST: usize = 1 << 18;
 
 const RESERVED: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 const LOCAL: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
-/// What was reserved, and by whom.
+/// The reserved ports, and a record of those that we have reserved.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReservedPorts {
-    /// The list of those that we have reserved.
+    /// The record.
     record: PathBuf,
 }
 
 impl ReservedPorts {
-    /// With its record in this directory, which need not exist.
+    /// Keeps the record in this directory, which need not exist.
     pub fn recorded_in(memory: &Path) -> Self {
         Self {
             record: memory.join("reserved-ports"),
         }
     }
 
-    /// Reserves those of these ports that sockets could be given, and no others any more.
+    /// Reserves the ports of this range that sockets could be given, and gives back all others of ours.
     pub fn keep(&self, (first, count): (u16, u16)) -> Result<(), DataplaneError> {
         let local = read(Path::new(LOCAL))?;
         let among = among_local((first, count), &local);
@@ -49,7 +49,7 @@ impl ReservedPorts {
         self.bring_to(among).map(drop)
     }
 
-    /// Takes out what was reserved; true where there was any.
+    /// Gives back all that was reserved; true if there was anything.
     pub fn release(&self) -> Result<bool, DataplaneError> {
         if !self.record.exists() {
             return Ok(false);
@@ -70,7 +70,7 @@ impl ReservedPorts {
         let others: BTreeSet<u16> = reserved.difference(&ours).copied().collect();
         let new: BTreeSet<u16> = wanted.difference(&others).copied().collect();
         let all: BTreeSet<u16> = others.union(&new).copied().collect();
-        // Written down first: what is reserved and not written down would stay for ever.
+        // The record comes first: a port that is reserved without a record would stay reserved for ever.
         if !new.is_empty() && new != ours {
             self.write_down(&new)?;
         }
@@ -83,7 +83,7 @@ impl ReservedPorts {
         Ok(all != reserved)
     }
 
-    /// The record is whole at any time: without it, what is reserved would never be taken out.
+    /// Replaces the record as a whole: without it, what is reserved would never be given back.
     fn write_down(&self, ours: &BTreeSet<u16>) -> Result<(), DataplaneError> {
         if let Some(directory) = self.record.parent() {
             fs::create_dir_all(directory).map_err(at("make", directory))?;
@@ -99,16 +99,16 @@ impl ReservedPorts {
     }
 }
 
-/// Sockets of this node need some, too.
+/// The fewest ports that sockets of this node are left with.
 const FEWEST: usize = 1024;
 
-/// Whether sockets of this node would be left with too few, if so many ports of `local` were reserved.
+/// Whether sockets of this node would have too few ports left if this many of `local` were reserved.
 fn leaves_too_few(reserved: usize, local: &str) -> bool {
     let all = among_local((1, u16::MAX), local).len();
     reserved > 0 && all - reserved < FEWEST
 }
 
-/// Those of our ports that sockets of this node may be given without asking for them. `local` is `ip_local_port_range`.
+/// The ports of this range that sockets get without asking for them. `local` is the text of `ip_local_port_range`.
 pub fn among_local((first, count): (u16, u16), local: &str) -> BTreeSet<u16> {
     let mut bounds = local
         .split_whitespace()
@@ -119,7 +119,7 @@ pub fn among_local((first, count): (u16, u16), local: &str) -> BTreeSet<u16> {
         .collect()
 }
 
-/// The ports of a list like `80,1000-1999`, as `ip_local_reserved_ports` is written. What is no port is passed over.
+/// The ports in a list like `80,1000-1999`, the format of `ip_local_reserved_ports`. Other words are skipped.
 pub fn ports(text: &str) -> BTreeSet<u16> {
     let range = |part: &str| {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -143,9 +143,9 @@ fn text(ports: &BTreeSet<u16>) -> String {
     ranges.collect::<Vec<_>>().join(",") + "\n"
 }
 
-/// Reads a list or a range. The kernel answers only the first read of such a file, and cuts the list where the buffer
-/// ends, in the middle of a number: so that is one read (`proc_do_large_bitmap`, kernel/sysctl.c). Nothing is made of
-/// what may have been cut.
+/// Reads a list or a range. The kernel answers only the first read of such a file, and cuts the list at the end of the
+/// buffer, even inside a number (`proc_do_large_bitmap`, kernel/sysctl.c). So there is one read, and a text that may
+/// have been cut is an error.
 pub fn read(path: &Path) -> Result<String, DataplaneError> {
     let mut buffer = vec![0; LONGEST_LIST];
     let length = File::open(path).and_then(|mut file| file.read(&mut buffer));
@@ -181,7 +181,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let reserved = ReservedPorts::recorded_in(dir.path());
         reserved.write_down(&[1].into()).unwrap();
-        // A disk that is full would do.
+        // The replacement cannot be written, as on a full disk.
         fs::create_dir(dir.path().join("reserved-ports.next")).unwrap();
         reserved.write_down(&[2].into()).unwrap_err();
         assert_eq!(read(&reserved.record).unwrap(), "1\n");
@@ -194,7 +194,7 @@ mod tests {
             ((12000, 18000), "1024\t65535", false),
             ((12000, 18000), "20000\t29999", true),
             ((12000, 18000), "20000\t31000", true),
-            // Few as they are, none of them is ours.
+            // The range has few ports, but none of ours.
             ((12000, 18000), "32768\t32800", false),
         ] {
             let among = among_local(ours, local);
@@ -207,7 +207,7 @@ mod tests {
         assert!(among_local((61000, 4536), "32768\t60999\n").is_empty());
         let some = among_local((61000, 4536), "32768\t61001\n");
         assert_eq!(text(&some), "61000-61001\n");
-        // Where it cannot be known.
+        // The range is unknown.
         assert_eq!(among_local((61000, 64), "").len(), 64);
     }
 }

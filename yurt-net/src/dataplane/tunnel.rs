@@ -22,11 +22,11 @@ use crate::tunnel::peers::{Heard, Listened, Others};
 pub struct Listener {
     program: LoadedProgram,
     map: OwnedFd,
-    /// Values of an entry.
+    /// The number of values that an entry has.
     cpus: usize,
-    /// The filters, by the device that each listens at.
+    /// The sockets with their filters, by device.
     sockets: BTreeMap<u32, OwnedFd>,
-    /// With the counts of the last look.
+    /// The peers that are listened for, with the counts of the last look.
     listened: BTreeMap<Listened, Vec<VtepSeen>>,
 }
 
@@ -121,7 +121,7 @@ impl Listener {
     }
 }
 
-/// The difference between two looks, over all CPUs.
+/// What was counted between two looks, over all CPUs.
 fn between(before: &[VtepSeen], now: &[VtepSeen]) -> Heard {
     let mut heard = Heard {
         is_known: false,

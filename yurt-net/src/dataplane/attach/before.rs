@@ -1,6 +1,7 @@
-//! Who runs before ours on a hook of a device.
+//! The programs of others that run before ours on a hook of a device.
 //!
-//! By links only (Linux 6.6): those have an order. Before that filters have priorities, and ours have the first one.
+//! Only for links (Linux 6.6), which have an order. Before that, filters have priorities, and ours get the lowest one
+//! that is free.
 
 use std::os::fd::AsFd as _;
 
@@ -8,8 +9,8 @@ use crate::dataplane::load::hooks::PACKET;
 use crate::dataplane::sys::tc::devices;
 use crate::dataplane::sys::{name_of, program_by_id, program_name, tcx_links};
 
-/// Names of the programs of others that run before those of the packet path on a device. One that lets packets through
-/// with a verdict of its own hides them from ours.
+/// Names of the programs of others that run before those of the packet path on a device. A program that ends the hook
+/// with a verdict of its own keeps packets from ours.
 pub fn others_before(device: &str) -> Vec<String> {
     let devices = devices().unwrap_or_default();
     let device = devices.iter().find(|one| one.name == device);
@@ -33,6 +34,6 @@ pub fn others_before(device: &str) -> Vec<String> {
 fn name(id: u32) -> [u8; 16] {
     let program = program_by_id(id);
     let name = program.and_then(|program| program_name(program.as_fd()));
-    // It has just gone.
+    // The program has just gone.
     name.unwrap_or_default()
 }

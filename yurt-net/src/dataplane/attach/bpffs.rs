@@ -21,7 +21,7 @@ pub fn check_bpffs(path: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-/// Makes a directory; one that is there is no error.
+/// Makes a directory; an existing one is no error.
 pub(in crate::dataplane) fn create_dir(path: &Path) -> Result<(), DataplaneError> {
     match fs::create_dir(path) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -31,7 +31,7 @@ pub(in crate::dataplane) fn create_dir(path: &Path) -> Result<(), DataplaneError
     }
 }
 
-/// Removes a directory of pins; one that is not there is no error.
+/// Removes a directory of pins; a missing one is no error.
 pub(in crate::dataplane) fn remove_dir(path: &Path) -> Result<(), DataplaneError> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at("remove", path)(error)),
@@ -39,7 +39,7 @@ pub(in crate::dataplane) fn remove_dir(path: &Path) -> Result<(), DataplaneError
     }
 }
 
-/// Locks the directory of all pins, which one agent has.
+/// Locks the directory of all pins, which belongs to one agent.
 pub(in crate::dataplane) fn lock(root: &Path) -> Result<File, DataplaneError> {
     let file = File::open(root).map_err(at("open", root))?;
     match file.try_lock() {
@@ -79,7 +79,7 @@ pub(in crate::dataplane) fn open_map(
     sys::object_get(&dir.join(name)).map_err(on_map("open", name))
 }
 
-/// Opens an array by its pin, and has it in our memory.
+/// Opens an array by its pin, and maps it into our memory.
 pub(in crate::dataplane) fn map_array<T: Copy>(
     dir: &Path,
     name: &'static str,
@@ -88,7 +88,7 @@ pub(in crate::dataplane) fn map_array<T: Copy>(
     map_open(&open_map(dir, name)?, name, length)
 }
 
-/// Has an array in our memory.
+/// Maps an array into our memory.
 pub(in crate::dataplane) fn map_open<T: Copy>(
     map: &OwnedFd,
     name: &'static str,
@@ -97,7 +97,7 @@ pub(in crate::dataplane) fn map_open<T: Copy>(
     MappedArray::new(map.as_fd(), length).map_err(on_map("map into memory", name))
 }
 
-/// Whether what is pinned at a path is a map of this kind and size.
+/// Whether a map of this kind and size is pinned at a path.
 pub(in crate::dataplane) fn is_pinned_as(path: &Path, wanted: &MapInfo) -> bool {
     sys::object_get(path)
         .and_then(|map| sys::map_info(map.as_fd()))

@@ -1,4 +1,4 @@
-//! Programs on a cgroup: one link for each, pinned below `links/` and held.
+//! Programs on a cgroup: each has one link, which is pinned below `links/` and held.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::dataplane::sys;
 
 /// The links of the programs of one agent.
 pub(in crate::dataplane) struct CgroupLinks {
-    /// The names of their pins.
+    /// The directory of their pins.
     dir: PathBuf,
     cgroup: PathBuf,
     /// Cookie of the node's network namespace, if the kernel tells it.
@@ -25,7 +25,7 @@ pub(in crate::dataplane) struct CgroupLinks {
     links: BTreeMap<&'static str, OwnedFd>,
 }
 
-/// The result of mending the links.
+/// The result of repairing the links.
 #[derive(Debug, Default)]
 pub(in crate::dataplane) struct Mended {
     /// Programs that were detached or replaced, or whose link was not pinned.
@@ -36,13 +36,13 @@ pub(in crate::dataplane) struct Mended {
 
 enum LinkRepair {
     Nothing,
-    /// The link has our program now.
+    /// The link had another program, and has ours now.
     Swapped,
-    /// There was none on this cgroup.
+    /// No link of the program was on this cgroup.
     Made(OwnedFd),
 }
 
-/// Sees to it that a link has the program on the cgroup.
+/// Makes sure that a link has the program on the cgroup.
 fn repair_link(
     program: &LoadedProgram,
     found: Option<&OwnedFd>,
@@ -68,7 +68,7 @@ fn repair_link(
 }
 
 impl CgroupLinks {
-    /// Programs that belong on a cgroup, and are attached by [`Self::mend`].
+    /// Takes the programs that belong on a cgroup. [`Self::mend`] attaches them.
     pub(in crate::dataplane) fn new(
         dir: PathBuf,
         cgroup: PathBuf,
@@ -84,8 +84,8 @@ impl CgroupLinks {
         }
     }
 
-    /// Attaches what is not attached, swaps in what is not ours, pins what is not pinned, and takes off what an agent
-    /// of before has left. What cannot be done keeps nothing else from being done.
+    /// Attaches missing programs, replaces those that are not ours, pins unpinned links, and removes what an earlier
+    /// agent has left. A failure stops nothing else.
     pub(in crate::dataplane) fn mend(&mut self) -> Mended {
         let mut mended = Mended::default();
         let cgroup = File::open(&self.cgroup).and_then(|cgroup| {
@@ -105,12 +105,12 @@ impl CgroupLinks {
     fn mend_links(&mut self, cgroup: BorrowedFd<'_>, cgroup_id: u64, mended: &mut Mended) {
         for program in &self.programs {
             let pin = self.dir.join(program.name);
-            // Ours, or what an earlier agent has left.
+            // Our link, or that of an earlier agent.
             let held = self.links.remove(program.name);
             let found = held.or_else(|| sys::object_get(&pin).ok());
             let repaired = repair_link(program, found.as_ref(), cgroup, cgroup_id);
             let is_repaired = matches!(repaired, Ok(LinkRepair::Swapped | LinkRepair::Made(_)));
-            // The old one goes last: two programs translate no worse than one, and none would not translate at all.
+            // The old link is removed last: with two programs clients are translated as with one, with none not at all.
             let link = match repaired {
                 Ok(LinkRepair::Made(link)) => Some(link),
                 Ok(LinkRepair::Nothing | LinkRepair::Swapped) => found,
@@ -127,7 +127,7 @@ impl CgroupLinks {
             }
             mended.failures.extend(pinned.err());
         }
-        // Where this agent has none, what there is serves better than nothing.
+        // If this agent has no link for a program, that of an earlier agent serves better than none.
         let ours = |name: &str, id| match self.links.get(name) {
             Some(link) => !sys::object_id(link.as_fd()).is_ok_and(|[_, ours]| ours != id),
             None => true,
@@ -136,10 +136,10 @@ impl CgroupLinks {
         mended.failures.extend(strays.mend());
     }
 
-    /// Programs that do not serve at the moment. `with_pinned`: a link that an earlier agent has pinned counts as well.
+    /// Programs that do not serve at the moment. `with_pinned`: a link that an earlier agent has pinned counts, too.
     pub(in crate::dataplane) fn detached(&self, with_pinned: bool) -> Vec<&'static str> {
         let is_attached = |program: &&LoadedProgram| {
-            // A link whose cgroup is gone has none.
+            // A link whose cgroup is gone has no cgroup number.
             match self.links.get(program.name) {
                 Some(link) => sys::link_info(link.as_fd())
                     .is_ok_and(|info| info.prog_id == program.id && info.cgroup_id != 0),
@@ -154,7 +154,7 @@ impl CgroupLinks {
         detached.map(|program| program.name).collect()
     }
 
-    /// Pins of links that are not there, or are of something else; and those of which that cannot be said.
+    /// Pins of links that are missing or of another object, and errors where that cannot be told.
     pub(in crate::dataplane) fn missing(
         &self,
     ) -> impl Iterator<Item = Result<PathBuf, DataplaneError>> {

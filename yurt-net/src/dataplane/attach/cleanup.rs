@@ -1,4 +1,4 @@
-//! The end of all pins, and with them of the programs and maps.
+//! Removes all pins, and with them the programs and maps.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -8,12 +8,12 @@ use super::tc;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::error::at;
 
-/// Removes every pin, and with them the programs and maps. Refused while an agent runs. True when there was any.
+/// Removes every pin, and with them the programs and maps. Refused while an agent runs. True if there were any.
 pub fn cleanup(bpffs: &Path) -> Result<bool, DataplaneError> {
     Cleanup::begin(bpffs)?.finish()
 }
 
-/// Pins that are to go. Until it is finished nothing was touched, and no agent takes them over.
+/// A cleanup that has begun: no agent can take the pins over. Nothing is touched before [`Self::finish`].
 pub struct Cleanup {
     root: PathBuf,
     /// `None` where there are no pins.
@@ -21,7 +21,7 @@ pub struct Cleanup {
 }
 
 impl Cleanup {
-    /// Refused while an agent has them.
+    /// Refused while an agent has the pins.
     pub fn begin(bpffs: &Path) -> Result<Self, DataplaneError> {
         check_bpffs(bpffs)?;
         let root = bpffs.join("yurt-net");
@@ -29,7 +29,7 @@ impl Cleanup {
         Ok(Self { root, lock })
     }
 
-    /// Removes them; true when there were any. One that cannot be removed, which is the error, keeps no other in place.
+    /// Removes them; true if there were any. A pin that cannot be removed is the error, but the others are removed.
     pub fn finish(self) -> Result<bool, DataplaneError> {
         let Self { root, lock } = self;
         if lock.is_none() {
@@ -39,7 +39,7 @@ impl Cleanup {
         let mut removed = remove_dir(&root.join("links")).and(tc::cleanup(&root));
         for entry in fs::read_dir(&root).map_err(at("read", &root))? {
             let path = entry.map_err(at("read", &root))?.path();
-            // The directory of filters goes last: until then it shows the next run that there may be filters.
+            // The directory of filters goes last: while it exists, the next run knows that there may be filters.
             if path != tc::directory(&root) {
                 removed = removed.and(remove_dir(&path));
             }

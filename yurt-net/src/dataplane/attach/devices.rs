@@ -1,4 +1,4 @@
-//! The programs of one feature, by what they do, and the devices that they are on.
+//! The programs of one feature on devices, by a key that says what each does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -8,24 +8,24 @@ use crate::dataplane::DataplaneError;
 
 /// Programs on devices of the caller's network namespace.
 ///
-/// * `K`: which of the programs it is; often the direction of its packets.
+/// * `K`: the key; often the direction of the program's packets.
 #[derive(Debug)]
 pub(in crate::dataplane) struct OnDevices<K> {
     programs: BTreeMap<K, TcProgram>,
     tc: Tc,
 }
 
-/// Where programs are: which, and the device's index.
+/// Where programs are: key and index of the device.
 #[derive(Debug)]
 pub(in crate::dataplane) struct Found<K> {
-    /// Just this program is there, and pinned.
+    /// The present program is there, and pinned.
     pub attached: BTreeSet<(K, u32)>,
-    /// It was there, and is not; or another version of it is.
+    /// It was there and is no longer, or another version of it is.
     pub lost: BTreeSet<(K, u32)>,
 }
 
 impl<K: Ord + Copy> OnDevices<K> {
-    /// With pins in `root/tc`, which is made in an existing `root`.
+    /// Takes programs whose pins are in `root/tc`. `root` must exist.
     ///
     /// * `method`: `None` takes what this kernel has.
     pub(in crate::dataplane) fn open(
@@ -45,7 +45,7 @@ impl<K: Ord + Copy> OnDevices<K> {
         self.programs.values().map(|program| program.name)
     }
 
-    /// Looks where they are.
+    /// Looks on which devices they are.
     pub(in crate::dataplane) fn find(&mut self) -> Result<Found<K>, DataplaneError> {
         let mut found = Found {
             attached: BTreeSet::new(),
@@ -75,7 +75,7 @@ impl<K: Ord + Copy> OnDevices<K> {
         }
     }
 
-    /// Takes a program off a device, and forgets the device.
+    /// Takes a program off a device, and removes the record of it.
     pub(in crate::dataplane) fn detach(
         &mut self,
         which: K,

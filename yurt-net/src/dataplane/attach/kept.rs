@@ -1,8 +1,8 @@
-//! Pins that are made again when they are removed. The agent holds what is pinned, so only the name is lost with a pin.
+//! Pins that are made again when somebody removes them. The agent holds the pinned objects, so only the names are lost.
 //!
-//! The drift timer notices it within half a minute. Until then programs stay attached and maps in use; only an agent
-//! that is killed in that half minute loses them. A watch of the directory would not see another file system mounted
-//! over it.
+//! The drift timer notices a missing pin within half a minute. Until then programs stay attached and maps in use; only
+//! if the agent is killed in that time, they are lost. Watching the directory would not show that another file system
+//! was mounted over it.
 
 use std::fs;
 use std::io;
@@ -14,7 +14,7 @@ use crate::dataplane::DataplaneError;
 use crate::dataplane::error::at;
 use crate::dataplane::sys;
 
-/// Objects that are pinned in one directory, below the agent's.
+/// Objects that are pinned in one directory below the agent's.
 #[derive(Debug)]
 pub(in crate::dataplane) struct KeptPins {
     pub(in crate::dataplane) dir: PathBuf,
@@ -22,7 +22,7 @@ pub(in crate::dataplane) struct KeptPins {
 }
 
 impl KeptPins {
-    /// Opens what is pinned there under these names.
+    /// Opens the objects that are pinned there under these names.
     pub(in crate::dataplane) fn open(
         dir: &Path,
         names: impl IntoIterator<Item = &'static str>,
@@ -46,7 +46,7 @@ impl KeptPins {
         pins.filter_map(|(name, object)| missing(object.as_fd(), self.dir.join(name)))
     }
 
-    /// Makes the missing pins again, each whether or not another one failed.
+    /// Makes missing pins again. A failure does not stop the others.
     pub(in crate::dataplane) fn keep(&self) -> Vec<Result<&'static str, DataplaneError>> {
         let keep = |(name, object): &(&'static str, OwnedFd)| {
             let kept = keep_pin(object.as_fd(), &self.dir.join(name));
@@ -68,7 +68,8 @@ pub(in crate::dataplane) fn missing(
     }
 }
 
-/// Whether this very object is pinned there. An error where that cannot be told, as by a process without descriptors.
+/// Whether this very object is pinned there. An error where that cannot be told, as when the process has no descriptors
+/// left.
 fn is_pinned(object: BorrowedFd<'_>, path: &Path) -> Result<bool, DataplaneError> {
     let pinned = match sys::object_get(path) {
         Ok(pinned) => pinned,
@@ -93,7 +94,7 @@ fn is_absence(error: &io::Error) -> bool {
         .is_some_and(|code| absence.contains(&code))
 }
 
-/// Pins an object where it is not pinned, in a directory that is made with the one above it. True if it was not pinned.
+/// Pins an object if it is not pinned, and makes its directory and the one above. True if it was not pinned.
 pub(in crate::dataplane) fn keep_pin(
     object: BorrowedFd<'_>,
     path: &Path,

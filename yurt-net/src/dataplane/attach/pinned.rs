@@ -1,4 +1,4 @@
-//! The pins of one feature on devices: maps and programs that plugins and agents share, and that outlive both.
+//! The directory of one feature's pins: maps and programs that plugins and agents share, and that outlive both.
 
 use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
@@ -15,7 +15,8 @@ use crate::dataplane::error::{at, on_program};
 use crate::dataplane::load::{LoadedProgram, has_object};
 use crate::dataplane::sys::{self, MapInfo};
 
-/// A load takes tens of milliseconds, and a slow board may have a hundred Pods to start.
+/// How long another load is waited for. One takes tens of milliseconds, and a slow board may have a hundred Pods to
+/// start.
 const PATIENCE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(2);
 
@@ -33,8 +34,8 @@ pub(in crate::dataplane) fn directory(bpffs: &Path, feature: &str, abi: u32) -> 
 }
 
 impl PinDir {
-    /// Makes the directory, and waits while another process loads into it: when a node starts, plugins run by the
-    /// dozen. The error names a process that takes too long.
+    /// Makes the directory, and waits while another process loads into it: when a node starts, dozens of plugins run at
+    /// a time. The error names a process that takes too long.
     pub(in crate::dataplane) fn lock(
         bpffs: &Path,
         feature: &str,
@@ -56,13 +57,13 @@ impl PinDir {
         })
     }
 
-    /// Whether all maps are there, and are what they should be.
+    /// Whether all maps are pinned, with the right kinds and sizes.
     pub(in crate::dataplane) fn has_maps(&self, maps: &[(&'static str, MapInfo)]) -> bool {
         maps.iter()
             .all(|(name, info)| is_pinned_as(&self.dir.join(name), info))
     }
 
-    /// Removes pins that have the name of a map and are of another kind or size.
+    /// Removes pins of maps that have another kind or size.
     pub(in crate::dataplane) fn clear(
         &self,
         maps: &[(&'static str, MapInfo)],
@@ -77,7 +78,7 @@ impl PinDir {
         Ok(())
     }
 
-    /// Pins a program in the place of the one that is there.
+    /// Pins a program in place of the one that is pinned.
     pub(in crate::dataplane) fn pin(&self, program: &LoadedProgram) -> Result<(), DataplaneError> {
         let (pin, next) = (self.dir.join(program.name), self.dir.join("next"));
         if next.exists() {
@@ -89,7 +90,8 @@ impl PinDir {
     }
 }
 
-/// Makes missing pins again, and returns their names. Under the lock, as a plugin may be loading into the directory.
+/// Makes missing pins again, and returns their names. Under the lock, because a plugin may be loading into the
+/// directory.
 pub(in crate::dataplane) fn keep_all(
     bpffs: &Path,
     feature: &str,
@@ -103,7 +105,8 @@ pub(in crate::dataplane) fn keep_all(
     pins.keep().into_iter().collect()
 }
 
-/// Locks a directory, and makes it anew if somebody removes it meanwhile: only the lock of what is at the path counts.
+/// Locks a directory, and makes it again if somebody removes it meanwhile: only the lock of the directory at the path
+/// counts.
 fn lock(
     patience: Duration,
     dir: &Path,
@@ -113,7 +116,7 @@ fn lock(
     loop {
         make()?;
         let file = match File::open(dir) {
-            // It has just gone; or it is a link to nowhere, and stays so.
+            // It has just been removed; or the path is a link to nowhere, which stays so.
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound && started.elapsed() < patience =>
             {
@@ -181,7 +184,7 @@ mod tests {
         let make = || fs::create_dir_all(&dir).map_err(at("make", &dir));
         let first = lock(Duration::ZERO, &dir, make).unwrap();
         fs::remove_dir(&dir).unwrap();
-        // As after a cleanup: the first lock is on a directory that is gone, and keeps no other process out.
+        // As after a cleanup: the first lock is on a directory that is gone, and excludes nobody.
         let second = lock(Duration::ZERO, &dir, make).unwrap();
         drop(first);
         lock(Duration::ZERO, &dir, make).unwrap_err();

@@ -1,13 +1,14 @@
-//! Strays: programs of ours, on a cgroup or on devices, that read maps which no agent keeps.
+//! Strays: programs of ours, on a cgroup or on devices, that read maps which no agent maintains.
 //!
 //! An agent that is started with another `--bpffs`, or after another bpf file system was mounted over its pins, does
-//! not find what an earlier agent pinned. Those programs live on by pins that nobody sees. They run first, and read a
-//! table that is never written again. So the kernel is asked what is attached to the cgroup and to each device, and
-//! strays are known by their names. A cgroup and a network namespace have one agent (`claim`), so a program that the
-//! asking agent does not keep belongs to no agent. So does one on any other cgroup (above, below, beside) whose table
-//! was written for this network namespace: an agent with another `--cgroup` left it. A table for another network
-//! namespace is another node's (kind has several on one machine), whose agent may be away for a moment. One exception:
-//! a program on a device that reads a map which is kept is no stray, because a plugin may be attaching it just now.
+//! not find what an earlier agent pinned. Those programs live on by hidden pins. They run first, and read a table that
+//! is never written again. So the kernel is asked what is attached to the cgroup and to each device, and strays are
+//! known by their names. A cgroup and a network namespace belong to one agent (`claim`), so a program there that the
+//! asking agent does not keep belongs to no agent. The same holds for a program on any other cgroup (above, below,
+//! beside) whose table was written for this network namespace: an agent with another `--cgroup` left it. A table for
+//! another network namespace belongs to another node (kind runs several on one machine), whose agent may be away for a
+//! moment. One exception: a program on a device that reads one of the agent's maps is no stray, because a plugin may be
+//! attaching it just now.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -80,7 +81,7 @@ impl Stray {
 struct OnCgroup {
     name: &'static str,
     link: OwnedFd,
-    /// The numbers of those that it reads.
+    /// The numbers of the maps that it reads.
     maps: Vec<u32>,
 }
 
@@ -94,7 +95,7 @@ pub struct Strays {
 }
 
 impl Strays {
-    /// All programs of ours on a cgroup and on the devices of this network namespace that no pin below `bpffs` keeps.
+    /// All programs of ours on a cgroup and on the devices of this network namespace that no pin below `bpffs` holds.
     pub fn out_of_sight(bpffs: &Path, cgroup: &Path) -> Self {
         let root = bpffs.join("yurt-net");
         let ids = |paths: Vec<PathBuf>| -> BTreeSet<u32> {
@@ -136,7 +137,7 @@ impl Strays {
     }
 
     /// Programs of ours on a cgroup, and those on other cgroups whose table was written for the network namespace with
-    /// this cookie, if the kernel tells it. Without the links that `is_kept` names by program and number.
+    /// this cookie, if the kernel tells it. Leaves out the links that `is_kept` names by program and number.
     pub(in crate::dataplane) fn on_cgroups(
         cgroup: &Path,
         netns: Option<u64>,
@@ -181,7 +182,7 @@ impl Strays {
                 strays.failures.push(failed(error));
                 BTreeSet::new()
             });
-            // Not every program reads the map that says it, but all of one agent are on one cgroup.
+            // Only some programs read the map with the cookie, but all programs of one agent are on one cgroup.
             let is_for_us =
                 |program: &OnCgroup| program.maps.iter().any(|map| tables.contains(map));
             by_cgroup.retain(|id, programs| Some(*id) == own || programs.iter().any(is_for_us));
@@ -237,7 +238,7 @@ impl Strays {
         self.found.iter().filter_map(Stray::ifindex).collect()
     }
 
-    /// Leaves the strays on some devices attached: an old program serves better than none.
+    /// Keeps the strays on some devices attached, because an old program serves better than none.
     pub fn spare(mut self, is_spared: impl Fn(u32) -> bool) -> Self {
         self.found
             .retain(|stray| !stray.ifindex().is_some_and(&is_spared));
@@ -254,7 +255,7 @@ impl Strays {
         failures
     }
 
-    /// The same for an agent, which logs it.
+    /// The same for an agent: logs what it detached.
     pub fn mend(self) -> Vec<DataplaneError> {
         if !self.found.is_empty() {
             warn!(
@@ -296,7 +297,7 @@ fn on_one_device(
 ) -> io::Result<Vec<Stray>> {
     let mut places = Vec::new();
     for (program_id, link_id) in tcx_links(hook, device.ifindex)? {
-        // A link that goes or is being made in this moment cannot be opened, and is no stray.
+        // A link that is just being made or removed cannot be opened, and is no stray.
         if is_stray(program_id, program, kept)
             && let Ok(link) = sys::link_by_id(link_id)
         {
@@ -324,8 +325,8 @@ fn maps_of(id: u32, name: &str) -> Option<Vec<u32>> {
     is_ours.then(|| sys::program_maps(program.as_fd()).ok())?
 }
 
-/// The numbers of all `yurt_conf` in the kernel that were written for a network namespace. Its cookie is the first word
-/// in each version.
+/// The numbers of all maps `yurt_conf` in the kernel that were written for a network namespace. Its cookie is the first
+/// word of the entry in every version.
 fn tables_for(netns: u64) -> io::Result<BTreeSet<u32>> {
     /// `BPF_MAP_TYPE_ARRAY`.
     const ARRAY: u32 = 2;
@@ -333,7 +334,7 @@ fn tables_for(netns: u64) -> io::Result<BTreeSet<u32>> {
     for (id, map) in sys::maps_named("yurt_conf")? {
         let is_for_us = || -> io::Result<bool> {
             let info = sys::map_info(map.as_fd())?;
-            // Anybody may give a map this name.
+            // Any process may give a map this name.
             if info.map_type != ARRAY || info.key_size as usize != size_of::<u32>() {
                 return Ok(false);
             }
@@ -348,7 +349,7 @@ fn tables_for(netns: u64) -> io::Result<BTreeSet<u32>> {
     Ok(tables)
 }
 
-/// The path of a cgroup, searched for in all of the hierarchy that can be seen around `near`.
+/// The path of a cgroup, searched for in the whole hierarchy that is visible from `near`.
 fn path_of(id: u64, near: &Path) -> Option<PathBuf> {
     let near = near.canonicalize().ok()?;
     let device = near.metadata().ok()?.st_dev();
@@ -372,7 +373,7 @@ pub(in crate::dataplane) fn id(object: BorrowedFd<'_>) -> Option<u32> {
     sys::object_id(object).ok().map(|[_, id]| id)
 }
 
-/// The paths in a directory; none where there is no such directory.
+/// The paths in a directory; none if it is missing.
 fn entries(directory: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten();
     entries.flatten().map(|entry| entry.path()).collect()

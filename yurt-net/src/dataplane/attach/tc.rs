@@ -1,11 +1,11 @@
-//! Programs on devices. A hook of a device has one of each name, and it stays when the agent ends.
+//! Programs on devices. A hook of a device has at most one program of each name. It stays when the agent ends.
 //!
 //! On Linux 6.6 and later programs are attached by links (tcx), before that by filters of the clsact qdisc (`cls_bpf`,
-//! direct action). Either way ours run before those of others where that is possible, and go with the device. The pins
-//! below `tc/` say where ours are: `7-yurt_guard_in` is a link to device 7; `7-yurt_guard_in-clsact` stands for a
-//! filter, and pins its program. What others have attached stays, and so does the qdisc, which they may use.
+//! direct action). Either way ours run before those of others where that is possible, and are removed with the device.
+//! The pins below `tc/` record where ours are: `7-yurt_guard_in` is a link to device 7; `7-yurt_guard_in-clsact` stands
+//! for a filter, and pins its program. Programs of others stay, and so does the qdisc, which they may use.
 //!
-//! Devices of Pods come and go at any time, so a device that is gone is a result here and no error.
+//! Devices of Pods come and go at any time, so a device that is gone is a normal result here and no error.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -27,18 +27,19 @@ const CLSACT: &str = "-clsact";
 const TRIES: usize = 20;
 const BETWEEN_TRIES: Duration = Duration::from_millis(5);
 
-/// A loaded program, and where it belongs.
+/// A loaded program, and the hook where it belongs.
 #[derive(Debug)]
 pub(in crate::dataplane) struct TcProgram {
     /// Its name, which no other of our programs has.
     pub name: &'static str,
-    /// The kernel's number of it.
+    /// Its number in the kernel.
     pub id: u32,
     /// Which packets it sees.
     pub hook: Hook,
     /// Its descriptor.
     pub fd: OwnedFd,
-    /// The programs of ours that run before it on that hook, where they are on the device already; the last one first.
+    /// The programs of ours that run before it on that hook, if they are on the device already; the last one comes
+    /// first.
     pub after: &'static [&'static str],
 }
 
@@ -69,7 +70,7 @@ pub enum Method {
 }
 
 impl Method {
-    /// Links where this kernel has them.
+    /// Links, if this kernel has them.
     pub(super) fn of_this_kernel(program: &TcProgram) -> Self {
         if has_tcx(program.fd.as_fd()) {
             Self::Tcx
@@ -84,7 +85,7 @@ impl Method {
 pub(in crate::dataplane) enum Attached {
     /// The program was attached already.
     Kept,
-    /// It has replaced another version of it.
+    /// Another version of the program was replaced.
     Swapped,
     /// It was not attached before.
     Made,
@@ -101,7 +102,7 @@ pub(super) struct Tc {
     links: BTreeMap<(u32, &'static str), OwnedFd>,
 }
 
-/// Sees to it that a link shows this program; `None` where it is not on the device.
+/// Makes sure that a link has this program; `None` if the link is not on the device.
 fn take_over(
     link: BorrowedFd<'_>,
     program: &TcProgram,
@@ -112,7 +113,7 @@ fn take_over(
         None => Ok(None),
         Some(id) if id == program.id => Ok(Some(Attached::Kept)),
         Some(_) => match sys::link_update(link, program.fd.as_fd()) {
-            // It went in this moment.
+            // The link has just gone.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(None),
             result => result
                 .map(|()| Some(Attached::Swapped))
@@ -126,7 +127,7 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 impl Tc {
-    /// With pins in `root/tc`, which is made in an existing `root`.
+    /// Keeps the pins in `root/tc`. `root` must exist.
     pub(super) fn open(root: &Path, method: Method) -> Result<Self, DataplaneError> {
         let pins = directory(root);
         create_dir(&pins)?;
@@ -162,8 +163,8 @@ impl Tc {
         let mut tries = TRIES;
         loop {
             match self.try_attach_link(program, ifindex) {
-                // This very program is there, by another link: of one who attaches just now and will pin it, or of a
-                // pin that was just removed. The kernel takes a while for either.
+                // This very program is attached by another link: of a process that is attaching it and will pin it, or
+                // of a pin that was just removed. Either takes the kernel a while.
                 Err(
                     DataplaneError::Device { source, .. } | DataplaneError::Path { source, .. },
                 ) if source.raw_os_error() == Some(libc::EEXIST) && tries > 0 => {
@@ -183,7 +184,7 @@ impl Tc {
         let failed = |operation| on_device(operation, program.name, ifindex);
         let pin = self.pin(program.name, ifindex);
         let key = (ifindex, program.name);
-        // A pinned link may be another's now; a held one may have lost its pin.
+        // The pinned link may be another process's now; the held one may have lost its pin.
         let pinned = sys::object_get(&pin).ok();
         for link in pinned.into_iter().chain(self.links.remove(&key)) {
             let taken = take_over(link.as_fd(), program, ifindex);
@@ -191,7 +192,8 @@ impl Tc {
                 continue;
             }
             let pinned = keep_pin(link.as_fd(), &pin);
-            // Before anything is given up: with its last descriptor it is off the device.
+            // The link is held before anything that can fail: with its last descriptor the program would leave the
+            // device.
             self.links.insert(key, link);
             let attached = taken?.unwrap_or(Attached::Kept);
             return pinned.map(|_| attached);
@@ -207,7 +209,7 @@ impl Tc {
         pinned.map(|_| Attached::Made)
     }
 
-    /// The link of the program that comes just before this one, of those that are in place.
+    /// The link of the program that comes right before this one, of those that are attached.
     fn first(&self, program: &TcProgram, ifindex: u32) -> Option<OwnedFd> {
         program.after.iter().find_map(|before| {
             let link = sys::object_get(&self.pin(before, ifindex)).ok()?;
@@ -252,7 +254,7 @@ impl Tc {
         Ok(attached)
     }
 
-    /// Takes a program off a device, and forgets the device.
+    /// Takes a program off a device, and removes the record of it.
     pub(super) fn detach(
         &mut self,
         name: &'static str,
@@ -263,12 +265,12 @@ impl Tc {
         if self.method == Method::Clsact {
             detach_filter(name, hook, ifindex)?;
         }
-        // A link goes with its last reference.
+        // A link is detached with its last reference.
         self.links.remove(&(ifindex, name));
         remove_pin(&pin)
     }
 
-    /// The devices that a program was attached to, and whether just this one is there still, and pinned.
+    /// The devices that a program was attached to, and whether exactly this program is still there, and pinned.
     pub(super) fn devices(
         &mut self,
         program: &TcProgram,
@@ -292,12 +294,12 @@ impl Tc {
                 let found = link.and_then(|link| {
                     let found = tcx_program(link.as_fd(), program.hook, ifindex)?;
                     if found.is_some() {
-                        // A plugin may have made it.
+                        // A plugin may have made the link.
                         self.links.insert((ifindex, program.name), link);
                     }
                     Ok(found)
                 });
-                // A pin of another object, or of the other method, is not a link.
+                // What is pinned is another object, or a program with the other method: it is no link.
                 found.unwrap_or_default()
             }
             Method::Clsact => {
@@ -322,8 +324,8 @@ impl Tc {
     }
 }
 
-/// The lowest priority of a filter that runs after these programs of ours, the last one first. Room is left for those
-/// of them that come later.
+/// The lowest priority of a filter that runs after these programs of ours, the last one first. It leaves room for those
+/// of them that are attached later.
 fn lowest(filters: &mut Filters, after: &[&str], hook: Hook, ifindex: u32) -> io::Result<u32> {
     let mut room = 1;
     for before in after {
@@ -354,15 +356,15 @@ pub(in crate::dataplane) fn cleanup(root: &Path) -> Result<(), DataplaneError> {
                     removed = removed.and(detach_filter(&name, hook, ifindex));
                 }
             }
-            // Another process may hold the link, so removing its pin alone would not detach it. A link whose device is
-            // gone is detached already.
+            // Another process may hold the link, so removing its pin alone would not detach the program. If its device
+            // is gone, it is detached already.
             Method::Tcx => {
                 let link = sys::object_get(&dir.join(format!("{ifindex}-{name}")));
                 let _ = link.and_then(|link| sys::link_detach(link.as_fd()));
             }
         }
     }
-    // Without its pin, a filter that stays would not be found the next time.
+    // Without its pin, a filter that stays would not be found next time.
     removed.and_then(|()| remove_dir(&dir))
 }
 
@@ -382,7 +384,7 @@ fn detach_filter(name: &str, hook: Hook, ifindex: u32) -> Result<(), DataplaneEr
 fn pins(dir: &Path) -> Result<Vec<(u32, String, Method)>, DataplaneError> {
     let mut pins = Vec::new();
     let entries = match fs::read_dir(dir) {
-        // It went with the pins in it, and is made again with them.
+        // The directory was removed with its pins, and is made again with the next one.
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(pins),
         entries => entries.map_err(at("read", dir))?,
     };

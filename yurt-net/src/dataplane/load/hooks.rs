@@ -1,10 +1,11 @@
-//! Which programs there are, and where each belongs.
+//! The programs, and where each belongs.
 
 use yurt_ebpf::abi;
 
 use crate::dataplane::sys::Hook;
 
-/// Program and attach type (`enum bpf_attach_type`), in the order of attaching: answers before questions.
+/// Programs and attach types (`enum bpf_attach_type`), in the order of attaching: first those for answers, then those
+/// for questions.
 pub(in crate::dataplane) const ON_CGROUP: [(&str, u32); 8] = [
     ("yurt_recvmsg4", 19),
     ("yurt_recvmsg6", 20),
@@ -16,7 +17,7 @@ pub(in crate::dataplane) const ON_CGROUP: [(&str, u32); 8] = [
     ("yurt_sendmsg6", 15),
 ];
 
-/// A program that belongs on devices: its name, its hook, and the map without which it knows nothing.
+/// A program on devices: its name, its hook, and a map that it cannot work without.
 pub(in crate::dataplane) type DeviceProgram = (&'static str, Hook, &'static str);
 
 pub(in crate::dataplane) const GUARD: DeviceProgram =
@@ -25,7 +26,7 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
     ("yurt_xlate_out", Hook::Egress, "yurt_xlate"),
     ("yurt_xlate_in", Hook::Ingress, "yurt_xlate"),
 ];
-/// The packet path: what comes in by a device that leads outside, and what leaves by it; and what a Pod sends, and what
+/// The packet path: what comes in by a device that leads outside, and what leaves by it; what a Pod sends, and what
 /// goes to it.
 pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
     ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
@@ -33,7 +34,7 @@ pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
     ("yurt_pod_in", Hook::Ingress, "yurt_flow4"),
     ("yurt_pod_out", Hook::Egress, "yurt_flow4"),
 ];
-/// The packet path's programs that others go on with by tail call, and their places in `yurt_edge_more`.
+/// The packet path's programs that others tail-call, and their places in `yurt_edge_more`.
 pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [
     ("yurt_edge_new4", abi::STAGE_OPENS4),
     ("yurt_edge_new6", abi::STAGE_OPENS6),

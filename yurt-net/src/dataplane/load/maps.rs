@@ -1,4 +1,4 @@
-//! Which maps there are, by feature: the kind and size of each, and how many entries it has.
+//! The maps of each feature: kind, size, and number of entries.
 
 use yurt_ebpf::abi::{self, Backend4, Backend6, Conf, FrontendKey4, FrontendKey6, ServiceRow};
 use yurt_ebpf::rewrite::flow::Scratch;
@@ -60,7 +60,7 @@ pub(in crate::dataplane) fn table_maps(capacity: &Capacity) -> [(&'static str, M
     ]
 }
 
-/// How many of each state map's entries there are.
+/// The number of entries of the state maps.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::dataplane) struct StateCapacity {
     /// `yurt_peer`, a power of two.
@@ -145,8 +145,8 @@ pub(in crate::dataplane) fn translate_maps() -> [(&'static str, MapInfo); 3] {
     ]
 }
 
-/// How large the flow tables are. [`shares`] says which has how many entries, which are a quarter more than these in
-/// all. A flow has two of them, or three where it is masqueraded.
+/// The size of the flow tables. [`shares`] divides it among them, and adds a quarter. A flow has two entries, or three
+/// if it is masqueraded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlowCapacity {
     /// Entries for IPv4: `--max-flows4`.
@@ -155,11 +155,11 @@ pub struct FlowCapacity {
     pub v6: u32,
 }
 
-/// Entries of the tables of connections that are up, of flows of datagrams that are up, and of what is opening or
-/// closed.
+/// The entries of three tables: established connections, established flows of datagrams, and flows that are opening or
+/// closing.
 ///
-/// Anybody can fill the second table, from forged addresses too, so connections are not in it. An entry stays in the
-/// third one only until the client has answered, but others may open flows by the ten thousand meanwhile.
+/// Anybody can fill the second table, also from forged addresses, so connections have a table of their own. An entry
+/// stays in the third one only until the client has answered, but ten thousands of flows may be opening at a time.
 fn shares(entries: u32) -> [u32; 3] {
     let eighths = |count: u32| (entries * count).div_ceil(8);
     [eighths(5), eighths(2), eighths(3)]
@@ -202,7 +202,7 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
     ]
 }
 
-/// The map of the program that listens to peers' tunnels, as the object has it.
+/// The map of the program that listens to peers' tunnels.
 pub(in crate::dataplane) const VTEP_MAP: &str = "yurt_vtep";
 
 /// The maps of all features, with any number of entries.

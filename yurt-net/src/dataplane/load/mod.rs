@@ -23,11 +23,11 @@ use super::error::at;
 use super::sys::{self, MapInfo};
 use crate::plan::Capacity;
 
-/// The programs, or nothing in a debug build without the BPF tools. Compressed: they are read a few times, and every
-/// page of a file that was read once counts as the agent's.
+/// The programs, or nothing in a debug build without the BPF tools. Compressed, because they are read only a few times,
+/// and every page of a file that was read once counts as the agent's memory.
 static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/yurt-ebpf.o.lz4"));
 
-/// Whether this binary has the programs.
+/// Fails if this binary has no programs.
 pub(in crate::dataplane) fn has_object() -> Result<(), DataplaneError> {
     match OBJECT {
         [] if said::object_path().is_none() => Err(DataplaneError::NoPrograms),
@@ -35,31 +35,31 @@ pub(in crate::dataplane) fn has_object() -> Result<(), DataplaneError> {
     }
 }
 
-/// The object. What allocators give is aligned for every ELF header.
+/// The object, unpacked. Memory from the allocator is aligned for every ELF header.
 fn object() -> Result<Vec<u8>, DataplaneError> {
     has_object()?;
     if let Some(object) = said::object() {
         return object;
     }
-    // build.rs has made it: what cannot be unpacked is as good as none.
+    // build.rs has packed it: an object that cannot be unpacked is as good as none.
     lz4_flex::decompress_size_prepended(OBJECT).map_err(|_damaged| DataplaneError::NoPrograms)
 }
 
-/// The guard; attached to devices, at their ingress.
+/// The guard: at the ingress of Pods' devices.
 const GUARD: &str = hooks::GUARD.0;
-/// Translation; to a Pod at egress, from it at ingress.
+/// Translation: at the egress to a Pod, and at the ingress from it.
 const TRANSLATE: [&str; 2] = [hooks::TRANSLATE[0].0, hooks::TRANSLATE[1].0];
 
-/// Listens to peers' tunnels; a filter of packet sockets.
+/// The listener to peers' tunnels: a filter of packet sockets.
 const VTEP: &str = "yurt_vtep_in";
 /// The result of loading the programs on this kernel.
 #[derive(Debug)]
 pub struct Trial {
-    /// Those on sockets.
+    /// The programs on sockets.
     pub sockets: Vec<ProgramSize>,
-    /// Whether a refusal is `ECONNREFUSED`.
+    /// Whether a refused connect fails with `ECONNREFUSED`.
     pub has_set_retval: bool,
-    /// The guard, which Services do without.
+    /// The guard; Services do not need it.
     pub guard: Result<ProgramSize, DataplaneError>,
     /// Translation, likewise.
     pub translate: Result<[ProgramSize; 2], DataplaneError>,
@@ -69,7 +69,7 @@ pub struct Trial {
     pub packet: Result<Vec<ProgramSize>, DataplaneError>,
 }
 
-/// Loads the programs against maps of their own, and drops both: can this kernel run them?
+/// Loads the programs against maps of their own, and drops both: this shows whether the kernel can run them.
 pub fn trial() -> Result<Trial, DataplaneError> {
     sys::raise_memlock();
     let (_, sockets, has_set_retval) = load_either(&TRIAL_CAPACITY, TRIAL_STATE, None)?;
@@ -84,7 +84,7 @@ pub fn trial() -> Result<Trial, DataplaneError> {
     })
 }
 
-/// Like [`trial`] for the programs on sockets, but with or without `bpf_set_retval` as told, whatever this kernel has.
+/// Like [`trial`] for the programs on sockets, but with or without `bpf_set_retval` as given, whatever this kernel has.
 pub fn trial_as(has_set_retval: bool) -> Result<Vec<ProgramSize>, DataplaneError> {
     sys::raise_memlock();
     load(&TRIAL_CAPACITY, TRIAL_STATE, None, has_set_retval).map(|(_, sizes)| sizes)
@@ -110,8 +110,8 @@ pub(in crate::dataplane) struct Pins {
 
 type Loaded = (Vec<LoadedProgram>, Vec<ProgramSize>);
 
-/// Loads the programs on sockets with `bpf_set_retval`, or without where the verifier does not know it in these hooks:
-/// before about 6.1. The last value says which.
+/// Loads the programs on sockets with `bpf_set_retval`, or without it if the verifier refuses it in these hooks, as
+/// before about Linux 6.1. The last value says which.
 pub(in crate::dataplane) fn load_either(
     capacity: &Capacity,
     state: StateCapacity,
@@ -119,7 +119,7 @@ pub(in crate::dataplane) fn load_either(
 ) -> Result<(Vec<LoadedProgram>, Vec<ProgramSize>, bool), DataplaneError> {
     match load(capacity, state, pins, true) {
         Ok((programs, sizes)) => Ok((programs, sizes, true)),
-        // If that was not the reason, the second error says what is.
+        // If `bpf_set_retval` was not the reason, the second error names the real one.
         Err(DataplaneError::Program { .. }) => {
             load(capacity, state, pins, false).map(|(programs, sizes)| (programs, sizes, false))
         }
@@ -127,7 +127,7 @@ pub(in crate::dataplane) fn load_either(
     }
 }
 
-/// Loads the programs against the maps that are pinned; makes and pins those that are not.
+/// Loads the programs against the pinned maps, and makes and pins those that are missing.
 fn load(
     capacity: &Capacity,
     state: StateCapacity,
@@ -146,7 +146,7 @@ fn load(
     Ok(object.load_all(ON_CGROUP)?.into_iter().unzip())
 }
 
-/// Loads the guard against the maps that are pinned in a directory; makes and pins those that are not.
+/// Loads the guard against the maps that are pinned in a directory, and makes and pins those that are missing.
 pub(in crate::dataplane) fn load_guard(
     pins: Option<&Path>,
 ) -> Result<(LoadedProgram, ProgramSize), DataplaneError> {
@@ -168,13 +168,13 @@ pub(in crate::dataplane) fn load_translate(
 pub(in crate::dataplane) struct PacketPins<'a> {
     /// Where the maps of Services are pinned.
     pub(in crate::dataplane) services: &'a Pins,
-    /// Where their own are.
+    /// Where the maps of the packet path are pinned.
     pub(in crate::dataplane) own: &'a Path,
 }
 
-/// Loads the programs of the packet path against the maps that are pinned; makes and pins those of their own that are
-/// not. `ports` are the first one to masquerade with, and how many there are. Programs that others go on with come
-/// first, as in [`hooks`].
+/// Loads the programs of the packet path against the pinned maps, and makes and pins maps of its own that are missing.
+/// `ports`: the first one to masquerade with, and how many there are. Programs that others tail-call come first, as in
+/// [`hooks`].
 pub(in crate::dataplane) fn load_packet(
     pins: Option<PacketPins<'_>>,
     capacity: FlowCapacity,
@@ -197,8 +197,8 @@ pub(in crate::dataplane) fn load_packet(
     Ok(object.load_all(programs)?.into_iter().unzip())
 }
 
-/// The maps of Services that the packet path reads, of the sizes that they have. All must be there: a table of its own
-/// would be empty, and its pins would be taken for the table's.
+/// The maps of Services that the packet path reads, with the sizes that they have. All must exist: otherwise the loader
+/// would make empty ones and pin them as the table's.
 fn services_as_they_are(
     Pins { table, state }: &Pins,
 ) -> Result<Vec<(&'static str, MapPlan)>, DataplaneError> {
@@ -217,7 +217,7 @@ fn services_as_they_are(
     maps.map(plan).collect()
 }
 
-/// Loads the program that listens, and makes its map, which no other program uses.
+/// Loads the program that listens to peers, and makes its map, which no other program uses.
 pub(in crate::dataplane) fn load_vtep()
 -> Result<(OwnedFd, LoadedProgram, ProgramSize), DataplaneError> {
     let as_it_says = MapPlan {
@@ -231,8 +231,8 @@ pub(in crate::dataplane) fn load_vtep()
     Ok((object.take_per_cpu_hash(VTEP_MAP)?, program, size))
 }
 
-/// These maps as they should be, pinned in a directory, and all others of the object as small as they can be: the
-/// loader makes every map, and those that no program uses go with it.
+/// These maps as they should be, pinned in a directory, and all others of the object as small as possible: the loader
+/// makes every map, and those that no program uses go away again.
 fn plans_for(
     pins: Option<&Path>,
     maps: impl IntoIterator<Item = (&'static str, MapInfo)>,

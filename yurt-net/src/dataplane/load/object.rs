@@ -1,4 +1,4 @@
-//! The embedded object on its way into the kernel: maps first, then the programs that point to them. aya does it.
+//! Brings the embedded object into the kernel, by aya: first the maps, then the programs that use them.
 //!
 //! Decision 24 says what this costs, and what aya does not do.
 
@@ -18,18 +18,18 @@ use super::said::Said;
 use crate::dataplane::sys::without_files;
 use crate::dataplane::{DataplaneError, LoadError};
 
-/// How a map is made where the object says otherwise.
+/// How a map is made, if not as the object says.
 pub(super) struct MapPlan {
-    /// 0 leaves what the object says.
+    /// 0: as the object says.
     pub(super) max_entries: u32,
-    /// Opened if it is there, else made and pinned.
+    /// The map is opened there if it is pinned, otherwise made and pinned.
     pub(super) pin: Option<PathBuf>,
 }
 
-/// A program as the kernel has it. It lives as long as this, a pin or a link.
+/// A program in the kernel. It lives as long as this value, a pin or a link.
 pub(in crate::dataplane) struct LoadedProgram {
     pub(in crate::dataplane) name: &'static str,
-    /// Their attach type on cgroups; 0 for programs that have none.
+    /// The attach type of a program on cgroups; 0 for others.
     pub(in crate::dataplane) attach_type: u32,
     pub(in crate::dataplane) fd: OwnedFd,
     pub(in crate::dataplane) id: u32,
@@ -46,23 +46,23 @@ pub struct ProgramSize {
     pub translated: u32,
 }
 
-/// An object whose maps exist. They live as long as their pins, a program that uses them, or this.
+/// An object whose maps exist. They live as long as their pins, a program that uses them, or this value.
 pub(super) struct Object {
     ebpf: Ebpf,
-    /// Until a program runs that says it.
+    /// The reader of the programs' messages, until a program is loaded that may send some.
     said: Option<Said>,
 }
 
 impl Object {
-    /// Opens or makes the maps; no program is loaded yet. `switches` are values of statics, set before the programs can
-    /// see them.
+    /// Opens or makes the maps; loads no program yet. `switches` are values of statics, set before programs can see
+    /// them.
     pub(super) fn new(
         bytes: &[u8],
         switches: &[(&'static str, u32)],
         plans: &BTreeMap<&'static str, MapPlan>,
     ) -> Result<Self, DataplaneError> {
-        // It would parse all types of the kernel, which takes twice the memory of a small node's agent, and no program
-        // of ours looks into one. There is no way to make a loader without them but that it does not find their file.
+        // The loader would parse all types of the kernel, which takes twice the memory of a small node's agent, and no
+        // program of ours uses one. The only way to make a loader without them is to keep it from finding their file.
         let mut loader = without_files(EbpfLoader::new);
         loader.btf(None);
         for (name, value) in switches {
@@ -77,7 +77,7 @@ impl Object {
             }
         }
         let loaded = loader.load(bytes).map_err(|error| match error {
-            // Its own words would be there twice.
+            // The words of aya's own error would be printed twice.
             EbpfError::MapError(error) => LoadError::from(error),
             error => LoadError::from(error),
         });
@@ -86,7 +86,7 @@ impl Object {
         Ok(Self { ebpf, said })
     }
 
-    /// Takes one of the hashes by CPU out, to be kept.
+    /// Takes a per-CPU hash out of the object, to be kept.
     pub(super) fn take_per_cpu_hash(
         &mut self,
         name: &'static str,
@@ -113,8 +113,8 @@ impl Object {
         Ok(loaded)
     }
 
-    /// Loads programs, on as many processors as there are: the verifier is most of what a start waits for. In their
-    /// order; the error is that of the first one that has one.
+    /// Loads programs, in as many threads as there are processors: a start mostly waits for the verifier. The result is
+    /// in the order of `wanted`; the error is the first program's that failed.
     pub(super) fn load_all<const N: usize>(
         &mut self,
         wanted: [(&'static str, u32); N],
@@ -125,7 +125,7 @@ impl Object {
             .collect();
         let tasks = wanted.map(|(name, attach_type)| (name, attach_type, programs.remove(name)));
         let tasks = Mutex::new(tasks.into_iter().enumerate());
-        // Of the programs on sockets, the last ones take longest.
+        // Of the programs on sockets, the last ones take longest, so they come first.
         let next = || {
             let mut tasks = tasks.lock().unwrap_or_else(PoisonError::into_inner);
             tasks.next_back()
@@ -161,7 +161,7 @@ impl Object {
     }
 }
 
-/// Hears from now on what programs say.
+/// Forwards the programs' messages from now on.
 fn forward(said: &mut Option<Said>) -> Result<(), DataplaneError> {
     said.take().map_or(Ok(()), Said::forward)
 }
@@ -207,7 +207,7 @@ struct Rejected {
     words: String,
 }
 
-/// The verifier says all that it did, and what it did not like at the end.
+/// The verifier logs everything that it did, and its complaint at the end.
 fn shortened(error: ProgramError) -> LoadError {
     match error {
         ProgramError::LoadError {

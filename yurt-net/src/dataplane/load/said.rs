@@ -16,22 +16,22 @@ use tracing::{error, info, warn};
 use crate::dataplane::{DataplaneError, LoadError};
 use crate::host::disk::read_whole;
 
-/// How long what a program has said may wait in its ring.
+/// How long a message of a program may wait in its ring.
 const PAUSE: Duration = Duration::from_millis(100);
-/// Many times what such an object has.
+/// Many times the size of such an object.
 const MAX_OBJECT_BYTES: u64 = 16 << 20;
-/// Name of the ring that aya-log writes to.
+/// The name of the ring that aya-log writes to.
 const MAP: &str = "AYA_LOGS";
 
 static OBJECT: OnceLock<PathBuf> = OnceLock::new();
 
-/// Has this process load the programs of an object of `cargo xtask build-ebpf --log` from now on, for all features.
+/// Makes this process load all its programs from an object of `cargo xtask build-ebpf --log` from now on.
 pub fn load_from(path: &Path) {
     // Called once; a second call would change nothing.
     let _ = OBJECT.set(path.to_owned());
 }
 
-/// Where the object is that is to be loaded in place of the embedded one.
+/// The path of the object that is loaded instead of the embedded one.
 pub(super) fn object_path() -> Option<&'static Path> {
     OBJECT.get().map(PathBuf::as_path)
 }
@@ -59,13 +59,13 @@ fn unfit(path: &Path, source: io::Error) -> DataplaneError {
 pub(super) struct Said(EbpfLogger<ToTracing>);
 
 impl Said {
-    /// Takes the ring, if the object was made to say something and is to be heard.
+    /// Takes the ring, if the object has one and its messages are wanted.
     pub(super) fn by(ebpf: &mut Ebpf) -> Result<Option<Self>, DataplaneError> {
         let Some(path) = object_path() else {
             return Ok(None);
         };
         if ebpf.map(MAP).is_none() {
-            let silent = format!("its programs say nothing: it has no map {MAP}");
+            let silent = format!("its programs log nothing: it has no map {MAP}");
             return Err(unfit(path, io::Error::other(silent)));
         }
         let logger = EbpfLogger::init_with_logger(ebpf, ToTracing);
@@ -73,7 +73,7 @@ impl Said {
         Ok(Some(Self(logger)))
     }
 
-    /// Forwards it to the agent's own log, for as long as the process runs.
+    /// Forwards the messages to the agent's own log, for as long as the process runs.
     pub(super) fn forward(mut self) -> Result<(), DataplaneError> {
         let thread = thread::Builder::new().name("ebpf-log".to_owned());
         let forward = move || {
@@ -88,7 +88,7 @@ impl Said {
     }
 }
 
-/// From the `log` crate, which aya speaks, to the log of the agent.
+/// From the `log` crate, which aya uses, to the agent's own log.
 struct ToTracing;
 
 impl Log for ToTracing {

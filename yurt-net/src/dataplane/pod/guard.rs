@@ -1,4 +1,4 @@
-//! The guard in the kernel: its maps, its program, and the devices that it is on.
+//! The guard in the kernel: its maps, its program, and the devices that the program is on.
 //!
 //! ```text
 //! <bpffs>/yurt-net/guard-v1/  locked (flock) by whoever loads; by guard ABI
@@ -10,8 +10,8 @@
 //!     yurt_guard_in           the program, for the plugin, which attaches it without an agent
 //! ```
 //!
-//! A row outlives the device that it was written for, and an index may be used again. The program does not outlive its
-//! device: it is attached only after the device's row is written, and goes with the device.
+//! A row may outlive its device, and the device's index may be used again. The program cannot outlive its device: it is
+//! attached after the row of the device is written, and goes with the device.
 #![expect(
     unsafe_code,
     reason = "entries that the programs read while they are written"
@@ -47,22 +47,22 @@ const FEATURE: &str = "guard";
 /// The counters of a device, by the names of [`abi::REASON_NAMES`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Spoofs {
-    /// Frames that went on.
+    /// Frames that were found spoofed and went on.
     pub audited: BTreeMap<&'static str, u64>,
-    /// Frames that did not.
+    /// Frames that were found spoofed and were dropped.
     pub dropped: BTreeMap<&'static str, u64>,
 }
 
 /// The result of applying a plan.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// Devices that the guard is on now, and was not.
+    /// Devices that the guard is newly attached to.
     pub attached: Vec<u32>,
     /// Failures; everything else was done.
     pub failures: Vec<DataplaneError>,
 }
 
-/// The guard's side of the kernel.
+/// The kernel's side of the guard.
 #[derive(Debug)]
 pub struct Guard {
     devices: OnDevices<()>,
@@ -71,26 +71,25 @@ pub struct Guard {
     owners: OwnedFd,
     spoofs: OwnedFd,
     all_spoofs: OwnedFd,
-    /// Values of an entry of the counting maps.
+    /// The number of values that an entry of the counting maps has.
     cpus: usize,
     pins: KeptPins,
     bpffs: PathBuf,
 }
 
 impl Guard {
-    /// For the agent: takes the maps over, and puts this binary's program in the place of the one that is pinned.
+    /// For the agent: takes the maps over, and replaces the pinned program with that of this binary.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
         finish(&pins, load(&pins)?, method)
     }
 
-    /// Makes the pins of its maps and its program again, where they are gone; returns which those were, and what
-    /// failed.
+    /// Makes missing pins of its maps and its program again, and returns their names.
     pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
         keep_all(&self.bpffs, FEATURE, abi::GUARD_ABI, &self.pins)
     }
 
-    /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is not.
+    /// For the CNI plugin, which may run before the agent: takes over what is pinned, and loads what is missing.
     pub fn open(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::GUARD_ABI)?;
         if pins.has_maps(&guard_maps())
@@ -119,14 +118,14 @@ impl Guard {
             .collect()
     }
 
-    /// Takes the guard off all devices, wherever it is pinned, and forgets what it knew.
+    /// Takes the guard off all devices, wherever it is pinned, and removes its maps.
     pub fn withdraw(bpffs: &Path) -> Result<(), DataplaneError> {
         let withdraw = || match directory(bpffs, FEATURE, abi::GUARD_ABI).exists() {
             true => Self::open(bpffs, None)?.bring_to(&GuardImage::default()),
             false => Ok(Applied::default()),
         };
         let applied = withdraw();
-        // Those that are pinned elsewhere go, too, whatever has become of those here.
+        // Programs that are pinned elsewhere go as well, even if those here cannot be removed.
         let strays = Strays::on_devices(&[hooks::GUARD], &BTreeSet::new());
         let failures = applied?.failures.into_iter().chain(strays.mend());
         failures.into_iter().next().map_or(Ok(()), Err)
@@ -161,7 +160,7 @@ impl Guard {
         Ok(image)
     }
 
-    /// A row whose short form differs counts as missing; a short form without a row counts as a row that is not wanted.
+    /// A row whose short form differs counts as missing. A short form without a row counts as a row that is not wanted.
     fn observe_plain(&self, image: &mut GuardImage) {
         for place in 0..abi::GUARD_PLAIN {
             if let Some(ifindex) = self.plain.read(place).map(|plain| plain.ifindex)
@@ -176,7 +175,7 @@ impl Guard {
         });
     }
 
-    /// Writes a short form, with the index last: until then the place belongs to no device.
+    /// Writes a short form, with the index last: before that, the place belongs to no device.
     fn write_plain(&mut self, row: &abi::PlainRow) {
         self.clear_plain(row.ifindex, true);
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(row.ifindex)) {
@@ -192,7 +191,7 @@ impl Guard {
         }
     }
 
-    /// Clears the place of a device; the place of another device only if `whoever`.
+    /// Clears the short form of a device. If the place has another device's, clears it only with `whoever`.
     fn clear_plain(&mut self, ifindex: u32, whoever: bool) {
         if let Some(entry) = self.plain.entry(abi::PlainRow::place(ifindex)) {
             // SAFETY: a valid entry of our mapping, and one aligned word of it.
@@ -203,14 +202,13 @@ impl Guard {
         }
     }
 
-    /// Writes what differs from what there should be.
+    /// Writes the difference to `wanted`.
     pub fn bring_to(&mut self, wanted: &GuardImage) -> Result<Applied, DataplaneError> {
         let observed = self.observe()?;
         Ok(self.apply(&plan(&observed, wanted)))
     }
 
-    /// Writes a plan, in order. A write that fails is returned and does not stop the others; the next plan has it
-    /// again.
+    /// Writes a plan, in order. A failed write is returned and does not stop the others; the next plan has it again.
     pub fn apply(&mut self, ops: &[GuardOp]) -> Applied {
         let mut applied = Applied::default();
         for op in ops {
@@ -223,7 +221,7 @@ impl Guard {
         applied
     }
 
-    /// Returns the device that the guard is on now, and was not.
+    /// Returns the device if the guard is newly attached to it.
     fn write(&mut self, op: &GuardOp) -> Result<Option<u32>, DataplaneError> {
         match op {
             GuardOp::PutRow(ifindex, row) => {
@@ -242,7 +240,7 @@ impl Guard {
             }
             GuardOp::Attach(ifindex) => {
                 let attached = self.devices.attach((), *ifindex)?;
-                // Kept where only its pin was gone.
+                // `Kept`: the program was attached, and only its pin was missing.
                 let is_new = matches!(attached, Attached::Made | Attached::Kept);
                 return Ok(is_new.then_some(*ifindex));
             }
@@ -285,12 +283,12 @@ pub struct SpoofCounters {
 }
 
 impl SpoofCounters {
-    /// On a device, since the guard is on it.
+    /// The counts of a device, since the guard is on it.
     pub fn of_device(&self, ifindex: u32) -> Result<Spoofs, DataplaneError> {
         self.read(&self.by_device, "yurt_spoof", ifindex)
     }
 
-    /// On all devices, those that are gone too.
+    /// The counts of all devices, including those that are gone.
     pub fn of_all(&self) -> Result<Spoofs, DataplaneError> {
         self.read(&self.all, "yurt_spoof_all", 0)
     }
@@ -314,7 +312,7 @@ impl SpoofCounters {
     }
 }
 
-/// Loads the program against the pinned maps, makes those that are not there, and pins it.
+/// Loads the program against the pinned maps, makes missing maps, and pins the program.
 fn load(pins: &PinDir) -> Result<TcProgram, DataplaneError> {
     pins.clear(&guard_maps())?;
     let (program, _) = load_guard(Some(&pins.dir))?;
@@ -390,7 +388,7 @@ fn decode_owner(owner: abi::OwnerRow) -> Owner {
     }
 }
 
-/// Entries beyond the room are left out; the planner of rows keeps within it.
+/// Entries that do not fit are left out; the compiler of rows stays within the room.
 fn encode_row(row: &GuardRow) -> abi::GuardRow {
     let mut raw = abi::GuardRow {
         mode: encode_mode(row.mode),
@@ -410,7 +408,7 @@ fn encode_row(row: &GuardRow) -> abi::GuardRow {
     raw
 }
 
-/// Zero where the row has no link-layer address: without one the short form cannot tell two senders apart.
+/// Zero if the row has no link-layer address, because without one the short form cannot tell two senders apart.
 fn encode_plain(ifindex: u32, row: &GuardRow) -> abi::PlainRow {
     let Some(mac) = row.macs.first() else {
         return abi::PlainRow::default();
@@ -435,12 +433,12 @@ fn encode_plain(ifindex: u32, row: &GuardRow) -> abi::PlainRow {
     }
 }
 
-/// Whether the place of a device's short form holds what it should; another device may have it.
+/// Whether the place of a device's short form holds what it should. It may belong to another device.
 fn is_short_form(found: &abi::PlainRow, ifindex: u32, row: &GuardRow) -> bool {
     if found.ifindex == ifindex {
         return *found == encode_plain(ifindex, row);
     }
-    // The index was cleared if the place belongs to no device; the rest is of the last one.
+    // If the index is 0, the place belongs to no device, and the other fields are left over from the last one.
     found.ifindex != 0 || encode_plain(ifindex, row).ifindex == 0
 }
 
@@ -463,7 +461,8 @@ fn push(raw: &mut abi::GuardRow, prefix: &IpNetwork) {
     }
 }
 
-/// Prefixes of IPv4 come first, as in compiled [`GuardRow`]s. What no plan has written equals no row of a plan.
+/// Prefixes of IPv4 come first, as in compiled [`GuardRow`]s. A row that no plan has written decodes to one that no
+/// plan wants.
 fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     let v4 = raw.v4.iter().take(raw.v4_len as usize).map(|prefix| {
         let prefix = Ipv4Network::with_netmask(prefix.addr.into(), prefix.mask.into());
@@ -489,7 +488,7 @@ fn decode_row(raw: &abi::GuardRow) -> GuardRow {
     }
 }
 
-/// A prefix that no row has: what a mask that is not contiguous is read as.
+/// A prefix that no row has: a mask that is not contiguous is decoded to it.
 const NO_PREFIX: Ipv4Network = match Ipv4Network::new_checked(std::net::Ipv4Addr::UNSPECIFIED, 0) {
     Some(prefix) => prefix,
     None => panic!("a prefix of no bits"),

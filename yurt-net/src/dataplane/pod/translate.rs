@@ -1,4 +1,5 @@
-//! Translation in the kernel: its maps, its two programs, the devices that they are on, and the routes that lead there.
+//! Translation in the kernel: its maps, its two programs, the devices that they are on, and the routes to promised
+//! addresses.
 //!
 //! ```text
 //! <bpffs>/yurt-net/translate-v1/  locked (flock) by whoever loads; by its ABI
@@ -43,7 +44,7 @@ pub enum TranslateError {
     Route(#[from] RouteError),
 }
 
-/// Translation's side of the kernel.
+/// The kernel's side of translation.
 #[derive(Debug)]
 pub struct Translate {
     devices: OnDevices<Direction>,
@@ -53,17 +54,17 @@ pub struct Translate {
     bpffs: PathBuf,
 }
 
-/// Where programs belong that see packets of a direction, and after which of ours.
+/// The hook where the program for a direction belongs, and which of ours run before it there.
 fn place(direction: Direction) -> (Hook, &'static [&'static str]) {
     match direction {
         Direction::ToPod => (Hook::Egress, &[]),
-        // The guard looks at what the Pod itself has sent, and flows have the Pod's own address.
+        // The guard checks what the Pod itself has sent, and flows have the Pod's own address: both come first.
         Direction::FromPod => (Hook::Ingress, &[hooks::PACKET[2].0, hooks::GUARD.0]),
     }
 }
 
 impl Translate {
-    /// Takes the maps over, and puts this binary's programs in the place of those that are pinned.
+    /// Takes the maps over, and replaces the pinned programs with those of this binary.
     pub fn load(bpffs: &Path, method: Option<Method>) -> Result<Self, DataplaneError> {
         let pins = PinDir::lock(bpffs, FEATURE, abi::TRANSLATE_ABI)?;
         pins.clear(&translate_maps())?;
@@ -87,12 +88,12 @@ impl Translate {
         })
     }
 
-    /// Makes the pins of its maps and its programs again, where they are gone; returns which those were.
+    /// Makes missing pins of its maps and programs again, and returns their names.
     pub fn keep_pins(&self) -> Result<Vec<&'static str>, DataplaneError> {
         keep_all(&self.bpffs, FEATURE, abi::TRANSLATE_ABI, &self.pins)
     }
 
-    /// Whether an agent has left something, which outlives it.
+    /// Whether an agent has left pins of translation.
     pub fn is_pinned(bpffs: &Path) -> bool {
         directory(bpffs, FEATURE, abi::TRANSLATE_ABI).exists()
     }
@@ -119,7 +120,7 @@ impl Translate {
         })
     }
 
-    /// Looks, and writes what differs from what there should be.
+    /// Reads what there is, and writes the difference to `wanted`.
     pub fn bring_to(
         &mut self,
         wanted: &TranslateImage,
@@ -129,7 +130,7 @@ impl Translate {
         Ok(self.apply(&observed, wanted, routes))
     }
 
-    /// Writes what differs from what there should be, and returns what failed of it: all is planned again next time.
+    /// Writes the difference to `wanted`, and returns what failed of it: the next call tries again.
     pub fn apply(
         &mut self,
         observed: &TranslateImage,
@@ -137,7 +138,7 @@ impl Translate {
         routes: &Routes,
     ) -> Vec<TranslateError> {
         let mut failures = Vec::new();
-        // Addresses without a route and devices without a row: nothing is built on them.
+        // Addresses whose route failed: nothing that needs it is written.
         let mut unled: BTreeSet<IpAddr> = BTreeSet::new();
         let mut unready: BTreeSet<u32> = BTreeSet::new();
         for op in plan(observed, wanted) {
@@ -164,7 +165,7 @@ impl Translate {
         failures
     }
 
-    /// Removes maps and programs, which must be on no device any more.
+    /// Removes maps and programs. The programs must no longer be on any device.
     pub fn remove(self, bpffs: &Path) -> Result<(), DataplaneError> {
         remove_dir(&directory(bpffs, FEATURE, abi::TRANSLATE_ABI))
     }

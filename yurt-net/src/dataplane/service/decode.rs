@@ -1,6 +1,6 @@
-//! Decodes the kernel's maps into an image, whichever program wrote them.
+//! Decodes the kernel's maps into an image, whatever program wrote them.
 //!
-//! Pure. What no plan would have written is decoded to something that no plan wants, so that it is replaced.
+//! Pure. Entries that no plan would have written decode to something that no plan wants, so that they are replaced.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -30,14 +30,14 @@ pub(in crate::dataplane) trait RawTable {
 /// Rows of both families: key and value.
 pub(in crate::dataplane) type Rows = (Vec<(abi::FrontendKey4, u64)>, Vec<(abi::FrontendKey6, u64)>);
 
-/// Both families' rows, one after the other.
+/// The rows of both families, one family after the other.
 fn rows_of((rows4, rows6): &Rows) -> impl Iterator<Item = (RawKey, u64)> {
     let rows4 = rows4.iter().map(|(key, value)| (RawKey::V4(*key), *value));
     let rows6 = rows6.iter().map(|(key, value)| (RawKey::V6(*key), *value));
     rows4.chain(rows6)
 }
 
-/// Makes an image of the maps; what no plan would have written is marked as such.
+/// Makes an image of the maps. Entries that no plan would have written are marked as such.
 pub(in crate::dataplane) fn decode(
     capacity: Capacity,
     rows: &Rows,
@@ -131,7 +131,7 @@ impl From<&RawKey> for FrontendKey {
     }
 }
 
-/// Whether an agent writes such a key. No [`FrontendKey`] encodes to any other one.
+/// Whether an agent writes this key: whether it is the encoding of a [`FrontendKey`].
 pub(in crate::dataplane) fn is_written(key: RawKey) -> bool {
     RawKey::from(&FrontendKey::from(&key)) == key
 }
@@ -155,7 +155,7 @@ fn decode_row(
             false => Outside::No,
         },
     };
-    // The entry belongs to another key, or has flags that no row has: it is ignored.
+    // The entry belongs to another key, or has flags that no row has: programs ignore it.
     if raw_value(raw_key, &row) != value {
         row.service = u32::MAX;
     }
@@ -197,7 +197,7 @@ fn decode_service(family: AddressFamily, index: u32, table: &impl RawTable) -> S
         })
         .collect();
     let affinity = abi::Affinity(row.affinity);
-    // Readers search the range by halves: it must be sorted.
+    // Programs search the range by bisection, so it must be sorted.
     let backends = backends.filter(|backends| backends.is_sorted_by(|a, b| a < b));
     let set = backends.zip(ranges).map(|(backends, ranges)| {
         let terms = Terms {
@@ -229,7 +229,7 @@ fn decode_prefixes(conf: &abi::Conf) -> ClusterPrefixes {
     }
 }
 
-/// A mask that is not contiguous becomes a prefix that no table has, and is so replaced.
+/// A mask that is not contiguous becomes a prefix that no table has, so that it is replaced.
 fn decode_prefix(address: IpAddr, mask: IpAddr) -> IpNetwork {
     IpNetwork::with_netmask(address, mask)
         .unwrap_or(IpNetwork::V4(Ipv4Network::from(Ipv4Addr::UNSPECIFIED)))

@@ -1,5 +1,5 @@
-//! Which edition of what the sources say the table maps hold, and which source said it: a map beside them that no
-//! program reads.
+//! Records which edition of the sources' word the table maps hold, and which source sent it: in a map that no program
+//! reads.
 
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
@@ -16,12 +16,12 @@ pub(super) const NAME: &str = "yurt_edition";
 
 /// Entry 0.
 const EDITION: u32 = 0;
-/// Entry 1, as long as the other.
+/// Entry 1, of the same size.
 const SAID_BY: u32 = 1;
 type SaidByEntry = [SaidBy; 2];
 const _: () = assert!(size_of::<SaidByEntry>() == size_of::<Edition>());
 
-/// Opens the map. A new one says that nothing is known.
+/// Opens the map. A new one records nothing.
 pub(super) fn open(dir: &Path) -> Result<OwnedFd, DataplaneError> {
     let pin = dir.join(NAME);
     let wanted = info::<u32, Edition>(BPF_MAP_TYPE_ARRAY, 2, 0);
@@ -53,8 +53,8 @@ pub(super) fn read(dir: &Path) -> Option<(Edition, SaidBy)> {
     Some((edition[0], said_by))
 }
 
-/// Writes both, the source first: a process that is killed in between leaves an older edition of a source that knew a
-/// newer one.
+/// Writes both, the source first: if the process is killed in between, the new source is recorded with an older edition
+/// than it sent.
 pub(super) fn write(map: BorrowedFd<'_>, edition: Edition, said_by: SaidBy) -> io::Result<()> {
     sys::map_update(map, &SAID_BY, &[said_by, SaidBy::UNKNOWN])?;
     sys::map_update(map, &EDITION, &edition)

@@ -1,6 +1,7 @@
-//! From a plan to the words of the kernel: keys, values, entries of arrays (`yurt_ebpf::abi`).
+//! From a plan to the kernel's types: keys, values, entries of arrays (`yurt_ebpf::abi`).
 //!
-//! Pure. Ports are in network byte order from here on, and what several programs read at once is packed into one word.
+//! Pure. Ports are in network byte order from here on. Fields that programs have to read together are packed into one
+//! word.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -136,7 +137,7 @@ pub(in crate::dataplane) fn range6(range: &IpNetwork) -> Option<abi::Backend6> {
     ))
 }
 
-/// At most [`abi::MAX_PREFIXES`] of each family; the compiler of the table keeps to that.
+/// At most [`abi::MAX_PREFIXES`] of each family; the compiler of the table keeps within that.
 fn prefix_set(prefixes: &ClusterPrefixes) -> abi::PrefixSet {
     let mut set = abi::PrefixSet::default();
     if prefixes.are_service_cidrs {

@@ -1,9 +1,10 @@
-//! Waiting until every program that runs now has ended, and with it every reader of what is about to be used again.
+//! Waits until every program that runs now has ended, and with it every reader of slots that are about to be used
+//! again.
 //!
-//! The kernel waits (`synchronize_rcu`) before it returns from an update of a map of maps, so that no program has the
-//! old map any more: `maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20. An update with the same map
-//! waits as well. `membarrier(MEMBARRIER_CMD_GLOBAL)` is not enough: with one processor online it returns at once,
-//! whatever was preempted in the middle of a program, and with `nohz_full` it is refused (kernel/sched/membarrier.c).
+//! An update of a map of maps makes the kernel wait (`synchronize_rcu`) until no program has the old map any more:
+//! `maybe_wait_bpf_programs` in kernel/bpf/syscall.c, since Linux 4.20. It also waits if the new map is the old one.
+//! `membarrier(MEMBARRIER_CMD_GLOBAL)` is not enough: with one processor online it returns at once, even if a program
+//! was preempted in the middle, and with `nohz_full` it is refused (kernel/sched/membarrier.c).
 
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};

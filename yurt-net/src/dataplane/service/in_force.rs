@@ -1,4 +1,4 @@
-//! The table that the kernel serves, read through its pins: with an agent, and without one. Writes nothing.
+//! The table that the kernel serves, read through its pins, with or without an agent. Writes nothing.
 
 use std::fs;
 use std::os::fd::AsFd as _;
@@ -15,19 +15,19 @@ use crate::dataplane::load::maps::table_maps;
 use crate::dataplane::sys;
 use crate::plan::{Capacity, MapImage};
 
-/// How often the maps are read until no agent has written between the beginning and the end.
+/// How often the maps are read again if an agent has written to them meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// The table maps of whoever wrote them.
+/// The table maps, whatever agent wrote them.
 pub struct TableInForce {
-    /// What they hold. Where an agent writes all the time, some of its sets may be from two moments.
+    /// Their contents. If an agent writes all the time, sets may be from two different moments.
     pub image: MapImage,
-    /// Programs read them: without these, nothing of it is in force.
+    /// Programs read them: otherwise nothing of this is in force.
     pub is_attached: bool,
 }
 
 impl TableInForce {
-    /// Reads them; `None` where there are none of this version: no agent of it has served this node since the last
+    /// Reads them; `None` if there are none of this version, because no agent of it has served this node since the last
     /// cleanup or boot.
     pub fn read(bpffs: &Path) -> Result<Option<Self>, DataplaneError> {
         let root = bpffs.join("yurt-net");

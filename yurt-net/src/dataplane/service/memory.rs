@@ -1,7 +1,7 @@
-//! The maps in memory, written by the same plans and read by the same code as the kernel's: for tests. Pure.
+//! The maps in memory, for tests: written by the same plans and read by the same code as the kernel's. Pure.
 //!
-//! `apply` can be made to stop between any two writes, and `resolve4` and `resolve6` of `yurt_ebpf::select` run on it
-//! as they run in the kernel.
+//! `apply` can stop between any two writes, and `resolve4` and `resolve6` of `yurt_ebpf::select` run on these maps as
+//! they run in the kernel.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -31,13 +31,13 @@ pub struct MemoryDataplane {
     be6: Vec<Backend6>,
     conf: Box<Conf>,
     filter: Vec<u64>,
-    /// Grace periods so far.
+    /// How many grace periods there were.
     pub graces: usize,
-    /// Next answers of [`Dialer::random`].
+    /// The next answer of [`Dialer::random`].
     pub random: Cell<u32>,
-    /// Whether readers are in the node's network namespace.
+    /// Whether the dialling client is in the node's network namespace.
     pub is_in_node_netns: bool,
-    /// The state of the readers.
+    /// What is known of the dialling client's network namespace.
     pub client: Option<NetnsRow>,
 }
 
@@ -60,7 +60,7 @@ impl MemoryDataplane {
         }
     }
 
-    /// Applies the first `count` writes of a plan: an agent that was killed there.
+    /// Applies the first `count` writes of a plan, like an agent that is killed there.
     pub(crate) fn apply_prefix(&mut self, plan: &Plan, count: usize) -> Result<(), ApplyError> {
         for (applied, op) in plan.ops.iter().take(count).enumerate() {
             let total = plan.ops.len();
@@ -73,7 +73,7 @@ impl MemoryDataplane {
         Ok(())
     }
 
-    /// Overwrites entries of every map behind the planner's back; `seed` says which, and with what.
+    /// Overwrites entries of every map without the planner's knowledge; `seed` says which, and with what.
     pub fn damage(&mut self, seed: [u32; 6]) {
         let [a, b, c, d, e, f] = seed;
         let nth = |number: u32, length: usize| number as usize % length.max(1);

@@ -10,12 +10,13 @@
 //!     links/                  one link for each program on sockets
 //!     guard-v1/               maps and program of the guard, by guard ABI
 //!     translate-v1/           maps and programs of translation, by its ABI
+//!     packet-v2/              maps and programs of the packet path, by its ABI
 //!     tc/                     one pin for each program on a device
 //! ```
 //!
-//! `open` adopts table maps that are complete, of this ABI and of the wanted capacities. Otherwise it makes new ones,
-//! which replace the old ones in `activate`, after the first plan was applied; until then the old ones serve clients.
-//! Programs are always those of this binary: they are loaded against the maps, and swapped in without a gap.
+//! `open` adopts table maps that are complete, of this ABI and of the wanted capacities. Otherwise it makes new ones.
+//! They replace the old ones in `activate`, after the first plan was applied; until then the old ones serve clients.
+//! Programs are always those of this binary: they are loaded against the maps, and replace the old ones without a gap.
 #![expect(
     unsafe_code,
     reason = "entries that the programs read while they are written"
@@ -68,9 +69,9 @@ pub struct Options {
     pub cgroup: PathBuf,
     /// Entries of the table maps.
     pub capacity: Capacity,
-    /// TCP sockets whose `getpeername` shows the Service; rounded up to a power of two.
+    /// How many TCP sockets have an entry from which `getpeername` shows the Service; rounded up to a power of two.
     pub tcp_peers: u32,
-    /// Clients of Services with session affinity that are remembered, for each family.
+    /// How many clients of Services with session affinity are remembered, for each family.
     pub affinity: u32,
     /// The processes whose sockets are served.
     pub socket_lb: SocketLb,
@@ -83,21 +84,21 @@ pub enum SocketLb {
     /// Every process of the node and its Pods.
     #[default]
     All,
-    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods are left without any Service,
-    /// their DNS too, unless something else serves them: this version serves sockets only, and no packets.
+    /// Only processes in the node's own network namespace: for meshes and VM Pods. Pods then have no Services, and no
+    /// DNS, unless the packet path or something else serves them.
     Host,
     /// No process.
     Off,
 }
 
-/// The result of a repair of links and pins.
+/// The result of repairing links and pins.
 #[derive(Debug, Default)]
 pub struct Repair {
     /// Programs that were detached or replaced, or whose link was not pinned.
     pub programs: Vec<&'static str>,
     /// Maps that were not pinned.
     pub pins: Vec<&'static str>,
-    /// Failures of the repair.
+    /// What could not be repaired.
     pub failures: Vec<DataplaneError>,
 }
 
@@ -118,12 +119,12 @@ pub struct BpfDataplane {
     is_staged: bool,
     was_serving: bool,
     edition: OwnedFd,
-    /// The contents of the maps at the start.
+    /// The edition that the maps held at the start, and its source.
     found_edition: Option<(Edition, SaidBy)>,
 }
 
 impl BpfDataplane {
-    /// Takes the node over: lock, maps, programs. Clients notice nothing yet.
+    /// Takes the node over: lock, maps, programs. Clients are served as before.
     pub fn open(options: Options) -> Result<Self, DataplaneError> {
         has_object()?;
         sys::raise_memlock();
@@ -157,7 +158,8 @@ impl BpfDataplane {
         let dir = if is_adopted { &current } else { &next };
         create_dir(dir)?;
         for (name, info) in state_maps(state_capacity) {
-            // State that cannot be kept is lost, and harmless: old sockets show their backend, clients choose anew.
+            // State maps that cannot be kept may be lost: old sockets then show their backend, and clients with
+            // affinity choose again.
             let path = state.join(name);
             if !is_pinned_as(&path, &info) && path.exists() {
                 fs::remove_file(&path).map_err(at("remove", &path))?;
@@ -171,7 +173,7 @@ impl BpfDataplane {
             load_either(&options.capacity, state_capacity, Some(&pins))?;
         let table = Table::open(options.capacity, dir)?;
         let state_names = state_maps(state_capacity).map(|(name, _)| name);
-        // Before a new map is made, which has none.
+        // Read first: a map that is made below has no edition yet.
         let found_edition = edition::read(&current);
         let edition = edition::open(dir)?;
         let table_names = wanted.iter().map(|(name, _)| *name);
@@ -200,44 +202,44 @@ impl BpfDataplane {
             found_edition,
         };
         if is_adopted && was_serving {
-            // Before a source is asked: the programs of an older version may translate the agent's own sockets. What
-            // fails is tried again, and reported, once the table is there.
+            // Before a source is asked, because programs of an older version may translate the agent's own sockets.
+            // What fails here is tried again, and reported, once the table is in force.
             let _tried_again = dataplane.repair();
         }
         Ok(dataplane)
     }
 
-    /// The pins of an earlier agent were taken over.
+    /// Whether the pins of an earlier agent were taken over.
     pub fn is_adopted(&self) -> bool {
         !self.is_staged
     }
 
-    /// Clients are served already, by what an earlier agent left: these maps, or those that they replace.
+    /// Whether clients are served already by what an earlier agent left: these maps, or those that they replace.
     pub fn was_serving(&self) -> bool {
         self.was_serving
     }
 
-    /// The edition of the sources that the maps in use held at the start; `None` where they do not say, or where there
-    /// were none.
+    /// The edition that the maps in use held at the start; `None` if there were no maps, or they do not record it.
     pub fn found_edition(&self) -> Option<Edition> {
         let found = self.found_edition.filter(|_| self.was_serving);
         found.map(|(edition, _)| edition)
     }
 
-    /// Which source said what they held.
+    /// The source of that edition.
     pub fn found_said_by(&self) -> SaidBy {
         let found = self.found_edition.filter(|_| self.was_serving);
         found.map_or(SaidBy::UNKNOWN, |(_, said_by)| said_by)
     }
 
-    /// Writes which edition the table maps hold, and of which source. Called before they hold it, so that they are
-    /// never newer than they say.
+    /// Records the edition and the source of the table. Called before the table is written, so that the maps are never
+    /// newer than they say.
     pub fn set_edition(&self, edition: Edition, said_by: SaidBy) -> Result<(), DataplaneError> {
         let written = edition::write(self.edition.as_fd(), edition, said_by);
         written.map_err(on_map("write", edition::NAME))
     }
 
-    /// A refusal is `ECONNREFUSED`; otherwise `EPERM`, for this kernel lacks `bpf_set_retval` in these hooks.
+    /// Whether a refused connect fails with `ECONNREFUSED`; otherwise with `EPERM`, because this kernel lacks
+    /// `bpf_set_retval` in these hooks.
     pub fn has_set_retval(&self) -> bool {
         self.has_set_retval
     }
@@ -247,7 +249,7 @@ impl BpfDataplane {
         &self.sizes
     }
 
-    /// Puts the programs and the table into service: to be called once the table holds what it should.
+    /// Puts the programs and the table into service. Call it once the table is written.
     pub fn activate(&mut self) -> Result<(), DataplaneError> {
         let repair = self.repair();
         if let Some(failure) = repair.failures.into_iter().next() {
@@ -261,7 +263,7 @@ impl BpfDataplane {
             self.table_pins.dir = current;
             self.is_staged = false;
         }
-        // Perhaps left by an agent that was killed here.
+        // An agent that was killed here may have left them.
         for older in older_tables(&self.root)? {
             remove_dir(&older)?;
         }
@@ -273,7 +275,7 @@ impl BpfDataplane {
         self.counts.read()
     }
 
-    /// Writes the addresses of this node's clients. A client that cannot be written is left unknown; the error is
+    /// Writes the addresses of this node's clients. A client that cannot be written is left unknown, and the error is
     /// returned at the end.
     pub fn set_clients(&self, found: &Look) -> Result<(), DataplaneError> {
         let failed = |operation| on_map(operation, "yurt_netns");
@@ -297,7 +299,7 @@ impl BpfDataplane {
             if present.get(cookie) != Some(&row) {
                 let written = sys::map_update(map, cookie, &row).map_err(failed("write"));
                 if written.is_err() && present.contains_key(cookie) {
-                    // An unknown client is refused, which is better than an old address.
+                    // An unknown client is refused, which is better than one with an old address.
                     let _ = sys::map_delete(map, cookie);
                 }
                 result = result.and(written);
@@ -316,8 +318,8 @@ impl BpfDataplane {
         })
     }
 
-    /// Attaches programs that are not attached, replaces those that are not ours, pins what is not pinned, and sets the
-    /// switches again. Each step is made whether or not another one failed.
+    /// Attaches missing programs, replaces those that are not ours, makes missing pins, and sets the switches again. A
+    /// failure stops nothing else.
     pub fn repair(&mut self) -> Repair {
         let mut repair = Repair::default();
         repair.failures.extend(self.write_switches().err());
@@ -336,11 +338,11 @@ impl BpfDataplane {
 
     /// Programs that are attached to no cgroup.
     pub fn detached(&self) -> Vec<&'static str> {
-        // Until the new table is whole, those of the agent before serve.
+        // Until the new table is complete, the programs of the earlier agent serve.
         self.links.detached(self.is_staged)
     }
 
-    /// The first missing pin, and how many are missing: without a pin, an object ends with this process.
+    /// The first missing pin, and the number of missing pins: an object without a pin ends with this process.
     pub fn unpinned(&self) -> Result<Option<(PathBuf, usize)>, DataplaneError> {
         let maps = self.table_pins.missing().chain(self.state_pins.missing());
         let missing = maps
@@ -352,7 +354,7 @@ impl BpfDataplane {
 
     fn write_switches(&self) -> Result<(), DataplaneError> {
         let cookie = netns::cookie().map_err(DataplaneError::NetnsCookie)?;
-        // Kernels without SO_NETNS_COOKIE number namespaces from 1, and the node's own one is the first.
+        // Kernels without SO_NETNS_COOKIE number namespaces from 1, and the node's own namespace is the first one.
         let cookie = cookie.unwrap_or(1);
         let socket_lb = match self.options.socket_lb {
             SocketLb::All => abi::SOCKET_LB_ALL,
@@ -369,7 +371,7 @@ impl BpfDataplane {
     }
 }
 
-/// Table maps of older ABIs, finished or not. The programs that read them have been replaced.
+/// Table maps of older ABIs, complete or not. The programs that read them have been replaced.
 fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     let mut older = Vec::new();
     for entry in fs::read_dir(root).map_err(at("read", root))? {
@@ -387,7 +389,7 @@ fn older_tables(root: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     Ok(older)
 }
 
-/// Every kind of directory that has an ABI of its own, and the newest that this agent knows.
+/// Every kind of directory that has an ABI of its own, and the newest ABI that this agent knows.
 const ABIS: [(&str, u32); 5] = [
     ("v", abi::TABLE_ABI),
     ("state-v", abi::STATE_ABI),
@@ -407,7 +409,7 @@ fn check_abi(root: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-/// Whether a newer agent has made a directory: by its number, or because it is of a kind that has come since.
+/// Whether a newer agent has made a directory: by its number, or because its kind is unknown.
 fn is_of_newer(name: &str) -> bool {
     let name = name.strip_suffix("-next").unwrap_or(name);
     let (kind, version) = name.split_at(name.trim_end_matches(|c: char| c.is_ascii_digit()).len());
@@ -415,11 +417,11 @@ fn is_of_newer(name: &str) -> bool {
         return false;
     }
     let known = ABIS.into_iter().find(|(known, _)| *known == kind);
-    // No agent has had a number that does not fit.
+    // No agent has had a number that does not fit into 32 bits.
     known.is_none_or(|(_, newest)| version.parse().is_ok_and(|version: u32| version > newest))
 }
 
-/// Entries of an LRU map that may lie unused: each CPU takes 128 at once (`LOCAL_FREE_TARGET`,
+/// Entries of an LRU map that may lie unused, because each CPU takes 128 at once (`LOCAL_FREE_TARGET`,
 /// kernel/bpf/bpf_lru_list.c).
 fn lru_reserve(cpus: usize) -> u32 {
     u32::try_from(cpus).unwrap_or(u32::MAX).saturating_mul(128)

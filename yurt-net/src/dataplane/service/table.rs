@@ -1,6 +1,6 @@
 //! The table maps: hashes by system call, arrays in our memory.
 //!
-//! The large arrays are mapped only while they are read or written, and as far as they are written. At any other time a
+//! The large arrays are mapped only while they are read or written, and for writes only in part. At any other time a
 //! fault in this process cannot change the table that clients are served from, and the arrays do not count as the
 //! agent's memory.
 #![expect(
@@ -25,7 +25,7 @@ use crate::dataplane::error::on_map;
 use crate::dataplane::sys::{self, MappedArray, WindowedArray};
 use crate::plan::{Capacity, Filter, Op};
 
-/// A write to an array.
+/// The operation of a write to an array, for its error.
 const MAP: &str = "map into memory";
 
 /// The table maps in use.
@@ -39,11 +39,11 @@ pub(super) struct Table {
     pub(super) conf: MappedArray<Conf>,
     pub(super) filter: MappedArray<u64>,
     grace: GracePeriod,
-    /// The first generation that these maps count.
+    /// The generation that a set in these maps has first.
     pub(super) first_generation: u16,
 }
 
-/// The table maps with all arrays in our memory, to be read.
+/// The table maps with all arrays in our memory, for reading.
 pub(super) struct Mapped<'a> {
     table: &'a Table,
     svc: MappedArray<ServiceRow>,
@@ -59,8 +59,8 @@ pub(super) struct Writer<'a> {
     be6: WindowedArray<'a, Backend6>,
 }
 
-/// A start for the generations of a map, other than those of the maps before it: the kernel numbers maps, and this
-/// constant (2^16 over the golden ratio) keeps the starts of the next two hundred far apart.
+/// The first generation for a map, far from those of maps that were made shortly before: the kernel numbers maps, and
+/// this factor (2^16 over the golden ratio) keeps the first generations of the next two hundred maps apart.
 fn first_generation(map_id: u32) -> u16 {
     let [a, b, ..] = map_id.wrapping_mul(40_503).to_le_bytes();
     u16::from_le_bytes([a, b])
@@ -98,7 +98,7 @@ impl Table {
         })
     }
 
-    /// Has as much of the arrays in our memory as is written, until the result is dropped.
+    /// Maps the parts of the arrays that are written to into our memory, until the result is dropped.
     pub(super) fn writer(&self) -> Writer<'_> {
         let capacity = &self.capacity;
         Writer {
@@ -148,7 +148,7 @@ impl MapWriter for Writer<'_> {
 
     fn prefixes(&mut self, set: PrefixSet) -> Result<(), DataplaneError> {
         let conf = self.table.conf_entry()?;
-        // SAFETY: a valid entry of our mapping. The inactive half is read by nobody, and the switch is one word.
+        // SAFETY: a valid entry of our mapping. No program reads the inactive half, and the switch is one word.
         unsafe {
             let active = AtomicU32::from_ptr(&raw mut (*conf).active_prefixes);
             let next = (active.load(Ordering::Relaxed) & 1) ^ 1;
@@ -200,7 +200,8 @@ impl MapWriter for Writer<'_> {
         };
         let row = self.svc.entry(service).map_err(on_map(MAP, "yurt_svc"))?;
         let row = row.ok_or(out_of_bounds)?.as_ptr();
-        // SAFETY: valid, aligned words of our mapping. Release: the slots are there before the word that shows them.
+        // SAFETY: valid, aligned words of our mapping. Release: programs see the slots before the word that points to
+        // them.
         unsafe {
             AtomicU64::from_ptr(&raw mut (*row).affinity).store(new.affinity, Ordering::Relaxed);
             AtomicU64::from_ptr(&raw mut (*row).word).store(new.word, Ordering::Release);
@@ -228,7 +229,7 @@ impl MapWriter for Writer<'_> {
 }
 
 impl Table {
-    /// All rows. Rows that no agent would write are removed, because no plan could name them.
+    /// All rows. Rows that no agent would write are deleted, because no plan could name them.
     pub(super) fn rows(&self) -> Result<Rows, DataplaneError> {
         let (mut rows4, mut rows6) = self.all_rows()?;
         for (key, _) in rows4.extract_if(.., |(key, _)| !is_written(RawKey::V4(*key))) {
@@ -240,7 +241,7 @@ impl Table {
         Ok((rows4, rows6))
     }
 
-    /// All rows but those that no agent would write, which stay.
+    /// All rows except those that no agent would write. Deletes nothing.
     pub(super) fn written_rows(&self) -> Result<Rows, DataplaneError> {
         let (mut rows4, mut rows6) = self.all_rows()?;
         rows4.retain(|(key, _)| is_written(RawKey::V4(*key)));

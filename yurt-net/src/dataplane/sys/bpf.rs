@@ -1,4 +1,4 @@
-//! The `bpf(2)` calls that aya 0.14 does not make, or not as they are needed here. There are no others in the agent.
+//! The `bpf(2)` calls that aya 0.14 does not make, or not as they are needed here. The agent makes no others.
 //!
 //! | call | why not by aya | what would end it |
 //! |---|---|---|
@@ -48,7 +48,7 @@ const TCX_INGRESS: u32 = 46;
 const TCX_EGRESS: u32 = 47;
 /// `BPF_LINK_TYPE_TCX`.
 const LINK_TYPE_TCX: u32 = 11;
-/// `BPF_F_BEFORE`; without another program to be before of, it means all.
+/// `BPF_F_BEFORE`; without a program to come before, it means before all.
 const BEFORE: u32 = 1 << 3;
 /// `BPF_F_AFTER`, of a link (`BPF_F_LINK`).
 const AFTER_LINK: u32 = 1 << 4 | 1 << 13;
@@ -126,7 +126,7 @@ fn info<T: Default>(fd: BorrowedFd<'_>) -> io::Result<T> {
     info_of(fd, T::default())
 }
 
-/// Like [`info`], with pointers to where lists are to be written.
+/// Like [`info`]; `value` has pointers to where the kernel writes lists.
 fn info_of<T>(fd: BorrowedFd<'_>, mut value: T) -> io::Result<T> {
     let length = u32::try_from(size_of::<T>()).map_err(io::Error::other)?;
     let info = std::ptr::from_mut(&mut value).addr() as u64;
@@ -158,18 +158,18 @@ pub(in crate::dataplane) fn map_info(fd: BorrowedFd<'_>) -> io::Result<MapInfo> 
     info(fd)
 }
 
-/// Kind and number of an object: the head of each description.
+/// Type and number of an object: the first words of every description.
 pub(in crate::dataplane) fn object_id(fd: BorrowedFd<'_>) -> io::Result<[u32; 2]> {
     info(fd)
 }
 
-/// All links of the kernel that have a program on a cgroup, whichever it is. One that may not be looked at is left out,
-/// as it is none of ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
+/// All links in the kernel that have a program on a cgroup. A link that may not be opened is left out, because it is
+/// not ours. Needs Linux 5.8 and `CAP_SYS_ADMIN`.
 pub(in crate::dataplane) fn cgroup_links() -> io::Result<Vec<(LinkInfo, OwnedFd)>> {
     let mut found = Vec::new();
     let mut last = 0;
     loop {
-        // The number to start behind, and the one that follows.
+        // The number to start after, and the next number, which the kernel writes.
         let mut attr = [last, 0, 0];
         match bpf(BPF_LINK_GET_NEXT_ID, &mut attr) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(found),
@@ -199,7 +199,8 @@ pub(in crate::dataplane) fn link_by_id(id: u32) -> io::Result<OwnedFd> {
     bpf(BPF_LINK_GET_FD_BY_ID, &mut [id, 0, 0]).and_then(owned)
 }
 
-/// Whether an error concerns one object only: it is gone, is a link that is being made, or may not be seen.
+/// Whether an error concerns one object only: it is gone, it is a link that is just being made, or it may not be
+/// opened.
 pub(in crate::dataplane) fn is_passed_over(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
@@ -226,7 +227,7 @@ pub(in crate::dataplane) fn link_info(fd: BorrowedFd<'_>) -> io::Result<LinkInfo
     info(fd)
 }
 
-/// The attributes of `BPF_LINK_CREATE` up to the last one that tcx has; those from `relative_fd` on are 0 elsewhere.
+/// The attributes of `BPF_LINK_CREATE` up to the last one for tcx; those from `relative_fd` on are 0 elsewhere.
 #[repr(C)]
 #[derive(Default)]
 struct LinkCreateAttr {
@@ -262,7 +263,7 @@ struct LinkUpdateAttr {
     old_prog_fd: u32,
 }
 
-/// Swaps the program of a link, without a gap.
+/// Replaces the program of a link, without a gap.
 pub(in crate::dataplane) fn link_update(
     link: BorrowedFd<'_>,
     program: BorrowedFd<'_>,
@@ -325,7 +326,7 @@ pub(in crate::dataplane) fn map_update<K, V>(
     map_update_per_cpu(map, key, std::slice::from_ref(value))
 }
 
-/// The same with many, `keys` and `values` of the same length, in one call.
+/// The same for many entries in one call; `keys` and `values` have the same length.
 pub(in crate::dataplane) fn map_update_all<K, V>(
     map: BorrowedFd<'_>,
     keys: &[K],
@@ -361,7 +362,7 @@ pub(in crate::dataplane) fn map_update_per_cpu<K, V>(
     .map(drop)
 }
 
-/// Removes an entry; one that is not there is no error.
+/// Removes an entry; a missing one is no error.
 pub(in crate::dataplane) fn map_delete<K>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     match bpf(BPF_MAP_DELETE_ELEM, &mut ElementAttr::new(map, key)) {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
@@ -388,7 +389,7 @@ pub(in crate::dataplane) fn map_lookup<K, V: Copy>(
     }
 }
 
-/// All entries of a hash. Entries that come or go meanwhile may be seen or not.
+/// All entries of a hash. Entries that come or go meanwhile may be missed.
 pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
 ) -> io::Result<Vec<(K, V)>> {
@@ -397,13 +398,13 @@ pub(in crate::dataplane) fn map_entries<K: Copy + Default, V: Copy + Default>(
     Ok(entries)
 }
 
-/// The same, in turn: a large one needs no more memory than a few hundred entries do.
+/// The same, one after the other: needs memory for a few hundred entries, however large the map is.
 pub(in crate::dataplane) fn map_each<K: Copy + Default, V: Copy + Default>(
     map: BorrowedFd<'_>,
     mut see: impl FnMut(&K, &V),
 ) -> io::Result<()> {
     let (mut keys, mut values) = (vec![K::default(); 256], vec![V::default(); 256]);
-    // A hash numbers its buckets.
+    // The cursor is the number of a bucket.
     let mut cursor: Option<u32> = None;
     loop {
         let room = keys.len();
@@ -477,7 +478,7 @@ pub(in crate::dataplane) fn array_of_maps_create(
     owned(bpf(BPF_MAP_CREATE, &mut attr)?)
 }
 
-/// The part of `struct bpf_prog_info` up to the name.
+/// The first fields of `struct bpf_prog_info`, up to the name.
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 struct RawProgramInfo {
@@ -493,7 +494,7 @@ struct RawProgramInfo {
     name: [u8; 16],
 }
 
-/// The numbers of the maps that a program reads or writes.
+/// The numbers of the maps that a program uses.
 pub(in crate::dataplane) fn program_maps(program: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
     /// `MAX_USED_MAPS` of the verifier.
     const MOST: u32 = 64;
@@ -508,7 +509,7 @@ pub(in crate::dataplane) fn program_maps(program: BorrowedFd<'_>) -> io::Result<
     Ok(ids)
 }
 
-/// The name of a program, which ends in zeros.
+/// The name of a program, padded with zeros.
 pub(in crate::dataplane) fn program_name(program: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     info(program).map(|info: RawProgramInfo| info.name)
 }
@@ -533,13 +534,13 @@ impl Hook {
 
 /// Whether this kernel has tcx.
 pub(in crate::dataplane) fn has_tcx(program: BorrowedFd<'_>) -> bool {
-    // There is no device 0, which a kernel finds out that knows what is asked of it.
+    // No device has the index 0. Only a kernel that knows tcx gets as far as looking for it.
     let result = tcx_create(program, Hook::Ingress, 0, None);
     result.is_err_and(|error| error.raw_os_error() == Some(libc::ENODEV))
 }
 
-/// Attaches a program to a device, before all others there but the one of `first`, which it comes right after.
-/// `ENODEV`: there is no such device.
+/// Attaches a program to a device, before all others there, or right after the program of link `first`. `ENODEV`: there
+/// is no such device.
 pub(in crate::dataplane) fn tcx_create(
     program: BorrowedFd<'_>,
     hook: Hook,
@@ -569,8 +570,8 @@ struct RawTcxInfo {
     attach_type: u32,
 }
 
-/// The program of a link; `None` where the link is not on this hook of this device: it belongs to another one, is
-/// detached, or the device is gone.
+/// The program of a link; `None` if the link is not on this hook of this device, because it belongs to another one, is
+/// detached, or its device is gone.
 pub(in crate::dataplane) fn tcx_program(
     link: BorrowedFd<'_>,
     hook: Hook,
@@ -583,7 +584,7 @@ pub(in crate::dataplane) fn tcx_program(
     Ok(is_there.then_some(info.prog_id))
 }
 
-/// The attributes of `BPF_PROG_QUERY`, as they are asked of devices.
+/// The attributes of `BPF_PROG_QUERY` for devices.
 #[repr(C)]
 #[derive(Default)]
 struct TcxQueryAttr {
@@ -600,9 +601,9 @@ struct TcxQueryAttr {
     revision: u64,
 }
 
-/// Program and link of everything that was attached to a device by a link. `ENODEV`: there is no such device.
+/// The program and the link of everything that is attached to a device by a link. `ENODEV`: there is no such device.
 pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Vec<(u32, u32)>> {
-    /// `BPF_MPROG_MAX`: more are on no hook.
+    /// `BPF_MPROG_MAX`: the most programs on a hook.
     const MOST: u32 = 64;
     let (mut programs, mut links) = ([0u32; MOST as usize], [0u32; MOST as usize]);
     let mut attr = TcxQueryAttr {
@@ -619,6 +620,6 @@ pub(in crate::dataplane) fn tcx_links(hook: Hook, ifindex: u32) -> io::Result<Ve
         result => drop(result?),
     }
     let found = programs.into_iter().zip(links).take(attr.count as usize);
-    // Without a link a program has the number 0.
+    // A program that is attached without a link has link number 0.
     Ok(found.filter(|(_, link)| *link != 0).collect())
 }

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 use std::ptr::NonNull;
 
-/// An array map in our memory. Stores are seen by programs at once.
+/// An array map in our memory. Programs see stores at once.
 #[derive(Debug)]
 pub(in crate::dataplane) struct MappedArray<T> {
     base: NonNull<T>,
@@ -21,7 +21,7 @@ impl<T: Copy> MappedArray<T> {
         Self::part(map, 0, length)
     }
 
-    /// The same of `length` entries from the entry `first` on, which begins a page. To this array `first` is entry 0.
+    /// The same for `length` entries from `first` on, which must begin a page. In this array `first` has the index 0.
     fn part(map: BorrowedFd<'_>, first: u32, length: u32) -> io::Result<Self> {
         let offset = libc::off_t::try_from(Self::bytes(first)).map_err(io::Error::other)?;
         // SAFETY: a new mapping; the kernel checks its place and length against the map's.
@@ -69,21 +69,21 @@ impl<T> Drop for MappedArray<T> {
     }
 }
 
-/// The size of a window. Windows begin at multiples of it, so pages of any size and entries of 8, 16 and 24 bytes have
-/// to divide it.
+/// The size of a window. Windows begin at multiples of it, so it must be a multiple of the page size and of the sizes
+/// of entries: 8, 16 and 24 bytes.
 const WINDOW_BYTES: usize = 3 << 16;
-/// After so many windows in one sitting it is cheaper to map all.
+/// After this many windows in one sitting it is cheaper to map the whole array.
 const WINDOWS: u32 = 4;
 
-/// An array map of which as much is in our memory as is written to.
+/// An array map, of which only the parts that are written to are in our memory.
 ///
-/// The kernel maps every page when it is asked to, touched or not: a thousand for the arrays of a table, which took
-/// longer than all else about the change of one Service, and that touches two.
+/// The kernel maps every page of a mapping, whether it is used or not. Mapping the arrays of a table (a thousand pages)
+/// took longer than everything else about a change of one Service, which writes to two pages.
 #[derive(Debug)]
 pub(in crate::dataplane) struct WindowedArray<'a, T> {
     map: BorrowedFd<'a>,
     length: u32,
-    /// From which entry on, and what is mapped.
+    /// The first entry of the present window, and the window.
     window: Option<(u32, MappedArray<T>)>,
     windows: u32,
 }
@@ -99,7 +99,7 @@ impl<'a, T: Copy> WindowedArray<'a, T> {
         }
     }
 
-    /// Pointer to an entry, good until the next call; `None` beyond the end.
+    /// Pointer to an entry, valid until the next call; `None` beyond the end.
     pub(in crate::dataplane) fn entry(&mut self, index: u32) -> io::Result<Option<NonNull<T>>> {
         if index >= self.length {
             return Ok(None);
@@ -120,7 +120,7 @@ impl<'a, T: Copy> WindowedArray<'a, T> {
         Ok(entry)
     }
 
-    /// The window that an entry is in: its first entry, and how many there are.
+    /// The window of an entry: its first entry, and their number.
     fn around(index: u32, length: u32) -> (u32, u32) {
         const {
             assert!(WINDOW_BYTES.is_multiple_of(size_of::<T>()));
@@ -131,7 +131,7 @@ impl<'a, T: Copy> WindowedArray<'a, T> {
         (first, entries.min(length - first))
     }
 
-    /// Writes an entry that no program reads at the moment. False beyond the end.
+    /// Writes an entry that no program reads at the moment. False beyond the end of the array.
     pub(in crate::dataplane) fn write(&mut self, index: u32, value: T) -> io::Result<bool> {
         let entry = self.entry(index)?;
         // SAFETY: a valid entry of our own mapping.
@@ -151,7 +151,7 @@ mod tests {
 
     use super::*;
 
-    /// The size of the largest entry, which no page is a multiple of.
+    /// An entry of the largest size, which does not divide a page.
     type Entry = [u64; 3];
     const LENGTH: u32 = 50_000;
 

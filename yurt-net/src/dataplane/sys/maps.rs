@@ -1,4 +1,4 @@
-//! Maps that are no part of the object, by aya.
+//! Maps that are not part of the object, by aya.
 
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
@@ -7,7 +7,7 @@ use aya::maps::{MapData, MapError, loaded_maps};
 
 use super::bpf::{MapInfo, is_passed_over};
 
-/// Makes a map; `info.id` does not matter.
+/// Makes a map; `info.id` is ignored.
 pub(in crate::dataplane) fn map_create(name: &str, info: &MapInfo) -> io::Result<OwnedFd> {
     let map = aya_obj::Map::new_from_params(
         info.map_type,
@@ -20,8 +20,8 @@ pub(in crate::dataplane) fn map_create(name: &str, info: &MapInfo) -> io::Result
     map.fd().as_fd().try_clone_to_owned()
 }
 
-/// All maps of the kernel that have a name, with their numbers. One that may not be looked at, by the word of a
-/// security module or of whoever it belongs to, is left out: it is none of ours. Needs `CAP_SYS_ADMIN`.
+/// All maps in the kernel with this name, and their numbers. A map that may not be opened, because of a security module
+/// or its owner, is left out: it is not ours. Needs `CAP_SYS_ADMIN`.
 pub(in crate::dataplane) fn maps_named(name: &str) -> io::Result<Vec<(u32, OwnedFd)>> {
     let mut found = Vec::new();
     for map in loaded_maps() {

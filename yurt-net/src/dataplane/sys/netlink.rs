@@ -42,7 +42,7 @@ impl Connection {
         })
     }
 
-    /// Asks for something to be done, and waits until it is.
+    /// Asks for something to be done, and waits for the result.
     pub(in crate::dataplane) fn request(
         &mut self,
         kind: u16,
@@ -52,7 +52,7 @@ impl Connection {
         self.ask(kind, flags | NLM_F_ACK, body, |_| {})
     }
 
-    /// Asks for one thing, and hands over the body of the message that tells of it.
+    /// Asks for one thing, and hands over the body of the message that describes it.
     pub(in crate::dataplane) fn get(
         &mut self,
         kind: u16,

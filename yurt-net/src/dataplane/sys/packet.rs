@@ -12,17 +12,17 @@ use super::bpf::raw;
 /// Not in the C library's bindings: `linux/if_packet.h`, Linux 4.20.
 const PACKET_IGNORE_OUTGOING: libc::c_int = 23;
 
-/// A socket that sees every frame that comes in at a device, from its network header on, filtered from the first frame
-/// on.
+/// A packet socket for every frame that comes in at a device, from the network header on. The filter works from the
+/// first frame on.
 ///
-/// It is a socket for all protocols, which the kernel asks before IP. For a socket of IP alone each packet would be
-/// cloned.
+/// The socket is for all protocols, because the kernel hands frames to such sockets before IP. For a socket of IP alone
+/// it would clone each packet.
 pub(in crate::dataplane) fn packet_socket(
     ifindex: u32,
     filter: BorrowedFd<'_>,
 ) -> io::Result<OwnedFd> {
     let kind = libc::SOCK_DGRAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
-    // Without a protocol it receives nothing before it is bound.
+    // A socket without a protocol receives nothing until it is bound.
     // SAFETY: a call without pointers.
     let socket = unsafe { libc::socket(libc::AF_PACKET, kind, 0) };
     if socket < 0 {

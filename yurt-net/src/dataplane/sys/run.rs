@@ -1,21 +1,21 @@
-//! A program on a made-up packet (`BPF_PROG_TEST_RUN`), by aya.
+//! Runs a program on a made-up packet (`BPF_PROG_TEST_RUN`), by aya.
 
 use std::io;
 use std::path::Path;
 
 use aya::programs::{ProgramError, SchedClassifier, TestRun as _, TestRunOptions};
 
-/// By so much a frame may grow.
+/// The number of bytes by which a program may lengthen a frame.
 const ROOM: usize = 256;
 
-/// What a pinned program for devices returns for a frame that comes in at a device, and the frame as it leaves it. The
-/// device's programs and network stack see nothing of it. Needs Linux 5.10.
+/// Runs a pinned program for devices on a frame, as if the frame came in at a device. Returns the program's result and
+/// the frame afterwards. The device's other programs and the network stack do not see the frame. Needs Linux 5.10.
 pub(in crate::dataplane) fn run_on_frame(
     pin: &Path,
     ifindex: u32,
     frame: &[u8],
 ) -> io::Result<(u32, Vec<u8>)> {
-    // `struct __sk_buff` up to its eleventh word, which is the device's index. All else must be zero.
+    // `struct __sk_buff` up to its eleventh word, the index of the device. All other words must be zero.
     let mut context = [0; 11 * 4];
     context[10 * 4..].copy_from_slice(&ifindex.to_ne_bytes());
     let mut out = vec![0; frame.len() + ROOM];

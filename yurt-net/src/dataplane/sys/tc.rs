@@ -1,4 +1,4 @@
-//! Devices, and the filters that attach programs to them before Linux 6.6 (`bpf` has the links of later kernels).
+//! Devices, and the filters that attach programs to them before Linux 6.6 (later kernels have links: `bpf`).
 //!
 //! Structures follow Linux `include/uapi/linux/{bpf,rtnetlink,pkt_sched,pkt_cls}.h`.
 
@@ -71,11 +71,11 @@ const NLA_TYPE_MASK: u16 = 0x3fff;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
 const ETH_P_ALL_BE: u32 = 0x0300;
-/// "yurt": no filter of others has it.
+/// "yurt": the handle of our filters.
 const HANDLE: u32 = 0x7975_7274;
 /// `struct tcmsg`.
 const TCMSG: usize = 20;
-/// The number of priorities that are tried. The lowest runs first; filters of two kinds cannot share one.
+/// How many priorities are tried. The lowest runs first; filters of two kinds cannot share one.
 const PRIORITIES: u32 = 8;
 
 /// A filter of ours on a device.
@@ -85,7 +85,7 @@ pub(in crate::dataplane) struct Filter {
     pub(in crate::dataplane) program_id: u32,
 }
 
-/// Filters of the namespace that it was opened in.
+/// The filters in the network namespace where this was opened.
 #[derive(Debug)]
 pub(in crate::dataplane) struct Filters(Connection);
 
@@ -94,7 +94,7 @@ impl Filters {
         Connection::open(NETLINK_ROUTE).map(Self)
     }
 
-    /// Our filter of a name. `ENODEV`: there is no such device.
+    /// Our filter with this name. `ENODEV`: there is no such device.
     pub(in crate::dataplane) fn find(
         &mut self,
         name: &str,
@@ -105,7 +105,7 @@ impl Filters {
         let mut found = None;
         let take = |message: &[u8]| found = found.or(ours(message, name));
         match self.0.dump(RTM_GETTFILTER, &body, take) {
-            // No qdisc to have filters, or a kernel that has neither.
+            // The device has no qdisc for filters, or the kernel has neither.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP)) => {
                 Ok(None)
             }
@@ -113,8 +113,8 @@ impl Filters {
         }
     }
 
-    /// Adds our filter, of this priority or the next ones, and before it the qdisc that it needs. `ENODEV`: there is no
-    /// such device.
+    /// Adds our filter with this priority or one of the next, and before that the qdisc that it needs. `ENODEV`: there
+    /// is no such device.
     pub(in crate::dataplane) fn add(
         &mut self,
         program: BorrowedFd<'_>,
@@ -149,7 +149,7 @@ impl Filters {
         result
     }
 
-    /// Puts another program into our filter, without a gap.
+    /// Replaces the program of our filter, without a gap.
     pub(in crate::dataplane) fn replace(
         &mut self,
         program: BorrowedFd<'_>,
@@ -208,7 +208,7 @@ fn filter(program: BorrowedFd<'_>, name: &str, hook: Hook, ifindex: u32, priorit
     body
 }
 
-/// Kind and value of each attribute; it ends where something is cut off.
+/// Kind and value of each attribute, up to one that is cut off.
 fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);
@@ -219,7 +219,7 @@ fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     })
 }
 
-/// A filter in a dump, if it is ours and of that name.
+/// A filter in a dump, if it is ours and has this name.
 fn ours(message: &[u8], name: &str) -> Option<Filter> {
     let find = |bytes, wanted| attributes(bytes).find(|(kind, _)| *kind == wanted);
     let (handle, info) = (u32_at(message, 8)?, u32_at(message, 16)?);

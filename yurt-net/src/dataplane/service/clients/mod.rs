@@ -1,12 +1,12 @@
 //! Clients: the network namespaces of this node and their addresses, which programs need for source ranges.
 //!
 //! A hook sees a socket before it has a source address, but it sees the cookie of its namespace. Only Services with
-//! source ranges need the address, so clients are looked for only while there is such a Service: after every change of
-//! the ledger and of the node's interfaces (a new Pod's first change), a little later, as its address may come last,
-//! and every ten seconds. A search runs in a thread of its own.
+//! source ranges need the address, so clients are looked for only while there is such a Service. A search starts after
+//! every change of the ledger and of the node's interfaces (a new Pod changes them first), a few more follow because a
+//! Pod's address may come last, and one starts every ten seconds. A search runs in a thread of its own.
 //!
-//! The device that leads to a namespace tells whose it is, and the node's side alone tells its addresses (`identity`).
-//! Nothing inside a Pod is listed: whatever a Pod puts there costs nothing and proves nothing.
+//! The device that leads to a namespace tells which Pod it belongs to, and only the node's side tells its addresses
+//! (`identity`). Nothing inside a Pod is listed: whatever a Pod puts there costs nothing and proves nothing.
 
 pub mod identity;
 
@@ -23,25 +23,26 @@ use self::identity::{Client, ClientAddresses, Identities, Word, identify};
 use crate::host::netns::{self, Netns};
 use crate::node::near::Nearby;
 
-/// After a change of interfaces.
+/// When searches follow a change of interfaces.
 const LOOKS: [Duration; 4] = [
     Duration::ZERO,
     Duration::from_millis(200),
     Duration::from_secs(1),
     Duration::from_secs(3),
 ];
-/// Between two searches.
+/// The shortest time between two searches.
 const GAP: Duration = Duration::from_millis(200);
 const EVERY: Duration = Duration::from_secs(10);
 
-/// How long an answer to a question may take, each time.
+/// How long to wait for the answer to a question, each time that it is asked.
 const ANSWERS: [Duration; 4] = [
     Duration::from_millis(20),
     Duration::from_millis(40),
     Duration::from_millis(80),
     Duration::from_millis(160),
 ];
-/// Addresses that no host has (RFC 2544, RFC 5180). Nothing is sent there: a connected socket shows its source address.
+/// Addresses that no host has (RFC 2544, RFC 5180). Nothing is sent there: a connected socket shows which source
+/// address it would use.
 const ANYWHERE: [&str; 2] = ["198.18.0.1:9", "[2001:2::1]:9"];
 
 /// The result of a search.
@@ -100,7 +101,7 @@ impl Default for Clients {
 }
 
 impl Clients {
-    /// Says whether there is a Service that needs clients; true if that has changed.
+    /// Takes whether a Service needs clients; true if that has changed.
     pub fn want(&mut self, is_wanted: bool) -> bool {
         let is_new = is_wanted != self.is_wanted;
         self.is_wanted = is_wanted;
@@ -125,7 +126,7 @@ impl Clients {
         self.is_wanted
     }
 
-    /// A Pod may have come or gone; or a route has changed, which may happen all the time.
+    /// A Pod may have come or gone. A route may also have changed, which may happen all the time.
     pub fn interfaces_changed(&mut self) {
         if self.is_wanted {
             let now = Instant::now();
@@ -140,7 +141,7 @@ impl Clients {
             if self.is_looking {
                 let found = self.found.recv().await;
                 self.is_looking = false;
-                // This always returns an answer, because we hold a sender. It may not be wanted any more.
+                // We hold a sender, so this always returns an answer. It may no longer be wanted.
                 let found = found.filter(|_| self.is_wanted).unwrap_or_default();
                 if found.is_complete() {
                     self.known.clone_from(&found.clients);
@@ -174,14 +175,14 @@ impl Clients {
 
 fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look> {
     let mut found = Look::default();
-    // This thread is in the node's own namespace, and a Pod with a cookie that is told has one, too.
+    // This thread is in the node's own namespace. If the kernel tells its cookie, it tells those of Pods, too.
     let own = netns::cookie()?.ok_or_else(no_cookies)?;
     found.clients.insert(own, own_addresses(word)?);
     let nearby = Nearby::open()?;
     let mut near = nearby.look()?;
     let namespaces: Vec<Netns> = netns::all()?.into_iter().skip(1).collect();
     let ids = nearby.netns_ids(&namespaces)?;
-    // Only namespaces of Pods are entered.
+    // Only the namespaces of Pods are entered.
     let (mut namespaces, devices): (Vec<Netns>, Vec<Vec<u32>>) = namespaces
         .into_iter()
         .zip(ids)
@@ -209,7 +210,7 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
         take_claims(&entered, &mut clients, &identities)?;
         identities = identify(&near, word, before, &clients);
         for question in &identities.questions {
-            // A client that cannot be asked for stays unknown.
+            // If the question fails, the client stays unknown.
             let _ = nearby.ask(question);
         }
         for patience in ANSWERS {
@@ -225,7 +226,7 @@ fn look(word: &Word, before: &BTreeMap<u64, ClientAddresses>) -> io::Result<Look
     Ok(found)
 }
 
-/// Asks the clients that are not fully known which addresses they would dial with.
+/// Asks clients whose addresses are not all known which addresses they would dial with.
 fn take_claims(
     namespaces: &[Netns],
     clients: &mut [Client],
@@ -270,7 +271,7 @@ fn claim() -> ClientAddresses {
     claimed
 }
 
-/// The source address of the node: of its default route, or else the first address of its interfaces.
+/// The source addresses of the node: those of its default route, otherwise the first ones of its interfaces.
 fn own_addresses(word: &Word) -> io::Result<ClientAddresses> {
     let mut own = word.own;
     if own.v4.is_none() || own.v6.is_none() {

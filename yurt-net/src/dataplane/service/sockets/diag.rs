@@ -1,7 +1,7 @@
-//! The kernel's socket diagnosis: which sockets a namespace has, and the end of one. `message` has the wire format.
+//! The kernel's socket diagnosis: lists the sockets of a namespace, and ends one. `message` has the wire format.
 //!
-//! It can also return what a program stored with a socket (`INET_DIAG_REQ_SK_BPF_STORAGES`), but not of UDP:
-//! `inet_sk_diag_fill` ends before it gets there when a socket has no connection (net/ipv4/inet_diag.c). `storage` has
+//! The kernel can also return what a program stored with a socket (`INET_DIAG_REQ_SK_BPF_STORAGES`), but not for UDP:
+//! `inet_sk_diag_fill` returns before that for a socket without a connection (net/ipv4/inet_diag.c). `storage` has
 //! another way.
 
 use std::io;
@@ -15,7 +15,7 @@ use super::message::{
 };
 use crate::dataplane::sys::netlink::Connection;
 
-/// A connection to the diagnosis of the namespace that it was opened in.
+/// A netlink connection for socket diagnosis, in the namespace where it was opened.
 #[derive(Debug)]
 pub(super) struct Diag(Connection);
 
@@ -25,8 +25,8 @@ impl Diag {
         Connection::open(NETLINK_SOCK_DIAG).map(Self)
     }
 
-    /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`), all of them or those with one of these
-    /// remotes. An error of `ENOENT`: the kernel has no diagnosis of the protocol.
+    /// The connected sockets of a family (`AF_*`) and a protocol (`IPPROTO_*`): all of them, or those with one of these
+    /// remotes. Fails with `ENOENT` if the kernel has no diagnosis for the protocol.
     pub(super) fn connected(
         &mut self,
         family: u8,
@@ -45,7 +45,7 @@ impl Diag {
         Ok(sockets)
     }
 
-    /// Whether the kernel has a diagnosis of a protocol (`IPPROTO_*`): built in, or as a module that can be loaded.
+    /// Whether the kernel has a diagnosis for a protocol (`IPPROTO_*`): built in, or as a module that can be loaded.
     pub(super) fn knows(&mut self, protocol: u8) -> io::Result<bool> {
         let body = request_nothing(AF_INET, protocol);
         match self.0.dump(SOCK_DIAG_BY_FAMILY, &body, |_| {}) {
@@ -67,22 +67,22 @@ impl Diag {
             found = owner(message);
         });
         match asked {
-            // The error of a missing handler is the same.
+            // A kernel without the diagnosis gives the same error.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => match self.knows(TCP)? {
                 true => Ok(None),
                 false => Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    "this kernel does not tell of TCP sockets: it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
+                    "this kernel does not list TCP sockets: it needs CONFIG_INET_TCP_DIAG (modprobe tcp_diag)",
                 )),
             },
             result => result.map(|()| found),
         }
     }
 
-    /// Ends a socket: what waits on it, and its next call, fails with `ECONNABORTED`. False when it is gone already.
+    /// Ends a socket: calls that wait on it, and its next call, fail with `ECONNABORTED`. False if it is already gone.
     pub(super) fn destroy(&mut self, protocol: u8, socket: &Socket) -> io::Result<bool> {
         match self.try_destroy(socket.family, protocol, &socket.id) {
-            // Another socket has its addresses now, or none.
+            // Its addresses belong to another socket now, or to none.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESTALE)) => {
                 Ok(false)
             }
@@ -116,7 +116,7 @@ mod tests {
         let mut diag = Diag::open().unwrap();
         assert!(diag.knows(TCP).unwrap());
         assert!(diag.knows(UDP).unwrap());
-        // ICMP has none.
+        // ICMP has no diagnosis.
         assert!(!diag.knows(1).unwrap());
     }
 

@@ -11,9 +11,9 @@ use yurt_ebpf::frame::ip::TCP;
 
 use crate::dataplane::netlink::u32_at;
 
-/// The widths of the kernel's requests; `libc` has those of `socket(2)`.
+/// Width as in the kernel's requests; `libc` has that of `socket(2)`.
 pub const AF_INET: u8 = 2;
-/// Also of sockets that are IPv4-mapped.
+/// Includes sockets with IPv4-mapped addresses.
 pub const AF_INET6: u8 = 10;
 
 pub(super) const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -24,7 +24,7 @@ pub(super) const SOCKID: usize = 48;
 /// `struct inet_diag_msg`.
 const MESSAGE: usize = 72;
 
-/// TCP states, as bits: what is connected or about to be.
+/// TCP states, as bits: connected or connecting.
 const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 8;
 
 /// A socket.
@@ -32,32 +32,32 @@ const CONNECTED: u32 = 1 << 1 | 1 << 2 | 1 << 8;
 pub struct Socket {
     /// `AF_INET` or `AF_INET6`.
     pub family: u8,
-    /// `struct inet_diag_sockid`, to be handed back.
+    /// `struct inet_diag_sockid`, which requests about the socket repeat.
     pub(super) id: [u8; SOCKID],
-    /// Its cookie, which no other socket is ever given.
+    /// Its cookie, which no other socket ever gets.
     pub cookie: u64,
     /// The address that it is connected to; IPv4 addresses are IPv4-mapped.
     pub remote: [u8; 16],
-    /// Its port, big endian.
+    /// The port that it is connected to, big endian.
     pub remote_port_be: [u8; 2],
-    /// The inode of its file; 0 if it has none any more.
+    /// The inode of its file; 0 if it has no file any more.
     pub inode: u32,
 }
 
 /// `INET_DIAG_REQ_BYTECODE`, of the requests' attributes.
 const REQ_BYTECODE: u16 = 1;
-/// `INET_DIAG_BC_JMP`: goes where "no" leads.
+/// `INET_DIAG_BC_JMP`: always takes the jump for "no".
 const BC_JMP: u8 = 1;
 /// `INET_DIAG_BC_D_COND`: the remote is this one.
 const BC_D_COND: u8 = 8;
 /// `struct inet_diag_bc_op`.
 const OP: usize = 4;
 
-/// The attribute that limits a dump to sockets with one of these remotes, IPv4-mapped ones too. The kernel checks it,
-/// and accepts about two thousand remotes.
+/// The attribute that limits a dump to sockets with one of these remotes, IPv4-mapped ones included. The kernel checks
+/// the program, and accepts about two thousand remotes.
 ///
-/// The filter is one comparison for each remote. A socket that matches jumps just behind the last operation, which
-/// admits it; one that matches no remote jumps further, which rejects it.
+/// The program has one comparison for each remote. A socket that matches jumps right behind the last operation, which
+/// admits it; a socket that matches no remote jumps further, which rejects it.
 pub(super) fn only_to(remotes: &[SocketAddr]) -> io::Result<Vec<u8>> {
     let comparisons: Vec<Vec<u8>> = remotes
         .iter()
@@ -104,12 +104,12 @@ fn bytes(length: usize) -> io::Result<[u8; 2]> {
     Ok(length.to_ne_bytes())
 }
 
-/// `struct inet_diag_req_v2`: about no socket at all.
+/// `struct inet_diag_req_v2` for no socket at all.
 pub(super) fn request_nothing(family: u8, protocol: u8) -> Vec<u8> {
     [&[family, protocol, 0, 0][..], &[0; 4], &[0; SOCKID]].concat()
 }
 
-/// `struct inet_diag_req_v2`: about the connected sockets of a family and a protocol, or the one of this `id`.
+/// `struct inet_diag_req_v2` for the connected sockets of a family and a protocol, or for the socket with this `id`.
 pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     let mut body = vec![family, protocol, 0, 0];
     body.extend(CONNECTED.to_ne_bytes());
@@ -117,10 +117,10 @@ pub(super) fn request(family: u8, protocol: u8, id: &[u8; SOCKID]) -> Vec<u8> {
     body
 }
 
-/// `struct inet_diag_req_v2`: about the TCP socket that is bound to `own` and connected to `remote`, whatever its
-/// state. Addresses of two families are an error.
+/// `struct inet_diag_req_v2` for the TCP socket that is bound to `own` and connected to `remote`, in any state. Fails
+/// if the addresses are of two families.
 pub(super) fn request_one(own: SocketAddr, remote: SocketAddr) -> io::Result<Vec<u8>> {
-    // The kernel compares no cookie then.
+    // With this value the kernel compares no cookie.
     const NO_COOKIE: [u8; 8] = [0xff; 8];
     let mut id = [0; SOCKID];
     id[..2].copy_from_slice(&own.port().to_be_bytes());
@@ -142,8 +142,8 @@ pub(super) fn request_one(own: SocketAddr, remote: SocketAddr) -> io::Result<Vec
     Ok(request(family, TCP, &id))
 }
 
-/// The owner of the socket in a `struct inet_diag_msg`: the user id of its file, and whether it has a file. `None` for
-/// other messages, and for a listener, which the kernel returns where it finds no connection.
+/// The owner of the socket in a `struct inet_diag_msg`: the user ID of its file, and whether it has a file. `None` for
+/// other messages, and for a listener, which the kernel returns if it finds no connection.
 pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
     const LISTEN: u8 = 10;
     let (state, uid, inode) = (
@@ -154,7 +154,7 @@ pub(super) fn owner(body: &[u8]) -> Option<(u32, bool)> {
     (state != LISTEN).then_some((uid, inode != 0))
 }
 
-/// `struct inet_diag_msg`; `None` for other bytes.
+/// Decodes a `struct inet_diag_msg`; `None` for other bytes.
 pub fn parse(body: &[u8]) -> Option<Socket> {
     let family = *body.first()?;
     let id: [u8; SOCKID] = body.get(4..4 + SOCKID)?.try_into().ok()?;

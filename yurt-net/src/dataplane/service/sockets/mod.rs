@@ -1,17 +1,16 @@
-//! Established sockets on the whole node: which Service each dialled, and the end of those whose backend is gone.
+//! Established sockets on the whole node: finds the Service that each dialled, and ends those whose backend is gone.
 //!
-//! A UDP socket is known by its own storage (`yurt_revsk`): its remote end must be a backend that a program chose for
-//! it. A TCP socket is known by its entry in `yurt_peer`, which binds cookie, Service and backend; where another socket
-//! has overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod
-//! itself is left alone. One exception: a UDP socket that is connected to a Pod itself, then sends to a Service and
+//! A UDP socket is known by its own storage (`yurt_revsk`): its remote must be a backend that a program chose for it. A
+//! TCP socket is known by its entry in `yurt_peer`, which has cookie, Service and backend; if another socket has
+//! overwritten the entry, the flow is left alone. Addresses alone prove nothing, so a socket that dialled a Pod
+//! directly is left alone. One exception: a UDP socket that is connected to a Pod directly, then sends to a Service and
 //! gets the same Pod, is taken for one of the Service.
 //!
-//! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the flows it found
-//! are to end, and ends those. The kernel picks out the sockets that are connected to suspects, as a node may have a
-//! hundred thousand others. Scans that are asked for while one runs become one scan after it.
+//! A scan runs in a thread of its own. It looks into every network namespace, asks the loop which of the found flows
+//! have to end, and ends those. The kernel filters the sockets that are connected to suspects, because a node may have
+//! a hundred thousand others. Scans that are requested while one runs become one scan after it.
 //!
-//! Flows of clients whose packets are served are ended by the same judgement: they are found in the flow table, and
-//! forgotten there.
+//! Flows of the packet path end by the same judgement: the scan finds them in the flow table and removes them there.
 
 mod diag;
 pub mod message;
@@ -39,15 +38,16 @@ use crate::model::Protocol;
 use crate::plan::{SELF_TEST_V4, SELF_TEST_V6};
 use crate::policy::{Flow, Standing, SuspectBackends, Suspects};
 
-/// For a call that chose its backend just before the table changed and is not in the kernel's tables yet.
+/// How long a scan waits for a call that chose its backend just before the table changed, and is not in the kernel's
+/// tables yet.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// Why sockets are not ended here.
+/// Why this kernel cannot end sockets.
 #[derive(Debug, thiserror::Error)]
 pub enum Unsupported {
     /// Sockets cannot be listed.
     #[error(
-        "this kernel does not tell of {protocol} sockets: it needs CONFIG_INET_{protocol}_DIAG (modprobe {})",
+        "this kernel does not list {protocol} sockets: it needs CONFIG_INET_{protocol}_DIAG (modprobe {})",
         module(*protocol)
     )]
     NoDiag {
@@ -70,7 +70,7 @@ fn module(protocol: Protocol) -> &'static str {
     }
 }
 
-/// Whether this kernel does what a scan needs: of UDP sockets, and of TCP sockets if wanted.
+/// Whether this kernel supports a scan: for UDP sockets, and for TCP sockets if wanted.
 pub fn support(with_tcp: bool) -> Result<(), Unsupported> {
     let mut diag = Diag::open()?;
     for &protocol in protocols(with_tcp) {
@@ -95,27 +95,27 @@ pub struct SocketMaps {
     pub tcp_entries: u32,
 }
 
-/// Whose ends a scan brings about.
+/// What a scan ends.
 #[derive(Clone, Debug)]
 pub struct Reach {
     /// Sockets, where this kernel can end them.
     pub has_sockets: bool,
-    /// TCP, too.
+    /// TCP sockets, too.
     pub with_tcp: bool,
     /// The bpf file system where the flow tables of the packet path are, if there are any.
     pub bpffs: PathBuf,
 }
 
-/// What a scan tells the loop.
+/// What a scan reports to the loop.
 #[derive(Debug)]
 pub enum Event {
-    /// Which of these flows are to be ended?
+    /// A question: which of these flows have to end?
     Found(Found),
     /// The scan is over.
     Done(Outcome),
 }
 
-/// Flows of sockets on this node, each once, sorted. Dropping it ends nothing.
+/// Flows of sockets on this node, each once, sorted. Dropping this ends none of them.
 #[derive(Debug)]
 pub struct Found {
     /// The flows.
@@ -126,9 +126,9 @@ pub struct Found {
 }
 
 impl Found {
-    /// The flows whose sockets are to be ended, and why.
+    /// Ends the sockets of these flows, each for its reason.
     pub fn end(self, flows: BTreeMap<Flow, Standing>) {
-        // The thread waits; were it gone there would be nothing to end.
+        // The thread is waiting. If it were gone, there would be nothing to end.
         let _ = self.answer.send(flows);
     }
 }
@@ -136,13 +136,13 @@ impl Found {
 /// The result of a scan.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// Sockets ended, by how their backends stood.
+    /// How many sockets were ended, by the standing of their backends.
     pub ended: BTreeMap<Standing, u64>,
-    /// Flows of clients whose packets are served, ended.
+    /// How many flows of the packet path were ended.
     pub flows: u64,
-    /// Sockets of Services that were looked at.
+    /// How many sockets of Services were looked at.
     pub sockets: usize,
-    /// How long it took, waiting for the loop included.
+    /// How long the scan took, including the wait for the loop.
     pub took: Duration,
     /// Failures; everything else was done.
     pub error: Option<io::Error>,
@@ -162,7 +162,7 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// One that reaches so far.
+    /// A scanner that ends what `reach` says.
     pub fn new(maps: SocketMaps, reach: Reach) -> Self {
         let (sender, events) = mpsc::unbounded_channel();
         Self {
@@ -175,7 +175,7 @@ impl Scanner {
         }
     }
 
-    /// Starts a scan for sockets that are connected to these backends, or has another one follow the one that runs.
+    /// Starts a scan for sockets that are connected to these backends. If a scan is running, another one follows it.
     pub fn start(&mut self, mut suspects: Suspects) {
         let looked_at = protocols(self.reach.with_tcp);
         for protocol in [Protocol::Sctp, Protocol::Tcp] {
@@ -217,7 +217,7 @@ impl Scanner {
                     let looked_for = self.running.take().unwrap_or_default();
                     let is_due = !self.due.is_empty();
                     if outcome.error.is_some() {
-                        // With the next scan, not at once: what fails now would fail again.
+                        // With the next scan and not at once, because what fails now would fail again.
                         self.due.merge(looked_for);
                     }
                     if is_due {
@@ -232,7 +232,7 @@ impl Scanner {
     }
 }
 
-/// A connected socket, and the inode of its namespace.
+/// A connected socket, and the inode of its network namespace.
 struct Connected {
     netns: u64,
     protocol: Protocol,
@@ -366,13 +366,13 @@ fn look(suspects: &Suspects, netns: u64) -> io::Result<Vec<Connected>> {
     Ok(found)
 }
 
-/// The frontend that a UDP socket dialled; `None` where it dialled the backend itself.
+/// The frontend that a UDP socket dialled; `None` if it dialled the backend directly.
 fn udp_frontend(peers: &UdpPeers, socket: &Socket) -> Option<SocketAddr> {
     let (vip, port_be) = peers.shown(&socket.remote, socket.remote_port_be)?;
     Some(address(vip, port_be))
 }
 
-/// The frontend that a TCP socket dialled; `None` where it dialled the backend itself, or its entry was overwritten.
+/// The frontend that a TCP socket dialled; `None` if it dialled the backend directly, or its entry was overwritten.
 fn tcp_frontend(maps: &SocketMaps, socket: &Socket) -> io::Result<Option<SocketAddr>> {
     let mask = u64::from(maps.tcp_entries.saturating_sub(1));
     let index = u32::try_from(socket.cookie & mask).map_err(io::Error::other)?;

@@ -1,8 +1,8 @@
-//! The owner of the other end of a connection to this machine itself.
+//! The owner of the other end of a connection within this machine.
 //!
-//! Any process may listen on a port above 1023, on loopback and on the node's addresses, while the right process is not
-//! running. The kernel knows the owner of the other end, so no process has to be believed. The connection is examined
-//! and not the listener, which may be another one by the time of the connect.
+//! While the right process is not running, any process may listen on its port above 1023, on loopback and on the node's
+//! addresses. The kernel knows who owns the other end, so no process has to be believed. The connection is examined,
+//! and not the listener, which may have changed by the time of the connect.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,23 +12,23 @@ use tokio::time::{Instant, sleep};
 
 use super::diag::Diag;
 
-/// A socket has no owner before it is accepted, which a server does at once.
+/// How long to wait for an accept, which a server does at once. Before that, the socket has no owner.
 const ACCEPT_PATIENCE: Duration = Duration::from_secs(2);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The owner of the other end of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// A process of this user, in the network namespace of the caller.
+    /// A process of this user, in the caller's network namespace.
     User(u32),
-    /// It has not been accepted.
+    /// The connection has not been accepted.
     Nobody,
     /// It is not in this network namespace.
     Elsewhere,
 }
 
-/// Finds the owner of the other end of a connection from `own` to `peer`. Waits a moment until it is accepted, because
-/// before that the kernel may name root, whichever user listens.
+/// Finds the owner of the other end of a connection from `own` to `peer`. Waits a moment for the accept, because before
+/// that the kernel may name root, whichever user listens.
 ///
 /// # Errors
 ///

@@ -1,8 +1,8 @@
-//! What our programs stored with sockets of other processes.
+//! Reads what our programs stored with sockets of other processes.
 //!
-//! A socket storage is looked up by the descriptor of a socket, so each socket is borrowed from a process that has it
-//! open (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6) for one lookup. The cookie proves that it is the right socket.
-//! A socket that no process has open, or that may not be borrowed, is not found.
+//! A socket storage is looked up by the descriptor of a socket. So each socket is borrowed for one lookup from a
+//! process that has it open (`/proc/<pid>/fd`, `pidfd_getfd(2)`, Linux 5.6). The cookie proves that it is the right
+//! socket. A socket that no process has open, or that may not be borrowed, is not found.
 #![expect(
     unsafe_code,
     reason = "pidfd_open(2) and pidfd_getfd(2), which the standard library lacks"
@@ -20,11 +20,11 @@ use yurt_ebpf::abi::UdpPeers;
 use crate::dataplane::sys;
 use crate::host::netns;
 
-/// The sockets that are wanted: by inode the cookie, and the inode of the network namespace.
+/// The wanted sockets, by inode: cookie, and inode of the network namespace.
 pub(super) type Wanted = BTreeMap<u32, (u64, u64)>;
 
-/// The values of a storage for these sockets, by cookie, and the last problem. Costs a `readlink` for every open file
-/// of the processes in the namespaces of the sockets, and of all other processes only for sockets that are not found
+/// The values of a storage for these sockets, by cookie, and the last error. Costs a `readlink` for every open file of
+/// the processes in the namespaces of the sockets. Other processes are searched only for sockets that are not found
 /// there.
 pub(super) fn values(
     map: BorrowedFd<'_>,
@@ -56,7 +56,7 @@ pub(super) fn values(
     Ok((found, result))
 }
 
-/// The values that are found through one process.
+/// The values that are found in one process.
 fn values_in(
     map: BorrowedFd<'_>,
     pid: i32,
@@ -64,7 +64,7 @@ fn values_in(
     wanted: &mut Wanted,
     found: &mut BTreeMap<u64, UdpPeers>,
 ) -> io::Result<()> {
-    // Gone meanwhile.
+    // The process has ended meanwhile.
     let Ok(files) = fs::read_dir(path.join("fd")) else {
         return Ok(());
     };

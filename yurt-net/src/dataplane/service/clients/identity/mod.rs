@@ -1,4 +1,4 @@
-//! Which addresses the Pods of this node have, by what the node's side knows of them.
+//! Decides which addresses the Pods of this node have, by what the node's side knows of them.
 //!
 //! Pure. A Pod may put any address on its own interfaces, so nothing inside it counts. For each family, the first of
 //! these that knows a Pod's device decides:
@@ -9,11 +9,11 @@
 //! | a route | to a single address, straight out of the device, as ptp and Calico have it |
 //! | a neighbour | at the device or behind its port of a bridge, if the node would send there, and no other has the address |
 //!
-//! "No other" is the ledger, this node and every other Pod. Of several neighbours, the one counts that the Pod was
-//! known by before, then the one that it would dial with; otherwise the Pod is unknown, and refused. A Pod on a bridge
-//! is no neighbour before its first packet. Then the node *asks for* the address that the Pod would dial with, as any
-//! sender would: what the Pod says of itself is the question and not the answer. Without a ledger, a Pod with NET_ADMIN
-//! can be any neighbour that no other is, as it can on the wire.
+//! "No other" means: not the ledger, not this node, and no other Pod. If there are several neighbours, the one counts
+//! that the Pod was known by before, then the one that it would dial with; otherwise the Pod is unknown and refused. A
+//! Pod on a bridge is no neighbour before its first packet. The node then *asks for* the address that the Pod would
+//! dial with, as any sender would: the Pod's own word is only the question, never the answer. Without a ledger, a Pod
+//! with NET_ADMIN can pretend to be any neighbour whose address no other has, as it can on the wire.
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use crate::device::Link;
 use crate::ledger::{Entry, Key, State};
 use crate::node::tables::{Near, Neighbour, Port, Question};
 
-/// Addresses of a client; `None` where it has none of that family, or none that is known.
+/// The addresses of a client; `None` if it has none of that family, or none that is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ClientAddresses {
     /// IPv4.
@@ -52,7 +52,7 @@ impl ClientAddresses {
     }
 }
 
-/// What the agent knows before it looks.
+/// What the agent knows before a search.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Word {
     /// The addresses that the node itself dials with.
@@ -79,13 +79,13 @@ pub struct Client {
 pub(crate) struct Identities {
     /// Pods of which something is known, by cookie.
     pub known: BTreeMap<u64, ClientAddresses>,
-    /// Pods of which more could be known, by their place among those that were asked about.
+    /// Pods of which more could be known, by their index among the clients.
     pub open: Vec<usize>,
     /// The questions to ask about them.
     pub questions: Vec<Question>,
 }
 
-/// Judges these clients; `before`: what was known of them last.
+/// Judges these clients; `before`: what was last known of them.
 pub(crate) fn identify(
     near: &Near,
     word: &Word,
@@ -130,7 +130,7 @@ struct Judge<'a> {
     links: BTreeMap<u32, &'a Link>,
     word: &'a Word,
     before: &'a BTreeMap<u64, ClientAddresses>,
-    /// The clients that are still here, by the address that they were known by.
+    /// The client that was last known by each address, if it is still here.
     holders: BTreeMap<IpAddr, u64>,
     /// The addresses that the ledger keeps, or has at a device.
     owned: BTreeSet<IpAddr>,
@@ -148,7 +148,7 @@ impl<'a> Judge<'a> {
             Some(known.iter().map(|address| (address, client.cookie)))
         });
         let placed = word.entries.values().filter(|entry| match entry.state {
-            // If a Pod has no device, only the neighbours can show its address.
+            // If the ledger has no device for a Pod, only the neighbours can show its address.
             State::Active => entry.host.is_some(),
             State::Retained => true,
             State::Released => false,
@@ -186,8 +186,8 @@ impl<'a> Judge<'a> {
         if let Some(address) = routed.find(is_free) {
             return Verdict::Is(address);
         }
-        // Any sender's address makes an entry at the device that its ARP request came by: only that of the way there
-        // counts.
+        // A sender can make an entry for any address at the device that its ARP request came by. So an entry counts
+        // only at the device by which this node would send to the address.
         let seen = self.near.neighbours.iter().filter(|one| {
             is_free(&one.address)
                 && self.near.way_to(one.address) == Some(one.device)
@@ -200,7 +200,7 @@ impl<'a> Judge<'a> {
         let claimed = client.claimed.of(is_v4);
         let mut in_order = before.into_iter().chain(claimed);
         match (seen.len(), seen.first()) {
-            // It has only been silent for a while.
+            // The neighbour has only been silent for a while.
             (0, _) => before.map_or(Verdict::Unknown, Verdict::Is),
             (1, Some(address)) => Verdict::Is(*address),
             _ => {
@@ -210,7 +210,7 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The ledger's addresses at one of these devices; of several interfaces, the Pod's first one.
+    /// The ledger's entry at one of these devices; of several interfaces, the Pod's first one.
     fn entry(&self, client: &Client) -> Option<&'a Entry> {
         let leads_there = |entry: &Entry| {
             let host = entry.host?;
@@ -239,7 +239,8 @@ impl<'a> Judge<'a> {
                     == Some(&Port::Only(device))
     }
 
-    /// How to find out whether a client has an address: where this node would send it to the client's device.
+    /// How to find out whether a client has an address: ask for it at the device by which this node would send it to
+    /// the client.
     fn question(&self, client: &Client, address: IpAddr) -> Option<Question> {
         let is_nobodys = !self.owned.contains(&address)
             && !self.word.local.contains(&address)
@@ -257,7 +258,7 @@ impl<'a> Judge<'a> {
         })
     }
 
-    /// The client's device, or its bridge, where that is where this node sends what is for an address.
+    /// The client's device, or its bridge, if this node would send to an address there.
     fn way_to(&self, client: &Client, address: IpAddr) -> Option<u32> {
         let device = self.near.way_to(address)?;
         let mut devices = client.devices.iter();
@@ -269,7 +270,7 @@ impl<'a> Judge<'a> {
     }
 }
 
-/// Whether a client can be known by such an address.
+/// Whether a client can be known by this kind of address.
 pub(super) fn is_of_use(address: &IpAddr) -> bool {
     let is_link_local = match address {
         IpAddr::V4(address) => address.is_link_local(),
