@@ -1,14 +1,15 @@
 //! The addresses at which clients reach a Service on this node.
 //!
-//! Pure. In: a `Service`, the own `Node`, `NodeView`. Out: the `Frontend`s that it asks for; `conflicts` decides which
-//! it gets. Rules in order: (1) a Service has the families of its ClusterIPs, no others; (2) ClusterIP and ExternalIP
-//! always, LoadBalancer and NodePort by type; (3) no LoadBalancer frontend where it is discarded, only those of this
-//! pool where PoolServices share them out, and neither LoadBalancer nor NodePort where `listen` leaves this pool out;
-//! (4) a NodePort is on the node's primary address of each family, present or last known; (5) nothing where it is
-//! protected (`protected`); (6) a ClusterIP that is also on an interface of this node is left to the process that
-//! listens there. Reference: kubernetes/kubernetes pkg/proxy/serviceport.go and pkg/proxy/util/utils.go;
-//! openyurtio/openyurt pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: there, the
-//! Services of (3) are gone, or have the addresses of all pools.
+//! Pure. In: a `Service`, the own `Node`, `NodeView`. Out: the `Frontend`s that the Service asks for; `conflicts`
+//! decides which it gets. Rules in order: (1) a Service has the families of its ClusterIPs and no others; (2) ClusterIP
+//! and ExternalIP always, LoadBalancer and NodePort by type; (3) no LoadBalancer frontend if the Service is discarded;
+//! only the load balancer addresses that PoolServices give to this pool, if there are any; neither LoadBalancer nor
+//! NodePort if `listen` leaves this pool out; (4) a NodePort is on the node's primary address of each family, present
+//! or last known; (5) nothing at a protected address or port (`protected`); (6) a ClusterIP that is also on an
+//! interface of this node is left to the process that listens there. Reference: kubernetes/kubernetes
+//! pkg/proxy/serviceport.go and pkg/proxy/util/utils.go; openyurtio/openyurt
+//! pkg/yurthub/filter/{discardcloudservice,nodeportisolation}/filter.go. Differs: those filters remove the Services of
+//! (3), or leave them the addresses of all pools.
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeSet;
@@ -37,18 +38,18 @@ pub(super) fn is_served(service: &Service, environment: &Environment) -> bool {
     !is_never_served && !is_dropped
 }
 
-/// The ClusterIP Service that OpenYurt's discardcloudservice keeps from every edge node.
+/// The ClusterIP Service that OpenYurt's discardcloudservice hides from every edge node.
 fn is_of_the_cloud(service: &Service) -> bool {
     (&*service.name.namespace, &*service.name.name)
         == ("kube-system", "x-tunnel-server-internal-svc")
 }
 
-/// Annotation `svc.openyurt.io/discard`: edge nodes are to reach the real load balancer (openyurt#447).
+/// Annotation `svc.openyurt.io/discard`: edge nodes should reach the real load balancer (openyurt#447).
 fn is_discarded(service: &Service) -> bool {
     service.service_type == ServiceType::LoadBalancer && service.is_discarded
 }
 
-/// Annotation `nodeport.openyurt.io/listen`: whether this pool is to have the NodePorts, and the load balancer.
+/// Annotation `nodeport.openyurt.io/listen`: whether this pool gets the NodePorts and the load balancer.
 fn is_listened_to(service: &Service, environment: &Environment) -> bool {
     let has_node_ports = matches!(
         service.service_type,
@@ -60,8 +61,8 @@ fn is_listened_to(service: &Service, environment: &Environment) -> bool {
     }
 }
 
-/// The complaint about a list of pools that is too long to be kept. Such a list names no pool, so no node listens by
-/// mistake.
+/// The complaint about a list of pools that is too long and was not kept. Such a list names no pool, so no node serves
+/// by mistake what the list may leave out.
 pub(super) fn unread_listen(service: &Service) -> Option<String> {
     (service.listen.as_deref() == Some(TOO_LONG)).then(|| {
         "its annotation nodeport.openyurt.io/listen has more than 4096 bytes and is not read: its NodePorts and its load balancer \
@@ -70,8 +71,8 @@ pub(super) fn unread_listen(service: &Service) -> Option<String> {
     })
 }
 
-/// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for one that is
-/// left out, `*` for those not named. Of several entries of one name the first counts, whatever its sign.
+/// Whether `nodeport.openyurt.io/listen` names a pool. The grammar: pools separated by commas, `-pool` for a pool that
+/// is left out, `*` for all others. If a pool has several entries, the first one counts, whatever its sign.
 pub fn listens(listen: &str, pool: &str) -> bool {
     let first = |wanted: &str| {
         let mut entries = listen.split(',').map(str::trim);
@@ -116,8 +117,8 @@ fn balanced(
         .collect()
 }
 
-/// Why this node does not serve an address and port that other nodes serve for the Service, as its load balancer's or a
-/// NodePort. `None`: the Service does not have it, or this node serves it.
+/// Why this node does not serve an address and port that other nodes serve, as the Service's load balancer or NodePort.
+/// `None`: the Service does not have it, or this node serves it.
 pub(super) fn withheld(
     service: &Service,
     pool_services: &[&PoolService],
@@ -178,8 +179,8 @@ pub(super) fn withheld(
     ))
 }
 
-/// `spec.loadBalancerSourceRanges`, sorted; a family with a prefix of length 0 admits all, and has none here
-/// (kube-proxy `newBaseServiceInfo`).
+/// `spec.loadBalancerSourceRanges`, sorted. A family with a prefix of length 0 admits all clients, and has no ranges
+/// here (kube-proxy `newBaseServiceInfo`).
 pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     let is_open = |is_v4: bool| {
         let mut ranges = service.source_ranges.iter();
@@ -197,7 +198,7 @@ pub(super) fn source_ranges(service: &Service) -> Arc<[IpNetwork]> {
     shared(ranges)
 }
 
-/// The ClusterIPs that this machine has on an interface itself, sorted: what `ServiceTable::on_node` is.
+/// The ClusterIPs that are also on an interface of this machine, sorted, for `ServiceTable::on_node`.
 pub(super) fn on_node(
     services: &[Arc<ServiceEntry>],
     local: Option<&BTreeSet<IpAddr>>,
@@ -212,7 +213,7 @@ pub(super) fn on_node(
     here.into_iter().collect()
 }
 
-/// The addresses of one Service. Every port is served on them, except where it is protected.
+/// The addresses of one Service. Every port is served on all of them, except where it is protected.
 pub(super) struct ServiceAddresses<'a> {
     fixed: Vec<(FrontendKind, IpAddr)>,
     node: Vec<IpAddr>,
@@ -221,7 +222,7 @@ pub(super) struct ServiceAddresses<'a> {
 }
 
 impl<'a> ServiceAddresses<'a> {
-    /// Collects them; `refused` gets the reasons of those that are left out. `ranges` are the Service's
+    /// Collects the addresses; `refused` gets the reasons of those that are left out. `ranges` are the Service's
     /// [`source_ranges`].
     pub(super) fn new(
         service: &Service,
@@ -244,14 +245,14 @@ impl<'a> ServiceAddresses<'a> {
         let admitted_v4 = ranges.iter().filter(|range| range.is_ipv4()).count();
         let mut fixed = Vec::new();
         for (kind, addresses) in kinds {
-            // Limited before the work below, which is done again for each change of a slice.
+            // Limited first, because the work below is repeated for each change of a slice.
             if addresses.len() > MAX_ADDRESSES {
                 refused.push(format!(
                     "it has more than {MAX_ADDRESSES} addresses of kind {kind}: the others are not served here"
                 ));
             }
             for &address in addresses.iter().take(MAX_ADDRESSES) {
-                // An external IP that is the load balancer's too is behind the same ranges.
+                // An external IP that is also the load balancer's has the same source ranges.
                 let is_balanced = kind != FrontendKind::ClusterIp && limited.contains(&address);
                 let admitted = match address.is_ipv4() {
                     true => admitted_v4,
@@ -314,7 +315,7 @@ impl<'a> ServiceAddresses<'a> {
     }
 }
 
-/// The Service of the apiservers themselves.
+/// The Service of the apiservers: default/kubernetes.
 pub(super) fn is_apiserver(service: &Service) -> bool {
     (&*service.name.namespace, &*service.name.name) == ("default", "kubernetes")
 }
