@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::ledger::age;
 use super::links::devices;
-use super::names::{Frontend, Names, is_of};
+use super::names::{Frontend, Names, is_of, remark_line};
 use super::verbs::VerbError;
 use crate::config::Place;
 use crate::config::flags::{FlowsArgs, Output, To};
@@ -78,7 +78,7 @@ impl Row {
 
 impl Listing {
     fn table(&self) -> String {
-        let head = [
+        let titles = [
             "PROTOCOL",
             "CLIENT",
             "DIALLED",
@@ -90,21 +90,14 @@ impl Listing {
             "STATE",
             "QUIET",
         ];
-        let rows = self.flows.iter().map(Row::columns);
-        let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
-            .chain(rows)
-            .collect();
-        let mut table = columns(&lines);
+        let mut table = columns(titles, self.flows.iter().map(Row::columns));
         if self.left_out > 0 {
             table += &format!(
                 "and {} more: narrow them down with --from and --to, or raise --limit\n",
                 self.left_out
             );
         }
-        if let Some(remark) = &self.remark {
-            table += &format!("{}\n", text::message(remark));
-        }
-        table
+        table + &remark_line(self.remark.as_deref())
     }
 }
 
@@ -239,12 +232,7 @@ pub async fn flows(args: &FlowsArgs) -> Result<(), VerbError> {
     if let (Some(tables), Some(To::Service(wanted))) = (&tables, &args.to) {
         let mut dialled = BTreeSet::new();
         tables.each(|flow| dialled.extend(frontend(&flow)))?;
-        let names = Names::of(&place, &dialled).await;
-        if names.known.is_empty()
-            && let Some(remark) = names.remark
-        {
-            return Err(VerbError::Nameless(remark));
-        }
+        let names = Names::needed(&place, &dialled).await?;
         let found = names
             .known
             .into_iter()

@@ -163,7 +163,7 @@ pub(super) fn age(seconds: u64) -> String {
 }
 
 fn table(rows: &[Row<'_>]) -> String {
-    let head = [
+    let titles = [
         "POD",
         "INTERFACE",
         "STATE",
@@ -174,11 +174,7 @@ fn table(rows: &[Row<'_>]) -> String {
         "MAC",
         "SANDBOX",
     ];
-    let rows = rows.iter().map(Row::columns);
-    let lines: Vec<_> = std::iter::once(head.map(str::to_owned))
-        .chain(rows)
-        .collect();
-    columns(&lines)
+    columns(titles, rows.iter().map(Row::columns))
 }
 
 fn rows<'a>(ledger: &'a Ledger, now: Now, live: Option<&BTreeSet<IpAddr>>) -> Vec<Row<'a>> {

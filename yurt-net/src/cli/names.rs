@@ -1,8 +1,9 @@
-//! Names of frontends: the running agent knows them, and otherwise the checkpoint that it left.
+//! The names of Services for frontends: from the running agent, otherwise from the checkpoint that it left.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
+use super::verbs::VerbError;
 use crate::config::Place;
 use crate::error::chain;
 use crate::host::disk::errand::once;
@@ -10,6 +11,7 @@ use crate::model::{Protocol, Service, Snapshot};
 use crate::observe::control::{ASKED_AT_ONCE, ControlError, Request, ask};
 use crate::source::checkpoint::Saver;
 use crate::table::ServiceKey;
+use crate::text;
 
 /// What a client dials.
 pub(super) type Frontend = (SocketAddr, Protocol);
@@ -19,12 +21,25 @@ pub(super) type Frontend = (SocketAddr, Protocol);
 pub(super) struct Names {
     /// Those that are known.
     pub(super) known: BTreeMap<Frontend, String>,
-    /// Why they are not an agent's.
+    /// Why the agent did not give them.
     pub(super) remark: Option<String>,
 }
 
 impl Names {
-    /// Finds them.
+    /// Finds the names of these frontends, without which a Service that was asked for cannot be found. Fails if there
+    /// are none, because neither the agent nor the checkpoint has any.
+    pub(super) async fn needed(
+        place: &Place,
+        frontends: &BTreeSet<Frontend>,
+    ) -> Result<Self, VerbError> {
+        let names = Self::of(place, frontends).await;
+        match names.remark {
+            Some(remark) if names.known.is_empty() => Err(VerbError::Nameless(remark)),
+            _ => Ok(names),
+        }
+    }
+
+    /// Finds the names of these frontends, as far as they are known.
     pub(super) async fn of(place: &Place, frontends: &BTreeSet<Frontend>) -> Self {
         let why = match from_agent(place, frontends).await {
             Ok(known) => {
@@ -50,6 +65,11 @@ impl Names {
     }
 }
 
+/// The remark under a table; nothing if the names are the agent's.
+pub(super) fn remark_line(remark: Option<&str>) -> String {
+    remark.map_or_else(String::new, |remark| format!("{}\n", text::message(remark)))
+}
+
 async fn from_agent(
     place: &Place,
     frontends: &BTreeSet<Frontend>,
@@ -66,7 +86,8 @@ async fn from_agent(
     Ok(names)
 }
 
-/// A node port is the same at all addresses, so it is whose no address is.
+/// Names frontends by address and port, and those that no Service has at their address by NodePort alone: a NodePort is
+/// the same at all addresses of a node.
 fn from_snapshot(
     snapshot: &Snapshot,
     frontends: &BTreeSet<Frontend>,
@@ -99,12 +120,12 @@ fn from_snapshot(
         .collect()
 }
 
-/// Without the colon before the name that a port does not have.
+/// The name of a port without a name ends with a colon, which is left out.
 fn shown(name: &str) -> String {
     name.strip_suffix(':').unwrap_or(name).to_owned()
 }
 
-/// The addresses of a Service, whichever of them are served here.
+/// All addresses of a Service, whether or not they are served here.
 fn addresses<'a>(
     service: &'a Service,
     snapshot: &'a Snapshot,
@@ -120,7 +141,7 @@ fn addresses<'a>(
     own.into_iter().flatten().chain(of_pools).copied()
 }
 
-/// Whether a service port, `ns/name:port`, is of the Service that is asked for: `ns/name`, or one port of it.
+/// Whether a service port, `ns/name:port`, is the one that is wanted, or belongs to the wanted Service `ns/name`.
 pub(super) fn is_of(name: &str, wanted: &str) -> bool {
     let rest = name.strip_prefix(wanted);
     rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':') && !wanted.contains(':'))

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use ipnetwork::IpNetwork;
 use serde::Serialize;
 
-use super::names::{Frontend, Names, is_of};
+use super::names::{Frontend, Names, is_of, remark_line};
 use super::verbs::VerbError;
 use crate::config::flags::{Form, ServicesArgs};
 use crate::dataplane::service::in_force::TableInForce;
@@ -206,7 +206,7 @@ impl Listing {
     fn table(&self, form: Form) -> String {
         let mut table = match form {
             Form::Wide => {
-                let head = [
+                let titles = [
                     "SERVICE",
                     "PROTOCOL",
                     "FRONTEND",
@@ -216,15 +216,10 @@ impl Listing {
                     "RANGES",
                     "ENDPOINTS",
                 ];
-                let rows = self.services.iter().map(Row::wide);
-                columns(
-                    &std::iter::once(head.map(str::to_owned))
-                        .chain(rows)
-                        .collect::<Vec<_>>(),
-                )
+                columns(titles, self.services.iter().map(Row::wide))
             }
             Form::Table | Form::Json => {
-                let head = [
+                let titles = [
                     "SERVICE",
                     "PROTOCOL",
                     "FRONTEND",
@@ -233,20 +228,13 @@ impl Listing {
                     "ENDPOINTS",
                 ];
                 let rows = self.services.iter().map(|row| row.columns(SHOWN_ENDPOINTS));
-                columns(
-                    &std::iter::once(head.map(str::to_owned))
-                        .chain(rows)
-                        .collect::<Vec<_>>(),
-                )
+                columns(titles, rows)
             }
         };
         if !self.is_attached {
             table += "no program is attached: nothing of this is in force (`yurt-net run` attaches them)\n";
         }
-        if let Some(remark) = &self.remark {
-            table += &format!("{}\n", text::message(remark));
-        }
-        table
+        table + &remark_line(self.remark.as_deref())
     }
 }
 
@@ -269,10 +257,11 @@ pub async fn services(args: &ServicesArgs) -> Result<(), VerbError> {
         return Ok(());
     };
     let rows = rows(&table.image);
-    let names = Names::of(&place, &rows.iter().map(Row::frontend).collect()).await;
-    if let (Some(_), true, Some(remark)) = (&args.service, names.known.is_empty(), &names.remark) {
-        return Err(VerbError::Nameless(remark.clone()));
-    }
+    let frontends = rows.iter().map(Row::frontend).collect();
+    let names = match args.service {
+        Some(_) => Names::needed(&place, &frontends).await?,
+        None => Names::of(&place, &frontends).await,
+    };
     let listing = Listing::new(&table, rows, names, args.service.as_deref());
     match (args.output, &args.service) {
         (Form::Json, _) => print(text::json(&listing)? + "\n")?,

@@ -2,12 +2,15 @@
 
 use crate::text;
 
-/// Lines of cells, two blanks between them, without blanks at the end.
-pub fn columns<const N: usize>(lines: &[[String; N]]) -> String {
-    let plain = lines
-        .iter()
-        .map(|line| line.each_ref().map(|cell| text::message(cell).to_string()));
-    let lines: Vec<[String; N]> = plain.collect();
+/// A line of titles and a line for each row, with two blanks between the cells and none at the end.
+pub fn columns<const N: usize>(
+    titles: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let titles = std::iter::once(titles.map(str::to_owned));
+    let all = titles.chain(rows);
+    let lines = all.map(|line| line.map(|cell| text::message(&cell).to_string()));
+    let lines: Vec<[String; N]> = lines.collect();
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
     let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or(0));
     let mut text = String::new();

@@ -129,7 +129,7 @@ impl Retention {
         if self.pods.is_empty() {
             return Ok(());
         }
-        let head = [
+        let titles = [
             "POD",
             "STATE",
             "ADDRESSES",
@@ -139,7 +139,7 @@ impl Retention {
             "SPOOFED",
             "DROPPED",
         ];
-        let mut lines = vec![head.map(str::to_owned)];
+        let mut rows = Vec::new();
         let mut first: Vec<&GuardedPodStatus> = self.pods.iter().collect();
         first.sort_by_key(|pod| pod.rank());
         first.truncate(SHOWN);
@@ -164,7 +164,7 @@ impl Retention {
             });
             let had: Vec<String> = had.collect();
             let or_none = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
-            lines.push([
+            rows.push([
                 format!("{namespace}/{name} ({interface})"),
                 state.to_string(),
                 addresses.join(","),
@@ -175,7 +175,7 @@ impl Retention {
                 dropped.to_string(),
             ]);
         }
-        write!(out, "\n{}", columns(&lines))?;
+        write!(out, "\n{}", columns(titles, rows))?;
         write_more(out, self.pods.len(), first.len(), "ledger` shows all")
     }
 }
