@@ -149,6 +149,11 @@ pub enum DataplaneError {
     NetnsCookie(#[source] io::Error),
 }
 
+/// The error of a write beyond the end of an array.
+pub(super) fn out_of_bounds(map: &'static str, index: u32) -> DataplaneError {
+    DataplaneError::OutOfBounds { map, index }
+}
+
 /// The operation on a directory or a pin, for its error.
 pub(super) fn at<'a>(
     operation: &'static str,

@@ -14,6 +14,7 @@ use yurt_ebpf::select::{Dialer, Tables};
 
 use super::decode::{RawTable, Rows, decode, holds};
 use super::encode::{MapWriter, RawKey};
+use crate::dataplane::error::out_of_bounds;
 use crate::dataplane::{ApplyError, Dataplane, DataplaneError};
 use crate::plan::{Capacity, Filter, MapImage, Plan};
 
@@ -176,37 +177,25 @@ impl MapWriter for MemoryDataplane {
     }
 
     fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_filter",
-            index: word,
-        };
+        let out_of_bounds = out_of_bounds("yurt_filter", word);
         *self.filter.get_mut(word as usize).ok_or(out_of_bounds)? = bits;
         Ok(())
     }
 
     fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_slot",
-            index: slot,
-        };
+        let out_of_bounds = out_of_bounds("yurt_slot", slot);
         *self.slot.get_mut(slot as usize).ok_or(out_of_bounds)? = backend;
         Ok(())
     }
 
     fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_be6",
-            index: slot,
-        };
+        let out_of_bounds = out_of_bounds("yurt_be6", slot);
         *self.be6.get_mut(slot as usize).ok_or(out_of_bounds)? = backend;
         Ok(())
     }
 
     fn publish(&mut self, service: u32, row: ServiceRow) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_svc",
-            index: service,
-        };
+        let out_of_bounds = out_of_bounds("yurt_svc", service);
         *self.svc.get_mut(service as usize).ok_or(out_of_bounds)? = row;
         Ok(())
     }

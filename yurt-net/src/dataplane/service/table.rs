@@ -21,7 +21,7 @@ use super::encode::{MapWriter, RawKey, raw_value};
 use super::grace::GracePeriod;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::attach::bpffs::{map_array, map_open, open_map};
-use crate::dataplane::error::on_map;
+use crate::dataplane::error::{on_map, out_of_bounds};
 use crate::dataplane::sys::{self, MappedArray, WindowedArray};
 use crate::plan::{Capacity, Filter, Op};
 
@@ -110,10 +110,7 @@ impl Table {
     }
 
     pub(super) fn conf_entry(&self) -> Result<*mut Conf, DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_conf",
-            index: 0,
-        };
+        let out_of_bounds = out_of_bounds("yurt_conf", 0);
         Ok(self.conf.entry(0).ok_or(out_of_bounds)?.as_ptr())
     }
 }
@@ -159,10 +156,7 @@ impl MapWriter for Writer<'_> {
     }
 
     fn filter(&mut self, word: u32, bits: u64) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_filter",
-            index: word,
-        };
+        let out_of_bounds = out_of_bounds("yurt_filter", word);
         let word = self.table.filter.entry(word).ok_or(out_of_bounds)?.as_ptr();
         // SAFETY: a valid, aligned word of our mapping.
         unsafe { AtomicU64::from_ptr(word) }.store(bits, Ordering::Release);
@@ -170,10 +164,7 @@ impl MapWriter for Writer<'_> {
     }
 
     fn backend4(&mut self, slot: u32, backend: Backend4) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_slot",
-            index: slot,
-        };
+        let out_of_bounds = out_of_bounds("yurt_slot", slot);
         self.slot
             .write(slot, backend)
             .map_err(on_map(MAP, "yurt_slot"))?
@@ -182,10 +173,7 @@ impl MapWriter for Writer<'_> {
     }
 
     fn backend6(&mut self, slot: u32, backend: Backend6) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_be6",
-            index: slot,
-        };
+        let out_of_bounds = out_of_bounds("yurt_be6", slot);
         self.be6
             .write(slot, backend)
             .map_err(on_map(MAP, "yurt_be6"))?
@@ -194,10 +182,7 @@ impl MapWriter for Writer<'_> {
     }
 
     fn publish(&mut self, service: u32, new: ServiceRow) -> Result<(), DataplaneError> {
-        let out_of_bounds = DataplaneError::OutOfBounds {
-            map: "yurt_svc",
-            index: service,
-        };
+        let out_of_bounds = out_of_bounds("yurt_svc", service);
         let row = self.svc.entry(service).map_err(on_map(MAP, "yurt_svc"))?;
         let row = row.ok_or(out_of_bounds)?.as_ptr();
         // SAFETY: valid, aligned words of our mapping. Release: programs see the slots before the word that points to
