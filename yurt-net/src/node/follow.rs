@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::{StreamExt, TryStreamExt};
 use netlink_packet_route::route::RouteMessage;
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
+use tokio::runtime::Runtime;
 
 /// Addresses and devices seldom change alone.
 const BURST: Duration = Duration::from_millis(100);
@@ -26,6 +27,22 @@ pub enum NodeError {
         #[source]
         source: rtnetlink::Error,
     },
+}
+
+/// A connection about the network namespace of the caller, and the runtime that it needs. For threads that may wait, and
+/// that no runtime waits on.
+pub(super) fn connect() -> io::Result<(Handle, Runtime)> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    let handle = {
+        let _inside = runtime.enter();
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        // It ends with its last handle.
+        runtime.spawn(connection);
+        handle
+    };
+    Ok((handle, runtime))
 }
 
 /// A connection that follows groups of messages. It is a task of the runtime that made it.

@@ -1,4 +1,5 @@
-//! What this machine knows of its own addresses and devices, followed for changes. The only user of rtnetlink.
+//! What this machine knows of its own addresses, devices and routes, followed for changes. The agent's only user of
+//! rtnetlink; `cni` has Pods' interfaces.
 
 mod follow;
 mod links;

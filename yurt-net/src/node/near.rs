@@ -1,7 +1,7 @@
-//! What lies near this node: which network namespaces its devices lead to, and which addresses its own tables have
+//! What lies near this node: the network namespaces that its devices lead to, and the addresses that its own tables have
 //! there.
 //!
-//! Calls return when the kernel has answered; they are for a thread that may wait, and that no runtime waits on.
+//! Calls return when the kernel has answered. They are for threads that may wait, and that no runtime waits on.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,8 +14,9 @@ use netlink_packet_route::nsid::{NsidAttribute, NsidMessage};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use rtnetlink::Handle;
 use rtnetlink::packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use tokio::runtime::Runtime;
 
-use super::follow::{NodeError, routes};
+use super::follow::{NodeError, connect, routes};
 use super::links::links;
 use super::neighbours::{entries, mac, neighbour};
 use super::routes::main_routes;
@@ -23,26 +24,16 @@ use super::tables::{Near, Port, Question};
 use crate::device::Mac;
 use crate::host::netns::Netns;
 
-/// A connection to the kernel about the network namespace of whoever opens it.
+/// A connection to the kernel about the network namespace in which it was opened.
 pub struct Nearby {
     handle: Handle,
-    runtime: tokio::runtime::Runtime,
+    runtime: Runtime,
 }
 
 impl Nearby {
     /// Connects.
     pub fn open() -> Result<Self, NodeError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(NodeError::Open)?;
-        let handle = {
-            let _inside = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection().map_err(NodeError::Open)?;
-            // It ends with its last handle.
-            runtime.spawn(connection);
-            handle
-        };
+        let (handle, runtime) = connect().map_err(NodeError::Open)?;
         Ok(Self { handle, runtime })
     }
 

@@ -1,7 +1,7 @@
-//! Routes to the single addresses of translated Pods, and which other routes there are.
+//! The routes in the main table: adds those to single addresses of translated Pods, and reads all of them.
 //!
-//! Ours have a protocol of their own, so that they are found again, and nobody else's is touched. In the main table.
-//! Calls return when the kernel has answered; they are for a thread that may wait.
+//! Our routes have a protocol of their own, so that they are found again and no other route is touched. Calls return
+//! when the kernel has answered. They are for threads that may wait.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -12,8 +12,9 @@ use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
+use tokio::runtime::Runtime;
 
-use super::follow::{NodeError, routes};
+use super::follow::{NodeError, connect, routes};
 use crate::device::Route;
 
 /// `rtm_protocol` of our routes, as `ip route` shows it. Nobody else in `/etc/iproute2/rt_protos` has it.
@@ -31,22 +32,22 @@ pub enum RouteError {
     /// A route could not be changed.
     #[error("{operation} the route to {address} by device {device}")]
     Change {
-        /// What was tried.
+        /// The operation.
         operation: &'static str,
-        /// To where.
+        /// The destination.
         address: IpAddr,
-        /// Out of which device.
+        /// The device that the route leads out of.
         device: u32,
-        /// Why not.
+        /// The cause.
         #[source]
         source: Box<rtnetlink::Error>,
     },
 }
 
-/// The routes of the network namespace of whoever opens it.
+/// The routes of the network namespace in which this was opened.
 pub struct Routes {
     handle: Handle,
-    runtime: tokio::runtime::Runtime,
+    runtime: Runtime,
 }
 
 impl std::fmt::Debug for Routes {
@@ -56,22 +57,13 @@ impl std::fmt::Debug for Routes {
 }
 
 impl Routes {
-    /// Must be called, used and dropped on threads that no runtime waits on.
+    /// Connects. Must be called, used and dropped on threads that no runtime waits on.
     pub fn open() -> Result<Self, RouteError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(RouteError::Open)?;
-        let handle = {
-            let _inside = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection().map_err(RouteError::Open)?;
-            runtime.spawn(connection);
-            handle
-        };
+        let (handle, runtime) = connect().map_err(RouteError::Open)?;
         Ok(Self { handle, runtime })
     }
 
-    /// Removes all of ours; true where there was one. May be called anywhere.
+    /// Removes all routes of ours; true if there were any. May be called on any thread.
     pub fn withdraw() -> Result<bool, RouteError> {
         let withdraw = || {
             let routes = Self::open()?;
@@ -83,7 +75,7 @@ impl Routes {
         })
     }
 
-    /// Removes all of ours; true where there was one.
+    /// Removes all routes of ours; true if there were any.
     pub fn remove_ours(&self) -> Result<bool, RouteError> {
         let ours = self.ours()?;
         let mut removed = Ok(());
@@ -100,7 +92,7 @@ impl Routes {
         Ok(all.filter(main).collect())
     }
 
-    /// Those that are ours.
+    /// The routes that are ours.
     pub fn ours(&self) -> Result<BTreeSet<(IpAddr, u32)>, RouteError> {
         let routes = self.list()?;
         let ours = routes.iter().filter(|route| is_ours(route));
@@ -112,13 +104,12 @@ impl Routes {
         Ok(host.collect())
     }
 
-    /// All of them, for the planner.
+    /// All routes of the main table, for the planner.
     pub fn known(&self) -> Result<Vec<Route>, RouteError> {
         Ok(known(&self.list()?))
     }
 
-    /// Leads an address out of a device, to a neighbour there. Takes the place of a route of ours, and of nobody
-    /// else's.
+    /// Routes an address to a neighbour at a device. Replaces a route of ours, but no other one.
     pub fn put(&self, address: IpAddr, device: u32) -> Result<(), RouteError> {
         let add = || {
             let request = self.handle.route().add(message(address, device));
