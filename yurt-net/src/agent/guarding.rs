@@ -10,12 +10,12 @@ use tracing::{debug, info, warn};
 
 use super::complaints::Complaints;
 use super::facts::Facts;
-use super::problem::Problem;
+use super::problem::{Problem, of_failures};
 use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
 use crate::dataplane::pod::guard::{Guard, SpoofCounters, Spoofs};
-use crate::error::{chain, distinct};
+use crate::error::chain;
 use crate::ledger::store::LedgerDirs;
 use crate::ledger::watch::{Reading, WatchError};
 use crate::ledger::{Entry, Key, is_same};
@@ -200,9 +200,7 @@ impl Guarding {
                 match outcome {
                     Outcome::Applied(guarded, failures) => {
                         self.guarded = guarded;
-                        let failures: Vec<String> =
-                            distinct(failures.iter().map(|error| chain(error)));
-                        (!failures.is_empty()).then(|| failures.join("; "))
+                        of_failures(&failures)
                     }
                     Outcome::Outdated => {
                         self.is_outdated = true;

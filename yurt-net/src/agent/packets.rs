@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use tracing::{info, warn};
 
 use super::facts::Facts;
-use super::problem::Problem;
+use super::problem::{Problem, of_failures};
 use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::DataplaneError;
@@ -17,7 +17,7 @@ use crate::dataplane::counts::Counts;
 use crate::dataplane::packet::{PacketOptions, Packets as Kernel};
 use crate::dataplane::ports::ReservedPorts;
 use crate::edge::{EdgeImage, Patterns, compile};
-use crate::error::{chain, distinct};
+use crate::error::chain;
 use crate::observe::status::{PacketPath, Status};
 
 /// The result of an order.
@@ -115,8 +115,7 @@ impl Packets {
                 self.counters = work.counters;
                 self.served = work.served;
                 self.has_looked = work.failures.is_empty();
-                let failures = distinct(work.failures.iter().map(|error| chain(error)));
-                (!failures.is_empty()).then(|| failures.join("; "))
+                of_failures(&work.failures)
             }
             Ok(Err(error)) => Some(chain(&error)),
             Err(error) => Some(error.to_string()),

@@ -1,10 +1,18 @@
 //! One thing that may fail: in the status for as long as it fails, in the log when it begins to fail.
 
+use std::error::Error;
 use std::time::Instant;
 
 use tracing::warn;
 
 use super::lines::Lines;
+use crate::error::{chain, distinct};
+
+/// The failures of one piece of work as a fault, each once; `None` if it has none.
+pub(super) fn of_failures(failures: &[impl Error]) -> Option<String> {
+    let failures = distinct(failures.iter().map(|error| chain(error)));
+    (!failures.is_empty()).then(|| failures.join("; "))
+}
 
 /// A fault that may be present.
 #[derive(Debug)]

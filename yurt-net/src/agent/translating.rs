@@ -11,13 +11,13 @@ use tracing::{info, warn};
 
 use super::complaints::Complaints;
 use super::facts::Facts;
-use super::problem::Problem;
+use super::problem::{Problem, of_failures};
 use super::worker::Worker;
 use crate::config::AgentConfig;
 use crate::dataplane::counts::Counts;
 use crate::dataplane::pod::translate::{Translate, TranslateError};
 use crate::device::{Complaint, Link};
-use crate::error::{chain, distinct};
+use crate::error::chain;
 use crate::node::routes::Routes;
 use crate::observe::status::Status;
 use crate::pods::translate::{Candidate, Policy, Surroundings, TranslateImage, Wish, compile};
@@ -123,10 +123,8 @@ impl Translating {
                 self.counters = work.counters;
                 self.translated = work.translated;
                 self.refused.set(work.complaints);
-                let failures: Vec<String> =
-                    distinct(work.failures.iter().map(|error| chain(error)));
-                self.has_looked = failures.is_empty();
-                (!failures.is_empty()).then(|| failures.join("; "))
+                self.has_looked = work.failures.is_empty();
+                of_failures(&work.failures)
             }
             Ok(Err(error)) => Some(chain(&error)),
             Err(error) => Some(error.to_string()),
