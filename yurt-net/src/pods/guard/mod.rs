@@ -116,7 +116,7 @@ pub fn compile(
                     true
                 }
                 Entry::Occupied(_) => {
-                    complain(format!("device {ifindex} is another Pod's already"));
+                    complain(format!("device {ifindex} already belongs to another Pod"));
                     false
                 }
             });
@@ -129,7 +129,9 @@ pub fn compile(
             match image.owners.get(&identity) {
                 // A Pod that is here takes precedence over one that is away.
                 Some(owner) if owner.ifindex.is_some() || ifindex.is_none() => {
-                    complain(format!("{identity} is another's already"));
+                    complain(format!(
+                        "{identity} already belongs to another Pod or to this node"
+                    ));
                 }
                 _ => {
                     image.owners.insert(identity, Owner { ifindex, mode });
