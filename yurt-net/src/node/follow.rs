@@ -29,8 +29,8 @@ pub enum NodeError {
     },
 }
 
-/// A connection about the network namespace of the caller, and the runtime that it needs. For threads that may wait, and
-/// that no runtime waits on.
+/// A connection about the network namespace of the caller, and the runtime that it needs. For threads that may wait,
+/// and that no runtime waits on.
 pub(super) fn connect() -> io::Result<(Handle, Runtime)> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()

@@ -1,5 +1,5 @@
-//! What lies near this node: the network namespaces that its devices lead to, and the addresses that its own tables have
-//! there.
+//! What lies near this node: the network namespaces that its devices lead to, and the addresses that its own tables
+//! have there.
 //!
 //! Calls return when the kernel has answered. They are for threads that may wait, and that no runtime waits on.
 
