@@ -2,7 +2,7 @@
 //!
 //! Pure: what was read and what was known before go in, a whole snapshot comes out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
 use std::sync::Arc;
@@ -52,6 +52,7 @@ impl Manifest {
 
     /// Cuts off what is more than Services may have, and reports it.
     pub(super) fn keep_to(&mut self, room: &mut Room) {
+        let mut cut = Vec::new();
         for located in &mut self.objects {
             let Object::EndpointSlice(slice) = &mut located.object else {
                 continue;
@@ -59,17 +60,21 @@ impl Manifest {
             let Some(reason) = room.admit(slice) else {
                 continue;
             };
-            let rejection = Rejection {
+            cut.push(Rejection {
                 kind: "EndpointSlice".to_owned(),
                 namespace: slice.name.namespace.to_string(),
                 name: slice.name.name.to_string(),
                 source: format!("{}#{}", self.path, located.document),
                 reason,
-            };
-            // It may have been cut before, when other files had less.
-            self.rejections.retain(|old| id(old) != id(&rejection));
-            self.rejections.push(rejection);
+            });
         }
+        if cut.is_empty() {
+            return;
+        }
+        let ids: BTreeSet<ObjectId<'_>> = cut.iter().map(id).collect();
+        // They may have been cut before, when other files had less.
+        self.rejections.retain(|old| !ids.contains(&id(old)));
+        self.rejections.extend(cut);
     }
 
     /// Why what is in force of it is not all that it says, if that is so.
@@ -168,6 +173,8 @@ pub(super) fn merge(
                 .map(move |rejection| (id(rejection), name))
         })
         .collect();
+    let hiding = files.iter().filter(|(_, file)| file.may_hide_objects());
+    let hiding: BTreeSet<&OsString> = hiding.map(|(name, _)| name).collect();
     let mut held: Vec<(OsString, Located)> = Vec::new();
     for (id, (origin, located)) in &before {
         if winners.contains_key(id) {
@@ -176,7 +183,7 @@ pub(super) fn merge(
         let holder = blamed
             .get(id)
             .copied()
-            .or_else(|| hiding_place(files, origin));
+            .or_else(|| hiding_place(&hiding, origin));
         held.extend(holder.map(|holder| (holder.clone(), (*located).clone())));
     }
     for (holder, located) in held {
@@ -197,11 +204,12 @@ pub(super) fn merge(
         .collect();
 
     for file in files.values() {
-        let kept = |rejection: &Rejection| Rejection {
-            reason: format!("{}{}", rejection.reason, what_is_kept(file, rejection)),
+        let kept = Kept::of(file);
+        let told = |rejection: &Rejection| Rejection {
+            reason: format!("{}{}", rejection.reason, kept.told_of(rejection)),
             ..rejection.clone()
         };
-        snapshot.rejections.extend(file.rejections.iter().map(kept));
+        snapshot.rejections.extend(file.rejections.iter().map(told));
     }
     snapshot.rejections.sort();
     objects::close_gaps(&mut snapshot);
@@ -272,17 +280,13 @@ fn keep_identity(located: &mut Located, before: &BTreeMap<ObjectId<'_>, (&OsStri
     }
 }
 
-/// The unreadable part of the source that an object from file `origin` may still be in: the file, a document
-/// of it, or a directory above.
-fn hiding_place<'a>(
-    files: &'a BTreeMap<OsString, Manifest>,
-    origin: &OsStr,
-) -> Option<&'a OsString> {
-    Path::new(origin)
-        .ancestors()
-        .filter_map(|path| files.get_key_value(path.as_os_str()))
-        .find(|(_, file)| file.may_hide_objects())
-        .map(|(name, _)| name)
+/// The unreadable part of the source that an object from file `origin` may still be in: the file, a document of it, or
+/// a directory above. `hiding` are the files and directories of which not all could be read.
+fn hiding_place<'a>(hiding: &BTreeSet<&'a OsString>, origin: &OsStr) -> Option<&'a OsString> {
+    let places = Path::new(origin).ancestors();
+    places
+        .filter_map(|path| hiding.get(&path.as_os_str().to_owned()).copied())
+        .next()
 }
 
 fn duplicate(name: &OsStr, located: &Located, (winner, document): (&OsString, usize)) -> Rejection {
@@ -306,37 +310,46 @@ fn duplicate(name: &OsStr, located: &Located, (winner, document): (&OsString, us
 /// How many objects a Rejection names.
 const NAMED: usize = 3;
 
-/// What the operator has to know about a Rejection beyond its reason.
-fn what_is_kept(file: &Manifest, rejection: &Rejection) -> String {
-    if !rejection.name.is_empty() {
-        let is_kept = file
-            .held
-            .iter()
-            .any(|located| located.object.id() == id(rejection));
-        return if is_kept {
-            "; the last good version is kept"
-        } else {
-            ""
+/// What the operator has to know about the Rejections of a file beyond their reasons. A file may have a hundred
+/// thousand objects that are kept, and ten thousand Rejections, so neither is looked through for each of the other.
+struct Kept<'a> {
+    held: BTreeSet<ObjectId<'a>>,
+    /// Of a Rejection that names no object: any of those that no other one names.
+    unnamed: String,
+}
+
+impl<'a> Kept<'a> {
+    fn of(file: &'a Manifest) -> Self {
+        let held: Vec<ObjectId<'_>> = file.held.iter().map(|held| held.object.id()).collect();
+        let blamed: BTreeSet<ObjectId<'_>> = file.rejections.iter().map(id).collect();
+        let is_unnamed = |held: &&ObjectId<'_>| !blamed.contains(held);
+        let unnamed = held.iter().filter(is_unnamed);
+        let names: Vec<String> = unnamed
+            .clone()
+            .take(NAMED)
+            .map(ToString::to_string)
+            .collect();
+        let more = match unnamed.count().saturating_sub(NAMED) {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Self {
+            unnamed: match names.is_empty() {
+                true => String::new(),
+                false => format!(
+                    "; the last good version is kept of {}{more}",
+                    names.join(", ")
+                ),
+            },
+            held: held.into_iter().collect(),
         }
-        .to_owned();
     }
-    let is_blamed = |id_: ObjectId<'_>| file.rejections.iter().any(|other| id(other) == id_);
-    let kept: Vec<ObjectId<'_>> = file
-        .held
-        .iter()
-        .map(|located| located.object.id())
-        .filter(|id| !is_blamed(*id))
-        .collect();
-    if kept.is_empty() {
-        return String::new();
+
+    fn told_of(&self, rejection: &Rejection) -> &str {
+        match rejection.name.is_empty() {
+            true => &self.unnamed,
+            false if self.held.contains(&id(rejection)) => "; the last good version is kept",
+            false => "",
+        }
     }
-    let names: Vec<String> = kept.iter().take(NAMED).map(ToString::to_string).collect();
-    let more = match kept.len().saturating_sub(NAMED) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
-    format!(
-        "; the last good version is kept of {}{more}",
-        names.join(", ")
-    )
 }

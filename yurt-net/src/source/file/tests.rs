@@ -450,6 +450,36 @@ fn many_kept_objects_are_counted_rather_than_listed() {
     assert!(reason.ends_with(end), "{reason}");
 }
 
+/// Each rejection asked all that is kept, and each of that all rejections: 5,000 took most of a minute, and nothing
+/// else was read meanwhile.
+#[test]
+fn what_is_kept_of_a_file_that_lost_its_words_is_told_of_each_of_them() {
+    let list = |items: &str| format!("apiVersion: v1\nkind: List\nitems:\n{items}");
+    let item = |n: usize, port: &str| {
+        format!(
+            "- {{apiVersion: v1, kind: Service, metadata: {{name: s{n}}}, spec: {{ports: [{{port: {port}}}]}}}}\n"
+        )
+    };
+    let all = |port: &str| (0..5000).map(|n| item(n, port)).collect::<String>();
+    let mut lab = Lab::new(&[("a.yaml", &list(&all("80")))]);
+    lab.load();
+    let bad = (0..3000).map(|n| item(n, "x")).collect::<String>();
+    lab.write("a.yaml", &list(&(bad + &"- 7\n".repeat(5000))));
+    let snapshot = lab.load();
+    assert_eq!(snapshot.services.len(), 5000);
+    let reasons = snapshot.rejections.iter().map(|told| &*told.reason);
+    let ends = |end: &str| {
+        reasons
+            .clone()
+            .filter(|reason| reason.ends_with(end))
+            .count()
+    };
+    assert_eq!(ends("; the last good version is kept"), 3000);
+    let rest =
+        "kept of Service default/s3000, Service default/s3001, Service default/s3002 and 1997 more";
+    assert_eq!(ends(rest), 5000);
+}
+
 #[test]
 fn a_service_of_a_million_endpoints_is_kept_up_to_its_limit_in_every_file() {
     let text = |n: usize| {

@@ -213,6 +213,10 @@ impl Follower {
     /// The request has failed. Returns the wait before the next one.
     pub(super) fn failed(&mut self, failure: Failure) -> Duration {
         let is_watch = matches!(self.next, Request::Watch { .. });
+        if !matches!(failure, Failure::Status(401 | 403 | 404, _)) {
+            // Another server, or another moment: what follows is no longer the same refusal.
+            self.refusals = 0;
+        }
         match failure {
             Failure::Expired => {
                 self.next = self.again();
@@ -396,6 +400,24 @@ mod tests {
                 assert_eq!(watched(&follower), Some("7"));
                 follower.reconnected();
                 assert_eq!(follower.failed(refused), FIRST_WAIT_FOR_RIGHTS);
+            }
+        }
+    }
+
+    #[test]
+    fn refusals_count_in_a_row_and_another_failure_between_them_ends_it() {
+        for between in [
+            Failure::Status(503, None),
+            Failure::Transport,
+            Failure::Expired,
+        ] {
+            let mut follower = watching("7");
+            for _ in 0..20 {
+                assert_eq!(
+                    follower.failed(Failure::Status(403, None)),
+                    FIRST_WAIT_FOR_RIGHTS
+                );
+                follower.failed(between);
             }
         }
     }

@@ -334,14 +334,15 @@ fn slice(
     name: NamespacedName,
     names: &mut Names,
 ) -> Result<Option<EndpointSlice>, Wrong> {
+    // First what every slice has: one that was stripped to its name is of no Service either, and is not gone for that.
+    let Some(family) = at(value, "addressType", address_type)? else {
+        tracing::debug!(slice = %name, "names instead of addresses: EndpointSlice ignored");
+        return Ok(None);
+    };
     let service = label(value, SERVICE_NAME, name_of)?.filter(|service| !service.is_empty());
     let is_headless = label(value, HEADLESS, |label| Ok(*label != Value::Null))?;
     let Some(service) = service else {
         tracing::debug!(slice = %name, "no Service to proxy for: EndpointSlice ignored");
-        return Ok(None);
-    };
-    let Some(family) = at(value, "addressType", address_type)? else {
-        tracing::debug!(slice = %name, "names instead of addresses: EndpointSlice ignored");
         return Ok(None);
     };
     let ports = at(value, "ports", |ports| {

@@ -44,7 +44,7 @@ pub(super) fn service(
     let created_at = at(value, "metadata", |m| {
         at(m, "creationTimestamp", seconds_since_1970)
     })?;
-    at(value, "spec", |spec| {
+    let service = at(value, "spec", |spec| {
         // Who strips objects of it would have all Services be without ports.
         if *spec == Value::Null {
             return Err(Wrong::new("an object", spec));
@@ -76,7 +76,21 @@ pub(super) fn service(
             is_proxied_elsewhere,
             health_check_node_port: at(spec, "healthCheckNodePort", port_number)?,
         })
-    })
+    })?;
+    at(value, "spec", |spec| has_its_ports(&service, spec))?;
+    Ok(service)
+}
+
+/// Refuses what an apiserver refuses (pkg/apis/core/validation, ValidateService): it was damaged on its way, and would
+/// take a Service out of force that works.
+fn has_its_ports(service: &Service, spec: &Value<'_>) -> Result<(), Wrong> {
+    let is_external = service.service_type == ServiceType::ExternalName;
+    match service.ports.is_empty() && !is_external && !is_headless(spec)? {
+        true => at(spec, "ports", |ports| {
+            Err(Wrong::new("at least one port", ports))
+        }),
+        false => Ok(()),
+    }
 }
 
 /// 0 where there is no such time: it is the apiserver's to write, and a manifest is right without. One that says
@@ -194,6 +208,13 @@ fn service_type(value: &Value<'_>) -> Result<ServiceType, Wrong> {
             value,
         )),
     }
+}
+
+/// It has no address on purpose.
+fn is_headless(spec: &Value<'_>) -> Result<bool, Wrong> {
+    let is_none = |ip: &Value<'_>| Ok(text(ip)? == Some("None"));
+    let all = at(spec, "clusterIPs", |all| each(all, is_none))?;
+    Ok(at(spec, "clusterIP", is_none)? || all.contains(&true))
 }
 
 /// Headless ("None") and not yet allocated ("") are no address.

@@ -128,7 +128,7 @@ fn no_text_of_an_object_makes_it_take_much_whichever_it_is() {
 fn an_annotation_that_is_too_long_is_kept_as_a_word_that_says_so() {
     let listen = "pool-1,".repeat(600);
     let service = json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "web",
-        "annotations": {"nodeport.openyurt.io/listen": listen}}, "spec": {}});
+        "annotations": {"nodeport.openyurt.io/listen": listen}}, "spec": {"ports": [{"port": 80}]}});
     let mut names = Names::default();
     let kept = item(service.to_string().as_bytes(), "Service", "v1", &mut names);
     let Ok(Some(super::Object::Service(service))) = kept else {

@@ -10,7 +10,7 @@ fn a_list_is_read_item_by_item_wherever_its_kind_stands() {
 - {apiVersion: v1, kind: Job, metadata: {name: p}, spec: {containers: [{ports: [1]}]}}
 - {apiVersion: v1, kind: Service, spec: {}}
 -
-- {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {}}
+- {apiVersion: v1, kind: Service, metadata: {name: web}, spec: {ports: [{port: 80}]}}
 ";
     let head = "apiVersion: v1\nkind: List\n";
     for text in [format!("{head}{items}"), format!("{items}{head}")] {

@@ -34,6 +34,12 @@ pub(super) fn lost(in_force: &Object, object: &Object, node: &str) -> Option<&'s
         {
             Some("nodes")
         }
+        // It may get a second one, and keeps the first (pkg/apis/networking/validation, ValidateServiceCIDRUpdate).
+        (Object::ServiceCidr(was), Object::ServiceCidr(is))
+            if is.cidrs.is_empty() && !was.cidrs.is_empty() =>
+        {
+            Some("CIDRs")
+        }
         _ => None,
     }
 }

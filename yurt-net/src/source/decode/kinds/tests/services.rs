@@ -87,7 +87,9 @@ status:
 
 #[test]
 fn a_health_check_port_is_read_and_a_wrong_one_costs_the_service() {
-    let port = |spec: &str| service(&format!("spec: {{{spec}}}")).health_check_node_port;
+    let port = |spec: &str| {
+        service(&format!("spec: {{ports: [{{port: 80}}], {spec}}}")).health_check_node_port
+    };
     assert_eq!([port("healthCheckNodePort: 30999"), port("")], [30999, 0]);
     let wrong =
         "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {healthCheckNodePort: 70000}";
@@ -110,9 +112,9 @@ fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
     assert!(!bare.is_proxied_elsewhere);
     for no_address in [
         "spec: {clusterIP: None}",
-        "spec: {clusterIP: ''}",
+        "spec: {clusterIP: '', ports: [{port: 80}]}",
         "spec: {clusterIPs: [None]}",
-        "spec: {}",
+        "spec: {ports: [{port: 80}]}",
     ] {
         assert_eq!(
             service(no_address).cluster_ips,
@@ -121,7 +123,7 @@ fn absent_fields_of_a_service_have_the_defaults_of_the_api() {
         );
     }
     assert_eq!(
-        service("spec: {clusterIP: 10.96.0.1}").cluster_ips,
+        service("spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}").cluster_ips,
         addresses(&["10.96.0.1"]).into()
     );
 }
@@ -147,6 +149,7 @@ fn traffic_policies_affinity_and_source_ranges_are_read() {
   sessionAffinity: ClientIP
   sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}
   externalIPs: ['', ' ', 192.0.2.7]
+  ports: [{port: 80}]
   loadBalancerSourceRanges: [' 203.0.113.9/24 ', '', '010.0.0.0/8', 'fd00::/8']
 ",
     );
@@ -165,22 +168,22 @@ fn traffic_policies_affinity_and_source_ranges_are_read() {
 #[test]
 fn affinity_lasts_three_hours_unless_said_and_a_day_at_most() {
     for (spec, seconds) in [
-        ("{}", 0),
+        ("{clusterIP: None}", 0),
         (
-            "{sessionAffinity: None, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}",
+            "{clusterIP: None, sessionAffinity: None, sessionAffinityConfig: {clientIP: {timeoutSeconds: 60}}}",
             0,
         ),
-        ("{sessionAffinity: ClientIP}", 10_800),
+        ("{clusterIP: None, sessionAffinity: ClientIP}", 10_800),
         (
-            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: null}}",
+            "{clusterIP: None, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: null}}",
             10_800,
         ),
         (
-            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 1}}}",
+            "{clusterIP: None, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 1}}}",
             1,
         ),
         (
-            "{sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86400}}}",
+            "{clusterIP: None, sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 86400}}}",
             86_400,
         ),
     ] {
@@ -238,7 +241,7 @@ fn what_the_api_does_not_admit_is_a_rejection_of_the_service() {
 fn openyurts_annotations_and_pool_services_are_read() {
     let service = |annotations: &str| {
         let decoded = yaml(&format!(
-            "{{apiVersion: v1, kind: Service, metadata: {{name: web, annotations: {{{annotations}}}}}, spec: {{}}}}"
+            "{{apiVersion: v1, kind: Service, metadata: {{name: web, annotations: {{{annotations}}}}}, spec: {{ports: [{{port: 80}}]}}}}"
         ));
         match decoded.objects.into_iter().next().unwrap().object {
             Object::Service(service) => service,

@@ -78,8 +78,9 @@ fn slices_that_serve_no_service_are_left_out_silently() {
         "{name: x}",
         "{name: x, labels: {kubernetes.io/service-name: ''}}",
     ] {
-        let text =
-            format!("apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {metadata}\n");
+        let text = format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {metadata}\naddressType: IPv4\n"
+        );
         assert_eq!(yaml(&text), Decoded::default(), "{metadata}");
     }
     let names = slice_text("endpoints: [{addresses: [a.example]}]").replace("IPv4", "FQDN");
