@@ -1,6 +1,6 @@
 //! The `yurt-net` command: reads the command line, prints errors, sets the exit code.
 //!
-//! Exit codes: 0 done, 1 failed, 2 bad usage.
+//! Exit codes: 0 done, 1 failed, 2 bad usage or a bad configuration file.
 #![forbid(unsafe_code)]
 
 use std::borrow::Cow;
@@ -9,14 +9,14 @@ use std::io::{ErrorKind, IsTerminal as _};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue};
 use tracing::level_filters::LevelFilter;
+use tracing::warn;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use yurt_net::cni::Plugin;
 use yurt_net::config::flags::LogFormat;
-use yurt_net::config::{Cli, Command};
+use yurt_net::config::{self, Command, Said, Unusable};
 use yurt_net::host::process;
 use yurt_net::observe::selftest;
 use yurt_net::output::{LimitedLog, LossyLog};
@@ -33,23 +33,24 @@ fn main() -> ExitCode {
     if let Some(plugin) = Plugin::named(program.as_ref()) {
         return plugin.main();
     }
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => return explain_usage(error),
+    let Said { cli, warnings } = match config::read(std::env::args_os().collect()) {
+        Ok(said) => said,
+        Err(Unusable::CommandLine(error)) => return explain_usage(error),
+        Err(Unusable::File(problems)) => {
+            for problem in problems {
+                output::complain(format_args!("error: {}", text::line(&problem)));
+            }
+            return ExitCode::from(2);
+        }
     };
-    let format = match &cli.command {
-        Command::Run(args) => args.log_format,
-        _ => LogFormat::Text,
+    let (format, level) = match &cli.command {
+        Command::Run(args) => (args.log_format, level(args.v)),
+        _ => (LogFormat::Text, LevelFilter::WARN),
     };
-    let is_run = matches!(cli.command, Command::Run(_));
-    start_log(
-        format,
-        if is_run {
-            LevelFilter::INFO
-        } else {
-            LevelFilter::WARN
-        },
-    );
+    start_log(format, level);
+    for warning in warnings {
+        warn!("{warning}");
+    }
     // One thread: the work is small, and every further thread costs memory.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -70,6 +71,15 @@ fn main() -> ExitCode {
             output::complain(format_args!("error: {}", text::line(&reason)));
             ExitCode::FAILURE
         }
+    }
+}
+
+/// What klog logs at a verbosity.
+fn level(verbosity: u32) -> LevelFilter {
+    match verbosity {
+        0..=3 => LevelFilter::INFO,
+        4 => LevelFilter::DEBUG,
+        5.. => LevelFilter::TRACE,
     }
 }
 

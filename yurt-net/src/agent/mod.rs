@@ -60,7 +60,7 @@ use std::path::Path;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::yield_now;
-use tracing::info;
+use tracing::{info, warn};
 
 use self::asked::Asked;
 use self::checkpoint::Checkpoint;
@@ -85,8 +85,9 @@ use self::upkeep::Upkeep;
 use crate::config::AgentConfig;
 use crate::dataplane::load::load_from;
 use crate::dataplane::service::Options;
-use crate::error::PathError;
+use crate::error::{PathError, chain};
 use crate::host::cgroup::{Cgroup, cgroup};
+use crate::host::process::set_oom_score;
 use crate::node::NodeWatch;
 use crate::policy::PolicyConfig;
 use crate::source::checkpoint::Loaded;
@@ -99,6 +100,11 @@ pub async fn run(config: AgentConfig) -> Result<(), AgentError> {
         signal(SignalKind::terminate()).map_err(PathError::of("handle", Path::new("SIGTERM")))?;
     let mut interrupt =
         signal(SignalKind::interrupt()).map_err(PathError::of("handle", Path::new("SIGINT")))?;
+    if let Some(score) = config.oom_score_adj
+        && let Err(error) = set_oom_score(score)
+    {
+        warn!(error = chain(&error), "--oom-score-adj has no effect");
+    }
     let cgroup = cgroup(config.place.cgroup.as_deref())?;
     // Makes this agent the only one, and the only writer of the checkpoint.
     let claimed = Claimed::start(&config.place, cgroup.path.clone()).await?;

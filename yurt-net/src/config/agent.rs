@@ -74,4 +74,6 @@ pub struct AgentConfig {
     pub healthz: Option<SocketAddr>,
     /// An eBPF object whose programs log what they decide, in place of the embedded one.
     pub ebpf_log: Option<PathBuf>,
+    /// By which the kernel ends this process where memory is short, -1000 to 1000; `None`: as it was started.
+    pub oom_score_adj: Option<i16>,
 }

@@ -1,9 +1,12 @@
-//! The operator's settings, as values. Flags, and environment variables in their place, are decoded into them.
+//! The operator's settings, as values. Flags, environment variables and files are decoded into them.
 
 pub mod agent;
+mod file;
 pub mod flags;
 pub mod place;
+pub mod reading;
 
 pub use self::agent::AgentConfig;
 pub use self::flags::{Cli, Command};
 pub use self::place::Place;
+pub use self::reading::{Said, Unusable, read};

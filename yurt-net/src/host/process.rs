@@ -4,7 +4,7 @@
     reason = "sysconf(3), umask(2), a signal and the allocator, which the standard library lacks"
 )]
 
-use std::fs;
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +53,12 @@ impl Process {
             started_at: booted_at.saturating_add(start.checked_div(ticks)?),
         })
     }
+}
+
+/// Sets the score by which the kernel ends this process where memory is short, from -1000 (never) to 1000. Those that
+/// it starts have the same. A lower score than it was started with takes `CAP_SYS_RESOURCE`.
+pub fn set_oom_score(score: i16) -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", score.to_string())
 }
 
 /// Returns freed memory to the machine: the node needs it more than the allocator does.

@@ -1,6 +1,7 @@
 //! `check`: can this machine run the agent, and are Services really translated?
 
 mod cni;
+mod config;
 mod finding;
 mod packets;
 mod retention;
@@ -32,7 +33,10 @@ const OLDEST_KERNEL: (u32, u32) = (5, 10);
 
 /// Runs every check; true when none failed.
 pub async fn check(args: &CheckArgs) -> Result<bool, std::io::Error> {
-    let findings = findings(args).await;
+    let findings = match &args.config {
+        Some(path) => config::findings(path),
+        None => findings(args).await,
+    };
     match args.output {
         Output::Json => print(text::json(&findings)? + "\n")?,
         Output::Table => {

@@ -139,6 +139,9 @@ pub struct StatusArgs {
 /// `check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
+    /// Check this configuration file, as run --config takes it, and nothing else. Needs no root.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,

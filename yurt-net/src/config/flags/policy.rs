@@ -15,6 +15,9 @@ pub struct PolicyArgs {
     /// ServiceAccount's ca.crt, else the system's] Read anew for each connection.
     #[arg(long, value_name = "FILE")]
     pub kube_ca: Option<PathBuf>,
+    /// Kubeconfig of `kube:` [default: $KUBECONFIG, else ~/.kube/config].
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
     /// This node's pool; wins over the Node's label.
     #[arg(long, value_name = "NAME")]
     pub nodepool: Option<String>,
@@ -89,7 +92,10 @@ impl PolicyArgs {
             pool: self.nodepool.clone(),
             pool_label: self.nodepool_label.clone(),
             with_pods: false,
-            access: Access::from_env(self.kube_ca.clone()),
+            access: Access {
+                kubeconfig: self.kubeconfig.clone(),
+                ..Access::from_env(self.kube_ca.clone())
+            },
         }
     }
 

@@ -32,6 +32,11 @@ pub struct RunArgs {
     /// yurthub:, yurthub:URL, or file:PATH (a file or a directory of Kubernetes manifests). Followed for changes.
     #[arg(long, value_name = "SRC", required = true)]
     pub source: Vec<SourceSpec>,
+    /// File with a KubeProxyConfiguration, or with a YurtNetConfiguration, which has a field for each flag, or with
+    /// both. What the command line says counts instead. With it, the node is by default the one with this machine's
+    /// name, and the source kube:. See docs/configuration.md.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where the agent keeps things.
     #[command(flatten)]
     pub place: PlaceArgs,
@@ -117,9 +122,16 @@ pub struct RunArgs {
     /// must be of the same version as the agent. The embedded programs log nothing.
     #[arg(long, value_name = "FILE")]
     pub ebpf_log: Option<PathBuf>,
+    /// Score of this process by which the kernel ends processes where memory is short, -1000 to 1000: the lowest is
+    /// ended last [default: as it was started].
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(i16).range(-1000..=1000))]
+    pub oom_score_adj: Option<i16>,
     /// Form of the log.
     #[arg(long, value_enum, default_value = "auto")]
     pub log_format: LogFormat,
+    /// How much is logged, as klog has it: from 4 on what is for debugging, too. $RUST_LOG counts instead.
+    #[arg(short, long, value_name = "N", default_value_t = 0)]
+    pub v: u32,
 }
 
 /// What happens to frames that claim an address which is not their sender's.
@@ -205,6 +217,7 @@ impl RunArgs {
             metrics: self.metrics_bind_address.0,
             healthz: self.healthz_bind_address.0,
             ebpf_log: self.ebpf_log.clone(),
+            oom_score_adj: self.oom_score_adj,
             place,
         }
     }

@@ -1,0 +1,275 @@
+//! The command line, joined with the file that it names.
+//!
+//! The file stands in for flags that are not given: the command line wins, then the environment, then the file, then
+//! the default. Of the file, our own document wins over kube-proxy's.
+
+use std::error::Error as _;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Command, CommandFactory as _, Parser as _};
+
+use super::file::{self, Decoded, Remark, Setting};
+use super::flags::Cli;
+use crate::error::{PathError, chain};
+use crate::text;
+
+/// Bytes of a file that are read: a ConfigMap has no more.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// What the operator says.
+pub struct Said {
+    /// The command line, as if it said what the file does.
+    pub cli: Cli,
+    /// What the file says in vain, each with its place.
+    pub warnings: Vec<String>,
+}
+
+/// Why that cannot be taken.
+#[derive(Debug)]
+pub enum Unusable {
+    /// The command line is wrong, or asks for help.
+    CommandLine(clap::Error),
+    /// The file is: all that is wrong in it, each with its place.
+    File(Vec<String>),
+}
+
+impl fmt::Display for Unusable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::CommandLine(error) => error.fmt(f),
+            Self::File(problems) => f.write_str(&problems.join("; ")),
+        }
+    }
+}
+
+impl std::error::Error for Unusable {}
+
+/// Reads a command line, and the file that it names.
+pub fn read(words: Vec<OsString>) -> Result<Said, Unusable> {
+    let lenient = lenient();
+    let matches = lenient.clone().try_get_matches_from(&words);
+    let matches = matches.map_err(Unusable::CommandLine)?;
+    let Some(("run", given)) = matches.subcommand() else {
+        return parsed(&words, Vec::new());
+    };
+    let (Some(path), Some(run)) = (
+        given.get_one::<PathBuf>("config"),
+        lenient.find_subcommand("run"),
+    ) else {
+        return parsed(&words, Vec::new());
+    };
+    let at = |remark: &Remark| format!("{}:{remark}", path.display());
+    let text = load(path).map_err(|error| Unusable::File(vec![chain(&error)]))?;
+    let Decoded {
+        mut settings,
+        mut problems,
+        mut warnings,
+    } = file::decode(&text, run);
+    problems.extend(
+        settings
+            .iter()
+            .filter_map(|setting| check(&lenient, setting)),
+    );
+    if !problems.is_empty() {
+        problems.sort_by_key(|problem| problem.line);
+        return Err(Unusable::File(problems.iter().map(at).collect()));
+    }
+    settings.retain(|setting| !is_given(run, given, &setting.flag));
+    let mut words = words;
+    let has = |flag| is_given(run, given, flag) || settings.iter().any(|said| said.flag == flag);
+    // As kube-proxy does without them.
+    if !has("node") {
+        let name = hostname().map_err(|error| Unusable::File(vec![chain(&error)]))?;
+        words.push(format!("--node={name}").into());
+    }
+    if !has("source") {
+        words.push("--source=kube:".into());
+    }
+    words.extend(settings.iter().filter_map(|setting| word(run, setting)));
+    warnings.sort_by_key(|warning| warning.line);
+    parsed(&words, warnings.iter().map(at).collect())
+}
+
+fn parsed(words: &[OsString], warnings: Vec<String>) -> Result<Said, Unusable> {
+    let cli = Cli::try_parse_from(words).map_err(Unusable::CommandLine)?;
+    Ok(Said { cli, warnings })
+}
+
+/// The command line, without what must be there: a file may have that.
+fn lenient() -> Command {
+    Cli::command().mut_subcommand("run", |run| run.mut_args(|arg| arg.required(false)))
+}
+
+fn load(path: &Path) -> Result<String, PathError> {
+    let mut text = String::new();
+    let read =
+        File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
+    read.map_err(PathError::of("read", path))?;
+    if text.len() as u64 > MOST_BYTES {
+        let large = io::Error::other("it has more than 1 MiB");
+        return Err(PathError::of("read", path)(large));
+    }
+    Ok(text)
+}
+
+/// The name of this machine, as kube-proxy takes it for its node's.
+fn hostname() -> Result<String, PathError> {
+    let path = Path::new("/proc/sys/kernel/hostname");
+    let name = std::fs::read_to_string(path).map_err(PathError::of("read", path))?;
+    Ok(name.trim().to_lowercase())
+}
+
+/// Whether the command line or the environment says it.
+fn is_given(run: &Command, given: &ArgMatches, flag: &str) -> bool {
+    let arg = run.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    let source = arg.and_then(|arg| given.value_source(arg.get_id().as_str()));
+    matches!(
+        source,
+        Some(ValueSource::CommandLine | ValueSource::EnvVariable)
+    )
+}
+
+/// A setting as a word of the command line; `None`: a flag without a value that is not set.
+fn word(run: &Command, Setting { flag, value, .. }: &Setting) -> Option<OsString> {
+    let arg = run.get_arguments().find(|arg| arg.get_long() == Some(flag));
+    let is_switch = arg.is_some_and(|arg| matches!(arg.get_action(), ArgAction::SetTrue));
+    match (is_switch, &**value) {
+        (true, "true") => Some(format!("--{flag}").into()),
+        (true, _) => None,
+        (false, value) => Some(format!("--{flag}={value}").into()),
+    }
+}
+
+/// What is wrong with a setting by itself.
+fn check(lenient: &Command, setting: &Setting) -> Option<Remark> {
+    let run = lenient.find_subcommand("run")?;
+    let words = ["yurt-net".into(), "run".into(), word(run, setting)?];
+    let error = lenient.clone().try_get_matches_from(words).err()?;
+    let value = text::without_user(&setting.value);
+    let what = match (
+        error.kind(),
+        error.get(ContextKind::ValidValue),
+        error.source(),
+    ) {
+        (ErrorKind::InvalidValue, Some(ContextValue::Strings(known)), _) => {
+            format!("{value:?}: expected one of {}", known.join(", "))
+        }
+        (_, _, Some(source)) => format!("{value:?}: {}", chain(source)),
+        _ => format!("{value:?} is no value of it"),
+    };
+    Some(Remark {
+        line: setting.line,
+        field: setting.field.clone(),
+        what,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Command;
+    use crate::config::flags::RunArgs;
+
+    const PROXY: &str =
+        "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+    const OWN: &str =
+        "---\napiVersion: yurt-net.openyurt.io/v1alpha1\nkind: YurtNetConfiguration\n";
+
+    /// What `run` is told by a file and by flags.
+    fn run(text: &str, flags: &[&str]) -> Result<(Box<RunArgs>, Vec<String>), Vec<String>> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("config.yaml");
+        std::fs::write(&path, text).unwrap();
+        let words = ["yurt-net", "run", "--config"].map(OsString::from);
+        let flags = flags.iter().map(OsString::from);
+        let prefix = format!("{}:", path.display());
+        let bare = |said: Vec<String>| {
+            let said = said
+                .iter()
+                .map(|line| line.trim_start_matches(&prefix).to_owned());
+            said.collect::<Vec<_>>()
+        };
+        match read(
+            words
+                .into_iter()
+                .chain([path.into()])
+                .chain(flags)
+                .collect(),
+        ) {
+            Ok(Said { cli, warnings }) => match cli.command {
+                Command::Run(args) => Ok((args, bare(warnings))),
+                _ => unreachable!(),
+            },
+            Err(Unusable::File(problems)) => Err(bare(problems)),
+            Err(Unusable::CommandLine(error)) => Err(vec![error.to_string()]),
+        }
+    }
+
+    #[test]
+    fn a_file_alone_is_enough_and_its_node_is_this_machine() {
+        let (args, warnings) = run(PROXY, &[]).unwrap();
+        assert_eq!((&args.node, warnings), (&hostname().unwrap(), vec![]));
+        assert_eq!(args.source, ["kube:".parse().unwrap()]);
+    }
+
+    #[test]
+    fn the_command_line_wins_over_the_file_and_a_list_is_not_joined() {
+        let file = format!(
+            "{PROXY}hostnameOverride: of-file\n{OWN}source: ['file:/a', 'file:/b']\nguard: enforce\nrepairPeers: true\n"
+        );
+        let (args, _) = run(&file, &[]).unwrap();
+        assert_eq!((&*args.node, args.source.len()), ("of-file", 2));
+        assert!(args.config().guard.is_some_and(|guard| guard.enforce));
+        assert!(args.devices.repair_peers);
+        let (args, _) = run(
+            &file,
+            &["--node=given", "--source=file:/c", "--guard", "audit"],
+        )
+        .unwrap();
+        assert_eq!(
+            (&*args.node, &args.source[..]),
+            ("given", &["file:/c".parse().unwrap()][..])
+        );
+        assert!(args.config().guard.is_some_and(|guard| !guard.enforce));
+    }
+
+    #[test]
+    fn what_a_flag_refuses_is_refused_of_a_file_with_its_line_and_all_at_once() {
+        let file = format!(
+            "{PROXY}mode: x\n{OWN}guard: sometimes\nmaxServices: 0\nsource: nonsense\nrepairPeers: false\n"
+        );
+        let problems = run(&file, &[]).unwrap_err();
+        let starts = [
+            "3: mode: \"x\": expected one of",
+            "7: guard: \"sometimes\": expected one of off, audit, enforce",
+            "8: maxServices: \"0\": 0 is not in 1..",
+            "9: source: \"nonsense\": source \"nonsense\" is not known",
+        ];
+        assert_eq!(problems.len(), starts.len(), "{problems:?}");
+        for (problem, start) in problems.iter().zip(starts) {
+            assert!(problem.starts_with(start), "{problem}");
+        }
+    }
+
+    #[test]
+    fn a_password_in_a_file_is_shown_to_nobody() {
+        let problems = run(
+            &format!("{OWN}source: 'kube:https://u:secret@192.0.2.1'\n"),
+            &[],
+        );
+        assert!(!problems.unwrap_err().concat().contains("secret"));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named() {
+        let words = ["yurt-net", "run", "--config", "/no/such/file"].map(OsString::from);
+        let error = read(words.into()).err().unwrap().to_string();
+        assert!(error.contains("/no/such/file"), "{error}");
+    }
+}
