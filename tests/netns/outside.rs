@@ -177,6 +177,40 @@ fn an_established_flow_lives_through_agents_and_changes_of_the_table() -> Result
 }
 
 #[test]
+fn flows_go_on_where_what_leads_to_their_tables_is_made_anew_and_other_sizes_begin_anew()
+-> Result<()> {
+    let mut stage = Stage::new()?;
+    let near = stage.near.clone();
+    let agent = stage.start(&[&near])?;
+    let frontends = stage.frontends()?;
+    let hold = |stage: &Stage| -> Result<Vec<_>> {
+        let held = frontends.iter().map(|to| stage.client.hold(Tcp, to));
+        held.collect()
+    };
+    let held = hold(&stage)?;
+    agent.kill9()?;
+    let pins = stage.world.node(0)?.bpffs().join("yurt-net/packet-v2");
+    for name in ["yurt_flows4", "yurt_flows6"] {
+        fs::remove_file(pins.join(name))?;
+    }
+    let agent = stage.start(&[&near])?;
+    for flow in &held {
+        ensure!(flow.ping()?.answer.as_deref() == Some("near"));
+    }
+    agent.kill9()?;
+    let _agent = stage.start_with(&[&near], &["--max-flows4=4096", "--max-flows6=4096"])?;
+    let held = hold(&stage)?;
+    // What is up is in the tables that are pinned: `flows` reads those.
+    let listed = stage.world.node(0)?.yurt_net(&["flows"])?;
+    let listed = String::from_utf8(listed.stdout)?;
+    for (flow, to) in held.iter().zip(&frontends) {
+        ensure!(flow.ping()?.answer.as_deref() == Some("near"));
+        ensure!(listed.contains(to.as_str()), "no {to} in:\n{listed}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_held_flow_goes_on_when_the_link_that_it_came_by_is_back() -> Result<()> {
     let mut stage = Stage::new()?;
     let near = stage.near.clone();

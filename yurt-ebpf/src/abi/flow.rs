@@ -6,6 +6,16 @@
 /// 2: flows of datagrams that are up are in maps of their own.
 pub const PACKET_ABI: u32 = 2;
 
+/// Index into `yurt_flows4` and `yurt_flows6` of the connections that are up, and of all that is not UDP: `yurt_flow4`
+/// and `yurt_flow6`.
+pub const FLOWS_UP: u32 = 0;
+/// Index of the flows of datagrams that are up: `yurt_dgram4` and `yurt_dgram6`.
+pub const FLOWS_DATAGRAMS: u32 = 1;
+/// Index of those that are opening or closed, of any protocol: `yurt_open4` and `yurt_open6`.
+pub const FLOWS_OPENING: u32 = 2;
+/// How many there are.
+pub const FLOW_MAPS: u32 = 3;
+
 /// [`FlowKey::place`]: as the client sends it, to the address that it dialled.
 pub const FLOW_DIALLED: u8 = 0;
 /// [`FlowKey::place`]: from the client to its backend, whichever way the packet goes.

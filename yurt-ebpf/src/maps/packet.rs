@@ -1,33 +1,46 @@
 //! The maps of the packet path.
 
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::{self, ArrayOfMaps};
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray};
 
 use yurt_ebpf::abi::{
-    self, EDGES, EdgeRow, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, REFUSED_HOSTS, Refused,
+    self, EDGES, EdgeRow, FLOW_MAPS, Flow4, Flow6, FlowKey4, FlowKey6, HANDLED, REFUSED_HOSTS,
+    Refused,
 };
 use yurt_ebpf::rewrite::flow::Scratch;
 
 /// Connections of IPv4 that are up; the entries that were quiet for longest make room.
 #[map(name = "yurt_flow4")]
-pub(crate) static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(20480, 0);
+static FLOW4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(20480, 0);
 /// See `FLOW4`.
 #[map(name = "yurt_flow6")]
-pub(crate) static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(5120, 0);
+static FLOW6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(5120, 0);
 /// Flows of datagrams of IPv4 that are up, apart: whoever sends many of them, with whose address ever, pushes out no
 /// connection.
 #[map(name = "yurt_dgram4")]
-pub(crate) static DGRAM4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
+static DGRAM4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(8192, 0);
 /// See `DGRAM4`.
 #[map(name = "yurt_dgram6")]
-pub(crate) static DGRAM6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
+static DGRAM6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(2048, 0);
 /// Those that are opening, of any protocol.
 #[map(name = "yurt_open4")]
-pub(crate) static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(12288, 0);
+static OPEN4: LruHashMap<FlowKey4, Flow4> = LruHashMap::with_max_entries(12288, 0);
 /// See `OPEN4`.
 #[map(name = "yurt_open6")]
-pub(crate) static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(3072, 0);
+static OPEN6: LruHashMap<FlowKey6, Flow6> = LruHashMap::with_max_entries(3072, 0);
+/// A map of flows, as programs reach it.
+pub(crate) type FlowMap<K, V> = btf_maps::LruHashMap<K, V, 1>;
+/// The three maps of flows of a family, by `FLOWS_*` (decision 37).
+pub(crate) type FlowMaps<K, V> = ArrayOfMaps<FlowMap<K, V>, { FLOW_MAPS as usize }>;
+/// Those of IPv4. Programs reach the three only through here: to the verifier an entry of any of them is the same, so
+/// it walks what follows a lookup once, and not once for each map.
+#[btf_map(name = "yurt_flows4")]
+pub(crate) static FLOWS4: FlowMaps<FlowKey4, Flow4> = FlowMaps::new();
+/// Those of IPv6.
+#[btf_map(name = "yurt_flows6")]
+pub(crate) static FLOWS6: FlowMaps<FlowKey6, Flow6> = FlowMaps::new();
 /// Index of a device that leads outside or to a Pod -> this node's addresses there.
 #[map(name = "yurt_edge")]
 pub(crate) static EDGE: HashMap<u32, EdgeRow> = HashMap::with_max_entries(EDGES, BPF_F_NO_PREALLOC);

@@ -5,6 +5,7 @@
 //!     yurt_flow4, yurt_flow6      connections that are up: they survive agents
 //!     yurt_dgram4, yurt_dgram6    flows of datagrams that are, likewise
 //!     yurt_open4, yurt_open6      flows that are opening
+//!     yurt_flows4, yurt_flows6    the three maps above: programs reach them through here
 //!     yurt_snat_turn              which port stands for a client next
 //!     yurt_edge                   the devices that lead outside or to Pods, and this node's addresses there
 //!     yurt_pk_count               what was done
@@ -33,9 +34,9 @@ use super::attach::tc::{Hook, Method, TcProgram};
 use super::counts::Counts;
 use super::error::on_map;
 pub use super::load::maps::FlowCapacity;
-use super::load::maps::packet_maps;
+use super::load::maps::{FLOW_MAPS, packet_maps};
 use super::load::{PacketPins, Pins, hooks, load_packet};
-use super::sys;
+use super::sys::{self, MapInfo};
 use crate::edge::{Direction, EdgeImage, EdgeOp, EdgeRow, plan};
 
 pub(super) const FEATURE: &str = "packet";
@@ -104,6 +105,7 @@ impl Packets {
         };
         let (mut stages, _) = load_packet(Some(at), options.flows, options.ports)?;
         let on_devices = stages.split_off(hooks::PACKET_STAGES.len());
+        join_flows(&pins.dir)?;
         // Before any program that calls them is on a device. Programs of an earlier agent can call them, too.
         let array = open_map(&pins.dir, "yurt_edge_more")?;
         for (stage, (_, index)) in stages.iter().zip(hooks::PACKET_STAGES) {
@@ -126,7 +128,7 @@ impl Packets {
         let maps = packet_maps(options.flows).map(|(name, _)| name).into_iter();
         let counts = open_map(&pins.dir, "yurt_pk_count")?;
         Ok(Self {
-            flows: open_map(&pins.dir, "yurt_flow4")?,
+            flows: open_map(&pins.dir, "yurt_flows4")?,
             edges: open_map(&pins.dir, "yurt_edge")?,
             counts: Counts::new(counts, "yurt_pk_count", &abi::HANDLED_NAMES)?,
             pins: KeptPins::open(&pins.dir, maps.chain(devices.names()))?,
@@ -201,6 +203,26 @@ impl Packets {
     pub fn counters(&self) -> Result<Counts, DataplaneError> {
         self.counts.try_clone()
     }
+}
+
+/// Puts the maps of flows where programs reach them, those that are not there. Each that is put in costs a grace period
+/// of the kernel, some milliseconds.
+fn join_flows(dir: &Path) -> Result<(), DataplaneError> {
+    for (outer, inner) in FLOW_MAPS {
+        let map = open_map(dir, outer)?;
+        for (index, name) in (0_u32..).zip(inner) {
+            let flows = open_map(dir, name)?;
+            let MapInfo { id, .. } = sys::map_info(flows.as_fd()).map_err(on_map("read", name))?;
+            // Read, an entry is the number of a map; written, it is a descriptor.
+            let mut there = [0_u32];
+            sys::map_lookup(map.as_fd(), &index, &mut there).map_err(on_map("read", outer))?;
+            if there != [id] {
+                sys::map_update(map.as_fd(), &index, &flows.as_raw_fd())
+                    .map_err(on_map("write", outer))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 // === Encoding: edge -> abi, and back ===

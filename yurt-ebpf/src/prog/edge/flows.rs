@@ -1,27 +1,25 @@
 //! The maps of flows and of affinity, for both families.
 
-use core::hint::black_box;
-
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 
-use yurt_ebpf::abi::{Affinity, AffinityKey, EdgeRow, Flow, FlowKey, LastBackend};
+use yurt_ebpf::abi::{
+    Affinity, AffinityKey, EdgeRow, FLOWS_DATAGRAMS, FLOWS_OPENING, FLOWS_UP, Flow, FlowKey,
+    LastBackend,
+};
 use yurt_ebpf::frame::ip::UDP;
 use yurt_ebpf::rewrite::flow::{Address, Flows, Found, Memory, Scratch};
 
-use crate::maps::packet::{DGRAM4, DGRAM6, FLOW4, FLOW6, OPEN4, OPEN6, SCRATCH4, SCRATCH6};
+use crate::maps::packet::{self, FLOWS4, FLOWS6, SCRATCH4, SCRATCH6};
 use crate::maps::service::{AFF4, AFF6};
 
-type FlowMap<A> = LruHashMap<FlowKey<A>, Flow<A>>;
+type FlowMap<A> = packet::FlowMap<FlowKey<A>, Flow<A>>;
 type LastBackends<A> = LruHashMap<AffinityKey, LastBackend<<A as Address>::Backend>>;
 
 /// A family of addresses, and its maps.
 pub(super) trait Family: Address + 'static {
-    /// Of connections, and of all that is not UDP.
-    const UP: &'static FlowMap<Self>;
-    const DATAGRAMS: &'static FlowMap<Self>;
-    const OPENING: &'static FlowMap<Self>;
+    const FLOWS: &'static packet::FlowMaps<FlowKey<Self>, Flow<Self>>;
     const LAST: &'static LastBackends<Self>;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>>;
 
@@ -39,9 +37,7 @@ pub(super) trait Family: Address + 'static {
 }
 
 impl Family for [u8; 4] {
-    const UP: &'static FlowMap<Self> = &FLOW4;
-    const DATAGRAMS: &'static FlowMap<Self> = &DGRAM4;
-    const OPENING: &'static FlowMap<Self> = &OPEN4;
+    const FLOWS: &'static packet::FlowMaps<FlowKey<Self>, Flow<Self>> = &FLOWS4;
     const LAST: &'static LastBackends<Self> = &AFF4;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>> = &SCRATCH4;
 
@@ -52,9 +48,7 @@ impl Family for [u8; 4] {
 }
 
 impl Family for [u8; 16] {
-    const UP: &'static FlowMap<Self> = &FLOW6;
-    const DATAGRAMS: &'static FlowMap<Self> = &DGRAM6;
-    const OPENING: &'static FlowMap<Self> = &OPEN6;
+    const FLOWS: &'static packet::FlowMaps<FlowKey<Self>, Flow<Self>> = &FLOWS6;
     const LAST: &'static LastBackends<Self> = &AFF6;
     const SCRATCH: &'static PerCpuArray<Scratch<Self>> = &SCRATCH6;
 
@@ -67,32 +61,40 @@ impl Family for [u8; 16] {
 /// The maps, as the decision asks them.
 pub(super) struct FlowMaps;
 
-/// The map of those that are up and have the protocol of a key.
+/// The map of those that are up and have the protocol of a key; `None` where somebody has emptied the map of maps.
 #[inline(always)]
-fn up<A: Family>(key: &FlowKey<A>) -> &'static FlowMap<A> {
-    match key.protocol {
-        UDP => A::DATAGRAMS,
-        _ => A::UP,
-    }
+fn up<A: Family>(key: &FlowKey<A>) -> Option<&'static FlowMap<A>> {
+    A::FLOWS.get(match key.protocol {
+        UDP => FLOWS_DATAGRAMS,
+        _ => FLOWS_UP,
+    })
 }
 
-/// Looks there. By two calls, each with its map: for a call with either the kernel would not write the lookup in its
-/// place.
+/// The map of those that are opening.
 #[inline(always)]
-fn find_up<A: Family>(key: &FlowKey<A>) -> Option<*mut Flow<A>> {
-    match key.protocol {
-        UDP => black_box(A::DATAGRAMS.get_ptr_mut(key)),
-        _ => A::UP.get_ptr_mut(key),
+fn opening<A: Family>() -> Option<&'static FlowMap<A>> {
+    A::FLOWS.get(FLOWS_OPENING)
+}
+
+#[inline(always)]
+fn put<A: Family>(map: Option<&FlowMap<A>>, key: &FlowKey<A>, flow: &Flow<A>, flags: u32) -> bool {
+    map.is_some_and(|map| map.insert(key, flow, u64::from(flags)).is_ok())
+}
+
+#[inline(always)]
+fn take<A: Family>(map: Option<&FlowMap<A>>, key: &FlowKey<A>) {
+    if let Some(map) = map {
+        let _ = map.remove(key);
     }
 }
 
 impl<A: Family> Flows<A> for FlowMaps {
     #[inline(always)]
     fn find(&mut self, key: &FlowKey<A>) -> Option<Found<'_, A>> {
-        let up = find_up(key);
+        let up = up(key)?.get_ptr_mut(key);
         let flow = match up {
             Some(flow) => flow,
-            None => A::OPENING.get_ptr_mut(key)?,
+            None => opening()?.get_ptr_mut(key)?,
         };
         // SAFETY: the kernel keeps the memory while the program runs. Other processors may write to it: single words,
         // whose last writer may win. An entry may be another's by now: that costs one packet.
@@ -105,34 +107,34 @@ impl<A: Family> Flows<A> for FlowMaps {
 
     #[inline(always)]
     fn open(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        A::OPENING.insert(key, flow, 0).is_ok()
+        put(opening(), key, flow, BPF_ANY)
     }
 
     #[inline(always)]
     fn open_new(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        A::OPENING.insert(key, flow, u64::from(BPF_NOEXIST)).is_ok()
+        put(opening(), key, flow, BPF_NOEXIST)
     }
 
     #[inline(always)]
     fn settle(&mut self, key: &FlowKey<A>, flow: &Flow<A>) -> bool {
-        let is_up = up(key).insert(key, flow, 0).is_ok();
+        let is_up = put(up(key), key, flow, BPF_ANY);
         if is_up {
-            let _ = A::OPENING.remove(key);
+            take(opening(), key);
         }
         is_up
     }
 
     #[inline(always)]
     fn retire(&mut self, key: &FlowKey<A>, flow: &Flow<A>) {
-        if A::OPENING.insert(key, flow, 0).is_ok() {
-            let _ = up(key).remove(key);
+        if put(opening(), key, flow, BPF_ANY) {
+            take(up(key), key);
         }
     }
 
     #[inline(always)]
     fn forget(&mut self, key: &FlowKey<A>) {
-        let _ = up(key).remove(key);
-        let _ = A::OPENING.remove(key);
+        take(up(key), key);
+        take(opening(), key);
     }
 }
 

@@ -29,10 +29,10 @@ pub(in crate::dataplane) const TRANSLATE: [DeviceProgram; 2] = [
 /// The packet path: what comes in by a device that leads outside, and what leaves by it; what a Pod sends, and what
 /// goes to it.
 pub(in crate::dataplane) const PACKET: [DeviceProgram; 4] = [
-    ("yurt_edge_in", Hook::Ingress, "yurt_flow4"),
-    ("yurt_edge_out", Hook::Egress, "yurt_flow4"),
-    ("yurt_pod_in", Hook::Ingress, "yurt_flow4"),
-    ("yurt_pod_out", Hook::Egress, "yurt_flow4"),
+    ("yurt_edge_in", Hook::Ingress, "yurt_flows4"),
+    ("yurt_edge_out", Hook::Egress, "yurt_flows4"),
+    ("yurt_pod_in", Hook::Ingress, "yurt_flows4"),
+    ("yurt_pod_out", Hook::Egress, "yurt_flows4"),
 ];
 /// The packet path's programs that others tail-call, and their places in `yurt_edge_more`.
 pub(in crate::dataplane) const PACKET_STAGES: [(&str, u32); 7] = [

@@ -12,6 +12,7 @@ const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_PERCPU_HASH: u32 = 5;
 const BPF_MAP_TYPE_PERCPU_ARRAY: u32 = 6;
 const BPF_MAP_TYPE_LRU_HASH: u32 = 9;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_MAP_TYPE_SK_STORAGE: u32 = 24;
 const BPF_F_NO_PREALLOC: u32 = 1;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
@@ -165,11 +166,18 @@ fn shares(entries: u32) -> [u32; 3] {
     [eighths(5), eighths(2), eighths(3)]
 }
 
-pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 13] {
+/// The maps of maps that programs reach flows through, and what is in each, by `FLOWS_*`.
+pub(in crate::dataplane) const FLOW_MAPS: [(&str, [&str; abi::FLOW_MAPS as usize]); 2] = [
+    ("yurt_flows4", ["yurt_flow4", "yurt_dgram4", "yurt_open4"]),
+    ("yurt_flows6", ["yurt_flow6", "yurt_dgram6", "yurt_open6"]),
+];
+
+pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static str, MapInfo); 15] {
     let (lru, per_cpu) = (BPF_MAP_TYPE_LRU_HASH, BPF_MAP_TYPE_PERCPU_ARRAY);
     let v4 = shares(capacity.v4).map(|entries| info::<abi::FlowKey4, abi::Flow4>(lru, entries, 0));
     let v6 = shares(capacity.v6).map(|entries| info::<abi::FlowKey6, abi::Flow6>(lru, entries, 0));
     let ([flow4, dgram4, open4], [flow6, dgram6, open6]) = (v4, v6);
+    let flows = info::<u32, u32>(BPF_MAP_TYPE_ARRAY_OF_MAPS, abi::FLOW_MAPS, 0);
     [
         ("yurt_flow4", flow4),
         ("yurt_flow6", flow6),
@@ -177,6 +185,8 @@ pub(in crate::dataplane) fn packet_maps(capacity: FlowCapacity) -> [(&'static st
         ("yurt_dgram6", dgram6),
         ("yurt_open4", open4),
         ("yurt_open6", open6),
+        ("yurt_flows4", flows),
+        ("yurt_flows6", flows),
         (
             "yurt_edge",
             info::<u32, abi::EdgeRow>(BPF_MAP_TYPE_HASH, abi::EDGES, BPF_F_NO_PREALLOC),
