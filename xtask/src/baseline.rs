@@ -1,7 +1,7 @@
-//! `baseline`: what others rely on, as files, so that two commits can be compared.
+//! `baseline`: stores the interfaces that others rely on as files, so that two commits can be compared.
 //!
-//! For a change that is to change nothing (code that moves), and for whoever writes the release notes: the printed
-//! difference is what users, dashboards and maps on nodes will see of the release.
+//! For a change that only moves code, and for release notes: the printed difference is what users, dashboards and maps
+//! on nodes will see of the release.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -22,7 +22,7 @@ pub(crate) struct Args {
     against: Option<String>,
 }
 
-/// Gathers, and prints what differs.
+/// Stores the interfaces of this commit, and prints what differs.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let reference = match &args.against {
         Some(name) => Some(reference(name)?),
@@ -49,7 +49,7 @@ fn last_tag() -> Option<String> {
     Some(tag.trim().to_owned())
 }
 
-/// The commit, and whether there is more in the work tree.
+/// The name of the commit, and whether the work tree has more.
 fn own_name() -> Result<String> {
     let commit = git("rev-parse --short=12 HEAD").output()?;
     let changes = git("status --porcelain").output()?;
@@ -61,7 +61,7 @@ fn stored(name: &str) -> PathBuf {
     target_dir().join("baseline").join(name)
 }
 
-/// The directory of what to compare with: stored already, or gathered now from a work tree of that commit.
+/// The directory to compare with: one that is stored already, or one that is made now from a work tree of that commit.
 fn reference(name: &str) -> Result<PathBuf> {
     let dir = Path::new(name);
     if dir.is_dir() {
@@ -88,7 +88,7 @@ fn reference(name: &str) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// Builds the tree and writes a file for everything that it says; all of them or none.
+/// Builds the tree and writes a file for each interface; all of them or none.
 fn gather(tree: &Path, dir: &Path) -> Result<()> {
     let is_own = tree == root();
     let built = |words: &str| {
@@ -118,7 +118,7 @@ fn gather(tree: &Path, dir: &Path) -> Result<()> {
     for (verb, help) in helps(&agent, &[])? {
         put(&format!("help/{verb}.txt"), help)?;
     }
-    // Compared with the code by a test of `yurt-net`, and by `cargo xtask check`.
+    // These pages are compared with the code by a test of `yurt-net`, and by `cargo xtask check`.
     put("metrics.txt", metrics(&read(tree, "docs/metrics.md")?))?;
     put("map-abi.md", read(tree, "docs/map-abi.md")?)?;
     put("ebpf.txt", object(tree)?)?;
@@ -130,7 +130,7 @@ fn gather(tree: &Path, dir: &Path) -> Result<()> {
         put(&format!("plan/{case}.json"), plan)?;
         put(&format!("explain/{case}.txt"), explanations)?;
     }
-    // Where it needs the kernel, what cannot be had is told and left out: an older tree may not have it.
+    // What needs the kernel and cannot be had is reported and left out: an older tree may not have it.
     if !is_root() {
         say("baseline: without root there are no keys of `status` and no counts of instructions");
     } else if let Err(error) = built("-p yurt-net-tests --bins") {
@@ -156,13 +156,13 @@ fn read(tree: &Path, name: &str) -> Result<String> {
     fs::read_to_string(tree.join(name)).with_context(|| format!("cannot read {name}"))
 }
 
-/// `--help` of a verb and of all below it.
+/// `--help` of a verb and of all verbs below it.
 fn helps(agent: &Path, verb: &[&str]) -> Result<Vec<(String, String)>> {
     let help = Line::new("")
         .arg(agent)
         .args(verb)
         .arg("--help")
-        // What is set where this runs is printed as a default.
+        // Variables that are set here would be printed as defaults.
         .env("NODE_NAME", "")
         .output()?;
     let name = ["yurt-net"].iter().chain(verb).copied().collect::<Vec<_>>();
@@ -177,7 +177,7 @@ fn helps(agent: &Path, verb: &[&str]) -> Result<Vec<(String, String)>> {
 fn verbs(help: &str) -> impl Iterator<Item = &str> {
     let lines = help.lines().skip_while(|line| *line != "Commands:").skip(1);
     let lines = lines.take_while(|line| !line.is_empty());
-    // A long description goes on in lines that are indented further.
+    // Further lines of a description are indented more.
     let verbs = lines.filter_map(|line| line.strip_prefix("  "));
     let verbs = verbs.filter_map(|line| line.split(' ').next());
     verbs.filter(|verb| !verb.is_empty() && *verb != "help")
@@ -191,8 +191,8 @@ fn metrics(document: &str) -> String {
     names.collect::<Vec<_>>().join("\n") + "\n"
 }
 
-/// The object's checksum without what the kernel's type information says of it: there are the paths of the sources on
-/// the machine that compiled it.
+/// The object's checksum, without the kernel's type information: that contains the paths of the sources on the machine
+/// that compiled it.
 fn object(tree: &Path) -> Result<String> {
     let object = tree.join("target/bpf/yurt-ebpf.o");
     let bare = stored("yurt-ebpf.o");
@@ -226,8 +226,8 @@ fn cases(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// What `plan` and `explain` say of a case; `explain` of each of its frontends, for a client on the node and for one
-/// elsewhere.
+/// The output of `plan` and `explain` for a case. `explain` is asked about each frontend, for a client on the node and
+/// for one elsewhere.
 fn answers(agent: &Path, dir: &Path, case: &str) -> Result<(String, String)> {
     const MANIFESTS: &str = "cluster.yaml";
     let (head, manifests) = case.split_once("\n---\n").context("no `---`")?;
@@ -237,7 +237,7 @@ fn answers(agent: &Path, dir: &Path, case: &str) -> Result<(String, String)> {
     let flags: Vec<&str> = of_head("flags: ").into_iter().flat_map(words).collect();
     let ask = |verb: &str, more: &[&str]| -> Result<String> {
         let line = Line::new("").arg(agent).arg(verb).args(more);
-        // Named from its own directory: the path is in what is rejected.
+        // Rejections contain the path, so it must not depend on the machine.
         let source = format!("file:{MANIFESTS}");
         let line = line.args(["--node", node, "--source", &source, "-o", "json"]);
         line.args(&flags).dir(dir).output()
@@ -261,7 +261,7 @@ fn answers(agent: &Path, dir: &Path, case: &str) -> Result<(String, String)> {
             explanations += &ask("explain", &["--from", from, "--to", to])?;
         }
     }
-    // A field a line, for whoever reads the difference.
+    // One field a line, which makes the difference readable.
     Ok((serde_json::to_string_pretty(&table)? + "\n", explanations))
 }
 

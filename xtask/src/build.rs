@@ -1,4 +1,4 @@
-//! `build`: the agent with its eBPF object inside, as it ships: one static program.
+//! `build`: builds the agent with its eBPF object inside, as it ships: one static program.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -32,7 +32,7 @@ pub(crate) enum Target {
 impl Target {
     pub(crate) const ALL: [Self; 2] = [Self::X86, Self::Arm];
 
-    /// This machine's.
+    /// This machine.
     pub(crate) const HOST: Self = if cfg!(target_arch = "aarch64") {
         Self::Arm
     } else {
@@ -47,7 +47,7 @@ impl Target {
         }
     }
 
-    /// As Debian and Go call it.
+    /// The name that Debian and Go use.
     pub(crate) const fn arch(self) -> &'static str {
         match self {
             Self::X86 => "amd64",
@@ -55,7 +55,7 @@ impl Target {
         }
     }
 
-    /// As the kernel, compilers and qemu call it.
+    /// The name that the kernel, compilers and qemu use.
     pub(crate) const fn machine(self) -> &'static str {
         match self {
             Self::X86 => "x86_64",
@@ -83,14 +83,14 @@ impl fmt::Display for Target {
     }
 }
 
-/// Builds both halves.
+/// Builds the object and the agent.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let agent = agent(args.target.unwrap_or(Target::HOST))?;
     say(format_args!("build: {}", agent.display()));
     Ok(())
 }
 
-/// Builds both halves and returns the agent's path, absolute.
+/// Builds both and returns the absolute path of the agent.
 pub(crate) fn agent(target: Target) -> Result<PathBuf> {
     setup::ensure(&[Need::Ebpf, target.need()])?;
     build_ebpf::run(&build_ebpf::Args::default())?;
@@ -98,7 +98,8 @@ pub(crate) fn agent(target: Target) -> Result<PathBuf> {
     Ok(target.agent())
 }
 
-/// Builds the agent with its symbols, and a bench; returns where they are. Nothing is timed, so a debug bench will do.
+/// Builds the agent with its symbols, and a bench; returns their paths. Nothing is timed, so a debug bench is good
+/// enough.
 pub(crate) fn for_layout() -> Result<(PathBuf, PathBuf)> {
     setup::ensure(&[Need::Ebpf, Need::X86, Need::Lab, Need::Cni])?;
     build_ebpf::run(&build_ebpf::Args::default())?;
@@ -108,13 +109,14 @@ pub(crate) fn for_layout() -> Result<(PathBuf, PathBuf)> {
     Ok((Target::X86.agent(), target_dir().join("debug/bench")))
 }
 
-/// Becomes a program of the lab, with everything that it needs in place.
+/// Replaces this process by a program of the lab, with everything that the program needs in place.
 ///
-/// It takes the place of this process, so that its clean-up has the terminal until it is done.
+/// The program has the terminal until its clean-up is done.
 pub(crate) fn exec_in_lab(program: &str, args: Vec<String>) -> Result<()> {
     setup::ensure(&[Need::Lab, Need::Cni])?;
     let agent = agent(Target::HOST)?;
-    // For the agent's target: they share its code. The lab runs its worker from beside the program.
+    // Built for the agent's target, because they share its code. The lab starts its worker from the program's
+    // directory.
     release(Target::HOST)?
         .args(["-p", "yurt-net-tests", "--bins"])
         .run()?;
@@ -125,7 +127,7 @@ pub(crate) fn exec_in_lab(program: &str, args: Vec<String>) -> Result<()> {
         .exec()? {}
 }
 
-/// A release build. Where the sources of libraries are on this machine is not in the result.
+/// A release build, without the paths of libraries' sources on this machine.
 fn release(target: Target) -> Result<Line> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(std::env::home_dir()?.join(".cargo")));

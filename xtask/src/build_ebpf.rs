@@ -1,4 +1,4 @@
-//! `build-ebpf`: the kernel's half, with the first toolchain that works.
+//! `build-ebpf`: builds the eBPF programs with the first toolchain that works.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::shell::{Line, root, say};
 
-/// Debian's rustc: `rustc-web` ships a prebuilt core for BPF, so neither nightly nor build-std.
+/// Debian's rustc: the package `rustc-web` brings a prebuilt core for BPF, so neither nightly nor build-std is needed.
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const TARGET: &str = "bpfel-unknown-none";
 /// The oldest linker that reads the bitcode of the compilers above.
 const LINKER_AT_LEAST: (u32, u32) = (0, 13);
 
-/// Debug info becomes BTF. Blocks stay in the order of the source: in LLVM's own order some loops fall through to their
-/// head, and the verifier of Linux 6.1 takes a loop only where it jumps there ("back-edge from insn ..").
+/// Debug info becomes BTF. Blocks stay in the order of the source: LLVM's own order makes some loops fall through to
+/// their head, and the verifier of Linux 6.1 accepts a loop only if it jumps there ("back-edge from insn ..").
 const RUSTFLAGS: &str =
     "-C debuginfo=2 -C link-arg=--btf -C link-arg=--llvm-args=-disable-block-placement";
 
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     pub(crate) log: bool,
 }
 
-/// Builds, and says with what, where to, and which bytes.
+/// Builds the object, and prints the toolchain, the path, the size and the checksum.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let toolchain = toolchain()?;
     linker()?;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         toolchain.name, toolchain.version
     ));
     let Toolchain { cargo, .. } = toolchain;
-    // A target directory of its own: another compiler would throw the host's cache away.
+    // A target directory of its own: another compiler would invalidate the host's cache.
     cargo
         .args(["-p", "yurt-ebpf", "--bin", "yurt-ebpf"])
         .args(args.log.then_some("--features=log"))
@@ -69,7 +69,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Leaves the debug information out, which is four fifths of the object and of no use to the kernel; BTF stays.
+/// Removes the debug information, which is four fifths of the object and of no use to the kernel; BTF stays.
 fn strip(built: PathBuf) -> Result<PathBuf> {
     let Some(objcopy) = objcopy() else {
         say(
@@ -86,7 +86,7 @@ fn strip(built: PathBuf) -> Result<PathBuf> {
     Ok(stripped)
 }
 
-/// LLVM's objcopy, where there is one.
+/// LLVM's objcopy, if there is one.
 pub(crate) fn objcopy() -> Option<Line> {
     [
         "/usr/lib/llvm-22/bin/llvm-objcopy",
@@ -98,21 +98,21 @@ pub(crate) fn objcopy() -> Option<Line> {
     .find(|tool| tool.clone().arg("--version").output().is_ok())
 }
 
-/// Where the agent's build script looks for the object. The one that logs is in another directory, so that none ships
-/// by mistake.
+/// The path where the agent's build script looks for the object. The object that logs is in another directory, so that
+/// it never ships by mistake.
 fn object_path(args: &Args) -> PathBuf {
     let dir = if args.log { "bpf-log" } else { "bpf" };
     root().join("target").join(dir).join("yurt-ebpf.o")
 }
 
-/// The first toolchain that can compile for BPF, or why none can.
+/// The first toolchain that can compile for BPF, or the reasons why none can.
 pub(crate) fn toolchain() -> Result<Toolchain> {
     let debian = match debian_version() {
         Ok(version) => {
             return Ok(Toolchain {
                 name: "Debian's rustc-web",
                 version,
-                // Its version is Debian's choice, not ours: what matters is that it compiles.
+                // Debian chooses its version, so we do not require one: it only has to compile.
                 cargo: Line::new("cargo build --ignore-rust-version")
                     .env("RUSTC", DEBIAN_RUSTC)
                     .env("RUSTC_BOOTSTRAP", "1")
@@ -159,13 +159,13 @@ fn nightly_version() -> Result<String> {
     if !core.is_dir() {
         bail!("no rust-src");
     }
-    // With its LLVM, which must not be newer than the linker's.
+    // With the version of its LLVM, which must not be newer than the linker's.
     let about = Line::new("rustc +nightly --version --verbose").output()?;
     let is_told = |line: &&str| line.starts_with("rustc ") || line.starts_with("LLVM version");
     Ok(about.lines().filter(is_told).collect::<Vec<_>>().join(", "))
 }
 
-/// The version of the BPF linker, when there is one that will do.
+/// The version of the BPF linker, if it is new enough.
 pub(crate) fn linker() -> Result<String> {
     let install = "run `cargo xtask setup`, or install the Debian package llvm-22-dev and then \
                    `LLVM_PREFIX=/usr/lib/llvm-22 cargo install bpf-linker --version 0.13.0 \
@@ -182,13 +182,13 @@ pub(crate) fn linker() -> Result<String> {
     Ok(version)
 }
 
-/// Major and minor of `name 1.2.3`.
+/// The major and minor number in `name 1.2.3`.
 fn parse_version(text: &str) -> Option<(u32, u32)> {
     let mut numbers = text.split_whitespace().nth(1)?.split('.');
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
-/// Replaces the object at once, and only when it differs: its time stamp rebuilds the agent.
+/// Replaces the object by a rename, and only if it differs, because its time stamp rebuilds the agent.
 fn publish(built: &Path, object: &Path) -> Result<()> {
     let bytes = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
     if !bytes.starts_with(b"\x7fELF") {

@@ -1,8 +1,8 @@
-//! `fuzz`: everything that takes bytes from outside, against bytes that libFuzzer makes up (`tests/fuzz`).
+//! `fuzz`: feeds everything that decodes bytes from outside with bytes that libFuzzer makes up (`tests/fuzz`).
 //!
-//! No nightly and no cargo-fuzz: what libFuzzer needs of the compiler are options of stable rustc. AddressSanitizer,
-//! which sees single allocations that are too large and stacks that overflow, comes along where the toolchain has its
-//! runtime.
+//! No nightly and no cargo-fuzz: the compiler options that libFuzzer needs are options of stable rustc.
+//! AddressSanitizer, which notices single allocations that are too large and stacks that overflow, is used if the
+//! toolchain has its runtime.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -37,25 +37,25 @@ impl Default for Args {
 const SECONDS: u32 = 60;
 /// The workspace of the targets.
 pub(crate) const MANIFEST: &str = "tests/fuzz/Cargo.toml";
-/// A profile of their own, so that `check` shares its work with the other workspace.
+/// A profile of its own, so that `check` shares its work with the other workspace.
 const PROFILE: &str = "fuzz";
 /// Targets that run side by side.
 const AT_ONCE: usize = 2;
-/// Lines of a log, from the one that says what happened.
+/// Lines of a log that are shown, from the one that says what happened.
 const SHOWN_LINES: usize = 12;
 
-/// What an edge of the control flow leaves for libFuzzer: that it was taken, and with what it was decided.
+/// What each edge of the control flow records for libFuzzer: that it was taken, and the operands of its comparison.
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing";
 
-/// Of one input: seconds, bytes, and megabytes of the whole process. Then the words of the languages that are read.
+/// For one input: seconds, bytes, and megabytes of the whole process. Then the words of the languages that are read.
 const OPTIONS: &str =
     "-timeout=20 -max_len=2048 -rss_limit_mb=1024 -print_funcs=0 -dict=tests/fuzz/words.dict";
-/// What it looks for with much effort cannot be in safe Rust.
+/// AddressSanitizer spends most effort on faults that safe Rust cannot have.
 const ASAN_OPTIONS: &str = "detect_stack_use_after_return=0:quarantine_size_mb=16";
 
-/// Builds the targets and runs each for its time. Fails when one has found something, and says where that is.
+/// Builds the targets and runs each for its time. Fails if one has found something, and says where that is.
 pub(crate) fn run(args: &Args) -> Result<()> {
     setup::ensure(&[Need::Fuzz])?;
     let all = targets()?;
@@ -68,7 +68,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     };
     let programs = build(&chosen)?;
     let queue = Mutex::new(VecDeque::from(chosen));
-    // A guard in the head of the loop would be held in its body.
+    // The lock must not be held in the body of the loop, as a guard in its head would be.
     let next = || lock(&queue).pop_front();
     let failed = Mutex::new(Vec::new());
     thread::scope(|scope| {
@@ -114,7 +114,7 @@ fn build(targets: &[String]) -> Result<PathBuf> {
     let host = about.lines().find_map(|line| line.strip_prefix("host: "));
     let host = host.context("rustc does not say what it builds for")?;
     let dir = target_dir().join("fuzz");
-    // For a target that is named, build scripts and macros are not instrumented.
+    // With `--target`, build scripts and macros are not instrumented.
     let mut line = Line::new("cargo build --manifest-path")
         .arg(MANIFEST)
         .args(["--profile", PROFILE, "--target", host, "--target-dir"])
@@ -144,7 +144,7 @@ fn has_address_sanitizer(host: &str) -> Result<bool> {
     }))
 }
 
-/// Runs one target. What it learns stays in `target/fuzz/corpus`, and the next run begins with it.
+/// Runs one target. Its corpus stays in `target/fuzz/corpus`, and the next run begins with it.
 fn fuzz(programs: &Path, target: &str, seconds: u32) -> Result<()> {
     let dir = target_dir().join("fuzz");
     let (corpus, found) = (
@@ -189,7 +189,7 @@ fn fuzz(programs: &Path, target: &str, seconds: u32) -> Result<()> {
     }
 }
 
-/// Directories of inputs to begin with.
+/// Directories with inputs to begin with.
 fn seeds(target: &str) -> Vec<String> {
     let own = ["seeds", "regressions"].map(|kind| format!("tests/fuzz/{kind}/{target}"));
     let manifests = ["tests/cases", "deploy/examples"].map(str::to_owned);

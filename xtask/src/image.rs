@@ -1,10 +1,11 @@
-//! `image`: what runs on nodes, for each architecture, in one archive that `ctr images import` and `docker load` take.
+//! `image`: makes what runs on nodes, for each architecture, as one archive that `ctr images import` and `docker load`
+//! read.
 //!
-//! It is made of files, with no daemon. In it are the agent and the directories above it, and nothing else: no shell,
-//! no library, no certificates. The same programs make the same bytes: owners, times and order are fixed.
+//! It is made from files, without a daemon. It contains the agent and the directories above it, and nothing else: no
+//! shell, no library, no certificates. The same programs give the same bytes: owners, times and order are fixed.
 //!
-//! The archive is an image layout: `index.json` names an index of one manifest for each architecture. `manifest.json`
-//! is for docker, which does not read it all: there the image for aarch64 has a tag of its own. Sources: the
+//! The archive is an image layout: `index.json` names an index with one manifest for each architecture. `manifest.json`
+//! is for docker, which does not read all of the index: there the image for aarch64 has a tag of its own. Sources: the
 //! specifications opencontainers/image-spec 1.1 and moby/docker-image-spec 1.2.
 
 use std::fmt::Write as _;
@@ -16,10 +17,10 @@ use anyhow::{Context as _, Result, bail};
 use crate::build::{self, Target};
 use crate::shell::{Line, root, say, target_dir};
 
-/// The name that container runtimes complete to if no registry is given. deploy/kustomization.yaml has the same.
+/// The name to which container runtimes complete a name without a registry. deploy/kustomization.yaml has the same.
 const NAME: &str = "docker.io/library/yurt-net";
 const TAG: &str = env!("CARGO_PKG_VERSION");
-/// Where the agent is in it; also what `PATH` says there, for `kubectl exec` and the probes.
+/// The agent's directory in the image, and its `PATH`, for `kubectl exec` and the probes.
 const BIN_DIR: &str = "usr/local/bin";
 /// The largest image of an architecture: boards load it over a mobile link.
 const LARGEST: u64 = 8_000_000;
@@ -29,13 +30,13 @@ const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
 const LAYER: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
 
-/// Builds the agents, and the image of them.
+/// Builds the agents and the image.
 pub(crate) fn run() -> Result<()> {
     image()?;
     Ok(())
 }
 
-/// Builds both and returns the archive's path, absolute.
+/// Builds both and returns the absolute path of the archive.
 pub(crate) fn image() -> Result<PathBuf> {
     let agents: Vec<_> = Target::ALL
         .into_iter()
@@ -99,7 +100,7 @@ fn index_of(blob: &Blob, more: &str) -> String {
     index(&blob.json(more))
 }
 
-/// A file in `blobs`, which is named by its sum.
+/// A file in `blobs`, named by its checksum.
 struct Blob {
     kind: &'static str,
     sum: String,
@@ -111,14 +112,14 @@ impl Blob {
         format!("blobs/sha256/{}", self.sum)
     }
 
-    /// A descriptor, and more of its fields.
+    /// The descriptor of the blob, with `more` fields.
     fn json(&self, more: &str) -> String {
         let Self { kind, sum, size } = self;
         format!(r#"{{"mediaType":"{kind}","digest":"sha256:{sum}","size":{size}{more}}}"#)
     }
 }
 
-/// One architecture.
+/// The image of one architecture.
 struct Image {
     layer: Blob,
     config: Blob,
@@ -180,14 +181,14 @@ impl Layout {
         })
     }
 
-    /// A text becomes a blob.
+    /// Makes a blob from a text.
     fn add(&self, kind: &'static str, text: &str) -> Result<Blob> {
         let file = self.work.join("text");
         fs::write(&file, text).with_context(|| format!("cannot write {}", file.display()))?;
         self.take(kind, &file)
     }
 
-    /// A file becomes a blob.
+    /// Makes a blob from a file.
     fn take(&self, kind: &'static str, file: &Path) -> Result<Blob> {
         let blob = Blob {
             kind,
@@ -205,7 +206,7 @@ impl Layout {
     }
 }
 
-/// The contents of `dir` as an archive, with no trace of this machine, this user and this moment.
+/// Packs the contents of `dir`, without a trace of this machine, this user and this moment.
 fn tar(dir: &Path, archive: &Path, what: &str) -> Result<()> {
     Line::new(
         "tar --create --format=ustar --sort=name --mtime=@0 --owner=0 --group=0 --numeric-owner",

@@ -1,4 +1,4 @@
-//! `setup`: installs what is missing where it can, and names it where it cannot.
+//! `setup`: installs what is missing if it can, and otherwise names it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ enum Origin {
     Rustup(Target),
 }
 
-/// One row of what there is to install.
+/// A tool that can be installed.
 struct Tool {
     need: Need,
     name: &'static str,
@@ -60,7 +60,7 @@ struct Tool {
     is_present: fn() -> bool,
 }
 
-/// In the order of installation: apt's are needed to build cargo's.
+/// In the order of installation: cargo's tools need apt's to be built.
 const TOOLS: &[Tool] = &[
     Tool {
         need: Need::Ebpf,
@@ -215,7 +215,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 /// Runs one program of another architecture, with this machine's kernel.
 pub(crate) const EMULATOR: &str = "qemu-aarch64-static";
 
-/// Everything that the tests need, and so everything that any verb needs.
+/// What the tests need, which is everything that any verb needs.
 pub(crate) const ALL: [Need; 11] = [
     Need::Deny,
     Need::Nextest,
@@ -241,7 +241,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Installs what these needs lack; silent and quick when that is nothing.
+/// Installs what these needs lack; silent and quick if nothing is missing.
 pub(crate) fn ensure(needs: &[Need]) -> Result<()> {
     let is_missing = |tool: &&Tool| needs.contains(&tool.need) && !(tool.is_present)();
     let missing: Vec<&Tool> = TOOLS.iter().filter(is_missing).collect();
@@ -322,7 +322,7 @@ fn has_linker() -> bool {
     build_ebpf::linker().is_ok()
 }
 
-/// A dynamic one does not start in an initramfs. `ldd` fails on a static program.
+/// Whether busybox is static: a dynamic one does not start in an initramfs. `ldd` fails on a static program.
 fn has_static_busybox() -> bool {
     find_program("busybox").is_some_and(|file| Line::new("ldd").arg(file).output().is_err())
 }
@@ -344,7 +344,7 @@ pub(crate) fn old_kernel() -> Result<PathBuf> {
             image.display()
         );
     }
-    // A list that is out of date names packages that are gone from the mirror.
+    // Outdated lists name packages that the mirror no longer has.
     fetch_kernel(&dir, &image).or_else(|error| {
         if !is_root() {
             return Err(error.context("not root; run `sudo apt-get update` and try again"));
@@ -366,7 +366,7 @@ fn fetch_kernel(dir: &Path, image: &Path) -> Result<()> {
     let download = dir.join("download");
     let _ = fs::remove_dir_all(&download);
     fs::create_dir_all(&download)?;
-    // Root's downloads are otherwise handed to a user who cannot write here.
+    // Otherwise apt downloads as a user who cannot write here.
     Line::new("apt-get download -o APT::Sandbox::User=root")
         .arg(package)
         .dir(&download)
@@ -382,7 +382,7 @@ fn fetch_kernel(dir: &Path, image: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The package with the highest ABI number in what `apt-cache search` lists.
+/// The package with the highest ABI number in the output of `apt-cache search`.
 fn newest_kernel(listed: &str) -> Option<&str> {
     let names = listed
         .lines()

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-/// One line to the terminal. A closed pipe is no reason to stop, let alone to panic.
+/// Prints one line. A closed pipe is no reason to stop, let alone to panic.
 pub(crate) fn say(text: impl fmt::Display) {
     let _ = writeln!(io::stdout(), "{text}");
 }
@@ -30,7 +30,7 @@ pub(crate) fn target_dir() -> PathBuf {
     root().join(configured)
 }
 
-/// The program's place on `PATH`.
+/// The path of a program, found on `PATH`.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
@@ -38,12 +38,12 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Whether this process may do what root may.
+/// Whether this process has root's rights.
 pub(crate) fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0)
 }
 
-/// Refuses early what would fail late.
+/// Fails at once, before something fails late for lack of root.
 pub(crate) fn require_root(what: &str) -> Result<()> {
     if !is_root() {
         bail!(
@@ -62,7 +62,7 @@ pub(crate) struct Line {
 }
 
 impl Line {
-    /// A line of words without blanks in them; others are added with [`Self::arg`].
+    /// A line of words without blanks in them. [`Self::arg`] adds other words.
     pub(crate) fn new(words: &str) -> Self {
         Self {
             words: words.split_whitespace().map(OsString::from).collect(),
@@ -95,7 +95,7 @@ impl Line {
         self
     }
 
-    /// Shows and runs the line. Anything but success is an error.
+    /// Shows and runs the line. Any exit status but 0 is an error.
     pub(crate) fn run(&self) -> Result<()> {
         say(format_args!("$ {self}"));
         let status = self
@@ -108,7 +108,7 @@ impl Line {
         Ok(())
     }
 
-    /// Shows the line and runs it; what it prints goes to a file. Returns whether it succeeded.
+    /// Shows and runs the line, with its output in a file. Returns whether it succeeded.
     pub(crate) fn run_into(&self, log: &Path) -> Result<bool> {
         say(format_args!("$ {self}"));
         let open = || {
@@ -122,13 +122,13 @@ impl Line {
         Ok(status.success())
     }
 
-    /// Shows the line and becomes it: Ctrl-C and the exit status are the command's own.
+    /// Shows the line and replaces this process by it: Ctrl-C and the exit status are the command's own.
     pub(crate) fn exec(&self) -> Result<Infallible> {
         say(format_args!("$ {self}"));
         Err(self.command().exec()).with_context(|| self.not_started())
     }
 
-    /// The output of the line, without showing either; an error if the line fails.
+    /// The output of the line, which is not shown; an error if it fails.
     pub(crate) fn output(&self) -> Result<String> {
         let output = self
             .command()

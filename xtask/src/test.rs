@@ -32,7 +32,7 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         setup::ensure(&[Need::Nextest])?;
         return unit("default", None);
     }
-    // Said at once, not after ten minutes; and never a silent skip.
+    // Fails at once and not after ten minutes, and never skips silently.
     require_root("this test run")?;
     setup::ensure(&setup::ALL)?;
     let kernel = setup::old_kernel()?;
@@ -47,10 +47,10 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         fuzz::run(&fuzz::Args::default())?;
     }
     let image = image::image()?;
-    // For what is tested of `--ebpf-log`.
+    // For the tests of `--ebpf-log`.
     build_ebpf::run(&build_ebpf::Args { log: true })?;
     say("test: the tests that need root");
-    // Becoming the runner leaves Ctrl-C to it: it ends its tests and they clean up.
+    // The runner replaces this process, so Ctrl-C reaches it: it ends its tests and they clean up.
     match Line::new("cargo nextest run --workspace -P root")
         .env("YURT_NET_BIN", Target::HOST.agent())
         .env("YURT_NET_IMAGE", image)
@@ -58,13 +58,13 @@ pub(crate) fn run(&Args { rings }: &Args) -> Result<()> {
         .exec()? {}
 }
 
-/// What asks the kernel in ways that qemu's emulation of system calls does not know (socket diagnosis, exchanged
-/// files), or asks what the emulator and not the program takes.
+/// Tests that ask the kernel in ways that qemu's emulation of system calls does not know (socket diagnosis, exchanged
+/// files), or that measure the process, which under emulation is the emulator.
 const NOT_EMULATED: &str = "not (test(/^dataplane::service::sockets::/) | test(/^node::near::/) | test(/^host::process::/) \
                             | test(=source::file::tests::swaps_during_loads_never_show_a_mixture))";
 
-/// The libraries' tests as aarch64 has them, word sizes, alignment and memory order included. Emulation is slow, so
-/// that property tests try fewer cases; what they find is in the code, and rarely in the architecture.
+/// Runs the libraries' tests for aarch64, with its word sizes, alignment and memory order. Emulation is slow, so
+/// property tests try fewer cases: what they find is in the code, and rarely in the architecture.
 fn emulated(seed: &str) -> Result<()> {
     Line::new("cargo nextest run -P ci --lib -p yurt-ebpf -p yurt-net --target")
         .arg(Target::Arm.triple())
@@ -75,12 +75,11 @@ fn emulated(seed: &str) -> Result<()> {
         .run()
 }
 
-/// What `seed` is for: proptest's name of it.
+/// proptest's variable for the seed.
 const SEED: &str = "PROPTEST_RNG_SEED";
 
-/// What the property tests of a whole run generate from: the content of the commit. A run that is red is so again
-/// wherever it is repeated, and the next change is tried with other cases. Where there is no commit, the number stays
-/// the same.
+/// The seed of the property tests in a whole run: the content of the commit. A failure repeats wherever the commit is
+/// tested, and the next change tries other cases. Without a commit the seed is a constant.
 fn seed() -> String {
     let tree = Line::new("git rev-parse HEAD^{tree}").output();
     let number = tree.ok().and_then(|tree| {
@@ -90,7 +89,7 @@ fn seed() -> String {
     number.unwrap_or_default().to_string()
 }
 
-/// Without a seed, each run tries cases of its own.
+/// Without a seed, each run tries other cases.
 fn unit(profile: &str, seed: Option<&str>) -> Result<()> {
     Line::new("cargo test --workspace --doc --quiet").run()?;
     let mut line = Line::new("cargo nextest run --workspace -P").arg(profile);

@@ -1,7 +1,7 @@
-//! The ABI document says what the code says.
+//! The ABI document agrees with the code.
 //!
-//! The layout of a map is a contract with pins of earlier agents. Compared as text, a change of it
-//! cannot slip into a commit that does not mean it.
+//! The layout of a map is a contract with pins of earlier agents. It is compared as text, so that a change cannot slip
+//! into a commit by mistake.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use crate::shell::{Line, root, say};
 const DOCUMENT: &str = "docs/map-abi.md";
 const OPENING: &str = "```text\n";
 const CLOSING: &str = "```\n";
-/// The document before it has been written the first time.
+/// The document before it is written for the first time.
 const BLANK: &str = "# The maps' layout\n\n\
     Every type that is in a map, with the offset and the size in bytes of each field. Written by\n\
     `cargo xtask check --bless`; `cargo xtask check` compares it with the code.\n\n\
@@ -62,7 +62,7 @@ fn blessed(document: &str, layout: &str) -> Result<String> {
     Ok(format!("{before}{layout}{after}"))
 }
 
-/// The first line that differs, with its number in the document.
+/// The first difference, with its line in the document.
 fn difference(document: &str, layout: &str) -> Result<Option<String>> {
     let (before, written, _) = split(document)?;
     if written == layout {

@@ -1,4 +1,4 @@
-//! Imports that go the wrong way as yet, by what will end them. A list that only gets shorter.
+//! Imports that still go in the wrong direction, each with the change that will end it. The list only gets shorter.
 
 use super::floors::Breaches;
 

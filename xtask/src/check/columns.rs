@@ -3,7 +3,7 @@
 /// Columns, by characters.
 pub(super) const MAX: usize = 120;
 
-/// The numbers of lines that are a comment and too long. Rows of tables cannot be broken.
+/// The numbers of comment lines that are too long. Rows of tables cannot be broken.
 pub(super) fn long_comments(text: &str) -> impl Iterator<Item = usize> {
     long(text, |line| {
         let comment = line.strip_prefix("//")?;
@@ -12,12 +12,12 @@ pub(super) fn long_comments(text: &str) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The numbers of lines of a document that are too long, but for code, rows of tables and headings.
+/// The numbers of lines of a document that are too long, except code, rows of tables and headings.
 pub(super) fn long_prose(text: &str) -> impl Iterator<Item = usize> {
     long(text, |line| (!line.starts_with(['|', '#'])).then_some(line))
 }
 
-/// * `prose`: what a line says in prose, if it does. The line comes without the blanks before it.
+/// * `prose`: the prose in a line, if it has any. The line comes without its indentation.
 fn long(text: &str, prose: impl Fn(&str) -> Option<&str>) -> impl Iterator<Item = usize> {
     let mut is_code = false;
     let lines = text.lines().enumerate();

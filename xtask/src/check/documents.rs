@@ -1,15 +1,15 @@
-//! Documents name files that exist: a path that leads nowhere is worse than none.
+//! Checks that the files which documents name exist: a path that leads nowhere is worse than none.
 
 use std::collections::BTreeSet;
 
-/// What a document names that is not there: line and path.
+/// The names in a document that do not exist: line and path.
 ///
 /// A name is a code span (`` `a/b.rs` ``) that begins with a directory of the workspace or ends in `.rs`, or the target
-/// of a link. The former may leave out the beginning of a path, as prose does (`policy/memo.rs`). So is a module of a
-/// test binary (`netns::udp`).
+/// of a link, or a module of a test binary (`netns::udp`). A code span may leave out the beginning of a path, as prose
+/// does (`policy/memo.rs`).
 ///
 /// * `document`: its path from the workspace root.
-/// * `paths`: every file and directory, likewise.
+/// * `paths`: every file and directory of the workspace, by its path from the root.
 pub(super) fn absent<'a>(
     document: &str,
     text: &'a str,
@@ -35,7 +35,7 @@ pub(super) fn absent<'a>(
     found
 }
 
-/// The words between single backticks.
+/// The texts between single backticks.
 fn spans(line: &str) -> impl Iterator<Item = &str> {
     line.split('`').skip(1).step_by(2)
 }
@@ -62,7 +62,7 @@ const TREES: &[&str] = &[
 ];
 
 fn is_path(span: &str) -> bool {
-    // `target/` is made, `a/{b,c}.rs` and `*.yaml` stand for several.
+    // `target/` is generated; `a/{b,c}.rs` and `*.yaml` stand for several files.
     let is_plain = span
         .chars()
         .all(|char| char.is_ascii_alphanumeric() || "/._-".contains(char));
@@ -78,7 +78,7 @@ fn is_known(span: &str, paths: &BTreeSet<String>) -> bool {
     paths.contains(span) || paths.iter().any(|path| ends_with_path(path, span))
 }
 
-/// Whether a span is `binary::module`, where `tests/binary/` is there and has no such module.
+/// Whether a span is `binary::module`, and `tests/binary/` exists without such a module.
 fn is_absent_test_module(span: &str, paths: &BTreeSet<String>) -> bool {
     let is_word = |text: &str| text.chars().all(|c| c.is_ascii_lowercase() || c == '_');
     let Some((binary, module)) = span.split_once("::") else {

@@ -1,8 +1,8 @@
-//! Which way imports go: a room knows only the floors below it, and nothing goes in a circle.
+//! The direction of imports: a room knows only the floors below it, and imports form no circle.
 //!
-//! A room is a module of the crate, a floor is several rooms that may know each other in one direction. What a file
-//! imports is every path of it that leads to another file of the crate: declarations, and paths in the code; `mod x;`
-//! alone does not count. The end of a path that is no module (a type, a function) is the name that is imported.
+//! A room is a module of the crate. A floor is several rooms, which may know each other in one direction. A file
+//! imports every path in it that leads to another file of the crate, in declarations and in code; `mod x;` alone does
+//! not count. The part of a path after the modules (a type, a function) is the imported name.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,15 +17,15 @@ pub(crate) struct House {
     pub(crate) name: &'static str,
     /// From the ground up: a floor, and the rooms on it.
     pub(crate) floors: &'static [(&'static str, &'static [&'static str])],
-    /// Imports that break a rule as yet.
+    /// Imports that still break a rule.
     pub(crate) breaches: &'static [Breaches],
 }
 
-/// Imports that are let through, until something ends them.
+/// Imports that are tolerated until something ends them.
 pub(crate) struct Breaches {
     /// The change that will end them, or the reason why they stay.
     pub(crate) until: &'static str,
-    /// From a file, as `policy/edge/mod.rs` below the crate's root, to another one.
+    /// From one file to another, by paths like `policy/edge/mod.rs` below the crate's root.
     pub(crate) imports: &'static [(&'static str, &'static str)],
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Breaches {
 struct Import<'a> {
     from: &'a str,
     to: &'a str,
-    /// Where it is first, from 1.
+    /// The line of its first use, from 1.
     line: usize,
     /// The name that is imported.
     name: String,
@@ -43,7 +43,7 @@ struct Import<'a> {
 type Edge<'a> = (&'a str, &'a str);
 
 impl House {
-    /// The imports that break a rule. Files of other crates and modules of tests are left out.
+    /// The imports that break a rule. Files of other crates and test modules are left out.
     pub(crate) fn violations(&self, files: &[File]) -> Vec<Violation> {
         let of_house = files.iter().filter_map(|file| {
             let name = file.name.strip_prefix(self.root)?;
@@ -87,7 +87,7 @@ impl House {
         self.floors.get(level).map(|floor| floor.0)
     }
 
-    /// The room of a file: the longest name in the table that the file is, or is in.
+    /// The room of a file: the longest room name that is the file, or a directory of it.
     fn room(&self, file: &str) -> Option<(usize, &'static str)> {
         let rooms = self
             .floors
@@ -169,7 +169,7 @@ impl House {
         found
     }
 
-    /// The rooms, where they are two of one floor.
+    /// The rooms of both files, if they are two rooms of one floor.
     fn between_rooms(&self, import: &Import<'_>) -> Option<Edge<'static>> {
         let [from, to] = [self.room(import.from)?, self.room(import.to)?];
         (from.0 == to.0 && from.1 != to.1).then_some((from.1, to.1))
@@ -222,7 +222,7 @@ impl House {
         }
     }
 
-    /// The files that a file imports, each where it does so first.
+    /// The files that a file imports, each with the line of the first import.
     fn imports<'a>(
         &self,
         file: &'a str,
@@ -253,7 +253,7 @@ impl House {
         found
     }
 
-    /// The path from the crate's root, if it is one of this crate.
+    /// The path from the crate's root, if it is a path of this crate.
     fn absolute<'a>(
         &self,
         own: &[&'a str],
@@ -284,7 +284,7 @@ impl House {
     }
 }
 
-/// The path of the module that a file is; `None` for the crate's own files.
+/// The path of a file's module; `None` for the crate's root files.
 fn module(file: &str) -> Option<Vec<&str>> {
     let path = file.strip_suffix(".rs")?;
     let path = path.strip_suffix("/mod").unwrap_or(path);
@@ -303,7 +303,7 @@ fn test_modules<'a>(file: &'a str, text: &'a str) -> Vec<Vec<&'a str>> {
     names.map(|name| [&own[..], &[name]].concat()).collect()
 }
 
-/// Sets of more than one place, each of which is reached from each other of the set.
+/// Sets of two or more places, each of which can be reached from each other one in the set.
 fn circles<'a>(edges: impl Iterator<Item = Edge<'a>>) -> Vec<BTreeSet<&'a str>> {
     let mut next: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for (from, to) in edges {
@@ -331,7 +331,7 @@ fn circles<'a>(edges: impl Iterator<Item = Edge<'a>>) -> Vec<BTreeSet<&'a str>> 
     found
 }
 
-/// The circle that both ends are in.
+/// The circle that contains both ends.
 fn circle_of<'a>(circles: &[BTreeSet<&'a str>], (from, to): Edge<'_>) -> Option<Vec<&'a str>> {
     let circle = circles
         .iter()

@@ -1,4 +1,4 @@
-//! Which file may know what: the pure core stays pure, each edge has one owner.
+//! Checks what each file may know: the pure core stays pure, and each library at the edge has one owner.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -35,7 +35,7 @@ impl fmt::Display for Violation {
     }
 }
 
-/// Which way imports go: `floors` says what that means.
+/// The floors of each crate; `floors` says what they mean.
 const HOUSES: [House; 2] = [
     House {
         root: "yurt-net/src/",
@@ -77,7 +77,7 @@ const HOUSES: [House; 2] = [
 
 /// The floor whose rooms are pure: values in, values out.
 const RULES: &str = "rules";
-/// Its files that are not: what they read and write is for the rules of their room alone.
+/// Its files that are not pure: they read and write what belongs to the rules of their room alone.
 const EDGES_OF_RULES: &[&str] = &[
     "yurt-net/src/ledger/store.rs",
     "yurt-net/src/ledger/watch.rs",
@@ -188,13 +188,13 @@ const EDGES: &[Edge] = &[
 
 /// The exceptions: file, and what it may mention all the same.
 const EXCEPTIONS: &[(&str, &str)] = &[
-    // The maps' types are shared with the programs, and only their crate can say that they are Pod.
+    // The types of the maps are shared with the programs, and only their own crate can declare them as Pod.
     ("yurt-ebpf/src/abi/mod.rs", "aya::Pod"),
 ];
 
 const MAX_LINES: usize = 650;
 const BANNED_NAMES: &[&str] = &["common", "helpers", "manager", "misc", "utils"];
-/// Written in halves, so that this file holds none.
+/// Written in two halves, so that this file does not contain them.
 const MARKERS: &[&str] = &[
     concat!("TO", "DO"),
     concat!("FIX", "ME"),
@@ -224,8 +224,8 @@ fn is_rules(name: &str) -> bool {
     houses.any(|house| house.floor_of(name) == Some(RULES))
 }
 
-/// Whether a file's own words call its module pure: a sentence of its documentation that begins so. "Pure but for" does
-/// not count.
+/// Whether a file says that its module is pure: a sentence of its documentation begins with that word. "Pure but for"
+/// does not count.
 fn says_pure(text: &str) -> bool {
     let lines = text.lines().map_while(|line| line.strip_prefix("//!"));
     let mut words = lines.flat_map(str::split_whitespace).peekable();
@@ -238,14 +238,15 @@ fn says_pure(text: &str) -> bool {
     false
 }
 
-/// Path and name of a module, without what says how its file is named: what it says holds for all that is below.
+/// The path and name of a module, however its file is named. What a module says of itself also holds for everything
+/// below it.
 fn module_of(name: &str) -> &str {
     let name = name.trim_end_matches(".rs");
     name.trim_end_matches("/mod")
 }
 
-/// Violations that only all files together show: imports in the wrong direction, and table entries above that lead
-/// nowhere.
+/// Violations that only all files together show: imports in the wrong direction, and entries of the tables above that
+/// lead nowhere.
 pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
     let edges = EDGES.iter().flat_map(|edge| edge.owners);
     let listed = EDGES_OF_RULES
@@ -263,8 +264,7 @@ pub(crate) fn violations_of_all(files: &[File]) -> Vec<Violation> {
     imports.chain(beside_their_directories(files)).collect()
 }
 
-/// Modules whose file lies beside the directory of their other files: one place has all of a module, and nobody looks
-/// in two.
+/// Modules whose file is beside the directory of their other files: a module should be in one place.
 fn beside_their_directories(files: &[File]) -> impl Iterator<Item = Violation> {
     let directories = files.iter().filter_map(|file| file.name.rsplit_once('/'));
     let directories: BTreeSet<&str> = directories.map(|(directory, _)| directory).collect();
@@ -319,7 +319,7 @@ fn file_violations(file: &File, is_pure: bool) -> Vec<Violation> {
             "split it by concern, or move its tests to tests.rs",
         );
     }
-    // The tests and this program are no part of what is layered.
+    // Tests and xtask have no layers.
     if !name.starts_with("yurt-net/src/") && !name.starts_with("yurt-ebpf/src/") {
         return found;
     }
@@ -365,7 +365,7 @@ fn is_among(name: &str, places: &[&str]) -> bool {
     })
 }
 
-/// Whether the path is, or lies below, what the pattern names; a glob import counts as all it holds.
+/// Whether a path is what the pattern names, or is below it; a glob import counts as everything it imports.
 fn matches(pattern: &str, segments: &[String]) -> bool {
     let wanted: Vec<&str> = pattern.trim_start_matches("*::").split("::").collect();
     if pattern.starts_with('*') {
@@ -382,7 +382,7 @@ fn matches(pattern: &str, segments: &[String]) -> bool {
     }
 }
 
-/// The marker of work left undone in this line, unless it names an issue.
+/// The marker of unfinished work in this line, unless it names an issue.
 fn bare_marker(line: &str) -> Option<&'static str> {
     let is_word = |c: Option<char>| c.is_some_and(|c| c.is_alphanumeric() || c == '_');
     MARKERS.iter().copied().find(|marker| {

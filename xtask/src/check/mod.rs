@@ -48,8 +48,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     Line::new("cargo clippy --workspace --all-targets -- -D warnings").run()?;
     Line::new("cargo clippy -p yurt-ebpf --features log -- -D warnings").run()?;
-    // In one directory, because most of it is the same. CUSTOM_LIBFUZZER_PATH says that libFuzzer is there already,
-    // which is then not compiled; any file does, for nothing is linked.
+    // Both clippy runs use one directory, because most of their work is the same. CUSTOM_LIBFUZZER_PATH names a ready
+    // libFuzzer, so that it is not compiled; any file will do, because nothing is linked.
     Line::new("cargo clippy --manifest-path")
         .arg(fuzz::MANIFEST)
         .arg("--target-dir")
@@ -60,8 +60,8 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     crates()
 }
 
-/// What comes with the crates (`deny.toml`). The database of advisories is not fetched here: a check asks nobody but
-/// the registry that the crates are from.
+/// Checks the crates (`deny.toml`). The database of advisories is not fetched here: a check uses no other server than
+/// the registry of the crates.
 fn crates() -> Result<()> {
     setup::ensure(&[Need::Deny])?;
     Line::new("cargo deny check --hide-inclusion-graph licenses bans sources").run()?;
@@ -80,7 +80,7 @@ fn has_advisories() -> bool {
     let home = home.or_else(|| env::home_dir().map(|home| home.join(".cargo")));
     let entries = fs::read_dir(home.unwrap_or_default().join("advisory-dbs"));
     entries.is_ok_and(|mut entries| {
-        // A lock lies beside it.
+        // A lock file is beside the database.
         entries.any(|entry| entry.is_ok_and(|entry| entry.path().is_dir()))
     })
 }
@@ -103,10 +103,10 @@ fn layering() -> Result<()> {
     Ok(())
 }
 
-/// Documents that tell what was so at their time.
+/// Documents that describe their own time.
 const HISTORY: &[&str] = &["CHANGELOG.md", "docs/decisions/"];
 
-/// Looks at what documents name, and at their columns.
+/// Checks the names in documents, and their columns.
 fn documents() -> Result<()> {
     let listed = Line::new("git ls-files --cached --others --exclude-standard").output()?;
     let mut paths = BTreeSet::new();
@@ -154,7 +154,7 @@ fn collect(dir: &Path, files: &mut Vec<layering::File>) -> Result<()> {
     entries.sort();
     for path in entries {
         if path.ends_with("target") {
-            // The target directory of a workspace of its own.
+            // The target directory of a separate workspace.
         } else if path.is_dir() {
             collect(&path, files)?;
         } else if path.extension().is_some_and(|extension| extension == "rs") {

@@ -1,7 +1,7 @@
 //! The paths that Rust source mentions: `a::b` anywhere, and the leaves of `use` trees.
 //!
-//! A scanner and not a parser: enough to tell `aya::maps` in code from the word in a comment or in
-//! a message, in a few milliseconds and without a dependency.
+//! A scanner and not a parser: it tells `aya::maps` in code from the word in a comment or a message, in a few
+//! milliseconds and without a dependency.
 
 use std::iter::Peekable;
 

@@ -1,4 +1,4 @@
-//! Debian's archive where this machine's apt has it, for whatever release and machine.
+//! Debian's archive as this machine's apt finds it, for any release and machine.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,10 +9,10 @@ use super::Release;
 use crate::build::Target;
 use crate::shell::Line;
 
-/// Debian's own keys, of all releases.
+/// Debian's own keys, for all releases.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The lists of one release for machines of a kind, apart from those of this machine.
+/// The package lists of one release and one kind of machine, apart from those of this machine.
 pub(super) struct Apt {
     target: Target,
     dir: PathBuf,
@@ -39,7 +39,7 @@ impl Apt {
         Ok(apt)
     }
 
-    /// One of apt's programs, with this release in the place of the machine's.
+    /// One of apt's programs, with this release instead of the machine's.
     pub(super) fn line(&self, program: &str) -> Line {
         let option = |name: &str, value: &Path| format!("{name}={}", value.display());
         let file = |name: &str| self.dir.join(name);
@@ -52,7 +52,7 @@ impl Apt {
             "Acquire::Languages=none".to_owned(),
             format!("APT::Architecture={}", self.target.arch()),
             format!("APT::Architectures={}", self.target.arch()),
-            // Root's downloads are otherwise handed to a user who cannot write here.
+            // Otherwise apt downloads as a user who cannot write here.
             "APT::Sandbox::User=root".to_owned(),
         ];
         let options = options
@@ -61,7 +61,7 @@ impl Apt {
         Line::new(program).args(options)
     }
 
-    /// Those whose names match a regular expression.
+    /// The packages whose names match a regular expression.
     pub(super) fn packages(&self, names: &str) -> Result<Vec<String>> {
         let listed = self.line("apt-cache").args(["search", "--names-only"]);
         let listed = listed.arg(names).output()?;
@@ -72,7 +72,7 @@ impl Apt {
     }
 }
 
-/// The archive's main and security parts for a release, by where they are for the releases in `known`: lines `SITE
+/// The archive's main and security parts for a release, at the addresses of the releases in `known`: lines `SITE
 /// RELEASE`.
 fn sources(known: &str, suite: &str) -> String {
     let mut sources = Vec::new();
@@ -85,7 +85,7 @@ fn sources(known: &str, suite: &str) -> String {
             Some((_, "security")) => "-security",
             Some(_) => continue,
         };
-        // Other vendors' archives have other releases.
+        // Archives of other vendors have other releases.
         if site.trim_end_matches('/').ends_with("debian") || suffix == "-security" {
             sources.push(format!(
                 "deb [signed-by={KEYRING}] {site} {suite}{suffix} main\n"

@@ -29,7 +29,7 @@ pub(super) fn fetch(kernel: Kernel) -> Result<()> {
     let download = dir.join("download");
     let mut packages = apt.packages(&kernel.packages())?;
     packages.sort_by_key(|name| numbers(name));
-    // A mirror may lack the last one for some hours.
+    // A mirror may lack the newest package for some hours.
     while let Some(package) = packages.pop() {
         let _ = fs::remove_dir_all(&download);
         fs::create_dir_all(&download)?;
@@ -68,7 +68,7 @@ pub(super) fn fetch(kernel: Kernel) -> Result<()> {
     )
 }
 
-/// All numbers in a name, which order kernels.
+/// All numbers in a name, by which kernels are ordered.
 fn numbers(name: &str) -> Vec<u32> {
     let digits = name.split(|c: char| !c.is_ascii_digit());
     digits.filter_map(|digits| digits.parse().ok()).collect()

@@ -1,8 +1,7 @@
-//! `test-kernel`: the agent on other kernels, which Debian ships and qemu emulates.
+//! `test-kernel`: tests the agent on kernels of Debian releases, which qemu emulates.
 //!
-//! What runs there are the tests of the lab themselves (`tests/netns`), in an initramfs with nothing else in it: a
-//! kernel is as good as what clients, nodes and Pods see of it. KVM is not used, so that it works in a virtual machine
-//! as well.
+//! The tests of the lab (`tests/netns`) run there, in an initramfs with nothing else in it: a kernel is good if
+//! clients, nodes and Pods see what they should. KVM is not used, so it works in a virtual machine as well.
 
 mod archive;
 mod fetch;
@@ -81,7 +80,7 @@ impl Release {
     }
 }
 
-/// A kernel of Debian: the one of a release, for machines of a kind.
+/// The kernel of a Debian release, for one kind of machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Kernel {
     release: Release,
@@ -89,7 +88,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    /// What the names of its packages match, as a regular expression of apt's.
+    /// A regular expression of apt's for the names of its packages.
     fn packages(self) -> String {
         let Self { release, target } = self;
         format!(
@@ -99,7 +98,7 @@ impl Kernel {
         )
     }
 
-    /// Where its image and its modules are once they were fetched.
+    /// The directory of its image and its modules, once they are fetched.
     fn dir(self) -> PathBuf {
         target_dir().join("kernels").join(match self.target {
             Target::X86 => self.release.to_string(),
@@ -173,18 +172,18 @@ fn on_kernel(kernel: Kernel, programs: &Programs, args: &Args) -> Result<()> {
     line.run()
 }
 
-/// What runs in an emulated machine of a kind.
+/// The programs for an emulated machine.
 struct Programs {
     agent: PathBuf,
     /// The tests of the lab.
     lab: PathBuf,
-    /// Other people's programs, if those of this machine do not run there.
+    /// Programs of other projects, if those of this machine do not run there.
     userland: Option<PathBuf>,
 }
 
 impl Programs {
     fn build(target: Target) -> Result<Self> {
-        // Without a C library of the other kind, programs are static there, as the agent that ships is everywhere.
+        // Without a C library for the other architecture, programs for it are static, as the shipped agent always is.
         let (built, words, userland) = if target == Target::HOST {
             (target_dir(), Vec::new(), None)
         } else {

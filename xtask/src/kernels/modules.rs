@@ -1,4 +1,4 @@
-//! The modules that the lab needs of a kernel in which hardly anything is built in.
+//! The modules that the lab needs on a kernel with hardly anything built in.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,8 +7,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Devices of the lab, what programs on devices are attached with, socket diagnosis. One that a kernel has built in is
-/// not there.
+/// Devices of the lab, what attaches programs to devices, socket diagnosis. A module that is built into the kernel is
+/// missing here.
 const WANTED: [&str; 12] = [
     "veth",
     "bridge",
@@ -24,8 +24,7 @@ const WANTED: [&str; 12] = [
     "sctp",
 ];
 
-/// Copies the modules to `to`, unpacked, with those that they need, numbered in the order in which they are to be
-/// loaded.
+/// Copies the modules to `to`, unpacked, with the modules that they need, and numbered in the order of loading.
 pub(super) fn take(from: &Path, to: &Path) -> Result<()> {
     let mut found = BTreeMap::new();
     find(&from.join("kernel"), &mut found)?;
@@ -56,7 +55,7 @@ fn find(directory: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     Ok(())
 }
 
-/// Adds a module behind those that it needs.
+/// Adds a module, after those that it needs.
 fn add(
     name: &str,
     found: &BTreeMap<String, PathBuf>,
@@ -91,7 +90,7 @@ fn unpacked(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// The names after `depends=` in a module's information, which are between commas.
+/// The names after `depends=` in a module's information, separated by commas.
 fn needs(module: &[u8]) -> Vec<String> {
     const KEY: &[u8] = b"\0depends=";
     let begin = module.windows(KEY.len()).position(|bytes| bytes == KEY);

@@ -1,4 +1,5 @@
-//! Other people's programs for an emulated machine whose kind is not this one's: busybox, `ip`, and its libraries.
+//! Programs of other projects for an emulated machine of another architecture: busybox, `ip`, and the libraries of
+//! `ip`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,8 @@ use super::archive::Apt;
 use crate::build::Target;
 use crate::shell::{Line, find_program, say, target_dir};
 
-/// Fetches them, unless they are here. In the directory that is returned, each file has the place that it has there.
+/// Fetches them, unless they are here. In the directory that is returned, each file has its path on the emulated
+/// machine.
 pub(super) fn fetch(target: Target) -> Result<PathBuf> {
     let dir = target_dir().join("kernels/userland").join(target.arch());
     let userland = dir.join("root");
@@ -27,7 +29,7 @@ pub(super) fn fetch(target: Target) -> Result<PathBuf> {
          the path that it has on a machine: bin/busybox, bin/ip",
         userland.display()
     );
-    // One whose programs are where they were always.
+    // The release that still has the programs at their traditional paths.
     let apt = Apt::new(Release::Bookworm, target, dir.join("apt"))?;
     apt.line("apt-get")
         .args([
@@ -48,7 +50,7 @@ pub(super) fn fetch(target: Target) -> Result<PathBuf> {
             Line::new("dpkg-deb -x").arg(archive).arg(&unpacked).run()?;
         }
     }
-    // Complete or not there.
+    // The directory appears only when it is complete.
     let partial = dir.join("partial");
     let _ = fs::remove_dir_all(&partial);
     for file in ["bin/busybox", "bin/ip", loader(target)] {
@@ -62,7 +64,7 @@ pub(super) fn fetch(target: Target) -> Result<PathBuf> {
     Ok(userland)
 }
 
-/// What programs name as their interpreter, relative to the root.
+/// The interpreter that programs name, relative to the root.
 const fn loader(target: Target) -> &'static str {
     match target {
         Target::X86 => "lib64/ld-linux-x86-64.so.2",
@@ -70,7 +72,7 @@ const fn loader(target: Target) -> &'static str {
     }
 }
 
-/// What `ip` is linked with, relative to the root: its own loader, which runs here, finds it.
+/// The libraries of `ip`, relative to the root. Its own loader, which runs here, finds them.
 fn libraries(target: Target, root: &Path) -> Result<Vec<String>> {
     let listed = Line::new(&format!("qemu-{}-static -L", target.machine()))
         .arg(root)

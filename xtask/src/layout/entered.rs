@@ -1,7 +1,7 @@
-//! A program run with a trap at the start of each of its functions: which of them it enters, and when first.
+//! Runs a program with a trap at the start of each of its functions, and records which ones it enters, in order.
 //!
-//! Each trap goes when it is hit, so a run costs a few thousand stops and is as fast as ever afterwards. The traced
-//! program keeps its process: whoever starts this starts the program, and a child of it is the tracer.
+//! Each trap is removed when it is hit, so a run has a few thousand stops and is as fast as usual afterwards. The
+//! traced program keeps its process: this process becomes the program, and a child of it is the tracer.
 #![cfg(target_arch = "x86_64")]
 
 use std::collections::BTreeMap;
@@ -43,7 +43,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     Err(Command::new(program).args(rest).exec()).with_context(|| format!("run {program}"))
 }
 
-/// Has a child trace this process from its next `exec` on.
+/// Starts a child that traces this process from its next `exec` on.
 fn trace_this_process(functions: &Path, out: &Path) -> Result<()> {
     let list =
         fs::read_to_string(functions).with_context(|| format!("read {}", functions.display()))?;
@@ -67,7 +67,7 @@ fn trace_this_process(functions: &Path, out: &Path) -> Result<()> {
         }
         _ => {
             drop(ready);
-            // No byte is ever written: reading ends when the tracer is attached, or gone.
+            // No byte is ever written: the read ends when the tracer is attached or gone.
             io::read_to_string(waiting)?;
             Ok(())
         }
@@ -79,7 +79,7 @@ struct Tracer {
     out: File,
     /// The instruction that each trap replaces.
     under_traps: BTreeMap<u64, u8>,
-    /// Those that were entered.
+    /// The functions that were entered, with the instruction that the trap replaced.
     entered: BTreeMap<u64, u8>,
 }
 
@@ -102,7 +102,7 @@ impl Tracer {
         })
     }
 
-    /// Until the program ends.
+    /// Follows the program to its end.
     fn follow(&mut self, addresses: &[u64]) -> Result<()> {
         loop {
             let mut status: c_int = 0;
@@ -126,12 +126,12 @@ impl Tracer {
                     let _gone = ptrace(libc::PTRACE_DETACH, stopped, 0);
                     continue;
                 }
-                0 if signal != libc::SIGTRAP || !self.has_entered(stopped)? => {
+                0 if signal != libc::SIGTRAP || !self.remove_trap(stopped)? => {
                     passed_on = c_long::from(signal);
                 }
                 _ => {}
             }
-            // It may have been killed meanwhile, which the next wait tells.
+            // The process may have been killed meanwhile; the next wait shows that.
             let _gone = ptrace(libc::PTRACE_CONT, stopped, passed_on);
         }
     }
@@ -147,8 +147,8 @@ impl Tracer {
         Ok(())
     }
 
-    /// Takes away the trap that a thread is in; false when it is in none of ours.
-    fn has_entered(&mut self, thread: pid_t) -> Result<bool> {
+    /// Removes the trap that a thread has hit; false if it is not one of ours.
+    fn remove_trap(&mut self, thread: pid_t) -> Result<bool> {
         let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::uninit();
         // SAFETY: the thread is stopped, and the registers have room here.
         let got = unsafe { libc::ptrace(libc::PTRACE_GETREGS, thread, 0, registers.as_mut_ptr()) };
@@ -164,7 +164,7 @@ impl Tracer {
         if self.entered.insert(at, byte).is_none() {
             writeln!(self.out, "{at:x}")?;
         }
-        // A child has a copy of its own, and the other threads may be at it: so each takes it away.
+        // A child process has a copy of the trap, and other threads may be at it: so each of them removes it.
         memory(thread)?.write_all_at(&[byte], at)?;
         registers.rip = at;
         // SAFETY: as above.

@@ -1,12 +1,12 @@
-//! `layout`: the order of the agent's functions, as the linker reads it (`yurt-net/layout.ld`).
+//! `layout`: makes the order of the agent's functions, as the linker reads it (`yurt-net/layout.ld`).
 //!
-//! The kernel maps the 64 KiB around each page that is touched. Of 7.7 MB of text an agent enters 2 MB, a function here
-//! and one there: laid out as it comes, nearly all of it is mapped. So what an agent enters that follows files comes
-//! first, then what one enters that follows an apiserver, then the rest, which is mapped as it is needed.
+//! The kernel maps the 64 KiB around each page that is touched. An agent enters 2 MB of its 7.7 MB of text, spread over
+//! all of it, so without an order nearly everything is mapped. The order is: functions that an agent enters that
+//! follows files; those that one enters that follows an apiserver; the rest, which is mapped as needed.
 //!
-//! The list is of names and not of addresses, and what the compiler makes up in a name is left open: one list serves
-//! both architectures. A function that it does not know is in the rest, and one that is gone is no error: a list that
-//! has grown old costs memory, up to what there would be without any. `cargo xtask bench -- --only memory` tells when.
+//! The list has names and not addresses, and leaves open what the compiler makes up in a name: one list serves both
+//! architectures. A function that is not in the list belongs to the rest, and a name without a function is no error. An
+//! outdated list costs memory, at most as much as having none. `cargo xtask bench -- --only memory` shows when that is.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -21,17 +21,17 @@ use crate::shell::{Line, require_root, root, say, target_dir};
 
 pub(crate) mod entered;
 
-/// Where the linker reads it.
+/// The path where the linker reads it.
 const SCRIPT: &str = "yurt-net/layout.ld";
-/// Characters of a name that count: what follows are types of types.
+/// The number of characters of a name that count: after them come types of types.
 const LONGEST_NAME: usize = 100;
-/// What is measured for each part, and how: the bench runs agents that do it.
+/// The measure for each part, and its flags: the bench runs agents for it.
 const PARTS: [(&str, &[&str]); 2] = [("memory", &[]), ("kube", &["--quick"])];
-/// What goes along as a whole: the C library, which is small, and what the compiler takes for cold, of which a fifth is
-/// entered all the same.
+/// Included as a whole: the C library, which is small, and what the compiler considers cold, of which a fifth is
+/// entered anyway.
 const SMALL: &str = "    *libc.a:*(.text .text.*)\n    *(.text.unlikely.*)\n";
 
-/// Runs agents, and writes the functions that they enter down.
+/// Runs agents, and writes down the functions that they enter.
 pub(crate) fn run() -> Result<()> {
     require_root("the layout")?;
     let (agent, bench) = build::for_layout()?;
@@ -52,7 +52,7 @@ pub(crate) fn run() -> Result<()> {
         let measure = Line::new("").arg(&bench).args(["--only", part]);
         let measure = measure.args(how).arg("--out").arg(&scratch);
         let log = scratch.join(format!("{part}.log"));
-        // That its numbers are missed is nothing to us.
+        // It does not matter whether the measure meets its target.
         measure.env("YURT_NET_BIN", program).run_into(&log)?;
         let mut patterns = BTreeSet::new();
         for address in entered(&out)? {
@@ -87,7 +87,7 @@ fn functions(program: &Path) -> Result<BTreeMap<u64, String>> {
     Ok(symbols.lines().filter_map(function).collect())
 }
 
-/// A program that runs the agent, and notes what it enters.
+/// A program that runs the agent and records the functions that it enters.
 fn stand_in(scratch: &Path, list: &Path, out: &Path, agent: &Path) -> Result<std::path::PathBuf> {
     let path = scratch.join("yurt-net");
     let line = Line::new("exec")
@@ -113,7 +113,7 @@ fn entered(directory: &Path) -> Result<BTreeSet<u64>> {
     Ok(all)
 }
 
-/// The section of a function: its name, in which what differs from one compiler to the next is left open. These are the
+/// The section of a function: its name, with open places for what differs from one compiler to the next. These are the
 /// hashes of crates (`Cs` and base 62), the offsets of what was named before, which depend on them (`B` and base 62),
 /// and the numbers that LLVM appends.
 fn pattern(symbol: &str) -> String {
@@ -176,7 +176,7 @@ mod tests {
         );
         let expected = "_RNvXs_NtCs*_8yurt_net5modelNtB*_4NodeNtNtCs*_4core3fmt5Debug3fmt*";
         assert_eq!(pattern_of, format!(".text.{expected}"));
-        // `B` is the begin of a name here.
+        // Here `B` is the beginning of a name.
         assert!(
             pattern("_RINvNtNtNtCs1a2B3c4D5e6_5alloc3map8BTreeMapB1q_")
                 .ends_with("3map8BTreeMapB*_*")
