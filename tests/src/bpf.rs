@@ -10,7 +10,7 @@ use std::path::Path;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 
-/// A command with the structure of its attributes: what it returns.
+/// A command with the structure of its attributes; returns the result.
 pub(crate) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     let attr = std::ptr::from_mut(attr);
     // SAFETY: callers pass the structure of their command; what it points to outlives the call.
@@ -21,7 +21,7 @@ pub(crate) fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     i32::try_from(result).map_err(io::Error::other)
 }
 
-/// As [`bpf`], for the commands that open something.
+/// Like [`bpf`], for the commands that return a descriptor.
 pub(crate) fn open<T>(command: libc::c_long, attr: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attr)?;
     // SAFETY: the kernel has just opened it for us.
@@ -46,7 +46,7 @@ struct LoadAttr {
     expected_attach_type: u32,
 }
 
-/// A program; `attach_type` 0 where its type has none.
+/// Loads a program; `attach_type` is 0 if its type has none.
 pub(crate) fn load(prog_type: u32, attach_type: u32, instructions: &[u64]) -> io::Result<OwnedFd> {
     let mut attr = LoadAttr {
         prog_type,
@@ -59,7 +59,7 @@ pub(crate) fn load(prog_type: u32, attach_type: u32, instructions: &[u64]) -> io
     open(BPF_PROG_LOAD, &mut attr)
 }
 
-/// What is pinned there.
+/// Opens what is pinned at a path.
 pub(crate) fn pinned(path: &Path) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct Attr {

@@ -11,7 +11,7 @@ const GREEN: &str = "\x1b[32m";
 const DIM: &str = "\x1b[2m";
 const RESET: &str = "\x1b[0m";
 
-/// What a client's connects should come to.
+/// What a client's connects should lead to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// Each is answered by a backend of the client's pool.
@@ -44,7 +44,7 @@ impl Matrix {
         }
     }
 
-    /// Adds a client of a pool, with what came of its connects.
+    /// Adds a client of a pool, with the results of its connects.
     pub fn row(&mut self, client: &str, pool: &str, expected: Expected, tally: Tally) {
         self.rows.push(Row {
             client: client.to_owned(),
@@ -54,7 +54,7 @@ impl Matrix {
         });
     }
 
-    /// Everything in the table that should not be there, in words.
+    /// Everything in the table that should not be there, as text.
     pub fn faults(&self) -> Vec<String> {
         self.rows
             .iter()
@@ -121,7 +121,7 @@ impl Matrix {
             .map_or(&[], |(_, backends)| backends)
     }
 
-    /// The table as text. A foreign cell that stayed empty shows `·`, one that did not `!count`.
+    /// The table as text. A foreign cell is `·` if it is empty, and `!count` otherwise.
     pub fn render(&self, colour: bool) -> String {
         let paint = |code: &str, text: &str| {
             if colour {

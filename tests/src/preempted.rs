@@ -1,7 +1,7 @@
-//! A program of the kernel that is preempted in the middle, and what waits for its end.
+//! A program that is preempted in the middle, and calls that wait for its end.
 //!
 //! The program marks its start and its end in a map, and copies for milliseconds in between. On one processor of a
-//! kernel that preempts, whoever sees the first mark without the second runs while the program is on its way.
+//! kernel that preempts, a process that sees the first mark without the second runs while the program is interrupted.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -20,12 +20,13 @@ use crate::testrun::Program;
 const MAP_CREATE: libc::c_long = 0;
 const ARRAY: u32 = 2;
 const MMAPABLE: u32 = 1 << 10;
-/// What is copied at once, and how often.
+/// How much is copied at once, and how often.
 const BYTES: u32 = 1 << 16;
 const COPIES: i32 = 2000;
 const MARKS: u32 = 16;
 
-/// Runs the program until it was interrupted `times` by `wait`, and counts how often it had ended when that returned.
+/// Runs the program until `wait` was called `times` times while it was interrupted, and counts how often it had ended
+/// when `wait` returned.
 pub fn ended_after(times: usize, wait: impl Fn() -> io::Result<()>) -> Result<usize> {
     let (marks, source, target) = (array(MARKS, MMAPABLE)?, array(BYTES, 0)?, array(BYTES, 0)?);
     let program = Program::new(&instructions(&marks, &source, &target))?;

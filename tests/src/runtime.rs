@@ -1,5 +1,5 @@
-//! A container runtime, as far as CNI goes: a node with the directories that plugins are told of, and who calls them in
-//! turn. What cannot be is a panic.
+//! A container runtime, as far as CNI is concerned: a node with the directories that plugins are told of, and the calls
+//! of the plugins in their order. Anything impossible is a panic.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,16 +19,16 @@ use crate::lab::{self, Netns, agent_program};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Where Debian keeps them (`cargo xtask setup` installs them).
+/// The directory of Debian's plugins (`cargo xtask setup` installs them).
 const PLUGINS: &str = "/usr/lib/cni";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What a plugin has said.
+/// The answer of a plugin.
 #[derive(Debug)]
 pub struct Answer {
     /// It exited with 0.
     pub is_ok: bool,
-    /// Standard output; null where there was none.
+    /// Standard output; null if it was empty.
     pub json: Value,
     /// Standard error.
     pub stderr: String,
@@ -41,12 +41,12 @@ pub struct Node {
 }
 
 enum Home {
-    /// Made for it.
+    /// Directories that were made for it.
     Own(
         Netns,
         #[expect(dead_code, reason = "held, not used")] TempDir,
     ),
-    /// A lab's, with an agent.
+    /// A node of a lab, with an agent.
     Lab(lab::Node),
 }
 
@@ -62,7 +62,7 @@ pub struct Sandbox {
 }
 
 impl Node {
-    /// With a namespace and directories of its own, and no agent.
+    /// A node with a namespace and directories of its own, and no agent.
     pub fn alone() -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
         let netns =
@@ -71,7 +71,7 @@ impl Node {
         Self::with(dir.path().to_owned(), Home::Own(netns, dir))
     }
 
-    /// On a node of a lab: its plugins and its agent have one ledger.
+    /// A node of a lab: its plugins and its agent share one ledger.
     pub fn on(node: &lab::Node) -> Self {
         let state_dir = node.state_dir();
         let dir = state_dir.parent().expect("a directory is in another");
@@ -96,12 +96,12 @@ impl Node {
         }
     }
 
-    /// The directory of all its directories.
+    /// The directory that has all its directories.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// A directory or file in it.
+    /// The path of a directory or file in it.
     pub fn path(&self, name: &str) -> String {
         self.dir
             .join(name)
@@ -110,7 +110,7 @@ impl Node {
             .to_owned()
     }
 
-    /// The section `ipam` of `yurt-ipam`: both families.
+    /// The section `ipam` for `yurt-ipam`: both families.
     pub fn ipam(&self) -> Value {
         json!({
             "type": "yurt-ipam", "dataDir": self.path("state"), "runDir": self.path("run"), "migrateFrom": self.path("networks"),
@@ -119,13 +119,13 @@ impl Node {
         })
     }
 
-    /// A bridge with this IPAM, and `yurt-cni`.
+    /// The configurations of a bridge with this IPAM, and of `yurt-cni`.
     pub fn bridged(&self, ipam: Value) -> Vec<Value> {
         let bridge = json!({"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": ipam});
         vec![bridge, self.chained()]
     }
 
-    /// `yurt-cni`.
+    /// The configuration of `yurt-cni`.
     pub fn chained(&self) -> Value {
         json!({"type": "yurt-cni", "dataDir": self.path("state"), "runDir": self.path("run")})
     }
@@ -148,8 +148,8 @@ impl Node {
         }
     }
 
-    /// The same, again while it is to be tried again (code 11), as runtimes do. A DEL that begins in the tick of the
-    /// clock in which its ADD asked for addresses cannot be told from one that began before.
+    /// The same, repeated while the plugin answers with code 11 (try again), as runtimes do. A DEL that begins in the
+    /// same clock tick in which its ADD asked for addresses cannot be told from one that began before.
     pub fn call_until_done(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> Answer {
         let started = Instant::now();
         loop {
@@ -161,10 +161,10 @@ impl Node {
         }
     }
 
-    /// Starts a plugin; its configuration is written.
+    /// Starts a plugin, and writes its configuration to it.
     pub fn start(&self, verb: &str, sandbox: &Sandbox, config: &Value) -> std::process::Child {
         let kind = config["type"].as_str().expect("a plugin has a type");
-        // Of an IPAM plugin, `type` is that of the main plugin.
+        // For an IPAM plugin, `type` is that of the main plugin.
         let is_ipam_alone = kind == "yurt-ipam";
         let ours = self.dir.join("bin").join(kind);
         let program = if ours.exists() {
@@ -223,11 +223,11 @@ impl Node {
 
 /// A network, and what a runtime remembers of it.
 pub struct Network<'a> {
-    /// Where it is.
+    /// Its node.
     pub node: &'a Node,
     /// `cniVersion`.
     pub version: &'a str,
-    /// In the order of the list.
+    /// The plugins, in the order of the list.
     pub plugins: Vec<Value>,
     results: BTreeMap<String, Value>,
     /// What all plugins have written to standard error.
@@ -235,7 +235,7 @@ pub struct Network<'a> {
 }
 
 impl<'a> Network<'a> {
-    /// A network that nobody is in yet.
+    /// A network without any sandbox.
     pub fn new(node: &'a Node, version: &'a str, plugins: Vec<Value>) -> Self {
         Self {
             node,
@@ -256,7 +256,7 @@ impl<'a> Network<'a> {
         config
     }
 
-    /// ADD, by each plugin in turn; the answer of the last, or of the first that failed.
+    /// ADD, by each plugin in turn; the answer of the last one, or of the first that failed.
     pub fn try_add(&mut self, sandbox: &Sandbox) -> Result<Value, Value> {
         let mut result = None;
         for plugin in &self.plugins {
@@ -275,14 +275,14 @@ impl<'a> Network<'a> {
         Ok(result)
     }
 
-    /// ADD, which must be met.
+    /// ADD, which must succeed.
     #[track_caller]
     pub fn add(&mut self, sandbox: &Sandbox) -> Value {
         self.try_add(sandbox)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// DEL, by each in reverse.
+    /// DEL, by each plugin in reverse order.
     #[track_caller]
     pub fn del(&mut self, sandbox: &Sandbox) {
         let previous = self.results.remove(&sandbox.container);
@@ -293,7 +293,7 @@ impl<'a> Network<'a> {
         }
     }
 
-    /// CHECK, by each in turn.
+    /// CHECK, by each plugin in turn.
     pub fn check(&self, sandbox: &Sandbox) -> Result<(), Value> {
         let previous = self.results.get(&sandbox.container);
         for plugin in &self.plugins {
@@ -308,11 +308,11 @@ impl<'a> Network<'a> {
     }
 }
 
-/// A sandbox and the namespace that it lives in.
+/// A sandbox and its network namespace.
 pub struct Pod {
-    /// Where it lives.
+    /// The namespace.
     pub netns: Netns,
-    /// As the runtime knows it.
+    /// The sandbox, as the runtime knows it.
     pub sandbox: Sandbox,
 }
 
@@ -331,7 +331,7 @@ pub fn pod(name: &str, container: &str) -> Pod {
     Pod { netns, sandbox }
 }
 
-/// A Pod that answers whoever asks, with its name. With this value its namespace goes.
+/// A Pod that answers every client with its name. Its namespace goes with this value.
 pub struct Running {
     /// The Pod.
     pub pod: Pod,
@@ -340,7 +340,7 @@ pub struct Running {
 }
 
 impl Running {
-    /// On port 8080, TCP and UDP.
+    /// It serves on port 8080, TCP and UDP.
     pub fn start(pod: Pod, name: &'static str) -> Result<Self> {
         let (tcp, udp) = pod.netns.run(|| -> Result<_> {
             let any: SocketAddr = "0.0.0.0:8080".parse()?;
@@ -353,7 +353,7 @@ impl Running {
         let server = std::thread::spawn(move || {
             let mut question = [0; 16];
             while !over.load(Ordering::Relaxed) {
-                // Whoever has gone is not answered.
+                // A client that has gone gets no answer.
                 if let Ok((mut stream, _)) = tcp.accept() {
                     let _gone = stream.write_all(name.as_bytes());
                 } else if let Ok((_, from)) = udp.recv_from(&mut question) {
@@ -431,7 +431,7 @@ impl Node {
         serde_json::from_slice(&output.stdout).expect("read what it prints")
     }
 
-    /// Its entry of this name.
+    /// The ledger's entry with this name.
     #[track_caller]
     pub fn entry(&self, name: &str) -> Value {
         let ledger = self.ledger();

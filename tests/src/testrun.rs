@@ -1,4 +1,5 @@
-//! A program on test input: `BPF_PROG_TEST_RUN`, which programs on devices have and those on sockets lack.
+//! Runs programs on test input (`BPF_PROG_TEST_RUN`), which exists for programs on devices, but not for those on
+//! sockets.
 
 use std::os::fd::AsRawFd;
 use std::os::fd::OwnedFd;
@@ -22,12 +23,12 @@ pub const NEXT: u32 = u32::MAX;
 pub const SHOT: u32 = 2;
 /// `TC_ACT_REDIRECT`: on its way somewhere else.
 pub const REDIRECT: u32 = 7;
-/// By so much a frame may grow.
+/// The number of bytes by which a program may lengthen a frame.
 const ROOM: usize = 64;
-/// The device that test input comes from, unless it says otherwise: the loopback of the caller's network namespace.
+/// The device that test input comes from by default: the loopback device of the caller's network namespace.
 pub const IFINDEX: u32 = 1;
 
-/// `r0 = -1; exit`: no opinion.
+/// `r0 = -1; exit`: no verdict.
 const NO_OPINION: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
 
 /// A program for devices.
@@ -53,28 +54,28 @@ struct RunAttr {
 }
 
 impl Program {
-    /// A pinned one.
+    /// Opens a pinned program.
     pub fn pinned(path: &Path) -> Result<Self> {
         let fd = pinned(path).with_context(|| format!("open {}", path.display()))?;
         Ok(Self(fd))
     }
 
-    /// One that does nothing.
+    /// A program that does nothing.
     pub fn empty() -> Result<Self> {
         Self::new(&NO_OPINION).context("load an empty program")
     }
 
-    /// One of these instructions.
+    /// A program with these instructions.
     pub(crate) fn new(instructions: &[u64]) -> Result<Self> {
         Ok(Self(load(BPF_PROG_TYPE_SCHED_CLS, 0, instructions)?))
     }
 
-    /// What it says of a frame.
+    /// Its verdict on a frame.
     pub fn verdict(&self, frame: &[u8]) -> Result<u32> {
         self.run(frame, &mut [], 1).map(|(attr, _)| attr.retval)
     }
 
-    /// What it says of a frame, and what it makes of it.
+    /// Its verdict on a frame, and the frame afterwards.
     pub fn pass(&self, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
         let mut out = vec![0; frame.len() + ROOM];
         let (attr, _) = self.run(frame, &mut out, 1)?;
@@ -82,7 +83,7 @@ impl Program {
         Ok((attr.retval, out))
     }
 
-    /// The time for a frame `repeat` times over. What it makes of the frame is what it sees next.
+    /// The mean time for a frame, over `repeat` runs. Each run gets the frame that the one before has left.
     pub fn time(&self, frame: &[u8], repeat: u32) -> Result<Duration> {
         self.run(frame, &mut [], repeat).map(|(_, time)| time)
     }

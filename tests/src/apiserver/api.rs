@@ -32,26 +32,26 @@ use super::store::Store;
 use super::store::Table;
 use super::watch::Watch;
 
-/// Smaller bodies are not worth the time; the apiserver's own limit.
+/// Smaller bodies are not compressed; this is the apiserver's own limit.
 const GZIP_FROM: usize = 128 * 1024;
-/// The apiserver's own level.
+/// The apiserver's own compression level.
 const GZIP_LEVEL: u32 = 4;
-/// Lists that go on in pages are kept for this many clients.
+/// For how many clients lists in pages are kept.
 const PAGED_LISTS: usize = 8;
-/// Bodies that a resource keeps between two changes of it.
+/// How many bodies a resource keeps between two of its changes.
 const BODIES: usize = 8;
 
-/// How the server behaves when no script says otherwise.
+/// The server's behaviour without a script.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// Time between two bookmarks of a watch that allows them.
+    /// The time between two bookmarks of a watch that allows them.
     pub bookmark_every: Duration,
-    /// How long a request for a version of the future waits for it.
+    /// How long a request for a future version waits for it.
     pub future_wait: Duration,
-    /// A watch from a version of the future hears nothing until it has come, instead of an error.
+    /// Whether a watch from a future version gets no events until that version comes, instead of an error.
     pub is_future_watch_silent: bool,
-    /// A cluster with a past: the objects that are there at the start come after this version, and what was before it
-    /// is forgotten. `None`: a new one.
+    /// A cluster with a past: the first objects come after this version, and everything before it is forgotten. `None`:
+    /// a new cluster.
     pub first_version: Option<u64>,
     /// How many changes of a resource watches can go back.
     pub history: usize,
@@ -72,7 +72,7 @@ impl Default for Settings {
     }
 }
 
-/// A list of which a client has not seen all.
+/// A list of which a client has seen only a part.
 #[derive(Debug)]
 struct PagedList {
     resource: Resource,
@@ -80,7 +80,7 @@ struct PagedList {
     items: Arc<[Arc<Object>]>,
 }
 
-/// A store that can be asked.
+/// A store that answers requests.
 #[derive(Debug)]
 pub(super) struct Api {
     store: Mutex<Store>,
@@ -99,7 +99,7 @@ impl Api {
         }
     }
 
-    /// Only to look. Changes are made in [`Api::change`], which wakes the watches.
+    /// Read-only. Changes are made in [`Api::change`], which wakes the watches.
     pub(super) fn store(&self) -> MutexGuard<'_, Store> {
         self.store.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -205,7 +205,7 @@ impl Api {
         }
     }
 
-    /// Waits until a version has come, or refuses as the apiserver does.
+    /// Waits until a version has come, or refuses like the apiserver.
     async fn reach(&self, version: u64) -> Result<(), Answer> {
         let mut changes = self.changes();
         let deadline = Instant::now() + self.settings.future_wait;
@@ -230,7 +230,7 @@ impl Api {
             self.reach(version).await?;
         }
         let limit = match call.parameter("limit").parse() {
-            // The watch cache knows no pages.
+            // The watch cache has no pages.
             Ok(limit) if limit > 0 && asked != Some(0) => Some(limit),
             _ => None,
         };
@@ -247,7 +247,7 @@ impl Api {
         if let Some(edit) = call.edit {
             return Ok(Answer::json(edited_list(table, target, &filter, edit)));
         }
-        // The watch cache knows what has happened to its resource; a list that must be new knows of all.
+        // The watch cache knows the changes of its resource; a list that must be new knows all changes.
         let version = match asked {
             Some(0) => table.version,
             _ => newest,
@@ -356,8 +356,8 @@ impl Api {
         Ok(Answer::stream(watch.into_frames()))
     }
 
-    /// Makes the body of the list that a client without selectors asks for first, so that its first client does
-    /// not wait for that.
+    /// Makes the body of the list that a client without selectors asks for first, so that this client does not wait for
+    /// it.
     pub(super) async fn prepare(self: &Arc<Self>, resource: Resource) {
         let uri = format!("{}?resourceVersion=0", resource.path());
         let request = http::Request::get(uri).header(header::ACCEPT_ENCODING, "gzip");
@@ -407,8 +407,8 @@ fn page_body(
     list_body(target, items.iter(), version, &more)
 }
 
-/// A list. Built-in kinds and custom resources come from two encoders: in one the version comes first and the items
-/// do not say what they are, in the other it comes last and they do.
+/// A list. Two encoders write built-in kinds and custom resources: the first one puts the version first and leaves kind
+/// and apiVersion out of items, the second one puts it last and includes them.
 pub(super) fn list_body<'a>(
     target: &Target,
     items: impl Iterator<Item = &'a Arc<Object>>,
@@ -437,7 +437,7 @@ pub(super) fn list_body<'a>(
         }
     }
     let end = if is_custom {
-        // All members that it can have, in the order of the alphabet.
+        // All members that it can have, in alphabetical order.
         let more = if more.is_empty() {
             r#""continue":"""#
         } else {
@@ -463,7 +463,7 @@ fn encode(call: &Call, body: Bytes) -> Answer {
     Answer::json(body)
 }
 
-/// A list of the same objects, of which nothing but the metadata is told.
+/// A list of the same objects, with their metadata alone.
 fn metadata_only(list: &[u8]) -> Bytes {
     // It was made here, from objects that were parsed.
     let mut list: Value = serde_json::from_slice(list).unwrap_or_default();
@@ -481,7 +481,7 @@ fn metadata_only(list: &[u8]) -> Bytes {
 
 fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(GZIP_LEVEL));
-    // Memory takes everything.
+    // Writing to memory cannot fail.
     let _ = encoder.write_all(body);
     encoder.finish().unwrap_or_default()
 }

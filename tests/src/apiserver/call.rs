@@ -28,7 +28,7 @@ pub enum Verb {
     List,
     /// Changes as they happen.
     Watch,
-    /// Anything else.
+    /// Any other request.
     Other,
 }
 
@@ -43,10 +43,10 @@ pub(super) struct Call {
     pub(super) edit: Option<Edit>,
 }
 
-/// A change of a list by a script.
+/// A change to a list, by a script.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Edit {
-    /// Only so many items, as if there were no more.
+    /// Only this many items, as if there were no more.
     Items(usize),
     /// Another version of the list.
     Version(u64),
@@ -81,7 +81,7 @@ impl Call {
         }
     }
 
-    /// A parameter; the empty string when it is not given.
+    /// A parameter; the empty string if it is not given.
     pub(super) fn parameter(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
     }
@@ -99,7 +99,7 @@ impl Call {
         self.header(header::ACCEPT_ENCODING).contains("gzip")
     }
 
-    /// Whether the client accepts metadata alone as its first choice.
+    /// Whether the client's first choice is metadata alone.
     pub(super) fn wants_metadata(&self) -> bool {
         let first = self.header(header::ACCEPT).split(',').next();
         first.is_some_and(|first| first.contains("as=PartialObjectMetadataList"))
@@ -113,14 +113,14 @@ impl Call {
     pub(super) fn filter(&self, target: &Target) -> Result<Filter, Answer> {
         let labels = self.parameter("labelSelector");
         let fields = self.parameter("fieldSelector");
-        // The name in the path of a watch is a field selector of old.
+        // The name in the path of a watch is an old form of a field selector.
         let named = target.name.as_ref().map(|n| format!("metadata.name={n}"));
         let fields = named.as_deref().unwrap_or(fields);
         Filter::parse(target.namespace.as_deref(), labels, fields)
             .map_err(|reason| Answer::status(StatusCode::BAD_REQUEST, &reason))
     }
 
-    /// `None`: not given. Zero: any version will do.
+    /// `None`: not given. Zero: any version is accepted.
     pub(super) fn version(&self) -> Result<Option<u64>, Answer> {
         let text = self.parameter("resourceVersion");
         if text.is_empty() {
@@ -141,7 +141,7 @@ pub(super) type Frames = Pin<Box<dyn Stream<Item = io::Result<Bytes>> + Send>>;
 pub(super) struct Answer {
     pub(super) status: StatusCode,
     pub(super) headers: Vec<(header::HeaderName, String)>,
-    /// Its length, where the whole body is known.
+    /// Its length, if the whole body is known.
     pub(super) length: Option<u64>,
     pub(super) frames: Frames,
 }
@@ -174,7 +174,7 @@ impl Answer {
         }
     }
 
-    /// An error as the apiserver words it.
+    /// An error in the apiserver's words.
     pub(super) fn status(code: StatusCode, message: &str) -> Self {
         let body = status_object(code, message).to_string();
         let mut answer = Self::whole(code, "application/json", body);

@@ -35,7 +35,7 @@ impl Directory {
         }
     }
 
-    /// All objects of kinds that are served, if any file is another than at the last call that did not fail.
+    /// All objects of known kinds, if a file has changed since the last call that succeeded.
     pub fn load_if_changed(&mut self) -> Result<Option<Vec<Value>>> {
         let files = self.files()?;
         if self.seen.as_ref() == Some(&files) {
@@ -67,7 +67,7 @@ impl Directory {
                     let stamp = (meta.ino(), meta.len(), meta.modified().ok());
                     files.insert(path, stamp);
                 }
-                // It went between the two calls.
+                // The file was removed between the two calls.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error).with_context(|| path.display().to_string()),
             }

@@ -1,4 +1,4 @@
-//! YurtHub's cache on disk: all that components have asked for, by component and resource.
+//! YurtHub's cache on disk: everything that components have asked for, by component and resource.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -15,18 +15,18 @@ use super::store::Store;
 /// What a power cut leaves of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Corruption {
-    /// So many objects are lost, without a trace.
+    /// This many objects are lost, without a trace.
     Lose(usize),
-    /// All are.
+    /// All objects are lost.
     Empty,
-    /// The first file is no object: the list fails.
+    /// The first file is not an object: the list fails.
     Unreadable,
 }
 
 /// Objects of one resource. `None`: they cannot be read.
 pub(super) type Files = Option<BTreeMap<Key, Arc<Object>>>;
 
-/// The version of a list of files, which none of them tells: that of its newest item.
+/// The version of a list that is made from files, none of which has it: the version of its newest item.
 pub(super) fn version_of(files: &BTreeMap<Key, Arc<Object>>) -> u64 {
     let versions = files.values().map(|object| object.version);
     versions.max().unwrap_or(0)
@@ -47,14 +47,14 @@ fn damage(files: &mut Files, corruption: Corruption) {
 /// One component's cache of one resource.
 #[derive(Debug)]
 struct Cache {
-    /// Namespace and selectors of its list: there is only one.
+    /// The namespace and selectors of its list: there is only one list.
     list: Option<(Filter, Shape)>,
     /// Objects that were asked for by name.
     names: BTreeSet<Key>,
     files: Files,
 }
 
-/// Requests that differ in these have lists of their own.
+/// The parameters by which requests have lists of their own.
 type Shape = [String; 3];
 
 /// Why there is no answer.
@@ -91,7 +91,7 @@ fn key(target: &Target) -> Key {
 }
 
 impl Disk {
-    /// A component has been answered by the cloud: what it asked for is kept from now on.
+    /// The cloud has answered a component: what it asked for is kept from now on.
     pub(super) fn remember(&mut self, component: &str, call: &Call, target: &Target) {
         let place = (component.to_owned(), target.resource);
         let cache = self.components.entry(place).or_insert_with(|| Cache {
@@ -108,7 +108,7 @@ impl Disk {
         }
     }
 
-    /// Writes all that is kept, as the cloud has it now: what the watches of the components would have done.
+    /// Writes everything that is kept, as the cloud has it now: the watches of the components would have done that.
     pub(super) fn write(&mut self, cloud: &Store) {
         for ((_component, resource), cache) in &mut self.components {
             let objects = cloud.table(*resource).objects.iter();

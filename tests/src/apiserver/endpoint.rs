@@ -1,5 +1,5 @@
-//! A listener and its connections, on a thread and a runtime of their own: a test waits for what it tests, never for
-//! the server.
+//! A listener and its connections, on a thread and a runtime of their own: a test waits for what it tests, and never
+//! for the server.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -62,14 +62,14 @@ pub(super) trait Answers: Send + Sync + 'static {
     /// Answers a request.
     fn answer(self: Arc<Self>, call: Call) -> impl Future<Output = Answer> + Send;
 
-    /// Its own work while it is up.
+    /// Its own work while it runs.
     fn run(self: Arc<Self>) -> impl Future<Output = Infallible> + Send {
         pending()
     }
 }
 
-/// The wire between a server and its clients: what is sent, what goes wrong, what was asked. It ends when it is
-/// dropped, with all connections.
+/// The wire between a server and its clients: what is sent, what goes wrong, what was asked. Dropping it ends it with
+/// all connections.
 #[derive(Debug)]
 pub struct Endpoint {
     address: SocketAddr,
@@ -104,10 +104,10 @@ impl Wire {
     }
 }
 
-/// A server that is up.
+/// A running server.
 #[derive(Debug)]
 struct Running {
-    /// Ends it when it is dropped.
+    /// Ends the server when it is dropped.
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -147,7 +147,7 @@ impl Endpoint {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Where it listens, or did.
+    /// The address where it listens, or listened.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -160,17 +160,17 @@ impl Endpoint {
         }
     }
 
-    /// Speaks TLS on new connections, as this says.
+    /// Uses TLS on new connections, with this configuration.
     pub fn set_tls(&self, tls: Arc<ServerConfig>) {
         *self.wire.tls() = Some(tls);
     }
 
-    /// Closes the listener and all connections, so that connections are refused.
+    /// Closes the listener and all connections, so that new connections are refused.
     pub fn stop(&self) {
         self.running().take();
     }
 
-    /// Listens again, at the same address. Nothing if it does.
+    /// Listens again at the same address, unless it does already.
     pub fn restart(&self) -> Result<()> {
         let mut running = self.running();
         if running.is_none() {
@@ -179,18 +179,18 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Closes all connections; new ones are welcome.
+    /// Closes all connections; new ones are accepted.
     pub fn drop_connections(&self) -> Result<()> {
         self.stop();
         self.restart()
     }
 
-    /// These happen to the next requests of that sort, in this order, one each.
+    /// These faults happen to the next requests of that sort, in this order, one each.
     pub fn fail_next(&self, on: On, faults: impl IntoIterator<Item = Fault>) {
         self.wire.script().next(on, faults);
     }
 
-    /// This happens to all requests of that sort that no [`Endpoint::fail_next`] is left for; of several the last one
+    /// This fault happens to all requests of that sort for which no [`Endpoint::fail_next`] is left; the last call
     /// counts.
     pub fn fail_always(&self, on: On, fault: Fault) {
         self.wire.script().always(on, fault);
@@ -211,7 +211,7 @@ impl Endpoint {
         self.wire.journal.all()
     }
 
-    /// Those of one sort.
+    /// The requests of one sort.
     pub fn requests_on(&self, on: On) -> Vec<Exchange> {
         self.requests().into_iter().filter(|e| e.is(on)).collect()
     }
@@ -228,18 +228,18 @@ impl Endpoint {
         watches.iter().filter(is_open).count()
     }
 
-    /// Bytes of bodies that were sent about a resource, since the last [`Endpoint::forget_requests`].
+    /// Bytes of bodies that were sent for a resource, since the last [`Endpoint::forget_requests`].
     pub fn bytes_sent(&self, resource: Resource) -> u64 {
         let requests = self.requests_on(On::resource(resource));
         requests.iter().map(|exchange| exchange.body_bytes).sum()
     }
 
-    /// Connections that were accepted, ever.
+    /// How many connections were ever accepted.
     pub fn connections(&self) -> u64 {
         self.wire.journal.connections()
     }
 
-    /// Waits until something holds, with this thread.
+    /// Blocks this thread until something holds.
     pub fn wait_until(&self, patience: Duration, holds: impl Fn(&Self) -> bool) -> Result<()> {
         let start = Instant::now();
         while !holds(self) {
@@ -251,7 +251,7 @@ impl Endpoint {
         Ok(())
     }
 
-    /// Waits until something holds, with this task.
+    /// Waits until something holds, in this task.
     pub async fn until(&self, patience: Duration, holds: impl Fn(&Self) -> bool) -> Result<()> {
         let start = Instant::now();
         while !holds(self) {
@@ -299,7 +299,7 @@ fn run_thread<S: Answers>(
     })
 }
 
-/// Until it is dropped, and all connections with it.
+/// Runs until it is dropped, with all connections.
 async fn accept<S: Answers>(listener: TcpListener, server: Arc<S>, wire: Arc<Wire>) {
     let Ok(listener) = tokio::net::TcpListener::from_std(listener) else {
         return;
@@ -318,9 +318,9 @@ async fn accept<S: Answers>(listener: TcpListener, server: Arc<S>, wire: Arc<Wir
             Some(_ended) = connections.join_next() => continue,
         };
         wire.journal.connected();
-        // A line of a watch is not to wait for the one before to be acknowledged.
+        // A line of a watch must not wait until the one before is acknowledged.
         let _ = stream.set_nodelay(true);
-        // A second handle to the socket, for who has to reset it.
+        // A second handle to the socket, by which it can be reset.
         let Ok(handle) = stream.as_fd().try_clone_to_owned() else {
             continue;
         };
@@ -395,7 +395,7 @@ async fn respond<S: Answers>(
     Ok(response)
 }
 
-/// A body that is counted while it is sent.
+/// A body whose bytes are counted while it is sent.
 struct Outgoing {
     left: Option<u64>,
     frames: Frames,

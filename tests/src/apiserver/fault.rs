@@ -17,10 +17,10 @@ use super::call::Frames;
 use super::call::Verb;
 use super::resource::Resource;
 
-/// What was sent before a cut is on its way by then.
+/// By then, what was sent before a cut is on its way.
 const FLUSHED: Duration = Duration::from_millis(30);
 
-/// Which requests.
+/// Selects requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct On {
     resource: Option<Resource>,
@@ -42,7 +42,7 @@ impl On {
         }
     }
 
-    /// The same done with any resource.
+    /// The same verb on any resource.
     pub fn verb(verb: Verb) -> Self {
         Self {
             resource: None,
@@ -81,9 +81,9 @@ impl On {
 /// A fault of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// No fault, to keep the place of a request in a script.
+    /// No fault: keeps the place of a request in a script.
     None,
-    /// An error, as the apiserver words it; 429 comes with `Retry-After: 1`.
+    /// An error in the apiserver's words; 429 has `Retry-After: 1`.
     Status(u16),
     /// An error with `Retry-After`, in seconds.
     RetryAfter(u16, u32),
@@ -91,20 +91,19 @@ pub enum Fault {
     Reset,
     /// The connection is closed before anything is answered.
     Close,
-    /// It is answered as it should be, and the connection closed after that.
+    /// The request is answered properly, and then the connection is closed.
     LastAnswer,
     /// The answer never comes.
     Stall,
-    /// The answer begins, and nothing of its body ever comes.
+    /// The head of the answer comes, but its body never does.
     StallBody,
-    /// It is answered later.
+    /// The answer comes later.
     Delay(Duration),
-    /// The connection breaks after so many bytes of the body. Of a body that is shorter, all is sent, but not its
-    /// end.
+    /// The connection breaks after this many bytes of the body. A shorter body is sent completely, but without its end.
     Cut(usize),
-    /// The body, and then silence after so many bytes of it.
+    /// The body stops after this many bytes, and nothing follows.
     StallAfter(usize),
-    /// The body comes in pieces of so many bytes, with a pause after each.
+    /// The body comes in pieces of this many bytes, with a pause after each.
     Drip(usize, Duration),
     /// 200 with another content type and body.
     Body(&'static str, Vec<u8>),
@@ -112,7 +111,7 @@ pub enum Fault {
     EmptyList,
     /// A list of the first items only.
     PartOfList(usize),
-    /// A list of which the version is another, say an older one.
+    /// A list with another version, such as an older one.
     ListVersion(u64),
 }
 
@@ -121,7 +120,7 @@ pub enum Fault {
 pub(super) struct Script {
     /// Each happens once.
     next: VecDeque<(On, Fault)>,
-    /// The last one that fits happens, until all are cleared.
+    /// The last one that matches happens, until all are cleared.
     always: Vec<(On, Fault)>,
 }
 
@@ -155,7 +154,7 @@ impl Script {
     }
 }
 
-/// An error of any number.
+/// An error with any status code.
 pub(super) fn refusal(call: &Call, code: u16) -> Answer {
     let resource = call.target.as_ref().map(|target| target.resource);
     let status = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
@@ -172,7 +171,7 @@ pub(super) fn refusal(call: &Call, code: u16) -> Answer {
     Answer::status(status, message)
 }
 
-/// The answer as the fault leaves it; those that come before any answer are not for here.
+/// The answer after the fault. Faults before any answer are handled elsewhere.
 pub(super) fn spoil(mut answer: Answer, fault: Fault) -> Answer {
     let frames = answer.frames;
     answer.frames = match fault {
@@ -182,7 +181,7 @@ pub(super) fn spoil(mut answer: Answer, fault: Fault) -> Answer {
         }
         Fault::StallAfter(bytes) => Box::pin(first(frames, bytes).chain(stream::pending())),
         Fault::Cut(bytes) => {
-            // A client that was told the length would not miss the end.
+            // A client that knows the length would not miss the end.
             answer.length = answer.length.filter(|length| *length > to_u64(bytes));
             Box::pin(first(frames, bytes).chain(stream::once(broken())))
         }
@@ -196,7 +195,7 @@ pub(super) fn spoil(mut answer: Answer, fault: Fault) -> Answer {
     answer
 }
 
-/// 200 with what no apiserver would say.
+/// A 200 that no apiserver would send.
 pub(super) fn foreign(content_type: &str, body: Vec<u8>) -> Answer {
     let answer = Answer::whole(StatusCode::OK, content_type, body);
     answer.with(header::CONTENT_TYPE, content_type)

@@ -57,18 +57,18 @@ const AGENTS: [&str; 7] = [
     "yurttunnel-agent",
     "yurthub",
 ];
-/// A silent watch ends this long after the cloud is back; up to 2 s in a real one.
+/// How long after the return of the cloud a silent watch ends; up to 2 s with a real YurtHub.
 const NOTICED_AFTER: Duration = Duration::from_millis(50);
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// How it stands with YurtHub and the cloud.
+/// The state of YurtHub and the cloud.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HubMode {
-    /// It is starting, or waits for a certificate: 503 for everybody.
+    /// It is starting, or waits for a certificate: every request gets 503.
     NotReady,
     /// The cloud answers.
     Online,
-    /// The cloud does not answer, and YurtHub has not understood: watches of what is not pool scope get 502.
+    /// The cloud does not answer, and YurtHub has not noticed yet: watches outside the pool scope get 502.
     Gap,
     /// YurtHub knows that the cloud is gone.
     Offline,
@@ -82,10 +82,10 @@ struct State {
     pool_scope: BTreeSet<Resource>,
     /// The resources that YurtHub's own certificate may not read.
     needs_token: BTreeSet<Resource>,
-    /// Up to which version the watch cache has followed the cloud; nothing for what it has no list of.
+    /// The version up to which the watch cache has followed the cloud; no entry for a resource without a list.
     followed: BTreeMap<Resource, u64>,
     disk: Disk,
-    /// How often the cloud was lost: what was open to it then is broken.
+    /// How often the cloud was lost: requests that were open to it then are broken.
     losses: u64,
 }
 
@@ -109,8 +109,8 @@ impl Hub {
         result
     }
 
-    /// Brings the watch cache up to the cloud: by the events that it has missed, or, where the cloud has forgotten
-    /// some, by a list and the end of all watches.
+    /// Brings the watch cache up to date: by the events that it has missed or, if the cloud has forgotten some, by a
+    /// list and the end of all watches.
     fn follow(&self) {
         let mut state = self.state();
         if state.mode != HubMode::Online || !state.is_multiplexer_ready {
@@ -171,7 +171,7 @@ impl Hub {
         self.follow();
     }
 
-    /// A new process: what was in memory is gone. Without the cloud, what is on disk is all there is.
+    /// A new process: the memory is lost. Without the cloud, what is on disk is all there is.
     fn start_anew(&self) {
         let mut state = self.state();
         state.followed.clear();
@@ -230,7 +230,7 @@ impl Hub {
             let hub = Arc::clone(self);
             let lost = async move {
                 while hub.state().losses == losses {
-                    // The sender lives in the hub, which this holds.
+                    // The hub has the sender, and is held here.
                     let _ = changes.changed().await;
                 }
                 io::Result::<Bytes>::Err(io::Error::other("the cloud is gone"))
@@ -282,7 +282,7 @@ impl Hub {
         }
     }
 
-    /// A watch that hears nothing and ends when the cloud is back, or when its time is over.
+    /// A watch that gets no event and ends when the cloud is back, or when its time is over.
     fn silence(self: &Arc<Self>, call: &Call) -> Frames {
         let hub = Arc::clone(self);
         let mut changes = self.changed.subscribe();
@@ -306,7 +306,7 @@ impl State {
     }
 }
 
-/// These frames to their end, or until the other stream breaks them off.
+/// These frames, until they end or the other stream breaks them off.
 fn until_broken(frames: Frames, break_off: Frames) -> Frames {
     let ended = stream::once(async { None });
     let frames = frames.map(Some).chain(ended);
@@ -321,7 +321,7 @@ fn bad_gateway() -> Answer {
     Answer::whole(StatusCode::BAD_GATEWAY, "text/plain; charset=utf-8", "")
 }
 
-/// The component that asks, as YurtHub tells components apart.
+/// The component that asks, by YurtHub's rule.
 fn component(call: &Call) -> String {
     let agent = call.header(header::USER_AGENT);
     let name = agent.split('/').next().unwrap_or_default();
@@ -369,7 +369,7 @@ impl Answers for Hub {
     }
 }
 
-/// YurtHub's HTTP listener on a node, with a [`FakeApiserver`] for a cloud. Its own health is served there too, at
+/// YurtHub's HTTP listener on a node, with a [`FakeApiserver`] as its cloud. It serves its own health, too, at
 /// `/v1/healthz` and `/v1/readyz`.
 #[derive(Debug)]
 pub struct FakeYurtHub {
@@ -378,13 +378,13 @@ pub struct FakeYurtHub {
 }
 
 impl FakeYurtHub {
-    /// On a free port of the loopback device, online.
+    /// Starts one on a free port of the loopback device, online.
     pub fn start(cloud: &FakeApiserver) -> Result<Self> {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         Self::listen(address, cloud, HubMode::Online)
     }
 
-    /// Where one says. One that does not start online has nothing on disk.
+    /// The same at a given address. One that does not start online has nothing on disk.
     pub fn listen(address: SocketAddr, cloud: &FakeApiserver, mode: HubMode) -> Result<Self> {
         let cloud = Arc::clone(cloud.api());
         let hub = Arc::new(Hub {
@@ -407,24 +407,24 @@ impl FakeYurtHub {
         Ok(Self { hub, http })
     }
 
-    /// Faults between components and YurtHub, and the requests there. Faults beyond YurtHub are the cloud's.
+    /// Faults between components and YurtHub, and the requests there. Faults beyond YurtHub belong to the cloud.
     pub fn http(&self) -> &Endpoint {
         &self.http
     }
 
-    /// The cloud comes, goes, or is noticed to have gone. When it goes, YurtHub has on disk what components have
-    /// asked for so far, as it is then, and what was open to the cloud breaks.
+    /// The cloud comes, goes, or is noticed to be gone. When it goes, YurtHub has on disk what components have asked
+    /// for so far, in its present state, and requests that are open to the cloud break.
     pub fn set_mode(&self, mode: HubMode) {
         self.hub.set_mode(mode);
     }
 
-    /// Whether the watch cache of pool scope is there: lists and watches get 429 until then.
+    /// Whether the watch cache of the pool scope is ready: lists and watches get 429 until then.
     pub fn set_multiplexer_ready(&self, is_ready: bool) {
         self.hub
             .change(|state| state.is_multiplexer_ready = is_ready);
     }
 
-    /// Caches this component too, as `cache_agents` of `yurt-hub-cfg` would; `*` is for all.
+    /// Caches this component, too, like `cache_agents` of `yurt-hub-cfg`; `*` stands for all.
     pub fn cache_agent(&self, component: &str) {
         self.hub
             .change(|state| state.agents.insert(component.to_owned()));
@@ -441,14 +441,14 @@ impl FakeYurtHub {
         });
     }
 
-    /// Damages what is on disk of a resource. Without the cloud: with it, all is written anew when it goes. Of pool
-    /// scope it shows after [`FakeYurtHub::restart`].
+    /// Damages what is on disk of a resource. Call it without the cloud, because everything is written anew when the
+    /// cloud goes. For the pool scope the damage shows after [`FakeYurtHub::restart`].
     pub fn corrupt_cache(&self, resource: Resource, corruption: Corruption) {
         self.hub
             .change(|state| state.disk.corrupt(resource, corruption));
     }
 
-    /// Stops it with all connections, and starts it anew at the same address.
+    /// Stops it with all connections, and starts it again at the same address.
     pub fn restart(&self) -> Result<()> {
         self.http.stop();
         self.hub.start_anew();

@@ -20,9 +20,9 @@ use super::resource::Resource;
 pub struct Exchange {
     /// When it came, since the server was made.
     pub at: Duration,
-    /// GET, mostly.
+    /// The method, usually GET.
     pub method: String,
-    /// Without the query.
+    /// The path, without the query.
     pub path: String,
     /// The parameters, decoded.
     pub query: BTreeMap<String, String>,
@@ -34,26 +34,26 @@ pub struct Exchange {
     pub resource: Option<Resource>,
     /// `None`: nothing was answered, or not yet.
     pub status: Option<u16>,
-    /// Bytes of the body as it was sent: compressed, without its framing.
+    /// Bytes of the body as sent: compressed, without framing.
     pub body_bytes: u64,
-    /// When the last of them was handed to the socket.
+    /// When the last of these bytes was handed to the socket.
     pub sent_at: Option<Instant>,
-    /// The answer may still go on.
+    /// Whether the answer may still go on.
     pub is_open: bool,
 }
 
 impl Exchange {
-    /// A parameter; the empty string when it was not given.
+    /// A parameter; the empty string if it was not given.
     pub fn parameter(&self, name: &str) -> &str {
         self.query.get(name).map_or("", String::as_str)
     }
 
-    /// A header; the empty string when it was not sent.
+    /// A header; the empty string if it was not sent.
     pub fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", String::as_str)
     }
 
-    /// Whether a rule is about it.
+    /// Whether a rule applies to it.
     pub fn is(&self, on: On) -> bool {
         on.holds(self.resource, self.verb)
     }
@@ -92,7 +92,7 @@ impl Journal {
         self.exchanges().values().cloned().collect()
     }
 
-    /// Forgets what is over.
+    /// Forgets the exchanges that are over.
     pub(super) fn clear(&self) {
         self.exchanges().retain(|_number, e| e.is_open);
     }

@@ -1,5 +1,5 @@
-//! A scripted apiserver: what yurt-net asks an apiserver, answered as one would, and whatever can go wrong on the
-//! way. A server runs on a thread and a runtime of its own, and ends when it is dropped.
+//! A scripted apiserver: it answers what yurt-net asks an apiserver, and can fail in every way on the way. A server
+//! runs on a thread and a runtime of its own, and ends when it is dropped.
 //!
 //! ```
 //! use yurt_net_tests::apiserver::{FakeApiserver, Fault, On, Resource, objects};

@@ -1,5 +1,4 @@
-//! Objects that tests need, with as little said as they can do with. What is missing is set by index:
-//! `service["spec"]["type"] = json!("NodePort")`.
+//! Objects for tests, with as few fields as possible. Set more by index: `service["spec"]["type"] = json!("NodePort")`.
 
 use std::net::IpAddr;
 
@@ -8,10 +7,10 @@ use anyhow::Result;
 use serde_json::Value;
 use serde_json::json;
 
-/// The objects of a text of several YAML documents, those in a List one by one. That of
-/// [`Manifests`](crate::lab::Manifests) is one.
+/// The objects in a text of several YAML documents, with those in a List one by one.
+/// [`Manifests`](crate::lab::Manifests) writes such a text.
 pub fn documents(yaml: &str) -> Result<Vec<Value>> {
-    // The limits are made for configuration files, not for a cluster.
+    // The parser's limits are made for configuration files, not for a cluster.
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_events: usize::MAX,
@@ -55,7 +54,7 @@ pub fn service(name: &str, cluster_ip: IpAddr, port: u16) -> Value {
     })
 }
 
-/// Closes a Service, or whatever else, to something: `openyurt.io/nodepool`.
+/// Closes a Service to something: `openyurt.io/nodepool`.
 pub fn set_topology_keys(object: &mut Value, keys: &str) {
     object["metadata"]["annotations"]["openyurt.io/topologyKeys"] = json!(keys);
 }

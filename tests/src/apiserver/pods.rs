@@ -1,4 +1,4 @@
-//! The list of Pods that YurtHub has beside its API.
+//! The list of Pods that YurtHub serves beside its API.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{IpAddr, TcpListener};
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 /// Where YurtHub lists Pods, whatever port its API is on.
 const PODS_PORT: u16 = 10267;
 
-/// A server of `/pods` as YurtHub is one.
+/// A server of `/pods`, like YurtHub's.
 pub struct PodsServer {
-    /// `None`: it has no such list.
+    /// `None`: it does not serve such a list.
     pods: Arc<Mutex<Option<Vec<Value>>>>,
 }
 
 impl PodsServer {
-    /// On YurtHub's port of this address. It lists none before it is told any, and goes with the process.
+    /// Serves on YurtHub's port of this address, until the process ends. The list is empty at first.
     pub fn start(address: IpAddr) -> Result<Self> {
         let listener = TcpListener::bind((address, PODS_PORT))?;
         let pods: Arc<Mutex<Option<Vec<Value>>>> = Arc::default();
@@ -53,7 +53,7 @@ impl PodsServer {
         Ok(Self { pods })
     }
 
-    /// The Pods that it lists from now on.
+    /// Sets the Pods in the list.
     pub fn set(&self, pods: &[Value]) {
         *self.pods.lock().unwrap_or_else(PoisonError::into_inner) = Some(pods.to_vec());
     }

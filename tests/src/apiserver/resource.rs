@@ -23,17 +23,17 @@ pub enum Resource {
     Pods,
 }
 
-/// How a resource looks from outside.
+/// The outward form of a resource.
 pub(super) struct Shape {
     pub(super) group: &'static str,
-    /// The last one is what its objects are stored as.
+    /// The versions; objects are stored in the last one.
     pub(super) versions: &'static [&'static str],
     pub(super) plural: &'static str,
     pub(super) kind: &'static str,
     pub(super) is_namespaced: bool,
     /// Whether it comes from a CustomResourceDefinition, whose lists another encoder writes.
     pub(super) is_custom: bool,
-    /// The members beside metadata of an object of which nothing is set, as bookmarks show it.
+    /// The members beside metadata of an empty object, as bookmarks have it.
     pub(super) blank: &'static str,
 }
 
@@ -112,7 +112,7 @@ static PODS: Shape = Shape {
 };
 
 impl Resource {
-    /// All of them.
+    /// All resources.
     pub const ALL: [Self; 8] = [
         Self::Services,
         Self::EndpointSlices,
@@ -156,7 +156,7 @@ impl Resource {
         }
     }
 
-    /// `apiVersion` of its objects when they are asked for in this version.
+    /// The `apiVersion` of its objects in this version.
     pub(super) fn api_version(self, version: &str) -> String {
         match self.shape().group {
             "" => version.to_owned(),
@@ -164,7 +164,7 @@ impl Resource {
         }
     }
 
-    /// The resource that an object belongs to, whatever its version.
+    /// The resource that an object belongs to, in whatever version.
     pub fn of(object: &Value) -> Option<Self> {
         let kind = object["kind"].as_str()?;
         let group = match object["apiVersion"].as_str()?.split_once('/') {
@@ -205,7 +205,7 @@ impl Target {
         let resource = Resource::ALL.into_iter().find(|resource| {
             let shape = resource.shape();
             let is_here = shape.is_namespaced || namespace.is_none();
-            // A namespaced object is only named together with its namespace.
+            // A namespaced object is named only together with its namespace.
             let is_whole = name.is_none() || shape.is_namespaced == namespace.is_some();
             shape.group == group && shape.plural == plural && is_here && is_whole
         })?;

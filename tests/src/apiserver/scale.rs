@@ -10,13 +10,13 @@ use super::objects;
 
 const SERVICE_PORT: u16 = 80;
 const TARGET_PORT: u16 = 8080;
-/// How far apart on the ring of nodes the endpoints of a Service are.
+/// The distance between the endpoints of a Service on the ring of nodes.
 const STRIDE: usize = 11;
 const FIRST_CLUSTER_IP: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 10);
 const FIRST_POD_IP: Ipv4Addr = Ipv4Addr::new(10, 128, 0, 1);
 const FIRST_NODE_IP: Ipv4Addr = Ipv4Addr::new(172, 20, 0, 1);
 
-/// A cluster in which all Services look alike, and what each says is what a controller would have written.
+/// A cluster in which all Services are alike, with objects as a controller would have written them.
 #[derive(Clone, Debug)]
 pub struct Scale {
     /// Services.
@@ -29,8 +29,7 @@ pub struct Scale {
     pub pools: usize,
     /// `openyurt.io/topologyKeys` of all Services.
     pub topology_keys: Option<String>,
-    /// Whether objects tell who wrote which field, as those of a real cluster do: about as many bytes again for a
-    /// small object.
+    /// Whether objects have managed fields, as those of a real cluster do: that about doubles a small object.
     pub has_managed_fields: bool,
 }
 
@@ -120,7 +119,7 @@ impl Scale {
         object
     }
 
-    /// The slice of a Service, with so many of its endpoints not ready: what a change of it looks like.
+    /// The slice of a Service, with this many of its endpoints not ready: a change to it.
     pub fn slice(&self, service: usize, not_ready: usize) -> Value {
         let name = self.service_name(service);
         let endpoints = (0..self.endpoints).map(|endpoint| {

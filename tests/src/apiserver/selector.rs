@@ -1,4 +1,4 @@
-//! Label and field selectors, as far as yurt-net and kube-proxy use them.
+//! Label and field selectors, to the extent that yurt-net and kube-proxy use them.
 
 use std::collections::BTreeMap;
 
@@ -19,7 +19,7 @@ enum Requirement {
 }
 
 impl Filter {
-    /// `Err` says what is not understood.
+    /// `Err` names what is not understood.
     pub(super) fn parse(
         namespace: Option<&str>,
         labels: &str,

@@ -1,4 +1,4 @@
-//! The apiserver: objects go in, events and lists come out.
+//! The apiserver: objects go in, lists and events come out.
 
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -35,7 +35,7 @@ pub struct FakeApiserver {
 }
 
 impl FakeApiserver {
-    /// On a free port of the loopback device.
+    /// Starts one on a free port of the loopback device.
     pub fn start() -> Result<Self> {
         Self::with(Settings::default())
     }
@@ -46,7 +46,7 @@ impl FakeApiserver {
         Self::listen(address, settings, Vec::new())
     }
 
-    /// Where one says, with objects that are there before anybody can ask.
+    /// The same at a given address, with objects that are there before any client can ask.
     pub fn listen(address: SocketAddr, settings: Settings, objects: Vec<Value>) -> Result<Self> {
         let api = Arc::new(Api::new(settings));
         api.change(|store| {
@@ -74,13 +74,13 @@ impl FakeApiserver {
         &self.api
     }
 
-    /// Creates or replaces an object; its version. One that says the same as before stays as it is, without an
-    /// event.
+    /// Creates or replaces an object; returns its version. An object that is equal to the present one stays as it is,
+    /// without an event.
     pub fn put(&self, object: Value) -> Result<u64> {
         self.api.change(|store| store.put(object))
     }
 
-    /// Several, one after the other.
+    /// The same for several objects, one after the other.
     pub fn put_all(&self, objects: impl IntoIterator<Item = Value>) -> Result<()> {
         self.api.change(|store| {
             for object in objects {
@@ -90,24 +90,24 @@ impl FakeApiserver {
         })
     }
 
-    /// Makes these all the objects there are, by as few changes as that takes.
+    /// Makes these the only objects, by as few changes as possible.
     pub fn replace_all(&self, objects: Vec<Value>) -> Result<()> {
         self.api.change(|store| store.replace_all(objects))
     }
 
-    /// Deletes an object; whether it was there. The namespace of what has none is the empty string.
+    /// Deletes an object; returns whether it was there. The namespace of a cluster-scoped object is the empty string.
     pub fn delete(&self, resource: Resource, namespace: &str, name: &str) -> Result<bool> {
         let key = (namespace.to_owned(), name.to_owned());
         self.api.change(|store| store.delete(resource, &key))
     }
 
-    /// An object as it is now.
+    /// The present state of an object.
     pub fn get(&self, resource: Resource, namespace: &str, name: &str) -> Result<Option<Value>> {
         let key = (namespace.to_owned(), name.to_owned());
         self.api.store().get(resource, &key)
     }
 
-    /// Changes an object in place; its new version.
+    /// Changes an object in place; returns its new version.
     pub fn edit(
         &self,
         resource: Resource,
@@ -124,12 +124,12 @@ impl FakeApiserver {
         })
     }
 
-    /// The version of the last change of anything.
+    /// The version of the last change to any object.
     pub fn version(&self) -> u64 {
         self.api.store().version
     }
 
-    /// Serves these versions of a resource only; none: its CustomResourceDefinition is missing.
+    /// Serves only these versions of a resource; none: its CustomResourceDefinition is missing.
     pub fn serve_versions(&self, resource: Resource, versions: &[&str]) {
         self.api.change(|store| {
             let known = resource.shape().versions.iter().copied();
@@ -138,14 +138,14 @@ impl FakeApiserver {
         });
     }
 
-    /// Watches of this resource hear nothing until [`FakeApiserver::resume`]; lists are as new as ever. So events
-    /// of different resources come in any order.
+    /// Watches of this resource get no events until [`FakeApiserver::resume`]; lists are up to date as ever. So events
+    /// of different resources can come in any order.
     pub fn pause(&self, resource: Resource) {
         self.api
             .change(|store| store.table_mut(resource).is_paused = true);
     }
 
-    /// Watches of this resource hear all that they have missed.
+    /// Watches of this resource get all events that they have missed.
     pub fn resume(&self, resource: Resource) {
         self.api
             .change(|store| store.table_mut(resource).is_paused = false);
@@ -161,8 +161,8 @@ impl FakeApiserver {
         });
     }
 
-    /// Back to an earlier version, as a cluster whose datastore was restored: the objects stay as they are, the
-    /// history is gone. Watches that are open are ended.
+    /// Goes back to an earlier version, like a cluster whose datastore was restored: the objects stay as they are, and
+    /// the history is gone. Open watches are ended.
     pub fn rewind(&self, version: u64) {
         self.api.change(|store| {
             store.rewind(version);
@@ -173,7 +173,7 @@ impl FakeApiserver {
         });
     }
 
-    /// Versions go on from here: that of whatever changes next is one more.
+    /// Sets the version from which later ones go on: the next change has one more.
     pub fn advance(&self, version: u64) {
         self.api
             .change(|store| store.version = store.version.max(version));
@@ -197,14 +197,15 @@ impl FakeApiserver {
         });
     }
 
-    /// Tells all watches of a resource 410, and ends them.
+    /// Sends all watches of a resource a 410, and ends them.
     pub fn expire_watches(&self, resource: Resource) {
         let version = self.version();
         self.inject(resource, expired_line(version, version));
         self.end_watches(resource);
     }
 
-    /// Sends all watches of a resource a bookmark, wanted or not, with the version of the last change of anything.
+    /// Sends all watches of a resource a bookmark, whether they want it or not, with the version of the last change to
+    /// any object.
     pub fn bookmark(&self, resource: Resource) {
         self.api.change(|store| {
             let version = store.version;
@@ -217,7 +218,7 @@ impl FakeApiserver {
         });
     }
 
-    /// Sends all watches of a resource its last change once more.
+    /// Sends all watches of a resource its last change again.
     pub fn repeat_last_event(&self, resource: Resource) {
         self.api.change(|store| {
             let history = store.history;
@@ -235,7 +236,7 @@ impl FakeApiserver {
         });
     }
 
-    /// Sends all watches of a resource these bytes between two events. A line ends with a newline.
+    /// Sends all watches of a resource these bytes between two events. A line has to end with a newline.
     pub fn inject(&self, resource: Resource, bytes: impl Into<bytes::Bytes>) {
         let line = bytes.into();
         self.api.change(|store| {
@@ -244,13 +245,13 @@ impl FakeApiserver {
         });
     }
 
-    /// Makes the lists ahead of their first client, who then waits for the wire only.
+    /// Makes the lists before the first client asks, so that it only waits for the wire.
     pub fn prepare_lists(&self) -> Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .build()?;
         let api = Arc::clone(&self.api);
-        // Not in the caller's thread: that one may be in a runtime.
+        // On another thread, because the caller's may be in a runtime.
         let prepare = std::thread::spawn(move || {
             runtime.block_on(async {
                 for resource in Resource::ALL {
@@ -262,7 +263,7 @@ impl FakeApiserver {
         Ok(())
     }
 
-    /// Waits, with this thread, until so many watches of a resource are open.
+    /// Blocks this thread until this many watches of a resource are open.
     pub fn wait_for_watches(&self, resource: Resource, count: usize) -> Result<()> {
         let patience = Duration::from_secs(60);
         self.http

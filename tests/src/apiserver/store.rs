@@ -1,7 +1,7 @@
-//! The objects, their versions, and what happened to them. No I/O and no clock.
+//! The objects, their versions, and their changes. No I/O and no clock.
 //!
-//! Each resource has a log of what its watches are to be told: changes, and what a script has put between them. A
-//! watch is a position in that log; positions count from the start of the server and are never used again.
+//! Each resource has a log of what its watches have to be told: changes, and what a script has put between them. A
+//! watch is a position in that log. Positions count from the start of the server and are never reused.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -17,14 +17,14 @@ use serde_json::json;
 use super::resource::Resource;
 use super::selector::Filter;
 
-/// Versions of a real cluster are large numbers too.
+/// Versions of a real cluster are large numbers, too.
 const FIRST_VERSION: u64 = 1000;
 const CREATED: &str = "2026-01-01T00:00:00Z";
 
-/// Namespace ("" when cluster scoped) and name.
+/// Namespace ("" for cluster-scoped objects) and name.
 pub(super) type Key = (String, String);
 
-/// An object as it is sent.
+/// An object in the form in which it is sent.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) key: Key,
@@ -121,7 +121,7 @@ fn key_of(object: &Value) -> Result<Key> {
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) version: u64,
-    /// After the change; of a deleted object its last state, with the version of the deletion.
+    /// The object after the change; for a deleted object its last state, with the version of the deletion.
     pub(super) object: Arc<Object>,
     pub(super) before: Option<Arc<Object>>,
     pub(super) is_deletion: bool,
@@ -131,9 +131,9 @@ pub(super) struct Event {
 #[derive(Clone, Debug)]
 pub(super) enum Entry {
     Event(Event),
-    /// A line for those who watch now.
+    /// A line for the present watches.
     Line(Bytes),
-    /// Present watches end.
+    /// The present watches end.
     End,
 }
 
@@ -143,16 +143,16 @@ pub(super) struct Table {
     pub(super) objects: BTreeMap<Key, Arc<Object>>,
     /// The version of the last change that is known here, as in a watch cache.
     pub(super) version: u64,
-    /// A watch from an older version than this has missed changes that are no longer in the log.
+    /// A watch from an older version has missed changes that are no longer in the log.
     pub(super) oldest: u64,
     log: VecDeque<Entry>,
     /// The position of the log's first entry.
     log_start: u64,
-    /// Watches hear nothing.
+    /// Watches get no events.
     pub(super) is_paused: bool,
     /// Counts how often all watches were ended, for those that are paused.
     pub(super) ends: u64,
-    /// Not served at all, or not in all versions.
+    /// The versions that are served, if not all are.
     pub(super) versions: Vec<&'static str>,
     /// Bodies of lists, by everything that they depend on.
     pub(super) bodies: BTreeMap<String, Bytes>,
@@ -173,21 +173,21 @@ impl Table {
         }
     }
 
-    /// Where the next entry will be.
+    /// The position of the next entry.
     pub(super) fn log_end(&self) -> u64 {
         let length = u64::try_from(self.log.len()).unwrap_or(u64::MAX);
         self.log_start + length
     }
 
-    /// `None` past the end; `Err` when the position was given up.
+    /// `None` past the end; `Err` if the log no longer has the position.
     pub(super) fn entry(&self, position: u64) -> Result<Option<&Entry>, ()> {
         let index = position.checked_sub(self.log_start).ok_or(())?;
         let index = usize::try_from(index).unwrap_or(usize::MAX);
         Ok(self.log.get(index))
     }
 
-    /// Where a watch from this version starts. What scripts have put between the changes after that is not for
-    /// it.
+    /// The position where a watch from this version starts. What scripts have put between the changes after that is not
+    /// for it.
     pub(super) fn position_after(&self, version: u64) -> u64 {
         let is_newer =
             |entry: &Entry| matches!(entry, Entry::Event(event) if event.version > version);
@@ -213,7 +213,7 @@ impl Table {
         }
     }
 
-    /// Forgets history. Watches that have been told of it do not notice.
+    /// Forgets the history. Watches that are up to date do not notice.
     pub(super) fn compact(&mut self, version: u64) {
         while !self.log.is_empty() {
             self.forget_first();
@@ -246,7 +246,7 @@ impl Table {
         self.bodies.clear();
         self.push(Entry::Event(event), history);
     }
-    /// Changes after a version; `None` when they are not all known.
+    /// The changes after a version; `None` if they are not all known.
     pub(super) fn events_after(&self, version: u64) -> Option<Vec<Event>> {
         if version < self.oldest || version > self.version {
             return None;
@@ -258,7 +258,7 @@ impl Table {
         Some(events.collect())
     }
 
-    /// Holds these objects from now on, and knows nothing of how they came about.
+    /// Takes these objects, without any history.
     pub(super) fn reset(&mut self, objects: BTreeMap<Key, Arc<Object>>, version: u64) {
         self.objects = objects;
         self.version = version;
@@ -300,7 +300,7 @@ impl Store {
         table.or_insert_with(|| Table::new(resource, version))
     }
 
-    /// Creates or replaces an object; its version. One that says the same as before stays as it is.
+    /// Creates or replaces an object; returns its version. An object that is equal to the present one stays as it is.
     pub(super) fn put(&mut self, value: Value) -> Result<u64> {
         let resource = Resource::of(&value).context("not of a kind that is served")?;
         let key = key_of(&value)?;
@@ -332,7 +332,7 @@ impl Store {
         Ok(version)
     }
 
-    /// Deletes an object; whether it was there.
+    /// Deletes an object; returns whether it was there.
     pub(super) fn delete(&mut self, resource: Resource, key: &Key) -> Result<bool> {
         let Some(before) = self.table(resource).objects.get(key).cloned() else {
             return Ok(false);
@@ -351,7 +351,7 @@ impl Store {
         Ok(true)
     }
 
-    /// Makes these all objects of all resources, by as few changes as that takes.
+    /// Makes these the only objects of all resources, by as few changes as possible.
     pub(super) fn replace_all(&mut self, values: Vec<Value>) -> Result<()> {
         let mut gone: BTreeMap<Resource, Vec<Key>> = BTreeMap::new();
         let mut wanted = Vec::new();
@@ -378,14 +378,14 @@ impl Store {
         Ok(())
     }
 
-    /// The object as the newest version of its kind.
+    /// The object, in the newest version of its kind.
     pub(super) fn get(&self, resource: Resource, key: &Key) -> Result<Option<Value>> {
         let object = self.table(resource).objects.get(key);
         object.map(|object| object.value(resource)).transpose()
     }
 
-    /// Back to an earlier version, as if the datastore had been restored from a backup: the objects stay, the
-    /// history is gone, and what happens next has versions that were used before.
+    /// Goes back to an earlier version, as if the datastore had been restored from a backup: the objects stay, the
+    /// history is gone, and later changes have versions that were used before.
     pub(super) fn rewind(&mut self, version: u64) {
         self.version = version;
         for table in self.tables.values_mut() {

@@ -1,5 +1,5 @@
-//! Certificates of a private authority, as a cluster's own: what an apiserver serves with, and what clients say who
-//! they are with.
+//! Certificates of a private authority, like a cluster's own: those that an apiserver serves with, and those by which
+//! clients identify themselves.
 
 use std::sync::Arc;
 
@@ -37,17 +37,17 @@ pub struct Identity {
     pub key: String,
 }
 
-/// When a certificate is valid.
+/// The validity of a certificate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Validity {
-    /// Today.
+    /// It is valid today.
     Valid,
-    /// It was, once.
+    /// It was valid once.
     Expired,
 }
 
 impl Authority {
-    /// A new one; two of one name do not know each other.
+    /// A new authority; two of the same name do not know each other.
     pub fn new(name: &str) -> Result<Self> {
         let mut params = CertificateParams::new(Vec::new())?;
         params.distinguished_name.push(DnType::CommonName, name);
@@ -90,7 +90,7 @@ impl Authority {
         identity.server(None)
     }
 
-    /// The same where clients have to show a certificate of this authority.
+    /// The same, but clients have to show a certificate of this authority.
     pub fn server_for_clients(&self) -> Result<Arc<ServerConfig>> {
         let identity = self.sign(&["127.0.0.1", "::1", "localhost"], Validity::Valid)?;
         identity.server(Some(self))

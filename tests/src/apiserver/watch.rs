@@ -1,4 +1,4 @@
-//! One watch: a position in its resource's log, and what it may see of it.
+//! One watch: a position in its resource's log, and what the watch may see of it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -22,7 +22,7 @@ use super::store::Entry;
 use super::store::Event;
 use super::store::Object;
 
-/// A watch that ends by its time sends a bookmark this long before.
+/// How long before its end a watch with a timeout sends a bookmark.
 const LAST_BOOKMARK: Duration = Duration::from_secs(2);
 /// Longer than any test.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -34,14 +34,14 @@ pub(super) struct Watch {
     resource: Resource,
     version: &'static str,
     filter: Filter,
-    /// What there is to say before the log.
+    /// What has to be sent before the log.
     first: VecDeque<Bytes>,
     position: u64,
-    /// Where the log ended when it was opened: what a script has said before that was not for it.
+    /// The end of the log when the watch was opened: earlier messages of scripts were not for it.
     opened_at: u64,
-    /// Changes up to this version are known to the client.
+    /// The client knows the changes up to this version.
     known: u64,
-    /// How often all watches had been ended when it was opened.
+    /// How often all watches had been ended when this one was opened.
     ends: u64,
     deadline: Instant,
     /// `None`: not wanted.
@@ -114,7 +114,7 @@ impl Watch {
         watch
     }
 
-    /// Lines until it ends.
+    /// Its lines, until it ends.
     pub(super) fn into_frames(self) -> Frames {
         Box::pin(stream::unfold(self, async |mut watch| {
             let line = watch.next().await?;
@@ -129,7 +129,7 @@ impl Watch {
                 Step::Send(line) => return Some(line),
                 Step::End => return None,
                 Step::Wait(until) => {
-                    // The sender lives in the api, which this holds.
+                    // The api has the sender, and is held here.
                     let _ = timeout_at(until, self.changes.changed()).await;
                 }
             }
@@ -157,7 +157,7 @@ impl Watch {
             let entry = match table.entry(self.position) {
                 Ok(Some(entry)) => entry,
                 Ok(None) => break,
-                // It was too slow, or the history is gone.
+                // The watch was too slow, or the history is gone.
                 Err(()) => return Step::End,
             };
             let is_old = self.position < self.opened_at;
@@ -195,7 +195,7 @@ impl Watch {
         }
     }
 
-    /// A change as this watch sees it: one that leaves its selector has been deleted.
+    /// A change as this watch sees it: an object that leaves its selector looks deleted.
     fn tell(&self, event: &Event) -> Option<Bytes> {
         if event.version <= self.known {
             return None;
@@ -224,7 +224,7 @@ fn bookmark(target: &Target, version: u64, more: &str) -> Bytes {
     bookmark_of(target.resource, target.version, version, more)
 }
 
-/// A bookmark: an object of which only the version is set.
+/// A bookmark: an object with only its version set.
 pub(super) fn bookmark_of(
     resource: Resource,
     api_version: &str,

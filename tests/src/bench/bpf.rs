@@ -1,4 +1,4 @@
-//! What the bench asks of the kernel itself: a program that does nothing, and what maps cost.
+//! What the bench itself needs from the kernel: a program that does nothing, and the memory of maps.
 
 use std::fs;
 use std::fs::File;
@@ -23,10 +23,10 @@ const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 /// `connect4`, `sendmsg4`, `recvmsg4` and `getpeername4` of `enum bpf_attach_type`.
 const HOOKS: [u32; 4] = [10, 14, 19, 29];
 
-/// `r0 = 1; exit`: go on.
+/// `r0 = 1; exit`: allow.
 const GO_ON: [u64; 2] = [0x0000_0001_0000_00b7, 0x95];
 
-/// Attaches a program that does nothing to every IPv4 hook that yurt-net uses. Gone with the descriptors.
+/// Attaches a program that does nothing to every IPv4 hook that yurt-net uses. It is detached with its descriptors.
 pub fn attach_empty_hooks(cgroup: &Path) -> Result<Vec<OwnedFd>> {
     let cgroup = File::open(cgroup).with_context(|| format!("open {}", cgroup.display()))?;
     HOOKS
@@ -72,7 +72,7 @@ pub fn map_memory(dir: &Path) -> Result<Vec<(String, u64)>> {
             let line = info.lines().find_map(|line| line.strip_prefix(name))?;
             line.trim().parse::<u64>().ok()
         };
-        // Links have no such fields.
+        // Links do not have these fields.
         if let (Some(_), Some(bytes)) = (field("map_type:"), field("memlock:")) {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             maps.push((name.into_owned(), bytes));
@@ -82,14 +82,14 @@ pub fn map_memory(dir: &Path) -> Result<Vec<(String, u64)>> {
     Ok(maps)
 }
 
-/// The publish words of a pinned `yurt_svc`, as a program would see them.
+/// The publish words of a pinned `yurt_svc`, as a program sees them.
 #[derive(Debug)]
 pub struct PublishWords {
     rows: NonNull<ServiceRow>,
     count: usize,
 }
 
-/// As the maps' layout has it; only the word is looked at.
+/// A row in the maps' layout; only its word is used.
 #[repr(C)]
 struct ServiceRow {
     word: AtomicU64,
@@ -115,14 +115,14 @@ impl PublishWords {
         Ok(Self { rows, count })
     }
 
-    /// All of them.
+    /// All words.
     pub fn read(&self) -> impl Iterator<Item = u64> + '_ {
         // SAFETY: the mapping has this many rows, and lives as long as `self`; others write to atomic words only.
         let rows = unsafe { std::slice::from_raw_parts(self.rows.as_ptr(), self.count) };
         rows.iter().map(|row| row.word.load(Ordering::Relaxed))
     }
 
-    /// That of one service index.
+    /// The word of one service index.
     pub fn at(&self, index: usize) -> u64 {
         self.read().nth(index).unwrap_or_default()
     }

@@ -1,9 +1,9 @@
-//! Whole sets of endpoints are exchanged under clients that connect all the time.
+//! Exchanges whole sets of endpoints under clients that connect all the time.
 //!
 //! The flipper announces an epoch, publishes its set, and declares it published. A client looks at the published epoch
-//! before it connects and at the announced one after: whoever answers must be in the set of an epoch in between. The
-//! sets of epochs that follow each other have nothing in common, so a backend that was withdrawn cannot pass for one
-//! that was not. Every backend listens throughout: an answer by a wrong one is seen, not refused.
+//! before it connects and at the announced one afterwards: the backend that answers must be in the set of an epoch in
+//! between. The sets of successive epochs have nothing in common, so a backend that was withdrawn cannot be mistaken
+//! for one that was not. Every backend listens throughout, so a wrong one is seen and not refused.
 
 use std::fs::File;
 use std::io;
@@ -52,12 +52,12 @@ pub const NAME: &str = "flips";
 
 /// Clients, each with a Service of its own.
 const CLIENTS: u16 = 2;
-/// Last parts of the backends' addresses.
+/// The last parts of the backends' addresses.
 const BACKENDS: [u8; 8] = [200, 201, 202, 203, 204, 205, 206, 207];
-/// Sets of two backends each that follow each other.
+/// How many sets of two backends follow each other.
 const SETS: u64 = 4;
 const LONGEST_PAUSE_US: usize = 400;
-/// Room for a few sets only: ranges are used again all the time, which is where a reader could be led astray.
+/// Room for a few sets only, so that ranges are reused all the time: reuse could mislead a reader.
 const CAPACITY: Capacity = Capacity {
     slots4: 64,
     ..tables::CAPACITY
@@ -69,7 +69,7 @@ pub struct Tally {
     connects: u64,
     /// Connects during which nothing was published: only one set was right.
     settled: u64,
-    /// Connects during which so many epochs went by that every backend was right at some time.
+    /// Connects during which so many epochs passed that every backend was right at some time.
     undecided: u64,
     withdrawn: u64,
     refused: u64,
@@ -87,7 +87,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let servers = (0..CLIENTS)
         .map(|n| {
             let server = node.pod(&format!("server-{n}"))?;
-            // Each client's backends are its own: tens of addresses apart.
+            // Each client has backends of its own, with addresses tens apart.
             let shift = u8::try_from(n * 20)?;
             let hosts = BACKENDS.map(|host| host + shift);
             let addresses = universe::server_addresses(&server, &hosts)?;

@@ -1,4 +1,4 @@
-//! What a program on a device costs a frame, over one that does nothing.
+//! The cost of a program on a device for a frame, over one that does nothing.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use super::report::Noise;
 use super::report::Series;
 use crate::testrun::Program;
 
-/// Runs a program on a frame. `what` names the frame, `who` the program; what it adds is judged where `at_most`, in
+/// Runs a program on a frame. `what` names the frame, `who` the program. The difference is judged if `at_most`, in
 /// nanoseconds, is given.
 pub fn cost(
     (what, who): (&str, &str),
@@ -25,7 +25,7 @@ pub fn cost(
         Series::new(format!("{what}, {name}"), &of(which).collect::<Vec<_>>())
     };
     let least = |which: usize| of(which).fold(f64::INFINITY, f64::min);
-    // The least of the rounds: what else runs can only add to it.
+    // The least of the rounds: other work can only add to it.
     let [first, taken, again] = [0, 1, 2].map(least);
     let over = format!("{what}, over a program that does nothing");
     let claim = Claim::new(over, "ns", vec![taken - first.min(again)]);
@@ -49,7 +49,7 @@ fn rounds(
     frame: &[u8],
     options: &Options,
 ) -> Result<Vec<[f64; 3]>> {
-    // Short enough to fall between what else the machine does.
+    // Short enough to fit between other work of the machine.
     let repeat = 10_000;
     let nanos = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(repeat);
     (0..options.rounds(501))

@@ -1,4 +1,4 @@
-//! What the guard costs a packet: its program against one that does nothing, on the same frames.
+//! The cost of the guard for a packet: its program against one that does nothing, on the same frames.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -31,7 +31,7 @@ use crate::testrun::Program;
 pub const NAME: &str = "guard";
 
 const TARGET_NS: f64 = 20.0;
-/// Pods whose rows are in the map as well.
+/// How many other Pods have rows in the map.
 const NEIGHBOURS: u8 = 100;
 
 /// Runs the measure, with the maps of a node of its own.
@@ -75,7 +75,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     })
 }
 
-/// Frames that Pods send all the time, which are judged, and others.
+/// Frames that Pods send all the time, which are judged, and other frames.
 fn frames() -> Vec<(&'static str, Vec<u8>, bool)> {
     let [v4, v6] = [ip(POD.v4, OTHER.v4), ip(POD.v6, OTHER.v6)];
     let ask = Arp::request((POD.mac, POD.v4), OTHER.v4);

@@ -1,8 +1,8 @@
-//! An agent that follows an apiserver: how soon it is there, what it takes, and how soon it follows.
+//! An agent that follows an apiserver: the time to its first table, its cost, and the delay of changes.
 //!
 //! The apiserver is the scripted one, in a process of its own in the node's network namespace, with clusters of
-//! [`Scale`]. What it needs to make an event is not counted: the time begins when it hands the event to its socket, and
-//! ends when this process sees another publish word in the mapped `yurt_svc`.
+//! [`Scale`]. The time that it needs to make an event does not count: timing begins when it hands the event to its
+//! socket, and ends when this process sees another publish word in the mapped `yurt_svc`.
 
 use std::fs;
 use std::io;
@@ -47,25 +47,25 @@ pub const NAME: &str = "kube";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(1);
-/// The checkpoint is written two seconds after the first change; then there is nothing to do.
+/// The checkpoint is written two seconds after the first change; after that nothing is left to do.
 const CALM: Duration = Duration::from_secs(4);
 const STORM_PER_SECOND: u32 = 100;
 /// Room for all endpoints of ten thousand Services and for the ranges that wait for a grace period.
 const MANY_SLOTS: &str = "--max-slots4=262144";
 
-/// What the apiserver's process serves.
+/// The cluster of the apiserver's process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Cluster {
     services: usize,
     endpoints: usize,
     /// `openyurt.io/topologyKeys` of all Services.
     topology_keys: Option<String>,
-    /// Objects of others, as large as an apiserver takes them; see [`super::tenants`].
+    /// Objects of tenants, as large as an apiserver accepts them; see [`super::tenants`].
     pub(super) tenants: Option<Tenants>,
 }
 
 impl Cluster {
-    /// Services of ten endpoints, closed to nothing.
+    /// Services of ten endpoints, without closure.
     pub(super) fn open(services: usize) -> Self {
         Self {
             services,
@@ -84,12 +84,12 @@ impl Cluster {
         }
     }
 
-    /// Flags of an agent that are not the defaults.
+    /// Flags of an agent that differ from the defaults.
     fn flags(&self) -> &'static [&'static str] {
         // A pool has an eighth of the endpoints.
         let is_open = self.topology_keys.is_none();
         let is_large = is_open && self.services * self.endpoints > tables::CAPACITY.slots4 as usize;
-        // Tenants may fill any map, and what is measured is time.
+        // Tenants may fill any map, and this measures time.
         if is_large || self.tenants.is_some() {
             &[MANY_SLOTS]
         } else {
@@ -98,19 +98,19 @@ impl Cluster {
     }
 }
 
-/// What the apiserver's process is told.
+/// An order to the apiserver's process.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) enum Order {
     /// Change the slice of this Service; reply when the event was handed to the socket, in nanoseconds of the
     /// monotonic clock.
     Change(usize),
-    /// Change so many slices in a second, for so many seconds; reply with their number.
+    /// Change this many slices a second, for this many seconds; reply with their number.
     Storm(u32, u32),
     /// Reply with the bytes that the node's loopback device has carried.
     Carried,
-    /// Change the slice of this Service; reply with when that was begun, in nanoseconds of the monotonic clock.
+    /// Change the slice of this Service; reply with the time when that began, in nanoseconds of the monotonic clock.
     Begin(usize),
-    /// Change so many of the tenants' objects a second from now on; reply with how many were changed before.
+    /// Change this many of the tenants' objects a second from now on; reply with how many were changed before.
     Upset(u32),
 }
 
@@ -210,19 +210,19 @@ impl Setting {
             server,
             source: format!("kube:{url}"),
         };
-        // The server keeps the lists that it has made: what they cost is its affair.
+        // The server keeps the lists that it has made; their cost does not count.
         let (agent, _) = setting.start()?;
         setting.remove(&agent)?;
         Ok(setting)
     }
 
-    /// An agent, and the milliseconds from its start to the table in force, on a node that has no maps yet.
+    /// Starts an agent on a node without maps; returns it and the milliseconds from its start to the table in force.
     pub(super) fn start(&self) -> Result<(Agent, f64)> {
         let started = Instant::now();
         let name = self.cluster.scale().node_name(0);
         let flags = self.cluster.flags();
         let agent = self.node.start_agent_from(&self.source, &name, flags)?;
-        // The maps get their name when the programs use them.
+        // The maps get their final path when the programs use them.
         let maps = self.node.table_pins();
         self.wait(&agent, || Ok(maps.exists()))?;
         let took = started.elapsed().as_secs_f64() * 1e3;
@@ -248,7 +248,7 @@ impl Setting {
         Ok(serde_json::from_slice(&output.stdout).unwrap_or_default())
     }
 
-    /// As a reboot does: the agent is gone, and so is what was in the kernel.
+    /// Clears what a reboot clears: the agent, and everything in the kernel.
     fn reboot(&self, agent: &Agent) -> Result<()> {
         agent.kill9()?;
         let cleanup = self.node.yurt_net(&["cleanup"])?;
@@ -257,13 +257,13 @@ impl Setting {
         Ok(())
     }
 
-    /// The same, and the checkpoint is removed.
+    /// The same, and removes the checkpoint.
     fn remove(&self, agent: &Agent) -> Result<()> {
         self.reboot(agent)?;
         remove_dir(&self.node.state_dir().join("snapshot"))
     }
 
-    /// Starts agents that find no checkpoint; the last one goes on running.
+    /// Starts agents without a checkpoint; the last one goes on running.
     fn fresh_starts(&self, rounds: usize) -> Result<(Agent, Fresh)> {
         let mut fresh = Fresh::default();
         loop {
@@ -278,7 +278,7 @@ impl Setting {
         }
     }
 
-    /// Microseconds from an event on the wire to another publish word.
+    /// Microseconds from an event on the wire to a changed publish word.
     fn events(&mut self, count: usize) -> Result<Vec<f64>> {
         let _gentle = Gentle::new()?;
         let words =
@@ -295,13 +295,13 @@ impl Setting {
             let seen = monotonic()?;
             let sent: u64 = self.server.reply()?;
             times.push(Duration::from_nanos(seen.saturating_sub(sent)).as_secs_f64() * 1e6);
-            // An agent at rest is woken by each of them.
+            // Each event wakes an agent at rest.
             thread::sleep(Duration::from_millis(5));
         }
         Ok(times)
     }
 
-    /// Per cent of a core that the agent takes meanwhile.
+    /// Per cent of a core that the agent uses meanwhile.
     fn load(&mut self, seconds: u32, order: Option<Order>) -> Result<f64> {
         let (start, before) = (Instant::now(), self.node.agent_cpu_time()?);
         let _reply: Option<u64> = order.map(|order| self.server.call(&order)).transpose()?;
@@ -310,7 +310,7 @@ impl Setting {
         Ok(used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0)
     }
 
-    /// Kilobytes on the wire of an agent that is started again, at once.
+    /// Kilobytes on the wire for an agent that is started again at once.
     fn restart(&mut self, agent: &Agent) -> Result<(Agent, f64)> {
         ensure!(agent.terminate()?.success(), "{}", self.node.agent_log());
         let before: u64 = self.server.call(&Order::Carried)?;
@@ -322,7 +322,7 @@ impl Setting {
     }
 }
 
-/// This thread runs only where nothing else wants to: a reader that spins must not keep the agent from a processor.
+/// Makes this thread run only where no other wants to: a reader that spins must not take a processor from the agent.
 struct Gentle;
 
 impl Gentle {
@@ -334,7 +334,7 @@ impl Gentle {
 
 impl Drop for Gentle {
     fn drop(&mut self) {
-        // It worked for the other class, and what is left to do is not timed.
+        // Work so far was in the other scheduling class; the rest is not timed.
         let _ = schedule(libc::SCHED_OTHER);
     }
 }
@@ -342,7 +342,7 @@ impl Drop for Gentle {
 fn schedule(class: libc::c_int) -> Result<()> {
     // SAFETY: plain data, of which musl has more fields; zero is a value of each.
     let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
-    // The system call itself: musl's function does nothing, because it is of a thread and not of a process.
+    // The system call itself: musl's function does nothing, because the call applies to a thread and not to a process.
     // SAFETY: valid parameters; 0 is the calling thread.
     let set = unsafe {
         libc::syscall(
@@ -411,7 +411,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     thread::sleep(CALM);
     let written = open.status()?["checkpoint"]["lastWriteMs"].as_f64();
     let written = written.context("no checkpoint")?;
-    // As long as it takes for one look at the maps.
+    // As long as one comparison of the maps takes.
     let rest = open.load(seconds * 3, None)?;
     let events = open.events(if options.quick { 20 } else { 500 })?;
     let storm = open.load(seconds, Some(Order::Storm(STORM_PER_SECOND, seconds)))?;

@@ -1,4 +1,4 @@
-//! What a Service costs its clients: the same operations in every universe, by turns.
+//! The cost of a Service for its clients: the same operations in every universe, in turns.
 
 use std::thread;
 use std::time::Duration;
@@ -27,8 +27,8 @@ const MANY: usize = 4;
 /// Names of the measures.
 pub const NAMES: [&str; 4] = ["connect", "udp", "getpeername", "non-service"];
 
-/// How often the universes are made anew: where the kernel happens to put a node's sockets and maps is good for a per
-/// cent or two, and stays the same as long as the node lives.
+/// How often the universes are made anew: the places where the kernel puts a node's sockets and maps change results by
+/// a per cent or two, and stay the same as long as the node lives.
 const LIVES: usize = 5;
 
 /// Runs the measures of [`NAMES`] that are wanted.
@@ -161,17 +161,17 @@ impl Universes {
             .into_iter()
             .map(|(name, between)| Universe::new(lab, &format!("{name}-{life}"), between))
             .collect::<Result<_>>()?;
-        // What the agents have just done is over before anything is timed.
+        // What the agents have just done must end before anything is timed.
         thread::sleep(Duration::from_secs(1));
         Ok(Self(universes))
     }
 
-    /// A batch in each universe, `count` times, in an order that changes.
+    /// One batch in each universe, `count` times, in a changing order.
     fn run(&mut self, batch: Batch, count: usize, rounds: &mut Rounds) -> Result<()> {
         let mut random = Random(0);
         let mut order: Vec<usize> = (0..self.0.len()).collect();
         for _ in 0..count {
-            // No universe always follows the same one, which would always leave it the same caches.
+            // If a universe always followed the same one, it would always find the same caches.
             random.shuffle(&mut order);
             for &index in &order {
                 let samples = self.0[index].run(batch)?;
@@ -216,7 +216,7 @@ impl Rounds {
         self.ratio(what, to).at_most_above_noise(target, noise)
     }
 
-    /// What is good to know beside the claims.
+    /// Numbers that are reported beside the claims.
     fn told(&self) -> [Claim; 2] {
         [EMPTY, CONTROL].map(|index| self.ratio(index, DIRECT))
     }

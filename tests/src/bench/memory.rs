@@ -1,4 +1,4 @@
-//! What an agent and its maps take.
+//! The memory of an agent and its maps.
 
 use std::fs;
 use std::thread;
@@ -142,7 +142,7 @@ impl Process {
     }
 }
 
-/// Megabytes of what is mapped from files, and of the kernel's maps in the process's memory.
+/// Megabytes of mapped files, and of the kernel's maps in the process's memory.
 fn file_pages(pid: u32) -> Result<[f64; 2]> {
     let path = format!("/proc/{pid}/smaps");
     let smaps = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;

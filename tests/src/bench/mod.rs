@@ -15,8 +15,8 @@
 //! | [`kube`] | an agent that follows an apiserver: start, events, memory, processor time, boot; with bounds |
 //! | [`tenants`] | what others wait for beside a hundred objects of 1.5 MB; with bounds |
 //!
-//! Microseconds differ from machine to machine and from minute to minute; ratios of what is measured by turns hardly
-//! do. Two universes without any hook tell how far to trust them.
+//! Microseconds differ from machine to machine and from minute to minute; ratios of things that are measured in turns
+//! hardly do. Two universes without any hook show how far to trust them.
 
 pub mod bpf;
 pub mod flips;
@@ -47,7 +47,7 @@ use report::Measure;
 use worker::Batch;
 use worker::Op;
 
-/// How much is done.
+/// The extent of a run.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// A smoke test: numbers, but none that count.
@@ -102,7 +102,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     by_turns.chain(others)
 }
 
-/// Takes every measure that is wanted, and hands each one over when it is there. `progress` hears what is next.
+/// Takes every measure that is wanted, and hands each one over when it is done. `progress` is told what comes next.
 pub fn run(
     lab: &Lab,
     options: &Options,

@@ -1,8 +1,8 @@
-//! What the packet path costs clients outside: the same operations through a NodePort and to the Pod itself, by turns.
+//! The cost of the packet path for clients outside: the same operations through a NodePort and directly to the Pod, in
+//! turns.
 //!
-//! Each universe is a host outside, a node that it is connected to by the lab's wire, and a server in a Pod of that
-//! node or of another one. To the Pod itself packets are forwarded by the kernel alone, both ways through the same
-//! nodes.
+//! Each universe is a host outside, a node that the lab's wire connects it to, and a server in a Pod of that node or of
+//! another one. Packets directly to the Pod are forwarded by the kernel alone, both ways through the same nodes.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -46,7 +46,7 @@ pub const NAMES: [&str; 3] = ["outside-connect", "outside-exchange", "outside-ud
 
 const SERVER_PORT: u16 = 8080;
 const NODE_PORT: u16 = 30080;
-/// Services of the rules that kube-proxy is measured by.
+/// How many Services the rules in kube-proxy's shape have.
 const RULED: usize = 1000;
 /// How often the universes are made anew; see the module `latency`.
 const LIVES: usize = 3;
@@ -59,14 +59,14 @@ const RULES: usize = 4;
 const FAR_DIRECT: usize = 5;
 const FAR: usize = 6;
 
-/// What leads the client to the server.
+/// How the client reaches the server.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum By {
-    /// Its own address.
+    /// By its own address.
     Forwarding,
-    /// A NodePort, by an agent with so many Services.
+    /// By a NodePort, with an agent and this many Services.
     Agent(usize),
-    /// A NodePort, by rules for iptables as kube-proxy has them, with so many Services.
+    /// By a NodePort, with rules for iptables in kube-proxy's shape and this many Services.
     Rules(usize),
 }
 
@@ -103,7 +103,7 @@ pub fn measure(
             let name = format!("pk{index}-{life}");
             made.push(Universe::new(lab, &name, *by, *is_elsewhere)?);
         }
-        // What the agents have just done is over before anything is timed.
+        // What the agents have just done must end before anything is timed.
         thread::sleep(Duration::from_secs(1));
         for (name, rounds) in wanted.iter().zip(&mut all) {
             progress(name);
@@ -190,7 +190,7 @@ impl Universe {
         let (client, server) = (outside.host()?, home.pod("server")?);
         let to_pod = SocketAddrV4::new(server.ip4(), SERVER_PORT);
         if is_elsewhere {
-            // Both ways by the node in between, as with a Service.
+            // Both ways lead through the node in between, as with a Service.
             let cidr = home.pod_cidr4();
             outside
                 .netns()
@@ -233,14 +233,14 @@ impl Universe {
 
 impl Drop for Universe {
     fn drop(&mut self) {
-        // The lab would end it too, later: by then it would have disturbed others.
+        // The lab would end it later, but until then it would disturb others.
         if let Some(agent) = self.agent.take() {
             let _ = agent.kill9();
         }
     }
 }
 
-/// So many Services, the one in the middle with the server and the NodePort.
+/// This many Services; the one in the middle has the server and the NodePort.
 fn services(node: &Node, home: &Node, server: &Pod, count: usize) -> Manifests {
     let mut manifests = Manifests::new();
     manifests.node(node).pool("bench");
@@ -270,8 +270,8 @@ fn wait_served(node: &Node) -> Result<()> {
     Ok(())
 }
 
-/// Rules for `iptables-restore` of the shape of kube-proxy's: a chain for each Service and for each endpoint, all
-/// Services in one list, and marks for what is masqueraded. NodePorts come last.
+/// Rules for `iptables-restore` in kube-proxy's shape: a chain for each Service and for each endpoint, all Services in
+/// one list, and marks for what has to be masqueraded. NodePorts come last.
 fn rules(server: Ipv4Addr, count: usize) -> Result<String> {
     let mut chains = String::new();
     let mut list = String::new();
@@ -320,7 +320,7 @@ fn rules(server: Ipv4Addr, count: usize) -> Result<String> {
     ))
 }
 
-/// Puts them into force on a node.
+/// Loads them on a node.
 fn restore(node: &Node, rules: &str) -> Result<()> {
     let rules = rules.to_owned();
     let restored = node.netns().run(move || -> Result<_> {
@@ -364,7 +364,7 @@ impl Rounds {
         }
     }
 
-    /// A batch in each universe, `count` times, in an order that changes.
+    /// One batch in each universe, `count` times, in a changing order.
     fn run(&mut self, universes: &mut [Universe], batch: Batch, count: usize) -> Result<()> {
         let mut random = Random(0);
         let mut order: Vec<usize> = (0..universes.len()).collect();

@@ -15,7 +15,7 @@ use super::report::Verdict;
 const FONT: &str = "sans-serif";
 const PANEL: (u32, u32) = (210, 330);
 const HEAD: u32 = 56;
-/// More dots than that are one smear.
+/// More dots than this would run together.
 const MOST_DOTS: usize = 200;
 
 const GOOD: RGBColor = RGBColor(0x1b, 0x7f, 0x5c);
@@ -26,7 +26,7 @@ const INK: RGBColor = RGBColor(0x22, 0x22, 0x22);
 
 /// Draws a measure into an SVG file.
 pub fn draw(measure: &Measure, machine: &str, path: &Path) -> Result<()> {
-    // Panels of one unit share an axis, so that they can be compared by eye.
+    // Panels with one unit share an axis, so that they can be compared by eye.
     let panels = u32::try_from(measure.claims.len().max(2))?;
     let size = (panels * PANEL.0 + 20, HEAD + PANEL.1);
     let area = SVGBackend::new(path, size).into_drawing_area();
@@ -59,7 +59,7 @@ fn draw_all(measure: &Measure, machine: &str, area: &Area<'_>) -> Drawn {
     Ok(())
 }
 
-/// The axis: of all claims of the same kind, so that panels can be compared.
+/// The axis for all claims of one kind, so that panels can be compared.
 fn range(measure: &Measure, claim: &Claim) -> std::ops::Range<f64> {
     let is_alike = |other: &&Claim| {
         other.unit == claim.unit && other.target.is_some() == claim.target.is_some()
@@ -74,7 +74,7 @@ fn range(measure: &Measure, claim: &Claim) -> std::ops::Range<f64> {
         _ => measure.claims.iter().filter(is_alike).collect(),
     };
     let numbers = alike.iter().flat_map(|claim| {
-        // One round that was disturbed must not flatten all others.
+        // One disturbed round must not flatten all others.
         let mut rounds = claim.rounds.clone();
         rounds.sort_by(f64::total_cmp);
         let edge = rounds.len() / 20;

@@ -1,4 +1,4 @@
-//! From a compiled table to the kernel's maps: all of it, one change of it, and a table that is there already.
+//! From a compiled table to the kernel's maps: a whole table, one change to it, and a table that is already there.
 
 use std::time::Duration;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
         let (mut fills, mut adopts, mut plans) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..=options.rounds(21) {
             let times = fill(&node, &table)?;
-            // The first round warms the allocator up.
+            // The first round warms up the allocator.
             if round > 0 {
                 plans.push(millis(times.plan));
                 fills.push(millis(times.plan + times.apply));
@@ -102,7 +102,7 @@ fn fill(node: &Node, table: &ServiceTable) -> Result<Times> {
     dataplane.apply(&writes)?;
     let applied = start.elapsed();
     ensure!(writes.refused.is_empty(), "the table does not fit");
-    // Neither side's clean-up belongs to the other's time.
+    // The clean-up of both sides is not timed.
     drop(writes);
     drop(image);
 
@@ -130,7 +130,7 @@ fn changes(node: &Node, table: &ServiceTable, options: &Options) -> Result<Vec<f
     let mut times = Vec::new();
     for version in 1..=options.rounds(2000) {
         let index = version * 7919 % count;
-        // As the compiler does it: what did not change is the same object.
+        // As in the compiler, what did not change is the same object.
         let mut next = table.clone();
         next.services[index] = tables::service(index, version);
         let start = Instant::now();

@@ -1,4 +1,4 @@
-//! A node that reboots without the cloud, all of whose Pods have new addresses: how soon after the agent's start every
+//! A node that reboots without the cloud, and whose Pods all have new addresses: how soon after the agent's start every
 //! ClusterIP answers again (openyurt#2810).
 
 use std::fs;
@@ -95,7 +95,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
         );
         let start = Instant::now();
         let agent = edge.start_agent_from(&source, NODE, &[])?;
-        // A connect before that leaves by the default route, and its timeout would be measured.
+        // An earlier connect would leave by the default route, and its timeout would be measured.
         edge.wait_ready()?;
         for n in 0..PODS {
             while host

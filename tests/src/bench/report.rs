@@ -1,4 +1,4 @@
-//! What was measured and how it is judged: tables for people, JSON for programs.
+//! Measurements and their judgement: tables for people, JSON for programs.
 
 use std::fmt;
 use std::fs;
@@ -11,10 +11,10 @@ use serde::Serialize;
 use super::stats;
 use super::stats::Summary;
 
-/// One thing that was measured, in several universes or series.
+/// A measure, in several universes or series.
 #[derive(Clone, Debug, Serialize)]
 pub struct Measure {
-    /// As `--only` takes it, and the name of the plot.
+    /// The name for `--only`, and of the plot.
     pub name: &'static str,
     /// A heading.
     pub title: &'static str,
@@ -22,9 +22,9 @@ pub struct Measure {
     pub method: &'static str,
     /// Unit of `series`.
     pub unit: &'static str,
-    /// All samples of a universe, summed up.
+    /// The samples of each universe, summarized.
     pub series: Vec<Series>,
-    /// What is claimed, and what is good to know.
+    /// Claims, and other numbers that are reported.
     pub claims: Vec<Claim>,
 }
 
@@ -38,7 +38,7 @@ pub struct Series {
 }
 
 impl Series {
-    /// Sums samples up.
+    /// Summarizes samples.
     pub fn new(name: impl Into<String>, samples: &[f64]) -> Self {
         Self {
             name: name.into(),
@@ -54,13 +54,13 @@ pub struct Claim {
     pub what: String,
     /// Its unit; empty for ratios.
     pub unit: &'static str,
-    /// The most that it may be; `None` where nothing is claimed.
+    /// The most that it may be; `None` if nothing is claimed.
     pub target: Option<f64>,
     /// The median of `rounds`.
     pub measured: f64,
     /// 95 % confidence interval of the median.
     pub interval: Option<(f64, f64)>,
-    /// How far two universes that are the same were apart, in the unit of the claim.
+    /// The difference between two equal universes, in the unit of the claim.
     pub noise: Option<f64>,
     /// The judgement.
     pub verdict: Verdict,
@@ -93,17 +93,17 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The noise floor that belongs to a claim, and what it is held against.
+/// The noise floor for a claim, and the margin that it is compared with.
 #[derive(Clone, Copy, Debug)]
 pub struct Noise {
-    /// How far the two direct universes were apart.
+    /// The difference between the two direct universes.
     pub floor: f64,
-    /// What the claim leaves between nothing and its target. The floor may be half of it.
+    /// The margin between no cost and the target. The floor may be half of it.
     pub margin: f64,
 }
 
 impl Claim {
-    /// The median of `rounds` is at most `target`; without one it is only told.
+    /// Claims that the median of `rounds` is at most `target`; without a target it is only reported.
     pub fn new(what: impl Into<String>, unit: &'static str, rounds: Vec<f64>) -> Self {
         let interval = (rounds.len() > 1).then(|| {
             let interval = stats::confidence(&rounds);
@@ -143,7 +143,7 @@ impl Claim {
     }
 }
 
-/// Where the numbers come from.
+/// The machine of the numbers.
 #[derive(Clone, Debug, Serialize)]
 pub struct Machine {
     /// Release and version.
@@ -197,7 +197,7 @@ impl fmt::Display for Machine {
 /// A whole run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// Where.
+    /// The machine.
     pub machine: Machine,
     /// Fewer rounds than a run that counts.
     pub quick: bool,
@@ -206,13 +206,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// Claims that were judged so.
+    /// How many claims were judged so.
     pub fn count(&self, verdict: Verdict) -> usize {
         let claims = self.measures.iter().flat_map(|measure| &measure.claims);
         claims.filter(|claim| claim.verdict == verdict).count()
     }
 
-    /// Replaces a file by what was measured.
+    /// Replaces a file by the results.
     pub fn write_json(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self)?;
         text.push('\n');

@@ -1,4 +1,4 @@
-//! `yurt-ipam` by turns with host-local, as a runtime starts them; and the ledger that it reads each time.
+//! `yurt-ipam` in turns with host-local, as a runtime starts them; and the ledger that it reads each time.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -34,7 +34,7 @@ pub const NAME: &str = "retain";
 /// More Pods than a kubelet runs by default (110).
 const PODS: usize = 250;
 
-/// An IPAM plugin, and what it is told.
+/// An IPAM plugin, and its configuration.
 struct Plugin {
     program: PathBuf,
     config: Value,
@@ -70,7 +70,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     for round in 0..options.rounds(200) {
         let container = PODS + 2 * round;
         for (index, plugin) in plugins.iter().enumerate() {
-            // Its names are new in every round, as those of a Deployment are; then the same one comes again.
+            // The names are new in every round, as those of a Deployment are; then the same one comes again.
             adds[index].push(plugin.call("ADD", container, container)?);
             dels[index].push(plugin.call("DEL", container, container)?);
             agains[index].push(plugin.call("ADD", container, container + 1)?);
@@ -96,7 +96,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let chained = chained(lab, options, &dir)?;
     let mut series = Vec::new();
     let mut claims = Vec::new();
-    // Without a target: most of it is one grace period of the kernel, which putting a program on a device waits for.
+    // Without a target: most of it is one grace period of the kernel, which attaching a program to a device waits for.
     series.push(Series::new("ADD, yurt-cni with the guard, ms", &chained));
     claims.push(Claim::new("ADD, yurt-cni with the guard", "ms", chained));
     for (what, [theirs, ours]) in [
@@ -106,7 +106,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     ] {
         series.push(Series::new(format!("{what}, host-local, ms"), theirs));
         series.push(Series::new(format!("{what}, yurt-ipam, ms"), ours));
-        // Medians of a few rounds each: of single calls, the scheduler decides.
+        // Medians of a few rounds each: single calls depend on the scheduler.
         let pairs = theirs.chunks(10).zip(ours.chunks(10));
         let more = pairs.map(|(theirs, ours)| Summary::of(ours).p50 - Summary::of(theirs).p50);
         let what = format!("{what}: yurt-ipam beyond host-local");
@@ -135,8 +135,8 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     })
 }
 
-/// Milliseconds of an ADD of `yurt-cni` for a Pod that is really there: it sets the MAC, tells the neighbours, writes
-/// the ledger and puts the guard on the device.
+/// Milliseconds of an ADD of `yurt-cni` for a Pod that really exists: it sets the MAC, announces it to neighbours,
+/// writes the ledger and attaches the guard to the device.
 fn chained(lab: &Lab, options: &Options, dir: &tempfile::TempDir) -> Result<Vec<f64>> {
     let node = lab.node("edge-1")?;
     let program = dir.path().join("yurt-cni");
@@ -150,7 +150,7 @@ fn chained(lab: &Lab, options: &Options, dir: &tempfile::TempDir) -> Result<Vec<
     GuardSettings::leave(Some(&settings), &node.state_dir())?;
     let mut chained = Vec::new();
     for round in 0..options.rounds(50) {
-        // Each ADD is the first for its device.
+        // Each ADD is the first one for its device.
         let name = format!("bench{round}");
         let netns = Netns::host()?;
         node.netns().ip(&format!(

@@ -1,4 +1,4 @@
-//! IPv4 sockets as the kernel has them: each call on its own, so that each can be timed on its own.
+//! IPv4 sockets as the kernel has them: one function for each call, so that each can be timed by itself.
 
 use std::io;
 use std::mem;
@@ -61,7 +61,7 @@ impl Address {
     }
 }
 
-/// A socket of the network namespace in which the thread was when it was made.
+/// A socket of the network namespace that the thread was in when it was made.
 pub struct Socket(OwnedFd);
 
 impl Socket {
@@ -117,7 +117,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes a port on every address.
+    /// Binds to a port on every address.
     pub fn bind(&self, port: u16) -> io::Result<()> {
         let at = Address::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port));
         // SAFETY: a valid address of this length.
@@ -133,7 +133,7 @@ impl Socket {
         Ok(())
     }
 
-    /// Takes a connection that is waiting.
+    /// Accepts a waiting connection.
     pub fn accept(&self) -> io::Result<(Self, SocketAddrV4)> {
         let mut from = Address::empty();
         let mut length = LENGTH;

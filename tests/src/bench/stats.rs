@@ -1,24 +1,24 @@
-//! Order statistics and the bootstrap. Rounds are the unit: what happens inside one is not independent.
+//! Order statistics and the bootstrap. The unit is a round, because the samples of one round are not independent.
 
 use std::ops::Range;
 
 const RESAMPLES: usize = 10_000;
 
-/// What a series of samples looks like.
+/// The shape of a series of samples.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Summary {
     /// Smallest.
     pub min: f64,
     /// Median.
     pub p50: f64,
-    /// All but one in a hundred are below.
+    /// All but one in a hundred samples are below this.
     pub p99: f64,
     /// How many there were.
     pub samples: usize,
 }
 
 impl Summary {
-    /// Sums a series up; all zero when it is empty.
+    /// Summarizes a series; all zero if it is empty.
     pub fn of(samples: &[f64]) -> Self {
         let sorted = sorted(samples);
         Self {
@@ -30,7 +30,7 @@ impl Summary {
     }
 }
 
-/// The middle of a series; 0 when it is empty.
+/// The median of a series; 0 if it is empty.
 pub fn median(samples: &[f64]) -> f64 {
     quantile(&sorted(samples), 0.5)
 }
@@ -74,18 +74,18 @@ fn quantile(sorted: &[f64], at: f64) -> f64 {
     sorted[below] + (sorted[above] - sorted[below]) * (place - place.floor())
 }
 
-/// Splitmix64: good enough to choose samples and pauses by, and always the same.
+/// Splitmix64: good enough to choose samples and pauses, and always the same sequence.
 pub struct Random(pub u64);
 
 impl Random {
-    /// Puts a series into another order.
+    /// Shuffles a series.
     pub fn shuffle<T>(&mut self, series: &mut [T]) {
         for end in (1..series.len()).rev() {
             series.swap(end, self.below(end + 1));
         }
     }
 
-    /// A number below `bound`; 0 when that is 0.
+    /// A number below `bound`; 0 if that is 0.
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the high half of a product of 64 bits each is below the bound"

@@ -1,4 +1,4 @@
-//! Compiled tables, as large as wanted.
+//! Compiled tables of any size.
 
 use std::net::SocketAddr;
 use std::net::SocketAddrV4;
@@ -33,7 +33,7 @@ pub const CAPACITY: Capacity = Capacity {
     slots6: 8192,
 };
 
-/// A table with these entries. `are_service_cidrs`: the cluster's ServiceCIDR is known.
+/// A table with these entries. `are_service_cidrs`: whether the cluster's ServiceCIDR is known.
 pub fn table(services: Vec<Arc<ServiceEntry>>, are_service_cidrs: bool) -> Result<ServiceTable> {
     Ok(ServiceTable {
         node: "bench".to_owned(),
@@ -46,12 +46,12 @@ pub fn table(services: Vec<Arc<ServiceEntry>>, are_service_cidrs: bool) -> Resul
     })
 }
 
-/// A table of so many Services, each of two endpoints.
+/// A table of this many Services, each with two endpoints.
 pub fn services(count: usize) -> Vec<Arc<ServiceEntry>> {
     (0..count).map(|index| service(index, 0)).collect()
 }
 
-/// A Service of two endpoints; another version has others.
+/// A Service of two endpoints, which depend on `version`.
 pub fn service(index: usize, version: usize) -> Arc<ServiceEntry> {
     let endpoint = |n| {
         let ip = universe::endpoint_ip(index * 2 + n + version * 2);

@@ -1,7 +1,7 @@
-//! What others wait for beside tenants who write as much as an apiserver takes.
+//! The delay for others beside tenants who write as much as an apiserver accepts.
 //!
-//! A hundred objects of up to 1.5 MB, each a way to be large; while some of them are changed again and again, the slice
-//! of somebody else's Service is changed, and `status` and `/healthz` are asked for.
+//! A hundred objects of up to 1.5 MB, each large in another way. While some of them are changed again and again, the
+//! slice of another tenant's Service is changed, and `status` and `/healthz` are asked for.
 
 use std::io::Read;
 use std::io::Write;
@@ -43,16 +43,16 @@ use crate::lab::Node;
 /// Name of the measure.
 pub const NAME: &str = "tenants";
 
-/// Services of everybody else.
+/// How many other Services there are.
 const OTHERS: usize = 100;
-/// The one that is watched.
+/// The Service that is watched.
 const WATCHED: usize = 7;
 const PATIENCE: Duration = Duration::from_secs(120);
-/// From one change of the watched Service to the next, and from one question to the next.
+/// The time from one change of the watched Service to the next, and from one question to the next.
 const PAUSE: Duration = Duration::from_millis(40);
-/// Objects of tenants that change in a second: 15 MB.
+/// How many of the tenants' objects change in a second: 15 MB.
 const PER_SECOND: u32 = 10;
-/// How often each of them is written anew, with other names: what a name has cost must be given back.
+/// How often each of them is rewritten with other names: the memory for old names must be given back.
 const REWRITES: usize = 10;
 /// The agent's default.
 const METRICS_PORT: u16 = 10249;
@@ -102,8 +102,7 @@ fn service(name: &str, number: usize) -> Value {
     of_tenant(objects::service(name, ip.into(), 80))
 }
 
-/// A large object and what it needs to be one; another version has something else in it, and other names wherever it
-/// has many.
+/// A large object and what belongs to it. Another version has other contents, and other names wherever it has many.
 fn large(number: usize, version: usize) -> Vec<Value> {
     let name = format!("large-{number:03}");
     let mut service = service(&name, number);
@@ -148,7 +147,7 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             slice["ports"] = ports.collect();
             vec![service, slice]
         }
-        // Of a hundred addresses of an endpoint one counts.
+        // Of a hundred addresses of an endpoint only one counts.
         3 => {
             let mut slice = slice(1000);
             if let Some(endpoints) = slice["endpoints"].as_array_mut() {
@@ -160,7 +159,7 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             }
             vec![service, slice]
         }
-        // Each on a node of its own, with a long name.
+        // Each endpoint is on a node of its own, with a long name.
         4 => {
             let mut slice = slice(1000);
             if let Some(endpoints) = slice["endpoints"].as_array_mut() {
@@ -175,7 +174,7 @@ fn large(number: usize, version: usize) -> Vec<Value> {
             }
             vec![service, slice]
         }
-        // It does not decode, which shows at its end.
+        // It does not decode, which shows only at its end.
         5 => {
             let mut slice = slice(10_000);
             slice["endpoints"][9999]["conditions"]["ready"] = json!("maybe");
@@ -213,7 +212,7 @@ pub(super) struct Upset {
 }
 
 impl Upset {
-    /// Puts what tenants have, and changes nothing yet.
+    /// Puts the tenants' objects, and changes nothing yet.
     pub(super) fn start(tenants: Tenants, api: Arc<FakeApiserver>) -> Result<Self> {
         api.put_all(tenants.objects())?;
         let (per_second, done) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
@@ -241,14 +240,14 @@ impl Upset {
         Ok(upset)
     }
 
-    /// So many a second from now on; how many there were before.
+    /// Changes this many a second from now on; returns how many were changed before.
     pub(super) fn set(&mut self, per_second: u32) -> u64 {
         self.per_second.store(per_second, Ordering::Relaxed);
         u64::from(self.done.swap(0, Ordering::Relaxed))
     }
 }
 
-/// Has tenants change objects as fast as they can, so many or a few more; returns how many.
+/// Makes tenants change objects as fast as they can, this many or a few more; returns how many.
 fn rewrite(setting: &mut Setting, count: usize) -> Result<u64> {
     let wanted = u64::try_from(count)?;
     let (start, mut done) = (Instant::now(), 0);
@@ -312,7 +311,7 @@ fn index_of_watched(setting: &mut Setting, words: &PublishWords) -> Result<usize
     Ok(found[0])
 }
 
-/// Milliseconds of something that is done again and again until told to stop.
+/// Milliseconds of something that is repeated until it is stopped.
 fn again_and_again(stop: &AtomicBool, act: impl Fn() -> Result<()>) -> Result<Vec<f64>> {
     let mut times = Vec::new();
     while !stop.load(Ordering::Relaxed) {
@@ -403,7 +402,7 @@ pub fn measure(lab: &crate::lab::Lab, options: &Options) -> Result<Measure> {
                 "/s",
                 vec![rate],
             ));
-            // All at once, and somebody else's behind them.
+            // All at once, and the watched Service's behind them.
             let _before: u64 = setting.server.call(&Order::Upset(1_000_000))?;
             thread::sleep(Duration::from_secs(3));
             let burst = changes(&mut setting, &words, at, count / 10)?;

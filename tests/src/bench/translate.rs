@@ -1,4 +1,4 @@
-//! What translation costs a packet: its programs against one that does nothing, on the same frames.
+//! The cost of translation for a packet: its programs against one that does nothing, on the same frames.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -34,7 +34,7 @@ use crate::testrun::Program;
 pub const NAME: &str = "translate";
 
 const TARGET_NS: f64 = 150.0;
-/// Pods that are translated as well.
+/// How many other Pods are translated.
 const NEIGHBOURS: u8 = 100;
 
 /// Runs the measure, with the maps of a node of its own.
@@ -70,7 +70,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     })
 }
 
-/// Writes the rows. Where frames are changed, they are changed into what they are.
+/// Writes the rows. Frames are translated to the same addresses, so that each run gets the same frame.
 fn bring(translate: &mut Translate, node: &Node, is_changed: bool) -> Result<()> {
     let mut wanted = TranslateImage::default();
     let promised4 = Ipv4Addr::new(10, 99, 0, 5);
@@ -99,7 +99,7 @@ fn bring(translate: &mut Translate, node: &Node, is_changed: bool) -> Result<()>
     Ok(())
 }
 
-/// Name, which program, and the packet.
+/// Name, program, and packet.
 fn frames(is_changed: bool) -> Vec<(&'static str, usize, Packet)> {
     const TO_POD: usize = 0;
     const FROM_POD: usize = 1;

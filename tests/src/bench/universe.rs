@@ -1,4 +1,4 @@
-//! Parallel universes: the same client and server on nodes of their own, which differ in what sits between them.
+//! Parallel universes: the same client and server on nodes of their own, which differ in what is between the two.
 
 use std::env;
 use std::io::BufRead;
@@ -34,18 +34,18 @@ const SECOND: u8 = 200;
 /// `status --wait` gives up after ten seconds.
 const READY_TRIES: usize = 12;
 
-/// What sits between client and server.
+/// What is between client and server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Between {
     /// Nothing.
     Nothing,
     /// A program that does nothing, at every hook that yurt-net uses.
     EmptyHooks,
-    /// An agent with so many Services; the client dials the one in the middle by its ClusterIP.
+    /// An agent with this many Services; the client dials the one in the middle by its ClusterIP.
     Services(usize),
 }
 
-/// A client and a server, and what sits between them.
+/// A client and a server, and what is between them.
 pub struct Universe {
     worker: Worker,
     _hooks: Vec<OwnedFd>,
@@ -55,13 +55,13 @@ pub struct Universe {
 }
 
 impl Universe {
-    /// Makes the node, the Pods, what sits between them, and the worker.
+    /// Makes the node, the Pods, what is between them, and the worker.
     pub fn new(lab: &Lab, name: &str, between: Between) -> Result<Self> {
         let node = lab.node(name)?;
         let (client, server) = (node.pod("client")?, node.pod("server")?);
         let direct = server_addresses(&server, &[SECOND])?;
         let mut dial = direct.clone();
-        // A server that is not bound to one address answers from its first.
+        // A server that is not bound to one address answers from its first one.
         let mut dial_udp = direct[0];
         let mut hooks = Vec::new();
         let mut agent = None;
@@ -107,7 +107,7 @@ impl Universe {
         })
     }
 
-    /// Runs a batch; nanoseconds of each sample.
+    /// Runs a batch; returns the nanoseconds of each sample.
     pub fn run(&mut self, batch: Batch) -> Result<Vec<f64>> {
         self.worker.call(&batch)
     }
@@ -115,7 +115,7 @@ impl Universe {
 
 impl Drop for Universe {
     fn drop(&mut self) {
-        // The lab would end it too, later: by then it would have disturbed others.
+        // The lab would end it later, but until then it would disturb others.
         if let Some(agent) = self.agent.take() {
             let _ = agent.kill9();
         }
@@ -135,7 +135,7 @@ pub fn server_addresses(server: &Pod, more: &[u8]) -> Result<Vec<SocketAddrV4>> 
     Ok(addresses.into_iter().map(with_port).collect())
 }
 
-/// Starts an agent with these manifests and waits until they are in force.
+/// Starts an agent with these manifests and waits until its table is in force.
 pub fn start_agent(node: &Node, manifests: &Manifests) -> Result<Agent> {
     start_agent_with(node, manifests, &[])
 }
@@ -181,12 +181,12 @@ fn address([a, b]: [u8; 2], index: usize) -> Ipv4Addr {
     Ipv4Addr::new(a, b, part(index / 250), part(index % 250 + 1))
 }
 
-/// Where the workers run: the agents and the bench may have the others.
+/// The CPU of the workers: the agents and the bench may have the others.
 pub fn last_cpu() -> usize {
     cpus() - 1
 }
 
-/// How many there are.
+/// How many CPUs there are.
 pub fn cpus() -> usize {
     thread::available_parallelism().map_or(1, usize::from)
 }
@@ -218,7 +218,7 @@ impl Worker {
         })
     }
 
-    /// Tells it something, and waits for its reply.
+    /// Sends it an order, and waits for its reply.
     pub fn call<T: serde::de::DeserializeOwned>(
         &mut self,
         request: &impl serde::Serialize,
@@ -227,7 +227,7 @@ impl Worker {
         self.reply()
     }
 
-    /// Tells it something.
+    /// Sends it an order.
     pub fn tell(&mut self, request: &impl serde::Serialize) -> Result<()> {
         let line = serde_json::to_string(request)?;
         let stdin = self.stdin.as_mut().context("the worker was stopped")?;
@@ -248,7 +248,7 @@ impl Worker {
     /// Ends it.
     pub fn end(&mut self) {
         drop(self.stdin.take());
-        // One that connects until told is told now; one that has ended does not mind.
+        // A worker that connects until it is stopped is stopped now; one that has ended ignores this.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -260,7 +260,7 @@ impl Drop for Worker {
     }
 }
 
-/// The bench itself; beside it, where this code runs in a test.
+/// The bench's own program; it is beside this one if this code runs in a test.
 fn program() -> Result<std::path::PathBuf> {
     let here = env::current_exe().context("find this program")?;
     here.ancestors()

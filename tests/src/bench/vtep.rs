@@ -1,4 +1,4 @@
-//! The time from a vxlan device's creation until it has its MAC again.
+//! The time from the creation of a vxlan device until it has its MAC again.
 
 use std::fs;
 use std::mem;
@@ -34,7 +34,7 @@ pub fn measure(lab: &Lab, options: &Options) -> Result<Measure> {
     let node = lab.node("edge-1")?;
     let mut times = Vec::new();
     while times.len() < options.rounds(300) {
-        // A new agent counts anew, and has no source that could answer.
+        // A new agent starts its count anew, and its source never answers.
         make(&node, "0a:00:00:00:00:04")?;
         let source = "kube:http://192.0.2.253:8001";
         let agent = node.start_agent_from(source, node.name(), &[])?;

@@ -1,9 +1,9 @@
 //! The process in a universe: one thread that owns both ends of every connection.
 //!
-//! A socket belongs to the cgroup of the process that makes it and to the network namespace in which its thread is at
+//! A socket belongs to the cgroup of the process that makes it and to the network namespace that its thread is in at
 //! that moment. So this process is in the client's cgroup, makes the server's sockets in the server's namespace, and
-//! the client's in the client's. On a veth the kernel runs a whole handshake inside `connect`, on this CPU: nobody is
-//! woken, nothing is scheduled, and what is measured repeats within a few per cent.
+//! the client's in the client's. On a veth the kernel runs a whole handshake inside `connect`, on this CPU: no thread
+//! is woken, nothing is scheduled, and measurements repeat within a few per cent.
 
 use std::fs::File;
 use std::io;
@@ -29,19 +29,19 @@ use super::sockets::Socket;
 
 const QUESTION: &[u8] = b"question";
 
-/// What a worker is started for.
+/// The task of a worker.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Task {
-    /// Batches, as told on stdin.
+    /// Runs batches, as ordered on stdin.
     Batches(Ends),
-    /// Connects until told to stop, and checks who answers.
+    /// Connects until it is stopped, and checks which backend answers.
     Flips {
         /// Both ends; one address to dial.
         ends: Ends,
-        /// The file that says which epoch it is.
+        /// The file with the present epoch.
         epochs: PathBuf,
     },
-    /// Is an apiserver, and changes its cluster as told on stdin.
+    /// Is an apiserver, and changes its cluster as ordered on stdin.
     Apiserver(Cluster),
 }
 
@@ -54,7 +54,7 @@ pub struct Ends {
     pub server_port: u16,
     /// Addresses of the server.
     pub direct: Vec<SocketAddrV4>,
-    /// What the client dials by TCP, in turn.
+    /// What the client dials by TCP, in turns.
     pub dial: Vec<SocketAddrV4>,
     /// What it dials by UDP.
     pub dial_udp: SocketAddrV4,
@@ -62,7 +62,7 @@ pub struct Ends {
     pub cpu: usize,
 }
 
-/// What to do again and again.
+/// The operation that is timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Op {
     /// `connect` of a new TCP socket.
@@ -73,20 +73,20 @@ pub enum Op {
     Exchange,
     /// `getpeername` of a connected TCP socket.
     Peer,
-    /// `connect` of one UDP socket to an address that is no service's.
+    /// `connect` of one UDP socket to an address of no Service.
     Reconnect,
 }
 
 /// A batch.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Batch {
-    /// What to do.
+    /// The operation.
     pub op: Op,
-    /// Samples that do not count.
+    /// Samples that do not count, at the beginning.
     pub warm_ups: u32,
-    /// Samples that do.
+    /// Samples that count.
     pub samples: u32,
-    /// Operations of a sample: more than one where the clock would be dearer than the operation.
+    /// Operations in a sample: more than one if reading the clock would cost more than the operation.
     pub repeats: u32,
 }
 
@@ -195,7 +195,7 @@ impl Stage {
         let mut samples = Vec::with_capacity(count);
         for _ in 0..count {
             let start = Instant::now();
-            // Where a connection leads is not asked again.
+            // The backend of a connection is not asked for again.
             for (from, at) in [(&client, &server), (&server, &client)] {
                 from.send_to(QUESTION, to)?;
                 let (length, _) = at.receive(&mut buffer)?;
@@ -222,7 +222,7 @@ impl Stage {
         samples(count, repeats, || socket.connect(to))
     }
 
-    /// Connects to the first address; who answers, as the server's end sees it.
+    /// Connects to the first address; returns the backend that answers, as the server's end sees it.
     pub(super) fn dial(&self) -> Result<io::Result<SocketAddrV4>> {
         let client = Socket::tcp()?;
         let to = self.dial.first().context("nothing to dial")?;
@@ -237,7 +237,7 @@ impl Stage {
     }
 }
 
-/// Nanoseconds of one operation, as means of `repeats`.
+/// Nanoseconds of one operation, as the mean of `repeats`.
 fn samples(
     count: usize,
     repeats: u32,

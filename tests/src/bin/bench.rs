@@ -147,7 +147,7 @@ fn target_dir() -> Result<PathBuf> {
         .context("this program is in no target directory; use --out")
 }
 
-/// What is going on, on a terminal: a line that goes away.
+/// The present activity, on a terminal: a line that disappears.
 struct Line {
     is_terminal: bool,
 }

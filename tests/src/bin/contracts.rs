@@ -1,5 +1,6 @@
-//! What only a running agent and the kernel's verifier can say for `cargo xtask baseline`: `status` prints the keys of
-//! `status -o json`, `programs` how much work each program is to the verifier. Needs root; `YURT_NET_BIN` is the agent.
+//! What only a running agent and the kernel's verifier can tell `cargo xtask baseline`: `status` prints the keys of
+//! `status -o json`, `programs` how much work each program is for the verifier. Needs root; `YURT_NET_BIN` is the
+//! agent.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write as _};
@@ -21,7 +22,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Of an agent that serves one Service.
+/// The keys of an agent that serves one Service.
 fn status_keys() -> Result<BTreeSet<String>> {
     let lab = Lab::new()?;
     let node = lab.node("edge-1")?;
@@ -41,7 +42,7 @@ fn status_keys() -> Result<BTreeSet<String>> {
     Ok(keys)
 }
 
-/// Every path to a value; what is in a list has the list's path.
+/// Every path to a value; items of a list have the list's path.
 fn collect_keys(path: &str, value: &Value, keys: &mut BTreeSet<String>) {
     match value {
         Value::Object(fields) => {

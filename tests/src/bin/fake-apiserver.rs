@@ -50,14 +50,14 @@ fn micros_since_1970() -> Result<u64> {
 }
 
 async fn serve(arguments: Arguments) -> Result<()> {
-    // Before anybody can know of it.
+    // Before any client can know of it.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut directory = Directory::new(arguments.manifests);
     let objects = directory.load_if_changed()?.unwrap_or_default();
     let settings = Settings {
-        // Started anew, be it within the same second, it goes on after all versions that it ever had: clients of an
-        // earlier one are told 410.
+        // If it is started again, even within the same second, its versions go on after all earlier ones: clients of an
+        // earlier one get 410.
         first_version: Some(micros_since_1970()?),
         bookmark_every: Duration::from_secs(arguments.bookmark_every),
         ..Settings::default()
@@ -75,7 +75,7 @@ async fn serve(arguments: Arguments) -> Result<()> {
         let replaced = match directory.load_if_changed() {
             Ok(None) => continue,
             Ok(Some(objects)) => api.replace_all(objects),
-            // It may be half written: it is read again until it can be.
+            // The file may be half written: it is read again until it is complete.
             Err(error) => Err(error),
         };
         let new = replaced.map_or_else(|error| format!("{error:#}"), |()| String::new());

@@ -1,4 +1,5 @@
-//! Says what waits for a program that was preempted: `membarrier`, and what the agent waits by. Runs in the old kernel.
+//! Prints which calls wait for a program that was preempted: `membarrier`, and the agent's own way. Runs in the old
+//! kernel.
 #![expect(clippy::print_stdout, reason = "the test reads what it prints")]
 
 use std::io;

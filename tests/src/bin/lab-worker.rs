@@ -1,8 +1,8 @@
-//! The process inside a Pod of the lab. Membership in a cgroup belongs to a process, so whatever
-//! opens a socket in a Pod is one of these, told what to do in lines of JSON on its stdin.
+//! The process inside a Pod of the lab. Membership in a cgroup belongs to a process, so every socket in a Pod is opened
+//! by such a process, which gets its orders as lines of JSON on stdin.
 //!
-//! `lab-worker reap CGROUP DIR` is the lab's last will: it waits for the lab's process to end, by
-//! whatever cause, and removes what the kernel would leave.
+//! `lab-worker reap CGROUP DIR` waits for the lab's process to end, for whatever reason, and removes what the kernel
+//! would leave.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -17,12 +17,12 @@ use super::Node;
 use super::place::Place;
 use super::place::Process;
 
-/// Names the program to test instead of the release build.
+/// The variable with the path of the program to test instead of the release build.
 const PROGRAM: &str = "YURT_NET_BIN";
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The agent's program: `$YURT_NET_BIN`, else what `cargo xtask build` leaves in the target directory
-/// that this program was built in.
+/// The path of the agent: `$YURT_NET_BIN`, otherwise the result of `cargo xtask build` in the target directory that
+/// this program was built in.
 pub fn program() -> Result<PathBuf> {
     let path = match std::env::var_os(PROGRAM) {
         Some(path) => PathBuf::from(path),
@@ -43,7 +43,7 @@ pub fn program() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A failed run of the program, with what it said.
+/// A failed run of the program, with its output.
 pub(super) fn failed(output: &Output) -> Error {
     anyhow!(
         "{}\n{}{}",
@@ -53,7 +53,7 @@ pub(super) fn failed(output: &Output) -> Error {
     )
 }
 
-/// An agent that was started. Dropping the handle lets it run on, until the lab ends.
+/// An agent that was started. If the handle is dropped, the agent runs on until the lab ends.
 #[derive(Clone, Debug)]
 pub struct Agent {
     process: Process,
@@ -85,7 +85,7 @@ impl Agent {
         self.process.is_running()
     }
 
-    /// Kills it as the kernel does when memory runs out: nothing of it runs any more.
+    /// Kills it as the kernel does when memory runs out: none of its code runs any more.
     pub fn kill9(&self) -> Result<()> {
         self.process.kill().map(|_status| ())
     }

@@ -1,8 +1,7 @@
 //! The part of the cgroup v2 tree that a lab owns.
 //!
-//! A cgroup is the one thing a lab makes that the kernel does not take away with the process that
-//! made it, so it is named after that process and removed by four hands: `Drop`, the signal thread,
-//! the reaper process, and the next lab.
+//! A cgroup is the only thing of a lab that the kernel does not remove with the process that made it. So it is named
+//! after that process, and four parties remove it: `Drop`, the signal thread, the reaper process, and the next lab.
 
 use std::fs;
 use std::io;
@@ -29,8 +28,7 @@ pub fn mount_point() -> Result<PathBuf> {
         .context("no cgroup2 is mounted; `mount -t cgroup2 none /sys/fs/cgroup` makes one")
 }
 
-/// Kills every process below `path`, then removes `path` and what is below it. A cgroup that is
-/// not there is fine.
+/// Kills every process below `path`, then removes `path` and everything below it. A missing cgroup is no error.
 pub fn remove(path: &Path) -> Result<()> {
     let kill = path.join("cgroup.kill");
     let kills = kill.exists();
@@ -55,8 +53,8 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// What `cgroup.kill` does from Linux 5.14 on. Who is not found now is found at the next turn, as long as anything
-/// cannot be removed.
+/// Does what `cgroup.kill` does from Linux 5.14 on. Processes that are missed are found in the next round, as long as
+/// something cannot be removed.
 fn kill_each(path: &Path) {
     let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
     for process in processes.lines().filter_map(|line| line.parse().ok()) {
@@ -87,7 +85,7 @@ fn remove_children_first(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Another hand was faster: it is not there, or its files belong to nothing any more.
+/// Whether another party was faster: the cgroup is gone, or its files no longer work.
 fn is_gone(e: &io::Error) -> bool {
     [Some(libc::ENOENT), Some(libc::ENODEV)].contains(&e.raw_os_error())
 }

@@ -76,7 +76,7 @@ impl Cloud {
         Ok(())
     }
 
-    /// Kills it: connections are reset, and whoever connects is refused.
+    /// Kills it: connections are reset, and new ones are refused.
     pub fn kill9(&self) -> Result<()> {
         match lock(&self.process).take() {
             Some(process) => process.kill().map(|_status| ()),

@@ -13,11 +13,11 @@ const NAMES: &[(i32, &str)] = names!(
     EISCONN ENOTCONN ETIMEDOUT ECONNREFUSED EHOSTDOWN EHOSTUNREACH EALREADY EINPROGRESS
 );
 
-/// The name of an error: that of its number, `TIMEOUT` where our own patience ended, else a word
-/// for its kind.
+/// The name of an error: that of its number; `TIMEOUT` if our own time limit ended the call; otherwise a word for its
+/// kind.
 pub fn name(error: &io::Error) -> String {
     match error.raw_os_error() {
-        // A read that outlived SO_RCVTIMEO.
+        // The time limit SO_RCVTIMEO ended a read.
         Some(libc::EAGAIN) => "TIMEOUT".to_owned(),
         Some(number) => NAMES
             .iter()

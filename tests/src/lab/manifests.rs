@@ -25,7 +25,7 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// None yet.
+    /// No objects yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -95,7 +95,7 @@ impl Manifests {
             .collect()
     }
 
-    /// Replaces a file by rename, so that a reader sees all of it or nothing.
+    /// Replaces a file by rename, so that a reader sees a complete one.
     pub fn write_to(&self, path: &Path) -> Result<()> {
         // A dotfile is no manifest.
         let name = path.file_name().context("no file name")?.to_string_lossy();
@@ -317,7 +317,7 @@ impl ServiceObject {
         self
     }
 
-    /// Adds one endpoint, as odd as it may be.
+    /// Adds one endpoint, with unusual properties if wanted.
     pub fn add_endpoint(&mut self, ip: IpAddr, node: Option<&str>, ready: bool) -> &mut Self {
         self.endpoints.push(Endpoint {
             address: ip,
@@ -387,8 +387,7 @@ impl ServiceObject {
         yaml
     }
 
-    /// One EndpointSlice per family, also where it is empty: that is how a Service without
-    /// endpoints looks.
+    /// One EndpointSlice per family, also if it is empty: that is how a Service without endpoints looks.
     fn slices(&self, name: &str) -> [String; 2] {
         [("IPv4", "ipv4", true), ("IPv6", "ipv6", false)].map(|(family, suffix, is_v4)| {
             let mut yaml = format!(

@@ -7,11 +7,10 @@
 //! | network between nodes | a bridge in a namespace of its own; nodes route to each other's Pods |
 //! | apiserver | one file of manifests per node, replaced by rename; or a process on the wire ([`Cloud`]) |
 //!
-//! Everything is the lab's own: no device, mount or program touches the host's network namespace,
-//! its root cgroup or `/sys/fs/bpf`. Namespaces are held by file descriptors, mounts live in a
-//! private mount namespace, processes die with the lab, and the two things that would outlive a
-//! killed process (cgroups and an empty directory) are removed by a reaper process that waits for
-//! just that, or else by the next lab.
+//! Everything belongs to the lab: no device, mount or program touches the host's network namespace, its root cgroup or
+//! `/sys/fs/bpf`. Namespaces are held by file descriptors, mounts are in a private mount namespace, processes die with
+//! the lab, and the two things that would outlive a killed process (cgroups and an empty directory) are removed by a
+//! reaper process that waits for that, or by the next lab.
 //!
 //! [`Lab::new`] gives the calling thread, and the threads started from it later, a mount namespace
 //! in which the lab's directories can be seen: [`Node::bpffs`] is a plain path there.
@@ -87,8 +86,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// An empty lab. Removes what killed labs have left, and gives the calling thread a private
-    /// mount namespace.
+    /// An empty lab. Removes what killed labs have left, and gives the calling thread a private mount namespace.
     pub fn new() -> Result<Self> {
         // SAFETY: no arguments, cannot fail.
         if unsafe { libc::geteuid() } != 0 {
@@ -122,18 +120,18 @@ impl Lab {
         Ok(node)
     }
 
-    /// Adds an apiserver that is not started yet. One for each lab.
+    /// Adds an apiserver that is not started yet. A lab can have one.
     pub fn cloud(&self) -> Result<Cloud> {
         Cloud::new(&self.core).context("make the apiserver")
     }
 
-    /// Cuts a node off without a word: its own end of the wire stays up.
+    /// Cuts a node off silently: its own end of the wire stays up.
     pub fn cut(&self, node: &Node) -> Result<()> {
         let device = node.wire_device();
         self.core.wire.ip(&format!("link set {device} nomaster\n"))
     }
 
-    /// The end of [`Self::cut`].
+    /// Ends a [`Self::cut`].
     pub fn mend(&self, node: &Node) -> Result<()> {
         let device = node.wire_device();
         self.core
@@ -141,7 +139,7 @@ impl Lab {
             .ip(&format!("link set {device} master wire0\n"))
     }
 
-    /// Pulls a node's plug, or puts it in again: the node sees it.
+    /// Pulls a node's plug, or puts it back: the node notices.
     pub fn plug(&self, node: &Node, is_in: bool) -> Result<()> {
         let state = if is_in { "up" } else { "down" };
         let device = node.wire_device();
@@ -160,7 +158,7 @@ impl Lab {
             .try_for_each(|node| node.apply(manifests))
     }
 
-    /// What has been made so far, to look for it when the lab is gone.
+    /// A list of what has been made so far, to look for it when the lab is gone.
     pub fn inventory(&self) -> Inventory {
         let books = lock(&self.core.books);
         Inventory {
@@ -179,7 +177,7 @@ impl Lab {
 impl Drop for Lab {
     fn drop(&mut self) {
         if let Err(e) = self.core.tear_down() {
-            // Drop cannot return it, and a test must not pass over it in silence.
+            // Drop cannot return the error, and a test must not ignore it.
             eprintln!("lab: {e:#}");
             if !thread::panicking() {
                 panic!("the lab left something behind: {e:#}");
@@ -188,14 +186,14 @@ impl Drop for Lab {
     }
 }
 
-/// What all parts of a lab share. It goes when the lab goes, even while handles to nodes and Pods
-/// are still around; they then return errors.
+/// What all parts of a lab share. It goes with the lab, even while handles to nodes and Pods still exist; they then
+/// return errors.
 #[derive(Debug)]
 struct Core {
     remains: Remains,
     wire: Arc<Netns>,
     books: Mutex<Books>,
-    /// Runs what must not run on a thread that ends early.
+    /// Runs jobs that must not run on a thread that ends early.
     jobs: Mutex<Option<Sender<Job>>>,
 }
 
@@ -222,8 +220,8 @@ impl Core {
         let reaper = start_reaper(&remains)?;
         make_mounts_private()?;
         let (jobs, inbox) = mpsc::channel::<Job>();
-        // Started from the thread with the private mounts, so it sees them. The kernel kills the
-        // lab's processes when this thread ends.
+        // Started from the thread with the private mounts, so that it sees them. The kernel kills the lab's processes
+        // when this thread ends.
         thread::Builder::new()
             .name("lab".to_owned())
             .spawn(move || inbox.into_iter().for_each(|job| job()))
@@ -255,7 +253,7 @@ impl Core {
     }
 
     fn spawn(&self, mut command: Command) -> Result<Spawned> {
-        // Held throughout: tearing down waits for us, and then finds the process.
+        // Held throughout: the end of the lab waits for this, and then finds the process.
         let mut books = self.open_books()?;
         let program = command.get_program().display().to_string();
         let mut child = self
@@ -283,8 +281,8 @@ impl Core {
         fs::create_dir(path).with_context(|| format!("make cgroup {}", path.display()))
     }
 
-    /// A file system of the lab's own over its directory: what is written there vanishes with the
-    /// mount namespace.
+    /// Mounts a file system of the lab's own over its directory: what is written there vanishes with the mount
+    /// namespace.
     fn make_mounts(&self) -> Result<()> {
         let _books = self.open_books()?;
         let dir = self.remains.dir();
@@ -306,7 +304,7 @@ impl Core {
         Ok(books)
     }
 
-    /// Ends every process and removes everything. The second call finds nothing to do.
+    /// Ends every process and removes everything. A second call finds nothing to do.
     fn tear_down(&self) -> Result<()> {
         let mut books = lock(&self.books);
         if books.closed {
@@ -319,7 +317,7 @@ impl Core {
         }
         lock(&self.jobs).take();
         if let Some(mut reaper) = books.reaper.take() {
-            // End of file is its cue; what it would remove is gone.
+            // End of file is its signal; what it would remove is gone.
             drop(reaper.stdin.take());
             reaper.wait().context("wait for the reaper")?;
         }
@@ -327,8 +325,8 @@ impl Core {
     }
 }
 
-/// Starts the process that outlives this one by a moment and removes what it has left. A signal
-/// from the terminal does not reach it.
+/// Starts the process that outlives this one by a moment and removes what is left. A signal from the terminal does not
+/// reach it.
 fn start_reaper(remains: &Remains) -> Result<Child> {
     use std::os::unix::process::CommandExt;
     Command::new(worker::program("lab-worker")?)

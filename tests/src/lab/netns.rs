@@ -1,8 +1,8 @@
 //! A network namespace that lives as long as somebody holds its file descriptor.
 //!
-//! A namespace belongs to a thread, so everything inside one happens on a thread of its own or in a
-//! child process. Nothing is mounted under `/run/netns`: when the process ends, however it ends,
-//! the kernel takes the namespace and all its devices back.
+//! A namespace belongs to a thread, so everything inside one happens on a thread of its own or in a child process.
+//! Nothing is mounted under `/run/netns`: when the process ends, however it ends, the kernel removes the namespace and
+//! all its devices.
 
 use std::fs;
 use std::fs::File;
@@ -21,8 +21,8 @@ use anyhow::Result;
 use anyhow::anyhow;
 use anyhow::bail;
 
-/// Written into every namespace. Addresses are usable at once (no duplicate detection), nothing
-/// is learnt from router advertisements, ICMP errors are never rationed.
+/// Settings for every namespace. Addresses are usable at once (no duplicate detection), router advertisements are
+/// ignored, ICMP errors have no rate limit.
 const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "0"),
     ("net/ipv4/conf/default/rp_filter", "0"),
@@ -47,7 +47,7 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// A namespace whose packets stay its own.
+    /// A namespace that does not forward packets.
     pub fn host() -> Result<Self> {
         Self::with_sysctls(&[])
     }
@@ -98,7 +98,7 @@ impl Netns {
         })
     }
 
-    /// Runs a batch of `ip` commands inside the namespace; the first that fails ends it.
+    /// Runs a batch of `ip` commands inside the namespace; the first one that fails ends it.
     pub fn ip(&self, batch: &str) -> Result<()> {
         let mut command = Command::new("ip");
         command
@@ -125,7 +125,7 @@ impl Netns {
         Ok(())
     }
 
-    /// Has a command run inside the namespace. It must be spawned while this one lives.
+    /// Makes a command run inside the namespace. It must be spawned while this value lives.
     pub fn enter(&self, command: &mut Command) {
         let fd = self.file.as_raw_fd();
         // SAFETY: setns is a plain system call.

@@ -59,7 +59,7 @@ struct Parts {
 
 impl Node {
     pub(super) fn new(core: &Arc<Core>, name: &str, index: u8, others: &[Self]) -> Result<Self> {
-        // A lab may have had one of this name: it is not gone before the lab is.
+        // A lab may have had a node of this name: it stays until the lab goes.
         let is_taken = others.iter().any(|other| other.name() == name);
         let place = match is_taken {
             true => format!("{name}-again-{index}"),
@@ -90,8 +90,8 @@ impl Node {
 
     fn make_devices(&self, others: &[Self]) -> Result<()> {
         let n = self.0.index;
-        // The bridge's end goes up first: the other way round the kernel lets it forward only when
-        // it next looks at changed carriers, up to a second later.
+        // The bridge's end goes up first: otherwise the kernel lets it forward only when it next looks at changed
+        // carriers, up to a second later.
         self.0.place.core.wire.ip(&format!(
             "link add node{n} type veth peer name eth0 netns {}\n\
              link set node{n} master wire0 up\n",
@@ -111,7 +111,7 @@ impl Node {
             self.ip4(),
             self.ip6(),
         );
-        // What no route knows leaves by the wire, as a real node's does, and ends there in silence.
+        // Packets without a route leave by the wire, as on a real node, and are dropped there in silence.
         batch += &format!(
             "route add default via {}\nroute add default via {}\n",
             wire4(254),
@@ -129,7 +129,7 @@ impl Node {
         format!("node{}", self.0.index)
     }
 
-    /// The `ip` lines that lead other nodes to this one's Pods.
+    /// The `ip` commands that route other nodes' packets to this one's Pods.
     fn route_to_pods(&self) -> String {
         format!(
             "route add {}/24 via {}\nroute add {}/64 via {}\n",
@@ -177,7 +177,7 @@ impl Node {
         Pod::new(name, self.name(), place, ip4, ip6)
     }
 
-    /// A process on the node itself, as a Pod with `hostNetwork: true` is.
+    /// A process on the node itself, like a Pod with `hostNetwork: true`.
     pub fn host(&self) -> Result<Pod> {
         if let Some(host) = self.0.host.get() {
             return Ok(host.clone());
@@ -205,26 +205,25 @@ impl Node {
         Ok(place)
     }
 
-    /// Replaces the node's manifests, all at once.
+    /// Replaces the node's manifests at once.
     pub fn apply(&self, manifests: &Manifests) -> Result<()> {
         manifests
             .write_to(&self.manifests_dir().join(MANIFESTS))
             .with_context(|| format!("write the manifests of {}", self.name()))
     }
 
-    /// Starts an agent for this node. `--node`, `--source` and the directories are given; it is
-    /// not waited for.
+    /// Starts an agent for this node, with `--node`, `--source` and the directories. Does not wait for it.
     pub fn start_agent(&self, extra: &[&str]) -> Result<Agent> {
         self.start_agent_serving(self.cgroup(), extra)
     }
 
-    /// As [`Self::start_agent`], for an agent that serves another cgroup than all of the node's.
+    /// Like [`Self::start_agent`], for an agent that serves another cgroup than the whole node's.
     pub fn start_agent_serving(&self, cgroup: &Path, extra: &[&str]) -> Result<Agent> {
         self.start_agent_of(self.name(), &self.source(), cgroup, extra)
     }
 
-    /// An apiserver in this node's network, which knows the node, and a YurtHub before it that keeps what the agent
-    /// asks for.
+    /// An apiserver in this node's network, which knows the node, and a YurtHub in front of it that caches what the
+    /// agent asks for.
     pub fn start_cloud_and_hub(&self) -> Result<(FakeApiserver, FakeYurtHub)> {
         let cloud = self.netns().run(FakeApiserver::start)??;
         cloud.put(objects::node(self.name(), None, self.ip4().into()))?;
@@ -233,7 +232,7 @@ impl Node {
         Ok((cloud, hub))
     }
 
-    /// As [`Self::start_agent`], for an agent that follows another source, as a Node of that cluster.
+    /// Like [`Self::start_agent`], for an agent that follows another source, as a Node of that cluster.
     pub fn start_agent_from(&self, source: &str, name: &str, extra: &[&str]) -> Result<Agent> {
         self.start_agent_of(name, source, self.cgroup(), extra)
     }
@@ -258,12 +257,12 @@ impl Node {
         empty(&self.bpffs()).context("empty the bpffs")
     }
 
-    /// Another bpf file system comes over the one with the pins, as init scripts and other agents mount one.
+    /// Mounts another bpf file system over the one with the pins, as init scripts and other agents do.
     pub fn hide_pins(&self) -> Result<()> {
         self.0.place.core.mount_bpffs(&self.bpffs())
     }
 
-    /// What the agent says of itself.
+    /// The agent's `status`.
     pub fn status(&self) -> Result<Status> {
         let output = self.yurt_net(&["status", "-o", "json"])?;
         if !output.status.success() {
@@ -272,7 +271,7 @@ impl Node {
         Ok(serde_json::from_slice(&output.stdout)?)
     }
 
-    /// Waits until this holds of the agent's status; a status that cannot be had does not hold.
+    /// Waits until this holds of the agent's status. A status that cannot be had counts as not holding.
     pub fn wait_for_status(&self, what: &str, holds: impl Fn(&Status) -> bool) -> Result<Status> {
         let deadline = Instant::now() + STATUS_PATIENCE;
         loop {
@@ -300,8 +299,8 @@ impl Node {
         Ok(())
     }
 
-    /// Runs a subcommand of the agent's program on the node, with the flags that say which node
-    /// and which directories, and returns what it printed.
+    /// Runs a subcommand of the agent's program on the node, with the flags for node and directories, and returns what
+    /// it printed.
     pub fn yurt_net(&self, arguments: &[&str]) -> Result<Output> {
         let place = self.child_place(AGENT)?;
         let mut command = self.agent_command(&place)?;
@@ -355,22 +354,22 @@ impl Node {
         &self.0.name
     }
 
-    /// Its address on the wire.
+    /// Its IPv4 address on the wire.
     pub fn ip4(&self) -> Ipv4Addr {
         wire4(self.0.index)
     }
 
-    /// Its address on the wire.
+    /// Its IPv6 address on the wire.
     pub fn ip6(&self) -> Ipv6Addr {
         wire6(self.0.index)
     }
 
-    /// The network that its Pods are in, such as `10.244.1.0/24`.
+    /// The IPv4 network of its Pods, such as `10.244.1.0/24`.
     pub fn pod_cidr4(&self) -> String {
         format!("{}/24", pod4(self.0.index, 0))
     }
 
-    /// The network that its Pods are in.
+    /// The IPv6 network of its Pods.
     pub fn pod_cidr6(&self) -> String {
         format!("{}/64", pod6(self.0.index, 0))
     }
@@ -385,7 +384,7 @@ impl Node {
         &self.0.place.cgroup
     }
 
-    /// Processor time of its agents and of the subcommands that were run, so far.
+    /// Processor time so far of its agents and of the subcommands that were run.
     pub fn agent_cpu_time(&self) -> Result<Duration> {
         let path = self.0.place.cgroup.join(AGENT).join("cpu.stat");
         let text = fs::read_to_string(&path).with_context(|| path.display().to_string())?;
@@ -401,7 +400,7 @@ impl Node {
         self.0.dir.join("bpffs")
     }
 
-    /// Where its agent pins the table maps that are in use.
+    /// Where its agent pins the table maps in use.
     pub fn table_pins(&self) -> PathBuf {
         let version = yurt_ebpf::abi::TABLE_ABI;
         self.bpffs().join(format!("yurt-net/v{version}"))
@@ -423,7 +422,7 @@ impl Node {
     }
 }
 
-/// Removes all that is in a directory of a bpffs, where a pin cannot be opened to see what it is. Names with a dot are
+/// Removes everything in a directory of a bpffs where pins cannot be opened to see what they are. Names with a dot are
 /// the kernel's own (`bpf_lookup` in kernel/bpf/inode.c) and stay.
 fn empty(dir: &Path) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {

@@ -38,8 +38,8 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// A command that will run here, as a process group of its own (a terminal's Ctrl-C is for
-    /// the lab, which then ends its processes), and die with the thread that starts it.
+    /// A command that will run here, in a process group of its own (Ctrl-C goes to the lab, which then ends its
+    /// processes), and that dies with the thread that starts it.
     pub(super) fn command(&self, program: &Path) -> Result<Command> {
         let procs = self.cgroup.join("cgroup.procs");
         let procs = File::options()
@@ -92,7 +92,7 @@ pub(super) fn die_with(parent: u32) -> io::Result<()> {
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
             return Err(io::Error::last_os_error());
         }
-        // The parent may have ended before the request was in force.
+        // The parent may have ended before the request took effect.
         if u32::try_from(libc::getppid()) != Ok(parent) {
             return Err(io::Error::from_raw_os_error(libc::ESRCH));
         }

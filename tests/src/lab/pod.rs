@@ -27,8 +27,8 @@ use super::protocol::UdpOutcome;
 use super::protocol::UdpStep;
 use super::worker::Worker;
 
-/// How long a call on a socket may take before it counts as a time-out: far longer than a busy machine keeps a process
-/// waiting, and a fraction of the minute for which tests try again.
+/// How long a call on a socket may take before it counts as a time-out: far longer than a busy machine delays a
+/// process, and a fraction of the minute in which tests try again.
 const TIMEOUT: Duration = Duration::from_secs(10);
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -106,7 +106,7 @@ impl Pod {
         }
     }
 
-    /// Connects once and tells everything about it. Failing to connect is no error here.
+    /// Connects once and returns all details. A failed connect is no error here.
     pub fn attempt(&self, proto: Proto, to: &str) -> Result<Attempt> {
         let to = parse(to)?;
         let timeout = TIMEOUT;
@@ -156,8 +156,8 @@ impl Pod {
         }
     }
 
-    /// Dials `count` times and counts the addresses that the sockets really lead to, whatever
-    /// getpeername says of it. Nobody need be there.
+    /// Dials `count` times and counts the addresses that the sockets really lead to, whatever getpeername says. Nothing
+    /// has to listen there.
     pub fn dial(&self, proto: Proto, to: &str, count: u32) -> Result<Tally> {
         let to = parse(to)?;
         match self.call(&Request::Dial { proto, to, count })? {
@@ -210,7 +210,7 @@ impl Pod {
         }
     }
 
-    /// Connects again and again in the background, on `threads` threads with a pause in between.
+    /// Connects repeatedly in the background, on `threads` threads with a pause in between.
     pub fn start_traffic(
         &self,
         proto: Proto,
@@ -246,8 +246,8 @@ impl Pod {
         self.0.place.command(Path::new(program))
     }
 
-    /// Ends the Pod's process, as when its container is killed: its connections end, its ports
-    /// refuse, its address stays.
+    /// Kills the Pod's process, as when its container is killed: its connections end, its ports refuse, its address
+    /// stays.
     pub fn kill(&self) -> Result<()> {
         self.0.worker.kill()
     }
@@ -262,22 +262,22 @@ impl Pod {
         &self.0.node
     }
 
-    /// Its address.
+    /// Its IPv4 address.
     pub fn ip4(&self) -> Ipv4Addr {
         self.0.ip4
     }
 
-    /// Its address.
+    /// Its IPv6 address.
     pub fn ip6(&self) -> Ipv6Addr {
         self.0.ip6
     }
 
-    /// `address:port` by IPv4.
+    /// Its IPv4 address with a port, `address:port`.
     pub fn at4(&self, port: u16) -> String {
         SocketAddr::from((self.0.ip4, port)).to_string()
     }
 
-    /// `[address]:port` by IPv6.
+    /// Its IPv6 address with a port, `[address]:port`.
     pub fn at6(&self, port: u16) -> String {
         SocketAddr::from((self.0.ip6, port)).to_string()
     }
@@ -310,7 +310,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// How opening it went.
+    /// The result of opening it.
     pub fn opened(&self) -> &Attempt {
         &self.attempt
     }
@@ -328,7 +328,7 @@ impl Connection {
 impl Drop for Connection {
     fn drop(&mut self) {
         let handle = self.handle;
-        // Where there is no worker any more there is no connection either.
+        // Without the worker there is no connection either.
         let _ = self.pod.call(&Request::Close { handle });
     }
 }
@@ -373,7 +373,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         let handle = self.handle;
-        // Where there is no worker any more there is no socket either.
+        // Without the worker there is no socket either.
         let _ = self.pod.call(&Request::Close { handle });
     }
 }
@@ -410,13 +410,13 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// What it has seen until now.
+    /// What it has seen so far.
     pub fn peek(&self) -> Result<Tally> {
         let handle = self.handle;
         self.tally(&Request::PeekTraffic { handle })
     }
 
-    /// Ends it; every connect that was begun is counted.
+    /// Ends it; every connect that had begun is counted.
     pub fn stop(self) -> Result<Tally> {
         let handle = self.handle;
         self.tally(&Request::StopTraffic { handle })

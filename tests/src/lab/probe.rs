@@ -1,5 +1,5 @@
-//! What a worker does to look behind the hooks: dial and ask the kernel where the socket leads,
-//! sockets that are neither TCP nor UDP, and a UDP socket driven step by step.
+//! Looks behind the hooks, for a worker: dials and asks the kernel where the socket leads, uses sockets that are
+//! neither TCP nor UDP, and drives a UDP socket step by step.
 
 use std::fs;
 use std::io;
@@ -43,7 +43,7 @@ pub fn dial(proto: Proto, to: SocketAddr) -> Attempt {
     outcome(result.map(|remote| (Some(remote.to_string()), None)), start)
 }
 
-/// Connects such a socket; of ICMP, an answer is the echo.
+/// Connects such a socket; with ICMP, the answer is the echo.
 pub fn dial_other(kind: OtherSocket, to: SocketAddr) -> Attempt {
     let start = Instant::now();
     let icmp = match to {
@@ -57,7 +57,7 @@ pub fn dial_other(kind: OtherSocket, to: SocketAddr) -> Attempt {
     };
     let result = socket(to, kind, protocol).and_then(|fd| {
         connect(&fd, to)?;
-        // The standard library's UDP socket is any socket that can be connected and asked.
+        // The standard library's UDP socket works for any socket that can be connected.
         let socket = std::net::UdpSocket::from(fd);
         let echo = (protocol == icmp).then(|| echo(&socket, to)).transpose()?;
         if echo.is_some() {
@@ -269,7 +269,7 @@ impl UdpSocket {
         }
     }
 
-    /// Waits for the answer to this message; others came too late and are passed over.
+    /// Waits for the answer to this message; later answers to earlier ones are skipped.
     fn hear(&self, message: &str) -> Result<UdpOutcome, Failure> {
         let mut buffer = [0; LONGEST_DATAGRAM];
         loop {

@@ -1,4 +1,4 @@
-//! What the lab and a Pod's worker process say to each other: one JSON object a line, one reply a
+//! The requests of the lab to a Pod's worker process, and its replies: one JSON object a line, one reply for each
 //! request, in order.
 
 use std::collections::BTreeMap;
@@ -19,7 +19,7 @@ pub enum Proto {
     Udp,
 }
 
-/// A socket that no Service is for.
+/// A kind of socket that no Service is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum OtherSocket {
     /// ICMP echo requests; sends one and waits for its reply.
@@ -73,7 +73,7 @@ pub enum Request {
         /// Patience for each call.
         timeout: Duration,
     },
-    /// Connect once and tell everything about it.
+    /// Connect once and return all details.
     Attempt {
         /// Protocol.
         proto: Proto,
@@ -110,8 +110,8 @@ pub enum Request {
         /// From [`Reply::Started`].
         handle: u64,
     },
-    /// Dial `count` times without waiting for anybody at the other end, and ask the kernel, not getpeername,
-    /// where each socket then leads.
+    /// Dial `count` times without waiting for the other end, and ask the kernel, not getpeername, where each socket
+    /// then leads.
     Dial {
         /// Protocol.
         proto: Proto,
@@ -134,11 +134,11 @@ pub enum Request {
         /// Patience for each call.
         timeout: Duration,
     },
-    /// Do these things with it.
+    /// Do these things with a kept socket.
     UseUdp {
         /// From [`Reply::Started`].
         handle: u64,
-        /// One after the other, also after failures.
+        /// The things, one after the other, also after failures.
         steps: Vec<UdpStep>,
     },
     /// Open a connection and keep it.
@@ -173,7 +173,7 @@ pub enum Request {
         /// Patience for each call.
         timeout: Duration,
     },
-    /// What background traffic has seen until now.
+    /// Return what background traffic has seen so far.
     PeekTraffic {
         /// From [`Reply::Started`].
         handle: u64,
@@ -186,8 +186,8 @@ pub enum Request {
 }
 
 impl Request {
-    /// The longest time a worker takes for this. A batch of connects that does not fit counts what
-    /// it left out as `NOT_TRIED`.
+    /// The longest time that a worker takes for this. A batch of connects that does not fit into it counts the rest as
+    /// `NOT_TRIED`.
     pub fn budget(&self) -> Duration {
         let calls = match self {
             Self::Serve { .. } | Self::Close { .. } | Self::PeekTraffic { .. } => 0,
@@ -221,7 +221,7 @@ impl fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// One connect, all of it.
+/// One connect, with all details.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Who answered.
@@ -306,7 +306,7 @@ impl Tally {
     }
 }
 
-/// What became of a step with a UDP socket.
+/// The result of a step with a UDP socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpOutcome {
     /// Who answered.
@@ -317,7 +317,7 @@ pub struct UdpOutcome {
     pub failure: Option<Failure>,
 }
 
-/// What became of one datagram.
+/// The result of one datagram.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DatagramReply {
     /// Where it was sent.
@@ -333,7 +333,7 @@ pub struct DatagramReply {
 /// A worker's reply.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Reply {
-    /// Nothing to tell.
+    /// Nothing to report.
     Done,
     /// To `Connect`, `PeekTraffic` and `StopTraffic`; to `Dial`, where the answers are addresses.
     Tally(Tally),
@@ -345,14 +345,14 @@ pub enum Reply {
     Held {
         /// For `Ping` and `Close`; 0 where the attempt failed.
         handle: u64,
-        /// How it went.
+        /// The result of opening the connection.
         attempt: Attempt,
     },
     /// To `UseUdp`, in the order of the steps.
     Udp(Vec<UdpOutcome>),
     /// To `StartTraffic`, `OpenSocket` and `OpenUdp`.
     Started {
-        /// For what else is asked of it.
+        /// The number by which later requests name it.
         handle: u64,
     },
     /// To `SendTo`.
@@ -364,6 +364,6 @@ pub enum Reply {
         /// The source address that recvmsg showed.
         from: Option<SocketAddr>,
     },
-    /// The request made no sense or the machine refused it.
+    /// The request made no sense, or the machine refused it.
     Error(String),
 }

@@ -1,4 +1,4 @@
-//! What is left of a lab, and how it goes.
+//! What a lab leaves, and how it is removed.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -28,7 +28,7 @@ pub struct Remains {
 }
 
 impl Remains {
-    /// Those of a lab that is being made. The name tells which process it belongs to.
+    /// The two things of a lab that is being made. Their name tells which process they belong to.
     pub(super) fn of_new_lab() -> Result<Self> {
         let pid = process::id();
         let start = start_time(pid).context("read the start time of this process")?;
@@ -38,7 +38,7 @@ impl Remains {
         Self::new(cgroup, std::env::temp_dir().join(name))
     }
 
-    /// Checks that both paths can only be a lab's.
+    /// Checks that both paths can only belong to a lab.
     pub fn new(cgroup: PathBuf, dir: PathBuf) -> Result<Self> {
         for path in [&cgroup, &dir] {
             if owner(path).is_none() {
@@ -53,12 +53,12 @@ impl Remains {
         &self.cgroup
     }
 
-    /// The lab's directory, which only its own mount namespace sees filled.
+    /// The lab's directory, which is filled only in the lab's own mount namespace.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Kills the lab's processes and removes everything. Removing what is gone is fine.
+    /// Kills the lab's processes and removes everything. What is already gone is no error.
     pub fn remove(&self) -> Result<()> {
         let cgroup = cgroup::remove(&self.cgroup);
         detach_mounts(&self.dir)?;
@@ -71,7 +71,7 @@ impl Remains {
         cgroup
     }
 
-    /// Removes the labs whose process is gone, however it went.
+    /// Removes the labs whose process is gone, for whatever reason.
     pub(super) fn remove_stale() -> Result<()> {
         let mut names = BTreeSet::new();
         let cgroups = cgroup::mount_point()?;
@@ -92,7 +92,7 @@ impl Remains {
     }
 }
 
-/// Process and start time in the name of a lab's path.
+/// The process and its start time, in the name of a lab's path.
 fn owner(path: &Path) -> Option<(u32, u64)> {
     let mut parts = path
         .file_name()?
@@ -105,11 +105,11 @@ fn owner(path: &Path) -> Option<(u32, u64)> {
     Some((pid, start))
 }
 
-/// Start time of a process in ticks since boot, `None` where there is no such process. Together
-/// with the pid it names a process for good.
+/// The start time of a process in ticks since boot; `None` if there is no such process. Together with the pid it
+/// identifies a process for good.
 fn start_time(pid: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name in parentheses may hold anything; 22 counts from 1 and includes pid and name.
+    // The name in parentheses may contain anything; field 22 counts from 1 and includes pid and name.
     let (_, after_name) = stat.rsplit_once(')')?;
     after_name.split_whitespace().nth(22 - 3)?.parse().ok()
 }
@@ -125,7 +125,7 @@ fn detach_mounts(dir: &Path) -> Result<()> {
         // SAFETY: `path` ends in a zero byte and outlives the call.
         if unsafe { libc::umount2(path.as_ptr().cast(), libc::MNT_DETACH) } != 0 {
             let error = io::Error::last_os_error();
-            // Another hand was faster.
+            // Another party was faster.
             if ![Some(libc::EINVAL), Some(libc::ENOENT)].contains(&error.raw_os_error()) {
                 return Err(error).with_context(|| format!("unmount {}", point.display()));
             }
@@ -162,7 +162,7 @@ impl Inventory {
         self.namespaces.len()
     }
 
-    /// What can still be found, in words; empty when the lab left no trace.
+    /// What can still be found, as text; empty if the lab left nothing.
     pub fn leftovers(&self) -> Result<Vec<String>> {
         let mut found = Vec::new();
         for path in [self.remains.cgroup(), self.remains.dir()] {
@@ -185,8 +185,8 @@ impl Inventory {
             let ours = membership
                 .windows(cgroup.len())
                 .any(|w| w == cgroup.as_bytes());
-            // Pids are used again, but not for our children before we reaped them. A dead
-            // process that is no child of ours waits for its own parent.
+            // Pids are reused, but those of our children not before we have reaped them. A dead process that is not our
+            // child waits for its own parent.
             let (state, parent) = state_and_parent(pid).unwrap_or_default();
             let is_child = parent == process::id();
             if (ours && (is_child || state != 'Z')) || (is_child && self.processes.contains(&pid)) {

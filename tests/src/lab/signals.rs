@@ -28,13 +28,13 @@ pub(super) fn register(core: &Arc<Core>) {
     labs.push(Arc::downgrade(core));
 }
 
-/// Whether a signal came and the labs are going: errors that follow are of no interest.
+/// Whether a signal has come and the labs are being removed: later errors do not matter.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
 }
 
-/// Undoes the blocking for this thread: to be called in a child before it becomes another program, which would
-/// inherit it and never hear of SIGTERM.
+/// Unblocks the signals for this thread. Call it in a child before it becomes another program, which would otherwise
+/// inherit the mask and never get SIGTERM.
 pub(super) fn unblock() -> io::Result<()> {
     // SAFETY: a zeroed sigset_t is a valid one, and sigemptyset initializes it anyway.
     let mut none: libc::sigset_t = unsafe { std::mem::zeroed() };
@@ -50,8 +50,8 @@ pub(super) fn unblock() -> io::Result<()> {
     }
 }
 
-/// From now on SIGINT, SIGTERM and SIGHUP remove all labs and end the process with 130. To be called
-/// once, before any other thread is started: threads inherit what signals they leave to others.
+/// From now on SIGINT, SIGTERM and SIGHUP remove all labs and end the process with 130. Call it once, before any other
+/// thread is started, because threads inherit the signal mask.
 pub fn tear_down_on_signals() -> Result<()> {
     // SAFETY: a zeroed sigset_t is a valid one, and sigemptyset initializes it anyway.
     let mut signals: libc::sigset_t = unsafe { std::mem::zeroed() };

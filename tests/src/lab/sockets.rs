@@ -44,7 +44,7 @@ pub fn serve(proto: Proto, addr: Option<IpAddr>, port: u16, name: &str) -> io::R
 fn accept_all(listener: &TcpListener, name: &str) {
     for stream in listener.incoming().flatten() {
         let name = name.to_owned();
-        // A connection that cannot have a thread is dropped, which its client notices.
+        // If there is no thread for a connection, it is dropped, and its client notices.
         let _ = thread::Builder::new().spawn(move || greet_and_echo(stream, &name));
     }
 }
@@ -68,7 +68,7 @@ fn writeln_at_once(stream: &mut TcpStream, line: &str) -> io::Result<()> {
 fn answer_all(socket: &UdpSocket, name: &str) {
     let mut buffer = [0; LONGEST_DATAGRAM];
     loop {
-        // An ICMP error for an earlier answer shows up here too, and concerns nobody any more.
+        // ICMP errors for earlier answers show up here, too, and do not matter any more.
         if let Ok((length, from)) = socket.recv_from(&mut buffer) {
             let mut answer = format!("{name} ").into_bytes();
             answer.extend_from_slice(&buffer[..length]);
@@ -92,7 +92,7 @@ enum End {
 }
 
 impl Connection {
-    /// Connects, and waits for who is there.
+    /// Connects, and waits for the name of the server.
     pub fn open(proto: Proto, to: SocketAddr, timeout: Duration) -> Result<Self, Failure> {
         let end = match proto {
             Proto::Tcp => {
@@ -136,7 +136,7 @@ impl Connection {
         .map_err(at("getpeername"))
     }
 
-    /// Sends a message never sent before and waits for it to come back; returns who answered.
+    /// Sends a message that was never sent before and waits for its echo; returns the server's name.
     pub fn ping(&mut self) -> Result<String, Failure> {
         self.pings += 1;
         let message = format!("ping-{}", self.pings);
@@ -156,7 +156,7 @@ impl Connection {
                 loop {
                     let length = socket.recv(&mut buffer).map_err(at("recv"))?;
                     let answer = String::from_utf8_lossy(&buffer[..length]);
-                    // An answer to an earlier, given-up message is passed over.
+                    // An answer to an earlier message that timed out is skipped.
                     if let Some((name, echo)) = answer.split_once(' ')
                         && echo == message
                     {
@@ -180,7 +180,7 @@ impl Connection {
     }
 }
 
-/// Connects, hears the answer, hangs up.
+/// Connects, reads the answer, and closes.
 pub fn attempt(proto: Proto, to: SocketAddr, timeout: Duration) -> Attempt {
     let start = Instant::now();
     let result = Connection::open(proto, to, timeout);
@@ -196,7 +196,7 @@ pub fn ping(connection: &mut Connection) -> Attempt {
     }
 }
 
-/// Puts the outcome of opening or using a connection into words.
+/// Describes the result of opening or using a connection.
 pub fn describe(result: Result<&Connection, &Failure>, start: Instant) -> Attempt {
     let took = start.elapsed();
     match result.map(|c| (c.name().to_owned(), c.peer())) {
@@ -214,7 +214,7 @@ pub fn describe(result: Result<&Connection, &Failure>, start: Instant) -> Attemp
     }
 }
 
-/// Sends one datagram to each address from one unconnected socket and gathers the answers.
+/// Sends one datagram to each address from one unconnected socket and collects the answers.
 pub fn datagrams(
     to: &[SocketAddr],
     overlapping: bool,
@@ -250,7 +250,7 @@ pub fn datagrams(
     Ok(replies)
 }
 
-/// Receives until the answer to datagram `index` is there; whatever else comes is noted too.
+/// Receives until the answer to datagram `index` is there; other answers are noted, too.
 fn receive(socket: &UdpSocket, replies: &mut [DatagramReply], index: usize) {
     let mut buffer = [0; LONGEST_DATAGRAM];
     while replies[index].answer.is_none() {
@@ -285,7 +285,7 @@ pub fn send_to(socket: &UdpSocket, to: SocketAddr) -> Option<Failure> {
     socket.send_to(b"ping", to).err().map(at("send"))
 }
 
-/// Receives one answer of a server: who it is, and where it seems to come from.
+/// Receives one answer: the server's name, and the address that it seems to come from.
 pub fn receive_from(socket: &UdpSocket) -> Result<(String, SocketAddr), Failure> {
     let mut buffer = [0; LONGEST_DATAGRAM];
     let (length, from) = socket.recv_from(&mut buffer).map_err(at("recv"))?;
@@ -304,7 +304,7 @@ fn udp_socket(to: SocketAddr, timeout: Duration) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-/// Thousands of connects a second would run out of ports in TIME_WAIT; a reset leaves none behind.
+/// At thousands of connects a second ports would run out in TIME_WAIT; a reset leaves none behind.
 fn close_with_reset(stream: &TcpStream) -> io::Result<()> {
     let linger = libc::linger {
         l_onoff: 1,

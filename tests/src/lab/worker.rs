@@ -24,10 +24,10 @@ use super::place::Process;
 use super::protocol::Reply;
 use super::protocol::Request;
 
-/// What a worker may take on top of a request's own budget.
+/// How long a worker may take in addition to a request's own budget.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// A program of the lab: beside the current one, or one directory up for test binaries in `deps/`.
+/// The path of a program of the lab: beside the current one, or one directory up for test binaries in `deps/`.
 pub(super) fn program(name: &str) -> Result<PathBuf> {
     let here = std::env::current_exe().context("find this program")?;
     here.ancestors()
@@ -41,7 +41,7 @@ pub(super) fn program(name: &str) -> Result<PathBuf> {
         })
 }
 
-/// A process in a Pod that does what it is told.
+/// A process in a Pod that carries out requests.
 #[derive(Debug)]
 pub(super) struct Worker {
     process: Process,

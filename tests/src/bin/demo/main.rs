@@ -1,6 +1,5 @@
 //! Two pools of two nodes, one Service, real agents and real sockets: who answers whom, before and after a node moves,
-//! a pool empties, every agent is killed, and all nodes reboot without the cloud. And Pods that keep their addresses
-//! meanwhile.
+//! a pool empties, every agent is killed, and all nodes reboot without the cloud. Meanwhile Pods keep their addresses.
 //!
 //! Run by `cargo xtask demo`, as root. Exits with 1 when an answer came from another pool, a connect
 //! failed, or anything was left behind.
@@ -47,7 +46,7 @@ const MOVING: &str = "edge-a2";
 const CLUSTER_IP: &str = "10.96.0.10";
 const VIP: &str = "10.96.0.10:80";
 const CONNECTS: u32 = 500;
-/// Enough to see every backend of a pool but once in some hundred times; then it is tried again.
+/// Enough connects to see every backend of a pool, except about once in some hundred runs; then it tries again.
 const SAMPLE: u32 = 40;
 const EFFECTIVE_WITHIN: Duration = Duration::from_secs(5);
 const DEAD_FOR: Duration = Duration::from_secs(2);
@@ -99,7 +98,7 @@ fn run() -> Result<Outcome> {
     let (connects, colour) = (demo.connects, demo.colour);
     let mut faults = std::mem::take(&mut demo.faults);
     let start = Instant::now();
-    // The lab, and then the handles that keep its namespaces open.
+    // The lab is dropped first, then the handles that keep its namespaces open.
     drop(demo);
     result?;
     heading(colour, "Nothing is left behind");
@@ -125,7 +124,7 @@ fn look_for_leftovers(inventory: &Inventory, start: Instant) -> Result<Vec<Strin
 struct Demo {
     lab: Lab,
     nodes: BTreeMap<String, Node>,
-    /// Node to pool, as the manifests have it.
+    /// The pool of each node, by the manifests.
     pools: BTreeMap<String, &'static str>,
     clients: BTreeMap<String, Pod>,
     backends: Vec<Pod>,
@@ -290,7 +289,7 @@ impl Demo {
         let moving = [MOVING.to_owned()];
         let what = format!("{MOVING} is back in {HANGZHOU}");
         self.wait_for(&what, &moving, &answers)?;
-        // Its neighbours have no agent: they go on by the table in their kernel.
+        // Its neighbours have no agent: they follow the table in their kernel.
         let after = std::mem::replace(&mut self.pools, before);
         let neighbours: Vec<_> = self
             .nodes
@@ -313,7 +312,7 @@ impl Demo {
         self.connect_and_judge(&|_: &str| Expected::Answers)
     }
 
-    /// Of traffic during which it changed who answers: nothing was to fail all the same.
+    /// For traffic during which the answering backends change: no connect may fail all the same.
     fn judge_failures(&mut self, tallies: BTreeMap<String, Tally>, meanwhile: &str) {
         let mut total = Tally::default();
         tallies.into_values().for_each(|tally| total.merge(tally));
@@ -358,8 +357,8 @@ impl Demo {
             .collect()
     }
 
-    /// Waits until every client meets all backends of its pool and no other, or is refused. Where
-    /// that does not come, it is a fault, and the table that follows shows it.
+    /// Waits until every client meets all backends of its pool and no other, or is refused. If that does not happen, it
+    /// is a fault, and the table that follows shows it.
     fn wait_until_effective(
         &mut self,
         what: &str,
@@ -509,7 +508,7 @@ fn seconds(start: Instant) -> String {
     }
 }
 
-/// 12345 as 12,345.
+/// Writes 12345 as 12,345.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
     let mut text = String::new();

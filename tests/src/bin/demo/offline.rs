@@ -1,4 +1,4 @@
-//! The cloud goes, the nodes reboot, and service is back before the cloud is.
+//! The cloud goes, the nodes reboot, and Services work before the cloud is back.
 
 use std::thread;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::mark;
 use super::seconds;
 use super::stop;
 
-/// Traffic goes on for so long after the last agent has gone over to live data.
+/// How long traffic goes on after the last agent has changed to live data.
 const AFTERWARDS: Duration = Duration::from_millis(500);
 
 impl Demo {

@@ -19,10 +19,10 @@ use super::MOVING;
 use super::mark;
 use super::seconds;
 
-/// As a StatefulSet names them.
+/// Names as a StatefulSet gives them.
 const PODS: [&str; 3] = ["db-0", "db-1", "db-2"];
 
-/// A Pod that runs.
+/// A running Pod.
 struct Running {
     pod: Pod,
     addresses: Vec<String>,
@@ -54,7 +54,7 @@ impl Demo {
         let mut before = network(&node);
         for (name, running) in PODS.iter().zip(&first) {
             before.del(&running.pod.sandbox);
-            // In another order, with other Pods in between, nobody gets what is kept for them.
+            // In another order, with other Pods in between, no other Pod gets a kept address.
             let other = pod(&format!("job-{name}"), &format!("other-{name}"));
             let result = before.add(&other.sandbox);
             let taken = addresses(&result);
@@ -72,7 +72,7 @@ impl Demo {
         );
 
         let start = Instant::now();
-        // Namespaces, and with them devices; what is in memory; the bridge, with all that it has learnt.
+        // What a reboot clears: namespaces, and with them devices; memory; the bridge, with all that it has learnt.
         killed.clear();
         edge.netns().ip("link del cni0\n")?;
         edge.lose_pins()?;
